@@ -1,0 +1,3 @@
+//! The program `eval-once`.
+
+fn main() {}

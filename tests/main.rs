@@ -1,0 +1,1 @@
+//! Integration tests: real Nix in private stores, the real Buildkite agent.
