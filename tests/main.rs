@@ -6,3 +6,6 @@
 )]
 
 mod plugin_yml;
+mod shim;
+mod step;
+mod support;
