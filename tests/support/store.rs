@@ -1,0 +1,276 @@
+//! A real Nix store that belongs to one test: no root, no `/nix`, no substituter, gone with the test.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempDir;
+
+use super::{
+    EVAL_ONCE,
+    daemon::Daemon,
+    program::{Ended, Program},
+    tool,
+};
+
+/// What `nix.conf` says at first.
+///
+/// Builders are plain `/bin/sh` in no sandbox, so that neither root nor a second user is needed; caches are files
+/// that nobody signed.
+const NIX_CONF: &str = "\
+sandbox = false
+build-users-group =
+substituters =
+require-sigs = false
+experimental-features = nix-command flakes
+flake-registry =
+";
+
+/// A private store.
+#[derive(Debug)]
+pub(crate) struct Store {
+    root: PathBuf,
+    /// Held for its removal, after [`Drop`] has made everything in it writable.
+    _folder: TempDir,
+}
+
+impl Store {
+    /// A new, empty, initialised store; `None` without Nix, which is said loudly.
+    pub(crate) fn new() -> Option<Self> {
+        let nix_store = tool("nix-store")?;
+        // Directly below /tmp, whatever TMPDIR says: a socket's path has at most 107 bytes.
+        let folder = tempfile::Builder::new()
+            .prefix("eo")
+            .tempdir_in("/tmp")
+            .unwrap();
+        // Nix refuses a store that is reached through a symbolic link, as /tmp is on some systems.
+        let root = folder.path().canonicalize().unwrap();
+        for name in ["store", "var", "log", "etc", "home", "tmp", "work", "bin"] {
+            fs::create_dir(root.join(name)).unwrap();
+        }
+        fs::write(root.join("etc/nix.conf"), NIX_CONF).unwrap();
+        let store = Self {
+            root,
+            _folder: folder,
+        };
+        Program::new(nix_store)
+            .arg("--init")
+            .envs(store.env())
+            .run()
+            .exits(0);
+        Some(store)
+    }
+
+    /// The folder everything is in.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of store paths.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.root.join("store")
+    }
+
+    /// Nix's state folder.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.root.join("var")
+    }
+
+    /// A folder to work in: a checkout, say.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.root.join("work")
+    }
+
+    /// The state folder of eval-once, which does not exist until it makes it.
+    pub(crate) fn our_state(&self) -> PathBuf {
+        self.root.join("eo")
+    }
+
+    /// A folder for [stand-ins](super::stand_in::StandIns).
+    pub(crate) fn bin(&self) -> PathBuf {
+        self.root.join("bin")
+    }
+
+    /// The environment in which Nix's programs use this store: all they need, and nothing of this process but its `PATH`.
+    pub(crate) fn env(&self) -> Vec<(OsString, OsString)> {
+        let ours = |name: &str| self.root.join(name).into_os_string();
+        vec![
+            ("PATH".into(), self.path()),
+            ("HOME".into(), ours("home")),
+            ("TMPDIR".into(), ours("tmp")),
+            ("NIX_STORE_DIR".into(), ours("store")),
+            ("NIX_STATE_DIR".into(), ours("var")),
+            ("NIX_LOG_DIR".into(), ours("log")),
+            ("NIX_CONF_DIR".into(), ours("etc")),
+            ("EVAL_ONCE_STATE_DIR".into(), ours("eo")),
+            // Whoever runs the tests may have settings of their own for git.
+            ("GIT_CONFIG_GLOBAL".into(), "/dev/null".into()),
+            ("GIT_CONFIG_SYSTEM".into(), "/dev/null".into()),
+        ]
+    }
+
+    /// The `PATH` in [`env`](Self::env).
+    #[expect(
+        clippy::unused_self,
+        reason = "where it comes from is the store's affair"
+    )]
+    pub(crate) fn path(&self) -> OsString {
+        std::env::var_os("PATH").unwrap()
+    }
+
+    /// Another line for `nix.conf`; of two for the same setting the later one counts.
+    pub(crate) fn configure(&self, line: &str) {
+        let file = self.root.join("etc/nix.conf");
+        let mut text = fs::read_to_string(&file).unwrap();
+        text.push_str(line);
+        text.push('\n');
+        fs::write(file, text).unwrap();
+    }
+
+    /// A file in the working folder, with the folders above it.
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
+        let file = self.work().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, text).unwrap();
+        file
+    }
+
+    /// Our binary in this store and the working folder.
+    pub(crate) fn eval_once<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Program {
+        Program::new(EVAL_ONCE)
+            .args(arguments)
+            .envs(self.env())
+            .folder(self.work())
+    }
+
+    /// Any program in this store and the working folder.
+    pub(crate) fn program(&self, program: &str) -> Program {
+        Program::new(tool(program).unwrap())
+            .envs(self.env())
+            .folder(self.work())
+    }
+
+    /// Runs a program of Nix's, which must succeed, and gives its standard output without the last newline.
+    #[track_caller]
+    pub(crate) fn nix<A: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> String {
+        let ended = self.program(program).args(arguments).run();
+        ended.exits(0);
+        ended.stdout.trim_end().to_owned()
+    }
+
+    /// The `.drv` of an attribute, written into the store and rooted by nothing.
+    #[track_caller]
+    pub(crate) fn instantiate(&self, file: &str, attribute: &str) -> String {
+        self.nix("nix-instantiate", [file, "-A", attribute])
+    }
+
+    /// Builds a `.drv`, rooted by nothing, and gives its outputs' paths.
+    #[track_caller]
+    pub(crate) fn build(&self, drv: &str) -> Vec<String> {
+        let outputs = self.nix("nix-store", ["--realise", drv]);
+        outputs.lines().map(str::to_owned).collect()
+    }
+
+    /// The path of one output, whether or not it is built.
+    #[track_caller]
+    pub(crate) fn output(&self, drv: &str, name: &str) -> String {
+        self.nix("nix-store", ["--query", "--binding", name, drv])
+    }
+
+    /// Takes paths out of the store, rooted or not; only what another path refers to cannot go.
+    #[track_caller]
+    pub(crate) fn delete<P: AsRef<OsStr>>(&self, paths: impl IntoIterator<Item = P>) {
+        let ended = self.try_delete(paths);
+        ended.exits(0);
+    }
+
+    /// As [`delete`](Self::delete), where it may not work.
+    pub(crate) fn try_delete<P: AsRef<OsStr>>(&self, paths: impl IntoIterator<Item = P>) -> Ended {
+        self.program("nix-store")
+            .args(["--delete", "--ignore-liveness"])
+            .args(paths)
+            .run()
+    }
+
+    /// Collects all garbage.
+    #[track_caller]
+    pub(crate) fn collect(&self) {
+        self.nix("nix-store", ["--gc"]);
+    }
+
+    /// Is this path in the store?
+    #[track_caller]
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.nix("nix-store", ["--check-validity", "--print-invalid", path])
+            .is_empty()
+    }
+
+    /// The number of roots made by links outside the store.
+    pub(crate) fn roots(&self) -> Vec<PathBuf> {
+        let Ok(links) = fs::read_dir(self.state().join("gcroots/auto")) else {
+            return Vec::new();
+        };
+        let mut roots: Vec<PathBuf> = links
+            .map(|link| fs::read_link(link.unwrap().path()).unwrap())
+            .collect();
+        roots.sort();
+        roots
+    }
+
+    /// Copies the closures of these paths (of a `.drv`: of the `.drv`, not of its outputs) into a binary cache of files, and
+    /// gives its URL. It is no substituter of this store until a setting makes it one.
+    #[track_caller]
+    pub(crate) fn cache<P: AsRef<str>>(
+        &self,
+        name: &str,
+        paths: impl IntoIterator<Item = P>,
+    ) -> String {
+        let url = format!("file://{}", self.root.join(name).display());
+        for path in paths {
+            let path = path.as_ref();
+            let mut arguments = vec!["copy", "--no-check-sigs", "--to", &url, path];
+            if Path::new(path)
+                .extension()
+                .is_some_and(|extension| extension == "drv")
+            {
+                arguments.push("--derivation");
+            }
+            self.nix("nix", arguments);
+        }
+        url
+    }
+
+    /// A daemon for this store.
+    pub(crate) fn daemon(&self) -> Daemon {
+        Daemon::start(self)
+    }
+}
+
+impl Drop for Store {
+    /// Whatever is in a store is read-only, and so are folders that a test locked: nothing of it could be removed.
+    fn drop(&mut self) {
+        make_writable(&self.root);
+    }
+}
+
+fn make_writable(folder: &Path) {
+    let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            make_writable(&entry.path());
+        }
+    }
+}
