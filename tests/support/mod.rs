@@ -7,6 +7,7 @@ pub(crate) mod daemon;
 pub(crate) mod program;
 pub(crate) mod stand_in;
 pub(crate) mod store;
+pub(crate) mod target;
 
 use std::{
     path::PathBuf,
