@@ -201,16 +201,6 @@ fn what_is_no_object_of_json_is_refused() {
 }
 
 #[test]
-fn a_key_that_is_written_twice_is_refused() {
-    let Some(scene) = Scene::new() else { return };
-    let ended = scene
-        .step(&NO_FLAGS)
-        .env("EVAL_ONCE_STEP", r#"{ "attr": "hello", "attr": "other" }"#)
-        .run();
-    scene.refused(&ended, &["attr"]);
-}
-
-#[test]
 fn of_file_expr_and_flake_only_one_is_taken() {
     let Some(scene) = Scene::new() else { return };
     for keys in [

@@ -74,7 +74,11 @@ fn each_way_is_foretold_with_the_commands_that_do_it() {
         let explained = explained(&store, &recorded(&target));
         assert_eq!(explained["would"], way);
         assert_eq!(explained["reason"], reason);
-        assert_eq!(commands(&explained)[0][0], program);
+        let programs: Vec<String> = commands(&explained)
+            .into_iter()
+            .map(|mut command| command.swap_remove(0))
+            .collect();
+        assert!(programs.contains(&program.to_owned()), "{explained}");
         if way != "evaluated" {
             run(&store, &commands(&explained));
             assert!(store.has(target.out()));
@@ -350,17 +354,9 @@ proptest! {
             return Ok(());
         }
         let foretold = explained.json();
-        if state.source == Source::Broken && report["way"] == "evaluated" {
-            // That an expression does not evaluate is seen by evaluating it, which explain does not.
-            prop_assert_eq!(step.status.code(), Some(65));
-            prop_assert_eq!(&foretold["would"], "evaluated");
-        } else if step.status.success() {
-            prop_assert_eq!(&foretold["would"], &report["way"], "{}{}", explained, step);
-        } else {
-            prop_assert_eq!(&foretold["would"], &Value::Null, "{}{}", explained, step);
-        }
-        if !foretold["would"].is_null() {
-            prop_assert_eq!(&foretold["reason"], &report["reason"], "{}{}", explained, step);
-        }
+        // Also of a step that fails: an expression that does not evaluate is seen by evaluating it, in that way.
+        prop_assert_eq!(&foretold["would"], &report["way"], "{}{}", explained, step);
+        prop_assert_eq!(&foretold["reason"], &report["reason"], "{}{}", explained, step);
+        prop_assert_eq!(step.status.success(), report["failure"].is_null(), "{}", step);
     }
 }

@@ -219,21 +219,6 @@ fn what_does_not_evaluate_is_65_with_nixs_message() {
 }
 
 #[test]
-fn a_message_of_an_expression_that_sounds_like_the_collectors_ends_all_the_same() {
-    let Some(store) = Store::new() else { return };
-    let path = store
-        .folder()
-        .join("8wcnjhj0wl5c3m2r0cp0rzm4x0czw4vw-a.drv");
-    store.write(
-        "default.nix",
-        &format!("throw \"path '{}' is not valid\"", path.display()),
-    );
-    let ended = store.step(NO_FLAGS).run();
-    let status = ended.status.code();
-    assert!(matches!(status, Some(65 | 75)), "{ended}");
-}
-
-#[test]
 fn a_builder_that_evaluation_needed_is_100() {
     let Some(store) = Store::new() else { return };
     store.targets("{ target = import (build \"needed\" \"exit 3\"); }");

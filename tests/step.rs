@@ -235,10 +235,13 @@ fn a_drv_that_was_collected_is_evaluated_again() {
     store.collect();
     assert!(!store.has(&target.drv));
     let ended = store.step(recorded(&target)).run();
-    ended
-        .takes("evaluated", "drv-missing")
-        .counts(1, 0)
-        .says(&["built 1, substituted 0"]);
+    ended.takes("evaluated", "drv-missing").counts(1, 0).says(&[
+        "trying its outputs",
+        "the recorded outputs are neither here nor in a cache",
+        "is neither here nor in a cache",
+        "evaluating hello of default.nix",
+        "evaluated ",
+    ]);
     gives(&ended, &store, &target);
     assert!(store.has(&target.drv));
 }
@@ -310,7 +313,7 @@ fn what_was_never_recorded_is_evaluated() {
     ended
         .takes("evaluated", "not-recorded")
         .counts(1, 0)
-        .says(&["(not-recorded)"]);
+        .says(&["evaluating hello of default.nix", "(not-recorded)"]);
     gives(&ended, &store, &target);
 }
 
@@ -383,14 +386,6 @@ fn every_way_makes_the_same_links() {
         store.delete(target.paths());
         let ended = step.run();
         ended.takes("evaluated", "drv-missing").prints(&printed);
-        assert_eq!(links(), expected);
-
-        store.delete([&target.drv]);
-        store.delete(target.paths());
-        store.nix("nix-build", ["-A", "hello", "--no-out-link"]);
-        store.delete([&target.drv]);
-        let available_without_anything_else = store.step(target.flags()).run();
-        available_without_anything_else.takes("available", "outputs-available");
         assert_eq!(links(), expected);
     }
 }
@@ -628,15 +623,23 @@ fn the_command_behind_two_dashes_replaces_the_step_and_gets_the_outputs() {
 }
 
 #[test]
-fn without_an_output_called_out_the_command_gets_the_first() {
+fn without_an_output_called_out_the_command_gets_the_first_by_name_in_every_way() {
     let Some(store) = Store::new() else { return };
     store.targets(r#"{ hello = buildAll [ "lib" "dev" ] "hello" "echo > $lib; echo > $dev"; }"#);
     let target = store.target("hello");
     let step = store
         .step(recorded(&target))
         .args(["--", "/bin/sh", "-c", "echo $EVAL_ONCE_OUT"]);
-    let expected = format!("{}\n", target.outputs["lib"]);
-    step.run().exits(0).prints(&expected);
+    let expected = format!("{}\n", target.outputs["dev"]);
+    for way in ["realised", "available", "evaluated"] {
+        if way == "evaluated" {
+            store.delete(target.paths());
+        }
+        let ended = step.run();
+        ended.exits(0).prints(&expected);
+        assert_eq!(ended.report()["way"], way);
+        store.delete([&target.drv]);
+    }
 }
 
 #[test]
@@ -669,7 +672,7 @@ fn a_step_waits_for_its_turn_to_evaluate() {
     let ended = running.end();
     ended
         .takes("evaluated", "drv-missing")
-        .says(&["waiting for a turn", "evaluated "]);
+        .passes_on("waiting for a turn: 1 evaluation runs on this host already");
     gives(&ended, &store, &target);
     let waited = ended.report()["seconds"]["wait"].as_f64().unwrap();
     assert!(waited > 0.0, "waited {waited} s");
@@ -701,7 +704,7 @@ fn the_time_of_each_part_is_reported() {
     assert!(seconds(&realised, "evaluate") == 0.0);
     assert!(seconds(&realised, "fetch") == 0.0);
     assert!(seconds(&realised, "total") >= seconds(&realised, "realise"));
-    assert!(seconds(&realised, "total") <= realised.took.as_secs_f64());
+    assert!(seconds(&realised, "total") <= realised.took.as_secs_f64() + 0.001);
     fs::remove_file(store.work().join("result")).unwrap();
     store.collect();
     let evaluated = store.step(recorded(&target)).run();
