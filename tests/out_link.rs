@@ -181,17 +181,24 @@ fn a_folder_that_cannot_be_written_is_refused() {
     let target = hello(&store);
     let locked = store.work().join("locked");
     fs::create_dir(&locked).unwrap();
-    fs::set_permissions(&locked, fs::Permissions::from_mode(0o555)).unwrap();
-    // No permission holds root back; that the link is looked at has been shown above, then.
-    if unix::unistd::geteuid().is_root() {
-        store
-            .step(target.flags())
-            .args(["--out-link", "locked/result"])
-            .run()
-            .exits(0);
-    } else {
+    if !unix::unistd::geteuid().is_root() {
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o555)).unwrap();
         refuses(&store, &target, &["--out-link", "locked/result"], "locked");
     }
+    // No permission holds root back, a read-only file system does.
+    let mount = format!("mount -t tmpfs -o ro none '{}'", locked.display());
+    let Some(step) = store.eval_once_with_mounts(&mount) else {
+        return;
+    };
+    let step = step
+        .arg("step")
+        .reporting_to(store.root().join("report.json"));
+    let ended = step
+        .args(target.flags())
+        .args(["--out-link", "locked/result"])
+        .run();
+    ended.fails(64, "config").passes_on("locked");
+    assert!(!store.has(target.out()), "it was built");
 }
 
 #[test]

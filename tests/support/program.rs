@@ -159,7 +159,16 @@ impl Running {
     /// Waits until this stands on its standard error.
     pub(crate) fn until_it_says(&self, part: &str) {
         until(&format!("{} says {part:?}", self.what), || {
-            self.stderr.so_far().contains(part)
+            let ended = matches!(
+                self.stderr.end.try_recv(),
+                Err(mpsc::TryRecvError::Disconnected)
+            );
+            let said = self.stderr.so_far();
+            assert!(
+                said.contains(part) || !ended,
+                "it ended without saying {part:?}: {said}"
+            );
+            said.contains(part)
         });
     }
 

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::{
     EVAL_ONCE,
     daemon::Daemon,
+    loudly,
     program::{Ended, Program},
     tool,
 };
@@ -154,6 +155,28 @@ impl Store {
             .args(arguments)
             .envs(self.env())
             .folder(self.work())
+    }
+
+    /// Our binary where a file system is mounted first, by this script, which nobody else sees. `None`, said loudly, on a host
+    /// that lets this user make no mount namespace: there nothing can be tested with it, with `CI=true` or without.
+    pub(crate) fn eval_once_with_mounts(&self, script: &str) -> Option<Program> {
+        let unshare =
+            self.program("unshare")
+                .args(["--user", "--map-root-user", "--mount", "/bin/sh", "-c"]);
+        let probe = unshare.clone().arg(script).run();
+        if !probe.status.success() {
+            loudly(&format!(
+                "no mount namespace can be made here: {}",
+                probe.stderr.trim()
+            ));
+            return None;
+        }
+        Some(
+            unshare
+                .arg(format!("{script} && exec \"$@\""))
+                .arg("sh")
+                .arg(EVAL_ONCE),
+        )
     }
 
     /// Any program in this store and the working folder.
