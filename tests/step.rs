@@ -1,6 +1,10 @@
 //! The ways in which a step gets its outputs, and what it leaves behind in each.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use serde_json::json;
 use unix::fcntl::{Flock, FlockArg};
@@ -692,6 +696,68 @@ fn a_step_that_evaluates_nothing_waits_for_no_turn() {
         .run();
     ended.takes("realised", "drv-valid");
     assert_eq!(ended.report()["seconds"]["wait"], 0.0);
+}
+
+#[test]
+fn steps_that_evaluate_at_the_same_time_all_get_their_turn() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.collect();
+    let links: Vec<String> = (0..4).map(|n| format!("link-{n}")).collect();
+    let steps: Vec<_> = links
+        .iter()
+        .map(|link| {
+            let step = store.eval_once(["step", "--attr", "hello", "--out-link", link]);
+            step.env("EVAL_ONCE_EVALUATIONS", "1").start()
+        })
+        .collect();
+    for step in steps {
+        step.end().exits(0).prints(&format!("{}\n", target.out()));
+    }
+    assert_eq!(store.links().len(), links.len());
+}
+
+#[test]
+fn a_collector_that_never_rests_is_all_that_a_step_ever_fails_for() {
+    let Some(store) = Store::new() else { return };
+    store.targets("builtins.listToAttrs (builtins.genList (n: { name = \"t${toString n}\"; value = file \"t${toString n}\"; }) 12)");
+    let targets: Vec<Target> = (0..12).map(|n| store.target(&format!("t{n}"))).collect();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let collector = scope.spawn(|| {
+            let mut collections = 0;
+            while !over.load(Ordering::Relaxed) {
+                store.collect();
+                collections += 1;
+            }
+            collections
+        });
+        let steps = || {
+            for (n, target) in targets.iter().enumerate() {
+                let step = store.step(target.flags()).args([
+                    "--attr",
+                    &format!("t{n}"),
+                    "--out-link",
+                    &format!("link-{n}"),
+                ]);
+                let ended = step.run();
+                match ended.status.code() {
+                    Some(0) => assert!(store.has(target.out()), "{ended}"),
+                    // Three times within one step is rare, and no fault of the step's.
+                    _ => {
+                        ended.fails(75, "surroundings");
+                    }
+                }
+            }
+        };
+        // However they end, the collector is to end as well.
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(steps));
+        over.store(true, Ordering::Relaxed);
+        assert!(collector.join().unwrap() > 0);
+        if let Err(panic) = ended {
+            std::panic::resume_unwind(panic);
+        }
+    });
 }
 
 #[test]
