@@ -509,8 +509,6 @@ fn without_a_shell_variable_the_agents_default_shell_is_used() {
     let runs = Case::new("echo $0 $- ${BASH_VERSION:+bash}; false; echo never").same();
     all_printed(&runs, "/bin/bash ehBc bash");
     all_ended(&runs, 1);
-    let runs = Case::new("echo $0 $-").with("BUILDKITE_SHELL", "").same();
-    all_printed(&runs, "/bin/bash ehBc");
 }
 
 #[test]
@@ -528,9 +526,11 @@ fn a_shell_that_cannot_be_split_fails_as_by_the_agent() {
     Case::new("true")
         .with("BUILDKITE_SHELL", "/bin/bash 'c")
         .fails_to_start("Failed to split shell");
-    Case::new("true")
-        .with("BUILDKITE_SHELL", " ")
-        .refused("No shell set for job");
+    for shell in ["", " ", "''"] {
+        Case::new("true")
+            .with("BUILDKITE_SHELL", shell)
+            .refused("No shell set for job");
+    }
     Case::new("true")
         .with("BUILDKITE_SHELL", OsStr::from_bytes(b"/bin/bash -c \xff"))
         .fails_to_start("Failed to split shell");
@@ -545,13 +545,13 @@ fn an_empty_command_is_refused_as_by_the_agent() {
 
 #[test]
 fn a_console_command_is_refused_as_by_the_agent_where_command_eval_is_off() {
-    for off in ["false", "0", "F", "FALSE", "False", "f"] {
+    for off in ["false", "0", "F", "FALSE", "False", "f", ""] {
         Case::new("echo hello")
             .with("BUILDKITE_COMMAND_EVAL", off)
             .terminals(&[false])
             .refused("not allowed to evaluate console commands");
     }
-    for on in ["true", "1", "T", ""] {
+    for on in ["true", "1", "T"] {
         let runs = Case::new("echo hello")
             .with("BUILDKITE_COMMAND_EVAL", on)
             .terminals(&[false])
@@ -770,8 +770,7 @@ fn a_cancelled_job_that_is_not_ours_gets_the_signal_and_its_time_as_by_the_agent
         outputs.push(ran.output.unwrap().replace("\r\n", "\n"));
     }
     for output in outputs {
-        // After it the agent says that it was interrupted.
-        assert!(output.starts_with("cleaning up\n"), "{output}");
+        assert!(output.contains("cleaning up\n"), "{output}");
         assert!(!output.contains("never"), "{output}");
     }
 }

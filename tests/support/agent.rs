@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use unix::sys::signal::{Signal, killpg};
 use unix::unistd::Pid;
 
-use super::{EVAL_ONCE, skip, stand_in::write_program};
+use super::{EVAL_ONCE, processes::kill_marked, skip, stand_in::write_program, until};
 
 /// Where the agent's program is, or nothing, said loudly, where there is none.
 fn program() -> Option<PathBuf> {
@@ -197,6 +197,7 @@ impl Job {
         let command = OsStr::new("BUILDKITE_COMMAND");
         Running {
             child,
+            folder: self.folder().to_owned(),
             log: path,
             command: self.variables.get(command).cloned().unwrap_or_default(),
         }
@@ -208,9 +209,10 @@ impl Job {
     }
 }
 
-/// A job that runs.
+/// A job that runs; dropped before it has ended, it is killed.
 pub(crate) struct Running {
     child: Child,
+    folder: PathBuf,
     log: PathBuf,
     command: OsString,
 }
@@ -226,15 +228,36 @@ impl Running {
         Pid::from_raw(self.child.id().try_into().unwrap())
     }
 
+    /// What was logged so far.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()
+    }
+
     /// Waits for the end.
     pub(crate) fn wait(mut self) -> Ran {
-        let ending = self.child.wait().unwrap();
+        let mut ending = None;
+        until("the job has ended", || {
+            ending = self.child.try_wait().unwrap();
+            ending.is_some()
+        });
+        let ending = ending.unwrap();
         let log = fs::read(&self.log).unwrap();
         let output = own_output(&log, self.command.as_encoded_bytes());
         Ran {
             ending,
             log: String::from_utf8_lossy(&log).into_owned(),
             output: output.map(|output| String::from_utf8_lossy(output).into_owned()),
+        }
+    }
+}
+
+impl Drop for Running {
+    /// A test that failed leaves nothing behind: the hook is in a process group of its own, and outlives the bootstrap.
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ending| ending.is_none()) {
+            let _ = killpg(self.group(), Signal::SIGKILL);
+            let _ = self.child.wait();
+            kill_marked(self.folder.to_str().unwrap());
         }
     }
 }
@@ -319,4 +342,48 @@ fn own_output<'a>(log: &'a [u8], command: &[u8]) -> Option<&'a [u8]> {
 
 fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
     text.windows(wanted.len()).position(|part| part == wanted)
+}
+
+/// A git repository of our plugin as it is in this tree, without a program; gives the reference to it.
+pub(crate) fn plugin_repository(folder: &Path) -> String {
+    let plugin = folder.join("eval-once-buildkite-plugin");
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for part in ["hooks", "lib"] {
+        fs::create_dir_all(plugin.join(part)).unwrap();
+        for file in fs::read_dir(tree.join(part)).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), plugin.join(part).join(file.file_name())).unwrap();
+        }
+    }
+    fs::copy(tree.join("plugin.yml"), plugin.join("plugin.yml")).unwrap();
+    commit(&plugin)
+}
+
+/// A git repository of another plugin, with a command hook (shell); gives the reference to it.
+pub(crate) fn other_plugin(folder: &Path, command_hook: &str) -> String {
+    let plugin = folder.join("other-buildkite-plugin");
+    fs::create_dir_all(plugin.join("hooks")).unwrap();
+    let text = format!("#!/bin/bash\n{command_hook}");
+    write_program(&plugin.join("hooks/command"), &text);
+    commit(&plugin)
+}
+
+/// Makes a folder a git repository with one commit that has all of it; gives the reference that an agent clones it by.
+pub(crate) fn commit(folder: &Path) -> String {
+    for arguments in [
+        &["init", "--quiet", "--initial-branch=main"][..],
+        &["add", "--all", "--force"],
+        &["commit", "--quiet", "--message=All of it"],
+    ] {
+        let status = Command::new("git")
+            .args(["-c", "user.name=Test", "-c", "user.email=test@example.com"])
+            .args(arguments)
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_CONFIG_SYSTEM", "/dev/null")
+            .current_dir(folder)
+            .status()
+            .unwrap();
+        assert!(status.success(), "git {arguments:?}");
+    }
+    format!("file://{}#main", folder.display())
 }

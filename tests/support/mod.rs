@@ -5,6 +5,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod daemon;
+pub(crate) mod processes;
 pub(crate) mod program;
 pub(crate) mod stand_in;
 pub(crate) mod store;
