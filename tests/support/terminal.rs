@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write, pipe};
 use std::os::fd::AsFd;
 use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use unix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -14,7 +15,8 @@ use super::{program::Program, tool};
 /// The person's side of a terminal; what appears on the screen is read all the time, so that nobody waits to print.
 pub(crate) struct Terminal {
     keyboard: Option<File>,
-    screen: JoinHandle<Vec<u8>>,
+    screen: JoinHandle<()>,
+    seen: Arc<Mutex<Vec<u8>>>,
     /// Nothing is ever written to it: that it is closed says that the window is.
     open: Option<std::io::PipeWriter>,
 }
@@ -52,8 +54,9 @@ impl Terminal {
         let (closed, open) = pipe().unwrap();
         let keyboard = File::from(terminal.master);
         let mut master = keyboard.try_clone().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let shown = Arc::clone(&seen);
         let screen = thread::spawn(move || {
-            let mut seen = Vec::new();
             let mut buffer = [0; 4096];
             loop {
                 let mut either = [
@@ -64,18 +67,19 @@ impl Terminal {
                 let is_closed = either[1].any().unwrap_or(true);
                 let is_readable = either[0].any().unwrap_or(true);
                 if !is_readable && is_closed {
-                    return seen;
+                    return;
                 }
                 // The system calls it an error (EIO) when the last one on the other side is gone.
                 match master.read(&mut buffer) {
-                    Ok(0) | Err(_) => return seen,
-                    Ok(length) => seen.extend_from_slice(&buffer[..length]),
+                    Ok(0) | Err(_) => return,
+                    Ok(length) => shown.lock().unwrap().extend_from_slice(&buffer[..length]),
                 }
             }
         });
         let terminal = Self {
             keyboard: Some(keyboard),
             screen,
+            seen,
             open: Some(open),
         };
         (terminal, child)
@@ -86,15 +90,20 @@ impl Terminal {
         self.keyboard.as_mut().unwrap().write_all(keys).unwrap();
     }
 
-    /// Closes the window: whoever runs in it is sent HUP, and can print no more. Gives what was seen until then.
-    pub(crate) fn close(mut self) -> String {
-        self.keyboard = None;
-        self.open = None;
-        self.text()
+    /// Is this on the screen?
+    pub(crate) fn shows(&self, text: &str) -> bool {
+        String::from_utf8_lossy(&self.seen.lock().unwrap()).contains(text)
     }
 
-    /// What was seen, once the last one in the terminal has ended.
+    /// Closes the window: whoever runs in it is sent HUP, and can print no more.
+    pub(crate) fn close(&mut self) {
+        self.keyboard = None;
+        self.open = None;
+    }
+
+    /// What was seen, once the last one in the terminal has ended or the window was closed.
     pub(crate) fn text(self) -> String {
-        String::from_utf8_lossy(&self.screen.join().unwrap()).into_owned()
+        self.screen.join().unwrap();
+        String::from_utf8_lossy(&self.seen.lock().unwrap()).into_owned()
     }
 }
