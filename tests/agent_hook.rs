@@ -18,6 +18,7 @@ use std::{
 use unix::sys::signal::Signal;
 
 use crate::support::{
+    EVAL_ONCE,
     agent::{Job, Ran},
     stand_in::write_program,
     until,
@@ -734,7 +735,7 @@ fn a_copy_of_the_binary_and_a_shell_shim_are_hooks_as_a_link_is() {
     job.command("echo hello; exit 6");
     let hook = job.hooks().join("command");
     let copied = Command::new("install")
-        .arg(env!("CARGO_BIN_EXE_eval-once"))
+        .arg(EVAL_ONCE)
         .arg(&hook)
         .status();
     assert!(copied.unwrap().success());
@@ -744,7 +745,7 @@ fn a_copy_of_the_binary_and_a_shell_shim_are_hooks_as_a_link_is() {
     fs::remove_file(&hook).unwrap();
     // The agent sources a shell hook and sets no scope for it.
     let link = job.folder().join("bin/command");
-    symlink(env!("CARGO_BIN_EXE_eval-once"), &link).unwrap();
+    symlink(EVAL_ONCE, &link).unwrap();
     job.shell_hook("command", &format!("exec '{}'\n", link.display()));
     let ran = job.run();
     assert_eq!(ran.output.as_deref(), Some("hello\n"), "{}", ran.log);
