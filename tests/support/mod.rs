@@ -9,6 +9,7 @@ pub(crate) mod processes;
 pub(crate) mod program;
 pub(crate) mod stand_in;
 pub(crate) mod store;
+pub(crate) mod target;
 pub(crate) mod terminal;
 
 use std::{

@@ -138,6 +138,13 @@ impl Store {
         file
     }
 
+    /// A step in this store and the working folder, with a report.
+    pub(crate) fn step<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Program {
+        self.eval_once(["step"])
+            .reporting_to(self.root.join("report.json"))
+            .args(arguments)
+    }
+
     /// Our binary in this store and the working folder.
     pub(crate) fn eval_once<A: AsRef<OsStr>>(
         &self,
@@ -215,7 +222,7 @@ impl Store {
             .is_empty()
     }
 
-    /// The number of roots made by links outside the store.
+    /// The links outside the store that are roots of it.
     pub(crate) fn roots(&self) -> Vec<PathBuf> {
         let Ok(links) = fs::read_dir(self.state().join("gcroots/auto")) else {
             return Vec::new();
