@@ -488,7 +488,7 @@ fn a_shell_of_the_checkout_is_run_as_by_the_agent() {
             &checkout.join("sub/shell"),
             0o755,
             "#!/bin/sh\necho $0 in $PWD: \"$@\"\n",
-        )
+        );
     };
     for (shell, pre_command) in [
         ("sub/shell -x", ""),
@@ -662,7 +662,7 @@ fn the_environment_is_the_agents() {
                     &checkout.join("dump"),
                     0o644,
                     "#!/bin/sh\nenv -0 > ../environment\n",
-                )
+                );
             })
             .same();
     }
@@ -734,10 +734,7 @@ fn a_copy_of_the_binary_and_a_shell_shim_are_hooks_as_a_link_is() {
     let Some(mut job) = Job::new() else { return };
     job.command("echo hello; exit 6");
     let hook = job.hooks().join("command");
-    let copied = Command::new("install")
-        .arg(EVAL_ONCE)
-        .arg(&hook)
-        .status();
+    let copied = Command::new("install").arg(EVAL_ONCE).arg(&hook).status();
     assert!(copied.unwrap().success());
     let ran = job.run();
     assert_eq!(ran.output.as_deref(), Some("hello\n"), "{}", ran.log);

@@ -326,7 +326,7 @@ fn a_step_that_is_built_already_costs_one_nix_process_in_the_hook() {
         "throw \"it was evaluated\"",
     )
     .unwrap();
-    job.set("PATH", stand_ins.path(store.path().to_str().unwrap()));
+    job.set("PATH", stand_ins.path(&store));
     let ran = job.run();
     assert_eq!(ran.ending.code(), Some(0), "{}", ran.log);
     assert_eq!(stand_ins.calls("nix-store").len(), 1, "{}", ran.log);

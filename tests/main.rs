@@ -14,6 +14,7 @@ mod evaluate;
 mod explain;
 mod out_link;
 mod plugin;
+mod plugin_yml;
 mod shim;
 mod statuses;
 mod step;

@@ -87,145 +87,206 @@ fn outcome(status: Option<i32>, log: &str, folder: &Path) -> Outcome {
     }
 }
 
-#[test]
-fn a_step_comes_to_the_same_as_plugin_as_agents_hook_and_by_hand() {
-    let Some(store) = Store::new() else { return };
-    let file = store.write("default.nix", TARGETS);
-    let file = file.to_str().unwrap();
-    let drv = |attribute: &str| store.instantiate(file, attribute);
-    let (good, other, bad) = (drv("good"), drv("other"), drv("bad"));
-    let out = |drv: &str| store.output(drv, "out");
-    let (good_out, other_out, bad_out) = (out(&good), out(&other), out(&bad));
-    // A record, the `.drv`s and outputs that are there when the step begins, the status and the way it is to take.
-    let recorded = |drv: &str, out: &str, attribute: &str| json!({ "drv": drv, "outputs": { "out": out }, "file": "default.nix", "attr": [attribute] });
-    let good_record = recorded(&good, &good_out, "good");
-    let drifting = |on_drift: &str| {
-        let mut record = recorded(&good, &good_out, "other");
-        record["on-drift"] = on_drift.into();
-        record
+/// A state of the store, and what a step with this record is to come to in it.
+struct Case<'a> {
+    record: Value,
+    /// Targets whose `.drv`s are in the store when the step begins.
+    drvs: &'a [&'a str],
+    /// Whether the outputs of `good` are.
+    is_built: bool,
+    status: i32,
+    /// Way and reason of a step that succeeds, empty for one that does not.
+    way: (&'a str, &'a str),
+}
+
+/// The targets of [`TARGETS`] in a store: their `.drv`s and outputs.
+struct Targets<'a> {
+    store: &'a Store,
+    file: String,
+    paths: Vec<(&'static str, String, String)>,
+}
+
+impl<'a> Targets<'a> {
+    fn new(store: &'a Store) -> Self {
+        let file = store.write("default.nix", TARGETS);
+        let file = file.to_str().unwrap().to_owned();
+        let paths = ["good", "other", "bad"].map(|name| {
+            let drv = store.instantiate(&file, name);
+            let out = store.output(&drv, "out");
+            (name, drv, out)
+        });
+        Self {
+            store,
+            file,
+            paths: paths.into(),
+        }
+    }
+
+    fn of(&self, name: &str) -> (&str, &str) {
+        let (_, drv, out) = self.paths.iter().find(|(is, _, _)| *is == name).unwrap();
+        (drv, out)
+    }
+
+    /// The record of a target, which `attribute` is said to give.
+    fn record(&self, name: &str, attribute: &str) -> Value {
+        let (drv, out) = self.of(name);
+        json!({ "drv": drv, "outputs": { "out": out }, "file": "default.nix", "attr": [attribute] })
+    }
+
+    fn prepare(&self, case: &Case<'_>) {
+        let _ = fs::remove_dir_all(self.store.our_state());
+        for (name, drv, out) in &self.paths {
+            self.store.try_delete([out]);
+            self.store.instantiate(&self.file, name);
+            if case.is_built && *name == "good" {
+                self.store.build(drv);
+            }
+        }
+        for (name, drv, _) in &self.paths {
+            if !case.drvs.contains(name) {
+                self.store.try_delete([drv]);
+            }
+        }
+    }
+}
+
+/// Runs a step by hand, as plugin and as the agent's hook, each time from the same state.
+#[track_caller]
+fn alike(targets: &Targets<'_>, case: &Case<'_>) {
+    let (store, record) = (targets.store, &case.record);
+    targets.prepare(case);
+    let ended = store
+        .eval_once(["step"])
+        .env("EVAL_ONCE_STEP", record.to_string())
+        .run();
+    let by_hand = outcome(ended.status.code(), &ended.stderr, &store.work());
+    assert_eq!(by_hand.status, Some(case.status), "{record}: {ended}");
+    if case.status == 0 {
+        let way = (case.way.0.to_owned(), case.way.1.to_owned());
+        assert_eq!(by_hand.way, Some(way), "{record}: {ended}");
+        let built = record["attr"]
+            .as_array()
+            .map_or("good", |attr| attr[0].as_str().unwrap());
+        let built = PathBuf::from(targets.of(built).1);
+        assert_eq!(by_hand.link, Some(built), "{record}: {ended}");
+    }
+
+    targets.prepare(case);
+    let Some(as_plugin) = plugin_job(store, record) else {
+        return;
     };
-    let cases: [(Value, &[&str], bool, i32, Option<(&str, &str)>); 11] = [
+    let ran = as_plugin.run();
+    let by_plugin = outcome(ran.ending.code(), &ran.plain(), &as_plugin.checkout());
+    assert_eq!(
+        by_plugin, by_hand,
+        "{record}: the plugin differs: {}",
+        ran.log
+    );
+
+    targets.prepare(case);
+    let mut as_hook = job(store).unwrap();
+    as_hook.set("EVAL_ONCE_STEP", record.to_string());
+    as_hook.our_hook("command");
+    let ran = as_hook.run();
+    let by_hook = outcome(ran.ending.code(), &ran.plain(), &as_hook.checkout());
+    assert_eq!(
+        by_hook, by_hand,
+        "{record}: the agent's hook differs: {}",
+        ran.log
+    );
+}
+
+#[test]
+fn a_step_that_succeeds_comes_to_the_same_as_plugin_as_agents_hook_and_by_hand() {
+    let Some(store) = Store::new() else { return };
+    let targets = Targets::new(&store);
+    for (record, drvs, is_built, way) in [
         (
-            good_record.clone(),
-            &["good"],
+            targets.record("good", "good"),
+            &["good"][..],
             false,
-            0,
-            Some(("realised", "drv-valid")),
+            ("realised", "drv-valid"),
         ),
         (
-            good_record.clone(),
+            targets.record("good", "good"),
             &["good"],
             true,
-            0,
-            Some(("realised", "drv-valid")),
+            ("realised", "drv-valid"),
         ),
         (
-            good_record.clone(),
+            targets.record("good", "good"),
             &[],
             true,
-            0,
-            Some(("available", "outputs-available")),
+            ("available", "outputs-available"),
         ),
         (
-            good_record,
+            targets.record("good", "good"),
             &[],
             false,
-            0,
-            Some(("evaluated", "drv-missing")),
+            ("evaluated", "drv-missing"),
+        ),
+        // Drift, which is warned of.
+        (
+            targets.record("good", "other"),
+            &[],
+            false,
+            ("evaluated", "drv-missing"),
         ),
         (
             json!({ "attr": "good" }),
             &[],
             false,
-            0,
-            Some(("evaluated", "not-recorded")),
+            ("evaluated", "not-recorded"),
         ),
-        (recorded(&bad, &bad_out, "bad"), &["bad"], false, 100, None),
+    ] {
+        let status = 0;
+        alike(
+            &targets,
+            &Case {
+                record,
+                drvs,
+                is_built,
+                status,
+                way,
+            },
+        );
+    }
+}
+
+#[test]
+fn a_step_that_fails_comes_to_the_same_as_plugin_as_agents_hook_and_by_hand() {
+    let Some(store) = Store::new() else { return };
+    let targets = Targets::new(&store);
+    let mut drifting = targets.record("good", "other");
+    drifting["on-drift"] = "fail".into();
+    let (good, out) = targets.of("good");
+    for (record, drvs, status) in [
+        (targets.record("bad", "bad"), &["bad"][..], 100),
+        (json!({ "attr": ["bad"] }), &[], 100),
         (
             json!({ "file": "default.nix", "attr": ["broken"] }),
             &[],
-            false,
             65,
-            None,
         ),
+        (json!({ "drv": good, "outputs": { "out": out } }), &[], 75),
+        (drifting, &[], 76),
         (
-            json!({ "drv": good, "outputs": { "out": good_out } }),
+            json!({ "attr": "good", "out-link": "default.nix" }),
             &[],
-            false,
-            75,
-            None,
-        ),
-        (drifting("fail"), &[], false, 76, None),
-        (
-            drifting("warn"),
-            &[],
-            false,
-            0,
-            Some(("evaluated", "drv-missing")),
-        ),
-        (
-            json!({ "attr": "good", "out-link": "sub/result" }),
-            &[],
-            false,
             64,
-            None,
         ),
-    ];
-    for (record, drvs, is_built, status, way) in cases {
-        let prepare = || {
-            fs::remove_dir_all(store.our_state()).ok();
-            store.try_delete([&good_out, &other_out]);
-            for attribute in ["good", "bad"] {
-                store.instantiate(file, attribute);
-            }
-            if is_built {
-                store.build(&good);
-            }
-            for (attribute, drv) in [("good", &good), ("other", &other), ("bad", &bad)] {
-                if !drvs.contains(&attribute) {
-                    store.try_delete([drv]);
-                }
-            }
-        };
-
-        prepare();
-        let Some(as_plugin) = plugin_job(&store, &record) else {
-            return;
-        };
-        let ran = as_plugin.run();
-        let by_plugin = outcome(ran.ending.code(), &ran.plain(), &as_plugin.checkout());
-
-        prepare();
-        let mut as_hook = job(&store).unwrap();
-        as_hook.set("EVAL_ONCE_STEP", record.to_string());
-        as_hook.our_hook("command");
-        let ran = as_hook.run();
-        let by_hook = outcome(ran.ending.code(), &ran.plain(), &as_hook.checkout());
-
-        prepare();
-        let ended = store
-            .eval_once(["step"])
-            .env("EVAL_ONCE_STEP", record.to_string())
-            .run();
-        let by_hand = outcome(ended.status.code(), &ended.stderr, &store.work());
-
-        let by_hand_link = by_hand.link.clone();
-        assert_eq!(by_hand.status, Some(status), "{record}: {ended}");
-        if let Some((way, reason)) = way {
-            assert_eq!(
-                by_hand.way,
-                Some((way.into(), reason.into())),
-                "{record}: {ended}"
-            );
-            let built = PathBuf::from(if record["attr"][0] == "other" {
-                &other_out
-            } else {
-                &good_out
-            });
-            assert_eq!(by_hand_link, Some(built), "{record}: {ended}");
-        }
-        assert_eq!(by_plugin, by_hand, "{record}: the plugin differs");
-        assert_eq!(by_hook, by_hand, "{record}: the agent's hook differs");
+    ] {
+        let (is_built, way) = (false, ("", ""));
+        alike(
+            &targets,
+            &Case {
+                record,
+                drvs,
+                is_built,
+                status,
+                way,
+            },
+        );
     }
 }
 
