@@ -80,6 +80,8 @@ impl Job {
             ("BUILDKITE_BOOTSTRAP_PHASES", "plugin,command"),
             ("BUILDKITE_AGENT_EXPERIMENT", "polyglot-hooks"),
             ("BUILDKITE_PTY", "false"),
+            // Half of git is shell scripts, which need more programs than some tests have on PATH.
+            ("BUILDKITE_GIT_SUBMODULES", "false"),
         ] {
             job.set(name, value);
         }
