@@ -5,10 +5,15 @@
     reason = "a test's helpers say what they expect as the tests do"
 )]
 
+mod agent_hook;
+mod agent_step;
+mod cancellation;
 mod configuration;
+mod environment;
 mod evaluate;
 mod explain;
 mod out_link;
+mod plugin;
 mod plugin_yml;
 mod shim;
 mod statuses;
