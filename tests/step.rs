@@ -1,23 +1,822 @@
-//! The ways in which a step gets its outputs.
+//! The ways in which a step gets its outputs, and what it leaves behind in each.
 
-use crate::support::store::Store;
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use serde_json::json;
+use unix::fcntl::{Flock, FlockArg};
+
+use crate::support::{program::Ended, stand_in::StandIns, store::Store, target::Target};
+
+/// `hello`, built of nothing but a shell.
+fn hello(store: &Store) -> Target {
+    store.targets("{ hello = file \"hello\"; }");
+    store.target("hello")
+}
+
+/// The flags of a step whose record is `target`, with what evaluates it again.
+fn recorded(target: &Target) -> Vec<String> {
+    let mut flags = target.flags();
+    flags.extend(["--file", "default.nix", "--attr", "hello"].map(str::to_owned));
+    flags
+}
+
+/// All of Nix's programs that a step may use, counted.
+fn counted(store: &Store) -> StandIns {
+    StandIns::new(store.bin())
+        .counting("nix-store")
+        .counting("nix-instantiate")
+        .counting("nix-build")
+        .counting("nix")
+}
+
+/// How many of Nix's processes there were.
+fn processes(stand_ins: &StandIns) -> usize {
+    ["nix-store", "nix-instantiate", "nix-build", "nix"]
+        .map(|program| stand_ins.calls(program).len())
+        .iter()
+        .sum()
+}
+
+/// The step succeeded, left the link `result` to the output, and printed its path.
+#[track_caller]
+fn gives(ended: &Ended, store: &Store, target: &Target) {
+    ended.exits(0).prints(&format!("{}\n", target.out()));
+    assert_eq!(
+        store.links(),
+        BTreeMap::from([("result".to_owned(), target.out().to_owned())])
+    );
+    assert_eq!(
+        fs::read_to_string(store.work().join("result")).unwrap(),
+        "hello\n"
+    );
+    let report = ended.report();
+    assert_eq!(report["drv"], target.drv);
+    assert_eq!(report["outputs"], json!(target.outputs));
+    assert_eq!(report["drift"], false);
+    assert!(
+        store.roots().contains(&store.work().join("result")),
+        "the link is no root"
+    );
+}
 
 #[test]
-fn support_smoke() {
+fn a_recorded_drv_is_realised_and_nothing_is_evaluated() {
     let Some(store) = Store::new() else { return };
-    store.write("default.nix", r#"{ a = derivation { name = "a"; system = builtins.currentSystem; builder = "/bin/sh"; args = ["-c" "echo hi > $out"]; }; }"#);
-    let drv = store.instantiate("default.nix", "a");
-    let daemon = store.daemon();
+    let target = hello(&store);
+    store.poison();
+    let ended = store.step(recorded(&target)).run();
+    ended
+        .takes("realised", "drv-valid")
+        .counts(1, 0)
+        .says(&["built 1, substituted 0"]);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn outputs_that_are_there_take_exactly_one_nix_process() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    store.poison();
+    let stand_ins = counted(&store);
+    let ended = store
+        .step(recorded(&target))
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended
+        .takes("realised", "drv-valid")
+        .counts(0, 0)
+        .says(&["built 0, substituted 0"]);
+    gives(&ended, &store, &target);
+    assert_eq!(
+        processes(&stand_ins),
+        1,
+        "{:?}",
+        stand_ins.calls("nix-store")
+    );
+    let call = &stand_ins.calls("nix-store")[0];
+    assert!(
+        call.contains(&"--realise".to_owned()) && call.contains(&target.drv),
+        "{call:?}"
+    );
+}
+
+#[test]
+fn a_drv_that_is_to_be_built_takes_exactly_one_nix_process() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let stand_ins = counted(&store);
+    let ended = store
+        .step(recorded(&target))
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.takes("realised", "drv-valid").counts(1, 0);
+    assert_eq!(
+        processes(&stand_ins),
+        1,
+        "{:?}",
+        stand_ins.calls("nix-store")
+    );
+}
+
+#[test]
+fn what_is_built_and_what_is_substituted_is_counted() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"rec {
+          one = file "one";
+          two = file "two";
+          hello = build "hello" "read a < ${one}; read b < ${two}; echo hello > $out";
+        }"#,
+    );
+    let target = store.target("hello");
+    let one = store.build(&store.target("one").drv);
+    let cache = store.cache("cache", &one);
+    store.delete(&one);
+    store.configure(&format!("substituters = {cache}"));
     store
-        .program("nix-store")
-        .args(["--realise", &drv])
-        .envs(daemon.env())
+        .step(recorded(&target))
         .run()
-        .exits(0);
-    let out = store.output(&drv, "out");
-    store.delete([&drv]);
-    assert!(!store.has(&drv));
-    assert!(store.has(&out));
-    let url = store.cache("c", [&out]);
-    assert!(url.starts_with("file:///"));
+        .takes("realised", "drv-valid")
+        .counts(2, 1);
+}
+
+#[test]
+fn outputs_that_are_there_are_taken_though_the_drv_is_gone() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    store.delete([&target.drv]);
+    store.poison();
+    let ended = store.step(recorded(&target)).run();
+    ended
+        .takes("available", "outputs-available")
+        .counts(0, 0)
+        .says(&["available "]);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn outputs_that_a_cache_has_are_taken_though_the_drv_is_gone() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    let cache = store.cache("cache", target.paths());
+    store.delete([&target.drv, &target.out().to_owned()]);
+    store.configure(&format!("substituters = {cache}"));
+    store.poison();
+    let ended = store.step(recorded(&target)).run();
+    ended.takes("available", "outputs-available").counts(0, 1);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn one_path_is_copied_where_a_cache_has_the_drv_and_its_output() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    let cache = store.cache("cache", [target.drv.as_str(), target.out()]);
+    store.delete([&target.drv, &target.out().to_owned()]);
+    store.configure(&format!("substituters = {cache}"));
+    store.poison();
+    let ended = store.step(recorded(&target)).run();
+    ended.takes("available", "outputs-available").counts(0, 1);
+    gives(&ended, &store, &target);
+    assert!(!store.has(&target.drv), "the .drv was dragged along");
+}
+
+#[test]
+fn a_drv_that_only_a_cache_has_is_substituted() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let cache = store.cache("cache", [&target.drv]);
+    store.delete([&target.drv]);
+    store.configure(&format!("substituters = {cache}"));
+    store.poison();
+    let ended = store.step(recorded(&target)).run();
+    ended.takes("realised", "drv-substituted").counts(1, 1);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn a_drv_without_recorded_outputs_is_substituted_together_with_its_output() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    let cache = store.cache("cache", [target.drv.as_str(), target.out()]);
+    store.delete([&target.drv, &target.out().to_owned()]);
+    store.configure(&format!("substituters = {cache}"));
+    store.poison();
+    let ended = store.step(target.drv_flags()).run();
+    ended.takes("realised", "drv-substituted").counts(0, 2);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn a_cache_that_is_given_to_the_step_alone_is_used_too() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    let cache = store.cache("cache", target.paths());
+    store.delete([&target.drv, &target.out().to_owned()]);
+    store.poison();
+    let ended = store
+        .step(recorded(&target))
+        .args(["--option", "substituters", &cache])
+        .run();
+    ended.takes("available", "outputs-available").counts(0, 1);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn a_drv_that_was_collected_is_evaluated_again() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.collect();
+    assert!(!store.has(&target.drv));
+    let ended = store.step(recorded(&target)).run();
+    ended.takes("evaluated", "drv-missing").counts(1, 0).says(&[
+        "trying its outputs",
+        "the recorded outputs are neither here nor in a cache",
+        "is neither here nor in a cache",
+        "evaluating hello of default.nix",
+        "evaluated ",
+    ]);
+    gives(&ended, &store, &target);
+    assert!(store.has(&target.drv));
+}
+
+#[test]
+fn a_drv_that_is_collected_between_start_and_realise_is_evaluated_again() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let stand_ins =
+        StandIns::new(store.bin()).before("nix-store", &on_first_call(&deletes(&target.drv)));
+    let ended = store
+        .step(recorded(&target))
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.takes("evaluated", "drv-collected").counts(1, 0);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn outputs_are_taken_where_the_drv_is_collected_between_start_and_realise() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    store.poison();
+    let stand_ins =
+        StandIns::new(store.bin()).before("nix-store", &on_first_call(&deletes(&target.drv)));
+    let ended = store
+        .step(recorded(&target))
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.takes("available", "outputs-available").counts(0, 0);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn a_file_that_no_store_knows_is_no_drv() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let text = fs::read(&target.drv).unwrap();
+    store.delete([&target.drv]);
+    fs::write(&target.drv, text).unwrap();
+    let ended = store.step(recorded(&target)).run();
+    ended.takes("evaluated", "drv-collected").counts(1, 0);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn some_of_several_outputs_are_not_enough() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{ hello = buildAll [ "out" "dev" ] "hello" "echo hello > $out; echo dev > $dev"; }"#,
+    );
+    let target = store.target("hello");
+    store.build(&target.drv);
+    store.delete([&target.drv, &target.outputs["dev"]]);
+    let ended = store.step(recorded(&target)).run();
+    ended.takes("evaluated", "drv-missing").counts(1, 0);
+    assert!(store.has(&target.outputs["dev"]));
+}
+
+#[test]
+fn what_was_never_recorded_is_evaluated() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.collect();
+    let ended = store
+        .step(["--file", "default.nix", "--attr", "hello"])
+        .run();
+    ended
+        .takes("evaluated", "not-recorded")
+        .counts(1, 0)
+        .says(&["evaluating hello of default.nix", "(not-recorded)"]);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn an_evaluation_leaves_nothing_but_the_link() {
+    let Some(store) = Store::new() else { return };
+    hello(&store);
+    store
+        .step(["--attr", "hello"])
+        .run()
+        .takes("evaluated", "not-recorded");
+    assert_eq!(store.roots(), [store.work().join("result")]);
+    let left = fs::read_dir(store.our_state().join("evaluations"))
+        .unwrap()
+        .count();
+    assert_eq!(left, 0, "the evaluation's root is still there");
+}
+
+#[test]
+fn every_way_makes_the_same_links() {
+    // The first is not `out`, the order is neither the alphabet's nor that of store paths; and one without any `out`.
+    let some = [
+        (
+            r#"[ "lib" "out" "dev" ]"#,
+            "echo l > $lib; echo o > $out; echo d > $dev",
+            ["result", "result-dev", "result-lib"].as_slice(),
+        ),
+        (
+            r#"[ "dev" "doc" ]"#,
+            "echo d > $dev; echo doc > $doc",
+            &["result-dev", "result-doc"],
+        ),
+    ];
+    for (outputs, script, names) in some {
+        let Some(store) = Store::new() else { return };
+        store.targets(&format!(
+            "{{ hello = buildAll {outputs} \"hello\" \"{script}\"; }}"
+        ));
+        let target = store.target("hello");
+        let links = || {
+            let links = store.links();
+            for name in names {
+                fs::remove_file(store.work().join(name)).unwrap();
+            }
+            links
+        };
+        let step = store.step(recorded(&target));
+
+        let ended = step.run();
+        ended.takes("realised", "drv-valid");
+        let realised = links();
+        let expected: BTreeMap<String, String> = target
+            .outputs
+            .iter()
+            .map(|(name, path)| match name.as_str() {
+                "out" => ("result".to_owned(), path.clone()),
+                name => (format!("result-{name}"), path.clone()),
+            })
+            .collect();
+        assert_eq!(realised, expected);
+        let printed = ended.stdout;
+
+        store.delete([&target.drv]);
+        let ended = step.run();
+        ended
+            .takes("available", "outputs-available")
+            .prints(&printed);
+        assert_eq!(links(), expected);
+
+        store.delete(target.paths());
+        let ended = step.run();
+        ended.takes("evaluated", "drv-missing").prints(&printed);
+        assert_eq!(links(), expected);
+    }
+}
+
+#[test]
+fn the_output_is_kept_from_the_collector_in_every_way() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    for way in ["realised", "available", "evaluated"] {
+        match way {
+            "available" => store.delete([&target.drv]),
+            "evaluated" => {
+                fs::remove_file(store.work().join("result")).unwrap();
+                store.collect();
+                assert!(!store.has(target.out()));
+            }
+            _ => {}
+        }
+        let ended = store.step(recorded(&target)).run();
+        assert_eq!(ended.exits(0).report()["way"], way);
+        store.collect();
+        assert!(store.has(target.out()), "{way} left no root");
+    }
+}
+
+#[test]
+fn an_evaluation_that_the_collector_disturbs_is_done_again() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.collect();
+    let script = after_the_real_one(&on_first_call(&deletes(&target.drv)));
+    let stand_ins = counted(&store).before("nix-instantiate", &script);
+    let ended = store
+        .step(recorded(&target))
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.takes("evaluated", "drv-missing").counts(1, 0);
+    gives(&ended, &store, &target);
+    assert_eq!(stand_ins.calls("nix-instantiate").len(), 2);
+}
+
+#[test]
+fn an_evaluation_is_given_up_when_the_collector_has_disturbed_it_three_times() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.collect();
+    let stand_ins = counted(&store).before(
+        "nix-instantiate",
+        &after_the_real_one(&deletes(&target.drv)),
+    );
+    let ended = store
+        .step(recorded(&target))
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.fails(75, "surroundings");
+    assert_eq!(ended.report()["way"], "evaluated");
+    assert_eq!(stand_ins.calls("nix-instantiate").len(), 3);
+    assert_eq!(store.links(), BTreeMap::new());
+}
+
+#[test]
+fn an_evaluation_that_fails_with_the_collectors_messages_is_done_again() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.collect();
+    // The three that were measured; that the path is one of this store is all that is true about them.
+    let path = target.drv.as_str();
+    for message in [
+        format!("path '{path}' is not valid"),
+        format!("store path '{path}' does not exist"),
+        format!("path '{path}' does not exist and cannot be created"),
+    ] {
+        let script = on_first_call(&format!("printf '%s\\n' \"error: {message}\" >&2; exit 1"));
+        let stand_ins =
+            StandIns::new(store.root().join("disturbed")).before("nix-instantiate", &script);
+        let ended = store
+            .step(recorded(&target))
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        ended.takes("evaluated", "drv-missing");
+        assert_eq!(
+            stand_ins.calls("nix-instantiate").len(),
+            2,
+            "after {message}"
+        );
+        fs::remove_dir_all(store.root().join("disturbed")).unwrap();
+        fs::remove_file(store.work().join("result")).unwrap();
+        store.collect();
+    }
+}
+
+#[test]
+fn an_unreachable_cache_is_asked_in_one_way_only() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.collect();
+    // Nobody listens on port 1, so that the connection is refused, five times within 4.4 s.
+    store.configure("substituters = http://127.0.0.1:1");
+    let ended = store.step(recorded(&target)).run();
+    ended.takes("evaluated", "drv-missing").counts(1, 0);
+    gives(&ended, &store, &target);
+    let attempts = ended.stderr.matches("unable to download").count();
+    assert!((1..=5).contains(&attempts), "{attempts} attempts: {ended}");
+}
+
+#[test]
+fn a_reachable_cache_is_still_asked_when_another_is_not() {
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"rec { base = file "base"; hello = build "hello" "read x < ${base}; echo hello > $out"; }"#);
+    let target = store.target("hello");
+    let base = store.build(&store.target("base").drv);
+    let cache = store.cache("cache", &base);
+    store.delete(&base);
+    store.collect();
+    store.configure(&format!("substituters = http://127.0.0.1:1 {cache}"));
+    let ended = store.step(recorded(&target)).run();
+    ended.takes("evaluated", "drv-missing").counts(1, 1);
+    let attempts = ended.stderr.matches("unable to download").count();
+    assert!((1..=5).contains(&attempts), "{attempts} attempts: {ended}");
+}
+
+#[test]
+fn the_ways_are_the_same_through_a_daemon() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let daemon = store.daemon();
+    let step = store.step(recorded(&target)).envs(daemon.env());
+    let ended = step.run();
+    ended.takes("realised", "drv-valid").counts(1, 0);
+    gives(&ended, &store, &target);
+    store.delete([&target.drv]);
+    let ended = step.run();
+    ended.takes("available", "outputs-available").counts(0, 0);
+    gives(&ended, &store, &target);
+    fs::remove_file(store.work().join("result")).unwrap();
+    store.collect();
+    let ended = step.run();
+    ended.takes("evaluated", "drv-missing").counts(1, 0);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn a_drv_of_a_store_elsewhere_is_realised_though_its_file_is_not_here() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    let elsewhere = format!("local?root={}", store.root().join("elsewhere").display());
+    store.nix(
+        "nix",
+        ["copy", "--no-check-sigs", "--to", &elsewhere, target.out()],
+    );
+    store.nix(
+        "nix",
+        [
+            "copy",
+            "--no-check-sigs",
+            "--derivation",
+            "--to",
+            &elsewhere,
+            &target.drv,
+        ],
+    );
+    store.delete([target.drv.as_str(), target.out()]);
+    store.poison();
+    let mut flags = target.drv_flags();
+    flags.extend(["--file".to_owned(), "default.nix".to_owned()]);
+    let ended = store.step(flags).env("NIX_REMOTE", elsewhere).run();
+    ended.takes("realised", "drv-substituted").counts(0, 0);
+    assert_eq!(store.links()["result"], target.out());
+}
+
+#[test]
+fn the_record_in_the_environment_does_what_the_flags_do() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.poison();
+    let record = target.record(&json!({ "file": "default.nix", "attr": ["hello"] }));
+    let no_flags: [&str; 0] = [];
+    let ended = store
+        .step(no_flags)
+        .env("EVAL_ONCE_STEP", record.to_string())
+        .run();
+    ended.takes("realised", "drv-valid").counts(1, 0);
+    gives(&ended, &store, &target);
+}
+
+#[test]
+fn flags_and_the_record_in_the_environment_are_never_merged() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ hello = file \"hello\"; other = file \"other\"; }");
+    let other = store.target("other");
+    let record = other.record(&json!({ "out-link": "elsewhere" }));
+    let ended = store
+        .step(["--attr", "hello"])
+        .env("EVAL_ONCE_STEP", record.to_string())
+        .run();
+    ended.takes("evaluated", "not-recorded");
+    gives(&ended, &store, &store.target("hello"));
+    assert!(!store.has(other.out()));
+}
+
+#[test]
+fn by_hand_the_jobs_command_is_not_run() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let ended = store
+        .step(target.flags())
+        .env("BUILDKITE_COMMAND", "echo never")
+        .env("BUILDKITE_COMMAND_EVAL", "true")
+        .run();
+    ended
+        .takes("realised", "drv-valid")
+        .prints(&format!("{}\n", target.out()));
+}
+
+#[test]
+fn the_command_behind_two_dashes_replaces_the_step_and_gets_the_outputs() {
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ hello = buildAll [ "dev" "out" "extra_1" ] "hello" "echo hello > $out; echo > $dev; echo > $extra_1"; }"#);
+    let target = store.target("hello");
+    let script = "echo \"$EVAL_ONCE_OUT $EVAL_ONCE_OUT_OUT $EVAL_ONCE_OUT_DEV $EVAL_ONCE_OUT_EXTRA_1 $1\"; \
+                  env | grep -E '^(EVAL_ONCE_STEP|BUILDKITE_HOOK_)'; exit 7";
+    let record = target.record(&json!({}));
+    let ended = store
+        .step(["--", "/bin/sh", "-c", script, "sh", "argument one"])
+        .env("EVAL_ONCE_STEP", record.to_string())
+        .env("BUILDKITE_HOOK_SCOPE", "agent")
+        .run();
+    let [out, dev, extra] = ["out", "dev", "extra_1"].map(|name| &target.outputs[name]);
+    ended
+        .exits(7)
+        .prints(&format!("{out} {out} {dev} {extra} argument one\n"));
+    assert_eq!(ended.report()["exit"], 0, "the report is the build's");
+    assert_eq!(ended.report()["way"], "realised");
+}
+
+#[test]
+fn without_an_output_called_out_the_command_gets_the_first_by_name_in_every_way() {
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ hello = buildAll [ "lib" "dev" ] "hello" "echo > $lib; echo > $dev"; }"#);
+    let target = store.target("hello");
+    let step = store
+        .step(recorded(&target))
+        .args(["--", "/bin/sh", "-c", "echo $EVAL_ONCE_OUT"]);
+    let expected = format!("{}\n", target.outputs["dev"]);
+    for way in ["realised", "available", "evaluated"] {
+        if way == "evaluated" {
+            store.delete(target.paths());
+        }
+        let ended = step.run();
+        ended.exits(0).prints(&expected);
+        assert_eq!(ended.report()["way"], way);
+        store.delete([&target.drv]);
+    }
+}
+
+#[test]
+fn a_command_that_is_missing_fails_after_the_build() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let mut flags = target.flags();
+    flags.extend(["--", "no-such-program"].map(str::to_owned));
+    let ended = store.step(flags).run();
+    ended.exits(69).passes_on("no-such-program");
+    assert!(store.has(target.out()));
+}
+
+#[test]
+fn a_step_waits_for_its_turn_to_evaluate() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.collect();
+    let turns = store.our_state().join("turns");
+    fs::create_dir_all(&turns).unwrap();
+    let turn = fs::File::create(turns.join("0.lock")).unwrap();
+    let turn = Flock::lock(turn, FlockArg::LockExclusiveNonblock).unwrap();
+    let running = store
+        .step(recorded(&target))
+        .env("EVAL_ONCE_EVALUATIONS", "1")
+        .start();
+    running.until_it_says("eval-once: waiting for a turn");
+    assert!(!store.has(&target.drv), "it did not wait");
+    drop(turn);
+    let ended = running.end();
+    ended
+        .takes("evaluated", "drv-missing")
+        .passes_on("waiting for a turn: 1 evaluation runs on this host already");
+    gives(&ended, &store, &target);
+    let waited = ended.report()["seconds"]["wait"].as_f64().unwrap();
+    assert!(waited > 0.0, "waited {waited} s");
+}
+
+#[test]
+fn a_step_that_evaluates_nothing_waits_for_no_turn() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let turns = store.our_state().join("turns");
+    fs::create_dir_all(&turns).unwrap();
+    let turn = fs::File::create(turns.join("0.lock")).unwrap();
+    let _turn = Flock::lock(turn, FlockArg::LockExclusiveNonblock).unwrap();
+    let ended = store
+        .step(recorded(&target))
+        .env("EVAL_ONCE_EVALUATIONS", "1")
+        .run();
+    ended.takes("realised", "drv-valid");
+    assert_eq!(ended.report()["seconds"]["wait"], 0.0);
+}
+
+#[test]
+fn steps_that_evaluate_at_the_same_time_all_get_their_turn() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.collect();
+    let links: Vec<String> = (0..4).map(|n| format!("link-{n}")).collect();
+    let steps: Vec<_> = links
+        .iter()
+        .map(|link| {
+            let step = store.eval_once(["step", "--attr", "hello", "--out-link", link]);
+            step.env("EVAL_ONCE_EVALUATIONS", "1").start()
+        })
+        .collect();
+    for step in steps {
+        step.end().exits(0).prints(&format!("{}\n", target.out()));
+    }
+    assert_eq!(store.links().len(), links.len());
+}
+
+#[test]
+fn a_collector_that_never_rests_is_all_that_a_step_ever_fails_for() {
+    let Some(store) = Store::new() else { return };
+    store.targets("builtins.listToAttrs (builtins.genList (n: { name = \"t${toString n}\"; value = file \"t${toString n}\"; }) 12)");
+    let targets: Vec<Target> = (0..12).map(|n| store.target(&format!("t{n}"))).collect();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let collector = scope.spawn(|| {
+            let mut collections = 0;
+            while !over.load(Ordering::Relaxed) {
+                store.collect();
+                collections += 1;
+            }
+            collections
+        });
+        let steps = || {
+            for (n, target) in targets.iter().enumerate() {
+                let step = store.step(target.flags()).args([
+                    "--attr",
+                    &format!("t{n}"),
+                    "--out-link",
+                    &format!("link-{n}"),
+                ]);
+                let ended = step.run();
+                match ended.status.code() {
+                    Some(0) => assert!(store.has(target.out()), "{ended}"),
+                    // Three times within one step is rare, and no fault of the step's.
+                    _ => {
+                        ended.fails(75, "surroundings");
+                    }
+                }
+            }
+        };
+        // However they end, the collector is to end as well.
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(steps));
+        over.store(true, Ordering::Relaxed);
+        assert!(collector.join().unwrap() > 0);
+        if let Err(panic) = ended {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+#[test]
+fn the_time_of_each_part_is_reported() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let realised = store.step(recorded(&target)).run();
+    let seconds = |ended: &Ended, part: &str| ended.report()["seconds"][part].as_f64().unwrap();
+    assert!(seconds(&realised, "realise") > 0.0);
+    assert!(seconds(&realised, "evaluate") == 0.0);
+    assert!(seconds(&realised, "fetch") == 0.0);
+    assert!(seconds(&realised, "total") >= seconds(&realised, "realise"));
+    assert!(seconds(&realised, "total") <= realised.took.as_secs_f64() + 0.001);
+    fs::remove_file(store.work().join("result")).unwrap();
+    store.collect();
+    let evaluated = store.step(recorded(&target)).run();
+    assert!(seconds(&evaluated, "evaluate") > 0.0);
+    let parts = seconds(&evaluated, "evaluate")
+        + seconds(&evaluated, "realise")
+        + seconds(&evaluated, "wait");
+    assert!(
+        seconds(&evaluated, "total") >= parts - 0.01,
+        "{}",
+        evaluated.report()
+    );
+}
+
+#[test]
+fn the_output_of_a_floating_derivation_is_known_once_it_is_built() {
+    let Some(store) = Store::new() else { return };
+    store.configure("experimental-features = nix-command flakes ca-derivations");
+    store.targets(
+        r#"{ hello = with' { __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; }
+             "hello" "echo hello > $out"; }"#,
+    );
+    let drv = store.instantiate("default.nix", "hello");
+    let ended = store.step(["--drv", &drv]).run();
+    ended.takes("realised", "drv-valid").counts(1, 0);
+    let out = store.links()["result"].clone();
+    assert_eq!(fs::read_to_string(&out).unwrap(), "hello\n");
+    assert_eq!(ended.report()["outputs"], json!({ "out": out }));
+    ended.prints(&format!("{out}\n"));
+}
+
+/// A script that does something in the first call of a stand-in only.
+fn on_first_call(script: &str) -> String {
+    format!("if [ \"$NTH\" = 1 ]; then {script}; fi")
+}
+
+/// A script that does something after the real program, whose ending it keeps.
+fn after_the_real_one(script: &str) -> String {
+    format!("\"$REAL\" \"$@\"; status=$?; {script}; exit $status")
+}
+
+/// A script that does what the collector does to this `.drv`.
+fn deletes(drv: &str) -> String {
+    let nix_store = crate::support::tool("nix-store").unwrap();
+    format!(
+        "{} --delete --ignore-liveness '{drv}' >/dev/null 2>&1",
+        nix_store.display()
+    )
 }

@@ -3,10 +3,14 @@
 //! Everything a child gets to see is given to it: no test changes this process's environment or current folder, for the
 //! tests run beside one another in one process.
 
+pub(crate) mod agent;
 pub(crate) mod daemon;
+pub(crate) mod processes;
 pub(crate) mod program;
 pub(crate) mod stand_in;
 pub(crate) mod store;
+pub(crate) mod target;
+pub(crate) mod terminal;
 
 use std::{
     path::PathBuf,
@@ -54,12 +58,17 @@ pub(crate) fn tool(program: &str) -> Option<PathBuf> {
 /// # Panics
 ///
 /// With `CI=true`.
-#[expect(clippy::print_stderr, reason = "a skipped test has to be loud")]
 pub(crate) fn skip(why: &str) {
     assert!(
         std::env::var_os("CI").is_none_or(|ci| ci != "true"),
         "{why}, and with CI=true no test is skipped"
     );
+    loudly(why);
+}
+
+/// Says that this test, or the rest of it, is not run.
+#[expect(clippy::print_stderr, reason = "a skipped test has to be loud")]
+pub(crate) fn loudly(why: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     eprintln!("SKIPPED: {test}: {why}");
 }

@@ -9,7 +9,7 @@ use std::{
     os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
@@ -19,25 +19,27 @@ use unix::{
     unistd::Pid,
 };
 
-use super::DEADLINE;
+use super::{DEADLINE, until};
 
 /// A program that is about to be run.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
-    program: PathBuf,
+    file: PathBuf,
     arguments: Vec<OsString>,
     environment: BTreeMap<OsString, OsString>,
     folder: PathBuf,
+    report: Option<PathBuf>,
 }
 
 impl Program {
     /// `program` with no arguments and no environment at all, in the root folder.
     pub(crate) fn new(program: impl Into<PathBuf>) -> Self {
         Self {
-            program: program.into(),
+            file: program.into(),
             arguments: Vec::new(),
             environment: BTreeMap::new(),
             folder: PathBuf::from("/"),
+            report: None,
         }
     }
 
@@ -88,9 +90,16 @@ impl Program {
         self
     }
 
+    /// Tells it to write a report (`--report`), which is read after its end.
+    pub(crate) fn reporting_to(mut self, file: impl Into<PathBuf>) -> Self {
+        let file = file.into();
+        self.report = Some(file.clone());
+        self.arg("--report").arg(file)
+    }
+
     /// As the standard library's command, for tests that need more than [`run`](Self::run) does.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(&self.file);
         command
             .args(&self.arguments)
             .env_clear()
@@ -102,20 +111,24 @@ impl Program {
 
     /// Starts it, as the leader of a process group of its own, with both outputs as pipes.
     pub(crate) fn start(&self) -> Running {
+        if let Some(report) = &self.report {
+            let _ = std::fs::remove_file(report);
+        }
         let mut child = self
             .command()
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
-            .unwrap_or_else(|error| panic!("{} does not start: {error}", self.program.display()));
-        let stdout = read_aside(child.stdout.take().unwrap());
-        let stderr = read_aside(child.stderr.take().unwrap());
+            .unwrap_or_else(|error| panic!("{} does not start: {error}", self.file.display()));
+        let stdout = Pipe::read(child.stdout.take().unwrap());
+        let stderr = Pipe::read(child.stderr.take().unwrap());
         Running {
-            what: format!("{:?} {:?}", self.program, self.arguments),
+            what: format!("{:?}", self.command()),
             child,
             stdout,
             stderr,
+            report: self.report.clone(),
             started: Instant::now(),
         }
     }
@@ -131,8 +144,9 @@ impl Program {
 pub(crate) struct Running {
     what: String,
     child: Child,
-    stdout: mpsc::Receiver<Vec<u8>>,
-    stderr: mpsc::Receiver<Vec<u8>>,
+    stdout: Pipe,
+    stderr: Pipe,
+    report: Option<PathBuf>,
     started: Instant,
 }
 
@@ -142,48 +156,88 @@ impl Running {
         Pid::from_raw(self.child.id().try_into().unwrap())
     }
 
+    /// Waits until this stands on its standard error.
+    pub(crate) fn until_it_says(&self, part: &str) {
+        until(&format!("{} says {part:?}", self.what), || {
+            let ended = matches!(
+                self.stderr.end.try_recv(),
+                Err(mpsc::TryRecvError::Disconnected)
+            );
+            let said = self.stderr.so_far();
+            assert!(
+                said.contains(part) || !ended,
+                "it ended without saying {part:?}: {said}"
+            );
+            said.contains(part)
+        });
+    }
+
     /// Waits for its end, and until nobody holds its outputs any more.
     ///
     /// # Panics
     ///
     /// When that takes longer than the deadline; its whole group is killed then.
     pub(crate) fn end(mut self) -> Ended {
-        let mut outputs = [String::new(), String::new()];
-        for (receiver, output) in [&self.stdout, &self.stderr].into_iter().zip(&mut outputs) {
-            let rest = DEADLINE.saturating_sub(self.started.elapsed());
-            match receiver.recv_timeout(rest) {
-                Ok(bytes) => *output = String::from_utf8_lossy(&bytes).into_owned(),
-                Err(_) => {
-                    let _ = killpg(self.pid(), Signal::SIGKILL);
-                    let _ = self.child.wait();
-                    panic!(
-                        "after {DEADLINE:?} {} (or a process it left behind) still held its outputs",
-                        self.what
-                    );
-                }
-            }
+        let deadline = self.started + DEADLINE;
+        if !(self.stdout.ends_before(deadline) && self.stderr.ends_before(deadline)) {
+            let _ = killpg(self.pid(), Signal::SIGKILL);
+            let _ = self.child.wait();
+            panic!(
+                "after {DEADLINE:?} {} (or a process it left behind) still held its outputs:\n{}\n{}",
+                self.what,
+                self.stdout.so_far(),
+                self.stderr.so_far()
+            );
         }
         let status = self.child.wait().unwrap();
-        let [stdout, stderr] = outputs;
         Ended {
             what: self.what,
             status,
-            stdout,
-            stderr,
+            stdout: self.stdout.so_far(),
+            stderr: self.stderr.so_far(),
+            report: self
+                .report
+                .filter(|file| file.exists())
+                .map(|file| read_json(&file)),
             took: self.started.elapsed(),
         }
     }
 }
 
-/// Reads a pipe to its end on a thread of its own, so that neither of two pipes can fill up while the other is read.
-fn read_aside(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.read_to_end(&mut bytes);
-        let _ = sender.send(bytes);
-    });
-    receiver
+/// A pipe that is read on a thread of its own, so that neither of two can fill up while the other is read.
+#[derive(Debug)]
+struct Pipe {
+    read: Arc<Mutex<Vec<u8>>>,
+    /// Disconnected at the pipe's end.
+    end: mpsc::Receiver<()>,
+}
+
+impl Pipe {
+    fn read(mut pipe: impl Read + Send + 'static) -> Self {
+        let (sender, end) = mpsc::channel();
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let here = Arc::clone(&read);
+        std::thread::spawn(move || {
+            let _open: mpsc::Sender<()> = sender;
+            let mut some = [0; 4096];
+            while let Ok(bytes @ 1..) = pipe.read(&mut some) {
+                here.lock().unwrap().extend_from_slice(&some[..bytes]);
+            }
+        });
+        Self { read, end }
+    }
+
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.read.lock().unwrap()).into_owned()
+    }
+
+    fn ends_before(&self, deadline: Instant) -> bool {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        matches!(
+            self.end.recv_timeout(rest),
+            Err(mpsc::RecvTimeoutError::Disconnected)
+        )
+    }
 }
 
 /// What a program did. Each expectation gives it back, so that they chain; the first that fails shows everything.
@@ -196,6 +250,8 @@ pub(crate) struct Ended {
     pub(crate) stdout: String,
     /// All of its standard error, Nix's lines among ours.
     pub(crate) stderr: String,
+    /// The report it wrote, if it was told to and did.
+    report: Option<Value>,
     /// From its start until nobody held its outputs any more.
     pub(crate) took: Duration,
 }
@@ -270,6 +326,107 @@ impl Ended {
             .lines()
             .filter_map(|line| line.strip_prefix("eval-once: "))
             .collect()
+    }
+
+    /// Its report, which has every field that the documentation names.
+    #[track_caller]
+    pub(crate) fn report(&self) -> &Value {
+        let Some(report) = &self.report else {
+            panic!("it wrote no report: {self}")
+        };
+        let fields = [
+            "version",
+            "way",
+            "reason",
+            "drv",
+            "outputs",
+            "drift",
+            "built",
+            "substituted",
+            "seconds",
+            "exit",
+        ];
+        for field in fields {
+            assert!(
+                report.get(field).is_some(),
+                "the report has no `{field}`: {report}{self}"
+            );
+        }
+        assert_eq!(report["version"], 1);
+        for part in ["wait", "fetch", "evaluate", "realise", "total"] {
+            assert!(
+                report["seconds"][part].is_number(),
+                "`seconds` has no `{part}`: {report}{self}"
+            );
+        }
+        report
+    }
+
+    /// A step that got its outputs in this way and for this reason, as its report and its line in the log say alike.
+    #[track_caller]
+    pub(crate) fn takes(&self, way: &str, reason: &str) -> &Self {
+        let report = self.report();
+        assert_eq!(report["way"], way, "another way: {report}{self}");
+        assert_eq!(report["reason"], reason, "another reason: {report}{self}");
+        assert_eq!(
+            report["exit"], 0,
+            "the report says that it failed: {report}{self}"
+        );
+        assert!(
+            report.get("failure").is_none(),
+            "a failure in the report of a success: {report}{self}"
+        );
+        let line = |line: &&str| {
+            line.starts_with(&format!("{way} ")) && line.contains(&format!("({reason})"))
+        };
+        assert_eq!(
+            self.ours().into_iter().filter(line).count(),
+            1,
+            "not one line that says so: {self}"
+        );
+        self
+    }
+
+    /// A step that built and substituted so many.
+    #[track_caller]
+    pub(crate) fn counts(&self, built: u64, substituted: u64) -> &Self {
+        let report = self.report();
+        assert_eq!(
+            report["built"], built,
+            "built another number: {report}{self}"
+        );
+        assert_eq!(
+            report["substituted"], substituted,
+            "substituted another number: {report}{self}"
+        );
+        self
+    }
+
+    /// A step that failed with this status and class, as its report says too.
+    #[track_caller]
+    pub(crate) fn fails(&self, status: i32, class: &str) -> &Self {
+        self.exits(status);
+        let report = self.report();
+        assert_eq!(
+            report["exit"], status,
+            "another status in the report: {report}{self}"
+        );
+        assert_eq!(
+            report["failure"]["class"], class,
+            "another class: {report}{self}"
+        );
+        let message = report["failure"]["message"].as_str();
+        assert!(
+            message.is_some_and(|message| !message.is_empty()),
+            "no message: {report}{self}"
+        );
+        let errors = self
+            .ours()
+            .into_iter()
+            .filter(|line| line.starts_with("error: "))
+            .count();
+        assert_eq!(errors, 1, "not one line that says what is wrong: {self}");
+        self
     }
 
     /// Its standard output as JSON.

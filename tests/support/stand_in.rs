@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use super::tool;
+use super::{store::Store, tool};
 
 /// A folder of stand-ins, to be put first on `PATH`.
 #[derive(Debug)]
@@ -69,11 +69,11 @@ impl StandIns {
             .collect()
     }
 
-    /// `path` with the stand-ins before everything else.
-    pub(crate) fn path(&self, path: &str) -> OsString {
+    /// The `PATH` of `store` with the stand-ins before everything else.
+    pub(crate) fn path(&self, store: &Store) -> OsString {
         let mut folders = self.folder.clone().into_os_string();
         folders.push(":");
-        folders.push(path);
+        folders.push(store.path());
         folders
     }
 }

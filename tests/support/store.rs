@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::{
     EVAL_ONCE,
     daemon::Daemon,
+    loudly,
     program::{Ended, Program},
     tool,
 };
@@ -138,6 +139,13 @@ impl Store {
         file
     }
 
+    /// A step in this store and the working folder, with a report.
+    pub(crate) fn step<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Program {
+        self.eval_once(["step"])
+            .reporting_to(self.root.join("report.json"))
+            .args(arguments)
+    }
+
     /// Our binary in this store and the working folder.
     pub(crate) fn eval_once<A: AsRef<OsStr>>(
         &self,
@@ -147,6 +155,28 @@ impl Store {
             .args(arguments)
             .envs(self.env())
             .folder(self.work())
+    }
+
+    /// Our binary where a file system is mounted first, by this script, which nobody else sees. `None`, said loudly, on a host
+    /// that lets this user make no mount namespace: there nothing can be tested with it, with `CI=true` or without.
+    pub(crate) fn eval_once_with_mounts(&self, script: &str) -> Option<Program> {
+        let unshare =
+            self.program("unshare")
+                .args(["--user", "--map-root-user", "--mount", "/bin/sh", "-c"]);
+        let probe = unshare.clone().arg(script).run();
+        if !probe.status.success() {
+            loudly(&format!(
+                "no mount namespace can be made here: {}",
+                probe.stderr.trim()
+            ));
+            return None;
+        }
+        Some(
+            unshare
+                .arg(format!("{script} && exec \"$@\""))
+                .arg("sh")
+                .arg(EVAL_ONCE),
+        )
     }
 
     /// Any program in this store and the working folder.
@@ -215,7 +245,7 @@ impl Store {
             .is_empty()
     }
 
-    /// The number of roots made by links outside the store.
+    /// The links outside the store that are roots of it.
     pub(crate) fn roots(&self) -> Vec<PathBuf> {
         let Ok(links) = fs::read_dir(self.state().join("gcroots/auto")) else {
             return Vec::new();

@@ -1,0 +1,477 @@
+//! How a step fails: each class by what causes it, with its status, its report, and nothing left behind.
+
+use std::{collections::BTreeMap, fs, os::unix::net::UnixListener, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    daemon::client_env,
+    program::Ended,
+    stand_in::StandIns,
+    store::Store,
+    target::{Target, fifo},
+};
+
+const NO_FLAGS: [&str; 0] = [];
+
+/// A step whose `.drv` is recorded and valid and whose evaluation would be seen.
+#[track_caller]
+fn recorded(store: &Store, body: &str) -> Target {
+    store.targets(&format!("{{ target = {body}; }}"));
+    let target = store.target("target");
+    store.poison();
+    target
+}
+
+fn with_source(target: &Target) -> Vec<String> {
+    let mut flags = target.flags();
+    flags.extend(["--file", "default.nix", "--attr", "target"].map(str::to_owned));
+    flags
+}
+
+/// The failure was seen while this way was being taken, and no link was left.
+#[track_caller]
+fn while_taking(ended: &Ended, store: &Store, way: &str) {
+    assert_eq!(ended.report()["way"], way, "{ended}");
+    assert_eq!(store.links(), BTreeMap::new());
+}
+
+#[test]
+fn a_failing_builder_is_100_and_nothing_is_evaluated() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "build \"bad\" \"echo the last words; exit 3\"");
+    let ended = store.step(with_source(&target)).run();
+    ended
+        .fails(100, "build")
+        .prints("")
+        .passes_on("the last words");
+    while_taking(&ended, &store, "realised");
+    assert_eq!(ended.report()["failure"]["drv"], target.drv);
+    assert_eq!(ended.report()["built"], 0);
+    assert!(
+        ended.report()["failure"]["log"]
+            .as_str()
+            .unwrap()
+            .contains("the last words")
+    );
+}
+
+#[test]
+fn the_derivation_that_itself_failed_is_named() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "rec { deep = build \"deep\" \"exit 3\"; target = build \"top\" \"echo ${deep} > $out\"; }",
+    );
+    let [target, deep] = ["target", "deep"].map(|name| store.target(name));
+    store.poison();
+    let ended = store.step(with_source(&target)).run();
+    ended.fails(100, "build");
+    assert_eq!(ended.report()["failure"]["drv"], deep.drv);
+    assert_eq!(ended.report()["drv"], target.drv);
+}
+
+#[test]
+fn a_failing_builder_is_100_through_a_daemon_too() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "build \"bad\" \"exit 3\"");
+    let daemon = store.daemon();
+    let ended = store.step(with_source(&target)).envs(daemon.env()).run();
+    ended.fails(100, "build");
+    while_taking(&ended, &store, "realised");
+}
+
+#[test]
+fn a_failing_builder_is_100_after_an_evaluation_too() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ target = build \"bad\" \"exit 3\"; }");
+    let stand_ins = StandIns::new(store.bin()).counting("nix-instantiate");
+    let ended = store
+        .step(["--attr", "target"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.fails(100, "build");
+    while_taking(&ended, &store, "evaluated");
+    assert_eq!(
+        stand_ins.calls("nix-instantiate").len(),
+        1,
+        "a failed build is no reason to evaluate again"
+    );
+}
+
+#[test]
+fn the_command_behind_a_failed_build_is_not_run() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "build \"bad\" \"exit 3\"");
+    let ran = store.work().join("ran");
+    let mut flags = target.flags();
+    flags.extend(["--", "touch", ran.to_str().unwrap()].map(str::to_owned));
+    store.step(flags).run().fails(100, "build");
+    assert!(!ran.exists());
+}
+
+#[test]
+fn a_builder_that_makes_no_output_is_100() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "build \"nothing\" \":\"");
+    let ended = store.step(with_source(&target)).run();
+    ended.fails(100, "build");
+    while_taking(&ended, &store, "realised");
+}
+
+#[test]
+fn a_derivation_for_another_system_is_100() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(
+        &store,
+        "with' { system = \"pdp11-unix\"; } \"foreign\" \"echo > $out\"",
+    );
+    let ended = store.step(with_source(&target)).run();
+    ended.fails(100, "build");
+    while_taking(&ended, &store, "realised");
+}
+
+#[test]
+fn a_build_that_takes_too_long_is_101() {
+    let Some(store) = Store::new() else { return };
+    fifo(&store.work().join("never"));
+    let wait = format!(
+        "build \"slow\" \"read x < {}\"",
+        store.work().join("never").display()
+    );
+    let target = recorded(&store, &wait);
+    for option in ["timeout", "max-silent-time"] {
+        let ended = store
+            .step(with_source(&target))
+            .args(["--option", option, "1"])
+            .run();
+        ended.fails(101, "timeout");
+        while_taking(&ended, &store, "realised");
+    }
+    let record = target.record(&json!({ "options": { "timeout": 1 } }));
+    store
+        .step(NO_FLAGS)
+        .env("EVAL_ONCE_STEP", record.to_string())
+        .run()
+        .fails(101, "timeout");
+}
+
+/// A derivation whose output is promised to have a hash that it does not have.
+const WRONG_HASH: &str = "with' { outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; outputHash = \
+    \"0000000000000000000000000000000000000000000000000000000000000000\"; } \"fixed\" \"echo > $out\"";
+
+#[test]
+fn a_wrong_hash_is_102() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, WRONG_HASH);
+    let ended = store.step(with_source(&target)).run();
+    ended.fails(102, "hash").passes_on("hash mismatch");
+    while_taking(&ended, &store, "realised");
+}
+
+#[test]
+fn several_kinds_of_failure_at_once_are_103() {
+    let Some(store) = Store::new() else { return };
+    let body = format!(
+        "let wrong = {WRONG_HASH}; bad = build \"bad\" \"exit 3\"; in build \"top\" \"echo ${{wrong}} ${{bad}} > $out\""
+    );
+    let target = recorded(&store, &body);
+    let ended = store
+        .step(with_source(&target))
+        .args(["--option", "keep-going", "true"])
+        .run();
+    ended.fails(103, "mixed");
+    while_taking(&ended, &store, "realised");
+}
+
+#[test]
+fn what_does_not_evaluate_is_65_with_nixs_message() {
+    let Some(store) = Store::new() else { return };
+    for (text, message) in [
+        (
+            "{ target = throw \"these very words\"; }",
+            "these very words",
+        ),
+        (
+            "{ target = abort \"these very words\"; }",
+            "these very words",
+        ),
+        ("{ target = ", "syntax error"),
+        ("{ other = 1; }", "target"),
+        ("{ target = let x = x; in x; }", "infinite recursion"),
+        ("{ target = 1 + \"a\"; }", "string"),
+        ("{ target.drvPath = 1; target.type = \"derivation\"; }", ""),
+    ] {
+        store.write("default.nix", text);
+        let stand_ins = StandIns::new(store.root().join("counting")).counting("nix-instantiate");
+        let ended = store
+            .step(["--attr", "target"])
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        ended.fails(65, "evaluation").prints("").passes_on(message);
+        while_taking(&ended, &store, "evaluated");
+        assert_eq!(
+            stand_ins.calls("nix-instantiate").len(),
+            1,
+            "{text} was evaluated again"
+        );
+        fs::remove_dir_all(store.root().join("counting")).unwrap();
+    }
+}
+
+#[test]
+fn a_builder_that_evaluation_needed_is_100() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ target = import (build \"needed\" \"exit 3\"); }");
+    let ended = store.step(["--attr", "target"]).run();
+    ended.fails(100, "build");
+    while_taking(&ended, &store, "evaluated");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_65() {
+    let Some(store) = Store::new() else { return };
+    store.write("something", "else");
+    let ended = store.step(["--file", "missing.nix"]).run();
+    ended.fails(65, "evaluation");
+    assert!(
+        ended.report()["failure"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("missing.nix")
+    );
+    store
+        .step(["--file", "missing/"])
+        .run()
+        .fails(65, "evaluation");
+    fs::create_dir(store.work().join("folder")).unwrap();
+    store
+        .step(["--file", "folder"])
+        .run()
+        .fails(65, "evaluation");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_75_where_there_is_no_checkout() {
+    let Some(store) = Store::new() else { return };
+    let ended = store.step(["--file", "missing.nix"]).run();
+    ended.fails(75, "surroundings");
+    store.write("something", "else");
+    let ended = store
+        .step(["--file", "missing.nix"])
+        .env("BUILDKITE", "true")
+        .env("BUILDKITE_SKIP_CHECKOUT", "true")
+        .run();
+    ended.fails(75, "surroundings");
+}
+
+#[test]
+fn a_record_whose_drv_is_gone_with_nothing_to_evaluate_is_75_and_says_what_to_do() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "file \"hello\"");
+    store.collect();
+    for flags in [target.flags(), target.drv_flags()] {
+        let ended = store.step(flags).run();
+        ended.fails(75, "surroundings");
+        let message = ended.report()["failure"]["message"].as_str().unwrap();
+        assert!(message.contains(&target.drv), "{message}");
+        assert!(
+            ended.ours().iter().any(|line| line.starts_with("hint: ")),
+            "{ended}"
+        );
+        assert_eq!(store.links(), BTreeMap::new());
+    }
+}
+
+#[test]
+fn without_nix_a_step_is_69_and_says_what_is_missing() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "file \"hello\"");
+    let ended = store.step(target.flags()).env("PATH", store.bin()).run();
+    ended.fails(69, "missing-program");
+    assert!(
+        ended.report()["failure"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("nix-store")
+    );
+    let ended = store
+        .step(["--attr", "target"])
+        .env("PATH", store.bin())
+        .run();
+    ended.fails(69, "missing-program");
+    assert!(
+        ended.report()["failure"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("nix-")
+    );
+    store
+        .step(target.flags())
+        .without("PATH")
+        .run()
+        .fails(69, "missing-program");
+}
+
+#[test]
+fn a_program_that_cannot_be_run_is_69() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "file \"hello\"");
+    let stand_ins = StandIns::new(store.bin()).instead("nix-store", "#!/no/such/interpreter\n");
+    let ended = store
+        .step(target.flags())
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.fails(69, "missing-program");
+}
+
+#[test]
+fn a_daemon_that_is_gone_is_75_in_every_way() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ target = file \"hello\"; }");
+    let target = store.target("target");
+    let missing = store.root().join("no-socket");
+    let stale = store.root().join("stale-socket");
+    drop(UnixListener::bind(&stale).unwrap());
+    for socket in [missing, stale] {
+        for flags in [
+            with_source(&target),
+            target.flags(),
+            ["--attr", "target"].map(str::to_owned).to_vec(),
+        ] {
+            let ended = store.step(&flags).envs(client_env(&socket)).run();
+            ended.fails(75, "surroundings").passes_on("socket");
+            assert_eq!(store.links(), BTreeMap::new());
+        }
+    }
+    store.delete([&target.drv]);
+    let ended = store
+        .step(with_source(&target))
+        .envs(client_env(Path::new("/nowhere/socket")))
+        .run();
+    ended.fails(75, "surroundings");
+}
+
+#[test]
+fn a_nix_that_was_killed_is_128_and_its_signal() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ target = file \"hello\"; }");
+    let target = store.target("target");
+    for (program, flags) in [
+        ("nix-store", target.flags()),
+        ("nix-instantiate", vec!["--attr".into(), "target".into()]),
+    ] {
+        let stand_ins = StandIns::new(store.root().join(program)).before(program, "kill -KILL $$");
+        let ended = store.step(&flags).env("PATH", stand_ins.path(&store)).run();
+        ended.fails(137, "signal");
+        assert_eq!(stand_ins.calls(program).len(), 1, "it was tried again");
+    }
+}
+
+#[test]
+fn a_host_that_forbids_it_never_evaluates() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ target = file \"hello\"; }");
+    let target = store.target("target");
+    let stand_ins = StandIns::new(store.bin()).counting("nix-instantiate");
+    let policy = |flags: &[String]| {
+        let step = store.step(flags).env("PATH", stand_ins.path(&store));
+        step.env("EVAL_ONCE_POLICY", "recorded-only").run()
+    };
+    policy(&with_source(&target)).takes("realised", "drv-valid");
+    store.delete([&target.drv]);
+    policy(&with_source(&target)).takes("available", "outputs-available");
+    fs::remove_file(store.work().join("result")).unwrap();
+    store.delete([target.out()]);
+    let gone = policy(&with_source(&target));
+    gone.fails(75, "surroundings");
+    assert!(
+        gone.report()["failure"]["message"]
+            .as_str()
+            .unwrap()
+            .contains(&target.drv)
+    );
+    policy(&["--attr".into(), "target".into()]).fails(75, "surroundings");
+    assert_eq!(
+        stand_ins.calls("nix-instantiate"),
+        Vec::<Vec<String>>::new()
+    );
+    assert_eq!(store.links(), BTreeMap::new());
+}
+
+#[test]
+fn a_policy_that_nobody_knows_is_refused() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "file \"hello\"");
+    let ended = store
+        .step(target.flags())
+        .env("EVAL_ONCE_POLICY", "record-only")
+        .run();
+    ended.exits(64).passes_on("EVAL_ONCE_POLICY");
+    assert!(!store.has(target.out()));
+}
+
+#[test]
+fn a_state_folder_that_cannot_be_made_is_said_and_done_without() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ target = file \"hello\"; }");
+    let target = store.target("target");
+    let in_the_way = store.write("file", "");
+    let state = in_the_way.join("state");
+    let step = store
+        .step(with_source(&target))
+        .env("EVAL_ONCE_STATE_DIR", &state);
+    step.run().takes("realised", "drv-valid");
+    fs::remove_file(store.work().join("result")).unwrap();
+    store.collect();
+    let ended = step.run();
+    ended
+        .takes("evaluated", "drv-missing")
+        .passes_on(state.to_str().unwrap());
+    assert_eq!(store.links()["result"], target.out());
+}
+
+#[test]
+fn a_full_state_folder_is_said_and_done_without() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ target = file \"hello\"; }");
+    // A file system with room for its own root and nothing else.
+    let full = store.root().join("full");
+    fs::create_dir(&full).unwrap();
+    let mount = format!("mount -t tmpfs -o nr_inodes=1 none '{}'", full.display());
+    let Some(step) = store.eval_once_with_mounts(&mount) else {
+        return;
+    };
+    let ended = step
+        .arg("step")
+        .reporting_to(store.root().join("report.json"))
+        .args(["--attr", "target"])
+        .env("EVAL_ONCE_STATE_DIR", full.join("state"))
+        .run();
+    ended
+        .takes("evaluated", "not-recorded")
+        .passes_on("No space left");
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_seen_before_anything_is_built() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "file \"hello\"");
+    let mut flags = target.flags();
+    flags.extend(["--report", "no/such/folder/report.json"].map(str::to_owned));
+    let ended = store.eval_once(["step"]).args(flags).run();
+    ended.exits(64).passes_on("no/such/folder");
+    assert!(!store.has(target.out()));
+}
+
+#[test]
+fn each_failure_is_told_once_and_with_a_report() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "build \"bad\" \"exit 3\"");
+    let ended = store.step(with_source(&target)).run();
+    ended.fails(100, "build");
+    let report = ended.report();
+    assert_eq!(report["reason"], "drv-valid");
+    assert_eq!(report["outputs"], json!({}));
+    assert_eq!(report["substituted"], 0);
+    assert_eq!(report["drift"], Value::Bool(false));
+}
