@@ -300,20 +300,20 @@ fn a_dotted_path_is_read_as_in_the_language() {
 fn a_number_is_an_index_of_a_list_and_a_name_of_a_set() {
     let Some(store) = Store::new() else { return };
     store.targets(
-        r#"{ list = [ (file "zero") { in = file "one"; } [ (file "two") ] ]; set = { "0" = file "s0"; "1".in = file "s1"; }; }"#,
+        r#"{ list = [ (file "zero") { x = file "one"; } [ (file "two") ] ]; set = { "0" = file "s0"; "1".x = file "s1"; }; }"#,
     );
     for (path, exact) in [
         (json!(["list", "0"]), "builtins.elemAt p.list 0"),
-        (json!(["list", "1", "in"]), "(builtins.elemAt p.list 1).in"),
+        (json!(["list", "1", "x"]), "(builtins.elemAt p.list 1).x"),
         (
             json!(["list", "2", "0"]),
             "builtins.head (builtins.elemAt p.list 2)",
         ),
         (json!("list.0"), "builtins.elemAt p.list 0"),
-        (json!("list.1.in"), "(builtins.elemAt p.list 1).in"),
+        (json!("list.1.x"), "(builtins.elemAt p.list 1).x"),
         (json!(["set", "0"]), "p.set.\"0\""),
         (json!("set.0"), "p.set.\"0\""),
-        (json!("set.1.in"), "p.set.\"1\".in"),
+        (json!("set.1.x"), "p.set.\"1\".x"),
     ] {
         let target = Target::of(&store, &format!("let p = import ./default.nix; in {exact}"));
         evaluates(&keyed(&store, &json!({ "attr": path })), &store, &target);
@@ -483,7 +483,7 @@ fn drift_is_said_and_the_new_one_is_built() {
     store.collect();
     store.targets("{ a = file \"new\"; }");
     let mut flags = old.flags();
-    flags.extend(["--attr", "a"].map(str::to_owned));
+    flags.extend(["--file", "default.nix", "--attr", "a"].map(str::to_owned));
     let ended = store.step(&flags).run();
     ended
         .takes("evaluated", "drv-missing")
@@ -513,7 +513,7 @@ fn drift_fails_before_anything_is_built_where_that_is_asked_for() {
     store.collect();
     store.targets("{ a = file \"new\"; }");
     let mut flags = old.flags();
-    flags.extend(["--attr", "a", "--on-drift", "fail"].map(str::to_owned));
+    flags.extend(["--file", "default.nix", "--attr", "a", "--on-drift", "fail"].map(str::to_owned));
     let stand_ins = StandIns::new(store.bin()).counting("nix-instantiate");
     let ended = store.step(&flags).env("PATH", stand_ins.path(&store)).run();
     ended.fails(76, "drift");
@@ -532,7 +532,7 @@ fn the_same_drv_again_is_no_drift() {
     let target = store.target("a");
     store.collect();
     let mut flags = target.flags();
-    flags.extend(["--attr", "a", "--on-drift", "fail"].map(str::to_owned));
+    flags.extend(["--file", "default.nix", "--attr", "a", "--on-drift", "fail"].map(str::to_owned));
     let ended = store.step(&flags).run();
     ended.takes("evaluated", "drv-missing");
     assert_eq!(ended.report()["drift"], false);
