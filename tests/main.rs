@@ -1,14 +1,21 @@
 //! Integration tests: real Nix in private stores, the real Buildkite agent.
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     reason = "a test's helpers say what they expect as the tests do"
 )]
 
+mod agent_hook;
+mod agent_step;
+mod cancellation;
 mod configuration;
+mod environment;
 mod evaluate;
 mod explain;
 mod out_link;
+mod plugin;
+mod plugin_yml;
+mod shim;
 mod statuses;
 mod step;
 mod support;

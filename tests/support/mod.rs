@@ -3,11 +3,14 @@
 //! Everything a child gets to see is given to it: no test changes this process's environment or current folder, for the
 //! tests run beside one another in one process.
 
+pub(crate) mod agent;
 pub(crate) mod daemon;
+pub(crate) mod processes;
 pub(crate) mod program;
 pub(crate) mod stand_in;
 pub(crate) mod store;
 pub(crate) mod target;
+pub(crate) mod terminal;
 
 use std::{
     path::PathBuf,

@@ -1,0 +1,333 @@
+//! What the agent does with a job's command when no hook does it instead (`defaultCommandPhase` of its
+//! `internal/job/executor.go`). The agent has no way for a hook to say "not mine", so a hook has to do the same itself.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::split_shell_words;
+use crate::supervise::{Program, find_program};
+
+/// A job as the agent has prepared it for its command.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// `BUILDKITE_COMMAND`.
+    pub command: OsString,
+    /// `BUILDKITE_COMMAND_EVAL`: whether the command may be more than a script of the checkout.
+    pub command_eval: bool,
+    /// `BUILDKITE_SHELL`, or what the agent takes for it.
+    pub shell: String,
+    /// The folder the job is in, by the name that the agent knows it by.
+    pub folder: PathBuf,
+    /// The environment of the command.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// Why the agent would not run the command. It ends such a job with status 1.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal(pub String);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The shell that the agent runs commands with when nobody chose one (its `DefaultShell`).
+#[must_use]
+pub fn default_shell() -> String {
+    let shell = if cfg!(any(target_os = "freebsd", target_os = "openbsd")) {
+        "/usr/local/bin/bash -e -c"
+    } else if Path::new("/bin/bash").exists() {
+        "/bin/bash -e -c"
+    } else {
+        "/usr/bin/env bash -e -c"
+    };
+    shell.into()
+}
+
+/// The program that the agent would run for this job. A command that is a file of the checkout is made executable here, as
+/// the agent makes it.
+///
+/// # Errors
+/// The agent would refuse.
+pub fn program(job: &Job) -> Result<Program, Refusal> {
+    let refuse = |message: String| Err(Refusal(message));
+    let command = job.command.as_bytes();
+    if String::from_utf8_lossy(command).trim().is_empty() {
+        return refuse(
+            "the command phase has no `command` to execute; provide a `command` field in your step configuration or define a \
+             `command` hook in a step plugin, your repository `.buildkite/hooks`, or the agent `hooks-path`"
+                .into(),
+        );
+    }
+    let script: Vec<u8> = command
+        .iter()
+        .copied()
+        .filter(|byte| *byte != b'\n')
+        .collect();
+    let script = joined(&job.folder, OsStr::from_bytes(&script));
+    let is_script = script.metadata().is_ok();
+    if !is_script && !job.command_eval {
+        return refuse(
+            "this agent is not allowed to evaluate console commands; to allow this, re-run the agent without the \
+             `--no-command-eval` option or specify a script within your repository to run instead (such as scripts/test.sh)"
+                .into(),
+        );
+    }
+    let inside = script.starts_with(&job.folder) && script != job.folder;
+    if is_script && !job.command_eval && !inside {
+        return refuse(
+            "this agent is only allowed to run scripts within your repository; to allow this, re-run the agent without the \
+             `--no-command-eval` option or specify a script within your repository to run instead (such as scripts/test.sh)"
+                .into(),
+        );
+    }
+    let mut words = split_shell_words(&job.shell).map_err(|error| {
+        Refusal(format!(
+            "failed to split shell ({:?}) into tokens: {error}",
+            job.shell
+        ))
+    })?;
+    if words.is_empty() {
+        return refuse("no shell set for job".into());
+    }
+    let to_run = if is_script {
+        // An agent that runs only what its operator has vetted does not run what was not executable.
+        if job.command_eval {
+            make_executable(&script).map_err(|error| {
+                Refusal(format!(
+                    "failed to mark {} as executable: {error}",
+                    script.display()
+                ))
+            })?;
+        }
+        let mut relative = OsString::from("./");
+        relative.push(relative_to(&script, &job.folder));
+        relative
+    } else {
+        job.command.clone()
+    };
+    let name = words.remove(0);
+    let path = job
+        .environment
+        .iter()
+        .rfind(|(name, _)| name == "PATH")
+        .map(|(_, path)| path.clone())
+        .unwrap_or_default();
+    let Some(found) = find_program(OsStr::new(&name), &path) else {
+        return refuse(format!(
+            "exec: {name:?}: executable file not found in $PATH"
+        ));
+    };
+    let shell = if found.is_absolute() {
+        found
+    } else {
+        job.folder.join(found)
+    };
+    // The agent, too, gives the shell its whole path as its name.
+    let arguments = std::iter::once(shell.clone().into_os_string())
+        .chain(words.into_iter().map(OsString::from));
+    Ok(Program {
+        arguments: arguments.chain([to_run]).collect(),
+        path: shell,
+        environment: job.environment.clone(),
+    })
+}
+
+/// Whether a job's command is `eval-once step` itself: the step that a hook of ours has already done.
+#[must_use]
+pub fn is_eval_once_step(command: &OsStr) -> bool {
+    let Some(command) = command
+        .to_str()
+        .filter(|command| !command.trim().contains(['\n', ';', '&', '|']))
+    else {
+        return false;
+    };
+    match split_shell_words(command).unwrap_or_default().as_slice() {
+        [program, subcommand, ..] => {
+            Path::new(program).file_name() == Some(OsStr::new("eval-once")) && subcommand == "step"
+        }
+        _ => false,
+    }
+}
+
+/// Go's `filepath.Join`: by letters, and what begins with a slash is not absolute here.
+fn joined(folder: &Path, name: &OsStr) -> PathBuf {
+    let mut path = folder.to_owned();
+    for part in name.as_bytes().split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                path.pop();
+            }
+            part => path.push(OsStr::from_bytes(part)),
+        }
+    }
+    path
+}
+
+/// Go's `filepath.Rel`, for two paths that [`joined`] has made.
+fn relative_to(path: &Path, folder: &Path) -> PathBuf {
+    let common = path
+        .components()
+        .zip(folder.components())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let mut relative: PathBuf = folder.components().skip(common).map(|_| "..").collect();
+    relative.extend(path.components().skip(common));
+    if relative.as_os_str().is_empty() {
+        ".".into()
+    } else {
+        relative
+    }
+}
+
+fn make_executable(file: &Path) -> std::io::Result<()> {
+    let mut permissions = file.metadata()?.permissions();
+    if permissions.mode() & 0o100 == 0 {
+        permissions.set_mode(permissions.mode() | 0o100);
+        std::fs::set_permissions(file, permissions)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(folder: &Path, command: &str) -> Job {
+        Job {
+            command: command.into(),
+            command_eval: true,
+            shell: "/bin/sh -e -c".into(),
+            folder: folder.into(),
+            environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        }
+    }
+
+    #[test]
+    fn a_command_goes_to_the_shell_as_it_is() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let program = program(&job(folder.path(), "echo a\necho b")).unwrap();
+        assert_eq!(program.arguments, ["/bin/sh", "-e", "-c", "echo a\necho b"]);
+        assert_eq!(program.path, Path::new("/bin/sh"));
+    }
+
+    #[test]
+    fn a_file_of_the_checkout_is_made_executable_and_run() {
+        let folder = tempfile::TempDir::new().unwrap();
+        std::fs::create_dir(folder.path().join("sub")).unwrap();
+        std::fs::write(folder.path().join("sub/my test"), "#!/bin/sh\n").unwrap();
+        for command in [
+            "sub/my test",
+            "sub/my test\n",
+            "./sub//my test",
+            "/sub/my test",
+        ] {
+            let program = program(&job(folder.path(), command)).unwrap();
+            assert_eq!(
+                program.arguments.last().unwrap(),
+                "./sub/my test",
+                "{command:?}"
+            );
+        }
+        assert_eq!(
+            folder
+                .path()
+                .join("sub/my test")
+                .metadata()
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o100,
+            0o100
+        );
+    }
+
+    #[test]
+    fn an_agent_without_command_eval_runs_only_scripts_of_the_checkout() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let checkout = folder.path().join("checkout");
+        std::fs::create_dir(&checkout).unwrap();
+        std::fs::write(checkout.join("inside"), "").unwrap();
+        std::fs::write(folder.path().join("outside"), "").unwrap();
+        let run = |command: &str| {
+            program(&Job {
+                command_eval: false,
+                ..job(&checkout, command)
+            })
+        };
+        assert!(run("inside").is_ok());
+        assert_eq!(
+            checkout
+                .join("inside")
+                .metadata()
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o100,
+            0,
+            "left as it was"
+        );
+        assert!(run("echo hi").unwrap_err().0.contains("console commands"));
+        assert!(
+            run("../outside")
+                .unwrap_err()
+                .0
+                .contains("within your repository")
+        );
+        assert!(run(".").unwrap_err().0.contains("within your repository"));
+    }
+
+    #[test]
+    fn what_the_agent_refuses_is_refused() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let of = |job: Job| program(&job).unwrap_err().0;
+        assert!(of(job(folder.path(), " \n")).contains("no `command`"));
+        assert!(
+            of(Job {
+                shell: " ".into(),
+                ..job(folder.path(), "x")
+            })
+            .contains("no shell")
+        );
+        assert!(
+            of(Job {
+                shell: "'sh".into(),
+                ..job(folder.path(), "x")
+            })
+            .contains("split shell")
+        );
+        assert!(
+            of(Job {
+                shell: "no-such-shell -c".into(),
+                ..job(folder.path(), "x")
+            })
+            .contains("not found")
+        );
+    }
+
+    #[test]
+    fn only_eval_once_step_itself_is_ours() {
+        for ours in [
+            "eval-once step",
+            " /opt/bin/eval-once  step\n",
+            "eval-once step --file x",
+        ] {
+            assert!(is_eval_once_step(OsStr::new(ours)), "{ours}");
+        }
+        for other in [
+            "",
+            "make",
+            "eval-once explain",
+            "echo eval-once step",
+            "eval-once step; make",
+            "eval-once step\nmake",
+        ] {
+            assert!(!is_eval_once_step(OsStr::new(other)), "{other}");
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Buildkite's agent as data: plugin configuration, and what the agent does with a command when no hook does it instead.
+//!
+//! Nothing here starts a process. The rules were read from the agent's source (v3.137 and v4) and are compared with a real
+//! agent by the integration tests.
+
+pub mod default_command;
+pub mod plugin;
+mod shell_words;
+
+pub use shell_words::split as split_shell_words;

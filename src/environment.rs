@@ -1,0 +1,167 @@
+//! What the agent's `environment` hook puts into a job: Nix and this binary on its PATH, and where both are.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::exit::{Class, Classify as _, Failure};
+use crate::supervise::{CommandLine, OnStop, Supervisor, find_program};
+
+/// What is known of the job and its host.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The job's PATH.
+    pub path: OsString,
+    /// Where this program is.
+    pub program: Option<PathBuf>,
+    /// The state folder, where the job does not name one itself.
+    pub state: Option<PathBuf>,
+    /// The folders in which Nix is looked for, best first.
+    pub nix_folders: Vec<PathBuf>,
+}
+
+/// The folders in which Nix puts its programs: its installers' default profile, the user's profiles (old and new place),
+/// NixOS's profiles for users and for the system.
+#[must_use]
+pub fn nix_folders(
+    home: Option<&Path>,
+    state_home: Option<&Path>,
+    user: Option<&OsStr>,
+) -> Vec<PathBuf> {
+    let mut folders = vec![PathBuf::from("/nix/var/nix/profiles/default/bin")];
+    folders.extend(home.map(|home| home.join(".nix-profile/bin")));
+    folders.extend(state_home.map(|state| state.join("nix/profile/bin")));
+    folders.extend(user.map(|user| Path::new("/etc/profiles/per-user").join(user).join("bin")));
+    folders.push("/run/current-system/sw/bin".into());
+    folders
+}
+
+/// The variables that a job gets. What is on its PATH stays first there: nothing of the job's is hidden.
+#[must_use]
+pub fn variables(surroundings: &Surroundings) -> Vec<(&'static str, OsString)> {
+    let mut path = surroundings.path.clone();
+    let mut append = |program: &str, folder: &Path| {
+        let there = find_program(folder.join(program).as_os_str(), &path).is_some();
+        if there && find_program(OsStr::new(program), &path).is_none() {
+            if !path.is_empty() {
+                path.push(":");
+            }
+            path.push(folder);
+        }
+    };
+    for folder in &surroundings.nix_folders {
+        append("nix-store", folder);
+    }
+    if let Some(folder) = surroundings.program.as_deref().and_then(Path::parent) {
+        append("eval-once", folder);
+    }
+    let mut variables = Vec::new();
+    if path != surroundings.path {
+        variables.push(("PATH", path));
+    }
+    variables.extend(
+        surroundings
+            .program
+            .clone()
+            .map(|program| ("EVAL_ONCE_BIN", program.into())),
+    );
+    variables.extend(
+        surroundings
+            .state
+            .clone()
+            .map(|state| ("EVAL_ONCE_STATE_DIR", state.into())),
+    );
+    variables
+}
+
+/// The variables as text that a POSIX shell can `eval`.
+#[must_use]
+pub fn as_shell(variables: &[(&str, OsString)]) -> Vec<u8> {
+    let mut text = Vec::new();
+    for (name, value) in variables {
+        let quoted = value
+            .as_bytes()
+            .split(|byte| *byte == b'\'')
+            .collect::<Vec<_>>()
+            .join(&b"'\\''"[..]);
+        let _ = write!(text, "export {name}='");
+        text.extend(quoted);
+        text.extend(b"'\n");
+    }
+    text
+}
+
+/// Sets the variables by the agent's Job API, for a hook that is no shell script and so cannot export anything.
+///
+/// # Errors
+/// `buildkite-agent` is missing (69), or cannot reach its own job (75).
+pub fn set_in_job(
+    variables: &[(&str, OsString)],
+    supervisor: &mut Supervisor,
+) -> Result<(), Failure> {
+    if variables.is_empty() {
+        return Ok(());
+    }
+    let mut line = CommandLine::new("buildkite-agent", &["env", "set"]);
+    for (name, value) in variables {
+        let mut assignment = OsString::from(format!("{name}="));
+        assignment.push(value);
+        line.arguments.push(assignment);
+    }
+    let mut said = Vec::new();
+    let finished = supervisor.run(&line, OnStop::TermThenKill, &mut said)?;
+    if finished.ending.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&said).trim().to_owned();
+    Err(anyhow::anyhow!("`{line}` {}", finished.ending))
+        .classify(Class::Surroundings, || {
+            format!("cannot set the job's environment: {said}")
+        })
+        .map_err(|failure| failure.hint("the agent must not be started with --no-job-api"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn nix_is_appended_where_it_is_not_on_the_path_and_only_then() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let nix_store = folder.path().join("nix-store");
+        std::fs::write(&nix_store, "").unwrap();
+        std::fs::set_permissions(&nix_store, PermissionsExt::from_mode(0o755)).unwrap();
+        let mut surroundings = Surroundings {
+            path: "/nowhere".into(),
+            program: None,
+            state: None,
+            nix_folders: vec![
+                "/not/here".into(),
+                folder.path().into(),
+                folder.path().join("later"),
+            ],
+        };
+        let expected = format!("/nowhere:{}", folder.path().display());
+        assert_eq!(
+            variables(&surroundings),
+            [("PATH", OsString::from(&expected))]
+        );
+        surroundings.path = expected.into();
+        assert_eq!(variables(&surroundings), []);
+    }
+
+    #[test]
+    fn any_value_survives_a_shell() {
+        let value = OsStr::from_bytes(b"it's $HOME `x` \xff \n end");
+        let mut script = as_shell(&[("VALUE", value.to_owned())]);
+        script.extend(b"printf %s \"$VALUE\"");
+        let output = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(OsStr::from_bytes(&script))
+            .output()
+            .unwrap();
+        assert_eq!(output.stdout, value.as_bytes());
+    }
+}

@@ -1,0 +1,174 @@
+//! What a failure means to whoever retries: its class, and the exit status of that class.
+//!
+//! Users write `retry:` and `soft_fail:` on these numbers, so they are a contract. Everything in the program that can
+//! fail for a reason of the user's says so as a [`Failure`]; the number is made in one place, [`Class::status`].
+//! This module does not know Nix: how an ending of Nix becomes a class is [`crate::nix::class`]'s decision.
+
+use std::fmt;
+
+/// Why something failed, in the terms of someone who decides whether to try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A builder failed, also one that evaluation needed.
+    Build,
+    /// `timeout` or `max-silent-time` ran out.
+    Timeout,
+    /// A fixed output had another hash than it promised.
+    Hash,
+    /// Several of the classes above at once.
+    Mixed,
+    /// A rebuild made for comparison gave something else.
+    Nondeterministic,
+    /// The configuration is wrong, or the out-link cannot be made. Nothing was built.
+    Config,
+    /// The Nix expression does not evaluate.
+    Evaluation,
+    /// A program that is needed is not there.
+    MissingProgram,
+    /// A bug of ours.
+    Bug,
+    /// The surroundings failed (daemon, disk, network): worth retrying.
+    Surroundings,
+    /// Evaluating again gave another `.drv`, and the user asked for that to fail.
+    Drift,
+    /// We were stopped by this signal, or Nix was killed by it.
+    Signal(i32),
+}
+
+impl Class {
+    /// The exit status of this class.
+    ///
+    /// 64–75 are `sysexits.h`'s, 100–104 are Nix's own, 128 + n is the shells'. Never 94, 125 or 255: the agent
+    /// gives those meanings of its own.
+    #[must_use]
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Config => 64,
+            Self::Evaluation => 65,
+            Self::MissingProgram => 69,
+            Self::Bug => 70,
+            Self::Surroundings => 75,
+            Self::Drift => 76,
+            Self::Build => 100,
+            Self::Timeout => 101,
+            Self::Hash => 102,
+            Self::Mixed => 103,
+            Self::Nondeterministic => 104,
+            // Signals are numbered from 1 to 64 at most.
+            Self::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX - 1),
+        }
+    }
+
+    /// The class's name in reports and documentation.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Build => "build",
+            Self::Timeout => "timeout",
+            Self::Hash => "hash",
+            Self::Mixed => "mixed",
+            Self::Nondeterministic => "nondeterministic",
+            Self::Config => "config",
+            Self::Evaluation => "evaluation",
+            Self::MissingProgram => "missing-program",
+            Self::Bug => "bug",
+            Self::Surroundings => "surroundings",
+            Self::Drift => "drift",
+            Self::Signal(_) => "signal",
+        }
+    }
+}
+
+/// A failure that is told to the user: its class, what happened, and what to do about it where that is known.
+#[derive(Debug)]
+pub struct Failure {
+    /// What it means to whoever retries.
+    pub class: Class,
+    /// What happened: the outermost context says what we were doing, the innermost what the system said.
+    pub error: anyhow::Error,
+    /// What to do next, as one sentence.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure of `class` that is told in the words of `message`.
+    pub fn new(class: Class, message: impl fmt::Display) -> Self {
+        Self {
+            class,
+            error: anyhow::anyhow!("{message}"),
+            hint: None,
+        }
+    }
+
+    /// The same failure with a hint for the reader of a CI log, who cannot ask back.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+/// Gives an error its class, together with what we were doing.
+pub trait Classify<T> {
+    /// Turns an error into a [`Failure`] of `class`; `doing` becomes the outermost part of its message.
+    ///
+    /// # Errors
+    /// The error there was, classified.
+    fn classify(self, class: Class, doing: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<anyhow::Error>> Classify<T> for Result<T, E> {
+    fn classify(self, class: Class, doing: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|error| Failure {
+            class,
+            error: error.into().context(doing()),
+            hint: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_status_has_a_meaning_of_the_agents() {
+        use Class::{
+            Bug, Build, Config, Drift, Evaluation, Hash, MissingProgram, Mixed, Nondeterministic,
+            Surroundings, Timeout,
+        };
+        let classes = [
+            Build,
+            Timeout,
+            Hash,
+            Mixed,
+            Nondeterministic,
+            Config,
+            Evaluation,
+            MissingProgram,
+            Bug,
+            Surroundings,
+            Drift,
+        ];
+        let mut seen: Vec<u8> = classes.map(Class::status).to_vec();
+        seen.extend((1..=64).map(|signal| Class::Signal(signal).status()));
+        assert!(
+            !seen.iter().any(|status| [0, 94, 125, 255].contains(status)),
+            "{seen:?}"
+        );
+        let distinct: std::collections::BTreeSet<_> = seen.iter().collect();
+        assert_eq!(
+            distinct.len(),
+            seen.len(),
+            "two classes share a status: {seen:?}"
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! What a job of the agent's becomes when our hook has it: a step of ours, or the job as it would have been without us.
+//!
+//! In both cases the job's own command *replaces* our process, so that its standard input, terminal, signals and ending are
+//! those it has without us.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+use crate::buildkite::default_command::{Job, is_eval_once_step, program};
+use crate::exit::{Class, Failure};
+use crate::log::Log;
+use crate::nix::StorePath;
+use crate::step::{self, Order, main_output};
+use crate::supervise::{Program, Supervisor, become_program, find_program};
+
+/// The status with which the agent ends a job whose command it refuses to run, or cannot start.
+const REFUSED: u8 = 1;
+
+/// Runs a job that is not ours exactly as the agent would have run it. Returns only where that is refused or fails, with
+/// the status that the job then has.
+#[must_use]
+pub fn pass_through(job: &Job) -> u8 {
+    replaced_by(
+        program(job).map_err(|refusal| refusal.to_string()),
+        become_program,
+    )
+}
+
+/// Builds the step, and then becomes the job's own command, where there is one to run. Returns the status where not.
+///
+/// # Errors
+/// The step failed; its command is not run then.
+pub fn step(
+    order: Order,
+    mut job: Job,
+    mut supervisor: Supervisor,
+    log: Log,
+) -> Result<u8, Failure> {
+    let done = step::perform(order, &mut supervisor, log)?;
+    let nothing = String::from_utf8_lossy(job.command.as_bytes())
+        .trim()
+        .is_empty();
+    if !done.command || nothing || is_eval_once_step(&job.command) {
+        return Ok(0);
+    }
+    log.say("running the step's own command");
+    job.environment = environment_of_command(job.environment, &done.outputs);
+    let program = program(&job).map_err(|refusal| refusal.to_string());
+    Ok(replaced_by(program, |program| {
+        supervisor.become_program(program)
+    }))
+}
+
+/// A command that is given on our own command line, behind `--`.
+#[derive(Debug)]
+pub struct Given {
+    /// The program and its arguments.
+    pub words: Vec<OsString>,
+    /// Our environment.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// Becomes the command that was given on the command line. Returns only where that fails.
+#[must_use]
+pub fn become_given(
+    given: Given,
+    outputs: &BTreeMap<String, StorePath>,
+    supervisor: Supervisor,
+) -> Failure {
+    let environment = environment_of_command(given.environment, outputs);
+    let name = given.words.first().cloned().unwrap_or_default();
+    let path = environment
+        .iter()
+        .find(|(name, _)| name == "PATH")
+        .map(|(_, path)| path.clone())
+        .unwrap_or_default();
+    let Some(path) = find_program(&name, &path) else {
+        let name = name.to_string_lossy();
+        return Failure::new(
+            Class::MissingProgram,
+            format_args!("the command {name} is neither a program nor on PATH"),
+        );
+    };
+    let program = Program {
+        path,
+        arguments: given.words,
+        environment,
+    };
+    let error = supervisor.become_program(&program);
+    Failure::new(
+        Class::MissingProgram,
+        format_args!("cannot run {}: {error}", program.path.display()),
+    )
+}
+
+fn replaced_by(
+    program: Result<Program, String>,
+    become_program: impl FnOnce(&Program) -> std::io::Error,
+) -> u8 {
+    let error = match program {
+        Ok(program) => format!("{}: {}", program.path.display(), become_program(&program)),
+        Err(refusal) => refusal,
+    };
+    // In the agent's words: this job is not ours to comment.
+    let _ = writeln!(std::io::stderr(), "🚨 Error: {error}");
+    REFUSED
+}
+
+/// The environment of a command that follows a step: `EVAL_ONCE_OUT` is the output `out`, else the first, and
+/// `EVAL_ONCE_OUT_<NAME>` each of them. What told *us* what to do is removed.
+#[must_use]
+pub fn environment_of_command(
+    environment: Vec<(OsString, OsString)>,
+    outputs: &BTreeMap<String, StorePath>,
+) -> Vec<(OsString, OsString)> {
+    let mut outs: BTreeMap<String, &StorePath> = BTreeMap::new();
+    outs.extend(main_output(outputs).map(|path| ("EVAL_ONCE_OUT".to_owned(), path)));
+    for (output, path) in outputs {
+        let name = output.chars().map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_uppercase()
+            } else {
+                '_'
+            }
+        });
+        outs.insert(format!("EVAL_ONCE_OUT_{}", name.collect::<String>()), path);
+    }
+    let told_to_us = |name: &OsString| {
+        name == "EVAL_ONCE_STEP"
+            || name.as_bytes().starts_with(b"BUILDKITE_HOOK_")
+            || name.as_bytes().starts_with(b"EVAL_ONCE_OUT")
+    };
+    let others = environment
+        .into_iter()
+        .filter(|(name, _)| !told_to_us(name));
+    let outs = outs.into_iter().map(|(name, path)| {
+        (
+            OsString::from(name),
+            OsString::from_vec(path.as_str().as_bytes().to_vec()),
+        )
+    });
+    others.chain(outs).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_told_where_the_outputs_are_and_not_what_we_were_told() {
+        let path = |name: &str| {
+            StorePath::parse(&format!("/s/0123456789abcdfghijklmnpqrsvwxyz-{name}")).unwrap()
+        };
+        let outputs = [("dev", "a"), ("my-lib.so", "b")]
+            .map(|(name, p)| (name.to_owned(), path(p)))
+            .into();
+        let environment = [
+            "PATH",
+            "EVAL_ONCE_STEP",
+            "BUILDKITE_HOOK_SCOPE",
+            "BUILDKITE_HOOKS_PATH",
+            "EVAL_ONCE_OUT_OLD",
+        ];
+        let environment = environment.map(|name| (name.into(), "x".into())).to_vec();
+        let names: Vec<_> = environment_of_command(environment, &outputs)
+            .into_iter()
+            .map(|(name, _)| name.into_string().unwrap())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "PATH",
+                "BUILDKITE_HOOKS_PATH",
+                "EVAL_ONCE_OUT",
+                "EVAL_ONCE_OUT_DEV",
+                "EVAL_ONCE_OUT_MY_LIB_SO"
+            ]
+        );
+    }
+}

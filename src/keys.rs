@@ -1,0 +1,226 @@
+//! Keys that a user has written, read strictly: whatever is not understood is refused by name before anything is run.
+//!
+//! Plugin configuration, `EVAL_ONCE_STEP` and flags all arrive here as one JSON object, so a key means the same wherever it
+//! was written, and is checked in one place. This module does not know what the keys mean.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use serde_json::{Map, Value};
+
+use crate::exit::{Class, Classify as _, Failure};
+
+/// A JSON object: keys as they were written.
+pub type Keys = Map<String, Value>;
+
+/// Reads keys from the JSON in the variable `variable`.
+///
+/// # Errors
+/// It is no JSON object (64).
+pub fn parse(text: &str, variable: &str) -> Result<Keys, Failure> {
+    let value: Value = serde_json::from_str(text).classify(Class::Config, || {
+        format!("{variable} cannot be read as JSON")
+    })?;
+    match value {
+        Value::Object(keys) => Ok(keys),
+        other => Err(refuse(format_args!(
+            "{variable} is {}, and must be a JSON object",
+            found(&other)
+        ))),
+    }
+}
+
+/// A refusal: the configuration is wrong, and nothing was run.
+pub fn refuse(message: impl Display) -> Failure {
+    Failure::new(Class::Config, message)
+}
+
+/// The keys that are left to read, each taken out as it is read.
+#[derive(Debug)]
+pub struct Reader {
+    keys: Keys,
+    expected: Vec<&'static str>,
+}
+
+impl Reader {
+    /// Begins to read.
+    ///
+    /// # Errors
+    /// A value is null, or holds what no program's argument can hold.
+    pub fn new(keys: Keys) -> Result<Self, Failure> {
+        if let Some(key) = find_value(&keys, &Value::is_null) {
+            return Err(refuse(format_args!(
+                "`{key}` is null: leave it out, or give it a value"
+            )));
+        }
+        if let Some(key) = find_value(&keys, &|value| {
+            value.as_str().is_some_and(|text| text.contains('\0'))
+        }) {
+            return Err(refuse(format_args!("`{key}` holds a NUL character")));
+        }
+        Ok(Self {
+            keys,
+            expected: Vec::new(),
+        })
+    }
+
+    /// Reads one key. `read` gives nothing for a value of the wrong type, and the end of a sentence that begins with the key
+    /// for a value that is wrong in another way.
+    ///
+    /// # Errors
+    /// The value is not what is `expected`.
+    pub fn take<T>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        read: impl FnOnce(Value) -> Option<Result<T, String>>,
+    ) -> Result<Option<T>, Failure> {
+        self.expected.push(key);
+        let Some(value) = self.keys.remove(key) else {
+            return Ok(None);
+        };
+        let found = found(&value);
+        match read(value) {
+            Some(Ok(value)) => Ok(Some(value)),
+            Some(Err(wrong)) => Err(refuse(format_args!("`{key}` {wrong}"))),
+            None => Err(refuse(format_args!(
+                "`{key}` is {found}, and must be {expected}"
+            ))),
+        }
+    }
+
+    /// Reads a string that says something.
+    ///
+    /// # Errors
+    /// It is empty, or no string.
+    pub fn string(&mut self, key: &'static str) -> Result<Option<String>, Failure> {
+        self.take(key, "a string that is not empty", |value| {
+            string(value).filter(|text| !text.is_empty()).map(Ok)
+        })
+    }
+
+    /// Reads one of two words.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        choices: [(&str, T); 2],
+    ) -> Result<Option<T>, Failure> {
+        let [(first, _), (second, _)] = choices;
+        self.take(key, &format!("`{first}` or `{second}`"), |value| {
+            let text = value.as_str()?;
+            choices
+                .iter()
+                .find(|(choice, _)| *choice == text)
+                .map(|(_, meaning)| Ok(*meaning))
+        })
+    }
+
+    /// Reads a map whose values are read one by one, as in [`Reader::take`]; absent, it is empty.
+    ///
+    /// # Errors
+    /// It is no map, or one of its values is wrong: that one is named.
+    pub fn map<T>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        read: impl Fn(&str, Value) -> Option<Result<T, String>>,
+    ) -> Result<BTreeMap<String, T>, Failure> {
+        let map = self.take(key, "a map", |value| match value {
+            Value::Object(map) => Some(Ok(map)),
+            _ => None,
+        })?;
+        map.unwrap_or_default()
+            .into_iter()
+            .map(|(name, value)| {
+                let found = found(&value);
+                match read(&name, value) {
+                    Some(Ok(value)) => Ok((name, value)),
+                    Some(Err(wrong)) => Err(refuse(format_args!("`{key}.{name}` {wrong}"))),
+                    None => Err(refuse(format_args!(
+                        "`{key}.{name}` is {found}, and must be {expected}"
+                    ))),
+                }
+            })
+            .collect()
+    }
+
+    /// Refuses a key that is a promise so far.
+    ///
+    /// # Errors
+    /// It is there.
+    pub fn not_yet(&mut self, key: &'static str) -> Result<(), Failure> {
+        self.expected.push(key);
+        if self.keys.contains_key(key) {
+            return Err(refuse(format_args!(
+                "`{key}` is not in this version of eval-once"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Ends reading; `whose` keys they were.
+    ///
+    /// # Errors
+    /// A key is left over: nobody knows it.
+    pub fn finish(self, whose: &str) -> Result<(), Failure> {
+        let Some((key, _)) = self.keys.iter().next() else {
+            return Ok(());
+        };
+        let expected = self.expected.join(", ");
+        Err(refuse(format_args!("`{key}` is not a key of {whose}"))
+            .hint(format!("the keys of {whose} are {expected}")))
+    }
+}
+
+/// A string.
+#[must_use]
+pub fn string(value: Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// A string, number or boolean as Nix's command line takes it, for [`Reader::map`].
+#[must_use]
+pub fn scalar(value: Value) -> Option<Result<String, String>> {
+    match value {
+        Value::String(text) => Some(Ok(text)),
+        Value::Number(_) | Value::Bool(_) => Some(Ok(value.to_string())),
+        _ => None,
+    }
+}
+
+/// What a value is, for someone who expected something else.
+fn found(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::String(text) if text.is_empty() => "an empty string".into(),
+        Value::String(text) => format!("{text:?}"),
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "a map".into(),
+    }
+}
+
+/// The place of the first value in `keys`, however deep, that is `wrong`: `arg.x`, `include[1]`.
+pub fn find_value(keys: &Keys, wrong: &impl Fn(&Value) -> bool) -> Option<String> {
+    fn below(path: String, value: &Value, wrong: &impl Fn(&Value) -> bool) -> Option<String> {
+        match value {
+            _ if wrong(value) => Some(path),
+            Value::Array(list) => list
+                .iter()
+                .enumerate()
+                .find_map(|(i, value)| below(format!("{path}[{i}]"), value, wrong)),
+            Value::Object(map) => map
+                .iter()
+                .find_map(|(key, value)| below(format!("{path}.{key}"), value, wrong)),
+            _ => None,
+        }
+    }
+    keys.iter()
+        .find_map(|(key, value)| below(key.clone(), value, wrong))
+}

@@ -1,0 +1,42 @@
+//! Our own lines in a job's log: on standard error, each behind the program's name.
+//!
+//! Nothing here fails: a log that nobody reads any more (a closed terminal, a full disk) is no reason to stop a build.
+
+use std::fmt::Display;
+use std::io::{Write as _, stderr};
+
+use crate::exit::Failure;
+
+/// Where our lines go, and how much is said.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// Also say which commands are run (`EVAL_ONCE_LOG=debug`).
+    pub debug: bool,
+}
+
+impl Log {
+    /// Says something the reader of a log wants to know of every step.
+    pub fn say(self, message: impl Display) {
+        let _ = writeln!(stderr(), "eval-once: {message}");
+    }
+
+    /// Says something that is not as it should be but stops nothing.
+    pub fn warn(self, message: impl Display) {
+        self.say(format_args!("warning: {message}"));
+    }
+
+    /// Says something that only helps to find out why eval-once did what it did.
+    pub fn debug(self, message: impl Display) {
+        if self.debug {
+            self.say(format_args!("debug: {message}"));
+        }
+    }
+
+    /// Says why we end without success, once, at the very end.
+    pub fn failure(self, failure: &Failure) {
+        self.say(format_args!("error: {failure}"));
+        if let Some(hint) = &failure.hint {
+            self.say(format_args!("hint: {hint}"));
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Attribute paths: exact lists of names, however they are spelt.
+
+use std::fmt;
+
+/// The way from a Nix expression's value to one attribute of it. The names may hold anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AttrPath(Vec<String>);
+
+/// Why a dotted attribute path cannot be read, as the end of a sentence that begins with the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadAttrPath(&'static str);
+
+impl fmt::Display for BadAttrPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for BadAttrPath {}
+
+impl AttrPath {
+    /// The path that consists of exactly these names.
+    #[must_use]
+    pub fn new(names: Vec<String>) -> Self {
+        Self(names)
+    }
+
+    /// Reads `a.b."c d"`: names separated by dots, quoted as in the Nix language where they need it. The empty string
+    /// is the root, as for `nix-build -A ''`.
+    ///
+    /// # Errors
+    /// A name is empty though not quoted, a quote is not closed, or something follows one.
+    pub fn parse(dotted: &str) -> Result<Self, BadAttrPath> {
+        let mut names = Vec::new();
+        let mut rest = dotted.chars().peekable();
+        if rest.peek().is_none() {
+            return Ok(Self(names));
+        }
+        loop {
+            let mut name = String::new();
+            if rest.next_if_eq(&'"').is_some() {
+                loop {
+                    match rest
+                        .next()
+                        .ok_or(BadAttrPath("has a quote that is not closed"))?
+                    {
+                        '"' => break,
+                        '\\' => match rest
+                            .next()
+                            .ok_or(BadAttrPath("has a quote that is not closed"))?
+                        {
+                            'n' => name.push('\n'),
+                            'r' => name.push('\r'),
+                            't' => name.push('\t'),
+                            other => name.push(other),
+                        },
+                        other => name.push(other),
+                    }
+                }
+                if rest.peek().is_some_and(|next| *next != '.') {
+                    return Err(BadAttrPath(
+                        "has a quote inside a name: quote the whole name",
+                    ));
+                }
+            } else {
+                while let Some(c) = rest.next_if(|c| *c != '.') {
+                    if c == '"' {
+                        return Err(BadAttrPath(
+                            "has a quote inside a name: quote the whole name",
+                        ));
+                    }
+                    name.push(c);
+                }
+                if name.is_empty() {
+                    return Err(BadAttrPath(
+                        "has an empty name: one that is meant is written \"\"",
+                    ));
+                }
+            }
+            names.push(name);
+            if rest.next().is_none() {
+                return Ok(Self(names));
+            }
+        }
+    }
+
+    /// The names, outermost first.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.0
+    }
+
+    /// What `nix-build -A` takes for this path, where it can say it.
+    ///
+    /// Measured: inside its quotes nothing can be escaped, an empty name is an error or ignored, and a name that is a
+    /// number indexes a list and is never looked for in a set.
+    #[must_use]
+    pub fn as_selection(&self) -> Option<String> {
+        let plain = |name: &String| {
+            let digits = name.strip_prefix('+').unwrap_or(name);
+            !name.contains('"') && !digits.chars().all(|c| c.is_ascii_digit())
+        };
+        self.0.iter().all(plain).then(|| {
+            let quoted = |name: &String| {
+                if name.contains('.') {
+                    format!("\"{name}\"")
+                } else {
+                    name.clone()
+                }
+            };
+            self.0.iter().map(quoted).collect::<Vec<_>>().join(".")
+        })
+    }
+}
+
+/// As one would write it in the Nix language.
+impl fmt::Display for AttrPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, name) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str(".")?;
+            }
+            let mut characters = name.chars();
+            let plain = characters
+                .next()
+                .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+                && characters.all(|c| c.is_ascii_alphanumeric() || "_-'".contains(c));
+            if plain {
+                f.write_str(name)?;
+            } else {
+                f.write_str(&string_literal(name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `text` as a string of the Nix language, on one line.
+pub(super) fn string_literal(text: &str) -> String {
+    let mut literal = String::with_capacity(text.len() + 2);
+    literal.push('"');
+    for c in text.chars() {
+        match c {
+            // A bare carriage return would be read as part of a line break.
+            '\r' => literal.push_str("\\r"),
+            '\n' => literal.push_str("\\n"),
+            '\t' => literal.push_str("\\t"),
+            '"' | '\\' | '$' => literal.extend(['\\', c]),
+            other => literal.push(other),
+        }
+    }
+    literal.push('"');
+    literal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names(path: &str) -> Vec<String> {
+        AttrPath::parse(path).unwrap().names().to_vec()
+    }
+
+    #[test]
+    fn dots_separate_and_quotes_protect() {
+        assert_eq!(names("a.b.c"), ["a", "b", "c"]);
+        assert_eq!(names(r#"a."b.c".d"#), ["a", "b.c", "d"]);
+        assert_eq!(names(r#""say \"hi\"\n"."""#), ["say \"hi\"\n", ""]);
+        assert_eq!(names("a b.$x"), ["a b", "$x"]);
+        assert!(names("").is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for bad in [".", "a.", ".a", "a..b", "\"a", "\"a\"b", "a\"b\"", "\"a\\"] {
+            assert!(AttrPath::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_selection_says_only_what_nix_build_would_understand_alike() {
+        let selection = |names: &[&str]| {
+            AttrPath::new(names.iter().map(ToString::to_string).collect()).as_selection()
+        };
+        assert_eq!(
+            selection(&["a", "b.c", "d e", "${x}"]).unwrap(),
+            "a.\"b.c\".d e.${x}"
+        );
+        assert_eq!(selection(&[]).unwrap(), "");
+        for unspeakable in ["\"", "", "0", "+1"] {
+            assert_eq!(selection(&["a", unspeakable]), None, "{unspeakable}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_path_that_is_written_down_reads_back_the_same(names in proptest::collection::vec(".*|[a-z\".$\\\\\r\n]{0,6}", 0..4)) {
+            let path = AttrPath::new(names);
+            prop_assert_eq!(AttrPath::parse(&path.to_string()).unwrap(), path);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The command lines of Nix's programs. Each is a function from values to an argument vector.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use super::{DrvPath, Evaluation, StorePath};
+use crate::supervise::CommandLine;
+
+/// Nix settings for every program of a step, in the order in which `--option` gets them.
+pub type Options = [(String, String)];
+
+fn command(program: &'static str, arguments: &[&str], options: &Options) -> CommandLine {
+    let mut command = CommandLine::new(program, arguments);
+    for (name, value) in options {
+        command
+            .arguments
+            .extend(["--option".into(), name.into(), value.into()]);
+    }
+    command
+}
+
+fn rooted(mut command: CommandLine, link: Option<&Path>) -> CommandLine {
+    if let Some(link) = link {
+        command.arguments.extend(["--add-root".into(), link.into()]);
+    }
+    command
+}
+
+/// Builds or substitutes all outputs of `drv`, and links them at `link`, `link-dev`, …; prints the links.
+///
+/// `nix-store --realise DRV` means the same in every version, which `nix build DRV` does not (from 2.15 on it builds nothing).
+#[must_use]
+pub fn realise(drv: &DrvPath, link: Option<&Path>, options: &Options) -> CommandLine {
+    rooted(
+        command(
+            "nix-store",
+            &["--realise", drv.as_store_path().as_str()],
+            options,
+        ),
+        link,
+    )
+}
+
+/// [`realise`] of what an evaluation prints, for showing: the path stands as `DRV`.
+#[must_use]
+pub fn realise_printed(link: Option<&Path>, options: &Options) -> CommandLine {
+    rooted(command("nix-store", &["--realise", "DRV"], options), link)
+}
+
+/// Substitutes `paths` where they are not valid, and roots them at `link`, `link-2`, … in their order; makes no link
+/// unless all of them are there in the end.
+#[must_use]
+pub fn obtain(paths: &[&StorePath], link: Option<&Path>, options: &Options) -> CommandLine {
+    let mut arguments = vec!["--realise"];
+    arguments.extend(paths.iter().map(|path| path.as_str()));
+    rooted(command("nix-store", &arguments, options), link)
+}
+
+/// Says on standard error which of `paths` would be fetched, and which Nix would not know how to come by.
+#[must_use]
+pub fn would_obtain(paths: &[&StorePath], options: &Options) -> CommandLine {
+    let mut arguments = vec!["--realise", "--dry-run"];
+    arguments.extend(paths.iter().map(|path| path.as_str()));
+    command("nix-store", &arguments, options)
+}
+
+/// Prints `path` where it is not valid. Status 0 says that the store could be asked; without `--print-invalid` a dead
+/// daemon would look like an invalid path.
+#[must_use]
+pub fn check_validity(path: &StorePath, options: &Options) -> CommandLine {
+    command(
+        "nix-store",
+        &["--check-validity", "--print-invalid", path.as_str()],
+        options,
+    )
+}
+
+/// The same question to a binary cache.
+#[must_use]
+pub fn check_cache(cache: &str, path: &StorePath) -> CommandLine {
+    CommandLine::new(
+        "nix-store",
+        &[
+            "--store",
+            cache,
+            "--check-validity",
+            "--print-invalid",
+            path.as_str(),
+        ],
+    )
+}
+
+/// Realises nothing at all: status 0 says that the store can be asked. (Measured: it connects to a daemon all the same.)
+#[must_use]
+pub fn ask_store(options: &Options) -> CommandLine {
+    command("nix-store", &["--realise"], options)
+}
+
+/// Prints Nix's settings, `substituters = …` among them.
+#[must_use]
+pub fn show_config(options: &Options) -> CommandLine {
+    command(
+        "nix",
+        &[
+            "--extra-experimental-features",
+            "nix-command",
+            "show-config",
+        ],
+        options,
+    )
+}
+
+/// Evaluates, writes the `.drv`, roots it at `root`, and prints one line for every derivation there is.
+#[must_use]
+pub fn instantiate(
+    evaluation: &Evaluation,
+    locked: Option<&str>,
+    root: Option<&Path>,
+    options: &Options,
+) -> CommandLine {
+    rooted(
+        evaluating("nix-instantiate", &[], evaluation, locked, options),
+        root,
+    )
+}
+
+/// Prints the value that [`instantiate`] found no single derivation in.
+#[must_use]
+pub fn show_value(evaluation: &Evaluation, locked: Option<&str>, options: &Options) -> CommandLine {
+    evaluating("nix-instantiate", &["--eval"], evaluation, locked, options)
+}
+
+/// Prints where a flake is, as JSON, and writes no lock file.
+#[must_use]
+pub fn flake_metadata(flake: &str, folder: &Path, options: &Options) -> CommandLine {
+    let arguments = [
+        "--extra-experimental-features",
+        "nix-command flakes",
+        "flake",
+        "metadata",
+        "--json",
+        "--no-write-lock-file",
+        flake,
+    ];
+    let mut command = command("nix", &arguments, options);
+    command.folder = Some(folder.to_owned());
+    command
+}
+
+/// What one would type to get the outputs of an evaluation without us.
+#[must_use]
+pub fn nix_build(evaluation: &Evaluation, link: Option<&Path>, options: &Options) -> CommandLine {
+    use super::Source;
+    let mut by_hand = match (&evaluation.source, evaluation.attr.names()) {
+        (Source::Flake(flake), names) => {
+            let attribute = if names.is_empty() {
+                String::new()
+            } else {
+                format!("#{}", evaluation.attr)
+            };
+            let mut by_hand = command("nix", &["build", &format!("{flake}{attribute}")], options);
+            by_hand.folder = Some(evaluation.folder.clone());
+            by_hand
+        }
+        _ => evaluating("nix-build", &[], evaluation, None, options),
+    };
+    by_hand.arguments.extend(out_link(link));
+    by_hand
+}
+
+/// What one would type to build a recorded `.drv` without us.
+#[must_use]
+pub fn nix_build_drv(drv: &DrvPath, link: Option<&Path>, options: &Options) -> CommandLine {
+    let mut by_hand = command("nix-build", &[drv.as_store_path().as_str()], options);
+    by_hand.arguments.extend(out_link(link));
+    by_hand
+}
+
+fn out_link(link: Option<&Path>) -> Vec<OsString> {
+    link.map_or_else(
+        || vec!["--no-out-link".into()],
+        |link| vec!["--out-link".into(), link.into()],
+    )
+}
+
+fn evaluating(
+    program: &'static str,
+    arguments: &[&str],
+    evaluation: &Evaluation,
+    locked: Option<&str>,
+    options: &Options,
+) -> CommandLine {
+    let mut command = command(program, arguments, options);
+    command.arguments.extend(evaluation.arguments(locked));
+    command.folder = Some(evaluation.folder.clone());
+    command
+}

@@ -1,0 +1,299 @@
+//! What is evaluated, and how Nix's programs are told.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::AttrPath;
+use super::attr_path::string_literal;
+
+/// Where a Nix expression comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// As for `nix-build FILE`: a path, `<…>` on the search path, or the URL of an archive.
+    File(String),
+    /// A Nix expression.
+    Expr(String),
+    /// A flake reference, without a fragment.
+    Flake(String),
+}
+
+/// The value of a function argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Argument {
+    /// A Nix expression (`--arg`).
+    Expr(String),
+    /// A string (`--argstr`).
+    String(String),
+}
+
+/// One attribute of one expression, with everything that decides which `.drv` it gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evaluation {
+    /// Where the expression comes from.
+    pub source: Source,
+    /// Which attribute of it.
+    pub attr: AttrPath,
+    /// Function arguments, in the order of their names.
+    pub arguments: Vec<(String, Argument)>,
+    /// Search path entries (`-I`), first found first.
+    pub include: Vec<String>,
+    /// The folder in which relative paths start.
+    pub folder: PathBuf,
+}
+
+/// What of `nix flake metadata --json` decides how a flake is evaluated.
+#[derive(Debug, Deserialize)]
+pub struct FlakeMetadata {
+    url: String,
+    path: String,
+    /// The commit; a tree with changes has none.
+    revision: Option<String>,
+    #[serde(rename = "lastModified")]
+    last_modified: Option<i64>,
+    locked: Locked,
+}
+
+#[derive(Debug, Deserialize)]
+struct Locked {
+    #[serde(rename = "narHash")]
+    nar_hash: Option<String>,
+    dir: Option<String>,
+}
+
+impl FlakeMetadata {
+    /// A reference that pure evaluation takes, and that gives the same `.drv` as `nix build` of the flake: its URL where
+    /// that names a revision, else the copy in the store that this metadata was read from.
+    #[must_use]
+    pub fn locked_reference(&self) -> String {
+        if self.revision.is_some() {
+            return self.url.clone();
+        }
+        let mut parameters = Vec::new();
+        if let Some(hash) = &self.locked.nar_hash {
+            // A `+` would be read as itself by every Nix, but not by every reader of URLs.
+            parameters.push(format!(
+                "narHash={}",
+                hash.replace('+', "%2B")
+                    .replace('/', "%2F")
+                    .replace('=', "%3D")
+            ));
+        }
+        if let Some(seconds) = self.last_modified {
+            parameters.push(format!("lastModified={seconds}"));
+        }
+        if let Some(dir) = &self.locked.dir {
+            parameters.push(format!("dir={dir}"));
+        }
+        format!("path:{}?{}", self.path, parameters.join("&"))
+    }
+}
+
+/// Whether Nix takes `file` for something to fetch rather than for a path (`isUri` of its source).
+#[must_use]
+pub fn is_url(file: &str) -> bool {
+    const SCHEMES: [&str; 7] = ["http", "https", "file", "channel", "git", "s3", "ssh"];
+    file.starts_with("channel:")
+        || file.starts_with("flake:")
+        || file
+            .split_once("://")
+            .is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
+}
+
+impl Evaluation {
+    /// The path of the file that must be there for this to evaluate, where it is one.
+    #[must_use]
+    pub fn needs_file(&self) -> Option<PathBuf> {
+        match &self.source {
+            Source::File(file) if !is_url(file) && !is_on_search_path(file) => {
+                Some(self.folder.join(file))
+            }
+            _ => None,
+        }
+    }
+
+    /// The arguments with which `nix-instantiate`, and `nix-build` alike, evaluates this.
+    ///
+    /// `locked` is the flake's [`FlakeMetadata::locked_reference`]; it has no meaning for other sources.
+    pub(super) fn arguments(&self, locked: Option<&str>) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+        match (&self.source, self.attr.as_selection()) {
+            (Source::File(file), Some(selection)) => {
+                // A file whose name begins with a dash is no option.
+                let dash = if file.starts_with('-') { "./" } else { "" };
+                push(&[&format!("{dash}{file}")]);
+                if !selection.is_empty() {
+                    push(&["-A", &selection]);
+                }
+            }
+            (_, Some(selection)) => {
+                push(&["-E", &self.root(locked)]);
+                if !selection.is_empty() {
+                    push(&["-A", &selection]);
+                }
+            }
+            // Nix calls what is written here with the automatic arguments, and so hands them to us.
+            (_, None) => push(&["-E", &self.selected(locked)]),
+        }
+        if matches!(self.source, Source::Flake(_)) {
+            push(&[
+                "--extra-experimental-features",
+                "nix-command flakes",
+                "--option",
+                "pure-eval",
+                "true",
+            ]);
+        }
+        for (name, argument) in &self.arguments {
+            match argument {
+                Argument::Expr(expr) => push(&["--arg", name, expr]),
+                Argument::String(string) => push(&["--argstr", name, string]),
+            }
+        }
+        for entry in &self.include {
+            push(&["-I", entry]);
+        }
+        arguments
+    }
+
+    fn selected(&self, locked: Option<&str>) -> String {
+        let names: Vec<String> = self
+            .attr
+            .names()
+            .iter()
+            .map(|name| string_literal(name))
+            .collect();
+        format!(
+            "(select: root: names: {{ ... }}@arguments: select arguments root names)\n(\n{})\n(\n{}\n)\n[ {} ]",
+            include_str!("select.nix"),
+            self.root(locked),
+            names.join(" ")
+        )
+    }
+
+    /// An expression for the value that the attribute path starts at.
+    fn root(&self, locked: Option<&str>) -> String {
+        match &self.source {
+            // Nix would take a leading dash for an option.
+            Source::Expr(expr) if expr.starts_with('-') => format!(" {expr}"),
+            Source::Expr(expr) => expr.clone(),
+            Source::Flake(flake) => {
+                format!(
+                    "(builtins.getFlake {}).outputs",
+                    string_literal(locked.unwrap_or(flake))
+                )
+            }
+            Source::File(file) if is_url(file) => {
+                format!("import (builtins.fetchTarball {})", string_literal(file))
+            }
+            Source::File(file) if is_on_search_path(file) => {
+                let name = &file[1..file.len() - 1];
+                format!(
+                    "import (builtins.findFile builtins.nixPath {})",
+                    string_literal(name)
+                )
+            }
+            Source::File(file) => {
+                format!(
+                    "import {}",
+                    string_literal(&self.folder.join(file).to_string_lossy())
+                )
+            }
+        }
+    }
+}
+
+fn is_on_search_path(file: &str) -> bool {
+    file.len() > 2 && file.starts_with('<') && file.ends_with('>')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evaluation(source: Source, names: &[&str]) -> Evaluation {
+        Evaluation {
+            source,
+            attr: AttrPath::new(names.iter().map(ToString::to_string).collect()),
+            arguments: vec![
+                ("n".into(), Argument::Expr("1 + 1".into())),
+                ("s".into(), Argument::String("two".into())),
+            ],
+            include: vec!["lib=./lib".into()],
+            folder: "/checkout".into(),
+        }
+    }
+
+    #[test]
+    fn a_path_that_nix_can_spell_is_left_to_nix() {
+        let arguments = evaluation(Source::File("ci.nix".into()), &["a", "b.c"]).arguments(None);
+        assert_eq!(
+            arguments,
+            [
+                "ci.nix",
+                "-A",
+                "a.\"b.c\"",
+                "--arg",
+                "n",
+                "1 + 1",
+                "--argstr",
+                "s",
+                "two",
+                "-I",
+                "lib=./lib"
+            ]
+        );
+        let root = evaluation(Source::Expr("import ./x".into()), &[]).arguments(None);
+        assert_eq!(root[..3], ["-E", "import ./x", "--arg"]);
+        assert_eq!(
+            evaluation(Source::File("-x.nix".into()), &[]).arguments(None)[0],
+            "./-x.nix"
+        );
+    }
+
+    #[test]
+    fn a_path_that_nix_cannot_spell_is_written_as_strings() {
+        let arguments =
+            evaluation(Source::File("ci.nix".into()), &["a", "\"${x}\n"]).arguments(None);
+        let expr = arguments[1].to_str().unwrap();
+        assert!(expr.contains("import \"/checkout/ci.nix\""), "{expr}");
+        assert!(expr.ends_with(r#"[ "a" "\"\${x}\n" ]"#), "{expr}");
+    }
+
+    #[test]
+    fn a_flake_is_evaluated_from_its_revision_or_from_its_copy_in_the_store() {
+        let metadata = |json: &str| {
+            serde_json::from_str::<FlakeMetadata>(json)
+                .unwrap()
+                .locked_reference()
+        };
+        assert_eq!(
+            metadata(
+                r#"{"url":"git+file:///r?ref=main&rev=1ac0","path":"/s","revision":"1ac0","lastModified":7,"locked":{"narHash":"h"}}"#
+            ),
+            "git+file:///r?ref=main&rev=1ac0"
+        );
+        assert_eq!(
+            metadata(
+                r#"{"url":"git+file:///r","path":"/nix/store/x-source","lastModified":7,"locked":{"narHash":"sha256-a+b/c=","dir":"sub"}}"#
+            ),
+            "path:/nix/store/x-source?narHash=sha256-a%2Bb%2Fc%3D&lastModified=7&dir=sub"
+        );
+    }
+
+    #[test]
+    fn only_what_nix_would_fetch_is_a_url() {
+        for url in [
+            "https://example.org/x.tar.gz",
+            "channel:nixos-unstable",
+            "file:///x.tar.gz",
+        ] {
+            assert!(is_url(url), "{url}");
+        }
+        for path in ["ci.nix", "./a://b", "<nixpkgs>", "/x"] {
+            assert!(!is_url(path), "{path}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Nix as data: its names, its command lines, what its programs print, and what their endings mean.
+//!
+//! Nothing here starts a process. Facts that the Nix manual does not promise were measured (on 2.8, 2.26 and 2.34)
+//! and are kept true by the integration tests, which run against real Nix in private stores.
+
+mod attr_path;
+pub mod class;
+pub mod command;
+mod derivation;
+mod evaluation;
+mod listener;
+mod store_path;
+
+pub use attr_path::{AttrPath, BadAttrPath};
+pub use derivation::outputs_of_derivation;
+pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
+pub use listener::Listener;
+pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};

@@ -1,0 +1,715 @@
+//! What the user asked for: the command line and the environment, read once and turned into values.
+//!
+//! *Architecture invariant:* this is the only module that reads either. What it cannot read it refuses by name.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use serde_json::Value;
+
+use crate::buildkite::default_command::{self, Job};
+use crate::buildkite::plugin;
+use crate::environment::{Surroundings, nix_folders};
+use crate::exit::{Class, Failure};
+use crate::job::Given;
+use crate::keys::{self, Keys};
+use crate::log::Log;
+use crate::step::{Host, Order, Place};
+
+/// What eval-once was started to do.
+#[derive(Debug)]
+pub enum Invocation {
+    /// Build one target; then become this command, if there is one.
+    Step(Order, Option<Given>),
+    /// Say what a step would do; as JSON or for people.
+    Explain(Order, bool),
+    /// A job of the agent's: a step of ours, and the job whose command follows it.
+    JobStep(Order, Job),
+    /// A job of the agent's that is not ours.
+    OtherJob(Job),
+    /// The environment of a job, to be printed for a shell.
+    PrintEnvironment(Surroundings),
+    /// The environment of a job, to be set by the agent's Job API.
+    SetEnvironment(Surroundings),
+    /// The completions for a shell.
+    Completions(clap_complete::Shell),
+    /// Something for the user to read (`--help`, or what is wrong with the command line), and the status to end with.
+    Message(Box<clap::Error>, u8),
+}
+
+/// The program's environment.
+type Environment = BTreeMap<OsString, OsString>;
+
+const EXAMPLES: &str = "\
+Examples:
+  eval-once step --file ci.nix --attr packages.hello
+        builds a target that nobody recorded, as nix-build does
+  eval-once step --drv /nix/store/….drv --file ci.nix --attr packages.hello
+        realises the .drv, and evaluates again only where it is gone
+  eval-once step --file ci.nix -A app -- ./result/bin/app --self-test
+        builds, and then runs a command
+  eval-once explain --drv /nix/store/….drv
+        says what step would do, and does nothing
+
+In a Buildkite pipeline, use the plugin. Exit statuses: docs/exit-statuses.md.";
+
+/// Nix CI on Buildkite that evaluates once: realises a recorded .drv, and evaluates again only where it is gone.
+#[derive(Debug, Parser)]
+#[command(name = "eval-once", version, after_help = EXAMPLES, arg_required_else_help = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    subcommand: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build one target: realise its recorded .drv, or get its outputs by the next best way
+    #[command(after_help = EXAMPLES)]
+    Step {
+        #[command(flatten)]
+        keys: KeyFlags,
+        /// Write what happened to FILE, as JSON
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+        /// Run this after success, in place of eval-once; `EVAL_ONCE_OUT` is the output
+        #[arg(last = true, value_name = "COMMAND")]
+        given: Vec<OsString>,
+    },
+    /// Say what `step` would do with the same flags, and why; do nothing
+    Explain {
+        #[command(flatten)]
+        keys: KeyFlags,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Be a hook of the agent's
+    Hook {
+        /// Which hook
+        #[arg(value_enum)]
+        hook: Hook,
+    },
+    /// Print what a job's environment needs, for a shell: eval "$(eval-once environment)"
+    Environment,
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Hook {
+    /// The command hook: of our plugin, or of the agent where `BUILDKITE_HOOK_SCOPE` says so
+    Command,
+    /// The environment hook, by `buildkite-agent env set`
+    Environment,
+}
+
+/// The keys of a step as flags. Without any of them, the keys come from `EVAL_ONCE_STEP`.
+#[derive(Debug, Args)]
+struct KeyFlags {
+    /// The recorded .drv
+    #[arg(long, value_name = "PATH")]
+    drv: Option<String>,
+    /// A recorded output; may be repeated
+    #[arg(long, value_name = "NAME=PATH")]
+    output: Vec<String>,
+    /// Evaluate this file, as nix-build does (a path, <…>, a URL)
+    #[arg(long, value_name = "FILE")]
+    file: Option<String>,
+    /// Evaluate this expression
+    #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
+    expr: Option<String>,
+    /// Evaluate this flake; the attribute path below it goes into --attr, in full
+    #[arg(long, value_name = "FLAKE")]
+    flake: Option<String>,
+    /// The attribute path, dotted; names in quotes may hold anything
+    #[arg(long, short = 'A', value_name = "PATH", allow_hyphen_values = true)]
+    attr: Option<String>,
+    /// Pass a Nix expression as the function argument NAME; may be repeated
+    #[arg(long, num_args = 2, value_names = ["NAME", "EXPR"], allow_hyphen_values = true)]
+    arg: Vec<String>,
+    /// Pass a string as the function argument NAME; may be repeated
+    #[arg(long, num_args = 2, value_names = ["NAME", "STRING"], allow_hyphen_values = true)]
+    argstr: Vec<String>,
+    /// Add an entry to the search path; may be repeated
+    #[arg(long, short = 'I', value_name = "PATH")]
+    include: Vec<String>,
+    /// Set a Nix setting; may be repeated
+    #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], allow_hyphen_values = true)]
+    option: Vec<String>,
+    /// Where to link the outputs [default: result]
+    #[arg(long, value_name = "LINK", conflicts_with = "no_out_link")]
+    out_link: Option<String>,
+    /// Make no link; keep the outputs for a day
+    #[arg(long)]
+    no_out_link: bool,
+    /// Whether a hook runs the job's own command after success: after or none
+    #[arg(long, value_name = "WHEN")]
+    command: Option<String>,
+    /// Where .drvs can be fetched (not in this version)
+    #[arg(long, value_name = "URL", hide = true)]
+    share: Option<String>,
+    /// Fail rather than evaluate (not in this version)
+    #[arg(long, hide = true)]
+    share_required: bool,
+    /// Where outputs go after success (not in this version)
+    #[arg(long, value_name = "URL", hide = true)]
+    push: Option<String>,
+    /// What to do when evaluating again gives another .drv: warn or fail
+    #[arg(long, value_name = "WHAT")]
+    on_drift: Option<String>,
+    /// How Nix's output is shown: pretty or raw
+    #[arg(long, value_name = "HOW")]
+    log: Option<String>,
+}
+
+impl KeyFlags {
+    /// The same object that a plugin's configuration is, so that both are read by the same rules.
+    fn into_keys(self) -> Result<Keys, Failure> {
+        let mut keys = Keys::new();
+        let strings = [
+            ("drv", self.drv),
+            ("file", self.file),
+            ("expr", self.expr),
+            ("flake", self.flake),
+            ("attr", self.attr),
+            ("out-link", self.out_link),
+            ("command", self.command),
+            ("share", self.share),
+            ("push", self.push),
+            ("on-drift", self.on_drift),
+            ("log", self.log),
+        ];
+        keys.extend(
+            strings
+                .into_iter()
+                .filter_map(|(key, value)| Some((key.to_owned(), value?.into()))),
+        );
+        for (key, pairs) in [
+            ("arg", self.arg),
+            ("argstr", self.argstr),
+            ("options", self.option),
+        ] {
+            let mut map = Keys::new();
+            let mut words = pairs.into_iter();
+            while let (Some(name), Some(value)) = (words.next(), words.next()) {
+                map.insert(name, value.into());
+            }
+            if !map.is_empty() {
+                keys.insert(key.into(), map.into());
+            }
+        }
+        let mut outputs = Keys::new();
+        for output in self.output {
+            let Some((name, path)) = output.split_once('=') else {
+                return Err(keys::refuse(format_args!(
+                    "--output {output} is not of the form NAME=PATH"
+                )));
+            };
+            outputs.insert(name.into(), path.into());
+        }
+        if !outputs.is_empty() {
+            keys.insert("outputs".into(), outputs.into());
+        }
+        if !self.include.is_empty() {
+            keys.insert("include".into(), self.include.into());
+        }
+        if self.no_out_link {
+            keys.insert("out-link".into(), Value::Bool(false));
+        }
+        if self.share_required {
+            keys.insert("share-required".into(), Value::Bool(true));
+        }
+        Ok(keys)
+    }
+}
+
+/// Reads the command line and the environment of this process.
+#[must_use]
+pub fn read(started: Instant) -> (Invocation, Log) {
+    let environment: Environment = std::env::vars_os().collect();
+    let log = Log {
+        debug: text(&environment, "EVAL_ONCE_LOG").is_some_and(|log| log == "debug"),
+    };
+    (
+        Reading {
+            environment,
+            started,
+        }
+        .invocation(&std::env::args_os().collect::<Vec<_>>()),
+        log,
+    )
+}
+
+/// Prints the completions for `shell` to `to`.
+pub fn write_completions(shell: clap_complete::Shell, to: &mut impl std::io::Write) {
+    clap_complete::generate(shell, &mut CommandLine::command(), "eval-once", to);
+}
+
+/// A variable that is set, and not to nothing.
+fn variable<'e>(environment: &'e Environment, name: &str) -> Option<&'e OsStr> {
+    environment
+        .get(OsStr::new(name))
+        .map(OsString::as_os_str)
+        .filter(|value| !value.is_empty())
+}
+
+fn text(environment: &Environment, name: &str) -> Option<String> {
+    variable(environment, name).map(|value| value.to_string_lossy().into_owned())
+}
+
+struct Reading {
+    environment: Environment,
+    started: Instant,
+}
+
+impl Reading {
+    fn invocation(&self, arguments: &[OsString]) -> Invocation {
+        if let [name] = arguments {
+            match Path::new(name).file_name().map(OsStr::as_bytes) {
+                Some(b"command") => return self.agents_command_hook(),
+                Some(b"environment") => return Invocation::SetEnvironment(self.surroundings()),
+                _ => {}
+            }
+        }
+        match CommandLine::try_parse_from(arguments) {
+            Ok(line) => self.subcommand(line.subcommand),
+            Err(error) => self.message(error, arguments),
+        }
+    }
+
+    fn subcommand(&self, subcommand: Command) -> Invocation {
+        match subcommand {
+            Command::Step {
+                keys,
+                report,
+                given,
+            } => {
+                let environment = self.environment.clone().into_iter().collect();
+                let given = (!given.is_empty()).then_some(Given {
+                    words: given,
+                    environment,
+                });
+                Invocation::Step(self.order_by_hand(keys, report), given)
+            }
+            Command::Explain { keys, json } => {
+                Invocation::Explain(self.order_by_hand(keys, None), json)
+            }
+            Command::Hook {
+                hook: Hook::Environment,
+            } => Invocation::SetEnvironment(self.surroundings()),
+            Command::Hook {
+                hook: Hook::Command,
+            } => {
+                let scope = variable(&self.environment, "BUILDKITE_HOOK_SCOPE");
+                if scope.is_some_and(|scope| scope == "agent" || scope == "global") {
+                    self.agents_command_hook()
+                } else {
+                    Invocation::JobStep(self.order_in_hook(self.plugin_configuration()), self.job())
+                }
+            }
+            Command::Environment => Invocation::PrintEnvironment(self.surroundings()),
+            Command::Completions { shell } => Invocation::Completions(shell),
+        }
+    }
+
+    /// What clap has to say. A command line that is wrong is a refusal like any other, and is reported where one can see
+    /// where to.
+    fn message(&self, error: clap::Error, arguments: &[OsString]) -> Invocation {
+        use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+        if matches!(error.kind(), DisplayHelp | DisplayVersion) {
+            return Invocation::Message(Box::new(error), 0);
+        }
+        if arguments
+            .get(1)
+            .is_some_and(|subcommand| subcommand == "step")
+            && let Some(report) = report_in(arguments)
+        {
+            let first = error
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .replacen("error: ", "", 1);
+            let refusal = keys::refuse(first).hint("eval-once step --help lists the flags");
+            let order = Order {
+                report: Some(report),
+                ..self.order(Err(refusal), self.by_hand())
+            };
+            return Invocation::Step(order, None);
+        }
+        Invocation::Message(Box::new(error), Class::Config.status())
+    }
+
+    fn agents_command_hook(&self) -> Invocation {
+        match self.recorded_step() {
+            Some(keys) => Invocation::JobStep(self.order_in_hook(keys), self.job()),
+            None => Invocation::OtherJob(self.job()),
+        }
+    }
+
+    fn order_by_hand(&self, flags: KeyFlags, report: Option<PathBuf>) -> Order {
+        let keys = match flags.into_keys() {
+            Ok(flags) if flags.is_empty() => {
+                self.recorded_step().unwrap_or_else(|| Ok(Keys::new()))
+            }
+            keys => keys,
+        };
+        Order {
+            report,
+            ..self.order(keys, self.by_hand())
+        }
+    }
+
+    fn order_in_hook(&self, keys: Result<Keys, Failure>) -> Order {
+        let checkout =
+            variable(&self.environment, "BUILDKITE_BUILD_CHECKOUT_PATH").map(PathBuf::from);
+        let folder = checkout.unwrap_or_else(current_folder);
+        let no_checkout = self.no_checkout(&folder);
+        self.order(
+            keys,
+            Place {
+                folder,
+                confined: !self.command_eval(),
+                no_checkout,
+            },
+        )
+    }
+
+    fn order(&self, keys: Result<Keys, Failure>, place: Place) -> Order {
+        Order {
+            keys,
+            place,
+            host: self.host(),
+            report: None,
+            started: self.started,
+        }
+    }
+
+    fn by_hand(&self) -> Place {
+        let folder = current_folder();
+        let in_job = variable(&self.environment, "BUILDKITE_JOB_ID").is_some();
+        let no_checkout = in_job && self.no_checkout(&folder);
+        Place {
+            folder,
+            confined: false,
+            no_checkout,
+        }
+    }
+
+    fn no_checkout(&self, folder: &Path) -> bool {
+        text(&self.environment, "BUILDKITE_SKIP_CHECKOUT").is_some_and(|skip| skip == "true")
+            || folder
+                .read_dir()
+                .map_or(true, |mut entries| entries.next().is_none())
+    }
+
+    /// The keys in `EVAL_ONCE_STEP`, if it is set at all.
+    fn recorded_step(&self) -> Option<Result<Keys, Failure>> {
+        const NAME: &str = "EVAL_ONCE_STEP";
+        let value = self.environment.get(OsStr::new(NAME))?;
+        Some(match value.to_str() {
+            Some(text) => keys::parse(text, NAME),
+            None => Err(keys::refuse(format_args!("{NAME} is not UTF-8"))),
+        })
+    }
+
+    fn plugin_configuration(&self) -> Result<Keys, Failure> {
+        let configuration = text(&self.environment, "BUILDKITE_PLUGIN_CONFIGURATION");
+        let plugins = text(&self.environment, "BUILDKITE_PLUGINS");
+        let keys = plugin::configuration(configuration.as_deref(), plugins.as_deref())?;
+        if keys.contains_key("pipeline") {
+            return Err(keys::refuse(
+                "`pipeline` is not in this version of eval-once: it cannot record yet",
+            ));
+        }
+        Ok(keys)
+    }
+
+    fn host(&self) -> Result<Host, Failure> {
+        let environment = &self.environment;
+        let evaluations = if let Some(number) = text(environment, "EVAL_ONCE_EVALUATIONS") {
+            number.parse().map_err(|_| {
+                keys::refuse(format_args!(
+                    "EVAL_ONCE_EVALUATIONS is {number:?}, and must be a number from 1 on"
+                ))
+            })?
+        } else {
+            let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+            NonZeroUsize::new(cores / 2).unwrap_or(NonZeroUsize::MIN)
+        };
+        let recorded_only = match text(environment, "EVAL_ONCE_POLICY").as_deref() {
+            None => false,
+            Some("recorded-only") => true,
+            Some(other) => {
+                return Err(keys::refuse(format_args!(
+                    "EVAL_ONCE_POLICY is {other:?}, and must be `recorded-only`"
+                )));
+            }
+        };
+        Ok(Host {
+            state: self.state(),
+            evaluations,
+            recorded_only,
+        })
+    }
+
+    fn state(&self) -> Option<PathBuf> {
+        let named = variable(&self.environment, "EVAL_ONCE_STATE_DIR").map(PathBuf::from);
+        let folder = named.or_else(|| Some(self.state_home()?.join("eval-once")))?;
+        // Nix is told paths below it while it stands in another folder.
+        std::path::absolute(folder).ok()
+    }
+
+    fn home(&self) -> Option<PathBuf> {
+        variable(&self.environment, "HOME").map(PathBuf::from)
+    }
+
+    fn state_home(&self) -> Option<PathBuf> {
+        let state_home = variable(&self.environment, "XDG_STATE_HOME").map(PathBuf::from);
+        state_home
+            .filter(|folder| folder.is_absolute())
+            .or_else(|| Some(self.home()?.join(".local/state")))
+    }
+
+    /// As Go reads a boolean; what it cannot read does not widen what a pipeline may do.
+    fn command_eval(&self) -> bool {
+        match self.environment.get(OsStr::new("BUILDKITE_COMMAND_EVAL")) {
+            None => true,
+            Some(value) => matches!(
+                value.as_bytes(),
+                b"1" | b"t" | b"T" | b"true" | b"True" | b"TRUE"
+            ),
+        }
+    }
+
+    fn job(&self) -> Job {
+        let environment = &self.environment;
+        let shell = environment.get(OsStr::new("BUILDKITE_SHELL"));
+        Job {
+            command: environment
+                .get(OsStr::new("BUILDKITE_COMMAND"))
+                .cloned()
+                .unwrap_or_default(),
+            command_eval: self.command_eval(),
+            shell: shell.map_or_else(default_command::default_shell, |shell| {
+                shell.to_string_lossy().into_owned()
+            }),
+            folder: self.folder_by_name(),
+            environment: environment.clone().into_iter().collect(),
+        }
+    }
+
+    /// The current folder by the name that the agent knows it by, where that is a name of it.
+    fn folder_by_name(&self) -> PathBuf {
+        let current = current_folder();
+        let same = |name: &PathBuf| match (name.metadata(), current.metadata()) {
+            (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+            _ => false,
+        };
+        let named = variable(&self.environment, "PWD").map(PathBuf::from);
+        named
+            .filter(|name| name.is_absolute() && same(name))
+            .unwrap_or(current)
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        let named = variable(&self.environment, "EVAL_ONCE_STATE_DIR").is_some();
+        Surroundings {
+            path: self
+                .environment
+                .get(OsStr::new("PATH"))
+                .cloned()
+                .unwrap_or_default(),
+            program: std::env::current_exe().ok(),
+            state: if named { None } else { self.state() },
+            nix_folders: nix_folders(
+                self.home().as_deref(),
+                self.state_home().as_deref(),
+                variable(&self.environment, "USER"),
+            ),
+        }
+    }
+}
+
+fn current_folder() -> PathBuf {
+    std::env::current_dir().unwrap_or_else(|_| ".".into())
+}
+
+/// The value of `--report` on a command line that cannot be read otherwise.
+fn report_in(arguments: &[OsString]) -> Option<PathBuf> {
+    let ours = arguments.split(|word| word == "--").next()?;
+    ours.iter().enumerate().find_map(|(i, word)| {
+        if word == "--report" {
+            return ours.get(i + 1).map(PathBuf::from);
+        }
+        word.as_bytes()
+            .strip_prefix(b"--report=")
+            .map(|file| OsStr::from_bytes(file).into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn invocation(environment: &[(&str, &str)], arguments: &[&str]) -> Invocation {
+        let environment = environment
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect();
+        let reading = Reading {
+            environment,
+            started: Instant::now(),
+        };
+        let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        reading.invocation(&arguments)
+    }
+
+    fn keys(order: Order) -> Value {
+        Value::Object(order.keys.unwrap())
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_the_same_object_as_a_plugins_configuration() {
+        let arguments = [
+            "eval-once",
+            "step",
+            "--file",
+            "ci.nix",
+            "-A",
+            "a.\"b.c\"",
+            "--arg",
+            "x",
+            "-1",
+            "--argstr",
+            "y",
+            "z",
+            "-I",
+            "lib=./lib",
+            "--option",
+            "cores",
+            "2",
+            "--output",
+            "out=/s/x",
+            "--no-out-link",
+            "--on-drift",
+            "fail",
+        ];
+        let Invocation::Step(order, command) = invocation(&[("EVAL_ONCE_STEP", "{}")], &arguments)
+        else {
+            panic!()
+        };
+        assert!(command.is_none());
+        assert_eq!(
+            keys(order),
+            json!({
+                "file": "ci.nix", "attr": "a.\"b.c\"", "arg": { "x": "-1" }, "argstr": { "y": "z" },
+                "include": ["lib=./lib"], "options": { "cores": "2" }, "outputs": { "out": "/s/x" },
+                "out-link": false, "on-drift": "fail"
+            })
+        );
+    }
+
+    #[test]
+    fn without_a_key_among_its_flags_a_step_is_the_recorded_one() {
+        let environment = [("EVAL_ONCE_STEP", r#"{"file":"x"}"#)];
+        let arguments = [
+            "eval-once",
+            "step",
+            "--report",
+            "r.json",
+            "--",
+            "make",
+            "--file",
+        ];
+        let Invocation::Step(order, command) = invocation(&environment, &arguments) else {
+            panic!()
+        };
+        assert_eq!(command.unwrap().words, ["make", "--file"]);
+        assert_eq!(order.report.as_deref(), Some(Path::new("r.json")));
+        assert_eq!(keys(order), json!({ "file": "x" }));
+    }
+
+    #[test]
+    fn a_hook_knows_whose_it_is() {
+        let step = ("EVAL_ONCE_STEP", r#"{"file":"recorded"}"#);
+        let plugin = ("BUILDKITE_PLUGIN_CONFIGURATION", r#"{"file":"plugin"}"#);
+        let by_name = |environment: &[_]| invocation(environment, &["/etc/hooks/command"]);
+        assert!(matches!(by_name(&[plugin]), Invocation::OtherJob(_)));
+        let Invocation::JobStep(order, _) = by_name(&[step, plugin]) else {
+            panic!()
+        };
+        assert_eq!(keys(order), json!({ "file": "recorded" }));
+
+        let hook = |environment: &[_]| invocation(environment, &["eval-once", "hook", "command"]);
+        let Invocation::JobStep(order, _) = hook(&[step, plugin]) else {
+            panic!()
+        };
+        assert_eq!(keys(order), json!({ "file": "plugin" }));
+        let Invocation::JobStep(order, _) = hook(&[step]) else {
+            panic!()
+        };
+        assert!(
+            order.keys.is_err(),
+            "a plugin's hook without configuration never passes through"
+        );
+        for scope in ["agent", "global"] {
+            assert!(matches!(
+                hook(&[plugin, ("BUILDKITE_HOOK_SCOPE", scope)]),
+                Invocation::OtherJob(_)
+            ));
+        }
+    }
+
+    #[test]
+    fn a_command_line_that_cannot_be_read_is_refused_and_reported() {
+        let Invocation::Message(_, 64) = invocation(&[], &["eval-once"]) else {
+            panic!()
+        };
+        let Invocation::Message(_, 64) = invocation(&[], &["eval-once", "step", "--flie", "x"])
+        else {
+            panic!()
+        };
+        let Invocation::Message(_, 0) = invocation(&[], &["eval-once", "--help"]) else {
+            panic!()
+        };
+        let arguments = ["eval-once", "step", "--flie", "x", "--report=r.json"];
+        let Invocation::Step(order, _) = invocation(&[], &arguments) else {
+            panic!()
+        };
+        assert_eq!(
+            (order.report, order.keys.unwrap_err().class),
+            (Some("r.json".into()), Class::Config)
+        );
+    }
+
+    #[test]
+    fn a_host_setting_that_makes_no_sense_is_refused_by_name() {
+        for (name, value) in [
+            ("EVAL_ONCE_EVALUATIONS", "0"),
+            ("EVAL_ONCE_EVALUATIONS", "x"),
+            ("EVAL_ONCE_POLICY", "x"),
+        ] {
+            let Invocation::Step(order, _) = invocation(&[(name, value)], &["eval-once", "step"])
+            else {
+                panic!()
+            };
+            assert!(order.host.unwrap_err().to_string().contains(name));
+        }
+    }
+}

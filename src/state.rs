@@ -1,0 +1,174 @@
+//! The host's state folder: turns to evaluate, and roots that must outlive a process or go with it.
+//!
+//! All steps of a host share it, and any of them may be killed at any time. So nothing here needs an orderly end: a turn is
+//! a lock that the kernel gives back, and what a killed step left is swept by the next one.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+/// The state folder of this host, known to be usable.
+#[derive(Debug)]
+pub struct State {
+    folder: PathBuf,
+}
+
+/// A turn to evaluate. It is over when this is dropped, or its process dies.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "holds a lock")] File);
+
+/// A folder for the roots of one evaluation, which goes when this is dropped.
+#[derive(Debug)]
+pub struct EvaluationRoots {
+    folder: TempDir,
+    #[expect(dead_code, reason = "holds a lock, by which others see that we live")]
+    lock: File,
+}
+
+/// How long the outputs of a step without an out-link are kept.
+const OUTPUTS_ARE_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A folder without a lock may be one whose owner has not come to locking it.
+const TIME_TO_LOCK: Duration = Duration::from_secs(60);
+
+impl State {
+    /// Makes the state folder where it is missing.
+    ///
+    /// # Errors
+    /// It cannot be made, or nothing can be made in it.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        for part in ["turns", "evaluations", "outputs"] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(folder.join(part))?;
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+        })
+    }
+
+    /// A turn to evaluate, or none where `turns` steps have theirs already.
+    ///
+    /// # Errors
+    /// The locks cannot be made.
+    pub fn try_turn(&self, turns: usize) -> io::Result<Option<Turn>> {
+        for turn in 0..turns {
+            let lock = File::create(self.folder.join(format!("turns/{turn}.lock")))?;
+            match lock.try_lock() {
+                Ok(()) => return Ok(Some(Turn(lock))),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// A folder for the roots of an evaluation. What killed steps have left is removed first.
+    ///
+    /// # Errors
+    /// No link can be made there: the disk is full, or not ours to write.
+    pub fn evaluation_roots(&self) -> io::Result<EvaluationRoots> {
+        let evaluations = self.folder.join("evaluations");
+        sweep(&evaluations, TIME_TO_LOCK, |folder| {
+            File::open(folder.join("lock")).map_or(true, |lock| lock.try_lock().is_ok())
+        });
+        let folder = TempDir::new_in(evaluations)?;
+        let lock = File::create(folder.path().join("lock"))?;
+        lock.lock()?;
+        // Nix will make a link here after minutes of evaluation. On a full disk it fails now.
+        symlink("probe", folder.path().join("probe"))?;
+        std::fs::remove_file(folder.path().join("probe"))?;
+        Ok(EvaluationRoots { folder, lock })
+    }
+
+    /// The path of a link that keeps a step's outputs for a day. Those of earlier days are removed first.
+    ///
+    /// # Errors
+    /// Nothing can be made there.
+    pub fn outputs_link(&self) -> io::Result<PathBuf> {
+        let outputs = self.folder.join("outputs");
+        sweep(&outputs, OUTPUTS_ARE_KEPT, |_| true);
+        Ok(TempDir::new_in(outputs)?.keep().join("result"))
+    }
+}
+
+impl EvaluationRoots {
+    /// The path of the link that roots what is evaluated.
+    #[must_use]
+    pub fn link(&self) -> PathBuf {
+        self.folder.path().join("drv")
+    }
+}
+
+/// Removes the folders in `parent` that have not changed for `age` and that are `abandoned`. What cannot be removed (by
+/// another user, say) is left to whoever can.
+fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) {
+    let Ok(entries) = parent.read_dir() else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let unchanged = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .ok()
+            .and_then(|t| t.elapsed().ok());
+        if unchanged.is_some_and(|unchanged| unchanged > age) && abandoned(&entry.path()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::FileTimes;
+    use std::time::SystemTime;
+
+    #[test]
+    fn there_are_only_so_many_turns_and_one_that_ends_is_free() {
+        let folder = TempDir::new().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        let first = state.try_turn(2).unwrap().unwrap();
+        let _second = state.try_turn(2).unwrap().unwrap();
+        assert!(state.try_turn(2).unwrap().is_none());
+        drop(first);
+        assert!(state.try_turn(2).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_roots_of_a_killed_step_are_swept_and_those_of_a_living_one_are_not() {
+        let folder = TempDir::new().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        let living = state.evaluation_roots().unwrap();
+        let killed = folder.path().join("evaluations/killed");
+        std::fs::create_dir(&killed).unwrap();
+        std::fs::write(killed.join("lock"), "").unwrap();
+        let long_ago = FileTimes::new().set_modified(SystemTime::now() - 2 * TIME_TO_LOCK);
+        for folder in [killed.as_path(), living.folder.path()] {
+            File::open(folder).unwrap().set_times(long_ago).unwrap();
+        }
+        let link = living.link();
+        state.evaluation_roots().unwrap();
+        assert!(!killed.exists());
+        assert!(link.parent().unwrap().exists());
+        drop(living);
+        assert!(!link.parent().unwrap().exists());
+    }
+
+    #[test]
+    fn outputs_are_kept_for_a_day() {
+        let folder = TempDir::new().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        let old = state.outputs_link().unwrap().parent().unwrap().to_owned();
+        let yesterday = FileTimes::new().set_modified(SystemTime::now() - 2 * OUTPUTS_ARE_KEPT);
+        File::open(&old).unwrap().set_times(yesterday).unwrap();
+        let new = state.outputs_link().unwrap();
+        assert!(!old.exists());
+        assert!(new.parent().unwrap().exists());
+    }
+}

@@ -1,0 +1,174 @@
+//! The links to a step's outputs: what they are called, and whether they can be made.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use unix::unistd::{AccessFlags, access};
+
+use crate::exit::{Class, Failure};
+use crate::nix::StorePath;
+
+/// The link of one output: `result` for `out`, `result-dev` for `dev`, as Nix names them.
+pub(super) fn link_of(base: &Path, output: &str) -> PathBuf {
+    if output == "out" {
+        return base.to_owned();
+    }
+    let mut name = base.as_os_str().to_owned();
+    name.push("-");
+    name.push(output);
+    name.into()
+}
+
+/// The output whose link Nix has printed, and where it leads.
+pub(super) fn read_link(base: &Path, link: &Path) -> Option<(String, StorePath)> {
+    let name = link.file_name()?.to_str()?;
+    let output = match name.strip_prefix(base.file_name()?.to_str()?)? {
+        "" => "out",
+        suffix => suffix.strip_prefix('-')?,
+    };
+    let target = link.read_link().ok()?;
+    Some((output.to_owned(), StorePath::parse(target.to_str()?).ok()?))
+}
+
+/// Looks whether the links of these outputs can be made: each is absent or a link into the store, and its folder can be
+/// written. Nix itself builds first and fails on the link afterwards (measured).
+///
+/// Where the store is not known yet, any link will do; where the outputs are not, only `out` is looked at.
+///
+/// # Errors
+/// One of them cannot be made (64).
+pub(super) fn check<'a>(
+    base: &Path,
+    outputs: impl Iterator<Item = &'a str>,
+    store: Option<&Path>,
+) -> Result<(), Failure> {
+    let refuse = |link: &Path, why: &str, hint: &str| {
+        Failure::new(
+            Class::Config,
+            format_args!("the out-link {} cannot be made: {why}", link.display()),
+        )
+        .hint(hint)
+    };
+    let mut outputs = outputs.peekable();
+    let only_out = if outputs.peek().is_none() {
+        Some("out")
+    } else {
+        None
+    };
+    for output in outputs.chain(only_out) {
+        let link = link_of(base, output);
+        match link.symlink_metadata() {
+            Ok(metadata) if !metadata.is_symlink() => {
+                let hint = "remove it, or choose another place with `out-link`";
+                return Err(refuse(
+                    &link,
+                    "something that is no link is there already",
+                    hint,
+                ));
+            }
+            Ok(_) => {
+                let target = link.read_link().unwrap_or_default();
+                if store.is_some_and(|store| !target.starts_with(store)) {
+                    let why = format!(
+                        "it is a link to {} already, which is not in the store",
+                        target.display()
+                    );
+                    return Err(refuse(
+                        &link,
+                        &why,
+                        "remove it, or choose another place with `out-link`",
+                    ));
+                }
+            }
+            Err(_) => {}
+        }
+    }
+    // Nix makes the folders that are missing.
+    let folder = base
+        .ancestors()
+        .skip(1)
+        .find(|folder| folder.symlink_metadata().is_ok());
+    let folder = folder.unwrap_or(Path::new("/"));
+    if !folder.is_dir() {
+        return Err(refuse(
+            base,
+            &format!("{} is not a folder", folder.display()),
+            "choose another place with `out-link`",
+        ));
+    }
+    if let Err(error) = access(folder, AccessFlags::W_OK | AccessFlags::X_OK) {
+        let why = format!(
+            "{} cannot be written to: {}",
+            folder.display(),
+            error.desc()
+        );
+        return Err(refuse(
+            base,
+            &why,
+            "make the folder writable, or set `out-link: false`",
+        ));
+    }
+    Ok(())
+}
+
+/// The store path that stands for all outputs where only one can be given: `out`, else the first.
+#[must_use]
+pub fn main_output(outputs: &BTreeMap<String, StorePath>) -> Option<&StorePath> {
+    outputs.get("out").or_else(|| outputs.values().next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
+
+    #[test]
+    fn a_link_tells_its_output_and_where_it_leads() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let base = folder.path().join("result");
+        for output in ["out", "dev"] {
+            symlink(
+                format!("/s/store/{HASH}-x-{output}"),
+                link_of(&base, output),
+            )
+            .unwrap();
+        }
+        assert_eq!(read_link(&base, &base).unwrap().0, "out");
+        let (output, path) = read_link(&base, &folder.path().join("result-dev")).unwrap();
+        assert_eq!(
+            (output.as_str(), path.to_string()),
+            ("dev", format!("/s/store/{HASH}-x-dev"))
+        );
+        assert_eq!(read_link(&base, &folder.path().join("other")), None);
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_any_output_is_found() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let base = folder.path().join("result");
+        let check =
+            |store: Option<&str>| check(&base, ["out", "dev"].into_iter(), store.map(Path::new));
+        assert!(check(None).is_ok());
+        symlink(format!("/s/store/{HASH}-x"), &base).unwrap();
+        assert!(check(Some("/s/store")).is_ok());
+        assert!(check(Some("/other/store")).is_err());
+        std::fs::write(folder.path().join("result-dev"), "").unwrap();
+        assert!(
+            check(Some("/s/store"))
+                .unwrap_err()
+                .to_string()
+                .contains("result-dev")
+        );
+    }
+
+    #[test]
+    fn a_folder_that_is_none_is_found() {
+        let folder = tempfile::TempDir::new().unwrap();
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let check = |base: &str| check(&folder.path().join(base), std::iter::empty(), None);
+        assert!(check("new/deep/result").is_ok());
+        assert!(check("file/result").is_err());
+    }
+}

@@ -1,0 +1,218 @@
+//! What a step says when it is over: one line for people, one JSON document for programs.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Serialize, Serializer};
+use tempfile::NamedTempFile;
+
+use super::ways::{Reason, WayName};
+use crate::exit::{Class, Classify as _, Failure};
+use crate::nix::{DrvPath, StorePath};
+
+/// The report of a step, as `--report` writes it. A field is added, never renamed.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The version of this format.
+    pub version: u32,
+    /// The way that was taken, or was being taken when the step failed; none before any.
+    pub way: Option<WayName>,
+    /// Why that way.
+    pub reason: Option<Reason>,
+    /// The `.drv`: the recorded one, or the one an evaluation has given.
+    pub drv: Option<DrvPath>,
+    /// The outputs by name, after success.
+    pub outputs: BTreeMap<String, StorePath>,
+    /// An evaluation gave another `.drv` than was recorded.
+    pub drift: bool,
+    /// How many derivations were built here.
+    pub built: usize,
+    /// How many store paths came from a cache.
+    pub substituted: usize,
+    /// How long each part took.
+    pub seconds: Seconds,
+    /// The exit status of the build. A command that follows it has its own.
+    pub exit: u8,
+    /// What failed, where something did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureReport>,
+}
+
+impl Report {
+    /// The report of a step that was refused before anything was done.
+    #[must_use]
+    pub fn refusal(failure: &Failure, started: Instant) -> Self {
+        Self {
+            version: 1,
+            way: None,
+            reason: None,
+            drv: None,
+            outputs: BTreeMap::new(),
+            drift: false,
+            built: 0,
+            substituted: 0,
+            seconds: Seconds {
+                total: started.elapsed(),
+                ..Seconds::default()
+            },
+            exit: failure.class.status(),
+            failure: Some(failure.into()),
+        }
+    }
+}
+
+/// How long each part of a step took, in seconds.
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+pub struct Seconds {
+    /// Waiting for a turn to evaluate.
+    #[serde(serialize_with = "seconds")]
+    pub wait: Duration,
+    /// Fetching `.drv`s from a share.
+    #[serde(serialize_with = "seconds")]
+    pub fetch: Duration,
+    /// Evaluating.
+    #[serde(serialize_with = "seconds")]
+    pub evaluate: Duration,
+    /// Building and substituting.
+    #[serde(serialize_with = "seconds")]
+    pub realise: Duration,
+    /// Everything, from the start of the program.
+    #[serde(serialize_with = "seconds")]
+    pub total: Duration,
+}
+
+/// Seconds with three digits: more would only look exact.
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((duration.as_secs_f64() * 1000.0).round() / 1000.0)
+}
+
+/// What failed.
+#[derive(Debug, Serialize)]
+pub struct FailureReport {
+    /// The class, by its word.
+    pub class: &'static str,
+    /// The derivation that itself failed, where it is known.
+    pub drv: Option<DrvPath>,
+    /// The last lines of its log, where they are known.
+    pub log: Option<String>,
+    /// The message that ends the job's log.
+    pub message: String,
+}
+
+impl From<&Failure> for FailureReport {
+    fn from(failure: &Failure) -> Self {
+        Self {
+            class: failure.class.word(),
+            drv: None,
+            log: None,
+            message: failure.to_string(),
+        }
+    }
+}
+
+/// A place for a report that can be written: the file appears whole, or not at all.
+#[derive(Debug)]
+pub struct ReportFile {
+    path: PathBuf,
+    /// Written here first. A pipe or terminal is written to directly.
+    beside: Option<NamedTempFile>,
+}
+
+impl ReportFile {
+    /// Makes sure a report can be written to `path`, before anything else is done.
+    ///
+    /// # Errors
+    /// It cannot (64).
+    pub fn prepare(path: &Path) -> Result<Self, Failure> {
+        let special = path
+            .metadata()
+            .is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir());
+        let prepare = || {
+            if special {
+                return Ok(None);
+            }
+            if path.is_dir() {
+                return Err(std::io::ErrorKind::IsADirectory.into());
+            }
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
+            // As any other new file would be: others may read the report too.
+            let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+            tempfile::Builder::new()
+                .prefix(".eval-once-report-")
+                .permissions(everyone)
+                .tempfile_in(folder)
+                .map(Some)
+        };
+        let beside = prepare().classify(Class::Config, || {
+            format!("cannot write the report {}", path.display())
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            beside,
+        })
+    }
+
+    /// Writes the report.
+    ///
+    /// # Errors
+    /// The disk is full, or the folder gone (75).
+    pub fn write(self, report: &Report) -> Result<(), Failure> {
+        let write = || -> anyhow::Result<()> {
+            let mut text = serde_json::to_vec_pretty(report)?;
+            text.push(b'\n');
+            match self.beside {
+                Some(mut file) => {
+                    file.write_all(&text)?;
+                    file.persist(&self.path)?;
+                }
+                None => std::fs::OpenOptions::new()
+                    .write(true)
+                    .open(&self.path)?
+                    .write_all(&text)?,
+            }
+            Ok(())
+        };
+        write().classify(Class::Surroundings, || {
+            format!("cannot write the report {}", self.path.display())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_appears_whole_and_leaves_nothing_beside_it() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("report.json");
+        let file = ReportFile::prepare(&path).unwrap();
+        assert!(!path.exists());
+        let failure = Failure::new(Class::Drift, "drifted");
+        let mut report = Report::refusal(&failure, Instant::now());
+        report.seconds.total = Duration::from_micros(1_234_567);
+        file.write(&report).unwrap();
+        let read: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(read["way"], serde_json::Value::Null);
+        assert_eq!(read["seconds"]["total"], 1.235);
+        assert_eq!(read["failure"]["class"], "drift");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_report_that_cannot_be_written_is_said_at_once() {
+        let folder = tempfile::TempDir::new().unwrap();
+        for path in [
+            folder.path().join("none/report.json"),
+            folder.path().to_owned(),
+        ] {
+            assert_eq!(ReportFile::prepare(&path).unwrap_err().class, Class::Config);
+        }
+    }
+}

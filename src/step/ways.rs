@@ -1,0 +1,651 @@
+//! The ways to a step's outputs, in one list. Each can be asked what it would do, and can be gone; `explain` does the one,
+//! `step` the other, so they cannot drift apart.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::context::{Outputs, Realised, Step};
+use super::links;
+use super::request::OutLink;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::nix::{DrvPath, Evaluation, FlakeMetadata, Source, StorePath, class, command};
+use crate::state::{EvaluationRoots, State};
+use crate::supervise::{CommandLine, OnStop};
+
+/// The name of a way, as logs and reports say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WayName {
+    /// The `.drv` was realised.
+    Realised,
+    /// The recorded outputs were valid, or a cache had them.
+    Available,
+    /// The `.drv` came from a share, and was realised then.
+    Fetched,
+    /// The target was evaluated again.
+    Evaluated,
+}
+
+impl WayName {
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Realised => "realised",
+            Self::Available => "available",
+            Self::Fetched => "fetched",
+            Self::Evaluated => "evaluated",
+        }
+    }
+}
+
+/// Why the way that was taken was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The `.drv` was there.
+    DrvValid,
+    /// Its file was not there, and yet Nix came by it: from a cache, or in a store that lies elsewhere.
+    DrvSubstituted,
+    /// The `.drv` was not there, its outputs were or came from a cache.
+    OutputsAvailable,
+    /// The share had the `.drv`.
+    FetchedFromShare,
+    /// The `.drv`'s file was not there when the step began.
+    DrvMissing,
+    /// It was there when the step began.
+    DrvCollected,
+    /// There was no record of a `.drv`.
+    NotRecorded,
+}
+
+impl Reason {
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::DrvValid => "drv-valid",
+            Self::DrvSubstituted => "drv-substituted",
+            Self::OutputsAvailable => "outputs-available",
+            Self::FetchedFromShare => "fetched-from-share",
+            Self::DrvMissing => "drv-missing",
+            Self::DrvCollected => "drv-collected",
+            Self::NotRecorded => "not-recorded",
+        }
+    }
+}
+
+/// A way that led to the outputs.
+pub(super) struct Taken {
+    pub(super) outputs: Outputs,
+}
+
+/// What a way says when it is asked.
+pub(super) struct Answer {
+    /// Why it would be taken; none where it would not.
+    pub(super) takes: Option<Reason>,
+    /// What was looked at, and what was found there.
+    pub(super) facts: Vec<Fact>,
+    /// What it would run, also where that would not lead to the outputs.
+    pub(super) commands: Vec<CommandLine>,
+}
+
+/// Something that was looked at.
+#[derive(Debug, Serialize)]
+pub struct Fact {
+    /// What was looked at.
+    pub what: String,
+    /// What was found.
+    pub found: String,
+}
+
+fn fact(what: impl Into<String>, found: impl Into<String>) -> Fact {
+    Fact {
+        what: what.into(),
+        found: found.into(),
+    }
+}
+
+/// One way: its two sides, and its name.
+pub(super) struct Way {
+    pub(super) name: WayName,
+    /// What would it do? Builds, fetches and evaluates nothing.
+    pub(super) ask: fn(&mut Step<'_>) -> Result<Answer, Failure>,
+    /// Goes it. `None`: it leads nowhere, try the next.
+    pub(super) go: fn(&mut Step<'_>) -> Result<Option<Taken>, Failure>,
+}
+
+const REALISED: Way = Way {
+    name: WayName::Realised,
+    ask: ask_realised,
+    go: go_realised,
+};
+const AVAILABLE: Way = Way {
+    name: WayName::Available,
+    ask: ask_available,
+    go: go_available,
+};
+const FETCHED: Way = Way {
+    name: WayName::Fetched,
+    ask: ask_fetched,
+    go: go_fetched,
+};
+const EVALUATED: Way = Way {
+    name: WayName::Evaluated,
+    ask: ask_evaluated,
+    go: go_evaluated,
+};
+
+/// The ways in the order in which they are tried.
+///
+/// Where the file of the `.drv` is not there, its outputs come first: a cache that has both would send the `.drv`'s whole
+/// closure for the one, and one path for the other. The file decides no more than this order, because it says nothing
+/// about a store that lies elsewhere, and nothing about a moment later.
+pub(super) fn in_order(drv_file: bool) -> [Way; 4] {
+    if drv_file {
+        [REALISED, AVAILABLE, FETCHED, EVALUATED]
+    } else {
+        [AVAILABLE, REALISED, FETCHED, EVALUATED]
+    }
+}
+
+// ---- realised
+
+fn realised_reason(step: &Step<'_>) -> Reason {
+    if step.drv_file {
+        Reason::DrvValid
+    } else {
+        Reason::DrvSubstituted
+    }
+}
+
+fn go_realised(step: &mut Step<'_>) -> Result<Option<Taken>, Failure> {
+    let Some(drv) = step.request.drv.clone() else {
+        return Ok(None);
+    };
+    step.taken = Some((WayName::Realised, realised_reason(step)));
+    Ok(match step.realise(&drv)? {
+        Realised::Done(outputs) => Some(Taken { outputs }),
+        Realised::Gone => {
+            let when = if step.drv_file {
+                "was collected just now"
+            } else {
+                "is neither here nor in a cache"
+            };
+            step.log.say(format_args!("{drv} {when}"));
+            None
+        }
+    })
+}
+
+fn ask_realised(step: &mut Step<'_>) -> Result<Answer, Failure> {
+    let Some(drv) = step.request.drv.clone() else {
+        return Ok(Answer {
+            takes: None,
+            facts: vec![fact("the record", "names no .drv")],
+            commands: vec![],
+        });
+    };
+    let path = drv.as_store_path();
+    let mut facts = vec![fact(
+        drv.to_string(),
+        if step.drv_file {
+            "its file is there"
+        } else {
+            "there is no such file"
+        },
+    )];
+    let valid = step.is_valid(path)?;
+    facts.push(fact(
+        drv.to_string(),
+        if valid {
+            "is valid in the store"
+        } else {
+            "is not valid in the store"
+        },
+    ));
+    let mut there = valid;
+    if !valid {
+        for cache in caches(step)? {
+            let (finished, _) = step.ask(&command::check_cache(&cache, path))?;
+            there = finished.ending.success() && finished.stdout.is_empty();
+            let answer = match (finished.ending.success(), there) {
+                (true, true) => "has the .drv",
+                (true, false) => "does not have the .drv",
+                (false, _) => "cannot be asked",
+            };
+            facts.push(fact(cache, answer));
+            if there {
+                break;
+            }
+        }
+    }
+    let options = step.options()?;
+    let mut commands = vec![command::realise(&drv, step.link.as_deref(), &options)];
+    if !there {
+        commands.push(command::check_validity(path, &options));
+    }
+    Ok(Answer {
+        takes: there.then(|| realised_reason(step)),
+        facts,
+        commands,
+    })
+}
+
+fn caches(step: &mut Step<'_>) -> Result<Vec<String>, Failure> {
+    let options = step.options()?;
+    let (finished, _) = step.ask(&command::show_config(&options))?;
+    let mut settings = finished.lines();
+    let caches = settings.find_map(|line| Some(line.strip_prefix("substituters = ")?.to_owned()));
+    Ok(caches
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect())
+}
+
+// ---- available
+
+fn recorded<'s>(step: &Step<'s>) -> Vec<(&'s str, &'s StorePath)> {
+    step.request
+        .outputs
+        .iter()
+        .map(|(name, path)| (name.as_str(), path))
+        .collect()
+}
+
+/// The commands that obtain all outputs and link each as Nix would have linked it; `hold` keeps them all meanwhile. Nix
+/// itself would number the links (`result-2`), so with several outputs each gets a command of its own.
+fn obtaining(step: &mut Step<'_>, hold: Option<&Path>) -> Result<Vec<CommandLine>, Failure> {
+    let options = step.options()?;
+    let outputs = recorded(step);
+    let link = |name: &str| step.link.as_deref().map(|base| links::link_of(base, name));
+    let mut commands = Vec::new();
+    if outputs.len() > 1 {
+        let all: Vec<_> = outputs.iter().map(|(_, path)| *path).collect();
+        commands.push(command::obtain(&all, hold, &options));
+    }
+    if outputs.len() == 1 || step.link.is_some() {
+        commands.extend(
+            outputs
+                .iter()
+                .map(|(name, path)| command::obtain(&[path], link(name).as_deref(), &options)),
+        );
+    }
+    Ok(commands)
+}
+
+fn go_available(step: &mut Step<'_>) -> Result<Option<Taken>, Failure> {
+    let outputs = recorded(step);
+    if outputs.is_empty() {
+        return Ok(None);
+    }
+    if let Some(drv) = step.request.drv.as_ref().filter(|_| !step.drv_file) {
+        step.log.say(format_args!(
+            "{drv} is not on this host; trying its outputs"
+        ));
+    } else {
+        step.log.say("trying the recorded outputs");
+    }
+    step.taken = Some((WayName::Available, Reason::OutputsAvailable));
+    let hold = if outputs.len() > 1 {
+        step.state().and_then(|state| state.evaluation_roots().ok())
+    } else {
+        None
+    };
+    for line in obtaining(step, hold.as_ref().map(EvaluationRoots::link).as_deref())? {
+        if !step.build(&line)?.ending.success() {
+            step.check_links(step.request.drv.as_ref())?;
+            step.log
+                .say("the recorded outputs are neither here nor in a cache");
+            return Ok(None);
+        }
+    }
+    Ok(Some(Taken {
+        outputs: step.request.outputs.clone(),
+    }))
+}
+
+fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
+    let outputs: Vec<&StorePath> = recorded(step).into_iter().map(|(_, path)| path).collect();
+    if outputs.is_empty() {
+        return Ok(Answer {
+            takes: None,
+            facts: vec![fact("the record", "names no outputs")],
+            commands: vec![],
+        });
+    }
+    let options = step.options()?;
+    let (finished, said) = step.ask(&command::would_obtain(&outputs, &options))?;
+    if !finished.ending.success() {
+        return Err(Failure::new(
+            Class::Surroundings,
+            format_args!("the store cannot be asked for the outputs: {said}"),
+        ));
+    }
+    let there = !said
+        .lines()
+        .any(|line| line.starts_with("don't know how to build these paths"));
+    let found = if there {
+        "are valid, or a cache has them"
+    } else {
+        "are not all here or in a cache"
+    };
+    let hold = placeholder(step, "evaluations/NEW/drv");
+    let mut commands = obtaining(step, hold.as_deref())?;
+    if !there {
+        commands.truncate(1);
+    }
+    let takes = there.then_some(Reason::OutputsAvailable);
+    Ok(Answer {
+        takes,
+        facts: vec![fact("the recorded outputs", found)],
+        commands,
+    })
+}
+
+/// A path in the state folder that only a step that is gone will have.
+fn placeholder(step: &Step<'_>, path: &str) -> Option<PathBuf> {
+    step.host.state.as_ref().map(|folder| folder.join(path))
+}
+
+// ---- fetched
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "it has the shape of every way, and will need it"
+)]
+fn go_fetched(_: &mut Step<'_>) -> Result<Option<Taken>, Failure> {
+    // `share` is refused until there is one.
+    Ok(None)
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "it has the shape of every way, and will need it"
+)]
+fn ask_fetched(_: &mut Step<'_>) -> Result<Answer, Failure> {
+    Ok(Answer {
+        takes: None,
+        facts: vec![fact("a share", "none is set")],
+        commands: vec![],
+    })
+}
+
+// ---- evaluated
+
+/// How often an evaluation is done that the collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
+/// cases before Nix 2.35.)
+const ATTEMPTS: u32 = 3;
+
+fn evaluated_reason(step: &Step<'_>) -> Reason {
+    match (&step.request.drv, step.drv_file) {
+        (None, _) => Reason::NotRecorded,
+        (Some(_), false) => Reason::DrvMissing,
+        (Some(_), true) => Reason::DrvCollected,
+    }
+}
+
+fn to_evaluate<'s>(step: &Step<'s>) -> Option<&'s Evaluation> {
+    step.request
+        .evaluation
+        .as_ref()
+        .filter(|_| !step.host.recorded_only)
+}
+
+fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Taken>, Failure> {
+    let Some(evaluation) = to_evaluate(step) else {
+        return Ok(None);
+    };
+    step.taken = Some((WayName::Evaluated, evaluated_reason(step)));
+    check_file(step, evaluation)?;
+    step.log
+        .say(format_args!("evaluating {}", describe(evaluation)));
+    for _ in 0..ATTEMPTS {
+        // Roots before the turn: they are there until the outputs are.
+        let roots = step.state().map(State::evaluation_roots).and_then(|roots| {
+            roots
+                .inspect_err(|error| {
+                    step.log
+                        .warn(format_args!("evaluating without a root: {error}"));
+                })
+                .ok()
+        });
+        let turn = step.turn()?;
+        let started = Instant::now();
+        let evaluated = evaluate(
+            step,
+            evaluation,
+            roots.as_ref().map(EvaluationRoots::link).as_deref(),
+        );
+        step.seconds.evaluate += started.elapsed();
+        drop(turn);
+        if let Some(drv) = evaluated? {
+            step.drv = Some(drv.clone());
+            note_drift(step, &drv)?;
+            step.check_links(Some(&drv))?;
+            if let Realised::Done(outputs) = step.realise(&drv)? {
+                return Ok(Some(Taken { outputs }));
+            }
+        }
+        step.log
+            .say("the garbage collector took what was being evaluated; doing it again");
+    }
+    Err(Failure::new(
+        Class::Surroundings,
+        format_args!("the garbage collector disturbed the evaluation of {} {ATTEMPTS} times", describe(evaluation)),
+    )
+    .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone"))
+}
+
+fn check_file(step: &Step<'_>, evaluation: &Evaluation) -> Result<(), Failure> {
+    let Some(file) = evaluation.needs_file().filter(|file| !file.exists()) else {
+        return Ok(());
+    };
+    let message = format!("{} is to be evaluated, and is not there", file.display());
+    Err(if step.place.no_checkout {
+        Failure::new(Class::Surroundings, format_args!("{message}: this job has no checkout"))
+            .hint("record again: retry the step that made this pipeline; or let the job check out its repository")
+    } else {
+        Failure::new(Class::Evaluation, message)
+    })
+}
+
+fn note_drift(step: &mut Step<'_>, drv: &DrvPath) -> Result<(), Failure> {
+    let Some(recorded) = step
+        .request
+        .drv
+        .as_ref()
+        .filter(|recorded| *recorded != drv)
+    else {
+        return Ok(());
+    };
+    step.drift = true;
+    let message = format!("drift: evaluating again gave {drv}, where {recorded} was recorded");
+    if step.request.fail_on_drift {
+        return Err(Failure::new(Class::Drift, message)
+            .hint("something that the evaluation reads has changed: another commit, Nix version or channel"));
+    }
+    step.log.warn(message);
+    Ok(())
+}
+
+/// Evaluates one attribute. `None`: the collector disturbed it.
+fn evaluate(
+    step: &mut Step<'_>,
+    evaluation: &Evaluation,
+    root: Option<&Path>,
+) -> Result<Option<DrvPath>, Failure> {
+    let options = step.options()?;
+    let locked = match &evaluation.source {
+        Source::Flake(flake) => {
+            let line = command::flake_metadata(flake, &evaluation.folder, &options);
+            let Some(printed) = run_evaluation(step, evaluation, &line)? else {
+                return Ok(None);
+            };
+            let metadata: FlakeMetadata = serde_json::from_slice(&printed)
+                .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
+            Some(metadata.locked_reference())
+        }
+        _ => None,
+    };
+    let line = command::instantiate(evaluation, locked.as_deref(), root, &options);
+    let Some(printed) = run_evaluation(step, evaluation, &line)? else {
+        return Ok(None);
+    };
+    let printed = String::from_utf8_lossy(&printed);
+    let printed: Vec<&str> = printed.lines().collect();
+    match printed[..] {
+        [drv] => read_instantiated(drv, root).map(Some),
+        [] => {
+            let value = command::show_value(evaluation, locked.as_deref(), &options);
+            let (finished, _) = step.ask(&value)?;
+            let shown: String = String::from_utf8_lossy(&finished.stdout)
+                .trim()
+                .chars()
+                .take(200)
+                .collect();
+            Err(Failure::new(
+                Class::Evaluation,
+                format_args!("{} is no derivation, but {shown}", describe(evaluation)),
+            )
+            .hint("`attr` must lead to one derivation"))
+        }
+        [..] => {
+            let named: Vec<String> = printed
+                .iter()
+                .filter_map(|drv| read_instantiated(drv, root).ok())
+                .map(|drv| drv.to_string())
+                .collect();
+            let first = named
+                .iter()
+                .take(3)
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
+            Err(Failure::new(
+                Class::Evaluation,
+                format_args!(
+                    "{} is not one derivation, but {}: {first}, …",
+                    describe(evaluation),
+                    printed.len()
+                ),
+            )
+            .hint("`attr` must lead to one derivation"))
+        }
+    }
+}
+
+/// Runs one program of an evaluation, and returns what it printed. `None`: the collector disturbed it.
+fn run_evaluation(
+    step: &mut Step<'_>,
+    evaluation: &Evaluation,
+    line: &CommandLine,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let (finished, heard) = step.nix(line, OnStop::TermThenKill)?;
+    if finished.ending.success() {
+        return Ok(Some(finished.stdout));
+    }
+    if heard.collector {
+        return Ok(None);
+    }
+    // An expression is not to blame where the store is dead.
+    step.store_answers()?;
+    let class = class::of_evaluation(finished.ending);
+    let error = heard
+        .error
+        .unwrap_or_else(|| format!("{} {}", line.program, finished.ending));
+    Err(Failure::new(
+        class,
+        format_args!("{} does not evaluate: {error}", describe(evaluation)),
+    ))
+}
+
+/// The `.drv` that `nix-instantiate` has printed: its root where there is one, and behind a `!` the output that the
+/// attribute selects. All outputs are built, so that one is of no interest.
+fn read_instantiated(printed: &str, root: Option<&Path>) -> Result<DrvPath, Failure> {
+    let name = printed.rfind('/').map_or(0, |slash| slash + 1);
+    let end = printed[name..]
+        .find('!')
+        .map_or(printed.len(), |bang| name + bang);
+    let path = &printed[..end];
+    let target = match root {
+        Some(_) => std::fs::read_link(path).map(|target| target.to_string_lossy().into_owned()),
+        None => Ok(path.to_owned()),
+    };
+    target
+        .map_err(anyhow::Error::from)
+        .and_then(|drv| DrvPath::parse(&drv).map_err(|wrong| anyhow::anyhow!("{drv} {wrong}")))
+        .classify(Class::Bug, || {
+            format!("cannot read what nix-instantiate printed: {printed}")
+        })
+}
+
+/// What is evaluated, for a log.
+fn describe(evaluation: &Evaluation) -> String {
+    let source = match &evaluation.source {
+        Source::File(file) => file.clone(),
+        Source::Flake(flake) => format!("flake {flake}"),
+        Source::Expr(_) => "the expression".into(),
+    };
+    if evaluation.attr.names().is_empty() {
+        source
+    } else {
+        format!("{} of {source}", evaluation.attr)
+    }
+}
+
+fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
+    let Some(evaluation) = to_evaluate(step) else {
+        let found = if step.host.recorded_only {
+            "this host does not evaluate"
+        } else {
+            "the step names nothing"
+        };
+        return Ok(Answer {
+            takes: None,
+            facts: vec![fact("what to evaluate", found)],
+            commands: vec![],
+        });
+    };
+    let mut facts = Vec::new();
+    if let Some(file) = evaluation.needs_file() {
+        let found = if file.exists() {
+            "is there"
+        } else {
+            "is not there: the step would fail"
+        };
+        facts.push(fact(file.display().to_string(), found));
+    }
+    let options = step.options()?;
+    let mut commands = Vec::new();
+    if let Source::Flake(flake) = &evaluation.source {
+        commands.push(command::flake_metadata(flake, &evaluation.folder, &options));
+    }
+    let root = placeholder(step, "evaluations/NEW/drv");
+    commands.push(command::instantiate(
+        evaluation,
+        None,
+        root.as_deref(),
+        &options,
+    ));
+    commands.push(match &step.request.drv {
+        Some(drv) => command::realise(drv, step.link.as_deref(), &options),
+        None => command::realise_printed(step.link.as_deref(), &options),
+    });
+    Ok(Answer {
+        takes: Some(evaluated_reason(step)),
+        facts,
+        commands,
+    })
+}
+
+/// Where `explain` says that outputs would be linked.
+pub(super) fn placeholder_link(step: &Step<'_>) -> Option<PathBuf> {
+    match &step.request.out_link {
+        OutLink::At(link) => Some(link.clone()),
+        OutLink::State => placeholder(step, "outputs/NEW/result"),
+    }
+}

@@ -1,0 +1,44 @@
+//! The processes of this machine, found by what only those of one test can have in their arguments or environment.
+
+use std::fs;
+
+use unix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// A process that lives, and its command line for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Process {
+    pub(crate) pid: Pid,
+    pub(crate) command: String,
+}
+
+/// All processes that carry `marker`. One that has ended but was not waited for yet carries nothing any more.
+pub(crate) fn marked(marker: &str) -> Vec<Process> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // It may end while it is looked at.
+        let read = |name| fs::read(entry.path().join(name)).unwrap_or_default();
+        let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+        if command.contains(marker) || String::from_utf8_lossy(&read("environ")).contains(marker) {
+            let pid = Pid::from_raw(pid);
+            found.push(Process { pid, command });
+        }
+    }
+    found
+}
+
+/// Kills what a failed test left behind.
+pub(crate) fn kill_marked(marker: &str) {
+    for process in marked(marker) {
+        let _ = kill(process.pid, Signal::SIGKILL);
+    }
+}
