@@ -264,9 +264,13 @@ fn without_a_link_every_output_is_kept_in_every_way() {
     let Some(store) = Store::new() else { return };
     store.targets(r#"{ hello = buildAll [ "dev" "out" ] "hello" "echo > $out; echo > $dev"; }"#);
     let target = store.target("hello");
-    let step = store
-        .step(target.flags())
-        .args(["--no-out-link", "--attr", "hello"]);
+    let step = store.step(target.flags()).args([
+        "--no-out-link",
+        "--file",
+        "default.nix",
+        "--attr",
+        "hello",
+    ]);
     for (way, gone) in [
         ("realised", vec![]),
         ("available", vec![target.drv.as_str()]),

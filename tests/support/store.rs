@@ -250,9 +250,9 @@ impl Store {
         let Ok(links) = fs::read_dir(self.state().join("gcroots/auto")) else {
             return Vec::new();
         };
-        let mut roots: Vec<PathBuf> = links
-            .map(|link| fs::read_link(link.unwrap().path()).unwrap())
-            .collect();
+        let links = links.map(|link| fs::read_link(link.unwrap().path()).unwrap());
+        // Nix removes the others in the next collection.
+        let mut roots: Vec<PathBuf> = links.filter(|root| root.is_symlink()).collect();
         roots.sort();
         roots
     }
