@@ -668,6 +668,35 @@ fn a_flake_below_the_root_of_its_repository_gives_the_drv_that_nix_build_gives()
 }
 
 #[test]
+fn a_flake_that_is_in_no_repository_gives_the_drv_that_nix_build_gives() {
+    let Some(store) = Store::new() else { return };
+    let folder = "two words, 100% & $more?";
+    let body =
+        expression("{ a = build \"a\" \"echo ${self} ${toString self.lastModified} > $out\"; }")
+            .replace("builtins.currentSystem", &format!("{:?}", system(&store)));
+    store.write(
+        &format!("{folder}/flake.nix"),
+        &format!("{{ outputs = {{ self }}: {body}; }}"),
+    );
+    let folder = store.work().join(folder);
+    let expected = store
+        .program("nix")
+        .args(["path-info", "--derivation", ".#a"])
+        .folder(&folder)
+        .run();
+    expected.exits(0);
+    store.collect();
+    for flake in [".", "path:."] {
+        let ended = store
+            .step(["--flake", flake, "--attr", "a", "--no-out-link"])
+            .folder(&folder)
+            .run();
+        ended.takes("evaluated", "not-recorded");
+        assert_eq!(ended.report()["drv"], expected.stdout.trim_end());
+    }
+}
+
+#[test]
 fn a_flakes_attribute_is_the_whole_path_and_may_hold_anything() {
     let Some(store) = Store::new() else { return };
     flake(&store);

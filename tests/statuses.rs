@@ -395,15 +395,19 @@ fn a_host_that_forbids_it_never_evaluates() {
 }
 
 #[test]
-fn a_policy_that_nobody_knows_is_refused() {
+fn a_setting_of_the_host_that_nobody_understands_is_refused_by_its_name() {
     let Some(store) = Store::new() else { return };
     let target = recorded(&store, "file \"hello\"");
-    let ended = store
-        .step(target.flags())
-        .env("EVAL_ONCE_POLICY", "record-only")
-        .run();
-    ended.exits(64).passes_on("EVAL_ONCE_POLICY");
-    assert!(!store.has(target.out()));
+    for (name, value) in [
+        ("EVAL_ONCE_POLICY", "record-only"),
+        ("EVAL_ONCE_EVALUATIONS", "0"),
+        ("EVAL_ONCE_EVALUATIONS", "-1"),
+        ("EVAL_ONCE_EVALUATIONS", "many"),
+    ] {
+        let ended = store.step(target.flags()).env(name, value).run();
+        ended.fails(64, "config").passes_on(name);
+        assert!(!store.has(target.out()));
+    }
 }
 
 #[test]
