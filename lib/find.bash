@@ -106,10 +106,10 @@ eval_once_build() (
     [[ ! -x $place/eval-once ]] || exit 0
   fi
 
-  # A job that builds for another platform says so in variables that would move the program elsewhere. The lock is closed
-  # for cargo: a compiler cache that it starts as a server would keep it.
+  # A job that builds for another platform says so in a variable that would move the program elsewhere. The lock is closed
+  # for cargo: a compiler cache that it starts as a server would keep it. A progress bar is noise in a log.
   unset CARGO_BUILD_TARGET
-  cargo build --release --locked --target-dir "$place/target" </dev/null 9>&- || exit
+  CARGO_TERM_PROGRESS_WHEN=never cargo build --release --locked --target-dir "$place/target" </dev/null 9>&- || exit
 
   # A rename within one folder tree: nobody ever sees half a program under the final name.
   mv -f "$place/target/release/eval-once" "$place/eval-once" || exit

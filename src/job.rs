@@ -4,7 +4,7 @@
 //! those it has without us.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
@@ -21,9 +21,10 @@ const REFUSED: u8 = 1;
 /// Runs a job that is not ours exactly as the agent would have run it. Returns only where that is refused or fails, with
 /// the status that the job then has.
 #[must_use]
-pub fn pass_through(job: &Job) -> u8 {
+pub fn pass_through(mut job: Job) -> u8 {
+    job.environment.retain(|(name, _)| !was_told_to_us(name));
     replaced_by(
-        program(job).map_err(|refusal| refusal.to_string()),
+        program(&job).map_err(|refusal| refusal.to_string()),
         become_program,
     )
 }
@@ -127,14 +128,9 @@ pub fn environment_of_command(
         });
         outs.insert(format!("EVAL_ONCE_OUT_{}", name.collect::<String>()), path);
     }
-    let told_to_us = |name: &OsString| {
-        name == "EVAL_ONCE_STEP"
-            || name.as_bytes().starts_with(b"BUILDKITE_HOOK_")
-            || name.as_bytes().starts_with(b"EVAL_ONCE_OUT")
-    };
-    let others = environment
-        .into_iter()
-        .filter(|(name, _)| !told_to_us(name));
+    let others = environment.into_iter().filter(|(name, _)| {
+        !was_told_to_us(name) && !name.as_bytes().starts_with(b"EVAL_ONCE_OUT")
+    });
     let outs = outs.into_iter().map(|(name, path)| {
         (
             OsString::from(name),
@@ -142,6 +138,11 @@ pub fn environment_of_command(
         )
     });
     others.chain(outs).collect()
+}
+
+/// Whether a variable told *us* what to do, and would mean something else to whoever comes after us.
+fn was_told_to_us(name: &OsStr) -> bool {
+    name == "EVAL_ONCE_STEP" || name.as_bytes().starts_with(b"BUILDKITE_HOOK_")
 }
 
 #[cfg(test)]

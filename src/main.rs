@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 
 fn run(invocation: Invocation, log: Log) -> Result<u8, Failure> {
     match invocation {
-        Invocation::OtherJob(job) => Ok(job::pass_through(&job)),
+        Invocation::OtherJob(job) => Ok(job::pass_through(job)),
         Invocation::JobStep(order, job) => job::step(order, job, Supervisor::install(log)?, log),
         Invocation::Step(order, command) => step_by_hand(order, command, log),
         Invocation::Explain(order, json) => {

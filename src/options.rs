@@ -396,8 +396,7 @@ impl Reading {
 
     fn by_hand(&self) -> Place {
         let folder = current_folder();
-        let in_job = variable(&self.environment, "BUILDKITE_JOB_ID").is_some();
-        let no_checkout = in_job && self.no_checkout(&folder);
+        let no_checkout = self.no_checkout(&folder);
         Place {
             folder,
             confined: false,

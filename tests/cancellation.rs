@@ -58,7 +58,7 @@ impl Scene {
         // The builder ignores what it can and has a child that does as well. Both are found by their environment, in which Nix's
         // own variables name the store; so is everything else that a step starts in it.
         let builder = format!(
-            "trap '' TERM INT HUP QUIT; /bin/sleep 600 & echo begun > {root}/begun; /bin/sleep 600; wait",
+            "trap \"\" TERM INT HUP QUIT; /bin/sleep 600 & echo begun > {root}/begun; /bin/sleep 600; wait",
             root = store.root().display()
         );
         let targets = format!(
@@ -180,9 +180,9 @@ fn group(child: &Child) -> Pid {
     Pid::from_raw(child.id().try_into().unwrap())
 }
 
-fn end(child: &mut Child) -> ExitStatus {
+fn end(what: &str, child: &mut Child) -> ExitStatus {
     let mut ending = None;
-    until("the step has ended", || {
+    until(&format!("{what}: it has ended"), || {
         ending = child.try_wait().unwrap();
         ending.is_some()
     });
@@ -204,7 +204,7 @@ fn cancel_without_terminal(scene: &Scene, signal: Signal, to: To) {
     let what = format!("{:?}, {signal}, {to:?}", scene.place);
     scene.again();
     let report = scene.store.root().join("report.json");
-    let log = scene.store.root().join("log");
+    let log = scene.store.root().join("step.log");
     let output = File::create(&log).unwrap();
     let mut child = scene
         .store
@@ -232,7 +232,7 @@ fn cancel_without_terminal(scene: &Scene, signal: Signal, to: To) {
         To::Group => killpg(group(&child), signal).unwrap(),
         To::Process => kill(group(&child), signal).unwrap(),
     }
-    let ending = end(&mut child);
+    let ending = end(&what, &mut child);
     scene.nothing_is_left(&what, signalled);
     ended_by(&what, ending, signal, &said());
     let report = read_json(&report);
@@ -261,7 +261,7 @@ fn cancel_at_terminal(scene: &Scene, signal: Signal) {
         Signal::SIGHUP => terminal.close(),
         other => killpg(group(&child), other).unwrap(),
     }
-    let ending = end(&mut child);
+    let ending = end(&what, &mut child);
     scene.nothing_is_left(&what, signalled);
     ended_by(&what, ending, signal, &terminal.text());
 }
@@ -305,8 +305,13 @@ fn cancel_job(scene: &Scene, used: As, terminal: bool) {
             job.set("EVAL_ONCE_STEP", scene.record().to_string());
         }
     }
-    let running = job.start();
+    let mut running = job.start();
     until(&format!("{what}: it is there"), || {
+        assert!(
+            !running.has_ended(),
+            "{what}: it has ended: {}",
+            running.log()
+        );
         scene.is_there(|text| running.log().contains(text))
     });
     let signalled = Instant::now();
@@ -334,16 +339,12 @@ fn cancel_by_hand(place: Place) {
     let Some(scene) = Scene::new(place) else {
         return;
     };
-    for signal in [
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-    ] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         cancel_without_terminal(&scene, signal, To::Group);
+        cancel_without_terminal(&scene, signal, To::Process);
     }
-    cancel_without_terminal(&scene, Signal::SIGTERM, To::Process);
-    cancel_without_terminal(&scene, Signal::SIGINT, To::Process);
+    // Not to the group: a Nix that gets QUIT leaves its builders' children behind.
+    cancel_without_terminal(&scene, Signal::SIGQUIT, To::Process);
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         cancel_at_terminal(&scene, signal);
     }

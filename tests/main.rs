@@ -1,7 +1,6 @@
 //! Integration tests: real Nix in private stores, the real Buildkite agent.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     reason = "a test's helpers say what they expect as the tests do"
 )]
 

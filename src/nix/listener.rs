@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
+use super::DrvPath;
+
 /// Passes on everything, and remembers what later decisions need.
 ///
 /// Nix's messages are not documented; the ones used here were read off 2.8, 2.26 and 2.34. Only reports and the *choice of
@@ -21,6 +23,8 @@ pub struct Listener<W> {
     pub collector: bool,
     /// The last line that was an error.
     pub error: Option<String>,
+    /// The first derivation of which Nix said that it itself failed.
+    pub failed: Option<DrvPath>,
 }
 
 impl<W: Write> Listener<W> {
@@ -34,6 +38,7 @@ impl<W: Write> Listener<W> {
             unreachable: BTreeSet::new(),
             collector: false,
             error: None,
+            failed: None,
         }
     }
 
@@ -53,9 +58,23 @@ impl<W: Write> Listener<W> {
             }
         } else if let Some(error) = line.trim_start().strip_prefix("error: ") {
             self.collector |= is_the_collectors(error);
+            self.failed = self.failed.take().or_else(|| failed_derivation(error));
             self.error = Some(error.to_owned());
         }
     }
+}
+
+/// The derivation that failed, where an error is about one: 2.8 and 2.26 say it of the builder, 2.34 of the build.
+fn failed_derivation(error: &str) -> Option<DrvPath> {
+    let starts = [
+        "builder for '",
+        "Cannot build '",
+        "hash mismatch in fixed-output derivation '",
+        "building of '",
+    ];
+    let rest = starts.iter().find_map(|start| error.strip_prefix(start))?;
+    let (drv, _) = rest.split_once(['\'', '!', '^'])?;
+    DrvPath::parse(drv).ok()
 }
 
 /// Whether Nix says this where the collector took a path while it was needed. Nobody else can make Nix say it without the
@@ -165,6 +184,27 @@ mod tests {
         ] {
             assert!(!heard(&format!("error: {error}\n"), 9).collector, "{error}");
         }
+    }
+
+    #[test]
+    fn the_first_derivation_that_itself_failed_is_known() {
+        let drv = "/s/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
+        for error in [
+            format!("builder for '{drv}' failed with exit code 2"),
+            format!("Cannot build '{drv}'."),
+            format!("hash mismatch in fixed-output derivation '{drv}':"),
+            format!("building of '{drv}!*' from .drv file timed out after 1 seconds"),
+            format!("building of '{drv}^*' from .drv file timed out after 1 seconds"),
+        ] {
+            let text = format!(
+                "error: {error}\nerror: builder for '/s/store/00000000000000000000000000000000-b.drv' failed\n"
+            );
+            assert_eq!(heard(&text, 9).failed.unwrap().to_string(), drv, "{error}");
+        }
+        assert_eq!(
+            heard("error: 1 dependencies of derivation 'x' failed\n", 9).failed,
+            None
+        );
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl StorePath {
         // From Nix's `path.cc`: hashes are in Nix's base 32, names of these characters and at most 211 long.
         const HASH_CHARACTERS: &str = "0123456789abcdfghijklmnpqrsvwxyz";
         let Some(slash) = path.rfind('/').filter(|_| path.starts_with('/')) else {
-            return Err(BadStorePath("is not an absolute path of a Nix store"));
+            return Err(BadStorePath("is not a store path: it is not absolute"));
         };
         let (folder, base) = (&path[..slash], &path[slash + 1..]);
         if folder.is_empty()
@@ -43,7 +43,9 @@ impl StorePath {
                 .skip(1)
                 .any(|part| matches!(part, "" | "." | ".."))
         {
-            return Err(BadStorePath("does not lie directly in a Nix store"));
+            return Err(BadStorePath(
+                "is not a store path: it does not lie directly in a store",
+            ));
         }
         let Some((hash, name)) = base.split_at_checked(32) else {
             return Err(BadStorePath(

@@ -14,7 +14,7 @@ use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{DrvPath, Listener, StorePath, class, command, outputs_of_derivation};
 use crate::state::{State, Turn};
-use crate::supervise::{CommandLine, Finished, OnStop, Supervisor};
+use crate::supervise::{CommandLine, Ending, Finished, OnStop, Supervisor};
 
 /// The outputs of a derivation, by name.
 pub(super) type Outputs = BTreeMap<String, StorePath>;
@@ -51,6 +51,8 @@ pub(super) struct Step<'a> {
     pub(super) drift: bool,
     built: BTreeSet<String>,
     substituted: BTreeSet<String>,
+    /// The derivation that itself failed, where Nix has named one.
+    failed: Option<DrvPath>,
     pub(super) seconds: Seconds,
 }
 
@@ -82,6 +84,7 @@ impl<'a> Step<'a> {
             drift: false,
             built: BTreeSet::new(),
             substituted: BTreeSet::new(),
+            failed: None,
             seconds: Seconds::default(),
         }
     }
@@ -187,6 +190,7 @@ impl<'a> Step<'a> {
         self.built.append(&mut listener.built);
         self.substituted.append(&mut listener.substituted);
         self.unreachable.append(&mut listener.unreachable);
+        self.failed = listener.failed.take().or(self.failed.take());
         Ok((
             finished?,
             Heard {
@@ -272,10 +276,15 @@ impl<'a> Step<'a> {
         if finished.ending.success() {
             return Ok(Realised::Done(self.realised_outputs(drv, &finished)));
         }
-        if !self.is_valid(drv.as_store_path())? {
-            return Ok(Realised::Gone);
+        match self.is_valid(drv.as_store_path()) {
+            Ok(false) => return Ok(Realised::Gone),
+            Ok(true) => self.check_links(Some(drv))?,
+            // Whatever kills Nix may kill the question too; the first death is the news.
+            Err(failure)
+                if failure.class == Class::Surroundings
+                    && matches!(finished.ending, Ending::Killed(_)) => {}
+            Err(failure) => return Err(failure),
         }
-        self.check_links(Some(drv))?;
         let message = format!("{drv} was not built: `{line}` {}", finished.ending);
         Err(Failure::new(class::of_realise(finished.ending), message))
     }
@@ -369,7 +378,10 @@ impl<'a> Step<'a> {
                 ..self.seconds
             },
             exit: failure.map_or(0, |failure| failure.class.status()),
-            failure: failure.map(FailureReport::from),
+            failure: failure.map(|failure| FailureReport {
+                drv: self.failed.clone(),
+                ..FailureReport::from(failure)
+            }),
         }
     }
 }

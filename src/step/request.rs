@@ -48,7 +48,7 @@ pub struct Place {
     pub folder: PathBuf,
     /// This is a hook of an agent that does not let pipelines choose what is run (`BUILDKITE_COMMAND_EVAL=false`).
     pub confined: bool,
-    /// This is a job whose checkout was skipped, or has left nothing.
+    /// The checkout was skipped, or has left nothing. By hand the current folder counts as the checkout.
     pub no_checkout: bool,
 }
 

@@ -495,46 +495,38 @@ fn evaluate(
     let Some(printed) = run_evaluation(step, evaluation, &line)? else {
         return Ok(None);
     };
-    let printed = String::from_utf8_lossy(&printed);
-    let printed: Vec<&str> = printed.lines().collect();
-    match printed[..] {
-        [drv] => read_instantiated(drv, root).map(Some),
-        [] => {
-            let value = command::show_value(evaluation, locked.as_deref(), &options);
-            let (finished, _) = step.ask(&value)?;
-            let shown: String = String::from_utf8_lossy(&finished.stdout)
-                .trim()
-                .chars()
-                .take(200)
-                .collect();
-            Err(Failure::new(
-                Class::Evaluation,
-                format_args!("{} is no derivation, but {shown}", describe(evaluation)),
-            )
-            .hint("`attr` must lead to one derivation"))
-        }
-        [..] => {
-            let named: Vec<String> = printed
-                .iter()
-                .filter_map(|drv| read_instantiated(drv, root).ok())
-                .map(|drv| drv.to_string())
-                .collect();
-            let first = named
-                .iter()
-                .take(3)
-                .map(String::as_str)
-                .collect::<Vec<_>>()
-                .join(", ");
-            Err(Failure::new(
-                Class::Evaluation,
-                format_args!(
-                    "{} is not one derivation, but {}: {first}, …",
-                    describe(evaluation),
-                    printed.len()
-                ),
-            )
-            .hint("`attr` must lead to one derivation"))
-        }
+    let drvs: Vec<DrvPath> = String::from_utf8_lossy(&printed)
+        .lines()
+        .map(|line| read_instantiated(line, root))
+        .collect::<Result<_, _>>()?;
+    if let [drv] = drvs.as_slice() {
+        return Ok(Some(drv.clone()));
+    }
+    let found = if drvs.is_empty() {
+        let line = command::show_value(evaluation, locked.as_deref(), &options);
+        let (finished, _) = step.ask(&line)?;
+        let shown = String::from_utf8_lossy(&finished.stdout);
+        format!("no derivation, but {}", shorten(shown.trim()))
+    } else {
+        let first: Vec<_> = drvs.iter().take(3).map(DrvPath::to_string).collect();
+        format!(
+            "not one derivation, but {}: {}, …",
+            drvs.len(),
+            first.join(", ")
+        )
+    };
+    Err(Failure::new(
+        Class::Evaluation,
+        format_args!("{} is {found}", describe(evaluation)),
+    )
+    .hint("`attr` must lead to one derivation"))
+}
+
+/// As much of a value as fits into a message.
+fn shorten(value: &str) -> String {
+    match value.char_indices().nth(200) {
+        Some((end, _)) => format!("{}…", &value[..end]),
+        None => value.to_owned(),
     }
 }
 
@@ -550,6 +542,14 @@ fn run_evaluation(
     }
     if heard.collector {
         return Ok(None);
+    }
+    // So Nix says of a string or a number; of a set without derivations it says nothing and ends with 0.
+    if heard
+        .error
+        .as_deref()
+        .is_some_and(|error| error.starts_with("expression does not evaluate to a derivation"))
+    {
+        return Ok(Some(Vec::new()));
     }
     // An expression is not to blame where the store is dead.
     step.store_answers()?;

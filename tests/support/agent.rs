@@ -230,6 +230,11 @@ impl Running {
         Pid::from_raw(self.child.id().try_into().unwrap())
     }
 
+    /// Has it ended already?
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// What was logged so far.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap()).into_owned()

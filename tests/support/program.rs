@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     io::Read,
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, mpsc},
@@ -268,17 +268,6 @@ impl Ended {
         self
     }
 
-    /// A signal ended it.
-    #[track_caller]
-    pub(crate) fn dies_by(&self, signal: Signal) -> &Self {
-        assert_eq!(
-            self.status.signal(),
-            Some(signal as i32),
-            "another ending: {self}"
-        );
-        self
-    }
-
     /// Its standard output is exactly this.
     #[track_caller]
     pub(crate) fn prints(&self, stdout: &str) -> &Self {
@@ -306,16 +295,6 @@ impl Ended {
         assert!(
             self.stderr.contains(part),
             "standard error is without {part:?}: {self}"
-        );
-        self
-    }
-
-    /// Nowhere on its standard error stands this.
-    #[track_caller]
-    pub(crate) fn never_says(&self, part: &str) -> &Self {
-        assert!(
-            !self.stderr.contains(part),
-            "standard error has {part:?}: {self}"
         );
         self
     }

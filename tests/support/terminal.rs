@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::io::{Read, Write, pipe};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use unix::fcntl::OFlag;
 use unix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use unix::pty::{Winsize, openpty};
+use unix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 
 use super::{program::Program, tool};
 
@@ -27,13 +29,18 @@ impl Terminal {
     /// Through `setsid`, since only code between fork and exec could do it from here. It replaces itself: the child's process id is the
     /// program's, and its session's and process group's.
     pub(crate) fn run(program: &Program) -> (Self, Child) {
-        let size = Winsize {
-            ws_row: 24,
-            ws_col: 80,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let terminal = openpty(Some(&size), None).unwrap();
+        // Closed on exec from the first moment on, as `openpty` would not have it: a child of another test, or this one's, would
+        // hold the window open.
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master = posix_openpt(flags).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let slave = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NOCTTY.bits())
+            .open(ptsname_r(&master).unwrap())
+            .unwrap();
         let inner = program.command();
         let child = Command::new(tool("setsid").unwrap())
             .arg("--ctty")
@@ -46,13 +53,13 @@ impl Terminal {
                     .filter_map(|(name, value)| Some((name, value?))),
             )
             .current_dir(inner.get_current_dir().unwrap())
-            .stdin(terminal.slave.try_clone().unwrap())
-            .stdout(terminal.slave.try_clone().unwrap())
-            .stderr(terminal.slave)
+            .stdin(slave.try_clone().unwrap())
+            .stdout(slave.try_clone().unwrap())
+            .stderr(slave)
             .spawn()
             .unwrap();
         let (closed, open) = pipe().unwrap();
-        let keyboard = File::from(terminal.master);
+        let keyboard = File::from(OwnedFd::from(master));
         let mut master = keyboard.try_clone().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let shown = Arc::clone(&seen);
