@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
     io::Read,
-    os::unix::fs::FileTypeExt,
+    os::unix::{ffi::OsStrExt, fs::FileTypeExt},
+    path::Path,
     process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -855,6 +857,44 @@ fn a_report_replaces_an_older_one_and_goes_into_a_pipe_too() {
     assert_eq!(read_json(&file)["way"], "realised");
     running.end().exits(0);
     assert!(fs::symlink_metadata(&file).unwrap().file_type().is_fifo());
+}
+
+#[test]
+fn a_checkout_may_be_called_anything() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let text = fs::read(store.work().join("default.nix")).unwrap();
+    let names: [&[u8]; 6] = [
+        b"two words",
+        b"qu\"ote",
+        b"${x}",
+        b"-A",
+        b"not \xff UTF-8",
+        b"new\nline",
+    ];
+    for name in names {
+        let checkout = store.work().join(OsStr::from_bytes(name));
+        fs::create_dir(&checkout).unwrap();
+        fs::write(checkout.join("default.nix"), &text).unwrap();
+        for (way, flags) in [
+            ("realised", target.flags()),
+            ("available", target.flags()),
+            ("evaluated", vec!["--attr".to_owned(), "hello".to_owned()]),
+        ] {
+            let ended = store.step(flags).folder(&checkout).run();
+            ended.exits(0).prints(&format!("{}\n", target.out()));
+            assert_eq!(ended.report()["way"], way);
+            assert_eq!(ended.report()["outputs"], json!(target.outputs));
+            assert_eq!(
+                fs::read_link(checkout.join("result")).unwrap(),
+                Path::new(target.out())
+            );
+            fs::remove_file(checkout.join("result")).unwrap();
+            store.delete([&target.drv]);
+        }
+        store.collect();
+        store.target("hello");
+    }
 }
 
 #[test]
