@@ -180,10 +180,13 @@ fn group(child: &Child) -> Pid {
     Pid::from_raw(child.id().try_into().unwrap())
 }
 
-fn end(what: &str, child: &mut Child) -> ExitStatus {
+/// Waits for the end of a step that was signalled; not for the end of its builder, which would be in ten minutes.
+#[track_caller]
+fn end(what: &str, child: &mut Child, signalled: Instant) -> ExitStatus {
     let mut ending = None;
     until(&format!("{what}: it has ended"), || {
         ending = child.try_wait().unwrap();
+        assert!(signalled.elapsed() < 4 * GONE_WITHIN, "{what}: still there");
         ending.is_some()
     });
     ending.unwrap()
@@ -232,7 +235,7 @@ fn cancel_without_terminal(scene: &Scene, signal: Signal, to: To) {
         To::Group => killpg(group(&child), signal).unwrap(),
         To::Process => kill(group(&child), signal).unwrap(),
     }
-    let ending = end(&what, &mut child);
+    let ending = end(&what, &mut child, signalled);
     scene.nothing_is_left(&what, signalled);
     ended_by(&what, ending, signal, &said());
     let report = read_json(&report);
@@ -261,7 +264,7 @@ fn cancel_at_terminal(scene: &Scene, signal: Signal) {
         Signal::SIGHUP => terminal.close(),
         other => killpg(group(&child), other).unwrap(),
     }
-    let ending = end(&what, &mut child);
+    let ending = end(&what, &mut child, signalled);
     scene.nothing_is_left(&what, signalled);
     ended_by(&what, ending, signal, &terminal.text());
 }
