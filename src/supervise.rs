@@ -142,13 +142,23 @@ pub enum OnStop {
     /// TERM, and no more. For a Nix that builds: it stops its builders and ends within milliseconds, while KILL would leave
     /// the builder's children behind (measured on three versions).
     Term,
-    /// TERM, and KILL after [`GRACE`]. For a Nix that evaluates: it looks at no signal for seconds, as long as it only
+    /// TERM, and KILL after a second. For a Nix that evaluates: it looks at no signal for seconds, as long as it only
     /// computes (measured). A build that its evaluation needed would have ended it at once.
     TermThenKill,
 }
 
 /// How long a process that may be killed gets to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How often TERM is said again. A Nix that is told between looking for an interrupt and going to sleep sleeps on (measured
+/// on 2.8: one in a hundred); told once more, it ends at once.
+const REPEAT: Duration = Duration::from_millis(100);
+
+/// What a pipe holds at most, in bytes (Linux's `pipe-max-size` for those who are not root).
+const PIPE_AT_MOST: usize = 1 << 20;
+
+/// How much of a child's output is read before signals are looked at again, in bytes.
+const READ_AT_ONCE: usize = 64 << 10;
 
 /// A process that has ended.
 #[derive(Debug)]
@@ -160,13 +170,19 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// Standard output, line by line. Nix prints store paths and links, which are ours to name: no line is lost.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
-        String::from_utf8_lossy(&self.stdout)
-            .lines()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-            .into_iter()
+    /// Standard output as paths, one on each line. A folder's name need not be UTF-8.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let lines = self
+            .stdout
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
+        lines.map(|line| Path::new(OsStr::from_bytes(line)))
+    }
+
+    /// Standard output as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
     }
 }
 
@@ -300,25 +316,39 @@ impl Supervisor {
         set_nonblocking(err.as_ref())?;
         let pid =
             Pid::from_raw(i32::try_from(child.id()).context("a process number that is none")?);
-        let mut kill_at: Option<Instant> = None;
+        // Since when the child is being stopped, and when it is told next.
+        let mut stopping: Option<(Instant, Instant)> = None;
         loop {
-            if self.notice_signals() {
+            if self.notice_signals() || self.stop.is_some() && stopping.is_none() {
+                let now = Instant::now();
+                stopping = Some((stopping.map_or(now, |(since, _)| since), now));
+            }
+            if let Some((since, next)) = stopping
+                && next <= Instant::now()
+            {
+                let late = on_stop == OnStop::TermThenKill && since.elapsed() >= GRACE;
                 // The child has not been waited for, so this number is still its own. Where it has ended already, there is
                 // nothing to do about the error.
-                let _ = kill(pid, Signal::SIGTERM);
-                if on_stop == OnStop::TermThenKill {
-                    kill_at.get_or_insert_with(|| Instant::now() + GRACE);
-                }
-            }
-            if kill_at.is_some_and(|at| at <= Instant::now()) {
-                let _ = kill(pid, Signal::SIGKILL);
-                kill_at = None;
+                let _ = kill(
+                    pid,
+                    if late {
+                        Signal::SIGKILL
+                    } else {
+                        Signal::SIGTERM
+                    },
+                );
+                stopping = Some((since, Instant::now() + REPEAT));
             }
             // Ended first, drained second: what the child wrote is then complete. What its own children may still write is
             // not waited for.
             let ended = child.try_wait()?;
-            drain(&mut out, &mut stdout);
-            drain(&mut err, stderr);
+            let at_most = if ended.is_some() {
+                usize::MAX
+            } else {
+                READ_AT_ONCE
+            };
+            drain(&mut out, &mut stdout, at_most);
+            drain(&mut err, stderr, at_most);
             if let Some(status) = ended {
                 return Ok(Finished {
                     ending: status.into(),
@@ -335,9 +365,10 @@ impl Supervisor {
                     .flatten()
                     .map(|pipe: BorrowedFd<'_>| PollFd::new(pipe, PollFlags::POLLIN)),
             );
-            let timeout = kill_at.map_or(PollTimeout::NONE, |at| {
+            let timeout = stopping.map_or(PollTimeout::NONE, |(_, next)| {
                 // Rounded up, so that the time is over when this returns.
-                let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+                let left =
+                    next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
                 PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
             });
             match poll(&mut waited_for, timeout) {
@@ -399,22 +430,31 @@ fn set_nonblocking(pipe: Option<&impl AsFd>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads what there is, and gives the pipe up at its end.
-fn drain(pipe: &mut Option<impl io::Read>, to: &mut impl Write) {
+/// Reads what there is, up to about `at_most` bytes, and gives the pipe up at its end.
+fn drain(pipe: &mut Option<impl io::Read>, to: &mut impl Write, at_most: usize) {
     let Some(reader) = pipe else { return };
-    let mut buffer = [0; 16384];
-    loop {
+    let mut buffer = [0; 16 << 10];
+    // Once the child has ended only what is in the pipe is left, unless its own children go on writing: they are not
+    // waited for.
+    let mut left = at_most.min(PIPE_AT_MOST);
+    while left > 0 {
         match reader.read(&mut buffer) {
-            Ok(0) => break,
+            Ok(0) => {
+                *pipe = None;
+                return;
+            }
             Ok(n) => {
                 let _ = to.write_all(&buffer[..n]);
+                left = left.saturating_sub(n);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => break,
+            Err(_) => {
+                *pipe = None;
+                return;
+            }
         }
     }
-    *pipe = None;
 }
 
 /// The signals we were started to ignore. Where there is no `/proc` (macOS) none are known, and ours are installed.

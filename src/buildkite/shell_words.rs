@@ -2,31 +2,39 @@
 
 use std::fmt;
 
-/// A quote that is not closed.
+/// Why a line cannot be split, in the agent's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UnclosedQuote(char);
+pub enum Unsplittable {
+    /// A quote is not closed.
+    Quote(char),
+    /// What stands for a byte that is no UTF-8, outside quotes.
+    Character(char),
+}
 
-impl fmt::Display for UnclosedQuote {
+impl fmt::Display for Unsplittable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Expected closing quote {}, got EOF", self.0)
+        match self {
+            Self::Quote(quote) => write!(f, "Expected closing quote {quote}, got EOF"),
+            Self::Character(character) => write!(f, "Unhandled character {character}"),
+        }
     }
 }
 
-impl std::error::Error for UnclosedQuote {}
+impl std::error::Error for Unsplittable {}
 
 /// Splits a line into words by the rules of `github.com/buildkite/shellwords`, which are not those of a shell: a backslash
 /// escapes inside both kinds of quotes, and a word that is empty in the end is dropped, quoted or not.
 ///
 /// # Errors
-/// A quote is not closed.
-pub fn split(line: &str) -> Result<Vec<String>, UnclosedQuote> {
+/// A quote is not closed, or the line was no UTF-8.
+pub fn split(line: &str) -> Result<Vec<String>, Unsplittable> {
     let mut words = Vec::new();
     let mut word = String::new();
     let mut rest = line.chars();
     while let Some(c) = rest.next() {
         match c {
             quote @ ('\'' | '"') => loop {
-                match rest.next().ok_or(UnclosedQuote(quote))? {
+                match rest.next().ok_or(Unsplittable::Quote(quote))? {
                     '\\' => word.extend(rest.next()),
                     c if c == quote => break,
                     c => word.push(c),
@@ -38,6 +46,7 @@ pub fn split(line: &str) -> Result<Vec<String>, UnclosedQuote> {
                     words.push(std::mem::take(&mut word));
                 }
             }
+            char::REPLACEMENT_CHARACTER => return Err(Unsplittable::Character(c)),
             c => word.push(c),
         }
     }
@@ -65,6 +74,6 @@ mod tests {
         ] {
             assert_eq!(split(line).unwrap(), words, "{line}");
         }
-        assert_eq!(split("a 'b"), Err(UnclosedQuote('\'')));
+        assert_eq!(split("a 'b"), Err(Unsplittable::Quote('\'')));
     }
 }

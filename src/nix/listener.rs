@@ -13,8 +13,10 @@ use super::DrvPath;
 pub struct Listener<W> {
     to: W,
     line: Vec<u8>,
-    /// Derivations that were built here.
-    pub built: BTreeSet<String>,
+    /// Derivations that Nix began to build here.
+    pub begun: BTreeSet<String>,
+    /// Derivations that failed.
+    pub broken: BTreeSet<String>,
     /// Store paths that a cache had.
     pub substituted: BTreeSet<String>,
     /// Files of caches that could not be reached (not: that answered with an error), as URLs.
@@ -33,7 +35,8 @@ impl<W: Write> Listener<W> {
         Self {
             to,
             line: Vec::new(),
-            built: BTreeSet::new(),
+            begun: BTreeSet::new(),
+            broken: BTreeSet::new(),
             substituted: BTreeSet::new(),
             unreachable: BTreeSet::new(),
             collector: false,
@@ -49,7 +52,7 @@ impl<W: Write> Listener<W> {
                 .map(|(quoted, _)| quoted)
         };
         if let Some(drv) = quoted_after("building '") {
-            self.built.insert(drv.to_owned());
+            self.begun.insert(drv.to_owned());
         } else if let Some(path) = quoted_after("copying path '") {
             self.substituted.insert(path.to_owned());
         } else if let Some(url) = quoted_after("warning: unable to download '") {
@@ -58,7 +61,10 @@ impl<W: Write> Listener<W> {
             }
         } else if let Some(error) = line.trim_start().strip_prefix("error: ") {
             self.collector |= is_the_collectors(error);
-            self.failed = self.failed.take().or_else(|| failed_derivation(error));
+            if let Some(drv) = failed_derivation(error) {
+                self.broken.insert(drv.to_string());
+                self.failed.get_or_insert(drv);
+            }
             self.error = Some(error.to_owned());
         }
     }
@@ -148,7 +154,7 @@ mod tests {
         for piece in [1, 7, 1000] {
             let listener = heard(text, piece);
             assert_eq!(listener.to, text.as_bytes());
-            assert_eq!((listener.built.len(), listener.substituted.len()), (1, 1));
+            assert_eq!((listener.begun.len(), listener.substituted.len()), (1, 1));
             assert_eq!(listener.error.as_deref(), Some("no"));
         }
     }

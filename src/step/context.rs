@@ -49,7 +49,9 @@ pub(super) struct Step<'a> {
     pub(super) drv: Option<DrvPath>,
     pub(super) outputs: Outputs,
     pub(super) drift: bool,
-    built: BTreeSet<String>,
+    /// Those that were begun; and those of them that failed.
+    begun: BTreeSet<String>,
+    broken: BTreeSet<String>,
     substituted: BTreeSet<String>,
     /// The derivation that itself failed, where Nix has named one.
     failed: Option<DrvPath>,
@@ -82,7 +84,8 @@ impl<'a> Step<'a> {
             drv: request.drv.clone(),
             outputs: Outputs::new(),
             drift: false,
-            built: BTreeSet::new(),
+            begun: BTreeSet::new(),
+            broken: BTreeSet::new(),
             substituted: BTreeSet::new(),
             failed: None,
             seconds: Seconds::default(),
@@ -187,7 +190,8 @@ impl<'a> Step<'a> {
     ) -> Result<(Finished, Heard), Failure> {
         let mut listener = Listener::new(to);
         let finished = self.supervisor.run(line, on_stop, &mut listener);
-        self.built.append(&mut listener.built);
+        self.begun.append(&mut listener.begun);
+        self.broken.append(&mut listener.broken);
         self.substituted.append(&mut listener.substituted);
         self.unreachable.append(&mut listener.unreachable);
         self.failed = listener.failed.take().or(self.failed.take());
@@ -206,9 +210,7 @@ impl<'a> Step<'a> {
         let mut options = self.request.options.clone();
         if !self.unreachable.is_empty() {
             let (config, _) = self.ask(&command::show_config(&options))?;
-            let caches = config
-                .lines()
-                .find_map(|line| Some(line.strip_prefix("substituters = ")?.to_owned()));
+            let caches = substituters(&config.text());
             let unreachable = std::mem::take(&mut self.unreachable);
             let left = self.reachable_caches.take().or(caches).map(|caches| {
                 let is_left = |cache: &&str| {
@@ -249,7 +251,7 @@ impl<'a> Step<'a> {
                 ),
             ));
         }
-        Ok(finished.lines().next().is_none())
+        Ok(finished.paths().next().is_none())
     }
 
     /// Whether the store can be asked anything at all.
@@ -291,11 +293,11 @@ impl<'a> Step<'a> {
 
     /// The outputs that Nix has printed: as links where it made some, which tell the names too.
     fn realised_outputs(&self, drv: &DrvPath, finished: &Finished) -> Outputs {
-        let printed: Vec<String> = finished.lines().collect();
+        let printed: Vec<&Path> = finished.paths().collect();
         if let Some(base) = &self.link {
             let linked: Outputs = printed
                 .iter()
-                .filter_map(|line| links::read_link(base, Path::new(line)))
+                .filter_map(|line| links::read_link(base, line))
                 .collect();
             if linked.len() == printed.len() {
                 return linked;
@@ -306,7 +308,7 @@ impl<'a> Step<'a> {
             .filter_map(|(name, path)| Some((name, path?)));
         known
             .chain(self.request.outputs.clone())
-            .filter(|(_, path)| printed.iter().any(|p| p == path.as_str()))
+            .filter(|(_, path)| printed.contains(&path.as_path()))
             .collect()
     }
 
@@ -371,7 +373,7 @@ impl<'a> Step<'a> {
             drv: self.drv.clone(),
             outputs: self.outputs.clone(),
             drift: self.drift,
-            built: self.built.len(),
+            built: self.begun.difference(&self.broken).count(),
             substituted: self.substituted.len(),
             seconds: Seconds {
                 total: started.elapsed(),
@@ -400,6 +402,14 @@ fn outputs_on_disk(drv: &DrvPath) -> BTreeMap<String, Option<StorePath>> {
         .ok()
         .and_then(|text| outputs_of_derivation(&text))
         .unwrap_or_default()
+}
+
+/// The caches that Nix would ask, from what `show-config` prints.
+pub(super) fn substituters(config: &str) -> Option<String> {
+    let line = config
+        .lines()
+        .find_map(|line| line.strip_prefix("substituters ="))?;
+    Some(line.trim().to_owned())
 }
 
 fn said_or(said: &str, finished: &Finished) -> String {

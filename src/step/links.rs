@@ -1,6 +1,7 @@
 //! The links to a step's outputs: what they are called, and whether they can be made.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use unix::unistd::{AccessFlags, access};
@@ -21,10 +22,10 @@ pub(super) fn link_of(base: &Path, output: &str) -> PathBuf {
 
 /// The output whose link Nix has printed, and where it leads.
 pub(super) fn read_link(base: &Path, link: &Path) -> Option<(String, StorePath)> {
-    let name = link.file_name()?.to_str()?;
-    let output = match name.strip_prefix(base.file_name()?.to_str()?)? {
-        "" => "out",
-        suffix => suffix.strip_prefix('-')?,
+    let name = link.file_name()?.as_bytes();
+    let output = match name.strip_prefix(base.file_name()?.as_bytes())? {
+        b"" => "out",
+        suffix => std::str::from_utf8(suffix.strip_prefix(b"-")?).ok()?,
     };
     let target = link.read_link().ok()?;
     Some((output.to_owned(), StorePath::parse(target.to_str()?).ok()?))

@@ -1,12 +1,14 @@
 //! What a step says when it is over: one line for people, one JSON document for programs.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
-use tempfile::NamedTempFile;
+use unix::unistd::{AccessFlags, access};
 
 use super::ways::{Reason, WayName};
 use crate::exit::{Class, Classify as _, Failure};
@@ -112,75 +114,67 @@ impl From<&Failure> for FailureReport {
     }
 }
 
-/// A place for a report that can be written: the file appears whole, or not at all.
+/// A place for a report that can be written.
 #[derive(Debug)]
-pub struct ReportFile {
-    path: PathBuf,
-    /// Written here first. A pipe or terminal is written to directly.
-    beside: Option<NamedTempFile>,
-}
+pub struct ReportFile(PathBuf);
 
 impl ReportFile {
-    /// Makes sure a report can be written to `path`, before anything else is done.
+    /// Looks whether a report can be written to `path`, before anything else is done. It only looks: a file of ours in the
+    /// checkout would be part of the source of whatever is evaluated there, and change its `.drv`.
     ///
     /// # Errors
     /// It cannot (64).
     pub fn prepare(path: &Path) -> Result<Self, Failure> {
-        let special = path
-            .metadata()
-            .is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir());
-        let prepare = || {
-            if special {
-                return Ok(None);
-            }
-            if path.is_dir() {
-                return Err(std::io::ErrorKind::IsADirectory.into());
-            }
-            let folder = path
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty())
-                .unwrap_or(Path::new("."));
-            // As any other new file would be: others may read the report too.
-            let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-            tempfile::Builder::new()
-                .prefix(".eval-once-report-")
-                .permissions(everyone)
-                .tempfile_in(folder)
-                .map(Some)
+        let look = || match path.metadata() {
+            Ok(there) if there.is_dir() => Err(io::Error::from(io::ErrorKind::IsADirectory)),
+            Ok(there) if !there.is_file() => Ok(access(path, AccessFlags::W_OK)?),
+            _ => Ok(access(
+                folder_of(path),
+                AccessFlags::W_OK | AccessFlags::X_OK,
+            )?),
         };
-        let beside = prepare().classify(Class::Config, || {
+        look().classify(Class::Config, || {
             format!("cannot write the report {}", path.display())
         })?;
-        Ok(Self {
-            path: path.to_owned(),
-            beside,
-        })
+        Ok(Self(path.to_owned()))
     }
 
-    /// Writes the report.
+    /// Writes the report. A file appears whole or not at all; a pipe or terminal is written to as it is.
     ///
     /// # Errors
     /// The disk is full, or the folder gone (75).
     pub fn write(self, report: &Report) -> Result<(), Failure> {
+        let Self(path) = self;
         let write = || -> anyhow::Result<()> {
             let mut text = serde_json::to_vec_pretty(report)?;
             text.push(b'\n');
-            match self.beside {
-                Some(mut file) => {
-                    file.write_all(&text)?;
-                    file.persist(&self.path)?;
-                }
-                None => std::fs::OpenOptions::new()
+            if path.metadata().is_ok_and(|there| !there.is_file()) {
+                OpenOptions::new()
                     .write(true)
-                    .open(&self.path)?
-                    .write_all(&text)?,
+                    .open(&path)?
+                    .write_all(&text)?;
+                return Ok(());
             }
+            // As any other new file would be: others may read the report too.
+            let everyone = PermissionsExt::from_mode(0o666);
+            let mut beside = tempfile::Builder::new()
+                .prefix(".eval-once-report-")
+                .permissions(everyone)
+                .tempfile_in(folder_of(&path))?;
+            beside.write_all(&text)?;
+            beside.persist(&path)?;
             Ok(())
         };
         write().classify(Class::Surroundings, || {
-            format!("cannot write the report {}", self.path.display())
+            format!("cannot write the report {}", path.display())
         })
     }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
@@ -192,7 +186,7 @@ mod tests {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("report.json");
         let file = ReportFile::prepare(&path).unwrap();
-        assert!(!path.exists());
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
         let failure = Failure::new(Class::Drift, "drifted");
         let mut report = Report::refusal(&failure, Instant::now());
         report.seconds.total = Duration::from_micros(1_234_567);

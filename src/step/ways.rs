@@ -1,18 +1,20 @@
 //! The ways to a step's outputs, in one list. Each can be asked what it would do, and can be gone; `explain` does the one,
 //! `step` the other, so they cannot drift apart.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::context::{Outputs, Realised, Step};
+use super::context::{Outputs, Realised, Step, substituters};
 use super::links;
 use super::request::OutLink;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{DrvPath, Evaluation, FlakeMetadata, Source, StorePath, class, command};
 use crate::state::{EvaluationRoots, State};
-use crate::supervise::{CommandLine, OnStop};
+use crate::supervise::{CommandLine, Finished, OnStop};
 
 /// The name of a way, as logs and reports say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -237,13 +239,8 @@ fn ask_realised(step: &mut Step<'_>) -> Result<Answer, Failure> {
 fn caches(step: &mut Step<'_>) -> Result<Vec<String>, Failure> {
     let options = step.options()?;
     let (finished, _) = step.ask(&command::show_config(&options))?;
-    let mut settings = finished.lines();
-    let caches = settings.find_map(|line| Some(line.strip_prefix("substituters = ")?.to_owned()));
-    Ok(caches
-        .unwrap_or_default()
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect())
+    let caches = substituters(&finished.text()).unwrap_or_default();
+    Ok(caches.split_whitespace().map(str::to_owned).collect())
 }
 
 // ---- available
@@ -485,7 +482,7 @@ fn evaluate(
             let Some(printed) = run_evaluation(step, evaluation, &line)? else {
                 return Ok(None);
             };
-            let metadata: FlakeMetadata = serde_json::from_slice(&printed)
+            let metadata: FlakeMetadata = serde_json::from_slice(&printed.stdout)
                 .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
             Some(metadata.locked_reference())
         }
@@ -495,8 +492,8 @@ fn evaluate(
     let Some(printed) = run_evaluation(step, evaluation, &line)? else {
         return Ok(None);
     };
-    let drvs: Vec<DrvPath> = String::from_utf8_lossy(&printed)
-        .lines()
+    let drvs: Vec<DrvPath> = printed
+        .paths()
         .map(|line| read_instantiated(line, root))
         .collect::<Result<_, _>>()?;
     if let [drv] = drvs.as_slice() {
@@ -505,8 +502,7 @@ fn evaluate(
     let found = if drvs.is_empty() {
         let line = command::show_value(evaluation, locked.as_deref(), &options);
         let (finished, _) = step.ask(&line)?;
-        let shown = String::from_utf8_lossy(&finished.stdout);
-        format!("no derivation, but {}", shorten(shown.trim()))
+        format!("no derivation, but {}", shorten(finished.text().trim()))
     } else {
         let first: Vec<_> = drvs.iter().take(3).map(DrvPath::to_string).collect();
         format!(
@@ -535,10 +531,10 @@ fn run_evaluation(
     step: &mut Step<'_>,
     evaluation: &Evaluation,
     line: &CommandLine,
-) -> Result<Option<Vec<u8>>, Failure> {
+) -> Result<Option<Finished>, Failure> {
     let (finished, heard) = step.nix(line, OnStop::TermThenKill)?;
     if finished.ending.success() {
-        return Ok(Some(finished.stdout));
+        return Ok(Some(finished));
     }
     if heard.collector {
         return Ok(None);
@@ -549,7 +545,7 @@ fn run_evaluation(
         .as_deref()
         .is_some_and(|error| error.starts_with("expression does not evaluate to a derivation"))
     {
-        return Ok(Some(Vec::new()));
+        return Ok(Some(finished));
     }
     // An expression is not to blame where the store is dead.
     step.store_answers()?;
@@ -557,29 +553,43 @@ fn run_evaluation(
     let error = heard
         .error
         .unwrap_or_else(|| format!("{} {}", line.program, finished.ending));
-    Err(Failure::new(
+    let failure = Failure::new(
         class,
         format_args!("{} does not evaluate: {error}", describe(evaluation)),
-    ))
+    );
+    if error.contains("has unsupported parameter 'dir'") {
+        return Err(failure.hint(
+            "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",
+        ));
+    }
+    Err(failure)
 }
 
 /// The `.drv` that `nix-instantiate` has printed: its root where there is one, and behind a `!` the output that the
 /// attribute selects. All outputs are built, so that one is of no interest.
-fn read_instantiated(printed: &str, root: Option<&Path>) -> Result<DrvPath, Failure> {
-    let name = printed.rfind('/').map_or(0, |slash| slash + 1);
-    let end = printed[name..]
-        .find('!')
-        .map_or(printed.len(), |bang| name + bang);
-    let path = &printed[..end];
-    let target = match root {
-        Some(_) => std::fs::read_link(path).map(|target| target.to_string_lossy().into_owned()),
-        None => Ok(path.to_owned()),
+fn read_instantiated(printed: &Path, root: Option<&Path>) -> Result<DrvPath, Failure> {
+    let name = printed.file_name().unwrap_or_default().as_bytes();
+    let end = name
+        .iter()
+        .position(|byte| *byte == b'!')
+        .unwrap_or(name.len());
+    let path = printed.with_file_name(OsStr::from_bytes(&name[..end]));
+    let target = if root.is_some() {
+        path.read_link()
+    } else {
+        Ok(path)
     };
     target
         .map_err(anyhow::Error::from)
-        .and_then(|drv| DrvPath::parse(&drv).map_err(|wrong| anyhow::anyhow!("{drv} {wrong}")))
+        .and_then(|drv| {
+            let drv = drv.to_string_lossy();
+            DrvPath::parse(&drv).map_err(|wrong| anyhow::anyhow!("{drv} {wrong}"))
+        })
         .classify(Class::Bug, || {
-            format!("cannot read what nix-instantiate printed: {printed}")
+            format!(
+                "cannot read what nix-instantiate printed: {}",
+                printed.display()
+            )
         })
 }
 
