@@ -24,9 +24,9 @@ let
 in {
   good = target { name = "good"; } "echo good > $out";
   several = target { name = "several"; outputs = [ "dev" "out" "man-pages" ]; } ''
-    echo dev > $dev; echo out > $out; eval "echo man > \"$(/usr/bin/env | /bin/sed -n 's/^man-pages=//p')\""
+    echo dev > $dev; echo out > $out; echo man > ${builtins.placeholder "man-pages"}
   '';
-  partial = target { name = "partial"; outputs = [ "lib" "dev" ]; } "echo lib > $lib; echo dev > $dev";
+  partial = target { name = "partial"; outputs = [ "dev" "lib" ]; } "echo lib > $lib; echo dev > $dev";
   bad = target { name = "bad"; } "exit 3";
 }
 "#;
@@ -111,7 +111,7 @@ fn the_command_has_every_output_in_its_environment() {
     assert_eq!(
         seen("partial").unwrap(),
         expected(&[
-            ("EVAL_ONCE_OUT", "lib"),
+            ("EVAL_ONCE_OUT", "dev"),
             ("EVAL_ONCE_OUT_DEV", "dev"),
             ("EVAL_ONCE_OUT_LIB", "lib"),
         ])

@@ -180,10 +180,13 @@ fn group(child: &Child) -> Pid {
     Pid::from_raw(child.id().try_into().unwrap())
 }
 
-fn end(what: &str, child: &mut Child) -> ExitStatus {
+/// Waits for the end of a step that was signalled; not for the end of its builder, which would be in ten minutes.
+#[track_caller]
+fn end(what: &str, child: &mut Child, signalled: Instant) -> ExitStatus {
     let mut ending = None;
     until(&format!("{what}: it has ended"), || {
         ending = child.try_wait().unwrap();
+        assert!(signalled.elapsed() < 4 * GONE_WITHIN, "{what}: still there");
         ending.is_some()
     });
     ending.unwrap()
@@ -232,7 +235,7 @@ fn cancel_without_terminal(scene: &Scene, signal: Signal, to: To) {
         To::Group => killpg(group(&child), signal).unwrap(),
         To::Process => kill(group(&child), signal).unwrap(),
     }
-    let ending = end(&what, &mut child);
+    let ending = end(&what, &mut child, signalled);
     scene.nothing_is_left(&what, signalled);
     ended_by(&what, ending, signal, &said());
     let report = read_json(&report);
@@ -261,7 +264,7 @@ fn cancel_at_terminal(scene: &Scene, signal: Signal) {
         Signal::SIGHUP => terminal.close(),
         other => killpg(group(&child), other).unwrap(),
     }
-    let ending = end(&what, &mut child);
+    let ending = end(&what, &mut child, signalled);
     scene.nothing_is_left(&what, signalled);
     ended_by(&what, ending, signal, &terminal.text());
 }
@@ -411,4 +414,60 @@ fn a_job_that_is_cancelled_while_its_evaluation_builds_is_gone_with_builder_and_
 #[test]
 fn a_job_that_is_cancelled_while_it_waits_for_its_turn_is_gone() {
     cancel_through_the_agent(Place::WaitingForATurn);
+}
+
+/// A target that takes until somebody says it may go on, and a step that builds it at a terminal whose window is closed meanwhile.
+#[test]
+fn a_step_that_was_told_to_ignore_hup_survives_its_terminal() {
+    let Some(store) = Store::new() else { return };
+    let (begun, go) = (store.root().join("begun"), store.root().join("go"));
+    unix::unistd::mkfifo(&go, unix::sys::stat::Mode::S_IRWXU).unwrap();
+    store.write(
+        "default.nix",
+        &format!(
+            r#"derivation {{
+              name = "patient"; system = builtins.currentSystem; builder = "/bin/sh";
+              args = [ "-c" "echo > {}; read line < {}; echo $line > $out" ];
+            }}"#,
+            begun.display(),
+            go.display()
+        ),
+    );
+    let step = store
+        .program("sh")
+        .args(["-c", r#"trap '' HUP; exec "$0" step"#, EVAL_ONCE]);
+    let (mut terminal, mut child) = Terminal::run(&step);
+    until("it builds", || begun.exists());
+    terminal.close();
+    terminal.text();
+    fs::write(&go, "went on\n").unwrap();
+    let ending = end("nohup", &mut child, Instant::now());
+    assert_eq!(ending.code(), Some(0));
+    let built = fs::read_to_string(store.work().join("result")).unwrap();
+    assert_eq!(built, "went on\n");
+}
+
+#[test]
+fn the_command_after_a_step_at_a_terminal_reads_what_is_typed_there() {
+    let Some(store) = Store::new() else { return };
+    store.write(
+        "default.nix",
+        r#"derivation { name = "a"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo > $out" ]; }"#,
+    );
+    let step = store.eval_once([
+        "step",
+        "--",
+        "sh",
+        "-c",
+        "echo 'who is'\\' there; read -r line; echo \"it is <$line>\"; read -r line; echo never",
+    ]);
+    let (mut terminal, mut child) = Terminal::run(&step);
+    until("the command asks", || terminal.shows("who is' there"));
+    terminal.press(b"you\n");
+    until("the command has read", || terminal.shows("it is <you>"));
+    // Its own death, by the signal itself: we are not there any more to make a status of it.
+    terminal.press(b"\x03");
+    let ending = end("typed", &mut child, Instant::now());
+    assert_eq!(ending.signal(), Some(Signal::SIGINT as i32));
+    assert!(!terminal.text().contains("never"));
 }

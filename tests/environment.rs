@@ -370,6 +370,28 @@ fn as_the_agents_own_environment_hook_it_changes_the_job_through_the_agent() {
 }
 
 #[test]
+fn a_hook_that_cannot_change_the_jobs_environment_says_why_and_ends_the_job() {
+    let Some((mut job, _)) = job_without_nix() else {
+        return;
+    };
+    job.our_hook("environment");
+    job.set("BUILDKITE_AGENT_NO_JOB_API", "true");
+    let ran = job.run();
+    assert_eq!(ran.ending.code(), Some(75), "{}", ran.log);
+    assert!(ran.plain().contains("--no-job-api"), "{}", ran.log);
+    job.unset("BUILDKITE_AGENT_NO_JOB_API")
+        .unset("BUILDKITE_BIN_PATH");
+    let ran = job.run();
+    assert_eq!(ran.ending.code(), Some(69), "{}", ran.log);
+    assert!(
+        ran.plain()
+            .contains("eval-once: error: cannot run buildkite-agent"),
+        "{}",
+        ran.log
+    );
+}
+
+#[test]
 fn in_the_agents_environment_hook_a_shell_may_evaluate_it() {
     let Some((job, profile)) = job_without_nix() else {
         return;

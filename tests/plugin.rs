@@ -485,6 +485,28 @@ fn the_steps_command_runs_after_success_with_what_was_built() {
     }
 }
 
+#[test]
+fn a_step_with_the_plugin_twice_builds_both_targets() {
+    let Some(store) = Store::new() else { return };
+    let Some(mut job) = job(&store) else { return };
+    let plugin = plugin_repository(job.folder());
+    job.command("cat first second").plugins(&[
+        (
+            &plugin,
+            json!({ "attr": "good", "out-link": "first", "command": "none" }),
+        ),
+        (&plugin, json!({ "attr": "other", "out-link": "second" })),
+    ]);
+    let ran = job.run();
+    assert_eq!(ran.ending.code(), Some(0), "{}", ran.log);
+    assert_eq!(
+        ran.plain().matches("\nbuilt\nother\n").count(),
+        1,
+        "{}",
+        ran.log
+    );
+}
+
 /// A job whose plugin finds stand-ins of our program in the places given, each of which says where it is.
 fn find_from(store: &Store, places: &[&str]) -> Option<Ran> {
     let mut job = job(store)?;
