@@ -8,12 +8,13 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-use crate::buildkite::default_command::{Job, is_eval_once_step, program};
+use crate::buildkite::default_command::{self, Job, Plan, is_eval_once_step};
+use crate::command_line::{Program, find_program};
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::StorePath;
 use crate::step::{self, Order, main_output};
-use crate::supervise::{Program, Supervisor, become_program, find_program};
+use crate::supervise::{Supervisor, become_program};
 
 /// The status with which the agent ends a job whose command it refuses to run, or cannot start.
 const REFUSED: u8 = 1;
@@ -23,16 +24,13 @@ const REFUSED: u8 = 1;
 #[must_use]
 pub fn pass_through(mut job: Job) -> u8 {
     job.environment.retain(|(name, _)| !was_told_to_us(name));
-    replaced_by(
-        program(&job).map_err(|refusal| refusal.to_string()),
-        become_program,
-    )
+    become_command_of(&job)
 }
 
 /// Builds the step, and then becomes the job's own command, where there is one to run. Returns the status where not.
 ///
 /// # Errors
-/// The step failed; its command is not run then.
+/// The step failed, and its command is not run then; or a signal asked us to end.
 pub fn step(
     order: Order,
     mut job: Job,
@@ -40,18 +38,23 @@ pub fn step(
     log: Log,
 ) -> Result<u8, Failure> {
     let done = step::perform(order, &mut supervisor, log)?;
+    for (name, path) in &done.outputs {
+        log.say(format_args!("{name}: {path}"));
+    }
     let nothing = String::from_utf8_lossy(job.command.as_bytes())
         .trim()
         .is_empty();
-    if !done.command || nothing || is_eval_once_step(&job.command) {
+    if !done.command || nothing {
+        return Ok(0);
+    }
+    if is_eval_once_step(&job.command) {
+        log.say("the job's command is this step itself: it is not run again");
         return Ok(0);
     }
     log.say("running the step's own command");
     job.environment = environment_of_command(job.environment, &done.outputs);
-    let program = program(&job).map_err(|refusal| refusal.to_string());
-    Ok(replaced_by(program, |program| {
-        supervisor.become_program(program)
-    }))
+    supervisor.hand_over()?;
+    Ok(become_command_of(&job))
 }
 
 /// A command that is given on our own command line, behind `--`.
@@ -89,20 +92,20 @@ pub fn become_given(
         arguments: given.words,
         environment,
     };
-    let error = supervisor.become_program(&program);
+    if let Err(failure) = supervisor.hand_over() {
+        return failure;
+    }
+    let error = become_program(&program);
     Failure::new(
         Class::MissingProgram,
         format_args!("cannot run {}: {error}", program.path.display()),
     )
 }
 
-fn replaced_by(
-    program: Result<Program, String>,
-    become_program: impl FnOnce(&Program) -> std::io::Error,
-) -> u8 {
-    let error = match program {
+fn become_command_of(job: &Job) -> u8 {
+    let error = match default_command::plan(job).and_then(Plan::prepared) {
         Ok(program) => format!("{}: {}", program.path.display(), become_program(&program)),
-        Err(refusal) => refusal,
+        Err(refusal) => refusal.to_string(),
     };
     // In the agent's words: this job is not ours to comment.
     let _ = writeln!(std::io::stderr(), "🚨 Error: {error}");

@@ -152,7 +152,6 @@ impl Reader {
     /// # Errors
     /// It is there.
     pub fn not_yet(&mut self, key: &'static str) -> Result<(), Failure> {
-        self.expected.push(key);
         if self.keys.contains_key(key) {
             return Err(refuse(format_args!(
                 "`{key}` is not in this version of eval-once"
@@ -189,7 +188,13 @@ pub fn string(value: Value) -> Option<String> {
 pub fn scalar(value: Value) -> Option<Result<String, String>> {
     match value {
         Value::String(text) => Some(Ok(text)),
-        Value::Number(_) | Value::Bool(_) => Some(Ok(value.to_string())),
+        Value::Bool(_) => Some(Ok(value.to_string())),
+        Value::Number(number) => Some(match (number.as_i64(), number.to_string()) {
+            (None, text) if number.is_u64() || text.contains(['e', 'E']) => {
+                Err(format!("is {text}, a number that Nix has no spelling for"))
+            }
+            (_, text) => Ok(text),
+        }),
         _ => None,
     }
 }

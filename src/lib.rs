@@ -17,6 +17,7 @@
 //! | [`nix`] | Nix's names and command lines as data, and what its programs print |
 //! | [`buildkite`] | the agent's names and rules as data: plugin configuration, the default command |
 //! | [`state`] | the host's state folder: turns to evaluate, roots that outlive a process |
+//! | [`command_line`] | programs as data: what is to be run, as what, and how it ended |
 //! | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
 //! | [`exit`] | what a failure means to whoever retries: classes and exit statuses |
 //! | [`log`] | our own lines in a job's log |
@@ -44,6 +45,7 @@
 compile_error!("eval-once runs where Nix runs: on Linux and macOS. On Windows, use it inside WSL.");
 
 pub mod buildkite;
+pub mod command_line;
 pub mod environment;
 pub mod exit;
 pub mod job;

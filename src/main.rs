@@ -1,33 +1,32 @@
 //! The program `eval-once`: reads what it is asked for, does it, and ends with the status that says how it went.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use eval_once::exit::{Class, Failure};
+use eval_once::environment;
+use eval_once::exit::{Class, Classify as _, Failure};
 use eval_once::job::{self, Given};
 use eval_once::log::Log;
 use eval_once::options::{self, Invocation};
 use eval_once::step::{self, Order};
 use eval_once::supervise::Supervisor;
-use eval_once::{environment, keys};
 
 fn main() -> ExitCode {
-    let (invocation, log) = options::read(Instant::now());
     // Rust's own status for a panic, 101, means something else to whoever retries.
-    let status = match catch_unwind(std::panic::AssertUnwindSafe(|| run(invocation, log))) {
-        Ok(Ok(status)) => status,
-        Ok(Err(failure)) => {
+    let status = catch_unwind(|| {
+        let (invocation, log) = options::read(Instant::now());
+        run(invocation, log).unwrap_or_else(|failure| {
             log.failure(&failure);
             failure.class.status()
-        }
-        Err(_) => {
-            log.say("error: this is a bug in eval-once: please report it with the lines above");
-            Class::Bug.status()
-        }
-    };
-    ExitCode::from(status)
+        })
+    });
+    ExitCode::from(status.unwrap_or_else(|_| {
+        Log { debug: false }
+            .say("error: this is a bug in eval-once: please report it with the lines above");
+        Class::Bug.status()
+    }))
 }
 
 fn run(invocation: Invocation, log: Log) -> Result<u8, Failure> {
@@ -38,16 +37,17 @@ fn run(invocation: Invocation, log: Log) -> Result<u8, Failure> {
         Invocation::Explain(order, json) => {
             let explanation = step::explain(order, &mut Supervisor::install(log)?, log)?;
             if json {
-                print(serde_json::to_string_pretty(&explanation).map_err(keys::refuse)? + "\n");
+                let json = serde_json::to_string_pretty(&explanation);
+                print(json.classify(Class::Bug, || "cannot write JSON".into())? + "\n")?;
             } else {
-                print(explanation.to_string());
+                print(explanation.to_string())?;
             }
             Ok(0)
         }
         Invocation::PrintEnvironment(surroundings) => {
             print(environment::as_shell(&environment::variables(
                 &surroundings,
-            )));
+            )))?;
             Ok(0)
         }
         Invocation::SetEnvironment(surroundings) => {
@@ -58,7 +58,7 @@ fn run(invocation: Invocation, log: Log) -> Result<u8, Failure> {
             Ok(0)
         }
         Invocation::Completions(shell) => {
-            options::write_completions(shell, &mut std::io::stdout());
+            print(options::completions(shell))?;
             Ok(0)
         }
         Invocation::Message(message, status) => {
@@ -76,12 +76,22 @@ fn step_by_hand(order: Order, given: Option<Given>, log: Log) -> Result<u8, Fail
         return Err(job::become_given(given, &done.outputs, supervisor));
     }
     for path in done.outputs.values() {
-        print(format!("{path}\n"));
+        print(format!("{path}\n"))?;
     }
     Ok(0)
 }
 
 /// Prints to standard output. A reader that has gone is no failure.
-fn print(text: impl AsRef<[u8]>) {
-    let _ = std::io::stdout().write_all(text.as_ref());
+fn print(text: impl AsRef<[u8]>) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout();
+    match stdout
+        .write_all(text.as_ref())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error)
+            .classify(Class::Surroundings, || {
+                "cannot write to standard output".into()
+            }),
+        _ => Ok(()),
+    }
 }

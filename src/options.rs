@@ -88,6 +88,12 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Not written: so that a command line of `step` can be taken as it is
+        #[arg(long, value_name = "FILE", hide = true)]
+        report: Option<PathBuf>,
+        /// Not run
+        #[arg(last = true, value_name = "COMMAND", hide = true)]
+        given: Vec<OsString>,
     },
     /// Be a hook of the agent's
     Hook {
@@ -243,15 +249,19 @@ pub fn read(started: Instant) -> (Invocation, Log) {
         Reading {
             environment,
             started,
+            log,
         }
         .invocation(&std::env::args_os().collect::<Vec<_>>()),
         log,
     )
 }
 
-/// Prints the completions for `shell` to `to`.
-pub fn write_completions(shell: clap_complete::Shell, to: &mut impl std::io::Write) {
-    clap_complete::generate(shell, &mut CommandLine::command(), "eval-once", to);
+/// The completions for `shell`.
+#[must_use]
+pub fn completions(shell: clap_complete::Shell) -> Vec<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut CommandLine::command(), "eval-once", &mut text);
+    text
 }
 
 /// A variable that is set, and not to nothing.
@@ -269,6 +279,7 @@ fn text(environment: &Environment, name: &str) -> Option<String> {
 struct Reading {
     environment: Environment,
     started: Instant,
+    log: Log,
 }
 
 impl Reading {
@@ -300,7 +311,7 @@ impl Reading {
                 });
                 Invocation::Step(self.order_by_hand(keys, report), given)
             }
-            Command::Explain { keys, json } => {
+            Command::Explain { keys, json, .. } => {
                 Invocation::Explain(self.order_by_hand(keys, None), json)
             }
             Command::Hook {
@@ -333,13 +344,8 @@ impl Reading {
             .is_some_and(|subcommand| subcommand == "step")
             && let Some(report) = report_in(arguments)
         {
-            let first = error
-                .to_string()
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .replacen("error: ", "", 1);
-            let refusal = keys::refuse(first).hint("eval-once step --help lists the flags");
+            let text = error.to_string();
+            let refusal = keys::refuse(text.trim_end().trim_start_matches("error: "));
             let order = Order {
                 report: Some(report),
                 ..self.order(Err(refusal), self.by_hand())
@@ -361,7 +367,13 @@ impl Reading {
             Ok(flags) if flags.is_empty() => {
                 self.recorded_step().unwrap_or_else(|| Ok(Keys::new()))
             }
-            keys => keys,
+            keys => keys.inspect(|_| {
+                if self.environment.contains_key(OsStr::new("EVAL_ONCE_STEP")) {
+                    self.log.warn(
+                        "EVAL_ONCE_STEP is set and not looked at: the flags say what to build",
+                    );
+                }
+            }),
         };
         Order {
             report,
@@ -413,24 +425,30 @@ impl Reading {
 
     /// The keys in `EVAL_ONCE_STEP`, if it is set at all.
     fn recorded_step(&self) -> Option<Result<Keys, Failure>> {
-        const NAME: &str = "EVAL_ONCE_STEP";
-        let value = self.environment.get(OsStr::new(NAME))?;
-        Some(match value.to_str() {
-            Some(text) => keys::parse(text, NAME),
-            None => Err(keys::refuse(format_args!("{NAME} is not UTF-8"))),
-        })
+        let text = self.utf8("EVAL_ONCE_STEP").transpose()?;
+        Some(text.and_then(|text| keys::parse(text, "EVAL_ONCE_STEP")))
     }
 
     fn plugin_configuration(&self) -> Result<Keys, Failure> {
-        let configuration = text(&self.environment, "BUILDKITE_PLUGIN_CONFIGURATION");
-        let plugins = text(&self.environment, "BUILDKITE_PLUGINS");
-        let keys = plugin::configuration(configuration.as_deref(), plugins.as_deref())?;
+        let configuration = self.utf8("BUILDKITE_PLUGIN_CONFIGURATION")?;
+        let keys = plugin::configuration(configuration, self.utf8("BUILDKITE_PLUGINS")?)?;
         if keys.contains_key("pipeline") {
             return Err(keys::refuse(
                 "`pipeline` is not in this version of eval-once: it cannot record yet",
             ));
         }
         Ok(keys)
+    }
+
+    /// A variable that holds JSON. What is not UTF-8 would mean another path once it was made so.
+    fn utf8(&self, name: &str) -> Result<Option<&str>, Failure> {
+        let value = self.environment.get(OsStr::new(name));
+        let text = value.map(|value| {
+            value
+                .to_str()
+                .ok_or_else(|| keys::refuse(format_args!("{name} is not UTF-8")))
+        });
+        text.transpose()
     }
 
     fn host(&self) -> Result<Host, Failure> {
@@ -521,15 +539,16 @@ impl Reading {
     }
 
     fn surroundings(&self) -> Surroundings {
-        let named = variable(&self.environment, "EVAL_ONCE_STATE_DIR").is_some();
+        let named = |name: &str| variable(&self.environment, name).is_some();
+        let program = std::env::current_exe().ok();
         Surroundings {
             path: self
                 .environment
                 .get(OsStr::new("PATH"))
                 .cloned()
                 .unwrap_or_default(),
-            program: std::env::current_exe().ok(),
-            state: if named { None } else { self.state() },
+            program: program.filter(|_| !named("EVAL_ONCE_BIN")),
+            state: self.state().filter(|_| !named("EVAL_ONCE_STATE_DIR")),
             nix_folders: nix_folders(
                 self.home().as_deref(),
                 self.state_home().as_deref(),
@@ -569,6 +588,7 @@ mod tests {
         let reading = Reading {
             environment,
             started: Instant::now(),
+            log: Log { debug: false },
         };
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
         reading.invocation(&arguments)

@@ -21,9 +21,9 @@ pub struct State {
 #[derive(Debug)]
 pub struct Turn(#[expect(dead_code, reason = "holds a lock")] File);
 
-/// A folder for the roots of one evaluation, which goes when this is dropped.
+/// A folder for roots that go with their process: when this is dropped, or by the next step's sweep.
 #[derive(Debug)]
-pub struct EvaluationRoots {
+pub struct Roots {
     folder: TempDir,
     #[expect(dead_code, reason = "holds a lock, by which others see that we live")]
     lock: File,
@@ -41,7 +41,7 @@ impl State {
     /// # Errors
     /// It cannot be made, or nothing can be made in it.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        for part in ["turns", "evaluations", "outputs"] {
+        for part in ["turns", "roots", "outputs"] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
@@ -58,7 +58,9 @@ impl State {
     /// The locks cannot be made.
     pub fn try_turn(&self, turns: usize) -> io::Result<Option<Turn>> {
         for turn in 0..turns {
-            let lock = File::create(self.folder.join(format!("turns/{turn}.lock")))?;
+            let path = self.folder.join(format!("turns/{turn}.lock"));
+            // One that another user has made can be locked all the same.
+            let lock = File::open(&path).or_else(|_| File::create(&path))?;
             match lock.try_lock() {
                 Ok(()) => return Ok(Some(Turn(lock))),
                 Err(TryLockError::WouldBlock) => {}
@@ -68,40 +70,41 @@ impl State {
         Ok(None)
     }
 
-    /// A folder for the roots of an evaluation. What killed steps have left is removed first.
+    /// A folder for roots that nobody needs after this process. What killed steps have left is removed first.
     ///
     /// # Errors
     /// No link can be made there: the disk is full, or not ours to write.
-    pub fn evaluation_roots(&self) -> io::Result<EvaluationRoots> {
-        let evaluations = self.folder.join("evaluations");
-        sweep(&evaluations, TIME_TO_LOCK, |folder| {
+    pub fn roots(&self) -> io::Result<Roots> {
+        let roots = self.folder.join("roots");
+        sweep(&roots, TIME_TO_LOCK, |folder| {
             File::open(folder.join("lock")).map_or(true, |lock| lock.try_lock().is_ok())
         });
-        let folder = TempDir::new_in(evaluations)?;
+        let folder = TempDir::new_in(roots)?;
         let lock = File::create(folder.path().join("lock"))?;
         lock.lock()?;
         // Nix will make a link here after minutes of evaluation. On a full disk it fails now.
         symlink("probe", folder.path().join("probe"))?;
         std::fs::remove_file(folder.path().join("probe"))?;
-        Ok(EvaluationRoots { folder, lock })
+        Ok(Roots { folder, lock })
     }
 
-    /// The path of a link that keeps a step's outputs for a day. Those of earlier days are removed first.
+    /// A folder for a link that keeps a step's outputs for a day, if the caller keeps it. Those of earlier days are removed
+    /// first.
     ///
     /// # Errors
     /// Nothing can be made there.
-    pub fn outputs_link(&self) -> io::Result<PathBuf> {
+    pub fn outputs(&self) -> io::Result<TempDir> {
         let outputs = self.folder.join("outputs");
         sweep(&outputs, OUTPUTS_ARE_KEPT, |_| true);
-        Ok(TempDir::new_in(outputs)?.keep().join("result"))
+        TempDir::new_in(outputs)
     }
 }
 
-impl EvaluationRoots {
-    /// The path of the link that roots what is evaluated.
+impl Roots {
+    /// The path of the link that is the root.
     #[must_use]
     pub fn link(&self) -> PathBuf {
-        self.folder.path().join("drv")
+        self.folder.path().join("root")
     }
 }
 
@@ -144,8 +147,8 @@ mod tests {
     fn the_roots_of_a_killed_step_are_swept_and_those_of_a_living_one_are_not() {
         let folder = TempDir::new().unwrap();
         let state = State::open(folder.path()).unwrap();
-        let living = state.evaluation_roots().unwrap();
-        let killed = folder.path().join("evaluations/killed");
+        let living = state.roots().unwrap();
+        let killed = folder.path().join("roots/killed");
         std::fs::create_dir(&killed).unwrap();
         std::fs::write(killed.join("lock"), "").unwrap();
         let long_ago = FileTimes::new().set_modified(SystemTime::now() - 2 * TIME_TO_LOCK);
@@ -153,7 +156,7 @@ mod tests {
             File::open(folder).unwrap().set_times(long_ago).unwrap();
         }
         let link = living.link();
-        state.evaluation_roots().unwrap();
+        state.roots().unwrap();
         assert!(!killed.exists());
         assert!(link.parent().unwrap().exists());
         drop(living);
@@ -164,11 +167,11 @@ mod tests {
     fn outputs_are_kept_for_a_day() {
         let folder = TempDir::new().unwrap();
         let state = State::open(folder.path()).unwrap();
-        let old = state.outputs_link().unwrap().parent().unwrap().to_owned();
+        let old = state.outputs().unwrap().keep();
         let yesterday = FileTimes::new().set_modified(SystemTime::now() - 2 * OUTPUTS_ARE_KEPT);
         File::open(&old).unwrap().set_times(yesterday).unwrap();
-        let new = state.outputs_link().unwrap();
+        let new = state.outputs().unwrap();
         assert!(!old.exists());
-        assert!(new.parent().unwrap().exists());
+        assert!(new.path().exists());
     }
 }

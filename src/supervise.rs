@@ -7,22 +7,20 @@
 //!
 //! This module does not know what the programs do, only how they may be stopped ([`OnStop`]).
 
-use std::ffi::{CString, OsStr, OsString};
-use std::fmt;
+use std::ffi::{CString, OsStr};
 use std::io::{self, Read as _, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM};
+use signal_hook::flag;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use unix::errno::Errno;
@@ -31,110 +29,9 @@ use unix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use unix::sys::signal::{SigSet, Signal, kill};
 use unix::unistd::Pid;
 
+use crate::command_line::{CommandLine, Ending, Program, signal_name};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-
-/// A program and its arguments, as data.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommandLine {
-    /// The program's name, looked up on `PATH`.
-    pub program: &'static str,
-    /// Its arguments, without the program's name.
-    pub arguments: Vec<OsString>,
-    /// The folder it runs in; ours where there is none.
-    pub folder: Option<PathBuf>,
-}
-
-impl CommandLine {
-    /// `program` with these arguments, in our own folder.
-    #[must_use]
-    pub fn new(program: &'static str, arguments: &[&str]) -> Self {
-        Self {
-            program,
-            arguments: arguments.iter().map(OsString::from).collect(),
-            folder: None,
-        }
-    }
-
-    /// The argument vector, the program's name first.
-    #[must_use]
-    pub fn words(&self) -> Vec<String> {
-        let words = self
-            .arguments
-            .iter()
-            .map(|word| word.to_string_lossy().into_owned());
-        std::iter::once(self.program.to_owned())
-            .chain(words)
-            .collect()
-    }
-}
-
-/// As one could paste it into a shell.
-impl fmt::Display for CommandLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, word) in self.words().iter().enumerate() {
-            if i > 0 {
-                f.write_str(" ")?;
-            }
-            f.write_str(&shell_word(word))?;
-        }
-        Ok(())
-    }
-}
-
-/// `word` as a POSIX shell reads it back.
-#[must_use]
-pub fn shell_word(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./_-".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// By itself, with this status.
-    Exited(i32),
-    /// By this signal.
-    Killed(i32),
-}
-
-impl Ending {
-    /// Whether it ended with status 0.
-    #[must_use]
-    pub fn success(self) -> bool {
-        self == Self::Exited(0)
-    }
-}
-
-impl From<ExitStatus> for Ending {
-    fn from(status: ExitStatus) -> Self {
-        match (status.code(), status.signal()) {
-            (Some(code), _) => Self::Exited(code),
-            (None, signal) => Self::Killed(signal.unwrap_or_default()),
-        }
-    }
-}
-
-/// In words: `ended with status 1`, `was killed by SIGKILL`.
-impl fmt::Display for Ending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited(status) => write!(f, "ended with status {status}"),
-            Self::Killed(signal) => write!(f, "was killed by {}", signal_name(*signal)),
-        }
-    }
-}
-
-fn signal_name(signal: i32) -> String {
-    Signal::try_from(signal).map_or_else(
-        |_| format!("signal {signal}"),
-        |signal| signal.as_str().to_owned(),
-    )
-}
 
 /// How a process is stopped when we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +91,8 @@ pub struct Supervisor {
     stop: Option<i32>,
     /// The signal mask we were started with, for the program that replaces us.
     mask: SigSet,
+    /// Set when signals are no longer ours: then they do what they do by default.
+    handed_over: Arc<AtomicBool>,
     log: Log,
 }
 
@@ -207,11 +106,20 @@ impl Supervisor {
         let install = || -> anyhow::Result<Self> {
             let (read, write) = UnixStream::pair()?;
             let ignored = ignored_signals();
-            let stops = [SIGHUP, SIGINT, SIGQUIT, SIGTERM]
+            let stops: Vec<i32> = [SIGHUP, SIGINT, SIGQUIT, SIGTERM]
                 .into_iter()
-                .filter(|signal| !ignored.contains(signal));
-            let signals =
-                SignalDelivery::with_pipe(read, write, SignalOnly, stops.chain([SIGCHLD]))?;
+                .filter(|signal| !ignored.contains(signal))
+                .collect();
+            let handed_over = Arc::new(AtomicBool::new(false));
+            for stop in &stops {
+                flag::register_conditional_default(*stop, Arc::clone(&handed_over))?;
+            }
+            let signals = SignalDelivery::with_pipe(
+                read,
+                write,
+                SignalOnly,
+                stops.into_iter().chain([SIGCHLD]),
+            )?;
             let mask = SigSet::thread_get_mask()?;
             // A signal that is blocked (by whoever started us) could never be waited for.
             let mut wanted = SigSet::empty();
@@ -229,6 +137,7 @@ impl Supervisor {
                 signals,
                 stop: None,
                 mask,
+                handed_over,
                 log,
             })
         };
@@ -248,11 +157,15 @@ impl Supervisor {
         on_stop: OnStop,
         stderr: &mut impl Write,
     ) -> Result<Finished, Failure> {
-        self.notice_signals();
-        self.check_stopped()?;
+        self.check()?;
         self.log.debug(format_args!("$ {line}"));
         let mut child = spawn(line)?;
         let finished = self.wait_for(&mut child, on_stop, stderr);
+        if finished.is_err() {
+            // Nothing that we have started outlives us, whatever is wrong with waiting for it.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         self.check_stopped()?;
         finished.classify(Class::Surroundings, || format!("cannot wait for `{line}`"))
     }
@@ -270,15 +183,28 @@ impl Supervisor {
             )],
             timeout,
         );
-        self.notice_signals();
-        self.check_stopped()
+        self.check()
     }
 
-    /// Replaces our process by `program`, with its signals as we found them. Returns only where that fails.
-    #[must_use]
-    pub fn become_program(self, program: &Program) -> io::Error {
+    /// Gives the signals back, for a program that is to replace us: the mask is the one we were started with, and a signal
+    /// that comes from now on ends this process, as it would have ended that program.
+    ///
+    /// # Errors
+    /// One has come before, and asks us to end (128 + n).
+    pub fn hand_over(mut self) -> Result<(), Failure> {
+        self.handed_over.store(true, Ordering::SeqCst);
+        self.check()?;
         let _ = self.mask.thread_set_mask();
-        become_program(program)
+        Ok(())
+    }
+
+    /// Looks whether a signal has asked us to end.
+    ///
+    /// # Errors
+    /// It has (128 + n).
+    pub fn check(&mut self) -> Result<(), Failure> {
+        self.notice_signals();
+        self.check_stopped()
     }
 
     fn check_stopped(&self) -> Result<(), Failure> {
@@ -392,34 +318,19 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
     }
     command.spawn().map_err(|error| {
         let folder_is_there = line.folder.as_ref().is_none_or(|folder| folder.is_dir());
-        let (class, hint) = match error.kind() {
+        let class = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied if folder_is_there => {
-                (Class::MissingProgram, true)
+                Class::MissingProgram
             }
-            io::ErrorKind::ArgumentListTooLong | io::ErrorKind::InvalidInput => {
-                (Class::Config, false)
-            }
-            _ => (Class::Surroundings, false),
+            io::ErrorKind::ArgumentListTooLong | io::ErrorKind::InvalidInput => Class::Config,
+            _ => Class::Surroundings,
         };
-        let failure = Failure {
+        Failure {
             class,
             error: anyhow::Error::new(error).context(format!("cannot run {}", line.program)),
             hint: None,
-        };
-        if hint {
-            failure.hint(missing_program_hint(line.program))
-        } else {
-            failure
         }
     })
-}
-
-fn missing_program_hint(program: &str) -> String {
-    if program.starts_with("nix") {
-        "put Nix on the job's PATH: eval \"$(eval-once environment)\" in the agent's environment hook finds it".into()
-    } else {
-        format!("put {program} on PATH")
-    }
 }
 
 fn set_nonblocking(pipe: Option<&impl AsFd>) -> anyhow::Result<()> {
@@ -473,19 +384,8 @@ fn ignored_signals() -> Vec<i32> {
         .collect()
 }
 
-/// A program that our process becomes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Program {
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its argument vector, its own name first.
-    pub arguments: Vec<OsString>,
-    /// Its whole environment.
-    pub environment: Vec<(OsString, OsString)>,
-}
-
 /// Replaces our process by `program`, which gets our standard streams, folder and process group. Returns only where that
-/// fails. A process that has a [`Supervisor`] uses its method of this name, which gives the signal mask back too.
+/// fails. Whoever has a [`Supervisor`] calls [`Supervisor::hand_over`] first.
 #[must_use]
 pub fn become_program(program: &Program) -> io::Error {
     let c_string = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| io::Error::from(Errno::EINVAL));
@@ -503,7 +403,7 @@ pub fn become_program(program: &Program) -> io::Error {
             .collect::<io::Result<_>>()?;
         // Rust's runtime ignores SIGPIPE, and what is ignored stays ignored in the next program. What is *handled* becomes
         // the default there, as it is for whatever the agent starts.
-        signal_hook::flag::register(SIGPIPE, Arc::new(AtomicBool::new(false)))?;
+        flag::register(SIGPIPE, Arc::new(AtomicBool::new(false)))?;
         let Err(error) = unix::unistd::execve(&path, &arguments, &environment);
         Err(error.into())
     };
@@ -513,37 +413,9 @@ pub fn become_program(program: &Program) -> io::Error {
     }
 }
 
-/// Finds `program` as a shell and the agent do: a name with a `/` is a path, any other is looked for on `path`.
-#[must_use]
-pub fn find_program(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
-    let executable = |file: &Path| {
-        file.metadata()
-            .is_ok_and(|metadata| !metadata.is_dir() && metadata.permissions().mode() & 0o111 != 0)
-    };
-    if program.as_bytes().contains(&b'/') {
-        return Some(PathBuf::from(program)).filter(|file| executable(file));
-    }
-    std::env::split_paths(path)
-        .map(|folder| {
-            if folder.as_os_str().is_empty() {
-                PathBuf::from(".")
-            } else {
-                folder
-            }
-            .join(program)
-        })
-        .find(|file| executable(file))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_command_line_can_be_pasted() {
-        let line = CommandLine::new("nix-store", &["--realise", "it's", "", "${x}"]);
-        assert_eq!(line.to_string(), r"nix-store --realise 'it'\''s' '' '${x}'");
-    }
 
     #[test]
     fn what_a_program_prints_is_kept_apart_and_complete() {

@@ -143,7 +143,7 @@ in {{
                 signalled.elapsed()
             );
         }
-        for folder in ["evaluations", "outputs"] {
+        for folder in ["roots", "outputs"] {
             let folder = self.store.our_state().join(folder);
             let roots: Vec<_> = fs::read_dir(folder)
                 .into_iter()

@@ -345,7 +345,7 @@ fn an_evaluation_leaves_nothing_but_the_link() {
         .run()
         .takes("evaluated", "not-recorded");
     assert_eq!(store.roots(), [store.work().join("result")]);
-    let left = fs::read_dir(store.our_state().join("evaluations"))
+    let left = fs::read_dir(store.our_state().join("roots"))
         .unwrap()
         .count();
     assert_eq!(left, 0, "the evaluation's root is still there");

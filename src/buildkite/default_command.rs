@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::split_shell_words;
-use crate::supervise::{Program, find_program};
+use crate::command_line::{Program, find_program};
 
 /// A job as the agent has prepared it for its command.
 #[derive(Debug, Clone)]
@@ -48,12 +48,38 @@ pub fn default_shell() -> String {
     shell.into()
 }
 
-/// The program that the agent would run for this job. A command that is a file of the checkout is made executable here, as
-/// the agent makes it.
+/// What the agent would do for a job's command.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// A file of the checkout that it makes executable first.
+    pub make_executable: Option<PathBuf>,
+    /// The program that it runs.
+    pub program: Program,
+}
+
+impl Plan {
+    /// Does what comes before the program, and gives that.
+    ///
+    /// # Errors
+    /// The file cannot be made executable; the agent refuses then.
+    pub fn prepared(self) -> Result<Program, Refusal> {
+        if let Some(file) = &self.make_executable {
+            make_executable(file).map_err(|error| {
+                Refusal(format!(
+                    "failed to mark {} as executable: {error}",
+                    file.display()
+                ))
+            })?;
+        }
+        Ok(self.program)
+    }
+}
+
+/// What the agent would do for this job's command.
 ///
 /// # Errors
 /// The agent would refuse.
-pub fn program(job: &Job) -> Result<Program, Refusal> {
+pub fn plan(job: &Job) -> Result<Plan, Refusal> {
     let refuse = |message: String| Err(Refusal(message));
     let command = job.command.as_bytes();
     if String::from_utf8_lossy(command).trim().is_empty() {
@@ -95,15 +121,6 @@ pub fn program(job: &Job) -> Result<Program, Refusal> {
         return refuse("no shell set for job".into());
     }
     let to_run = if is_script {
-        // An agent that runs only what its operator has vetted does not run what was not executable.
-        if job.command_eval {
-            make_executable(&script).map_err(|error| {
-                Refusal(format!(
-                    "failed to mark {} as executable: {error}",
-                    script.display()
-                ))
-            })?;
-        }
         let mut relative = OsString::from("./");
         relative.push(relative_to(&script, &job.folder));
         relative
@@ -130,10 +147,14 @@ pub fn program(job: &Job) -> Result<Program, Refusal> {
     // The agent, too, gives the shell its whole path as its name.
     let arguments = std::iter::once(shell.clone().into_os_string())
         .chain(words.into_iter().map(OsString::from));
-    Ok(Program {
-        arguments: arguments.chain([to_run]).collect(),
-        path: shell,
-        environment: job.environment.clone(),
+    Ok(Plan {
+        // An agent that runs only what its operator has vetted does not run what was not executable.
+        make_executable: Some(script).filter(|_| is_script && job.command_eval),
+        program: Program {
+            arguments: arguments.chain([to_run]).collect(),
+            path: shell,
+            environment: job.environment.clone(),
+        },
     })
 }
 
@@ -211,7 +232,7 @@ mod tests {
     #[test]
     fn a_command_goes_to_the_shell_as_it_is() {
         let folder = tempfile::TempDir::new().unwrap();
-        let program = program(&job(folder.path(), "echo a\necho b")).unwrap();
+        let program = plan(&job(folder.path(), "echo a\necho b")).unwrap().program;
         assert_eq!(program.arguments, ["/bin/sh", "-e", "-c", "echo a\necho b"]);
         assert_eq!(program.path, Path::new("/bin/sh"));
     }
@@ -227,7 +248,10 @@ mod tests {
             "./sub//my test",
             "/sub/my test",
         ] {
-            let program = program(&job(folder.path(), command)).unwrap();
+            let program = plan(&job(folder.path(), command))
+                .unwrap()
+                .prepared()
+                .unwrap();
             assert_eq!(
                 program.arguments.last().unwrap(),
                 "./sub/my test",
@@ -255,7 +279,7 @@ mod tests {
         std::fs::write(checkout.join("inside"), "").unwrap();
         std::fs::write(folder.path().join("outside"), "").unwrap();
         let run = |command: &str| {
-            program(&Job {
+            plan(&Job {
                 command_eval: false,
                 ..job(&checkout, command)
             })
@@ -285,7 +309,7 @@ mod tests {
     #[test]
     fn what_the_agent_refuses_is_refused() {
         let folder = tempfile::TempDir::new().unwrap();
-        let of = |job: Job| program(&job).unwrap_err().0;
+        let of = |job: Job| plan(&job).unwrap_err().0;
         assert!(of(job(folder.path(), " \n")).contains("no `command`"));
         assert!(
             of(Job {

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use crate::exit::{Class, Failure};
-use crate::keys::{self, Keys, find_value};
+use crate::exit::Failure;
+use crate::keys::{self, Keys, find_value, refuse};
 
 /// Reads `BUILDKITE_PLUGIN_CONFIGURATION`.
 ///
@@ -15,16 +15,12 @@ use crate::keys::{self, Keys, find_value};
 /// There is no configuration that can be read (64).
 pub fn configuration(configuration: Option<&str>, plugins: Option<&str>) -> Result<Keys, Failure> {
     let Some(configuration) = configuration else {
-        let message = match plugins.and_then(null_in_plugins) {
-            Some((plugin, key)) => {
-                format!("`{key}` is null in the configuration of the plugin {plugin}")
-            }
-            None => "the agent has set no BUILDKITE_PLUGIN_CONFIGURATION".into(),
-        };
-        return Err(Failure::new(Class::Config, message).hint(
-            "the agent drops a configuration with a null in it: leave the key out, or give it a value. \
-             A command hook of the agent's own that is a script sets BUILDKITE_HOOK_SCOPE=agent",
-        ));
+        return Err(match plugins.and_then(null_in_plugins) {
+            Some((plugin, key)) => refuse(format_args!("`{key}` is null in the configuration of the plugin {plugin}"))
+                .hint("the agent drops a configuration with a null in it: leave the key out, or give it a value"),
+            None => refuse("the agent has set no BUILDKITE_PLUGIN_CONFIGURATION")
+                .hint("this is a plugin's hook; a command hook of the agent's own that is a script sets BUILDKITE_HOOK_SCOPE=agent"),
+        });
     };
     keys::parse(configuration, "BUILDKITE_PLUGIN_CONFIGURATION")
 }
@@ -57,6 +53,7 @@ fn null_in_plugins(plugins: &str) -> Option<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::Class;
 
     #[test]
     fn a_null_is_named_where_the_agent_has_dropped_the_configuration() {

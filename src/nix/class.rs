@@ -1,7 +1,7 @@
 //! What the ending of a Nix program means. The one place where that is decided.
 
+use crate::command_line::Ending;
 use crate::exit::Class;
-use crate::supervise::Ending;
 
 /// The class of a `nix-store --realise` that failed although its `.drv` is valid.
 ///

@@ -1,10 +1,9 @@
 //! The command lines of Nix's programs. Each is a function from values to an argument vector.
 
-use std::ffi::OsString;
 use std::path::Path;
 
-use super::{DrvPath, Evaluation, StorePath};
-use crate::supervise::CommandLine;
+use super::{DrvPath, Evaluation, Source, StorePath};
+use crate::command_line::CommandLine;
 
 /// Nix settings for every program of a step, in the order in which `--option` gets them.
 pub type Options = [(String, String)];
@@ -77,17 +76,15 @@ pub fn check_validity(path: &StorePath, options: &Options) -> CommandLine {
 
 /// The same question to a binary cache.
 #[must_use]
-pub fn check_cache(cache: &str, path: &StorePath) -> CommandLine {
-    CommandLine::new(
-        "nix-store",
-        &[
-            "--store",
-            cache,
-            "--check-validity",
-            "--print-invalid",
-            path.as_str(),
-        ],
-    )
+pub fn check_cache(cache: &str, path: &StorePath, options: &Options) -> CommandLine {
+    let question = [
+        "--store",
+        cache,
+        "--check-validity",
+        "--print-invalid",
+        path.as_str(),
+    ];
+    command("nix-store", &question, options)
 }
 
 /// Realises nothing at all: status 0 says that the store can be asked. (Measured: it connects to a daemon all the same.)
@@ -150,37 +147,31 @@ pub fn flake_metadata(flake: &str, folder: &Path, options: &Options) -> CommandL
 /// What one would type to get the outputs of an evaluation without us.
 #[must_use]
 pub fn nix_build(evaluation: &Evaluation, link: Option<&Path>, options: &Options) -> CommandLine {
-    use super::Source;
-    let mut by_hand = match (&evaluation.source, evaluation.attr.names()) {
-        (Source::Flake(flake), names) => {
-            let attribute = if names.is_empty() {
-                String::new()
-            } else {
-                format!("#{}", evaluation.attr)
-            };
-            let mut by_hand = command("nix", &["build", &format!("{flake}{attribute}")], options);
-            by_hand.folder = Some(evaluation.folder.clone());
-            by_hand
-        }
-        _ => evaluating("nix-build", &[], evaluation, None, options),
+    let (mut by_hand, no_link) = if let Source::Flake(flake) = &evaluation.source {
+        let attribute = match evaluation.attr.names() {
+            [] => String::new(),
+            _ => format!("#{}", evaluation.attr),
+        };
+        let arguments = [
+            "build",
+            "--extra-experimental-features",
+            "nix-command flakes",
+            &format!("{flake}{attribute}"),
+        ];
+        let mut by_hand = command("nix", &arguments, options);
+        by_hand.folder = Some(evaluation.folder.clone());
+        (by_hand, "--no-link")
+    } else {
+        (
+            evaluating("nix-build", &[], evaluation, None, options),
+            "--no-out-link",
+        )
     };
-    by_hand.arguments.extend(out_link(link));
+    by_hand.arguments.extend(match link {
+        Some(link) => vec!["--out-link".into(), link.into()],
+        None => vec![no_link.into()],
+    });
     by_hand
-}
-
-/// What one would type to build a recorded `.drv` without us.
-#[must_use]
-pub fn nix_build_drv(drv: &DrvPath, link: Option<&Path>, options: &Options) -> CommandLine {
-    let mut by_hand = command("nix-build", &[drv.as_store_path().as_str()], options);
-    by_hand.arguments.extend(out_link(link));
-    by_hand
-}
-
-fn out_link(link: Option<&Path>) -> Vec<OsString> {
-    link.map_or_else(
-        || vec!["--no-out-link".into()],
-        |link| vec!["--out-link".into(), link.into()],
-    )
 }
 
 fn evaluating(

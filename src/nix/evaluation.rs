@@ -67,27 +67,36 @@ impl FlakeMetadata {
     /// that names a revision, else the copy in the store that this metadata was read from.
     #[must_use]
     pub fn locked_reference(&self) -> String {
-        if self.revision.is_some() {
+        if self
+            .revision
+            .as_ref()
+            .is_some_and(|revision| self.url.contains(revision))
+        {
             return self.url.clone();
         }
         let mut parameters = Vec::new();
         if let Some(hash) = &self.locked.nar_hash {
-            // A `+` would be read as itself by every Nix, but not by every reader of URLs.
-            parameters.push(format!(
-                "narHash={}",
-                hash.replace('+', "%2B")
-                    .replace('/', "%2F")
-                    .replace('=', "%3D")
-            ));
+            parameters.push(format!("narHash={}", percent_encoded(hash)));
         }
         if let Some(seconds) = self.last_modified {
             parameters.push(format!("lastModified={seconds}"));
         }
         if let Some(dir) = &self.locked.dir {
-            parameters.push(format!("dir={dir}"));
+            parameters.push(format!("dir={}", percent_encoded(dir)));
         }
         format!("path:{}?{}", self.path, parameters.join("&"))
     }
+}
+
+/// `text` as the value of a URL's parameter.
+fn percent_encoded(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+            char::from(byte).to_string()
+        }
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
 }
 
 /// Whether Nix takes `file` for something to fetch rather than for a path (`isUri` of its source).
@@ -195,12 +204,11 @@ impl Evaluation {
                     string_literal(name)
                 )
             }
-            Source::File(file) => {
-                format!(
-                    "import {}",
-                    string_literal(&self.folder.join(file).to_string_lossy())
-                )
+            Source::File(file) if file.starts_with('/') => {
+                format!("import {}", string_literal(file))
             }
+            // From the folder that Nix is run in: its name need not be UTF-8, as this text must.
+            Source::File(file) => format!("import (./. + {})", string_literal(&format!("/{file}"))),
         }
     }
 }
@@ -258,7 +266,7 @@ mod tests {
         let arguments =
             evaluation(Source::File("ci.nix".into()), &["a", "\"${x}\n"]).arguments(None);
         let expr = arguments[1].to_str().unwrap();
-        assert!(expr.contains("import \"/checkout/ci.nix\""), "{expr}");
+        assert!(expr.contains("import (./. + \"/ci.nix\")"), "{expr}");
         assert!(expr.ends_with(r#"[ "a" "\"\${x}\n" ]"#), "{expr}");
     }
 

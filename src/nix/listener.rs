@@ -3,30 +3,98 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-use super::DrvPath;
+use super::{DrvPath, StorePath};
 
-/// Passes on everything, and remembers what later decisions need.
+/// Passes on what is said, line by line, and remembers what later decisions need.
+///
+/// The sentences in which Nix says that a path is not there are held back: a step that finds its outputs another way has no
+/// error in its log. They are given back at the end, for whoever ends a step with them.
+#[derive(Debug)]
+pub struct Listener<W> {
+    to: W,
+    line: Vec<u8>,
+    /// The beginning of this line was passed on already: it is too long to be one that is listened for.
+    passing: bool,
+    held: Vec<u8>,
+    /// What was worth remembering.
+    pub heard: Heard,
+}
+
+/// No message that is listened for is longer, in bytes; and a builder may print megabytes without a line's end.
+const LINE_AT_MOST: usize = 4096;
+
+/// What a Nix program said that is worth remembering.
 ///
 /// Nix's messages are not documented; the ones used here were read off 2.8, 2.26 and 2.34. Only reports and the *choice of
 /// what to try next* rest on them, never whether a step succeeded.
 #[derive(Debug, Default)]
-pub struct Listener<W> {
-    to: W,
-    line: Vec<u8>,
+pub struct Heard {
     /// Derivations that Nix began to build here.
     pub begun: BTreeSet<String>,
     /// Derivations that failed.
     pub broken: BTreeSet<String>,
+    /// The first of them: the one that the others wait for in vain.
+    pub failed: Option<DrvPath>,
     /// Store paths that a cache had.
     pub substituted: BTreeSet<String>,
     /// Files of caches that could not be reached (not: that answered with an error), as URLs.
     pub unreachable: BTreeSet<String>,
-    /// Nix said something that it says when the collector took a path away under it.
-    pub collector: bool,
     /// The last line that was an error.
     pub error: Option<String>,
-    /// The first derivation of which Nix said that it itself failed.
-    pub failed: Option<DrvPath>,
+}
+
+/// What an evaluation says that the garbage collector may have disturbed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Disturbance {
+    /// This path is not there. Whether it was taken, or was never there, only the store knows.
+    Gone(StorePath),
+    /// The daemon has gone away, as its worker does where a path is taken under it.
+    Daemon,
+}
+
+impl Heard {
+    /// What the collector may have done, if this is how it ended.
+    #[must_use]
+    pub fn disturbance(&self) -> Option<Disturbance> {
+        let error = self.error.as_deref()?;
+        if error.starts_with("unexpected end-of-file")
+            || error.starts_with("Nix daemon disconnected unexpectedly")
+        {
+            return Some(Disturbance::Daemon);
+        }
+        let (_, rest) = error.split_once(['\'', '"'])?;
+        let (path, after) = rest.split_once(['\'', '"'])?;
+        let gone = after.starts_with(" is not valid")
+            || after.starts_with(" does not exist")
+            || after.starts_with(": No such file or directory")
+            || error.starts_with("cannot build missing derivation")
+            || error.starts_with("failed to obtain derivation of");
+        StorePath::parse(path)
+            .ok()
+            .filter(|_| gone)
+            .map(Disturbance::Gone)
+    }
+
+    /// Whether what was evaluated is nothing that could be a derivation. So Nix says of a string or a number; of a set
+    /// without derivations it says nothing.
+    #[must_use]
+    pub fn no_derivation(&self) -> bool {
+        self.error_starts_with("expression does not evaluate to a derivation")
+    }
+
+    /// Whether this Nix cannot evaluate a flake in a sub-folder from a copy in the store (2.8).
+    #[must_use]
+    pub fn no_flake_in_sub_folder(&self) -> bool {
+        self.error
+            .as_deref()
+            .is_some_and(|error| error.contains("has unsupported parameter 'dir'"))
+    }
+
+    fn error_starts_with(&self, start: &str) -> bool {
+        self.error
+            .as_deref()
+            .is_some_and(|error| error.starts_with(start))
+    }
 }
 
 impl<W: Write> Listener<W> {
@@ -35,37 +103,68 @@ impl<W: Write> Listener<W> {
         Self {
             to,
             line: Vec::new(),
-            begun: BTreeSet::new(),
-            broken: BTreeSet::new(),
-            substituted: BTreeSet::new(),
-            unreachable: BTreeSet::new(),
-            collector: false,
-            error: None,
-            failed: None,
+            passing: false,
+            held: Vec::new(),
+            heard: Heard::default(),
         }
     }
 
+    /// Ends listening: passes on the last line, and gives what was heard, and what was held back.
+    pub fn finish(mut self) -> (Heard, Vec<u8>) {
+        self.end_line();
+        (self.heard, self.held)
+    }
+
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        let passing = std::mem::take(&mut self.passing);
+        let text = without_colours(String::from_utf8_lossy(&line).trim_end());
+        if !passing {
+            self.hear(&text);
+        }
+        if !passing && self.says_that_paths_are_missing(&text) {
+            self.held.extend(line);
+        } else {
+            // A log that nobody reads any more stops no build.
+            let _ = self.to.write_all(&line);
+        }
+    }
+
+    /// Whether a line says that Nix does not know how to come by a path: in a sentence, or as one of a list.
+    fn says_that_paths_are_missing(&self, line: &str) -> bool {
+        const LIST: &str = "don't know how to build these paths";
+        let in_list = self.held.is_empty() || !line.starts_with("  /");
+        let error = line.strip_prefix("error: ").unwrap_or_default();
+        !in_list
+            || line.starts_with(LIST)
+            || error.starts_with("cannot build missing derivation '")
+            || error.starts_with("failed to obtain derivation of '")
+            || error.starts_with("build of '") && error.ends_with("' failed")
+            || error.starts_with("path '")
+                && error.contains(" is required, but there is no substituter")
+    }
+
     fn hear(&mut self, line: &str) {
+        let heard = &mut self.heard;
         let quoted_after = |start: &str| {
             line.strip_prefix(start)?
                 .split_once('\'')
                 .map(|(quoted, _)| quoted)
         };
         if let Some(drv) = quoted_after("building '") {
-            self.begun.insert(drv.to_owned());
+            heard.begun.insert(drv.to_owned());
         } else if let Some(path) = quoted_after("copying path '") {
-            self.substituted.insert(path.to_owned());
+            heard.substituted.insert(path.to_owned());
         } else if let Some(url) = quoted_after("warning: unable to download '") {
             if !line.contains("; retrying in") && !line.contains("HTTP error") {
-                self.unreachable.insert(url.to_owned());
+                heard.unreachable.insert(url.to_owned());
             }
         } else if let Some(error) = line.trim_start().strip_prefix("error: ") {
-            self.collector |= is_the_collectors(error);
             if let Some(drv) = failed_derivation(error) {
-                self.broken.insert(drv.to_string());
-                self.failed.get_or_insert(drv);
+                heard.broken.insert(drv.to_string());
+                heard.failed.get_or_insert(drv);
             }
-            self.error = Some(error.to_owned());
+            heard.error = Some(error.to_owned());
         }
     }
 }
@@ -83,24 +182,6 @@ fn failed_derivation(error: &str) -> Option<DrvPath> {
     DrvPath::parse(drv).ok()
 }
 
-/// Whether Nix says this where the collector took a path while it was needed. Nobody else can make Nix say it without the
-/// path being gone, a dead daemon apart, so doing it again is right or at least harmless.
-fn is_the_collectors(error: &str) -> bool {
-    let of_a_path = |ending: &str| {
-        error
-            .split_once(ending)
-            .is_some_and(|(path, _)| path.contains("path '") || path.contains("path \""))
-    };
-    of_a_path("' is not valid")
-        || of_a_path("' does not exist")
-        || error.starts_with("cannot build missing derivation '")
-        || error.starts_with("failed to obtain derivation of '")
-        || (error.starts_with("opening file '")
-            && error.contains(".drv': No such file or directory"))
-        || error.starts_with("unexpected end-of-file")
-        || error.starts_with("Nix daemon disconnected unexpectedly")
-}
-
 /// `line` without the colours that Nix may have given it.
 fn without_colours(line: &str) -> String {
     let mut plain = String::with_capacity(line.len());
@@ -115,16 +196,13 @@ fn without_colours(line: &str) -> String {
 
 impl<W: Write> Write for Listener<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // A log that nobody reads any more stops no build.
-        let _ = self.to.write_all(bytes);
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            // No message that is listened for is longer, and a builder may print megabytes without a line's end.
-            if self.line.len() < 4096 {
-                self.line.extend_from_slice(&part[..part.len().min(4096)]);
-            }
+            self.line.extend_from_slice(part);
             if part.ends_with(b"\n") {
-                let line = std::mem::take(&mut self.line);
-                self.hear(&without_colours(String::from_utf8_lossy(&line).trim_end()));
+                self.end_line();
+            } else if self.line.len() > LINE_AT_MOST {
+                let _ = self.to.write_all(&std::mem::take(&mut self.line));
+                self.passing = true;
             }
         }
         Ok(bytes.len())
@@ -139,12 +217,35 @@ impl<W: Write> Write for Listener<W> {
 mod tests {
     use super::*;
 
-    fn heard(text: &str, piece: usize) -> Listener<Vec<u8>> {
+    fn listened(text: &str, piece: usize) -> Listener<Vec<u8>> {
         let mut listener = Listener::new(Vec::new());
         for part in text.as_bytes().chunks(piece) {
             listener.write_all(part).unwrap();
         }
+        listener.end_line();
         listener
+    }
+
+    fn heard(text: &str) -> Heard {
+        listened(text, 9).heard
+    }
+
+    #[test]
+    fn that_a_path_is_missing_is_held_back_and_nothing_else() {
+        let text = format!(
+            "warning: a\ndon't know how to build these paths:\n  {DRV}\nerror: build of '{DRV}' failed\nerror: other\n  /x\n"
+        );
+        for piece in [1, 1000] {
+            let listener = listened(&text, piece);
+            assert_eq!(
+                String::from_utf8_lossy(&listener.to),
+                "warning: a\nerror: other\n"
+            );
+            assert!(listener.held.starts_with(b"don't know"));
+        }
+        let build =
+            format!("building '{DRV}'...\n  /not/held\nerror: builder for '{DRV}' failed\n");
+        assert_eq!(listened(&build, 7).to, build.as_bytes());
     }
 
     #[test]
@@ -152,10 +253,10 @@ mod tests {
         let text = "these 2 derivations will be built:\n  /s/a.drv\nbuilding '/s/a.drv'...\nhi\nbuilding '/s/a.drv' on 'ssh://x'...\n\
                     copying path '/s/b' from 'file:///c'...\n\u{1b}[31;1merror:\u{1b}[0m no\nlast";
         for piece in [1, 7, 1000] {
-            let listener = heard(text, piece);
-            assert_eq!(listener.to, text.as_bytes());
-            assert_eq!((listener.begun.len(), listener.substituted.len()), (1, 1));
-            assert_eq!(listener.error.as_deref(), Some("no"));
+            let Listener { to, heard, .. } = listened(text, piece);
+            assert_eq!(to, text.as_bytes());
+            assert_eq!((heard.begun.len(), heard.substituted.len()), (1, 1));
+            assert_eq!(heard.error.as_deref(), Some("no"));
         }
     }
 
@@ -164,51 +265,74 @@ mod tests {
         let text = "warning: error: unable to download 'http://a/nix-cache-info': Couldn't connect to server (7); retrying in 3 ms\n\
                     warning: unable to download 'http://b/x.narinfo': HTTP error 500\n\
                     warning: unable to download 'http://c/nix-cache-info': Could not connect to server (7) Failed to connect\n";
-        let unreachable = heard(text, 1000).unreachable;
+        let unreachable = heard(text).unreachable;
         assert_eq!(
             unreachable.iter().collect::<Vec<_>>(),
             ["http://c/nix-cache-info"]
         );
     }
 
+    const DRV: &str = "/s/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
+
     #[test]
     fn the_collectors_messages_are_told_from_an_expressions_own() {
         for error in [
-            "path '/s/x.drv' is not valid",
-            "store path '/s/x' does not exist",
-            "path '/s/x.drv' does not exist and cannot be created",
-            "cannot build missing derivation '/s/x.drv'",
-            "failed to obtain derivation of '/s/x.drv'",
-            "opening file '/s/x.drv': No such file or directory",
+            format!("path '{DRV}' is not valid"),
+            format!("store path '{DRV}' does not exist"),
+            format!("path '{DRV}' does not exist and cannot be created"),
+            format!("cannot build missing derivation '{DRV}'"),
+            format!("failed to obtain derivation of '{DRV}'"),
+            format!("opening file '{DRV}': No such file or directory"),
         ] {
-            assert!(heard(&format!("error: {error}\n"), 9).collector, "{error}");
+            let disturbance = heard(&format!("error: {error}\n")).disturbance();
+            assert_eq!(
+                disturbance,
+                Some(Disturbance::Gone(StorePath::parse(DRV).unwrap())),
+                "{error}"
+            );
         }
         for error in [
             "attribute 'a' missing",
-            "undefined variable 'path'",
+            "path '/checkout/missing.nix' does not exist",
+            "path 'x' does not exist",
             "opening file '/x/a.nix': No such file or directory",
         ] {
-            assert!(!heard(&format!("error: {error}\n"), 9).collector, "{error}");
+            assert_eq!(
+                heard(&format!("error: {error}\n")).disturbance(),
+                None,
+                "{error}"
+            );
         }
+        let of_a_builder = format!(
+            "error: path '{DRV}' is not valid\nerror: builder for '{DRV}' failed with exit code 1\n"
+        );
+        assert_eq!(
+            heard(&of_a_builder).disturbance(),
+            None,
+            "only the last error is Nix's own"
+        );
+        assert_eq!(
+            heard("error: unexpected end-of-file\n").disturbance(),
+            Some(Disturbance::Daemon)
+        );
     }
 
     #[test]
     fn the_first_derivation_that_itself_failed_is_known() {
-        let drv = "/s/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
         for error in [
-            format!("builder for '{drv}' failed with exit code 2"),
-            format!("Cannot build '{drv}'."),
-            format!("hash mismatch in fixed-output derivation '{drv}':"),
-            format!("building of '{drv}!*' from .drv file timed out after 1 seconds"),
-            format!("building of '{drv}^*' from .drv file timed out after 1 seconds"),
+            format!("builder for '{DRV}' failed with exit code 2"),
+            format!("Cannot build '{DRV}'."),
+            format!("hash mismatch in fixed-output derivation '{DRV}':"),
+            format!("building of '{DRV}!*' from .drv file timed out after 1 seconds"),
+            format!("building of '{DRV}^*' from .drv file timed out after 1 seconds"),
         ] {
             let text = format!(
                 "error: {error}\nerror: builder for '/s/store/00000000000000000000000000000000-b.drv' failed\n"
             );
-            assert_eq!(heard(&text, 9).failed.unwrap().to_string(), drv, "{error}");
+            assert_eq!(heard(&text).failed.unwrap().to_string(), DRV, "{error}");
         }
         assert_eq!(
-            heard("error: 1 dependencies of derivation 'x' failed\n", 9).failed,
+            heard("error: 1 dependencies of derivation 'x' failed\n").failed,
             None
         );
     }
@@ -216,8 +340,8 @@ mod tests {
     #[test]
     fn a_line_of_megabytes_is_passed_on_and_not_kept() {
         let text = "x".repeat(3 << 20);
-        let listener = heard(&text, 65536);
+        let listener = listened(&text, 65536);
         assert_eq!(listener.to.len(), text.len());
-        assert!(listener.line.len() < 70_000);
+        assert!(listener.line.capacity() < 1 << 20);
     }
 }

@@ -4,6 +4,7 @@
 //! and are kept true by the integration tests, which run against real Nix in private stores.
 
 mod attr_path;
+pub mod caches;
 pub mod class;
 pub mod command;
 mod derivation;
@@ -14,5 +15,5 @@ mod store_path;
 pub use attr_path::{AttrPath, BadAttrPath};
 pub use derivation::outputs_of_derivation;
 pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
-pub use listener::Listener;
+pub use listener::{Disturbance, Heard, Listener};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};

@@ -57,6 +57,11 @@ impl StorePath {
                 "is not a store path: its name does not begin with a hash of 32 characters",
             ));
         }
+        if name.contains('!') {
+            return Err(BadStorePath(
+                "is not a store path: leave away the `!` and what follows it",
+            ));
+        }
         let Some(name) = name.strip_prefix('-').filter(|name| is_output_name(name)) else {
             return Err(BadStorePath(
                 "is not a store path: a name must follow its hash",
@@ -83,6 +88,12 @@ impl StorePath {
     #[must_use]
     pub fn as_path(&self) -> &Path {
         Path::new(&self.path)
+    }
+
+    /// The hash in its name.
+    #[must_use]
+    pub fn hash(&self) -> &str {
+        &self.path[self.base..self.base + 32]
     }
 
     /// The store's folder (`/nix/store` on most hosts).

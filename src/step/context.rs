@@ -9,11 +9,16 @@ use std::time::{Duration, Instant};
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
 use super::request::{OutLink, Place, Request};
 use super::{Host, links};
+use crate::command_line::{CommandLine, Ending};
+use tempfile::TempDir;
+
 use crate::exit::{Class, Failure};
 use crate::log::Log;
-use crate::nix::{DrvPath, Listener, StorePath, class, command, outputs_of_derivation};
+use crate::nix::{
+    DrvPath, Heard, Listener, StorePath, caches, class, command, outputs_of_derivation,
+};
 use crate::state::{State, Turn};
-use crate::supervise::{CommandLine, Ending, Finished, OnStop, Supervisor};
+use crate::supervise::{Finished, OnStop, Supervisor};
 
 /// The outputs of a derivation, by name.
 pub(super) type Outputs = BTreeMap<String, StorePath>;
@@ -40,13 +45,15 @@ pub(super) struct Step<'a> {
     /// The state folder once it was asked for; inside, none where it cannot be used.
     state: OnceCell<Option<State>>,
     /// The caches that are left, once one was seen to be unreachable.
-    reachable_caches: Option<String>,
+    caches: Option<Vec<String>>,
+    /// What was seen to be unreachable, and has not been left out yet.
     unreachable: BTreeSet<String>,
+    /// What keeps the outputs of a step that asked for no link.
+    kept: Option<TempDir>,
 
     // What the report tells.
     pub(super) taken: Option<(WayName, Reason)>,
     pub(super) drv: Option<DrvPath>,
-    pub(super) outputs: Outputs,
     pub(super) drift: bool,
     /// Those that were begun; and those of them that failed.
     begun: BTreeSet<String>,
@@ -77,11 +84,11 @@ impl<'a> Step<'a> {
                 .is_some_and(|drv| drv.as_store_path().as_path().symlink_metadata().is_ok()),
             link: None,
             state: OnceCell::new(),
-            reachable_caches: None,
+            caches: None,
             unreachable: BTreeSet::new(),
+            kept: None,
             taken: None,
             drv: request.drv.clone(),
-            outputs: Outputs::new(),
             drift: false,
             begun: BTreeSet::new(),
             broken: BTreeSet::new(),
@@ -91,14 +98,24 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Chooses the link that keeps the outputs of a step that asked for none, for a day.
+    /// Makes a place in the state folder that keeps the outputs of a step that asked for no link.
     pub(super) fn keep_in_state(&mut self) {
-        if let Some(link) = self.state().map(State::outputs_link) {
-            let link = link.inspect_err(|error| {
-                self.log
-                    .warn(format_args!("the outputs will not be kept: {error}"));
-            });
-            self.link = link.ok();
+        match self.state().map(State::outputs) {
+            Some(Ok(folder)) => {
+                self.link = Some(folder.path().join("result"));
+                self.kept = Some(folder);
+            }
+            Some(Err(error)) => self
+                .log
+                .warn(format_args!("the outputs will not be kept: {error}")),
+            None => {}
+        }
+    }
+
+    /// The outputs are there: what keeps them stays.
+    pub(super) fn keep(&mut self) {
+        if let Some(folder) = self.kept.take() {
+            let _ = folder.keep();
         }
     }
 
@@ -143,27 +160,31 @@ impl<'a> Step<'a> {
         links::check(link, names.into_iter(), any.map(StorePath::store))
     }
 
-    /// Runs a Nix program whose messages belong into the log.
-    pub(super) fn nix(
-        &mut self,
-        line: &CommandLine,
-        on_stop: OnStop,
-    ) -> Result<(Finished, Heard), Failure> {
-        self.listen(line, on_stop, io::stderr())
+    /// Runs a Nix program of an evaluation. Its messages go to the log.
+    pub(super) fn evaluate(&mut self, line: &CommandLine) -> Result<(Finished, Heard), Failure> {
+        let (finished, mut heard, held) = self.listen(line, OnStop::TermThenKill, io::stderr())?;
+        let _ = io::stderr().write_all(&held);
+        self.count(&mut heard);
+        Ok((finished, heard))
     }
 
-    /// Runs a Nix program that builds or substitutes.
-    pub(super) fn build(&mut self, line: &CommandLine) -> Result<Finished, Failure> {
+    /// Runs a Nix program that builds or substitutes. Its messages go to the log; those that only say what is missing are
+    /// returned, for where that is the end.
+    pub(super) fn build(&mut self, line: &CommandLine) -> Result<(Finished, Vec<u8>), Failure> {
         let started = Instant::now();
-        let finished = self.nix(line, OnStop::Term);
+        let listened = self.listen(line, OnStop::Term, io::stderr());
         self.seconds.realise += started.elapsed();
-        Ok(finished?.0)
+        let (finished, mut heard, held) = listened?;
+        self.count(&mut heard);
+        Ok((finished, held))
     }
 
     /// Runs a Nix program that is only asked something; its messages are returned.
     pub(super) fn ask(&mut self, line: &CommandLine) -> Result<(Finished, String), Failure> {
         let mut said = Vec::new();
-        let (finished, _) = self.listen(line, OnStop::TermThenKill, &mut said)?;
+        let (finished, heard, held) = self.listen(line, OnStop::TermThenKill, &mut said)?;
+        self.unreachable.extend(heard.unreachable);
+        said.extend(held);
         Ok((
             finished,
             String::from_utf8_lossy(&said).trim_end().to_owned(),
@@ -175,85 +196,86 @@ impl<'a> Step<'a> {
         line: &CommandLine,
         on_stop: OnStop,
         to: impl Write,
-    ) -> Result<(Finished, Heard), Failure> {
+    ) -> Result<(Finished, Heard, Vec<u8>), Failure> {
         let mut listener = Listener::new(to);
         let finished = self.supervisor.run(line, on_stop, &mut listener);
-        self.begun.append(&mut listener.begun);
-        self.broken.append(&mut listener.broken);
-        self.substituted.append(&mut listener.substituted);
-        self.unreachable.append(&mut listener.unreachable);
-        self.failed = listener.failed.take().or(self.failed.take());
-        Ok((
-            finished?,
-            Heard {
-                collector: listener.collector,
-                error: listener.error,
-            },
-        ))
+        let (heard, held) = listener.finish();
+        match finished {
+            Ok(finished) => Ok((finished, heard, held)),
+            Err(failure) if failure.class == Class::MissingProgram => Err(failure.hint(
+                "put Nix on the job's PATH: eval \"$(eval-once environment)\" in the agent's environment hook finds it",
+            )),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn count(&mut self, heard: &mut Heard) {
+        self.begun.append(&mut heard.begun);
+        self.broken.append(&mut heard.broken);
+        self.substituted.append(&mut heard.substituted);
+        self.unreachable.append(&mut heard.unreachable);
+        self.failed = heard.failed.take();
     }
 
     /// The options for the next command. A cache that was seen unreachable is left out from then on: it would cost
     /// seconds again each time.
     pub(super) fn options(&mut self) -> Result<Vec<(String, String)>, Failure> {
-        let mut options = self.request.options.clone();
-        if !self.unreachable.is_empty() {
-            let (config, _) = self.ask(&command::show_config(&options))?;
-            let caches = substituters(&config.text());
-            let unreachable = std::mem::take(&mut self.unreachable);
-            let left = self.reachable_caches.take().or(caches).map(|caches| {
-                let is_left = |cache: &&str| {
-                    let (url, _) = cache.split_once('?').unwrap_or((cache, ""));
-                    !unreachable
-                        .iter()
-                        .any(|file| file.starts_with(url.trim_end_matches('/')))
-                };
-                caches
-                    .split_whitespace()
-                    .filter(is_left)
-                    .collect::<Vec<_>>()
-                    .join(" ")
-            });
-            self.reachable_caches = left;
-            for url in unreachable {
+        let unreachable = std::mem::take(&mut self.unreachable);
+        if !unreachable.is_empty() {
+            let known = match self.caches.take() {
+                Some(caches) => caches,
+                None => self.substituters()?,
+            };
+            let (left, out) = caches::part(known, &unreachable);
+            for cache in &out {
                 self.log.say(format_args!(
-                    "{url} cannot be reached; this step asks that cache no more"
+                    "{cache} cannot be reached: this step asks it no more"
                 ));
             }
+            self.caches = Some(left).filter(|_| !out.is_empty());
         }
-        if let Some(caches) = &self.reachable_caches {
-            options.push(("substituters".into(), caches.clone()));
+        let mut options = self.request.options.clone();
+        if let Some(caches) = &self.caches {
+            options.push(("substituters".into(), caches.join(" ")));
         }
         Ok(options)
+    }
+
+    /// The caches that Nix would ask. Where it does not say (it has no `nix` program, or an odd one), none are known.
+    pub(super) fn substituters(&mut self) -> Result<Vec<String>, Failure> {
+        let line = command::show_config(&self.request.options);
+        match self.ask(&line) {
+            Ok((config, _)) => Ok(caches::substituters(&config.text()).unwrap_or_default()),
+            Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
+            Err(_) => Ok(Vec::new()),
+        }
     }
 
     /// Whether a store path is valid, in the store that Nix uses here.
     pub(super) fn is_valid(&mut self, path: &StorePath) -> Result<bool, Failure> {
         let options = self.options()?;
-        let (finished, said) = self.ask(&command::check_validity(path, &options))?;
-        if !finished.ending.success() {
-            return Err(Failure::new(
-                Class::Surroundings,
-                format_args!(
-                    "the store cannot be asked whether {path} is valid: {}",
-                    said_or(&said, &finished)
-                ),
-            ));
-        }
-        Ok(finished.paths().next().is_none())
+        let asked = self.ask_store(&command::check_validity(path, &options))?;
+        Ok(asked.paths().next().is_none())
     }
 
     /// Whether the store can be asked anything at all.
     pub(super) fn store_answers(&mut self) -> Result<(), Failure> {
         let options = self.options()?;
-        let (finished, said) = self.ask(&command::ask_store(&options))?;
+        self.ask_store(&command::ask_store(&options)).map(drop)
+    }
+
+    fn ask_store(&mut self, line: &CommandLine) -> Result<Finished, Failure> {
+        let (finished, said) = self.ask(line)?;
         if finished.ending.success() {
-            return Ok(());
+            return Ok(finished);
         }
-        let said = said_or(&said, &finished);
-        Err(Failure::new(
-            Class::Surroundings,
-            format_args!("the store cannot be asked anything: {said}"),
-        ))
+        let said = said.trim_start_matches("error: ").replace('\n', "; ");
+        let message = format!(
+            "the Nix store cannot be asked: `{line}` {}: {said}",
+            finished.ending
+        );
+        Err(Failure::new(Class::Surroundings, message)
+            .hint("is the Nix daemon running, and does NIX_REMOTE (if it is set) name a store of this host?"))
     }
 
     /// Realises a `.drv` and links its outputs; where that fails, asks whether the `.drv` is still there. No check before
@@ -262,42 +284,78 @@ impl<'a> Step<'a> {
     pub(super) fn realise(&mut self, drv: &DrvPath) -> Result<Realised, Failure> {
         let options = self.options()?;
         let line = command::realise(drv, self.link.as_deref(), &options);
-        let finished = self.build(&line)?;
+        let (finished, held) = self.build(&line)?;
         if finished.ending.success() {
-            return Ok(Realised::Done(self.realised_outputs(drv, &finished)));
+            return self.realised_outputs(drv, &finished).map(Realised::Done);
         }
         match self.is_valid(drv.as_store_path()) {
             Ok(false) => return Ok(Realised::Gone),
-            Ok(true) => self.check_links(Some(drv))?,
+            Ok(true) => {}
             // Whatever kills Nix may kill the question too; the first death is the news.
             Err(failure)
                 if failure.class == Class::Surroundings
                     && matches!(finished.ending, Ending::Killed(_)) => {}
             Err(failure) => return Err(failure),
         }
-        let message = format!("{drv} was not built: `{line}` {}", finished.ending);
-        Err(Failure::new(class::of_realise(finished.ending), message))
+        let _ = io::stderr().write_all(&held);
+        self.check_links(Some(drv))?;
+        let class = class::of_realise(finished.ending);
+        let culprit = self.failed.as_ref();
+        let what = match culprit {
+            Some(culprit) if culprit != drv => format!("{culprit} failed, which {drv} needs"),
+            Some(_) => format!("{drv} failed"),
+            None => format!("{drv} was not built"),
+        };
+        let failure = Failure::new(class, format_args!("{what}: `{line}` {}", finished.ending));
+        Err(match culprit {
+            Some(culprit) => failure.hint(format!("its whole log: nix-store --read-log {culprit}")),
+            None => failure,
+        })
     }
 
-    /// The outputs that Nix has printed: as links where it made some, which tell the names too.
-    fn realised_outputs(&self, drv: &DrvPath, finished: &Finished) -> Outputs {
-        let printed: Vec<&Path> = finished.paths().collect();
+    /// The outputs of a `.drv` that was realised. Their names are those in the `.drv`, or else in the record; or else the
+    /// links that Nix has printed tell them.
+    fn realised_outputs(&self, drv: &DrvPath, finished: &Finished) -> Result<Outputs, Failure> {
+        let on_disk = outputs_on_disk(drv);
+        let recorded = &self.request.outputs;
         if let Some(base) = &self.link {
-            let linked: Outputs = printed
+            let names: Vec<&String> = if on_disk.is_empty() {
+                recorded.keys().collect()
+            } else {
+                on_disk.keys().collect()
+            };
+            let links = names.iter().map(|name| links::link_of(base, name));
+            let printed = finished.paths().map(Path::to_owned);
+            let links: Vec<PathBuf> = if names.is_empty() {
+                printed.collect()
+            } else {
+                links.collect()
+            };
+            let linked: Option<Outputs> = links
                 .iter()
-                .filter_map(|line| links::read_link(base, line))
+                .map(|link| links::read_link(base, link))
                 .collect();
-            if linked.len() == printed.len() {
-                return linked;
+            if let Some(linked) = linked.filter(|linked| !linked.is_empty()) {
+                return Ok(linked);
             }
         }
-        let known = outputs_on_disk(drv)
+        let known = on_disk
             .into_iter()
             .filter_map(|(name, path)| Some((name, path?)));
-        known
-            .chain(self.request.outputs.clone())
+        let printed: Vec<&Path> = finished.paths().collect();
+        let outputs: Outputs = known
+            .chain(recorded.clone())
             .filter(|(_, path)| printed.contains(&path.as_path()))
-            .collect()
+            .collect();
+        if outputs.is_empty() {
+            return Err(Failure::new(
+                Class::Surroundings,
+                format_args!(
+                    "{drv} was built, but this store links no outputs on this host: {printed:?}"
+                ),
+            ));
+        }
+        Ok(outputs)
     }
 
     /// The state folder, made where it is missing. One that cannot be used is said once, and done without.
@@ -353,13 +411,15 @@ impl<'a> Step<'a> {
     }
 
     /// What has happened, for the report.
-    pub(super) fn report(&self, started: Instant, failure: Option<&Failure>) -> Report {
+    pub(super) fn report(&self, started: Instant, result: &Result<Outputs, Failure>) -> Report {
+        let failure = result.as_ref().err();
         Report {
-            version: 1,
             way: self.taken.map(|(way, _)| way),
             reason: self.taken.map(|(_, reason)| reason),
             drv: self.drv.clone(),
-            outputs: self.outputs.clone(),
+            outputs: result
+                .as_ref()
+                .map_or_else(|_| Outputs::new(), Clone::clone),
             drift: self.drift,
             built: self.begun.difference(&self.broken).count(),
             substituted: self.substituted.len(),
@@ -368,20 +428,10 @@ impl<'a> Step<'a> {
                 ..self.seconds
             },
             exit: failure.map_or(0, |failure| failure.class.status()),
-            failure: failure.map(|failure| FailureReport {
-                drv: self.failed.clone(),
-                ..FailureReport::from(failure)
-            }),
+            failure: failure.map(|failure| FailureReport::new(failure, self.failed.as_ref())),
+            ..Report::default()
         }
     }
-}
-
-/// What of Nix's messages decides what is tried next.
-pub(super) struct Heard {
-    /// The collector took something that was needed.
-    pub(super) collector: bool,
-    /// The last error.
-    pub(super) error: Option<String>,
 }
 
 /// The outputs in a `.drv` file, where it can be read. (In a store that lies elsewhere than its paths say, it cannot.)
@@ -390,20 +440,4 @@ fn outputs_on_disk(drv: &DrvPath) -> BTreeMap<String, Option<StorePath>> {
         .ok()
         .and_then(|text| outputs_of_derivation(&text))
         .unwrap_or_default()
-}
-
-/// The caches that Nix would ask, from what `show-config` prints.
-pub(super) fn substituters(config: &str) -> Option<String> {
-    let line = config
-        .lines()
-        .find_map(|line| line.strip_prefix("substituters ="))?;
-    Some(line.trim().to_owned())
-}
-
-fn said_or(said: &str, finished: &Finished) -> String {
-    if said.is_empty() {
-        format!("Nix {}", finished.ending)
-    } else {
-        said.replace('\n', "; ")
-    }
 }

@@ -5,12 +5,13 @@ use serde::Serialize;
 use super::Order;
 use super::context::Step;
 use super::report::{Reason, WayName};
-use super::request::Request;
-use super::ways::{Fact, in_order, placeholder_link};
+use super::request::{OutLink, Request};
+use super::ways::{Fact, in_order, placeholder};
+use crate::command_line::{CommandLine, shell_word};
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::command;
-use crate::supervise::{CommandLine, Supervisor};
+use crate::supervise::Supervisor;
 
 /// What a step would do.
 #[derive(Debug, Serialize)]
@@ -23,10 +24,11 @@ pub struct Explanation {
     pub reason: Option<Reason>,
     /// What was looked at, and found, in this order.
     pub facts: Vec<Fact>,
-    /// The argument vectors that would be run, in order. `NEW` stands for a folder's random name, `DRV` for a path that is
-    /// not known before the evaluation.
+    /// The argument vectors that would be run, in order. `NEW` stands for a folder's random name, `LOCKED`
+    /// for a flake's locked reference, and `DRV` for a path that is not known before the evaluation.
     pub commands: Vec<Vec<String>>,
-    /// One command that gives the same outputs by hand.
+    /// One command that gives the same by hand: `nix-build`, or what comes next to it where only a record is known. (With
+    /// several outputs, `nix-build` links only the default one.)
     #[serde(rename = "nix-build")]
     pub nix_build: Option<String>,
 }
@@ -44,14 +46,16 @@ pub fn explain(
     let host = order.host?;
     let mut step = Step::new(&request, &order.place, &host, supervisor, log);
     step.prepare()?;
-    step.link = placeholder_link(&step);
+    if request.out_link == OutLink::State {
+        step.link = placeholder(&step, "outputs/NEW/result");
+    }
     let mut explanation = Explanation {
         version: 1,
         would: None,
         reason: None,
         facts: Vec::new(),
         commands: Vec::new(),
-        nix_build: by_hand(&request, step.link.as_deref()).map(|line| line.to_string()),
+        nix_build: None,
     };
     for way in in_order(step.drv_file) {
         let answer = (way.ask)(&mut step)?;
@@ -65,14 +69,25 @@ pub fn explain(
             break;
         }
     }
+    let by_hand = explanation.would.and_then(|way| by_hand(&request, way));
+    explanation.nix_build = by_hand.map(|line| line.to_string());
     Ok(explanation)
 }
 
-fn by_hand(request: &Request, link: Option<&std::path::Path>) -> Option<CommandLine> {
-    match (&request.evaluation, &request.drv) {
-        (Some(evaluation), _) => Some(command::nix_build(evaluation, link, &request.options)),
-        (None, Some(drv)) => Some(command::nix_build_drv(drv, link, &request.options)),
-        (None, None) => None,
+/// What one would type to get what `way` gives.
+fn by_hand(request: &Request, way: WayName) -> Option<CommandLine> {
+    let link = match &request.out_link {
+        OutLink::At(link) => Some(link.as_path()),
+        OutLink::State => None,
+    };
+    let options = &request.options;
+    match (way, &request.evaluation, &request.drv) {
+        (_, Some(evaluation), _) => Some(command::nix_build(evaluation, link, options)),
+        (WayName::Available, ..) => {
+            let outputs: Vec<_> = request.outputs.values().collect();
+            Some(command::obtain(&outputs, link, options))
+        }
+        (_, None, drv) => Some(command::realise(drv.as_ref()?, link, options)),
     }
 }
 
@@ -92,7 +107,7 @@ impl std::fmt::Display for Explanation {
         for command in &self.commands {
             let words: Vec<String> = command
                 .iter()
-                .map(|word| crate::supervise::shell_word(word))
+                .map(|word| shell_word(word.as_ref()).to_string_lossy().into_owned())
                 .collect();
             writeln!(f, "  {}", words.join(" "))?;
         }

@@ -82,21 +82,19 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
-            let report = step.report(order.started, result.as_ref().err());
-            (
-                report,
-                result.map(|outputs| Done {
-                    outputs,
-                    command: request.command,
-                }),
-            )
+            let report = step.report(order.started, &result);
+            let done = |outputs| Done {
+                outputs,
+                command: request.command,
+            };
+            (report, result.map(done))
         }
         (Err(failure), _) | (_, Err(failure)) => {
             (Report::refusal(&failure, order.started), Err(failure))
         }
     };
-    if let Ok(done) = &result {
-        log.say(in_one_line(&report, done));
+    if let Some(line) = report.in_one_line() {
+        log.say(line);
     }
     match file.map(|file| file.write(&report)) {
         Some(Err(failure)) if result.is_ok() => Err(failure),
@@ -116,29 +114,12 @@ fn go(step: &mut Step<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
     }
     for way in ways::in_order(step.drv_file) {
         if let Some(outputs) = (way.go)(step)? {
-            step.outputs.clone_from(&outputs);
+            step.keep();
             return Ok(outputs);
         }
     }
     step.taken = None;
     Err(nothing_left(step.request, step.host))
-}
-
-/// `realised /nix/store/….drv in 1.2 s (drv-valid): built 1, substituted 0`
-fn in_one_line(report: &Report, done: &Done) -> String {
-    let way = report.way.map_or("", WayName::word);
-    let reason = report.reason.map_or("", Reason::word);
-    let what = match (&report.drv, main_output(&done.outputs)) {
-        (Some(drv), _) => drv.to_string(),
-        (None, Some(output)) => output.to_string(),
-        (None, None) => "nothing".into(),
-    };
-    format!(
-        "{way} {what} in {:.1} s ({reason}): built {}, substituted {}",
-        report.seconds.total.as_secs_f64(),
-        report.built,
-        report.substituted
-    )
 }
 
 /// The failure of a step that has come to the end of the list.
@@ -159,8 +140,11 @@ fn nothing_left(request: &Request, host: &Host) -> Failure {
                 "{gone}, and this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
             ),
         )
-        .hint("record again: retry the step that made this pipeline");
+        .hint(match recorded {
+            Some(_) => "make the pipeline again: it records what is there now",
+            None => "this host builds only recorded steps: give the step a `drv`",
+        });
     }
     Failure::new(Class::Surroundings, format_args!("{gone}, and the step does not say what to evaluate"))
-        .hint("record again: retry the step that made this pipeline; or give the step a `file`, `expr` or `flake`")
+        .hint("make the pipeline again: it records what is there now; or give the step a `file`, `expr` or `flake`")
 }

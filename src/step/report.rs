@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
+use unix::fcntl::OFlag;
 use unix::unistd::{AccessFlags, access};
 
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{DrvPath, StorePath};
 
 /// The name of a way, as logs and reports say it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WayName {
     /// The `.drv` was realised.
     Realised,
@@ -41,8 +41,7 @@ impl WayName {
 }
 
 /// Why the way that was taken was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// The `.drv` was there.
     DrvValid,
@@ -73,6 +72,18 @@ impl Reason {
             Self::DrvCollected => "drv-collected",
             Self::NotRecorded => "not-recorded",
         }
+    }
+}
+
+impl Serialize for WayName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
     }
 }
 
@@ -109,6 +120,44 @@ impl Report {
     #[must_use]
     pub fn refusal(failure: &Failure, started: Instant) -> Self {
         Self {
+            seconds: Seconds {
+                total: started.elapsed(),
+                ..Seconds::default()
+            },
+            exit: failure.class.status(),
+            failure: Some(FailureReport::new(failure, None)),
+            ..Self::default()
+        }
+    }
+
+    /// The line of a job's log that every way ends in: `realised /nix/store/….drv in 1.2 s (drv-valid): built 1,
+    /// substituted 0`. None where no way was taken.
+    #[must_use]
+    pub fn in_one_line(&self) -> Option<String> {
+        let (way, reason) = (self.way?.word(), self.reason?.word());
+        let failed = if self.failure.is_some() {
+            "failed: "
+        } else {
+            ""
+        };
+        let output = super::main_output(&self.outputs);
+        let what = match (&self.drv, output) {
+            (Some(drv), _) => format!(" {drv}"),
+            (None, Some(output)) => format!(" {output}"),
+            (None, None) => String::new(),
+        };
+        Some(format!(
+            "{failed}{way}{what} in {:.1} s ({reason}): built {}, substituted {}",
+            self.seconds.total.as_secs_f64(),
+            self.built,
+            self.substituted
+        ))
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
             version: 1,
             way: None,
             reason: None,
@@ -117,12 +166,9 @@ impl Report {
             drift: false,
             built: 0,
             substituted: 0,
-            seconds: Seconds {
-                total: started.elapsed(),
-                ..Seconds::default()
-            },
-            exit: failure.class.status(),
-            failure: Some(failure.into()),
+            seconds: Seconds::default(),
+            exit: 0,
+            failure: None,
         }
     }
 }
@@ -165,11 +211,16 @@ pub struct FailureReport {
     pub message: String,
 }
 
-impl From<&Failure> for FailureReport {
-    fn from(failure: &Failure) -> Self {
+impl FailureReport {
+    /// The report of a failure; `failed` is the derivation that Nix has named last, which counts where a builder failed.
+    pub(super) fn new(failure: &Failure, failed: Option<&DrvPath>) -> Self {
+        let of_a_builder = matches!(
+            failure.class,
+            Class::Build | Class::Timeout | Class::Hash | Class::Mixed | Class::Nondeterministic
+        );
         Self {
             class: failure.class.word(),
-            drv: None,
+            drv: failed.filter(|_| of_a_builder).cloned(),
             log: None,
             message: failure.to_string(),
         }
@@ -211,12 +262,17 @@ impl ReportFile {
             let mut text = serde_json::to_vec_pretty(report)?;
             text.push(b'\n');
             if path.metadata().is_ok_and(|there| !there.is_file()) {
+                // A pipe that nobody reads would hold us here, deaf to signals.
+                let nonblocking = OFlag::O_NONBLOCK.bits();
                 OpenOptions::new()
                     .write(true)
+                    .custom_flags(nonblocking)
                     .open(&path)?
                     .write_all(&text)?;
                 return Ok(());
             }
+            // What is named by a link is written where it leads.
+            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
             // As any other new file would be: others may read the report too.
             let everyone = PermissionsExt::from_mode(0o666);
             let mut beside = tempfile::Builder::new()

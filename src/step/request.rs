@@ -83,10 +83,12 @@ impl Request {
         })?;
         let outputs = reader.map("outputs", "a store path", |name, value| {
             let text = string(value)?;
-            Some(if is_output_name(name) {
-                StorePath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}"))
-            } else {
+            Some(if !is_output_name(name) {
                 Err("is not a name that an output can have".into())
+            } else if DrvPath::parse(&text).is_ok() {
+                Err(format!("is a .drv, and no output of one: {text:?}"))
+            } else {
+                StorePath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}"))
             })
         })?;
         let recorded = drv.is_some() || !outputs.is_empty();
@@ -113,7 +115,7 @@ impl Request {
             evaluation,
             by_default,
             options: options.into_iter().collect(),
-            out_link: out_link_or_default(out_link, &place.folder),
+            out_link: out_link.unwrap_or_else(|| OutLink::At(place.folder.join("result"))),
             command: command.unwrap_or(true),
             fail_on_drift: fail_on_drift.unwrap_or(false),
         })
@@ -280,10 +282,6 @@ impl Request {
     }
 }
 
-fn out_link_or_default(out_link: Option<OutLink>, folder: &Path) -> OutLink {
-    out_link.unwrap_or_else(|| OutLink::At(folder.join("result")))
-}
-
 fn out_link(text: &str, folder: &Path) -> Result<OutLink, String> {
     let link = without_dots(&folder.join(text));
     let named = !text.is_empty()
@@ -380,6 +378,9 @@ mod tests {
                 json!({ "outputs": { "a/b": &DRV[..DRV.len() - 4] } }),
                 "`outputs.a/b`",
             ),
+            (json!({ "outputs": { "out": DRV } }), "`outputs.out`"),
+            (json!({ "arg": { "x": 1e20 } }), "`arg.x`"),
+            (json!({ "arg": { "x": u64::MAX } }), "`arg.x`"),
             (json!({ "outputs": [] }), "`outputs`"),
             (json!({ "file": "" }), "`file`"),
             (json!({ "file": "a\u{0}b" }), "`file`"),

@@ -8,14 +8,16 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::context::{Outputs, Realised, Step, substituters};
+use super::context::{Outputs, Realised, Step};
 use super::links;
 use super::report::{Reason, WayName};
-use super::request::OutLink;
+use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{DrvPath, Evaluation, FlakeMetadata, Source, StorePath, class, command};
-use crate::state::{EvaluationRoots, State};
-use crate::supervise::{CommandLine, Finished, OnStop};
+use crate::nix::{
+    Disturbance, DrvPath, Evaluation, FlakeMetadata, Source, StorePath, caches, class, command,
+};
+use crate::state::{Roots, State};
+use crate::supervise::Finished;
 
 /// What a way says when it is asked.
 pub(super) struct Answer {
@@ -104,12 +106,13 @@ fn go_realised(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     Ok(match step.realise(&drv)? {
         Realised::Done(outputs) => Some(outputs),
         Realised::Gone => {
-            let when = if step.drv_file {
-                "was collected just now"
+            let seen = if step.drv_file {
+                ": the collector took it, or it was never registered"
             } else {
-                "is neither here nor in a cache"
+                ""
             };
-            step.log.say(format_args!("{drv} {when}"));
+            step.log
+                .say(format_args!("{drv} is not valid in the store{seen}"));
             None
         }
     })
@@ -143,15 +146,15 @@ fn ask_realised(step: &mut Step<'_>) -> Result<Answer, Failure> {
     ));
     let mut there = valid;
     if !valid {
-        for cache in caches(step)? {
-            let (finished, _) = step.ask(&command::check_cache(&cache, path))?;
-            there = finished.ending.success() && finished.stdout.is_empty();
-            let answer = match (finished.ending.success(), there) {
-                (true, true) => "has the .drv",
-                (true, false) => "does not have the .drv",
-                (false, _) => "cannot be asked",
+        for cache in step.substituters()? {
+            let answer = ask_cache(step, &cache, path)?;
+            there = answer == Some(true);
+            let found = match answer {
+                Some(true) => "has the .drv",
+                Some(false) => "does not have the .drv",
+                None => "cannot be asked",
             };
-            facts.push(fact(cache, answer));
+            facts.push(fact(cache, found));
             if there {
                 break;
             }
@@ -169,11 +172,18 @@ fn ask_realised(step: &mut Step<'_>) -> Result<Answer, Failure> {
     })
 }
 
-fn caches(step: &mut Step<'_>) -> Result<Vec<String>, Failure> {
+/// Whether a cache has a path; none where it cannot be asked. A cache in a folder is looked at as such: Nix would make one
+/// that is not there, and this only asks.
+fn ask_cache(step: &mut Step<'_>, cache: &str, path: &StorePath) -> Result<Option<bool>, Failure> {
+    if let Some(file) = caches::file_in_cache(cache, path) {
+        return Ok(Some(file.exists()));
+    }
     let options = step.options()?;
-    let (finished, _) = step.ask(&command::show_config(&options))?;
-    let caches = substituters(&finished.text()).unwrap_or_default();
-    Ok(caches.split_whitespace().map(str::to_owned).collect())
+    let (finished, _) = step.ask(&command::check_cache(cache, path, &options))?;
+    Ok(finished
+        .ending
+        .success()
+        .then_some(finished.stdout.is_empty()))
 }
 
 // ---- available
@@ -221,17 +231,27 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     }
     step.taken = Some((WayName::Available, Reason::OutputsAvailable));
     let hold = if outputs.len() > 1 {
-        step.state().and_then(|state| state.evaluation_roots().ok())
+        step.state().and_then(|state| state.roots().ok())
     } else {
         None
     };
-    for line in obtaining(step, hold.as_ref().map(EvaluationRoots::link).as_deref())? {
-        if !step.build(&line)?.ending.success() {
-            step.check_links(step.request.drv.as_ref())?;
-            step.log
-                .say("the recorded outputs are neither here nor in a cache");
-            return Ok(None);
+    for line in obtaining(step, hold.as_ref().map(Roots::link).as_deref())? {
+        let (finished, _) = step.build(&line)?;
+        if finished.ending.success() {
+            continue;
         }
+        if let Ending::Killed(_) = finished.ending {
+            let class = class::of_realise(finished.ending);
+            return Err(Failure::new(
+                class,
+                format_args!("`{line}` {}", finished.ending),
+            ));
+        }
+        step.check_links(step.request.drv.as_ref())?;
+        step.store_answers()?;
+        step.log
+            .say("the recorded outputs are neither here nor in a cache");
+        return Ok(None);
     }
     Ok(Some(step.request.outputs.clone()))
 }
@@ -261,7 +281,7 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
     } else {
         "are not all here or in a cache"
     };
-    let hold = placeholder(step, "evaluations/NEW/drv");
+    let hold = placeholder(step, "roots/NEW/root");
     let mut commands = obtaining(step, hold.as_deref())?;
     if !there {
         commands.truncate(1);
@@ -274,8 +294,8 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
     })
 }
 
-/// A path in the state folder that only a step that is gone will have.
-fn placeholder(step: &Step<'_>, path: &str) -> Option<PathBuf> {
+/// A path in the state folder, where a step would have one with a random name.
+pub(super) fn placeholder(step: &Step<'_>, path: &str) -> Option<PathBuf> {
     step.host.state.as_ref().map(|folder| folder.join(path))
 }
 
@@ -329,11 +349,9 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     };
     step.taken = Some((WayName::Evaluated, evaluated_reason(step)));
     check_file(step, evaluation)?;
-    step.log
-        .say(format_args!("evaluating {}", describe(evaluation)));
     for _ in 0..ATTEMPTS {
         // Roots before the turn: they are there until the outputs are.
-        let roots = step.state().map(State::evaluation_roots).and_then(|roots| {
+        let roots = step.state().map(State::roots).and_then(|roots| {
             roots
                 .inspect_err(|error| {
                     step.log
@@ -342,17 +360,16 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
                 .ok()
         });
         let turn = step.turn()?;
+        step.log
+            .say(format_args!("evaluating {}", describe(evaluation)));
         let started = Instant::now();
-        let evaluated = evaluate(
-            step,
-            evaluation,
-            roots.as_ref().map(EvaluationRoots::link).as_deref(),
-        );
+        let evaluated = evaluate(step, evaluation, roots.as_ref().map(Roots::link).as_deref());
         step.seconds.evaluate += started.elapsed();
         drop(turn);
         if let Some(drv) = evaluated? {
-            step.drv = Some(drv.clone());
-            note_drift(step, &drv)?;
+            if step.drv.replace(drv.clone()).as_ref() != Some(&drv) {
+                note_drift(step, &drv)?;
+            }
             step.check_links(Some(&drv))?;
             if let Realised::Done(outputs) = step.realise(&drv)? {
                 return Ok(Some(outputs));
@@ -381,6 +398,9 @@ fn check_file(step: &Step<'_>, evaluation: &Evaluation) -> Result<(), Failure> {
     })
 }
 
+const DRIFT_HINT: &str = "something that the evaluation reads has changed (another commit, Nix version or channel): make the pipeline again, \
+     pin it, or set `on-drift: warn`";
+
 fn note_drift(step: &mut Step<'_>, drv: &DrvPath) -> Result<(), Failure> {
     let Some(recorded) = step
         .request
@@ -393,8 +413,7 @@ fn note_drift(step: &mut Step<'_>, drv: &DrvPath) -> Result<(), Failure> {
     step.drift = true;
     let message = format!("drift: evaluating again gave {drv}, where {recorded} was recorded");
     if step.request.fail_on_drift {
-        return Err(Failure::new(Class::Drift, message)
-            .hint("something that the evaluation reads has changed: another commit, Nix version or channel"));
+        return Err(Failure::new(Class::Drift, message).hint(DRIFT_HINT));
     }
     step.log.warn(message);
     Ok(())
@@ -425,7 +444,7 @@ fn evaluate(
     };
     let drvs: Vec<DrvPath> = printed
         .paths()
-        .map(|line| read_instantiated(line, root))
+        .map(read_instantiated)
         .collect::<Result<_, _>>()?;
     if let [drv] = drvs.as_slice() {
         return Ok(Some(drv.clone()));
@@ -436,8 +455,13 @@ fn evaluate(
         format!("no derivation, but {}", shorten(finished.text().trim()))
     } else {
         let first: Vec<_> = drvs.iter().take(3).map(DrvPath::to_string).collect();
+        let more = if drvs.len() > first.len() {
+            ", …"
+        } else {
+            ""
+        };
         format!(
-            "not one derivation, but {}: {}, …",
+            "not one derivation, but {}: {}{more}",
             drvs.len(),
             first.join(", ")
         )
@@ -446,7 +470,7 @@ fn evaluate(
         Class::Evaluation,
         format_args!("{} is {found}", describe(evaluation)),
     )
-    .hint("`attr` must lead to one derivation"))
+    .hint("name one derivation with `attr`: a step builds one"))
 }
 
 /// As much of a value as fits into a message.
@@ -463,63 +487,61 @@ fn run_evaluation(
     evaluation: &Evaluation,
     line: &CommandLine,
 ) -> Result<Option<Finished>, Failure> {
-    let (finished, heard) = step.nix(line, OnStop::TermThenKill)?;
-    if finished.ending.success() {
+    let (finished, heard) = step.evaluate(line)?;
+    if finished.ending.success() || heard.no_derivation() {
         return Ok(Some(finished));
     }
-    if heard.collector {
-        return Ok(None);
-    }
-    // So Nix says of a string or a number; of a set without derivations it says nothing and ends with 0.
-    if heard
-        .error
-        .as_deref()
-        .is_some_and(|error| error.starts_with("expression does not evaluate to a derivation"))
-    {
-        return Ok(Some(finished));
-    }
-    // An expression is not to blame where the store is dead.
-    step.store_answers()?;
     let class = class::of_evaluation(finished.ending);
+    if class == Class::Evaluation {
+        match heard.disturbance() {
+            // It may never have been there at all; then doing it again changes nothing, three times.
+            Some(Disturbance::Gone(path)) if !step.is_valid(&path)? => return Ok(None),
+            Some(Disturbance::Daemon) => return step.store_answers().map(|()| None),
+            // An expression is not to blame where the store is dead.
+            _ => step.store_answers()?,
+        }
+    }
     let error = heard
         .error
-        .unwrap_or_else(|| format!("{} {}", line.program, finished.ending));
+        .clone()
+        .unwrap_or_else(|| format!("`{line}` {}", finished.ending));
     let failure = Failure::new(
         class,
         format_args!("{} does not evaluate: {error}", describe(evaluation)),
     );
-    if error.contains("has unsupported parameter 'dir'") {
+    if heard.no_flake_in_sub_folder() {
         return Err(failure.hint(
             "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",
         ));
+    }
+    if matches!(evaluation.source, Source::Flake(_)) && error.starts_with("attribute '") {
+        return Err(
+            failure.hint("below a flake, `attr` is the full path: packages.x86_64-linux.default")
+        );
     }
     Err(failure)
 }
 
 /// The `.drv` that `nix-instantiate` has printed: its root where there is one, and behind a `!` the output that the
 /// attribute selects. All outputs are built, so that one is of no interest.
-fn read_instantiated(printed: &Path, root: Option<&Path>) -> Result<DrvPath, Failure> {
+fn read_instantiated(printed: &Path) -> Result<DrvPath, Failure> {
     let name = printed.file_name().unwrap_or_default().as_bytes();
     let end = name
         .iter()
         .position(|byte| *byte == b'!')
         .unwrap_or(name.len());
     let path = printed.with_file_name(OsStr::from_bytes(&name[..end]));
-    let target = if root.is_some() {
-        path.read_link()
-    } else {
-        Ok(path)
-    };
-    target
-        .map_err(anyhow::Error::from)
-        .and_then(|drv| {
-            let drv = drv.to_string_lossy();
-            DrvPath::parse(&drv).map_err(|wrong| anyhow::anyhow!("{drv} {wrong}"))
-        })
-        .classify(Class::Bug, || {
-            format!(
-                "cannot read what nix-instantiate printed: {}",
-                printed.display()
+    // Without a root, or in a store that can make none, it is the path itself.
+    let parse = |path: &Path| DrvPath::parse(&path.to_string_lossy()).ok();
+    parse(&path)
+        .or_else(|| parse(&path.read_link().ok()?))
+        .ok_or_else(|| {
+            Failure::new(
+                Class::Bug,
+                format_args!(
+                    "cannot read what nix-instantiate printed: {}",
+                    printed.display()
+                ),
             )
         })
 }
@@ -565,10 +587,10 @@ fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
     if let Source::Flake(flake) = &evaluation.source {
         commands.push(command::flake_metadata(flake, &evaluation.folder, &options));
     }
-    let root = placeholder(step, "evaluations/NEW/drv");
+    let root = placeholder(step, "roots/NEW/root");
     commands.push(command::instantiate(
         evaluation,
-        None,
+        Some("LOCKED"),
         root.as_deref(),
         &options,
     ));
@@ -581,12 +603,4 @@ fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
         facts,
         commands,
     })
-}
-
-/// Where `explain` says that outputs would be linked.
-pub(super) fn placeholder_link(step: &Step<'_>) -> Option<PathBuf> {
-    match &step.request.out_link {
-        OutLink::At(link) => Some(link.clone()),
-        OutLink::State => placeholder(step, "outputs/NEW/result"),
-    }
 }

@@ -1,0 +1,173 @@
+//! Programs as data: what is to be run, as what, and how it ended. Nothing here runs anything.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use unix::sys::signal::Signal;
+
+/// A program and its arguments, as data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The program's name, looked up on `PATH`.
+    pub program: &'static str,
+    /// Its arguments, without the program's name.
+    pub arguments: Vec<OsString>,
+    /// The folder it runs in; ours where there is none.
+    pub folder: Option<PathBuf>,
+}
+
+impl CommandLine {
+    /// `program` with these arguments, in our own folder.
+    #[must_use]
+    pub fn new(program: &'static str, arguments: &[&str]) -> Self {
+        Self {
+            program,
+            arguments: arguments.iter().map(OsString::from).collect(),
+            folder: None,
+        }
+    }
+
+    /// The argument vector, the program's name first.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let words = self
+            .arguments
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned());
+        std::iter::once(self.program.to_owned())
+            .chain(words)
+            .collect()
+    }
+}
+
+/// As one could paste it into a shell.
+impl fmt::Display for CommandLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.program)?;
+        for word in &self.arguments {
+            write!(f, " {}", shell_word(word).to_string_lossy())?;
+        }
+        Ok(())
+    }
+}
+
+/// `word` as a POSIX shell reads it back.
+#[must_use]
+pub fn shell_word(word: &OsStr) -> OsString {
+    let bytes = word.as_bytes();
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"@%+=:,./_-".contains(byte);
+    if !bytes.is_empty() && bytes.iter().all(plain) {
+        return word.to_owned();
+    }
+    let parts: Vec<&[u8]> = bytes.split(|byte| *byte == b'\'').collect();
+    OsString::from_vec([b"'", parts.join(&br"'\''"[..]).as_slice(), b"'"].concat())
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// By itself, with this status.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+}
+
+impl Ending {
+    /// Whether it ended with status 0.
+    #[must_use]
+    pub fn success(self) -> bool {
+        self == Self::Exited(0)
+    }
+}
+
+impl From<ExitStatus> for Ending {
+    fn from(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Self::Exited(code),
+            (None, signal) => Self::Killed(signal.unwrap_or_default()),
+        }
+    }
+}
+
+/// In words: `ended with status 1`, `was killed by SIGKILL`.
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "ended with status {status}"),
+            Self::Killed(signal) => write!(f, "was killed by {}", signal_name(*signal)),
+        }
+    }
+}
+
+/// The name of a signal, as `kill -l` lists it with `SIG` before it.
+#[must_use]
+pub fn signal_name(signal: i32) -> String {
+    Signal::try_from(signal).map_or_else(
+        |_| format!("signal {signal}"),
+        |signal| signal.as_str().to_owned(),
+    )
+}
+
+/// A program that our process becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its argument vector, its own name first.
+    pub arguments: Vec<OsString>,
+    /// Its whole environment.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// Finds `program` as a shell and the agent do: a name with a `/` is a path, any other is looked for on `path`.
+#[must_use]
+pub fn find_program(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
+    let executable = |file: &Path| {
+        file.metadata()
+            .is_ok_and(|metadata| !metadata.is_dir() && metadata.permissions().mode() & 0o111 != 0)
+    };
+    if program.as_bytes().contains(&b'/') {
+        return Some(PathBuf::from(program)).filter(|file| executable(file));
+    }
+    // An empty list has no entry, though it splits into one.
+    let folders = std::env::split_paths(path).filter(|_| !path.is_empty());
+    folders
+        .map(|folder| {
+            if folder.as_os_str().is_empty() {
+                PathBuf::from(".")
+            } else {
+                folder
+            }
+            .join(program)
+        })
+        .find(|file| executable(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_can_be_pasted() {
+        let line = CommandLine::new("nix-store", &["--realise", "it's", "", "${x}"]);
+        assert_eq!(line.to_string(), r"nix-store --realise 'it'\''s' '' '${x}'");
+    }
+
+    #[test]
+    fn a_word_of_any_bytes_can_be_pasted() {
+        let word = OsStr::from_bytes(b"it's $HOME `x` \xff \n end");
+        let mut script = OsString::from("printf %s ");
+        script.push(shell_word(word));
+        let output = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(script)
+            .output()
+            .unwrap();
+        assert_eq!(output.stdout, word.as_bytes());
+    }
+}
