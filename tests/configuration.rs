@@ -139,7 +139,7 @@ fn a_wrong_type_is_refused_with_what_was_expected() {
     for (keys, parts) in [
         (json!({ "drv": 1 }), ["`drv`", "store path"]),
         (json!({ "drv": [drv] }), ["`drv`", "store path"]),
-        (json!({ "drv": "hello.drv" }), ["`drv`", "Nix store"]),
+        (json!({ "drv": "hello.drv" }), ["`drv`", "store path"]),
         (json!({ "drv": scene.target.out() }), ["`drv`", ".drv"]),
         (json!({ "outputs": ["out"] }), ["`outputs`", "map"]),
         (
@@ -148,7 +148,7 @@ fn a_wrong_type_is_refused_with_what_was_expected() {
         ),
         (
             json!({ "outputs": { "out": "result" } }),
-            ["`outputs.out`", "Nix store"],
+            ["`outputs.out`", "store path"],
         ),
         (json!({ "file": 1 }), ["`file`", "string"]),
         (json!({ "file": ["a"] }), ["`file`", "string"]),

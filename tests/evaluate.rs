@@ -659,12 +659,66 @@ fn a_flake_below_the_root_of_its_repository_gives_the_drv_that_nix_build_gives()
         ended.takes("evaluated", "not-recorded");
         assert_eq!(ended.report()["drv"], expected, "{flake}");
     }
+}
+
+#[test]
+fn a_dirty_flake_below_the_root_of_its_repository_does_too_or_says_that_this_nix_cannot() {
+    let Some(store) = Store::new() else { return };
+    flake(&store);
     store.write("sub/source", "dirty\n");
     let expected = nix_build_drv(&store, "./sub#packages.x86_64-linux.hello");
     let ended = store
         .step(["--flake", "./sub", "--attr", "packages.x86_64-linux.hello"])
         .run();
-    assert_eq!(ended.exits(0).report()["drv"], expected);
+    if ended.status.success() {
+        assert_eq!(ended.report()["drv"], expected);
+        assert_eq!(
+            fs::read_to_string(store.work().join("result")).unwrap(),
+            "dirty\n"
+        );
+    } else {
+        // Up to some version between 2.8 and 2.26 there is no reference for it that pure evaluation takes.
+        ended
+            .fails(65, "evaluation")
+            .passes_on("unsupported parameter 'dir'");
+        let hint = ended
+            .ours()
+            .into_iter()
+            .find(|line| line.starts_with("hint: "));
+        assert!(
+            hint.is_some_and(|hint| hint.contains("uncommitted changes")),
+            "{ended}"
+        );
+    }
+}
+
+#[test]
+fn a_flake_that_is_in_no_repository_gives_the_drv_that_nix_build_gives() {
+    let Some(store) = Store::new() else { return };
+    let folder = "two words, 100% & $more?";
+    let body =
+        expression("{ a = build \"a\" \"echo ${self} ${toString self.lastModified} > $out\"; }")
+            .replace("builtins.currentSystem", &format!("{:?}", system(&store)));
+    store.write(
+        &format!("{folder}/flake.nix"),
+        &format!("{{ outputs = {{ self }}: {body}; }}"),
+    );
+    let folder = store.work().join(folder);
+    let expected = store
+        .program("nix")
+        .args(["path-info", "--derivation", ".#a"])
+        .folder(&folder)
+        .run();
+    expected.exits(0);
+    store.collect();
+    for flake in [".", "path:."] {
+        let ended = store
+            .step(["--flake", flake, "--attr", "a", "--no-out-link"])
+            .folder(&folder)
+            .run();
+        ended.takes("evaluated", "not-recorded");
+        assert_eq!(ended.report()["drv"], expected.stdout.trim_end());
+    }
 }
 
 #[test]

@@ -155,6 +155,51 @@ fn the_one_command_by_hand_does_the_same() {
 }
 
 #[test]
+fn the_commands_that_are_told_make_the_links_of_all_outputs() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "{ hello = buildAll [ \"lib\" \"out\" ] \"hello\" \"echo > $out; echo > $lib\"; }",
+    );
+    let target = store.target("hello");
+    for way in ["realised", "available"] {
+        let explained = explained(&store, &recorded(&target));
+        assert_eq!(explained["would"], way);
+        run(&store, &commands(&explained));
+        let links = store.links();
+        assert_eq!(links["result"], target.outputs["out"], "{way}");
+        assert_eq!(links["result-lib"], target.outputs["lib"], "{way}");
+        for link in links.keys() {
+            fs::remove_file(store.work().join(link)).unwrap();
+        }
+        store.delete([&target.drv]);
+    }
+}
+
+#[test]
+fn the_one_command_by_hand_can_be_pasted_whatever_the_attribute_is_called() {
+    let Some(store) = Store::new() else { return };
+    let names = ["a b", "a.b", "it's", "$HOME", "`id`", "a;b", "\\"];
+    let name = |name: &str| format!("\"{}\"", name.replace('\\', "\\\\").replace('$', "\\$"));
+    let target = |n: &str| format!("{} = build \"x\" \"echo > $out # {}\";", name(n), n.len());
+    let body = names.map(target).join(" ");
+    store.targets(&format!("{{ {body} }}"));
+    for attribute in names {
+        let record = serde_json::json!({ "file": "default.nix", "attr": [attribute] });
+        let ended = store
+            .eval_once(["explain", "--json"])
+            .env("EVAL_ONCE_STEP", record.to_string())
+            .run();
+        let line = ended.exits(0).json()["nix-build"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        store.program("sh").args(["-c", &line]).run().exits(0);
+        let target = store.target(&name(attribute));
+        assert_eq!(store.links()["result"], target.out(), "{line}");
+    }
+}
+
+#[test]
 fn an_explanation_reads_the_record_in_the_environment() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);

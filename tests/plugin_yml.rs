@@ -8,6 +8,8 @@ use std::{collections::BTreeSet, fs, path::Path};
 use jsonschema::Validator;
 use serde_json::{Map, Value, json};
 
+use crate::support::{EVAL_ONCE, program::Program, stand_in::StandIns};
+
 const DRV: &str = "/nix/store/d0f9sw07xbzs65sx8dqcxp52ng3mmcpx-hello.drv";
 const OUT: &str = "/nix/store/zdyxs9nng4lbwfm8svz1g2g9lqsg5gsx-hello";
 
@@ -320,6 +322,52 @@ fn each_key_refuses_null_and_what_it_may_not_be() {
     refuse(&validator, &json!({ "pipeline": { "chunk": 501 } }));
 }
 
+/// Nix does nothing but fail here: whatever is taken fails later, and not with 64.
+#[test]
+fn the_program_takes_and_refuses_what_the_schema_does() {
+    const NOT_IN_THIS_VERSION: [&str; 3] = ["share", "share-required", "push"];
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("default.nix"), "{ }").unwrap();
+    let path = folder.path().join("bin");
+    ["nix", "nix-store", "nix-instantiate"]
+        .into_iter()
+        .fold(StandIns::new(&path), |stand_ins, program| {
+            stand_ins.instead(program, "#!/bin/sh\nexit 1\n")
+        });
+    let hook = |configuration: Value| {
+        Program::new(EVAL_ONCE)
+            .args(["hook", "command"])
+            .env("PATH", &path)
+            .env("BUILDKITE_PLUGIN_CONFIGURATION", configuration.to_string())
+            .env("BUILDKITE_BUILD_CHECKOUT_PATH", folder.path())
+            .env("EVAL_ONCE_STATE_DIR", folder.path().join("state"))
+            .folder(folder.path())
+            .run()
+    };
+    for (key, good, bad) in step_keys() {
+        for value in bad.into_iter().chain([Value::Null]) {
+            let ended = hook(json!({ key: value }));
+            ended.exits(64).passes_on(key);
+        }
+        for value in good {
+            let ended = hook(json!({ key: value }));
+            if NOT_IN_THIS_VERSION.contains(&key) {
+                ended.exits(64).passes_on(key);
+            } else {
+                assert_ne!(ended.status.code(), Some(64), "refused: {value}: {ended}");
+            }
+        }
+    }
+    for pair in [
+        json!({ "file": "a", "expr": "b" }),
+        json!({ "file": "a", "flake": "b" }),
+        json!({ "expr": "a", "flake": "b" }),
+        json!({ "attribute": "a" }),
+    ] {
+        hook(pair).exits(64);
+    }
+}
+
 #[test]
 fn all_keys_of_a_step_go_together_as_do_those_of_a_recording() {
     let together = |keys: Vec<(&str, Vec<Value>, Vec<Value>)>| -> Value {
@@ -390,6 +438,33 @@ fn every_documented_example_is_of_the_schema_and_of_this_version() {
         });
     }
     assert!(examples > 0, "no page shows how the plugin is used");
+}
+
+#[test]
+fn every_documented_record_is_of_the_schema() {
+    let validator = validator();
+    let mut records = 0;
+    for (page, block) in yaml_blocks() {
+        let block: Value = serde_yaml_ng::from_str(&block).unwrap();
+        for_each_value_of("EVAL_ONCE_STEP", &block, &mut |record| {
+            records += 1;
+            let record: Value = serde_json::from_str(record.as_str().unwrap())
+                .unwrap_or_else(|error| panic!("{page}: not JSON, {error}: {record}"));
+            assert!(record.get("pipeline").is_none(), "{page}: {record:#}");
+            if let Err(error) = validator.validate(&record) {
+                panic!("{page}: {error}:\n{record:#}");
+            }
+        });
+    }
+    assert!(records > 0, "no page shows a step's record as JSON");
+}
+
+#[test]
+fn the_readme_names_every_key_of_a_step() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for (key, ..) in step_keys() {
+        assert!(readme.contains(&format!("`{key}`")), "{key} is missing");
+    }
 }
 
 /// The whole of `plugin.yml`.
@@ -496,6 +571,25 @@ fn for_each_use(yaml: &Value, visit: &mut impl FnMut(&str, &Value)) {
                     _ if !is_ours(key) => for_each_use(value, visit),
                     Value::Null => visit(key, &none),
                     configuration => visit(key, configuration),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Visits each value that stands under this key.
+fn for_each_value_of(wanted: &str, yaml: &Value, visit: &mut impl FnMut(&Value)) {
+    match yaml {
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| for_each_value_of(wanted, item, visit)),
+        Value::Object(map) => {
+            for (key, value) in map {
+                if key == wanted {
+                    visit(value);
+                } else {
+                    for_each_value_of(wanted, value, visit);
                 }
             }
         }

@@ -2,14 +2,29 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
+    io::Read,
+    os::unix::{ffi::OsStrExt, fs::FileTypeExt},
+    path::Path,
+    process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
-use unix::fcntl::{Flock, FlockArg};
+use unix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
-use crate::support::{program::Ended, stand_in::StandIns, store::Store, target::Target};
+use crate::support::{
+    program::{Ended, read_json},
+    stand_in::StandIns,
+    store::Store,
+    target::{Target, fifo},
+};
 
 /// `hello`, built of nothing but a shell.
 fn hello(store: &Store) -> Target {
@@ -758,6 +773,154 @@ fn a_collector_that_never_rests_is_all_that_a_step_ever_fails_for() {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+#[test]
+fn a_signal_is_noticed_in_a_flood_of_output_that_is_read_slowly() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let stand_ins = StandIns::new(store.bin()).before("nix-store", "exec yes flood >&2");
+    let mut command = store
+        .eval_once(["step"])
+        .args(target.flags())
+        .env("PATH", stand_ins.path(&store))
+        .command();
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let mut some = [0; 16384];
+    // The pipe is full, and stays so: it is read at less than a megabyte a second.
+    let mut slowly = || {
+        std::thread::sleep(Duration::from_millis(20));
+        stderr.read(&mut some).unwrap()
+    };
+    for _ in 0..10 {
+        slowly();
+    }
+    let signalled = Instant::now();
+    kill(
+        Pid::from_raw(child.id().try_into().unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    while slowly() > 0 {
+        let waited = signalled.elapsed();
+        if waited > Duration::from_secs(10) {
+            // What it started is held up by nobody any more, and ends by the pipe that nobody reads.
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("still there {waited:?} after the signal");
+        }
+    }
+    assert_eq!(
+        child.wait().unwrap().code(),
+        Some(128 + Signal::SIGTERM as i32)
+    );
+}
+
+#[test]
+fn a_report_in_the_checkout_is_no_drift() {
+    let Some(store) = Store::new() else { return };
+    store
+        .targets("{ hello = build \"hello\" \"read x < ${./.}/default.nix; echo hello > $out\"; }");
+    let target = store.target("hello");
+    store.collect();
+    let mut flags = recorded(&target);
+    flags.extend(["--report", "report.json"].map(str::to_owned));
+    let ended = store.eval_once(["step"]).args(flags).run();
+    ended.exits(0);
+    let report = read_json(&store.work().join("report.json"));
+    assert_eq!(report["way"], "evaluated");
+    assert_eq!(report["drift"], false, "{ended}");
+}
+
+#[test]
+fn a_report_replaces_an_older_one_and_goes_into_a_pipe_too() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let file = store.write(
+        "report.json",
+        "an older and much longer text that is no JSON at all",
+    );
+    let mut flags = target.flags();
+    flags.extend(["--report", "report.json"].map(str::to_owned));
+    store.eval_once(["step"]).args(&flags).run().exits(0);
+    assert_eq!(read_json(&file)["way"], "realised");
+    let left: Vec<_> = fs::read_dir(store.work())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left.len(), 3, "default.nix, report.json, result: {left:?}");
+
+    fs::remove_file(&file).unwrap();
+    fifo(&file);
+    let running = store.eval_once(["step"]).args(&flags).start();
+    assert_eq!(read_json(&file)["way"], "realised");
+    running.end().exits(0);
+    assert!(fs::symlink_metadata(&file).unwrap().file_type().is_fifo());
+}
+
+#[test]
+fn a_checkout_may_be_called_anything() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let text = fs::read(store.work().join("default.nix")).unwrap();
+    let names: [&[u8]; 6] = [
+        b"two words",
+        b"qu\"ote",
+        b"${x}",
+        b"-A",
+        b"not \xff UTF-8",
+        b"new\nline",
+    ];
+    for name in names {
+        let checkout = store.work().join(OsStr::from_bytes(name));
+        fs::create_dir(&checkout).unwrap();
+        fs::write(checkout.join("default.nix"), &text).unwrap();
+        for (way, flags) in [
+            ("realised", target.flags()),
+            ("available", target.flags()),
+            ("evaluated", vec!["--attr".to_owned(), "hello".to_owned()]),
+        ] {
+            let ended = store.step(flags).folder(&checkout).run();
+            ended.exits(0).prints(&format!("{}\n", target.out()));
+            assert_eq!(ended.report()["way"], way);
+            assert_eq!(ended.report()["outputs"], json!(target.outputs));
+            assert_eq!(
+                fs::read_link(checkout.join("result")).unwrap(),
+                Path::new(target.out())
+            );
+            fs::remove_file(checkout.join("result")).unwrap();
+            store.delete([&target.drv]);
+        }
+        store.collect();
+        store.target("hello");
+    }
+}
+
+#[test]
+fn without_a_named_state_folder_it_is_where_the_user_keeps_such_things() {
+    let Some(store) = Store::new() else { return };
+    hello(&store);
+    let step = store
+        .step(["--attr", "hello"])
+        .without("EVAL_ONCE_STATE_DIR");
+    step.run().takes("evaluated", "not-recorded");
+    assert!(
+        store
+            .root()
+            .join("home/.local/state/eval-once/turns")
+            .is_dir()
+    );
+    let elsewhere = store.root().join("state");
+    step.clone()
+        .env("XDG_STATE_HOME", &elsewhere)
+        .run()
+        .takes("evaluated", "not-recorded");
+    assert!(elsewhere.join("eval-once/turns").is_dir());
+    let nowhere = step.without("HOME").run();
+    nowhere
+        .takes("evaluated", "not-recorded")
+        .passes_on("eval-once: warning: ");
 }
 
 #[test]

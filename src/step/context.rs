@@ -6,10 +6,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::report::{FailureReport, Report, Seconds};
+use super::report::{FailureReport, Reason, Report, Seconds, WayName};
 use super::request::{OutLink, Place, Request};
-use super::ways::{Reason, Taken, WayName, in_order};
-use super::{Host, links, nothing_left};
+use super::{Host, links};
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{DrvPath, Listener, StorePath, class, command, outputs_of_derivation};
@@ -92,26 +91,15 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Goes down the ways until one has the outputs.
-    pub(super) fn run(&mut self) -> Result<Outputs, Failure> {
-        self.prepare()?;
-        if self.request.out_link == OutLink::State
-            && let Some(link) = self.state().map(State::outputs_link)
-        {
+    /// Chooses the link that keeps the outputs of a step that asked for none, for a day.
+    pub(super) fn keep_in_state(&mut self) {
+        if let Some(link) = self.state().map(State::outputs_link) {
             let link = link.inspect_err(|error| {
                 self.log
                     .warn(format_args!("the outputs will not be kept: {error}"));
             });
             self.link = link.ok();
         }
-        for way in in_order(self.drv_file) {
-            if let Some(Taken { outputs }) = (way.go)(self)? {
-                self.outputs.clone_from(&outputs);
-                return Ok(outputs);
-            }
-        }
-        self.taken = None;
-        Err(nothing_left(self.request, self.host))
     }
 
     /// What `step` and `explain` look at before any way: that there is something to go by, and that the links can be made.

@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use super::Order;
 use super::context::Step;
+use super::report::{Reason, WayName};
 use super::request::Request;
-use super::ways::{Fact, Reason, WayName, in_order, placeholder_link};
+use super::ways::{Fact, in_order, placeholder_link};
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::command;

@@ -1,6 +1,6 @@
 //! One target: from the keys of a step to its outputs.
 //!
-//! [`perform`] goes down the list of ways ([`ways`]) until one of them has the outputs; [`explain`](explain()) asks the same
+//! [`perform`] goes down the list of ways (`ways.rs`) until one of them has the outputs; [`explain`](explain()) asks the same
 //! ways what they would do. What happened is told in a [`Report`].
 
 mod context;
@@ -8,7 +8,7 @@ mod explain;
 mod links;
 mod report;
 mod request;
-pub mod ways;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -24,8 +24,9 @@ use crate::supervise::Supervisor;
 use context::Step;
 pub use explain::{Explanation, explain};
 pub use links::main_output;
-pub use report::{FailureReport, Report, ReportFile, Seconds};
+pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
 pub use request::{OutLink, Place, Request};
+pub use ways::Fact;
 
 /// The settings of this host, which no step chooses.
 #[derive(Debug, Clone)]
@@ -80,7 +81,7 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
     ) {
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
-            let result = step.run();
+            let result = go(&mut step);
             let report = step.report(order.started, result.as_ref().err());
             (
                 report,
@@ -107,10 +108,26 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
     }
 }
 
+/// Goes down the ways until one has the outputs.
+fn go(step: &mut Step<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
+    step.prepare()?;
+    if step.request.out_link == OutLink::State {
+        step.keep_in_state();
+    }
+    for way in ways::in_order(step.drv_file) {
+        if let Some(outputs) = (way.go)(step)? {
+            step.outputs.clone_from(&outputs);
+            return Ok(outputs);
+        }
+    }
+    step.taken = None;
+    Err(nothing_left(step.request, step.host))
+}
+
 /// `realised /nix/store/….drv in 1.2 s (drv-valid): built 1, substituted 0`
 fn in_one_line(report: &Report, done: &Done) -> String {
-    let way = report.way.map_or("", ways::WayName::word);
-    let reason = report.reason.map_or("", ways::Reason::word);
+    let way = report.way.map_or("", WayName::word);
+    let reason = report.reason.map_or("", Reason::word);
     let what = match (&report.drv, main_output(&done.outputs)) {
         (Some(drv), _) => drv.to_string(),
         (None, Some(output)) => output.to_string(),

@@ -10,9 +10,71 @@ use std::time::{Duration, Instant};
 use serde::{Serialize, Serializer};
 use unix::unistd::{AccessFlags, access};
 
-use super::ways::{Reason, WayName};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{DrvPath, StorePath};
+
+/// The name of a way, as logs and reports say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WayName {
+    /// The `.drv` was realised.
+    Realised,
+    /// The recorded outputs were valid, or a cache had them.
+    Available,
+    /// The `.drv` came from a share, and was realised then.
+    Fetched,
+    /// The target was evaluated again.
+    Evaluated,
+}
+
+impl WayName {
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Realised => "realised",
+            Self::Available => "available",
+            Self::Fetched => "fetched",
+            Self::Evaluated => "evaluated",
+        }
+    }
+}
+
+/// Why the way that was taken was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The `.drv` was there.
+    DrvValid,
+    /// Its file was not there, and yet Nix came by it: from a cache, or in a store that lies elsewhere.
+    DrvSubstituted,
+    /// The `.drv` was not there, its outputs were or came from a cache.
+    OutputsAvailable,
+    /// The share had the `.drv`.
+    FetchedFromShare,
+    /// The `.drv`'s file was not there when the step began.
+    DrvMissing,
+    /// It was there when the step began.
+    DrvCollected,
+    /// There was no record of a `.drv`.
+    NotRecorded,
+}
+
+impl Reason {
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::DrvValid => "drv-valid",
+            Self::DrvSubstituted => "drv-substituted",
+            Self::OutputsAvailable => "outputs-available",
+            Self::FetchedFromShare => "fetched-from-share",
+            Self::DrvMissing => "drv-missing",
+            Self::DrvCollected => "drv-collected",
+            Self::NotRecorded => "not-recorded",
+        }
+    }
+}
 
 /// The report of a step, as `--report` writes it. A field is added, never renamed.
 #[derive(Debug, Serialize)]

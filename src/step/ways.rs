@@ -10,79 +10,12 @@ use serde::Serialize;
 
 use super::context::{Outputs, Realised, Step, substituters};
 use super::links;
+use super::report::{Reason, WayName};
 use super::request::OutLink;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{DrvPath, Evaluation, FlakeMetadata, Source, StorePath, class, command};
 use crate::state::{EvaluationRoots, State};
 use crate::supervise::{CommandLine, Finished, OnStop};
-
-/// The name of a way, as logs and reports say it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum WayName {
-    /// The `.drv` was realised.
-    Realised,
-    /// The recorded outputs were valid, or a cache had them.
-    Available,
-    /// The `.drv` came from a share, and was realised then.
-    Fetched,
-    /// The target was evaluated again.
-    Evaluated,
-}
-
-impl WayName {
-    /// The word for it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Realised => "realised",
-            Self::Available => "available",
-            Self::Fetched => "fetched",
-            Self::Evaluated => "evaluated",
-        }
-    }
-}
-
-/// Why the way that was taken was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reason {
-    /// The `.drv` was there.
-    DrvValid,
-    /// Its file was not there, and yet Nix came by it: from a cache, or in a store that lies elsewhere.
-    DrvSubstituted,
-    /// The `.drv` was not there, its outputs were or came from a cache.
-    OutputsAvailable,
-    /// The share had the `.drv`.
-    FetchedFromShare,
-    /// The `.drv`'s file was not there when the step began.
-    DrvMissing,
-    /// It was there when the step began.
-    DrvCollected,
-    /// There was no record of a `.drv`.
-    NotRecorded,
-}
-
-impl Reason {
-    /// The word for it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::DrvValid => "drv-valid",
-            Self::DrvSubstituted => "drv-substituted",
-            Self::OutputsAvailable => "outputs-available",
-            Self::FetchedFromShare => "fetched-from-share",
-            Self::DrvMissing => "drv-missing",
-            Self::DrvCollected => "drv-collected",
-            Self::NotRecorded => "not-recorded",
-        }
-    }
-}
-
-/// A way that led to the outputs.
-pub(super) struct Taken {
-    pub(super) outputs: Outputs,
-}
 
 /// What a way says when it is asked.
 pub(super) struct Answer {
@@ -116,7 +49,7 @@ pub(super) struct Way {
     /// What would it do? Builds, fetches and evaluates nothing.
     pub(super) ask: fn(&mut Step<'_>) -> Result<Answer, Failure>,
     /// Goes it. `None`: it leads nowhere, try the next.
-    pub(super) go: fn(&mut Step<'_>) -> Result<Option<Taken>, Failure>,
+    pub(super) go: fn(&mut Step<'_>) -> Result<Option<Outputs>, Failure>,
 }
 
 const REALISED: Way = Way {
@@ -163,13 +96,13 @@ fn realised_reason(step: &Step<'_>) -> Reason {
     }
 }
 
-fn go_realised(step: &mut Step<'_>) -> Result<Option<Taken>, Failure> {
+fn go_realised(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     let Some(drv) = step.request.drv.clone() else {
         return Ok(None);
     };
     step.taken = Some((WayName::Realised, realised_reason(step)));
     Ok(match step.realise(&drv)? {
-        Realised::Done(outputs) => Some(Taken { outputs }),
+        Realised::Done(outputs) => Some(outputs),
         Realised::Gone => {
             let when = if step.drv_file {
                 "was collected just now"
@@ -274,7 +207,7 @@ fn obtaining(step: &mut Step<'_>, hold: Option<&Path>) -> Result<Vec<CommandLine
     Ok(commands)
 }
 
-fn go_available(step: &mut Step<'_>) -> Result<Option<Taken>, Failure> {
+fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     let outputs = recorded(step);
     if outputs.is_empty() {
         return Ok(None);
@@ -300,9 +233,7 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Taken>, Failure> {
             return Ok(None);
         }
     }
-    Ok(Some(Taken {
-        outputs: step.request.outputs.clone(),
-    }))
+    Ok(Some(step.request.outputs.clone()))
 }
 
 fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
@@ -354,7 +285,7 @@ fn placeholder(step: &Step<'_>, path: &str) -> Option<PathBuf> {
     clippy::unnecessary_wraps,
     reason = "it has the shape of every way, and will need it"
 )]
-fn go_fetched(_: &mut Step<'_>) -> Result<Option<Taken>, Failure> {
+fn go_fetched(_: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     // `share` is refused until there is one.
     Ok(None)
 }
@@ -392,7 +323,7 @@ fn to_evaluate<'s>(step: &Step<'s>) -> Option<&'s Evaluation> {
         .filter(|_| !step.host.recorded_only)
 }
 
-fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Taken>, Failure> {
+fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     let Some(evaluation) = to_evaluate(step) else {
         return Ok(None);
     };
@@ -424,7 +355,7 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Taken>, Failure> {
             note_drift(step, &drv)?;
             step.check_links(Some(&drv))?;
             if let Realised::Done(outputs) = step.realise(&drv)? {
-                return Ok(Some(Taken { outputs }));
+                return Ok(Some(outputs));
             }
         }
         step.log

@@ -114,6 +114,7 @@ impl Program {
         if let Some(report) = &self.report {
             let _ = std::fs::remove_file(report);
         }
+        let started = Instant::now();
         let mut child = self
             .command()
             .stdout(Stdio::piped())
@@ -129,7 +130,7 @@ impl Program {
             stdout,
             stderr,
             report: self.report.clone(),
-            started: Instant::now(),
+            started,
         }
     }
 
