@@ -253,7 +253,7 @@ fn names_in_a_list_are_exact_whatever_they_hold() {
         "$(id)",
     ];
     // Nix reads the names from JSON, so that no quoting of ours comes between.
-    store.write("names.json", &json!(names).to_string());
+    store.write("names.json", &json!(names.as_slice()).to_string());
     store.targets(
         "let
           names = builtins.fromJSON (builtins.readFile ./names.json);
