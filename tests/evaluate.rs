@@ -757,6 +757,23 @@ fn a_flake_is_evaluated_purely() {
 }
 
 #[test]
+fn a_file_that_git_does_not_know_is_missing_in_a_flake_and_that_is_no_work_of_the_collector() {
+    let Some(store) = Store::new() else { return };
+    flake(&store);
+    let text = fs::read_to_string(store.work().join("flake.nix")).unwrap();
+    store.write(
+        "flake.nix",
+        &text.replace("hello = 1;", "hello = import ./forgotten.nix;"),
+    );
+    store.write("forgotten.nix", "1");
+    let stand_ins = StandIns::new(store.bin()).counting("nix-instantiate");
+    let step = store.step(["--flake", ".", "--attr", "hello"]);
+    let ended = step.env("PATH", stand_ins.path(&store)).run();
+    ended.fails(65, "evaluation").passes_on("forgotten.nix");
+    assert_eq!(stand_ins.calls("nix-instantiate").len(), 1, "{ended}");
+}
+
+#[test]
 fn a_flake_needs_no_experimental_features_in_the_settings() {
     let Some(store) = Store::new() else { return };
     flake(&store);
