@@ -252,28 +252,32 @@ fn names_in_a_list_are_exact_whatever_they_hold() {
         "`id`",
         "$(id)",
     ];
-    let one = |(index, name): (usize, &&str)| {
-        format!(
-            " // {{ {0} = {{ {0} = file \"n{index}\"; }}; }}",
-            quoted_name(name)
-        )
-    };
-    let body: String = names.iter().enumerate().map(one).collect();
-    store.targets(&format!("{{ }}{body}"));
+    // Nix reads the names from JSON, so that no quoting of ours comes between.
+    store.write("names.json", &json!(names.as_slice()).to_string());
+    store.targets(
+        "let
+          names = builtins.fromJSON (builtins.readFile ./names.json);
+          set = name: value: builtins.listToAttrs [ { inherit name value; } ];
+          of = index: let name = builtins.elemAt names index; in set name (set name (file \"n${toString index}\"));
+        in builtins.foldl' (all: index: all // of index) { } (builtins.genList (index: index) (builtins.length names))",
+    );
     for (index, name) in names.iter().enumerate() {
-        let attribute = format!("{0}.{0}", quoted_name(name));
-        let target = store.target(&attribute);
-        assert!(
-            target.drv.ends_with(&format!("-n{index}.drv")),
-            "the test's own quoting of {name:?} is wrong"
-        );
-        let ended = keyed(
+        let list = keyed(
             &store,
             &json!({ "file": "default.nix", "attr": [name, name] }),
         );
-        evaluates(&ended, &store, &target);
-        let ended = store.step(["--attr", &attribute]).run();
-        evaluates(&ended, &store, &target);
+        let dotted = format!("{0}.{0}", quoted_name(name));
+        let flag = store
+            .step(["--file", "default.nix", "--attr", &dotted])
+            .run();
+        for ended in [list, flag] {
+            ended.takes("evaluated", "not-recorded");
+            let drv = ended.report()["drv"].as_str().unwrap();
+            assert!(
+                drv.ends_with(&format!("-n{index}.drv")),
+                "{name:?} gave {drv}: {ended}"
+            );
+        }
     }
 }
 
@@ -750,6 +754,23 @@ fn a_flake_is_evaluated_purely() {
     flake(&store);
     let ended = store.step(["--flake", ".", "--attr", "impure"]).run();
     ended.fails(65, "evaluation").passes_on("currentTime");
+}
+
+#[test]
+fn a_file_that_git_does_not_know_is_missing_in_a_flake_and_that_is_no_work_of_the_collector() {
+    let Some(store) = Store::new() else { return };
+    flake(&store);
+    let text = fs::read_to_string(store.work().join("flake.nix")).unwrap();
+    store.write(
+        "flake.nix",
+        &text.replace("hello = 1;", "hello = import ./forgotten.nix;"),
+    );
+    store.write("forgotten.nix", "1");
+    let stand_ins = StandIns::new(store.bin()).counting("nix-instantiate");
+    let step = store.step(["--flake", ".", "--attr", "hello"]);
+    let ended = step.env("PATH", stand_ins.path(&store)).run();
+    ended.fails(65, "evaluation").passes_on("forgotten.nix");
+    assert_eq!(stand_ins.calls("nix-instantiate").len(), 1, "{ended}");
 }
 
 #[test]

@@ -383,7 +383,7 @@ impl State {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 32,
+        cases: 24,
         max_shrink_iters: 12,
         failure_persistence: None,
         ..ProptestConfig::default()

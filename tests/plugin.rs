@@ -137,18 +137,21 @@ impl<'a> Targets<'a> {
 
     fn prepare(&self, case: &Case<'_>) {
         let _ = fs::remove_dir_all(self.store.our_state());
-        for (name, drv, out) in &self.paths {
-            self.store.try_delete([out]);
-            self.store.instantiate(&self.file, name);
-            if case.is_built && *name == "good" {
-                self.store.build(drv);
-            }
+        self.store
+            .try_delete(self.paths.iter().map(|(_, _, out)| out));
+        let attributes = self.paths.iter().flat_map(|(name, _, _)| ["-A", name]);
+        self.store.nix(
+            "nix-instantiate",
+            [self.file.as_str()].into_iter().chain(attributes),
+        );
+        if case.is_built {
+            self.store.build(self.of("good").0);
         }
-        for (name, drv, _) in &self.paths {
-            if !case.drvs.contains(name) {
-                self.store.try_delete([drv]);
-            }
-        }
+        let gone = self
+            .paths
+            .iter()
+            .filter(|(name, _, _)| !case.drvs.contains(name));
+        self.store.try_delete(gone.map(|(_, drv, _)| drv));
     }
 }
 

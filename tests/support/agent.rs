@@ -20,16 +20,21 @@ use super::{EVAL_ONCE, processes::kill_marked, skip, stand_in::write_program, un
 
 /// Where the agent's program is, or nothing, said loudly, where there is none.
 fn program() -> Option<PathBuf> {
-    let on_path = std::env::var_os("PATH").unwrap_or_default();
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
-    let found = std::env::var_os("BUILDKITE_AGENT_BIN")
-        .map(PathBuf::from)
-        .into_iter()
-        .chain(std::env::split_paths(&on_path).map(|folder| folder.join("buildkite-agent")))
-        .chain(cache.map(|cache| cache.join("eval-once/bin/buildkite-agent")))
-        .find(|candidate| candidate.is_file());
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let candidates: Vec<PathBuf> = if let Some(named) = variable("BUILDKITE_AGENT_BIN") {
+        // Whoever names one means it.
+        vec![named.into()]
+    } else {
+        let path = variable("PATH").unwrap_or_default();
+        let cache = variable("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".cache")));
+        std::env::split_paths(&path)
+            .chain(cache.map(|cache| cache.join("eval-once/bin")))
+            .map(|folder| folder.join("buildkite-agent"))
+            .collect()
+    };
+    let found = candidates.into_iter().find(|candidate| candidate.is_file());
     if found.is_none() {
         skip("the Buildkite agent is missing; script/bootstrap installs it");
     }
