@@ -418,7 +418,9 @@ fn an_agent_that_lets_pipelines_choose_nothing_still_builds_what_is_in_the_check
     let ended = scene
         .confined(&scene.target.record(&json!({ "out-link": false })))
         .run();
-    ended.exits(0).says(&["realised "]);
+    ended
+        .exits(0)
+        .says(&["realised ", &format!("out: {}", scene.target.out())]);
 }
 
 #[test]

@@ -257,10 +257,12 @@ fn a_drv_that_was_collected_is_evaluated_again() {
     ended.takes("evaluated", "drv-missing").counts(1, 0).says(&[
         "trying its outputs",
         "the recorded outputs are neither here nor in a cache",
-        "is neither here nor in a cache",
+        "hello.drv is not valid in the store",
         "evaluating hello of default.nix",
         "evaluated ",
     ]);
+    // What the ways before it have met is no error of a step that succeeds.
+    ended.never_says("error:");
     gives(&ended, &store, &target);
     assert!(store.has(&target.drv));
 }
@@ -815,6 +817,40 @@ fn a_signal_is_noticed_in_a_flood_of_output_that_is_read_slowly() {
         child.wait().unwrap().code(),
         Some(128 + Signal::SIGTERM as i32)
     );
+}
+
+#[test]
+fn what_a_builder_prints_is_passed_on_as_it_is_whatever_it_looks_like() {
+    let Some(store) = Store::new() else { return };
+    let lines = [
+        "one",
+        "error: mine",
+        "error:",
+        "  indented",
+        "don't know how to build these paths:",
+        "eval-once: error: not ours",
+        "last",
+    ];
+    let script: String = lines
+        .iter()
+        .map(|line| format!("echo \\\"{line}\\\"; "))
+        .collect();
+    store.targets(&format!(
+        "{{ hello = build \"hello\" \"{script} echo hello > $out\"; }}"
+    ));
+    let target = store.target("hello");
+    for way in ["realised", "evaluated"] {
+        let ended = store.step(recorded(&target)).run();
+        assert_eq!(ended.exits(0).report()["way"], way);
+        let said: Vec<&str> = ended
+            .stderr
+            .lines()
+            .filter(|line| lines.contains(line))
+            .collect();
+        assert_eq!(said, lines, "{ended}");
+        fs::remove_file(store.work().join("result")).unwrap();
+        store.collect();
+    }
 }
 
 #[test]

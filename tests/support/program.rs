@@ -300,6 +300,16 @@ impl Ended {
         self
     }
 
+    /// Nowhere on its standard error stands this.
+    #[track_caller]
+    pub(crate) fn never_says(&self, part: &str) -> &Self {
+        assert!(
+            !self.stderr.contains(part),
+            "standard error has {part:?}: {self}"
+        );
+        self
+    }
+
     /// Our own lines, without their prefix.
     pub(crate) fn ours(&self) -> Vec<&str> {
         self.stderr
