@@ -12,6 +12,7 @@ use eval_once::log::Log;
 use eval_once::options::{self, Invocation};
 use eval_once::step::{self, Order};
 use eval_once::supervise::Supervisor;
+use unix::errno::Errno;
 
 fn main() -> ExitCode {
     // Rust's own status for a panic, 101, means something else to whoever retries.
@@ -81,17 +82,19 @@ fn step_by_hand(order: Order, given: Option<Given>, log: Log) -> Result<u8, Fail
     Ok(0)
 }
 
-/// Prints to standard output. A reader that has gone is no failure.
+/// Prints to standard output. A reader that has gone, a pipe's or a terminal's, is no failure.
 fn print(text: impl AsRef<[u8]>) -> Result<(), Failure> {
     let mut stdout = std::io::stdout();
-    match stdout
+    let printed = stdout
         .write_all(text.as_ref())
-        .and_then(|()| stdout.flush())
-    {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error)
-            .classify(Class::Surroundings, || {
-                "cannot write to standard output".into()
-            }),
+        .and_then(|()| stdout.flush());
+    let nobody_reads = |error: &std::io::Error| {
+        error.kind() == ErrorKind::BrokenPipe || error.raw_os_error() == Some(Errno::EIO as i32)
+    };
+    match printed {
+        Err(error) if !nobody_reads(&error) => Err(error).classify(Class::Surroundings, || {
+            "cannot write to standard output".into()
+        }),
         _ => Ok(()),
     }
 }

@@ -57,7 +57,16 @@ Examples:
   eval-once explain --drv /nix/store/….drv
         says what step would do, and does nothing
 
-In a Buildkite pipeline, use the plugin. Exit statuses: docs/exit-statuses.md.";
+In a Buildkite pipeline, use the plugin.
+
+Exit statuses:
+   0  the outputs are there         76  drift, where that is to fail
+  64  the configuration is wrong   100  a builder failed
+  65  it does not evaluate         101  a timeout ran out
+  69  a program is missing         102  a fixed output has another hash
+  70  a bug of eval-once           103  several of these
+  75  the surroundings failed:     104  a rebuild differed
+      worth retrying             128+n  stopped by signal n";
 
 /// Nix CI on Buildkite that evaluates once: realises a recorded .drv, and evaluates again only where it is gone.
 #[derive(Debug, Parser)]
