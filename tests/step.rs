@@ -831,10 +831,7 @@ fn what_a_builder_prints_is_passed_on_as_it_is_whatever_it_looks_like() {
         "eval-once: error: not ours",
         "last",
     ];
-    let script: String = lines
-        .iter()
-        .map(|line| format!("echo \\\"{line}\\\"; "))
-        .collect();
+    let script = lines.map(|line| format!("echo \\\"{line}\\\"; ")).concat();
     store.targets(&format!(
         "{{ hello = build \"hello\" \"{script} echo hello > $out\"; }}"
     ));
