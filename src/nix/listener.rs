@@ -130,13 +130,15 @@ impl<W: Write> Listener<W> {
         }
     }
 
-    /// Whether a line says that Nix does not know how to come by a path: in a sentence, or as one of a list.
+    /// Whether a line says that Nix does not know how to come by a path: in a sentence, or as one of a list. Once something
+    /// is being built it may be the builder who says so, and that belongs to the log.
     fn says_that_paths_are_missing(&self, line: &str) -> bool {
-        const LIST: &str = "don't know how to build these paths";
-        let in_list = self.held.is_empty() || !line.starts_with("  /");
+        if !self.heard.begun.is_empty() {
+            return false;
+        }
         let error = line.strip_prefix("error: ").unwrap_or_default();
-        !in_list
-            || line.starts_with(LIST)
+        line.starts_with("don't know how to build these paths")
+            || !self.held.is_empty() && line.starts_with("  /")
             || error.starts_with("cannot build missing derivation '")
             || error.starts_with("failed to obtain derivation of '")
             || error.starts_with("build of '") && error.ends_with("' failed")
