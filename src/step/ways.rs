@@ -248,7 +248,10 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
             ));
         }
         step.check_links(step.request.drv.as_ref())?;
-        step.store_answers()?;
+        // With a `.drv`, the way `realised` asks the store about that one.
+        if step.request.drv.is_none() {
+            step.store_answers()?;
+        }
         step.log
             .say("the recorded outputs are neither here nor in a cache");
         return Ok(None);
@@ -285,6 +288,9 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
     let mut commands = obtaining(step, hold.as_deref())?;
     if !there {
         commands.truncate(1);
+        if step.request.drv.is_none() {
+            commands.push(command::ask_store(&options));
+        }
     }
     let takes = there.then_some(Reason::OutputsAvailable);
     Ok(Answer {
@@ -349,7 +355,7 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     };
     step.taken = Some((WayName::Evaluated, evaluated_reason(step)));
     check_file(step, evaluation)?;
-    for _ in 0..ATTEMPTS {
+    for attempt in 1..=ATTEMPTS {
         // Roots before the turn: they are there until the outputs are.
         let roots = step.state().map(State::roots).and_then(|roots| {
             roots
@@ -375,8 +381,14 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
                 return Ok(Some(outputs));
             }
         }
-        step.log
-            .say("the garbage collector took what was being evaluated; doing it again");
+        let again = if attempt < ATTEMPTS {
+            ": doing it again"
+        } else {
+            ""
+        };
+        step.log.say(format_args!(
+            "the garbage collector took what was being evaluated{again}"
+        ));
     }
     Err(Failure::new(
         Class::Surroundings,
@@ -392,7 +404,7 @@ fn check_file(step: &Step<'_>, evaluation: &Evaluation) -> Result<(), Failure> {
     let message = format!("{} is to be evaluated, and is not there", file.display());
     Err(if step.place.no_checkout {
         Failure::new(Class::Surroundings, format_args!("{message}: this job has no checkout"))
-            .hint("record again: retry the step that made this pipeline; or let the job check out its repository")
+            .hint("let the job check out its repository; or make the pipeline again, so that nothing has to be evaluated")
     } else {
         Failure::new(Class::Evaluation, message)
     })
