@@ -8,9 +8,10 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-use crate::buildkite::default_command::{self, Job, Plan, is_eval_once_step};
+use crate::buildkite::default_command::{self, Job, Ours, Plan, Refusal, is_eval_once_step};
 use crate::command_line::{Program, find_program};
 use crate::exit::{Class, Failure};
+use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::StorePath;
 use crate::step::{self, Order, main_output};
@@ -24,7 +25,7 @@ const REFUSED: u8 = 1;
 #[must_use]
 pub fn pass_through(mut job: Job) -> u8 {
     job.environment.retain(|(name, _)| !was_told_to_us(name));
-    become_command_of(&job)
+    become_program_of(default_command::plan(&job))
 }
 
 /// Builds the step, and then becomes the job's own command, where there is one to run. Returns the status where not.
@@ -32,11 +33,18 @@ pub fn pass_through(mut job: Job) -> u8 {
 /// # Errors
 /// The step failed, and its command is not run then; or a signal asked us to end.
 pub fn step(
-    order: Order,
+    mut order: Order,
     mut job: Job,
     mut supervisor: Supervisor,
     log: Log,
 ) -> Result<u8, Failure> {
+    let ours = is_eval_once_step(&job.command);
+    if ours == Ours::StepAndMore {
+        order.keys = order.keys.and_then(|_| {
+            Err(refuse("the job's command is `eval-once step`, which this hook is already, and more than that")
+                .hint("leave the command at `eval-once step`, or make it just what is to run after the build"))
+        });
+    }
     let done = step::perform(order, &mut supervisor, log)?;
     for (name, path) in &done.outputs {
         log.say(format_args!("{name}: {path}"));
@@ -47,14 +55,15 @@ pub fn step(
     if !done.command || nothing {
         return Ok(0);
     }
-    if is_eval_once_step(&job.command) {
-        log.say("the job's command is this step itself: it is not run again");
+    if ours == Ours::Step {
+        log.say("the job's command is this step itself: it is not run again, and its flags are not looked at");
         return Ok(0);
     }
     log.say("running the step's own command");
     job.environment = environment_of_command(job.environment, &done.outputs);
+    let plan = default_command::plan(&job).and_then(|plan| plan.kept_inside(&job));
     supervisor.hand_over()?;
-    Ok(become_command_of(&job))
+    Ok(become_program_of(plan))
 }
 
 /// A command that is given on our own command line, behind `--`.
@@ -102,8 +111,8 @@ pub fn become_given(
     )
 }
 
-fn become_command_of(job: &Job) -> u8 {
-    let error = match default_command::plan(job).and_then(Plan::prepared) {
+fn become_program_of(plan: Result<Plan, Refusal>) -> u8 {
+    let error = match plan.and_then(Plan::prepared) {
         Ok(program) => format!("{}: {}", program.path.display(), become_program(&program)),
         Err(refusal) => refusal.to_string(),
     };

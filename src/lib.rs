@@ -19,6 +19,7 @@
 //! | [`state`] | the host's state folder: turns to evaluate, roots that outlive a process |
 //! | [`command_line`] | programs as data: what is to be run, as what, and how it ended |
 //! | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
+//! | [`paths`] | paths by their letters, and where they really lead |
 //! | [`exit`] | what a failure means to whoever retries: classes and exit statuses |
 //! | [`log`] | our own lines in a job's log |
 //!
@@ -53,6 +54,7 @@ pub mod keys;
 pub mod log;
 pub mod nix;
 pub mod options;
+pub mod paths;
 pub mod state;
 pub mod step;
 pub mod supervise;

@@ -5,6 +5,7 @@
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,6 +42,10 @@ impl State {
     /// # Errors
     /// It cannot be made, or nothing can be made in it.
     pub fn open(folder: &Path) -> io::Result<Self> {
+        // Nix prints paths below it, one on each line.
+        if folder.as_os_str().as_bytes().contains(&b'\n') {
+            return Err(io::Error::other("its name holds a line break"));
+        }
         for part in ["turns", "roots", "outputs"] {
             DirBuilder::new()
                 .recursive(true)
@@ -79,13 +84,12 @@ impl State {
         sweep(&roots, TIME_TO_LOCK, |folder| {
             File::open(folder.join("lock")).map_or(true, |lock| lock.try_lock().is_ok())
         });
-        let folder = TempDir::new_in(roots)?;
+        let folder = folder_of_ours(&roots)?;
         let lock = File::create(folder.path().join("lock"))?;
         lock.lock()?;
-        // Nix will make a link here after minutes of evaluation. On a full disk it fails now.
-        symlink("probe", folder.path().join("probe"))?;
-        std::fs::remove_file(folder.path().join("probe"))?;
-        Ok(Roots { folder, lock })
+        let roots = Roots { folder, lock };
+        roots.probe()?;
+        Ok(roots)
     }
 
     /// A folder for a link that keeps a step's outputs for a day, if the caller keeps it. Those of earlier days are removed
@@ -96,7 +100,9 @@ impl State {
     pub fn outputs(&self) -> io::Result<TempDir> {
         let outputs = self.folder.join("outputs");
         sweep(&outputs, OUTPUTS_ARE_KEPT, |_| true);
-        TempDir::new_in(outputs)
+        let folder = folder_of_ours(&outputs)?;
+        can_link_in(folder.path())?;
+        Ok(folder)
     }
 }
 
@@ -106,24 +112,58 @@ impl Roots {
     pub fn link(&self) -> PathBuf {
         self.folder.path().join("root")
     }
+
+    /// Looks whether a link can be made here now.
+    ///
+    /// # Errors
+    /// It cannot: the disk is full.
+    pub fn probe(&self) -> io::Result<()> {
+        can_link_in(self.folder.path())
+    }
 }
 
-/// Removes the folders in `parent` that have not changed for `age` and that are `abandoned`. What cannot be removed (by
-/// another user, say) is left to whoever can.
+/// What our folders are called: in a state folder that was given by mistake, nothing else is touched.
+const PREFIX: &str = "eval-once-";
+
+fn folder_of_ours(parent: &Path) -> io::Result<TempDir> {
+    tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)
+}
+
+/// Looks whether a link can be made in `folder`, by making one as Nix does: with a long name, and leading far.
+///
+/// # Errors
+/// It cannot.
+pub fn can_link_in(folder: &Path) -> io::Result<()> {
+    let probe = folder.join(format!(
+        ".eval-once-probe.tmp-{}-0000000000",
+        std::process::id()
+    ));
+    symlink(format!("/nix/store/{}", "0".repeat(120)), &probe)?;
+    std::fs::remove_file(probe)
+}
+
+/// Removes the folders of ours in `parent` that have not changed for `age` and that are `abandoned`. What cannot be removed
+/// (by another user, say) is left to whoever can.
 fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) {
     let Ok(entries) = parent.read_dir() else {
         return;
     };
     for entry in entries.flatten() {
-        let unchanged = entry
-            .metadata()
-            .and_then(|metadata| metadata.modified())
-            .ok()
-            .and_then(|t| t.elapsed().ok());
-        if unchanged.is_some_and(|unchanged| unchanged > age) && abandoned(&entry.path()) {
-            let _ = std::fs::remove_dir_all(entry.path());
+        let ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes());
+        let changed = entry.metadata().and_then(|metadata| metadata.modified());
+        let unchanged = changed.ok().and_then(|changed| changed.elapsed().ok());
+        if ours && unchanged.is_some_and(|unchanged| unchanged > age) && abandoned(&entry.path()) {
+            let _ = remove(&entry.path());
         }
     }
+}
+
+/// Removes a folder of ours, which holds links and a lock, and no folders.
+fn remove(folder: &Path) -> io::Result<()> {
+    for entry in folder.read_dir()?.flatten() {
+        std::fs::remove_file(entry.path())?;
+    }
+    std::fs::remove_dir(folder)
 }
 
 #[cfg(test)]
@@ -148,7 +188,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let state = State::open(folder.path()).unwrap();
         let living = state.roots().unwrap();
-        let killed = folder.path().join("roots/killed");
+        let killed = folder.path().join("roots/eval-once-killed");
         std::fs::create_dir(&killed).unwrap();
         std::fs::write(killed.join("lock"), "").unwrap();
         let long_ago = FileTimes::new().set_modified(SystemTime::now() - 2 * TIME_TO_LOCK);
@@ -170,8 +210,12 @@ mod tests {
         let old = state.outputs().unwrap().keep();
         let yesterday = FileTimes::new().set_modified(SystemTime::now() - 2 * OUTPUTS_ARE_KEPT);
         File::open(&old).unwrap().set_times(yesterday).unwrap();
+        let other = folder.path().join("outputs/somebody-elses");
+        std::fs::create_dir(&other).unwrap();
+        File::open(&other).unwrap().set_times(yesterday).unwrap();
         let new = state.outputs().unwrap();
         assert!(!old.exists());
+        assert!(other.exists());
         assert!(new.path().exists());
     }
 }

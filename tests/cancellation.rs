@@ -21,7 +21,9 @@ use crate::support::{
     agent::{Job, plugin_repository},
     processes::{kill_marked, marked},
     program::read_json,
+    stand_in::StandIns,
     store::Store,
+    target::fifo,
     terminal::Terminal,
     until,
 };
@@ -470,4 +472,36 @@ fn the_command_after_a_step_at_a_terminal_reads_what_is_typed_there() {
     let ending = end("typed", &mut child, Instant::now());
     assert_eq!(ending.signal(), Some(Signal::SIGINT as i32));
     assert!(!terminal.text().contains("never"));
+}
+
+/// Nix 2.8 loses one TERM in fifty for good that comes while it begins to build; that Nix is played here. What it has
+/// started leads a process group of its own, as its builders do.
+#[test]
+fn a_nix_that_has_lost_its_term_ends_with_its_builders() {
+    let Some(store) = Store::new() else { return };
+    let held = store.root().join("held");
+    fifo(&held);
+    let begun = store.root().join("begun");
+    let stand_ins = StandIns::new(store.bin()).instead(
+        "nix-store",
+        &format!(
+            "#!/bin/sh\ntrap '' TERM\nsetsid sh -c 'echo > {begun}; read x < {held}' &\nwait $!\nexit 1\n",
+            begun = begun.display(),
+            held = held.display()
+        ),
+    );
+    let drv = store
+        .folder()
+        .join("00000000000000000000000000000000-x.drv");
+    let step = store
+        .step(["--drv", drv.to_str().unwrap()])
+        .env("PATH", stand_ins.path(&store));
+    let running = step.start();
+    until("it builds", || begun.exists());
+    let signalled = Instant::now();
+    kill(running.pid(), Signal::SIGTERM).unwrap();
+    let ended = running.end();
+    ended.exits(128 + Signal::SIGTERM as i32);
+    assert!(signalled.elapsed() < GONE_WITHIN, "{ended}");
+    assert!(marked(&store.root().display().to_string()).is_empty());
 }

@@ -439,3 +439,49 @@ fn by_hand_nobody_is_confined() {
         .run();
     ended.takes("evaluated", "not-recorded");
 }
+
+#[test]
+fn a_path_that_leads_out_by_its_letters_is_refused_though_the_kernel_would_stay_inside() {
+    let Some(scene) = Scene::new() else { return };
+    let work = scene.store.work();
+    fs::create_dir_all(work.join("releases/x/y")).unwrap();
+    fs::write(work.join("releases/default.nix"), "{ }").unwrap();
+    std::os::unix::fs::symlink("releases/x/y", work.join("current")).unwrap();
+    for keys in [
+        json!({ "file": "current/../../default.nix", "attr": "a" }),
+        json!({ "file": "default.nix", "include": ["lib=current/../../evil"] }),
+        json!({ "drv": scene.target.drv, "out-link": ".git/hooks/post-checkout" }),
+    ] {
+        let ended = scene.confined(&keys).run();
+        scene.refused(&ended, &["not allowed on this agent"]);
+    }
+}
+
+#[test]
+fn a_command_that_is_this_step_and_more_is_not_hidden() {
+    let Some(scene) = Scene::new() else { return };
+    let keys = scene.target.record(&json!({}));
+    let ended = scene
+        .confined(&keys)
+        .env("BUILDKITE_COMMAND_EVAL", "true")
+        .env(
+            "BUILDKITE_COMMAND",
+            "eval-once step --report r.json -- /bin/false",
+        )
+        .run();
+    scene.refused(&ended, &["and more than that"]);
+}
+
+#[test]
+fn where_only_scripts_of_the_checkout_may_run_an_output_is_none() {
+    let Some(scene) = Scene::new() else { return };
+    let keys = scene.target.record(&json!({ "out-link": "run" }));
+    let ended = scene
+        .confined(&keys)
+        .env("BUILDKITE_COMMAND", "run")
+        .env("BUILDKITE_SHELL", "/bin/sh -c")
+        .run();
+    ended
+        .exits(1)
+        .passes_on("only allowed to run scripts within your repository");
+}

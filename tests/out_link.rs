@@ -305,3 +305,59 @@ fn nothing_that_is_in_the_way_matters_where_no_link_is_asked_for() {
         "precious"
     );
 }
+
+#[test]
+fn a_report_is_never_written_through_a_link() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ one = file \"one\"; }");
+    let target = store.target("one");
+    let result = store.work().join("result");
+    store.nix(
+        "nix-store",
+        [
+            "--realise",
+            &target.drv,
+            "--add-root",
+            result.to_str().unwrap(),
+        ],
+    );
+    let before = fs::read_to_string(&result).unwrap();
+    let step = || {
+        store
+            .eval_once(["step", "--report", "result"])
+            .args(target.flags())
+    };
+    step().run().exits(64).prints("");
+    assert_eq!(fs::read_to_string(&result).unwrap(), before);
+    // Where the step itself makes the link, that is found when the report is to be written.
+    fs::remove_file(&result).unwrap();
+    step().run().exits(75);
+    assert_eq!(fs::read_to_string(target.out()).unwrap(), before);
+}
+
+#[test]
+fn a_link_that_nix_could_not_make_is_refused_before_anything_is_built() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ one = file \"one\"; }");
+    let target = store.target("one");
+    let long = "x".repeat(254);
+    let inside = store.folder().join("link");
+    for link in [long.as_str(), inside.to_str().unwrap()] {
+        let ended = store.step(target.flags()).args(["--out-link", link]).run();
+        ended.fails(64, "config");
+        assert!(!store.has(target.out()), "{link}");
+    }
+}
+
+#[test]
+fn a_link_that_cannot_be_made_after_all_is_no_failed_build() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ one = file \"one\"; }");
+    let target = store.target("one");
+    // A folder of the kernel's: it may be written to, and takes no links.
+    let ended = store
+        .step(target.flags())
+        .args(["--out-link", "/proc/self/result"])
+        .run();
+    ended.fails(64, "config");
+}

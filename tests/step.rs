@@ -1016,3 +1016,66 @@ fn deletes(drv: &str) -> String {
         nix_store.display()
     )
 }
+
+#[test]
+fn two_steps_with_one_link_report_each_its_own_outputs() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ one = file \"one\"; two = file \"two\"; }");
+    let targets = ["one", "two"].map(|name| store.target(name));
+    // As soon as Nix has made the link, somebody else makes it his own.
+    let theirs = store.work().join("theirs");
+    std::os::unix::fs::symlink(targets[1].out(), &theirs).unwrap();
+    store.nix("nix-store", ["--realise", &targets[1].drv]);
+    let stand_ins = StandIns::new(store.bin()).before(
+        "nix-store",
+        &format!(
+            "\"$REAL\" \"$@\" || exit; mv -T '{}' result; exit 0",
+            theirs.display()
+        ),
+    );
+    let ended = store
+        .step(targets[0].flags())
+        .args(["--", "sh", "-c", "echo $EVAL_ONCE_OUT"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.exits(0).prints(&format!("{}\n", targets[0].out()));
+    assert_eq!(store.links()["result"], targets[1].out());
+    assert_eq!(ended.report()["outputs"], json!(targets[0].outputs));
+}
+
+#[test]
+fn a_folder_that_is_no_state_folder_of_ours_loses_nothing() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let mistaken = store.root().join("mistaken");
+    for folder in ["outputs/mine", "roots/mine"] {
+        let folder = mistaken.join(folder);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("data"), "precious").unwrap();
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(7 * 24 * 60 * 60);
+        let times = fs::FileTimes::new().set_modified(long_ago);
+        fs::File::open(&folder).unwrap().set_times(times).unwrap();
+    }
+    let ended = store
+        .step(["--file", "default.nix", "--attr", "hello", "--no-out-link"])
+        .env("EVAL_ONCE_STATE_DIR", &mistaken)
+        .run();
+    ended.exits(0).prints(&format!("{}\n", target.out()));
+    for folder in ["outputs/mine", "roots/mine"] {
+        assert_eq!(
+            fs::read_to_string(mistaken.join(folder).join("data")).unwrap(),
+            "precious"
+        );
+    }
+}
+
+#[test]
+fn a_drv_that_is_a_pipe_holds_nobody() {
+    let Some(store) = Store::new() else { return };
+    let folder = store.root().join("other/store");
+    fs::create_dir_all(&folder).unwrap();
+    let drv = folder.join("00000000000000000000000000000000-x.drv");
+    fifo(&drv);
+    let ended = store.step(["--drv", drv.to_str().unwrap()]).run();
+    ended.fails(75, "surroundings");
+}

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::split_shell_words;
 use crate::command_line::{Program, find_program};
+use crate::paths::{is_inside, without_dots};
 
 /// A job as the agent has prepared it for its command.
 #[derive(Debug, Clone)]
@@ -35,6 +36,9 @@ impl fmt::Display for Refusal {
     }
 }
 
+const NOT_IN_REPOSITORY: &str = "this agent is only allowed to run scripts within your repository; to allow this, re-run the agent without the \
+     `--no-command-eval` option or specify a script within your repository to run instead (such as scripts/test.sh)";
+
 /// The shell that the agent runs commands with when nobody chose one (its `DefaultShell`).
 #[must_use]
 pub fn default_shell() -> String {
@@ -51,20 +55,35 @@ pub fn default_shell() -> String {
 /// What the agent would do for a job's command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// A file of the checkout that it makes executable first.
-    pub make_executable: Option<PathBuf>,
-    /// The program that it runs.
+    /// The file of the checkout that is run, where the command is one.
+    pub script: Option<PathBuf>,
+    /// It is made executable first.
+    pub make_executable: bool,
+    /// The program that is run.
     pub program: Program,
 }
 
 impl Plan {
+    /// Refuses a script that leads out of the checkout, where the agent lets a job run nothing else. The agent itself goes by
+    /// a path's letters; but it does not make links into the store either, as a step does.
+    ///
+    /// # Errors
+    /// It leads out.
+    pub fn kept_inside(self, job: &Job) -> Result<Self, Refusal> {
+        let inside = |script: &PathBuf| is_inside(script, &job.folder);
+        if job.command_eval || self.script.as_ref().is_none_or(inside) {
+            return Ok(self);
+        }
+        Err(Refusal(NOT_IN_REPOSITORY.into()))
+    }
+
     /// Does what comes before the program, and gives that.
     ///
     /// # Errors
     /// The file cannot be made executable; the agent refuses then.
     pub fn prepared(self) -> Result<Program, Refusal> {
-        if let Some(file) = &self.make_executable {
-            make_executable(file).map_err(|error| {
+        if let Some(file) = self.script.filter(|_| self.make_executable) {
+            make_executable(&file).map_err(|error| {
                 Refusal(format!(
                     "failed to mark {} as executable: {error}",
                     file.display()
@@ -105,11 +124,7 @@ pub fn plan(job: &Job) -> Result<Plan, Refusal> {
     }
     let inside = script.starts_with(&job.folder) && script != job.folder;
     if is_script && !job.command_eval && !inside {
-        return refuse(
-            "this agent is only allowed to run scripts within your repository; to allow this, re-run the agent without the \
-             `--no-command-eval` option or specify a script within your repository to run instead (such as scripts/test.sh)"
-                .into(),
-        );
+        return refuse(NOT_IN_REPOSITORY.into());
     }
     let mut words = split_shell_words(&job.shell).map_err(|error| {
         Refusal(format!(
@@ -149,7 +164,8 @@ pub fn plan(job: &Job) -> Result<Plan, Refusal> {
         .chain(words.into_iter().map(OsString::from));
     Ok(Plan {
         // An agent that runs only what its operator has vetted does not run what was not executable.
-        make_executable: Some(script).filter(|_| is_script && job.command_eval),
+        make_executable: job.command_eval,
+        script: Some(script).filter(|_| is_script),
         program: Program {
             arguments: arguments.chain([to_run]).collect(),
             path: shell,
@@ -158,36 +174,45 @@ pub fn plan(job: &Job) -> Result<Plan, Refusal> {
     })
 }
 
-/// Whether a job's command is `eval-once step` itself: the step that a hook of ours has already done.
+/// What a job's command has to do with us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ours {
+    /// It is something else.
+    No,
+    /// It is `eval-once step`, perhaps with flags: the step that a hook of ours does itself.
+    Step,
+    /// It is that, and something that a shell or `eval-once step` would do besides. A hook cannot do it, and must not hide it.
+    StepAndMore,
+}
+
+/// Whether a job's command is `eval-once step` itself.
 #[must_use]
-pub fn is_eval_once_step(command: &OsStr) -> bool {
-    let Some(command) = command
-        .to_str()
-        .filter(|command| !command.trim().contains(['\n', ';', '&', '|']))
-    else {
-        return false;
+pub fn is_eval_once_step(command: &OsStr) -> Ours {
+    let Some(command) = command.to_str().map(str::trim) else {
+        return Ours::No;
     };
-    match split_shell_words(command).unwrap_or_default().as_slice() {
-        [program, subcommand, ..] => {
-            Path::new(program).file_name() == Some(OsStr::new("eval-once")) && subcommand == "step"
-        }
-        _ => false,
+    let words = split_shell_words(command).unwrap_or_default();
+    let [program, subcommand, ..] = words.as_slice() else {
+        return Ours::No;
+    };
+    // A shell ends the word there, whatever follows.
+    if subcommand.trim_end_matches([';', '&', '|']) != "step" {
+        return Ours::No;
     }
+    if Path::new(program).file_name() != Some(OsStr::new("eval-once")) {
+        return Ours::No;
+    }
+    let more = words.iter().any(|word| word == "--")
+        || command.contains(['\n', ';', '&', '|', '<', '>', '$', '`', '(']);
+    if more { Ours::StepAndMore } else { Ours::Step }
 }
 
 /// Go's `filepath.Join`: by letters, and what begins with a slash is not absolute here.
 fn joined(folder: &Path, name: &OsStr) -> PathBuf {
-    let mut path = folder.to_owned();
-    for part in name.as_bytes().split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => {
-                path.pop();
-            }
-            part => path.push(OsStr::from_bytes(part)),
-        }
-    }
-    path
+    let mut path = folder.as_os_str().to_owned();
+    path.push("/");
+    path.push(name);
+    without_dots(Path::new(&path))
 }
 
 /// Go's `filepath.Rel`, for two paths that [`joined`] has made.
@@ -336,22 +361,20 @@ mod tests {
 
     #[test]
     fn only_eval_once_step_itself_is_ours() {
-        for ours in [
-            "eval-once step",
-            " /opt/bin/eval-once  step\n",
-            "eval-once step --file x",
+        for (command, ours) in [
+            ("eval-once step", Ours::Step),
+            (" /opt/bin/eval-once  step\n", Ours::Step),
+            ("eval-once step --file x", Ours::Step),
+            ("eval-once step --report r -- make", Ours::StepAndMore),
+            ("eval-once step; make", Ours::StepAndMore),
+            ("eval-once step\nmake", Ours::StepAndMore),
+            ("eval-once step > log", Ours::StepAndMore),
+            ("", Ours::No),
+            ("make", Ours::No),
+            ("eval-once explain", Ours::No),
+            ("echo eval-once step", Ours::No),
         ] {
-            assert!(is_eval_once_step(OsStr::new(ours)), "{ours}");
-        }
-        for other in [
-            "",
-            "make",
-            "eval-once explain",
-            "echo eval-once step",
-            "eval-once step; make",
-            "eval-once step\nmake",
-        ] {
-            assert!(!is_eval_once_step(OsStr::new(other)), "{other}");
+            assert_eq!(is_eval_once_step(OsStr::new(command)), ours, "{command}");
         }
     }
 }

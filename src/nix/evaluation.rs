@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::AttrPath;
 use super::attr_path::string_literal;
+use crate::paths::without_dots;
 
 /// Where a Nix expression comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,7 +117,7 @@ impl Evaluation {
     pub fn needs_file(&self) -> Option<PathBuf> {
         match &self.source {
             Source::File(file) if !is_url(file) && !is_on_search_path(file) => {
-                Some(self.folder.join(file))
+                Some(without_dots(&self.folder.join(file)))
             }
             _ => None,
         }

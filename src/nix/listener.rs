@@ -97,6 +97,9 @@ impl Heard {
     }
 }
 
+/// How much is held back, in bytes.
+const HELD_AT_MOST: usize = 64 << 10;
+
 impl<W: Write> Listener<W> {
     /// Listens to what is passed on to `to`.
     pub fn new(to: W) -> Self {
@@ -133,7 +136,7 @@ impl<W: Write> Listener<W> {
     /// Whether a line says that Nix does not know how to come by a path: in a sentence, or as one of a list. Once something
     /// is being built it may be the builder who says so, and that belongs to the log.
     fn says_that_paths_are_missing(&self, line: &str) -> bool {
-        if !self.heard.begun.is_empty() {
+        if !self.heard.begun.is_empty() || self.held.len() > HELD_AT_MOST {
             return false;
         }
         let error = line.strip_prefix("error: ").unwrap_or_default();
@@ -158,7 +161,9 @@ impl<W: Write> Listener<W> {
         } else if let Some(path) = quoted_after("copying path '") {
             heard.substituted.insert(path.to_owned());
         } else if let Some(url) = quoted_after("warning: unable to download '") {
-            if !line.contains("; retrying in") && !line.contains("HTTP error") {
+            // While something is built, a builder may say it too; and the caches have been asked before.
+            let ours = heard.begun.is_empty();
+            if ours && !line.contains("; retrying in") && !line.contains("HTTP error") {
                 heard.unreachable.insert(url.to_owned());
             }
         } else if let Some(error) = line.trim_start().strip_prefix("error: ") {

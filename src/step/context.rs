@@ -160,6 +160,12 @@ impl<'a> Step<'a> {
         links::check(link, names.into_iter(), any.map(StorePath::store))
     }
 
+    /// Looks why the links were not made, where Nix was to make some: after the fact, this ends the step.
+    pub(super) fn probe_links(&self, drv: Option<&DrvPath>) -> Result<(), Failure> {
+        self.check_links(drv)?;
+        self.link.as_deref().map_or(Ok(()), links::probe)
+    }
+
     /// Runs a Nix program of an evaluation. Its messages go to the log.
     pub(super) fn evaluate(&mut self, line: &CommandLine) -> Result<(Finished, Heard), Failure> {
         let (finished, mut heard, held) = self.listen(line, OnStop::TermThenKill, io::stderr())?;
@@ -283,10 +289,14 @@ impl<'a> Step<'a> {
     /// from a build that failed, which no message of Nix does (519 of 519 measured failures were told apart).
     pub(super) fn realise(&mut self, drv: &DrvPath) -> Result<Realised, Failure> {
         let options = self.options()?;
+        // Read before the collector can take it.
+        let known = outputs_on_disk(drv);
         let line = command::realise(drv, self.link.as_deref(), &options);
         let (finished, held) = self.build(&line)?;
         if finished.ending.success() {
-            return self.realised_outputs(drv, &finished).map(Realised::Done);
+            return self
+                .realised_outputs(drv, known, &finished)
+                .map(Realised::Done);
         }
         match self.is_valid(drv.as_store_path()) {
             Ok(false) => return Ok(Realised::Gone),
@@ -298,8 +308,11 @@ impl<'a> Step<'a> {
             Err(failure) => return Err(failure),
         }
         let _ = io::stderr().write_all(&held);
-        self.check_links(Some(drv))?;
         let class = class::of_realise(finished.ending);
+        // Nix ends with 1 for a link that it cannot make, also where it can tell a failed build from that.
+        if finished.ending == Ending::Exited(1) && self.failed.is_none() {
+            self.probe_links(Some(drv))?;
+        }
         let culprit = self.failed.as_ref();
         let what = match culprit {
             Some(culprit) if culprit != drv => format!("{culprit} failed, which {drv} needs"),
@@ -313,49 +326,44 @@ impl<'a> Step<'a> {
         })
     }
 
-    /// The outputs of a `.drv` that was realised. Their names are those in the `.drv`, or else in the record; or else the
-    /// links that Nix has printed tell them.
-    fn realised_outputs(&self, drv: &DrvPath, finished: &Finished) -> Result<Outputs, Failure> {
-        let on_disk = outputs_on_disk(drv);
-        let recorded = &self.request.outputs;
-        if let Some(base) = &self.link {
-            let names: Vec<&String> = if on_disk.is_empty() {
-                recorded.keys().collect()
-            } else {
-                on_disk.keys().collect()
-            };
-            let links = names.iter().map(|name| links::link_of(base, name));
+    /// The outputs of a `.drv` that was realised: as the `.drv` says, or else the record of it; or else where the links lead
+    /// that Nix has made. (Not the links first: another step may have made them its own by now.)
+    fn realised_outputs(
+        &self,
+        drv: &DrvPath,
+        known: BTreeMap<String, Option<StorePath>>,
+        finished: &Finished,
+    ) -> Result<Outputs, Failure> {
+        let names: Vec<String> = known.keys().cloned().collect();
+        let told: Option<Outputs> = known
+            .into_iter()
+            .map(|(name, path)| Some((name, path?)))
+            .collect();
+        if let Some(told) = told.filter(|told| !told.is_empty()) {
+            return Ok(told);
+        }
+        if self.request.drv.as_ref() == Some(drv) && !self.request.outputs.is_empty() {
+            return Ok(self.request.outputs.clone());
+        }
+        let linked = self.link.as_deref().and_then(|base| {
+            let links_of_names = names.iter().map(|name| links::link_of(base, name));
             let printed = finished.paths().map(Path::to_owned);
             let links: Vec<PathBuf> = if names.is_empty() {
                 printed.collect()
             } else {
-                links.collect()
+                links_of_names.collect()
             };
-            let linked: Option<Outputs> = links
+            links
                 .iter()
                 .map(|link| links::read_link(base, link))
-                .collect();
-            if let Some(linked) = linked.filter(|linked| !linked.is_empty()) {
-                return Ok(linked);
-            }
-        }
-        let known = on_disk
-            .into_iter()
-            .filter_map(|(name, path)| Some((name, path?)));
-        let printed: Vec<&Path> = finished.paths().collect();
-        let outputs: Outputs = known
-            .chain(recorded.clone())
-            .filter(|(_, path)| printed.contains(&path.as_path()))
-            .collect();
-        if outputs.is_empty() {
-            return Err(Failure::new(
+                .collect::<Option<Outputs>>()
+        });
+        linked.filter(|linked| !linked.is_empty()).ok_or_else(|| {
+            Failure::new(
                 Class::Surroundings,
-                format_args!(
-                    "{drv} was built, but this store links no outputs on this host: {printed:?}"
-                ),
-            ));
-        }
-        Ok(outputs)
+                format_args!("{drv} was built, but what its outputs are cannot be told: this store makes no links here"),
+            )
+        })
     }
 
     /// The state folder, made where it is missing. One that cannot be used is said once, and done without.
@@ -434,10 +442,21 @@ impl<'a> Step<'a> {
     }
 }
 
+/// How long a `.drv` is that is read, in bytes. The longest that were seen have a few hundred kilobytes.
+const DRV_AT_MOST: u64 = 64 << 20;
+
 /// The outputs in a `.drv` file, where it can be read. (In a store that lies elsewhere than its paths say, it cannot.)
 fn outputs_on_disk(drv: &DrvPath) -> BTreeMap<String, Option<StorePath>> {
-    std::fs::read_to_string(drv.as_store_path().as_path())
-        .ok()
-        .and_then(|text| outputs_of_derivation(&text))
+    let path = drv.as_store_path().as_path();
+    // Not everything under such a name is one: a pipe would hold us for ever.
+    let regular = path
+        .metadata()
+        .is_ok_and(|file| file.is_file() && file.len() < DRV_AT_MOST);
+    let text = if regular {
+        std::fs::read_to_string(path).ok()
+    } else {
+        None
+    };
+    text.and_then(|text| outputs_of_derivation(&text))
         .unwrap_or_default()
 }

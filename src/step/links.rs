@@ -1,6 +1,7 @@
 //! The links to a step's outputs: what they are called, and whether they can be made.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use unix::unistd::{AccessFlags, access};
 
 use crate::exit::{Class, Failure};
 use crate::nix::StorePath;
+use crate::state::can_link_in;
 
 /// The link of one output: `result` for `out`, `result-dev` for `dev`, as Nix names them.
 pub(super) fn link_of(base: &Path, output: &str) -> PathBuf {
@@ -31,6 +33,31 @@ pub(super) fn read_link(base: &Path, link: &Path) -> Option<(String, StorePath)>
     Some((output.to_owned(), StorePath::parse(target.to_str()?).ok()?))
 }
 
+/// How long the name of a link may be, in bytes: Nix makes it under a longer name first.
+const NAME_AT_MOST: usize = 220;
+
+/// Looks once more why a link was not made: now by making one. Before anything is built that would be too much: a new link in
+/// the checkout is part of what is evaluated there.
+///
+/// # Errors
+/// No link can be made: 75 where the disk is full, else 64.
+pub(super) fn probe(base: &Path) -> Result<(), Failure> {
+    let folder = base.parent().unwrap_or(Path::new("/"));
+    can_link_in(folder).map_err(|error| {
+        let full =
+            [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&error.kind());
+        let class = if full {
+            Class::Surroundings
+        } else {
+            Class::Config
+        };
+        Failure::new(
+            class,
+            format_args!("the out-link {} cannot be made: {error}", base.display()),
+        )
+    })
+}
+
 /// Looks whether the links of these outputs can be made: each is absent or a link into the store, and its folder can be
 /// written. Nix itself builds first and fails on the link afterwards (measured).
 ///
@@ -50,6 +77,13 @@ pub(super) fn check<'a>(
         )
         .hint(hint)
     };
+    if store.is_some_and(|store| base.starts_with(store)) {
+        return Err(refuse(
+            base,
+            "it would be in the store",
+            "choose another place with `out-link`",
+        ));
+    }
     let mut outputs = outputs.peekable();
     let only_out = if outputs.peek().is_none() {
         Some("out")
@@ -58,6 +92,16 @@ pub(super) fn check<'a>(
     };
     for output in outputs.chain(only_out) {
         let link = link_of(base, output);
+        if link
+            .file_name()
+            .is_some_and(|name| name.len() > NAME_AT_MOST)
+        {
+            return Err(refuse(
+                &link,
+                "its name is too long",
+                "choose a shorter one with `out-link`",
+            ));
+        }
         match link.symlink_metadata() {
             Ok(metadata) if !metadata.is_symlink() => {
                 let hint = "remove it, or choose another place with `out-link`";

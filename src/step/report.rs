@@ -238,13 +238,12 @@ impl ReportFile {
     /// # Errors
     /// It cannot (64).
     pub fn prepare(path: &Path) -> Result<Self, Failure> {
-        let look = || match path.metadata() {
-            Ok(there) if there.is_dir() => Err(io::Error::from(io::ErrorKind::IsADirectory)),
-            Ok(there) if !there.is_file() => Ok(access(path, AccessFlags::W_OK)?),
-            _ => Ok(access(
-                folder_of(path),
-                AccessFlags::W_OK | AccessFlags::X_OK,
-            )?),
+        let look = || -> io::Result<()> {
+            match kind_of(path)? {
+                Kind::Stream => access(path, AccessFlags::W_OK)?,
+                Kind::File => access(folder_of(path), AccessFlags::W_OK | AccessFlags::X_OK)?,
+            }
+            Ok(())
         };
         look().classify(Class::Config, || {
             format!("cannot write the report {}", path.display())
@@ -255,24 +254,22 @@ impl ReportFile {
     /// Writes the report. A file appears whole or not at all; a pipe or terminal is written to as it is.
     ///
     /// # Errors
-    /// The disk is full, or the folder gone (75).
+    /// The disk is full, the folder gone, or something else has come into the way meanwhile (75).
     pub fn write(self, report: &Report) -> Result<(), Failure> {
         let Self(path) = self;
         let write = || -> anyhow::Result<()> {
             let mut text = serde_json::to_vec_pretty(report)?;
             text.push(b'\n');
-            if path.metadata().is_ok_and(|there| !there.is_file()) {
+            if kind_of(&path)? == Kind::Stream {
                 // A pipe that nobody reads would hold us here, deaf to signals.
                 let nonblocking = OFlag::O_NONBLOCK.bits();
-                OpenOptions::new()
-                    .write(true)
+                let mut stream = OpenOptions::new()
+                    .append(true)
                     .custom_flags(nonblocking)
-                    .open(&path)?
-                    .write_all(&text)?;
+                    .open(&path)?;
+                stream.write_all(&text)?;
                 return Ok(());
             }
-            // What is named by a link is written where it leads.
-            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
             // As any other new file would be: others may read the report too.
             let everyone = PermissionsExt::from_mode(0o666);
             let mut beside = tempfile::Builder::new()
@@ -286,6 +283,29 @@ impl ReportFile {
         write().classify(Class::Surroundings, || {
             format!("cannot write the report {}", path.display())
         })
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    /// A file, there already or not.
+    File,
+    /// A pipe, a terminal, or a stream that is open already.
+    Stream,
+}
+
+/// What a report would be written to. A link is refused, be it only an out-link: what it leads to may be an output in the
+/// store. `/dev/stdout` is one too, and meant.
+fn kind_of(path: &Path) -> io::Result<Kind> {
+    let streams = ["/dev", "/proc"].map(Path::new);
+    let stream = path.is_absolute() && streams.iter().any(|folder| path.starts_with(folder));
+    match path.symlink_metadata() {
+        Ok(there) if there.is_symlink() && !stream => Err(io::Error::other(
+            "it is a link: name the file that it leads to",
+        )),
+        Ok(_) if path.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(there) if stream || !there.is_file() => Ok(Kind::Stream),
+        _ => Ok(Kind::File),
     }
 }
 

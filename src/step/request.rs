@@ -1,7 +1,8 @@
 //! What a step is asked to do: its keys, each read into what it means.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -10,6 +11,7 @@ use crate::keys::{Keys, Reader, refuse, scalar, string};
 use crate::nix::{
     Argument, AttrPath, DrvPath, Evaluation, Source, StorePath, is_output_name, is_url,
 };
+use crate::paths::{is_inside, without_dots};
 
 /// What a step is asked to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -235,10 +237,18 @@ impl Request {
             ))
             .hint("its operator has set no-command-eval")
         };
-        if let OutLink::At(link) = &self.out_link
-            && !is_inside(link.parent().unwrap_or(link), &place.folder)
-        {
-            return Err(not_here("an `out-link` outside the checkout"));
+        if let OutLink::At(link) = &self.out_link {
+            if !is_inside(link.parent().unwrap_or(link), &place.folder) {
+                return Err(not_here("an `out-link` outside the checkout"));
+            }
+            // What is put there is run by git or by the agent.
+            if link.components().any(|part| {
+                [".git", ".buildkite"]
+                    .map(OsStr::new)
+                    .contains(&part.as_os_str())
+            }) {
+                return Err(not_here("an `out-link` in .git or .buildkite"));
+            }
         }
         if let Some((name, _)) = self
             .options
@@ -256,6 +266,12 @@ impl Request {
             Source::File(file) if is_url(file) => return Err(not_here("a URL as `file`")),
             Source::File(file)
                 if file.starts_with('<') || !is_inside(&place.folder.join(file), &place.folder) =>
+            {
+                return Err(not_here("a `file` outside the checkout"));
+            }
+            // Of a folder Nix takes this file, which may be a link.
+            Source::File(file)
+                if !is_inside(&place.folder.join(file).join("default.nix"), &place.folder) =>
             {
                 return Err(not_here("a `file` outside the checkout"));
             }
@@ -290,40 +306,6 @@ fn out_link(text: &str, folder: &Path) -> Result<OutLink, String> {
     match link.file_name() {
         Some(_) if named => Ok(OutLink::At(link)),
         _ => Err(format!("is no path of a link: {text:?}")),
-    }
-}
-
-/// `path` without `.` and `..`, as Nix reads the path of a link: by its letters, whatever is linked on the way.
-fn without_dots(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                plain.pop();
-            }
-            part => plain.push(part),
-        }
-    }
-    plain
-}
-
-/// Whether `path` lies in `folder` once all links are followed. What is not there yet lies where its parent does.
-fn is_inside(path: &Path, folder: &Path) -> bool {
-    let Ok(folder) = folder.canonicalize() else {
-        return false;
-    };
-    let mut ancestor = path;
-    loop {
-        match ancestor.canonicalize() {
-            Ok(real) => return real.starts_with(&folder),
-            // A `..` behind something that is not there leads who knows where, and so does a link to nowhere.
-            Err(_) if ancestor.is_symlink() || ancestor.file_name().is_none() => return false,
-            Err(_) => match ancestor.parent() {
-                Some(parent) => ancestor = parent,
-                None => return false,
-            },
-        }
     }
 }
 
@@ -432,6 +414,10 @@ mod tests {
         let checkout = tempfile::TempDir::new().unwrap();
         let outside = tempfile::TempDir::new().unwrap();
         std::os::unix::fs::symlink(outside.path(), checkout.path().join("away")).unwrap();
+        std::fs::create_dir_all(checkout.path().join("deep/er/still")).unwrap();
+        std::os::unix::fs::symlink("deep/er/still", checkout.path().join("in")).unwrap();
+        std::fs::create_dir(checkout.path().join("led")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", checkout.path().join("led/default.nix")).unwrap();
         std::fs::write(checkout.path().join("ci.nix"), "").unwrap();
         let place = Place {
             folder: checkout.path().into(),
@@ -456,6 +442,10 @@ mod tests {
             json!({ "file": "away/x.nix" }),
             json!({ "file": "/etc/x.nix" }),
             json!({ "file": "none/../../x.nix" }),
+            json!({ "file": "in/../../x.nix" }),
+            json!({ "file": "led" }),
+            json!({ "file": "ci.nix", "include": ["lib=in/../../evil"] }),
+            json!({ "drv": DRV, "out-link": ".git/hooks/post-checkout" }),
             json!({ "file": "ci.nix", "arg": { "x": "import /etc" } }),
             json!({ "file": "ci.nix", "include": ["nixpkgs=https://example.org/x.tar.gz"] }),
             json!({ "file": "ci.nix", "include": ["/etc"] }),

@@ -247,7 +247,7 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
                 format_args!("`{line}` {}", finished.ending),
             ));
         }
-        step.check_links(step.request.drv.as_ref())?;
+        step.probe_links(step.request.drv.as_ref())?;
         // With a `.drv`, the way `realised` asks the store about that one.
         if step.request.drv.is_none() {
             step.store_answers()?;
@@ -355,16 +355,16 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     };
     step.taken = Some((WayName::Evaluated, evaluated_reason(step)));
     check_file(step, evaluation)?;
-    for attempt in 1..=ATTEMPTS {
-        // Roots before the turn: they are there until the outputs are.
-        let roots = step.state().map(State::roots).and_then(|roots| {
-            roots
-                .inspect_err(|error| {
-                    step.log
-                        .warn(format_args!("evaluating without a root: {error}"));
-                })
-                .ok()
+    // Roots before the turn: they are there until the outputs are.
+    let mut roots = step.state().map(State::roots).and_then(|roots| {
+        let roots = roots.inspect_err(|error| {
+            step.log
+                .warn(format_args!("evaluating without a root: {error}"));
         });
+        roots.ok()
+    });
+    let mut attempt = 1;
+    while attempt <= ATTEMPTS {
         let turn = step.turn()?;
         step.log
             .say(format_args!("evaluating {}", describe(evaluation)));
@@ -372,6 +372,14 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
         let evaluated = evaluate(step, evaluation, roots.as_ref().map(Roots::link).as_deref());
         step.seconds.evaluate += started.elapsed();
         drop(turn);
+        if let (Err(failure), Some(Err(error))) = (&evaluated, roots.as_ref().map(Roots::probe))
+            && failure.class == Class::Evaluation
+        {
+            step.log
+                .warn(format_args!("evaluating again, without a root: {error}"));
+            roots = None;
+            continue;
+        }
         if let Some(drv) = evaluated? {
             if step.drv.replace(drv.clone()).as_ref() != Some(&drv) {
                 note_drift(step, &drv)?;
@@ -381,7 +389,8 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
                 return Ok(Some(outputs));
             }
         }
-        let again = if attempt < ATTEMPTS {
+        attempt += 1;
+        let again = if attempt <= ATTEMPTS {
             ": doing it again"
         } else {
             ""
