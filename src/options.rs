@@ -481,6 +481,10 @@ impl Reading {
                 )));
             }
         };
+        if variable(environment, "EVAL_ONCE_SHARE").is_some() {
+            self.log
+                .warn("EVAL_ONCE_SHARE is set, and shares are not in this version of eval-once");
+        }
         Ok(Host {
             state: self.state(),
             evaluations,
