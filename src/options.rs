@@ -14,7 +14,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::buildkite::default_command::{self, Job};
-use crate::buildkite::plugin;
+use crate::buildkite::{EmptyWords, plugin};
 use crate::environment::{Surroundings, nix_folders};
 use crate::exit::{Class, Failure};
 use crate::job::Given;
@@ -533,6 +533,14 @@ impl Reading {
             shell: shell.map_or_else(default_command::default_shell, |shell| {
                 shell.to_string_lossy().into_owned()
             }),
+            // The scope was called `global` until v3.103, and nothing else tells an agent's age.
+            empty_words: if variable(environment, "BUILDKITE_HOOK_SCOPE")
+                .is_some_and(|scope| scope == "global")
+            {
+                EmptyWords::Dropped
+            } else {
+                EmptyWords::Kept
+            },
             folder: self.folder_by_name(),
             environment: environment.clone().into_iter().collect(),
         }

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::split_shell_words;
+use super::{EmptyWords, split_shell_words};
 use crate::command_line::{Program, find_program};
 use crate::paths::{is_inside, without_dots};
 
@@ -20,6 +20,8 @@ pub struct Job {
     pub command_eval: bool,
     /// `BUILDKITE_SHELL`, or what the agent takes for it.
     pub shell: String,
+    /// How this agent splits it.
+    pub empty_words: EmptyWords,
     /// The folder the job is in, by the name that the agent knows it by.
     pub folder: PathBuf,
     /// The environment of the command.
@@ -126,7 +128,7 @@ pub fn plan(job: &Job) -> Result<Plan, Refusal> {
     if is_script && !job.command_eval && !inside {
         return refuse(NOT_IN_REPOSITORY.into());
     }
-    let mut words = split_shell_words(&job.shell).map_err(|error| {
+    let mut words = split_shell_words(&job.shell, job.empty_words).map_err(|error| {
         Refusal(format!(
             "failed to split shell ({:?}) into tokens: {error}",
             job.shell
@@ -191,7 +193,7 @@ pub fn is_eval_once_step(command: &OsStr) -> Ours {
     let Some(command) = command.to_str().map(str::trim) else {
         return Ours::No;
     };
-    let words = split_shell_words(command).unwrap_or_default();
+    let words = split_shell_words(command, EmptyWords::Kept).unwrap_or_default();
     let [program, subcommand, ..] = words.as_slice() else {
         return Ours::No;
     };
@@ -249,6 +251,7 @@ mod tests {
             command: command.into(),
             command_eval: true,
             shell: "/bin/sh -e -c".into(),
+            empty_words: EmptyWords::Kept,
             folder: folder.into(),
             environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
         }

@@ -7,4 +7,4 @@ pub mod default_command;
 pub mod plugin;
 mod shell_words;
 
-pub use shell_words::split as split_shell_words;
+pub use shell_words::{EmptyWords, split as split_shell_words};

@@ -19,7 +19,7 @@ pub fn configuration(configuration: Option<&str>, plugins: Option<&str>) -> Resu
             Some((plugin, key)) => refuse(format_args!("`{key}` is null in the configuration of the plugin {plugin}"))
                 .hint("the agent drops a configuration with a null in it: leave the key out, or give it a value"),
             None => refuse("the agent has set no BUILDKITE_PLUGIN_CONFIGURATION")
-                .hint("this is a plugin's hook; a command hook of the agent's own that is a script sets BUILDKITE_HOOK_SCOPE=agent"),
+                .hint("this is a plugin's hook; a command hook of the agent's own that is a script sets BUILDKITE_HOOK_SCOPE=agent (or global)"),
         });
     };
     keys::parse(configuration, "BUILDKITE_PLUGIN_CONFIGURATION")

@@ -22,37 +22,49 @@ impl fmt::Display for Unsplittable {
 
 impl std::error::Error for Unsplittable {}
 
+/// What becomes of a word that is quoted and empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EmptyWords {
+    /// It is dropped, by agents before v3.100.1.
+    Dropped,
+    /// It is a word.
+    Kept,
+}
+
 /// Splits a line into words by the rules of `github.com/buildkite/shellwords`, which are not those of a shell: a backslash
-/// escapes inside both kinds of quotes, and a word that is empty in the end is dropped, quoted or not.
+/// escapes inside both kinds of quotes.
 ///
 /// # Errors
 /// A quote is not closed, or the line was no UTF-8.
-pub fn split(line: &str) -> Result<Vec<String>, Unsplittable> {
+pub fn split(line: &str, empty: EmptyWords) -> Result<Vec<String>, Unsplittable> {
     let mut words = Vec::new();
-    let mut word = String::new();
+    // The word that is being read, if there is one.
+    let mut word: Option<String> = None;
+    let is_word = |word: &String| !word.is_empty() || empty == EmptyWords::Kept;
     let mut rest = line.chars();
     while let Some(c) = rest.next() {
         match c {
-            quote @ ('\'' | '"') => loop {
-                match rest.next().ok_or(Unsplittable::Quote(quote))? {
-                    '\\' => word.extend(rest.next()),
-                    c if c == quote => break,
-                    c => word.push(c),
-                }
-            },
-            '\\' => word.extend(rest.next()),
-            ' ' | '\t' | '\n' => {
-                if !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
+            quote @ ('\'' | '"') => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match rest.next().ok_or(Unsplittable::Quote(quote))? {
+                        '\\' => word.extend(rest.next()),
+                        c if c == quote => break,
+                        c => word.push(c),
+                    }
                 }
             }
+            '\\' => {
+                if let Some(c) = rest.next() {
+                    word.get_or_insert_default().push(c);
+                }
+            }
+            ' ' | '\t' | '\n' => words.extend(word.take().filter(is_word)),
             char::REPLACEMENT_CHARACTER => return Err(Unsplittable::Character(c)),
-            c => word.push(c),
+            c => word.get_or_insert_default().push(c),
         }
     }
-    if !word.is_empty() {
-        words.push(word);
-    }
+    words.extend(word.filter(is_word));
     Ok(words)
 }
 
@@ -72,8 +84,18 @@ mod tests {
             (r"a\", vec!["a"]),
             ("", vec![]),
         ] {
-            assert_eq!(split(line).unwrap(), words, "{line}");
+            assert_eq!(split(line, EmptyWords::Dropped).unwrap(), words, "{line}");
         }
-        assert_eq!(split("a 'b"), Err(Unsplittable::Quote('\'')));
+        for (line, words) in [
+            ("a '' b", vec!["a", "", "b"]),
+            ("\"\"", vec![""]),
+            ("a ", vec!["a"]),
+        ] {
+            assert_eq!(split(line, EmptyWords::Kept).unwrap(), words, "{line}");
+        }
+        assert_eq!(
+            split("a 'b", EmptyWords::Kept),
+            Err(Unsplittable::Quote('\''))
+        );
     }
 }
