@@ -425,13 +425,15 @@ fn what_is_no_derivation_is_refused_by_what_it_is() {
     let Some(store) = Store::new() else { return };
     store.targets(
         r#"{
-          text = "text"; number = 1; empty = { }; nothing = [ ]; none = null; path = ./.; function = { needed }: 1; deep = { a.b = 1; };
+          text = "text"; "0" = "zero"; number = 1; empty = { }; nothing = [ ]; none = null; path = ./.; function = { needed }: 1; deep = { a.b = 1; };
           a = file "a"; b = file "b";
           pair = { x = file "a"; y = file "b"; }; list = [ (file "a") (file "b") ]; one = [ (file "a") ]; single = { only = file "a"; };
         }"#,
     );
     for (attribute, parts) in [
         ("text", ["string", "\"text\""]),
+        // One that has to be selected by an expression of ours.
+        ("0", ["string", "\"zero\""]),
         ("number", ["integer", "1"]),
         ("empty", ["set", "{ }"]),
         ("nothing", ["list", "[ ]"]),

@@ -144,7 +144,6 @@ impl Evaluation {
                     push(&["-A", &selection]);
                 }
             }
-            // Nix calls what is written here with the automatic arguments, and so hands them to us.
             (_, None) => push(&["-E", &self.selected(locked)]),
         }
         if matches!(self.source, Source::Flake(_)) {
@@ -168,6 +167,8 @@ impl Evaluation {
         arguments
     }
 
+    /// Nix calls this with the automatic arguments, and so hands them to us; but `nix-instantiate --eval` does so only where
+    /// there are any (measured).
     fn selected(&self, locked: Option<&str>) -> String {
         let names: Vec<String> = self
             .attr
@@ -175,8 +176,12 @@ impl Evaluation {
             .iter()
             .map(|name| string_literal(name))
             .collect();
+        let (called, arguments) = match self.arguments.as_slice() {
+            [] => ("", "{ }"),
+            [..] => ("{ ... }@arguments: ", "arguments"),
+        };
         format!(
-            "(select: root: names: {{ ... }}@arguments: select arguments root names)\n(\n{})\n(\n{}\n)\n[ {} ]",
+            "(select: root: names: {called}select {arguments} root names)\n(\n{})\n(\n{}\n)\n[ {} ]",
             include_str!("select.nix"),
             self.root(locked),
             names.join(" ")
