@@ -18,23 +18,30 @@ pub fn without_dots(path: &Path) -> PathBuf {
     plain
 }
 
-/// Whether `path`, by its letters, lies in `folder` once all links are followed. What is not there yet lies where its parent
-/// does.
+/// Where below `folder` `path` lies, by its letters, once all links are followed; none if it lies elsewhere. What is not there
+/// yet lies where its parent does.
 #[must_use]
-pub fn is_inside(path: &Path, folder: &Path) -> bool {
-    let Ok(folder) = folder.canonicalize() else {
-        return false;
-    };
+pub fn below(path: &Path, folder: &Path) -> Option<PathBuf> {
+    let folder = folder.canonicalize().ok()?;
     let path = without_dots(path);
     for ancestor in path.ancestors() {
         match ancestor.canonicalize() {
-            Ok(real) => return real.starts_with(&folder),
+            Ok(real) => {
+                let real = real.strip_prefix(&folder).ok()?;
+                return Some(real.join(path.strip_prefix(ancestor).ok()?));
+            }
             // A link to nowhere may lead anywhere later.
-            Err(_) if ancestor.is_symlink() => return false,
+            Err(_) if ancestor.is_symlink() => return None,
             Err(_) => {}
         }
     }
-    false
+    None
+}
+
+/// Whether `path` lies below `folder`, as [`below`] says, or is it.
+#[must_use]
+pub fn is_inside(path: &Path, folder: &Path) -> bool {
+    below(path, folder).is_some()
 }
 
 #[cfg(test)]
@@ -57,8 +64,14 @@ mod tests {
         symlink(folder.join("deep/er"), folder.join("link")).unwrap();
         symlink(outer.path(), folder.join("out")).unwrap();
         symlink("/nowhere", folder.join("dangling")).unwrap();
-        for inside in ["", "new/file", "deep/er", "link/x"] {
-            assert!(is_inside(&folder.join(inside), &folder), "{inside}");
+        for (inside, real) in [
+            ("", ""),
+            ("new/file", "new/file"),
+            ("deep/er", "deep/er"),
+            ("link/x", "deep/er/x"),
+        ] {
+            let real = Some(PathBuf::from(real));
+            assert_eq!(below(&folder.join(inside), &folder), real, "{inside}");
         }
         // By its letters, the last one is beside the folder, though the kernel would follow the link first.
         for outside in ["..", "out/x", "dangling", "link/../../x"] {

@@ -150,8 +150,10 @@ fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) {
     };
     for entry in entries.flatten() {
         let ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes());
-        let changed = entry.metadata().and_then(|metadata| metadata.modified());
-        let unchanged = changed.ok().and_then(|changed| changed.elapsed().ok());
+        // Of the entry itself: a link is no folder of ours, wherever it leads.
+        let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_dir);
+        let changed = metadata.and_then(|metadata| metadata.modified().ok());
+        let unchanged = changed.and_then(|changed| changed.elapsed().ok());
         if ours && unchanged.is_some_and(|unchanged| unchanged > age) && abandoned(&entry.path()) {
             let _ = remove(&entry.path());
         }

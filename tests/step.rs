@@ -1051,6 +1051,15 @@ fn a_folder_that_is_no_state_folder_of_ours_loses_nothing() {
     for folder in ["outputs/mine", "roots/mine"] {
         let folder = mistaken.join(folder);
         fs::create_dir_all(&folder).unwrap();
+        // Nor what a link of ours by its name leads to.
+        let link = folder.with_file_name("eval-once-link");
+        std::os::unix::fs::symlink(&folder, &link).unwrap();
+        store
+            .program("touch")
+            .args(["-h", "-t", "202001010000"])
+            .arg(link)
+            .run()
+            .exits(0);
         fs::write(folder.join("data"), "precious").unwrap();
         let long_ago = std::time::SystemTime::now() - Duration::from_secs(7 * 24 * 60 * 60);
         let times = fs::FileTimes::new().set_modified(long_ago);
@@ -1078,4 +1087,53 @@ fn a_drv_that_is_a_pipe_holds_nobody() {
     fifo(&drv);
     let ended = store.step(["--drv", drv.to_str().unwrap()]).run();
     ended.fails(75, "surroundings");
+}
+
+#[test]
+fn the_outputs_of_a_drv_that_came_from_a_cache_are_those_it_says() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let cache = store.cache("cache", [&target.drv]);
+    store.delete([&target.drv]);
+    let wrong = format!(
+        "{}/00000000000000000000000000000000-wrong",
+        store.folder().display()
+    );
+    for flags in [vec!["--no-out-link"], vec!["--output", &wrong]] {
+        let output = flags.get(1).map(|wrong| format!("out={wrong}"));
+        let flags: Vec<&str> = match &output {
+            Some(output) => vec!["--output", output],
+            None => flags,
+        };
+        // Without a state folder, too, there is no link to go by.
+        let ended = store
+            .step(["--drv", &target.drv, "--option", "substituters", &cache])
+            .args(flags)
+            .env("EVAL_ONCE_STATE_DIR", "/proc/none")
+            .run();
+        ended.exits(0).prints(&format!("{}\n", target.out()));
+        assert_eq!(ended.report()["outputs"], json!({ "out": target.out() }));
+        let _ = fs::remove_file(store.work().join("result"));
+        store.collect();
+        assert!(!store.has(&target.drv));
+    }
+}
+
+#[test]
+fn a_report_to_standard_output_is_whole_where_that_is_a_file() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let ended = store
+        .program("sh")
+        .args([
+            "-c",
+            "\"$0\" step --drv \"$1\" --report /dev/stdout > both; cat both",
+        ])
+        .arg(crate::support::EVAL_ONCE)
+        .arg(&target.drv)
+        .run();
+    let (report, path) = ended.stdout.trim_end().rsplit_once('\n').unwrap();
+    let report: serde_json::Value = serde_json::from_str(report).unwrap();
+    assert_eq!(report["way"], "realised");
+    assert_eq!(path, target.out());
 }

@@ -197,16 +197,36 @@ pub fn is_eval_once_step(command: &OsStr) -> Ours {
     let [program, subcommand, ..] = words.as_slice() else {
         return Ours::No;
     };
-    // A shell ends the word there, whatever follows.
-    if subcommand.trim_end_matches([';', '&', '|']) != "step" {
+    // A shell ends the word at an operator, whatever follows.
+    if subcommand.split(OPERATORS).next() != Some("step") {
         return Ours::No;
     }
     if Path::new(program).file_name() != Some(OsStr::new("eval-once")) {
         return Ours::No;
     }
-    let more = words.iter().any(|word| word == "--")
-        || command.contains(['\n', ';', '&', '|', '<', '>', '$', '`', '(']);
+    let more = words.iter().any(|word| word == "--") || does_more(command);
     if more { Ours::StepAndMore } else { Ours::Step }
+}
+
+/// What a shell reads as more than a word, where it is not quoted.
+const OPERATORS: [char; 9] = ['\n', ';', '&', '|', '<', '>', '(', '$', '`'];
+
+/// Whether a shell would do more with a command than split it into words: run another, redirect, substitute.
+fn does_more(command: &str) -> bool {
+    let mut quote = None;
+    let mut rest = command.chars();
+    while let Some(c) = rest.next() {
+        match quote {
+            Some(end) if c == end => quote = None,
+            Some('\'') => {}
+            _ if c == '\\' => drop(rest.next()),
+            Some(_) if ['$', '`'].contains(&c) => return true,
+            None if ['\'', '"'].contains(&c) => quote = Some(c),
+            None if OPERATORS.contains(&c) => return true,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Go's `filepath.Join`: by letters, and what begins with a slash is not absolute here.
@@ -370,6 +390,11 @@ mod tests {
             ("eval-once step --file x", Ours::Step),
             ("eval-once step --report r -- make", Ours::StepAndMore),
             ("eval-once step; make", Ours::StepAndMore),
+            ("eval-once step;make", Ours::StepAndMore),
+            ("eval-once step>log", Ours::StepAndMore),
+            ("eval-once step --expr \"$X\"", Ours::StepAndMore),
+            ("eval-once step --expr '(import ./. {}).a; $'", Ours::Step),
+            ("eval-once step -I 'x=<nixpkgs>' --attr a\\;b", Ours::Step),
             ("eval-once step\nmake", Ours::StepAndMore),
             ("eval-once step > log", Ours::StepAndMore),
             ("", Ours::No),

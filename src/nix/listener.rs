@@ -163,7 +163,11 @@ impl<W: Write> Listener<W> {
         } else if let Some(url) = quoted_after("warning: unable to download '") {
             // While something is built, a builder may say it too; and the caches have been asked before.
             let ours = heard.begun.is_empty();
-            if ours && !line.contains("; retrying in") && !line.contains("HTTP error") {
+            if ours
+                && !["; retrying in", "; using cached version", "HTTP error"]
+                    .iter()
+                    .any(|other| line.contains(other))
+            {
                 heard.unreachable.insert(url.to_owned());
             }
         } else if let Some(error) = line.trim_start().strip_prefix("error: ") {

@@ -222,14 +222,15 @@ pub fn completions(shell: clap_complete::Shell) -> Vec<u8> {
 /// The value of `--report` on a command line that cannot be read otherwise.
 pub(super) fn report_in(arguments: &[OsString]) -> Option<PathBuf> {
     let ours = arguments.split(|word| word == "--").next()?;
-    ours.iter().enumerate().find_map(|(i, word)| {
+    let found = ours.iter().enumerate().find_map(|(i, word)| {
         if word == "--report" {
             return ours.get(i + 1).map(PathBuf::from);
         }
         word.as_bytes()
             .strip_prefix(b"--report=")
             .map(|file| OsStr::from_bytes(file).into())
-    })
+    });
+    found.filter(|path| !path.as_os_str().is_empty())
 }
 
 #[cfg(test)]

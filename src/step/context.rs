@@ -228,6 +228,7 @@ impl<'a> Step<'a> {
     pub(super) fn options(&mut self) -> Result<Vec<(String, String)>, Failure> {
         let unreachable = std::mem::take(&mut self.unreachable);
         if !unreachable.is_empty() {
+            let left_out_before = self.caches.is_some();
             let known = match self.caches.take() {
                 Some(caches) => caches,
                 None => self.substituters()?,
@@ -238,7 +239,7 @@ impl<'a> Step<'a> {
                     "{cache} cannot be reached: this step asks it no more"
                 ));
             }
-            self.caches = Some(left).filter(|_| !out.is_empty());
+            self.caches = Some(left).filter(|_| left_out_before || !out.is_empty());
         }
         let mut options = self.request.options.clone();
         if let Some(caches) = &self.caches {
@@ -326,14 +327,20 @@ impl<'a> Step<'a> {
         })
     }
 
-    /// The outputs of a `.drv` that was realised: as the `.drv` says, or else the record of it; or else where the links lead
-    /// that Nix has made. (Not the links first: another step may have made them its own by now.)
+    /// The outputs of a `.drv` that was realised: as the `.drv` says; or else where the links lead that Nix has made; or else
+    /// what it has printed, by the names of the record. (Not the links first: another step may have made them its own by now.)
     fn realised_outputs(
         &self,
         drv: &DrvPath,
         known: BTreeMap<String, Option<StorePath>>,
         finished: &Finished,
     ) -> Result<Outputs, Failure> {
+        // One that came from a cache was not there before.
+        let known = if known.is_empty() {
+            outputs_on_disk(drv)
+        } else {
+            known
+        };
         let names: Vec<String> = known.keys().cloned().collect();
         let told: Option<Outputs> = known
             .into_iter()
@@ -342,28 +349,43 @@ impl<'a> Step<'a> {
         if let Some(told) = told.filter(|told| !told.is_empty()) {
             return Ok(told);
         }
-        if self.request.drv.as_ref() == Some(drv) && !self.request.outputs.is_empty() {
-            return Ok(self.request.outputs.clone());
-        }
+        let printed: Vec<&Path> = finished.paths().collect();
         let linked = self.link.as_deref().and_then(|base| {
-            let links_of_names = names.iter().map(|name| links::link_of(base, name));
-            let printed = finished.paths().map(Path::to_owned);
             let links: Vec<PathBuf> = if names.is_empty() {
-                printed.collect()
+                printed.iter().map(PathBuf::from).collect()
             } else {
-                links_of_names.collect()
+                names
+                    .iter()
+                    .map(|name| links::link_of(base, name))
+                    .collect()
             };
             links
                 .iter()
                 .map(|link| links::read_link(base, link))
                 .collect::<Option<Outputs>>()
         });
-        linked.filter(|linked| !linked.is_empty()).ok_or_else(|| {
-            Failure::new(
+        let recorded = || -> Outputs {
+            let outputs = self
+                .request
+                .outputs
+                .iter()
+                .filter(|(_, path)| printed.contains(&path.as_path()));
+            outputs
+                .map(|(name, path)| (name.clone(), path.clone()))
+                .collect()
+        };
+        let outputs = linked
+            .filter(|linked| !linked.is_empty())
+            .unwrap_or_else(recorded);
+        if outputs.is_empty() {
+            return Err(Failure::new(
                 Class::Surroundings,
-                format_args!("{drv} was built, but what its outputs are cannot be told: this store makes no links here"),
-            )
-        })
+                format_args!(
+                    "{drv} was built, but what its outputs are cannot be told: this store makes no links here"
+                ),
+            ));
+        }
+        Ok(outputs)
     }
 
     /// The state folder, made where it is missing. One that cannot be used is said once, and done without.

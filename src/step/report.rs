@@ -240,6 +240,7 @@ impl ReportFile {
     pub fn prepare(path: &Path) -> Result<Self, Failure> {
         let look = || -> io::Result<()> {
             match kind_of(path)? {
+                Kind::Stdout | Kind::Stderr => {}
                 Kind::Stream => access(path, AccessFlags::W_OK)?,
                 Kind::File => access(folder_of(path), AccessFlags::W_OK | AccessFlags::X_OK)?,
             }
@@ -260,15 +261,19 @@ impl ReportFile {
         let write = || -> anyhow::Result<()> {
             let mut text = serde_json::to_vec_pretty(report)?;
             text.push(b'\n');
-            if kind_of(&path)? == Kind::Stream {
-                // A pipe that nobody reads would hold us here, deaf to signals.
-                let nonblocking = OFlag::O_NONBLOCK.bits();
-                let mut stream = OpenOptions::new()
-                    .append(true)
-                    .custom_flags(nonblocking)
-                    .open(&path)?;
-                stream.write_all(&text)?;
-                return Ok(());
+            match kind_of(&path)? {
+                Kind::Stdout => return Ok(io::stdout().write_all(&text)?),
+                Kind::Stderr => return Ok(io::stderr().write_all(&text)?),
+                Kind::Stream => {
+                    // A pipe that nobody reads would hold us here, deaf to signals.
+                    let nonblocking = OFlag::O_NONBLOCK.bits();
+                    let stream = OpenOptions::new()
+                        .append(true)
+                        .custom_flags(nonblocking)
+                        .open(&path);
+                    return Ok(stream?.write_all(&text)?);
+                }
+                Kind::File => {}
             }
             // As any other new file would be: others may read the report too.
             let everyone = PermissionsExt::from_mode(0o666);
@@ -286,25 +291,35 @@ impl ReportFile {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
 enum Kind {
     /// A file, there already or not.
     File,
-    /// A pipe, a terminal, or a stream that is open already.
+    /// A pipe or a terminal.
     Stream,
+    /// What is open already; opened again by its name, a file would be written from its beginning.
+    Stdout,
+    Stderr,
 }
 
 /// What a report would be written to. A link is refused, be it only an out-link: what it leads to may be an output in the
-/// store. `/dev/stdout` is one too, and meant.
+/// store. The names of open streams are links too, and meant.
 fn kind_of(path: &Path) -> io::Result<Kind> {
-    let streams = ["/dev", "/proc"].map(Path::new);
-    let stream = path.is_absolute() && streams.iter().any(|folder| path.starts_with(folder));
+    match path.to_str() {
+        Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => return Ok(Kind::Stdout),
+        Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => return Ok(Kind::Stderr),
+        Some(name) if name.ends_with('/') => return Err(io::ErrorKind::IsADirectory.into()),
+        _ => {}
+    }
+    let streams = ["/dev/fd", "/proc/self/fd"].map(Path::new);
+    let stream = path
+        .parent()
+        .is_some_and(|folder| streams.contains(&folder));
     match path.symlink_metadata() {
         Ok(there) if there.is_symlink() && !stream => Err(io::Error::other(
             "it is a link: name the file that it leads to",
         )),
         Ok(_) if path.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-        Ok(there) if stream || !there.is_file() => Ok(Kind::Stream),
+        Ok(there) if !there.is_file() => Ok(Kind::Stream),
         _ => Ok(Kind::File),
     }
 }

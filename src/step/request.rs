@@ -11,7 +11,7 @@ use crate::keys::{Keys, Reader, refuse, scalar, string};
 use crate::nix::{
     Argument, AttrPath, DrvPath, Evaluation, Source, StorePath, is_output_name, is_url,
 };
-use crate::paths::{is_inside, without_dots};
+use crate::paths::{below, is_inside, without_dots};
 
 /// What a step is asked to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -238,15 +238,18 @@ impl Request {
             .hint("its operator has set no-command-eval")
         };
         if let OutLink::At(link) = &self.out_link {
-            if !is_inside(link.parent().unwrap_or(link), &place.folder) {
+            // The link itself is replaced, not followed.
+            let Some(folder) = below(link.parent().unwrap_or(link), &place.folder) else {
                 return Err(not_here("an `out-link` outside the checkout"));
-            }
-            // What is put there is run by git or by the agent.
-            if link.components().any(|part| {
+            };
+            let real = folder.join(link.file_name().unwrap_or_default());
+            // What is put there is run by git or by the agent. (Some file systems do not tell `.GIT` from `.git`.)
+            let run = |part: &OsStr| {
                 [".git", ".buildkite"]
-                    .map(OsStr::new)
-                    .contains(&part.as_os_str())
-            }) {
+                    .iter()
+                    .any(|name| part.eq_ignore_ascii_case(name))
+            };
+            if real.iter().any(run) {
                 return Err(not_here("an `out-link` in .git or .buildkite"));
             }
         }
@@ -411,11 +414,17 @@ mod tests {
 
     #[test]
     fn a_confined_step_builds_only_what_lies_in_the_checkout() {
-        let checkout = tempfile::TempDir::new().unwrap();
+        // Builds may lie anywhere, below such a folder too.
+        let builds = tempfile::TempDir::with_prefix(".buildkite").unwrap();
+        let checkout = builds.path().join(".buildkite");
+        std::fs::create_dir(&checkout).unwrap();
+        let checkout = tempfile::TempDir::new_in(checkout).unwrap();
         let outside = tempfile::TempDir::new().unwrap();
         std::os::unix::fs::symlink(outside.path(), checkout.path().join("away")).unwrap();
         std::fs::create_dir_all(checkout.path().join("deep/er/still")).unwrap();
         std::os::unix::fs::symlink("deep/er/still", checkout.path().join("in")).unwrap();
+        std::fs::create_dir_all(checkout.path().join(".git/hooks")).unwrap();
+        std::os::unix::fs::symlink(".git", checkout.path().join("g")).unwrap();
         std::fs::create_dir(checkout.path().join("led")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", checkout.path().join("led/default.nix")).unwrap();
         std::fs::write(checkout.path().join("ci.nix"), "").unwrap();
@@ -446,6 +455,8 @@ mod tests {
             json!({ "file": "led" }),
             json!({ "file": "ci.nix", "include": ["lib=in/../../evil"] }),
             json!({ "drv": DRV, "out-link": ".git/hooks/post-checkout" }),
+            json!({ "drv": DRV, "out-link": ".GIT/hooks/post-checkout" }),
+            json!({ "drv": DRV, "out-link": "g/hooks/post-checkout" }),
             json!({ "file": "ci.nix", "arg": { "x": "import /etc" } }),
             json!({ "file": "ci.nix", "include": ["nixpkgs=https://example.org/x.tar.gz"] }),
             json!({ "file": "ci.nix", "include": ["/etc"] }),
