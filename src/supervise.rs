@@ -253,20 +253,16 @@ impl Supervisor {
                 && next <= Instant::now()
             {
                 let late = since.elapsed() >= GRACE;
+                let signal = match on_stop {
+                    OnStop::TermThenKill if late => Signal::SIGKILL,
+                    _ => Signal::SIGTERM,
+                };
                 if late && on_stop == OnStop::Term {
                     kill_children_of(pid);
                 }
-                let late = late && on_stop == OnStop::TermThenKill;
                 // The child has not been waited for, so this number is still its own. Where it has ended already, there is
                 // nothing to do about the error.
-                let _ = kill(
-                    pid,
-                    if late {
-                        Signal::SIGKILL
-                    } else {
-                        Signal::SIGTERM
-                    },
-                );
+                let _ = kill(pid, signal);
                 stopping = Some((since, Instant::now() + REPEAT));
             }
             // Ended first, drained second: what the child wrote is then complete. What its own children may still write is

@@ -1,4 +1,5 @@
-//! Listening to what a Nix program says on standard error, while it is passed on to the log as it is.
+//! Listening to what a Nix program says on standard error, while it is passed on to the log: as it is, line by line, but for
+//! the sentences that only say what is missing.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
