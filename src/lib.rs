@@ -12,6 +12,7 @@
 //! | [`options`] | what the user asked for: the command line and the environment, turned into values |
 //! | [`keys`] | reading what a user has configured, strictly, whatever it means |
 //! | [`step`] | one target: the keys of a step, the list of ways, the choice between them, the report |
+//! | [`recording`] | all targets: evaluating them once, keeping what was found, the pipeline that builds it |
 //! | [`job`] | what a job of the agent's becomes: a step of ours, or the job as it would have been without us; the command that follows a step |
 //! | [`environment`] | what the agent's `environment` hook puts into a job |
 //! | [`nix`] | Nix's names and command lines as data, and what its programs print |
@@ -55,6 +56,7 @@ pub mod log;
 pub mod nix;
 pub mod options;
 pub mod paths;
+pub mod recording;
 pub mod state;
 pub mod step;
 pub mod supervise;

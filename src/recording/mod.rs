@@ -1,0 +1,105 @@
+//! A recording: every target of a repository is evaluated once, what was found is kept alive, and the pipeline that builds
+//! it is uploaded.
+//!
+//! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
+
+mod request;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use crate::exit::Failure;
+use crate::keys::Keys;
+use crate::nix::{AttrPath, DrvPath, StorePath};
+use crate::step::{Host, Place};
+
+pub use request::{Emit, Evaluator, OnError, Recurse, Request, Skip, SkipStyle};
+
+/// What of a target's `meta` a recording looks at. It was cleaned in Nix: nothing but data is left.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Meta {
+    /// `meta.buildkite`: keys that are merged into the target's step.
+    pub buildkite: Option<Keys>,
+    /// `meta.timeout`, in seconds.
+    pub timeout: Option<u64>,
+    /// `meta.description`.
+    pub description: Option<String>,
+}
+
+/// An attribute that is a derivation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// Its full attribute path.
+    pub attr: AttrPath,
+    /// Its `.drv`, which evaluation has written.
+    pub drv: DrvPath,
+    /// What its `meta` says.
+    pub meta: Meta,
+}
+
+/// An attribute that does not evaluate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    /// Its full attribute path.
+    pub attr: AttrPath,
+    /// What Nix says about it, where that is known.
+    pub message: Option<String>,
+}
+
+/// A derivation that gets a step: one for each `.drv`, however many attributes give it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    /// The first attribute that gives it.
+    pub attr: AttrPath,
+    /// The other attributes that give it.
+    pub also: Vec<AttrPath>,
+    /// The derivation's name.
+    pub name: String,
+    /// Its `.drv`.
+    pub drv: DrvPath,
+    /// Its outputs; none where their paths are not known before they are built (floating content-addressed).
+    pub outputs: BTreeMap<String, StorePath>,
+    /// The system it is built on.
+    pub system: String,
+    /// `requiredSystemFeatures`.
+    pub features: Vec<String>,
+    /// The metadata of `attr`.
+    pub meta: Meta,
+}
+
+/// The build that a recording belongs to, as the agent tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build {
+    /// `BUILDKITE_BUILD_ID`.
+    pub build: String,
+    /// `BUILDKITE_STEP_ID`: the same in every retry of this recording.
+    pub step: String,
+    /// `BUILDKITE_ORGANIZATION_SLUG/BUILDKITE_PIPELINE_SLUG`.
+    pub pipeline: String,
+    /// `BUILDKITE_BRANCH`.
+    pub branch: String,
+}
+
+/// A recording as it was ordered.
+#[derive(Debug)]
+pub struct Order {
+    /// The keys, from wherever this use of eval-once takes them.
+    pub keys: Result<Keys, Failure>,
+    /// Where the recording stands.
+    pub place: Place,
+    /// The host's settings.
+    pub host: Result<Host, Failure>,
+    /// The build it belongs to; none by hand.
+    pub build: Option<Build>,
+    /// In a plugin's hook, the reference to our plugin, version and all, as the job's `BUILDKITE_PLUGINS` has it.
+    pub plugin: Option<String>,
+    /// Print the pipeline instead of uploading it.
+    pub dry_run: bool,
+    /// The cores of this host.
+    pub cores: NonZeroUsize,
+    /// Whether standard error is a person's terminal, and no job's log.
+    pub terminal: bool,
+    /// When the program began.
+    pub started: Instant,
+}
