@@ -19,6 +19,8 @@ pub struct CommandLine {
     pub arguments: Vec<OsString>,
     /// The folder it runs in; ours where there is none.
     pub folder: Option<PathBuf>,
+    /// Variables that are set for it, besides our own environment.
+    pub variables: Vec<(&'static str, String)>,
 }
 
 impl CommandLine {
@@ -29,6 +31,7 @@ impl CommandLine {
             program,
             arguments: arguments.iter().map(OsString::from).collect(),
             folder: None,
+            variables: Vec::new(),
         }
     }
 
@@ -48,6 +51,13 @@ impl CommandLine {
 /// As one could paste it into a shell.
 impl fmt::Display for CommandLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in &self.variables {
+            write!(
+                f,
+                "{name}={} ",
+                shell_word(OsStr::new(value)).to_string_lossy()
+            )?;
+        }
         f.write_str(self.program)?;
         for word in &self.arguments {
             write!(f, " {}", shell_word(word).to_string_lossy())?;

@@ -3,7 +3,8 @@
 //! One thread waits for signals and children alike, in one `poll`. The handlers are there before the first child is, so no
 //! signal is lost; a child is signalled only until it has been waited for, so no foreign process ever is. Children stay in
 //! our process group (the agent's), so that whatever ends the job ends them; their standard input is `/dev/null`, because
-//! the agent's may be a terminal that nobody types at.
+//! the agent's may be a terminal that nobody types at. One process or several: [`Supervisor::run`] waits for one to its end,
+//! [`Supervisor::watch`] for the next thing that any of several does.
 //!
 //! This module does not know what the programs do, only how they may be stopped ([`OnStop`]).
 
@@ -13,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -157,17 +158,92 @@ impl Supervisor {
         on_stop: OnStop,
         stderr: &mut impl Write,
     ) -> Result<Finished, Failure> {
-        self.check()?;
-        self.log.debug(format_args!("$ {line}"));
-        let mut child = spawn(line)?;
-        let finished = self.wait_for(&mut child, on_stop, stderr);
-        if finished.is_err() {
-            // Nothing that we have started outlives us, whatever is wrong with waiting for it.
-            let _ = child.kill();
-            let _ = child.wait();
+        let mut running = [self.start(line, on_stop)?];
+        while running[0].ended.is_none() {
+            self.watch(&mut running, None, |_, bytes| {
+                let _ = stderr.write_all(bytes);
+            })?;
         }
         self.check_stopped()?;
-        finished.classify(Class::Surroundings, || format!("cannot wait for `{line}`"))
+        let [running] = running;
+        Ok(running.finished())
+    }
+
+    /// Starts a program. It is [watched](Self::watch) from then on; dropped before it has ended, it is killed.
+    ///
+    /// # Errors
+    /// The program is missing (69) or cannot be started (75); or a signal has asked us to end (128 + n).
+    pub fn start(&mut self, line: &CommandLine, on_stop: OnStop) -> Result<Running, Failure> {
+        self.check()?;
+        self.log.debug(format_args!("$ {line}"));
+        Running::new(spawn(line)?, on_stop)
+            .classify(Class::Surroundings, || format!("cannot wait for `{line}`"))
+    }
+
+    /// Waits until one of the programs says something or ends, a signal comes, or it is `until`. What they say on standard
+    /// error is given to `hear`, with their number; what has ended has [`Running::ended`].
+    ///
+    /// Once a signal has asked us to end, all of them are being stopped: whoever calls this goes on until they have ended.
+    ///
+    /// # Errors
+    /// The system refuses to wait (75).
+    pub fn watch(
+        &mut self,
+        running: &mut [Running],
+        until: Option<Instant>,
+        mut hear: impl FnMut(usize, &[u8]),
+    ) -> Result<(), Failure> {
+        let again = self.notice_signals();
+        for one in running.iter_mut().filter(|one| one.ended.is_none()) {
+            if again || self.stop.is_some() && one.stopping.is_none() {
+                one.tell_again(GRACE);
+            }
+            one.tell();
+        }
+        let watched = self.watch_once(running, until, &mut hear);
+        watched.classify(Class::Surroundings, || {
+            "cannot wait for what was started".into()
+        })
+    }
+
+    fn watch_once(
+        &mut self,
+        running: &mut [Running],
+        until: Option<Instant>,
+        hear: &mut impl FnMut(usize, &[u8]),
+    ) -> anyhow::Result<()> {
+        let mut anything = false;
+        for (number, one) in running.iter_mut().enumerate() {
+            anything |= one.look(|bytes| hear(number, bytes))?;
+        }
+        if anything {
+            return Ok(());
+        }
+        let mut waited_for = vec![PollFd::new(
+            self.signals.get_read().as_fd(),
+            PollFlags::POLLIN,
+        )];
+        waited_for.extend(
+            running
+                .iter()
+                .flat_map(Running::pipes)
+                .map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)),
+        );
+        let next = running
+            .iter()
+            .filter(|one| one.ended.is_none())
+            .filter_map(|one| one.stopping.map(|stopping| stopping.next))
+            .chain(until)
+            .min();
+        let timeout = next.map_or(PollTimeout::NONE, |next| {
+            // Rounded up, so that the time is over when this returns.
+            let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut waited_for, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits for `pause`, or until a signal asks us to end.
@@ -228,79 +304,150 @@ impl Supervisor {
         }
         stopping
     }
+}
 
-    fn wait_for(
-        &mut self,
-        child: &mut Child,
-        on_stop: OnStop,
-        stderr: &mut impl Write,
-    ) -> anyhow::Result<Finished> {
-        let mut stdout = Vec::new();
-        let mut out = child.stdout.take();
-        let mut err = child.stderr.take();
-        set_nonblocking(out.as_ref())?;
-        set_nonblocking(err.as_ref())?;
-        let pid =
-            Pid::from_raw(i32::try_from(child.id()).context("a process number that is none")?);
-        // Since when the child is being stopped, and when it is told next.
-        let mut stopping: Option<(Instant, Instant)> = None;
-        loop {
-            if self.notice_signals() || self.stop.is_some() && stopping.is_none() {
-                let now = Instant::now();
-                stopping = Some((stopping.map_or(now, |(since, _)| since), now));
-            }
-            if let Some((since, next)) = stopping
-                && next <= Instant::now()
-            {
-                let late = since.elapsed() >= GRACE;
-                let signal = match on_stop {
-                    OnStop::TermThenKill if late => Signal::SIGKILL,
-                    _ => Signal::SIGTERM,
-                };
-                if late && on_stop == OnStop::Term {
-                    kill_children_of(pid);
-                }
-                // The child has not been waited for, so this number is still its own. Where it has ended already, there is
-                // nothing to do about the error.
-                let _ = kill(pid, signal);
-                stopping = Some((since, Instant::now() + REPEAT));
-            }
-            // Ended first, drained second: what the child wrote is then complete. What its own children may still write is
-            // not waited for.
-            let ended = child.try_wait()?;
-            let at_most = if ended.is_some() {
-                usize::MAX
-            } else {
-                READ_AT_ONCE
-            };
-            drain(&mut out, &mut stdout, at_most);
-            drain(&mut err, stderr, at_most);
-            if let Some(status) = ended {
-                return Ok(Finished {
-                    ending: status.into(),
-                    stdout,
-                });
-            }
-            let mut waited_for = vec![PollFd::new(
-                self.signals.get_read().as_fd(),
-                PollFlags::POLLIN,
-            )];
-            waited_for.extend(
-                [out.as_ref().map(AsFd::as_fd), err.as_ref().map(AsFd::as_fd)]
-                    .into_iter()
-                    .flatten()
-                    .map(|pipe: BorrowedFd<'_>| PollFd::new(pipe, PollFlags::POLLIN)),
-            );
-            let timeout = stopping.map_or(PollTimeout::NONE, |(_, next)| {
-                // Rounded up, so that the time is over when this returns.
-                let left =
-                    next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-            });
-            match poll(&mut waited_for, timeout) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+/// A program that was started.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    pid: Pid,
+    out: Option<ChildStdout>,
+    err: Option<ChildStderr>,
+    stdout: Vec<u8>,
+    on_stop: OnStop,
+    stopping: Option<Stopping>,
+    /// How it ended, once it has; what it wrote has been heard then.
+    pub ended: Option<Ending>,
+}
+
+/// A program that was told to end.
+#[derive(Debug, Clone, Copy)]
+struct Stopping {
+    since: Instant,
+    /// When it is told again.
+    next: Instant,
+    /// How long it has to end by itself.
+    grace: Duration,
+}
+
+impl Running {
+    fn new(mut child: Child, on_stop: OnStop) -> anyhow::Result<Self> {
+        let running = Self {
+            pid: Pid::from_raw(i32::try_from(child.id()).context("a process number that is none")?),
+            out: child.stdout.take(),
+            err: child.stderr.take(),
+            child,
+            stdout: Vec::new(),
+            on_stop,
+            stopping: None,
+            ended: None,
+        };
+        set_nonblocking(running.out.as_ref())?;
+        set_nonblocking(running.err.as_ref())?;
+        Ok(running)
+    }
+
+    /// Tells it to end, as [`OnStop`] says, and that it has `grace` to do so by itself.
+    pub fn stop(&mut self, grace: Duration) {
+        self.tell_again(grace);
+        self.tell();
+    }
+
+    /// Whether it was told to end.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    /// Its process number, which is nobody else's until it has ended.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn finished(mut self) -> Finished {
+        Finished {
+            ending: self.ended.unwrap_or(Ending::Exited(0)),
+            stdout: std::mem::take(&mut self.stdout),
+        }
+    }
+
+    fn tell_again(&mut self, grace: Duration) {
+        let now = Instant::now();
+        self.stopping = Some(Stopping {
+            since: self.stopping.map_or(now, |stopping| stopping.since),
+            next: now,
+            grace: self
+                .stopping
+                .map_or(grace, |stopping| stopping.grace.min(grace)),
+        });
+    }
+
+    /// Signals it, if that is due.
+    fn tell(&mut self) {
+        let now = Instant::now();
+        let Some(stopping) = self
+            .stopping
+            .as_mut()
+            .filter(|stopping| stopping.next <= now)
+        else {
+            return;
+        };
+        let late = stopping.since.elapsed() >= stopping.grace;
+        let signal = match self.on_stop {
+            OnStop::TermThenKill if late => Signal::SIGKILL,
+            _ => Signal::SIGTERM,
+        };
+        if late && self.on_stop == OnStop::Term {
+            kill_children_of(self.pid);
+        }
+        stopping.next = now + REPEAT.min(stopping.grace.max(Duration::from_millis(10)));
+        // It has not been waited for, so this number is still its own. Where it has ended already, there is nothing to do
+        // about the error.
+        let _ = kill(self.pid, signal);
+    }
+
+    /// Reads what there is, and sees whether it has ended. Says whether that is news.
+    fn look(&mut self, mut hear: impl FnMut(&[u8])) -> anyhow::Result<bool> {
+        if self.ended.is_some() {
+            return Ok(false);
+        }
+        // Ended first, drained second: what the child wrote is then complete. What its own children may still write is
+        // not waited for.
+        let ended = self.child.try_wait()?;
+        let at_most = if ended.is_some() {
+            usize::MAX
+        } else {
+            READ_AT_ONCE
+        };
+        let stdout = &mut self.stdout;
+        let read = drain(
+            &mut self.out,
+            |bytes| stdout.extend_from_slice(bytes),
+            at_most,
+        ) | drain(&mut self.err, &mut hear, at_most);
+        self.ended = ended.map(Ending::from);
+        Ok(read || self.ended.is_some())
+    }
+
+    fn pipes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let running = self.ended.is_none();
+        [
+            self.out.as_ref().map(AsFd::as_fd),
+            self.err.as_ref().map(AsFd::as_fd),
+        ]
+        .into_iter()
+        .flatten()
+        .filter(move |_| running)
+    }
+}
+
+impl Drop for Running {
+    /// Nothing that we have started outlives us, whatever went wrong with waiting for it.
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
         }
     }
 }
@@ -328,7 +475,8 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
         .args(&line.arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .stderr(Stdio::piped())
+        .envs(line.variables.iter().map(|(name, value)| (name, value)));
     if let Some(folder) = &line.folder {
         command.current_dir(folder);
     }
@@ -357,31 +505,27 @@ fn set_nonblocking(pipe: Option<&impl AsFd>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads what there is, up to about `at_most` bytes, and gives the pipe up at its end.
-fn drain(pipe: &mut Option<impl io::Read>, to: &mut impl Write, at_most: usize) {
-    let Some(reader) = pipe else { return };
+/// Reads what there is, up to about `at_most` bytes, and gives the pipe up at its end. Says whether there was anything.
+fn drain(pipe: &mut Option<impl io::Read>, mut to: impl FnMut(&[u8]), at_most: usize) -> bool {
     let mut buffer = [0; 16 << 10];
     // Once the child has ended only what is in the pipe is left, unless its own children go on writing: they are not
     // waited for.
     let mut left = at_most.min(PIPE_AT_MOST);
-    while left > 0 {
+    let mut any = false;
+    while let Some(reader) = pipe.as_mut().filter(|_| left > 0) {
         match reader.read(&mut buffer) {
-            Ok(0) => {
-                *pipe = None;
-                return;
-            }
+            Ok(0) => *pipe = None,
             Ok(n) => {
-                let _ = to.write_all(&buffer[..n]);
+                to(&buffer[..n]);
                 left = left.saturating_sub(n);
+                any = true;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => {
-                *pipe = None;
-                return;
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(_) => *pipe = None,
         }
     }
+    any
 }
 
 /// The signals we were started to ignore. Where there is no `/proc` (macOS) none are known, and ours are installed.

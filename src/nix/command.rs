@@ -127,6 +127,37 @@ pub fn show_value(evaluation: &Evaluation, locked: Option<&str>, options: &Optio
     evaluating("nix-instantiate", &["--eval"], evaluation, locked, options)
 }
 
+/// Walks the targets below `evaluation`, and says on standard error what it finds (walk.nix). Writes their `.drv`s, which
+/// `--eval` alone would not.
+///
+/// `settings` is what walk.nix takes, as JSON; `heap` the size of the heap that the evaluator begins with, in bytes: growing
+/// to it step by step costs as much again as the evaluation.
+#[must_use]
+pub fn walk(
+    evaluation: &Evaluation,
+    settings: &str,
+    locked: Option<&str>,
+    heap: u64,
+    options: &Options,
+) -> CommandLine {
+    let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
+    command
+        .arguments
+        .extend(evaluation.walking(settings, locked));
+    command.folder = Some(evaluation.folder.clone());
+    command
+        .variables
+        .push(("GC_INITIAL_HEAP_SIZE", heap.to_string()));
+    command
+}
+
+/// Prints the system that Nix builds for here, as JSON.
+#[must_use]
+pub fn current_system(options: &Options) -> CommandLine {
+    let arguments = ["--eval", "--json", "-E", "builtins.currentSystem"];
+    command("nix-instantiate", &arguments, options)
+}
+
 /// Prints where a flake is, as JSON, and writes no lock file.
 #[must_use]
 pub fn flake_metadata(flake: &str, folder: &Path, options: &Options) -> CommandLine {

@@ -9,6 +9,10 @@ use super::AttrPath;
 use super::attr_path::string_literal;
 use crate::paths::without_dots;
 
+const CALL: &str = include_str!("call.nix");
+const SELECT: &str = include_str!("select.nix");
+const WALK: &str = include_str!("walk.nix");
+
 /// Where a Nix expression comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -146,6 +150,14 @@ impl Evaluation {
             }
             (_, None) => push(&["-E", &self.selected(locked)]),
         }
+        arguments.extend(self.surroundings());
+        arguments
+    }
+
+    /// What decides how an expression is evaluated, besides itself.
+    fn surroundings(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
         if matches!(self.source, Source::Flake(_)) {
             push(&[
                 "--extra-experimental-features",
@@ -167,9 +179,16 @@ impl Evaluation {
         arguments
     }
 
-    /// Nix calls this with the automatic arguments, and so hands them to us; but `nix-instantiate --eval` does so only where
-    /// there are any (measured).
     fn selected(&self, locked: Option<&str>) -> String {
+        self.applied(&format!("nix: ({SELECT}) nix.call"), locked)
+    }
+
+    /// An expression that applies `function` to Nix's way of calling (`{ call, given }`: the function, and the automatic
+    /// arguments), to the root, and to the names of the attribute path.
+    ///
+    /// Nix calls it with the automatic arguments, and so hands them to us; but `nix-instantiate --eval` does so only where
+    /// there are any (measured).
+    fn applied(&self, function: &str, locked: Option<&str>) -> String {
         let names: Vec<String> = self
             .attr
             .names()
@@ -181,11 +200,23 @@ impl Evaluation {
             [..] => ("{ ... }@arguments: ", "arguments"),
         };
         format!(
-            "(select: root: names: {called}select {arguments} root names)\n(\n{})\n(\n{}\n)\n[ {} ]",
-            include_str!("select.nix"),
+            "(function: call: root: names: {called}function {{ call = call {arguments}; given = {arguments}; }} root names)\n\
+             (\n{function}\n)\n(\n{CALL}\n)\n(\n{}\n)\n[ {} ]",
             self.root(locked),
             names.join(" ")
         )
+    }
+
+    /// The arguments with which `nix-instantiate --eval` walks the targets below this: walk.nix, with these `settings` as
+    /// JSON.
+    pub(super) fn walking(&self, settings: &str, locked: Option<&str>) -> Vec<OsString> {
+        let walk = format!(
+            "nix: root: names: ({WALK}) (builtins.fromJSON {}) nix (({SELECT}) nix.call root names)",
+            string_literal(settings)
+        );
+        let mut arguments = vec!["-E".into(), self.applied(&walk, locked).into()];
+        arguments.extend(self.surroundings());
+        arguments
     }
 
     /// An expression for the value that the attribute path starts at.

@@ -1,25 +1,7 @@
 # What Nix does with `-A`, for the names that `-A` has no spelling for: one that holds a quote, an empty one, a number that
-# names an attribute of a set. Takes the automatic arguments (`--arg`, `--argstr`), the root, and the exact names.
-arguments: root: names:
+# names an attribute of a set. Takes Nix's way to call (call.nix), the root, and the exact names.
+call: root: names:
 let
-  # `x: …` is left alone where `{ x }: …` is called, and `{ … }: …` gets every argument there is.
-  # functionArgs cannot tell these apart; the XML form of a function, which evaluates nothing, can.
-  pattern = function: builtins.match ".*<attrspat([^>]*)>.*" (builtins.toXML function);
-
-  call =
-    value:
-    if builtins.isAttrs value && value ? __functor then
-      call (value.__functor value)
-    else if builtins.isFunction value && pattern value != null then
-      value (
-        if builtins.match ".*ellipsis.*" (builtins.head (pattern value)) != null then
-          arguments
-        else
-          builtins.intersectAttrs (builtins.functionArgs value) arguments
-      )
-    else
-      value;
-
   below =
     value: name:
     let

@@ -1,0 +1,329 @@
+# Finds the targets below a value, and says what it does in lines of `builtins.trace`: the one output that every Nix writes at
+# once, and that an expression cannot take back. Whoever reads them knows at each death which attribute was under way.
+#
+# An attribute is known by its number among its siblings, and a path of attributes by their numbers (`/3/0/2`): a name need not
+# be UTF-8, and would not survive being printed. Each line is a marker that no repository can guess, a word, a path, and text:
+#
+#   begin  PATH NAME     this attribute is looked at now (a line break in its name is \n, a backslash \\)
+#   out    PATH          it is one of those that are left out
+#   set    PATH COUNT    it is a set or a list, and its attributes come next
+#   target PATH JSON     it is a derivation
+#   broken PATH          it throws; what it says is known only to who does not catch it
+#   refuse PATH TEXT     its metadata is no data
+#   deep   PATH          it is nested too deeply: sets go round in a circle, or never end
+#   no     PATH TYPE     the root is none of these
+#   end                  that was all
+{
+  # Begins each line.
+  marker,
+  # What to look at: null for the root and all below it, or spans of attributes: { at = [ 3 0 ]; from = 2; to = 7; count = 9; }
+  # are those from 2 up to 7 (null: to the last) below the attribute /3/0, which has 9.
+  start,
+  # Attribute paths that are left out, relative to the root, `*` for one name.
+  exclude,
+  # Whether every set is walked.
+  all,
+  # Null; or the systems that count, and then the root is a flake's outputs.
+  systems,
+  # Whether `meta.buildkite` is looked at.
+  buildkite,
+  # Whether what throws is caught: then the next attribute costs no new process.
+  catch,
+}:
+let
+  # A cycle of sets would never end.
+  deepest = 32;
+
+  say =
+    word: at: text:
+    builtins.trace "${marker} ${word} ${at} ${text}" null;
+
+  # `{ x }: …` without a value for x is no target, and no mistake either: a library is full of them.
+  called =
+    call: value:
+    if
+      builtins.isFunction value
+      && builtins.any (name: !(builtins.functionArgs value).${name} && !(call.given ? ${name})) (
+        builtins.attrNames (builtins.functionArgs value)
+      )
+    then
+      value
+    else
+      call.call value;
+
+  # ---- metadata: what is left of it is data, and not too much of it
+
+  refused = text: { inherit text; };
+
+  # Gives { data; left; }: the data without string context, and how many bytes may still come; or { text; }, why not.
+  clean =
+    where: depth: left: value:
+    let
+      type = builtins.typeOf value;
+      scalar =
+        size: data:
+        if size > left then
+          refused "meta holds more than 64 KiB"
+        else
+          {
+            inherit data;
+            left = left - size;
+          };
+      each =
+        name: item: soFar:
+        if soFar ? text then
+          soFar
+        else
+          let
+            one = clean "${where}.${name}" (depth + 1) soFar.left item;
+          in
+          if one ? text then
+            one
+          else
+            {
+              inherit (one) left;
+              data = soFar.data ++ [
+                {
+                  inherit name;
+                  value = one.data;
+                }
+              ];
+            };
+      nothing = {
+        data = [ ];
+        left = left - 8;
+      };
+    in
+    if left < 8 then
+      refused "meta holds more than 64 KiB"
+    else if depth > 16 then
+      refused "${where} is nested deeper than 16 levels"
+    else if type == "null" || type == "bool" || type == "int" then
+      scalar 8 value
+    else if type == "float" then
+      if value - value == 0.0 then scalar 24 value else refused "${where} is not a finite number"
+    else if type == "string" then
+      scalar (8 + builtins.stringLength value) (builtins.unsafeDiscardStringContext value)
+    else if type == "list" then
+      let
+        items = builtins.foldl' (
+          soFar: index: each (toString index) (builtins.elemAt value index) soFar
+        ) nothing (builtins.genList (index: index) (builtins.length value));
+      in
+      if items ? text then items else items // { data = map (item: item.value) items.data; }
+    else if type == "set" then
+      if value.type or null == "derivation" || value ? outPath || value ? __toString then
+        refused "${where} is a derivation, or made to be a string: no data"
+      else
+        let
+          # A name costs as much as a string.
+          items = builtins.foldl' (
+            soFar: name:
+            each name value.${name} (
+              if soFar ? text then soFar else soFar // { left = soFar.left - builtins.stringLength name; }
+            )
+          ) nothing (builtins.attrNames value);
+        in
+        if items ? text then items else items // { data = builtins.listToAttrs items.data; }
+    else
+      refused "${where} is a ${type}: no data";
+
+  # Touches these three attributes of `meta` and no other.
+  metadata =
+    value:
+    let
+      meta = value.meta or { };
+      wanted = builtins.filter (name: meta ? ${name}) (
+        (if buildkite then [ "buildkite" ] else [ ])
+        ++ [
+          "description"
+          "timeout"
+        ]
+      );
+      one =
+        soFar: name:
+        if soFar ? text then
+          soFar
+        else
+          let
+            data = clean "meta.${name}" 1 soFar.left meta.${name};
+          in
+          if data ? text then
+            data
+          else
+            {
+              inherit (data) left;
+              data = soFar.data // {
+                ${name} = data.data;
+              };
+            };
+    in
+    if builtins.isAttrs meta then
+      builtins.foldl' one {
+        data = { };
+        left = 65536;
+      } wanted
+    else
+      { data = { }; };
+
+  # ---- walking
+
+  # What an attribute is. Everything that may throw is forced here.
+  classify =
+    call: here: value':
+    let
+      value = (if here.at == "" then call.call else called call) value';
+      meta = metadata value;
+      json = builtins.toJSON {
+        drv = builtins.unsafeDiscardStringContext value.drvPath;
+        meta = meta.data;
+      };
+      set = names: get: builtins.seq (builtins.length names) { inherit names get; };
+    in
+    if builtins.isAttrs value then
+      if value.type or null == "derivation" then
+        if here.systems != null && !builtins.elem (value.system or null) here.systems then
+          { no = "set"; }
+        else if meta ? text then
+          { inherit (meta) text; }
+        else
+          builtins.seq json { inherit json; }
+      else if here.walk > 0 || all || value.recurseForDerivations or false == true then
+        set (builtins.attrNames value) (name: value.${name})
+      else
+        { no = "set"; }
+    else if builtins.isList value then
+      set (map toString (builtins.genList (index: index) (builtins.length value))) (
+        index: builtins.elemAt value (builtins.fromJSON index)
+      )
+    else
+      { no = builtins.typeOf value; };
+
+  # Where the attribute `index` of `set` is.
+  step =
+    here: set: index:
+    let
+      name = builtins.elemAt set.names index;
+      jobs = systems != null && here.at == "" && name == "hydraJobs";
+    in
+    {
+      inherit name;
+      at = "${here.at}/${toString index}";
+      depth = here.depth + 1;
+      # How many levels of sets are walked whatever they say.
+      walk = if jobs then deepest else here.walk - 1;
+      # Which systems count below it; what stands below a system's name has been chosen by it.
+      systems = if jobs then systems else here.systems;
+      # What is left of the paths that are left out.
+      exclude = map builtins.tail (
+        builtins.filter (path: builtins.head path == "*" || builtins.head path == name) here.exclude
+      );
+    };
+
+  root = {
+    at = "";
+    depth = 0;
+    walk = if systems != null then 3 else 1;
+    systems = null;
+    exclude = builtins.filter (path: path != [ ]) exclude;
+  };
+
+  attributes =
+    call: here: set: from: to:
+    builtins.foldl' (_: index: attribute call (step here set index) (set.get (builtins.elemAt set.names index))) null (
+      builtins.genList (index: index + from) (if to > from then to - from else 0)
+    );
+
+  attribute =
+    call: here: value:
+    if builtins.elem [ ] here.exclude then
+      say "out" here.at ""
+    else
+      builtins.seq (say "begin" here.at (
+        builtins.replaceStrings [ "\\" "\n" ] [ "\\\\" "\\n" ] here.name
+      )) (visit call here value);
+
+  visit =
+    call: here: value:
+    let
+      tried =
+        if catch && here.at != "" then
+          builtins.tryEval (classify call here value)
+        else
+          {
+            success = true;
+            value = classify call here value;
+          };
+      found = tried.value;
+    in
+    if !tried.success then
+      say "broken" here.at ""
+    else if found ? json then
+      say "target" here.at found.json
+    else if found ? text then
+      say "refuse" here.at (builtins.replaceStrings [ "\n" ] [ " " ] found.text)
+    else if found ? names then
+      if here.depth >= deepest then
+        say "deep" here.at ""
+      else
+        let
+          count = builtins.length found.names;
+        in
+        builtins.seq (say "set" here.at (toString count)) (attributes call here found 0 count)
+    else if here.at == "" then
+      say "no" "" found.no
+    else
+      null;
+
+  # Goes down to where a span begins, without a word.
+  span =
+    call: value:
+    { at, from, to, count }:
+    let
+      down =
+        { here, set }:
+        index:
+        let
+          below = step here set index;
+        in
+        {
+          here = below;
+          set = classify call below (set.get below.name);
+        };
+      parent = builtins.foldl' down {
+        here = root;
+        set = classify call root value;
+      } at;
+      found = builtins.length parent.set.names;
+    in
+    if found != count then
+      throw "evaluated twice, the set at ${parent.here.at} has ${toString count} attributes first, and ${toString found} then"
+    else
+      attributes call parent.here parent.set from (if to == null then count else to);
+
+  # A flake's outputs that are targets, where nobody has named any.
+  ofFlake =
+    outputs:
+    let
+      ours = builtins.listToAttrs (
+        map (name: {
+          inherit name;
+          value = null;
+        }) systems
+      );
+      of =
+        name:
+        if outputs ? ${name} then { ${name} = builtins.intersectAttrs ours outputs.${name}; } else { };
+    in
+    of "checks" // of "packages" // (if outputs ? hydraJobs then { inherit (outputs) hydraJobs; } else { });
+in
+call: value':
+let
+  value = if systems == null then value' else ofFlake value';
+in
+builtins.seq (
+  if start == null then
+    visit call root value
+  else
+    builtins.foldl' (_: one: span call value one) null start
+) (say "end" "" "")

@@ -1,0 +1,215 @@
+//! The walker's side of the conversation, as data: what it is told (walk.nix), and the lines in which it answers.
+
+use serde::{Deserialize, Serialize};
+
+use super::Meta;
+use super::spans::{Path, Span};
+use crate::keys::Keys;
+use crate::nix::AttrPath;
+
+/// What the walker is told.
+#[derive(Debug, Serialize)]
+pub(super) struct Settings<'a> {
+    pub(super) marker: &'a str,
+    /// Nothing: the root, and all below it.
+    pub(super) start: Option<&'a [Span]>,
+    /// Relative to the root of the walk.
+    pub(super) exclude: &'a [Vec<String>],
+    pub(super) all: bool,
+    pub(super) systems: Option<&'a [String]>,
+    pub(super) buildkite: bool,
+    pub(super) catch: bool,
+}
+
+impl Settings<'_> {
+    pub(super) fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// What the walker says.
+#[derive(Debug, PartialEq)]
+pub(super) enum Said {
+    /// This attribute, with this name, is looked at now.
+    Begin(Path, Name),
+    /// It is left out.
+    Out(Path),
+    /// It is a set or a list of so many.
+    Set(Path, u32),
+    /// It is a derivation.
+    Target(Path, Result<Described, String>),
+    /// It throws, and was caught.
+    Broken(Path),
+    /// Its metadata is no data: the end of a sentence.
+    Refused(Path, String),
+    /// It is nested too deeply.
+    Deep(Path),
+    /// The root is nothing that could hold targets, but one of this type.
+    No(String),
+    /// That was all.
+    End,
+}
+
+/// The name of an attribute, which need not be UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Name {
+    pub(super) text: String,
+    pub(super) is_utf8: bool,
+}
+
+/// A derivation, as the walker describes it.
+#[derive(Debug, PartialEq, Deserialize)]
+pub(super) struct Described {
+    pub(super) drv: String,
+    #[serde(default)]
+    pub(super) meta: DescribedMeta,
+}
+
+/// Its metadata: any data at all.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+pub(super) struct DescribedMeta {
+    buildkite: Option<serde_json::Value>,
+    timeout: Option<serde_json::Value>,
+    description: Option<serde_json::Value>,
+}
+
+impl DescribedMeta {
+    /// What it means. An odd description is nobody's business; an odd timeout would be no timeout.
+    pub(super) fn read(self) -> Result<Meta, String> {
+        let buildkite = match self.buildkite {
+            None | Some(serde_json::Value::Null) => None,
+            Some(serde_json::Value::Object(keys)) => Some::<Keys>(keys),
+            Some(_) => return Err("meta.buildkite is no set".into()),
+        };
+        let timeout = match self.timeout {
+            None | Some(serde_json::Value::Null) => None,
+            Some(value) => Some(value.as_u64().filter(|seconds| *seconds > 0).ok_or_else(
+                || format!("meta.timeout is {value}, and must be a whole number of seconds"),
+            )?),
+        };
+        let description = self
+            .description
+            .and_then(|value| value.as_str().map(str::to_owned));
+        Ok(Meta {
+            buildkite,
+            timeout,
+            description,
+        })
+    }
+}
+
+/// Reads a line of the walker's. `None`: it is somebody else's.
+pub(super) fn read(line: &[u8], marker: &str) -> Option<Said> {
+    // In front of it stands what Nix makes of a trace, which may be coloured.
+    const BEFORE: usize = 64;
+    let marker = marker.as_bytes();
+    let at = line
+        .get(..line.len().min(BEFORE))?
+        .windows(marker.len())
+        .position(|part| part == marker)?;
+    let mut parts = line[at + marker.len()..]
+        .strip_prefix(b" ")?
+        .splitn(3, |byte| *byte == b' ');
+    let word = parts.next()?;
+    let path = Path::parse(std::str::from_utf8(parts.next()?).ok()?)?;
+    let rest = parts.next().unwrap_or_default();
+    let text = || String::from_utf8_lossy(rest).into_owned();
+    Some(match word {
+        b"begin" => Said::Begin(path, name(rest)),
+        b"out" => Said::Out(path),
+        b"set" => Said::Set(path, text().parse().ok()?),
+        b"target" => Said::Target(
+            path,
+            serde_json::from_slice(rest)
+                .map_err(|error| format!("its metadata cannot be read: {error}")),
+        ),
+        b"broken" => Said::Broken(path),
+        b"refuse" => Said::Refused(path, text()),
+        b"deep" => Said::Deep(path),
+        b"no" => Said::No(text()),
+        b"end" => Said::End,
+        _ => return None,
+    })
+}
+
+fn name(escaped: &[u8]) -> Name {
+    let mut bytes = Vec::with_capacity(escaped.len());
+    let mut rest = escaped.iter();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'\\' => match rest.next() {
+                Some(b'n') => b'\n',
+                _ => b'\\',
+            },
+            byte => *byte,
+        });
+    }
+    let is_utf8 = std::str::from_utf8(&bytes).is_ok();
+    Name {
+        text: String::from_utf8_lossy(&bytes).into_owned(),
+        is_utf8,
+    }
+}
+
+/// The exclusions below `root`, relative to it; what lies elsewhere excludes nothing.
+pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<String>> {
+    let below = |path: &AttrPath| {
+        let (names, root) = (path.names(), root.names());
+        let inside = names.len() > root.len()
+            && root
+                .iter()
+                .zip(names)
+                .all(|(root, name)| name == "*" || name == root);
+        inside.then(|| names[root.len()..].to_vec())
+    };
+    exclude.iter().filter_map(below).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> Path {
+        Path::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_the_walkers_only_behind_its_marker() {
+        assert_eq!(read(b"trace: M end  ", "M"), Some(Said::End));
+        assert_eq!(read(b"\x1b[35mtrace:\x1b[0m M out /3 ", "M"), Some(Said::Out(path("/3"))));
+        for other in ["trace: N end  ", "warning: M", "M", "", "trace: M what /1 ", "trace: M set /x 1"] {
+            assert_eq!(read(other.as_bytes(), "M"), None, "{other}");
+        }
+        let far = format!("{}M end  ", "x".repeat(100));
+        assert_eq!(read(far.as_bytes(), "M"), None);
+    }
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let said = |text: &[u8]| match read(&[b"trace: M begin /1 ", text].concat(), "M") {
+            Some(Said::Begin(_, name)) => name,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(said(b"a\\nb \\\\n").text, "a\nb \\n");
+        assert_eq!(said(b"").text, "");
+        assert!(said("ä".as_bytes()).is_utf8);
+        assert!(!said(b"\xff").is_utf8);
+    }
+
+    #[test]
+    fn an_exclusion_counts_below_the_root_of_the_walk() {
+        let paths = ["a.b", "a.b.c", "*.b.d.*", "x.y", "a"].map(|path| AttrPath::parse(path).unwrap());
+        let root = AttrPath::parse("a.b").unwrap();
+        assert_eq!(exclusions(&paths, &root), [vec!["c"], vec!["d", "*"]]);
+    }
+
+    #[test]
+    fn a_timeout_that_is_none_is_refused() {
+        let meta = |json: &str| serde_json::from_str::<DescribedMeta>(json).unwrap().read();
+        assert_eq!(meta(r#"{"timeout":60}"#).unwrap().timeout, Some(60));
+        assert_eq!(meta("{}").unwrap(), Meta::default());
+        for wrong in [r#"{"timeout":-1}"#, r#"{"timeout":"1h"}"#, r#"{"buildkite":[]}"#] {
+            assert!(meta(wrong).is_err(), "{wrong}");
+        }
+    }
+}
