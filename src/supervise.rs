@@ -283,6 +283,12 @@ impl Supervisor {
         self.check_stopped()
     }
 
+    /// Whether a signal has asked us to end.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_some()
+    }
+
     fn check_stopped(&self) -> Result<(), Failure> {
         let Some(signal) = self.stop else {
             return Ok(());

@@ -195,7 +195,8 @@ fn failed_derivation(error: &str) -> Option<DrvPath> {
 }
 
 /// `line` without the colours that Nix may have given it.
-fn without_colours(line: &str) -> String {
+#[must_use]
+pub fn without_colours(line: &str) -> String {
     let mut plain = String::with_capacity(line.len());
     let mut rest = line;
     while let Some((before, escape)) = rest.split_once("\u{1b}[") {

@@ -17,7 +17,7 @@
   # Begins each line.
   marker,
   # What to look at: null for the root and all below it, or spans of attributes: { at = [ 3 0 ]; from = 2; to = 7; count = 9; }
-  # are those from 2 up to 7 (null: to the last) below the attribute /3/0, which has 9.
+  # are those from 2 on and before 7 below the attribute /3/0, which has 9.
   start,
   # Attribute paths that are left out, relative to the root, `*` for one name.
   exclude,
@@ -299,7 +299,7 @@ let
     if found != count then
       throw "evaluated twice, the set at ${parent.here.at} has ${toString count} attributes first, and ${toString found} then"
     else
-      attributes call parent.here parent.set from (if to == null then count else to);
+      attributes call parent.here parent.set from to;
 
   # A flake's outputs that are targets, where nobody has named any.
   ofFlake =

@@ -3,7 +3,12 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
+mod evaluate;
+mod memory;
+mod progress;
 mod request;
+mod spans;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -14,6 +19,7 @@ use crate::keys::Keys;
 use crate::nix::{AttrPath, DrvPath, StorePath};
 use crate::step::{Host, Place};
 
+pub use evaluate::{Evaluated, Walk};
 pub use request::{Emit, Evaluator, OnError, Recurse, Request, Skip, SkipStyle};
 
 /// What of a target's `meta` a recording looks at. It was cleaned in Nix: nothing but data is left.

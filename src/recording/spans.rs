@@ -34,7 +34,7 @@ impl Path {
     }
 
     /// The sets it lies in, from the root on, and then itself.
-    pub(super) fn from_root(&self) -> impl Iterator<Item = Self> {
+    pub(super) fn with_parents(&self) -> impl Iterator<Item = Self> {
         (0..=self.0.len()).map(|end| Self(self.0[..end].to_vec()))
     }
 }
@@ -150,10 +150,21 @@ pub(super) fn behind(spans: Option<&[Span]>, place: &Place, counts: &Counts) -> 
     left
 }
 
-/// Takes the later half off `spans`, for another process. `None`: there are not two halves.
-pub(super) fn split(spans: &[Span]) -> Option<(Vec<Span>, Vec<Span>)> {
-    let total = length(spans);
-    let mut wanted = total - total / 2;
+/// What of `spans` comes before the attribute `until`, with which one of them once began.
+pub(super) fn before(spans: Vec<Span>, until: &Path) -> Vec<Span> {
+    let mut left = spans;
+    left.retain(|span| span.start() < *until);
+    if let (Some(last), Some((at, number))) = (left.last_mut(), until.split())
+        && last.at == at
+    {
+        last.to = last.to.min(number);
+    }
+    left
+}
+
+/// Takes the later half off `spans`, for another process; the whole, where that is one attribute.
+pub(super) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
+    let mut wanted = length(spans) / 2;
     let mut first = Vec::new();
     let mut second = Vec::new();
     for span in spans {
@@ -174,7 +185,7 @@ pub(super) fn split(spans: &[Span]) -> Option<(Vec<Span>, Vec<Span>)> {
             }
         }
     }
-    (!first.is_empty() && !second.is_empty()).then_some((first, second))
+    (first, second)
 }
 
 /// How many attributes these are, without those of the sets among them.
@@ -254,7 +265,7 @@ mod tests {
                     // Neither it, nor what is below it.
                     Place::At(path) => expected[stop + 1..]
                         .iter()
-                        .filter(|place| !place.path().from_root().any(|above| above == *path))
+                        .filter(|place| !place.path().with_parents().any(|above| above == *path))
                         .cloned()
                         .collect(),
                     Place::Entered(_) => expected[stop + 1..].to_vec(),
@@ -268,12 +279,12 @@ mod tests {
         fn two_halves_are_the_whole_in_its_order(counts in tree(), dice in 0..1000usize) {
             let places = walk(None, &counts);
             let left = behind(None, &places[dice % places.len()], &counts);
-            if let Some((first, second)) = split(&left) {
-                let both = [walk(Some(&first), &counts), walk(Some(&second), &counts)].concat();
-                prop_assert_eq!(both, walk(Some(&left), &counts));
-                prop_assert!(length(&first) >= length(&second) && length(&first) <= length(&second) + 1);
-            } else {
-                prop_assert!(length(&left) < 2);
+            let (first, second) = split(&left);
+            let both = [walk(Some(&first), &counts), walk(Some(&second), &counts)].concat();
+            prop_assert_eq!(both, walk(Some(&left), &counts));
+            prop_assert!(length(&first) <= length(&second) && length(&second) <= length(&first) + 1);
+            if let Some(until) = start(&second) {
+                prop_assert_eq!(before(left, &until), first);
             }
         }
     }

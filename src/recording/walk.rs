@@ -176,8 +176,18 @@ mod tests {
     #[test]
     fn a_line_is_the_walkers_only_behind_its_marker() {
         assert_eq!(read(b"trace: M end  ", "M"), Some(Said::End));
-        assert_eq!(read(b"\x1b[35mtrace:\x1b[0m M out /3 ", "M"), Some(Said::Out(path("/3"))));
-        for other in ["trace: N end  ", "warning: M", "M", "", "trace: M what /1 ", "trace: M set /x 1"] {
+        assert_eq!(
+            read(b"\x1b[35mtrace:\x1b[0m M out /3 ", "M"),
+            Some(Said::Out(path("/3")))
+        );
+        for other in [
+            "trace: N end  ",
+            "warning: M",
+            "M",
+            "",
+            "trace: M what /1 ",
+            "trace: M set /x 1",
+        ] {
             assert_eq!(read(other.as_bytes(), "M"), None, "{other}");
         }
         let far = format!("{}M end  ", "x".repeat(100));
@@ -198,7 +208,8 @@ mod tests {
 
     #[test]
     fn an_exclusion_counts_below_the_root_of_the_walk() {
-        let paths = ["a.b", "a.b.c", "*.b.d.*", "x.y", "a"].map(|path| AttrPath::parse(path).unwrap());
+        let paths =
+            ["a.b", "a.b.c", "*.b.d.*", "x.y", "a"].map(|path| AttrPath::parse(path).unwrap());
         let root = AttrPath::parse("a.b").unwrap();
         assert_eq!(exclusions(&paths, &root), [vec!["c"], vec!["d", "*"]]);
     }
@@ -208,7 +219,11 @@ mod tests {
         let meta = |json: &str| serde_json::from_str::<DescribedMeta>(json).unwrap().read();
         assert_eq!(meta(r#"{"timeout":60}"#).unwrap().timeout, Some(60));
         assert_eq!(meta("{}").unwrap(), Meta::default());
-        for wrong in [r#"{"timeout":-1}"#, r#"{"timeout":"1h"}"#, r#"{"buildkite":[]}"#] {
+        for wrong in [
+            r#"{"timeout":-1}"#,
+            r#"{"timeout":"1h"}"#,
+            r#"{"buildkite":[]}"#,
+        ] {
             assert!(meta(wrong).is_err(), "{wrong}");
         }
     }

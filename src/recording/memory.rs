@@ -1,0 +1,160 @@
+//! How much memory there is, and how much of it a process has. Measured from outside: an evaluator does not know.
+
+use crate::supervise::Supervisor;
+
+/// One MiB, in bytes.
+pub(super) const MIB: u64 = 1 << 20;
+
+/// How much memory is free for what we start, in bytes: the smaller of what the system has available and what is left to our
+/// control group. `None`: nobody says.
+pub(super) fn free(supervisor: &mut Supervisor) -> Option<u64> {
+    let available = system::available(supervisor);
+    [available, system::left_to_control_group()]
+        .into_iter()
+        .flatten()
+        .min()
+}
+
+/// The resident memory of each process, in bytes; none for one that has ended.
+pub(super) fn resident(processes: &[u32], supervisor: &mut Supervisor) -> Vec<Option<u64>> {
+    system::resident(processes, supervisor)
+}
+
+#[cfg(not(target_os = "macos"))]
+mod system {
+    use std::fs::read_to_string;
+    use std::path::{Path, PathBuf};
+
+    use crate::supervise::Supervisor;
+
+    pub(super) fn available(_: &mut Supervisor) -> Option<u64> {
+        kilobytes("/proc/meminfo", "MemAvailable:")
+    }
+
+    pub(super) fn resident(processes: &[u32], _: &mut Supervisor) -> Vec<Option<u64>> {
+        let one = |process: &u32| kilobytes(&format!("/proc/{process}/status"), "VmRSS:");
+        processes.iter().map(one).collect()
+    }
+
+    fn kilobytes(file: &str, name: &str) -> Option<u64> {
+        let text = read_to_string(file).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kilobytes << 10)
+    }
+
+    /// The least that is left in our control group and in those around it.
+    pub(super) fn left_to_control_group() -> Option<u64> {
+        let groups = read_to_string("/proc/self/cgroup").ok()?;
+        groups
+            .lines()
+            .filter_map(|line| {
+                let mut fields = line.splitn(3, ':').skip(1);
+                let (controllers, path) = (fields.next()?, fields.next()?);
+                let (root, names) = if controllers.is_empty() {
+                    ("/sys/fs/cgroup", ["memory.max", "memory.current"])
+                } else if controllers.split(',').any(|name| name == "memory") {
+                    (
+                        "/sys/fs/cgroup/memory",
+                        ["memory.limit_in_bytes", "memory.usage_in_bytes"],
+                    )
+                } else {
+                    return None;
+                };
+                let folder = PathBuf::from(root).join(path.trim_start_matches('/'));
+                let groups = folder
+                    .ancestors()
+                    .take_while(|group| group.starts_with(root));
+                groups.filter_map(|group| left(group, names)).min()
+            })
+            .min()
+    }
+
+    fn left(group: &Path, [limit, used]: [&str; 2]) -> Option<u64> {
+        let number = |name: &str| {
+            read_to_string(group.join(name))
+                .ok()?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        };
+        // A limit that is none is the word `max`, or a number beyond all memory.
+        let (limit, used) = (number(limit)?, number(used)?);
+        // Files that were read once are given up first.
+        let statistics = read_to_string(group.join("memory.stat")).unwrap_or_default();
+        let cached = statistics
+            .lines()
+            .find_map(|line| line.strip_prefix("inactive_file "))
+            .and_then(|number| number.parse().ok())
+            .unwrap_or(0);
+        Some(limit.saturating_sub(used.saturating_sub(cached)))
+    }
+}
+
+#[cfg(target_os = "macos")]
+mod system {
+    use std::io;
+
+    use crate::command_line::CommandLine;
+    use crate::supervise::{OnStop, Supervisor};
+
+    fn output(supervisor: &mut Supervisor, line: &CommandLine) -> Option<String> {
+        let finished = supervisor.run(line, OnStop::Term, &mut io::sink()).ok()?;
+        Some(finished.text())
+    }
+
+    pub(super) fn available(supervisor: &mut Supervisor) -> Option<u64> {
+        let text = output(supervisor, &CommandLine::new("vm_stat", &[]))?;
+        let size: u64 = text
+            .split_once("page size of ")?
+            .1
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()?;
+        let pages = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().trim_end_matches('.').parse::<u64>().ok()
+        };
+        let free = ["Pages free:", "Pages inactive:", "Pages speculative:"]
+            .into_iter()
+            .filter_map(pages)
+            .sum::<u64>();
+        Some(free * size)
+    }
+
+    pub(super) fn left_to_control_group() -> Option<u64> {
+        None
+    }
+
+    pub(super) fn resident(processes: &[u32], supervisor: &mut Supervisor) -> Vec<Option<u64>> {
+        let list: Vec<String> = processes.iter().map(ToString::to_string).collect();
+        let line = CommandLine::new("ps", &["-o", "pid=,rss=", "-p", &list.join(",")]);
+        let text = output(supervisor, &line).unwrap_or_default();
+        let kilobytes = |process: &u32| {
+            text.lines().find_map(|line| {
+                let mut words = line.split_whitespace();
+                (words.next()? == process.to_string()).then(|| words.next()?.parse::<u64>().ok())?
+            })
+        };
+        processes
+            .iter()
+            .map(|process| kilobytes(process).map(|kilobytes| kilobytes << 10))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Log;
+
+    #[test]
+    fn this_process_has_some_memory_and_more_is_free() {
+        let mut supervisor = Supervisor::install(Log { debug: false }).unwrap();
+        let ours = resident(&[std::process::id(), u32::MAX], &mut supervisor);
+        assert!(ours[0].unwrap() > MIB, "{ours:?}");
+        assert_eq!(ours[1], None);
+        assert!(free(&mut supervisor).unwrap() > MIB);
+    }
+}
