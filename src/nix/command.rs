@@ -151,6 +151,32 @@ pub fn walk(
     command
 }
 
+/// Prints a line of JSON for every target below `evaluation`, by `nix-eval-jobs`, in as many `workers`, each of which begins
+/// anew beyond this much `memory` (MiB).
+#[must_use]
+pub fn eval_jobs(
+    evaluation: &Evaluation,
+    locked: Option<&str>,
+    workers: usize,
+    memory: Option<u64>,
+    all: bool,
+    options: &Options,
+) -> CommandLine {
+    let workers = workers.to_string();
+    let mut arguments = vec!["--meta", "--workers", &workers];
+    let memory = memory.map(|memory| memory.to_string());
+    if let Some(memory) = &memory {
+        arguments.extend(["--max-memory-size", memory]);
+    }
+    if all {
+        arguments.push("--force-recurse");
+    }
+    let mut command = command("nix-eval-jobs", &arguments, options);
+    command.arguments.extend(evaluation.selecting(locked));
+    command.folder = Some(evaluation.folder.clone());
+    command
+}
+
 /// Prints the system that Nix builds for here, as JSON.
 #[must_use]
 pub fn current_system(options: &Options) -> CommandLine {

@@ -219,6 +219,14 @@ impl Evaluation {
         arguments
     }
 
+    /// The arguments with which `nix-eval-jobs` evaluates what is below this: always an expression, for it takes no attribute
+    /// path.
+    pub(super) fn selecting(&self, locked: Option<&str>) -> Vec<OsString> {
+        let mut arguments = vec!["--expr".into(), self.selected(locked).into()];
+        arguments.extend(self.surroundings());
+        arguments
+    }
+
     /// An expression for the value that the attribute path starts at.
     fn root(&self, locked: Option<&str>) -> String {
         match &self.source {

@@ -191,10 +191,7 @@ impl<'a> Walk<'a> {
             None
         };
         // Where nobody knows how much is free, everybody may take what there is.
-        let budget = request.memory.map(|mib| mib * MIB).or_else(|| {
-            let free = memory::free(supervisor)?;
-            Some(free / 4 * 3)
-        });
+        let budget = memory_for_evaluation(request, supervisor);
         Ok(Self {
             request,
             supervisor,
@@ -551,11 +548,13 @@ impl<'a> Walk<'a> {
             Said::Refused(path, why) => self.break_at(&path, Some(why)),
             Said::Deep(path) => {
                 worker.fate = Some(Fate::GivenUp);
+                let mut names = self.attr(&path).0.names().to_vec();
+                names.truncate(self.request.root.attr.names().len() + 6);
                 return Err(Failure::new(
                     Class::Evaluation,
                     format_args!(
-                        "{} lies in too many sets: they go round in a circle, or never end",
-                        self.attr(&path).0
+                        "the sets below {} go round in a circle, or never end",
+                        AttrPath::new(names)
                     ),
                 )
                 .hint(
@@ -694,9 +693,10 @@ impl<'a> Walk<'a> {
     }
 
     fn nothing_evaluates(&self, message: &str) -> Failure {
+        let sentence = in_one_line(message);
         let failure = Failure::new(
             Class::Evaluation,
-            format_args!("{} does not evaluate: {message}", describe(self.request)),
+            format_args!("{} does not evaluate: {sentence}", describe(self.request)),
         );
         if message.contains("without required argument")
             || message.contains("argument without a value")
@@ -868,8 +868,29 @@ fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
     (heard, message)
 }
 
+/// What Nix says, as one sentence, and where it says that it is.
+pub(super) fn in_one_line(message: &str) -> String {
+    let mut lines = message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    let place = lines
+        .filter_map(|line| line.strip_prefix("at "))
+        // Not where that is in an expression of ours.
+        .find(|place| !place.starts_with('«'))
+        .map(|place| place.trim_end_matches(':'));
+    match place {
+        Some(place) if !first.contains(place) => format!("{first}, at {place}"),
+        _ => first.to_owned(),
+    }
+}
+
 /// Whether the store can be asked anything.
-fn store_answers(options: &command::Options, supervisor: &mut Supervisor) -> Result<(), Failure> {
+pub(super) fn store_answers(
+    options: &command::Options,
+    supervisor: &mut Supervisor,
+) -> Result<(), Failure> {
     let line = command::ask_store(options);
     let mut said = Vec::new();
     let finished = supervisor.run(&line, OnStop::TermThenKill, &mut said)?;
@@ -889,15 +910,26 @@ fn store_answers(options: &command::Options, supervisor: &mut Supervisor) -> Res
     ))
 }
 
-fn hint_at_nix(failure: Failure) -> Failure {
+pub(super) fn hint_at_nix(failure: Failure) -> Failure {
     if failure.class == Class::MissingProgram {
         return failure.hint("put Nix on the job's PATH: eval \"$(eval-once environment)\" in the agent's environment hook finds it");
     }
     failure
 }
 
+/// How much memory all processes together may have, in bytes; none where nobody knows how much is free.
+pub(super) fn memory_for_evaluation(request: &Request, supervisor: &mut Supervisor) -> Option<u64> {
+    request.memory.map(|mib| mib * MIB).or_else(|| {
+        let free = memory::free(supervisor)?;
+        Some(free / 4 * 3)
+    })
+}
+
 /// A locked reference to the flake, where it is one.
-fn lock(request: &Request, supervisor: &mut Supervisor) -> Result<Option<String>, Failure> {
+pub(super) fn lock(
+    request: &Request,
+    supervisor: &mut Supervisor,
+) -> Result<Option<String>, Failure> {
     let Source::Flake(flake) = &request.root.source else {
         return Ok(None);
     };

@@ -3,6 +3,7 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
+mod eval_jobs;
 mod evaluate;
 mod memory;
 mod progress;

@@ -165,6 +165,19 @@ pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<Strin
     exclude.iter().filter_map(below).collect()
 }
 
+/// Whether `attr`, or a set that it lies in, is left out.
+pub(super) fn is_excluded(attr: &AttrPath, exclude: &[AttrPath]) -> bool {
+    exclude.iter().any(|path| {
+        let (path, names) = (path.names(), attr.names());
+        !path.is_empty()
+            && path.len() <= names.len()
+            && path
+                .iter()
+                .zip(names)
+                .all(|(part, name)| part == "*" || part == name)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

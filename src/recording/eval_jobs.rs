@@ -1,0 +1,124 @@
+//! Evaluating by `nix-eval-jobs`, for who has it: the same records from the lines of JSON that it prints.
+//!
+//! It walks sets that are marked (`--force-recurse`: all), and no lists.
+
+use std::io::{self, Write as _};
+
+use serde::Deserialize;
+
+use super::evaluate::{hint_at_nix, lock, memory_for_evaluation, store_answers};
+use super::memory::MIB;
+use super::walk::{DescribedMeta, is_excluded};
+use super::{Broken, Evaluated, Found, Recurse, Request};
+use crate::exit::{Class, Failure};
+use crate::keys::refuse;
+use crate::nix::{AttrPath, DrvPath, Source, command, without_colours};
+use crate::supervise::{OnStop, Supervisor};
+
+/// A line of its output, as its README shows it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    attr_path: Vec<String>,
+    drv_path: Option<String>,
+    error: Option<String>,
+    /// All of `meta`, as far as it is JSON.
+    meta: Option<DescribedMeta>,
+}
+
+/// Evaluates all targets, in `workers` processes.
+///
+/// # Errors
+/// The program is missing (69), fails (65), or the store does (75); a flake needs an attribute (64).
+pub(super) fn evaluate(
+    request: &Request,
+    workers: usize,
+    supervisor: &mut Supervisor,
+) -> Result<Evaluated, Failure> {
+    if matches!(request.root.source, Source::Flake(_)) && request.root.attr.names().is_empty() {
+        return Err(
+            refuse("`evaluator: nix-eval-jobs` with a flake needs `attr`")
+                .hint("name the set of targets: checks.x86_64-linux, say"),
+        );
+    }
+    let locked = lock(request, supervisor)?;
+    let memory = memory_for_evaluation(request, supervisor)
+        .map(|bytes| (bytes / MIB / workers as u64).max(1));
+    let line = command::eval_jobs(
+        &request.root,
+        locked.as_deref(),
+        workers,
+        memory,
+        request.recurse == Recurse::All,
+        &request.options,
+    );
+    let mut said = Vec::new();
+    let finished = supervisor
+        .run(&line, OnStop::TermThenKill, &mut said)
+        .map_err(|failure| match failure.class {
+            Class::MissingProgram => failure
+                .hint("install nix-eval-jobs, or leave `evaluator` away: then stock Nix evaluates"),
+            _ => hint_at_nix(failure),
+        })?;
+    let _ = io::stderr().write_all(&said);
+    if !finished.ending.success() {
+        store_answers(&request.options, supervisor)?;
+        return Err(Failure::new(
+            Class::Evaluation,
+            format_args!("`{}` {}", line.program, finished.ending),
+        )
+        .hint("what it says about it stands above"));
+    }
+    read(&finished.stdout, request)
+}
+
+fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
+    let mut evaluated = Evaluated::default();
+    let lines = printed
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty());
+    for line in lines {
+        let line: Line = serde_json::from_slice(line).map_err(|error| {
+            Failure::new(
+                Class::Evaluation,
+                format_args!(
+                    "nix-eval-jobs printed what cannot be read ({error}): {}",
+                    String::from_utf8_lossy(&line[..line.len().min(200)])
+                ),
+            )
+        })?;
+        let names = request.root.attr.names().iter().cloned();
+        let attr = AttrPath::new(names.chain(line.attr_path).collect());
+        if is_excluded(&attr, &request.exclude) {
+            continue;
+        }
+        let read = || -> Result<_, String> {
+            let drv = line
+                .drv_path
+                .ok_or_else(|| line.error.unwrap_or_default())?;
+            let drv =
+                DrvPath::parse(&drv).map_err(|wrong| format!("its drvPath {wrong}: {drv:?}"))?;
+            let mut meta = line.meta.unwrap_or_default().read()?;
+            meta.buildkite = meta.buildkite.filter(|_| request.meta);
+            Ok((drv, meta))
+        };
+        match read() {
+            Ok((drv, meta)) => evaluated.found.push(Found { attr, drv, meta }),
+            Err(message) => {
+                let message = without_colours(&message);
+                let message = message.trim().trim_start_matches("error:").trim();
+                evaluated.broken.push(Broken {
+                    attr,
+                    message: (!message.is_empty()).then(|| message.to_owned()),
+                });
+            }
+        }
+    }
+    evaluated
+        .found
+        .sort_by(|a, b| a.attr.names().cmp(b.attr.names()));
+    evaluated
+        .broken
+        .sort_by(|a, b| a.attr.names().cmp(b.attr.names()));
+    Ok(evaluated)
+}
