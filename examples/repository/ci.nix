@@ -1,0 +1,19 @@
+# What CI builds. Every attribute that is a derivation becomes a step; sets are looked into where they are marked.
+{
+  system ? builtins.currentSystem,
+}:
+let
+  build = import ./nix/build.nix { inherit system; };
+  packages = import ./packages { inherit build; };
+  each = set: set // { recurseForDerivations = true; };
+in
+{
+  packages = each packages;
+  checks = each (import ./checks { inherit build packages; });
+  hosts = each (import ./hosts { inherit build packages; });
+
+  # Not marked: nobody builds it in CI.
+  lib = {
+    inherit build;
+  };
+}

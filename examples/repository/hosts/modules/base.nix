@@ -1,0 +1,4 @@
+{ config, build, ... }:
+{
+  files.hostname = build "hostname" { } "echo ${config.host} > $out";
+}
