@@ -1,0 +1,451 @@
+//! A recording evaluates every target once: which targets there are, what a broken one costs, how processes share the work.
+
+use std::fs;
+
+use crate::support::{
+    program::{Ended, Program},
+    recording::Pipeline,
+    stand_in::StandIns,
+    store::Store,
+    target::expression,
+    until,
+};
+
+/// A recording by hand, of everything whatever is built, with these flags.
+fn record(store: &Store, flags: &[&str]) -> Program {
+    store
+        .eval_once(["pipeline", "--dry-run", "--skip", "none"])
+        .args(flags)
+}
+
+fn recorded(store: &Store, flags: &[&str]) -> Pipeline {
+    Pipeline::of(&record(store, flags).run())
+}
+
+/// The `.drv` that `nix-instantiate FILE -A ATTR` gives, without the output it may name.
+fn instantiated(store: &Store, flags: &[&str]) -> String {
+    let printed = store.nix("nix-instantiate", flags);
+    printed.split('!').next().unwrap().to_owned()
+}
+
+/// One of every kind of nesting.
+const EVERY_KIND: &str = r#"
+{ n ? 1, s ? "default" }:
+let marked = set: set // { recurseForDerivations = true; };
+in {
+  plain = file "plain";
+  "name with.dots" = file "dots";
+  "quo\"te" = file "quote";
+  "new\nline" = file "line";
+  "ä" = file "umlaut";
+  argument = file "n${toString n}-${s}";
+  function = { x ? "x", s }: file "function-${x}-${s}";
+  functor = { __functor = self: { n ? 5 }: file "functor-${toString n}"; };
+  needs = { missing }: file "needs";
+  lambda = x: file "lambda";
+  nested = marked { a = file "na"; deeper = marked { b = file "nb"; }; hidden = { c = file "nc"; }; };
+  hidden = { d = file "hd"; };
+  list = [ (file "l0") "text" [ (file "l1") ] { e = file "le"; } (marked { f = file "lf"; }) ];
+  # A derivation that is a set of others as well is a target, and no set.
+  both = marked (file "both" // { inner = file "inner"; });
+  outputs = buildAll [ "dev" "doc" ] "outputs" "echo > $dev; echo > $doc";
+  same = file "plain";
+  text = "text";
+  nothing = null;
+  generated = marked (builtins.listToAttrs (builtins.genList (i: rec { name = "g${toString i}"; value = file name; }) 30));
+}
+"#;
+
+#[test]
+fn the_targets_are_those_that_nix_instantiate_gives_attribute_by_attribute() {
+    let Some(store) = Store::new() else { return };
+    store.write("ci.nix", &expression(EVERY_KIND));
+    let pipeline = recorded(
+        &store,
+        &["--file", "ci.nix", "--arg", "n", "3", "--argstr", "s", "str", "--workers", "2"],
+    );
+    assert!(pipeline.broken().is_empty(), "{:?}", pipeline.broken());
+    let mut expected = vec![
+        r#"["name with.dots"]"#.to_owned(),
+        r#"["quo\"te"]"#.into(),
+        r#"["new\nline"]"#.into(),
+        r#"["ä"]"#.into(),
+        r#"["argument"]"#.into(),
+        r#"["function"]"#.into(),
+        r#"["functor"]"#.into(),
+        r#"["nested","a"]"#.into(),
+        r#"["nested","deeper","b"]"#.into(),
+        r#"["list","0"]"#.into(),
+        r#"["list","2","0"]"#.into(),
+        r#"["list","4","f"]"#.into(),
+        r#"["both"]"#.into(),
+        r#"["outputs"]"#.into(),
+        r#"["plain"]"#.into(),
+    ];
+    expected.extend((0..30).map(|i| format!(r#"["generated","g{i}"]"#)));
+    expected.sort();
+    let drvs = pipeline.drvs();
+    assert_eq!(drvs.keys().cloned().collect::<Vec<_>>(), expected);
+    for (attr, drv) in &drvs {
+        let names: Vec<String> = serde_json::from_str(attr).unwrap();
+        // What `-A` has no spelling for is looked at by the test for steps.
+        if names.iter().any(|name| name.contains('"')) {
+            continue;
+        }
+        let quoted: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
+        let selection = quoted.join(".");
+        let selection = if names[0] == "list" { names.join(".") } else { selection };
+        let nix = instantiated(
+            &store,
+            &["ci.nix", "-A", &selection, "--arg", "n", "3", "--argstr", "s", "str"],
+        );
+        assert_eq!(*drv, nix, "{attr}");
+    }
+}
+
+#[test]
+fn all_sets_are_walked_where_that_is_asked_for() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a.b.c = file \"abc\"; list = [ { d = file \"ld\"; } ]; }");
+    let drvs = recorded(&store, &["--recurse", "all"]).drvs();
+    assert_eq!(
+        drvs.keys().collect::<Vec<_>>(),
+        [r#"["a","b","c"]"#, r#"["list","0","d"]"#]
+    );
+    // Nothing is marked, and the list is walked, but not the set in it.
+    record(&store, &[]).run().exits(65).says(&["targets"]);
+}
+
+#[test]
+fn the_walk_starts_where_attr_says() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a.b = { c = file \"c\"; d = file \"d\"; }; e = throw \"never\"; }");
+    let drvs = recorded(&store, &["-A", "a.b"]).drvs();
+    assert_eq!(drvs.keys().collect::<Vec<_>>(), [r#"["a","b","c"]"#, r#"["a","b","d"]"#]);
+    let one = recorded(&store, &["-A", "a.b.c"]).drvs();
+    assert_eq!(one.keys().collect::<Vec<_>>(), [r#"["a","b","c"]"#]);
+}
+
+#[test]
+fn what_is_left_out_is_not_even_looked_at() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "{ keep = file \"keep\"; a = abort \"a\"; set = { recurseForDerivations = true; x = abort \"x\"; y = file \"y\"; }; \
+         other = { recurseForDerivations = true; x = abort \"x\"; z = file \"z\"; }; }",
+    );
+    let pipeline = recorded(&store, &["--exclude", "a", "--exclude", "*.x"]);
+    assert!(pipeline.broken().is_empty());
+    assert_eq!(
+        pipeline.drvs().keys().collect::<Vec<_>>(),
+        [r#"["keep"]"#, r#"["other","z"]"#, r#"["set","y"]"#]
+    );
+    let pipeline = recorded(&store, &["--exclude", "a", "--exclude", "set", "--exclude", "other.x"]);
+    assert_eq!(
+        pipeline.drvs().keys().collect::<Vec<_>>(),
+        [r#"["keep"]"#, r#"["other","z"]"#]
+    );
+}
+
+/// Each breaks in another way; what stands beside them does not.
+const EVERY_BREAKAGE: &str = r#"
+let forever = x: 1 + forever x;
+    self = let x = x + 1; in x;
+    failing = build "failing" "echo no >&2; exit 3";
+    data = build "data" "echo '\"of-a-builder\"' > $out";
+    meta = m: file "meta" // { meta = m; };
+in {
+  a-first = file "first";
+  abort = abort "the abort's words";
+  assert = assert false; file "x";
+  throw = throw "the throw's words";
+  type = file (5 + "x");
+  missing = { }.nonesuch;
+  infinite = file "x${toString self}";
+  overflow = file "x${toString (forever 1)}";
+  set = { recurseForDerivations = true; } // abort "no set";
+  imported = file (import data);
+  import-fails = file (import failing);
+  function = { a ? throw "the default's words" }: file a;
+  ${builtins.substring 0 1 "ä"} = file "not-utf8";
+  meta-path = meta { buildkite.x = ./default.nix; };
+  meta-drv = meta { buildkite.x = file "forced"; };
+  meta-function = meta { buildkite.x = y: y; };
+  meta-infinite = meta { buildkite.x = 1.0e308 * 10; };
+  meta-cycle = meta { buildkite = let c = { inherit c; }; in c; };
+  meta-large = meta { buildkite.x = builtins.concatStringsSep "" (builtins.genList (x: "0123456789") 7000); };
+  meta-throws = meta { buildkite = throw "in meta"; };
+  meta-timeout = meta { timeout = "1h"; };
+  meta-fine = meta { buildkite.priority = 1; timeout = 61; description = "fine"; homepage = throw "never looked at"; };
+  z-last = file "last";
+}
+"#;
+
+#[test]
+fn a_broken_attribute_costs_itself_and_nothing_else() {
+    let Some(store) = Store::new() else { return };
+    store.targets(EVERY_BREAKAGE);
+    for workers in ["1", "2"] {
+        let ended = record(&store, &["--workers", workers]).run();
+        let pipeline = Pipeline::of(&ended);
+        assert_eq!(
+            pipeline.drvs().keys().collect::<Vec<_>>(),
+            [r#"["a-first"]"#, r#"["imported"]"#, r#"["meta-fine"]"#, r#"["z-last"]"#],
+            "{ended}"
+        );
+        assert_eq!(pipeline.broken().len(), 20, "{:?}", pipeline.broken());
+        ended.passes_on("the abort's words");
+        assert_eq!(pipeline.step(&["meta-fine"]).json["timeout_in_minutes"], 2);
+        assert_eq!(pipeline.step(&["meta-fine"]).json["priority"], 1);
+    }
+}
+
+#[test]
+fn a_broken_attribute_is_a_red_step_that_evaluates_it_and_says_why() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ fine = file \"fine\"; set = { recurseForDerivations = true; bad = throw \"its words\"; }; }");
+    let pipeline = recorded(&store, &[]);
+    let step = pipeline.step(&["set", "bad"]);
+    assert!(step.key().starts_with("attr-") && step.key().len() == 37, "{}", step.key());
+    let no_flags: [&str; 0] = [];
+    let ended = store
+        .step(no_flags)
+        .env("EVAL_ONCE_STEP", step.record.to_string())
+        .run();
+    ended.exits(65).passes_on("its words");
+
+    let ended = record(&store, &["--on-error", "fail"]).run();
+    ended.exits(65).prints("").says(&["set.bad", "its words"]);
+}
+
+#[test]
+fn what_a_step_records_it_also_builds() {
+    let Some(store) = Store::new() else { return };
+    store.write("ci.nix", &expression(EVERY_KIND));
+    let flags = ["--file", "ci.nix", "--arg", "n", "3", "--argstr", "s", "str"];
+    let pipeline = recorded(&store, &flags);
+    let steps = pipeline.steps();
+    assert!(steps.len() > 40);
+    for (attr, step) in steps.iter().filter(|(attr, _)| !attr.contains("generated")) {
+        let _ = fs::remove_file(store.work().join("result"));
+        let no_flags: [&str; 0] = [];
+        let built = store.step(no_flags).env("EVAL_ONCE_STEP", step.record.to_string()).run();
+        built.takes("realised", "drv-valid");
+        // And where nothing is left of it, it is evaluated to the same.
+        store.collect();
+        let mut record = step.record.clone();
+        let again = store.nix("nix-store", ["--check-validity", "--print-invalid", record["drv"].as_str().unwrap()]);
+        assert_eq!(again, "", "{attr}: the pin keeps it");
+        let drv = record.as_object_mut().unwrap().remove("drv").unwrap();
+        record.as_object_mut().unwrap().remove("outputs");
+        let evaluated = store.step(no_flags).env("EVAL_ONCE_STEP", record.to_string()).run();
+        evaluated.takes("evaluated", "not-recorded");
+        assert_eq!(evaluated.report()["drv"], drv, "{attr}");
+    }
+}
+
+fn flake(store: &Store) {
+    let text = format!(
+        r#"{{ outputs = {{ self }}: let{}  on = system: name: build name "echo ${{name}} > $out" // {{ }};
+           d = system: name: derivation {{ inherit name system; builder = "/bin/sh"; args = [ "-c" "echo $src > $out" ]; src = self; }};
+        in {{
+          packages.SYSTEM = {{ default = d "SYSTEM" "default"; broken = throw "broken package"; set = {{ recurseForDerivations = true; x = d "SYSTEM" "x"; }}; }};
+          packages.riscv64-linux.default = d "riscv64-linux" "default";
+          packages.other-system.default = d "other-system" "default";
+          checks.SYSTEM.fine = d "SYSTEM" "fine";
+          hydraJobs.release.SYSTEM = d "SYSTEM" "release";
+          hydraJobs.release.other-system = d "other-system" "release";
+          hydraJobs.deep.er = d "SYSTEM" "deeper";
+          lib = throw "nobody asked for the library";
+        }}; }}"#,
+        "\n  system = \"SYSTEM\"; build = name: script: derivation { inherit name system; builder = \"/bin/sh\"; args = [ \"-c\" script ]; };\n"
+    );
+    let system = store.nix("nix-instantiate", ["--eval", "-E", "builtins.currentSystem"]);
+    store.write("flake.nix", &text.replace("SYSTEM", system.trim_matches('"')));
+    for arguments in [
+        &["init", "--quiet"][..],
+        &["add", "--all"],
+        &["-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "--quiet", "-m", "x"],
+    ] {
+        store.program("git").args(arguments).run().exits(0);
+    }
+}
+
+#[test]
+fn a_flake_gives_the_drvs_that_nix_build_gives() {
+    let Some(store) = Store::new() else { return };
+    flake(&store);
+    let system = store.nix("nix-instantiate", ["--eval", "-E", "builtins.currentSystem"]);
+    let system = system.trim_matches('"');
+    for dirty in [false, true] {
+        if dirty {
+            fs::write(store.work().join("flake.nix"), fs::read_to_string(store.work().join("flake.nix")).unwrap() + "\n").unwrap();
+        }
+        let pipeline = recorded(&store, &["--flake", ".", "--agents", r#"{"riscv64-linux":{"arch":"riscv"}}"#]);
+        let expected = [
+            format!(r#"["checks","{system}","fine"]"#),
+            r#"["hydraJobs","deep","er"]"#.to_owned(),
+            format!(r#"["hydraJobs","release","{system}"]"#),
+            r#"["packages","riscv64-linux","default"]"#.to_owned(),
+            format!(r#"["packages","{system}","default"]"#),
+            format!(r#"["packages","{system}","set","x"]"#),
+        ];
+        let drvs = pipeline.drvs();
+        assert_eq!(drvs.keys().cloned().collect::<Vec<_>>(), expected);
+        assert_eq!(pipeline.broken(), [format!(r#"["packages","{system}","broken"]"#)]);
+        for (attr, drv) in &drvs {
+            let names: Vec<String> = serde_json::from_str(attr).unwrap();
+            let installable = format!(".#{}.drvPath", names.join("."));
+            assert_eq!(store.nix("nix", ["eval", "--raw", &installable]), *drv, "{attr}, dirty: {dirty}");
+        }
+        assert_eq!(pipeline.step(&["packages", "riscv64-linux", "default"]).json["agents"]["arch"], "riscv");
+    }
+    let below = recorded(&store, &["--flake", ".", "-A", &format!("packages.{system}")]);
+    assert_eq!(below.drvs().len(), 2);
+}
+
+// ---- bad input
+
+#[test]
+fn what_cannot_be_walked_is_one_sentence_that_names_the_place() {
+    let Some(store) = Store::new() else { return };
+    let cases = [
+        ("{ a = ", 65, "ci.nix:"),
+        ("5", 65, "is a int"),
+        ("{ }", 65, "no targets"),
+        ("{ a = 5; b = { c = file \"c\"; }; }", 65, "no targets"),
+        ("{ needed }: { a = file \"a\"; }", 65, "needed"),
+        ("{ a = file \"a\"; b = let s = { recurseForDerivations = true; x = file \"x\"; s = s; }; in s; }", 65, "b.s.s.s"),
+        ("let f = n: { recurseForDerivations = true; sub = f (n + 1); }; in f 0", 65, "sub.sub.sub"),
+        ("abort \"the root's words\"", 65, "the root's words"),
+        ("throw \"the root's words\"", 65, "the root's words"),
+    ];
+    for (text, status, place) in cases {
+        store.write("ci.nix", &expression(text));
+        let ended = record(&store, &["--file", "ci.nix"]).run();
+        ended.exits(status).prints("").says(&[place]);
+        let errors: Vec<_> = ended.ours().into_iter().filter(|line| line.contains("error:")).map(str::to_owned).collect();
+        assert_eq!(errors.len(), 1, "{ended}");
+    }
+    record(&store, &["--file", "missing.nix"]).run().exits(65).prints("").says(&["missing.nix"]);
+    record(&store, &[]).run().exits(64).prints("").says(&["default.nix"]);
+    store.write("ci.nix", &expression("{ a = file \"a\"; }"));
+    record(&store, &["--file", "ci.nix", "-A", "b.c"]).run().exits(65).prints("").says(&["'b'"]);
+    assert!(!store.our_state().join("pins").exists() || fs::read_dir(store.our_state().join("pins")).unwrap().next().is_none());
+}
+
+// ---- limits
+
+#[test]
+fn an_attribute_that_hangs_ends_with_the_timeout() {
+    let Some(store) = Store::new() else { return };
+    // Far more than any timeout, and it looks at no signal.
+    store.targets(
+        "let spin = n: builtins.foldl' (a: b: a + b) 0 (builtins.genList (x: x) n); forever = n: if n == 0 then 0 else spin 1000 + forever (n - 1);\
+         in { a = file \"a\"; b = file \"b${toString (builtins.foldl' (a: b: forever 100) 0 (builtins.genList (x: x) 100000000))}\"; c = file \"c\"; }",
+    );
+    let ended = record(&store, &["--evaluation-timeout", "1", "--memory", "4000"]).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.drvs().len(), 2);
+    assert_eq!(pipeline.broken(), [r#"["b"]"#]);
+    ended.says(&["evaluation-timeout"]);
+}
+
+#[test]
+fn an_attribute_beyond_the_memory_budget_costs_only_itself() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "let grow = n: builtins.length (builtins.attrNames (builtins.foldl' (a: b: a // { \"k${toString b}\" = a; }) { } (builtins.genList (x: x) n)));\
+         in { a = file \"a\"; b = file \"b${toString (grow 100000)}\"; c = file \"c\"; d = file \"d${toString (grow 1000)}\"; }",
+    );
+    for workers in ["1", "2"] {
+        let ended = record(&store, &["--memory", "400", "--workers", workers]).run();
+        let pipeline = Pipeline::of(&ended);
+        assert_eq!(pipeline.drvs().len(), 3, "{ended}");
+        assert_eq!(pipeline.broken(), [r#"["b"]"#]);
+        ended.says(&["more memory than the 400 MiB"]);
+    }
+}
+
+#[test]
+fn a_root_too_large_for_its_part_is_evaluated_by_fewer_processes() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "let root = builtins.foldl' (a: b: a // { \"k${toString b}\" = b; }) { } (builtins.genList (x: x) 4000);\
+         in builtins.seq (builtins.length (builtins.attrNames root)) { a = file \"a${toString root.k5}\"; b = file \"b\"; }",
+    );
+    let ended = record(&store, &["--memory", "40"]).run();
+    ended.exits(65).prints("").says(&["memory"]);
+}
+
+#[test]
+fn a_recording_that_is_cancelled_leaves_no_process_behind() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "builtins.listToAttrs (builtins.genList (i: { name = \"t${toString i}\"; value = file \"t${toString (builtins.foldl' (a: b: a + b) i (builtins.genList (x: x) 30000000))}\"; }) 8)",
+    );
+    let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", "echo started >&2");
+    let running = record(&store, &["--workers", "2"])
+        .env("PATH", stand_ins.path(&store))
+        .start();
+    running.until_it_says("started");
+    let told = std::time::Instant::now();
+    unix::sys::signal::kill(running.pid(), unix::sys::signal::Signal::SIGTERM).unwrap();
+    let ended = running.end();
+    ended.exits(143).prints("");
+    assert!(told.elapsed().as_secs() < 10, "it took {:?}", told.elapsed());
+    until("nothing is left", || {
+        crate::support::processes::marked(store.root().to_str().unwrap()).is_empty()
+    });
+}
+
+// ---- the collector
+
+#[test]
+fn an_evaluation_that_the_collector_disturbs_is_done_again_for_that_attribute() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; b = file (import (build \"data\" \"echo '\\\"b\\\"' > $out\")); c = file \"c\"; }");
+    // As it is when a path goes that Nix has just seen: a message of the collector's about a path that is not there.
+    let gone = store.folder().join("00000000000000000000000000000000-gone.drv");
+    let script = format!(
+        "if [ $NTH = 1 ]; then \"$REAL\" \"$@\" 2>&1 | while IFS= read -r line; do printf '%s\\n' \"$line\" >&2; case \"$line\" in *'begin /1 '*) \
+         echo \"error: path '{}' is not valid\" >&2; exit 1;; esac; done; exit 1; fi",
+        gone.display()
+    );
+    let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", &script);
+    let ended = record(&store, &["--workers", "1"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.drvs().len(), 3);
+    ended.says(&["garbage collector"]);
+}
+
+// ---- nix-eval-jobs
+
+/// Lines as the README of nix-eval-jobs shows them, for a store of ours.
+#[test]
+fn nix_eval_jobs_gives_the_same_records() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; set = { recurseForDerivations = true; b = file \"b\"; c = throw \"c's words\"; }; }");
+    let ours = recorded(&store, &[]);
+    let line = |attr: &str, path: &str, drv: &str| {
+        format!(
+            r#"{{"attr":"{attr}","attrPath":{path},"drvPath":"{drv}","inputDrvs":{{}},"name":"x","outputs":{{"out":"x"}},"system":"x86_64-linux","meta":{{"available":true,"broken":false}}}}"#
+        )
+    };
+    let drvs = ours.drvs();
+    let lines = [
+        line("set.b", r#"["set","b"]"#, &drvs[r#"["set","b"]"#]),
+        r#"{"attr":"set.c","attrPath":["set","c"],"error":"error:\n       … while evaluating\n\n       error: c's words"}"#.into(),
+        line("a", r#"["a"]"#, &drvs[r#"["a"]"#]),
+    ];
+    let script = format!("#!/bin/sh\nprintf '%s\\n' \"$@\" >'{}'\ncat <<'END'\n{}\nEND\n", store.root().join("arguments").display(), lines.join("\n"));
+    let stand_ins = StandIns::new(store.bin()).instead("nix-eval-jobs", &script);
+    let ended = record(&store, &["--evaluator", "nix-eval-jobs", "--workers", "2"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    let theirs = Pipeline::of(&ended);
+    assert_eq!(theirs.json, ours.json);
+    let arguments = fs::read_to_string(store.root().join("arguments")).unwrap();
+    assert!(arguments.contains("--workers\n2\n"), "{arguments}");
+}
