@@ -1,10 +1,10 @@
 //! Buildkite, as far as its agents see it: a server for one build, which keeps the real one's rules, and real agents
 //! (`buildkite-agent start`) that run the build's jobs until it is over.
 //!
-//! A build starts with one step; what its jobs upload is validated, refused or run as the real one would (documentation and
-//! the agent's source: `BUILDKITE` in the tests' names of rules). What is not played (block and trigger steps, matrices,
-//! `if`) is refused with words that say so, never played wrong. Uploads are answered as they are today: accepted at once, and what
-//! became of them is asked for ([`Build::answering_at_once`] is the older way).
+//! A build starts with one step; what its jobs upload is validated, then refused or run as Buildkite's documentation and the
+//! agent's source say. What is not played (block and trigger steps, matrices, `if`) is refused with words that say so,
+//! never played wrong. Uploads are answered as they are today: taken at once, and what became of them is asked for
+//! ([`Build::answering_at_once`] is the older way).
 //!
 //! An agent waits in its call for work until there is some, so no job waits for the next second's call. Each job starts in
 //! a fresh copy of the test's checkout; git is not used.
@@ -184,7 +184,7 @@ impl Build {
     /// # Panics
     ///
     /// When the step is none that Buildkite takes.
-    pub(crate) fn new(first_step: Value) -> Option<Self> {
+    pub(crate) fn new(first_step: &Value) -> Option<Self> {
         let agent = program()?;
         // Directly below /tmp, whatever TMPDIR says: a socket's path has at most 107 bytes.
         let folder = tempfile::Builder::new()

@@ -133,9 +133,9 @@ impl Progress {
 
     /// A UUID of its own for whatever needs one.
     pub(super) fn identifier(&mut self) -> String {
-        self.identifiers += 1;
-        // Told apart from those of builds in tests that run beside this one, whose processes are looked for by them.
+        // Told apart from those of builds in tests that run beside this one: a job's processes are looked for by its id.
         static BUILDS: AtomicU32 = AtomicU32::new(0);
+        self.identifiers += 1;
         if self.id.is_empty() {
             let build = BUILDS.fetch_add(1, Ordering::Relaxed);
             let process = std::process::id();
@@ -409,7 +409,11 @@ impl Progress {
             if nobody && !ready.clone().any(fits) {
                 self.failure = unfit.next().map(|job| {
                     let (step, ..) = self.step_of(job);
-                    format!("no agent has the tags that {:?} asks for", step.label)
+                    let step = step.key.as_deref().or(step.label.as_deref());
+                    format!(
+                        "no agent has the tags that step `{}` asks for",
+                        step.unwrap_or_default()
+                    )
                 });
                 self.is_over = true;
             }
@@ -523,7 +527,7 @@ impl Progress {
 
     /// Another job for the step of a job that has ended, as by a click.
     pub(super) fn retry(&mut self, id: &str) -> String {
-        let job = self.job(id).expect("a job of this build");
+        let job = self.job(id).unwrap();
         assert!(job.exit_status.is_some(), "only a job that ran is retried");
         let (step, retry_count) = (job.step, job.retry_count);
         self.add_job(step, retry_count + 1, None);
@@ -533,7 +537,7 @@ impl Progress {
 
     /// Somebody wants a job to end: one that does not run yet never will.
     pub(super) fn cancel(&mut self, id: &str) {
-        let job = self.job(id).expect("a job of this build");
+        let job = self.job(id).unwrap();
         job.is_cancelled = true;
         if matches!(job.state, JobState::Waiting | JobState::Ready) {
             job.state = JobState::Canceled;
@@ -683,4 +687,156 @@ fn glob(pattern: &str, path: &str) -> bool {
         rest = &rest[at + part.len()..];
     }
     rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{Progress, UPLOADS, Uploaded, glob, retry_rules};
+    use crate::support::buildkite::JobState;
+
+    /// A build of one step, with these properties and the key `first`, whose job runs.
+    fn build(properties: &Value) -> Progress {
+        let mut step = json!({ "key": "first", "command": "true" });
+        let more = properties.as_object().unwrap().clone();
+        step.as_object_mut().unwrap().extend(more);
+        let mut build = Progress::new(&json!({ "steps": [step] }));
+        build.settle();
+        build.jobs[0].state = JobState::Running;
+        build
+    }
+
+    fn upload(build: &mut Progress, uuid: usize, steps: &Value) -> Result<(), String> {
+        let job = build.jobs[0].id.clone();
+        build.upload(&Uploaded {
+            job,
+            uuid: uuid.to_string(),
+            pipeline: json!({ "steps": steps }),
+            replace: false,
+        })
+    }
+
+    #[test]
+    fn an_upload_of_the_same_uuid_is_applied_once() {
+        let mut build = build(&json!({}));
+        let steps = json!([{ "key": "second", "command": "true" }]);
+        assert_eq!(upload(&mut build, 1, &steps), Ok(()));
+        assert_eq!(upload(&mut build, 1, &steps), Ok(()));
+        assert_eq!((build.jobs.len(), build.applied.len()), (2, 1));
+        upload(&mut build, 2, &steps).unwrap_err();
+        upload(&mut build, 2, &json!([{ "command": "true" }])).unwrap_err();
+    }
+
+    #[test]
+    fn groups_count_among_the_jobs_of_an_upload() {
+        let mut build = build(&json!({}));
+        let step = json!({ "command": "true" });
+        let group =
+            |members: usize| json!([{ "group": "all", "steps": vec![step.clone(); members] }]);
+        let message = upload(&mut build, 1, &group(500)).unwrap_err();
+        assert!(message.contains("organization limit of 500"), "{message}");
+        assert_eq!(upload(&mut build, 2, &group(499)), Ok(()));
+    }
+
+    #[test]
+    fn a_build_has_4000_jobs_at_most() {
+        let mut build = build(&json!({}));
+        let steps = json!(vec![json!({ "command": "true" }); 499]);
+        for uuid in 0..8 {
+            assert_eq!(upload(&mut build, uuid, &steps), Ok(()));
+        }
+        let message = upload(&mut build, 8, &steps).unwrap_err();
+        assert!(message.contains("organization limit of 4000"), "{message}");
+        let seven = json!(vec![json!({ "command": "true" }); 7]);
+        assert_eq!(upload(&mut build, 9, &seven), Ok(()));
+        assert_eq!(build.jobs.len(), 4_000);
+        let one = json!([{ "command": "true" }]);
+        upload(&mut build, 10, &one).unwrap_err();
+    }
+
+    #[test]
+    fn a_build_has_500_uploads_at_most() {
+        let mut build = build(&json!({}));
+        let one = json!([{ "command": "true" }]);
+        for uuid in 0..UPLOADS {
+            assert_eq!(upload(&mut build, uuid, &one), Ok(()));
+        }
+        let message = upload(&mut build, UPLOADS, &one).unwrap_err();
+        assert!(message.contains("pipeline uploads"), "{message}");
+    }
+
+    /// How many jobs there are after the first one, and each retry of it, ended in this way.
+    fn jobs(automatic: &Value, exit_status: i32, signal: &str, reason: &str) -> usize {
+        let mut build = build(&json!({ "retry": { "automatic": automatic } }));
+        while let Some(job) = build.jobs.iter().find(|job| job.exit_status.is_none()) {
+            let id = job.id.clone();
+            build.finish(&id, exit_status, signal, reason);
+        }
+        build.jobs.len()
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides_about_a_retry() {
+        let rules = json!([
+            { "exit_status": -1, "signal_reason": "none", "limit": 3 },
+            { "exit_status": [1, 2], "signal": "none", "limit": 0 },
+            { "exit_status": "*", "signal": "kill" },
+        ]);
+        assert_eq!(jobs(&rules, -1, "", ""), 4);
+        assert_eq!(jobs(&rules, -1, "SIGKILL", "agent_stop"), 3);
+        assert_eq!(jobs(&rules, 2, "", ""), 1);
+        assert_eq!(jobs(&rules, 3, "", ""), 1);
+        assert_eq!(jobs(&json!(true), 3, "", ""), 3);
+        assert_eq!(jobs(&json!(true), 0, "", ""), 1);
+        assert_eq!(jobs(&json!(false), 3, "", ""), 1);
+        let none = retry_rules(json!({}).as_object().unwrap());
+        assert_eq!(none, [Value::Null; 0]);
+    }
+
+    #[test]
+    fn what_depends_on_an_uploader_waits_for_what_it_uploaded() {
+        let mut build = Progress::new(&json!({ "steps": [
+            { "key": "first", "command": "true" },
+            { "key": "last", "command": "true", "depends_on": "first" },
+        ] }));
+        build.settle();
+        build.jobs[0].state = JobState::Running;
+        let steps = json!([{ "key": "uploaded", "command": "true", "depends_on": "first" }]);
+        upload(&mut build, 1, &steps).unwrap();
+        let first = build.jobs[0].id.clone();
+        build.finish(&first, 0, "", "");
+        let states: Vec<JobState> = build.jobs.iter().map(|job| job.state).collect();
+        assert_eq!(
+            states,
+            [JobState::Passed, JobState::Waiting, JobState::Ready]
+        );
+    }
+
+    #[test]
+    fn a_circle_of_dependencies_ends_a_build() {
+        let mut build = Progress::new(&json!({ "steps": [
+            { "key": "a", "command": "true", "depends_on": "b" },
+            { "key": "b", "command": "true", "depends_on": "a" },
+        ] }));
+        build.settle();
+        assert!(build.is_over);
+        assert!(build.failure.is_some_and(|it| it.contains("circle")));
+    }
+
+    #[test]
+    fn a_star_stands_for_slashes_too() {
+        for (pattern, path, matches) in [
+            ("*", "a/b", true),
+            ("a/*", "a/b/c", true),
+            ("**/*.json", "a/b.json", true),
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("a*b", "acb", true),
+            ("a*b", "acbd", false),
+            ("a*c*d", "abd", false),
+        ] {
+            assert_eq!(glob(pattern, path), matches, "{pattern} {path}");
+        }
+    }
 }
