@@ -6,7 +6,12 @@ use std::{fs, sync::mpsc, thread};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::buildkite::{Build, Fault, Job, JobState, Outcome};
+use crate::support::{
+    EVAL_ONCE,
+    agent::{plugin_repository, program},
+    buildkite::{Build, Fault, Job, JobState, Outcome, Upload},
+    tool,
+};
 
 /// A build whose first step, `uploader`, uploads these pipelines one after the other, refused or not.
 fn uploading(pipelines: &[Value]) -> Option<(Build, TempDir)> {
@@ -526,4 +531,43 @@ fn our_own_hook_runs_a_job_that_carries_a_record() {
     assert_eq!(build.run(), Outcome::Failed);
     let job = build.job("ours");
     assert_eq!(job.exit_status, Some(64), "{}", job.plain());
+}
+
+#[test]
+fn steps_carry_plugins() {
+    let repositories = TempDir::new().unwrap();
+    let (Some(_), Some(_)) = (tool("git"), program()) else {
+        return;
+    };
+    let plugin = plugin_repository(repositories.path());
+    let steps = json!({ "steps": [
+        { "key": "plugin", "plugins": [{ plugin: { "attr": 1 } }] },
+    ] });
+    let Some((build, _checkout)) = uploading(&[steps]) else {
+        return;
+    };
+    let build = build.envs([
+        ("EVAL_ONCE_BIN", EVAL_ONCE),
+        ("GIT_CONFIG_GLOBAL", "/dev/null"),
+        ("GIT_CONFIG_SYSTEM", "/dev/null"),
+    ]);
+    assert_eq!(build.run(), Outcome::Failed);
+    let job = build.job("plugin");
+    assert_eq!(job.exit_status, Some(64), "{}", job.plain());
+    assert!(
+        job.plain().contains("\neval-once: error: "),
+        "{}",
+        job.plain()
+    );
+}
+
+#[test]
+#[should_panic(expected = "/pipelines panicked")]
+fn what_a_test_does_in_an_upload_fails_the_test() {
+    let chunk = json!({ "steps": [step("chunk", "true", &[])] });
+    let (build, _checkout) =
+        uploading(&[chunk]).expect("/pipelines panicked: no, there is no agent");
+    let fails = |upload: &Upload| assert_eq!(upload.pipeline, Value::Null);
+    build.on_upload(1, Fault::Between(Box::new(fails)));
+    build.run();
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io::{Cursor, Read},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::{self, JoinHandle},
@@ -118,7 +119,6 @@ impl Drop for Server {
         *self.shared.is_closed.lock().unwrap() = true;
         self.shared.changed.notify_all();
         self.shared.http.unblock();
-        // A call that panicked has failed the test already, or its agent will.
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
@@ -212,7 +212,10 @@ impl Shared {
 
     fn serve(&self, mut request: Request) {
         let call = Call::read(&mut request);
-        let answer = self.answer(&call);
+        // Whatever a test does between applying and answering may fail: then the build has failed, not the agent's call alone.
+        let answer = catch_unwind(AssertUnwindSafe(|| self.answer(&call))).unwrap_or_else(|_| {
+            self.is_in_trouble(format!("{} {} panicked", call.method, call.path))
+        });
         let mut response = Response::new(
             answer.status.into(),
             Vec::new(),
@@ -285,8 +288,14 @@ impl Shared {
             "{} {} is not played by this test server",
             call.method, call.path
         );
-        *self.trouble.lock().unwrap() = Some(what.clone());
-        Answer::error(404, &what)
+        self.is_in_trouble(what)
+    }
+
+    fn is_in_trouble(&self, what: String) -> Answer {
+        let answer = Answer::error(404, &what);
+        *self.trouble.lock().unwrap() = Some(what);
+        self.changed.notify_all();
+        answer
     }
 
     fn register(&self, agent: &Value) -> Answer {
