@@ -6,6 +6,7 @@
 
 mod agent_hook;
 mod agent_step;
+mod buildkite_server;
 mod cancellation;
 mod configuration;
 mod environment;

@@ -20,7 +20,7 @@ use unix::unistd::Pid;
 use super::{EVAL_ONCE, processes::kill_marked, skip, stand_in::write_program, until};
 
 /// Where the agent's program is, or nothing, said loudly, where there is none.
-fn program() -> Option<PathBuf> {
+pub(crate) fn program() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let candidates: Vec<PathBuf> = if let Some(named) = variable("BUILDKITE_AGENT_BIN") {
         // Whoever names one means it.

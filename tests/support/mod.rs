@@ -4,6 +4,7 @@
 //! tests run beside one another in one process.
 
 pub(crate) mod agent;
+pub(crate) mod buildkite;
 pub(crate) mod daemon;
 pub(crate) mod processes;
 pub(crate) mod program;
