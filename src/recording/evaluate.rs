@@ -51,6 +51,8 @@ pub struct Evaluated {
     pub found: Vec<Found>,
     /// The attributes that do not evaluate, in their order.
     pub broken: Vec<Broken>,
+    /// The attributes that evaluate, but whose metadata is no data, in their order.
+    pub refused: Vec<Broken>,
 }
 
 /// What became of an attribute.
@@ -58,6 +60,8 @@ pub struct Evaluated {
 enum Outcome {
     Found(Found),
     Broken(Broken),
+    /// It evaluates, but its metadata is no data.
+    Refused(Broken),
     /// It throws; what it says is not known yet.
     Throws,
 }
@@ -261,6 +265,7 @@ impl<'a> Walk<'a> {
             match outcome {
                 Outcome::Found(found) => evaluated.found.push(found.clone()),
                 Outcome::Broken(broken) => evaluated.broken.push(broken.clone()),
+                Outcome::Refused(broken) => evaluated.refused.push(broken.clone()),
                 Outcome::Throws => evaluated.broken.push(Broken {
                     attr: self.attr(path).0,
                     message: None,
@@ -545,7 +550,7 @@ impl<'a> Walk<'a> {
             Said::Broken(path) => {
                 self.outcomes.entry(path).or_insert(Outcome::Throws);
             }
-            Said::Refused(path, why) => self.break_at(&path, Some(why)),
+            Said::Refused(path, why) => self.refuse_at(&path, why),
             Said::Deep(path) => {
                 worker.fate = Some(Fate::GivenUp);
                 let mut names = self.attr(&path).0.names().to_vec();
@@ -591,8 +596,17 @@ impl<'a> Walk<'a> {
                     self.progress.targets += 1;
                 }
             }
-            Err(wrong) => self.break_at(&path, Some(wrong)),
+            Err(wrong) => self.refuse_at(&path, wrong),
         }
+    }
+
+    fn refuse_at(&mut self, path: &Path, message: String) {
+        let refused = Broken {
+            attr: self.attr(path).0,
+            message: Some(message),
+        };
+        self.outcomes
+            .insert(path.clone(), Outcome::Refused(refused));
     }
 
     fn break_at(&mut self, path: &Path, message: Option<String>) {

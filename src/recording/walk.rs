@@ -68,7 +68,7 @@ pub(super) struct Described {
 /// Its metadata: any data at all.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 pub(super) struct DescribedMeta {
-    buildkite: Option<serde_json::Value>,
+    pub(super) buildkite: Option<serde_json::Value>,
     timeout: Option<serde_json::Value>,
     description: Option<serde_json::Value>,
 }
