@@ -15,10 +15,13 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-use crate::exit::Failure;
+use crate::evaluation_keys::Place;
+use crate::exit::{Class, Failure};
 use crate::keys::Keys;
+use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath};
-use crate::step::{Host, Place};
+use crate::step::Host;
+use crate::supervise::Supervisor;
 
 pub use evaluate::{Evaluated, Walk};
 pub use request::{Emit, Evaluator, OnError, Recurse, Request, Skip, SkipStyle};
@@ -109,4 +112,26 @@ pub struct Order {
     pub terminal: bool,
     /// When the program began.
     pub started: Instant,
+}
+
+/// Records: from the keys to the uploaded pipeline. Gives what goes to standard output, the pipeline of a dry run.
+///
+/// # Errors
+/// Whatever the recording ends with.
+pub fn perform(
+    order: Order,
+    supervisor: &mut Supervisor,
+    log: Log,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let _ = (order, supervisor, log);
+    Err(Failure::new(Class::Bug, "not wired yet"))
+}
+
+/// Removes the pins that are older than they were to be kept.
+///
+/// # Errors
+/// The state folder cannot be used (75).
+pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
+    let _ = (host, log);
+    Err(Failure::new(Class::Bug, "not wired yet"))
 }

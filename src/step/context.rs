@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
-use super::request::{OutLink, Place, Request};
+use super::request::{OutLink, Request};
 use super::{Host, links};
 use crate::command_line::{CommandLine, Ending};
 use tempfile::TempDir;
 
+use crate::evaluation_keys::Place;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{
