@@ -4,7 +4,9 @@
 //! agent by the integration tests.
 
 pub mod default_command;
+pub mod pipeline;
 pub mod plugin;
+pub mod schema;
 mod shell_words;
 
 pub use shell_words::{EmptyWords, split as split_shell_words};

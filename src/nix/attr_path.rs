@@ -3,7 +3,10 @@
 use std::fmt;
 
 /// The way from a Nix expression's value to one attribute of it. The names may hold anything.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+///
+/// In JSON it is the list of its names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(transparent)]
 pub struct AttrPath(Vec<String>);
 
 /// Why a dotted attribute path cannot be read, as the end of a sentence that begins with the path.

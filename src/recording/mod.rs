@@ -3,6 +3,7 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
+pub mod edges;
 mod request;
 
 use std::collections::BTreeMap;

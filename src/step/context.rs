@@ -475,7 +475,7 @@ fn outputs_on_disk(drv: &DrvPath) -> BTreeMap<String, Option<StorePath>> {
         .metadata()
         .is_ok_and(|file| file.is_file() && file.len() < DRV_AT_MOST);
     let text = if regular {
-        std::fs::read_to_string(path).ok()
+        std::fs::read(path).ok()
     } else {
         None
     };
