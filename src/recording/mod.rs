@@ -3,8 +3,11 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
+pub mod document;
 pub mod edges;
+pub mod plan;
 mod request;
+pub mod steps;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
