@@ -207,7 +207,7 @@ fn fit(mut steps: Vec<Planned>, request: &Request) -> Result<(Vec<Planned>, usiz
             ))
             .hint("leave targets out with `exclude`, or record parts of them in builds of their own, each with its `attr`"));
         }
-        // Their groups may go with them, so this is more often done in steps than too far.
+        // A group or two may go with them that would have had room: nobody misses those.
         let mut over = jobs - most;
         let mut kept = Vec::with_capacity(steps.len());
         for planned in steps.into_iter().rev() {
@@ -679,5 +679,606 @@ fn shortened(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         None => text.to_owned(),
         Some(_) => text.chars().take(most - 1).chain(['…']).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::{DrvPath, StorePath};
+    use crate::recording::{Evaluator, Meta, OnError, Recurse, Skip as SkipWhat};
+    use crate::step::{Place, Request as StepRequest};
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::num::NonZeroUsize;
+
+    fn path(names: &[&str]) -> AttrPath {
+        AttrPath::new(names.iter().map(ToString::to_string).collect())
+    }
+
+    fn drv(i: usize) -> DrvPath {
+        DrvPath::parse(&format!("/nix/store/{i:032}-x.drv")).unwrap()
+    }
+
+    fn target(i: usize, names: &[&str]) -> Target {
+        Target {
+            attr: path(names),
+            also: Vec::new(),
+            name: "x".into(),
+            drv: drv(i),
+            outputs: BTreeMap::from([(
+                "out".into(),
+                StorePath::parse(&format!("/nix/store/{i:032}-x")).unwrap(),
+            )]),
+            system: "x86_64-linux".into(),
+            features: Vec::new(),
+            meta: Meta::default(),
+        }
+    }
+
+    /// A target with this `meta.buildkite`.
+    fn with(i: usize, buildkite: &Value) -> Target {
+        Target {
+            meta: Meta {
+                buildkite: buildkite.as_object().cloned(),
+                ..Meta::default()
+            },
+            ..target(i, &["p", &format!("t{i}")])
+        }
+    }
+
+    fn request() -> Request {
+        Request {
+            root: Evaluation {
+                source: Source::File("ci.nix".into()),
+                attr: path(&["p"]),
+                arguments: vec![
+                    ("n".into(), Argument::Expr("5".into())),
+                    ("s".into(), Argument::String("x y".into())),
+                ],
+                include: vec!["x=.".into()],
+                folder: "/checkout".into(),
+            },
+            by_default: false,
+            options: vec![("cores".into(), "2".into())],
+            recurse: Recurse::Marked,
+            exclude: Vec::new(),
+            workers: None,
+            memory: None,
+            evaluation_timeout: None,
+            evaluator: Evaluator::Nix,
+            skip: SkipWhat::Nothing,
+            skip_style: SkipStyle::Mark,
+            on_error: OnError::Step,
+            emit: Emit::Plugin("your-org/eval-once#v1".into()),
+            step: Keys::new(),
+            agents: BTreeMap::new(),
+            group_by: 0,
+            meta: true,
+            chunk: NonZeroUsize::new(100).unwrap(),
+            keep_days: 3,
+        }
+    }
+
+    /// The keys of a user, merged into every step.
+    fn wanting(step: &Value) -> Request {
+        Request {
+            step: step.as_object().unwrap().clone(),
+            ..request()
+        }
+    }
+
+    /// No target depends on another.
+    fn apart(targets: &[Target]) -> Edges {
+        chain(targets, &[])
+    }
+
+    /// Targets of which some depend on others, by their numbers.
+    fn chain(targets: &[Target], pairs: &[(usize, usize)]) -> Edges {
+        let drvs: Vec<_> = targets.iter().map(|target| target.drv.clone()).collect();
+        Edges::load(&drvs, |read| {
+            let inputs = pairs.iter().filter(|(from, _)| drv(*from) == *read);
+            Ok(inputs.map(|(_, to)| drv(*to)).collect())
+        })
+        .unwrap()
+    }
+
+    fn make(
+        targets: &[Target],
+        edges: &Edges,
+        skip: &[Option<String>],
+        request: &Request,
+    ) -> Result<Steps, Failure> {
+        let records = Records {
+            targets,
+            broken: &[],
+            refused: &[],
+            edges,
+            skip,
+        };
+        steps(&records, request, &Schema::new().unwrap())
+    }
+
+    fn made(targets: &[Target], request: &Request) -> Vec<Value> {
+        values(&make(targets, &apart(targets), &[], request).unwrap())
+    }
+
+    fn values(steps: &Steps) -> Vec<Value> {
+        let steps = steps.steps.iter();
+        steps
+            .map(|planned| serde_json::to_value(&planned.step).unwrap())
+            .collect()
+    }
+
+    fn record_of(step: &Value) -> Keys {
+        match &step["env"]["EVAL_ONCE_STEP"] {
+            Value::String(record) => serde_json::from_str(record).unwrap(),
+            _ => step["plugins"][0]["your-org/eval-once#v1"]
+                .as_object()
+                .unwrap()
+                .clone(),
+        }
+    }
+
+    fn read(record: Keys) -> StepRequest {
+        let place = Place {
+            folder: "/checkout".into(),
+            confined: false,
+            no_checkout: false,
+        };
+        StepRequest::read(record, &place).unwrap()
+    }
+
+    #[test]
+    fn a_step_carries_exactly_the_record_that_a_step_reads() {
+        for emit in [Emit::Command, request().emit] {
+            let request = Request { emit, ..request() };
+            let target = target(1, &["p", "a.b"]);
+            let step = &made(std::slice::from_ref(&target), &request)[0];
+            let asked = read(record_of(step));
+            assert_eq!(asked.drv.as_ref(), Some(&target.drv));
+            assert_eq!(asked.outputs, target.outputs);
+            assert_eq!(asked.options, request.options);
+            let expected = Evaluation {
+                attr: target.attr.clone(),
+                ..request.root.clone()
+            };
+            assert_eq!(asked.evaluation, Some(expected));
+            assert_eq!(step["label"], ":nix: p.\"a.b\"");
+            assert_eq!(
+                step["key"],
+                format!("drv-{}", target.drv.as_store_path().hash())
+            );
+            assert_eq!(step["depends_on"], json!([]));
+            assert_eq!(step["command"].is_string(), request.emit == Emit::Command);
+            assert_eq!(
+                step["retry"]["automatic"],
+                json!([
+                    { "exit_status": 75, "limit": 2 },
+                    { "exit_status": -1, "signal_reason": "none", "limit": 2 },
+                    { "signal_reason": "agent_stop", "limit": 2 },
+                    { "exit_status": 255, "signal_reason": "none", "limit": 1 }
+                ])
+            );
+        }
+    }
+
+    #[test]
+    fn every_source_is_read_back() {
+        for source in [
+            Source::File("default.nix".into()),
+            Source::Expr("import ./. { }".into()),
+            Source::Flake(".".into()),
+        ] {
+            let mut request = request();
+            request.root.source = source.clone();
+            if matches!(source, Source::Flake(_)) {
+                request.root.arguments.clear();
+                request.root.include.clear();
+            }
+            let steps = made(&[target(1, &[])], &request);
+            let evaluation = read(record_of(&steps[0])).evaluation.unwrap();
+            assert_eq!(evaluation.source, source);
+            assert_eq!(evaluation.attr, path(&[]));
+            assert_eq!(
+                steps[0]["label"], ":nix: x",
+                "the root is called by its derivation"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wanted_is_merged_and_what_a_target_says_comes_last() {
+        let request = wanting(&json!({
+            "agents": ["queue=a", "big"], "env": { "A": "1", "B": "1" }, "plugins": ["docker#v5"],
+            "depends_on": "before", "soft_fail": [{ "exit_status": 1 }], "timeout_in_minutes": 9,
+            "retry": { "manual": false }
+        }));
+        let mut wish = with(
+            1,
+            &json!({
+                "name": "mine", "agents": { "queue": "b" }, "env": { "B": 2 }, "plugins": { "x#v1": { "y": 1 } },
+                "depends_on": [{ "step": "other" }, "before"], "commands": ["t"], "soft_fail": false
+            }),
+        );
+        wish.meta.timeout = Some(60);
+        let step = &made(&[wish], &request)[0];
+        assert_eq!(step["label"], "mine");
+        assert_eq!(step["agents"], json!({ "queue": "b", "big": "true" }));
+        assert_eq!(step["env"], json!({ "A": "1", "B": 2 }));
+        assert_eq!(step["plugins"][1], "docker#v5");
+        assert_eq!(step["plugins"][2], json!({ "x#v1": { "y": 1 } }));
+        assert_eq!(step["depends_on"], json!(["before", { "step": "other" }]));
+        assert_eq!(step["command"], json!(["t"]));
+        assert_eq!(step["soft_fail"], false);
+        assert_eq!(step["timeout_in_minutes"], 9);
+        assert_eq!(step["retry"]["manual"], false);
+        assert_eq!(step["retry"]["automatic"].as_array().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn a_timeout_in_seconds_becomes_whole_minutes() {
+        for (seconds, minutes) in [
+            (1, json!(1)),
+            (60, json!(1)),
+            (61, json!(2)),
+            (0, Value::Null),
+        ] {
+            let mut target = target(1, &["a"]);
+            target.meta.timeout = Some(seconds);
+            assert_eq!(
+                made(&[target], &request())[0]["timeout_in_minutes"],
+                minutes
+            );
+        }
+    }
+
+    #[test]
+    fn agents_are_chosen_by_system_and_features() {
+        let mut request = wanting(&json!({ "agents": { "top": "step" } }));
+        let tags = [
+            (
+                "x86_64-linux",
+                json!({ "queue": "linux", "top": "system", "size": "s" }),
+            ),
+            (
+                "feature:kvm",
+                json!({ "kvm": "true", "size": "m", "top": "feature" }),
+            ),
+            ("aarch64-linux", json!({ "queue": "arm" })),
+        ];
+        for (name, tags) in tags {
+            request
+                .agents
+                .insert(name.into(), tags.as_object().unwrap().clone());
+        }
+        let mut needy = target(1, &["a"]);
+        needy.features = vec!["kvm".into(), "unknown".into()];
+        let step = &made(&[needy], &request)[0];
+        assert_eq!(
+            step["agents"],
+            json!({ "queue": "linux", "kvm": "true", "size": "m", "top": "step" })
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_target_becomes_its_error_step() {
+        for (buildkite, sentence) in [
+            (json!({ "comand": "x" }), "`comand` is no property"),
+            (json!({ "key": "mine" }), "`key` cannot be set"),
+            (json!({ "id": "mine" }), "`id` cannot be set"),
+            (
+                json!({ "env": { "EVAL_ONCE_STEP": "{}" } }),
+                "`env.EVAL_ONCE_STEP` cannot be set",
+            ),
+            (
+                json!({ "plugins": ["your-org/eval-once#v2"] }),
+                "`plugins` names your-org/eval-once#v2",
+            ),
+            (
+                json!({ "plugins": [{ "https://x/eval-once-buildkite-plugin.git#v2": {} }] }),
+                "cannot be changed",
+            ),
+            (json!({ "plugins": "x" }), "`plugins` is \"x\""),
+            (json!({ "depends_on": 5 }), "`depends_on` is 5"),
+            (
+                json!({ "label": "a", "name": "b" }),
+                "`name` is another word for `label`",
+            ),
+            (
+                json!({ "timeout_in_minutes": null }),
+                "`timeout_in_minutes` is null",
+            ),
+            (json!({ "skip": "x".repeat(71) }), "at most 70 characters"),
+            (json!({ "parallelism": 501 }), "501 jobs"),
+        ] {
+            let targets = [target(0, &["a"]), with(1, &buildkite), target(2, &["c"])];
+            let edges = chain(&targets, &[(0, 1), (1, 2)]);
+            let request = wanting(&json!({ "agents": { "queue": "q" }, "command": "make" }));
+            let steps = make(&targets, &edges, &[], &request).unwrap();
+            assert_eq!(steps.errors.len(), 1, "{buildkite}");
+            let message = steps.errors[0].message.clone().unwrap();
+            assert!(message.contains(sentence), "{buildkite}: {message}");
+            assert_eq!(steps.errors[0].attr, targets[1].attr);
+            assert_eq!(steps.placed[1].key, error_key(&targets[1].attr));
+            assert_eq!(steps.placed[0].depends_on, [key(&targets[2])], "through it");
+            let steps = values(&steps);
+            let error = &steps[0];
+            assert_eq!(error["key"], error_key(&targets[1].attr));
+            assert_eq!(error["label"], ":boom: p.t1");
+            assert_eq!(error["command"], SAY_ERROR);
+            assert!(
+                error["env"]["EVAL_ONCE_ERROR"]
+                    .as_str()
+                    .unwrap()
+                    .contains(sentence)
+            );
+            assert_eq!(error["agents"], json!({ "queue": "q" }));
+            assert_eq!(steps[1]["key"], key(&targets[2]));
+            assert_eq!(steps[2]["depends_on"], json!([key(&targets[2])]));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_configuration_is_refused_at_once() {
+        for (step, sentence) in [
+            (json!({ "comand": "x" }), "in the key `step`, `comand`"),
+            (json!({ "key": "x" }), "in the key `step`, `key`"),
+        ] {
+            let failure = make(&[], &apart(&[]), &[], &wanting(&step)).unwrap_err();
+            assert_eq!(failure.class, Class::Config);
+            assert!(failure.to_string().contains(sentence), "{failure}");
+        }
+        let mut request = request();
+        let tags = json!({ "queue": ["a"] });
+        request
+            .agents
+            .insert("x".into(), tags.as_object().unwrap().clone());
+        let failure = make(&[], &apart(&[]), &[], &request).unwrap_err();
+        assert!(failure.to_string().contains("`agents.x`"), "{failure}");
+        request.agents.clear();
+        request.root.source = Source::Expr("x".repeat(RECORD_AT_MOST));
+        let failure = make(&[], &apart(&[]), &[], &request).unwrap_err();
+        assert!(failure.to_string().contains("bytes"), "{failure}");
+    }
+
+    #[test]
+    fn a_broken_attribute_has_a_step_without_a_record_that_runs_nothing_else() {
+        let request = wanting(
+            &json!({ "command": "make", "parallelism": 3, "skip": true, "agents": { "queue": "q" }, "plugins": ["a#v1"] }),
+        );
+        let broken = [Broken {
+            attr: path(&["p", "b"]),
+            message: Some("infinite recursion".into()),
+        }];
+        let refused = [Broken {
+            attr: path(&["p", "r"]),
+            message: Some("its `meta.buildkite.x` is a path\n$(boom)".into()),
+        }];
+        let records = Records {
+            targets: &[],
+            broken: &broken,
+            refused: &refused,
+            edges: &apart(&[]),
+            skip: &[],
+        };
+        let steps = steps(&records, &request, &Schema::new().unwrap()).unwrap();
+        assert_eq!(steps.errors, [&broken[..], &refused[..]].concat());
+        let [broken, refused] = &values(&steps)[..] else {
+            panic!("two steps")
+        };
+        let asked = read(record_of(broken));
+        assert_eq!((asked.drv, asked.outputs.len()), (None, 0));
+        assert_eq!(asked.evaluation.unwrap().attr, path(&["p", "b"]));
+        assert!(broken.get("command").is_none() && broken.get("parallelism").is_none());
+        assert!(broken.get("skip").is_none());
+        assert_eq!(broken["plugins"][1], "a#v1");
+        assert_eq!(broken["agents"], json!({ "queue": "q" }));
+        assert_eq!(refused["command"], SAY_ERROR);
+        assert_eq!(
+            refused["env"]["EVAL_ONCE_ERROR"],
+            "eval-once: p.r: its `meta.buildkite.x` is a path $(boom)"
+        );
+        assert!(refused.get("plugins").is_none());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_skipped_target() {
+        let targets = [target(0, &["a"]), target(1, &["b"]), target(2, &["c"])];
+        let edges = chain(&targets, &[(0, 1), (1, 2)]);
+        let skip = [None, Some("already built".to_owned()), None];
+        let steps = make(&targets, &edges, &skip, &request()).unwrap();
+        assert_eq!(steps.placed[1].skip.as_deref(), Some("already built"));
+        assert!(steps.placed[1].depends_on.is_empty());
+        let marked = values(&steps);
+        assert_eq!(marked[1]["skip"], "already built");
+        assert_eq!(marked[2]["depends_on"], json!([key(&targets[2])]));
+        let request = Request {
+            skip_style: SkipStyle::Omit,
+            ..request()
+        };
+        let steps = make(&targets, &edges, &skip, &request).unwrap();
+        assert_eq!((steps.steps.len(), steps.left_out), (2, 0));
+    }
+
+    #[test]
+    fn a_step_with_a_command_of_its_own_is_never_skipped() {
+        let skip = [
+            Some("x".repeat(90)),
+            Some("built".into()),
+            Some("built".into()),
+        ];
+        let targets = [
+            target(0, &["a"]),
+            with(1, &json!({ "command": "test" })),
+            with(2, &json!({ "skip": false })),
+        ];
+        let steps = make(&targets, &apart(&targets), &skip, &request()).unwrap();
+        assert_eq!(steps.placed[0].skip.as_ref().unwrap().chars().count(), 70);
+        assert_eq!(steps.placed[1].skip, None);
+        assert_eq!(steps.placed[2].skip, None);
+        let steps = make(
+            &targets,
+            &apart(&targets),
+            &skip,
+            &wanting(&json!({ "command": "t" })),
+        );
+        assert!(
+            steps
+                .unwrap()
+                .placed
+                .iter()
+                .all(|placed| placed.skip.is_none())
+        );
+    }
+
+    #[test]
+    fn the_limit_of_a_build_leaves_skipped_steps_out_and_nothing_else() {
+        let targets: Vec<_> = (0..4_100)
+            .map(|i| target(i, &["g", &format!("t{i}")]))
+            .collect();
+        let edges = apart(&targets);
+        let reason = |i: usize| (i % 2 == 0).then(|| "built".to_owned());
+        let skip: Vec<_> = (0..targets.len()).map(reason).collect();
+        let steps = make(&targets, &edges, &skip, &request()).unwrap();
+        assert_eq!((steps.steps.len(), steps.left_out), (3_999, 101));
+        assert_eq!(
+            steps.steps.iter().filter(|step| !step.skipped).count(),
+            2_050
+        );
+        let grouped = Request {
+            group_by: 1,
+            ..request()
+        };
+        let steps = make(&targets, &edges, &skip, &grouped).unwrap();
+        let groups = steps.steps.len().div_ceil(100);
+        assert!((3_990..=3_999).contains(&(steps.steps.len() + groups)));
+        let failure = make(&targets, &edges, &[], &request()).unwrap_err();
+        assert_eq!(failure.class, Class::Config);
+        assert!(failure.to_string().contains("4100 jobs") && failure.hint.is_some());
+    }
+
+    #[test]
+    fn groups_are_called_by_the_first_names() {
+        let targets = [
+            target(0, &["a", "b", "c"]),
+            target(1, &["a", "b"]),
+            target(2, &["a", "b", "d"]),
+        ];
+        let request = Request {
+            group_by: 2,
+            ..request()
+        };
+        let steps = make(&targets, &apart(&targets), &[], &request).unwrap();
+        let groups: Vec<_> = steps
+            .steps
+            .iter()
+            .map(|step| step.group.as_deref())
+            .collect();
+        assert_eq!(groups, [Some(":nix: a.b"), None, Some(":nix: a.b")]);
+    }
+
+    #[test]
+    fn the_metadata_of_changes_nobody_trusts_is_ignored() {
+        let request = Request {
+            meta: false,
+            ..request()
+        };
+        let step = &made(
+            &[with(1, &json!({ "command": "evil", "key": "x" }))],
+            &request,
+        )[0];
+        assert!(step.get("command").is_none());
+    }
+
+    #[test]
+    fn a_label_shows_what_is_there_and_nothing_else() {
+        let hostile = ":boom:\u{202e}\u{1b}[31m\n\u{200b}x";
+        let label = label_of(":nix:", &path(&["a", hostile]).to_string());
+        assert_eq!(label, ":nix: a.\"∶boom∶\u{fffd}\u{fffd}[31m\\n\u{fffd}x\"");
+        let label = label_of(":nix:", &"é".repeat(5_000));
+        assert_eq!(label.chars().count(), 6 + 200);
+    }
+
+    #[test]
+    fn keys_of_error_steps_are_the_same_in_every_version() {
+        // Retried recordings and dashboards know steps by them.
+        assert_eq!(error_key(&path(&["a", "b"])), "attr-cf6ab613e3942391f88ed698557e1680");
+        assert_ne!(error_key(&path(&["ab"])), error_key(&path(&["a", "b"])));
+    }
+
+    #[test]
+    fn a_plugin_is_known_by_whatever_leads_to_it() {
+        for reference in [
+            "eval-once#v1",
+            "your-org/eval-once#v1",
+            "https://github.com/your-org/eval-once-buildkite-plugin.git#v1",
+            "/srv/Eval_Once-buildkite-plugin",
+            "./.buildkite/plugins/eval-once/",
+        ] {
+            assert_eq!(plugin_name(reference), "eval-once", "{reference}");
+        }
+    }
+
+    /// Anything that a cleaned `meta.buildkite` can hold, more often than not about properties that mean something.
+    fn anything() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            "[a-z:\u{80}\u{2028}]{0,4}".prop_map(Value::from),
+        ];
+        let name = prop_oneof![
+            4 => proptest::sample::select(vec![
+                "agents", "env", "plugins", "depends_on", "command", "commands", "label", "name", "key", "retry", "automatic",
+                "skip", "matrix", "parallelism", "soft_fail", "timeout_in_minutes", "exit_status", "limit", "setup",
+            ]).prop_map(str::to_owned),
+            1 => "[a-z]{1,3}",
+        ];
+        leaf.prop_recursive(3, 24, 4, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::vec((name.clone(), inner), 0..4)
+                    .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_targets_say_the_pipeline_is_valid(
+            wishes in proptest::collection::vec(anything(), 1..6),
+            skipped in any::<u8>(),
+            command in any::<bool>(),
+        ) {
+            let targets: Vec<_> = wishes.iter().enumerate().map(|(i, wish)| with(i, wish)).collect();
+            let pairs: Vec<_> = (1..targets.len()).map(|i| (i, i - 1)).collect();
+            let edges = chain(&targets, &pairs);
+            let skip: Vec<_> = (0..targets.len()).map(|i| (skipped >> i & 1 == 1).then(|| "built".to_owned())).collect();
+            let mut request = Request { group_by: 1, ..request() };
+            if command {
+                request.emit = Emit::Command;
+            }
+            let made = make(&targets, &edges, &skip, &request).unwrap();
+            let document = plan::document(&made.steps).unwrap();
+            let read: Value = serde_yaml_ng::from_str(&document).unwrap();
+            prop_assert_eq!(&read, &serde_json::from_str::<Value>(&document).unwrap());
+            prop_assert_eq!(Schema::new().unwrap().check_pipeline(&read), Ok(()));
+            let keys: BTreeSet<_> = made.steps.iter().map(|step| step.step.key.clone()).collect();
+            prop_assert_eq!(keys.len(), targets.len());
+            for (target, placed) in targets.iter().zip(&made.placed) {
+                prop_assert!(keys.contains(&placed.key));
+                prop_assert!(placed.depends_on.iter().all(|key| keys.contains(key)));
+                if placed.key == key(target) {
+                    let step = made.steps.iter().find(|step| step.step.key == placed.key).unwrap();
+                    let record = record_of(&serde_json::to_value(&step.step).unwrap());
+                    prop_assert_eq!(read_drv(record), target.drv.clone());
+                }
+            }
+        }
+    }
+
+    fn read_drv(record: Keys) -> DrvPath {
+        read(record).drv.unwrap()
     }
 }
