@@ -229,7 +229,9 @@ fn number(index: usize) -> u32 {
 struct Nearest {
     /// For each finished target a bit for every rank that is reached from it: a triangle, so 10,000 targets take 6 MB.
     reached: Vec<Box<[u64]>>,
-    /// A bit for every rank, all zero between uses.
+    /// A bit for every rank that is in one of the sets; all zero between uses.
+    wanted: Vec<u64>,
+    /// A bit for every rank that is reached from one that was kept; all zero between uses.
     covered: Vec<u64>,
     empty: Rc<[u32]>,
 }
@@ -238,6 +240,7 @@ impl Nearest {
     fn new(targets: usize) -> Self {
         Self {
             reached: Vec::with_capacity(targets),
+            wanted: vec![0; targets.div_ceil(64)],
             covered: vec![0; targets.div_ceil(64)],
             empty: Rc::new([]),
         }
@@ -250,23 +253,28 @@ impl Nearest {
             [set] => return Rc::clone(set),
             _ => {}
         }
-        let mut ranks: Vec<u32> = sets.iter().flat_map(|set| set.iter().copied()).collect();
-        ranks.sort_unstable_by(|a, b| b.cmp(a));
-        ranks.dedup();
-        let mut words = 0;
-        ranks.retain(|rank| {
+        let (mut low, mut high) = (usize::MAX, 0);
+        for rank in sets.iter().flat_map(|set| set.iter()) {
             let (word, bit) = place(*rank);
-            if self.covered[word] & bit != 0 {
-                return false;
+            self.wanted[word] |= bit;
+            low = low.min(word);
+            high = high.max(word);
+        }
+        let mut ranks = Vec::new();
+        for word in (low..=high).rev() {
+            while let Some(bit) = (self.wanted[word] & !self.covered[word]).checked_ilog2() {
+                let rank = word * 64 + bit as usize;
+                self.wanted[word] &= !(1 << bit);
+                ranks.push(number(rank));
+                // What is below all that is wanted is nobody's question here.
+                let reached = self.reached[rank].get(low..).unwrap_or_default();
+                for (covered, reached) in self.covered[low..].iter_mut().zip(reached) {
+                    *covered |= reached;
+                }
             }
-            let reached = &self.reached[*rank as usize];
-            words = words.max(reached.len());
-            for (covered, reached) in self.covered.iter_mut().zip(reached) {
-                *covered |= reached;
-            }
-            true
-        });
-        self.covered[..words].fill(0);
+        }
+        self.wanted[low..=high].fill(0);
+        self.covered[low..=high].fill(0);
         // Where one set says it all, it is shared: most derivations add nothing to what is below them.
         if let Some(same) = sets.iter().find(|set| ***set == *ranks) {
             return Rc::clone(same);

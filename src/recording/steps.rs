@@ -1138,7 +1138,7 @@ mod tests {
             .map(|i| target(i, &["g", &format!("t{i}")]))
             .collect();
         let edges = apart(&targets);
-        let reason = |i: usize| (i % 2 == 0).then(|| "built".to_owned());
+        let reason = |i: usize| i.is_multiple_of(2).then(|| "built".to_owned());
         let skip: Vec<_> = (0..targets.len()).map(reason).collect();
         let steps = make(&targets, &edges, &skip, &request()).unwrap();
         assert_eq!((steps.steps.len(), steps.left_out), (3_999, 101));
@@ -1203,7 +1203,10 @@ mod tests {
     #[test]
     fn keys_of_error_steps_are_the_same_in_every_version() {
         // Retried recordings and dashboards know steps by them.
-        assert_eq!(error_key(&path(&["a", "b"])), "attr-cf6ab613e3942391f88ed698557e1680");
+        assert_eq!(
+            error_key(&path(&["a", "b"])),
+            "attr-cf6ab613e3942391f88ed698557e1680"
+        );
         assert_ne!(error_key(&path(&["ab"])), error_key(&path(&["a", "b"])));
     }
 
