@@ -35,8 +35,10 @@ impl Schema {
         let mut document: Value =
             serde_json::from_str(include_str!("pipeline-schema.json")).classify(Class::Bug, bug)?;
         // In Buildkite's documentation, and not in its schema.
-        document["definitions"]["commandStep"]["properties"]["checkout"] =
-            json!({ "type": "object" });
+        let properties = &mut document["definitions"]["commandStep"]["properties"];
+        properties["checkout"] = json!({ "type": "object" });
+        // Nor does it say that there are no fewer jobs than none.
+        properties["parallelism"]["minimum"] = json!(0);
         let mut step = document.clone();
         if let Some(step) = step.as_object_mut() {
             step.retain(|key, _| matches!(key.as_str(), "$schema" | "definitions"));
@@ -266,6 +268,13 @@ fn check_besides(step: &Keys) -> Result<(), String> {
                 "`{null}` is null: leave it out, or give it a value"
             ));
         }
+        if let ("depends_on", Value::Array(list)) = (key.as_str(), value)
+            && let Some(i) = list
+                .iter()
+                .position(|entry| entry.is_object() && entry.get("step").is_none())
+        {
+            return Err(format!("`depends_on[{i}]` lacks `step`"));
+        }
         let long = |value: &Value| {
             value
                 .as_object()
@@ -408,6 +417,14 @@ mod tests {
                 "`env` holds a name of more than 1024 bytes",
             ),
             (json!({ "concurrency": 1 }), "only go together"),
+            (
+                json!({ "depends_on": ["a", { "allow_failure": true }] }),
+                "`depends_on[1]` lacks `step`",
+            ),
+            (
+                json!({ "parallelism": -1 }),
+                "`parallelism` is -1, and must be a whole number of at least 0",
+            ),
             (json!({ "matrix": [[1]] }), "`matrix"),
             (
                 json!({ "agents": "queue=a" }),

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 
 use serde_json::Value;
 
@@ -39,7 +40,46 @@ impl fmt::Display for BadDerivation {
 
 impl std::error::Error for BadDerivation {}
 
+impl From<BadDerivation> for io::Error {
+    fn from(bad: BadDerivation) -> Self {
+        Self::new(io::ErrorKind::InvalidData, bad)
+    }
+}
+
+/// How long a `.drv` is that is read, in bytes. The longest that were seen have a few hundred kilobytes.
+const DRV_AT_MOST: u64 = 64 << 20;
+
+/// The text of a `.drv` file. (In a store that lies elsewhere than its paths say, there is none under that name.)
+///
+/// # Errors
+/// It cannot be read, or is nothing that a store has under such a name.
+pub fn derivation_text(drv: &DrvPath) -> io::Result<Vec<u8>> {
+    let path = drv.as_store_path().as_path();
+    // Not everything under such a name is one: a pipe would hold us for ever.
+    let file = path.metadata()?;
+    if !file.is_file() || file.len() >= DRV_AT_MOST {
+        return Err(BadDerivation.into());
+    }
+    std::fs::read(path)
+}
+
+/// The derivations whose outputs the derivation in this file needs.
+///
+/// # Errors
+/// The file cannot be read, or is not that of a derivation.
+pub fn inputs_on_disk(drv: &DrvPath) -> io::Result<Vec<DrvPath>> {
+    Ok(inputs_of_derivation(&derivation_text(drv)?)?)
+}
+
 impl Derivation {
+    /// Reads the file `drv`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not that of a derivation.
+    pub fn read(drv: &DrvPath) -> io::Result<Self> {
+        Ok(Self::parse(&derivation_text(drv)?, drv)?)
+    }
+
     /// Reads the text of the file `drv`. What in it is no UTF-8 is replaced.
     ///
     /// # Errors
@@ -349,6 +389,23 @@ mod tests {
         ] {
             assert_eq!(outputs_of_derivation(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn only_a_file_is_read() {
+        let store = tempfile::TempDir::new().unwrap();
+        let path = store.path().join(format!("{HASH}-a.drv"));
+        let drv = DrvPath::parse(path.to_str().unwrap()).unwrap();
+        let kind = |drv| inputs_on_disk(drv).unwrap_err().kind();
+        assert_eq!(kind(&drv), io::ErrorKind::NotFound);
+        std::fs::write(&path, r#"Derive([("out","","","")],[],[],"x","y",[],[])"#).unwrap();
+        assert!(inputs_on_disk(&drv).unwrap().is_empty());
+        assert_eq!(Derivation::read(&drv).unwrap().name, "a");
+        std::fs::write(&path, "what a crash has left").unwrap();
+        assert_eq!(kind(&drv), io::ErrorKind::InvalidData);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(kind(&drv), io::ErrorKind::InvalidData);
     }
 
     #[test]

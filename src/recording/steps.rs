@@ -89,7 +89,7 @@ pub struct Placed {
     pub skip: Option<String>,
 }
 
-/// Makes the steps.
+/// Makes the steps. Whether any [`Steps::errors`] fail the recording (`on-error`) is the caller's to say.
 ///
 /// # Errors
 /// The user's `step` or `agents` make no step that Buildkite would take, the expression is too large to be in every step, or
@@ -400,7 +400,7 @@ impl<'a> Maker<'a> {
 
     /// The step of an attribute that does not evaluate: it evaluates it, shows what Nix says, and fails.
     fn broken(&self, broken: &Broken) -> Result<CommandStep, Failure> {
-        let label = label_of(":boom:", &broken.attr.to_string());
+        let label = label_of(":boom:", &called(&broken.attr));
         let record = self.record(&broken.attr);
         if length(&record) > RECORD_AT_MOST {
             return self.refused(broken);
@@ -413,7 +413,7 @@ impl<'a> Maker<'a> {
 
     /// The step of an attribute that does evaluate, but cannot have the step it asks for: it says why, and fails.
     fn refused(&self, refused: &Broken) -> Result<CommandStep, Failure> {
-        let attr = refused.attr.to_string();
+        let attr = called(&refused.attr);
         let message = refused
             .message
             .as_deref()
@@ -640,6 +640,14 @@ fn keys_of(step: &CommandStep) -> Result<Keys, Failure> {
 fn length(record: &Keys) -> usize {
     // (Displaying JSON does not fail.)
     Value::Object(record.clone()).to_string().len()
+}
+
+/// An attribute path for people.
+fn called(attr: &AttrPath) -> String {
+    match attr.names() {
+        [] => "(root)".into(),
+        _ => attr.to_string(),
+    }
 }
 
 /// The group of an attribute path, which is called by the first `names` of its names; none where it has no more than those.
