@@ -235,7 +235,8 @@ pub fn scalar(value: Value) -> Option<Result<String, String>> {
 }
 
 /// What a value is, for someone who expected something else.
-fn found(value: &Value) -> String {
+#[must_use]
+pub fn found(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
@@ -248,19 +249,21 @@ fn found(value: &Value) -> String {
 
 /// The place of the first value in `keys`, however deep, that is `wrong`: `arg.x`, `include[1]`.
 pub fn find_value(keys: &Keys, wrong: &impl Fn(&Value) -> bool) -> Option<String> {
-    fn below(path: String, value: &Value, wrong: &impl Fn(&Value) -> bool) -> Option<String> {
-        match value {
-            _ if wrong(value) => Some(path),
-            Value::Array(list) => list
-                .iter()
-                .enumerate()
-                .find_map(|(i, value)| below(format!("{path}[{i}]"), value, wrong)),
-            Value::Object(map) => map
-                .iter()
-                .find_map(|(key, value)| below(format!("{path}.{key}"), value, wrong)),
-            _ => None,
-        }
-    }
     keys.iter()
-        .find_map(|(key, value)| below(key.clone(), value, wrong))
+        .find_map(|(key, value)| find_below(key.clone(), value, wrong))
+}
+
+/// The place of the first value in `value`, however deep, that is `wrong`; `path` is the place of `value` itself.
+pub fn find_below(path: String, value: &Value, wrong: &impl Fn(&Value) -> bool) -> Option<String> {
+    match value {
+        _ if wrong(value) => Some(path),
+        Value::Array(list) => list
+            .iter()
+            .enumerate()
+            .find_map(|(i, value)| find_below(format!("{path}[{i}]"), value, wrong)),
+        Value::Object(map) => map
+            .iter()
+            .find_map(|(key, value)| find_below(format!("{path}.{key}"), value, wrong)),
+        _ => None,
+    }
 }

@@ -17,7 +17,7 @@
 //! | [`job`] | what a job of the agent's becomes: a step of ours, or the job as it would have been without us; the command that follows a step |
 //! | [`environment`] | what the agent's `environment` hook puts into a job |
 //! | [`nix`] | Nix's names and command lines as data, and what its programs print |
-//! | [`buildkite`] | the agent's names and rules as data: plugin configuration, the default command |
+//! | [`buildkite`] | the agent's names and rules as data: plugin configuration, the default command, pipelines and what is wrong with them |
 //! | [`state`] | the host's state folder: turns to evaluate, roots that outlive a process |
 //! | [`command_line`] | programs as data: what is to be run, as what, and how it ended |
 //! | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |

@@ -3,12 +3,16 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
+pub mod document;
+pub mod edges;
 mod eval_jobs;
 mod evaluate;
 mod memory;
+pub mod plan;
 mod progress;
 mod request;
 mod spans;
+pub mod steps;
 mod walk;
 
 use std::collections::BTreeMap;
