@@ -150,7 +150,8 @@ impl fmt::Display for AttrPath {
 }
 
 /// `text` as a string of the Nix language, on one line.
-pub(super) fn string_literal(text: &str) -> String {
+#[must_use]
+pub fn string_literal(text: &str) -> String {
     let mut literal = String::with_capacity(text.len() + 2);
     literal.push('"');
     for c in text.chars() {

@@ -12,7 +12,7 @@ mod evaluation;
 mod listener;
 mod store_path;
 
-pub use attr_path::{AttrPath, BadAttrPath};
+pub use attr_path::{AttrPath, BadAttrPath, string_literal};
 pub use derivation::{
     BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk,
     outputs_of_derivation,

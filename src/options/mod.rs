@@ -233,11 +233,11 @@ impl Reading {
     /// The build of the job that this is; none by hand.
     fn build(&self) -> Option<recording::Build> {
         let named = |name: &str| text(&self.environment, name);
-        named("BUILDKITE_JOB_ID")?;
         named("BUILDKITE_AGENT_ACCESS_TOKEN")?;
         let slug = |name: &str| named(name).unwrap_or_default();
         Some(recording::Build {
             build: named("BUILDKITE_BUILD_ID")?,
+            job: named("BUILDKITE_JOB_ID")?,
             step: named("BUILDKITE_STEP_ID")?,
             pipeline: format!(
                 "{}/{}",

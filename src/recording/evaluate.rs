@@ -53,6 +53,8 @@ pub struct Evaluated {
     pub broken: Vec<Broken>,
     /// The attributes that evaluate, but whose metadata is no data, in their order.
     pub refused: Vec<Broken>,
+    /// The version of Nix that evaluated.
+    pub nix: String,
 }
 
 /// What became of an attribute.
@@ -173,6 +175,8 @@ pub struct Walk<'a> {
     budget: u64,
     /// How many processes there may be.
     workers: usize,
+    /// The version of Nix.
+    nix: String,
 }
 
 impl<'a> Walk<'a> {
@@ -212,6 +216,7 @@ impl<'a> Walk<'a> {
             pending: Vec::new(),
             budget: budget.unwrap_or(u64::MAX),
             workers: request.workers.unwrap_or(cores).get(),
+            nix: String::new(),
         })
     }
 
@@ -257,10 +262,18 @@ impl<'a> Walk<'a> {
         }])
     }
 
+    /// What waits for processes, for what comes between two walks.
+    pub fn supervisor(&mut self) -> &mut Supervisor {
+        self.supervisor
+    }
+
     /// What every target has given, in the order of the attributes.
     #[must_use]
     pub fn evaluated(&self) -> Evaluated {
-        let mut evaluated = Evaluated::default();
+        let mut evaluated = Evaluated {
+            nix: self.nix.clone(),
+            ..Evaluated::default()
+        };
         for (path, outcome) in &self.outcomes {
             match outcome {
                 Outcome::Found(found) => evaluated.found.push(found.clone()),
@@ -575,7 +588,10 @@ impl<'a> Walk<'a> {
                     ),
                 ));
             }
-            Said::End => worker.done = true,
+            Said::End(version) => {
+                worker.done = true;
+                self.nix = version;
+            }
         }
         Ok(())
     }
@@ -855,7 +871,7 @@ fn describe(request: &Request) -> String {
 }
 
 /// What Nix has said at its death.
-fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
+pub(super) fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
     let mut listener = Listener::new(io::sink());
     let _ = listener.write_all(words);
     let (heard, _) = listener.finish();

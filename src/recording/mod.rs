@@ -8,9 +8,11 @@ pub mod edges;
 mod eval_jobs;
 mod evaluate;
 mod memory;
+mod pin;
 pub mod plan;
 mod progress;
 mod request;
+mod skip;
 mod spans;
 pub mod steps;
 mod walk;
@@ -87,6 +89,8 @@ pub struct Target {
 pub struct Build {
     /// `BUILDKITE_BUILD_ID`.
     pub build: String,
+    /// `BUILDKITE_JOB_ID`.
+    pub job: String,
     /// `BUILDKITE_STEP_ID`: the same in every retry of this recording.
     pub step: String,
     /// `BUILDKITE_ORGANIZATION_SLUG/BUILDKITE_PIPELINE_SLUG`.

@@ -693,9 +693,10 @@ fn shortened(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluation_keys::Place;
     use crate::nix::{DrvPath, StorePath};
     use crate::recording::{Evaluator, Meta, OnError, Recurse, Skip as SkipWhat};
-    use crate::step::{Place, Request as StepRequest};
+    use crate::step::Request as StepRequest;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
     use std::num::NonZeroUsize;
