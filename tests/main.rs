@@ -8,6 +8,7 @@ mod agent_hook;
 mod agent_step;
 mod cancellation;
 mod configuration;
+mod derivation;
 mod environment;
 mod evaluate;
 mod explain;
