@@ -1,0 +1,770 @@
+//! A recording in a build: it runs as a job of a real agent, uploads its chunks to the server that plays Buildkite, and
+//! agents run every step of them to the end. Where the job dies, it is retried as users are told to have it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::{
+    EVAL_ONCE,
+    agent::{plugin_repository, program},
+    buildkite::{Build, Fault, Job, JobState, Outcome},
+    store::Store,
+    tool,
+};
+
+/// A build whose first step, `record`, records what is in the store's working folder.
+struct Scene {
+    store: Store,
+    build: Build,
+    /// What the plugin is cloned from.
+    _repositories: TempDir,
+}
+
+/// When the recording's step is run again: as the guide says.
+fn retry() -> Value {
+    json!({ "automatic": [
+        { "exit_status": 75, "limit": 2 },
+        { "exit_status": -1, "signal_reason": "none", "limit": 2 },
+    ] })
+}
+
+/// The step of a recording through the plugin.
+fn recording(key: &str, plugin: &str, keys: &Value) -> Value {
+    json!({
+        "key": key,
+        "label": format!("Record: {key}"),
+        "plugins": [{ plugin: { "pipeline": keys } }],
+        "retry": retry(),
+    })
+}
+
+/// A store for agents that can have plugins.
+fn store() -> Option<Store> {
+    tool("git")?;
+    program()?;
+    Store::new()
+}
+
+/// The recording as our plugin, with these keys.
+fn plugin_scene(store: Store, keys: &Value) -> Option<Scene> {
+    let repositories = TempDir::new().unwrap();
+    let plugin = plugin_repository(repositories.path());
+    let build = Build::new(&recording("record", &plugin, keys))?
+        .checkout(store.work())
+        .envs(store.env())
+        .envs([("EVAL_ONCE_BIN", EVAL_ONCE)]);
+    Some(Scene {
+        store,
+        build,
+        _repositories: repositories,
+    })
+}
+
+/// The recording as a command of the job, run by `program` with these flags.
+fn command_scene(store: Store, program: &str, flags: &str) -> Option<Scene> {
+    let build = Build::new(&json!({
+        "key": "record",
+        "label": "Record",
+        "command": format!("{program} pipeline {flags}"),
+        "retry": retry(),
+    }))?
+    .checkout(store.work())
+    .envs(store.env());
+    Some(Scene {
+        store,
+        build,
+        _repositories: TempDir::new().unwrap(),
+    })
+}
+
+impl Scene {
+    /// `eval-once.json` of the recording that uploaded it last.
+    #[track_caller]
+    fn document(&self) -> Value {
+        self.artifact("eval-once.json")
+    }
+
+    #[track_caller]
+    fn artifact(&self, path: &str) -> Value {
+        let artifacts = self.build.artifacts();
+        let content = artifacts.get(path).unwrap_or_else(|| {
+            panic!(
+                "no `{path}`, but {:?}: {}",
+                artifacts.keys(),
+                self.build.job("record").plain()
+            )
+        });
+        serde_json::from_slice(content).unwrap()
+    }
+
+    /// The keys of the targets' steps by attribute, its names joined by dots.
+    #[track_caller]
+    fn keys(&self) -> BTreeMap<String, String> {
+        let document = self.document();
+        let targets = document["targets"].as_array().unwrap().iter();
+        targets
+            .map(|target| (dotted(&target["attr"]), text(&target["key"])))
+            .collect()
+    }
+
+    /// The last job of an attribute's step.
+    #[track_caller]
+    fn job_of(&self, attr: &str) -> Job {
+        self.build.job(&self.keys()[attr])
+    }
+
+    /// The jobs of the steps of broken attributes.
+    fn error_jobs(&self) -> Vec<Job> {
+        let mut jobs = self.build.jobs();
+        jobs.retain(|job| job.key.as_deref().is_some_and(|it| it.starts_with("attr-")));
+        jobs
+    }
+
+    /// All steps that were applied, those in groups too.
+    fn uploaded(&self) -> Vec<Value> {
+        self.build.uploads().iter().flat_map(steps_of).collect()
+    }
+
+    /// The step that was uploaded for an attribute.
+    #[track_caller]
+    fn step_of(&self, attr: &str) -> Value {
+        let key = self.keys()[attr].clone();
+        let mut steps = self.uploaded();
+        steps.retain(|step| step["key"] == *key);
+        assert_eq!(steps.len(), 1, "{attr}: {steps:?}");
+        steps.remove(0)
+    }
+
+    /// The recording's marks: the chunks' numbers.
+    fn marks(&self) -> BTreeSet<usize> {
+        let prefix = format!("eval-once:{}:", self.build.job("record").step_id);
+        let names = self.build.meta_data().into_keys();
+        let numbers = names.filter_map(|name| name.strip_prefix(&prefix)?.parse().ok());
+        numbers.collect()
+    }
+
+    /// That nothing was uploaded twice, and all of it as the plan says, in its order; gives the number of chunks.
+    #[track_caller]
+    fn follows_its_plan(&self) -> usize {
+        let plan = self.artifact("eval-once-plan.json");
+        let chunks = plan["chunks"].as_array().unwrap().iter();
+        let planned: Vec<Value> = chunks
+            .map(|chunk| serde_json::from_str(chunk["pipeline"].as_str().unwrap()).unwrap())
+            .collect();
+        assert_eq!(self.build.uploads(), planned);
+        self.uploads_each_key_once();
+        assert_eq!(
+            self.marks().len(),
+            planned.len(),
+            "{:?}",
+            self.build.meta_data()
+        );
+        planned.len()
+    }
+
+    #[track_caller]
+    fn uploads_each_key_once(&self) {
+        let mut seen = BTreeSet::new();
+        for step in self.uploaded() {
+            let key = text(&step["key"]);
+            assert!(seen.insert(key.clone()), "{key} was uploaded twice");
+        }
+    }
+
+    /// That the recording's last job went well.
+    #[track_caller]
+    fn recorded(&self) {
+        let job = self.build.job("record");
+        assert_eq!(job.state, JobState::Passed, "{}", job.plain());
+    }
+
+    /// The ways of all targets' steps that ran, with their reasons.
+    #[track_caller]
+    fn ways(&self) -> BTreeMap<String, String> {
+        let keys = self.keys().into_iter();
+        keys.map(|(attr, key)| (attr, way(&self.build.job(&key))))
+            .collect()
+    }
+
+    #[track_caller]
+    fn all_went(&self, expected: &str) {
+        for (attr, way) in self.ways() {
+            assert_eq!(way, expected, "{attr}: {}", self.job_of(&attr).plain());
+        }
+    }
+
+    /// That each target's step ended behind those that it waits for.
+    #[track_caller]
+    fn ran_in_order(&self) {
+        let finished = self.build.finished();
+        let place = |key: &str| finished.iter().position(|it| it == key);
+        for step in self.uploaded() {
+            let key = text(&step["key"]);
+            for dependency in depends_on(&step) {
+                assert!(
+                    place(&dependency) < place(&key),
+                    "{dependency}, {key}: {finished:?}"
+                );
+            }
+        }
+    }
+}
+
+fn steps_of(pipeline: &Value) -> Vec<Value> {
+    let steps = pipeline["steps"].as_array().unwrap().iter();
+    steps
+        .flat_map(|step| match step.get("steps") {
+            Some(_) => steps_of(step),
+            None => vec![step.clone()],
+        })
+        .collect()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap().to_owned()
+}
+
+fn dotted(attr: &Value) -> String {
+    let names: Vec<String> = attr.as_array().unwrap().iter().map(text).collect();
+    names.join(".")
+}
+
+fn depends_on(step: &Value) -> Vec<String> {
+    let keys = step.get("depends_on").and_then(Value::as_array);
+    keys.into_iter().flatten().map(text).collect()
+}
+
+/// `WAY (REASON)`, from the line that a step ends in.
+fn way(job: &Job) -> String {
+    let log = job.plain();
+    let line = log.lines().rev().find_map(|line| {
+        let (way, rest) = line.strip_prefix("eval-once: ")?.split_once(" /")?;
+        let (_, rest) = rest.split_once(" s (")?;
+        let (reason, _) = rest.split_once("): built ")?;
+        Some(format!("{way} ({reason})"))
+    });
+    line.unwrap_or_else(|| format!("no way in {:?} {:?}: {log}", job.state, job.exit_status))
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// A store whose working folder is the example that looks like a real repository.
+fn store_with_example() -> Option<Store> {
+    let store = store()?;
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/repository");
+    copy(&example, &store.work());
+    Some(store)
+}
+
+/// What the throw of the example's broken attribute says.
+const BROKEN: &str = "greet 1.0 needs Python 2, which is gone";
+
+/// The example's recording in chunks of two, and all of its steps.
+#[track_caller]
+fn the_example_is_built(scene: &Scene) {
+    assert_eq!(
+        scene.build.run(),
+        Outcome::Failed,
+        "something in it is broken"
+    );
+    scene.recorded();
+    let keys = scene.keys();
+    assert_eq!(
+        keys.keys().collect::<Vec<_>>(),
+        [
+            "checks.fuzz.0",
+            "checks.fuzz.1",
+            "checks.greets",
+            "checks.manual-is-complete",
+            "hosts.build",
+            "hosts.web",
+            "packages.default",
+            "packages.greetd",
+            "packages.libgreet",
+            "packages.manual",
+        ]
+    );
+    assert_eq!(scene.follows_its_plan(), 6);
+    assert_eq!(scene.build.rejections(), [""; 0]);
+    scene.all_went("realised (drv-valid)");
+    scene.ran_in_order();
+    for attr in keys.keys() {
+        let job = scene.job_of(attr);
+        assert_eq!(job.state, JobState::Passed, "{attr}: {}", job.plain());
+    }
+
+    let waits = |attr: &str| depends_on(&scene.step_of(attr));
+    let key = |attr: &str| keys[attr].clone();
+    assert_eq!(waits("packages.libgreet"), [""; 0]);
+    assert_eq!(waits("packages.default"), [key("packages.libgreet")]);
+    assert_eq!(waits("packages.manual"), [key("packages.default")]);
+    // It needs `greet` too, and has it by way of the manual.
+    assert_eq!(waits("checks.manual-is-complete"), [key("packages.manual")]);
+    let hosts: BTreeSet<String> = waits("hosts.web").into_iter().collect();
+    let services = [key("packages.default"), key("packages.greetd")];
+    assert_eq!(hosts, services.into_iter().collect());
+    let check = scene.step_of("checks.manual-is-complete");
+    assert_eq!(check["soft_fail"], true);
+    assert_eq!(check["timeout_in_minutes"], 10);
+
+    let broken = scene.error_jobs();
+    assert_eq!(broken.len(), 1);
+    assert_eq!(
+        (broken[0].state, broken[0].exit_status),
+        (JobState::Failed, Some(65)),
+        "{}",
+        broken[0].plain()
+    );
+    assert!(broken[0].plain().contains(BROKEN), "{}", broken[0].plain());
+
+    let annotations = scene.build.annotations();
+    let bodies: Vec<&str> = annotations.values().map(|it| it.body.as_str()).collect();
+    let bodies = bodies.join("\n");
+    for part in ["10", "packages.legacy", BROKEN] {
+        assert!(bodies.contains(part), "{part} in {bodies}");
+    }
+}
+
+#[test]
+fn a_recording_through_the_plugin_is_uploaded_and_every_step_of_it_runs() {
+    let Some(store) = store_with_example() else {
+        return;
+    };
+    let Some(scene) = plugin_scene(store, &json!({ "file": "ci.nix", "chunk": 2 })) else {
+        return;
+    };
+    the_example_is_built(&scene);
+    for step in scene.uploaded() {
+        assert!(step.get("command").is_none(), "{step}");
+        assert!(step["plugins"][0].is_object(), "{step}");
+    }
+
+    let document = scene.document();
+    for field in [
+        "version", "nix", "source", "pin", "targets", "errors", "seconds",
+    ] {
+        assert!(document.get(field).is_some(), "{field} in {document:#}");
+    }
+    assert_eq!(document["version"], 1);
+    assert_eq!(document["source"]["file"], "ci.nix");
+    assert!(scene.store.has(document["pin"].as_str().unwrap()));
+    let errors = document["errors"].as_array().unwrap();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(errors[0]["attr"], json!(["packages", "legacy"]));
+    assert!(errors[0]["message"].as_str().unwrap().contains(BROKEN));
+    let targets = document["targets"].as_array().unwrap();
+    let greet = targets.iter().find(|it| it["name"] == "greet-2.0").unwrap();
+    assert_eq!(greet["also"], json!([["packages", "greet"]]));
+    assert!(scene.store.has(greet["drv"].as_str().unwrap()));
+    assert!(scene.store.has(greet["outputs"]["out"].as_str().unwrap()));
+    for field in [
+        "attr",
+        "system",
+        "features",
+        "key",
+        "depends_on",
+        "skip",
+        "meta",
+    ] {
+        assert!(greet.get(field).is_some(), "{field} in {greet:#}");
+    }
+}
+
+/// That each step is a command that carries its record.
+#[track_caller]
+fn steps_are_commands(scene: &Scene) {
+    for step in scene.uploaded() {
+        assert_eq!(step["command"], "eval-once step", "{step}");
+        assert!(step["env"]["EVAL_ONCE_STEP"].is_string(), "{step}");
+        assert!(step.get("plugins").is_none(), "{step}");
+    }
+}
+
+#[test]
+fn steps_that_are_commands_run_where_agents_have_our_hook() {
+    let Some(store) = store_with_example() else {
+        return;
+    };
+    // The program is on nobody's PATH.
+    let flags = "--file ci.nix --chunk 2";
+    let Some(mut scene) = command_scene(store, EVAL_ONCE, flags) else {
+        return;
+    };
+    scene.build = scene.build.our_hook("command");
+    the_example_is_built(&scene);
+    steps_are_commands(&scene);
+}
+
+#[test]
+fn steps_that_are_commands_run_where_agents_have_the_program_only() {
+    let Some(store) = store_with_example() else {
+        return;
+    };
+    let link = store.bin().join("eval-once");
+    symlink(EVAL_ONCE, link).unwrap();
+    let mut path = store.bin().into_os_string();
+    path.push(":");
+    path.push(store.path());
+    let flags = "--file ci.nix --chunk 2";
+    let Some(mut scene) = command_scene(store, "eval-once", flags) else {
+        return;
+    };
+    scene.build = scene.build.envs([("PATH", path)]);
+    the_example_is_built(&scene);
+    steps_are_commands(&scene);
+}
+
+/// Four targets: `d` needs `c`, `c` needs `b`.
+const CHAIN: &str = r#"rec {
+  a = file "a";
+  b = file "b";
+  c = build "c" "read x < ${b}; echo $x c > $out";
+  d = build "d" "read x < ${c}; echo $x d > $out";
+}"#;
+
+/// A recording of four targets, one in each chunk, in which something befalls the upload of the second.
+fn killed(fault: Fault) -> Option<Scene> {
+    let store = store()?;
+    store.targets(CHAIN);
+    let scene = plugin_scene(store, &json!({ "chunk": 1 }))?;
+    scene.build.on_upload(2, fault);
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    let record = scene.build.job("record");
+    assert_eq!(record.retry_count, 1, "{}", record.plain());
+    assert_eq!(scene.follows_its_plan(), 4);
+    assert_eq!(scene.keys().len(), 4);
+    scene.ran_in_order();
+    Some(scene)
+}
+
+#[test]
+fn a_recording_killed_before_a_chunk_was_applied_uploads_it_when_it_is_retried() {
+    let Some(scene) = killed(Fault::KillBefore) else {
+        return;
+    };
+    assert_eq!(scene.build.rejections(), [""; 0]);
+}
+
+#[test]
+fn a_recording_killed_between_a_chunk_and_its_mark_goes_on_behind_it() {
+    let Some(scene) = killed(Fault::KillAfter) else {
+        return;
+    };
+    let rejections = scene.build.rejections();
+    assert_eq!(rejections.len(), 1, "{rejections:?}");
+    assert!(rejections[0].contains("has already been used"));
+}
+
+#[test]
+fn a_chunk_that_is_applied_after_its_recording_was_killed_is_not_uploaded_again() {
+    let Some(scene) = killed(Fault::KillAndApplyLate) else {
+        return;
+    };
+    let rejections = scene.build.rejections();
+    assert_eq!(rejections.len(), 1, "{rejections:?}");
+    assert!(rejections[0].contains("has already been used"));
+}
+
+#[test]
+fn a_retried_recording_follows_the_plan_of_its_first_try() {
+    let Some(store) = store() else { return };
+    store.targets(CHAIN);
+    let keys = json!({ "chunk": 1, "skip-style": "omit" });
+    let Some(mut scene) = plugin_scene(store, &keys) else {
+        return;
+    };
+    // Between the two tries everything is built, and so would need no step.
+    scene.build = scene.build.shell_hook(
+        "pre-command",
+        "[ \"$BUILDKITE_STEP_KEY.$BUILDKITE_RETRY_COUNT\" != record.1 ] || nix-build --no-out-link\n",
+    );
+    scene.build.on_upload(2, Fault::KillAfter);
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    assert_eq!(scene.build.job("record").retry_count, 1);
+    assert_eq!(scene.follows_its_plan(), 4);
+    for step in scene.uploaded() {
+        assert!(step.get("skip").is_none(), "{step}");
+    }
+}
+
+#[test]
+fn two_recordings_in_one_build_share_the_steps_of_what_both_have() {
+    let Some(store) = store() else { return };
+    store.targets(
+        r#"let common = file "common"; in {
+          one = { inherit common; only = build "one" "read x < ${common}; echo $x > $out"; };
+          two = { inherit common; only = build "two" "read x < ${common}; echo $x > $out"; };
+        }"#,
+    );
+    let repositories = TempDir::new().unwrap();
+    let plugin = plugin_repository(repositories.path());
+    let of = |key: &str| recording(key, &plugin, &json!({ "attr": [key], "skip": "none" }));
+    let pipeline = json!({ "steps": [of("one"), of("two")] });
+    store.write("pipeline.json", &pipeline.to_string());
+    let Some(build) = Build::new(&json!({
+        "key": "upload",
+        "command": "buildkite-agent pipeline upload --no-interpolation pipeline.json",
+    })) else {
+        return;
+    };
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .envs([("EVAL_ONCE_BIN", EVAL_ONCE)]);
+    let scene = Scene {
+        store,
+        build,
+        _repositories: repositories,
+    };
+    let outcome = scene.build.run();
+    for key in ["one", "two"] {
+        let job = scene.build.job(key);
+        assert_eq!(job.state, JobState::Passed, "{}", job.plain());
+    }
+    assert_eq!(outcome, Outcome::Passed);
+    // Whoever came second was refused, and uploaded what was not there yet.
+    let rejections = scene.build.rejections();
+    assert_eq!(rejections.len(), 1, "{rejections:?}");
+    assert!(rejections[0].contains("has already been used"));
+    scene.uploads_each_key_once();
+    assert_eq!(scene.build.jobs().len(), 1 + 2 + 3);
+    scene.ran_in_order();
+}
+
+/// A recording after whose job this is run, before any of its steps is.
+fn and_then(script: &str) -> Option<Scene> {
+    let store = store()?;
+    store.targets(CHAIN);
+    let mut scene = plugin_scene(store, &json!({}))?;
+    let hook = format!("if [ \"$BUILDKITE_STEP_KEY\" = record ]; then\n{script}\nfi\n");
+    // With one agent no step can begin as long as the recording's job runs.
+    scene.build = scene.build.agents(1).shell_hook("post-command", &hook);
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    Some(scene)
+}
+
+#[test]
+fn what_a_recording_has_pinned_outlives_the_collector() {
+    let Some(scene) = and_then("nix-store --gc") else {
+        return;
+    };
+    scene.all_went("realised (drv-valid)");
+}
+
+#[test]
+fn what_is_collected_without_its_pin_is_evaluated_again() {
+    let script = "rm -r \"$EVAL_ONCE_STATE_DIR/pins\"\nnix-store --gc";
+    let Some(scene) = and_then(script) else {
+        return;
+    };
+    scene.all_went("evaluated (drv-missing)");
+}
+
+#[test]
+fn a_rejected_chunk_is_said_with_the_step_that_it_is_about() {
+    let Some(store) = store() else { return };
+    store.targets(CHAIN);
+    let drv = store.instantiate("default.nix", "c");
+    let hash = &Path::new(&drv).file_name().unwrap().to_str().unwrap()[..32];
+    let message = format!("The step with the key \"drv-{hash}\" is not to our liking");
+    let Some(scene) = plugin_scene(store, &json!({})) else {
+        return;
+    };
+    scene.build.on_upload(1, Fault::Reject(message.clone()));
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    let job = scene.build.job("record");
+    let log = job.plain();
+    assert_eq!(job.state, JobState::Failed, "{log}");
+    assert_eq!(job.retry_count, 0, "trying again would not help: {log}");
+    assert!(log.contains(&message), "{log}");
+    let errors: Vec<&str> = log
+        .lines()
+        .filter(|line| line.starts_with("eval-once: "))
+        .collect();
+    let about = errors
+        .iter()
+        .any(|line| line.contains(":nix: c") || line.contains("`c`"));
+    assert!(about, "{log}");
+    assert_eq!(scene.build.uploads(), [Value::Null; 0]);
+    assert_eq!(scene.marks().len(), 0);
+    // It was there before anything was uploaded.
+    let plan = scene.artifact("eval-once-plan.json");
+    assert_eq!(plan["chunks"][0]["keys"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn more_steps_than_a_build_can_have_are_refused_before_anything_is_uploaded() {
+    let Some(store) = store() else { return };
+    store.targets(
+        "builtins.listToAttrs (builtins.genList (i: rec { name = \"t${toString i}\"; value = file name; }) 4001)",
+    );
+    let Some(scene) = plugin_scene(store, &json!({ "skip": "none" })) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    let job = scene.build.job("record");
+    assert_eq!(job.exit_status, Some(64), "{}", job.plain());
+    assert!(job.plain().contains("4001 jobs"), "{}", job.plain());
+    assert_eq!(scene.build.uploads(), [Value::Null; 0]);
+    assert!(!scene.build.artifacts().contains_key("eval-once-plan.json"));
+}
+
+#[test]
+fn what_a_target_says_of_its_step_counts_and_what_buildkite_would_not_take_costs_that_target_alone()
+{
+    let Some(store) = store() else { return };
+    store.targets(
+        r#"let with_ = buildkite: drv: drv // { meta = { inherit buildkite; }; }; in {
+          soft = with_ { soft_fail = true; agents.size = "big"; } (build "soft" "exit 1");
+          labelled = with_ { label = "By another name"; env.COLOUR = "blue"; } (file "labelled");
+          wrong = with_ { colour = "blue"; } (file "wrong");
+          path = with_ { label = ./default.nix; } (file "path");
+          plain = file "plain";
+        }"#,
+    );
+    let keys = json!({ "step": { "env": { "SHAPE": "round" }, "priority": 1 } });
+    let Some(mut scene) = plugin_scene(store, &keys) else {
+        return;
+    };
+    scene.build = scene.build.agents(1).agent_with_tags(&["size=big"]);
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    scene.recorded();
+    assert_eq!(scene.build.rejections(), [""; 0]);
+
+    let soft = scene.job_of("soft");
+    assert_eq!(soft.state, JobState::SoftFailed, "{}", soft.plain());
+    assert_eq!(soft.exit_status, Some(100));
+    assert_eq!(soft.agent.as_deref(), Some("agent-2"));
+    let labelled = scene.job_of("labelled");
+    assert_eq!(labelled.state, JobState::Passed, "{}", labelled.plain());
+    assert_eq!(labelled.label.as_deref(), Some("By another name"));
+    let step = scene.step_of("labelled");
+    assert_eq!(step["env"], json!({ "COLOUR": "blue", "SHAPE": "round" }));
+    assert_eq!(step["priority"], 1);
+    assert_eq!(scene.job_of("plain").state, JobState::Passed);
+
+    let mut errors = scene.error_jobs();
+    errors.sort_by_key(|job| job.label.clone());
+    assert_eq!(errors.len(), 2);
+    for (job, attr, reason) in [
+        (&errors[0], "path", "path"),
+        (&errors[1], "wrong", "colour"),
+    ] {
+        assert_eq!(job.state, JobState::Failed);
+        assert_eq!(job.exit_status, Some(64), "{}", job.plain());
+        assert!(job.label.as_ref().unwrap().contains(attr));
+        assert!(job.plain().contains(reason), "{}", job.plain());
+    }
+    let document = scene.document();
+    let mut errors: Vec<String> = document["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| dotted(&error["attr"]))
+        .collect();
+    errors.sort();
+    assert_eq!(errors, ["path", "wrong"]);
+}
+
+#[test]
+fn what_is_there_already_is_a_skipped_step_that_nobody_waits_for() {
+    let Some(store) = store() else { return };
+    store.targets(
+        r#"rec {
+          here = file "here";
+          cached = file "cached";
+          user = build "user" "read x < ${here}; read y < ${cached}; echo $x $y > $out";
+        }"#,
+    );
+    let mut cache = String::new();
+    for attr in ["here", "cached"] {
+        let drv = store.instantiate("default.nix", attr);
+        let paths = store.build(&drv);
+        if attr == "cached" {
+            cache = store.cache("cache", &paths);
+            store.delete(&paths);
+        }
+    }
+    store.configure(&format!("substituters = {cache}"));
+    let Some(scene) = plugin_scene(store, &json!({})) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    for attr in ["here", "cached"] {
+        assert_eq!(scene.job_of(attr).state, JobState::Skipped);
+    }
+    let reason = |attr: &str| text(&scene.step_of(attr)["skip"]);
+    assert!(reason("here").contains("built"), "{}", reason("here"));
+    assert!(reason("cached").contains("cache"), "{}", reason("cached"));
+    assert_eq!(depends_on(&scene.step_of("user")), [""; 0]);
+    assert_eq!(way(&scene.job_of("user")), "realised (drv-valid)");
+    let document = scene.document();
+    for target in document["targets"].as_array().unwrap() {
+        assert_eq!(
+            target["skip"].is_null(),
+            target["name"] == "user",
+            "{target}"
+        );
+    }
+}
+
+#[test]
+fn nothing_is_uploaded_where_what_is_broken_is_to_fail_the_recording() {
+    let Some(store) = store() else { return };
+    store.targets("{ good = file \"good\"; bad = throw \"this one is bad\"; }");
+    let Some(scene) = plugin_scene(store, &json!({ "on-error": "fail" })) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    let job = scene.build.job("record");
+    assert_eq!(job.exit_status, Some(65), "{}", job.plain());
+    assert!(job.plain().contains("this one is bad"), "{}", job.plain());
+    assert_eq!(scene.build.uploads(), [Value::Null; 0]);
+    assert_eq!(scene.build.jobs().len(), 1);
+}
+
+#[test]
+fn steps_are_in_groups_by_the_first_names_of_their_attributes() {
+    let Some(store) = store() else { return };
+    store.targets(
+        r#"let marked = set: set // { recurseForDerivations = true; }; in rec {
+          packages = marked { a = file "a"; b = file "b"; };
+          checks = marked { c = build "c" "read x < ${packages.a}; echo $x > $out"; };
+          alone = file "alone";
+        }"#,
+    );
+    let Some(scene) = plugin_scene(store, &json!({ "group-by": 1 })) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    let group = |attr: &str| scene.job_of(attr).group;
+    assert_eq!(group("packages.a").as_deref(), Some("packages"));
+    assert_eq!(group("packages.b").as_deref(), Some("packages"));
+    assert_eq!(group("checks.c").as_deref(), Some("checks"));
+    assert_eq!(group("alone"), None);
+    assert_eq!(scene.follows_its_plan(), 1);
+    scene.ran_in_order();
+}
