@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use std::path::PathBuf;
 
-use crate::exit::Failure;
+use crate::exit::{Class, Failure};
 use crate::keys::{Reader, refuse, scalar, string};
 use crate::nix::{Argument, AttrPath, Evaluation, Source, is_url};
 use crate::paths::is_inside;
@@ -203,4 +203,28 @@ pub(crate) fn check_confined(
         }
     }
     Ok(())
+}
+
+/// Looks whether the file that is to be evaluated is there, where it is one.
+///
+/// # Errors
+/// It is not (65); or this job has no checkout (75); or nobody has named it (64).
+pub(crate) fn check_file(
+    evaluation: &Evaluation,
+    by_default: bool,
+    place: &Place,
+) -> Result<(), Failure> {
+    let Some(file) = evaluation.needs_file().filter(|file| !file.exists()) else {
+        return Ok(());
+    };
+    let message = format!("{} is to be evaluated, and is not there", file.display());
+    Err(if by_default {
+        refuse(format_args!("{message}, and nothing else was named"))
+            .hint("name a `file`, `expr` or `flake` to evaluate")
+    } else if place.no_checkout {
+        Failure::new(Class::Surroundings, format_args!("{message}: this job has no checkout"))
+            .hint("let the job check out its repository; or make the pipeline again, so that nothing has to be evaluated")
+    } else {
+        Failure::new(Class::Evaluation, message)
+    })
 }

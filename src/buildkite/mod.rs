@@ -4,6 +4,7 @@
 //! Nothing here starts a process. The rules were read from the agent's source (v3.137 and v4) and are compared with a real
 //! agent by the integration tests.
 
+pub mod agent;
 pub mod default_command;
 pub mod pipeline;
 pub mod plugin;

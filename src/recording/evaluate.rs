@@ -45,7 +45,7 @@ const TICK: Duration = Duration::from_millis(50);
 const MESSAGE_AT_MOST: usize = 8 << 10;
 
 /// What every target gave.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Evaluated {
     /// The targets, in the order of their attributes.
     pub found: Vec<Found>,
@@ -288,11 +288,10 @@ impl<'a> Walk<'a> {
         evaluated
     }
 
-    /// One line about all of it.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        self.progress
-            .summary(self.outcomes.len() - self.progress.targets)
+    /// Says in one line what was evaluated.
+    pub fn say_summary(&self) {
+        let broken = self.outcomes.len() - self.progress.targets;
+        self.log.say(self.progress.summary(broken));
     }
 
     /// Finds out what the first attributes say that throw: each costs a process that does not catch it.
@@ -858,7 +857,7 @@ fn at_and_behind(place: &Place, behind: Vec<Span>, counts: &Counts) -> Vec<Span>
 }
 
 /// What is evaluated, for a sentence about it.
-fn describe(request: &Request) -> String {
+pub(super) fn describe(request: &Request) -> String {
     let source = match &request.root.source {
         Source::File(name) | Source::Flake(name) => name.clone(),
         Source::Expr(_) => "the expression".into(),

@@ -3,11 +3,13 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
+mod annotation;
 pub mod document;
 pub mod edges;
 mod eval_jobs;
 mod evaluate;
 mod memory;
+mod perform;
 mod pin;
 pub mod plan;
 mod progress;
@@ -15,6 +17,7 @@ mod request;
 mod skip;
 mod spans;
 pub mod steps;
+mod upload;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -22,14 +25,13 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use crate::evaluation_keys::Place;
-use crate::exit::{Class, Failure};
+use crate::exit::Failure;
 use crate::keys::Keys;
-use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath};
 use crate::step::Host;
-use crate::supervise::Supervisor;
 
 pub use evaluate::{Evaluated, Walk};
+pub use perform::{perform, prune};
 pub use request::{Emit, Evaluator, OnError, Recurse, Request, Skip, SkipStyle};
 
 /// What of a target's `meta` a recording looks at. It was cleaned in Nix: nothing but data is left.
@@ -120,26 +122,4 @@ pub struct Order {
     pub terminal: bool,
     /// When the program began.
     pub started: Instant,
-}
-
-/// Records: from the keys to the uploaded pipeline. Gives what goes to standard output, the pipeline of a dry run.
-///
-/// # Errors
-/// Whatever the recording ends with.
-pub fn perform(
-    order: Order,
-    supervisor: &mut Supervisor,
-    log: Log,
-) -> Result<Option<Vec<u8>>, Failure> {
-    let _ = (order, supervisor, log);
-    Err(Failure::new(Class::Bug, "not wired yet"))
-}
-
-/// Removes the pins that are older than they were to be kept.
-///
-/// # Errors
-/// The state folder cannot be used (75).
-pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
-    let _ = (host, log);
-    Err(Failure::new(Class::Bug, "not wired yet"))
 }

@@ -28,6 +28,10 @@ pub struct Plan {
     pub step: String,
     /// What is uploaded at once, in this order: whatever a step waits for is in the same chunk or an earlier one.
     pub chunks: Vec<Chunk>,
+    /// What is uploaded as `eval-once.json` after them.
+    pub document: String,
+    /// The build's annotation, as Markdown, and its style.
+    pub annotation: (String, String),
 }
 
 /// What is uploaded at once.
@@ -45,7 +49,13 @@ impl Plan {
     ///
     /// # Errors
     /// A step cannot be written as JSON: a bug (70).
-    pub fn new(step: &str, steps: &[Planned], chunk: NonZeroUsize) -> Result<Self, Failure> {
+    pub fn new(
+        step: &str,
+        steps: &[Planned],
+        chunk: NonZeroUsize,
+        document: String,
+        annotation: (String, String),
+    ) -> Result<Self, Failure> {
         let chunks = divide(steps, chunk).into_iter().map(|range| {
             let steps = &steps[range];
             Ok(Chunk {
@@ -53,13 +63,15 @@ impl Plan {
                     .iter()
                     .map(|planned| planned.step.key.clone())
                     .collect(),
-                pipeline: document(steps)?,
+                pipeline: self::document(steps)?,
             })
         });
         Ok(Self {
             version: VERSION,
             step: step.to_owned(),
             chunks: chunks.collect::<Result<_, Failure>>()?,
+            document,
+            annotation,
         })
     }
 
@@ -171,6 +183,11 @@ pub fn divide(steps: &[Planned], chunk: NonZeroUsize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn plan(step: &str, steps: &[Planned], chunk: NonZeroUsize) -> Plan {
+        let annotation = ("text".into(), "info".into());
+        Plan::new(step, steps, chunk, "{}".into(), annotation).unwrap()
+    }
     use crate::buildkite::pipeline::{CommandStep, Dependency};
     use proptest::prelude::*;
     use serde_json::Value;
@@ -195,7 +212,7 @@ mod tests {
     fn a_plan_reads_back_as_it_was_written() {
         let mut steps: Vec<_> = (0..5).map(|i| planned(i, None)).collect();
         steps[0].step.label = "a\u{2028}\u{85}😀".into();
-        let plan = Plan::new("s", &steps, chunk(2)).unwrap();
+        let plan = plan("s", &steps, chunk(2));
         assert_eq!(plan.chunks.len(), 3);
         assert_eq!(plan.chunks[1].keys, ["2", "3"]);
         assert!(plan.chunks[0].pipeline.contains(r"a\u2028\u0085😀"));
@@ -248,7 +265,7 @@ mod tests {
                     .map(|at| Dependency::Key(at.index(i).to_string())).collect();
                 planned
             }).collect();
-            let plan = Plan::new("s", &steps, chunk(size)).unwrap();
+            let plan = plan("s", &steps, chunk(size));
             let mut seen = BTreeSet::new();
             for chunk in &plan.chunks {
                 prop_assert!(!chunk.keys.is_empty() && chunk.keys.len() <= size);
