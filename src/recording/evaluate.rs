@@ -64,8 +64,10 @@ enum Outcome {
     Broken(Broken),
     /// It evaluates, but its metadata is no data.
     Refused(Broken),
-    /// It throws; what it says is not known yet.
-    Throws,
+    /// It throws, or its metadata does; what it says is not known yet.
+    Throws {
+        in_meta: bool,
+    },
 }
 
 /// What a process is to walk.
@@ -100,6 +102,8 @@ struct Worker {
     /// When it last said something.
     last: Instant,
     place: Option<Place>,
+    /// It looks at the metadata there: the rest of it evaluates.
+    in_meta: bool,
     /// Where another process goes on.
     until: Option<Path>,
     fate: Option<Fate>,
@@ -121,6 +125,7 @@ impl Worker {
             begun: 0,
             last: now,
             place: None,
+            in_meta: false,
             until: None,
             fate: None,
             done: false,
@@ -279,10 +284,15 @@ impl<'a> Walk<'a> {
                 Outcome::Found(found) => evaluated.found.push(found.clone()),
                 Outcome::Broken(broken) => evaluated.broken.push(broken.clone()),
                 Outcome::Refused(broken) => evaluated.refused.push(broken.clone()),
-                Outcome::Throws => evaluated.broken.push(Broken {
-                    attr: self.attr(path).0,
-                    message: None,
-                }),
+                Outcome::Throws { in_meta } => {
+                    let attr = self.attr(path).0;
+                    let (list, message) = if *in_meta {
+                        (&mut evaluated.refused, Some("its metadata throws".into()))
+                    } else {
+                        (&mut evaluated.broken, None)
+                    };
+                    list.push(Broken { attr, message });
+                }
             }
         }
         evaluated
@@ -302,7 +312,7 @@ impl<'a> Walk<'a> {
             .filter(|(_, outcome)| !matches!(outcome, Outcome::Found(_)));
         let throws: Vec<Path> = broken
             .take(EXPLAINED)
-            .filter(|(_, outcome)| matches!(outcome, Outcome::Throws))
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Throws { .. }))
             .map(|(path, _)| path.clone())
             .collect();
         let tasks = throws.iter().filter_map(|path| {
@@ -548,9 +558,11 @@ impl<'a> Walk<'a> {
                 self.names.insert(path.clone(), name);
                 worker.first.get_or_insert_with(Instant::now);
                 worker.begun += 1;
+                worker.in_meta = false;
                 worker.place = Some(Place::At(path));
                 self.progress.begun += 1;
             }
+            Said::Meta(_) => worker.in_meta = true,
             Said::Out(_) => self.progress.begun += 1,
             Said::Set(path, count) => {
                 if self.counts.insert(path.clone(), count).is_none() {
@@ -560,7 +572,10 @@ impl<'a> Walk<'a> {
             }
             Said::Target(path, described) => self.target(path, described),
             Said::Broken(path) => {
-                self.outcomes.entry(path).or_insert(Outcome::Throws);
+                let in_meta = worker.in_meta;
+                self.outcomes
+                    .entry(path)
+                    .or_insert(Outcome::Throws { in_meta });
             }
             Said::Refused(path, why) => self.refuse_at(&path, why),
             Said::Deep(path) => {
@@ -713,7 +728,11 @@ impl<'a> Walk<'a> {
         }
         // What it has become stands; then it died on the way to the next.
         if !matches!(self.outcomes.get(&path), Some(Outcome::Found(_))) {
-            self.break_at(&path, Some(message));
+            if worker.in_meta {
+                self.refuse_at(&path, message);
+            } else {
+                self.break_at(&path, Some(message));
+            }
         }
         // A set whose attributes cannot even be begun has none.
         let left = worker.behind(&Place::At(path), &self.counts);
