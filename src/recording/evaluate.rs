@@ -255,6 +255,8 @@ impl<'a> Walk<'a> {
         for path in paths {
             self.note_disturbance(&path)?;
             self.outcomes.remove(&path);
+            self.progress.targets -= 1;
+            self.progress.begun -= 1;
             match Span::of(&path, &self.counts) {
                 Some(span) => spans.push(span),
                 None => everything = true,
@@ -620,11 +622,7 @@ impl<'a> Walk<'a> {
         match read {
             _ if !is_utf8 => self.break_at(&path, Some("its name is not UTF-8".into())),
             Ok((drv, meta)) => {
-                // One that throws may not throw when it is asked why.
-                let found = Outcome::Found(Found { attr, drv, meta });
-                if !matches!(self.outcomes.insert(path, found), Some(Outcome::Found(_))) {
-                    self.progress.targets += 1;
-                }
+                self.put(path, Outcome::Found(Found { attr, drv, meta }));
             }
             Err(wrong) => self.refuse_at(&path, wrong),
         }
@@ -635,16 +633,20 @@ impl<'a> Walk<'a> {
             attr: self.attr(path).0,
             message: Some(message),
         };
-        self.outcomes
-            .insert(path.clone(), Outcome::Refused(refused));
+        self.put(path.clone(), Outcome::Refused(refused));
     }
 
     fn break_at(&mut self, path: &Path, message: Option<String>) {
         let attr = self.attr(path).0;
-        let broken = Outcome::Broken(Broken { attr, message });
-        if let Some(Outcome::Found(_)) = self.outcomes.insert(path.clone(), broken) {
-            self.progress.targets -= 1;
-        }
+        self.put(path.clone(), Outcome::Broken(Broken { attr, message }));
+    }
+
+    /// Notes what has become of an attribute. The last word counts: one that throws may not throw when it is asked why.
+    fn put(&mut self, path: Path, outcome: Outcome) {
+        let is_target = |outcome: &Outcome| matches!(outcome, Outcome::Found(_));
+        self.progress.targets += usize::from(is_target(&outcome));
+        let before = self.outcomes.insert(path, outcome);
+        self.progress.targets -= usize::from(before.as_ref().is_some_and(is_target));
     }
 
     /// The full attribute path, and whether all its names are UTF-8.
