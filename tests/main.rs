@@ -18,6 +18,7 @@ mod plugin;
 mod plugin_yml;
 mod recording_evaluate;
 mod recording_in_build;
+mod recording_store;
 mod shim;
 mod statuses;
 mod step;
