@@ -13,9 +13,10 @@ use tempfile::TempDir;
 
 use crate::support::{
     EVAL_ONCE,
-    agent::{plugin_repository, program},
+    agent::{commit, plugin_repository, program},
     buildkite::{Build, Fault, Job, JobState, Outcome},
     store::Store,
+    target::expression,
     tool,
 };
 
@@ -455,7 +456,8 @@ fn steps_that_are_commands_run_where_agents_have_the_program_only() {
     let Some(mut scene) = command_scene(store, "eval-once", flags) else {
         return;
     };
-    scene.build = scene.build.envs([("PATH", path)]);
+    // With a terminal, as agents give it to their jobs unless they are told otherwise.
+    scene.build = scene.build.envs([("PATH", path)]).terminal(true);
     the_example_is_built(&scene);
     steps_are_commands(&scene);
 }
@@ -535,34 +537,45 @@ fn a_retried_recording_follows_the_plan_of_its_first_try() {
     }
 }
 
-#[test]
-fn two_recordings_in_one_build_share_the_steps_of_what_both_have() {
-    let Some(store) = store() else { return };
+/// A build in which `one` and `two` record the set of that name, at once or one after the other; both sets have `common`.
+fn two_recordings(in_order: bool, keys: &Value) -> Option<Scene> {
+    let store = store()?;
     store.targets(
-        r#"let common = file "common"; in {
-          one = { inherit common; only = build "one" "read x < ${common}; echo $x > $out"; };
-          two = { inherit common; only = build "two" "read x < ${common}; echo $x > $out"; };
-        }"#,
+        r#"let
+          common = file "common";
+          set = name: { inherit common; only = build name "read x < ${common}; echo $x > $out"; };
+        in { one = set "one"; two = set "two"; }"#,
     );
     let repositories = TempDir::new().unwrap();
     let plugin = plugin_repository(repositories.path());
-    let of = |key: &str| recording(key, &plugin, &json!({ "attr": [key], "skip": "none" }));
-    let pipeline = json!({ "steps": [of("one"), of("two")] });
-    store.write("pipeline.json", &pipeline.to_string());
-    let Some(build) = Build::new(&json!({
+    let of = |key: &str| {
+        let mut keys = keys.clone();
+        keys["attr"] = json!([key]);
+        recording(key, &plugin, &keys)
+    };
+    let mut steps = [of("one"), of("two")];
+    if in_order {
+        steps[1]["depends_on"] = "one".into();
+    }
+    store.write("pipeline.json", &json!({ "steps": steps }).to_string());
+    let build = Build::new(&json!({
         "key": "upload",
         "command": "buildkite-agent pipeline upload --no-interpolation pipeline.json",
-    })) else {
-        return;
-    };
-    let build = build
-        .checkout(store.work())
-        .envs(store.env())
-        .envs([("EVAL_ONCE_BIN", EVAL_ONCE)]);
-    let scene = Scene {
+    }))?
+    .checkout(store.work())
+    .envs(store.env())
+    .envs([("EVAL_ONCE_BIN", EVAL_ONCE)]);
+    Some(Scene {
         store,
         build,
         _repositories: repositories,
+    })
+}
+
+#[test]
+fn two_recordings_in_one_build_share_the_steps_of_what_both_have() {
+    let Some(scene) = two_recordings(false, &json!({ "skip": "none" })) else {
+        return;
     };
     let outcome = scene.build.run();
     for key in ["one", "two"] {
@@ -795,4 +808,228 @@ fn steps_are_in_groups_by_the_first_names_of_their_attributes() {
     assert_eq!(group("alone"), None);
     assert_eq!(scene.follows_its_plan(), 1);
     scene.ran_in_order();
+}
+
+#[test]
+fn a_recording_that_is_run_again_by_hand_uploads_nothing_more() {
+    let Some(store) = store() else { return };
+    store.targets(CHAIN);
+    let Some(scene) = plugin_scene(store, &json!({ "chunk": 3 })) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    let jobs = scene.build.jobs().len();
+    scene.build.retry(&scene.build.job("record").id);
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    assert_eq!(scene.build.job("record").retry_count, 1);
+    assert_eq!(scene.follows_its_plan(), 2);
+    assert_eq!(scene.build.rejections(), [""; 0]);
+    assert_eq!(scene.build.jobs().len(), jobs + 1);
+}
+
+#[test]
+fn a_recording_goes_on_behind_what_was_uploaded_when_buildkite_takes_a_chunk_that_it_has_refused() {
+    let Some(store) = store() else { return };
+    store.targets(CHAIN);
+    let Some(scene) = plugin_scene(store, &json!({ "chunk": 1 })) else {
+        return;
+    };
+    // As it was until 2023: the refusal is the answer itself.
+    let scene = Scene {
+        build: scene.build.answering_at_once(),
+        ..scene
+    };
+    scene
+        .build
+        .on_upload(3, Fault::Reject("Not today".to_owned()));
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    let job = scene.build.job("record");
+    assert_eq!(job.exit_status, Some(64), "{}", job.plain());
+    assert!(job.plain().contains("Not today"), "{}", job.plain());
+    assert_eq!(scene.marks().len(), 2);
+
+    scene.build.retry(&job.id);
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    assert_eq!(scene.follows_its_plan(), 4);
+    scene.all_went("realised (drv-valid)");
+}
+
+#[test]
+fn a_recording_killed_after_it_uploaded_what_another_had_left_goes_on_behind_it() {
+    let Some(scene) = two_recordings(true, &json!({ "skip": "none" })) else {
+        return;
+    };
+    // The two themselves; the whole of the first; the whole of the second, refused; and what is left of that.
+    scene.build.on_upload(4, Fault::KillAfter);
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    assert_eq!(scene.build.job("two").retry_count, 1);
+    assert_eq!(scene.build.rejections().len(), 2);
+    scene.uploads_each_key_once();
+    scene.ran_in_order();
+}
+
+#[test]
+fn what_is_left_of_a_chunk_keeps_its_groups() {
+    let Some(scene) = two_recordings(true, &json!({ "skip": "none", "group-by": 1 })) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.uploads_each_key_once();
+    // Behind that of the two themselves.
+    let uploads = scene.uploads().split_off(1);
+    assert_eq!(uploads.len(), 2);
+    let groups = |upload: &Value| {
+        let steps = upload["steps"].as_array().unwrap().iter();
+        let group = |step: &Value| {
+            (
+                step["group"].clone(),
+                steps_of(&json!({ "steps": [step] })).len(),
+            )
+        };
+        steps.map(group).collect::<Vec<_>>()
+    };
+    assert_eq!(groups(&uploads[0]), [(json!(":nix: one"), 2)]);
+    assert_eq!(groups(&uploads[1]), [(json!(":nix: two"), 1)]);
+}
+
+/// A recording whose steps run on another agent, in another checkout, once the recording's job is over and nothing that it
+/// has written is left.
+fn on_another_agent(store: Store, keys: &Value) -> Option<Scene> {
+    let mut keys = keys.clone();
+    // What depends on the recording begins when that job's hooks are through.
+    keys["step"] = json!({ "agents": { "role": "builder" }, "depends_on": ["record"] });
+    let mut scene = plugin_scene(store, &keys)?;
+    let hook = "if [ \"$BUILDKITE_STEP_KEY\" = record ]; then\n\
+                rm -r \"$EVAL_ONCE_STATE_DIR/pins\"\nnix-store --gc\nfi\n";
+    // The first of them, which takes what asks for nothing, is the one that records.
+    scene.build = scene
+        .build
+        .agents(1)
+        .agent_with_tags(&["queue=default", "role=builder"])
+        .shell_hook("post-command", hook);
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    Some(scene)
+}
+
+#[track_caller]
+fn evaluated_without_drift(scene: &Scene) {
+    scene.all_went("evaluated (drv-missing)");
+    for attr in scene.keys().keys() {
+        let job = scene.job_of(attr);
+        assert_eq!(job.agent.as_deref(), Some("agent-2"));
+        assert!(!job.plain().contains("drift"), "{}", job.plain());
+    }
+}
+
+#[test]
+fn another_checkout_gives_the_same_derivations_when_it_is_evaluated_again() {
+    let Some(store) = store() else { return };
+    store.targets(
+        r#"{ tone }: {
+          "we\"ird $HOME \${x} ä 😀" = with' { src = ./source; inherit tone; } "weird" "read x < $src/text; echo $x $tone > $out";
+          list = [ (file "first") ];
+        }"#,
+    );
+    store.write("source/text", "text\n");
+    let keys = json!({ "argstr": { "tone": "$TONE \"'\\" }, "options": { "cores": 1 } });
+    let Some(scene) = on_another_agent(store, &keys) else {
+        return;
+    };
+    evaluated_without_drift(&scene);
+    let labels: Vec<String> = scene
+        .build
+        .jobs()
+        .into_iter()
+        .filter_map(|job| job.label)
+        .collect();
+    let as_it_is =
+        |label: &String| label.contains("$HOME") && label.contains("${x}") && label.contains('😀');
+    assert!(labels.iter().any(as_it_is), "{labels:?}");
+}
+
+#[test]
+fn another_checkout_of_a_flake_gives_the_same_derivations_when_it_is_evaluated_again() {
+    let Some(store) = store() else { return };
+    let system = store.nix(
+        "nix-instantiate",
+        ["--eval", "-E", "builtins.currentSystem"],
+    );
+    let body = expression(
+        r#"{
+          packages.${system}.default = with' { src = self; } "default" "read x < $src/text; echo $x > $out";
+          checks.${system} = { one = file "one"; two = file "two"; };
+        }"#,
+    );
+    let body = body.replace("builtins.currentSystem", &system);
+    store.write("flake.nix", &format!("{{ outputs = {{ self }}: {body}; }}"));
+    store.write("text", "text\n");
+    commit(&store.work());
+    let Some(scene) = on_another_agent(store, &json!({ "flake": "." })) else {
+        return;
+    };
+    assert_eq!(scene.keys().len(), 3);
+    evaluated_without_drift(&scene);
+}
+
+#[test]
+fn the_command_that_a_target_gives_its_step_runs_after_the_build_whatever_is_built() {
+    let Some(store) = store() else { return };
+    store.targets(
+        r#"let with_ = command: drv: drv // { meta.buildkite = { inherit command; }; }; in {
+          one = with_ "read x < $EVAL_ONCE_OUT; echo \"it says: $x\"" (file "one");
+          two = with_ [ "exit 7" ] (file "two");
+          bad = with_ "echo never" (build "bad" "exit 1");
+        }"#,
+    );
+    let drv = store.instantiate("default.nix", "one");
+    store.build(&drv);
+    let Some(scene) = plugin_scene(store, &json!({})) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    scene.recorded();
+    let one = scene.job_of("one");
+    assert_eq!(one.state, JobState::Passed, "{}", one.plain());
+    assert!(one.plain().contains("\nit says: one\n"), "{}", one.plain());
+    assert_eq!(scene.job_of("two").exit_status, Some(7));
+    let bad = scene.job_of("bad");
+    assert_eq!(bad.exit_status, Some(100));
+    assert!(!bad.plain().contains("\nnever\n"));
+}
+
+#[test]
+fn a_recording_whose_targets_are_all_there_or_all_broken_is_one_all_the_same() {
+    let Some(store) = store() else { return };
+    store.targets("{ there = file \"there\"; }");
+    store.build(&store.instantiate("default.nix", "there"));
+    let keys = json!({ "skip-style": "omit" });
+    let Some(scene) = plugin_scene(store, &keys) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    assert_eq!(scene.build.uploads(), [Value::Null; 0]);
+    assert_eq!(scene.document()["targets"].as_array().unwrap().len(), 1);
+    let bodies = scene.build.annotations().into_values();
+    let bodies: Vec<String> = bodies.map(|it| shown(&it.body)).collect();
+    assert_eq!(bodies.len(), 1);
+    assert!(
+        bodies[0].contains("0 to build, 1 already built here"),
+        "{bodies:?}"
+    );
+
+    let Some(store) = self::store() else { return };
+    store.targets("{ broken = throw \"all of it\"; }");
+    let Some(scene) = plugin_scene(store, &json!({})) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    scene.recorded();
+    let broken = scene.error_jobs();
+    assert_eq!(broken.len(), 1);
+    assert_eq!(broken[0].exit_status, Some(65), "{}", broken[0].plain());
+    assert!(scene.document()["pin"].is_null());
 }
