@@ -4,14 +4,12 @@
 //! Buildkite takes: whatever would get an upload rejected is found here, and costs one step instead of a chunk.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::edges::Edges;
 use super::plan::{self, JOBS_PER_UPLOAD};
-use super::{Broken, Emit, Request, SkipStyle, Target};
+use super::{Broken, Emit, Request, SkipStyle, Target, hash_of};
 use crate::buildkite::pipeline::{
     Automatic, Command, CommandStep, Dependency, Plugin, Retry, RetryRule, Skip,
 };
@@ -231,17 +229,8 @@ pub fn key(target: &Target) -> String {
 /// The key of an attribute's error step: `attr-` and 32 characters of a hash of its path, the same in every run.
 #[must_use]
 pub fn error_key(attr: &AttrPath) -> String {
-    let mut hash = Sha256::new();
-    for name in attr.names() {
-        // With their lengths, so that no two lists of names are the same bytes.
-        hash.update((name.len() as u64).to_le_bytes());
-        hash.update(name);
-    }
-    let mut key = "attr-".to_owned();
-    for byte in hash.finalize().iter().take(16) {
-        let _ = write!(key, "{byte:02x}");
-    }
-    key
+    let names = attr.names().iter().map(String::as_str);
+    format!("attr-{}", hash_of(names))
 }
 
 /// What is evaluated, as the keys of a step say it; without an attribute path.
