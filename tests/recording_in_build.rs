@@ -15,6 +15,7 @@ use crate::support::{
     EVAL_ONCE,
     agent::{commit, plugin_repository, program},
     buildkite::{Build, Fault, Job, JobState, Outcome},
+    stand_in::write_program,
     store::Store,
     target::expression,
     tool,
@@ -55,9 +56,16 @@ fn store() -> Option<Store> {
 
 /// The recording as our plugin, with these keys.
 fn plugin_scene(store: Store, keys: &Value) -> Option<Scene> {
+    plugin_scene_with(store, keys, |_| ())
+}
+
+/// As [`plugin_scene`], with a change to its step.
+fn plugin_scene_with(store: Store, keys: &Value, change: impl Fn(&mut Value)) -> Option<Scene> {
     let repositories = TempDir::new().unwrap();
     let plugin = plugin_repository(repositories.path());
-    let build = Build::new(&recording("record", &plugin, keys))?
+    let mut step = recording("record", &plugin, keys);
+    change(&mut step);
+    let build = Build::new(&step)?
         .checkout(store.work())
         .envs(store.env())
         .envs([("EVAL_ONCE_BIN", EVAL_ONCE)]);
@@ -1032,4 +1040,60 @@ fn a_recording_whose_targets_are_all_there_or_all_broken_is_one_all_the_same() {
     assert_eq!(broken.len(), 1);
     assert_eq!(broken[0].exit_status, Some(65), "{}", broken[0].plain());
     assert!(scene.document()["pin"].is_null());
+}
+
+/// A recording that is killed at each first word of its kind that it has for Buildkite, before or after Buildkite hears it.
+fn killed_at_every_word(before: bool) {
+    let Some(store) = store() else { return };
+    store.targets(CHAIN);
+    let agent = program().unwrap();
+    // Questions change nothing. Of a word only its beginning counts: jobs and temporary files are others in each try.
+    let script = format!(
+        r#"#!/bin/sh
+real() {{ "{agent}" "$@"; }}
+case "$1 $2" in
+"pipeline upload") for file; do :; done; word=$(cksum <"$file") ;;
+"meta-data set" | "artifact upload" | "annotate "*) word="$1 $2 $3" ;;
+*) real "$@"; exit ;;
+esac
+grep -qxF "$word" '{said}' && {{ real "$@"; exit; }}
+echo "$word" >>'{said}'
+{before} || real "$@"
+kill -9 "$PPID"
+"#,
+        agent = agent.display(),
+        said = store.root().join("said").display(),
+    );
+    store.write("../said", "");
+    write_program(&store.bin().join("buildkite-agent"), &script);
+
+    let scene = plugin_scene_with(store, &json!({ "chunk": 2 }), |step| {
+        step["retry"] = json!({ "automatic": [{ "exit_status": "*", "limit": 10 }] });
+    });
+    let Some(mut scene) = scene else { return };
+    let hook = format!(
+        "[ \"$BUILDKITE_STEP_KEY\" != record ] || export PATH='{}':\"$PATH\"\n",
+        scene.store.bin().display()
+    );
+    scene.build = scene.build.agents(1).shell_hook("environment", &hook);
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    // The plan, its mark, two chunks, their marks, `eval-once.json`, the annotation.
+    let record = scene.build.job("record");
+    assert_eq!(record.retry_count, 8, "{}", record.plain());
+    assert_eq!(scene.follows_its_plan(), 2);
+    scene.all_went("realised (drv-valid)");
+    assert_eq!(scene.build.annotations().len(), 1);
+    // Of each chunk it was not known that it had been applied.
+    assert_eq!(scene.build.rejections().len(), 2);
+}
+
+#[test]
+fn a_recording_that_is_killed_before_each_of_its_words_comes_to_the_same_in_the_end() {
+    killed_at_every_word(true);
+}
+
+#[test]
+fn a_recording_that_is_killed_after_each_of_its_words_comes_to_the_same_in_the_end() {
+    killed_at_every_word(false);
 }
