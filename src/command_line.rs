@@ -19,6 +19,8 @@ pub struct CommandLine {
     pub arguments: Vec<OsString>,
     /// The folder it runs in; ours where there is none.
     pub folder: Option<PathBuf>,
+    /// A file that is its standard input; `/dev/null` where there is none.
+    pub stdin: Option<PathBuf>,
     /// Variables that are set for it, besides our own environment.
     pub variables: Vec<(&'static str, String)>,
 }
@@ -31,6 +33,7 @@ impl CommandLine {
             program,
             arguments: arguments.iter().map(OsString::from).collect(),
             folder: None,
+            stdin: None,
             variables: Vec::new(),
         }
     }
@@ -61,6 +64,9 @@ impl fmt::Display for CommandLine {
         f.write_str(self.program)?;
         for word in &self.arguments {
             write!(f, " {}", shell_word(word).to_string_lossy())?;
+        }
+        if let Some(stdin) = &self.stdin {
+            write!(f, " <{}", shell_word(stdin.as_os_str()).to_string_lossy())?;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::StorePath;
+use crate::recording;
 use crate::step::{self, Order, main_output};
 use crate::supervise::{Supervisor, become_program};
 
@@ -61,6 +62,30 @@ pub fn step(
     }
     log.say("running the step's own command");
     job.environment = environment_of_command(job.environment, &done.outputs);
+    let plan = default_command::plan(&job).and_then(|plan| plan.kept_inside(&job));
+    supervisor.hand_over()?;
+    Ok(become_program_of(plan))
+}
+
+/// Records, and then becomes the job's own command, where there is one to run. Returns the status where not.
+///
+/// # Errors
+/// The recording failed, and the command is not run then; or a signal asked us to end.
+pub fn recording(
+    order: recording::Order,
+    mut job: Job,
+    mut supervisor: Supervisor,
+    log: Log,
+) -> Result<u8, Failure> {
+    recording::perform(order, &mut supervisor, log)?;
+    if String::from_utf8_lossy(job.command.as_bytes())
+        .trim()
+        .is_empty()
+    {
+        return Ok(0);
+    }
+    log.say("running the job's own command");
+    job.environment.retain(|(name, _)| !was_told_to_us(name));
     let plan = default_command::plan(&job).and_then(|plan| plan.kept_inside(&job));
     supervisor.hand_over()?;
     Ok(become_program_of(plan))

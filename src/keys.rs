@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
@@ -99,22 +100,56 @@ impl Reader {
         })
     }
 
-    /// Reads one of two words.
+    /// Reads one of a few words.
     ///
     /// # Errors
-    /// It is neither.
-    pub fn choice<T: Copy>(
+    /// It is none of them.
+    pub fn choice<T: Copy, const N: usize>(
         &mut self,
         key: &'static str,
-        choices: [(&str, T); 2],
+        choices: [(&str, T); N],
     ) -> Result<Option<T>, Failure> {
-        let [(first, _), (second, _)] = choices;
-        self.take(key, &format!("`{first}` or `{second}`"), |value| {
+        let words = choices.map(|(word, _)| format!("`{word}`"));
+        let expected = match words.split_last() {
+            Some((last, others)) if !others.is_empty() => {
+                format!("{} or {last}", others.join(", "))
+            }
+            _ => words.concat(),
+        };
+        self.take(key, &expected, |value| {
             let text = value.as_str()?;
             choices
                 .iter()
                 .find(|(choice, _)| *choice == text)
                 .map(|(_, meaning)| Ok(*meaning))
+        })
+    }
+
+    /// Reads `true` or `false`.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn boolean(&mut self, key: &'static str) -> Result<Option<bool>, Failure> {
+        self.take(key, "`true` or `false`", |value| value.as_bool().map(Ok))
+    }
+
+    /// Reads a whole number within `range`.
+    ///
+    /// # Errors
+    /// It is none, or not within.
+    pub fn number(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<u64>,
+    ) -> Result<Option<u64>, Failure> {
+        let (from, to) = (range.start(), range.end());
+        let expected = if *to == u64::MAX {
+            format!("a whole number from {from} on")
+        } else {
+            format!("a whole number from {from} to {to}")
+        };
+        self.take(key, &expected, |value| {
+            value.as_u64().filter(|n| range.contains(n)).map(Ok)
         })
     }
 
@@ -200,7 +235,8 @@ pub fn scalar(value: Value) -> Option<Result<String, String>> {
 }
 
 /// What a value is, for someone who expected something else.
-fn found(value: &Value) -> String {
+#[must_use]
+pub fn found(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
@@ -213,19 +249,21 @@ fn found(value: &Value) -> String {
 
 /// The place of the first value in `keys`, however deep, that is `wrong`: `arg.x`, `include[1]`.
 pub fn find_value(keys: &Keys, wrong: &impl Fn(&Value) -> bool) -> Option<String> {
-    fn below(path: String, value: &Value, wrong: &impl Fn(&Value) -> bool) -> Option<String> {
-        match value {
-            _ if wrong(value) => Some(path),
-            Value::Array(list) => list
-                .iter()
-                .enumerate()
-                .find_map(|(i, value)| below(format!("{path}[{i}]"), value, wrong)),
-            Value::Object(map) => map
-                .iter()
-                .find_map(|(key, value)| below(format!("{path}.{key}"), value, wrong)),
-            _ => None,
-        }
-    }
     keys.iter()
-        .find_map(|(key, value)| below(key.clone(), value, wrong))
+        .find_map(|(key, value)| find_below(key.clone(), value, wrong))
+}
+
+/// The place of the first value in `value`, however deep, that is `wrong`; `path` is the place of `value` itself.
+pub fn find_below(path: String, value: &Value, wrong: &impl Fn(&Value) -> bool) -> Option<String> {
+    match value {
+        _ if wrong(value) => Some(path),
+        Value::Array(list) => list
+            .iter()
+            .enumerate()
+            .find_map(|(i, value)| find_below(format!("{path}[{i}]"), value, wrong)),
+        Value::Object(map) => map
+            .iter()
+            .find_map(|(key, value)| find_below(format!("{path}.{key}"), value, wrong)),
+        _ => None,
+    }
 }

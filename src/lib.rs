@@ -11,12 +11,13 @@
 //! | --- | --- |
 //! | [`options`] | what the user asked for: the command line and the environment, turned into values |
 //! | [`keys`] | reading what a user has configured, strictly, whatever it means |
+//! | [`evaluation_keys`] | the keys that say what is evaluated: the same in a step and in a recording |
 //! | [`step`] | one target: the keys of a step, the list of ways, the choice between them, the report |
 //! | [`recording`] | all targets: evaluating them once, keeping what was found, the pipeline that builds it |
 //! | [`job`] | what a job of the agent's becomes: a step of ours, or the job as it would have been without us; the command that follows a step |
 //! | [`environment`] | what the agent's `environment` hook puts into a job |
 //! | [`nix`] | Nix's names and command lines as data, and what its programs print |
-//! | [`buildkite`] | the agent's names and rules as data: plugin configuration, the default command |
+//! | [`buildkite`] | the agent's names and rules as data: plugin configuration, the default command, pipelines and what is wrong with them |
 //! | [`state`] | the host's state folder: turns to evaluate, roots that outlive a process |
 //! | [`command_line`] | programs as data: what is to be run, as what, and how it ended |
 //! | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
@@ -49,6 +50,7 @@ compile_error!("eval-once runs where Nix runs: on Linux and macOS. On Windows, u
 pub mod buildkite;
 pub mod command_line;
 pub mod environment;
+pub mod evaluation_keys;
 pub mod exit;
 pub mod job;
 pub mod keys;

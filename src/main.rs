@@ -10,6 +10,7 @@ use eval_once::exit::{Class, Classify as _, Failure};
 use eval_once::job::{self, Given};
 use eval_once::log::Log;
 use eval_once::options::{self, Invocation};
+use eval_once::recording;
 use eval_once::step::{self, Order};
 use eval_once::supervise::Supervisor;
 use unix::errno::Errno;
@@ -35,6 +36,18 @@ fn run(invocation: Invocation, log: Log) -> Result<u8, Failure> {
         Invocation::OtherJob(job) => Ok(job::pass_through(job)),
         Invocation::JobStep(order, job) => job::step(order, job, Supervisor::install(log)?, log),
         Invocation::Step(order, command) => step_by_hand(order, command, log),
+        Invocation::Pipeline(order) => {
+            let pipeline = recording::perform(*order, &mut Supervisor::install(log)?, log)?;
+            print(pipeline.unwrap_or_default())?;
+            Ok(0)
+        }
+        Invocation::JobPipeline(order, job) => {
+            job::recording(*order, job, Supervisor::install(log)?, log)
+        }
+        Invocation::Prune(host) => {
+            recording::prune(&host?, log)?;
+            Ok(0)
+        }
         Invocation::Explain(order, json) => {
             let explanation = step::explain(order, &mut Supervisor::install(log)?, log)?;
             if json {

@@ -46,7 +46,7 @@ impl State {
         if folder.as_os_str().as_bytes().contains(&b'\n') {
             return Err(io::Error::other("its name holds a line break"));
         }
-        for part in ["turns", "roots", "outputs"] {
+        for part in ["turns", "roots", "outputs", "pins"] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
@@ -90,6 +90,12 @@ impl State {
         let roots = Roots { folder, lock };
         roots.probe()?;
         Ok(roots)
+    }
+
+    /// The folder in which recordings keep their pins.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        self.folder.join("pins")
     }
 
     /// A folder for a link that keeps a step's outputs for a day, if the caller keeps it. Those of earlier days are removed

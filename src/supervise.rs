@@ -476,10 +476,18 @@ fn kill_children_of(pid: Pid) {
 
 /// Starts a program as a child whose output we read.
 fn spawn(line: &CommandLine) -> Result<Child, Failure> {
+    let stdin = match &line.stdin {
+        None => Stdio::null(),
+        Some(file) => std::fs::File::open(file)
+            .classify(Class::Surroundings, || {
+                format!("cannot read {}", file.display())
+            })?
+            .into(),
+    };
     let mut command = Command::new(line.program);
     command
         .args(&line.arguments)
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .envs(line.variables.iter().map(|(name, value)| (name, value)));

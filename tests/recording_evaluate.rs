@@ -62,7 +62,18 @@ fn the_targets_are_those_that_nix_instantiate_gives_attribute_by_attribute() {
     store.write("ci.nix", &expression(EVERY_KIND));
     let pipeline = recorded(
         &store,
-        &["--file", "ci.nix", "--arg", "n", "3", "--argstr", "s", "str", "--workers", "2"],
+        &[
+            "--file",
+            "ci.nix",
+            "--arg",
+            "n",
+            "3",
+            "--argstr",
+            "s",
+            "str",
+            "--workers",
+            "2",
+        ],
     );
     assert!(pipeline.broken().is_empty(), "{:?}", pipeline.broken());
     let mut expected = vec![
@@ -94,10 +105,16 @@ fn the_targets_are_those_that_nix_instantiate_gives_attribute_by_attribute() {
         }
         let quoted: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
         let selection = quoted.join(".");
-        let selection = if names[0] == "list" { names.join(".") } else { selection };
+        let selection = if names[0] == "list" {
+            names.join(".")
+        } else {
+            selection
+        };
         let nix = instantiated(
             &store,
-            &["ci.nix", "-A", &selection, "--arg", "n", "3", "--argstr", "s", "str"],
+            &[
+                "ci.nix", "-A", &selection, "--arg", "n", "3", "--argstr", "s", "str",
+            ],
         );
         assert_eq!(*drv, nix, "{attr}");
     }
@@ -121,7 +138,10 @@ fn the_walk_starts_where_attr_says() {
     let Some(store) = Store::new() else { return };
     store.targets("{ a.b = { c = file \"c\"; d = file \"d\"; }; e = throw \"never\"; }");
     let drvs = recorded(&store, &["-A", "a.b"]).drvs();
-    assert_eq!(drvs.keys().collect::<Vec<_>>(), [r#"["a","b","c"]"#, r#"["a","b","d"]"#]);
+    assert_eq!(
+        drvs.keys().collect::<Vec<_>>(),
+        [r#"["a","b","c"]"#, r#"["a","b","d"]"#]
+    );
     let one = recorded(&store, &["-A", "a.b.c"]).drvs();
     assert_eq!(one.keys().collect::<Vec<_>>(), [r#"["a","b","c"]"#]);
 }
@@ -139,7 +159,10 @@ fn what_is_left_out_is_not_even_looked_at() {
         pipeline.drvs().keys().collect::<Vec<_>>(),
         [r#"["keep"]"#, r#"["other","z"]"#, r#"["set","y"]"#]
     );
-    let pipeline = recorded(&store, &["--exclude", "a", "--exclude", "set", "--exclude", "other.x"]);
+    let pipeline = recorded(
+        &store,
+        &["--exclude", "a", "--exclude", "set", "--exclude", "other.x"],
+    );
     assert_eq!(
         pipeline.drvs().keys().collect::<Vec<_>>(),
         [r#"["keep"]"#, r#"["other","z"]"#]
@@ -189,7 +212,12 @@ fn a_broken_attribute_costs_itself_and_nothing_else() {
         let pipeline = Pipeline::of(&ended);
         assert_eq!(
             pipeline.drvs().keys().collect::<Vec<_>>(),
-            [r#"["a-first"]"#, r#"["imported"]"#, r#"["meta-fine"]"#, r#"["z-last"]"#],
+            [
+                r#"["a-first"]"#,
+                r#"["imported"]"#,
+                r#"["meta-fine"]"#,
+                r#"["z-last"]"#
+            ],
             "{ended}"
         );
         assert_eq!(pipeline.broken().len(), 20, "{:?}", pipeline.broken());
@@ -205,7 +233,11 @@ fn a_broken_attribute_is_a_red_step_that_evaluates_it_and_says_why() {
     store.targets("{ fine = file \"fine\"; set = { recurseForDerivations = true; bad = throw \"its words\"; }; }");
     let pipeline = recorded(&store, &[]);
     let step = pipeline.step(&["set", "bad"]);
-    assert!(step.key().starts_with("attr-") && step.key().len() == 37, "{}", step.key());
+    assert!(
+        step.key().starts_with("attr-") && step.key().len() == 37,
+        "{}",
+        step.key()
+    );
     let no_flags: [&str; 0] = [];
     let ended = store
         .step(no_flags)
@@ -221,23 +253,38 @@ fn a_broken_attribute_is_a_red_step_that_evaluates_it_and_says_why() {
 fn what_a_step_records_it_also_builds() {
     let Some(store) = Store::new() else { return };
     store.write("ci.nix", &expression(EVERY_KIND));
-    let flags = ["--file", "ci.nix", "--arg", "n", "3", "--argstr", "s", "str"];
+    let flags = [
+        "--file", "ci.nix", "--arg", "n", "3", "--argstr", "s", "str",
+    ];
     let pipeline = recorded(&store, &flags);
     let steps = pipeline.steps();
     assert!(steps.len() > 40);
     for (attr, step) in steps.iter().filter(|(attr, _)| !attr.contains("generated")) {
         let _ = fs::remove_file(store.work().join("result"));
         let no_flags: [&str; 0] = [];
-        let built = store.step(no_flags).env("EVAL_ONCE_STEP", step.record.to_string()).run();
+        let built = store
+            .step(no_flags)
+            .env("EVAL_ONCE_STEP", step.record.to_string())
+            .run();
         built.takes("realised", "drv-valid");
         // And where nothing is left of it, it is evaluated to the same.
         store.collect();
         let mut record = step.record.clone();
-        let again = store.nix("nix-store", ["--check-validity", "--print-invalid", record["drv"].as_str().unwrap()]);
+        let again = store.nix(
+            "nix-store",
+            [
+                "--check-validity",
+                "--print-invalid",
+                record["drv"].as_str().unwrap(),
+            ],
+        );
         assert_eq!(again, "", "{attr}: the pin keeps it");
         let drv = record.as_object_mut().unwrap().remove("drv").unwrap();
         record.as_object_mut().unwrap().remove("outputs");
-        let evaluated = store.step(no_flags).env("EVAL_ONCE_STEP", record.to_string()).run();
+        let evaluated = store
+            .step(no_flags)
+            .env("EVAL_ONCE_STEP", record.to_string())
+            .run();
         evaluated.takes("evaluated", "not-recorded");
         assert_eq!(evaluated.report()["drv"], drv, "{attr}");
     }
@@ -259,12 +306,27 @@ fn flake(store: &Store) {
         }}; }}"#,
         "\n  system = \"SYSTEM\"; build = name: script: derivation { inherit name system; builder = \"/bin/sh\"; args = [ \"-c\" script ]; };\n"
     );
-    let system = store.nix("nix-instantiate", ["--eval", "-E", "builtins.currentSystem"]);
-    store.write("flake.nix", &text.replace("SYSTEM", system.trim_matches('"')));
+    let system = store.nix(
+        "nix-instantiate",
+        ["--eval", "-E", "builtins.currentSystem"],
+    );
+    store.write(
+        "flake.nix",
+        &text.replace("SYSTEM", system.trim_matches('"')),
+    );
     for arguments in [
         &["init", "--quiet"][..],
         &["add", "--all"],
-        &["-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "--quiet", "-m", "x"],
+        &[
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@example.com",
+            "commit",
+            "--quiet",
+            "-m",
+            "x",
+        ],
     ] {
         store.program("git").args(arguments).run().exits(0);
     }
@@ -274,13 +336,28 @@ fn flake(store: &Store) {
 fn a_flake_gives_the_drvs_that_nix_build_gives() {
     let Some(store) = Store::new() else { return };
     flake(&store);
-    let system = store.nix("nix-instantiate", ["--eval", "-E", "builtins.currentSystem"]);
+    let system = store.nix(
+        "nix-instantiate",
+        ["--eval", "-E", "builtins.currentSystem"],
+    );
     let system = system.trim_matches('"');
     for dirty in [false, true] {
         if dirty {
-            fs::write(store.work().join("flake.nix"), fs::read_to_string(store.work().join("flake.nix")).unwrap() + "\n").unwrap();
+            fs::write(
+                store.work().join("flake.nix"),
+                fs::read_to_string(store.work().join("flake.nix")).unwrap() + "\n",
+            )
+            .unwrap();
         }
-        let pipeline = recorded(&store, &["--flake", ".", "--agents", r#"{"riscv64-linux":{"arch":"riscv"}}"#]);
+        let pipeline = recorded(
+            &store,
+            &[
+                "--flake",
+                ".",
+                "--agents",
+                r#"{"riscv64-linux":{"arch":"riscv"}}"#,
+            ],
+        );
         let expected = [
             format!(r#"["checks","{system}","fine"]"#),
             r#"["hydraJobs","deep","er"]"#.to_owned(),
@@ -291,15 +368,30 @@ fn a_flake_gives_the_drvs_that_nix_build_gives() {
         ];
         let drvs = pipeline.drvs();
         assert_eq!(drvs.keys().cloned().collect::<Vec<_>>(), expected);
-        assert_eq!(pipeline.broken(), [format!(r#"["packages","{system}","broken"]"#)]);
+        assert_eq!(
+            pipeline.broken(),
+            [format!(r#"["packages","{system}","broken"]"#)]
+        );
         for (attr, drv) in &drvs {
             let names: Vec<String> = serde_json::from_str(attr).unwrap();
             let installable = format!(".#{}.drvPath", names.join("."));
-            assert_eq!(store.nix("nix", ["eval", "--raw", &installable]), *drv, "{attr}, dirty: {dirty}");
+            assert_eq!(
+                store.nix("nix", ["eval", "--raw", &installable]),
+                *drv,
+                "{attr}, dirty: {dirty}"
+            );
         }
-        assert_eq!(pipeline.step(&["packages", "riscv64-linux", "default"]).json["agents"]["arch"], "riscv");
+        assert_eq!(
+            pipeline
+                .step(&["packages", "riscv64-linux", "default"])
+                .json["agents"]["arch"],
+            "riscv"
+        );
     }
-    let below = recorded(&store, &["--flake", ".", "-A", &format!("packages.{system}")]);
+    let below = recorded(
+        &store,
+        &["--flake", ".", "-A", &format!("packages.{system}")],
+    );
     assert_eq!(below.drvs().len(), 2);
 }
 
@@ -314,8 +406,16 @@ fn what_cannot_be_walked_is_one_sentence_that_names_the_place() {
         ("{ }", 65, "no targets"),
         ("{ a = 5; b = { c = file \"c\"; }; }", 65, "no targets"),
         ("{ needed }: { a = file \"a\"; }", 65, "needed"),
-        ("{ a = file \"a\"; b = let s = { recurseForDerivations = true; x = file \"x\"; s = s; }; in s; }", 65, "b.s.s.s"),
-        ("let f = n: { recurseForDerivations = true; sub = f (n + 1); }; in f 0", 65, "sub.sub.sub"),
+        (
+            "{ a = file \"a\"; b = let s = { recurseForDerivations = true; x = file \"x\"; s = s; }; in s; }",
+            65,
+            "b.s.s.s",
+        ),
+        (
+            "let f = n: { recurseForDerivations = true; sub = f (n + 1); }; in f 0",
+            65,
+            "sub.sub.sub",
+        ),
         ("abort \"the root's words\"", 65, "the root's words"),
         ("throw \"the root's words\"", 65, "the root's words"),
     ];
@@ -323,14 +423,37 @@ fn what_cannot_be_walked_is_one_sentence_that_names_the_place() {
         store.write("ci.nix", &expression(text));
         let ended = record(&store, &["--file", "ci.nix"]).run();
         ended.exits(status).prints("").says(&[place]);
-        let errors: Vec<_> = ended.ours().into_iter().filter(|line| line.contains("error:")).map(str::to_owned).collect();
+        let errors: Vec<_> = ended
+            .ours()
+            .into_iter()
+            .filter(|line| line.contains("error:"))
+            .map(str::to_owned)
+            .collect();
         assert_eq!(errors.len(), 1, "{ended}");
     }
-    record(&store, &["--file", "missing.nix"]).run().exits(65).prints("").says(&["missing.nix"]);
-    record(&store, &[]).run().exits(64).prints("").says(&["default.nix"]);
+    record(&store, &["--file", "missing.nix"])
+        .run()
+        .exits(65)
+        .prints("")
+        .says(&["missing.nix"]);
+    record(&store, &[])
+        .run()
+        .exits(64)
+        .prints("")
+        .says(&["default.nix"]);
     store.write("ci.nix", &expression("{ a = file \"a\"; }"));
-    record(&store, &["--file", "ci.nix", "-A", "b.c"]).run().exits(65).prints("").says(&["'b'"]);
-    assert!(!store.our_state().join("pins").exists() || fs::read_dir(store.our_state().join("pins")).unwrap().next().is_none());
+    record(&store, &["--file", "ci.nix", "-A", "b.c"])
+        .run()
+        .exits(65)
+        .prints("")
+        .says(&["'b'"]);
+    assert!(
+        !store.our_state().join("pins").exists()
+            || fs::read_dir(store.our_state().join("pins"))
+                .unwrap()
+                .next()
+                .is_none()
+    );
 }
 
 // ---- limits
@@ -392,7 +515,11 @@ fn a_recording_that_is_cancelled_leaves_no_process_behind() {
     unix::sys::signal::kill(running.pid(), unix::sys::signal::Signal::SIGTERM).unwrap();
     let ended = running.end();
     ended.exits(143).prints("");
-    assert!(told.elapsed().as_secs() < 10, "it took {:?}", told.elapsed());
+    assert!(
+        told.elapsed().as_secs() < 10,
+        "it took {:?}",
+        told.elapsed()
+    );
     until("nothing is left", || {
         crate::support::processes::marked(store.root().to_str().unwrap()).is_empty()
     });
@@ -405,7 +532,9 @@ fn an_evaluation_that_the_collector_disturbs_is_done_again_for_that_attribute() 
     let Some(store) = Store::new() else { return };
     store.targets("{ a = file \"a\"; b = file (import (build \"data\" \"echo '\\\"b\\\"' > $out\")); c = file \"c\"; }");
     // As it is when a path goes that Nix has just seen: a message of the collector's about a path that is not there.
-    let gone = store.folder().join("00000000000000000000000000000000-gone.drv");
+    let gone = store
+        .folder()
+        .join("00000000000000000000000000000000-gone.drv");
     let script = format!(
         "if [ $NTH = 1 ]; then \"$REAL\" \"$@\" 2>&1 | while IFS= read -r line; do printf '%s\\n' \"$line\" >&2; case \"$line\" in *'begin /1 '*) \
          echo \"error: path '{}' is not valid\" >&2; exit 1;; esac; done; exit 1; fi",
@@ -439,7 +568,11 @@ fn nix_eval_jobs_gives_the_same_records() {
         r#"{"attr":"set.c","attrPath":["set","c"],"error":"error:\n       … while evaluating\n\n       error: c's words"}"#.into(),
         line("a", r#"["a"]"#, &drvs[r#"["a"]"#]),
     ];
-    let script = format!("#!/bin/sh\nprintf '%s\\n' \"$@\" >'{}'\ncat <<'END'\n{}\nEND\n", store.root().join("arguments").display(), lines.join("\n"));
+    let script = format!(
+        "#!/bin/sh\nprintf '%s\\n' \"$@\" >'{}'\ncat <<'END'\n{}\nEND\n",
+        store.root().join("arguments").display(),
+        lines.join("\n")
+    );
     let stand_ins = StandIns::new(store.bin()).instead("nix-eval-jobs", &script);
     let ended = record(&store, &["--evaluator", "nix-eval-jobs", "--workers", "2"])
         .env("PATH", stand_ins.path(&store))

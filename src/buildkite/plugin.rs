@@ -25,6 +25,17 @@ pub fn configuration(configuration: Option<&str>, plugins: Option<&str>) -> Resu
     keys::parse(configuration, "BUILDKITE_PLUGIN_CONFIGURATION")
 }
 
+/// The reference to our own plugin in `plugins` (`BUILDKITE_PLUGINS`), version and all: that of the entry whose configuration
+/// is ours. The same plugin may be there twice, and another that is called alike.
+#[must_use]
+pub fn our_reference(plugins: Option<&str>, configuration: Option<&str>) -> Option<String> {
+    let configuration: Value = serde_json::from_str(configuration?).ok()?;
+    let plugins: Vec<Value> = serde_json::from_str(plugins?).ok()?;
+    let entries = plugins.iter().filter_map(Value::as_object).flatten();
+    let ours = entries.filter(|(_, value)| **value == configuration);
+    ours.map(|(reference, _)| reference.clone()).next()
+}
+
 /// The first null in the configuration of a plugin, with the plugin's name; ours where it can be told.
 fn null_in_plugins(plugins: &str) -> Option<(String, String)> {
     let entries: Vec<Keys> = serde_json::from_str::<Vec<Value>>(plugins)
@@ -64,6 +75,18 @@ mod tests {
         let other = configuration(None, Some(r#"[{"/p/fork.git":{"x":[1,null]}},{"y":null}]"#))
             .unwrap_err();
         assert!(other.to_string().contains("`x[1]` is null"), "{other}");
+    }
+
+    #[test]
+    fn our_own_reference_is_that_of_the_entry_with_our_configuration() {
+        let plugins = r#"["docker#v5",{"o/eval-once#v1":{"drv":"x"}},{"https://h/p.git#0a1b":{"pipeline":{"chunk":5,"file":"y"}}}]"#;
+        let ours = |configuration| our_reference(Some(plugins), configuration);
+        assert_eq!(
+            ours(Some(r#"{"pipeline":{"file":"y","chunk":5}}"#)).as_deref(),
+            Some("https://h/p.git#0a1b")
+        );
+        assert_eq!(ours(Some(r#"{"pipeline":{}}"#)), None);
+        assert_eq!(ours(None), None);
     }
 
     #[test]

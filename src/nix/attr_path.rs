@@ -3,7 +3,21 @@
 use std::fmt;
 
 /// The way from a Nix expression's value to one attribute of it. The names may hold anything.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+///
+/// In JSON it is the list of its names.
+#[derive(
+    Debug,
+    Clone,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(transparent)]
 pub struct AttrPath(Vec<String>);
 
 /// Why a dotted attribute path cannot be read, as the end of a sentence that begins with the path.
@@ -136,7 +150,8 @@ impl fmt::Display for AttrPath {
 }
 
 /// `text` as a string of the Nix language, on one line.
-pub(super) fn string_literal(text: &str) -> String {
+#[must_use]
+pub fn string_literal(text: &str) -> String {
     let mut literal = String::with_capacity(text.len() + 2);
     literal.push('"');
     for c in text.chars() {
@@ -194,6 +209,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn in_json_a_path_is_the_list_of_its_names(names in proptest::collection::vec(".*", 0..4)) {
+            let json = serde_json::to_value(AttrPath::new(names.clone())).unwrap();
+            prop_assert_eq!(&json, &serde_json::json!(names));
+            prop_assert_eq!(serde_json::from_value::<AttrPath>(json).unwrap(), AttrPath::new(names));
+        }
+
         #[test]
         fn a_path_that_is_written_down_reads_back_the_same(names in proptest::collection::vec(".*|[a-z\".$\\\\\r\n]{0,6}", 0..4)) {
             let path = AttrPath::new(names);

@@ -1,5 +1,6 @@
 //! The command lines of Nix's programs. Each is a function from values to an argument vector.
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use super::{DrvPath, Evaluation, Source, StorePath};
@@ -55,6 +56,40 @@ pub fn obtain(paths: &[&StorePath], link: Option<&Path>, options: &Options) -> C
     rooted(command("nix-store", &arguments, options), link)
 }
 
+/// Evaluates a file of ours that writes a store file, and prints that one's path as a string. It reads nothing but itself,
+/// whatever the settings say that evaluation may read.
+#[must_use]
+pub fn write_store_file(expression: &Path, options: &Options) -> CommandLine {
+    let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
+    command.arguments.push(expression.into());
+    for setting in ["restrict-eval", "pure-eval"] {
+        command
+            .arguments
+            .extend(["--option", setting, "false"].map(OsString::from));
+    }
+    command
+}
+
+/// Prints what keeps `path` alive, one root on each line: `LINK -> PATH`. Through a daemon, it is the daemon who looks.
+#[must_use]
+pub fn roots_of(path: &StorePath, options: &Options) -> CommandLine {
+    command("nix-store", &["--query", "--roots", path.as_str()], options)
+}
+
+/// Prints those of `paths` that are not valid.
+#[must_use]
+pub fn invalid_of(paths: &[&StorePath], options: &Options) -> CommandLine {
+    let mut arguments = vec!["--check-validity", "--print-invalid"];
+    arguments.extend(paths.iter().map(|path| path.as_str()));
+    command("nix-store", &arguments, options)
+}
+
+/// Prints the version of Nix.
+#[must_use]
+pub fn version() -> CommandLine {
+    CommandLine::new("nix-instantiate", &["--version"])
+}
+
 /// Says on standard error which of `paths` would be fetched, and which Nix would not know how to come by.
 #[must_use]
 pub fn would_obtain(paths: &[&StorePath], options: &Options) -> CommandLine {
@@ -67,11 +102,7 @@ pub fn would_obtain(paths: &[&StorePath], options: &Options) -> CommandLine {
 /// daemon would look like an invalid path.
 #[must_use]
 pub fn check_validity(path: &StorePath, options: &Options) -> CommandLine {
-    command(
-        "nix-store",
-        &["--check-validity", "--print-invalid", path.as_str()],
-        options,
-    )
+    invalid_of(&[path], options)
 }
 
 /// The same question to a binary cache.

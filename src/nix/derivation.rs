@@ -1,53 +1,379 @@
-//! Reading a `.drv` file: what its outputs are called, and where they will be.
+//! Reading a `.drv` file: its outputs, the derivations it needs, where it is built.
+//!
+//! The text is one term, `Derive([outputs],[inputs],[sources],system,builder,[arguments],[environment])`; newer versions of
+//! Nix also write `DrvWithVersion("xp-dyn-drv",[outputs],…` (`Derivation::unparse` in Nix's `derivations.cc`). It is read from
+//! the left, and no further than what is asked for: a large environment costs nothing where nobody wants it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
 
-use super::StorePath;
+use serde_json::Value;
 
-/// The outputs of a derivation, read from the text of its `.drv` file: `Derive([("out","/nix/store/…","",""),…`.
+use super::{DrvPath, StorePath};
+
+/// What a `.drv` file says, as far as a recording asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Derivation {
+    /// Its outputs. An output whose path is not known before it is built (floating content-addressed) has none.
+    pub outputs: BTreeMap<String, Option<StorePath>>,
+    /// The derivations whose outputs it needs.
+    pub inputs: Vec<DrvPath>,
+    /// The system it is built on.
+    pub system: String,
+    /// Its name, which is that of its file without `.drv`.
+    pub name: String,
+    /// `requiredSystemFeatures`.
+    pub features: Vec<String>,
+}
+
+/// The text is not that of a derivation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadDerivation;
+
+impl fmt::Display for BadDerivation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this is not the text of a derivation")
+    }
+}
+
+impl std::error::Error for BadDerivation {}
+
+impl From<BadDerivation> for io::Error {
+    fn from(bad: BadDerivation) -> Self {
+        Self::new(io::ErrorKind::InvalidData, bad)
+    }
+}
+
+/// How long a `.drv` is that is read, in bytes. The longest that were seen have a few hundred kilobytes.
+const DRV_AT_MOST: u64 = 64 << 20;
+
+/// The text of a `.drv` file. (In a store that lies elsewhere than its paths say, there is none under that name.)
+///
+/// # Errors
+/// It cannot be read, or is nothing that a store has under such a name.
+pub fn derivation_text(drv: &DrvPath) -> io::Result<Vec<u8>> {
+    let path = drv.as_store_path().as_path();
+    // Not everything under such a name is one: a pipe would hold us for ever.
+    let file = path.metadata()?;
+    if !file.is_file() || file.len() >= DRV_AT_MOST {
+        return Err(BadDerivation.into());
+    }
+    std::fs::read(path)
+}
+
+/// The derivations whose outputs the derivation in this file needs.
+///
+/// # Errors
+/// The file cannot be read, or is not that of a derivation.
+pub fn inputs_on_disk(drv: &DrvPath) -> io::Result<Vec<DrvPath>> {
+    Ok(inputs_of_derivation(&derivation_text(drv)?)?)
+}
+
+impl Derivation {
+    /// Reads the file `drv`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not that of a derivation.
+    pub fn read(drv: &DrvPath) -> io::Result<Self> {
+        Ok(Self::parse(&derivation_text(drv)?, drv)?)
+    }
+
+    /// Reads the text of the file `drv`. What in it is no UTF-8 is replaced.
+    ///
+    /// # Errors
+    /// It is not the text of a derivation.
+    pub fn parse(text: &[u8], drv: &DrvPath) -> Result<Self, BadDerivation> {
+        let mut term = Term::begin(text)?;
+        let outputs = term.outputs()?;
+        term.expect(b',')?;
+        let inputs = term.inputs()?;
+        term.expect(b',')?;
+        term.skip_value()?;
+        term.expect(b',')?;
+        let system = term.text()?.into_owned();
+        for _builder_and_arguments in 0..2 {
+            term.expect(b',')?;
+            term.skip_value()?;
+        }
+        term.expect(b',')?;
+        let features = term.features()?;
+        term.expect(b')')?;
+        let file = drv.as_store_path().name();
+        Ok(Self {
+            outputs,
+            inputs,
+            system,
+            name: file.strip_suffix(".drv").unwrap_or(file).to_owned(),
+            features,
+        })
+    }
+}
+
+/// The outputs of a derivation, read from the text of its `.drv` file.
 ///
 /// An output whose path is not known before it is built (floating content-addressed) has none. `None`: this is no text of
 /// a derivation that we can read.
 #[must_use]
-pub fn outputs_of_derivation(text: &str) -> Option<BTreeMap<String, Option<StorePath>>> {
-    // Output names and paths hold no character that would be escaped in a `.drv`.
-    let mut rest = text
-        .strip_prefix("Derive([")
-        .or_else(|| text.split_once(",[").map(|(_, rest)| rest))?;
-    let mut outputs = BTreeMap::new();
-    while let Some(output) = rest.strip_prefix("(\"") {
-        let (fields, after) = output.split_once("\")")?;
-        let [name, path, _algorithm, _hash] = fields.split("\",\"").collect::<Vec<_>>()[..] else {
-            return None;
-        };
-        outputs.insert(name.to_owned(), StorePath::parse(path).ok());
-        rest = after.strip_prefix(',').unwrap_or(after);
+pub fn outputs_of_derivation(text: &[u8]) -> Option<BTreeMap<String, Option<StorePath>>> {
+    Term::begin(text)
+        .and_then(|mut term| term.outputs())
+        .ok()
+        .filter(|outputs| !outputs.is_empty())
+}
+
+/// The derivations whose outputs a derivation needs, read from the text of its `.drv` file.
+///
+/// # Errors
+/// It is not the text of a derivation.
+pub fn inputs_of_derivation(text: &[u8]) -> Result<Vec<DrvPath>, BadDerivation> {
+    let mut term = Term::begin(text)?;
+    term.skip_value()?;
+    term.expect(b',')?;
+    term.inputs()
+}
+
+/// What is left to read of the text of a derivation.
+struct Term<'a>(&'a [u8]);
+
+impl<'a> Term<'a> {
+    /// Begins with the outputs.
+    fn begin(text: &'a [u8]) -> Result<Self, BadDerivation> {
+        if let Some(rest) = text.strip_prefix(b"Derive(") {
+            return Ok(Self(rest));
+        }
+        let mut term = Self(text.strip_prefix(b"DrvWithVersion(").ok_or(BadDerivation)?);
+        term.text()?;
+        term.expect(b',')?;
+        Ok(term)
     }
-    (rest.starts_with(']') && !outputs.is_empty()).then_some(outputs)
+
+    fn expect(&mut self, byte: u8) -> Result<(), BadDerivation> {
+        self.0 = self.0.strip_prefix(&[byte]).ok_or(BadDerivation)?;
+        Ok(())
+    }
+
+    /// Whether `byte` comes next; it is read then.
+    fn next_is(&mut self, byte: u8) -> bool {
+        self.expect(byte).is_ok()
+    }
+
+    /// Reads the elements of a list, each with `element`.
+    fn list(
+        &mut self,
+        mut element: impl FnMut(&mut Self) -> Result<(), BadDerivation>,
+    ) -> Result<(), BadDerivation> {
+        self.expect(b'[')?;
+        if self.next_is(b']') {
+            return Ok(());
+        }
+        loop {
+            element(self)?;
+            if self.next_is(b']') {
+                return Ok(());
+            }
+            self.expect(b',')?;
+        }
+    }
+
+    fn outputs(&mut self) -> Result<BTreeMap<String, Option<StorePath>>, BadDerivation> {
+        let mut outputs = BTreeMap::new();
+        self.list(|term| {
+            term.expect(b'(')?;
+            let name = term.text()?.into_owned();
+            term.expect(b',')?;
+            let path = StorePath::parse(&term.text()?).ok();
+            for _algorithm_and_hash in 0..2 {
+                term.expect(b',')?;
+                term.text()?;
+            }
+            outputs.insert(name, path);
+            term.expect(b')')
+        })?;
+        Ok(outputs)
+    }
+
+    fn inputs(&mut self) -> Result<Vec<DrvPath>, BadDerivation> {
+        let mut inputs = Vec::new();
+        self.list(|term| {
+            term.expect(b'(')?;
+            inputs.push(DrvPath::parse(&term.text()?).map_err(|_| BadDerivation)?);
+            term.expect(b',')?;
+            // The names of the outputs; of a dynamic derivation, a tree of them.
+            term.skip_value()?;
+            term.expect(b')')
+        })?;
+        Ok(inputs)
+    }
+
+    /// Reads the environment for `requiredSystemFeatures`, which structured attributes hold as a list in a JSON of their own.
+    fn features(&mut self) -> Result<Vec<String>, BadDerivation> {
+        let mut features = Vec::new();
+        self.list(|term| {
+            term.expect(b'(')?;
+            let name = term.string()?;
+            term.expect(b',')?;
+            match name {
+                b"requiredSystemFeatures" => {
+                    features = term.text()?.split_whitespace().map(str::to_owned).collect();
+                }
+                b"__json" => {
+                    if let Some(listed) = features_in_json(&term.text()?) {
+                        features = listed;
+                    }
+                }
+                _ => drop(term.string()?),
+            }
+            term.expect(b')')
+        })?;
+        Ok(features)
+    }
+
+    /// Reads a string, escapes and all, without its quotes.
+    fn string(&mut self) -> Result<&'a [u8], BadDerivation> {
+        self.expect(b'"')?;
+        let mut from = 0;
+        loop {
+            let at = from
+                + self.0[from..]
+                    .iter()
+                    .position(|byte| matches!(byte, b'"' | b'\\'))
+                    .ok_or(BadDerivation)?;
+            if self.0[at] == b'"' {
+                let string = &self.0[..at];
+                self.0 = &self.0[at + 1..];
+                return Ok(string);
+            }
+            from = at + 2;
+            if from > self.0.len() {
+                return Err(BadDerivation);
+            }
+        }
+    }
+
+    /// Reads a string for what it says.
+    fn text(&mut self) -> Result<Cow<'a, str>, BadDerivation> {
+        let string = self.string()?;
+        if !string.contains(&b'\\') {
+            return Ok(String::from_utf8_lossy(string));
+        }
+        let mut plain = Vec::with_capacity(string.len());
+        let mut bytes = string.iter().copied();
+        while let Some(byte) = bytes.next() {
+            plain.push(if byte == b'\\' {
+                match bytes.next() {
+                    Some(b'n') => b'\n',
+                    Some(b'r') => b'\r',
+                    Some(b't') => b'\t',
+                    Some(other) => other,
+                    None => return Err(BadDerivation),
+                }
+            } else {
+                byte
+            });
+        }
+        Ok(Cow::Owned(String::from_utf8_lossy(&plain).into_owned()))
+    }
+
+    /// Leaves a string, a list or a tuple behind, whatever is in it.
+    fn skip_value(&mut self) -> Result<(), BadDerivation> {
+        let mut open = 0_usize;
+        loop {
+            match self.0.first().ok_or(BadDerivation)? {
+                b'"' => drop(self.string()?),
+                b'[' | b'(' => {
+                    open += 1;
+                    self.0 = &self.0[1..];
+                }
+                b']' | b')' => {
+                    open = open.checked_sub(1).ok_or(BadDerivation)?;
+                    self.0 = &self.0[1..];
+                }
+                b',' if open > 0 => self.0 = &self.0[1..],
+                _ => return Err(BadDerivation),
+            }
+            if open == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn features_in_json(json: &str) -> Option<Vec<String>> {
+    // Nothing else of what may be a large structure is kept.
+    #[derive(serde::Deserialize)]
+    struct Attributes {
+        #[serde(rename = "requiredSystemFeatures")]
+        features: Option<Value>,
+    }
+    let attributes: Attributes = serde_json::from_str(json).ok()?;
+    match attributes.features? {
+        Value::Array(list) => Some(list.into_iter().filter_map(crate::keys::string).collect()),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    const HASH: &str = "w11m5yi1fzmzl7ri7y308xcnn9jyzv3r";
+
+    fn drv(name: &str) -> DrvPath {
+        DrvPath::parse(&format!("/s/store/{HASH}-{name}.drv")).unwrap()
+    }
 
     #[test]
-    fn the_outputs_of_a_drv_are_read_from_its_text() {
-        let hash = "w11m5yi1fzmzl7ri7y308xcnn9jyzv3r";
+    fn a_derivation_is_read_from_its_text() {
         let text = format!(
-            r#"Derive([("dev","/s/store/{hash}-a-dev","",""),("out","/s/store/{hash}-a","r:sha256","0f")],[("/s/x.drv",["out"])],[],"x86_64-linux","/bin/sh",["-c","[(\"x\""],[("name","a")])"#
+            r#"Derive([("dev","/s/store/{HASH}-a-dev","",""),("out","/s/store/{HASH}-a","r:sha256","0f")],[("/s/store/{HASH}-b.drv",["dev","out"]),("/s/store/{HASH}-c.drv",["out"])],["/s/store/{HASH}-src"],"x86_64-linux","/bin/sh",["-c","[(\"x\"","\\"],[("name","ignored"),("requiredSystemFeatures","kvm  big-parallel\n"),("text","é\n\t\"")])"#
         );
-        let outputs = outputs_of_derivation(&text).unwrap();
-        assert_eq!(outputs.keys().collect::<Vec<_>>(), ["dev", "out"]);
+        let read = Derivation::parse(text.as_bytes(), &drv("a-1.0")).unwrap();
+        assert_eq!(read.outputs.keys().collect::<Vec<_>>(), ["dev", "out"]);
         assert_eq!(
-            outputs["out"].as_ref().unwrap().as_str(),
-            format!("/s/store/{hash}-a")
+            read.outputs["out"].as_ref().unwrap().as_str(),
+            format!("/s/store/{HASH}-a")
         );
+        assert_eq!(read.inputs, [drv("b"), drv("c")]);
+        assert_eq!(
+            (read.system.as_str(), read.name.as_str()),
+            ("x86_64-linux", "a-1.0")
+        );
+        assert_eq!(read.features, ["kvm", "big-parallel"]);
+        assert_eq!(outputs_of_derivation(text.as_bytes()), Some(read.outputs));
+        assert_eq!(inputs_of_derivation(text.as_bytes()), Ok(read.inputs));
+    }
+
+    #[test]
+    fn structured_attributes_hold_their_features_in_json() {
+        let text = r#"Derive([("out","","r:sha256","")],[],[],"x","y",[],[("__json","{\"name\":\"n\",\"requiredSystemFeatures\":[\"kvm\",\"a b\"],\"deep\":{\"x\":[1]}}"),("out","")])"#;
+        let read = Derivation::parse(text.as_bytes(), &drv("n")).unwrap();
+        assert_eq!(read.features, ["kvm", "a b"]);
+    }
+
+    #[test]
+    fn the_inputs_of_dynamic_derivations_are_read_too() {
+        let text = format!(
+            r#"DrvWithVersion("xp-dyn-drv",[("out","","r:sha256","")],[("/s/store/{HASH}-b.drv",["out"]),("/s/store/{HASH}-c.drv",(["dev"],[("out",["x"]),("y",([],[("z",["out"])]))]))],[],"x","y",[],[])"#
+        );
+        let read = Derivation::parse(text.as_bytes(), &drv("a")).unwrap();
+        assert_eq!(read.inputs, [drv("b"), drv("c")]);
+        assert_eq!(inputs_of_derivation(text.as_bytes()), Ok(read.inputs));
     }
 
     #[test]
     fn a_floating_output_has_no_path_yet() {
-        let text = r#"Derive([("out","","r:sha256","")],[],[],"x","y",[],[])"#;
+        let text = br#"Derive([("out","","r:sha256","")],[],[],"x","y",[],[])"#;
         assert_eq!(outputs_of_derivation(text).unwrap()["out"], None);
+    }
+
+    #[test]
+    fn what_is_no_utf_8_is_replaced() {
+        let text = b"Derive([(\"out\",\"\",\"\",\"\")],[],[],\"sys\xff\",\"y\",[\"\xc3\"],[(\"a\xff\",\"\\\xff\")])";
+        let read = Derivation::parse(text, &drv("a")).unwrap();
+        assert_eq!(read.system, "sys\u{fffd}");
     }
 
     #[test]
@@ -58,8 +384,44 @@ mod tests {
             "Derive(",
             "Derive([])",
             "Derive([(\"out\",\"x\")]",
+            "Derive([(\"out\",\"x",
+            "Derive([(\"out\",\"x\\",
         ] {
-            assert_eq!(outputs_of_derivation(bad), None, "{bad}");
+            assert_eq!(outputs_of_derivation(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_a_file_is_read() {
+        let store = tempfile::TempDir::new().unwrap();
+        let path = store.path().join(format!("{HASH}-a.drv"));
+        let drv = DrvPath::parse(path.to_str().unwrap()).unwrap();
+        let kind = |drv| inputs_on_disk(drv).unwrap_err().kind();
+        assert_eq!(kind(&drv), io::ErrorKind::NotFound);
+        std::fs::write(&path, r#"Derive([("out","","","")],[],[],"x","y",[],[])"#).unwrap();
+        assert!(inputs_on_disk(&drv).unwrap().is_empty());
+        assert_eq!(Derivation::read(&drv).unwrap().name, "a");
+        std::fs::write(&path, "what a crash has left").unwrap();
+        assert_eq!(kind(&drv), io::ErrorKind::InvalidData);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(kind(&drv), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn megabytes_of_brackets_are_no_danger() {
+        let text = format!("Derive([],[(\"x\",{}", "(".repeat(4 << 20));
+        assert!(Derivation::parse(text.as_bytes(), &drv("a")).is_err());
+        let text = format!("Derive({}", "[".repeat(4 << 20));
+        assert!(inputs_of_derivation(text.as_bytes()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_the_reader_panic(text in r#"(Derive\(|DrvWithVersion\("x",)?[\[\]()",\\a]{0,40}"#, raw in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let _ = Derivation::parse(text.as_bytes(), &drv("a"));
+            let _ = inputs_of_derivation(text.as_bytes());
+            let _ = inputs_of_derivation(&raw);
         }
     }
 }

@@ -12,8 +12,11 @@ mod evaluation;
 mod listener;
 mod store_path;
 
-pub use attr_path::{AttrPath, BadAttrPath};
-pub use derivation::outputs_of_derivation;
+pub use attr_path::{AttrPath, BadAttrPath, string_literal};
+pub use derivation::{
+    BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk,
+    outputs_of_derivation,
+};
 pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
 pub use listener::{Disturbance, Heard, Listener, without_colours};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};

@@ -18,7 +18,7 @@ impl std::error::Error for BadStorePath {}
 /// A path of a Nix store: the store's folder, a hash of 32 characters, and a name.
 ///
 /// Whether such a path exists is another question; only Nix can answer it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StorePath {
     path: String,
     /// Where the base name begins in `path`.
@@ -32,7 +32,6 @@ impl StorePath {
     /// The string is not an absolute, plain path to a name that Nix would give.
     pub fn parse(path: &str) -> Result<Self, BadStorePath> {
         // From Nix's `path.cc`: hashes are in Nix's base 32, names of these characters and at most 211 long.
-        const HASH_CHARACTERS: &str = "0123456789abcdfghijklmnpqrsvwxyz";
         let Some(slash) = path.rfind('/').filter(|_| path.starts_with('/')) else {
             return Err(BadStorePath("is not a store path: it is not absolute"));
         };
@@ -52,7 +51,10 @@ impl StorePath {
                 "is not a store path: its name does not begin with a hash of 32 characters",
             ));
         };
-        if !hash.chars().all(|c| HASH_CHARACTERS.contains(c)) {
+        if !hash
+            .bytes()
+            .all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'z') && !b"eotu".contains(&c))
+        {
             return Err(BadStorePath(
                 "is not a store path: its name does not begin with a hash of 32 characters",
             ));
@@ -96,6 +98,12 @@ impl StorePath {
         &self.path[self.base..self.base + 32]
     }
 
+    /// The name that follows the hash.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.path[self.base + 33..]
+    }
+
     /// The store's folder (`/nix/store` on most hosts).
     #[must_use]
     pub fn store(&self) -> &Path {
@@ -116,7 +124,7 @@ impl serde::Serialize for StorePath {
 }
 
 /// The store path of a derivation: one whose name ends in `.drv`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(transparent)]
 pub struct DrvPath(StorePath);
 

@@ -12,7 +12,7 @@
 #   refuse PATH TEXT     its metadata is no data
 #   deep   PATH          it is nested too deeply: sets go round in a circle, or never end
 #   no     PATH TYPE     the root is none of these
-#   end                  that was all
+#   end    VERSION       that was all, of this version of Nix
 {
   # Begins each line.
   marker,
@@ -326,4 +326,4 @@ builtins.seq (
     visit call root value
   else
     builtins.foldl' (_: one: span call value one) null start
-) (say "end" "" "")
+) (say "end" "" builtins.nixVersion)

@@ -12,6 +12,8 @@ use crate::keys::{self, Keys};
 
 const EXAMPLES: &str = "\
 Examples:
+  eval-once pipeline --file ci.nix --dry-run
+        evaluates all targets, and prints the pipeline that builds them
   eval-once step --file ci.nix --attr packages.hello
         builds a target that nobody recorded, as nix-build does
   eval-once step --drv /nix/store/….drv --file ci.nix --attr packages.hello
@@ -31,6 +33,14 @@ Exit statuses:
   70  a bug of eval-once           103  several of these
   75  the surroundings failed:     104  a rebuild differed
       worth retrying             128+n  stopped by signal n";
+
+const PIPELINE_EXAMPLES: &str = "\
+Examples:
+  eval-once pipeline --file ci.nix
+        in a job: evaluates every target, and uploads a step for each
+  eval-once pipeline --flake . --dry-run
+        anywhere: prints the pipeline; everything else is said on standard error
+  eval-once pipeline --file ci.nix --exclude 'tests.*.slow' --skip built --group-by 1 --dry-run";
 
 /// Nix CI on Buildkite that evaluates once: realises a recorded .drv, and evaluates again only where it is gone.
 #[derive(Debug, Parser)]
@@ -68,6 +78,17 @@ pub(super) enum Command {
         #[arg(last = true, value_name = "COMMAND", hide = true)]
         given: Vec<OsString>,
     },
+    /// Record: evaluate all targets once, keep what was found, and upload the steps that build it
+    #[command(after_help = PIPELINE_EXAMPLES)]
+    Pipeline {
+        #[command(flatten)]
+        keys: Box<RecordingFlags>,
+        /// Print the pipeline as one JSON document, and upload nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Remove the pins of recordings that are older than they were to be kept
+    Prune,
     /// Be a hook of the agent's
     Hook {
         /// Which hook
@@ -100,30 +121,8 @@ pub(super) struct KeyFlags {
     /// A recorded output; may be repeated
     #[arg(long, value_name = "NAME=PATH")]
     output: Vec<String>,
-    /// Evaluate this file, as nix-build does (a path, <…>, a URL)
-    #[arg(long, value_name = "FILE")]
-    file: Option<String>,
-    /// Evaluate this expression
-    #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
-    expr: Option<String>,
-    /// Evaluate this flake; the attribute path below it goes into --attr, in full
-    #[arg(long, value_name = "FLAKE")]
-    flake: Option<String>,
-    /// The attribute path, dotted; names in quotes may hold anything
-    #[arg(long, short = 'A', value_name = "PATH", allow_hyphen_values = true)]
-    attr: Option<String>,
-    /// Pass a Nix expression as the function argument NAME; may be repeated
-    #[arg(long, num_args = 2, value_names = ["NAME", "EXPR"], allow_hyphen_values = true)]
-    arg: Vec<String>,
-    /// Pass a string as the function argument NAME; may be repeated
-    #[arg(long, num_args = 2, value_names = ["NAME", "STRING"], allow_hyphen_values = true)]
-    argstr: Vec<String>,
-    /// Add an entry to the search path; may be repeated
-    #[arg(long, short = 'I', value_name = "PATH")]
-    include: Vec<String>,
-    /// Set a Nix setting; may be repeated
-    #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], allow_hyphen_values = true)]
-    option: Vec<String>,
+    #[command(flatten)]
+    evaluation: EvaluationFlags,
     /// Where to link the outputs [default: result]
     #[arg(long, value_name = "LINK", conflicts_with = "no_out_link")]
     out_link: Option<String>,
@@ -154,23 +153,80 @@ impl KeyFlags {
     /// The same object that a plugin's configuration is, so that both are read by the same rules.
     pub(super) fn into_keys(self) -> Result<Keys, Failure> {
         let mut keys = Keys::new();
-        let strings = [
-            ("drv", self.drv),
-            ("file", self.file),
-            ("expr", self.expr),
-            ("flake", self.flake),
-            ("attr", self.attr),
-            ("out-link", self.out_link),
-            ("command", self.command),
-            ("share", self.share),
-            ("push", self.push),
-            ("on-drift", self.on_drift),
-            ("log", self.log),
-        ];
-        keys.extend(
-            strings
-                .into_iter()
-                .filter_map(|(key, value)| Some((key.to_owned(), value?.into()))),
+        add(
+            &mut keys,
+            [
+                ("drv", self.drv),
+                ("out-link", self.out_link),
+                ("command", self.command),
+                ("share", self.share),
+                ("push", self.push),
+                ("on-drift", self.on_drift),
+                ("log", self.log),
+            ],
+        );
+        self.evaluation.add_to(&mut keys);
+        let mut outputs = Keys::new();
+        for output in self.output {
+            let Some((name, path)) = output.split_once('=') else {
+                return Err(keys::refuse(format_args!(
+                    "--output {output} is not of the form NAME=PATH"
+                )));
+            };
+            outputs.insert(name.into(), path.into());
+        }
+        if !outputs.is_empty() {
+            keys.insert("outputs".into(), outputs.into());
+        }
+        if self.no_out_link {
+            keys.insert("out-link".into(), Value::Bool(false));
+        }
+        if self.share_required {
+            keys.insert("share-required".into(), Value::Bool(true));
+        }
+        Ok(keys)
+    }
+}
+
+/// The keys that say what is evaluated, as flags.
+#[derive(Debug, Args)]
+pub(super) struct EvaluationFlags {
+    /// Evaluate this file, as nix-build does (a path, <…>, a URL)
+    #[arg(long, value_name = "FILE")]
+    file: Option<String>,
+    /// Evaluate this expression
+    #[arg(long, value_name = "EXPR", allow_hyphen_values = true)]
+    expr: Option<String>,
+    /// Evaluate this flake; the attribute path below it goes into --attr, in full
+    #[arg(long, value_name = "FLAKE")]
+    flake: Option<String>,
+    /// The attribute path, dotted; names in quotes may hold anything
+    #[arg(long, short = 'A', value_name = "PATH", allow_hyphen_values = true)]
+    attr: Option<String>,
+    /// Pass a Nix expression as the function argument NAME; may be repeated
+    #[arg(long, num_args = 2, value_names = ["NAME", "EXPR"], allow_hyphen_values = true)]
+    arg: Vec<String>,
+    /// Pass a string as the function argument NAME; may be repeated
+    #[arg(long, num_args = 2, value_names = ["NAME", "STRING"], allow_hyphen_values = true)]
+    argstr: Vec<String>,
+    /// Add an entry to the search path; may be repeated
+    #[arg(long, short = 'I', value_name = "PATH")]
+    include: Vec<String>,
+    /// Set a Nix setting; may be repeated
+    #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], allow_hyphen_values = true)]
+    option: Vec<String>,
+}
+
+impl EvaluationFlags {
+    fn add_to(self, keys: &mut Keys) {
+        add(
+            keys,
+            [
+                ("file", self.file),
+                ("expr", self.expr),
+                ("flake", self.flake),
+                ("attr", self.attr),
+            ],
         );
         for (key, pairs) in [
             ("arg", self.arg),
@@ -186,28 +242,142 @@ impl KeyFlags {
                 keys.insert(key.into(), map.into());
             }
         }
-        let mut outputs = Keys::new();
-        for output in self.output {
-            let Some((name, path)) = output.split_once('=') else {
-                return Err(keys::refuse(format_args!(
-                    "--output {output} is not of the form NAME=PATH"
-                )));
-            };
-            outputs.insert(name.into(), path.into());
-        }
-        if !outputs.is_empty() {
-            keys.insert("outputs".into(), outputs.into());
-        }
         if !self.include.is_empty() {
             keys.insert("include".into(), self.include.into());
         }
-        if self.no_out_link {
-            keys.insert("out-link".into(), Value::Bool(false));
+    }
+}
+
+/// The keys of a recording as flags.
+#[derive(Debug, Args)]
+pub(super) struct RecordingFlags {
+    #[command(flatten)]
+    evaluation: EvaluationFlags,
+    /// Which sets are walked: marked (those with `recurseForDerivations`) or all [default: marked]
+    #[arg(long, value_name = "WHICH")]
+    recurse: Option<String>,
+    /// An attribute path that is no target, with all below it; `*` stands for one name; may be repeated
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
+    exclude: Vec<String>,
+    /// How many processes evaluate [default: one for each core]
+    #[arg(long, value_name = "N")]
+    workers: Option<u64>,
+    /// How much memory they may use together, in MiB [default: three quarters of what is free]
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u64>,
+    /// How long one attribute may take, in seconds [default: as long as it takes]
+    #[arg(long, value_name = "SECONDS")]
+    evaluation_timeout: Option<u64>,
+    /// What evaluates: nix or nix-eval-jobs [default: nix]
+    #[arg(long, value_name = "WHAT")]
+    evaluator: Option<String>,
+    /// Which targets need no step: built (here), cached (or a substituter has them), none [default: cached]
+    #[arg(long, value_name = "WHICH")]
+    skip: Option<String>,
+    /// How those are shown: mark (as skipped steps) or omit [default: mark]
+    #[arg(long, value_name = "HOW")]
+    skip_style: Option<String>,
+    /// What a broken attribute does: step (a red step) or fail [default: step]
+    #[arg(long, value_name = "WHAT")]
+    on_error: Option<String>,
+    /// How a step carries its record: plugin or command [default: command, or plugin with --plugin]
+    #[arg(long, value_name = "HOW")]
+    emit: Option<String>,
+    /// The reference to the plugin in steps
+    #[arg(long, value_name = "REFERENCE")]
+    plugin: Option<String>,
+    /// A JSON object that is merged into every step
+    #[arg(long, value_name = "JSON")]
+    step: Option<String>,
+    /// Agent tags by system or feature:NAME, as a JSON object
+    #[arg(long, value_name = "JSON")]
+    agents: Option<String>,
+    /// Group steps by their first N attribute names
+    #[arg(long, value_name = "N")]
+    group_by: Option<u64>,
+    /// Ignore the targets' own `meta.buildkite`
+    #[arg(long)]
+    no_meta: bool,
+    /// Add a last step that runs `eval-once summary` (not in this version)
+    #[arg(long, hide = true)]
+    summary: bool,
+    /// Where `.drv`s are put for other hosts (not in this version)
+    #[arg(long, value_name = "URL", hide = true)]
+    share: Option<String>,
+    /// How much is put there (not in this version)
+    #[arg(long, value_name = "MIB", hide = true)]
+    share_limit: Option<u64>,
+    /// Where outputs go (not in this version)
+    #[arg(long, value_name = "URL", hide = true)]
+    push: Option<String>,
+    /// Steps per upload [default: 100]
+    #[arg(long, value_name = "N")]
+    chunk: Option<u64>,
+    /// How many days the pin is kept [default: 3]
+    #[arg(long, value_name = "DAYS")]
+    keep_days: Option<u64>,
+}
+
+impl RecordingFlags {
+    /// The same object that stands under `pipeline` in a plugin's configuration.
+    pub(super) fn into_keys(self) -> Result<Keys, Failure> {
+        let mut keys = Keys::new();
+        self.evaluation.add_to(&mut keys);
+        add(
+            &mut keys,
+            [
+                ("recurse", self.recurse),
+                ("evaluator", self.evaluator),
+                ("skip", self.skip),
+                ("skip-style", self.skip_style),
+                ("on-error", self.on_error),
+                ("emit", self.emit),
+                ("plugin", self.plugin),
+                ("share", self.share),
+                ("push", self.push),
+            ],
+        );
+        add(
+            &mut keys,
+            [
+                ("workers", self.workers),
+                ("memory", self.memory),
+                ("evaluation-timeout", self.evaluation_timeout),
+                ("group-by", self.group_by),
+                ("share-limit", self.share_limit),
+                ("chunk", self.chunk),
+                ("keep-days", self.keep_days),
+            ],
+        );
+        for (key, text) in [("step", self.step), ("agents", self.agents)] {
+            if let Some(text) = text {
+                keys.insert(key.into(), keys::parse(&text, &format!("--{key}"))?.into());
+            }
         }
-        if self.share_required {
-            keys.insert("share-required".into(), Value::Bool(true));
+        if !self.exclude.is_empty() {
+            keys.insert("exclude".into(), self.exclude.into());
+        }
+        for (key, given, value) in [
+            ("meta", self.no_meta, false),
+            ("summary", self.summary, true),
+        ] {
+            if given {
+                keys.insert(key.into(), value.into());
+            }
         }
         Ok(keys)
+    }
+}
+
+/// Adds those that were given.
+fn add<T: Into<Value>>(
+    keys: &mut Keys,
+    given: impl IntoIterator<Item = (&'static str, Option<T>)>,
+) {
+    for (key, value) in given {
+        if let Some(value) = value {
+            keys.insert(key.to_owned(), value.into());
+        }
     }
 }
 

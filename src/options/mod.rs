@@ -6,6 +6,7 @@ mod flags;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal as _;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,15 +14,18 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Parser as _;
+use serde_json::Value;
 
 use crate::buildkite::default_command::{self, Job};
 use crate::buildkite::{EmptyWords, plugin};
 use crate::environment::{Surroundings, nix_folders};
+use crate::evaluation_keys::Place;
 use crate::exit::{Class, Failure};
 use crate::job::Given;
 use crate::keys::{self, Keys};
 use crate::log::Log;
-use crate::step::{Host, Order, Place};
+use crate::recording;
+use crate::step::{Host, Order};
 
 pub use flags::completions;
 use flags::{Command, CommandLine, Hook, KeyFlags, report_in};
@@ -33,6 +37,12 @@ pub enum Invocation {
     Step(Order, Option<Given>),
     /// Say what a step would do; as JSON or for people.
     Explain(Order, bool),
+    /// Record all targets.
+    Pipeline(Box<recording::Order>),
+    /// A job of the agent's that records: and the job whose command follows it.
+    JobPipeline(Box<recording::Order>, Job),
+    /// Remove what recordings no longer keep.
+    Prune(Result<Host, Failure>),
     /// A job of the agent's: a step of ours, and the job whose command follows it.
     JobStep(Order, Job),
     /// A job of the agent's that is not ours.
@@ -118,6 +128,13 @@ impl Reading {
             Command::Explain { keys, json, .. } => {
                 Invocation::Explain(self.order_by_hand(keys, None), json)
             }
+            Command::Pipeline { keys, dry_run } => {
+                Invocation::Pipeline(Box::new(recording::Order {
+                    dry_run,
+                    ..self.recording(keys.into_keys(), self.by_hand(), None)
+                }))
+            }
+            Command::Prune => Invocation::Prune(self.host()),
             Command::Hook {
                 hook: Hook::Environment,
             } => Invocation::SetEnvironment(self.surroundings()),
@@ -128,7 +145,7 @@ impl Reading {
                 if scope.is_some_and(|scope| scope == "agent" || scope == "global") {
                     self.agents_command_hook()
                 } else {
-                    Invocation::JobStep(self.order_in_hook(self.plugin_configuration()), self.job())
+                    self.plugins_command_hook()
                 }
             }
             Command::Environment => Invocation::PrintEnvironment(self.surroundings()),
@@ -166,6 +183,71 @@ impl Reading {
         }
     }
 
+    /// A step; or with `pipeline`, a recording.
+    fn plugins_command_hook(&self) -> Invocation {
+        let mut keys = match self.plugin_configuration() {
+            Ok(keys) if keys.contains_key("pipeline") => keys,
+            keys => return Invocation::JobStep(self.order_in_hook(keys), self.job()),
+        };
+        let pipeline = keys.remove("pipeline");
+        let keys = match (pipeline, keys.keys().next()) {
+            (_, Some(other)) => Err(keys::refuse(format_args!(
+                "`{other}` stands beside `pipeline`, and is a key of a step: a recording's keys stand below `pipeline`"
+            ))),
+            (Some(Value::Object(keys)), None) => Ok(keys),
+            _ => Err(keys::refuse(
+                "`pipeline` is no map: it holds the keys of a recording, `pipeline: {}` at least",
+            )),
+        };
+        let plugin = self
+            .utf8("BUILDKITE_PLUGINS")
+            .and_then(|plugins| Ok((plugins, self.utf8("BUILDKITE_PLUGIN_CONFIGURATION")?)));
+        let (keys, plugin) = match plugin {
+            Ok((plugins, configuration)) => (keys, plugin::our_reference(plugins, configuration)),
+            Err(failure) => (Err(failure), None),
+        };
+        let order = self.recording(keys, self.in_hook(), plugin);
+        Invocation::JobPipeline(Box::new(order), self.job())
+    }
+
+    fn recording(
+        &self,
+        keys: Result<Keys, Failure>,
+        place: Place,
+        plugin: Option<String>,
+    ) -> recording::Order {
+        let in_job = text(&self.environment, "BUILDKITE").is_some_and(|value| value == "true");
+        recording::Order {
+            keys,
+            place,
+            host: self.host(),
+            build: self.build(),
+            plugin,
+            dry_run: false,
+            cores: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            terminal: !in_job && std::io::stderr().is_terminal(),
+            started: self.started,
+        }
+    }
+
+    /// The build of the job that this is; none by hand.
+    fn build(&self) -> Option<recording::Build> {
+        let named = |name: &str| text(&self.environment, name);
+        named("BUILDKITE_AGENT_ACCESS_TOKEN")?;
+        let slug = |name: &str| named(name).unwrap_or_default();
+        Some(recording::Build {
+            build: named("BUILDKITE_BUILD_ID")?,
+            job: named("BUILDKITE_JOB_ID")?,
+            step: named("BUILDKITE_STEP_ID")?,
+            pipeline: format!(
+                "{}/{}",
+                slug("BUILDKITE_ORGANIZATION_SLUG"),
+                slug("BUILDKITE_PIPELINE_SLUG")
+            ),
+            branch: slug("BUILDKITE_BRANCH"),
+        })
+    }
+
     fn order_by_hand(&self, flags: KeyFlags, report: Option<PathBuf>) -> Order {
         let keys = match flags.into_keys() {
             Ok(flags) if flags.is_empty() => {
@@ -186,18 +268,19 @@ impl Reading {
     }
 
     fn order_in_hook(&self, keys: Result<Keys, Failure>) -> Order {
+        self.order(keys, self.in_hook())
+    }
+
+    fn in_hook(&self) -> Place {
         let checkout =
             variable(&self.environment, "BUILDKITE_BUILD_CHECKOUT_PATH").map(PathBuf::from);
         let folder = checkout.unwrap_or_else(current_folder);
         let no_checkout = self.no_checkout(&folder);
-        self.order(
-            keys,
-            Place {
-                folder,
-                confined: !self.command_eval(),
-                no_checkout,
-            },
-        )
+        Place {
+            folder,
+            confined: !self.command_eval(),
+            no_checkout,
+        }
     }
 
     fn order(&self, keys: Result<Keys, Failure>, place: Place) -> Order {
@@ -235,13 +318,7 @@ impl Reading {
 
     fn plugin_configuration(&self) -> Result<Keys, Failure> {
         let configuration = self.utf8("BUILDKITE_PLUGIN_CONFIGURATION")?;
-        let keys = plugin::configuration(configuration, self.utf8("BUILDKITE_PLUGINS")?)?;
-        if keys.contains_key("pipeline") {
-            return Err(keys::refuse(
-                "`pipeline` is not in this version of eval-once: it cannot record yet",
-            ));
-        }
-        Ok(keys)
+        plugin::configuration(configuration, self.utf8("BUILDKITE_PLUGINS")?)
     }
 
     /// A variable that holds JSON. What is not UTF-8 would mean another path once it was made so.
@@ -381,7 +458,7 @@ fn current_folder() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn invocation(environment: &[(&str, &str)], arguments: &[&str]) -> Invocation {
         let environment = environment

@@ -92,33 +92,38 @@ fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
         if is_excluded(&attr, &request.exclude) {
             continue;
         }
+        let Some(drv) = line.drv_path else {
+            let message = without_colours(&line.error.unwrap_or_default());
+            let message = match message.rsplit_once("error:") {
+                Some((_, message)) => message.trim(),
+                None => message.trim(),
+            };
+            evaluated.broken.push(Broken {
+                attr,
+                message: (!message.is_empty()).then(|| message.to_owned()),
+            });
+            continue;
+        };
         let read = || -> Result<_, String> {
-            let drv = line
-                .drv_path
-                .ok_or_else(|| line.error.unwrap_or_default())?;
             let drv =
                 DrvPath::parse(&drv).map_err(|wrong| format!("its drvPath {wrong}: {drv:?}"))?;
-            let mut meta = line.meta.unwrap_or_default().read()?;
+            let mut meta = line.meta.unwrap_or_default();
             meta.buildkite = meta.buildkite.filter(|_| request.meta);
-            Ok((drv, meta))
+            Ok((drv, meta.read()?))
         };
         match read() {
             Ok((drv, meta)) => evaluated.found.push(Found { attr, drv, meta }),
-            Err(message) => {
-                let message = without_colours(&message);
-                let message = message.trim().trim_start_matches("error:").trim();
-                evaluated.broken.push(Broken {
-                    attr,
-                    message: (!message.is_empty()).then(|| message.to_owned()),
-                });
-            }
+            Err(message) => evaluated.refused.push(Broken {
+                attr,
+                message: Some(message),
+            }),
         }
     }
     evaluated
         .found
         .sort_by(|a, b| a.attr.names().cmp(b.attr.names()));
-    evaluated
-        .broken
-        .sort_by(|a, b| a.attr.names().cmp(b.attr.names()));
+    for list in [&mut evaluated.broken, &mut evaluated.refused] {
+        list.sort_by(|a, b| a.attr.names().cmp(b.attr.names()));
+    }
     Ok(evaluated)
 }

@@ -45,12 +45,16 @@ const TICK: Duration = Duration::from_millis(50);
 const MESSAGE_AT_MOST: usize = 8 << 10;
 
 /// What every target gave.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Evaluated {
     /// The targets, in the order of their attributes.
     pub found: Vec<Found>,
     /// The attributes that do not evaluate, in their order.
     pub broken: Vec<Broken>,
+    /// The attributes that evaluate, but whose metadata is no data, in their order.
+    pub refused: Vec<Broken>,
+    /// The version of Nix that evaluated.
+    pub nix: String,
 }
 
 /// What became of an attribute.
@@ -58,6 +62,8 @@ pub struct Evaluated {
 enum Outcome {
     Found(Found),
     Broken(Broken),
+    /// It evaluates, but its metadata is no data.
+    Refused(Broken),
     /// It throws; what it says is not known yet.
     Throws,
 }
@@ -169,6 +175,8 @@ pub struct Walk<'a> {
     budget: u64,
     /// How many processes there may be.
     workers: usize,
+    /// The version of Nix.
+    nix: String,
 }
 
 impl<'a> Walk<'a> {
@@ -208,6 +216,7 @@ impl<'a> Walk<'a> {
             pending: Vec::new(),
             budget: budget.unwrap_or(u64::MAX),
             workers: request.workers.unwrap_or(cores).get(),
+            nix: String::new(),
         })
     }
 
@@ -253,14 +262,23 @@ impl<'a> Walk<'a> {
         }])
     }
 
+    /// What waits for processes, for what comes between two walks.
+    pub fn supervisor(&mut self) -> &mut Supervisor {
+        self.supervisor
+    }
+
     /// What every target has given, in the order of the attributes.
     #[must_use]
     pub fn evaluated(&self) -> Evaluated {
-        let mut evaluated = Evaluated::default();
+        let mut evaluated = Evaluated {
+            nix: self.nix.clone(),
+            ..Evaluated::default()
+        };
         for (path, outcome) in &self.outcomes {
             match outcome {
                 Outcome::Found(found) => evaluated.found.push(found.clone()),
                 Outcome::Broken(broken) => evaluated.broken.push(broken.clone()),
+                Outcome::Refused(broken) => evaluated.refused.push(broken.clone()),
                 Outcome::Throws => evaluated.broken.push(Broken {
                     attr: self.attr(path).0,
                     message: None,
@@ -270,11 +288,10 @@ impl<'a> Walk<'a> {
         evaluated
     }
 
-    /// One line about all of it.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        self.progress
-            .summary(self.outcomes.len() - self.progress.targets)
+    /// Says in one line what was evaluated.
+    pub fn say_summary(&self) {
+        let broken = self.outcomes.len() - self.progress.targets;
+        self.log.say(self.progress.summary(broken));
     }
 
     /// Finds out what the first attributes say that throw: each costs a process that does not catch it.
@@ -545,7 +562,7 @@ impl<'a> Walk<'a> {
             Said::Broken(path) => {
                 self.outcomes.entry(path).or_insert(Outcome::Throws);
             }
-            Said::Refused(path, why) => self.break_at(&path, Some(why)),
+            Said::Refused(path, why) => self.refuse_at(&path, why),
             Said::Deep(path) => {
                 worker.fate = Some(Fate::GivenUp);
                 let mut names = self.attr(&path).0.names().to_vec();
@@ -570,7 +587,10 @@ impl<'a> Walk<'a> {
                     ),
                 ));
             }
-            Said::End => worker.done = true,
+            Said::End(version) => {
+                worker.done = true;
+                self.nix = version;
+            }
         }
         Ok(())
     }
@@ -591,8 +611,17 @@ impl<'a> Walk<'a> {
                     self.progress.targets += 1;
                 }
             }
-            Err(wrong) => self.break_at(&path, Some(wrong)),
+            Err(wrong) => self.refuse_at(&path, wrong),
         }
+    }
+
+    fn refuse_at(&mut self, path: &Path, message: String) {
+        let refused = Broken {
+            attr: self.attr(path).0,
+            message: Some(message),
+        };
+        self.outcomes
+            .insert(path.clone(), Outcome::Refused(refused));
     }
 
     fn break_at(&mut self, path: &Path, message: Option<String>) {
@@ -828,7 +857,7 @@ fn at_and_behind(place: &Place, behind: Vec<Span>, counts: &Counts) -> Vec<Span>
 }
 
 /// What is evaluated, for a sentence about it.
-fn describe(request: &Request) -> String {
+pub(super) fn describe(request: &Request) -> String {
     let source = match &request.root.source {
         Source::File(name) | Source::Flake(name) => name.clone(),
         Source::Expr(_) => "the expression".into(),
@@ -841,7 +870,7 @@ fn describe(request: &Request) -> String {
 }
 
 /// What Nix has said at its death.
-fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
+pub(super) fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
     let mut listener = Listener::new(io::sink());
     let _ = listener.write_all(words);
     let (heard, _) = listener.finish();

@@ -3,24 +3,35 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
+mod annotation;
+pub mod document;
+pub mod edges;
 mod eval_jobs;
 mod evaluate;
 mod memory;
+mod perform;
+mod pin;
+pub mod plan;
 mod progress;
 mod request;
+mod skip;
 mod spans;
+pub mod steps;
+mod upload;
 mod walk;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
+use crate::evaluation_keys::Place;
 use crate::exit::Failure;
 use crate::keys::Keys;
 use crate::nix::{AttrPath, DrvPath, StorePath};
-use crate::step::{Host, Place};
+use crate::step::Host;
 
 pub use evaluate::{Evaluated, Walk};
+pub use perform::{perform, prune};
 pub use request::{Emit, Evaluator, OnError, Recurse, Request, Skip, SkipStyle};
 
 /// What of a target's `meta` a recording looks at. It was cleaned in Nix: nothing but data is left.
@@ -80,6 +91,8 @@ pub struct Target {
 pub struct Build {
     /// `BUILDKITE_BUILD_ID`.
     pub build: String,
+    /// `BUILDKITE_JOB_ID`.
+    pub job: String,
     /// `BUILDKITE_STEP_ID`: the same in every retry of this recording.
     pub step: String,
     /// `BUILDKITE_ORGANIZATION_SLUG/BUILDKITE_PIPELINE_SLUG`.

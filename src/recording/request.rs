@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use crate::keys::Keys;
+use serde_json::Value;
+
+use crate::evaluation_keys::{self, Place};
+use crate::exit::Failure;
+use crate::keys::{Keys, Reader, refuse, scalar, string};
 use crate::nix::{AttrPath, Evaluation};
 
 /// Which sets are walked, besides the root.
@@ -104,4 +108,304 @@ pub struct Request {
     pub chunk: NonZeroUsize,
     /// How many days the pin is kept.
     pub keep_days: u32,
+}
+
+impl Request {
+    /// Reads the keys of a recording; `plugin` is the reference to our plugin, where this is its hook.
+    ///
+    /// # Errors
+    /// A key is unknown, null, of the wrong type or not allowed here; each is named (64).
+    pub fn read(keys: Keys, place: &Place, plugin: Option<&str>) -> Result<Self, Failure> {
+        let mut reader = Reader::new(keys)?;
+        let request = Self::read_keys(&mut reader, place, plugin)?;
+        reader.finish("a recording")?;
+        if place.confined {
+            evaluation_keys::check_confined(Some(&request.root), &request.options, place)?;
+        }
+        Ok(request)
+    }
+
+    fn read_keys(
+        reader: &mut Reader,
+        place: &Place,
+        plugin: Option<&str>,
+    ) -> Result<Self, Failure> {
+        let (root, by_default) = evaluation_keys::read(reader, place, false)?;
+        let root = root.ok_or_else(|| refuse("there is nothing to evaluate"))?;
+        let options = evaluation_keys::read_options(reader)?;
+        let recurse = reader.choice(
+            "recurse",
+            [("marked", Recurse::Marked), ("all", Recurse::All)],
+        )?;
+        let exclude = reader.take(
+            "exclude",
+            "a list of attribute paths",
+            |value| match value {
+                Value::Array(paths) => paths.into_iter().map(attribute_path).collect(),
+                _ => None,
+            },
+        )?;
+        let workers = reader.number("workers", 1..=1024)?;
+        let memory = reader.number("memory", 1..=u64::MAX >> 20)?;
+        let evaluation_timeout = reader.number("evaluation-timeout", 1..=u64::MAX)?;
+        let evaluator = reader.choice(
+            "evaluator",
+            [
+                ("nix", Evaluator::Nix),
+                ("nix-eval-jobs", Evaluator::NixEvalJobs),
+            ],
+        )?;
+        let skip = reader.choice(
+            "skip",
+            [
+                ("built", Skip::Built),
+                ("cached", Skip::Cached),
+                ("none", Skip::Nothing),
+            ],
+        )?;
+        let skip_style = reader.choice(
+            "skip-style",
+            [("mark", SkipStyle::Mark), ("omit", SkipStyle::Omit)],
+        )?;
+        let on_error = reader.choice(
+            "on-error",
+            [("step", OnError::Step), ("fail", OnError::Fail)],
+        )?;
+        let emit = reader.choice("emit", [("plugin", true), ("command", false)])?;
+        let named = reader.take("plugin", "a plugin's reference", |value| {
+            let reference = string(value).filter(|text| !text.trim().is_empty())?;
+            Some(without_credentials(reference))
+        })?;
+        let step = reader.take("step", "a map", |value| match value {
+            Value::Object(step) => Some(Ok(step)),
+            _ => None,
+        })?;
+        let agents = reader.map(
+            "agents",
+            "a map of agent tags, or a list such as [\"queue=arm\"]",
+            |_, value| tags(value),
+        )?;
+        let group_by = reader.number("group-by", 1..=64)?;
+        let meta = reader.boolean("meta")?;
+        for key in ["share", "share-limit", "push"] {
+            reader.not_yet(key)?;
+        }
+        if reader.boolean("summary")? == Some(true) {
+            return Err(refuse("`summary` is not in this version of eval-once"));
+        }
+        let chunk = reader.number("chunk", 1..=500)?;
+        let keep_days = reader.number("keep-days", 1..=36_500)?;
+
+        let to_plugin = emit.unwrap_or(plugin.is_some() || named.is_some());
+        let emit = match (to_plugin, named.or_else(|| plugin.map(str::to_owned))) {
+            (true, Some(reference)) => {
+                Emit::Plugin(without_credentials(reference).map_err(|wrong| {
+                    refuse(format_args!("the plugin's reference {wrong}"))
+                        .hint("let agents have what they need to clone it, or give `plugin`")
+                })?)
+            }
+            (true, None) => {
+                return Err(refuse(
+                    "`emit: plugin` needs `plugin` here: nobody knows how this plugin is called",
+                )
+                .hint("give its reference, as one writes it under `plugins:`"));
+            }
+            (false, _) => Emit::Command,
+        };
+        let size = |number: u64| usize::try_from(number).ok().and_then(NonZeroUsize::new);
+        Ok(Self {
+            root,
+            by_default,
+            options,
+            recurse: recurse.unwrap_or(Recurse::Marked),
+            exclude: exclude.unwrap_or_default(),
+            workers: workers.and_then(size),
+            memory,
+            evaluation_timeout: evaluation_timeout.map(Duration::from_secs),
+            evaluator: evaluator.unwrap_or(Evaluator::Nix),
+            skip: skip.unwrap_or(Skip::Cached),
+            skip_style: skip_style.unwrap_or(SkipStyle::Mark),
+            on_error: on_error.unwrap_or(OnError::Step),
+            emit,
+            step: step.unwrap_or_default(),
+            agents,
+            group_by: group_by
+                .and_then(|number| usize::try_from(number).ok())
+                .unwrap_or(0),
+            meta: meta.unwrap_or(true),
+            chunk: chunk.and_then(size).unwrap_or(CHUNK),
+            keep_days: keep_days
+                .and_then(|days| u32::try_from(days).ok())
+                .unwrap_or(KEEP_DAYS),
+        })
+    }
+}
+
+/// Steps per upload, if nobody says: what Buildkite's people advise.
+const CHUNK: NonZeroUsize = NonZeroUsize::new(100).unwrap();
+
+/// How many days a pin is kept, if nobody says: a build is seldom older.
+const KEEP_DAYS: u32 = 3;
+
+fn attribute_path(value: Value) -> Option<Result<AttrPath, String>> {
+    let path = match value {
+        Value::String(text) => {
+            AttrPath::parse(&text).map_err(|wrong| format!("holds {text:?}, which {wrong}"))
+        }
+        Value::Array(names) => Ok(AttrPath::new(
+            names.into_iter().map(string).collect::<Option<_>>()?,
+        )),
+        _ => return None,
+    };
+    Some(path.and_then(|path| {
+        if path.names().is_empty() {
+            Err("holds the root: then there are no targets".into())
+        } else {
+            Ok(path)
+        }
+    }))
+}
+
+/// Agent tags, as a map or as Buildkite's list of `name=value`.
+fn tags(value: Value) -> Option<Result<Keys, String>> {
+    let tag = |text: &str| {
+        let (name, value) = text.split_once('=')?;
+        Some((name.to_owned(), Value::from(value)))
+    };
+    match value {
+        Value::Object(tags) => {
+            let tags = tags.into_iter().map(|(name, value)| match scalar(value)? {
+                Ok(text) => Some(Ok((name, Value::from(text)))),
+                Err(wrong) => Some(Err(format!(": `{name}` {wrong}"))),
+            });
+            tags.collect()
+        }
+        Value::Array(tags) => {
+            let tags: Option<Keys> = tags.iter().map(|value| tag(value.as_str()?)).collect();
+            tags.map(Ok)
+        }
+        _ => None,
+    }
+}
+
+/// A reference that can stand in every step: whoever sees a build sees it.
+fn without_credentials(reference: String) -> Result<String, String> {
+    let authority = reference
+        .split_once("://")
+        .filter(|(scheme, _)| scheme.ends_with("http") || scheme.ends_with("https"))
+        .and_then(|(_, rest)| rest.split(['/', '#']).next());
+    if authority.is_some_and(|authority| authority.contains('@')) {
+        return Err("holds credentials: they would stand in every step".into());
+    }
+    Ok(reference)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Class;
+    use serde_json::json;
+
+    fn read_as(keys: &Value, plugin: Option<&str>) -> Result<Request, Failure> {
+        let place = Place {
+            folder: "/checkout".into(),
+            confined: false,
+            no_checkout: false,
+        };
+        Request::read(keys.as_object().unwrap().clone(), &place, plugin)
+    }
+
+    fn read(keys: &Value) -> Result<Request, Failure> {
+        read_as(keys, None)
+    }
+
+    #[test]
+    fn a_recording_of_nothing_but_its_defaults_is_the_default_nix() {
+        let request = read(&json!({})).unwrap();
+        assert!(request.by_default);
+        assert_eq!((request.chunk.get(), request.keep_days), (100, 3));
+        assert_eq!(
+            (request.skip, request.skip_style),
+            (Skip::Cached, SkipStyle::Mark)
+        );
+        assert_eq!((request.emit, request.meta), (Emit::Command, true));
+        assert_eq!(
+            (request.workers, request.memory, request.group_by),
+            (None, None, 0)
+        );
+    }
+
+    #[test]
+    fn every_key_is_read_into_what_it_means() {
+        let request = read(&json!({
+            "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", ["x", "y.z"]], "workers": 4,
+            "memory": 2048, "evaluation-timeout": 60, "evaluator": "nix-eval-jobs", "skip": "built", "skip-style": "omit",
+            "on-error": "fail", "emit": "plugin", "plugin": "o/eval-once#v1", "step": {"priority": 1},
+            "agents": {"x86_64-linux": {"queue": "big", "cores": 8}, "feature:kvm": ["kvm=true"]}, "group-by": 1,
+            "meta": false, "summary": false, "chunk": 500, "keep-days": 7
+        }))
+        .unwrap();
+        assert_eq!(request.exclude[0].names(), ["a", "*", "b"]);
+        assert_eq!(request.exclude[1].names(), ["x", "y.z"]);
+        assert_eq!(request.emit, Emit::Plugin("o/eval-once#v1".into()));
+        assert_eq!(
+            Value::from(request.agents["x86_64-linux"].clone()),
+            json!({"queue": "big", "cores": "8"})
+        );
+        assert_eq!(
+            Value::from(request.agents["feature:kvm"].clone()),
+            json!({"kvm": "true"})
+        );
+        assert_eq!(request.evaluation_timeout, Some(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn in_a_plugins_hook_steps_carry_their_record_in_the_plugin() {
+        let emitted = |keys: &Value| read_as(keys, Some("o/p#v1")).unwrap().emit;
+        assert_eq!(emitted(&json!({})), Emit::Plugin("o/p#v1".into()));
+        assert_eq!(emitted(&json!({"emit": "command"})), Emit::Command);
+        assert_eq!(
+            emitted(&json!({"plugin": "x#v2"})),
+            Emit::Plugin("x#v2".into())
+        );
+        let failure =
+            read_as(&json!({}), Some("https://user:secret@example.com/p.git#v1")).unwrap_err();
+        assert!(
+            failure.to_string().contains("credentials") && !failure.to_string().contains("secret"),
+            "{failure}"
+        );
+        assert!(read_as(&json!({}), Some("ssh://git@example.com/p.git#v1")).is_ok());
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_by_its_name() {
+        for (keys, name) in [
+            (json!({"drv": "x"}), "`drv`"),
+            (json!({"out-link": "x"}), "`out-link`"),
+            (json!({"fiel": "x"}), "`fiel`"),
+            (json!({"step": {"env": {"x": null}}}), "`step.env.x`"),
+            (json!({"recurse": "some"}), "`recurse`"),
+            (json!({"exclude": "a"}), "`exclude`"),
+            (json!({"exclude": ["a..b"]}), "`exclude`"),
+            (json!({"exclude": [""]}), "`exclude`"),
+            (json!({"workers": 0}), "`workers`"),
+            (json!({"workers": "2"}), "`workers`"),
+            (json!({"memory": 1.5}), "`memory`"),
+            (json!({"evaluation-timeout": -1}), "`evaluation-timeout`"),
+            (json!({"chunk": 501}), "`chunk`"),
+            (json!({"skip": false}), "`skip`"),
+            (json!({"emit": "plugin"}), "`plugin`"),
+            (json!({"plugin": "https://t@h/x"}), "`plugin`"),
+            (json!({"agents": {"x": "queue"}}), "`agents.x`"),
+            (json!({"agents": {"x": ["queue"]}}), "`agents.x`"),
+            (json!({"share": "file:///x"}), "`share`"),
+            (json!({"share-limit": 1}), "`share-limit`"),
+            (json!({"push": "file:///x"}), "`push`"),
+            (json!({"summary": true}), "`summary`"),
+        ] {
+            let failure = read(&keys).unwrap_err();
+            assert_eq!(failure.class, Class::Config, "{keys}");
+            assert!(failure.to_string().contains(name), "{keys}: {failure}");
+        }
+    }
 }

@@ -46,8 +46,8 @@ pub(super) enum Said {
     Deep(Path),
     /// The root is nothing that could hold targets, but one of this type.
     No(String),
-    /// That was all.
-    End,
+    /// That was all, of a Nix of this version.
+    End(String),
 }
 
 /// The name of an attribute, which need not be UTF-8.
@@ -68,7 +68,7 @@ pub(super) struct Described {
 /// Its metadata: any data at all.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 pub(super) struct DescribedMeta {
-    buildkite: Option<serde_json::Value>,
+    pub(super) buildkite: Option<serde_json::Value>,
     timeout: Option<serde_json::Value>,
     description: Option<serde_json::Value>,
 }
@@ -127,7 +127,7 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<Said> {
         b"refuse" => Said::Refused(path, text()),
         b"deep" => Said::Deep(path),
         b"no" => Said::No(text()),
-        b"end" => Said::End,
+        b"end" => Said::End(text()),
         _ => return None,
     })
 }
@@ -188,7 +188,10 @@ mod tests {
 
     #[test]
     fn a_line_is_the_walkers_only_behind_its_marker() {
-        assert_eq!(read(b"trace: M end  ", "M"), Some(Said::End));
+        assert_eq!(
+            read(b"trace: M end  2.8", "M"),
+            Some(Said::End("2.8".into()))
+        );
         assert_eq!(
             read(b"\x1b[35mtrace:\x1b[0m M out /3 ", "M"),
             Some(Said::Out(path("/3")))

@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
-use super::request::{OutLink, Place, Request};
+use super::request::{OutLink, Request};
 use super::{Host, links};
 use crate::command_line::{CommandLine, Ending};
 use tempfile::TempDir;
 
+use crate::evaluation_keys::Place;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{
-    DrvPath, Heard, Listener, StorePath, caches, class, command, outputs_of_derivation,
+    DrvPath, Heard, Listener, StorePath, caches, class, command, derivation_text,
+    outputs_of_derivation,
 };
 use crate::state::{State, Turn};
 use crate::supervise::{Finished, OnStop, Supervisor};
@@ -464,21 +466,10 @@ impl<'a> Step<'a> {
     }
 }
 
-/// How long a `.drv` is that is read, in bytes. The longest that were seen have a few hundred kilobytes.
-const DRV_AT_MOST: u64 = 64 << 20;
-
 /// The outputs in a `.drv` file, where it can be read. (In a store that lies elsewhere than its paths say, it cannot.)
 fn outputs_on_disk(drv: &DrvPath) -> BTreeMap<String, Option<StorePath>> {
-    let path = drv.as_store_path().as_path();
-    // Not everything under such a name is one: a pipe would hold us for ever.
-    let regular = path
-        .metadata()
-        .is_ok_and(|file| file.is_file() && file.len() < DRV_AT_MOST);
-    let text = if regular {
-        std::fs::read_to_string(path).ok()
-    } else {
-        None
-    };
-    text.and_then(|text| outputs_of_derivation(&text))
+    derivation_text(drv)
+        .ok()
+        .and_then(|text| outputs_of_derivation(&text))
         .unwrap_or_default()
 }

@@ -15,6 +15,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::evaluation_keys::Place;
 use crate::exit::{Class, Failure};
 use crate::keys::Keys;
 use crate::log::Log;
@@ -25,7 +26,7 @@ use context::Step;
 pub use explain::{Explanation, explain};
 pub use links::main_output;
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
-pub use request::{OutLink, Place, Request};
+pub use request::{OutLink, Request};
 pub use ways::Fact;
 
 /// The settings of this host, which no step chooses.

@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::evaluation_keys::{self, Place, not_here};
 use crate::exit::Failure;
-use crate::keys::{Keys, Reader, refuse, scalar, string};
-use crate::nix::{
-    Argument, AttrPath, DrvPath, Evaluation, Source, StorePath, is_output_name, is_url,
-};
-use crate::paths::{below, is_inside, without_dots};
+use crate::keys::{Keys, Reader, string};
+use crate::nix::{DrvPath, Evaluation, StorePath, is_output_name};
+use crate::paths::{below, without_dots};
 
 /// What a step is asked to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,26 +41,6 @@ pub enum OutLink {
     /// Nowhere a user looks (`false`): a root in the state folder.
     State,
 }
-
-/// Where a step stands, as far as its keys depend on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The folder in which relative paths start: the checkout in a hook, the current folder by hand.
-    pub folder: PathBuf,
-    /// This is a hook of an agent that does not let pipelines choose what is run (`BUILDKITE_COMMAND_EVAL=false`).
-    pub confined: bool,
-    /// The checkout was skipped, or has left nothing. By hand the current folder counts as the checkout.
-    pub no_checkout: bool,
-}
-
-/// The options a pipeline may set on an agent that lets it choose nothing.
-const HARMLESS_OPTIONS: [&str; 5] = [
-    "timeout",
-    "max-silent-time",
-    "cores",
-    "max-jobs",
-    "keep-going",
-];
 
 impl Request {
     /// Reads the keys of a step.
@@ -94,10 +73,8 @@ impl Request {
             })
         })?;
         let recorded = drv.is_some() || !outputs.is_empty();
-        let (evaluation, by_default) = Self::read_evaluation(reader, place, recorded)?;
-        let options = reader.map("options", "a string, a number or a boolean", |_, value| {
-            scalar(value)
-        })?;
+        let (evaluation, by_default) = evaluation_keys::read(reader, place, recorded)?;
+        let options = evaluation_keys::read_options(reader)?;
         let out_link = reader.take("out-link", "a path, or `false`", |value| match value {
             Value::Bool(false) => Some(Ok(OutLink::State)),
             Value::String(text) => Some(out_link(&text, &place.folder)),
@@ -116,127 +93,15 @@ impl Request {
             outputs,
             evaluation,
             by_default,
-            options: options.into_iter().collect(),
+            options,
             out_link: out_link.unwrap_or_else(|| OutLink::At(place.folder.join("result"))),
             command: command.unwrap_or(true),
             fail_on_drift: fail_on_drift.unwrap_or(false),
         })
     }
 
-    /// Reads what to evaluate, if anything; and whether that is a `default.nix` nobody named.
-    fn read_evaluation(
-        reader: &mut Reader,
-        place: &Place,
-        recorded: bool,
-    ) -> Result<(Option<Evaluation>, bool), Failure> {
-        let file = reader.string("file")?;
-        let expr = reader.string("expr")?;
-        let flake = reader.take("flake", "a flake reference", |value| {
-            let text = string(value).filter(|text| !text.is_empty())?;
-            Some(if text.contains('#') {
-                Err(
-                    "holds a `#`: the attribute path below the flake goes into `attr`, in full"
-                        .into(),
-                )
-            } else if text.starts_with('-') {
-                Err(format!("is no flake reference: {text:?}"))
-            } else {
-                Ok(text)
-            })
-        })?;
-        let attr =
-            reader.take(
-                "attr",
-                "a list of strings, or one dotted string",
-                |value| match value {
-                    Value::String(text) => {
-                        Some(AttrPath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}")))
-                    }
-                    Value::Array(names) => names
-                        .into_iter()
-                        .map(string)
-                        .collect::<Option<_>>()
-                        .map(|names| Ok(AttrPath::new(names))),
-                    _ => None,
-                },
-            )?;
-        let arg = reader.map(
-            "arg",
-            "a Nix expression as a string, a number or a boolean",
-            |_, value| scalar(value),
-        )?;
-        let argstr = reader.map("argstr", "a string", |_, value| string(value).map(Ok))?;
-        let include = reader.take(
-            "include",
-            "a list of search path entries",
-            |value| match value {
-                Value::Array(entries) => entries
-                    .into_iter()
-                    .map(string)
-                    .collect::<Option<Vec<_>>>()
-                    .map(Ok),
-                _ => None,
-            },
-        )?;
-        if let Some(name) = arg.keys().find(|name| argstr.contains_key(*name)) {
-            return Err(refuse(format_args!(
-                "`arg.{name}` and `argstr.{name}` give the same argument: keep one"
-            )));
-        }
-        let mut by_default = false;
-        let source = match (file, expr, flake) {
-            (Some(file), None, None) => Some(Source::File(file)),
-            (None, Some(expr), None) => Some(Source::Expr(expr)),
-            (None, None, Some(flake)) => Some(Source::Flake(flake)),
-            (None, None, None) if !recorded => {
-                by_default = true;
-                Some(Source::File("default.nix".into()))
-            }
-            (None, None, None) => None,
-            _ => {
-                return Err(refuse(
-                    "of `file`, `expr` and `flake` only one can be given",
-                ));
-            }
-        };
-        if matches!(source, Some(Source::Flake(_))) {
-            for (key, given) in [
-                ("arg", !arg.is_empty()),
-                ("argstr", !argstr.is_empty()),
-                ("include", include.is_some()),
-            ] {
-                if given {
-                    return Err(refuse(format_args!(
-                        "`{key}` does not go with `flake`: a flake is evaluated purely"
-                    )));
-                }
-            }
-        }
-        let arg = arg
-            .into_iter()
-            .map(|(name, expr)| (name, Argument::Expr(expr)));
-        let argstr = argstr
-            .into_iter()
-            .map(|(name, string)| (name, Argument::String(string)));
-        let evaluation = source.map(|source| Evaluation {
-            source,
-            attr: attr.unwrap_or_default(),
-            arguments: arg.chain(argstr).collect(),
-            include: include.unwrap_or_default(),
-            folder: place.folder.clone(),
-        });
-        Ok((evaluation, by_default))
-    }
-
-    /// Holds a pipeline to what an agent with `no-command-eval` lets it choose: which of the things that are in the
-    /// checkout is built, and how long that may take.
+    /// Holds a pipeline to what an agent with `no-command-eval` lets it choose.
     fn check_confined(&self, place: &Place) -> Result<(), Failure> {
-        let not_here = |what: &str| {
-            refuse(format_args!(
-                "{what} is not allowed on this agent, which runs only what is in the checkout"
-            ))
-            .hint("its operator has set no-command-eval")
-        };
         if let OutLink::At(link) = &self.out_link {
             // The link itself is replaced, not followed.
             let Some(folder) = below(link.parent().unwrap_or(link), &place.folder) else {
@@ -253,51 +118,7 @@ impl Request {
                 return Err(not_here("an `out-link` in .git or .buildkite"));
             }
         }
-        if let Some((name, _)) = self
-            .options
-            .iter()
-            .find(|(name, _)| !HARMLESS_OPTIONS.contains(&name.as_str()))
-        {
-            return Err(not_here(&format!("the option `{name}`")));
-        }
-        let Some(evaluation) = &self.evaluation else {
-            return Ok(());
-        };
-        match &evaluation.source {
-            Source::Expr(_) => return Err(not_here("`expr`")),
-            Source::Flake(_) => return Err(not_here("`flake`")),
-            Source::File(file) if is_url(file) => return Err(not_here("a URL as `file`")),
-            Source::File(file)
-                if file.starts_with('<') || !is_inside(&place.folder.join(file), &place.folder) =>
-            {
-                return Err(not_here("a `file` outside the checkout"));
-            }
-            // Of a folder Nix takes this file, which may be a link.
-            Source::File(file)
-                if !is_inside(&place.folder.join(file).join("default.nix"), &place.folder) =>
-            {
-                return Err(not_here("a `file` outside the checkout"));
-            }
-            Source::File(_) => {}
-        }
-        // A string under `arg` is an expression too. What is a number or a boolean is itself, and harmless.
-        let is_data = |expr: &str| {
-            serde_json::from_str::<Value>(expr).is_ok_and(|v| v.is_boolean() || v.is_number())
-        };
-        for (name, argument) in &evaluation.arguments {
-            if matches!(argument, Argument::Expr(expr) if !is_data(expr)) {
-                return Err(not_here(&format!("the Nix expression `arg.{name}`")));
-            }
-        }
-        for entry in &evaluation.include {
-            let path = entry
-                .split_once('=')
-                .map_or(entry.as_str(), |(_, path)| path);
-            if is_url(path) || !is_inside(&place.folder.join(path), &place.folder) {
-                return Err(not_here("an entry of `include` outside the checkout"));
-            }
-        }
-        Ok(())
+        evaluation_keys::check_confined(self.evaluation.as_ref(), &self.options, place)
     }
 }
 
@@ -316,6 +137,7 @@ fn out_link(text: &str, folder: &Path) -> Result<OutLink, String> {
 mod tests {
     use super::*;
     use crate::exit::Class;
+    use crate::nix::{Argument, Source};
     use serde_json::json;
 
     const DRV: &str = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-x.drv";

@@ -12,6 +12,7 @@ use super::context::{Outputs, Realised, Step};
 use super::links;
 use super::report::{Reason, WayName};
 use crate::command_line::{CommandLine, Ending};
+use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{
     Disturbance, DrvPath, Evaluation, FlakeMetadata, Source, StorePath, caches, class, command,
@@ -354,7 +355,7 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
         return Ok(None);
     };
     step.taken = Some((WayName::Evaluated, evaluated_reason(step)));
-    check_file(step, evaluation)?;
+    check_file(evaluation, false, step.place)?;
     // Roots before the turn: they are there until the outputs are.
     let mut roots = step.state().map(State::roots).and_then(|roots| {
         let roots = roots.inspect_err(|error| {
@@ -404,19 +405,6 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
         format_args!("the garbage collector disturbed the evaluation of {} {ATTEMPTS} times", describe(evaluation)),
     )
     .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone"))
-}
-
-fn check_file(step: &Step<'_>, evaluation: &Evaluation) -> Result<(), Failure> {
-    let Some(file) = evaluation.needs_file().filter(|file| !file.exists()) else {
-        return Ok(());
-    };
-    let message = format!("{} is to be evaluated, and is not there", file.display());
-    Err(if step.place.no_checkout {
-        Failure::new(Class::Surroundings, format_args!("{message}: this job has no checkout"))
-            .hint("let the job check out its repository; or make the pipeline again, so that nothing has to be evaluated")
-    } else {
-        Failure::new(Class::Evaluation, message)
-    })
 }
 
 const DRIFT_HINT: &str = "something that the evaluation reads has changed (another commit, Nix version or channel): make the pipeline again, \

@@ -1,0 +1,76 @@
+//! The command lines of `buildkite-agent`, as a job runs it. Its token and endpoint are in the job's environment.
+
+use std::path::Path;
+
+use crate::command_line::CommandLine;
+
+fn agent(words: &[&str]) -> CommandLine {
+    CommandLine::new("buildkite-agent", words)
+}
+
+/// Uploads the pipeline in `file`. What is in it is meant as it is: nothing is interpolated, and a value of the job's
+/// environment that happens to be in it is no secret that leaks (agents from v4 on would refuse the upload; an empty list of
+/// variables means the same to all).
+#[must_use]
+pub fn upload_pipeline(file: &Path) -> CommandLine {
+    let mut line = agent(&[
+        "pipeline",
+        "upload",
+        "--no-interpolation",
+        "--redacted-vars=",
+    ]);
+    line.arguments.push(file.into());
+    line
+}
+
+/// Prints the key of the step that has this key, in this build. Agents of v3 ask for an unknown one again and again for
+/// most of a minute.
+#[must_use]
+pub fn step_with_key(key: &str) -> CommandLine {
+    agent(&["step", "get", "key", "--step", key])
+}
+
+/// Sets a value of the build's meta-data.
+#[must_use]
+pub fn set_meta_data(key: &str, value: &str) -> CommandLine {
+    agent(&["meta-data", "set", key, value])
+}
+
+/// Prints a value of the build's meta-data; nothing where there is none.
+#[must_use]
+pub fn get_meta_data(key: &str) -> CommandLine {
+    agent(&["meta-data", "get", key, "--default", ""])
+}
+
+/// Prints all keys of the build's meta-data, one on each line.
+#[must_use]
+pub fn meta_data_keys() -> CommandLine {
+    agent(&["meta-data", "keys"])
+}
+
+/// Uploads the file `name` in `folder` as an artifact of that name.
+#[must_use]
+pub fn upload_artifact(folder: &Path, name: &str) -> CommandLine {
+    let mut line = agent(&["artifact", "upload", name]);
+    line.folder = Some(folder.to_owned());
+    line
+}
+
+/// Downloads the artifact `name` of a job, also of one that was retried, into `folder`.
+#[must_use]
+pub fn download_artifact(name: &str, job: &str, folder: &Path) -> CommandLine {
+    let mut line = agent(&["artifact", "download", name]);
+    line.arguments.push(folder.join("").into());
+    line.arguments
+        .extend(["--step", job, "--include-retried-jobs"].map(Into::into));
+    line
+}
+
+/// Annotates the build with the Markdown in `body`, in place of what had the same `context`.
+#[must_use]
+pub fn annotate(context: &str, style: &str, body: &Path) -> CommandLine {
+    let mut line = agent(&["annotate", "--context", context, "--style", style]);
+    // As an argument it could have 128 KiB at most.
+    line.stdin = Some(body.to_owned());
+    line
+}

@@ -1,0 +1,309 @@
+//! Buildkite's pipelines as types, and the bytes that an agent reads them from.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::ser::{CompactFormatter, Formatter};
+
+use crate::keys::Keys;
+
+/// What is uploaded.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Pipeline {
+    /// Its steps.
+    pub steps: Vec<Step>,
+}
+
+/// A step of a pipeline.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Step {
+    /// One job, or several alike.
+    Command(Box<CommandStep>),
+    /// Steps that are shown together.
+    Group(GroupStep),
+}
+
+/// Steps that are shown together. Groups of several uploads are not merged, and none is in another.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GroupStep {
+    /// What it is called.
+    pub group: String,
+    /// Its steps, at least one.
+    pub steps: Vec<CommandStep>,
+}
+
+/// One job, or several alike.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CommandStep {
+    /// What people see.
+    pub label: String,
+    /// What other steps know it by: unique in a build.
+    pub key: String,
+    /// What is run; none where plugins do all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Command>,
+    /// Its environment: strings, numbers and booleans.
+    #[serde(default, skip_serializing_if = "Keys::is_empty")]
+    pub env: Keys,
+    /// Its plugins, in the order in which their hooks run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<Plugin>,
+    /// The tags that an agent must have.
+    #[serde(default, skip_serializing_if = "Keys::is_empty")]
+    pub agents: Keys,
+    /// What it waits for. Always written: a step with an empty list waits for nothing, and one with none for what Buildkite
+    /// thinks stands before it, which would hold the first chunk back until the last is uploaded.
+    #[serde(default)]
+    pub depends_on: Vec<Dependency>,
+    /// Whether it is skipped, or why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip: Option<Skip>,
+    /// After how many minutes Buildkite stops it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_in_minutes: Option<u64>,
+    /// When it is run again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// How many alike there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallelism: Option<u64>,
+    /// Jobs for each combination of values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matrix: Option<Value>,
+    /// Everything else that Buildkite knows.
+    #[serde(flatten)]
+    pub more: Keys,
+}
+
+impl CommandStep {
+    /// How many jobs it becomes. Of a matrix it is the most that it can be.
+    #[must_use]
+    pub fn jobs(&self) -> usize {
+        let length = |value: &Value| value.as_array().map_or(1, Vec::len);
+        let setup = |setup: &Value| match setup {
+            Value::Object(dimensions) => dimensions
+                .values()
+                .fold(1, |jobs: usize, values| jobs.saturating_mul(length(values))),
+            list => length(list),
+        };
+        let matrix = match &self.matrix {
+            Some(Value::Object(matrix)) => {
+                let adjustments = matrix.get("adjustments").and_then(Value::as_array);
+                matrix
+                    .get("setup")
+                    .map_or(1, setup)
+                    .saturating_add(adjustments.map_or(0, Vec::len))
+            }
+            Some(list) => length(list),
+            None => 1,
+        };
+        let alike = usize::try_from(self.parallelism.unwrap_or(1)).unwrap_or(usize::MAX);
+        alike.max(1).saturating_mul(matrix.max(1))
+    }
+}
+
+/// What a step runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Command {
+    /// One command.
+    One(String),
+    /// Several, one after the other, in one shell.
+    Several(Vec<String>),
+}
+
+/// A plugin of a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Plugin {
+    /// Its reference alone.
+    Reference(String),
+    /// Its reference, with its configuration: a map with one entry.
+    Configured(Keys),
+}
+
+/// What a step waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Dependency {
+    /// The key of another step.
+    Key(String),
+    /// The same, and whether that one may fail.
+    Step {
+        /// The key of the other step.
+        step: String,
+        /// Whether it may fail.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        allow_failure: Option<Value>,
+    },
+}
+
+/// Whether a step is skipped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Skip {
+    /// Yes or no.
+    Flag(bool),
+    /// Yes, for this reason, of at most 70 characters.
+    Reason(String),
+}
+
+impl Skip {
+    /// Whether it is skipped.
+    #[must_use]
+    pub fn is_skipped(&self) -> bool {
+        !matches!(self, Self::Flag(false))
+    }
+}
+
+/// When a step is run again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Retry {
+    /// By Buildkite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub automatic: Option<Automatic>,
+    /// By people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manual: Option<Value>,
+}
+
+/// When Buildkite runs a step again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Automatic {
+    /// When one of these applies; the first that does decides.
+    Rules(Vec<RetryRule>),
+    /// In one of the other ways to say it: yes, no, or one rule.
+    Other(Value),
+}
+
+/// An ending after which a step is run again: all that it says has to apply.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RetryRule {
+    /// The exit status, a list of them, or `*`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_status: Option<Value>,
+    /// The signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+    /// Why there was a signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal_reason: Option<String>,
+    /// How often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+/// `value` as JSON that the agent reads as well.
+///
+/// The agent reads it as YAML 1.2 with Go's yaml.v3 (`reference/buildkite.md` §5.3), which differs in what may stand in a
+/// string: no pairs of surrogates in escapes, and no control character or line break of Unicode's outside of one.
+///
+/// # Errors
+/// `value` cannot be JSON: a map whose keys are no strings.
+pub fn to_json(value: &impl Serialize) -> serde_json::Result<String> {
+    let mut bytes = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut bytes, ForYaml,
+    ))?;
+    String::from_utf8(bytes).map_err(|error| serde::ser::Error::custom(error.utf8_error()))
+}
+
+struct ForYaml;
+
+impl Formatter for ForYaml {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| must_be_escaped(*c)) {
+            CompactFormatter.write_string_fragment(writer, &rest[..at])?;
+            write!(writer, "\\u{:04x}", u32::from(c))?;
+            rest = &rest[at + c.len_utf8()..];
+        }
+        CompactFormatter.write_string_fragment(writer, rest)
+    }
+}
+
+fn must_be_escaped(c: char) -> bool {
+    matches!(
+        c,
+        '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn odd_characters_are_escaped_and_others_are_themselves() {
+        let text = "\u{7f}\u{85}\u{9f}\u{2028}\u{feff}\u{ffff}é😀\n\u{1}\"\\";
+        assert_eq!(
+            to_json(&json!({ text: text })).unwrap(),
+            concat!(
+                r#"{"\u007f\u0085\u009f\u2028\ufeff\uffffé😀\n\u0001\"\\":"#,
+                r#""\u007f\u0085\u009f\u2028\ufeff\uffffé😀\n\u0001\"\\"}"#
+            )
+        );
+    }
+
+    #[test]
+    fn a_step_says_what_it_has_and_always_what_it_waits_for() {
+        let step = CommandStep {
+            label: "l".into(),
+            key: "k".into(),
+            ..CommandStep::default()
+        };
+        assert_eq!(
+            to_json(&Pipeline {
+                steps: vec![Step::Command(Box::new(step))]
+            })
+            .unwrap(),
+            r#"{"steps":[{"label":"l","key":"k","depends_on":[]}]}"#
+        );
+    }
+
+    #[test]
+    fn whatever_buildkite_takes_is_read_and_written_the_same() {
+        for step in [
+            json!({ "label": "l", "key": "k", "depends_on": ["a", { "step": "b", "allow_failure": true }], "skip": true }),
+            json!({ "label": "l", "key": "k", "depends_on": [], "command": ["a", "b"], "soft_fail": [{ "exit_status": 1 }], "concurrency": 1 }),
+            json!({ "label": "l", "key": "k", "depends_on": [], "retry": { "automatic": true, "manual": { "allowed": false } }, "skip": "why" }),
+            json!({ "label": "l", "key": "k", "depends_on": [], "retry": { "automatic": [{ "exit_status": [1, 2], "limit": 1 }] }, "plugins": ["a", { "b": null }] }),
+        ] {
+            let read: CommandStep = serde_json::from_value(step.clone()).unwrap();
+            assert_eq!(serde_json::to_value(&read).unwrap(), step);
+        }
+    }
+
+    #[test]
+    fn jobs_are_counted() {
+        let jobs = |more: Value| {
+            let mut step = json!({ "label": "l", "key": "k" });
+            step.as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            serde_json::from_value::<CommandStep>(step).unwrap().jobs()
+        };
+        assert_eq!(jobs(json!({})), 1);
+        assert_eq!(jobs(json!({ "parallelism": 3, "matrix": ["a", "b"] })), 6);
+        let matrix = json!({ "setup": { "a": [1, 2], "b": [1, 2, 3] }, "adjustments": [{}] });
+        assert_eq!(jobs(json!({ "matrix": matrix })), 7);
+    }
+
+    proptest! {
+        #[test]
+        fn yaml_reads_what_was_written(texts in proptest::collection::vec(any::<String>(), 0..6), odd in "[\u{0}-\u{20}\u{7e}-\u{a1}\u{2027}-\u{202a}\u{fefe}-\u{ff00}\u{fffd}-\u{10001}:{}\\[\\],#&*!|>'\"%@`-]{0,30}") {
+            let value = json!({ "list": texts, odd.clone(): odd, "map": { "a": [1, -1, true, 1.5] } });
+            let read: Value = serde_yaml_ng::from_str(&to_json(&value).unwrap()).unwrap();
+            prop_assert_eq!(read, value);
+        }
+    }
+}

@@ -1,0 +1,454 @@
+//! What Buildkite takes as a step: its own schema, and what it rejects besides.
+//!
+//! One property that Buildkite does not know gets a whole upload rejected, so every step that somebody else had a hand in is
+//! checked beforehand, and what is wrong is told in one sentence.
+
+use jsonschema::error::ValidationErrorKind;
+use jsonschema::paths::{Location, LocationSegment};
+use jsonschema::{ValidationError, Validator};
+use serde_json::{Value, json};
+
+use crate::exit::{Class, Classify as _, Failure};
+use crate::keys::{Keys, find_below, found};
+
+/// Buildkite's schema of pipelines, ready to check with.
+#[derive(Debug)]
+pub struct Schema {
+    document: Value,
+    step: Validator,
+    pipeline: Validator,
+}
+
+/// The properties whose values have to be strings, numbers or booleans, though the schema does not say so.
+const PLAIN_MAPS: [&str; 2] = ["env", "agents"];
+
+/// The longest key of a map that a YAML reader has to take for one.
+const NAME_AT_MOST: usize = 1024;
+
+impl Schema {
+    /// Prepares the schema. It takes some milliseconds; once is enough.
+    ///
+    /// # Errors
+    /// The schema in this program is no schema: a bug (70).
+    pub fn new() -> Result<Self, Failure> {
+        let bug = || "the schema of Buildkite's pipelines cannot be used".to_owned();
+        let mut document: Value =
+            serde_json::from_str(include_str!("pipeline-schema.json")).classify(Class::Bug, bug)?;
+        // In Buildkite's documentation, and not in its schema.
+        let properties = &mut document["definitions"]["commandStep"]["properties"];
+        properties["checkout"] = json!({ "type": "object" });
+        // Nor does it say that there are no fewer jobs than none.
+        properties["parallelism"]["minimum"] = json!(0);
+        let mut step = document.clone();
+        if let Some(step) = step.as_object_mut() {
+            step.retain(|key, _| matches!(key.as_str(), "$schema" | "definitions"));
+            step.insert("$ref".into(), "#/definitions/commandStep".into());
+        }
+        Ok(Self {
+            step: jsonschema::validator_for(&step).classify(Class::Bug, bug)?,
+            pipeline: jsonschema::validator_for(&document).classify(Class::Bug, bug)?,
+            document,
+        })
+    }
+
+    /// Checks a command step.
+    ///
+    /// # Errors
+    /// Buildkite would reject it; the sentence names the property, and what was expected.
+    pub fn check_step(&self, step: &Value) -> Result<(), String> {
+        if let Value::Object(step) = step {
+            check_besides(step)?;
+        }
+        self.check(&self.step, step)
+    }
+
+    /// Checks a whole pipeline by the schema.
+    ///
+    /// # Errors
+    /// Buildkite would reject it.
+    pub fn check_pipeline(&self, pipeline: &Value) -> Result<(), String> {
+        self.check(&self.pipeline, pipeline)
+    }
+
+    fn check(&self, validator: &Validator, value: &Value) -> Result<(), String> {
+        validator
+            .validate(value)
+            .map_err(|error| self.sentence(&error))
+    }
+
+    /// What is wrong, as one sentence.
+    fn sentence(&self, error: &ValidationError<'_>) -> String {
+        if let Some(deeper) = deeper(error) {
+            return self.sentence(deeper);
+        }
+        let path = written(error.instance_path());
+        let keyword = error.schema_path().as_str();
+        let schema = keyword
+            .rsplit_once('/')
+            .and_then(|(schema, _)| self.document.pointer(schema));
+        if let ValidationErrorKind::AdditionalProperties { unexpected } = error.kind() {
+            let unexpected: Vec<_> = unexpected
+                .iter()
+                .map(|name| match path.as_str() {
+                    "" => format!("`{name}`"),
+                    path => format!("`{path}.{name}`"),
+                })
+                .collect();
+            let known = schema
+                .and_then(|schema| schema["properties"].as_object())
+                .filter(|known| known.len() < 10 && !path.is_empty())
+                .map(|known| {
+                    let known: Vec<_> = known.keys().map(String::as_str).collect();
+                    format!(": it knows {}", known.join(", "))
+                });
+            return format!(
+                "{} is no property that Buildkite knows there{}",
+                unexpected.join(", "),
+                known.unwrap_or_default()
+            );
+        }
+        let path = match path.as_str() {
+            "" => "the step".to_owned(),
+            path => format!("`{path}`"),
+        };
+        let expected = schema.map_or_else(Vec::new, |schema| self.describe(schema, 0));
+        match (error.kind(), &expected[..]) {
+            (ValidationErrorKind::Required { property }, _) => {
+                format!("{path} lacks `{}`", property.as_str().unwrap_or_default())
+            }
+            (_, []) => format!("{path}: {error}"),
+            (_, expected) => format!(
+                "{path} is {}, and must be {}",
+                found(error.instance()),
+                either(expected)
+            ),
+        }
+    }
+
+    /// What a schema asks for, in words: the alternatives; none where it asks for what we have no words for.
+    fn describe(&self, schema: &Value, depth: usize) -> Vec<String> {
+        if depth > 8 {
+            return Vec::new();
+        }
+        if let Some(reference) = schema["$ref"].as_str() {
+            let schema = reference
+                .strip_prefix('#')
+                .and_then(|pointer| self.document.pointer(pointer));
+            return schema.map_or_else(Vec::new, |schema| self.describe(schema, depth + 1));
+        }
+        let mut words = Vec::new();
+        let mut add = |word: String| {
+            // `true` and `"true"` are the same to whoever reads this.
+            if !words.contains(&word) {
+                words.push(word);
+            }
+        };
+        if let Some(options) = schema["enum"].as_array() {
+            for option in options {
+                add(option
+                    .as_str()
+                    .map_or_else(|| format!("`{option}`"), |text| format!("`{text}`")));
+            }
+            return words;
+        }
+        for keyword in ["anyOf", "oneOf"] {
+            if let Some(branches) = schema[keyword].as_array() {
+                let branches = branches.iter().filter(|branch| branch["type"] != "null");
+                branches
+                    .flat_map(|branch| self.describe(branch, depth + 1))
+                    .for_each(add);
+                return words;
+            }
+        }
+        let limit = |keyword: &str| schema[keyword].as_u64();
+        match schema["type"].as_str() {
+            Some("string") => add(match (limit("maxLength"), schema["pattern"].as_str()) {
+                (Some(most), Some(pattern)) => format!(
+                    "a string of at most {most} characters that matches {pattern} and is no UUID"
+                ),
+                (Some(most), None) => format!("a string of at most {most} characters"),
+                (None, Some(pattern)) => format!("a string that matches {pattern}"),
+                (None, None) => "a string".into(),
+            }),
+            Some("integer") => add(match (limit("minimum"), limit("maximum")) {
+                (Some(least), Some(most)) => format!("a whole number from {least} to {most}"),
+                (Some(least), None) => format!("a whole number of at least {least}"),
+                _ => "a whole number".into(),
+            }),
+            Some("boolean") => add("`true` or `false`".into()),
+            Some("array") => add(match &self.describe(&schema["items"], depth + 1)[..] {
+                [items] if items == "a string" => "a list of strings".into(),
+                [items] if items == "a map" => "a list of maps".into(),
+                _ => "a list".into(),
+            }),
+            Some("object") if limit("maxProperties") == Some(1) => {
+                add("a map with one entry".into());
+            }
+            Some("object") => add("a map".into()),
+            _ => {}
+        }
+        words
+    }
+}
+
+/// Of the alternatives that all fail, the failure that lies deepest: who wrote a list of rules with an error in the second
+/// is not helped by hearing that it is no boolean.
+fn deeper<'a, 'b>(error: &'a ValidationError<'b>) -> Option<&'a ValidationError<'b>> {
+    let (ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context }) =
+        error.kind()
+    else {
+        return None;
+    };
+    let length = |error: &ValidationError<'_>| error.instance_path().into_iter().count();
+    context
+        .iter()
+        .flatten()
+        .filter(|inner| {
+            length(inner) > length(error)
+                || matches!(
+                    inner.kind(),
+                    ValidationErrorKind::AdditionalProperties { .. }
+                )
+        })
+        .max_by_key(|inner| length(inner))
+}
+
+/// A place in a document, as users of ours see it elsewhere: `retry.automatic[0].limit`.
+fn written(location: &Location) -> String {
+    let mut path = String::new();
+    for segment in location {
+        match segment {
+            LocationSegment::Property(name) if path.is_empty() => path.push_str(&name),
+            LocationSegment::Property(name) => {
+                path.push('.');
+                path.push_str(&name);
+            }
+            LocationSegment::Index(index) => path.extend(["[", &index.to_string(), "]"]),
+        }
+    }
+    path
+}
+
+/// `a, b or c`.
+fn either(words: &[String]) -> String {
+    match words {
+        [] => String::new(),
+        [word] => word.clone(),
+        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+    }
+}
+
+/// What the schema does not say, and Buildkite or its agent rejects all the same.
+fn check_besides(step: &Keys) -> Result<(), String> {
+    for (key, value) in step {
+        // A plugin without configuration has null for it, and `depends_on: null` waits for nothing.
+        let null = match (key.as_str(), value) {
+            ("depends_on", Value::Null) => None,
+            ("plugins", Value::Array(plugins)) => {
+                plugins.iter().enumerate().find_map(|(i, plugin)| {
+                    let Value::Object(plugin) = plugin else {
+                        return plugin.is_null().then(|| format!("plugins[{i}]"));
+                    };
+                    plugin
+                        .iter()
+                        .filter(|(_, configuration)| !configuration.is_null())
+                        .find_map(|(name, configuration)| {
+                            find_below(
+                                format!("plugins[{i}].{name}"),
+                                configuration,
+                                &Value::is_null,
+                            )
+                        })
+                })
+            }
+            _ => find_below(key.clone(), value, &Value::is_null),
+        };
+        if let Some(null) = null {
+            return Err(format!(
+                "`{null}` is null: leave it out, or give it a value"
+            ));
+        }
+        if let ("depends_on", Value::Array(list)) = (key.as_str(), value)
+            && let Some(i) = list
+                .iter()
+                .position(|entry| entry.is_object() && entry.get("step").is_none())
+        {
+            return Err(format!("`depends_on[{i}]` lacks `step`"));
+        }
+        let long = |value: &Value| {
+            value
+                .as_object()
+                .is_some_and(|map| map.keys().any(|name| name.len() > NAME_AT_MOST))
+        };
+        if key.len() > NAME_AT_MOST {
+            return Err(format!(
+                "a property has a name of more than {NAME_AT_MOST} bytes"
+            ));
+        }
+        if let Some(place) = find_below(key.clone(), value, &long) {
+            return Err(format!(
+                "`{place}` holds a name of more than {NAME_AT_MOST} bytes"
+            ));
+        }
+    }
+    for map in PLAIN_MAPS {
+        let entries = step.get(map).and_then(Value::as_object);
+        let structured = |value: &&Value| value.is_array() || value.is_object();
+        for (name, value) in entries.into_iter().flatten() {
+            if structured(&value) {
+                return Err(format!(
+                    "`{map}.{name}` is {}, and must be a string, a number or a boolean",
+                    found(value)
+                ));
+            }
+        }
+    }
+    if step.contains_key("concurrency") != step.contains_key("concurrency_group") {
+        return Err("`concurrency` and `concurrency_group` only go together".into());
+    }
+    if step.contains_key("concurrency_method") && !step.contains_key("concurrency") {
+        return Err("`concurrency_method` only goes with `concurrency`".into());
+    }
+    if let Some(group) = step.get("concurrency_group").and_then(Value::as_str)
+        && group.chars().count() > 200
+    {
+        return Err("`concurrency_group` is longer than 200 characters".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(step: &Value) -> Result<(), String> {
+        Schema::new().unwrap().check_step(step)
+    }
+
+    #[test]
+    fn what_buildkite_documents_is_valid() {
+        for step in [
+            json!({}),
+            json!({ "label": "x", "key": "drv-x", "command": "a", "checkout": { "skip": true }, "depends_on": null }),
+            json!({ "plugins": ["a#v1", { "b#v1": null }, { "c#v1": { "x": [1] } }], "agents": ["queue=a"], "skip": "why" }),
+            json!({ "retry": { "automatic": [{ "exit_status": -1, "signal_reason": "none", "limit": 2 }] }, "soft_fail": true }),
+        ] {
+            assert_eq!(check(&step), Ok(()), "{step}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_one_sentence_that_names_it() {
+        let long = "x".repeat(101);
+        for (step, sentence) in [
+            (
+                json!({ "comand": "x" }),
+                "`comand` is no property that Buildkite knows there",
+            ),
+            (json!({ "label": 5 }), "`label` is 5, and must be a string"),
+            (
+                json!({ "timeout_in_minutes": 0 }),
+                "`timeout_in_minutes` is 0, and must be a whole number of at least 1",
+            ),
+            (
+                json!({ "timeout_in_minutes": "5" }),
+                "`timeout_in_minutes` is \"5\", and must be a whole number of at least 1",
+            ),
+            (
+                json!({ "soft_fail": 5 }),
+                "`soft_fail` is 5, and must be `true`, `false` or a list of maps",
+            ),
+            (
+                json!({ "command": { "a": 1 } }),
+                "`command` is a map, and must be a list of strings or a string",
+            ),
+            (
+                json!({ "command": ["a", 1] }),
+                "`command[1]` is 1, and must be a string",
+            ),
+            (
+                json!({ "skip": "x".repeat(71) }),
+                "a string of at most 70 characters",
+            ),
+            (
+                json!({ "key": long }),
+                "a string of at most 100 characters that matches",
+            ),
+            (
+                json!({ "key": "a b" }),
+                "a string of at most 100 characters that matches",
+            ),
+            (
+                json!({ "key": "01234567-0123-0123-0123-0123456789ab" }),
+                "is no UUID",
+            ),
+            (
+                json!({ "retry": { "automatic": [{ "limit": 99 }] } }),
+                "`retry.automatic[0].limit` is 99, and must be a whole number from 0 to 10",
+            ),
+            (
+                json!({ "retry": { "automatic": [{ "limt": 1 }] } }),
+                "`retry.automatic[0].limt` is no property that Buildkite knows there: it knows exit_status, limit",
+            ),
+            (
+                json!({ "retry": { "automatic": { "limt": 1 } } }),
+                "`retry.automatic.limt` is no property",
+            ),
+            (
+                json!({ "retry": { "auto": true } }),
+                "`retry.auto` is no property that Buildkite knows there: it knows automatic, manual",
+            ),
+            (json!({ "env": null }), "`env` is null"),
+            (json!({ "env": { "X": null } }), "`env.X` is null"),
+            (
+                json!({ "env": { "X": [1] } }),
+                "`env.X` is a list, and must be a string, a number or a boolean",
+            ),
+            (
+                json!({ "plugins": [{ "a": { "x": [null] } }] }),
+                "`plugins[0].a.x[0]` is null",
+            ),
+            (
+                json!({ "plugins": [{ "a": 1, "b": 2 }] }),
+                "`plugins[0]` is a map, and must be a string or a map with one entry",
+            ),
+            (
+                json!({ "env": { "x".repeat(1025): "" } }),
+                "`env` holds a name of more than 1024 bytes",
+            ),
+            (json!({ "concurrency": 1 }), "only go together"),
+            (
+                json!({ "depends_on": ["a", { "allow_failure": true }] }),
+                "`depends_on[1]` lacks `step`",
+            ),
+            (
+                json!({ "parallelism": -1 }),
+                "`parallelism` is -1, and must be a whole number of at least 0",
+            ),
+            (json!({ "matrix": [[1]] }), "`matrix"),
+            (
+                json!({ "agents": "queue=a" }),
+                "`agents` is \"queue=a\", and must be a map or a list of strings",
+            ),
+        ] {
+            let said = check(&step).expect_err(&step.to_string());
+            assert!(said.contains(sentence), "{step}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_whole_pipeline_is_checked_too() {
+        let schema = Schema::new().unwrap();
+        let step = json!({ "key": "a", "command": "x" });
+        let good = json!({ "steps": [step, { "group": "g", "steps": [step] }] });
+        assert_eq!(schema.check_pipeline(&good), Ok(()));
+        let bad = json!({ "steps": [{ "group": "g", "steps": [] }] });
+        assert!(schema.check_pipeline(&bad).is_err());
+        assert!(
+            schema
+                .check_pipeline(&json!({}))
+                .unwrap_err()
+                .contains("`steps`")
+        );
+    }
+}

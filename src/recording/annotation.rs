@@ -1,0 +1,257 @@
+//! What a recording tells on the build's page. Names and messages come from repositories nobody has to trust: whatever they
+//! hold, it is shown, and nothing of it is Markdown, HTML or an emoji.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::evaluate::in_one_line;
+use super::skip::{BUILT, CACHED};
+use super::steps::Placed;
+use super::{Broken, Target};
+use crate::nix::AttrPath;
+
+/// How many broken attributes are told with their messages, and changed ones by name.
+const TOLD: usize = 10;
+
+/// How much of a name or a message is shown, in characters.
+const NAME_AT_MOST: usize = 200;
+const MESSAGE_AT_MOST: usize = 2_000;
+
+/// What there is to tell.
+#[derive(Debug)]
+pub(super) struct Facts<'a> {
+    /// What was evaluated.
+    pub(super) source: &'a str,
+    pub(super) targets: &'a [Target],
+    pub(super) placed: &'a [Placed],
+    pub(super) errors: &'a [Broken],
+    /// Steps that are left out because a build cannot have so many.
+    pub(super) left_out: usize,
+    pub(super) seconds: f64,
+    /// What the previous recording of the branch found, where that is still known.
+    pub(super) previous: Option<&'a [(AttrPath, String)]>,
+}
+
+/// The annotation: its Markdown, and its style.
+pub(super) fn annotation(facts: &Facts<'_>) -> (String, String) {
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "**eval-once** {} of {}.\n",
+        counts(facts),
+        code(facts.source)
+    );
+    broken(&mut text, facts.errors);
+    if let Some(previous) = facts.previous {
+        changes(&mut text, facts.targets, previous);
+    }
+    let style = if facts.errors.is_empty() {
+        "info"
+    } else {
+        "warning"
+    };
+    (text, style.to_owned())
+}
+
+/// The same in one line, for the log.
+pub(super) fn counts(facts: &Facts<'_>) -> String {
+    let skipped = |reason: &str| {
+        let is = |placed: &&Placed| placed.skip.as_deref() == Some(reason);
+        facts.placed.iter().filter(is).count()
+    };
+    let skipped_in_all = facts
+        .placed
+        .iter()
+        .filter(|placed| placed.skip.is_some())
+        .count();
+    let mut parts = vec![format!(
+        "{} to build",
+        facts.targets.len().saturating_sub(skipped_in_all)
+    )];
+    for (count, what) in [
+        (skipped(BUILT), "already built here"),
+        (skipped(CACHED), "in a cache"),
+        (facts.errors.len(), "broken"),
+        (
+            facts.left_out,
+            "of the skipped not shown, for a build cannot have so many steps",
+        ),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    format!(
+        "recorded {} target{} in {:.1} s ({})",
+        facts.targets.len(),
+        if facts.targets.len() == 1 { "" } else { "s" },
+        facts.seconds,
+        parts.join(", ")
+    )
+}
+
+fn broken(text: &mut String, errors: &[Broken]) {
+    if errors.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "{} broken:\n", errors.len());
+    for error in errors.iter().take(TOLD) {
+        let message = error
+            .message
+            .as_deref()
+            .unwrap_or("it throws; its step says what");
+        let _ = writeln!(
+            text,
+            "<details><summary>{}: {}</summary>\n<pre>{}</pre>\n</details>\n",
+            code(&error.attr.to_string()),
+            inert(&shortened(&in_one_line(message), NAME_AT_MOST)),
+            inert(&shortened(message, MESSAGE_AT_MOST))
+        );
+    }
+    if errors.len() > TOLD {
+        let _ = writeln!(text, "and {} more.\n", errors.len() - TOLD);
+    }
+}
+
+fn changes(text: &mut String, targets: &[Target], previous: &[(AttrPath, String)]) {
+    let before: BTreeMap<String, &str> = previous
+        .iter()
+        .map(|(attr, drv)| (attr.to_string(), drv.as_str()))
+        .collect();
+    let now: BTreeMap<String, &str> = targets
+        .iter()
+        .flat_map(|target| {
+            std::iter::once(&target.attr)
+                .chain(&target.also)
+                .map(move |attr| (attr, target))
+        })
+        .map(|(attr, target)| (attr.to_string(), target.drv.as_store_path().as_str()))
+        .collect();
+    let lists = [
+        (
+            "new",
+            now.keys()
+                .filter(|attr| !before.contains_key(*attr))
+                .collect::<Vec<_>>(),
+        ),
+        (
+            "changed",
+            now.iter()
+                .filter(|(attr, drv)| before.get(*attr).is_some_and(|before| before != *drv))
+                .map(|(attr, _)| attr)
+                .collect(),
+        ),
+        (
+            "gone",
+            before
+                .keys()
+                .filter(|attr| !now.contains_key(*attr))
+                .collect(),
+        ),
+    ];
+    if lists.iter().all(|(_, list)| list.is_empty()) {
+        text.push_str("Nothing has changed since the previous recording of this branch.\n");
+        return;
+    }
+    text.push_str("Since the previous recording of this branch:\n\n");
+    for (what, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
+        let names: Vec<String> = list.iter().take(TOLD).map(|attr| code(attr)).collect();
+        let more = if list.len() > TOLD { ", …" } else { "" };
+        let _ = writeln!(text, "- {} {what}: {}{more}", list.len(), names.join(", "));
+    }
+}
+
+fn code(text: &str) -> String {
+    format!("<code>{}</code>", inert(&shortened(text, NAME_AT_MOST)))
+}
+
+fn shortened(text: &str, at_most: usize) -> String {
+    match text.char_indices().nth(at_most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// `text` as characters that stand for themselves: all that could mean something is written as its number.
+fn inert(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            // A blank line would end the HTML around it.
+            '\n' => plain.push_str("&#10;"),
+            ' ' | ',' => plain.push(character),
+            _ if character.is_control() => plain.push('\u{fffd}'),
+            _ if character.is_ascii() && !character.is_ascii_alphanumeric() => {
+                let _ = write!(plain, "&#{};", u32::from(character));
+            }
+            _ => plain.push(character),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken_with(message: &str) -> Broken {
+        Broken {
+            attr: AttrPath::new(vec!["<img src=x>".into(), "`a`\n\n# b".into()]),
+            message: Some(message.into()),
+        }
+    }
+
+    fn facts<'a>(errors: &'a [Broken], previous: Option<&'a [(AttrPath, String)]>) -> Facts<'a> {
+        Facts {
+            source: "ci.nix",
+            targets: &[],
+            placed: &[],
+            errors,
+            left_out: 0,
+            seconds: 1.25,
+            previous,
+        }
+    }
+
+    #[test]
+    fn whatever_a_message_holds_it_is_only_text() {
+        let hostile = "</pre><script>alert(1)</script>\n\n# heading\n```\n+++ open :boom: [x](javascript:x) \u{1b}]1339;url=x\u{7} **b** &amp; \u{0}";
+        let (text, style) = annotation(&facts(&[broken_with(hostile)], None));
+        assert_eq!(style, "warning");
+        let inner = text
+            .split_once("<pre>")
+            .unwrap()
+            .1
+            .split_once("</pre>")
+            .unwrap()
+            .0;
+        for meaning in [
+            "<", ">", "`", "*", "[", ":", "\n", "\u{1b}", "\u{7}", "\u{0}", "+++",
+        ] {
+            assert!(!inner.contains(meaning), "{meaning:?} in {inner}");
+        }
+        assert!(!text.contains("<img") && !text.contains("\n# b"));
+        assert!(inner.contains("alert&#40;1&#41;"));
+    }
+
+    #[test]
+    fn ten_are_told_and_the_others_counted_and_it_is_never_too_large() {
+        let errors: Vec<Broken> = (0..500)
+            .map(|_| broken_with(&"<".repeat(100_000)))
+            .collect();
+        let (text, _) = annotation(&facts(&errors, None));
+        assert_eq!(text.matches("<details>").count(), 10);
+        assert!(text.contains("and 490 more"));
+        assert!(text.len() < 1 << 20);
+    }
+
+    #[test]
+    fn what_has_changed_is_told_by_name() {
+        let before = [(AttrPath::new(vec!["old".into()]), "/x".to_owned())];
+        let (text, style) = annotation(&facts(&[], Some(&before)));
+        assert!(text.contains("1 gone: <code>old</code>"), "{text}");
+        assert_eq!(style, "info");
+        let (text, _) = annotation(&facts(&[], Some(&[])));
+        assert!(text.contains("Nothing has changed"), "{text}");
+    }
+}

@@ -1,0 +1,210 @@
+//! `eval-once.json`: what a recording has found, for other programs to read.
+//!
+//! Stable: a field is added, never renamed.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::steps::Placed;
+use super::{Broken, Meta, Target};
+use crate::exit::{Class, Classify as _, Failure};
+use crate::keys::Keys;
+use crate::nix::{AttrPath, DrvPath, StorePath};
+
+/// The version of the format.
+const VERSION: u32 = 1;
+
+/// What a recording has found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Document<'a> {
+    version: u32,
+    /// The version of Nix that evaluated.
+    pub nix: &'a str,
+    /// What was evaluated, as the keys of a step say it; `attr` is where the walk started.
+    pub source: Keys,
+    /// The store file that refers to every recorded `.drv`; none where none was made.
+    pub pin: Option<&'a StorePath>,
+    /// The targets, in the order in which they were found.
+    pub targets: Vec<TargetEntry<'a>>,
+    /// The attributes that have an error step.
+    pub errors: Vec<ErrorEntry<'a>>,
+    /// How long each part took, in seconds.
+    pub seconds: BTreeMap<&'static str, f64>,
+}
+
+/// A target.
+#[derive(Debug, Clone, Serialize)]
+pub struct TargetEntry<'a> {
+    /// The first attribute that gives it.
+    pub attr: &'a AttrPath,
+    /// The other attributes that give it.
+    pub also: &'a [AttrPath],
+    /// The derivation's name.
+    pub name: &'a str,
+    /// Its `.drv`.
+    pub drv: &'a DrvPath,
+    /// Its outputs, as far as their paths are known.
+    pub outputs: &'a BTreeMap<String, StorePath>,
+    /// The system it is built on.
+    pub system: &'a str,
+    /// `requiredSystemFeatures`.
+    pub features: &'a [String],
+    /// The key of its step.
+    pub key: &'a str,
+    /// The keys of the steps that it waits for because of its `.drv`.
+    pub depends_on: &'a [String],
+    /// Why it needs no step; null where it has one that builds.
+    pub skip: Option<&'a str>,
+    /// The metadata of `attr` that were looked at.
+    pub meta: MetaEntry<'a>,
+}
+
+/// What of a target's `meta` was looked at; what it does not have is left out.
+#[derive(Debug, Clone, Serialize)]
+pub struct MetaEntry<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buildkite: Option<&'a Keys>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<&'a str>,
+}
+
+/// An attribute that has an error step.
+#[derive(Debug, Clone, Serialize)]
+pub struct ErrorEntry<'a> {
+    /// Its attribute path.
+    pub attr: &'a AttrPath,
+    /// What is wrong with it, where that is known.
+    pub message: Option<&'a str>,
+}
+
+impl<'a> Document<'a> {
+    /// Puts together what was found. `source` are the keys of [`super::steps::source`], `root` is the attribute path at which
+    /// the walk started, and `placed` says what became of each of the `targets`.
+    #[must_use]
+    pub fn new(
+        nix: &'a str,
+        mut source: Keys,
+        root: &AttrPath,
+        targets: &'a [Target],
+        placed: &'a [Placed],
+        errors: &'a [Broken],
+    ) -> Self {
+        source.insert("attr".into(), root.names().into());
+        Self {
+            version: VERSION,
+            nix,
+            source,
+            pin: None,
+            targets: targets
+                .iter()
+                .zip(placed)
+                .map(|(target, placed)| TargetEntry::new(target, placed))
+                .collect(),
+            errors: errors
+                .iter()
+                .map(|broken| ErrorEntry {
+                    attr: &broken.attr,
+                    message: broken.message.as_deref(),
+                })
+                .collect(),
+            seconds: BTreeMap::new(),
+        }
+    }
+
+    /// The document as it is kept.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON: a bug (70).
+    pub fn to_json(&self) -> Result<String, Failure> {
+        serde_json::to_string(self)
+            .classify(Class::Bug, || "cannot write eval-once.json".to_owned())
+    }
+}
+
+impl<'a> TargetEntry<'a> {
+    fn new(target: &'a Target, placed: &'a Placed) -> Self {
+        let Meta {
+            buildkite,
+            timeout,
+            description,
+        } = &target.meta;
+        Self {
+            attr: &target.attr,
+            also: &target.also,
+            name: &target.name,
+            drv: &target.drv,
+            outputs: &target.outputs,
+            system: &target.system,
+            features: &target.features,
+            key: &placed.key,
+            depends_on: &placed.depends_on,
+            skip: placed.skip.as_deref(),
+            meta: MetaEntry {
+                buildkite: buildkite.as_ref(),
+                timeout: *timeout,
+                description: description.as_deref(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn the_document_has_the_fields_that_others_read() {
+        let drv = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv";
+        let path = |names: &[&str]| AttrPath::new(names.iter().map(ToString::to_string).collect());
+        let targets = [Target {
+            attr: path(&["a", "b.c"]),
+            also: vec![path(&["d"])],
+            name: "a".into(),
+            drv: DrvPath::parse(drv).unwrap(),
+            outputs: BTreeMap::from([(
+                "out".into(),
+                StorePath::parse(&drv[..drv.len() - 4]).unwrap(),
+            )]),
+            system: "x86_64-linux".into(),
+            features: vec!["kvm".into()],
+            meta: Meta {
+                timeout: Some(60),
+                ..Meta::default()
+            },
+        }];
+        let placed = [Placed {
+            key: "drv-x".into(),
+            depends_on: vec!["drv-y".into()],
+            skip: None,
+        }];
+        let errors = [Broken {
+            attr: path(&["broken"]),
+            message: None,
+        }];
+        let source = Keys::from_iter([("file".to_owned(), json!("ci.nix"))]);
+        let mut document = Document::new("2.26", source, &path(&[]), &targets, &placed, &errors);
+        document.seconds.insert("total", 1.5);
+        let read: Value = serde_json::from_str(&document.to_json().unwrap()).unwrap();
+        assert_eq!(
+            read,
+            json!({
+                "version": 1,
+                "nix": "2.26",
+                "source": { "file": "ci.nix", "attr": [] },
+                "pin": null,
+                "targets": [{
+                    "attr": ["a", "b.c"], "also": [["d"]], "name": "a", "drv": drv,
+                    "outputs": { "out": &drv[..drv.len() - 4] },
+                    "system": "x86_64-linux", "features": ["kvm"], "key": "drv-x", "depends_on": ["drv-y"],
+                    "skip": null, "meta": { "timeout": 60 }
+                }],
+                "errors": [{ "attr": ["broken"], "message": null }],
+                "seconds": { "total": 1.5 }
+            })
+        );
+    }
+}

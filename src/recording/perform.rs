@@ -1,0 +1,402 @@
+//! A recording from top to bottom.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use super::annotation::{Facts, annotation, counts};
+use super::document::Document;
+use super::edges::{BadGraph, Edges};
+use super::evaluate::{describe, in_one_line};
+use super::pin::{Owner, Pinned};
+use super::plan::{self, Plan};
+use super::steps::{Records, source, steps};
+use super::upload::Upload;
+use super::{
+    Broken, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin, skip,
+};
+use crate::buildkite::schema::Schema;
+use crate::exit::{Class, Failure};
+use crate::log::Log;
+use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, command, inputs_on_disk};
+use crate::state::State;
+use crate::step::Host;
+use crate::supervise::{OnStop, Supervisor};
+
+/// How many broken attributes are told in the log.
+const TOLD: usize = 10;
+
+/// Records: from the keys to the uploaded pipeline. Gives what goes to standard output: the pipeline, of a dry run and of a
+/// recording by hand.
+///
+/// # Errors
+/// Whatever the recording ends with. Nothing is uploaded before everything that can fail here has been done.
+pub fn perform(
+    order: Order,
+    supervisor: &mut Supervisor,
+    log: Log,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let (keys, host) = (order.keys?, order.host?);
+    let request = Request::read(keys, &order.place, order.plugin.as_deref())?;
+    let build = order.build.as_ref().filter(|_| !order.dry_run);
+    if let Some(build) = build {
+        let mut upload = Upload {
+            build,
+            supervisor,
+            log,
+        };
+        if let Some(plan) = upload.earlier_plan()? {
+            upload.follow(&plan, false)?;
+            return Ok(None);
+        }
+    }
+    crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
+    let state = open(&host)?;
+    pin::prune(&state);
+    let owner = Owner::of(&request, order.build.as_ref());
+    let previous = pin::previous(&owner, &state);
+
+    let mut seconds = BTreeMap::new();
+    let mut lap = Instant::now();
+    let mut time = |name: &'static str| {
+        let took = lap.elapsed().as_secs_f64();
+        lap = Instant::now();
+        log.debug(format_args!("{name}: {took:.3} s"));
+        // To the millisecond: more would be noise.
+        seconds.insert(name, (took * 1000.0).round() / 1000.0);
+    };
+
+    let mut evaluation = Evaluation::new(&request, (order.cores, order.terminal), supervisor, log)?;
+    evaluation.all()?;
+    let (evaluated, pinned) = keep(&mut evaluation, &owner, &request, &state, log)?;
+    tell_broken(&evaluated, &request, log)?;
+    time("evaluate");
+
+    let (targets, inputs) = targets(&evaluated)?;
+    let skipped = skip::reasons(&targets, &request, supervisor, log)?;
+    time("skip");
+    let edges = edges(&targets, inputs)?;
+    let records = Records {
+        targets: &targets,
+        broken: &evaluated.broken,
+        refused: &evaluated.refused,
+        edges: &edges,
+        skip: &skipped,
+    };
+    let schema = Schema::new()?;
+    let made = steps(&records, &request, &schema)?;
+    tell_refused(&made.errors, &evaluated, &request, log)?;
+    time("steps");
+
+    let facts = Facts {
+        source: &describe(&request),
+        targets: &targets,
+        placed: &made.placed,
+        errors: &made.errors,
+        left_out: made.left_out,
+        seconds: order.started.elapsed().as_secs_f64(),
+        previous: previous.as_deref(),
+    };
+    log.say(counts(&facts));
+    let Some(build) = build else {
+        return plan::document(&made.steps).map(|text| Some((text + "\n").into_bytes()));
+    };
+    seconds.insert("total", (facts.seconds * 1000.0).round() / 1000.0);
+    let mut document = Document::new(
+        &evaluated.nix,
+        source(&request.root, &request.options),
+        &request.root.attr,
+        &targets,
+        &made.placed,
+        &made.errors,
+    );
+    document.pin = pinned.as_ref();
+    document.seconds = seconds;
+    let plan = Plan::new(
+        &build.step,
+        &made.steps,
+        request.chunk,
+        document.to_json()?,
+        annotation(&facts),
+    )?;
+    let mut upload = Upload {
+        build,
+        supervisor,
+        log,
+    };
+    upload.keep(&plan)?;
+    upload.follow(&plan, true)?;
+    Ok(None)
+}
+
+/// Removes the pins that have been kept long enough.
+///
+/// # Errors
+/// The state folder cannot be used (75).
+pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
+    let state = open(host)?;
+    let removed = pin::prune(&state);
+    for folder in &removed {
+        log.say(format_args!("removed {}", folder.display()));
+    }
+    // Making one sweeps what killed steps have left.
+    drop(state.roots());
+    log.say(format_args!(
+        "{} pin{} removed; the next collection may take what only they kept",
+        removed.len(),
+        if removed.len() == 1 { "" } else { "s" }
+    ));
+    Ok(())
+}
+
+fn open(host: &Host) -> Result<State, Failure> {
+    let Some(folder) = &host.state else {
+        return Err(Failure::new(
+            Class::Surroundings,
+            "there is no state folder to keep a pin in: neither EVAL_ONCE_STATE_DIR nor XDG_STATE_HOME nor HOME is set",
+        ));
+    };
+    State::open(folder).map_err(|error| {
+        Failure::new(
+            Class::Surroundings,
+            format_args!(
+                "the state folder {} cannot be used: {error}",
+                folder.display()
+            ),
+        )
+        .hint("without it nothing keeps what is recorded; EVAL_ONCE_STATE_DIR names another one")
+    })
+}
+
+/// Whoever evaluates.
+enum Evaluation<'a> {
+    Ours(Box<Walk<'a>>),
+    EvalJobs {
+        request: &'a Request,
+        workers: usize,
+        supervisor: &'a mut Supervisor,
+        evaluated: Evaluated,
+        log: Log,
+    },
+}
+
+impl<'a> Evaluation<'a> {
+    fn new(
+        request: &'a Request,
+        (cores, terminal): (NonZeroUsize, bool),
+        supervisor: &'a mut Supervisor,
+        log: Log,
+    ) -> Result<Self, Failure> {
+        Ok(match request.evaluator {
+            Evaluator::Nix => Self::Ours(Box::new(Walk::new(
+                request, cores, terminal, supervisor, log,
+            )?)),
+            Evaluator::NixEvalJobs => Self::EvalJobs {
+                request,
+                workers: request.workers.unwrap_or(cores).get(),
+                supervisor,
+                evaluated: Evaluated::default(),
+                log,
+            },
+        })
+    }
+
+    fn all(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Ours(walk) => {
+                walk.all()?;
+                walk.say_summary();
+            }
+            Self::EvalJobs {
+                request,
+                workers,
+                supervisor,
+                evaluated,
+                ..
+            } => {
+                *evaluated = eval_jobs::evaluate(request, *workers, supervisor)?;
+                let line = command::version();
+                let printed = supervisor.run(&line, OnStop::Term, &mut std::io::sink())?;
+                evaluated.nix = printed.text().rsplit(' ').next().unwrap_or_default().into();
+            }
+        }
+        Ok(())
+    }
+
+    fn again(&mut self, gone: &[DrvPath]) -> Result<(), Failure> {
+        match self {
+            Self::Ours(walk) => walk.again(gone),
+            Self::EvalJobs { log, .. } => {
+                log.say("the garbage collector took what was evaluated: evaluating again");
+                self.all()
+            }
+        }
+    }
+
+    fn evaluated(&self) -> Evaluated {
+        match self {
+            Self::Ours(walk) => walk.evaluated(),
+            Self::EvalJobs { evaluated, .. } => evaluated.clone(),
+        }
+    }
+
+    fn supervisor(&mut self) -> &mut Supervisor {
+        match self {
+            Self::Ours(walk) => walk.supervisor(),
+            Self::EvalJobs { supervisor, .. } => supervisor,
+        }
+    }
+}
+
+/// How often a recording begins again whose `.drv`s are gone before they could be pinned.
+const ATTEMPTS: u32 = 3;
+
+/// Pins what was evaluated; what has gone meanwhile is evaluated again.
+fn keep(
+    evaluation: &mut Evaluation<'_>,
+    owner: &Owner,
+    request: &Request,
+    state: &State,
+    log: Log,
+) -> Result<(Evaluated, Option<StorePath>), Failure> {
+    for _ in 0..ATTEMPTS {
+        let evaluated = evaluation.evaluated();
+        if evaluated.found.is_empty() {
+            if evaluated.broken.is_empty() && evaluated.refused.is_empty() {
+                return Err(Failure::new(
+                    Class::Evaluation,
+                    format_args!("there are no targets in {}", describe(request)),
+                )
+                .hint("sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"));
+            }
+            return Ok((evaluated, None));
+        }
+        let targets: Vec<(&AttrPath, &DrvPath)> = evaluated
+            .found
+            .iter()
+            .map(|found| (&found.attr, &found.drv))
+            .collect();
+        match pin::pin(
+            &targets,
+            owner,
+            request,
+            state,
+            evaluation.supervisor(),
+            log,
+        )? {
+            Pinned::Kept(pin) => return Ok((evaluated, Some(pin))),
+            Pinned::Gone(gone) => evaluation.again(&gone)?,
+        }
+    }
+    Err(Failure::new(
+        Class::Surroundings,
+        format_args!(
+            "the garbage collector took what was evaluated {ATTEMPTS} times before it could be kept"
+        ),
+    )
+    .hint("let the collector run less often, or while nothing is recorded"))
+}
+
+/// Says which attributes are broken; where that is to fail, it does.
+fn tell_broken(evaluated: &Evaluated, request: &Request, log: Log) -> Result<(), Failure> {
+    tell(&evaluated.broken, log);
+    tell(&evaluated.refused, log);
+    let count = evaluated.broken.len() + evaluated.refused.len();
+    fail_on_errors(count, request)
+}
+
+/// The same for targets that make no step that Buildkite would take.
+fn tell_refused(
+    errors: &[Broken],
+    evaluated: &Evaluated,
+    request: &Request,
+    log: Log,
+) -> Result<(), Failure> {
+    let told = evaluated.broken.len() + evaluated.refused.len();
+    let new = errors.get(told..).unwrap_or_default();
+    tell(new, log);
+    fail_on_errors(new.len(), request)
+}
+
+fn tell(broken: &[Broken], log: Log) {
+    for one in broken.iter().take(TOLD) {
+        let message = one.message.as_deref().map(in_one_line);
+        log.say(format_args!(
+            "broken: {}: {}",
+            one.attr,
+            message.unwrap_or_else(|| "it throws; its step says what".into())
+        ));
+    }
+    if broken.len() > TOLD {
+        log.say(format_args!("broken: and {} more", broken.len() - TOLD));
+    }
+}
+
+fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
+    if count == 0 || request.on_error == OnError::Step {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Class::Evaluation,
+        format_args!(
+            "{count} attribute{} broken (see above), and `on-error: fail` is set: nothing is uploaded",
+            if count == 1 { " is" } else { "s are" }
+        ),
+    ))
+}
+
+type Inputs = HashMap<DrvPath, Vec<DrvPath>>;
+
+/// One target for each `.drv`, in the order of their first attributes; and what their derivations depend on.
+fn targets(evaluated: &Evaluated) -> Result<(Vec<Target>, Inputs), Failure> {
+    let mut known: HashMap<&DrvPath, usize> = HashMap::new();
+    let mut targets: Vec<Target> = Vec::new();
+    let mut inputs = Inputs::new();
+    for found in &evaluated.found {
+        if let Some(at) = known.get(&found.drv) {
+            targets[*at].also.push(found.attr.clone());
+            continue;
+        }
+        let derivation =
+            Derivation::read(&found.drv).map_err(|error| unreadable(&found.drv, &error))?;
+        known.insert(&found.drv, targets.len());
+        // Either all of them are known, or none counts.
+        let outputs: Option<BTreeMap<String, StorePath>> = derivation
+            .outputs
+            .into_iter()
+            .map(|(name, path)| Some((name, path?)))
+            .collect();
+        targets.push(Target {
+            attr: found.attr.clone(),
+            also: Vec::new(),
+            name: derivation.name,
+            drv: found.drv.clone(),
+            outputs: outputs.unwrap_or_default(),
+            system: derivation.system,
+            features: derivation.features,
+            meta: found.meta.clone(),
+        });
+        inputs.insert(found.drv.clone(), derivation.inputs);
+    }
+    Ok((targets, inputs))
+}
+
+fn edges(targets: &[Target], mut inputs: Inputs) -> Result<Edges, Failure> {
+    let drvs: Vec<DrvPath> = targets.iter().map(|target| target.drv.clone()).collect();
+    let read = |drv: &DrvPath| match inputs.remove(drv) {
+        Some(inputs) => Ok(inputs),
+        None => inputs_on_disk(drv),
+    };
+    Edges::load(&drvs, read).map_err(|bad| match &bad {
+        BadGraph::Unreadable(drv, error) => unreadable(drv, error),
+        BadGraph::Cycle(_) => Failure::new(Class::Bug, bad),
+    })
+}
+
+fn unreadable(drv: &DrvPath, error: &std::io::Error) -> Failure {
+    Failure::new(
+        Class::Surroundings,
+        format_args!("cannot read {drv}, which was just evaluated: {error}"),
+    )
+    .hint("a recording needs a store whose files are where their paths say")
+}

@@ -1,0 +1,1296 @@
+//! From records to steps: a pure function.
+//!
+//! What repositories choose (names, metadata) and what users configure meets here, and the result has to be a pipeline that
+//! Buildkite takes: whatever would get an upload rejected is found here, and costs one step instead of a chunk.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::edges::Edges;
+use super::plan::{self, JOBS_PER_UPLOAD};
+use super::{Broken, Emit, Request, SkipStyle, Target};
+use crate::buildkite::pipeline::{
+    Automatic, Command, CommandStep, Dependency, Plugin, Retry, RetryRule, Skip,
+};
+use crate::buildkite::schema::Schema;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::keys::{Keys, refuse};
+use crate::nix::{Argument, AttrPath, Evaluation, Source};
+
+/// How many jobs a build can have, in all: also those that it had before, and each retry.
+pub const JOBS_PER_BUILD: usize = 4_000;
+
+/// The most bytes of a record. It travels in environment variables, up to three times in one job, and Linux takes at most
+/// 128 KiB in each of them.
+const RECORD_AT_MOST: usize = 100 << 10;
+
+/// The most characters of a label.
+const LABEL_AT_MOST: usize = 200;
+
+/// The most characters of a reason to skip a step; Buildkite rejects longer ones.
+const REASON_AT_MOST: usize = 70;
+
+/// What an error step says whose attribute would evaluate: its step would be green if it were built. The message is in the
+/// environment, so nothing of it is ever read by the shell.
+const SAY_ERROR: &str = r#"printf '%s\n' "$EVAL_ONCE_ERROR" >&2; exit 64"#;
+
+/// What was recorded.
+#[derive(Debug, Clone, Copy)]
+pub struct Records<'a> {
+    /// The targets.
+    pub targets: &'a [Target],
+    /// The attributes that do not evaluate.
+    pub broken: &'a [Broken],
+    /// The attributes that evaluate, but whose metadata cannot be used. A step that evaluates them again would find nothing
+    /// wrong with them, so theirs only say what is wrong.
+    pub refused: &'a [Broken],
+    /// The edges between the targets.
+    pub edges: &'a Edges,
+    /// For each target, why it needs no step, if it needs none.
+    pub skip: &'a [Option<String>],
+}
+
+/// A step, and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// The step.
+    pub step: CommandStep,
+    /// The name of its group, if it is in one.
+    pub group: Option<String>,
+    /// Whether it is there only to say that nothing needs to be built. Nobody waits for such a one.
+    pub skipped: bool,
+}
+
+/// The steps of a recording.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Steps {
+    /// Those that are uploaded, in topological order; error steps first.
+    pub steps: Vec<Planned>,
+    /// What became of each target, in the order of the records.
+    pub placed: Vec<Placed>,
+    /// All attributes that have an error step: the broken and refused ones that were recorded, and targets whose own metadata
+    /// makes no step that Buildkite would take.
+    pub errors: Vec<Broken>,
+    /// How many skipped steps are left out because a build cannot have so many jobs.
+    pub left_out: usize,
+}
+
+/// What became of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The key of its step.
+    pub key: String,
+    /// The keys of the steps that it waits for because of its `.drv`.
+    pub depends_on: Vec<String>,
+    /// Why its step is skipped or left out, if it is.
+    pub skip: Option<String>,
+}
+
+/// Makes the steps. Whether any [`Steps::errors`] fail the recording (`on-error`) is the caller's to say.
+///
+/// # Errors
+/// The user's `step` or `agents` make no step that Buildkite would take, the expression is too large to be in every step, or
+/// more is to be built than a build can have jobs (64).
+pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Result<Steps, Failure> {
+    let maker = Maker::new(request, schema)?;
+    let mut errors: Vec<Broken> = [records.broken, records.refused].concat();
+
+    let mut made = Vec::with_capacity(records.targets.len());
+    for (i, target) in records.targets.iter().enumerate() {
+        let skip = records.skip.get(i).and_then(Option::as_deref);
+        made.push(maker.target(target, skip).map_err(|message| {
+            errors.push(Broken {
+                attr: target.attr.clone(),
+                message: Some(message),
+            });
+        }));
+    }
+
+    // Who was skipped or refused is waited for by nobody.
+    let apart: Vec<bool> = made
+        .iter()
+        .map(|made| made.as_ref().map_or(true, |made| made.skip.is_some()))
+        .collect();
+    let edges = records.edges.without(&apart);
+    let placed: Vec<Placed> = records
+        .targets
+        .iter()
+        .zip(&made)
+        .enumerate()
+        .map(|(i, (target, made))| Placed {
+            key: match made {
+                Ok(_) => key(target),
+                Err(()) => error_key(&target.attr),
+            },
+            depends_on: edges
+                .of(i)
+                .iter()
+                .map(|at| key(&records.targets[*at]))
+                .collect(),
+            skip: made.as_ref().map_or(None, |made| made.skip.clone()),
+        })
+        .collect();
+
+    let mut seen = HashSet::new();
+    let mut planned: Vec<Planned> = Vec::with_capacity(made.len() + errors.len());
+    for (i, error) in errors.iter().enumerate() {
+        let step = if i < records.broken.len() {
+            maker.broken(error)?
+        } else {
+            maker.refused(error)?
+        };
+        if seen.insert(step.key.clone()) {
+            planned.push(Planned {
+                step,
+                group: None,
+                skipped: false,
+            });
+        }
+    }
+    let mut made: Vec<Option<Made>> = made.into_iter().map(Result::ok).collect();
+    for i in edges.order() {
+        let Some(Made { mut step, skip }) = made[*i].take() else {
+            continue;
+        };
+        if skip.is_some() && request.skip_style == SkipStyle::Omit {
+            continue;
+        }
+        let ours = placed[*i].depends_on.iter().cloned().map(Dependency::Key);
+        let theirs = std::mem::take(&mut step.depends_on);
+        step.depends_on = ours.collect();
+        for dependency in theirs {
+            if !step.depends_on.contains(&dependency) {
+                step.depends_on.push(dependency);
+            }
+        }
+        let group = group(&records.targets[*i].attr, request.group_by);
+        planned.push(Planned {
+            step,
+            group,
+            skipped: skip.is_some(),
+        });
+    }
+    let (steps, left_out) = fit(planned, request)?;
+    Ok(Steps {
+        steps,
+        placed,
+        errors,
+        left_out,
+    })
+}
+
+/// Leaves skipped steps out, from the end, until a build can have what is left; and says how many.
+fn fit(mut steps: Vec<Planned>, request: &Request) -> Result<(Vec<Planned>, usize), Failure> {
+    // The job that records is one of the build's.
+    let most = JOBS_PER_BUILD - 1;
+    let all = steps.len();
+    loop {
+        let jobs: usize = plan::divide(&steps, request.chunk)
+            .into_iter()
+            .map(|range| plan::jobs(&steps[range]))
+            .fold(0, usize::saturating_add);
+        if jobs <= most {
+            let left_out = all - steps.len();
+            return Ok((steps, left_out));
+        }
+        if !steps.iter().any(|planned| planned.skipped) {
+            let groups = if request.group_by == 0 {
+                ""
+            } else {
+                ", groups counted"
+            };
+            return Err(refuse(format_args!(
+                "{jobs} jobs are to be run{groups}, and a build can have {JOBS_PER_BUILD} with this one: nothing was uploaded"
+            ))
+            .hint("leave targets out with `exclude`, or record parts of them in builds of their own, each with its `attr`"));
+        }
+        // A group or two may go with them that would have had room: nobody misses those.
+        let mut over = jobs - most;
+        let mut kept = Vec::with_capacity(steps.len());
+        for planned in steps.into_iter().rev() {
+            if planned.skipped && over > 0 {
+                over = over.saturating_sub(planned.step.jobs());
+            } else {
+                kept.push(planned);
+            }
+        }
+        kept.reverse();
+        steps = kept;
+    }
+}
+
+/// The key of a target's step: `drv-` and the hash of its `.drv`.
+#[must_use]
+pub fn key(target: &Target) -> String {
+    format!("drv-{}", target.drv.as_store_path().hash())
+}
+
+/// The key of an attribute's error step: `attr-` and 32 characters of a hash of its path, the same in every run.
+#[must_use]
+pub fn error_key(attr: &AttrPath) -> String {
+    let mut hash = Sha256::new();
+    for name in attr.names() {
+        // With their lengths, so that no two lists of names are the same bytes.
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name);
+    }
+    let mut key = "attr-".to_owned();
+    for byte in hash.finalize().iter().take(16) {
+        let _ = write!(key, "{byte:02x}");
+    }
+    key
+}
+
+/// What is evaluated, as the keys of a step say it; without an attribute path.
+#[must_use]
+pub fn source(root: &Evaluation, options: &[(String, String)]) -> Keys {
+    let mut keys = Keys::new();
+    let (key, value) = match &root.source {
+        Source::File(file) => ("file", file),
+        Source::Expr(expr) => ("expr", expr),
+        Source::Flake(flake) => ("flake", flake),
+    };
+    keys.insert(key.into(), value.as_str().into());
+    for (name, argument) in &root.arguments {
+        let (key, value) = match argument {
+            Argument::Expr(expr) => ("arg", expr),
+            Argument::String(string) => ("argstr", string),
+        };
+        let map = keys.entry(key).or_insert_with(|| json!({}));
+        map[name] = value.as_str().into();
+    }
+    if !root.include.is_empty() {
+        keys.insert("include".into(), root.include.clone().into());
+    }
+    if !options.is_empty() {
+        let options = options
+            .iter()
+            .map(|(name, value)| (name.clone(), value.clone().into()));
+        keys.insert("options".into(), Value::Object(options.collect()));
+    }
+    keys
+}
+
+/// A target's step, still without what it waits for because of its `.drv`.
+struct Made {
+    step: CommandStep,
+    skip: Option<String>,
+}
+
+/// What all steps of a recording have in common.
+struct Maker<'a> {
+    request: &'a Request,
+    schema: &'a Schema,
+    /// What is evaluated.
+    source: Keys,
+    /// The user's `step`.
+    step: Given,
+    /// What of it an error step takes.
+    error_step: Given,
+    /// The user's `agents`, by system or feature.
+    agents: BTreeMap<&'a str, Keys>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(request: &'a Request, schema: &'a Schema) -> Result<Self, Failure> {
+        let wrong = |message: String| refuse(format_args!("in the key `step`, {message}"));
+        let step = Given::read(&request.step, &request.emit).map_err(wrong)?;
+        // A broken target must not be green because its step runs something else, or nothing.
+        let mut error_step = step.clone();
+        for key in ["command", "skip", "parallelism", "matrix"] {
+            error_step.keys.remove(key);
+        }
+        let mut agents = BTreeMap::new();
+        for (name, tags) in &request.agents {
+            let mut probe = Keys::new();
+            probe.insert("agents".into(), Value::Object(tags.clone()));
+            schema
+                .check_step(&Value::Object(probe))
+                .map_err(|message| refuse(format_args!("for `agents.{name}`, {message}")))?;
+            agents.insert(name.as_str(), tags.clone());
+        }
+        let source = source(&request.root, &request.options);
+        if length(&source) > RECORD_AT_MOST / 2 {
+            return Err(refuse(format_args!(
+                "what is evaluated takes {} bytes to say, and every step has to say it: more than an agent can hand on",
+                length(&source)
+            ))
+            .hint("put the expression into a file of the repository"));
+        }
+        let maker = Self {
+            request,
+            schema,
+            source,
+            step,
+            error_step,
+            agents,
+        };
+        let mut probe = maker.begin("label".into(), "key".into(), Keys::new())?;
+        maker.step.merge_into(&mut probe);
+        maker.check(probe).map_err(wrong)?;
+        Ok(maker)
+    }
+
+    /// The step of a target, or why there is none.
+    fn target(&self, target: &Target, skip: Option<&str>) -> Result<Made, String> {
+        let mut record = self.record(&target.attr);
+        record.insert("drv".into(), target.drv.as_store_path().as_str().into());
+        if !target.outputs.is_empty() {
+            let outputs = target.outputs.iter();
+            record.insert(
+                "outputs".into(),
+                outputs
+                    .map(|(name, path)| (name.clone(), path.as_str().into()))
+                    .collect::<Keys>()
+                    .into(),
+            );
+        }
+        let size = length(&record);
+        if size > RECORD_AT_MOST {
+            return Err(format!(
+                "its record takes {size} bytes, more than an agent can hand on to a job"
+            ));
+        }
+        let label = match target.attr.names() {
+            [] => target.name.clone(),
+            _ => target.attr.to_string(),
+        };
+        let mut step = self
+            .begin(label_of(":nix:", &label), key(target), record)
+            .map_err(|failure| failure.to_string())?;
+        if let Some(seconds) = target.meta.timeout.filter(|seconds| *seconds > 0) {
+            step.insert("timeout_in_minutes".into(), seconds.div_ceil(60).into());
+        }
+        let features = target
+            .features
+            .iter()
+            .map(|feature| format!("feature:{feature}"));
+        for name in std::iter::once(target.system.clone()).chain(features) {
+            if let Some(tags) = self.agents.get(name.as_str()) {
+                merge(&mut step, "agents", &Value::Object(tags.clone()));
+            }
+        }
+        self.step.merge_into(&mut step);
+        let mut own_command = self.step.has_command();
+        if let Some(buildkite) = target.meta.buildkite.as_ref().filter(|_| self.request.meta) {
+            let wrong = |message| format!("in its `meta.buildkite`, {message}");
+            let given = Given::read(buildkite, &self.request.emit).map_err(wrong)?;
+            given.merge_into(&mut step);
+            own_command |= given.has_command();
+            self.check(step.clone()).map_err(wrong)?;
+        }
+        let mut step = self.check(step)?;
+        if step.jobs() > JOBS_PER_UPLOAD {
+            return Err(format!(
+                "its step becomes {} jobs, and Buildkite takes at most {JOBS_PER_UPLOAD} at once",
+                step.jobs()
+            ));
+        }
+        // Who said themselves whether this step is skipped knows better.
+        let skip = skip.filter(|_| !own_command && step.skip.is_none());
+        let skip = skip.map(|reason| shortened(&inert(reason), REASON_AT_MOST));
+        if let Some(reason) = &skip {
+            step.skip = Some(Skip::Reason(reason.clone()));
+        }
+        Ok(Made { step, skip })
+    }
+
+    /// The step of an attribute that does not evaluate: it evaluates it, shows what Nix says, and fails.
+    fn broken(&self, broken: &Broken) -> Result<CommandStep, Failure> {
+        let label = label_of(":boom:", &called(&broken.attr));
+        let record = self.record(&broken.attr);
+        if length(&record) > RECORD_AT_MOST {
+            return self.refused(broken);
+        }
+        let mut step = self.begin(label, error_key(&broken.attr), record)?;
+        self.error_step.merge_into(&mut step);
+        self.check(step)
+            .map_err(|message| Failure::new(Class::Bug, message))
+    }
+
+    /// The step of an attribute that does evaluate, but cannot have the step it asks for: it says why, and fails.
+    fn refused(&self, refused: &Broken) -> Result<CommandStep, Failure> {
+        let attr = called(&refused.attr);
+        let message = refused
+            .message
+            .as_deref()
+            .unwrap_or("it cannot have a step");
+        let mut env = Keys::new();
+        let message = format!("eval-once: {attr}: {message}");
+        env.insert(
+            "EVAL_ONCE_ERROR".into(),
+            shortened(&inert(&message), 4096).into(),
+        );
+        let step = CommandStep {
+            label: label_of(":boom:", &attr),
+            key: error_key(&refused.attr),
+            command: Some(Command::One(SAY_ERROR.into())),
+            env,
+            ..CommandStep::default()
+        };
+        let mut step = keys_of(&step)?;
+        if let Some(agents) = self.error_step.keys.get("agents") {
+            merge(&mut step, "agents", agents);
+        }
+        self.check(step)
+            .map_err(|message| Failure::new(Class::Bug, message))
+    }
+
+    /// The record of an attribute, without what was found of it.
+    fn record(&self, attr: &AttrPath) -> Keys {
+        let mut record = self.source.clone();
+        record.insert("attr".into(), attr.names().into());
+        record
+    }
+
+    /// A step as it is before anybody's wishes.
+    fn begin(&self, label: String, key: String, record: Keys) -> Result<Keys, Failure> {
+        let mut step = CommandStep {
+            label,
+            key,
+            retry: Some(Retry {
+                automatic: Some(Automatic::Rules(retry_rules())),
+                manual: None,
+            }),
+            ..CommandStep::default()
+        };
+        match &self.request.emit {
+            Emit::Plugin(reference) => {
+                let plugin = std::iter::once((reference.clone(), record.into()));
+                step.plugins.push(Plugin::Configured(plugin.collect()));
+            }
+            // A command of the user's takes the place of this one: then only an agent with our hook builds, and runs it after.
+            Emit::Command => {
+                step.command = Some(Command::One("eval-once step".into()));
+                let record = Value::Object(record).to_string();
+                step.env.insert("EVAL_ONCE_STEP".into(), record.into());
+            }
+        }
+        keys_of(&step)
+    }
+
+    fn check(&self, step: Keys) -> Result<CommandStep, String> {
+        let step = Value::Object(step);
+        self.schema.check_step(&step)?;
+        serde_json::from_value(step).map_err(|error| error.to_string())
+    }
+}
+
+/// When a step is run again by itself: whenever the surroundings failed, and never because it was stopped.
+fn retry_rules() -> Vec<RetryRule> {
+    let rule = |exit_status: Option<i64>, signal_reason: Option<&str>, limit| RetryRule {
+        exit_status: exit_status.map(Value::from),
+        signal: None,
+        signal_reason: signal_reason.map(str::to_owned),
+        limit: Some(limit),
+    };
+    vec![
+        rule(Some(75), None, 2),
+        // The agent was lost.
+        rule(Some(-1), Some("none"), 2),
+        rule(None, Some("agent_stop"), 2),
+        // Something outside has killed the hook itself.
+        rule(Some(255), Some("none"), 1),
+    ]
+}
+
+/// Properties that somebody wants to have in a step, with each in the one spelling that we merge.
+#[derive(Debug, Clone)]
+struct Given {
+    keys: Keys,
+}
+
+impl Given {
+    /// Reads them, and refuses those that are not theirs to set.
+    fn read(given: &Keys, emit: &Emit) -> Result<Self, String> {
+        let mut keys = given.clone();
+        for (alias, name) in [("name", "label"), ("commands", "command")] {
+            if let Some(value) = keys.remove(alias)
+                && keys.insert(name.into(), value).is_some()
+            {
+                return Err(format!("`{alias}` is another word for `{name}`: keep one"));
+            }
+        }
+        for key in ["key", "id", "identifier"] {
+            if keys.contains_key(key) {
+                return Err(format!(
+                    "`{key}` cannot be set: other steps know a step by the key that it has"
+                ));
+            }
+        }
+        match keys.get_mut("command") {
+            Some(Value::String(command)) if command.trim().is_empty() => {
+                keys.remove("command");
+            }
+            Some(Value::Array(commands)) if commands.is_empty() => {
+                keys.remove("command");
+            }
+            _ => {}
+        }
+        let env = keys.get("env").and_then(Value::as_object);
+        if let Some(name) =
+            env.and_then(|env| env.keys().find(|name| name.starts_with("EVAL_ONCE_")))
+        {
+            return Err(format!("`env.{name}` cannot be set: it is eval-once's own"));
+        }
+        if let Some(agents) = keys.get_mut("agents") {
+            *agents = as_tags(agents.take());
+        }
+        if let Some(plugins) = keys.get_mut("plugins") {
+            if let Value::Object(map) = plugins {
+                let entries = std::mem::take(map).into_iter();
+                *plugins = entries
+                    .map(|(name, value)| json!({ name: value }))
+                    .collect();
+            }
+            let ours = |reference: &str| {
+                let name = plugin_name(reference);
+                name == "eval-once" || matches!(emit, Emit::Plugin(own) if name == plugin_name(own))
+            };
+            for plugin in plugins.as_array().into_iter().flatten() {
+                let names = plugin.as_object().into_iter().flat_map(Keys::keys);
+                if let Some(name) = names
+                    .map(String::as_str)
+                    .chain(plugin.as_str())
+                    .find(|name| ours(name))
+                {
+                    return Err(format!(
+                        "`plugins` names {name}: what eval-once does in a step cannot be changed"
+                    ));
+                }
+            }
+        }
+        if let Some(dependencies) = keys.get_mut("depends_on") {
+            match dependencies {
+                Value::Null => *dependencies = json!([]),
+                Value::String(_) => *dependencies = json!([dependencies.take()]),
+                _ => {}
+            }
+        }
+        Ok(Self { keys })
+    }
+
+    fn has_command(&self) -> bool {
+        self.keys.contains_key("command")
+    }
+
+    fn merge_into(&self, step: &mut Keys) {
+        for (key, value) in &self.keys {
+            match (key.as_str(), step.get_mut(key), value) {
+                ("plugins" | "depends_on", Some(Value::Array(list)), Value::Array(more)) => {
+                    list.extend(more.iter().cloned());
+                }
+                _ => merge(step, key, value),
+            }
+        }
+    }
+}
+
+/// Merges `value` into `map` under `key`: maps deeply, anything else replaces.
+fn merge(map: &mut Keys, key: &str, value: &Value) {
+    match (map.get_mut(key), value) {
+        (Some(Value::Object(map)), Value::Object(more)) => {
+            for (key, value) in more {
+                merge(map, key, value);
+            }
+        }
+        (Some(old), _) => *old = value.clone(),
+        (None, _) => drop(map.insert(key.into(), value.clone())),
+    }
+}
+
+/// Agent tags as a map, however they are written; a tag without a value is `true`, as for the agent.
+fn as_tags(agents: Value) -> Value {
+    match agents {
+        Value::Array(list) if list.iter().all(Value::is_string) => {
+            let tags = list.iter().filter_map(Value::as_str).map(|tag| {
+                let (name, value) = tag.split_once('=').unwrap_or((tag, "true"));
+                (name.to_owned(), value.into())
+            });
+            Value::Object(tags.collect())
+        }
+        other => other,
+    }
+}
+
+/// The name of a plugin, as the agent would make it from its reference.
+fn plugin_name(reference: &str) -> String {
+    let location = reference.split('#').next().unwrap_or_default();
+    let name = location
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
+    let name = name.strip_suffix(".git").unwrap_or(name).to_lowercase();
+    let name = name.strip_suffix("-buildkite-plugin").unwrap_or(&name);
+    name.replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+}
+
+fn keys_of(step: &CommandStep) -> Result<Keys, Failure> {
+    match serde_json::to_value(step).classify(Class::Bug, || "cannot write a step".to_owned())? {
+        Value::Object(keys) => Ok(keys),
+        _ => Err(Failure::new(Class::Bug, "a step is no map")),
+    }
+}
+
+/// How many bytes a record takes as JSON.
+fn length(record: &Keys) -> usize {
+    // (Displaying JSON does not fail.)
+    Value::Object(record.clone()).to_string().len()
+}
+
+/// An attribute path for people.
+fn called(attr: &AttrPath) -> String {
+    match attr.names() {
+        [] => "(root)".into(),
+        _ => attr.to_string(),
+    }
+}
+
+/// The group of an attribute path, which is called by the first `names` of its names; none where it has no more than those.
+fn group(attr: &AttrPath, names: usize) -> Option<String> {
+    let first = attr
+        .names()
+        .get(..names)
+        .filter(|first| !first.is_empty())?;
+    (attr.names().len() > names)
+        .then(|| label_of(":nix:", &AttrPath::new(first.to_vec()).to_string()))
+}
+
+/// A label: an emoji of ours, and a text that has come from elsewhere.
+fn label_of(emoji: &str, text: &str) -> String {
+    // In a label `:word:` is an emoji, also between quotes.
+    let text = inert(text).replace(':', "\u{2236}");
+    format!("{emoji} {}", shortened(&text, LABEL_AT_MOST))
+}
+
+/// `text` with everything replaced that a reader would not see, or that changes how the rest is shown.
+fn inert(text: &str) -> String {
+    let unseen = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    };
+    let seen = |c: char| match c {
+        '\n' | '\t' => ' ',
+        c if unseen(c) => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    text.chars().map(seen).collect()
+}
+
+/// At most the first `most` characters of `text`.
+fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(most - 1).chain(['…']).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluation_keys::Place;
+    use crate::nix::{DrvPath, StorePath};
+    use crate::recording::{Evaluator, Meta, OnError, Recurse, Skip as SkipWhat};
+    use crate::step::Request as StepRequest;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::num::NonZeroUsize;
+
+    fn path(names: &[&str]) -> AttrPath {
+        AttrPath::new(names.iter().map(ToString::to_string).collect())
+    }
+
+    fn drv(i: usize) -> DrvPath {
+        DrvPath::parse(&format!("/nix/store/{i:032}-x.drv")).unwrap()
+    }
+
+    fn target(i: usize, names: &[&str]) -> Target {
+        Target {
+            attr: path(names),
+            also: Vec::new(),
+            name: "x".into(),
+            drv: drv(i),
+            outputs: BTreeMap::from([(
+                "out".into(),
+                StorePath::parse(&format!("/nix/store/{i:032}-x")).unwrap(),
+            )]),
+            system: "x86_64-linux".into(),
+            features: Vec::new(),
+            meta: Meta::default(),
+        }
+    }
+
+    /// A target with this `meta.buildkite`.
+    fn with(i: usize, buildkite: &Value) -> Target {
+        Target {
+            meta: Meta {
+                buildkite: buildkite.as_object().cloned(),
+                ..Meta::default()
+            },
+            ..target(i, &["p", &format!("t{i}")])
+        }
+    }
+
+    fn request() -> Request {
+        Request {
+            root: Evaluation {
+                source: Source::File("ci.nix".into()),
+                attr: path(&["p"]),
+                arguments: vec![
+                    ("n".into(), Argument::Expr("5".into())),
+                    ("s".into(), Argument::String("x y".into())),
+                ],
+                include: vec!["x=.".into()],
+                folder: "/checkout".into(),
+            },
+            by_default: false,
+            options: vec![("cores".into(), "2".into())],
+            recurse: Recurse::Marked,
+            exclude: Vec::new(),
+            workers: None,
+            memory: None,
+            evaluation_timeout: None,
+            evaluator: Evaluator::Nix,
+            skip: SkipWhat::Nothing,
+            skip_style: SkipStyle::Mark,
+            on_error: OnError::Step,
+            emit: Emit::Plugin("your-org/eval-once#v1".into()),
+            step: Keys::new(),
+            agents: BTreeMap::new(),
+            group_by: 0,
+            meta: true,
+            chunk: NonZeroUsize::new(100).unwrap(),
+            keep_days: 3,
+        }
+    }
+
+    /// The keys of a user, merged into every step.
+    fn wanting(step: &Value) -> Request {
+        Request {
+            step: step.as_object().unwrap().clone(),
+            ..request()
+        }
+    }
+
+    /// No target depends on another.
+    fn apart(targets: &[Target]) -> Edges {
+        chain(targets, &[])
+    }
+
+    /// Targets of which some depend on others, by their numbers.
+    fn chain(targets: &[Target], pairs: &[(usize, usize)]) -> Edges {
+        let drvs: Vec<_> = targets.iter().map(|target| target.drv.clone()).collect();
+        Edges::load(&drvs, |read| {
+            let inputs = pairs.iter().filter(|(from, _)| drv(*from) == *read);
+            Ok(inputs.map(|(_, to)| drv(*to)).collect())
+        })
+        .unwrap()
+    }
+
+    fn make(
+        targets: &[Target],
+        edges: &Edges,
+        skip: &[Option<String>],
+        request: &Request,
+    ) -> Result<Steps, Failure> {
+        let records = Records {
+            targets,
+            broken: &[],
+            refused: &[],
+            edges,
+            skip,
+        };
+        steps(&records, request, &Schema::new().unwrap())
+    }
+
+    fn made(targets: &[Target], request: &Request) -> Vec<Value> {
+        values(&make(targets, &apart(targets), &[], request).unwrap())
+    }
+
+    fn values(steps: &Steps) -> Vec<Value> {
+        let steps = steps.steps.iter();
+        steps
+            .map(|planned| serde_json::to_value(&planned.step).unwrap())
+            .collect()
+    }
+
+    fn record_of(step: &Value) -> Keys {
+        match &step["env"]["EVAL_ONCE_STEP"] {
+            Value::String(record) => serde_json::from_str(record).unwrap(),
+            _ => step["plugins"][0]["your-org/eval-once#v1"]
+                .as_object()
+                .unwrap()
+                .clone(),
+        }
+    }
+
+    fn read(record: Keys) -> StepRequest {
+        let place = Place {
+            folder: "/checkout".into(),
+            confined: false,
+            no_checkout: false,
+        };
+        StepRequest::read(record, &place).unwrap()
+    }
+
+    #[test]
+    fn a_step_carries_exactly_the_record_that_a_step_reads() {
+        for emit in [Emit::Command, request().emit] {
+            let request = Request { emit, ..request() };
+            let target = target(1, &["p", "a.b"]);
+            let step = &made(std::slice::from_ref(&target), &request)[0];
+            let asked = read(record_of(step));
+            assert_eq!(asked.drv.as_ref(), Some(&target.drv));
+            assert_eq!(asked.outputs, target.outputs);
+            assert_eq!(asked.options, request.options);
+            let expected = Evaluation {
+                attr: target.attr.clone(),
+                ..request.root.clone()
+            };
+            assert_eq!(asked.evaluation, Some(expected));
+            assert_eq!(step["label"], ":nix: p.\"a.b\"");
+            assert_eq!(
+                step["key"],
+                format!("drv-{}", target.drv.as_store_path().hash())
+            );
+            assert_eq!(step["depends_on"], json!([]));
+            assert_eq!(step["command"].is_string(), request.emit == Emit::Command);
+            assert_eq!(
+                step["retry"]["automatic"],
+                json!([
+                    { "exit_status": 75, "limit": 2 },
+                    { "exit_status": -1, "signal_reason": "none", "limit": 2 },
+                    { "signal_reason": "agent_stop", "limit": 2 },
+                    { "exit_status": 255, "signal_reason": "none", "limit": 1 }
+                ])
+            );
+        }
+    }
+
+    #[test]
+    fn every_source_is_read_back() {
+        for source in [
+            Source::File("default.nix".into()),
+            Source::Expr("import ./. { }".into()),
+            Source::Flake(".".into()),
+        ] {
+            let mut request = request();
+            request.root.source = source.clone();
+            if matches!(source, Source::Flake(_)) {
+                request.root.arguments.clear();
+                request.root.include.clear();
+            }
+            let steps = made(&[target(1, &[])], &request);
+            let evaluation = read(record_of(&steps[0])).evaluation.unwrap();
+            assert_eq!(evaluation.source, source);
+            assert_eq!(evaluation.attr, path(&[]));
+            assert_eq!(
+                steps[0]["label"], ":nix: x",
+                "the root is called by its derivation"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wanted_is_merged_and_what_a_target_says_comes_last() {
+        let request = wanting(&json!({
+            "agents": ["queue=a", "big"], "env": { "A": "1", "B": "1" }, "plugins": ["docker#v5"],
+            "depends_on": "before", "soft_fail": [{ "exit_status": 1 }], "timeout_in_minutes": 9,
+            "retry": { "manual": false }
+        }));
+        let mut wish = with(
+            1,
+            &json!({
+                "name": "mine", "agents": { "queue": "b" }, "env": { "B": 2 }, "plugins": { "x#v1": { "y": 1 } },
+                "depends_on": [{ "step": "other" }, "before"], "commands": ["t"], "soft_fail": false
+            }),
+        );
+        wish.meta.timeout = Some(60);
+        let step = &made(&[wish], &request)[0];
+        assert_eq!(step["label"], "mine");
+        assert_eq!(step["agents"], json!({ "queue": "b", "big": "true" }));
+        assert_eq!(step["env"], json!({ "A": "1", "B": 2 }));
+        assert_eq!(step["plugins"][1], "docker#v5");
+        assert_eq!(step["plugins"][2], json!({ "x#v1": { "y": 1 } }));
+        assert_eq!(step["depends_on"], json!(["before", { "step": "other" }]));
+        assert_eq!(step["command"], json!(["t"]));
+        assert_eq!(step["soft_fail"], false);
+        assert_eq!(step["timeout_in_minutes"], 9);
+        assert_eq!(step["retry"]["manual"], false);
+        assert_eq!(step["retry"]["automatic"].as_array().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn a_timeout_in_seconds_becomes_whole_minutes() {
+        for (seconds, minutes) in [
+            (1, json!(1)),
+            (60, json!(1)),
+            (61, json!(2)),
+            (0, Value::Null),
+        ] {
+            let mut target = target(1, &["a"]);
+            target.meta.timeout = Some(seconds);
+            assert_eq!(
+                made(&[target], &request())[0]["timeout_in_minutes"],
+                minutes
+            );
+        }
+    }
+
+    #[test]
+    fn agents_are_chosen_by_system_and_features() {
+        let mut request = wanting(&json!({ "agents": { "top": "step" } }));
+        let tags = [
+            (
+                "x86_64-linux",
+                json!({ "queue": "linux", "top": "system", "size": "s" }),
+            ),
+            (
+                "feature:kvm",
+                json!({ "kvm": "true", "size": "m", "top": "feature" }),
+            ),
+            ("aarch64-linux", json!({ "queue": "arm" })),
+        ];
+        for (name, tags) in tags {
+            request
+                .agents
+                .insert(name.into(), tags.as_object().unwrap().clone());
+        }
+        let mut needy = target(1, &["a"]);
+        needy.features = vec!["kvm".into(), "unknown".into()];
+        let step = &made(&[needy], &request)[0];
+        assert_eq!(
+            step["agents"],
+            json!({ "queue": "linux", "kvm": "true", "size": "m", "top": "step" })
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_target_becomes_its_error_step() {
+        for (buildkite, sentence) in [
+            (json!({ "comand": "x" }), "`comand` is no property"),
+            (json!({ "key": "mine" }), "`key` cannot be set"),
+            (json!({ "id": "mine" }), "`id` cannot be set"),
+            (
+                json!({ "env": { "EVAL_ONCE_STEP": "{}" } }),
+                "`env.EVAL_ONCE_STEP` cannot be set",
+            ),
+            (
+                json!({ "plugins": ["your-org/eval-once#v2"] }),
+                "`plugins` names your-org/eval-once#v2",
+            ),
+            (
+                json!({ "plugins": [{ "https://x/eval-once-buildkite-plugin.git#v2": {} }] }),
+                "cannot be changed",
+            ),
+            (json!({ "plugins": "x" }), "`plugins` is \"x\""),
+            (json!({ "depends_on": 5 }), "`depends_on` is 5"),
+            (
+                json!({ "label": "a", "name": "b" }),
+                "`name` is another word for `label`",
+            ),
+            (
+                json!({ "timeout_in_minutes": null }),
+                "`timeout_in_minutes` is null",
+            ),
+            (json!({ "skip": "x".repeat(71) }), "at most 70 characters"),
+            (json!({ "parallelism": 501 }), "501 jobs"),
+        ] {
+            let targets = [target(0, &["a"]), with(1, &buildkite), target(2, &["c"])];
+            let edges = chain(&targets, &[(0, 1), (1, 2)]);
+            let request = wanting(&json!({ "agents": { "queue": "q" }, "command": "make" }));
+            let steps = make(&targets, &edges, &[], &request).unwrap();
+            assert_eq!(steps.errors.len(), 1, "{buildkite}");
+            let message = steps.errors[0].message.clone().unwrap();
+            assert!(message.contains(sentence), "{buildkite}: {message}");
+            assert_eq!(steps.errors[0].attr, targets[1].attr);
+            assert_eq!(steps.placed[1].key, error_key(&targets[1].attr));
+            assert_eq!(steps.placed[0].depends_on, [key(&targets[2])], "through it");
+            let steps = values(&steps);
+            let error = &steps[0];
+            assert_eq!(error["key"], error_key(&targets[1].attr));
+            assert_eq!(error["label"], ":boom: p.t1");
+            assert_eq!(error["command"], SAY_ERROR);
+            assert!(
+                error["env"]["EVAL_ONCE_ERROR"]
+                    .as_str()
+                    .unwrap()
+                    .contains(sentence)
+            );
+            assert_eq!(error["agents"], json!({ "queue": "q" }));
+            assert_eq!(steps[1]["key"], key(&targets[2]));
+            assert_eq!(steps[2]["depends_on"], json!([key(&targets[2])]));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_configuration_is_refused_at_once() {
+        for (step, sentence) in [
+            (json!({ "comand": "x" }), "in the key `step`, `comand`"),
+            (json!({ "key": "x" }), "in the key `step`, `key`"),
+        ] {
+            let failure = make(&[], &apart(&[]), &[], &wanting(&step)).unwrap_err();
+            assert_eq!(failure.class, Class::Config);
+            assert!(failure.to_string().contains(sentence), "{failure}");
+        }
+        let mut request = request();
+        let tags = json!({ "queue": ["a"] });
+        request
+            .agents
+            .insert("x".into(), tags.as_object().unwrap().clone());
+        let failure = make(&[], &apart(&[]), &[], &request).unwrap_err();
+        assert!(failure.to_string().contains("`agents.x`"), "{failure}");
+        request.agents.clear();
+        request.root.source = Source::Expr("x".repeat(RECORD_AT_MOST));
+        let failure = make(&[], &apart(&[]), &[], &request).unwrap_err();
+        assert!(failure.to_string().contains("bytes"), "{failure}");
+    }
+
+    #[test]
+    fn a_broken_attribute_has_a_step_without_a_record_that_runs_nothing_else() {
+        let request = wanting(
+            &json!({ "command": "make", "parallelism": 3, "skip": true, "agents": { "queue": "q" }, "plugins": ["a#v1"] }),
+        );
+        let broken = [Broken {
+            attr: path(&["p", "b"]),
+            message: Some("infinite recursion".into()),
+        }];
+        let refused = [Broken {
+            attr: path(&["p", "r"]),
+            message: Some("its `meta.buildkite.x` is a path\n$(boom)".into()),
+        }];
+        let records = Records {
+            targets: &[],
+            broken: &broken,
+            refused: &refused,
+            edges: &apart(&[]),
+            skip: &[],
+        };
+        let steps = steps(&records, &request, &Schema::new().unwrap()).unwrap();
+        assert_eq!(steps.errors, [&broken[..], &refused[..]].concat());
+        let [broken, refused] = &values(&steps)[..] else {
+            panic!("two steps")
+        };
+        let asked = read(record_of(broken));
+        assert_eq!((asked.drv, asked.outputs.len()), (None, 0));
+        assert_eq!(asked.evaluation.unwrap().attr, path(&["p", "b"]));
+        assert!(broken.get("command").is_none() && broken.get("parallelism").is_none());
+        assert!(broken.get("skip").is_none());
+        assert_eq!(broken["plugins"][1], "a#v1");
+        assert_eq!(broken["agents"], json!({ "queue": "q" }));
+        assert_eq!(refused["command"], SAY_ERROR);
+        assert_eq!(
+            refused["env"]["EVAL_ONCE_ERROR"],
+            "eval-once: p.r: its `meta.buildkite.x` is a path $(boom)"
+        );
+        assert!(refused.get("plugins").is_none());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_skipped_target() {
+        let targets = [target(0, &["a"]), target(1, &["b"]), target(2, &["c"])];
+        let edges = chain(&targets, &[(0, 1), (1, 2)]);
+        let skip = [None, Some("already built".to_owned()), None];
+        let steps = make(&targets, &edges, &skip, &request()).unwrap();
+        assert_eq!(steps.placed[1].skip.as_deref(), Some("already built"));
+        assert!(steps.placed[1].depends_on.is_empty());
+        let marked = values(&steps);
+        assert_eq!(marked[1]["skip"], "already built");
+        assert_eq!(marked[2]["depends_on"], json!([key(&targets[2])]));
+        let request = Request {
+            skip_style: SkipStyle::Omit,
+            ..request()
+        };
+        let steps = make(&targets, &edges, &skip, &request).unwrap();
+        assert_eq!((steps.steps.len(), steps.left_out), (2, 0));
+    }
+
+    #[test]
+    fn a_step_with_a_command_of_its_own_is_never_skipped() {
+        let skip = [
+            Some("x".repeat(90)),
+            Some("built".into()),
+            Some("built".into()),
+        ];
+        let targets = [
+            target(0, &["a"]),
+            with(1, &json!({ "command": "test" })),
+            with(2, &json!({ "skip": false })),
+        ];
+        let steps = make(&targets, &apart(&targets), &skip, &request()).unwrap();
+        assert_eq!(steps.placed[0].skip.as_ref().unwrap().chars().count(), 70);
+        assert_eq!(steps.placed[1].skip, None);
+        assert_eq!(steps.placed[2].skip, None);
+        let steps = make(
+            &targets,
+            &apart(&targets),
+            &skip,
+            &wanting(&json!({ "command": "t" })),
+        );
+        assert!(
+            steps
+                .unwrap()
+                .placed
+                .iter()
+                .all(|placed| placed.skip.is_none())
+        );
+    }
+
+    #[test]
+    fn the_limit_of_a_build_leaves_skipped_steps_out_and_nothing_else() {
+        let targets: Vec<_> = (0..4_100)
+            .map(|i| target(i, &["g", &format!("t{i}")]))
+            .collect();
+        let edges = apart(&targets);
+        let reason = |i: usize| i.is_multiple_of(2).then(|| "built".to_owned());
+        let skip: Vec<_> = (0..targets.len()).map(reason).collect();
+        let steps = make(&targets, &edges, &skip, &request()).unwrap();
+        assert_eq!((steps.steps.len(), steps.left_out), (3_999, 101));
+        assert_eq!(
+            steps.steps.iter().filter(|step| !step.skipped).count(),
+            2_050
+        );
+        let grouped = Request {
+            group_by: 1,
+            ..request()
+        };
+        let steps = make(&targets, &edges, &skip, &grouped).unwrap();
+        let groups = steps.steps.len().div_ceil(100);
+        assert!((3_990..=3_999).contains(&(steps.steps.len() + groups)));
+        let failure = make(&targets, &edges, &[], &request()).unwrap_err();
+        assert_eq!(failure.class, Class::Config);
+        assert!(failure.to_string().contains("4100 jobs") && failure.hint.is_some());
+    }
+
+    #[test]
+    fn groups_are_called_by_the_first_names() {
+        let targets = [
+            target(0, &["a", "b", "c"]),
+            target(1, &["a", "b"]),
+            target(2, &["a", "b", "d"]),
+        ];
+        let request = Request {
+            group_by: 2,
+            ..request()
+        };
+        let steps = make(&targets, &apart(&targets), &[], &request).unwrap();
+        let groups: Vec<_> = steps
+            .steps
+            .iter()
+            .map(|step| step.group.as_deref())
+            .collect();
+        assert_eq!(groups, [Some(":nix: a.b"), None, Some(":nix: a.b")]);
+    }
+
+    #[test]
+    fn the_metadata_of_changes_nobody_trusts_is_ignored() {
+        let request = Request {
+            meta: false,
+            ..request()
+        };
+        let step = &made(
+            &[with(1, &json!({ "command": "evil", "key": "x" }))],
+            &request,
+        )[0];
+        assert!(step.get("command").is_none());
+    }
+
+    #[test]
+    fn a_label_shows_what_is_there_and_nothing_else() {
+        let hostile = ":boom:\u{202e}\u{1b}[31m\n\u{200b}x";
+        let label = label_of(":nix:", &path(&["a", hostile]).to_string());
+        assert_eq!(label, ":nix: a.\"∶boom∶\u{fffd}\u{fffd}[31m\\n\u{fffd}x\"");
+        let label = label_of(":nix:", &"é".repeat(5_000));
+        assert_eq!(label.chars().count(), 6 + 200);
+    }
+
+    #[test]
+    fn keys_of_error_steps_are_the_same_in_every_version() {
+        // Retried recordings and dashboards know steps by them.
+        assert_eq!(
+            error_key(&path(&["a", "b"])),
+            "attr-cf6ab613e3942391f88ed698557e1680"
+        );
+        assert_ne!(error_key(&path(&["ab"])), error_key(&path(&["a", "b"])));
+    }
+
+    #[test]
+    fn a_plugin_is_known_by_whatever_leads_to_it() {
+        for reference in [
+            "eval-once#v1",
+            "your-org/eval-once#v1",
+            "https://github.com/your-org/eval-once-buildkite-plugin.git#v1",
+            "/srv/Eval_Once-buildkite-plugin",
+            "./.buildkite/plugins/eval-once/",
+        ] {
+            assert_eq!(plugin_name(reference), "eval-once", "{reference}");
+        }
+    }
+
+    /// Anything that a cleaned `meta.buildkite` can hold, more often than not about properties that mean something.
+    fn anything() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            "[a-z:\u{80}\u{2028}]{0,4}".prop_map(Value::from),
+        ];
+        let name = prop_oneof![
+            4 => proptest::sample::select(vec![
+                "agents", "env", "plugins", "depends_on", "command", "commands", "label", "name", "key", "retry", "automatic",
+                "skip", "matrix", "parallelism", "soft_fail", "timeout_in_minutes", "exit_status", "limit", "setup",
+            ]).prop_map(str::to_owned),
+            1 => "[a-z]{1,3}",
+        ];
+        leaf.prop_recursive(3, 24, 4, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::vec((name.clone(), inner), 0..4)
+                    .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_targets_say_the_pipeline_is_valid(
+            wishes in proptest::collection::vec(anything(), 1..6),
+            skipped in any::<u8>(),
+            command in any::<bool>(),
+        ) {
+            let targets: Vec<_> = wishes.iter().enumerate().map(|(i, wish)| with(i, wish)).collect();
+            let pairs: Vec<_> = (1..targets.len()).map(|i| (i, i - 1)).collect();
+            let edges = chain(&targets, &pairs);
+            let skip: Vec<_> = (0..targets.len()).map(|i| (skipped >> i & 1 == 1).then(|| "built".to_owned())).collect();
+            let mut request = Request { group_by: 1, ..request() };
+            if command {
+                request.emit = Emit::Command;
+            }
+            let made = make(&targets, &edges, &skip, &request).unwrap();
+            let document = plan::document(&made.steps).unwrap();
+            let read: Value = serde_yaml_ng::from_str(&document).unwrap();
+            prop_assert_eq!(&read, &serde_json::from_str::<Value>(&document).unwrap());
+            prop_assert_eq!(Schema::new().unwrap().check_pipeline(&read), Ok(()));
+            let keys: BTreeSet<_> = made.steps.iter().map(|step| step.step.key.clone()).collect();
+            prop_assert_eq!(keys.len(), targets.len());
+            for (target, placed) in targets.iter().zip(&made.placed) {
+                prop_assert!(keys.contains(&placed.key));
+                prop_assert!(placed.depends_on.iter().all(|key| keys.contains(key)));
+                if placed.key == key(target) {
+                    let step = made.steps.iter().find(|step| step.step.key == placed.key).unwrap();
+                    let record = record_of(&serde_json::to_value(&step.step).unwrap());
+                    prop_assert_eq!(read_drv(record), target.drv.clone());
+                }
+            }
+        }
+    }
+
+    fn read_drv(record: Keys) -> DrvPath {
+        read(record).drv.unwrap()
+    }
+}

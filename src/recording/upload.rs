@@ -1,0 +1,412 @@
+//! The upload: chunk by chunk, once each, whatever dies on the way.
+//!
+//! The plan, byte for byte, is an artifact before the first chunk is uploaded, and a retried recording of the same step follows
+//! it. Each chunk that is known to be applied leaves a mark in the build's meta-data. One without a mark may have been applied
+//! all the same, also after its client died: that Buildkite rejects its keys tells so, and no question that is asked before.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::Build;
+use super::plan::{Chunk, Plan};
+use crate::buildkite::agent;
+use crate::buildkite::pipeline::to_json;
+use crate::command_line::CommandLine;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::log::Log;
+use crate::nix::without_colours;
+use crate::supervise::{Finished, OnStop, Supervisor};
+
+const PLAN: &str = "eval-once-plan.json";
+const DOCUMENT: &str = "eval-once.json";
+
+/// How long it may take to say that a step exists. One that does not is asked for again and again by agents of v3.
+const TIME_TO_FIND: Duration = Duration::from_secs(4);
+
+/// How many are asked for at once.
+const ASKED_AT_ONCE: usize = 16;
+
+/// An upload on its way.
+pub(super) struct Upload<'a> {
+    pub(super) build: &'a Build,
+    pub(super) supervisor: &'a mut Supervisor,
+    pub(super) log: Log,
+}
+
+impl Upload<'_> {
+    fn mark(&self, what: impl std::fmt::Display) -> String {
+        format!("eval-once:{}:{what}", self.build.step)
+    }
+
+    /// The plan of an earlier try of this recording, if one got so far.
+    ///
+    /// # Errors
+    /// Buildkite cannot be asked, or has lost the plan (75); there is no `buildkite-agent` (69).
+    pub(super) fn earlier_plan(&mut self) -> Result<Option<Plan>, Failure> {
+        let line = agent::get_meta_data(&self.mark("plan"));
+        let job = self.ask(&line, "look for an earlier try of this recording")?;
+        let job = job.text().trim().to_owned();
+        if job.is_empty() {
+            return Ok(None);
+        }
+        self.log.say(
+            "an earlier try of this recording got as far as its plan: following that, and evaluating nothing",
+        );
+        let folder = folder()?;
+        let line = agent::download_artifact(PLAN, &job, folder.path());
+        self.ask(&line, "get the plan of the earlier try")?;
+        let json = std::fs::read_to_string(folder.path().join(PLAN))
+            .classify(Class::Surroundings, || {
+                "cannot read the plan of the earlier try".into()
+            })?;
+        Plan::read(&json).map(Some)
+    }
+
+    /// Keeps a new plan, before anything of it is uploaded.
+    ///
+    /// # Errors
+    /// Buildkite does not take it (75).
+    pub(super) fn keep(&mut self, plan: &Plan) -> Result<(), Failure> {
+        self.artifact(PLAN, &plan.to_json()?)?;
+        let line = agent::set_meta_data(&self.mark("plan"), &self.build.job);
+        self.ask(&line, "mark that the plan is kept").map(drop)
+    }
+
+    /// Uploads what of the plan was not uploaded yet, and then what it says besides.
+    ///
+    /// # Errors
+    /// Buildkite rejects a chunk (64), or cannot be reached (75).
+    pub(super) fn follow(&mut self, plan: &Plan, is_new: bool) -> Result<(), Failure> {
+        let marks = if is_new {
+            String::new()
+        } else {
+            self.ask(&agent::meta_data_keys(), "see what was uploaded before")?
+                .text()
+        };
+        let count = plan.chunks.len();
+        for (number, chunk) in plan.chunks.iter().enumerate() {
+            let mark = self.mark(number);
+            if marks.lines().any(|line| line.trim() == mark) {
+                continue;
+            }
+            self.chunk(chunk, number + 1, count)?;
+            let line = agent::set_meta_data(&mark, "applied");
+            self.ask(&line, "mark what was uploaded")?;
+        }
+        // The steps are there and will run: what is told besides is worth no failure.
+        let told = self.artifact(DOCUMENT, &plan.document).and_then(|()| {
+            let folder = folder()?;
+            let body = folder.path().join("annotation.md");
+            write(&body, &plan.annotation.0)?;
+            let context = format!("eval-once-{}", self.build.step);
+            let line = agent::annotate(&context, &plan.annotation.1, &body);
+            self.ask(&line, "annotate the build").map(drop)
+        });
+        match told {
+            Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
+            Err(failure) => {
+                self.log.warn(failure);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Uploads a chunk, or what of it is not there.
+    fn chunk(&mut self, chunk: &Chunk, number: usize, count: usize) -> Result<(), Failure> {
+        let mut missing = chunk.keys.clone();
+        let mut probed = false;
+        loop {
+            let pipeline = if missing.len() == chunk.keys.len() {
+                chunk.pipeline.clone()
+            } else {
+                part(&chunk.pipeline, &missing)?
+            };
+            let Some(message) = self.upload(&pipeline)? else {
+                self.log.say(format_args!(
+                    "uploaded {} step{} ({number} of {count})",
+                    missing.len(),
+                    if missing.len() == 1 { "" } else { "s" }
+                ));
+                return Ok(());
+            };
+            // Another recording of this build, or an earlier try of this one, was here before.
+            let used = is_used(&message).then(|| {
+                missing
+                    .iter()
+                    .position(|key| message.contains(key.as_str()))
+            });
+            let Some(used) = used else {
+                return Err(rejected(&message, chunk, number));
+            };
+            match used {
+                _ if !probed => {
+                    probed = true;
+                    let there = self.which_are_there(&missing)?;
+                    let named = used.map(|at| missing[at].clone());
+                    missing.retain(|key| !there.contains(key) && Some(key) != named.as_ref());
+                }
+                Some(at) => drop(missing.remove(at)),
+                None => return Err(rejected(&message, chunk, number)),
+            }
+            if missing.is_empty() {
+                self.log.say(format_args!(
+                    "all steps of upload {number} of {count} are there already"
+                ));
+                return Ok(());
+            }
+        }
+    }
+
+    /// Uploads a pipeline. Gives what Buildkite says where it rejects it.
+    fn upload(&mut self, pipeline: &str) -> Result<Option<String>, Failure> {
+        let folder = folder()?;
+        let file = folder.path().join("pipeline.json");
+        write(&file, pipeline)?;
+        let line = agent::upload_pipeline(&file);
+        let (finished, said) = self.run(&line)?;
+        if finished.ending.success() {
+            return Ok(None);
+        }
+        match rejection(&said) {
+            Some(message) => Ok(Some(message)),
+            None => Err(unreachable(&line, &finished, &said, "upload the pipeline")),
+        }
+    }
+
+    /// Which steps of this build have these keys. One that cannot be found in time counts as none: that it is used is then
+    /// said by Buildkite.
+    fn which_are_there(&mut self, keys: &[String]) -> Result<Vec<String>, Failure> {
+        let mut there = Vec::new();
+        for keys in keys.chunks(ASKED_AT_ONCE) {
+            let mut running = Vec::new();
+            for key in keys {
+                let line = agent::step_with_key(key);
+                running.push(self.supervisor.start(&line, OnStop::TermThenKill)?);
+            }
+            let until = Instant::now() + TIME_TO_FIND;
+            while running.iter().any(|one| one.ended.is_none()) {
+                if Instant::now() >= until {
+                    for one in running.iter_mut().filter(|one| !one.is_stopping()) {
+                        one.stop(Duration::from_millis(100));
+                    }
+                }
+                self.supervisor
+                    .watch(&mut running, Some(until), |_, _| {})?;
+            }
+            self.supervisor.check()?;
+            let found = keys
+                .iter()
+                .zip(&running)
+                .filter(|(_, one)| one.ended.is_some_and(|ending| ending.success()));
+            there.extend(found.map(|(key, _)| key.clone()));
+        }
+        Ok(there)
+    }
+
+    fn artifact(&mut self, name: &str, text: &str) -> Result<(), Failure> {
+        let folder = folder()?;
+        write(&folder.path().join(name), text)?;
+        let line = agent::upload_artifact(folder.path(), name);
+        self.ask(&line, "keep an artifact").map(drop)
+    }
+
+    fn ask(&mut self, line: &CommandLine, doing: &str) -> Result<Finished, Failure> {
+        let (finished, said) = self.run(line)?;
+        if finished.ending.success() {
+            return Ok(finished);
+        }
+        Err(unreachable(line, &finished, &said, doing))
+    }
+
+    fn run(&mut self, line: &CommandLine) -> Result<(Finished, String), Failure> {
+        let mut said = Vec::new();
+        let finished = self
+            .supervisor
+            .run(line, OnStop::TermThenKill, &mut said)
+            .map_err(|failure| match failure.class {
+                Class::MissingProgram => failure.hint(
+                    "in a job the agent puts it on PATH; elsewhere, --dry-run prints the pipeline",
+                ),
+                _ => failure,
+            })?;
+        Ok((finished, without_colours(&String::from_utf8_lossy(&said))))
+    }
+}
+
+/// A folder for files that go with it.
+fn folder() -> Result<TempDir, Failure> {
+    tempfile::tempdir().classify(Class::Surroundings, || {
+        "cannot make a temporary folder".into()
+    })
+}
+
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::File::create(file)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .classify(Class::Surroundings, || {
+            format!("cannot write {}", file.display())
+        })
+}
+
+fn unreachable(line: &CommandLine, finished: &Finished, said: &str, doing: &str) -> Failure {
+    let last = said
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty())
+        .unwrap_or_default();
+    Failure::new(
+        Class::Surroundings,
+        format_args!("cannot {doing}: `{line}` {}: {last}", finished.ending),
+    )
+    .hint("can this host reach Buildkite? The job can be retried: it goes on where it was")
+}
+
+/// What Buildkite says where it rejects a pipeline, and nothing where something else went wrong: `… Pipeline upload rejected:
+/// MESSAGE`, or at once `… 422 Unprocessable Entity: MESSAGE`.
+fn rejection(said: &str) -> Option<String> {
+    let starts = ["upload rejected: ", "422 Unprocessable Entity: ", " 422 "];
+    said.lines().rev().find_map(|line| {
+        let message = starts
+            .iter()
+            .find_map(|start| line.split_once(start).map(|(_, rest)| rest))?;
+        Some(message.trim().to_owned())
+    })
+}
+
+/// Whether Buildkite rejects a pipeline because a key in it is used already.
+fn is_used(message: &str) -> bool {
+    message.contains("already been used")
+}
+
+/// The failure of a chunk that Buildkite does not take, with the step that it is about.
+fn rejected(message: &str, chunk: &Chunk, number: usize) -> Failure {
+    let label_of = |key: &str| {
+        steps(&serde_json::from_str(&chunk.pipeline).unwrap_or_default())
+            .into_iter()
+            .find(|step| step["key"] == key)
+            .and_then(|step| step["label"].as_str().map(str::to_owned))
+    };
+    let named = chunk.keys.iter().find(|key| message.contains(key.as_str()));
+    let about = match named {
+        Some(key) => format!(
+            "the step {} ({key})",
+            label_of(key).unwrap_or_else(|| "without a label".into())
+        ),
+        None if chunk.keys.len() == 1 => format!(
+            "the step {}",
+            label_of(&chunk.keys[0]).unwrap_or_else(|| chunk.keys[0].clone())
+        ),
+        None => {
+            let labels: Vec<String> = chunk
+                .keys
+                .iter()
+                .take(10)
+                .filter_map(|key| label_of(key))
+                .collect();
+            let more = chunk.keys.len().saturating_sub(labels.len());
+            let more = if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+            format!("one of the steps {}{more}", labels.join(", "))
+        }
+    };
+    Failure::new(
+        Class::Config,
+        format_args!("Buildkite rejects upload {number}: {message}: it is about {about}"),
+    )
+    .hint("`--dry-run` prints the pipeline; uploads before this one have been applied")
+}
+
+/// All steps of a pipeline, those in groups too.
+fn steps(pipeline: &Value) -> Vec<Value> {
+    let steps = pipeline["steps"].as_array().cloned().unwrap_or_default();
+    steps
+        .into_iter()
+        .flat_map(|step| match step.get("steps") {
+            Some(Value::Array(inner)) => inner.clone(),
+            _ => vec![step],
+        })
+        .collect()
+}
+
+/// The part of a pipeline that has these keys.
+fn part(pipeline: &str, keys: &[String]) -> Result<String, Failure> {
+    let doing = || "cannot read a pipeline of ours".to_owned();
+    let mut pipeline: Value = serde_json::from_str(pipeline).classify(Class::Bug, doing)?;
+    let wanted = |step: &Value| {
+        step["key"]
+            .as_str()
+            .is_some_and(|key| keys.iter().any(|wanted| wanted == key))
+    };
+    if let Some(steps) = pipeline["steps"].as_array_mut() {
+        for step in steps.iter_mut() {
+            if let Some(inner) = step.get_mut("steps").and_then(Value::as_array_mut) {
+                inner.retain(wanted);
+            }
+        }
+        steps.retain(|step| match step.get("steps").and_then(Value::as_array) {
+            Some(inner) => !inner.is_empty(),
+            None => wanted(step),
+        });
+    }
+    to_json(&pipeline).classify(Class::Bug, doing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_rejection_is_told_from_a_buildkite_that_cannot_be_reached() {
+        for said in [
+            "2026-01-01 INFO x\nfatal: Failed to upload and process pipeline: Pipeline upload rejected: The key \"a\" has already been used by another step in this build\n",
+            "error: POST https://x/pipelines: 422 Unprocessable Entity: The key \"a\" has already been used by another step in this build",
+        ] {
+            let message = rejection(said).unwrap();
+            assert!(
+                message.starts_with("The key \"a\"") && is_used(&message),
+                "{message}"
+            );
+        }
+        assert_eq!(rejection("fatal: dial tcp: connection refused"), None);
+        assert_eq!(rejection("500 Internal Server Error"), None);
+    }
+
+    #[test]
+    fn what_is_left_of_a_chunk_is_the_same_steps_without_empty_groups() {
+        let pipeline = json!({"steps": [
+            {"key": "a", "label": "A"},
+            {"group": "g", "steps": [{"key": "b"}, {"key": "c"}]},
+            {"group": "h", "steps": [{"key": "d"}]},
+        ]});
+        let left = part(&pipeline.to_string(), &["c".into(), "a".into()]).unwrap();
+        let left: Value = serde_json::from_str(&left).unwrap();
+        assert_eq!(
+            left,
+            json!({"steps": [{"key": "a", "label": "A"}, {"group": "g", "steps": [{"key": "c"}]}]})
+        );
+    }
+
+    #[test]
+    fn a_rejected_chunk_is_told_with_the_step_it_is_about() {
+        let chunk = Chunk {
+            keys: vec!["drv-a".into(), "drv-b".into()],
+            pipeline: json!({"steps": [{"key": "drv-a", "label": "one"}, {"key": "drv-b", "label": "two"}]}).to_string(),
+        };
+        let told = rejected("step drv-b: `x` is not a valid property", &chunk, 3).to_string();
+        assert!(
+            told.contains("the step two (drv-b)") && told.contains("upload 3"),
+            "{told}"
+        );
+        let told = rejected("something", &chunk, 1).to_string();
+        assert!(told.contains("one of the steps one, two"), "{told}");
+    }
+}
