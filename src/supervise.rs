@@ -52,6 +52,9 @@ const GRACE: Duration = Duration::from_secs(1);
 /// on 2.8: one in a hundred); told once more, it ends at once.
 const REPEAT: Duration = Duration::from_millis(100);
 
+/// How many characters of a command are shown to who asks what is run.
+const DEBUG_AT_MOST: usize = 1_000;
+
 /// What a pipe holds at most, in bytes (Linux's `pipe-max-size` for those who are not root).
 const PIPE_AT_MOST: usize = 1 << 20;
 
@@ -175,7 +178,12 @@ impl Supervisor {
     /// The program is missing (69) or cannot be started (75); or a signal has asked us to end (128 + n).
     pub fn start(&mut self, line: &CommandLine, on_stop: OnStop) -> Result<Running, Failure> {
         self.check()?;
-        self.log.debug(format_args!("$ {line}"));
+        let shown = line.to_string();
+        // A walker of several kilobytes is nothing to look at.
+        let end = shown.char_indices().nth(DEBUG_AT_MOST);
+        let shown = end.map_or(shown.as_str(), |(end, _)| &shown[..end]);
+        let more = if end.is_some() { "…" } else { "" };
+        self.log.debug(format_args!("$ {shown}{more}"));
         Running::new(spawn(line)?, on_stop)
             .classify(Class::Surroundings, || format!("cannot wait for `{line}`"))
     }

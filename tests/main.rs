@@ -17,6 +17,7 @@ mod out_link;
 mod plugin;
 mod plugin_yml;
 mod recording_evaluate;
+mod recording_store;
 mod shim;
 mod statuses;
 mod step;

@@ -116,6 +116,35 @@ pub fn is_url(file: &str) -> bool {
 }
 
 impl Evaluation {
+    /// The same, for who stands in a folder above, from which `folder` leads here.
+    #[must_use]
+    pub fn from_above(&self, folder: &str) -> Self {
+        let from_here = |path: &str| {
+            let relative = !path.starts_with('/') && !is_url(path) && !is_on_search_path(path);
+            relative.then(|| format!("{folder}/{path}"))
+        };
+        let source = match &self.source {
+            Source::File(file) => Source::File(from_here(file).unwrap_or_else(|| file.clone())),
+            // Only what begins so is a path; everything else may be a name of the registry.
+            Source::Flake(flake) if flake.starts_with('.') => {
+                Source::Flake(format!("./{folder}/{flake}"))
+            }
+            other => other.clone(),
+        };
+        let include = |entry: &String| {
+            let (name, path) = match entry.split_once('=') {
+                Some((name, path)) => (format!("{name}="), path),
+                None => (String::new(), entry.as_str()),
+            };
+            from_here(path).map_or_else(|| entry.clone(), |path| name + &path)
+        };
+        Self {
+            source,
+            include: self.include.iter().map(include).collect(),
+            ..self.clone()
+        }
+    }
+
     /// The path of the file that must be there for this to evaluate, where it is one.
     #[must_use]
     pub fn needs_file(&self) -> Option<PathBuf> {
@@ -334,6 +363,21 @@ mod tests {
             ),
             "path:/nix/store/x-source?narHash=sha256-a%2Bb%2Fc%3D&lastModified=7&dir=sub"
         );
+    }
+
+    #[test]
+    fn paths_can_be_told_to_who_stands_above() {
+        let moved = |source| evaluation(source, &[]).from_above("sub/dir");
+        let file = |name: &str| Source::File(name.into());
+        assert_eq!(moved(file("ci.nix")).source, file("sub/dir/ci.nix"));
+        assert_eq!(moved(file("../ci.nix")).source, file("sub/dir/../ci.nix"));
+        for same in ["/ci.nix", "<nixpkgs>", "https://h/x.tar.gz"] {
+            assert_eq!(moved(file(same)).source, file(same));
+        }
+        let flake = |name: &str| Source::Flake(name.into());
+        assert_eq!(moved(flake(".")).source, flake("./sub/dir/."));
+        assert_eq!(moved(flake("nixpkgs")).source, flake("nixpkgs"));
+        assert_eq!(moved(flake(".")).include, ["lib=sub/dir/./lib"]);
     }
 
     #[test]

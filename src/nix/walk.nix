@@ -7,6 +7,7 @@
 #   begin  PATH NAME     this attribute is looked at now (a line break in its name is \n, a backslash \\)
 #   out    PATH          it is one of those that are left out
 #   set    PATH COUNT    it is a set or a list, and its attributes come next
+#   meta   PATH          it is a derivation that evaluates, and its metadata is looked at
 #   target PATH JSON     it is a derivation
 #   broken PATH          it throws; what it says is known only to who does not catch it
 #   refuse PATH TEXT     its metadata is no data
@@ -130,7 +131,7 @@ let
 
   # Touches these three attributes of `meta` and no other.
   metadata =
-    value:
+    at: value:
     let
       meta = value.meta or { };
       wanted = builtins.filter (name: meta ? ${name}) (
@@ -158,13 +159,13 @@ let
               };
             };
     in
-    if builtins.isAttrs meta then
-      builtins.foldl' one {
+    if !builtins.isAttrs meta || wanted == [ ] then
+      { data = { }; }
+    else
+      builtins.seq (say "meta" at "") (builtins.foldl' one {
         data = { };
         left = 65536;
-      } wanted
-    else
-      { data = { }; };
+      } wanted);
 
   # ---- walking
 
@@ -173,9 +174,11 @@ let
     call: here: value':
     let
       value = (if here.at == "" then call.call else called call) value';
-      meta = metadata value;
+      drv = builtins.unsafeDiscardStringContext value.drvPath;
+      # What a derivation says about itself comes after what it is: a step builds it without ever looking at that.
+      meta = builtins.seq drv (metadata here.at value);
       json = builtins.toJSON {
-        drv = builtins.unsafeDiscardStringContext value.drvPath;
+        inherit drv;
         meta = meta.data;
       };
       set = names: get: builtins.seq (builtins.length names) { inherit names get; };

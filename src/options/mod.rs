@@ -24,6 +24,7 @@ use crate::exit::{Class, Failure};
 use crate::job::Given;
 use crate::keys::{self, Keys};
 use crate::log::Log;
+use crate::paths;
 use crate::recording;
 use crate::step::{Host, Order};
 
@@ -219,15 +220,22 @@ impl Reading {
         let in_job = text(&self.environment, "BUILDKITE").is_some_and(|value| value == "true");
         recording::Order {
             keys,
-            place,
             host: self.host(),
             build: self.build(),
+            below_checkout: self.below_checkout(&place.folder),
             plugin,
+            place,
             dry_run: false,
             cores: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             terminal: !in_job && std::io::stderr().is_terminal(),
             started: self.started,
         }
+    }
+
+    /// Where below its checkout a job stands that records by a command of its own.
+    fn below_checkout(&self, folder: &Path) -> Option<PathBuf> {
+        let checkout = variable(&self.environment, "BUILDKITE_BUILD_CHECKOUT_PATH")?;
+        paths::below(folder, Path::new(checkout)).filter(|below| !below.as_os_str().is_empty())
     }
 
     /// The build of the job that this is; none by hand.

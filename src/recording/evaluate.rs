@@ -64,8 +64,10 @@ enum Outcome {
     Broken(Broken),
     /// It evaluates, but its metadata is no data.
     Refused(Broken),
-    /// It throws; what it says is not known yet.
-    Throws,
+    /// It throws, or its metadata does; what it says is not known yet.
+    Throws {
+        in_meta: bool,
+    },
 }
 
 /// What a process is to walk.
@@ -100,6 +102,8 @@ struct Worker {
     /// When it last said something.
     last: Instant,
     place: Option<Place>,
+    /// It looks at the metadata there: the rest of it evaluates.
+    in_meta: bool,
     /// Where another process goes on.
     until: Option<Path>,
     fate: Option<Fate>,
@@ -121,6 +125,7 @@ impl Worker {
             begun: 0,
             last: now,
             place: None,
+            in_meta: false,
             until: None,
             fate: None,
             done: false,
@@ -250,6 +255,8 @@ impl<'a> Walk<'a> {
         for path in paths {
             self.note_disturbance(&path)?;
             self.outcomes.remove(&path);
+            self.progress.targets -= 1;
+            self.progress.begun -= 1;
             match Span::of(&path, &self.counts) {
                 Some(span) => spans.push(span),
                 None => everything = true,
@@ -279,10 +286,15 @@ impl<'a> Walk<'a> {
                 Outcome::Found(found) => evaluated.found.push(found.clone()),
                 Outcome::Broken(broken) => evaluated.broken.push(broken.clone()),
                 Outcome::Refused(broken) => evaluated.refused.push(broken.clone()),
-                Outcome::Throws => evaluated.broken.push(Broken {
-                    attr: self.attr(path).0,
-                    message: None,
-                }),
+                Outcome::Throws { in_meta } => {
+                    let attr = self.attr(path).0;
+                    let (list, message) = if *in_meta {
+                        (&mut evaluated.refused, Some("its metadata throws".into()))
+                    } else {
+                        (&mut evaluated.broken, None)
+                    };
+                    list.push(Broken { attr, message });
+                }
             }
         }
         evaluated
@@ -302,7 +314,7 @@ impl<'a> Walk<'a> {
             .filter(|(_, outcome)| !matches!(outcome, Outcome::Found(_)));
         let throws: Vec<Path> = broken
             .take(EXPLAINED)
-            .filter(|(_, outcome)| matches!(outcome, Outcome::Throws))
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Throws { .. }))
             .map(|(path, _)| path.clone())
             .collect();
         let tasks = throws.iter().filter_map(|path| {
@@ -548,9 +560,11 @@ impl<'a> Walk<'a> {
                 self.names.insert(path.clone(), name);
                 worker.first.get_or_insert_with(Instant::now);
                 worker.begun += 1;
+                worker.in_meta = false;
                 worker.place = Some(Place::At(path));
                 self.progress.begun += 1;
             }
+            Said::Meta(_) => worker.in_meta = true,
             Said::Out(_) => self.progress.begun += 1,
             Said::Set(path, count) => {
                 if self.counts.insert(path.clone(), count).is_none() {
@@ -560,7 +574,10 @@ impl<'a> Walk<'a> {
             }
             Said::Target(path, described) => self.target(path, described),
             Said::Broken(path) => {
-                self.outcomes.entry(path).or_insert(Outcome::Throws);
+                let in_meta = worker.in_meta;
+                self.outcomes
+                    .entry(path)
+                    .or_insert(Outcome::Throws { in_meta });
             }
             Said::Refused(path, why) => self.refuse_at(&path, why),
             Said::Deep(path) => {
@@ -605,11 +622,7 @@ impl<'a> Walk<'a> {
         match read {
             _ if !is_utf8 => self.break_at(&path, Some("its name is not UTF-8".into())),
             Ok((drv, meta)) => {
-                // One that throws may not throw when it is asked why.
-                let found = Outcome::Found(Found { attr, drv, meta });
-                if !matches!(self.outcomes.insert(path, found), Some(Outcome::Found(_))) {
-                    self.progress.targets += 1;
-                }
+                self.put(path, Outcome::Found(Found { attr, drv, meta }));
             }
             Err(wrong) => self.refuse_at(&path, wrong),
         }
@@ -620,16 +633,20 @@ impl<'a> Walk<'a> {
             attr: self.attr(path).0,
             message: Some(message),
         };
-        self.outcomes
-            .insert(path.clone(), Outcome::Refused(refused));
+        self.put(path.clone(), Outcome::Refused(refused));
     }
 
     fn break_at(&mut self, path: &Path, message: Option<String>) {
         let attr = self.attr(path).0;
-        let broken = Outcome::Broken(Broken { attr, message });
-        if let Some(Outcome::Found(_)) = self.outcomes.insert(path.clone(), broken) {
-            self.progress.targets -= 1;
-        }
+        self.put(path.clone(), Outcome::Broken(Broken { attr, message }));
+    }
+
+    /// Notes what has become of an attribute. The last word counts: one that throws may not throw when it is asked why.
+    fn put(&mut self, path: Path, outcome: Outcome) {
+        let is_target = |outcome: &Outcome| matches!(outcome, Outcome::Found(_));
+        self.progress.targets += usize::from(is_target(&outcome));
+        let before = self.outcomes.insert(path, outcome);
+        self.progress.targets -= usize::from(before.as_ref().is_some_and(is_target));
     }
 
     /// The full attribute path, and whether all its names are UTF-8.
@@ -713,7 +730,11 @@ impl<'a> Walk<'a> {
         }
         // What it has become stands; then it died on the way to the next.
         if !matches!(self.outcomes.get(&path), Some(Outcome::Found(_))) {
-            self.break_at(&path, Some(message));
+            if worker.in_meta {
+                self.refuse_at(&path, message);
+            } else {
+                self.break_at(&path, Some(message));
+            }
         }
         // A set whose attributes cannot even be begun has none.
         let left = worker.behind(&Place::At(path), &self.counts);

@@ -22,7 +22,10 @@ mod walk;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Instant;
+
+use sha2::{Digest as _, Sha256};
 
 use crate::evaluation_keys::Place;
 use crate::exit::Failure;
@@ -112,6 +115,8 @@ pub struct Order {
     pub host: Result<Host, Failure>,
     /// The build it belongs to; none by hand.
     pub build: Option<Build>,
+    /// Where in the checkout, whence steps start, the recording stands; none where it stands at its root, or by hand.
+    pub below_checkout: Option<PathBuf>,
     /// In a plugin's hook, the reference to our plugin, version and all, as the job's `BUILDKITE_PLUGINS` has it.
     pub plugin: Option<String>,
     /// Print the pipeline instead of uploading it.
@@ -122,4 +127,17 @@ pub struct Order {
     pub terminal: bool,
     /// When the program began.
     pub started: Instant,
+}
+
+/// 32 characters of a hash of these texts, the same in every run and on every host.
+fn hash_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hash = Sha256::new();
+    for text in texts {
+        // With their lengths, so that no two lists are the same bytes.
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    }
+    hash.finalize()[..16]
+        .iter()
+        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }

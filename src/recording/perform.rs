@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::Instant;
 
 use super::annotation::{Facts, annotation, counts};
@@ -84,7 +85,15 @@ pub fn perform(
         skip: &skipped,
     };
     let schema = Schema::new()?;
-    let made = steps(&records, &request, &schema)?;
+    // Steps start at the root of the checkout.
+    let recorded = match order.below_checkout.as_deref().and_then(Path::to_str) {
+        Some(folder) => Request {
+            root: request.root.from_above(folder),
+            ..request.clone()
+        },
+        None => request.clone(),
+    };
+    let made = steps(&records, &recorded, &schema)?;
     tell_refused(&made.errors, &evaluated, &request, log)?;
     time("steps");
 
@@ -104,7 +113,7 @@ pub fn perform(
     seconds.insert("total", (facts.seconds * 1000.0).round() / 1000.0);
     let mut document = Document::new(
         &evaluated.nix,
-        source(&request.root, &request.options),
+        source(&recorded.root, &recorded.options),
         &request.root.attr,
         &targets,
         &made.placed,

@@ -3,6 +3,7 @@
 //! The file is JSON, and each `.drv` path in it has plain string context: so its references are exactly the `.drv`s, and
 //! nothing is built. It also says what was recorded, for the next recording of the same branch to compare with.
 
+use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -11,10 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::evaluate::{last_words, store_answers};
-use super::{Build, Request};
+use super::{Build, Request, hash_of};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
@@ -80,11 +80,7 @@ impl Owner {
                 format!("{:?}\0{:?}", request.root, request.options),
             ),
         };
-        let hash = Sha256::digest(format!("{pipeline}\0{branch}\0{own}"));
-        let hash: String = hash[..16]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hash = hash_of([pipeline.as_str(), &branch, &own]);
         Self {
             pipeline,
             branch,
@@ -193,8 +189,8 @@ fn look_at_root(
     supervisor: &mut Supervisor,
     log: Log,
 ) -> Result<(), Failure> {
-    let line = command::roots_of(pin, &request.options);
-    let roots = supervisor.run(&line, OnStop::TermThenKill, &mut io::sink())?;
+    let question = command::roots_of(pin, &request.options);
+    let roots = supervisor.run(&question, OnStop::TermThenKill, &mut io::sink())?;
     let ours = |line: &Path| {
         line.as_os_str()
             .as_bytes()
@@ -234,7 +230,7 @@ fn expression_of(targets: &[(&AttrPath, &DrvPath)], owner: &Owner, created: u64)
             json(&attr.names().into())
         );
         text.push_str(&crate::nix::string_literal(&piece));
-        text.push_str(&format!(" (p \"{drv}\") \"\\\"}}\"\n"));
+        let _ = writeln!(text, " (p \"{drv}\") \"\\\"}}\"");
     }
     text.push_str("\"]}\" ])\n");
     text

@@ -125,6 +125,10 @@ impl Request {
         Ok(request)
     }
 
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one key of the table after the other"
+    )]
     fn read_keys(
         reader: &mut Reader,
         place: &Place,

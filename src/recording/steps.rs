@@ -4,14 +4,12 @@
 //! Buildkite takes: whatever would get an upload rejected is found here, and costs one step instead of a chunk.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt::Write as _;
 
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::edges::Edges;
 use super::plan::{self, JOBS_PER_UPLOAD};
-use super::{Broken, Emit, Request, SkipStyle, Target};
+use super::{Broken, Emit, Request, SkipStyle, Target, hash_of};
 use crate::buildkite::pipeline::{
     Automatic, Command, CommandStep, Dependency, Plugin, Retry, RetryRule, Skip,
 };
@@ -231,17 +229,8 @@ pub fn key(target: &Target) -> String {
 /// The key of an attribute's error step: `attr-` and 32 characters of a hash of its path, the same in every run.
 #[must_use]
 pub fn error_key(attr: &AttrPath) -> String {
-    let mut hash = Sha256::new();
-    for name in attr.names() {
-        // With their lengths, so that no two lists of names are the same bytes.
-        hash.update((name.len() as u64).to_le_bytes());
-        hash.update(name);
-    }
-    let mut key = "attr-".to_owned();
-    for byte in hash.finalize().iter().take(16) {
-        let _ = write!(key, "{byte:02x}");
-    }
-    key
+    let names = attr.names().iter().map(String::as_str);
+    format!("attr-{}", hash_of(names))
 }
 
 /// What is evaluated, as the keys of a step say it; without an attribute path.
@@ -692,6 +681,8 @@ fn shortened(text: &str, most: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use super::*;
     use crate::evaluation_keys::Place;
     use crate::nix::{DrvPath, StorePath};
@@ -700,6 +691,12 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
     use std::num::NonZeroUsize;
+
+    /// Made once: in a debug build that takes longer than many tests.
+    fn schema() -> &'static Schema {
+        static SCHEMA: OnceLock<Schema> = OnceLock::new();
+        SCHEMA.get_or_init(|| Schema::new().unwrap())
+    }
 
     fn path(names: &[&str]) -> AttrPath {
         AttrPath::new(names.iter().map(ToString::to_string).collect())
@@ -805,7 +802,7 @@ mod tests {
             edges,
             skip,
         };
-        steps(&records, request, &Schema::new().unwrap())
+        steps(&records, request, schema())
     }
 
     fn made(targets: &[Target], request: &Request) -> Vec<Value> {
@@ -1071,7 +1068,7 @@ mod tests {
             edges: &apart(&[]),
             skip: &[],
         };
-        let steps = steps(&records, &request, &Schema::new().unwrap()).unwrap();
+        let steps = steps(&records, &request, schema()).unwrap();
         assert_eq!(steps.errors, [&broken[..], &refused[..]].concat());
         let [broken, refused] = &values(&steps)[..] else {
             panic!("two steps")
@@ -1275,7 +1272,7 @@ mod tests {
             let document = plan::document(&made.steps).unwrap();
             let read: Value = serde_yaml_ng::from_str(&document).unwrap();
             prop_assert_eq!(&read, &serde_json::from_str::<Value>(&document).unwrap());
-            prop_assert_eq!(Schema::new().unwrap().check_pipeline(&read), Ok(()));
+            prop_assert_eq!(schema().check_pipeline(&read), Ok(()));
             let keys: BTreeSet<_> = made.steps.iter().map(|step| step.step.key.clone()).collect();
             prop_assert_eq!(keys.len(), targets.len());
             for (target, placed) in targets.iter().zip(&made.placed) {

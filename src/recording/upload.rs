@@ -15,7 +15,7 @@ use super::Build;
 use super::plan::{Chunk, Plan};
 use crate::buildkite::agent;
 use crate::buildkite::pipeline::to_json;
-use crate::command_line::CommandLine;
+use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::without_colours;
@@ -202,7 +202,7 @@ impl Upload<'_> {
             let found = keys
                 .iter()
                 .zip(&running)
-                .filter(|(_, one)| one.ended.is_some_and(|ending| ending.success()));
+                .filter(|(_, one)| one.ended.is_some_and(Ending::success));
             there.extend(found.map(|(key, _)| key.clone()));
         }
         Ok(there)

@@ -38,6 +38,8 @@ pub(super) enum Said {
     Set(Path, u32),
     /// It is a derivation.
     Target(Path, Result<Described, String>),
+    /// It is a derivation that evaluates, and its metadata is looked at now.
+    Meta(Path),
     /// It throws, and was caught.
     Broken(Path),
     /// Its metadata is no data: the end of a sentence.
@@ -123,6 +125,7 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<Said> {
             serde_json::from_slice(rest)
                 .map_err(|error| format!("its metadata cannot be read: {error}")),
         ),
+        b"meta" => Said::Meta(path),
         b"broken" => Said::Broken(path),
         b"refuse" => Said::Refused(path, text()),
         b"deep" => Said::Deep(path),

@@ -36,7 +36,11 @@ impl Pipeline {
         let mut steps = BTreeMap::new();
         for json in self.list() {
             let step = Step::of(json);
-            let name = step.record["attr"].to_string();
+            // One that is only there to say what is wrong with its metadata has no record.
+            let name = match step.record.get("attr") {
+                Some(attr) => attr.to_string(),
+                None => step.json["label"].to_string(),
+            };
             assert!(
                 steps.insert(name.clone(), step).is_none(),
                 "two steps for {name}"
@@ -91,10 +95,10 @@ impl Step {
     fn of(json: Value) -> Self {
         let record = match json["env"].get("EVAL_ONCE_STEP") {
             Some(text) => serde_json::from_str(text.as_str().unwrap()).unwrap(),
-            None => {
-                let plugin = json["plugins"][0].as_object().unwrap();
-                plugin.values().next().unwrap().clone()
-            }
+            None => json["plugins"][0]
+                .as_object()
+                .and_then(|plugin| plugin.values().next().cloned())
+                .unwrap_or_default(),
         };
         Self { json, record }
     }

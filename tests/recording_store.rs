@@ -1,0 +1,281 @@
+//! What a recording does with the store: the pin that keeps what was found, and what needs no step because it is there.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::support::{
+    daemon::Daemon,
+    program::{Ended, Program},
+    recording::Pipeline,
+    stand_in::StandIns,
+    store::Store,
+};
+
+fn record(store: &Store, flags: &[&str]) -> Program {
+    store.eval_once(["pipeline", "--dry-run"]).args(flags)
+}
+
+#[track_caller]
+fn mentions(ended: &Ended, part: &str) {
+    assert!(ended.stderr.contains(part), "not said: {part}: {ended}");
+}
+
+/// The folders of all pins.
+fn pins(store: &Store) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(store.our_state().join("pins")) else {
+        return Vec::new();
+    };
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Two targets, one of which needs the other, and what is no target in between.
+const TARGETS: &str = r#"
+let between = with' { inherit low; } "between" "echo > $out"; low = file "low";
+in { inherit low; high = with' { inherit between; } "high" "echo > $out"; }
+"#;
+
+fn drvs(pipeline: &Pipeline) -> Vec<String> {
+    pipeline.drvs().into_values().collect()
+}
+
+// ---- the pin
+
+#[test]
+fn what_was_recorded_outlives_a_collection_and_goes_with_its_pin() {
+    for daemon in [false, true] {
+        let Some(store) = Store::new() else { return };
+        store.targets(TARGETS);
+        // As on hosts that save space; and what an evaluation may read is for the evaluation.
+        store.configure("keep-derivations = false");
+        store.configure("restrict-eval = true");
+        let daemon = daemon.then(|| store.daemon());
+        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
+        let include = store.work();
+        let flags = ["--skip", "none", "-I", include.to_str().unwrap()];
+        let ended = record(&store, &flags).envs(client).run();
+        let recorded = drvs(&Pipeline::of(&ended));
+        assert_eq!(recorded.len(), 2);
+        let [pin] = pins(&store).try_into().unwrap();
+        store.collect();
+        for drv in &recorded {
+            assert!(store.has(drv), "{drv} is gone");
+        }
+        // Its references are the `.drv`s and nothing else: rooting it builds nothing.
+        let file = fs::read_link(pin.join("pin")).unwrap();
+        let references = store.nix(
+            "nix-store",
+            ["--query", "--references", file.to_str().unwrap()],
+        );
+        let mut references: Vec<_> = references.lines().map(str::to_owned).collect();
+        references.sort();
+        let mut expected = recorded.clone();
+        expected.sort();
+        assert_eq!(references, expected);
+        let text: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        assert_eq!(text["targets"][0]["attr"], serde_json::json!(["high"]));
+
+        // By hand, the same recording again replaces its own.
+        record(&store, &flags).run().exits(0);
+        assert_eq!(pins(&store), std::slice::from_ref(&pin));
+        // Pruning leaves it as long as it is to be kept.
+        store
+            .eval_once(["prune"])
+            .run()
+            .exits(0)
+            .says(&["0 pins removed"]);
+        fs::write(pin.join("keep.json"), r#"{"until":1}"#).unwrap();
+        store.eval_once(["prune"]).run().exits(0);
+        assert!(pins(&store).is_empty());
+        store.collect();
+        assert!(recorded.iter().all(|drv| !store.has(drv)));
+    }
+}
+
+#[test]
+fn a_recording_of_something_else_has_a_pin_of_its_own() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    record(&store, &[]).run().exits(0);
+    record(&store, &["-A", "low"]).run().exits(0);
+    assert_eq!(pins(&store).len(), 2);
+}
+
+#[test]
+fn recordings_at_the_same_time_do_not_disturb_each_other() {
+    let Some(store) = Store::new() else { return };
+    store.targets("builtins.listToAttrs (builtins.genList (i: rec { name = \"t${toString i}\"; value = file name; }) 50)");
+    let running: Vec<_> = (0..4)
+        .map(|_| record(&store, &["--skip", "none"]).start())
+        .collect();
+    let pipelines: Vec<Value> = running
+        .into_iter()
+        .map(|running| Pipeline::of(&running.end()).json)
+        .collect();
+    assert!(pipelines.windows(2).all(|two| two[0] == two[1]));
+    store.collect();
+    let pipeline = Pipeline {
+        json: pipelines[0].clone(),
+    };
+    assert!(drvs(&pipeline).iter().all(|drv| store.has(drv)));
+}
+
+#[test]
+fn a_drv_that_vanished_before_it_was_pinned_is_evaluated_again() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; b = file \"b\"; set = { recurseForDerivations = true; c = file \"c\"; }; }");
+    let gone = store.target("set.c").drv;
+    store.delete([&gone]);
+    // The second call is the one that writes the pin.
+    let script = format!(
+        "if [ $NTH = 2 ]; then nix-store --delete --ignore-liveness '{gone}' >/dev/null 2>&1; fi"
+    );
+    let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", &script);
+    let ended = record(&store, &["--skip", "none", "--workers", "1"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    assert_eq!(drvs(&Pipeline::of(&ended)).len(), 3);
+    mentions(&ended, "garbage collector");
+    assert!(store.has(&gone));
+    let again = &stand_ins.calls("nix-instantiate")[2].join(" ");
+    assert!(
+        again.contains(r#"\"start\":[{\"at\":[2],\"from\":0,\"to\":1"#),
+        "{again}"
+    );
+}
+
+#[test]
+fn a_pin_that_a_running_collection_took_is_made_again() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    // The first question whether it is there comes when it was rooted; just before that, it goes.
+    let script = "case \"$1 $3\" in '--check-validity '*-eval-once-pin.json) if [ ! -e taken ]; then touch taken; \
+                  \"$REAL\" --delete --ignore-liveness \"$3\" >/dev/null 2>&1; fi;; esac";
+    let stand_ins = StandIns::new(store.bin()).before("nix-store", script);
+    let ended = record(&store, &["--skip", "none"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    let recorded = drvs(&Pipeline::of(&ended));
+    assert!(store.work().join("taken").exists());
+    store.collect();
+    assert!(recorded.iter().all(|drv| store.has(drv)));
+}
+
+#[test]
+fn a_state_folder_that_the_daemon_does_not_see_is_said() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let daemon = store.daemon();
+    let state = store.our_state();
+    fs::create_dir(&state).unwrap();
+    let mount = format!("mount -t tmpfs none '{}'", state.display());
+    let Some(recording) = store.eval_once_with_mounts(&mount) else {
+        return;
+    };
+    let ended = recording
+        .args(["pipeline", "--dry-run", "--skip", "none"])
+        .envs(daemon.env())
+        .run();
+    Pipeline::of(&ended);
+    mentions(&ended, "the Nix daemon does not see");
+    // And where it sees it, nothing of the kind is said.
+    let ended = record(&store, &["--skip", "none"]).envs(daemon.env()).run();
+    assert!(!ended.stderr.contains("does not see"), "{ended}");
+}
+
+#[test]
+fn without_a_state_folder_nothing_is_recorded() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    fs::write(store.root().join("file"), "").unwrap();
+    let ended = record(&store, &[])
+        .env("EVAL_ONCE_STATE_DIR", store.root().join("file/state"))
+        .run();
+    mentions(ended.exits(75).prints(""), "state folder");
+}
+
+// ---- skipping and edges
+
+#[test]
+fn what_is_there_needs_no_step() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "{ here = file \"here\"; cached = file \"cached\"; nowhere = file \"nowhere\"; \
+         half = buildAll [ \"out\" \"doc\" ] \"half\" \"echo > $out; echo > $doc\"; \
+         own = file \"own\" // { meta.buildkite.command = \"true\"; }; }",
+    );
+    let [here, cached, half, own] =
+        ["here", "cached", "half", "own"].map(|attr| store.target(attr));
+    for target in [&here, &cached, &half, &own] {
+        store.build(&target.drv);
+    }
+    let cache = store.cache("cache", [cached.out()]);
+    store.delete([&half.outputs["doc"]]);
+    store.delete([cached.out()]);
+    let skips = |flags: &[&str]| {
+        let ended = record(&store, flags).run();
+        let steps = Pipeline::of(&ended).steps().into_iter();
+        let skips: Vec<(String, Value)> = steps
+            .map(|(attr, step)| (attr, step.json["skip"].clone()))
+            .filter(|(_, skip)| !skip.is_null())
+            .collect();
+        (skips, ended)
+    };
+    let mark = |attr: &str, why: &str| (format!("[\"{attr}\"]"), Value::from(why));
+    let built = mark("here", "already built here");
+    assert_eq!(skips(&["--skip", "none"]).0, []);
+    assert_eq!(skips(&["--skip", "built"]).0, std::slice::from_ref(&built));
+    let substituters = [
+        "--option",
+        "substituters",
+        &cache,
+        "--option",
+        "require-sigs",
+        "false",
+    ];
+    let (skipped, ended) = skips(&substituters);
+    assert_eq!(skipped, [mark("cached", "a cache has it"), built.clone()]);
+    mentions(&ended, "1 already built here, 1 in a cache");
+    assert!(!fs::exists(cached.out()).unwrap(), "it was fetched");
+
+    let omitted = record(&store, &["--skip", "built", "--skip-style", "omit"]).run();
+    assert!(!Pipeline::of(&omitted).steps().contains_key(r#"["here"]"#));
+
+    let (skipped, ended) = skips(&["--option", "substituters", "http://127.0.0.1:9"]);
+    assert_eq!(skipped, [built]);
+    assert_eq!(
+        ended
+            .stderr
+            .matches("http://127.0.0.1:9 cannot be reached")
+            .count(),
+        1,
+        "{ended}"
+    );
+}
+
+#[test]
+fn a_step_waits_for_the_nearest_targets_it_depends_on() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "let a = file \"a\"; hidden = with' { inherit a; } \"hidden\" \"echo > $out\"; b = with' { inherit hidden; } \"b\" \"echo > $out\"; \
+         c = with' { inherit a b; } \"c\" \"echo > $out\"; in { inherit a b c; same = a; }",
+    );
+    let pipeline = Pipeline::of(&record(&store, &["--skip", "none"]).run());
+    let [a, b, c] = ["a", "b", "c"].map(|attr| pipeline.step(&[attr]));
+    assert_eq!(pipeline.steps().len(), 3, "one step for each .drv");
+    assert!(a.depends_on().is_empty());
+    assert_eq!(b.depends_on(), [a.key()]);
+    assert_eq!(c.depends_on(), [b.key()], "it waits for a through b");
+
+    // Where b needs no step, c waits for what b would have waited for.
+    store.build(b.record["drv"].as_str().unwrap());
+    store.delete([
+        a.record["outputs"]["out"].as_str().unwrap(),
+        b.record["outputs"]["out"].as_str().unwrap(),
+    ]);
+    store.build(a.record["drv"].as_str().unwrap());
+    store.build(b.record["drv"].as_str().unwrap());
+    let pipeline = Pipeline::of(&record(&store, &["--skip", "built"]).run());
+    assert!(pipeline.step(&["c"]).depends_on().is_empty());
+}
