@@ -1,0 +1,84 @@
+//! Two commands side by side, in pairs of runs: what the machine does besides falls on both, and the order within a pair
+//! alternates.
+
+use std::{
+    env,
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+/// A command that sees what `script/bench` has set up, and nothing else of its caller's environment.
+pub(crate) fn command(folder: &Path, program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .env_clear()
+        .envs(env::vars_os().filter(|(name, _)| {
+            let name = name.to_string_lossy();
+            name.starts_with("NIX_") || ["PATH", "HOME", "EVAL_ONCE_STATE_DIR"].contains(&&*name)
+        }));
+    command
+}
+
+/// Prints what stands above the lines of [`compare`].
+pub(crate) fn heading(one: &str, other: &str) {
+    println!(
+        "{:<22} {one:>9} {other:>9}   {:<29} ratio",
+        "", "difference"
+    );
+}
+
+/// Runs both in pairs, after `warm_up` runs that are not measured, and prints how they differ: medians in milliseconds, and
+/// in brackets the quartiles.
+pub(crate) fn compare(
+    what: &str,
+    warm_up: usize,
+    pairs: usize,
+    one: &dyn Fn() -> Command,
+    other: &dyn Fn() -> Command,
+) {
+    for _ in 0..warm_up {
+        milliseconds(one());
+        milliseconds(other());
+    }
+    let times: Vec<(f64, f64)> = (0..pairs)
+        .map(|pair| {
+            if pair % 2 == 0 {
+                let one = milliseconds(one());
+                (one, milliseconds(other()))
+            } else {
+                let other = milliseconds(other());
+                (milliseconds(one()), other)
+            }
+        })
+        .collect();
+    let spread = |of: fn(&(f64, f64)) -> f64| quartiles(times.iter().map(of).collect());
+    let [_, one, _] = spread(|(one, _)| *one);
+    let [_, other, _] = spread(|(_, other)| *other);
+    let [low, difference, high] = spread(|(one, other)| other - one);
+    let difference = format!("{difference:+.2} ({low:+.2} … {high:+.2})");
+    let [low, ratio, high] = spread(|(one, other)| other / one);
+    println!(
+        "{what:<22} {one:>9.2} {other:>9.2}   {difference:<29} {ratio:.3} ({low:.3} … {high:.3})"
+    );
+}
+
+/// From the start of a command to its end, which must be a success: a failure is quick and would look like a gain.
+pub(crate) fn milliseconds(mut command: Command) -> f64 {
+    let start = Instant::now();
+    let status = command.status().unwrap();
+    let took = start.elapsed();
+    assert!(status.success(), "{status}: {command:?}");
+    took.as_secs_f64() * 1000.0
+}
+
+/// The lower quartile, the median, and the upper quartile.
+fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| values[(values.len() - 1) * quarter / 4])
+}
