@@ -492,10 +492,15 @@ fn every_documented_record_is_of_the_schema() {
 }
 
 #[test]
-fn the_readme_names_every_key_of_a_step() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    for (key, ..) in step_keys() {
+fn the_readme_names_every_key_and_the_guide_explains_every_key_of_a_recording() {
+    let page = |name| fs::read_to_string(root().join(name)).unwrap();
+    let (readme, guide) = (page("README.md"), page("docs/pipeline.md"));
+    let recording = recording_keys();
+    for (key, ..) in step_keys().iter().chain(&recording) {
         assert!(readme.contains(&format!("`{key}`")), "{key} is missing");
+    }
+    for (key, ..) in &recording {
+        assert!(guide.contains(&format!("`{key}`")), "{key} is missing");
     }
 }
 
