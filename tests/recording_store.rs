@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::support::{
+    daemon::Daemon,
     program::{Ended, Program},
     recording::Pipeline,
     stand_in::StandIns,
@@ -50,10 +51,7 @@ fn what_was_recorded_outlives_a_collection_and_goes_with_its_pin() {
         store.configure("keep-derivations = false");
         store.configure("restrict-eval = true");
         let daemon = daemon.then(|| store.daemon());
-        let client = daemon
-            .as_ref()
-            .map(|daemon| daemon.env())
-            .unwrap_or_default();
+        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
         let include = store.work();
         let flags = ["--skip", "none", "-I", include.to_str().unwrap()];
         let ended = record(&store, &flags).envs(client).run();
@@ -80,7 +78,7 @@ fn what_was_recorded_outlives_a_collection_and_goes_with_its_pin() {
 
         // By hand, the same recording again replaces its own.
         record(&store, &flags).run().exits(0);
-        assert_eq!(pins(&store), [pin.clone()]);
+        assert_eq!(pins(&store), std::slice::from_ref(&pin));
         // Pruning leaves it as long as it is to be kept.
         store
             .eval_once(["prune"])
@@ -227,7 +225,7 @@ fn what_is_there_needs_no_step() {
     let mark = |attr: &str, why: &str| (format!("[\"{attr}\"]"), Value::from(why));
     let built = mark("here", "already built here");
     assert_eq!(skips(&["--skip", "none"]).0, []);
-    assert_eq!(skips(&["--skip", "built"]).0, [built.clone()]);
+    assert_eq!(skips(&["--skip", "built"]).0, std::slice::from_ref(&built));
     let substituters = [
         "--option",
         "substituters",

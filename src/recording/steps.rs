@@ -681,6 +681,8 @@ fn shortened(text: &str, most: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use super::*;
     use crate::evaluation_keys::Place;
     use crate::nix::{DrvPath, StorePath};
@@ -689,6 +691,12 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
     use std::num::NonZeroUsize;
+
+    /// Made once: in a debug build that takes longer than many tests.
+    fn schema() -> &'static Schema {
+        static SCHEMA: OnceLock<Schema> = OnceLock::new();
+        SCHEMA.get_or_init(|| Schema::new().unwrap())
+    }
 
     fn path(names: &[&str]) -> AttrPath {
         AttrPath::new(names.iter().map(ToString::to_string).collect())
@@ -794,7 +802,7 @@ mod tests {
             edges,
             skip,
         };
-        steps(&records, request, &Schema::new().unwrap())
+        steps(&records, request, schema())
     }
 
     fn made(targets: &[Target], request: &Request) -> Vec<Value> {
@@ -1060,7 +1068,7 @@ mod tests {
             edges: &apart(&[]),
             skip: &[],
         };
-        let steps = steps(&records, &request, &Schema::new().unwrap()).unwrap();
+        let steps = steps(&records, &request, schema()).unwrap();
         assert_eq!(steps.errors, [&broken[..], &refused[..]].concat());
         let [broken, refused] = &values(&steps)[..] else {
             panic!("two steps")
@@ -1264,7 +1272,7 @@ mod tests {
             let document = plan::document(&made.steps).unwrap();
             let read: Value = serde_yaml_ng::from_str(&document).unwrap();
             prop_assert_eq!(&read, &serde_json::from_str::<Value>(&document).unwrap());
-            prop_assert_eq!(Schema::new().unwrap().check_pipeline(&read), Ok(()));
+            prop_assert_eq!(schema().check_pipeline(&read), Ok(()));
             let keys: BTreeSet<_> = made.steps.iter().map(|step| step.step.key.clone()).collect();
             prop_assert_eq!(keys.len(), targets.len());
             for (target, placed) in targets.iter().zip(&made.placed) {
