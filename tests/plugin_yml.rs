@@ -176,8 +176,8 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
     keys.extend([
         (
             "exclude",
-            vec![json!(["tests.*", "a.b"])],
-            vec![json!("tests.*"), json!([1])],
+            vec![json!(["tests.*", "a.b", ["a", "b.c"]])],
+            vec![json!("tests.*"), json!([1]), json!([["a", 1]])],
         ),
         (
             "plugin",
@@ -191,10 +191,15 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ),
         (
             "agents",
-            vec![json!({ "x86_64-linux": { "queue": "linux" }, "feature:kvm": { "kvm": true } })],
+            vec![
+                json!({ "x86_64-linux": { "queue": "linux" }, "feature:kvm": { "kvm": true } }),
+                json!({ "aarch64-linux": ["queue=arm", "size=large"] }),
+            ],
             vec![
                 json!({ "x86_64-linux": "queue=linux" }),
                 json!({ "x86_64-linux": { "queue": null } }),
+                json!({ "x86_64-linux": ["queue"] }),
+                json!(["queue=linux"]),
             ],
         ),
         ("share", vec![json!("artifact")], vec![json!(false)]),
@@ -319,42 +324,63 @@ fn each_key_refuses_null_and_what_it_may_not_be() {
             refuse(&validator, &json!({ "pipeline": { key: value } }));
         }
     }
-    refuse(&validator, &json!({ "pipeline": { "chunk": 501 } }));
+    for (key, too_much) in [
+        ("chunk", 501),
+        ("workers", 1025),
+        ("group-by", 65),
+        ("keep-days", 36_501),
+    ] {
+        refuse(&validator, &json!({ "pipeline": { key: too_much } }));
+    }
 }
 
 /// Nix does nothing but fail here: whatever is taken fails later, and not with 64.
 #[test]
 fn the_program_takes_and_refuses_what_the_schema_does() {
-    const NOT_IN_THIS_VERSION: [&str; 3] = ["share", "share-required", "push"];
+    let not_in_this_version = |key: &str, value: &Value| {
+        ["share", "share-required", "share-limit", "push"].contains(&key)
+            || (key == "summary" && value == &json!(true))
+    };
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("default.nix"), "{ }").unwrap();
     let path = folder.path().join("bin");
-    ["nix", "nix-store", "nix-instantiate"]
+    ["nix", "nix-store", "nix-instantiate", "nix-eval-jobs"]
         .into_iter()
         .fold(StandIns::new(&path), |stand_ins, program| {
             stand_ins.instead(program, "#!/bin/sh\nexit 1\n")
         });
-    let hook = |configuration: Value| {
+    let hook = |configuration: &Value| {
+        let plugins = json!([{ "https://example.org/eval-once#v1": configuration }]);
         Program::new(EVAL_ONCE)
             .args(["hook", "command"])
             .env("PATH", &path)
             .env("BUILDKITE_PLUGIN_CONFIGURATION", configuration.to_string())
+            .env("BUILDKITE_PLUGINS", plugins.to_string())
             .env("BUILDKITE_BUILD_CHECKOUT_PATH", folder.path())
             .env("EVAL_ONCE_STATE_DIR", folder.path().join("state"))
             .folder(folder.path())
             .run()
     };
-    for (key, good, bad) in step_keys() {
+    let of_a_step: fn(&str, Value) -> Value = |key, value| json!({ key: value });
+    let of_a_recording: fn(&str, Value) -> Value =
+        |key, value| json!({ "pipeline": { key: value } });
+    let keys = [(step_keys(), of_a_step), (recording_keys(), of_a_recording)]
+        .into_iter()
+        .flat_map(|(keys, of)| keys.into_iter().map(move |keys| (keys, of)));
+    for ((key, good, bad), configuration) in keys {
         for value in bad.into_iter().chain([Value::Null]) {
-            let ended = hook(json!({ key: value }));
-            ended.exits(64).passes_on(key);
+            hook(&configuration(key, value)).exits(64).passes_on(key);
         }
         for value in good {
-            let ended = hook(json!({ key: value }));
-            if NOT_IN_THIS_VERSION.contains(&key) {
+            let ended = hook(&configuration(key, value.clone()));
+            if not_in_this_version(key, &value) {
                 ended.exits(64).passes_on(key);
             } else {
-                assert_ne!(ended.status.code(), Some(64), "refused: {value}: {ended}");
+                assert_ne!(
+                    ended.status.code(),
+                    Some(64),
+                    "refused: {key}: {value}: {ended}"
+                );
             }
         }
     }
@@ -364,7 +390,13 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
         json!({ "expr": "a", "flake": "b" }),
         json!({ "attribute": "a" }),
     ] {
-        hook(pair).exits(64);
+        hook(&pair).exits(64);
+        hook(&json!({ "pipeline": pair })).exits(64);
+    }
+    for (key, mut good, _) in step_keys() {
+        hook(&json!({ "pipeline": {}, key: good.remove(0) }))
+            .exits(64)
+            .passes_on("pipeline");
     }
 }
 
@@ -460,10 +492,15 @@ fn every_documented_record_is_of_the_schema() {
 }
 
 #[test]
-fn the_readme_names_every_key_of_a_step() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    for (key, ..) in step_keys() {
+fn the_readme_names_every_key_and_the_guide_explains_every_key_of_a_recording() {
+    let page = |name| fs::read_to_string(root().join(name)).unwrap();
+    let (readme, guide) = (page("README.md"), page("docs/pipeline.md"));
+    let recording = recording_keys();
+    for (key, ..) in step_keys().iter().chain(&recording) {
         assert!(readme.contains(&format!("`{key}`")), "{key} is missing");
+    }
+    for (key, ..) in &recording {
+        assert!(guide.contains(&format!("`{key}`")), "{key} is missing");
     }
 }
 

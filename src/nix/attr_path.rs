@@ -127,19 +127,20 @@ impl AttrPath {
     }
 }
 
-/// As one would write it in the Nix language.
+/// As one would write it in the Nix language; but a number, as lists have them, without quotes: so `-A` takes it.
 impl fmt::Display for AttrPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, name) in self.0.iter().enumerate() {
             if i > 0 {
                 f.write_str(".")?;
             }
+            let number = !name.is_empty() && name.chars().all(|c| c.is_ascii_digit());
             let mut characters = name.chars();
-            let plain = characters
+            let identifier = characters
                 .next()
                 .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
                 && characters.all(|c| c.is_ascii_alphanumeric() || "_-'".contains(c));
-            if plain {
+            if identifier || number {
                 f.write_str(name)?;
             } else {
                 f.write_str(&string_literal(name))?;
@@ -184,6 +185,12 @@ mod tests {
         assert_eq!(names(r#""say \"hi\"\n"."""#), ["say \"hi\"\n", ""]);
         assert_eq!(names("a b.$x"), ["a b", "$x"]);
         assert!(names("").is_empty());
+    }
+
+    #[test]
+    fn a_path_is_written_as_people_write_it() {
+        let path = AttrPath::parse("checks.fuzz.0.\"1a\".b'-c.\"d.e\"").unwrap();
+        assert_eq!(path.to_string(), "checks.fuzz.0.\"1a\".b'-c.\"d.e\"");
     }
 
     #[test]

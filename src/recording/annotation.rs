@@ -59,15 +59,15 @@ pub(super) fn counts(facts: &Facts<'_>) -> String {
         let is = |placed: &&Placed| placed.skip.as_deref() == Some(reason);
         facts.placed.iter().filter(is).count()
     };
-    let skipped_in_all = facts
-        .placed
+    // One whose own metadata makes no step that Buildkite would take is a target, and counts as broken all the same.
+    let to_build = facts
+        .targets
         .iter()
-        .filter(|placed| placed.skip.is_some())
-        .count();
-    let mut parts = vec![format!(
-        "{} to build",
-        facts.targets.len().saturating_sub(skipped_in_all)
-    )];
+        .zip(facts.placed)
+        .filter(|(target, placed)| {
+            placed.skip.is_none() && !facts.errors.iter().any(|error| error.attr == target.attr)
+        });
+    let mut parts = vec![format!("{} to build", to_build.count())];
     for (count, what) in [
         (skipped(BUILT), "already built here"),
         (skipped(CACHED), "in a cache"),
@@ -193,6 +193,8 @@ fn inert(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nix::DrvPath;
+    use crate::recording::Meta;
 
     fn broken_with(message: &str) -> Broken {
         Broken {
@@ -211,6 +213,40 @@ mod tests {
             seconds: 1.25,
             previous,
         }
+    }
+
+    #[test]
+    fn a_target_that_has_an_error_step_is_not_one_to_build() {
+        let attr = |name: &str| AttrPath::new(vec![name.into()]);
+        let drv = format!("/nix/store/{}-a.drv", "0".repeat(32));
+        let target = |name: &str| Target {
+            attr: attr(name),
+            also: Vec::new(),
+            name: name.into(),
+            drv: DrvPath::parse(&drv).unwrap(),
+            outputs: BTreeMap::new(),
+            system: "x86_64-linux".into(),
+            features: Vec::new(),
+            meta: Meta::default(),
+        };
+        let placed = |skip: Option<&str>| Placed {
+            key: "key".into(),
+            depends_on: Vec::new(),
+            skip: skip.map(str::to_owned),
+        };
+        let errors = [Broken {
+            attr: attr("a"),
+            message: None,
+        }];
+        let facts = Facts {
+            targets: &[target("a"), target("b"), target("c")],
+            placed: &[placed(None), placed(None), placed(Some(BUILT))],
+            ..facts(&errors, None)
+        };
+        assert_eq!(
+            counts(&facts),
+            "recorded 3 targets in 1.2 s (1 to build, 1 already built here, 1 broken)"
+        );
     }
 
     #[test]

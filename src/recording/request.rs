@@ -159,6 +159,11 @@ impl Request {
                 ("nix-eval-jobs", Evaluator::NixEvalJobs),
             ],
         )?;
+        if evaluation_timeout.is_some() && evaluator == Some(Evaluator::NixEvalJobs) {
+            return Err(refuse(
+                "`evaluation-timeout` does not go with `evaluator: nix-eval-jobs`, which knows none",
+            ));
+        }
         let skip = reader.choice(
             "skip",
             [
@@ -343,7 +348,7 @@ mod tests {
     fn every_key_is_read_into_what_it_means() {
         let request = read(&json!({
             "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", ["x", "y.z"]], "workers": 4,
-            "memory": 2048, "evaluation-timeout": 60, "evaluator": "nix-eval-jobs", "skip": "built", "skip-style": "omit",
+            "memory": 2048, "evaluation-timeout": 60, "evaluator": "nix", "skip": "built", "skip-style": "omit",
             "on-error": "fail", "emit": "plugin", "plugin": "o/eval-once#v1", "step": {"priority": 1},
             "agents": {"x86_64-linux": {"queue": "big", "cores": 8}, "feature:kvm": ["kvm=true"]}, "group-by": 1,
             "meta": false, "summary": false, "chunk": 500, "keep-days": 7
@@ -396,6 +401,10 @@ mod tests {
             (json!({"workers": "2"}), "`workers`"),
             (json!({"memory": 1.5}), "`memory`"),
             (json!({"evaluation-timeout": -1}), "`evaluation-timeout`"),
+            (
+                json!({"evaluation-timeout": 1, "evaluator": "nix-eval-jobs"}),
+                "`evaluation-timeout`",
+            ),
             (json!({"chunk": 501}), "`chunk`"),
             (json!({"skip": false}), "`skip`"),
             (json!({"emit": "plugin"}), "`plugin`"),
