@@ -674,6 +674,8 @@ impl<'a> Walk<'a> {
         worker.last_words.extend(rest);
         match worker.fate {
             Some(Fate::Overtaken | Fate::GivenUp) => Ok(()),
+            // That an attribute throws is known already; what it says, its step will say.
+            Some(Fate::TooLarge | Fate::TooLong) if !worker.task.catch => Ok(()),
             _ if worker.done && ending.success() => {
                 self.progress.pass_on(&worker.last_words);
                 Ok(())

@@ -11,11 +11,12 @@ use super::edges::{BadGraph, Edges};
 use super::evaluate::{describe, in_one_line};
 use super::pin::{Owner, Pinned};
 use super::plan::{self, Plan};
-use super::steps::{Records, source, steps};
+use super::steps::{Records, Steps, source, steps};
 use super::upload::Upload;
 use super::{
     Broken, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin, skip,
 };
+use crate::buildkite::pipeline::Command;
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
@@ -95,6 +96,7 @@ pub fn perform(
     };
     let made = steps(&records, &recorded, &schema)?;
     tell_refused(&made.errors, &evaluated, &request, log)?;
+    warn_of_commands(&made, log);
     time("steps");
 
     let facts = Facts {
@@ -276,7 +278,11 @@ fn keep(
                     Class::Evaluation,
                     format_args!("there are no targets in {}", describe(request)),
                 )
-                .hint("sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"));
+                .hint(if request.exclude.is_empty() {
+                    "sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
+                } else {
+                    "does `exclude` leave out too much? Sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
+                }));
             }
             return Ok((evaluated, None));
         }
@@ -352,6 +358,22 @@ fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
             if count == 1 { " is" } else { "s are" }
         ),
     ))
+}
+
+/// With `emit: command`, a command of the step's own stands where ours would: only our hook builds before it.
+fn warn_of_commands(made: &Steps, log: Log) {
+    let own = made.steps.iter().filter(|planned| {
+        let step = &planned.step;
+        step.env.contains_key("EVAL_ONCE_STEP")
+            && step.command != Some(Command::One("eval-once step".into()))
+    });
+    let own = own.count();
+    if own > 0 {
+        log.warn(format_args!(
+            "{own} step{} of its own: an agent without eval-once's command hook runs that and builds nothing; `emit: plugin` builds everywhere",
+            if own == 1 { " has a command" } else { "s have a command" }
+        ));
+    }
 }
 
 type Inputs = HashMap<DrvPath, Vec<DrvPath>>;
