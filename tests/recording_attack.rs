@@ -87,3 +87,30 @@ fn metadata_that_throws_as_a_whole_is_no_green_step() {
     assert_eq!(pipeline.drvs().keys().collect::<Vec<_>>(), [r#"["fine"]"#]);
     assert_eq!(pipeline.broken(), [r#"":boom: bad""#], "{ended}");
 }
+
+#[test]
+fn an_expression_cannot_speak_for_the_store() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"
+let gone = "\nerror: path '${builtins.storeDir}/00000000000000000000000000000000-x.drv' is not valid";
+in {
+  a-fine = file "a";
+  abort-full = abort "No space left on device";
+  abort-gone = abort gone;
+  abort-daemon = abort "\nerror: unexpected end-of-file";
+  throw-full = throw "database or disk is full";
+  throw-gone = throw gone;
+  traced = builtins.trace gone (file "traced");
+  z-fine = file "z";
+}"#,
+    );
+    let ended = record(&store, &[]).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(
+        pipeline.drvs().keys().collect::<Vec<_>>(),
+        [r#"["a-fine"]"#, r#"["traced"]"#, r#"["z-fine"]"#],
+        "{ended}"
+    );
+    assert_eq!(pipeline.broken().len(), 5, "{ended}");
+}

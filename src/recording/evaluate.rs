@@ -713,7 +713,9 @@ impl<'a> Walk<'a> {
     /// A process that has died by itself: of its attribute, unless the collector or the store has done it.
     fn died(&mut self, worker: Worker, ending: Ending) -> Result<(), Failure> {
         let (heard, message) = last_words(&worker.last_words, ending);
-        if let Some(disturbance) = heard.disturbance() {
+        // What an expression says of itself is no word of the store's. Who is not caught has been found to throw before.
+        let its_own = !worker.task.catch || is_abort(&worker.last_words);
+        if let Some(disturbance) = heard.disturbance().filter(|_| !its_own) {
             let disturbed = match &disturbance {
                 Disturbance::Daemon => true,
                 Disturbance::Gone(path) => !self.is_valid(path)?,
@@ -726,9 +728,9 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
         }
-        if message.contains("No space left on device")
-            || message.contains("database or disk is full")
-        {
+        let full = message.contains("No space left on device")
+            || message.contains("database or disk is full");
+        if full && !its_own {
             return Err(Failure::new(
                 Class::Surroundings,
                 format_args!("cannot evaluate: {message}"),
@@ -937,6 +939,12 @@ pub(super) fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
         message.push('…');
     }
     (heard, message)
+}
+
+/// Whether Nix ended because the expression asked for that, with words that are the expression's.
+fn is_abort(words: &[u8]) -> bool {
+    without_colours(&String::from_utf8_lossy(words))
+        .contains("evaluation aborted with the following error message")
 }
 
 /// What Nix says, as one sentence, and where it says that it is.
