@@ -29,7 +29,7 @@ fn a_name_of_any_characters_is_recorded_as_it_is() {
             .map(Into::into),
         )
         .collect();
-    let attributes: String = names
+    let attributes: Vec<String> = names
         .iter()
         .enumerate()
         .map(|(number, name)| {
@@ -38,7 +38,7 @@ fn a_name_of_any_characters_is_recorded_as_it_is() {
             format!("${{builtins.fromJSON {json}}} = file \"n{number}\";\n")
         })
         .collect();
-    store.targets(&format!("{{ {attributes} }}"));
+    store.targets(&format!("{{ {} }}", attributes.concat()));
     let drvs = Pipeline::of(&record(&store, &[]).run()).drvs();
     assert_eq!(drvs.len(), names.len());
     for (number, name) in names.iter().enumerate() {
