@@ -4,7 +4,7 @@
 //! so that the work is shared evenly and no process is started for nothing: each has to evaluate the root anew. A process that
 //! dies takes one attribute with it, and another goes on behind that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -173,6 +173,8 @@ pub struct Walk<'a> {
     /// The names of the attributes that have become something.
     names: BTreeMap<Path, Name>,
     outcomes: BTreeMap<Path, Outcome>,
+    /// Those whose `.drv` was only named, and need not have been written.
+    named: BTreeSet<Path>,
     /// How often the collector has disturbed an attribute.
     disturbed: BTreeMap<Path, u32>,
     pending: Vec<Task>,
@@ -217,6 +219,7 @@ impl<'a> Walk<'a> {
             counts: Counts::new(),
             names: BTreeMap::new(),
             outcomes: BTreeMap::new(),
+            named: BTreeSet::new(),
             disturbed: BTreeMap::new(),
             pending: Vec::new(),
             budget: budget.unwrap_or(u64::MAX),
@@ -253,6 +256,11 @@ impl<'a> Walk<'a> {
         let mut spans = Vec::new();
         let mut everything = false;
         for path in paths {
+            if self.named.contains(&path) {
+                let why = "its drvPath was only named, and is not in the store".into();
+                self.refuse_at(&path, why);
+                continue;
+            }
             self.note_disturbance(&path)?;
             self.outcomes.remove(&path);
             self.progress.targets -= 1;
@@ -261,6 +269,9 @@ impl<'a> Walk<'a> {
                 Some(span) => spans.push(span),
                 None => everything = true,
             }
+        }
+        if spans.is_empty() && !everything {
+            return Ok(());
         }
         self.go(vec![Task {
             spans: Some(spans).filter(|_| !everything),
@@ -622,11 +633,14 @@ impl<'a> Walk<'a> {
         let read = described.and_then(|described| {
             let drv = DrvPath::parse(&described.drv)
                 .map_err(|wrong| format!("its drvPath {wrong}: {:?}", described.drv))?;
-            Ok((drv, described.meta.read()?))
+            Ok((drv, described.meta.read()?, described.named))
         });
         match read {
             _ if !is_utf8 => self.break_at(&path, Some("its name is not UTF-8".into())),
-            Ok((drv, meta)) => {
+            Ok((drv, meta, named)) => {
+                if named {
+                    self.named.insert(path.clone());
+                }
                 self.put(path, Outcome::Found(Found { attr, drv, meta }));
             }
             Err(wrong) => self.refuse_at(&path, wrong),
@@ -674,6 +688,8 @@ impl<'a> Walk<'a> {
         worker.last_words.extend(rest);
         match worker.fate {
             Some(Fate::Overtaken | Fate::GivenUp) => Ok(()),
+            // That an attribute throws is known already; what it says, its step will say.
+            Some(Fate::TooLarge | Fate::TooLong) if !worker.task.catch => Ok(()),
             _ if worker.done && ending.success() => {
                 self.progress.pass_on(&worker.last_words);
                 Ok(())
@@ -697,7 +713,9 @@ impl<'a> Walk<'a> {
     /// A process that has died by itself: of its attribute, unless the collector or the store has done it.
     fn died(&mut self, worker: Worker, ending: Ending) -> Result<(), Failure> {
         let (heard, message) = last_words(&worker.last_words, ending);
-        if let Some(disturbance) = heard.disturbance() {
+        // What an expression says of itself is no word of the store's. Who is not caught has been found to throw before.
+        let its_own = !worker.task.catch || is_abort(&worker.last_words);
+        if let Some(disturbance) = heard.disturbance().filter(|_| !its_own) {
             let disturbed = match &disturbance {
                 Disturbance::Daemon => true,
                 Disturbance::Gone(path) => !self.is_valid(path)?,
@@ -710,9 +728,9 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
         }
-        if message.contains("No space left on device")
-            || message.contains("database or disk is full")
-        {
+        let full = message.contains("No space left on device")
+            || message.contains("database or disk is full");
+        if full && !its_own {
             return Err(Failure::new(
                 Class::Surroundings,
                 format_args!("cannot evaluate: {message}"),
@@ -921,6 +939,12 @@ pub(super) fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
         message.push('…');
     }
     (heard, message)
+}
+
+/// Whether Nix ended because the expression asked for that, with words that are the expression's.
+fn is_abort(words: &[u8]) -> bool {
+    without_colours(&String::from_utf8_lossy(words))
+        .contains("evaluation aborted with the following error message")
 }
 
 /// What Nix says, as one sentence, and where it says that it is.

@@ -11,11 +11,12 @@ use super::edges::{BadGraph, Edges};
 use super::evaluate::{describe, in_one_line};
 use super::pin::{Owner, Pinned};
 use super::plan::{self, Plan};
-use super::steps::{Records, source, steps};
+use super::steps::{Records, Steps, source, steps};
 use super::upload::Upload;
 use super::{
     Broken, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin, skip,
 };
+use crate::buildkite::pipeline::Command;
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
@@ -52,6 +53,8 @@ pub fn perform(
         }
     }
     crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
+    let schema = Schema::new()?;
+    super::steps::check(&request, &schema)?;
     let state = open(&host)?;
     pin::prune(&state);
     let owner = Owner::of(&request, order.build.as_ref());
@@ -70,7 +73,8 @@ pub fn perform(
     let mut evaluation = Evaluation::new(&request, (order.cores, order.terminal), supervisor, log)?;
     evaluation.all()?;
     let (evaluated, pinned) = keep(&mut evaluation, &owner, &request, &state, log)?;
-    tell_broken(&evaluated, &request, log)?;
+    tell(&evaluated.broken, log);
+    tell(&evaluated.refused, log);
     time("evaluate");
 
     let (targets, inputs) = targets(&evaluated)?;
@@ -84,7 +88,6 @@ pub fn perform(
         edges: &edges,
         skip: &skipped,
     };
-    let schema = Schema::new()?;
     // Steps start at the root of the checkout.
     let recorded = match order.below_checkout.as_deref().and_then(Path::to_str) {
         Some(folder) => Request {
@@ -94,7 +97,10 @@ pub fn perform(
         None => request.clone(),
     };
     let made = steps(&records, &recorded, &schema)?;
-    tell_refused(&made.errors, &evaluated, &request, log)?;
+    let told = evaluated.broken.len() + evaluated.refused.len();
+    tell(made.errors.get(told..).unwrap_or_default(), log);
+    fail_on_errors(made.errors.len(), &request)?;
+    warn_of_commands(&made, log);
     time("steps");
 
     let facts = Facts {
@@ -143,6 +149,13 @@ pub fn perform(
 /// # Errors
 /// The state folder cannot be used (75).
 pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
+    if let Some(folder) = host.state.as_ref().filter(|folder| !folder.exists()) {
+        log.say(format_args!(
+            "there is no state folder {}: nothing to prune",
+            folder.display()
+        ));
+        return Ok(());
+    }
     let state = open(host)?;
     let removed = pin::prune(&state);
     for folder in &removed {
@@ -150,11 +163,11 @@ pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
     }
     // Making one sweeps what killed steps have left.
     drop(state.roots());
-    log.say(format_args!(
-        "{} pin{} removed; the next collection may take what only they kept",
-        removed.len(),
-        if removed.len() == 1 { "" } else { "s" }
-    ));
+    log.say(match removed.len() {
+        0 => "no pin has been kept long enough yet".to_owned(),
+        1 => "1 pin removed: the next collection may take what only it kept".to_owned(),
+        count => format!("{count} pins removed: the next collection may take what only they kept"),
+    });
     Ok(())
 }
 
@@ -276,7 +289,11 @@ fn keep(
                     Class::Evaluation,
                     format_args!("there are no targets in {}", describe(request)),
                 )
-                .hint("sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"));
+                .hint(if request.exclude.is_empty() {
+                    "sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
+                } else {
+                    "does `exclude` leave out too much? Sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
+                }));
             }
             return Ok((evaluated, None));
         }
@@ -306,27 +323,7 @@ fn keep(
     .hint("let the collector run less often, or while nothing is recorded"))
 }
 
-/// Says which attributes are broken; where that is to fail, it does.
-fn tell_broken(evaluated: &Evaluated, request: &Request, log: Log) -> Result<(), Failure> {
-    tell(&evaluated.broken, log);
-    tell(&evaluated.refused, log);
-    let count = evaluated.broken.len() + evaluated.refused.len();
-    fail_on_errors(count, request)
-}
-
-/// The same for targets that make no step that Buildkite would take.
-fn tell_refused(
-    errors: &[Broken],
-    evaluated: &Evaluated,
-    request: &Request,
-    log: Log,
-) -> Result<(), Failure> {
-    let told = evaluated.broken.len() + evaluated.refused.len();
-    let new = errors.get(told..).unwrap_or_default();
-    tell(new, log);
-    fail_on_errors(new.len(), request)
-}
-
+/// Says which attributes are broken.
 fn tell(broken: &[Broken], log: Log) {
     for one in broken.iter().take(TOLD) {
         let message = one.message.as_deref().map(in_one_line);
@@ -341,6 +338,7 @@ fn tell(broken: &[Broken], log: Log) {
     }
 }
 
+/// Fails where something is broken and that is to fail the recording.
 fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
     if count == 0 || request.on_error == OnError::Step {
         return Ok(());
@@ -352,6 +350,22 @@ fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
             if count == 1 { " is" } else { "s are" }
         ),
     ))
+}
+
+/// With `emit: command`, a command of the step's own stands where ours would: only our hook builds before it.
+fn warn_of_commands(made: &Steps, log: Log) {
+    let own = made.steps.iter().filter(|planned| {
+        let step = &planned.step;
+        step.env.contains_key("EVAL_ONCE_STEP")
+            && step.command != Some(Command::One("eval-once step".into()))
+    });
+    let own = own.count();
+    if own > 0 {
+        log.warn(format_args!(
+            "{own} step{} of its own: an agent without eval-once's command hook runs that and builds nothing; `emit: plugin` builds everywhere",
+            if own == 1 { " has a command" } else { "s have a command" }
+        ));
+    }
 }
 
 type Inputs = HashMap<DrvPath, Vec<DrvPath>>;

@@ -3,7 +3,6 @@
 //! The file is JSON, and each `.drv` path in it has plain string context: so its references are exactly the `.drv`s, and
 //! nothing is built. It also says what was recorded, for the next recording of the same branch to compare with.
 
-use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -123,14 +122,11 @@ pub(super) fn pin(
         .classify(Class::Bug, || "cannot write how long a pin is kept".into())?;
     write_whole(&folder.join("keep.json"), &keep).classify(Class::Surroundings, in_state)?;
 
-    let mut expression = tempfile::Builder::new()
-        .suffix(".nix")
-        .tempfile_in(&folder)
+    let mut json =
+        tempfile::NamedTempFile::new_in(&folder).classify(Class::Surroundings, in_state)?;
+    json.write_all(&text_of(targets, owner, now)?)
         .classify(Class::Surroundings, in_state)?;
-    expression
-        .write_all(expression_of(targets, owner, now).as_bytes())
-        .classify(Class::Surroundings, in_state)?;
-    let write = command::write_store_file(expression.path(), &request.options);
+    let write = command::write_pin(json.path(), &request.options);
     for _ in 0..ATTEMPTS {
         let mut said = Vec::new();
         let written = supervisor.run(&write, OnStop::TermThenKill, &mut said)?;
@@ -206,34 +202,37 @@ fn look_at_root(
     Ok(())
 }
 
-/// The expression that writes the file: pieces of JSON, and the paths between them with their context.
-fn expression_of(targets: &[(&AttrPath, &DrvPath)], owner: &Owner, created: u64) -> String {
-    let json = |value: &serde_json::Value| value.to_string();
-    let mut text = String::from(
-        "# Refers to every .drv that was recorded, and so keeps it.\n\
-         let p = path: builtins.appendContext path { ${path} = { path = true; }; };\n\
-         in builtins.toFile \"eval-once-pin.json\" (builtins.concatStringsSep \"\" [\n",
-    );
-    let mut piece = |piece: &str| {
-        text.push_str(&crate::nix::string_literal(piece));
-        text.push('\n');
-    };
-    piece(&format!(
-        "{{\"version\":1,\"pipeline\":{},\"branch\":{},\"created\":{created},\"targets\":[",
-        json(&owner.pipeline.clone().into()),
-        json(&owner.branch.clone().into())
-    ));
-    for (i, (attr, drv)) in targets.iter().enumerate() {
-        let comma = if i == 0 { "" } else { "," };
-        let piece = format!(
-            "{comma}\n{{\"attr\":{},\"drv\":\"",
-            json(&attr.names().into())
-        );
-        text.push_str(&crate::nix::string_literal(&piece));
-        let _ = writeln!(text, " (p \"{drv}\") \"\\\"}}\"");
+/// What pin.nix is told: the text of the file, and the `.drv`s that it is to refer to.
+fn text_of(
+    targets: &[(&AttrPath, &DrvPath)],
+    owner: &Owner,
+    created: u64,
+) -> Result<Vec<u8>, Failure> {
+    #[derive(Serialize)]
+    struct Told<'a> {
+        text: String,
+        drvs: Vec<&'a DrvPath>,
     }
-    text.push_str("\"]}\" ])\n");
-    text
+    let text = Text {
+        version: 1,
+        pipeline: owner.pipeline.clone(),
+        branch: owner.branch.clone(),
+        created,
+        targets: targets
+            .iter()
+            .map(|(attr, drv)| Entry {
+                attr: attr.names().to_vec(),
+                drv: drv.to_string(),
+            })
+            .collect(),
+    };
+    let told = serde_json::to_string(&text).and_then(|text| {
+        serde_json::to_vec(&Told {
+            text,
+            drvs: targets.iter().map(|(_, drv)| *drv).collect(),
+        })
+    });
+    told.classify(Class::Bug, || "cannot write the text of the pin".into())
 }
 
 /// Those of `paths` that are not valid.
