@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::annotation::{Facts, annotation, counts};
+use super::asking::in_one_line;
 use super::document::Document;
 use super::edges::{BadGraph, Edges};
-use super::evaluate::{describe, in_one_line};
+use super::evaluate::describe;
 use super::pin::{Owner, Pinned};
 use super::plan::{self, Plan};
 use super::steps::{Records, Steps, source, steps};
