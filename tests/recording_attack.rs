@@ -29,7 +29,7 @@ fn a_name_of_any_characters_is_recorded_as_it_is() {
             .map(Into::into),
         )
         .collect();
-    let attributes: String = names
+    let attributes: Vec<String> = names
         .iter()
         .enumerate()
         .map(|(number, name)| {
@@ -38,7 +38,7 @@ fn a_name_of_any_characters_is_recorded_as_it_is() {
             format!("${{builtins.fromJSON {json}}} = file \"n{number}\";\n")
         })
         .collect();
-    store.targets(&format!("{{ {attributes} }}"));
+    store.targets(&format!("{{ {} }}", attributes.concat()));
     let drvs = Pipeline::of(&record(&store, &[]).run()).drvs();
     assert_eq!(drvs.len(), names.len());
     for (number, name) in names.iter().enumerate() {
@@ -86,4 +86,31 @@ fn metadata_that_throws_as_a_whole_is_no_green_step() {
     let pipeline = Pipeline::of(&ended);
     assert_eq!(pipeline.drvs().keys().collect::<Vec<_>>(), [r#"["fine"]"#]);
     assert_eq!(pipeline.broken(), [r#"":boom: bad""#], "{ended}");
+}
+
+#[test]
+fn an_expression_cannot_speak_for_the_store() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"
+let gone = "\nerror: path '${builtins.storeDir}/00000000000000000000000000000000-x.drv' is not valid";
+in {
+  a-fine = file "a";
+  abort-full = abort "No space left on device";
+  abort-gone = abort gone;
+  abort-daemon = abort "\nerror: unexpected end-of-file";
+  throw-full = throw "database or disk is full";
+  throw-gone = throw gone;
+  traced = builtins.trace gone (file "traced");
+  z-fine = file "z";
+}"#,
+    );
+    let ended = record(&store, &[]).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(
+        pipeline.drvs().keys().collect::<Vec<_>>(),
+        [r#"["a-fine"]"#, r#"["traced"]"#, r#"["z-fine"]"#],
+        "{ended}"
+    );
+    assert_eq!(pipeline.broken().len(), 5, "{ended}");
 }

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::annotation::{Facts, annotation, counts};
+use super::asking::in_one_line;
 use super::document::Document;
 use super::edges::{BadGraph, Edges};
-use super::evaluate::{describe, in_one_line};
+use super::evaluate::describe;
 use super::pin::{Owner, Pinned};
 use super::plan::{self, Plan};
 use super::steps::{Records, Steps, source, steps};
@@ -53,6 +54,8 @@ pub fn perform(
         }
     }
     crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
+    let schema = Schema::new()?;
+    super::steps::check(&request, &schema)?;
     let state = open(&host)?;
     pin::prune(&state);
     let owner = Owner::of(&request, order.build.as_ref());
@@ -71,7 +74,8 @@ pub fn perform(
     let mut evaluation = Evaluation::new(&request, (order.cores, order.terminal), supervisor, log)?;
     evaluation.all()?;
     let (evaluated, pinned) = keep(&mut evaluation, &owner, &request, &state, log)?;
-    tell_broken(&evaluated, &request, log)?;
+    tell(&evaluated.broken, log);
+    tell(&evaluated.refused, log);
     time("evaluate");
 
     let (targets, inputs) = targets(&evaluated)?;
@@ -85,7 +89,6 @@ pub fn perform(
         edges: &edges,
         skip: &skipped,
     };
-    let schema = Schema::new()?;
     // Steps start at the root of the checkout.
     let recorded = match order.below_checkout.as_deref().and_then(Path::to_str) {
         Some(folder) => Request {
@@ -95,7 +98,9 @@ pub fn perform(
         None => request.clone(),
     };
     let made = steps(&records, &recorded, &schema)?;
-    tell_refused(&made.errors, &evaluated, &request, log)?;
+    let told = evaluated.broken.len() + evaluated.refused.len();
+    tell(made.errors.get(told..).unwrap_or_default(), log);
+    fail_on_errors(made.errors.len(), &request)?;
     warn_of_commands(&made, log);
     time("steps");
 
@@ -145,6 +150,13 @@ pub fn perform(
 /// # Errors
 /// The state folder cannot be used (75).
 pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
+    if let Some(folder) = host.state.as_ref().filter(|folder| !folder.exists()) {
+        log.say(format_args!(
+            "there is no state folder {}: nothing to prune",
+            folder.display()
+        ));
+        return Ok(());
+    }
     let state = open(host)?;
     let removed = pin::prune(&state);
     for folder in &removed {
@@ -152,11 +164,11 @@ pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
     }
     // Making one sweeps what killed steps have left.
     drop(state.roots());
-    log.say(format_args!(
-        "{} pin{} removed; the next collection may take what only they kept",
-        removed.len(),
-        if removed.len() == 1 { "" } else { "s" }
-    ));
+    log.say(match removed.len() {
+        0 => "no pin has been kept long enough yet".to_owned(),
+        1 => "1 pin removed: the next collection may take what only it kept".to_owned(),
+        count => format!("{count} pins removed: the next collection may take what only they kept"),
+    });
     Ok(())
 }
 
@@ -312,27 +324,7 @@ fn keep(
     .hint("let the collector run less often, or while nothing is recorded"))
 }
 
-/// Says which attributes are broken; where that is to fail, it does.
-fn tell_broken(evaluated: &Evaluated, request: &Request, log: Log) -> Result<(), Failure> {
-    tell(&evaluated.broken, log);
-    tell(&evaluated.refused, log);
-    let count = evaluated.broken.len() + evaluated.refused.len();
-    fail_on_errors(count, request)
-}
-
-/// The same for targets that make no step that Buildkite would take.
-fn tell_refused(
-    errors: &[Broken],
-    evaluated: &Evaluated,
-    request: &Request,
-    log: Log,
-) -> Result<(), Failure> {
-    let told = evaluated.broken.len() + evaluated.refused.len();
-    let new = errors.get(told..).unwrap_or_default();
-    tell(new, log);
-    fail_on_errors(new.len(), request)
-}
-
+/// Says which attributes are broken.
 fn tell(broken: &[Broken], log: Log) {
     for one in broken.iter().take(TOLD) {
         let message = one.message.as_deref().map(in_one_line);
@@ -347,6 +339,7 @@ fn tell(broken: &[Broken], log: Log) {
     }
 }
 
+/// Fails where something is broken and that is to fail the recording.
 fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
     if count == 0 || request.on_error == OnError::Step {
         return Ok(());

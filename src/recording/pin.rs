@@ -12,14 +12,13 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::evaluate::{last_words, store_answers};
+use super::asking::{ask_store, last_words, store_answers};
 use super::{Build, Request, hash_of};
-use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath, command};
 use crate::state::State;
-use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::supervise::{OnStop, Supervisor};
 
 /// How often the pin is made, where a collection that was running already takes it.
 const ATTEMPTS: u32 = 3;
@@ -247,26 +246,10 @@ pub(super) fn invalid(
     let mut invalid = Vec::new();
     for batch in batches(paths) {
         let line = command::invalid_of(batch, options);
-        let finished = asked(&line, supervisor)?;
+        let finished = ask_store(&line, supervisor)?;
         invalid.extend(finished.text().lines().map(str::to_owned));
     }
     Ok(invalid)
-}
-
-fn asked(line: &CommandLine, supervisor: &mut Supervisor) -> Result<Finished, Failure> {
-    let mut said = Vec::new();
-    let finished = supervisor.run(line, OnStop::TermThenKill, &mut said)?;
-    if finished.ending.success() {
-        return Ok(finished);
-    }
-    let (_, message) = last_words(&said, finished.ending);
-    Err(Failure::new(
-        Class::Surroundings,
-        format_args!("the Nix store cannot be asked: {message}"),
-    )
-    .hint(
-        "is the Nix daemon running, and does NIX_REMOTE (if it is set) name a store of this host?",
-    ))
 }
 
 /// As many paths at once as one command can take.

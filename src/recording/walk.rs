@@ -89,7 +89,11 @@ impl DescribedMeta {
         let timeout = match self.timeout {
             None | Some(serde_json::Value::Null) => None,
             Some(value) => Some(value.as_u64().filter(|seconds| *seconds > 0).ok_or_else(
-                || format!("meta.timeout is {value}, and must be a whole number of seconds"),
+                || {
+                    format!(
+                        "meta.timeout is {value}, and must be a whole number of seconds, from 1 on"
+                    )
+                },
             )?),
         };
         let description = self
