@@ -270,8 +270,8 @@ impl Reading {
 
     /// The build of the job that this is; none by hand.
     ///
-    /// A container often gets only some of a job's variables (that of the docker plugin, no step). Taken for a recording by
-    /// hand, which uploads nothing, such a job would be green.
+    /// A container often gets only some of a job's variables: the docker plugin's `mount-buildkite-agent` passes the three that
+    /// the agent's commands need, and no step. Taken for a recording by hand, which uploads nothing, such a job would be green.
     fn build(&self) -> Result<Option<recording::Build>, Failure> {
         let named = |name: &str| text(&self.environment, name);
         let needed = |name: &str| {
