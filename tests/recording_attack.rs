@@ -1,6 +1,8 @@
 //! A recording of a repository that means harm, or does what nobody does: one attribute never takes another with it, and no
 //! step builds anything but the attribute it is named for.
 
+use std::fmt::Write as _;
+
 use crate::support::{program::Program, recording::Pipeline, store::Store};
 
 /// A recording by hand, of everything whatever is built, with these flags.
@@ -29,15 +31,15 @@ fn a_name_of_any_characters_is_recorded_as_it_is() {
             .map(Into::into),
         )
         .collect();
-    let attributes: String = names
-        .iter()
-        .enumerate()
-        .map(|(number, name)| {
-            let json = serde_json::to_string(&serde_json::to_string(name).unwrap()).unwrap();
-            let json = json.replace("${", "\\${");
-            format!("${{builtins.fromJSON {json}}} = file \"n{number}\";\n")
-        })
-        .collect();
+    let mut attributes = String::new();
+    for (number, name) in names.iter().enumerate() {
+        let json = serde_json::to_string(&serde_json::to_string(name).unwrap()).unwrap();
+        let json = json.replace("${", "\\${");
+        let _ = writeln!(
+            attributes,
+            "${{builtins.fromJSON {json}}} = file \"n{number}\";"
+        );
+    }
     store.targets(&format!("{{ {attributes} }}"));
     let drvs = Pipeline::of(&record(&store, &[]).run()).drvs();
     assert_eq!(drvs.len(), names.len());
