@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-use crate::buildkite::default_command::{self, Job, Ours, Plan, Refusal, is_eval_once_step};
+use crate::buildkite::default_command::{self, Job, Ours, Plan, Refusal, is_eval_once};
 use crate::command_line::{Program, find_program};
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
@@ -39,8 +39,8 @@ pub fn step(
     mut supervisor: Supervisor,
     log: Log,
 ) -> Result<u8, Failure> {
-    let ours = is_eval_once_step(&job.command);
-    if ours == Ours::StepAndMore {
+    let ours = is_eval_once(&job.command, "step");
+    if ours == Ours::ItselfAndMore {
         order.keys = order.keys.and_then(|_| {
             Err(refuse("the job's command is `eval-once step`, which this hook is already, and more than that")
                 .hint("leave the command at `eval-once step`, or make it just what is to run after the build"))
@@ -56,7 +56,7 @@ pub fn step(
     if !done.command || nothing {
         return Ok(0);
     }
-    if ours == Ours::Step {
+    if ours == Ours::Itself {
         log.say("the job's command is this step itself: it is not run again, and its flags are not looked at");
         return Ok(0);
     }
@@ -72,16 +72,27 @@ pub fn step(
 /// # Errors
 /// The recording failed, and the command is not run then; or a signal asked us to end.
 pub fn recording(
-    order: recording::Order,
+    mut order: recording::Order,
     mut job: Job,
     mut supervisor: Supervisor,
     log: Log,
 ) -> Result<u8, Failure> {
+    let ours = is_eval_once(&job.command, "pipeline");
+    if ours == Ours::ItselfAndMore {
+        order.keys = order.keys.and_then(|_| {
+            Err(refuse("the job's command is `eval-once pipeline`, which this hook is already, and more than that")
+                .hint("leave the command out, or make it just what is to run after the upload"))
+        });
+    }
     recording::perform(order, &mut supervisor, log)?;
     if String::from_utf8_lossy(job.command.as_bytes())
         .trim()
         .is_empty()
     {
+        return Ok(0);
+    }
+    if ours == Ours::Itself {
+        log.say("the job's command is this recording itself: it is not run again, and its flags are not looked at");
         return Ok(0);
     }
     log.say("running the job's own command");

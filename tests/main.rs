@@ -19,6 +19,7 @@ mod plugin_yml;
 mod recording_attack;
 mod recording_evaluate;
 mod recording_in_build;
+mod recording_keys;
 mod recording_store;
 mod shim;
 mod statuses;

@@ -357,6 +357,12 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
             .env("BUILDKITE_PLUGIN_CONFIGURATION", configuration.to_string())
             .env("BUILDKITE_PLUGINS", plugins.to_string())
             .env("BUILDKITE_BUILD_CHECKOUT_PATH", folder.path())
+            .envs([
+                ("BUILDKITE_JOB_ID", "job"),
+                ("BUILDKITE_BUILD_ID", "build"),
+                ("BUILDKITE_STEP_ID", "step"),
+                ("BUILDKITE_AGENT_ACCESS_TOKEN", "token"),
+            ])
             .env("EVAL_ONCE_STATE_DIR", folder.path().join("state"))
             .folder(folder.path())
             .run()

@@ -1099,3 +1099,37 @@ fn a_recording_that_is_killed_before_each_of_its_words_comes_to_the_same_in_the_
 fn a_recording_that_is_killed_after_each_of_its_words_comes_to_the_same_in_the_end() {
     killed_at_every_word(false);
 }
+
+#[test]
+fn a_command_that_is_the_recording_itself_is_not_run_after_it() {
+    let Some(store) = store() else { return };
+    store.targets("{ hello = file \"hello\"; }");
+    // Were it run, it would fail: there is no such program.
+    let Some(scene) = plugin_scene_with(store, &json!({}), |step| {
+        step["command"] = json!("/nowhere/eval-once pipeline --file other.nix");
+    }) else {
+        return;
+    };
+    scene.build.run();
+    scene.recorded();
+    let log = scene.build.job("record").plain();
+    assert!(log.contains("this recording itself"), "{log}");
+    assert_eq!(scene.uploads().len(), 1);
+}
+
+#[test]
+fn the_jobs_own_command_runs_after_the_upload() {
+    let Some(store) = store() else { return };
+    store.targets("{ hello = file \"hello\"; }");
+    let Some(scene) = plugin_scene_with(store, &json!({}), |step| {
+        step["command"] = json!("printf 'after %s\n' upload");
+    }) else {
+        return;
+    };
+    scene.build.run();
+    scene.recorded();
+    let log = scene.build.job("record").plain();
+    let (_, after) = log.split_once("running the job's own command").unwrap();
+    assert!(after.contains("after upload"), "{log}");
+    assert_eq!(scene.uploads().len(), 1);
+}

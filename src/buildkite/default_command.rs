@@ -181,15 +181,15 @@ pub fn plan(job: &Job) -> Result<Plan, Refusal> {
 pub enum Ours {
     /// It is something else.
     No,
-    /// It is `eval-once step`, perhaps with flags: the step that a hook of ours does itself.
-    Step,
+    /// It is the subcommand that a hook of ours is already, perhaps with flags.
+    Itself,
     /// It is that, and something that a shell or `eval-once step` would do besides. A hook cannot do it, and must not hide it.
-    StepAndMore,
+    ItselfAndMore,
 }
 
-/// Whether a job's command is `eval-once step` itself.
+/// Whether a job's command is `eval-once` with this subcommand, `step` or `pipeline`.
 #[must_use]
-pub fn is_eval_once_step(command: &OsStr) -> Ours {
+pub fn is_eval_once(command: &OsStr, wanted: &str) -> Ours {
     let Some(command) = command.to_str().map(str::trim) else {
         return Ours::No;
     };
@@ -198,14 +198,18 @@ pub fn is_eval_once_step(command: &OsStr) -> Ours {
         return Ours::No;
     };
     // A shell ends the word at an operator, whatever follows.
-    if subcommand.split(OPERATORS).next() != Some("step") {
+    if subcommand.split(OPERATORS).next() != Some(wanted) {
         return Ours::No;
     }
     if Path::new(program).file_name() != Some(OsStr::new("eval-once")) {
         return Ours::No;
     }
     let more = words.iter().any(|word| word == "--") || does_more(command);
-    if more { Ours::StepAndMore } else { Ours::Step }
+    if more {
+        Ours::ItselfAndMore
+    } else {
+        Ours::Itself
+    }
 }
 
 /// What a shell reads as more than a word, where it is not quoted.
@@ -383,26 +387,38 @@ mod tests {
     }
 
     #[test]
-    fn only_eval_once_step_itself_is_ours() {
+    fn only_the_subcommand_that_a_hook_is_already_is_ours() {
         for (command, ours) in [
-            ("eval-once step", Ours::Step),
-            (" /opt/bin/eval-once  step\n", Ours::Step),
-            ("eval-once step --file x", Ours::Step),
-            ("eval-once step --report r -- make", Ours::StepAndMore),
-            ("eval-once step; make", Ours::StepAndMore),
-            ("eval-once step;make", Ours::StepAndMore),
-            ("eval-once step>log", Ours::StepAndMore),
-            ("eval-once step --expr \"$X\"", Ours::StepAndMore),
-            ("eval-once step --expr '(import ./. {}).a; $'", Ours::Step),
-            ("eval-once step -I 'x=<nixpkgs>' --attr a\\;b", Ours::Step),
-            ("eval-once step\nmake", Ours::StepAndMore),
-            ("eval-once step > log", Ours::StepAndMore),
+            ("eval-once step", Ours::Itself),
+            (" /opt/bin/eval-once  step\n", Ours::Itself),
+            ("eval-once step --file x", Ours::Itself),
+            ("eval-once step --report r -- make", Ours::ItselfAndMore),
+            ("eval-once step; make", Ours::ItselfAndMore),
+            ("eval-once step;make", Ours::ItselfAndMore),
+            ("eval-once step>log", Ours::ItselfAndMore),
+            ("eval-once step --expr \"$X\"", Ours::ItselfAndMore),
+            ("eval-once step --expr '(import ./. {}).a; $'", Ours::Itself),
+            ("eval-once step -I 'x=<nixpkgs>' --attr a\\;b", Ours::Itself),
+            ("eval-once step\nmake", Ours::ItselfAndMore),
+            ("eval-once step > log", Ours::ItselfAndMore),
             ("", Ours::No),
             ("make", Ours::No),
             ("eval-once explain", Ours::No),
             ("echo eval-once step", Ours::No),
+            ("eval-once pipeline", Ours::No),
         ] {
-            assert_eq!(is_eval_once_step(OsStr::new(command)), ours, "{command}");
+            assert_eq!(is_eval_once(OsStr::new(command), "step"), ours, "{command}");
+        }
+        for (command, ours) in [
+            ("eval-once pipeline --file ci.nix", Ours::Itself),
+            ("eval-once pipeline && make", Ours::ItselfAndMore),
+            ("eval-once step", Ours::No),
+        ] {
+            assert_eq!(
+                is_eval_once(OsStr::new(command), "pipeline"),
+                ours,
+                "{command}"
+            );
         }
     }
 }

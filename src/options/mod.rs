@@ -130,10 +130,17 @@ impl Reading {
                 Invocation::Explain(self.order_by_hand(keys, None), json)
             }
             Command::Pipeline { keys, dry_run } => {
-                Invocation::Pipeline(Box::new(recording::Order {
-                    dry_run,
-                    ..self.recording(keys.into_keys(), self.by_hand(), None)
-                }))
+                let mut order = self.recording(keys.into_keys(), self.by_hand(), None);
+                order.dry_run = dry_run;
+                match self.build() {
+                    Ok(build) => order.build = build,
+                    Err(_) if dry_run => {}
+                    Err(failure) => {
+                        let failure = failure.hint("let it have the job's variables, in a container too; or, with --dry-run, only print the pipeline");
+                        order.keys = order.keys.and(Err(failure));
+                    }
+                }
+                Invocation::Pipeline(Box::new(order))
             }
             Command::Prune => Invocation::Prune(self.host()),
             Command::Hook {
@@ -207,7 +214,30 @@ impl Reading {
             Ok((plugins, configuration)) => (keys, plugin::our_reference(plugins, configuration)),
             Err(failure) => (Err(failure), None),
         };
-        let order = self.recording(keys, self.in_hook(), plugin);
+        // Steps of another kind than the user expects would be found out by red jobs only.
+        let keys = keys.and_then(|keys| {
+            if plugin.is_none() && !keys.contains_key("plugin") && !keys.contains_key("emit") {
+                return Err(keys::refuse(
+                    "nobody knows how this plugin is called in steps: no entry of BUILDKITE_PLUGINS has its configuration",
+                )
+                .hint("give `plugin`, its reference as one writes it under `plugins:`, or `emit: command`"));
+            }
+            Ok(keys)
+        });
+        let build = self.build().and_then(|build| {
+            build.ok_or_else(|| {
+                keys::refuse("this is no job, so there is no build to upload to: BUILDKITE_JOB_ID is not set")
+                    .hint("`eval-once pipeline` records by hand")
+            })
+        });
+        let (keys, build) = match build {
+            Ok(build) => (keys, Some(build)),
+            Err(failure) => (keys.and(Err(failure)), None),
+        };
+        let order = recording::Order {
+            build,
+            ..self.recording(keys, self.in_hook(), plugin)
+        };
         Invocation::JobPipeline(Box::new(order), self.job())
     }
 
@@ -221,7 +251,7 @@ impl Reading {
         recording::Order {
             keys,
             host: self.host(),
-            build: self.build(),
+            build: None,
             below_checkout: self.below_checkout(&place.folder),
             plugin,
             place,
@@ -239,21 +269,34 @@ impl Reading {
     }
 
     /// The build of the job that this is; none by hand.
-    fn build(&self) -> Option<recording::Build> {
+    ///
+    /// A container often gets only some of a job's variables (that of the docker plugin, no step). Taken for a recording by
+    /// hand, which uploads nothing, such a job would be green.
+    fn build(&self) -> Result<Option<recording::Build>, Failure> {
         let named = |name: &str| text(&self.environment, name);
-        named("BUILDKITE_AGENT_ACCESS_TOKEN")?;
+        let needed = |name: &str| {
+            named(name).ok_or_else(|| {
+                keys::refuse(format_args!(
+                    "this is a job (BUILDKITE_JOB_ID is set) that cannot upload: {name} is not set"
+                ))
+            })
+        };
         let slug = |name: &str| named(name).unwrap_or_default();
-        Some(recording::Build {
-            build: named("BUILDKITE_BUILD_ID")?,
-            job: named("BUILDKITE_JOB_ID")?,
-            step: named("BUILDKITE_STEP_ID")?,
+        let Some(job) = named("BUILDKITE_JOB_ID") else {
+            return Ok(None);
+        };
+        needed("BUILDKITE_AGENT_ACCESS_TOKEN")?;
+        Ok(Some(recording::Build {
+            build: needed("BUILDKITE_BUILD_ID")?,
+            job,
+            step: needed("BUILDKITE_STEP_ID")?,
             pipeline: format!(
                 "{}/{}",
                 slug("BUILDKITE_ORGANIZATION_SLUG"),
                 slug("BUILDKITE_PIPELINE_SLUG")
             ),
             branch: slug("BUILDKITE_BRANCH"),
-        })
+        }))
     }
 
     fn order_by_hand(&self, flags: KeyFlags, report: Option<PathBuf>) -> Order {
@@ -575,6 +618,113 @@ mod tests {
                 hook(&[plugin, ("BUILDKITE_HOOK_SCOPE", scope)]),
                 Invocation::OtherJob(_)
             ));
+        }
+    }
+
+    /// The variables of a job that a recording needs.
+    const JOB: [(&str, &str); 4] = [
+        ("BUILDKITE_JOB_ID", "j"),
+        ("BUILDKITE_AGENT_ACCESS_TOKEN", "t"),
+        ("BUILDKITE_BUILD_ID", "b"),
+        ("BUILDKITE_STEP_ID", "s"),
+    ];
+
+    fn recording(environment: &[(&str, &str)], flags: &[&str]) -> recording::Order {
+        let arguments = [&["eval-once", "pipeline"], flags].concat();
+        let Invocation::Pipeline(order) = invocation(environment, &arguments) else {
+            panic!()
+        };
+        *order
+    }
+
+    #[test]
+    fn the_flags_of_a_recording_become_the_same_object_as_a_plugins_configuration() {
+        let flags = "--file ci.nix -A a --recurse all --exclude a.*.b --exclude c --workers 2 --memory 512 \
+            --evaluation-timeout 9 --evaluator nix --skip none --skip-style omit --on-error fail --emit plugin \
+            --plugin o/p#v1 --step {\"priority\":1} --agents {\"x\":{\"queue\":\"q\"}} --group-by 1 --no-meta \
+            --chunk 5 --keep-days 7 --option cores 2 -I lib=./lib --argstr y z --dry-run";
+        let order = recording(&[], &flags.split_whitespace().collect::<Vec<_>>());
+        assert!(order.dry_run && order.build.is_none() && order.plugin.is_none());
+        assert_eq!(
+            Value::Object(order.keys.unwrap()),
+            json!({
+                "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", "c"], "workers": 2, "memory": 512,
+                "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "skip-style": "omit", "on-error": "fail",
+                "emit": "plugin", "plugin": "o/p#v1", "step": { "priority": 1 }, "agents": { "x": { "queue": "q" } },
+                "group-by": 1, "meta": false, "chunk": 5, "keep-days": 7, "options": { "cores": "2" },
+                "include": ["lib=./lib"], "argstr": { "y": "z" }
+            })
+        );
+    }
+
+    #[test]
+    fn a_job_that_cannot_upload_is_not_taken_for_a_recording_by_hand() {
+        assert!(recording(&[], &[]).keys.is_ok());
+        let slugs = [
+            ("BUILDKITE_ORGANIZATION_SLUG", "o"),
+            ("BUILDKITE_PIPELINE_SLUG", "p"),
+            ("BUILDKITE_BRANCH", "main"),
+        ];
+        let order = recording(&[&JOB[..], &slugs].concat(), &[]);
+        assert!(order.keys.is_ok());
+        assert_eq!(
+            order.build.unwrap(),
+            recording::Build {
+                build: "b".into(),
+                job: "j".into(),
+                step: "s".into(),
+                pipeline: "o/p".into(),
+                branch: "main".into()
+            }
+        );
+        for (missing, _) in &JOB[1..] {
+            let some: Vec<_> = JOB
+                .into_iter()
+                .filter(|(name, _)| name != missing)
+                .collect();
+            let failure = recording(&some, &[]).keys.unwrap_err();
+            assert_eq!(failure.class, Class::Config);
+            assert!(failure.to_string().contains(missing), "{failure}");
+            let order = recording(&some, &["--dry-run"]);
+            assert!(order.keys.is_ok() && order.build.is_none());
+        }
+    }
+
+    #[test]
+    fn a_plugins_hook_with_a_pipeline_records() {
+        let hook = |configuration: &str, plugins: &str, job: &[(&str, &str)]| {
+            let plugin = [
+                ("BUILDKITE_PLUGIN_CONFIGURATION", configuration),
+                ("BUILDKITE_PLUGINS", plugins),
+            ];
+            let environment = [job, &plugin].concat();
+            match invocation(&environment, &["eval-once", "hook", "command"]) {
+                Invocation::JobPipeline(order, _) => *order,
+                other => panic!("{other:?}"),
+            }
+        };
+        let ours = r#"{"pipeline":{"file":"x"}}"#;
+        let plugins = format!(r#"["docker#v5",{{"o/eval-once#v1":{ours}}}]"#);
+        let order = hook(ours, &plugins, &JOB);
+        assert_eq!(order.plugin.as_deref(), Some("o/eval-once#v1"));
+        assert!(order.build.is_some());
+        assert_eq!(Value::Object(order.keys.unwrap()), json!({ "file": "x" }));
+
+        let refused = |configuration, plugins, job, part| {
+            let failure = hook(configuration, plugins, job).keys.unwrap_err();
+            assert_eq!(failure.class, Class::Config);
+            assert!(failure.to_string().contains(part), "{failure}");
+        };
+        refused(ours, "[]", &JOB, "BUILDKITE_PLUGINS");
+        refused(ours, &plugins, &[], "BUILDKITE_JOB_ID");
+        refused(ours, &plugins, &JOB[..3], "BUILDKITE_STEP_ID");
+        refused(r#"{"pipeline":{},"attr":"a"}"#, &plugins, &JOB, "`attr`");
+        refused(r#"{"pipeline":[]}"#, &plugins, &JOB, "`pipeline`");
+        for said in [
+            r#"{"pipeline":{"emit":"command"}}"#,
+            r#"{"pipeline":{"plugin":"o/p#v1"}}"#,
+        ] {
+            assert!(hook(said, "[]", &JOB).keys.is_ok());
         }
     }
 

@@ -305,13 +305,17 @@ fn tags(value: Value) -> Option<Result<Keys, String>> {
     }
 }
 
-/// A reference that can stand in every step: whoever sees a build sees it.
+/// A reference that can stand in every step: whoever sees a build sees it. Over HTTP a user's name alone may be a token;
+/// elsewhere it is only a name (`ssh://git@…`).
 fn without_credentials(reference: String) -> Result<String, String> {
-    let authority = reference
-        .split_once("://")
-        .filter(|(scheme, _)| scheme.ends_with("http") || scheme.ends_with("https"))
-        .and_then(|(_, rest)| rest.split(['/', '#']).next());
-    if authority.is_some_and(|authority| authority.contains('@')) {
+    let credentials = reference.split_once("://").is_some_and(|(scheme, rest)| {
+        let scheme = scheme.to_ascii_lowercase();
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        authority.rsplit_once('@').is_some_and(|(user, _)| {
+            scheme.ends_with("http") || scheme.ends_with("https") || user.contains(':')
+        })
+    });
+    if credentials {
         return Err("holds credentials: they would stand in every step".into());
     }
     Ok(reference)
@@ -391,7 +395,13 @@ mod tests {
             failure.to_string().contains("credentials") && !failure.to_string().contains("secret"),
             "{failure}"
         );
-        assert!(read_as(&json!({}), Some("ssh://git@example.com/p.git#v1")).is_ok());
+        for without in [
+            "ssh://git@example.com/p.git#v1",
+            "git@example.com:o/p.git#v1",
+            "https://example.com/p.git?at=a@b#v1",
+        ] {
+            assert!(read_as(&json!({}), Some(without)).is_ok(), "{without}");
+        }
     }
 
     #[test]
@@ -417,7 +427,10 @@ mod tests {
             (json!({"chunk": 501}), "`chunk`"),
             (json!({"skip": false}), "`skip`"),
             (json!({"emit": "plugin"}), "`plugin`"),
+            (json!({"plugin": " "}), "`plugin`"),
             (json!({"plugin": "https://t@h/x"}), "`plugin`"),
+            (json!({"plugin": "HTTPS://t@h/x"}), "`plugin`"),
+            (json!({"plugin": "ssh://u:p@h/x"}), "`plugin`"),
             (json!({"agents": {"x": "queue"}}), "`agents.x`"),
             (json!({"agents": {"x": ["queue"]}}), "`agents.x`"),
             (json!({"share": "file:///x"}), "`share`"),
@@ -428,6 +441,34 @@ mod tests {
             let failure = read(&keys).unwrap_err();
             assert_eq!(failure.class, Class::Config, "{keys}");
             assert!(failure.to_string().contains(name), "{keys}: {failure}");
+        }
+    }
+    #[test]
+    fn a_confined_recording_evaluates_only_what_lies_in_the_checkout() {
+        let checkout = tempfile::TempDir::new().unwrap();
+        let place = Place {
+            folder: checkout.path().into(),
+            confined: true,
+            no_checkout: false,
+        };
+        let read = |keys: &Value| Request::read(keys.as_object().unwrap().clone(), &place, None);
+        for good in [
+            json!({"file": "ci.nix", "include": ["x=."], "options": {"timeout": 9}, "arg": {"n": 5}}),
+            json!({"attr": "a", "skip": "none", "group-by": 1}),
+        ] {
+            assert!(read(&good).is_ok(), "{good}");
+        }
+        for bad in [
+            json!({"expr": "1"}),
+            json!({"flake": "."}),
+            json!({"file": "https://example.org/x.tar.gz"}),
+            json!({"file": "../x.nix"}),
+            json!({"file": "ci.nix", "arg": {"x": "import /etc"}}),
+            json!({"file": "ci.nix", "include": ["/etc"]}),
+            json!({"file": "ci.nix", "options": {"post-build-hook": "x"}}),
+        ] {
+            let failure = read(&bad).expect_err(&bad.to_string());
+            assert_eq!(failure.class, Class::Config, "{bad}");
         }
     }
 }
