@@ -42,6 +42,9 @@ const TOO_LONG: Duration = Duration::from_secs(1);
 /// How often memory is measured, and the rest of the work looked at.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How often, once a process has more than half of what it may have: the rest may be gone in a tick.
+const CLOSE_TICK: Duration = Duration::from_millis(10);
+
 /// What is kept of what Nix says at its death, in bytes.
 const MESSAGE_AT_MOST: usize = 8 << 10;
 
@@ -278,6 +281,7 @@ impl<'a> Walk<'a> {
         running: &mut Vec<Running>,
     ) -> Result<(), Failure> {
         let mut measure = Instant::now();
+        let mut tick = TICK;
         loop {
             if self.supervisor.is_stopped() {
                 if running.is_empty() {
@@ -290,13 +294,17 @@ impl<'a> Walk<'a> {
                 }
                 // Not whenever one says something: with light targets that is thousands of times a second.
                 if measure <= Instant::now() {
-                    self.measure(workers, running);
-                    measure = Instant::now() + TICK;
+                    tick = if self.measure(workers, running) {
+                        CLOSE_TICK
+                    } else {
+                        TICK
+                    };
+                    measure = Instant::now() + tick;
                 }
             }
             let mut heard: Vec<(usize, Vec<u8>)> = Vec::new();
             self.supervisor
-                .watch(running, Some(Instant::now() + TICK), |number, bytes| {
+                .watch(running, Some(Instant::now() + tick), |number, bytes| {
                     heard.push((number, bytes.to_vec()));
                 })?;
             for (number, bytes) in heard {
@@ -399,20 +407,22 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Stops the processes that have too much memory, or take too long.
-    fn measure(&mut self, workers: &mut [Worker], running: &mut [Running]) {
+    /// Stops the processes that have too much memory, or take too long. Says whether one comes close to having too much.
+    fn measure(&mut self, workers: &mut [Worker], running: &mut [Running]) -> bool {
         let processes: Vec<u32> = running.iter().map(Running::id).collect();
         let resident = if self.budget == u64::MAX {
             vec![None; processes.len()]
         } else {
             memory::resident(&processes, self.supervisor)
         };
+        let mut close = false;
         for ((worker, one), resident) in workers.iter_mut().zip(running).zip(resident) {
             if worker.fate.is_some() {
                 continue;
             }
             // A little less than its part: it goes on growing until it is gone.
             let part = self.part(&worker.task);
+            close |= resident.is_some_and(|resident| resident > part / 2);
             if resident.is_some_and(|resident| resident > part / 20 * 19) {
                 worker.fate = Some(Fate::TooLarge);
                 one.stop(TOO_LARGE);
@@ -423,6 +433,7 @@ impl<'a> Walk<'a> {
                 one.stop(TOO_LONG);
             }
         }
+        close
     }
 
     // ---- what they say

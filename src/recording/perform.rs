@@ -15,7 +15,8 @@ use super::plan::{self, Plan};
 use super::steps::{Records, Steps, source, steps};
 use super::upload::Upload;
 use super::{
-    Broken, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin, skip,
+    Broken, Build, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin,
+    skip,
 };
 use crate::buildkite::pipeline::Command;
 use crate::buildkite::schema::Schema;
@@ -42,16 +43,10 @@ pub fn perform(
     let (keys, host) = (order.keys?, order.host?);
     let request = Request::read(keys, &order.place, order.plugin.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
-    if let Some(build) = build {
-        let mut upload = Upload {
-            build,
-            supervisor,
-            log,
-        };
-        if let Some(plan) = upload.earlier_plan()? {
-            upload.follow(&plan, false)?;
-            return Ok(None);
-        }
+    if let Some(build) = build
+        && follow_earlier(build, supervisor, log)?
+    {
+        return Ok(None);
     }
     crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
     let schema = Schema::new()?;
@@ -73,15 +68,18 @@ pub fn perform(
 
     let mut evaluation = Evaluation::new(&request, (order.cores, order.terminal), supervisor, log)?;
     evaluation.all()?;
-    let (evaluated, pinned) = keep(&mut evaluation, &owner, &request, &state, log)?;
+    let Kept {
+        evaluated,
+        pin,
+        targets,
+        edges,
+    } = keep(&mut evaluation, &owner, &request, &state, log)?;
     tell(&evaluated.broken, log);
     tell(&evaluated.refused, log);
     time("evaluate");
 
-    let (targets, inputs) = targets(&evaluated)?;
     let skipped = skip::reasons(&targets, &request, supervisor, log)?;
     time("skip");
-    let edges = edges(&targets, inputs)?;
     let records = Records {
         targets: &targets,
         broken: &evaluated.broken,
@@ -126,7 +124,7 @@ pub fn perform(
         &made.placed,
         &made.errors,
     );
-    document.pin = pinned.as_ref();
+    document.pin = pin.as_ref();
     document.seconds = seconds;
     let plan = Plan::new(
         &build.step,
@@ -143,6 +141,20 @@ pub fn perform(
     upload.keep(&plan)?;
     upload.follow(&plan, true)?;
     Ok(None)
+}
+
+/// Goes on where an earlier try of the same step was, if one got as far as its plan. Says whether one did.
+fn follow_earlier(build: &Build, supervisor: &mut Supervisor, log: Log) -> Result<bool, Failure> {
+    let mut upload = Upload {
+        build,
+        supervisor,
+        log,
+    };
+    let Some(plan) = upload.earlier_plan()? else {
+        return Ok(false);
+    };
+    upload.follow(&plan, false)?;
+    Ok(true)
 }
 
 /// Removes the pins that have been kept long enough.
@@ -274,14 +286,23 @@ impl<'a> Evaluation<'a> {
 /// How often a recording begins again whose `.drv`s are gone before they could be pinned.
 const ATTEMPTS: u32 = 3;
 
-/// Pins what was evaluated; what has gone meanwhile is evaluated again.
+/// What was evaluated, and is kept from now on.
+struct Kept {
+    evaluated: Evaluated,
+    /// None where there is nothing to keep.
+    pin: Option<StorePath>,
+    targets: Vec<Target>,
+    edges: Edges,
+}
+
+/// Pins what was evaluated, and reads it while Nix writes the pin; what has gone meanwhile is evaluated again.
 fn keep(
     evaluation: &mut Evaluation<'_>,
     owner: &Owner,
     request: &Request,
     state: &State,
     log: Log,
-) -> Result<(Evaluated, Option<StorePath>), Failure> {
+) -> Result<Kept, Failure> {
     for _ in 0..ATTEMPTS {
         let evaluated = evaluation.evaluated();
         if evaluated.found.is_empty() {
@@ -296,22 +317,42 @@ fn keep(
                     "does `exclude` leave out too much? Sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
                 }));
             }
-            return Ok((evaluated, None));
+            return read(&evaluated).map(|(targets, edges)| Kept {
+                evaluated,
+                pin: None,
+                targets,
+                edges,
+            });
         }
-        let targets: Vec<(&AttrPath, &DrvPath)> = evaluated
+        let recorded: Vec<(&AttrPath, &DrvPath)> = evaluated
             .found
             .iter()
             .map(|found| (&found.attr, &found.drv))
             .collect();
-        match pin::pin(
-            &targets,
+        let mut was_read = None;
+        let pinned = pin::pin(
+            &recorded,
             owner,
             request,
             state,
             evaluation.supervisor(),
             log,
-        )? {
-            Pinned::Kept(pin) => return Ok((evaluated, Some(pin))),
+            || was_read = Some(read(&evaluated)),
+        )?;
+        match pinned {
+            Pinned::Kept(pin) => {
+                let (targets, edges) = match was_read {
+                    // It may have gone while it was read, and have been made again.
+                    Some(Ok(read)) => read,
+                    _ => read(&evaluated)?,
+                };
+                return Ok(Kept {
+                    evaluated,
+                    pin: Some(pin),
+                    targets,
+                    edges,
+                });
+            }
             Pinned::Gone(gone) => evaluation.again(&gone)?,
         }
     }
@@ -367,6 +408,13 @@ fn warn_of_commands(made: &Steps, log: Log) {
             if own == 1 { " has a command" } else { "s have a command" }
         ));
     }
+}
+
+/// The targets that were found, and the edges between them, from their `.drv`s.
+fn read(evaluated: &Evaluated) -> Result<(Vec<Target>, Edges), Failure> {
+    let (targets, inputs) = targets(evaluated)?;
+    let edges = edges(&targets, inputs)?;
+    Ok((targets, edges))
 }
 
 type Inputs = HashMap<DrvPath, Vec<DrvPath>>;

@@ -96,7 +96,7 @@ pub(super) enum Pinned {
     Gone(Vec<DrvPath>),
 }
 
-/// Keeps the `.drv`s of `targets`.
+/// Keeps the `.drv`s of `targets`; `beside` is done while Nix writes the pin.
 ///
 /// # Errors
 /// The state folder or the store fails (75).
@@ -107,6 +107,7 @@ pub(super) fn pin(
     state: &State,
     supervisor: &mut Supervisor,
     log: Log,
+    beside: impl FnOnce(),
 ) -> Result<Pinned, Failure> {
     let folder = state.pins().join(&owner.folder);
     let in_state = || format!("cannot keep a pin in {}", folder.display());
@@ -126,9 +127,14 @@ pub(super) fn pin(
     json.write_all(&text_of(targets, owner, now)?)
         .classify(Class::Surroundings, in_state)?;
     let write = command::write_pin(json.path(), &request.options);
+    let mut beside = Some(beside);
     for _ in 0..ATTEMPTS {
         let mut said = Vec::new();
-        let written = supervisor.run(&write, OnStop::TermThenKill, &mut said)?;
+        let written = supervisor.run_beside(&write, OnStop::TermThenKill, &mut said, || {
+            if let Some(beside) = beside.take() {
+                beside();
+            }
+        })?;
         if !written.ending.success() {
             let drvs: Vec<&StorePath> =
                 targets.iter().map(|(_, drv)| drv.as_store_path()).collect();
