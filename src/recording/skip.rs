@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::io::{self, Write as _};
 
+use super::evaluate::last_words;
 use super::pin::{batches, invalid};
 use super::{Request, Skip, Target};
 use crate::exit::Failure;
@@ -61,31 +62,55 @@ fn substitutable(
     let mut missing = HashSet::new();
     let mut fetched = HashSet::new();
     let mut unreachable = BTreeSet::new();
+    let mut failing = BTreeSet::new();
+    // Otherwise one cache that answers with an error is the end of the whole question, and what the others have is not said.
+    let mut options = request.options.clone();
+    options.push(("fallback".into(), "true".into()));
     for batch in batches(paths) {
-        let line = command::would_obtain(batch, &request.options);
+        let line = command::would_obtain(batch, &options);
         let mut said = Vec::new();
         let finished = supervisor.run(&line, OnStop::TermThenKill, &mut said)?;
         if !finished.ending.success() {
-            // Why, the store itself will say; or else it is the question that Nix does not like.
+            // Where it is the store that fails, it says so now.
             missing.extend(invalid(batch, &request.options, supervisor)?);
+            let (_, message) = last_words(&said, finished.ending);
+            log.warn(format_args!(
+                "what is only in caches gets a step, for they cannot be asked: {message}"
+            ));
             continue;
         }
         let mut listener = Listener::new(io::sink());
         let _ = listener.write_all(&said);
         unreachable.extend(listener.finish().0.unreachable);
-        let (not_known, would_be) = read(&String::from_utf8_lossy(&said));
+        let said = String::from_utf8_lossy(&said);
+        failing.extend(said.lines().filter_map(given_up));
+        let (not_known, would_be) = read(&said);
         missing.extend(not_known);
         fetched.extend(would_be);
     }
-    if !unreachable.is_empty() {
-        let caches: BTreeSet<&str> = unreachable.iter().map(|file| cache_of(file)).collect();
-        let caches: Vec<&str> = caches.into_iter().collect();
-        log.warn(format_args!(
-            "{} cannot be reached: what only it has gets a step",
-            caches.join(", ")
-        ));
+    let unreachable: BTreeSet<String> = unreachable
+        .iter()
+        .map(|file| cache_of(file).to_owned())
+        .collect();
+    let failing: BTreeSet<String> = failing.difference(&unreachable).cloned().collect();
+    for (caches, what) in [
+        (unreachable, "cannot be reached"),
+        (failing, "answers with errors"),
+    ] {
+        for cache in caches {
+            log.warn(format_args!("{cache} {what}: what only it has gets a step"));
+        }
     }
     Ok((missing, fetched))
+}
+
+/// The cache that Nix asks no more, where a line says so (with `fallback` only; 2.8, 2.26 and 2.34 in the same words).
+fn given_up(line: &str) -> Option<String> {
+    let line = without_colours(line);
+    let (cache, _) = line
+        .strip_prefix("disabling binary cache '")?
+        .split_once('\'')?;
+    Some(cache.to_owned())
 }
 
 /// The cache that a file belongs to.
