@@ -39,6 +39,14 @@ pub fn perform(
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (keys, host) = (order.keys?, order.host?);
     let request = Request::read(keys, &order.place, order.plugin.as_deref())?;
+    // Steps start at the root of the checkout.
+    let recorded = match order.below_checkout.as_deref().and_then(Path::to_str) {
+        Some(folder) => Request {
+            root: request.root.from_above(folder),
+            ..request.clone()
+        },
+        None => request.clone(),
+    };
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     if let Some(build) = build {
         let mut upload = Upload {
@@ -46,7 +54,7 @@ pub fn perform(
             supervisor,
             log,
         };
-        if let Some(plan) = upload.earlier_plan()? {
+        if let Some(plan) = upload.earlier_plan(&pin::identity(&recorded))? {
             upload.follow(&plan, false)?;
             return Ok(None);
         }
@@ -54,7 +62,7 @@ pub fn perform(
     crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
     let state = open(&host)?;
     pin::prune(&state);
-    let owner = Owner::of(&request, order.build.as_ref());
+    let owner = Owner::of(&recorded, order.build.as_ref());
     let previous = pin::previous(&owner, &state);
 
     let mut seconds = BTreeMap::new();
@@ -85,14 +93,6 @@ pub fn perform(
         skip: &skipped,
     };
     let schema = Schema::new()?;
-    // Steps start at the root of the checkout.
-    let recorded = match order.below_checkout.as_deref().and_then(Path::to_str) {
-        Some(folder) => Request {
-            root: request.root.from_above(folder),
-            ..request.clone()
-        },
-        None => request.clone(),
-    };
     let made = steps(&records, &recorded, &schema)?;
     tell_refused(&made.errors, &evaluated, &request, log)?;
     time("steps");
@@ -133,7 +133,7 @@ pub fn perform(
         supervisor,
         log,
     };
-    upload.keep(&plan)?;
+    upload.keep(&plan, &pin::identity(&recorded))?;
     upload.follow(&plan, true)?;
     Ok(None)
 }
@@ -148,8 +148,17 @@ pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
     for folder in &removed {
         log.say(format_args!("removed {}", folder.display()));
     }
-    // Making one sweeps what killed steps have left.
-    drop(state.roots());
+    let (roots, outputs) = state.sweep();
+    if roots > 0 {
+        let s = if roots == 1 { "" } else { "s" };
+        log.say(format_args!("removed the roots of {roots} killed step{s}"));
+    }
+    if outputs > 0 {
+        log.say(format_args!(
+            "removed the outputs of {outputs} step{}, which were kept for a day",
+            if outputs == 1 { "" } else { "s" }
+        ));
+    }
     log.say(format_args!(
         "{} pin{} removed; the next collection may take what only they kept",
         removed.len(),
