@@ -11,6 +11,7 @@ use crate::support::{
     recording::Pipeline,
     stand_in::StandIns,
     store::Store,
+    target::Target,
 };
 
 fn record(store: &Store, flags: &[&str]) -> Program {
@@ -382,6 +383,36 @@ fn a_cache_that_answers_with_errors_hides_nothing_of_what_others_have() {
     assert!(pipeline.step(&["nowhere"]).json["skip"].is_null());
     let said = format!("{bad} answers with errors");
     assert_eq!(ended.stderr.matches(&said).count(), 1, "{ended}");
+}
+
+#[test]
+fn what_a_cache_has_without_all_it_needs_gets_a_step() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "let dep = file \"dep\"; in { a = with' { inherit dep; } \"a\" \"echo $dep > $out\"; b = file \"b\"; \
+         c = file \"c\"; nowhere = file \"nowhere\"; }",
+    );
+    let targets = ["a", "b", "c"].map(|attr| store.target(attr));
+    for target in &targets {
+        store.build(&target.drv);
+    }
+    let [a, b, c] = targets.each_ref().map(Target::out);
+    let cache = store.cache("cache", [a, b, c]);
+    let dep = store.nix("nix-store", ["--query", "--references", a]);
+    let info = format!("{}.narinfo", &dep.rsplit('/').next().unwrap()[..32]);
+    fs::remove_file(store.root().join("cache").join(info)).unwrap();
+    store.delete([a, b, c, &dep]);
+    let ended = record(&store, &["--option", "substituters", &cache]).run();
+    let pipeline = Pipeline::of(&ended);
+    for (attr, skip) in [
+        ("a", Value::Null),
+        ("b", "a cache has it".into()),
+        ("c", "a cache has it".into()),
+        ("nowhere", Value::Null),
+    ] {
+        assert_eq!(pipeline.step(&[attr]).json["skip"], skip, "{attr}: {ended}");
+    }
+    mentions(&ended, "a cache has 1 target without all that is needed");
 }
 
 #[test]
