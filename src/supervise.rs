@@ -161,7 +161,22 @@ impl Supervisor {
         on_stop: OnStop,
         stderr: &mut impl Write,
     ) -> Result<Finished, Failure> {
+        self.run_beside(line, on_stop, stderr, || ())
+    }
+
+    /// The same, with something of our own to do while the program runs; signals are looked at after it.
+    ///
+    /// # Errors
+    /// As [`Supervisor::run`].
+    pub fn run_beside(
+        &mut self,
+        line: &CommandLine,
+        on_stop: OnStop,
+        stderr: &mut impl Write,
+        beside: impl FnOnce(),
+    ) -> Result<Finished, Failure> {
         let mut running = [self.start(line, on_stop)?];
+        beside();
         while running[0].ended.is_none() {
             self.watch(&mut running, None, |_, bytes| {
                 let _ = stderr.write_all(bytes);

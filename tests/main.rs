@@ -16,6 +16,7 @@ mod explain;
 mod out_link;
 mod plugin;
 mod plugin_yml;
+mod recording_attack;
 mod recording_evaluate;
 mod recording_in_build;
 mod recording_store;

@@ -513,7 +513,7 @@ fn an_attribute_beyond_the_memory_budget_costs_only_itself() {
 fn a_root_too_large_for_its_part_is_evaluated_by_fewer_processes() {
     let Some(store) = Store::new() else { return };
     store.targets(
-        "let root = builtins.foldl' (a: b: a // { \"k${toString b}\" = b; }) { } (builtins.genList (x: x) 4000);\
+        "let root = builtins.foldl' (a: b: a // { \"k${toString b}\" = b; }) { } (builtins.genList (x: x) 20000);\
          in builtins.seq (builtins.length (builtins.attrNames root)) { a = file \"a${toString root.k5}\"; b = file \"b\"; }",
     );
     let ended = record(&store, &["--memory", "40"]).run();

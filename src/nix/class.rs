@@ -1,7 +1,7 @@
 //! What the ending of a Nix program means. The one place where that is decided.
 
-use crate::command_line::Ending;
-use crate::exit::Class;
+use crate::command_line::{CommandLine, Ending};
+use crate::exit::{Class, Failure};
 
 /// The class of a `nix-store --realise` that failed although its `.drv` is valid.
 ///
@@ -28,6 +28,33 @@ pub fn of_evaluation(ending: Ending) -> Class {
         Ending::Killed(_) | Ending::Exited(100..=111) => of_realise(ending),
         Ending::Exited(_) => Class::Evaluation,
     }
+}
+
+/// The failure where the store cannot be asked: with the command that asked it, how that ended, and what it `said`.
+#[must_use]
+pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, said: &str) -> Failure {
+    let said = said
+        .trim()
+        .trim_start_matches("error: ")
+        .replace('\n', "; ");
+    Failure::new(
+        Class::Surroundings,
+        format_args!("the Nix store cannot be asked: `{line}` {ending}: {said}"),
+    )
+    .hint(
+        "is the Nix daemon running, and does NIX_REMOTE (if it is set) name a store of this host?",
+    )
+}
+
+/// A failure to start a program of Nix's, with what to do where it is missing.
+#[must_use]
+pub fn not_started(failure: Failure) -> Failure {
+    if failure.class == Class::MissingProgram {
+        return failure.hint(
+            "put Nix on the job's PATH: eval \"$(eval-once environment)\" in the agent's environment hook finds it",
+        );
+    }
+    failure
 }
 
 #[cfg(test)]

@@ -56,12 +56,18 @@ pub fn obtain(paths: &[&StorePath], link: Option<&Path>, options: &Options) -> C
     rooted(command("nix-store", &arguments, options), link)
 }
 
-/// Evaluates a file of ours that writes a store file, and prints that one's path as a string. It reads nothing but itself,
-/// whatever the settings say that evaluation may read.
+/// Writes the pin that `json` tells of (pin.nix), and prints its path as a string. It reads nothing but that file, whatever the
+/// settings say that evaluation may read.
 #[must_use]
-pub fn write_store_file(expression: &Path, options: &Options) -> CommandLine {
-    let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
-    command.arguments.push(expression.into());
+pub fn write_pin(json: &Path, options: &Options) -> CommandLine {
+    let mut command = command(
+        "nix-instantiate",
+        &["--eval", "--read-write-mode", "-E", include_str!("pin.nix")],
+        options,
+    );
+    command
+        .arguments
+        .extend(["--argstr".into(), "json".into(), json.into()]);
     for setting in ["restrict-eval", "pure-eval"] {
         command
             .arguments

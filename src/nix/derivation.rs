@@ -7,9 +7,12 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 
 use serde_json::Value;
+use unix::fcntl::OFlag;
 
 use super::{DrvPath, StorePath};
 
@@ -54,13 +57,20 @@ const DRV_AT_MOST: u64 = 64 << 20;
 /// # Errors
 /// It cannot be read, or is nothing that a store has under such a name.
 pub fn derivation_text(drv: &DrvPath) -> io::Result<Vec<u8>> {
-    let path = drv.as_store_path().as_path();
-    // Not everything under such a name is one: a pipe would hold us for ever.
-    let file = path.metadata()?;
-    if !file.is_file() || file.len() >= DRV_AT_MOST {
+    // Not everything under such a name is one: a pipe would hold us for ever. A recording reads tens of thousands of them, and
+    // each is looked up only once.
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(drv.as_store_path().as_path())?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() >= DRV_AT_MOST {
         return Err(BadDerivation.into());
     }
-    std::fs::read(path)
+    let length = usize::try_from(metadata.len()).map_err(io::Error::other)?;
+    let mut text = vec![0; length];
+    file.read_exact(&mut text)?;
+    Ok(text)
 }
 
 /// The derivations whose outputs the derivation in this file needs.

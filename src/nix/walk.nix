@@ -4,11 +4,11 @@
 # An attribute is known by its number among its siblings, and a path of attributes by their numbers (`/3/0/2`): a name need not
 # be UTF-8, and would not survive being printed. Each line is a marker that no repository can guess, a word, a path, and text:
 #
-#   begin  PATH NAME     this attribute is looked at now (a line break in its name is \n, a backslash \\)
+#   begin  PATH NAME     this attribute is looked at now (its name as `escaped` writes it)
 #   out    PATH          it is one of those that are left out
 #   set    PATH COUNT    it is a set or a list, and its attributes come next
 #   meta   PATH          it is a derivation that evaluates, and its metadata is looked at
-#   target PATH JSON     it is a derivation
+#   target PATH JSON     it is a derivation (`named`: its drvPath is a mere string, and nothing says that it was written)
 #   broken PATH          it throws; what it says is known only to who does not catch it
 #   refuse PATH TEXT     its metadata is no data
 #   deep   PATH          it is nested too deeply: sets go round in a circle, or never end
@@ -38,6 +38,27 @@ let
   say =
     word: at: text:
     builtins.trace "${marker} ${word} ${at} ${text}" null;
+
+  # Nix takes tabs, carriage returns, bells and escape sequences out of what it traces: another name would be left.
+  escaped =
+    builtins.replaceStrings
+      (
+        [
+          "\\"
+          "\n"
+          "\t"
+          "\r"
+        ]
+        ++ builtins.fromJSON ''["\u0007", "\u001b"]''
+      )
+      [
+        "\\\\"
+        "\\n"
+        "\\t"
+        "\\r"
+        "\\a"
+        "\\e"
+      ];
 
   # `{ x }: …` without a value for x is no target, and no mistake either: a library is full of them.
   called =
@@ -133,7 +154,8 @@ let
   metadata =
     at: value:
     let
-      meta = value.meta or { };
+      # It may throw as well as what is in it, and a step builds the derivation all the same.
+      meta = builtins.seq (say "meta" at "") value.meta;
       wanted = builtins.filter (name: meta ? ${name}) (
         (if buildkite then [ "buildkite" ] else [ ])
         ++ [
@@ -159,13 +181,13 @@ let
               };
             };
     in
-    if !builtins.isAttrs meta || wanted == [ ] then
+    if !(value ? meta) || !builtins.isAttrs meta then
       { data = { }; }
     else
-      builtins.seq (say "meta" at "") (builtins.foldl' one {
+      builtins.foldl' one {
         data = { };
         left = 65536;
-      } wanted);
+      } wanted;
 
   # ---- walking
 
@@ -177,16 +199,21 @@ let
       drv = builtins.unsafeDiscardStringContext value.drvPath;
       # What a derivation says about itself comes after what it is: a step builds it without ever looking at that.
       meta = builtins.seq drv (metadata here.at value);
-      json = builtins.toJSON {
-        inherit drv;
-        meta = meta.data;
-      };
+      json = builtins.toJSON (
+        {
+          inherit drv;
+          meta = meta.data;
+        }
+        // (if builtins.hasContext value.drvPath then { } else { named = true; })
+      );
       set = names: get: builtins.seq (builtins.length names) { inherit names get; };
     in
     if builtins.isAttrs value then
       if value.type or null == "derivation" then
         if here.systems != null && !builtins.elem (value.system or null) here.systems then
           { no = "set"; }
+        else if builtins.dirOf drv != builtins.storeDir then
+          { text = "its drvPath does not lie in ${builtins.storeDir}: ${drv}"; }
         else if meta ? text then
           { inherit (meta) text; }
         else
@@ -242,9 +269,7 @@ let
     if builtins.elem [ ] here.exclude then
       say "out" here.at ""
     else
-      builtins.seq (say "begin" here.at (
-        builtins.replaceStrings [ "\\" "\n" ] [ "\\\\" "\\n" ] here.name
-      )) (visit call here value);
+      builtins.seq (say "begin" here.at (escaped here.name)) (visit call here value);
 
   visit =
     call: here: value:

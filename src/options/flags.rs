@@ -40,7 +40,15 @@ Examples:
         in a job: evaluates every target, and uploads a step for each
   eval-once pipeline --flake . --dry-run
         anywhere: prints the pipeline; everything else is said on standard error
-  eval-once pipeline --file ci.nix --exclude 'tests.*.slow' --skip built --group-by 1 --dry-run";
+  eval-once pipeline --file ci.nix --exclude 'tests.*.slow' --skip built --group-by 1 --dry-run
+  eval-once pipeline --flake . --agents '{\"aarch64-linux\":{\"queue\":\"arm\"}}' --dry-run
+
+Exit statuses:
+   0  the steps are uploaded, or printed: each broken attribute has a red one
+  64  the configuration is wrong, or Buildkite rejects a step
+  65  nothing evaluates; with --on-error fail, also one broken attribute
+  69  a program is missing
+  75  the store, Buildkite or the state folder cannot be used: worth retrying";
 
 /// Nix CI on Buildkite that evaluates once: realises a recorded .drv, and evaluates again only where it is gone.
 #[derive(Debug, Parser)]
@@ -289,7 +297,7 @@ pub(super) struct RecordingFlags {
     /// A JSON object that is merged into every step
     #[arg(long, value_name = "JSON")]
     step: Option<String>,
-    /// Agent tags by system or feature:NAME, as a JSON object
+    /// Agent tags by system or feature:NAME, as a JSON object; a flake's targets are looked for on these systems too
     #[arg(long, value_name = "JSON")]
     agents: Option<String>,
     /// Group steps by their first N attribute names

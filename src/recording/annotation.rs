@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::evaluate::in_one_line;
+use super::asking::in_one_line;
 use super::skip::{BUILT, CACHED};
 use super::steps::Placed;
 use super::{Broken, Target};

@@ -6,13 +6,13 @@ use std::io::{self, Write as _};
 
 use serde::Deserialize;
 
-use super::evaluate::{hint_at_nix, lock, memory_for_evaluation, store_answers};
+use super::asking::{lock, memory_for_evaluation, store_answers};
 use super::memory::MIB;
 use super::walk::{DescribedMeta, is_excluded};
 use super::{Broken, Evaluated, Found, Recurse, Request};
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
-use crate::nix::{AttrPath, DrvPath, Source, command, without_colours};
+use crate::nix::{AttrPath, DrvPath, Source, class, command, without_colours};
 use crate::supervise::{OnStop, Supervisor};
 
 /// A line of its output, as its README shows it.
@@ -58,7 +58,7 @@ pub(super) fn evaluate(
         .map_err(|failure| match failure.class {
             Class::MissingProgram => failure
                 .hint("install nix-eval-jobs, or leave `evaluator` away: then stock Nix evaluates"),
-            _ => hint_at_nix(failure),
+            _ => class::not_started(failure),
         })?;
     let _ = io::stderr().write_all(&said);
     if !finished.ending.success() {

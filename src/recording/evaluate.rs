@@ -4,23 +4,24 @@
 //! so that the work is shared evenly and no process is started for nothing: each has to evaluate the root anew. A process that
 //! dies takes one attribute with it, and another goes on behind that.
 
-use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
+use super::asking::{
+    in_one_line, is_abort, last_words, lock, memory_for_evaluation, store_answers, systems,
+};
 use super::memory::{self, MIB};
 use super::progress::Progress;
-use super::spans::{self, Counts, Path, Place, Span, before, behind};
+use super::spans::{self, Counts, Path, Place, Span};
 use super::walk::{self, Name, Said, Settings};
+use super::worker::{Fate, Task, Worker};
 use super::{Broken, Found, Recurse, Request};
 use crate::command_line::Ending;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::nix::{
-    AttrPath, Disturbance, DrvPath, FlakeMetadata, Heard, Listener, Source, command,
-    without_colours,
-};
+use crate::nix::{AttrPath, Disturbance, DrvPath, Source, class, command, without_colours};
 use crate::supervise::{OnStop, Running, Supervisor};
 
 /// How often an attribute is evaluated that the collector disturbs.
@@ -40,6 +41,9 @@ const TOO_LONG: Duration = Duration::from_secs(1);
 
 /// How often memory is measured, and the rest of the work looked at.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How often, once a process has more than half of what it may have: the rest may be gone in a tick.
+const CLOSE_TICK: Duration = Duration::from_millis(10);
 
 /// What is kept of what Nix says at its death, in bytes.
 const MESSAGE_AT_MOST: usize = 8 << 10;
@@ -70,95 +74,6 @@ enum Outcome {
     },
 }
 
-/// What a process is to walk.
-#[derive(Debug, Clone)]
-struct Task {
-    /// Nothing: everything.
-    spans: Option<Vec<Span>>,
-    catch: bool,
-    /// It is too large for a part of the memory, and gets all of it.
-    alone: bool,
-}
-
-/// Why we have stopped a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// It has come to where another goes on.
-    Overtaken,
-    TooLarge,
-    TooLong,
-    /// Something is wrong with all of it.
-    GivenUp,
-}
-
-/// What is known of a process that walks.
-#[derive(Debug)]
-struct Worker {
-    task: Task,
-    started: Instant,
-    /// When it came to its first attribute, and how many have begun since.
-    first: Option<Instant>,
-    begun: u32,
-    /// When it last said something.
-    last: Instant,
-    place: Option<Place>,
-    /// It looks at the metadata there: the rest of it evaluates.
-    in_meta: bool,
-    /// Where another process goes on.
-    until: Option<Path>,
-    fate: Option<Fate>,
-    /// It has said that that was all.
-    done: bool,
-    /// What it is saying, up to the end of the line.
-    line: Vec<u8>,
-    /// What Nix says at the end, from the first error on.
-    last_words: Vec<u8>,
-}
-
-impl Worker {
-    fn new(task: Task) -> Self {
-        let now = Instant::now();
-        Self {
-            task,
-            started: now,
-            first: None,
-            begun: 0,
-            last: now,
-            place: None,
-            in_meta: false,
-            until: None,
-            fate: None,
-            done: false,
-            line: Vec::new(),
-            last_words: Vec::new(),
-        }
-    }
-
-    /// What it has still before it, without what it is at.
-    fn left(&self, counts: &Counts) -> Vec<Span> {
-        match (&self.place, &self.task.spans) {
-            (Some(place), _) => self.behind(place, counts),
-            (None, Some(spans)) => spans.clone(),
-            (None, None) => Vec::new(),
-        }
-    }
-
-    /// What of its task is behind this place.
-    fn behind(&self, place: &Place, counts: &Counts) -> Vec<Span> {
-        let left = behind(self.task.spans.as_deref(), place, counts);
-        match &self.until {
-            Some(until) => before(left, until),
-            None => left,
-        }
-    }
-
-    /// How long an attribute has taken it on average, and how long the way to its first one.
-    fn pace(&self) -> Option<(Duration, Duration)> {
-        let first = self.first?;
-        Some((first.elapsed() / self.begun.max(1), first - self.started))
-    }
-}
-
 /// A walk over all targets.
 pub struct Walk<'a> {
     request: &'a Request,
@@ -173,6 +88,8 @@ pub struct Walk<'a> {
     /// The names of the attributes that have become something.
     names: BTreeMap<Path, Name>,
     outcomes: BTreeMap<Path, Outcome>,
+    /// Those whose `.drv` was only named, and need not have been written.
+    named: BTreeSet<Path>,
     /// How often the collector has disturbed an attribute.
     disturbed: BTreeMap<Path, u32>,
     pending: Vec<Task>,
@@ -217,6 +134,7 @@ impl<'a> Walk<'a> {
             counts: Counts::new(),
             names: BTreeMap::new(),
             outcomes: BTreeMap::new(),
+            named: BTreeSet::new(),
             disturbed: BTreeMap::new(),
             pending: Vec::new(),
             budget: budget.unwrap_or(u64::MAX),
@@ -253,6 +171,11 @@ impl<'a> Walk<'a> {
         let mut spans = Vec::new();
         let mut everything = false;
         for path in paths {
+            if self.named.contains(&path) {
+                let why = "its drvPath was only named, and is not in the store".into();
+                self.refuse_at(&path, why);
+                continue;
+            }
             self.note_disturbance(&path)?;
             self.outcomes.remove(&path);
             self.progress.targets -= 1;
@@ -261,6 +184,9 @@ impl<'a> Walk<'a> {
                 Some(span) => spans.push(span),
                 None => everything = true,
             }
+        }
+        if spans.is_empty() && !everything {
+            return Ok(());
         }
         self.go(vec![Task {
             spans: Some(spans).filter(|_| !everything),
@@ -355,6 +281,7 @@ impl<'a> Walk<'a> {
         running: &mut Vec<Running>,
     ) -> Result<(), Failure> {
         let mut measure = Instant::now();
+        let mut tick = TICK;
         loop {
             if self.supervisor.is_stopped() {
                 if running.is_empty() {
@@ -367,13 +294,17 @@ impl<'a> Walk<'a> {
                 }
                 // Not whenever one says something: with light targets that is thousands of times a second.
                 if measure <= Instant::now() {
-                    self.measure(workers, running);
-                    measure = Instant::now() + TICK;
+                    tick = if self.measure(workers, running) {
+                        CLOSE_TICK
+                    } else {
+                        TICK
+                    };
+                    measure = Instant::now() + tick;
                 }
             }
             let mut heard: Vec<(usize, Vec<u8>)> = Vec::new();
             self.supervisor
-                .watch(running, Some(Instant::now() + TICK), |number, bytes| {
+                .watch(running, Some(Instant::now() + tick), |number, bytes| {
                     heard.push((number, bytes.to_vec()));
                 })?;
             for (number, bytes) in heard {
@@ -442,7 +373,7 @@ impl<'a> Walk<'a> {
         );
         self.supervisor
             .start(&line, OnStop::TermThenKill)
-            .map_err(hint_at_nix)
+            .map_err(class::not_started)
     }
 
     /// What of the memory is this task's, in bytes.
@@ -476,20 +407,22 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Stops the processes that have too much memory, or take too long.
-    fn measure(&mut self, workers: &mut [Worker], running: &mut [Running]) {
+    /// Stops the processes that have too much memory, or take too long. Says whether one comes close to having too much.
+    fn measure(&mut self, workers: &mut [Worker], running: &mut [Running]) -> bool {
         let processes: Vec<u32> = running.iter().map(Running::id).collect();
         let resident = if self.budget == u64::MAX {
             vec![None; processes.len()]
         } else {
             memory::resident(&processes, self.supervisor)
         };
+        let mut close = false;
         for ((worker, one), resident) in workers.iter_mut().zip(running).zip(resident) {
             if worker.fate.is_some() {
                 continue;
             }
             // A little less than its part: it goes on growing until it is gone.
             let part = self.part(&worker.task);
+            close |= resident.is_some_and(|resident| resident > part / 2);
             if resident.is_some_and(|resident| resident > part / 20 * 19) {
                 worker.fate = Some(Fate::TooLarge);
                 one.stop(TOO_LARGE);
@@ -500,6 +433,7 @@ impl<'a> Walk<'a> {
                 one.stop(TOO_LONG);
             }
         }
+        close
     }
 
     // ---- what they say
@@ -622,11 +556,14 @@ impl<'a> Walk<'a> {
         let read = described.and_then(|described| {
             let drv = DrvPath::parse(&described.drv)
                 .map_err(|wrong| format!("its drvPath {wrong}: {:?}", described.drv))?;
-            Ok((drv, described.meta.read()?))
+            Ok((drv, described.meta.read()?, described.named))
         });
         match read {
             _ if !is_utf8 => self.break_at(&path, Some("its name is not UTF-8".into())),
-            Ok((drv, meta)) => {
+            Ok((drv, meta, named)) => {
+                if named {
+                    self.named.insert(path.clone());
+                }
                 self.put(path, Outcome::Found(Found { attr, drv, meta }));
             }
             Err(wrong) => self.refuse_at(&path, wrong),
@@ -674,6 +611,8 @@ impl<'a> Walk<'a> {
         worker.last_words.extend(rest);
         match worker.fate {
             Some(Fate::Overtaken | Fate::GivenUp) => Ok(()),
+            // That an attribute throws is known already; what it says, its step will say.
+            Some(Fate::TooLarge | Fate::TooLong) if !worker.task.catch => Ok(()),
             _ if worker.done && ending.success() => {
                 self.progress.pass_on(&worker.last_words);
                 Ok(())
@@ -697,7 +636,9 @@ impl<'a> Walk<'a> {
     /// A process that has died by itself: of its attribute, unless the collector or the store has done it.
     fn died(&mut self, worker: Worker, ending: Ending) -> Result<(), Failure> {
         let (heard, message) = last_words(&worker.last_words, ending);
-        if let Some(disturbance) = heard.disturbance() {
+        // What an expression says of itself is no word of the store's. Who is not caught has been found to throw before.
+        let its_own = !worker.task.catch || is_abort(&worker.last_words);
+        if let Some(disturbance) = heard.disturbance().filter(|_| !its_own) {
             let disturbed = match &disturbance {
                 Disturbance::Daemon => true,
                 Disturbance::Gone(path) => !self.is_valid(path)?,
@@ -710,9 +651,9 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
         }
-        if message.contains("No space left on device")
-            || message.contains("database or disk is full")
-        {
+        let full = message.contains("No space left on device")
+            || message.contains("database or disk is full");
+        if full && !its_own {
             return Err(Failure::new(
                 Class::Surroundings,
                 format_args!("cannot evaluate: {message}"),
@@ -893,139 +834,6 @@ pub(super) fn describe(request: &Request) -> String {
     } else {
         format!("{} of {source}", request.root.attr)
     }
-}
-
-/// What Nix has said at its death.
-pub(super) fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
-    let mut listener = Listener::new(io::sink());
-    let _ = listener.write_all(words);
-    let (heard, _) = listener.finish();
-    let text = without_colours(&String::from_utf8_lossy(words));
-    // Newer versions tell first how they came there.
-    let start = text
-        .rfind("error: ")
-        .map_or(text.len(), |start| start + "error: ".len());
-    let lines = text[start..]
-        .lines()
-        .map(str::trim_end)
-        .filter(|line| !line.contains("--show-trace"));
-    let mut message = lines.collect::<Vec<_>>().join("\n").trim().to_owned();
-    if message.is_empty() {
-        message = match ending {
-            Ending::Killed(11) => "Nix was killed by SIGSEGV: a recursion without end?".into(),
-            ending => format!("Nix {ending}"),
-        };
-    }
-    if let Some((end, _)) = message.char_indices().nth(MESSAGE_AT_MOST / 4) {
-        message.truncate(end);
-        message.push('…');
-    }
-    (heard, message)
-}
-
-/// What Nix says, as one sentence, and where it says that it is.
-pub(super) fn in_one_line(message: &str) -> String {
-    let mut lines = message
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty());
-    let first = lines.next().unwrap_or_default();
-    let place = lines
-        .filter_map(|line| line.strip_prefix("at "))
-        // Not where that is in an expression of ours.
-        .find(|place| !place.starts_with('«'))
-        .map(|place| place.trim_end_matches(':'));
-    match place {
-        Some(place) if !first.contains(place) => format!("{first}, at {place}"),
-        _ => first.to_owned(),
-    }
-}
-
-/// Whether the store can be asked anything.
-pub(super) fn store_answers(
-    options: &command::Options,
-    supervisor: &mut Supervisor,
-) -> Result<(), Failure> {
-    let line = command::ask_store(options);
-    let mut said = Vec::new();
-    let finished = supervisor.run(&line, OnStop::TermThenKill, &mut said)?;
-    if finished.ending.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
-    Err(Failure::new(
-        Class::Surroundings,
-        format_args!(
-            "the Nix store cannot be asked: `{line}` {}: {said}",
-            finished.ending
-        ),
-    )
-    .hint(
-        "is the Nix daemon running, and does NIX_REMOTE (if it is set) name a store of this host?",
-    ))
-}
-
-pub(super) fn hint_at_nix(failure: Failure) -> Failure {
-    if failure.class == Class::MissingProgram {
-        return failure.hint("put Nix on the job's PATH: eval \"$(eval-once environment)\" in the agent's environment hook finds it");
-    }
-    failure
-}
-
-/// How much memory all processes together may have, in bytes; none where nobody knows how much is free.
-pub(super) fn memory_for_evaluation(request: &Request, supervisor: &mut Supervisor) -> Option<u64> {
-    request.memory.map(|mib| mib * MIB).or_else(|| {
-        let free = memory::free(supervisor)?;
-        Some(free / 4 * 3)
-    })
-}
-
-/// A locked reference to the flake, where it is one.
-pub(super) fn lock(
-    request: &Request,
-    supervisor: &mut Supervisor,
-) -> Result<Option<String>, Failure> {
-    let Source::Flake(flake) = &request.root.source else {
-        return Ok(None);
-    };
-    let line = command::flake_metadata(flake, &request.root.folder, &request.options);
-    let mut said = Vec::new();
-    let finished = supervisor
-        .run(&line, OnStop::TermThenKill, &mut said)
-        .map_err(hint_at_nix)?;
-    if !finished.ending.success() {
-        store_answers(&request.options, supervisor)?;
-        let (_, message) = last_words(&said, finished.ending);
-        return Err(Failure::new(
-            Class::Evaluation,
-            format_args!("the flake {flake} cannot be locked: {message}"),
-        ));
-    }
-    let _ = io::stderr().write_all(&said);
-    let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
-        .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
-    Ok(Some(metadata.locked_reference()))
-}
-
-/// The systems whose outputs of a flake are targets: this host's, and those that agents are named for.
-fn systems(request: &Request, supervisor: &mut Supervisor) -> Result<Vec<String>, Failure> {
-    let line = command::current_system(&request.options);
-    let mut said = Vec::new();
-    let finished = supervisor
-        .run(&line, OnStop::TermThenKill, &mut said)
-        .map_err(hint_at_nix)?;
-    let ours: String =
-        serde_json::from_slice(&finished.stdout).classify(Class::Surroundings, || {
-            format!(
-                "`{line}` does not say which system this is: {}",
-                String::from_utf8_lossy(&said).trim()
-            )
-        })?;
-    let others = request
-        .agents
-        .keys()
-        .filter(|name| !name.starts_with("feature:") && **name != ours);
-    Ok(others.cloned().chain([ours.clone()]).collect())
 }
 
 /// A word that no repository can guess.

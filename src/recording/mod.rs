@@ -4,6 +4,7 @@
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
 mod annotation;
+mod asking;
 pub mod document;
 pub mod edges;
 mod eval_jobs;
@@ -19,6 +20,7 @@ mod spans;
 pub mod steps;
 mod upload;
 mod walk;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;

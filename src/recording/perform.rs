@@ -6,16 +6,19 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::annotation::{Facts, annotation, counts};
+use super::asking::in_one_line;
 use super::document::Document;
 use super::edges::{BadGraph, Edges};
-use super::evaluate::{describe, in_one_line};
+use super::evaluate::describe;
 use super::pin::{Owner, Pinned};
 use super::plan::{self, Plan};
-use super::steps::{Records, source, steps};
+use super::steps::{Records, Steps, source, steps};
 use super::upload::Upload;
 use super::{
-    Broken, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin, skip,
+    Broken, Build, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin,
+    skip,
 };
+use crate::buildkite::pipeline::Command;
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
@@ -48,18 +51,14 @@ pub fn perform(
         None => request.clone(),
     };
     let build = order.build.as_ref().filter(|_| !order.dry_run);
-    if let Some(build) = build {
-        let mut upload = Upload {
-            build,
-            supervisor,
-            log,
-        };
-        if let Some(plan) = upload.earlier_plan(&pin::identity(&recorded))? {
-            upload.follow(&plan, false)?;
-            return Ok(None);
-        }
+    if let Some(build) = build
+        && follow_earlier(build, &pin::identity(&recorded), supervisor, log)?
+    {
+        return Ok(None);
     }
     crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
+    let schema = Schema::new()?;
+    super::steps::check(&request, &schema)?;
     let state = open(&host)?;
     pin::prune(&state);
     let owner = Owner::of(&recorded, order.build.as_ref());
@@ -77,14 +76,18 @@ pub fn perform(
 
     let mut evaluation = Evaluation::new(&request, (order.cores, order.terminal), supervisor, log)?;
     evaluation.all()?;
-    let (evaluated, pinned) = keep(&mut evaluation, &owner, &request, &state, log)?;
-    tell_broken(&evaluated, &request, log)?;
+    let Kept {
+        evaluated,
+        pin,
+        targets,
+        edges,
+    } = keep(&mut evaluation, &owner, &request, &state, log)?;
+    tell(&evaluated.broken, log);
+    tell(&evaluated.refused, log);
     time("evaluate");
 
-    let (targets, inputs) = targets(&evaluated)?;
     let skipped = skip::reasons(&targets, &request, supervisor, log)?;
     time("skip");
-    let edges = edges(&targets, inputs)?;
     let records = Records {
         targets: &targets,
         broken: &evaluated.broken,
@@ -92,9 +95,11 @@ pub fn perform(
         edges: &edges,
         skip: &skipped,
     };
-    let schema = Schema::new()?;
     let made = steps(&records, &recorded, &schema)?;
-    tell_refused(&made.errors, &evaluated, &request, log)?;
+    let told = evaluated.broken.len() + evaluated.refused.len();
+    tell(made.errors.get(told..).unwrap_or_default(), log);
+    fail_on_errors(made.errors.len(), &request)?;
+    warn_of_commands(&made, log);
     time("steps");
 
     let facts = Facts {
@@ -119,7 +124,7 @@ pub fn perform(
         &made.placed,
         &made.errors,
     );
-    document.pin = pinned.as_ref();
+    document.pin = pin.as_ref();
     document.seconds = seconds;
     let plan = Plan::new(
         &build.step,
@@ -138,11 +143,37 @@ pub fn perform(
     Ok(None)
 }
 
+/// Goes on where an earlier try of the same step was, if one got as far as its plan. Says whether one did.
+fn follow_earlier(
+    build: &Build,
+    recording: &str,
+    supervisor: &mut Supervisor,
+    log: Log,
+) -> Result<bool, Failure> {
+    let mut upload = Upload {
+        build,
+        supervisor,
+        log,
+    };
+    let Some(plan) = upload.earlier_plan(recording)? else {
+        return Ok(false);
+    };
+    upload.follow(&plan, false)?;
+    Ok(true)
+}
+
 /// Removes the pins that have been kept long enough.
 ///
 /// # Errors
 /// The state folder cannot be used (75).
 pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
+    if let Some(folder) = host.state.as_ref().filter(|folder| !folder.exists()) {
+        log.say(format_args!(
+            "there is no state folder {}: nothing to prune",
+            folder.display()
+        ));
+        return Ok(());
+    }
     let state = open(host)?;
     let removed = pin::prune(&state);
     for folder in &removed {
@@ -159,11 +190,11 @@ pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
             if outputs == 1 { "" } else { "s" }
         ));
     }
-    log.say(format_args!(
-        "{} pin{} removed; the next collection may take what only they kept",
-        removed.len(),
-        if removed.len() == 1 { "" } else { "s" }
-    ));
+    log.say(match removed.len() {
+        0 => "no pin has been kept long enough yet".to_owned(),
+        1 => "1 pin removed: the next collection may take what only it kept".to_owned(),
+        count => format!("{count} pins removed: the next collection may take what only they kept"),
+    });
     Ok(())
 }
 
@@ -269,14 +300,23 @@ impl<'a> Evaluation<'a> {
 /// How often a recording begins again whose `.drv`s are gone before they could be pinned.
 const ATTEMPTS: u32 = 3;
 
-/// Pins what was evaluated; what has gone meanwhile is evaluated again.
+/// What was evaluated, and is kept from now on.
+struct Kept {
+    evaluated: Evaluated,
+    /// None where there is nothing to keep.
+    pin: Option<StorePath>,
+    targets: Vec<Target>,
+    edges: Edges,
+}
+
+/// Pins what was evaluated, and reads it while Nix writes the pin; what has gone meanwhile is evaluated again.
 fn keep(
     evaluation: &mut Evaluation<'_>,
     owner: &Owner,
     request: &Request,
     state: &State,
     log: Log,
-) -> Result<(Evaluated, Option<StorePath>), Failure> {
+) -> Result<Kept, Failure> {
     for _ in 0..ATTEMPTS {
         let evaluated = evaluation.evaluated();
         if evaluated.found.is_empty() {
@@ -285,24 +325,48 @@ fn keep(
                     Class::Evaluation,
                     format_args!("there are no targets in {}", describe(request)),
                 )
-                .hint("sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"));
+                .hint(if request.exclude.is_empty() {
+                    "sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
+                } else {
+                    "does `exclude` leave out too much? Sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
+                }));
             }
-            return Ok((evaluated, None));
+            return read(&evaluated).map(|(targets, edges)| Kept {
+                evaluated,
+                pin: None,
+                targets,
+                edges,
+            });
         }
-        let targets: Vec<(&AttrPath, &DrvPath)> = evaluated
+        let recorded: Vec<(&AttrPath, &DrvPath)> = evaluated
             .found
             .iter()
             .map(|found| (&found.attr, &found.drv))
             .collect();
-        match pin::pin(
-            &targets,
+        let mut was_read = None;
+        let pinned = pin::pin(
+            &recorded,
             owner,
             request,
             state,
             evaluation.supervisor(),
             log,
-        )? {
-            Pinned::Kept(pin) => return Ok((evaluated, Some(pin))),
+            || was_read = Some(read(&evaluated)),
+        )?;
+        match pinned {
+            Pinned::Kept(pin) => {
+                let (targets, edges) = match was_read {
+                    // It may have gone while it was read, and have been made again.
+                    Some(Ok(read)) => read,
+                    _ => read(&evaluated)?,
+                };
+                return Ok(Kept {
+                    evaluated,
+                    pin: Some(pin),
+                    targets,
+                    edges,
+                });
+            }
             Pinned::Gone(gone) => evaluation.again(&gone)?,
         }
     }
@@ -315,27 +379,7 @@ fn keep(
     .hint("let the collector run less often, or while nothing is recorded"))
 }
 
-/// Says which attributes are broken; where that is to fail, it does.
-fn tell_broken(evaluated: &Evaluated, request: &Request, log: Log) -> Result<(), Failure> {
-    tell(&evaluated.broken, log);
-    tell(&evaluated.refused, log);
-    let count = evaluated.broken.len() + evaluated.refused.len();
-    fail_on_errors(count, request)
-}
-
-/// The same for targets that make no step that Buildkite would take.
-fn tell_refused(
-    errors: &[Broken],
-    evaluated: &Evaluated,
-    request: &Request,
-    log: Log,
-) -> Result<(), Failure> {
-    let told = evaluated.broken.len() + evaluated.refused.len();
-    let new = errors.get(told..).unwrap_or_default();
-    tell(new, log);
-    fail_on_errors(new.len(), request)
-}
-
+/// Says which attributes are broken.
 fn tell(broken: &[Broken], log: Log) {
     for one in broken.iter().take(TOLD) {
         let message = one.message.as_deref().map(in_one_line);
@@ -350,6 +394,7 @@ fn tell(broken: &[Broken], log: Log) {
     }
 }
 
+/// Fails where something is broken and that is to fail the recording.
 fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
     if count == 0 || request.on_error == OnError::Step {
         return Ok(());
@@ -361,6 +406,29 @@ fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
             if count == 1 { " is" } else { "s are" }
         ),
     ))
+}
+
+/// With `emit: command`, a command of the step's own stands where ours would: only our hook builds before it.
+fn warn_of_commands(made: &Steps, log: Log) {
+    let own = made.steps.iter().filter(|planned| {
+        let step = &planned.step;
+        step.env.contains_key("EVAL_ONCE_STEP")
+            && step.command != Some(Command::One("eval-once step".into()))
+    });
+    let own = own.count();
+    if own > 0 {
+        log.warn(format_args!(
+            "{own} step{} of its own: an agent without eval-once's command hook runs that and builds nothing; `emit: plugin` builds everywhere",
+            if own == 1 { " has a command" } else { "s have a command" }
+        ));
+    }
+}
+
+/// The targets that were found, and the edges between them, from their `.drv`s.
+fn read(evaluated: &Evaluated) -> Result<(Vec<Target>, Edges), Failure> {
+    let (targets, inputs) = targets(evaluated)?;
+    let edges = edges(&targets, inputs)?;
+    Ok((targets, edges))
 }
 
 type Inputs = HashMap<DrvPath, Vec<DrvPath>>;

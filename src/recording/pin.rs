@@ -3,7 +3,6 @@
 //! The file is JSON, and each `.drv` path in it has plain string context: so its references are exactly the `.drv`s, and
 //! nothing is built. It also says what was recorded, for the next recording of the same branch to compare with.
 
-use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -14,15 +13,14 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::evaluate::{last_words, store_answers};
+use super::asking::{ask_store, last_words, store_answers};
 use super::steps::source;
 use super::{Build, Request, hash_of};
-use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath, command};
 use crate::state::State;
-use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::supervise::{OnStop, Supervisor};
 
 /// How often the pin is made, where a collection that was running already takes it.
 const ATTEMPTS: u32 = 3;
@@ -127,7 +125,7 @@ pub(super) enum Pinned {
     Gone(Vec<DrvPath>),
 }
 
-/// Keeps the `.drv`s of `targets`.
+/// Keeps the `.drv`s of `targets`; `beside` is done while Nix writes the pin.
 ///
 /// # Errors
 /// The state folder or the store fails (75).
@@ -138,6 +136,7 @@ pub(super) fn pin(
     state: &State,
     supervisor: &mut Supervisor,
     log: Log,
+    beside: impl FnOnce(),
 ) -> Result<Pinned, Failure> {
     let folder = state.pins().join(&owner.folder);
     let in_state = || format!("cannot keep a pin in {}", folder.display());
@@ -148,21 +147,23 @@ pub(super) fn pin(
         .classify(Class::Bug, || "cannot write how long a pin is kept".into())?;
     write_whole(&folder.join("keep.json"), &keep).classify(Class::Surroundings, in_state)?;
 
-    let mut expression = tempfile::Builder::new()
-        .suffix(".nix")
-        .tempfile_in(&folder)
-        .classify(Class::Surroundings, in_state)?;
-    expression
-        .write_all(expression_of(targets, owner, now).as_bytes())
+    let mut json =
+        tempfile::NamedTempFile::new_in(&folder).classify(Class::Surroundings, in_state)?;
+    json.write_all(&text_of(targets, owner, now)?)
         .classify(Class::Surroundings, in_state)?;
     // What is gone is evaluated again. A cache that has it would send its whole closure, and one that cannot be reached costs
     // seconds before it is known to be gone.
     let mut options = request.options.clone();
     options.push(("substitute".into(), "false".into()));
-    let write = command::write_store_file(expression.path(), &options);
+    let write = command::write_pin(json.path(), &options);
+    let mut beside = Some(beside);
     for _ in 0..ATTEMPTS {
         let mut said = Vec::new();
-        let written = supervisor.run(&write, OnStop::TermThenKill, &mut said)?;
+        let written = supervisor.run_beside(&write, OnStop::TermThenKill, &mut said, || {
+            if let Some(beside) = beside.take() {
+                beside();
+            }
+        })?;
         if !written.ending.success() {
             let drvs: Vec<&StorePath> =
                 targets.iter().map(|(_, drv)| drv.as_store_path()).collect();
@@ -235,36 +236,39 @@ fn look_at_root(
     Ok(())
 }
 
-/// The expression that writes the file: pieces of JSON, and the paths between them with their context.
-fn expression_of(targets: &[(&AttrPath, &DrvPath)], owner: &Owner, created: u64) -> String {
-    let json = |value: &Value| value.to_string();
-    let mut text = String::from(
-        "# Refers to every .drv that was recorded, and so keeps it.\n\
-         let p = path: builtins.appendContext path { ${path} = { path = true; }; };\n\
-         in builtins.toFile \"eval-once-pin.json\" (builtins.concatStringsSep \"\" [\n",
-    );
-    let mut piece = |piece: &str| {
-        text.push_str(&crate::nix::string_literal(piece));
-        text.push('\n');
-    };
-    piece(&format!(
-        "{{\"version\":1,\"pipeline\":{},\"branch\":{},\"build\":{},\"recording\":\"{}\",\"created\":{created},\"targets\":[",
-        json(&owner.pipeline.as_str().into()),
-        json(&owner.branch.as_str().into()),
-        json(&owner.build.as_str().into()),
-        owner.recording
-    ));
-    for (i, (attr, drv)) in targets.iter().enumerate() {
-        let comma = if i == 0 { "" } else { "," };
-        let piece = format!(
-            "{comma}\n{{\"attr\":{},\"drv\":\"",
-            json(&attr.names().into())
-        );
-        text.push_str(&crate::nix::string_literal(&piece));
-        let _ = writeln!(text, " (p \"{drv}\") \"\\\"}}\"");
+/// What pin.nix is told: the text of the file, and the `.drv`s that it is to refer to.
+fn text_of(
+    targets: &[(&AttrPath, &DrvPath)],
+    owner: &Owner,
+    created: u64,
+) -> Result<Vec<u8>, Failure> {
+    #[derive(Serialize)]
+    struct Told<'a> {
+        text: String,
+        drvs: Vec<&'a DrvPath>,
     }
-    text.push_str("\"]}\" ])\n");
-    text
+    let text = Text {
+        version: 1,
+        pipeline: owner.pipeline.clone(),
+        branch: owner.branch.clone(),
+        build: owner.build.clone(),
+        recording: owner.recording.clone(),
+        created,
+        targets: targets
+            .iter()
+            .map(|(attr, drv)| Entry {
+                attr: attr.names().to_vec(),
+                drv: drv.to_string(),
+            })
+            .collect(),
+    };
+    let told = serde_json::to_string(&text).and_then(|text| {
+        serde_json::to_vec(&Told {
+            text,
+            drvs: targets.iter().map(|(_, drv)| *drv).collect(),
+        })
+    });
+    told.classify(Class::Bug, || "cannot write the text of the pin".into())
 }
 
 /// Those of `paths` that are not valid.
@@ -279,26 +283,10 @@ pub(super) fn invalid(
     let mut invalid = Vec::new();
     for batch in batches(paths) {
         let line = command::invalid_of(batch, options);
-        let finished = asked(&line, supervisor)?;
+        let finished = ask_store(&line, supervisor)?;
         invalid.extend(finished.text().lines().map(str::to_owned));
     }
     Ok(invalid)
-}
-
-fn asked(line: &CommandLine, supervisor: &mut Supervisor) -> Result<Finished, Failure> {
-    let mut said = Vec::new();
-    let finished = supervisor.run(line, OnStop::TermThenKill, &mut said)?;
-    if finished.ending.success() {
-        return Ok(finished);
-    }
-    let (_, message) = last_words(&said, finished.ending);
-    Err(Failure::new(
-        Class::Surroundings,
-        format_args!("the Nix store cannot be asked: {message}"),
-    )
-    .hint(
-        "is the Nix daemon running, and does NIX_REMOTE (if it is set) name a store of this host?",
-    ))
 }
 
 /// As many paths at once as one command can take.

@@ -83,10 +83,12 @@ impl Progress {
     /// One line about all of it.
     pub(super) fn summary(&self, broken: usize) -> String {
         format!(
-            "evaluated {} attributes in {:.1} s: {} targets, {broken} broken",
+            "evaluated {} attribute{} in {:.1} s: {} target{}, {broken} broken",
             self.begun,
+            if self.begun == 1 { "" } else { "s" },
             self.started.elapsed().as_secs_f64(),
-            self.targets
+            self.targets,
+            if self.targets == 1 { "" } else { "s" }
         )
     }
 }

@@ -191,7 +191,7 @@ impl Request {
         })?;
         let agents = reader.map(
             "agents",
-            "a map of agent tags, or a list such as [\"queue=arm\"]",
+            "a map of agent tags for a system or `feature:NAME`, or a list such as [\"queue=arm\"]",
             |_, value| tags(value),
         )?;
         let group_by = reader.number("group-by", 1..=64)?;
@@ -258,9 +258,17 @@ const KEEP_DAYS: u32 = 3;
 
 fn attribute_path(value: Value) -> Option<Result<AttrPath, String>> {
     let path = match value {
-        Value::String(text) => {
-            AttrPath::parse(&text).map_err(|wrong| format!("holds {text:?}, which {wrong}"))
-        }
+        Value::String(text) => AttrPath::parse(&text)
+            .map_err(|wrong| format!("holds {text:?}, which {wrong}"))
+            .and_then(|path| {
+                let part = |name: &String| name.contains('*') && name != "*";
+                if path.names().iter().any(part) {
+                    return Err(format!(
+                        "holds {text:?}: `*` stands for one whole name; a name that holds it is written in a list of names"
+                    ));
+                }
+                Ok(path)
+            }),
         Value::Array(names) => Ok(AttrPath::new(
             names.into_iter().map(string).collect::<Option<_>>()?,
         )),
@@ -397,6 +405,7 @@ mod tests {
             (json!({"exclude": "a"}), "`exclude`"),
             (json!({"exclude": ["a..b"]}), "`exclude`"),
             (json!({"exclude": [""]}), "`exclude`"),
+            (json!({"exclude": ["a.b*"]}), "`exclude`"),
             (json!({"workers": 0}), "`workers`"),
             (json!({"workers": "2"}), "`workers`"),
             (json!({"memory": 1.5}), "`memory`"),

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
-use super::evaluate::last_words;
+use super::asking::last_words;
 use super::pin::{batches, invalid};
 use super::{Request, Skip, Target};
 use crate::exit::Failure;

@@ -87,6 +87,15 @@ pub struct Placed {
     pub skip: Option<String>,
 }
 
+/// Looks at what a user wants of every step, before anything is evaluated.
+///
+/// # Errors
+/// The user's `step` or `agents` make no step that Buildkite would take, or the expression is too large to be in every step
+/// (64).
+pub fn check(request: &Request, schema: &Schema) -> Result<(), Failure> {
+    Maker::new(request, schema).map(drop)
+}
+
 /// Makes the steps. Whether any [`Steps::errors`] fail the recording (`on-error`) is the caller's to say.
 ///
 /// # Errors
@@ -350,9 +359,8 @@ impl<'a> Maker<'a> {
         let mut step = self
             .begin(label_of(":nix:", &label), key(target), record)
             .map_err(|failure| failure.to_string())?;
-        if let Some(seconds) = target.meta.timeout.filter(|seconds| *seconds > 0) {
-            step.insert("timeout_in_minutes".into(), seconds.div_ceil(60).into());
-        }
+        // What is said of every step, of some, and of this one: the more it is about this one, the later it counts.
+        self.step.merge_into(&mut step);
         let features = target
             .features
             .iter()
@@ -362,7 +370,9 @@ impl<'a> Maker<'a> {
                 merge(&mut step, "agents", &Value::Object(tags.clone()));
             }
         }
-        self.step.merge_into(&mut step);
+        if let Some(seconds) = target.meta.timeout.filter(|seconds| *seconds > 0) {
+            step.insert("timeout_in_minutes".into(), seconds.div_ceil(60).into());
+        }
         let mut own_command = self.step.has_command();
         if let Some(buildkite) = target.meta.buildkite.as_ref().filter(|_| self.request.meta) {
             let wrong = |message| format!("in its `meta.buildkite`, {message}");
@@ -917,7 +927,7 @@ mod tests {
         assert_eq!(step["depends_on"], json!(["before", { "step": "other" }]));
         assert_eq!(step["command"], json!(["t"]));
         assert_eq!(step["soft_fail"], false);
-        assert_eq!(step["timeout_in_minutes"], 9);
+        assert_eq!(step["timeout_in_minutes"], 1, "the target's own counts");
         assert_eq!(step["retry"]["manual"], false);
         assert_eq!(step["retry"]["automatic"].as_array().unwrap().len(), 4);
     }
@@ -963,7 +973,7 @@ mod tests {
         let step = &made(&[needy], &request)[0];
         assert_eq!(
             step["agents"],
-            json!({ "queue": "linux", "kvm": "true", "size": "m", "top": "step" })
+            json!({ "queue": "linux", "kvm": "true", "size": "m", "top": "feature" })
         );
     }
 

@@ -63,6 +63,9 @@ pub(super) struct Name {
 #[derive(Debug, PartialEq, Deserialize)]
 pub(super) struct Described {
     pub(super) drv: String,
+    /// Its path is a mere string: nothing says that this evaluation wrote it.
+    #[serde(default)]
+    pub(super) named: bool,
     #[serde(default)]
     pub(super) meta: DescribedMeta,
 }
@@ -86,7 +89,11 @@ impl DescribedMeta {
         let timeout = match self.timeout {
             None | Some(serde_json::Value::Null) => None,
             Some(value) => Some(value.as_u64().filter(|seconds| *seconds > 0).ok_or_else(
-                || format!("meta.timeout is {value}, and must be a whole number of seconds"),
+                || {
+                    format!(
+                        "meta.timeout is {value}, and must be a whole number of seconds, from 1 on"
+                    )
+                },
             )?),
         };
         let description = self
@@ -142,6 +149,10 @@ fn name(escaped: &[u8]) -> Name {
         bytes.push(match byte {
             b'\\' => match rest.next() {
                 Some(b'n') => b'\n',
+                Some(b't') => b'\t',
+                Some(b'r') => b'\r',
+                Some(b'a') => 0x07,
+                Some(b'e') => 0x1b,
                 _ => b'\\',
             },
             byte => *byte,
@@ -220,6 +231,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(said(b"a\\nb \\\\n").text, "a\nb \\n");
+        assert_eq!(said(b"\\ta\\\\t\\r\\a\\e[m").text, "\ta\\t\r\u{7}\u{1b}[m");
         assert_eq!(said(b"").text, "");
         assert!(said("ä".as_bytes()).is_utf8);
         assert!(!said(b"\xff").is_utf8);

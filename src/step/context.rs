@@ -210,10 +210,7 @@ impl<'a> Step<'a> {
         let (heard, held) = listener.finish();
         match finished {
             Ok(finished) => Ok((finished, heard, held)),
-            Err(failure) if failure.class == Class::MissingProgram => Err(failure.hint(
-                "put Nix on the job's PATH: eval \"$(eval-once environment)\" in the agent's environment hook finds it",
-            )),
-            Err(failure) => Err(failure),
+            Err(failure) => Err(class::not_started(failure)),
         }
     }
 
@@ -278,13 +275,7 @@ impl<'a> Step<'a> {
         if finished.ending.success() {
             return Ok(finished);
         }
-        let said = said.trim_start_matches("error: ").replace('\n', "; ");
-        let message = format!(
-            "the Nix store cannot be asked: `{line}` {}: {said}",
-            finished.ending
-        );
-        Err(Failure::new(Class::Surroundings, message)
-            .hint("is the Nix daemon running, and does NIX_REMOTE (if it is set) name a store of this host?"))
+        Err(class::store_cannot_be_asked(line, finished.ending, &said))
     }
 
     /// Realises a `.drv` and links its outputs; where that fails, asks whether the `.drv` is still there. No check before
