@@ -81,15 +81,22 @@ impl State {
     /// No link can be made there: the disk is full, or not ours to write.
     pub fn roots(&self) -> io::Result<Roots> {
         let roots = self.folder.join("roots");
-        sweep(&roots, TIME_TO_LOCK, |folder| {
-            File::open(folder.join("lock")).map_or(true, |lock| lock.try_lock().is_ok())
-        });
+        sweep_roots(&roots);
         let folder = folder_of_ours(&roots)?;
         let lock = File::create(folder.path().join("lock"))?;
         lock.lock()?;
         let roots = Roots { folder, lock };
         roots.probe()?;
         Ok(roots)
+    }
+
+    /// Removes what killed steps have left, and outputs whose day is over. Gives how many roots and how many outputs.
+    #[must_use]
+    pub fn sweep(&self) -> (usize, usize) {
+        (
+            sweep_roots(&self.folder.join("roots")),
+            sweep(&self.folder.join("outputs"), OUTPUTS_ARE_KEPT, |_| true),
+        )
     }
 
     /// The folder in which recordings keep their pins.
@@ -148,22 +155,35 @@ pub fn can_link_in(folder: &Path) -> io::Result<()> {
     std::fs::remove_file(probe)
 }
 
-/// Removes the folders of ours in `parent` that have not changed for `age` and that are `abandoned`. What cannot be removed
-/// (by another user, say) is left to whoever can.
-fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) {
+/// Removes the roots of killed steps.
+fn sweep_roots(roots: &Path) -> usize {
+    sweep(roots, TIME_TO_LOCK, |folder| {
+        File::open(folder.join("lock")).map_or(true, |lock| lock.try_lock().is_ok())
+    })
+}
+
+/// Removes the folders of ours in `parent` that have not changed for `age` and that are `abandoned`, and counts them. What
+/// cannot be removed (by another user, say) is left to whoever can.
+fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) -> usize {
     let Ok(entries) = parent.read_dir() else {
-        return;
+        return 0;
     };
+    let mut removed = 0;
     for entry in entries.flatten() {
         let ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes());
         // Of the entry itself: a link is no folder of ours, wherever it leads.
         let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_dir);
         let changed = metadata.and_then(|metadata| metadata.modified().ok());
         let unchanged = changed.and_then(|changed| changed.elapsed().ok());
-        if ours && unchanged.is_some_and(|unchanged| unchanged > age) && abandoned(&entry.path()) {
-            let _ = remove(&entry.path());
+        if ours
+            && unchanged.is_some_and(|unchanged| unchanged > age)
+            && abandoned(&entry.path())
+            && remove(&entry.path()).is_ok()
+        {
+            removed += 1;
         }
     }
+    removed
 }
 
 /// Removes a folder of ours, which holds links and a lock, and no folders.
@@ -204,6 +224,7 @@ mod tests {
             File::open(folder).unwrap().set_times(long_ago).unwrap();
         }
         let link = living.link();
+        assert_eq!(state.sweep(), (1, 0));
         state.roots().unwrap();
         assert!(!killed.exists());
         assert!(link.parent().unwrap().exists());

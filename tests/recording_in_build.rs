@@ -821,6 +821,43 @@ fn steps_are_in_groups_by_the_first_names_of_their_attributes() {
 }
 
 #[test]
+fn a_second_recording_in_the_same_job_is_refused_and_not_taken_for_the_first() {
+    let Some(store) = store() else { return };
+    store.targets(CHAIN);
+    store.write("other.nix", "import ./default.nix");
+    let flags = format!("--skip none && '{EVAL_ONCE}' pipeline --file other.nix");
+    let Some(scene) = command_scene(store, EVAL_ONCE, &flags) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    let job = scene.build.job("record");
+    let log = job.plain();
+    assert!(log.contains("recorded something else already"), "{log}");
+    assert_eq!(job.retry_count, 0, "{log}");
+    assert_eq!(scene.build.uploads().len(), 1, "the first is uploaded");
+}
+
+#[test]
+fn what_a_jobs_variables_say_to_the_agent_changes_nothing_of_an_upload() {
+    let Some(store) = store() else { return };
+    store.targets(CHAIN);
+    let Some(mut scene) = plugin_scene(store, &json!({ "chunk": 1 })) else {
+        return;
+    };
+    scene.build = scene.build.envs([
+        ("BUILDKITE_PIPELINE_UPLOAD_DRY_RUN", "true"),
+        ("BUILDKITE_PIPELINE_REPLACE", "true"),
+        ("BUILDKITE_METADATA_BUILD_ID", "another-build"),
+    ]);
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    scene.build.retry(&scene.build.job("record").id);
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    assert_eq!(scene.follows_its_plan(), 4);
+    assert_eq!(scene.build.rejections(), [""; 0]);
+}
+
+#[test]
 fn a_recording_that_is_run_again_by_hand_uploads_nothing_more() {
     let Some(store) = store() else { return };
     store.targets(CHAIN);

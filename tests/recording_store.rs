@@ -11,6 +11,7 @@ use crate::support::{
     recording::Pipeline,
     stand_in::StandIns,
     store::Store,
+    target::Target,
 };
 
 fn record(store: &Store, flags: &[&str]) -> Program {
@@ -185,6 +186,99 @@ fn a_state_folder_that_the_daemon_does_not_see_is_said() {
 }
 
 #[test]
+fn a_state_folder_is_read_by_its_letters_as_nix_reads_it() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    fs::create_dir(store.root().join("elsewhere")).unwrap();
+    let ended = record(&store, &["--skip", "none"])
+        .env(
+            "EVAL_ONCE_STATE_DIR",
+            store.root().join("elsewhere/../eo//"),
+        )
+        .run();
+    let recorded = drvs(&Pipeline::of(&ended));
+    assert!(!ended.stderr.contains("does not see"), "{ended}");
+    assert_eq!(pins(&store).len(), 1);
+    store.collect();
+    assert!(recorded.iter().all(|drv| store.has(drv)));
+}
+
+#[test]
+fn several_recordings_in_one_step_keep_a_pin_each_and_a_retry_replaces_its_own() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let in_job = |job: &str, flags: &[&str]| {
+        let ended = record(&store, &["--skip", "none"])
+            .args(flags)
+            .envs([
+                ("BUILDKITE_AGENT_ACCESS_TOKEN", "x"),
+                ("BUILDKITE_BUILD_ID", "build"),
+                ("BUILDKITE_STEP_ID", "step"),
+                ("BUILDKITE_JOB_ID", job),
+                ("BUILDKITE_BRANCH", "main"),
+            ])
+            .run();
+        Pipeline::of(&ended);
+    };
+    in_job("1", &["-A", "low"]);
+    in_job("1", &["-A", "high"]);
+    assert_eq!(pins(&store).len(), 2);
+    in_job("2", &["-A", "low"]);
+    assert_eq!(pins(&store).len(), 2);
+    let low = store.target("low").drv;
+    store.collect();
+    assert!(store.has(&low));
+}
+
+#[test]
+fn what_is_gone_is_evaluated_again_and_no_cache_is_asked_for_it() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let gone = store.target("high").drv;
+    // The second call is the one that writes the pin.
+    let script = format!(
+        "if [ $NTH = 2 ]; then nix-store --delete --ignore-liveness '{gone}' >/dev/null 2>&1; fi"
+    );
+    let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", &script);
+    // Whoever asks this one is still in its queue afterwards.
+    let cache = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    cache.set_nonblocking(true).unwrap();
+    store.configure(&format!(
+        "substituters = http://{}",
+        cache.local_addr().unwrap()
+    ));
+    let ended = record(&store, &["--skip", "none", "--workers", "1"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    assert_eq!(drvs(&Pipeline::of(&ended)).len(), 2);
+    assert!(cache.accept().is_err(), "it was asked: {ended}");
+    let calls = stand_ins.calls("nix-instantiate").len();
+    assert_eq!(calls, 4, "evaluated and pinned, and both again");
+    assert!(store.has(&gone));
+}
+
+#[test]
+fn pruning_says_what_it_removes() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    record(&store, &[]).run().exits(0);
+    let [pin] = pins(&store).try_into().unwrap();
+    fs::write(pin.join("keep.json"), r#"{"until":1}"#).unwrap();
+    let killed = store.our_state().join("roots/eval-once-killed");
+    fs::create_dir(&killed).unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let times = fs::FileTimes::new().set_modified(long_ago);
+    fs::File::open(&killed).unwrap().set_times(times).unwrap();
+    let removed = format!("removed {}", pin.display());
+    store.eval_once(["prune"]).run().exits(0).says(&[
+        &removed,
+        "removed the roots of 1 killed step",
+        "1 pin removed",
+    ]);
+    assert!(!killed.exists());
+}
+
+#[test]
 fn without_a_state_folder_nothing_is_recorded() {
     let Some(store) = Store::new() else { return };
     store.targets(TARGETS);
@@ -252,6 +346,73 @@ fn what_is_there_needs_no_step() {
         1,
         "{ended}"
     );
+}
+
+#[test]
+fn a_cache_that_answers_with_errors_hides_nothing_of_what_others_have() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ cached = file \"cached\"; nowhere = file \"nowhere\"; }");
+    let cached = store.target("cached");
+    store.build(&cached.drv);
+    let cache = store.cache("cache", [cached.out()]);
+    store.delete([cached.out()]);
+    let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
+    let port = server.server_addr().to_ip().unwrap().port();
+    let bad = format!("http://127.0.0.1:{port}");
+    let info = format!("StoreDir: {}\nPriority: 1\n", store.folder().display());
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for request in server.incoming_requests() {
+                let (text, status) = if request.url() == "/nix-cache-info" {
+                    (info.as_str(), 200)
+                } else {
+                    ("no", 500)
+                };
+                let response = tiny_http::Response::from_string(text).with_status_code(status);
+                let _ = request.respond(response);
+            }
+        });
+        let ended = record(&store, &["--option", "download-attempts", "1"])
+            .args(["--option", "substituters", &format!("{cache} {bad}")])
+            .run();
+        server.unblock();
+        ended
+    });
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.step(&["cached"]).json["skip"], "a cache has it");
+    assert!(pipeline.step(&["nowhere"]).json["skip"].is_null());
+    let said = format!("{bad} answers with errors");
+    assert_eq!(ended.stderr.matches(&said).count(), 1, "{ended}");
+}
+
+#[test]
+fn what_a_cache_has_without_all_it_needs_gets_a_step() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "let dep = file \"dep\"; in { a = with' { inherit dep; } \"a\" \"echo $dep > $out\"; b = file \"b\"; \
+         c = file \"c\"; nowhere = file \"nowhere\"; }",
+    );
+    let targets = ["a", "b", "c"].map(|attr| store.target(attr));
+    for target in &targets {
+        store.build(&target.drv);
+    }
+    let [a, b, c] = targets.each_ref().map(Target::out);
+    let cache = store.cache("cache", [a, b, c]);
+    let dep = store.nix("nix-store", ["--query", "--references", a]);
+    let info = format!("{}.narinfo", &dep.rsplit('/').next().unwrap()[..32]);
+    fs::remove_file(store.root().join("cache").join(info)).unwrap();
+    store.delete([a, b, c, &dep]);
+    let ended = record(&store, &["--option", "substituters", &cache]).run();
+    let pipeline = Pipeline::of(&ended);
+    for (attr, skip) in [
+        ("a", Value::Null),
+        ("b", "a cache has it".into()),
+        ("c", "a cache has it".into()),
+        ("nowhere", Value::Null),
+    ] {
+        assert_eq!(pipeline.step(&[attr]).json["skip"], skip, "{attr}: {ended}");
+    }
+    mentions(&ended, "a cache has 1 target without all that is needed");
 }
 
 #[test]

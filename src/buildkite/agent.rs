@@ -1,4 +1,7 @@
 //! The command lines of `buildkite-agent`, as a job runs it. Its token and endpoint are in the job's environment.
+//!
+//! Each of its flags can also be set by a variable, and a job's environment is its users'. So a flag that would change what is
+//! done here is given, also where it says what is the case anyway (measured: the flag wins).
 
 use std::path::Path;
 
@@ -10,7 +13,8 @@ fn agent(words: &[&str]) -> CommandLine {
 
 /// Uploads the pipeline in `file`. What is in it is meant as it is: nothing is interpolated, and a value of the job's
 /// environment that happens to be in it is no secret that leaks (agents from v4 on would refuse the upload; an empty list of
-/// variables means the same to all).
+/// variables means the same to all). With `BUILDKITE_PIPELINE_UPLOAD_DRY_RUN` nothing would be uploaded, and that a success; with
+/// `BUILDKITE_PIPELINE_REPLACE` each upload would take away what the one before has brought.
 #[must_use]
 pub fn upload_pipeline(file: &Path) -> CommandLine {
     let mut line = agent(&[
@@ -18,6 +22,8 @@ pub fn upload_pipeline(file: &Path) -> CommandLine {
         "upload",
         "--no-interpolation",
         "--redacted-vars=",
+        "--replace=false",
+        "--dry-run=false",
     ]);
     line.arguments.push(file.into());
     line
@@ -36,16 +42,17 @@ pub fn set_meta_data(key: &str, value: &str) -> CommandLine {
     agent(&["meta-data", "set", key, value])
 }
 
-/// Prints a value of the build's meta-data; nothing where there is none.
+/// Prints a value of this build's meta-data; nothing where there is none. (`BUILDKITE_METADATA_BUILD_ID` names another build, of
+/// which it is read then, but not set.)
 #[must_use]
 pub fn get_meta_data(key: &str) -> CommandLine {
-    agent(&["meta-data", "get", key, "--default", ""])
+    agent(&["meta-data", "get", key, "--default", "", "--build="])
 }
 
-/// Prints all keys of the build's meta-data, one on each line.
+/// Prints all keys of this build's meta-data, one on each line.
 #[must_use]
 pub fn meta_data_keys() -> CommandLine {
-    agent(&["meta-data", "keys"])
+    agent(&["meta-data", "keys", "--build="])
 }
 
 /// Uploads the file `name` in `folder` as an artifact of that name.
@@ -69,7 +76,14 @@ pub fn download_artifact(name: &str, job: &str, folder: &Path) -> CommandLine {
 /// Annotates the build with the Markdown in `body`, in place of what had the same `context`.
 #[must_use]
 pub fn annotate(context: &str, style: &str, body: &Path) -> CommandLine {
-    let mut line = agent(&["annotate", "--context", context, "--style", style]);
+    let mut line = agent(&[
+        "annotate",
+        "--context",
+        context,
+        "--style",
+        style,
+        "--append=false",
+    ]);
     // As an argument it could have 128 KiB at most.
     line.stdin = Some(body.to_owned());
     line

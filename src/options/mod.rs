@@ -418,8 +418,9 @@ impl Reading {
     fn state(&self) -> Option<PathBuf> {
         let named = variable(&self.environment, "EVAL_ONCE_STATE_DIR").map(PathBuf::from);
         let folder = named.or_else(|| Some(self.state_home()?.join("eval-once")))?;
-        // Nix is told paths below it while it stands in another folder.
-        std::path::absolute(folder).ok()
+        // Nix is told paths below it while it stands in another folder, and reads them by their letters.
+        let folder = std::path::absolute(folder).ok()?;
+        Some(paths::without_dots(&folder))
     }
 
     fn home(&self) -> Option<PathBuf> {

@@ -42,9 +42,17 @@ pub fn perform(
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (keys, host) = (order.keys?, order.host?);
     let request = Request::read(keys, &order.place, order.plugin.as_deref())?;
+    // Steps start at the root of the checkout.
+    let recorded = match order.below_checkout.as_deref().and_then(Path::to_str) {
+        Some(folder) => Request {
+            root: request.root.from_above(folder),
+            ..request.clone()
+        },
+        None => request.clone(),
+    };
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     if let Some(build) = build
-        && follow_earlier(build, supervisor, log)?
+        && follow_earlier(build, &pin::identity(&recorded), supervisor, log)?
     {
         return Ok(None);
     }
@@ -53,7 +61,7 @@ pub fn perform(
     super::steps::check(&request, &schema)?;
     let state = open(&host)?;
     pin::prune(&state);
-    let owner = Owner::of(&request, order.build.as_ref());
+    let owner = Owner::of(&recorded, order.build.as_ref());
     let previous = pin::previous(&owner, &state);
 
     let mut seconds = BTreeMap::new();
@@ -86,14 +94,6 @@ pub fn perform(
         refused: &evaluated.refused,
         edges: &edges,
         skip: &skipped,
-    };
-    // Steps start at the root of the checkout.
-    let recorded = match order.below_checkout.as_deref().and_then(Path::to_str) {
-        Some(folder) => Request {
-            root: request.root.from_above(folder),
-            ..request.clone()
-        },
-        None => request.clone(),
     };
     let made = steps(&records, &recorded, &schema)?;
     let told = evaluated.broken.len() + evaluated.refused.len();
@@ -138,19 +138,24 @@ pub fn perform(
         supervisor,
         log,
     };
-    upload.keep(&plan)?;
+    upload.keep(&plan, &pin::identity(&recorded))?;
     upload.follow(&plan, true)?;
     Ok(None)
 }
 
 /// Goes on where an earlier try of the same step was, if one got as far as its plan. Says whether one did.
-fn follow_earlier(build: &Build, supervisor: &mut Supervisor, log: Log) -> Result<bool, Failure> {
+fn follow_earlier(
+    build: &Build,
+    recording: &str,
+    supervisor: &mut Supervisor,
+    log: Log,
+) -> Result<bool, Failure> {
     let mut upload = Upload {
         build,
         supervisor,
         log,
     };
-    let Some(plan) = upload.earlier_plan()? else {
+    let Some(plan) = upload.earlier_plan(recording)? else {
         return Ok(false);
     };
     upload.follow(&plan, false)?;
@@ -174,8 +179,17 @@ pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
     for folder in &removed {
         log.say(format_args!("removed {}", folder.display()));
     }
-    // Making one sweeps what killed steps have left.
-    drop(state.roots());
+    let (roots, outputs) = state.sweep();
+    if roots > 0 {
+        let s = if roots == 1 { "" } else { "s" };
+        log.say(format_args!("removed the roots of {roots} killed step{s}"));
+    }
+    if outputs > 0 {
+        log.say(format_args!(
+            "removed the outputs of {outputs} step{}, which were kept for a day",
+            if outputs == 1 { "" } else { "s" }
+        ));
+    }
     log.say(match removed.len() {
         0 => "no pin has been kept long enough yet".to_owned(),
         1 => "1 pin removed: the next collection may take what only it kept".to_owned(),

@@ -3,16 +3,18 @@
 //! The file is JSON, and each `.drv` path in it has plain string context: so its references are exactly the `.drv`s, and
 //! nothing is built. It also says what was recorded, for the next recording of the same branch to compare with.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::asking::{ask_store, last_words, store_answers};
+use super::steps::source;
 use super::{Build, Request, hash_of};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
@@ -23,8 +25,8 @@ use crate::supervise::{OnStop, Supervisor};
 /// How often the pin is made, where a collection that was running already takes it.
 const ATTEMPTS: u32 = 3;
 
-/// How many bytes of paths one command gets. Linux takes two MiB of arguments and environment together.
-const ARGUMENTS_AT_MOST: usize = 1 << 20;
+/// How many bytes of paths one command gets. Arguments and environment together may have two MiB on Linux, one on macOS.
+const ARGUMENTS_AT_MOST: usize = 512 << 10;
 
 /// What our folders are called: in a state folder that was given by mistake, nothing else is touched.
 const PREFIX: &str = "eval-once-";
@@ -36,6 +38,12 @@ struct Text {
     /// The pipeline, or the checkout of a recording by hand.
     pipeline: String,
     branch: String,
+    /// The build; empty by hand.
+    #[serde(default)]
+    build: String,
+    /// What of the repository was recorded, as [`identity`] says it.
+    #[serde(default)]
+    recording: String,
     /// When it was made, in seconds since 1970.
     created: u64,
     targets: Vec<Entry>,
@@ -59,29 +67,50 @@ struct Keep {
 pub(super) struct Owner {
     pipeline: String,
     branch: String,
+    build: String,
+    recording: String,
     folder: String,
+}
+
+/// What is recorded, in a few letters: the same for the same recording in every build, and another one for any other recording
+/// of the same repository. `request` is for who stands at the checkout's root, where that is known; where the checkout lies is
+/// left out, for that is another place for each agent.
+pub(super) fn identity(request: &Request) -> String {
+    let source = Value::Object(source(&request.root, &request.options)).to_string();
+    let source = match request.root.folder.to_str() {
+        Some(folder) if folder != "/" => source.replace(folder, "."),
+        _ => source,
+    };
+    let attr = request.root.attr.to_string();
+    let exclude = format!("{:?}", request.exclude);
+    hash_of([source.as_str(), &attr, &exclude])
 }
 
 impl Owner {
     /// A recording in a job has a pin of its own, which its retries replace; by hand, that of the same checkout and arguments
-    /// is replaced.
+    /// is replaced. (A step may record several things with `--dry-run`: none of them replaces another's.)
     pub(super) fn of(request: &Request, build: Option<&Build>) -> Self {
-        let (pipeline, branch, own) = match build {
+        let recording = identity(request);
+        let (pipeline, branch, build, step) = match build {
             Some(build) => (
                 build.pipeline.clone(),
                 build.branch.clone(),
-                format!("{}\0{}", build.build, build.step),
+                build.build.clone(),
+                build.step.as_str(),
             ),
             None => (
                 request.root.folder.to_string_lossy().into_owned(),
                 String::new(),
-                format!("{:?}\0{:?}", request.root, request.options),
+                String::new(),
+                "",
             ),
         };
-        let hash = hash_of([pipeline.as_str(), &branch, &own]);
+        let hash = hash_of([pipeline.as_str(), &branch, &build, step, &recording]);
         Self {
             pipeline,
             branch,
+            build,
+            recording,
             folder: format!("{PREFIX}{hash}"),
         }
     }
@@ -111,11 +140,7 @@ pub(super) fn pin(
 ) -> Result<Pinned, Failure> {
     let folder = state.pins().join(&owner.folder);
     let in_state = || format!("cannot keep a pin in {}", folder.display());
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&folder)
-        .classify(Class::Surroundings, in_state)?;
+    let _held = hold(&folder).classify(Class::Surroundings, in_state)?;
     let now = seconds(SystemTime::now());
     let until = now + u64::from(request.keep_days) * 24 * 60 * 60;
     let keep = serde_json::to_vec(&Keep { until })
@@ -126,7 +151,11 @@ pub(super) fn pin(
         tempfile::NamedTempFile::new_in(&folder).classify(Class::Surroundings, in_state)?;
     json.write_all(&text_of(targets, owner, now)?)
         .classify(Class::Surroundings, in_state)?;
-    let write = command::write_pin(json.path(), &request.options);
+    // What is gone is evaluated again. A cache that has it would send its whole closure, and one that cannot be reached costs
+    // seconds before it is known to be gone.
+    let mut options = request.options.clone();
+    options.push(("substitute".into(), "false".into()));
+    let write = command::write_pin(json.path(), &options);
     let mut beside = Some(beside);
     for _ in 0..ATTEMPTS {
         let mut said = Vec::new();
@@ -158,7 +187,7 @@ pub(super) fn pin(
             .map_err(|wrong| anyhow::anyhow!("{wrong}: {printed}"))
             .classify(Class::Bug, || format!("cannot read what `{write}` printed"))?;
         let link = folder.join("pin");
-        let root = command::obtain(&[&pin], Some(&link), &request.options);
+        let root = command::obtain(&[&pin], Some(&link), &options);
         let mut said = Vec::new();
         let rooted = supervisor.run(&root, OnStop::Term, &mut said)?;
         // A collection that was running already may have taken it all the same.
@@ -222,6 +251,8 @@ fn text_of(
         version: 1,
         pipeline: owner.pipeline.clone(),
         branch: owner.branch.clone(),
+        build: owner.build.clone(),
+        recording: owner.recording.clone(),
         created,
         targets: targets
             .iter()
@@ -275,7 +306,8 @@ pub(super) fn batches<'a, 'p>(
     })
 }
 
-/// What the newest recording of the same branch has found whose pin is still there. Asked before the new one is made.
+/// What the newest recording of the same things in the same branch has found whose pin is still there. Asked before the new one
+/// is made. Others of this build, and earlier tries of this one, are no previous recordings.
 pub(super) fn previous(owner: &Owner, state: &State) -> Option<Vec<(AttrPath, String)>> {
     let entries = state.pins().read_dir().ok()?.flatten();
     let texts = entries.filter_map(|entry| {
@@ -283,7 +315,12 @@ pub(super) fn previous(owner: &Owner, state: &State) -> Option<Vec<(AttrPath, St
         serde_json::from_slice::<Text>(&text).ok()
     });
     let newest = texts
-        .filter(|text| text.pipeline == owner.pipeline && text.branch == owner.branch)
+        .filter(|text| {
+            text.pipeline == owner.pipeline
+                && text.branch == owner.branch
+                && text.recording == owner.recording
+                && (text.build != owner.build || owner.build.is_empty())
+        })
         .max_by_key(|text| text.created)?;
     let targets = newest.targets.into_iter();
     Some(
@@ -305,14 +342,52 @@ pub(super) fn prune(state: &State) -> Vec<PathBuf> {
         let folder = entry.path();
         let ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
             && entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if ours
-            && until(&folder).is_some_and(|until| until < now)
-            && fs::remove_dir_all(&folder).is_ok()
+        let is_due = || until(&folder).is_some_and(|until| until < now);
+        if !ours || !is_due() {
+            continue;
+        }
+        let lock = File::open(folder.join(LOCK));
+        if let Ok(lock) = &lock
+            && let Err(TryLockError::WouldBlock) = lock.try_lock()
         {
+            continue;
+        }
+        // Between the two looks at it, whoever makes it anew may have begun and ended.
+        if is_due() && fs::remove_dir_all(&folder).is_ok() {
             removed.push(folder);
         }
     }
     removed
+}
+
+/// What lies in a pin's folder so that it can be held.
+const LOCK: &str = "lock";
+
+/// Makes a pin's folder, and holds it against whoever prunes as long as the file is open. On a file system without locks it is
+/// only made.
+fn hold(folder: &Path) -> io::Result<File> {
+    loop {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)?;
+        let path = folder.join(LOCK);
+        let lock = match File::options().create(true).append(true).open(&path) {
+            // It was pruned just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        // Whoever prunes holds it for a moment only.
+        let _ = lock.lock_shared();
+        let is_same = |there: &fs::Metadata, held: &fs::Metadata| {
+            (there.dev(), there.ino()) == (held.dev(), held.ino())
+        };
+        if let Ok(there) = path.metadata()
+            && is_same(&there, &lock.metadata()?)
+        {
+            return Ok(lock);
+        }
+    }
 }
 
 /// Until when a pin is kept; one that does not say so is being made, or was left when that was cut short.
@@ -375,8 +450,72 @@ mod tests {
             fs::write(pin.join("keep.json"), format!("{{\"until\":{until}}}")).unwrap();
         }
         fs::create_dir(state.pins().join("eval-once-begun")).unwrap();
+        // One that is made anew just now is left to who makes it.
+        let held = state.pins().join("eval-once-held");
+        let lock = hold(&held).unwrap();
+        fs::write(held.join("keep.json"), "{\"until\":1}").unwrap();
         assert_eq!(prune(&state), [state.pins().join("eval-once-old")]);
         let left = |name: &str| state.pins().join(name).exists();
         assert!(left("eval-once-new") && left("eval-once-begun") && left("other"));
+        assert!(left("eval-once-held"));
+        drop(lock);
+        assert_eq!(prune(&state), [held]);
+    }
+
+    #[test]
+    fn whoever_holds_a_pin_holds_the_folder_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        let pin = state.pins().join("eval-once-x");
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                    prune(&state);
+                }
+            });
+            for _ in 0..300 {
+                let _held = hold(&pin).unwrap();
+                fs::write(pin.join("keep.json"), "{\"until\":1}").unwrap();
+                fs::write(pin.join("pin"), "").unwrap();
+                std::thread::yield_now();
+                assert!(pin.join("pin").exists());
+            }
+            stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+    }
+
+    #[test]
+    fn the_previous_recording_is_one_of_the_same_things_in_another_build() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        let owner = |build: &str, recording: &str| Owner {
+            pipeline: "p".into(),
+            branch: "main".into(),
+            build: build.into(),
+            recording: recording.into(),
+            folder: String::new(),
+        };
+        let texts = [
+            ("p", "main", "1", "a", 10, "older"),
+            ("p", "main", "2", "a", 20, "newer"),
+            ("p", "main", "3", "b", 30, "other-things"),
+            ("p", "main", "4", "a", 40, "earlier-try"),
+            ("p", "topic", "5", "a", 50, "other-branch"),
+            ("q", "main", "6", "a", 60, "other-pipeline"),
+        ];
+        for (pipeline, branch, build, recording, created, attr) in texts {
+            let pin = state.pins().join(format!("eval-once-{created}"));
+            fs::create_dir(&pin).unwrap();
+            let text = serde_json::json!({
+                "version": 1, "pipeline": pipeline, "branch": branch, "build": build, "recording": recording,
+                "created": created, "targets": [{"attr": [attr], "drv": "/x"}],
+            });
+            fs::write(pin.join("pin"), text.to_string()).unwrap();
+        }
+        let found = |owner: &Owner| Some(previous(owner, &state)?[0].0.to_string());
+        assert_eq!(found(&owner("4", "a")).as_deref(), Some("newer"));
+        assert_eq!(found(&owner("4", "b")).as_deref(), Some("other-things"));
+        assert_eq!(found(&owner("4", "c")), None);
     }
 }

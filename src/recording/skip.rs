@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::io::{self, Write as _};
+use std::time::{Duration, Instant};
 
+use super::asking::last_words;
 use super::pin::{batches, invalid};
 use super::{Request, Skip, Target};
 use crate::exit::Failure;
@@ -38,7 +40,12 @@ pub(super) fn reasons(
                 .collect(),
             HashSet::new(),
         ),
-        Skip::Cached => substitutable(&paths, request, supervisor, log)?,
+        Skip::Cached => {
+            let mut answer = ask(&paths, request, supervisor)?;
+            answer.warn(log);
+            without_gaps(&mut answer, targets, request, supervisor, log)?;
+            (answer.missing, answer.fetched)
+        }
     };
     let reason = |target: &Target| {
         let outputs = || target.outputs.values().map(StorePath::as_str);
@@ -51,41 +58,151 @@ pub(super) fn reasons(
     Ok(targets.iter().map(reason).collect())
 }
 
-/// Which of `paths` nobody has, and which a cache has.
-fn substitutable(
+/// What Nix says about paths that are to be there.
+#[derive(Debug, Default)]
+struct Answer {
+    /// Those that nobody has, and what they need and nobody has.
+    missing: HashSet<String>,
+    /// Those that a cache has, and what they need and a cache has.
+    fetched: HashSet<String>,
+    /// Caches that could not be reached.
+    unreachable: BTreeSet<String>,
+    /// Caches that answered with an error.
+    failing: BTreeSet<String>,
+    /// Why caches could not be asked at all.
+    refusal: Option<String>,
+}
+
+impl Answer {
+    /// Whether something is missing that was not asked for: what was asked for needs it.
+    fn has_gaps(&self, asked: &[&StorePath]) -> bool {
+        let asked: HashSet<&str> = asked.iter().map(|path| path.as_str()).collect();
+        self.missing
+            .iter()
+            .any(|path| !asked.contains(path.as_str()))
+    }
+
+    fn warn(&self, log: Log) {
+        if let Some(message) = &self.refusal {
+            log.warn(format_args!(
+                "what is only in caches gets a step, for they cannot be asked: {message}"
+            ));
+        }
+        for cache in &self.unreachable {
+            log.warn(format_args!(
+                "{cache} cannot be reached: what only it has gets a step"
+            ));
+        }
+        for cache in self.failing.difference(&self.unreachable) {
+            log.warn(format_args!(
+                "{cache} answers with errors: what only it has gets a step"
+            ));
+        }
+    }
+}
+
+/// Asks who has these paths.
+fn ask(
     paths: &[&StorePath],
     request: &Request,
     supervisor: &mut Supervisor,
-    log: Log,
-) -> Result<(HashSet<String>, HashSet<String>), Failure> {
-    let mut missing = HashSet::new();
-    let mut fetched = HashSet::new();
-    let mut unreachable = BTreeSet::new();
+) -> Result<Answer, Failure> {
+    let mut answer = Answer::default();
+    // Otherwise one cache that answers with an error is the end of the whole question, and what the others have is not said.
+    let mut options = request.options.clone();
+    options.push(("fallback".into(), "true".into()));
     for batch in batches(paths) {
-        let line = command::would_obtain(batch, &request.options);
+        let line = command::would_obtain(batch, &options);
         let mut said = Vec::new();
         let finished = supervisor.run(&line, OnStop::TermThenKill, &mut said)?;
         if !finished.ending.success() {
-            // Why, the store itself will say; or else it is the question that Nix does not like.
-            missing.extend(invalid(batch, &request.options, supervisor)?);
+            // Where it is the store that fails, it says so now.
+            let invalid = invalid(batch, &request.options, supervisor)?;
+            answer.missing.extend(invalid);
+            answer.refusal = Some(last_words(&said, finished.ending).1);
             continue;
         }
         let mut listener = Listener::new(io::sink());
         let _ = listener.write_all(&said);
-        unreachable.extend(listener.finish().0.unreachable);
-        let (not_known, would_be) = read(&String::from_utf8_lossy(&said));
-        missing.extend(not_known);
-        fetched.extend(would_be);
+        let unreachable = listener.finish().0.unreachable;
+        let caches = unreachable.iter().map(|file| cache_of(file).to_owned());
+        answer.unreachable.extend(caches);
+        let said = String::from_utf8_lossy(&said);
+        answer.failing.extend(said.lines().filter_map(given_up));
+        let (missing, fetched) = read(&said);
+        answer.missing.extend(missing);
+        answer.fetched.extend(fetched);
     }
-    if !unreachable.is_empty() {
-        let caches: BTreeSet<&str> = unreachable.iter().map(|file| cache_of(file)).collect();
-        let caches: Vec<&str> = caches.into_iter().collect();
+    Ok(answer)
+}
+
+/// How long it may take to find the targets that a cache has without all they need. What is not known then gets a step.
+const TIME_TO_FIND_GAPS: Duration = Duration::from_secs(20);
+
+/// Takes what a cache has, but not all that it needs, for missing. A cache that removes what nobody has asked for in a while is
+/// like that: the step of such a target would not be skipped with good reason, for nobody can fetch it.
+///
+/// Nix says what is missing, and not for whom. So it is asked for half of them, and for half of those: a few questions for each,
+/// whose answers about the cache Nix remembers.
+fn without_gaps(
+    answer: &mut Answer,
+    targets: &[Target],
+    request: &Request,
+    supervisor: &mut Supervisor,
+    log: Log,
+) -> Result<(), Failure> {
+    let cached: Vec<&Target> = targets
+        .iter()
+        .filter(|target| {
+            let outputs = || target.outputs.values().map(StorePath::as_str);
+            !outputs().any(|path| answer.missing.contains(path))
+                && outputs().any(|path| answer.fetched.contains(path))
+        })
+        .collect();
+    let all: Vec<&StorePath> = targets
+        .iter()
+        .flat_map(|target| target.outputs.values())
+        .collect();
+    if cached.is_empty() || !answer.has_gaps(&all) {
+        return Ok(());
+    }
+    let until = Instant::now() + TIME_TO_FIND_GAPS;
+    let mut count = 0;
+    let mut parts = vec![cached.as_slice()];
+    while let Some(part) = parts.pop() {
+        let paths: Vec<&StorePath> = part
+            .iter()
+            .flat_map(|target| target.outputs.values())
+            .collect();
+        let in_time = Instant::now() < until;
+        if in_time && ask(&paths, request, supervisor)?.missing.is_empty() {
+            continue;
+        }
+        if part.len() > 1 && in_time {
+            let (some, others) = part.split_at(part.len() / 2);
+            parts.extend([some, others]);
+        } else {
+            count += part.len();
+            answer.missing.extend(paths.iter().map(ToString::to_string));
+        }
+    }
+    if count > 0 {
         log.warn(format_args!(
-            "{} cannot be reached: what only it has gets a step",
-            caches.join(", ")
+            "a cache has {count} target{} without all that is needed: {} a step",
+            if count == 1 { "" } else { "s" },
+            if count == 1 { "it gets" } else { "they get" }
         ));
     }
-    Ok((missing, fetched))
+    Ok(())
+}
+
+/// The cache that Nix asks no more, where a line says so (with `fallback` only; 2.8, 2.26 and 2.34 in the same words).
+fn given_up(line: &str) -> Option<String> {
+    let line = without_colours(line);
+    let (cache, _) = line
+        .strip_prefix("disabling binary cache '")?
+        .split_once('\'')?;
+    Some(cache.to_owned())
 }
 
 /// The cache that a file belongs to.

@@ -42,22 +42,38 @@ impl Upload<'_> {
         format!("eval-once:{}:{what}", self.build.step)
     }
 
-    /// The plan of an earlier try of this recording, if one got so far.
+    /// The plan of an earlier try of this recording, if one got so far. `recording` is what it records, in a few letters.
     ///
     /// # Errors
-    /// Buildkite cannot be asked, or has lost the plan (75); there is no `buildkite-agent` (69).
-    pub(super) fn earlier_plan(&mut self) -> Result<Option<Plan>, Failure> {
+    /// Buildkite cannot be asked, or has lost the plan (75); there is no `buildkite-agent` (69); this job has recorded something
+    /// else before (64).
+    pub(super) fn earlier_plan(&mut self, recording: &str) -> Result<Option<Plan>, Failure> {
         let line = agent::get_meta_data(&self.mark("plan"));
-        let job = self.ask(&line, "look for an earlier try of this recording")?;
-        let job = job.text().trim().to_owned();
-        if job.is_empty() {
+        let mark = self.ask(&line, "look for an earlier try of this recording")?;
+        let mark = mark.text();
+        let mut words = mark.split_whitespace();
+        let Some(job) = words.next() else {
             return Ok(None);
+        };
+        let is_other = words.next().is_some_and(|other| other != recording);
+        if is_other && job == self.build.job {
+            return Err(Failure::new(
+                Class::Config,
+                "this job has recorded something else already, and a step can upload one recording: nothing was evaluated",
+            )
+            .hint("give each recording a step of its own, or record all of it at once"));
         }
         self.log.say(
             "an earlier try of this recording got as far as its plan: following that, and evaluating nothing",
         );
+        if is_other {
+            // No failure: an argument may name the job, say, and then no two tries are the same.
+            self.log.warn(
+                "that try recorded something else, or with other arguments, than this one was to",
+            );
+        }
         let folder = folder()?;
-        let line = agent::download_artifact(PLAN, &job, folder.path());
+        let line = agent::download_artifact(PLAN, job, folder.path());
         self.ask(&line, "get the plan of the earlier try")?;
         let json = std::fs::read_to_string(folder.path().join(PLAN))
             .classify(Class::Surroundings, || {
@@ -70,9 +86,10 @@ impl Upload<'_> {
     ///
     /// # Errors
     /// Buildkite does not take it (75).
-    pub(super) fn keep(&mut self, plan: &Plan) -> Result<(), Failure> {
+    pub(super) fn keep(&mut self, plan: &Plan, recording: &str) -> Result<(), Failure> {
         self.artifact(PLAN, &plan.to_json()?)?;
-        let line = agent::set_meta_data(&self.mark("plan"), &self.build.job);
+        let value = format!("{} {recording}", self.build.job);
+        let line = agent::set_meta_data(&self.mark("plan"), &value);
         self.ask(&line, "mark that the plan is kept").map(drop)
     }
 
