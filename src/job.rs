@@ -40,31 +40,20 @@ pub fn step(
     log: Log,
 ) -> Result<u8, Failure> {
     let ours = is_eval_once(&job.command, "step");
-    if ours == Ours::ItselfAndMore {
-        order.keys = order.keys.and_then(|_| {
-            Err(refuse("the job's command is `eval-once step`, which this hook is already, and more than that")
-                .hint("leave the command at `eval-once step`, or make it just what is to run after the build"))
-        });
-    }
+    order.keys = order.keys.and_then(|keys| {
+        let hint =
+            "leave the command at `eval-once step`, or make it just what is to run after the build";
+        refuse_more(ours, "step", hint).map(|()| keys)
+    });
     let done = step::perform(order, &mut supervisor, log)?;
     for (name, path) in &done.outputs {
         log.say(format_args!("{name}: {path}"));
     }
-    let nothing = String::from_utf8_lossy(job.command.as_bytes())
-        .trim()
-        .is_empty();
-    if !done.command || nothing {
+    if !done.command {
         return Ok(0);
     }
-    if ours == Ours::Itself {
-        log.say("the job's command is this step itself: it is not run again, and its flags are not looked at");
-        return Ok(0);
-    }
-    log.say("running the step's own command");
     job.environment = environment_of_command(job.environment, &done.outputs);
-    let plan = default_command::plan(&job).and_then(|plan| plan.kept_inside(&job));
-    supervisor.hand_over()?;
-    Ok(become_program_of(plan))
+    become_own_command(&job, ours, ["step", "step's"], supervisor, log)
 }
 
 /// Records, and then becomes the job's own command, where there is one to run. Returns the status where not.
@@ -78,13 +67,35 @@ pub fn recording(
     log: Log,
 ) -> Result<u8, Failure> {
     let ours = is_eval_once(&job.command, "pipeline");
-    if ours == Ours::ItselfAndMore {
-        order.keys = order.keys.and_then(|_| {
-            Err(refuse("the job's command is `eval-once pipeline`, which this hook is already, and more than that")
-                .hint("leave the command out, or make it just what is to run after the upload"))
-        });
-    }
+    order.keys = order.keys.and_then(|keys| {
+        let hint = "leave the command out, or make it just what is to run after the upload";
+        refuse_more(ours, "pipeline", hint).map(|()| keys)
+    });
     recording::perform(order, &mut supervisor, log)?;
+    job.environment.retain(|(name, _)| !was_told_to_us(name));
+    become_own_command(&job, ours, ["recording", "job's"], supervisor, log)
+}
+
+/// Refuses a job's command that is what this hook does, and more: to run it again would be wrong, to drop the rest as well.
+fn refuse_more(ours: Ours, subcommand: &str, hint: &str) -> Result<(), Failure> {
+    if ours == Ours::ItselfAndMore {
+        return Err(refuse(format_args!(
+            "the job's command is `eval-once {subcommand}`, which this hook is already, and more than that"
+        ))
+        .hint(hint));
+    }
+    Ok(())
+}
+
+/// Becomes the job's own command once all else is done; where there is none to run, gives the status. `what` was done, and
+/// `whose` command it is.
+fn become_own_command(
+    job: &Job,
+    ours: Ours,
+    [what, whose]: [&str; 2],
+    supervisor: Supervisor,
+    log: Log,
+) -> Result<u8, Failure> {
     if String::from_utf8_lossy(job.command.as_bytes())
         .trim()
         .is_empty()
@@ -92,12 +103,13 @@ pub fn recording(
         return Ok(0);
     }
     if ours == Ours::Itself {
-        log.say("the job's command is this recording itself: it is not run again, and its flags are not looked at");
+        log.say(format_args!(
+            "the job's command is this {what} itself: it is not run again, and its flags are not looked at"
+        ));
         return Ok(0);
     }
-    log.say("running the job's own command");
-    job.environment.retain(|(name, _)| !was_told_to_us(name));
-    let plan = default_command::plan(&job).and_then(|plan| plan.kept_inside(&job));
+    log.say(format_args!("running the {whose} own command"));
+    let plan = default_command::plan(job).and_then(|plan| plan.kept_inside(job));
     supervisor.hand_over()?;
     Ok(become_program_of(plan))
 }
