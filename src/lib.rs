@@ -18,6 +18,7 @@
 //! | [`environment`] | what the agent's `environment` hook puts into a job |
 //! | [`nix`] | Nix's names and command lines as data, and what its programs print |
 //! | [`buildkite`] | the agent's names and rules as data: plugin configuration, the default command, pipelines and what is wrong with them |
+//! | [`agent`] | asking the agent for what only Buildkite has, and what is wrong where that fails |
 //! | [`state`] | the host's state folder: turns to evaluate, roots that outlive a process |
 //! | [`command_line`] | programs as data: what is to be run, as what, and how it ended |
 //! | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
@@ -47,6 +48,7 @@
 #[cfg(not(unix))]
 compile_error!("eval-once runs where Nix runs: on Linux and macOS. On Windows, use it inside WSL.");
 
+pub mod agent;
 pub mod buildkite;
 pub mod command_line;
 pub mod environment;

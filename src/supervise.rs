@@ -394,7 +394,9 @@ impl Running {
         self.child.id()
     }
 
-    fn finished(mut self) -> Finished {
+    /// What it was, once it has ended.
+    #[must_use]
+    pub fn finished(mut self) -> Finished {
         Finished {
             ending: self.ended.unwrap_or(Ending::Exited(0)),
             stdout: std::mem::take(&mut self.stdout),

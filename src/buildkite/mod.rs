@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod default_command;
+pub mod markdown;
 pub mod pipeline;
 pub mod plugin;
 pub mod schema;

@@ -8,13 +8,13 @@ use super::asking::in_one_line;
 use super::skip::{BUILT, CACHED};
 use super::steps::Placed;
 use super::{Broken, Target};
+use crate::buildkite::markdown::{NAME_AT_MOST, code, inert, shortened};
 use crate::nix::AttrPath;
 
 /// How many broken attributes are told with their messages, and changed ones by name.
 const TOLD: usize = 10;
 
-/// How much of a name or a message is shown, in characters.
-const NAME_AT_MOST: usize = 200;
+/// How much of a message is shown, in characters.
 const MESSAGE_AT_MOST: usize = 2_000;
 
 /// What there is to tell.
@@ -159,35 +159,6 @@ fn changes(text: &mut String, targets: &[Target], previous: &[(AttrPath, String)
         let more = if list.len() > TOLD { ", …" } else { "" };
         let _ = writeln!(text, "- {} {what}: {}{more}", list.len(), names.join(", "));
     }
-}
-
-fn code(text: &str) -> String {
-    format!("<code>{}</code>", inert(&shortened(text, NAME_AT_MOST)))
-}
-
-fn shortened(text: &str, at_most: usize) -> String {
-    match text.char_indices().nth(at_most) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-/// `text` as characters that stand for themselves: all that could mean something is written as its number.
-fn inert(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            // A blank line would end the HTML around it.
-            '\n' => plain.push_str("&#10;"),
-            ' ' | ',' => plain.push(character),
-            _ if character.is_control() => plain.push('\u{fffd}'),
-            _ if character.is_ascii() && !character.is_ascii_alphanumeric() => {
-                let _ = write!(plain, "&#{};", u32::from(character));
-            }
-            _ => plain.push(character),
-        }
-    }
-    plain
 }
 
 #[cfg(test)]

@@ -4,22 +4,19 @@
 //! it. Each chunk that is known to be applied leaves a mark in the build's meta-data. One without a mark may have been applied
 //! all the same, also after its client died: that Buildkite rejects its keys tells so, and no question that is asked before.
 
-use std::io::Write as _;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::TempDir;
 
 use super::Build;
 use super::plan::{Chunk, Plan};
-use crate::buildkite::agent;
+use crate::agent;
+use crate::buildkite::agent as command;
 use crate::buildkite::pipeline::to_json;
-use crate::command_line::{CommandLine, Ending};
+use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::nix::without_colours;
-use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::supervise::{Finished, Supervisor};
 
 const PLAN: &str = "eval-once-plan.json";
 const DOCUMENT: &str = "eval-once.json";
@@ -48,7 +45,7 @@ impl Upload<'_> {
     /// Buildkite cannot be asked, or has lost the plan (75); there is no `buildkite-agent` (69); this job has recorded something
     /// else before (64).
     pub(super) fn earlier_plan(&mut self, recording: &str) -> Result<Option<Plan>, Failure> {
-        let line = agent::get_meta_data(&self.mark("plan"));
+        let line = command::get_meta_data(&self.mark("plan"));
         let mark = self.ask(&line, "look for an earlier try of this recording")?;
         let mark = mark.text();
         let mut words = mark.split_whitespace();
@@ -72,8 +69,8 @@ impl Upload<'_> {
                 "that try recorded something else, or with other arguments, than this one was to",
             );
         }
-        let folder = folder()?;
-        let line = agent::download_artifact(PLAN, job, folder.path());
+        let folder = agent::folder()?;
+        let line = command::download_artifact(PLAN, job, folder.path());
         self.ask(&line, "get the plan of the earlier try")?;
         let json = std::fs::read_to_string(folder.path().join(PLAN))
             .classify(Class::Surroundings, || {
@@ -87,9 +84,9 @@ impl Upload<'_> {
     /// # Errors
     /// Buildkite does not take it (75).
     pub(super) fn keep(&mut self, plan: &Plan, recording: &str) -> Result<(), Failure> {
-        self.artifact(PLAN, &plan.to_json()?)?;
+        agent::keep_artifact(self.supervisor, PLAN, &plan.to_json()?)?;
         let value = format!("{} {recording}", self.build.job);
-        let line = agent::set_meta_data(&self.mark("plan"), &value);
+        let line = command::set_meta_data(&self.mark("plan"), &value);
         self.ask(&line, "mark that the plan is kept").map(drop)
     }
 
@@ -101,7 +98,7 @@ impl Upload<'_> {
         let marks = if is_new {
             String::new()
         } else {
-            self.ask(&agent::meta_data_keys(), "see what was uploaded before")?
+            self.ask(&command::meta_data_keys(), "see what was uploaded before")?
                 .text()
         };
         let count = plan.chunks.len();
@@ -111,16 +108,16 @@ impl Upload<'_> {
                 continue;
             }
             self.chunk(chunk, number + 1, count)?;
-            let line = agent::set_meta_data(&mark, "applied");
+            let line = command::set_meta_data(&mark, "applied");
             self.ask(&line, "mark what was uploaded")?;
         }
         // The steps are there and will run: what is told besides is worth no failure.
-        let told = self.artifact(DOCUMENT, &plan.document).and_then(|()| {
-            let folder = folder()?;
+        let told = agent::keep_artifact(self.supervisor, DOCUMENT, &plan.document).and_then(|()| {
+            let folder = agent::folder()?;
             let body = folder.path().join("annotation.md");
-            write(&body, &plan.annotation.0)?;
+            agent::write(&body, &plan.annotation.0)?;
             let context = format!("eval-once-{}", self.build.step);
-            let line = agent::annotate(&context, &plan.annotation.1, &body);
+            let line = command::annotate(&context, &plan.annotation.1, &body);
             self.ask(&line, "annotate the build").map(drop)
         });
         match told {
@@ -181,17 +178,22 @@ impl Upload<'_> {
 
     /// Uploads a pipeline. Gives what Buildkite says where it rejects it.
     fn upload(&mut self, pipeline: &str) -> Result<Option<String>, Failure> {
-        let folder = folder()?;
+        let folder = agent::folder()?;
         let file = folder.path().join("pipeline.json");
-        write(&file, pipeline)?;
-        let line = agent::upload_pipeline(&file);
-        let (finished, said) = self.run(&line)?;
+        agent::write(&file, pipeline)?;
+        let line = command::upload_pipeline(&file);
+        let (finished, said) = agent::run(self.supervisor, &line)?;
         if finished.ending.success() {
             return Ok(None);
         }
         match rejection(&said) {
             Some(message) => Ok(Some(message)),
-            None => Err(unreachable(&line, &finished, &said, "upload the pipeline")),
+            None => Err(agent::unreachable(
+                &line,
+                &finished,
+                &said,
+                "upload the pipeline",
+            )),
         }
     }
 
@@ -200,87 +202,21 @@ impl Upload<'_> {
     fn which_are_there(&mut self, keys: &[String]) -> Result<Vec<String>, Failure> {
         let mut there = Vec::new();
         for keys in keys.chunks(ASKED_AT_ONCE) {
-            let mut running = Vec::new();
-            for key in keys {
-                let line = agent::step_with_key(key);
-                running.push(self.supervisor.start(&line, OnStop::TermThenKill)?);
-            }
+            let lines: Vec<_> = keys.iter().map(|key| command::step_with_key(key)).collect();
             let until = Instant::now() + TIME_TO_FIND;
-            while running.iter().any(|one| one.ended.is_none()) {
-                if Instant::now() >= until {
-                    for one in running.iter_mut().filter(|one| !one.is_stopping()) {
-                        one.stop(Duration::from_millis(100));
-                    }
-                }
-                self.supervisor
-                    .watch(&mut running, Some(until), |_, _| {})?;
-            }
-            self.supervisor.check()?;
+            let answers = agent::run_at_once(self.supervisor, &lines, until)?;
             let found = keys
                 .iter()
-                .zip(&running)
-                .filter(|(_, one)| one.ended.is_some_and(Ending::success));
+                .zip(&answers)
+                .filter(|(_, answer)| answer.ending.success());
             there.extend(found.map(|(key, _)| key.clone()));
         }
         Ok(there)
     }
 
-    fn artifact(&mut self, name: &str, text: &str) -> Result<(), Failure> {
-        let folder = folder()?;
-        write(&folder.path().join(name), text)?;
-        let line = agent::upload_artifact(folder.path(), name);
-        self.ask(&line, "keep an artifact").map(drop)
-    }
-
     fn ask(&mut self, line: &CommandLine, doing: &str) -> Result<Finished, Failure> {
-        let (finished, said) = self.run(line)?;
-        if finished.ending.success() {
-            return Ok(finished);
-        }
-        Err(unreachable(line, &finished, &said, doing))
+        agent::ask(self.supervisor, line, doing)
     }
-
-    fn run(&mut self, line: &CommandLine) -> Result<(Finished, String), Failure> {
-        let mut said = Vec::new();
-        let finished = self
-            .supervisor
-            .run(line, OnStop::TermThenKill, &mut said)
-            .map_err(|failure| match failure.class {
-                Class::MissingProgram => failure.hint(
-                    "in a job the agent puts it on PATH; elsewhere, --dry-run prints the pipeline",
-                ),
-                _ => failure,
-            })?;
-        Ok((finished, without_colours(&String::from_utf8_lossy(&said))))
-    }
-}
-
-/// A folder for files that go with it.
-fn folder() -> Result<TempDir, Failure> {
-    tempfile::tempdir().classify(Class::Surroundings, || {
-        "cannot make a temporary folder".into()
-    })
-}
-
-fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    std::fs::File::create(file)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .classify(Class::Surroundings, || {
-            format!("cannot write {}", file.display())
-        })
-}
-
-fn unreachable(line: &CommandLine, finished: &Finished, said: &str, doing: &str) -> Failure {
-    let last = said
-        .lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .unwrap_or_default();
-    Failure::new(
-        Class::Surroundings,
-        format_args!("cannot {doing}: `{line}` {}: {last}", finished.ending),
-    )
-    .hint("can this host reach Buildkite? The job can be retried: it goes on where it was")
 }
 
 /// What Buildkite says where it rejects a pipeline, and nothing where something else went wrong: `… Pipeline upload rejected:

@@ -5,6 +5,7 @@
 
 mod context;
 mod explain;
+mod left;
 mod links;
 mod report;
 mod request;
@@ -24,6 +25,7 @@ use crate::supervise::Supervisor;
 
 use context::Step;
 pub use explain::{Explanation, explain};
+pub use left::{Left, LeftSeconds};
 pub use links::main_output;
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
 pub use request::{OutLink, Request};

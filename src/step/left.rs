@@ -1,0 +1,108 @@
+//! What a step leaves in its build's meta-data: its report in a few hundred bytes, under a key of its own, for
+//! `eval-once summary` to read.
+
+use serde::{Deserialize, Serialize};
+
+use super::report::{Report, Seconds};
+use crate::buildkite::markdown::shortened;
+
+/// What all keys begin with; behind it stands the step.
+const PREFIX: &str = "eval-once:report:";
+
+/// How much of a message is left, in characters: the value is to stay below the kilobyte that Buildkite recommends.
+const MESSAGE_AT_MOST: usize = 200;
+
+/// A step's report as it is left. What is not there when it is read (an older version left it) has the value of nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Left {
+    /// The version of this format.
+    pub version: u32,
+    /// What was built: the attribute path; or the derivation's name, where none was given.
+    pub target: String,
+    /// The job that left it: of a step that was retried, the last.
+    pub job: String,
+    /// The way taken, or being taken when the step failed, as the report has it.
+    pub way: Option<String>,
+    /// Why.
+    pub reason: Option<String>,
+    /// The exit status of the build.
+    pub exit: u8,
+    /// The class of the failure.
+    pub class: Option<String>,
+    /// The derivation that itself failed.
+    pub drv: Option<String>,
+    /// The message that ended the job's log, shortened.
+    pub message: Option<String>,
+    /// An evaluation gave another `.drv` than was recorded.
+    pub drift: bool,
+    /// How many derivations were built.
+    pub built: usize,
+    /// How many store paths came from a cache.
+    pub substituted: usize,
+    /// How long each part took, in seconds.
+    pub seconds: LeftSeconds,
+}
+
+/// How long each part of a step took, in seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeftSeconds {
+    /// Waiting for a turn to evaluate.
+    pub wait: f64,
+    /// Fetching `.drv`s from a share.
+    pub fetch: f64,
+    /// Evaluating.
+    pub evaluate: f64,
+    /// Building and substituting.
+    pub realise: f64,
+    /// Everything.
+    pub total: f64,
+}
+
+impl Left {
+    /// The key of a step's report. `step` is the step's key; of a step without one, its id.
+    #[must_use]
+    pub fn key(step: &str) -> String {
+        format!("{PREFIX}{step}")
+    }
+
+    /// The step that left what is under this key; none where it is no report's.
+    #[must_use]
+    pub fn step(key: &str) -> Option<&str> {
+        key.strip_prefix(PREFIX)
+    }
+
+    /// What is left of `report`, by the job `job` about `target`.
+    #[must_use]
+    pub fn new(report: &Report, target: &str, job: &str) -> Self {
+        let failure = report.failure.as_ref();
+        Self {
+            version: 1,
+            target: shortened(target, MESSAGE_AT_MOST),
+            job: job.to_owned(),
+            way: report.way.map(|way| way.word().to_owned()),
+            reason: report.reason.map(|reason| reason.word().to_owned()),
+            exit: report.exit,
+            class: failure.map(|failure| failure.class.to_owned()),
+            drv: failure.and_then(|failure| failure.drv.as_ref().map(ToString::to_string)),
+            message: failure.map(|failure| shortened(&failure.message, MESSAGE_AT_MOST)),
+            drift: report.drift,
+            built: report.built,
+            substituted: report.substituted,
+            seconds: report.seconds.into(),
+        }
+    }
+}
+
+impl From<Seconds> for LeftSeconds {
+    fn from(seconds: Seconds) -> Self {
+        Self {
+            wait: seconds.wait.as_secs_f64(),
+            fetch: seconds.fetch.as_secs_f64(),
+            evaluate: seconds.evaluate.as_secs_f64(),
+            realise: seconds.realise.as_secs_f64(),
+            total: seconds.total.as_secs_f64(),
+        }
+    }
+}
