@@ -4,7 +4,9 @@
 //! ways what they would do. What happened is told in a [`Report`].
 
 mod context;
+mod diagnosis;
 mod explain;
+mod job_log;
 mod left;
 mod links;
 mod report;
@@ -25,6 +27,7 @@ use crate::supervise::Supervisor;
 
 use context::Step;
 pub use explain::{Explanation, explain};
+pub use job_log::Form;
 pub use left::{Left, LeftSeconds};
 pub use links::main_output;
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
