@@ -6,6 +6,7 @@
 mod context;
 mod diagnosis;
 mod explain;
+mod hints;
 mod job_log;
 mod left;
 mod links;
@@ -88,7 +89,12 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
-            let report = step.report(order.started, &result);
+            let (result, hints) = match hints::of(&mut step, file.is_some()) {
+                Ok(hints) => (result, hints),
+                // A signal has come after all: what was built is there, and the job's command is not to begin.
+                Err(failure) => (result.and(Err(failure)), Vec::new()),
+            };
+            let report = step.report(order.started, &result, hints);
             let done = |outputs| Done {
                 outputs,
                 command: request.command,
@@ -101,6 +107,9 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
     };
     if let Some(line) = report.in_one_line() {
         log.say(line);
+    }
+    for hint in &report.hints {
+        log.say(format_args!("hint: {hint}"));
     }
     match file.map(|file| file.write(&report)) {
         Some(Err(failure)) if result.is_ok() => Err(failure),
