@@ -21,7 +21,8 @@ pub fn shortened(text: &str, at_most: usize) -> String {
     }
 }
 
-/// `text` as characters that stand for themselves: all that could mean something is written as its number.
+/// `text` as characters that stand for themselves: all that could mean something is written as its number, and what is not
+/// seen but changes what is seen beside it stands as `\u{fffd}`.
 #[must_use]
 pub fn inert(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
@@ -30,7 +31,7 @@ pub fn inert(text: &str) -> String {
             // A blank line would end the HTML around it.
             '\n' => plain.push_str("&#10;"),
             ' ' | ',' => plain.push(character),
-            _ if character.is_control() => plain.push('\u{fffd}'),
+            _ if character.is_control() || is_invisible(character) => plain.push('\u{fffd}'),
             _ if character.is_ascii() && !character.is_ascii_alphanumeric() => {
                 let _ = write!(plain, "&#{};", u32::from(character));
             }
@@ -38,4 +39,85 @@ pub fn inert(text: &str) -> String {
         }
     }
     plain
+}
+
+/// Whether a character is not seen, but reorders what stands around it, breaks a line, or makes two names differ that look
+/// alike: Unicode's format characters, its line and paragraph separators, and letters that are blank. (Rust's own tables do
+/// not tell them.)
+fn is_invisible(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{3164}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
+}
+
+/// A line of a builder's log as a terminal would have shown it in the end: without colours and what else a terminal is told,
+/// and without what was overwritten (`\r`: a bar that grows).
+#[must_use]
+pub fn line_of_log(line: &str) -> String {
+    let line = line.trim_end_matches(['\r', '\n']);
+    let line = line.rsplit('\r').next().unwrap_or_default();
+    let mut plain = String::with_capacity(line.len());
+    let mut rest = line.chars().peekable();
+    while let Some(character) = rest.next() {
+        if character != '\u{1b}' || rest.peek() != Some(&'[') {
+            plain.push(if character == '\t' { ' ' } else { character });
+            continue;
+        }
+        rest.next();
+        // Parameters, then one character that says what they are for. What is none of these was never such a sequence.
+        while rest.next_if(|it| matches!(it, ' '..='?')).is_some() {}
+        rest.next_if(|it| matches!(it, '@'..='~'));
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_seen_disguises_nothing() {
+        for hidden in [
+            '\u{202e}',
+            '\u{2066}',
+            '\u{2028}',
+            '\u{200b}',
+            '\u{feff}',
+            '\u{ad}',
+            '\u{e0041}',
+            '\u{85}',
+        ] {
+            assert_eq!(inert(&format!("a{hidden}b")), "a\u{fffd}b", "{hidden:?}");
+        }
+        assert_eq!(inert("größe, 大 λ"), "größe, 大 λ");
+    }
+
+    #[test]
+    fn a_line_of_a_log_is_what_a_terminal_would_have_left() {
+        for (line, shown) in [
+            ("\u{1b}[31;1merror:\u{1b}[0m no", "error: no"),
+            ("10%\r50%\r100%\r\n", "100%"),
+            ("\u{1b}[Knothing is lost", "nothing is lost"),
+            ("\u{1b}[?25lx\u{1b}[2K\u{1b}[1Gy", "xy"),
+            ("a\tb", "a b"),
+            ("cut \u{1b}[3", "cut "),
+        ] {
+            assert_eq!(line_of_log(line), shown, "{line:?}");
+        }
+    }
 }
