@@ -26,19 +26,37 @@ pub fn shortened(text: &str, at_most: usize) -> String {
 #[must_use]
 pub fn inert(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
+    text.chars().for_each(|it| push_inert(&mut plain, it));
+    plain
+}
+
+/// The beginning of `text`, [`inert`], in at most so many bytes: a character can become six. An ellipsis stands for the rest.
+#[must_use]
+pub fn inert_within(text: &str, bytes: usize) -> String {
+    let mut plain = String::new();
     for character in text.chars() {
-        match character {
-            // A blank line would end the HTML around it.
-            '\n' => plain.push_str("&#10;"),
-            ' ' | ',' => plain.push(character),
-            _ if character.is_control() || is_invisible(character) => plain.push('\u{fffd}'),
-            _ if character.is_ascii() && !character.is_ascii_alphanumeric() => {
-                let _ = write!(plain, "&#{};", u32::from(character));
-            }
-            _ => plain.push(character),
+        let before = plain.len();
+        push_inert(&mut plain, character);
+        if plain.len() > bytes.saturating_sub('…'.len_utf8()) {
+            plain.truncate(before);
+            plain.push('…');
+            break;
         }
     }
     plain
+}
+
+fn push_inert(plain: &mut String, character: char) {
+    match character {
+        // A blank line would end the HTML around it.
+        '\n' => plain.push_str("&#10;"),
+        ' ' | ',' => plain.push(character),
+        _ if character.is_control() || is_invisible(character) => plain.push('\u{fffd}'),
+        _ if character.is_ascii() && !character.is_ascii_alphanumeric() => {
+            let _ = write!(plain, "&#{};", u32::from(character));
+        }
+        _ => plain.push(character),
+    }
 }
 
 /// Whether a character is not seen, but reorders what stands around it, breaks a line, or makes two names differ that look

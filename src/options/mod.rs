@@ -353,6 +353,7 @@ impl Reading {
             id: named("BUILDKITE_JOB_ID")?,
             step: named("BUILDKITE_STEP_KEY").or_else(|| named("BUILDKITE_STEP_ID"))?,
             label: named("BUILDKITE_LABEL"),
+            is_retry: named("BUILDKITE_RETRY_COUNT").is_some_and(|count| count != "0"),
         })
     }
 
