@@ -239,3 +239,105 @@ fn last_lines(log: &str) -> Vec<String> {
     lines.reverse();
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::DrvPath;
+
+    const HOSTILE: &str = "</pre></details><script>alert(1)</script>\n\n# heading\n```\n+++ open :boom: [x](javascript:x) \u{1b}]1339;url=x\u{7} **b** &amp; \u{0} \u{202e}gpj.exe \u{2028}";
+
+    fn job(label: &str) -> Job {
+        Job {
+            id: "0190c1a2-0000-4000-8000-000000000001".into(),
+            step: "step".into(),
+            label: Some(label.into()),
+            is_retry: false,
+        }
+    }
+
+    /// The section of a step whose names, message, log and commands are all this text.
+    fn section_of(text: &str, count: usize, name: &str) -> String {
+        let drv = format!("/nix/store/{}-{name}.drv", "0".repeat(32));
+        let report = FailureReport {
+            class: "build",
+            drv: Some(DrvPath::parse(&drv).unwrap()),
+            log: Some(vec![text; 40].join("\n")),
+            message: text.into(),
+        };
+        section(&Failed {
+            job: &job(text),
+            target: text,
+            failure: &Failure::new(Class::Build, text).hint(text),
+            report: &report,
+            advice: &Advice {
+                whole_log: Some(text.into()),
+                reproduce: Some(text.into()),
+            },
+            log: Log::Whole("eval-once-log/a.log".into()),
+            last_lines: None,
+            count,
+        })
+    }
+
+    #[test]
+    fn whatever_names_logs_and_messages_hold_is_only_text() {
+        let text = section_of(HOSTILE, 1, "a");
+        for meaning in [
+            "<script", "`", "**", "](", ":boom:", "\u{1b}", "\u{7}", "\u{0}", "+++", "\u{202e}",
+            "\u{2028}",
+        ] {
+            assert!(!text.contains(meaning), "{meaning:?} in {text}");
+        }
+        let (inside, behind) = text.split_at(text.len() - 2);
+        assert_eq!(behind, "\n\n");
+        assert!(!inside.contains("\n\n"), "the HTML ends early: {text}");
+        assert_eq!(text.matches("</details>").count(), 1, "{text}");
+        assert_eq!(
+            text.matches("<pre>").count(),
+            text.matches("</pre>").count()
+        );
+        for line in [
+            same(&job(HOSTILE), HOSTILE, HOSTILE, HOSTILE),
+            again(&job(HOSTILE), HOSTILE),
+        ] {
+            for meaning in ["<script", "`", "**", "](", "\u{1b}", "\u{202e}"] {
+                assert!(!line.contains(meaning), "{meaning:?} in {line}");
+            }
+            assert_eq!(line.trim_end().lines().count(), 1, "{line}");
+        }
+    }
+
+    #[test]
+    fn fifty_sections_and_all_lines_have_room_in_an_annotation() {
+        let longest = "|".repeat(300) + "\n";
+        let name = "+".repeat(200);
+        let mut largest = 0;
+        for length in [1, 10, 100, 330, 1_000, 100_000] {
+            let text: String = longest.chars().cycle().take(length).collect();
+            largest = largest.max(section_of(&text, 1, &name).len());
+            assert!(same(&job(&text), &text, &text, &text).len() < 4 << 10);
+            assert!(again(&job(&text), &text).len() < 4 << 10);
+        }
+        assert!(largest <= 16 << 10, "{largest}");
+        // Every other of 4,000 jobs could say a number at the same moment as another.
+        let numbers = (1..=80).map(|round| counted(round * 50, 50).len() * 2);
+        assert!(50 * largest + numbers.sum::<usize>() < 1 << 20);
+    }
+
+    #[test]
+    fn a_log_is_told_by_its_last_lines_without_colours() {
+        let log: String = (1..=100)
+            .map(|n| format!("\u{1b}[32mline {n}\u{1b}[0m\n"))
+            .collect();
+        let lines = last_lines(&log);
+        assert_eq!((lines.len(), lines[0].as_str()), (25, "line 76"));
+        assert_eq!(last_lines("\n\n"), [""; 0]);
+    }
+
+    #[test]
+    fn a_command_is_shown_whole_or_not_at_all() {
+        let text = to_paste("The same at home", &"x".repeat(3_000));
+        assert!(text.len() < 200 && text.contains("too long"), "{text}");
+    }
+}

@@ -86,7 +86,7 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
     let request = order
         .keys
         .and_then(|keys| Request::read(keys, &order.place));
-    let (report, result, request) = match (request, order.host) {
+    let (mut report, result, request) = match (request, order.host) {
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
@@ -105,7 +105,10 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
         log.say(line);
     }
     let result = match file.map(|file| file.write(&report)) {
-        Some(Err(failure)) if result.is_ok() => Err(failure),
+        Some(Err(failure)) if result.is_ok() => {
+            report.fail(&failure);
+            Err(failure)
+        }
         Some(Err(failure)) => {
             log.warn(failure);
             result

@@ -362,3 +362,95 @@ impl<'a> Marks<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
+
+    fn job(is_retry: bool) -> Job {
+        Job {
+            id: "job".into(),
+            step: "key:of,a.step".into(),
+            label: None,
+            is_retry,
+        }
+    }
+
+    fn telling(has_culprit: bool, is_retry: bool, others: &[String]) -> Telling {
+        let job = job(is_retry);
+        let marks = Marks {
+            culprit: if has_culprit { HASH } else { "evaluation" },
+            has_culprit,
+            job: &job,
+        };
+        let mut keys = others.to_vec();
+        keys.push(marks.own());
+        keys.push("eval-once:report:x".into());
+        marks.telling(&keys.join("\n"))
+    }
+
+    fn failed(culprit: &str, step: &str, job: &str) -> String {
+        format!("eval-once:failed:{culprit}:{step}:{job}")
+    }
+
+    #[test]
+    fn a_culprit_is_told_once_and_a_failure_without_one_each_time() {
+        assert_eq!(telling(true, false, &[]), Telling::Full { count: 1 });
+        let other = failed(HASH, "other", "other");
+        let told = format!("eval-once:told:{HASH}");
+        // Who has left its mark and not told yet may be at the same point as we.
+        assert_eq!(
+            telling(true, false, &[other.clone()]),
+            Telling::Full { count: 2 }
+        );
+        assert_eq!(telling(true, false, &[other, told]), Telling::Same);
+        let other = failed("evaluation", "other", "other");
+        assert_eq!(telling(false, false, &[other]), Telling::Full { count: 2 });
+    }
+
+    #[test]
+    fn a_step_that_is_tried_again_is_told_by_a_line_if_it_fails_as_before() {
+        let before = failed(HASH, "key:of,a.step", "before");
+        assert_eq!(telling(true, true, &[before.clone()]), Telling::Again);
+        let other = failed("timeout", "key:of,a.step", "before");
+        assert_eq!(telling(true, true, &[other]), Telling::Full { count: 2 });
+        // Jobs of one step that run beside one another (a matrix) are no retries.
+        assert_eq!(telling(true, false, &[before]), Telling::Full { count: 2 });
+    }
+
+    #[test]
+    fn beyond_fifty_failures_are_counted() {
+        let others = |count: usize, told: &[usize]| -> Vec<String> {
+            let told = told.iter().map(|count| Marks::counted(*count));
+            (0..count)
+                .map(|n| failed("build", &n.to_string(), "j"))
+                .chain(told)
+                .collect()
+        };
+        assert_eq!(
+            telling(true, false, &others(49, &[])),
+            Telling::Full { count: 50 }
+        );
+        assert_eq!(telling(true, false, &others(50, &[])), Telling::Count(50));
+        assert_eq!(telling(true, true, &others(50, &[50])), Telling::Nothing);
+        assert_eq!(
+            telling(true, false, &others(120, &[50])),
+            Telling::Count(100)
+        );
+        assert_eq!(
+            telling(true, false, &others(120, &[50, 100])),
+            Telling::Nothing
+        );
+    }
+
+    #[test]
+    fn an_artifacts_name_is_of_safe_characters() {
+        let drv = format!("/nix/store/{HASH}-a?b+c=d.drv");
+        assert_eq!(
+            artifact_of(&DrvPath::parse(&drv).unwrap()),
+            "eval-once-log/a_b_c_d-01234567.log"
+        );
+    }
+}
