@@ -8,10 +8,12 @@ use std::io::{Write as _, stderr};
 use crate::exit::Failure;
 
 /// Where our lines go, and how much is said.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Log {
     /// Also say which commands are run (`EVAL_ONCE_LOG=debug`).
     pub debug: bool,
+    /// Standard error is a person's terminal, and no job's log.
+    pub terminal: bool,
 }
 
 impl Log {
@@ -30,6 +32,11 @@ impl Log {
         if self.debug {
             self.say(format_args!("debug: {message}"));
         }
+    }
+
+    /// Begins a group of a job's log, which Buildkite folds up (`---` at the beginning of a line).
+    pub fn group(self, heading: impl Display) {
+        let _ = writeln!(stderr(), "--- {heading}");
     }
 
     /// Says why we end without success, once, at the very end.

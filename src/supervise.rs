@@ -626,7 +626,7 @@ mod tests {
 
     #[test]
     fn what_a_program_prints_is_kept_apart_and_complete() {
-        let mut supervisor = Supervisor::install(Log { debug: false }).unwrap();
+        let mut supervisor = Supervisor::install(Log::default()).unwrap();
         let mut said = Vec::new();
         let line = CommandLine::new(
             "sh",
@@ -642,7 +642,7 @@ mod tests {
 
     #[test]
     fn a_program_that_was_killed_is_told_from_one_that_exited() {
-        let mut supervisor = Supervisor::install(Log { debug: false }).unwrap();
+        let mut supervisor = Supervisor::install(Log::default()).unwrap();
         let finished = supervisor.run(
             &CommandLine::new("sh", &["-c", "kill -9 $$"]),
             OnStop::Term,
@@ -653,7 +653,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_said_by_name() {
-        let mut supervisor = Supervisor::install(Log { debug: false }).unwrap();
+        let mut supervisor = Supervisor::install(Log::default()).unwrap();
         let failure = supervisor
             .run(
                 &CommandLine::new("nix-nonesuch", &[]),

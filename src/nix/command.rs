@@ -26,6 +26,16 @@ fn rooted(mut command: CommandLine, link: Option<&Path>) -> CommandLine {
     command
 }
 
+/// The same command, so that it says in a form that can be read what it does ([`super::structured`]). All versions from 2.8 on
+/// take that, all programs too.
+#[must_use]
+pub fn structured(line: &CommandLine) -> CommandLine {
+    let mut line = line.clone();
+    line.arguments
+        .extend(["--log-format", "internal-json"].map(OsString::from));
+    line
+}
+
 /// Builds or substitutes all outputs of `drv`, and links them at `link`, `link-dev`, …; prints the links.
 ///
 /// `nix-store --realise DRV` means the same in every version, which `nix build DRV` does not (from 2.15 on it builds nothing).

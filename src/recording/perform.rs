@@ -74,7 +74,7 @@ pub fn perform(
         seconds.insert(name, (took * 1000.0).round() / 1000.0);
     };
 
-    let mut evaluation = Evaluation::new(&request, (order.cores, order.terminal), supervisor, log)?;
+    let mut evaluation = Evaluation::new(&request, order.cores, supervisor, log)?;
     evaluation.all()?;
     let Kept {
         evaluated,
@@ -232,14 +232,12 @@ enum Evaluation<'a> {
 impl<'a> Evaluation<'a> {
     fn new(
         request: &'a Request,
-        (cores, terminal): (NonZeroUsize, bool),
+        cores: NonZeroUsize,
         supervisor: &'a mut Supervisor,
         log: Log,
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
-            Evaluator::Nix => Self::Ours(Box::new(Walk::new(
-                request, cores, terminal, supervisor, log,
-            )?)),
+            Evaluator::Nix => Self::Ours(Box::new(Walk::new(request, cores, supervisor, log)?)),
             Evaluator::NixEvalJobs => Self::EvalJobs {
                 request,
                 workers: request.workers.unwrap_or(cores).get(),

@@ -6,7 +6,9 @@
 mod advice;
 mod annotation;
 mod context;
+mod diagnosis;
 mod explain;
+mod job_log;
 mod left;
 mod links;
 mod report;
@@ -28,6 +30,7 @@ use crate::supervise::Supervisor;
 
 use context::Step;
 pub use explain::{Explanation, explain};
+pub use job_log::Form;
 pub use left::{Left, LeftSeconds};
 pub use links::main_output;
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
