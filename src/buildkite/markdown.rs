@@ -83,27 +83,6 @@ fn is_invisible(character: char) -> bool {
     )
 }
 
-/// A line of a builder's log as a terminal would have shown it in the end: without colours and what else a terminal is told,
-/// and without what was overwritten (`\r`: a bar that grows).
-#[must_use]
-pub fn line_of_log(line: &str) -> String {
-    let line = line.trim_end_matches(['\r', '\n']);
-    let line = line.rsplit('\r').next().unwrap_or_default();
-    let mut plain = String::with_capacity(line.len());
-    let mut rest = line.chars().peekable();
-    while let Some(character) = rest.next() {
-        if character != '\u{1b}' || rest.peek() != Some(&'[') {
-            plain.push(if character == '\t' { ' ' } else { character });
-            continue;
-        }
-        rest.next();
-        // Parameters, then one character that says what they are for. What is none of these was never such a sequence.
-        while rest.next_if(|it| matches!(it, ' '..='?')).is_some() {}
-        rest.next_if(|it| matches!(it, '@'..='~'));
-    }
-    plain
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,19 +102,5 @@ mod tests {
             assert_eq!(inert(&format!("a{hidden}b")), "a\u{fffd}b", "{hidden:?}");
         }
         assert_eq!(inert("größe, 大 λ"), "größe, 大 λ");
-    }
-
-    #[test]
-    fn a_line_of_a_log_is_what_a_terminal_would_have_left() {
-        for (line, shown) in [
-            ("\u{1b}[31;1merror:\u{1b}[0m no", "error: no"),
-            ("10%\r50%\r100%\r\n", "100%"),
-            ("\u{1b}[Knothing is lost", "nothing is lost"),
-            ("\u{1b}[?25lx\u{1b}[2K\u{1b}[1Gy", "xy"),
-            ("a\tb", "a b"),
-            ("cut \u{1b}[3", "cut "),
-        ] {
-            assert_eq!(line_of_log(line), shown, "{line:?}");
-        }
     }
 }

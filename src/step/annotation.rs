@@ -6,8 +6,9 @@ use std::fmt::Write as _;
 use super::advice::Advice;
 use super::report::FailureReport;
 use super::tell::Job;
-use crate::buildkite::markdown::{code, inert, inert_within, line_of_log, shortened};
+use crate::buildkite::markdown::{code, inert, inert_within, shortened};
 use crate::exit::{Class, Failure};
+use crate::nix::escapes::{Keep, tamed};
 
 /// How many lines of a log are shown.
 const LINES: usize = 25;
@@ -87,8 +88,11 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
         "<p>{}</p>",
         inert_within(&failed.report.message, MESSAGE_AT_MOST)
     );
-    // Of a builder that failed the hint only says how to see its log.
-    if let (Some(hint), None) = (&failed.failure.hint, &failed.advice.whole_log) {
+    // How to see the log is said below.
+    let hint = failed.failure.hint.as_deref().unwrap_or_default();
+    let hint = hint.split("its whole log: ").next().unwrap_or_default();
+    let hint = hint.trim_end_matches("; ");
+    if !hint.is_empty() {
         let _ = writeln!(text, "<p>Hint: {}</p>", inert_within(hint, HINT_AT_MOST));
     }
     let log = failed.report.log.as_ref().or(failed.last_lines.as_ref());
@@ -222,6 +226,12 @@ fn to_paste(what: &str, command: &str) -> String {
     format!("<p>{what}:</p>\n<pre>{inert}</pre>\n")
 }
 
+/// A line of a log as a terminal would have shown it in the end: without what was overwritten (a bar that grows).
+fn line_of_log(line: &str) -> String {
+    let last = line.trim_end_matches('\r').rsplit('\r').next();
+    tamed(last.unwrap_or_default(), Keep::Nothing).replace('\t', "    ")
+}
+
 /// The last lines of a log, inert, as many as there is room for.
 fn last_lines(log: &str) -> Vec<String> {
     let mut bytes = 0;
@@ -328,7 +338,7 @@ mod tests {
     #[test]
     fn a_log_is_told_by_its_last_lines_without_colours() {
         let log: String = (1..=100)
-            .map(|n| format!("\u{1b}[32mline {n}\u{1b}[0m\n"))
+            .map(|n| format!("\u{1b}[32m10%\rline\u{1b}[K {n}\u{1b}[0m\r\n"))
             .collect();
         let lines = last_lines(&log);
         assert_eq!((lines.len(), lines[0].as_str()), (25, "line 76"));
