@@ -499,7 +499,7 @@ fn kill_children_of(pid: Pid) {
     }
 }
 
-/// Starts a program as a child whose output we read.
+/// Starts a program as a child whose output we read, but for what goes into a file.
 fn spawn(line: &CommandLine) -> Result<Child, Failure> {
     let stdin = match &line.stdin {
         None => Stdio::null(),
@@ -509,11 +509,19 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
             })?
             .into(),
     };
+    let stdout = match &line.stdout {
+        None => Stdio::piped(),
+        Some(file) => std::fs::File::create(file)
+            .classify(Class::Surroundings, || {
+                format!("cannot write {}", file.display())
+            })?
+            .into(),
+    };
     let mut command = Command::new(line.program);
     command
         .args(&line.arguments)
         .stdin(stdin)
-        .stdout(Stdio::piped())
+        .stdout(stdout)
         .stderr(Stdio::piped())
         .envs(line.variables.iter().map(|(name, value)| (name, value)));
     if let Some(folder) = &line.folder {

@@ -107,6 +107,16 @@ pub fn invalid_of(paths: &[&StorePath], options: &Options) -> CommandLine {
     command("nix-store", &arguments, options)
 }
 
+/// Prints the whole log of a derivation's build, where it was built here and its log was kept.
+#[must_use]
+pub fn read_log(drv: &DrvPath, options: &Options) -> CommandLine {
+    command(
+        "nix-store",
+        &["--read-log", drv.as_store_path().as_str()],
+        options,
+    )
+}
+
 /// Prints the version of Nix.
 #[must_use]
 pub fn version() -> CommandLine {

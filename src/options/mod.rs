@@ -26,7 +26,7 @@ use crate::keys::{self, Keys};
 use crate::log::Log;
 use crate::paths;
 use crate::recording;
-use crate::step::{Host, Order};
+use crate::step::{self, Host, Order};
 
 pub use flags::completions;
 use flags::{Command, CommandLine, Hook, KeyFlags, report_in};
@@ -344,8 +344,21 @@ impl Reading {
             place,
             host: self.host(),
             report: None,
+            job: self.step_job(),
             started: self.started,
         }
+    }
+
+    /// The job that a step is, where it can tell its build something: one in a container may have too few of the variables.
+    fn step_job(&self) -> Option<step::Job> {
+        let named = |name: &str| text(&self.environment, name);
+        named("BUILDKITE_AGENT_ACCESS_TOKEN")?;
+        Some(step::Job {
+            id: named("BUILDKITE_JOB_ID")?,
+            step: named("BUILDKITE_STEP_KEY").or_else(|| named("BUILDKITE_STEP_ID"))?,
+            label: named("BUILDKITE_LABEL"),
+            is_retry: named("BUILDKITE_RETRY_COUNT").is_some_and(|count| count != "0"),
+        })
     }
 
     fn by_hand(&self) -> Place {

@@ -133,6 +133,12 @@ impl Report {
         }
     }
 
+    /// The report of a step that was done, and then failed all the same.
+    pub(super) fn fail(&mut self, failure: &Failure) {
+        self.exit = failure.class.status();
+        self.failure = Some(FailureReport::new(failure, None, None));
+    }
+
     /// The line of a job's log that every way ends in: `realised /nix/store/….drv in 1.2 s (drv-valid): built 1,
     /// substituted 0`. None where no way was taken.
     #[must_use]
