@@ -37,41 +37,56 @@ pub fn ask(
 /// # Errors
 /// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end.
 pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished, String), Failure> {
-    let mut said = Vec::new();
-    let finished = supervisor
-        .run(line, OnStop::TermThenKill, &mut said)
-        .map_err(|failure| match failure.class {
-            Class::MissingProgram => failure.hint(
-                "in a job the agent puts it on PATH; elsewhere, --dry-run prints the pipeline",
-            ),
-            _ => failure,
-        })?;
-    Ok((finished, without_colours(&String::from_utf8_lossy(&said))))
+    let ran = run_at_once(supervisor, std::slice::from_ref(line), None);
+    let ran = ran.map_err(|failure| match failure.class {
+        Class::MissingProgram => failure
+            .hint("in a job the agent puts it on PATH; elsewhere, --dry-run prints the pipeline"),
+        _ => failure,
+    })?;
+    let mut ran = ran.into_iter();
+    ran.next().ok_or_else(|| {
+        Failure::new(
+            Class::Bug,
+            format_args!("`{line}` was run, and did not end"),
+        )
+    })
 }
 
-/// Runs several commands at once, and those that have not ended `until` then are stopped. Each comes back with how it ended.
+/// Runs several commands at once, and those that have not ended `until` then are stopped: an agent of v3 goes on for a minute
+/// where Buildkite answers with an error. Each comes back with how it ended, and what it said on standard error.
 ///
 /// # Errors
 /// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end.
 pub fn run_at_once(
     supervisor: &mut Supervisor,
     lines: &[CommandLine],
-    until: Instant,
-) -> Result<Vec<Finished>, Failure> {
+    until: Option<Instant>,
+) -> Result<Vec<(Finished, String)>, Failure> {
     let mut running = Vec::new();
     for line in lines {
         running.push(supervisor.start(line, OnStop::TermThenKill)?);
     }
+    let mut said = vec![Vec::new(); lines.len()];
     while running.iter().any(|one| one.ended.is_none()) {
-        if Instant::now() >= until {
-            for one in running.iter_mut().filter(|one| !one.is_stopping()) {
-                one.stop(GRACE);
-            }
+        let late = until.is_some_and(|until| Instant::now() >= until);
+        for one in running.iter_mut().filter(|one| late && !one.is_stopping()) {
+            one.stop(GRACE);
         }
-        supervisor.watch(&mut running, Some(until), |_, _| {})?;
+        // Once they are being stopped there is nothing more to wait for but their end.
+        let until = until.filter(|_| !late);
+        supervisor.watch(&mut running, until, |number, bytes| {
+            said[number].extend_from_slice(bytes);
+        })?;
     }
     supervisor.check()?;
-    Ok(running.into_iter().map(Running::finished).collect())
+    let said = said
+        .iter()
+        .map(|said| without_colours(&String::from_utf8_lossy(said)));
+    Ok(running
+        .into_iter()
+        .map(Running::finished)
+        .zip(said)
+        .collect())
 }
 
 /// A folder for files that go with it.

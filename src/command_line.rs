@@ -21,6 +21,8 @@ pub struct CommandLine {
     pub folder: Option<PathBuf>,
     /// A file that is its standard input; `/dev/null` where there is none.
     pub stdin: Option<PathBuf>,
+    /// A file that its standard output is written to, anew; we read it where there is none.
+    pub stdout: Option<PathBuf>,
     /// Variables that are set for it, besides our own environment.
     pub variables: Vec<(&'static str, String)>,
 }
@@ -34,6 +36,7 @@ impl CommandLine {
             arguments: arguments.iter().map(OsString::from).collect(),
             folder: None,
             stdin: None,
+            stdout: None,
             variables: Vec::new(),
         }
     }
@@ -67,6 +70,9 @@ impl fmt::Display for CommandLine {
         }
         if let Some(stdin) = &self.stdin {
             write!(f, " <{}", shell_word(stdin.as_os_str()).to_string_lossy())?;
+        }
+        if let Some(stdout) = &self.stdout {
+            write!(f, " >{}", shell_word(stdout.as_os_str()).to_string_lossy())?;
         }
         Ok(())
     }

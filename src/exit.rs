@@ -77,6 +77,39 @@ impl Class {
             Self::Signal(_) => "signal",
         }
     }
+
+    /// What has happened, and whether trying again can help, in one sentence.
+    #[must_use]
+    pub fn in_a_sentence(self) -> &'static str {
+        match self {
+            Self::Build => "A builder failed; trying again helps only where it fails by chance.",
+            Self::Timeout => {
+                "A time limit ran out; trying again helps only where the host was busier than usual."
+            }
+            Self::Hash => {
+                "What was fetched is not what its hash promises; trying again helps only where the server was wrong for a moment."
+            }
+            Self::Mixed => {
+                "Several derivations failed in different ways; trying again helps only where they fail by chance."
+            }
+            Self::Nondeterministic => {
+                "Building twice gave two results; trying again tells nothing new."
+            }
+            Self::Config => "What the step asks for is refused; trying again cannot help.",
+            Self::Evaluation => "The Nix expression does not evaluate; trying again cannot help.",
+            Self::MissingProgram => {
+                "A program is not there on this host; trying again helps only on another host."
+            }
+            Self::Bug => "This is a bug in eval-once; please report it.",
+            Self::Surroundings => {
+                "What the build stands on failed (daemon, disk, network, Buildkite); trying again is worth it."
+            }
+            Self::Drift => {
+                "Evaluating gave another derivation than was recorded; trying again cannot help, recording again can."
+            }
+            Self::Signal(_) => "A signal ended it; trying again is worth it.",
+        }
+    }
 }
 
 /// A failure that is told to the user: its class, what happened, and what to do about it where that is known.

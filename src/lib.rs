@@ -22,9 +22,11 @@
 //! | [`state`] | the host's state folder: turns to evaluate, roots that outlive a process |
 //! | [`command_line`] | programs as data: what is to be run, as what, and how it ended |
 //! | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
+//! | [`host`] | what of this host a step's ending depends on: memory that ran out, a full disk |
 //! | [`paths`] | paths by their letters, and where they really lead |
 //! | [`exit`] | what a failure means to whoever retries: classes and exit statuses |
 //! | [`log`] | our own lines in a job's log |
+//! | [`status_line`] | the line that says how far something is |
 //!
 //! The program itself (`main.rs`) reads the options, calls one of [`step`], [`job`] or [`environment`], and turns what
 //! comes back into an exit status.
@@ -54,6 +56,7 @@ pub mod command_line;
 pub mod environment;
 pub mod evaluation_keys;
 pub mod exit;
+pub mod host;
 pub mod job;
 pub mod keys;
 pub mod log;
@@ -62,5 +65,6 @@ pub mod options;
 pub mod paths;
 pub mod recording;
 pub mod state;
+pub mod status_line;
 pub mod step;
 pub mod supervise;

@@ -8,10 +8,12 @@ use std::io::{Write as _, stderr};
 use crate::exit::Failure;
 
 /// Where our lines go, and how much is said.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Log {
     /// Also say which commands are run (`EVAL_ONCE_LOG=debug`).
     pub debug: bool,
+    /// Standard error is a person's terminal, and no job's log.
+    pub terminal: bool,
 }
 
 impl Log {
@@ -30,6 +32,21 @@ impl Log {
         if self.debug {
             self.say(format_args!("debug: {message}"));
         }
+    }
+
+    /// Begins a group of a job's log, which Buildkite folds up (`---` at the beginning of a line).
+    pub fn group(self, heading: impl Display) {
+        self.plain(format_args!("--- {heading}"));
+    }
+
+    /// Opens the group that was begun last, also where others come after it.
+    pub fn open_group(self) {
+        self.plain("^^^ +++");
+    }
+
+    /// Writes a line that is part of something larger, without our name before it.
+    pub fn plain(self, line: impl Display) {
+        let _ = writeln!(stderr(), "{line}");
     }
 
     /// Says why we end without success, once, at the very end.

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         })
     });
     ExitCode::from(status.unwrap_or_else(|_| {
-        Log { debug: false }
+        Log::default()
             .say("error: this is a bug in eval-once: please report it with the lines above");
         Class::Bug.status()
     }))

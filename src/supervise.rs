@@ -499,7 +499,7 @@ fn kill_children_of(pid: Pid) {
     }
 }
 
-/// Starts a program as a child whose output we read.
+/// Starts a program as a child whose output we read, but for what goes into a file.
 fn spawn(line: &CommandLine) -> Result<Child, Failure> {
     let stdin = match &line.stdin {
         None => Stdio::null(),
@@ -509,11 +509,19 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
             })?
             .into(),
     };
+    let stdout = match &line.stdout {
+        None => Stdio::piped(),
+        Some(file) => std::fs::File::create(file)
+            .classify(Class::Surroundings, || {
+                format!("cannot write {}", file.display())
+            })?
+            .into(),
+    };
     let mut command = Command::new(line.program);
     command
         .args(&line.arguments)
         .stdin(stdin)
-        .stdout(Stdio::piped())
+        .stdout(stdout)
         .stderr(Stdio::piped())
         .envs(line.variables.iter().map(|(name, value)| (name, value)));
     if let Some(folder) = &line.folder {
@@ -618,7 +626,7 @@ mod tests {
 
     #[test]
     fn what_a_program_prints_is_kept_apart_and_complete() {
-        let mut supervisor = Supervisor::install(Log { debug: false }).unwrap();
+        let mut supervisor = Supervisor::install(Log::default()).unwrap();
         let mut said = Vec::new();
         let line = CommandLine::new(
             "sh",
@@ -634,7 +642,7 @@ mod tests {
 
     #[test]
     fn a_program_that_was_killed_is_told_from_one_that_exited() {
-        let mut supervisor = Supervisor::install(Log { debug: false }).unwrap();
+        let mut supervisor = Supervisor::install(Log::default()).unwrap();
         let finished = supervisor.run(
             &CommandLine::new("sh", &["-c", "kill -9 $$"]),
             OnStop::Term,
@@ -645,7 +653,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_said_by_name() {
-        let mut supervisor = Supervisor::install(Log { debug: false }).unwrap();
+        let mut supervisor = Supervisor::install(Log::default()).unwrap();
         let failure = supervisor
             .run(
                 &CommandLine::new("nix-nonesuch", &[]),

@@ -25,3 +25,4 @@ mod shim;
 mod statuses;
 mod step;
 mod support;
+mod tell;

@@ -73,17 +73,11 @@ pub fn download_artifact(name: &str, job: &str, folder: &Path) -> CommandLine {
     line
 }
 
-/// Annotates the build with the Markdown in `body`, in place of what had the same `context`.
+/// Annotates the build with the Markdown in `body`: behind what has the same `context` already, or in place of it.
 #[must_use]
-pub fn annotate(context: &str, style: &str, body: &Path) -> CommandLine {
-    let mut line = agent(&[
-        "annotate",
-        "--context",
-        context,
-        "--style",
-        style,
-        "--append=false",
-    ]);
+pub fn annotate(context: &str, style: &str, append: bool, body: &Path) -> CommandLine {
+    let append = format!("--append={append}");
+    let mut line = agent(&["annotate", "--context", context, "--style", style, &append]);
     // As an argument it could have 128 KiB at most.
     line.stdin = Some(body.to_owned());
     line

@@ -21,21 +21,86 @@ pub fn shortened(text: &str, at_most: usize) -> String {
     }
 }
 
-/// `text` as characters that stand for themselves: all that could mean something is written as its number.
+/// `text` as characters that stand for themselves: all that could mean something is written as its number, and what is not
+/// seen but changes what is seen beside it stands as `\u{fffd}`.
 #[must_use]
 pub fn inert(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
+    text.chars().for_each(|it| push_inert(&mut plain, it));
+    plain
+}
+
+/// The beginning of `text`, [`inert`], in at most so many bytes: a character can become six. An ellipsis stands for the rest.
+#[must_use]
+pub fn inert_within(text: &str, bytes: usize) -> String {
+    let mut plain = String::new();
     for character in text.chars() {
-        match character {
-            // A blank line would end the HTML around it.
-            '\n' => plain.push_str("&#10;"),
-            ' ' | ',' => plain.push(character),
-            _ if character.is_control() => plain.push('\u{fffd}'),
-            _ if character.is_ascii() && !character.is_ascii_alphanumeric() => {
-                let _ = write!(plain, "&#{};", u32::from(character));
-            }
-            _ => plain.push(character),
+        let before = plain.len();
+        push_inert(&mut plain, character);
+        if plain.len() > bytes.saturating_sub('…'.len_utf8()) {
+            plain.truncate(before);
+            plain.push('…');
+            break;
         }
     }
     plain
+}
+
+fn push_inert(plain: &mut String, character: char) {
+    match character {
+        // A blank line would end the HTML around it.
+        '\n' => plain.push_str("&#10;"),
+        ' ' | ',' => plain.push(character),
+        _ if character.is_control() || is_invisible(character) => plain.push('\u{fffd}'),
+        _ if character.is_ascii() && !character.is_ascii_alphanumeric() => {
+            let _ = write!(plain, "&#{};", u32::from(character));
+        }
+        _ => plain.push(character),
+    }
+}
+
+/// Whether a character is not seen, but reorders what stands around it, breaks a line, or makes two names differ that look
+/// alike: Unicode's format characters, its line and paragraph separators, and letters that are blank. (Rust's own tables do
+/// not tell them.)
+fn is_invisible(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{3164}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_seen_disguises_nothing() {
+        for hidden in [
+            '\u{202e}',
+            '\u{2066}',
+            '\u{2028}',
+            '\u{200b}',
+            '\u{feff}',
+            '\u{ad}',
+            '\u{e0041}',
+            '\u{85}',
+        ] {
+            assert_eq!(inert(&format!("a{hidden}b")), "a\u{fffd}b", "{hidden:?}");
+        }
+        assert_eq!(inert("größe, 大 λ"), "größe, 大 λ");
+    }
 }

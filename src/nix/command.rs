@@ -26,6 +26,16 @@ fn rooted(mut command: CommandLine, link: Option<&Path>) -> CommandLine {
     command
 }
 
+/// The same command, so that it says in a form that can be read what it does ([`super::structured`]). All versions from 2.8 on
+/// take that, all programs too.
+#[must_use]
+pub fn structured(line: &CommandLine) -> CommandLine {
+    let mut line = line.clone();
+    line.arguments
+        .extend(["--log-format", "internal-json"].map(OsString::from));
+    line
+}
+
 /// Builds or substitutes all outputs of `drv`, and links them at `link`, `link-dev`, …; prints the links.
 ///
 /// `nix-store --realise DRV` means the same in every version, which `nix build DRV` does not (from 2.15 on it builds nothing).
@@ -82,12 +92,29 @@ pub fn roots_of(path: &StorePath, options: &Options) -> CommandLine {
     command("nix-store", &["--query", "--roots", path.as_str()], options)
 }
 
+/// Prints `drv` and all that it is built from, one path on each line.
+#[must_use]
+pub fn closure(drv: &DrvPath, options: &Options) -> CommandLine {
+    let path = drv.as_store_path().as_str();
+    command("nix-store", &["--query", "--requisites", path], options)
+}
+
 /// Prints those of `paths` that are not valid.
 #[must_use]
 pub fn invalid_of(paths: &[&StorePath], options: &Options) -> CommandLine {
     let mut arguments = vec!["--check-validity", "--print-invalid"];
     arguments.extend(paths.iter().map(|path| path.as_str()));
     command("nix-store", &arguments, options)
+}
+
+/// Prints the whole log of a derivation's build, where it was built here and its log was kept.
+#[must_use]
+pub fn read_log(drv: &DrvPath, options: &Options) -> CommandLine {
+    command(
+        "nix-store",
+        &["--read-log", drv.as_store_path().as_str()],
+        options,
+    )
 }
 
 /// Prints the version of Nix.

@@ -8,15 +8,19 @@ pub mod caches;
 pub mod class;
 pub mod command;
 mod derivation;
+pub mod escapes;
 mod evaluation;
-mod listener;
+mod heard;
 mod store_path;
+pub mod structured;
+pub mod version;
 
 pub use attr_path::{AttrPath, BadAttrPath, string_literal};
 pub use derivation::{
     BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk,
     outputs_of_derivation,
 };
+pub use escapes::without_colours;
 pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
-pub use listener::{Disturbance, Heard, Listener, without_colours};
+pub use heard::{Cause, Disturbance, Fault, Heard};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};

@@ -26,7 +26,7 @@ use crate::keys::{self, Keys};
 use crate::log::Log;
 use crate::paths;
 use crate::recording;
-use crate::step::{Host, Order};
+use crate::step::{self, Host, Order};
 
 pub use flags::completions;
 use flags::{Command, CommandLine, Hook, KeyFlags, report_in};
@@ -67,6 +67,7 @@ pub fn read(started: Instant) -> (Invocation, Log) {
     let environment: Environment = std::env::vars_os().collect();
     let log = Log {
         debug: text(&environment, "EVAL_ONCE_LOG").is_some_and(|log| log == "debug"),
+        terminal: !is_job(&environment) && std::io::stderr().is_terminal(),
     };
     (
         Reading {
@@ -89,6 +90,11 @@ fn variable<'e>(environment: &'e Environment, name: &str) -> Option<&'e OsStr> {
 
 fn text(environment: &Environment, name: &str) -> Option<String> {
     variable(environment, name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// Whether this is a job, whose log is read in a browser even though it is a terminal's.
+fn is_job(environment: &Environment) -> bool {
+    text(environment, "BUILDKITE").is_some_and(|value| value == "true")
 }
 
 struct Reading {
@@ -247,7 +253,6 @@ impl Reading {
         place: Place,
         plugin: Option<String>,
     ) -> recording::Order {
-        let in_job = text(&self.environment, "BUILDKITE").is_some_and(|value| value == "true");
         recording::Order {
             keys,
             host: self.host(),
@@ -257,7 +262,6 @@ impl Reading {
             place,
             dry_run: false,
             cores: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-            terminal: !in_job && std::io::stderr().is_terminal(),
             started: self.started,
         }
     }
@@ -340,8 +344,21 @@ impl Reading {
             place,
             host: self.host(),
             report: None,
+            job: self.step_job(),
             started: self.started,
         }
+    }
+
+    /// The job that a step is, where it can tell its build something: one in a container may have too few of the variables.
+    fn step_job(&self) -> Option<step::Job> {
+        let named = |name: &str| text(&self.environment, name);
+        named("BUILDKITE_AGENT_ACCESS_TOKEN")?;
+        Some(step::Job {
+            id: named("BUILDKITE_JOB_ID")?,
+            step: named("BUILDKITE_STEP_KEY").or_else(|| named("BUILDKITE_STEP_ID"))?,
+            label: named("BUILDKITE_LABEL"),
+            is_retry: named("BUILDKITE_RETRY_COUNT").is_some_and(|count| count != "0"),
+        })
     }
 
     fn by_hand(&self) -> Place {
@@ -520,7 +537,7 @@ mod tests {
         let reading = Reading {
             environment,
             started: Instant::now(),
-            log: Log { debug: false },
+            log: Log::default(),
         };
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
         reading.invocation(&arguments)

@@ -6,7 +6,7 @@ use super::Request;
 use super::memory::{self, MIB};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{FlakeMetadata, Heard, Listener, Source, class, command, without_colours};
+use crate::nix::{FlakeMetadata, Heard, Source, class, command, without_colours};
 use crate::supervise::{Finished, OnStop, Supervisor};
 
 /// What is kept of what Nix says at its death, in characters.
@@ -14,9 +14,7 @@ const MESSAGE_AT_MOST: usize = 2 << 10;
 
 /// What Nix has said at its death.
 pub(super) fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
-    let mut listener = Listener::new(io::sink());
-    let _ = listener.write_all(words);
-    let (heard, _) = listener.finish();
+    let heard = Heard::of(words);
     let text = without_colours(&String::from_utf8_lossy(words));
     // Newer versions tell first how they came there.
     let start = text

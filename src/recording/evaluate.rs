@@ -113,7 +113,6 @@ impl<'a> Walk<'a> {
     pub fn new(
         request: &'a Request,
         cores: NonZeroUsize,
-        terminal: bool,
         supervisor: &'a mut Supervisor,
         log: Log,
     ) -> Result<Self, Failure> {
@@ -130,7 +129,7 @@ impl<'a> Walk<'a> {
             request,
             supervisor,
             log,
-            progress: Progress::new(terminal, log),
+            progress: Progress::new(log),
             marker: marker()?,
             locked,
             systems,

@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn this_process_has_some_memory_and_more_is_free() {
-        let mut supervisor = Supervisor::install(Log { debug: false }).unwrap();
+        let mut supervisor = Supervisor::install(Log::default()).unwrap();
         let ours = resident(&[std::process::id(), u32::MAX], &mut supervisor);
         assert!(ours[0].unwrap() > MIB, "{ours:?}");
         assert_eq!(ours[1], None);

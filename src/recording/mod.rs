@@ -125,8 +125,6 @@ pub struct Order {
     pub dry_run: bool,
     /// The cores of this host.
     pub cores: NonZeroUsize,
-    /// Whether standard error is a person's terminal, and no job's log.
-    pub terminal: bool,
     /// When the program began.
     pub started: Instant,
 }

@@ -22,7 +22,7 @@ use crate::buildkite::pipeline::Command;
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, command, inputs_on_disk};
+use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, command, inputs_on_disk, version};
 use crate::state::State;
 use crate::step::Host;
 use crate::supervise::{OnStop, Supervisor};
@@ -74,7 +74,7 @@ pub fn perform(
         seconds.insert(name, (took * 1000.0).round() / 1000.0);
     };
 
-    let mut evaluation = Evaluation::new(&request, (order.cores, order.terminal), supervisor, log)?;
+    let mut evaluation = Evaluation::new(&request, order.cores, supervisor, log)?;
     evaluation.all()?;
     let Kept {
         evaluated,
@@ -232,14 +232,12 @@ enum Evaluation<'a> {
 impl<'a> Evaluation<'a> {
     fn new(
         request: &'a Request,
-        (cores, terminal): (NonZeroUsize, bool),
+        cores: NonZeroUsize,
         supervisor: &'a mut Supervisor,
         log: Log,
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
-            Evaluator::Nix => Self::Ours(Box::new(Walk::new(
-                request, cores, terminal, supervisor, log,
-            )?)),
+            Evaluator::Nix => Self::Ours(Box::new(Walk::new(request, cores, supervisor, log)?)),
             Evaluator::NixEvalJobs => Self::EvalJobs {
                 request,
                 workers: request.workers.unwrap_or(cores).get(),
@@ -266,7 +264,7 @@ impl<'a> Evaluation<'a> {
                 *evaluated = eval_jobs::evaluate(request, *workers, supervisor)?;
                 let line = command::version();
                 let printed = supervisor.run(&line, OnStop::Term, &mut std::io::sink())?;
-                evaluated.nix = printed.text().rsplit(' ').next().unwrap_or_default().into();
+                evaluated.nix = version::of_program(&printed.text()).unwrap_or_default();
             }
         }
         Ok(())

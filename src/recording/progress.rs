@@ -1,25 +1,16 @@
-//! How far an evaluation is: one line that changes on a person's terminal, a line now and then in a job's log.
+//! How far an evaluation is.
 
-use std::io::{IsTerminal as _, Write as _, stderr};
-use std::time::{Duration, Instant};
+use std::io::{Write as _, stderr};
+use std::time::Instant;
 
 use crate::log::Log;
-
-/// How often a terminal's line changes.
-const ON_TERMINAL: Duration = Duration::from_millis(200);
-
-/// How often a log gets a line.
-const IN_LOG: Duration = Duration::from_secs(10);
+use crate::status_line::StatusLine;
 
 /// How far it is.
 #[derive(Debug)]
 pub(super) struct Progress {
-    terminal: bool,
-    log: Log,
+    line: StatusLine,
     started: Instant,
-    shown: Instant,
-    /// A line stands on the terminal that is to be replaced.
-    standing: bool,
     /// How many attributes there are, as far as is known.
     pub(super) known: u64,
     /// How many of them have begun.
@@ -29,14 +20,10 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(terminal: bool, log: Log) -> Self {
-        let now = Instant::now();
+    pub(super) fn new(log: Log) -> Self {
         Self {
-            terminal: terminal && stderr().is_terminal(),
-            log,
-            started: now,
-            shown: now,
-            standing: false,
+            line: StatusLine::new(log),
+            started: Instant::now(),
             known: 0,
             begun: 0,
             targets: 0,
@@ -45,31 +32,20 @@ impl Progress {
 
     /// Says how far it is, if it is time to.
     pub(super) fn show(&mut self, broken: usize) {
-        let pause = if self.terminal { ON_TERMINAL } else { IN_LOG };
-        if self.shown.elapsed() < pause {
-            return;
-        }
-        self.shown = Instant::now();
-        let line = format!(
-            "evaluating: {} of {} attributes, {} targets, {broken} broken, {} s",
-            self.begun,
-            self.known.max(self.begun),
-            self.targets,
-            self.started.elapsed().as_secs()
-        );
-        if self.terminal {
-            let _ = write!(stderr(), "\r\x1b[Keval-once: {line}");
-            self.standing = true;
-        } else {
-            self.log.say(line);
-        }
+        self.line.show(|| {
+            Some(format!(
+                "evaluating: {} of {} attributes, {} targets, {broken} broken, {} s",
+                self.begun,
+                self.known.max(self.begun),
+                self.targets,
+                self.started.elapsed().as_secs()
+            ))
+        });
     }
 
     /// Takes the line away.
     pub(super) fn clear(&mut self) {
-        if std::mem::take(&mut self.standing) {
-            let _ = write!(stderr(), "\r\x1b[K");
-        }
+        self.line.clear();
     }
 
     /// Passes on what somebody else says.

@@ -1,7 +1,6 @@
 //! Which targets need no step: what is there already, here or in a cache. One question to Nix for all of them.
 
 use std::collections::{BTreeSet, HashSet};
-use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use super::asking::last_words;
@@ -9,7 +8,7 @@ use super::pin::{batches, invalid};
 use super::{Request, Skip, Target};
 use crate::exit::Failure;
 use crate::log::Log;
-use crate::nix::{Listener, StorePath, command, without_colours};
+use crate::nix::{Heard, StorePath, command, without_colours};
 use crate::supervise::{OnStop, Supervisor};
 
 /// Why a step is skipped whose outputs are in this host's store. At most 70 characters, as Buildkite has it.
@@ -122,9 +121,7 @@ fn ask(
             answer.refusal = Some(last_words(&said, finished.ending).1);
             continue;
         }
-        let mut listener = Listener::new(io::sink());
-        let _ = listener.write_all(&said);
-        let unreachable = listener.finish().0.unreachable;
+        let unreachable = Heard::of(&said).unreachable;
         let caches = unreachable.iter().map(|file| cache_of(file).to_owned());
         answer.unreachable.extend(caches);
         let said = String::from_utf8_lossy(&said);

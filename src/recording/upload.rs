@@ -117,7 +117,7 @@ impl Upload<'_> {
             let body = folder.path().join("annotation.md");
             agent::write(&body, &plan.annotation.0)?;
             let context = format!("eval-once-{}", self.build.step);
-            let line = command::annotate(&context, &plan.annotation.1, &body);
+            let line = command::annotate(&context, &plan.annotation.1, false, &body);
             self.ask(&line, "annotate the build").map(drop)
         });
         match told {
@@ -204,11 +204,11 @@ impl Upload<'_> {
         for keys in keys.chunks(ASKED_AT_ONCE) {
             let lines: Vec<_> = keys.iter().map(|key| command::step_with_key(key)).collect();
             let until = Instant::now() + TIME_TO_FIND;
-            let answers = agent::run_at_once(self.supervisor, &lines, until)?;
+            let answers = agent::run_at_once(self.supervisor, &lines, Some(until))?;
             let found = keys
                 .iter()
                 .zip(&answers)
-                .filter(|(_, answer)| answer.ending.success());
+                .filter(|(_, (answer, _))| answer.ending.success());
             there.extend(found.map(|(key, _)| key.clone()));
         }
         Ok(there)

@@ -2,10 +2,13 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::diagnosis;
+use super::job_log::{Form, JobLog, short_name};
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
 use super::request::{OutLink, Request};
 use super::{Host, links};
@@ -14,9 +17,10 @@ use tempfile::TempDir;
 
 use crate::evaluation_keys::Place;
 use crate::exit::{Class, Failure};
+use crate::host;
 use crate::log::Log;
 use crate::nix::{
-    DrvPath, Heard, Listener, StorePath, caches, class, command, derivation_text,
+    DrvPath, Fault, Heard, StorePath, caches, class, command, derivation_text,
     outputs_of_derivation,
 };
 use crate::state::{State, Turn};
@@ -57,13 +61,15 @@ pub(super) struct Step<'a> {
     pub(super) taken: Option<(WayName, Reason)>,
     pub(super) drv: Option<DrvPath>,
     pub(super) drift: bool,
-    /// Those that were begun; and those of them that failed.
+    /// Derivations whose build was begun; and what of them failed by itself.
     begun: BTreeSet<String>,
-    broken: BTreeSet<String>,
+    faults: Vec<Fault>,
     substituted: BTreeSet<String>,
-    /// The derivation that itself failed, where Nix has named one.
-    failed: Option<DrvPath>,
+    /// The last lines of the log of what failed first, where they were heard.
+    last_lines: Option<Vec<String>>,
     pub(super) seconds: Seconds,
+    /// How many processes the kernel had killed for want of memory when the step began.
+    killed_before: u64,
 }
 
 impl<'a> Step<'a> {
@@ -93,10 +99,11 @@ impl<'a> Step<'a> {
             drv: request.drv.clone(),
             drift: false,
             begun: BTreeSet::new(),
-            broken: BTreeSet::new(),
+            faults: Vec::new(),
             substituted: BTreeSet::new(),
-            failed: None,
+            last_lines: None,
             seconds: Seconds::default(),
+            killed_before: host::killed_for_memory().unwrap_or_default(),
         }
     }
 
@@ -168,31 +175,51 @@ impl<'a> Step<'a> {
         self.link.as_deref().map_or(Ok(()), links::probe)
     }
 
+    /// Begins a part of the step that a log's reader may want to fold up.
+    pub(super) fn begin(&self, doing: impl Display) {
+        match self.request.form {
+            Form::Pretty => self.log.group(heading(doing)),
+            Form::Raw => self.log.say(doing),
+        }
+    }
+
+    /// A command as it is run: so that Nix says what it does in a form that can be read, unless its own text is wanted.
+    pub(super) fn as_run(&self, line: &CommandLine) -> CommandLine {
+        match self.request.form {
+            Form::Pretty => command::structured(line),
+            Form::Raw => line.clone(),
+        }
+    }
+
     /// Runs a Nix program of an evaluation. Its messages go to the log.
     pub(super) fn evaluate(&mut self, line: &CommandLine) -> Result<(Finished, Heard), Failure> {
-        let (finished, mut heard, held) = self.listen(line, OnStop::TermThenKill, io::stderr())?;
-        let _ = io::stderr().write_all(&held);
-        self.count(&mut heard);
+        let log = JobLog::new(self.log, self.request.form, None, false);
+        let (finished, heard, _) = self.listen(line, OnStop::TermThenKill, log)?;
         Ok((finished, heard))
     }
 
-    /// Runs a Nix program that builds or substitutes. Its messages go to the log; those that only say what is missing are
-    /// returned, for where that is the end.
-    pub(super) fn build(&mut self, line: &CommandLine) -> Result<(Finished, Vec<u8>), Failure> {
+    /// Runs a Nix program that builds or substitutes; `doing` heads what it says. Its messages go to the log; those that only
+    /// say what is missing are returned, for where that is the end.
+    pub(super) fn build(
+        &mut self,
+        line: &CommandLine,
+        doing: impl Display,
+    ) -> Result<(Finished, Heard, String), Failure> {
         let started = Instant::now();
-        let listened = self.listen(line, OnStop::Term, io::stderr());
+        let log = JobLog::new(self.log, self.request.form, Some(heading(doing)), true);
+        let listened = self.listen(line, OnStop::Term, log);
         self.seconds.realise += started.elapsed();
-        let (finished, mut heard, held) = listened?;
-        self.count(&mut heard);
-        Ok((finished, held))
+        listened
     }
 
     /// Runs a Nix program that is only asked something; its messages are returned.
     pub(super) fn ask(&mut self, line: &CommandLine) -> Result<(Finished, String), Failure> {
         let mut said = Vec::new();
-        let (finished, heard, held) = self.listen(line, OnStop::TermThenKill, &mut said)?;
-        self.unreachable.extend(heard.unreachable);
-        said.extend(held);
+        let finished = self
+            .supervisor
+            .run(line, OnStop::TermThenKill, &mut said)
+            .map_err(class::not_started)?;
+        self.unreachable.extend(Heard::of(&said).unreachable);
         Ok((
             finished,
             String::from_utf8_lossy(&said).trim_end().to_owned(),
@@ -203,23 +230,34 @@ impl<'a> Step<'a> {
         &mut self,
         line: &CommandLine,
         on_stop: OnStop,
-        to: impl Write,
-    ) -> Result<(Finished, Heard, Vec<u8>), Failure> {
-        let mut listener = Listener::new(to);
-        let finished = self.supervisor.run(line, on_stop, &mut listener);
-        let (heard, held) = listener.finish();
-        match finished {
-            Ok(finished) => Ok((finished, heard, held)),
-            Err(failure) => Err(class::not_started(failure)),
+        mut log: JobLog,
+    ) -> Result<(Finished, Heard, String), Failure> {
+        let line = self.as_run(line);
+        let started = self.supervisor.start(&line, on_stop);
+        let mut running = [started.map_err(class::not_started)?];
+        while running[0].ended.is_none() {
+            let due = log.due();
+            self.supervisor
+                .watch(&mut running, due, |_, bytes| log.take(bytes))?;
+            log.progress();
         }
+        let (heard, held) = log.finish();
+        self.supervisor.check()?;
+        self.count(&heard);
+        let [running] = running;
+        Ok((running.finished(), heard, held))
     }
 
-    fn count(&mut self, heard: &mut Heard) {
-        self.begun.append(&mut heard.begun);
-        self.broken.append(&mut heard.broken);
-        self.substituted.append(&mut heard.substituted);
-        self.unreachable.append(&mut heard.unreachable);
-        self.failed = heard.failed.take();
+    fn count(&mut self, heard: &Heard) {
+        self.begun.extend(heard.begun.iter().cloned());
+        self.substituted.extend(heard.substituted.iter().cloned());
+        self.unreachable.extend(heard.unreachable.iter().cloned());
+        if !heard.faults.is_empty() {
+            self.faults.clone_from(&heard.faults);
+            self.last_lines = heard
+                .culprit()
+                .and_then(|fault| heard.last_lines(&fault.drv));
+        }
     }
 
     /// The options for the next command. A cache that was seen unreachable is left out from then on: it would cost
@@ -286,7 +324,8 @@ impl<'a> Step<'a> {
         // Read before the collector can take it.
         let known = outputs_on_disk(drv);
         let line = command::realise(drv, self.link.as_deref(), &options);
-        let (finished, held) = self.build(&line)?;
+        let name = short_name(drv.as_store_path().as_str());
+        let (finished, mut heard, held) = self.build(&line, format_args!("building {name}"))?;
         if finished.ending.success() {
             return self
                 .realised_outputs(drv, known, &finished)
@@ -301,23 +340,44 @@ impl<'a> Step<'a> {
                     && matches!(finished.ending, Ending::Killed(_)) => {}
             Err(failure) => return Err(failure),
         }
-        let _ = io::stderr().write_all(&held);
-        let class = class::of_realise(finished.ending);
-        // Nix ends with 1 for a link that it cannot make, also where it can tell a failed build from that.
-        if finished.ending == Ending::Exited(1) && self.failed.is_none() {
+        let _ = io::stderr().write_all(held.as_bytes());
+        if self.request.form == Form::Raw && !heard.faults.is_empty() {
+            self.only_below(drv, &mut heard)?;
+        }
+        // Nix ends with 1 for a link that it cannot make, and says nothing of a builder.
+        if finished.ending == Ending::Exited(1) && heard.faults.is_empty() {
             self.probe_links(Some(drv))?;
         }
-        let culprit = self.failed.as_ref();
-        let what = match culprit {
-            Some(culprit) if culprit != drv => format!("{culprit} failed, which {drv} needs"),
-            Some(_) => format!("{drv} failed"),
-            None => format!("{drv} was not built"),
-        };
-        let failure = Failure::new(class, format_args!("{what}: `{line}` {}", finished.ending));
-        Err(match culprit {
-            Some(culprit) => failure.hint(format!("its whole log: nix-store --read-log {culprit}")),
-            None => failure,
-        })
+        let class = class::of_realise(finished.ending, &heard);
+        let how = format!("`{line}` {}", finished.ending);
+        Err(diagnosis::of_realise(
+            class,
+            drv,
+            &heard,
+            self.killed_for_memory(),
+            &how,
+        ))
+    }
+
+    /// Forgets failures of what is not below `drv`. In Nix's own text a builder may say whatever it likes, and one that tests
+    /// Nix says much about derivations of its own.
+    fn only_below(&mut self, drv: &DrvPath, heard: &mut Heard) -> Result<(), Failure> {
+        let options = self.options()?;
+        let (finished, _) = self.ask(&command::closure(drv, &options))?;
+        if finished.ending.success() {
+            let below: BTreeSet<&Path> = finished.paths().collect();
+            heard
+                .faults
+                .retain(|fault| below.contains(fault.drv.as_store_path().as_path()));
+            self.faults.clone_from(&heard.faults);
+        }
+        Ok(())
+    }
+
+    /// How many processes the kernel has killed on this host for want of memory since the step began.
+    pub(super) fn killed_for_memory(&self) -> u64 {
+        let killed = host::killed_for_memory().unwrap_or_default();
+        killed.saturating_sub(self.killed_before)
     }
 
     /// The outputs of a `.drv` that was realised: as the `.drv` says; or else where the links lead that Nix has made; or else
@@ -433,8 +493,33 @@ impl<'a> Step<'a> {
         Ok(turn)
     }
 
+    /// The folder of store paths, as far as one is named.
+    pub(super) fn store(&self) -> Option<PathBuf> {
+        let named = self.drv.as_ref().map(DrvPath::as_store_path);
+        let path = named.or_else(|| self.request.outputs.values().next())?;
+        Some(path.store().to_owned())
+    }
+
+    /// How many derivations were built: those that were begun, but for those that failed.
+    fn built(&self) -> usize {
+        let failed: BTreeSet<&str> = self
+            .faults
+            .iter()
+            .map(|fault| fault.drv.as_store_path().as_str())
+            .collect();
+        self.begun
+            .iter()
+            .filter(|drv| !failed.contains(drv.as_str()))
+            .count()
+    }
+
     /// What has happened, for the report.
-    pub(super) fn report(&self, started: Instant, result: &Result<Outputs, Failure>) -> Report {
+    pub(super) fn report(
+        &self,
+        started: Instant,
+        result: &Result<Outputs, Failure>,
+        hints: Vec<String>,
+    ) -> Report {
         let failure = result.as_ref().err();
         Report {
             way: self.taken.map(|(way, _)| way),
@@ -444,17 +529,30 @@ impl<'a> Step<'a> {
                 .as_ref()
                 .map_or_else(|_| Outputs::new(), Clone::clone),
             drift: self.drift,
-            built: self.begun.difference(&self.broken).count(),
+            built: self.built(),
             substituted: self.substituted.len(),
             seconds: Seconds {
                 total: started.elapsed(),
                 ..self.seconds
             },
             exit: failure.map_or(0, |failure| failure.class.status()),
-            failure: failure.map(|failure| FailureReport::new(failure, self.failed.as_ref())),
+            failure: failure.map(|failure| {
+                let fault = self.faults.first();
+                FailureReport::new(
+                    failure,
+                    fault.map(|fault| &fault.drv),
+                    self.last_lines.as_deref(),
+                )
+            }),
+            hints,
             ..Report::default()
         }
     }
+}
+
+/// The heading of a group in the log.
+fn heading(doing: impl Display) -> String {
+    format!("eval-once: {doing}")
 }
 
 /// The outputs in a `.drv` file, where it can be read. (In a store that lies elsewhere than its paths say, it cannot.)

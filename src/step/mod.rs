@@ -1,14 +1,21 @@
 //! One target: from the keys of a step to its outputs.
 //!
 //! [`perform`] goes down the list of ways (`ways.rs`) until one of them has the outputs; [`explain`](explain()) asks the same
-//! ways what they would do. What happened is told in a [`Report`].
+//! ways what they would do. What happened is told in a [`Report`], and in a job to its build (`tell.rs`).
 
+mod advice;
+mod annotation;
 mod context;
+mod diagnosis;
+mod ending;
 mod explain;
+mod hints;
+mod job_log;
 mod left;
 mod links;
 mod report;
 mod request;
+mod tell;
 mod ways;
 
 use std::collections::BTreeMap;
@@ -25,10 +32,13 @@ use crate::supervise::Supervisor;
 
 use context::Step;
 pub use explain::{Explanation, explain};
+pub use job_log::Form;
 pub use left::{Left, LeftSeconds};
 pub use links::main_output;
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
 pub use request::{OutLink, Request};
+pub use tell::Job;
+use tell::{Over, tell};
 pub use ways::Fact;
 
 /// The settings of this host, which no step chooses.
@@ -53,6 +63,8 @@ pub struct Order {
     pub host: Result<Host, Failure>,
     /// Where the report goes.
     pub report: Option<PathBuf>,
+    /// The job whose build is told how the step went; none by hand.
+    pub job: Option<Job>,
     /// When the program began.
     pub started: Instant,
 }
@@ -76,37 +88,58 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
         .as_deref()
         .map(ReportFile::prepare)
         .transpose()?;
-    let (report, result) = match (
-        order
-            .keys
-            .and_then(|keys| Request::read(keys, &order.place)),
-        order.host,
-    ) {
+    let request = order
+        .keys
+        .and_then(|keys| Request::read(keys, &order.place));
+    let (mut report, result, request) = match (request, order.host) {
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
-            let report = step.report(order.started, &result);
+            let (result, hints) = match hints::of(&mut step, file.is_some()) {
+                Ok(hints) => (result, hints),
+                // A signal has come after all: what was built is there, and the job's command is not to begin.
+                Err(failure) => (result.and(Err(failure)), Vec::new()),
+            };
+            let report = step.report(order.started, &result, hints);
             let done = |outputs| Done {
                 outputs,
                 command: request.command,
             };
-            (report, result.map(done))
+            (report, result.map(done), Some(request))
         }
         (Err(failure), _) | (_, Err(failure)) => {
-            (Report::refusal(&failure, order.started), Err(failure))
+            (Report::refusal(&failure, order.started), Err(failure), None)
         }
     };
     if let Some(line) = report.in_one_line() {
         log.say(line);
     }
-    match file.map(|file| file.write(&report)) {
-        Some(Err(failure)) if result.is_ok() => Err(failure),
+    for hint in &report.hints {
+        log.say(format_args!("hint: {hint}"));
+    }
+    let result = match file.map(|file| file.write(&report)) {
+        Some(Err(failure)) if result.is_ok() => {
+            report.fail(&failure);
+            Err(failure)
+        }
         Some(Err(failure)) => {
             log.warn(failure);
             result
         }
         _ => result,
+    };
+    if let Some(job) = &order.job {
+        let over = Over {
+            report: &report,
+            failure: result.as_ref().err(),
+            request: request.as_ref(),
+        };
+        tell(job, &over, supervisor, log);
     }
+    if let Err(failure) = &result {
+        ending::show(failure, &report, request.as_ref(), log);
+    }
+    result
 }
 
 /// Goes down the ways until one has the outputs.

@@ -113,6 +113,9 @@ pub struct Report {
     /// What failed, where something did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureReport>,
+    /// What whoever runs this host or pipeline should know, and do: a sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hints: Vec<String>,
 }
 
 impl Report {
@@ -125,9 +128,15 @@ impl Report {
                 ..Seconds::default()
             },
             exit: failure.class.status(),
-            failure: Some(FailureReport::new(failure, None)),
+            failure: Some(FailureReport::new(failure, None, None)),
             ..Self::default()
         }
+    }
+
+    /// The report of a step that was done, and then failed all the same.
+    pub(super) fn fail(&mut self, failure: &Failure) {
+        self.exit = failure.class.status();
+        self.failure = Some(FailureReport::new(failure, None, None));
     }
 
     /// The line of a job's log that every way ends in: `realised /nix/store/….drv in 1.2 s (drv-valid): built 1,
@@ -169,6 +178,7 @@ impl Default for Report {
             seconds: Seconds::default(),
             exit: 0,
             failure: None,
+            hints: Vec::new(),
         }
     }
 }
@@ -212,16 +222,23 @@ pub struct FailureReport {
 }
 
 impl FailureReport {
-    /// The report of a failure; `failed` is the derivation that Nix has named last, which counts where a builder failed.
-    pub(super) fn new(failure: &Failure, failed: Option<&DrvPath>) -> Self {
-        let of_a_builder = matches!(
+    /// The report of a failure; `failed` is the derivation that failed by itself, with the last lines of its log. It was none of
+    /// that where the step ended for another reason, after a build that was given up.
+    pub(super) fn new(
+        failure: &Failure,
+        failed: Option<&DrvPath>,
+        last_lines: Option<&[String]>,
+    ) -> Self {
+        let of_a_builder = !matches!(
             failure.class,
-            Class::Build | Class::Timeout | Class::Hash | Class::Mixed | Class::Nondeterministic
+            Class::Config | Class::Drift | Class::MissingProgram | Class::Bug
         );
         Self {
             class: failure.class.word(),
             drv: failed.filter(|_| of_a_builder).cloned(),
-            log: None,
+            log: last_lines
+                .filter(|_| of_a_builder)
+                .map(|lines| lines.join("\n")),
             message: failure.to_string(),
         }
     }

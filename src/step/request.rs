@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::job_log::Form;
 use crate::evaluation_keys::{self, Place, not_here};
 use crate::exit::Failure;
 use crate::keys::{Keys, Reader, string};
@@ -31,6 +32,8 @@ pub struct Request {
     pub command: bool,
     /// Whether drift ends the step.
     pub fail_on_drift: bool,
+    /// How what Nix says looks in the log.
+    pub form: Form,
 }
 
 /// Where outputs are linked.
@@ -85,8 +88,7 @@ impl Request {
             reader.not_yet(key)?;
         }
         let fail_on_drift = reader.choice("on-drift", [("warn", false), ("fail", true)])?;
-        // Both show Nix's own output, so far.
-        reader.choice("log", [("pretty", ()), ("raw", ())])?;
+        let form = reader.choice("log", [("pretty", Form::Pretty), ("raw", Form::Raw)])?;
 
         Ok(Self {
             drv,
@@ -97,6 +99,7 @@ impl Request {
             out_link: out_link.unwrap_or_else(|| OutLink::At(place.folder.join("result"))),
             command: command.unwrap_or(true),
             fail_on_drift: fail_on_drift.unwrap_or(false),
+            form: form.unwrap_or(Form::Pretty),
         })
     }
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::context::{Outputs, Realised, Step};
+use super::diagnosis;
 use super::links;
 use super::report::{Reason, WayName};
 use crate::command_line::{CommandLine, Ending};
@@ -162,7 +163,7 @@ fn ask_realised(step: &mut Step<'_>) -> Result<Answer, Failure> {
         }
     }
     let options = step.options()?;
-    let mut commands = vec![command::realise(&drv, step.link.as_deref(), &options)];
+    let mut commands = vec![step.as_run(&command::realise(&drv, step.link.as_deref(), &options))];
     if !there {
         commands.push(command::check_validity(path, &options));
     }
@@ -237,14 +238,13 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
         None
     };
     for line in obtaining(step, hold.as_ref().map(Roots::link).as_deref())? {
-        let (finished, _) = step.build(&line)?;
+        let (finished, _, _) = step.build(&line, "fetching the recorded outputs")?;
         if finished.ending.success() {
             continue;
         }
-        if let Ending::Killed(_) = finished.ending {
-            let class = class::of_realise(finished.ending);
+        if let Ending::Killed(signal) = finished.ending {
             return Err(Failure::new(
-                class,
+                Class::Signal(signal),
                 format_args!("`{line}` {}", finished.ending),
             ));
         }
@@ -367,8 +367,7 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     let mut attempt = 1;
     while attempt <= ATTEMPTS {
         let turn = step.turn()?;
-        step.log
-            .say(format_args!("evaluating {}", describe(evaluation)));
+        step.begin(format_args!("evaluating {}", evaluation));
         let started = Instant::now();
         let evaluated = evaluate(step, evaluation, roots.as_ref().map(Roots::link).as_deref());
         step.seconds.evaluate += started.elapsed();
@@ -402,7 +401,7 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     }
     Err(Failure::new(
         Class::Surroundings,
-        format_args!("the garbage collector disturbed the evaluation of {} {ATTEMPTS} times", describe(evaluation)),
+        format_args!("the garbage collector disturbed the evaluation of {} {ATTEMPTS} times", evaluation),
     )
     .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone"))
 }
@@ -477,7 +476,7 @@ fn evaluate(
     };
     Err(Failure::new(
         Class::Evaluation,
-        format_args!("{} is {found}", describe(evaluation)),
+        format_args!("{} is {found}", evaluation),
     )
     .hint("name one derivation with `attr`: a step builds one"))
 }
@@ -500,7 +499,7 @@ fn run_evaluation(
     if finished.ending.success() || heard.no_derivation() {
         return Ok(Some(finished));
     }
-    let class = class::of_evaluation(finished.ending);
+    let class = class::of_evaluation(finished.ending, &heard);
     if class == Class::Evaluation {
         match heard.disturbance() {
             // It may never have been there at all; then doing it again changes nothing, three times.
@@ -514,10 +513,17 @@ fn run_evaluation(
         .error
         .clone()
         .unwrap_or_else(|| format!("`{line}` {}", finished.ending));
-    let failure = Failure::new(
-        class,
-        format_args!("{} does not evaluate: {error}", describe(evaluation)),
-    );
+    let what = evaluation.to_string();
+    if heard.culprit().is_some() || class == Class::Surroundings {
+        return Err(diagnosis::of_evaluation(
+            class,
+            &what,
+            &heard,
+            step.killed_for_memory(),
+            &error,
+        ));
+    }
+    let failure = Failure::new(class, format_args!("{what} does not evaluate: {error}"));
     if heard.no_flake_in_sub_folder() {
         return Err(failure.hint(
             "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",
@@ -553,20 +559,6 @@ fn read_instantiated(printed: &Path) -> Result<DrvPath, Failure> {
                 ),
             )
         })
-}
-
-/// What is evaluated, for a log.
-fn describe(evaluation: &Evaluation) -> String {
-    let source = match &evaluation.source {
-        Source::File(file) => file.clone(),
-        Source::Flake(flake) => format!("flake {flake}"),
-        Source::Expr(_) => "the expression".into(),
-    };
-    if evaluation.attr.names().is_empty() {
-        source
-    } else {
-        format!("{} of {source}", evaluation.attr)
-    }
 }
 
 fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {

@@ -119,6 +119,15 @@ pub(crate) struct Annotation {
     pub(crate) style: String,
 }
 
+/// What is wrong with a Buildkite that is told something: meta-data, annotations, artifacts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deaf {
+    /// It answers with this status.
+    Answers(u16),
+    /// It does not answer.
+    Hangs,
+}
+
 /// What became of a build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -273,6 +282,18 @@ impl Build {
     /// What goes wrong with the `nth` call that wants to upload, from 1. A call that an agent repeats counts again.
     pub(crate) fn on_upload(&self, nth: usize, fault: Fault) {
         self.progress().faults.insert(nth, fault);
+    }
+
+    /// From now on nothing can be told.
+    pub(crate) fn is_deaf(&self, how: Deaf) {
+        self.progress().deaf = Some(how);
+    }
+
+    /// Sets a value of the build's meta-data.
+    pub(crate) fn set_meta_data(&self, key: &str, value: &str) {
+        self.progress()
+            .meta_data
+            .insert(key.to_owned(), value.to_owned());
     }
 
     /// Runs the build until it is over, and gives what became of it.

@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use super::pipeline::{self, Dependency, Kind, Step, is_true};
-use super::{Annotation, Fault, JobState};
+use super::{Annotation, Deaf, Fault, JobState};
 
 /// Uploads in one build.
 const UPLOADS: usize = 500;
@@ -95,6 +95,8 @@ pub(super) struct Progress {
     pub(super) finished: Vec<String>,
     /// Whether uploads are answered at once with what became of them.
     pub(super) answers_at_once: bool,
+    /// What is wrong with telling something.
+    pub(super) deaf: Option<Deaf>,
     /// What each job finds a copy of as its checkout.
     pub(super) checkout: Option<PathBuf>,
     identifiers: u64,
@@ -123,6 +125,7 @@ impl Progress {
             expected_agents: 0,
             finished: Vec::new(),
             answers_at_once: false,
+            deaf: None,
             checkout: None,
             identifiers: 0,
         };

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tiny_http::{Header, Method, Request, Response};
 
 use super::progress::{Agent, Artifact, Job, Progress, Uploaded, tag, text};
-use super::{Annotation, Fault, JobState, Upload, agents};
+use super::{Annotation, Deaf, Fault, JobState, Upload, agents};
 
 /// How long an agent's call for work is held when there is none; its client gives up after 60 s.
 const HELD: Duration = Duration::from_secs(20);
@@ -258,6 +258,11 @@ impl Shared {
         if is_sign_of_life {
             *self.last_call.lock().unwrap() = Instant::now();
         }
+        if let [_, _, "data" | "annotations" | "artifacts", ..] = *parts
+            && let Some(answer) = self.deaf()
+        {
+            return answer;
+        }
         let answer = match (call.method.as_str(), &*parts) {
             ("POST", ["connect" | "disconnect"]) => Answer::nothing(),
             ("POST", ["heartbeat"]) => {
@@ -281,6 +286,18 @@ impl Shared {
             self.changed.notify_all();
         }
         answer
+    }
+
+    /// The answer of a Buildkite that cannot be told anything; one that does not answer says nothing until the build is over.
+    fn deaf(&self) -> Option<Answer> {
+        let mut progress = self.progress();
+        if let Deaf::Answers(status) = progress.deaf? {
+            return Some(Answer::error(status, "Nobody is here"));
+        }
+        while !*self.is_closed.lock().unwrap() {
+            progress = self.changed.wait_timeout(progress, HELD).unwrap().0;
+        }
+        Some(Answer::error(503, "Nobody hears this"))
     }
 
     fn is_not_played(&self, call: &Call) -> Answer {

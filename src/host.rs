@@ -1,0 +1,33 @@
+//! What of this host a step's ending depends on: memory that ran out, a disk that is full.
+
+use std::path::Path;
+
+use unix::sys::statvfs::statvfs;
+
+/// Below this many bytes that are free a disk is said to be low: an output of ordinary size may not fit.
+const LOW: u64 = 2 << 30;
+
+/// How many processes the kernel has killed on this host for want of memory, since it was started: `oom_kill` in
+/// `/proc/vmstat` (since Linux 4.13). None where there is no such number (macOS).
+#[must_use]
+pub fn killed_for_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/vmstat").ok()?;
+    let number = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    number?.trim().parse().ok()
+}
+
+/// What is low on the disk that holds `folder`, in words; none where nothing is, or nobody knows.
+#[must_use]
+pub fn low_on_disk(folder: &Path) -> Option<String> {
+    let disk = statvfs(folder).ok()?;
+    let block: u64 = disk.fragment_size();
+    let free = u64::from(disk.blocks_available()).saturating_mul(block);
+    let (files, free_files) = (u64::from(disk.files()), u64::from(disk.files_available()));
+    if free < LOW {
+        Some(format!("{} MiB", free >> 20))
+    } else if files > 0 && free_files < files / 100 {
+        Some(format!("room for {free_files} files"))
+    } else {
+        None
+    }
+}

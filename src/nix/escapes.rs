@@ -1,0 +1,124 @@
+//! Terminal escape sequences in what others print, and how to be rid of them.
+
+use std::borrow::Cow;
+
+/// Which escape sequences stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Colours, bold and the like, which end with the line; for a reader that shows them.
+    Colours,
+    /// None.
+    Nothing,
+}
+
+/// One line as it can stand in a log behind something of ours: it moves no cursor, rings no bell, and is no picture or link of
+/// Buildkite's (`ESC ] 1338`, `1339`), whatever a builder has printed. Tabs stay.
+#[must_use]
+pub fn tamed(line: &str, keep: Keep) -> Cow<'_, str> {
+    let wild = |c: char| c.is_control() && c != '\t';
+    if !line.contains(wild) {
+        return Cow::Borrowed(line);
+    }
+    let mut tame = String::with_capacity(line.len());
+    let mut coloured = false;
+    let mut rest = line;
+    while let Some(at) = rest.find(wild) {
+        tame.push_str(&rest[..at]);
+        let (sequence, after) = split_sequence(&rest[at..]);
+        if keep == Keep::Colours && is_colour(sequence) {
+            tame.push_str(sequence);
+            coloured = true;
+        }
+        rest = after;
+    }
+    tame.push_str(rest);
+    if coloured {
+        tame.push_str("\u{1b}[0m");
+    }
+    Cow::Owned(tame)
+}
+
+/// `text` without escape sequences. Everything else stays, ends of lines as well.
+#[must_use]
+pub fn without_colours(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\u{1b}') {
+        plain.push_str(&rest[..at]);
+        rest = split_sequence(&rest[at..]).1;
+    }
+    plain.push_str(rest);
+    plain
+}
+
+/// Splits a control character from what follows it; an escape character together with its sequence.
+fn split_sequence(text: &str) -> (&str, &str) {
+    let mut characters = text.char_indices().skip(1);
+    let first = text.chars().next().map_or(0, char::len_utf8);
+    if !text.starts_with('\u{1b}') {
+        return text.split_at(first);
+    }
+    let after = |(at, c): (usize, char)| at + c.len_utf8();
+    let end = match characters.next() {
+        // Parameters, and then one character that says what they are for.
+        Some((_, '[')) => characters
+            .find(|(_, c)| !matches!(c, '\u{20}'..='\u{3f}'))
+            .map(after),
+        // A text that ends with a bell, or with ESC \; but never goes beyond its line.
+        Some((_, ']' | 'P' | 'X' | '^' | '_')) => {
+            let mut before = ' ';
+            characters
+                .find(|(_, c)| {
+                    let ends = matches!(c, '\u{7}' | '\u{9c}') || (before, *c) == ('\u{1b}', '\\');
+                    before = *c;
+                    ends || *c == '\n'
+                })
+                .map(|(at, c)| if c == '\n' { at } else { after((at, c)) })
+        }
+        Some((at, '\n')) => Some(at),
+        Some(other) => Some(after(other)),
+        None => None,
+    };
+    text.split_at(end.unwrap_or(text.len()))
+}
+
+fn is_colour(sequence: &str) -> bool {
+    sequence
+        .strip_prefix("\u{1b}[")
+        .and_then(|rest| rest.strip_suffix('m'))
+        .is_some_and(|parameters| {
+            parameters
+                .chars()
+                .all(|c| c.is_ascii_digit() || c == ';' || c == ':')
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn colours_stay_where_they_are_shown_and_nothing_else_does() {
+        let line = "a\u{1b}[31mred\u{1b}[0m\u{1b}[2K\u{1b}]1339;url=x\u{7}\tb\u{8}\u{9b}c\u{1b}]0;t\u{1b}\\d\u{1b}cE";
+        assert_eq!(tamed(line, Keep::Nothing), "ared\tbcdE");
+        assert_eq!(
+            tamed(line, Keep::Colours),
+            "a\u{1b}[31mred\u{1b}[0m\tbcdE\u{1b}[0m"
+        );
+        assert_eq!(tamed("plain ä", Keep::Nothing), "plain ä");
+        assert_eq!(without_colours("a\u{1b}[1mb\n\u{1b}[0m c"), "ab\n c");
+        assert_eq!(without_colours("a\u{1b}"), "a");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_printed_no_control_character_is_left(line in ".*", wild in "[\u{1b}\\[\\]m;0-9\u{7}\u{9b}x]*") {
+            let line = format!("{line}{wild}{line}");
+            let tame = tamed(&line, Keep::Nothing);
+            prop_assert!(!tame.contains(|c: char| c.is_control() && c != '\t'));
+            let coloured = tamed(&line, Keep::Colours);
+            prop_assert_eq!(without_colours(&coloured), tame.into_owned());
+        }
+    }
+}

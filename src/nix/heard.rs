@@ -1,0 +1,442 @@
+//! What a Nix program has said that later decisions need: what it built and copied, what failed and why.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::fmt;
+
+use super::escapes::without_colours;
+use super::structured::{Counts, Event, Reader};
+use super::{DrvPath, StorePath};
+
+/// How many of a builder's last lines are kept, and how much of each, in characters.
+const LAST_LINES: usize = 25;
+const LINE_AT_MOST: usize = 1_000;
+
+/// How much of an unstructured line is looked at, in bytes: no message that is listened for is longer.
+const PLAIN_AT_MOST: usize = 4 << 10;
+
+/// What a Nix program has said that is worth remembering.
+///
+/// Nix's messages are not documented; the ones used here were read off 2.8, 2.26 and 2.34. Whether a step has succeeded never
+/// rests on them: only what failed, why, and what to try next.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Derivations that Nix began to build.
+    pub begun: BTreeSet<String>,
+    /// What failed, in the order in which it did. What failed only because of that is none of them.
+    pub faults: Vec<Fault>,
+    /// Store paths that a cache had.
+    pub substituted: BTreeSet<String>,
+    /// Files of caches that could not be reached (not: that answered with an error), as URLs.
+    pub unreachable: BTreeSet<String>,
+    /// The last line that was an error.
+    pub error: Option<String>,
+    /// How far all builds are.
+    pub counts: Counts,
+    /// Something needed a build that failed.
+    pub dependency_failed: bool,
+    /// The disk was full for Nix itself.
+    pub disk_full: bool,
+    /// The daemon went away.
+    pub daemon_gone: bool,
+    /// Something could not be downloaded, and not because a server said so.
+    pub not_downloaded: bool,
+    /// The builds that are running, by the number of their activity, with the last lines of each.
+    running: HashMap<u64, Build>,
+    /// The last lines of the builds that are over, by derivation, as long as it is not known whether one failed.
+    over: VecDeque<Build>,
+    /// What the lines of a message that come next are about.
+    about: Option<DrvPath>,
+}
+
+/// A build, and the last lines of its log.
+#[derive(Debug)]
+struct Build {
+    drv: String,
+    lines: VecDeque<String>,
+}
+
+/// A derivation that failed by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The derivation.
+    pub drv: DrvPath,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Why a derivation failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// Its builder ended with a status.
+    Status(u32),
+    /// Its builder was killed by a signal.
+    Signal(u32),
+    /// Its builder ended well, and what it made cannot be used: an output is missing, or refers to what it must not.
+    Output,
+    /// `timeout` or `max-silent-time` ran out; which, in Nix's words.
+    Time(String),
+    /// The output has another hash than it was to have.
+    Hash,
+    /// Built again, it gave something else.
+    Nondeterministic,
+    /// No machine here can build it; what is needed, and what there is, in Nix's words.
+    Platform(String),
+    /// Nix says that the disk is full, and that this may be why.
+    DiskFull,
+    /// Something else, which Nix has said about it.
+    Other(String),
+}
+
+/// What an evaluation says that the garbage collector may have disturbed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Disturbance {
+    /// This path is not there. Whether it was taken, or was never there, only the store knows.
+    Gone(StorePath),
+    /// The daemon has gone away, as its worker does where a path is taken under it.
+    Daemon,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "its builder ended with status {status}"),
+            Self::Signal(signal) => write!(f, "its builder was killed by signal {signal}"),
+            Self::Output => f.write_str("its builder ended well, but what it made cannot be used"),
+            Self::Time(what) | Self::Platform(what) | Self::Other(what) => f.write_str(what),
+            Self::Hash => f.write_str("its output has another hash than it was to have"),
+            Self::Nondeterministic => f.write_str("built again, it gave something else"),
+            Self::DiskFull => f.write_str("the disk is full"),
+        }
+    }
+}
+
+impl Heard {
+    /// What a program has said altogether.
+    #[must_use]
+    pub fn of(said: &[u8]) -> Self {
+        let mut heard = Self::default();
+        let mut reader = Reader::default();
+        reader.read(said, |event| heard.hear(&event));
+        reader.finish(|event| heard.hear(&event));
+        heard
+    }
+
+    /// Takes note of what was said.
+    pub fn hear(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Message(text) => {
+                self.about = None;
+                for line in without_colours(text).lines() {
+                    self.hear_line(line, true);
+                }
+                self.about = None;
+            }
+            Event::Plain(bytes) => {
+                let begin = &bytes[..bytes.len().min(PLAIN_AT_MOST)];
+                self.hear_line(
+                    without_colours(&String::from_utf8_lossy(begin)).trim_end(),
+                    false,
+                );
+            }
+            Event::BuildBegins { id, drv, .. } => {
+                self.begun.insert(drv.to_string());
+                let lines = VecDeque::new();
+                let drv = drv.to_string();
+                self.running.insert(*id, Build { drv, lines });
+            }
+            Event::BuildLine { id, line } => {
+                if let Some(build) = self.running.get_mut(id) {
+                    if build.lines.len() == LAST_LINES {
+                        build.lines.pop_front();
+                    }
+                    let end = line.char_indices().nth(LINE_AT_MOST);
+                    let line = end.map_or(&**line, |(end, _)| &line[..end]);
+                    build.lines.push_back(line.to_owned());
+                }
+            }
+            Event::BuildEnds { id } => {
+                if let Some(build) = self.running.remove(id) {
+                    // Which of them failed is often said at the very end only.
+                    if self.over.len() == OVER_AT_MOST {
+                        self.over.pop_front();
+                    }
+                    self.over.push_back(build);
+                }
+            }
+            Event::CopyBegins { path, .. } => {
+                self.substituted.insert(path.to_string());
+            }
+            Event::Builds(counts) => self.counts = *counts,
+            Event::Copied { .. } | Event::TooLong => {}
+        }
+    }
+}
+
+impl Heard {
+    /// One line of what Nix says, which is one of its messages or may be one.
+    fn hear_line(&mut self, line: &str, message: bool) {
+        let text = line.trim_start();
+        if text.starts_with('>') && line.len() > text.len() {
+            // A line of a builder's log, which Nix has put into its message.
+            return;
+        }
+        if let Some(error) = text.strip_prefix("error: ") {
+            self.about = None;
+            self.error = Some(error.to_owned());
+            self.hear_error(error);
+        } else if text.starts_with(DISK_NOTE) {
+            if let Some(fault) = self.faults.last_mut() {
+                fault.cause = Cause::DiskFull;
+            }
+        } else if let Some(reason) = text.strip_prefix("Reason: ") {
+            if let Some(drv) = self.about.clone() {
+                self.hear_reason(drv, reason.trim_end_matches('.'));
+            }
+        } else if let Some(what) = text.strip_prefix("Required system: ") {
+            self.amend_platform("needs ", what);
+        } else if let Some(what) = text.strip_prefix("Current system: ") {
+            self.amend_platform(", and here is ", what);
+        } else if !message || !line.starts_with(' ') {
+            self.hear_other(text);
+        }
+    }
+
+    fn hear_error(&mut self, error: &str) {
+        if let Some(fault) = fault(error) {
+            self.add(fault);
+        } else if error.starts_with("output '") && error.contains(" is not allowed to refer to ") {
+            // Nix does not say of which derivation; its build has just ended.
+            let drv = self.over.back().and_then(|build| drv_of(&build.drv));
+            match drv {
+                Some(drv) => self.add(Fault {
+                    drv,
+                    cause: Cause::Output,
+                }),
+                None => self.dependency_failed = true,
+            }
+        } else if let Some(drv) = quoted_after(error, "Cannot build '").and_then(drv_of) {
+            self.about = Some(drv);
+        } else if error.contains(" failed to build") && error.contains("dependencies of derivation")
+        {
+            self.dependency_failed = true;
+        } else if [
+            "No space left on device",
+            "Disk quota exceeded",
+            "database or disk is full",
+        ]
+        .iter()
+        .any(|full| error.contains(full))
+        {
+            self.disk_full = true;
+        } else if is_about_the_daemon(error) {
+            self.daemon_gone = true;
+        } else if error.starts_with("unable to download '") && !error.contains("HTTP error 4") {
+            self.not_downloaded = true;
+        }
+    }
+
+    /// Why a derivation could not be built, as Nix says it since 2.3x: in a line of its own.
+    fn hear_reason(&mut self, drv: DrvPath, reason: &str) {
+        let cause =
+            if reason.contains("dependency failed") || reason.contains("dependencies failed") {
+                self.dependency_failed = true;
+                return;
+            } else if reason.starts_with("required system or feature not available") {
+                Cause::Platform(String::new())
+            } else {
+                cause_of_builder(reason).unwrap_or_else(|| Cause::Other(reason.to_owned()))
+            };
+        self.add(Fault { drv, cause });
+    }
+
+    fn amend_platform(&mut self, words: &str, what: &str) {
+        if let Some(Fault {
+            cause: Cause::Platform(said),
+            ..
+        }) = self.faults.last_mut()
+        {
+            said.push_str(words);
+            said.push_str(what);
+        }
+    }
+
+    /// What is no error: said in the text of a Nix that was not asked for structure, or by something beside it.
+    fn hear_other(&mut self, text: &str) {
+        if let Some(drv) = quoted_after(text, "building '") {
+            self.begun.insert(drv.to_owned());
+        } else if let Some(path) = quoted_after(text, "copying path '") {
+            self.substituted.insert(path.to_owned());
+        } else if let Some(url) = quoted_after(text, "warning: unable to download '") {
+            // While something is built, a builder may say it too; and the caches have been asked before.
+            let ours = self.begun.is_empty();
+            if ours
+                && !["; retrying in", "; using cached version", "HTTP error"]
+                    .iter()
+                    .any(|other| text.contains(other))
+            {
+                self.unreachable.insert(url.to_owned());
+            }
+        }
+    }
+
+    fn add(&mut self, fault: Fault) {
+        // Nix says some of them twice: when they happen, and at its end.
+        if !self.faults.contains(&fault) {
+            self.faults.push(fault);
+        }
+    }
+
+    /// The derivation that failed first.
+    #[must_use]
+    pub fn culprit(&self) -> Option<&Fault> {
+        self.faults.first()
+    }
+
+    /// The last lines that the builder of `drv` has printed; none where they were not heard.
+    #[must_use]
+    pub fn last_lines(&self, drv: &DrvPath) -> Option<Vec<String>> {
+        let drv = drv.as_store_path().as_str();
+        let mut builds = self.over.iter().rev().chain(self.running.values());
+        let build = builds.find(|build| build.drv == drv)?;
+        Some(build.lines.iter().cloned().collect())
+    }
+
+    /// What the collector may have done, if this is how it ended.
+    #[must_use]
+    pub fn disturbance(&self) -> Option<Disturbance> {
+        let error = self.error.as_deref()?;
+        if error.starts_with("unexpected end-of-file")
+            || error.starts_with("Nix daemon disconnected unexpectedly")
+        {
+            return Some(Disturbance::Daemon);
+        }
+        let (_, rest) = error.split_once(['\'', '"'])?;
+        let (path, after) = rest.split_once(['\'', '"'])?;
+        let gone = after.starts_with(" is not valid")
+            || after.starts_with(" does not exist")
+            || after.starts_with(": No such file or directory")
+            || error.starts_with("cannot build missing derivation")
+            || error.starts_with("failed to obtain derivation of");
+        StorePath::parse(path)
+            .ok()
+            .filter(|_| gone)
+            .map(Disturbance::Gone)
+    }
+
+    /// Whether what was evaluated is nothing that could be a derivation. So Nix says of a string or a number; of a set
+    /// without derivations it says nothing.
+    #[must_use]
+    pub fn no_derivation(&self) -> bool {
+        self.error
+            .as_deref()
+            .is_some_and(|error| error.starts_with("expression does not evaluate to a derivation"))
+    }
+
+    /// Whether this Nix cannot evaluate a flake in a sub-folder from a copy in the store (2.8).
+    #[must_use]
+    pub fn no_flake_in_sub_folder(&self) -> bool {
+        self.error
+            .as_deref()
+            .is_some_and(|error| error.contains("has unsupported parameter 'dir'"))
+    }
+}
+
+/// How Nix ends the message about a failed build where the disk is (nearly) full.
+const DISK_NOTE: &str = "note: build failure may have been caused by lack of free disk space";
+
+/// Of how many builds that are over the last lines are kept.
+const OVER_AT_MOST: usize = 64;
+
+/// What an error says of one derivation that failed, as Nix before 2.3x says it: in one line.
+fn fault(error: &str) -> Option<Fault> {
+    let about = |start, cause: &dyn Fn(&str) -> Option<Cause>| {
+        let (drv, rest) = error.strip_prefix::<&str>(start)?.split_once('\'')?;
+        let drv = drv_of(drv)?;
+        Some(Fault {
+            drv,
+            cause: cause(rest)?,
+        })
+    };
+    let says = |words: &'static str, cause: Cause| {
+        move |rest: &str| rest.contains(words).then(|| cause.clone())
+    };
+    about("builder for '", &|rest| {
+        let rest = rest.trim_start();
+        cause_of_builder(rest).or_else(|| Some(Cause::Other(rest.trim_end_matches(';').to_owned())))
+    })
+    .or_else(|| {
+        about("hash mismatch in fixed-output derivation '", &|_| {
+            Some(Cause::Hash)
+        })
+    })
+    .or_else(|| {
+        about("building of '", &|rest| {
+            let (_, when) = rest.split_once("timed out ")?;
+            Some(Cause::Time(format!("it timed out {when}")))
+        })
+    })
+    .or_else(|| {
+        about(
+            "derivation '",
+            &says("may not be deterministic", Cause::Nondeterministic),
+        )
+    })
+    .or_else(|| about("cycle detected in build of '", &|_| Some(Cause::Output)))
+    .or_else(|| {
+        // a 'SYSTEM' with features {…} is required to build 'DRV', but I am a 'SYSTEM' with features {…}
+        let (needed, rest) = error
+            .strip_prefix("a '")?
+            .split_once(" is required to build '")?;
+        let (drv, have) = rest.split_once("', but I am a ")?;
+        Some(Fault {
+            drv: drv_of(drv)?,
+            cause: Cause::Platform(format!("needs '{needed}, and here is {have}")),
+        })
+    })
+}
+
+/// What is said of a builder: `failed with exit code 3`, `builder failed due to signal 9 (Killed)`.
+fn cause_of_builder(said: &str) -> Option<Cause> {
+    let number_after = |words: &str| {
+        let (_, rest) = said.split_once(words)?;
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        rest[..end].parse().ok()
+    };
+    if let Some(status) = number_after("failed with exit code ") {
+        Some(Cause::Status(status))
+    } else if let Some(signal) = number_after("failed due to signal ") {
+        Some(Cause::Signal(signal))
+    } else if said.contains("failed to produce output") {
+        Some(Cause::Output)
+    } else {
+        None
+    }
+}
+
+/// The `.drv` in a name that may select outputs of it: `DRV!*` (2.8), `DRV^*` (2.26).
+fn drv_of(name: &str) -> Option<DrvPath> {
+    let end = name.find(['!', '^']).unwrap_or(name.len());
+    DrvPath::parse(&name[..end]).ok()
+}
+
+fn quoted_after<'a>(text: &'a str, start: &str) -> Option<&'a str> {
+    text.strip_prefix(start)?
+        .split_once('\'')
+        .map(|(quoted, _)| quoted)
+}
+
+/// Whether an error says that the daemon is not there, or not any more.
+fn is_about_the_daemon(error: &str) -> bool {
+    [
+        "unexpected end-of-file",
+        "Nix daemon disconnected unexpectedly",
+        "cannot connect to socket",
+        "cannot open connection to remote store",
+    ]
+    .iter()
+    .any(|start| error.starts_with(start))
+        || error.ends_with(": Broken pipe")
+        || error.ends_with(": Connection reset by peer")
+}

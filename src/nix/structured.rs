@@ -1,0 +1,363 @@
+//! Reading what a Nix program says with `--log-format internal-json`: lines `@nix {…}` that tell of activities (a build, a
+//! copy), of their results (a line of a builder's log, numbers) and of messages; and whatever else there is between them.
+//!
+//! The format is internal, and was read off 2.8, 2.26 and 2.34 (`tests/samples`): numbers for the types of activities and
+//! results, fields by position. What is not known here is passed over, so that a later Nix that says more is read as well.
+//! The reader is pure: bytes in, [`Event`]s out, and how the bytes were cut makes no difference.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, Visitor};
+
+/// Something that a Nix program said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A message of Nix's own, of one or several lines; or that it begins something that is not looked at here.
+    Message(Cow<'a, str>),
+    /// A line of output that is not structured, without its end; or a part of one that is longer than [`PLAIN_AT_MOST`].
+    /// Nix's own text, where it was not asked to structure it; or something that writes past it.
+    Plain(&'a [u8]),
+    /// A build begins.
+    BuildBegins {
+        /// The number of its activity.
+        id: u64,
+        /// The `.drv`.
+        drv: Cow<'a, str>,
+        /// The machine that it is built on; empty where it is this one.
+        machine: Cow<'a, str>,
+    },
+    /// A line of a builder's log, or of a post-build hook's.
+    BuildLine {
+        /// The number of the build's activity, or of the hook's.
+        id: u64,
+        /// The line, without its end. What was not UTF-8 Nix has replaced.
+        line: Cow<'a, str>,
+    },
+    /// A build is over, well or not.
+    BuildEnds {
+        /// The number of its activity.
+        id: u64,
+    },
+    /// A path is being copied from a cache.
+    CopyBegins {
+        /// The number of its activity.
+        id: u64,
+        /// The store path.
+        path: Cow<'a, str>,
+        /// The cache's URL.
+        from: Cow<'a, str>,
+    },
+    /// How many bytes of a path have been copied.
+    Copied {
+        /// The number of its activity.
+        id: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// How far all builds together are.
+    Builds(Counts),
+    /// A structured line that was longer than [`STRUCTURED_AT_MOST`], and was not read.
+    TooLong,
+}
+
+/// How many builds there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// That have been done.
+    pub done: u64,
+    /// That are known to be needed.
+    pub expected: u64,
+    /// That are running.
+    pub running: u64,
+    /// That have failed.
+    pub failed: u64,
+}
+
+/// How much of a line that is not structured is one event, in bytes.
+pub const PLAIN_AT_MOST: usize = 64 << 10;
+
+/// How long a structured line may be, in bytes: a builder may print megabytes without a line's end.
+pub const STRUCTURED_AT_MOST: usize = 16 << 20;
+
+/// What a structured line begins with.
+const MARK: &[u8] = b"@nix ";
+
+/// The level up to which Nix tells of an activity when it is not asked for more (`lvlInfo`).
+const TOLD: u64 = 3;
+
+/// Nix's numbers for the activities that are looked at (`ActivityType` in its `logging.hh`).
+mod activity {
+    pub(super) const COPY_PATH: u64 = 100;
+    pub(super) const BUILDS: u64 = 104;
+    pub(super) const BUILD: u64 = 105;
+}
+
+/// Nix's numbers for the results that are looked at (`ResultType` there).
+mod result {
+    pub(super) const BUILD_LINE: u64 = 101;
+    pub(super) const PROGRESS: u64 = 105;
+    pub(super) const POST_BUILD_LINE: u64 = 107;
+}
+
+/// Reads what comes in pieces.
+#[derive(Debug, Default)]
+pub struct Reader {
+    /// The line that is not complete.
+    line: Vec<u8>,
+    /// The structured line that is not complete is too long, and its rest is passed over.
+    skipping: bool,
+    activities: Activities,
+}
+
+/// The activities that are going on, as far as they are looked at.
+type Activities = HashMap<u64, Activity>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Activity {
+    Build,
+    Builds,
+    Copy,
+}
+
+impl Reader {
+    /// Reads more, and gives what is complete now.
+    pub fn read(&mut self, mut bytes: &[u8], mut give: impl FnMut(Event<'_>)) {
+        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+            let (line, rest) = bytes.split_at(end);
+            bytes = &rest[1..];
+            // Most lines come whole, and are read where they are.
+            if self.line.is_empty() && !self.skipping && line.len() <= PLAIN_AT_MOST {
+                line_event(line, &mut self.activities, &mut give);
+            } else {
+                self.add(line, &mut give);
+                self.end_line(&mut give);
+            }
+        }
+        self.add(bytes, &mut give);
+    }
+
+    /// Gives what is left when there comes no more: a line without an end.
+    pub fn finish(&mut self, mut give: impl FnMut(Event<'_>)) {
+        if !self.line.is_empty() || self.skipping {
+            self.end_line(&mut give);
+        }
+    }
+
+    fn add(&mut self, mut bytes: &[u8], give: &mut impl FnMut(Event<'_>)) {
+        while !bytes.is_empty() && !self.skipping {
+            let structured = may_be_structured(&self.line, bytes);
+            let at_most = if structured {
+                STRUCTURED_AT_MOST
+            } else {
+                PLAIN_AT_MOST
+            };
+            let (now, later) = bytes.split_at(bytes.len().min(at_most - self.line.len()));
+            self.line.extend_from_slice(now);
+            bytes = later;
+            if self.line.len() < at_most {
+                continue;
+            }
+            if structured {
+                self.skipping = true;
+            } else {
+                give(Event::Plain(&self.line));
+            }
+            self.line = Vec::new();
+        }
+    }
+
+    fn end_line(&mut self, give: &mut impl FnMut(Event<'_>)) {
+        if std::mem::take(&mut self.skipping) {
+            give(Event::TooLong);
+        } else {
+            line_event(&self.line, &mut self.activities, give);
+        }
+        self.line.clear();
+        // One long line is no reason to hold its memory.
+        self.line.shrink_to(PLAIN_AT_MOST);
+    }
+}
+
+/// Whether a line that begins so may become a structured one.
+fn may_be_structured(begin: &[u8], more: &[u8]) -> bool {
+    let begin = begin.iter().chain(more).take(MARK.len());
+    begin.zip(MARK).all(|(byte, mark)| byte == mark)
+}
+
+fn line_event(line: &[u8], activities: &mut Activities, give: &mut impl FnMut(Event<'_>)) {
+    let said = line
+        .strip_prefix(MARK)
+        .and_then(|json| serde_json::from_slice::<Said<'_>>(json).ok());
+    match said {
+        Some(said) => {
+            if let Some(event) = event_of(said, activities) {
+                give(event);
+            }
+        }
+        None => give(Event::Plain(line)),
+    }
+}
+
+/// A structured line, as it stands there.
+#[derive(Deserialize)]
+struct Said<'a> {
+    #[serde(borrow)]
+    action: Cow<'a, str>,
+    #[serde(default)]
+    id: u64,
+    #[serde(default, rename = "type")]
+    kind: u64,
+    #[serde(default)]
+    level: u64,
+    #[serde(default, borrow)]
+    text: Cow<'a, str>,
+    #[serde(default, borrow)]
+    msg: Cow<'a, str>,
+    #[serde(default, borrow)]
+    fields: Vec<Field<'a>>,
+}
+
+fn event_of<'a>(said: Said<'a>, activities: &mut Activities) -> Option<Event<'a>> {
+    let id = said.id;
+    let mut fields = said.fields.into_iter();
+    match &*said.action {
+        "msg" => Some(Event::Message(said.msg)),
+        "start" => {
+            let (kind, event) = match said.kind {
+                activity::BUILD => (
+                    Activity::Build,
+                    Some(Event::BuildBegins {
+                        id,
+                        drv: fields.next()?.text()?,
+                        machine: fields.next().and_then(Field::text).unwrap_or_default(),
+                    }),
+                ),
+                activity::COPY_PATH => (
+                    Activity::Copy,
+                    Some(Event::CopyBegins {
+                        id,
+                        path: fields.next()?.text()?,
+                        from: fields.next().and_then(Field::text).unwrap_or_default(),
+                    }),
+                ),
+                activity::BUILDS => (Activity::Builds, None),
+                // As Nix would say it, had it not been asked for structure.
+                _ if said.level <= TOLD && !said.text.is_empty() => {
+                    return Some(Event::Message(Cow::Owned(format!("{}...", said.text))));
+                }
+                _ => return None,
+            };
+            activities.insert(id, kind);
+            event
+        }
+        "stop" => match activities.remove(&id)? {
+            Activity::Build => Some(Event::BuildEnds { id }),
+            Activity::Builds | Activity::Copy => None,
+        },
+        "result" => match said.kind {
+            result::BUILD_LINE | result::POST_BUILD_LINE => Some(Event::BuildLine {
+                id,
+                line: fields.next()?.text()?,
+            }),
+            result::PROGRESS => {
+                let mut number = || fields.next().and_then(Field::number);
+                match activities.get(&id)? {
+                    Activity::Builds => Some(Event::Builds(Counts {
+                        done: number()?,
+                        expected: number()?,
+                        running: number()?,
+                        failed: number()?,
+                    })),
+                    Activity::Copy => Some(Event::Copied {
+                        id,
+                        bytes: number()?,
+                    }),
+                    Activity::Build => None,
+                }
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// A field of an activity or a result: a number or a text.
+enum Field<'a> {
+    Number(u64),
+    Text(Cow<'a, str>),
+    /// Something else, which no version has said so far.
+    Other,
+}
+
+impl<'a> Field<'a> {
+    fn text(self) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn number(self) -> Option<u64> {
+        match self {
+            Self::Number(number) => Some(number),
+            _ => None,
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FieldVisitor)
+    }
+}
+
+struct FieldVisitor;
+
+impl<'de> Visitor<'de> for FieldVisitor {
+    type Value = Field<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number or a text")
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(Field::Number(number))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(Field::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(Field::Other)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(Field::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Field::Other)
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Field::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Field::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Field::Other)
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Field::Other)
+    }
+}

@@ -1,0 +1,349 @@
+//! The build's one annotation of failures, as Markdown: what a step that failed appends to it. Everything in it but our own
+//! sentences comes from repositories nobody has to trust, and is shown as text.
+
+use std::fmt::Write as _;
+
+use super::advice::Advice;
+use super::report::FailureReport;
+use super::tell::Job;
+use crate::buildkite::markdown::{code, inert, inert_within, shortened};
+use crate::exit::{Class, Failure};
+use crate::nix::escapes::{Keep, tamed};
+
+/// How many lines of a log are shown.
+const LINES: usize = 25;
+
+/// How much of a line of a log is shown, in characters.
+const LINE_AT_MOST: usize = 200;
+
+/// How much of a name is shown, in characters.
+const NAME_AT_MOST: usize = 100;
+
+// How much of each part is shown, in bytes of Markdown. With names, and our own words, no section has more than 16 KiB.
+const LOG_AT_MOST: usize = 6 << 10;
+const MESSAGE_AT_MOST: usize = 1_500;
+const HINT_AT_MOST: usize = 1_000;
+const COMMAND_AT_MOST: usize = 2_000;
+
+/// How many sections are shown unfolded: who has one failure wants to see it, who has many wants to see which.
+const UNFOLDED: usize = 3;
+
+/// Of how many artifacts there are links: Buildkite makes no more than ten in an annotation.
+const LINKED: usize = 10;
+
+/// What there is of the log of the derivation that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Log {
+    /// All of it is an artifact of this name.
+    Whole(String),
+    /// Nix has kept none; what was seen of it is an artifact of this name.
+    Seen(String),
+    /// There is no artifact.
+    Nowhere,
+}
+
+/// A step that failed.
+pub(super) struct Failed<'a> {
+    pub(super) job: &'a Job,
+    pub(super) target: &'a str,
+    pub(super) failure: &'a Failure,
+    pub(super) report: &'a FailureReport,
+    pub(super) advice: &'a Advice,
+    pub(super) log: Log,
+    /// The last lines of the log, where the report has none.
+    pub(super) last_lines: Option<String>,
+    /// How many have failed so far, this one included.
+    pub(super) count: usize,
+}
+
+/// All about a step that failed.
+pub(super) fn section(failed: &Failed<'_>) -> String {
+    let class = failed.failure.class;
+    let open = if failed.count <= UNFOLDED {
+        " open"
+    } else {
+        ""
+    };
+    let what = match &failed.report.drv {
+        Some(drv) => format!(
+            "{}: {} {}",
+            name(failed.target),
+            name(name_of(drv.as_store_path().name())),
+            verb(class)
+        ),
+        None => format!("{} {}", name(failed.target), verb(class)),
+    };
+    // No blank line anywhere in it: the HTML would end there.
+    let mut text = format!("<details{open}><summary><b>{what}</b></summary>\n");
+    let _ = writeln!(
+        text,
+        "<p>{}<br>Class <code>{}</code>, exit status {}. {}</p>",
+        inert(class.in_a_sentence()),
+        class.word(),
+        class.status(),
+        link(failed.job)
+    );
+    let _ = writeln!(
+        text,
+        "<p>{}</p>",
+        inert_within(&failed.report.message, MESSAGE_AT_MOST)
+    );
+    if let Some(hint) = &failed.failure.hint {
+        let _ = writeln!(text, "<p>Hint: {}</p>", inert_within(hint, HINT_AT_MOST));
+    }
+    let log = failed.report.log.as_ref().or(failed.last_lines.as_ref());
+    if let Some(lines) = log.map(|log| last_lines(log)).filter(|it| !it.is_empty()) {
+        let _ = writeln!(
+            text,
+            "<p>The end of its log:</p>\n<pre>{}</pre>",
+            lines.join("&#10;")
+        );
+    }
+    if failed.report.drv.is_some() {
+        let _ = writeln!(text, "<p>{}</p>", where_the_log_is(failed));
+    }
+    if let Some(command) = &failed.advice.whole_log {
+        text.push_str(&to_paste(
+            "The whole log, on the host that built it",
+            command,
+        ));
+    }
+    if let Some(command) = &failed.advice.reproduce {
+        text.push_str(&to_paste("The same at home", command));
+    }
+    text.push_str("</details>\n\n");
+    text
+}
+
+/// A step that failed as another has: `value` is what that one has left, its job and label.
+pub(super) fn same(job: &Job, target: &str, culprit: &str, value: &str) -> String {
+    let (id, label) = value.split_once(' ').unwrap_or((value, ""));
+    let other = Job {
+        id: id.to_owned(),
+        step: String::new(),
+        label: Some(label.to_owned()).filter(|label| !label.is_empty()),
+        is_retry: false,
+    };
+    format!(
+        "{} failed through the same {} as the {}. {}\n\n",
+        name(target),
+        name(name_of(culprit)),
+        link(&other),
+        link(job)
+    )
+}
+
+/// A step that was tried again, and failed as before.
+pub(super) fn again(job: &Job, target: &str) -> String {
+    format!(
+        "{} was tried again, and failed as before. {}\n\n",
+        name(target),
+        link(job)
+    )
+}
+
+/// So many have failed that they are only counted.
+pub(super) fn counted(count: usize, listed: usize) -> String {
+    if count == listed {
+        return format!(
+            "**More than {listed} failures: from here on they are counted, and not listed.** Each job's log tells its own; `eval-once summary` lists them all.\n\n"
+        );
+    }
+    format!("{count} failures so far.\n\n")
+}
+
+/// What happened to a target, or to the derivation that it needs.
+fn verb(class: Class) -> &'static str {
+    match class {
+        Class::Build | Class::Mixed => "failed",
+        Class::Timeout => "took too long",
+        Class::Hash => "has another hash than it promises",
+        Class::Nondeterministic => "is another when it is built again",
+        Class::Config => "is refused",
+        Class::Evaluation => "does not evaluate",
+        Class::MissingProgram => "needs a program that is not there",
+        Class::Bug => "met a bug in eval-once",
+        Class::Surroundings => "was let down by its surroundings",
+        Class::Drift => "is not what was recorded",
+        Class::Signal(_) => "was ended by a signal",
+    }
+}
+
+fn name(text: &str) -> String {
+    code(&shortened(text, NAME_AT_MOST))
+}
+
+/// The name of a derivation, without what all of them end in.
+fn name_of(drv: &str) -> &str {
+    drv.strip_suffix(".drv").unwrap_or(drv)
+}
+
+/// The job by its label, which leads to it on the build's page.
+fn link(job: &Job) -> String {
+    let label = job.label.as_deref().unwrap_or("job");
+    let label = inert(&shortened(label, NAME_AT_MOST));
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || it == '-';
+    if job.id.len() <= 64 && job.id.chars().all(is_plain) {
+        format!("<a href=\"#{}\">{label}</a>", job.id)
+    } else {
+        label
+    }
+}
+
+fn where_the_log_is(failed: &Failed<'_>) -> String {
+    let artifact = |name: &str| {
+        // The name is of safe characters only.
+        if failed.count <= LINKED {
+            format!("<a href=\"artifact://{name}\">{}</a>", inert(name))
+        } else {
+            code(name)
+        }
+    };
+    match &failed.log {
+        Log::Whole(name) => format!("Its whole log is an artifact: {}", artifact(name)),
+        Log::Seen(name) => format!(
+            "Nix has kept no log of it here; what was seen of it is an artifact: {}",
+            artifact(name)
+        ),
+        Log::Nowhere => {
+            "Its log is no artifact: Nix has kept none here, or it could not be uploaded.".into()
+        }
+    }
+}
+
+fn to_paste(what: &str, command: &str) -> String {
+    let inert = inert(command);
+    // Cut, it would be another command.
+    if inert.len() > COMMAND_AT_MOST {
+        return format!(
+            "<p>{what}: the command is too long for this page, and is in the job's log.</p>\n"
+        );
+    }
+    format!("<p>{what}:</p>\n<pre>{inert}</pre>\n")
+}
+
+/// A line of a log as a terminal would have shown it in the end: without what was overwritten (a bar that grows).
+fn line_of_log(line: &str) -> String {
+    let last = line.trim_end_matches('\r').rsplit('\r').next();
+    tamed(last.unwrap_or_default(), Keep::Nothing).replace('\t', "    ")
+}
+
+/// The last lines of a log, inert, as many as there is room for.
+fn last_lines(log: &str) -> Vec<String> {
+    let mut bytes = 0;
+    let mut lines: Vec<String> = log
+        .trim_end()
+        .lines()
+        .rev()
+        .take(LINES)
+        .map(|line| inert(&shortened(&line_of_log(line), LINE_AT_MOST)))
+        .take_while(|line| {
+            bytes += line.len() + "&#10;".len();
+            bytes <= LOG_AT_MOST
+        })
+        .collect();
+    lines.reverse();
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::DrvPath;
+
+    const HOSTILE: &str = "</pre></details><script>alert(1)</script>\n\n# heading\n```\n+++ open :boom: [x](javascript:x) \u{1b}]1339;url=x\u{7} **b** &amp; \u{0} \u{202e}gpj.exe \u{2028}";
+
+    fn job(label: &str) -> Job {
+        Job {
+            id: "0190c1a2-0000-4000-8000-000000000001".into(),
+            step: "step".into(),
+            label: Some(label.into()),
+            is_retry: false,
+        }
+    }
+
+    /// The section of a step whose names, message, log and commands are all this text.
+    fn section_of(text: &str, count: usize, name: &str) -> String {
+        let drv = format!("/nix/store/{}-{name}.drv", "0".repeat(32));
+        let report = FailureReport {
+            class: "build",
+            drv: Some(DrvPath::parse(&drv).unwrap()),
+            log: Some(vec![text; 40].join("\n")),
+            message: text.into(),
+        };
+        section(&Failed {
+            job: &job(text),
+            target: text,
+            failure: &Failure::new(Class::Build, text).hint(text),
+            report: &report,
+            advice: &Advice {
+                whole_log: Some(text.into()),
+                reproduce: Some(text.into()),
+            },
+            log: Log::Whole("eval-once-log/a.log".into()),
+            last_lines: None,
+            count,
+        })
+    }
+
+    #[test]
+    fn whatever_names_logs_and_messages_hold_is_only_text() {
+        let text = section_of(HOSTILE, 1, "a");
+        for meaning in [
+            "<script", "`", "**", "](", ":boom:", "\u{1b}", "\u{7}", "\u{0}", "+++", "\u{202e}",
+            "\u{2028}",
+        ] {
+            assert!(!text.contains(meaning), "{meaning:?} in {text}");
+        }
+        let (inside, behind) = text.split_at(text.len() - 2);
+        assert_eq!(behind, "\n\n");
+        assert!(!inside.contains("\n\n"), "the HTML ends early: {text}");
+        assert_eq!(text.matches("</details>").count(), 1, "{text}");
+        assert_eq!(
+            text.matches("<pre>").count(),
+            text.matches("</pre>").count()
+        );
+        for line in [
+            same(&job(HOSTILE), HOSTILE, HOSTILE, HOSTILE),
+            again(&job(HOSTILE), HOSTILE),
+        ] {
+            for meaning in ["<script", "`", "**", "](", "\u{1b}", "\u{202e}"] {
+                assert!(!line.contains(meaning), "{meaning:?} in {line}");
+            }
+            assert_eq!(line.trim_end().lines().count(), 1, "{line}");
+        }
+    }
+
+    #[test]
+    fn fifty_sections_and_all_lines_have_room_in_an_annotation() {
+        let longest = "|".repeat(300) + "\n";
+        let name = "+".repeat(200);
+        let mut largest = 0;
+        for length in [1, 10, 100, 330, 1_000, 100_000] {
+            let text: String = longest.chars().cycle().take(length).collect();
+            largest = largest.max(section_of(&text, 1, &name).len());
+            assert!(same(&job(&text), &text, &text, &text).len() < 4 << 10);
+            assert!(again(&job(&text), &text).len() < 4 << 10);
+        }
+        assert!(largest <= 16 << 10, "{largest}");
+        // Every other of 4,000 jobs could say a number at the same moment as another.
+        let numbers = (1..=80).map(|round| counted(round * 50, 50).len() * 2);
+        assert!(50 * largest + numbers.sum::<usize>() < 1 << 20);
+    }
+
+    #[test]
+    fn a_log_is_told_by_its_last_lines_without_colours() {
+        let log: String = (1..=100)
+            .map(|n| format!("\u{1b}[32m10%\rline\u{1b}[K {n}\u{1b}[0m\r\n"))
+            .collect();
+        let lines = last_lines(&log);
+        assert_eq!((lines.len(), lines[0].as_str()), (25, "line 76"));
+        assert_eq!(last_lines("\n\n"), [""; 0]);
+    }
+
+    #[test]
+    fn a_command_is_shown_whole_or_not_at_all() {
+        let text = to_paste("The same at home", &"x".repeat(3_000));
+        assert!(text.len() < 200 && text.contains("too long"), "{text}");
+    }
+}

@@ -1,0 +1,129 @@
+//! What a failed build means, in words: what failed, why, and what can be done about it.
+
+use crate::exit::{Class, Failure};
+use crate::nix::{Cause, DrvPath, Fault, Heard};
+
+/// What to do about a full disk.
+const MAKE_ROOM: &str = "make room on this host's disk, and try again: `nix-collect-garbage` takes away what nothing keeps, `eval-once prune` what recordings keep no longer";
+
+/// The status of a shell whose command was killed by signal 9.
+const KILLED: u32 = 128 + 9;
+
+/// The failure of realising `drv`, which is of `class`; `how` is the command, and how that ended. The kernel has killed so many
+/// processes on this host meanwhile for want of memory.
+pub(super) fn of_realise(
+    class: Class,
+    drv: &DrvPath,
+    heard: &Heard,
+    out_of_memory: u64,
+    how: &str,
+) -> Failure {
+    if let Some(fault) = heard.culprit() {
+        let needed_by = if fault.drv == *drv {
+            String::new()
+        } else {
+            format!(", which {drv} needs")
+        };
+        return of_fault(class, fault, &needed_by, heard, out_of_memory);
+    }
+    let said = match (class, &heard.error) {
+        (Class::Signal(_), _) | (_, None) => String::new(),
+        (_, Some(error)) => format!(": {error}"),
+    };
+    let failure = Failure::new(class, format_args!("{drv} was not built: {how}{said}"));
+    with_hint(failure, heard)
+}
+
+/// The failure of an evaluation of `what` that is of `class`, and not the expression's own: a builder that it needed failed, or
+/// the surroundings did. Nix's last words are `error`.
+pub(super) fn of_evaluation(
+    class: Class,
+    what: &str,
+    heard: &Heard,
+    out_of_memory: u64,
+    error: &str,
+) -> Failure {
+    if let Some(fault) = heard.culprit() {
+        let needed_by = format!(", which the evaluation of {what} needs");
+        return of_fault(class, fault, &needed_by, heard, out_of_memory);
+    }
+    let failure = Failure::new(class, format_args!("{what} was not evaluated: {error}"));
+    with_hint(failure, heard)
+}
+
+/// The failure of a derivation that failed by itself.
+fn of_fault(
+    class: Class,
+    fault: &Fault,
+    needed_by: &str,
+    heard: &Heard,
+    out_of_memory: u64,
+) -> Failure {
+    let for_memory = is_for_memory(fault, out_of_memory);
+    let memory = match (for_memory, out_of_memory) {
+        (false, _) => "",
+        (true, 0) => ", as the kernel does it when memory runs out",
+        (true, _) => ", and the kernel has killed for want of memory on this host meanwhile",
+    };
+    let others = match heard.faults.len() - 1 {
+        0 => String::new(),
+        others => format!(" ({others} more failed by themselves)"),
+    };
+    let failure = Failure::new(
+        class,
+        format_args!(
+            "{} failed{needed_by}: {}{memory}{others}",
+            fault.drv, fault.cause
+        ),
+    );
+    match hint(fault, for_memory) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn is_for_memory(fault: &Fault, out_of_memory: u64) -> bool {
+    match fault.cause {
+        Cause::Signal(9) => true,
+        Cause::Status(status) => status == KILLED || out_of_memory > 0,
+        _ => false,
+    }
+}
+
+/// What can be done about what failed, besides looking at its log.
+fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
+    Some(match &fault.cause {
+        _ if for_memory => {
+            "give the build more memory, or this host fewer jobs at once (fewer agents; the options `cores` and `max-jobs`)"
+        }
+        Cause::Time(_) => "`timeout` and `max-silent-time` are Nix settings, which `options` can raise",
+        Cause::Hash => {
+            "if what is fetched was meant to change, put the hash that Nix got into the expression; if not, it has changed where it comes from"
+        }
+        Cause::Platform(_) => {
+            "no machine here can build it: send the step to an agent that can (`agents` of the recording, by system or feature:NAME), or give this host a builder (`builders`, `extra-platforms`, `system-features`)"
+        }
+        Cause::DiskFull => MAKE_ROOM,
+        Cause::Status(_)
+        | Cause::Signal(_)
+        | Cause::Output
+        | Cause::Other(_)
+        | Cause::Nondeterministic => return None,
+    })
+}
+
+/// A failure of no derivation, with what can be done about it where that is known.
+fn with_hint(failure: Failure, heard: &Heard) -> Failure {
+    let hint = match failure.class {
+        Class::Signal(9) => "the kernel kills with signal 9 when memory runs out",
+        Class::Surroundings if heard.disk_full => MAKE_ROOM,
+        Class::Surroundings if heard.daemon_gone => {
+            "the Nix daemon went away meanwhile: was it restarted, or killed for want of memory? The step can be tried again"
+        }
+        Class::Surroundings if heard.not_downloaded || !heard.unreachable.is_empty() => {
+            "a server could not be reached: try again; where it is a cache, Nix builds what it cannot fetch with the option `fallback`"
+        }
+        _ => return failure,
+    };
+    failure.hint(hint)
+}

@@ -1,0 +1,394 @@
+//! How what Nix says looks in a job's log.
+//!
+//! A line of a builder's log stands behind its derivation's name, each build has a line when it begins and one when it ends,
+//! what is copied from caches is summed up, and a long build says how far it is. Messages of Nix's own are as they are. With
+//! `log: raw` nothing of this is done: Nix's own text passes through untouched.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _, stderr};
+use std::time::{Duration, Instant};
+
+use crate::log::Log;
+use crate::nix::escapes::{Keep, tamed};
+use crate::nix::structured::{Counts, Event, Reader};
+use crate::nix::{Heard, StorePath, without_colours};
+use crate::status_line::StatusLine;
+
+/// After how long a log is told how far the builds are although nothing has changed.
+const STILL: Duration = Duration::from_secs(60);
+
+/// How much is held back, in bytes.
+const HELD_AT_MOST: usize = 64 << 10;
+
+/// What a line of a post-build hook stands behind, which belongs to no build that is going on.
+const HOOK: &str = "post-build-hook";
+
+/// How the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// For people.
+    Pretty,
+    /// Nix's own text.
+    Raw,
+}
+
+/// What one Nix program says, on its way into the log.
+#[derive(Debug)]
+pub(super) struct JobLog {
+    reader: Reader,
+    heard: Heard,
+    /// None where Nix's text passes through.
+    pretty: Option<Pretty>,
+}
+
+impl JobLog {
+    /// A log of which nothing has been said. `group` is the heading that it gets when something is; with `hold`, messages
+    /// that only say that a path is missing are held back.
+    pub(super) fn new(log: Log, form: Form, group: Option<String>, hold: bool) -> Self {
+        Self {
+            reader: Reader::default(),
+            heard: Heard::default(),
+            pretty: (form == Form::Pretty).then(|| Pretty::new(log, group, hold)),
+        }
+    }
+
+    /// Takes what Nix has said.
+    pub(super) fn take(&mut self, bytes: &[u8]) {
+        let Self {
+            reader,
+            heard,
+            pretty,
+        } = self;
+        let Some(pretty) = pretty else {
+            // A log that nobody reads any more stops no build.
+            let _ = stderr().write_all(bytes);
+            reader.read(bytes, |event| heard.hear(&event));
+            return;
+        };
+        reader.read(bytes, |event| {
+            heard.hear(&event);
+            pretty.show(&event, heard);
+        });
+        pretty.flush();
+    }
+
+    /// When the log wants to say something although Nix is silent.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.pretty.as_ref().map(|pretty| pretty.line.due())
+    }
+
+    /// Says how far it is, if it is time to.
+    pub(super) fn progress(&mut self) {
+        if let Some(pretty) = &mut self.pretty {
+            pretty.progress();
+        }
+    }
+
+    /// Ends the log: gives what was heard, and what was held back.
+    pub(super) fn finish(mut self) -> (Heard, String) {
+        let heard = &mut self.heard;
+        let Some(mut pretty) = self.pretty.take() else {
+            self.reader.finish(|event| heard.hear(&event));
+            return (self.heard, String::new());
+        };
+        self.reader.finish(|event| {
+            heard.hear(&event);
+            pretty.show(&event, heard);
+        });
+        pretty.sum_up();
+        pretty.flush();
+        (self.heard, pretty.held)
+    }
+}
+
+/// The log for people.
+#[derive(Debug)]
+struct Pretty {
+    log: Log,
+    line: StatusLine,
+    keep: Keep,
+    /// The heading, until it is written.
+    group: Option<String>,
+    hold: bool,
+    held: String,
+    /// What is to be written next: many lines at once.
+    text: String,
+    running: HashMap<u64, Build>,
+    counts: Counts,
+    /// How many builds Nix has announced.
+    planned: u64,
+    /// How many builds have ended well, and how many have not, as far as was said when they ended.
+    ended: (u64, u64),
+    copies: Copies,
+    /// What was last said about how far it is, and when.
+    said: Option<(String, Instant)>,
+}
+
+/// A build that is running.
+#[derive(Debug)]
+struct Build {
+    name: String,
+    drv: String,
+    since: Instant,
+}
+
+/// What is copied from caches.
+#[derive(Debug, Default)]
+struct Copies {
+    since: Option<Instant>,
+    /// By cache: how many paths.
+    paths: BTreeMap<String, usize>,
+    /// By activity: how many bytes so far.
+    bytes: HashMap<u64, u64>,
+}
+
+impl Pretty {
+    fn new(log: Log, group: Option<String>, hold: bool) -> Self {
+        Self {
+            log,
+            line: StatusLine::new(log),
+            keep: if stderr().is_terminal() {
+                Keep::Colours
+            } else {
+                Keep::Nothing
+            },
+            group,
+            hold,
+            held: String::new(),
+            text: String::new(),
+            running: HashMap::new(),
+            counts: Counts::default(),
+            planned: 0,
+            ended: (0, 0),
+            copies: Copies::default(),
+            said: None,
+        }
+    }
+
+    fn show(&mut self, event: &Event<'_>, heard: &Heard) {
+        match event {
+            Event::Message(message) => self.message(message, heard),
+            Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), heard),
+            Event::BuildBegins { id, drv, machine } => {
+                let name = short_name(drv);
+                let on = if machine.is_empty() {
+                    String::new()
+                } else {
+                    format!(" on '{machine}'")
+                };
+                self.write(&name, &format!("building '{drv}'{on}"));
+                let build = Build {
+                    name,
+                    drv: drv.to_string(),
+                    since: Instant::now(),
+                };
+                self.running.insert(*id, build);
+            }
+            Event::BuildLine { id, line } => {
+                let line = tamed(line, self.keep);
+                let name = self.running.get(id).map_or(HOOK, |build| &build.name);
+                let _ = writeln!(self.text, "{name}> {line}");
+            }
+            Event::BuildEnds { id } => {
+                if let Some(build) = self.running.remove(id) {
+                    let how = self.how_it_ended(&build, heard);
+                    let seconds = build.since.elapsed().as_secs_f64();
+                    self.write(&build.name, &format!("{how} {seconds:.1} s"));
+                }
+            }
+            Event::CopyBegins { id, from, .. } => {
+                self.copies.since.get_or_insert_with(Instant::now);
+                *self.copies.paths.entry(from.to_string()).or_default() += 1;
+                self.copies.bytes.insert(*id, 0);
+            }
+            Event::Copied { id, bytes } => {
+                self.copies.bytes.insert(*id, *bytes);
+            }
+            Event::Builds(counts) => self.counts = *counts,
+            Event::TooLong => {
+                self.text
+                    .push_str("(a line of more than 16 MiB is left out here)\n");
+            }
+        }
+    }
+
+    /// Nix says how many builds have ended well and how many have not just before it says that one has ended.
+    fn how_it_ended(&mut self, build: &Build, heard: &Heard) -> &'static str {
+        let failed = heard
+            .faults
+            .iter()
+            .any(|fault| fault.drv.as_store_path().as_str() == build.drv);
+        let (done, not) = (
+            self.counts.done > self.ended.0,
+            self.counts.failed > self.ended.1,
+        );
+        if failed || not && !done {
+            self.ended.1 += 1;
+            "failed after"
+        } else if done {
+            self.ended.0 += 1;
+            "built in"
+        } else {
+            "stopped after"
+        }
+    }
+
+    fn message(&mut self, message: &str, heard: &Heard) {
+        let plain = without_colours(message);
+        if let Some(planned) = planned(&plain) {
+            self.planned = planned;
+        }
+        if self.hold && self.says_that_paths_are_missing(&plain, heard) {
+            self.held.push_str(&plain);
+            self.held.push('\n');
+            return;
+        }
+        match self.keep {
+            Keep::Colours => self.text.push_str(message),
+            Keep::Nothing => self.text.push_str(&plain),
+        }
+        self.text.push('\n');
+    }
+
+    /// Whether Nix says that it does not know how to come by a path: in a sentence, or as one of a list. A step that finds its
+    /// outputs another way has no error in its log.
+    fn says_that_paths_are_missing(&self, line: &str, heard: &Heard) -> bool {
+        if !heard.begun.is_empty() || self.held.len() > HELD_AT_MOST {
+            return false;
+        }
+        let error = line.strip_prefix("error: ").unwrap_or_default();
+        line.starts_with("don't know how to build these paths")
+            || !self.held.is_empty() && line.starts_with("  /")
+            || error.starts_with("cannot build missing derivation '")
+            || error.starts_with("failed to obtain derivation of '")
+            || error.starts_with("build of '") && error.ends_with("' failed")
+            || error.starts_with("path '")
+                && error.contains(" is required, but there is no substituter")
+    }
+
+    fn write(&mut self, name: &str, text: &str) {
+        let _ = writeln!(self.text, "{name}> {}", tamed(text, Keep::Nothing));
+    }
+
+    fn flush(&mut self) {
+        if self.text.is_empty() {
+            return;
+        }
+        self.line.clear();
+        if let Some(group) = self.group.take() {
+            self.log.group(group);
+        }
+        let _ = stderr().write_all(self.text.as_bytes());
+        self.text.clear();
+        // One burst is no reason to hold its memory.
+        self.text.shrink_to(64 << 10);
+    }
+
+    fn progress(&mut self) {
+        let Self {
+            line,
+            running,
+            counts,
+            planned,
+            copies,
+            said,
+            ..
+        } = self;
+        line.show(|| {
+            let text = how_far(*counts, *planned, running, copies)?;
+            if let Some((before, when)) = said
+                && *before == text
+                && when.elapsed() < STILL
+            {
+                return None;
+            }
+            let longest = running.values().min_by_key(|build| build.since);
+            let longest = longest.map_or(String::new(), |build| {
+                let seconds = build.since.elapsed().as_secs();
+                format!(" ({} for {seconds} s)", build.name)
+            });
+            let shown = format!("{text}{longest}");
+            *said = Some((text, Instant::now()));
+            Some(shown)
+        });
+    }
+
+    /// What came from caches, in a line for each of them.
+    fn sum_up(&mut self) {
+        let Some(since) = self.copies.since else {
+            return;
+        };
+        let bytes: u64 = self.copies.bytes.values().sum();
+        let paths: usize = self.copies.paths.values().sum();
+        let caches: Vec<String> = self
+            .copies
+            .paths
+            .iter()
+            .map(|(cache, paths)| match self.copies.paths.len() {
+                1 => cache.clone(),
+                _ => format!("{paths} from {cache}"),
+            })
+            .collect();
+        let from = if caches.len() == 1 { " from " } else { ": " };
+        let line = format!(
+            "copied {paths} path{} ({}){from}{} in {:.1} s",
+            if paths == 1 { "" } else { "s" },
+            mebibytes(bytes),
+            caches.join(", "),
+            since.elapsed().as_secs_f64()
+        );
+        let _ = writeln!(self.text, "eval-once: {}", tamed(&line, Keep::Nothing));
+    }
+}
+
+/// How far the builds and copies are; none where there is nothing to wait for.
+fn how_far(
+    counts: Counts,
+    planned: u64,
+    running: &HashMap<u64, Build>,
+    copies: &Copies,
+) -> Option<String> {
+    let expected = counts.expected.max(planned);
+    let mut parts = Vec::new();
+    if expected > 0 {
+        parts.push(format!("{}/{expected} built", counts.done));
+        parts.push(format!("{} running", running.len()));
+    }
+    if counts.failed > 0 {
+        parts.push(format!("{} failed", counts.failed));
+    }
+    let paths: usize = copies.paths.values().sum();
+    if paths > 0 {
+        let bytes = copies.bytes.values().sum();
+        parts.push(format!("{paths} copied ({})", mebibytes(bytes)));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+fn mebibytes(bytes: u64) -> String {
+    // Tenths of them: whole numbers lose nothing on the way.
+    let tenths = bytes * 10 / (1 << 20);
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
+}
+
+/// How many derivations Nix says that it will build.
+fn planned(message: &str) -> Option<u64> {
+    let rest = message.strip_prefix("th")?;
+    if rest.starts_with("is derivation will be built") {
+        return Some(1);
+    }
+    rest.strip_prefix("ese ")?
+        .split_once(" derivations will be built")?
+        .0
+        .parse()
+        .ok()
+}
+
+/// The name of a derivation, as its lines in a log stand behind it.
+pub(super) fn short_name(drv: &str) -> String {
+    let path = StorePath::parse(drv);
+    let name = path.as_ref().map_or(drv, |path| path.name());
+    let name = name.strip_suffix(".drv").unwrap_or(name);
+    tamed(name, Keep::Nothing).into_owned()
+}

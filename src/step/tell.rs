@@ -1,0 +1,456 @@
+//! What a step tells its build: every step leaves its report in the meta-data ([`Left`]), and one that failed appends to the
+//! build's annotation of failures, and keeps the log of the derivation that failed as an artifact.
+//!
+//! All of it is worth no failure: it changes no status, and has [`TIME`] together. By hand nothing is told.
+//!
+//! Steps that fail at the same time know of one another by marks in the meta-data, and nothing there compares and swaps. So:
+//!
+//! - Each failure leaves a mark of its own, *and then* asks for all marks. Whoever leaves the nth mark sees n of them at least;
+//!   so no more than [`LISTED`] see so few that they say more than a number, however many fail at one moment. A section has at
+//!   most 16 KiB, a line 4: the annotation stays below Buildkite's limit of 1 MiB.
+//! - Who finds no mark that its culprit has been told leaves one, and tells it. Two that look at the same moment both tell it.
+//!   None is left untold, unless who has left the mark dies before it comes to telling.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::advice::Advice;
+use super::annotation::{self, Failed};
+use super::left::Left;
+use super::report::{FailureReport, Report};
+use super::request::Request;
+use crate::agent;
+use crate::buildkite::agent as command;
+use crate::buildkite::markdown::shortened;
+use crate::command_line::CommandLine;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::log::Log;
+use crate::nix::{self, DrvPath};
+use crate::supervise::{Finished, Supervisor};
+
+/// How long all of it may take.
+const TIME: Duration = Duration::from_secs(10);
+
+/// How much of that is left to the annotation, however long a log takes.
+const TIME_TO_ANNOTATE: Duration = Duration::from_secs(3);
+
+/// How many failures are told; more are counted.
+const LISTED: usize = 50;
+
+/// The context of the annotation.
+const CONTEXT: &str = "eval-once-failures";
+
+/// How much of a kept log is looked at for its last lines, in bytes.
+const END_OF_LOG: u64 = 64 << 10;
+
+/// How much of a label is left to others, in characters.
+const LABEL_AT_MOST: usize = 100;
+
+/// The job that a step is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// `BUILDKITE_JOB_ID`.
+    pub id: String,
+    /// The key of its step (`BUILDKITE_STEP_KEY`); of a step without one, its id.
+    pub step: String,
+    /// `BUILDKITE_LABEL`.
+    pub label: Option<String>,
+    /// Whether other jobs of this step were before (`BUILDKITE_RETRY_COUNT`).
+    pub is_retry: bool,
+}
+
+/// A step that is over.
+pub(super) struct Over<'a> {
+    pub(super) report: &'a Report,
+    pub(super) failure: Option<&'a Failure>,
+    /// What it was asked to do, where that could be read.
+    pub(super) request: Option<&'a Request>,
+}
+
+/// Tells the build of `job` how its step went. Once a signal has asked us to end there is no time for that.
+pub(super) fn tell(job: &Job, over: &Over<'_>, supervisor: &mut Supervisor, log: Log) {
+    if supervisor.check().is_err() {
+        return;
+    }
+    let mut teller = Teller {
+        job,
+        target: target(job, over),
+        supervisor,
+        log,
+        until: Instant::now() + TIME,
+    };
+    match teller.tell(over) {
+        Err(failure) if !matches!(failure.class, Class::Signal(_)) => log.warn(format_args!(
+            "the build is not told all about this step: {failure}"
+        )),
+        _ => {}
+    }
+}
+
+/// What the step was to build, as people call it.
+fn target(job: &Job, over: &Over<'_>) -> String {
+    let evaluation = over.request.and_then(|request| request.evaluation.as_ref());
+    let attr = evaluation
+        .filter(|it| !it.attr.names().is_empty())
+        .map(|it| it.attr.to_string());
+    let drv = || {
+        let name = over.report.drv.as_ref()?.as_store_path().name();
+        Some(name.strip_suffix(".drv").unwrap_or(name).to_owned())
+    };
+    attr.or_else(drv)
+        .or_else(|| job.label.clone())
+        .unwrap_or_else(|| job.step.clone())
+}
+
+struct Teller<'a> {
+    job: &'a Job,
+    target: String,
+    supervisor: &'a mut Supervisor,
+    log: Log,
+    until: Instant,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, over: &Over<'_>) -> Result<(), Failure> {
+        let left = Left::new(over.report, &self.target, &self.job.id);
+        let left = serde_json::to_string(&left)
+            .classify(Class::Bug, || "cannot write its report".into())?;
+        let mut lines = vec![command::set_meta_data(&Left::key(&self.job.step), &left)];
+        let (Some(failure), Some(report)) = (over.failure, &over.report.failure) else {
+            return self.ask(&lines).map(drop);
+        };
+        let marks = Marks::new(report, self.job);
+        lines.push(command::set_meta_data(&marks.own(), &self.mark()));
+        self.ask(&lines)?;
+        let keys = self.ask(&[command::meta_data_keys()])?;
+        let keys = keys.first().map(Finished::text).unwrap_or_default();
+        let text = match marks.telling(&keys) {
+            Telling::Full { count } => self.in_full(over, failure, report, &marks, count)?,
+            Telling::Again => annotation::again(self.job, &self.target),
+            Telling::Same => {
+                let told = self.ask(&[command::get_meta_data(&marks.told())])?;
+                let told = told.first().map(Finished::text).unwrap_or_default();
+                let culprit = report.drv.as_ref().map(|drv| drv.as_store_path().name());
+                annotation::same(self.job, &self.target, culprit.unwrap_or_default(), &told)
+            }
+            Telling::Count(count) => {
+                self.ask(&[command::set_meta_data(&Marks::counted(count), "told")])?;
+                annotation::counted(count, LISTED)
+            }
+            Telling::Nothing => return Ok(()),
+        };
+        let folder = agent::folder()?;
+        let body = folder.path().join("annotation.md");
+        agent::write(&body, &text)?;
+        let line = command::annotate(CONTEXT, "error", true, &body);
+        self.ask(&[line]).map(drop)
+    }
+
+    /// What others are told of this job.
+    fn mark(&self) -> String {
+        let label = self.job.label.as_deref().unwrap_or(&self.target);
+        // A line's end would be lost, or more: what is read is one line.
+        let label = label.replace(char::is_control, " ");
+        format!("{} {}", self.job.id, shortened(label.trim(), LABEL_AT_MOST))
+    }
+
+    fn in_full(
+        &mut self,
+        over: &Over<'_>,
+        failure: &Failure,
+        report: &FailureReport,
+        marks: &Marks<'_>,
+        count: usize,
+    ) -> Result<String, Failure> {
+        let mut log = annotation::Log::Nowhere;
+        let mut last_lines = None;
+        if let (Some(drv), Some(request)) = (&report.drv, over.request) {
+            self.ask(&[command::set_meta_data(&marks.told(), &self.mark())])?;
+            match self.keep_log(drv, request, report) {
+                Ok(kept) => (log, last_lines) = kept,
+                Err(failure) if matches!(failure.class, Class::Signal(_)) => return Err(failure),
+                Err(failure) => self
+                    .log
+                    .warn(format_args!("the log of {drv} is not kept: {failure}")),
+            }
+        }
+        Ok(annotation::section(&Failed {
+            job: self.job,
+            target: &self.target,
+            failure,
+            report,
+            advice: &Advice::new(over.request, over.report),
+            log,
+            last_lines,
+            count,
+        }))
+    }
+
+    /// Keeps the log of `drv` as an artifact; gives what became of that, and the log's end.
+    fn keep_log(
+        &mut self,
+        drv: &DrvPath,
+        request: &Request,
+        report: &FailureReport,
+    ) -> Result<(annotation::Log, Option<String>), Failure> {
+        let until = self.until - TIME_TO_ANNOTATE;
+        let folder = agent::folder()?;
+        let name = artifact_of(drv);
+        let file = folder.path().join(&name);
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder).classify(Class::Surroundings, || {
+                format!("cannot make {}", folder.display())
+            })?;
+        }
+        let mut line = nix::command::read_log(drv, &request.options);
+        line.stdout = Some(file.clone());
+        let read = agent::run_at_once(self.supervisor, &[line], Some(until))?;
+        let whole = read.iter().all(|(finished, _)| finished.ending.success());
+        let end = if whole { end_of(&file) } else { None };
+        if !whole {
+            match &report.log {
+                Some(seen) => agent::write(&file, seen)?,
+                None => return Ok((annotation::Log::Nowhere, None)),
+            }
+        }
+        let line = command::upload_artifact(folder.path(), &name);
+        let uploaded = agent::run_at_once(self.supervisor, &[line.clone()], Some(until))?;
+        for (finished, said) in uploaded {
+            if let Err(failure) = succeeded(&line, &finished, &said) {
+                self.log
+                    .warn(format_args!("the log of {drv} is not kept: {failure}"));
+                return Ok((annotation::Log::Nowhere, end));
+            }
+        }
+        let log = if whole {
+            annotation::Log::Whole(name)
+        } else {
+            annotation::Log::Seen(name)
+        };
+        Ok((log, end))
+    }
+
+    /// Asks the agent for things that must all be done in time.
+    fn ask(&mut self, lines: &[CommandLine]) -> Result<Vec<Finished>, Failure> {
+        let ran = agent::run_at_once(self.supervisor, lines, Some(self.until))?;
+        let ran = lines.iter().zip(ran);
+        ran.map(|(line, (finished, said))| {
+            succeeded(line, &finished, &said)?;
+            Ok(finished)
+        })
+        .collect()
+    }
+}
+
+/// Whether a command was done. Said in few words: what is in it is long, and of no interest where it fails.
+fn succeeded(line: &CommandLine, finished: &Finished, said: &str) -> Result<(), Failure> {
+    if finished.ending.success() {
+        return Ok(());
+    }
+    let mut words = line.words();
+    words.truncate(3);
+    let said = said.lines().map(str::trim).rfind(|line| !line.is_empty());
+    let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+    Err(Failure::new(
+        Class::Surroundings,
+        format_args!("`{}` {}{said}", words.join(" "), finished.ending),
+    ))
+}
+
+/// The name of a log as an artifact: of characters that mean nothing in a list of patterns, which is what names are taken for.
+fn artifact_of(drv: &DrvPath) -> String {
+    let path = drv.as_store_path();
+    let name = path.name().strip_suffix(".drv").unwrap_or(path.name());
+    let plain = |it: char| {
+        if it.is_ascii_alphanumeric() || "._-".contains(it) {
+            it
+        } else {
+            '_'
+        }
+    };
+    let name: String = name.chars().take(80).map(plain).collect();
+    format!("eval-once-log/{name}-{}.log", &path.hash()[..8])
+}
+
+/// The end of a file, where it can be read and is not empty.
+fn end_of(file: &Path) -> Option<String> {
+    let mut file = File::open(file).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(END_OF_LOG)))
+        .ok()?;
+    let mut end = Vec::new();
+    file.read_to_end(&mut end).ok()?;
+    (!end.is_empty()).then(|| String::from_utf8_lossy(&end).into_owned())
+}
+
+/// How a failure is told.
+#[derive(Debug, PartialEq, Eq)]
+enum Telling {
+    /// All about it; so many have failed, this one included.
+    Full { count: usize },
+    /// That its step was tried again.
+    Again,
+    /// That another was told, with the same culprit.
+    Same,
+    /// That so many have failed.
+    Count(usize),
+    /// Not at all.
+    Nothing,
+}
+
+/// The marks that a failure leaves in the meta-data, and finds there.
+struct Marks<'a> {
+    /// The culprit: the hash of its `.drv`; where none is known, the class.
+    culprit: &'a str,
+    has_culprit: bool,
+    job: &'a Job,
+}
+
+const FAILED: &str = "eval-once:failed:";
+
+impl<'a> Marks<'a> {
+    fn new(report: &'a FailureReport, job: &'a Job) -> Self {
+        let hash = report.drv.as_ref().map(|drv| drv.as_store_path().hash());
+        Self {
+            culprit: hash.unwrap_or(report.class),
+            has_culprit: hash.is_some(),
+            job,
+        }
+    }
+
+    /// The mark that this job has failed. A step that is tried again leaves another.
+    fn own(&self) -> String {
+        format!("{}{}", self.of_step(), self.job.id)
+    }
+
+    fn of_step(&self) -> String {
+        format!("{FAILED}{}:{}:", self.culprit, self.job.step)
+    }
+
+    /// The mark that the culprit is told.
+    fn told(&self) -> String {
+        format!("eval-once:told:{}", self.culprit)
+    }
+
+    /// The mark that so many failures were told as a number.
+    fn counted(count: usize) -> String {
+        format!("eval-once:counted:{count}")
+    }
+
+    /// How to tell a failure, by all keys of the meta-data once it has left its mark.
+    fn telling(&self, keys: &str) -> Telling {
+        let has = |wanted: &str| keys.lines().any(|key| key == wanted);
+        let count = keys.lines().filter(|key| key.starts_with(FAILED)).count();
+        if count > LISTED {
+            let round = count / LISTED * LISTED;
+            return if has(&Self::counted(round)) {
+                Telling::Nothing
+            } else {
+                Telling::Count(round)
+            };
+        }
+        let (step, own) = (self.of_step(), self.own());
+        let before = |key: &str| key != own && key.starts_with(&step);
+        if self.job.is_retry && keys.lines().any(before) {
+            Telling::Again
+        } else if self.has_culprit && has(&self.told()) {
+            Telling::Same
+        } else {
+            Telling::Full { count }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
+
+    fn job(is_retry: bool) -> Job {
+        Job {
+            id: "job".into(),
+            step: "key:of,a.step".into(),
+            label: None,
+            is_retry,
+        }
+    }
+
+    fn telling(has_culprit: bool, is_retry: bool, others: &[String]) -> Telling {
+        let job = job(is_retry);
+        let marks = Marks {
+            culprit: if has_culprit { HASH } else { "evaluation" },
+            has_culprit,
+            job: &job,
+        };
+        let mut keys = others.to_vec();
+        keys.push(marks.own());
+        keys.push("eval-once:report:x".into());
+        marks.telling(&keys.join("\n"))
+    }
+
+    fn failed(culprit: &str, step: &str, job: &str) -> String {
+        format!("eval-once:failed:{culprit}:{step}:{job}")
+    }
+
+    #[test]
+    fn a_culprit_is_told_once_and_a_failure_without_one_each_time() {
+        assert_eq!(telling(true, false, &[]), Telling::Full { count: 1 });
+        let other = failed(HASH, "other", "other");
+        let told = format!("eval-once:told:{HASH}");
+        // Who has left its mark and not told yet may be at the same point as we.
+        assert_eq!(
+            telling(true, false, &[other.clone()]),
+            Telling::Full { count: 2 }
+        );
+        assert_eq!(telling(true, false, &[other, told]), Telling::Same);
+        let other = failed("evaluation", "other", "other");
+        assert_eq!(telling(false, false, &[other]), Telling::Full { count: 2 });
+    }
+
+    #[test]
+    fn a_step_that_is_tried_again_is_told_by_a_line_if_it_fails_as_before() {
+        let before = failed(HASH, "key:of,a.step", "before");
+        assert_eq!(telling(true, true, &[before.clone()]), Telling::Again);
+        let other = failed("timeout", "key:of,a.step", "before");
+        assert_eq!(telling(true, true, &[other]), Telling::Full { count: 2 });
+        // Jobs of one step that run beside one another (a matrix) are no retries.
+        assert_eq!(telling(true, false, &[before]), Telling::Full { count: 2 });
+    }
+
+    #[test]
+    fn beyond_fifty_failures_are_counted() {
+        let others = |count: usize, told: &[usize]| -> Vec<String> {
+            let told = told.iter().map(|count| Marks::counted(*count));
+            (0..count)
+                .map(|n| failed("build", &n.to_string(), "j"))
+                .chain(told)
+                .collect()
+        };
+        assert_eq!(
+            telling(true, false, &others(49, &[])),
+            Telling::Full { count: 50 }
+        );
+        assert_eq!(telling(true, false, &others(50, &[])), Telling::Count(50));
+        assert_eq!(telling(true, true, &others(50, &[50])), Telling::Nothing);
+        assert_eq!(
+            telling(true, false, &others(120, &[50])),
+            Telling::Count(100)
+        );
+        assert_eq!(
+            telling(true, false, &others(120, &[50, 100])),
+            Telling::Nothing
+        );
+    }
+
+    #[test]
+    fn an_artifacts_name_is_of_safe_characters() {
+        let drv = format!("/nix/store/{HASH}-a?b+c=d.drv");
+        assert_eq!(
+            artifact_of(&DrvPath::parse(&drv).unwrap()),
+            "eval-once-log/a_b_c_d-01234567.log"
+        );
+    }
+}
