@@ -160,10 +160,25 @@ impl Store {
     /// Our binary where a file system is mounted first, by this script, which nobody else sees. `None`, said loudly, on a host
     /// that lets this user make no mount namespace: there nothing can be tested with it, with `CI=true` or without.
     pub(crate) fn eval_once_with_mounts(&self, script: &str) -> Option<Program> {
-        let unshare =
-            self.program("unshare")
-                .args(["--user", "--map-root-user", "--mount", "/bin/sh", "-c"]);
-        let probe = unshare.clone().arg(script).run();
+        let mounted = self.with_mounts(script)?;
+        Some(
+            Program::new(EVAL_ONCE)
+                .behind(&mounted)
+                .envs(self.env())
+                .folder(self.work()),
+        )
+    }
+
+    /// What starts a program where a file system is mounted first, as [`eval_once_with_mounts`](Self::eval_once_with_mounts):
+    /// to be put [before](Program::behind) it.
+    pub(crate) fn with_mounts(&self, script: &str) -> Option<Vec<OsString>> {
+        let unshare = tool("unshare")?;
+        let before = ["--user", "--map-root-user", "--mount", "/bin/sh", "-c"];
+        let probe = Program::new(&unshare)
+            .args(before)
+            .arg(script)
+            .envs(self.env())
+            .run();
         if !probe.status.success() {
             loudly(&format!(
                 "no mount namespace can be made here: {}",
@@ -171,12 +186,10 @@ impl Store {
             ));
             return None;
         }
-        Some(
-            unshare
-                .arg(format!("{script} && exec \"$@\""))
-                .arg("sh")
-                .arg(EVAL_ONCE),
-        )
+        let mut whole = vec![unshare.into_os_string()];
+        whole.extend(before.map(OsString::from));
+        whole.extend([format!("{script} && exec \"$@\"").into(), "sh".into()]);
+        Some(whole)
     }
 
     /// Any program in this store and the working folder.
