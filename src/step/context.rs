@@ -237,9 +237,15 @@ impl<'a> Step<'a> {
         let mut running = [started.map_err(class::not_started)?];
         while running[0].ended.is_none() {
             let due = log.due();
-            self.supervisor
-                .watch(&mut running, due, |_, bytes| log.take(bytes))?;
+            let mut said = false;
+            self.supervisor.watch(&mut running, due, |_, bytes| {
+                said = true;
+                log.take(bytes);
+            })?;
             log.progress();
+            if said {
+                self.supervisor.breathe();
+            }
         }
         let (heard, held) = log.finish();
         self.supervisor.check()?;

@@ -96,7 +96,9 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
         _ if for_memory => {
             "give the build more memory, or this host fewer jobs at once (fewer agents; the options `cores` and `max-jobs`)"
         }
-        Cause::Time(_) => "`timeout` and `max-silent-time` are Nix settings, which `options` can raise",
+        Cause::Time(_) => {
+            "`timeout` and `max-silent-time` are Nix settings, which `options` can raise"
+        }
         Cause::Hash => {
             "if what is fetched was meant to change, put the hash that Nix got into the expression; if not, it has changed where it comes from"
         }

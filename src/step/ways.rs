@@ -474,11 +474,10 @@ fn evaluate(
             first.join(", ")
         )
     };
-    Err(Failure::new(
-        Class::Evaluation,
-        format_args!("{} is {found}", evaluation),
+    Err(
+        Failure::new(Class::Evaluation, format_args!("{} is {found}", evaluation))
+            .hint("name one derivation with `attr`: a step builds one"),
     )
-    .hint("name one derivation with `attr`: a step builds one"))
 }
 
 /// As much of a value as fits into a message.
