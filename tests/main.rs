@@ -25,5 +25,6 @@ mod recording_store;
 mod shim;
 mod statuses;
 mod step;
+mod structured_log;
 mod support;
 mod tell;

@@ -237,9 +237,15 @@ impl<'a> Step<'a> {
         let mut running = [started.map_err(class::not_started)?];
         while running[0].ended.is_none() {
             let due = log.due();
-            self.supervisor
-                .watch(&mut running, due, |_, bytes| log.take(bytes))?;
+            let mut said = false;
+            self.supervisor.watch(&mut running, due, |_, bytes| {
+                said = true;
+                log.take(bytes);
+            })?;
             log.progress();
+            if said {
+                self.supervisor.breathe();
+            }
         }
         let (heard, held) = log.finish();
         self.supervisor.check()?;
@@ -256,7 +262,7 @@ impl<'a> Step<'a> {
             self.faults.clone_from(&heard.faults);
             self.last_lines = heard
                 .culprit()
-                .and_then(|fault| heard.last_lines(&fault.drv));
+                .and_then(|fault| heard.last_lines(fault.drv.as_ref()?));
         }
     }
 
@@ -341,9 +347,7 @@ impl<'a> Step<'a> {
             Err(failure) => return Err(failure),
         }
         let _ = io::stderr().write_all(held.as_bytes());
-        if self.request.form == Form::Raw && !heard.faults.is_empty() {
-            self.only_below(drv, &mut heard)?;
-        }
+        self.only_below(drv, &mut heard)?;
         // Nix ends with 1 for a link that it cannot make, and says nothing of a builder.
         if finished.ending == Ending::Exited(1) && heard.faults.is_empty() {
             self.probe_links(Some(drv))?;
@@ -359,16 +363,21 @@ impl<'a> Step<'a> {
         ))
     }
 
-    /// Forgets failures of what is not below `drv`. In Nix's own text a builder may say whatever it likes, and one that tests
-    /// Nix says much about derivations of its own.
+    /// Forgets failures of what is not below `drv`. A builder may say whatever it likes, and one that tests Nix says much about
+    /// derivations of its own: in Nix's text, and in its structured log too, where what a builder prints behind `@nix` becomes
+    /// a message of Nix's (measured on 2.8, 2.26 and 2.34).
     fn only_below(&mut self, drv: &DrvPath, heard: &mut Heard) -> Result<(), Failure> {
+        if heard.faults.is_empty() {
+            return Ok(());
+        }
         let options = self.options()?;
         let (finished, _) = self.ask(&command::closure(drv, &options))?;
         if finished.ending.success() {
             let below: BTreeSet<&Path> = finished.paths().collect();
-            heard
-                .faults
-                .retain(|fault| below.contains(fault.drv.as_store_path().as_path()));
+            heard.faults.retain(|fault| {
+                let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
+                drv.is_none_or(|drv| below.contains(drv.as_path()))
+            });
             self.faults.clone_from(&heard.faults);
         }
         Ok(())
@@ -505,7 +514,8 @@ impl<'a> Step<'a> {
         let failed: BTreeSet<&str> = self
             .faults
             .iter()
-            .map(|fault| fault.drv.as_store_path().as_str())
+            .filter_map(|fault| fault.drv.as_ref())
+            .map(|drv| drv.as_store_path().as_str())
             .collect();
         self.begun
             .iter()
@@ -540,7 +550,7 @@ impl<'a> Step<'a> {
                 let fault = self.faults.first();
                 FailureReport::new(
                     failure,
-                    fault.map(|fault| &fault.drv),
+                    fault.and_then(|fault| fault.drv.as_ref()),
                     self.last_lines.as_deref(),
                 )
             }),
