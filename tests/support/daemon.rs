@@ -46,8 +46,10 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0);
-        let child = command.spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         until("the daemon answers", || {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "the daemon ended with {ended:?}");
             UnixStream::connect(&socket).is_ok()
         });
         Self { child, socket }

@@ -173,23 +173,26 @@ impl Store {
     /// to be put [before](Program::behind) it.
     pub(crate) fn with_mounts(&self, script: &str) -> Option<Vec<OsString>> {
         let unshare = tool("unshare")?;
-        let before = ["--user", "--map-root-user", "--mount", "/bin/sh", "-c"];
-        let probe = Program::new(&unshare)
-            .args(before)
-            .arg(script)
-            .envs(self.env())
-            .run();
-        if !probe.status.success() {
-            loudly(&format!(
-                "no mount namespace can be made here: {}",
-                probe.stderr.trim()
-            ));
-            return None;
+        // Root needs no user namespace, in which a daemon would not know its clients.
+        let root = &["--mount", "/bin/sh", "-c"][..];
+        let anybody = &["--user", "--map-root-user", "--mount", "/bin/sh", "-c"][..];
+        let mut why = String::new();
+        for before in [root, anybody] {
+            let probe = Program::new(&unshare)
+                .args(before)
+                .arg(script)
+                .envs(self.env())
+                .run();
+            if probe.status.success() {
+                let mut whole = vec![unshare.into_os_string()];
+                whole.extend(before.iter().map(OsString::from));
+                whole.extend([format!("{script} && exec \"$@\"").into(), "sh".into()]);
+                return Some(whole);
+            }
+            why = probe.stderr.trim().to_owned();
         }
-        let mut whole = vec![unshare.into_os_string()];
-        whole.extend(before.map(OsString::from));
-        whole.extend([format!("{script} && exec \"$@\"").into(), "sh".into()]);
-        Some(whole)
+        loudly(&format!("no mount namespace can be made here: {why}"));
+        None
     }
 
     /// Any program in this store and the working folder.
