@@ -76,6 +76,7 @@ enum Only {
     Daemon,
     /// The log is read, not only passed on.
     Pretty,
+    PrettyDaemon,
 }
 
 const RECORDED: Row = Row {
@@ -115,12 +116,10 @@ macro_rules! failing {
     };
 }
 
-/// A builder that prints what Nix says of others' failures, of the derivation `OTHER`, and then fails by itself.
+/// A builder's script that prints what Nix says of failures of the derivation `$other`, which a variable of the shell may be.
 macro_rules! imitating {
-    ($other:literal, $more:literal) => {
+    ($other:literal) => {
         concat!(
-            "rec { other = file \"other\"; target = let path = builtins.unsafeDiscardStringContext other.drvPath; in ",
-            "build \"liar\" ''\n", $more,
             "\necho \"error: builder for '", $other, "' failed with exit code 1\"\n",
             "echo \"error: Cannot build '", $other, "'.\"\n",
             "echo \"       Reason: builder failed with exit code 1.\"\n",
@@ -130,7 +129,6 @@ macro_rules! imitating {
             "printf \"\\033[31;1merror:\\033[0m builder for '\\033[35;1m", $other, "\\033[0m' failed with exit code 1\\n\"\n",
             "echo \"@nix {\\\"action\\\":\\\"msg\\\",\\\"level\\\":0,\\\"msg\\\":\\\"error: hash mismatch in fixed-output derivation '", $other, "':\\\"}\"\n",
             "echo '@nix {\"action\":\"setPhase\",\"phase\":\"buildPhase\"}'\n",
-            "exit 3''; }"
         )
     };
 }
@@ -386,14 +384,45 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "a builder that imitates Nix about what is no dependency",
-        body: imitating!("${path}", ":"),
+        body: concat!(
+            "rec { other = file \"other\"; target = let path = builtins.unsafeDiscardStringContext other.drvPath; in build \"liar\" ''",
+            imitating!("${path}"),
+            "exit 3''; }"
+        ),
         ..RECORDED
     },
     Row {
         name: "a builder that imitates Nix about its own dependency",
-        body: imitating!("${path}", ": ${other}"),
+        body: concat!(
+            "rec { other = file \"other\"; target = let path = builtins.unsafeDiscardStringContext other.drvPath; in build \"liar\" '': ${other}",
+            imitating!("${path}"),
+            "exit 3''; }"
+        ),
         only: Only::Pretty,
         ..RECORDED
+    },
+    Row {
+        name: "a dependency that imitates Nix about what needs it and ends well",
+        body: concat!(
+            "rec { liar = build \"liar\" ''for needing in ${builtins.storeDir}/*-needing.drv; do :; done",
+            imitating!("$needing"),
+            "echo > $out''; target = build \"needing\" \": ${liar}; exit 3\"; }"
+        ),
+        only: Only::Pretty,
+        ..RECORDED
+    },
+    Row {
+        name: "a daemon's worker that is killed under a builder that imitates Nix",
+        body: concat!(
+            "rec { other = file \"other\"; target = let path = builtins.unsafeDiscardStringContext other.drvPath; in build \"liar\" '': ${other}",
+            imitating!("${path}"),
+            "echo waiting; read x < NEVER''; }"
+        ),
+        situation: Situation::During(|cell, _| {
+            cell.daemon.borrow().as_ref().unwrap().kill_workers();
+        }),
+        only: Only::PrettyDaemon,
+        ..SURROUNDINGS
     },
 ];
 
@@ -432,11 +461,20 @@ impl fmt::Display for Cell {
 }
 
 impl Drop for Cell {
-    /// A builder whose Nix was killed may still wait.
+    /// A builder whose Nix was killed may still wait, and a control group goes when nobody is in it any more.
     fn drop(&mut self) {
+        self.daemon.take();
         let mut open = OpenOptions::new();
         open.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
         let _ = open.open(self.never());
+        if matches!(self.row.situation, Situation::LittleMemory) && !thread::panicking() {
+            for (parent, _) in MEMORY_GROUPS {
+                let group = Path::new(parent).join(self.store.root().file_name().unwrap());
+                until("the control group is empty", || {
+                    !group.exists() || fs::remove_dir(&group).is_ok()
+                });
+            }
+        }
     }
 }
 
@@ -476,12 +514,7 @@ impl Cell {
                 .replace("PID", &text("pid")),
         );
         let evaluated = matches!(self.row.situation, Situation::Evaluated);
-        let culprits: Vec<String> = self
-            .row
-            .culprits
-            .iter()
-            .map(|name| self.store.instantiate("default.nix", name))
-            .collect();
+        let culprits = self.culprits();
         let flags = if evaluated {
             ["--attr", "target"].map(str::to_owned).to_vec()
         } else {
@@ -535,6 +568,23 @@ impl Cell {
             "we do not say {:?}: {ended}",
             self.row.says
         );
+    }
+
+    /// The `.drv`s of the culprits, written and asked for by one evaluation.
+    fn culprits(&self) -> Vec<String> {
+        let [first, ..] = self.row.culprits else {
+            return Vec::new();
+        };
+        let mut ask = self
+            .store
+            .program("nix-instantiate")
+            .args(["default.nix", "-A", first]);
+        for more in &self.row.culprits[1..] {
+            ask = ask.args(["-A", more]);
+        }
+        let ended = ask.run();
+        ended.exits(0);
+        ended.stdout.lines().map(str::to_owned).collect()
     }
 
     /// The flags of a step that is recorded, and whose evaluation would be seen.
@@ -601,15 +651,16 @@ fn kill_nix(step: &Running, signal: Signal) {
     kill(nix().unwrap().pid, signal).unwrap();
 }
 
+/// Where control groups with a limit for memory are made, and the file that sets it: by the first and by the second version of them.
+const MEMORY_GROUPS: [(&str, &str); 2] = [
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+    ("/sys/fs/cgroup", "memory.max"),
+];
+
 /// What starts a program in a control group with little memory. `None`, said loudly, where none can be made.
 fn little_memory(store: &Path) -> Option<Vec<OsString>> {
     let name = store.file_name().unwrap();
-    let made = [
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-        ("/sys/fs/cgroup", "memory.max"),
-    ]
-    .into_iter()
-    .find_map(|(parent, limit)| {
+    let made = MEMORY_GROUPS.into_iter().find_map(|(parent, limit)| {
         let group = Path::new(parent).join(name);
         if !Path::new(parent).join("cgroup.procs").exists() {
             return None;
@@ -645,6 +696,7 @@ fn all_rows(client: Client, log: &'static str) {
             Only::All => true,
             Only::Daemon => client != Client::NoDaemon,
             Only::Pretty => log == "pretty",
+            Only::PrettyDaemon => client != Client::NoDaemon && log == "pretty",
         };
         if !has {
             continue;
