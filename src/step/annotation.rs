@@ -77,14 +77,6 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
     let mut text = format!("<details{open}><summary><b>{what}</b></summary>\n");
     let _ = writeln!(
         text,
-        "<p>{}<br>Class <code>{}</code>, exit status {}. {}</p>",
-        inert(class.in_a_sentence()),
-        class.word(),
-        class.status(),
-        link(failed.job)
-    );
-    let _ = writeln!(
-        text,
         "<p>{}</p>",
         inert_within(&failed.report.message, MESSAGE_AT_MOST)
     );
@@ -95,6 +87,14 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
     if !hint.is_empty() {
         let _ = writeln!(text, "<p>Hint: {}</p>", inert_within(hint, HINT_AT_MOST));
     }
+    let _ = writeln!(
+        text,
+        "<p>{}<br>Class <code>{}</code>, exit status {}, job {}</p>",
+        inert(class.in_a_sentence()),
+        class.word(),
+        class.status(),
+        link(failed.job)
+    );
     let log = failed.report.log.as_ref().or(failed.last_lines.as_ref());
     if let Some(lines) = log.map(|log| last_lines(log)).filter(|it| !it.is_empty()) {
         let _ = writeln!(
@@ -108,7 +108,7 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
     }
     if let Some(command) = &failed.advice.whole_log {
         text.push_str(&to_paste(
-            "The whole log, on the host that built it",
+            "Its whole log, on the host that built it",
             command,
         ));
     }
@@ -129,7 +129,7 @@ pub(super) fn same(job: &Job, target: &str, culprit: &str, value: &str) -> Strin
         is_retry: false,
     };
     format!(
-        "{} failed through the same {} as the {}. {}\n\n",
+        "{} failed through the same {} as {} (job {})\n\n",
         name(target),
         name(name_of(culprit)),
         link(&other),
@@ -140,7 +140,7 @@ pub(super) fn same(job: &Job, target: &str, culprit: &str, value: &str) -> Strin
 /// A step that was tried again, and failed as before.
 pub(super) fn again(job: &Job, target: &str) -> String {
     format!(
-        "{} was tried again, and failed as before. {}\n\n",
+        "{} was tried again, and failed as before (job {})\n\n",
         name(target),
         link(job)
     )
@@ -204,23 +204,23 @@ fn where_the_log_is(failed: &Failed<'_>) -> String {
         }
     };
     match &failed.log {
-        Log::Whole(name) => format!("Its whole log is an artifact: {}", artifact(name)),
+        Log::Whole(name) => format!("Its whole log, as an artifact: {}", artifact(name)),
         Log::Seen(name) => format!(
-            "Nix has kept no log of it here; what was seen of it is an artifact: {}",
+            "What was seen of its log, as an artifact (Nix has kept none here): {}",
             artifact(name)
         ),
         Log::Nowhere => {
-            "Its log is no artifact: Nix has kept none here, or it could not be uploaded.".into()
+            "Its log is no artifact: Nix has kept none here, or it could not be uploaded".into()
         }
     }
 }
 
 fn to_paste(what: &str, command: &str) -> String {
     let inert = inert(command);
-    // Cut, it would be another command.
-    if inert.len() > COMMAND_AT_MOST {
+    // Cut, or with a character replaced, it would be another command.
+    if inert.len() > COMMAND_AT_MOST || inert.contains('\u{fffd}') {
         return format!(
-            "<p>{what}: the command is too long for this page, and is in the job's log.</p>\n"
+            "<p>{what}: by a command that cannot be shown here; <code>eval-once explain</code> prints it</p>\n"
         );
     }
     format!("<p>{what}:</p>\n<pre>{inert}</pre>\n")
@@ -348,6 +348,10 @@ mod tests {
     #[test]
     fn a_command_is_shown_whole_or_not_at_all() {
         let text = to_paste("The same at home", &"x".repeat(3_000));
-        assert!(text.len() < 200 && text.contains("too long"), "{text}");
+        assert!(
+            text.len() < 200 && text.contains("cannot be shown"),
+            "{text}"
+        );
+        assert!(to_paste("", "nix-build 'a\u{202e}b'").contains("cannot be shown"));
     }
 }
