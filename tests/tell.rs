@@ -271,7 +271,21 @@ fn where_nix_keeps_no_log_the_annotation_says_so() {
     scene.store.configure("keep-build-log = false");
     assert_eq!(scene.build.run(), Outcome::Failed, "{}", scene.logs());
     let text = scene.annotation();
-    assert!(text.contains("Nix has kept n"), "{text}");
+    assert!(text.contains("Nix has kept no log of it here"), "{text}");
+}
+
+#[test]
+fn a_builder_that_printed_nothing_has_no_artifact() {
+    let Some(scene) = scene_of(
+        &expression(r#"{ silent = build "silent" "exit 1"; }"#),
+        &[attr("silent")],
+    ) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed, "{}", scene.logs());
+    let text = scene.annotation();
+    assert!(text.contains("has printed nothing"), "{text}");
+    assert!(scene.build.artifacts().is_empty());
 }
 
 const HOSTILE: &str = "</pre></details><script>alert(1)</script> ```\n+++ open :boom: **b** [x](javascript:x) \u{1b}]1339;url=x\u{7} \u{202e}gpj \u{1b}[31mred\u{1b}[0m";
@@ -369,13 +383,13 @@ fn each_derivation_that_fails_has_one_section_on_the_page() {
         &targets,
         &[
             named("web", "packages.web-frontend", "packages.web-frontend"),
-            named("api", "packages.api-server", "packages.api-server"),
-            named("docs", "packages.docs", "packages.docs"),
             named(
                 "hostile",
                 "**x** <script>alert(1)</script> :boom:",
                 "hostile",
             ),
+            named("api", "packages.api-server", "packages.api-server"),
+            named("docs", "packages.docs", "packages.docs"),
         ],
     ) else {
         return;

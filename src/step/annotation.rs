@@ -38,6 +38,8 @@ pub(super) enum Log {
     Whole(String),
     /// Nix has kept none; what was seen of it is an artifact of this name.
     Seen(String),
+    /// There is none to keep: the builder has printed nothing.
+    Empty,
     /// There is no artifact.
     Nowhere,
 }
@@ -64,13 +66,10 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
     } else {
         ""
     };
-    let what = match &failed.report.drv {
-        Some(drv) => format!(
-            "{}: {} {}",
-            name(failed.target),
-            name(name_of(drv.as_store_path().name())),
-            verb(class)
-        ),
+    let culprit = failed.report.drv.as_ref();
+    let culprit = culprit.map(|drv| name_of(drv.as_store_path().name()));
+    let what = match culprit.filter(|culprit| *culprit != failed.target) {
+        Some(culprit) => format!("{}: {} {}", name(failed.target), name(culprit), verb(class)),
         None => format!("{} {}", name(failed.target), verb(class)),
     };
     // No blank line anywhere in it: the HTML would end there.
@@ -103,14 +102,10 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
             lines.join("&#10;")
         );
     }
-    if failed.report.drv.is_some() {
-        let _ = writeln!(text, "<p>{}</p>", where_the_log_is(failed));
-    }
-    if let Some(command) = &failed.advice.whole_log {
-        text.push_str(&to_paste(
-            "Its whole log, on the host that built it",
-            command,
-        ));
+    if failed.log == Log::Empty {
+        text.push_str("<p>Its builder has printed nothing.</p>\n");
+    } else if let Some(command) = &failed.advice.whole_log {
+        text.push_str(&to_paste(&where_the_log_is(failed), command));
     }
     if let Some(command) = &failed.advice.reproduce {
         text.push_str(&to_paste("The same at home", command));
@@ -204,13 +199,16 @@ fn where_the_log_is(failed: &Failed<'_>) -> String {
         }
     };
     match &failed.log {
-        Log::Whole(name) => format!("Its whole log, as an artifact: {}", artifact(name)),
-        Log::Seen(name) => format!(
-            "What was seen of its log, as an artifact (Nix has kept none here): {}",
+        Log::Whole(name) => format!(
+            "Its whole log is the artifact {}; on the host that built it",
             artifact(name)
         ),
-        Log::Nowhere => {
-            "Its log is no artifact: Nix has kept none here, or it could not be uploaded".into()
+        Log::Seen(name) => format!(
+            "Nix has kept no log of it here; what was seen of it is the artifact {}. On a host that has the log",
+            artifact(name)
+        ),
+        Log::Empty | Log::Nowhere => {
+            "Its log is no artifact: Nix has kept none here, or it could not be uploaded. On a host that has it".into()
         }
     }
 }
