@@ -36,7 +36,17 @@ impl Log {
 
     /// Begins a group of a job's log, which Buildkite folds up (`---` at the beginning of a line).
     pub fn group(self, heading: impl Display) {
-        let _ = writeln!(stderr(), "--- {heading}");
+        self.plain(format_args!("--- {heading}"));
+    }
+
+    /// Opens the group that was begun last, also where others come after it.
+    pub fn open_group(self) {
+        self.plain("^^^ +++");
+    }
+
+    /// Writes a line that is part of something larger, without our name before it.
+    pub fn plain(self, line: impl Display) {
+        let _ = writeln!(stderr(), "{line}");
     }
 
     /// Says why we end without success, once, at the very end.

@@ -24,5 +24,6 @@ mod recording_store;
 mod shim;
 mod statuses;
 mod step;
+mod structured_log;
 mod support;
 mod tell;

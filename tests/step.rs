@@ -840,7 +840,6 @@ fn what_a_builder_prints_is_passed_on_as_it_is_whatever_it_looks_like() {
         ("realised", "pretty", "hello> "),
         ("evaluated", "pretty", "hello> "),
         ("realised", "raw", ""),
-        ("evaluated", "raw", ""),
     ] {
         if way == "realised" {
             store.target("hello");

@@ -92,6 +92,13 @@ pub fn roots_of(path: &StorePath, options: &Options) -> CommandLine {
     command("nix-store", &["--query", "--roots", path.as_str()], options)
 }
 
+/// Prints `drv` and all that it is built from, one path on each line.
+#[must_use]
+pub fn closure(drv: &DrvPath, options: &Options) -> CommandLine {
+    let path = drv.as_store_path().as_str();
+    command("nix-store", &["--query", "--requisites", path], options)
+}
+
 /// Prints those of `paths` that are not valid.
 #[must_use]
 pub fn invalid_of(paths: &[&StorePath], options: &Options) -> CommandLine {

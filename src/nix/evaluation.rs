@@ -1,6 +1,7 @@
 //! What is evaluated, and how Nix's programs are told.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -113,6 +114,20 @@ pub fn is_url(file: &str) -> bool {
         || file
             .split_once("://")
             .is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
+}
+
+/// What is evaluated, for a log: `a.b of ci.nix`.
+impl fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.attr.names().is_empty() {
+            write!(f, "{} of ", self.attr)?;
+        }
+        match &self.source {
+            Source::File(file) => f.write_str(file),
+            Source::Flake(flake) => write!(f, "flake {flake}"),
+            Source::Expr(_) => f.write_str("the expression"),
+        }
+    }
 }
 
 impl Evaluation {

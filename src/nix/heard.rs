@@ -223,6 +223,7 @@ impl Heard {
             "No space left on device",
             "Disk quota exceeded",
             "database or disk is full",
+            "disk I/O error",
         ]
         .iter()
         .any(|full| error.contains(full))

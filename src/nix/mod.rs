@@ -13,6 +13,7 @@ mod evaluation;
 mod heard;
 mod store_path;
 pub mod structured;
+pub mod version;
 
 pub use attr_path::{AttrPath, BadAttrPath, string_literal};
 pub use derivation::{

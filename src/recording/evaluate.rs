@@ -42,10 +42,6 @@ const TOO_LONG: Duration = Duration::from_secs(1);
 /// How often memory is measured, and the rest of the work looked at.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long is waited when something was said: a pipe holds what comes meanwhile, and reading every line by itself takes time
-/// from those who evaluate.
-const BREATH: Duration = Duration::from_millis(3);
-
 /// How often, once a process has more than half of what it may have: the rest may be gone in a tick.
 const CLOSE_TICK: Duration = Duration::from_millis(10);
 
@@ -311,8 +307,7 @@ impl<'a> Walk<'a> {
                     heard.push((number, bytes.to_vec()));
                 })?;
             if !heard.is_empty() {
-                // A signal is seen at the beginning of the next round.
-                let _ = self.supervisor.pause(BREATH);
+                self.supervisor.breathe();
             }
             for (number, bytes) in heard {
                 self.hear(&mut workers[number], &mut running[number], &bytes)?;

@@ -22,7 +22,7 @@ use crate::buildkite::pipeline::Command;
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, command, inputs_on_disk};
+use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, command, inputs_on_disk, version};
 use crate::state::State;
 use crate::step::Host;
 use crate::supervise::{OnStop, Supervisor};
@@ -264,7 +264,7 @@ impl<'a> Evaluation<'a> {
                 *evaluated = eval_jobs::evaluate(request, *workers, supervisor)?;
                 let line = command::version();
                 let printed = supervisor.run(&line, OnStop::Term, &mut std::io::sink())?;
-                evaluated.nix = printed.text().rsplit(' ').next().unwrap_or_default().into();
+                evaluated.nix = version::of_program(&printed.text()).unwrap_or_default();
             }
         }
         Ok(())

@@ -79,11 +79,7 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
         "<p>{}</p>",
         inert_within(&failed.report.message, MESSAGE_AT_MOST)
     );
-    // How to see the log is said below.
-    let hint = failed.failure.hint.as_deref().unwrap_or_default();
-    let hint = hint.split("its whole log: ").next().unwrap_or_default();
-    let hint = hint.trim_end_matches("; ");
-    if !hint.is_empty() {
+    if let Some(hint) = &failed.failure.hint {
         let _ = writeln!(text, "<p>Hint: {}</p>", inert_within(hint, HINT_AT_MOST));
     }
     let _ = writeln!(

@@ -70,8 +70,6 @@ pub(super) struct Step<'a> {
     pub(super) seconds: Seconds,
     /// How many processes the kernel had killed for want of memory when the step began.
     killed_before: u64,
-    /// What whoever runs this host or pipeline should know.
-    pub(super) hints: Vec<String>,
 }
 
 impl<'a> Step<'a> {
@@ -106,7 +104,6 @@ impl<'a> Step<'a> {
             last_lines: None,
             seconds: Seconds::default(),
             killed_before: host::killed_for_memory().unwrap_or_default(),
-            hints: Vec::new(),
         }
     }
 
@@ -240,9 +237,15 @@ impl<'a> Step<'a> {
         let mut running = [started.map_err(class::not_started)?];
         while running[0].ended.is_none() {
             let due = log.due();
-            self.supervisor
-                .watch(&mut running, due, |_, bytes| log.take(bytes))?;
+            let mut said = false;
+            self.supervisor.watch(&mut running, due, |_, bytes| {
+                said = true;
+                log.take(bytes);
+            })?;
             log.progress();
+            if said {
+                self.supervisor.breathe();
+            }
         }
         let (heard, held) = log.finish();
         self.supervisor.check()?;
@@ -328,7 +331,7 @@ impl<'a> Step<'a> {
         let known = outputs_on_disk(drv);
         let line = command::realise(drv, self.link.as_deref(), &options);
         let name = short_name(drv.as_store_path().as_str());
-        let (finished, heard, held) = self.build(&line, format_args!("building {name}"))?;
+        let (finished, mut heard, held) = self.build(&line, format_args!("building {name}"))?;
         if finished.ending.success() {
             return self
                 .realised_outputs(drv, known, &finished)
@@ -344,6 +347,7 @@ impl<'a> Step<'a> {
             Err(failure) => return Err(failure),
         }
         let _ = io::stderr().write_all(held.as_bytes());
+        self.only_below(drv, &mut heard)?;
         // Nix ends with 1 for a link that it cannot make, and says nothing of a builder.
         if finished.ending == Ending::Exited(1) && heard.faults.is_empty() {
             self.probe_links(Some(drv))?;
@@ -357,6 +361,25 @@ impl<'a> Step<'a> {
             self.killed_for_memory(),
             &how,
         ))
+    }
+
+    /// Forgets failures of what is not below `drv`. A builder may say whatever it likes, and one that tests Nix says much about
+    /// derivations of its own: in Nix's text, and in its structured log too, where what a builder prints behind `@nix` becomes
+    /// a message of Nix's (measured on 2.8, 2.26 and 2.34).
+    fn only_below(&mut self, drv: &DrvPath, heard: &mut Heard) -> Result<(), Failure> {
+        if heard.faults.is_empty() {
+            return Ok(());
+        }
+        let options = self.options()?;
+        let (finished, _) = self.ask(&command::closure(drv, &options))?;
+        if finished.ending.success() {
+            let below: BTreeSet<&Path> = finished.paths().collect();
+            heard
+                .faults
+                .retain(|fault| below.contains(fault.drv.as_store_path().as_path()));
+            self.faults.clone_from(&heard.faults);
+        }
+        Ok(())
     }
 
     /// How many processes the kernel has killed on this host for want of memory since the step began.
@@ -478,6 +501,13 @@ impl<'a> Step<'a> {
         Ok(turn)
     }
 
+    /// The folder of store paths, as far as one is named.
+    pub(super) fn store(&self) -> Option<PathBuf> {
+        let named = self.drv.as_ref().map(DrvPath::as_store_path);
+        let path = named.or_else(|| self.request.outputs.values().next())?;
+        Some(path.store().to_owned())
+    }
+
     /// How many derivations were built: those that were begun, but for those that failed.
     fn built(&self) -> usize {
         let failed: BTreeSet<&str> = self
@@ -492,7 +522,12 @@ impl<'a> Step<'a> {
     }
 
     /// What has happened, for the report.
-    pub(super) fn report(&self, started: Instant, result: &Result<Outputs, Failure>) -> Report {
+    pub(super) fn report(
+        &self,
+        started: Instant,
+        result: &Result<Outputs, Failure>,
+        hints: Vec<String>,
+    ) -> Report {
         let failure = result.as_ref().err();
         Report {
             way: self.taken.map(|(way, _)| way),
@@ -517,7 +552,7 @@ impl<'a> Step<'a> {
                     self.last_lines.as_deref(),
                 )
             }),
-            hints: self.hints.clone(),
+            hints,
             ..Report::default()
         }
     }

@@ -76,7 +76,10 @@ fn of_fault(
             fault.drv, fault.cause
         ),
     );
-    failure.hint(hint(fault, for_memory))
+    match hint(fault, for_memory) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 fn is_for_memory(fault: &Fault, out_of_memory: u64) -> bool {
@@ -87,28 +90,28 @@ fn is_for_memory(fault: &Fault, out_of_memory: u64) -> bool {
     }
 }
 
-/// What can be done about what failed.
-fn hint(fault: &Fault, memory: bool) -> String {
-    let whole_log = || format!("its whole log: nix-store --read-log {}", fault.drv);
-    match &fault.cause {
-        _ if memory => format!(
-            "give the build more memory, or this host fewer jobs at once (`cores`, `max-jobs`, agents); {}",
-            whole_log()
-        ),
-        Cause::Status(_) | Cause::Signal(_) | Cause::Output | Cause::Other(_) => whole_log(),
-        Cause::Time(_) => format!(
-            "`timeout` and `max-silent-time` are Nix settings, which `options` can raise; {}",
-            whole_log()
-        ),
+/// What can be done about what failed, besides looking at its log.
+fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
+    Some(match &fault.cause {
+        _ if for_memory => {
+            "give the build more memory, or this host fewer jobs at once (fewer agents; the options `cores` and `max-jobs`)"
+        }
+        Cause::Time(_) => {
+            "`timeout` and `max-silent-time` are Nix settings, which `options` can raise"
+        }
         Cause::Hash => {
-            "if what is fetched was meant to change, put the hash that Nix got into the expression; if not, what it was fetched from has changed".into()
+            "if what is fetched was meant to change, put the hash that Nix got into the expression; if not, it has changed where it comes from"
         }
-        Cause::Nondeterministic => whole_log(),
         Cause::Platform(_) => {
-            "no machine here can build it: send the step to an agent that can (`agents` of the recording, by system or feature:NAME), or give this host a builder (`builders`, `extra-platforms`, `system-features`)".into()
+            "no machine here can build it: send the step to an agent that can (`agents` of the recording, by system or feature:NAME), or give this host a builder (`builders`, `extra-platforms`, `system-features`)"
         }
-        Cause::DiskFull => MAKE_ROOM.into(),
-    }
+        Cause::DiskFull => MAKE_ROOM,
+        Cause::Status(_)
+        | Cause::Signal(_)
+        | Cause::Output
+        | Cause::Other(_)
+        | Cause::Nondeterministic => return None,
+    })
 }
 
 /// A failure of no derivation, with what can be done about it where that is known.

@@ -118,8 +118,8 @@ struct Pretty {
     counts: Counts,
     /// How many builds Nix has announced.
     planned: u64,
-    /// How many builds have ended well, and how many have not, as far as was said when they ended.
-    ended: (u64, u64),
+    /// How the next build that ends has ended.
+    ended: Option<Ended>,
     copies: Copies,
     /// What was last said about how far it is, and when.
     said: Option<(String, Instant)>,
@@ -131,6 +131,13 @@ struct Build {
     name: String,
     drv: String,
     since: Instant,
+}
+
+/// How a build has ended.
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    Done,
+    Failed,
 }
 
 /// What is copied from caches.
@@ -160,7 +167,7 @@ impl Pretty {
             running: HashMap::new(),
             counts: Counts::default(),
             planned: 0,
-            ended: (0, 0),
+            ended: None,
             copies: Copies::default(),
             said: None,
         }
@@ -205,7 +212,10 @@ impl Pretty {
             Event::Copied { id, bytes } => {
                 self.copies.bytes.insert(*id, *bytes);
             }
-            Event::Builds(counts) => self.counts = *counts,
+            Event::Builds(counts) => {
+                self.ended = ended(self.counts, *counts).or(self.ended);
+                self.counts = *counts;
+            }
             Event::TooLong => {
                 self.text
                     .push_str("(a line of more than 16 MiB is left out here)\n");
@@ -213,24 +223,17 @@ impl Pretty {
         }
     }
 
-    /// Nix says how many builds have ended well and how many have not just before it says that one has ended.
     fn how_it_ended(&mut self, build: &Build, heard: &Heard) -> &'static str {
         let failed = heard
             .faults
             .iter()
             .any(|fault| fault.drv.as_store_path().as_str() == build.drv);
-        let (done, not) = (
-            self.counts.done > self.ended.0,
-            self.counts.failed > self.ended.1,
-        );
-        if failed || not && !done {
-            self.ended.1 += 1;
-            "failed after"
-        } else if done {
-            self.ended.0 += 1;
-            "built in"
-        } else {
-            "stopped after"
+        match self.ended.take() {
+            Some(Ended::Done) if !failed => "built in",
+            Some(_) => "failed after",
+            None if failed => "failed after",
+            // Another has failed, and this one was given up.
+            None => "stopped after",
         }
     }
 
@@ -339,6 +342,20 @@ impl Pretty {
             since.elapsed().as_secs_f64()
         );
         let _ = writeln!(self.text, "eval-once: {}", tamed(&line, Keep::Nothing));
+    }
+}
+
+/// How the build that is said to end next has ended, where these counts, which come before that, tell it. (Those that fail
+/// because of another are counted too, and were not running.)
+fn ended(before: Counts, now: Counts) -> Option<Ended> {
+    if now.running >= before.running {
+        None
+    } else if now.failed > before.failed {
+        Some(Ended::Failed)
+    } else if now.done > before.done {
+        Some(Ended::Done)
+    } else {
+        None
     }
 }
 

@@ -7,7 +7,9 @@ mod advice;
 mod annotation;
 mod context;
 mod diagnosis;
+mod ending;
 mod explain;
+mod hints;
 mod job_log;
 mod left;
 mod links;
@@ -93,7 +95,12 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
-            let report = step.report(order.started, &result);
+            let (result, hints) = match hints::of(&mut step, file.is_some()) {
+                Ok(hints) => (result, hints),
+                // A signal has come after all: what was built is there, and the job's command is not to begin.
+                Err(failure) => (result.and(Err(failure)), Vec::new()),
+            };
+            let report = step.report(order.started, &result, hints);
             let done = |outputs| Done {
                 outputs,
                 command: request.command,
@@ -106,6 +113,9 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
     };
     if let Some(line) = report.in_one_line() {
         log.say(line);
+    }
+    for hint in &report.hints {
+        log.say(format_args!("hint: {hint}"));
     }
     let result = match file.map(|file| file.write(&report)) {
         Some(Err(failure)) if result.is_ok() => {
@@ -125,6 +135,9 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
             request: request.as_ref(),
         };
         tell(job, &over, supervisor, log);
+    }
+    if let Err(failure) = &result {
+        ending::show(failure, &report, request.as_ref(), log);
     }
     result
 }

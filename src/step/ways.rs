@@ -367,7 +367,7 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     let mut attempt = 1;
     while attempt <= ATTEMPTS {
         let turn = step.turn()?;
-        step.begin(format_args!("evaluating {}", describe(evaluation)));
+        step.begin(format_args!("evaluating {}", evaluation));
         let started = Instant::now();
         let evaluated = evaluate(step, evaluation, roots.as_ref().map(Roots::link).as_deref());
         step.seconds.evaluate += started.elapsed();
@@ -401,7 +401,7 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     }
     Err(Failure::new(
         Class::Surroundings,
-        format_args!("the garbage collector disturbed the evaluation of {} {ATTEMPTS} times", describe(evaluation)),
+        format_args!("the garbage collector disturbed the evaluation of {} {ATTEMPTS} times", evaluation),
     )
     .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone"))
 }
@@ -474,11 +474,10 @@ fn evaluate(
             first.join(", ")
         )
     };
-    Err(Failure::new(
-        Class::Evaluation,
-        format_args!("{} is {found}", describe(evaluation)),
+    Err(
+        Failure::new(Class::Evaluation, format_args!("{} is {found}", evaluation))
+            .hint("name one derivation with `attr`: a step builds one"),
     )
-    .hint("name one derivation with `attr`: a step builds one"))
 }
 
 /// As much of a value as fits into a message.
@@ -513,7 +512,7 @@ fn run_evaluation(
         .error
         .clone()
         .unwrap_or_else(|| format!("`{line}` {}", finished.ending));
-    let what = describe(evaluation);
+    let what = evaluation.to_string();
     if heard.culprit().is_some() || class == Class::Surroundings {
         return Err(diagnosis::of_evaluation(
             class,
@@ -559,20 +558,6 @@ fn read_instantiated(printed: &Path) -> Result<DrvPath, Failure> {
                 ),
             )
         })
-}
-
-/// What is evaluated, for a log.
-fn describe(evaluation: &Evaluation) -> String {
-    let source = match &evaluation.source {
-        Source::File(file) => file.clone(),
-        Source::Flake(flake) => format!("flake {flake}"),
-        Source::Expr(_) => "the expression".into(),
-    };
-    if evaluation.attr.names().is_empty() {
-        source
-    } else {
-        format!("{} of {source}", evaluation.attr)
-    }
 }
 
 fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {

@@ -1,0 +1,37 @@
+//! Which Nix a program is.
+
+/// The version in what a program of Nix's prints with `--version`: `nix-instantiate (Nix) 2.8.0`.
+#[must_use]
+pub fn of_program(printed: &str) -> Option<String> {
+    let version = printed.lines().next()?.split_whitespace().next_back()?;
+    Some(version.to_owned())
+}
+
+/// The first two numbers of a version, which can be compared: `2.35.0pre20260101_abc` is (2, 35).
+#[must_use]
+pub fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.');
+    let mut number = || {
+        let part = parts.next()?;
+        let end = part
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(part.len());
+        part[..end].parse().ok()
+    };
+    Some((number()?, number()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        let of = |printed: &str| numbers(&of_program(printed).unwrap());
+        assert_eq!(of("nix-instantiate (Nix) 2.8.0\n"), Some((2, 8)));
+        assert_eq!(of("nix (Determinate Nix 3.8.5) 2.30.2"), Some((2, 30)));
+        assert_eq!(of("nix (Nix) 2.36pre20261101_dirty"), Some((2, 36)));
+        assert!(of("nix (Nix) 2.8.0") < of("nix (Nix) 2.35.0"));
+        assert_eq!(of("nix (Nix) unknown"), None);
+    }
+}

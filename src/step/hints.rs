@@ -1,0 +1,81 @@
+//! What whoever runs a host or a pipeline should know after a step, green or red, and what to do about it.
+
+use super::context::Step;
+use super::report::Reason;
+use crate::exit::{Class, Failure};
+use crate::host;
+use crate::nix::{command, version};
+
+/// From this version of Nix on, the collector leaves alone what is in use (NixOS/nix#15469).
+const COLLECTOR_MENDED: (u32, u32) = (2, 35);
+
+/// What there is to say about `step`, a sentence each. Nix is asked for its settings only where somebody reads the answer.
+///
+/// # Errors
+/// A signal asked us to end (128 + n).
+pub(super) fn of(step: &mut Step<'_>, asked_for: bool) -> Result<Vec<String>, Failure> {
+    let mut hints = Vec::new();
+    if step.drift {
+        hints.push(
+            "drift: what the evaluation reads has changed since the recording (another commit, Nix version or channel): pin it, or make the pipeline again".into(),
+        );
+    }
+    hints.extend(nothing_rooted(step).map(str::to_owned));
+    if let Some(store) = step.store()
+        && let Some(free) = host::low_on_disk(&store)
+    {
+        hints.push(format!(
+            "the disk of {} is nearly full, with {free} free: let the collector run, or give it more room",
+            store.display()
+        ));
+    }
+    if asked_for && let Some(version) = collects_what_is_in_use(step)? {
+        hints.push(format!(
+            "`min-free` is set, and this is Nix {version}: when the disk runs low it collects during builds, and before 2.35 also what is in use, .drv files among it. Collect at set times instead, or use a later Nix"
+        ));
+    }
+    Ok(hints)
+}
+
+/// Why a recorded step was evaluated again, and what mends that.
+fn nothing_rooted(step: &Step<'_>) -> Option<&'static str> {
+    match step.taken?.1 {
+        Reason::DrvMissing => Some(
+            "evaluated again because the recorded .drv is not on this host: it was collected because nothing rooted it, or was recorded on another host. `eval-once pipeline` roots what it records for `keep-days` days, in the state folder of its host: keep that folder (EVAL_ONCE_STATE_DIR), and let the steps run on that host, or let them find their outputs in a cache",
+        ),
+        Reason::DrvCollected => Some(
+            "evaluated again because the collector took the recorded .drv while the step ran: nothing rooted it any more. `eval-once pipeline` roots what it records for `keep-days` days: keep its state folder (EVAL_ONCE_STATE_DIR), where the collector can see it, or let more days pass",
+        ),
+        _ => None,
+    }
+}
+
+/// The version of a Nix whose collector may take what is in use while it runs by itself; none where it does not.
+fn collects_what_is_in_use(step: &mut Step<'_>) -> Result<Option<String>, Failure> {
+    let unless_stopped = |failure: Failure| match failure.class {
+        Class::Signal(_) => Err(failure),
+        // Nobody knows then, and this is only a hint.
+        _ => Ok(None),
+    };
+    let config = command::show_config(&step.request.options);
+    let config = match step.ask(&config) {
+        Ok((config, _)) => config.text(),
+        Err(failure) => return unless_stopped(failure),
+    };
+    let set = config
+        .lines()
+        .find_map(|line| line.strip_prefix("min-free = "))
+        .is_some_and(|bytes| bytes.trim() != "0");
+    if !set {
+        return Ok(None);
+    }
+    match step.ask(&command::version()) {
+        Ok((printed, _)) => {
+            let version = version::of_program(&printed.text());
+            Ok(version.filter(|version| {
+                version::numbers(version).is_some_and(|it| it < COLLECTOR_MENDED)
+            }))
+        }
+        Err(failure) => unless_stopped(failure),
+    }
+}

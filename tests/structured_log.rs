@@ -1,0 +1,186 @@
+//! Nix's structured log: what several versions of Nix have said (`tests/samples`, made by `script/samples`) is understood
+//! alike, with and without a daemon, however its bytes are cut.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use eval_once::command_line::Ending;
+use eval_once::exit::Class;
+use eval_once::nix::structured::{Event, Reader};
+use eval_once::nix::{Heard, class};
+use proptest::prelude::*;
+
+const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/samples");
+
+/// What a Nix has said, and how it ended.
+struct Sample {
+    name: String,
+    status: i32,
+    said: Vec<u8>,
+}
+
+fn samples() -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for version in Path::new(SAMPLES).read_dir().unwrap() {
+        let folder = version.unwrap().path();
+        let statuses = std::fs::read_to_string(folder.join("statuses")).unwrap();
+        for line in statuses.lines() {
+            let (scenario, status) = line.split_once(' ').unwrap();
+            samples.push(Sample {
+                name: format!(
+                    "{} of {}",
+                    scenario,
+                    folder.file_name().unwrap().to_string_lossy()
+                ),
+                status: status.parse().unwrap(),
+                said: std::fs::read(folder.join(format!("{scenario}.log"))).unwrap(),
+            });
+        }
+    }
+    assert!(!samples.is_empty());
+    samples
+}
+
+impl Sample {
+    /// The scenario, without how the store was reached and which Nix it was.
+    fn scenario(&self) -> &str {
+        let (scenario, _) = self.name.split_once(" of ").unwrap();
+        scenario
+            .strip_suffix("-local")
+            .or_else(|| scenario.strip_suffix("-daemon"))
+            .unwrap_or(scenario)
+    }
+}
+
+/// The class of each scenario that fails, and how many derivations fail by themselves in it.
+const FAILURES: [(&str, Class, usize); 18] = [
+    ("build-failure", Class::Build, 1),
+    ("dependency-failure", Class::Build, 1),
+    ("no-output", Class::Build, 1),
+    ("timeout", Class::Timeout, 1),
+    ("max-silent-time", Class::Timeout, 1),
+    ("hash-mismatch", Class::Hash, 1),
+    ("keep-going-build-hash", Class::Mixed, 2),
+    ("keep-going-build-hash-timeout", Class::Mixed, 3),
+    ("keep-going-two-builds", Class::Build, 2),
+    ("keep-going-parallel", Class::Mixed, 3),
+    ("wrong-system", Class::Build, 1),
+    ("wrong-system-below", Class::Build, 1),
+    ("missing-feature", Class::Build, 1),
+    ("builder-killed", Class::Build, 1),
+    ("output-check", Class::Build, 1),
+    ("check-differs", Class::Nondeterministic, 1),
+    ("disk-full-builder", Class::Surroundings, 1),
+    ("cache-died", Class::Surroundings, 0),
+];
+
+#[test]
+fn each_failure_is_the_same_on_every_nix_and_through_a_daemon() {
+    let expected: BTreeMap<_, _> = FAILURES
+        .iter()
+        .map(|(scenario, class, faults)| (*scenario, (*class, *faults)))
+        .collect();
+    let mut wrong = Vec::new();
+    for sample in samples() {
+        let Some((class, faults)) = expected.get(sample.scenario()) else {
+            continue;
+        };
+        let heard = Heard::of(&sample.said);
+        let found = class::of_realise(Ending::Exited(sample.status), &heard);
+        if (found, heard.faults.len()) != (*class, *faults) {
+            wrong.push(format!("{}: {found:?}, {:#?}", sample.name, heard.faults));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// All events, as text, with plain lines put together again.
+fn events(pieces: &[&[u8]]) -> Vec<String> {
+    let mut reader = Reader::default();
+    let mut events = Vec::new();
+    for piece in pieces {
+        reader.read(piece, |event| events.push(format!("{event:?}")));
+    }
+    reader.finish(|event| events.push(format!("{event:?}")));
+    events
+}
+
+fn cut<'a>(bytes: &'a [u8], at: &[prop::sample::Index]) -> Vec<&'a [u8]> {
+    let mut ends: Vec<usize> = at.iter().map(|at| at.index(bytes.len() + 1)).collect();
+    ends.push(bytes.len());
+    ends.sort_unstable();
+    let mut begin = 0;
+    ends.into_iter()
+        .map(|end| &bytes[std::mem::replace(&mut begin, end)..end])
+        .collect()
+}
+
+fn line() -> impl Strategy<Value = Vec<u8>> {
+    let long = (b'a'..b'z', 60_000_usize..200_000).prop_map(|(byte, times)| vec![byte; times]);
+    let structured = ("start|stop|result|msg|x", 0_u64..4, 99_u64..112, any::<String>()).prop_map(
+        |(action, id, kind, text)| {
+            let fields = serde_json::json!([text, 1, "x"]);
+            let line = serde_json::json!({ "action": action, "id": id, "type": kind, "msg": text, "fields": fields });
+            format!("@nix {line}").into_bytes()
+        },
+    );
+    prop_oneof![
+        4 => structured,
+        2 => proptest::collection::vec(any::<u8>(), 0..50),
+        1 => Just(b"@nix {\"action\":\"msg\",\"msg\":\"half".to_vec()),
+        1 => Just(b"@ni".to_vec()),
+        1 => long,
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn however_the_bytes_are_cut_the_events_are_the_same(
+        lines in proptest::collection::vec(line(), 0..12),
+        at in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
+    ) {
+        let said = lines.join(&b'\n');
+        prop_assert_eq!(events(&cut(&said, &at)), events(&[&said]));
+    }
+}
+
+#[test]
+fn each_sample_cut_at_every_place_is_the_same() {
+    for sample in samples() {
+        let whole = events(&[&sample.said]);
+        let each: Vec<&[u8]> = sample.said.chunks(1).collect();
+        assert_eq!(events(&each), whole, "{}", sample.name);
+        let said: Vec<&[u8]> = sample.said.chunks(7).collect();
+        assert_eq!(events(&said), whole, "{}", sample.name);
+    }
+}
+
+#[test]
+fn a_line_of_megabytes_is_read_and_one_without_end_costs_no_memory_without_end() {
+    let long = "x".repeat(3 << 20);
+    let said = format!(
+        "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/a.drv\",\"\",1,1]}}\n@nix {{\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"{long}\"]}}\n"
+    );
+    let mut lengths = Vec::new();
+    let mut reader = Reader::default();
+    for piece in said.as_bytes().chunks(65_536) {
+        reader.read(piece, |event| {
+            if let Event::BuildLine { line, .. } = event {
+                lengths.push(line.len());
+            }
+        });
+    }
+    assert_eq!(lengths, [long.len()]);
+
+    let mut events = Vec::new();
+    reader.read(b"@nix \"", |_| unreachable!());
+    for _ in 0..40 {
+        reader.read(&vec![b'x'; 1 << 20], |event| {
+            events.push(format!("{event:?}"));
+        });
+    }
+    reader.read(b"\nplain\n", |event| events.push(format!("{event:?}")));
+    assert_eq!(events, ["TooLong", "Plain([112, 108, 97, 105, 110])"]);
+}
