@@ -331,9 +331,10 @@ mod tests {
 
     #[test]
     fn a_log_is_told_by_its_last_lines_without_colours() {
-        let log: String = (1..=100)
-            .map(|n| format!("\u{1b}[32m10%\rline\u{1b}[K {n}\u{1b}[0m\r\n"))
+        let log: Vec<String> = (1..=100)
+            .map(|n| format!("\u{1b}[32m10%\rline\u{1b}[K {n}\u{1b}[0m\r"))
             .collect();
+        let log = log.join("\n");
         let lines = last_lines(&log);
         assert_eq!((lines.len(), lines[0].as_str()), (25, "line 76"));
         assert_eq!(last_lines("\n\n"), [""; 0]);

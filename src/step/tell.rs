@@ -411,7 +411,7 @@ mod tests {
         let told = format!("eval-once:told:{HASH}");
         // Who has left its mark and not told yet may be at the same point as we.
         assert_eq!(
-            telling(true, false, &[other.clone()]),
+            telling(true, false, slice::from_ref(&other)),
             Telling::Full { count: 2 }
         );
         assert_eq!(telling(true, false, &[other, told]), Telling::Same);
@@ -422,7 +422,10 @@ mod tests {
     #[test]
     fn a_step_that_is_tried_again_is_told_by_a_line_if_it_fails_as_before() {
         let before = failed(HASH, "key:of,a.step", "before");
-        assert_eq!(telling(true, true, &[before.clone()]), Telling::Again);
+        assert_eq!(
+            telling(true, true, slice::from_ref(&before)),
+            Telling::Again
+        );
         let other = failed("timeout", "key:of,a.step", "before");
         assert_eq!(telling(true, true, &[other]), Telling::Full { count: 2 });
         // Jobs of one step that run beside one another (a matrix) are no retries.
