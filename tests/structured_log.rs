@@ -1,7 +1,7 @@
 //! Nix's structured log: what several versions of Nix have said (`tests/samples`, made by `script/samples`) is understood
 //! alike, with and without a daemon, however its bytes are cut.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use eval_once::command_line::Ending;
@@ -52,46 +52,71 @@ impl Sample {
     }
 }
 
-/// The class of each scenario that fails, and how many derivations fail by themselves in it.
-const FAILURES: [(&str, Class, usize); 18] = [
-    ("build-failure", Class::Build, 1),
-    ("dependency-failure", Class::Build, 1),
-    ("no-output", Class::Build, 1),
-    ("timeout", Class::Timeout, 1),
-    ("max-silent-time", Class::Timeout, 1),
-    ("hash-mismatch", Class::Hash, 1),
-    ("keep-going-build-hash", Class::Mixed, 2),
-    ("keep-going-build-hash-timeout", Class::Mixed, 3),
-    ("keep-going-two-builds", Class::Build, 2),
-    ("keep-going-parallel", Class::Mixed, 3),
-    ("wrong-system", Class::Build, 1),
-    ("wrong-system-below", Class::Build, 1),
-    ("missing-feature", Class::Build, 1),
-    ("builder-killed", Class::Build, 1),
-    ("output-check", Class::Build, 1),
-    ("check-differs", Class::Nondeterministic, 1),
-    ("disk-full-builder", Class::Surroundings, 1),
-    ("cache-died", Class::Surroundings, 0),
+/// Each scenario that fails: its class, how many derivations fail by themselves in it, and the name of the first of them.
+const FAILURES: [(&str, Class, usize, &str); 33] = [
+    ("build-failure", Class::Build, 1, "bad"),
+    ("dependency-failure", Class::Build, 1, "bad"),
+    ("no-output", Class::Build, 1, "empty"),
+    ("timeout", Class::Timeout, 1, "slow"),
+    ("max-silent-time", Class::Timeout, 1, "silent"),
+    ("hash-mismatch", Class::Hash, 1, "wrong"),
+    ("keep-going-build-hash", Class::Mixed, 2, ""),
+    ("keep-going-build-hash-timeout", Class::Mixed, 3, ""),
+    ("keep-going-two-builds", Class::Build, 2, ""),
+    ("keep-going-parallel", Class::Mixed, 3, ""),
+    ("failure-while-others-run", Class::Build, 1, "bad"),
+    ("wrong-system", Class::Build, 1, "foreign"),
+    ("wrong-system-below", Class::Build, 1, "foreign"),
+    ("missing-feature", Class::Build, 1, "special"),
+    ("builder-killed", Class::Build, 1, ""),
+    ("builder-missing", Class::Build, 1, "nobody"),
+    ("builder-imitates", Class::Build, 1, "liar"),
+    ("output-check", Class::Build, 1, "refers"),
+    ("check-differs", Class::Nondeterministic, 1, "chance"),
+    ("disk-full-builder", Class::Surroundings, 1, "filler"),
+    ("disk-full-nix", Class::Surroundings, 0, ""),
+    ("disk-full-substitution", Class::Surroundings, 0, ""),
+    ("cache-died", Class::Surroundings, 0, ""),
+    ("cache-refused-output", Class::Surroundings, 0, ""),
+    ("cache-refused-build-failure", Class::Build, 1, ""),
+    ("daemon-dead", Class::Surroundings, 0, ""),
+    ("daemon-killed", Class::Surroundings, 0, ""),
+    ("worker-killed", Class::Surroundings, 0, ""),
+    ("evaluation-throw", Class::Evaluation, 0, ""),
+    ("evaluation-needs-failing-builder", Class::Build, 1, ""),
+    ("evaluation-needs-failing-dependency", Class::Build, 1, ""),
+    ("evaluation-needs-foreign-system", Class::Build, 1, ""),
+    ("evaluation-needs-wrong-hash", Class::Hash, 1, ""),
 ];
 
 #[test]
 fn each_failure_is_the_same_on_every_nix_and_through_a_daemon() {
-    let expected: BTreeMap<_, _> = FAILURES
-        .iter()
-        .map(|(scenario, class, faults)| (*scenario, (*class, *faults)))
-        .collect();
     let mut wrong = Vec::new();
+    let mut seen = BTreeSet::new();
     for sample in samples() {
-        let Some((class, faults)) = expected.get(sample.scenario()) else {
+        let Some((scenario, class, faults, culprit)) = FAILURES
+            .iter()
+            .find(|(scenario, ..)| *scenario == sample.scenario())
+        else {
             continue;
         };
+        seen.insert(*scenario);
         let heard = Heard::of(&sample.said);
-        let found = class::of_realise(Ending::Exited(sample.status), &heard);
-        if (found, heard.faults.len()) != (*class, *faults) {
+        let ending = Ending::Exited(sample.status);
+        let found = if scenario.starts_with("evaluation-") {
+            class::of_evaluation(ending, &heard)
+        } else {
+            class::of_realise(ending, &heard)
+        };
+        let first = heard.culprit().and_then(|fault| fault.drv.as_ref());
+        let first = first.map_or("", |drv| drv.as_store_path().name());
+        let named = culprit.is_empty() || first.strip_suffix(".drv") == Some(culprit);
+        if (found, heard.faults.len()) != (*class, *faults) || !named {
             wrong.push(format!("{}: {found:?}, {:#?}", sample.name, heard.faults));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(seen.len(), FAILURES.len(), "no sample of some of them");
 }
 
 /// All events, as text, with plain lines put together again.

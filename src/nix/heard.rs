@@ -58,8 +58,8 @@ struct Build {
 /// A derivation that failed by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The derivation.
-    pub drv: DrvPath,
+    /// The derivation; none where Nix does not say which.
+    pub drv: Option<DrvPath>,
     /// Why.
     pub cause: Cause,
 }
@@ -183,7 +183,7 @@ impl Heard {
         if let Some(error) = text.strip_prefix("error: ") {
             self.about = None;
             self.error = Some(error.to_owned());
-            self.hear_error(error);
+            self.hear_error(error, message);
         } else if text.starts_with(DISK_NOTE) {
             if let Some(fault) = self.faults.last_mut() {
                 fault.cause = Cause::DiskFull;
@@ -192,27 +192,30 @@ impl Heard {
             if let Some(drv) = self.about.clone() {
                 self.hear_reason(drv, reason.trim_end_matches('.'));
             }
-        } else if let Some(what) = text.strip_prefix("Required system: ") {
+        } else if let Some(what) = after_any(text, ["Required system: ", "Required features: "]) {
             self.amend_platform("needs ", what);
-        } else if let Some(what) = text.strip_prefix("Current system: ") {
+        } else if let Some(what) = after_any(text, ["Current system: ", "Available features: "]) {
             self.amend_platform(", and here is ", what);
         } else if !message || !line.starts_with(' ') {
             self.hear_other(text);
         }
     }
 
-    fn hear_error(&mut self, error: &str) {
+    fn hear_error(&mut self, error: &str, message: bool) {
         if let Some(fault) = fault(error) {
             self.add(fault);
         } else if error.starts_with("output '") && error.contains(" is not allowed to refer to ") {
-            // Nix does not say of which derivation; its build has just ended.
-            let drv = self.over.back().and_then(|build| drv_of(&build.drv));
-            match drv {
-                Some(drv) => self.add(Fault {
-                    drv,
-                    cause: Cause::Output,
-                }),
-                None => self.dependency_failed = true,
+            self.add(Fault {
+                drv: self.ended_last(),
+                cause: Cause::Output,
+            });
+        } else if is_time_alone(error) {
+            // In Nix's own text a builder may say this of its own tests: there it counts where it explains what else nothing does.
+            if message || self.faults.is_empty() {
+                self.add(Fault {
+                    drv: self.ended_last(),
+                    cause: Cause::Time(format!("it {error}")),
+                });
             }
         } else if let Some(drv) = quoted_after(error, "Cannot build '").and_then(drv_of) {
             self.about = Some(drv);
@@ -236,17 +239,25 @@ impl Heard {
         }
     }
 
+    /// The derivation that an error is about which names none: its build has just ended, or is the only one there was.
+    fn ended_last(&self) -> Option<DrvPath> {
+        let only = || self.begun.first().filter(|_| self.begun.len() == 1);
+        let drv = self.over.back().map(|build| &build.drv).or_else(only)?;
+        drv_of(drv)
+    }
+
     /// Why a derivation could not be built, as Nix says it since 2.3x: in a line of its own.
     fn hear_reason(&mut self, drv: DrvPath, reason: &str) {
         let cause =
             if reason.contains("dependency failed") || reason.contains("dependencies failed") {
                 self.dependency_failed = true;
                 return;
-            } else if reason.starts_with("required system or feature not available") {
+            } else if NO_MACHINE.iter().any(|start| reason.starts_with(start)) {
                 Cause::Platform(String::new())
             } else {
                 cause_of_builder(reason).unwrap_or_else(|| Cause::Other(reason.to_owned()))
             };
+        let drv = Some(drv);
         self.add(Fault { drv, cause });
     }
 
@@ -342,6 +353,13 @@ impl Heard {
     }
 }
 
+/// How Nix says since 2.3x that no machine can build something.
+const NO_MACHINE: [&str; 3] = [
+    "platform mismatch",
+    "missing system features",
+    "required system or feature not available",
+];
+
 /// How Nix ends the message about a failed build where the disk is (nearly) full.
 const DISK_NOTE: &str = "note: build failure may have been caused by lack of free disk space";
 
@@ -352,9 +370,8 @@ const OVER_AT_MOST: usize = 64;
 fn fault(error: &str) -> Option<Fault> {
     let about = |start, cause: &dyn Fn(&str) -> Option<Cause>| {
         let (drv, rest) = error.strip_prefix::<&str>(start)?.split_once('\'')?;
-        let drv = drv_of(drv)?;
         Some(Fault {
-            drv,
+            drv: Some(drv_of(drv)?),
             cause: cause(rest)?,
         })
     };
@@ -388,10 +405,10 @@ fn fault(error: &str) -> Option<Fault> {
         let (needed, rest) = error
             .strip_prefix("a '")?
             .split_once(" is required to build '")?;
-        let (drv, have) = rest.split_once("', but I am a ")?;
+        let (drv, have) = rest.split_once("', but I am a '")?;
         Some(Fault {
-            drv: drv_of(drv)?,
-            cause: Cause::Platform(format!("needs '{needed}, and here is {have}")),
+            drv: Some(drv_of(drv)?),
+            cause: Cause::Platform(format!("needs '{needed}, and here is '{have}")),
         })
     })
 }
@@ -428,6 +445,18 @@ fn quoted_after<'a>(text: &'a str, start: &str) -> Option<&'a str> {
         .map(|(quoted, _)| quoted)
 }
 
+/// Whether an error says that a time has run out, and not of what (2.34).
+fn is_time_alone(error: &str) -> bool {
+    let rest = error
+        .strip_prefix("timed out after ")
+        .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+    matches!(rest, Some(" seconds" | " seconds of silence"))
+}
+
+fn after_any<'a>(text: &'a str, starts: [&str; 2]) -> Option<&'a str> {
+    starts.iter().find_map(|start| text.strip_prefix(start))
+}
+
 /// Whether an error says that the daemon is not there, or not any more.
 fn is_about_the_daemon(error: &str) -> bool {
     [
@@ -440,4 +469,174 @@ fn is_about_the_daemon(error: &str) -> bool {
     .any(|start| error.starts_with(start))
         || error.ends_with(": Broken pipe")
         || error.ends_with(": Connection reset by peer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DRV: &str = "/s/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
+
+    fn heard(text: &str) -> Heard {
+        Heard::of(text.as_bytes())
+    }
+
+    fn message(text: &str) -> String {
+        format!(
+            "@nix {}\n",
+            serde_json::json!({ "action": "msg", "level": 0, "msg": text })
+        )
+    }
+
+    #[test]
+    fn text_and_structure_are_understood_alike() {
+        let text = "these 2 derivations will be built:\n  /s/a.drv\nbuilding '/s/a.drv'...\nhi\nbuilding '/s/a.drv' on 'ssh://x'...\n\
+                    copying path '/s/b' from 'file:///c'...\n\u{1b}[31;1merror:\u{1b}[0m no\nlast";
+        let plain = heard(text);
+        let structured = heard(&format!(
+            "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/a.drv\",\"\",1,1]}}\n\
+             @nix {{\"action\":\"start\",\"id\":2,\"type\":100,\"fields\":[\"/s/b\",\"file:///c\",\"local\"]}}\n{}",
+            message("\u{1b}[31;1merror:\u{1b}[0m no")
+        ));
+        for heard in [plain, structured] {
+            assert_eq!((heard.begun.len(), heard.substituted.len()), (1, 1));
+            assert_eq!(heard.error.as_deref(), Some("no"));
+        }
+    }
+
+    #[test]
+    fn what_a_builder_prints_is_no_message() {
+        let said = format!(
+            "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"{DRV}\",\"\",1,1]}}\n\
+             @nix {{\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"error: hash mismatch in fixed-output derivation '{DRV}':\"]}}\n{}",
+            message(&format!(
+                "error: builder for '{DRV}' failed with exit code 1;\n       last 1 log lines:\n       > error: hash mismatch in fixed-output derivation '{DRV}':\n       > note: build failure may have been caused by lack of free disk space"
+            ))
+        );
+        let heard = heard(&said);
+        assert_eq!(heard.faults.len(), 1);
+        assert_eq!(heard.faults[0].cause, Cause::Status(1));
+        let drv = DrvPath::parse(DRV).unwrap();
+        assert_eq!(heard.last_lines(&drv).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_cache_is_unreachable_after_the_last_try_and_not_when_it_answers() {
+        let text = "warning: error: unable to download 'http://a/nix-cache-info': Couldn't connect to server (7); retrying in 3 ms\n\
+                    warning: unable to download 'http://b/x.narinfo': HTTP error 500\n\
+                    warning: unable to download 'http://c/nix-cache-info': Could not connect to server (7) Failed to connect\n";
+        let unreachable = heard(text).unreachable;
+        assert_eq!(
+            unreachable.iter().collect::<Vec<_>>(),
+            ["http://c/nix-cache-info"]
+        );
+    }
+
+    #[test]
+    fn the_collectors_messages_are_told_from_an_expressions_own() {
+        for error in [
+            format!("path '{DRV}' is not valid"),
+            format!("store path '{DRV}' does not exist"),
+            format!("path '{DRV}' does not exist and cannot be created"),
+            format!("cannot build missing derivation '{DRV}'"),
+            format!("failed to obtain derivation of '{DRV}'"),
+            format!("opening file '{DRV}': No such file or directory"),
+        ] {
+            let disturbance = heard(&format!("error: {error}\n")).disturbance();
+            assert_eq!(
+                disturbance,
+                Some(Disturbance::Gone(StorePath::parse(DRV).unwrap())),
+                "{error}"
+            );
+        }
+        for error in [
+            "attribute 'a' missing",
+            "path '/checkout/missing.nix' does not exist",
+            "path 'x' does not exist",
+            "opening file '/x/a.nix': No such file or directory",
+        ] {
+            assert_eq!(
+                heard(&format!("error: {error}\n")).disturbance(),
+                None,
+                "{error}"
+            );
+        }
+        let of_a_builder = format!(
+            "error: path '{DRV}' is not valid\nerror: builder for '{DRV}' failed with exit code 1\n"
+        );
+        assert_eq!(
+            heard(&of_a_builder).disturbance(),
+            None,
+            "only the last error is Nix's own"
+        );
+        assert_eq!(
+            heard("error: unexpected end-of-file\n").disturbance(),
+            Some(Disturbance::Daemon)
+        );
+    }
+
+    #[test]
+    fn what_failed_by_itself_is_known_with_its_cause() {
+        for (error, cause) in [
+            (
+                format!("builder for '{DRV}' failed with exit code 2"),
+                Cause::Status(2),
+            ),
+            (
+                format!("builder for '{DRV}' failed due to signal 9 (Killed)"),
+                Cause::Signal(9),
+            ),
+            (
+                format!(
+                    "builder for '{DRV}' failed to produce output path for output 'out' at '/s/x'"
+                ),
+                Cause::Output,
+            ),
+            (
+                format!("Cannot build '{DRV}'.\n       Reason: builder failed with exit code 2."),
+                Cause::Status(2),
+            ),
+            (
+                format!("hash mismatch in fixed-output derivation '{DRV}':"),
+                Cause::Hash,
+            ),
+            (
+                format!("building of '{DRV}!*' from .drv file timed out after 1 seconds"),
+                Cause::Time("it timed out after 1 seconds".into()),
+            ),
+            (
+                format!(
+                    "building of '{DRV}^*' from .drv file timed out after 1 seconds of silence"
+                ),
+                Cause::Time("it timed out after 1 seconds of silence".into()),
+            ),
+            (
+                format!(
+                    "a 'a' with features {{}} is required to build '{DRV}', but I am a 'b' with features {{kvm}}"
+                ),
+                Cause::Platform(
+                    "needs 'a' with features {}, and here is 'b' with features {kvm}".into(),
+                ),
+            ),
+            (
+                format!(
+                    "Cannot build '{DRV}'.\n       Reason: platform mismatch\n       Required system: 'a'\n       Current system: 'b'"
+                ),
+                Cause::Platform("needs 'a', and here is 'b'".into()),
+            ),
+        ] {
+            let later = "error: builder for '/s/store/00000000000000000000000000000000-b.drv' failed with exit code 1\n";
+            let heard = heard(&(message(&format!("error: {error}")) + later));
+            let fault = heard.culprit().unwrap();
+            let drv = fault.drv.as_ref().unwrap().as_store_path();
+            assert_eq!((drv.as_str(), &fault.cause), (DRV, &cause), "{error}");
+        }
+        for error in [
+            "1 dependencies of derivation 'x' failed to build".to_owned(),
+            format!("Cannot build '{DRV}'.\n       Reason: 1 dependency failed."),
+        ] {
+            let heard = heard(&message(&format!("error: {error}")));
+            assert!(heard.dependency_failed && heard.faults.is_empty());
+        }
+    }
 }

@@ -262,7 +262,7 @@ impl<'a> Step<'a> {
             self.faults.clone_from(&heard.faults);
             self.last_lines = heard
                 .culprit()
-                .and_then(|fault| heard.last_lines(&fault.drv));
+                .and_then(|fault| heard.last_lines(fault.drv.as_ref()?));
         }
     }
 
@@ -374,9 +374,10 @@ impl<'a> Step<'a> {
         let (finished, _) = self.ask(&command::closure(drv, &options))?;
         if finished.ending.success() {
             let below: BTreeSet<&Path> = finished.paths().collect();
-            heard
-                .faults
-                .retain(|fault| below.contains(fault.drv.as_store_path().as_path()));
+            heard.faults.retain(|fault| {
+                let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
+                drv.is_none_or(|drv| below.contains(drv.as_path()))
+            });
             self.faults.clone_from(&heard.faults);
         }
         Ok(())
@@ -513,7 +514,8 @@ impl<'a> Step<'a> {
         let failed: BTreeSet<&str> = self
             .faults
             .iter()
-            .map(|fault| fault.drv.as_store_path().as_str())
+            .filter_map(|fault| fault.drv.as_ref())
+            .map(|drv| drv.as_store_path().as_str())
             .collect();
         self.begun
             .iter()
@@ -548,7 +550,7 @@ impl<'a> Step<'a> {
                 let fault = self.faults.first();
                 FailureReport::new(
                     failure,
-                    fault.map(|fault| &fault.drv),
+                    fault.and_then(|fault| fault.drv.as_ref()),
                     self.last_lines.as_deref(),
                 )
             }),

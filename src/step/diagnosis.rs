@@ -19,7 +19,7 @@ pub(super) fn of_realise(
     how: &str,
 ) -> Failure {
     if let Some(fault) = heard.culprit() {
-        let needed_by = if fault.drv == *drv {
+        let needed_by = if fault.drv.as_ref() == Some(drv) {
             String::new()
         } else {
             format!(", which {drv} needs")
@@ -69,12 +69,13 @@ fn of_fault(
         0 => String::new(),
         others => format!(" ({others} more failed by themselves)"),
     };
+    let what = match &fault.drv {
+        Some(drv) => drv.to_string(),
+        None => "something".into(),
+    };
     let failure = Failure::new(
         class,
-        format_args!(
-            "{} failed{needed_by}: {}{memory}{others}",
-            fault.drv, fault.cause
-        ),
+        format_args!("{what} failed{needed_by}: {}{memory}{others}", fault.cause),
     );
     match hint(fault, for_memory) {
         Some(hint) => failure.hint(hint),

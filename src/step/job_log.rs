@@ -227,7 +227,8 @@ impl Pretty {
         let failed = heard
             .faults
             .iter()
-            .any(|fault| fault.drv.as_store_path().as_str() == build.drv);
+            .filter_map(|fault| fault.drv.as_ref())
+            .any(|drv| drv.as_store_path().as_str() == build.drv);
         match self.ended.take() {
             Some(Ended::Done) if !failed => "built in",
             Some(_) => "failed after",
