@@ -259,6 +259,7 @@ fn a_drv_that_was_collected_is_evaluated_again() {
         "the recorded outputs are neither here nor in a cache",
         "hello.drv is not valid in the store",
         "evaluated ",
+        "hint: evaluated again because the recorded .drv is not on this host",
     ]);
     // What the ways before it have met is no error of a step that succeeds.
     ended.never_says("error:");

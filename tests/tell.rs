@@ -193,7 +193,7 @@ fn a_step_that_failed_is_told_with_its_culprit_whose_log_is_kept_byte_for_byte()
     for part in [
         "<details open><summary><b><code>dependent</code>: <code>broken</code> failed</b></summary>",
         "A builder failed; trying again helps only where it fails by chance.",
-        "Class <code>build</code>, exit status 100.",
+        "Class <code>build</code>, exit status 100, job ",
         &format!("<a href=\"#{}\">Build dependent</a>", job.id),
         "line 8\nline 9\nno end of line \u{fffd}</pre>",
         &format!("<a href=\"artifact://{name}\">{name}</a>"),
@@ -215,7 +215,7 @@ fn the_second_step_that_fails_through_the_same_derivation_is_told_in_a_line() {
     let text = scene.annotation();
     assert_eq!(text.matches("<details").count(), 1, "{text}");
     let line = format!(
-        "\n\n<code>other</code> failed through the same <code>broken</code> as the <a href=\"#{}\">Build dependent</a>. <a href=\"#{}\">Build other</a>\n\n",
+        "\n\n<code>other</code> failed through the same <code>broken</code> as <a href=\"#{}\">Build dependent</a> (job <a href=\"#{}\">Build other</a>)\n\n",
         first.id, second.id
     );
     assert!(text.ends_with(&line), "{text}");
@@ -236,7 +236,7 @@ fn a_step_that_is_tried_again_and_fails_again_is_told_in_a_line() {
     let text = scene.annotation();
     assert_eq!(text.matches("<details").count(), 1, "{text}");
     assert!(
-        text.contains("\n\n<code>broken</code> was tried again, and failed as before. "),
+        text.contains("\n\n<code>broken</code> was tried again, and failed as before (job "),
         "{text}"
     );
     assert_eq!(scene.left("broken")["job"], scene.build.job("broken").id);
@@ -252,9 +252,9 @@ fn failures_without_a_culprit_are_told_too_each_for_itself() {
     let text = scene.annotation();
     for part in [
         "<b><code>throws</code> does not evaluate</b>",
-        "Class <code>evaluation</code>, exit status 65.",
+        "Class <code>evaluation</code>, exit status 65,",
         "<b><code>Build refused</code> is refused</b>",
-        "Class <code>config</code>, exit status 64.",
+        "Class <code>config</code>, exit status 64,",
         "unknown",
     ] {
         assert!(text.contains(part), "{part} is not in {text}");
@@ -271,7 +271,21 @@ fn where_nix_keeps_no_log_the_annotation_says_so() {
     scene.store.configure("keep-build-log = false");
     assert_eq!(scene.build.run(), Outcome::Failed, "{}", scene.logs());
     let text = scene.annotation();
-    assert!(text.contains("Nix has kept n"), "{text}");
+    assert!(text.contains("Nix has kept no log of it here"), "{text}");
+}
+
+#[test]
+fn a_builder_that_printed_nothing_has_no_artifact() {
+    let Some(scene) = scene_of(
+        &expression(r#"{ silent = build "silent" "exit 1"; }"#),
+        &[attr("silent")],
+    ) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed, "{}", scene.logs());
+    let text = scene.annotation();
+    assert!(text.contains("has printed nothing"), "{text}");
+    assert!(scene.build.artifacts().is_empty());
 }
 
 const HOSTILE: &str = "</pre></details><script>alert(1)</script> ```\n+++ open :boom: **b** [x](javascript:x) \u{1b}]1339;url=x\u{7} \u{202e}gpj \u{1b}[31mred\u{1b}[0m";
@@ -328,6 +342,68 @@ fn hostile_names_labels_and_logs_are_only_text() {
         names[0].starts_with("eval-once-log/a.b_c_d_e-"),
         "{names:?}"
     );
+}
+
+/// As a real build may fail; the docs show a picture of this page.
+#[test]
+fn each_derivation_that_fails_has_one_section_on_the_page() {
+    let literal = HOSTILE.replace('\n', " ");
+    let targets = expression(
+        r#"let
+          zlib = build "zlib-1.3.1" ''
+            echo "unpacking source archive zlib-1.3.1.tar.xz"
+            echo "patching sources"
+            echo "configuring"
+            echo "Checking for gcc..."
+            echo "Checking for shared library support..."
+            printf '\033[1mbuilding\033[0m\n'
+            echo "gcc -O3 -fPIC -D_LARGEFILE64_SOURCE=1 -DHAVE_HIDDEN -c -o inflate.o inflate.c"
+            printf '\033[01m\033[Kinflate.c:1207:33:\033[m\033[K \033[01;31m\033[Kerror:\033[m\033[K expected ‘;’ before ‘}’ token\n'
+            echo " 1207 |     return Z_STREAM_ERROR  /* <img src=x onerror=alert(1)> */"
+            echo "      |                          ^"
+            echo "make: *** [Makefile:178: inflate.o] Error 1"
+            exit 2
+          '';
+        in rec {
+          packages.web-frontend = build "web-frontend-2.4.0" "read line < ${zlib}";
+          packages.api-server = build "api-server-2.4.0" "read line < ${zlib}";
+          packages.docs = throw "docs: the attribute 'mdbook' is gone, use 'mdbook_0_5'";
+          hostile = build "hostile" ''
+            printf '%s\n' "${text}"; exit 1
+          '';
+        }"#,
+    )
+    .replace("${text}", &literal.replace('`', "\\`"));
+    let named = |key: &str, label: &str, attr: &str| {
+        let mut step = step(key, &json!({ "attr": attr }));
+        step["label"] = label.into();
+        step
+    };
+    let Some(scene) = scene_of(
+        &targets,
+        &[
+            named("web", "packages.web-frontend", "packages.web-frontend"),
+            named(
+                "hostile",
+                "**x** <script>alert(1)</script> :boom:",
+                "hostile",
+            ),
+            named("api", "packages.api-server", "packages.api-server"),
+            named("docs", "packages.docs", "packages.docs"),
+        ],
+    ) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed, "{}", scene.logs());
+    let text = scene.annotation();
+    assert_eq!(text.matches("<details").count(), 3, "{text}");
+    assert_eq!(text.matches("<details open").count(), 2, "{text}");
+    assert!(
+        text.contains("inflate.c:1207:33: error: expected"),
+        "{text}"
+    );
+    assert!(text.contains("failed through the same <code>zlib-1.3.1</code>"));
+    assert_eq!(scene.build.artifacts().len(), 2);
 }
 
 #[test]

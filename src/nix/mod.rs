@@ -11,6 +11,7 @@ mod derivation;
 pub mod escapes;
 mod evaluation;
 mod heard;
+pub mod settings;
 mod store_path;
 pub mod structured;
 pub mod version;

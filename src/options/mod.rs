@@ -24,6 +24,7 @@ use crate::exit::{Class, Failure};
 use crate::job::Given;
 use crate::keys::{self, Keys};
 use crate::log::Log;
+use crate::nix::settings::Settings;
 use crate::paths;
 use crate::recording;
 use crate::step::{self, Host, Order};
@@ -429,7 +430,35 @@ impl Reading {
             state: self.state(),
             evaluations,
             recorded_only,
+            nix: self.nix_settings(),
         })
+    }
+
+    /// Where Nix looks for its settings.
+    fn nix_settings(&self) -> Settings {
+        let environment = &self.environment;
+        let system = variable(environment, "NIX_CONF_DIR").map_or("/etc/nix".into(), PathBuf::from);
+        let mut files = vec![system.join("nix.conf")];
+        match environment.get(OsStr::new("NIX_USER_CONF_FILES")) {
+            // Of these, the first counts most.
+            Some(named) => {
+                let named: Vec<PathBuf> = std::env::split_paths(named).collect();
+                files.extend(named.into_iter().rev());
+            }
+            None => {
+                let config = variable(environment, "XDG_CONFIG_HOME").map(PathBuf::from);
+                let home = || Some(Path::new(variable(environment, "HOME")?).join(".config"));
+                files.extend(
+                    config
+                        .or_else(home)
+                        .map(|config| config.join("nix/nix.conf")),
+                );
+            }
+        }
+        Settings {
+            files,
+            text: text(environment, "NIX_CONFIG").unwrap_or_default(),
+        }
     }
 
     fn state(&self) -> Option<PathBuf> {

@@ -38,6 +38,8 @@ pub(super) enum Log {
     Whole(String),
     /// Nix has kept none; what was seen of it is an artifact of this name.
     Seen(String),
+    /// There is none to keep: the builder has printed nothing.
+    Empty,
     /// There is no artifact.
     Nowhere,
 }
@@ -64,25 +66,14 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
     } else {
         ""
     };
-    let what = match &failed.report.drv {
-        Some(drv) => format!(
-            "{}: {} {}",
-            name(failed.target),
-            name(name_of(drv.as_store_path().name())),
-            verb(class)
-        ),
+    let culprit = failed.report.drv.as_ref();
+    let culprit = culprit.map(|drv| name_of(drv.as_store_path().name()));
+    let what = match culprit.filter(|culprit| *culprit != failed.target) {
+        Some(culprit) => format!("{}: {} {}", name(failed.target), name(culprit), verb(class)),
         None => format!("{} {}", name(failed.target), verb(class)),
     };
     // No blank line anywhere in it: the HTML would end there.
     let mut text = format!("<details{open}><summary><b>{what}</b></summary>\n");
-    let _ = writeln!(
-        text,
-        "<p>{}<br>Class <code>{}</code>, exit status {}. {}</p>",
-        inert(class.in_a_sentence()),
-        class.word(),
-        class.status(),
-        link(failed.job)
-    );
     let _ = writeln!(
         text,
         "<p>{}</p>",
@@ -91,6 +82,14 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
     if let Some(hint) = &failed.failure.hint {
         let _ = writeln!(text, "<p>Hint: {}</p>", inert_within(hint, HINT_AT_MOST));
     }
+    let _ = writeln!(
+        text,
+        "<p>{}<br>Class <code>{}</code>, exit status {}, job {}</p>",
+        inert(class.in_a_sentence()),
+        class.word(),
+        class.status(),
+        link(failed.job)
+    );
     let log = failed.report.log.as_ref().or(failed.last_lines.as_ref());
     if let Some(lines) = log.map(|log| last_lines(log)).filter(|it| !it.is_empty()) {
         let _ = writeln!(
@@ -99,14 +98,10 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
             lines.join("&#10;")
         );
     }
-    if failed.report.drv.is_some() {
-        let _ = writeln!(text, "<p>{}</p>", where_the_log_is(failed));
-    }
-    if let Some(command) = &failed.advice.whole_log {
-        text.push_str(&to_paste(
-            "The whole log, on the host that built it",
-            command,
-        ));
+    if failed.log == Log::Empty {
+        text.push_str("<p>Its builder has printed nothing.</p>\n");
+    } else if let Some(command) = &failed.advice.whole_log {
+        text.push_str(&to_paste(&where_the_log_is(failed), command));
     }
     if let Some(command) = &failed.advice.reproduce {
         text.push_str(&to_paste("The same at home", command));
@@ -125,7 +120,7 @@ pub(super) fn same(job: &Job, target: &str, culprit: &str, value: &str) -> Strin
         is_retry: false,
     };
     format!(
-        "{} failed through the same {} as the {}. {}\n\n",
+        "{} failed through the same {} as {} (job {})\n\n",
         name(target),
         name(name_of(culprit)),
         link(&other),
@@ -136,7 +131,7 @@ pub(super) fn same(job: &Job, target: &str, culprit: &str, value: &str) -> Strin
 /// A step that was tried again, and failed as before.
 pub(super) fn again(job: &Job, target: &str) -> String {
     format!(
-        "{} was tried again, and failed as before. {}\n\n",
+        "{} was tried again, and failed as before (job {})\n\n",
         name(target),
         link(job)
     )
@@ -200,23 +195,26 @@ fn where_the_log_is(failed: &Failed<'_>) -> String {
         }
     };
     match &failed.log {
-        Log::Whole(name) => format!("Its whole log is an artifact: {}", artifact(name)),
-        Log::Seen(name) => format!(
-            "Nix has kept no log of it here; what was seen of it is an artifact: {}",
+        Log::Whole(name) => format!(
+            "Its whole log is the artifact {}; on the host that built it",
             artifact(name)
         ),
-        Log::Nowhere => {
-            "Its log is no artifact: Nix has kept none here, or it could not be uploaded.".into()
+        Log::Seen(name) => format!(
+            "Nix has kept no log of it here; what was seen of it is the artifact {}. On a host that has the log",
+            artifact(name)
+        ),
+        Log::Empty | Log::Nowhere => {
+            "Its log is no artifact: Nix has kept none here, or it could not be uploaded. On a host that has it".into()
         }
     }
 }
 
 fn to_paste(what: &str, command: &str) -> String {
     let inert = inert(command);
-    // Cut, it would be another command.
-    if inert.len() > COMMAND_AT_MOST {
+    // Cut, or with a character replaced, it would be another command.
+    if inert.len() > COMMAND_AT_MOST || inert.contains('\u{fffd}') {
         return format!(
-            "<p>{what}: the command is too long for this page, and is in the job's log.</p>\n"
+            "<p>{what}: by a command that cannot be shown here; <code>eval-once explain</code> prints it</p>\n"
         );
     }
     format!("<p>{what}:</p>\n<pre>{inert}</pre>\n")
@@ -333,9 +331,10 @@ mod tests {
 
     #[test]
     fn a_log_is_told_by_its_last_lines_without_colours() {
-        let log: String = (1..=100)
-            .map(|n| format!("\u{1b}[32m10%\rline\u{1b}[K {n}\u{1b}[0m\r\n"))
+        let log: Vec<String> = (1..=100)
+            .map(|n| format!("\u{1b}[32m10%\rline\u{1b}[K {n}\u{1b}[0m\r"))
             .collect();
+        let log = log.join("\n");
         let lines = last_lines(&log);
         assert_eq!((lines.len(), lines[0].as_str()), (25, "line 76"));
         assert_eq!(last_lines("\n\n"), [""; 0]);
@@ -344,6 +343,10 @@ mod tests {
     #[test]
     fn a_command_is_shown_whole_or_not_at_all() {
         let text = to_paste("The same at home", &"x".repeat(3_000));
-        assert!(text.len() < 200 && text.contains("too long"), "{text}");
+        assert!(
+            text.len() < 200 && text.contains("cannot be shown"),
+            "{text}"
+        );
+        assert!(to_paste("", "nix-build 'a\u{202e}b'").contains("cannot be shown"));
     }
 }

@@ -9,12 +9,15 @@ use crate::nix::{command, version};
 /// From this version of Nix on, the collector leaves alone what is in use (NixOS/nix#15469).
 const COLLECTOR_MENDED: (u32, u32) = (2, 35);
 
-/// What there is to say about `step`, a sentence each. Nix is asked for its settings only where somebody reads the answer.
+/// What there is to say about `step`, a sentence each. One that was refused has looked at nothing.
 ///
 /// # Errors
 /// A signal asked us to end (128 + n).
-pub(super) fn of(step: &mut Step<'_>, asked_for: bool) -> Result<Vec<String>, Failure> {
+pub(super) fn of(step: &mut Step<'_>) -> Result<Vec<String>, Failure> {
     let mut hints = Vec::new();
+    if step.taken.is_none() {
+        return Ok(hints);
+    }
     if step.drift {
         hints.push(
             "drift: what the evaluation reads has changed since the recording (another commit, Nix version or channel): pin it, or make the pipeline again".into(),
@@ -29,7 +32,7 @@ pub(super) fn of(step: &mut Step<'_>, asked_for: bool) -> Result<Vec<String>, Fa
             store.display()
         ));
     }
-    if asked_for && let Some(version) = collects_what_is_in_use(step)? {
+    if let Some(version) = collects_what_is_in_use(step)? {
         hints.push(format!(
             "`min-free` is set, and this is Nix {version}: when the disk runs low it collects during builds, and before 2.35 also what is in use, .drv files among it. Collect at set times instead, or use a later Nix"
         ));
@@ -50,32 +53,19 @@ fn nothing_rooted(step: &Step<'_>) -> Option<&'static str> {
     }
 }
 
-/// The version of a Nix whose collector may take what is in use while it runs by itself; none where it does not.
+/// The version of a Nix whose collector may take what is in use while it runs by itself; none where it does not. Nix is asked
+/// for its version only where its files say that it may: a step that has nothing to build is one process of Nix's.
 fn collects_what_is_in_use(step: &mut Step<'_>) -> Result<Option<String>, Failure> {
-    let unless_stopped = |failure: Failure| match failure.class {
-        Class::Signal(_) => Err(failure),
-        // Nobody knows then, and this is only a hint.
-        _ => Ok(None),
-    };
-    let config = command::show_config(&step.request.options);
-    let config = match step.ask(&config) {
-        Ok((config, _)) => config.text(),
-        Err(failure) => return unless_stopped(failure),
-    };
-    let set = config
-        .lines()
-        .find_map(|line| line.strip_prefix("min-free = "))
-        .is_some_and(|bytes| bytes.trim() != "0");
-    if !set {
+    let by_itself = step.host.nix.get("min-free");
+    if by_itself.is_none_or(|bytes| bytes == "0") {
         return Ok(None);
     }
     match step.ask(&command::version()) {
-        Ok((printed, _)) => {
-            let version = version::of_program(&printed.text());
-            Ok(version.filter(|version| {
-                version::numbers(version).is_some_and(|it| it < COLLECTOR_MENDED)
-            }))
-        }
-        Err(failure) => unless_stopped(failure),
+        Ok((printed, _)) => Ok(version::of_program(&printed.text()).filter(|version| {
+            version::numbers(version).is_some_and(|numbers| numbers < COLLECTOR_MENDED)
+        })),
+        Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
+        // Nobody knows then, and this is only a hint.
+        Err(_) => Ok(None),
     }
 }

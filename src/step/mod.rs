@@ -28,6 +28,7 @@ use crate::exit::{Class, Failure};
 use crate::keys::Keys;
 use crate::log::Log;
 use crate::nix::StorePath;
+use crate::nix::settings::Settings;
 use crate::supervise::Supervisor;
 
 use context::Step;
@@ -50,6 +51,8 @@ pub struct Host {
     pub evaluations: NonZeroUsize,
     /// A step never evaluates (`EVAL_ONCE_POLICY=recorded-only`).
     pub recorded_only: bool,
+    /// Where Nix's settings are.
+    pub nix: Settings,
 }
 
 /// A step as it was ordered: what cannot be read is part of it, for its refusal is reported like any other ending.
@@ -95,7 +98,7 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
-            let (result, hints) = match hints::of(&mut step, file.is_some()) {
+            let (result, hints) = match hints::of(&mut step) {
                 Ok(hints) => (result, hints),
                 // A signal has come after all: what was built is there, and the job's command is not to begin.
                 Err(failure) => (result.and(Err(failure)), Vec::new()),

@@ -14,6 +14,7 @@
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use super::advice::Advice;
@@ -33,8 +34,8 @@ use crate::supervise::{Finished, Supervisor};
 /// How long all of it may take.
 const TIME: Duration = Duration::from_secs(10);
 
-/// How much of that is left to the annotation, however long a log takes.
-const TIME_TO_ANNOTATE: Duration = Duration::from_secs(3);
+/// How much of that a log may take; the rest is left to the annotation.
+const TIME_FOR_LOG: Duration = Duration::from_secs(7);
 
 /// How many failures are told; more are counted.
 const LISTED: usize = 50;
@@ -74,12 +75,14 @@ pub(super) fn tell(job: &Job, over: &Over<'_>, supervisor: &mut Supervisor, log:
     if supervisor.check().is_err() {
         return;
     }
+    let now = Instant::now();
     let mut teller = Teller {
         job,
         target: target(job, over),
         supervisor,
         log,
-        until: Instant::now() + TIME,
+        until_log: now + TIME_FOR_LOG,
+        until: now + TIME,
     };
     match teller.tell(over) {
         Err(failure) if !matches!(failure.class, Class::Signal(_)) => log.warn(format_args!(
@@ -109,6 +112,9 @@ struct Teller<'a> {
     target: String,
     supervisor: &'a mut Supervisor,
     log: Log,
+    /// When a log must be kept, so that there is time to annotate.
+    until_log: Instant,
+    /// When all must be done.
     until: Instant,
 }
 
@@ -195,7 +201,7 @@ impl Teller<'_> {
         request: &Request,
         report: &FailureReport,
     ) -> Result<(annotation::Log, Option<String>), Failure> {
-        let until = self.until - TIME_TO_ANNOTATE;
+        let until = Some(self.until_log);
         let folder = agent::folder()?;
         let name = artifact_of(drv);
         let file = folder.path().join(&name);
@@ -206,9 +212,12 @@ impl Teller<'_> {
         }
         let mut line = nix::command::read_log(drv, &request.options);
         line.stdout = Some(file.clone());
-        let read = agent::run_at_once(self.supervisor, &[line], Some(until))?;
+        let read = agent::run_at_once(self.supervisor, &[line], until)?;
         let whole = read.iter().all(|(finished, _)| finished.ending.success());
         let end = if whole { end_of(&file) } else { None };
+        if whole && end.is_none() {
+            return Ok((annotation::Log::Empty, None));
+        }
         if !whole {
             match &report.log {
                 Some(seen) => agent::write(&file, seen)?,
@@ -216,7 +225,7 @@ impl Teller<'_> {
             }
         }
         let line = command::upload_artifact(folder.path(), &name);
-        let uploaded = agent::run_at_once(self.supervisor, &[line.clone()], Some(until))?;
+        let uploaded = agent::run_at_once(self.supervisor, slice::from_ref(&line), until)?;
         for (finished, said) in uploaded {
             if let Err(failure) = succeeded(&line, &finished, &said) {
                 self.log
@@ -402,7 +411,7 @@ mod tests {
         let told = format!("eval-once:told:{HASH}");
         // Who has left its mark and not told yet may be at the same point as we.
         assert_eq!(
-            telling(true, false, &[other.clone()]),
+            telling(true, false, slice::from_ref(&other)),
             Telling::Full { count: 2 }
         );
         assert_eq!(telling(true, false, &[other, told]), Telling::Same);
@@ -413,7 +422,10 @@ mod tests {
     #[test]
     fn a_step_that_is_tried_again_is_told_by_a_line_if_it_fails_as_before() {
         let before = failed(HASH, "key:of,a.step", "before");
-        assert_eq!(telling(true, true, &[before.clone()]), Telling::Again);
+        assert_eq!(
+            telling(true, true, slice::from_ref(&before)),
+            Telling::Again
+        );
         let other = failed("timeout", "key:of,a.step", "before");
         assert_eq!(telling(true, true, &[other]), Telling::Full { count: 2 });
         // Jobs of one step that run beside one another (a matrix) are no retries.

@@ -337,6 +337,13 @@ impl Build {
 
     fn outcome(&self) -> Outcome {
         let progress = self.progress();
+        // For looking at them (script/picture).
+        if let Some(folder) = std::env::var_os("KEEP_ANNOTATIONS") {
+            for (context, annotation) in &progress.annotations {
+                let file = Path::new(&folder).join(format!("{context}.md"));
+                fs::write(file, &annotation.body).unwrap();
+            }
+        }
         if let Some(why) = &progress.failure {
             return Outcome::Stuck(why.clone());
         }

@@ -1,0 +1,79 @@
+//! Nix's settings as its files have them, for what is no answer worth a process of Nix's: a hint.
+
+use std::path::{Path, PathBuf};
+
+/// How deep files may include one another.
+const DEPTH: usize = 8;
+
+/// Where settings come from, in the order in which Nix reads them: of two for the same name the later one counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Files: the system's, then the user's.
+    pub files: Vec<PathBuf>,
+    /// Text like that of a file (`NIX_CONFIG`), which comes last.
+    pub text: String,
+}
+
+impl Settings {
+    /// What is set for `name`; none where nothing is, or in a way that only Nix can read.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<String> {
+        let mut found = None;
+        for file in &self.files {
+            read_file(file, name, &mut found, DEPTH);
+        }
+        read(&self.text, Path::new("/"), name, &mut found, DEPTH);
+        found
+    }
+}
+
+fn read_file(file: &Path, name: &str, found: &mut Option<String>, depth: usize) {
+    if let Ok(text) = std::fs::read_to_string(file) {
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        read(&text, folder, name, found, depth);
+    }
+}
+
+fn read(text: &str, folder: &Path, name: &str, found: &mut Option<String>, depth: usize) {
+    for line in text.lines() {
+        let line = line.split('#').next().unwrap_or_default();
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("include" | "!include"), Some(file)) if depth > 0 => {
+                read_file(&folder.join(file), name, found, depth - 1);
+            }
+            (Some(word), Some("=")) if word == name => {
+                *found = Some(words.collect::<Vec<_>>().join(" "));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_that_is_set_counts_in_files_that_include_files() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = |name: &str, text: &str| {
+            let file = folder.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            file
+        };
+        let system = file(
+            "nix.conf",
+            "include nix.conf\nmin-free = 5 # bytes\n# min-free = 6\n!include none.conf\ninclude more.conf\n",
+        );
+        file("more.conf", "min-free-check-interval = 1\nmin-free = 7\n");
+        let mut settings = Settings {
+            files: vec![system, folder.path().join("absent")],
+            text: String::new(),
+        };
+        assert_eq!(settings.get("min-free").as_deref(), Some("7"));
+        assert_eq!(settings.get("max-free"), None);
+        settings.text = "cores = 1\nmin-free = 0\n".into();
+        assert_eq!(settings.get("min-free").as_deref(), Some("0"));
+    }
+}
