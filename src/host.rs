@@ -18,11 +18,15 @@ pub fn killed_for_memory() -> Option<u64> {
 
 /// What is low on the disk that holds `folder`, in words; none where nothing is, or nobody knows.
 #[must_use]
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "on macOS these numbers have 32 bits"
+)]
 pub fn low_on_disk(folder: &Path) -> Option<String> {
     let disk = statvfs(folder).ok()?;
     let block: u64 = disk.fragment_size();
-    let free = u64::from(disk.blocks_available()).saturating_mul(block);
-    let (files, free_files) = (u64::from(disk.files()), u64::from(disk.files_available()));
+    let free = disk.blocks_available() as u64 * block;
+    let (files, free_files) = (disk.files() as u64, disk.files_available() as u64);
     if free < LOW {
         Some(format!("{} MiB", free >> 20))
     } else if files > 0 && free_files < files / 100 {

@@ -141,7 +141,7 @@ fn cut<'a>(bytes: &'a [u8], at: &[prop::sample::Index]) -> Vec<&'a [u8]> {
 }
 
 fn line() -> impl Strategy<Value = Vec<u8>> {
-    let long = (b'a'..b'z', 60_000_usize..200_000).prop_map(|(byte, times)| vec![byte; times]);
+    let long = (b'a'..=b'z', 60_000_usize..200_000).prop_map(|(byte, times)| vec![byte; times]);
     let structured = ("start|stop|result|msg|x", 0_u64..4, 99_u64..112, any::<String>()).prop_map(
         |(action, id, kind, text)| {
             let fields = serde_json::json!([text, 1, "x"]);

@@ -1,6 +1,6 @@
 //! What the ending of a Nix program means. The one place where that is decided.
 
-use super::heard::{Cause, Heard};
+use super::heard::{Cause, Heard, Trouble};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 
@@ -29,13 +29,24 @@ pub fn of_evaluation(ending: Ending, heard: &Heard) -> Class {
     match ending {
         Ending::Killed(signal) => Class::Signal(signal),
         Ending::Exited(status) => of_faults(heard).or_else(|| of_status(status)).unwrap_or(
-            if heard.disk_full || heard.not_downloaded {
+            if heard
+                .troubles
+                .iter()
+                .copied()
+                .any(is_no_fault_of_expressions)
+            {
                 Class::Surroundings
             } else {
                 Class::Evaluation
             },
         ),
     }
+}
+
+/// Whether an evaluation that failed for this may succeed another time. (A daemon that went away is asked for by whoever
+/// evaluates: it may have been the collector.)
+fn is_no_fault_of_expressions(trouble: Trouble) -> bool {
+    matches!(trouble, Trouble::DiskFull | Trouble::NotDownloaded)
 }
 
 /// The class of what failed by itself. A full disk counts only where it is all there is: beside another failure, trying again

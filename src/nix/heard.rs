@@ -8,7 +8,7 @@ use super::structured::{Counts, Event, Reader};
 use super::{DrvPath, StorePath};
 
 /// How many of a builder's last lines are kept, and how much of each, in characters.
-const LAST_LINES: usize = 25;
+pub const LAST_LINES: usize = 25;
 const LINE_AT_MOST: usize = 1_000;
 
 /// How much of an unstructured line is looked at, in bytes: no message that is listened for is longer.
@@ -34,12 +34,8 @@ pub struct Heard {
     pub counts: Counts,
     /// Something needed a build that failed.
     pub dependency_failed: bool,
-    /// The disk was full for Nix itself.
-    pub disk_full: bool,
-    /// The daemon went away.
-    pub daemon_gone: bool,
-    /// Something could not be downloaded, and not because a server said so.
-    pub not_downloaded: bool,
+    /// What else went wrong, which no derivation can help.
+    pub troubles: BTreeSet<Trouble>,
     /// The builds that are running, by the number of their activity, with the last lines of each.
     running: HashMap<u64, Build>,
     /// The last lines of the builds that are over, by derivation, as long as it is not known whether one failed.
@@ -85,6 +81,17 @@ pub enum Cause {
     DiskFull,
     /// Something else, which Nix has said about it.
     Other(String),
+}
+
+/// What may go wrong around a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// The disk was full for Nix itself.
+    DiskFull,
+    /// The daemon went away, or was not there.
+    DaemonGone,
+    /// Something could not be downloaded, and not because a server said so.
+    NotDownloaded,
 }
 
 /// What an evaluation says that the garbage collector may have disturbed.
@@ -149,9 +156,7 @@ impl Heard {
                     if build.lines.len() == LAST_LINES {
                         build.lines.pop_front();
                     }
-                    let end = line.char_indices().nth(LINE_AT_MOST);
-                    let line = end.map_or(&**line, |(end, _)| &line[..end]);
-                    build.lines.push_back(line.to_owned());
+                    build.lines.push_back(shortened_line(line).to_owned());
                 }
             }
             Event::BuildEnds { id } => {
@@ -231,11 +236,11 @@ impl Heard {
         .iter()
         .any(|full| error.contains(full))
         {
-            self.disk_full = true;
+            self.troubles.insert(Trouble::DiskFull);
         } else if is_about_the_daemon(error) {
-            self.daemon_gone = true;
+            self.troubles.insert(Trouble::DaemonGone);
         } else if error.starts_with("unable to download '") && !error.contains("HTTP error 4") {
-            self.not_downloaded = true;
+            self.troubles.insert(Trouble::NotDownloaded);
         }
     }
 
@@ -350,6 +355,15 @@ impl Heard {
         self.error
             .as_deref()
             .is_some_and(|error| error.contains("has unsupported parameter 'dir'"))
+    }
+}
+
+/// As much of a line of a log as is kept.
+#[must_use]
+pub fn shortened_line(line: &str) -> &str {
+    match line.char_indices().nth(LINE_AT_MOST) {
+        Some((end, _)) => &line[..end],
+        None => line,
     }
 }
 

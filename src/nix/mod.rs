@@ -10,7 +10,7 @@ pub mod command;
 mod derivation;
 pub mod escapes;
 mod evaluation;
-mod heard;
+pub mod heard;
 pub mod settings;
 mod store_path;
 pub mod structured;
@@ -23,5 +23,5 @@ pub use derivation::{
 };
 pub use escapes::without_colours;
 pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
-pub use heard::{Cause, Disturbance, Fault, Heard};
+pub use heard::{Cause, Disturbance, Fault, Heard, Trouble};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};

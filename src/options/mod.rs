@@ -439,21 +439,18 @@ impl Reading {
         let environment = &self.environment;
         let system = variable(environment, "NIX_CONF_DIR").map_or("/etc/nix".into(), PathBuf::from);
         let mut files = vec![system.join("nix.conf")];
-        match environment.get(OsStr::new("NIX_USER_CONF_FILES")) {
+        if let Some(named) = environment.get(OsStr::new("NIX_USER_CONF_FILES")) {
             // Of these, the first counts most.
-            Some(named) => {
-                let named: Vec<PathBuf> = std::env::split_paths(named).collect();
-                files.extend(named.into_iter().rev());
-            }
-            None => {
-                let config = variable(environment, "XDG_CONFIG_HOME").map(PathBuf::from);
-                let home = || Some(Path::new(variable(environment, "HOME")?).join(".config"));
-                files.extend(
-                    config
-                        .or_else(home)
-                        .map(|config| config.join("nix/nix.conf")),
-                );
-            }
+            let named: Vec<PathBuf> = std::env::split_paths(named).collect();
+            files.extend(named.into_iter().rev());
+        } else {
+            let config = variable(environment, "XDG_CONFIG_HOME").map(PathBuf::from);
+            let home = || Some(Path::new(variable(environment, "HOME")?).join(".config"));
+            files.extend(
+                config
+                    .or_else(home)
+                    .map(|config| config.join("nix/nix.conf")),
+            );
         }
         Settings {
             files,

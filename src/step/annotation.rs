@@ -52,8 +52,6 @@ pub(super) struct Failed<'a> {
     pub(super) report: &'a FailureReport,
     pub(super) advice: &'a Advice,
     pub(super) log: Log,
-    /// The last lines of the log, where the report has none.
-    pub(super) last_lines: Option<String>,
     /// How many have failed so far, this one included.
     pub(super) count: usize,
 }
@@ -90,7 +88,7 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
         class.status(),
         link(failed.job)
     );
-    let log = failed.report.log.as_ref().or(failed.last_lines.as_ref());
+    let log = failed.report.log.as_ref();
     if let Some(lines) = log.map(|log| last_lines(log)).filter(|it| !it.is_empty()) {
         let _ = writeln!(
             text,
@@ -279,7 +277,6 @@ mod tests {
                 reproduce: Some(text.into()),
             },
             log: Log::Whole("eval-once-log/a.log".into()),
-            last_lines: None,
             count,
         })
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::diagnosis;
 use super::job_log::{Form, JobLog, short_name};
+use super::kept_log::KeptLog;
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
 use super::request::{OutLink, Request};
 use super::{Host, links};
@@ -262,7 +263,8 @@ impl<'a> Step<'a> {
             self.faults.clone_from(&heard.faults);
             self.last_lines = heard
                 .culprit()
-                .and_then(|fault| heard.last_lines(fault.drv.as_ref()?));
+                .and_then(|fault| heard.last_lines(fault.drv.as_ref()?))
+                .filter(|lines| !lines.is_empty());
         }
     }
 
@@ -521,6 +523,28 @@ impl<'a> Step<'a> {
             .iter()
             .filter(|drv| !failed.contains(drv.as_str()))
             .count()
+    }
+
+    /// The log of what failed, where Nix has kept it. The report gets its last lines, where they were not heard: Nix's own text
+    /// does not say whose its lines are. A log of another time is none of this step's.
+    pub(super) fn kept_log(&mut self, report: &mut Report) -> Option<KeptLog> {
+        let failure = report.failure.as_mut()?;
+        let drv = failure.drv.as_ref()?;
+        if !self.begun.contains(drv.as_store_path().as_str()) {
+            return None;
+        }
+        match KeptLog::read(drv, &self.request.options, self.supervisor) {
+            Ok(kept) => {
+                let last_lines = || kept.as_ref().and_then(KeptLog::last_lines);
+                failure.log = failure.log.take().or_else(last_lines);
+                kept
+            }
+            Err(failure) if matches!(failure.class, Class::Signal(_)) => None,
+            Err(failure) => {
+                self.log.warn(failure);
+                None
+            }
+        }
     }
 
     /// What has happened, for the report.

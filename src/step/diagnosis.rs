@@ -1,10 +1,13 @@
 //! What a failed build means, in words: what failed, why, and what can be done about it.
 
 use crate::exit::{Class, Failure};
-use crate::nix::{Cause, DrvPath, Fault, Heard};
+use crate::nix::{Cause, DrvPath, Fault, Heard, Trouble};
 
 /// What to do about a full disk.
 const MAKE_ROOM: &str = "make room on this host's disk, and try again: `nix-collect-garbage` takes away what nothing keeps, `eval-once prune` what recordings keep no longer";
+
+/// What to do about a server that does not answer.
+const UNREACHABLE: &str = "a server could not be reached: try again; where it is a cache, Nix builds what it cannot fetch with the option `fallback`";
 
 /// The status of a shell whose command was killed by signal 9.
 const KILLED: u32 = 128 + 9;
@@ -117,16 +120,25 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
 
 /// A failure of no derivation, with what can be done about it where that is known.
 fn with_hint(failure: Failure, heard: &Heard) -> Failure {
-    let hint = match failure.class {
-        Class::Signal(9) => "the kernel kills with signal 9 when memory runs out",
-        Class::Surroundings if heard.disk_full => MAKE_ROOM,
-        Class::Surroundings if heard.daemon_gone => {
+    let trouble = heard.troubles.first();
+    let unreachable = !heard.unreachable.is_empty()
+        && heard.error.as_deref().is_some_and(is_about_what_is_missing);
+    let hint = match (failure.class, trouble) {
+        (Class::Signal(9), _) => "the kernel kills with signal 9 when memory runs out",
+        (Class::Surroundings, Some(Trouble::DiskFull)) => MAKE_ROOM,
+        (Class::Surroundings, Some(Trouble::DaemonGone)) => {
             "the Nix daemon went away meanwhile: was it restarted, or killed for want of memory? The step can be tried again"
         }
-        Class::Surroundings if heard.not_downloaded || !heard.unreachable.is_empty() => {
-            "a server could not be reached: try again; where it is a cache, Nix builds what it cannot fetch with the option `fallback`"
-        }
+        (Class::Surroundings, Some(Trouble::NotDownloaded)) => UNREACHABLE,
+        (Class::Surroundings, None) if unreachable => UNREACHABLE,
         _ => return failure,
     };
     failure.hint(hint)
+}
+
+/// Whether Nix has ended because it could not come by something.
+fn is_about_what_is_missing(error: &str) -> bool {
+    ["some substitutes for ", "build of '", "path '"]
+        .iter()
+        .any(|start| error.starts_with(start))
 }

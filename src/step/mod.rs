@@ -11,6 +11,7 @@ mod ending;
 mod explain;
 mod hints;
 mod job_log;
+mod kept_log;
 mod left;
 mod links;
 mod report;
@@ -94,7 +95,7 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
     let request = order
         .keys
         .and_then(|keys| Request::read(keys, &order.place));
-    let (mut report, result, request) = match (request, order.host) {
+    let (mut report, kept, result, request) = match (request, order.host) {
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
@@ -103,15 +104,17 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
                 // A signal has come after all: what was built is there, and the job's command is not to begin.
                 Err(failure) => (result.and(Err(failure)), Vec::new()),
             };
-            let report = step.report(order.started, &result, hints);
+            let mut report = step.report(order.started, &result, hints);
+            let kept = step.kept_log(&mut report);
             let done = |outputs| Done {
                 outputs,
                 command: request.command,
             };
-            (report, result.map(done), Some(request))
+            (report, kept, result.map(done), Some(request))
         }
         (Err(failure), _) | (_, Err(failure)) => {
-            (Report::refusal(&failure, order.started), Err(failure), None)
+            let report = Report::refusal(&failure, order.started);
+            (report, None, Err(failure), None)
         }
     };
     if let Some(line) = report.in_one_line() {
@@ -136,6 +139,7 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
             report: &report,
             failure: result.as_ref().err(),
             request: request.as_ref(),
+            kept: kept.as_ref(),
         };
         tell(job, &over, supervisor, log);
     }

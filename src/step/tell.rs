@@ -11,14 +11,12 @@
 //! - Who finds no mark that its culprit has been told leaves one, and tells it. Two that look at the same moment both tell it.
 //!   None is left untold, unless who has left the mark dies before it comes to telling.
 
-use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::Path;
 use std::slice;
 use std::time::{Duration, Instant};
 
 use super::advice::Advice;
 use super::annotation::{self, Failed};
+use super::kept_log::KeptLog;
 use super::left::Left;
 use super::report::{FailureReport, Report};
 use super::request::Request;
@@ -28,7 +26,7 @@ use crate::buildkite::markdown::shortened;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::nix::{self, DrvPath};
+use crate::nix::DrvPath;
 use crate::supervise::{Finished, Supervisor};
 
 /// How long all of it may take.
@@ -42,9 +40,6 @@ const LISTED: usize = 50;
 
 /// The context of the annotation.
 const CONTEXT: &str = "eval-once-failures";
-
-/// How much of a kept log is looked at for its last lines, in bytes.
-const END_OF_LOG: u64 = 64 << 10;
 
 /// How much of a label is left to others, in characters.
 const LABEL_AT_MOST: usize = 100;
@@ -68,6 +63,8 @@ pub(super) struct Over<'a> {
     pub(super) failure: Option<&'a Failure>,
     /// What it was asked to do, where that could be read.
     pub(super) request: Option<&'a Request>,
+    /// The log of what failed, where Nix has kept it.
+    pub(super) kept: Option<&'a KeptLog>,
 }
 
 /// Tells the build of `job` how its step went. Once a signal has asked us to end there is no time for that.
@@ -171,11 +168,10 @@ impl Teller<'_> {
         count: usize,
     ) -> Result<String, Failure> {
         let mut log = annotation::Log::Nowhere;
-        let mut last_lines = None;
-        if let (Some(drv), Some(request)) = (&report.drv, over.request) {
+        if let Some(drv) = &report.drv {
             self.ask(&[command::set_meta_data(&marks.told(), &self.mark())])?;
-            match self.keep_log(drv, request, report) {
-                Ok(kept) => (log, last_lines) = kept,
+            match self.keep_log(drv, over) {
+                Ok(kept) => log = kept,
                 Err(failure) if matches!(failure.class, Class::Signal(_)) => return Err(failure),
                 Err(failure) => self
                     .log
@@ -189,56 +185,40 @@ impl Teller<'_> {
             report,
             advice: &Advice::new(over.request, over.report),
             log,
-            last_lines,
             count,
         }))
     }
 
-    /// Keeps the log of `drv` as an artifact; gives what became of that, and the log's end.
-    fn keep_log(
-        &mut self,
-        drv: &DrvPath,
-        request: &Request,
-        report: &FailureReport,
-    ) -> Result<(annotation::Log, Option<String>), Failure> {
-        let until = Some(self.until_log);
-        let folder = agent::folder()?;
-        let name = artifact_of(drv);
-        let file = folder.path().join(&name);
-        if let Some(folder) = file.parent() {
-            std::fs::create_dir_all(folder).classify(Class::Surroundings, || {
-                format!("cannot make {}", folder.display())
-            })?;
-        }
-        let mut line = nix::command::read_log(drv, &request.options);
-        line.stdout = Some(file.clone());
-        let read = agent::run_at_once(self.supervisor, &[line], until)?;
-        let whole = read.iter().all(|(finished, _)| finished.ending.success());
-        let end = if whole { end_of(&file) } else { None };
-        if whole && end.is_none() {
-            return Ok((annotation::Log::Empty, None));
-        }
-        if !whole {
-            match &report.log {
-                Some(seen) => agent::write(&file, seen)?,
-                None => return Ok((annotation::Log::Nowhere, None)),
+    /// Keeps the log of `drv` as an artifact; gives what became of that.
+    fn keep_log(&mut self, drv: &DrvPath, over: &Over<'_>) -> Result<annotation::Log, Failure> {
+        let report = over.report.failure.as_ref();
+        let seen = report.and_then(|report| report.log.as_ref());
+        let (log, whole);
+        let log = match (over.kept, seen) {
+            (Some(_), None) => return Ok(annotation::Log::Empty),
+            (None, None) => return Ok(annotation::Log::Nowhere),
+            (Some(kept), Some(_)) => {
+                whole = true;
+                kept
             }
-        }
-        let line = command::upload_artifact(folder.path(), &name);
+            (None, Some(seen)) => {
+                whole = false;
+                log = KeptLog::seen(drv, seen)?;
+                &log
+            }
+        };
+        let name = log.name().to_owned();
+        let line = command::upload_artifact(log.folder(), &name);
+        let until = Some(self.until_log);
         let uploaded = agent::run_at_once(self.supervisor, slice::from_ref(&line), until)?;
         for (finished, said) in uploaded {
-            if let Err(failure) = succeeded(&line, &finished, &said) {
-                self.log
-                    .warn(format_args!("the log of {drv} is not kept: {failure}"));
-                return Ok((annotation::Log::Nowhere, end));
-            }
+            succeeded(&line, &finished, &said)?;
         }
-        let log = if whole {
+        Ok(if whole {
             annotation::Log::Whole(name)
         } else {
             annotation::Log::Seen(name)
-        };
-        Ok((log, end))
+        })
     }
 
     /// Asks the agent for things that must all be done in time.
@@ -266,32 +246,6 @@ fn succeeded(line: &CommandLine, finished: &Finished, said: &str) -> Result<(), 
         Class::Surroundings,
         format_args!("`{}` {}{said}", words.join(" "), finished.ending),
     ))
-}
-
-/// The name of a log as an artifact: of characters that mean nothing in a list of patterns, which is what names are taken for.
-fn artifact_of(drv: &DrvPath) -> String {
-    let path = drv.as_store_path();
-    let name = path.name().strip_suffix(".drv").unwrap_or(path.name());
-    let plain = |it: char| {
-        if it.is_ascii_alphanumeric() || "._-".contains(it) {
-            it
-        } else {
-            '_'
-        }
-    };
-    let name: String = name.chars().take(80).map(plain).collect();
-    format!("eval-once-log/{name}-{}.log", &path.hash()[..8])
-}
-
-/// The end of a file, where it can be read and is not empty.
-fn end_of(file: &Path) -> Option<String> {
-    let mut file = File::open(file).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(END_OF_LOG)))
-        .ok()?;
-    let mut end = Vec::new();
-    file.read_to_end(&mut end).ok()?;
-    (!end.is_empty()).then(|| String::from_utf8_lossy(&end).into_owned())
 }
 
 /// How a failure is told.
@@ -454,15 +408,6 @@ mod tests {
         assert_eq!(
             telling(true, false, &others(120, &[50, 100])),
             Telling::Nothing
-        );
-    }
-
-    #[test]
-    fn an_artifacts_name_is_of_safe_characters() {
-        let drv = format!("/nix/store/{HASH}-a?b+c=d.drv");
-        assert_eq!(
-            artifact_of(&DrvPath::parse(&drv).unwrap()),
-            "eval-once-log/a_b_c_d-01234567.log"
         );
     }
 }

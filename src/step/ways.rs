@@ -367,7 +367,7 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     let mut attempt = 1;
     while attempt <= ATTEMPTS {
         let turn = step.turn()?;
-        step.begin(format_args!("evaluating {}", evaluation));
+        step.begin(format_args!("evaluating {evaluation}"));
         let started = Instant::now();
         let evaluated = evaluate(step, evaluation, roots.as_ref().map(Roots::link).as_deref());
         step.seconds.evaluate += started.elapsed();
@@ -401,7 +401,7 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     }
     Err(Failure::new(
         Class::Surroundings,
-        format_args!("the garbage collector disturbed the evaluation of {} {ATTEMPTS} times", evaluation),
+        format_args!("the garbage collector disturbed the evaluation of {evaluation} {ATTEMPTS} times"),
     )
     .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone"))
 }
@@ -475,7 +475,7 @@ fn evaluate(
         )
     };
     Err(
-        Failure::new(Class::Evaluation, format_args!("{} is {found}", evaluation))
+        Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
             .hint("name one derivation with `attr`: a step builds one"),
     )
 }

@@ -1,0 +1,142 @@
+//! The log of a derivation that failed, in a file: what an artifact is made of, and what is shown of it.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::agent;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::nix::DrvPath;
+use crate::nix::command::{self, Options};
+use crate::nix::heard::{LAST_LINES, shortened_line};
+use crate::supervise::Supervisor;
+
+/// How long Nix may take to give a log out: it may be packed, and large.
+const TIME: Duration = Duration::from_secs(5);
+
+/// How much of a log is looked at for its last lines, in bytes.
+const END: u64 = 64 << 10;
+
+/// A log in a file, which goes with this value.
+#[derive(Debug)]
+pub(super) struct KeptLog {
+    folder: TempDir,
+    name: String,
+}
+
+impl KeptLog {
+    /// The log that Nix has kept; none where it has not (`keep-build-log = false`, or a build on another machine).
+    ///
+    /// # Errors
+    /// There is no room for it (75); a signal asked us to end (128 + n).
+    pub(super) fn read(
+        drv: &DrvPath,
+        options: &Options,
+        supervisor: &mut Supervisor,
+    ) -> Result<Option<Self>, Failure> {
+        let log = Self::new(drv)?;
+        let mut line = command::read_log(drv, options);
+        line.stdout = Some(log.file());
+        let until = Instant::now() + TIME;
+        let read = agent::run_at_once(supervisor, &[line], Some(until))?;
+        let whole = read.iter().all(|(finished, _)| finished.ending.success());
+        Ok(whole.then_some(log))
+    }
+
+    /// A log of which only these lines were seen.
+    ///
+    /// # Errors
+    /// There is no room for it (75).
+    pub(super) fn seen(drv: &DrvPath, lines: &str) -> Result<Self, Failure> {
+        let log = Self::new(drv)?;
+        agent::write(&log.file(), lines)?;
+        Ok(log)
+    }
+
+    fn new(drv: &DrvPath) -> Result<Self, Failure> {
+        let log = Self {
+            folder: agent::folder()?,
+            name: artifact_of(drv),
+        };
+        if let Some(folder) = log.file().parent() {
+            std::fs::create_dir_all(folder).classify(Class::Surroundings, || {
+                format!("cannot make {}", folder.display())
+            })?;
+        }
+        Ok(log)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join(&self.name)
+    }
+
+    /// The folder in which it stands under its [name](Self::name).
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Its name as an artifact.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its last lines; none where it has none.
+    pub(super) fn last_lines(&self) -> Option<String> {
+        let mut file = File::open(self.file()).ok()?;
+        let length = file.metadata().ok()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(END)))
+            .ok()?;
+        let mut end = Vec::new();
+        file.read_to_end(&mut end).ok()?;
+        let text = String::from_utf8_lossy(&end);
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines.iter().skip(lines.len().saturating_sub(LAST_LINES));
+        let last: Vec<&str> = last.map(|line| shortened_line(line)).collect();
+        (!last.is_empty()).then(|| last.join("\n"))
+    }
+}
+
+/// The name of a log as an artifact: of characters that mean nothing in a list of patterns, which is what names are taken for.
+fn artifact_of(drv: &DrvPath) -> String {
+    let path = drv.as_store_path();
+    let name = path.name().strip_suffix(".drv").unwrap_or(path.name());
+    let plain = |it: char| {
+        if it.is_ascii_alphanumeric() || "._-".contains(it) {
+            it
+        } else {
+            '_'
+        }
+    };
+    let name: String = name.chars().take(80).map(plain).collect();
+    format!("eval-once-log/{name}-{}.log", &path.hash()[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_artifacts_name_is_of_safe_characters() {
+        let drv = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a?b+c=d.drv";
+        assert_eq!(
+            artifact_of(&DrvPath::parse(drv).unwrap()),
+            "eval-once-log/a_b_c_d-01234567.log"
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_log_is_its_last_lines() {
+        let drv = DrvPath::parse("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv").unwrap();
+        let lines: Vec<String> = (0..100).map(|n| format!("line {n}")).collect();
+        let log = KeptLog::seen(&drv, &lines.join("\n")).unwrap();
+        let last = log.last_lines().unwrap();
+        assert!(
+            last.starts_with("line 75\n") && last.ends_with("line 99"),
+            "{last}"
+        );
+        assert_eq!(KeptLog::seen(&drv, "").unwrap().last_lines(), None);
+    }
+}
