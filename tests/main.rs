@@ -13,6 +13,7 @@ mod derivation;
 mod environment;
 mod evaluate;
 mod explain;
+mod failures;
 mod job_log;
 mod out_link;
 mod plugin;

@@ -4,15 +4,15 @@ use std::{
     ffi::OsString,
     os::unix::{net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
 };
 
 use unix::{
-    sys::signal::{Signal, killpg},
+    sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
 
-use super::{store::Store, tool, until};
+use super::{processes::children, program::Program, store::Store, tool, until};
 
 /// A running daemon; it ends with this value.
 #[derive(Debug)]
@@ -27,25 +27,53 @@ impl Daemon {
     /// The store's folders exist already, and must: told of a socket but without a state folder, the daemon of Nix 2.8 and
     /// 2.26 connects to itself and forks without end.
     pub(crate) fn start(store: &Store) -> Self {
+        Self::start_behind(store, &[])
+    }
+
+    /// As [`start`](Self::start), by the program and arguments in `before`, which end where the daemon's begin.
+    pub(crate) fn start_behind(store: &Store, before: &[OsString]) -> Self {
         assert!(
             store.state().join("db").is_dir(),
             "the store is not initialised"
         );
         let socket = store.root().join("socket");
-        let mut command = Command::new(tool("nix-daemon").unwrap());
-        command
-            .env_clear()
+        let mut command = Program::new(tool("nix-daemon").unwrap())
+            .behind(before)
             .envs(store.env())
             .env("NIX_DAEMON_SOCKET_PATH", &socket)
-            .stdin(Stdio::null())
+            .command();
+        command
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0);
-        let child = command.spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         until("the daemon answers", || {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "the daemon ended with {ended:?}");
             UnixStream::connect(&socket).is_ok()
         });
         Self { child, socket }
+    }
+
+    /// The daemon's own process, which waits for clients.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().try_into().unwrap())
+    }
+
+    /// Kills the processes that work for clients, one for each.
+    pub(crate) fn kill_workers(&self) {
+        for worker in children(self.pid()) {
+            let _ = kill(worker.pid, Signal::SIGKILL);
+        }
+    }
+
+    /// Kills the daemon first, so that nobody is served any more, and then those that work for clients.
+    pub(crate) fn kill(&self) {
+        let workers = children(self.pid());
+        let _ = kill(self.pid(), Signal::SIGKILL);
+        for worker in workers {
+            let _ = kill(worker.pid, Signal::SIGKILL);
+        }
     }
 
     /// What a client's environment has beside the store's own, so that it goes through this daemon.
@@ -56,8 +84,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let group = Pid::from_raw(self.child.id().try_into().unwrap());
-        let _ = killpg(group, Signal::SIGKILL);
+        self.kill();
+        let _ = killpg(self.pid(), Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }

@@ -36,6 +36,29 @@ pub(crate) fn marked(marker: &str) -> Vec<Process> {
     found
 }
 
+/// The processes that this one started and that live.
+pub(crate) fn children(parent: Pid) -> Vec<Process> {
+    let mut found = Vec::new();
+    for task in fs::read_dir(format!("/proc/{parent}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for pid in children.split_whitespace() {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            // One that has ended has none.
+            if !command.is_empty() {
+                found.push(Process {
+                    pid: Pid::from_raw(pid.parse().unwrap()),
+                    command: String::from_utf8_lossy(&command).replace('\0', " "),
+                });
+            }
+        }
+    }
+    found
+}
+
 /// Kills what a failed test left behind.
 pub(crate) fn kill_marked(marker: &str) {
     for process in marked(marker) {

@@ -28,6 +28,7 @@ pub(crate) struct Program {
     arguments: Vec<OsString>,
     environment: BTreeMap<OsString, OsString>,
     folder: PathBuf,
+    user: Option<u32>,
     report: Option<PathBuf>,
 }
 
@@ -39,6 +40,7 @@ impl Program {
             arguments: Vec::new(),
             environment: BTreeMap::new(),
             folder: PathBuf::from("/"),
+            user: None,
             report: None,
         }
     }
@@ -90,6 +92,23 @@ impl Program {
         self
     }
 
+    /// As this user, with the group of the same number and no other: what only root can do.
+    pub(crate) fn as_user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
+    /// Started by the program and arguments in `before`, which end where its own begin.
+    pub(crate) fn behind(mut self, before: &[OsString]) -> Self {
+        let Some((program, arguments)) = before.split_first() else {
+            return self;
+        };
+        let file = std::mem::replace(&mut self.file, program.into());
+        self.arguments.insert(0, file.into());
+        self.arguments.splice(0..0, arguments.iter().cloned());
+        self
+    }
+
     /// Tells it to write a report (`--report`), which is read after its end.
     pub(crate) fn reporting_to(mut self, file: impl Into<PathBuf>) -> Self {
         let file = file.into();
@@ -106,6 +125,9 @@ impl Program {
             .envs(&self.environment)
             .current_dir(&self.folder)
             .stdin(Stdio::null());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         command
     }
 
@@ -313,6 +335,14 @@ impl Ended {
             "standard error has {part:?}: {self}"
         );
         self
+    }
+
+    /// The failure's message and all our own lines: what the reader is told by us.
+    pub(crate) fn told(&self) -> String {
+        let message = self.report()["failure"]["message"]
+            .as_str()
+            .unwrap_or_default();
+        format!("{message}\n{}", self.ours().join("\n"))
     }
 
     /// Our own lines, without their prefix.

@@ -160,23 +160,39 @@ impl Store {
     /// Our binary where a file system is mounted first, by this script, which nobody else sees. `None`, said loudly, on a host
     /// that lets this user make no mount namespace: there nothing can be tested with it, with `CI=true` or without.
     pub(crate) fn eval_once_with_mounts(&self, script: &str) -> Option<Program> {
-        let unshare =
-            self.program("unshare")
-                .args(["--user", "--map-root-user", "--mount", "/bin/sh", "-c"]);
-        let probe = unshare.clone().arg(script).run();
-        if !probe.status.success() {
-            loudly(&format!(
-                "no mount namespace can be made here: {}",
-                probe.stderr.trim()
-            ));
-            return None;
-        }
+        let mounted = self.with_mounts(script)?;
         Some(
-            unshare
-                .arg(format!("{script} && exec \"$@\""))
-                .arg("sh")
-                .arg(EVAL_ONCE),
+            Program::new(EVAL_ONCE)
+                .behind(&mounted)
+                .envs(self.env())
+                .folder(self.work()),
         )
+    }
+
+    /// What starts a program where a file system is mounted first, as [`eval_once_with_mounts`](Self::eval_once_with_mounts):
+    /// to be put [before](Program::behind) it.
+    pub(crate) fn with_mounts(&self, script: &str) -> Option<Vec<OsString>> {
+        let unshare = tool("unshare")?;
+        // Root needs no user namespace, in which a daemon would not know its clients.
+        let root = &["--mount", "/bin/sh", "-c"][..];
+        let anybody = &["--user", "--map-root-user", "--mount", "/bin/sh", "-c"][..];
+        let mut why = String::new();
+        for before in [root, anybody] {
+            let probe = Program::new(&unshare)
+                .args(before)
+                .arg(script)
+                .envs(self.env())
+                .run();
+            if probe.status.success() {
+                let mut whole = vec![unshare.into_os_string()];
+                whole.extend(before.iter().map(OsString::from));
+                whole.extend([format!("{script} && exec \"$@\"").into(), "sh".into()]);
+                return Some(whole);
+            }
+            why = probe.stderr.trim().to_owned();
+        }
+        loudly(&format!("no mount namespace can be made here: {why}"));
+        None
     }
 
     /// Any program in this store and the working folder.

@@ -1,0 +1,776 @@
+//! Each class of failure in all its surroundings: the same status, the same class and the same culprit without a daemon,
+//! through one as root and through one as an ordinary user, whatever the log looks like.
+
+use std::{
+    cell::RefCell,
+    ffi::OsString,
+    fmt,
+    fs::{self, OpenOptions},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use unix::{
+    fcntl::OFlag,
+    sys::signal::{Signal, kill},
+    unistd::{Pid, geteuid},
+};
+
+use crate::support::{
+    EVAL_ONCE,
+    daemon::Daemon,
+    loudly,
+    processes::children,
+    program::{Program, Running},
+    skip,
+    store::Store,
+    target::fifo,
+    until,
+};
+
+// --- The table -------------------------------------------------------------------------------------------------------
+
+/// A failure, and what is expected of a step that meets it: in every cell the same.
+struct Row {
+    name: &'static str,
+    /// `default.nix`, with the functions of tests. `target` is what the step builds. `NEVER` stands for a pipe that nobody
+    /// writes to, `PID` for a file that a builder may write its process into.
+    body: &'static str,
+    situation: Situation,
+    flags: &'static [&'static str],
+    status: i32,
+    class: &'static str,
+    /// The attributes of which one is the derivation that itself failed; none where no derivation is at fault.
+    culprits: &'static [&'static str],
+    /// What we say somewhere.
+    says: &'static str,
+    only: Only,
+}
+
+/// What is done to a step beyond its derivation.
+#[derive(Clone, Copy)]
+enum Situation {
+    /// Nothing: it is recorded, and its `.drv` is valid.
+    Recorded,
+    /// It is not recorded: it has to be evaluated.
+    Evaluated,
+    /// As soon as its builder says `waiting`, this happens.
+    During(fn(&Cell, &Running)),
+    /// Before it starts, this happens; a daemon runs already.
+    Before(fn(&Cell)),
+    /// Whoever builds sees this mounted: `STORE`, `STATE` and `LOG` stand for Nix's folders.
+    Mounted(&'static str),
+    /// The output is in a cache that died after Nix had asked it what it has.
+    CacheDied,
+    /// Whoever builds has little memory.
+    LittleMemory,
+}
+
+/// The cells that a row has.
+#[derive(Clone, Copy, PartialEq)]
+enum Only {
+    All,
+    /// There must be a daemon.
+    Daemon,
+    /// The log is read, not only passed on.
+    Pretty,
+    PrettyDaemon,
+}
+
+const RECORDED: Row = Row {
+    name: "",
+    body: "",
+    situation: Situation::Recorded,
+    flags: &[],
+    status: 100,
+    class: "build",
+    culprits: &["target"],
+    says: "",
+    only: Only::All,
+};
+
+const SURROUNDINGS: Row = Row {
+    status: 75,
+    class: "surroundings",
+    culprits: &[],
+    ..RECORDED
+};
+
+const KEEP_GOING: [&str; 3] = ["--option", "keep-going", "true"];
+
+const WAITS: &str = "{ target = build \"waits\" \"echo waiting; read x < NEVER\"; }";
+
+/// What the bodies with several failures share.
+macro_rules! failing {
+    ($target:literal) => {
+        concat!(
+            "rec { bad = build \"bad\" \"echo the last words; exit 3\"; worse = build \"worse\" \"exit 4\"; ",
+            "slow = build \"slow\" \"read x < NEVER\"; good = file \"good\"; ",
+            "wrong = with' { outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; outputHash = ",
+            "\"0000000000000000000000000000000000000000000000000000000000000000\"; } \"wrong\" \"echo > $out\"; ",
+            "both = builds: build \"top\" \"echo ${toString builds} > $out\"; ",
+            "target = ", $target, "; }"
+        )
+    };
+}
+
+/// A builder's script that prints what Nix says of failures of the derivation `$other`, which a variable of the shell may be.
+macro_rules! imitating {
+    ($other:literal) => {
+        concat!(
+            "\necho \"error: builder for '", $other, "' failed with exit code 1\"\n",
+            "echo \"error: Cannot build '", $other, "'.\"\n",
+            "echo \"       Reason: builder failed with exit code 1.\"\n",
+            "echo \"error: building of '", $other, "!*' from .drv file timed out after 1 seconds\"\n",
+            "echo \"error: hash mismatch in fixed-output derivation '", $other, "':\"\n",
+            "echo \"error: 1 dependencies of derivation '", $other, "' failed to build\"\n",
+            "printf \"\\033[31;1merror:\\033[0m builder for '\\033[35;1m", $other, "\\033[0m' failed with exit code 1\\n\"\n",
+            "echo \"@nix {\\\"action\\\":\\\"msg\\\",\\\"level\\\":0,\\\"msg\\\":\\\"error: hash mismatch in fixed-output derivation '", $other, "':\\\"}\"\n",
+            "echo '@nix {\"action\":\"setPhase\",\"phase\":\"buildPhase\"}'\n",
+        )
+    };
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        name: "a builder that fails",
+        body: failing!("bad"),
+        says: "bad",
+        ..RECORDED
+    },
+    Row {
+        name: "a dependency that fails, four deep",
+        body: "rec { bad = build \"bad\" \"exit 3\"; l1 = build \"l1\" \"echo ${bad} > $out\"; l2 = build \"l2\" \"echo ${l1} > $out\"; \
+               l3 = build \"l3\" \"echo ${l2} > $out\"; target = build \"top\" \"echo ${l3} > $out\"; }",
+        culprits: &["bad"],
+        says: "bad",
+        ..RECORDED
+    },
+    Row {
+        name: "a builder that makes no output",
+        body: "{ target = build \"empty\" \"echo nothing is made\"; }",
+        says: "builder ended well",
+        ..RECORDED
+    },
+    Row {
+        name: "a builder that is not there",
+        body: "{ target = derivation { inherit system; name = \"nobody\"; builder = \"/no/such/builder\"; }; }",
+        ..RECORDED
+    },
+    Row {
+        name: "an output that refers to what it may not",
+        body: "rec { dep = file \"dep\"; target = with' { allowedReferences = [ ]; inherit dep; } \"refers\" \"echo $dep > $out\"; }",
+        ..RECORDED
+    },
+    Row {
+        name: "timeout",
+        body: failing!("slow"),
+        flags: &["--option", "timeout", "1"],
+        status: 101,
+        class: "timeout",
+        ..RECORDED
+    },
+    Row {
+        name: "timeout of a dependency",
+        body: failing!("both [ slow ]"),
+        flags: &["--option", "timeout", "1"],
+        status: 101,
+        class: "timeout",
+        culprits: &["slow"],
+        ..RECORDED
+    },
+    Row {
+        name: "max-silent-time",
+        body: failing!("slow"),
+        flags: &["--option", "max-silent-time", "1"],
+        status: 101,
+        class: "timeout",
+        ..RECORDED
+    },
+    Row {
+        name: "a wrong hash",
+        body: failing!("wrong"),
+        status: 102,
+        class: "hash",
+        says: "hash",
+        ..RECORDED
+    },
+    Row {
+        name: "a wrong hash below",
+        body: failing!("both [ wrong ]"),
+        status: 102,
+        class: "hash",
+        culprits: &["wrong"],
+        ..RECORDED
+    },
+    Row {
+        name: "failure and hash at once",
+        body: failing!("both [ bad wrong good ]"),
+        flags: &KEEP_GOING,
+        status: 103,
+        class: "mixed",
+        culprits: &["bad", "wrong"],
+        ..RECORDED
+    },
+    Row {
+        name: "failure, hash and timeout at once",
+        body: failing!("both [ bad wrong slow ]"),
+        flags: &["--option", "keep-going", "true", "--option", "timeout", "1"],
+        status: 103,
+        class: "mixed",
+        culprits: &["bad", "wrong", "slow"],
+        ..RECORDED
+    },
+    Row {
+        name: "two failures of one class",
+        body: failing!("both [ bad worse ]"),
+        flags: &KEEP_GOING,
+        culprits: &["bad", "worse"],
+        ..RECORDED
+    },
+    Row {
+        name: "another system",
+        body: "{ target = with' { system = \"pdp11-unix\"; } \"foreign\" \"echo > $out\"; }",
+        says: "pdp11-unix",
+        ..RECORDED
+    },
+    Row {
+        name: "another system below",
+        body: "rec { foreign = with' { system = \"pdp11-unix\"; } \"foreign\" \"echo > $out\"; target = build \"top\" \"echo ${foreign} > $out\"; }",
+        culprits: &["foreign"],
+        says: "pdp11-unix",
+        ..RECORDED
+    },
+    Row {
+        name: "a missing feature",
+        body: "{ target = with' { requiredSystemFeatures = [ \"quantum\" ]; } \"special\" \"echo > $out\"; }",
+        says: "quantum",
+        ..RECORDED
+    },
+    Row {
+        name: "a builder that evaluation needed",
+        body: "rec { inner = build \"inner\" \"exit 3\"; target = import inner; }",
+        situation: Situation::Evaluated,
+        culprits: &["inner"],
+        says: "inner",
+        ..RECORDED
+    },
+    Row {
+        name: "a dependency of a builder that evaluation needed",
+        body: "rec { bad = build \"bad\" \"exit 3\"; inner = build \"inner\" \"echo ${bad} > $out\"; target = import inner; }",
+        situation: Situation::Evaluated,
+        culprits: &["bad"],
+        ..RECORDED
+    },
+    Row {
+        name: "a wrong hash that evaluation needed",
+        body: "rec { wrong = with' { outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; outputHash = \
+               \"0000000000000000000000000000000000000000000000000000000000000000\"; } \"wrong\" \"echo > $out\"; target = import wrong; }",
+        situation: Situation::Evaluated,
+        status: 102,
+        class: "hash",
+        culprits: &["wrong"],
+        ..RECORDED
+    },
+    Row {
+        name: "a builder that fills the disk",
+        body: "{ target = build \"filler\" \"while echo 0123456789012345678901234567890123456789; do :; done > $out; exit 1\"; }",
+        situation: Situation::Mounted(
+            "mkdir -p ASIDE && cp -a STORE/. ASIDE && mount -t tmpfs -o size=1m eo STORE && cp -a ASIDE/. STORE",
+        ),
+        says: "disk",
+        culprits: &["target"],
+        ..SURROUNDINGS
+    },
+    Row {
+        name: "a disk that is full for Nix's log",
+        body: failing!("good"),
+        situation: Situation::Mounted("mount -t tmpfs -o nr_inodes=1 eo LOG"),
+        says: "space",
+        ..SURROUNDINGS
+    },
+    Row {
+        name: "a daemon that is dead",
+        body: failing!("good"),
+        situation: Situation::Before(|cell| cell.daemon.borrow().as_ref().unwrap().kill()),
+        only: Only::Daemon,
+        says: "daemon",
+        ..SURROUNDINGS
+    },
+    Row {
+        name: "a daemon that is killed in the middle",
+        body: WAITS,
+        situation: Situation::During(|cell, _| cell.daemon.borrow().as_ref().unwrap().kill()),
+        only: Only::Daemon,
+        ..SURROUNDINGS
+    },
+    Row {
+        name: "a daemon's worker that is killed",
+        body: WAITS,
+        situation: Situation::During(|cell, _| {
+            cell.daemon.borrow().as_ref().unwrap().kill_workers();
+        }),
+        only: Only::Daemon,
+        ..SURROUNDINGS
+    },
+    Row {
+        name: "a builder that is killed from outside",
+        body: "{ target = build \"killed\" \"echo \\$\\$ > PID; echo waiting; read x < NEVER\"; }",
+        situation: Situation::During(|cell, _| {
+            let pid = fs::read_to_string(cell.store.work().join("pid")).unwrap();
+            kill(Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
+        }),
+        says: "signal 9",
+        ..RECORDED
+    },
+    Row {
+        name: "a builder that the kernel kills for memory",
+        // What it has doubles until there is no more.
+        body: "{ target = build \"greedy\" \"x=0123456789; while :; do x=\\$x\\$x; done\"; }",
+        situation: Situation::LittleMemory,
+        says: "memory",
+        ..RECORDED
+    },
+    Row {
+        name: "Nix that is killed",
+        body: WAITS,
+        situation: Situation::During(|_, step| kill_nix(step, Signal::SIGKILL)),
+        status: 137,
+        class: "signal",
+        culprits: &[],
+        ..RECORDED
+    },
+    Row {
+        name: "Nix that aborts",
+        body: WAITS,
+        situation: Situation::During(|_, step| kill_nix(step, Signal::SIGABRT)),
+        status: 134,
+        class: "signal",
+        culprits: &[],
+        ..RECORDED
+    },
+    Row {
+        name: "a cache that died is all there is to blame",
+        body: failing!("good"),
+        situation: Situation::CacheDied,
+        says: "cache",
+        ..SURROUNDINGS
+    },
+    Row {
+        name: "a cache that died holds a dependency",
+        body: failing!("both [ good ]"),
+        situation: Situation::CacheDied,
+        ..SURROUNDINGS
+    },
+    Row {
+        name: "a cache that cannot be reached and a builder that fails",
+        body: failing!("bad"),
+        flags: &["--option", "substituters", "http://127.0.0.1:1"],
+        ..RECORDED
+    },
+    Row {
+        name: "a file where the link is to be",
+        body: failing!("good"),
+        situation: Situation::Before(|cell| {
+            cell.store.write("result", "in the way");
+        }),
+        status: 64,
+        class: "config",
+        culprits: &[],
+        says: "result",
+        ..RECORDED
+    },
+    Row {
+        name: "a builder that imitates Nix about what is no dependency",
+        body: concat!(
+            "rec { other = file \"other\"; target = let path = builtins.unsafeDiscardStringContext other.drvPath; in build \"liar\" ''",
+            imitating!("${path}"),
+            "exit 3''; }"
+        ),
+        ..RECORDED
+    },
+    Row {
+        name: "a builder that imitates Nix about its own dependency",
+        body: concat!(
+            "rec { other = file \"other\"; target = let path = builtins.unsafeDiscardStringContext other.drvPath; in build \"liar\" '': ${other}",
+            imitating!("${path}"),
+            "exit 3''; }"
+        ),
+        only: Only::Pretty,
+        ..RECORDED
+    },
+    Row {
+        name: "a dependency that imitates Nix about what needs it and ends well",
+        body: concat!(
+            "rec { liar = build \"liar\" ''for needing in ${builtins.storeDir}/*-needing.drv; do :; done",
+            imitating!("$needing"),
+            "echo > $out''; target = build \"needing\" \": ${liar}; exit 3\"; }"
+        ),
+        only: Only::Pretty,
+        ..RECORDED
+    },
+    Row {
+        name: "a daemon's worker that is killed under a builder that imitates Nix",
+        body: concat!(
+            "rec { other = file \"other\"; target = let path = builtins.unsafeDiscardStringContext other.drvPath; in build \"liar\" '': ${other}",
+            imitating!("${path}"),
+            "echo waiting; read x < NEVER''; }"
+        ),
+        situation: Situation::During(|cell, _| {
+            cell.daemon.borrow().as_ref().unwrap().kill_workers();
+        }),
+        only: Only::PrettyDaemon,
+        ..SURROUNDINGS
+    },
+];
+
+// --- The surroundings ------------------------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Client {
+    NoDaemon,
+    Root,
+    Ordinary,
+}
+
+/// Whoever that is: nobody else uses it, and it owns nothing.
+const ORDINARY_USER: u32 = 54321;
+
+impl Client {
+    /// The user of the step, where it is another than the tests' own.
+    fn user(self) -> Option<u32> {
+        (self == Self::Ordinary && geteuid().is_root()).then_some(ORDINARY_USER)
+    }
+}
+
+/// One row in one surrounding.
+struct Cell {
+    row: &'static Row,
+    client: Client,
+    log: &'static str,
+    store: Store,
+    daemon: RefCell<Option<Daemon>>,
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} / {:?} / {}", self.row.name, self.client, self.log)
+    }
+}
+
+impl Drop for Cell {
+    /// A builder whose Nix was killed may still wait, and a control group goes when nobody is in it any more.
+    fn drop(&mut self) {
+        self.daemon.take();
+        let mut open = OpenOptions::new();
+        open.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        let _ = open.open(self.never());
+        if matches!(self.row.situation, Situation::LittleMemory) && !thread::panicking() {
+            for (parent, _) in MEMORY_GROUPS {
+                let group = Path::new(parent).join(self.store.root().file_name().unwrap());
+                until("the control group is empty", || {
+                    !group.exists() || fs::remove_dir(&group).is_ok()
+                });
+            }
+        }
+    }
+}
+
+impl Cell {
+    fn never(&self) -> PathBuf {
+        self.store.work().join("never")
+    }
+
+    /// What starts whoever builds, as far as that is another than in other cells. `None`: it cannot be had here.
+    fn builder_behind(&self) -> Option<Vec<OsString>> {
+        match self.row.situation {
+            Situation::Mounted(script) => {
+                let script = [
+                    ("STORE", self.store.folder()),
+                    ("LOG", self.store.root().join("log")),
+                    ("ASIDE", self.store.root().join("aside")),
+                ]
+                .iter()
+                .fold(script.to_owned(), |script, (name, folder)| {
+                    script.replace(name, folder.to_str().unwrap())
+                });
+                self.store.with_mounts(&script)
+            }
+            Situation::LittleMemory => little_memory(self.store.root()),
+            _ => Some(Vec::new()),
+        }
+    }
+
+    fn run(&self) {
+        fifo(&self.never());
+        let text = |name| self.store.work().join(name).to_str().unwrap().to_owned();
+        self.store.targets(
+            &self
+                .row
+                .body
+                .replace("NEVER", &text("never"))
+                .replace("PID", &text("pid")),
+        );
+        let evaluated = matches!(self.row.situation, Situation::Evaluated);
+        let culprits = self.culprits();
+        let flags = if evaluated {
+            ["--attr", "target"].map(str::to_owned).to_vec()
+        } else {
+            self.record()
+        };
+        let Some(before) = self.builder_behind() else {
+            return;
+        };
+        if let Some(user) = self.client.user() {
+            self.open_to(user);
+        }
+        // Where there is no daemon, it is the step that builds.
+        let mut step = self
+            .store
+            .eval_once(["step", "--log", self.log])
+            .reporting_to(self.store.work().join("report.json"))
+            .args(flags)
+            .args(self.row.flags);
+        if self.client == Client::NoDaemon {
+            step = step.behind(&before);
+        } else {
+            let daemon = Daemon::start_behind(&self.store, &before);
+            step = step.envs(daemon.env());
+            *self.daemon.borrow_mut() = Some(daemon);
+        }
+        if let Some(user) = self.client.user() {
+            step = step.as_user(user).env("HOME", self.store.work());
+        }
+        if let Situation::Before(happens) = self.row.situation {
+            happens(self);
+        }
+        let running = step.start();
+        if let Situation::During(happens) = self.row.situation {
+            running.until_it_says("waiting");
+            happens(self, &running);
+        }
+        let ended = running.end();
+        ended.fails(self.row.status, self.row.class);
+        let drv = ended.report()["failure"]["drv"].as_str();
+        let right = match drv {
+            Some(drv) => culprits.iter().any(|culprit| culprit == drv),
+            None => culprits.is_empty(),
+        };
+        assert!(
+            right,
+            "the culprit is {drv:?}, not of {culprits:?}: {ended}"
+        );
+        let told = ended.told();
+        assert!(
+            told.contains(self.row.says),
+            "we do not say {:?}: {ended}",
+            self.row.says
+        );
+    }
+
+    /// The `.drv`s of the culprits, written and asked for by one evaluation.
+    fn culprits(&self) -> Vec<String> {
+        let [first, ..] = self.row.culprits else {
+            return Vec::new();
+        };
+        let mut ask = self
+            .store
+            .program("nix-instantiate")
+            .args(["default.nix", "-A", first]);
+        for more in &self.row.culprits[1..] {
+            ask = ask.args(["-A", more]);
+        }
+        let ended = ask.run();
+        ended.exits(0);
+        ended.stdout.lines().map(str::to_owned).collect()
+    }
+
+    /// The flags of a step that is recorded, and whose evaluation would be seen.
+    fn record(&self) -> Vec<String> {
+        let target = self.store.target("target");
+        if matches!(self.row.situation, Situation::CacheDied) {
+            self.cache_died();
+        }
+        self.store.poison();
+        let mut flags = target.flags();
+        flags.extend(["--file", "default.nix", "--attr", "target"].map(str::to_owned));
+        flags
+    }
+
+    /// `good` is in a cache, Nix knows that, and nobody answers any more.
+    fn cache_died(&self) {
+        let good = self.store.target("good");
+        self.store.build(&good.drv);
+        self.store.cache("cache", [good.out()]);
+        self.store.delete([good.out()]);
+        let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", server.server_addr());
+        self.store.configure(&format!("substituters = {url}"));
+        // Otherwise it is tried five times, which takes four seconds.
+        self.store.configure("download-attempts = 1");
+        let folder = self.store.root().join("cache");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for request in server.incoming_requests() {
+                    let answer = match fs::read(folder.join(request.url().trim_start_matches('/')))
+                    {
+                        Ok(bytes) => tiny_http::Response::from_data(bytes),
+                        Err(_) => tiny_http::Response::from_data([]).with_status_code(404),
+                    };
+                    let _ = request.respond(answer);
+                }
+            });
+            self.store
+                .nix("nix-store", ["--realise", "--dry-run", &good.drv]);
+            server.unblock();
+        });
+    }
+
+    /// Another user may work in this store's working folder.
+    fn open_to(&self, user: u32) {
+        fs::set_permissions(self.store.root(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir_all(self.store.our_state()).unwrap();
+        for folder in [self.store.work(), self.store.our_state()] {
+            chown(folder, Some(user), Some(user)).unwrap();
+        }
+        let mode = fs::Permissions::from_mode(0o1777);
+        fs::set_permissions(self.store.root().join("tmp"), mode).unwrap();
+    }
+}
+
+/// Sends the Nix that this step has started a signal.
+fn kill_nix(step: &Running, signal: Signal) {
+    let nix = || {
+        children(step.pid())
+            .into_iter()
+            .find(|child| child.command.contains("--realise"))
+    };
+    until("the step's Nix runs", || nix().is_some());
+    kill(nix().unwrap().pid, signal).unwrap();
+}
+
+/// Where control groups with a limit for memory are made, and the file that sets it: by the first and by the second version of them.
+const MEMORY_GROUPS: [(&str, &str); 2] = [
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+    ("/sys/fs/cgroup", "memory.max"),
+];
+
+/// What starts a program in a control group with little memory. `None`, said loudly, where none can be made.
+fn little_memory(store: &Path) -> Option<Vec<OsString>> {
+    let name = store.file_name().unwrap();
+    let made = MEMORY_GROUPS.into_iter().find_map(|(parent, limit)| {
+        let group = Path::new(parent).join(name);
+        if !Path::new(parent).join("cgroup.procs").exists() {
+            return None;
+        }
+        fs::create_dir(&group).ok()?;
+        if fs::write(group.join(limit), "67108864").is_ok() {
+            return Some(group);
+        }
+        let _ = fs::remove_dir(&group);
+        None
+    });
+    let Some(group) = made else {
+        loudly(
+            "no control group with a limit for memory can be made here: the kernel kills no builder",
+        );
+        return None;
+    };
+    let script = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", group.display());
+    Some(
+        ["/bin/sh", "-c", &script, "sh"]
+            .map(OsString::from)
+            .to_vec(),
+    )
+}
+
+/// All rows in one surrounding; those that are red are told together.
+fn all_rows(client: Client, log: &'static str) {
+    let mut red = Vec::new();
+    // One row alone: what a person who mends it wants.
+    let wanted = std::env::var("EVAL_ONCE_TEST_ROW").unwrap_or_default();
+    for row in ROWS.iter().filter(|row| row.name.contains(&wanted)) {
+        let has = match row.only {
+            Only::All => true,
+            Only::Daemon => client != Client::NoDaemon,
+            Only::Pretty => log == "pretty",
+            Only::PrettyDaemon => client != Client::NoDaemon && log == "pretty",
+        };
+        if !has {
+            continue;
+        }
+        let Some(store) = Store::new() else { return };
+        let cell = Cell {
+            row,
+            client,
+            log,
+            store,
+            daemon: RefCell::default(),
+        };
+        if let Err(why) = catch_unwind(AssertUnwindSafe(|| cell.run())) {
+            let why = why.downcast_ref::<String>().cloned().unwrap_or_default();
+            red.push(format!("=== {cell}: {why}"));
+        }
+    }
+    assert!(
+        red.is_empty(),
+        "{} red cells:\n{}",
+        red.len(),
+        red.join("\n")
+    );
+}
+
+#[test]
+fn without_a_daemon() {
+    all_rows(Client::NoDaemon, "pretty");
+}
+
+#[test]
+fn without_a_daemon_and_with_nixs_own_log() {
+    all_rows(Client::NoDaemon, "raw");
+}
+
+#[test]
+fn through_a_daemon_as_root() {
+    all_rows(Client::Root, "pretty");
+}
+
+#[test]
+fn through_a_daemon_as_root_and_with_nixs_own_log() {
+    all_rows(Client::Root, "raw");
+}
+
+#[test]
+fn through_a_daemon_as_an_ordinary_user() {
+    if ordinary_user() {
+        all_rows(Client::Ordinary, "pretty");
+    }
+}
+
+#[test]
+fn through_a_daemon_as_an_ordinary_user_and_with_nixs_own_log() {
+    if ordinary_user() {
+        all_rows(Client::Ordinary, "raw");
+    }
+}
+
+/// Can a step be run as an ordinary user beside the daemon's?
+fn ordinary_user() -> bool {
+    if !geteuid().is_root() {
+        loudly("these are not run by root: a daemon of the same user stands for root's");
+        return false;
+    }
+    let reachable = catch_unwind(|| {
+        Program::new(EVAL_ONCE)
+            .arg("--version")
+            .as_user(ORDINARY_USER)
+            .run()
+            .exits(0);
+    });
+    if reachable.is_err() {
+        skip(&format!("another user cannot start {EVAL_ONCE}"));
+    }
+    reachable.is_ok()
+}
