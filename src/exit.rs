@@ -82,7 +82,9 @@ impl Class {
     #[must_use]
     pub fn in_a_sentence(self) -> &'static str {
         match self {
-            Self::Build => "A builder failed; trying again helps only where it fails by chance.",
+            Self::Build => {
+                "It could not be built; trying again helps only where it fails by chance."
+            }
             Self::Timeout => {
                 "A time limit ran out; trying again helps only where the host was busier than usual."
             }

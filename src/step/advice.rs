@@ -20,7 +20,10 @@ impl Advice {
             return Self::default();
         };
         let options = &request.options;
-        let culprit = report.failure.as_ref().and_then(|it| it.drv.as_ref());
+        let failure = report.failure.as_ref();
+        // Where nothing was printed there is nothing to look at.
+        let printed = failure.filter(|failure| failure.log.is_some());
+        let culprit = printed.and_then(|failure| failure.drv.as_ref());
         let reproduce = match &request.evaluation {
             Some(evaluation) => Some(command::nix_build(evaluation, None, options)),
             None => report

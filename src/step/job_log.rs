@@ -291,6 +291,7 @@ impl Pretty {
 
     fn progress(&mut self) {
         let Self {
+            log,
             line,
             running,
             counts,
@@ -302,6 +303,7 @@ impl Pretty {
         line.show(|| {
             let text = how_far(*counts, *planned, running, copies)?;
             if let Some((before, when)) = said
+                && !log.terminal
                 && *before == text
                 && when.elapsed() < STILL
             {

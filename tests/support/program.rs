@@ -160,6 +160,11 @@ impl Program {
     pub(crate) fn run(&self) -> Ended {
         self.start().end()
     }
+
+    /// What it says on standard error, which need not be UTF-8.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.command().output().unwrap().stderr
+    }
 }
 
 /// A program that runs.

@@ -1,0 +1,342 @@
+//! What a job's log shows of what Nix does, with real Nix: for people, and as Nix itself says it.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+
+use serde_json::json;
+
+use crate::support::program::Ended;
+use crate::support::store::Store;
+use crate::support::target::fifo;
+use crate::support::terminal::Terminal;
+use crate::support::until;
+
+/// Its lines of standard error.
+fn lines(ended: &Ended) -> Vec<&str> {
+    ended.stderr.lines().collect()
+}
+
+/// The text between a heading and the next one, or the end.
+fn group<'a>(ended: &'a Ended, heading: &str) -> &'a str {
+    let (_, after) = ended
+        .stderr
+        .split_once(&format!("--- eval-once: {heading}"))
+        .unwrap_or_else(|| panic!("no group {heading:?}: {ended}"));
+    after.split("\n--- ").next().unwrap()
+}
+
+#[test]
+fn each_build_has_a_line_when_it_begins_and_ends_and_its_lines_stand_behind_its_name() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"rec {
+            one = build "one-1.0" "echo hello; echo > $out";
+            two = build "two" "echo \"  indented\"; printf 'no end'; echo > $out";
+            top = build "top" "echo ${one} ${two} > $out";
+        }"#,
+    );
+    let target = store.target("top");
+    let ended = store.step(target.flags()).run();
+    ended.takes("realised", "drv-valid").counts(3, 0);
+    let shown = group(&ended, "building top");
+    for (name, printed) in [
+        ("one-1.0", "hello"),
+        ("two", "  indented"),
+        ("two", "no end"),
+    ] {
+        let position = |line: &str| {
+            shown
+                .lines()
+                .position(|it| it.starts_with(&format!("{name}> {line}")))
+                .unwrap_or_else(|| panic!("no {line:?} of {name}: {ended}"))
+        };
+        assert!(position("building '") < position(printed));
+        assert!(position(printed) < position("built in "));
+    }
+    ended.passes_on("these 3 derivations will be built:\n");
+    ended.never_says("@nix").never_says("failed");
+}
+
+#[test]
+fn what_comes_from_a_cache_is_summed_up() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"rec { one = file "one"; two = build "two" "echo ${one} > $out"; three = build "three" "echo ${two} > $out"; }"#,
+    );
+    let target = store.target("three");
+    store.build(&target.drv);
+    let cache = store.cache("cache", [target.out()]);
+    store.delete([target.out()]);
+    store.collect();
+    let target = store.target("three");
+    let ended = store
+        .step(target.flags())
+        .args(["--option", "substituters", &cache])
+        .run();
+    ended.exits(0).counts(0, 3);
+    ended.never_says("copying path");
+    let summed: Vec<&str> = lines(&ended)
+        .into_iter()
+        .filter(|line| line.starts_with("eval-once: copied "))
+        .collect();
+    let expected = format!("eval-once: copied 3 paths (0.0 MiB) from {cache} in ");
+    assert!(
+        matches!(summed.as_slice(), [line] if line.starts_with(&expected)),
+        "{ended}"
+    );
+}
+
+#[test]
+fn a_step_that_has_nothing_to_do_says_one_line() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ hello = file \"hello\"; }");
+    let target = store.target("hello");
+    store.build(&target.drv);
+    let ended = store.step(target.flags()).run();
+    ended.takes("realised", "drv-valid").counts(0, 0);
+    assert_eq!(lines(&ended).len(), 1, "{ended}");
+}
+
+#[test]
+fn raw_is_what_nix_says_byte_for_byte() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{
+            good = build "good" "printf 'tab\\tred \\033[31mred\\033[0m \\377 \\r over\\n+++ open\\n'; echo > $out";
+            bad = build "bad" "echo no; exit 3";
+        }"#,
+    );
+    for name in ["good", "bad"] {
+        let target = store.target(name);
+        let bare = store
+            .program("nix-store")
+            .args(["--realise", &target.drv, "--add-root", "bare"])
+            .bytes();
+        if name == "good" {
+            store.delete([target.out()]);
+        }
+        let ours = store.step(target.flags()).args(["--log", "raw"]).bytes();
+        let without_ours: Vec<&[u8]> = ours
+            .split_inclusive(|byte| *byte == b'\n')
+            .take_while(|line| !line.starts_with(b"--- eval-once: "))
+            .filter(|line| !line.starts_with(b"eval-once: "))
+            .collect();
+        assert_eq!(
+            String::from_utf8_lossy(&without_ours.concat()),
+            String::from_utf8_lossy(&bare)
+        );
+        assert_eq!(without_ours.concat(), bare);
+    }
+}
+
+#[test]
+fn the_log_of_a_failed_step_ends_in_an_open_group_that_says_what_failed_where_and_why() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"rec {
+            lib = build "lib-1.0" "i=0; while [ $i -lt 40 ]; do echo line $i; i=$((i+1)); done; exit 3";
+            mid = build "mid" "echo ${lib} > $out";
+            app = build "app" "echo ${mid} > $out";
+        }"#,
+    );
+    let target = store.target("app");
+    let lib = store.target("lib");
+    for form in ["pretty", "raw"] {
+        let ended = store
+            .step(target.flags())
+            .args(["--log", form, "--file", "default.nix", "--attr", "app"])
+            .run();
+        ended.fails(100, "build");
+        let shown = group(&ended, "lib-1.0 failed (build, exit status 100)\n");
+        assert!(shown.starts_with("^^^ +++\n"), "{ended}");
+        for part in [
+            "target        app of default.nix\n".to_owned(),
+            format!("derivation    {}\n", lib.drv),
+            format!("whole log     nix-store --read-log {}\n", lib.drv),
+            "at home       nix-build default.nix -A app --no-out-link\n".to_owned(),
+            "lib-1.0> line 15\n".to_owned(),
+            "lib-1.0> line 39\n".to_owned(),
+            "its builder ended with status 3".to_owned(),
+        ] {
+            assert!(shown.contains(&part), "{part:?} is missing: {ended}");
+        }
+        assert!(!shown.contains("line 14\n"), "{ended}");
+        let failure = &ended.report()["failure"];
+        assert_eq!(failure["drv"], lib.drv.as_str());
+        let log: Vec<String> = (15..40).map(|n| format!("line {n}")).collect();
+        assert_eq!(failure["log"], log.join("\n"));
+    }
+}
+
+#[test]
+fn what_a_builder_prints_opens_no_group_and_draws_nothing() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{
+            bad = build "bad" "printf '+++ open\\n--- fold\\n^^^ +++\\n\\033]1339;url=http://x;content=click\\007\\033]1338;url=x\\033\\\\\\033[2J\\033[31mred\\n'; exit 1";
+        }"#,
+    );
+    let target = store.target("bad");
+    let ended = store.step(target.flags()).run();
+    ended.fails(100, "build");
+    for line in lines(&ended) {
+        let ours = line.starts_with("--- eval-once: ") || line == "^^^ +++";
+        let marks = ["+++", "---", "^^^", "~~~"];
+        assert!(
+            ours || !marks.iter().any(|mark| line.starts_with(mark)),
+            "{line:?}: {ended}"
+        );
+    }
+    assert!(!ended.stderr.contains('\u{1b}'), "{ended:?}");
+    ended.passes_on("bad> +++ open\n").passes_on("bad> red\n");
+    // One is ours, the other two are the builder's, behind its name.
+    assert_eq!(ended.stderr.matches("\n^^^ +++").count(), 1, "{ended}");
+}
+
+#[test]
+fn a_long_build_says_how_far_it_is_but_not_more_than_every_ten_seconds() {
+    let Some(store) = Store::new() else { return };
+    let pipe = store.work().join("pipe");
+    fifo(&pipe);
+    store.targets(&format!(
+        r#"rec {{
+            quick = file "quick";
+            slow = build "slow" "echo ${{quick}}; read x < {}; echo > $out";
+        }}"#,
+        pipe.display()
+    ));
+    let target = store.target("slow");
+    let running = store.step(target.flags()).start();
+    running.until_it_says("eval-once: 1/2 built, 1 running (slow for ");
+    OpenOptions::new()
+        .write(true)
+        .open(&pipe)
+        .unwrap()
+        .write_all(b"go\n")
+        .unwrap();
+    let ended = running.end();
+    ended.exits(0);
+    assert_eq!(ended.stderr.matches("1/2 built").count(), 1, "{ended}");
+}
+
+#[test]
+fn a_person_s_terminal_has_one_line_that_changes_and_colours() {
+    let Some(store) = Store::new() else { return };
+    let pipe = store.work().join("pipe");
+    fifo(&pipe);
+    store.targets(&format!(
+        r#"{{ slow = build "slow" "printf '\\033[31mred\\n'; read x < {}; echo after; echo > $out"; }}"#,
+        pipe.display()
+    ));
+    let target = store.target("slow");
+    let (terminal, mut child) = Terminal::run(&store.step(target.flags()));
+    until("the line has changed", || {
+        terminal.shows("eval-once: 0/1 built, 1 running (slow for 0 s)\r\u{1b}[K")
+    });
+    OpenOptions::new()
+        .write(true)
+        .open(&pipe)
+        .unwrap()
+        .write_all(b"go\n")
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    let text = terminal.text();
+    assert!(
+        text.contains("slow> \u{1b}[31mred\u{1b}[0m\r\n"),
+        "{text:?}"
+    );
+    // The line is taken away before another is written.
+    assert!(text.contains("\r\u{1b}[Kslow> after\r\n"), "{text:?}");
+}
+
+#[test]
+fn an_evaluation_that_needs_a_builder_shows_its_lines_and_passes_traces_on() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{
+            a = builtins.trace "+1" (build "a" "echo ${import (build "expression" "echo made; echo '\"x\"' > $out")} > $out");
+        }"#,
+    );
+    let ended = store.step(["--attr", "a"]).run();
+    ended.takes("evaluated", "not-recorded").counts(2, 0);
+    let shown = group(&ended, "evaluating a of default.nix\n");
+    assert!(shown.contains("trace: +1\n"), "{ended}");
+    assert!(shown.contains("expression> made\n"), "{ended}");
+    assert!(shown.contains("expression> built in "), "{ended}");
+}
+
+// --- Hints -------------------------------------------------------------------------------------------------------------
+
+fn hints(ended: &Ended) -> Vec<String> {
+    let hints = ended.report().get("hints").cloned();
+    serde_json::from_value(hints.unwrap_or_else(|| json!([]))).unwrap()
+}
+
+#[test]
+fn a_step_that_went_well_has_no_hints() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ hello = file \"hello\"; }");
+    let ended = store.step(store.target("hello").flags()).run();
+    assert_eq!(hints(&ended.takes("realised", "drv-valid")), [""; 0]);
+}
+
+#[test]
+fn a_collector_that_runs_by_itself_is_a_hint_before_nix_2_35() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ hello = file \"hello\"; }");
+    store.configure("min-free = 1");
+    let ended = store.step(store.target("hello").flags()).run();
+    let version = store.nix("nix-store", ["--version"]);
+    let before = ["2.8.", "2.26.", "2.34."]
+        .iter()
+        .any(|old| version.contains(old));
+    let hints = hints(&ended.takes("realised", "drv-valid"));
+    assert_eq!(hints.len(), usize::from(before), "{ended}");
+    if before {
+        assert!(
+            hints[0].starts_with("`min-free` is set, and this is Nix 2."),
+            "{hints:?}"
+        );
+    }
+}
+
+#[test]
+fn drift_and_what_nothing_rooted_are_hints_with_what_mends_them() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ hello = file \"hello\"; }");
+    let target = store.target("hello");
+    store.collect();
+    store.targets("{ hello = file \"hello-2\"; }");
+    let ended = store
+        .step(target.flags())
+        .args(["--file", "default.nix", "--attr", "hello"])
+        .run();
+    let hints = hints(&ended.takes("evaluated", "drv-missing"));
+    assert!(hints[0].starts_with("drift: "), "{hints:?}");
+    assert!(hints[1].contains("nothing rooted it"), "{hints:?}");
+    assert!(hints[1].contains("keep-days"), "{hints:?}");
+    assert_eq!(hints.len(), 2);
+}
+
+#[test]
+fn a_disk_that_is_nearly_full_is_a_hint() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ hello = file \"hello\"; }");
+    let target = store.target("hello");
+    let folder = store.folder();
+    let folder = folder.display();
+    let mount = format!(
+        "cp -a {folder} {folder}.aside && mount -t tmpfs -o size=50m eo {folder} && cp -a {folder}.aside/. {folder}"
+    );
+    let Some(step) = store.eval_once_with_mounts(&mount) else {
+        return;
+    };
+    let ended = step
+        .arg("step")
+        .reporting_to(store.root().join("report.json"))
+        .args(target.flags())
+        .run();
+    let hints = hints(&ended.takes("realised", "drv-valid"));
+    assert_eq!(hints.len(), 1, "{ended}");
+    assert!(hints[0].contains("nearly full, with 4"), "{hints:?}");
+}
