@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 
 use super::escapes::without_colours;
-use super::structured::{Counts, Event, Reader};
+use super::structured::{Counts, Ended, Event, Reader};
 use super::{DrvPath, StorePath};
 
 /// How many of a builder's last lines are kept, and how much of each, in characters.
@@ -40,8 +40,14 @@ pub struct Heard {
     running: HashMap<u64, Build>,
     /// The last lines of the builds that are over, by derivation, as long as it is not known whether one failed.
     over: VecDeque<Build>,
+    /// How many builds have ended badly of which no message has come so far.
+    failed: usize,
     /// What the lines of a message that come next are about.
     about: Option<DrvPath>,
+    /// Whether the message is Nix's own for certain.
+    believed: bool,
+    /// How many faults there were before it.
+    since: usize,
 }
 
 /// A build, and the last lines of its log.
@@ -131,8 +137,10 @@ impl Heard {
     /// Takes note of what was said.
     pub fn hear(&mut self, event: &Event<'_>) {
         match event {
-            Event::Message(text) => {
+            Event::Message { text, passed_on } => {
                 self.about = None;
+                self.believed = !passed_on;
+                self.since = self.faults.len();
                 for line in without_colours(text).lines() {
                     self.hear_line(line, true);
                 }
@@ -171,7 +179,12 @@ impl Heard {
             Event::CopyBegins { path, .. } => {
                 self.substituted.insert(path.to_string());
             }
-            Event::Builds(counts) => self.counts = *counts,
+            Event::Builds(counts) => {
+                if counts.ended_since(self.counts) == Some(Ended::Failed) {
+                    self.failed += 1;
+                }
+                self.counts = *counts;
+            }
             Event::Copied { .. } | Event::TooLong => {}
         }
     }
@@ -190,12 +203,14 @@ impl Heard {
             self.error = Some(error.to_owned());
             self.hear_error(error, message);
         } else if text.starts_with(DISK_NOTE) {
-            if let Some(fault) = self.faults.last_mut() {
+            // Said of the build that the same message is about; in Nix's text, of the last.
+            let since = if message { self.since } else { 0 };
+            if let Some(fault) = self.faults[since..].last_mut() {
                 fault.cause = Cause::DiskFull;
             }
         } else if let Some(reason) = text.strip_prefix("Reason: ") {
             if let Some(drv) = self.about.clone() {
-                self.hear_reason(drv, reason.trim_end_matches('.'));
+                self.hear_reason(drv, reason.trim_end_matches('.'), message);
             }
         } else if let Some(what) = after_any(text, ["Required system: ", "Required features: "]) {
             self.amend_platform("needs ", what);
@@ -208,23 +223,23 @@ impl Heard {
 
     fn hear_error(&mut self, error: &str, message: bool) {
         if let Some(fault) = fault(error) {
-            self.add(fault);
+            self.add(fault, message);
         } else if error.starts_with("output '") && error.contains(" is not allowed to refer to ") {
-            self.add(Fault {
-                drv: self.ended_last(),
-                cause: Cause::Output,
-            });
+            let drv = self.ended_last();
+            let cause = Cause::Output;
+            self.add(Fault { drv, cause }, message);
         } else if is_time_alone(error) {
             // In Nix's own text a builder may say this of its own tests: there it counts where it explains what else nothing does.
             if message || self.faults.is_empty() {
-                self.add(Fault {
-                    drv: self.ended_last(),
-                    cause: Cause::Time(format!("it {error}")),
-                });
+                let drv = self.ended_last();
+                let cause = Cause::Time(format!("it {error}"));
+                self.add(Fault { drv, cause }, message);
             }
         } else if let Some(drv) = quoted_after(error, "Cannot build '").and_then(drv_of) {
             self.about = Some(drv);
-        } else if error.contains(" failed to build") && error.contains("dependencies of derivation")
+        } else if error.contains(" failed to build")
+            && error.contains("dependencies of derivation")
+            && self.may_be_nixs(message)
         {
             self.dependency_failed = true;
         } else if [
@@ -252,10 +267,10 @@ impl Heard {
     }
 
     /// Why a derivation could not be built, as Nix says it since 2.3x: in a line of its own.
-    fn hear_reason(&mut self, drv: DrvPath, reason: &str) {
+    fn hear_reason(&mut self, drv: DrvPath, reason: &str, message: bool) {
         let cause =
             if reason.contains("dependency failed") || reason.contains("dependencies failed") {
-                self.dependency_failed = true;
+                self.dependency_failed |= self.may_be_nixs(message);
                 return;
             } else if NO_MACHINE.iter().any(|start| reason.starts_with(start)) {
                 Cause::Platform(String::new())
@@ -263,7 +278,7 @@ impl Heard {
                 cause_of_builder(reason).unwrap_or_else(|| Cause::Other(reason.to_owned()))
             };
         let drv = Some(drv);
-        self.add(Fault { drv, cause });
+        self.add(Fault { drv, cause }, message);
     }
 
     fn amend_platform(&mut self, words: &str, what: &str) {
@@ -296,11 +311,26 @@ impl Heard {
         }
     }
 
-    fn add(&mut self, fault: Fault) {
+    /// Whether something is said by Nix, as far as can be told, that comes after a build has failed.
+    fn may_be_nixs(&self, message: bool) -> bool {
+        !message || self.believed || !self.faults.is_empty()
+    }
+
+    /// Takes note of a failure. A message that may be a builder's is believed where a build has ended badly of which no message
+    /// has come so far; and about what was never built, of which nothing else is heard.
+    fn add(&mut self, fault: Fault, message: bool) {
+        let is_platform = matches!(fault.cause, Cause::Platform(_));
         // Nix says some of them twice: when they happen, and at its end.
-        if !self.faults.contains(&fault) {
-            self.faults.push(fault);
+        if self.faults.contains(&fault) {
+            return;
         }
+        if message && !self.believed && !is_platform && self.failed == 0 {
+            return;
+        }
+        if !is_platform {
+            self.failed = self.failed.saturating_sub(1);
+        }
+        self.faults.push(fault);
     }
 
     /// The derivation that failed first.
@@ -498,7 +528,7 @@ mod tests {
     fn message(text: &str) -> String {
         format!(
             "@nix {}\n",
-            serde_json::json!({ "action": "msg", "level": 0, "msg": text })
+            serde_json::json!({ "action": "msg", "level": 0, "msg": text, "raw_msg": text })
         )
     }
 

@@ -15,8 +15,14 @@ use serde::de::{Deserializer, IgnoredAny, Visitor};
 /// Something that a Nix program said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A message of Nix's own, of one or several lines; or that it begins something that is not looked at here.
-    Message(Cow<'a, str>),
+    /// A message, of one or several lines; or that Nix begins something that is not looked at here.
+    Message {
+        /// What it says.
+        text: Cow<'a, str>,
+        /// It may be a builder's: what a builder prints behind `@nix` becomes a message, and comes without the raw text that
+        /// errors of Nix's own have. What a daemon passes on comes without it as well.
+        passed_on: bool,
+    },
     /// A line of output that is not structured, without its end; or a part of one that is longer than [`PLAIN_AT_MOST`].
     /// Nix's own text, where it was not asked to structure it; or something that writes past it.
     Plain(&'a [u8]),
@@ -74,6 +80,32 @@ pub struct Counts {
     pub running: u64,
     /// That have failed.
     pub failed: u64,
+}
+
+/// How a build has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Well.
+    Done,
+    /// Not well.
+    Failed,
+}
+
+impl Counts {
+    /// How the build has ended that makes the difference to what was `before`, if one has: Nix says these numbers just before it
+    /// says which. (Those that fail because of another are counted as failed too, and were not running.)
+    #[must_use]
+    pub fn ended_since(self, before: Self) -> Option<Ended> {
+        if self.running >= before.running {
+            None
+        } else if self.failed > before.failed {
+            Some(Ended::Failed)
+        } else if self.done > before.done {
+            Some(Ended::Done)
+        } else {
+            None
+        }
+    }
 }
 
 /// How much of a line that is not structured is one event, in bytes.
@@ -216,6 +248,7 @@ struct Said<'a> {
     text: Cow<'a, str>,
     #[serde(default, borrow)]
     msg: Cow<'a, str>,
+    raw_msg: Option<IgnoredAny>,
     #[serde(default, borrow)]
     fields: Vec<Field<'a>>,
 }
@@ -224,7 +257,10 @@ fn event_of<'a>(said: Said<'a>, activities: &mut Activities) -> Option<Event<'a>
     let id = said.id;
     let mut fields = said.fields.into_iter();
     match &*said.action {
-        "msg" => Some(Event::Message(said.msg)),
+        "msg" => Some(Event::Message {
+            text: said.msg,
+            passed_on: said.raw_msg.is_none(),
+        }),
         "start" => {
             let (kind, event) = match said.kind {
                 activity::BUILD => (
@@ -246,7 +282,10 @@ fn event_of<'a>(said: Said<'a>, activities: &mut Activities) -> Option<Event<'a>
                 activity::BUILDS => (Activity::Builds, None),
                 // As Nix would say it, had it not been asked for structure.
                 _ if said.level <= TOLD && !said.text.is_empty() => {
-                    return Some(Event::Message(Cow::Owned(format!("{}...", said.text))));
+                    return Some(Event::Message {
+                        text: Cow::Owned(format!("{}...", said.text)),
+                        passed_on: false,
+                    });
                 }
                 _ => return None,
             };

@@ -350,6 +350,7 @@ impl<'a> Step<'a> {
         }
         let _ = io::stderr().write_all(held.as_bytes());
         self.only_below(drv, &mut heard)?;
+        self.name_the_unnamed(&mut heard)?;
         // Nix ends with 1 for a link that it cannot make, and says nothing of a builder.
         if finished.ending == Ending::Exited(1) && heard.faults.is_empty() {
             self.probe_links(Some(drv))?;
@@ -380,6 +381,45 @@ impl<'a> Step<'a> {
                 let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
                 drv.is_none_or(|drv| below.contains(drv.as_path()))
             });
+            self.faults.clone_from(&heard.faults);
+        }
+        Ok(())
+    }
+
+    /// Finds out which derivation failed where Nix has not said it: the one whose build was begun, and whose outputs are not
+    /// there. Where there are several nobody knows.
+    fn name_the_unnamed(&mut self, heard: &mut Heard) -> Result<(), Failure> {
+        let Some(unnamed) = heard.faults.iter().position(|fault| fault.drv.is_none()) else {
+            return Ok(());
+        };
+        let named = |drv: &DrvPath| {
+            heard
+                .faults
+                .iter()
+                .any(|fault| fault.drv.as_ref() == Some(drv))
+        };
+        let begun = heard
+            .begun
+            .iter()
+            .filter_map(|drv| DrvPath::parse(drv).ok());
+        let begun: Vec<(DrvPath, Vec<StorePath>)> = begun
+            .filter(|drv| !named(drv))
+            .map(|drv| {
+                let outputs = outputs_on_disk(&drv).into_values().flatten().collect();
+                (drv, outputs)
+            })
+            .collect();
+        let paths: Vec<&StorePath> = begun.iter().flat_map(|(_, outputs)| outputs).collect();
+        let options = self.options()?;
+        let (finished, _) = self.ask(&command::invalid_of(&paths, &options))?;
+        let missing: BTreeSet<&Path> = finished.paths().collect();
+        let is_missing = |path: &StorePath| missing.contains(path.as_path());
+        let mut failed = begun
+            .iter()
+            .filter(|(_, outputs)| outputs.iter().any(is_missing))
+            .map(|(drv, _)| drv);
+        if let (Some(drv), None) = (failed.next(), failed.next()) {
+            heard.faults[unnamed].drv = Some(drv.clone());
             self.faults.clone_from(&heard.faults);
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::log::Log;
 use crate::nix::escapes::{Keep, tamed};
-use crate::nix::structured::{Counts, Event, Reader};
+use crate::nix::structured::{Counts, Ended, Event, Reader};
 use crate::nix::{Heard, StorePath, without_colours};
 use crate::status_line::StatusLine;
 
@@ -133,13 +133,6 @@ struct Build {
     since: Instant,
 }
 
-/// How a build has ended.
-#[derive(Debug, Clone, Copy)]
-enum Ended {
-    Done,
-    Failed,
-}
-
 /// What is copied from caches.
 #[derive(Debug, Default)]
 struct Copies {
@@ -175,7 +168,7 @@ impl Pretty {
 
     fn show(&mut self, event: &Event<'_>, heard: &Heard) {
         match event {
-            Event::Message(message) => self.message(message, heard),
+            Event::Message { text, .. } => self.message(text, heard),
             Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), heard),
             Event::BuildBegins { id, drv, machine } => {
                 let name = short_name(drv);
@@ -213,7 +206,7 @@ impl Pretty {
                 self.copies.bytes.insert(*id, *bytes);
             }
             Event::Builds(counts) => {
-                self.ended = ended(self.counts, *counts).or(self.ended);
+                self.ended = counts.ended_since(self.counts).or(self.ended);
                 self.counts = *counts;
             }
             Event::TooLong => {
@@ -345,20 +338,6 @@ impl Pretty {
             since.elapsed().as_secs_f64()
         );
         let _ = writeln!(self.text, "eval-once: {}", tamed(&line, Keep::Nothing));
-    }
-}
-
-/// How the build that is said to end next has ended, where these counts, which come before that, tell it. (Those that fail
-/// because of another are counted too, and were not running.)
-fn ended(before: Counts, now: Counts) -> Option<Ended> {
-    if now.running >= before.running {
-        None
-    } else if now.failed > before.failed {
-        Some(Ended::Failed)
-    } else if now.done > before.done {
-        Some(Ended::Done)
-    } else {
-        None
     }
 }
 
