@@ -36,8 +36,10 @@ use crate::support::{
 struct Row {
     name: &'static str,
     /// `default.nix`, with the functions of tests. `target` is what the step builds. `NEVER` stands for a pipe that nobody
-    /// writes to, `PID` for a file that a builder may write its process into.
+    /// writes to, `ITSELF` for a file that a builder may write its process into.
     body: &'static str,
+    /// Not recorded: it has to be evaluated.
+    evaluated: bool,
     situation: Situation,
     flags: &'static [&'static str],
     status: i32,
@@ -52,10 +54,8 @@ struct Row {
 /// What is done to a step beyond its derivation.
 #[derive(Clone, Copy)]
 enum Situation {
-    /// Nothing: it is recorded, and its `.drv` is valid.
-    Recorded,
-    /// It is not recorded: it has to be evaluated.
-    Evaluated,
+    /// Nothing.
+    Plain,
     /// As soon as its builder says `waiting`, this happens.
     During(fn(&Cell, &Running)),
     /// Before it starts, this happens; a daemon runs already.
@@ -82,7 +82,8 @@ enum Only {
 const RECORDED: Row = Row {
     name: "",
     body: "",
-    situation: Situation::Recorded,
+    evaluated: false,
+    situation: Situation::Plain,
     flags: &[],
     status: 100,
     class: "build",
@@ -97,6 +98,10 @@ const SURROUNDINGS: Row = Row {
     culprits: &[],
     ..RECORDED
 };
+
+const SMALL_DISK: Situation = Situation::Mounted(
+    "mkdir -p ASIDE && cp -a STORE/. ASIDE && mount -t tmpfs -o size=1m eo STORE && cp -a ASIDE/. STORE",
+);
 
 const KEEP_GOING: [&str; 3] = ["--option", "keep-going", "true"];
 
@@ -252,7 +257,7 @@ const ROWS: &[Row] = &[
     Row {
         name: "a builder that evaluation needed",
         body: "rec { inner = build \"inner\" \"exit 3\"; target = import inner; }",
-        situation: Situation::Evaluated,
+        evaluated: true,
         culprits: &["inner"],
         says: "inner",
         ..RECORDED
@@ -260,7 +265,7 @@ const ROWS: &[Row] = &[
     Row {
         name: "a dependency of a builder that evaluation needed",
         body: "rec { bad = build \"bad\" \"exit 3\"; inner = build \"inner\" \"echo ${bad} > $out\"; target = import inner; }",
-        situation: Situation::Evaluated,
+        evaluated: true,
         culprits: &["bad"],
         ..RECORDED
     },
@@ -268,18 +273,66 @@ const ROWS: &[Row] = &[
         name: "a wrong hash that evaluation needed",
         body: "rec { wrong = with' { outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; outputHash = \
                \"0000000000000000000000000000000000000000000000000000000000000000\"; } \"wrong\" \"echo > $out\"; target = import wrong; }",
-        situation: Situation::Evaluated,
+        evaluated: true,
         status: 102,
         class: "hash",
         culprits: &["wrong"],
         ..RECORDED
     },
     Row {
+        name: "a timeout of a builder that evaluation needed",
+        body: "rec { inner = build \"inner\" \"read x < NEVER\"; target = import inner; }",
+        evaluated: true,
+        flags: &["--option", "timeout", "1"],
+        status: 101,
+        class: "timeout",
+        culprits: &["inner"],
+        ..RECORDED
+    },
+    Row {
+        name: "another system that evaluation needed",
+        body: "rec { inner = with' { system = \"pdp11-unix\"; } \"inner\" \"echo > $out\"; target = import inner; }",
+        evaluated: true,
+        culprits: &["inner"],
+        says: "pdp11-unix",
+        ..RECORDED
+    },
+    Row {
+        name: "a builder that evaluation needed fills the disk",
+        body: "rec { inner = build \"inner\" \"while echo 0123456789012345678901234567890123456789; do :; done > $out; exit 1\"; \
+               target = import inner; }",
+        evaluated: true,
+        situation: SMALL_DISK,
+        culprits: &["inner"],
+        ..SURROUNDINGS
+    },
+    Row {
+        name: "a daemon that is killed in the middle of what evaluation needed",
+        body: "{ target = import (build \"inner\" \"echo waiting; read x < NEVER\"); }",
+        evaluated: true,
+        situation: Situation::During(|cell, _| cell.daemon.borrow().as_ref().unwrap().kill()),
+        only: Only::Daemon,
+        ..SURROUNDINGS
+    },
+    Row {
+        name: "a daemon's worker that is killed whenever it builds what evaluation needs",
+        // By its own builder: it may have been the collector's doing, so the step evaluates several times.
+        body: "{ target = import (build \"inner\" \"kill -9 \\$PPID; exit 5\"); }",
+        evaluated: true,
+        only: Only::Daemon,
+        ..SURROUNDINGS
+    },
+    Row {
+        name: "a cache that died holds what evaluation needs",
+        body: "rec { good = build \"good\" \"echo 1 > $out\"; target = import good; }",
+        evaluated: true,
+        situation: Situation::CacheDied,
+        ..SURROUNDINGS
+    },
+    Row {
         name: "a builder that fills the disk",
         body: "{ target = build \"filler\" \"while echo 0123456789012345678901234567890123456789; do :; done > $out; exit 1\"; }",
-        situation: Situation::Mounted(
-            "mkdir -p ASIDE && cp -a STORE/. ASIDE && mount -t tmpfs -o size=1m eo STORE && cp -a ASIDE/. STORE",
-        ),
+        situation: SMALL_DISK,
         says: "disk",
         culprits: &["target"],
         ..SURROUNDINGS
@@ -317,7 +370,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "a builder that is killed from outside",
-        body: "{ target = build \"killed\" \"echo \\$\\$ > PID; echo waiting; read x < NEVER\"; }",
+        body: "{ target = build \"killed\" \"echo \\$\\$ > ITSELF; echo waiting; read x < NEVER\"; }",
         situation: Situation::During(|cell, _| {
             let pid = fs::read_to_string(cell.store.work().join("pid")).unwrap();
             kill(Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
@@ -435,8 +488,8 @@ enum Client {
     Ordinary,
 }
 
-/// Whoever that is: nobody else uses it, and it owns nothing.
-const ORDINARY_USER: u32 = 54321;
+/// `nobody`, who has a name on every Linux: without one Nix does nothing for a user.
+const ORDINARY_USER: u32 = 65534;
 
 impl Client {
     /// The user of the step, where it is another than the tests' own.
@@ -511,11 +564,13 @@ impl Cell {
                 .row
                 .body
                 .replace("NEVER", &text("never"))
-                .replace("PID", &text("pid")),
+                .replace("ITSELF", &text("pid")),
         );
-        let evaluated = matches!(self.row.situation, Situation::Evaluated);
         let culprits = self.culprits();
-        let flags = if evaluated {
+        if matches!(self.row.situation, Situation::CacheDied) {
+            self.cache_died();
+        }
+        let flags = if self.row.evaluated {
             ["--attr", "target"].map(str::to_owned).to_vec()
         } else {
             self.record()
@@ -541,7 +596,7 @@ impl Cell {
             *self.daemon.borrow_mut() = Some(daemon);
         }
         if let Some(user) = self.client.user() {
-            step = step.as_user(user).env("HOME", self.store.work());
+            step = step.by_user(user).env("HOME", self.store.work());
         }
         if let Situation::Before(happens) = self.row.situation {
             happens(self);
@@ -590,9 +645,6 @@ impl Cell {
     /// The flags of a step that is recorded, and whose evaluation would be seen.
     fn record(&self) -> Vec<String> {
         let target = self.store.target("target");
-        if matches!(self.row.situation, Situation::CacheDied) {
-            self.cache_died();
-        }
         self.store.poison();
         let mut flags = target.flags();
         flags.extend(["--file", "default.nix", "--attr", "target"].map(str::to_owned));
@@ -765,7 +817,7 @@ fn ordinary_user() -> bool {
     let reachable = catch_unwind(|| {
         Program::new(EVAL_ONCE)
             .arg("--version")
-            .as_user(ORDINARY_USER)
+            .by_user(ORDINARY_USER)
             .run()
             .exits(0);
     });

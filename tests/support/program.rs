@@ -92,8 +92,8 @@ impl Program {
         self
     }
 
-    /// As this user, with the group of the same number and no other: what only root can do.
-    pub(crate) fn as_user(mut self, user: u32) -> Self {
+    /// Run by this user, with the group of the same number and no other: what only root can do.
+    pub(crate) fn by_user(mut self, user: u32) -> Self {
         self.user = Some(user);
         self
     }

@@ -189,7 +189,7 @@ impl Store {
                 whole.extend([format!("{script} && exec \"$@\"").into(), "sh".into()]);
                 return Some(whole);
             }
-            why = probe.stderr.trim().to_owned();
+            probe.stderr.trim().clone_into(&mut why);
         }
         loudly(&format!("no mount namespace can be made here: {why}"));
         None
