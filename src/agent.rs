@@ -89,6 +89,43 @@ pub fn run_at_once(
         .collect())
 }
 
+/// Runs these commands, never more than `at_once` of them at a time and never fewer while some are left. `ended` is given each
+/// when it has ended: its number, how it ended, and what it said on standard error.
+///
+/// # Errors
+/// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end; or what `ended` says: then those
+/// that still run are killed.
+pub fn run_each(
+    supervisor: &mut Supervisor,
+    lines: &[CommandLine],
+    at_once: usize,
+    mut ended: impl FnMut(usize, &Finished, &str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut running: Vec<Running> = Vec::new();
+    // Of each that runs, its number and what it has said.
+    let mut about: Vec<(usize, Vec<u8>)> = Vec::new();
+    let mut left = lines.iter().enumerate();
+    loop {
+        while running.len() < at_once.max(1) && !supervisor.is_stopped() {
+            let Some((number, line)) = left.next() else {
+                break;
+            };
+            running.push(supervisor.start(line, OnStop::TermThenKill)?);
+            about.push((number, Vec::new()));
+        }
+        if running.is_empty() {
+            return supervisor.check();
+        }
+        supervisor.watch(&mut running, None, |at, bytes| about[at].1.extend(bytes))?;
+        while let Some(at) = running.iter().position(|one| one.ended.is_some()) {
+            let finished = running.swap_remove(at).finished();
+            let (number, said) = about.swap_remove(at);
+            let said = without_colours(&String::from_utf8_lossy(&said));
+            ended(number, &finished, &said)?;
+        }
+    }
+}
+
 /// A folder for files that go with it.
 ///
 /// # Errors
@@ -120,6 +157,23 @@ pub fn keep_artifact(supervisor: &mut Supervisor, name: &str, text: &str) -> Res
     write(&folder.path().join(name), text)?;
     let line = agent::upload_artifact(folder.path(), name);
     ask(supervisor, &line, "keep an artifact").map(drop)
+}
+
+/// Annotates the build with this Markdown, in place of what had the same `context`.
+///
+/// # Errors
+/// As [`ask`].
+pub fn annotate(
+    supervisor: &mut Supervisor,
+    context: &str,
+    style: &str,
+    body: &str,
+) -> Result<(), Failure> {
+    let folder = folder()?;
+    let file = folder.path().join("annotation.md");
+    write(&file, body)?;
+    let line = agent::annotate(context, style, false, &file);
+    ask(supervisor, &line, "annotate the build").map(drop)
 }
 
 /// The failure of a command that did not succeed, with the last line of what it `said`.

@@ -16,6 +16,7 @@ use crate::log::Log;
 use crate::nix::StorePath;
 use crate::recording;
 use crate::step::{self, Order, main_output};
+use crate::summary;
 use crate::supervise::{Supervisor, become_program};
 
 /// The status with which the agent ends a job whose command it refuses to run, or cannot start.
@@ -74,6 +75,26 @@ pub fn recording(
     recording::perform(order, &mut supervisor, log)?;
     job.environment.retain(|(name, _)| !was_told_to_us(name));
     become_own_command(&job, ours, ["recording", "job's"], supervisor, log)
+}
+
+/// Sums the build up, and then becomes the job's own command, where there is one to run. Returns the status where not.
+///
+/// # Errors
+/// The summary failed, and the command is not run then; or a signal asked us to end.
+pub fn summary(
+    asked: Result<(), Failure>,
+    mut job: Job,
+    mut supervisor: Supervisor,
+    log: Log,
+) -> Result<u8, Failure> {
+    let ours = is_eval_once(&job.command, "summary");
+    let asked = asked.and_then(|()| {
+        let hint = "leave the command out, or make it just what is to run after the summary";
+        refuse_more(ours, "summary", hint)
+    });
+    summary::perform(asked, &mut supervisor, log)?;
+    job.environment.retain(|(name, _)| !was_told_to_us(name));
+    become_own_command(&job, ours, ["summary", "job's"], supervisor, log)
 }
 
 /// Refuses a job's command that is what this hook does, and more: to run it again would be wrong, to drop the rest as well.

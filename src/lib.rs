@@ -14,6 +14,7 @@
 //! | [`evaluation_keys`] | the keys that say what is evaluated: the same in a step and in a recording |
 //! | [`step`] | one target: the keys of a step, the list of ways, the choice between them, the report |
 //! | [`recording`] | all targets: evaluating them once, keeping what was found, the pipeline that builds it |
+//! | [`summary`] | a build at a glance: what recordings planned and steps left, as an annotation and as JUnit |
 //! | [`job`] | what a job of the agent's becomes: a step of ours, or the job as it would have been without us; the command that follows a step |
 //! | [`environment`] | what the agent's `environment` hook puts into a job |
 //! | [`nix`] | Nix's names and command lines as data, and what its programs print |
@@ -67,4 +68,5 @@ pub mod recording;
 pub mod state;
 pub mod status_line;
 pub mod step;
+pub mod summary;
 pub mod supervise;

@@ -12,6 +12,7 @@ use eval_once::log::Log;
 use eval_once::options::{self, Invocation};
 use eval_once::recording;
 use eval_once::step::{self, Order};
+use eval_once::summary;
 use eval_once::supervise::Supervisor;
 use unix::errno::Errno;
 
@@ -43,6 +44,13 @@ fn run(invocation: Invocation, log: Log) -> Result<u8, Failure> {
         }
         Invocation::JobPipeline(order, job) => {
             job::recording(*order, job, Supervisor::install(log)?, log)
+        }
+        Invocation::Summary(in_job) => {
+            summary::perform(in_job, &mut Supervisor::install(log)?, log)?;
+            Ok(0)
+        }
+        Invocation::JobSummary(asked, job) => {
+            job::summary(asked, job, Supervisor::install(log)?, log)
         }
         Invocation::Prune(host) => {
             recording::prune(&host?, log)?;

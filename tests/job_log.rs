@@ -277,7 +277,7 @@ fn a_step_that_went_well_has_no_hints() {
     let Some(store) = Store::new() else { return };
     store.targets("{ hello = file \"hello\"; }");
     let ended = store.step(store.target("hello").flags()).run();
-    assert_eq!(hints(&ended.takes("realised", "drv-valid")), [""; 0]);
+    assert_eq!(hints(ended.takes("realised", "drv-valid")), [""; 0]);
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn a_collector_that_runs_by_itself_is_a_hint_before_nix_2_35() {
     let before = ["2.8.", "2.26.", "2.34."]
         .iter()
         .any(|old| version.contains(old));
-    let hints = hints(&ended.takes("realised", "drv-valid"));
+    let hints = hints(ended.takes("realised", "drv-valid"));
     assert_eq!(hints.len(), usize::from(before), "{ended}");
     if before {
         assert!(
@@ -311,7 +311,7 @@ fn drift_and_what_nothing_rooted_are_hints_with_what_mends_them() {
         .step(target.flags())
         .args(["--file", "default.nix", "--attr", "hello"])
         .run();
-    let hints = hints(&ended.takes("evaluated", "drv-missing"));
+    let hints = hints(ended.takes("evaluated", "drv-missing"));
     assert!(hints[0].starts_with("drift: "), "{hints:?}");
     assert!(hints[1].contains("nothing rooted it"), "{hints:?}");
     assert!(hints[1].contains("keep-days"), "{hints:?}");
@@ -336,7 +336,7 @@ fn a_disk_that_is_nearly_full_is_a_hint() {
         .reporting_to(store.root().join("report.json"))
         .args(target.flags())
         .run();
-    let hints = hints(&ended.takes("realised", "drv-valid"));
+    let hints = hints(ended.takes("realised", "drv-valid"));
     assert_eq!(hints.len(), 1, "{ended}");
     assert!(hints[0].contains("nearly full, with 4"), "{hints:?}");
 }

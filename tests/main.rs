@@ -27,5 +27,6 @@ mod shim;
 mod statuses;
 mod step;
 mod structured_log;
+mod summary;
 mod support;
 mod tell;

@@ -287,7 +287,7 @@ fn there_is_every_key_of_a_step_and_of_a_recording_and_no_other() {
     };
     let schema = schema();
     let mut of_a_step = expected(step_keys());
-    of_a_step.insert("pipeline".into());
+    of_a_step.extend(["pipeline".into(), "summary".into()]);
     assert_eq!(names(&schema["properties"]), of_a_step);
     assert_eq!(names(recording(&schema)), expected(recording_keys()));
 }
@@ -297,6 +297,7 @@ fn each_key_takes_what_it_may_be() {
     let validator = validator();
     accept(&validator, &json!({}));
     accept(&validator, &json!({ "pipeline": {} }));
+    accept(&validator, &json!({ "summary": true }));
     for (key, good, _) in step_keys() {
         for value in good {
             accept(&validator, &json!({ key: value }));
@@ -314,6 +315,9 @@ fn each_key_refuses_null_and_what_it_may_not_be() {
     let validator = validator();
     refuse(&validator, &json!({ "pipeline": null }));
     refuse(&validator, &json!({ "pipeline": true }));
+    for bad in [json!(false), json!("true"), Value::Null] {
+        refuse(&validator, &json!({ "summary": bad }));
+    }
     for (key, _, bad) in step_keys() {
         for value in bad.into_iter().chain([Value::Null]) {
             refuse(&validator, &json!({ key: value }));
@@ -337,10 +341,8 @@ fn each_key_refuses_null_and_what_it_may_not_be() {
 /// Nix does nothing but fail here: whatever is taken fails later, and not with 64.
 #[test]
 fn the_program_takes_and_refuses_what_the_schema_does() {
-    let not_in_this_version = |key: &str, value: &Value| {
-        ["share", "share-required", "share-limit", "push"].contains(&key)
-            || (key == "summary" && value == &json!(true))
-    };
+    let not_in_this_version =
+        |key: &str| ["share", "share-required", "share-limit", "push"].contains(&key);
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("default.nix"), "{ }").unwrap();
     let path = folder.path().join("bin");
@@ -379,7 +381,7 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
         }
         for value in good {
             let ended = hook(&configuration(key, value.clone()));
-            if not_in_this_version(key, &value) {
+            if not_in_this_version(key) {
                 ended.exits(64).passes_on(key);
             } else {
                 assert_ne!(
@@ -400,9 +402,18 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
         hook(&json!({ "pipeline": pair })).exits(64);
     }
     for (key, mut good, _) in step_keys() {
-        hook(&json!({ "pipeline": {}, key: good.remove(0) }))
+        let value = good.remove(0);
+        hook(&json!({ "pipeline": {}, key: value }))
             .exits(64)
             .passes_on("pipeline");
+        hook(&json!({ "summary": true, key: value }))
+            .exits(64)
+            .passes_on(key);
+    }
+    for summary in [json!(false), json!("true"), Value::Null] {
+        hook(&json!({ "summary": summary }))
+            .exits(64)
+            .passes_on("summary");
     }
 }
 
@@ -449,11 +460,14 @@ fn only_one_thing_is_evaluated() {
 }
 
 #[test]
-fn a_recording_has_no_key_of_a_step_beside_it() {
+fn a_recording_has_no_key_of_a_step_beside_it_nor_has_a_summary() {
     let validator = validator();
     for (key, mut good, _) in step_keys() {
-        refuse(&validator, &json!({ "pipeline": {}, key: good.remove(0) }));
+        let value = good.remove(0);
+        refuse(&validator, &json!({ "pipeline": {}, key: value }));
+        refuse(&validator, &json!({ "summary": true, key: value }));
     }
+    refuse(&validator, &json!({ "pipeline": {}, "summary": true }));
 }
 
 #[test]

@@ -147,10 +147,6 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
             json!({ "share-limit": 1 }),
             ["`share-limit`", "not in this version"],
         ),
-        (
-            json!({ "summary": true }),
-            ["`summary`", "not in this version"],
-        ),
     ] {
         let ended = scene.hook(&json!({ "pipeline": keys })).run();
         scene.refused(&ended, &parts);
@@ -167,7 +163,6 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
         (&["--agents", "{\"x\":1}"], "`agents.x`"),
         (&["--file", "a", "--expr", "b"], "`expr`"),
         (&["--share", "artifact"], "`share`"),
-        (&["--summary"], "`summary`"),
     ] {
         scene.refused(&scene.pipeline(flags).run(), &[part]);
     }

@@ -69,7 +69,7 @@ fn of_faults(heard: &Heard) -> Option<Class> {
 fn of_cause(cause: &Cause) -> Class {
     match cause {
         Cause::Time(_) => Class::Timeout,
-        Cause::Hash => Class::Hash,
+        Cause::Hash(_) => Class::Hash,
         Cause::Nondeterministic => Class::Nondeterministic,
         Cause::DiskFull => Class::Surroundings,
         Cause::Status(_)

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
+use std::mem::discriminant;
 
 use super::escapes::without_colours;
 use super::structured::{Counts, Ended, Event, Reader};
@@ -77,8 +78,8 @@ pub enum Cause {
     Output,
     /// `timeout` or `max-silent-time` ran out; which, in Nix's words.
     Time(String),
-    /// The output has another hash than it was to have.
-    Hash,
+    /// The output has another hash than it was to have: which was specified, and which Nix got, as far as it says so.
+    Hash(String),
     /// Built again, it gave something else.
     Nondeterministic,
     /// No machine here can build it; what is needed, and what there is, in Nix's words.
@@ -116,7 +117,9 @@ impl fmt::Display for Cause {
             Self::Signal(signal) => write!(f, "its builder was killed by signal {signal}"),
             Self::Output => f.write_str("its builder ended well, but what it made cannot be used"),
             Self::Time(what) | Self::Platform(what) | Self::Other(what) => f.write_str(what),
-            Self::Hash => f.write_str("its output has another hash than it was to have"),
+            Self::Hash(which) => {
+                write!(f, "its output has another hash than it was to have{which}")
+            }
             Self::Nondeterministic => f.write_str("built again, it gave something else"),
             Self::DiskFull => f.write_str("the disk is full"),
         }
@@ -212,6 +215,10 @@ impl Heard {
             if let Some(drv) = self.about.clone() {
                 self.hear_reason(drv, reason.trim_end_matches('.'), message);
             }
+        } else if let Some(hash) = text.strip_prefix("specified: ") {
+            self.amend_hash(": specified ", hash);
+        } else if let Some(hash) = text.strip_prefix("got: ") {
+            self.amend_hash(", got ", hash);
         } else if let Some(what) = after_any(text, ["Required system: ", "Required features: "]) {
             self.amend_platform("needs ", what);
         } else if let Some(what) = after_any(text, ["Current system: ", "Available features: "]) {
@@ -281,6 +288,18 @@ impl Heard {
         self.add(Fault { drv, cause }, message);
     }
 
+    fn amend_hash(&mut self, words: &str, hash: &str) {
+        if let Some(Fault {
+            cause: Cause::Hash(said),
+            ..
+        }) = self.faults.last_mut()
+            && !said.contains(words)
+        {
+            said.push_str(words);
+            said.push_str(hash.trim());
+        }
+    }
+
     fn amend_platform(&mut self, words: &str, what: &str) {
         if let Some(Fault {
             cause: Cause::Platform(said),
@@ -321,7 +340,10 @@ impl Heard {
     fn add(&mut self, fault: Fault, message: bool) {
         let is_platform = matches!(fault.cause, Cause::Platform(_));
         // Nix says some of them twice: when they happen, and at its end.
-        if self.faults.contains(&fault) {
+        let is_said = |before: &Fault| {
+            before.drv == fault.drv && discriminant(&before.cause) == discriminant(&fault.cause)
+        };
+        if self.faults.iter().any(is_said) {
             return;
         }
         if message && !self.believed && !is_platform && self.failed == 0 {
@@ -428,7 +450,7 @@ fn fault(error: &str) -> Option<Fault> {
     })
     .or_else(|| {
         about("hash mismatch in fixed-output derivation '", &|_| {
-            Some(Cause::Hash)
+            Some(Cause::Hash(String::new()))
         })
     })
     .or_else(|| {
@@ -641,8 +663,10 @@ mod tests {
                 Cause::Status(2),
             ),
             (
-                format!("hash mismatch in fixed-output derivation '{DRV}':"),
-                Cause::Hash,
+                format!(
+                    "hash mismatch in fixed-output derivation '{DRV}':\n         specified: sha256-A=\n            got:    sha256-B="
+                ),
+                Cause::Hash(": specified sha256-A=, got sha256-B=".into()),
             ),
             (
                 format!("building of '{DRV}!*' from .drv file timed out after 1 seconds"),

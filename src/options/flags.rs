@@ -50,6 +50,16 @@ Exit statuses:
   69  a program is missing
   75  the store, Buildkite or the state folder cannot be used: worth retrying";
 
+const SUMMARY_HELP: &str = "\
+It reads what recordings and steps have left in the build; a step that has left nothing is told as such.
+`eval-once pipeline --summary` uploads a last step that runs this.
+
+Exit statuses:
+   0  the build is summed up, also where steps of it failed
+  64  this is no job
+  69  there is no buildkite-agent
+  75  Buildkite cannot be reached: worth retrying";
+
 /// Nix CI on Buildkite that evaluates once: realises a recorded .drv, and evaluates again only where it is gone.
 #[derive(Debug, Parser)]
 #[command(name = "eval-once", version, after_help = EXAMPLES, arg_required_else_help = true)]
@@ -95,6 +105,9 @@ pub(super) enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Sum the build up, in its last step: what became of every target, as an annotation and as JUnit
+    #[command(after_help = SUMMARY_HELP)]
+    Summary,
     /// Remove the pins of recordings that are older than they were to be kept
     Prune,
     /// Be a hook of the agent's
@@ -306,8 +319,8 @@ pub(super) struct RecordingFlags {
     /// Ignore the targets' own `meta.buildkite`
     #[arg(long)]
     no_meta: bool,
-    /// Add a last step that runs `eval-once summary` (not in this version)
-    #[arg(long, hide = true)]
+    /// Add a last step that runs `eval-once summary`, whatever becomes of the others
+    #[arg(long)]
     summary: bool,
     /// Where `.drv`s are put for other hosts (not in this version)
     #[arg(long, value_name = "URL", hide = true)]

@@ -43,6 +43,10 @@ pub enum Invocation {
     Pipeline(Box<recording::Order>),
     /// A job of the agent's that records: and the job whose command follows it.
     JobPipeline(Box<recording::Order>, Job),
+    /// Sum the build up; an error where this is no job.
+    Summary(Result<(), Failure>),
+    /// A job of the agent's that sums its build up: and the job whose command follows it.
+    JobSummary(Result<(), Failure>, Job),
     /// Remove what recordings no longer keep.
     Prune(Result<Host, Failure>),
     /// A job of the agent's: a step of ours, and the job whose command follows it.
@@ -91,6 +95,21 @@ fn variable<'e>(environment: &'e Environment, name: &str) -> Option<&'e OsStr> {
 
 fn text(environment: &Environment, name: &str) -> Option<String> {
     variable(environment, name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// A plugin's configuration for a summary says nothing else.
+fn summary_alone(keys: &Keys) -> Result<(), Failure> {
+    if keys.get("summary") != Some(&Value::Bool(true)) {
+        return Err(keys::refuse(
+            "`summary` is `true`, which sums the build up, or is left out",
+        ));
+    }
+    match keys.keys().find(|key| *key != "summary") {
+        Some(other) => Err(keys::refuse(format_args!(
+            "`{other}` stands beside `summary`, which stands alone: it sums the build up, and builds nothing"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Whether this is a job, whose log is read in a browser even though it is a terminal's.
@@ -149,6 +168,7 @@ impl Reading {
                 }
                 Invocation::Pipeline(Box::new(order))
             }
+            Command::Summary => Invocation::Summary(self.in_job()),
             Command::Prune => Invocation::Prune(self.host()),
             Command::Hook {
                 hook: Hook::Environment,
@@ -198,9 +218,13 @@ impl Reading {
         }
     }
 
-    /// A step; or with `pipeline`, a recording.
+    /// A step; with `pipeline`, a recording; with `summary`, a summary.
     fn plugins_command_hook(&self) -> Invocation {
         let mut keys = match self.plugin_configuration() {
+            Ok(keys) if keys.contains_key("summary") => {
+                let asked = summary_alone(&keys).and_then(|()| self.in_job());
+                return Invocation::JobSummary(asked, self.job());
+            }
             Ok(keys) if keys.contains_key("pipeline") => keys,
             keys => return Invocation::JobStep(self.order_in_hook(keys), self.job()),
         };
@@ -302,6 +326,18 @@ impl Reading {
             ),
             branch: slug("BUILDKITE_BRANCH"),
         }))
+    }
+
+    /// Whether this is a job, which can ask for what its build has.
+    fn in_job(&self) -> Result<(), Failure> {
+        for name in ["BUILDKITE_JOB_ID", "BUILDKITE_AGENT_ACCESS_TOKEN"] {
+            if text(&self.environment, name).is_none() {
+                return Err(keys::refuse(format_args!(
+                    "a summary is made in a job of the build that it sums up, and this is none: {name} is not set"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn order_by_hand(&self, flags: KeyFlags, report: Option<PathBuf>) -> Order {
@@ -769,6 +805,36 @@ mod tests {
             r#"{"pipeline":{"plugin":"o/p#v1"}}"#,
         ] {
             assert!(hook(said, "[]", &JOB).keys.is_ok());
+        }
+    }
+
+    #[test]
+    fn a_summary_is_made_in_a_job_and_stands_alone() {
+        let by_hand = |job: &[(&str, &str)]| match invocation(job, &["eval-once", "summary"]) {
+            Invocation::Summary(asked) => asked,
+            other => panic!("{other:?}"),
+        };
+        assert!(by_hand(&JOB).is_ok());
+        assert_eq!(by_hand(&[]).unwrap_err().class, Class::Config);
+        assert_eq!(by_hand(&JOB[..1]).unwrap_err().class, Class::Config);
+        let hook = |configuration: &str| {
+            let plugin = [("BUILDKITE_PLUGIN_CONFIGURATION", configuration)];
+            let environment = [&JOB[..], &plugin].concat();
+            match invocation(&environment, &["eval-once", "hook", "command"]) {
+                Invocation::JobSummary(asked, _) => asked.map_err(|failure| failure.to_string()),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(hook(r#"{"summary":true}"#), Ok(()));
+        for (configuration, named) in [
+            (r#"{"summary":false}"#, "`summary`"),
+            (r#"{"summary":"true"}"#, "`summary`"),
+            (r#"{"summary":null}"#, "`summary`"),
+            (r#"{"summary":true,"drv":"x"}"#, "`drv`"),
+            (r#"{"pipeline":{},"summary":true}"#, "`pipeline`"),
+        ] {
+            let refusal = hook(configuration).unwrap_err();
+            assert!(refusal.contains(named), "{refusal}");
         }
     }
 

@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::steps::Placed;
 use super::{Broken, Meta, Target};
 use crate::exit::{Class, Classify as _, Failure};
-use crate::keys::Keys;
+use crate::keys::{Keys, refuse};
 use crate::nix::{AttrPath, DrvPath, StorePath};
 
 /// The version of the format.
@@ -151,6 +151,64 @@ impl<'a> TargetEntry<'a> {
     }
 }
 
+/// What of the document is read back. What an older version did not write has the value of nothing.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Recorded {
+    version: u32,
+    /// What was evaluated, as the keys of a step say it.
+    pub source: Keys,
+    /// The targets.
+    pub targets: Vec<RecordedTarget>,
+    /// The attributes that have an error step: some of them are targets all the same.
+    pub errors: Vec<RecordedError>,
+    /// How long each part took, in seconds.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+/// A target.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RecordedTarget {
+    /// The first attribute that gives it.
+    pub attr: AttrPath,
+    /// The derivation's name.
+    pub name: String,
+    /// The key of its step.
+    pub key: String,
+    /// Why it needs no step; none where it has one that builds.
+    pub skip: Option<String>,
+}
+
+/// An attribute that has an error step.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RecordedError {
+    /// Its attribute path.
+    pub attr: AttrPath,
+    /// What is wrong with it, where that is known.
+    pub message: Option<String>,
+}
+
+impl Recorded {
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// It is none (75), or one of another version (64).
+    pub fn read(json: &str) -> Result<Self, Failure> {
+        let recorded: Self = serde_json::from_str(json).classify(Class::Surroundings, || {
+            "cannot read what a recording has found".into()
+        })?;
+        if recorded.version != VERSION {
+            return Err(refuse(format_args!(
+                "a recording has left a document of version {}, and this eval-once knows version {VERSION}",
+                recorded.version
+            )));
+        }
+        Ok(recorded)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,7 +246,13 @@ mod tests {
         let source = Keys::from_iter([("file".to_owned(), json!("ci.nix"))]);
         let mut document = Document::new("2.26", source, &path(&[]), &targets, &placed, &errors);
         document.seconds.insert("total", 1.5);
-        let read: Value = serde_json::from_str(&document.to_json().unwrap()).unwrap();
+        let json = document.to_json().unwrap();
+        let recorded = Recorded::read(&json).unwrap();
+        assert_eq!(recorded.targets[0].attr, path(&["a", "b.c"]));
+        assert_eq!(recorded.errors[0].attr, path(&["broken"]));
+        assert_eq!(recorded.seconds, BTreeMap::from([("total".into(), 1.5)]));
+        assert!(Recorded::read(r#"{"version":2}"#).is_err());
+        let read: Value = serde_json::from_str(&json).unwrap();
         assert_eq!(
             read,
             json!({

@@ -9,6 +9,7 @@ pub mod document;
 pub mod edges;
 mod eval_jobs;
 mod evaluate;
+pub(crate) mod kept;
 mod memory;
 mod perform;
 mod pin;

@@ -94,12 +94,12 @@ impl Plan {
         struct Versioned {
             version: u32,
         }
-        let unreadable = || "cannot read the plan of an earlier try of this recording".to_owned();
+        let unreadable = || "cannot read the plan of a recording".to_owned();
         let Versioned { version } =
             serde_json::from_str(json).classify(Class::Surroundings, unreadable)?;
         if version != VERSION {
             return Err(refuse(format_args!(
-                "an earlier try of this recording has left a plan of version {version}, and this eval-once knows version {VERSION}"
+                "the recording has left a plan of version {version}, and this eval-once knows version {VERSION}"
             ))
             .hint("run the whole build again, with one version of eval-once on all its agents"));
         }

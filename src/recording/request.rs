@@ -104,6 +104,8 @@ pub struct Request {
     pub group_by: usize,
     /// Whether targets' own `meta.buildkite` counts.
     pub meta: bool,
+    /// Whether a last step sums the build up.
+    pub summary: bool,
     /// Steps per upload.
     pub chunk: NonZeroUsize,
     /// How many days the pin is kept.
@@ -199,9 +201,7 @@ impl Request {
         for key in ["share", "share-limit", "push"] {
             reader.not_yet(key)?;
         }
-        if reader.boolean("summary")? == Some(true) {
-            return Err(refuse("`summary` is not in this version of eval-once"));
-        }
+        let summary = reader.boolean("summary")?;
         let chunk = reader.number("chunk", 1..=500)?;
         let keep_days = reader.number("keep-days", 1..=36_500)?;
 
@@ -242,6 +242,7 @@ impl Request {
                 .and_then(|number| usize::try_from(number).ok())
                 .unwrap_or(0),
             meta: meta.unwrap_or(true),
+            summary: summary.unwrap_or(false),
             chunk: chunk.and_then(size).unwrap_or(CHUNK),
             keep_days: keep_days
                 .and_then(|days| u32::try_from(days).ok())
@@ -363,7 +364,7 @@ mod tests {
             "memory": 2048, "evaluation-timeout": 60, "evaluator": "nix", "skip": "built", "skip-style": "omit",
             "on-error": "fail", "emit": "plugin", "plugin": "o/eval-once#v1", "step": {"priority": 1},
             "agents": {"x86_64-linux": {"queue": "big", "cores": 8}, "feature:kvm": ["kvm=true"]}, "group-by": 1,
-            "meta": false, "summary": false, "chunk": 500, "keep-days": 7
+            "meta": false, "summary": true, "chunk": 500, "keep-days": 7
         }))
         .unwrap();
         assert_eq!(request.exclude[0].names(), ["a", "*", "b"]);
@@ -378,6 +379,7 @@ mod tests {
             json!({"kvm": "true"})
         );
         assert_eq!(request.evaluation_timeout, Some(Duration::from_secs(60)));
+        assert!(request.summary);
     }
 
     #[test]
@@ -436,7 +438,7 @@ mod tests {
             (json!({"share": "file:///x"}), "`share`"),
             (json!({"share-limit": 1}), "`share-limit`"),
             (json!({"push": "file:///x"}), "`push`"),
-            (json!({"summary": true}), "`summary`"),
+            (json!({"summary": "true"}), "`summary`"),
         ] {
             let failure = read(&keys).unwrap_err();
             assert_eq!(failure.class, Class::Config, "{keys}");

@@ -180,6 +180,14 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
             skipped: skip.is_some(),
         });
     }
+    if request.summary {
+        let step = maker.summary(records.targets, &planned)?;
+        planned.push(Planned {
+            step,
+            group: None,
+            skipped: false,
+        });
+    }
     let (steps, left_out) = fit(planned, request)?;
     Ok(Steps {
         steps,
@@ -438,6 +446,48 @@ impl<'a> Maker<'a> {
             .map_err(|message| Failure::new(Class::Bug, message))
     }
 
+    /// The step that sums the build up when all of these have ended, whatever became of them. A `wait` step would do so too, and
+    /// would hold back whatever else the user's pipeline has behind the recording.
+    fn summary(&self, targets: &[Target], planned: &[Planned]) -> Result<CommandStep, Failure> {
+        let keys = planned.iter().map(|planned| planned.step.key.as_str());
+        let mut step = CommandStep {
+            label: ":bar_chart: eval-once summary".into(),
+            // Of what it sums up, so that another try of the same recording gives the same.
+            key: format!("summary-{}", hash_of(keys)),
+            // One that is skipped has ended already, and may be left out yet.
+            depends_on: planned
+                .iter()
+                .filter(|planned| !planned.skipped)
+                .map(|planned| Dependency::Step {
+                    step: planned.step.key.clone(),
+                    allow_failure: Some(true.into()),
+                })
+                .collect(),
+            retry: Some(Retry {
+                automatic: Some(Automatic::Rules(retry_rules())),
+                manual: None,
+            }),
+            ..CommandStep::default()
+        };
+        match &self.request.emit {
+            Emit::Plugin(reference) => {
+                let keys = json!({ "summary": true });
+                let plugin = std::iter::once((reference.clone(), keys));
+                step.plugins.push(Plugin::Configured(plugin.collect()));
+            }
+            Emit::Command => step.command = Some(Command::One("eval-once summary".into())),
+        }
+        let mut step = keys_of(&step)?;
+        if let Some(agents) = self.step.keys.get("agents") {
+            merge(&mut step, "agents", agents);
+        }
+        if let Some(tags) = most_common_system(targets).and_then(|system| self.agents.get(system)) {
+            merge(&mut step, "agents", &Value::Object(tags.clone()));
+        }
+        self.check(step)
+            .map_err(|message| Failure::new(Class::Bug, message))
+    }
+
     /// The record of an attribute, without what was found of it.
     fn record(&self, attr: &AttrPath) -> Keys {
         let mut record = self.source.clone();
@@ -476,6 +526,19 @@ impl<'a> Maker<'a> {
         self.schema.check_step(&step)?;
         serde_json::from_value(step).map_err(|error| error.to_string())
     }
+}
+
+/// The system that most targets are built on; of several alike, the first by name.
+fn most_common_system(targets: &[Target]) -> Option<&str> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for target in targets {
+        *counts.entry(&target.system).or_default() += 1;
+    }
+    let most = counts.values().copied().max()?;
+    counts
+        .into_iter()
+        .find(|(_, count)| *count == most)
+        .map(|(system, _)| system)
 }
 
 /// When a step is run again by itself: whenever the surroundings failed, and never because it was stopped.
@@ -771,6 +834,7 @@ mod tests {
             agents: BTreeMap::new(),
             group_by: 0,
             meta: true,
+            summary: false,
             chunk: NonZeroUsize::new(100).unwrap(),
             keep_days: 3,
         }
@@ -1172,6 +1236,88 @@ mod tests {
         let failure = make(&targets, &edges, &[], &request()).unwrap_err();
         assert_eq!(failure.class, Class::Config);
         assert!(failure.to_string().contains("4100 jobs") && failure.hint.is_some());
+    }
+
+    #[test]
+    fn a_summary_comes_behind_all_others_whatever_becomes_of_them() {
+        let mut targets: Vec<_> = (0..3).map(|i| target(i, &["p", &i.to_string()])).collect();
+        targets[1].system = "aarch64-linux".into();
+        let edges = chain(&targets, &[(0, 1)]);
+        let tags = |tags: Value| tags.as_object().unwrap().clone();
+        let request = Request {
+            summary: true,
+            step: tags(
+                json!({ "agents": ["queue=nix", "size=big"], "env": { "A": "1" }, "parallelism": 2 }),
+            ),
+            agents: BTreeMap::from([
+                ("x86_64-linux".into(), tags(json!({ "queue": "intel" }))),
+                ("aarch64-linux".into(), tags(json!({ "queue": "arm" }))),
+            ]),
+            ..request()
+        };
+        let records = Records {
+            targets: &targets,
+            broken: &[Broken {
+                attr: path(&["p", "bad"]),
+                message: None,
+            }],
+            refused: &[],
+            edges: &edges,
+            skip: &[None, None, Some("a cache has it".into())],
+        };
+        let steps = steps(&records, &request, schema()).unwrap();
+        let last = &values(&steps)[4];
+        let waits = [
+            error_key(&path(&["p", "bad"])),
+            key(&targets[1]),
+            key(&targets[0]),
+        ];
+        let waits = waits.map(|key| json!({ "step": key, "allow_failure": true }));
+        let hash = last["key"]
+            .as_str()
+            .unwrap()
+            .strip_prefix("summary-")
+            .unwrap();
+        assert_eq!(hash.len(), 32);
+        assert_eq!(
+            last,
+            &json!({
+                "label": ":bar_chart: eval-once summary",
+                "key": last["key"],
+                "plugins": [{ "your-org/eval-once#v1": { "summary": true } }],
+                "agents": { "queue": "intel", "size": "big" },
+                "depends_on": waits,
+                "retry": { "automatic": retry_rules() },
+            })
+        );
+        let command = Request {
+            emit: Emit::Command,
+            ..request
+        };
+        let again = super::steps(&records, &command, schema()).unwrap();
+        let again = &values(&again)[4];
+        assert_eq!(again["command"], "eval-once summary");
+        assert_eq!(again["key"], last["key"]);
+    }
+
+    #[test]
+    fn a_summary_is_one_of_the_jobs_that_a_build_can_have() {
+        let targets: Vec<_> = (0..JOBS_PER_BUILD - 1)
+            .map(|i| target(i, &["p", &i.to_string()]))
+            .collect();
+        let edges = apart(&targets);
+        let request = Request {
+            summary: true,
+            ..request()
+        };
+        assert!(make(&targets, &edges, &[], &request).is_err());
+        let mut skip = vec![None; targets.len()];
+        skip[7] = Some("a cache has it".into());
+        let steps = make(&targets, &edges, &skip, &request).unwrap();
+        assert_eq!((steps.steps.len(), steps.left_out), (JOBS_PER_BUILD - 1, 1));
+        let last = &steps.steps.last().unwrap().step;
+        assert!(last.key.starts_with("summary-"));
+        assert_eq!(last.depends_on.len(), JOBS_PER_BUILD - 2);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::Build;
+use super::kept::{self, PlanMark};
 use super::plan::{Chunk, Plan};
 use crate::agent;
 use crate::buildkite::agent as command;
@@ -18,7 +19,6 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::supervise::{Finished, Supervisor};
 
-const PLAN: &str = "eval-once-plan.json";
 const DOCUMENT: &str = "eval-once.json";
 
 /// How long it may take to say that a step exists. One that does not is asked for again and again by agents of v3.
@@ -35,24 +35,23 @@ pub(super) struct Upload<'a> {
 }
 
 impl Upload<'_> {
-    fn mark(&self, what: impl std::fmt::Display) -> String {
-        format!("eval-once:{}:{what}", self.build.step)
-    }
-
     /// The plan of an earlier try of this recording, if one got so far. `recording` is what it records, in a few letters.
     ///
     /// # Errors
     /// Buildkite cannot be asked, or has lost the plan (75); there is no `buildkite-agent` (69); this job has recorded something
     /// else before (64).
     pub(super) fn earlier_plan(&mut self, recording: &str) -> Result<Option<Plan>, Failure> {
-        let line = command::get_meta_data(&self.mark("plan"));
+        let line = command::get_meta_data(&kept::plan_mark(&self.build.step));
         let mark = self.ask(&line, "look for an earlier try of this recording")?;
         let mark = mark.text();
-        let mut words = mark.split_whitespace();
-        let Some(job) = words.next() else {
+        let Some(PlanMark {
+            job,
+            recording: earlier,
+        }) = PlanMark::read(&mark)
+        else {
             return Ok(None);
         };
-        let is_other = words.next().is_some_and(|other| other != recording);
+        let is_other = earlier.is_some_and(|other| other != recording);
         if is_other && job == self.build.job {
             return Err(Failure::new(
                 Class::Config,
@@ -69,13 +68,18 @@ impl Upload<'_> {
                 "that try recorded something else, or with other arguments, than this one was to",
             );
         }
-        let folder = agent::folder()?;
-        let line = command::download_artifact(PLAN, job, folder.path());
-        self.ask(&line, "get the plan of the earlier try")?;
-        let json = std::fs::read_to_string(folder.path().join(PLAN))
-            .classify(Class::Surroundings, || {
-                "cannot read the plan of the earlier try".into()
-            })?;
+        let doing = "get the plan of the earlier try";
+        let Some(json) = kept::download(self.supervisor, job, doing)? else {
+            return Err(Failure::new(
+                Class::Surroundings,
+                format_args!(
+                    "cannot {doing}: the job {job} has kept one, and Buildkite has it no longer"
+                ),
+            )
+            .hint(
+                "run the whole build again: what this recording would find now may be other steps",
+            ));
+        };
         Plan::read(&json).map(Some)
     }
 
@@ -84,9 +88,9 @@ impl Upload<'_> {
     /// # Errors
     /// Buildkite does not take it (75).
     pub(super) fn keep(&mut self, plan: &Plan, recording: &str) -> Result<(), Failure> {
-        agent::keep_artifact(self.supervisor, PLAN, &plan.to_json()?)?;
-        let value = format!("{} {recording}", self.build.job);
-        let line = command::set_meta_data(&self.mark("plan"), &value);
+        kept::upload(self.supervisor, plan)?;
+        let value = PlanMark::write(&self.build.job, recording);
+        let line = command::set_meta_data(&kept::plan_mark(&self.build.step), &value);
         self.ask(&line, "mark that the plan is kept").map(drop)
     }
 
@@ -103,7 +107,7 @@ impl Upload<'_> {
         };
         let count = plan.chunks.len();
         for (number, chunk) in plan.chunks.iter().enumerate() {
-            let mark = self.mark(number);
+            let mark = kept::mark(&self.build.step, number);
             if marks.lines().any(|line| line.trim() == mark) {
                 continue;
             }
@@ -113,12 +117,9 @@ impl Upload<'_> {
         }
         // The steps are there and will run: what is told besides is worth no failure.
         let told = agent::keep_artifact(self.supervisor, DOCUMENT, &plan.document).and_then(|()| {
-            let folder = agent::folder()?;
-            let body = folder.path().join("annotation.md");
-            agent::write(&body, &plan.annotation.0)?;
             let context = format!("eval-once-{}", self.build.step);
-            let line = command::annotate(&context, &plan.annotation.1, false, &body);
-            self.ask(&line, "annotate the build").map(drop)
+            let (body, style) = &plan.annotation;
+            agent::annotate(self.supervisor, &context, style, body)
         });
         match told {
             Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),

@@ -103,7 +103,7 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
         Cause::Time(_) => {
             "`timeout` and `max-silent-time` are Nix settings, which `options` can raise"
         }
-        Cause::Hash => {
+        Cause::Hash(_) => {
             "if what is fetched was meant to change, put the hash that Nix got into the expression; if not, it has changed where it comes from"
         }
         Cause::Platform(_) => {

@@ -44,10 +44,10 @@ pub(super) fn of(step: &mut Step<'_>) -> Result<Vec<String>, Failure> {
 fn nothing_rooted(step: &Step<'_>) -> Option<&'static str> {
     match step.taken?.1 {
         Reason::DrvMissing => Some(
-            "evaluated again because the recorded .drv is not on this host: it was collected because nothing rooted it, or was recorded on another host. `eval-once pipeline` roots what it records for `keep-days` days, in the state folder of its host: keep that folder (EVAL_ONCE_STATE_DIR), and let the steps run on that host, or let them find their outputs in a cache",
+            "evaluated again because the recorded .drv is not on this host: nothing rooted it, or another host recorded it. `eval-once pipeline` roots what it records for `keep-days` days, as long as its state folder (EVAL_ONCE_STATE_DIR) lasts; for other hosts, keep the outputs in a cache",
         ),
         Reason::DrvCollected => Some(
-            "evaluated again because the collector took the recorded .drv while the step ran: nothing rooted it any more. `eval-once pipeline` roots what it records for `keep-days` days: keep its state folder (EVAL_ONCE_STATE_DIR), where the collector can see it, or let more days pass",
+            "evaluated again because the collector took the recorded .drv meanwhile: nothing rooted it. `eval-once pipeline` roots what it records for `keep-days` days, as long as its state folder (EVAL_ONCE_STATE_DIR) lasts and the collector can see it",
         ),
         _ => None,
     }

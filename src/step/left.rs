@@ -9,6 +9,9 @@ use crate::buildkite::markdown::shortened;
 /// What all keys begin with; behind it stands the step.
 const PREFIX: &str = "eval-once:report:";
 
+/// The version of the format.
+const VERSION: u32 = 1;
+
 /// How much of a message is left, in characters: the value is to stay below the kilobyte that Buildkite recommends.
 const MESSAGE_AT_MOST: usize = 200;
 
@@ -60,7 +63,46 @@ pub struct LeftSeconds {
     pub total: f64,
 }
 
+/// What nothing takes longer than, in seconds: three years. So sums and their decimals stay within what one can look at.
+const LONGEST: f64 = 1e8;
+
+/// Why what is left cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It is no report.
+    NoReport,
+    /// It is one of a format that this program does not know: another eval-once left it.
+    Version(u32),
+}
+
 impl Left {
+    /// Reads what a step has left.
+    ///
+    /// # Errors
+    /// It is no report, or one of another version. Anything that runs in a build can set its meta-data.
+    pub fn read(json: &str) -> Result<Self, Unreadable> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let Versioned { version } = serde_json::from_str(json).map_err(|_| Unreadable::NoReport)?;
+        if version != VERSION {
+            return Err(Unreadable::Version(version));
+        }
+        let mut left: Self = serde_json::from_str(json).map_err(|_| Unreadable::NoReport)?;
+        let seconds = &mut left.seconds;
+        for part in [
+            &mut seconds.wait,
+            &mut seconds.fetch,
+            &mut seconds.evaluate,
+            &mut seconds.realise,
+            &mut seconds.total,
+        ] {
+            *part = part.clamp(0.0, LONGEST);
+        }
+        Ok(left)
+    }
+
     /// The key of a step's report. `step` is the step's key; of a step without one, its id.
     #[must_use]
     pub fn key(step: &str) -> String {
@@ -78,7 +120,7 @@ impl Left {
     pub fn new(report: &Report, target: &str, job: &str) -> Self {
         let failure = report.failure.as_ref();
         Self {
-            version: 1,
+            version: VERSION,
             target: shortened(target, MESSAGE_AT_MOST),
             job: job.to_owned(),
             way: report.way.map(|way| way.word().to_owned()),
@@ -104,5 +146,45 @@ impl From<Seconds> for LeftSeconds {
             realise: seconds.realise.as_secs_f64(),
             total: seconds.total.as_secs_f64(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_reads_back_and_anything_else_is_told_apart() {
+        let left = Left {
+            version: VERSION,
+            target: "a".into(),
+            exit: 100,
+            ..Left::default()
+        };
+        let json = serde_json::to_string(&left).unwrap();
+        assert_eq!(Left::read(&json), Ok(left));
+        assert_eq!(
+            Left::read(r#"{"version":2,"exit":"new"}"#),
+            Err(Unreadable::Version(2))
+        );
+        for other in [
+            "",
+            "{}",
+            "[]",
+            r#"{"version":1,"exit":300}"#,
+            r#"{"version":1,"seconds":3}"#,
+        ] {
+            assert_eq!(Left::read(other), Err(Unreadable::NoReport), "{other}");
+        }
+    }
+
+    #[test]
+    fn times_that_cannot_be_are_none() {
+        let left = Left::read(r#"{"version":1,"seconds":{"total":1e300,"evaluate":-5}}"#).unwrap();
+        let expected = LeftSeconds {
+            total: LONGEST,
+            ..LeftSeconds::default()
+        };
+        assert_eq!(left.seconds, expected);
     }
 }

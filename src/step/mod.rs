@@ -35,7 +35,7 @@ use crate::supervise::Supervisor;
 use context::Step;
 pub use explain::{Explanation, explain};
 pub use job_log::Form;
-pub use left::{Left, LeftSeconds};
+pub use left::{Left, LeftSeconds, Unreadable};
 pub use links::main_output;
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
 pub use request::{OutLink, Request};

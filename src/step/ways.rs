@@ -286,7 +286,8 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
         "are not all here or in a cache"
     };
     let hold = placeholder(step, "roots/NEW/root");
-    let mut commands = obtaining(step, hold.as_deref())?;
+    let commands = obtaining(step, hold.as_deref())?;
+    let mut commands: Vec<_> = commands.iter().map(|line| step.as_run(line)).collect();
     if !there {
         commands.truncate(1);
         if step.request.drv.is_none() {
@@ -598,6 +599,7 @@ fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
         Some(drv) => command::realise(drv, step.link.as_deref(), &options),
         None => command::realise_printed(step.link.as_deref(), &options),
     });
+    let commands = commands.iter().map(|line| step.as_run(line)).collect();
     Ok(Answer {
         takes: Some(evaluated_reason(step)),
         facts,

@@ -266,6 +266,23 @@ impl Build {
         self
     }
 
+    /// Meta-data that the build has before any of its jobs runs.
+    pub(crate) fn with_meta_data(self, values: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.progress().meta_data.extend(values);
+        self
+    }
+
+    /// Values of the meta-data are given out when so many are asked for at once: whoever asks for fewer gets none.
+    pub(crate) fn answering_meta_data_at_once(self, awaited: usize) -> Self {
+        self.server.answer_at_once(awaited);
+        self
+    }
+
+    /// How many values of the meta-data were asked for at once, at most.
+    pub(crate) fn most_asked_at_once(&self) -> usize {
+        self.server.most_asking()
+    }
+
     /// Makes our binary a hook of all the agents, by a link of that name.
     pub(crate) fn our_hook(self, name: &str) -> Self {
         symlink(EVAL_ONCE, self.folder.path().join("hooks").join(name)).unwrap();

@@ -17,8 +17,11 @@ use tiny_http::{Header, Method, Request, Response};
 use super::progress::{Agent, Artifact, Job, Progress, Uploaded, tag, text};
 use super::{Annotation, Deaf, Fault, JobState, Upload, agents};
 
-/// How long an agent's call for work is held when there is none; its client gives up after 60 s.
+/// How long an agent's call is held that waits for something; its client gives up after 60 s.
 const HELD: Duration = Duration::from_secs(20);
+
+/// How long one call more than was awaited is looked out for.
+const A_WHILE: Duration = Duration::from_millis(30);
 
 /// What agents register with.
 pub(super) const REGISTRATION_TOKEN: &str = "registration-0190c1a2";
@@ -35,6 +38,19 @@ pub(super) struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
+/// Calls for values of the meta-data.
+#[derive(Default)]
+struct Asking {
+    /// How many wait for their answer.
+    now: usize,
+    /// How many did at most.
+    most: usize,
+    /// How many there have to be before they are answered; 0: none waits.
+    awaited: usize,
+    /// How often so many were answered.
+    batch: usize,
+}
+
 /// What its threads share.
 struct Shared {
     http: tiny_http::Server,
@@ -44,6 +60,8 @@ struct Shared {
     changed: Condvar,
     /// When something was called for that says that a job lives.
     last_call: Mutex<Instant>,
+    asking: Mutex<Asking>,
+    asked: Condvar,
     /// A call that is not played, and what it was.
     trouble: Mutex<Option<String>>,
     is_closed: Mutex<bool>,
@@ -61,6 +79,8 @@ impl Server {
             progress: Mutex::new(progress),
             changed: Condvar::new(),
             last_call: Mutex::new(Instant::now()),
+            asking: Mutex::default(),
+            asked: Condvar::new(),
             trouble: Mutex::new(None),
             is_closed: Mutex::new(false),
         });
@@ -106,6 +126,16 @@ impl Server {
     /// When a job was last heard of.
     pub(super) fn last_call(&self) -> Instant {
         *self.shared.last_call.lock().unwrap()
+    }
+
+    /// How many calls for a value of the meta-data were answered at once, at most.
+    pub(super) fn most_asking(&self) -> usize {
+        self.shared.asking.lock().unwrap().most
+    }
+
+    /// Calls for values of the meta-data are answered when so many of them are waiting.
+    pub(super) fn answer_at_once(&self, awaited: usize) {
+        self.shared.asking.lock().unwrap().awaited = awaited;
     }
 
     /// What was called for that is not played.
@@ -278,6 +308,7 @@ impl Shared {
                 }
             }
             ("GET", ["builds", _, "artifacts", "search"]) => self.search(call),
+            ("POST", ["jobs" | "builds", _, "data", "get"]) => self.get_meta_data(&call.json()),
             ("POST", ["jobs" | "builds", _, "data", what]) => self.meta_data(what, &call.json()),
             (_, ["jobs", job, rest @ ..]) => self.job(call, job, rest),
             _ => self.is_not_played(call),
@@ -554,6 +585,31 @@ impl Shared {
         }
         progress.annotations.insert(context, annotation);
         Answer::nothing()
+    }
+
+    fn get_meta_data(&self, body: &Value) -> Answer {
+        let until = Instant::now() + HELD;
+        let mut asking = self.asking.lock().unwrap();
+        asking.now += 1;
+        asking.most = asking.most.max(asking.now);
+        let batch = asking.batch;
+        if asking.now == asking.awaited {
+            // One more that comes, although it should not, is seen.
+            drop(asking);
+            thread::sleep(A_WHILE);
+            asking = self.asking.lock().unwrap();
+            asking.batch += 1;
+            asking.now = 0;
+            self.asked.notify_all();
+        }
+        while asking.awaited > 0 && asking.batch == batch && Instant::now() < until {
+            asking = self.asked.wait_timeout(asking, HELD).unwrap().0;
+        }
+        if asking.batch == batch {
+            asking.now -= 1;
+        }
+        drop(asking);
+        self.meta_data("get", body)
     }
 
     fn meta_data(&self, what: &str, body: &Value) -> Answer {

@@ -1,0 +1,122 @@
+//! Where the plan of a recording is kept: an artifact of the job that made it, and a mark in the build's meta-data that names
+//! that job. A retry of the recording looks for its own; a summary looks for all of the build.
+
+use super::plan::Plan;
+use crate::agent;
+use crate::buildkite::agent as command;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::supervise::Supervisor;
+
+/// The artifact's name.
+pub(super) const PLAN: &str = "eval-once-plan.json";
+
+/// What the agent says where there is no such artifact; its status is the same for every failure.
+const NONE_FOUND: &str = "No artifacts found";
+
+const PREFIX: &str = "eval-once:";
+const SUFFIX: &str = ":plan";
+
+/// A mark of the recording whose step has this id.
+pub(super) fn mark(step: &str, what: impl std::fmt::Display) -> String {
+    format!("{PREFIX}{step}:{what}")
+}
+
+/// The mark that says where the plan is.
+pub(super) fn plan_mark(step: &str) -> String {
+    format!("{PREFIX}{step}{SUFFIX}")
+}
+
+/// Whether the meta-data under this key says where a plan is.
+pub(crate) fn is_plan_mark(key: &str) -> bool {
+    let id = key
+        .strip_prefix(PREFIX)
+        .and_then(|key| key.strip_suffix(SUFFIX));
+    // A step may have the key `plan`, and then its report stands under `eval-once:report:plan`.
+    id.is_some_and(|id| !id.is_empty() && id != "report" && !id.contains(':'))
+}
+
+/// What the mark of a plan says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PlanMark<'a> {
+    /// The job that keeps the plan.
+    pub(crate) job: &'a str,
+    /// What it records, in a few letters.
+    pub(crate) recording: Option<&'a str>,
+}
+
+impl<'a> PlanMark<'a> {
+    /// Reads the value under the mark; none where there is nothing.
+    pub(crate) fn read(value: &'a str) -> Option<Self> {
+        let mut words = value.split_whitespace();
+        Some(Self {
+            job: words.next()?,
+            recording: words.next(),
+        })
+    }
+
+    /// The value under the mark.
+    pub(super) fn write(job: &str, recording: &str) -> String {
+        format!("{job} {recording}")
+    }
+}
+
+/// Gets a plan as it was kept by this job; what it says is for [`Plan::read`]. None where Buildkite no longer has it.
+///
+/// # Errors
+/// Buildkite cannot be asked (75); there is no `buildkite-agent` (69).
+pub(crate) fn download(
+    supervisor: &mut Supervisor,
+    job: &str,
+    doing: &str,
+) -> Result<Option<String>, Failure> {
+    let folder = agent::folder()?;
+    let line = command::download_artifact(PLAN, job, folder.path());
+    let (finished, said) = agent::run(supervisor, &line)?;
+    if !finished.ending.success() {
+        if said.contains(NONE_FOUND) {
+            return Ok(None);
+        }
+        return Err(agent::unreachable(&line, &finished, &said, doing));
+    }
+    std::fs::read_to_string(folder.path().join(PLAN))
+        .map(Some)
+        .classify(Class::Surroundings, || format!("cannot {doing}"))
+}
+
+/// Keeps a plan as an artifact of this job.
+///
+/// # Errors
+/// As [`download`].
+pub(super) fn upload(supervisor: &mut Supervisor, plan: &Plan) -> Result<(), Failure> {
+    agent::keep_artifact(supervisor, PLAN, &plan.to_json()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_of_plans_are_told_from_all_other_meta_data() {
+        assert!(is_plan_mark(&plan_mark("0190-ab")));
+        for other in [
+            &mark("0190-ab", 3),
+            "eval-once:report:plan",
+            "eval-once::plan",
+            "eval-once:plan",
+            "eval-once:report:a:plan",
+            "release:plan",
+        ] {
+            assert!(!is_plan_mark(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_mark_reads_back_as_it_was_written() {
+        let value = PlanMark::write("job", "letters");
+        let (job, recording) = ("job", Some("letters"));
+        assert_eq!(PlanMark::read(&value), Some(PlanMark { job, recording }));
+        let recording = None;
+        assert_eq!(PlanMark::read("job\n"), Some(PlanMark { job, recording }));
+        assert_eq!(PlanMark::read(" \n"), None);
+    }
+}

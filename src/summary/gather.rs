@@ -1,0 +1,124 @@
+//! Asking Buildkite for what recordings and steps have left in the build.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::agent;
+use crate::buildkite::agent as command;
+use crate::exit::Failure;
+use crate::log::Log;
+use crate::recording::document::Recorded;
+use crate::recording::kept::{self, PlanMark};
+use crate::recording::plan::Plan;
+use crate::step::{Left, Unreadable};
+use crate::supervise::Supervisor;
+
+/// How many are asked for at once: each is a process and a request.
+const AT_ONCE: usize = 8;
+
+/// How often is said how far it is.
+const PROGRESS: Duration = Duration::from_secs(10);
+
+/// What was left in the build.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    /// What the recordings have found.
+    pub(super) recorded: Vec<Recorded>,
+    /// How many recordings there are of which that cannot be read.
+    pub(super) unread: usize,
+    /// What the steps have left, by their keys.
+    pub(super) reports: BTreeMap<String, Result<Left, Unreadable>>,
+}
+
+impl Gathered {
+    pub(super) fn is_empty(&self) -> bool {
+        self.recorded.is_empty() && self.unread == 0 && self.reports.is_empty()
+    }
+}
+
+/// Gathers it. Of the reports only those are asked for that are there: an agent asks for others again and again.
+///
+/// # Errors
+/// Buildkite cannot be reached (75); there is no `buildkite-agent` (69); a signal asked us to end.
+pub(super) fn gather(supervisor: &mut Supervisor, log: Log) -> Result<Gathered, Failure> {
+    let keys = agent::ask(
+        supervisor,
+        &command::meta_data_keys(),
+        "see what was left in this build",
+    )?;
+    let keys = keys.text();
+    let keys = || keys.lines().map(|line| line.trim_end_matches('\r'));
+    let mut gathered = Gathered::default();
+    let marks: Vec<&str> = keys().filter(|key| kept::is_plan_mark(key)).collect();
+    for mark in values(supervisor, &marks, log)? {
+        match recorded(supervisor, &mark, log)? {
+            Some(recorded) => gathered.recorded.push(recorded),
+            None => gathered.unread += 1,
+        }
+    }
+    let keys: Vec<&str> = keys().filter(|key| Left::step(key).is_some()).collect();
+    let values = values(supervisor, &keys, log)?;
+    gathered.reports = keys
+        .into_iter()
+        .filter_map(Left::step)
+        .zip(values)
+        .map(|(step, value)| (step.to_owned(), Left::read(&value)))
+        .collect();
+    Ok(gathered)
+}
+
+/// The meta-data under these keys, in their order.
+fn values(supervisor: &mut Supervisor, keys: &[&str], log: Log) -> Result<Vec<String>, Failure> {
+    let lines: Vec<_> = keys.iter().map(|key| command::get_meta_data(key)).collect();
+    let mut values = vec![String::new(); lines.len()];
+    let mut count = 0;
+    let mut told = Instant::now();
+    agent::run_each(supervisor, &lines, AT_ONCE, |number, finished, said| {
+        if !finished.ending.success() {
+            let doing = "read what was left in this build";
+            return Err(agent::unreachable(&lines[number], finished, said, doing));
+        }
+        values[number] = finished.text();
+        count += 1;
+        if told.elapsed() >= PROGRESS {
+            told = Instant::now();
+            log.say(format_args!("read {count} of {} reports", lines.len()));
+        }
+        Ok(())
+    })?;
+    Ok(values)
+}
+
+/// What a recording has found, according to the mark of its plan. None where it cannot be read, which is said.
+fn recorded(
+    supervisor: &mut Supervisor,
+    mark: &str,
+    log: Log,
+) -> Result<Option<Recorded>, Failure> {
+    // Anything that runs in a build can set its meta-data: what is no job's id is not handed to the agent as one.
+    let is_id = |job: &&str| {
+        !job.starts_with('-')
+            && job
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    let Some(job) = PlanMark::read(mark).map(|mark| mark.job).filter(is_id) else {
+        log.warn("the mark of a recording's plan names no job: that recording is left out");
+        return Ok(None);
+    };
+    let plan = kept::download(supervisor, job, "get the plan of a recording")?;
+    let Some(plan) = plan else {
+        log.warn(format_args!(
+            "the recording of the job {job} is left out: Buildkite does not have its plan"
+        ));
+        return Ok(None);
+    };
+    let recorded = Plan::read(&plan).and_then(|plan| Recorded::read(&plan.document));
+    Ok(recorded
+        .inspect_err(|failure| {
+            log.warn(format_args!(
+                "the recording of the job {job} is left out: {failure}"
+            ));
+        })
+        .ok())
+}

@@ -1,0 +1,231 @@
+//! The build as JUnit's XML, which most things that show test results read: a suite for each recording, a case for each
+//! target.
+//!
+//! What there is of a standard is the schema of Jenkins' xunit plugin; a test holds this against it.
+
+use std::io;
+
+use quick_xml::Writer;
+use quick_xml::events::{BytesDecl, BytesText, Event};
+
+use super::rows::{Outcome, Row, Rows, Suite};
+use crate::exit::{Class, Classify as _, Failure};
+
+/// The document.
+///
+/// # Errors
+/// It cannot be written: a bug (70).
+pub(super) fn document(rows: &Rows) -> Result<String, Failure> {
+    let doing = || "cannot write the JUnit document".to_owned();
+    let mut writer = Writer::new_with_indent(Vec::new(), b' ', 2);
+    write(&mut writer, rows).classify(Class::Bug, doing)?;
+    let mut text = String::from_utf8(writer.into_inner()).classify(Class::Bug, doing)?;
+    text.push('\n');
+    Ok(text)
+}
+
+type Xml = Writer<Vec<u8>>;
+
+fn write(writer: &mut Xml, rows: &Rows) -> io::Result<()> {
+    writer.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
+    let suites = writer.create_element("testsuites");
+    suites
+        .with_attribute(("name", "eval-once"))
+        .write_inner_content(|writer| rows.suites.iter().try_for_each(|it| suite(writer, it)))?;
+    Ok(())
+}
+
+fn suite(writer: &mut Xml, suite: &Suite) -> io::Result<()> {
+    let count = |wanted: Case| {
+        let cases = suite.rows.iter().map(|row| Case::of(&row.outcome));
+        cases.filter(|case| *case == wanted).count().to_string()
+    };
+    let name = attribute(&suite.name);
+    let total: f64 = suite.rows.iter().map(Row::seconds).sum();
+    writer
+        .create_element("testsuite")
+        .with_attributes([
+            ("name", name.as_str()),
+            ("tests", &suite.rows.len().to_string()),
+            ("failures", &count(Case::Failure)),
+            ("errors", &count(Case::Error)),
+            ("skipped", &count(Case::Skipped)),
+            ("time", &seconds(total)),
+        ])
+        .write_inner_content(|writer| {
+            suite
+                .rows
+                .iter()
+                .try_for_each(|row| case(writer, &name, row))
+        })?;
+    Ok(())
+}
+
+/// What a target is to JUnit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Case {
+    Success,
+    /// Its step failed.
+    Failure,
+    /// What became of it is not known, or it was broken from the beginning.
+    Error,
+    Skipped,
+}
+
+impl Case {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Failed => Self::Failure,
+            Outcome::Broken
+            | Outcome::NoReport
+            | Outcome::Unreadable
+            | Outcome::OtherVersion(_) => Self::Error,
+            Outcome::Built | Outcome::Fetched | Outcome::There => Self::Success,
+            Outcome::Skipped(_) => Self::Skipped,
+        }
+    }
+}
+
+fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
+    let case = writer.create_element("testcase").with_attributes([
+        ("name", attribute(&row.target).as_str()),
+        ("classname", suite),
+        ("time", &seconds(row.seconds())),
+    ]);
+    let left = row.report.as_ref();
+    let class = left.and_then(|left| left.class.as_deref());
+    let drv = left.and_then(|left| left.drv.as_deref());
+    let message = row.message.as_deref();
+    let message_or = |otherwise: &str| message.unwrap_or(otherwise).to_owned();
+    let (element, kind, message) = match &row.outcome {
+        Outcome::Failed => {
+            let status = left.map_or(0, |left| left.exit);
+            let otherwise = format!("its step ended with status {status}");
+            ("failure", class.unwrap_or("failed"), message_or(&otherwise))
+        }
+        Outcome::Broken => {
+            let class = class.unwrap_or(Class::Evaluation.word());
+            ("error", class, message_or("it does not evaluate"))
+        }
+        Outcome::NoReport => {
+            let message = "its step has left no report: it did not run, was cancelled, or ended before it could leave one";
+            ("error", "no-report", message.into())
+        }
+        Outcome::Unreadable => ("error", "no-report", "its report cannot be read".into()),
+        Outcome::OtherVersion(version) => {
+            let message = format!("its report is of version {version}, which is not known here");
+            ("error", "no-report", message)
+        }
+        Outcome::Skipped(reason) => ("skipped", "", reason.clone()),
+        Outcome::Built | Outcome::Fetched | Outcome::There => {
+            case.write_empty()?;
+            return Ok(());
+        }
+    };
+    case.write_inner_content(|writer| {
+        let inner = writer.create_element(element);
+        // A skipped one has a message and no type.
+        let inner = match kind {
+            "" => inner,
+            kind => inner.with_attribute(("type", attribute(kind).as_str())),
+        };
+        let inner = inner.with_attribute(("message", attribute(&message).as_str()));
+        match drv {
+            Some(drv) => {
+                inner.write_text_content(BytesText::new(&valid(&format!("{message}\n{drv}"))))?
+            }
+            None => inner.write_empty()?,
+        };
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Seconds with a point and three decimals, as the schema wants them.
+fn seconds(seconds: f64) -> String {
+    format!("{seconds:.3}")
+}
+
+/// Text as an attribute of an element: a line break would be read as a space, so it is one.
+fn attribute(text: &str) -> String {
+    valid(text).replace(['\n', '\r', '\t'], " ")
+}
+
+/// Text with every character that XML 1.0 cannot hold, not even by its number, replaced.
+fn valid(text: &str) -> String {
+    let holds = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
+    text.chars()
+        .map(|c| if holds(c) { c } else { '\u{fffd}' })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::tests::{gathered, left, recorded, target};
+    use super::*;
+    use crate::step::Unreadable;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn each_recording_is_a_suite_and_each_target_a_case() {
+        let mut skipped = target("skipped");
+        skipped["skip"] = "a cache has it".into();
+        let mut targets: Vec<Value> = ["good", "red", "silent", "new"].map(target).to_vec();
+        targets.push(skipped);
+        let gathered = gathered(
+            vec![recorded(
+                &json!(targets),
+                &json!([{ "attr": ["a \"b\""], "message": "line <1>\nline 2" }]),
+            )],
+            [
+                ("drv-good", left(&json!({ "built": 1 }), 1234.5678)),
+                (
+                    "drv-red",
+                    left(
+                        &json!({ "exit": 100, "class": "build", "message": "a & b", "drv": "/nix/store/x.drv" }),
+                        3.0,
+                    ),
+                ),
+                ("drv-new", Err(Unreadable::Version(2))),
+                ("by-hand", left(&json!({ "target": "hello" }), 0.5)),
+            ],
+        );
+        let expected = r#"<?xml version="1.0" encoding="UTF-8"?>
+<testsuites name="eval-once">
+  <testsuite name="ci.nix" tests="6" failures="1" errors="3" skipped="1" time="1237.568">
+    <testcase name="good" classname="ci.nix" time="1234.568"/>
+    <testcase name="red" classname="ci.nix" time="3.000">
+      <failure type="build" message="a &amp; b">a &amp; b
+/nix/store/x.drv</failure>
+    </testcase>
+    <testcase name="silent" classname="ci.nix" time="0.000">
+      <error type="no-report" message="its step has left no report: it did not run, was cancelled, or ended before it could leave one"/>
+    </testcase>
+    <testcase name="new" classname="ci.nix" time="0.000">
+      <error type="no-report" message="its report is of version 2, which is not known here"/>
+    </testcase>
+    <testcase name="skipped" classname="ci.nix" time="0.000">
+      <skipped message="a cache has it"/>
+    </testcase>
+    <testcase name="&quot;a \&quot;b\&quot;&quot;" classname="ci.nix" time="0.000">
+      <error type="evaluation" message="line &lt;1&gt; line 2"/>
+    </testcase>
+  </testsuite>
+  <testsuite name="steps without a recording" tests="1" failures="0" errors="0" skipped="0" time="0.500">
+    <testcase name="hello" classname="steps without a recording" time="0.500"/>
+  </testsuite>
+</testsuites>
+"#;
+        let document = document(&Rows::new(&gathered)).unwrap();
+        assert_eq!(document, expected);
+    }
+
+    #[test]
+    fn what_xml_cannot_hold_is_replaced() {
+        assert_eq!(
+            valid("a\u{0}\u{1b}[1m\u{b}\u{fffe}\u{ffff}😀\u{85}\n"),
+            "a\u{fffd}\u{fffd}[1m\u{fffd}\u{fffd}\u{fffd}😀\u{85}\n"
+        );
+        assert_eq!(attribute("a\r\n\tb"), "a   b");
+    }
+}

@@ -1,0 +1,54 @@
+//! A build at a glance: what became of every target, told from what recordings have planned and steps have left.
+//!
+//! From top to bottom: gather, set plans and reports side by side, then tell it as an annotation and as JUnit. A report that is
+//! not there is something to tell, and no failure: whoever looks at a summary looks at what went wrong.
+
+mod gather;
+mod junit;
+mod rows;
+mod saved;
+mod table;
+
+use crate::agent;
+use crate::exit::{Class, Failure};
+use crate::log::Log;
+use crate::supervise::Supervisor;
+
+use rows::Rows;
+
+/// The name of the artifact.
+const JUNIT: &str = "eval-once-junit.xml";
+
+/// The annotation's context: a build has one summary, and a later one replaces it.
+const CONTEXT: &str = "eval-once-summary";
+
+/// Sums the build up. That steps of it failed is told, and is no failure of this.
+///
+/// # Errors
+/// This is no job (64, what `in_job` says); Buildkite cannot be reached (75); there is no `buildkite-agent` (69).
+pub fn perform(
+    in_job: Result<(), Failure>,
+    supervisor: &mut Supervisor,
+    log: Log,
+) -> Result<(), Failure> {
+    in_job?;
+    let gathered = gather::gather(supervisor, log).map_err(|failure| match failure.class {
+        Class::MissingProgram => failure.hint("in a job the agent puts it on PATH"),
+        Class::Surroundings => {
+            failure.hint("can this host reach Buildkite? The job can be retried")
+        }
+        _ => failure,
+    })?;
+    if gathered.is_empty() {
+        log.say(
+            "nothing to sum up: no recording has left a plan in this build, and no step a report",
+        );
+        return Ok(());
+    }
+    let rows = Rows::new(&gathered);
+    agent::keep_artifact(supervisor, JUNIT, &junit::document(&rows)?)?;
+    let (body, style) = table::annotation(&rows);
+    agent::annotate(supervisor, CONTEXT, style, &body)?;
+    log.say(table::counts(&rows));
+    Ok(())
+}

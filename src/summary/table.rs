@@ -1,0 +1,396 @@
+//! The annotation. Every name and word in it comes from somewhere nobody has to trust: a repository, or meta-data that any job
+//! of the build may set. So all of it is [inert](crate::buildkite::markdown), and shortened.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::rows::{Outcome, Row, Rows, Suite};
+use super::saved::{Saved, Time};
+use crate::buildkite::markdown::{code, inert, shortened};
+use crate::step::Reason;
+
+/// How many targets have a row. The others are counted.
+const ROWS_AT_MOST: usize = 100;
+
+/// How many are told by name.
+const TOLD: usize = 10;
+
+/// How much of a word is shown, in characters.
+const WORD_AT_MOST: usize = 80;
+
+/// The annotation: its Markdown, and its style.
+pub(super) fn annotation(rows: &Rows) -> (String, &'static str) {
+    let mut text = format!("**eval-once** {}.\n\n", counts(rows));
+    table(&mut text, rows);
+    if rows.unread > 0 {
+        let _ = writeln!(
+            text,
+            "**Left out:** {}, for what {} cannot be read: whether all of {} targets have steps that ran is not known.\n",
+            number(rows.unread, "recording"),
+            if rows.unread == 1 {
+                "it has left"
+            } else {
+                "they have left"
+            },
+            if rows.unread == 1 { "its" } else { "their" },
+        );
+    }
+    silent(&mut text, rows);
+    again(&mut text, rows);
+    drift(&mut text, rows);
+    let saved = Saved::new(rows);
+    if saved != Saved::NotRecorded {
+        let _ = writeln!(text, "**Evaluation saved:** {saved}");
+    }
+    (text, style(rows))
+}
+
+/// The same in one line, for the log and for the beginning.
+pub(super) fn counts(rows: &Rows) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut all = 0;
+    for (_, row) in rows.steps() {
+        all += 1;
+        *counts.entry(kind(&row.outcome)).or_default() += 1;
+    }
+    let order = [
+        "failed",
+        "broken",
+        "without a report",
+        "built",
+        "from a cache",
+        "already there",
+        "skipped",
+    ];
+    let parts: Vec<String> = order
+        .into_iter()
+        .filter_map(|kind| counts.get(kind).map(|count| format!("{count} {kind}")))
+        .collect();
+    format!("sums up {}: {}", number(all, "target"), parts.join(", "))
+}
+
+/// What an outcome counts as.
+fn kind(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Failed => "failed",
+        Outcome::Broken => "broken",
+        Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => "without a report",
+        Outcome::Built => "built",
+        Outcome::Fetched => "from a cache",
+        Outcome::There => "already there",
+        Outcome::Skipped(_) => "skipped",
+    }
+}
+
+fn style(rows: &Rows) -> &'static str {
+    let mut style = if rows.unread > 0 {
+        "warning"
+    } else {
+        "success"
+    };
+    for (_, row) in rows.steps() {
+        match row.outcome {
+            Outcome::Failed | Outcome::Broken => return "error",
+            Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => style = "warning",
+            _ => {}
+        }
+        // Whoever asked for no record gets no warning for having none.
+        let again = row
+            .evaluated_again()
+            .and_then(|left| left.reason.as_deref());
+        let was_lost = again.is_some_and(|reason| reason != Reason::NotRecorded.word());
+        let has_drifted = row.report.as_ref().is_some_and(|left| left.drift);
+        if was_lost || has_drifted {
+            style = "warning";
+        }
+    }
+    style
+}
+
+/// Failed targets first, then the slowest.
+fn table(text: &mut String, rows: &Rows) {
+    let several = rows.suites.len() > 1;
+    let mut steps: Vec<(&Suite, &Row)> = rows.steps().collect();
+    let rank = |row: &Row| match row.outcome {
+        Outcome::Failed => 0,
+        Outcome::Broken => 1,
+        Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => 2,
+        Outcome::Built | Outcome::Fetched | Outcome::There => 3,
+        Outcome::Skipped(_) => 4,
+    };
+    steps.sort_by(|(_, a), (_, b)| {
+        rank(a)
+            .cmp(&rank(b))
+            .then(b.seconds().total_cmp(&a.seconds()))
+    });
+    if steps.is_empty() {
+        return;
+    }
+    text.push_str(if several {
+        "| Target | Of | Outcome | Way | Time |\n| --- | --- | --- | --- | ---: |\n"
+    } else {
+        "| Target | Outcome | Way | Time |\n| --- | --- | --- | ---: |\n"
+    });
+    for (suite, row) in steps.iter().take(ROWS_AT_MOST) {
+        let _ = write!(text, "| {} ", code(&row.target));
+        if several {
+            let _ = write!(text, "| {} ", code(&suite.name));
+        }
+        let _ = writeln!(text, "| {} | {} | {} |", outcome(row), way(row), time(row));
+    }
+    text.push('\n');
+    if steps.len() > ROWS_AT_MOST {
+        let _ = writeln!(text, "And {} more.\n", steps.len() - ROWS_AT_MOST);
+    }
+}
+
+fn word(text: &str) -> String {
+    inert(&shortened(text, WORD_AT_MOST))
+}
+
+fn outcome(row: &Row) -> String {
+    let class = || {
+        let left = row.report.as_ref()?;
+        let class = left.class.as_deref().map(word);
+        Some(class.unwrap_or_else(|| format!("status {}", left.exit)))
+    };
+    match &row.outcome {
+        Outcome::Failed => format!("**failed** ({})", class().unwrap_or_default()),
+        Outcome::Broken => match class() {
+            Some(class) => format!("**broken** ({class})"),
+            None => "**broken**".into(),
+        },
+        Outcome::NoReport => "no report".into(),
+        Outcome::Unreadable => "its report cannot be read".into(),
+        Outcome::OtherVersion(version) => {
+            format!("its report is of version {version}, which this eval-once does not know")
+        }
+        Outcome::Skipped(reason) => format!("skipped: {}", word(reason)),
+        other => kind(other).into(),
+    }
+}
+
+fn way(row: &Row) -> String {
+    let Some(way) = row.report.as_ref().and_then(|left| left.way.as_deref()) else {
+        return String::new();
+    };
+    let reason = row.report.as_ref().and_then(|left| left.reason.as_deref());
+    match reason {
+        Some(reason) => format!("{} ({})", word(way), word(reason)),
+        None => word(way),
+    }
+}
+
+fn time(row: &Row) -> String {
+    match &row.report {
+        Some(left) => Time(left.seconds.total).to_string(),
+        None => String::new(),
+    }
+}
+
+/// What it means that a step has left nothing.
+fn silent(text: &mut String, rows: &Rows) {
+    let count = rows
+        .steps()
+        .filter(|(_, row)| row.outcome == Outcome::NoReport)
+        .count();
+    if count > 0 {
+        let _ = writeln!(
+            text,
+            "**No report:** {}. Such a one did not run, was cancelled, or ended before it could leave its report: its job says which.\n",
+            number(count, "step")
+        );
+    }
+}
+
+/// Which steps evaluated again, and what mends it.
+fn again(text: &mut String, rows: &Rows) {
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, row) in rows.steps() {
+        if let Some(left) = row.evaluated_again() {
+            *reasons
+                .entry(left.reason.as_deref().unwrap_or_default())
+                .or_default() += 1;
+        }
+    }
+    let all: usize = reasons.values().sum();
+    if all == 0 {
+        return;
+    }
+    let _ = writeln!(text, "**Evaluated again:** {}.\n", number(all, "step"));
+    let mends = [
+        (
+            Reason::DrvMissing,
+            "the recorded `.drv` was not on the step's host: it was recorded on another, or collected before. Let steps run where it was recorded, and keep that host's state folder.",
+        ),
+        (
+            Reason::DrvCollected,
+            "the garbage collector took the recorded `.drv` under the step's eyes. Let its pin live longer (`keep-days`).",
+        ),
+        (
+            Reason::NotRecorded,
+            "the step has no `drv` to take. Let `eval-once pipeline` write it, or give it its `drv`.",
+        ),
+    ];
+    for (reason, mend) in mends {
+        if let Some(count) = reasons.remove(reason.word()) {
+            let _ = writeln!(text, "- {count} × `{}`: {mend}", reason.word());
+        }
+    }
+    // Of another version of eval-once, or of somebody who makes things up.
+    for (reason, count) in reasons.into_iter().take(TOLD) {
+        let _ = writeln!(text, "- {count} × {}", code(reason));
+    }
+    text.push('\n');
+}
+
+fn drift(text: &mut String, rows: &Rows) {
+    let drifted: Vec<&str> = rows
+        .steps()
+        .filter(|(_, row)| row.report.as_ref().is_some_and(|left| left.drift))
+        .map(|(_, row)| row.target.as_str())
+        .collect();
+    if drifted.is_empty() {
+        return;
+    }
+    let names: Vec<String> = drifted.iter().take(TOLD).map(|name| code(name)).collect();
+    let more = if drifted.len() > TOLD { ", …" } else { "" };
+    let _ = writeln!(
+        text,
+        "**Drift:** {} evaluated to another `.drv` than was recorded: {}{more}. Something it depends on is not pinned, or the step's checkout is not the recording's.\n",
+        number(drifted.len(), "target"),
+        names.join(", ")
+    );
+}
+
+fn number(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::tests::{gathered, left, recorded, target};
+    use super::*;
+    use crate::step::Unreadable;
+    use serde_json::{Value, json};
+
+    fn evaluated(reason: &str, drift: bool) -> Value {
+        json!({ "way": "evaluated", "reason": reason, "drift": drift, "built": 1, "seconds": { "evaluate": 5.0, "total": 6.0 } })
+    }
+
+    #[test]
+    fn what_failed_stands_first_and_then_the_slowest() {
+        let mut skipped = target("skipped");
+        skipped["skip"] = "already built here".into();
+        let names = ["quick", "slow", "silent", "red", "odd"];
+        let mut targets: Vec<Value> = names.map(target).to_vec();
+        targets.push(skipped);
+        let gathered = gathered(
+            vec![recorded(&json!(targets), &json!([{ "attr": ["bad"] }]))],
+            [
+                ("drv-quick", left(&json!({}), 0.25)),
+                ("drv-slow", left(&json!({ "built": 3 }), 125.0)),
+                (
+                    "drv-red",
+                    left(&json!({ "exit": 100, "class": "build" }), 3.0),
+                ),
+                ("drv-odd", Err(Unreadable::Version(7))),
+            ],
+        );
+        let (text, style) = annotation(&Rows::new(&gathered));
+        let table = "\
+**eval-once** sums up 7 targets: 1 failed, 1 broken, 2 without a report, 1 built, 1 already there, 1 skipped.
+
+| Target | Outcome | Way | Time |
+| --- | --- | --- | ---: |
+| <code>red</code> | **failed** (build) | realised (drv&#45;valid) | 3.0 s |
+| <code>bad</code> | **broken** |  |  |
+| <code>silent</code> | no report |  |  |
+| <code>odd</code> | its report is of version 7, which this eval-once does not know |  |  |
+| <code>slow</code> | built | realised (drv&#45;valid) | 2 min 5 s |
+| <code>quick</code> | already there | realised (drv&#45;valid) | 0.25 s |
+| <code>skipped</code> | skipped: already built here |  |  |
+";
+        assert_eq!(style, "error");
+        assert!(text.starts_with(table), "{text}");
+        assert!(text.contains("**No report:** 1 step."), "{text}");
+    }
+
+    #[test]
+    fn steps_that_evaluated_again_are_told_with_what_mends_it() {
+        let gathered = gathered(
+            vec![recorded(
+                &json!(["a", "b", "c", "d", "e"].map(target)),
+                &json!([]),
+            )],
+            [
+                ("drv-a", left(&evaluated("drv-missing", false), 6.0)),
+                ("drv-b", left(&evaluated("drv-missing", true), 6.0)),
+                ("drv-c", left(&evaluated("drv-collected", false), 6.0)),
+                ("drv-d", left(&evaluated("not-recorded", false), 6.0)),
+                ("drv-e", left(&evaluated("new|reason", false), 6.0)),
+            ],
+        );
+        let (text, style) = annotation(&Rows::new(&gathered));
+        assert_eq!(style, "warning");
+        for part in [
+            "**Evaluated again:** 5 steps.",
+            "- 2 × `drv-missing`: ",
+            "- 1 × `drv-collected`: ",
+            "- 1 × `not-recorded`: ",
+            "- 1 × <code>new&#124;reason</code>",
+            "**Drift:** 1 target evaluated to another `.drv` than was recorded: <code>b</code>.",
+            "**Evaluation saved:** none.",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_build_without_a_recording_is_told_from_its_reports_alone() {
+        let report =
+            json!({ "target": "hello", "way": "evaluated", "reason": "not-recorded", "built": 1 });
+        let (text, style) = annotation(&Rows::new(&gathered(vec![], [("k", left(&report, 1.0))])));
+        assert_eq!(style, "success");
+        assert!(text.contains("sums up 1 target: 1 built."), "{text}");
+        assert!(!text.contains("saved"), "{text}");
+    }
+
+    #[test]
+    fn whatever_names_hold_it_stays_a_table_of_few_rows_below_a_mebibyte() {
+        let hostile = "|`<b>\n\n# h\r[x](javascript:y) :boom: \u{1b}[31m".repeat(50);
+        let targets: Vec<Value> = (0..300)
+            .map(|i| json!({ "attr": [format!("{i}{hostile}")], "key": format!("k{i}"), "skip": null }))
+            .collect();
+        let mut gathered = gathered(vec![recorded(&json!(targets), &json!([]))], []);
+        for i in 0..300 {
+            let report = json!({
+                "exit": 1, "class": hostile, "way": hostile, "reason": hostile, "drift": true, "target": hostile,
+                "message": hostile, "seconds": { "total": 1e300 }
+            });
+            gathered.reports.insert(format!("k{i}"), left(&report, 1.0));
+            gathered
+                .reports
+                .insert(format!("other{i}"), left(&report, 1.0));
+        }
+        let (text, style) = annotation(&Rows::new(&gathered));
+        assert_eq!(style, "error");
+        assert!(text.len() < 1 << 20, "{}", text.len());
+        assert!(text.contains("And 500 more."));
+        let rows: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("| <code>"))
+            .collect();
+        assert_eq!(rows.len(), 100);
+        for row in rows {
+            assert_eq!(row.matches('|').count(), 6, "{row}");
+            let plain = row
+                .replace("<code>", "")
+                .replace("</code>", "")
+                .replace("**", "");
+            for meaning in ["<", "`", "[", ":boom", "\u{1b}", "#  "] {
+                assert!(!plain.contains(meaning), "{meaning:?} in {row}");
+            }
+        }
+    }
+}
