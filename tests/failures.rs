@@ -470,14 +470,21 @@ const ROWS: &[Row] = &[
     },
     Row {
         name: "a builder that imitates Nix among others that fail",
-        // Which of them is built first is left to chance.
+        // At once: which of them ends first is left to chance.
         body: concat!(
             "rec { other = file \"other\"; one = build \"one\" \"exit 3\"; two = build \"two\" \"exit 3\"; three = build \"three\" \"exit 3\"; ",
             "liar = let path = builtins.unsafeDiscardStringContext other.drvPath; in build \"liar\" '': ${other}",
             imitating!("${path}"),
             "echo > $out''; target = build \"top\" \": ${one} ${two} ${three} ${liar}\"; }"
         ),
-        flags: &KEEP_GOING,
+        flags: &[
+            "--option",
+            "keep-going",
+            "true",
+            "--option",
+            "max-jobs",
+            "4",
+        ],
         culprits: &["one", "two", "three"],
         only: Only::Pretty,
         ..RECORDED
