@@ -74,7 +74,7 @@ fn of_cause(cause: &Cause) -> Class {
         Cause::DiskFull => Class::Surroundings,
         Cause::Status(_)
         | Cause::Signal(_)
-        | Cause::Output
+        | Cause::Output(_)
         | Cause::Platform(_)
         | Cause::Other(_) => Class::Build,
     }
