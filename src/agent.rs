@@ -90,7 +90,7 @@ pub fn run_at_once(
 }
 
 /// Runs these commands, never more than `at_once` of them at a time and never fewer while some are left. `ended` is given each
-/// when it has ended: its number, how it ended, and what it said on standard error.
+/// when it has ended by itself: its number, how it ended, and what it said on standard error.
 ///
 /// # Errors
 /// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end; or what `ended` says: then those
@@ -121,7 +121,10 @@ pub fn run_each(
             let finished = running.swap_remove(at).finished();
             let (number, said) = about.swap_remove(at);
             let said = without_colours(&String::from_utf8_lossy(&said));
-            ended(number, &finished, &said)?;
+            // How one ended that had to is nothing to tell.
+            if supervisor.check().is_ok() {
+                ended(number, &finished, &said)?;
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use unix::sys::signal::{Signal, kill};
 
 use crate::support::{
     EVAL_ONCE,
@@ -12,7 +13,8 @@ use crate::support::{
     program::Program,
     stand_in::StandIns,
     store::Store,
-    tool,
+    target::fifo,
+    tool, until,
 };
 
 /// What a step of this key leaves.
@@ -362,6 +364,33 @@ fn our_plugins_hook_sums_up_and_then_runs_the_jobs_own_command_once() {
         assert_eq!(log.matches("sums up 1 target").count(), 1, "{log}");
         assert!(log.contains(said), "{log}");
     }
+}
+
+#[test]
+fn a_summary_that_is_stopped_ends_with_the_signal() {
+    let folder = TempDir::new().unwrap();
+    let (bin, begun, never) = ["bin", "begun", "never"]
+        .map(|name| folder.path().join(name))
+        .into();
+    fifo(&never);
+    let agent = format!(
+        "#!/bin/sh\n[ \"$2\" != keys ] || {{ echo eval-once:report:a; exit; }}\n: > '{}'; read x < '{}'\n",
+        begun.display(),
+        never.display()
+    );
+    let _stand_ins = StandIns::new(&bin).instead("buildkite-agent", &agent);
+    let running = Program::new(EVAL_ONCE)
+        .arg("summary")
+        .env("PATH", &bin)
+        .env("BUILDKITE_JOB_ID", "job")
+        .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
+        .start();
+    until("a report is asked for", || begun.exists());
+    kill(running.pid(), Signal::SIGTERM).unwrap();
+    running
+        .end()
+        .exits(143)
+        .says(&["error: stopped by SIGTERM"]);
 }
 
 #[test]
