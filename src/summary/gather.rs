@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::agent;
+use crate::at_once;
 use crate::buildkite::agent as command;
 use crate::exit::Failure;
 use crate::log::Log;
@@ -73,10 +74,10 @@ fn values(supervisor: &mut Supervisor, keys: &[&str], log: Log) -> Result<Vec<St
     let mut values = vec![String::new(); lines.len()];
     let mut count = 0;
     let mut told = Instant::now();
-    agent::run_each(supervisor, &lines, AT_ONCE, |number, finished, said| {
+    at_once::each(supervisor, &lines, AT_ONCE, |number, finished, said| {
         if !finished.ending.success() {
             let doing = "read what was left in this build";
-            return Err(agent::unreachable(&lines[number], finished, said, doing));
+            return Err(agent::unreachable(&lines[number], &finished, &said, doing));
         }
         values[number] = finished.text();
         count += 1;
