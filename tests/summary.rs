@@ -424,4 +424,14 @@ fn what_is_no_job_or_cannot_reach_buildkite_says_so() {
         .run()
         .exits(75)
         .says(&["connection refused", "hint: can this host reach Buildkite?"]);
+    let _stand_ins = StandIns::new(&bin).instead(
+        "buildkite-agent",
+        "#!/bin/sh\ncase $2 in keys) echo eval-once:report:a;; get) echo '{\"version\":1}';; *) echo 'fatal: no room' >&2; exit 1; esac\n",
+    );
+    summary(&bin)
+        .run()
+        .exits(75)
+        .says(&["no room", "hint: can this host reach Buildkite?"])
+        // As a recording does, which has a plan to follow.
+        .never_says("goes on where it was");
 }
