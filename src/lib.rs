@@ -24,13 +24,14 @@
 //! | [`command_line`] | programs as data: what is to be run, as what, and how it ended |
 //! | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
 //! | [`host`] | what of this host a step's ending depends on: memory that ran out, a full disk |
+//! | [`at_once`] | several programs at once, whatever they are |
 //! | [`paths`] | paths by their letters, and where they really lead |
 //! | [`exit`] | what a failure means to whoever retries: classes and exit statuses |
 //! | [`log`] | our own lines in a job's log |
 //! | [`status_line`] | the line that says how far something is |
 //!
-//! The program itself (`main.rs`) reads the options, calls one of [`step`], [`job`] or [`environment`], and turns what
-//! comes back into an exit status.
+//! The program itself (`main.rs`) reads the options, calls [`step`], [`recording`], [`summary`], [`job`] or [`environment`], and
+//! turns what comes back into an exit status.
 //!
 //! # Boundaries
 //!
@@ -52,6 +53,7 @@
 compile_error!("eval-once runs where Nix runs: on Linux and macOS. On Windows, use it inside WSL.");
 
 pub mod agent;
+pub mod at_once;
 pub mod buildkite;
 pub mod command_line;
 pub mod environment;

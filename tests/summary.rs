@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use unix::sys::signal::{Signal, kill};
 
 use crate::support::{
     EVAL_ONCE,
@@ -12,7 +13,8 @@ use crate::support::{
     program::Program,
     stand_in::StandIns,
     store::Store,
-    tool,
+    target::fifo,
+    tool, until,
 };
 
 /// What a step of this key leaves.
@@ -365,6 +367,33 @@ fn our_plugins_hook_sums_up_and_then_runs_the_jobs_own_command_once() {
 }
 
 #[test]
+fn a_summary_that_is_stopped_ends_with_the_signal() {
+    let folder = TempDir::new().unwrap();
+    let (bin, begun, never) = ["bin", "begun", "never"]
+        .map(|name| folder.path().join(name))
+        .into();
+    fifo(&never);
+    let agent = format!(
+        "#!/bin/sh\n[ \"$2\" != keys ] || {{ echo eval-once:report:a; exit; }}\n: > '{}'; read x < '{}'\n",
+        begun.display(),
+        never.display()
+    );
+    let _stand_ins = StandIns::new(&bin).instead("buildkite-agent", &agent);
+    let running = Program::new(EVAL_ONCE)
+        .arg("summary")
+        .env("PATH", &bin)
+        .env("BUILDKITE_JOB_ID", "job")
+        .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
+        .start();
+    until("a report is asked for", || begun.exists());
+    kill(running.pid(), Signal::SIGTERM).unwrap();
+    running
+        .end()
+        .exits(143)
+        .says(&["error: stopped by SIGTERM"]);
+}
+
+#[test]
 fn what_is_no_job_or_cannot_reach_buildkite_says_so() {
     let folder = TempDir::new().unwrap();
     let none = folder.path().join("none");
@@ -395,4 +424,14 @@ fn what_is_no_job_or_cannot_reach_buildkite_says_so() {
         .run()
         .exits(75)
         .says(&["connection refused", "hint: can this host reach Buildkite?"]);
+    let _stand_ins = StandIns::new(&bin).instead(
+        "buildkite-agent",
+        "#!/bin/sh\ncase $2 in keys) echo eval-once:report:a;; get) echo '{\"version\":1}';; *) echo 'fatal: no room' >&2; exit 1; esac\n",
+    );
+    summary(&bin)
+        .run()
+        .exits(75)
+        .says(&["no room", "hint: can this host reach Buildkite?"])
+        // As a recording does, which has a plan to follow.
+        .never_says("goes on where it was");
 }

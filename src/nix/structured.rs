@@ -186,18 +186,19 @@ impl Reader {
             } else {
                 PLAIN_AT_MOST
             };
+            // Only now it is known that there is more.
+            if self.line.len() == at_most {
+                if structured {
+                    self.skipping = true;
+                } else {
+                    give(Event::Plain(&self.line));
+                }
+                self.line = Vec::new();
+                continue;
+            }
             let (now, later) = bytes.split_at(bytes.len().min(at_most - self.line.len()));
             self.line.extend_from_slice(now);
             bytes = later;
-            if self.line.len() < at_most {
-                continue;
-            }
-            if structured {
-                self.skipping = true;
-            } else {
-                give(Event::Plain(&self.line));
-            }
-            self.line = Vec::new();
         }
     }
 

@@ -12,6 +12,7 @@ use super::Build;
 use super::kept::{self, PlanMark};
 use super::plan::{Chunk, Plan};
 use crate::agent;
+use crate::at_once;
 use crate::buildkite::agent as command;
 use crate::buildkite::pipeline::to_json;
 use crate::command_line::CommandLine;
@@ -205,7 +206,7 @@ impl Upload<'_> {
         for keys in keys.chunks(ASKED_AT_ONCE) {
             let lines: Vec<_> = keys.iter().map(|key| command::step_with_key(key)).collect();
             let until = Instant::now() + TIME_TO_FIND;
-            let answers = agent::run_at_once(self.supervisor, &lines, Some(until))?;
+            let answers = at_once::all(self.supervisor, &lines, Some(until))?;
             let found = keys
                 .iter()
                 .zip(&answers)

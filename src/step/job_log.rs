@@ -98,6 +98,8 @@ impl JobLog {
         });
         pretty.sum_up();
         pretty.flush();
+        // One that was killed has said nothing that took its place.
+        pretty.line.clear();
         (self.heard, pretty.held)
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::agent;
+use crate::at_once;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::DrvPath;
 use crate::nix::command::{self, Options};
@@ -31,7 +32,7 @@ impl KeptLog {
     /// The log that Nix has kept; none where it has not (`keep-build-log = false`, or a build on another machine).
     ///
     /// # Errors
-    /// There is no room for it (75); a signal asked us to end (128 + n).
+    /// There is no room for it (75), or no `nix-store` (69); a signal asked us to end (128 + n).
     pub(super) fn read(
         drv: &DrvPath,
         options: &Options,
@@ -41,7 +42,7 @@ impl KeptLog {
         let mut line = command::read_log(drv, options);
         line.stdout = Some(log.file());
         let until = Instant::now() + TIME;
-        let read = agent::run_at_once(supervisor, &[line], Some(until))?;
+        let read = at_once::all(supervisor, &[line], Some(until))?;
         let whole = read.iter().all(|(finished, _)| finished.ending.success());
         Ok(whole.then_some(log))
     }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{Report, Seconds};
+use super::report::{Report, Seconds, WayName};
 use crate::buildkite::markdown::shortened;
 
 /// What all keys begin with; behind it stands the step.
@@ -113,6 +113,12 @@ impl Left {
     #[must_use]
     pub fn step(key: &str) -> Option<&str> {
         key.strip_prefix(PREFIX)
+    }
+
+    /// The way that it names, if that is one.
+    #[must_use]
+    pub fn way(&self) -> Option<WayName> {
+        self.way.as_deref().and_then(WayName::of_word)
     }
 
     /// What is left of `report`, by the job `job` about `target`.

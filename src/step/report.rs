@@ -38,6 +38,18 @@ impl WayName {
             Self::Evaluated => "evaluated",
         }
     }
+
+    /// The way that this is the word for.
+    #[must_use]
+    pub fn of_word(word: &str) -> Option<Self> {
+        let ways = [
+            Self::Realised,
+            Self::Available,
+            Self::Fetched,
+            Self::Evaluated,
+        ];
+        ways.into_iter().find(|way| way.word() == word)
+    }
 }
 
 /// Why the way that was taken was taken.

@@ -21,6 +21,7 @@ use super::left::Left;
 use super::report::{FailureReport, Report};
 use super::request::Request;
 use crate::agent;
+use crate::at_once;
 use crate::buildkite::agent as command;
 use crate::buildkite::markdown::shortened;
 use crate::command_line::CommandLine;
@@ -29,7 +30,7 @@ use crate::log::Log;
 use crate::nix::DrvPath;
 use crate::supervise::{Finished, Supervisor};
 
-/// How long all of it may take.
+/// How long all of it may take: an agent of v3 goes on for a minute where Buildkite answers with an error.
 const TIME: Duration = Duration::from_secs(10);
 
 /// How much of that a log may take; the rest is left to the annotation.
@@ -210,7 +211,7 @@ impl Teller<'_> {
         let name = log.name().to_owned();
         let line = command::upload_artifact(log.folder(), &name);
         let until = Some(self.until_log);
-        let uploaded = agent::run_at_once(self.supervisor, slice::from_ref(&line), until)?;
+        let uploaded = at_once::all(self.supervisor, slice::from_ref(&line), until)?;
         for (finished, said) in uploaded {
             succeeded(&line, &finished, &said)?;
         }
@@ -223,7 +224,7 @@ impl Teller<'_> {
 
     /// Asks the agent for things that must all be done in time.
     fn ask(&mut self, lines: &[CommandLine]) -> Result<Vec<Finished>, Failure> {
-        let ran = agent::run_at_once(self.supervisor, lines, Some(self.until))?;
+        let ran = at_once::all(self.supervisor, lines, Some(self.until))?;
         let ran = lines.iter().zip(ran);
         ran.map(|(line, (finished, said))| {
             succeeded(line, &finished, &said)?;

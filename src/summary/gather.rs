@@ -1,23 +1,21 @@
 //! Asking Buildkite for what recordings and steps have left in the build.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use crate::agent;
+use crate::at_once;
 use crate::buildkite::agent as command;
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::recording::document::Recorded;
 use crate::recording::kept::{self, PlanMark};
 use crate::recording::plan::Plan;
+use crate::status_line::StatusLine;
 use crate::step::{Left, Unreadable};
 use crate::supervise::Supervisor;
 
 /// How many are asked for at once: each is a process and a request.
 const AT_ONCE: usize = 8;
-
-/// How often is said how far it is.
-const PROGRESS: Duration = Duration::from_secs(10);
 
 /// What was left in the build.
 #[derive(Debug, Default)]
@@ -47,16 +45,18 @@ pub(super) fn gather(supervisor: &mut Supervisor, log: Log) -> Result<Gathered, 
         "see what was left in this build",
     )?;
     let keys = keys.text();
-    let keys = || keys.lines().map(|line| line.trim_end_matches('\r'));
     let mut gathered = Gathered::default();
-    let marks: Vec<&str> = keys().filter(|key| kept::is_plan_mark(key)).collect();
+    let marks: Vec<&str> = keys.lines().filter(|key| kept::is_plan_mark(key)).collect();
     for mark in values(supervisor, &marks, log)? {
         match recorded(supervisor, &mark, log)? {
             Some(recorded) => gathered.recorded.push(recorded),
             None => gathered.unread += 1,
         }
     }
-    let keys: Vec<&str> = keys().filter(|key| Left::step(key).is_some()).collect();
+    let keys: Vec<&str> = keys
+        .lines()
+        .filter(|key| Left::step(key).is_some())
+        .collect();
     let values = values(supervisor, &keys, log)?;
     gathered.reports = keys
         .into_iter()
@@ -72,20 +72,18 @@ fn values(supervisor: &mut Supervisor, keys: &[&str], log: Log) -> Result<Vec<St
     let lines: Vec<_> = keys.iter().map(|key| command::get_meta_data(key)).collect();
     let mut values = vec![String::new(); lines.len()];
     let mut count = 0;
-    let mut told = Instant::now();
-    agent::run_each(supervisor, &lines, AT_ONCE, |number, finished, said| {
+    let mut line = StatusLine::new(log);
+    at_once::each(supervisor, &lines, AT_ONCE, |number, finished, said| {
         if !finished.ending.success() {
             let doing = "read what was left in this build";
-            return Err(agent::unreachable(&lines[number], finished, said, doing));
+            return Err(agent::unreachable(&lines[number], &finished, &said, doing));
         }
         values[number] = finished.text();
         count += 1;
-        if told.elapsed() >= PROGRESS {
-            told = Instant::now();
-            log.say(format_args!("read {count} of {} reports", lines.len()));
-        }
+        line.show(|| Some(format!("read {count} of {} reports", lines.len())));
         Ok(())
     })?;
+    line.clear();
     Ok(values)
 }
 

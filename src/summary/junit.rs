@@ -86,6 +86,9 @@ impl Case {
     }
 }
 
+/// The type of the error of a target whose report is not there, or cannot be read.
+const NO_REPORT: Option<&str> = Some("no-report");
+
 fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
     let case = writer.create_element("testcase").with_attributes([
         ("name", attribute(&row.target).as_str()),
@@ -101,22 +104,29 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
         Outcome::Failed => {
             let status = left.map_or(0, |left| left.exit);
             let otherwise = format!("its step ended with status {status}");
-            ("failure", class.unwrap_or("failed"), message_or(&otherwise))
+            (
+                "failure",
+                Some(class.unwrap_or("failed")),
+                message_or(&otherwise),
+            )
         }
         Outcome::Broken => {
             let class = class.unwrap_or(Class::Evaluation.word());
-            ("error", class, message_or("it does not evaluate"))
+            ("error", Some(class), message_or("it does not evaluate"))
         }
         Outcome::NoReport => {
             let message = "its step has left no report: it did not run, was cancelled, or ended before it could leave one";
-            ("error", "no-report", message.into())
+            ("error", NO_REPORT, message.into())
         }
-        Outcome::Unreadable => ("error", "no-report", "its report cannot be read".into()),
+        Outcome::Unreadable => ("error", NO_REPORT, "its report cannot be read".into()),
         Outcome::OtherVersion(version) => {
             let message = format!("its report is of version {version}, which is not known here");
-            ("error", "no-report", message)
+            ("error", NO_REPORT, message)
         }
-        Outcome::Skipped(reason) => ("skipped", "", reason.clone()),
+        Outcome::Skipped(reason) => {
+            // A skipped one has a message and no type.
+            ("skipped", None, reason.clone())
+        }
         Outcome::Built | Outcome::Fetched | Outcome::There => {
             case.write_empty()?;
             return Ok(());
@@ -124,10 +134,9 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
     };
     case.write_inner_content(|writer| {
         let inner = writer.create_element(element);
-        // A skipped one has a message and no type.
         let inner = match kind {
-            "" => inner,
-            kind => inner.with_attribute(("type", attribute(kind).as_str())),
+            None => inner,
+            Some(kind) => inner.with_attribute(("type", attribute(kind).as_str())),
         };
         let inner = inner.with_attribute(("message", attribute(&message).as_str()));
         match drv {

@@ -32,13 +32,17 @@ pub fn perform(
     log: Log,
 ) -> Result<(), Failure> {
     in_job?;
-    let gathered = gather::gather(supervisor, log).map_err(|failure| match failure.class {
+    sum_up(supervisor, log).map_err(|failure| match failure.class {
         Class::MissingProgram => failure.hint("in a job the agent puts it on PATH"),
         Class::Surroundings => {
             failure.hint("can this host reach Buildkite? The job can be retried")
         }
         _ => failure,
-    })?;
+    })
+}
+
+fn sum_up(supervisor: &mut Supervisor, log: Log) -> Result<(), Failure> {
+    let gathered = gather::gather(supervisor, log)?;
     if gathered.is_empty() {
         log.say(
             "nothing to sum up: no recording has left a plan in this build, and no step a report",

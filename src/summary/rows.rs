@@ -9,8 +9,8 @@ use crate::recording::document::Recorded;
 use crate::recording::steps::error_key;
 use crate::step::{Left, Unreadable, WayName};
 
-/// What became of a target, the worst first.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// What became of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// Its step failed.
     Failed,
@@ -55,20 +55,8 @@ impl Row {
     /// What its step has left, where it evaluated although the target was not broken to begin with.
     pub(super) fn evaluated_again(&self) -> Option<&Left> {
         let left = self.report.as_ref()?;
-        (self.outcome != Outcome::Broken && way(left) == Some(WayName::Evaluated)).then_some(left)
+        (self.outcome != Outcome::Broken && left.way() == Some(WayName::Evaluated)).then_some(left)
     }
-}
-
-/// The way that a report names, if it is one.
-pub(super) fn way(left: &Left) -> Option<WayName> {
-    let ways = [
-        WayName::Realised,
-        WayName::Available,
-        WayName::Fetched,
-        WayName::Evaluated,
-    ];
-    ways.into_iter()
-        .find(|way| left.way.as_deref() == Some(way.word()))
 }
 
 /// What a recording covers; or all that none does.

@@ -6,15 +6,13 @@
 
 use std::fmt;
 
-use super::rows::{Rows, way};
+use super::rows::Rows;
 use crate::exit::Class;
 use crate::step::WayName;
 
 /// How much evaluation was saved.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Saved {
-    /// Nothing was recorded in this build, or it is not known what that took.
-    NotRecorded,
     /// No step evaluated: nothing to compare with.
     NotMeasured {
         /// How many steps took what was recorded.
@@ -36,17 +34,16 @@ pub(super) enum Saved {
 }
 
 impl Saved {
-    pub(super) fn new(rows: &Rows) -> Self {
-        let Some(recording) = rows.recording else {
-            return Self::NotRecorded;
-        };
+    /// What `rows` say of it; none where nothing was recorded in this build, or it is not known what that took.
+    pub(super) fn new(rows: &Rows) -> Option<Self> {
+        let recording = rows.recording?;
         let mut measured = Vec::new();
         let mut spared = 0;
         for (_, row) in rows.steps() {
             let Some(left) = &row.report else { continue };
             // One that failed to evaluate was not through.
             let is_through = left.class.as_deref() != Some(Class::Evaluation.word());
-            match way(left) {
+            match left.way() {
                 Some(WayName::Evaluated) if is_through && left.seconds.evaluate > 0.0 => {
                     measured.push(left.seconds.evaluate);
                 }
@@ -54,7 +51,7 @@ impl Saved {
                 _ => {}
             }
         }
-        match median(&mut measured) {
+        Some(match median(&mut measured) {
             None => Self::NotMeasured { spared, recording },
             Some(median) => Self::Measured {
                 spared,
@@ -62,7 +59,7 @@ impl Saved {
                 median,
                 recording,
             },
-        }
+        })
     }
 }
 
@@ -81,9 +78,6 @@ fn median(values: &mut [f64]) -> Option<f64> {
 impl fmt::Display for Saved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::NotRecorded => f.write_str(
-                "not known: it is not known what recording took that these steps have built from.",
-            ),
             Self::NotMeasured { spared, recording } => write!(
                 f,
                 "not measured. No step evaluated, so nothing here says how long a step's own evaluation takes: {} what was recorded, and recording took {}.",
@@ -174,7 +168,7 @@ mod tests {
                 .reports
                 .insert(format!("drv-{name}"), left(report, 1.0));
         }
-        Saved::new(&Rows::new(&gathered))
+        Saved::new(&Rows::new(&gathered)).unwrap()
     }
 
     #[test]
@@ -216,7 +210,7 @@ mod tests {
             "{text}"
         );
         let nothing = Rows::new(&gathered(vec![], [("x", left(&evaluated(3.0), 1.0))]));
-        assert_eq!(Saved::new(&nothing), Saved::NotRecorded);
+        assert_eq!(Saved::new(&nothing), None);
     }
 
     #[test]

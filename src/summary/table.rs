@@ -38,8 +38,7 @@ pub(super) fn annotation(rows: &Rows) -> (String, &'static str) {
     silent(&mut text, rows);
     again(&mut text, rows);
     drift(&mut text, rows);
-    let saved = Saved::new(rows);
-    if saved != Saved::NotRecorded {
+    if let Some(saved) = Saved::new(rows) {
         let _ = writeln!(text, "**Evaluation saved:** {saved}");
     }
     (text, style(rows))
