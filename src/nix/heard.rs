@@ -106,6 +106,8 @@ pub enum Trouble {
     DaemonGone,
     /// Something could not be downloaded, and not because a server said so.
     NotDownloaded,
+    /// A machine that is to build for this one could not be reached.
+    BuilderGone,
 }
 
 /// What an evaluation says that the garbage collector may have disturbed.
@@ -238,6 +240,9 @@ impl Heard {
             self.amend_platform("needs ", what);
         } else if let Some(what) = after_any(text, ["Current system: ", "Available features: "]) {
             self.amend_platform(", and here is ", what);
+        } else if text.starts_with("Unable to start any build;") {
+            // 2.26 has it in a line of its own.
+            self.nobody_builds(None, message);
         } else if !message {
             self.hear_text(text);
         } else if !line.starts_with(' ') {
@@ -253,9 +258,7 @@ impl Heard {
             let cause = Cause::Output("what it made refers to what it must not".into());
             self.add(Fault { drv, cause }, message);
         } else if error.starts_with("unable to start any build") {
-            let nobody = "this host builds nothing (`max-jobs` is 0), and has no builders".into();
-            let cause = Cause::Platform(nobody);
-            self.add(Fault { drv: None, cause }, message);
+            self.nobody_builds(None, message);
         } else if is_time_alone(error) {
             // In Nix's own text a builder may say this of its own tests: there it counts where it explains what else nothing does.
             if message || self.faults.is_empty() {
@@ -275,6 +278,14 @@ impl Heard {
         }
     }
 
+    /// This host builds nothing itself, and nobody builds it instead: said of no derivation before 2.3x.
+    fn nobody_builds(&mut self, drv: Option<DrvPath>, message: bool) {
+        let cause =
+            "this host builds nothing itself (`max-jobs` is 0), and none of its `builders` took it";
+        let cause = Cause::Platform(cause.into());
+        self.add(Fault { drv, cause }, message);
+    }
+
     /// The derivation that an error is about which names none: its build has just ended, or is the only one there was.
     fn ended_last(&self) -> Option<DrvPath> {
         let only = || self.begun.first().filter(|_| self.begun.len() == 1);
@@ -288,6 +299,8 @@ impl Heard {
             if reason.contains("dependency failed") || reason.contains("dependencies failed") {
                 self.dependency_failed |= self.may_be_nixs(message);
                 return;
+            } else if reason.starts_with("local builds are disabled") {
+                return self.nobody_builds(Some(drv), message);
             } else if NO_MACHINE.iter().any(|start| reason.starts_with(start)) {
                 Cause::Platform(String::new())
             } else {
@@ -334,6 +347,9 @@ impl Heard {
     }
 
     fn hear_warning(&mut self, text: &str) {
+        if text.starts_with("cannot build on '") {
+            self.troubles.insert(Trouble::BuilderGone);
+        }
         if let Some(url) = quoted_after(text, "warning: unable to download '") {
             // While something is built, a builder may say it too; and the caches have been asked before.
             let ours = self.begun.is_empty();

@@ -73,6 +73,11 @@ fn of_fault(class: Class, fault: &Fault, what: &str, heard: &Heard, out_of_memor
         class,
         format_args!("{what}: {}{memory}{others}", fault.cause),
     );
+    if matches!(fault.cause, Cause::Platform(_)) && class == Class::Surroundings {
+        return failure.hint(
+            "a machine of this host's `builders` could not be reached: try again, or look after it",
+        );
+    }
     match hint(fault, for_memory) {
         Some(hint) => failure.hint(hint),
         None => failure,
