@@ -101,14 +101,16 @@ pub fn annotate(
 /// The failure of a command that did not succeed, with the last line of what it `said`.
 #[must_use]
 pub fn unreachable(line: &CommandLine, finished: &Finished, said: &str, doing: &str) -> Failure {
-    let last = said
-        .lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .unwrap_or_default();
+    let last = last_line(said).unwrap_or_default();
     Failure::new(
         Class::Surroundings,
         format_args!("cannot {doing}: `{line}` {}: {last}", finished.ending),
     )
     .hint("can this host reach Buildkite? The job can be retried: it goes on where it was")
+}
+
+/// The last line of what a command has `said`, which says why it failed; none where it has said nothing.
+#[must_use]
+pub fn last_line(said: &str) -> Option<&str> {
+    said.lines().map(str::trim).rfind(|line| !line.is_empty())
 }

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGPIPE, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -404,11 +404,11 @@ impl Running {
         self.child.id()
     }
 
-    /// What it was, once it has ended.
+    /// How it ended, and what it printed. One that has not ended yet is killed.
     #[must_use]
     pub fn finished(mut self) -> Finished {
         Finished {
-            ending: self.ended.unwrap_or(Ending::Exited(0)),
+            ending: self.ended.unwrap_or(Ending::Killed(SIGKILL)),
             stdout: std::mem::take(&mut self.stdout),
         }
     }

@@ -60,7 +60,7 @@ enum Situation {
     During(fn(&Cell, &Running)),
     /// Before it starts, this happens; a daemon runs already.
     Before(fn(&Cell)),
-    /// Whoever builds sees this mounted: `STORE`, `STATE` and `LOG` stand for Nix's folders.
+    /// Whoever builds sees this mounted: `STORE` and `LOG` stand for Nix's folders, `ASIDE` for one beside them.
     Mounted(&'static str),
     /// The output is in a cache that died after Nix had asked it what it has.
     CacheDied,
@@ -816,34 +816,34 @@ fn all_rows(client: Client, log: &'static str) {
 }
 
 #[test]
-fn without_a_daemon() {
+fn each_failure_is_told_alike_without_a_daemon() {
     all_rows(Client::NoDaemon, "pretty");
 }
 
 #[test]
-fn without_a_daemon_and_with_nixs_own_log() {
+fn each_failure_is_told_alike_without_a_daemon_and_with_nixs_own_log() {
     all_rows(Client::NoDaemon, "raw");
 }
 
 #[test]
-fn through_a_daemon_as_root() {
+fn each_failure_is_told_alike_through_a_daemon_as_root() {
     all_rows(Client::Root, "pretty");
 }
 
 #[test]
-fn through_a_daemon_as_root_and_with_nixs_own_log() {
+fn each_failure_is_told_alike_through_a_daemon_as_root_and_with_nixs_own_log() {
     all_rows(Client::Root, "raw");
 }
 
 #[test]
-fn through_a_daemon_as_an_ordinary_user() {
+fn each_failure_is_told_alike_through_a_daemon_as_an_ordinary_user() {
     if ordinary_user() {
         all_rows(Client::Ordinary, "pretty");
     }
 }
 
 #[test]
-fn through_a_daemon_as_an_ordinary_user_and_with_nixs_own_log() {
+fn each_failure_is_told_alike_through_a_daemon_as_an_ordinary_user_and_with_nixs_own_log() {
     if ordinary_user() {
         all_rows(Client::Ordinary, "raw");
     }

@@ -110,12 +110,11 @@ impl Derivation {
         term.expect(b',')?;
         let features = term.features()?;
         term.expect(b')')?;
-        let file = drv.as_store_path().name();
         Ok(Self {
             outputs,
             inputs,
             system,
-            name: file.strip_suffix(".drv").unwrap_or(file).to_owned(),
+            name: drv.name().to_owned(),
             features,
         })
     }

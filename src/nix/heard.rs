@@ -31,16 +31,16 @@ pub struct Heard {
     pub unreachable: BTreeSet<String>,
     /// The last line that was an error.
     pub error: Option<String>,
-    /// How far all builds are.
-    pub counts: Counts,
     /// Something needed a build that failed.
     pub dependency_failed: bool,
     /// What else went wrong, which no derivation can help.
     pub troubles: BTreeSet<Trouble>,
     /// The builds that are running, by the number of their activity, with the last lines of each.
     running: HashMap<u64, Build>,
-    /// The last lines of the builds that are over, by derivation, as long as it is not known whether one failed.
+    /// The builds that were over last, with the last lines of each: which of them failed is often said at the very end only.
     over: VecDeque<Build>,
+    /// How far all builds are.
+    counts: Counts,
     /// How many builds have ended badly of which no message has come so far.
     failed: usize,
     /// How many failures were counted that were of no running build, for what was never begun: no machine can build it, or
@@ -184,7 +184,6 @@ impl Heard {
                     if std::mem::take(&mut self.ends_well) {
                         self.done.insert(build.drv.clone());
                     }
-                    // Which of them failed is often said at the very end only.
                     if self.over.len() == OVER_AT_MOST {
                         self.over.pop_front();
                     }
@@ -208,9 +207,7 @@ impl Heard {
             Event::Copied { .. } | Event::TooLong => {}
         }
     }
-}
 
-impl Heard {
     /// One line of what Nix says, which is one of its messages or may be one.
     fn hear_line(&mut self, line: &str, message: bool) {
         let text = line.trim_start();

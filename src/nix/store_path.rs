@@ -144,6 +144,13 @@ impl DrvPath {
         }
     }
 
+    /// The derivation's name: that of its file, without what all of them end in.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let name = self.0.name();
+        name.strip_suffix(".drv").unwrap_or(name)
+    }
+
     /// This path among all others.
     #[must_use]
     pub fn as_store_path(&self) -> &StorePath {

@@ -8,10 +8,9 @@ use super::report::FailureReport;
 use super::tell::Job;
 use crate::buildkite::markdown::{code, inert, inert_within, shortened};
 use crate::exit::{Class, Failure};
+use crate::nix::DrvPath;
 use crate::nix::escapes::{Keep, tamed};
-
-/// How many lines of a log are shown.
-const LINES: usize = 25;
+use crate::nix::heard::LAST_LINES;
 
 /// How much of a line of a log is shown, in characters.
 const LINE_AT_MOST: usize = 200;
@@ -64,8 +63,7 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
     } else {
         ""
     };
-    let culprit = failed.report.drv.as_ref();
-    let culprit = culprit.map(|drv| name_of(drv.as_store_path().name()));
+    let culprit = failed.report.drv.as_ref().map(DrvPath::name);
     let what = match culprit.filter(|culprit| *culprit != failed.target) {
         Some(culprit) => format!("{}: {} {}", name(failed.target), name(culprit), verb(class)),
         None => format!("{} {}", name(failed.target), verb(class)),
@@ -120,7 +118,7 @@ pub(super) fn same(job: &Job, target: &str, culprit: &str, value: &str) -> Strin
     format!(
         "{} failed through the same {} as {} (job {})\n\n",
         name(target),
-        name(name_of(culprit)),
+        name(culprit),
         link(&other),
         link(job)
     )
@@ -164,11 +162,6 @@ fn verb(class: Class) -> &'static str {
 
 fn name(text: &str) -> String {
     code(&shortened(text, NAME_AT_MOST))
-}
-
-/// The name of a derivation, without what all of them end in.
-fn name_of(drv: &str) -> &str {
-    drv.strip_suffix(".drv").unwrap_or(drv)
 }
 
 /// The job by its label, which leads to it on the build's page.
@@ -231,7 +224,7 @@ fn last_lines(log: &str) -> Vec<String> {
         .trim_end()
         .lines()
         .rev()
-        .take(LINES)
+        .take(LAST_LINES)
         .map(|line| inert(&shortened(&line_of_log(line), LINE_AT_MOST)))
         .take_while(|line| {
             bytes += line.len() + "&#10;".len();
@@ -245,7 +238,6 @@ fn last_lines(log: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nix::DrvPath;
 
     const HOSTILE: &str = "</pre></details><script>alert(1)</script>\n\n# heading\n```\n+++ open :boom: [x](javascript:x) \u{1b}]1339;url=x\u{7} **b** &amp; \u{0} \u{202e}gpj.exe \u{2028}";
 

@@ -7,15 +7,15 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use super::diagnosis;
-use super::job_log::{Form, JobLog, short_name};
+use super::job_log::{Form, JobLog};
 use super::kept_log::KeptLog;
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
 use super::request::{OutLink, Request};
 use super::{Host, links};
 use crate::command_line::{CommandLine, Ending};
-use tempfile::TempDir;
-
 use crate::evaluation_keys::Place;
 use crate::exit::{Class, Failure};
 use crate::host;
@@ -325,8 +325,8 @@ impl<'a> Step<'a> {
         // Read before the collector can take it.
         let known = outputs_on_disk(drv);
         let line = command::realise(drv, self.link.as_deref(), &options);
-        let name = short_name(drv.as_store_path().as_str());
-        let (finished, mut heard, held) = self.build(&line, format_args!("building {name}"))?;
+        let doing = format_args!("building {}", drv.name());
+        let (finished, mut heard, held) = self.build(&line, doing)?;
         if finished.ending.success() {
             return self
                 .realised_outputs(drv, known, &finished)

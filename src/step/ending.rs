@@ -1,11 +1,11 @@
 //! How the log of a step that failed ends: in a group that is open, with what one needs to see what failed, where and why.
 
 use super::advice::Advice;
-use super::job_log::short_name;
 use super::report::Report;
 use super::request::Request;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
+use crate::nix::DrvPath;
 use crate::nix::escapes::{Keep, tamed};
 
 /// Shows how the step failed. A refusal, and the signal that ended us, are told in one sentence each, which comes anyway.
@@ -15,10 +15,10 @@ pub(super) fn show(failure: &Failure, report: &Report, request: Option<&Request>
     }
     let told = report.failure.as_ref();
     let culprit = told.and_then(|told| told.drv.as_ref());
-    let name = culprit.map(|drv| short_name(drv.as_store_path().as_str()));
+    let name = culprit.map(DrvPath::name);
     log.group(format_args!(
         "eval-once: {} ({}, exit status {})",
-        match &name {
+        match name {
             Some(name) => format!("{name} failed"),
             None => "failed".into(),
         },

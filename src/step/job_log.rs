@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::log::Log;
 use crate::nix::escapes::{Keep, tamed};
 use crate::nix::structured::{Counts, Ended, Event, Reader};
-use crate::nix::{Heard, StorePath, without_colours};
+use crate::nix::{DrvPath, Heard, without_colours};
 use crate::status_line::StatusLine;
 
 /// After how long a log is told how far the builds are although nothing has changed.
@@ -173,7 +173,7 @@ impl Pretty {
             Event::Message { text, .. } => self.message(text, heard),
             Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), heard),
             Event::BuildBegins { id, drv, machine } => {
-                let name = short_name(drv);
+                let name = name_of(drv);
                 let on = if machine.is_empty() {
                     String::new()
                 } else {
@@ -387,9 +387,9 @@ fn planned(message: &str) -> Option<u64> {
 }
 
 /// The name of a derivation, as its lines in a log stand behind it.
-pub(super) fn short_name(drv: &str) -> String {
-    let path = StorePath::parse(drv);
-    let name = path.as_ref().map_or(drv, |path| path.name());
-    let name = name.strip_suffix(".drv").unwrap_or(name);
-    tamed(name, Keep::Nothing).into_owned()
+fn name_of(drv: &str) -> String {
+    match DrvPath::parse(drv) {
+        Ok(drv) => drv.name().to_owned(),
+        Err(_) => tamed(drv, Keep::Nothing).into_owned(),
+    }
 }

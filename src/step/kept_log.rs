@@ -102,8 +102,6 @@ impl KeptLog {
 
 /// The name of a log as an artifact: of characters that mean nothing in a list of patterns, which is what names are taken for.
 fn artifact_of(drv: &DrvPath) -> String {
-    let path = drv.as_store_path();
-    let name = path.name().strip_suffix(".drv").unwrap_or(path.name());
     let plain = |it: char| {
         if it.is_ascii_alphanumeric() || "._-".contains(it) {
             it
@@ -111,8 +109,11 @@ fn artifact_of(drv: &DrvPath) -> String {
             '_'
         }
     };
-    let name: String = name.chars().take(80).map(plain).collect();
-    format!("eval-once-log/{name}-{}.log", &path.hash()[..8])
+    let name: String = drv.name().chars().take(80).map(plain).collect();
+    format!(
+        "eval-once-log/{name}-{}.log",
+        &drv.as_store_path().hash()[..8]
+    )
 }
 
 #[cfg(test)]

@@ -96,10 +96,7 @@ fn target(job: &Job, over: &Over<'_>) -> String {
     let attr = evaluation
         .filter(|it| !it.attr.names().is_empty())
         .map(|it| it.attr.to_string());
-    let drv = || {
-        let name = over.report.drv.as_ref()?.as_store_path().name();
-        Some(name.strip_suffix(".drv").unwrap_or(name).to_owned())
-    };
+    let drv = || Some(over.report.drv.as_ref()?.name().to_owned());
     attr.or_else(drv)
         .or_else(|| job.label.clone())
         .unwrap_or_else(|| job.step.clone())
@@ -136,7 +133,7 @@ impl Teller<'_> {
             Telling::Same => {
                 let told = self.ask(&[command::get_meta_data(&marks.told())])?;
                 let told = told.first().map(Finished::text).unwrap_or_default();
-                let culprit = report.drv.as_ref().map(|drv| drv.as_store_path().name());
+                let culprit = report.drv.as_ref().map(DrvPath::name);
                 annotation::same(self.job, &self.target, culprit.unwrap_or_default(), &told)
             }
             Telling::Count(count) => {
@@ -241,7 +238,7 @@ fn succeeded(line: &CommandLine, finished: &Finished, said: &str) -> Result<(), 
     }
     let mut words = line.words();
     words.truncate(3);
-    let said = said.lines().map(str::trim).rfind(|line| !line.is_empty());
+    let said = agent::last_line(said);
     let said = said.map(|said| format!(": {said}")).unwrap_or_default();
     Err(Failure::new(
         Class::Surroundings,
