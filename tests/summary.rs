@@ -100,7 +100,9 @@ const EVERYTHING: &str = r#"let zlib = build "zlib-1.3.1" "echo no; exit 1"; in 
   good = file "good";
   bad = build "bad" "echo no; exit 1";
   behind = build "behind" "read x < ${bad}; echo $x > $out";
+  further = build "further" "read x < ${behind}; echo $x > $out";
   lost = file "lost";
+  unwell = file "unwell";
   there = file "there";
   broken = throw "it needs Python 2";
 }"#;
@@ -118,15 +120,17 @@ fn everything() -> Option<(Build, Store)> {
     let keys = json!({ "summary": true, "chunk": 2 });
     let plugins = json!([{ plugin: { "pipeline": keys } }]);
     let step = json!({ "key": "record", "label": "Record", "plugins": plugins });
-    let hash = &lost.rsplit('/').next().unwrap()[..32];
-    let forget = format!(
-        "[ \"$BUILDKITE_STEP_KEY\" != drv-{hash} ] || {{ rm -r \"$EVAL_ONCE_STATE_DIR/pins\"; nix-store --delete --ignore-liveness $(nix-store -q --referrers {lost}) {lost}; }}\n"
+    let hash = |drv: &str| drv.rsplit('/').next().unwrap()[..32].to_owned();
+    let unwell = hash(&store.instantiate("default.nix", "unwell"));
+    let hook = format!(
+        "[ \"$BUILDKITE_STEP_KEY\" != drv-{unwell} ] || exit 1\n[ \"$BUILDKITE_STEP_KEY\" != drv-{} ] || {{ rm -r \"$EVAL_ONCE_STATE_DIR/pins\"; nix-store --delete --ignore-liveness $(nix-store -q --referrers {lost}) {lost}; }}\n",
+        hash(&lost)
     );
     let build = Build::new(&step)?
         .checkout(store.work())
         .envs(store.env())
         .envs([("EVAL_ONCE_BIN", EVAL_ONCE)])
-        .shell_hook("pre-command", &forget)
+        .shell_hook("pre-command", &hook)
         .agents(1);
     assert_eq!(build.run(), Outcome::Failed, "something in it is red");
     Some((build, store))
@@ -149,13 +153,14 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     let step = steps.last().unwrap();
     assert_eq!(step["key"].as_str(), last.key.as_deref());
     let waits = step["depends_on"].as_array().unwrap();
-    assert_eq!(waits.len(), 6, "{step}");
+    assert_eq!(waits.len(), 8, "{step}");
     assert!(
         waits.iter().all(|wait| wait["allow_failure"] == true),
         "{step}"
     );
 
-    let counts = "sums up 7 targets: 2 failed, 1 broken, 1 without a report, 2 built, 1 skipped";
+    let counts =
+        "sums up 9 targets: 2 failed, 1 broken, 1 without a report, 2 not run, 2 built, 1 skipped";
     assert!(log.contains(&format!("eval-once: {counts}")), "{log}");
     let Annotation { body, style } = annotation(&build);
     assert_eq!(style, "error");
@@ -165,8 +170,8 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     );
     let rows = rows(&body);
     let names: Vec<&str> = rows.iter().map(|row| row.target.as_str()).collect();
-    assert_eq!(names[2..4], ["broken", "behind"]);
-    assert_eq!(names[6], "there");
+    assert_eq!(names[2..4], ["broken", "unwell"]);
+    assert_eq!(names[8], "there");
     let rows: BTreeMap<String, Row> = rows
         .into_iter()
         .map(|row| (row.target.clone(), row))
@@ -180,14 +185,16 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
         ("bad", "**failed** (build) | realised (drv&#45;valid) | "),
         ("lost", "built | evaluated (drv&#45;missing) | "),
         ("broken", "**broken**"),
-        ("behind", "no report |  |  |"),
+        ("behind", "not run: <code>bad</code> failed |  |  |"),
+        ("further", "not run: <code>bad</code> failed |  |  |"),
+        ("unwell", "no report |  |  |"),
         ("there", "skipped: already built here |  |  |"),
     ] {
         assert!(rows[target].rest.starts_with(row), "{target}: {body}");
         let label = format!(" {target}");
         let ran = jobs.iter().find(|job| {
             let is_it = job.label.as_deref().is_some_and(|it| it.ends_with(&label));
-            is_it && job.exit_status.is_some()
+            is_it && job.exit_status.is_some() && target != "unwell"
         });
         assert_eq!(
             rows[target].job.as_ref(),
@@ -203,12 +210,13 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
 
     let junit = junit(&build);
     for part in [
-        "<testsuite name=\"default.nix\" tests=\"7\" failures=\"2\" errors=\"2\" skipped=\"1\"",
+        "<testsuite name=\"default.nix\" tests=\"9\" failures=\"2\" errors=\"2\" skipped=\"3\"",
         "<testcase name=\"good\" classname=\"default.nix\"",
         "<failure type=\"build\" message=\"",
         "<error type=\"evaluation\" message=\"",
         "<error type=\"no-report\" message=\"",
         "<skipped message=\"already built here\"/>",
+        "<skipped message=\"not run: bad failed\"/>",
     ] {
         assert!(junit.contains(part), "{part}: {junit}");
     }

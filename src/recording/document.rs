@@ -178,6 +178,8 @@ pub struct RecordedTarget {
     pub drv: String,
     /// The key of its step.
     pub key: String,
+    /// The keys of the steps that it waits for because of its `.drv`.
+    pub depends_on: Vec<String>,
     /// Why it needs no step; none where it has one that builds.
     pub skip: Option<String>,
 }
@@ -251,6 +253,8 @@ mod tests {
         let json = document.to_json().unwrap();
         let recorded = Recorded::read(&json).unwrap();
         assert_eq!(recorded.targets[0].attr, path(&["a", "b.c"]));
+        assert_eq!(recorded.targets[0].drv, drv);
+        assert_eq!(recorded.targets[0].depends_on, ["drv-y"]);
         assert_eq!(recorded.errors[0].attr, path(&["broken"]));
         assert_eq!(recorded.seconds, BTreeMap::from([("total".into(), 1.5)]));
         assert!(Recorded::read(r#"{"version":2}"#).is_err());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::held::Terms;
 use crate::agent;
 use crate::at_once;
 use crate::buildkite::agent as command;
@@ -22,6 +23,8 @@ const AT_ONCE: usize = 8;
 pub(super) struct Gathered {
     /// What the recordings have found.
     pub(super) recorded: Vec<Recorded>,
+    /// What their steps say of failures, by the steps' keys: of those that say something.
+    pub(super) terms: BTreeMap<String, Terms>,
     /// How many recordings there are of which that cannot be read.
     pub(super) unread: usize,
     /// What the steps have left, by their keys.
@@ -49,7 +52,12 @@ pub(super) fn gather(supervisor: &mut Supervisor, log: Log) -> Result<Gathered, 
     let marks: Vec<&str> = keys.lines().filter(|key| kept::is_plan_mark(key)).collect();
     for mark in values(supervisor, &marks, log)? {
         match recorded(supervisor, &mark, log)? {
-            Some(recorded) => gathered.recorded.push(recorded),
+            Some((recorded, plan)) => {
+                let chunks = plan.chunks.iter();
+                let terms = chunks.flat_map(|chunk| Terms::of(&chunk.pipeline));
+                gathered.terms.extend(terms);
+                gathered.recorded.push(recorded);
+            }
             None => gathered.unread += 1,
         }
     }
@@ -87,12 +95,12 @@ fn values(supervisor: &mut Supervisor, keys: &[&str], log: Log) -> Result<Vec<St
     Ok(values)
 }
 
-/// What a recording has found, according to the mark of its plan. None where it cannot be read, which is said.
+/// What a recording has found, and its plan, according to the mark of that. None where it cannot be read, which is said.
 fn recorded(
     supervisor: &mut Supervisor,
     mark: &str,
     log: Log,
-) -> Result<Option<Recorded>, Failure> {
+) -> Result<Option<(Recorded, Plan)>, Failure> {
     // Anything that runs in a build can set its meta-data: what is no job's id is not handed to the agent as one.
     let is_id = |job: &&str| {
         !job.starts_with('-')
@@ -111,7 +119,7 @@ fn recorded(
         ));
         return Ok(None);
     };
-    let recorded = Plan::read(&plan).and_then(|plan| Recorded::read(&plan.document));
+    let recorded = Plan::read(&plan).and_then(|plan| Ok((Recorded::read(&plan.document)?, plan)));
     Ok(recorded
         .inspect_err(|failure| {
             log.warn(format_args!(

@@ -81,7 +81,8 @@ impl Case {
             | Outcome::Unreadable
             | Outcome::OtherVersion(_) => Self::Error,
             Outcome::Built | Outcome::Fetched | Outcome::There => Self::Success,
-            Outcome::Skipped(_) => Self::Skipped,
+            // That something failed is said where it did.
+            Outcome::NotRun(_) | Outcome::Skipped(_) => Self::Skipped,
         }
     }
 }
@@ -123,10 +124,9 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
             let message = format!("its report is of version {version}, which is not known here");
             ("error", NO_REPORT, message)
         }
-        Outcome::Skipped(reason) => {
-            // A skipped one has a message and no type.
-            ("skipped", None, reason.clone())
-        }
+        // Skipped ones have a message and no type.
+        Outcome::NotRun(failed) => ("skipped", None, format!("not run: {failed} failed")),
+        Outcome::Skipped(reason) => ("skipped", None, reason.clone()),
         Outcome::Built | Outcome::Fetched | Outcome::There => {
             case.write_empty()?;
             return Ok(());
@@ -180,7 +180,9 @@ mod tests {
         let mut skipped = target("skipped");
         skipped["skip"] = "a cache has it".into();
         let mut targets: Vec<Value> = ["good", "red", "silent", "new"].map(target).to_vec();
-        targets.push(skipped);
+        let mut behind = target("behind");
+        behind["depends_on"] = json!(["drv-red"]);
+        targets.extend([skipped, behind]);
         let gathered = gathered(
             vec![recorded(
                 &json!(targets),
@@ -201,7 +203,7 @@ mod tests {
         );
         let expected = r#"<?xml version="1.0" encoding="UTF-8"?>
 <testsuites name="eval-once">
-  <testsuite name="ci.nix" tests="6" failures="1" errors="3" skipped="1" time="1237.568">
+  <testsuite name="ci.nix" tests="7" failures="1" errors="3" skipped="2" time="1237.568">
     <testcase name="good" classname="ci.nix" time="1234.568"/>
     <testcase name="red" classname="ci.nix" time="3.000">
       <failure type="build" message="a &amp; b">a &amp; b
@@ -215,6 +217,9 @@ mod tests {
     </testcase>
     <testcase name="skipped" classname="ci.nix" time="0.000">
       <skipped message="a cache has it"/>
+    </testcase>
+    <testcase name="behind" classname="ci.nix" time="0.000">
+      <skipped message="not run: red failed"/>
     </testcase>
     <testcase name="&quot;a \&quot;b\&quot;&quot;" classname="ci.nix" time="0.000">
       <error type="evaluation" message="line &lt;1&gt; line 2"/>

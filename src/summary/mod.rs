@@ -4,6 +4,7 @@
 //! not there is something to tell, and no failure: whoever looks at a summary looks at what went wrong.
 
 mod gather;
+mod held;
 mod junit;
 mod rows;
 mod saved;

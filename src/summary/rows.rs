@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::gather::Gathered;
+use super::held;
 use crate::keys::Keys;
 use crate::nix::{AttrPath, DrvPath};
 use crate::recording::document::{Recorded, RecordedTarget};
@@ -16,7 +17,9 @@ pub(super) enum Outcome {
     Failed,
     /// It was broken when it was recorded, and no step has built it since.
     Broken,
-    /// Its step has left nothing: it did not run, was cancelled, or ended before it could leave one.
+    /// Its step did not run, because the step of this target failed, for which it waits.
+    NotRun(String),
+    /// Its step has left nothing, and nothing says why: it did not run, was cancelled, or ended before it could leave one.
     NoReport,
     /// Its step has left something that is no report.
     Unreadable,
@@ -116,6 +119,7 @@ impl Rows {
                 rows: others,
             });
         }
+        held::mark(gathered, &mut suites);
         let totals = gathered.recorded.iter().map(|recorded| {
             let total = recorded.seconds.get("total").copied();
             total.filter(|seconds| seconds.is_finite() && *seconds > 0.0)
@@ -265,6 +269,7 @@ pub(super) mod tests {
     ) -> Gathered {
         Gathered {
             recorded,
+            terms: BTreeMap::new(),
             unread: 0,
             reports: reports
                 .into_iter()

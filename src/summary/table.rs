@@ -56,6 +56,7 @@ pub(super) fn counts(rows: &Rows) -> String {
         "failed",
         "broken",
         "without a report",
+        "not run",
         "built",
         "from a cache",
         "already there",
@@ -74,6 +75,7 @@ fn kind(outcome: &Outcome) -> &'static str {
         Outcome::Failed => "failed",
         Outcome::Broken => "broken",
         Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => "without a report",
+        Outcome::NotRun(_) => "not run",
         Outcome::Built => "built",
         Outcome::Fetched => "from a cache",
         Outcome::There => "already there",
@@ -114,8 +116,9 @@ fn table(text: &mut String, rows: &Rows) {
         Outcome::Failed => 0,
         Outcome::Broken => 1,
         Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => 2,
-        Outcome::Built | Outcome::Fetched | Outcome::There => 3,
-        Outcome::Skipped(_) => 4,
+        Outcome::NotRun(_) => 3,
+        Outcome::Built | Outcome::Fetched | Outcome::There => 4,
+        Outcome::Skipped(_) => 5,
     };
     steps.sort_by(|(_, a), (_, b)| {
         rank(a)
@@ -174,6 +177,7 @@ fn outcome(row: &Row) -> String {
             Some(class) => format!("**broken** ({class})"),
             None => "**broken**".into(),
         },
+        Outcome::NotRun(failed) => format!("not run: {} failed", code(failed)),
         Outcome::NoReport => "no report".into(),
         Outcome::Unreadable => "its report cannot be read".into(),
         Outcome::OtherVersion(version) => {
@@ -202,7 +206,7 @@ fn time(row: &Row) -> String {
     }
 }
 
-/// What it means that a step has left nothing.
+/// What it means that a step has left nothing, and it is not known why.
 fn silent(text: &mut String, rows: &Rows) {
     let count = rows
         .steps()
@@ -299,7 +303,9 @@ mod tests {
         let names = ["quick", "slow", "silent", "red", "odd"];
         let zlib = format!("/nix/store/{}-zlib-1.3.1.drv", "0".repeat(32));
         let mut targets: Vec<Value> = names.map(target).to_vec();
-        targets.push(skipped);
+        let mut behind = target("behind");
+        behind["depends_on"] = json!(["drv-quick", "drv-red"]);
+        targets.extend([skipped, behind]);
         let gathered = gathered(
             vec![recorded(&json!(targets), &json!([{ "attr": ["bad"] }]))],
             [
@@ -320,7 +326,7 @@ mod tests {
         );
         let (text, style) = annotation(&Rows::new(&gathered));
         let table = "\
-**eval-once** sums up 7 targets: 1 failed, 1 broken, 2 without a report, 1 built, 1 already there, 1 skipped.
+**eval-once** sums up 8 targets: 1 failed, 1 broken, 2 without a report, 1 not run, 1 built, 1 already there, 1 skipped.
 
 | Target | Outcome | Way | Time |
 | --- | --- | --- | ---: |
@@ -328,6 +334,7 @@ mod tests {
 | <code>bad</code> | **broken** |  |  |
 | <code>silent</code> | no report |  |  |
 | <code>odd</code> | its report is of version 7, which this eval-once does not know |  |  |
+| <code>behind</code> | not run: <code>red</code> failed |  |  |
 | <code>slow</code> | built | realised (drv&#45;valid) | 2 min 5 s |
 | <a href=\"#0190-a\"><code>quick</code></a> | already there | realised (drv&#45;valid) | 0.25 s |
 | <code>skipped</code> | skipped: already built here |  |  |
@@ -375,6 +382,30 @@ mod tests {
         assert_eq!(style, "success");
         assert!(text.contains("sums up 1 target: 1 built."), "{text}");
         assert!(!text.contains("saved"), "{text}");
+    }
+
+    #[test]
+    fn the_name_of_what_failed_is_only_text_where_others_wait_for_it() {
+        let hostile = "|`<b>\n\n[x](javascript:y) :boom: \u{1b}[31m".repeat(50);
+        let failed = json!({ "attr": [hostile], "key": "drv-failed" });
+        let waits = |i: usize| json!({ "attr": [format!("{i}{hostile}")], "key": i.to_string(), "depends_on": ["drv-failed"] });
+        let targets: Vec<Value> = (0..200).map(waits).chain([failed]).collect();
+        let gathered = gathered(
+            vec![recorded(&json!(targets), &json!([]))],
+            [("drv-failed", left(&json!({ "exit": 100 }), 1.0))],
+        );
+        let (text, _) = annotation(&Rows::new(&gathered));
+        assert!(text.contains(": 1 failed, 200 not run."), "{text}");
+        assert!(text.len() < 1 << 20, "{}", text.len());
+        let rows = text.lines().filter(|line| line.contains("not run: "));
+        assert_eq!(rows.clone().count(), 99);
+        for row in rows {
+            assert_eq!(row.matches('|').count(), 5, "{row}");
+            let plain = row.replace("<code>", "").replace("</code>", "");
+            for meaning in ["<", "`", "[", ":boom", "\u{1b}"] {
+                assert!(!plain.contains(meaning), "{meaning:?} in {row}");
+            }
+        }
     }
 
     #[test]

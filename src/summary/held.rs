@@ -1,0 +1,256 @@
+//! Which targets did not run because another one failed, as far as the plans say who waits for whom. Pure.
+//!
+//! It knows nothing of what users add to `depends_on`, and guesses nothing: a step that would have run all the same has no
+//! excuse for leaving no report.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::gather::Gathered;
+use super::rows::{Outcome, Row, Suite};
+
+/// What a planned step says of failures: its own, and those of what it waits for.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(super) struct Terms {
+    key: String,
+    /// Which of its exit statuses are no failure to Buildkite: whoever waits for it runs then.
+    soft_fail: Value,
+    /// Whether it runs whatever became of what it waits for.
+    allow_dependency_failure: Value,
+    /// Whether it never runs. Whoever waits for it does.
+    skip: Value,
+    /// Those of a group.
+    steps: Vec<Self>,
+}
+
+impl Terms {
+    /// The terms of all steps of a pipeline that have some, by their keys; none where it cannot be read.
+    pub(super) fn of(pipeline: &str) -> BTreeMap<String, Self> {
+        let Ok(pipeline) = serde_json::from_str::<Self>(pipeline) else {
+            return BTreeMap::new();
+        };
+        let steps = pipeline.steps.into_iter().flat_map(|mut step| {
+            let inner = std::mem::take(&mut step.steps);
+            std::iter::once(step).chain(inner)
+        });
+        let blank = |step: &Self| Self {
+            key: step.key.clone(),
+            ..Self::default()
+        };
+        steps
+            .filter(|step| *step != blank(step))
+            .map(|step| (step.key.clone(), step))
+            .collect()
+    }
+
+    /// Whether Buildkite takes this exit status for no failure; of one that is not known, whether it may.
+    fn is_soft(&self, exit: Option<u8>) -> bool {
+        match &self.soft_fail {
+            Value::Array(rules) => rules.iter().any(|rule| {
+                let status = &rule["exit_status"];
+                *status == "*" || exit.is_none_or(|exit| *status == exit)
+            }),
+            other => is_true(other),
+        }
+    }
+
+    /// Whether no failure of another is why it has not run.
+    fn is_undeterred(&self) -> bool {
+        let is_skipped = !matches!(self.skip, Value::Null | Value::Bool(false));
+        is_skipped || is_true(&self.allow_dependency_failure)
+    }
+}
+
+fn is_true(value: &Value) -> bool {
+    *value == true || *value == "true"
+}
+
+/// Finds those of the targets without a report that wait for one that failed, be it through others that did not run; each
+/// gets the nearest.
+pub(super) fn mark(gathered: &Gathered, suites: &mut [Suite]) {
+    let terms = |key: &str| gathered.terms.get(key);
+    let mut waiting: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let targets = gathered.recorded.iter().flat_map(|it| &it.targets);
+    for target in targets.filter(|it| !terms(&it.key).is_some_and(Terms::is_undeterred)) {
+        for on in &target.depends_on {
+            waiting.entry(on).or_default().push(&target.key);
+        }
+    }
+    let rows = || suites.iter().flat_map(|suite| &suite.rows);
+    let mut silent: BTreeSet<&str> = rows()
+        .filter(|row| row.outcome == Outcome::NoReport)
+        .map(|row| row.key.as_str())
+        .collect();
+    let holds_up = |row: &&Row| {
+        let has_failed = matches!(row.outcome, Outcome::Failed | Outcome::Broken);
+        let exit = row.report.as_ref().map(|left| left.exit);
+        has_failed && !terms(&row.key).is_some_and(|terms| terms.is_soft(exit))
+    };
+    // Breadth first, from all that failed at once: so whatever comes to a target first is the nearest.
+    let mut reached: VecDeque<(&str, &str)> = rows()
+        .filter(holds_up)
+        .map(|row| (row.key.as_str(), row.target.as_str()))
+        .collect();
+    let mut held: BTreeMap<String, String> = BTreeMap::new();
+    while let Some((key, failed)) = reached.pop_front() {
+        for waiter in waiting.get(key).into_iter().flatten() {
+            if silent.remove(waiter) {
+                held.insert((*waiter).to_owned(), failed.to_owned());
+                reached.push_back((waiter, failed));
+            }
+        }
+    }
+    for row in suites.iter_mut().flat_map(|suite| &mut suite.rows) {
+        let failed = held.get(&row.key);
+        if let Some(failed) = failed.filter(|_| row.outcome == Outcome::NoReport) {
+            row.outcome = Outcome::NotRun(failed.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::Rows;
+    use super::super::rows::tests::{gathered, left, recorded, target};
+    use super::*;
+    use crate::step::{Left, Unreadable};
+    use serde_json::json;
+
+    /// What `attr` waits for, by the attributes of those.
+    fn waits(attr: &str, on: &[&str]) -> Value {
+        let mut target = target(attr);
+        target["depends_on"] = on.iter().map(|on| format!("drv-{on}")).collect();
+        target
+    }
+
+    fn failed() -> Result<Left, Unreadable> {
+        left(&json!({ "exit": 100 }), 1.0)
+    }
+
+    /// Each target that has not run, with the one that failed.
+    fn held(gathered: &Gathered) -> BTreeMap<String, String> {
+        let rows = Rows::new(gathered);
+        let held = rows.steps().filter_map(|(_, row)| match &row.outcome {
+            Outcome::NotRun(failed) => Some((row.target.clone(), failed.clone())),
+            _ => None,
+        });
+        held.collect()
+    }
+
+    fn pairs<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
+        let pairs = pairs.map(|(target, failed)| (target.to_owned(), failed.to_owned()));
+        BTreeMap::from(pairs)
+    }
+
+    #[test]
+    fn a_target_waits_through_others_for_the_nearest_that_failed() {
+        let mut skipped = waits("skipped", &["far"]);
+        skipped["skip"] = "a cache has it".into();
+        let targets = json!([
+            // Not in the order in which they wait, and some wait for one another.
+            waits("last", &["middle", "near"]),
+            waits("middle", &["first"]),
+            waits("first", &["far", "ring"]),
+            waits("ring", &["first"]),
+            waits("far", &[]),
+            waits("near", &[]),
+            waits("good", &["far"]),
+            waits("behind-good", &["good"]),
+            skipped,
+            waits("behind-skipped", &["skipped"]),
+            waits("killed", &[]),
+            waits("behind-killed", &["killed"]),
+            waits("odd", &["far"]),
+            waits("behind-odd", &["odd"]),
+        ]);
+        let gathered = gathered(
+            vec![recorded(&targets, &json!([]))],
+            [
+                ("drv-far", failed()),
+                ("drv-near", failed()),
+                // A dependency that was tried again, say: it has run, so nothing behind it was held back by `far`.
+                ("drv-good", left(&json!({ "built": 1 }), 1.0)),
+                ("drv-odd", Err(Unreadable::NoReport)),
+            ],
+        );
+        assert_eq!(
+            held(&gathered),
+            pairs([
+                ("first", "far"),
+                ("middle", "far"),
+                ("ring", "far"),
+                ("last", "near"),
+            ])
+        );
+    }
+
+    #[test]
+    fn what_waits_for_a_broken_attribute_has_not_run_either() {
+        let broken = crate::nix::AttrPath::new(vec!["broken".into()]);
+        let mut behind = target("behind");
+        behind["depends_on"] = json!([crate::recording::steps::error_key(&broken)]);
+        let recorded = recorded(&json!([behind]), &json!([{ "attr": broken.names() }]));
+        assert_eq!(
+            held(&gathered(vec![recorded], [])),
+            pairs([("behind", "broken")])
+        );
+    }
+
+    #[test]
+    fn whoever_would_have_run_all_the_same_is_not_excused() {
+        let targets = json!([
+            waits("soft", &[]),
+            waits("behind-soft", &["soft"]),
+            waits("partly", &[]),
+            waits("behind-partly", &["partly"]),
+            waits("other", &[]),
+            waits("behind-other", &["other"]),
+            waits("bold", &["other"]),
+            waits("behind-bold", &["bold"]),
+            waits("never", &["other"]),
+            waits("soft-itself", &["other"]),
+            waits("behind-soft-itself", &["soft-itself"]),
+        ]);
+        let mut gathered = gathered(
+            vec![recorded(&targets, &json!([]))],
+            [
+                ("drv-soft", failed()),
+                ("drv-partly", failed()),
+                ("drv-other", failed()),
+            ],
+        );
+        let statuses = json!([{ "exit_status": 65 }, { "exit_status": 75 }]);
+        let pipeline = json!({ "steps": [
+            { "key": "drv-soft", "soft_fail": [{ "exit_status": 1 }, { "exit_status": 100 }] },
+            { "key": "drv-other", "soft_fail": statuses, "skip": false, "label": "l" },
+            { "group": "g", "steps": [
+                { "key": "drv-partly", "soft_fail": "true" },
+                { "key": "drv-bold", "allow_dependency_failure": true },
+            ] },
+            { "key": "drv-never", "skip": "not today" },
+            // It would have failed softly; but it has not run.
+            { "key": "drv-soft-itself", "soft_fail": true },
+            { "key": "drv-behind-other" },
+        ] });
+        gathered.terms = Terms::of(&pipeline.to_string());
+        assert_eq!(gathered.terms.len(), 6, "{:?}", gathered.terms);
+        assert_eq!(
+            held(&gathered),
+            pairs([
+                ("behind-other", "other"),
+                ("soft-itself", "other"),
+                ("behind-soft-itself", "other"),
+            ])
+        );
+    }
+
+    #[test]
+    fn a_pipeline_that_cannot_be_read_has_no_terms() {
+        for pipeline in ["", "[]", r#"{"steps":5}"#, r#"{"steps":[{"key":5}]}"#] {
+            assert_eq!(Terms::of(pipeline), BTreeMap::new(), "{pipeline}");
+        }
+    }
+}
