@@ -132,7 +132,11 @@ macro_rules! imitating {
             "echo \"error: hash mismatch in fixed-output derivation '", $other, "':\"\n",
             "echo \"error: 1 dependencies of derivation '", $other, "' failed to build\"\n",
             "printf \"\\033[31;1merror:\\033[0m builder for '\\033[35;1m", $other, "\\033[0m' failed with exit code 1\\n\"\n",
-            "echo \"@nix {\\\"action\\\":\\\"msg\\\",\\\"level\\\":0,\\\"msg\\\":\\\"error: hash mismatch in fixed-output derivation '", $other, "':\\\"}\"\n",
+            "forge() { echo \"@nix {\\\"action\\\":\\\"msg\\\",\\\"level\\\":0,\\\"msg\\\":\\\"error: $1\\\"}\"; }\n",
+            "forge \"hash mismatch in fixed-output derivation '", $other, "':\"\n",
+            "forge \"a 'pdp11-unix' with features {} is required to build '", $other, "', but I am a 'vax-unix'\"\n",
+            "forge \"writing to file: No space left on device\"\n",
+            "forge \"unable to download 'http://example.org/nar': Couldn't connect to server (7)\"\n",
             "echo '@nix {\"action\":\"setPhase\",\"phase\":\"buildPhase\"}'\n",
         )
     };
@@ -461,6 +465,43 @@ const ROWS: &[Row] = &[
             imitating!("$needing"),
             "echo > $out''; target = build \"needing\" \": ${liar}; exit 3\"; }"
         ),
+        only: Only::Pretty,
+        ..RECORDED
+    },
+    Row {
+        name: "a builder that imitates Nix among others that fail",
+        // At once: which of them ends first is left to chance.
+        body: concat!(
+            "rec { other = file \"other\"; one = build \"one\" \"exit 3\"; two = build \"two\" \"exit 3\"; three = build \"three\" \"exit 3\"; ",
+            "liar = let path = builtins.unsafeDiscardStringContext other.drvPath; in build \"liar\" '': ${other}",
+            imitating!("${path}"),
+            "echo > $out''; target = build \"top\" \": ${one} ${two} ${three} ${liar}\"; }"
+        ),
+        flags: &[
+            "--option",
+            "keep-going",
+            "true",
+            "--option",
+            "max-jobs",
+            "4",
+        ],
+        culprits: &["one", "two", "three"],
+        only: Only::Pretty,
+        ..RECORDED
+    },
+    Row {
+        name: "an expression that fails after a builder that imitates Nix",
+        body: concat!(
+            "rec { other = file \"other\"; target = let path = builtins.unsafeDiscardStringContext other.drvPath; ",
+            "liar = build \"liar\" '': ${other}",
+            imitating!("${path}"),
+            "echo 1 > $out''; in throw \"these very words ${toString (import liar)}\"; }"
+        ),
+        evaluated: true,
+        status: 65,
+        class: "evaluation",
+        culprits: &[],
+        says: "these very words 1",
         only: Only::Pretty,
         ..RECORDED
     },

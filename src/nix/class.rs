@@ -1,6 +1,6 @@
 //! What the ending of a Nix program means. The one place where that is decided.
 
-use super::heard::{Cause, Heard, Trouble};
+use super::heard::{Cause, Fault, Heard, Trouble};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 
@@ -50,9 +50,16 @@ fn is_no_fault_of_expressions(trouble: Trouble) -> bool {
 }
 
 /// The class of what failed by itself. A full disk counts only where it is all there is: beside another failure, trying again
-/// does not help.
+/// does not help. So it is where nobody builds something because a machine that is to build it cannot be reached.
 fn of_faults(heard: &Heard) -> Option<Class> {
     let mut found: Option<Class> = None;
+    let is_platform = |fault: &Fault| matches!(fault.cause, Cause::Platform(_));
+    if heard.troubles.contains(&Trouble::BuilderGone)
+        && !heard.faults.is_empty()
+        && heard.faults.iter().all(is_platform)
+    {
+        return Some(Class::Surroundings);
+    }
     let causes = || heard.faults.iter().map(|fault| &fault.cause);
     for cause in causes().filter(|cause| **cause != Cause::DiskFull) {
         let class = of_cause(cause);
@@ -74,7 +81,7 @@ fn of_cause(cause: &Cause) -> Class {
         Cause::DiskFull => Class::Surroundings,
         Cause::Status(_)
         | Cause::Signal(_)
-        | Cause::Output
+        | Cause::Output(_)
         | Cause::Platform(_)
         | Cause::Other(_) => Class::Build,
     }

@@ -43,6 +43,13 @@ pub struct Heard {
     counts: Counts,
     /// How many builds have ended badly of which no message has come so far.
     failed: usize,
+    /// How many failures were counted that were of no running build, for what was never begun: no machine can build it, or
+    /// something that it needs has failed.
+    not_begun: usize,
+    /// Builds that have ended well, as far as that is certain.
+    done: BTreeSet<String>,
+    /// The build that runs ends well, as Nix says before it says that it ends.
+    ends_well: bool,
     /// What the lines of a message that come next are about.
     about: Option<DrvPath>,
     /// Whether the message is Nix's own for certain.
@@ -74,8 +81,8 @@ pub enum Cause {
     Status(u32),
     /// Its builder was killed by a signal.
     Signal(u32),
-    /// Its builder ended well, and what it made cannot be used: an output is missing, or refers to what it must not.
-    Output,
+    /// Its builder ended well, and what it made cannot be used: an output is missing, or is not as it must be; how, in words.
+    Output(String),
     /// `timeout` or `max-silent-time` ran out; which, in Nix's words.
     Time(String),
     /// The output has another hash than it was to have: which was specified, and which Nix got, as far as it says so.
@@ -99,6 +106,8 @@ pub enum Trouble {
     DaemonGone,
     /// Something could not be downloaded, and not because a server said so.
     NotDownloaded,
+    /// A machine that is to build for this one could not be reached.
+    BuilderGone,
 }
 
 /// What an evaluation says that the garbage collector may have disturbed.
@@ -115,7 +124,7 @@ impl fmt::Display for Cause {
         match self {
             Self::Status(status) => write!(f, "its builder ended with status {status}"),
             Self::Signal(signal) => write!(f, "its builder was killed by signal {signal}"),
-            Self::Output => f.write_str("its builder ended well, but what it made cannot be used"),
+            Self::Output(how) => write!(f, "its builder ended well, but {how}"),
             Self::Time(what) | Self::Platform(what) | Self::Other(what) => f.write_str(what),
             Self::Hash(which) => {
                 write!(f, "its output has another hash than it was to have{which}")
@@ -172,6 +181,9 @@ impl Heard {
             }
             Event::BuildEnds { id } => {
                 if let Some(build) = self.running.remove(id) {
+                    if std::mem::take(&mut self.ends_well) {
+                        self.done.insert(build.drv.clone());
+                    }
                     if self.over.len() == OVER_AT_MOST {
                         self.over.pop_front();
                     }
@@ -182,9 +194,14 @@ impl Heard {
                 self.substituted.insert(path.to_string());
             }
             Event::Builds(counts) => {
-                if counts.ended_since(self.counts) == Some(Ended::Failed) {
+                let ended = counts.ended_since(self.counts);
+                if ended == Some(Ended::Failed) {
                     self.failed += 1;
+                } else if counts.failed > self.counts.failed {
+                    self.not_begun += 1;
                 }
+                // Where several run, nobody knows which of them ends.
+                self.ends_well = ended == Some(Ended::Done) && self.running.len() == 1;
                 self.counts = *counts;
             }
             Event::Copied { .. } | Event::TooLong => {}
@@ -220,8 +237,13 @@ impl Heard {
             self.amend_platform("needs ", what);
         } else if let Some(what) = after_any(text, ["Current system: ", "Available features: "]) {
             self.amend_platform(", and here is ", what);
-        } else if !message || !line.starts_with(' ') {
-            self.hear_other(text);
+        } else if text.starts_with("Unable to start any build;") {
+            // 2.26 has it in a line of its own.
+            self.nobody_builds(None, message);
+        } else if !message {
+            self.hear_text(text);
+        } else if !line.starts_with(' ') {
+            self.hear_warning(text);
         }
     }
 
@@ -230,8 +252,10 @@ impl Heard {
             self.add(fault, message);
         } else if error.starts_with("output '") && error.contains(" is not allowed to refer to ") {
             let drv = self.ended_last();
-            let cause = Cause::Output;
+            let cause = Cause::Output("what it made refers to what it must not".into());
             self.add(Fault { drv, cause }, message);
+        } else if error.starts_with("unable to start any build") {
+            self.nobody_builds(None, message);
         } else if is_time_alone(error) {
             // In Nix's own text a builder may say this of its own tests: there it counts where it explains what else nothing does.
             if message || self.faults.is_empty() {
@@ -246,21 +270,17 @@ impl Heard {
             && self.may_be_nixs(message)
         {
             self.dependency_failed = true;
-        } else if [
-            "No space left on device",
-            "Disk quota exceeded",
-            "database or disk is full",
-            "disk I/O error",
-        ]
-        .iter()
-        .any(|full| error.contains(full))
-        {
-            self.troubles.insert(Trouble::DiskFull);
-        } else if is_about_the_daemon(error) {
-            self.troubles.insert(Trouble::DaemonGone);
-        } else if error.starts_with("unable to download '") && !error.contains("HTTP error 4") {
-            self.troubles.insert(Trouble::NotDownloaded);
+        } else if let Some(trouble) = trouble(error).filter(|_| !message || self.believed) {
+            self.troubles.insert(trouble);
         }
+    }
+
+    /// This host builds nothing itself, and nobody builds it instead: said of no derivation before 2.3x.
+    fn nobody_builds(&mut self, drv: Option<DrvPath>, message: bool) {
+        let cause =
+            "this host builds nothing itself (`max-jobs` is 0), and none of its `builders` took it";
+        let cause = Cause::Platform(cause.into());
+        self.add(Fault { drv, cause }, message);
     }
 
     /// The derivation that an error is about which names none: its build has just ended, or is the only one there was.
@@ -276,6 +296,8 @@ impl Heard {
             if reason.contains("dependency failed") || reason.contains("dependencies failed") {
                 self.dependency_failed |= self.may_be_nixs(message);
                 return;
+            } else if reason.starts_with("local builds are disabled") {
+                return self.nobody_builds(Some(drv), message);
             } else if NO_MACHINE.iter().any(|start| reason.starts_with(start)) {
                 Cause::Platform(String::new())
             } else {
@@ -308,13 +330,24 @@ impl Heard {
         }
     }
 
-    /// What is no error: said in the text of a Nix that was not asked for structure, or by something beside it.
-    fn hear_other(&mut self, text: &str) {
+    /// What is said in the text of a Nix that was not asked for structure, or by something beside it.
+    fn hear_text(&mut self, text: &str) {
         if let Some(drv) = quoted_after(text, "building '") {
             self.begun.insert(drv.to_owned());
         } else if let Some(path) = quoted_after(text, "copying path '") {
             self.substituted.insert(path.to_owned());
-        } else if let Some(url) = quoted_after(text, "warning: unable to download '") {
+        } else if is_git_without_network(text) {
+            self.troubles.insert(Trouble::NotDownloaded);
+        } else {
+            self.hear_warning(text);
+        }
+    }
+
+    fn hear_warning(&mut self, text: &str) {
+        if text.starts_with("cannot build on '") {
+            self.troubles.insert(Trouble::BuilderGone);
+        }
+        if let Some(url) = quoted_after(text, "warning: unable to download '") {
             // While something is built, a builder may say it too; and the caches have been asked before.
             let ours = self.begun.is_empty();
             if ours
@@ -332,10 +365,18 @@ impl Heard {
         !message || self.believed || !self.faults.is_empty()
     }
 
-    /// Takes note of a failure. A message that may be a builder's is believed where a build has ended badly of which no message
-    /// has come so far; and about what was never built, of which nothing else is heard.
+    /// Takes note of a failure. A message that may be a builder's is believed where Nix has counted a failure of which no message
+    /// has come so far, and never of a build that ended well.
     fn add(&mut self, fault: Fault, message: bool) {
+        let drv = fault.drv.as_ref().map(|drv| drv.as_store_path().as_str());
+        let is_begun = drv.is_some_and(|drv| self.begun.contains(drv));
+        let is_done = drv.is_some_and(|drv| self.done.contains(drv));
         let is_platform = matches!(fault.cause, Cause::Platform(_));
+        let explains = if is_platform {
+            !is_begun && self.not_begun > 0
+        } else {
+            !is_done && self.failed > 0
+        };
         // Nix says some of them twice: when they happen, and at its end.
         let is_said = |before: &Fault| {
             before.drv == fault.drv && discriminant(&before.cause) == discriminant(&fault.cause)
@@ -343,13 +384,31 @@ impl Heard {
         if self.faults.iter().any(is_said) {
             return;
         }
-        if message && !self.believed && !is_platform && self.failed == 0 {
+        if message && !self.believed && !explains {
             return;
         }
         if !is_platform {
             self.failed = self.failed.saturating_sub(1);
         }
         self.faults.push(fault);
+    }
+
+    /// Whether Nix ended with something that is not understood so far.
+    #[must_use]
+    pub fn is_unexplained(&self) -> bool {
+        self.faults.is_empty() && self.troubles.is_empty() && !self.dependency_failed
+    }
+
+    /// The builds that may be meant by an error that is not understood: those that were begun and have not ended well.
+    pub fn suspects(&self) -> impl Iterator<Item = DrvPath> {
+        let suspects = self.begun.difference(&self.done);
+        suspects.filter_map(|drv| drv_of(drv))
+    }
+
+    /// The build that has ended badly, where no more was said of it.
+    #[must_use]
+    pub fn ended_badly(&self) -> Option<DrvPath> {
+        self.ended_last().filter(|_| self.failed > 0)
     }
 
     /// The derivation that failed first.
@@ -462,7 +521,23 @@ fn fault(error: &str) -> Option<Fault> {
             &says("may not be deterministic", Cause::Nondeterministic),
         )
     })
-    .or_else(|| about("cycle detected in build of '", &|_| Some(Cause::Output)))
+    .or_else(|| {
+        about("cycle detected in build of '", &|_| {
+            Some(Cause::Output(
+                "what it made refers to itself in a circle".into(),
+            ))
+        })
+    })
+    .or_else(|| {
+        // output 'PATH' of 'DRV' differs from 'PATH' from previous round
+        let (_, rest) = error.strip_prefix("output '")?.split_once("' of '")?;
+        let (drv, rest) = rest.split_once('\'')?;
+        let differs = rest.contains(" from previous round");
+        Some(Fault {
+            drv: Some(drv_of(drv)?),
+            cause: differs.then_some(Cause::Nondeterministic)?,
+        })
+    })
     .or_else(|| {
         // a 'SYSTEM' with features {…} is required to build 'DRV', but I am a 'SYSTEM' with features {…}
         let (needed, rest) = error
@@ -489,8 +564,9 @@ fn cause_of_builder(said: &str) -> Option<Cause> {
         Some(Cause::Status(status))
     } else if let Some(signal) = number_after("failed due to signal ") {
         Some(Cause::Signal(signal))
-    } else if said.contains("failed to produce output") {
-        Some(Cause::Output)
+    } else if let Some((_, rest)) = said.split_once("failed to produce output path for output '") {
+        let output = rest.split('\'').next().unwrap_or_default();
+        Some(Cause::Output(format!("did not make its output `{output}`")))
     } else {
         None
     }
@@ -518,6 +594,35 @@ fn is_time_alone(error: &str) -> bool {
 
 fn after_any<'a>(text: &'a str, starts: [&str; 2]) -> Option<&'a str> {
     starts.iter().find_map(|start| text.strip_prefix(start))
+}
+
+/// What an error says that is no derivation's fault.
+fn trouble(error: &str) -> Option<Trouble> {
+    const FULL: [&str; 4] = [
+        "No space left on device",
+        "Disk quota exceeded",
+        "database or disk is full",
+        "disk I/O error",
+    ];
+    if FULL.iter().any(|full| error.contains(full)) {
+        Some(Trouble::DiskFull)
+    } else if is_about_the_daemon(error) {
+        Some(Trouble::DaemonGone)
+    } else if error.starts_with("some substitutes for ")
+        || error.contains("unable to download '") && !error.contains("HTTP error 4")
+    {
+        // Later versions put it into what they say of an archive.
+        Some(Trouble::NotDownloaded)
+    } else {
+        None
+    }
+}
+
+/// Whether git, which Nix runs to fetch sources, says that it does not reach a server. Nix then only says that git has failed.
+fn is_git_without_network(text: &str) -> bool {
+    text.starts_with("fatal: unable to access '") && !text.contains("returned error: 4")
+        || text.starts_with("ssh: Could not resolve hostname ")
+        || text.starts_with("ssh: connect to host ")
 }
 
 /// Whether an error says that the daemon is not there, or not any more.
@@ -653,7 +758,7 @@ mod tests {
                 format!(
                     "builder for '{DRV}' failed to produce output path for output 'out' at '/s/x'"
                 ),
-                Cause::Output,
+                Cause::Output("did not make its output `out`".into()),
             ),
             (
                 format!("Cannot build '{DRV}'.\n       Reason: builder failed with exit code 2."),

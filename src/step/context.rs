@@ -21,7 +21,7 @@ use crate::exit::{Class, Failure};
 use crate::host;
 use crate::log::Log;
 use crate::nix::{
-    DrvPath, Fault, Heard, StorePath, caches, class, command, derivation_text,
+    Cause, DrvPath, Fault, Heard, StorePath, caches, class, command, derivation_text,
     outputs_of_derivation,
 };
 use crate::state::{State, Turn};
@@ -259,13 +259,6 @@ impl<'a> Step<'a> {
         self.begun.extend(heard.begun.iter().cloned());
         self.substituted.extend(heard.substituted.iter().cloned());
         self.unreachable.extend(heard.unreachable.iter().cloned());
-        if !heard.faults.is_empty() {
-            self.faults.clone_from(&heard.faults);
-            self.last_lines = heard
-                .culprit()
-                .and_then(|fault| heard.last_lines(fault.drv.as_ref()?))
-                .filter(|lines| !lines.is_empty());
-        }
     }
 
     /// The options for the next command. A cache that was seen unreachable is left out from then on: it would cost
@@ -349,8 +342,9 @@ impl<'a> Step<'a> {
             Err(failure) => return Err(failure),
         }
         let _ = io::stderr().write_all(held.as_bytes());
-        self.only_below(drv, &mut heard)?;
-        self.name_the_unnamed(&mut heard)?;
+        if let Ending::Exited(_) = finished.ending {
+            self.look_into(&mut heard, Some(drv))?;
+        }
         // Nix ends with 1 for a link that it cannot make, and says nothing of a builder.
         if finished.ending == Ending::Exited(1) && heard.faults.is_empty() {
             self.probe_links(Some(drv))?;
@@ -366,63 +360,119 @@ impl<'a> Step<'a> {
         ))
     }
 
+    /// Finds out more about what failed than Nix has said: for `drv`, or for an evaluation.
+    pub(super) fn look_into(
+        &mut self,
+        heard: &mut Heard,
+        drv: Option<&DrvPath>,
+    ) -> Result<(), Failure> {
+        if let Some(drv) = drv {
+            self.only_below(drv, heard)?;
+        }
+        self.name_the_unnamed(heard)?;
+        self.blame(heard)?;
+        self.faults.clone_from(&heard.faults);
+        if let Some(drv) = heard.culprit().and_then(|fault| fault.drv.as_ref()) {
+            let lines = heard.last_lines(drv).filter(|lines| !lines.is_empty());
+            self.last_lines = lines;
+        }
+        Ok(())
+    }
+
     /// Forgets failures of what is not below `drv`. A builder may say whatever it likes, and one that tests Nix says much about
     /// derivations of its own: in Nix's text, and in its structured log too, where what a builder prints behind `@nix` becomes
-    /// a message of Nix's (measured on 2.8, 2.26 and 2.34).
+    /// a message of Nix's (measured on 2.8, 2.26 and 2.34). That something is built is not said by builders there; and what is
+    /// built may not be below: what a content-addressed derivation becomes is another one.
     fn only_below(&mut self, drv: &DrvPath, heard: &mut Heard) -> Result<(), Failure> {
-        if heard.faults.is_empty() {
+        let structured = self.request.form == Form::Pretty;
+        let is_built = |fault: &Fault| {
+            let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
+            drv.is_none_or(|drv| structured && heard.begun.contains(drv.as_str()))
+        };
+        if heard.faults.iter().all(is_built) {
             return Ok(());
         }
         let options = self.options()?;
         let (finished, _) = self.ask(&command::closure(drv, &options))?;
-        if finished.ending.success() {
-            let below: BTreeSet<&Path> = finished.paths().collect();
-            heard.faults.retain(|fault| {
-                let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
-                drv.is_none_or(|drv| below.contains(drv.as_path()))
-            });
-            self.faults.clone_from(&heard.faults);
+        if !finished.ending.success() {
+            return Ok(());
         }
+        let below: BTreeSet<&Path> = finished.paths().collect();
+        let begun = &heard.begun;
+        heard.faults.retain(|fault| {
+            let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
+            drv.is_none_or(|drv| {
+                below.contains(drv.as_path()) || structured && begun.contains(drv.as_str())
+            })
+        });
         Ok(())
     }
 
     /// Finds out which derivation failed where Nix has not said it: the one whose build was begun, and whose outputs are not
     /// there. Where there are several nobody knows.
     fn name_the_unnamed(&mut self, heard: &mut Heard) -> Result<(), Failure> {
-        let Some(unnamed) = heard.faults.iter().position(|fault| fault.drv.is_none()) else {
+        let unnamed = |fault: &Fault| fault.drv.is_none();
+        let Some(at) = heard.faults.iter().position(unnamed) else {
             return Ok(());
         };
-        let named = |drv: &DrvPath| {
-            heard
-                .faults
-                .iter()
-                .any(|fault| fault.drv.as_ref() == Some(drv))
+        let is_named = |drv: &DrvPath| {
+            let mut named = heard.faults.iter().filter_map(|fault| fault.drv.as_ref());
+            named.any(|named| named == drv)
         };
-        let begun = heard
-            .begun
+        let suspects: Vec<DrvPath> = heard.suspects().filter(|drv| !is_named(drv)).collect();
+        if let [drv] = self.without_outputs(suspects)?.as_slice() {
+            heard.faults[at].drv = Some(drv.clone());
+        }
+        Ok(())
+    }
+
+    /// Blames a build where Nix ended with an error that is not understood, and yet is about a build: it names the `.drv`, or
+    /// an output, and that is not there. So it is with what a builder has made that Nix does not take (a pipe, a directory
+    /// where a file is due, too large an output). And where a build has ended badly, and no more is said of it.
+    fn blame(&mut self, heard: &mut Heard) -> Result<(), Failure> {
+        let Some(error) = heard.error.clone().filter(|_| heard.is_unexplained()) else {
+            return Ok(());
+        };
+        let is_meant = |drv: &DrvPath| {
+            let outputs = outputs_on_disk(drv);
+            error.contains(drv.as_store_path().as_str())
+                || outputs
+                    .values()
+                    .flatten()
+                    .any(|path| error.contains(path.as_str()))
+        };
+        let suspects = heard.suspects().filter(is_meant).collect();
+        let mut culprit = self.without_outputs(suspects)?.into_iter().next();
+        culprit = culprit.or_else(|| heard.ended_badly());
+        if let Some(drv) = culprit {
+            heard.faults.push(Fault {
+                drv: Some(drv),
+                cause: Cause::Output(format!("Nix does not take what it made: {error}")),
+            });
+        }
+        Ok(())
+    }
+
+    /// Those of some derivations of which an output is not valid.
+    fn without_outputs(&mut self, drvs: Vec<DrvPath>) -> Result<Vec<DrvPath>, Failure> {
+        let outputs: Vec<Vec<StorePath>> = drvs
             .iter()
-            .filter_map(|drv| DrvPath::parse(drv).ok());
-        let begun: Vec<(DrvPath, Vec<StorePath>)> = begun
-            .filter(|drv| !named(drv))
-            .map(|drv| {
-                let outputs = outputs_on_disk(&drv).into_values().flatten().collect();
-                (drv, outputs)
-            })
+            .map(|drv| outputs_on_disk(drv).into_values().flatten().collect())
             .collect();
-        let paths: Vec<&StorePath> = begun.iter().flat_map(|(_, outputs)| outputs).collect();
+        let paths: Vec<&StorePath> = outputs.iter().flatten().collect();
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
         let options = self.options()?;
         let (finished, _) = self.ask(&command::invalid_of(&paths, &options))?;
         let missing: BTreeSet<&Path> = finished.paths().collect();
         let is_missing = |path: &StorePath| missing.contains(path.as_path());
-        let mut failed = begun
-            .iter()
+        Ok(drvs
+            .into_iter()
+            .zip(&outputs)
             .filter(|(_, outputs)| outputs.iter().any(is_missing))
-            .map(|(drv, _)| drv);
-        if let (Some(drv), None) = (failed.next(), failed.next()) {
-            heard.faults[unnamed].drv = Some(drv.clone());
-            self.faults.clone_from(&heard.faults);
-        }
-        Ok(())
+            .map(|(drv, _)| drv)
+            .collect())
     }
 
     /// How many processes the kernel has killed on this host for want of memory since the step began.

@@ -22,12 +22,12 @@ pub(super) fn of_realise(
     how: &str,
 ) -> Failure {
     if let Some(fault) = heard.culprit() {
-        let needed_by = if fault.drv.as_ref() == Some(drv) {
-            String::new()
-        } else {
-            format!(", which {drv} needs")
+        let what = match &fault.drv {
+            Some(culprit) if culprit == drv => format!("{drv} failed"),
+            Some(culprit) => format!("{culprit} failed, which {drv} needs"),
+            None => format!("{drv} was not built"),
         };
-        return of_fault(class, fault, &needed_by, heard, out_of_memory);
+        return of_fault(class, fault, &what, heard, out_of_memory);
     }
     let said = match (class, &heard.error) {
         (Class::Signal(_), _) | (_, None) => String::new(),
@@ -47,21 +47,18 @@ pub(super) fn of_evaluation(
     error: &str,
 ) -> Failure {
     if let Some(fault) = heard.culprit() {
-        let needed_by = format!(", which the evaluation of {what} needs");
-        return of_fault(class, fault, &needed_by, heard, out_of_memory);
+        let what = match &fault.drv {
+            Some(culprit) => format!("{culprit} failed, which the evaluation of {what} needs"),
+            None => format!("what the evaluation of {what} needs was not built"),
+        };
+        return of_fault(class, fault, &what, heard, out_of_memory);
     }
     let failure = Failure::new(class, format_args!("{what} was not evaluated: {error}"));
     with_hint(failure, heard)
 }
 
-/// The failure of a derivation that failed by itself.
-fn of_fault(
-    class: Class,
-    fault: &Fault,
-    needed_by: &str,
-    heard: &Heard,
-    out_of_memory: u64,
-) -> Failure {
+/// The failure of a derivation that failed by itself; `what` failed, in words.
+fn of_fault(class: Class, fault: &Fault, what: &str, heard: &Heard, out_of_memory: u64) -> Failure {
     let for_memory = is_for_memory(fault, out_of_memory);
     let memory = match (for_memory, out_of_memory) {
         (false, _) => "",
@@ -72,14 +69,15 @@ fn of_fault(
         0 => String::new(),
         others => format!(" ({others} more failed by themselves)"),
     };
-    let what = match &fault.drv {
-        Some(drv) => drv.to_string(),
-        None => "something".into(),
-    };
     let failure = Failure::new(
         class,
-        format_args!("{what} failed{needed_by}: {}{memory}{others}", fault.cause),
+        format_args!("{what}: {}{memory}{others}", fault.cause),
     );
+    if matches!(fault.cause, Cause::Platform(_)) && class == Class::Surroundings {
+        return failure.hint(
+            "a machine of this host's `builders` could not be reached: try again, or look after it",
+        );
+    }
     match hint(fault, for_memory) {
         Some(hint) => failure.hint(hint),
         None => failure,
@@ -112,7 +110,7 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
         Cause::DiskFull => MAKE_ROOM,
         Cause::Status(_)
         | Cause::Signal(_)
-        | Cause::Output
+        | Cause::Output(_)
         | Cause::Other(_)
         | Cause::Nondeterministic => return None,
     })

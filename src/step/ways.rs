@@ -397,14 +397,14 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
             ""
         };
         step.log.say(format_args!(
-            "the garbage collector took what was being evaluated{again}"
+            "the garbage collector disturbed the evaluation, or the daemon went away under it{again}"
         ));
     }
     Err(Failure::new(
         Class::Surroundings,
-        format_args!("the garbage collector disturbed the evaluation of {evaluation} {ATTEMPTS} times"),
+        format_args!("the evaluation of {evaluation} was disturbed {ATTEMPTS} times: by the garbage collector, or by a daemon that went away"),
     )
-    .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone"))
+    .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone. A daemon may be killed for want of memory"))
 }
 
 const DRIFT_HINT: &str = "something that the evaluation reads has changed (another commit, Nix version or channel): make the pipeline again, \
@@ -495,9 +495,12 @@ fn run_evaluation(
     evaluation: &Evaluation,
     line: &CommandLine,
 ) -> Result<Option<Finished>, Failure> {
-    let (finished, heard) = step.evaluate(line)?;
+    let (finished, mut heard) = step.evaluate(line)?;
     if finished.ending.success() || heard.no_derivation() {
         return Ok(Some(finished));
+    }
+    if let Ending::Exited(_) = finished.ending {
+        step.look_into(&mut heard, None)?;
     }
     let class = class::of_evaluation(finished.ending, &heard);
     if class == Class::Evaluation {
