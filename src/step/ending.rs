@@ -6,7 +6,7 @@ use super::request::Request;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::DrvPath;
-use crate::nix::escapes::{Keep, tamed};
+use crate::text::{Keep, tamed};
 
 /// Shows how the step failed. A refusal, and the signal that ended us, are told in one sentence each, which comes anyway.
 pub(super) fn show(failure: &Failure, report: &Report, request: Option<&Request>, log: Log) {
