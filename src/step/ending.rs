@@ -17,7 +17,7 @@ pub(super) fn show(failure: &Failure, report: &Report, request: Option<&Request>
     let culprit = told.and_then(|told| told.drv.as_ref());
     let name = culprit.map(DrvPath::name);
     log.group(format_args!(
-        "eval-once: {} ({}, exit status {})",
+        "{} ({}, exit status {})",
         match name {
             Some(name) => format!("{name} failed"),
             None => "failed".into(),
