@@ -1,9 +1,12 @@
 //! What a Nix program has said that later decisions need: what it built and copied, what failed and why.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::fmt;
 use std::mem::discriminant;
 
+use super::fault::{
+    Cause, Fault, NO_MACHINE, Trouble, cause_of_builder, drv_of, fault, is_git_without_network,
+    is_time_alone, trouble,
+};
 use super::structured::{Counts, Ended, Event, Reader};
 use super::{DrvPath, StorePath};
 use crate::text::without_escapes;
@@ -65,51 +68,6 @@ struct Build {
     lines: VecDeque<String>,
 }
 
-/// A derivation that failed by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// The derivation; none where Nix does not say which.
-    pub drv: Option<DrvPath>,
-    /// Why.
-    pub cause: Cause,
-}
-
-/// Why a derivation failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
-    /// Its builder ended with a status.
-    Status(u32),
-    /// Its builder was killed by a signal.
-    Signal(u32),
-    /// Its builder ended well, and what it made cannot be used: an output is missing, or is not as it must be; how, in words.
-    Output(String),
-    /// `timeout` or `max-silent-time` ran out; which, in Nix's words.
-    Time(String),
-    /// The output has another hash than it was to have: which was specified, and which Nix got, as far as it says so.
-    Hash(String),
-    /// Built again, it gave something else.
-    Nondeterministic,
-    /// No machine here can build it; what is needed, and what there is, in Nix's words.
-    Platform(String),
-    /// Nix says that the disk is full, and that this may be why.
-    DiskFull,
-    /// Something else, which Nix has said about it.
-    Other(String),
-}
-
-/// What may go wrong around a build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Trouble {
-    /// The disk was full for Nix itself.
-    DiskFull,
-    /// The daemon went away, or was not there.
-    DaemonGone,
-    /// Something could not be downloaded, and not because a server said so.
-    NotDownloaded,
-    /// A machine that is to build for this one could not be reached.
-    BuilderGone,
-}
-
 /// What an evaluation says that the garbage collector may have disturbed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Disturbance {
@@ -117,22 +75,6 @@ pub enum Disturbance {
     Gone(StorePath),
     /// The daemon has gone away, as its worker does where a path is taken under it.
     Daemon,
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Status(status) => write!(f, "its builder ended with status {status}"),
-            Self::Signal(signal) => write!(f, "its builder was killed by signal {signal}"),
-            Self::Output(how) => write!(f, "its builder ended well, but {how}"),
-            Self::Time(what) | Self::Platform(what) | Self::Other(what) => f.write_str(what),
-            Self::Hash(which) => {
-                write!(f, "its output has another hash than it was to have{which}")
-            }
-            Self::Nondeterministic => f.write_str("built again, it gave something else"),
-            Self::DiskFull => f.write_str("the disk is full"),
-        }
-    }
 }
 
 impl Heard {
@@ -475,108 +417,11 @@ pub fn shortened_line(line: &str) -> &str {
     }
 }
 
-/// How Nix says since 2.3x that no machine can build something.
-const NO_MACHINE: [&str; 3] = [
-    "platform mismatch",
-    "missing system features",
-    "required system or feature not available",
-];
-
 /// How Nix ends the message about a failed build where the disk is (nearly) full.
 const DISK_NOTE: &str = "note: build failure may have been caused by lack of free disk space";
 
 /// Of how many builds that are over the last lines are kept.
 const OVER_AT_MOST: usize = 64;
-
-/// What an error says of one derivation that failed, as Nix before 2.3x says it: in one line.
-fn fault(error: &str) -> Option<Fault> {
-    let about = |start, cause: &dyn Fn(&str) -> Option<Cause>| {
-        let (drv, rest) = error.strip_prefix::<&str>(start)?.split_once('\'')?;
-        Some(Fault {
-            drv: Some(drv_of(drv)?),
-            cause: cause(rest)?,
-        })
-    };
-    let says = |words: &'static str, cause: Cause| {
-        move |rest: &str| rest.contains(words).then(|| cause.clone())
-    };
-    about("builder for '", &|rest| {
-        let rest = rest.trim_start();
-        cause_of_builder(rest).or_else(|| Some(Cause::Other(rest.trim_end_matches(';').to_owned())))
-    })
-    .or_else(|| {
-        about("hash mismatch in fixed-output derivation '", &|_| {
-            Some(Cause::Hash(String::new()))
-        })
-    })
-    .or_else(|| {
-        about("building of '", &|rest| {
-            let (_, when) = rest.split_once("timed out ")?;
-            Some(Cause::Time(format!("it timed out {when}")))
-        })
-    })
-    .or_else(|| {
-        about(
-            "derivation '",
-            &says("may not be deterministic", Cause::Nondeterministic),
-        )
-    })
-    .or_else(|| {
-        about("cycle detected in build of '", &|_| {
-            Some(Cause::Output(
-                "what it made refers to itself in a circle".into(),
-            ))
-        })
-    })
-    .or_else(|| {
-        // output 'PATH' of 'DRV' differs from 'PATH' from previous round
-        let (_, rest) = error.strip_prefix("output '")?.split_once("' of '")?;
-        let (drv, rest) = rest.split_once('\'')?;
-        let differs = rest.contains(" from previous round");
-        Some(Fault {
-            drv: Some(drv_of(drv)?),
-            cause: differs.then_some(Cause::Nondeterministic)?,
-        })
-    })
-    .or_else(|| {
-        // a 'SYSTEM' with features {…} is required to build 'DRV', but I am a 'SYSTEM' with features {…}
-        let (needed, rest) = error
-            .strip_prefix("a '")?
-            .split_once(" is required to build '")?;
-        let (drv, have) = rest.split_once("', but I am a '")?;
-        Some(Fault {
-            drv: Some(drv_of(drv)?),
-            cause: Cause::Platform(format!("needs '{needed}, and here is '{have}")),
-        })
-    })
-}
-
-/// What is said of a builder: `failed with exit code 3`, `builder failed due to signal 9 (Killed)`.
-fn cause_of_builder(said: &str) -> Option<Cause> {
-    let number_after = |words: &str| {
-        let (_, rest) = said.split_once(words)?;
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(rest.len());
-        rest[..end].parse().ok()
-    };
-    if let Some(status) = number_after("failed with exit code ") {
-        Some(Cause::Status(status))
-    } else if let Some(signal) = number_after("failed due to signal ") {
-        Some(Cause::Signal(signal))
-    } else if let Some((_, rest)) = said.split_once("failed to produce output path for output '") {
-        let output = rest.split('\'').next().unwrap_or_default();
-        Some(Cause::Output(format!("did not make its output `{output}`")))
-    } else {
-        None
-    }
-}
-
-/// The `.drv` in a name that may select outputs of it: `DRV!*` (2.8), `DRV^*` (2.26).
-fn drv_of(name: &str) -> Option<DrvPath> {
-    let end = name.find(['!', '^']).unwrap_or(name.len());
-    DrvPath::parse(&name[..end]).ok()
-}
 
 fn quoted_after<'a>(text: &'a str, start: &str) -> Option<&'a str> {
     text.strip_prefix(start)?
@@ -584,59 +429,8 @@ fn quoted_after<'a>(text: &'a str, start: &str) -> Option<&'a str> {
         .map(|(quoted, _)| quoted)
 }
 
-/// Whether an error says that a time has run out, and not of what (2.34).
-fn is_time_alone(error: &str) -> bool {
-    let rest = error
-        .strip_prefix("timed out after ")
-        .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
-    matches!(rest, Some(" seconds" | " seconds of silence"))
-}
-
 fn after_any<'a>(text: &'a str, starts: [&str; 2]) -> Option<&'a str> {
     starts.iter().find_map(|start| text.strip_prefix(start))
-}
-
-/// What an error says that is no derivation's fault.
-fn trouble(error: &str) -> Option<Trouble> {
-    const FULL: [&str; 4] = [
-        "No space left on device",
-        "Disk quota exceeded",
-        "database or disk is full",
-        "disk I/O error",
-    ];
-    if FULL.iter().any(|full| error.contains(full)) {
-        Some(Trouble::DiskFull)
-    } else if is_about_the_daemon(error) {
-        Some(Trouble::DaemonGone)
-    } else if error.starts_with("some substitutes for ")
-        || error.contains("unable to download '") && !error.contains("HTTP error 4")
-    {
-        // Later versions put it into what they say of an archive.
-        Some(Trouble::NotDownloaded)
-    } else {
-        None
-    }
-}
-
-/// Whether git, which Nix runs to fetch sources, says that it does not reach a server. Nix then only says that git has failed.
-fn is_git_without_network(text: &str) -> bool {
-    text.starts_with("fatal: unable to access '") && !text.contains("returned error: 4")
-        || text.starts_with("ssh: Could not resolve hostname ")
-        || text.starts_with("ssh: connect to host ")
-}
-
-/// Whether an error says that the daemon is not there, or not any more.
-fn is_about_the_daemon(error: &str) -> bool {
-    [
-        "unexpected end-of-file",
-        "Nix daemon disconnected unexpectedly",
-        "cannot connect to socket",
-        "cannot open connection to remote store",
-    ]
-    .iter()
-    .any(|start| error.starts_with(start))
-        || error.ends_with(": Broken pipe")
-        || error.ends_with(": Connection reset by peer")
 }
 
 #[cfg(test)]

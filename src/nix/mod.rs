@@ -9,6 +9,7 @@ pub mod class;
 pub mod command;
 mod derivation;
 mod evaluation;
+mod fault;
 pub mod heard;
 pub mod settings;
 mod store_path;
@@ -21,5 +22,6 @@ pub use derivation::{
     outputs_of_derivation,
 };
 pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
-pub use heard::{Cause, Disturbance, Fault, Heard, Trouble};
+pub use fault::{Cause, Fault, Trouble};
+pub use heard::{Disturbance, Heard};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};
