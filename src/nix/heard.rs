@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::mem::discriminant;
 
-use super::escapes::without_colours;
 use super::structured::{Counts, Ended, Event, Reader};
 use super::{DrvPath, StorePath};
+use crate::text::without_escapes;
 
 /// How many of a builder's last lines are kept, and how much of each, in characters.
 pub const LAST_LINES: usize = 25;
@@ -155,7 +155,7 @@ impl Heard {
                 self.about = None;
                 self.believed = !passed_on;
                 self.since = self.faults.len();
-                for line in without_colours(text).lines() {
+                for line in without_escapes(text).lines() {
                     self.hear_line(line, true);
                 }
                 self.about = None;
@@ -163,7 +163,7 @@ impl Heard {
             Event::Plain(bytes) => {
                 let begin = &bytes[..bytes.len().min(PLAIN_AT_MOST)];
                 self.hear_line(
-                    without_colours(&String::from_utf8_lossy(begin)).trim_end(),
+                    without_escapes(&String::from_utf8_lossy(begin)).trim_end(),
                     false,
                 );
             }

@@ -8,7 +8,6 @@ pub mod caches;
 pub mod class;
 pub mod command;
 mod derivation;
-pub mod escapes;
 mod evaluation;
 pub mod heard;
 pub mod settings;
@@ -21,7 +20,6 @@ pub use derivation::{
     BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk,
     outputs_of_derivation,
 };
-pub use escapes::without_colours;
 pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
 pub use heard::{Cause, Disturbance, Fault, Heard, Trouble};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};

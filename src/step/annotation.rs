@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use super::advice::Advice;
 use super::report::FailureReport;
 use super::tell::Job;
-use crate::buildkite::markdown::{code, inert, inert_within, shortened};
+use crate::buildkite::markdown::{code, inert, inert_within};
 use crate::exit::{Class, Failure};
 use crate::nix::DrvPath;
-use crate::nix::escapes::{Keep, tamed};
 use crate::nix::heard::LAST_LINES;
+use crate::text::{Keep, shortened, tamed};
 
 /// How much of a line of a log is shown, in characters.
 const LINE_AT_MOST: usize = 200;

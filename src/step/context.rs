@@ -182,7 +182,7 @@ impl<'a> Step<'a> {
     /// Begins a part of the step that a log's reader may want to fold up.
     pub(super) fn begin(&self, doing: impl Display) {
         match self.request.form {
-            Form::Pretty => self.log.group(heading(doing)),
+            Form::Pretty => self.log.group(doing),
             Form::Raw => self.log.say(doing),
         }
     }
@@ -210,7 +210,7 @@ impl<'a> Step<'a> {
         doing: impl Display,
     ) -> Result<(Finished, Heard, String), Failure> {
         let started = Instant::now();
-        let log = JobLog::new(self.log, self.request.form, Some(heading(doing)), true);
+        let log = JobLog::new(self.log, self.request.form, Some(doing.to_string()), true);
         let listened = self.listen(line, OnStop::Term, log);
         self.seconds.realise += started.elapsed();
         listened
@@ -668,11 +668,6 @@ impl<'a> Step<'a> {
             ..Report::default()
         }
     }
-}
-
-/// The heading of a group in the log.
-fn heading(doing: impl Display) -> String {
-    format!("eval-once: {doing}")
 }
 
 /// The outputs in a `.drv` file, where it can be read. (In a store that lies elsewhere than its paths say, it cannot.)

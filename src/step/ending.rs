@@ -7,7 +7,7 @@ use super::request::Request;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::DrvPath;
-use crate::nix::escapes::{Keep, tamed};
+use crate::text::{Keep, tamed};
 
 /// How many others that failed are told.
 const OTHERS: usize = 10;
@@ -28,7 +28,7 @@ pub(super) fn show(
     let others = told.map_or(&[][..], |told| &told.others);
     let name = culprit.map(DrvPath::name);
     log.group(format_args!(
-        "eval-once: {} ({}, exit status {})",
+        "{} ({}, exit status {})",
         match (name, others.len()) {
             (Some(name), 0) => format!("{name} failed"),
             (Some(name), 1) => format!("{name} and another failed"),

@@ -10,10 +10,10 @@ use std::io::{IsTerminal as _, Write as _, stderr};
 use std::time::{Duration, Instant};
 
 use crate::log::Log;
-use crate::nix::escapes::{Keep, tamed};
 use crate::nix::structured::{Counts, Ended, Event, Reader};
-use crate::nix::{DrvPath, Heard, without_colours};
+use crate::nix::{DrvPath, Heard};
 use crate::status_line::StatusLine;
+use crate::text::{Keep, tamed, without_escapes};
 
 /// After how long a log is told how far the builds are although nothing has changed.
 const STILL: Duration = Duration::from_secs(60);
@@ -275,7 +275,7 @@ impl Pretty {
     }
 
     fn message(&mut self, message: &str, heard: &Heard) {
-        let plain = without_colours(message);
+        let plain = without_escapes(message);
         if let Some(planned) = planned(&plain) {
             self.planned = planned;
         }
