@@ -549,6 +549,7 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
             class,
             error: anyhow::Error::new(error).context(format!("cannot run {}", line.program)),
             hint: None,
+            meaning: None,
         }
     })
 }

@@ -34,6 +34,8 @@ pub struct Heard {
     pub unreachable: BTreeSet<String>,
     /// The last line that was an error.
     pub error: Option<String>,
+    /// Where in an expression that is: `FILE:LINE:COLUMN`.
+    pub place: Option<String>,
     /// Something needed a build that failed.
     pub dependency_failed: bool,
     /// What else went wrong, which no derivation can help.
@@ -160,6 +162,7 @@ impl Heard {
         if let Some(error) = text.strip_prefix("error: ") {
             self.about = None;
             self.error = Some(error.to_owned());
+            self.place = None;
             self.hear_error(error, message);
         } else if text.starts_with(DISK_NOTE) {
             // Said of the build that the same message is about; in Nix's text, of the last.
@@ -179,6 +182,11 @@ impl Heard {
             self.amend_platform("needs ", what);
         } else if let Some(what) = after_any(text, ["Current system: ", "Available features: "]) {
             self.amend_platform(", and here is ", what);
+        } else if let Some(place) = text.strip_prefix("at ").filter(|_| line.starts_with(' ')) {
+            // Not where that is in an expression of ours, or Nix's own.
+            if self.error.is_some() && self.place.is_none() && !place.starts_with('«') {
+                self.place = Some(place.trim_end_matches(':').to_owned());
+            }
         } else if text.starts_with("Unable to start any build;") {
             // 2.26 has it in a line of its own.
             self.nobody_builds(None, message);
@@ -351,6 +359,12 @@ impl Heard {
     #[must_use]
     pub fn ended_badly(&self) -> Option<DrvPath> {
         self.ended_last().filter(|_| self.failed > 0)
+    }
+
+    /// How many builds Nix has counted as done.
+    #[must_use]
+    pub fn built(&self) -> usize {
+        usize::try_from(self.counts.done).unwrap_or(usize::MAX)
     }
 
     /// The derivation that failed first.

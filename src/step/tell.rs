@@ -54,6 +54,8 @@ pub struct Job {
     pub step: String,
     /// `BUILDKITE_LABEL`.
     pub label: Option<String>,
+    /// `BUILDKITE_AGENT_NAME`.
+    pub agent: Option<String>,
     /// Whether other jobs of this step were before (`BUILDKITE_RETRY_COUNT`).
     pub is_retry: bool,
 }
@@ -335,6 +337,7 @@ mod tests {
             id: "job".into(),
             step: "key:of,a.step".into(),
             label: None,
+            agent: None,
             is_retry,
         }
     }

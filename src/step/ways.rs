@@ -484,6 +484,8 @@ fn evaluate(
     };
     Err(
         Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
+            .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
+            .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
             .hint("name one derivation with `attr`: a step builds one"),
     )
 }
@@ -525,7 +527,14 @@ fn run_evaluation(
             &error,
         ));
     }
-    let failure = Failure::new(class, format_args!("{what} does not evaluate: {error}"));
+    let place = match &heard.place {
+        Some(place) if !error.contains(place.as_str()) => format!(", at {place}"),
+        _ => String::new(),
+    };
+    let failure = Failure::new(
+        class,
+        format_args!("{what} does not evaluate: {error}{place}"),
+    );
     if heard.no_flake_in_sub_folder() {
         return Err(failure.hint(
             "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",
