@@ -189,7 +189,7 @@ impl Heard {
             }
         } else if text.starts_with("Unable to start any build;") {
             // 2.26 has it in a line of its own.
-            self.nobody_builds(None, message);
+            self.nobody_builds(message);
         } else if !message {
             self.hear_text(text);
         } else if !line.starts_with(' ') {
@@ -205,7 +205,7 @@ impl Heard {
             let cause = Cause::Output("what it made refers to what it must not".into());
             self.add(Fault { drv, cause }, message);
         } else if error.starts_with("unable to start any build") {
-            self.nobody_builds(None, message);
+            self.nobody_builds(message);
         } else if is_time_alone(error) {
             // In Nix's own text a builder may say this of its own tests: there it counts where it explains what else nothing does.
             if message || self.faults.is_empty() {
@@ -226,11 +226,11 @@ impl Heard {
     }
 
     /// This host builds nothing itself, and nobody builds it instead: said of no derivation before 2.3x.
-    fn nobody_builds(&mut self, drv: Option<DrvPath>, message: bool) {
+    fn nobody_builds(&mut self, message: bool) {
         let cause =
             "this host builds nothing itself (`max-jobs` is 0), and none of its `builders` took it";
         let cause = Cause::Platform(cause.into());
-        self.add(Fault { drv, cause }, message);
+        self.add(Fault { drv: None, cause }, message);
     }
 
     /// The derivation that an error is about which names none: its build has just ended, or is the only one there was.
@@ -247,7 +247,7 @@ impl Heard {
                 self.dependency_failed |= self.may_be_nixs(message);
                 return;
             } else if reason.starts_with("local builds are disabled") {
-                return self.nobody_builds(Some(drv), message);
+                return self.nobody_builds(message);
             } else if NO_MACHINE.iter().any(|start| reason.starts_with(start)) {
                 Cause::Platform(String::new())
             } else {

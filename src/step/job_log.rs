@@ -284,11 +284,13 @@ impl Pretty {
             self.held.push('\n');
             return;
         }
-        match self.keep {
-            Keep::Colours => self.text.push_str(message),
-            Keep::Nothing => self.text.push_str(&plain),
+        // A builder's lines are in some of them, and what it prints behind `@nix` is one.
+        for line in message.trim_end_matches('\n').split('\n') {
+            if is_mark(line) {
+                self.text.push(' ');
+            }
+            let _ = writeln!(self.text, "{}", tamed(line, self.keep));
         }
-        self.text.push('\n');
     }
 
     /// Whether Nix says that it does not know how to come by a path: in a sentence, or as one of a list. A step that finds its
@@ -412,6 +414,14 @@ fn how_far(
         parts.push(format!("{paths} copied ({})", mebibytes(bytes)));
     }
     (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// Whether Buildkite would take a line for the beginning of a group.
+fn is_mark(line: &str) -> bool {
+    let plain = tamed(line, Keep::Nothing);
+    ["---", "+++", "~~~", "^^^"]
+        .iter()
+        .any(|mark| plain.starts_with(mark))
 }
 
 fn mebibytes(bytes: u64) -> String {
