@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::command_line::CommandLine;
 use crate::exit::Failure;
-use crate::nix::without_colours;
 use crate::supervise::{Finished, OnStop, Running, Supervisor};
+use crate::text::without_escapes;
 
 /// How long a program gets to end after it was told to.
 const GRACE: Duration = Duration::from_millis(100);
@@ -82,7 +82,7 @@ fn run(
             let (number, said) = about.swap_remove(at);
             // How one ended that had to is nothing to tell.
             if supervisor.check().is_ok() {
-                let said = without_colours(&String::from_utf8_lossy(&said));
+                let said = without_escapes(&String::from_utf8_lossy(&said));
                 ended(number, finished, said)?;
             }
         }

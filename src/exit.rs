@@ -80,7 +80,7 @@ impl Class {
 
     /// What has happened, and whether trying again can help, in one sentence.
     #[must_use]
-    pub fn in_a_sentence(self) -> &'static str {
+    fn in_a_sentence(self) -> &'static str {
         match self {
             Self::Build => {
                 "It could not be built; trying again helps only where it fails by chance."
@@ -123,6 +123,8 @@ pub struct Failure {
     pub error: anyhow::Error,
     /// What to do next, as one sentence.
     pub hint: Option<String>,
+    /// What has happened, and whether trying again can help, where that is not as for all of its class.
+    pub meaning: Option<&'static str>,
 }
 
 impl Failure {
@@ -132,6 +134,22 @@ impl Failure {
             class,
             error: anyhow::anyhow!("{message}"),
             hint: None,
+            meaning: None,
+        }
+    }
+
+    /// What has happened, and whether trying again can help, in one sentence.
+    #[must_use]
+    pub fn in_a_sentence(&self) -> &'static str {
+        self.meaning.unwrap_or(self.class.in_a_sentence())
+    }
+
+    /// The same failure with what it means in particular.
+    #[must_use]
+    pub fn meaning(self, meaning: &'static str) -> Self {
+        Self {
+            meaning: Some(meaning),
+            ..self
         }
     }
 
@@ -166,6 +184,7 @@ impl<T, E: Into<anyhow::Error>> Classify<T> for Result<T, E> {
             class,
             error: error.into().context(doing()),
             hint: None,
+            meaning: None,
         })
     }
 }

@@ -129,7 +129,7 @@ fn become_own_command(
         ));
         return Ok(0);
     }
-    log.group(format_args!("eval-once: running the {whose} own command"));
+    log.group(format_args!("running the {whose} own command"));
     let plan = default_command::plan(job).and_then(|plan| plan.kept_inside(job));
     supervisor.hand_over()?;
     Ok(become_program_of(plan))

@@ -25,6 +25,7 @@
 //! | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
 //! | [`host`] | what of this host a step's ending depends on: memory that ran out, a full disk |
 //! | [`at_once`] | several programs at once, whatever they are |
+//! | [`text`] | text that comes from elsewhere, as it can be shown |
 //! | [`paths`] | paths by their letters, and where they really lead |
 //! | [`exit`] | what a failure means to whoever retries: classes and exit statuses |
 //! | [`log`] | our own lines in a job's log |
@@ -72,3 +73,4 @@ pub mod status_line;
 pub mod step;
 pub mod summary;
 pub mod supervise;
+pub mod text;

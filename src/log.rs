@@ -34,9 +34,9 @@ impl Log {
         }
     }
 
-    /// Begins a group of a job's log, which Buildkite folds up (`---` at the beginning of a line).
+    /// Begins a group of ours in a job's log, which Buildkite folds up (`---` at the beginning of a line).
     pub fn group(self, heading: impl Display) {
-        self.plain(format_args!("--- {heading}"));
+        self.plain(format_args!("--- eval-once: {heading}"));
     }
 
     /// Opens the group that was begun last, also where others come after it.

@@ -33,6 +33,7 @@ use unix::unistd::{Pid, getpgid};
 use crate::command_line::{CommandLine, Ending, Program, signal_name};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
+use crate::text::shortened;
 
 /// How a process is stopped when we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,10 +199,8 @@ impl Supervisor {
         self.check()?;
         let shown = line.to_string();
         // A walker of several kilobytes is nothing to look at.
-        let end = shown.char_indices().nth(DEBUG_AT_MOST);
-        let shown = end.map_or(shown.as_str(), |(end, _)| &shown[..end]);
-        let more = if end.is_some() { "…" } else { "" };
-        self.log.debug(format_args!("$ {shown}{more}"));
+        self.log
+            .debug(format_args!("$ {}", shortened(&shown, DEBUG_AT_MOST)));
         Running::new(spawn(line)?, on_stop)
             .classify(Class::Surroundings, || format!("cannot wait for `{line}`"))
     }
@@ -550,6 +549,7 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
             class,
             error: anyhow::Error::new(error).context(format!("cannot run {}", line.program)),
             hint: None,
+            meaning: None,
         }
     })
 }

@@ -174,6 +174,38 @@ const ROWS: &[Row] = &[
         ..RECORDED
     },
     Row {
+        name: "an output that is no file, link or folder",
+        body: "{ target = build \"pipe\" \"PATH=/usr/bin:/bin; mkfifo $out\"; }",
+        ..RECORDED
+    },
+    Row {
+        name: "a fixed output that is a folder and should be a file",
+        body: "{ target = with' { outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; outputHash = \
+               \"0000000000000000000000000000000000000000000000000000000000000000\"; } \"folder\" \"PATH=/usr/bin:/bin; mkdir $out\"; }",
+        ..RECORDED
+    },
+    Row {
+        name: "nothing may be built here, and there is no other machine",
+        body: "{ target = build \"nowhere\" \"echo > $out\"; }",
+        flags: &["--option", "max-jobs", "0"],
+        culprits: &[],
+        ..RECORDED
+    },
+    Row {
+        name: "the only machine that may build cannot be reached",
+        body: "{ target = build \"nowhere\" \"echo > $out\"; }",
+        flags: &[
+            "--option",
+            "max-jobs",
+            "0",
+            "--option",
+            "builders",
+            "ssh://nobody@127.0.0.1:1 x86_64-linux,aarch64-linux",
+        ],
+        says: "could not be reached",
+        ..SURROUNDINGS
+    },
+    Row {
         name: "timeout",
         body: failing!("slow"),
         flags: &["--option", "timeout", "1"],

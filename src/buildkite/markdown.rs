@@ -3,6 +3,8 @@
 
 use std::fmt::Write as _;
 
+use crate::text::{is_unseen, shortened};
+
 /// How much of a name is shown, in characters.
 pub const NAME_AT_MOST: usize = 200;
 
@@ -22,15 +24,6 @@ pub fn job_link(job: &str, html: &str) -> String {
         format!("<a href=\"#{job}\">{html}</a>")
     } else {
         html.to_owned()
-    }
-}
-
-/// The beginning of `text`, at most so many characters of it; an ellipsis stands for the rest.
-#[must_use]
-pub fn shortened(text: &str, at_most: usize) -> String {
-    match text.char_indices().nth(at_most) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
     }
 }
 
@@ -64,36 +57,12 @@ fn push_inert(plain: &mut String, character: char) {
         // A blank line would end the HTML around it.
         '\n' => plain.push_str("&#10;"),
         ' ' | ',' => plain.push(character),
-        _ if character.is_control() || is_invisible(character) => plain.push('\u{fffd}'),
+        _ if character.is_control() || is_unseen(character) => plain.push('\u{fffd}'),
         _ if character.is_ascii() && !character.is_ascii_alphanumeric() => {
             let _ = write!(plain, "&#{};", u32::from(character));
         }
         _ => plain.push(character),
     }
-}
-
-/// Whether a character is not seen, but reorders what stands around it, breaks a line, or makes two names differ that look
-/// alike: Unicode's format characters, its line and paragraph separators, and letters that are blank. (Rust's own tables do
-/// not tell them.)
-fn is_invisible(character: char) -> bool {
-    matches!(
-        character,
-        '\u{ad}'
-            | '\u{34f}'
-            | '\u{61c}'
-            | '\u{115f}'..='\u{1160}'
-            | '\u{17b4}'..='\u{17b5}'
-            | '\u{180b}'..='\u{180f}'
-            | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}'
-            | '\u{3164}'
-            | '\u{feff}'
-            | '\u{ffa0}'
-            | '\u{fff0}'..='\u{fffb}'
-            | '\u{1d173}'..='\u{1d17a}'
-            | '\u{e0000}'..='\u{e0fff}'
-    )
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What the ending of a Nix program means. The one place where that is decided.
 
-use super::heard::{Cause, Fault, Heard, Trouble};
+use super::{Cause, Fault, Heard, Trouble};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 

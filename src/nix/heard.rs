@@ -1,12 +1,15 @@
 //! What a Nix program has said that later decisions need: what it built and copied, what failed and why.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::fmt;
 use std::mem::discriminant;
 
-use super::escapes::without_colours;
+use super::fault::{
+    Cause, Fault, NO_MACHINE, Trouble, cause_of_builder, drv_of, fault, is_git_without_network,
+    is_time_alone, trouble,
+};
 use super::structured::{Counts, Ended, Event, Reader};
 use super::{DrvPath, StorePath};
+use crate::text::without_escapes;
 
 /// How many of a builder's last lines are kept, and how much of each, in characters.
 pub const LAST_LINES: usize = 25;
@@ -31,6 +34,8 @@ pub struct Heard {
     pub unreachable: BTreeSet<String>,
     /// The last line that was an error.
     pub error: Option<String>,
+    /// Where in an expression that is: `FILE:LINE:COLUMN`.
+    pub place: Option<String>,
     /// Something needed a build that failed.
     pub dependency_failed: bool,
     /// What else went wrong, which no derivation can help.
@@ -65,51 +70,6 @@ struct Build {
     lines: VecDeque<String>,
 }
 
-/// A derivation that failed by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// The derivation; none where Nix does not say which.
-    pub drv: Option<DrvPath>,
-    /// Why.
-    pub cause: Cause,
-}
-
-/// Why a derivation failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cause {
-    /// Its builder ended with a status.
-    Status(u32),
-    /// Its builder was killed by a signal.
-    Signal(u32),
-    /// Its builder ended well, and what it made cannot be used: an output is missing, or is not as it must be; how, in words.
-    Output(String),
-    /// `timeout` or `max-silent-time` ran out; which, in Nix's words.
-    Time(String),
-    /// The output has another hash than it was to have: which was specified, and which Nix got, as far as it says so.
-    Hash(String),
-    /// Built again, it gave something else.
-    Nondeterministic,
-    /// No machine here can build it; what is needed, and what there is, in Nix's words.
-    Platform(String),
-    /// Nix says that the disk is full, and that this may be why.
-    DiskFull,
-    /// Something else, which Nix has said about it.
-    Other(String),
-}
-
-/// What may go wrong around a build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Trouble {
-    /// The disk was full for Nix itself.
-    DiskFull,
-    /// The daemon went away, or was not there.
-    DaemonGone,
-    /// Something could not be downloaded, and not because a server said so.
-    NotDownloaded,
-    /// A machine that is to build for this one could not be reached.
-    BuilderGone,
-}
-
 /// What an evaluation says that the garbage collector may have disturbed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Disturbance {
@@ -117,22 +77,6 @@ pub enum Disturbance {
     Gone(StorePath),
     /// The daemon has gone away, as its worker does where a path is taken under it.
     Daemon,
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Status(status) => write!(f, "its builder ended with status {status}"),
-            Self::Signal(signal) => write!(f, "its builder was killed by signal {signal}"),
-            Self::Output(how) => write!(f, "its builder ended well, but {how}"),
-            Self::Time(what) | Self::Platform(what) | Self::Other(what) => f.write_str(what),
-            Self::Hash(which) => {
-                write!(f, "its output has another hash than it was to have{which}")
-            }
-            Self::Nondeterministic => f.write_str("built again, it gave something else"),
-            Self::DiskFull => f.write_str("the disk is full"),
-        }
-    }
 }
 
 impl Heard {
@@ -153,7 +97,7 @@ impl Heard {
                 self.about = None;
                 self.believed = !passed_on;
                 self.since = self.faults.len();
-                for line in without_colours(text).lines() {
+                for line in without_escapes(text).lines() {
                     self.hear_line(line, true);
                 }
                 self.about = None;
@@ -161,7 +105,7 @@ impl Heard {
             Event::Plain(bytes) => {
                 let begin = &bytes[..bytes.len().min(PLAIN_AT_MOST)];
                 self.hear_line(
-                    without_colours(&String::from_utf8_lossy(begin)).trim_end(),
+                    without_escapes(&String::from_utf8_lossy(begin)).trim_end(),
                     false,
                 );
             }
@@ -218,6 +162,7 @@ impl Heard {
         if let Some(error) = text.strip_prefix("error: ") {
             self.about = None;
             self.error = Some(error.to_owned());
+            self.place = None;
             self.hear_error(error, message);
         } else if text.starts_with(DISK_NOTE) {
             // Said of the build that the same message is about; in Nix's text, of the last.
@@ -237,9 +182,14 @@ impl Heard {
             self.amend_platform("needs ", what);
         } else if let Some(what) = after_any(text, ["Current system: ", "Available features: "]) {
             self.amend_platform(", and here is ", what);
+        } else if let Some(place) = text.strip_prefix("at ").filter(|_| line.starts_with(' ')) {
+            // Not where that is in an expression of ours, or Nix's own.
+            if self.error.is_some() && self.place.is_none() && !place.starts_with('«') {
+                self.place = Some(place.trim_end_matches(':').to_owned());
+            }
         } else if text.starts_with("Unable to start any build;") {
             // 2.26 has it in a line of its own.
-            self.nobody_builds(None, message);
+            self.nobody_builds(message);
         } else if !message {
             self.hear_text(text);
         } else if !line.starts_with(' ') {
@@ -255,7 +205,7 @@ impl Heard {
             let cause = Cause::Output("what it made refers to what it must not".into());
             self.add(Fault { drv, cause }, message);
         } else if error.starts_with("unable to start any build") {
-            self.nobody_builds(None, message);
+            self.nobody_builds(message);
         } else if is_time_alone(error) {
             // In Nix's own text a builder may say this of its own tests: there it counts where it explains what else nothing does.
             if message || self.faults.is_empty() {
@@ -276,11 +226,11 @@ impl Heard {
     }
 
     /// This host builds nothing itself, and nobody builds it instead: said of no derivation before 2.3x.
-    fn nobody_builds(&mut self, drv: Option<DrvPath>, message: bool) {
+    fn nobody_builds(&mut self, message: bool) {
         let cause =
             "this host builds nothing itself (`max-jobs` is 0), and none of its `builders` took it";
         let cause = Cause::Platform(cause.into());
-        self.add(Fault { drv, cause }, message);
+        self.add(Fault { drv: None, cause }, message);
     }
 
     /// The derivation that an error is about which names none: its build has just ended, or is the only one there was.
@@ -297,7 +247,7 @@ impl Heard {
                 self.dependency_failed |= self.may_be_nixs(message);
                 return;
             } else if reason.starts_with("local builds are disabled") {
-                return self.nobody_builds(Some(drv), message);
+                return self.nobody_builds(message);
             } else if NO_MACHINE.iter().any(|start| reason.starts_with(start)) {
                 Cause::Platform(String::new())
             } else {
@@ -411,6 +361,12 @@ impl Heard {
         self.ended_last().filter(|_| self.failed > 0)
     }
 
+    /// How many builds Nix has counted as done.
+    #[must_use]
+    pub fn built(&self) -> usize {
+        usize::try_from(self.counts.done).unwrap_or(usize::MAX)
+    }
+
     /// The derivation that failed first.
     #[must_use]
     pub fn culprit(&self) -> Option<&Fault> {
@@ -475,108 +431,11 @@ pub fn shortened_line(line: &str) -> &str {
     }
 }
 
-/// How Nix says since 2.3x that no machine can build something.
-const NO_MACHINE: [&str; 3] = [
-    "platform mismatch",
-    "missing system features",
-    "required system or feature not available",
-];
-
 /// How Nix ends the message about a failed build where the disk is (nearly) full.
 const DISK_NOTE: &str = "note: build failure may have been caused by lack of free disk space";
 
 /// Of how many builds that are over the last lines are kept.
 const OVER_AT_MOST: usize = 64;
-
-/// What an error says of one derivation that failed, as Nix before 2.3x says it: in one line.
-fn fault(error: &str) -> Option<Fault> {
-    let about = |start, cause: &dyn Fn(&str) -> Option<Cause>| {
-        let (drv, rest) = error.strip_prefix::<&str>(start)?.split_once('\'')?;
-        Some(Fault {
-            drv: Some(drv_of(drv)?),
-            cause: cause(rest)?,
-        })
-    };
-    let says = |words: &'static str, cause: Cause| {
-        move |rest: &str| rest.contains(words).then(|| cause.clone())
-    };
-    about("builder for '", &|rest| {
-        let rest = rest.trim_start();
-        cause_of_builder(rest).or_else(|| Some(Cause::Other(rest.trim_end_matches(';').to_owned())))
-    })
-    .or_else(|| {
-        about("hash mismatch in fixed-output derivation '", &|_| {
-            Some(Cause::Hash(String::new()))
-        })
-    })
-    .or_else(|| {
-        about("building of '", &|rest| {
-            let (_, when) = rest.split_once("timed out ")?;
-            Some(Cause::Time(format!("it timed out {when}")))
-        })
-    })
-    .or_else(|| {
-        about(
-            "derivation '",
-            &says("may not be deterministic", Cause::Nondeterministic),
-        )
-    })
-    .or_else(|| {
-        about("cycle detected in build of '", &|_| {
-            Some(Cause::Output(
-                "what it made refers to itself in a circle".into(),
-            ))
-        })
-    })
-    .or_else(|| {
-        // output 'PATH' of 'DRV' differs from 'PATH' from previous round
-        let (_, rest) = error.strip_prefix("output '")?.split_once("' of '")?;
-        let (drv, rest) = rest.split_once('\'')?;
-        let differs = rest.contains(" from previous round");
-        Some(Fault {
-            drv: Some(drv_of(drv)?),
-            cause: differs.then_some(Cause::Nondeterministic)?,
-        })
-    })
-    .or_else(|| {
-        // a 'SYSTEM' with features {…} is required to build 'DRV', but I am a 'SYSTEM' with features {…}
-        let (needed, rest) = error
-            .strip_prefix("a '")?
-            .split_once(" is required to build '")?;
-        let (drv, have) = rest.split_once("', but I am a '")?;
-        Some(Fault {
-            drv: Some(drv_of(drv)?),
-            cause: Cause::Platform(format!("needs '{needed}, and here is '{have}")),
-        })
-    })
-}
-
-/// What is said of a builder: `failed with exit code 3`, `builder failed due to signal 9 (Killed)`.
-fn cause_of_builder(said: &str) -> Option<Cause> {
-    let number_after = |words: &str| {
-        let (_, rest) = said.split_once(words)?;
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(rest.len());
-        rest[..end].parse().ok()
-    };
-    if let Some(status) = number_after("failed with exit code ") {
-        Some(Cause::Status(status))
-    } else if let Some(signal) = number_after("failed due to signal ") {
-        Some(Cause::Signal(signal))
-    } else if let Some((_, rest)) = said.split_once("failed to produce output path for output '") {
-        let output = rest.split('\'').next().unwrap_or_default();
-        Some(Cause::Output(format!("did not make its output `{output}`")))
-    } else {
-        None
-    }
-}
-
-/// The `.drv` in a name that may select outputs of it: `DRV!*` (2.8), `DRV^*` (2.26).
-fn drv_of(name: &str) -> Option<DrvPath> {
-    let end = name.find(['!', '^']).unwrap_or(name.len());
-    DrvPath::parse(&name[..end]).ok()
-}
 
 fn quoted_after<'a>(text: &'a str, start: &str) -> Option<&'a str> {
     text.strip_prefix(start)?
@@ -584,59 +443,8 @@ fn quoted_after<'a>(text: &'a str, start: &str) -> Option<&'a str> {
         .map(|(quoted, _)| quoted)
 }
 
-/// Whether an error says that a time has run out, and not of what (2.34).
-fn is_time_alone(error: &str) -> bool {
-    let rest = error
-        .strip_prefix("timed out after ")
-        .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
-    matches!(rest, Some(" seconds" | " seconds of silence"))
-}
-
 fn after_any<'a>(text: &'a str, starts: [&str; 2]) -> Option<&'a str> {
     starts.iter().find_map(|start| text.strip_prefix(start))
-}
-
-/// What an error says that is no derivation's fault.
-fn trouble(error: &str) -> Option<Trouble> {
-    const FULL: [&str; 4] = [
-        "No space left on device",
-        "Disk quota exceeded",
-        "database or disk is full",
-        "disk I/O error",
-    ];
-    if FULL.iter().any(|full| error.contains(full)) {
-        Some(Trouble::DiskFull)
-    } else if is_about_the_daemon(error) {
-        Some(Trouble::DaemonGone)
-    } else if error.starts_with("some substitutes for ")
-        || error.contains("unable to download '") && !error.contains("HTTP error 4")
-    {
-        // Later versions put it into what they say of an archive.
-        Some(Trouble::NotDownloaded)
-    } else {
-        None
-    }
-}
-
-/// Whether git, which Nix runs to fetch sources, says that it does not reach a server. Nix then only says that git has failed.
-fn is_git_without_network(text: &str) -> bool {
-    text.starts_with("fatal: unable to access '") && !text.contains("returned error: 4")
-        || text.starts_with("ssh: Could not resolve hostname ")
-        || text.starts_with("ssh: connect to host ")
-}
-
-/// Whether an error says that the daemon is not there, or not any more.
-fn is_about_the_daemon(error: &str) -> bool {
-    [
-        "unexpected end-of-file",
-        "Nix daemon disconnected unexpectedly",
-        "cannot connect to socket",
-        "cannot open connection to remote store",
-    ]
-    .iter()
-    .any(|start| error.starts_with(start))
-        || error.ends_with(": Broken pipe")
-        || error.ends_with(": Connection reset by peer")
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ pub mod caches;
 pub mod class;
 pub mod command;
 mod derivation;
-pub mod escapes;
 mod evaluation;
+mod fault;
 pub mod heard;
 pub mod settings;
 mod store_path;
@@ -21,7 +21,7 @@ pub use derivation::{
     BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk,
     outputs_of_derivation,
 };
-pub use escapes::without_colours;
 pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
-pub use heard::{Cause, Disturbance, Fault, Heard, Trouble};
+pub use fault::{Cause, Fault, Trouble};
+pub use heard::{Disturbance, Heard};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};

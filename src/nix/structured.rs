@@ -19,8 +19,8 @@ pub enum Event<'a> {
     Message {
         /// What it says.
         text: Cow<'a, str>,
-        /// It may be a builder's: what a builder prints behind `@nix` becomes a message, and comes without the raw text that
-        /// errors of Nix's own have. What a daemon passes on comes without it as well.
+        /// It may be a builder's: what a builder prints behind `@nix` becomes a message, or that something begins, and comes
+        /// without the raw text that errors of Nix's own have. What a daemon passes on comes without it as well.
         passed_on: bool,
     },
     /// A line of output that is not structured, without its end; or a part of one that is longer than [`PLAIN_AT_MOST`].
@@ -285,7 +285,8 @@ fn event_of<'a>(said: Said<'a>, activities: &mut Activities) -> Option<Event<'a>
                 _ if said.level <= TOLD && !said.text.is_empty() => {
                     return Some(Event::Message {
                         text: Cow::Owned(format!("{}...", said.text)),
-                        passed_on: false,
+                        // A builder may begin a download, and say of it what it likes.
+                        passed_on: true,
                     });
                 }
                 _ => return None,

@@ -394,6 +394,7 @@ impl Reading {
             id: named("BUILDKITE_JOB_ID")?,
             step: named("BUILDKITE_STEP_KEY").or_else(|| named("BUILDKITE_STEP_ID"))?,
             label: named("BUILDKITE_LABEL"),
+            agent: named("BUILDKITE_AGENT_NAME"),
             is_retry: named("BUILDKITE_RETRY_COUNT").is_some_and(|count| count != "0"),
         })
     }

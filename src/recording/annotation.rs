@@ -8,8 +8,9 @@ use super::asking::in_one_line;
 use super::skip::{BUILT, CACHED};
 use super::steps::Placed;
 use super::{Broken, Target};
-use crate::buildkite::markdown::{NAME_AT_MOST, code, inert, shortened};
+use crate::buildkite::markdown::{NAME_AT_MOST, code, inert};
 use crate::nix::AttrPath;
+use crate::text::shortened;
 
 /// How many broken attributes are told with their messages, and changed ones by name.
 const TOLD: usize = 10;

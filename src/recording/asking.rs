@@ -6,8 +6,9 @@ use super::Request;
 use super::memory::{self, MIB};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{FlakeMetadata, Heard, Source, class, command, without_colours};
+use crate::nix::{FlakeMetadata, Heard, Source, class, command};
 use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::text::{shortened, without_escapes};
 
 /// What is kept of what Nix says at its death, in characters.
 const MESSAGE_AT_MOST: usize = 2 << 10;
@@ -15,7 +16,7 @@ const MESSAGE_AT_MOST: usize = 2 << 10;
 /// What Nix has said at its death.
 pub(super) fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
     let heard = Heard::of(words);
-    let text = without_colours(&String::from_utf8_lossy(words));
+    let text = without_escapes(&String::from_utf8_lossy(words));
     // Newer versions tell first how they came there.
     let start = text
         .rfind("error: ")
@@ -31,16 +32,12 @@ pub(super) fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
             ending => format!("Nix {ending}"),
         };
     }
-    if let Some((end, _)) = message.char_indices().nth(MESSAGE_AT_MOST) {
-        message.truncate(end);
-        message.push('…');
-    }
-    (heard, message)
+    (heard, shortened(&message, MESSAGE_AT_MOST))
 }
 
 /// Whether Nix ended because the expression asked for that, with words that are the expression's.
 pub(super) fn is_abort(words: &[u8]) -> bool {
-    without_colours(&String::from_utf8_lossy(words))
+    without_escapes(&String::from_utf8_lossy(words))
         .contains("evaluation aborted with the following error message")
 }
 

@@ -12,8 +12,9 @@ use super::walk::{DescribedMeta, is_excluded};
 use super::{Broken, Evaluated, Found, Recurse, Request};
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
-use crate::nix::{AttrPath, DrvPath, Source, class, command, without_colours};
+use crate::nix::{AttrPath, DrvPath, Source, class, command};
 use crate::supervise::{OnStop, Supervisor};
+use crate::text::without_escapes;
 
 /// A line of its output, as its README shows it.
 #[derive(Debug, Deserialize)]
@@ -93,7 +94,7 @@ fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
             continue;
         }
         let Some(drv) = line.drv_path else {
-            let message = without_colours(&line.error.unwrap_or_default());
+            let message = without_escapes(&line.error.unwrap_or_default());
             let message = match message.rsplit_once("error:") {
                 Some((_, message)) => message.trim(),
                 None => message.trim(),

@@ -21,8 +21,9 @@ use super::{Broken, Found, Recurse, Request};
 use crate::command_line::Ending;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, Disturbance, DrvPath, Source, class, command, without_colours};
+use crate::nix::{AttrPath, Disturbance, DrvPath, Source, class, command};
 use crate::supervise::{OnStop, Running, Supervisor};
+use crate::text::without_escapes;
 
 /// How often an attribute is evaluated that the collector disturbs.
 const ATTEMPTS: u32 = 3;
@@ -464,7 +465,7 @@ impl<'a> Walk<'a> {
 
     /// A line that is Nix's own or the expression's: the log's, unless it may be Nix's last word.
     fn other(&mut self, worker: &mut Worker, line: &[u8]) {
-        let error = || without_colours(&String::from_utf8_lossy(line)).starts_with("error:");
+        let error = || without_escapes(&String::from_utf8_lossy(line)).starts_with("error:");
         if worker.last_words.is_empty() && !error() {
             self.progress.pass_on(line);
         } else if worker.last_words.len() < MESSAGE_AT_MOST * 8 {

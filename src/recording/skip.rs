@@ -8,8 +8,9 @@ use super::pin::{batches, invalid};
 use super::{Request, Skip, Target};
 use crate::exit::Failure;
 use crate::log::Log;
-use crate::nix::{Heard, StorePath, command, without_colours};
+use crate::nix::{Heard, StorePath, command};
 use crate::supervise::{OnStop, Supervisor};
+use crate::text::without_escapes;
 
 /// Why a step is skipped whose outputs are in this host's store. At most 70 characters, as Buildkite has it.
 pub(super) const BUILT: &str = "already built here";
@@ -195,7 +196,7 @@ fn without_gaps(
 
 /// The cache that Nix asks no more, where a line says so (with `fallback` only; 2.8, 2.26 and 2.34 in the same words).
 fn given_up(line: &str) -> Option<String> {
-    let line = without_colours(line);
+    let line = without_escapes(line);
     let (cache, _) = line
         .strip_prefix("disabling binary cache '")?
         .split_once('\'')?;
@@ -218,7 +219,7 @@ fn read(said: &str) -> (Vec<String>, Vec<String>) {
     let (mut missing, mut fetched) = (Vec::new(), Vec::new());
     let mut list = List::Other;
     for line in said.lines() {
-        let line = without_colours(line);
+        let line = without_escapes(line);
         match line.strip_prefix("  ") {
             Some(path) if path.starts_with('/') => match list {
                 List::Missing => missing.push(path.to_owned()),

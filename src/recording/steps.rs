@@ -17,6 +17,7 @@ use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
 use crate::nix::{Argument, AttrPath, Evaluation, Source};
+use crate::text::{is_unseen, shortened};
 
 /// How many jobs a build can have, in all: also those that it had before, and each retry.
 pub const JOBS_PER_BUILD: usize = 4_000;
@@ -731,25 +732,12 @@ fn label_of(emoji: &str, text: &str) -> String {
 
 /// `text` with everything replaced that a reader would not see, or that changes how the rest is shown.
 fn inert(text: &str) -> String {
-    let unseen = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-    };
     let seen = |c: char| match c {
         '\n' | '\t' => ' ',
-        c if unseen(c) => char::REPLACEMENT_CHARACTER,
+        c if c.is_control() || is_unseen(c) => char::REPLACEMENT_CHARACTER,
         c => c,
     };
     text.chars().map(seen).collect()
-}
-
-/// At most the first `most` characters of `text`.
-fn shortened(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        None => text.to_owned(),
-        Some(_) => text.chars().take(most - 1).chain(['…']).collect(),
-    }
 }
 
 #[cfg(test)]
@@ -1355,9 +1343,12 @@ mod tests {
 
     #[test]
     fn a_label_shows_what_is_there_and_nothing_else() {
-        let hostile = ":boom:\u{202e}\u{1b}[31m\n\u{200b}x";
+        let hostile = ":boom:\u{202e}\u{1b}[31m\n\u{200b}x\u{3164}";
         let label = label_of(":nix:", &path(&["a", hostile]).to_string());
-        assert_eq!(label, ":nix: a.\"∶boom∶\u{fffd}\u{fffd}[31m\\n\u{fffd}x\"");
+        assert_eq!(
+            label,
+            ":nix: a.\"∶boom∶\u{fffd}\u{fffd}[31m\\n\u{fffd}x\u{fffd}\""
+        );
         let label = label_of(":nix:", &"é".repeat(5_000));
         assert_eq!(label.chars().count(), 6 + 200);
     }

@@ -26,9 +26,11 @@ impl Advice {
         let culprit = printed.and_then(|failure| failure.drv.as_ref());
         let reproduce = match &request.evaluation {
             Some(evaluation) => Some(command::nix_build(evaluation, None, options)),
+            // Where no way was left, it is gone.
             None => report
                 .drv
                 .as_ref()
+                .filter(|_| report.way.is_some())
                 .map(|drv| command::realise(drv, None, options)),
         };
         Self {

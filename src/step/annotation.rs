@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use super::advice::Advice;
 use super::report::FailureReport;
 use super::tell::Job;
-use crate::buildkite::markdown::{code, inert, inert_within, job_link, shortened};
+use crate::buildkite::markdown::{code, inert, inert_within, job_link};
 use crate::exit::{Class, Failure};
 use crate::nix::DrvPath;
-use crate::nix::escapes::{Keep, tamed};
 use crate::nix::heard::LAST_LINES;
+use crate::text::{Keep, shortened, tamed};
 
 /// How much of a line of a log is shown, in characters.
 const LINE_AT_MOST: usize = 200;
@@ -19,10 +19,13 @@ const LINE_AT_MOST: usize = 200;
 const NAME_AT_MOST: usize = 100;
 
 // How much of each part is shown, in bytes of Markdown. With names, and our own words, no section has more than 16 KiB.
-const LOG_AT_MOST: usize = 6 << 10;
+const LOG_AT_MOST: usize = 5 << 10;
 const MESSAGE_AT_MOST: usize = 1_500;
 const HINT_AT_MOST: usize = 1_000;
 const COMMAND_AT_MOST: usize = 2_000;
+
+/// How many others that failed in the same step are told.
+const OTHERS: usize = 3;
 
 /// How many sections are shown unfolded: who has one failure wants to see it, who has many wants to see which.
 const UNFOLDED: usize = 3;
@@ -80,12 +83,32 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
     }
     let _ = writeln!(
         text,
-        "<p>{}<br>Class <code>{}</code>, exit status {}, job {}</p>",
-        inert(class.in_a_sentence()),
+        "<p>{}<br>Class <code>{}</code>, exit status {}, job {}{}</p>",
+        inert(failed.failure.in_a_sentence()),
         class.word(),
         class.status(),
-        link(failed.job)
+        link(failed.job),
+        match &failed.job.agent {
+            Some(agent) => format!(", agent {}", inert(&shortened(agent, NAME_AT_MOST))),
+            None => String::new(),
+        }
     );
+    let others = &failed.report.others;
+    if !others.is_empty() {
+        let told = others.iter().take(OTHERS).map(|other| {
+            let what = other.drv.as_ref().map_or("something", |drv| drv.name());
+            format!(
+                "{}: {}",
+                name(what),
+                inert_within(&other.message, HINT_AT_MOST / OTHERS)
+            )
+        });
+        let mut told = told.collect::<Vec<_>>().join("<br>");
+        if others.len() > OTHERS {
+            let _ = write!(told, "<br>and {} more", others.len() - OTHERS);
+        }
+        let _ = writeln!(text, "<p>Failed too:<br>{told}</p>");
+    }
     let log = failed.report.log.as_ref();
     if let Some(lines) = log.map(|log| last_lines(log)).filter(|it| !it.is_empty()) {
         let _ = writeln!(
@@ -113,6 +136,7 @@ pub(super) fn same(job: &Job, target: &str, culprit: &str, value: &str) -> Strin
         id: id.to_owned(),
         step: String::new(),
         label: Some(label.to_owned()).filter(|label| !label.is_empty()),
+        agent: None,
         is_retry: false,
     };
     format!(
@@ -232,6 +256,7 @@ fn last_lines(log: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::step::report::Other;
 
     const HOSTILE: &str = "</pre></details><script>alert(1)</script>\n\n# heading\n```\n+++ open :boom: [x](javascript:x) \u{1b}]1339;url=x\u{7} **b** &amp; \u{0} \u{202e}gpj.exe \u{2028}";
 
@@ -240,6 +265,7 @@ mod tests {
             id: "0190c1a2-0000-4000-8000-000000000001".into(),
             step: "step".into(),
             label: Some(label.into()),
+            agent: Some(label.into()),
             is_retry: false,
         }
     }
@@ -251,6 +277,12 @@ mod tests {
             class: "build",
             drv: Some(DrvPath::parse(&drv).unwrap()),
             log: Some(vec![text; 40].join("\n")),
+            others: (0..20)
+                .map(|_| Other {
+                    drv: Some(DrvPath::parse(&drv).unwrap()),
+                    message: text.into(),
+                })
+                .collect(),
             message: text.into(),
         };
         section(&Failed {

@@ -62,7 +62,9 @@ pub(super) struct Step<'a> {
     pub(super) taken: Option<(WayName, Reason)>,
     pub(super) drv: Option<DrvPath>,
     pub(super) drift: bool,
-    /// Derivations whose build was begun; and what of them failed by itself.
+    /// How many derivations were built.
+    built: usize,
+    /// Derivations whose build was begun; and what failed by itself.
     begun: BTreeSet<String>,
     faults: Vec<Fault>,
     substituted: BTreeSet<String>,
@@ -99,6 +101,7 @@ impl<'a> Step<'a> {
             taken: None,
             drv: request.drv.clone(),
             drift: false,
+            built: 0,
             begun: BTreeSet::new(),
             faults: Vec::new(),
             substituted: BTreeSet::new(),
@@ -179,7 +182,7 @@ impl<'a> Step<'a> {
     /// Begins a part of the step that a log's reader may want to fold up.
     pub(super) fn begin(&self, doing: impl Display) {
         match self.request.form {
-            Form::Pretty => self.log.group(heading(doing)),
+            Form::Pretty => self.log.group(doing),
             Form::Raw => self.log.say(doing),
         }
     }
@@ -207,7 +210,7 @@ impl<'a> Step<'a> {
         doing: impl Display,
     ) -> Result<(Finished, Heard, String), Failure> {
         let started = Instant::now();
-        let log = JobLog::new(self.log, self.request.form, Some(heading(doing)), true);
+        let log = JobLog::new(self.log, self.request.form, Some(doing.to_string()), true);
         let listened = self.listen(line, OnStop::Term, log);
         self.seconds.realise += started.elapsed();
         listened
@@ -250,12 +253,19 @@ impl<'a> Step<'a> {
         }
         let (heard, held) = log.finish();
         self.supervisor.check()?;
-        self.count(&heard);
         let [running] = running;
-        Ok((running.finished(), heard, held))
+        let finished = running.finished();
+        self.count(&heard, finished.ending.success());
+        Ok((finished, heard, held))
     }
 
-    fn count(&mut self, heard: &Heard) {
+    /// Counts what was done. In Nix's own text nothing says which builds ended well: all that were begun, where Nix did.
+    fn count(&mut self, heard: &Heard, success: bool) {
+        self.built += match self.request.form {
+            Form::Pretty => heard.built(),
+            Form::Raw if success => heard.begun.len(),
+            Form::Raw => 0,
+        };
         self.begun.extend(heard.begun.iter().cloned());
         self.substituted.extend(heard.substituted.iter().cloned());
         self.unreachable.extend(heard.unreachable.iter().cloned());
@@ -371,6 +381,11 @@ impl<'a> Step<'a> {
         }
         self.name_the_unnamed(heard)?;
         self.blame(heard)?;
+        if self.request.form == Form::Raw {
+            let begun: Vec<DrvPath> = heard.suspects().collect();
+            let count = begun.len();
+            self.built += count - self.without_outputs(begun)?.len();
+        }
         self.faults.clone_from(&heard.faults);
         if let Some(drv) = heard.culprit().and_then(|fault| fault.drv.as_ref()) {
             let lines = heard.last_lines(drv).filter(|lines| !lines.is_empty());
@@ -601,20 +616,6 @@ impl<'a> Step<'a> {
         Some(path.store().to_owned())
     }
 
-    /// How many derivations were built: those that were begun, but for those that failed.
-    fn built(&self) -> usize {
-        let failed: BTreeSet<&str> = self
-            .faults
-            .iter()
-            .filter_map(|fault| fault.drv.as_ref())
-            .map(|drv| drv.as_store_path().as_str())
-            .collect();
-        self.begun
-            .iter()
-            .filter(|drv| !failed.contains(drv.as_str()))
-            .count()
-    }
-
     /// The log of what failed, where Nix has kept it. The report gets its last lines, where they were not heard: Nix's own text
     /// does not say whose its lines are. A log of another time is none of this step's.
     pub(super) fn kept_log(&mut self, report: &mut Report) -> Option<KeptLog> {
@@ -653,7 +654,7 @@ impl<'a> Step<'a> {
                 .as_ref()
                 .map_or_else(|_| Outputs::new(), Clone::clone),
             drift: self.drift,
-            built: self.built(),
+            built: self.built,
             substituted: self.substituted.len(),
             seconds: Seconds {
                 total: started.elapsed(),
@@ -661,22 +662,12 @@ impl<'a> Step<'a> {
             },
             exit: failure.map_or(0, |failure| failure.class.status()),
             failure: failure.map(|failure| {
-                let fault = self.faults.first();
-                FailureReport::new(
-                    failure,
-                    fault.and_then(|fault| fault.drv.as_ref()),
-                    self.last_lines.as_deref(),
-                )
+                FailureReport::new(failure, &self.faults, self.last_lines.as_deref())
             }),
             hints,
             ..Report::default()
         }
     }
-}
-
-/// The heading of a group in the log.
-fn heading(doing: impl Display) -> String {
-    format!("eval-once: {doing}")
 }
 
 /// The outputs in a `.drv` file, where it can be read. (In a store that lies elsewhere than its paths say, it cannot.)

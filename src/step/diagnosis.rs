@@ -59,15 +59,16 @@ pub(super) fn of_evaluation(
 
 /// The failure of a derivation that failed by itself; `what` failed, in words.
 fn of_fault(class: Class, fault: &Fault, what: &str, heard: &Heard, out_of_memory: u64) -> Failure {
-    let for_memory = is_for_memory(fault, out_of_memory);
+    let for_memory = is_for_memory(fault);
     let memory = match (for_memory, out_of_memory) {
         (false, _) => "",
         (true, 0) => ", as the kernel does it when memory runs out",
-        (true, _) => ", and the kernel has killed for want of memory on this host meanwhile",
+        (true, _) => ": the kernel has killed for want of memory on this host meanwhile",
     };
     let others = match heard.faults.len() - 1 {
         0 => String::new(),
-        others => format!(" ({others} more failed by themselves)"),
+        1 => " (another failed too)".to_owned(),
+        others => format!(" ({others} others failed too)"),
     };
     let failure = Failure::new(
         class,
@@ -78,18 +79,24 @@ fn of_fault(class: Class, fault: &Fault, what: &str, heard: &Heard, out_of_memor
             "a machine of this host's `builders` could not be reached: try again, or look after it",
         );
     }
+    let failure = match &fault.cause {
+        Cause::Platform(_) => failure
+            .meaning("No machine here can build it; trying again on this host cannot help."),
+        Cause::Output(_) => failure.meaning(
+            "Its builder ended well, and there is nothing to use all the same; trying again cannot help.",
+        ),
+        _ => failure,
+    };
     match hint(fault, for_memory) {
         Some(hint) => failure.hint(hint),
         None => failure,
     }
 }
 
-fn is_for_memory(fault: &Fault, out_of_memory: u64) -> bool {
-    match fault.cause {
-        Cause::Signal(9) => true,
-        Cause::Status(status) => status == KILLED || out_of_memory > 0,
-        _ => false,
-    }
+/// Whether a builder was killed as the kernel does it, itself or as a shell tells it of its command. (That the kernel has killed
+/// something on this host says nothing of a builder that ended in another way: a host has many jobs.)
+fn is_for_memory(fault: &Fault) -> bool {
+    matches!(fault.cause, Cause::Signal(9) | Cause::Status(KILLED))
 }
 
 /// What can be done about what failed, besides looking at its log.

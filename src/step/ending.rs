@@ -1,26 +1,40 @@
 //! How the log of a step that failed ends: in a group that is open, with what one needs to see what failed, where and why.
 
 use super::advice::Advice;
+use super::kept_log::KeptLog;
 use super::report::Report;
 use super::request::Request;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::DrvPath;
-use crate::nix::escapes::{Keep, tamed};
+use crate::text::{Keep, tamed};
 
-/// Shows how the step failed. A refusal, and the signal that ended us, are told in one sentence each, which comes anyway.
-pub(super) fn show(failure: &Failure, report: &Report, request: Option<&Request>, log: Log) {
-    if matches!(failure.class, Class::Config | Class::Signal(_)) {
+/// How many others that failed are told.
+const OTHERS: usize = 10;
+
+/// Shows how the step failed. A refusal is told in one sentence, which comes anyway.
+pub(super) fn show(
+    failure: &Failure,
+    report: &Report,
+    request: Option<&Request>,
+    kept: Option<&KeptLog>,
+    log: Log,
+) {
+    if failure.class == Class::Config {
         return;
     }
     let told = report.failure.as_ref();
     let culprit = told.and_then(|told| told.drv.as_ref());
+    let others = told.map_or(&[][..], |told| &told.others);
     let name = culprit.map(DrvPath::name);
     log.group(format_args!(
-        "eval-once: {} ({}, exit status {})",
-        match name {
-            Some(name) => format!("{name} failed"),
-            None => "failed".into(),
+        "{} ({}, exit status {})",
+        match (name, others.len()) {
+            (Some(name), 0) => format!("{name} failed"),
+            (Some(name), 1) => format!("{name} and another failed"),
+            (Some(name), others) => format!("{name} and {others} others failed"),
+            (None, _) if failure.class == Class::Evaluation => "it does not evaluate".into(),
+            (None, _) => "failed".into(),
         },
         failure.class.word(),
         failure.class.status()
@@ -32,10 +46,20 @@ pub(super) fn show(failure: &Failure, report: &Report, request: Option<&Request>
     if let Some(evaluation) = request.and_then(|request| request.evaluation.as_ref()) {
         line("target", &evaluation.to_string());
     }
-    if let Some(drv) = culprit {
+    if let Some(drv) = culprit.or(report.drv.as_ref()) {
         line("derivation", drv.as_store_path().as_str());
     }
-    line("what it means", failure.class.in_a_sentence());
+    for other in others.iter().take(OTHERS) {
+        let what = match &other.drv {
+            Some(drv) => drv.as_store_path().as_str(),
+            None => "something",
+        };
+        line("also failed", &format!("{what}: {}", other.message));
+    }
+    if others.len() > OTHERS {
+        line("also failed", &format!("{} more", others.len() - OTHERS));
+    }
+    line("what it means", failure.in_a_sentence());
     let advice = Advice::new(request, report);
     if let Some(command) = &advice.whole_log {
         line("whole log", command);
@@ -49,5 +73,7 @@ pub(super) fn show(failure: &Failure, report: &Report, request: Option<&Request>
         for text in lines.lines() {
             log.plain(format_args!("{name}> {}", tamed(text, Keep::Nothing)));
         }
+    } else if kept.is_some() {
+        log.plain("the end of its log: it has printed nothing");
     }
 }

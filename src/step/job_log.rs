@@ -10,10 +10,10 @@ use std::io::{IsTerminal as _, Write as _, stderr};
 use std::time::{Duration, Instant};
 
 use crate::log::Log;
-use crate::nix::escapes::{Keep, tamed};
 use crate::nix::structured::{Counts, Ended, Event, Reader};
-use crate::nix::{DrvPath, Heard, without_colours};
+use crate::nix::{DrvPath, Heard};
 use crate::status_line::StatusLine;
+use crate::text::{Keep, tamed, without_escapes};
 
 /// After how long a log is told how far the builds are although nothing has changed.
 const STILL: Duration = Duration::from_secs(60);
@@ -96,6 +96,7 @@ impl JobLog {
             heard.hear(&event);
             pretty.show(&event, heard);
         });
+        pretty.settle(heard, true);
         pretty.sum_up();
         pretty.flush();
         // One that was killed has said nothing that took its place.
@@ -120,8 +121,11 @@ struct Pretty {
     counts: Counts,
     /// How many builds Nix has announced.
     planned: u64,
-    /// How the next build that ends has ended.
-    ended: Option<Ended>,
+    /// How many builds have ended well, and how many badly, of which Nix has not said yet that they are over.
+    well: usize,
+    badly: usize,
+    /// Builds that are over, and their seconds, where only a later message tells which of them failed.
+    unsure: Vec<(Build, f64)>,
     copies: Copies,
     /// What was last said about how far it is, and when.
     said: Option<(String, Instant)>,
@@ -162,7 +166,9 @@ impl Pretty {
             running: HashMap::new(),
             counts: Counts::default(),
             planned: 0,
-            ended: None,
+            well: 0,
+            badly: 0,
+            unsure: Vec::new(),
             copies: Copies::default(),
             said: None,
         }
@@ -170,7 +176,10 @@ impl Pretty {
 
     fn show(&mut self, event: &Event<'_>, heard: &Heard) {
         match event {
-            Event::Message { text, .. } => self.message(text, heard),
+            Event::Message { text, .. } => {
+                self.message(text, heard);
+                self.settle(heard, false);
+            }
             Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), heard),
             Event::BuildBegins { id, drv, machine } => {
                 let name = name_of(drv);
@@ -194,9 +203,7 @@ impl Pretty {
             }
             Event::BuildEnds { id } => {
                 if let Some(build) = self.running.remove(id) {
-                    let how = self.how_it_ended(&build, heard);
-                    let seconds = build.since.elapsed().as_secs_f64();
-                    self.write(&build.name, &format!("{how} {seconds:.1} s"));
+                    self.end(build, heard);
                 }
             }
             Event::CopyBegins { id, from, .. } => {
@@ -208,7 +215,11 @@ impl Pretty {
                 self.copies.bytes.insert(*id, *bytes);
             }
             Event::Builds(counts) => {
-                self.ended = counts.ended_since(self.counts).or(self.ended);
+                match counts.ended_since(self.counts) {
+                    Some(Ended::Done) => self.well += 1,
+                    Some(Ended::Failed) => self.badly += 1,
+                    None => {}
+                }
                 self.counts = *counts;
             }
             Event::TooLong => {
@@ -218,23 +229,53 @@ impl Pretty {
         }
     }
 
-    fn how_it_ended(&mut self, build: &Build, heard: &Heard) -> &'static str {
-        let failed = heard
-            .faults
-            .iter()
-            .filter_map(|fault| fault.drv.as_ref())
-            .any(|drv| drv.as_store_path().as_str() == build.drv);
-        match self.ended.take() {
-            Some(Ended::Done) if !failed => "built in",
-            Some(_) => "failed after",
-            None if failed => "failed after",
-            // Another has failed, and this one was given up.
-            None => "stopped after",
+    /// Says how a build has ended. Nix counts that just before it says which build is over. Where one has failed while several
+    /// ran, the first that is over may be another, which is given up for it or has ended well: a message tells which has failed,
+    /// and often only later.
+    fn end(&mut self, build: Build, heard: &Heard) {
+        let seconds = build.since.elapsed().as_secs_f64();
+        let alone = self.running.is_empty() && self.unsure.is_empty() && self.well == 0;
+        if self.badly > 0 && alone {
+            self.badly -= 1;
+            self.say_ended(&build, "failed after", seconds);
+        } else {
+            self.unsure.push((build, seconds));
+            self.settle(heard, false);
         }
     }
 
+    /// Says of the builds that are over how they have ended, as far as that is known by now; with `all`, of each.
+    fn settle(&mut self, heard: &Heard, all: bool) {
+        let mut rest = Vec::new();
+        for (build, seconds) in std::mem::take(&mut self.unsure) {
+            if is_fault(&build, heard) {
+                self.badly = self.badly.saturating_sub(1);
+                self.say_ended(&build, "failed after", seconds);
+            } else {
+                rest.push((build, seconds));
+            }
+        }
+        if self.badly > 0 && !all {
+            self.unsure = rest;
+            return;
+        }
+        for (build, seconds) in rest {
+            let how = if self.well > 0 {
+                self.well -= 1;
+                "built in"
+            } else {
+                "stopped after"
+            };
+            self.say_ended(&build, how, seconds);
+        }
+    }
+
+    fn say_ended(&mut self, build: &Build, how: &str, seconds: f64) {
+        self.write(&build.name, &format!("{how} {seconds:.1} s"));
+    }
+
     fn message(&mut self, message: &str, heard: &Heard) {
-        let plain = without_colours(message);
+        let plain = without_escapes(message);
         if let Some(planned) = planned(&plain) {
             self.planned = planned;
         }
@@ -243,11 +284,13 @@ impl Pretty {
             self.held.push('\n');
             return;
         }
-        match self.keep {
-            Keep::Colours => self.text.push_str(message),
-            Keep::Nothing => self.text.push_str(&plain),
+        // A builder's lines are in some of them, and what it prints behind `@nix` is one.
+        for line in message.trim_end_matches('\n').split('\n') {
+            if is_mark(line) {
+                self.text.push(' ');
+            }
+            let _ = writeln!(self.text, "{}", tamed(line, self.keep));
         }
-        self.text.push('\n');
     }
 
     /// Whether Nix says that it does not know how to come by a path: in a sentence, or as one of a list. A step that finds its
@@ -343,6 +386,12 @@ impl Pretty {
     }
 }
 
+/// Whether Nix has named this build as one that failed.
+fn is_fault(build: &Build, heard: &Heard) -> bool {
+    let mut faults = heard.faults.iter().filter_map(|fault| fault.drv.as_ref());
+    faults.any(|drv| drv.as_store_path().as_str() == build.drv)
+}
+
 /// How far the builds and copies are; none where there is nothing to wait for.
 fn how_far(
     counts: Counts,
@@ -365,6 +414,14 @@ fn how_far(
         parts.push(format!("{paths} copied ({})", mebibytes(bytes)));
     }
     (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// Whether Buildkite would take a line for the beginning of a group.
+fn is_mark(line: &str) -> bool {
+    let plain = tamed(line, Keep::Nothing);
+    ["---", "+++", "~~~", "^^^"]
+        .iter()
+        .any(|mark| plain.starts_with(mark))
 }
 
 fn mebibytes(bytes: u64) -> String {

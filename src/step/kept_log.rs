@@ -95,7 +95,11 @@ impl KeptLog {
         let text = String::from_utf8_lossy(&end);
         let lines: Vec<&str> = text.lines().collect();
         let last = lines.iter().skip(lines.len().saturating_sub(LAST_LINES));
-        let last: Vec<&str> = last.map(|line| shortened_line(line)).collect();
+        // Who prints a carriage return writes over what stands before it.
+        let shown = last.map(|line| line.rsplit('\r').find(|part| !part.is_empty()));
+        let last: Vec<&str> = shown
+            .map(|line| shortened_line(line.unwrap_or_default()))
+            .collect();
         (!last.is_empty()).then(|| last.join("\n"))
     }
 }

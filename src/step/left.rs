@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::report::{Report, Seconds, WayName};
-use crate::buildkite::markdown::shortened;
+use crate::text::shortened;
 
 /// What all keys begin with; behind it stands the step.
 const PREFIX: &str = "eval-once:report:";

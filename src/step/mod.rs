@@ -143,8 +143,11 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
         };
         tell(job, &over, supervisor, log);
     }
-    if let Err(failure) = &result {
-        ending::show(failure, &report, request.as_ref(), log);
+    // Who was stopped has seen nothing fail.
+    if let Err(failure) = &result
+        && !supervisor.is_stopped()
+    {
+        ending::show(failure, &report, request.as_ref(), kept.as_ref(), log);
     }
     result
 }
@@ -165,6 +168,9 @@ fn go(step: &mut Step<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
     Err(nothing_left(step.request, step.host))
 }
 
+/// What it means that no way has led to the outputs.
+const GONE: &str = "What was recorded is gone; trying again helps only on a host that has it, recording again does.";
+
 /// The failure of a step that has come to the end of the list.
 fn nothing_left(request: &Request, host: &Host) -> Failure {
     let recorded = request
@@ -183,11 +189,13 @@ fn nothing_left(request: &Request, host: &Host) -> Failure {
                 "{gone}, and this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
             ),
         )
+        .meaning(GONE)
         .hint(match recorded {
             Some(_) => "make the pipeline again: it records what is there now",
             None => "this host builds only recorded steps: give the step a `drv`",
         });
     }
     Failure::new(Class::Surroundings, format_args!("{gone}, and the step does not say what to evaluate"))
+        .meaning(GONE)
         .hint("make the pipeline again: it records what is there now; or give the step a `file`, `expr` or `flake`")
 }

@@ -12,7 +12,7 @@ use unix::fcntl::OFlag;
 use unix::unistd::{AccessFlags, access};
 
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{DrvPath, StorePath};
+use crate::nix::{DrvPath, Fault, StorePath};
 
 /// The name of a way, as logs and reports say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +140,7 @@ impl Report {
                 ..Seconds::default()
             },
             exit: failure.class.status(),
-            failure: Some(FailureReport::new(failure, None, None)),
+            failure: Some(FailureReport::new(failure, &[], None)),
             ..Self::default()
         }
     }
@@ -148,7 +148,7 @@ impl Report {
     /// The report of a step that was done, and then failed all the same.
     pub(super) fn fail(&mut self, failure: &Failure) {
         self.exit = failure.class.status();
-        self.failure = Some(FailureReport::new(failure, None, None));
+        self.failure = Some(FailureReport::new(failure, &[], None));
     }
 
     /// The line of a job's log that every way ends in: `realised /nix/store/….drv in 1.2 s (drv-valid): built 1,
@@ -231,27 +231,43 @@ pub struct FailureReport {
     pub log: Option<String>,
     /// The message that ends the job's log.
     pub message: String,
+    /// What else failed by itself, where several did.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Other>,
+}
+
+/// Another derivation that failed by itself.
+#[derive(Debug, Clone, Serialize)]
+pub struct Other {
+    /// The derivation, where it is known.
+    pub drv: Option<DrvPath>,
+    /// Why it failed, in words.
+    pub message: String,
 }
 
 impl FailureReport {
-    /// The report of a failure; `failed` is the derivation that failed by itself, with the last lines of its log. It was none of
-    /// that where the step ended for another reason, after a build that was given up.
-    pub(super) fn new(
-        failure: &Failure,
-        failed: Option<&DrvPath>,
-        last_lines: Option<&[String]>,
-    ) -> Self {
-        let of_a_builder = !matches!(
+    /// The report of a failure; `faults` are the derivations that failed by themselves, and `last_lines` the end of the first one's
+    /// log. They have nothing to do with it where the step ended for another reason, after a build that was given up.
+    pub(super) fn new(failure: &Failure, faults: &[Fault], last_lines: Option<&[String]>) -> Self {
+        let of_builders = !matches!(
             failure.class,
             Class::Config | Class::Drift | Class::MissingProgram | Class::Bug
         );
+        let mut faults = faults.iter().filter(|_| of_builders);
+        let culprit = faults.next();
         Self {
             class: failure.class.word(),
-            drv: failed.filter(|_| of_a_builder).cloned(),
+            drv: culprit.and_then(|fault| fault.drv.clone()),
             log: last_lines
-                .filter(|_| of_a_builder)
+                .filter(|_| culprit.is_some())
                 .map(|lines| lines.join("\n")),
             message: failure.to_string(),
+            others: faults
+                .map(|fault| Other {
+                    drv: fault.drv.clone(),
+                    message: fault.cause.to_string(),
+                })
+                .collect(),
         }
     }
 }

@@ -23,12 +23,12 @@ use super::request::Request;
 use crate::agent;
 use crate::at_once;
 use crate::buildkite::agent as command;
-use crate::buildkite::markdown::shortened;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::DrvPath;
 use crate::supervise::{Finished, Supervisor};
+use crate::text::shortened;
 
 /// How long all of it may take: an agent of v3 goes on for a minute where Buildkite answers with an error.
 const TIME: Duration = Duration::from_secs(10);
@@ -54,6 +54,8 @@ pub struct Job {
     pub step: String,
     /// `BUILDKITE_LABEL`.
     pub label: Option<String>,
+    /// `BUILDKITE_AGENT_NAME`.
+    pub agent: Option<String>,
     /// Whether other jobs of this step were before (`BUILDKITE_RETRY_COUNT`).
     pub is_retry: bool,
 }
@@ -335,6 +337,7 @@ mod tests {
             id: "job".into(),
             step: "key:of,a.step".into(),
             label: None,
+            agent: None,
             is_retry,
         }
     }

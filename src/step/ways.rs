@@ -20,6 +20,10 @@ use crate::nix::{
 };
 use crate::state::{Roots, State};
 use crate::supervise::Finished;
+use crate::text::shortened;
+
+/// How much of a value that is no derivation is shown, in characters.
+const VALUE_AT_MOST: usize = 200;
 
 /// What a way says when it is asked.
 pub(super) struct Answer {
@@ -461,7 +465,10 @@ fn evaluate(
     let found = if drvs.is_empty() {
         let line = command::show_value(evaluation, locked.as_deref(), &options);
         let (finished, _) = step.ask(&line)?;
-        format!("no derivation, but {}", shorten(finished.text().trim()))
+        format!(
+            "no derivation, but {}",
+            shortened(finished.text().trim(), VALUE_AT_MOST)
+        )
     } else {
         let first: Vec<_> = drvs.iter().take(3).map(DrvPath::to_string).collect();
         let more = if drvs.len() > first.len() {
@@ -477,16 +484,10 @@ fn evaluate(
     };
     Err(
         Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
+            .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
+            .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
             .hint("name one derivation with `attr`: a step builds one"),
     )
-}
-
-/// As much of a value as fits into a message.
-fn shorten(value: &str) -> String {
-    match value.char_indices().nth(200) {
-        Some((end, _)) => format!("{}…", &value[..end]),
-        None => value.to_owned(),
-    }
 }
 
 /// Runs one program of an evaluation, and returns what it printed. `None`: the collector disturbed it.
@@ -526,7 +527,14 @@ fn run_evaluation(
             &error,
         ));
     }
-    let failure = Failure::new(class, format_args!("{what} does not evaluate: {error}"));
+    let place = match &heard.place {
+        Some(place) if !error.contains(place.as_str()) => format!(", at {place}"),
+        _ => String::new(),
+    };
+    let failure = Failure::new(
+        class,
+        format_args!("{what} does not evaluate: {error}{place}"),
+    );
     if heard.no_flake_in_sub_folder() {
         return Err(failure.hint(
             "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",

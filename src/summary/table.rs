@@ -6,8 +6,9 @@ use std::fmt::Write as _;
 
 use super::rows::{Outcome, Row, Rows, Suite};
 use super::saved::{Saved, Time};
-use crate::buildkite::markdown::{code, inert, job_link, shortened};
+use crate::buildkite::markdown::{code, inert, job_link};
 use crate::step::Reason;
+use crate::text::shortened;
 
 /// How many targets have a row. The others are counted.
 const ROWS_AT_MOST: usize = 100;

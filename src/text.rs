@@ -1,4 +1,5 @@
-//! Terminal escape sequences in what others print, and how to be rid of them.
+//! Text that comes from elsewhere, and how it can be shown: without escape sequences of a terminal, without characters that
+//! nobody sees, and not too much of it. What else it may mean where it is shown is not known here.
 
 use std::borrow::Cow;
 
@@ -40,7 +41,7 @@ pub fn tamed(line: &str, keep: Keep) -> Cow<'_, str> {
 
 /// `text` without escape sequences. Everything else stays, ends of lines as well.
 #[must_use]
-pub fn without_colours(text: &str) -> String {
+pub fn without_escapes(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('\u{1b}') {
@@ -93,6 +94,40 @@ fn is_colour(sequence: &str) -> bool {
         })
 }
 
+/// Whether a character is not seen, but reorders what stands around it, breaks a line, or makes two names differ that look
+/// alike: Unicode's format characters, its line and paragraph separators, and letters that are blank. (Rust's own tables do
+/// not tell them.)
+#[must_use]
+pub fn is_unseen(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{3164}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
+}
+
+/// The beginning of `text`, at most so many characters; where there are more, the last of them is an ellipsis.
+#[must_use]
+pub fn shortened(text: &str, at_most: usize) -> String {
+    match text.char_indices().nth(at_most) {
+        Some(_) => text.chars().take(at_most - 1).chain(['…']).collect(),
+        None => text.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,8 +142,14 @@ mod tests {
             "a\u{1b}[31mred\u{1b}[0m\tbcdE\u{1b}[0m"
         );
         assert_eq!(tamed("plain ä", Keep::Nothing), "plain ä");
-        assert_eq!(without_colours("a\u{1b}[1mb\n\u{1b}[0m c"), "ab\n c");
-        assert_eq!(without_colours("a\u{1b}"), "a");
+        assert_eq!(without_escapes("a\u{1b}[1mb\n\u{1b}[0m c"), "ab\n c");
+        assert_eq!(without_escapes("a\u{1b}"), "a");
+    }
+
+    #[test]
+    fn what_is_shortened_has_no_more_than_it_may() {
+        assert_eq!(shortened("äöü", 3), "äöü");
+        assert_eq!(shortened("äöüß", 3), "äö…");
     }
 
     proptest! {
@@ -118,7 +159,7 @@ mod tests {
             let tame = tamed(&line, Keep::Nothing);
             prop_assert!(!tame.contains(|c: char| c.is_control() && c != '\t'));
             let coloured = tamed(&line, Keep::Colours);
-            prop_assert_eq!(without_colours(&coloured), tame.into_owned());
+            prop_assert_eq!(without_escapes(&coloured), tame.into_owned());
         }
     }
 }

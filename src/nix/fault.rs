@@ -1,0 +1,196 @@
+//! What Nix's errors say of what failed: which derivation did by itself, and why; or what went wrong around it.
+//!
+//! The sentences are not documented, and were read off 2.8, 2.26 and 2.34. Whether one is Nix's own, or a builder's that
+//! imitates it, is not known here.
+
+use std::fmt;
+
+use super::DrvPath;
+
+/// A derivation that failed by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The derivation; none where Nix does not say which.
+    pub drv: Option<DrvPath>,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Why a derivation failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// Its builder ended with a status.
+    Status(u32),
+    /// Its builder was killed by a signal.
+    Signal(u32),
+    /// Its builder ended well, and what it made cannot be used: an output is missing, or is not as it must be; how, in words.
+    Output(String),
+    /// `timeout` or `max-silent-time` ran out; which, in Nix's words.
+    Time(String),
+    /// The output has another hash than it was to have: which was specified, and which Nix got, as far as it says so.
+    Hash(String),
+    /// Built again, it gave something else.
+    Nondeterministic,
+    /// No machine here can build it; what is needed, and what there is, in Nix's words.
+    Platform(String),
+    /// Nix says that the disk is full, and that this may be why.
+    DiskFull,
+    /// Something else, which Nix has said about it.
+    Other(String),
+}
+
+/// What may go wrong around a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// The disk was full for Nix itself.
+    DiskFull,
+    /// The daemon went away, or was not there.
+    DaemonGone,
+    /// Something could not be downloaded, and not because a server said so.
+    NotDownloaded,
+    /// A machine that is to build for this one could not be reached.
+    BuilderGone,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "its builder ended with status {status}"),
+            Self::Signal(signal) => write!(f, "its builder was killed by signal {signal}"),
+            Self::Output(how) => write!(f, "its builder ended well, but {how}"),
+            Self::Time(what) | Self::Platform(what) | Self::Other(what) => f.write_str(what),
+            Self::Hash(which) => {
+                write!(f, "its output has another hash than it was to have{which}")
+            }
+            Self::Nondeterministic => f.write_str("built again, it gave something else"),
+            Self::DiskFull => f.write_str("the disk is full"),
+        }
+    }
+}
+
+/// What an error says of one derivation that failed, as Nix before 2.3x says it: in one line.
+pub(super) fn fault(error: &str) -> Option<Fault> {
+    let about = |start: &str| {
+        let (drv, rest) = error.strip_prefix(start)?.split_once('\'')?;
+        Some((drv_of(drv)?, rest))
+    };
+    let (drv, cause) = if let Some((drv, rest)) = about("builder for '") {
+        let rest = rest.trim_start();
+        let other = || Cause::Other(rest.trim_end_matches(';').to_owned());
+        (drv, cause_of_builder(rest).unwrap_or_else(other))
+    } else if let Some((drv, _)) = about("hash mismatch in fixed-output derivation '") {
+        (drv, Cause::Hash(String::new()))
+    } else if let Some((drv, rest)) = about("building of '") {
+        let (_, when) = rest.split_once("timed out ")?;
+        (drv, Cause::Time(format!("it timed out {when}")))
+    } else if let Some((drv, rest)) = about("derivation '") {
+        let differs = rest.contains("may not be deterministic");
+        (drv, differs.then_some(Cause::Nondeterministic)?)
+    } else if let Some((drv, _)) = about("cycle detected in build of '") {
+        let what = "what it made refers to itself in a circle";
+        (drv, Cause::Output(what.into()))
+    } else if let Some(rest) = error.strip_prefix("output '") {
+        // output 'PATH' of 'DRV' differs from 'PATH' from previous round
+        let (_, rest) = rest.split_once("' of '")?;
+        let (drv, rest) = rest.split_once('\'')?;
+        let differs = rest.contains(" from previous round");
+        (drv_of(drv)?, differs.then_some(Cause::Nondeterministic)?)
+    } else {
+        // a 'SYSTEM' with features {…} is required to build 'DRV', but I am a 'SYSTEM' with features {…}
+        let (needed, rest) = error
+            .strip_prefix("a '")?
+            .split_once(" is required to build '")?;
+        let (drv, have) = rest.split_once("', but I am a '")?;
+        let what = format!("needs '{needed}, and here is '{have}");
+        (drv_of(drv)?, Cause::Platform(what))
+    };
+    Some(Fault {
+        drv: Some(drv),
+        cause,
+    })
+}
+
+/// What is said of a builder: `failed with exit code 3`, `builder failed due to signal 9 (Killed)`.
+pub(super) fn cause_of_builder(said: &str) -> Option<Cause> {
+    let number_after = |words: &str| {
+        let (_, rest) = said.split_once(words)?;
+        let end = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        rest[..end].parse().ok()
+    };
+    if let Some(status) = number_after("failed with exit code ") {
+        Some(Cause::Status(status))
+    } else if let Some(signal) = number_after("failed due to signal ") {
+        Some(Cause::Signal(signal))
+    } else if let Some((_, rest)) = said.split_once("failed to produce output path for output '") {
+        let output = rest.split('\'').next().unwrap_or_default();
+        Some(Cause::Output(format!("did not make its output `{output}`")))
+    } else {
+        None
+    }
+}
+
+/// How Nix says since 2.3x that no machine can build something.
+pub(super) const NO_MACHINE: [&str; 3] = [
+    "platform mismatch",
+    "missing system features",
+    "required system or feature not available",
+];
+
+/// The `.drv` in a name that may select outputs of it: `DRV!*` (2.8), `DRV^*` (2.26).
+pub(super) fn drv_of(name: &str) -> Option<DrvPath> {
+    let end = name.find(['!', '^']).unwrap_or(name.len());
+    DrvPath::parse(&name[..end]).ok()
+}
+
+/// Whether an error says that a time has run out, and not of what (2.34).
+pub(super) fn is_time_alone(error: &str) -> bool {
+    let rest = error
+        .strip_prefix("timed out after ")
+        .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+    matches!(rest, Some(" seconds" | " seconds of silence"))
+}
+
+/// What an error says that is no derivation's fault.
+pub(super) fn trouble(error: &str) -> Option<Trouble> {
+    const FULL: [&str; 4] = [
+        "No space left on device",
+        "Disk quota exceeded",
+        "database or disk is full",
+        "disk I/O error",
+    ];
+    if FULL.iter().any(|full| error.contains(full)) {
+        Some(Trouble::DiskFull)
+    } else if is_about_the_daemon(error) {
+        Some(Trouble::DaemonGone)
+    } else if error.starts_with("some substitutes for ")
+        || error.contains("unable to download '") && !error.contains("HTTP error 4")
+    {
+        // Later versions put it into what they say of an archive.
+        Some(Trouble::NotDownloaded)
+    } else {
+        None
+    }
+}
+
+/// Whether git, which Nix runs to fetch sources, says that it does not reach a server. Nix then only says that git has failed.
+pub(super) fn is_git_without_network(text: &str) -> bool {
+    text.starts_with("fatal: unable to access '") && !text.contains("returned error: 4")
+        || text.starts_with("ssh: Could not resolve hostname ")
+        || text.starts_with("ssh: connect to host ")
+}
+
+/// Whether an error says that the daemon is not there, or not any more.
+fn is_about_the_daemon(error: &str) -> bool {
+    [
+        "unexpected end-of-file",
+        "Nix daemon disconnected unexpectedly",
+        "cannot connect to socket",
+        "cannot open connection to remote store",
+    ]
+    .iter()
+    .any(|start| error.starts_with(start))
+        || error.ends_with(": Broken pipe")
+        || error.ends_with(": Connection reset by peer")
+}
