@@ -64,17 +64,39 @@ fn junit(build: &Build) -> String {
     String::from_utf8(document).unwrap()
 }
 
-/// The rows of the table: what the target is called, and the rest.
-fn rows(body: &str) -> Vec<(String, String)> {
+/// A row of the table.
+struct Row {
+    /// The job that it leads to.
+    job: Option<String>,
+    /// What the target is called.
+    target: String,
+    rest: String,
+}
+
+/// The rows of the table.
+fn rows(body: &str) -> Vec<Row> {
     let rows = body.lines().filter_map(|line| {
-        let (target, rest) = line.strip_prefix("| <code>")?.split_once("</code> | ")?;
-        Some((target.to_owned(), rest.to_owned()))
+        let (target, rest) = line.strip_prefix("| ")?.split_once(" | ")?;
+        let (job, name) = match target.strip_prefix("<a href=\"#") {
+            Some(link) => {
+                let (job, name) = link.split_once("\">")?;
+                (Some(job.to_owned()), name.strip_suffix("</a>")?)
+            }
+            None => (None, target),
+        };
+        let name = name.strip_prefix("<code>")?.strip_suffix("</code>")?;
+        Some(Row {
+            job,
+            target: name.to_owned(),
+            rest: rest.to_owned(),
+        })
     });
     rows.collect()
 }
 
 /// A build in which everything happens that can: it records these targets, with a summary.
-const EVERYTHING: &str = r#"rec {
+const EVERYTHING: &str = r#"let zlib = build "zlib-1.3.1" "echo no; exit 1"; in rec {
+  app = build "app" "read x < ${zlib}; echo $x > $out";
   good = file "good";
   bad = build "bad" "echo no; exit 1";
   behind = build "behind" "read x < ${bad}; echo $x > $out";
@@ -127,13 +149,13 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     let step = steps.last().unwrap();
     assert_eq!(step["key"].as_str(), last.key.as_deref());
     let waits = step["depends_on"].as_array().unwrap();
-    assert_eq!(waits.len(), 5, "{step}");
+    assert_eq!(waits.len(), 6, "{step}");
     assert!(
         waits.iter().all(|wait| wait["allow_failure"] == true),
         "{step}"
     );
 
-    let counts = "sums up 6 targets: 1 failed, 1 broken, 1 without a report, 2 built, 1 skipped";
+    let counts = "sums up 7 targets: 2 failed, 1 broken, 1 without a report, 2 built, 1 skipped";
     assert!(log.contains(&format!("eval-once: {counts}")), "{log}");
     let Annotation { body, style } = annotation(&build);
     assert_eq!(style, "error");
@@ -142,11 +164,18 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
         "{body}"
     );
     let rows = rows(&body);
-    let names: Vec<&str> = rows.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names[..3], ["bad", "broken", "behind"]);
-    assert_eq!(names[5], "there");
-    let rows: BTreeMap<String, String> = rows.into_iter().collect();
+    let names: Vec<&str> = rows.iter().map(|row| row.target.as_str()).collect();
+    assert_eq!(names[2..4], ["broken", "behind"]);
+    assert_eq!(names[6], "there");
+    let rows: BTreeMap<String, Row> = rows
+        .into_iter()
+        .map(|row| (row.target.clone(), row))
+        .collect();
     for (target, row) in [
+        (
+            "app",
+            "**failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | realised",
+        ),
         ("good", "built | realised (drv&#45;valid) | "),
         ("bad", "**failed** (build) | realised (drv&#45;valid) | "),
         ("lost", "built | evaluated (drv&#45;missing) | "),
@@ -154,17 +183,27 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
         ("behind", "no report |  |  |"),
         ("there", "skipped: already built here |  |  |"),
     ] {
-        assert!(rows[target].starts_with(row), "{target}: {body}");
+        assert!(rows[target].rest.starts_with(row), "{target}: {body}");
+        let label = format!(" {target}");
+        let ran = jobs.iter().find(|job| {
+            let is_it = job.label.as_deref().is_some_and(|it| it.ends_with(&label));
+            is_it && job.exit_status.is_some()
+        });
+        assert_eq!(
+            rows[target].job.as_ref(),
+            ran.map(|job| &job.id),
+            "{target}: {body}"
+        );
     }
     let again = "**Evaluated again:** 1 step.\n\n- 1 × `drv-missing`: ";
     assert!(body.contains(again), "{body}");
     // What was saved depends on how busy this machine is: but it was measured, and told from what.
     let saved = body.split("**Evaluation saved:** ").nth(1).unwrap();
-    assert!(saved.contains("2 steps took what was recorded"), "{body}");
+    assert!(saved.contains("3 steps took what was recorded"), "{body}");
 
     let junit = junit(&build);
     for part in [
-        "<testsuite name=\"default.nix\" tests=\"6\" failures=\"1\" errors=\"2\" skipped=\"1\"",
+        "<testsuite name=\"default.nix\" tests=\"7\" failures=\"2\" errors=\"2\" skipped=\"1\"",
         "<testcase name=\"good\" classname=\"default.nix\"",
         "<failure type=\"build\" message=\"",
         "<error type=\"evaluation\" message=\"",
@@ -236,6 +275,7 @@ fn a_build_without_a_recording_is_summed_up_from_its_reports() {
         ),
     ]
     .map(|(name, rest)| (name.to_owned(), rest.to_owned()));
+    let rows: Vec<(String, String)> = rows.into_iter().map(|it| (it.target, it.rest)).collect();
     assert_eq!(
         rows.iter()
             .map(|it| &it.0)
@@ -278,7 +318,7 @@ fn reports_are_asked_for_eight_at_once_and_told_in_a_hundred_rows() {
     let body = annotation(&build).body;
     let rows = rows(&body);
     assert_eq!(rows.len(), 100);
-    assert_eq!(rows[0].0, "step&#45;103", "the slowest comes first");
+    assert_eq!(rows[0].target, "step&#45;103", "the slowest comes first");
     assert!(body.contains("And 4 more."), "{body}");
     assert_eq!(junit(&build).matches("<testcase ").count(), 104);
 }
@@ -291,7 +331,7 @@ fn whatever_names_hold_the_table_and_the_document_are_whole() {
             &format!("k{i}"),
             &json!({
                 "target": format!("{i}{hostile}"), "exit": 100, "class": hostile, "way": hostile, "reason": hostile,
-                "message": hostile, "drv": hostile, "drift": true,
+                "message": hostile, "drv": hostile, "drift": true, "job": hostile,
             }),
         )
     })) else {
@@ -301,7 +341,8 @@ fn whatever_names_hold_the_table_and_the_document_are_whole() {
     let body = annotation(&build).body;
     let rows = rows(&body);
     assert_eq!(rows.len(), 3, "{body}");
-    for (target, rest) in rows {
+    for Row { target, rest, job } in rows {
+        assert_eq!(job, None, "{body}");
         assert_eq!(rest.matches('|').count(), 3, "{body}");
         for meaning in ["<", "`", "|", ":", "[", "\u{1b}", "\u{0}"] {
             assert!(!target.contains(meaning), "{meaning:?}: {target}");

@@ -14,6 +14,19 @@ pub fn code(text: &str) -> String {
     format!("<code>{}</code>", inert(&shortened(text, NAME_AT_MOST)))
 }
 
+/// `html` as a link to a job, which leads to it on the build's page; alone where `job` cannot be a job's id.
+///
+/// `html` is [`inert`] already, or made of what is.
+#[must_use]
+pub fn job_link(job: &str, html: &str) -> String {
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || it == '-';
+    if (1..=64).contains(&job.len()) && job.chars().all(is_plain) {
+        format!("<a href=\"#{job}\">{html}</a>")
+    } else {
+        html.to_owned()
+    }
+}
+
 /// `text` as characters that stand for themselves: all that could mean something is written as its number, and what is not
 /// seen but changes what is seen beside it stands as `\u{fffd}`.
 #[must_use]
@@ -71,5 +84,22 @@ mod tests {
             assert_eq!(inert(&format!("a{hidden}b")), "a\u{fffd}b", "{hidden:?}");
         }
         assert_eq!(inert("größe, 大 λ"), "größe, 大 λ");
+    }
+
+    #[test]
+    fn what_is_no_jobs_id_is_no_link() {
+        assert_eq!(job_link("0190c1a2-a", "x"), "<a href=\"#0190c1a2-a\">x</a>");
+        let long = "0".repeat(65);
+        for job in [
+            "",
+            "a b",
+            "a\"onclick=\"x",
+            "a\n",
+            "größe",
+            "https://x",
+            &long,
+        ] {
+            assert_eq!(job_link(job, "x"), "x", "{job:?}");
+        }
     }
 }

@@ -174,6 +174,8 @@ pub struct RecordedTarget {
     pub attr: AttrPath,
     /// The derivation's name.
     pub name: String,
+    /// Its `.drv`.
+    pub drv: String,
     /// The key of its step.
     pub key: String,
     /// Why it needs no step; none where it has one that builds.

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::advice::Advice;
 use super::report::FailureReport;
 use super::tell::Job;
-use crate::buildkite::markdown::{code, inert, inert_within};
+use crate::buildkite::markdown::{code, inert, inert_within, job_link};
 use crate::exit::{Class, Failure};
 use crate::nix::DrvPath;
 use crate::nix::heard::LAST_LINES;
@@ -191,13 +191,7 @@ fn name(text: &str) -> String {
 /// The job by its label, which leads to it on the build's page.
 fn link(job: &Job) -> String {
     let label = job.label.as_deref().unwrap_or("job");
-    let label = inert(&shortened(label, NAME_AT_MOST));
-    let is_plain = |it: char| it.is_ascii_alphanumeric() || it == '-';
-    if job.id.len() <= 64 && job.id.chars().all(is_plain) {
-        format!("<a href=\"#{}\">{label}</a>", job.id)
-    } else {
-        label
-    }
+    job_link(&job.id, &inert(&shortened(label, NAME_AT_MOST)))
 }
 
 fn where_the_log_is(failed: &Failed<'_>) -> String {

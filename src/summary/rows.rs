@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::gather::Gathered;
 use crate::keys::Keys;
-use crate::nix::AttrPath;
-use crate::recording::document::Recorded;
+use crate::nix::{AttrPath, DrvPath};
+use crate::recording::document::{Recorded, RecordedTarget};
 use crate::recording::steps::error_key;
 use crate::step::{Left, Unreadable, WayName};
 
@@ -44,6 +44,8 @@ pub(super) struct Row {
     pub(super) report: Option<Left>,
     /// What is wrong with it, where that is known.
     pub(super) message: Option<String>,
+    /// The name of the derivation that itself failed, where that is another than the target's own.
+    pub(super) culprit: Option<String>,
 }
 
 impl Row {
@@ -155,6 +157,7 @@ fn rows(recorded: &Recorded, reports: &BTreeMap<String, Result<Left, Unreadable>
             };
             let report = reports.get(&target.key);
             let mut row = row(&target.key, called, report);
+            row.culprit = row.report.as_ref().and_then(|left| culprit(left, target));
             if let (None, Some(reason)) = (report, &target.skip) {
                 row.outcome = Outcome::Skipped(reason.clone());
             }
@@ -191,13 +194,31 @@ fn row(key: &str, target: String, report: Option<&Result<Left, Unreadable>>) -> 
         Some(Ok(_)) => Outcome::There,
     };
     let report = report.and_then(|report| report.clone().ok());
+    let failed = report.as_ref().and_then(failed);
+    let failed = failed.map(|drv| drv.name().to_owned());
     Row {
         key: key.to_owned(),
-        target,
         outcome,
         message: report.as_ref().and_then(|left| left.message.clone()),
+        // What the target's own is called is not known here: but it may be all that the target is called by.
+        culprit: failed.filter(|name| *name != target),
+        target,
         report,
     }
+}
+
+/// The derivation that itself failed. Anything can stand in a report: what is no `.drv` of a store is none.
+fn failed(left: &Left) -> Option<DrvPath> {
+    DrvPath::parse(left.drv.as_deref()?).ok()
+}
+
+/// The name of the derivation that itself failed, where that is not the one of `target`.
+fn culprit(left: &Left, target: &RecordedTarget) -> Option<String> {
+    let failed = failed(left)?;
+    // What has drifted has another path than was recorded, and still its name.
+    let is_own =
+        failed.as_store_path().as_str() == target.drv || left.drift && failed.name() == target.name;
+    (!is_own).then(|| failed.name().to_owned())
 }
 
 /// What was evaluated, in a few words.
@@ -324,6 +345,41 @@ pub(super) mod tests {
         assert_eq!(message("broken").as_deref(), Some("said by Nix"));
         assert_eq!(message("refused").as_deref(), Some("m"));
         assert_eq!(rows.recording, Some(12.0));
+    }
+
+    #[test]
+    fn a_culprit_is_another_derivation_than_the_targets_own() {
+        let drv = |first: char, name: &str| {
+            let hash = format!("{first}{}", "0".repeat(31));
+            format!("/nix/store/{hash}-{name}.drv")
+        };
+        let mut app = target("app");
+        app["name"] = "app-1".into();
+        app["drv"] = drv('a', "app-1").into();
+        let culprit = |failed: &str, drift: bool| {
+            let report = json!({ "exit": 100, "drv": failed, "drift": drift, "target": "app" });
+            let gathered = gathered(
+                vec![recorded(&json!([app]), &json!([]))],
+                [
+                    ("drv-app", left(&report, 1.0)),
+                    ("by-hand", left(&report, 1.0)),
+                ],
+            );
+            let rows = Rows::new(&gathered);
+            [0, 1].map(|suite| rows.suites[suite].rows[0].culprit.clone())
+        };
+        let names = |names: [Option<&str>; 2]| names.map(|name| name.map(str::to_owned));
+        for (failed, drift, expected) in [
+            (drv('b', "zlib-1.3.1"), false, [Some("zlib-1.3.1"); 2]),
+            (drv('a', "app-1"), false, [None, Some("app-1")]),
+            // Built for another system, say.
+            (drv('b', "app-1"), false, [Some("app-1"); 2]),
+            (drv('b', "app-1"), true, [None, Some("app-1")]),
+            (drv('b', "app"), true, [Some("app"), None]),
+            ("|<b>.drv".into(), false, [None; 2]),
+        ] {
+            assert_eq!(culprit(&failed, drift), names(expected), "{failed} {drift}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::rows::{Outcome, Row, Rows, Suite};
 use super::saved::{Saved, Time};
-use crate::buildkite::markdown::{code, inert};
+use crate::buildkite::markdown::{code, inert, job_link};
 use crate::step::Reason;
 use crate::text::shortened;
 
@@ -132,7 +132,7 @@ fn table(text: &mut String, rows: &Rows) {
         "| Target | Outcome | Way | Time |\n| --- | --- | --- | ---: |\n"
     });
     for (suite, row) in steps.iter().take(ROWS_AT_MOST) {
-        let _ = write!(text, "| {} ", code(&row.target));
+        let _ = write!(text, "| {} ", target(row));
         if several {
             let _ = write!(text, "| {} ", code(&suite.name));
         }
@@ -141,6 +141,15 @@ fn table(text: &mut String, rows: &Rows) {
     text.push('\n');
     if steps.len() > ROWS_AT_MOST {
         let _ = writeln!(text, "And {} more.\n", steps.len() - ROWS_AT_MOST);
+    }
+}
+
+/// The target's name, which leads to the job that its report is of.
+fn target(row: &Row) -> String {
+    let name = code(&row.target);
+    match &row.report {
+        Some(left) => job_link(&left.job, &name),
+        None => name,
     }
 }
 
@@ -155,7 +164,13 @@ fn outcome(row: &Row) -> String {
         Some(class.unwrap_or_else(|| format!("status {}", left.exit)))
     };
     match &row.outcome {
-        Outcome::Failed => format!("**failed** ({})", class().unwrap_or_default()),
+        Outcome::Failed => {
+            let class = class().unwrap_or_default();
+            match &row.culprit {
+                Some(culprit) => format!("**failed** ({class}): {}", code(culprit)),
+                None => format!("**failed** ({class})"),
+            }
+        }
         Outcome::Broken => match class() {
             Some(class) => format!("**broken** ({class})"),
             None => "**broken**".into(),
@@ -283,16 +298,23 @@ mod tests {
         let mut skipped = target("skipped");
         skipped["skip"] = "already built here".into();
         let names = ["quick", "slow", "silent", "red", "odd"];
+        let zlib = format!("/nix/store/{}-zlib-1.3.1.drv", "0".repeat(32));
         let mut targets: Vec<Value> = names.map(target).to_vec();
         targets.push(skipped);
         let gathered = gathered(
             vec![recorded(&json!(targets), &json!([{ "attr": ["bad"] }]))],
             [
-                ("drv-quick", left(&json!({}), 0.25)),
-                ("drv-slow", left(&json!({ "built": 3 }), 125.0)),
+                ("drv-quick", left(&json!({ "job": "0190-a" }), 0.25)),
+                (
+                    "drv-slow",
+                    left(&json!({ "built": 3, "job": "0190 b" }), 125.0),
+                ),
                 (
                     "drv-red",
-                    left(&json!({ "exit": 100, "class": "build" }), 3.0),
+                    left(
+                        &json!({ "exit": 100, "class": "build", "drv": zlib, "job": "0190-c" }),
+                        3.0,
+                    ),
                 ),
                 ("drv-odd", Err(Unreadable::Version(7))),
             ],
@@ -303,12 +325,12 @@ mod tests {
 
 | Target | Outcome | Way | Time |
 | --- | --- | --- | ---: |
-| <code>red</code> | **failed** (build) | realised (drv&#45;valid) | 3.0 s |
+| <a href=\"#0190-c\"><code>red</code></a> | **failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | realised (drv&#45;valid) | 3.0 s |
 | <code>bad</code> | **broken** |  |  |
 | <code>silent</code> | no report |  |  |
 | <code>odd</code> | its report is of version 7, which this eval-once does not know |  |  |
 | <code>slow</code> | built | realised (drv&#45;valid) | 2 min 5 s |
-| <code>quick</code> | already there | realised (drv&#45;valid) | 0.25 s |
+| <a href=\"#0190-a\"><code>quick</code></a> | already there | realised (drv&#45;valid) | 0.25 s |
 | <code>skipped</code> | skipped: already built here |  |  |
 ";
         assert_eq!(style, "error");
@@ -363,10 +385,13 @@ mod tests {
             .map(|i| json!({ "attr": [format!("{i}{hostile}")], "key": format!("k{i}"), "skip": null }))
             .collect();
         let mut gathered = gathered(vec![recorded(&json!(targets), &json!([]))], []);
+        let job = "0".repeat(64);
+        let culprit = format!("/nix/store/{}-{}.drv", "0".repeat(32), "+".repeat(207));
         for i in 0..300 {
             let report = json!({
                 "exit": 1, "class": hostile, "way": hostile, "reason": hostile, "drift": true, "target": hostile,
-                "message": hostile, "seconds": { "total": 1e300 }
+                "message": hostile, "seconds": { "total": 1e300 }, "drv": culprit,
+                "job": if i % 2 == 0 { hostile.as_str() } else { job.as_str() },
             });
             gathered.reports.insert(format!("k{i}"), left(&report, 1.0));
             gathered
@@ -379,12 +404,17 @@ mod tests {
         assert!(text.contains("And 500 more."));
         let rows: Vec<&str> = text
             .lines()
-            .filter(|line| line.starts_with("| <code>"))
+            .filter(|line| line.starts_with("| <"))
             .collect();
         assert_eq!(rows.len(), 100);
+        let link = format!("<a href=\"#{job}\">");
+        let linked = rows.iter().filter(|row| row.contains(&link)).count();
+        assert!((1..100).contains(&linked), "{linked}");
         for row in rows {
             assert_eq!(row.matches('|').count(), 6, "{row}");
             let plain = row
+                .replace(&link, "")
+                .replace("</a>", "")
                 .replace("<code>", "")
                 .replace("</code>", "")
                 .replace("**", "");
