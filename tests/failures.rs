@@ -77,6 +77,8 @@ enum Only {
     /// The log is read, not only passed on.
     Pretty,
     PrettyDaemon,
+    /// Whoever asks may choose the machines that build: a daemon lets no ordinary user do that.
+    Trusted,
 }
 
 const RECORDED: Row = Row {
@@ -203,6 +205,7 @@ const ROWS: &[Row] = &[
             "ssh://nobody@127.0.0.1:1 x86_64-linux,aarch64-linux",
         ],
         says: "could not be reached",
+        only: Only::Trusted,
         ..SURROUNDINGS
     },
     Row {
@@ -822,6 +825,7 @@ fn all_rows(client: Client, log: &'static str) {
             Only::Daemon => client != Client::NoDaemon,
             Only::Pretty => log == "pretty",
             Only::PrettyDaemon => client != Client::NoDaemon && log == "pretty",
+            Only::Trusted => client != Client::Ordinary,
         };
         if !has {
             continue;
