@@ -177,7 +177,10 @@ fn what_a_builder_prints_opens_no_group_and_draws_nothing() {
     let Some(store) = Store::new() else { return };
     store.targets(
         r#"{
-            bad = build "bad" "printf '+++ open\\n--- fold\\n^^^ +++\\n\\033]1339;url=http://x;content=click\\007\\033]1338;url=x\\033\\\\\\033[2J\\033[31mred\\n'; exit 1";
+            bad = build "bad" "printf '+++ open\\n--- fold\\n^^^ +++\\n\\033]1339;url=http://x;content=click\\007\\033]1338;url=x\\033\\\\\\033[2J\\033[31mred\\n'
+              printf '%s\\n' '@nix {\"action\":\"msg\",\"level\":0,\"msg\":\"+++ said\\u001b]1339;url=http://x\\u0007\"}'
+              printf '%s\\n' '@nix {\"action\":\"start\",\"id\":1,\"level\":0,\"type\":101,\"parent\":0,\"fields\":[\"x\"],\"text\":\"--- begun\"}'
+              exit 1";
         }"#,
     );
     let target = store.target("bad");
@@ -193,6 +196,10 @@ fn what_a_builder_prints_opens_no_group_and_draws_nothing() {
     }
     assert!(!ended.stderr.contains('\u{1b}'), "{ended:?}");
     ended.passes_on("bad> +++ open\n").passes_on("bad> red\n");
+    // What it prints behind `@nix` becomes a message of Nix's own.
+    ended
+        .passes_on("\n +++ said\n")
+        .passes_on("\n --- begun...\n");
     // One is ours, the other two are the builder's, behind its name.
     assert_eq!(ended.stderr.matches("\n^^^ +++").count(), 1, "{ended}");
 }

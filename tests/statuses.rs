@@ -75,6 +75,32 @@ fn a_failing_builder_is_100_through_a_daemon_too() {
 }
 
 #[test]
+fn what_is_built_in_place_of_a_derivation_fails_for_it() {
+    let Some(store) = Store::new() else { return };
+    store.configure("extra-experimental-features = ca-derivations");
+    store.targets(
+        r#"rec {
+            floating = with' { __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; } "floating" "echo > $out";
+            target = with' { inherit floating; } "above" "exit 3";
+        }"#,
+    );
+    let target = store.target("target");
+    store.poison();
+    let daemon = store.daemon();
+    // Nothing refers to the derivation that Nix makes of the recorded one, once it knows what that needs.
+    for environment in [vec![], daemon.env()] {
+        let ended = store.step(["--drv", &target.drv]).envs(environment).run();
+        ended.fails(100, "build");
+        let report = ended.report();
+        let culprit = report["failure"]["drv"].as_str().unwrap_or_default();
+        assert!(
+            culprit.ends_with("-above.drv") && culprit != target.drv,
+            "{ended}"
+        );
+    }
+}
+
+#[test]
 fn a_failing_builder_is_100_after_an_evaluation_too() {
     let Some(store) = Store::new() else { return };
     store.targets("{ target = build \"bad\" \"exit 3\"; }");
@@ -121,6 +147,19 @@ fn a_derivation_for_another_system_is_100() {
     );
     let ended = store.step(with_source(&target)).run();
     ended.fails(100, "build");
+    while_taking(&ended, &store, "realised");
+}
+
+#[test]
+fn a_machine_to_build_on_that_cannot_be_reached_is_75() {
+    let Some(store) = Store::new() else { return };
+    let target = recorded(&store, "build \"elsewhere\" \"echo > $out\"");
+    store.configure("max-jobs = 0");
+    store.configure("builders = ssh://nobody@127.0.0.1:1 x86_64-linux,aarch64-linux");
+    let ended = store.step(with_source(&target)).run();
+    ended
+        .fails(75, "surroundings")
+        .passes_on("could not be reached");
     while_taking(&ended, &store, "realised");
 }
 

@@ -52,6 +52,14 @@ pub enum Trouble {
     BuilderGone,
 }
 
+/// Whether an error says that Nix does not take what a builder made, and of which derivation not: 2.34 names a path of the moment.
+#[must_use]
+pub fn is_rejection(error: &str) -> bool {
+    error.starts_with("output path ") && error.contains(" should be a non-executable regular file")
+        || error.starts_with("suspicious ownership or permission on ")
+        || error.starts_with("derivation contains an illegal reference specifier")
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

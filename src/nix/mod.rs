@@ -22,6 +22,6 @@ pub use derivation::{
     outputs_of_derivation,
 };
 pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
-pub use fault::{Cause, Fault, Trouble};
+pub use fault::{Cause, Fault, Trouble, is_rejection};
 pub use heard::{Disturbance, Heard};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};

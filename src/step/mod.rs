@@ -6,6 +6,7 @@
 mod advice;
 mod annotation;
 mod context;
+mod culprit;
 mod diagnosis;
 mod ending;
 mod explain;
@@ -165,37 +166,43 @@ fn go(step: &mut Step<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
         }
     }
     step.taken = None;
-    Err(nothing_left(step.request, step.host))
+    Err(nothing_left(step.request, step.host, step.misses_a_cache()))
 }
 
 /// What it means that no way has led to the outputs.
 const GONE: &str = "What was recorded is gone; trying again helps only on a host that has it, recording again does.";
 
 /// The failure of a step that has come to the end of the list.
-fn nothing_left(request: &Request, host: &Host) -> Failure {
+fn nothing_left(request: &Request, host: &Host, misses_a_cache: bool) -> Failure {
     let recorded = request
         .drv
         .as_ref()
         .map(ToString::to_string)
         .or_else(|| main_output(&request.outputs).map(ToString::to_string));
     let gone = match &recorded {
+        Some(path) if misses_a_cache => {
+            format!("{path} is not on this host, and a cache that may have it cannot be reached")
+        }
         Some(path) => format!("{path} is gone, here and in every cache that was asked"),
         None => "nothing is recorded".into(),
     };
+    let failure = |message: String| {
+        let failure = Failure::new(Class::Surroundings, message);
+        if misses_a_cache || recorded.is_none() {
+            failure
+        } else {
+            failure.meaning(GONE)
+        }
+    };
     if host.recorded_only && request.evaluation.is_some() {
-        return Failure::new(
-            Class::Surroundings,
-            format_args!(
-                "{gone}, and this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
-            ),
-        )
-        .meaning(GONE)
+        return failure(format!(
+            "{gone}, and this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
+        ))
         .hint(match recorded {
             Some(_) => "make the pipeline again: it records what is there now",
             None => "this host builds only recorded steps: give the step a `drv`",
         });
     }
-    Failure::new(Class::Surroundings, format_args!("{gone}, and the step does not say what to evaluate"))
-        .meaning(GONE)
+    failure(format!("{gone}, and the step does not say what to evaluate"))
         .hint("make the pipeline again: it records what is there now; or give the step a `file`, `expr` or `flake`")
 }

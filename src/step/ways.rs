@@ -257,8 +257,11 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
         if step.request.drv.is_none() {
             step.store_answers()?;
         }
-        step.log
-            .say("the recorded outputs are neither here nor in a cache");
+        step.log.say(if step.misses_a_cache() {
+            "the recorded outputs are not here, and a cache that may have them cannot be reached"
+        } else {
+            "the recorded outputs are neither here nor in a cache"
+        });
         return Ok(None);
     }
     Ok(Some(step.request.outputs.clone()))
