@@ -9,8 +9,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::steps::Planned;
-use crate::buildkite::pipeline::{GroupStep, Pipeline, Step, to_json};
+use crate::buildkite::pipeline::{CommandStep, GroupStep, Pipeline, Step, to_json};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::refuse;
 
@@ -32,6 +31,17 @@ pub struct Plan {
     pub document: String,
     /// The build's annotation, as Markdown, and its style.
     pub annotation: (String, String),
+}
+
+/// A step, and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// The step.
+    pub step: CommandStep,
+    /// The name of its group, if it is in one.
+    pub group: Option<String>,
+    /// Whether it is there only to say that nothing needs to be built. Nobody waits for such a one.
+    pub skipped: bool,
 }
 
 /// What is uploaded at once.

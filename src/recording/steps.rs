@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde_json::{Value, json};
 
 use super::edges::Edges;
-use super::plan::{self, JOBS_PER_UPLOAD};
+use super::plan::{self, JOBS_PER_UPLOAD, Planned};
 use super::{Broken, Emit, Request, SkipStyle, Target, hash_of};
 use crate::buildkite::pipeline::{
     Automatic, Command, CommandStep, Dependency, Plugin, Retry, RetryRule, Skip,
@@ -50,17 +50,6 @@ pub struct Records<'a> {
     pub edges: &'a Edges,
     /// For each target, why it needs no step, if it needs none.
     pub skip: &'a [Option<String>],
-}
-
-/// A step, and where it stands.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Planned {
-    /// The step.
-    pub step: CommandStep,
-    /// The name of its group, if it is in one.
-    pub group: Option<String>,
-    /// Whether it is there only to say that nothing needs to be built. Nobody waits for such a one.
-    pub skipped: bool,
 }
 
 /// The steps of a recording.

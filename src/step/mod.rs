@@ -40,7 +40,6 @@ pub use left::{Left, LeftSeconds, Unreadable};
 pub use links::main_output;
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
 pub use request::{OutLink, Request};
-pub use tell::Job;
 use tell::{Over, tell};
 pub use ways::Fact;
 
@@ -55,6 +54,21 @@ pub struct Host {
     pub recorded_only: bool,
     /// Where Nix's settings are.
     pub nix: Settings,
+}
+
+/// The job that a step is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// `BUILDKITE_JOB_ID`.
+    pub id: String,
+    /// The key of its step (`BUILDKITE_STEP_KEY`); of a step without one, its id.
+    pub step: String,
+    /// `BUILDKITE_LABEL`.
+    pub label: Option<String>,
+    /// `BUILDKITE_AGENT_NAME`.
+    pub agent: Option<String>,
+    /// Whether other jobs of this step were before (`BUILDKITE_RETRY_COUNT`).
+    pub is_retry: bool,
 }
 
 /// A step as it was ordered: what cannot be read is part of it, for its refusal is reported like any other ending.

@@ -14,6 +14,7 @@
 use std::slice;
 use std::time::{Duration, Instant};
 
+use super::Job;
 use super::advice::Advice;
 use super::annotation::{self, Failed};
 use super::kept_log::KeptLog;
@@ -44,21 +45,6 @@ const CONTEXT: &str = "eval-once-failures";
 
 /// How much of a label is left to others, in characters.
 const LABEL_AT_MOST: usize = 100;
-
-/// The job that a step is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Job {
-    /// `BUILDKITE_JOB_ID`.
-    pub id: String,
-    /// The key of its step (`BUILDKITE_STEP_KEY`); of a step without one, its id.
-    pub step: String,
-    /// `BUILDKITE_LABEL`.
-    pub label: Option<String>,
-    /// `BUILDKITE_AGENT_NAME`.
-    pub agent: Option<String>,
-    /// Whether other jobs of this step were before (`BUILDKITE_RETRY_COUNT`).
-    pub is_retry: bool,
-}
 
 /// A step that is over.
 pub(super) struct Over<'a> {
