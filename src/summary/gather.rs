@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::held::Terms;
+use super::terms::Terms;
 use crate::agent;
 use crate::at_once;
 use crate::buildkite::agent as command;

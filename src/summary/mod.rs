@@ -9,6 +9,7 @@ mod junit;
 mod rows;
 mod saved;
 mod table;
+mod terms;
 
 use crate::agent;
 use crate::exit::{Class, Failure};
