@@ -26,6 +26,13 @@ use crate::nix::{
 use crate::state::{State, Turn};
 use crate::supervise::{Finished, OnStop, Supervisor};
 
+/// What is said so soon after something else is said in a row; and after how much of that reading waits for more.
+const QUICK: Duration = Duration::from_millis(3);
+const IN_A_ROW: u32 = 8;
+
+/// How much is read at once where more is said than a pipe holds for long, in bytes.
+const MUCH: usize = 32 << 10;
+
 /// The outputs of a derivation, by name.
 pub(super) type Outputs = BTreeMap<String, StorePath>;
 
@@ -236,18 +243,29 @@ impl<'a> Step<'a> {
         mut log: JobLog,
     ) -> Result<(Finished, Heard, String), Failure> {
         let line = self.as_run(line);
+        let started_at = Instant::now();
         let started = self.supervisor.start(&line, on_stop);
         let mut running = [started.map_err(class::not_started)?];
+        let (mut heard, mut in_a_row) = (started_at, 0_u32);
         while running[0].ended.is_none() {
             let due = log.due();
-            let mut said = false;
+            let mut said = 0;
             self.supervisor.watch(&mut running, due, |_, bytes| {
-                said = true;
+                said += bytes.len();
                 log.take(bytes);
             })?;
             log.progress();
-            if said {
-                self.supervisor.breathe();
+            if said > 0 {
+                in_a_row = if heard.elapsed() < QUICK {
+                    in_a_row + 1
+                } else {
+                    0
+                };
+                // Who says little is not waited for, and who says more than a pipe holds meanwhile does not wait for us.
+                if in_a_row > IN_A_ROW && said < MUCH {
+                    self.supervisor.breathe();
+                }
+                heard = Instant::now();
             }
         }
         let (heard, held) = log.finish();
