@@ -18,15 +18,10 @@ pub fn killed_for_memory() -> Option<u64> {
 
 /// What is low on the disk that holds `folder`, in words; none where nothing is, or nobody knows.
 #[must_use]
-#[allow(
-    clippy::unnecessary_cast,
-    reason = "on macOS these numbers have 32 bits"
-)]
 pub fn low_on_disk(folder: &Path) -> Option<String> {
     let disk = statvfs(folder).ok()?;
-    let block: u64 = disk.fragment_size();
-    let free = disk.blocks_available() as u64 * block;
-    let (files, free_files) = (disk.files() as u64, disk.files_available() as u64);
+    let free = number(disk.blocks_available()).saturating_mul(number(disk.fragment_size()));
+    let (files, free_files) = (number(disk.files()), number(disk.files_available()));
     if free < LOW {
         Some(format!("{} MiB", free >> 20))
     } else if files > 0 && free_files < files / 100 {
@@ -34,4 +29,9 @@ pub fn low_on_disk(folder: &Path) -> Option<String> {
     } else {
         None
     }
+}
+
+/// A number of the system's: on Linux it has 64 bits, on macOS some have 32.
+fn number(number: impl Into<u64>) -> u64 {
+    number.into()
 }
