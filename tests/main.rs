@@ -17,6 +17,7 @@ mod failures;
 mod job_log;
 mod out_link;
 mod plugin;
+mod plugin_order;
 mod plugin_yml;
 mod recording_attack;
 mod recording_evaluate;

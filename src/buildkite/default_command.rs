@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use super::command_hooks::CommandHooks;
 use super::{EmptyWords, split_shell_words};
 use crate::command_line::{Program, find_program};
 use crate::paths::{is_inside, without_dots};
@@ -26,6 +27,8 @@ pub struct Job {
     pub folder: PathBuf,
     /// The environment of the command.
     pub environment: Vec<(OsString, OsString)>,
+    /// The other hooks that may run the command.
+    pub hooks: CommandHooks,
 }
 
 /// Why the agent would not run the command. It ends such a job with status 1.
@@ -278,6 +281,7 @@ mod tests {
             empty_words: EmptyWords::Kept,
             folder: folder.into(),
             environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            hooks: CommandHooks::default(),
         }
     }
 

@@ -16,6 +16,7 @@ use std::time::Instant;
 use clap::Parser as _;
 use serde_json::Value;
 
+use crate::buildkite::command_hooks::{CommandHooks, Folders};
 use crate::buildkite::default_command::{self, Job};
 use crate::buildkite::{EmptyWords, plugin};
 use crate::environment::{Surroundings, nix_folders};
@@ -53,8 +54,8 @@ pub enum Invocation {
     JobStep(Order, Job),
     /// A job of the agent's that is not ours.
     OtherJob(Job),
-    /// The environment of a job, to be printed for a shell.
-    PrintEnvironment(Surroundings),
+    /// The environment of a job, to be printed for a shell; an error where the plugin's hook would be passed over.
+    PrintEnvironment(Result<Surroundings, Failure>),
     /// The environment of a job, to be set by the agent's Job API.
     SetEnvironment(Surroundings),
     /// The completions for a shell.
@@ -95,6 +96,14 @@ fn variable<'e>(environment: &'e Environment, name: &str) -> Option<&'e OsStr> {
 
 fn text(environment: &Environment, name: &str) -> Option<String> {
     variable(environment, name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// As Go reads a boolean.
+fn is_true(value: &OsStr) -> bool {
+    matches!(
+        value.as_bytes(),
+        b"1" | b"t" | b"T" | b"true" | b"True" | b"TRUE"
+    )
 }
 
 /// A plugin's configuration for a summary says nothing else.
@@ -183,7 +192,7 @@ impl Reading {
                     self.plugins_command_hook()
                 }
             }
-            Command::Environment => Invocation::PrintEnvironment(self.surroundings()),
+            Command::Environment => Invocation::PrintEnvironment(self.plugins_surroundings()),
             Command::Completions { shell } => Invocation::Completions(shell),
         }
     }
@@ -212,21 +221,29 @@ impl Reading {
     }
 
     fn agents_command_hook(&self) -> Invocation {
+        let job = Job {
+            hooks: self.agents_command_hooks(),
+            ..self.job()
+        };
         match self.recorded_step() {
-            Some(keys) => Invocation::JobStep(self.order_in_hook(keys), self.job()),
-            None => Invocation::OtherJob(self.job()),
+            Some(keys) => Invocation::JobStep(self.order_in_hook(keys), job),
+            None => Invocation::OtherJob(job),
         }
     }
 
     /// A step; with `pipeline`, a recording; with `summary`, a summary.
     fn plugins_command_hook(&self) -> Invocation {
+        let job = Job {
+            hooks: self.plugins_command_hooks(),
+            ..self.job()
+        };
         let mut keys = match self.plugin_configuration() {
             Ok(keys) if keys.contains_key("summary") => {
                 let asked = summary_alone(&keys).and_then(|()| self.in_job());
-                return Invocation::JobSummary(asked, self.job());
+                return Invocation::JobSummary(asked, job);
             }
             Ok(keys) if keys.contains_key("pipeline") => keys,
-            keys => return Invocation::JobStep(self.order_in_hook(keys), self.job()),
+            keys => return Invocation::JobStep(self.order_in_hook(keys), job),
         };
         let pipeline = keys.remove("pipeline");
         let keys = match (pipeline, keys.keys().next()) {
@@ -242,7 +259,11 @@ impl Reading {
             .utf8("BUILDKITE_PLUGINS")
             .and_then(|plugins| Ok((plugins, self.utf8("BUILDKITE_PLUGIN_CONFIGURATION")?)));
         let (keys, plugin) = match plugin {
-            Ok((plugins, configuration)) => (keys, plugin::our_reference(plugins, configuration)),
+            Ok((plugins, configuration)) => {
+                let name = text(&self.environment, "BUILDKITE_PLUGIN_NAME");
+                let reference = plugin::our_reference(plugins, configuration, name.as_deref());
+                (keys, reference)
+            }
             Err(failure) => (Err(failure), None),
         };
         // Steps of another kind than the user expects would be found out by red jobs only.
@@ -269,7 +290,7 @@ impl Reading {
             build,
             ..self.recording(keys, self.in_hook(), plugin)
         };
-        Invocation::JobPipeline(Box::new(order), self.job())
+        Invocation::JobPipeline(Box::new(order), job)
     }
 
     fn recording(
@@ -514,15 +535,43 @@ impl Reading {
             .or_else(|| Some(self.home()?.join(".local/state")))
     }
 
-    /// As Go reads a boolean; what it cannot read does not widen what a pipeline may do.
+    /// What it cannot read does not widen what a pipeline may do.
     fn command_eval(&self) -> bool {
         match self.environment.get(OsStr::new("BUILDKITE_COMMAND_EVAL")) {
             None => true,
-            Some(value) => matches!(
-                value.as_bytes(),
-                b"1" | b"t" | b"T" | b"true" | b"True" | b"TRUE"
-            ),
+            Some(value) => is_true(value),
         }
+    }
+
+    /// The command hooks beside that of our plugin's entry whose hook this is.
+    fn plugins_command_hooks(&self) -> CommandHooks {
+        let json = |name: &str| self.utf8(name).ok().flatten();
+        let named = |name: &str| variable(&self.environment, name);
+        let clones = named("BUILDKITE_PLUGINS_PATH").zip(named("BUILDKITE_AGENT_NAME"));
+        let clones = clones.map(|(plugins, agent)| Path::new(plugins).join(agent));
+        let checkout = named("BUILDKITE_BUILD_CHECKOUT_PATH");
+        let folders = Folders {
+            clones: clones.as_deref(),
+            checkout: checkout.map_or(Path::new("."), Path::new),
+        };
+        CommandHooks::of_plugin(
+            json("BUILDKITE_PLUGINS"),
+            json("BUILDKITE_PLUGIN_CONFIGURATION"),
+            text(&self.environment, "BUILDKITE_PLUGIN_NAME").as_deref(),
+            folders,
+            named("BUILDKITE_STRICT_SINGLE_HOOKS").is_some_and(is_true),
+        )
+    }
+
+    /// The command hooks that the agent has of its own beside ours.
+    fn agents_command_hooks(&self) -> CommandHooks {
+        let folders = variable(&self.environment, "BUILDKITE_ADDITIONAL_HOOKS_PATHS");
+        let folders: Vec<PathBuf> = folders
+            .into_iter()
+            .flat_map(|folders| folders.as_bytes().split(|byte| *byte == b','))
+            .map(|folder| PathBuf::from(OsStr::from_bytes(folder)))
+            .collect();
+        CommandHooks::of_agent(&folders, std::env::current_exe().ok().as_deref())
     }
 
     fn job(&self) -> Job {
@@ -547,6 +596,7 @@ impl Reading {
             },
             folder: self.folder_by_name(),
             environment: environment.clone().into_iter().collect(),
+            hooks: CommandHooks::default(),
         }
     }
 
@@ -561,6 +611,15 @@ impl Reading {
         named
             .filter(|name| name.is_absolute() && same(name))
             .unwrap_or(current)
+    }
+
+    /// The surroundings of a job, where its plugins let ours do its part. The environment hook is the only one of ours that the
+    /// agent runs where it does not run our command hook: a job with nothing built would be green.
+    fn plugins_surroundings(&self) -> Result<Surroundings, Failure> {
+        if variable(&self.environment, "BUILDKITE_PLUGIN_CONFIGURATION").is_some() {
+            self.plugins_command_hooks().check_first()?;
+        }
+        Ok(self.surroundings())
     }
 
     fn surroundings(&self) -> Surroundings {
