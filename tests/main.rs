@@ -5,6 +5,7 @@
 )]
 
 mod agent_hook;
+mod agent_recording;
 mod agent_step;
 mod buildkite_server;
 mod cancellation;

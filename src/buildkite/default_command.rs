@@ -215,11 +215,31 @@ pub fn is_eval_once(command: &OsStr, wanted: &str) -> Ours {
     }
 }
 
+/// The words of a job's command that is `eval-once` with one of these subcommands, where a shell would do no more than split
+/// it into them. Of any other the shell has to make what it makes of it.
+#[must_use]
+pub fn words_of_ours(command: &OsStr, subcommands: &[&str]) -> Option<Vec<String>> {
+    let ours = |subcommand: &&str| is_eval_once(command, subcommand) == Ours::Itself;
+    let text = command.to_str()?.trim();
+    if !subcommands.iter().any(ours) || does(text, &EXPANSIONS) {
+        return None;
+    }
+    split_shell_words(text, EmptyWords::Kept).ok()
+}
+
+/// What a shell reads as another word than is written, where it is not quoted: patterns, homes, braces, comments.
+const EXPANSIONS: [char; 6] = ['*', '?', '[', '~', '{', '#'];
+
 /// What a shell reads as more than a word, where it is not quoted.
 const OPERATORS: [char; 9] = ['\n', ';', '&', '|', '<', '>', '(', '$', '`'];
 
 /// Whether a shell would do more with a command than split it into words: run another, redirect, substitute.
 fn does_more(command: &str) -> bool {
+    does(command, &OPERATORS)
+}
+
+/// Whether one of these characters stands in a command where a shell reads it as special, or it substitutes within quotes.
+fn does(command: &str, special: &[char]) -> bool {
     let mut quote = None;
     let mut rest = command.chars();
     while let Some(c) = rest.next() {
@@ -229,7 +249,7 @@ fn does_more(command: &str) -> bool {
             _ if c == '\\' => drop(rest.next()),
             Some(_) if ['$', '`'].contains(&c) => return true,
             None if ['\'', '"'].contains(&c) => quote = Some(c),
-            None if OPERATORS.contains(&c) => return true,
+            None if special.contains(&c) => return true,
             _ => {}
         }
     }
@@ -388,6 +408,34 @@ mod tests {
             })
             .contains("not found")
         );
+    }
+
+    #[test]
+    fn a_command_of_ours_is_read_where_a_shell_would_only_split_it() {
+        let words = |command: &str| words_of_ours(OsStr::new(command), &["pipeline", "summary"]);
+        for (command, expected) in [
+            ("eval-once summary", "eval-once summary"),
+            (" /opt/eval-once  pipeline\n", "/opt/eval-once pipeline"),
+            (
+                "eval-once pipeline --exclude 'a.*' -I x=\"./y z\"",
+                "eval-once pipeline --exclude a.* -I x=./y z",
+            ),
+        ] {
+            assert_eq!(words(command).unwrap().join(" "), expected);
+        }
+        for command in [
+            "eval-once step",
+            "eval-once prune",
+            "eval-once pipeline && make",
+            "eval-once pipeline --expr \"$X\"",
+            "eval-once pipeline --exclude a.*",
+            "eval-once pipeline --file ~/ci.nix",
+            "eval-once pipeline --attr {a,b}",
+            "eval-once summary # at the end",
+            "eval-once pipeline 'unfinished",
+        ] {
+            assert_eq!(words(command), None, "{command}");
+        }
     }
 
     #[test]

@@ -165,17 +165,7 @@ impl Reading {
                 Invocation::Explain(self.order_by_hand(keys, None), json)
             }
             Command::Pipeline { keys, dry_run } => {
-                let mut order = self.recording(keys.into_keys(), self.by_hand(), None);
-                order.dry_run = dry_run;
-                match self.build() {
-                    Ok(build) => order.build = build,
-                    Err(_) if dry_run => {}
-                    Err(failure) => {
-                        let failure = failure.hint("let it have the job's variables, in a container too; or, with --dry-run, only print the pipeline");
-                        order.keys = order.keys.and(Err(failure));
-                    }
-                }
-                Invocation::Pipeline(Box::new(order))
+                self.pipeline(keys.into_keys(), dry_run, self.by_hand())
             }
             Command::Summary => Invocation::Summary(self.in_job()),
             Command::Prune => Invocation::Prune(self.host()),
@@ -195,6 +185,21 @@ impl Reading {
             Command::Environment => Invocation::PrintEnvironment(self.plugins_surroundings()),
             Command::Completions { shell } => Invocation::Completions(shell),
         }
+    }
+
+    /// A recording that is asked for by a command line.
+    fn pipeline(&self, keys: Result<Keys, Failure>, dry_run: bool, place: Place) -> Invocation {
+        let mut order = self.recording(keys, place, None);
+        order.dry_run = dry_run;
+        match self.build() {
+            Ok(build) => order.build = build,
+            Err(_) if dry_run => {}
+            Err(failure) => {
+                let failure = failure.hint("let it have the job's variables, in a container too; or, with --dry-run, only print the pipeline");
+                order.keys = order.keys.and(Err(failure));
+            }
+        }
+        Invocation::Pipeline(Box::new(order))
     }
 
     /// What clap has to say. A command line that is wrong is a refusal like any other, and is reported where one can see
@@ -227,8 +232,31 @@ impl Reading {
         };
         match self.recorded_step() {
             Some(keys) => Invocation::JobStep(self.order_in_hook(keys), job),
-            None => Invocation::OtherJob(job),
+            None => self
+                .agents_command_of_ours(&job.command)
+                .unwrap_or(Invocation::OtherJob(job)),
         }
+    }
+
+    /// What a job asks for whose command is one of those that recordings are made with, besides steps. The hook does it, as a
+    /// step: the command would need a program on PATH, and an agent that lets commands be evaluated.
+    fn agents_command_of_ours(&self, command: &OsStr) -> Option<Invocation> {
+        let words = default_command::words_of_ours(command, &["pipeline", "summary"])?;
+        let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+        Some(match CommandLine::try_parse_from(&words) {
+            Ok(CommandLine {
+                subcommand: Command::Pipeline { keys, dry_run },
+            }) => {
+                // Where the command would have run, and held to what it could have been.
+                let place = Place {
+                    confined: !self.command_eval(),
+                    ..self.by_hand()
+                };
+                self.pipeline(keys.into_keys(), dry_run, place)
+            }
+            Ok(line) => self.subcommand(line.subcommand),
+            Err(error) => self.message(error, &words),
+        })
     }
 
     /// A step; with `pipeline`, a recording; with `summary`, a summary.
@@ -631,7 +659,8 @@ impl Reading {
                 .get(OsStr::new("PATH"))
                 .cloned()
                 .unwrap_or_default(),
-            program: program.filter(|_| !named("EVAL_ONCE_BIN")),
+            program,
+            named: variable(&self.environment, "EVAL_ONCE_BIN").map(PathBuf::from),
             state: self.state().filter(|_| !named("EVAL_ONCE_STATE_DIR")),
             nix_folders: nix_folders(
                 self.home().as_deref(),
