@@ -57,12 +57,10 @@ pub fn variables(surroundings: &Surroundings) -> Vec<(&'static str, OsString)> {
     }
     // Steps run it by this name. One that is called otherwise is not found by it: then it is this program.
     let programs = [&surroundings.named, &surroundings.program];
-    for folder in programs
-        .into_iter()
-        .flatten()
-        .filter_map(|program| program.parent())
-    {
-        append("eval-once", folder);
+    for program in programs.into_iter().flatten() {
+        if let Some(folder) = program.parent().filter(|folder| folder.is_absolute()) {
+            append("eval-once", folder);
+        }
     }
     let mut variables = Vec::new();
     if path != surroundings.path {

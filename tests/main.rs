@@ -15,6 +15,7 @@ mod environment;
 mod evaluate;
 mod explain;
 mod failures;
+mod host_settings;
 mod job_log;
 mod out_link;
 mod plugin;

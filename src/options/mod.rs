@@ -512,8 +512,13 @@ impl Reading {
             self.log
                 .warn("EVAL_ONCE_SHARE is set, and shares are not in this version of eval-once");
         }
+        // The program is for the plugin's hooks; temporary files are Nix's as well, which fails with words of its own (2.8:
+        // "not an absolute path").
+        for name in ["EVAL_ONCE_BIN", "TMPDIR"] {
+            self.absolute(name)?;
+        }
         Ok(Host {
-            state: self.state(),
+            state: self.state()?,
             evaluations,
             recorded_only,
             nix: self.nix_settings(),
@@ -544,23 +549,36 @@ impl Reading {
         }
     }
 
-    fn state(&self) -> Option<PathBuf> {
-        let named = variable(&self.environment, "EVAL_ONCE_STATE_DIR").map(PathBuf::from);
-        let folder = named.or_else(|| Some(self.state_home()?.join("eval-once")))?;
-        // Nix is told paths below it while it stands in another folder, and reads them by their letters.
-        let folder = std::path::absolute(folder).ok()?;
-        Some(paths::without_dots(&folder))
+    /// The state folder.
+    fn state(&self) -> Result<Option<PathBuf>, Failure> {
+        let folder = match self.absolute("EVAL_ONCE_STATE_DIR")? {
+            Some(named) => Some(named),
+            None => self.state_home()?.map(|home| home.join("eval-once")),
+        };
+        // Nix is told paths below it, and reads them by their letters.
+        Ok(folder.map(|folder| paths::without_dots(&folder)))
     }
 
-    fn home(&self) -> Option<PathBuf> {
-        variable(&self.environment, "HOME").map(PathBuf::from)
+    /// Where programs keep their state. The specification of `XDG_STATE_HOME` has a relative path ignored.
+    fn state_home(&self) -> Result<Option<PathBuf>, Failure> {
+        match self.absolute("XDG_STATE_HOME") {
+            Ok(Some(folder)) => Ok(Some(folder)),
+            _ => Ok(self.absolute("HOME")?.map(|home| home.join(".local/state"))),
+        }
     }
 
-    fn state_home(&self) -> Option<PathBuf> {
-        let state_home = variable(&self.environment, "XDG_STATE_HOME").map(PathBuf::from);
-        state_home
-            .filter(|folder| folder.is_absolute())
-            .or_else(|| Some(self.home()?.join(".local/state")))
+    /// The path of the host's in this variable. A relative one would lead to another place from every folder: from a job into
+    /// its checkout, which the next job cleans.
+    fn absolute(&self, name: &str) -> Result<Option<PathBuf>, Failure> {
+        let path = variable(&self.environment, name).map(PathBuf::from);
+        match path {
+            Some(path) if path.is_relative() => Err(keys::refuse(format_args!(
+                "{name} is {}, a relative path",
+                path.display()
+            ))
+            .hint(format!("give {name} an absolute path"))),
+            path => Ok(path),
+        }
     }
 
     /// What it cannot read does not widen what a pipeline may do.
@@ -651,20 +669,21 @@ impl Reading {
     }
 
     fn surroundings(&self) -> Surroundings {
-        let named = |name: &str| variable(&self.environment, name).is_some();
-        let program = std::env::current_exe().ok();
+        // What is wrong with them is said by what uses them; this is the environment of every job of the host.
+        let folder = |name: &str| self.absolute(name).ok().flatten();
+        let state_is_named = variable(&self.environment, "EVAL_ONCE_STATE_DIR").is_some();
         Surroundings {
             path: self
                 .environment
                 .get(OsStr::new("PATH"))
                 .cloned()
                 .unwrap_or_default(),
-            program,
+            program: std::env::current_exe().ok(),
             named: variable(&self.environment, "EVAL_ONCE_BIN").map(PathBuf::from),
-            state: self.state().filter(|_| !named("EVAL_ONCE_STATE_DIR")),
+            state: self.state().ok().flatten().filter(|_| !state_is_named),
             nix_folders: nix_folders(
-                self.home().as_deref(),
-                self.state_home().as_deref(),
+                folder("HOME").as_deref(),
+                self.state_home().ok().flatten().as_deref(),
                 variable(&self.environment, "USER"),
             ),
         }

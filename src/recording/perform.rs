@@ -21,6 +21,7 @@ use super::{
 use crate::buildkite::pipeline::Command;
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Failure};
+use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, command, inputs_on_disk, version};
 use crate::state::State;
@@ -43,9 +44,12 @@ pub fn perform(
     let (keys, host) = (order.keys?, order.host?);
     let request = Request::read(keys, &order.place, order.plugin.as_deref())?;
     // Steps start at the root of the checkout.
-    let recorded = match order.below_checkout.as_deref().and_then(Path::to_str) {
+    let recorded = match &order.below_checkout {
         Some(folder) => Request {
-            root: request.root.from_above(folder),
+            root: request
+                .root
+                .from_above(folder)
+                .ok_or_else(|| unnameable(folder))?,
             ..request.clone()
         },
         None => request.clone(),
@@ -390,6 +394,15 @@ fn tell(broken: &[Broken], log: Log) {
     if broken.len() > TOLD {
         log.say(format_args!("broken: and {} more", broken.len() - TOLD));
     }
+}
+
+/// The failure of a recording in a folder that no record can name.
+fn unnameable(folder: &Path) -> Failure {
+    refuse(format_args!(
+        "the folder {} of the checkout has a name that is not UTF-8: steps could not say where to find what is recorded in it",
+        folder.display()
+    ))
+    .hint("record from the checkout's root, or give the folder another name")
 }
 
 /// Fails where something is broken and that is to fail the recording.
