@@ -241,7 +241,9 @@ pub fn environment_of_command(
 
 /// Whether a variable told *us* what to do, and would mean something else to whoever comes after us.
 fn was_told_to_us(name: &OsStr) -> bool {
-    name == "EVAL_ONCE_STEP" || name.as_bytes().starts_with(b"BUILDKITE_HOOK_")
+    name == "EVAL_ONCE_STEP"
+        || name == "EVAL_ONCE_COMMAND"
+        || name.as_bytes().starts_with(b"BUILDKITE_HOOK_")
 }
 
 #[cfg(test)]

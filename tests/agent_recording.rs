@@ -178,3 +178,129 @@ fn other_commands_of_ours_are_the_shells() {
     assert!(job.checkout().join("result").exists(), "{}", ran.log);
     assert_eq!(ran.ending.code(), Some(127), "{}", ran.log);
 }
+
+/// The build of a recording whose steps have a command of their own; the job of its one step, and how the build ended.
+fn with_own_command(change: impl Fn(Build) -> Build) -> Option<(Outcome, String)> {
+    program()?;
+    let store = Store::new()?;
+    store.write("ci.nix", &expression(r#"{ one = file "one"; }"#));
+    // Several commands are one script, whose lines see one another.
+    let step = json!({ "command": ["x=$(cat $EVAL_ONCE_OUT)", "echo \"> $x and $(cat result)\"; exit 7"] });
+    let command = format!("'{EVAL_ONCE}' pipeline --file ci.nix --skip none --step '{step}'");
+    let build = change(build(&store, &command)?);
+    let outcome = build.run();
+    let step = build
+        .jobs()
+        .into_iter()
+        .find(|job| job.key.as_deref() != Some("record"))
+        .unwrap_or_else(|| panic!("{}", build.job("record").plain()));
+    let log = step.plain();
+    assert_eq!(
+        step.exit_status,
+        Some(if log.contains("not found") { 127 } else { 7 }),
+        "{log}"
+    );
+    Some((outcome, log))
+}
+
+#[test]
+fn a_recorded_step_builds_before_its_own_command_on_every_agent_or_fails() {
+    let ran = "> one and one\n";
+    let Some((_, log)) = with_own_command(|build| build.our_hook("command")) else {
+        return;
+    };
+    assert!(
+        log.contains("eval-once: realised ") && log.contains(ran),
+        "{log}"
+    );
+    let (_, log) = with_own_command(|build| build.our_hook("environment")).unwrap();
+    assert!(
+        log.contains("eval-once: realised ") && log.contains(ran),
+        "{log}"
+    );
+    // An agent with neither hook nor program builds nothing, and is not green.
+    let (outcome, log) = with_own_command(|build| build).unwrap();
+    assert_eq!(outcome, Outcome::Failed);
+    assert!(log.contains("not found") && !log.contains("> "), "{log}");
+}
+
+#[test]
+fn the_command_of_a_recorded_step_is_the_one_that_an_agent_would_have_run() {
+    let Some(store) = store() else { return };
+    let record = json!({ "file": "ci.nix", "attr": ["one"] }).to_string();
+    let dump =
+        "env | grep '^EVAL_ONCE_\\|^BUILDKITE_COMMAND=' | sed 's/=.*one$/=OUT/; s/^/> /' | sort";
+    let run = |hook: bool, prepare: &dyn Fn(&mut Job)| {
+        let mut job = job(&store, "eval-once step").unwrap();
+        job.set("EVAL_ONCE_STEP", &record)
+            .set("EVAL_ONCE_COMMAND", dump)
+            .unset("BUILDKITE_STEP_ID");
+        if !hook {
+            fs::remove_file(job.hooks().join("command")).unwrap();
+            symlink(EVAL_ONCE, job.folder().join("bin/eval-once")).unwrap();
+        }
+        prepare(&mut job);
+        job.run()
+    };
+    if program().is_none() {
+        return;
+    }
+    for hook in [true, false] {
+        let ran = run(hook, &|_| ());
+        let marked: Vec<String> = ran
+            .plain()
+            .lines()
+            .filter(|line| line.starts_with("> "))
+            .filter(|line| !line.contains("_STATE_DIR") && !line.contains("_LOG"))
+            .map(str::to_owned)
+            .collect();
+        let command = format!("> BUILDKITE_COMMAND={dump}");
+        assert_eq!(
+            marked,
+            [
+                command.as_str(),
+                "> EVAL_ONCE_OUT=OUT",
+                "> EVAL_ONCE_OUT_OUT=OUT"
+            ],
+            "{}",
+            ran.log
+        );
+        // It is left to nobody, for there is nobody.
+        let left = json!({ "file": "ci.nix", "attr": ["one"], "command": "none" });
+        let ran = run(hook, &|job| {
+            job.set("EVAL_ONCE_STEP", left.to_string());
+        });
+        assert_eq!(ran.ending.code(), Some(64), "{}", ran.log);
+        // And it is not dropped for another one.
+        let ran = run(hook, &|job| {
+            job.command("eval-once step -- echo '> other'");
+        });
+        assert_eq!(ran.ending.code(), Some(64), "{}", ran.log);
+        assert!(!ran.plain().contains("\n> "), "{}", ran.log);
+    }
+    let ran = run(true, &|job| {
+        job.command("echo '> other'");
+    });
+    assert_eq!(ran.ending.code(), Some(64), "{}", ran.log);
+}
+
+#[test]
+fn a_plugin_of_a_step_that_is_a_command_is_warned_of() {
+    let Some(store) = store() else { return };
+    for (step, warned) in [
+        (json!({ "plugins": ["docker#v5.13.0"] }), true),
+        (json!({ "command": "make" }), false),
+    ] {
+        let ended = store
+            .eval_once(["pipeline", "--dry-run", "--file", "ci.nix"])
+            .args(["--step".to_owned(), step.to_string()])
+            .run();
+        ended.exits(0);
+        let ours = ended.ours().join("\n");
+        assert_eq!(
+            ours.contains("warning: 3 steps have a plugin"),
+            warned,
+            "{ended}"
+        );
+    }
+}

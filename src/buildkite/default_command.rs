@@ -215,6 +215,15 @@ pub fn is_eval_once(command: &OsStr, wanted: &str) -> Ours {
     }
 }
 
+/// Whether a job's command is a step of ours and nothing else, or nothing at all.
+#[must_use]
+pub fn is_step_itself(command: &OsStr) -> bool {
+    let is_blank = String::from_utf8_lossy(command.as_bytes())
+        .trim()
+        .is_empty();
+    is_blank || is_eval_once(command, "step") == Ours::Itself
+}
+
 /// The words of a job's command that is `eval-once` with one of these subcommands, where a shell would do no more than split
 /// it into them. Of any other the shell has to make what it makes of it.
 #[must_use]
@@ -224,7 +233,45 @@ pub fn words_of_ours(command: &OsStr, subcommands: &[&str]) -> Option<Vec<String
     if !subcommands.iter().any(ours) || does(text, &EXPANSIONS) {
         return None;
     }
-    split_shell_words(text, EmptyWords::Kept).ok()
+    posix_words(text)
+}
+
+/// The words that a POSIX shell reads of a command without operators and expansions; nothing where a quote is not closed. (The
+/// agent's own splitting, which is for `BUILDKITE_SHELL`, also takes backslashes for escapes within single quotes.)
+fn posix_words(command: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut rest = command.chars();
+    while let Some(c) = rest.next() {
+        if c.is_ascii_whitespace() {
+            words.extend(word.take());
+            continue;
+        }
+        let word = word.get_or_insert_default();
+        match c {
+            '\'' => loop {
+                match rest.next()? {
+                    '\'' => break,
+                    c => word.push(c),
+                }
+            },
+            '"' => loop {
+                match rest.next()? {
+                    '"' => break,
+                    '\\' => match rest.next()? {
+                        '\n' => {}
+                        c @ ('$' | '`' | '"' | '\\') => word.push(c),
+                        c => word.extend(['\\', c]),
+                    },
+                    c => word.push(c),
+                }
+            },
+            '\\' => word.push(rest.next().filter(|c| *c != '\n')?),
+            c => word.push(c),
+        }
+    }
+    words.extend(word);
+    Some(words)
 }
 
 /// What a shell reads as another word than is written, where it is not quoted: patterns, homes, braces, comments.
@@ -419,6 +466,10 @@ mod tests {
             (
                 "eval-once pipeline --exclude 'a.*' -I x=\"./y z\"",
                 "eval-once pipeline --exclude a.* -I x=./y z",
+            ),
+            (
+                r#"eval-once pipeline '{"a\"b\n"}' "c\"d\e\\" f\ g '' ''h"#,
+                r#"eval-once pipeline {"a\"b\n"} c"d\e\ f g  h"#,
             ),
         ] {
             assert_eq!(words(command).unwrap().join(" "), expected);

@@ -98,6 +98,25 @@ fn text(environment: &Environment, name: &str) -> Option<String> {
     variable(environment, name).map(|value| value.to_string_lossy().into_owned())
 }
 
+/// The job with another command, in its environment too: a command may look there at what it is.
+fn with_command(mut job: Job, command: &OsStr) -> Job {
+    let name = OsStr::new("BUILDKITE_COMMAND");
+    job.environment.retain(|(other, _)| other != name);
+    job.environment.push((name.into(), command.into()));
+    command.clone_into(&mut job.command);
+    // Only hooks can be left it.
+    job.hooks.others.get_or_insert_default();
+    job
+}
+
+/// The refusal of a recorded step with two commands, of which only one could be run.
+fn two_commands(other: &str) -> Failure {
+    keys::refuse(format_args!(
+        "the step has a command that it was recorded with (EVAL_ONCE_COMMAND), and {other}"
+    ))
+    .hint("leave the command at `eval-once step`: it runs the recorded one after the build")
+}
+
 /// As Go reads a boolean.
 fn is_true(value: &OsStr) -> bool {
     matches!(
@@ -154,15 +173,25 @@ impl Reading {
                 report,
                 given,
             } => {
-                let environment = self.environment.clone().into_iter().collect();
-                let given = (!given.is_empty()).then_some(Given {
+                let given = (!given.is_empty()).then(|| Given {
                     words: given,
-                    environment,
+                    environment: self.environment.clone().into_iter().collect(),
                 });
-                Invocation::Step(self.order_by_hand(keys, report), given)
+                let (mut order, is_recorded) = self.order_by_hand(keys, report);
+                let carried = self.carried_command().filter(|_| is_recorded);
+                match (given, carried) {
+                    (given, None) => Invocation::Step(order, given),
+                    (None, Some(command)) => {
+                        Invocation::JobStep(order, with_command(self.job(), command))
+                    }
+                    (Some(given), Some(_)) => {
+                        order.keys = order.keys.and(Err(two_commands("one behind `--`")));
+                        Invocation::Step(order, Some(given))
+                    }
+                }
             }
             Command::Explain { keys, json, .. } => {
-                Invocation::Explain(self.order_by_hand(keys, None), json)
+                Invocation::Explain(self.order_by_hand(keys, None).0, json)
             }
             Command::Pipeline { keys, dry_run } => {
                 self.pipeline(keys.into_keys(), dry_run, self.by_hand())
@@ -231,7 +260,16 @@ impl Reading {
             ..self.job()
         };
         match self.recorded_step() {
-            Some(keys) => Invocation::JobStep(self.order_in_hook(keys), job),
+            Some(keys) => {
+                let (keys, job) = match self.carried_command() {
+                    None => (keys, job),
+                    Some(command) if default_command::is_step_itself(&job.command) => {
+                        (keys, with_command(job, command))
+                    }
+                    Some(_) => (keys.and(Err(two_commands("one of its own"))), job),
+                };
+                Invocation::JobStep(self.order_in_hook(keys), job)
+            }
             None => self
                 .agents_command_of_ours(&job.command)
                 .unwrap_or(Invocation::OtherJob(job)),
@@ -389,10 +427,14 @@ impl Reading {
         Ok(())
     }
 
-    fn order_by_hand(&self, flags: KeyFlags, report: Option<PathBuf>) -> Order {
+    /// A step by hand, and whether it is the recorded one.
+    fn order_by_hand(&self, flags: KeyFlags, report: Option<PathBuf>) -> (Order, bool) {
+        let mut is_recorded = false;
         let keys = match flags.into_keys() {
             Ok(flags) if flags.is_empty() => {
-                self.recorded_step().unwrap_or_else(|| Ok(Keys::new()))
+                let recorded = self.recorded_step();
+                is_recorded = recorded.is_some();
+                recorded.unwrap_or_else(|| Ok(Keys::new()))
             }
             keys => keys.inspect(|_| {
                 if self.environment.contains_key(OsStr::new("EVAL_ONCE_STEP")) {
@@ -402,10 +444,11 @@ impl Reading {
                 }
             }),
         };
-        Order {
+        let order = Order {
             report,
             ..self.order(keys, self.by_hand())
-        }
+        };
+        (order, is_recorded)
     }
 
     fn order_in_hook(&self, keys: Result<Keys, Failure>) -> Order {
@@ -469,6 +512,11 @@ impl Reading {
     fn recorded_step(&self) -> Option<Result<Keys, Failure>> {
         let text = self.utf8("EVAL_ONCE_STEP").transpose()?;
         Some(text.and_then(|text| keys::parse(text, "EVAL_ONCE_STEP")))
+    }
+
+    /// The command that follows a recorded step, where the job's own is only that step.
+    fn carried_command(&self) -> Option<&OsStr> {
+        variable(&self.environment, "EVAL_ONCE_COMMAND")
     }
 
     fn plugin_configuration(&self) -> Result<Keys, Failure> {

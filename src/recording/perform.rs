@@ -18,7 +18,6 @@ use super::{
     Broken, Build, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin,
     skip,
 };
-use crate::buildkite::pipeline::Command;
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
@@ -103,7 +102,7 @@ pub fn perform(
     let told = evaluated.broken.len() + evaluated.refused.len();
     tell(made.errors.get(told..).unwrap_or_default(), log);
     fail_on_errors(made.errors.len(), &request)?;
-    warn_of_commands(&made, log);
+    warn_of_plugins(&made, log);
     time("steps");
 
     let facts = Facts {
@@ -419,18 +418,18 @@ fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
     ))
 }
 
-/// With `emit: command`, a command of the step's own stands where ours would: only our hook builds before it.
-fn warn_of_commands(made: &Steps, log: Log) {
+/// With `emit: command`, an agent runs the command hook of a step's plugin instead of ours.
+fn warn_of_plugins(made: &Steps, log: Log) {
     let own = made.steps.iter().filter(|planned| {
         let step = &planned.step;
-        step.env.contains_key("EVAL_ONCE_STEP")
-            && step.command != Some(Command::One("eval-once step".into()))
+        step.env.contains_key("EVAL_ONCE_STEP") && !step.plugins.is_empty()
     });
     let own = own.count();
     if own > 0 {
         log.warn(format_args!(
-            "{own} step{} of its own: an agent without eval-once's command hook runs that and builds nothing; `emit: plugin` builds everywhere",
-            if own == 1 { " has a command" } else { "s have a command" }
+            "{own} step{} of its own: where one has a command hook, the agent runs that instead of eval-once, and nothing may be built; \
+             `emit: plugin` builds before it",
+            if own == 1 { " has a plugin" } else { "s have a plugin" }
         ));
     }
 }
