@@ -7,13 +7,15 @@
 # What this file sets is read by the hooks.
 # shellcheck disable=SC2034
 
-# Sets `eval_once_bin`; or fails, and sets `eval_once_error` and `eval_once_hint`.
+# Sets `eval_once_bin`; or fails, and sets `eval_once_error`, `eval_once_hint` and `eval_once_status`.
 eval_once_find() {
   local plugin=${BASH_SOURCE[0]%/*}/.. candidate
+  eval_once_status=69
   eval_once_hint='install the program and name it in EVAL_ONCE_BIN (in the agent'\''s environment hook), put it on the agent'\''s PATH, or install Rust (cargo), and it is built here once'
 
   # A name that somebody gave is meant: going on to another program would hide the mistake.
   if [[ -n ${EVAL_ONCE_BIN:-} ]]; then
+    eval_once_is_absolute EVAL_ONCE_BIN || return
     if [[ -f $EVAL_ONCE_BIN && -x $EVAL_ONCE_BIN ]]; then
       eval_once_bin=$EVAL_ONCE_BIN
       return 0
@@ -39,21 +41,48 @@ eval_once_find() {
   eval_once_find_built "$plugin"
 }
 
+# Fails where the variable of this name holds a relative path: it would mean another file in each folder.
+eval_once_is_absolute() {
+  [[ ${!1} == /* ]] && return
+  eval_once_error="$1 is ${!1}, a relative path"
+  eval_once_hint="give $1 an absolute path"
+  eval_once_status=64
+  return 1
+}
+
+# Sets what is to be said of a program that was found and that the system cannot run.
+eval_once_cannot_run() {
+  eval_once_error="the program $eval_once_bin cannot be run on this machine ($MACHTYPE)"
+  eval_once_hint='install one that was built for this machine (another processor, or another libc, needs another one), and name it in EVAL_ONCE_BIN or put it on PATH'
+  eval_once_status=69
+}
+
+# Says what is wrong.
+eval_once_say() {
+  printf 'eval-once: error: %s\neval-once: hint: %s\n' "$eval_once_error" "$eval_once_hint" >&2
+}
+
 # A program built from exactly this plugin's sources, by an earlier job or now.
 eval_once_find_built() {
-  local plugin=$1 state=${EVAL_ONCE_STATE_DIR:-} eval_once_key place
+  local plugin=$1 state eval_once_key place
 
-  if [[ -z $state ]]; then
-    state=${XDG_STATE_HOME:-${HOME:+$HOME/.local/state}}
-    if [[ -z $state ]]; then
-      eval_once_error='the program eval-once was not found, and with neither EVAL_ONCE_STATE_DIR nor HOME set there is no place to build it in'
-      return 1
-    fi
-    state=$state/eval-once
+  # As the program itself chooses it. Relative, it would lie in the checkout, which the next job cleans; of XDG_STATE_HOME
+  # its specification says that a relative path is ignored.
+  if [[ -n ${EVAL_ONCE_STATE_DIR:-} ]]; then
+    eval_once_is_absolute EVAL_ONCE_STATE_DIR || return
+    state=$EVAL_ONCE_STATE_DIR
+  elif [[ ${XDG_STATE_HOME:-} == /* ]]; then
+    state=$XDG_STATE_HOME/eval-once
+  elif [[ -n ${HOME:-} ]]; then
+    eval_once_is_absolute HOME || return
+    state=$HOME/.local/state/eval-once
+  else
+    eval_once_error='the program eval-once was not found, and with neither EVAL_ONCE_STATE_DIR nor HOME set there is no place to build it in'
+    return 1
   fi
-  # The agent may lay the plugin's clone anew for every job; the state folder stays.
+  # The agent may lay the plugin's clone anew for every job; the state folder stays. Machines of several kinds may share it.
   eval_once_commit "$plugin" || eval_once_checksum "$plugin"
-  place=$state/bin/$eval_once_key
+  place=$state/bin/$MACHTYPE/$eval_once_key
   if [[ -x $place/eval-once ]]; then
     eval_once_bin=$place/eval-once
     return 0

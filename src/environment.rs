@@ -13,8 +13,10 @@ use crate::supervise::{OnStop, Supervisor};
 pub struct Surroundings {
     /// The job's PATH.
     pub path: OsString,
-    /// Where this program is, where the job does not name one itself.
+    /// Where this program is.
     pub program: Option<PathBuf>,
+    /// The program that the job names itself (`EVAL_ONCE_BIN`).
+    pub named: Option<PathBuf>,
     /// The state folder, where the job does not name one itself.
     pub state: Option<PathBuf>,
     /// The folders in which Nix is looked for, best first.
@@ -53,19 +55,22 @@ pub fn variables(surroundings: &Surroundings) -> Vec<(&'static str, OsString)> {
     for folder in &surroundings.nix_folders {
         append("nix-store", folder);
     }
-    if let Some(folder) = surroundings.program.as_deref().and_then(Path::parent) {
-        append("eval-once", folder);
+    // Steps run it by this name. One that is called otherwise is not found by it: then it is this program.
+    let programs = [&surroundings.named, &surroundings.program];
+    for program in programs.into_iter().flatten() {
+        if let Some(folder) = program.parent().filter(|folder| folder.is_absolute()) {
+            append("eval-once", folder);
+        }
     }
     let mut variables = Vec::new();
     if path != surroundings.path {
         variables.push(("PATH", path));
     }
-    variables.extend(
-        surroundings
-            .program
-            .clone()
-            .map(|program| ("EVAL_ONCE_BIN", program.into())),
-    );
+    let program = surroundings
+        .program
+        .clone()
+        .filter(|_| surroundings.named.is_none());
+    variables.extend(program.map(|program| ("EVAL_ONCE_BIN", program.into())));
     variables.extend(
         surroundings
             .state
@@ -145,6 +150,7 @@ mod tests {
         let mut surroundings = Surroundings {
             path: "/nowhere".into(),
             program: None,
+            named: None,
             state: None,
             nix_folders: vec![
                 "/not/here".into(),

@@ -8,6 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
+use crate::buildkite::command_hooks::Command;
 use crate::buildkite::default_command::{self, Job, Ours, Plan, Refusal, is_eval_once};
 use crate::command_line::{Program, find_program};
 use crate::exit::{Class, Failure};
@@ -44,7 +45,9 @@ pub fn step(
     order.keys = order.keys.and_then(|keys| {
         let hint =
             "leave the command at `eval-once step`, or make it just what is to run after the build";
-        refuse_more(ours, "step", hint).map(|()| keys)
+        refuse_more(ours, "step", hint)?;
+        check_command(&job, ours, Command::of_step(&keys), log)?;
+        Ok(keys)
     });
     let done = step::perform(order, &mut supervisor, log)?;
     for (name, path) in &done.outputs {
@@ -70,7 +73,9 @@ pub fn recording(
     let ours = is_eval_once(&job.command, "pipeline");
     order.keys = order.keys.and_then(|keys| {
         let hint = "leave the command out, or make it just what is to run after the upload";
-        refuse_more(ours, "pipeline", hint).map(|()| keys)
+        refuse_more(ours, "pipeline", hint)?;
+        check_command(&job, ours, Command::Runs { asked: false }, log)?;
+        Ok(keys)
     });
     recording::perform(order, &mut supervisor, log)?;
     job.environment.retain(|(name, _)| !was_told_to_us(name));
@@ -90,7 +95,8 @@ pub fn summary(
     let ours = is_eval_once(&job.command, "summary");
     let asked = asked.and_then(|()| {
         let hint = "leave the command out, or make it just what is to run after the summary";
-        refuse_more(ours, "summary", hint)
+        refuse_more(ours, "summary", hint)?;
+        check_command(&job, ours, Command::Runs { asked: false }, log)
     });
     summary::perform(asked, &mut supervisor, log)?;
     job.environment.retain(|(name, _)| !was_told_to_us(name));
@@ -108,6 +114,21 @@ fn refuse_more(ours: Ours, subcommand: &str, hint: &str) -> Result<(), Failure> 
     Ok(())
 }
 
+/// Refuses a job of which not all would be done, and warns of a command that may run twice.
+fn check_command(job: &Job, ours: Ours, command: Command, log: Log) -> Result<(), Failure> {
+    let has_command = ours != Ours::Itself && !is_blank(&job.command);
+    if let Some(warning) = job.hooks.check(command, has_command)? {
+        log.warn(warning);
+    }
+    Ok(())
+}
+
+fn is_blank(command: &OsStr) -> bool {
+    String::from_utf8_lossy(command.as_bytes())
+        .trim()
+        .is_empty()
+}
+
 /// Becomes the job's own command once all else is done; where there is none to run, gives the status. `what` was done, and
 /// `whose` command it is.
 fn become_own_command(
@@ -117,10 +138,7 @@ fn become_own_command(
     supervisor: Supervisor,
     log: Log,
 ) -> Result<u8, Failure> {
-    if String::from_utf8_lossy(job.command.as_bytes())
-        .trim()
-        .is_empty()
-    {
+    if is_blank(&job.command) {
         return Ok(0);
     }
     if ours == Ours::Itself {
@@ -223,7 +241,9 @@ pub fn environment_of_command(
 
 /// Whether a variable told *us* what to do, and would mean something else to whoever comes after us.
 fn was_told_to_us(name: &OsStr) -> bool {
-    name == "EVAL_ONCE_STEP" || name.as_bytes().starts_with(b"BUILDKITE_HOOK_")
+    name == "EVAL_ONCE_STEP"
+        || name == "EVAL_ONCE_COMMAND"
+        || name.as_bytes().starts_with(b"BUILDKITE_HOOK_")
 }
 
 #[cfg(test)]

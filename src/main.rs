@@ -68,7 +68,7 @@ fn run(invocation: Invocation, log: Log) -> Result<u8, Failure> {
         }
         Invocation::PrintEnvironment(surroundings) => {
             print(environment::as_shell(&environment::variables(
-                &surroundings,
+                &surroundings?,
             )))?;
             Ok(0)
         }

@@ -170,14 +170,20 @@ fn without_a_command_there_is_nothing_to_run() {
 }
 
 #[test]
-fn with_command_none_the_command_does_not_run() {
+fn with_command_none_there_is_no_command_that_could_be_left_out() {
     let Some(store) = Store::new() else { return };
     let record = json!({ "attr": "good", "command": "none" });
-    let Some(ran) = run(&store, &record, "echo '> ran'") else {
-        return;
-    };
-    assert_eq!(ran.ending.code(), Some(0), "{}", ran.log);
-    assert!(marked(&ran).is_empty(), "{}", ran.log);
+    for (command, status) in [("echo '> ran'", 64), ("eval-once step", 0), ("", 0)] {
+        let Some(mut job) = job(&store, &record) else {
+            return;
+        };
+        job.command(command);
+        let ran = job.run();
+        assert_eq!(ran.ending.code(), Some(status), "{command}: {}", ran.log);
+        assert!(marked(&ran).is_empty(), "{}", ran.log);
+        let built = job.checkout().join("result").exists();
+        assert_eq!(built, status == 0, "{command}: {}", ran.log);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 )]
 
 mod agent_hook;
+mod agent_recording;
 mod agent_step;
 mod buildkite_server;
 mod cancellation;
@@ -14,9 +15,11 @@ mod environment;
 mod evaluate;
 mod explain;
 mod failures;
+mod host_settings;
 mod job_log;
 mod out_link;
 mod plugin;
+mod plugin_order;
 mod plugin_yml;
 mod recording_attack;
 mod recording_evaluate;

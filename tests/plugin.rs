@@ -715,3 +715,19 @@ fn a_plugin_that_stands_in_the_checkout_works_as_well() {
         "built\n"
     );
 }
+
+#[test]
+fn a_program_for_another_machine_ends_the_job_with_69() {
+    let Some(store) = Store::new() else { return };
+    let Some(mut job) = plugin_job(&store, &json!({ "attr": "good" })) else {
+        return;
+    };
+    let program = job.folder().join("eval-once");
+    write_program(&program, "#!/no/such/loader\n");
+    job.set("EVAL_ONCE_BIN", &program).command("echo ran");
+    let ran = job.run();
+    let output = ran.plain();
+    assert_eq!(ran.ending.code(), Some(69), "{output}");
+    assert!(output.contains("cannot be run on this machine"), "{output}");
+    assert!(!output.lines().any(|line| line == "ran"), "{output}");
+}

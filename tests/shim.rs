@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::Write,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -96,6 +96,12 @@ impl Host {
         );
     }
 
+    /// Where a program is that was built for this machine from this commit, below a state folder.
+    fn built(&self, commit: &str) -> String {
+        let machine = self.bash(&["-c", "printf %s \"$MACHTYPE\""]).run();
+        format!("bin/{}/{commit}/eval-once", machine.stdout)
+    }
+
     fn cargo_calls(&self) -> Vec<String> {
         let calls = fs::read_to_string(self.path("cargo-calls")).unwrap_or_default();
         calls.lines().map(str::to_owned).collect()
@@ -132,7 +138,7 @@ fn ran(ended: &Ended, label: &str) {
 #[test]
 fn the_program_is_looked_for_in_one_order_and_without_any_tool() {
     let host = Host::new();
-    let built = format!("home/.local/state/eval-once/bin/{COMMIT}/eval-once");
+    let built = format!("home/.local/state/eval-once/{}", host.built(COMMIT));
     host.program("named", "named");
     host.program("plugin/bin/eval-once", "in bin");
     host.program("plugin/target/release/eval-once", "in target");
@@ -238,7 +244,7 @@ fn a_program_that_is_nowhere_is_built_once_for_each_commit() {
 #[test]
 fn a_clone_on_a_branch_is_known_by_the_branchs_commit() {
     let host = Host::new();
-    host.program(&format!("state/bin/{COMMIT}/eval-once"), "built before");
+    host.program(&format!("state/{}", host.built(COMMIT)), "built before");
     let hook = || {
         host.command_hook()
             .env("EVAL_ONCE_STATE_DIR", host.path("state"))
@@ -298,8 +304,11 @@ fn a_build_leaves_only_the_program_and_its_lock() {
     let host = Host::new();
     host.cargo("");
     ran(&host.command_hook().run(), "built");
-    let place = host.path(&format!("home/.local/state/eval-once/bin/{COMMIT}"));
-    let mut left: Vec<_> = fs::read_dir(place)
+    let place = host.path(&format!(
+        "home/.local/state/eval-once/{}",
+        host.built(COMMIT)
+    ));
+    let mut left: Vec<_> = fs::read_dir(place.parent().unwrap())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
@@ -392,4 +401,93 @@ fn a_program_that_fails_in_the_environment_hook_fails_it() {
         .run()
         .prints("status 70, GREETING=\n")
         .says(&["bin/eval-once environment ended with status 70"]);
+}
+
+/// Programs that the system does not run here: of a processor that this is not, and with a loader that is not there.
+const FOREIGN: [&[u8]; 2] = [
+    b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x2b\0\x01\0\0\0",
+    b"#!/no/such/loader\n",
+];
+
+#[test]
+fn a_program_for_another_machine_is_a_missing_program() {
+    let host = Host::new();
+    let machine = host.bash(&["-c", "printf %s \"$MACHTYPE\""]).run().stdout;
+    for place in ["named", "plugin/bin/eval-once", "bin/eval-once"] {
+        for program in FOREIGN {
+            let file = host.path(place);
+            host.write(place, "");
+            fs::write(&file, program).unwrap();
+            fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
+            let named = |hook: Program| match place {
+                "named" => hook.env("EVAL_ONCE_BIN", &file),
+                _ => hook,
+            };
+            let said = [
+                format!("cannot be run on this machine ({machine})"),
+                "hint: install one that was built for this machine".into(),
+            ];
+            let said: Vec<&str> = said.iter().map(String::as_str).collect();
+            let ended = named(host.command_hook()).run();
+            ended.exits(69).prints("").says(&said);
+            assert!(ended.stderr.contains("error: the program "), "{ended}");
+            named(host.environment_hook())
+                .run()
+                .prints("status 69, GREETING=\n")
+                .says(&said);
+        }
+        host.remove(place);
+    }
+}
+
+#[test]
+fn a_setting_that_is_a_relative_path_is_refused_by_name() {
+    let host = Host::new();
+    host.cargo("");
+    // One that is there, from where the hook runs.
+    host.program("named", "named");
+    for (name, value) in [
+        ("EVAL_ONCE_BIN", "named"),
+        ("EVAL_ONCE_STATE_DIR", "state"),
+        ("HOME", "home"),
+    ] {
+        let error = format!("error: {name} is {value}, a relative path");
+        let hint = format!("hint: give {name} an absolute path");
+        let ended = host.command_hook().env(name, value).run();
+        ended.exits(64).prints("").says(&[&error, &hint]);
+    }
+    assert!(host.cargo_calls().is_empty());
+    assert!(!host.path("state").exists() && !host.path("home").exists());
+    // Its specification says that this one is ignored then.
+    let ended = host.command_hook().env("XDG_STATE_HOME", "xdg").run();
+    ran(&ended, "built");
+    assert!(!host.path("xdg").exists());
+    assert!(host.path("home/.local/state/eval-once").exists());
+}
+
+#[test]
+fn a_missing_program_is_said_by_the_environment_hook_where_the_command_hook_may_not_run() {
+    let host = Host::new();
+    host.environment_hook()
+        .env("BUILDKITE_STRICT_SINGLE_HOOKS", "true")
+        .run()
+        .prints("status 69, GREETING=\n")
+        .says(&[
+            "error: the program eval-once was not found",
+            "hint: install the program",
+        ]);
+}
+
+#[test]
+fn a_refusal_in_the_environment_hook_is_said_once() {
+    let host = Host::new();
+    fs::create_dir(host.path("plugin/bin")).unwrap();
+    write_program(
+        &host.path("plugin/bin/eval-once"),
+        "#!/bin/sh\necho 'eval-once: error: refused' >&2\nexit 64\n",
+    );
+    host.environment_hook()
+        .run()
+        .prints("status 64, GREETING=\n")
+        .says(&["error: refused"]);
 }

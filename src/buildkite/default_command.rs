@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use super::command_hooks::CommandHooks;
 use super::{EmptyWords, split_shell_words};
 use crate::command_line::{Program, find_program};
 use crate::paths::{is_inside, without_dots};
@@ -26,6 +27,8 @@ pub struct Job {
     pub folder: PathBuf,
     /// The environment of the command.
     pub environment: Vec<(OsString, OsString)>,
+    /// The other hooks that may run the command.
+    pub hooks: CommandHooks,
 }
 
 /// Why the agent would not run the command. It ends such a job with status 1.
@@ -212,11 +215,78 @@ pub fn is_eval_once(command: &OsStr, wanted: &str) -> Ours {
     }
 }
 
+/// Whether a job's command is a step of ours and nothing else, or nothing at all.
+#[must_use]
+pub fn is_step_itself(command: &OsStr) -> bool {
+    let is_blank = String::from_utf8_lossy(command.as_bytes())
+        .trim()
+        .is_empty();
+    is_blank || is_eval_once(command, "step") == Ours::Itself
+}
+
+/// The words of a job's command that is `eval-once` with one of these subcommands, where a shell would do no more than split
+/// it into them. Of any other the shell has to make what it makes of it.
+#[must_use]
+pub fn words_of_ours(command: &OsStr, subcommands: &[&str]) -> Option<Vec<String>> {
+    let ours = |subcommand: &&str| is_eval_once(command, subcommand) == Ours::Itself;
+    let text = command.to_str()?.trim();
+    if !subcommands.iter().any(ours) || does(text, &EXPANSIONS) {
+        return None;
+    }
+    posix_words(text)
+}
+
+/// The words that a POSIX shell reads of a command without operators and expansions; nothing where a quote is not closed. (The
+/// agent's own splitting, which is for `BUILDKITE_SHELL`, also takes backslashes for escapes within single quotes.)
+fn posix_words(command: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut rest = command.chars();
+    while let Some(c) = rest.next() {
+        if c.is_ascii_whitespace() {
+            words.extend(word.take());
+            continue;
+        }
+        let word = word.get_or_insert_default();
+        match c {
+            '\'' => loop {
+                match rest.next()? {
+                    '\'' => break,
+                    c => word.push(c),
+                }
+            },
+            '"' => loop {
+                match rest.next()? {
+                    '"' => break,
+                    '\\' => match rest.next()? {
+                        '\n' => {}
+                        c @ ('$' | '`' | '"' | '\\') => word.push(c),
+                        c => word.extend(['\\', c]),
+                    },
+                    c => word.push(c),
+                }
+            },
+            '\\' => word.push(rest.next().filter(|c| *c != '\n')?),
+            c => word.push(c),
+        }
+    }
+    words.extend(word);
+    Some(words)
+}
+
+/// What a shell reads as another word than is written, where it is not quoted: patterns, homes, braces, comments.
+const EXPANSIONS: [char; 6] = ['*', '?', '[', '~', '{', '#'];
+
 /// What a shell reads as more than a word, where it is not quoted.
 const OPERATORS: [char; 9] = ['\n', ';', '&', '|', '<', '>', '(', '$', '`'];
 
 /// Whether a shell would do more with a command than split it into words: run another, redirect, substitute.
 fn does_more(command: &str) -> bool {
+    does(command, &OPERATORS)
+}
+
+/// Whether one of these characters stands in a command where a shell reads it as special, or it substitutes within quotes.
+fn does(command: &str, special: &[char]) -> bool {
     let mut quote = None;
     let mut rest = command.chars();
     while let Some(c) = rest.next() {
@@ -226,7 +296,7 @@ fn does_more(command: &str) -> bool {
             _ if c == '\\' => drop(rest.next()),
             Some(_) if ['$', '`'].contains(&c) => return true,
             None if ['\'', '"'].contains(&c) => quote = Some(c),
-            None if OPERATORS.contains(&c) => return true,
+            None if special.contains(&c) => return true,
             _ => {}
         }
     }
@@ -278,6 +348,7 @@ mod tests {
             empty_words: EmptyWords::Kept,
             folder: folder.into(),
             environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            hooks: CommandHooks::default(),
         }
     }
 
@@ -384,6 +455,38 @@ mod tests {
             })
             .contains("not found")
         );
+    }
+
+    #[test]
+    fn a_command_of_ours_is_read_where_a_shell_would_only_split_it() {
+        let words = |command: &str| words_of_ours(OsStr::new(command), &["pipeline", "summary"]);
+        for (command, expected) in [
+            ("eval-once summary", "eval-once summary"),
+            (" /opt/eval-once  pipeline\n", "/opt/eval-once pipeline"),
+            (
+                "eval-once pipeline --exclude 'a.*' -I x=\"./y z\"",
+                "eval-once pipeline --exclude a.* -I x=./y z",
+            ),
+            (
+                r#"eval-once pipeline '{"a\"b\n"}' "c\"d\e\\" f\ g '' ''h"#,
+                r#"eval-once pipeline {"a\"b\n"} c"d\e\ f g  h"#,
+            ),
+        ] {
+            assert_eq!(words(command).unwrap().join(" "), expected);
+        }
+        for command in [
+            "eval-once step",
+            "eval-once prune",
+            "eval-once pipeline && make",
+            "eval-once pipeline --expr \"$X\"",
+            "eval-once pipeline --exclude a.*",
+            "eval-once pipeline --file ~/ci.nix",
+            "eval-once pipeline --attr {a,b}",
+            "eval-once summary # at the end",
+            "eval-once pipeline 'unfinished",
+        ] {
+            assert_eq!(words(command), None, "{command}");
+        }
     }
 
     #[test]

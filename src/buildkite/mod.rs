@@ -5,6 +5,7 @@
 //! agent by the integration tests.
 
 pub mod agent;
+pub mod command_hooks;
 pub mod default_command;
 pub mod markdown;
 pub mod pipeline;

@@ -25,15 +25,120 @@ pub fn configuration(configuration: Option<&str>, plugins: Option<&str>) -> Resu
     keys::parse(configuration, "BUILDKITE_PLUGIN_CONFIGURATION")
 }
 
-/// The reference to our own plugin in `plugins` (`BUILDKITE_PLUGINS`), version and all: that of the entry whose configuration
-/// is ours. The same plugin may be there twice, and another that is called alike.
+/// An entry of `BUILDKITE_PLUGINS`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// What the plugin is called there, version and all.
+    pub reference: String,
+    /// Its configuration; empty where it has none.
+    pub configuration: Keys,
+}
+
+/// The entries of `plugins` (`BUILDKITE_PLUGINS`), in their order.
 #[must_use]
-pub fn our_reference(plugins: Option<&str>, configuration: Option<&str>) -> Option<String> {
-    let configuration: Value = serde_json::from_str(configuration?).ok()?;
-    let plugins: Vec<Value> = serde_json::from_str(plugins?).ok()?;
-    let entries = plugins.iter().filter_map(Value::as_object).flatten();
-    let ours = entries.filter(|(_, value)| **value == configuration);
-    ours.map(|(reference, _)| reference.clone()).next()
+pub fn entries(plugins: &str) -> Option<Vec<Entry>> {
+    let plugins: Vec<Value> = serde_json::from_str(plugins).ok()?;
+    let mut entries = Vec::with_capacity(plugins.len());
+    for plugin in plugins {
+        let entry = |reference, configuration| Entry {
+            reference,
+            configuration,
+        };
+        match plugin {
+            Value::String(reference) => entries.push(entry(reference, Keys::new())),
+            Value::Object(plugins) => {
+                entries.extend(plugins.into_iter().map(|(reference, configuration)| {
+                    let keys = match configuration {
+                        Value::Object(keys) => keys,
+                        _ => Keys::new(),
+                    };
+                    entry(reference, keys)
+                }));
+            }
+            _ => return None,
+        }
+    }
+    Some(entries)
+}
+
+/// Which of the entries is ours: the first that has our configuration, and `name` (`BUILDKITE_PLUGIN_NAME`) where one has
+/// both. The same plugin may be there twice, and another that is called alike.
+#[must_use]
+pub fn our_entry(entries: &[Entry], configuration: &str, name: Option<&str>) -> Option<usize> {
+    let configuration: Keys = serde_json::from_str(configuration).ok()?;
+    let alike: Vec<usize> = (0..entries.len())
+        .filter(|at| entries[*at].configuration == configuration)
+        .collect();
+    let named = |at: &&usize| {
+        let in_variables = entries[**at].name().to_uppercase().replace('-', "_");
+        name.is_some_and(|name| name == in_variables)
+    };
+    alike.iter().find(named).or(alike.first()).copied()
+}
+
+/// The reference to our own plugin in `plugins` (`BUILDKITE_PLUGINS`), version and all.
+#[must_use]
+pub fn our_reference(
+    plugins: Option<&str>,
+    configuration: Option<&str>,
+    name: Option<&str>,
+) -> Option<String> {
+    let mut entries = entries(plugins?)?;
+    let at = our_entry(&entries, configuration?, name)?;
+    Some(entries.swap_remove(at).reference)
+}
+
+impl Entry {
+    /// Where the plugin is: the reference without scheme, credentials and version (`CreatePlugin` of the agent's
+    /// `agent/plugin/plugin.go`).
+    #[must_use]
+    pub fn location(&self) -> &str {
+        let location = self.reference.split(['#', '?']).next().unwrap_or_default();
+        match location.split_once("://") {
+            Some((_, rest)) => {
+                let authority = rest.split('/').next().unwrap_or_default();
+                let host = authority.rfind('@').map_or(0, |at| at + 1);
+                &rest[host..]
+            }
+            None => location,
+        }
+    }
+
+    /// Whether the plugin is part of the checkout (`./…`).
+    #[must_use]
+    pub fn is_of_checkout(&self) -> bool {
+        self.location().starts_with('.')
+    }
+
+    /// The plugin's name, as the agent makes it of the reference (`Name`).
+    #[must_use]
+    pub fn name(&self) -> String {
+        let location = self.location().replace('\\', "/");
+        let last = location.trim_end_matches('/').rsplit('/').next();
+        let last = last.unwrap_or_default().trim_start_matches('.');
+        let words: Vec<&str> = last.split_whitespace().collect();
+        let name = words
+            .join(" ")
+            .to_lowercase()
+            .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        name.replace("-buildkite-plugin-git", "")
+            .replace("-buildkite-plugin", "")
+    }
+
+    /// The name of the folder that the agent clones the plugin to (`Identifier`).
+    #[must_use]
+    pub fn identifier(&self) -> String {
+        let version = self
+            .reference
+            .split_once('#')
+            .map_or("", |(_, version)| version);
+        let label = [self.location(), version].join("#");
+        let words = label.split(|c: char| !c.is_ascii_alphanumeric());
+        words
+            .filter(|word| !word.is_empty())
+            .collect::<Vec<_>>()
+            .join("-")
+    }
 }
 
 /// The first null in the configuration of a plugin, with the plugin's name; ours where it can be told.
@@ -80,13 +185,46 @@ mod tests {
     #[test]
     fn our_own_reference_is_that_of_the_entry_with_our_configuration() {
         let plugins = r#"["docker#v5",{"o/eval-once#v1":{"drv":"x"}},{"https://h/p.git#0a1b":{"pipeline":{"chunk":5,"file":"y"}}}]"#;
-        let ours = |configuration| our_reference(Some(plugins), configuration);
+        let ours = |configuration| our_reference(Some(plugins), configuration, None);
         assert_eq!(
             ours(Some(r#"{"pipeline":{"file":"y","chunk":5}}"#)).as_deref(),
             Some("https://h/p.git#0a1b")
         );
         assert_eq!(ours(Some(r#"{"pipeline":{}}"#)), None);
         assert_eq!(ours(None), None);
+        let plugins = r#"["docker#v5",{"o/eval-once-buildkite-plugin#v1":null},"x#v1"]"#;
+        let ours = |name| our_reference(Some(plugins), Some("{}"), Some(name)).unwrap();
+        assert_eq!(ours("EVAL_ONCE"), "o/eval-once-buildkite-plugin#v1");
+        assert_eq!(ours("FORK"), "docker#v5");
+    }
+
+    #[test]
+    fn a_reference_is_read_as_the_agent_reads_it() {
+        for (reference, location, name, identifier) in [
+            (
+                "github.com/buildkite-plugins/docker-buildkite-plugin#v5.1.0",
+                "github.com/buildkite-plugins/docker-buildkite-plugin",
+                "docker",
+                "github-com-buildkite-plugins-docker-buildkite-plugin-v5-1-0",
+            ),
+            (
+                "https://user:secret@h.org/o/Eval-Once-buildkite-plugin.git#0a1b",
+                "h.org/o/Eval-Once-buildkite-plugin.git",
+                "eval-once",
+                "h-org-o-Eval-Once-buildkite-plugin-git-0a1b",
+            ),
+            ("file:///p/x.git", "/p/x.git", "x-git", "p-x-git"),
+            ("./plugin/", "./plugin/", "plugin", "plugin"),
+            ("./.buildkite", "./.buildkite", "buildkite", "buildkite"),
+        ] {
+            let entry = Entry {
+                reference: reference.into(),
+                configuration: Keys::new(),
+            };
+            assert_eq!(entry.location(), location);
+            assert_eq!(entry.name(), name);
+            assert_eq!(entry.identifier(), identifier);
+        }
     }
 
     #[test]

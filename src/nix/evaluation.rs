@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -131,9 +131,16 @@ impl fmt::Display for Evaluation {
 }
 
 impl Evaluation {
-    /// The same, for who stands in a folder above, from which `folder` leads here.
+    /// The same, for who stands in a folder above, from which `folder` leads here; nothing where a path in it cannot be written
+    /// so, because the folder's name is not UTF-8.
     #[must_use]
-    pub fn from_above(&self, folder: &str) -> Self {
+    pub fn from_above(&self, folder: &Path) -> Option<Self> {
+        let shown = folder.to_string_lossy();
+        let above = self.with_paths_below(&shown);
+        (folder.to_str().is_some() || above == *self).then_some(above)
+    }
+
+    fn with_paths_below(&self, folder: &str) -> Self {
         let from_here = |path: &str| {
             let relative = !path.starts_with('/') && !is_url(path) && !is_on_search_path(path);
             relative.then(|| format!("{folder}/{path}"))
@@ -382,7 +389,11 @@ mod tests {
 
     #[test]
     fn paths_can_be_told_to_who_stands_above() {
-        let moved = |source| evaluation(source, &[]).from_above("sub/dir");
+        let moved = |source| {
+            evaluation(source, &[])
+                .from_above(Path::new("sub/dir"))
+                .unwrap()
+        };
         let file = |name: &str| Source::File(name.into());
         assert_eq!(moved(file("ci.nix")).source, file("sub/dir/ci.nix"));
         assert_eq!(moved(file("../ci.nix")).source, file("sub/dir/../ci.nix"));

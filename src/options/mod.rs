@@ -16,6 +16,7 @@ use std::time::Instant;
 use clap::Parser as _;
 use serde_json::Value;
 
+use crate::buildkite::command_hooks::{CommandHooks, Folders};
 use crate::buildkite::default_command::{self, Job};
 use crate::buildkite::{EmptyWords, plugin};
 use crate::environment::{Surroundings, nix_folders};
@@ -53,8 +54,8 @@ pub enum Invocation {
     JobStep(Order, Job),
     /// A job of the agent's that is not ours.
     OtherJob(Job),
-    /// The environment of a job, to be printed for a shell.
-    PrintEnvironment(Surroundings),
+    /// The environment of a job, to be printed for a shell; an error where the plugin's hook would be passed over.
+    PrintEnvironment(Result<Surroundings, Failure>),
     /// The environment of a job, to be set by the agent's Job API.
     SetEnvironment(Surroundings),
     /// The completions for a shell.
@@ -95,6 +96,33 @@ fn variable<'e>(environment: &'e Environment, name: &str) -> Option<&'e OsStr> {
 
 fn text(environment: &Environment, name: &str) -> Option<String> {
     variable(environment, name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// The job with another command, in its environment too: a command may look there at what it is.
+fn with_command(mut job: Job, command: &OsStr) -> Job {
+    let name = OsStr::new("BUILDKITE_COMMAND");
+    job.environment.retain(|(other, _)| other != name);
+    job.environment.push((name.into(), command.into()));
+    command.clone_into(&mut job.command);
+    // Only hooks can be left it.
+    job.hooks.others.get_or_insert_default();
+    job
+}
+
+/// The refusal of a recorded step with two commands, of which only one could be run.
+fn two_commands(other: &str) -> Failure {
+    keys::refuse(format_args!(
+        "the step has a command that it was recorded with (EVAL_ONCE_COMMAND), and {other}"
+    ))
+    .hint("leave the command at `eval-once step`: it runs the recorded one after the build")
+}
+
+/// As Go reads a boolean.
+fn is_true(value: &OsStr) -> bool {
+    matches!(
+        value.as_bytes(),
+        b"1" | b"t" | b"T" | b"true" | b"True" | b"TRUE"
+    )
 }
 
 /// A plugin's configuration for a summary says nothing else.
@@ -145,28 +173,28 @@ impl Reading {
                 report,
                 given,
             } => {
-                let environment = self.environment.clone().into_iter().collect();
-                let given = (!given.is_empty()).then_some(Given {
+                let given = (!given.is_empty()).then(|| Given {
                     words: given,
-                    environment,
+                    environment: self.environment.clone().into_iter().collect(),
                 });
-                Invocation::Step(self.order_by_hand(keys, report), given)
-            }
-            Command::Explain { keys, json, .. } => {
-                Invocation::Explain(self.order_by_hand(keys, None), json)
-            }
-            Command::Pipeline { keys, dry_run } => {
-                let mut order = self.recording(keys.into_keys(), self.by_hand(), None);
-                order.dry_run = dry_run;
-                match self.build() {
-                    Ok(build) => order.build = build,
-                    Err(_) if dry_run => {}
-                    Err(failure) => {
-                        let failure = failure.hint("let it have the job's variables, in a container too; or, with --dry-run, only print the pipeline");
-                        order.keys = order.keys.and(Err(failure));
+                let (mut order, is_recorded) = self.order_by_hand(keys, report);
+                let carried = self.carried_command().filter(|_| is_recorded);
+                match (given, carried) {
+                    (given, None) => Invocation::Step(order, given),
+                    (None, Some(command)) => {
+                        Invocation::JobStep(order, with_command(self.job(), command))
+                    }
+                    (Some(given), Some(_)) => {
+                        order.keys = order.keys.and(Err(two_commands("one behind `--`")));
+                        Invocation::Step(order, Some(given))
                     }
                 }
-                Invocation::Pipeline(Box::new(order))
+            }
+            Command::Explain { keys, json, .. } => {
+                Invocation::Explain(self.order_by_hand(keys, None).0, json)
+            }
+            Command::Pipeline { keys, dry_run } => {
+                self.pipeline(keys.into_keys(), dry_run, self.by_hand())
             }
             Command::Summary => Invocation::Summary(self.in_job()),
             Command::Prune => Invocation::Prune(self.host()),
@@ -183,9 +211,24 @@ impl Reading {
                     self.plugins_command_hook()
                 }
             }
-            Command::Environment => Invocation::PrintEnvironment(self.surroundings()),
+            Command::Environment => Invocation::PrintEnvironment(self.plugins_surroundings()),
             Command::Completions { shell } => Invocation::Completions(shell),
         }
+    }
+
+    /// A recording that is asked for by a command line.
+    fn pipeline(&self, keys: Result<Keys, Failure>, dry_run: bool, place: Place) -> Invocation {
+        let mut order = self.recording(keys, place, None);
+        order.dry_run = dry_run;
+        match self.build() {
+            Ok(build) => order.build = build,
+            Err(_) if dry_run => {}
+            Err(failure) => {
+                let failure = failure.hint("let it have the job's variables, in a container too; or, with --dry-run, only print the pipeline");
+                order.keys = order.keys.and(Err(failure));
+            }
+        }
+        Invocation::Pipeline(Box::new(order))
     }
 
     /// What clap has to say. A command line that is wrong is a refusal like any other, and is reported where one can see
@@ -212,21 +255,61 @@ impl Reading {
     }
 
     fn agents_command_hook(&self) -> Invocation {
+        let job = Job {
+            hooks: self.agents_command_hooks(),
+            ..self.job()
+        };
         match self.recorded_step() {
-            Some(keys) => Invocation::JobStep(self.order_in_hook(keys), self.job()),
-            None => Invocation::OtherJob(self.job()),
+            Some(keys) => {
+                let (keys, job) = match self.carried_command() {
+                    None => (keys, job),
+                    Some(command) if default_command::is_step_itself(&job.command) => {
+                        (keys, with_command(job, command))
+                    }
+                    Some(_) => (keys.and(Err(two_commands("one of its own"))), job),
+                };
+                Invocation::JobStep(self.order_in_hook(keys), job)
+            }
+            None => self
+                .agents_command_of_ours(&job.command)
+                .unwrap_or(Invocation::OtherJob(job)),
         }
+    }
+
+    /// What a job asks for whose command is one of those that recordings are made with, besides steps. The hook does it, as a
+    /// step: the command would need a program on PATH, and an agent that lets commands be evaluated.
+    fn agents_command_of_ours(&self, command: &OsStr) -> Option<Invocation> {
+        let words = default_command::words_of_ours(command, &["pipeline", "summary"])?;
+        let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+        Some(match CommandLine::try_parse_from(&words) {
+            Ok(CommandLine {
+                subcommand: Command::Pipeline { keys, dry_run },
+            }) => {
+                // Where the command would have run, and held to what it could have been.
+                let place = Place {
+                    confined: !self.command_eval(),
+                    ..self.by_hand()
+                };
+                self.pipeline(keys.into_keys(), dry_run, place)
+            }
+            Ok(line) => self.subcommand(line.subcommand),
+            Err(error) => self.message(error, &words),
+        })
     }
 
     /// A step; with `pipeline`, a recording; with `summary`, a summary.
     fn plugins_command_hook(&self) -> Invocation {
+        let job = Job {
+            hooks: self.plugins_command_hooks(),
+            ..self.job()
+        };
         let mut keys = match self.plugin_configuration() {
             Ok(keys) if keys.contains_key("summary") => {
                 let asked = summary_alone(&keys).and_then(|()| self.in_job());
-                return Invocation::JobSummary(asked, self.job());
+                return Invocation::JobSummary(asked, job);
             }
             Ok(keys) if keys.contains_key("pipeline") => keys,
-            keys => return Invocation::JobStep(self.order_in_hook(keys), self.job()),
+            keys => return Invocation::JobStep(self.order_in_hook(keys), job),
         };
         let pipeline = keys.remove("pipeline");
         let keys = match (pipeline, keys.keys().next()) {
@@ -242,7 +325,11 @@ impl Reading {
             .utf8("BUILDKITE_PLUGINS")
             .and_then(|plugins| Ok((plugins, self.utf8("BUILDKITE_PLUGIN_CONFIGURATION")?)));
         let (keys, plugin) = match plugin {
-            Ok((plugins, configuration)) => (keys, plugin::our_reference(plugins, configuration)),
+            Ok((plugins, configuration)) => {
+                let name = text(&self.environment, "BUILDKITE_PLUGIN_NAME");
+                let reference = plugin::our_reference(plugins, configuration, name.as_deref());
+                (keys, reference)
+            }
             Err(failure) => (Err(failure), None),
         };
         // Steps of another kind than the user expects would be found out by red jobs only.
@@ -269,7 +356,7 @@ impl Reading {
             build,
             ..self.recording(keys, self.in_hook(), plugin)
         };
-        Invocation::JobPipeline(Box::new(order), self.job())
+        Invocation::JobPipeline(Box::new(order), job)
     }
 
     fn recording(
@@ -340,10 +427,14 @@ impl Reading {
         Ok(())
     }
 
-    fn order_by_hand(&self, flags: KeyFlags, report: Option<PathBuf>) -> Order {
+    /// A step by hand, and whether it is the recorded one.
+    fn order_by_hand(&self, flags: KeyFlags, report: Option<PathBuf>) -> (Order, bool) {
+        let mut is_recorded = false;
         let keys = match flags.into_keys() {
             Ok(flags) if flags.is_empty() => {
-                self.recorded_step().unwrap_or_else(|| Ok(Keys::new()))
+                let recorded = self.recorded_step();
+                is_recorded = recorded.is_some();
+                recorded.unwrap_or_else(|| Ok(Keys::new()))
             }
             keys => keys.inspect(|_| {
                 if self.environment.contains_key(OsStr::new("EVAL_ONCE_STEP")) {
@@ -353,10 +444,11 @@ impl Reading {
                 }
             }),
         };
-        Order {
+        let order = Order {
             report,
             ..self.order(keys, self.by_hand())
-        }
+        };
+        (order, is_recorded)
     }
 
     fn order_in_hook(&self, keys: Result<Keys, Failure>) -> Order {
@@ -422,6 +514,11 @@ impl Reading {
         Some(text.and_then(|text| keys::parse(text, "EVAL_ONCE_STEP")))
     }
 
+    /// The command that follows a recorded step, where the job's own is only that step.
+    fn carried_command(&self) -> Option<&OsStr> {
+        variable(&self.environment, "EVAL_ONCE_COMMAND")
+    }
+
     fn plugin_configuration(&self) -> Result<Keys, Failure> {
         let configuration = self.utf8("BUILDKITE_PLUGIN_CONFIGURATION")?;
         plugin::configuration(configuration, self.utf8("BUILDKITE_PLUGINS")?)
@@ -463,8 +560,13 @@ impl Reading {
             self.log
                 .warn("EVAL_ONCE_SHARE is set, and shares are not in this version of eval-once");
         }
+        // The program is for the plugin's hooks; temporary files are Nix's as well, which fails with words of its own (2.8:
+        // "not an absolute path").
+        for name in ["EVAL_ONCE_BIN", "TMPDIR"] {
+            self.absolute(name)?;
+        }
         Ok(Host {
-            state: self.state(),
+            state: self.state()?,
             evaluations,
             recorded_only,
             nix: self.nix_settings(),
@@ -495,34 +597,75 @@ impl Reading {
         }
     }
 
-    fn state(&self) -> Option<PathBuf> {
-        let named = variable(&self.environment, "EVAL_ONCE_STATE_DIR").map(PathBuf::from);
-        let folder = named.or_else(|| Some(self.state_home()?.join("eval-once")))?;
-        // Nix is told paths below it while it stands in another folder, and reads them by their letters.
-        let folder = std::path::absolute(folder).ok()?;
-        Some(paths::without_dots(&folder))
+    /// The state folder.
+    fn state(&self) -> Result<Option<PathBuf>, Failure> {
+        let folder = match self.absolute("EVAL_ONCE_STATE_DIR")? {
+            Some(named) => Some(named),
+            None => self.state_home()?.map(|home| home.join("eval-once")),
+        };
+        // Nix is told paths below it, and reads them by their letters.
+        Ok(folder.map(|folder| paths::without_dots(&folder)))
     }
 
-    fn home(&self) -> Option<PathBuf> {
-        variable(&self.environment, "HOME").map(PathBuf::from)
+    /// Where programs keep their state. The specification of `XDG_STATE_HOME` has a relative path ignored.
+    fn state_home(&self) -> Result<Option<PathBuf>, Failure> {
+        match self.absolute("XDG_STATE_HOME") {
+            Ok(Some(folder)) => Ok(Some(folder)),
+            _ => Ok(self.absolute("HOME")?.map(|home| home.join(".local/state"))),
+        }
     }
 
-    fn state_home(&self) -> Option<PathBuf> {
-        let state_home = variable(&self.environment, "XDG_STATE_HOME").map(PathBuf::from);
-        state_home
-            .filter(|folder| folder.is_absolute())
-            .or_else(|| Some(self.home()?.join(".local/state")))
+    /// The path of the host's in this variable. A relative one would lead to another place from every folder: from a job into
+    /// its checkout, which the next job cleans.
+    fn absolute(&self, name: &str) -> Result<Option<PathBuf>, Failure> {
+        let path = variable(&self.environment, name).map(PathBuf::from);
+        match path {
+            Some(path) if path.is_relative() => Err(keys::refuse(format_args!(
+                "{name} is {}, a relative path",
+                path.display()
+            ))
+            .hint(format!("give {name} an absolute path"))),
+            path => Ok(path),
+        }
     }
 
-    /// As Go reads a boolean; what it cannot read does not widen what a pipeline may do.
+    /// What it cannot read does not widen what a pipeline may do.
     fn command_eval(&self) -> bool {
         match self.environment.get(OsStr::new("BUILDKITE_COMMAND_EVAL")) {
             None => true,
-            Some(value) => matches!(
-                value.as_bytes(),
-                b"1" | b"t" | b"T" | b"true" | b"True" | b"TRUE"
-            ),
+            Some(value) => is_true(value),
         }
+    }
+
+    /// The command hooks beside that of our plugin's entry whose hook this is.
+    fn plugins_command_hooks(&self) -> CommandHooks {
+        let json = |name: &str| self.utf8(name).ok().flatten();
+        let named = |name: &str| variable(&self.environment, name);
+        let clones = named("BUILDKITE_PLUGINS_PATH").zip(named("BUILDKITE_AGENT_NAME"));
+        let clones = clones.map(|(plugins, agent)| Path::new(plugins).join(agent));
+        let checkout = named("BUILDKITE_BUILD_CHECKOUT_PATH");
+        let folders = Folders {
+            clones: clones.as_deref(),
+            checkout: checkout.map_or(Path::new("."), Path::new),
+        };
+        CommandHooks::of_plugin(
+            json("BUILDKITE_PLUGINS"),
+            json("BUILDKITE_PLUGIN_CONFIGURATION"),
+            text(&self.environment, "BUILDKITE_PLUGIN_NAME").as_deref(),
+            folders,
+            named("BUILDKITE_STRICT_SINGLE_HOOKS").is_some_and(is_true),
+        )
+    }
+
+    /// The command hooks that the agent has of its own beside ours.
+    fn agents_command_hooks(&self) -> CommandHooks {
+        let folders = variable(&self.environment, "BUILDKITE_ADDITIONAL_HOOKS_PATHS");
+        let folders: Vec<PathBuf> = folders
+            .into_iter()
+            .flat_map(|folders| folders.as_bytes().split(|byte| *byte == b','))
+            .map(|folder| PathBuf::from(OsStr::from_bytes(folder)))
+            .collect();
+        CommandHooks::of_agent(&folders, std::env::current_exe().ok().as_deref())
     }
 
     fn job(&self) -> Job {
@@ -547,6 +690,7 @@ impl Reading {
             },
             folder: self.folder_by_name(),
             environment: environment.clone().into_iter().collect(),
+            hooks: CommandHooks::default(),
         }
     }
 
@@ -563,20 +707,31 @@ impl Reading {
             .unwrap_or(current)
     }
 
+    /// The surroundings of a job, where its plugins let ours do its part. The environment hook is the only one of ours that the
+    /// agent runs where it does not run our command hook: a job with nothing built would be green.
+    fn plugins_surroundings(&self) -> Result<Surroundings, Failure> {
+        if variable(&self.environment, "BUILDKITE_PLUGIN_CONFIGURATION").is_some() {
+            self.plugins_command_hooks().check_first()?;
+        }
+        Ok(self.surroundings())
+    }
+
     fn surroundings(&self) -> Surroundings {
-        let named = |name: &str| variable(&self.environment, name).is_some();
-        let program = std::env::current_exe().ok();
+        // What is wrong with them is said by what uses them; this is the environment of every job of the host.
+        let folder = |name: &str| self.absolute(name).ok().flatten();
+        let state_is_named = variable(&self.environment, "EVAL_ONCE_STATE_DIR").is_some();
         Surroundings {
             path: self
                 .environment
                 .get(OsStr::new("PATH"))
                 .cloned()
                 .unwrap_or_default(),
-            program: program.filter(|_| !named("EVAL_ONCE_BIN")),
-            state: self.state().filter(|_| !named("EVAL_ONCE_STATE_DIR")),
+            program: std::env::current_exe().ok(),
+            named: variable(&self.environment, "EVAL_ONCE_BIN").map(PathBuf::from),
+            state: self.state().ok().flatten().filter(|_| !state_is_named),
             nix_folders: nix_folders(
-                self.home().as_deref(),
-                self.state_home().as_deref(),
+                folder("HOME").as_deref(),
+                self.state_home().ok().flatten().as_deref(),
                 variable(&self.environment, "USER"),
             ),
         }

@@ -18,9 +18,9 @@ use super::{
     Broken, Build, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin,
     skip,
 };
-use crate::buildkite::pipeline::Command;
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Failure};
+use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, command, inputs_on_disk, version};
 use crate::state::State;
@@ -43,9 +43,12 @@ pub fn perform(
     let (keys, host) = (order.keys?, order.host?);
     let request = Request::read(keys, &order.place, order.plugin.as_deref())?;
     // Steps start at the root of the checkout.
-    let recorded = match order.below_checkout.as_deref().and_then(Path::to_str) {
+    let recorded = match &order.below_checkout {
         Some(folder) => Request {
-            root: request.root.from_above(folder),
+            root: request
+                .root
+                .from_above(folder)
+                .ok_or_else(|| unnameable(folder))?,
             ..request.clone()
         },
         None => request.clone(),
@@ -99,7 +102,7 @@ pub fn perform(
     let told = evaluated.broken.len() + evaluated.refused.len();
     tell(made.errors.get(told..).unwrap_or_default(), log);
     fail_on_errors(made.errors.len(), &request)?;
-    warn_of_commands(&made, log);
+    warn_of_plugins(&made, log);
     time("steps");
 
     let facts = Facts {
@@ -392,6 +395,15 @@ fn tell(broken: &[Broken], log: Log) {
     }
 }
 
+/// The failure of a recording in a folder that no record can name.
+fn unnameable(folder: &Path) -> Failure {
+    refuse(format_args!(
+        "the folder {} of the checkout has a name that is not UTF-8: steps could not say where to find what is recorded in it",
+        folder.display()
+    ))
+    .hint("record from the checkout's root, or give the folder another name")
+}
+
 /// Fails where something is broken and that is to fail the recording.
 fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
     if count == 0 || request.on_error == OnError::Step {
@@ -406,18 +418,18 @@ fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
     ))
 }
 
-/// With `emit: command`, a command of the step's own stands where ours would: only our hook builds before it.
-fn warn_of_commands(made: &Steps, log: Log) {
+/// With `emit: command`, an agent runs the command hook of a step's plugin instead of ours.
+fn warn_of_plugins(made: &Steps, log: Log) {
     let own = made.steps.iter().filter(|planned| {
         let step = &planned.step;
-        step.env.contains_key("EVAL_ONCE_STEP")
-            && step.command != Some(Command::One("eval-once step".into()))
+        step.env.contains_key("EVAL_ONCE_STEP") && !step.plugins.is_empty()
     });
     let own = own.count();
     if own > 0 {
         log.warn(format_args!(
-            "{own} step{} of its own: an agent without eval-once's command hook runs that and builds nothing; `emit: plugin` builds everywhere",
-            if own == 1 { " has a command" } else { "s have a command" }
+            "{own} step{} of its own: where one has a command hook, the agent runs that instead of eval-once, and nothing may be built; \
+             `emit: plugin` builds before it",
+            if own == 1 { " has a plugin" } else { "s have a plugin" }
         ));
     }
 }

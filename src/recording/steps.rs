@@ -26,6 +26,9 @@ pub const JOBS_PER_BUILD: usize = 4_000;
 /// 128 KiB in each of them.
 const RECORD_AT_MOST: usize = 100 << 10;
 
+/// The command of a step that is not our plugin's.
+const STEP: &str = "eval-once step";
+
 /// The most characters of a label.
 const LABEL_AT_MOST: usize = 200;
 
@@ -392,7 +395,32 @@ impl<'a> Maker<'a> {
         if let Some(reason) = &skip {
             step.skip = Some(Skip::Reason(reason.clone()));
         }
+        let step = self.with_command_carried(step)?;
         Ok(Made { step, skip })
+    }
+
+    /// With `emit: command`, a command of the user's own is carried beside the record, and `eval-once step` runs it after the
+    /// build. In the place of ours it would be run by an agent that has no hook of ours, with nothing built before it.
+    fn with_command_carried(&self, mut step: CommandStep) -> Result<CommandStep, String> {
+        if self.request.emit != Emit::Command {
+            return Ok(step);
+        }
+        let ours = Some(Command::One(STEP.into()));
+        let text = match std::mem::replace(&mut step.command, ours) {
+            None => return Ok(step),
+            Some(Command::One(command)) if command == STEP => return Ok(step),
+            Some(Command::One(command)) => command,
+            // As Buildkite joins them for an agent.
+            Some(Command::Several(commands)) => commands.join("\n"),
+        };
+        if text.len() > RECORD_AT_MOST {
+            return Err(format!(
+                "its command takes {} bytes, more than an agent can hand on to a job",
+                text.len()
+            ));
+        }
+        step.env.insert("EVAL_ONCE_COMMAND".into(), text.into());
+        Ok(step)
     }
 
     /// The step of an attribute that does not evaluate: it evaluates it, shows what Nix says, and fails.
@@ -501,9 +529,8 @@ impl<'a> Maker<'a> {
                 let plugin = std::iter::once((reference.clone(), record.into()));
                 step.plugins.push(Plugin::Configured(plugin.collect()));
             }
-            // A command of the user's takes the place of this one: then only an agent with our hook builds, and runs it after.
             Emit::Command => {
-                step.command = Some(Command::One("eval-once step".into()));
+                step.command = Some(Command::One(STEP.into()));
                 let record = Value::Object(record).to_string();
                 step.env.insert("EVAL_ONCE_STEP".into(), record.into());
             }
@@ -1156,6 +1183,24 @@ mod tests {
         };
         let steps = make(&targets, &edges, &skip, &request).unwrap();
         assert_eq!((steps.steps.len(), steps.left_out), (2, 0));
+    }
+
+    #[test]
+    fn a_command_of_its_own_is_carried_beside_the_record_where_steps_are_commands() {
+        for (command, carried) in [
+            (json!("make test"), json!("make test")),
+            (json!(["a $x", "", "b"]), json!("a $x\n\nb")),
+            (json!("eval-once step"), Value::Null),
+            (json!(" "), Value::Null),
+        ] {
+            let request = Request {
+                emit: Emit::Command,
+                ..wanting(&json!({ "command": command }))
+            };
+            let step = &made(&[target(1, &["a"])], &request)[0];
+            assert_eq!(step["command"], "eval-once step");
+            assert_eq!(step["env"]["EVAL_ONCE_COMMAND"], carried);
+        }
     }
 
     #[test]

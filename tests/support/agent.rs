@@ -394,10 +394,17 @@ pub(crate) fn plugin_repository(folder: &Path) -> String {
 
 /// A git repository of another plugin, with a command hook (shell); gives the reference to it.
 pub(crate) fn other_plugin(folder: &Path, command_hook: &str) -> String {
-    let plugin = folder.join("other-buildkite-plugin");
+    plugin_with_hook(folder, "other", "command", command_hook)
+}
+
+/// A git repository of another plugin, with one hook (shell); gives the reference to it.
+pub(crate) fn plugin_with_hook(folder: &Path, name: &str, hook: &str, text: &str) -> String {
+    let plugin = folder.join(format!("{name}-buildkite-plugin"));
     fs::create_dir_all(plugin.join("hooks")).unwrap();
-    let text = format!("#!/bin/bash\n{command_hook}");
-    write_program(&plugin.join("hooks/command"), &text);
+    write_program(
+        &plugin.join("hooks").join(hook),
+        &format!("#!/bin/bash\n{text}"),
+    );
     commit(&plugin)
 }
 

@@ -1,0 +1,402 @@
+//! Which command hooks a job has beside ours, and what that means for the job's command.
+//!
+//! The agent runs the command hook of every plugin that has one, in the order of `BUILDKITE_PLUGINS` but those of the checkout
+//! (`./…`) last; with strict single hooks only the first of them (`PluginPhase`, `executePluginHook` of its
+//! `internal/job/plugin.go`, alike in v3.83.1, v3.137.0 and v4.0.0-beta.15). The command itself is run by none of them unless
+//! the hook does so, and the job is green all the same. So what a step promises of the command is held against the plugins
+//! that are there, before anything is built.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::plugin::{self, Entry};
+use crate::exit::Failure;
+use crate::keys::{Keys, refuse};
+
+/// The command hooks of a job, as seen from ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandHooks {
+    /// The agent runs only the first plugin's (`BUILDKITE_STRICT_SINGLE_HOOKS`).
+    pub only_first: bool,
+    /// The others; nothing where our own entry is not found among the plugins.
+    pub others: Option<Others>,
+}
+
+/// The hooks around ours, in the order in which the agent runs them. What surely has no command hook is left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Those that have run when ours runs.
+    pub before: Vec<Other>,
+    /// Those that run after ours.
+    pub behind: Vec<Other>,
+}
+
+/// Another hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Other {
+    /// Its plugin's name.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What a hook beside ours is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Another entry of our own plugin.
+    Ours {
+        /// Whether it runs the job's command.
+        runs_command: bool,
+    },
+    /// A command hook of something else, whose file is there.
+    Seen,
+    /// A plugin whose folder is not where an agent clones it to: it may have a command hook.
+    Unseen,
+}
+
+/// Where plugins are on this host.
+#[derive(Debug, Clone, Copy)]
+pub struct Folders<'a> {
+    /// Where this agent clones them to: `BUILDKITE_PLUGINS_PATH`, and below it the agent's name.
+    pub clones: Option<&'a Path>,
+    /// The checkout, for those that are part of it.
+    pub checkout: &'a Path,
+}
+
+/// What a hook of ours does about the job's command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// It leaves it to another hook (`command: none`).
+    Left,
+    /// It runs it at the end.
+    Runs {
+        /// Somebody wrote so (`command: after`).
+        asked: bool,
+    },
+}
+
+impl Command {
+    /// What the keys of a step say of it. Whether they may say so is looked at elsewhere.
+    #[must_use]
+    pub fn of_step(keys: &Keys) -> Self {
+        match keys.get("command").and_then(Value::as_str) {
+            Some("none") => Self::Left,
+            said => Self::Runs {
+                asked: said.is_some(),
+            },
+        }
+    }
+}
+
+const STRICT: &str =
+    "this agent runs only the first plugin's command hook (BUILDKITE_STRICT_SINGLE_HOOKS=true)";
+
+impl CommandHooks {
+    /// Those around the plugin's entry that has this configuration.
+    #[must_use]
+    pub fn of_plugin(
+        plugins: Option<&str>,
+        configuration: Option<&str>,
+        name: Option<&str>,
+        folders: Folders<'_>,
+        only_first: bool,
+    ) -> Self {
+        let others = plugins.and_then(plugin::entries).and_then(|mut entries| {
+            entries.sort_by_key(Entry::is_of_checkout);
+            let at = plugin::our_entry(&entries, configuration?, name)?;
+            let ours = entries[at].name();
+            let others = |entries: &[Entry]| {
+                entries
+                    .iter()
+                    .filter_map(|entry| Other::of(entry, &ours, folders))
+                    .collect()
+            };
+            Some(Others {
+                before: others(&entries[..at]),
+                behind: others(&entries[at + 1..]),
+            })
+        });
+        Self { only_first, others }
+    }
+
+    /// Those of the agent's own: `folders` are what it has besides its `hooks-path`, and `program` is ours. Strict single hooks
+    /// are of plugins only.
+    #[must_use]
+    pub fn of_agent(folders: &[PathBuf], program: Option<&Path>) -> Self {
+        let program = program.and_then(|program| program.canonicalize().ok());
+        let behind = folders
+            .iter()
+            .filter_map(|folder| command_hook(folder))
+            .filter(|hook| hook.canonicalize().ok() != program)
+            .map(|hook| Other {
+                name: hook.display().to_string(),
+                kind: Kind::Seen,
+            });
+        Self {
+            only_first: false,
+            others: Some(Others {
+                before: Vec::new(),
+                behind: behind.collect(),
+            }),
+        }
+    }
+
+    /// Refuses what would make the job green though not all of it was done. `has_command` says whether the job has a command
+    /// that is not ours. Gives a warning where the command may run twice.
+    ///
+    /// # Errors
+    /// The command would not be run, or before all is built; or another entry of our plugin would not be (64).
+    pub fn check(&self, command: Command, has_command: bool) -> Result<Option<String>, Failure> {
+        let others = self.others.as_ref();
+        let behind = others.map_or(&[][..], |others| &others.behind);
+        let ours = |other: &&Other| matches!(other.kind, Kind::Ours { .. });
+        let ours_behind = behind.iter().find(ours);
+        if self.only_first && ours_behind.is_some() {
+            return Err(passed_over(
+                "another entry of this plugin stands behind this one",
+            ));
+        }
+        match command {
+            Command::Left => self.check_left(behind, has_command).map(|()| None),
+            Command::Runs { .. } if !has_command => Ok(None),
+            Command::Runs { .. } if ours_behind.is_some() => Err(refuse(
+                "another entry of this plugin stands behind this one, and the job's command would run before that is done",
+            )
+            .hint("give every entry but the last `command: none`; a recording goes last, or into a step of its own")),
+            Command::Runs { asked: true } => Ok(None),
+            Command::Runs { asked: false } => {
+                let seen = |others: &[Other]| {
+                    let seen = others.iter().find(|other| other.kind == Kind::Seen);
+                    seen.map(|other| other.name.clone())
+                };
+                let before = others.and_then(|others| seen(&others.before));
+                Ok(match (seen(behind), before) {
+                    _ if self.only_first => None,
+                    (Some(name), _) => Some(format!(
+                        "{name}, behind this plugin, has a command hook too, and may run the job's command a second time: \
+                         `command: none` leaves the command to it, `command: after` says that this is meant"
+                    )),
+                    (None, Some(name)) => Some(format!(
+                        "{name}, before this plugin, has a command hook too, and may have run the job's command already: \
+                         put {name} behind, and leave the command to it with `command: none`; `command: after` says that this is meant"
+                    )),
+                    (None, None) => None,
+                })
+            }
+        }
+    }
+
+    fn check_left(&self, behind: &[Other], has_command: bool) -> Result<(), Failure> {
+        let Some(others) = &self.others else {
+            return if has_command {
+                Err(refuse(
+                    "`command: none` leaves the job's command to another plugin, and no entry of BUILDKITE_PLUGINS has this configuration: \
+                     what stands behind it cannot be seen",
+                )
+                .hint(RUN_IT_HERE))
+            } else {
+                Ok(())
+            };
+        };
+        let runs = |other: &&Other| {
+            !matches!(
+                other.kind,
+                Kind::Ours {
+                    runs_command: false
+                }
+            )
+        };
+        match behind.iter().find(runs) {
+            Some(other) if self.only_first => Err(refuse(format_args!(
+                "`command: none` leaves the job's command to {}, and {STRICT}: nothing would run the command",
+                other.name
+            ))
+            .hint(format!("{RUN_IT_HERE}; or start the agent without strict-single-hooks"))),
+            None if has_command => {
+                let early = others.before.first();
+                let why = match early {
+                    Some(other) => format!(
+                        "{}, which has run by then, is the only other one with a command hook",
+                        other.name
+                    ),
+                    None => "no plugin behind this one has a command hook".into(),
+                };
+                Err(refuse(format_args!(
+                    "`command: none` leaves the job's command to another hook, and {why}: nothing would run the command after the build"
+                ))
+                .hint(format!("put the plugin that runs the command behind this one; or {RUN_IT_HERE}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses an entry of ours whose command hook the agent does not run, because another plugin's comes first.
+    ///
+    /// # Errors
+    /// It is one (64).
+    pub fn check_first(&self) -> Result<(), Failure> {
+        let before = self.others.iter().flat_map(|others| &others.before);
+        let mut surely = before.filter(|other| other.kind != Kind::Unseen);
+        match surely.next() {
+            Some(other) if self.only_first => Err(passed_over(&match other.kind {
+                Kind::Ours { .. } => {
+                    "another entry of this plugin stands before this one".to_owned()
+                }
+                _ => format!("{}, which has one, stands before this plugin", other.name),
+            })),
+            _ => Ok(()),
+        }
+    }
+}
+
+const RUN_IT_HERE: &str = "leave `command: none` out, and the command runs after the build";
+
+/// The refusal of a job in which an entry of ours would do nothing at all.
+fn passed_over(why: &str) -> Failure {
+    refuse(format_args!(
+        "{STRICT}, and {why}: one of them would do nothing"
+    ))
+    .hint("give each of them a step of its own, or start the agent without strict-single-hooks")
+}
+
+impl Other {
+    /// What an entry is to one of the plugin called `ours`; nothing where it has no command hook.
+    fn of(entry: &Entry, ours: &str, folders: Folders<'_>) -> Option<Self> {
+        let name = entry.name();
+        let kind = if name == ours {
+            Kind::Ours {
+                runs_command: Command::of_step(&entry.configuration) != Command::Left,
+            }
+        } else {
+            match entry.hooks(folders).map(|hooks| command_hook(&hooks)) {
+                Some(None) => return None,
+                Some(Some(_)) => Kind::Seen,
+                None => Kind::Unseen,
+            }
+        };
+        Some(Self { name, kind })
+    }
+}
+
+impl Entry {
+    /// The folder with the hooks of this plugin, where it is on this host. A plugin that is a folder of a repository is not
+    /// looked for: where it lies depends on who hosts the repository.
+    fn hooks(&self, folders: Folders<'_>) -> Option<PathBuf> {
+        let location = self.location();
+        let folder = if self.is_of_checkout() {
+            folders.checkout.join(location)
+        } else {
+            let parts = location.split('/').count();
+            let hosted = ["github.com/", "bitbucket.org/"];
+            let is_folder = location.contains(".git/")
+                || hosted.iter().any(|host| location.starts_with(host)) && parts > 3;
+            if is_folder {
+                return None;
+            }
+            folders.clones?.join(self.identifier())
+        };
+        Some(folder.join("hooks")).filter(|hooks| hooks.is_dir())
+    }
+}
+
+/// The command hook in a folder of hooks, as the agent looks for it (`Find` of its `internal/job/hook/hook.go`).
+fn command_hook(folder: &Path) -> Option<PathBuf> {
+    ["command", "command.ps1"]
+        .iter()
+        .map(|name| folder.join(name))
+        .find(|file| file.metadata().is_ok_and(|metadata| !metadata.is_dir()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Class;
+    use std::fs;
+    use tempfile::TempDir;
+
+    const OURS: &str = r#"{"attr":"a","command":"none"}"#;
+
+    /// The hooks around the entry with the configuration [`OURS`], where `clones` has the plugins.
+    fn around(clones: &Path, plugins: &str, only_first: bool) -> CommandHooks {
+        let plugins = plugins.replace("OURS", OURS);
+        let folders = Folders {
+            clones: Some(clones),
+            checkout: clones,
+        };
+        CommandHooks::of_plugin(
+            Some(&plugins),
+            Some(OURS),
+            Some("EVAL_ONCE"),
+            folders,
+            only_first,
+        )
+    }
+
+    #[test]
+    fn a_plugin_whose_folder_is_elsewhere_may_have_a_command_hook() {
+        let clones = TempDir::new().unwrap();
+        let left = |plugins: &str, only_first| {
+            around(clones.path(), plugins, only_first).check(Command::Left, true)
+        };
+        for behind in [
+            r#""github.com/o/docker-buildkite-plugin#v1""#,
+            r#"{"./here":null}"#,
+        ] {
+            let plugins = format!(r#"[{{"o/eval-once#v1":OURS}},{behind}]"#);
+            assert_eq!(left(&plugins, false).unwrap(), None);
+            assert_eq!(left(&plugins, true).unwrap_err().class, Class::Config);
+        }
+        // It is not said of one that is only thought to be there.
+        let runs = around(clones.path(), r#"["x#v1",{"o/eval-once#v1":OURS}]"#, true);
+        assert!(runs.check_first().is_ok());
+        let warned = runs.check(Command::Runs { asked: false }, true);
+        assert_eq!(warned.unwrap(), None);
+    }
+
+    #[test]
+    fn a_plugin_that_is_a_folder_of_a_repository_is_not_looked_for_at_its_root() {
+        let clones = TempDir::new().unwrap();
+        for (reference, folder) in [
+            ("github.com/o/r/docker#v1", "github-com-o-r-docker-v1"),
+            ("https://h.org/r.git/docker#v1", "h-org-r-git-docker-v1"),
+        ] {
+            fs::create_dir_all(clones.path().join(folder).join("hooks")).unwrap();
+            let plugins = format!(r#"[{{"o/eval-once#v1":OURS}},"{reference}"]"#);
+            let others = around(clones.path(), &plugins, false).others.unwrap();
+            assert_eq!(others.behind[0].kind, Kind::Unseen, "{reference}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_among_the_plugins_cannot_be_left_a_command() {
+        let nowhere = Path::new("/nowhere");
+        for plugins in ["[]", "{", r#"[{"o/eval-once#v1":{"attr":"b"}}]"#] {
+            let hooks = around(nowhere, plugins, false);
+            let refusal = hooks.check(Command::Left, true).unwrap_err();
+            assert!(refusal.to_string().contains("BUILDKITE_PLUGINS"));
+            assert!(hooks.check(Command::Left, false).is_ok());
+            assert!(hooks.check(Command::Runs { asked: false }, true).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_agents_further_hooks_can_be_left_a_command_and_ours_among_them_cannot() {
+        let folder = TempDir::new().unwrap();
+        let [ours, theirs, none] = ["ours", "theirs", "none"].map(|name| {
+            let path = folder.path().join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        });
+        fs::write(folder.path().join("program"), "").unwrap();
+        let program = folder.path().join("program");
+        std::os::unix::fs::symlink(&program, ours.join("command")).unwrap();
+        fs::write(theirs.join("command"), "").unwrap();
+        let left = |folders: &[PathBuf]| {
+            CommandHooks::of_agent(folders, Some(&program)).check(Command::Left, true)
+        };
+        assert!(left(&[ours.clone(), theirs]).is_ok());
+        assert!(left(&[ours, none]).is_err());
+        assert!(left(&[]).is_err());
+    }
+}
