@@ -167,6 +167,9 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("skip-style", &["mark", "omit"]),
         ("on-error", &["step", "fail"]),
         ("emit", &["plugin", "command"]),
+        ("command", &["after", "none"]),
+        ("on-drift", &["warn", "fail"]),
+        ("log", &["pretty", "raw"]),
     ] {
         keys.push((key, one_of(names), vec![json!("other"), json!(true)]));
     }
@@ -201,6 +204,11 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
                 json!({ "x86_64-linux": ["queue"] }),
                 json!(["queue=linux"]),
             ],
+        ),
+        (
+            "out-link",
+            vec![json!("result"), json!(false)],
+            vec![json!(true), json!(0)],
         ),
         ("share", vec![json!("artifact")], vec![json!(false)]),
         ("push", vec![json!("s3://bucket")], vec![json!(false)]),

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     EVAL_ONCE,
-    agent::{commit, plugin_repository, program},
+    agent::{commit, other_plugin, plugin_repository, program},
     buildkite::{Build, Fault, Job, JobState, Outcome},
     stand_in::write_program,
     store::Store,
@@ -1045,6 +1045,113 @@ fn the_command_that_a_target_gives_its_step_runs_after_the_build_whatever_is_bui
     let bad = scene.job_of("bad");
     assert_eq!(bad.exit_status, Some(100));
     assert!(!bad.plain().contains("\nnever\n"));
+}
+
+/// A command hook of docker's shape: it has its own way to run the job's command, and leaves its output to the agent.
+const CONTAINER: &str = r#"
+printf '> in a container: '
+[ -z "$BUILDKITE_COMMAND" ] || IN_A_CONTAINER=1 bash -c "$BUILDKITE_COMMAND"
+"#;
+
+#[test]
+fn a_recorded_targets_command_is_left_to_the_plugin_that_runs_commands_and_runs_once() {
+    let Some(store) = store() else { return };
+    let log = store.root().join("ran");
+    store.targets(&format!(
+        r#"let
+          command = "echo $BUILDKITE_LABEL in=$IN_A_CONTAINER $(cat result) >> '{log}'";
+          with_ = meta: drv: drv // {{ meta = {{ buildkite = {{ inherit command; }}; }} // meta; }};
+        in {{
+          left = with_ {{ }} (file "left");
+          built = with_ {{ }} (file "built");
+          both = with_ {{ eval-once.command = "after"; }} (file "both");
+          bad = with_ {{ }} (build "bad" "exit 1");
+        }}"#,
+        log = log.display(),
+    ));
+    // A target whose command has to run is not skipped, be its outputs here or not.
+    store.build(&store.instantiate("default.nix", "built"));
+    let plugins = TempDir::new().unwrap();
+    let container = other_plugin(plugins.path(), CONTAINER);
+    let keys =
+        json!({ "command": "none", "log": "raw", "step": { "plugins": [container] } });
+    let Some(scene) = plugin_scene(store, &keys) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    scene.recorded();
+    let ran = fs::read_to_string(&log).unwrap();
+    let mut ran: Vec<&str> = ran.lines().collect();
+    ran.sort_unstable();
+    let expected = [
+        ":nix: both in= both",
+        ":nix: both in=1 both",
+        ":nix: built in=1 built",
+        ":nix: left in=1 left",
+    ];
+    assert_eq!(ran, expected, "{}", scene.job_of("left").plain());
+    for (attr, status) in [("left", 0), ("built", 0), ("both", 0), ("bad", 100)] {
+        let job = scene.job_of(attr);
+        assert_eq!(job.exit_status, Some(status), "{attr}: {}", job.plain());
+    }
+    // Nix's own text says so; the readable form says it in ours.
+    let log = scene.job_of("bad").plain();
+    assert!(log.contains("\nbuilding '/"), "{log}");
+    let record = &scene.step_of("left")["plugins"][0];
+    assert_eq!(
+        record.as_object().unwrap().values().next().unwrap()["command"],
+        "none"
+    );
+}
+
+#[test]
+fn how_a_recording_wants_its_targets_built_is_what_its_steps_do_however_they_carry_it() {
+    for emit in ["plugin", "command"] {
+        let Some(store) = store() else { return };
+        store.targets(
+            r#"let with_ = eval-once: drv: drv // { meta = { inherit eval-once; }; }; in {
+              plain = file "plain";
+              elsewhere = with_ { out-link = "out/elsewhere"; log = "raw"; } (file "elsewhere");
+              wrong = with_ { log = "loud"; } (file "wrong");
+              later = with_ { push = "file:///x"; } (file "later");
+            }"#,
+        );
+        store.write("out/.keep", "");
+        let links = store.root().join("links");
+        let hook = format!(
+            "for link in result out/*; do [ ! -L $link ] || echo \"$BUILDKITE_LABEL $link $(cat $link)\" >> '{}'; done\n",
+            links.display()
+        );
+        let keys = json!({ "emit": emit, "out-link": "linked", "step": {} });
+        let Some(mut scene) = plugin_scene(store, &keys) else {
+            return;
+        };
+        let hook = hook.replace("result", "linked result");
+        scene.build = scene
+            .build
+            .our_hook("command")
+            .shell_hook("pre-exit", &hook);
+        assert_eq!(scene.build.run(), Outcome::Failed);
+        scene.recorded();
+        let linked = fs::read_to_string(&links).unwrap();
+        let mut linked: Vec<&str> = linked.lines().collect();
+        linked.sort_unstable();
+        let expected = [
+            ":nix: elsewhere out/elsewhere elsewhere",
+            ":nix: plain linked plain",
+        ];
+        assert_eq!(linked, expected, "{emit}");
+        let mut errors: Vec<String> = scene.error_jobs().iter().map(Job::plain).collect();
+        errors.sort();
+        let said = errors.join("\n");
+        for part in [
+            "in its `meta.eval-once`, `log` is",
+            "in its `meta.eval-once`, `push` is not in this version",
+        ] {
+            assert!(said.contains(part), "{emit}: {said}");
+        }
+        assert_eq!(errors.len(), 2, "{emit}: {said}");
+    }
 }
 
 #[test]

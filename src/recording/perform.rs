@@ -46,6 +46,7 @@ pub fn perform(
     let recorded = match order.below_checkout.as_deref().and_then(Path::to_str) {
         Some(folder) => Request {
             root: request.root.from_above(folder),
+            below: Some(folder.to_owned()),
             ..request.clone()
         },
         None => request.clone(),

@@ -9,13 +9,15 @@ use serde_json::{Value, json};
 
 use super::edges::Edges;
 use super::plan::{self, JOBS_PER_UPLOAD, Planned};
+use super::request::NO_OTHER_HOOK;
 use super::{Broken, Emit, Request, SkipStyle, Target, hash_of};
+use crate::build_keys::{self, BuildKeys};
 use crate::buildkite::pipeline::{
     Automatic, Command, CommandStep, Dependency, Plugin, Retry, RetryRule, Skip,
 };
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
-use crate::keys::{Keys, refuse};
+use crate::keys::{Keys, Reader, refuse};
 use crate::nix::{Argument, AttrPath, Evaluation, Source};
 use crate::text::{is_unseen, shortened};
 
@@ -332,7 +334,33 @@ impl<'a> Maker<'a> {
 
     /// The step of a target, or why there is none.
     fn target(&self, target: &Target, skip: Option<&str>) -> Result<Made, String> {
+        let meta = &target.meta;
+        let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
+        let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
+        let given = buildkite.map_or(Ok(Given::default()), |keys| {
+            Given::read(keys, &self.request.emit).map_err(in_buildkite)
+        })?;
+        let wishes = meta.eval_once.as_ref().filter(|_| self.request.meta);
+        let how = wishes
+            .map_or(Ok(Keys::new()), |keys| self.wishes(keys))
+            .map_err(|message| format!("in its `meta.eval-once`, {message}"))?;
+        let own_command = self.step.has("command") || given.has("command");
+        let other_plugin = self.step.has("plugins") || given.has("plugins");
         let mut record = self.record(&target.attr);
+        self.add_build_keys(&mut record);
+        record.extend(how);
+        let leaves_command = record.get("command").is_some_and(|when| when == "none");
+        if leaves_command && !other_plugin {
+            if own_command {
+                return Err("its step has a command, which `command: none` leaves to another plugin, and it has no other plugin".into());
+            }
+            // There is nothing to leave, and nothing to leave it to.
+            record.remove("command");
+        }
+        if let Some(seconds) = meta.max_silent {
+            let options = record.entry("options").or_insert_with(|| json!({}));
+            options["max-silent-time"] = seconds.into();
+        }
         record.insert("drv".into(), target.drv.as_store_path().as_str().into());
         if !target.outputs.is_empty() {
             let outputs = target.outputs.iter();
@@ -368,26 +396,23 @@ impl<'a> Maker<'a> {
                 merge(&mut step, "agents", &Value::Object(tags.clone()));
             }
         }
-        if let Some(seconds) = target.meta.timeout.filter(|seconds| *seconds > 0) {
+        if let Some(seconds) = meta.timeout.filter(|seconds| *seconds > 0) {
             step.insert("timeout_in_minutes".into(), seconds.div_ceil(60).into());
         }
-        let mut own_command = self.step.has_command();
-        if let Some(buildkite) = target.meta.buildkite.as_ref().filter(|_| self.request.meta) {
-            let wrong = |message| format!("in its `meta.buildkite`, {message}");
-            let given = Given::read(buildkite, &self.request.emit).map_err(wrong)?;
-            given.merge_into(&mut step);
-            own_command |= given.has_command();
-            self.check(step.clone()).map_err(wrong)?;
-        }
-        let mut step = self.check(step)?;
+        given.merge_into(&mut step);
+        let mut step = self.check(step).map_err(|message| match buildkite {
+            Some(_) => in_buildkite(message),
+            None => message,
+        })?;
         if step.jobs() > JOBS_PER_UPLOAD {
             return Err(format!(
                 "its step becomes {} jobs, and Buildkite takes at most {JOBS_PER_UPLOAD} at once",
                 step.jobs()
             ));
         }
-        // Who said themselves whether this step is skipped knows better.
-        let skip = skip.filter(|_| !own_command && step.skip.is_none());
+        // Who said themselves whether this step is skipped knows better. What another plugin runs may be in its configuration.
+        let runs_more = own_command || leaves_command && other_plugin;
+        let skip = skip.filter(|_| !runs_more && step.skip.is_none());
         let skip = skip.map(|reason| shortened(&inert(reason), REASON_AT_MOST));
         if let Some(reason) = &skip {
             step.skip = Some(Skip::Reason(reason.clone()));
@@ -395,10 +420,42 @@ impl<'a> Maker<'a> {
         Ok(Made { step, skip })
     }
 
+    /// What a target says to us of its step (`meta.eval-once`).
+    fn wishes(&self, keys: &Keys) -> Result<Keys, String> {
+        let read = || {
+            let mut reader = Reader::new(keys.clone())?;
+            let how = BuildKeys::read(&mut reader, &self.request.root.folder)?;
+            if how.leaves_the_command() && self.request.emit == Emit::Command {
+                return Err(refuse(NO_OTHER_HOOK));
+            }
+            for key in ["push", "share-required", "artifacts", "steps"] {
+                reader.not_yet(key)?;
+            }
+            reader.finish("a target")?;
+            Ok(self.from_here(build_keys::as_written(keys)))
+        };
+        read().map_err(|failure: Failure| failure.to_string())
+    }
+
+    /// Keys of a target or the recording as the steps have them, which may start in another folder.
+    fn from_here(&self, keys: Keys) -> Keys {
+        match &self.request.below {
+            Some(folder) => build_keys::from_above(keys, folder),
+            None => keys,
+        }
+    }
+
+    fn add_build_keys(&self, record: &mut Keys) {
+        record.extend(self.from_here(self.request.build_keys.clone()));
+    }
+
     /// The step of an attribute that does not evaluate: it evaluates it, shows what Nix says, and fails.
     fn broken(&self, broken: &Broken) -> Result<CommandStep, Failure> {
         let label = label_of(":boom:", &called(&broken.attr));
-        let record = self.record(&broken.attr);
+        let mut record = self.record(&broken.attr);
+        self.add_build_keys(&mut record);
+        // It has none.
+        record.remove("command");
         if length(&record) > RECORD_AT_MOST {
             return self.refused(broken);
         }
@@ -550,7 +607,7 @@ fn retry_rules() -> Vec<RetryRule> {
 }
 
 /// Properties that somebody wants to have in a step, with each in the one spelling that we merge.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Given {
     keys: Keys,
 }
@@ -625,8 +682,12 @@ impl Given {
         Ok(Self { keys })
     }
 
-    fn has_command(&self) -> bool {
-        self.keys.contains_key("command")
+    /// Whether they have something under `key`.
+    fn has(&self, key: &str) -> bool {
+        match self.keys.get(key) {
+            Some(Value::Array(list)) => !list.is_empty(),
+            value => value.is_some(),
+        }
     }
 
     fn merge_into(&self, step: &mut Keys) {
@@ -807,6 +868,8 @@ mod tests {
             skip_style: SkipStyle::Mark,
             on_error: OnError::Step,
             emit: Emit::Plugin("your-org/eval-once#v1".into()),
+            build_keys: Keys::new(),
+            below: None,
             step: Keys::new(),
             agents: BTreeMap::new(),
             group_by: 0,
@@ -971,6 +1034,188 @@ mod tests {
         assert_eq!(step["timeout_in_minutes"], 1, "the target's own counts");
         assert_eq!(step["retry"]["manual"], false);
         assert_eq!(step["retry"]["automatic"].as_array().unwrap().len(), 4);
+    }
+
+    /// A target with this `meta.eval-once`.
+    fn saying(i: usize, wishes: &Value) -> Target {
+        let mut target = target(i, &["p", &format!("t{i}")]);
+        target.meta.eval_once = wishes.as_object().cloned();
+        target
+    }
+
+    fn keys(value: &Value) -> Keys {
+        value.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn how_targets_are_built_is_in_every_record_and_what_a_target_says_wins() {
+        let said =
+            json!({ "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/a" });
+        let docker = wanting(&json!({ "plugins": ["docker#v5"] }));
+        for below in [None, Some("nix".to_owned())] {
+            let link = below.as_ref().map_or("out/a", |_| "nix/out/a");
+            let request = Request {
+                build_keys: keys(&said),
+                below,
+                ..docker.clone()
+            };
+            let other = json!({ "command": "after", "log": "pretty", "on-drift": "warn", "out-link": false });
+            let targets = [target(0, &["p", "t0"]), saying(1, &other)];
+            let steps = made(&targets, &request);
+            let [first, second] = [0, 1].map(|i| Value::Object(record_of(&steps[i])));
+            for (key, value) in said.as_object().unwrap() {
+                let expected = if key == "out-link" {
+                    &json!(link)
+                } else {
+                    value
+                };
+                assert_eq!(&first[key], expected, "{key}");
+                assert_eq!(second[key], other[key], "{key}");
+            }
+            let asked = read(record_of(&steps[0]));
+            assert!(!asked.command && asked.fail_on_drift);
+            let untrusted = Request {
+                meta: false,
+                ..request
+            };
+            let steps = made(&targets, &untrusted);
+            assert_eq!(
+                record_of(&steps[1])["log"],
+                "raw",
+                "`meta: false` ignores it"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_attributes_step_is_built_in_the_same_way_and_has_no_command_to_leave() {
+        let request = Request {
+            build_keys: keys(&json!({ "command": "none", "log": "raw", "out-link": false })),
+            ..wanting(&json!({ "plugins": ["docker#v5"], "command": "make" }))
+        };
+        let broken = [Broken {
+            attr: path(&["b"]),
+            message: None,
+        }];
+        let records = Records {
+            targets: &[],
+            broken: &broken,
+            refused: &[],
+            edges: &apart(&[]),
+            skip: &[],
+        };
+        let steps = steps(&records, &request, schema()).unwrap();
+        let record = record_of(&values(&steps)[0]);
+        assert_eq!(
+            (&record["log"], &record["out-link"]),
+            (&json!("raw"), &json!(false))
+        );
+        assert!(!record.contains_key("command"));
+    }
+
+    #[test]
+    fn a_command_that_no_other_plugin_would_run_costs_that_target_alone() {
+        let none = keys(&json!({ "command": "none" }));
+        let mut with_command = with(0, &json!({ "command": "make" }));
+        with_command.meta.eval_once = Some(none.clone());
+        let targets = [with_command.clone(), target(1, &["b"])];
+        let steps = make(&targets, &apart(&targets), &[], &request()).unwrap();
+        let message = steps.errors[0].message.clone().unwrap();
+        assert!(message.contains("it has no other plugin"), "{message}");
+        assert_eq!(steps.steps.len(), 2);
+
+        // Without a command there is nothing to leave.
+        let mut bare = target(0, &["a"]);
+        bare.meta.eval_once = Some(none);
+        let step = &made(&[bare.clone()], &request())[0];
+        assert!(!record_of(step).contains_key("command"));
+
+        let command = Request {
+            emit: Emit::Command,
+            ..request()
+        };
+        for target in [bare, with_command] {
+            let targets = [target];
+            let steps = make(&targets, &apart(&targets), &[], &command).unwrap();
+            let message = steps.errors[0].message.clone().unwrap();
+            assert!(
+                message.contains("`command: none` does not go with `emit: command`"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_target_cannot_say_of_its_step_is_refused_by_name() {
+        for (wishes, sentence) in [
+            (
+                json!({ "log": "loud" }),
+                "`log` is \"loud\", and must be `pretty` or `raw`",
+            ),
+            (json!({ "command": true }), "`command` is true"),
+            (
+                json!({ "out-link": "a/" }),
+                "`out-link` is no path of a link",
+            ),
+            (json!({ "on-drift": null }), "`on-drift` is null"),
+            (json!({ "file": "x" }), "`file` is not a key of a target"),
+            (
+                json!({ "push": "file:///x" }),
+                "`push` is not in this version",
+            ),
+            (
+                json!({ "share-required": true }),
+                "`share-required` is not in this version",
+            ),
+            (
+                json!({ "artifacts": ["x"] }),
+                "`artifacts` is not in this version",
+            ),
+            (json!({ "steps": {} }), "`steps` is not in this version"),
+        ] {
+            let targets = [saying(0, &wishes)];
+            let steps = make(&targets, &apart(&targets), &[], &request()).unwrap();
+            let message = steps.errors[0].message.clone().unwrap();
+            let expected = format!("in its `meta.eval-once`, {sentence}");
+            assert!(message.starts_with(&expected), "{wishes}: {message}");
+        }
+    }
+
+    #[test]
+    fn how_long_a_build_may_say_nothing_is_an_option_of_its_step_alone() {
+        let request = Request {
+            options: vec![
+                ("cores".into(), "2".into()),
+                ("max-silent-time".into(), "9".into()),
+            ],
+            ..request()
+        };
+        let mut quiet = target(0, &["a"]);
+        quiet.meta.max_silent = Some(600);
+        let steps = made(&[quiet.clone(), target(1, &["b"])], &request);
+        assert_eq!(
+            record_of(&steps[0])["options"],
+            json!({ "cores": "2", "max-silent-time": 600 })
+        );
+        assert_eq!(
+            record_of(&steps[1])["options"],
+            json!({ "cores": "2", "max-silent-time": "9" })
+        );
+        let steps = made(
+            &[quiet],
+            &Request {
+                options: Vec::new(),
+                ..request
+            },
+        );
+        assert_eq!(
+            record_of(&steps[0])["options"],
+            json!({ "max-silent-time": 600 })
+        );
+        assert_eq!(
+            read(record_of(&steps[0])).options,
+            [("max-silent-time".into(), "600".into())]
+        );
     }
 
     #[test]

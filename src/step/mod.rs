@@ -33,13 +33,13 @@ use crate::nix::StorePath;
 use crate::nix::settings::Settings;
 use crate::supervise::Supervisor;
 
+pub use crate::build_keys::{Form, OutLink};
 use context::Step;
 pub use explain::{Explanation, explain};
-pub use job_log::Form;
 pub use left::{Left, LeftSeconds, Unreadable};
 pub use links::main_output;
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
-pub use request::{OutLink, Request};
+pub use request::Request;
 use tell::{Over, tell};
 pub use ways::Fact;
 
