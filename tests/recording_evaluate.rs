@@ -245,6 +245,71 @@ fn a_broken_attribute_costs_itself_and_nothing_else() {
 }
 
 #[test]
+fn what_a_target_says_to_us_is_data_and_counts_for_its_step_alone() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"let meta = name: meta: file name // { inherit meta; }; in {
+          seconds = meta "seconds" { timeout = "3600"; maxSilent = "0600"; };
+          numbers = meta "numbers" { timeout = 61; maxSilent = 60; };
+          ours = meta "ours" { eval-once = { log = "raw"; out-link = "x${builtins.toString (file "context")}/.."; }; };
+          plain = meta "plain" { eval-once = null; };
+          path = meta "path" { eval-once.out-link = ./default.nix; };
+          list = meta "list" { eval-once = [ "raw" ]; };
+          throws = meta "throws" { eval-once = throw "in meta"; };
+          silent = meta "silent" { maxSilent = "10m"; };
+        }"#,
+    );
+    let ended = record(&store, &["--on-drift", "fail", "--option", "cores", "2"]).run();
+    let pipeline = Pipeline::of(&ended);
+    let option = |attr: &str| pipeline.step(&[attr]).record["options"]["max-silent-time"].clone();
+    assert_eq!(pipeline.step(&["seconds"]).json["timeout_in_minutes"], 60);
+    assert_eq!(
+        (option("seconds"), option("numbers")),
+        (600.into(), 60.into())
+    );
+    assert!(option("plain").is_null());
+    for part in [
+        "ours: in its `meta.eval-once`, `out-link` is no path of a link",
+        "path: meta.eval-once.out-link is a path: no data",
+        "list: meta.eval-once is no set",
+        "silent: meta.maxSilent is \"10m\", and must be a whole number of seconds, from 1 on",
+    ] {
+        mentions(&ended, part);
+    }
+    assert_eq!(pipeline.broken().len(), 5, "{ended}");
+
+    // Of changes that are not trusted it is not even looked at.
+    let pipeline = recorded(&store, &["--no-meta", "--no-out-link"]);
+    assert_eq!(pipeline.broken().len(), 1, "{:?}", pipeline.broken());
+    let ours = pipeline.step(&["ours"]).record;
+    assert_eq!((&ours["out-link"], ours.get("log")), (&false.into(), None));
+}
+
+#[test]
+fn a_link_starts_where_the_recording_does_though_its_steps_start_above() {
+    let Some(store) = Store::new() else { return };
+    let body = r#"{ a = file "a"; b = file "b" // { meta.eval-once.out-link = "../b"; }; c = file "c" // { meta.eval-once.out-link = false; }; }"#;
+    store.write("nix/ci.nix", &expression(body));
+    let ended = record(&store, &["--file", "ci.nix", "--out-link", "out"])
+        .folder(store.work().join("nix"))
+        .env("BUILDKITE_BUILD_CHECKOUT_PATH", store.work())
+        .run();
+    let pipeline = Pipeline::of(&ended);
+    for (attr, link) in [("a", Some("nix/out")), ("b", Some("b")), ("c", None)] {
+        let record = pipeline.step(&[attr]).record;
+        let step = store.eval_once(["step"]);
+        let built = step.env("EVAL_ONCE_STEP", record.to_string()).run();
+        built.exits(0);
+        let link = link.map(|link| store.work().join(link));
+        assert!(
+            link.is_none_or(|link| link.is_symlink()),
+            "{attr}: {record}"
+        );
+        assert!(!store.work().join("result").exists(), "{attr}: {record}");
+    }
+}
+
+#[test]
 fn a_broken_attribute_is_a_red_step_that_evaluates_it_and_says_why() {
     let Some(store) = Store::new() else { return };
     store.targets("{ fine = file \"fine\"; set = { recurseForDerivations = true; bad = throw \"its words\"; }; }");

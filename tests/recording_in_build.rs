@@ -1073,8 +1073,7 @@ fn a_recorded_targets_command_is_left_to_the_plugin_that_runs_commands_and_runs_
     store.build(&store.instantiate("default.nix", "built"));
     let plugins = TempDir::new().unwrap();
     let container = other_plugin(plugins.path(), CONTAINER);
-    let keys =
-        json!({ "command": "none", "log": "raw", "step": { "plugins": [container] } });
+    let keys = json!({ "command": "none", "log": "raw", "step": { "plugins": [container] } });
     let Some(scene) = plugin_scene(store, &keys) else {
         return;
     };
