@@ -134,6 +134,11 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("pretty"), json!("raw")],
             vec![json!("json"), json!(1)],
         ),
+        (
+            "refused",
+            vec![json!("web: its metadata makes no step")],
+            vec![json!(true), json!(["web"])],
+        ),
     ]);
     keys
 }
@@ -389,7 +394,9 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
         }
         for value in good {
             let ended = hook(&configuration(key, value.clone()));
-            if not_in_this_version(key) {
+            if key == "refused" {
+                ended.exits(64).passes_on(value.as_str().unwrap());
+            } else if not_in_this_version(key) {
                 ended.exits(64).passes_on(key);
             } else {
                 assert_ne!(

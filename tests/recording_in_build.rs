@@ -1153,6 +1153,92 @@ fn how_a_recording_wants_its_targets_built_is_what_its_steps_do_however_they_car
     }
 }
 
+/// A text that would do something wherever it were read as more than a text: in a shell, a log, Markdown, YAML, the agent.
+const HOSTILE: &str = r#"`touch pwned` $(touch pwned) $HOME $$ ${x} '; touch pwned; ' \" \\ <b>&amp;</b> [x](y) | *** : # %s"#;
+
+#[test]
+fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_commands() {
+    for emit in ["plugin", "command"] {
+        let Some(store) = store() else { return };
+        // Behind a line break, a carriage return, a bell and an escape character of its own.
+        let odd = r#"\n~~~ a group\n^^^ +++\r${builtins.fromJSON ''"\u001b[31mred\u0007\u202e"''}"#;
+        store.targets(&format!(
+            r#"let hostile = "{}{odd}"; in {{
+              fine = file "fine";
+              named = file "named" // {{ meta.buildkite.env."EVAL_ONCE_${{hostile}}" = "x"; }};
+              long = file "long" // {{ meta.buildkite.${{builtins.concatStringsSep "" (builtins.genList (_: "long ") 2000)}} = 1; }};
+              ${{hostile}} = file "hostile" // {{ meta.buildkite.colour = "blue"; }};
+            }}"#,
+            HOSTILE.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${")
+        ));
+        let keys = json!({ "emit": emit, "summary": emit == "plugin" });
+        let Some(mut scene) = plugin_scene(store, &keys) else {
+            return;
+        };
+        // Plugins are switched off with it unless they are switched on.
+        scene.build = scene
+            .build
+            .our_hook("command")
+            .configuration("no-command-eval=true\nno-plugins=false\n");
+        assert_eq!(scene.build.run(), Outcome::Failed);
+        scene.recorded();
+        assert_eq!(scene.job_of("fine").state, JobState::Passed, "{emit}");
+        let errors = scene.error_jobs();
+        assert_eq!(errors.len(), 3, "{emit}");
+        for job in &errors {
+            let log = job.plain();
+            assert_eq!(job.exit_status, Some(64), "{emit}: {log}");
+            assert_eq!(job.retry_count, 0, "{emit}: {log}");
+            let error: Vec<&str> = log
+                .lines()
+                .filter(|line| line.starts_with("eval-once: error: "))
+                .collect();
+            assert_eq!(error.len(), 1, "{emit}: {log}");
+            assert!(error[0].len() < 4_300, "{emit}: {log}");
+            let own = ["~~~ a group", "^^^ +++\rred"];
+            let opens = |line: &str| own.iter().any(|odd| line.starts_with(odd));
+            assert!(!log.lines().any(opens), "{emit}: {log}");
+            for odd in ["\u{1b}[31mred", "\u{7}\u{202e}"] {
+                assert!(!job.log.contains(odd), "{emit}: {:?}", job.log);
+            }
+        }
+        let said: Vec<String> = errors.iter().map(Job::plain).collect();
+        let said = said.join("\n");
+        for part in [
+            HOSTILE,
+            "`colour` is no property that Buildkite knows there",
+            "it is eval-once's own",
+            "a property has a name of more than 1024 bytes",
+        ] {
+            assert!(said.contains(part), "{emit}: {part}: {said}");
+        }
+        for job in scene.build.jobs() {
+            assert!(!job.plain().contains("pwned: "), "{}", job.plain());
+        }
+        // The build is told as of any other failure, and its summary has the words.
+        let bodies: Vec<String> = scene
+            .build
+            .annotations()
+            .values()
+            .map(|it| shown(&it.body))
+            .collect();
+        let bodies = bodies.join("\n");
+        assert!(
+            bodies.contains("`colour` is no property that Buildkite knows"),
+            "{bodies}"
+        );
+        assert!(bodies.contains("`touch pwned` $(touch pwned)"), "{bodies}");
+        if emit == "plugin" {
+            let junit = scene.build.artifacts()["eval-once-junit.xml"].clone();
+            assert!(
+                String::from_utf8(junit)
+                    .unwrap()
+                    .contains("`colour` is no property")
+            );
+        }
+    }
+}
+
 #[test]
 fn a_recording_whose_targets_are_all_there_or_all_broken_is_one_all_the_same() {
     let Some(store) = store() else { return };

@@ -34,9 +34,24 @@ const LABEL_AT_MOST: usize = 200;
 /// The most characters of a reason to skip a step; Buildkite rejects longer ones.
 const REASON_AT_MOST: usize = 70;
 
-/// What an error step says whose attribute would evaluate: its step would be green if it were built. The message is in the
-/// environment, so nothing of it is ever read by the shell.
-const SAY_ERROR: &str = r#"printf '%s\n' "$EVAL_ONCE_ERROR" >&2; exit 64"#;
+/// The most characters of what is wrong with a target.
+const MESSAGE_AT_MOST: usize = 4096;
+
+/// What of the user's `step` is for targets alone: what it runs instead, how often, and what it is called. A broken target must
+/// not be green because its step runs something else, or nothing.
+const FOR_TARGETS: [&str; 5] = ["command", "skip", "parallelism", "matrix", "label"];
+
+/// What besides is nothing to a step without outputs.
+const FOR_OUTPUTS: [&str; 1] = ["artifact_paths"];
+
+/// What besides is nothing to the step that sums the build up: it waits for the targets that wait for others, runs whatever has
+/// failed, and tells nobody that a target is done.
+const FOR_ONE_OF_MANY: [&str; 4] = [
+    "depends_on",
+    "allow_dependency_failure",
+    "cancel_on_build_failing",
+    "notify",
+];
 
 /// What was recorded.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +109,10 @@ pub fn check(request: &Request, schema: &Schema) -> Result<(), Failure> {
 /// The user's `step` or `agents` make no step that Buildkite would take, the expression is too large to be in every step, or
 /// more is to be built than a build can have jobs (64).
 pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Result<Steps, Failure> {
-    let maker = Maker::new(request, schema)?;
+    let mut maker = Maker::new(request, schema)?;
+    maker.common_agents = most_common_system(records.targets)
+        .and_then(|system| maker.agents.get(system))
+        .cloned();
     let mut errors: Vec<Broken> = [records.broken, records.refused].concat();
 
     let mut made = Vec::with_capacity(records.targets.len());
@@ -173,7 +191,7 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
         });
     }
     if request.summary {
-        let step = maker.summary(records.targets, &planned)?;
+        let step = maker.summary(&planned)?;
         planned.push(Planned {
             step,
             group: None,
@@ -286,8 +304,8 @@ struct Maker<'a> {
     source: Keys,
     /// The user's `step`.
     step: Given,
-    /// What of it an error step takes.
-    error_step: Given,
+    /// The tags of the agents that steps without a system of their own go to: those of the system that most targets have.
+    common_agents: Option<Keys>,
     /// The user's `agents`, by system or feature.
     agents: BTreeMap<&'a str, Keys>,
 }
@@ -295,12 +313,9 @@ struct Maker<'a> {
 impl<'a> Maker<'a> {
     fn new(request: &'a Request, schema: &'a Schema) -> Result<Self, Failure> {
         let wrong = |message: String| refuse(format_args!("in the key `step`, {message}"));
-        let step = Given::read(&request.step, &request.emit).map_err(wrong)?;
-        // A broken target must not be green because its step runs something else, or nothing.
-        let mut error_step = step.clone();
-        for key in ["command", "skip", "parallelism", "matrix"] {
-            error_step.keys.remove(key);
-        }
+        let step = Given::read(&request.step, &request.emit)
+            .and_then(|given| given.checked(schema))
+            .map_err(wrong)?;
         let mut agents = BTreeMap::new();
         for (name, tags) in &request.agents {
             let mut probe = Keys::new();
@@ -323,7 +338,7 @@ impl<'a> Maker<'a> {
             schema,
             source,
             step,
-            error_step,
+            common_agents: None,
             agents,
         };
         let mut probe = maker.begin("label".into(), "key".into(), Keys::new())?;
@@ -338,7 +353,9 @@ impl<'a> Maker<'a> {
         let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
         let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
         let given = buildkite.map_or(Ok(Given::default()), |keys| {
-            Given::read(keys, &self.request.emit).map_err(in_buildkite)
+            Given::read(keys, &self.request.emit)
+                .and_then(|given| given.checked(self.schema))
+                .map_err(in_buildkite)
         })?;
         let wishes = meta.eval_once.as_ref().filter(|_| self.request.meta);
         let how = wishes
@@ -460,9 +477,8 @@ impl<'a> Maker<'a> {
             return self.refused(broken);
         }
         let mut step = self.begin(label, error_key(&broken.attr), record)?;
-        self.error_step.merge_into(&mut step);
-        self.check(step)
-            .map_err(|message| Failure::new(Class::Bug, message))
+        self.step.without(&[&FOR_TARGETS]).merge_into(&mut step);
+        self.finish(step)
     }
 
     /// The step of an attribute that does evaluate, but cannot have the step it asks for: it says why, and fails.
@@ -472,30 +488,20 @@ impl<'a> Maker<'a> {
             .message
             .as_deref()
             .unwrap_or("it cannot have a step");
-        let mut env = Keys::new();
-        let message = format!("eval-once: {attr}: {message}");
-        env.insert(
-            "EVAL_ONCE_ERROR".into(),
-            shortened(&inert(&message), 4096).into(),
-        );
-        let step = CommandStep {
-            label: label_of(":boom:", &attr),
-            key: error_key(&refused.attr),
-            command: Some(Command::One(SAY_ERROR.into())),
-            env,
-            ..CommandStep::default()
-        };
-        let mut step = keys_of(&step)?;
-        if let Some(agents) = self.error_step.keys.get("agents") {
-            merge(&mut step, "agents", agents);
-        }
-        self.check(step)
-            .map_err(|message| Failure::new(Class::Bug, message))
+        let message = shortened(&inert(&format!("{attr}: {message}")), MESSAGE_AT_MOST);
+        let mut record = Keys::new();
+        record.insert("refused".into(), message.into());
+        let label = label_of(":boom:", &attr);
+        let mut step = self.begin(label, error_key(&refused.attr), record)?;
+        self.step
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
+            .merge_into(&mut step);
+        self.finish(step)
     }
 
     /// The step that sums the build up when all of these have ended, whatever became of them. A `wait` step would do so too, and
     /// would hold back whatever else the user's pipeline has behind the recording.
-    fn summary(&self, targets: &[Target], planned: &[Planned]) -> Result<CommandStep, Failure> {
+    fn summary(&self, planned: &[Planned]) -> Result<CommandStep, Failure> {
         let keys = planned.iter().map(|planned| planned.step.key.as_str());
         let mut step = CommandStep {
             label: ":bar_chart: eval-once summary".into(),
@@ -525,10 +531,15 @@ impl<'a> Maker<'a> {
             Emit::Command => step.command = Some(Command::One("eval-once summary".into())),
         }
         let mut step = keys_of(&step)?;
-        if let Some(agents) = self.step.keys.get("agents") {
-            merge(&mut step, "agents", agents);
-        }
-        if let Some(tags) = most_common_system(targets).and_then(|system| self.agents.get(system)) {
+        self.step
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY])
+            .merge_into(&mut step);
+        self.finish(step)
+    }
+
+    /// Ends making a step that has no system of its own.
+    fn finish(&self, mut step: Keys) -> Result<CommandStep, Failure> {
+        if let Some(tags) = &self.common_agents {
             merge(&mut step, "agents", &Value::Object(tags.clone()));
         }
         self.check(step)
@@ -682,6 +693,12 @@ impl Given {
         Ok(Self { keys })
     }
 
+    /// Looks at them before they are merged, so that what is wrong is named as it was written.
+    fn checked(self, schema: &Schema) -> Result<Self, String> {
+        schema.check_step(&Value::Object(self.keys.clone()))?;
+        Ok(self)
+    }
+
     /// Whether they have something under `key`.
     fn has(&self, key: &str) -> bool {
         match self.keys.get(key) {
@@ -690,9 +707,24 @@ impl Given {
         }
     }
 
+    /// These without some of them.
+    fn without(&self, names: &[&[&str]]) -> Self {
+        let mut keys = self.keys.clone();
+        keys.retain(|key, _| !names.iter().any(|names| names.contains(&key.as_str())));
+        Self { keys }
+    }
+
     fn merge_into(&self, step: &mut Keys) {
         for (key, value) in &self.keys {
             match (key.as_str(), step.get_mut(key), value) {
+                ("retry", Some(Value::Object(retry)), Value::Object(more)) => {
+                    for (key, value) in more {
+                        match (key.as_str(), retry.get_mut(key)) {
+                            ("automatic", Some(rules)) => *rules = with_rules(rules.take(), value),
+                            _ => merge(retry, key, value),
+                        }
+                    }
+                }
                 ("plugins" | "depends_on", Some(Value::Array(list)), Value::Array(more)) => {
                     list.extend(more.iter().cloned());
                 }
@@ -700,6 +732,39 @@ impl Given {
             }
         }
     }
+}
+
+/// `retry.automatic` with what somebody adds to it: theirs come first, for Buildkite goes by the first rule that applies, and what
+/// they speak of is theirs alone. `true` and `false` speak of everything. What Buildkite does not take is left for it to refuse.
+fn with_rules(rules: Value, more: &Value) -> Value {
+    let theirs = match more {
+        Value::Array(rules) => rules.clone(),
+        Value::Object(_) => vec![more.clone()],
+        _ => return more.clone(),
+    };
+    let ours = match rules {
+        Value::Array(rules) => rules,
+        Value::Object(_) => vec![rules],
+        all if all == true || all == "true" => vec![json!({ "exit_status": "*" })],
+        _ => Vec::new(),
+    };
+    let left = ours
+        .into_iter()
+        .filter(|rule| !theirs.iter().any(|their| speaks_of(their, rule)));
+    Value::Array(theirs.iter().cloned().chain(left).collect())
+}
+
+/// Whether a rule applies wherever another does.
+fn speaks_of(rule: &Value, other: &Value) -> bool {
+    let statuses = |rule: &Value| match &rule["exit_status"] {
+        Value::Array(list) => list.clone(),
+        one => vec![one.clone()],
+    };
+    let theirs = statuses(rule);
+    let any = |status: &Value| status.is_null() || status == "*";
+    let status = theirs.iter().any(any) || statuses(other).iter().all(|one| theirs.contains(one));
+    let same = |name| rule[name].is_null() || rule[name] == other[name];
+    rule.is_object() && status && same("signal") && same("signal_reason")
 }
 
 /// Merges `value` into `map` under `key`: maps deeply, anything else replaces.
@@ -1219,6 +1284,127 @@ mod tests {
     }
 
     #[test]
+    fn a_targets_rules_of_retrying_are_added_and_win_over_ours() {
+        let rules = |step: &Value, target: &Value| {
+            let targets = [with(1, &json!({ "retry": target }))];
+            let request = wanting(&json!({ "retry": step }));
+            let steps = make(&targets, &apart(&targets), &[], &request).unwrap();
+            assert_eq!(steps.errors, [], "{target}");
+            values(&steps)[0]["retry"].clone()
+        };
+        let ours = serde_json::to_value(retry_rules()).unwrap();
+        let [surroundings, lost, stopped, killed] = &ours.as_array().unwrap()[..] else {
+            panic!("four rules")
+        };
+        let none = json!({});
+        let three = json!({ "exit_status": 3, "limit": 1 });
+        let never = json!({ "exit_status": [75, 4], "limit": 0 });
+        let lost_more = json!({ "exit_status": -1, "signal_reason": "none", "limit": 9 });
+        let stopped_only = json!({ "signal_reason": "agent_stop", "limit": 0 });
+        for (step, target, expected) in [
+            (
+                &none,
+                json!({}),
+                json!([surroundings, lost, stopped, killed]),
+            ),
+            (&none, json!({ "automatic": [] }), ours.clone()),
+            // One rule is a list of one.
+            (
+                &none,
+                json!({ "automatic": three }),
+                json!([three, surroundings, lost, stopped, killed]),
+            ),
+            (
+                &none,
+                json!({ "automatic": [three] }),
+                json!([three, surroundings, lost, stopped, killed]),
+            ),
+            (
+                &none,
+                json!({ "automatic": [never] }),
+                json!([never, lost, stopped, killed]),
+            ),
+            (
+                &none,
+                json!({ "automatic": [lost_more] }),
+                json!([lost_more, surroundings, stopped, killed]),
+            ),
+            (
+                &none,
+                json!({ "automatic": [stopped_only] }),
+                json!([stopped_only, surroundings, lost, killed]),
+            ),
+            // What speaks of less than our rule leaves it.
+            (
+                &none,
+                json!({ "automatic": { "exit_status": 75, "signal": "none" } }),
+                json!([{ "exit_status": 75, "signal": "none" }, surroundings, lost, stopped, killed]),
+            ),
+            (
+                &none,
+                json!({ "automatic": { "exit_status": "*", "limit": 1 } }),
+                json!([{ "exit_status": "*", "limit": 1 }]),
+            ),
+            (
+                &none,
+                json!({ "automatic": { "limit": 1 } }),
+                json!([{ "limit": 1 }]),
+            ),
+            (&none, json!({ "automatic": true }), json!(true)),
+            (&none, json!({ "automatic": false }), json!(false)),
+            // Those of `step` come between.
+            (
+                &json!({ "automatic": [{ "exit_status": 3, "limit": 5 }, { "exit_status": 5 }] }),
+                json!({ "automatic": three }),
+                json!([three, { "exit_status": 5 }, surroundings, lost, stopped, killed]),
+            ),
+            (
+                &json!({ "automatic": true }),
+                json!({ "automatic": three }),
+                json!([three, { "exit_status": "*" }]),
+            ),
+            (
+                &json!({ "automatic": "false" }),
+                json!({ "automatic": three }),
+                json!([three]),
+            ),
+        ] {
+            assert_eq!(
+                rules(step, &target)["automatic"],
+                expected,
+                "{step} {target}"
+            );
+        }
+        let manual = rules(
+            &json!({ "manual": { "allowed": false, "reason": "no" } }),
+            &json!({ "manual": { "reason": "never" } }),
+        );
+        assert_eq!(
+            manual["manual"],
+            json!({ "allowed": false, "reason": "never" })
+        );
+        assert_eq!(manual["automatic"], ours);
+    }
+
+    #[test]
+    fn a_rule_that_buildkite_does_not_take_is_named_where_its_target_has_it() {
+        for (automatic, sentence) in [
+            (json!([{ "limit": 99 }]), "`retry.automatic[0].limit` is 99"),
+            (
+                json!({ "limt": 1 }),
+                "`retry.automatic.limt` is no property",
+            ),
+            (json!("x"), "`retry.automatic` is \"x\""),
+            (json!([true]), "`retry.automatic"),
+        ] {
+            let targets = [with(1, &json!({ "retry": { "automatic": automatic } }))];
+            let steps = make(&targets, &apart(&targets), &[], &request()).unwrap();
+            let message = steps.errors[0].message.clone().unwrap();
+            assert!(message.contains(sentence), "{automatic}: {message}");
+        }
+    }
+
+    #[test]
     fn a_timeout_in_seconds_becomes_whole_minutes() {
         for (seconds, minutes) in [
             (1, json!(1)),
@@ -1308,13 +1494,9 @@ mod tests {
             let error = &steps[0];
             assert_eq!(error["key"], error_key(&targets[1].attr));
             assert_eq!(error["label"], ":boom: p.t1");
-            assert_eq!(error["command"], SAY_ERROR);
-            assert!(
-                error["env"]["EVAL_ONCE_ERROR"]
-                    .as_str()
-                    .unwrap()
-                    .contains(sentence)
-            );
+            let said = record_of(error)["refused"].clone();
+            assert!(said.as_str().unwrap().contains(sentence), "{said}");
+            assert!(error.get("command").is_none());
             assert_eq!(error["agents"], json!({ "queue": "q" }));
             assert_eq!(steps[1]["key"], key(&targets[2]));
             assert_eq!(steps[2]["depends_on"], json!([key(&targets[2])]));
@@ -1346,9 +1528,11 @@ mod tests {
 
     #[test]
     fn a_broken_attribute_has_a_step_without_a_record_that_runs_nothing_else() {
-        let request = wanting(
-            &json!({ "command": "make", "parallelism": 3, "skip": true, "agents": { "queue": "q" }, "plugins": ["a#v1"] }),
-        );
+        let request = wanting(&json!({
+            "command": "make", "parallelism": 3, "skip": true, "label": "all alike", "artifact_paths": "result/*",
+            "agents": { "queue": "q" }, "plugins": ["a#v1"], "env": { "A": "1" }, "timeout_in_minutes": 9,
+            "priority": 1, "retry": { "automatic": { "exit_status": 3 } }
+        }));
         let broken = [Broken {
             attr: path(&["p", "b"]),
             message: Some("infinite recursion".into()),
@@ -1372,16 +1556,25 @@ mod tests {
         let asked = read(record_of(broken));
         assert_eq!((asked.drv, asked.outputs.len()), (None, 0));
         assert_eq!(asked.evaluation.unwrap().attr, path(&["p", "b"]));
-        assert!(broken.get("command").is_none() && broken.get("parallelism").is_none());
-        assert!(broken.get("skip").is_none());
-        assert_eq!(broken["plugins"][1], "a#v1");
-        assert_eq!(broken["agents"], json!({ "queue": "q" }));
-        assert_eq!(refused["command"], SAY_ERROR);
+        for (step, label) in [(broken, ":boom: p.b"), (refused, ":boom: p.r")] {
+            for key in ["command", "parallelism", "skip"] {
+                assert!(step.get(key).is_none(), "{key}: {step}");
+            }
+            assert_eq!(step["label"], label);
+            assert_eq!(step["plugins"][1], "a#v1");
+            assert_eq!(step["agents"], json!({ "queue": "q" }));
+            assert_eq!(step["env"], json!({ "A": "1" }));
+            assert_eq!(
+                (&step["timeout_in_minutes"], &step["priority"]),
+                (&json!(9), &json!(1))
+            );
+            assert_eq!(step["retry"]["automatic"].as_array().unwrap().len(), 5);
+        }
+        assert!(refused.get("artifact_paths").is_none());
         assert_eq!(
-            refused["env"]["EVAL_ONCE_ERROR"],
-            "eval-once: p.r: its `meta.buildkite.x` is a path $(boom)"
+            Value::Object(record_of(refused)),
+            json!({ "refused": "p.r: its `meta.buildkite.x` is a path $(boom)" })
         );
-        assert!(refused.get("plugins").is_none());
     }
 
     #[test]
@@ -1468,9 +1661,13 @@ mod tests {
         let tags = |tags: Value| tags.as_object().unwrap().clone();
         let request = Request {
             summary: true,
-            step: tags(
-                json!({ "agents": ["queue=nix", "size=big"], "env": { "A": "1" }, "parallelism": 2 }),
-            ),
+            step: tags(json!({
+                "agents": ["queue=nix", "size=big"], "env": { "A": "1" }, "parallelism": 2,
+                "label": "x", "plugins": [{ "kubernetes": { "podSpec": {} } }], "timeout_in_minutes": 9,
+                "depends_on": "before", "cancel_on_build_failing": true, "artifact_paths": "result", "matrix": ["a"],
+                "allow_dependency_failure": true, "notify": ["github_commit_status"], "soft_fail": true,
+                "retry": { "automatic": { "exit_status": 3 }, "manual": false }
+            })),
             agents: BTreeMap::from([
                 ("x86_64-linux".into(), tags(json!({ "queue": "intel" }))),
                 ("aarch64-linux".into(), tags(json!({ "queue": "arm" }))),
@@ -1501,15 +1698,25 @@ mod tests {
             .strip_prefix("summary-")
             .unwrap();
         assert_eq!(hash.len(), 32);
+        let mut rules = vec![json!({ "exit_status": 3 })];
+        rules.extend(retry_rules().iter().map(|rule| json!(rule)));
+        let error = &values(&steps)[0];
+        assert_eq!(error["agents"], last["agents"], "where most targets go");
         assert_eq!(
             last,
             &json!({
                 "label": ":bar_chart: eval-once summary",
                 "key": last["key"],
-                "plugins": [{ "your-org/eval-once#v1": { "summary": true } }],
+                "plugins": [
+                    { "your-org/eval-once#v1": { "summary": true } },
+                    { "kubernetes": { "podSpec": {} } }
+                ],
                 "agents": { "queue": "intel", "size": "big" },
+                "env": { "A": "1" },
+                "timeout_in_minutes": 9,
+                "soft_fail": true,
                 "depends_on": waits,
-                "retry": { "automatic": retry_rules() },
+                "retry": { "automatic": rules, "manual": false },
             })
         );
         let command = Request {

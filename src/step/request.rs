@@ -6,7 +6,7 @@ pub(super) use crate::build_keys::OutLink;
 use crate::build_keys::{self, BuildKeys, Form};
 use crate::evaluation_keys::{self, Place};
 use crate::exit::Failure;
-use crate::keys::{Keys, Reader, string};
+use crate::keys::{Keys, Reader, refuse, string};
 use crate::nix::{DrvPath, Evaluation, StorePath, is_output_name};
 
 /// What a step is asked to do.
@@ -36,7 +36,8 @@ impl Request {
     /// Reads the keys of a step.
     ///
     /// # Errors
-    /// A key is unknown, null, of the wrong type or not allowed here; each is named (64).
+    /// A key is unknown, null, of the wrong type or not allowed here; each is named (64). The recording has refused the target,
+    /// and said why (64).
     pub fn read(keys: Keys, place: &Place) -> Result<Self, Failure> {
         let mut reader = Reader::new(keys)?;
         let request = Self::read_keys(&mut reader, place)?;
@@ -48,6 +49,10 @@ impl Request {
     }
 
     fn read_keys(reader: &mut Reader, place: &Place) -> Result<Self, Failure> {
+        if let Some(message) = reader.string("refused")? {
+            // Whatever stands beside it: what the recording found wrong is not to be built.
+            return Err(refuse(message).hint("correct it, and make the pipeline again"));
+        }
         let drv = reader.take("drv", "the store path of a .drv", |value| {
             let text = string(value)?;
             Some(DrvPath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}")))
