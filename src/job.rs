@@ -46,6 +46,7 @@ pub fn step(
             "leave the command at `eval-once step`, or make it just what is to run after the build";
         refuse_more(ours, "step", hint).map(|()| keys)
     });
+    order.followed = ours == Ours::No && !is_blank(&job.command);
     let done = step::perform(order, &mut supervisor, log)?;
     for (name, path) in &done.outputs {
         log.say(format_args!("{name}: {path}"));
@@ -108,6 +109,12 @@ fn refuse_more(ours: Ours, subcommand: &str, hint: &str) -> Result<(), Failure> 
     Ok(())
 }
 
+fn is_blank(command: &OsStr) -> bool {
+    String::from_utf8_lossy(command.as_bytes())
+        .trim()
+        .is_empty()
+}
+
 /// Becomes the job's own command once all else is done; where there is none to run, gives the status. `what` was done, and
 /// `whose` command it is.
 fn become_own_command(
@@ -117,10 +124,7 @@ fn become_own_command(
     supervisor: Supervisor,
     log: Log,
 ) -> Result<u8, Failure> {
-    if String::from_utf8_lossy(job.command.as_bytes())
-        .trim()
-        .is_empty()
-    {
+    if is_blank(&job.command) {
         return Ok(0);
     }
     if ours == Ours::Itself {

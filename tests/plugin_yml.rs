@@ -135,6 +135,11 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("json"), json!(1)],
         ),
         (
+            "skip",
+            vec![json!(true), json!(false)],
+            vec![json!("true"), json!("cached")],
+        ),
+        (
             "refused",
             vec![json!("web: its metadata makes no step")],
             vec![json!(true), json!(["web"])],
@@ -169,7 +174,7 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("recurse", &["marked", "all"][..]),
         ("evaluator", &["nix", "nix-eval-jobs"]),
         ("skip", &["built", "cached", "none"]),
-        ("skip-style", &["mark", "omit"]),
+        ("skip-style", &["mark", "run", "omit"]),
         ("on-error", &["step", "fail"]),
         ("emit", &["plugin", "command"]),
         ("command", &["after", "none"]),

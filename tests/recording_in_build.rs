@@ -782,6 +782,80 @@ fn what_is_there_already_is_a_skipped_step_that_nobody_waits_for() {
 }
 
 #[test]
+fn what_is_there_already_can_be_a_step_that_ends_at_once_and_builds_what_has_gone_meanwhile() {
+    for emit in ["plugin", "command"] {
+        let Some(store) = store() else { return };
+        store.targets(
+            r#"rec {
+              here = file "here";
+              cached = file "cached";
+              gone = file "gone";
+              tested = file "tested" // { meta.buildkite.command = "read x < result && echo \"tests $x\""; };
+              user = build "user" "read x < ${here}; read y < ${cached}; echo $x $y > $out";
+            }"#,
+        );
+        let mut cache = String::new();
+        let mut lost = String::new();
+        for attr in ["here", "cached", "gone", "tested"] {
+            let paths = store.build(&store.instantiate("default.nix", attr));
+            match attr {
+                "cached" => {
+                    cache = store.cache("cache", &paths);
+                    store.delete(&paths);
+                }
+                "gone" => lost.clone_from(&paths[0]),
+                _ => {}
+            }
+        }
+        store.configure(&format!("substituters = {cache}"));
+        let keys = json!({ "emit": emit, "skip-style": "run", "summary": emit == "plugin" });
+        let Some(mut scene) = plugin_scene(store, &keys) else {
+            return;
+        };
+        // With one agent no step can begin as long as the recording's job runs.
+        let hook = format!(
+            "[ \"$BUILDKITE_STEP_KEY\" != record ] || nix-store --delete --ignore-liveness {lost}\n"
+        );
+        scene.build = scene
+            .build
+            .agents(1)
+            .our_hook("command")
+            .shell_hook("post-command", &hook);
+        assert_eq!(scene.build.run(), Outcome::Passed, "{emit}");
+        scene.recorded();
+        let ways = scene.ways();
+        let way_of = |attr: &str| ways[attr].as_str();
+        for (attr, way) in [
+            ("here", "available (skipped)"),
+            // What needed it may have fetched it before.
+            ("cached", "available (skipped)"),
+            ("gone", "realised (drv-valid)"),
+            ("tested", "realised (drv-valid)"),
+            ("user", "realised (drv-valid)"),
+        ] {
+            let job = scene.job_of(attr);
+            assert_eq!(way_of(attr), way, "{emit}: {attr}: {}", job.plain());
+            assert_eq!(job.state, JobState::Passed, "{emit}: {attr}");
+            assert!(scene.step_of(attr).get("skip").is_none());
+        }
+        assert!(scene.store.has(&lost), "{emit}");
+        assert!(scene.job_of("tested").plain().contains("\ntests tested\n"));
+        let document = scene.document();
+        for target in document["targets"].as_array().unwrap() {
+            let skipped = ["here", "cached", "gone"]
+                .iter()
+                .any(|it| target["name"] == *it);
+            assert_eq!(target["skip"].is_string(), skipped, "{emit}: {target}");
+        }
+        if emit == "plugin" {
+            let annotations = scene.build.annotations();
+            let summary = shown(&annotations["eval-once-summary"].body);
+            assert!(summary.contains("available (skipped)"), "{summary}");
+        }
+    }
+}
+
+#[test]
 fn nothing_is_uploaded_where_what_is_broken_is_to_fail_the_recording() {
     let Some(store) = store() else { return };
     store.targets("{ good = file \"good\"; bad = throw \"this one is bad\"; }");

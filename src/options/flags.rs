@@ -295,7 +295,7 @@ pub(super) struct RecordingFlags {
     /// Which targets need no step: built (here), cached (or a substituter has them), none [default: cached]
     #[arg(long, value_name = "WHICH")]
     skip: Option<String>,
-    /// How those are shown: mark (as skipped steps) or omit [default: mark]
+    /// How those are shown: mark (as skipped steps), run (as steps that end at once) or omit [default: mark]
     #[arg(long, value_name = "HOW")]
     skip_style: Option<String>,
     /// What a broken attribute does: step (a red step) or fail [default: step]

@@ -150,7 +150,11 @@ impl Reading {
                     words: given,
                     environment,
                 });
-                Invocation::Step(self.order_by_hand(keys, report), given)
+                let order = Order {
+                    followed: given.is_some(),
+                    ..self.order_by_hand(keys, report)
+                };
+                Invocation::Step(order, given)
             }
             Command::Explain { keys, json, .. } => {
                 Invocation::Explain(self.order_by_hand(keys, None), json)
@@ -382,6 +386,7 @@ impl Reading {
             host: self.host(),
             report: None,
             job: self.step_job(),
+            followed: false,
             started: self.started,
         }
     }

@@ -44,8 +44,10 @@ pub enum Skip {
 /// How a target that needs no step is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SkipStyle {
-    /// As a skipped step.
+    /// As a skipped step, which reports nothing to a code host.
     Mark,
+    /// As a step that ends green at once, as long as what is there has not gone.
+    Run,
     /// Not at all.
     Omit,
 }
@@ -185,7 +187,11 @@ impl Request {
         )?;
         let skip_style = reader.choice(
             "skip-style",
-            [("mark", SkipStyle::Mark), ("omit", SkipStyle::Omit)],
+            [
+                ("mark", SkipStyle::Mark),
+                ("run", SkipStyle::Run),
+                ("omit", SkipStyle::Omit),
+            ],
         )?;
         let on_error = reader.choice(
             "on-error",

@@ -198,7 +198,23 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
             skipped: false,
         });
     }
-    let (steps, left_out) = fit(planned, request)?;
+    let (mut steps, left_out) = fit(planned, request)?;
+    if request.summary && left_out > 0 {
+        // A build fails that has a step which waits for one that never comes.
+        let there: HashSet<String> = steps
+            .iter()
+            .map(|planned| planned.step.key.clone())
+            .collect();
+        if let Some(planned) = steps.last_mut() {
+            planned
+                .step
+                .depends_on
+                .retain(|dependency| match dependency {
+                    Dependency::Step { step, .. } => there.contains(step),
+                    Dependency::Key(_) => true,
+                });
+        }
+    }
     Ok(Steps {
         steps,
         placed,
@@ -374,6 +390,15 @@ impl<'a> Maker<'a> {
             // There is nothing to leave, and nothing to leave it to.
             record.remove("command");
         }
+        // Who said themselves whether this step is skipped knows better. What another plugin runs may be in its configuration.
+        let runs_more = own_command || leaves_command && other_plugin;
+        let says_itself = self.step.has("skip") || given.has("skip");
+        let skip = skip.filter(|_| !runs_more && !says_itself);
+        let skip = skip.map(|reason| shortened(&inert(reason), REASON_AT_MOST));
+        let ends_at_once = skip.is_some() && self.request.skip_style == SkipStyle::Run;
+        if ends_at_once {
+            record.insert("skip".into(), true.into());
+        }
         if let Some(seconds) = meta.max_silent {
             let options = record.entry("options").or_insert_with(|| json!({}));
             options["max-silent-time"] = seconds.into();
@@ -427,11 +452,7 @@ impl<'a> Maker<'a> {
                 step.jobs()
             ));
         }
-        // Who said themselves whether this step is skipped knows better. What another plugin runs may be in its configuration.
-        let runs_more = own_command || leaves_command && other_plugin;
-        let skip = skip.filter(|_| !runs_more && step.skip.is_none());
-        let skip = skip.map(|reason| shortened(&inert(reason), REASON_AT_MOST));
-        if let Some(reason) = &skip {
+        if let Some(reason) = skip.as_ref().filter(|_| !ends_at_once) {
             step.skip = Some(Skip::Reason(reason.clone()));
         }
         Ok(Made { step, skip })
@@ -507,10 +528,10 @@ impl<'a> Maker<'a> {
             label: ":bar_chart: eval-once summary".into(),
             // Of what it sums up, so that another try of the same recording gives the same.
             key: format!("summary-{}", hash_of(keys)),
-            // One that is skipped has ended already, and may be left out yet.
+            // One that is marked as skipped has ended already.
             depends_on: planned
                 .iter()
-                .filter(|planned| !planned.skipped)
+                .filter(|planned| planned.step.skip.is_none() || !planned.skipped)
                 .map(|planned| Dependency::Step {
                     step: planned.step.key.clone(),
                     allow_failure: Some(true.into()),
@@ -1594,6 +1615,91 @@ mod tests {
         };
         let steps = make(&targets, &edges, &skip, &request).unwrap();
         assert_eq!((steps.steps.len(), steps.left_out), (2, 0));
+    }
+
+    #[test]
+    fn a_skipped_step_that_runs_is_told_to_end_at_once_and_is_waited_for_by_the_summary_alone() {
+        for emit in [Emit::Command, request().emit] {
+            let targets = [
+                target(0, &["a"]),
+                target(1, &["b"]),
+                target(2, &["c"]),
+                with(3, &json!({ "command": "test" })),
+                with(4, &json!({ "skip": "because" })),
+            ];
+            let edges = chain(&targets, &[(0, 1), (1, 2)]);
+            let built = || Some("already built here".to_owned());
+            let skip = [None, built(), None, built(), built()];
+            let request = Request {
+                emit,
+                summary: true,
+                skip_style: SkipStyle::Run,
+                ..request()
+            };
+            let steps = make(&targets, &edges, &skip, &request).unwrap();
+            let reasons: Vec<_> = steps.placed.iter().map(|it| it.skip.as_deref()).collect();
+            let expected = [None, Some("already built here"), None, None, None];
+            assert_eq!(reasons, expected);
+            let made: BTreeMap<_, _> = values(&steps)
+                .into_iter()
+                .map(|step| (step["key"].as_str().unwrap().to_owned(), step))
+                .collect();
+            let step = |i: usize| &made[&key(&targets[i])];
+            assert!(step(1).get("skip").is_none());
+            assert!(read(record_of(step(1))).skip);
+            for i in [0, 2, 3, 4] {
+                assert!(!record_of(step(i)).contains_key("skip"), "{i}");
+            }
+            assert_eq!(step(4)["skip"], "because");
+            assert_eq!(step(1)["depends_on"], json!([]));
+            assert_eq!(
+                step(0)["depends_on"],
+                json!([key(&targets[2])]),
+                "through it"
+            );
+            let last = &values(&steps)[5];
+            let awaited = json!({ "step": key(&targets[1]), "allow_failure": true });
+            assert!(
+                last["depends_on"].as_array().unwrap().contains(&awaited),
+                "{last}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_summary_waits_for_no_step_that_the_limit_of_a_build_has_left_out() {
+        let targets: Vec<_> = (0..=JOBS_PER_BUILD)
+            .map(|i| target(i, &[&i.to_string()]))
+            .collect();
+        let skip = vec![Some("a cache has it".to_owned()); targets.len()];
+        let request = Request {
+            summary: true,
+            skip_style: SkipStyle::Run,
+            ..request()
+        };
+        let steps = make(&targets, &apart(&targets), &skip, &request).unwrap();
+        assert_eq!((steps.steps.len(), steps.left_out), (JOBS_PER_BUILD - 1, 3));
+        let there: BTreeSet<_> = steps.steps.iter().map(|it| it.step.key.as_str()).collect();
+        let waits = &steps.steps.last().unwrap().step.depends_on;
+        assert_eq!(waits.len(), JOBS_PER_BUILD - 2);
+        for wait in waits {
+            let Dependency::Step { step, .. } = wait else {
+                panic!("{wait:?}")
+            };
+            assert!(there.contains(step.as_str()), "{step}");
+        }
+    }
+
+    #[test]
+    fn a_target_whose_command_another_plugin_runs_is_never_skipped() {
+        let skip = [Some("built".to_owned())];
+        let request = Request {
+            build_keys: keys(&json!({ "command": "none" })),
+            ..wanting(&json!({ "plugins": ["docker#v5"] }))
+        };
+        let targets = [target(0, &["a"])];
+        let steps = make(&targets, &apart(&targets), &skip, &request).unwrap();
+        assert_eq!(steps.placed[0].skip, None);
     }
 
     #[test]

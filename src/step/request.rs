@@ -26,6 +26,8 @@ pub struct Request {
     pub out_link: OutLink,
     /// Whether a hook runs the job's own command after success.
     pub command: bool,
+    /// Whether the step ends at once where its outputs are here, or in a cache: a recording has found them there.
+    pub skip: bool,
     /// Whether drift ends the step.
     pub fail_on_drift: bool,
     /// How what Nix says looks in the log.
@@ -74,6 +76,12 @@ impl Request {
         for key in ["share", "share-required", "push"] {
             reader.not_yet(key)?;
         }
+        let skip = reader.boolean("skip")?.unwrap_or(false);
+        if skip && how.leaves_the_command() {
+            return Err(refuse(
+                "`skip` does not go with `command: none`: what another plugin runs may need the outputs",
+            ));
+        }
 
         Ok(Self {
             drv,
@@ -85,6 +93,7 @@ impl Request {
                 .out_link
                 .unwrap_or_else(|| OutLink::At(place.folder.join("result"))),
             command: how.command.unwrap_or(true),
+            skip,
             fail_on_drift: how.fail_on_drift.unwrap_or(false),
             form: how.form.unwrap_or(Form::Pretty),
         })
