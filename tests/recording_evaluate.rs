@@ -245,6 +245,29 @@ fn a_broken_attribute_costs_itself_and_nothing_else() {
 }
 
 #[test]
+fn a_recording_that_only_prints_does_not_speak_of_uploading() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"builtins.listToAttrs (builtins.genList (i: { name = "t${toString i}"; value = file "t${toString i}"; }) 8) // { bad = throw "no"; }"#,
+    );
+    let alike = ["--step", r#"{"parallelism":500}"#];
+    let fails = ["--on-error", "fail"];
+    for (flags, status, why) in [
+        (alike, 64, "4001 jobs are to be run"),
+        (fails, 65, "`on-error: fail` is set"),
+    ] {
+        // By hand, and in a job that only wants to see it.
+        for (name, value) in [("EVAL_ONCE_LOG", ""), ("BUILDKITE_JOB_ID", "job")] {
+            let ended = record(&store, &flags).env(name, value).run();
+            ended.exits(status).prints("");
+            mentions(&ended, why);
+            mentions(&ended, "no pipeline is printed");
+            assert!(!ended.stderr.contains("upload"), "{ended}");
+        }
+    }
+}
+
+#[test]
 fn what_a_target_says_to_us_is_data_and_counts_for_its_step_alone() {
     let Some(store) = Store::new() else { return };
     store.targets(

@@ -244,7 +244,7 @@ fn fit(mut steps: Vec<Planned>, request: &Request) -> Result<(Vec<Planned>, usiz
                 ", groups counted"
             };
             return Err(refuse(format_args!(
-                "{jobs} jobs are to be run{groups}, and a build can have {JOBS_PER_BUILD} with this one: nothing was uploaded"
+                "{jobs} jobs are to be run{groups}, and a build can have {JOBS_PER_BUILD} with the one that records"
             ))
             .hint("leave targets out with `exclude`, or record parts of them in builds of their own, each with its `attr`"));
         }
