@@ -664,18 +664,18 @@ fn an_evaluation_that_the_collector_disturbs_is_done_again_for_that_attribute() 
 #[test]
 fn nix_eval_jobs_gives_the_same_records() {
     let Some(store) = Store::new() else { return };
-    store.targets("{ a = file \"a\"; set = { recurseForDerivations = true; b = file \"b\"; c = throw \"c's words\"; }; }");
+    store.targets("{ a = file \"a\" // { meta = { eval-once.log = \"raw\"; maxSilent = \"9\"; }; }; set = { recurseForDerivations = true; b = file \"b\"; c = throw \"c's words\"; }; }");
     let ours = recorded(&store, &[]);
-    let line = |attr: &str, path: &str, drv: &str| {
+    let line = |attr: &str, path: &str, drv: &str, more: &str| {
         format!(
-            r#"{{"attr":"{attr}","attrPath":{path},"drvPath":"{drv}","inputDrvs":{{}},"name":"x","outputs":{{"out":"x"}},"system":"x86_64-linux","meta":{{"available":true,"broken":false}}}}"#
+            r#"{{"attr":"{attr}","attrPath":{path},"drvPath":"{drv}","inputDrvs":{{}},"name":"x","outputs":{{"out":"x"}},"system":"x86_64-linux","meta":{{"available":true,"broken":false{more}}}}}"#
         )
     };
     let drvs = ours.drvs();
     let lines = [
-        line("set.b", r#"["set","b"]"#, &drvs[r#"["set","b"]"#]),
+        line("set.b", r#"["set","b"]"#, &drvs[r#"["set","b"]"#], ""),
         r#"{"attr":"set.c","attrPath":["set","c"],"error":"error:\n       … while evaluating\n\n       error: c's words"}"#.into(),
-        line("a", r#"["a"]"#, &drvs[r#"["a"]"#]),
+        line("a", r#"["a"]"#, &drvs[r#"["a"]"#], r#","eval-once":{"log":"raw"},"maxSilent":"9""#),
     ];
     let script = format!(
         "#!/bin/sh\nprintf '%s\\n' \"$@\" >'{}'\ncat <<'END'\n{}\nEND\n",
@@ -688,6 +688,7 @@ fn nix_eval_jobs_gives_the_same_records() {
         .run();
     let theirs = Pipeline::of(&ended);
     assert_eq!(theirs.json, ours.json);
+    assert_eq!(ours.step(&["a"]).record["log"], "raw");
     let arguments = fs::read_to_string(store.root().join("arguments")).unwrap();
     assert!(arguments.contains("--workers\n2\n"), "{arguments}");
 }
