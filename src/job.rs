@@ -49,6 +49,7 @@ pub fn step(
         check_command(&job, ours, Command::of_step(&keys), log)?;
         Ok(keys)
     });
+    order.followed = ours == Ours::No && !is_blank(&job.command);
     let done = step::perform(order, &mut supervisor, log)?;
     for (name, path) in &done.outputs {
         log.say(format_args!("{name}: {path}"));

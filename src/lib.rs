@@ -12,6 +12,7 @@
 //! | [`options`] | what the user asked for: the command line and the environment, turned into values |
 //! | [`keys`] | reading what a user has configured, strictly, whatever it means |
 //! | [`evaluation_keys`] | the keys that say what is evaluated: the same in a step and in a recording |
+//! | [`build_keys`] | the keys that say how a target is built: read by a step, given by a recording to its steps |
 //! | [`step`] | one target: the keys of a step, the list of ways, the choice between them, the report |
 //! | [`recording`] | all targets: evaluating them once, keeping what was found, the pipeline that builds it |
 //! | [`summary`] | a build at a glance: what recordings planned and steps left, as an annotation and as JUnit |
@@ -55,6 +56,7 @@ compile_error!("eval-once runs where Nix runs: on Linux and macOS. On Windows, u
 
 pub mod agent;
 pub mod at_once;
+pub mod build_keys;
 pub mod buildkite;
 pub mod command_line;
 pub mod environment;

@@ -221,6 +221,38 @@ fn a_record_that_cannot_be_read_is_refused_and_nothing_is_run() {
     }
 }
 
+#[test]
+fn what_a_recording_has_refused_is_said_and_nothing_is_built_or_run() {
+    let Some(store) = Store::new() else { return };
+    let message = "good: its `meta.buildkite.env` is $(touch pwned) `x` \"y\"";
+    for record in [
+        json!({ "refused": message }),
+        // Whatever stands beside it.
+        json!({ "refused": message, "attr": "good", "shar": 1 }),
+    ] {
+        for command in ["eval-once step", "echo '> ran'"] {
+            let Some(mut job) = job(&store, &record) else {
+                return;
+            };
+            job.set("BUILDKITE_COMMAND_EVAL", "false").command(command);
+            let ran = job.run();
+            assert_eq!(ran.ending.code(), Some(64), "{}", ran.log);
+            let line = format!("eval-once: error: {message}\n");
+            assert!(ran.plain().contains(&line), "{}", ran.log);
+            assert!(marked(&ran).is_empty(), "{}", ran.log);
+            assert!(!job.checkout().join("result").exists(), "{}", ran.log);
+        }
+        // By hand, and asked what it would do.
+        for subcommand in ["step", "explain"] {
+            let ended = store
+                .eval_once([subcommand])
+                .env("EVAL_ONCE_STEP", record.to_string())
+                .run();
+            ended.exits(64).passes_on(message);
+        }
+    }
+}
+
 /// What of a job's process the agent decides. Its parent: that we have been replaced.
 const PROCESS: &str = r#"
 grep -E '^(SigPnd|ShdPnd|SigBlk|SigIgn|Umask|NoNewPrivs):' /proc/self/status

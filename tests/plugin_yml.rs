@@ -134,6 +134,16 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("pretty"), json!("raw")],
             vec![json!("json"), json!(1)],
         ),
+        (
+            "skip",
+            vec![json!(true), json!(false)],
+            vec![json!("true"), json!("cached")],
+        ),
+        (
+            "refused",
+            vec![json!("web: its metadata makes no step")],
+            vec![json!(true), json!(["web"])],
+        ),
     ]);
     keys
 }
@@ -164,9 +174,12 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("recurse", &["marked", "all"][..]),
         ("evaluator", &["nix", "nix-eval-jobs"]),
         ("skip", &["built", "cached", "none"]),
-        ("skip-style", &["mark", "omit"]),
+        ("skip-style", &["mark", "run", "omit"]),
         ("on-error", &["step", "fail"]),
         ("emit", &["plugin", "command"]),
+        ("command", &["after", "none"]),
+        ("on-drift", &["warn", "fail"]),
+        ("log", &["pretty", "raw"]),
     ] {
         keys.push((key, one_of(names), vec![json!("other"), json!(true)]));
     }
@@ -201,6 +214,11 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
                 json!({ "x86_64-linux": ["queue"] }),
                 json!(["queue=linux"]),
             ],
+        ),
+        (
+            "out-link",
+            vec![json!("result"), json!(false)],
+            vec![json!(true), json!(0)],
         ),
         ("share", vec![json!("artifact")], vec![json!(false)]),
         ("push", vec![json!("s3://bucket")], vec![json!(false)]),
@@ -381,7 +399,9 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
         }
         for value in good {
             let ended = hook(&configuration(key, value.clone()));
-            if not_in_this_version(key) {
+            if key == "refused" {
+                ended.exits(64).passes_on(value.as_str().unwrap());
+            } else if not_in_this_version(key) {
                 ended.exits(64).passes_on(key);
             } else {
                 assert_ne!(

@@ -245,6 +245,94 @@ fn a_broken_attribute_costs_itself_and_nothing_else() {
 }
 
 #[test]
+fn a_recording_that_only_prints_does_not_speak_of_uploading() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"builtins.listToAttrs (builtins.genList (i: { name = "t${toString i}"; value = file "t${toString i}"; }) 8) // { bad = throw "no"; }"#,
+    );
+    let alike = ["--step", r#"{"parallelism":500}"#];
+    let fails = ["--on-error", "fail"];
+    for (flags, status, why) in [
+        (alike, 64, "4001 jobs are to be run"),
+        (fails, 65, "`on-error: fail` is set"),
+    ] {
+        // By hand, and in a job that only wants to see it.
+        for (name, value) in [("EVAL_ONCE_LOG", ""), ("BUILDKITE_JOB_ID", "job")] {
+            let ended = record(&store, &flags).env(name, value).run();
+            ended.exits(status).prints("");
+            mentions(&ended, why);
+            mentions(&ended, "no pipeline is printed");
+            assert!(!ended.stderr.contains("upload"), "{ended}");
+        }
+    }
+}
+
+#[test]
+fn what_a_target_says_to_us_is_data_and_counts_for_its_step_alone() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"let meta = name: meta: file name // { inherit meta; }; in {
+          seconds = meta "seconds" { timeout = "3600"; maxSilent = "0600"; };
+          numbers = meta "numbers" { timeout = 61; maxSilent = 60; };
+          ours = meta "ours" { eval-once = { log = "raw"; out-link = "x${builtins.toString (file "context")}/.."; }; };
+          plain = meta "plain" { eval-once = null; };
+          path = meta "path" { eval-once.out-link = ./default.nix; };
+          list = meta "list" { eval-once = [ "raw" ]; };
+          throws = meta "throws" { eval-once = throw "in meta"; };
+          silent = meta "silent" { maxSilent = "10m"; };
+        }"#,
+    );
+    let ended = record(&store, &["--on-drift", "fail", "--option", "cores", "2"]).run();
+    let pipeline = Pipeline::of(&ended);
+    let option = |attr: &str| pipeline.step(&[attr]).record["options"]["max-silent-time"].clone();
+    assert_eq!(pipeline.step(&["seconds"]).json["timeout_in_minutes"], 60);
+    assert_eq!(
+        (option("seconds"), option("numbers")),
+        (600.into(), 60.into())
+    );
+    assert!(option("plain").is_null());
+    for part in [
+        "ours: in its `meta.eval-once`, `out-link` is no path of a link",
+        "path: meta.eval-once.out-link is a path: no data",
+        "list: meta.eval-once is no set",
+        "silent: meta.maxSilent is \"10m\", and must be a whole number of seconds, from 1 on",
+    ] {
+        mentions(&ended, part);
+    }
+    assert_eq!(pipeline.broken().len(), 5, "{ended}");
+
+    // Of changes that are not trusted it is not even looked at.
+    let pipeline = recorded(&store, &["--no-meta", "--no-out-link"]);
+    assert_eq!(pipeline.broken().len(), 1, "{:?}", pipeline.broken());
+    let ours = pipeline.step(&["ours"]).record;
+    assert_eq!((&ours["out-link"], ours.get("log")), (&false.into(), None));
+}
+
+#[test]
+fn a_link_starts_where_the_recording_does_though_its_steps_start_above() {
+    let Some(store) = Store::new() else { return };
+    let body = r#"{ a = file "a"; b = file "b" // { meta.eval-once.out-link = "../b"; }; c = file "c" // { meta.eval-once.out-link = false; }; }"#;
+    store.write("nix/ci.nix", &expression(body));
+    let ended = record(&store, &["--file", "ci.nix", "--out-link", "out"])
+        .folder(store.work().join("nix"))
+        .env("BUILDKITE_BUILD_CHECKOUT_PATH", store.work())
+        .run();
+    let pipeline = Pipeline::of(&ended);
+    for (attr, link) in [("a", Some("nix/out")), ("b", Some("b")), ("c", None)] {
+        let record = pipeline.step(&[attr]).record;
+        let step = store.eval_once(["step"]);
+        let built = step.env("EVAL_ONCE_STEP", record.to_string()).run();
+        built.exits(0);
+        let link = link.map(|link| store.work().join(link));
+        assert!(
+            link.is_none_or(|link| link.is_symlink()),
+            "{attr}: {record}"
+        );
+        assert!(!store.work().join("result").exists(), "{attr}: {record}");
+    }
+}
+
+#[test]
 fn a_broken_attribute_is_a_red_step_that_evaluates_it_and_says_why() {
     let Some(store) = Store::new() else { return };
     store.targets("{ fine = file \"fine\"; set = { recurseForDerivations = true; bad = throw \"its words\"; }; }");
@@ -576,18 +664,18 @@ fn an_evaluation_that_the_collector_disturbs_is_done_again_for_that_attribute() 
 #[test]
 fn nix_eval_jobs_gives_the_same_records() {
     let Some(store) = Store::new() else { return };
-    store.targets("{ a = file \"a\"; set = { recurseForDerivations = true; b = file \"b\"; c = throw \"c's words\"; }; }");
+    store.targets("{ a = file \"a\" // { meta = { eval-once.log = \"raw\"; maxSilent = \"9\"; }; }; set = { recurseForDerivations = true; b = file \"b\"; c = throw \"c's words\"; }; }");
     let ours = recorded(&store, &[]);
-    let line = |attr: &str, path: &str, drv: &str| {
+    let line = |attr: &str, path: &str, drv: &str, more: &str| {
         format!(
-            r#"{{"attr":"{attr}","attrPath":{path},"drvPath":"{drv}","inputDrvs":{{}},"name":"x","outputs":{{"out":"x"}},"system":"x86_64-linux","meta":{{"available":true,"broken":false}}}}"#
+            r#"{{"attr":"{attr}","attrPath":{path},"drvPath":"{drv}","inputDrvs":{{}},"name":"x","outputs":{{"out":"x"}},"system":"x86_64-linux","meta":{{"available":true,"broken":false{more}}}}}"#
         )
     };
     let drvs = ours.drvs();
     let lines = [
-        line("set.b", r#"["set","b"]"#, &drvs[r#"["set","b"]"#]),
+        line("set.b", r#"["set","b"]"#, &drvs[r#"["set","b"]"#], ""),
         r#"{"attr":"set.c","attrPath":["set","c"],"error":"error:\n       … while evaluating\n\n       error: c's words"}"#.into(),
-        line("a", r#"["a"]"#, &drvs[r#"["a"]"#]),
+        line("a", r#"["a"]"#, &drvs[r#"["a"]"#], r#","eval-once":{"log":"raw"},"maxSilent":"9""#),
     ];
     let script = format!(
         "#!/bin/sh\nprintf '%s\\n' \"$@\" >'{}'\ncat <<'END'\n{}\nEND\n",
@@ -600,6 +688,7 @@ fn nix_eval_jobs_gives_the_same_records() {
         .run();
     let theirs = Pipeline::of(&ended);
     assert_eq!(theirs.json, ours.json);
+    assert_eq!(ours.step(&["a"]).record["log"], "raw");
     let arguments = fs::read_to_string(store.root().join("arguments")).unwrap();
     assert!(arguments.contains("--workers\n2\n"), "{arguments}");
 }

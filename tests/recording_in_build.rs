@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     EVAL_ONCE,
-    agent::{commit, plugin_repository, program},
+    agent::{commit, other_plugin, plugin_repository, program},
     buildkite::{Build, Fault, Job, JobState, Outcome},
     stand_in::write_program,
     store::Store,
@@ -676,7 +676,8 @@ fn more_steps_than_a_build_can_have_are_refused_before_anything_is_uploaded() {
     assert_eq!(scene.build.run(), Outcome::Failed);
     let job = scene.build.job("record");
     assert_eq!(job.exit_status, Some(64), "{}", job.plain());
-    assert!(job.plain().contains("4001 jobs"), "{}", job.plain());
+    let refusal = "nothing is uploaded: 4001 jobs are to be run";
+    assert!(job.plain().contains(refusal), "{}", job.plain());
     assert_eq!(scene.build.uploads(), [Value::Null; 0]);
     assert!(!scene.build.artifacts().contains_key("eval-once-plan.json"));
 }
@@ -778,6 +779,80 @@ fn what_is_there_already_is_a_skipped_step_that_nobody_waits_for() {
             target["name"] == "user",
             "{target}"
         );
+    }
+}
+
+#[test]
+fn what_is_there_already_can_be_a_step_that_ends_at_once_and_builds_what_has_gone_meanwhile() {
+    for emit in ["plugin", "command"] {
+        let Some(store) = store() else { return };
+        store.targets(
+            r#"rec {
+              here = file "here";
+              cached = file "cached";
+              gone = file "gone";
+              tested = file "tested" // { meta.buildkite.command = "read x < result && echo \"tests $x\""; };
+              user = build "user" "read x < ${here}; read y < ${cached}; echo $x $y > $out";
+            }"#,
+        );
+        let mut cache = String::new();
+        let mut lost = String::new();
+        for attr in ["here", "cached", "gone", "tested"] {
+            let paths = store.build(&store.instantiate("default.nix", attr));
+            match attr {
+                "cached" => {
+                    cache = store.cache("cache", &paths);
+                    store.delete(&paths);
+                }
+                "gone" => lost.clone_from(&paths[0]),
+                _ => {}
+            }
+        }
+        store.configure(&format!("substituters = {cache}"));
+        let keys = json!({ "emit": emit, "skip-style": "run", "summary": emit == "plugin" });
+        let Some(mut scene) = plugin_scene(store, &keys) else {
+            return;
+        };
+        // With one agent no step can begin as long as the recording's job runs.
+        let hook = format!(
+            "[ \"$BUILDKITE_STEP_KEY\" != record ] || nix-store --delete --ignore-liveness {lost}\n"
+        );
+        scene.build = scene
+            .build
+            .agents(1)
+            .our_hook("command")
+            .shell_hook("post-command", &hook);
+        assert_eq!(scene.build.run(), Outcome::Passed, "{emit}");
+        scene.recorded();
+        let ways = scene.ways();
+        let way_of = |attr: &str| ways[attr].as_str();
+        for (attr, way) in [
+            ("here", "available (skipped)"),
+            // What needed it may have fetched it before.
+            ("cached", "available (skipped)"),
+            ("gone", "realised (drv-valid)"),
+            ("tested", "realised (drv-valid)"),
+            ("user", "realised (drv-valid)"),
+        ] {
+            let job = scene.job_of(attr);
+            assert_eq!(way_of(attr), way, "{emit}: {attr}: {}", job.plain());
+            assert_eq!(job.state, JobState::Passed, "{emit}: {attr}");
+            assert!(scene.step_of(attr).get("skip").is_none());
+        }
+        assert!(scene.store.has(&lost), "{emit}");
+        assert!(scene.job_of("tested").plain().contains("\ntests tested\n"));
+        let document = scene.document();
+        for target in document["targets"].as_array().unwrap() {
+            let skipped = ["here", "cached", "gone"]
+                .iter()
+                .any(|it| target["name"] == *it);
+            assert_eq!(target["skip"].is_string(), skipped, "{emit}: {target}");
+        }
+        if emit == "plugin" {
+            let annotations = scene.build.annotations();
+            let summary = shown(&annotations["eval-once-summary"].body);
+            assert!(summary.contains("available (skipped)"), "{summary}");
+        }
     }
 }
 
@@ -1045,6 +1120,198 @@ fn the_command_that_a_target_gives_its_step_runs_after_the_build_whatever_is_bui
     let bad = scene.job_of("bad");
     assert_eq!(bad.exit_status, Some(100));
     assert!(!bad.plain().contains("\nnever\n"));
+}
+
+/// A command hook of docker's shape: it has its own way to run the job's command, and leaves its output to the agent.
+const CONTAINER: &str = r#"
+printf '> in a container: '
+[ -z "$BUILDKITE_COMMAND" ] || IN_A_CONTAINER=1 bash -c "$BUILDKITE_COMMAND"
+"#;
+
+#[test]
+fn a_recorded_targets_command_is_left_to_the_plugin_that_runs_commands_and_runs_once() {
+    let Some(store) = store() else { return };
+    let log = store.root().join("ran");
+    store.targets(&format!(
+        r#"let
+          command = "echo $BUILDKITE_LABEL in=$IN_A_CONTAINER $(cat result) >> '{log}'";
+          with_ = meta: drv: drv // {{ meta = {{ buildkite = {{ inherit command; }}; }} // meta; }};
+        in {{
+          left = with_ {{ }} (file "left");
+          built = with_ {{ }} (file "built");
+          both = with_ {{ eval-once.command = "after"; }} (file "both");
+          bad = with_ {{ }} (build "bad" "exit 1");
+        }}"#,
+        log = log.display(),
+    ));
+    // A target whose command has to run is not skipped, be its outputs here or not.
+    store.build(&store.instantiate("default.nix", "built"));
+    let plugins = TempDir::new().unwrap();
+    let container = other_plugin(plugins.path(), CONTAINER);
+    let keys = json!({ "command": "none", "log": "raw", "step": { "plugins": [container] } });
+    let Some(scene) = plugin_scene(store, &keys) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    scene.recorded();
+    let ran = fs::read_to_string(&log).unwrap();
+    let mut ran: Vec<&str> = ran.lines().collect();
+    ran.sort_unstable();
+    let expected = [
+        ":nix: both in= both",
+        ":nix: both in=1 both",
+        ":nix: built in=1 built",
+        ":nix: left in=1 left",
+    ];
+    assert_eq!(ran, expected, "{}", scene.job_of("left").plain());
+    for (attr, status) in [("left", 0), ("built", 0), ("both", 0), ("bad", 100)] {
+        let job = scene.job_of(attr);
+        assert_eq!(job.exit_status, Some(status), "{attr}: {}", job.plain());
+    }
+    // Nix's own text says so; the readable form says it in ours.
+    let log = scene.job_of("bad").plain();
+    assert!(log.contains("\nbuilding '/"), "{log}");
+    let record = &scene.step_of("left")["plugins"][0];
+    assert_eq!(
+        record.as_object().unwrap().values().next().unwrap()["command"],
+        "none"
+    );
+}
+
+#[test]
+fn how_a_recording_wants_its_targets_built_is_what_its_steps_do_however_they_carry_it() {
+    for emit in ["plugin", "command"] {
+        let Some(store) = store() else { return };
+        store.targets(
+            r#"let with_ = eval-once: drv: drv // { meta = { inherit eval-once; }; }; in {
+              plain = file "plain";
+              elsewhere = with_ { out-link = "out/elsewhere"; log = "raw"; } (file "elsewhere");
+              wrong = with_ { log = "loud"; } (file "wrong");
+              later = with_ { push = "file:///x"; } (file "later");
+            }"#,
+        );
+        store.write("out/.keep", "");
+        let links = store.root().join("links");
+        let hook = format!(
+            "for link in result out/*; do [ ! -L $link ] || echo \"$BUILDKITE_LABEL $link $(cat $link)\" >> '{}'; done\n",
+            links.display()
+        );
+        let keys = json!({ "emit": emit, "out-link": "linked", "step": {} });
+        let Some(mut scene) = plugin_scene(store, &keys) else {
+            return;
+        };
+        let hook = hook.replace("result", "linked result");
+        scene.build = scene
+            .build
+            .our_hook("command")
+            .shell_hook("pre-exit", &hook);
+        assert_eq!(scene.build.run(), Outcome::Failed);
+        scene.recorded();
+        let linked = fs::read_to_string(&links).unwrap();
+        let mut linked: Vec<&str> = linked.lines().collect();
+        linked.sort_unstable();
+        let expected = [
+            ":nix: elsewhere out/elsewhere elsewhere",
+            ":nix: plain linked plain",
+        ];
+        assert_eq!(linked, expected, "{emit}");
+        let mut errors: Vec<String> = scene.error_jobs().iter().map(Job::plain).collect();
+        errors.sort();
+        let said = errors.join("\n");
+        for part in [
+            "in its `meta.eval-once`, `log` is",
+            "in its `meta.eval-once`, `push` is not in this version",
+        ] {
+            assert!(said.contains(part), "{emit}: {said}");
+        }
+        assert_eq!(errors.len(), 2, "{emit}: {said}");
+    }
+}
+
+/// A text that would do something wherever it were read as more than a text: in a shell, a log, Markdown, YAML, the agent.
+const HOSTILE: &str = r#"`touch pwned` $(touch pwned) $HOME $$ ${x} '; touch pwned; ' \" \\ <b>&amp;</b> [x](y) | *** : # %s"#;
+
+#[test]
+fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_commands() {
+    for emit in ["plugin", "command"] {
+        let Some(store) = store() else { return };
+        // Behind a line break, a carriage return, a bell and an escape character of its own.
+        let odd = r#"\n~~~ a group\n^^^ +++\r${builtins.fromJSON ''"\u001b[31mred\u0007\u202e"''}"#;
+        store.targets(&format!(
+            r#"let hostile = "{}{odd}"; in {{
+              fine = file "fine";
+              named = file "named" // {{ meta.buildkite.env."EVAL_ONCE_${{hostile}}" = "x"; }};
+              long = file "long" // {{ meta.buildkite.${{builtins.concatStringsSep "" (builtins.genList (_: "long ") 2000)}} = 1; }};
+              ${{hostile}} = file "hostile" // {{ meta.buildkite.colour = "blue"; }};
+            }}"#,
+            HOSTILE.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${")
+        ));
+        let keys = json!({ "emit": emit, "summary": emit == "plugin" });
+        let Some(mut scene) = plugin_scene(store, &keys) else {
+            return;
+        };
+        // Plugins are switched off with it unless they are switched on.
+        scene.build = scene
+            .build
+            .our_hook("command")
+            .configuration("no-command-eval=true\nno-plugins=false\n");
+        assert_eq!(scene.build.run(), Outcome::Failed);
+        scene.recorded();
+        assert_eq!(scene.job_of("fine").state, JobState::Passed, "{emit}");
+        let errors = scene.error_jobs();
+        assert_eq!(errors.len(), 3, "{emit}");
+        for job in &errors {
+            let log = job.plain();
+            assert_eq!(job.exit_status, Some(64), "{emit}: {log}");
+            assert_eq!(job.retry_count, 0, "{emit}: {log}");
+            let error: Vec<&str> = log
+                .lines()
+                .filter(|line| line.starts_with("eval-once: error: "))
+                .collect();
+            assert_eq!(error.len(), 1, "{emit}: {log}");
+            assert!(error[0].len() < 4_300, "{emit}: {log}");
+            let own = ["~~~ a group", "^^^ +++\rred"];
+            let opens = |line: &str| own.iter().any(|odd| line.starts_with(odd));
+            assert!(!log.lines().any(opens), "{emit}: {log}");
+            for odd in ["\u{1b}[31mred", "\u{7}\u{202e}"] {
+                assert!(!job.log.contains(odd), "{emit}: {:?}", job.log);
+            }
+        }
+        let said: Vec<String> = errors.iter().map(Job::plain).collect();
+        let said = said.join("\n");
+        for part in [
+            HOSTILE,
+            "`colour` is no property that Buildkite knows there",
+            "it is eval-once's own",
+            "a property has a name of more than 1024 bytes",
+        ] {
+            assert!(said.contains(part), "{emit}: {part}: {said}");
+        }
+        for job in scene.build.jobs() {
+            assert!(!job.plain().contains("pwned: "), "{}", job.plain());
+        }
+        // The build is told as of any other failure, and its summary has the words.
+        let bodies: Vec<String> = scene
+            .build
+            .annotations()
+            .values()
+            .map(|it| shown(&it.body))
+            .collect();
+        let bodies = bodies.join("\n");
+        assert!(
+            bodies.contains("`colour` is no property that Buildkite knows"),
+            "{bodies}"
+        );
+        assert!(bodies.contains("`touch pwned` $(touch pwned)"), "{bodies}");
+        if emit == "plugin" {
+            let junit = scene.build.artifacts()["eval-once-junit.xml"].clone();
+            assert!(
+                String::from_utf8(junit)
+                    .unwrap()
+                    .contains("`colour` is no property")
+            );
+        }
+    }
 }
 
 #[test]

@@ -108,7 +108,20 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
             json!({ "drv": "x" }),
             ["`drv` is not a key of a recording", "recurse"],
         ),
-        (json!({ "out-link": "x" }), ["`out-link`", "a recording"]),
+        (json!({ "out-link": true }), ["`out-link`", "`false`"]),
+        (
+            json!({ "command": true }),
+            ["`command`", "`after` or `none`"],
+        ),
+        (
+            json!({ "command": "none", "emit": "command" }),
+            ["`command: none`", "use `emit: plugin`"],
+        ),
+        (json!({ "log": "loud" }), ["`log`", "`pretty` or `raw`"]),
+        (
+            json!({ "on-drift": "ignore" }),
+            ["`on-drift`", "`warn` or `fail`"],
+        ),
         (
             json!({ "step": { "env": { "X": null } } }),
             ["`step.env.X`", "null"],
@@ -157,6 +170,9 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
         (&["--workers", "0"], "`workers`"),
         (&["--chunk", "501"], "`chunk`"),
         (&["--emit", "plugin"], "`plugin`"),
+        (&["--command", "none"], "`emit: command`"),
+        (&["--out-link", "x/"], "`out-link`"),
+        (&["--log", "loud"], "`log`"),
         (&["--plugin", "HTTPS://t@h/x"], "`plugin`"),
         (&["--step", "{"], "--step"),
         (&["--step", "[]"], "--step"),

@@ -20,7 +20,7 @@ use unix::{
 };
 
 use crate::support::{
-    program::{Ended, read_json},
+    program::{Ended, Program, read_json},
     stand_in::StandIns,
     store::Store,
     target::{Target, fifo},
@@ -173,6 +173,146 @@ fn outputs_that_are_there_are_taken_though_the_drv_is_gone() {
         .counts(0, 0)
         .says(&["trying its outputs", "available "]);
     gives(&ended, &store, &target);
+}
+
+/// The record of `hello` as recordings write it that let skipped steps run.
+fn skipped(target: &Target) -> String {
+    let more = json!({ "file": "default.nix", "attr": ["hello"], "skip": true });
+    target.record(&more).to_string()
+}
+
+/// A step of that record, by hand.
+fn skipping(store: &Store, target: &Target) -> Program {
+    let no_flags: [&str; 0] = [];
+    store.step(no_flags).env("EVAL_ONCE_STEP", skipped(target))
+}
+
+#[test]
+fn a_step_to_be_skipped_ends_at_once_where_its_outputs_are_here_and_realises_nothing() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    store.poison();
+    let stand_ins = counted(&store);
+    let ended = skipping(&store, &target)
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    ended.takes("available", "skipped").counts(0, 0);
+    assert_eq!(processes(&stand_ins), 1, "{ended}");
+    assert!(store.roots().is_empty() && store.links().is_empty());
+}
+
+#[test]
+fn a_step_to_be_skipped_fetches_nothing_of_what_a_cache_has() {
+    let Some(store) = Store::new() else { return };
+    store.targets("rec { dep = file \"dep\"; hello = build \"hello\" \"echo ${dep} > $out\"; }");
+    let target = store.target("hello");
+    let dep = store.target("dep");
+    let built = store.build(&target.drv);
+    let cache = store.cache("cache", &built);
+    store.delete([target.out(), dep.out()]);
+    store.configure(&format!("substituters = {cache}"));
+    store.poison();
+    let ended = skipping(&store, &target).run();
+    ended.takes("available", "skipped").counts(0, 0);
+    assert!(!store.has(target.out()));
+
+    // A cache that has it without what it needs cannot give it to anybody. (What it has is remembered.)
+    let name = dep.out().rsplit('/').next().unwrap();
+    let narinfo = format!("cache/{}.narinfo", &name[..32]);
+    fs::remove_file(store.root().join(narinfo)).unwrap();
+    let ended = skipping(&store, &target)
+        .env("XDG_CACHE_HOME", store.root().join("another"))
+        .run();
+    ended.takes("realised", "drv-valid");
+    assert!(store.has(target.out()));
+}
+
+#[test]
+fn a_step_to_be_skipped_goes_on_as_any_other_where_its_outputs_have_gone() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let gone = "the outputs are no longer here or in a cache";
+    let ended = skipping(&store, &target).run();
+    ended
+        .takes("realised", "drv-valid")
+        .counts(1, 0)
+        .passes_on(gone);
+    gives(&ended, &store, &target);
+
+    fs::remove_file(store.work().join("result")).unwrap();
+    store.collect();
+    let ended = skipping(&store, &target).run();
+    ended
+        .takes("evaluated", "drv-missing")
+        .counts(1, 0)
+        .passes_on(gone);
+
+    store.delete([target.out(), &target.drv]);
+    store.write("default.nix", "{ hello = throw \"no more\"; }");
+    let ended = skipping(&store, &target).run();
+    ended.exits(65).passes_on("no more");
+}
+
+#[test]
+fn a_step_to_be_skipped_does_not_take_a_path_for_there_whose_file_is_gone() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    fs::remove_file(target.out()).unwrap();
+    assert!(store.has(target.out()), "it is registered");
+    let ended = skipping(&store, &target).run();
+    assert_ne!(ended.report()["reason"], "skipped", "{ended}");
+    ended.passes_on("the outputs are no longer here or in a cache");
+}
+
+#[test]
+fn a_step_to_be_skipped_is_not_green_where_the_store_cannot_be_asked() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    let ended = skipping(&store, &target)
+        .env("NIX_REMOTE", "unix:///nowhere/socket")
+        .run();
+    ended.exits(75);
+}
+
+#[test]
+fn nothing_is_skipped_where_a_command_follows_that_needs_the_outputs() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    let cache = store.cache("cache", target.paths());
+    store.delete([target.out()]);
+    store.configure(&format!("substituters = {cache}"));
+    let ended = skipping(&store, &target)
+        .args(["--", "sh", "-c", "read x < $EVAL_ONCE_OUT; echo $x"])
+        .run();
+    ended.takes("realised", "drv-valid").prints("hello\n");
+    let record = target.record(&json!({ "skip": true, "command": "none" }));
+    let no_flags: [&str; 0] = [];
+    let ended = store
+        .step(no_flags)
+        .env("EVAL_ONCE_STEP", record.to_string())
+        .run();
+    ended
+        .exits(64)
+        .passes_on("`skip` does not go with `command: none`");
+}
+
+#[test]
+fn explain_foretells_that_a_step_is_skipped() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    for reason in ["drv-valid", "skipped"] {
+        let ended = store
+            .eval_once(["explain", "--json"])
+            .env("EVAL_ONCE_STEP", skipped(&target))
+            .run();
+        assert_eq!(ended.exits(0).json()["reason"], reason, "{ended}");
+        let step = skipping(&store, &target).run();
+        assert_eq!(step.report()["reason"], reason, "{step}");
+    }
 }
 
 #[test]

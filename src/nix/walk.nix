@@ -26,7 +26,7 @@
   all,
   # Null; or the systems that count, and then the root is a flake's outputs.
   systems,
-  # Whether `meta.buildkite` is looked at.
+  # Whether `meta.buildkite` and `meta.eval-once` are looked at.
   buildkite,
   # Whether what throws is caught: then the next attribute costs no new process.
   catch,
@@ -150,16 +150,25 @@ let
     else
       refused "${where} is a ${type}: no data";
 
-  # Touches these three attributes of `meta` and no other.
+  # Touches these attributes of `meta` and no other.
   metadata =
     at: value:
     let
       # It may throw as well as what is in it, and a step builds the derivation all the same.
       meta = builtins.seq (say "meta" at "") value.meta;
       wanted = builtins.filter (name: meta ? ${name}) (
-        (if buildkite then [ "buildkite" ] else [ ])
+        (
+          if buildkite then
+            [
+              "buildkite"
+              "eval-once"
+            ]
+          else
+            [ ]
+        )
         ++ [
           "description"
+          "maxSilent"
           "timeout"
         ]
       );

@@ -295,7 +295,7 @@ pub(super) struct RecordingFlags {
     /// Which targets need no step: built (here), cached (or a substituter has them), none [default: cached]
     #[arg(long, value_name = "WHICH")]
     skip: Option<String>,
-    /// How those are shown: mark (as skipped steps) or omit [default: mark]
+    /// How those are shown: mark (as skipped steps), run (as steps that end at once) or omit [default: mark]
     #[arg(long, value_name = "HOW")]
     skip_style: Option<String>,
     /// What a broken attribute does: step (a red step) or fail [default: step]
@@ -316,7 +316,22 @@ pub(super) struct RecordingFlags {
     /// Group steps by their first N attribute names
     #[arg(long, value_name = "N")]
     group_by: Option<u64>,
-    /// Ignore the targets' own `meta.buildkite`
+    /// In every step: where its outputs are linked [default: result]
+    #[arg(long, value_name = "LINK", conflicts_with = "no_out_link")]
+    out_link: Option<String>,
+    /// In every step: make no link, and keep the outputs for a day
+    #[arg(long)]
+    no_out_link: bool,
+    /// In every step: whether its own command is run by our hook (after) or left to another plugin's (none) [default: after]
+    #[arg(long, value_name = "WHEN")]
+    command: Option<String>,
+    /// In every step: what happens when evaluating again gives another .drv: warn or fail [default: warn]
+    #[arg(long, value_name = "WHAT")]
+    on_drift: Option<String>,
+    /// In every step: how Nix's output is shown: pretty or raw [default: pretty]
+    #[arg(long, value_name = "HOW")]
+    log: Option<String>,
+    /// Ignore the targets' own `meta.buildkite` and `meta.eval-once`
     #[arg(long)]
     no_meta: bool,
     /// Add a last step that runs `eval-once summary`, whatever becomes of the others
@@ -354,6 +369,10 @@ impl RecordingFlags {
                 ("on-error", self.on_error),
                 ("emit", self.emit),
                 ("plugin", self.plugin),
+                ("out-link", self.out_link),
+                ("command", self.command),
+                ("on-drift", self.on_drift),
+                ("log", self.log),
                 ("share", self.share),
                 ("push", self.push),
             ],
@@ -379,6 +398,7 @@ impl RecordingFlags {
             keys.insert("exclude".into(), self.exclude.into());
         }
         for (key, given, value) in [
+            ("out-link", self.no_out_link, false),
             ("meta", self.no_meta, false),
             ("summary", self.summary, true),
         ] {

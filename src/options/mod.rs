@@ -178,6 +178,7 @@ impl Reading {
                     environment: self.environment.clone().into_iter().collect(),
                 });
                 let (mut order, is_recorded) = self.order_by_hand(keys, report);
+                order.followed = given.is_some();
                 let carried = self.carried_command().filter(|_| is_recorded);
                 match (given, carried) {
                     (given, None) => Invocation::Step(order, given),
@@ -474,6 +475,7 @@ impl Reading {
             host: self.host(),
             report: None,
             job: self.step_job(),
+            followed: false,
             started: self.started,
         }
     }
@@ -878,7 +880,7 @@ mod tests {
         let flags = "--file ci.nix -A a --recurse all --exclude a.*.b --exclude c --workers 2 --memory 512 \
             --evaluation-timeout 9 --evaluator nix --skip none --skip-style omit --on-error fail --emit plugin \
             --plugin o/p#v1 --step {\"priority\":1} --agents {\"x\":{\"queue\":\"q\"}} --group-by 1 --no-meta \
-            --chunk 5 --keep-days 7 --option cores 2 -I lib=./lib --argstr y z --dry-run";
+            --command none --log raw --on-drift fail --out-link out/x --chunk 5 --keep-days 7 --option cores 2 -I lib=./lib --argstr y z --dry-run";
         let order = recording(&[], &flags.split_whitespace().collect::<Vec<_>>());
         assert!(order.dry_run && order.build.is_none() && order.plugin.is_none());
         assert_eq!(
@@ -887,7 +889,7 @@ mod tests {
                 "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", "c"], "workers": 2, "memory": 512,
                 "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "skip-style": "omit", "on-error": "fail",
                 "emit": "plugin", "plugin": "o/p#v1", "step": { "priority": 1 }, "agents": { "x": { "queue": "q" } },
-                "group-by": 1, "meta": false, "chunk": 5, "keep-days": 7, "options": { "cores": "2" },
+                "group-by": 1, "meta": false, "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/x", "chunk": 5, "keep-days": 7, "options": { "cores": "2" },
                 "include": ["lib=./lib"], "argstr": { "y": "z" }
             })
         );

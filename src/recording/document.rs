@@ -65,8 +65,12 @@ pub struct TargetEntry<'a> {
 pub struct MetaEntry<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     buildkite: Option<&'a Keys>,
+    #[serde(rename = "eval-once", skip_serializing_if = "Option::is_none")]
+    eval_once: Option<&'a Keys>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<u64>,
+    #[serde(rename = "maxSilent", skip_serializing_if = "Option::is_none")]
+    max_silent: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<&'a str>,
 }
@@ -128,7 +132,9 @@ impl<'a> TargetEntry<'a> {
     fn new(target: &'a Target, placed: &'a Placed) -> Self {
         let Meta {
             buildkite,
+            eval_once,
             timeout,
+            max_silent,
             description,
         } = &target.meta;
         Self {
@@ -144,7 +150,9 @@ impl<'a> TargetEntry<'a> {
             skip: placed.skip.as_deref(),
             meta: MetaEntry {
                 buildkite: buildkite.as_ref(),
+                eval_once: eval_once.as_ref(),
                 timeout: *timeout,
+                max_silent: *max_silent,
                 description: description.as_deref(),
             },
         }

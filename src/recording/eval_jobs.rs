@@ -110,6 +110,7 @@ fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
                 DrvPath::parse(&drv).map_err(|wrong| format!("its drvPath {wrong}: {drv:?}"))?;
             let mut meta = line.meta.unwrap_or_default();
             meta.buildkite = meta.buildkite.filter(|_| request.meta);
+            meta.eval_once = meta.eval_once.filter(|_| request.meta);
             Ok((drv, meta.read()?))
         };
         match read() {

@@ -45,8 +45,12 @@ pub use request::{Emit, Evaluator, OnError, Recurse, Request, Skip, SkipStyle};
 pub struct Meta {
     /// `meta.buildkite`: keys that are merged into the target's step.
     pub buildkite: Option<Keys>,
+    /// `meta.eval-once`: what the target says to us of its step.
+    pub eval_once: Option<Keys>,
     /// `meta.timeout`, in seconds.
     pub timeout: Option<u64>,
+    /// `meta.maxSilent`, in seconds: how long its build may say nothing.
+    pub max_silent: Option<u64>,
     /// `meta.description`.
     pub description: Option<String>,
 }

@@ -49,6 +49,12 @@ pub fn perform(
                 .root
                 .from_above(folder)
                 .ok_or_else(|| unnameable(folder))?,
+            below: Some(
+                folder
+                    .to_str()
+                    .ok_or_else(|| unnameable(folder))?
+                    .to_owned(),
+            ),
             ..request.clone()
         },
         None => request.clone(),
@@ -98,10 +104,18 @@ pub fn perform(
         edges: &edges,
         skip: &skipped,
     };
-    let made = steps(&records, &recorded, &schema)?;
+    // What a reader wants to know of a recording that ends here.
+    let undone = match build {
+        Some(_) => "nothing is uploaded",
+        None => "no pipeline is printed",
+    };
+    let made = steps(&records, &recorded, &schema).map_err(|failure| Failure {
+        error: failure.error.context(undone),
+        ..failure
+    })?;
     let told = evaluated.broken.len() + evaluated.refused.len();
     tell(made.errors.get(told..).unwrap_or_default(), log);
-    fail_on_errors(made.errors.len(), &request)?;
+    fail_on_errors(made.errors.len(), &request, undone)?;
     warn_of_plugins(&made, log);
     time("steps");
 
@@ -405,14 +419,14 @@ fn unnameable(folder: &Path) -> Failure {
 }
 
 /// Fails where something is broken and that is to fail the recording.
-fn fail_on_errors(count: usize, request: &Request) -> Result<(), Failure> {
+fn fail_on_errors(count: usize, request: &Request, undone: &str) -> Result<(), Failure> {
     if count == 0 || request.on_error == OnError::Step {
         return Ok(());
     }
     Err(Failure::new(
         Class::Evaluation,
         format_args!(
-            "{count} attribute{} broken (see above), and `on-error: fail` is set: nothing is uploaded",
+            "{count} attribute{} broken (see above), and `on-error: fail` is set: {undone}",
             if count == 1 { " is" } else { "s are" }
         ),
     ))

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::build_keys::{self, BuildKeys};
 use crate::evaluation_keys::{self, Place};
 use crate::exit::Failure;
 use crate::keys::{Keys, Reader, refuse, scalar, string};
@@ -43,8 +44,10 @@ pub enum Skip {
 /// How a target that needs no step is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SkipStyle {
-    /// As a skipped step.
+    /// As a skipped step, which reports nothing to a code host.
     Mark,
+    /// As a step that ends green at once, as long as what is there has not gone.
+    Run,
     /// Not at all.
     Omit,
 }
@@ -96,13 +99,17 @@ pub struct Request {
     pub on_error: OnError,
     /// How a step carries its record.
     pub emit: Emit,
+    /// The keys that say how a target is built, as they were written: each recorded step has them.
+    pub build_keys: Keys,
+    /// Where the recording stands below the folder in which its steps start; none where it is the same.
+    pub below: Option<String>,
     /// Merged into every step.
     pub step: Keys,
     /// Agent tags by system or `feature:NAME`.
     pub agents: BTreeMap<String, Keys>,
     /// Steps are grouped by this many of their first attribute names; 0: not at all.
     pub group_by: usize,
-    /// Whether targets' own `meta.buildkite` counts.
+    /// Whether targets' own `meta.buildkite` and `meta.eval-once` count.
     pub meta: bool,
     /// Whether a last step sums the build up.
     pub summary: bool,
@@ -118,8 +125,12 @@ impl Request {
     /// # Errors
     /// A key is unknown, null, of the wrong type or not allowed here; each is named (64).
     pub fn read(keys: Keys, place: &Place, plugin: Option<&str>) -> Result<Self, Failure> {
+        let build_keys = build_keys::as_written(&keys);
         let mut reader = Reader::new(keys)?;
-        let request = Self::read_keys(&mut reader, place, plugin)?;
+        let request = Self {
+            build_keys,
+            ..Self::read_keys(&mut reader, place, plugin)?
+        };
         reader.finish("a recording")?;
         if place.confined {
             evaluation_keys::check_confined(Some(&request.root), &request.options, place)?;
@@ -176,7 +187,11 @@ impl Request {
         )?;
         let skip_style = reader.choice(
             "skip-style",
-            [("mark", SkipStyle::Mark), ("omit", SkipStyle::Omit)],
+            [
+                ("mark", SkipStyle::Mark),
+                ("run", SkipStyle::Run),
+                ("omit", SkipStyle::Omit),
+            ],
         )?;
         let on_error = reader.choice(
             "on-error",
@@ -198,7 +213,11 @@ impl Request {
         )?;
         let group_by = reader.number("group-by", 1..=64)?;
         let meta = reader.boolean("meta")?;
-        for key in ["share", "share-limit", "push"] {
+        let how = BuildKeys::read(reader, &place.folder)?;
+        if let (true, Some(link)) = (place.confined, &how.out_link) {
+            build_keys::check_confined(link, place)?;
+        }
+        for key in ["share", "share-limit", "share-required", "push"] {
             reader.not_yet(key)?;
         }
         let summary = reader.boolean("summary")?;
@@ -219,6 +238,9 @@ impl Request {
                 )
                 .hint("give its reference, as one writes it under `plugins:`"));
             }
+            (false, _) if how.leaves_the_command() => {
+                return Err(refuse(NO_OTHER_HOOK).hint("use `emit: plugin`"));
+            }
             (false, _) => Emit::Command,
         };
         let size = |number: u64| usize::try_from(number).ok().and_then(NonZeroUsize::new);
@@ -236,6 +258,8 @@ impl Request {
             skip_style: skip_style.unwrap_or(SkipStyle::Mark),
             on_error: on_error.unwrap_or(OnError::Step),
             emit,
+            build_keys: Keys::new(),
+            below: None,
             step: step.unwrap_or_default(),
             agents,
             group_by: group_by
@@ -250,6 +274,10 @@ impl Request {
         })
     }
 }
+
+/// Why a step that is a command cannot leave a command of its own to another plugin: where that has a hook, the agent runs no
+/// hook of ours, and where it has none, nothing runs the command.
+pub(super) const NO_OTHER_HOOK: &str = "`command: none` does not go with `emit: command`: no hook of another plugin runs the command behind ours";
 
 /// Steps per upload, if nobody says: what Buildkite's people advise.
 const CHUNK: NonZeroUsize = NonZeroUsize::new(100).unwrap();
@@ -364,7 +392,7 @@ mod tests {
             "memory": 2048, "evaluation-timeout": 60, "evaluator": "nix", "skip": "built", "skip-style": "omit",
             "on-error": "fail", "emit": "plugin", "plugin": "o/eval-once#v1", "step": {"priority": 1},
             "agents": {"x86_64-linux": {"queue": "big", "cores": 8}, "feature:kvm": ["kvm=true"]}, "group-by": 1,
-            "meta": false, "summary": true, "chunk": 500, "keep-days": 7
+            "meta": false, "command": "none", "log": "raw", "on-drift": "fail", "out-link": false, "summary": true, "chunk": 500, "keep-days": 7
         }))
         .unwrap();
         assert_eq!(request.exclude[0].names(), ["a", "*", "b"]);
@@ -380,6 +408,10 @@ mod tests {
         );
         assert_eq!(request.evaluation_timeout, Some(Duration::from_secs(60)));
         assert!(request.summary);
+        assert_eq!(
+            Value::from(request.build_keys),
+            json!({"command": "none", "log": "raw", "on-drift": "fail", "out-link": false})
+        );
     }
 
     #[test]
@@ -410,7 +442,11 @@ mod tests {
     fn what_is_wrong_is_refused_by_its_name() {
         for (keys, name) in [
             (json!({"drv": "x"}), "`drv`"),
-            (json!({"out-link": "x"}), "`out-link`"),
+            (json!({"out-link": "x/"}), "`out-link`"),
+            (json!({"command": "before"}), "`command`"),
+            (json!({"command": "none"}), "`emit: command`"),
+            (json!({"log": "loud"}), "`log`"),
+            (json!({"on-drift": true}), "`on-drift`"),
             (json!({"fiel": "x"}), "`fiel`"),
             (json!({"step": {"env": {"x": null}}}), "`step.env.x`"),
             (json!({"recurse": "some"}), "`recurse`"),
@@ -437,6 +473,7 @@ mod tests {
             (json!({"agents": {"x": ["queue"]}}), "`agents.x`"),
             (json!({"share": "file:///x"}), "`share`"),
             (json!({"share-limit": 1}), "`share-limit`"),
+            (json!({"share-required": true}), "`share-required`"),
             (json!({"push": "file:///x"}), "`push`"),
             (json!({"summary": "true"}), "`summary`"),
         ] {
@@ -457,6 +494,7 @@ mod tests {
         for good in [
             json!({"file": "ci.nix", "include": ["x=."], "options": {"timeout": 9}, "arg": {"n": 5}}),
             json!({"attr": "a", "skip": "none", "group-by": 1}),
+            json!({"out-link": "out/a", "log": "raw"}),
         ] {
             assert!(read(&good).is_ok(), "{good}");
         }
@@ -467,6 +505,8 @@ mod tests {
             json!({"file": "../x.nix"}),
             json!({"file": "ci.nix", "arg": {"x": "import /etc"}}),
             json!({"file": "ci.nix", "include": ["/etc"]}),
+            json!({"out-link": "../a"}),
+            json!({"out-link": ".git/hooks/pre-push"}),
             json!({"file": "ci.nix", "options": {"post-build-hook": "x"}}),
         ] {
             let failure = read(&bad).expect_err(&bad.to_string());

@@ -9,13 +9,15 @@ use serde_json::{Value, json};
 
 use super::edges::Edges;
 use super::plan::{self, JOBS_PER_UPLOAD, Planned};
+use super::request::NO_OTHER_HOOK;
 use super::{Broken, Emit, Request, SkipStyle, Target, hash_of};
+use crate::build_keys::{self, BuildKeys};
 use crate::buildkite::pipeline::{
     Automatic, Command, CommandStep, Dependency, Plugin, Retry, RetryRule, Skip,
 };
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
-use crate::keys::{Keys, refuse};
+use crate::keys::{Keys, Reader, refuse};
 use crate::nix::{Argument, AttrPath, Evaluation, Source};
 use crate::text::{is_unseen, shortened};
 
@@ -35,9 +37,24 @@ const LABEL_AT_MOST: usize = 200;
 /// The most characters of a reason to skip a step; Buildkite rejects longer ones.
 const REASON_AT_MOST: usize = 70;
 
-/// What an error step says whose attribute would evaluate: its step would be green if it were built. The message is in the
-/// environment, so nothing of it is ever read by the shell.
-const SAY_ERROR: &str = r#"printf '%s\n' "$EVAL_ONCE_ERROR" >&2; exit 64"#;
+/// The most characters of what is wrong with a target.
+const MESSAGE_AT_MOST: usize = 4096;
+
+/// What of the user's `step` is for targets alone: what it runs instead, how often, and what it is called. A broken target must
+/// not be green because its step runs something else, or nothing.
+const FOR_TARGETS: [&str; 5] = ["command", "skip", "parallelism", "matrix", "label"];
+
+/// What besides is nothing to a step without outputs.
+const FOR_OUTPUTS: [&str; 1] = ["artifact_paths"];
+
+/// What besides is nothing to the step that sums the build up: it waits for the targets that wait for others, runs whatever has
+/// failed, and tells nobody that a target is done.
+const FOR_ONE_OF_MANY: [&str; 4] = [
+    "depends_on",
+    "allow_dependency_failure",
+    "cancel_on_build_failing",
+    "notify",
+];
 
 /// What was recorded.
 #[derive(Debug, Clone, Copy)]
@@ -95,7 +112,10 @@ pub fn check(request: &Request, schema: &Schema) -> Result<(), Failure> {
 /// The user's `step` or `agents` make no step that Buildkite would take, the expression is too large to be in every step, or
 /// more is to be built than a build can have jobs (64).
 pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Result<Steps, Failure> {
-    let maker = Maker::new(request, schema)?;
+    let mut maker = Maker::new(request, schema)?;
+    maker.common_agents = most_common_system(records.targets)
+        .and_then(|system| maker.agents.get(system))
+        .cloned();
     let mut errors: Vec<Broken> = [records.broken, records.refused].concat();
 
     let mut made = Vec::with_capacity(records.targets.len());
@@ -174,14 +194,30 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
         });
     }
     if request.summary {
-        let step = maker.summary(records.targets, &planned)?;
+        let step = maker.summary(&planned)?;
         planned.push(Planned {
             step,
             group: None,
             skipped: false,
         });
     }
-    let (steps, left_out) = fit(planned, request)?;
+    let (mut steps, left_out) = fit(planned, request)?;
+    if request.summary && left_out > 0 {
+        // A build fails that has a step which waits for one that never comes.
+        let there: HashSet<String> = steps
+            .iter()
+            .map(|planned| planned.step.key.clone())
+            .collect();
+        if let Some(planned) = steps.last_mut() {
+            planned
+                .step
+                .depends_on
+                .retain(|dependency| match dependency {
+                    Dependency::Step { step, .. } => there.contains(step),
+                    Dependency::Key(_) => true,
+                });
+        }
+    }
     Ok(Steps {
         steps,
         placed,
@@ -211,7 +247,7 @@ fn fit(mut steps: Vec<Planned>, request: &Request) -> Result<(Vec<Planned>, usiz
                 ", groups counted"
             };
             return Err(refuse(format_args!(
-                "{jobs} jobs are to be run{groups}, and a build can have {JOBS_PER_BUILD} with this one: nothing was uploaded"
+                "{jobs} jobs are to be run{groups}, and a build can have {JOBS_PER_BUILD} with the one that records"
             ))
             .hint("leave targets out with `exclude`, or record parts of them in builds of their own, each with its `attr`"));
         }
@@ -287,8 +323,8 @@ struct Maker<'a> {
     source: Keys,
     /// The user's `step`.
     step: Given,
-    /// What of it an error step takes.
-    error_step: Given,
+    /// The tags of the agents that steps without a system of their own go to: those of the system that most targets have.
+    common_agents: Option<Keys>,
     /// The user's `agents`, by system or feature.
     agents: BTreeMap<&'a str, Keys>,
 }
@@ -296,12 +332,9 @@ struct Maker<'a> {
 impl<'a> Maker<'a> {
     fn new(request: &'a Request, schema: &'a Schema) -> Result<Self, Failure> {
         let wrong = |message: String| refuse(format_args!("in the key `step`, {message}"));
-        let step = Given::read(&request.step, &request.emit).map_err(wrong)?;
-        // A broken target must not be green because its step runs something else, or nothing.
-        let mut error_step = step.clone();
-        for key in ["command", "skip", "parallelism", "matrix"] {
-            error_step.keys.remove(key);
-        }
+        let step = Given::read(&request.step, &request.emit)
+            .and_then(|given| given.checked(schema))
+            .map_err(wrong)?;
         let mut agents = BTreeMap::new();
         for (name, tags) in &request.agents {
             let mut probe = Keys::new();
@@ -324,7 +357,7 @@ impl<'a> Maker<'a> {
             schema,
             source,
             step,
-            error_step,
+            common_agents: None,
             agents,
         };
         let mut probe = maker.begin("label".into(), "key".into(), Keys::new())?;
@@ -335,7 +368,44 @@ impl<'a> Maker<'a> {
 
     /// The step of a target, or why there is none.
     fn target(&self, target: &Target, skip: Option<&str>) -> Result<Made, String> {
+        let meta = &target.meta;
+        let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
+        let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
+        let given = buildkite.map_or(Ok(Given::default()), |keys| {
+            Given::read(keys, &self.request.emit)
+                .and_then(|given| given.checked(self.schema))
+                .map_err(in_buildkite)
+        })?;
+        let wishes = meta.eval_once.as_ref().filter(|_| self.request.meta);
+        let how = wishes
+            .map_or(Ok(Keys::new()), |keys| self.wishes(keys))
+            .map_err(|message| format!("in its `meta.eval-once`, {message}"))?;
+        let own_command = self.step.has("command") || given.has("command");
+        let other_plugin = self.step.has("plugins") || given.has("plugins");
         let mut record = self.record(&target.attr);
+        self.add_build_keys(&mut record);
+        record.extend(how);
+        let leaves_command = record.get("command").is_some_and(|when| when == "none");
+        if leaves_command && !other_plugin {
+            if own_command {
+                return Err("its step has a command, which `command: none` leaves to another plugin, and it has no other plugin".into());
+            }
+            // There is nothing to leave, and nothing to leave it to.
+            record.remove("command");
+        }
+        // Who said themselves whether this step is skipped knows better. What another plugin runs may be in its configuration.
+        let runs_more = own_command || leaves_command && other_plugin;
+        let says_itself = self.step.has("skip") || given.has("skip");
+        let skip = skip.filter(|_| !runs_more && !says_itself);
+        let skip = skip.map(|reason| shortened(&inert(reason), REASON_AT_MOST));
+        let ends_at_once = skip.is_some() && self.request.skip_style == SkipStyle::Run;
+        if ends_at_once {
+            record.insert("skip".into(), true.into());
+        }
+        if let Some(seconds) = meta.max_silent {
+            let options = record.entry("options").or_insert_with(|| json!({}));
+            options["max-silent-time"] = seconds.into();
+        }
         record.insert("drv".into(), target.drv.as_store_path().as_str().into());
         if !target.outputs.is_empty() {
             let outputs = target.outputs.iter();
@@ -371,28 +441,21 @@ impl<'a> Maker<'a> {
                 merge(&mut step, "agents", &Value::Object(tags.clone()));
             }
         }
-        if let Some(seconds) = target.meta.timeout.filter(|seconds| *seconds > 0) {
+        if let Some(seconds) = meta.timeout.filter(|seconds| *seconds > 0) {
             step.insert("timeout_in_minutes".into(), seconds.div_ceil(60).into());
         }
-        let mut own_command = self.step.has_command();
-        if let Some(buildkite) = target.meta.buildkite.as_ref().filter(|_| self.request.meta) {
-            let wrong = |message| format!("in its `meta.buildkite`, {message}");
-            let given = Given::read(buildkite, &self.request.emit).map_err(wrong)?;
-            given.merge_into(&mut step);
-            own_command |= given.has_command();
-            self.check(step.clone()).map_err(wrong)?;
-        }
-        let mut step = self.check(step)?;
+        given.merge_into(&mut step);
+        let mut step = self.check(step).map_err(|message| match buildkite {
+            Some(_) => in_buildkite(message),
+            None => message,
+        })?;
         if step.jobs() > JOBS_PER_UPLOAD {
             return Err(format!(
                 "its step becomes {} jobs, and Buildkite takes at most {JOBS_PER_UPLOAD} at once",
                 step.jobs()
             ));
         }
-        // Who said themselves whether this step is skipped knows better.
-        let skip = skip.filter(|_| !own_command && step.skip.is_none());
-        let skip = skip.map(|reason| shortened(&inert(reason), REASON_AT_MOST));
-        if let Some(reason) = &skip {
+        if let Some(reason) = skip.as_ref().filter(|_| !ends_at_once) {
             step.skip = Some(Skip::Reason(reason.clone()));
         }
         let step = self.with_command_carried(step)?;
@@ -423,17 +486,48 @@ impl<'a> Maker<'a> {
         Ok(step)
     }
 
+    /// What a target says to us of its step (`meta.eval-once`).
+    fn wishes(&self, keys: &Keys) -> Result<Keys, String> {
+        let read = || {
+            let mut reader = Reader::new(keys.clone())?;
+            let how = BuildKeys::read(&mut reader, &self.request.root.folder)?;
+            if how.leaves_the_command() && self.request.emit == Emit::Command {
+                return Err(refuse(NO_OTHER_HOOK));
+            }
+            for key in ["push", "share-required", "artifacts", "steps"] {
+                reader.not_yet(key)?;
+            }
+            reader.finish("a target")?;
+            Ok(self.from_here(build_keys::as_written(keys)))
+        };
+        read().map_err(|failure: Failure| failure.to_string())
+    }
+
+    /// Keys of a target or the recording as the steps have them, which may start in another folder.
+    fn from_here(&self, keys: Keys) -> Keys {
+        match &self.request.below {
+            Some(folder) => build_keys::from_above(keys, folder),
+            None => keys,
+        }
+    }
+
+    fn add_build_keys(&self, record: &mut Keys) {
+        record.extend(self.from_here(self.request.build_keys.clone()));
+    }
+
     /// The step of an attribute that does not evaluate: it evaluates it, shows what Nix says, and fails.
     fn broken(&self, broken: &Broken) -> Result<CommandStep, Failure> {
         let label = label_of(":boom:", &called(&broken.attr));
-        let record = self.record(&broken.attr);
+        let mut record = self.record(&broken.attr);
+        self.add_build_keys(&mut record);
+        // It has none.
+        record.remove("command");
         if length(&record) > RECORD_AT_MOST {
             return self.refused(broken);
         }
         let mut step = self.begin(label, error_key(&broken.attr), record)?;
-        self.error_step.merge_into(&mut step);
-        self.check(step)
-            .map_err(|message| Failure::new(Class::Bug, message))
+        self.step.without(&[&FOR_TARGETS]).merge_into(&mut step);
+        self.finish(step)
     }
 
     /// The step of an attribute that does evaluate, but cannot have the step it asks for: it says why, and fails.
@@ -443,39 +537,29 @@ impl<'a> Maker<'a> {
             .message
             .as_deref()
             .unwrap_or("it cannot have a step");
-        let mut env = Keys::new();
-        let message = format!("eval-once: {attr}: {message}");
-        env.insert(
-            "EVAL_ONCE_ERROR".into(),
-            shortened(&inert(&message), 4096).into(),
-        );
-        let step = CommandStep {
-            label: label_of(":boom:", &attr),
-            key: error_key(&refused.attr),
-            command: Some(Command::One(SAY_ERROR.into())),
-            env,
-            ..CommandStep::default()
-        };
-        let mut step = keys_of(&step)?;
-        if let Some(agents) = self.error_step.keys.get("agents") {
-            merge(&mut step, "agents", agents);
-        }
-        self.check(step)
-            .map_err(|message| Failure::new(Class::Bug, message))
+        let message = shortened(&inert(&format!("{attr}: {message}")), MESSAGE_AT_MOST);
+        let mut record = Keys::new();
+        record.insert("refused".into(), message.into());
+        let label = label_of(":boom:", &attr);
+        let mut step = self.begin(label, error_key(&refused.attr), record)?;
+        self.step
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
+            .merge_into(&mut step);
+        self.finish(step)
     }
 
     /// The step that sums the build up when all of these have ended, whatever became of them. A `wait` step would do so too, and
     /// would hold back whatever else the user's pipeline has behind the recording.
-    fn summary(&self, targets: &[Target], planned: &[Planned]) -> Result<CommandStep, Failure> {
+    fn summary(&self, planned: &[Planned]) -> Result<CommandStep, Failure> {
         let keys = planned.iter().map(|planned| planned.step.key.as_str());
         let mut step = CommandStep {
             label: ":bar_chart: eval-once summary".into(),
             // Of what it sums up, so that another try of the same recording gives the same.
             key: format!("summary-{}", hash_of(keys)),
-            // One that is skipped has ended already, and may be left out yet.
+            // One that is marked as skipped has ended already.
             depends_on: planned
                 .iter()
-                .filter(|planned| !planned.skipped)
+                .filter(|planned| planned.step.skip.is_none() || !planned.skipped)
                 .map(|planned| Dependency::Step {
                     step: planned.step.key.clone(),
                     allow_failure: Some(true.into()),
@@ -496,10 +580,15 @@ impl<'a> Maker<'a> {
             Emit::Command => step.command = Some(Command::One("eval-once summary".into())),
         }
         let mut step = keys_of(&step)?;
-        if let Some(agents) = self.step.keys.get("agents") {
-            merge(&mut step, "agents", agents);
-        }
-        if let Some(tags) = most_common_system(targets).and_then(|system| self.agents.get(system)) {
+        self.step
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY])
+            .merge_into(&mut step);
+        self.finish(step)
+    }
+
+    /// Ends making a step that has no system of its own.
+    fn finish(&self, mut step: Keys) -> Result<CommandStep, Failure> {
+        if let Some(tags) = &self.common_agents {
             merge(&mut step, "agents", &Value::Object(tags.clone()));
         }
         self.check(step)
@@ -577,7 +666,7 @@ fn retry_rules() -> Vec<RetryRule> {
 }
 
 /// Properties that somebody wants to have in a step, with each in the one spelling that we merge.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Given {
     keys: Keys,
 }
@@ -652,13 +741,38 @@ impl Given {
         Ok(Self { keys })
     }
 
-    fn has_command(&self) -> bool {
-        self.keys.contains_key("command")
+    /// Looks at them before they are merged, so that what is wrong is named as it was written.
+    fn checked(self, schema: &Schema) -> Result<Self, String> {
+        schema.check_step(&Value::Object(self.keys.clone()))?;
+        Ok(self)
+    }
+
+    /// Whether they have something under `key`.
+    fn has(&self, key: &str) -> bool {
+        match self.keys.get(key) {
+            Some(Value::Array(list)) => !list.is_empty(),
+            value => value.is_some(),
+        }
+    }
+
+    /// These without some of them.
+    fn without(&self, names: &[&[&str]]) -> Self {
+        let mut keys = self.keys.clone();
+        keys.retain(|key, _| !names.iter().any(|names| names.contains(&key.as_str())));
+        Self { keys }
     }
 
     fn merge_into(&self, step: &mut Keys) {
         for (key, value) in &self.keys {
             match (key.as_str(), step.get_mut(key), value) {
+                ("retry", Some(Value::Object(retry)), Value::Object(more)) => {
+                    for (key, value) in more {
+                        match (key.as_str(), retry.get_mut(key)) {
+                            ("automatic", Some(rules)) => *rules = with_rules(rules.take(), value),
+                            _ => merge(retry, key, value),
+                        }
+                    }
+                }
                 ("plugins" | "depends_on", Some(Value::Array(list)), Value::Array(more)) => {
                     list.extend(more.iter().cloned());
                 }
@@ -666,6 +780,39 @@ impl Given {
             }
         }
     }
+}
+
+/// `retry.automatic` with what somebody adds to it: theirs come first, for Buildkite goes by the first rule that applies, and what
+/// they speak of is theirs alone. `true` and `false` speak of everything. What Buildkite does not take is left for it to refuse.
+fn with_rules(rules: Value, more: &Value) -> Value {
+    let theirs = match more {
+        Value::Array(rules) => rules.clone(),
+        Value::Object(_) => vec![more.clone()],
+        _ => return more.clone(),
+    };
+    let ours = match rules {
+        Value::Array(rules) => rules,
+        Value::Object(_) => vec![rules],
+        all if all == true || all == "true" => vec![json!({ "exit_status": "*" })],
+        _ => Vec::new(),
+    };
+    let left = ours
+        .into_iter()
+        .filter(|rule| !theirs.iter().any(|their| speaks_of(their, rule)));
+    Value::Array(theirs.iter().cloned().chain(left).collect())
+}
+
+/// Whether a rule applies wherever another does.
+fn speaks_of(rule: &Value, other: &Value) -> bool {
+    let statuses = |rule: &Value| match &rule["exit_status"] {
+        Value::Array(list) => list.clone(),
+        one => vec![one.clone()],
+    };
+    let theirs = statuses(rule);
+    let any = |status: &Value| status.is_null() || status == "*";
+    let status = theirs.iter().any(any) || statuses(other).iter().all(|one| theirs.contains(one));
+    let same = |name| rule[name].is_null() || rule[name] == other[name];
+    rule.is_object() && status && same("signal") && same("signal_reason")
 }
 
 /// Merges `value` into `map` under `key`: maps deeply, anything else replaces.
@@ -834,6 +981,8 @@ mod tests {
             skip_style: SkipStyle::Mark,
             on_error: OnError::Step,
             emit: Emit::Plugin("your-org/eval-once#v1".into()),
+            build_keys: Keys::new(),
+            below: None,
             step: Keys::new(),
             agents: BTreeMap::new(),
             group_by: 0,
@@ -1000,6 +1149,309 @@ mod tests {
         assert_eq!(step["retry"]["automatic"].as_array().unwrap().len(), 4);
     }
 
+    /// A target with this `meta.eval-once`.
+    fn saying(i: usize, wishes: &Value) -> Target {
+        let mut target = target(i, &["p", &format!("t{i}")]);
+        target.meta.eval_once = wishes.as_object().cloned();
+        target
+    }
+
+    fn keys(value: &Value) -> Keys {
+        value.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn how_targets_are_built_is_in_every_record_and_what_a_target_says_wins() {
+        let said =
+            json!({ "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/a" });
+        let docker = wanting(&json!({ "plugins": ["docker#v5"] }));
+        for below in [None, Some("nix".to_owned())] {
+            let link = below.as_ref().map_or("out/a", |_| "nix/out/a");
+            let request = Request {
+                build_keys: keys(&said),
+                below,
+                ..docker.clone()
+            };
+            let other = json!({ "command": "after", "log": "pretty", "on-drift": "warn", "out-link": false });
+            let targets = [target(0, &["p", "t0"]), saying(1, &other)];
+            let steps = made(&targets, &request);
+            let [first, second] = [0, 1].map(|i| Value::Object(record_of(&steps[i])));
+            for (key, value) in said.as_object().unwrap() {
+                let expected = if key == "out-link" {
+                    &json!(link)
+                } else {
+                    value
+                };
+                assert_eq!(&first[key], expected, "{key}");
+                assert_eq!(second[key], other[key], "{key}");
+            }
+            let asked = read(record_of(&steps[0]));
+            assert!(!asked.command && asked.fail_on_drift);
+            let untrusted = Request {
+                meta: false,
+                ..request
+            };
+            let steps = made(&targets, &untrusted);
+            assert_eq!(
+                record_of(&steps[1])["log"],
+                "raw",
+                "`meta: false` ignores it"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_attributes_step_is_built_in_the_same_way_and_has_no_command_to_leave() {
+        let request = Request {
+            build_keys: keys(&json!({ "command": "none", "log": "raw", "out-link": false })),
+            ..wanting(&json!({ "plugins": ["docker#v5"], "command": "make" }))
+        };
+        let broken = [Broken {
+            attr: path(&["b"]),
+            message: None,
+        }];
+        let records = Records {
+            targets: &[],
+            broken: &broken,
+            refused: &[],
+            edges: &apart(&[]),
+            skip: &[],
+        };
+        let steps = steps(&records, &request, schema()).unwrap();
+        let record = record_of(&values(&steps)[0]);
+        assert_eq!(
+            (&record["log"], &record["out-link"]),
+            (&json!("raw"), &json!(false))
+        );
+        assert!(!record.contains_key("command"));
+    }
+
+    #[test]
+    fn a_command_that_no_other_plugin_would_run_costs_that_target_alone() {
+        let none = keys(&json!({ "command": "none" }));
+        let mut with_command = with(0, &json!({ "command": "make" }));
+        with_command.meta.eval_once = Some(none.clone());
+        let targets = [with_command.clone(), target(1, &["b"])];
+        let steps = make(&targets, &apart(&targets), &[], &request()).unwrap();
+        let message = steps.errors[0].message.clone().unwrap();
+        assert!(message.contains("it has no other plugin"), "{message}");
+        assert_eq!(steps.steps.len(), 2);
+
+        // Without a command there is nothing to leave.
+        let mut bare = target(0, &["a"]);
+        bare.meta.eval_once = Some(none);
+        let step = &made(&[bare.clone()], &request())[0];
+        assert!(!record_of(step).contains_key("command"));
+
+        let command = Request {
+            emit: Emit::Command,
+            ..request()
+        };
+        for target in [bare, with_command] {
+            let targets = [target];
+            let steps = make(&targets, &apart(&targets), &[], &command).unwrap();
+            let message = steps.errors[0].message.clone().unwrap();
+            assert!(
+                message.contains("`command: none` does not go with `emit: command`"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_target_cannot_say_of_its_step_is_refused_by_name() {
+        for (wishes, sentence) in [
+            (
+                json!({ "log": "loud" }),
+                "`log` is \"loud\", and must be `pretty` or `raw`",
+            ),
+            (json!({ "command": true }), "`command` is true"),
+            (
+                json!({ "out-link": "a/" }),
+                "`out-link` is no path of a link",
+            ),
+            (json!({ "on-drift": null }), "`on-drift` is null"),
+            (json!({ "file": "x" }), "`file` is not a key of a target"),
+            (
+                json!({ "push": "file:///x" }),
+                "`push` is not in this version",
+            ),
+            (
+                json!({ "share-required": true }),
+                "`share-required` is not in this version",
+            ),
+            (
+                json!({ "artifacts": ["x"] }),
+                "`artifacts` is not in this version",
+            ),
+            (json!({ "steps": {} }), "`steps` is not in this version"),
+        ] {
+            let targets = [saying(0, &wishes)];
+            let steps = make(&targets, &apart(&targets), &[], &request()).unwrap();
+            let message = steps.errors[0].message.clone().unwrap();
+            let expected = format!("in its `meta.eval-once`, {sentence}");
+            assert!(message.starts_with(&expected), "{wishes}: {message}");
+        }
+    }
+
+    #[test]
+    fn how_long_a_build_may_say_nothing_is_an_option_of_its_step_alone() {
+        let request = Request {
+            options: vec![
+                ("cores".into(), "2".into()),
+                ("max-silent-time".into(), "9".into()),
+            ],
+            ..request()
+        };
+        let mut quiet = target(0, &["a"]);
+        quiet.meta.max_silent = Some(600);
+        let steps = made(&[quiet.clone(), target(1, &["b"])], &request);
+        assert_eq!(
+            record_of(&steps[0])["options"],
+            json!({ "cores": "2", "max-silent-time": 600 })
+        );
+        assert_eq!(
+            record_of(&steps[1])["options"],
+            json!({ "cores": "2", "max-silent-time": "9" })
+        );
+        let steps = made(
+            &[quiet],
+            &Request {
+                options: Vec::new(),
+                ..request
+            },
+        );
+        assert_eq!(
+            record_of(&steps[0])["options"],
+            json!({ "max-silent-time": 600 })
+        );
+        assert_eq!(
+            read(record_of(&steps[0])).options,
+            [("max-silent-time".into(), "600".into())]
+        );
+    }
+
+    #[test]
+    fn a_targets_rules_of_retrying_are_added_and_win_over_ours() {
+        let rules = |step: &Value, target: &Value| {
+            let targets = [with(1, &json!({ "retry": target }))];
+            let request = wanting(&json!({ "retry": step }));
+            let steps = make(&targets, &apart(&targets), &[], &request).unwrap();
+            assert_eq!(steps.errors, [], "{target}");
+            values(&steps)[0]["retry"].clone()
+        };
+        let ours = serde_json::to_value(retry_rules()).unwrap();
+        let [surroundings, lost, stopped, killed] = &ours.as_array().unwrap()[..] else {
+            panic!("four rules")
+        };
+        let none = json!({});
+        let three = json!({ "exit_status": 3, "limit": 1 });
+        let never = json!({ "exit_status": [75, 4], "limit": 0 });
+        let lost_more = json!({ "exit_status": -1, "signal_reason": "none", "limit": 9 });
+        let stopped_only = json!({ "signal_reason": "agent_stop", "limit": 0 });
+        for (step, target, expected) in [
+            (
+                &none,
+                json!({}),
+                json!([surroundings, lost, stopped, killed]),
+            ),
+            (&none, json!({ "automatic": [] }), ours.clone()),
+            // One rule is a list of one.
+            (
+                &none,
+                json!({ "automatic": three }),
+                json!([three, surroundings, lost, stopped, killed]),
+            ),
+            (
+                &none,
+                json!({ "automatic": [three] }),
+                json!([three, surroundings, lost, stopped, killed]),
+            ),
+            (
+                &none,
+                json!({ "automatic": [never] }),
+                json!([never, lost, stopped, killed]),
+            ),
+            (
+                &none,
+                json!({ "automatic": [lost_more] }),
+                json!([lost_more, surroundings, stopped, killed]),
+            ),
+            (
+                &none,
+                json!({ "automatic": [stopped_only] }),
+                json!([stopped_only, surroundings, lost, killed]),
+            ),
+            // What speaks of less than our rule leaves it.
+            (
+                &none,
+                json!({ "automatic": { "exit_status": 75, "signal": "none" } }),
+                json!([{ "exit_status": 75, "signal": "none" }, surroundings, lost, stopped, killed]),
+            ),
+            (
+                &none,
+                json!({ "automatic": { "exit_status": "*", "limit": 1 } }),
+                json!([{ "exit_status": "*", "limit": 1 }]),
+            ),
+            (
+                &none,
+                json!({ "automatic": { "limit": 1 } }),
+                json!([{ "limit": 1 }]),
+            ),
+            (&none, json!({ "automatic": true }), json!(true)),
+            (&none, json!({ "automatic": false }), json!(false)),
+            // Those of `step` come between.
+            (
+                &json!({ "automatic": [{ "exit_status": 3, "limit": 5 }, { "exit_status": 5 }] }),
+                json!({ "automatic": three }),
+                json!([three, { "exit_status": 5 }, surroundings, lost, stopped, killed]),
+            ),
+            (
+                &json!({ "automatic": true }),
+                json!({ "automatic": three }),
+                json!([three, { "exit_status": "*" }]),
+            ),
+            (
+                &json!({ "automatic": "false" }),
+                json!({ "automatic": three }),
+                json!([three]),
+            ),
+        ] {
+            assert_eq!(
+                rules(step, &target)["automatic"],
+                expected,
+                "{step} {target}"
+            );
+        }
+        let manual = rules(
+            &json!({ "manual": { "allowed": false, "reason": "no" } }),
+            &json!({ "manual": { "reason": "never" } }),
+        );
+        assert_eq!(
+            manual["manual"],
+            json!({ "allowed": false, "reason": "never" })
+        );
+        assert_eq!(manual["automatic"], ours);
+    }
+
+    #[test]
+    fn a_rule_that_buildkite_does_not_take_is_named_where_its_target_has_it() {
+        for (automatic, sentence) in [
+            (json!([{ "limit": 99 }]), "`retry.automatic[0].limit` is 99"),
+            (
+                json!({ "limt": 1 }),
+                "`retry.automatic.limt` is no property",
+            ),
+            (json!("x"), "`retry.automatic` is \"x\""),
+            (json!([true]), "`retry.automatic"),
+        ] {
+            let targets = [with(1, &json!({ "retry": { "automatic": automatic } }))];
+            let steps = make(&targets, &apart(&targets), &[], &request()).unwrap();
+            let message = steps.errors[0].message.clone().unwrap();
+            assert!(message.contains(sentence), "{automatic}: {message}");
+        }
+    }
+
     #[test]
     fn a_timeout_in_seconds_becomes_whole_minutes() {
         for (seconds, minutes) in [
@@ -1090,13 +1542,9 @@ mod tests {
             let error = &steps[0];
             assert_eq!(error["key"], error_key(&targets[1].attr));
             assert_eq!(error["label"], ":boom: p.t1");
-            assert_eq!(error["command"], SAY_ERROR);
-            assert!(
-                error["env"]["EVAL_ONCE_ERROR"]
-                    .as_str()
-                    .unwrap()
-                    .contains(sentence)
-            );
+            let said = record_of(error)["refused"].clone();
+            assert!(said.as_str().unwrap().contains(sentence), "{said}");
+            assert!(error.get("command").is_none());
             assert_eq!(error["agents"], json!({ "queue": "q" }));
             assert_eq!(steps[1]["key"], key(&targets[2]));
             assert_eq!(steps[2]["depends_on"], json!([key(&targets[2])]));
@@ -1128,9 +1576,11 @@ mod tests {
 
     #[test]
     fn a_broken_attribute_has_a_step_without_a_record_that_runs_nothing_else() {
-        let request = wanting(
-            &json!({ "command": "make", "parallelism": 3, "skip": true, "agents": { "queue": "q" }, "plugins": ["a#v1"] }),
-        );
+        let request = wanting(&json!({
+            "command": "make", "parallelism": 3, "skip": true, "label": "all alike", "artifact_paths": "result/*",
+            "agents": { "queue": "q" }, "plugins": ["a#v1"], "env": { "A": "1" }, "timeout_in_minutes": 9,
+            "priority": 1, "retry": { "automatic": { "exit_status": 3 } }
+        }));
         let broken = [Broken {
             attr: path(&["p", "b"]),
             message: Some("infinite recursion".into()),
@@ -1154,16 +1604,25 @@ mod tests {
         let asked = read(record_of(broken));
         assert_eq!((asked.drv, asked.outputs.len()), (None, 0));
         assert_eq!(asked.evaluation.unwrap().attr, path(&["p", "b"]));
-        assert!(broken.get("command").is_none() && broken.get("parallelism").is_none());
-        assert!(broken.get("skip").is_none());
-        assert_eq!(broken["plugins"][1], "a#v1");
-        assert_eq!(broken["agents"], json!({ "queue": "q" }));
-        assert_eq!(refused["command"], SAY_ERROR);
+        for (step, label) in [(broken, ":boom: p.b"), (refused, ":boom: p.r")] {
+            for key in ["command", "parallelism", "skip"] {
+                assert!(step.get(key).is_none(), "{key}: {step}");
+            }
+            assert_eq!(step["label"], label);
+            assert_eq!(step["plugins"][1], "a#v1");
+            assert_eq!(step["agents"], json!({ "queue": "q" }));
+            assert_eq!(step["env"], json!({ "A": "1" }));
+            assert_eq!(
+                (&step["timeout_in_minutes"], &step["priority"]),
+                (&json!(9), &json!(1))
+            );
+            assert_eq!(step["retry"]["automatic"].as_array().unwrap().len(), 5);
+        }
+        assert!(refused.get("artifact_paths").is_none());
         assert_eq!(
-            refused["env"]["EVAL_ONCE_ERROR"],
-            "eval-once: p.r: its `meta.buildkite.x` is a path $(boom)"
+            Value::Object(record_of(refused)),
+            json!({ "refused": "p.r: its `meta.buildkite.x` is a path $(boom)" })
         );
-        assert!(refused.get("plugins").is_none());
     }
 
     #[test]
@@ -1201,6 +1660,91 @@ mod tests {
             assert_eq!(step["command"], "eval-once step");
             assert_eq!(step["env"]["EVAL_ONCE_COMMAND"], carried);
         }
+    }
+
+    #[test]
+    fn a_skipped_step_that_runs_is_told_to_end_at_once_and_is_waited_for_by_the_summary_alone() {
+        for emit in [Emit::Command, request().emit] {
+            let targets = [
+                target(0, &["a"]),
+                target(1, &["b"]),
+                target(2, &["c"]),
+                with(3, &json!({ "command": "test" })),
+                with(4, &json!({ "skip": "because" })),
+            ];
+            let edges = chain(&targets, &[(0, 1), (1, 2)]);
+            let built = || Some("already built here".to_owned());
+            let skip = [None, built(), None, built(), built()];
+            let request = Request {
+                emit,
+                summary: true,
+                skip_style: SkipStyle::Run,
+                ..request()
+            };
+            let steps = make(&targets, &edges, &skip, &request).unwrap();
+            let reasons: Vec<_> = steps.placed.iter().map(|it| it.skip.as_deref()).collect();
+            let expected = [None, Some("already built here"), None, None, None];
+            assert_eq!(reasons, expected);
+            let made: BTreeMap<_, _> = values(&steps)
+                .into_iter()
+                .map(|step| (step["key"].as_str().unwrap().to_owned(), step))
+                .collect();
+            let step = |i: usize| &made[&key(&targets[i])];
+            assert!(step(1).get("skip").is_none());
+            assert!(read(record_of(step(1))).skip);
+            for i in [0, 2, 3, 4] {
+                assert!(!record_of(step(i)).contains_key("skip"), "{i}");
+            }
+            assert_eq!(step(4)["skip"], "because");
+            assert_eq!(step(1)["depends_on"], json!([]));
+            assert_eq!(
+                step(0)["depends_on"],
+                json!([key(&targets[2])]),
+                "through it"
+            );
+            let last = &values(&steps)[5];
+            let awaited = json!({ "step": key(&targets[1]), "allow_failure": true });
+            assert!(
+                last["depends_on"].as_array().unwrap().contains(&awaited),
+                "{last}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_summary_waits_for_no_step_that_the_limit_of_a_build_has_left_out() {
+        let targets: Vec<_> = (0..=JOBS_PER_BUILD)
+            .map(|i| target(i, &[&i.to_string()]))
+            .collect();
+        let skip = vec![Some("a cache has it".to_owned()); targets.len()];
+        let request = Request {
+            summary: true,
+            skip_style: SkipStyle::Run,
+            ..request()
+        };
+        let steps = make(&targets, &apart(&targets), &skip, &request).unwrap();
+        assert_eq!((steps.steps.len(), steps.left_out), (JOBS_PER_BUILD - 1, 3));
+        let there: BTreeSet<_> = steps.steps.iter().map(|it| it.step.key.as_str()).collect();
+        let waits = &steps.steps.last().unwrap().step.depends_on;
+        assert_eq!(waits.len(), JOBS_PER_BUILD - 2);
+        for wait in waits {
+            let Dependency::Step { step, .. } = wait else {
+                panic!("{wait:?}")
+            };
+            assert!(there.contains(step.as_str()), "{step}");
+        }
+    }
+
+    #[test]
+    fn a_target_whose_command_another_plugin_runs_is_never_skipped() {
+        let skip = [Some("built".to_owned())];
+        let request = Request {
+            build_keys: keys(&json!({ "command": "none" })),
+            ..wanting(&json!({ "plugins": ["docker#v5"] }))
+        };
+        let targets = [target(0, &["a"])];
+        let steps = make(&targets, &apart(&targets), &skip, &request).unwrap();
+        assert_eq!(steps.placed[0].skip, None);
     }
 
     #[test]
@@ -1268,9 +1812,13 @@ mod tests {
         let tags = |tags: Value| tags.as_object().unwrap().clone();
         let request = Request {
             summary: true,
-            step: tags(
-                json!({ "agents": ["queue=nix", "size=big"], "env": { "A": "1" }, "parallelism": 2 }),
-            ),
+            step: tags(json!({
+                "agents": ["queue=nix", "size=big"], "env": { "A": "1" }, "parallelism": 2,
+                "label": "x", "plugins": [{ "kubernetes": { "podSpec": {} } }], "timeout_in_minutes": 9,
+                "depends_on": "before", "cancel_on_build_failing": true, "artifact_paths": "result", "matrix": ["a"],
+                "allow_dependency_failure": true, "notify": ["github_commit_status"], "soft_fail": true,
+                "retry": { "automatic": { "exit_status": 3 }, "manual": false }
+            })),
             agents: BTreeMap::from([
                 ("x86_64-linux".into(), tags(json!({ "queue": "intel" }))),
                 ("aarch64-linux".into(), tags(json!({ "queue": "arm" }))),
@@ -1301,15 +1849,25 @@ mod tests {
             .strip_prefix("summary-")
             .unwrap();
         assert_eq!(hash.len(), 32);
+        let mut rules = vec![json!({ "exit_status": 3 })];
+        rules.extend(retry_rules().iter().map(|rule| json!(rule)));
+        let error = &values(&steps)[0];
+        assert_eq!(error["agents"], last["agents"], "where most targets go");
         assert_eq!(
             last,
             &json!({
                 "label": ":bar_chart: eval-once summary",
                 "key": last["key"],
-                "plugins": [{ "your-org/eval-once#v1": { "summary": true } }],
+                "plugins": [
+                    { "your-org/eval-once#v1": { "summary": true } },
+                    { "kubernetes": { "podSpec": {} } }
+                ],
                 "agents": { "queue": "intel", "size": "big" },
+                "env": { "A": "1" },
+                "timeout_in_minutes": 9,
+                "soft_fail": true,
                 "depends_on": waits,
-                "retry": { "automatic": retry_rules() },
+                "retry": { "automatic": rules, "manual": false },
             })
         );
         let command = Request {

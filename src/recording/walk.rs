@@ -74,36 +74,59 @@ pub(super) struct Described {
 #[derive(Debug, Default, PartialEq, Deserialize)]
 pub(super) struct DescribedMeta {
     pub(super) buildkite: Option<serde_json::Value>,
+    #[serde(rename = "eval-once")]
+    pub(super) eval_once: Option<serde_json::Value>,
     timeout: Option<serde_json::Value>,
+    #[serde(rename = "maxSilent")]
+    max_silent: Option<serde_json::Value>,
     description: Option<serde_json::Value>,
 }
 
 impl DescribedMeta {
     /// What it means. An odd description is nobody's business; an odd timeout would be no timeout.
     pub(super) fn read(self) -> Result<Meta, String> {
-        let buildkite = match self.buildkite {
-            None | Some(serde_json::Value::Null) => None,
-            Some(serde_json::Value::Object(keys)) => Some::<Keys>(keys),
-            Some(_) => return Err("meta.buildkite is no set".into()),
-        };
-        let timeout = match self.timeout {
-            None | Some(serde_json::Value::Null) => None,
-            Some(value) => Some(value.as_u64().filter(|seconds| *seconds > 0).ok_or_else(
-                || {
-                    format!(
-                        "meta.timeout is {value}, and must be a whole number of seconds, from 1 on"
-                    )
-                },
-            )?),
-        };
+        let buildkite = set("buildkite", self.buildkite)?;
+        let eval_once = set("eval-once", self.eval_once)?;
+        let timeout = seconds("timeout", self.timeout)?;
+        let max_silent = seconds("maxSilent", self.max_silent)?;
         let description = self
             .description
             .and_then(|value| value.as_str().map(str::to_owned));
         Ok(Meta {
             buildkite,
+            eval_once,
             timeout,
+            max_silent,
             description,
         })
+    }
+}
+
+fn set(name: &str, value: Option<serde_json::Value>) -> Result<Option<Keys>, String> {
+    match value {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(serde_json::Value::Object(keys)) => Ok(Some(keys)),
+        Some(_) => Err(format!("meta.{name} is no set")),
+    }
+}
+
+/// A number of seconds. Digits in a string are one too, as for `nix-env` and Hydra (`DrvInfo::queryMetaInt`): metadata had no
+/// numbers once.
+fn seconds(name: &str, value: Option<serde_json::Value>) -> Result<Option<u64>, String> {
+    let number = match &value {
+        None | Some(serde_json::Value::Null) => return Ok(None),
+        Some(serde_json::Value::String(text)) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            text.parse().ok()
+        }
+        Some(value) => value.as_u64(),
+    };
+    let number = number.filter(|seconds| *seconds > 0 && i64::try_from(*seconds).is_ok());
+    match (number, value) {
+        (Some(seconds), _) => Ok(Some(seconds)),
+        (None, value) => Err(format!(
+            "meta.{name} is {}, and must be a whole number of seconds, from 1 on",
+            value.unwrap_or_default()
+        )),
     }
 }
 
@@ -249,10 +272,21 @@ mod tests {
     fn a_timeout_that_is_none_is_refused() {
         let meta = |json: &str| serde_json::from_str::<DescribedMeta>(json).unwrap().read();
         assert_eq!(meta(r#"{"timeout":60}"#).unwrap().timeout, Some(60));
+        let both = meta(r#"{"timeout":"3600","maxSilent":"0600"}"#).unwrap();
+        assert_eq!((both.timeout, both.max_silent), (Some(3600), Some(600)));
+        assert_eq!(meta(r#"{"maxSilent":9}"#).unwrap().max_silent, Some(9));
         assert_eq!(meta("{}").unwrap(), Meta::default());
         for wrong in [
             r#"{"timeout":-1}"#,
             r#"{"timeout":"1h"}"#,
+            r#"{"timeout":""}"#,
+            r#"{"timeout":"0"}"#,
+            r#"{"timeout":" 60"}"#,
+            r#"{"timeout":"+60"}"#,
+            r#"{"timeout":60.5}"#,
+            r#"{"maxSilent":"-1"}"#,
+            r#"{"maxSilent":"99999999999999999999"}"#,
+            r#"{"eval-once":"raw"}"#,
             r#"{"buildkite":[]}"#,
         ] {
             assert!(meta(wrong).is_err(), "{wrong}");

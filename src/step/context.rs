@@ -131,6 +131,11 @@ impl<'a> Step<'a> {
         }
     }
 
+    /// Nothing was realised, so there is nothing to keep.
+    pub(super) fn keep_nothing(&mut self) {
+        self.kept = None;
+    }
+
     /// The outputs are there: what keeps them stays.
     pub(super) fn keep(&mut self) {
         if let Some(folder) = self.kept.take() {

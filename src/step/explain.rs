@@ -57,7 +57,7 @@ pub fn explain(
         commands: Vec::new(),
         nix_build: None,
     };
-    for way in in_order(step.drv_file) {
+    for way in in_order(request.skip, step.drv_file) {
         let answer = (way.ask)(&mut step)?;
         explanation.facts.extend(answer.facts);
         explanation

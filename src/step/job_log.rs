@@ -24,14 +24,7 @@ const HELD_AT_MOST: usize = 64 << 10;
 /// What a line of a post-build hook stands behind, which belongs to no build that is going on.
 const HOOK: &str = "post-build-hook";
 
-/// How the log looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// For people.
-    Pretty,
-    /// Nix's own text.
-    Raw,
-}
+pub(super) use crate::build_keys::Form;
 
 /// What one Nix program says, on its way into the log.
 #[derive(Debug)]

@@ -33,13 +33,13 @@ use crate::nix::StorePath;
 use crate::nix::settings::Settings;
 use crate::supervise::Supervisor;
 
+pub use crate::build_keys::{Form, OutLink};
 use context::Step;
 pub use explain::{Explanation, explain};
-pub use job_log::Form;
 pub use left::{Left, LeftSeconds, Unreadable};
 pub use links::main_output;
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
-pub use request::{OutLink, Request};
+pub use request::Request;
 use tell::{Over, tell};
 pub use ways::Fact;
 
@@ -84,6 +84,8 @@ pub struct Order {
     pub report: Option<PathBuf>,
     /// The job whose build is told how the step went; none by hand.
     pub job: Option<Job>,
+    /// Whether a command follows, which needs the outputs: then nothing is skipped.
+    pub followed: bool,
     /// When the program began.
     pub started: Instant,
 }
@@ -109,7 +111,11 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
         .transpose()?;
     let request = order
         .keys
-        .and_then(|keys| Request::read(keys, &order.place));
+        .and_then(|keys| Request::read(keys, &order.place))
+        .map(|request| Request {
+            skip: request.skip && !order.followed,
+            ..request
+        });
     let (mut report, kept, result, request) = match (request, order.host) {
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
@@ -173,7 +179,7 @@ fn go(step: &mut Step<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
     if step.request.out_link == OutLink::State {
         step.keep_in_state();
     }
-    for way in ways::in_order(step.drv_file) {
+    for way in ways::in_order(step.request.skip, step.drv_file) {
         if let Some(outputs) = (way.go)(step)? {
             step.keep();
             return Ok(outputs);

@@ -61,6 +61,8 @@ pub enum Reason {
     DrvSubstituted,
     /// The `.drv` was not there, its outputs were or came from a cache.
     OutputsAvailable,
+    /// They are here or in a cache, and nothing was realised: the recording had skipped the step.
+    Skipped,
     /// The share had the `.drv`.
     FetchedFromShare,
     /// The `.drv`'s file was not there when the step began.
@@ -79,6 +81,7 @@ impl Reason {
             Self::DrvValid => "drv-valid",
             Self::DrvSubstituted => "drv-substituted",
             Self::OutputsAvailable => "outputs-available",
+            Self::Skipped => "skipped",
             Self::FetchedFromShare => "fetched-from-share",
             Self::DrvMissing => "drv-missing",
             Self::DrvCollected => "drv-collected",

@@ -1,17 +1,13 @@
 //! What a step is asked to do: its keys, each read into what it means.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
-use super::job_log::Form;
-use crate::evaluation_keys::{self, Place, not_here};
+pub(super) use crate::build_keys::OutLink;
+use crate::build_keys::{self, BuildKeys, Form};
+use crate::evaluation_keys::{self, Place};
 use crate::exit::Failure;
-use crate::keys::{Keys, Reader, string};
+use crate::keys::{Keys, Reader, refuse, string};
 use crate::nix::{DrvPath, Evaluation, StorePath, is_output_name};
-use crate::paths::{below, without_dots};
 
 /// What a step is asked to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,26 +26,20 @@ pub struct Request {
     pub out_link: OutLink,
     /// Whether a hook runs the job's own command after success.
     pub command: bool,
+    /// Whether the step ends at once where its outputs are here, or in a cache: a recording has found them there.
+    pub skip: bool,
     /// Whether drift ends the step.
     pub fail_on_drift: bool,
     /// How what Nix says looks in the log.
     pub form: Form,
 }
 
-/// Where outputs are linked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OutLink {
-    /// At this path, and beside it.
-    At(PathBuf),
-    /// Nowhere a user looks (`false`): a root in the state folder.
-    State,
-}
-
 impl Request {
     /// Reads the keys of a step.
     ///
     /// # Errors
-    /// A key is unknown, null, of the wrong type or not allowed here; each is named (64).
+    /// A key is unknown, null, of the wrong type or not allowed here; each is named (64). The recording has refused the target,
+    /// and said why (64).
     pub fn read(keys: Keys, place: &Place) -> Result<Self, Failure> {
         let mut reader = Reader::new(keys)?;
         let request = Self::read_keys(&mut reader, place)?;
@@ -61,6 +51,10 @@ impl Request {
     }
 
     fn read_keys(reader: &mut Reader, place: &Place) -> Result<Self, Failure> {
+        if let Some(message) = reader.string("refused")? {
+            // Whatever stands beside it: what the recording found wrong is not to be built.
+            return Err(refuse(message).hint("correct it, and make the pipeline again"));
+        }
         let drv = reader.take("drv", "the store path of a .drv", |value| {
             let text = string(value)?;
             Some(DrvPath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}")))
@@ -78,17 +72,16 @@ impl Request {
         let recorded = drv.is_some() || !outputs.is_empty();
         let (evaluation, by_default) = evaluation_keys::read(reader, place, recorded)?;
         let options = evaluation_keys::read_options(reader)?;
-        let out_link = reader.take("out-link", "a path, or `false`", |value| match value {
-            Value::Bool(false) => Some(Ok(OutLink::State)),
-            Value::String(text) => Some(out_link(&text, &place.folder)),
-            _ => None,
-        })?;
-        let command = reader.choice("command", [("after", true), ("none", false)])?;
+        let how = BuildKeys::read(reader, &place.folder)?;
         for key in ["share", "share-required", "push"] {
             reader.not_yet(key)?;
         }
-        let fail_on_drift = reader.choice("on-drift", [("warn", false), ("fail", true)])?;
-        let form = reader.choice("log", [("pretty", Form::Pretty), ("raw", Form::Raw)])?;
+        let skip = reader.boolean("skip")?.unwrap_or(false);
+        if skip && how.leaves_the_command() {
+            return Err(refuse(
+                "`skip` does not go with `command: none`: what another plugin runs may need the outputs",
+            ));
+        }
 
         Ok(Self {
             drv,
@@ -96,43 +89,20 @@ impl Request {
             evaluation,
             by_default,
             options,
-            out_link: out_link.unwrap_or_else(|| OutLink::At(place.folder.join("result"))),
-            command: command.unwrap_or(true),
-            fail_on_drift: fail_on_drift.unwrap_or(false),
-            form: form.unwrap_or(Form::Pretty),
+            out_link: how
+                .out_link
+                .unwrap_or_else(|| OutLink::At(place.folder.join("result"))),
+            command: how.command.unwrap_or(true),
+            skip,
+            fail_on_drift: how.fail_on_drift.unwrap_or(false),
+            form: how.form.unwrap_or(Form::Pretty),
         })
     }
 
     /// Holds a pipeline to what an agent with `no-command-eval` lets it choose.
     fn check_confined(&self, place: &Place) -> Result<(), Failure> {
-        if let OutLink::At(link) = &self.out_link {
-            // The link itself is replaced, not followed.
-            let Some(folder) = below(link.parent().unwrap_or(link), &place.folder) else {
-                return Err(not_here("an `out-link` outside the checkout"));
-            };
-            let real = folder.join(link.file_name().unwrap_or_default());
-            // What is put there is run by git or by the agent. (Some file systems do not tell `.GIT` from `.git`.)
-            let run = |part: &OsStr| {
-                [".git", ".buildkite"]
-                    .iter()
-                    .any(|name| part.eq_ignore_ascii_case(name))
-            };
-            if real.iter().any(run) {
-                return Err(not_here("an `out-link` in .git or .buildkite"));
-            }
-        }
+        build_keys::check_confined(&self.out_link, place)?;
         evaluation_keys::check_confined(self.evaluation.as_ref(), &self.options, place)
-    }
-}
-
-fn out_link(text: &str, folder: &Path) -> Result<OutLink, String> {
-    let link = without_dots(&folder.join(text));
-    let named = !text.is_empty()
-        && !text.ends_with('/')
-        && !matches!(text.rsplit('/').next(), Some("." | ".."));
-    match link.file_name() {
-        Some(_) if named => Ok(OutLink::At(link)),
-        _ => Err(format!("is no path of a link: {text:?}")),
     }
 }
 
@@ -141,7 +111,7 @@ mod tests {
     use super::*;
     use crate::exit::Class;
     use crate::nix::{Argument, Source};
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     const DRV: &str = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-x.drv";
 

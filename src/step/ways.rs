@@ -81,17 +81,90 @@ const EVALUATED: Way = Way {
     go: go_evaluated,
 };
 
+/// No way to the outputs, but the answer that a recording's skipped step asks for: that they are there.
+const SKIPPED: Way = Way {
+    name: WayName::Available,
+    ask: ask_skipped,
+    go: go_skipped,
+};
+
 /// The ways in the order in which they are tried.
 ///
 /// Where the file of the `.drv` is not there, its outputs come first: a cache that has both would send the `.drv`'s whole
 /// closure for the one, and one path for the other. The file decides no more than this order, because it says nothing
 /// about a store that lies elsewhere, and nothing about a moment later.
-pub(super) fn in_order(drv_file: bool) -> [Way; 4] {
-    if drv_file {
+///
+/// With `skip`, it is enough that they are there: that is looked at before all of them.
+pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> {
+    let ways = if drv_file {
         [REALISED, AVAILABLE, FETCHED, EVALUATED]
     } else {
         [AVAILABLE, REALISED, FETCHED, EVALUATED]
+    };
+    skip.then_some(SKIPPED).into_iter().chain(ways)
+}
+
+// ---- skipped
+
+fn go_skipped(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
+    if !are_there(step)? {
+        step.log.say(
+            "the outputs are no longer here or in a cache, where the recording has found them: building the target",
+        );
+        return Ok(None);
     }
+    step.taken = Some((WayName::Available, Reason::Skipped));
+    step.keep_nothing();
+    Ok(Some(step.request.outputs.clone()))
+}
+
+fn ask_skipped(step: &mut Step<'_>) -> Result<Answer, Failure> {
+    let line = asking_for_outputs(step)?;
+    let there = are_there(step)?;
+    let found = if there {
+        "are here, or a cache has them: nothing is to be realised"
+    } else {
+        "are no longer all here or in a cache"
+    };
+    Ok(Answer {
+        takes: there.then_some(Reason::Skipped),
+        facts: vec![fact("the outputs of a step to be skipped", found)],
+        commands: vec![line],
+    })
+}
+
+/// The command that asks who has the recorded outputs.
+fn asking_for_outputs(step: &mut Step<'_>) -> Result<CommandLine, Failure> {
+    let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
+    let mut options = step.options()?;
+    // Otherwise one cache that answers with an error is the end of the question, and what the others have is not said.
+    options.push(("fallback".into(), "true".into()));
+    Ok(command::would_obtain(&outputs, &options))
+}
+
+/// Whether all recorded outputs are here, or a cache has them with all that they need. What cannot be asked is not there: the
+/// other ways say why.
+fn are_there(step: &mut Step<'_>) -> Result<bool, Failure> {
+    let outputs = &step.request.outputs;
+    if outputs.is_empty() {
+        return Ok(false);
+    }
+    let line = asking_for_outputs(step)?;
+    let (finished, said) = step.ask(&line)?;
+    // A path that is valid is not named; its file may be gone all the same.
+    let is_here = |path: &StorePath| path.as_path().symlink_metadata().is_ok();
+    let would_come = |path: &StorePath| said.lines().any(|line| line.trim() == path.as_str());
+    Ok(finished.ending.success()
+        && !misses_any(&said)
+        && outputs
+            .values()
+            .all(|path| would_come(path) || is_here(path)))
+}
+
+/// Whether Nix says of what it was asked to obtain, or of what that needs, that nobody has it.
+fn misses_any(said: &str) -> bool {
+    said.lines()
+        .any(|line| line.starts_with("don't know how to build these paths"))
 }
 
 // ---- realised
@@ -284,9 +357,7 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
             format_args!("the store cannot be asked for the outputs: {said}"),
         ));
     }
-    let there = !said
-        .lines()
-        .any(|line| line.starts_with("don't know how to build these paths"));
+    let there = !misses_any(&said);
     let found = if there {
         "are valid, or a cache has them"
     } else {

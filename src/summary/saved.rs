@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::rows::Rows;
 use crate::exit::Class;
-use crate::step::WayName;
+use crate::step::{Reason, WayName};
 
 /// How much evaluation was saved.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,6 +47,8 @@ impl Saved {
                 Some(WayName::Evaluated) if is_through && left.seconds.evaluate > 0.0 => {
                     measured.push(left.seconds.evaluate);
                 }
+                // A recording that skips its targets spares nothing.
+                _ if left.reason.as_deref() == Some(Reason::Skipped.word()) => {}
                 Some(WayName::Realised | WayName::Available | WayName::Fetched) => spared += 1,
                 _ => {}
             }
@@ -169,6 +171,17 @@ mod tests {
                 .insert(format!("drv-{name}"), left(report, 1.0));
         }
         Saved::new(&Rows::new(&gathered)).unwrap()
+    }
+
+    #[test]
+    fn a_step_that_was_skipped_and_ran_spares_nothing() {
+        let skipped = json!({ "way": "available", "reason": "skipped" });
+        let saved = saved(&[skipped, json!({})]);
+        let expected = Saved::NotMeasured {
+            spared: 1,
+            recording: 12.0,
+        };
+        assert_eq!(saved, expected);
     }
 
     #[test]

@@ -240,6 +240,12 @@ impl Build {
         self
     }
 
+    /// What the agents' configuration file says.
+    pub(crate) fn configuration(self, text: &str) -> Self {
+        fs::write(self.folder.path().join("agent.cfg"), text).unwrap();
+        self
+    }
+
     /// How many agents run the build, in the queue `default`.
     pub(crate) fn agents(mut self, number: usize) -> Self {
         self.agents = vec![Vec::new(); number];

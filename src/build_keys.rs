@@ -1,0 +1,141 @@
+//! The keys that say how a target is built, whatever is evaluated: read by a step, and given by a recording to its steps.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::evaluation_keys::{Place, not_here};
+use crate::exit::Failure;
+use crate::keys::{Keys, Reader};
+use crate::paths::{below, without_dots};
+
+/// The names of these keys.
+const NAMES: [&str; 4] = ["out-link", "command", "on-drift", "log"];
+
+/// Where outputs are linked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutLink {
+    /// At this path, and beside it.
+    At(PathBuf),
+    /// Nowhere a user looks (`false`): a root in the state folder.
+    State,
+}
+
+/// How what Nix says looks in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Readable.
+    Pretty,
+    /// As Nix writes it.
+    Raw,
+}
+
+/// How a target is built; what is not said is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct BuildKeys {
+    /// Where the outputs are linked, as an absolute path.
+    pub(crate) out_link: Option<OutLink>,
+    /// Whether a hook runs the job's own command after success.
+    pub(crate) command: Option<bool>,
+    /// Whether drift ends the step.
+    pub(crate) fail_on_drift: Option<bool>,
+    /// How what Nix says looks in the log.
+    pub(crate) form: Option<Form>,
+}
+
+impl BuildKeys {
+    /// Reads them; a relative link starts in `folder`.
+    ///
+    /// # Errors
+    /// One of them is not what it must be (64).
+    pub(crate) fn read(reader: &mut Reader, folder: &Path) -> Result<Self, Failure> {
+        Ok(Self {
+            out_link: reader.take("out-link", "a path, or `false`", |value| match value {
+                Value::Bool(false) => Some(Ok(OutLink::State)),
+                Value::String(text) => Some(out_link(&text, folder)),
+                _ => None,
+            })?,
+            command: reader.choice("command", [("after", true), ("none", false)])?,
+            fail_on_drift: reader.choice("on-drift", [("warn", false), ("fail", true)])?,
+            form: reader.choice("log", [("pretty", Form::Pretty), ("raw", Form::Raw)])?,
+        })
+    }
+
+    /// Whether the job's own command is left to another plugin's hook.
+    pub(crate) fn leaves_the_command(&self) -> bool {
+        self.command == Some(false)
+    }
+}
+
+/// Holds a link to what an agent with `no-command-eval` lets a pipeline choose.
+///
+/// # Errors
+/// It is not in the checkout, or where what is put is run (64).
+pub(crate) fn check_confined(out_link: &OutLink, place: &Place) -> Result<(), Failure> {
+    let OutLink::At(link) = out_link else {
+        return Ok(());
+    };
+    // The link itself is replaced, not followed.
+    let Some(folder) = below(link.parent().unwrap_or(link), &place.folder) else {
+        return Err(not_here("an `out-link` outside the checkout"));
+    };
+    let real = folder.join(link.file_name().unwrap_or_default());
+    // What is put there is run by git or by the agent. (Some file systems do not tell `.GIT` from `.git`.)
+    let run = |part: &OsStr| {
+        [".git", ".buildkite"]
+            .iter()
+            .any(|name| part.eq_ignore_ascii_case(name))
+    };
+    if real.iter().any(run) {
+        return Err(not_here("an `out-link` in .git or .buildkite"));
+    }
+    Ok(())
+}
+
+/// Those of `keys` that are such keys, as they were written.
+pub(crate) fn as_written(keys: &Keys) -> Keys {
+    keys.iter()
+        .filter(|(name, _)| NAMES.contains(&name.as_str()))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+/// The same keys for who stands in a folder above, from which `folder` leads here.
+pub(crate) fn from_above(mut keys: Keys, folder: &str) -> Keys {
+    if let Some(Value::String(link)) = keys.get_mut("out-link")
+        && !link.starts_with('/')
+    {
+        *link = format!("{folder}/{link}");
+    }
+    keys
+}
+
+fn out_link(text: &str, folder: &Path) -> Result<OutLink, String> {
+    let link = without_dots(&folder.join(text));
+    let named = !text.is_empty()
+        && !text.ends_with('/')
+        && !matches!(text.rsplit('/').next(), Some("." | ".."));
+    match link.file_name() {
+        Some(_) if named => Ok(OutLink::At(link)),
+        _ => Err(format!("is no path of a link: {text:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_link_is_the_same_for_who_stands_above() {
+        let of = |link: Value| {
+            let keys = json!({ "out-link": link, "log": "raw" });
+            Value::Object(from_above(keys.as_object().unwrap().clone(), "nix"))
+        };
+        assert_eq!(of(json!("out/a"))["out-link"], "nix/out/a");
+        assert_eq!(of(json!("../a"))["out-link"], "nix/../a");
+        assert_eq!(of(json!("/tmp/a"))["out-link"], "/tmp/a");
+        assert_eq!(of(json!(false)), json!({ "out-link": false, "log": "raw" }));
+    }
+}
