@@ -16,6 +16,7 @@ mod explain;
 mod failures;
 mod job_log;
 mod out_link;
+mod outputs;
 mod plugin;
 mod plugin_yml;
 mod recording_attack;

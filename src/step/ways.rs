@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::context::{Outputs, Realised, Step};
+use super::context::{Realised, Standing, Step};
 use super::diagnosis;
 use super::links;
 use super::report::{Reason, WayName};
@@ -57,7 +57,7 @@ pub(super) struct Way {
     /// What would it do? Builds, fetches and evaluates nothing.
     pub(super) ask: fn(&mut Step<'_>) -> Result<Answer, Failure>,
     /// Goes it. `None`: it leads nowhere, try the next.
-    pub(super) go: fn(&mut Step<'_>) -> Result<Option<Outputs>, Failure>,
+    pub(super) go: fn(&mut Step<'_>) -> Result<Option<Standing>, Failure>,
 }
 
 const REALISED: Way = Way {
@@ -96,21 +96,17 @@ pub(super) fn in_order(drv_file: bool) -> [Way; 4] {
 
 // ---- realised
 
-fn realised_reason(step: &Step<'_>) -> Reason {
-    if step.drv_file {
-        Reason::DrvValid
-    } else {
-        Reason::DrvSubstituted
-    }
-}
-
-fn go_realised(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
+fn go_realised(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     let Some(drv) = step.request.drv.clone() else {
         return Ok(None);
     };
-    step.taken = Some((WayName::Realised, realised_reason(step)));
+    step.take(WayName::Realised, None);
     Ok(match step.realise(&drv)? {
-        Realised::Done(outputs) => Some(outputs),
+        Realised::Done(standing) => {
+            step.reason = Some(step.realised_reason());
+            Some(standing)
+        }
+        Realised::Lost => None,
         Realised::Gone => {
             let seen = if step.drv_file {
                 ": the collector took it, or it was never registered"
@@ -172,7 +168,7 @@ fn ask_realised(step: &mut Step<'_>) -> Result<Answer, Failure> {
         commands.push(command::check_validity(path, &options));
     }
     Ok(Answer {
-        takes: there.then(|| realised_reason(step)),
+        takes: there.then(|| step.realised_reason()),
         facts,
         commands,
     })
@@ -223,7 +219,7 @@ fn obtaining(step: &mut Step<'_>, hold: Option<&Path>) -> Result<Vec<CommandLine
     Ok(commands)
 }
 
-fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
+fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     let outputs = recorded(step);
     if outputs.is_empty() {
         return Ok(None);
@@ -235,7 +231,7 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     } else {
         step.log.say("trying the recorded outputs");
     }
-    step.taken = Some((WayName::Available, Reason::OutputsAvailable));
+    step.take(WayName::Available, None);
     let hold = if outputs.len() > 1 {
         step.state().and_then(|state| state.roots().ok())
     } else {
@@ -264,7 +260,11 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
         });
         return Ok(None);
     }
-    Ok(Some(step.request.outputs.clone()))
+    let standing = step.standing(step.request.outputs.clone())?;
+    if standing.is_some() {
+        step.reason = Some(Reason::OutputsAvailable);
+    }
+    Ok(standing)
 }
 
 fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
@@ -320,7 +320,7 @@ pub(super) fn placeholder(step: &Step<'_>, path: &str) -> Option<PathBuf> {
     clippy::unnecessary_wraps,
     reason = "it has the shape of every way, and will need it"
 )]
-fn go_fetched(_: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
+fn go_fetched(_: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     // `share` is refused until there is one.
     Ok(None)
 }
@@ -347,6 +347,7 @@ fn evaluated_reason(step: &Step<'_>) -> Reason {
     match (&step.request.drv, step.drv_file) {
         (None, _) => Reason::NotRecorded,
         (Some(_), false) => Reason::DrvMissing,
+        (Some(_), true) if step.lost.is_some() => Reason::OutputsCollected,
         (Some(_), true) => Reason::DrvCollected,
     }
 }
@@ -358,12 +359,13 @@ fn to_evaluate<'s>(step: &Step<'s>) -> Option<&'s Evaluation> {
         .filter(|_| !step.host.recorded_only)
 }
 
-fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
+fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     let Some(evaluation) = to_evaluate(step) else {
         return Ok(None);
     };
-    step.taken = Some((WayName::Evaluated, evaluated_reason(step)));
     check_file(evaluation, false, step.place)?;
+    step.take(WayName::Evaluated, Some(evaluated_reason(step)));
+    step.lost = None;
     // Roots before the turn: they are there until the outputs are.
     let mut roots = step.state().map(State::roots).and_then(|roots| {
         let roots = roots.inspect_err(|error| {
@@ -393,19 +395,22 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
                 note_drift(step, &drv)?;
             }
             step.check_links(Some(&drv))?;
-            if let Realised::Done(outputs) = step.realise(&drv)? {
-                return Ok(Some(outputs));
+            match step.realise(&drv)? {
+                Realised::Done(standing) => return Ok(Some(standing)),
+                Realised::Gone => step.log.say(format_args!(
+                    "{drv} is not valid: the garbage collector took it after the evaluation"
+                )),
+                Realised::Lost => {}
             }
         }
         attempt += 1;
-        let again = if attempt <= ATTEMPTS {
-            ": doing it again"
-        } else {
-            ""
-        };
-        step.log.say(format_args!(
-            "the garbage collector disturbed the evaluation, or the daemon went away under it{again}"
-        ));
+    }
+    if let Some(path) = &step.lost {
+        return Err(Failure::new(
+            Class::Surroundings,
+            format_args!("{path} is not there, although Nix has realised it {ATTEMPTS} times"),
+        )
+        .hint(LOST_HINT));
     }
     Err(Failure::new(
         Class::Surroundings,
@@ -413,6 +418,9 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     )
     .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone. A daemon may be killed for want of memory"))
 }
+
+/// What to do about outputs that are not there although Nix says so.
+pub(super) const LOST_HINT: &str = "let the collector run less often, or while no job runs. If none was running, the store has lost files that it still lists: `nix-store --verify --check-contents --repair` finds and mends them";
 
 const DRIFT_HINT: &str = "something that the evaluation reads has changed (another commit, Nix version or channel): make the pipeline again, \
      pin it, or set `on-drift: warn`";
@@ -510,8 +518,12 @@ fn run_evaluation(
     if class == Class::Evaluation {
         match heard.disturbance() {
             // It may never have been there at all; then doing it again changes nothing, three times.
-            Some(Disturbance::Gone(path)) if !step.is_valid(&path)? => return Ok(None),
-            Some(Disturbance::Daemon) => return step.store_answers().map(|()| None),
+            Some(Disturbance::Gone(path)) if step.is_disturbed(&path)? => return Ok(None),
+            Some(Disturbance::Daemon) => {
+                step.store_answers()?;
+                step.log.say("the daemon went away during the evaluation");
+                return Ok(None);
+            }
             // An expression is not to blame where the store is dead.
             _ => step.store_answers()?,
         }
