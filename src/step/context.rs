@@ -378,6 +378,14 @@ impl<'a> Step<'a> {
         Ok(asked.paths().next().is_none())
     }
 
+    /// Whether all of these are valid.
+    pub(super) fn are_valid(&mut self, paths: &[(&str, &StorePath)]) -> Result<bool, Failure> {
+        let options = self.options()?;
+        let paths: Vec<&StorePath> = paths.iter().map(|(_, path)| *path).collect();
+        let asked = self.ask_store(&command::invalid_of(&paths, &options))?;
+        Ok(asked.paths().next().is_none())
+    }
+
     /// Whether the store can be asked anything at all.
     pub(super) fn store_answers(&mut self) -> Result<(), Failure> {
         let options = self.options()?;

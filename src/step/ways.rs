@@ -1,6 +1,7 @@
 //! The ways to a step's outputs, in one list. Each can be asked what it would do, and can be gone; `explain` does the one,
 //! `step` the other, so they cannot drift apart.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -237,7 +238,10 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     } else {
         None
     };
-    for line in obtaining(step, hold.as_ref().map(Roots::link).as_deref())? {
+    let mut lines: VecDeque<CommandLine> =
+        obtaining(step, hold.as_ref().map(Roots::link).as_deref())?.into();
+    let mut believed = false;
+    while let Some(line) = lines.pop_front() {
         let (finished, _, _) = step.build(&line, "fetching the recorded outputs")?;
         if finished.ending.success() {
             continue;
@@ -249,9 +253,14 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
             ));
         }
         step.probe_links(step.request.drv.as_ref())?;
-        // With a `.drv`, the way `realised` asks the store about that one.
-        if step.request.drv.is_none() {
-            step.store_answers()?;
+        // With a `.drv`, the way `realised` asks the store about that one. Without, the outputs may have been registered before
+        // we ask, by another step: then they are obtained once more.
+        if step.request.drv.is_none() && step.are_valid(&outputs)? && !believed {
+            believed = true;
+            step.log
+                .say("the recorded outputs were missing, and are valid now");
+            lines.push_front(line);
+            continue;
         }
         step.log.say(if step.misses_a_cache() {
             "the recorded outputs are not here, and a cache that may have them cannot be reached"
@@ -298,7 +307,7 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
     if !there {
         commands.truncate(1);
         if step.request.drv.is_none() {
-            commands.push(command::ask_store(&options));
+            commands.push(command::invalid_of(&outputs, &options));
         }
     }
     let takes = there.then_some(Reason::OutputsAvailable);
@@ -602,12 +611,20 @@ fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
     };
     let mut facts = Vec::new();
     if let Some(file) = evaluation.needs_file() {
-        let found = if file.exists() {
+        let is_there = file.exists();
+        let found = if is_there {
             "is there"
         } else {
             "is not there: the step would fail"
         };
         facts.push(fact(file.display().to_string(), found));
+        if !is_there {
+            return Ok(Answer {
+                takes: None,
+                facts,
+                commands: vec![],
+            });
+        }
     }
     let options = step.options()?;
     let mut commands = Vec::new();
