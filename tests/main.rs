@@ -15,6 +15,7 @@ mod evaluate;
 mod explain;
 mod failures;
 mod job_log;
+mod one_truth;
 mod out_link;
 mod outputs;
 mod plugin;

@@ -238,23 +238,31 @@ fn a_store_elsewhere_is_asked_where_its_files_are_not_here() {
     ended.takes("realised", "drv-valid");
 }
 
-/// A fixed output that refers to another store path, with the hash that it has.
-fn fixed_output_with_references(store: &Store) -> String {
+/// A fixed output that refers to another store path, with the hash that it has. It may have been built before as what it is not:
+/// then Nix 2.8 has registered it already, and leaves a file where the `.drv` wants it.
+fn fixed_output_with_references(store: &Store, was_built_before: bool) -> String {
     let with_hash = |hash: &str| {
-        format!(
+        store.targets(&format!(
             r#"rec {{
                 base = file "base";
                 fixed = with' {{ outputHashMode = "recursive"; outputHashAlgo = "sha256"; outputHash = "{hash}"; }}
                   "fixed" "echo ${{base}} > $out";
             }}"#
-        )
+        ));
+        store.instantiate("default.nix", "fixed")
     };
-    store.targets(&with_hash(&format!("sha256-{}=", "A".repeat(43))));
-    let drv = store.instantiate("default.nix", "fixed");
-    let ended = store.program("nix-store").args(["--realise", &drv]).run();
-    let (_, hash) = ended.stderr.split_once("got:").unwrap();
-    store.targets(&with_hash(hash.split_whitespace().next().unwrap()));
-    store.instantiate("default.nix", "fixed")
+    let wrong = with_hash(&"0".repeat(64));
+    let base = store.output(&store.instantiate("default.nix", "base"), "out");
+    if was_built_before {
+        let ended = store.program("nix-store").args(["--realise", &wrong]).run();
+        assert!(!ended.status.success(), "{ended}");
+    }
+    let made = store.write("made", &format!("{base}\n"));
+    let hash = store.nix(
+        "nix-hash",
+        ["--type", "sha256", made.to_str().unwrap()],
+    );
+    with_hash(&hash)
 }
 
 /// Runs a step of a fixed output that keeps references, as often as one may: it is green with what is valid, or red.
@@ -274,7 +282,8 @@ fn is_green_with_what_is_valid_or_red(store: &Store, drv: &str, more: &[(String,
         } else {
             let class = &ended.report()["failure"]["class"];
             assert!(["build", "hash"].map(Value::from).contains(class), "{ended}");
-            assert_eq!(ended.report()["failure"]["drv"], drv, "{ended}");
+            let failed = ended.report()["failure"]["drv"].as_str().unwrap_or_default();
+            assert!(failed.ends_with("-fixed.drv"), "{ended}");
             assert_eq!(store.links(), BTreeMap::new(), "{ended}");
         }
     }
@@ -292,11 +301,7 @@ fn a_fixed_output_that_keeps_references_is_green_only_with_what_is_valid() {
                 store.configure(&format!(
                     "experimental-features = nix-command flakes{feature}"
                 ));
-                let drv = fixed_output_with_references(&store);
-                if !was_built_before {
-                    store.collect();
-                    assert_eq!(store.instantiate("default.nix", "fixed"), drv);
-                }
+                let drv = fixed_output_with_references(&store, was_built_before);
                 let daemon = with_daemon.then(|| store.daemon());
                 let more = daemon.map(|daemon| (daemon.env(), daemon));
                 let environment: Vec<(String, String)> = more

@@ -673,7 +673,7 @@ impl<'a> Step<'a> {
             return Err(Failure::new(
                 Class::Surroundings,
                 format_args!(
-                    "{drv} was built, but what its outputs are cannot be told: this store makes no links here"
+                    "{drv} was realised, but what its outputs are cannot be told: this store makes no links here"
                 ),
             ));
         }

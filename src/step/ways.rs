@@ -17,7 +17,8 @@ use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{
-    Disturbance, DrvPath, Evaluation, FlakeMetadata, Source, StorePath, caches, class, command,
+    Disturbance, DrvPath, Evaluation, FlakeMetadata, Source, StorePath, Trouble, caches, class,
+    command,
 };
 use crate::state::{Roots, State};
 use crate::supervise::Finished;
@@ -242,7 +243,7 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
         obtaining(step, hold.as_ref().map(Roots::link).as_deref())?.into();
     let mut believed = false;
     while let Some(line) = lines.pop_front() {
-        let (finished, _, _) = step.build(&line, "fetching the recorded outputs")?;
+        let (finished, heard, _) = step.build(&line, "fetching the recorded outputs")?;
         if finished.ending.success() {
             continue;
         }
@@ -262,7 +263,9 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
             lines.push_front(line);
             continue;
         }
-        step.log.say(if step.misses_a_cache() {
+        step.log.say(if heard.troubles.contains(&Trouble::DaemonGone) {
+            "the store could not be asked for the recorded outputs"
+        } else if step.misses_a_cache() {
             "the recorded outputs are not here, and a cache that may have them cannot be reached"
         } else {
             "the recorded outputs are neither here nor in a cache"
@@ -504,7 +507,7 @@ fn evaluate(
     };
     Err(
         Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
-            .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
+            .called("is not one derivation")
             .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
             .hint("name one derivation with `attr`: a step builds one"),
     )
