@@ -50,6 +50,12 @@ fn gone(store: &Store, _: &Target) {
     store.collect();
 }
 
+/// A checkout, in which the file to evaluate is not.
+fn without_the_file(store: &Store) {
+    store.write("something", "else");
+    fs::remove_file(store.work().join("default.nix")).unwrap();
+}
+
 const ROWS: [Row; 16] = [
     // A builder fails.
     Row {
@@ -156,7 +162,7 @@ const ROWS: [Row; 16] = [
     Row {
         then: |store, _| {
             store.collect();
-            fs::remove_file(store.work().join("default.nix")).unwrap();
+            without_the_file(store);
         },
         status: 65,
         line: Some(("evaluation", "available, realised")),
@@ -165,7 +171,7 @@ const ROWS: [Row; 16] = [
         ..ROW
     },
     Row {
-        then: |store, _| fs::remove_file(store.work().join("default.nix")).unwrap(),
+        then: |store, _| without_the_file(store),
         no_record: true,
         status: 65,
         heading: "it cannot be evaluated (evaluation, exit status 65)",

@@ -312,6 +312,27 @@ mod tests {
     }
 
     #[test]
+    fn what_evaluates_to_something_else_is_not_said_not_to_evaluate() {
+        let failure = Failure::new(Class::Evaluation, "web is not one derivation, but 6");
+        let report = FailureReport::new(&failure, &[], None);
+        let section_of = |failure: &Failure| {
+            section(&Failed {
+                job: &job("web"),
+                target: "web",
+                failure,
+                report: &report,
+                advice: &Advice::default(),
+                log: Log::Nowhere,
+                count: 1,
+            })
+        };
+        assert!(section_of(&failure).contains("<b><code>web</code> does not evaluate</b>"));
+        let text = section_of(&failure.called("is not one derivation"));
+        assert!(text.contains("<b><code>web</code> is not one derivation</b>"), "{text}");
+        assert!(!text.contains("<code>web</code> does not evaluate"), "{text}");
+    }
+
+    #[test]
     fn fifty_sections_and_all_lines_have_room_in_an_annotation() {
         let longest = "|".repeat(300) + "\n";
         let name = "+".repeat(200);

@@ -422,7 +422,8 @@ impl<'a> Step<'a> {
             match self.is_valid(drv.as_store_path()) {
                 Ok(false) => return Ok(Realised::Gone),
                 Ok(true) => {
-                    if !believed && self.has_appeared(&heard, drv)? {
+                    let ended = matches!(finished.ending, Ending::Exited(_));
+                    if !believed && ended && self.has_appeared(&heard, drv)? {
                         believed = true;
                         self.appeared = true;
                         continue;
@@ -472,7 +473,7 @@ impl<'a> Step<'a> {
             return Ok(false);
         };
         // A builder may print the same words, and then fails in its own way.
-        if heard.culprit().is_some() {
+        if heard.culprit().is_some() || heard.dependency_failed {
             return Ok(false);
         }
         let appeared = *drv.as_store_path() == path || self.is_valid(&path)?;

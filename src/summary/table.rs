@@ -338,7 +338,7 @@ mod tests {
 
 | Target | Outcome | Way | Time |
 | --- | --- | --- | ---: |
-| <a href=\"#0190-c\"><code>red</code></a> | **failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | realised (drv&#45;valid) | 3.0 s |
+| <a href=\"#0190-c\"><code>red</code></a> | **failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | tried realised (drv&#45;valid) | 3.0 s |
 | <code>bad</code> | **broken** |  |  |
 | <code>silent</code> | no report |  |  |
 | <code>odd</code> | its report is of version 7, which this eval-once does not know |  |  |
