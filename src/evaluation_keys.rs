@@ -217,7 +217,7 @@ pub(crate) fn check_file(
     let Some(file) = evaluation.needs_file().filter(|file| !file.exists()) else {
         return Ok(());
     };
-    let message = format!("{} is to be evaluated, and is not there", file.display());
+    let message = format!("{}, which is to be evaluated, is not there", file.display());
     Err(if by_default {
         refuse(format_args!("{message}, and nothing else was named"))
             .hint("name a `file`, `expr` or `flake` to evaluate")
@@ -226,5 +226,7 @@ pub(crate) fn check_file(
             .hint("let the job check out its repository; or make the pipeline again, so that nothing has to be evaluated")
     } else {
         Failure::new(Class::Evaluation, message)
+            .called("cannot be evaluated")
+            .meaning("There is nothing to evaluate in this checkout; trying again cannot help.")
     })
 }

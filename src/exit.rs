@@ -78,6 +78,24 @@ impl Class {
         }
     }
 
+    /// What happened to a target that ended so, as a verb with what belongs to it.
+    #[must_use]
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Build | Self::Mixed => "failed",
+            Self::Timeout => "took too long",
+            Self::Hash => "has another hash than it promises",
+            Self::Nondeterministic => "is another when it is built again",
+            Self::Config => "is refused",
+            Self::Evaluation => "does not evaluate",
+            Self::MissingProgram => "needs a program that is not there",
+            Self::Bug => "met a bug in eval-once",
+            Self::Surroundings => "met an infrastructure failure",
+            Self::Drift => "is not what was recorded",
+            Self::Signal(_) => "was ended by a signal",
+        }
+    }
+
     /// What has happened, and whether trying again can help, in one sentence.
     #[must_use]
     fn in_a_sentence(self) -> &'static str {
@@ -125,6 +143,8 @@ pub struct Failure {
     pub hint: Option<String>,
     /// What has happened, and whether trying again can help, where that is not as for all of its class.
     pub meaning: Option<&'static str>,
+    /// What happened to the target, as a verb, where that is not as for all of its class.
+    pub verb: Option<&'static str>,
 }
 
 impl Failure {
@@ -135,6 +155,7 @@ impl Failure {
             error: anyhow::anyhow!("{message}"),
             hint: None,
             meaning: None,
+            verb: None,
         }
     }
 
@@ -149,6 +170,21 @@ impl Failure {
     pub fn meaning(self, meaning: &'static str) -> Self {
         Self {
             meaning: Some(meaning),
+            ..self
+        }
+    }
+
+    /// What happened to the target: `does not evaluate`.
+    #[must_use]
+    pub fn verb(&self) -> &'static str {
+        self.verb.unwrap_or(self.class.verb())
+    }
+
+    /// The same failure with another verb: a value that evaluates to something else does evaluate.
+    #[must_use]
+    pub fn called(self, verb: &'static str) -> Self {
+        Self {
+            verb: Some(verb),
             ..self
         }
     }
@@ -185,6 +221,7 @@ impl<T, E: Into<anyhow::Error>> Classify<T> for Result<T, E> {
             error: error.into().context(doing()),
             hint: None,
             meaning: None,
+            verb: None,
         })
     }
 }

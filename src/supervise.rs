@@ -550,6 +550,7 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
             error: anyhow::Error::new(error).context(format!("cannot run {}", line.program)),
             hint: None,
             meaning: None,
+            verb: None,
         }
     })
 }

@@ -284,7 +284,7 @@ fn the_line_on_a_terminal_goes_with_a_nix_that_is_killed() {
     assert_eq!(child.wait().unwrap().code(), Some(137));
     let text = terminal.text();
     assert!(
-        text.contains("\r\u{1b}[Keval-once: failed: realised "),
+        text.contains("\r\u{1b}[Keval-once: failed (signal) in "),
         "{text:?}"
     );
 }

@@ -658,6 +658,32 @@ fn an_evaluation_that_the_collector_disturbs_is_done_again_for_that_attribute() 
     mentions(&ended, "garbage collector");
 }
 
+#[test]
+fn an_attribute_that_missed_a_path_which_is_valid_by_now_is_evaluated_again_once() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; b = file \"b\"; c = file \"c\"; }");
+    let path = store.target("b").drv;
+    // The path that Nix calls missing has been registered again before anybody looks.
+    for (times, broken) in [(1, 0), (2, 1)] {
+        let script = format!(
+            "if [ $NTH -le {times} ]; then \"$REAL\" \"$@\" 2>&1 | while IFS= read -r line; do printf '%s\\n' \"$line\" >&2; case \"$line\" in *'begin /1 '*) \
+             echo \"error: path '{path}' is not valid\" >&2; exit 1;; esac; done; exit 1; fi"
+        );
+        let bin = store.root().join(format!("bin-{times}"));
+        let stand_ins = StandIns::new(bin).before("nix-instantiate", &script);
+        let ended = record(&store, &["--workers", "1"])
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        let pipeline = Pipeline::of(&ended);
+        assert_eq!(pipeline.drvs().len(), 3 - broken, "{ended}");
+        assert_eq!(pipeline.broken().len(), broken, "{ended}");
+        mentions(
+            &ended,
+            "was missing during the evaluation, and is valid now",
+        );
+    }
+}
+
 // ---- nix-eval-jobs
 
 /// Lines as the README of nix-eval-jobs shows them, for a store of ours.

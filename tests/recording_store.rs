@@ -164,6 +164,52 @@ fn a_pin_that_a_running_collection_took_is_made_again() {
 }
 
 #[test]
+fn a_pin_that_missed_a_drv_which_is_valid_by_now_is_written_again_once() {
+    // Before the pin is written the `.drv` goes; before anybody looks another recording has registered it again.
+    for (times, status) in [(1, 0), (2, 75)] {
+        let Some(store) = Store::new() else { return };
+        store.targets(TARGETS);
+        let high = store.target("high").drv;
+        let script = format!(
+            "case \"$*\" in *eval-once-pin*|*'pin.json'*) if [ $NTH -le {} ]; then \
+             env -u NIX_REMOTE nix-store --delete --ignore-liveness '{high}' >/dev/null 2>&1; \"$REAL\" \"$@\"; status=$?; \
+             \"$REAL\" default.nix -A high >/dev/null 2>&1; exit $status; fi;; esac",
+            times + 1
+        );
+        let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", &script);
+        let ended = record(&store, &["--skip", "none", "--workers", "1"])
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        ended.exits(status);
+        mentions(
+            &ended,
+            "was missing, and is valid now: writing the pin again",
+        );
+        assert_eq!(stand_ins.calls("nix-instantiate").len(), 3, "{ended}");
+        if status == 0 {
+            store.collect();
+            assert!(store.has(&high));
+        }
+    }
+}
+
+#[test]
+fn a_pin_that_is_valid_although_it_could_not_be_rooted_is_rooted_again() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let script = "case \"$*\" in --realise*-eval-once-pin.json*) if [ ! -e failed ]; then touch failed; \
+                  echo \"error: path '$2' is not valid\" >&2; exit 1; fi;; esac";
+    let stand_ins = StandIns::new(store.bin()).before("nix-store", script);
+    let ended = record(&store, &["--skip", "none"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    let recorded = drvs(&Pipeline::of(&ended));
+    assert!(store.work().join("failed").exists());
+    store.collect();
+    assert!(recorded.iter().all(|drv| store.has(drv)));
+}
+
+#[test]
 fn a_state_folder_that_the_daemon_does_not_see_is_said() {
     let Some(store) = Store::new() else { return };
     store.targets(TARGETS);

@@ -179,10 +179,13 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     for (target, row) in [
         (
             "app",
-            "**failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | realised",
+            "**failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | tried realised",
         ),
         ("good", "built | realised (drv&#45;valid) | "),
-        ("bad", "**failed** (build) | realised (drv&#45;valid) | "),
+        (
+            "bad",
+            "**failed** (build) | tried realised (drv&#45;valid) | ",
+        ),
         ("lost", "built | evaluated (drv&#45;missing) | "),
         ("broken", "**broken**"),
         ("behind", "not run: <code>bad</code> failed |  |  |"),

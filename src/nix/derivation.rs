@@ -132,6 +132,27 @@ pub fn outputs_of_derivation(text: &[u8]) -> Option<BTreeMap<String, Option<Stor
         .filter(|outputs| !outputs.is_empty())
 }
 
+/// Whether the text is that of a derivation whose output is fixed: it has a hash beforehand.
+#[must_use]
+pub fn is_fixed_output(text: &[u8]) -> bool {
+    let read = || {
+        let mut term = Term::begin(text)?;
+        let mut fixed = false;
+        term.list(|term| {
+            term.expect(b'(')?;
+            for _name_path_and_algorithm in 0..3 {
+                term.text()?;
+                term.expect(b',')?;
+            }
+            let hash = term.text()?;
+            fixed = !hash.is_empty() && hash != "impure";
+            term.expect(b')')
+        })?;
+        Ok::<bool, BadDerivation>(fixed)
+    };
+    read().unwrap_or(false)
+}
+
 /// The derivations whose outputs a derivation needs, read from the text of its `.drv` file.
 ///
 /// # Errors
@@ -370,6 +391,22 @@ mod tests {
         let read = Derivation::parse(text.as_bytes(), &drv("a")).unwrap();
         assert_eq!(read.inputs, [drv("b"), drv("c")]);
         assert_eq!(inputs_of_derivation(text.as_bytes()), Ok(read.inputs));
+    }
+
+    #[test]
+    fn an_output_is_fixed_where_its_hash_is_known_beforehand() {
+        for (algorithm, hash, fixed) in [
+            ("r:sha256", "0f", true),
+            ("sha256", "0f", true),
+            ("r:sha256", "", false),
+            ("r:sha256", "impure", false),
+            ("", "", false),
+        ] {
+            let output = format!(r#"("out","/s/store/x","{algorithm}","{hash}")"#);
+            let text = format!(r#"Derive([{output}],[],[],"x","y",[],[])"#);
+            assert_eq!(is_fixed_output(text.as_bytes()), fixed, "{text}");
+        }
+        assert!(!is_fixed_output(b"Derive([("));
     }
 
     #[test]

@@ -396,6 +396,8 @@ impl Heard {
         let gone = after.starts_with(" is not valid")
             || after.starts_with(" does not exist")
             || after.starts_with(": No such file or directory")
+            // So 2.34 says of a path that is to be referred to.
+            || after.starts_with(" is required, but there is no substituter")
             || error.starts_with("cannot build missing derivation")
             || error.starts_with("failed to obtain derivation of");
         StorePath::parse(path)
@@ -517,6 +519,7 @@ mod tests {
             format!("cannot build missing derivation '{DRV}'"),
             format!("failed to obtain derivation of '{DRV}'"),
             format!("opening file '{DRV}': No such file or directory"),
+            format!("path '{DRV}' is required, but there is no substituter that can build it"),
         ] {
             let disturbance = heard(&format!("error: {error}\n")).disturbance();
             assert_eq!(

@@ -19,7 +19,7 @@ pub mod version;
 pub use attr_path::{AttrPath, BadAttrPath, string_literal};
 pub use derivation::{
     BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk,
-    outputs_of_derivation,
+    is_fixed_output, outputs_of_derivation,
 };
 pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
 pub use fault::{Cause, Fault, Trouble, is_rejection};

@@ -12,6 +12,8 @@ pub struct Settings {
     pub files: Vec<PathBuf>,
     /// Text like that of a file (`NIX_CONFIG`), which comes last.
     pub text: String,
+    /// `NIX_REMOTE`: the store, where no setting names one.
+    pub remote: String,
 }
 
 impl Settings {
@@ -24,6 +26,23 @@ impl Settings {
         }
         read(&self.text, Path::new("/"), name, &mut found, DEPTH);
         found
+    }
+
+    /// Whether the files of the store lie where its paths say, as far as its name tells: not with `root=` or `real=`, nor on
+    /// another machine. (A daemon's files may still lie elsewhere than ours, where it runs outside our container.)
+    #[must_use]
+    pub fn store_is_local(&self, options: &[(String, String)]) -> bool {
+        let mut named = options.iter().rev().filter(|(name, _)| name == "store");
+        let store = named.next().map(|(_, store)| store.clone());
+        let store = store.or_else(|| self.get("store"));
+        let store = store.unwrap_or_else(|| self.remote.clone());
+        let (store, parameters) = store.trim().split_once('?').unwrap_or((store.trim(), ""));
+        let moved = parameters
+            .split('&')
+            .any(|one| one.starts_with("root=") || one.starts_with("real="));
+        let local =
+            ["", "auto", "daemon", "local"].contains(&store) || store.starts_with("unix://");
+        local && !moved
     }
 }
 
@@ -69,11 +88,37 @@ mod tests {
         file("more.conf", "min-free-check-interval = 1\nmin-free = 7\n");
         let mut settings = Settings {
             files: vec![system, folder.path().join("absent")],
-            text: String::new(),
+            ..Settings::default()
         };
         assert_eq!(settings.get("min-free").as_deref(), Some("7"));
         assert_eq!(settings.get("max-free"), None);
         settings.text = "cores = 1\nmin-free = 0\n".into();
         assert_eq!(settings.get("min-free").as_deref(), Some("0"));
+    }
+
+    #[test]
+    fn a_store_lies_elsewhere_where_its_name_says_so_and_the_nearest_name_counts() {
+        for (remote, local) in [
+            ("", true),
+            ("auto", true),
+            ("daemon", true),
+            ("local", true),
+            ("unix:///run/nix.socket", true),
+            ("local?root=/mnt", false),
+            ("unix:///run/nix.socket?root=/mnt", false),
+            ("local?state=/x&real=/mnt/store", false),
+            ("/mnt", false),
+            ("ssh-ng://builder", false),
+        ] {
+            let mut settings = Settings {
+                remote: remote.into(),
+                ..Settings::default()
+            };
+            assert_eq!(settings.store_is_local(&[]), local, "{remote}");
+            settings.text = "store = daemon".into();
+            assert!(settings.store_is_local(&[]), "{remote}");
+            let option = ("store".to_owned(), "ssh://x".to_owned());
+            assert!(!settings.store_is_local(&[option]), "{remote}");
+        }
     }
 }

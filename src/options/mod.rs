@@ -596,6 +596,7 @@ impl Reading {
         Settings {
             files,
             text: text(environment, "NIX_CONFIG").unwrap_or_default(),
+            remote: text(environment, "NIX_REMOTE").unwrap_or_default(),
         }
     }
 

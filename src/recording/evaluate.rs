@@ -93,6 +93,8 @@ pub struct Walk<'a> {
     named: BTreeSet<Path>,
     /// How often the collector has disturbed an attribute.
     disturbed: BTreeMap<Path, u32>,
+    /// Attributes that were evaluated again for a path that Nix had named as missing and that was valid when we looked.
+    doubted: BTreeSet<(Path, String)>,
     pending: Vec<Task>,
     /// Bytes for all processes together.
     budget: u64,
@@ -136,6 +138,7 @@ impl<'a> Walk<'a> {
             outcomes: BTreeMap::new(),
             named: BTreeSet::new(),
             disturbed: BTreeMap::new(),
+            doubted: BTreeSet::new(),
             pending: Vec::new(),
             budget: budget.unwrap_or(u64::MAX),
             workers: request.workers.unwrap_or(cores).get(),
@@ -642,6 +645,12 @@ impl<'a> Walk<'a> {
         // What an expression says of itself is no word of the store's. Who is not caught has been found to throw before.
         let its_own = !worker.task.catch || is_abort(&worker.last_words);
         if let Some(disturbance) = heard.disturbance().filter(|_| !its_own) {
+            if let Disturbance::Gone(path) = &disturbance
+                && self.has_appeared(&worker, path)?
+            {
+                self.do_again(worker);
+                return Ok(());
+            }
             let disturbed = match &disturbance {
                 Disturbance::Daemon => true,
                 Disturbance::Gone(path) => !self.is_valid(path)?,
@@ -809,6 +818,28 @@ impl<'a> Walk<'a> {
             format_args!("the garbage collector disturbed the evaluation of {what} {ATTEMPTS} times"),
         )
         .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone"))
+    }
+
+    /// Whether a path that Nix has named as missing is valid now: something else has registered it in between. Once for each
+    /// attribute, for an expression may say the same of a path that was there all the time.
+    fn has_appeared(
+        &mut self,
+        worker: &Worker,
+        path: &crate::nix::StorePath,
+    ) -> Result<bool, Failure> {
+        if !self.is_valid(path)? {
+            return Ok(false);
+        }
+        let at = worker.place.as_ref().map(|place| place.path().clone());
+        let first = self
+            .doubted
+            .insert((at.unwrap_or_default(), path.to_string()));
+        if first {
+            self.log.say(format_args!(
+                "{path} was missing during the evaluation, and is valid now: doing it again"
+            ));
+        }
+        Ok(first)
     }
 
     fn is_valid(&mut self, path: &crate::nix::StorePath) -> Result<bool, Failure> {

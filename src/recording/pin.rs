@@ -18,7 +18,7 @@ use super::steps::source;
 use super::{Build, Request, hash_of};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, DrvPath, StorePath, command};
+use crate::nix::{AttrPath, Disturbance, DrvPath, StorePath, command};
 use crate::state::State;
 use crate::supervise::{OnStop, Supervisor};
 
@@ -157,6 +157,8 @@ pub(super) fn pin(
     options.push(("substitute".into(), "false".into()));
     let write = command::write_pin(json.path(), &options);
     let mut beside = Some(beside);
+    // What fails because a path is missing is done once more where that path is valid by the time we look.
+    let mut believed = false;
     for _ in 0..ATTEMPTS {
         let mut said = Vec::new();
         let written = supervisor.run_beside(&write, OnStop::TermThenKill, &mut said, || {
@@ -174,7 +176,17 @@ pub(super) fn pin(
                 .collect();
             if gone.is_empty() {
                 store_answers(&request.options, supervisor)?;
-                let (_, message) = last_words(&said, written.ending);
+                let (heard, message) = last_words(&said, written.ending);
+                if !believed
+                    && let Some(Disturbance::Gone(path)) = heard.disturbance()
+                    && invalid(&[&path], &request.options, supervisor)?.is_empty()
+                {
+                    believed = true;
+                    log.say(format_args!(
+                        "{path} was missing, and is valid now: writing the pin again"
+                    ));
+                    continue;
+                }
                 return Err(Failure::new(
                     Class::Surroundings,
                     format_args!("cannot write the pin: {message}"),
@@ -195,6 +207,13 @@ pub(super) fn pin(
         if rooted.ending.success() && there {
             look_at_root(&pin, &link, request, supervisor, log)?;
             return Ok(Pinned::Kept(pin));
+        }
+        if there && !believed {
+            believed = true;
+            log.say(format_args!(
+                "{pin} could not be rooted, and is valid: rooting it again"
+            ));
+            continue;
         }
         if there {
             let (_, message) = last_words(&said, rooted.ending);

@@ -7,7 +7,7 @@ use super::Job;
 use super::advice::Advice;
 use super::report::FailureReport;
 use crate::buildkite::markdown::{code, inert, inert_within, job_link};
-use crate::exit::{Class, Failure};
+use crate::exit::Failure;
 use crate::nix::DrvPath;
 use crate::nix::heard::LAST_LINES;
 use crate::text::{Keep, shortened, tamed};
@@ -68,8 +68,13 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
     };
     let culprit = failed.report.drv.as_ref().map(DrvPath::name);
     let what = match culprit.filter(|culprit| *culprit != failed.target) {
-        Some(culprit) => format!("{}: {} {}", name(failed.target), name(culprit), verb(class)),
-        None => format!("{} {}", name(failed.target), verb(class)),
+        Some(culprit) => format!(
+            "{}: {} {}",
+            name(failed.target),
+            name(culprit),
+            failed.failure.verb()
+        ),
+        None => format!("{} {}", name(failed.target), failed.failure.verb()),
     };
     // No blank line anywhere in it: the HTML would end there.
     let mut text = format!("<details{open}><summary><b>{what}</b></summary>\n");
@@ -167,23 +172,6 @@ pub(super) fn counted(count: usize, listed: usize) -> String {
     format!("{count} failures so far.\n\n")
 }
 
-/// What happened to a target, or to the derivation that it needs.
-fn verb(class: Class) -> &'static str {
-    match class {
-        Class::Build | Class::Mixed => "failed",
-        Class::Timeout => "took too long",
-        Class::Hash => "has another hash than it promises",
-        Class::Nondeterministic => "is another when it is built again",
-        Class::Config => "is refused",
-        Class::Evaluation => "does not evaluate",
-        Class::MissingProgram => "needs a program that is not there",
-        Class::Bug => "met a bug in eval-once",
-        Class::Surroundings => "was let down by its surroundings",
-        Class::Drift => "is not what was recorded",
-        Class::Signal(_) => "was ended by a signal",
-    }
-}
-
 fn name(text: &str) -> String {
     code(&shortened(text, NAME_AT_MOST))
 }
@@ -256,6 +244,7 @@ fn last_lines(log: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::Class;
     use crate::step::report::Other;
 
     const HOSTILE: &str = "</pre></details><script>alert(1)</script>\n\n# heading\n```\n+++ open :boom: [x](javascript:x) \u{1b}]1339;url=x\u{7} **b** &amp; \u{0} \u{202e}gpj.exe \u{2028}";
@@ -325,6 +314,33 @@ mod tests {
             }
             assert_eq!(line.trim_end().lines().count(), 1, "{line}");
         }
+    }
+
+    #[test]
+    fn what_evaluates_to_something_else_is_not_said_not_to_evaluate() {
+        let failure = Failure::new(Class::Evaluation, "web is not one derivation, but 6");
+        let report = FailureReport::new(&failure, &[], None);
+        let section_of = |failure: &Failure| {
+            section(&Failed {
+                job: &job("web"),
+                target: "web",
+                failure,
+                report: &report,
+                advice: &Advice::default(),
+                log: Log::Nowhere,
+                count: 1,
+            })
+        };
+        assert!(section_of(&failure).contains("<b><code>web</code> does not evaluate</b>"));
+        let text = section_of(&failure.called("is not one derivation"));
+        assert!(
+            text.contains("<b><code>web</code> is not one derivation</b>"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("<code>web</code> does not evaluate"),
+            "{text}"
+        );
     }
 
     #[test]

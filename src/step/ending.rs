@@ -2,7 +2,7 @@
 
 use super::advice::Advice;
 use super::kept_log::KeptLog;
-use super::report::Report;
+use super::report::{Report, WayName};
 use super::request::Request;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
@@ -33,7 +33,7 @@ pub(super) fn show(
             (Some(name), 0) => format!("{name} failed"),
             (Some(name), 1) => format!("{name} and another failed"),
             (Some(name), others) => format!("{name} and {others} others failed"),
-            (None, _) if failure.class == Class::Evaluation => "it does not evaluate".into(),
+            (None, _) if failure.class == Class::Evaluation => format!("it {}", failure.verb()),
             (None, _) => "failed".into(),
         },
         failure.class.word(),
@@ -46,8 +46,15 @@ pub(super) fn show(
     if let Some(evaluation) = request.and_then(|request| request.evaluation.as_ref()) {
         line("target", &evaluation.to_string());
     }
+    let recorded = request.and_then(|request| request.drv.as_ref());
+    // What was recorded is not what failed, where it was given up for an evaluation, or is gone.
+    let was_given_up = report.drv.as_ref() == recorded && report.way != Some(WayName::Realised);
     if let Some(drv) = culprit.or(report.drv.as_ref()) {
-        line("derivation", drv.as_store_path().as_str());
+        let what = match culprit {
+            None if was_given_up => "recorded",
+            _ => "derivation",
+        };
+        line(what, drv.as_store_path().as_str());
     }
     for other in others.iter().take(OTHERS) {
         let what = match &other.drv {

@@ -13,7 +13,7 @@ const COLLECTOR_MENDED: (u32, u32) = (2, 35);
 ///
 /// # Errors
 /// A signal asked us to end (128 + n).
-pub(super) fn of(step: &mut Step<'_>) -> Result<Vec<String>, Failure> {
+pub(super) fn of(step: &mut Step<'_>, succeeded: bool) -> Result<Vec<String>, Failure> {
     let mut hints = Vec::new();
     if step.taken.is_none() {
         return Ok(hints);
@@ -23,7 +23,14 @@ pub(super) fn of(step: &mut Step<'_>) -> Result<Vec<String>, Failure> {
             "drift: what the evaluation reads has changed since the recording (another commit, Nix version or channel): pin it, or make the pipeline again".into(),
         );
     }
-    hints.extend(nothing_rooted(step).map(str::to_owned));
+    if let Some(why) = nothing_rooted(step) {
+        let done = if succeeded {
+            "evaluated again"
+        } else {
+            "the step had to evaluate again"
+        };
+        hints.push(format!("{done} because {why}"));
+    }
     if let Some(store) = step.store()
         && let Some(free) = host::low_on_disk(&store)
     {
@@ -42,12 +49,15 @@ pub(super) fn of(step: &mut Step<'_>) -> Result<Vec<String>, Failure> {
 
 /// Why a recorded step was evaluated again, and what mends that.
 fn nothing_rooted(step: &Step<'_>) -> Option<&'static str> {
-    match step.taken?.1 {
+    match step.reason? {
         Reason::DrvMissing => Some(
-            "evaluated again because the recorded .drv is not on this host: nothing rooted it, or another host recorded it. `eval-once pipeline` roots what it records for `keep-days` days, as long as its state folder (EVAL_ONCE_STATE_DIR) lasts; for other hosts, keep the outputs in a cache",
+            "the recorded .drv is not on this host: nothing rooted it, or another host recorded it. `eval-once pipeline` roots what it records for `keep-days` days, as long as its state folder (EVAL_ONCE_STATE_DIR) lasts; for other hosts, keep the outputs in a cache",
         ),
         Reason::DrvCollected => Some(
-            "evaluated again because the collector took the recorded .drv meanwhile: nothing rooted it. `eval-once pipeline` roots what it records for `keep-days` days, as long as its state folder (EVAL_ONCE_STATE_DIR) lasts and the collector can see it",
+            "the collector took the recorded .drv meanwhile: nothing rooted it. `eval-once pipeline` roots what it records for `keep-days` days, as long as its state folder (EVAL_ONCE_STATE_DIR) lasts and the collector can see it",
+        ),
+        Reason::OutputsCollected => Some(
+            "the collector took an output right after it was realised: a collection was running already. Let the collector run less often, or while no job runs",
         ),
         _ => None,
     }

@@ -120,7 +120,7 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
-            let (result, hints) = match hints::of(&mut step) {
+            let (result, hints) = match hints::of(&mut step, result.is_ok()) {
                 Ok(hints) => (result, hints),
                 // A signal has come after all: what was built is there, and the job's command is not to begin.
                 Err(failure) => (result.and(Err(failure)), Vec::new()),
@@ -180,13 +180,22 @@ fn go(step: &mut Step<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
         step.keep_in_state();
     }
     for way in ways::in_order(step.request.skip, step.drv_file) {
-        if let Some(outputs) = (way.go)(step)? {
+        if let Some(standing) = (way.go)(step)? {
             step.keep();
-            return Ok(outputs);
+            return Ok(standing.outputs());
         }
+        // It led nowhere: what comes next may fail before another way is begun.
+        step.taken = None;
+        step.reason = None;
     }
-    step.taken = None;
-    Err(nothing_left(step.request, step.host, step.misses_a_cache()))
+    Err(match &step.lost {
+        Some(path) => Failure::new(
+            Class::Surroundings,
+            format_args!("{path} is not there, although Nix has realised it"),
+        )
+        .hint(ways::LOST_HINT),
+        None => nothing_left(step.request, step.host, step.misses_a_cache()),
+    })
 }
 
 /// What it means that no way has led to the outputs.

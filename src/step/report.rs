@@ -69,6 +69,8 @@ pub enum Reason {
     DrvMissing,
     /// It was there when the step began.
     DrvCollected,
+    /// It was realised, and an output was gone right afterwards.
+    OutputsCollected,
     /// There was no record of a `.drv`.
     NotRecorded,
 }
@@ -85,6 +87,7 @@ impl Reason {
             Self::FetchedFromShare => "fetched-from-share",
             Self::DrvMissing => "drv-missing",
             Self::DrvCollected => "drv-collected",
+            Self::OutputsCollected => "outputs-collected",
             Self::NotRecorded => "not-recorded",
         }
     }
@@ -109,8 +112,10 @@ pub struct Report {
     pub version: u32,
     /// The way that was taken, or was being taken when the step failed; none before any.
     pub way: Option<WayName>,
-    /// Why that way.
+    /// Why that way, where that is certain: of one that failed before the store could be asked it is not.
     pub reason: Option<Reason>,
+    /// The ways that were begun, in this order.
+    pub tried: Vec<WayName>,
     /// The `.drv`: the recorded one, or the one an evaluation has given.
     pub drv: Option<DrvPath>,
     /// The outputs by name, after success.
@@ -154,28 +159,36 @@ impl Report {
         self.failure = Some(FailureReport::new(failure, &[], None));
     }
 
-    /// The line of a job's log that every way ends in: `realised /nix/store/….drv in 1.2 s (drv-valid): built 1,
-    /// substituted 0`. None where no way was taken.
+    /// The line of a job's log that every step ends in which has tried something: `realised /nix/store/….drv in 1.2 s
+    /// (drv-valid): built 1, substituted 0`. Of one that failed it says why, and then what was tried, for nothing was taken:
+    /// `failed (evaluation) in 0.4 s: tried available, realised, evaluated (drv-missing); built 0, substituted 0`.
     #[must_use]
     pub fn in_one_line(&self) -> Option<String> {
-        let (way, reason) = (self.way?.word(), self.reason?.word());
-        let failed = if self.failure.is_some() {
-            "failed: "
-        } else {
-            ""
+        let seconds = self.seconds.total.as_secs_f64();
+        let counts = format!("built {}, substituted {}", self.built, self.substituted);
+        let reason = match self.reason {
+            Some(reason) => format!(" ({})", reason.word()),
+            None => String::new(),
         };
+        if let Some(failure) = &self.failure {
+            let tried: Vec<&str> = self.tried.iter().map(|way| way.word()).collect();
+            if tried.is_empty() {
+                return None;
+            }
+            return Some(format!(
+                "failed ({}) in {seconds:.1} s: tried {}{reason}; {counts}",
+                failure.class,
+                tried.join(", ")
+            ));
+        }
+        let way = self.way?.word();
         let output = super::main_output(&self.outputs);
         let what = match (&self.drv, output) {
             (Some(drv), _) => format!(" {drv}"),
             (None, Some(output)) => format!(" {output}"),
             (None, None) => String::new(),
         };
-        Some(format!(
-            "{failed}{way}{what} in {:.1} s ({reason}): built {}, substituted {}",
-            self.seconds.total.as_secs_f64(),
-            self.built,
-            self.substituted
-        ))
+        Some(format!("{way}{what} in {seconds:.1} s{reason}: {counts}"))
     }
 }
 
@@ -185,6 +198,7 @@ impl Default for Report {
             version: 1,
             way: None,
             reason: None,
+            tried: Vec::new(),
             drv: None,
             outputs: BTreeMap::new(),
             drift: false,

@@ -1,6 +1,7 @@
 //! The ways to a step's outputs, in one list. Each can be asked what it would do, and can be gone; `explain` does the one,
 //! `step` the other, so they cannot drift apart.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::context::{Outputs, Realised, Step};
+use super::context::{Realised, Standing, Step};
 use super::diagnosis;
 use super::links;
 use super::report::{Reason, WayName};
@@ -16,7 +17,8 @@ use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{
-    Disturbance, DrvPath, Evaluation, FlakeMetadata, Source, StorePath, caches, class, command,
+    Disturbance, DrvPath, Evaluation, FlakeMetadata, Source, StorePath, Trouble, caches, class,
+    command,
 };
 use crate::state::{Roots, State};
 use crate::supervise::Finished;
@@ -57,7 +59,7 @@ pub(super) struct Way {
     /// What would it do? Builds, fetches and evaluates nothing.
     pub(super) ask: fn(&mut Step<'_>) -> Result<Answer, Failure>,
     /// Goes it. `None`: it leads nowhere, try the next.
-    pub(super) go: fn(&mut Step<'_>) -> Result<Option<Outputs>, Failure>,
+    pub(super) go: fn(&mut Step<'_>) -> Result<Option<Standing>, Failure>,
 }
 
 const REALISED: Way = Way {
@@ -106,16 +108,16 @@ pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> 
 
 // ---- skipped
 
-fn go_skipped(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
+fn go_skipped(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     if !are_there(step)? {
         step.log.say(
             "the outputs are no longer here or in a cache, where the recording has found them: building the target",
         );
         return Ok(None);
     }
-    step.taken = Some((WayName::Available, Reason::Skipped));
+    step.take(WayName::Available, Some(Reason::Skipped));
     step.keep_nothing();
-    Ok(Some(step.request.outputs.clone()))
+    Ok(Some(Standing::skipped(step.request.outputs.clone())))
 }
 
 fn ask_skipped(step: &mut Step<'_>) -> Result<Answer, Failure> {
@@ -169,21 +171,17 @@ fn misses_any(said: &str) -> bool {
 
 // ---- realised
 
-fn realised_reason(step: &Step<'_>) -> Reason {
-    if step.drv_file {
-        Reason::DrvValid
-    } else {
-        Reason::DrvSubstituted
-    }
-}
-
-fn go_realised(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
+fn go_realised(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     let Some(drv) = step.request.drv.clone() else {
         return Ok(None);
     };
-    step.taken = Some((WayName::Realised, realised_reason(step)));
+    step.take(WayName::Realised, None);
     Ok(match step.realise(&drv)? {
-        Realised::Done(outputs) => Some(outputs),
+        Realised::Done(standing) => {
+            step.reason = Some(step.realised_reason());
+            Some(standing)
+        }
+        Realised::Lost => None,
         Realised::Gone => {
             let seen = if step.drv_file {
                 ": the collector took it, or it was never registered"
@@ -245,7 +243,7 @@ fn ask_realised(step: &mut Step<'_>) -> Result<Answer, Failure> {
         commands.push(command::check_validity(path, &options));
     }
     Ok(Answer {
-        takes: there.then(|| realised_reason(step)),
+        takes: there.then(|| step.realised_reason()),
         facts,
         commands,
     })
@@ -296,7 +294,7 @@ fn obtaining(step: &mut Step<'_>, hold: Option<&Path>) -> Result<Vec<CommandLine
     Ok(commands)
 }
 
-fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
+fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     let outputs = recorded(step);
     if outputs.is_empty() {
         return Ok(None);
@@ -308,14 +306,17 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     } else {
         step.log.say("trying the recorded outputs");
     }
-    step.taken = Some((WayName::Available, Reason::OutputsAvailable));
+    step.take(WayName::Available, None);
     let hold = if outputs.len() > 1 {
         step.state().and_then(|state| state.roots().ok())
     } else {
         None
     };
-    for line in obtaining(step, hold.as_ref().map(Roots::link).as_deref())? {
-        let (finished, _, _) = step.build(&line, "fetching the recorded outputs")?;
+    let mut lines: VecDeque<CommandLine> =
+        obtaining(step, hold.as_ref().map(Roots::link).as_deref())?.into();
+    let mut believed = false;
+    while let Some(line) = lines.pop_front() {
+        let (finished, heard, _) = step.build(&line, "fetching the recorded outputs")?;
         if finished.ending.success() {
             continue;
         }
@@ -326,18 +327,29 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
             ));
         }
         step.probe_links(step.request.drv.as_ref())?;
-        // With a `.drv`, the way `realised` asks the store about that one.
-        if step.request.drv.is_none() {
-            step.store_answers()?;
+        // With a `.drv`, the way `realised` asks the store about that one. Without, the outputs may have been registered before
+        // we ask, by another step: then they are obtained once more.
+        if step.request.drv.is_none() && step.are_valid(&outputs)? && !believed {
+            believed = true;
+            step.log
+                .say("the recorded outputs were missing, and are valid now");
+            lines.push_front(line);
+            continue;
         }
-        step.log.say(if step.misses_a_cache() {
+        step.log.say(if heard.troubles.contains(&Trouble::DaemonGone) {
+            "the store could not be asked for the recorded outputs"
+        } else if step.misses_a_cache() {
             "the recorded outputs are not here, and a cache that may have them cannot be reached"
         } else {
             "the recorded outputs are neither here nor in a cache"
         });
         return Ok(None);
     }
-    Ok(Some(step.request.outputs.clone()))
+    let standing = step.standing(step.request.outputs.clone())?;
+    if standing.is_some() {
+        step.reason = Some(Reason::OutputsAvailable);
+    }
+    Ok(standing)
 }
 
 fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
@@ -369,7 +381,7 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
     if !there {
         commands.truncate(1);
         if step.request.drv.is_none() {
-            commands.push(command::ask_store(&options));
+            commands.push(command::invalid_of(&outputs, &options));
         }
     }
     let takes = there.then_some(Reason::OutputsAvailable);
@@ -391,7 +403,7 @@ pub(super) fn placeholder(step: &Step<'_>, path: &str) -> Option<PathBuf> {
     clippy::unnecessary_wraps,
     reason = "it has the shape of every way, and will need it"
 )]
-fn go_fetched(_: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
+fn go_fetched(_: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     // `share` is refused until there is one.
     Ok(None)
 }
@@ -418,6 +430,7 @@ fn evaluated_reason(step: &Step<'_>) -> Reason {
     match (&step.request.drv, step.drv_file) {
         (None, _) => Reason::NotRecorded,
         (Some(_), false) => Reason::DrvMissing,
+        (Some(_), true) if step.lost.is_some() => Reason::OutputsCollected,
         (Some(_), true) => Reason::DrvCollected,
     }
 }
@@ -429,12 +442,13 @@ fn to_evaluate<'s>(step: &Step<'s>) -> Option<&'s Evaluation> {
         .filter(|_| !step.host.recorded_only)
 }
 
-fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
+fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     let Some(evaluation) = to_evaluate(step) else {
         return Ok(None);
     };
-    step.taken = Some((WayName::Evaluated, evaluated_reason(step)));
     check_file(evaluation, false, step.place)?;
+    step.take(WayName::Evaluated, Some(evaluated_reason(step)));
+    step.lost = None;
     // Roots before the turn: they are there until the outputs are.
     let mut roots = step.state().map(State::roots).and_then(|roots| {
         let roots = roots.inspect_err(|error| {
@@ -464,19 +478,22 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
                 note_drift(step, &drv)?;
             }
             step.check_links(Some(&drv))?;
-            if let Realised::Done(outputs) = step.realise(&drv)? {
-                return Ok(Some(outputs));
+            match step.realise(&drv)? {
+                Realised::Done(standing) => return Ok(Some(standing)),
+                Realised::Gone => step.log.say(format_args!(
+                    "{drv} is not valid: the garbage collector took it after the evaluation"
+                )),
+                Realised::Lost => {}
             }
         }
         attempt += 1;
-        let again = if attempt <= ATTEMPTS {
-            ": doing it again"
-        } else {
-            ""
-        };
-        step.log.say(format_args!(
-            "the garbage collector disturbed the evaluation, or the daemon went away under it{again}"
-        ));
+    }
+    if let Some(path) = &step.lost {
+        return Err(Failure::new(
+            Class::Surroundings,
+            format_args!("{path} is not there, although Nix has realised it {ATTEMPTS} times"),
+        )
+        .hint(LOST_HINT));
     }
     Err(Failure::new(
         Class::Surroundings,
@@ -484,6 +501,9 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
     )
     .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone. A daemon may be killed for want of memory"))
 }
+
+/// What to do about outputs that are not there although Nix says so.
+pub(super) const LOST_HINT: &str = "let the collector run less often, or while no job runs. If none was running, the store has lost files that it still lists: `nix-store --verify --check-contents --repair` finds and mends them";
 
 const DRIFT_HINT: &str = "something that the evaluation reads has changed (another commit, Nix version or channel): make the pipeline again, \
      pin it, or set `on-drift: warn`";
@@ -558,7 +578,7 @@ fn evaluate(
     };
     Err(
         Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
-            .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
+            .called("is not one derivation")
             .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
             .hint("name one derivation with `attr`: a step builds one"),
     )
@@ -581,8 +601,12 @@ fn run_evaluation(
     if class == Class::Evaluation {
         match heard.disturbance() {
             // It may never have been there at all; then doing it again changes nothing, three times.
-            Some(Disturbance::Gone(path)) if !step.is_valid(&path)? => return Ok(None),
-            Some(Disturbance::Daemon) => return step.store_answers().map(|()| None),
+            Some(Disturbance::Gone(path)) if step.is_disturbed(&path)? => return Ok(None),
+            Some(Disturbance::Daemon) => {
+                step.store_answers()?;
+                step.log.say("the daemon went away during the evaluation");
+                return Ok(None);
+            }
             // An expression is not to blame where the store is dead.
             _ => step.store_answers()?,
         }
@@ -661,12 +685,20 @@ fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
     };
     let mut facts = Vec::new();
     if let Some(file) = evaluation.needs_file() {
-        let found = if file.exists() {
+        let is_there = file.exists();
+        let found = if is_there {
             "is there"
         } else {
             "is not there: the step would fail"
         };
         facts.push(fact(file.display().to_string(), found));
+        if !is_there {
+            return Ok(Answer {
+                takes: None,
+                facts,
+                commands: vec![],
+            });
+        }
     }
     let options = step.options()?;
     let mut commands = Vec::new();

@@ -193,10 +193,13 @@ fn way(row: &Row) -> String {
     let Some(way) = row.report.as_ref().and_then(|left| left.way.as_deref()) else {
         return String::new();
     };
+    // Nothing was got in the way of a step that failed.
+    let failed = row.report.as_ref().is_some_and(|left| left.exit != 0);
+    let tried = if failed { "tried " } else { "" };
     let reason = row.report.as_ref().and_then(|left| left.reason.as_deref());
     match reason {
-        Some(reason) => format!("{} ({})", word(way), word(reason)),
-        None => word(way),
+        Some(reason) => format!("{tried}{} ({})", word(way), word(reason)),
+        None => format!("{tried}{}", word(way)),
     }
 }
 
@@ -245,6 +248,10 @@ fn again(text: &mut String, rows: &Rows) {
         (
             Reason::DrvCollected,
             "the garbage collector took the recorded `.drv` under the step's eyes. Let its pin live longer (`keep-days`).",
+        ),
+        (
+            Reason::OutputsCollected,
+            "the garbage collector took an output right after it was realised. Let it run less often, or while no job runs.",
         ),
         (
             Reason::NotRecorded,
@@ -331,7 +338,7 @@ mod tests {
 
 | Target | Outcome | Way | Time |
 | --- | --- | --- | ---: |
-| <a href=\"#0190-c\"><code>red</code></a> | **failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | realised (drv&#45;valid) | 3.0 s |
+| <a href=\"#0190-c\"><code>red</code></a> | **failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | tried realised (drv&#45;valid) | 3.0 s |
 | <code>bad</code> | **broken** |  |  |
 | <code>silent</code> | no report |  |  |
 | <code>odd</code> | its report is of version 7, which this eval-once does not know |  |  |
