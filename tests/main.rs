@@ -14,6 +14,7 @@ mod environment;
 mod evaluate;
 mod explain;
 mod failures;
+mod flakes;
 mod job_log;
 mod out_link;
 mod plugin;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::{DrvPath, Evaluation, Source, StorePath};
+use super::{DrvPath, Evaluation, LockedFlake, Source, StorePath};
 use crate::command_line::CommandLine;
 
 /// Nix settings for every program of a step, in the order in which `--option` gets them.
@@ -175,7 +175,7 @@ pub fn show_config(options: &Options) -> CommandLine {
 #[must_use]
 pub fn instantiate(
     evaluation: &Evaluation,
-    locked: Option<&str>,
+    locked: Option<&LockedFlake>,
     root: Option<&Path>,
     options: &Options,
 ) -> CommandLine {
@@ -187,7 +187,11 @@ pub fn instantiate(
 
 /// Prints the value that [`instantiate`] found no single derivation in.
 #[must_use]
-pub fn show_value(evaluation: &Evaluation, locked: Option<&str>, options: &Options) -> CommandLine {
+pub fn show_value(
+    evaluation: &Evaluation,
+    locked: Option<&LockedFlake>,
+    options: &Options,
+) -> CommandLine {
     evaluating("nix-instantiate", &["--eval"], evaluation, locked, options)
 }
 
@@ -200,7 +204,7 @@ pub fn show_value(evaluation: &Evaluation, locked: Option<&str>, options: &Optio
 pub fn walk(
     evaluation: &Evaluation,
     settings: &str,
-    locked: Option<&str>,
+    locked: Option<&LockedFlake>,
     heap: u64,
     options: &Options,
 ) -> CommandLine {
@@ -220,7 +224,7 @@ pub fn walk(
 #[must_use]
 pub fn eval_jobs(
     evaluation: &Evaluation,
-    locked: Option<&str>,
+    locked: Option<&LockedFlake>,
     workers: usize,
     memory: Option<u64>,
     all: bool,
@@ -299,7 +303,7 @@ fn evaluating(
     program: &'static str,
     arguments: &[&str],
     evaluation: &Evaluation,
-    locked: Option<&str>,
+    locked: Option<&LockedFlake>,
     options: &Options,
 ) -> CommandLine {
     let mut command = command(program, arguments, options);

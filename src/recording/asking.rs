@@ -6,7 +6,7 @@ use super::Request;
 use super::memory::{self, MIB};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{FlakeMetadata, Heard, Source, class, command};
+use crate::nix::{FlakeMetadata, Heard, LockedFlake, Source, class, command};
 use crate::supervise::{Finished, OnStop, Supervisor};
 use crate::text::{shortened, without_escapes};
 
@@ -95,11 +95,11 @@ pub(super) fn memory_for_evaluation(request: &Request, supervisor: &mut Supervis
     })
 }
 
-/// A locked reference to the flake, where it is one.
+/// The flake, locked, where it is one.
 pub(super) fn lock(
     request: &Request,
     supervisor: &mut Supervisor,
-) -> Result<Option<String>, Failure> {
+) -> Result<Option<LockedFlake>, Failure> {
     let Source::Flake(flake) = &request.root.source else {
         return Ok(None);
     };
@@ -119,7 +119,7 @@ pub(super) fn lock(
     let _ = io::stderr().write_all(&said);
     let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
         .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
-    Ok(Some(metadata.locked_reference()))
+    Ok(Some(metadata.locked()))
 }
 
 /// The systems whose outputs of a flake are targets: this host's, and those that agents are named for.

@@ -47,7 +47,7 @@ pub(super) fn evaluate(
         .map(|bytes| (bytes / MIB / workers as u64).max(1));
     let line = command::eval_jobs(
         &request.root,
-        locked.as_deref(),
+        locked.as_ref(),
         workers,
         memory,
         request.recurse == Recurse::All,

@@ -21,7 +21,7 @@ use super::{Broken, Found, Recurse, Request};
 use crate::command_line::Ending;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, Disturbance, DrvPath, Source, class, command};
+use crate::nix::{AttrPath, Disturbance, DrvPath, LockedFlake, Source, class, command};
 use crate::supervise::{OnStop, Running, Supervisor};
 use crate::text::without_escapes;
 
@@ -82,7 +82,7 @@ pub struct Walk<'a> {
     log: Log,
     progress: Progress,
     marker: String,
-    locked: Option<String>,
+    locked: Option<LockedFlake>,
     systems: Option<Vec<String>>,
     exclude: Vec<Vec<String>>,
     counts: Counts,
@@ -370,7 +370,7 @@ impl<'a> Walk<'a> {
         let line = command::walk(
             &self.request.root,
             &settings.json(),
-            self.locked.as_deref(),
+            self.locked.as_ref(),
             heap,
             &self.request.options,
         );

@@ -16,7 +16,8 @@ use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{
-    Disturbance, DrvPath, Evaluation, FlakeMetadata, Source, StorePath, caches, class, command,
+    Disturbance, DrvPath, Evaluation, FlakeMetadata, LockedFlake, Source, StorePath, caches, class,
+    command,
 };
 use crate::state::{Roots, State};
 use crate::supervise::Finished;
@@ -450,11 +451,11 @@ fn evaluate(
             };
             let metadata: FlakeMetadata = serde_json::from_slice(&printed.stdout)
                 .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
-            Some(metadata.locked_reference())
+            Some(metadata.locked())
         }
         _ => None,
     };
-    let line = command::instantiate(evaluation, locked.as_deref(), root, &options);
+    let line = command::instantiate(evaluation, locked.as_ref(), root, &options);
     let Some(printed) = run_evaluation(step, evaluation, &line)? else {
         return Ok(None);
     };
@@ -466,7 +467,7 @@ fn evaluate(
         return Ok(Some(drv.clone()));
     }
     let found = if drvs.is_empty() {
-        let line = command::show_value(evaluation, locked.as_deref(), &options);
+        let line = command::show_value(evaluation, locked.as_ref(), &options);
         let (finished, _) = step.ask(&line)?;
         format!(
             "no derivation, but {}",
@@ -605,7 +606,7 @@ fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
     let root = placeholder(step, "roots/NEW/root");
     commands.push(command::instantiate(
         evaluation,
-        Some("LOCKED"),
+        Some(&LockedFlake::shown_as("LOCKED")),
         root.as_deref(),
         &options,
     ));
