@@ -24,6 +24,7 @@ mod recording_evaluate;
 mod recording_in_build;
 mod recording_keys;
 mod recording_store;
+mod reproduce;
 mod shim;
 mod statuses;
 mod step;

@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::{DrvPath, Evaluation, LockedFlake, Source, StorePath};
+use super::flake::percent_encoded;
+use super::{AttrPath, DrvPath, Evaluation, LockedFlake, Source, StorePath};
 use crate::command_line::CommandLine;
 
 /// Nix settings for every program of a step, in the order in which `--option` gets them.
@@ -269,21 +270,44 @@ pub fn flake_metadata(flake: &str, folder: &Path, options: &Options) -> CommandL
     command
 }
 
-/// What one would type to get the outputs of an evaluation without us.
+/// From this version of Nix on `FLAKE#.ATTR` is exactly that attribute (NixOS/nix#8852).
+const EXACT_ATTRIBUTES: (u32, u32) = (2, 18);
+
+/// What a flake's outputs begin with where others look for them. An attribute of these is hardly one of `packages.SYSTEM` too.
+const OUTPUTS: [&str; 8] = [
+    "apps",
+    "checks",
+    "devShells",
+    "hydraJobs",
+    "legacyPackages",
+    "nixosConfigurations",
+    "nixosTests",
+    "packages",
+];
+
+/// What one would type to get the outputs of an evaluation without us, with this version of Nix; none where nothing does that
+/// Nix takes on a command line.
 #[must_use]
-pub fn nix_build(evaluation: &Evaluation, link: Option<&Path>, options: &Options) -> CommandLine {
+pub fn nix_build(
+    evaluation: &Evaluation,
+    link: Option<&Path>,
+    options: &Options,
+    version: Option<(u32, u32)>,
+) -> Option<CommandLine> {
     let (mut by_hand, no_link) = if let Source::Flake(flake) = &evaluation.source {
-        let attribute = match evaluation.attr.names() {
-            [] => String::new(),
-            _ => format!("#{}", evaluation.attr),
-        };
         let arguments = [
             "build",
             "--extra-experimental-features",
             "nix-command flakes",
-            &format!("{flake}{attribute}"),
+            &installable(flake, &evaluation.attr, version)?,
         ];
-        let mut by_hand = command("nix", &arguments, options);
+        // A flake is evaluated purely, whatever they say: here they would count.
+        let options: Vec<_> = options
+            .iter()
+            .filter(|(name, _)| name != "pure-eval")
+            .cloned()
+            .collect();
+        let mut by_hand = command("nix", &arguments, &options);
         by_hand.folder = Some(evaluation.folder.clone());
         (by_hand, "--no-link")
     } else {
@@ -296,7 +320,26 @@ pub fn nix_build(evaluation: &Evaluation, link: Option<&Path>, options: &Options
         Some(link) => vec!["--out-link".into(), link.into()],
         None => vec![no_link.into()],
     });
-    by_hand
+    Some(by_hand)
+}
+
+/// What `nix build` takes for exactly this attribute of a flake. It looks for `a` as `packages.SYSTEM.a` first; only newer
+/// versions can be told not to.
+fn installable(flake: &str, attr: &AttrPath, version: Option<(u32, u32)>) -> Option<String> {
+    let selection = attr.as_selection()?;
+    let dot = if version.is_none_or(|version| version >= EXACT_ATTRIBUTES) {
+        "."
+    } else {
+        let (first, below) = attr.names().split_first()?;
+        if below.is_empty() || !OUTPUTS.contains(&first.as_str()) {
+            return None;
+        }
+        ""
+    };
+    Some(format!(
+        "{flake}#{dot}{}",
+        percent_encoded(&selection, b"\"+@/")
+    ))
 }
 
 fn evaluating(

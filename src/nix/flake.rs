@@ -171,7 +171,7 @@ impl FlakeMetadata {
     fn parameter(&self, name: &str) -> Option<String> {
         let value = match self.locked.get(name)? {
             Value::Bool(set) => u8::from(*set).to_string(),
-            Value::String(text) => percent_encoded(text),
+            Value::String(text) => percent_encoded(text, b""),
             Value::Number(number) => number.to_string(),
             _ => return None,
         };
@@ -189,13 +189,15 @@ fn with_parameters(url: &str, parameters: impl Iterator<Item = String>) -> Strin
     url
 }
 
-/// `text` as the value of a URL's parameter.
-fn percent_encoded(text: &str) -> String {
-    let encode = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+/// `text` as a part of a URL, with these characters besides those that every part can have.
+pub(super) fn percent_encoded(text: &str, besides: &[u8]) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let encode = |byte: u8| {
+        if plain(byte) || besides.contains(&byte) {
             char::from(byte).to_string()
+        } else {
+            format!("%{byte:02X}")
         }
-        _ => format!("%{byte:02X}"),
     };
     text.bytes().map(encode).collect()
 }

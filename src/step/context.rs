@@ -20,8 +20,8 @@ use crate::exit::{Class, Failure};
 use crate::host;
 use crate::log::Log;
 use crate::nix::{
-    DrvPath, Fault, Heard, StorePath, caches, class, command, derivation_text,
-    outputs_of_derivation,
+    DrvPath, Fault, Heard, Source, StorePath, caches, class, command, derivation_text,
+    outputs_of_derivation, version,
 };
 use crate::state::{State, Turn};
 use crate::supervise::{Finished, OnStop, Supervisor};
@@ -509,6 +509,22 @@ impl<'a> Step<'a> {
         };
         self.seconds.wait += started.elapsed();
         Ok(turn)
+    }
+
+    /// The version of Nix, where a command to paste depends on it: it costs a process.
+    pub(super) fn nix_version(&mut self) -> Result<Option<(u32, u32)>, Failure> {
+        let evaluation = self.request.evaluation.as_ref();
+        if !evaluation.is_some_and(|it| matches!(it.source, Source::Flake(_))) {
+            return Ok(None);
+        }
+        match self.ask(&command::version()) {
+            Ok((printed, _)) => {
+                Ok(version::of_program(&printed.text())
+                    .and_then(|version| version::numbers(&version)))
+            }
+            Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
+            Err(_) => Ok(None),
+        }
     }
 
     /// The folder of store paths, as far as one is named.

@@ -3,20 +3,32 @@
 use super::advice::Advice;
 use super::kept_log::KeptLog;
 use super::report::Report;
-use super::request::Request;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
-use crate::nix::DrvPath;
+use crate::nix::{DrvPath, Evaluation};
 use crate::text::{Keep, tamed};
 
 /// How many others that failed are told.
 const OTHERS: usize = 10;
 
+/// How long a command may be that is shown, in bytes.
+const COMMAND_AT_MOST: usize = 4 << 10;
+
+/// A command whole, or not at all: an expression has no bound of its own.
+fn shown(command: &str) -> &str {
+    if command.len() <= COMMAND_AT_MOST {
+        command
+    } else {
+        "by a command that is too long to be shown; `eval-once explain` prints it"
+    }
+}
+
 /// Shows how the step failed. A refusal is told in one sentence, which comes anyway.
 pub(super) fn show(
     failure: &Failure,
     report: &Report,
-    request: Option<&Request>,
+    evaluation: Option<&Evaluation>,
+    advice: &Advice,
     kept: Option<&KeptLog>,
     log: Log,
 ) {
@@ -43,7 +55,7 @@ pub(super) fn show(
     let line = |what: &str, text: &str| {
         log.plain(format_args!("{what:<14}{}", tamed(text, Keep::Nothing)));
     };
-    if let Some(evaluation) = request.and_then(|request| request.evaluation.as_ref()) {
+    if let Some(evaluation) = evaluation {
         line("target", &evaluation.to_string());
     }
     if let Some(drv) = culprit.or(report.drv.as_ref()) {
@@ -60,12 +72,14 @@ pub(super) fn show(
         line("also failed", &format!("{} more", others.len() - OTHERS));
     }
     line("what it means", failure.in_a_sentence());
-    let advice = Advice::new(request, report);
     if let Some(command) = &advice.whole_log {
         line("whole log", command);
     }
     if let Some(command) = &advice.reproduce {
-        line("at home", command);
+        line("reproduce", shown(command));
+    }
+    if let Some(command) = &advice.explain {
+        line("explain", shown(command));
     }
     if let Some(lines) = told.and_then(|told| told.log.as_ref()) {
         log.plain("the end of its log:");

@@ -34,6 +34,8 @@ pub struct Request {
     pub fail_on_drift: bool,
     /// How what Nix says looks in the log.
     pub form: Form,
+    /// The keys themselves, as they were given.
+    pub keys: Keys,
 }
 
 /// Where outputs are linked.
@@ -51,8 +53,8 @@ impl Request {
     /// # Errors
     /// A key is unknown, null, of the wrong type or not allowed here; each is named (64).
     pub fn read(keys: Keys, place: &Place) -> Result<Self, Failure> {
-        let mut reader = Reader::new(keys)?;
-        let request = Self::read_keys(&mut reader, place)?;
+        let mut reader = Reader::new(keys.clone())?;
+        let request = Self::read_keys(&mut reader, keys, place)?;
         reader.finish("a step")?;
         if place.confined {
             request.check_confined(place)?;
@@ -60,7 +62,7 @@ impl Request {
         Ok(request)
     }
 
-    fn read_keys(reader: &mut Reader, place: &Place) -> Result<Self, Failure> {
+    fn read_keys(reader: &mut Reader, keys: Keys, place: &Place) -> Result<Self, Failure> {
         let drv = reader.take("drv", "the store path of a .drv", |value| {
             let text = string(value)?;
             Some(DrvPath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}")))
@@ -100,6 +102,7 @@ impl Request {
             command: command.unwrap_or(true),
             fail_on_drift: fail_on_drift.unwrap_or(false),
             form: form.unwrap_or(Form::Pretty),
+            keys,
         })
     }
 
