@@ -284,3 +284,73 @@ fn a_flake_that_wants_its_submodules_gets_them_or_is_refused_as_nix_refuses_it()
         gives_the_same(&store, folder, ".");
     }
 }
+
+/// A flake with an input, and whether that is locked.
+fn with_input(store: &Store, locked: bool) {
+    store.write(
+        "input/flake.nix",
+        "{ outputs = { self }: { name = \"x\"; }; }",
+    );
+    let input = store.work().join("input").display().to_string();
+    let text = format!(
+        "{{ inputs.input.url = \"path:{input}\"; outputs = {{ self, input }}: {{ packages.{:?}.a = derivation {{ inherit (input) \
+         name; system = {:?}; builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out\" ]; }}; }}; }}",
+        system(store),
+        system(store)
+    );
+    store.write("flake.nix", &text);
+    if locked {
+        store.nix("nix", ["flake", "lock", "path:."]);
+        // Another name for the same input, of which the lock file does not know.
+        store.write(
+            "flake.nix",
+            &text.replace(
+                "inputs.input.url",
+                &format!("inputs.more.url = \"path:{input}\"; inputs.input.url"),
+            ),
+        );
+    }
+}
+
+#[test]
+fn a_flake_whose_inputs_are_not_locked_is_refused_with_what_to_do() {
+    for locked in [false, true] {
+        let Some(store) = Store::new() else { return };
+        with_input(&store, locked);
+        let attr = format!("packages.{}.a", system(&store));
+        let step = store.step(["--flake", "path:.", "--attr", &attr]).run();
+        step.fails(65, "evaluation");
+        let recording = store
+            .eval_once(["pipeline", "--flake", "path:.", "--dry-run"])
+            .run();
+        recording.exits(65);
+        for ended in [&step, &recording] {
+            let hint = ended.ours().last().copied().unwrap_or_default().to_owned();
+            assert!(hint.starts_with("hint: run `nix flake lock`"), "{ended}");
+        }
+        assert!(locked || !store.work().join("flake.lock").exists());
+    }
+}
+
+#[test]
+fn an_evaluation_that_may_not_read_its_file_says_what_lets_it() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; }");
+    store.configure("restrict-eval = true");
+    let step = store.step(["--attr", "a"]).run();
+    step.fails(65, "evaluation");
+    let recording = store.eval_once(["pipeline", "--dry-run"]).run();
+    recording.exits(65);
+    for ended in [&step, &recording] {
+        let hint = ended.ours().last().copied().unwrap_or_default().to_owned();
+        assert!(hint.starts_with("hint: `restrict-eval` is set"), "{ended}");
+    }
+    store
+        .step(["--attr", "a", "-I", "."])
+        .run()
+        .takes("evaluated", "not-recorded");
+    store
+        .eval_once(["pipeline", "--dry-run", "-I", "."])
+        .run()
+        .exits(0);
+}

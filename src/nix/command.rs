@@ -253,7 +253,8 @@ pub fn current_system(options: &Options) -> CommandLine {
     command("nix-instantiate", &arguments, options)
 }
 
-/// Prints where a flake is, as JSON, and writes no lock file.
+/// Prints where a flake is, as JSON, and changes no lock file: one that is missing or stale is an error, where it would be one of
+/// pure evaluation only if an input is new.
 #[must_use]
 pub fn flake_metadata(flake: &str, folder: &Path, options: &Options) -> CommandLine {
     let arguments = [
@@ -262,7 +263,7 @@ pub fn flake_metadata(flake: &str, folder: &Path, options: &Options) -> CommandL
         "flake",
         "metadata",
         "--json",
-        "--no-write-lock-file",
+        "--no-update-lock-file",
         flake,
     ];
     let mut command = command("nix", &arguments, options);
@@ -299,6 +300,7 @@ pub fn nix_build(
             "build",
             "--extra-experimental-features",
             "nix-command flakes",
+            "--no-update-lock-file",
             &installable(flake, &evaluation.attr, version)?,
         ];
         // A flake is evaluated purely, whatever they say: here they would count.

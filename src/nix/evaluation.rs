@@ -103,6 +103,31 @@ impl Evaluation {
         }
     }
 
+    /// What to do about an `error` with which Nix does not evaluate this, where that is known.
+    #[must_use]
+    pub fn hint_at(&self, error: &str) -> Option<&'static str> {
+        let of_flake = matches!(self.source, Source::Flake(_));
+        if error.contains("requires lock file changes")
+            || error.starts_with("cannot update unlocked flake input")
+        {
+            Some(
+                "run `nix flake lock`, and commit flake.lock: without it every evaluation would lock the inputs anew, and could find others",
+            )
+        } else if error.contains("has unsupported parameter 'dir'") {
+            Some(
+                "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",
+            )
+        } else if error.contains("is forbidden in restricted mode") && !of_flake {
+            Some(
+                "`restrict-eval` is set: name what the evaluation reads under `include` (`include: [.]` is the whole checkout)",
+            )
+        } else if of_flake && error.starts_with("attribute '") {
+            Some("below a flake, `attr` is the full path: packages.x86_64-linux.default")
+        } else {
+            None
+        }
+    }
+
     /// The path of the file that must be there for this to evaluate, where it is one.
     #[must_use]
     pub fn needs_file(&self) -> Option<PathBuf> {

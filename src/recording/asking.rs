@@ -111,10 +111,14 @@ pub(super) fn lock(
     if !finished.ending.success() {
         store_answers(&request.options, supervisor)?;
         let (_, message) = last_words(&said, finished.ending);
-        return Err(Failure::new(
+        let failure = Failure::new(
             Class::Evaluation,
             format_args!("the flake {flake} cannot be locked: {message}"),
-        ));
+        );
+        return Err(match request.root.hint_at(&message) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        });
     }
     let _ = io::stderr().write_all(&said);
     let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)

@@ -702,7 +702,10 @@ impl<'a> Walk<'a> {
         {
             return failure.hint("give a function's arguments under `arg` or `argstr`");
         }
-        failure
+        match self.request.root.hint_at(message) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
     }
 
     /// A process that was beyond its part of the memory.

@@ -539,17 +539,10 @@ fn run_evaluation(
         class,
         format_args!("{what} does not evaluate: {error}{place}"),
     );
-    if heard.no_flake_in_sub_folder() {
-        return Err(failure.hint(
-            "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",
-        ));
-    }
-    if matches!(evaluation.source, Source::Flake(_)) && error.starts_with("attribute '") {
-        return Err(
-            failure.hint("below a flake, `attr` is the full path: packages.x86_64-linux.default")
-        );
-    }
-    Err(failure)
+    Err(match evaluation.hint_at(&error) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    })
 }
 
 /// The `.drv` that `nix-instantiate` has printed: its root where there is one, and behind a `!` the output that the
