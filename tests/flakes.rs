@@ -354,3 +354,86 @@ fn an_evaluation_that_may_not_read_its_file_says_what_lets_it() {
         .run()
         .exits(0);
 }
+
+/// A flake that names a cache which has what its target makes; the cache's URL.
+fn with_cache(store: &Store) -> String {
+    let system = system(store);
+    let url = format!("file://{}", store.root().join("cache").display());
+    let text = format!(
+        "{{ nixConfig = {{ extra-substituters = [ \"{url}\" ]; bash-prompt = \"$ \"; }}; outputs = {{ self }}: {{ \
+         packages.{system}.a = derivation {{ name = \"a\"; system = {system:?}; builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out\" ]; }}; }}; }}"
+    );
+    store.write("flake.nix", &text);
+    let work = store.work();
+    let ended = nix_build(store, &work, "path:.");
+    ended.exits(0);
+    let drv = ended.stdout.trim_end();
+    let outputs = store.build(drv);
+    store.cache("cache", &outputs);
+    store.collect();
+    url
+}
+
+#[test]
+fn the_caches_of_a_flake_are_used_where_the_host_trusts_it() {
+    for how in ["nix.conf", "options"] {
+        let Some(store) = Store::new() else { return };
+        let url = with_cache(&store);
+        let attr = format!("packages.{}.a", system(&store));
+        let mut arguments = vec!["--flake", "path:."];
+        if how == "nix.conf" {
+            store.configure("accept-flake-config = true");
+        } else {
+            arguments.extend(["--option", "accept-flake-config", "true"]);
+        }
+        let step = store.step(&arguments).args(["--attr", &attr]).run();
+        step.takes("evaluated", "not-recorded").counts(0, 1);
+        step.passes_on("eval-once: using the flake's nixConfig: extra-substituters\n");
+
+        fs::remove_file(store.work().join("result")).unwrap();
+        store.collect();
+        let recording = store
+            .eval_once(["pipeline", "--dry-run"])
+            .args(&arguments)
+            .run();
+        recording.passes_on("eval-once: using the flake's nixConfig: extra-substituters\n");
+        let pipeline = Pipeline::of(&recording);
+        // It is skipped, because a cache has it; and its step would ask that cache.
+        let steps = pipeline.steps();
+        let recorded = steps.values().next().unwrap();
+        assert!(recorded.json["skip"].is_string(), "{recorded:?}");
+        assert_eq!(
+            recorded.record["options"]["extra-substituters"],
+            url.as_str()
+        );
+        let no_flags: [&str; 0] = [];
+        let step = store
+            .step(no_flags)
+            .env("EVAL_ONCE_STEP", recorded.record.to_string())
+            .run();
+        step.takes("realised", "drv-valid").counts(0, 1);
+    }
+}
+
+#[test]
+fn the_caches_of_a_flake_that_are_not_used_are_named() {
+    let Some(store) = Store::new() else { return };
+    with_cache(&store);
+    let attr = format!("packages.{}.a", system(&store));
+    let step = store.step(["--flake", "path:.", "--attr", &attr]).run();
+    step.takes("evaluated", "not-recorded").counts(1, 0);
+    let recording = store
+        .eval_once(["pipeline", "--flake", "path:.", "--dry-run"])
+        .run();
+    recording.exits(0);
+    for ended in [&step, &recording] {
+        let warnings = ended.ours();
+        let warnings = warnings.iter().filter(|line| line.contains("nixConfig"));
+        let warnings: Vec<_> = warnings.collect();
+        assert_eq!(warnings.len(), 1, "{ended}");
+        assert!(
+            warnings[0].starts_with("warning: the flake's nixConfig is not used: extra-substituters; set `accept-flake-config = true`"),
+            "{ended}"
+        );
+    }
+}

@@ -286,6 +286,23 @@ const OUTPUTS: [&str; 8] = [
     "packages",
 ];
 
+/// Prints the settings that the flake in this file asks for, as JSON. They are literals: Nix has read them to print the metadata.
+#[must_use]
+pub fn flake_settings(file: &Path, options: &Options) -> CommandLine {
+    let read = "{ file }: (import (/. + file)).nixConfig or { }";
+    let arguments = ["--eval", "--strict", "--json", "-E", read];
+    let mut command = command("nix-instantiate", &arguments, options);
+    command
+        .arguments
+        .extend(["--argstr".into(), "file".into(), file.into()]);
+    for setting in ["restrict-eval", "pure-eval"] {
+        command
+            .arguments
+            .extend(["--option", setting, "false"].map(OsString::from));
+    }
+    command
+}
+
 /// What one would type to get the outputs of an evaluation without us, with this version of Nix; none where nothing does that
 /// Nix takes on a command line.
 #[must_use]

@@ -1,6 +1,6 @@
 //! Flakes that are locked: what pure evaluation takes for one, so that it gives the `.drv`s that `nix build` gives.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::attr_path::string_literal;
 
 const FLAKE: &str = include_str!("flake.nix");
+const NIX_CONFIG: &[u8] = b"nixConfig";
 
 /// What of `nix flake metadata --json` decides how a flake is evaluated.
 #[derive(Debug, Deserialize)]
@@ -53,7 +54,53 @@ impl LockedFlake {
     }
 }
 
+/// Settings that Nix takes from any flake, and that mean nothing here: how a shell looks, and where names of flakes are looked up.
+const HARMLESS: [&str; 6] = [
+    "bash-prompt",
+    "bash-prompt-prefix",
+    "bash-prompt-suffix",
+    "commit-lock-file-summary",
+    "commit-lockfile-summary",
+    "flake-registry",
+];
+
+/// The settings in a flake's `nixConfig` that need trust, written as options are, from what Nix prints of it as JSON.
+#[must_use]
+pub fn flake_settings(json: &str) -> Option<Vec<(String, String)>> {
+    let settings: Map<String, Value> = serde_json::from_str(json).ok()?;
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
+        Value::Array(words) => {
+            let words: Option<Vec<&str>> = words.iter().map(Value::as_str).collect();
+            Some(words?.join(" "))
+        }
+        _ => None,
+    };
+    let named = |(name, value): (String, Value)| Some((name, text(&value)?));
+    let bare = |name: &str| name.strip_prefix("extra-").unwrap_or(name).to_owned();
+    Some(
+        settings
+            .into_iter()
+            .filter(|(name, _)| !HARMLESS.contains(&bare(name).as_str()))
+            .filter_map(named)
+            .collect(),
+    )
+}
+
 impl FlakeMetadata {
+    /// The flake's file, where it may ask for settings.
+    #[must_use]
+    pub fn file_with_settings(&self) -> Option<PathBuf> {
+        let folder = Path::new(&self.path).join(self.text("dir").unwrap_or_default());
+        let file = folder.join("flake.nix");
+        let text = std::fs::read(&file).ok()?;
+        let asks = text
+            .windows(NIX_CONFIG.len())
+            .any(|part| part == NIX_CONFIG);
+        asks.then_some(file)
+    }
+
     /// The flake as the locked reference has it.
     ///
     /// A repository of git is named by its revision: Nix comes by that again if the collector takes the copy, and 2.26 hashes
@@ -248,6 +295,25 @@ mod tests {
             Value::Object(flake.source_info),
             json!({ "submodules": false, "dirtyRev": "1ac0-dirty", "dirtyShortRev": "1ac-dirty" })
         );
+    }
+
+    #[test]
+    fn the_settings_of_a_flake_are_written_as_options_are() {
+        let json = r#"{"extra-substituters":["https://a","https://b"],"cores":2,"fallback":true,"bash-prompt":"x","extra-flake-registry":""}"#;
+        let settings = flake_settings(json).unwrap();
+        let settings: Vec<_> = settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        assert_eq!(
+            settings,
+            [
+                ("cores", "2"),
+                ("extra-substituters", "https://a https://b"),
+                ("fallback", "true")
+            ]
+        );
+        assert_eq!(flake_settings("[]"), None);
     }
 
     #[test]

@@ -24,6 +24,6 @@ pub use derivation::{
 };
 pub use evaluation::{Argument, Evaluation, Source, is_url};
 pub use fault::{Cause, Fault, Trouble, is_rejection};
-pub use flake::{FlakeMetadata, LockedFlake};
+pub use flake::{FlakeMetadata, LockedFlake, flake_settings};
 pub use heard::{Disturbance, Heard};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};

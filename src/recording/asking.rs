@@ -6,6 +6,8 @@ use super::Request;
 use super::memory::{self, MIB};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
+use crate::flake_settings;
+use crate::log::Log;
 use crate::nix::{FlakeMetadata, Heard, LockedFlake, Source, class, command};
 use crate::supervise::{Finished, OnStop, Supervisor};
 use crate::text::{shortened, without_escapes};
@@ -95,13 +97,14 @@ pub(super) fn memory_for_evaluation(request: &Request, supervisor: &mut Supervis
     })
 }
 
-/// The flake, locked, where it is one.
+/// The flake, locked, where it is one; and the settings that it asks for, where this host trusts it with them.
 pub(super) fn lock(
     request: &Request,
     supervisor: &mut Supervisor,
-) -> Result<Option<LockedFlake>, Failure> {
+    log: Log,
+) -> Result<(Option<LockedFlake>, Vec<(String, String)>), Failure> {
     let Source::Flake(flake) = &request.root.source else {
-        return Ok(None);
+        return Ok((None, Vec::new()));
     };
     let line = command::flake_metadata(flake, &request.root.folder, &request.options);
     let mut said = Vec::new();
@@ -123,7 +126,8 @@ pub(super) fn lock(
     let _ = io::stderr().write_all(&said);
     let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
         .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
-    Ok(Some(metadata.locked()))
+    let settings = flake_settings::accepted(&metadata, &request.options, supervisor, log)?;
+    Ok((Some(metadata.locked()), settings))
 }
 
 /// The systems whose outputs of a flake are targets: this host's, and those that agents are named for.

@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use super::asking::{
-    in_one_line, is_abort, last_words, lock, memory_for_evaluation, store_answers, systems,
+    in_one_line, is_abort, last_words, memory_for_evaluation, store_answers, systems,
 };
 use super::memory::{self, MIB};
 use super::progress::Progress;
@@ -103,17 +103,17 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// Prepares a walk: locks the flake, measures the memory.
+    /// Prepares a walk: measures the memory. A flake is `locked` before.
     ///
     /// # Errors
-    /// The flake cannot be locked (65), or what is needed for that is not there (69, 75).
+    /// What is needed for that is not there (69, 75).
     pub fn new(
         request: &'a Request,
+        locked: Option<LockedFlake>,
         cores: NonZeroUsize,
         supervisor: &'a mut Supervisor,
         log: Log,
     ) -> Result<Self, Failure> {
-        let locked = lock(request, supervisor)?;
         let whole_flake = locked.is_some() && request.root.attr.names().is_empty();
         let systems = if whole_flake {
             Some(systems(request, supervisor)?)

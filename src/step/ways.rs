@@ -451,10 +451,12 @@ fn evaluate(
             };
             let metadata: FlakeMetadata = serde_json::from_slice(&printed.stdout)
                 .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
+            step.take_settings(&metadata)?;
             Some(metadata.locked())
         }
         _ => None,
     };
+    let options = step.options()?;
     let line = command::instantiate(evaluation, locked.as_ref(), root, &options);
     let Some(printed) = run_evaluation(step, evaluation, &line)? else {
         return Ok(None);
