@@ -4,7 +4,7 @@
 //! was written, and is checked in one place. This module does not know what the keys mean.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
@@ -29,6 +29,25 @@ pub fn parse(text: &str, variable: &str) -> Result<Keys, Failure> {
             found(&other)
         ))),
     }
+}
+
+/// The same keys as JSON of nothing but ASCII that can be seen: as an argument of a shell it survives whatever shows and copies it.
+#[must_use]
+pub fn in_ascii(keys: &Keys) -> String {
+    let text = Value::Object(keys.clone()).to_string();
+    let mut ascii = String::with_capacity(text.len());
+    let mut units = [0; 2];
+    for character in text.chars() {
+        match character {
+            ' '..='~' => ascii.push(character),
+            _ => {
+                for unit in character.encode_utf16(&mut units) {
+                    let _ = write!(ascii, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+    ascii
 }
 
 /// A refusal: the configuration is wrong, and nothing was run.

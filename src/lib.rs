@@ -13,6 +13,7 @@
 //! | [`keys`] | reading what a user has configured, strictly, whatever it means |
 //! | [`evaluation_keys`] | the keys that say what is evaluated: the same in a step and in a recording |
 //! | [`build_keys`] | the keys that say how a target is built: read by a step, given by a recording to its steps |
+//! | [`flake_settings`] | the settings that a flake asks for, where the host trusts it |
 //! | [`step`] | one target: the keys of a step, the list of ways, the choice between them, the report |
 //! | [`recording`] | all targets: evaluating them once, keeping what was found, the pipeline that builds it |
 //! | [`summary`] | a build at a glance: what recordings planned and steps left, as an annotation and as JUnit |
@@ -62,6 +63,7 @@ pub mod command_line;
 pub mod environment;
 pub mod evaluation_keys;
 pub mod exit;
+pub mod flake_settings;
 pub mod host;
 pub mod job;
 pub mod keys;

@@ -157,7 +157,7 @@ fn the_log_of_a_failed_step_ends_in_an_open_group_that_says_what_failed_where_an
             "target        app of default.nix\n".to_owned(),
             format!("derivation    {}\n", lib.drv),
             format!("whole log     nix-store --read-log {}\n", lib.drv),
-            "at home       nix-build default.nix -A app --no-out-link\n".to_owned(),
+            "reproduce     nix-build default.nix -A app --no-out-link\n".to_owned(),
             "lib-1.0> line 15\n".to_owned(),
             "lib-1.0> line 39\n".to_owned(),
             "its builder ended with status 3".to_owned(),

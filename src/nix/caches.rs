@@ -8,10 +8,17 @@ use super::StorePath;
 /// The caches that Nix would ask, from what `nix show-config` prints.
 #[must_use]
 pub fn substituters(config: &str) -> Option<Vec<String>> {
-    let line = config
+    let caches = setting(config, "substituters")?;
+    Some(caches.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The value of a setting, from what `nix show-config` prints.
+#[must_use]
+pub fn setting<'c>(config: &'c str, name: &str) -> Option<&'c str> {
+    config
         .lines()
-        .find_map(|line| line.strip_prefix("substituters ="))?;
-    Some(line.split_whitespace().map(str::to_owned).collect())
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(" ="))
+        .map(str::trim)
 }
 
 /// Parts caches into those that are left, and those to which one of the `unreachable` files belongs.

@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::{DrvPath, Evaluation, Source, StorePath};
+use super::flake::percent_encoded;
+use super::{AttrPath, DrvPath, Evaluation, LockedFlake, Source, StorePath};
 use crate::command_line::CommandLine;
 
 /// Nix settings for every program of a step, in the order in which `--option` gets them.
@@ -184,7 +185,7 @@ pub fn show_config(options: &Options) -> CommandLine {
 #[must_use]
 pub fn instantiate(
     evaluation: &Evaluation,
-    locked: Option<&str>,
+    locked: Option<&LockedFlake>,
     root: Option<&Path>,
     options: &Options,
 ) -> CommandLine {
@@ -196,7 +197,11 @@ pub fn instantiate(
 
 /// Prints the value that [`instantiate`] found no single derivation in.
 #[must_use]
-pub fn show_value(evaluation: &Evaluation, locked: Option<&str>, options: &Options) -> CommandLine {
+pub fn show_value(
+    evaluation: &Evaluation,
+    locked: Option<&LockedFlake>,
+    options: &Options,
+) -> CommandLine {
     evaluating("nix-instantiate", &["--eval"], evaluation, locked, options)
 }
 
@@ -209,7 +214,7 @@ pub fn show_value(evaluation: &Evaluation, locked: Option<&str>, options: &Optio
 pub fn walk(
     evaluation: &Evaluation,
     settings: &str,
-    locked: Option<&str>,
+    locked: Option<&LockedFlake>,
     heap: u64,
     options: &Options,
 ) -> CommandLine {
@@ -229,7 +234,7 @@ pub fn walk(
 #[must_use]
 pub fn eval_jobs(
     evaluation: &Evaluation,
-    locked: Option<&str>,
+    locked: Option<&LockedFlake>,
     workers: usize,
     memory: Option<u64>,
     all: bool,
@@ -257,7 +262,8 @@ pub fn current_system(options: &Options) -> CommandLine {
     command("nix-instantiate", &arguments, options)
 }
 
-/// Prints where a flake is, as JSON, and writes no lock file.
+/// Prints where a flake is, as JSON, and changes no lock file: one that is missing or stale is an error, where it would be one of
+/// pure evaluation only if an input is new.
 #[must_use]
 pub fn flake_metadata(flake: &str, folder: &Path, options: &Options) -> CommandLine {
     let arguments = [
@@ -266,7 +272,7 @@ pub fn flake_metadata(flake: &str, folder: &Path, options: &Options) -> CommandL
         "flake",
         "metadata",
         "--json",
-        "--no-write-lock-file",
+        "--no-update-lock-file",
         flake,
     ];
     let mut command = command("nix", &arguments, options);
@@ -274,21 +280,62 @@ pub fn flake_metadata(flake: &str, folder: &Path, options: &Options) -> CommandL
     command
 }
 
-/// What one would type to get the outputs of an evaluation without us.
+/// From this version of Nix on `FLAKE#.ATTR` is exactly that attribute (NixOS/nix#8852).
+const EXACT_ATTRIBUTES: (u32, u32) = (2, 18);
+
+/// What a flake's outputs begin with where others look for them. An attribute of these is hardly one of `packages.SYSTEM` too.
+const OUTPUTS: [&str; 8] = [
+    "apps",
+    "checks",
+    "devShells",
+    "hydraJobs",
+    "legacyPackages",
+    "nixosConfigurations",
+    "nixosTests",
+    "packages",
+];
+
+/// Prints the settings that the flake in this file asks for, as JSON. They are literals: Nix has read them to print the metadata.
 #[must_use]
-pub fn nix_build(evaluation: &Evaluation, link: Option<&Path>, options: &Options) -> CommandLine {
+pub fn flake_settings(file: &Path, options: &Options) -> CommandLine {
+    let read = "{ file }: (import (/. + file)).nixConfig or { }";
+    let arguments = ["--eval", "--strict", "--json", "-E", read];
+    let mut command = command("nix-instantiate", &arguments, options);
+    command
+        .arguments
+        .extend(["--argstr".into(), "file".into(), file.into()]);
+    for setting in ["restrict-eval", "pure-eval"] {
+        command
+            .arguments
+            .extend(["--option", setting, "false"].map(OsString::from));
+    }
+    command
+}
+
+/// What one would type to get the outputs of an evaluation without us, with this version of Nix; none where nothing does that
+/// Nix takes on a command line.
+#[must_use]
+pub fn nix_build(
+    evaluation: &Evaluation,
+    link: Option<&Path>,
+    options: &Options,
+    version: Option<(u32, u32)>,
+) -> Option<CommandLine> {
     let (mut by_hand, no_link) = if let Source::Flake(flake) = &evaluation.source {
-        let attribute = match evaluation.attr.names() {
-            [] => String::new(),
-            _ => format!("#{}", evaluation.attr),
-        };
         let arguments = [
             "build",
             "--extra-experimental-features",
             "nix-command flakes",
-            &format!("{flake}{attribute}"),
+            "--no-update-lock-file",
+            &installable(flake, &evaluation.attr, version)?,
         ];
-        let mut by_hand = command("nix", &arguments, options);
+        // A flake is evaluated purely, whatever they say: here they would count.
+        let options: Vec<_> = options
+            .iter()
+            .filter(|(name, _)| name != "pure-eval")
+            .cloned()
+            .collect();
+        let mut by_hand = command("nix", &arguments, &options);
         by_hand.folder = Some(evaluation.folder.clone());
         (by_hand, "--no-link")
     } else {
@@ -301,14 +348,33 @@ pub fn nix_build(evaluation: &Evaluation, link: Option<&Path>, options: &Options
         Some(link) => vec!["--out-link".into(), link.into()],
         None => vec![no_link.into()],
     });
-    by_hand
+    Some(by_hand)
+}
+
+/// What `nix build` takes for exactly this attribute of a flake. It looks for `a` as `packages.SYSTEM.a` first; only newer
+/// versions can be told not to.
+fn installable(flake: &str, attr: &AttrPath, version: Option<(u32, u32)>) -> Option<String> {
+    let selection = attr.as_selection()?;
+    let dot = if version.is_none_or(|version| version >= EXACT_ATTRIBUTES) {
+        "."
+    } else {
+        let (first, below) = attr.names().split_first()?;
+        if below.is_empty() || !OUTPUTS.contains(&first.as_str()) {
+            return None;
+        }
+        ""
+    };
+    Some(format!(
+        "{flake}#{dot}{}",
+        percent_encoded(&selection, b"\"+@/")
+    ))
 }
 
 fn evaluating(
     program: &'static str,
     arguments: &[&str],
     evaluation: &Evaluation,
-    locked: Option<&str>,
+    locked: Option<&LockedFlake>,
     options: &Options,
 ) -> CommandLine {
     let mut command = command(program, arguments, options);

@@ -4,9 +4,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
 use super::AttrPath;
+use super::LockedFlake;
 use super::attr_path::string_literal;
 use crate::paths::without_dots;
 
@@ -47,62 +46,6 @@ pub struct Evaluation {
     pub include: Vec<String>,
     /// The folder in which relative paths start.
     pub folder: PathBuf,
-}
-
-/// What of `nix flake metadata --json` decides how a flake is evaluated.
-#[derive(Debug, Deserialize)]
-pub struct FlakeMetadata {
-    url: String,
-    path: String,
-    /// The commit; a tree with changes has none.
-    revision: Option<String>,
-    #[serde(rename = "lastModified")]
-    last_modified: Option<i64>,
-    locked: Locked,
-}
-
-#[derive(Debug, Deserialize)]
-struct Locked {
-    #[serde(rename = "narHash")]
-    nar_hash: Option<String>,
-    dir: Option<String>,
-}
-
-impl FlakeMetadata {
-    /// A reference that pure evaluation takes, and that gives the same `.drv` as `nix build` of the flake: its URL where
-    /// that names a revision, else the copy in the store that this metadata was read from.
-    #[must_use]
-    pub fn locked_reference(&self) -> String {
-        if self
-            .revision
-            .as_ref()
-            .is_some_and(|revision| self.url.contains(revision))
-        {
-            return self.url.clone();
-        }
-        let mut parameters = Vec::new();
-        if let Some(hash) = &self.locked.nar_hash {
-            parameters.push(format!("narHash={}", percent_encoded(hash)));
-        }
-        if let Some(seconds) = self.last_modified {
-            parameters.push(format!("lastModified={seconds}"));
-        }
-        if let Some(dir) = &self.locked.dir {
-            parameters.push(format!("dir={}", percent_encoded(dir)));
-        }
-        format!("path:{}?{}", self.path, parameters.join("&"))
-    }
-}
-
-/// `text` as the value of a URL's parameter.
-fn percent_encoded(text: &str) -> String {
-    let encode = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-            char::from(byte).to_string()
-        }
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(encode).collect()
 }
 
 /// Whether Nix takes `file` for something to fetch rather than for a path (`isUri` of its source).
@@ -167,6 +110,31 @@ impl Evaluation {
         }
     }
 
+    /// What to do about an `error` with which Nix does not evaluate this, where that is known.
+    #[must_use]
+    pub fn hint_at(&self, error: &str) -> Option<&'static str> {
+        let of_flake = matches!(self.source, Source::Flake(_));
+        if error.contains("requires lock file changes")
+            || error.starts_with("cannot update unlocked flake input")
+        {
+            Some(
+                "run `nix flake lock`, and commit flake.lock: without it every evaluation would lock the inputs anew, and could find others",
+            )
+        } else if error.contains("has unsupported parameter 'dir'") {
+            Some(
+                "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",
+            )
+        } else if error.contains("is forbidden in restricted mode") && !of_flake {
+            Some(
+                "`restrict-eval` is set: name what the evaluation reads under `include` (`include: [.]` is the whole checkout)",
+            )
+        } else if of_flake && error.starts_with("attribute '") {
+            Some("below a flake, `attr` is the full path: packages.x86_64-linux.default")
+        } else {
+            None
+        }
+    }
+
     /// The path of the file that must be there for this to evaluate, where it is one.
     #[must_use]
     pub fn needs_file(&self) -> Option<PathBuf> {
@@ -180,8 +148,8 @@ impl Evaluation {
 
     /// The arguments with which `nix-instantiate`, and `nix-build` alike, evaluates this.
     ///
-    /// `locked` is the flake's [`FlakeMetadata::locked_reference`]; it has no meaning for other sources.
-    pub(super) fn arguments(&self, locked: Option<&str>) -> Vec<OsString> {
+    /// `locked` is the flake as its metadata has locked it; it has no meaning for other sources.
+    pub(super) fn arguments(&self, locked: Option<&LockedFlake>) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
         match (&self.source, self.attr.as_selection()) {
@@ -230,7 +198,7 @@ impl Evaluation {
         arguments
     }
 
-    fn selected(&self, locked: Option<&str>) -> String {
+    fn selected(&self, locked: Option<&LockedFlake>) -> String {
         self.applied(&format!("nix: ({SELECT}) nix.call"), locked)
     }
 
@@ -239,7 +207,7 @@ impl Evaluation {
     ///
     /// Nix calls it with the automatic arguments, and so hands them to us; but `nix-instantiate --eval` does so only where
     /// there are any (measured).
-    fn applied(&self, function: &str, locked: Option<&str>) -> String {
+    fn applied(&self, function: &str, locked: Option<&LockedFlake>) -> String {
         let names: Vec<String> = self
             .attr
             .names()
@@ -260,7 +228,7 @@ impl Evaluation {
 
     /// The arguments with which `nix-instantiate --eval` walks the targets below this: walk.nix, with these `settings` as
     /// JSON.
-    pub(super) fn walking(&self, settings: &str, locked: Option<&str>) -> Vec<OsString> {
+    pub(super) fn walking(&self, settings: &str, locked: Option<&LockedFlake>) -> Vec<OsString> {
         let walk = format!(
             "nix: root: names: ({WALK}) (builtins.fromJSON {}) nix (({SELECT}) nix.call root names)",
             string_literal(settings)
@@ -272,24 +240,22 @@ impl Evaluation {
 
     /// The arguments with which `nix-eval-jobs` evaluates what is below this: always an expression, for it takes no attribute
     /// path.
-    pub(super) fn selecting(&self, locked: Option<&str>) -> Vec<OsString> {
+    pub(super) fn selecting(&self, locked: Option<&LockedFlake>) -> Vec<OsString> {
         let mut arguments = vec!["--expr".into(), self.selected(locked).into()];
         arguments.extend(self.surroundings());
         arguments
     }
 
     /// An expression for the value that the attribute path starts at.
-    fn root(&self, locked: Option<&str>) -> String {
+    fn root(&self, locked: Option<&LockedFlake>) -> String {
         match &self.source {
             // Nix would take a leading dash for an option.
             Source::Expr(expr) if expr.starts_with('-') => format!(" {expr}"),
             Source::Expr(expr) => expr.clone(),
-            Source::Flake(flake) => {
-                format!(
-                    "(builtins.getFlake {}).outputs",
-                    string_literal(locked.unwrap_or(flake))
-                )
-            }
+            Source::Flake(flake) => match locked {
+                Some(locked) => locked.outputs(),
+                None => LockedFlake::shown_as(flake).outputs(),
+            },
             Source::File(file) if is_url(file) => {
                 format!("import (builtins.fetchTarball {})", string_literal(file))
             }
@@ -364,27 +330,6 @@ mod tests {
         let expr = arguments[1].to_str().unwrap();
         assert!(expr.contains("import (./. + \"/ci.nix\")"), "{expr}");
         assert!(expr.ends_with(r#"[ "a" "\"\${x}\n" ]"#), "{expr}");
-    }
-
-    #[test]
-    fn a_flake_is_evaluated_from_its_revision_or_from_its_copy_in_the_store() {
-        let metadata = |json: &str| {
-            serde_json::from_str::<FlakeMetadata>(json)
-                .unwrap()
-                .locked_reference()
-        };
-        assert_eq!(
-            metadata(
-                r#"{"url":"git+file:///r?ref=main&rev=1ac0","path":"/s","revision":"1ac0","lastModified":7,"locked":{"narHash":"h"}}"#
-            ),
-            "git+file:///r?ref=main&rev=1ac0"
-        );
-        assert_eq!(
-            metadata(
-                r#"{"url":"git+file:///r","path":"/nix/store/x-source","lastModified":7,"locked":{"narHash":"sha256-a+b/c=","dir":"sub"}}"#
-            ),
-            "path:/nix/store/x-source?narHash=sha256-a%2Bb%2Fc%3D&lastModified=7&dir=sub"
-        );
     }
 
     #[test]

@@ -414,14 +414,6 @@ impl Heard {
             .as_deref()
             .is_some_and(|error| error.starts_with("expression does not evaluate to a derivation"))
     }
-
-    /// Whether this Nix cannot evaluate a flake in a sub-folder from a copy in the store (2.8).
-    #[must_use]
-    pub fn no_flake_in_sub_folder(&self) -> bool {
-        self.error
-            .as_deref()
-            .is_some_and(|error| error.contains("has unsupported parameter 'dir'"))
-    }
 }
 
 /// As much of a line of a log as is kept.

@@ -10,6 +10,7 @@ pub mod command;
 mod derivation;
 mod evaluation;
 mod fault;
+mod flake;
 pub mod heard;
 pub mod settings;
 mod store_path;
@@ -21,7 +22,8 @@ pub use derivation::{
     BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk,
     is_fixed_output, outputs_of_derivation,
 };
-pub use evaluation::{Argument, Evaluation, FlakeMetadata, Source, is_url};
+pub use evaluation::{Argument, Evaluation, Source, is_url};
 pub use fault::{Cause, Fault, Trouble, is_rejection};
+pub use flake::{FlakeMetadata, LockedFlake, flake_settings};
 pub use heard::{Disturbance, Heard};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};

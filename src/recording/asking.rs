@@ -6,7 +6,9 @@ use super::Request;
 use super::memory::{self, MIB};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{FlakeMetadata, Heard, Source, class, command};
+use crate::flake_settings;
+use crate::log::Log;
+use crate::nix::{FlakeMetadata, Heard, LockedFlake, Source, class, command};
 use crate::supervise::{Finished, OnStop, Supervisor};
 use crate::text::{shortened, without_escapes};
 
@@ -95,13 +97,14 @@ pub(super) fn memory_for_evaluation(request: &Request, supervisor: &mut Supervis
     })
 }
 
-/// A locked reference to the flake, where it is one.
+/// The flake, locked, where it is one; and the settings that it asks for, where this host trusts it with them.
 pub(super) fn lock(
     request: &Request,
     supervisor: &mut Supervisor,
-) -> Result<Option<String>, Failure> {
+    log: Log,
+) -> Result<(Option<LockedFlake>, Vec<(String, String)>), Failure> {
     let Source::Flake(flake) = &request.root.source else {
-        return Ok(None);
+        return Ok((None, Vec::new()));
     };
     let line = command::flake_metadata(flake, &request.root.folder, &request.options);
     let mut said = Vec::new();
@@ -111,15 +114,20 @@ pub(super) fn lock(
     if !finished.ending.success() {
         store_answers(&request.options, supervisor)?;
         let (_, message) = last_words(&said, finished.ending);
-        return Err(Failure::new(
+        let failure = Failure::new(
             Class::Evaluation,
             format_args!("the flake {flake} cannot be locked: {message}"),
-        ));
+        );
+        return Err(match request.root.hint_at(&message) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        });
     }
     let _ = io::stderr().write_all(&said);
     let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
         .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
-    Ok(Some(metadata.locked_reference()))
+    let settings = flake_settings::accepted(&metadata, &request.options, supervisor, log)?;
+    Ok((Some(metadata.locked()), settings))
 }
 
 /// The systems whose outputs of a flake are targets: this host's, and those that agents are named for.

@@ -6,13 +6,13 @@ use std::io::{self, Write as _};
 
 use serde::Deserialize;
 
-use super::asking::{lock, memory_for_evaluation, store_answers};
+use super::asking::{memory_for_evaluation, store_answers};
 use super::memory::MIB;
 use super::walk::{DescribedMeta, is_excluded};
 use super::{Broken, Evaluated, Found, Recurse, Request};
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
-use crate::nix::{AttrPath, DrvPath, Source, class, command};
+use crate::nix::{AttrPath, DrvPath, LockedFlake, Source, class, command};
 use crate::supervise::{OnStop, Supervisor};
 use crate::text::without_escapes;
 
@@ -33,6 +33,7 @@ struct Line {
 /// The program is missing (69), fails (65), or the store does (75); a flake needs an attribute (64).
 pub(super) fn evaluate(
     request: &Request,
+    locked: Option<&LockedFlake>,
     workers: usize,
     supervisor: &mut Supervisor,
 ) -> Result<Evaluated, Failure> {
@@ -42,12 +43,11 @@ pub(super) fn evaluate(
                 .hint("name the set of targets: checks.x86_64-linux, say"),
         );
     }
-    let locked = lock(request, supervisor)?;
     let memory = memory_for_evaluation(request, supervisor)
         .map(|bytes| (bytes / MIB / workers as u64).max(1));
     let line = command::eval_jobs(
         &request.root,
-        locked.as_deref(),
+        locked,
         workers,
         memory,
         request.recurse == Recurse::All,

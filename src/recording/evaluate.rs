@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use super::asking::{
-    in_one_line, is_abort, last_words, lock, memory_for_evaluation, store_answers, systems,
+    in_one_line, is_abort, last_words, memory_for_evaluation, store_answers, systems,
 };
 use super::memory::{self, MIB};
 use super::progress::Progress;
@@ -21,7 +21,7 @@ use super::{Broken, Found, Recurse, Request};
 use crate::command_line::Ending;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, Disturbance, DrvPath, Source, class, command};
+use crate::nix::{AttrPath, Disturbance, DrvPath, LockedFlake, Source, class, command};
 use crate::supervise::{OnStop, Running, Supervisor};
 use crate::text::without_escapes;
 
@@ -82,7 +82,7 @@ pub struct Walk<'a> {
     log: Log,
     progress: Progress,
     marker: String,
-    locked: Option<String>,
+    locked: Option<LockedFlake>,
     systems: Option<Vec<String>>,
     exclude: Vec<Vec<String>>,
     counts: Counts,
@@ -105,17 +105,17 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// Prepares a walk: locks the flake, measures the memory.
+    /// Prepares a walk: measures the memory. A flake is `locked` before.
     ///
     /// # Errors
-    /// The flake cannot be locked (65), or what is needed for that is not there (69, 75).
+    /// What is needed for that is not there (69, 75).
     pub fn new(
         request: &'a Request,
+        locked: Option<LockedFlake>,
         cores: NonZeroUsize,
         supervisor: &'a mut Supervisor,
         log: Log,
     ) -> Result<Self, Failure> {
-        let locked = lock(request, supervisor)?;
         let whole_flake = locked.is_some() && request.root.attr.names().is_empty();
         let systems = if whole_flake {
             Some(systems(request, supervisor)?)
@@ -373,7 +373,7 @@ impl<'a> Walk<'a> {
         let line = command::walk(
             &self.request.root,
             &settings.json(),
-            self.locked.as_deref(),
+            self.locked.as_ref(),
             heap,
             &self.request.options,
         );
@@ -711,7 +711,10 @@ impl<'a> Walk<'a> {
         {
             return failure.hint("give a function's arguments under `arg` or `argstr`");
         }
-        failure
+        match self.request.root.hint_at(message) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
     }
 
     /// A process that was beyond its part of the memory.

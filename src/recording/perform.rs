@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::annotation::{Facts, annotation, counts};
-use super::asking::in_one_line;
+use super::asking::{in_one_line, lock};
 use super::document::Document;
 use super::edges::{BadGraph, Edges};
 use super::evaluate::describe;
@@ -22,7 +22,9 @@ use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
-use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, command, inputs_on_disk, version};
+use crate::nix::{
+    AttrPath, Derivation, DrvPath, LockedFlake, StorePath, command, inputs_on_disk, version,
+};
 use crate::state::State;
 use crate::step::Host;
 use crate::supervise::{OnStop, Supervisor};
@@ -41,9 +43,9 @@ pub fn perform(
     log: Log,
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (keys, host) = (order.keys?, order.host?);
-    let request = Request::read(keys, &order.place, order.plugin.as_deref())?;
+    let mut request = Request::read(keys, &order.place, order.plugin.as_deref())?;
     // Steps start at the root of the checkout.
-    let recorded = match &order.below_checkout {
+    let mut recorded = match &order.below_checkout {
         Some(folder) => Request {
             root: request
                 .root
@@ -60,8 +62,10 @@ pub fn perform(
         None => request.clone(),
     };
     let build = order.build.as_ref().filter(|_| !order.dry_run);
+    // As it was ordered: what a flake asks for is not known when a later try looks for this one.
+    let identity = pin::identity(&recorded);
     if let Some(build) = build
-        && follow_earlier(build, &pin::identity(&recorded), supervisor, log)?
+        && follow_earlier(build, &identity, supervisor, log)?
     {
         return Ok(None);
     }
@@ -83,7 +87,11 @@ pub fn perform(
         seconds.insert(name, (took * 1000.0).round() / 1000.0);
     };
 
-    let mut evaluation = Evaluation::new(&request, order.cores, supervisor, log)?;
+    let (locked, settings) = lock(&request, supervisor, log)?;
+    // They count in every step too, which realises before it reads any flake.
+    request.options.extend(settings.iter().cloned());
+    recorded.options.extend(settings);
+    let mut evaluation = Evaluation::new(&request, locked, order.cores, supervisor, log)?;
     evaluation.all()?;
     let Kept {
         evaluated,
@@ -155,7 +163,7 @@ pub fn perform(
         supervisor,
         log,
     };
-    upload.keep(&plan, &pin::identity(&recorded))?;
+    upload.keep(&plan, &identity)?;
     upload.follow(&plan, true)?;
     Ok(None)
 }
@@ -239,6 +247,7 @@ enum Evaluation<'a> {
     Ours(Box<Walk<'a>>),
     EvalJobs {
         request: &'a Request,
+        locked: Option<LockedFlake>,
         workers: usize,
         supervisor: &'a mut Supervisor,
         evaluated: Evaluated,
@@ -249,14 +258,18 @@ enum Evaluation<'a> {
 impl<'a> Evaluation<'a> {
     fn new(
         request: &'a Request,
+        locked: Option<LockedFlake>,
         cores: NonZeroUsize,
         supervisor: &'a mut Supervisor,
         log: Log,
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
-            Evaluator::Nix => Self::Ours(Box::new(Walk::new(request, cores, supervisor, log)?)),
+            Evaluator::Nix => Self::Ours(Box::new(Walk::new(
+                request, locked, cores, supervisor, log,
+            )?)),
             Evaluator::NixEvalJobs => Self::EvalJobs {
                 request,
+                locked,
                 workers: request.workers.unwrap_or(cores).get(),
                 supervisor,
                 evaluated: Evaluated::default(),
@@ -273,12 +286,13 @@ impl<'a> Evaluation<'a> {
             }
             Self::EvalJobs {
                 request,
+                locked,
                 workers,
                 supervisor,
                 evaluated,
                 ..
             } => {
-                *evaluated = eval_jobs::evaluate(request, *workers, supervisor)?;
+                *evaluated = eval_jobs::evaluate(request, locked.as_ref(), *workers, supervisor)?;
                 let line = command::version();
                 let printed = supervisor.run(&line, OnStop::Term, &mut std::io::sink())?;
                 evaluated.nix = version::of_program(&printed.text()).unwrap_or_default();

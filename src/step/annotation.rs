@@ -128,7 +128,7 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
         text.push_str(&to_paste(&where_the_log_is(failed), command));
     }
     if let Some(command) = &failed.advice.reproduce {
-        text.push_str(&to_paste("The same at home", command));
+        text.push_str(&to_paste("Reproduce", command));
     }
     text.push_str("</details>\n\n");
     text
@@ -282,6 +282,7 @@ mod tests {
             advice: &Advice {
                 whole_log: Some(text.into()),
                 reproduce: Some(text.into()),
+                explain: None,
             },
             log: Log::Whole("eval-once-log/a.log".into()),
             count,
@@ -373,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_command_is_shown_whole_or_not_at_all() {
-        let text = to_paste("The same at home", &"x".repeat(3_000));
+        let text = to_paste("Reproduce", &"x".repeat(3_000));
         assert!(
             text.len() < 200 && text.contains("cannot be shown"),
             "{text}"

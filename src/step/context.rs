@@ -17,11 +17,12 @@ use super::{Host, links};
 use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::Place;
 use crate::exit::{Class, Failure};
+use crate::flake_settings;
 use crate::host;
 use crate::log::Log;
 use crate::nix::{
-    Cause, Disturbance, DrvPath, Fault, Heard, StorePath, caches, class, command, derivation_text,
-    is_fixed_output, outputs_of_derivation,
+    Cause, Disturbance, DrvPath, Fault, FlakeMetadata, Heard, Source, StorePath, caches, class,
+    command, derivation_text, is_fixed_output, outputs_of_derivation, version,
 };
 use crate::state::{State, Turn};
 use crate::supervise::{Finished, OnStop, Supervisor};
@@ -84,6 +85,8 @@ pub(super) struct Step<'a> {
     state: OnceCell<Option<State>>,
     /// The caches that are left, once one was seen to be unreachable.
     caches: Option<Vec<String>>,
+    /// The settings of the flake that is evaluated, once it was asked for them.
+    flake_settings: Option<Vec<(String, String)>>,
     /// What was seen to be unreachable, and has not been left out yet.
     unreachable: BTreeSet<String>,
     /// What keeps the outputs of a step that asked for no link.
@@ -138,6 +141,7 @@ impl<'a> Step<'a> {
             link: None,
             state: OnceCell::new(),
             caches: None,
+            flake_settings: None,
             unreachable: BTreeSet::new(),
             kept: None,
             taken: None,
@@ -365,15 +369,28 @@ impl<'a> Step<'a> {
             self.caches = Some(left).filter(|_| left_out_before || !out.is_empty());
         }
         let mut options = self.request.options.clone();
+        options.extend(self.flake_settings.iter().flatten().cloned());
         if let Some(caches) = &self.caches {
             options.push(("substituters".into(), caches.join(" ")));
         }
         Ok(options)
     }
 
+    /// Asks a flake for settings, which count from then on.
+    pub(super) fn take_settings(&mut self, metadata: &FlakeMetadata) -> Result<(), Failure> {
+        if self.flake_settings.is_none() {
+            let options = &self.request.options;
+            let settings = flake_settings::accepted(metadata, options, self.supervisor, self.log)?;
+            self.flake_settings = Some(settings);
+        }
+        Ok(())
+    }
+
     /// The caches that Nix would ask. Where it does not say (it has no `nix` program, or an odd one), none are known.
     pub(super) fn substituters(&mut self) -> Result<Vec<String>, Failure> {
-        let line = command::show_config(&self.request.options);
+        let mut options = self.request.options.clone();
+        options.extend(self.flake_settings.iter().flatten().cloned());
+        let line = command::show_config(&options);
         match self.ask(&line) {
             Ok((config, _)) => Ok(caches::substituters(&config.text()).unwrap_or_default()),
             Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
@@ -771,6 +788,22 @@ impl<'a> Step<'a> {
         };
         self.seconds.wait += started.elapsed();
         Ok(turn)
+    }
+
+    /// The version of Nix, where a command to paste depends on it: it costs a process.
+    pub(super) fn nix_version(&mut self) -> Result<Option<(u32, u32)>, Failure> {
+        let evaluation = self.request.evaluation.as_ref();
+        if !evaluation.is_some_and(|it| matches!(it.source, Source::Flake(_))) {
+            return Ok(None);
+        }
+        match self.ask(&command::version()) {
+            Ok((printed, _)) => {
+                Ok(version::of_program(&printed.text())
+                    .and_then(|version| version::numbers(&version)))
+            }
+            Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
+            Err(_) => Ok(None),
+        }
     }
 
     /// The folder of store paths, as far as one is named.

@@ -12,11 +12,24 @@ use crate::text::{Keep, tamed};
 /// How many others that failed are told.
 const OTHERS: usize = 10;
 
+/// How long a command may be that is shown, in bytes.
+const COMMAND_AT_MOST: usize = 4 << 10;
+
+/// A command whole, or not at all: an expression has no bound of its own.
+fn shown(command: &str) -> &str {
+    if command.len() <= COMMAND_AT_MOST {
+        command
+    } else {
+        "by a command that is too long to be shown; `eval-once explain` prints it"
+    }
+}
+
 /// Shows how the step failed. A refusal is told in one sentence, which comes anyway.
 pub(super) fn show(
     failure: &Failure,
     report: &Report,
     request: Option<&Request>,
+    advice: &Advice,
     kept: Option<&KeptLog>,
     log: Log,
 ) {
@@ -67,12 +80,14 @@ pub(super) fn show(
         line("also failed", &format!("{} more", others.len() - OTHERS));
     }
     line("what it means", failure.in_a_sentence());
-    let advice = Advice::new(request, report);
     if let Some(command) = &advice.whole_log {
         line("whole log", command);
     }
     if let Some(command) = &advice.reproduce {
-        line("at home", command);
+        line("reproduce", shown(command));
+    }
+    if let Some(command) = &advice.explain {
+        line("explain", shown(command));
     }
     if let Some(lines) = told.and_then(|told| told.log.as_ref()) {
         log.plain("the end of its log:");

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Order;
+use super::advice;
 use super::context::Step;
 use super::report::{Reason, WayName};
 use super::request::{OutLink, Request};
@@ -27,8 +28,8 @@ pub struct Explanation {
     /// The argument vectors that would be run, in order. `NEW` stands for a folder's random name, `LOCKED`
     /// for a flake's locked reference, and `DRV` for a path that is not known before the evaluation.
     pub commands: Vec<Vec<String>>,
-    /// One command that gives the same by hand: `nix-build`, or what comes next to it where only a record is known. (With
-    /// several outputs, `nix-build` links only the default one.)
+    /// One command that gives the same by hand: `nix-build` (of a flake, `nix build`), or what comes next to it where only a
+    /// record is known, or Nix has no spelling for the attribute. (With several outputs, `nix-build` links only the default one.)
     #[serde(rename = "nix-build")]
     pub nix_build: Option<String>,
 }
@@ -69,20 +70,23 @@ pub fn explain(
             break;
         }
     }
-    let by_hand = explanation.would.and_then(|way| by_hand(&request, way));
+    let version = step.nix_version()?;
+    let by_hand = explanation
+        .would
+        .and_then(|way| by_hand(&request, way, version));
     explanation.nix_build = by_hand.map(|line| line.to_string());
     Ok(explanation)
 }
 
 /// What one would type to get what `way` gives.
-fn by_hand(request: &Request, way: WayName) -> Option<CommandLine> {
+fn by_hand(request: &Request, way: WayName, version: Option<(u32, u32)>) -> Option<CommandLine> {
     let link = match &request.out_link {
         OutLink::At(link) => Some(link.as_path()),
         OutLink::State => None,
     };
     let options = &request.options;
     match (way, &request.evaluation, &request.drv) {
-        (_, Some(evaluation), _) => Some(command::nix_build(evaluation, link, options)),
+        (_, Some(_), _) => advice::by_hand(request, link, version),
         (WayName::Available, ..) => {
             let outputs: Vec<_> = request.outputs.values().collect();
             Some(command::obtain(&outputs, link, options))

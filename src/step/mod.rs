@@ -34,6 +34,7 @@ use crate::nix::settings::Settings;
 use crate::supervise::Supervisor;
 
 pub use crate::build_keys::{Form, OutLink};
+use advice::Advice;
 use context::Step;
 pub use explain::{Explanation, explain};
 pub use left::{Left, LeftSeconds, Unreadable};
@@ -116,7 +117,7 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
             skip: request.skip && !order.followed,
             ..request
         });
-    let (mut report, kept, result, request) = match (request, order.host) {
+    let (mut report, kept, result, request, advice) = match (request, order.host) {
         (Ok(request), Ok(host)) => {
             let mut step = Step::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
@@ -127,15 +128,21 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
             };
             let mut report = step.report(order.started, &result, hints);
             let kept = step.kept_log(&mut report);
+            let advice = if result.is_err() {
+                let version = step.nix_version().unwrap_or_default();
+                Advice::new(&request, &report, version)
+            } else {
+                Advice::default()
+            };
             let done = |outputs| Done {
                 outputs,
                 command: request.command,
             };
-            (report, kept, result.map(done), Some(request))
+            (report, kept, result.map(done), Some(request), advice)
         }
         (Err(failure), _) | (_, Err(failure)) => {
             let report = Report::refusal(&failure, order.started);
-            (report, None, Err(failure), None)
+            (report, None, Err(failure), None, Advice::default())
         }
     };
     if let Some(line) = report.in_one_line() {
@@ -160,6 +167,7 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
             report: &report,
             failure: result.as_ref().err(),
             request: request.as_ref(),
+            advice: &advice,
             kept: kept.as_ref(),
         };
         tell(job, &over, supervisor, log);
@@ -168,7 +176,14 @@ pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Do
     if let Err(failure) = &result
         && !supervisor.is_stopped()
     {
-        ending::show(failure, &report, request.as_ref(), kept.as_ref(), log);
+        ending::show(
+            failure,
+            &report,
+            request.as_ref(),
+            &advice,
+            kept.as_ref(),
+            log,
+        );
     }
     result
 }

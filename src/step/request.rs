@@ -32,6 +32,8 @@ pub struct Request {
     pub fail_on_drift: bool,
     /// How what Nix says looks in the log.
     pub form: Form,
+    /// The keys themselves, as they were given.
+    pub keys: Keys,
 }
 
 impl Request {
@@ -41,8 +43,8 @@ impl Request {
     /// A key is unknown, null, of the wrong type or not allowed here; each is named (64). The recording has refused the target,
     /// and said why (64).
     pub fn read(keys: Keys, place: &Place) -> Result<Self, Failure> {
-        let mut reader = Reader::new(keys)?;
-        let request = Self::read_keys(&mut reader, place)?;
+        let mut reader = Reader::new(keys.clone())?;
+        let request = Self::read_keys(&mut reader, keys, place)?;
         reader.finish("a step")?;
         if place.confined {
             request.check_confined(place)?;
@@ -50,7 +52,7 @@ impl Request {
         Ok(request)
     }
 
-    fn read_keys(reader: &mut Reader, place: &Place) -> Result<Self, Failure> {
+    fn read_keys(reader: &mut Reader, keys: Keys, place: &Place) -> Result<Self, Failure> {
         if let Some(message) = reader.string("refused")? {
             // Whatever stands beside it: what the recording found wrong is not to be built.
             return Err(refuse(message).hint("correct it, and make the pipeline again"));
@@ -96,6 +98,7 @@ impl Request {
             skip,
             fail_on_drift: how.fail_on_drift.unwrap_or(false),
             form: how.form.unwrap_or(Form::Pretty),
+            keys,
         })
     }
 

@@ -52,6 +52,8 @@ pub(super) struct Over<'a> {
     pub(super) failure: Option<&'a Failure>,
     /// What it was asked to do, where that could be read.
     pub(super) request: Option<&'a Request>,
+    /// What one can do about it.
+    pub(super) advice: &'a Advice,
     /// The log of what failed, where Nix has kept it.
     pub(super) kept: Option<&'a KeptLog>,
 }
@@ -169,7 +171,7 @@ impl Teller<'_> {
             target: &self.target,
             failure,
             report,
-            advice: &Advice::new(over.request, over.report),
+            advice: over.advice,
             log,
             count,
         }))

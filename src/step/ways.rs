@@ -17,8 +17,8 @@ use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{
-    Disturbance, DrvPath, Evaluation, FlakeMetadata, Source, StorePath, Trouble, caches, class,
-    command,
+    Disturbance, DrvPath, Evaluation, FlakeMetadata, LockedFlake, Source, StorePath, Trouble,
+    caches, class, command,
 };
 use crate::state::{Roots, State};
 use crate::supervise::Finished;
@@ -541,11 +541,13 @@ fn evaluate(
             };
             let metadata: FlakeMetadata = serde_json::from_slice(&printed.stdout)
                 .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
-            Some(metadata.locked_reference())
+            step.take_settings(&metadata)?;
+            Some(metadata.locked())
         }
         _ => None,
     };
-    let line = command::instantiate(evaluation, locked.as_deref(), root, &options);
+    let options = step.options()?;
+    let line = command::instantiate(evaluation, locked.as_ref(), root, &options);
     let Some(printed) = run_evaluation(step, evaluation, &line)? else {
         return Ok(None);
     };
@@ -557,7 +559,7 @@ fn evaluate(
         return Ok(Some(drv.clone()));
     }
     let found = if drvs.is_empty() {
-        let line = command::show_value(evaluation, locked.as_deref(), &options);
+        let line = command::show_value(evaluation, locked.as_ref(), &options);
         let (finished, _) = step.ask(&line)?;
         format!(
             "no derivation, but {}",
@@ -633,17 +635,10 @@ fn run_evaluation(
         class,
         format_args!("{what} does not evaluate: {error}{place}"),
     );
-    if heard.no_flake_in_sub_folder() {
-        return Err(failure.hint(
-            "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",
-        ));
-    }
-    if matches!(evaluation.source, Source::Flake(_)) && error.starts_with("attribute '") {
-        return Err(
-            failure.hint("below a flake, `attr` is the full path: packages.x86_64-linux.default")
-        );
-    }
-    Err(failure)
+    Err(match evaluation.hint_at(&error) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    })
 }
 
 /// The `.drv` that `nix-instantiate` has printed: its root where there is one, and behind a `!` the output that the
@@ -708,7 +703,7 @@ fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
     let root = placeholder(step, "roots/NEW/root");
     commands.push(command::instantiate(
         evaluation,
-        Some("LOCKED"),
+        Some(&LockedFlake::shown_as("LOCKED")),
         root.as_deref(),
         &options,
     ));
