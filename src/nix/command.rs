@@ -188,7 +188,10 @@ pub fn instantiate(
 /// Prints the value that [`instantiate`] found no single derivation in.
 #[must_use]
 pub fn show_value(evaluation: &Evaluation, locked: Option<&str>, options: &Options) -> CommandLine {
-    evaluating("nix-instantiate", &["--eval"], evaluation, locked, options)
+    let mut command = command("nix-instantiate", &["--eval"], options);
+    command.arguments.extend(evaluation.showing(locked));
+    command.folder = Some(evaluation.folder.clone());
+    command
 }
 
 /// Walks the targets below `evaluation`, and says on standard error what it finds (walk.nix). Writes their `.drv`s, which

@@ -10,6 +10,7 @@ use super::asking::in_one_line;
 use super::document::Document;
 use super::edges::{BadGraph, Edges};
 use super::evaluate::describe;
+use super::overlooked::{Note, agents_without_targets};
 use super::pin::{Owner, Pinned};
 use super::plan::{self, Plan};
 use super::steps::{Records, Steps, source, steps};
@@ -84,6 +85,13 @@ pub fn perform(
     } = keep(&mut evaluation, &owner, &request, &state, log)?;
     tell(&evaluated.broken, log);
     tell(&evaluated.refused, log);
+    let mut notes = evaluated.overlooked.notes();
+    notes.extend(agents_without_targets(
+        &request,
+        &targets,
+        &evaluated.overlooked,
+    ));
+    note(&notes, log);
     time("evaluate");
 
     let skipped = skip::reasons(&targets, &request, supervisor, log)?;
@@ -92,6 +100,7 @@ pub fn perform(
         targets: &targets,
         broken: &evaluated.broken,
         refused: &evaluated.refused,
+        callable: &evaluated.callable,
         edges: &edges,
         skip: &skipped,
     };
@@ -107,6 +116,7 @@ pub fn perform(
         targets: &targets,
         placed: &made.placed,
         errors: &made.errors,
+        notes: &notes,
         left_out: made.left_out,
         seconds: order.started.elapsed().as_secs_f64(),
         previous: previous.as_deref(),
@@ -319,6 +329,7 @@ fn keep(
         let evaluated = evaluation.evaluated();
         if evaluated.found.is_empty() {
             if evaluated.broken.is_empty() && evaluated.refused.is_empty() {
+                note(&evaluated.overlooked.notes(), log);
                 return Err(Failure::new(
                     Class::Evaluation,
                     format_args!("there are no targets in {}", describe(request)),
@@ -389,6 +400,20 @@ fn tell(broken: &[Broken], log: Log) {
     }
     if broken.len() > TOLD {
         log.say(format_args!("broken: and {} more", broken.len() - TOLD));
+    }
+}
+
+/// Says what was not looked at, and what is not there.
+fn note(notes: &[Note], log: Log) {
+    for note in notes {
+        if note.is_warning {
+            log.warn(&note.text);
+        } else {
+            log.say(&note.text);
+        }
+        if let Some(hint) = &note.hint {
+            log.say(format_args!("hint: {hint}"));
+        }
     }
 }
 
