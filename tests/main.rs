@@ -23,6 +23,7 @@ mod recording_evaluate;
 mod recording_in_build;
 mod recording_keys;
 mod recording_store;
+mod recording_walk;
 mod shim;
 mod statuses;
 mod step;

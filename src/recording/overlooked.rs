@@ -91,7 +91,7 @@ impl Overlooked {
         }
         for (path, near) in self.exclusions.iter().take(NAMED) {
             notes.push(Note {
-                text: format!("`exclude: {path}` leaves nothing out"),
+                text: format!("`exclude: {}` leaves nothing out", pattern(path.names())),
                 hint: near.clone(),
                 is_warning: true,
             });
@@ -191,7 +191,7 @@ fn next_to(path: &AttrPath, root: &AttrPath, known: &[AttrPath]) -> Option<Strin
         .filter(|attr| attr.names().len() > wrong && matches(attr.names(), wrong))
         .map(|attr| attr.names()[wrong].as_str())
         .collect();
-    let above = AttrPath::new(names[..wrong].to_vec());
+    let above = pattern(&names[..wrong]);
     if beside.is_empty() {
         return Some(format!("nothing below {above} is looked into"));
     }
@@ -199,7 +199,7 @@ fn next_to(path: &AttrPath, root: &AttrPath, known: &[AttrPath]) -> Option<Strin
     let with = |name: &str| {
         let mut whole = names.to_vec();
         name.clone_into(&mut whole[wrong]);
-        AttrPath::new(whole).to_string()
+        pattern(&whole)
     };
     match nearest(&names[wrong], &candidates) {
         Some(name) => Some(format!("did you mean `{}`?", with(name))),
@@ -233,6 +233,15 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
         .filter(|(distance, _)| *distance <= (name.chars().count() / 3).max(1))
         .min()
         .map(|(_, name)| name)
+}
+
+/// A path as one writes it under `exclude`, where `*` stands for a name.
+fn pattern(names: &[String]) -> String {
+    let part = |name: &String| match name.as_str() {
+        "*" => name.clone(),
+        _ => AttrPath::new(vec![name.clone()]).to_string(),
+    };
+    names.iter().map(part).collect::<Vec<_>>().join(".")
 }
 
 /// Where derivations are in an output of a flake.
@@ -277,7 +286,7 @@ mod tests {
             |path| path.to_string() == "bad",
         );
         let said = |(path, hint): (AttrPath, Option<String>)| {
-            format!("{path}: {}", hint.unwrap_or_default())
+            format!("{}: {}", pattern(path.names()), hint.unwrap_or_default())
         };
         found.into_iter().map(said).collect()
     }
