@@ -15,6 +15,7 @@ mod evaluate;
 mod explain;
 mod failures;
 mod job_log;
+mod nix_shapes;
 mod out_link;
 mod plugin;
 mod plugin_yml;
