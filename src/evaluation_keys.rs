@@ -125,6 +125,7 @@ pub(crate) fn read(
         attr: attr.unwrap_or_default(),
         arguments: arg.chain(argstr).collect(),
         include: include.unwrap_or_default(),
+        call: true,
         folder: place.folder.clone(),
     });
     Ok((evaluation, by_default))

@@ -93,6 +93,7 @@ fn a_null_is_refused_by_its_name_wherever_it_is() {
         "argstr",
         "include",
         "options",
+        "call",
         "out-link",
         "command",
         "share",

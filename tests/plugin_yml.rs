@@ -100,6 +100,11 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             ],
         ),
         (
+            "call",
+            vec![json!(true), json!(false)],
+            vec![json!("false"), json!(0)],
+        ),
+        (
             "out-link",
             vec![json!("result"), json!("out/app"), json!(false)],
             vec![json!(true), json!(0)],

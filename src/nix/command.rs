@@ -202,7 +202,10 @@ pub fn show_value(
     locked: Option<&LockedFlake>,
     options: &Options,
 ) -> CommandLine {
-    evaluating("nix-instantiate", &["--eval"], evaluation, locked, options)
+    let mut command = command("nix-instantiate", &["--eval"], options);
+    command.arguments.extend(evaluation.showing(locked));
+    command.folder = Some(evaluation.folder.clone());
+    command
 }
 
 /// Walks the targets below `evaluation`, and says on standard error what it finds (walk.nix). Writes their `.drv`s, which

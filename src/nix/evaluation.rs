@@ -44,6 +44,9 @@ pub struct Evaluation {
     pub arguments: Vec<(String, Argument)>,
     /// Search path entries (`-I`), first found first.
     pub include: Vec<String>,
+    /// Whether a derivation that can be called as well (one with a `__functor`) is called, as `nix-build -A` does. Nothing
+    /// of a flake ever is.
+    pub call: bool,
     /// The folder in which relative paths start.
     pub folder: PathBuf,
 }
@@ -150,6 +153,11 @@ impl Evaluation {
     ///
     /// `locked` is the flake as its metadata has locked it; it has no meaning for other sources.
     pub(super) fn arguments(&self, locked: Option<&LockedFlake>) -> Vec<OsString> {
+        if !self.is_called() {
+            let mut arguments = vec!["-E".into(), self.selected_uncalled(locked).into()];
+            arguments.extend(self.surroundings());
+            return arguments;
+        }
         let mut arguments: Vec<OsString> = Vec::new();
         let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
         match (&self.source, self.attr.as_selection()) {
@@ -177,7 +185,7 @@ impl Evaluation {
     fn surroundings(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
-        if matches!(self.source, Source::Flake(_)) {
+        if self.is_flake() {
             push(&[
                 "--extra-experimental-features",
                 "nix-command flakes",
@@ -198,12 +206,53 @@ impl Evaluation {
         arguments
     }
 
-    fn selected(&self, locked: Option<&LockedFlake>) -> String {
-        self.applied(&format!("nix: ({SELECT}) nix.call"), locked)
+    /// Whether Nix may call what the attribute path leads to, whatever it is.
+    fn is_called(&self) -> bool {
+        self.call && !self.is_flake()
     }
 
-    /// An expression that applies `function` to Nix's way of calling (`{ call, given }`: the function, and the automatic
-    /// arguments), to the root, and to the names of the attribute path.
+    fn is_flake(&self) -> bool {
+        matches!(self.source, Source::Flake(_))
+    }
+
+    /// An expression for what the attribute path leads to.
+    fn selected(&self, locked: Option<&LockedFlake>) -> String {
+        let names = self.attr.names();
+        if self.is_flake() && !names.iter().any(|name| name.parse::<u64>().is_ok()) {
+            // Nix's own selection, which knows what was meant where a name is missing.
+            let names = names
+                .iter()
+                .map(|name| format!(".{}", string_literal(name)));
+            return self.root(locked) + &names.collect::<String>();
+        }
+        self.applied(&format!("nix: root: names: {}", self.selection()), locked)
+    }
+
+    /// A set of nothing else than that. `nix-instantiate` calls what an expression gives, and a set in it that is marked, but
+    /// not what else stands in a set.
+    fn selected_uncalled(&self, locked: Option<&LockedFlake>) -> String {
+        let alone = |value: String| {
+            format!("{{ derivation = {value} // {{ recurseForDerivations = false; }}; }}")
+        };
+        if self.is_flake() {
+            return alone(self.selected(locked));
+        }
+        let function = format!("nix: root: names: {}", alone(self.selection()));
+        self.applied(&function, locked)
+    }
+
+    /// What `names` lead to below `root`, called where it may be.
+    fn selection(&self) -> String {
+        let value = format!("(({}) nix.call root names)", in_one_line(SELECT));
+        if self.is_called() {
+            format!("nix.call {value}")
+        } else {
+            value
+        }
+    }
+
+    /// An expression that applies `function` to Nix's way of calling (`{ call, given, calls }`: the function, the automatic
+    /// arguments, and whether anything is called at all), to the root, and to the names of the attribute path.
     ///
     /// Nix calls it with the automatic arguments, and so hands them to us; but `nix-instantiate --eval` does so only where
     /// there are any (measured).
@@ -218,12 +267,29 @@ impl Evaluation {
             [] => ("", "{ }"),
             [..] => ("{ ... }@arguments: ", "arguments"),
         };
+        // `nix build FLAKE#a` calls nothing, functors included.
+        let (call, calls) = if self.is_flake() {
+            ("arguments: value: value", "false")
+        } else {
+            (&*in_one_line(CALL), "true")
+        };
+        // What is behind a line's end may be a comment's.
         format!(
-            "(function: call: root: names: {called}function {{ call = call {arguments}; given = {arguments}; }} root names)\n\
-             (\n{function}\n)\n(\n{CALL}\n)\n(\n{}\n)\n[ {} ]",
+            "(function: call: root: names: {called}function {{ call = call {arguments}; given = {arguments}; calls = {calls}; }} root names) \
+             ({function}\n) ({call}) (\n{}\n) [ {} ]",
             self.root(locked),
             names.join(" ")
         )
+    }
+
+    /// The arguments with which `nix-instantiate --eval` prints the value itself.
+    pub(super) fn showing(&self, locked: Option<&LockedFlake>) -> Vec<OsString> {
+        if self.is_called() {
+            return self.arguments(locked);
+        }
+        let mut arguments = vec!["-E".into(), self.selected(locked).into()];
+        arguments.extend(self.surroundings());
+        arguments
     }
 
     /// The arguments with which `nix-instantiate --eval` walks the targets below this: walk.nix, with these `settings` as
@@ -275,6 +341,13 @@ impl Evaluation {
     }
 }
 
+/// An expression of ours without its comments, as it can be shown in a line of its own.
+fn in_one_line(expression: &str) -> String {
+    let lines = expression.lines().map(str::trim);
+    let code: Vec<&str> = lines.filter(|line| !line.starts_with('#')).collect();
+    code.join(" ").trim().to_owned()
+}
+
 fn is_on_search_path(file: &str) -> bool {
     file.len() > 2 && file.starts_with('<') && file.ends_with('>')
 }
@@ -292,6 +365,7 @@ mod tests {
                 ("s".into(), Argument::String("two".into())),
             ],
             include: vec!["lib=./lib".into()],
+            call: true,
             folder: "/checkout".into(),
         }
     }

@@ -1,5 +1,5 @@
 # What Nix does with `-A`, for the names that `-A` has no spelling for: one that holds a quote, an empty one, a number that
-# names an attribute of a set. Takes Nix's way to call (call.nix), the root, and the exact names.
+# names an attribute of a set. Takes Nix's way to call (call.nix), the root, and the exact names; what it finds is not called yet.
 call: root: names:
 let
   below =
@@ -19,4 +19,4 @@ let
     else
       throw "attribute '${name}' in selection path ${builtins.toJSON names} not found";
 in
-call (builtins.foldl' below root names)
+builtins.foldl' below root names

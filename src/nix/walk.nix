@@ -5,7 +5,12 @@
 # be UTF-8, and would not survive being printed. Each line is a marker that no repository can guess, a word, a path, and text:
 #
 #   begin  PATH NAME     this attribute is looked at now (its name as `escaped` writes it)
-#   out    PATH          it is one of those that are left out
+#   out    PATH N,N NAME it is one of those that are left out, by these of the exclusions
+#   pass   PATH          it is a set that is not looked into
+#   beside PATH NAMES    these stand beside what is looked at in a flake: of its outputs (the root), or of systems
+#   holds  PATH          it was not looked into, and derivations are in it
+#   none   PATH          it was not looked into, and no derivations were found in it
+#   call   PATH          it is a derivation that can be called as well
 #   set    PATH COUNT    it is a set or a list, and its attributes come next
 #   meta   PATH          it is a derivation that evaluates, and its metadata is looked at
 #   target PATH JSON     it is a derivation (`named`: its drvPath is a mere string, and nothing says that it was written)
@@ -30,10 +35,31 @@
   buildkite,
   # Whether what throws is caught: then the next attribute costs no new process.
   catch,
+  # Whether the spans are sets that a walk has passed, and it is only asked whether they hold derivations.
+  look,
 }:
 let
   # A cycle of sets would never end.
   deepest = 32;
+
+  list = builtins.concatStringsSep ",";
+
+  # A flake's outputs that are sets by system.
+  bySystem = [
+    "checks"
+    "packages"
+  ];
+
+  # Its outputs that hold derivations all the same; those of `legacyPackages` and `apps` are no affair of CI.
+  otherOutputs = [
+    "darwinConfigurations"
+    "defaultPackage"
+    "devShell"
+    "devShells"
+    "formatter"
+    "homeConfigurations"
+    "nixosConfigurations"
+  ];
 
   say =
     word: at: text:
@@ -60,10 +86,16 @@ let
         "\\e"
       ];
 
-  # `{ x }: …` without a value for x is no target, and no mistake either: a library is full of them.
+  isDerivation = value: builtins.isAttrs value && value.type or null == "derivation";
+
+  # `{ x }: …` without a value for x is no target, and no mistake either: a library is full of them. Nor is a functor.
   called =
     call: value:
-    if
+    if !call.calls then
+      value
+    else if builtins.isAttrs value && value ? __functor then
+      called call (value.__functor value)
+    else if
       builtins.isFunction value
       && builtins.any (name: !(builtins.functionArgs value).${name} && !(call.given ? ${name})) (
         builtins.attrNames (builtins.functionArgs value)
@@ -200,11 +232,44 @@ let
 
   # ---- walking
 
+  # The value that stands for an attribute. `nix-instantiate FILE` takes a derivation for one before it asks whether it can
+  # be called, and `nix build FLAKE#a` calls nothing; only `-A` calls a derivation with a functor.
+  valueOf =
+    call: here: value:
+    if isDerivation value then
+      value
+    else if here.at == "" then
+      call.call value
+    else
+      called call value;
+
+  # Gives { marked; }: true, false, or null where nothing is said; or { text; }, what is wrong: Nix fails there.
+  markOf =
+    value:
+    if !(builtins.isAttrs value && value ? recurseForDerivations) then
+      { marked = null; }
+    else
+      let
+        type = builtins.typeOf value.recurseForDerivations;
+        words = {
+          int = "an integer";
+          lambda = "a function";
+          null = "null";
+        };
+      in
+      if type == "bool" then
+        { marked = value.recurseForDerivations; }
+      else
+        { text = "recurseForDerivations is ${words.${type} or "a ${type}"}, and must be true or false"; };
+
   # What an attribute is. Everything that may throw is forced here.
   classify =
     call: here: value':
     let
-      value = (if here.at == "" then call.call else called call) value';
+      value = valueOf call here value';
+      # Nix looks at the mark before it calls a functor; a function has one only afterwards.
+      before = markOf value';
+      mark = if before ? text || before.marked != null then before else markOf value;
       drv = builtins.unsafeDiscardStringContext value.drvPath;
       # What a derivation says about itself comes after what it is: a step builds it without ever looking at that.
       meta = builtins.seq drv (metadata here.at value);
@@ -218,19 +283,24 @@ let
       set = names: get: builtins.seq (builtins.length names) { inherit names get; };
     in
     if builtins.isAttrs value then
-      if value.type or null == "derivation" then
-        if here.systems != null && !builtins.elem (value.system or null) here.systems then
-          { no = "set"; }
+      if isDerivation value then
+        # Before its drvPath is touched: its step has to know also where that throws.
+        if call.calls && isDerivation value' && value' ? __functor && say "call" here.at "" != null then
+          null
+        else if here.systems != null && !builtins.elem (value.system or null) here.systems then
+          { no = "derivation"; }
         else if builtins.dirOf drv != builtins.storeDir then
           { text = "its drvPath does not lie in ${builtins.storeDir}: ${drv}"; }
         else if meta ? text then
           { inherit (meta) text; }
         else
           builtins.seq json { inherit json; }
-      else if here.walk > 0 || all || value.recurseForDerivations or false == true then
+      else if here.walk > 0 || all || mark.marked or null == true then
         set (builtins.attrNames value) (name: value.${name})
+      else if mark ? text then
+        { inherit (mark) text; }
       else
-        { no = "set"; }
+        { no = if mark.marked == null then "set" else "marked"; }
     else if builtins.isList value then
       set (map toString (builtins.genList (index: index) (builtins.length value))) (
         index: builtins.elemAt value (builtins.fromJSON index)
@@ -254,9 +324,18 @@ let
       # Which systems count below it; what stands below a system's name has been chosen by it.
       systems = if jobs then systems else here.systems;
       # What is left of the paths that are left out.
-      exclude = map builtins.tail (
-        builtins.filter (path: builtins.head path == "*" || builtins.head path == name) here.exclude
+      exclude = map (one: one // { path = builtins.tail one.path; }) (
+        builtins.filter (
+          one: builtins.head one.path == "*" || builtins.head one.path == name
+        ) here.exclude
       );
+      # Of a flake's packages and checks, those of systems that are not looked at. Asked for only once these are known
+      # to evaluate.
+      beside =
+        if here ? outputs && here.at == "" && builtins.elem name bySystem then
+          builtins.attrNames (builtins.removeAttrs here.outputs.${name} systems)
+        else
+          [ ];
     };
 
   root = {
@@ -264,7 +343,13 @@ let
     depth = 0;
     walk = if systems != null then 3 else 1;
     systems = null;
-    exclude = builtins.filter (path: path != [ ]) exclude;
+    exclude = builtins.filter (one: one.path != [ ]) (
+      builtins.genList (number: {
+        inherit number;
+        path = builtins.elemAt exclude number;
+      }) (builtins.length exclude)
+    );
+    beside = [ ];
   };
 
   attributes =
@@ -275,8 +360,11 @@ let
 
   attribute =
     call: here: value:
-    if builtins.elem [ ] here.exclude then
-      say "out" here.at ""
+    let
+      out = builtins.filter (one: one.path == [ ]) here.exclude;
+    in
+    if out != [ ] then
+      say "out" here.at "${list (map (one: toString one.number) out)} ${escaped here.name}"
     else
       builtins.seq (say "begin" here.at (escaped here.name)) (visit call here value);
 
@@ -306,11 +394,55 @@ let
         let
           count = builtins.length found.names;
         in
-        builtins.seq (say "set" here.at (toString count)) (attributes call here found 0 count)
+        builtins.seq (say "set" here.at (toString count)) (
+          builtins.seq (if here.beside == [ ] then null else say "beside" here.at (list here.beside)) (
+            attributes call here found 0 count
+          )
+        )
     else if here.at == "" then
       say "no" "" found.no
+    else if found.no == "set" then
+      say "pass" here.at ""
     else
       null;
+
+  # ---- looking at what was passed
+
+  # Whether there are derivations in a set, or in the sets in it. Only the first attributes are looked at: it is not worth
+  # more to know that. What throws in there is none.
+  holds =
+    counts: set:
+    let
+      most = builtins.head counts;
+      count = builtins.length (builtins.attrNames set);
+      one =
+        index:
+        let
+          value = set.${builtins.elemAt (builtins.attrNames set) index};
+          tried = builtins.tryEval (
+            isDerivation value
+            || builtins.length counts > 1 && builtins.isAttrs value && holds (builtins.tail counts) value
+          );
+        in
+        tried.success && tried.value;
+    in
+    builtins.any one (builtins.genList (index: index) (if count < most then count else most));
+
+  lookAt =
+    call: here: value':
+    let
+      tried = builtins.tryEval (
+        let
+          value = valueOf call here value';
+        in
+        builtins.isAttrs value
+        && holds [
+          32
+          8
+        ] value
+      );
+    in
+    say (if tried.success && tried.value then "holds" else "none") here.at "";
 
   # Goes down to where a span begins, without a word.
   span =
@@ -335,6 +467,12 @@ let
     in
     if found != count then
       throw "evaluated twice, the set at ${parent.here.at} has ${toString count} attributes first, and ${toString found} then"
+    else if look then
+      let
+        index = from;
+        here = step parent.here parent.set index;
+      in
+      lookAt call here (parent.set.get here.name)
     else
       attributes call parent.here parent.set from to;
 
@@ -357,10 +495,13 @@ in
 call: value':
 let
   value = if systems == null then value' else ofFlake value';
+  others = builtins.filter (name: systems != null && value' ? ${name}) otherOutputs;
 in
 builtins.seq (
   if start == null then
-    visit call root value
+    builtins.seq (if others == [ ] then null else say "beside" "" (list others)) (
+      visit call (if systems == null then root else root // { outputs = value'; }) value
+    )
   else
     builtins.foldl' (_: one: span call value one) null start
 ) (say "end" "" builtins.nixVersion)

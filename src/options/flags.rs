@@ -144,6 +144,9 @@ pub(super) struct KeyFlags {
     output: Vec<String>,
     #[command(flatten)]
     evaluation: EvaluationFlags,
+    /// Take a derivation that can be called as well for the derivation, and do not call it as nix-build -A does
+    #[arg(long)]
+    no_call: bool,
     /// Where to link the outputs [default: result]
     #[arg(long, value_name = "LINK", conflicts_with = "no_out_link")]
     out_link: Option<String>,
@@ -198,6 +201,9 @@ impl KeyFlags {
         }
         if !outputs.is_empty() {
             keys.insert("outputs".into(), outputs.into());
+        }
+        if self.no_call {
+            keys.insert("call".into(), Value::Bool(false));
         }
         if self.no_out_link {
             keys.insert("out-link".into(), Value::Bool(false));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::asking::in_one_line;
+use super::overlooked::Note;
 use super::skip::{BUILT, CACHED};
 use super::steps::Placed;
 use super::{Broken, Target};
@@ -26,6 +27,8 @@ pub(super) struct Facts<'a> {
     pub(super) targets: &'a [Target],
     pub(super) placed: &'a [Placed],
     pub(super) errors: &'a [Broken],
+    /// What was not looked at, and what the keys name that is not there.
+    pub(super) notes: &'a [Note],
     /// Steps that are left out because a build cannot have so many.
     pub(super) left_out: usize,
     pub(super) seconds: f64,
@@ -43,14 +46,12 @@ pub(super) fn annotation(facts: &Facts<'_>) -> (String, String) {
         code(facts.source)
     );
     broken(&mut text, facts.errors);
+    notes(&mut text, facts.notes);
     if let Some(previous) = facts.previous {
         changes(&mut text, facts.targets, previous);
     }
-    let style = if facts.errors.is_empty() {
-        "info"
-    } else {
-        "warning"
-    };
+    let fine = facts.errors.is_empty() && !facts.notes.iter().any(|note| note.is_warning);
+    let style = if fine { "info" } else { "warning" };
     (text, style.to_owned())
 }
 
@@ -111,6 +112,22 @@ fn broken(text: &mut String, errors: &[Broken]) {
     }
     if errors.len() > TOLD {
         let _ = writeln!(text, "and {} more.\n", errors.len() - TOLD);
+    }
+}
+
+fn notes(text: &mut String, notes: &[Note]) {
+    for note in notes.iter().take(TOLD) {
+        let mut line = note.text.clone();
+        if let Some(hint) = &note.hint {
+            let _ = write!(line, " ({hint})");
+        }
+        let _ = writeln!(text, "- {}", inert(&shortened(&line, MESSAGE_AT_MOST)));
+    }
+    if notes.len() > TOLD {
+        let _ = writeln!(text, "- and {} more", notes.len() - TOLD);
+    }
+    if !notes.is_empty() {
+        text.push('\n');
     }
 }
 
@@ -181,6 +198,7 @@ mod tests {
             targets: &[],
             placed: &[],
             errors,
+            notes: &[],
             left_out: 0,
             seconds: 1.25,
             previous,
@@ -251,6 +269,25 @@ mod tests {
         assert_eq!(text.matches("<details>").count(), 10);
         assert!(text.contains("and 490 more"));
         assert!(text.len() < 1 << 20);
+    }
+
+    #[test]
+    fn what_was_not_looked_into_is_only_text_as_well() {
+        let note = Note {
+            text: "not looked into: <img> `a`".into(),
+            hint: Some("**use** :boom:".into()),
+            is_warning: true,
+        };
+        let (text, style) = annotation(&Facts {
+            notes: &[note],
+            ..facts(&[], None)
+        });
+        assert_eq!(style, "warning");
+        let line = text.lines().find(|line| line.starts_with("- ")).unwrap();
+        for meaning in ["<", "`", "**", ":boom:"] {
+            assert!(!line.contains(meaning), "{meaning:?} in {line}");
+        }
+        assert!(line.contains("not looked into"));
     }
 
     #[test]

@@ -2,13 +2,15 @@
 //!
 //! It walks sets that are marked (`--force-recurse`: all), and no lists.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 
 use serde::Deserialize;
 
 use super::asking::{memory_for_evaluation, store_answers};
 use super::memory::MIB;
-use super::walk::{DescribedMeta, is_excluded};
+use super::overlooked::without_effect;
+use super::walk::{DescribedMeta, excluding};
 use super::{Broken, Evaluated, Found, Recurse, Request};
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
@@ -75,6 +77,8 @@ pub(super) fn evaluate(
 
 fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
     let mut evaluated = Evaluated::default();
+    let mut known = Vec::new();
+    let mut effective = BTreeSet::new();
     let lines = printed
         .split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty());
@@ -90,7 +94,10 @@ fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
         })?;
         let names = request.root.attr.names().iter().cloned();
         let attr = AttrPath::new(names.chain(line.attr_path).collect());
-        if is_excluded(&attr, &request.exclude) {
+        known.push(attr.clone());
+        let by = excluding(&attr, &request.exclude);
+        if !by.is_empty() {
+            effective.extend(by);
             continue;
         }
         let Some(drv) = line.drv_path else {
@@ -121,6 +128,13 @@ fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
             }),
         }
     }
+    evaluated.overlooked.exclusions = without_effect(
+        &request.exclude,
+        &effective,
+        &request.root.attr,
+        &known,
+        |attr| evaluated.broken.iter().any(|broken| broken.attr == *attr),
+    );
     evaluated
         .found
         .sort_by(|a, b| a.attr.names().cmp(b.attr.names()));

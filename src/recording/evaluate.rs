@@ -13,12 +13,13 @@ use super::asking::{
     in_one_line, is_abort, last_words, memory_for_evaluation, store_answers, systems,
 };
 use super::memory::{self, MIB};
+use super::overlooked::{self, Overlooked};
 use super::progress::Progress;
 use super::spans::{self, Counts, Path, Place, Span};
 use super::walk::{self, Name, Said, Settings};
 use super::worker::{Fate, Task, Worker};
 use super::{Broken, Found, Recurse, Request};
-use crate::command_line::Ending;
+use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, Disturbance, DrvPath, LockedFlake, Source, class, command};
@@ -46,6 +47,13 @@ const TICK: Duration = Duration::from_millis(50);
 /// How often, once a process has more than half of what it may have: the rest may be gone in a tick.
 const CLOSE_TICK: Duration = Duration::from_millis(10);
 
+/// How many of the sets that were passed are looked at.
+const LOOKED_AT: usize = 200;
+
+/// How long is looked at them: as long as the evaluation took, within these.
+const LOOK_AT_LEAST: Duration = Duration::from_secs(2);
+const LOOK_AT_MOST: Duration = Duration::from_secs(10);
+
 /// What is kept of what Nix says at its death, in bytes.
 const MESSAGE_AT_MOST: usize = 8 << 10;
 
@@ -58,6 +66,10 @@ pub struct Evaluated {
     pub broken: Vec<Broken>,
     /// The attributes that evaluate, but whose metadata is no data, in their order.
     pub refused: Vec<Broken>,
+    /// The attributes that are derivations which can be called as well: their steps must not call them.
+    pub callable: BTreeSet<AttrPath>,
+    /// What was not looked at.
+    pub overlooked: Overlooked,
     /// The version of Nix that evaluated.
     pub nix: String,
 }
@@ -91,6 +103,15 @@ pub struct Walk<'a> {
     outcomes: BTreeMap<Path, Outcome>,
     /// Those whose `.drv` was only named, and need not have been written.
     named: BTreeSet<Path>,
+    /// Those that can be called as well.
+    callable: BTreeSet<Path>,
+    /// The sets that are not looked into.
+    passed: BTreeSet<Path>,
+    /// What stands beside what is looked at in a flake: outputs below the root, else systems.
+    beside: BTreeMap<Path, Vec<String>>,
+    /// The exclusions that have left something out, by their numbers.
+    effective: BTreeSet<usize>,
+    overlooked: Overlooked,
     /// How often the collector has disturbed an attribute.
     disturbed: BTreeMap<Path, u32>,
     /// Attributes that were evaluated again for a path that Nix had named as missing and that was valid when we looked.
@@ -137,6 +158,11 @@ impl<'a> Walk<'a> {
             names: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             named: BTreeSet::new(),
+            callable: BTreeSet::new(),
+            passed: BTreeSet::new(),
+            beside: BTreeMap::new(),
+            effective: BTreeSet::new(),
+            overlooked: Overlooked::default(),
             disturbed: BTreeMap::new(),
             doubted: BTreeSet::new(),
             pending: Vec::new(),
@@ -156,7 +182,8 @@ impl<'a> Walk<'a> {
             catch: true,
             alone: false,
         }])?;
-        self.explain()
+        self.explain()?;
+        self.overlook()
     }
 
     /// Evaluates those targets again whose `.drv`s are these.
@@ -208,6 +235,8 @@ impl<'a> Walk<'a> {
     pub fn evaluated(&self) -> Evaluated {
         let mut evaluated = Evaluated {
             nix: self.nix.clone(),
+            callable: self.callable.iter().map(|path| self.attr(path).0).collect(),
+            overlooked: self.overlooked.clone(),
             ..Evaluated::default()
         };
         for (path, outcome) in &self.outcomes {
@@ -255,6 +284,116 @@ impl<'a> Walk<'a> {
         });
         let tasks = tasks.collect();
         self.go(tasks)
+    }
+
+    /// Finds out what was not looked at.
+    fn overlook(&mut self) -> Result<(), Failure> {
+        let exclude = &self.request.exclude;
+        let mut told = Overlooked::default();
+        for (path, names) in &self.beside {
+            for name in names {
+                let mut whole = self.attr(path).0.names().to_vec();
+                whole.push(name.clone());
+                let attr = AttrPath::new(whole);
+                let by = walk::excluding(&attr, exclude);
+                if !by.is_empty() {
+                    self.effective.extend(by);
+                } else if *path == Path::default() {
+                    told.outputs.push(name.clone());
+                } else {
+                    told.systems.insert(name.clone());
+                }
+            }
+        }
+        told.system = self
+            .systems
+            .iter()
+            .flatten()
+            .last()
+            .cloned()
+            .unwrap_or_default();
+        if self.effective.len() < exclude.len() {
+            let known: Vec<AttrPath> = self.names.keys().map(|path| self.attr(path).0).collect();
+            let broken: BTreeSet<AttrPath> = self
+                .outcomes
+                .iter()
+                .filter(|(_, outcome)| !matches!(outcome, Outcome::Found(_)))
+                .map(|(path, _)| self.attr(path).0)
+                .collect();
+            told.exclusions = overlooked::without_effect(
+                exclude,
+                &self.effective,
+                &self.request.root.attr,
+                &known,
+                |attr| broken.contains(attr),
+            );
+        }
+        let holding = self.look()?;
+        told.sets = holding.iter().map(|path| self.attr(path).0).collect();
+        self.overlooked = told;
+        Ok(())
+    }
+
+    /// Which of the sets that were passed hold derivations. It is not worth a build, nor much time or memory, and nothing that
+    /// fails in there matters: so it is a process of its own, and its answers are those that came in time.
+    fn look(&mut self) -> Result<Vec<Path>, Failure> {
+        let mut left: Vec<Path> = self.passed.iter().take(LOOKED_AT).cloned().collect();
+        let mut holding = Vec::new();
+        let until = Instant::now() + self.progress.took().clamp(LOOK_AT_LEAST, LOOK_AT_MOST);
+        let mut attempts = 0;
+        while !left.is_empty() && attempts < ATTEMPTS && Instant::now() < until {
+            attempts += 1;
+            let answered = self.look_at(&left, until)?;
+            holding.extend(
+                answered
+                    .iter()
+                    .filter(|(_, holds)| *holds)
+                    .map(|(path, _)| path.clone()),
+            );
+            // The next one is what it has died of.
+            left.drain(..(answered.len() + 1).min(left.len()));
+        }
+        Ok(holding)
+    }
+
+    /// Asks a process about these sets, in their order, until it ends.
+    fn look_at(&mut self, sets: &[Path], until: Instant) -> Result<Vec<(Path, bool)>, Failure> {
+        let task = Task {
+            spans: Some(
+                sets.iter()
+                    .filter_map(|path| Span::of(path, &self.counts))
+                    .collect(),
+            ),
+            catch: true,
+            alone: false,
+        };
+        let mut options = self.request.options.clone();
+        options.push(("allow-import-from-derivation".into(), "false".into()));
+        let line = self.line(&task, true, &options);
+        let mut running = [self.supervisor.start(&line, OnStop::TermThenKill)?];
+        let part = self.part(&task);
+        let mut answered = Vec::new();
+        let mut rest: Vec<u8> = Vec::new();
+        while running[0].ended.is_none() {
+            let mut said: Vec<u8> = Vec::new();
+            let tick = Some(Instant::now() + TICK);
+            self.supervisor
+                .watch(&mut running, tick, |_, bytes| said.extend_from_slice(bytes))?;
+            rest.extend(said);
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                if let Some(Said::Holds(path, holds)) = walk::read(&line[..end], &self.marker) {
+                    answered.push((path, holds));
+                }
+            }
+            let resident = memory::resident(&[running[0].id()], self.supervisor);
+            let large = resident.first().copied().flatten() > Some(part / 20 * 19);
+            if (large || Instant::now() >= until) && !running[0].is_stopping() {
+                running[0].stop(TOO_LARGE);
+            }
+        }
+        self.supervisor.check()?;
+        Ok(answered)
     }
 
     // ---- processes
@@ -359,6 +498,14 @@ impl<'a> Walk<'a> {
     }
 
     fn start_one(&mut self, task: &Task) -> Result<Running, Failure> {
+        let line = self.line(task, false, &self.request.options);
+        self.supervisor
+            .start(&line, OnStop::TermThenKill)
+            .map_err(class::not_started)
+    }
+
+    /// The command line of a process that walks, or only looks.
+    fn line(&self, task: &Task, look: bool, options: &command::Options) -> CommandLine {
         let settings = Settings {
             marker: &self.marker,
             start: task.spans.as_deref(),
@@ -367,19 +514,17 @@ impl<'a> Walk<'a> {
             systems: self.systems.as_deref(),
             buildkite: self.request.meta,
             catch: task.catch,
+            look,
         };
         // Beginning with much makes evaluation 1.5 to 1.9 times faster: the collector of the evaluator comes seldom.
         let heap = (self.part(task) / 2).min(1000 * MIB);
-        let line = command::walk(
+        command::walk(
             &self.request.root,
             &settings.json(),
             self.locked.as_ref(),
             heap,
-            &self.request.options,
-        );
-        self.supervisor
-            .start(&line, OnStop::TermThenKill)
-            .map_err(class::not_started)
+            options,
+        )
     }
 
     /// What of the memory is this task's, in bytes.
@@ -510,7 +655,22 @@ impl<'a> Walk<'a> {
                 self.progress.begun += 1;
             }
             Said::Meta(_) => worker.in_meta = true,
-            Said::Out(_) => self.progress.begun += 1,
+            Said::Out(path, by, name) => {
+                self.names.insert(path, name);
+                self.effective.extend(by);
+                self.progress.begun += 1;
+            }
+            Said::Pass(path) => {
+                self.passed.insert(path);
+            }
+            Said::Beside(path, names) => {
+                self.beside.insert(path, names);
+            }
+            Said::Call(path) => {
+                self.callable.insert(path);
+            }
+            // What only a process says that looks.
+            Said::Holds(..) => {}
             Said::Set(path, count) => {
                 if self.counts.insert(path.clone(), count).is_none() {
                     self.progress.known += u64::from(count);
@@ -536,9 +696,12 @@ impl<'a> Walk<'a> {
                         AttrPath::new(names)
                     ),
                 )
-                .hint(
-                    "leave it out with `exclude`, or do not mark it with `recurseForDerivations`",
-                ));
+                .hint(match self.request.recurse {
+                    Recurse::All => "leave it out with `exclude`, or look only into marked sets (`recurse: marked`)",
+                    Recurse::Marked => {
+                        "leave it out with `exclude`, or do not mark it with `recurseForDerivations`"
+                    }
+                }));
             }
             Said::No(what) => {
                 return Err(Failure::new(

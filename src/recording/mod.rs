@@ -11,6 +11,7 @@ mod eval_jobs;
 mod evaluate;
 pub(crate) mod kept;
 mod memory;
+pub mod overlooked;
 mod perform;
 mod pin;
 pub mod plan;

@@ -10,6 +10,7 @@ use super::asking::{in_one_line, lock};
 use super::document::Document;
 use super::edges::{BadGraph, Edges};
 use super::evaluate::describe;
+use super::overlooked::{Note, agents_without_targets};
 use super::pin::{Owner, Pinned};
 use super::plan::{self, Plan};
 use super::steps::{Records, Steps, source, steps};
@@ -101,6 +102,13 @@ pub fn perform(
     } = keep(&mut evaluation, &owner, &request, &state, log)?;
     tell(&evaluated.broken, log);
     tell(&evaluated.refused, log);
+    let mut notes = evaluated.overlooked.notes();
+    notes.extend(agents_without_targets(
+        &request,
+        &targets,
+        &evaluated.overlooked,
+    ));
+    note(&notes, log);
     time("evaluate");
 
     let skipped = skip::reasons(&targets, &request, supervisor, log)?;
@@ -109,6 +117,7 @@ pub fn perform(
         targets: &targets,
         broken: &evaluated.broken,
         refused: &evaluated.refused,
+        callable: &evaluated.callable,
         edges: &edges,
         skip: &skipped,
     };
@@ -132,6 +141,7 @@ pub fn perform(
         targets: &targets,
         placed: &made.placed,
         errors: &made.errors,
+        notes: &notes,
         left_out: made.left_out,
         seconds: order.started.elapsed().as_secs_f64(),
         previous: previous.as_deref(),
@@ -350,6 +360,7 @@ fn keep(
         let evaluated = evaluation.evaluated();
         if evaluated.found.is_empty() {
             if evaluated.broken.is_empty() && evaluated.refused.is_empty() {
+                note(&evaluated.overlooked.notes(), log);
                 return Err(Failure::new(
                     Class::Evaluation,
                     format_args!("there are no targets in {}", describe(request)),
@@ -430,6 +441,20 @@ fn unnameable(folder: &Path) -> Failure {
         folder.display()
     ))
     .hint("record from the checkout's root, or give the folder another name")
+}
+
+/// Says what was not looked at, and what is not there.
+fn note(notes: &[Note], log: Log) {
+    for note in notes {
+        if note.is_warning {
+            log.warn(&note.text);
+        } else {
+            log.say(&note.text);
+        }
+        if let Some(hint) = &note.hint {
+            log.say(format_args!("hint: {hint}"));
+        }
+    }
 }
 
 /// Fails where something is broken and that is to fail the recording.

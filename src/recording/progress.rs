@@ -1,7 +1,7 @@
 //! How far an evaluation is.
 
 use std::io::{Write as _, stderr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::log::Log;
 use crate::status_line::StatusLine;
@@ -41,6 +41,11 @@ impl Progress {
                 self.started.elapsed().as_secs()
             ))
         });
+    }
+
+    /// How long it has taken so far.
+    pub(super) fn took(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Takes the line away.

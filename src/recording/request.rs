@@ -15,7 +15,8 @@ use crate::nix::{AttrPath, Evaluation};
 /// Which sets are walked, besides the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recurse {
-    /// Those with `recurseForDerivations`, as Hydra does.
+    /// Those with `recurseForDerivations`, as `nix-instantiate` and `nix-eval-jobs` do. (Hydra looks into all: it gives
+    /// nix-eval-jobs `--force-recurse`.)
     Marked,
     /// All.
     All,

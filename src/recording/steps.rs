@@ -3,7 +3,7 @@
 //! What repositories choose (names, metadata) and what users configure meets here, and the result has to be a pipeline that
 //! Buildkite takes: whatever would get an upload rejected is found here, and costs one step instead of a chunk.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_json::{Value, json};
 
@@ -66,6 +66,8 @@ pub struct Records<'a> {
     /// The attributes that evaluate, but whose metadata cannot be used. A step that evaluates them again would find nothing
     /// wrong with them, so theirs only say what is wrong.
     pub refused: &'a [Broken],
+    /// The attributes that are derivations which can be called as well: their steps must not call them.
+    pub callable: &'a BTreeSet<AttrPath>,
     /// The edges between the targets.
     pub edges: &'a Edges,
     /// For each target, why it needs no step, if it needs none.
@@ -112,7 +114,10 @@ pub fn check(request: &Request, schema: &Schema) -> Result<(), Failure> {
 /// The user's `step` or `agents` make no step that Buildkite would take, the expression is too large to be in every step, or
 /// more is to be built than a build can have jobs (64).
 pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Result<Steps, Failure> {
-    let mut maker = Maker::new(request, schema)?;
+    let mut maker = Maker {
+        callable: records.callable.clone(),
+        ..Maker::new(request, schema)?
+    };
     maker.common_agents = most_common_system(records.targets)
         .and_then(|system| maker.agents.get(system))
         .cloned();
@@ -327,6 +332,8 @@ struct Maker<'a> {
     common_agents: Option<Keys>,
     /// The user's `agents`, by system or feature.
     agents: BTreeMap<&'a str, Keys>,
+    /// The attributes that must not be called.
+    callable: BTreeSet<AttrPath>,
 }
 
 impl<'a> Maker<'a> {
@@ -359,6 +366,7 @@ impl<'a> Maker<'a> {
             step,
             common_agents: None,
             agents,
+            callable: BTreeSet::new(),
         };
         let mut probe = maker.begin("label".into(), "key".into(), Keys::new())?;
         maker.step.merge_into(&mut probe);
@@ -599,6 +607,9 @@ impl<'a> Maker<'a> {
     fn record(&self, attr: &AttrPath) -> Keys {
         let mut record = self.source.clone();
         record.insert("attr".into(), attr.names().into());
+        if self.callable.contains(attr) {
+            record.insert("call".into(), false.into());
+        }
         record
     }
 
@@ -967,6 +978,7 @@ mod tests {
                     ("s".into(), Argument::String("x y".into())),
                 ],
                 include: vec!["x=.".into()],
+                call: true,
                 folder: "/checkout".into(),
             },
             by_default: false,
@@ -1026,6 +1038,7 @@ mod tests {
             targets,
             broken: &[],
             refused: &[],
+            callable: &BTreeSet::new(),
             edges,
             skip,
         };
@@ -1216,6 +1229,7 @@ mod tests {
             refused: &[],
             edges: &apart(&[]),
             skip: &[],
+            callable: &BTreeSet::new(),
         };
         let steps = steps(&records, &request, schema()).unwrap();
         let record = record_of(&values(&steps)[0]);
@@ -1593,6 +1607,7 @@ mod tests {
             targets: &[],
             broken: &broken,
             refused: &refused,
+            callable: &BTreeSet::new(),
             edges: &apart(&[]),
             skip: &[],
         };
@@ -1832,6 +1847,7 @@ mod tests {
                 message: None,
             }],
             refused: &[],
+            callable: &BTreeSet::new(),
             edges: &edges,
             skip: &[None, None, Some("a cache has it".into())],
         };

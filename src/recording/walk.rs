@@ -19,6 +19,8 @@ pub(super) struct Settings<'a> {
     pub(super) systems: Option<&'a [String]>,
     pub(super) buildkite: bool,
     pub(super) catch: bool,
+    /// Only whether these sets, which were passed, hold derivations.
+    pub(super) look: bool,
 }
 
 impl Settings<'_> {
@@ -32,8 +34,16 @@ impl Settings<'_> {
 pub(super) enum Said {
     /// This attribute, with this name, is looked at now.
     Begin(Path, Name),
-    /// It is left out.
-    Out(Path),
+    /// It, with this name, is left out by these of the exclusions.
+    Out(Path, Vec<usize>, Name),
+    /// It is a set that is not looked into.
+    Pass(Path),
+    /// These stand beside what is looked at in a flake: outputs where the path is the root, else systems.
+    Beside(Path, Vec<String>),
+    /// It was passed, and derivations were found in it, or not.
+    Holds(Path, bool),
+    /// It is a derivation that can be called as well.
+    Call(Path),
     /// It is a set or a list of so many.
     Set(Path, u32),
     /// It is a derivation.
@@ -148,7 +158,17 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<Said> {
     let text = || String::from_utf8_lossy(rest).into_owned();
     Some(match word {
         b"begin" => Said::Begin(path, name(rest)),
-        b"out" => Said::Out(path),
+        b"out" => {
+            let (numbers, name) = rest.split_at(rest.iter().position(|byte| *byte == b' ')?);
+            let numbers = std::str::from_utf8(numbers).ok()?.split(',');
+            let numbers = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
+            Said::Out(path, numbers, self::name(&name[1..]))
+        }
+        b"pass" => Said::Pass(path),
+        b"beside" => Said::Beside(path, text().split(',').map(str::to_owned).collect()),
+        b"holds" => Said::Holds(path, true),
+        b"none" => Said::Holds(path, false),
+        b"call" => Said::Call(path),
         b"set" => Said::Set(path, text().parse().ok()?),
         b"target" => Said::Target(
             path,
@@ -188,7 +208,7 @@ fn name(escaped: &[u8]) -> Name {
     }
 }
 
-/// The exclusions below `root`, relative to it; what lies elsewhere excludes nothing.
+/// The exclusions below `root`, relative to it; what lies elsewhere excludes nothing, and is empty.
 pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<String>> {
     let below = |path: &AttrPath| {
         let (names, root) = (path.names(), root.names());
@@ -199,12 +219,18 @@ pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<Strin
                 .all(|(root, name)| name == "*" || name == root);
         inside.then(|| names[root.len()..].to_vec())
     };
-    exclude.iter().filter_map(below).collect()
+    let relative = exclude.iter().map(below);
+    relative.map(Option::unwrap_or_default).collect()
 }
 
 /// Whether `attr`, or a set that it lies in, is left out.
 pub(super) fn is_excluded(attr: &AttrPath, exclude: &[AttrPath]) -> bool {
-    exclude.iter().any(|path| {
+    !excluding(attr, exclude).is_empty()
+}
+
+/// The numbers of the exclusions that leave out `attr`, or a set that it lies in.
+pub(super) fn excluding(attr: &AttrPath, exclude: &[AttrPath]) -> Vec<usize> {
+    let excludes = |path: &AttrPath| {
         let (path, names) = (path.names(), attr.names());
         !path.is_empty()
             && path.len() <= names.len()
@@ -212,7 +238,12 @@ pub(super) fn is_excluded(attr: &AttrPath, exclude: &[AttrPath]) -> bool {
                 .iter()
                 .zip(names)
                 .all(|(part, name)| part == "*" || part == name)
-    })
+    };
+    let numbered = exclude.iter().enumerate();
+    numbered
+        .filter(|(_, path)| excludes(path))
+        .map(|(number, _)| number)
+        .collect()
 }
 
 #[cfg(test)]
@@ -230,8 +261,15 @@ mod tests {
             Some(Said::End("2.8".into()))
         );
         assert_eq!(
-            read(b"\x1b[35mtrace:\x1b[0m M out /3 ", "M"),
-            Some(Said::Out(path("/3")))
+            read(b"\x1b[35mtrace:\x1b[0m M out /3 0,2 a b", "M"),
+            Some(Said::Out(
+                path("/3"),
+                vec![0, 2],
+                Name {
+                    text: "a b".into(),
+                    is_utf8: true
+                }
+            ))
         );
         for other in [
             "trace: N end  ",
@@ -240,6 +278,8 @@ mod tests {
             "",
             "trace: M what /1 ",
             "trace: M set /x 1",
+            "trace: M out /1 x a",
+            "trace: M out /1 0",
         ] {
             assert_eq!(read(other.as_bytes(), "M"), None, "{other}");
         }
@@ -265,7 +305,8 @@ mod tests {
         let paths =
             ["a.b", "a.b.c", "*.b.d.*", "x.y", "a"].map(|path| AttrPath::parse(path).unwrap());
         let root = AttrPath::parse("a.b").unwrap();
-        assert_eq!(exclusions(&paths, &root), [vec!["c"], vec!["d", "*"]]);
+        let relative = [vec![], vec!["c"], vec!["d", "*"], vec![], vec![]];
+        assert_eq!(exclusions(&paths, &root), relative);
     }
 
     #[test]

@@ -72,7 +72,11 @@ impl Request {
             })
         })?;
         let recorded = drv.is_some() || !outputs.is_empty();
-        let (evaluation, by_default) = evaluation_keys::read(reader, place, recorded)?;
+        let (mut evaluation, by_default) = evaluation_keys::read(reader, place, recorded)?;
+        let call = reader.boolean("call")?;
+        if let (Some(evaluation), Some(call)) = (&mut evaluation, call) {
+            evaluation.call = call;
+        }
         let options = evaluation_keys::read_options(reader)?;
         let how = BuildKeys::read(reader, &place.folder)?;
         for key in ["share", "share-required", "push"] {

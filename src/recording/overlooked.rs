@@ -1,0 +1,349 @@
+//! What a recording has not looked at though it may well be meant, and what its keys name that is not there: a recording of
+//! nearly nothing is green as well, and only these lines tell.
+
+use std::collections::BTreeSet;
+
+use super::walk::is_excluded;
+use super::{Request, Target};
+use crate::nix::AttrPath;
+
+/// How many names stand in one line.
+const NAMED: usize = 10;
+
+/// How many names are told where none comes near.
+const THERE: usize = 5;
+
+/// What was not looked at, and what is not there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overlooked {
+    /// Sets that are not marked and hold derivations, or sets of them.
+    pub sets: Vec<AttrPath>,
+    /// Outputs of a flake that hold derivations and are no targets.
+    pub outputs: Vec<String>,
+    /// The systems of a flake's packages and checks that are not recorded.
+    pub systems: BTreeSet<String>,
+    /// The system that a flake is recorded on.
+    pub system: String,
+    /// The exclusions that leave nothing out, and what comes next to each.
+    pub exclusions: Vec<(AttrPath, Option<String>)>,
+}
+
+/// One line of a recording's about what it has not looked at, or what is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// What is so, as a sentence without a full stop.
+    pub text: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// A key says what is not so; else it may be meant.
+    pub is_warning: bool,
+}
+
+impl Overlooked {
+    /// What of it is to be told.
+    #[must_use]
+    pub fn notes(&self) -> Vec<Note> {
+        let mut notes = Vec::new();
+        if let Some(first) = self.sets.first() {
+            let names: Vec<String> = self.sets.iter().map(AttrPath::to_string).collect();
+            let (s, hold, are) = plural(names.len(), ("", "holds", "is"), ("s", "hold", "are"));
+            notes.push(Note {
+                text: format!(
+                    "{} set{s} without `recurseForDerivations` {hold} derivations and {are} not looked into: {}",
+                    names.len(),
+                    listed(&names)
+                ),
+                hint: Some(format!(
+                    "look into every set with `recurse: all`, or begin in one with `attr: {first}`; what `exclude` names is not told here"
+                )),
+                is_warning: true,
+            });
+        }
+        if !self.outputs.is_empty() {
+            let ways: Vec<String> = self
+                .outputs
+                .iter()
+                .take(3)
+                .map(|output| format!("`attr: {}`", below(output, &self.system)))
+                .collect();
+            notes.push(Note {
+                text: format!(
+                    "of the flake, only checks, packages and hydraJobs are recorded, and not its {}",
+                    listed(&self.outputs)
+                ),
+                hint: Some(format!(
+                    "record more in a recording of its own ({}), or put it into the flake's checks; what `exclude` names is not told here",
+                    ways.join(", ")
+                )),
+                is_warning: false,
+            });
+        }
+        if !self.systems.is_empty() {
+            let names: Vec<String> = self.systems.iter().cloned().collect();
+            notes.push(Note {
+                text: format!(
+                    "of the flake's checks and packages, those for {} are not recorded",
+                    listed(&names)
+                ),
+                hint: Some("name a system under `agents` to record it as well".into()),
+                is_warning: false,
+            });
+        }
+        for (path, near) in self.exclusions.iter().take(NAMED) {
+            notes.push(Note {
+                text: format!("`exclude: {}` leaves nothing out", pattern(path.names())),
+                hint: near.clone(),
+                is_warning: true,
+            });
+        }
+        notes
+    }
+}
+
+/// The systems and features under `agents` for which there is no target.
+pub(super) fn agents_without_targets(
+    request: &Request,
+    targets: &[Target],
+    overlooked: &Overlooked,
+) -> Vec<Note> {
+    let systems: BTreeSet<&str> = targets.iter().map(|target| &*target.system).collect();
+    let features: BTreeSet<&str> = targets
+        .iter()
+        .flat_map(|target| target.features.iter().map(String::as_str))
+        .collect();
+    let note = |key: &String| {
+        let (name, there, what, says) = match key.strip_prefix("feature:") {
+            Some(feature) => (feature, &features, "needs that feature", "targets need"),
+            None => (
+                key.as_str(),
+                &systems,
+                "is built on that system",
+                "targets are built on",
+            ),
+        };
+        if there.contains(name) {
+            return None;
+        }
+        let others = overlooked.systems.iter().map(String::as_str);
+        let known: Vec<&str> = match key.strip_prefix("feature:") {
+            Some(_) => there.iter().copied().collect(),
+            None => there.iter().copied().chain(others).collect(),
+        };
+        Some(Note {
+            text: format!("`agents: {key}` matches no target: none {what}"),
+            hint: near(name, &known, says),
+            is_warning: true,
+        })
+    };
+    request.agents.keys().filter_map(note).collect()
+}
+
+/// The exclusions of `exclude` that `used` does not hold by their numbers; `known` are the attributes that were seen.
+pub(super) fn without_effect(
+    exclude: &[AttrPath],
+    used: &BTreeSet<usize>,
+    root: &AttrPath,
+    known: &[AttrPath],
+    broken: impl Fn(&AttrPath) -> bool,
+) -> Vec<(AttrPath, Option<String>)> {
+    let unused = exclude
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| !used.contains(number));
+    let without = |(number, path): (usize, &AttrPath)| {
+        let others: Vec<AttrPath> = exclude
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != number)
+            .map(|(_, path)| path.clone())
+            .collect();
+        // What another one leaves out, or what does not evaluate, has nothing below it that could be seen.
+        let hidden = (1..=path.names().len()).any(|length| {
+            let above = AttrPath::new(path.names()[..length].to_vec());
+            is_excluded(&above, &others) || broken(&above)
+        });
+        (!hidden).then(|| (path.clone(), next_to(path, root, known)))
+    };
+    unused.filter_map(without).collect()
+}
+
+/// What comes next to a path that is not there.
+fn next_to(path: &AttrPath, root: &AttrPath, known: &[AttrPath]) -> Option<String> {
+    let names = path.names();
+    let matches = |known: &[String], length: usize| {
+        known.len() >= length
+            && names[..length]
+                .iter()
+                .zip(known)
+                .all(|(part, name)| part == "*" || part == name)
+    };
+    if !matches(root.names(), names.len().min(root.names().len())) {
+        return Some(format!("only what lies below `attr: {root}` is recorded"));
+    }
+    // The first name of the path that is nowhere.
+    let wrong = (0..names.len()).find(|length| {
+        !known
+            .iter()
+            .any(|attr| attr.names().len() > *length && matches(attr.names(), length + 1))
+    })?;
+    let beside: BTreeSet<&str> = known
+        .iter()
+        .filter(|attr| attr.names().len() > wrong && matches(attr.names(), wrong))
+        .map(|attr| attr.names()[wrong].as_str())
+        .collect();
+    let above = pattern(&names[..wrong]);
+    if beside.is_empty() {
+        return Some(format!("nothing below {above} is looked into"));
+    }
+    let candidates: Vec<&str> = beside.into_iter().collect();
+    let with = |name: &str| {
+        let mut whole = names.to_vec();
+        name.clone_into(&mut whole[wrong]);
+        pattern(&whole)
+    };
+    match nearest(&names[wrong], &candidates) {
+        Some(name) => Some(format!("did you mean `{}`?", with(name))),
+        None if wrong == 0 => near(&names[wrong], &candidates, "there are"),
+        None => near(
+            &names[wrong],
+            &candidates,
+            &format!("below {above} there are"),
+        ),
+    }
+}
+
+/// Which of these names may have been meant, or the first of them.
+fn near(name: &str, known: &[&str], says: &str) -> Option<String> {
+    if let Some(nearest) = nearest(name, known) {
+        return Some(format!("did you mean `{nearest}`?"));
+    }
+    if known.is_empty() {
+        return None;
+    }
+    let more = if known.len() > THERE { ", …" } else { "" };
+    let first: Vec<&str> = known.iter().take(THERE).copied().collect();
+    Some(format!("{says} {}{more}", first.join(", ")))
+}
+
+/// The name that is nearest, where one is near: at most a third of it differs.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|known| (strsim::damerau_levenshtein(name, known), *known))
+        .filter(|(distance, _)| *distance <= (name.chars().count() / 3).max(1))
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// A path as one writes it under `exclude`, where `*` stands for a name.
+fn pattern(names: &[String]) -> String {
+    let part = |name: &String| match name.as_str() {
+        "*" => name.clone(),
+        _ => AttrPath::new(vec![name.clone()]).to_string(),
+    };
+    names.iter().map(part).collect::<Vec<_>>().join(".")
+}
+
+/// Where derivations are in an output of a flake.
+fn below(output: &str, system: &str) -> String {
+    match output {
+        "nixosConfigurations" => format!("{output}.NAME.config.system.build.toplevel"),
+        "darwinConfigurations" => format!("{output}.NAME.system"),
+        "homeConfigurations" => format!("{output}.NAME.activationPackage"),
+        _ => format!("{output}.{system}"),
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    let first: Vec<&str> = names.iter().take(NAMED).map(String::as_str).collect();
+    match names.len().saturating_sub(NAMED) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
+fn plural<T>(count: usize, one: T, many: T) -> T {
+    if count == 1 { one } else { many }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(dotted: &[&str]) -> Vec<AttrPath> {
+        dotted
+            .iter()
+            .map(|path| AttrPath::parse(path).unwrap())
+            .collect()
+    }
+
+    fn hints(exclude: &[&str], used: &[usize], root: &str, known: &[&str]) -> Vec<String> {
+        let found = without_effect(
+            &paths(exclude),
+            &used.iter().copied().collect(),
+            &AttrPath::parse(root).unwrap(),
+            &paths(known),
+            |path| path.to_string() == "bad",
+        );
+        let said = |(path, hint): (AttrPath, Option<String>)| {
+            format!("{}: {}", pattern(path.names()), hint.unwrap_or_default())
+        };
+        found.into_iter().map(said).collect()
+    }
+
+    #[test]
+    fn an_exclusion_without_effect_is_told_with_what_comes_next_to_it() {
+        let known = ["checks", "checks.slow", "checks.quick", "lib", "bad"];
+        for (path, hint) in [
+            ("chekcs.slow", "did you mean `checks.slow`?"),
+            ("checks.slwo", "did you mean `checks.slow`?"),
+            ("*.slwo", "did you mean `*.slow`?"),
+            ("checks.integration", "below checks there are quick, slow"),
+            ("lib.x", "nothing below lib is looked into"),
+            ("packages", "there are bad, checks, lib"),
+        ] {
+            assert_eq!(hints(&[path], &[], "", &known), [format!("{path}: {hint}")]);
+        }
+        assert_eq!(hints(&["checks.slow"], &[0], "", &known), [""; 0]);
+        // Another one leaves out all that it could; or nothing there could be seen.
+        assert_eq!(hints(&["a", "a.b"], &[0], "", &known), [""; 0]);
+        assert_eq!(hints(&["bad.x"], &[], "", &known), [""; 0]);
+        assert_eq!(
+            hints(&["lib.x"], &[], "checks", &["checks.slow"]),
+            ["lib.x: only what lies below `attr: checks` is recorded"]
+        );
+    }
+
+    #[test]
+    fn another_system_is_no_misspelt_one() {
+        let known = ["aarch64-linux", "x86_64-linux"];
+        assert_eq!(nearest("aarch64-linxu", &known), Some("aarch64-linux"));
+        assert_eq!(nearest("x86_64-darwin", &known), None);
+        assert_eq!(nearest("i686-linux", &known), None);
+        assert_eq!(nearest("kvn", &["kvm", "big-parallel"]), Some("kvm"));
+    }
+
+    #[test]
+    fn what_was_not_looked_into_is_told_with_the_key_that_would() {
+        let overlooked = Overlooked {
+            sets: paths(&["packages"]),
+            outputs: vec!["devShells".into(), "nixosConfigurations".into()],
+            systems: ["aarch64-linux".to_owned()].into(),
+            system: "x86_64-linux".into(),
+            exclusions: vec![],
+        };
+        let notes = overlooked.notes();
+        assert_eq!(
+            notes[0].text,
+            "1 set without `recurseForDerivations` holds derivations and is not looked into: packages"
+        );
+        assert!(notes[0].hint.as_ref().unwrap().contains("`attr: packages`"));
+        let hint = notes[1].hint.as_ref().unwrap();
+        assert!(
+            hint.contains("`attr: devShells.x86_64-linux`, `attr: nixosConfigurations.NAME.config"),
+            "{hint}"
+        );
+        assert!(notes[2].text.contains("aarch64-linux"));
+        assert_eq!(Overlooked::default().notes(), []);
+    }
+}

@@ -1,0 +1,629 @@
+//! What a recording takes for a target: what Nix takes for one, whatever can be called, however it is nested. And what it says
+//! of what it has not looked into.
+
+use std::{collections::BTreeMap, collections::BTreeSet, fmt::Write as _};
+
+use proptest::{prelude::*, sample::select};
+use serde_json::json;
+
+use crate::support::{
+    program::{Ended, Program},
+    recording::{Pipeline, Step},
+    store::Store,
+    target::expression,
+};
+
+/// A recording by hand, of everything whatever is built, with these flags.
+fn record(store: &Store, flags: &[&str]) -> Program {
+    store
+        .eval_once(["pipeline", "--dry-run", "--skip", "none"])
+        .args(flags)
+}
+
+fn recorded(store: &Store, flags: &[&str]) -> Pipeline {
+    Pipeline::of(&record(store, flags).run())
+}
+
+/// What the step of this target evaluates to where nothing is left of the record.
+#[track_caller]
+fn evaluated(store: &Store, step: &Step) -> Ended {
+    let mut record = step.record.clone();
+    for key in ["drv", "outputs"] {
+        record.as_object_mut().unwrap().remove(key);
+    }
+    let _ = std::fs::remove_file(store.work().join("result"));
+    let no_flags: [&str; 0] = [];
+    store
+        .step(no_flags)
+        .env("EVAL_ONCE_STEP", record.to_string())
+        .run()
+}
+
+/// Its own lines that begin so, or are the hints behind such a line.
+fn said(ended: &Ended) -> Vec<String> {
+    let ours = ended.ours().into_iter();
+    let told = ours.filter(|line| {
+        !["evaluated ", "recorded ", "broken: "]
+            .iter()
+            .any(|counts| line.starts_with(counts))
+    });
+    told.map(str::to_owned).collect()
+}
+
+fn system(store: &Store) -> String {
+    let printed = store.nix(
+        "nix-instantiate",
+        ["--eval", "-E", "builtins.currentSystem"],
+    );
+    printed.trim_matches('"').to_owned()
+}
+
+/// Makes the working folder a flake that git knows.
+fn flake(store: &Store, outputs: &str) {
+    let system = system(store);
+    let functions =
+        expression("OUTPUTS").replace("builtins.currentSystem", &format!("\"{system}\""));
+    let body = functions.replace("OUTPUTS", outputs);
+    store.write(
+        "flake.nix",
+        &format!(
+            "{{ outputs = {{ self }}:\n{}; }}",
+            body.replace("SYSTEM", &system)
+        ),
+    );
+    for arguments in [&["init", "--quiet"][..], &["add", "--all"]] {
+        store.program("git").args(arguments).run().exits(0);
+    }
+}
+
+// ---- what can be called
+
+const CALLABLE: &str = r#"
+let marked = set: set // { recurseForDerivations = true; };
+in {
+  plain = file "plain";
+  tool = file "tool" // { __functor = self: x: file "called"; };
+  with-default = file "with-default" // { __functor = self: { x ? 1 }: file "called"; };
+  with-argument = file "with-argument" // { __functor = self: { n }: file "called-${toString n}"; };
+  inner = marked { tool = file "inner" // { __functor = self: x: x; }; };
+  listed = [ (file "listed" // { __functor = self: { x ? 1 }: file "called"; }) ];
+}
+"#;
+
+#[test]
+fn a_derivation_that_can_be_called_is_a_derivation() {
+    let Some(store) = Store::new() else { return };
+    store.write("ci.nix", &expression(CALLABLE));
+    for flags in [vec![], vec!["--arg", "n", "3"], vec!["--argstr", "x", "y"]] {
+        let flags = [&["--file", "ci.nix"][..], &flags].concat();
+        let pipeline = recorded(&store, &flags);
+        assert!(pipeline.broken().is_empty(), "{:?}", pipeline.broken());
+        let mut drvs = pipeline.drvs();
+        let listed = drvs.remove(r#"["listed","0"]"#).unwrap();
+        assert!(listed.ends_with("-listed.drv"), "{listed}");
+        let whole = [&["ci.nix"], &flags[2..]].concat();
+        let printed = store.nix("nix-instantiate", whole);
+        let nix: BTreeSet<&str> = printed.lines().collect();
+        assert_eq!(
+            drvs.values().map(String::as_str).collect::<BTreeSet<_>>(),
+            nix
+        );
+        for (attr, step) in pipeline.steps() {
+            let ended = evaluated(&store, &step);
+            ended.takes("evaluated", "not-recorded");
+            assert_eq!(ended.report()["drv"], step.record["drv"], "{attr}");
+        }
+    }
+    // By hand the attribute is what `-A` makes of it.
+    let nix = store.instantiate("ci.nix", "with-default");
+    let ended = store.step(["--file", "ci.nix", "-A", "with-default"]).run();
+    assert_eq!(
+        ended.takes("evaluated", "not-recorded").report()["drv"],
+        nix.as_str()
+    );
+    store
+        .step(["--file", "ci.nix", "-A", "tool"])
+        .run()
+        .fails(65, "evaluation");
+}
+
+#[test]
+fn a_callable_derivation_that_does_not_evaluate_is_not_built_by_calling_it() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "{ fine = file \"fine\"; bad = build (throw \"its words\") \"\" // { __functor = self: { x ? 1 }: file \"called\"; }; }",
+    );
+    let pipeline = recorded(&store, &[]);
+    assert_eq!(pipeline.broken(), [r#"["bad"]"#]);
+    let ended = evaluated(&store, &pipeline.step(&["bad"]));
+    ended.fails(65, "evaluation").passes_on("its words");
+}
+
+#[test]
+fn a_functor_without_the_arguments_it_needs_is_no_target_and_no_error() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "{ fine = file \"fine\"; lambda = { __functor = self: x: x; }; needs = { __functor = self: { needed }: needed; }; \
+         marked = { recurseForDerivations = true; __functor = self: x: x; inner = file \"inner\"; }; \
+         twice = { __functor = self: { __functor = self: { needed }: needed; }; }; \
+         called = { __functor = self: { x ? \"called\" }: file x; }; \
+         sets = { recurseForDerivations = true; __functor = self: { x ? \"deep\" }: { deep = file x; }; }; }",
+    );
+    let pipeline = recorded(&store, &[]);
+    assert!(pipeline.broken().is_empty(), "{:?}", pipeline.broken());
+    assert_eq!(
+        pipeline.drvs().keys().collect::<Vec<_>>(),
+        [r#"["called"]"#, r#"["fine"]"#, r#"["sets","deep"]"#]
+    );
+}
+
+#[test]
+fn a_root_that_is_a_callable_derivation_is_one_target() {
+    let Some(store) = Store::new() else { return };
+    store.targets("file \"root\" // { __functor = self: { x ? 1 }: file \"called\"; }");
+    let pipeline = recorded(&store, &[]);
+    let step = pipeline.step(&[]);
+    assert!(step.record["drv"].as_str().unwrap().ends_with("-root.drv"));
+    let ended = evaluated(&store, &step);
+    assert_eq!(ended.report()["drv"], step.record["drv"]);
+}
+
+#[test]
+fn nothing_of_a_flake_is_called() {
+    let Some(store) = Store::new() else { return };
+    flake(
+        &store,
+        r#"{
+          packages.SYSTEM = {
+            plain = file "plain";
+            tool = file "tool" // { __functor = self: x: file "called"; };
+            with-default = file "with-default" // { __functor = self: { x ? 1 }: file "called"; };
+            function = { x ? 1 }: file "function";
+            functor = { recurseForDerivations = true; __functor = self: { x ? 1 }: file "functor"; inner = file "inner"; };
+            __functor = self: x: throw "called";
+          };
+          __functor = self: x: throw "called";
+        }"#,
+    );
+    let pipeline = recorded(&store, &["--flake", "."]);
+    assert!(pipeline.broken().is_empty(), "{:?}", pipeline.broken());
+    let drvs = pipeline.drvs();
+    let system = system(&store);
+    let below = |name: &str| format!("packages.{system}.{name}");
+    let found = ["functor.inner", "plain", "tool", "with-default"];
+    assert_eq!(drvs.len(), found.len(), "{drvs:?}");
+    for name in found {
+        let names: Vec<&str> = [
+            &["packages", &system],
+            &*name.split('.').collect::<Vec<_>>(),
+        ]
+        .concat();
+        let step = pipeline.step(&names);
+        let installable = format!(".#{}", below(name));
+        let nix = store.nix("nix", ["path-info", "--derivation", &installable]);
+        assert_eq!(step.record["drv"], nix.as_str(), "{name}");
+        let ended = evaluated(&store, &step);
+        ended.takes("evaluated", "not-recorded");
+        assert_eq!(ended.report()["drv"], nix.as_str(), "{name}");
+    }
+    for name in ["function", "functor", "nonesuch"] {
+        let installable = format!(".#{}", below(name));
+        let nix = store
+            .program("nix")
+            .args(["build", "--no-link", &installable])
+            .run();
+        nix.exits(1);
+        store
+            .step(["--flake", ".", "-A", &below(name)])
+            .run()
+            .fails(65, "evaluation");
+    }
+}
+
+/// A value as it may stand in an expression. The numbers are names of derivations, each of which there is once.
+#[derive(Clone, Debug)]
+enum Node {
+    Text,
+    Derivation,
+    /// A derivation with a functor that takes `x: …`, or `{ x ? 1 }: …`, or `{ needed }: …`.
+    Callable(&'static str),
+    /// A function with this pattern, and what it gives.
+    Function(&'static str, Box<Node>),
+    /// A set with this mark, and this functor, which gives something.
+    Set {
+        mark: &'static str,
+        functor: Option<(&'static str, Box<Node>)>,
+        below: Vec<Node>,
+    },
+    List(Vec<Node>),
+}
+
+const PATTERNS: [&str; 4] = ["x:", "{ x ? 1 }:", "{ needed }:", "{ ... }:"];
+const MARKS: [&str; 4] = [
+    "",
+    "recurseForDerivations = true;",
+    "recurseForDerivations = true;",
+    "recurseForDerivations = false;",
+];
+
+fn node() -> impl Strategy<Value = Node> {
+    let leaf = prop_oneof![
+        1 => Just(Node::Text),
+        4 => Just(Node::Derivation),
+        3 => select(&PATTERNS[..]).prop_map(Node::Callable),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        let functor = proptest::option::weighted(
+            0.3,
+            (select(&PATTERNS[..]), inner.clone().prop_map(Box::new)),
+        );
+        prop_oneof![
+            1 => (select(&PATTERNS[..]), inner.clone()).prop_map(|(pattern, node)| Node::Function(pattern, Box::new(node))),
+            4 => (select(&MARKS[..]), functor, proptest::collection::vec(inner.clone(), 0..4))
+                .prop_map(|(mark, functor, below)| Node::Set { mark, functor, below }),
+            1 => proptest::collection::vec(inner, 0..3).prop_map(Node::List),
+        ]
+    })
+}
+
+impl Node {
+    /// Writes it as a Nix expression.
+    fn write(&self, text: &mut String, count: &mut u32) {
+        let mut derivation = |text: &mut String| {
+            *count += 1;
+            let _ = write!(text, "(file \"d{count}\")");
+        };
+        match self {
+            Self::Text => text.push_str("\"text\""),
+            Self::Derivation => derivation(text),
+            Self::Callable(pattern) => {
+                text.push('(');
+                derivation(text);
+                let _ = write!(text, " // {{ __functor = self: {pattern} ");
+                derivation(text);
+                text.push_str("; })");
+            }
+            Self::Function(pattern, node) => {
+                let _ = write!(text, "({pattern} ");
+                node.write(text, count);
+                text.push(')');
+            }
+            Self::Set {
+                mark,
+                functor,
+                below,
+            } => {
+                let _ = write!(text, "{{ {mark} ");
+                for (number, node) in below.iter().enumerate() {
+                    let _ = write!(text, "a{number} = ");
+                    node.write(text, count);
+                    text.push_str("; ");
+                }
+                if let Some((pattern, node)) = functor {
+                    let _ = write!(text, "__functor = self: {pattern} ");
+                    node.write(text, count);
+                    text.push_str("; ");
+                }
+                text.push('}');
+            }
+            Self::List(nodes) => {
+                text.push_str("[ ");
+                for node in nodes {
+                    node.write(text, count);
+                    text.push(' ');
+                }
+                text.push(']');
+            }
+        }
+    }
+}
+
+/// A set with these in it.
+fn set_of(nodes: &[Node]) -> String {
+    let mut text = String::from("{ ");
+    let mut count = 0;
+    for (number, node) in nodes.iter().enumerate() {
+        let _ = write!(text, "t{number} = ");
+        node.write(&mut text, &mut count);
+        text.push_str(";\n");
+    }
+    text + "}"
+}
+
+fn names(attr: &str) -> Vec<String> {
+    serde_json::from_str(attr).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3, max_shrink_iters: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_is_nested_in_what_the_targets_are_those_of_nix_instantiate(
+        nodes in proptest::collection::vec(node(), 24),
+    ) {
+        let Some(store) = Store::new() else { return Ok(()) };
+        store.write("ci.nix", &expression(&set_of(&nodes)));
+        let ended = record(&store, &["--file", "ci.nix"]).run();
+        if ended.stderr.contains("there are no targets") {
+            return Ok(());
+        }
+        let pipeline = Pipeline::of(&ended);
+        prop_assert!(pipeline.broken().is_empty(), "{ended}");
+        let steps = pipeline.steps();
+        // Each attribute by itself is what Nix makes of it, a derivation that can be called apart: that is what stands there.
+        let called: Vec<_> = steps
+            .iter()
+            .filter(|(_, step)| step.record.get("call").is_none())
+            .collect();
+        let mut arguments = vec!["ci.nix".to_owned()];
+        for (attr, _) in &called {
+            arguments.extend(["-A".to_owned(), names(attr).join(".")]);
+        }
+        if !called.is_empty() {
+            let printed = store.nix("nix-instantiate", arguments);
+            let drvs: Vec<_> = called.iter().map(|(_, step)| &step.record["drv"]).collect();
+            prop_assert_eq!(json!(printed.lines().collect::<Vec<_>>()), json!(drvs));
+        }
+        let uncalled = steps.iter().filter(|(_, step)| step.record.get("call").is_some());
+        for (attr, step) in uncalled.take(5) {
+            let ended = evaluated(&store, step);
+            prop_assert_eq!(&ended.report()["drv"], &step.record["drv"], "{}", attr);
+        }
+        // And all that Nix finds in the whole is there.
+        let mut by_tree: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for (attr, step) in &steps {
+            let drv = step.record["drv"].as_str().unwrap();
+            by_tree.entry(names(attr)[0].clone()).or_default().insert(drv);
+        }
+        for number in 0..nodes.len() {
+            let tree = format!("t{number}");
+            let expr = format!("{{ {tree} = (import ./ci.nix).{tree}; }}");
+            let ended = store.program("nix-instantiate").args(["-E", &expr]).run();
+            // Nix fails at a marked set with a functor that needs arguments.
+            if !ended.status.success() {
+                prop_assert!(ended.stderr.contains("does not evaluate to a derivation") || ended.stderr.contains("needed"), "{ended}");
+                continue;
+            }
+            let ours = by_tree.get(&tree).cloned().unwrap_or_default();
+            let theirs: BTreeSet<&str> = ended.stdout.lines().collect();
+            prop_assert!(theirs.is_subset(&ours), "{tree}: {theirs:?}, not {ours:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_nested_in_what_the_targets_of_a_flake_are_those_of_nix_build(
+        nodes in proptest::collection::vec(node(), 16),
+    ) {
+        let Some(store) = Store::new() else { return Ok(()) };
+        flake(&store, &format!("{{ packages.SYSTEM = {}; }}", set_of(&nodes)));
+        let ended = record(&store, &["--flake", "."]).run();
+        if ended.stderr.contains("there are no targets") {
+            return Ok(());
+        }
+        let pipeline = Pipeline::of(&ended);
+        prop_assert!(pipeline.broken().is_empty(), "{ended}");
+        let steps = pipeline.steps();
+        // A derivation that stands in sets only, each of them marked, is a target; Nix selects nothing from a list.
+        fn expected(node: &Node, path: &str, paths: &mut Vec<String>) {
+            match node {
+                Node::Derivation | Node::Callable(_) => paths.push(path.to_owned()),
+                Node::Set { mark, below, .. } if mark.contains("true") => {
+                    for (number, node) in below.iter().enumerate() {
+                        expected(node, &format!("{path}.a{number}"), paths);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let mut paths = Vec::new();
+        let system = system(&store);
+        for (number, node) in nodes.iter().enumerate() {
+            expected(node, &format!("packages.{system}.t{number}"), &mut paths);
+        }
+        let is_number = |name: &String| name.parse::<u32>().is_ok();
+        let ours: BTreeMap<String, &str> = steps
+            .iter()
+            .map(|(attr, step)| (names(attr), step.record["drv"].as_str().unwrap()))
+            .filter(|(names, _)| !names.iter().any(is_number))
+            .map(|(names, drv)| (names.join("."), drv))
+            .collect();
+        paths.sort();
+        prop_assert_eq!(ours.keys().collect::<Vec<_>>(), paths.iter().collect::<Vec<_>>());
+        let mut arguments = vec!["path-info".to_owned(), "--derivation".into()];
+        arguments.extend(paths.iter().map(|path| format!(".#{path}")));
+        if !paths.is_empty() {
+            let printed = store.nix("nix", arguments);
+            prop_assert_eq!(
+                printed.lines().collect::<BTreeSet<_>>(),
+                ours.values().copied().collect::<BTreeSet<_>>()
+            );
+        }
+    }
+}
+
+// ---- the mark
+
+#[test]
+fn a_mark_that_is_no_boolean_is_an_evaluation_error_of_that_attribute() {
+    let Some(store) = Store::new() else { return };
+    let marks = [
+        ("set", "{ }", "a set"),
+        ("string", "\"true\"", "a string"),
+        ("null", "null", "null"),
+        ("int", "1", "an integer"),
+        ("list", "[ ]", "a list"),
+        ("function", "(x: x)", "a function"),
+    ];
+    for (_, mark, _) in marks {
+        let set = format!("{{ s = {{ recurseForDerivations = {mark}; }}; }}");
+        let nix = store.program("nix-instantiate").args(["-E", &set]).run();
+        nix.exits(1).passes_on("Boolean");
+    }
+    let sets: Vec<String> = marks
+        .iter()
+        .map(|(name, mark, _)| {
+            format!("\"{name}\" = {{ recurseForDerivations = {mark}; a = file \"{name}\"; }};")
+        })
+        .collect();
+    store.targets(&format!(
+        "{{ fine = file \"fine\"; not = {{ recurseForDerivations = false; a = file \"not\"; }}; \
+         throws = {{ recurseForDerivations = throw \"its words\"; a = file \"throws\"; }}; {} }}",
+        sets.concat()
+    ));
+    let ended = record(&store, &[]).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.drvs().keys().collect::<Vec<_>>(), [r#"["fine"]"#]);
+    for (name, _, is) in marks {
+        ended.passes_on(&format!(
+            "broken: {name}: recurseForDerivations is {is}, and must be true or false"
+        ));
+    }
+    ended.passes_on("broken: throws: its words");
+    assert_eq!(pipeline.broken().len(), marks.len() + 1);
+    // What is walked whatever it says is not asked.
+    let all = recorded(&store, &["--recurse", "all"]);
+    assert_eq!(all.broken(), [r#"["throws","recurseForDerivations"]"#]);
+    assert_eq!(all.drvs().len(), marks.len() + 3);
+}
+
+#[test]
+fn the_hint_at_a_circle_speaks_of_what_was_set() {
+    let Some(store) = Store::new() else { return };
+    store.targets("let s = { inherit s; x = file \"x\"; }; in s");
+    let ended = record(&store, &["--recurse", "all"]).run();
+    ended.exits(65).passes_on("`recurse: marked`");
+    ended.never_says("recurseForDerivations");
+    store.targets("let s = { recurseForDerivations = true; inherit s; x = file \"x\"; }; in s");
+    let ended = record(&store, &[]).run();
+    ended
+        .exits(65)
+        .passes_on("do not mark it with `recurseForDerivations`");
+}
+
+// ---- what was not looked into
+
+#[test]
+fn sets_that_are_not_looked_into_and_hold_derivations_are_said() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{
+          shell = file "shell";
+          packages = { first = throw "no matter"; a = file "a"; };
+          checks.deeper.b = file "b";
+          off = { recurseForDerivations = false; c = file "c"; };
+          lib = { id = x: x; version = "1"; };
+          aborts.d = abort "no matter either";
+          builds.e = import (build "imported" "echo it-was-built >&2; exit 1");
+          hosts = { web = file "web"; };
+          marked = { recurseForDerivations = true; inner.f = file "f"; g = file "g"; };
+        }"#,
+    );
+    let ended = record(&store, &[]).run();
+    assert_eq!(Pipeline::of(&ended).drvs().len(), 2);
+    assert_eq!(
+        said(&ended),
+        [
+            "warning: 4 sets without `recurseForDerivations` hold derivations and are not looked into: checks, hosts, marked.inner, packages",
+            "hint: look into every set with `recurse: all`, or begin in one with `attr: checks`; what `exclude` names is not told here"
+        ]
+    );
+    ended.never_says("it-was-built").never_says("no matter");
+    let excluded = ["checks", "hosts", "marked.inner", "packages"];
+    let flags: Vec<&str> = excluded
+        .iter()
+        .flat_map(|name| ["--exclude", name])
+        .collect();
+    assert_eq!(said(&record(&store, &flags).run()), [""; 0]);
+    // Where nothing else is found, that is still the reason.
+    store.targets("{ packages.a = file \"a\"; }");
+    let ended = record(&store, &[]).run();
+    ended.exits(65).passes_on(
+        "1 set without `recurseForDerivations` holds derivations and is not looked into: packages",
+    );
+}
+
+#[test]
+fn what_a_flake_has_besides_is_said() {
+    let Some(store) = Store::new() else { return };
+    flake(
+        &store,
+        r#"{
+          packages.SYSTEM = { a = file "a"; legacy.b = file "b"; };
+          packages.other-system.a = throw "never looked at";
+          checks.another-system.a = throw "never looked at";
+          devShells.SYSTEM.default = throw "never looked at";
+          formatter.SYSTEM = throw "never looked at";
+          nixosConfigurations.web = throw "never looked at";
+          lib = throw "never looked at";
+        }"#,
+    );
+    let system = system(&store);
+    let ended = record(&store, &["--flake", ".", "--exclude", "formatter"]).run();
+    assert_eq!(Pipeline::of(&ended).drvs().len(), 1);
+    assert_eq!(
+        said(&ended),
+        [
+            format!("warning: 1 set without `recurseForDerivations` holds derivations and is not looked into: packages.{system}.legacy"),
+            format!("hint: look into every set with `recurse: all`, or begin in one with `attr: packages.{system}.legacy`; what `exclude` names is not told here"),
+            "of the flake, only checks, packages and hydraJobs are recorded, and not its devShells, nixosConfigurations".into(),
+            format!(
+                "hint: record more in a recording of its own (`attr: devShells.{system}`, `attr: nixosConfigurations.NAME.config.system.build.toplevel`), \
+                 or put it into the flake's checks; what `exclude` names is not told here"
+            ),
+            "of the flake's checks and packages, those for another-system, other-system are not recorded".into(),
+            "hint: name a system under `agents` to record it as well".into(),
+        ]
+    );
+    let ended = record(
+        &store,
+        &["--flake", ".", "-A", &format!("packages.{system}.legacy")],
+    )
+    .run();
+    assert_eq!(said(&ended), [""; 0]);
+}
+
+#[test]
+fn what_the_keys_name_and_is_not_there_is_said_with_what_comes_next_to_it() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{
+          fine = file "fine";
+          checks = { recurseForDerivations = true; slow = file "slow"; quick = file "quick"; };
+          big = with' { requiredSystemFeatures = [ "big-parallel" ]; } "big" "echo > $out";
+        }"#,
+    );
+    let agents = json!({
+        system(&store): { "queue": "here" },
+        "feature:big-parallel": { "queue": "big" },
+        "feature:big-paralel": { "queue": "big" },
+        "riscv64-linux": { "queue": "elsewhere" },
+    });
+    let ended = record(
+        &store,
+        &[
+            "--exclude",
+            "checks.slow",
+            "--exclude",
+            "chekcs.quick",
+            "--exclude",
+            "*.slwo",
+            "--agents",
+            &agents.to_string(),
+        ],
+    )
+    .run();
+    assert_eq!(Pipeline::of(&ended).drvs().len(), 3);
+    assert_eq!(
+        said(&ended),
+        [
+            "warning: `exclude: chekcs.quick` leaves nothing out",
+            "hint: did you mean `checks.quick`?",
+            "warning: `exclude: *.slwo` leaves nothing out",
+            "hint: did you mean `*.slow`?",
+            "warning: `agents: feature:big-paralel` matches no target: none needs that feature",
+            "hint: did you mean `big-parallel`?",
+            "warning: `agents: riscv64-linux` matches no target: none is built on that system",
+            &format!("hint: targets are built on {}", system(&store)),
+        ]
+    );
+}
