@@ -11,12 +11,12 @@ use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use serde_json::Value;
 
-use crate::buildkite::default_command::{self, Job};
+use crate::buildkite::default_command::{self, Job, Ours, is_eval_once};
 use crate::buildkite::{EmptyWords, plugin};
 use crate::environment::{Surroundings, nix_folders};
 use crate::evaluation_keys::Place;
@@ -27,7 +27,7 @@ use crate::log::Log;
 use crate::nix::settings::Settings;
 use crate::paths;
 use crate::recording;
-use crate::step::{self, Host, Order};
+use crate::step::{self, Around, Host, Later, Order};
 
 pub use flags::completions;
 use flags::{Command, CommandLine, Hook, KeyFlags, report_in};
@@ -396,7 +396,67 @@ impl Reading {
             label: named("BUILDKITE_LABEL"),
             agent: named("BUILDKITE_AGENT_NAME"),
             is_retry: named("BUILDKITE_RETRY_COUNT").is_some_and(|count| count != "0"),
+            around: self.around(),
         })
+    }
+
+    /// What is around a build in its job.
+    fn around(&self) -> Around {
+        let named = |name: &str| text(&self.environment, name);
+        let number = |name: &str| named(name).and_then(|number| number.parse::<u32>().ok());
+        // The agent writes the job's variables into a file before it starts anything of the job.
+        let began = variable(&self.environment, "BUILDKITE_ENV_FILE")
+            .and_then(|file| Path::new(file).metadata().ok()?.modified().ok());
+        let command = variable(&self.environment, "BUILDKITE_COMMAND").unwrap_or_default();
+        let is_blank = command.as_bytes().trim_ascii().is_empty();
+        let later = [
+            (Later::Plugin, self.has_other_plugins()),
+            (Later::Hook, self.has_later_hooks()),
+            (
+                Later::Artifacts,
+                named("BUILDKITE_ARTIFACT_PATHS").is_some(),
+            ),
+        ];
+        Around {
+            attempt: number("BUILDKITE_RETRY_COUNT").map_or(0, |count| count.saturating_add(1)),
+            began,
+            limit: number("BUILDKITE_TIMEOUT")
+                .map(|minutes| Duration::from_secs(u64::from(minutes) * 60)),
+            command: !is_blank && is_eval_once(command, "step") != Ours::Itself,
+            later: later
+                .into_iter()
+                .filter_map(|(later, is_there)| is_there.then_some(later))
+                .collect(),
+        }
+    }
+
+    /// Whether the job has other plugins than the one whose hook this is, if it is one's.
+    fn has_other_plugins(&self) -> bool {
+        let ours = self
+            .environment
+            .contains_key(OsStr::new("BUILDKITE_PLUGIN_CONFIGURATION"));
+        text(&self.environment, "BUILDKITE_PLUGINS").is_some_and(|plugins| {
+            serde_json::from_str::<Vec<Value>>(&plugins)
+                .map_or(true, |plugins| plugins.len() > usize::from(ours))
+        })
+    }
+
+    /// Whether the agent or the repository has a hook that comes after the command.
+    fn has_later_hooks(&self) -> bool {
+        let agents = variable(&self.environment, "BUILDKITE_HOOKS_PATH").map(PathBuf::from);
+        let more = variable(&self.environment, "BUILDKITE_ADDITIONAL_HOOKS_PATHS");
+        let more = more.map(|folders| folders.to_string_lossy().into_owned());
+        let more = more.iter().flat_map(|folders| folders.split(','));
+        let repositorys = variable(&self.environment, "BUILDKITE_BUILD_CHECKOUT_PATH")
+            .map(|checkout| Path::new(checkout).join(".buildkite/hooks"));
+        let folders = agents
+            .into_iter()
+            .chain(more.map(PathBuf::from))
+            .chain(repositorys);
+        let hooks = folders.flat_map(|folder| {
+            ["post-command", "pre-exit"].map(|hook| folder.join(hook))
+        });
+        hooks.into_iter().any(|hook| hook.is_file())
     }
 
     fn by_hand(&self) -> Place {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::Job;
+use super::{Around, Job};
 use super::advice::Advice;
 use super::report::FailureReport;
 use crate::buildkite::markdown::{code, inert, inert_within, job_link};
@@ -138,6 +138,7 @@ pub(super) fn same(job: &Job, target: &str, culprit: &str, value: &str) -> Strin
         label: Some(label.to_owned()).filter(|label| !label.is_empty()),
         agent: None,
         is_retry: false,
+        around: Around::default(),
     };
     format!(
         "{} failed through the same {} as {} (job {})\n\n",
@@ -267,6 +268,7 @@ mod tests {
             label: Some(label.into()),
             agent: Some(label.into()),
             is_retry: false,
+            around: Around::default(),
         }
     }
 

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::rows::{Outcome, Row, Rows, Suite};
+use super::rows::{Outcome, Row, Rows, Suite, What};
 use super::saved::{Saved, Time};
 use crate::buildkite::markdown::{code, inert, job_link};
+use crate::counts::{Counts, number};
 use crate::step::Reason;
 use crate::text::shortened;
 
@@ -47,17 +48,29 @@ pub(super) fn annotation(rows: &Rows) -> (String, &'static str) {
 
 /// The same in one line, for the log and for the beginning.
 pub(super) fn counts(rows: &Rows) -> String {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut all = 0;
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut counts = Counts::default();
     for (_, row) in rows.steps() {
-        all += 1;
-        *counts.entry(kind(&row.outcome)).or_default() += 1;
+        counts.attributes += row.attributes;
+        match row.outcome {
+            Outcome::EvaluationError => counts.evaluation_errors += 1,
+            Outcome::Refused => counts.refused += 1,
+            _ => {
+                counts.targets += 1;
+                *kinds.entry(kind(&row.outcome)).or_default() += 1;
+            }
+        }
     }
     let order = [
         "failed",
-        "broken",
+        "timed out",
+        "cancelled",
+        "cancelled or timed out",
+        "soft failed",
         "without a report",
+        "without an outcome",
         "not run",
+        "not finished",
         "built",
         "from a cache",
         "already there",
@@ -65,22 +78,64 @@ pub(super) fn counts(rows: &Rows) -> String {
     ];
     let parts: Vec<String> = order
         .into_iter()
-        .filter_map(|kind| counts.get(kind).map(|count| format!("{count} {kind}")))
+        .filter_map(|kind| kinds.get(kind).map(|count| format!("{count} {kind}")))
         .collect();
-    format!("sums up {}: {}", number(all, "target"), parts.join(", "))
+    format!("sums up {}", counts.told("", &parts.join(", ")))
 }
 
 /// What an outcome counts as.
 fn kind(outcome: &Outcome) -> &'static str {
     match outcome {
-        Outcome::Failed => "failed",
-        Outcome::Broken => "broken",
-        Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => "without a report",
-        Outcome::NotRun(_) => "not run",
+        Outcome::Failed(_) => "failed",
+        Outcome::SoftFailed(_) => "soft failed",
+        Outcome::TimedOut => "timed out",
+        Outcome::Cancelled => "cancelled",
+        Outcome::Stopped => "cancelled or timed out",
+        Outcome::EvaluationError => "evaluation error",
+        Outcome::Refused => "refused",
+        Outcome::NoReport
+        | Outcome::PassedSilently
+        | Outcome::Unreadable
+        | Outcome::OtherVersion(_) => "without a report",
+        Outcome::NotKnown => "without an outcome",
+        Outcome::NotRun(_) | Outcome::NeverRun => "not run",
+        Outcome::Unfinished(_) => "not finished",
         Outcome::Built => "built",
         Outcome::Fetched => "from a cache",
         Outcome::There => "already there",
         Outcome::Skipped(_) => "skipped",
+    }
+}
+
+/// How much attention an outcome asks for: red, yellow, or none.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Attention {
+    None,
+    Warning,
+    Error,
+}
+
+fn attention(outcome: &Outcome) -> Attention {
+    match outcome {
+        Outcome::Failed(_)
+        | Outcome::TimedOut
+        | Outcome::Cancelled
+        | Outcome::Stopped
+        | Outcome::EvaluationError
+        | Outcome::Refused => Attention::Error,
+        Outcome::SoftFailed(_)
+        | Outcome::NoReport
+        | Outcome::PassedSilently
+        | Outcome::Unreadable
+        | Outcome::OtherVersion(_)
+        | Outcome::NotKnown
+        | Outcome::Unfinished(_) => Attention::Warning,
+        Outcome::NotRun(_)
+        | Outcome::NeverRun
+        | Outcome::Built
+        | Outcome::Fetched
+        | Outcome::There
+        | Outcome::Skipped(_) => Attention::None,
     }
 }
 
@@ -91,10 +146,10 @@ fn style(rows: &Rows) -> &'static str {
         "success"
     };
     for (_, row) in rows.steps() {
-        match row.outcome {
-            Outcome::Failed | Outcome::Broken => return "error",
-            Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => style = "warning",
-            _ => {}
+        match attention(&row.outcome) {
+            Attention::Error => return "error",
+            Attention::Warning => style = "warning",
+            Attention::None => {}
         }
         // Whoever asked for no record gets no warning for having none.
         let again = row
@@ -114,12 +169,18 @@ fn table(text: &mut String, rows: &Rows) {
     let several = rows.suites.len() > 1;
     let mut steps: Vec<(&Suite, &Row)> = rows.steps().collect();
     let rank = |row: &Row| match row.outcome {
-        Outcome::Failed => 0,
-        Outcome::Broken => 1,
-        Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => 2,
-        Outcome::NotRun(_) => 3,
-        Outcome::Built | Outcome::Fetched | Outcome::There => 4,
-        Outcome::Skipped(_) => 5,
+        Outcome::Failed(_) => 0,
+        Outcome::TimedOut | Outcome::Cancelled | Outcome::Stopped => 1,
+        Outcome::EvaluationError | Outcome::Refused => 2,
+        Outcome::SoftFailed(_) => 3,
+        Outcome::NoReport
+        | Outcome::PassedSilently
+        | Outcome::Unreadable
+        | Outcome::OtherVersion(_)
+        | Outcome::NotKnown => 4,
+        Outcome::NotRun(_) | Outcome::NeverRun | Outcome::Unfinished(_) => 5,
+        Outcome::Built | Outcome::Fetched | Outcome::There => 6,
+        Outcome::Skipped(_) => 7,
     };
     steps.sort_by(|(_, a), (_, b)| {
         rank(a)
@@ -166,26 +227,45 @@ fn outcome(row: &Row) -> String {
         let class = left.class.as_deref().map(word);
         Some(class.unwrap_or_else(|| format!("status {}", left.exit)))
     };
-    match &row.outcome {
-        Outcome::Failed => {
-            let class = class().unwrap_or_default();
-            match &row.culprit {
-                Some(culprit) => format!("**failed** ({class}): {}", code(culprit)),
-                None => format!("**failed** ({class})"),
-            }
+    let failed = |how: &str, what: &What| match (what, &row.culprit) {
+        (What::Build, Some(culprit)) => {
+            format!("{how} ({}): {}", class().unwrap_or_default(), code(culprit))
         }
-        Outcome::Broken => match class() {
-            Some(class) => format!("**broken** ({class})"),
-            None => "**broken**".into(),
-        },
-        Outcome::NotRun(failed) => format!("not run: {} failed", code(failed)),
+        (What::Build, None) => format!("{how} ({})", class().unwrap_or_default()),
+        (What::Command, _) => format!("{how} (command), after the build"),
+        (What::Later, _) => format!("{how} ({}), after the build", word(&row.after())),
+        (What::NotKnown, _) => format!("{how}, without a report"),
+    };
+    let error = |what: &str| match class() {
+        Some(class) => format!("**{what}** ({class})"),
+        None => format!("**{what}**"),
+    };
+    let text = match &row.outcome {
+        Outcome::Failed(what) => failed("**failed**", what),
+        Outcome::SoftFailed(what) => failed("soft failed", what),
+        Outcome::TimedOut => "**timed out**".into(),
+        Outcome::Cancelled => "**cancelled**".into(),
+        Outcome::Stopped => "**cancelled or timed out**".into(),
+        Outcome::EvaluationError => error("evaluation error"),
+        Outcome::Refused => error("refused"),
+        Outcome::NotRun(blocker) => {
+            format!("not run: {} {}", code(&blocker.target), blocker.what)
+        }
+        Outcome::NeverRun => "not run".into(),
+        Outcome::Unfinished(state) => format!("not finished: {}", word(&state.replace('_', " "))),
         Outcome::NoReport => "no report".into(),
+        Outcome::PassedSilently => "passed, without a report".into(),
         Outcome::Unreadable => "its report cannot be read".into(),
         Outcome::OtherVersion(version) => {
             format!("its report is of version {version}, which this eval-once does not know")
         }
+        Outcome::NotKnown => "built; how its job ended is not known".into(),
         Outcome::Skipped(reason) => format!("skipped: {}", word(reason)),
         other => kind(other).into(),
+    };
+    match row.retry() {
+        Some(attempt) => format!("{text}, on try {attempt}"),
+        None => text,
     }
 }
 
@@ -211,12 +291,14 @@ fn time(row: &Row) -> String {
 fn silent(text: &mut String, rows: &Rows) {
     let count = rows
         .steps()
-        .filter(|(_, row)| row.outcome == Outcome::NoReport)
+        .filter(|(_, row)| {
+            matches!(row.outcome, Outcome::NoReport | Outcome::PassedSilently)
+        })
         .count();
     if count > 0 {
         let _ = writeln!(
             text,
-            "**No report:** {}. Such a one did not run, was cancelled, or ended before it could leave its report: its job says which.\n",
+            "**No report:** {}. A step without one did not come to building, or could not leave it: its job's log says why.\n",
             number(count, "step")
         );
     }
@@ -280,10 +362,6 @@ fn drift(text: &mut String, rows: &Rows) {
         number(drifted.len(), "target"),
         names.join(", ")
     );
-}
-
-fn number(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
