@@ -113,6 +113,7 @@ mod tests {
     use super::super::rows::Rows;
     use super::super::rows::tests::{gathered, left, recorded, target};
     use super::*;
+    use crate::buildkite::outcome::StepOutcome;
     use crate::step::{Left, Unreadable};
     use serde_json::{Value, json};
 
@@ -240,6 +241,35 @@ mod tests {
                 ("behind-other", "other"),
                 ("soft-itself", "other"),
                 ("behind-soft-itself", "other"),
+            ])
+        );
+    }
+
+    #[test]
+    fn of_steps_that_were_all_stopped_the_first_holds_up_the_others() {
+        let targets = json!([
+            waits("cancelled", &[]),
+            waits("behind", &["cancelled"]),
+            waits("further", &["behind", "alone"]),
+            waits("alone", &[]),
+            waits("behind-failed", &["failed", "cancelled"]),
+            waits("failed", &[]),
+        ]);
+        let mut gathered = gathered(
+            vec![recorded(&targets, &json!([]))],
+            [("drv-failed", failed())],
+        );
+        // A step whose dependency failed is `errored` to Buildkite as well.
+        for name in ["cancelled", "behind", "further", "alone", "behind-failed"] {
+            let key = format!("drv-{name}");
+            gathered.outcomes.insert(key, StepOutcome::Errored);
+        }
+        assert_eq!(
+            held(&gathered),
+            pairs([
+                ("behind", "cancelled"),
+                ("further", "alone"),
+                ("behind-failed", "failed"),
             ])
         );
     }

@@ -540,6 +540,123 @@ pub(super) mod tests {
         assert_eq!(rows.recording, Some(12.0));
     }
 
+    /// How each target stands of which the report is this and Buildkite says this.
+    fn outcome_of(report: Option<&Value>, said: Option<StepOutcome>) -> Outcome {
+        let mut gathered = gathered(vec![recorded(&json!([target("a")]), &json!([]))], []);
+        if let Some(report) = report {
+            gathered.reports.insert("drv-a".into(), left(report, 1.0));
+        }
+        if let Some(said) = said {
+            gathered.outcomes.insert("drv-a".into(), said);
+        }
+        let rows = Rows::new(&gathered);
+        rows.suites[0].rows[0].outcome.clone()
+    }
+
+    #[test]
+    fn how_buildkite_says_that_a_step_ended_counts_more_than_what_it_left_before() {
+        use StepOutcome::{
+            Errored, HardFailed, NoStep, NotKnown, NotRun, Passed, SoftFailed, Unfinished,
+        };
+        let green = |more: Value| {
+            let mut report = json!({ "built": 1, "after": ["command"] });
+            report.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            report
+        };
+        let command = green(json!({}));
+        let hook = green(json!({ "after": ["plugin", "hook"] }));
+        let alone = green(json!({ "after": [] }));
+        let old = json!({ "built": 1 });
+        let red = json!({ "exit": 100, "class": "build" });
+        let stopped = |by: &str| json!({ "exit": 143, "class": "signal", "stopped": by });
+        let running = || Unfinished("running".into());
+        for (report, said, expected) in [
+            (Some(&alone), None, Outcome::Built),
+            (Some(&command), Some(Passed), Outcome::Built),
+            (Some(&command), Some(HardFailed), Outcome::Failed(What::Command)),
+            (Some(&old), Some(HardFailed), Outcome::Failed(What::Command)),
+            (Some(&hook), Some(HardFailed), Outcome::Failed(What::Later)),
+            (Some(&command), Some(SoftFailed), Outcome::SoftFailed(What::Command)),
+            (Some(&command), Some(NotKnown), Outcome::NotKnown),
+            (Some(&command), Some(NoStep), Outcome::Built),
+            (Some(&command), Some(running()), Outcome::Unfinished("running".into())),
+            (Some(&red), Some(HardFailed), Outcome::Failed(What::Build)),
+            (Some(&red), Some(SoftFailed), Outcome::SoftFailed(What::Build)),
+            (Some(&red), Some(NotKnown), Outcome::Failed(What::Build)),
+            // Another try has passed, and could not leave its report.
+            (Some(&red), Some(Passed), Outcome::PassedSilently),
+            (Some(&red), Some(Errored), Outcome::Stopped),
+            (Some(&stopped("cancel")), Some(Errored), Outcome::Cancelled),
+            (Some(&stopped("timeout")), Some(Errored), Outcome::TimedOut),
+            // Its agent was stopped, and it was not tried again.
+            (Some(&stopped("cancel")), Some(HardFailed), Outcome::Failed(What::Build)),
+            (None, None, Outcome::NoReport),
+            (None, Some(Passed), Outcome::PassedSilently),
+            (None, Some(HardFailed), Outcome::Failed(What::NotKnown)),
+            (None, Some(SoftFailed), Outcome::SoftFailed(What::NotKnown)),
+            (None, Some(Errored), Outcome::Stopped),
+            (None, Some(NotRun), Outcome::NeverRun),
+            (None, Some(NoStep), Outcome::NeverRun),
+            (None, Some(NotKnown), Outcome::NoReport),
+            (None, Some(running()), Outcome::Unfinished("running".into())),
+        ] {
+            let case = format!("{report:?} {said:?}");
+            assert_eq!(outcome_of(report, said), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_was_stopped_before_its_job_had_to_end_was_cancelled() {
+        let report = |until: Value| json!({ "after": ["command"], "until": until });
+        for (report, expected) in [
+            // It is 1,000 when Buildkite is asked.
+            (report(json!(1_001)), Outcome::Cancelled),
+            (report(json!(1_000)), Outcome::Stopped),
+            (report(json!(null)), Outcome::Stopped),
+            (json!({ "until": 1_001 }), Outcome::Stopped),
+        ] {
+            let outcome = outcome_of(Some(&report), Some(StepOutcome::Errored));
+            assert_eq!(outcome, expected, "{report}");
+        }
+    }
+
+    #[test]
+    fn buildkite_is_asked_only_where_the_rest_does_not_tell() {
+        let mut skipped = target("skipped");
+        skipped["skip"] = "a cache has it".into();
+        let mut behind = target("behind");
+        behind["depends_on"] = json!(["drv-red"]);
+        let names = ["green", "command", "old", "red", "silent"];
+        let mut targets: Vec<Value> = names.map(target).to_vec();
+        targets.extend([skipped, behind]);
+        let report = |more: Value| left(&more, 1.0);
+        let mut gathered = gathered(
+            vec![recorded(&json!(targets), &json!([{ "attr": ["broken"] }]))],
+            [
+                ("drv-green", report(json!({ "after": [] }))),
+                ("drv-command", report(json!({ "after": ["command"] }))),
+                ("drv-old", report(json!({}))),
+                ("drv-red", report(json!({ "exit": 100, "after": [] }))),
+                ("by-hand", report(json!({ "after": [] }))),
+                ("", report(json!({ "exit": 1 }))),
+            ],
+        );
+        let not_told = |gathered: &Gathered| Rows::new(gathered).not_told(gathered);
+        assert_eq!(not_told(&gathered), ["drv-command", "drv-old", "drv-red"]);
+        for (key, said) in [
+            ("drv-command", StepOutcome::Passed),
+            ("drv-old", StepOutcome::NotKnown),
+            ("drv-red", StepOutcome::HardFailed),
+        ] {
+            gathered.outcomes.insert(key.into(), said);
+        }
+        // What waits for one that failed has not run: only of the others without a report it is asked.
+        assert_eq!(not_told(&gathered), ["drv-silent"]);
+        let silent = ("drv-silent".into(), StepOutcome::Passed);
+        gathered.outcomes.extend([silent]);
+        assert_eq!(not_told(&gathered), [""; 0]);
+    }
+
     #[test]
     fn a_culprit_is_another_derivation_than_the_targets_own() {
         let drv = |first: char, name: &str| {

@@ -8,6 +8,7 @@ use super::rows::{Outcome, Row, Rows, Suite, What};
 use super::saved::{Saved, Time};
 use crate::buildkite::markdown::{code, inert, job_link};
 use crate::counts::{Counts, number};
+use crate::exit::Class;
 use crate::step::Reason;
 use crate::text::shortened;
 
@@ -236,9 +237,10 @@ fn outcome(row: &Row) -> String {
         (What::Later, _) => format!("{how} ({}), after the build", word(&row.after())),
         (What::NotKnown, _) => format!("{how}, without a report"),
     };
-    let error = |what: &str| match class() {
-        Some(class) => format!("**{what}** ({class})"),
-        None => format!("**{what}**"),
+    // Another class than all have is that of a step that failed for a reason of its own.
+    let error = |what: &str, usual: Class| match class() {
+        Some(class) if class != usual.word() => format!("**{what}** ({class})"),
+        _ => format!("**{what}**"),
     };
     let text = match &row.outcome {
         Outcome::Failed(what) => failed("**failed**", what),
@@ -246,8 +248,8 @@ fn outcome(row: &Row) -> String {
         Outcome::TimedOut => "**timed out**".into(),
         Outcome::Cancelled => "**cancelled**".into(),
         Outcome::Stopped => "**cancelled or timed out**".into(),
-        Outcome::EvaluationError => error("evaluation error"),
-        Outcome::Refused => error("refused"),
+        Outcome::EvaluationError => error("evaluation error", Class::Evaluation),
+        Outcome::Refused => error("refused", Class::Config),
         Outcome::NotRun(blocker) => {
             format!("not run: {} {}", code(&blocker.target), blocker.what)
         }
@@ -379,12 +381,14 @@ mod tests {
     fn what_failed_stands_first_and_then_the_slowest() {
         let mut skipped = target("skipped");
         skipped["skip"] = "already built here".into();
-        let names = ["quick", "slow", "silent", "red", "odd"];
+        let mut slow = target("slow");
+        slow["also"] = json!([["sluggish"]]);
+        let names = ["quick", "silent", "red", "odd"];
         let zlib = format!("/nix/store/{}-zlib-1.3.1.drv", "0".repeat(32));
         let mut targets: Vec<Value> = names.map(target).to_vec();
         let mut behind = target("behind");
         behind["depends_on"] = json!(["drv-quick", "drv-red"]);
-        targets.extend([skipped, behind]);
+        targets.extend([slow, skipped, behind]);
         let gathered = gathered(
             vec![recorded(&json!(targets), &json!([{ "attr": ["bad"] }]))],
             [
@@ -405,12 +409,12 @@ mod tests {
         );
         let (text, style) = annotation(&Rows::new(&gathered));
         let table = "\
-**eval-once** sums up 8 targets: 1 failed, 1 broken, 2 without a report, 1 not run, 1 built, 1 already there, 1 skipped.
+**eval-once** sums up 9 attributes: 7 targets (1 failed, 2 without a report, 1 not run, 1 built, 1 already there, 1 skipped), 1 evaluation error.
 
 | Target | Outcome | Way | Time |
 | --- | --- | --- | ---: |
 | <a href=\"#0190-c\"><code>red</code></a> | **failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | realised (drv&#45;valid) | 3.0 s |
-| <code>bad</code> | **broken** |  |  |
+| <code>bad</code> | **evaluation error** |  |  |
 | <code>silent</code> | no report |  |  |
 | <code>odd</code> | its report is of version 7, which this eval-once does not know |  |  |
 | <code>behind</code> | not run: <code>red</code> failed |  |  |
@@ -459,7 +463,7 @@ mod tests {
             json!({ "target": "hello", "way": "evaluated", "reason": "not-recorded", "built": 1 });
         let (text, style) = annotation(&Rows::new(&gathered(vec![], [("k", left(&report, 1.0))])));
         assert_eq!(style, "success");
-        assert!(text.contains("sums up 1 target: 1 built."), "{text}");
+        assert!(text.contains("sums up 1 attribute: 1 target (1 built)."), "{text}");
         assert!(!text.contains("saved"), "{text}");
     }
 
@@ -474,7 +478,7 @@ mod tests {
             [("drv-failed", left(&json!({ "exit": 100 }), 1.0))],
         );
         let (text, _) = annotation(&Rows::new(&gathered));
-        assert!(text.contains(": 1 failed, 200 not run."), "{text}");
+        assert!(text.contains(" (1 failed, 200 not run)."), "{text}");
         assert!(text.len() < 1 << 20, "{}", text.len());
         let rows = text.lines().filter(|line| line.contains("not run: "));
         assert_eq!(rows.clone().count(), 99);
