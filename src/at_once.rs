@@ -26,15 +26,10 @@ pub fn all(
         until,
         ..Within::default()
     };
-    run(
-        supervisor,
-        lines,
-        &within,
-        |number, finished, said| {
-            ran[number] = Some((finished, said));
-            Ok(())
-        },
-    )?;
+    run(supervisor, lines, &within, |number, finished, said| {
+        ran[number] = Some((finished, said));
+        Ok(())
+    })?;
     Ok(ran.into_iter().flatten().collect())
 }
 
@@ -134,7 +129,9 @@ fn run(
             .filter(|(one, _)| !one.is_stopping())
             .filter_map(|(_, about)| about.until)
             .min();
-        supervisor.watch(&mut running, until, |at, bytes| about[at].said.extend(bytes))?;
+        supervisor.watch(&mut running, until, |at, bytes| {
+            about[at].said.extend(bytes)
+        })?;
         while let Some(at) = running.iter().position(|one| one.ended.is_some()) {
             let finished = running.swap_remove(at).finished();
             let About { number, said, .. } = about.swap_remove(at);

@@ -82,7 +82,11 @@ mod tests {
             ("errored", "finished", StepOutcome::Errored),
             ("errored", "ready", unfinished("ready")),
             ("hard_failed", "running", unfinished("running")),
-            ("", "waiting_for_dependencies", unfinished("waiting_for_dependencies")),
+            (
+                "",
+                "waiting_for_dependencies",
+                unfinished("waiting_for_dependencies"),
+            ),
             ("errored", "failing", unfinished("failing")),
             ("neutral", "finished", StepOutcome::NotRun),
             ("", "ignored", StepOutcome::NotRun),

@@ -453,9 +453,8 @@ impl Reading {
             .into_iter()
             .chain(more.map(PathBuf::from))
             .chain(repositorys);
-        let hooks = folders.flat_map(|folder| {
-            ["post-command", "pre-exit"].map(|hook| folder.join(hook))
-        });
+        let hooks =
+            folders.flat_map(|folder| ["post-command", "pre-exit"].map(|hook| folder.join(hook)));
         hooks.into_iter().any(|hook| hook.is_file())
     }
 
@@ -760,6 +759,80 @@ mod tests {
                 Invocation::OtherJob(_)
             ));
         }
+    }
+
+    #[test]
+    fn a_step_knows_what_comes_after_it_in_its_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let file = folder.path().join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, "").unwrap();
+        };
+        file("pre/pre-command");
+        file("post/post-command");
+        file("checkout/.buildkite/hooks/pre-exit");
+        let at = |name: &str| {
+            folder
+                .path()
+                .join(name)
+                .into_os_string()
+                .into_string()
+                .unwrap()
+        };
+        let (pre, post, checkout) = (at("pre"), at("post"), at("checkout"));
+        let more = format!("{pre},{post}");
+        let around = |environment: &[(&str, &str)]| {
+            let environment = [&JOB[..], environment].concat();
+            match invocation(&environment, &["eval-once", "step", "--drv", "x"]) {
+                Invocation::Step(order, _) => order.job.unwrap().around,
+                other => panic!("{other:?}"),
+            }
+        };
+        let plain = around(&[]);
+        assert_eq!(plain, Around::default());
+        for (name, value, later) in [
+            ("BUILDKITE_HOOKS_PATH", pre.as_str(), None),
+            ("BUILDKITE_HOOKS_PATH", &post, Some(Later::Hook)),
+            ("BUILDKITE_ADDITIONAL_HOOKS_PATHS", &more, Some(Later::Hook)),
+            (
+                "BUILDKITE_BUILD_CHECKOUT_PATH",
+                &checkout,
+                Some(Later::Hook),
+            ),
+            ("BUILDKITE_ARTIFACT_PATHS", "*.log", Some(Later::Artifacts)),
+            ("BUILDKITE_PLUGINS", "[]", None),
+            ("BUILDKITE_PLUGINS", r#"["docker#v5"]"#, Some(Later::Plugin)),
+        ] {
+            assert_eq!(
+                around(&[(name, value)]).later,
+                Vec::from_iter(later),
+                "{name}"
+            );
+        }
+        let ours = ("BUILDKITE_PLUGIN_CONFIGURATION", "{}");
+        let alone = ("BUILDKITE_PLUGINS", r#"[{"o/eval-once#v1":{}}]"#);
+        let both = (
+            "BUILDKITE_PLUGINS",
+            r#"[{"o/eval-once#v1":{}},"docker#v5"]"#,
+        );
+        assert_eq!(around(&[ours, alone]).later, []);
+        assert_eq!(around(&[ours, both]).later, [Later::Plugin]);
+        for (command, is_more) in [
+            ("", false),
+            (" \n", false),
+            ("eval-once step", false),
+            ("eval-once step && make", true),
+            ("make test", true),
+        ] {
+            let around = around(&[("BUILDKITE_COMMAND", command)]);
+            assert_eq!(around.command, is_more, "{command:?}");
+        }
+        let timed = |minutes| around(&[("BUILDKITE_TIMEOUT", minutes)]).limit;
+        assert_eq!(timed("2"), Some(Duration::from_secs(120)));
+        assert_eq!(timed("false"), None);
+        let attempt = |count| around(&[("BUILDKITE_RETRY_COUNT", count)]).attempt;
+        assert_eq!((attempt("0"), attempt("1"), attempt("x")), (1, 2, 0));
     }
 
     /// The variables of a job that a recording needs.

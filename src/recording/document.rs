@@ -269,8 +269,7 @@ mod tests {
             refused: 0,
         };
         let root = path(&[]);
-        let mut document =
-            Document::new("2.26", source, &root, &targets, &placed, &errors, counts);
+        let mut document = Document::new("2.26", source, &root, &targets, &placed, &errors, counts);
         document.seconds.insert("total", 1.5);
         let json = document.to_json().unwrap();
         let recorded = Recorded::read(&json).unwrap();

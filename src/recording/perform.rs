@@ -416,7 +416,10 @@ fn tell(kind: &str, broken: &[Broken], log: Log) {
 
 /// Fails where there are errors and that is to fail the recording.
 fn fail_on_errors(counts: Counts, request: &Request) -> Result<(), Failure> {
-    let Some(errors) = counts.errors().filter(|_| request.on_error == OnError::Fail) else {
+    let Some(errors) = counts
+        .errors()
+        .filter(|_| request.on_error == OnError::Fail)
+    else {
         return Ok(());
     };
     Err(Failure::new(

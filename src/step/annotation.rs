@@ -3,9 +3,9 @@
 
 use std::fmt::Write as _;
 
-use super::{Around, Job};
 use super::advice::Advice;
 use super::report::FailureReport;
+use super::{Around, Job};
 use crate::buildkite::markdown::{code, inert, inert_within, job_link};
 use crate::exit::{Class, Failure};
 use crate::nix::DrvPath;

@@ -34,23 +34,33 @@ pub(super) fn outcomes(
         .collect();
     // The outcome is that of the last job that ended; what is not `passed` may be in the middle of another try.
     let mut said: Vec<(&String, String)> = Vec::new();
-    each(supervisor, keys, command::step_outcome, log, |key, answer| {
-        match answer {
+    each(
+        supervisor,
+        keys,
+        command::step_outcome,
+        log,
+        |key, answer| match answer {
             Answer::Said(outcome) => match StepOutcome::read(&outcome) {
                 Some(outcome) => drop(outcomes.insert(key.clone(), outcome)),
                 None => said.push((key, outcome)),
             },
             Answer::NoStep => drop(outcomes.insert(key.clone(), StepOutcome::NoStep)),
             Answer::None => {}
-        }
-    })?;
+        },
+    )?;
     let open: Vec<String> = said.iter().map(|(key, _)| (*key).clone()).collect();
     let mut states: BTreeMap<String, String> = BTreeMap::new();
-    each(supervisor, &open, command::step_state, log, |key, answer| {
-        if let Answer::Said(state) = answer {
-            states.insert(key.clone(), state);
-        }
-    })?;
+    each(
+        supervisor,
+        &open,
+        command::step_state,
+        log,
+        |key, answer| {
+            if let Answer::Said(state) = answer {
+                states.insert(key.clone(), state);
+            }
+        },
+    )?;
     for (key, outcome) in said {
         let state = states.get(key).map(String::as_str).unwrap_or_default();
         outcomes.insert(key.clone(), StepOutcome::with_state(&outcome, state));

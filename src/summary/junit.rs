@@ -171,14 +171,19 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
         }
         Outcome::Refused => {
             let class = class.unwrap_or(Class::Config.word());
-            ("error", Some(class), message_or("its metadata makes no step"))
+            (
+                "error",
+                Some(class),
+                message_or("its metadata makes no step"),
+            )
         }
         Outcome::NoReport => {
             let message = "its step has left no report, and how it ended is not known";
             ("error", NO_REPORT, message.into())
         }
         Outcome::PassedSilently => {
-            let message = "its step passed, and has left no report: whether it was built is not known";
+            let message =
+                "its step passed, and has left no report: whether it was built is not known";
             ("error", NO_REPORT, message.into())
         }
         Outcome::NotKnown => {
@@ -196,7 +201,11 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
             ("skipped", None, message)
         }
         Outcome::NeverRun => ("skipped", None, "not run".into()),
-        Outcome::Unfinished(state) => ("skipped", None, format!("not finished: {state}")),
+        Outcome::Unfinished(state) => (
+            "skipped",
+            None,
+            format!("not finished: {}", state.replace('_', " ")),
+        ),
         Outcome::Skipped(reason) => ("skipped", None, reason.clone()),
         Outcome::Built | Outcome::Fetched | Outcome::There => {
             case.write_empty()?;

@@ -121,6 +121,14 @@ impl Row {
         matches!(self.outcome, Outcome::EvaluationError | Outcome::Refused)
     }
 
+    /// Whether its step is known to have passed, and to have built it.
+    pub(super) fn has_passed(&self) -> bool {
+        matches!(
+            self.outcome,
+            Outcome::Built | Outcome::Fetched | Outcome::There
+        )
+    }
+
     /// What comes after the build in its job, in a few words.
     pub(super) fn after(&self) -> String {
         let after = self.report.as_ref().and_then(|left| left.after.as_deref());
@@ -324,11 +332,7 @@ fn row(key: &str, target: String, gathered: &Gathered) -> Row {
 }
 
 /// How a target stands whose step ended as Buildkite has `said`; it is `now`, in seconds since 1970.
-fn ended(
-    said: &StepOutcome,
-    report: Option<&Result<Left, Unreadable>>,
-    now: u64,
-) -> Outcome {
+fn ended(said: &StepOutcome, report: Option<&Result<Left, Unreadable>>, now: u64) -> Outcome {
     let left = report.and_then(|report| report.as_ref().ok());
     let what = || match left {
         None => What::NotKnown,
@@ -560,7 +564,10 @@ pub(super) mod tests {
         };
         let green = |more: Value| {
             let mut report = json!({ "built": 1, "after": ["command"] });
-            report.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            report
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
             report
         };
         let command = green(json!({}));
@@ -573,15 +580,31 @@ pub(super) mod tests {
         for (report, said, expected) in [
             (Some(&alone), None, Outcome::Built),
             (Some(&command), Some(Passed), Outcome::Built),
-            (Some(&command), Some(HardFailed), Outcome::Failed(What::Command)),
+            (
+                Some(&command),
+                Some(HardFailed),
+                Outcome::Failed(What::Command),
+            ),
             (Some(&old), Some(HardFailed), Outcome::Failed(What::Command)),
             (Some(&hook), Some(HardFailed), Outcome::Failed(What::Later)),
-            (Some(&command), Some(SoftFailed), Outcome::SoftFailed(What::Command)),
+            (
+                Some(&command),
+                Some(SoftFailed),
+                Outcome::SoftFailed(What::Command),
+            ),
             (Some(&command), Some(NotKnown), Outcome::NotKnown),
             (Some(&command), Some(NoStep), Outcome::Built),
-            (Some(&command), Some(running()), Outcome::Unfinished("running".into())),
+            (
+                Some(&command),
+                Some(running()),
+                Outcome::Unfinished("running".into()),
+            ),
             (Some(&red), Some(HardFailed), Outcome::Failed(What::Build)),
-            (Some(&red), Some(SoftFailed), Outcome::SoftFailed(What::Build)),
+            (
+                Some(&red),
+                Some(SoftFailed),
+                Outcome::SoftFailed(What::Build),
+            ),
             (Some(&red), Some(NotKnown), Outcome::Failed(What::Build)),
             // Another try has passed, and could not leave its report.
             (Some(&red), Some(Passed), Outcome::PassedSilently),
@@ -589,7 +612,11 @@ pub(super) mod tests {
             (Some(&stopped("cancel")), Some(Errored), Outcome::Cancelled),
             (Some(&stopped("timeout")), Some(Errored), Outcome::TimedOut),
             // Its agent was stopped, and it was not tried again.
-            (Some(&stopped("cancel")), Some(HardFailed), Outcome::Failed(What::Build)),
+            (
+                Some(&stopped("cancel")),
+                Some(HardFailed),
+                Outcome::Failed(What::Build),
+            ),
             (None, None, Outcome::NoReport),
             (None, Some(Passed), Outcome::PassedSilently),
             (None, Some(HardFailed), Outcome::Failed(What::NotKnown)),

@@ -266,6 +266,7 @@ fn outcome(row: &Row) -> String {
         other => kind(other).into(),
     };
     match row.retry() {
+        Some(attempt) if row.has_passed() => format!("{text}, passed on try {attempt}"),
         Some(attempt) => format!("{text}, on try {attempt}"),
         None => text,
     }
@@ -293,9 +294,7 @@ fn time(row: &Row) -> String {
 fn silent(text: &mut String, rows: &Rows) {
     let count = rows
         .steps()
-        .filter(|(_, row)| {
-            matches!(row.outcome, Outcome::NoReport | Outcome::PassedSilently)
-        })
+        .filter(|(_, row)| matches!(row.outcome, Outcome::NoReport | Outcome::PassedSilently))
         .count();
     if count > 0 {
         let _ = writeln!(
@@ -463,7 +462,10 @@ mod tests {
             json!({ "target": "hello", "way": "evaluated", "reason": "not-recorded", "built": 1 });
         let (text, style) = annotation(&Rows::new(&gathered(vec![], [("k", left(&report, 1.0))])));
         assert_eq!(style, "success");
-        assert!(text.contains("sums up 1 attribute: 1 target (1 built)."), "{text}");
+        assert!(
+            text.contains("sums up 1 attribute: 1 target (1 built)."),
+            "{text}"
+        );
         assert!(!text.contains("saved"), "{text}");
     }
 

@@ -559,7 +559,11 @@ impl Progress {
     /// The time of a job that runs has run out.
     pub(super) fn time_out(&mut self, id: &str) {
         let job = self.job(id).unwrap();
-        assert_eq!(job.state, JobState::Running, "only a job that runs has a time");
+        assert_eq!(
+            job.state,
+            JobState::Running,
+            "only a job that runs has a time"
+        );
         job.ending = Some(JobState::TimedOut);
     }
 

@@ -304,7 +304,9 @@ impl Shared {
                 let attribute = call.json();
                 let attribute = attribute["attribute"].as_str().unwrap_or_default();
                 let mut progress = self.progress();
-                progress.exports.push((step.to_string(), attribute.to_owned()));
+                progress
+                    .exports
+                    .push((step.to_string(), attribute.to_owned()));
                 let exported = progress.export(step, attribute);
                 if progress.is_silent_on_steps {
                     while !*self.is_closed.lock().unwrap() {
