@@ -453,7 +453,7 @@ fn more_than_fifty_failures_are_counted_and_not_listed() {
 }
 
 #[test]
-fn a_step_that_is_cancelled_tells_nothing() {
+fn a_step_that_is_cancelled_leaves_its_report_and_tells_nothing_else() {
     let Some(scene) = scene(&[attr("slow")]) else {
         return;
     };
@@ -470,7 +470,13 @@ fn a_step_that_is_cancelled_tells_nothing() {
         });
         assert_eq!(scene.build.run(), Outcome::Failed);
     });
-    assert!(scene.build.meta_data().is_empty(), "{}", scene.logs());
+    let keys: Vec<String> = scene.build.meta_data().into_keys().collect();
+    assert_eq!(keys, ["eval-once:report:slow"], "{}", scene.logs());
+    let left = scene.left("slow");
+    assert_eq!(
+        (&left["exit"], &left["class"], &left["stopped"]),
+        (&json!(143), &json!("signal"), &json!("cancel"))
+    );
     assert!(scene.build.annotations().is_empty());
     assert!(warnings(&scene.build.job("slow")).is_empty());
 }

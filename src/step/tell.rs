@@ -1,7 +1,8 @@
 //! What a step tells its build: every step leaves its report in the meta-data ([`Left`]), and one that failed appends to the
 //! build's annotation of failures, and keeps the log of the derivation that failed as an artifact.
 //!
-//! All of it is worth no failure: it changes no status, and has [`TIME`] together. By hand nothing is told.
+//! All of it is worth no failure: it changes no status, and has [`TIME`] together. One that was stopped leaves its report alone. By
+//! hand nothing is told.
 //!
 //! Steps that fail at the same time know of one another by marks in the meta-data, and nothing there compares and swaps. So:
 //!
