@@ -6,6 +6,7 @@
 //! - *Refused* are the attributes that evaluate, but have metadata that make no step. They are no targets.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -58,6 +59,14 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.told("", ""))
     }
+}
+
+/// What a recording says once it has evaluated so many attributes in this time. How many targets they are is said once it is known
+/// which of them make a step.
+#[must_use]
+pub fn evaluated(attributes: usize, took: Duration) -> String {
+    let attributes = number(attributes, "attribute");
+    format!("evaluated {attributes} in {:.1} s", took.as_secs_f64())
 }
 
 /// So many of them, in words.

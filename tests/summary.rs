@@ -104,6 +104,7 @@ const EVERYTHING: &str = r#"let zlib = build "zlib-1.3.1" "echo no; exit 1"; in 
   lost = file "lost";
   unwell = file "unwell";
   there = file "there";
+  checked = file "checked" // { meta.buildkite.command = "$EVAL_ONCE_OUT/bin/check"; };
   broken = throw "it needs Python 2";
 }"#;
 
@@ -153,13 +154,13 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     let step = steps.last().unwrap();
     assert_eq!(step["key"].as_str(), last.key.as_deref());
     let waits = step["depends_on"].as_array().unwrap();
-    assert_eq!(waits.len(), 8, "{step}");
+    assert_eq!(waits.len(), 9, "{step}");
     assert!(
         waits.iter().all(|wait| wait["allow_failure"] == true),
         "{step}"
     );
 
-    let counts = "sums up 9 attributes: 8 targets (3 failed, 2 not run, 2 built, 1 skipped), 1 evaluation error";
+    let counts = "sums up 10 attributes: 9 targets (4 failed, 2 not run, 2 built, 1 skipped), 1 evaluation error";
     assert!(log.contains(&format!("eval-once: {counts}")), "{log}");
     let Annotation { body, style } = annotation(&build);
     assert_eq!(style, "error");
@@ -169,8 +170,8 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     );
     let rows = rows(&body);
     let names: Vec<&str> = rows.iter().map(|row| row.target.as_str()).collect();
-    assert_eq!(names[2..4], ["unwell", "broken"]);
-    assert_eq!(names[8], "there");
+    assert_eq!(names[3..5], ["unwell", "broken"]);
+    assert_eq!(names[9], "there");
     let rows: BTreeMap<String, Row> = rows
         .into_iter()
         .map(|row| (row.target.clone(), row))
@@ -182,6 +183,10 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
         ),
         ("good", "built | realised (drv&#45;valid) | "),
         ("bad", "**failed** (build) | realised (drv&#45;valid) | "),
+        (
+            "checked",
+            "**failed** (command), after the build | realised (drv&#45;valid) | ",
+        ),
         ("lost", "built | evaluated (drv&#45;missing) | "),
         ("broken", "**evaluation error** | "),
         ("behind", "not run: <code>bad</code> failed |  |  |"),
@@ -205,15 +210,16 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     assert!(body.contains(again), "{body}");
     // What was saved depends on how busy this machine is: but it was measured, and told from what.
     let saved = body.split("**Evaluation saved:** ").nth(1).unwrap();
-    assert!(saved.contains("3 steps took what was recorded"), "{body}");
+    assert!(saved.contains("4 steps took what was recorded"), "{body}");
 
     let junit = junit(&build);
     for part in [
-        "<testsuite name=\"default.nix\" tests=\"9\" failures=\"3\" errors=\"1\" skipped=\"3\"",
+        "<testsuite name=\"default.nix\" tests=\"10\" failures=\"4\" errors=\"1\" skipped=\"3\"",
         "<testcase name=\"good\" classname=\"default.nix\"",
         "<failure type=\"build\" message=\"",
         "<error type=\"evaluation\" message=\"",
         "<failure type=\"no-report\" message=\"",
+        "<failure type=\"command\" message=\"its step&apos;s command failed, after the build\"/>",
         "<skipped message=\"already built here\"/>",
         "<skipped message=\"not run: bad failed\"/>",
     ] {

@@ -159,7 +159,8 @@ fn changes(text: &mut String, targets: &[Target], previous: &[(AttrPath, String)
     for (what, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
         let names: Vec<String> = list.iter().take(TOLD).map(|attr| code(attr)).collect();
         let more = if list.len() > TOLD { ", …" } else { "" };
-        let _ = writeln!(text, "- {} {what}: {}{more}", list.len(), names.join(", "));
+        let count = number(list.len(), "attribute");
+        let _ = writeln!(text, "- {count} {what}: {}{more}", names.join(", "));
     }
 }
 
@@ -270,7 +271,10 @@ mod tests {
     fn what_has_changed_is_told_by_name() {
         let before = [(AttrPath::new(vec!["old".into()]), "/x".to_owned())];
         let (text, style) = annotation(&facts(&[], Some(&before)));
-        assert!(text.contains("1 gone: <code>old</code>"), "{text}");
+        assert!(
+            text.contains("1 attribute gone: <code>old</code>"),
+            "{text}"
+        );
         assert_eq!(style, "info");
         let (text, _) = annotation(&facts(&[], Some(&[])));
         assert!(text.contains("Nothing has changed"), "{text}");

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::buildkite::pipeline::Command;
 use crate::buildkite::schema::Schema;
-use crate::counts::Counts;
+use crate::counts::{self, Counts};
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, command, inputs_on_disk, version};
@@ -263,9 +263,13 @@ impl<'a> Evaluation<'a> {
                 workers,
                 supervisor,
                 evaluated,
-                ..
+                log,
             } => {
+                let started = Instant::now();
                 *evaluated = eval_jobs::evaluate(request, *workers, supervisor)?;
+                let errors = evaluated.broken.len() + evaluated.refused.len();
+                let attributes = evaluated.found.len() + errors;
+                log.say(counts::evaluated(attributes, started.elapsed()));
                 let line = command::version();
                 let printed = supervisor.run(&line, OnStop::Term, &mut std::io::sink())?;
                 evaluated.nix = version::of_program(&printed.text()).unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::io::{Write as _, stderr};
 use std::time::Instant;
 
-use crate::counts::number;
+use crate::counts::{evaluated, number};
 use crate::log::Log;
 use crate::status_line::StatusLine;
 
@@ -54,12 +54,8 @@ impl Progress {
         }
     }
 
-    /// One line about all of it. How many targets these are is said once they are recorded.
+    /// One line about all of it.
     pub(super) fn summary(&self, attributes: usize) -> String {
-        format!(
-            "evaluated {} in {:.1} s",
-            number(attributes, "attribute"),
-            self.started.elapsed().as_secs_f64(),
-        )
+        evaluated(attributes, self.started.elapsed())
     }
 }
