@@ -1,5 +1,7 @@
 //! What a recording counts, it counts alike in every place: its log and annotation, `eval-once.json`, the summary and its JUnit.
 
+use std::{fs, path::Path};
+
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -141,4 +143,43 @@ fn what_was_recorded_is_counted_alike_in_every_place() {
     let junit = String::from_utf8(artifacts["eval-once-junit.xml"].clone()).unwrap();
     let counts = "tests=\"7\" failures=\"0\" errors=\"4\" skipped=\"1\"";
     assert!(junit.contains(counts), "{junit}");
+}
+
+#[test]
+fn what_the_documentation_shows_of_the_example_is_counted_as_the_example_is() {
+    let Some(store) = Store::new() else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    store
+        .program("cp")
+        .arg("-r")
+        .arg(root.join("examples/repository/."))
+        .arg(store.work())
+        .run()
+        .exits(0);
+    let ended = store
+        .eval_once(["pipeline", "--file", "ci.nix", "--dry-run"])
+        .run();
+    let log = &ended.exits(0).stderr;
+    let evaluated = line(log, "evaluated");
+    let recorded = line(log, "recorded");
+    let counts = "10 targets (10 to build), 1 evaluation error";
+    assert_eq!(evaluated, "eval-once: evaluated 12 attributes in … s");
+    assert_eq!(
+        recorded,
+        format!("eval-once: recorded 12 attributes in … s: {counts}")
+    );
+    let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    let readme = read("README.md");
+    assert_eq!(line(&readme, "evaluated 12"), evaluated);
+    assert_eq!(line(&readme, "recorded"), recorded);
+    let pipeline = read("docs/pipeline.md");
+    let caption = "![12 attributes recorded: 10 targets, and 1 evaluation error, whose message is folded up below its name]";
+    assert!(pipeline.contains(caption));
+    let json =
+        r#""counts": { "attributes": 12, "targets": 10, "evaluation_errors": 1, "refused": 0 }"#;
+    assert!(pipeline.contains(json));
+    let summary = read("docs/summary.md");
+    let summed_up =
+        "**eval-once** sums up 12 attributes: 10 targets (9 built, 1 skipped), 1 evaluation error.";
+    assert!(summary.contains(summed_up));
 }

@@ -482,6 +482,31 @@ fn a_step_that_is_cancelled_leaves_its_report_and_tells_nothing_else() {
 }
 
 #[test]
+fn a_step_that_is_cancelled_waits_three_seconds_at_most_for_a_buildkite_that_does_not_answer() {
+    let Some(scene) = scene(&[attr("slow")]) else {
+        return;
+    };
+    let begun = scene.store.root().join("begun");
+    let script = format!("echo > {}; while :; do :; done", begun.display());
+    scene
+        .store
+        .targets(&format!("{{ slow = build \"slow\" \"{script}\"; }}"));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let job = scene.build.until_job_is("slow", JobState::Running);
+            until("the builder has begun", || begun.exists());
+            scene.build.is_deaf(Deaf::Hangs);
+            scene.build.cancel(&job);
+        });
+        assert_eq!(scene.build.run(), Outcome::Failed);
+    });
+    // Had the agent killed it, after nine seconds, it could not have said so.
+    let log = scene.build.job("slow").plain();
+    assert!(log.contains("error: stopped by SIGTERM"), "{log}");
+    assert!(scene.build.meta_data().is_empty(), "{log}");
+}
+
+#[test]
 fn a_command_of_a_job_that_is_a_step_tells_as_a_hook_does() {
     let by_command = json!({
         "key": "by-command",

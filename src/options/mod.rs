@@ -416,6 +416,10 @@ impl Reading {
                 Later::Artifacts,
                 named("BUILDKITE_ARTIFACT_PATHS").is_some(),
             ),
+            (
+                Later::OtherJob,
+                number("BUILDKITE_PARALLEL_JOB_COUNT").is_some_and(|count| count > 1),
+            ),
         ];
         Around {
             attempt: number("BUILDKITE_RETRY_COUNT").map_or(0, |count| count.saturating_add(1)),
@@ -801,6 +805,8 @@ mod tests {
                 Some(Later::Hook),
             ),
             ("BUILDKITE_ARTIFACT_PATHS", "*.log", Some(Later::Artifacts)),
+            ("BUILDKITE_PARALLEL_JOB_COUNT", "1", None),
+            ("BUILDKITE_PARALLEL_JOB_COUNT", "2", Some(Later::OtherJob)),
             ("BUILDKITE_PLUGINS", "[]", None),
             ("BUILDKITE_PLUGINS", r#"["docker#v5"]"#, Some(Later::Plugin)),
         ] {

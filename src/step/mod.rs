@@ -88,7 +88,7 @@ pub struct Around {
     pub later: Vec<Later>,
 }
 
-/// What can fail a job whose build and command have succeeded.
+/// What can fail a step whose build and command have succeeded in this job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Later {
     /// Another plugin: its command hook, or one that comes after the command.
@@ -97,6 +97,8 @@ pub enum Later {
     Hook,
     /// Artifacts that are to be uploaded.
     Artifacts,
+    /// Not this job, but another of the same step (`parallelism`), which leaves its report in the same place.
+    OtherJob,
 }
 
 impl Later {
@@ -107,6 +109,7 @@ impl Later {
             Self::Plugin => "plugin",
             Self::Hook => "hook",
             Self::Artifacts => "artifacts",
+            Self::OtherJob => "other-job",
         }
     }
 }

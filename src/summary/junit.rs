@@ -121,6 +121,11 @@ fn failure<'r>(row: &'r Row, what: &What, how: &str) -> (&'r str, String, bool) 
             format!("its step {how} after the build ({})", row.after()),
             false,
         ),
+        What::OtherJob => (
+            "other-job",
+            format!("its step {how} in another job than the one that has built it"),
+            false,
+        ),
         What::NotKnown => (
             "no-report",
             format!("its step {how}, and has left no report"),

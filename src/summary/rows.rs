@@ -6,6 +6,7 @@
 //! - A report of a build that succeeded, with nothing behind it in its job, tells all: nothing is left that could fail.
 //! - Where something comes after the build (the step's own command, another plugin, a hook of the agent's or the repository's,
 //!   artifacts), the report was left before it. The step has written down what that is, for only the job knows.
+//! - Where a step is several jobs, the report is that of the last.
 //! - A report of a failure does not say whether the failure was soft, and whether another try has ended since.
 //! - A step without a report is not asked for where a step that it waits for failed: it has not run.
 //! - What the recording has skipped or could not evaluate, the recording tells.
@@ -14,12 +15,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::gather::Gathered;
 use super::held;
+use super::terms::Terms;
 use crate::buildkite::outcome::StepOutcome;
 use crate::keys::Keys;
 use crate::nix::{AttrPath, DrvPath};
 use crate::recording::document::{Recorded, RecordedError, RecordedTarget};
 use crate::recording::steps::error_key;
-use crate::step::{COMMAND, Left, Stop, Unreadable, WayName};
+use crate::step::{COMMAND, Later, Left, Stop, Unreadable, WayName};
 
 /// How a target stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +75,8 @@ pub(super) enum What {
     Command,
     /// Something else that comes after the build.
     Later,
+    /// Another job of it than the one that left the report.
+    OtherJob,
     /// Not known: it has left no report.
     NotKnown,
 }
@@ -228,7 +232,11 @@ impl Rows {
     /// The keys of the steps that Buildkite is to be asked for now. Those without a report come last, once it is known what held
     /// others up.
     pub(super) fn not_told(&self, gathered: &Gathered) -> Vec<String> {
-        let open = |is_open: fn(&Row) -> bool| -> Vec<String> {
+        let is_several = |row: &Row| {
+            let terms = gathered.terms.get(&row.key);
+            terms.is_some_and(Terms::is_several)
+        };
+        let open = |is_open: &dyn Fn(&Row) -> bool| -> Vec<String> {
             self.steps()
                 .map(|(_, row)| row)
                 .filter(|row| is_open(row) && !row.key.is_empty())
@@ -236,9 +244,9 @@ impl Rows {
                 .map(|row| row.key.clone())
                 .collect()
         };
-        let told = open(Row::tells_too_little);
+        let told = open(&|row| row.tells_too_little() || row.has_passed() && is_several(row));
         if told.is_empty() {
-            return open(|row| row.outcome == Outcome::NoReport);
+            return open(&|row| row.outcome == Outcome::NoReport);
         }
         told
     }
@@ -338,12 +346,16 @@ fn ended(said: &StepOutcome, report: Option<&Result<Left, Unreadable>>, now: u64
         None => What::NotKnown,
         Some(left) if left.exit != 0 => What::Build,
         Some(left) => {
-            let mut after = left.after.iter().flatten();
             // A report that does not say what came after it is of a version that left it before the command.
-            if left.after.is_none() || after.any(|after| after == COMMAND) {
+            let Some(after) = &left.after else {
+                return What::Command;
+            };
+            if after.iter().any(|after| after == COMMAND) {
                 What::Command
-            } else {
+            } else if after.iter().any(|after| after != Later::OtherJob.word()) {
                 What::Later
+            } else {
+                What::OtherJob
             }
         }
     };
@@ -588,6 +600,11 @@ pub(super) mod tests {
             (Some(&old), Some(HardFailed), Outcome::Failed(What::Command)),
             (Some(&hook), Some(HardFailed), Outcome::Failed(What::Later)),
             (
+                Some(&alone),
+                Some(HardFailed),
+                Outcome::Failed(What::OtherJob),
+            ),
+            (
                 Some(&command),
                 Some(SoftFailed),
                 Outcome::SoftFailed(What::Command),
@@ -677,6 +694,13 @@ pub(super) mod tests {
         ] {
             gathered.outcomes.insert(key.into(), said);
         }
+        // A step of several jobs has one report.
+        let steps = json!([{ "key": "drv-green", "parallelism": 2 }, { "key": "drv-old", "matrix": ["a"] }]);
+        gathered.terms = Terms::of(&json!({ "steps": steps }).to_string());
+        assert_eq!(not_told(&gathered), ["drv-green"]);
+        gathered
+            .outcomes
+            .insert("drv-green".into(), StepOutcome::Passed);
         // What waits for one that failed has not run: only of the others without a report it is asked.
         assert_eq!(not_told(&gathered), ["drv-silent"]);
         let silent = ("drv-silent".into(), StepOutcome::Passed);

@@ -235,6 +235,7 @@ fn outcome(row: &Row) -> String {
         (What::Build, None) => format!("{how} ({})", class().unwrap_or_default()),
         (What::Command, _) => format!("{how} (command), after the build"),
         (What::Later, _) => format!("{how} ({}), after the build", word(&row.after())),
+        (What::OtherJob, _) => format!("{how}, in another job of the step"),
         (What::NotKnown, _) => format!("{how}, without a report"),
     };
     // Another class than all have is that of a step that failed for a reason of its own.
