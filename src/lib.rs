@@ -31,6 +31,7 @@
 //! | [`paths`] | paths by their letters, and where they really lead |
 //! | [`exit`] | what a failure means to whoever retries: classes and exit statuses |
 //! | [`log`] | our own lines in a job's log |
+//! | [`counts`] | how a recording is counted, and in which words |
 //! | [`status_line`] | the line that says how far something is |
 //!
 //! The program itself (`main.rs`) reads the options, calls [`step`], [`recording`], [`summary`], [`job`] or [`environment`], and
@@ -60,6 +61,7 @@ pub mod at_once;
 pub mod build_keys;
 pub mod buildkite;
 pub mod command_line;
+pub mod counts;
 pub mod environment;
 pub mod evaluation_keys;
 pub mod exit;

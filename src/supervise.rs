@@ -321,6 +321,15 @@ impl Supervisor {
         self.stop.is_some()
     }
 
+    /// Does one more thing although a signal has asked us to end; another signal ends that too. What asked us first stays what
+    /// asked us.
+    pub fn once_more<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> T {
+        let stop = self.stop.take();
+        let done = act(self);
+        self.stop = stop.or(self.stop);
+        done
+    }
+
     fn check_stopped(&self) -> Result<(), Failure> {
         let Some(signal) = self.stop else {
             return Ok(());

@@ -10,6 +10,7 @@ mod agent_step;
 mod buildkite_server;
 mod cancellation;
 mod configuration;
+mod counts;
 mod derivation;
 mod environment;
 mod evaluate;

@@ -351,7 +351,10 @@ fn a_broken_attribute_is_a_red_step_that_evaluates_it_and_says_why() {
     ended.exits(65).passes_on("its words");
 
     let ended = record(&store, &["--on-error", "fail"]).run();
-    mentions(ended.exits(65).prints(""), "broken: set.bad: its words");
+    mentions(
+        ended.exits(65).prints(""),
+        "evaluation error: set.bad: its words",
+    );
 }
 
 #[test]

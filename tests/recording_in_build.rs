@@ -375,7 +375,11 @@ fn the_example_is_built(scene: &Scene) {
     let annotations = scene.build.annotations();
     let bodies: Vec<String> = annotations.values().map(|it| shown(&it.body)).collect();
     let bodies = bodies.join("\n");
-    for part in ["10 to build, 1 broken", "packages.legacy", BROKEN] {
+    for part in [
+        "10 targets (10 to build), 1 evaluation error.",
+        "packages.legacy",
+        BROKEN,
+    ] {
         assert!(bodies.contains(part), "{part} in {bodies}");
     }
 }

@@ -1,6 +1,6 @@
 //! `eval-once summary`: a build at a glance, made by a job of it that asks the played Buildkite through the real agent.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, thread};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -21,7 +21,7 @@ use crate::support::{
 fn report(key: &str, more: &Value) -> (String, String) {
     let mut report = json!({
         "version": 1, "target": key, "job": "0190", "way": "realised", "reason": "drv-valid", "exit": 0,
-        "class": null, "drv": null, "message": null, "drift": false, "built": 1, "substituted": 0,
+        "class": null, "drv": null, "message": null, "drift": false, "built": 1, "substituted": 0, "after": [],
         "seconds": { "wait": 0.0, "fetch": 0.0, "evaluate": 0.0, "realise": 1.0, "total": 1.0 },
     });
     let more = more.as_object().unwrap().clone();
@@ -104,6 +104,7 @@ const EVERYTHING: &str = r#"let zlib = build "zlib-1.3.1" "echo no; exit 1"; in 
   lost = file "lost";
   unwell = file "unwell";
   there = file "there";
+  checked = file "checked" // { meta.buildkite.command = "$EVAL_ONCE_OUT/bin/check"; };
   broken = throw "it needs Python 2";
 }"#;
 
@@ -153,14 +154,13 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     let step = steps.last().unwrap();
     assert_eq!(step["key"].as_str(), last.key.as_deref());
     let waits = step["depends_on"].as_array().unwrap();
-    assert_eq!(waits.len(), 8, "{step}");
+    assert_eq!(waits.len(), 9, "{step}");
     assert!(
         waits.iter().all(|wait| wait["allow_failure"] == true),
         "{step}"
     );
 
-    let counts =
-        "sums up 9 targets: 2 failed, 1 broken, 1 without a report, 2 not run, 2 built, 1 skipped";
+    let counts = "sums up 10 attributes: 9 targets (4 failed, 2 not run, 2 built, 1 skipped), 1 evaluation error";
     assert!(log.contains(&format!("eval-once: {counts}")), "{log}");
     let Annotation { body, style } = annotation(&build);
     assert_eq!(style, "error");
@@ -170,8 +170,8 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     );
     let rows = rows(&body);
     let names: Vec<&str> = rows.iter().map(|row| row.target.as_str()).collect();
-    assert_eq!(names[2..4], ["broken", "unwell"]);
-    assert_eq!(names[8], "there");
+    assert_eq!(names[3..5], ["unwell", "broken"]);
+    assert_eq!(names[9], "there");
     let rows: BTreeMap<String, Row> = rows
         .into_iter()
         .map(|row| (row.target.clone(), row))
@@ -186,11 +186,15 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
             "bad",
             "**failed** (build) | tried realised (drv&#45;valid) | ",
         ),
+        (
+            "checked",
+            "**failed** (command), after the build | realised (drv&#45;valid) | ",
+        ),
         ("lost", "built | evaluated (drv&#45;missing) | "),
-        ("broken", "**broken**"),
+        ("broken", "**evaluation error** | "),
         ("behind", "not run: <code>bad</code> failed |  |  |"),
         ("further", "not run: <code>bad</code> failed |  |  |"),
-        ("unwell", "no report |  |  |"),
+        ("unwell", "**failed**, without a report |  |  |"),
         ("there", "skipped: already built here |  |  |"),
     ] {
         assert!(rows[target].rest.starts_with(row), "{target}: {body}");
@@ -209,20 +213,277 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     assert!(body.contains(again), "{body}");
     // What was saved depends on how busy this machine is: but it was measured, and told from what.
     let saved = body.split("**Evaluation saved:** ").nth(1).unwrap();
-    assert!(saved.contains("3 steps took what was recorded"), "{body}");
+    assert!(saved.contains("4 steps took what was recorded"), "{body}");
 
     let junit = junit(&build);
     for part in [
-        "<testsuite name=\"default.nix\" tests=\"9\" failures=\"2\" errors=\"2\" skipped=\"3\"",
+        "<testsuite name=\"default.nix\" tests=\"10\" failures=\"4\" errors=\"1\" skipped=\"3\"",
         "<testcase name=\"good\" classname=\"default.nix\"",
         "<failure type=\"build\" message=\"",
         "<error type=\"evaluation\" message=\"",
-        "<error type=\"no-report\" message=\"",
+        "<failure type=\"no-report\" message=\"",
+        "<failure type=\"command\" message=\"its step&apos;s command failed, after the build\"/>",
         "<skipped message=\"already built here\"/>",
         "<skipped message=\"not run: bad failed\"/>",
     ] {
         assert!(junit.contains(part), "{part}: {junit}");
     }
+}
+
+/// A build with a target for each outcome that a step can have. `{begun}` is a folder in which those say that they run that do not
+/// end by themselves, and `{never}` a pipe that nobody writes to.
+const OUTCOMES: &str = r#"let
+  own = buildkite: drv: drv // { meta = { inherit buildkite; }; };
+  waits = name: build name ": > {begun}/${name}; read x < {never}";
+  waiting = name: ": > {begun}/${name}; read x < {never}";
+in rec {
+  good = file "good";
+  command = own { command = "exit 7"; } (file "command");
+  behind-command = build "behind-command" "read x < ${command}; echo $x > $out";
+  soft-command = own { command = "exit 7"; soft_fail = true; } (file "soft-command");
+  bad = build "bad" "echo no; exit 1";
+  behind = build "behind" "read x < ${bad}; echo $x > $out";
+  soft = own { soft_fail = true; } (build "soft" "echo no; exit 1");
+  again = own {
+    command = ''[ "$BUILDKITE_RETRY_COUNT" = 1 ]'';
+    retry.automatic = [ { exit_status = 1; limit = 1; } ];
+  } (file "again");
+  cancelled = waits "cancelled";
+  late = own { timeout_in_minutes = 1; } (waits "late");
+  command-cancelled = own { command = waiting "command-cancelled"; timeout_in_minutes = 60; } (file "command-cancelled");
+  command-stopped = own { command = waiting "command-stopped"; } (file "command-stopped");
+  not-today = own { skip = "not today"; } (file "not-today");
+  unwell = file "unwell";
+  broken = throw "it needs Python 2";
+  refused = own { colour = "red"; } (file "refused");
+}"#;
+
+#[test]
+fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
+    let (Some(_), Some(_), Some(store)) = (tool("git"), program(), Store::new()) else {
+        return;
+    };
+    let folder = TempDir::new().unwrap();
+    let (begun, never) = (folder.path().join("begun"), folder.path().join("never"));
+    fs::create_dir(&begun).unwrap();
+    fifo(&never);
+    let expression = OUTCOMES
+        .replace("{begun}", begun.to_str().unwrap())
+        .replace("{never}", never.to_str().unwrap());
+    store.targets(&expression);
+    let key = |name: &str| {
+        let drv = store.instantiate("default.nix", name);
+        format!("drv-{}", &drv.rsplit('/').next().unwrap()[..32])
+    };
+    let repositories = TempDir::new().unwrap();
+    let plugin = plugin_repository(repositories.path());
+    let plugins = json!([{ plugin: { "pipeline": { "summary": true } } }]);
+    let step = json!({ "key": "record", "label": "Record", "plugins": plugins });
+    // The job of `late` is two minutes old: the agent has made its file of variables when it began.
+    let hook = format!(
+        "case $BUILDKITE_STEP_KEY in {}) exit 1;; {}) touch -d '2 minutes ago' \"$BUILDKITE_ENV_FILE\";; esac\n",
+        key("unwell"),
+        key("late")
+    );
+    let Some(build) = Build::new(&step) else {
+        return;
+    };
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .envs([("EVAL_ONCE_BIN", EVAL_ONCE)])
+        .shell_hook("pre-command", &hook);
+    let stopped = ["cancelled", "late", "command-cancelled", "command-stopped"];
+    thread::scope(|scope| {
+        for name in stopped {
+            let (build, key, begun) = (&build, key(name), begun.join(name));
+            scope.spawn(move || {
+                let job = build.until_job_is(&key, JobState::Running);
+                until(&format!("{name} has begun"), || begun.exists());
+                match name {
+                    "late" => build.time_out(&job),
+                    _ => build.cancel(&job),
+                }
+            });
+        }
+        assert_eq!(build.run(), Outcome::Failed, "something in it is red");
+    });
+
+    let body = annotation(&build).body;
+    let rows: BTreeMap<String, String> = rows(&body)
+        .into_iter()
+        .map(|row| (row.target.replace("&#45;", "-"), row.rest))
+        .collect();
+    let expected = [
+        (
+            "again",
+            "already there, passed on try 2 | realised (drv&#45;valid) | ",
+        ),
+        ("bad", "**failed** (build) | realised (drv&#45;valid) | "),
+        ("behind", "not run: <code>bad</code> failed |  |  |"),
+        (
+            "behind-command",
+            "not run: <code>command</code> failed |  |  |",
+        ),
+        ("broken", "**evaluation error** | "),
+        ("cancelled", "**cancelled** | realised (drv&#45;valid) | "),
+        (
+            "command",
+            "**failed** (command), after the build | realised (drv&#45;valid) | ",
+        ),
+        (
+            "command-cancelled",
+            "**cancelled** | realised (drv&#45;valid) | ",
+        ),
+        (
+            "command-stopped",
+            "**cancelled or timed out** | realised (drv&#45;valid) | ",
+        ),
+        ("good", "built | realised (drv&#45;valid) | "),
+        ("late", "**timed out** | realised (drv&#45;valid) | "),
+        ("not-today", "not run |  |  |"),
+        ("refused", "**refused** | "),
+        ("soft", "soft failed (build) | realised (drv&#45;valid) | "),
+        (
+            "soft-command",
+            "soft failed (command), after the build | realised (drv&#45;valid) | ",
+        ),
+        ("unwell", "**failed**, without a report |  |  |"),
+    ];
+    assert_eq!(
+        rows.keys().collect::<Vec<_>>(),
+        expected.map(|it| it.0),
+        "{body}"
+    );
+    for (name, row) in expected {
+        assert!(rows[name].starts_with(row), "{name}: {body}");
+    }
+    let counts = "**eval-once** sums up 16 attributes: 14 targets (3 failed, 1 timed out, 2 cancelled, 1 cancelled or timed out, 2 soft failed, 3 not run, 1 built, 1 already there), 1 evaluation error, 1 refused.\n";
+    assert!(body.starts_with(counts), "{body}");
+    // It is not asked for what has nothing behind its build, nor for what waits for one that failed.
+    assert_eq!((build.exports("outcome"), build.exports("state")), (11, 10));
+
+    let junit = junit(&build);
+    let case = |name: &str| {
+        let start = junit.find(&format!("<testcase name=\"{name}\"")).unwrap();
+        let case = &junit[start..];
+        let line = case.lines().nth(1).unwrap().trim();
+        line.split(" message=").next().unwrap().to_owned()
+    };
+    for (name, element) in [
+        ("bad", "<failure type=\"build\""),
+        ("behind", "<skipped"),
+        ("behind-command", "<skipped"),
+        ("broken", "<error type=\"evaluation\""),
+        ("cancelled", "<error type=\"cancelled\""),
+        ("command", "<failure type=\"command\""),
+        ("command-cancelled", "<error type=\"cancelled\""),
+        ("command-stopped", "<error type=\"stopped\""),
+        ("late", "<error type=\"timed-out\""),
+        ("not-today", "<skipped"),
+        ("refused", "<error type=\"config\""),
+        ("soft", "<failure type=\"build\""),
+        ("soft-command", "<failure type=\"command\""),
+        ("unwell", "<failure type=\"no-report\""),
+    ] {
+        assert_eq!(case(name), element, "{junit}");
+    }
+    let counts = "tests=\"16\" failures=\"5\" errors=\"6\" skipped=\"3\"";
+    assert!(junit.contains(counts), "{junit}");
+}
+
+#[test]
+fn a_hook_that_fails_the_job_after_its_build_is_told() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; b = file \"b\"; }");
+    let drv = store.instantiate("default.nix", "a");
+    let key = format!("drv-{}", &drv.rsplit('/').next().unwrap()[..32]);
+    let command = format!("'{EVAL_ONCE}' pipeline --summary");
+    let Some(build) = Build::new(&json!({ "key": "record", "command": command })) else {
+        return;
+    };
+    let mut path = std::ffi::OsString::from(Path::new(EVAL_ONCE).parent().unwrap());
+    path.push(":");
+    path.push(store.path());
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .envs([("PATH", path)])
+        .shell_hook(
+            "pre-exit",
+            &format!("[ \"$BUILDKITE_STEP_KEY\" != {key} ] || exit 1"),
+        );
+    assert_eq!(build.run(), Outcome::Failed);
+    let Annotation { body, style } = annotation(&build);
+    assert_eq!(style, "error", "{body}");
+    let rows = rows(&body);
+    let found: Vec<(&str, &str)> = rows
+        .iter()
+        .map(|row| (row.target.as_str(), row.rest.split(" | ").next().unwrap()))
+        .collect();
+    let expected = [("a", "**failed** (hook), after the build"), ("b", "built")];
+    assert_eq!(found, expected, "{body}");
+    assert!(junit(&build).contains(
+        "<failure type=\"after-build\" message=\"its step failed after the build (hook)\"/>"
+    ));
+}
+
+#[test]
+fn a_step_that_waits_or_is_not_there_is_told_as_it_stands() {
+    let later =
+        json!({ "steps": [{ "key": "later", "command": "true", "depends_on": "summary" }] });
+    let upload = format!("printf '%s' '{later}' | buildkite-agent pipeline upload");
+    let command = format!("{upload} && '{EVAL_ONCE}' summary");
+    let Some(build) = Build::new(&json!({ "key": "summary", "command": command })) else {
+        return;
+    };
+    let after = json!({ "after": ["command"] });
+    let build = build.with_meta_data([report("later", &after), report("nobody", &after)]);
+    assert_eq!(build.run(), Outcome::Passed);
+    let Annotation { body, style } = annotation(&build);
+    assert_eq!(style, "warning");
+    let rows = rows(&body);
+    let found: Vec<(&str, &str)> = rows
+        .iter()
+        .map(|row| (row.target.as_str(), row.rest.split(" | ").next().unwrap()))
+        .collect();
+    let expected = [
+        ("later", "not finished: waiting for dependencies"),
+        ("nobody", "built"),
+    ];
+    assert_eq!(found, expected, "{body}");
+    let junit = junit(&build);
+    assert!(
+        junit.contains("<skipped message=\"not finished: waiting for dependencies\"/>"),
+        "{junit}"
+    );
+}
+
+#[test]
+fn a_buildkite_that_does_not_say_how_steps_ended_costs_ten_seconds_and_no_failure() {
+    let after = json!({ "after": ["command"] });
+    let reports = (0..20).map(|i| report(&format!("step-{i}"), &after));
+    let Some(build) = summing_up(reports) else {
+        return;
+    };
+    build.answers_no_exports();
+    assert_eq!(build.run(), Outcome::Passed);
+    // The first eight are enough.
+    assert_eq!(build.exports("outcome"), 8);
+    let log = build.job("summary").plain();
+    assert!(
+        log.contains("warning: Buildkite does not say how 20 steps ended"),
+        "{log}"
+    );
+    let Annotation { body, style } = annotation(&build);
+    assert_eq!(style, "warning");
+    let counts = "sums up 20 attributes: 20 targets (20 without an outcome).";
+    assert!(body.contains(counts), "{body}");
+    assert!(
+        body.contains("| built; how its job ended is not known |"),
+        "{body}"
+    );
+    assert!(junit(&build).contains("<error type=\"no-outcome\""));
 }
 
 #[test]
@@ -246,7 +507,10 @@ fn steps_that_are_commands_have_a_summary_that_is_one_and_it_holds_nothing_back(
     assert_eq!(steps[1]["command"], "eval-once summary");
     let Annotation { body, style } = annotation(&build);
     assert_eq!(style, "success", "{body}");
-    assert!(body.contains("sums up 1 target: 1 built."), "{body}");
+    assert!(
+        body.contains("sums up 1 attribute: 1 target (1 built)."),
+        "{body}"
+    );
     assert!(
         body.contains("**Evaluation saved:** not measured."),
         "{body}"
@@ -326,6 +590,8 @@ fn reports_are_asked_for_eight_at_once_and_told_in_a_hundred_rows() {
     let build = build.answering_meta_data_at_once(8);
     assert_eq!(build.run(), Outcome::Passed);
     assert_eq!(build.most_asked_at_once(), 8);
+    // They are green, and had nothing behind their builds.
+    assert_eq!(build.exports("outcome"), 0);
     let body = annotation(&build).body;
     let rows = rows(&body);
     assert_eq!(rows.len(), 100);
@@ -413,7 +679,11 @@ fn our_plugins_hook_sums_up_and_then_runs_the_jobs_own_command_once() {
             .with_meta_data([report("a", &json!({}))]);
         assert_eq!(build.run(), Outcome::Passed);
         let log = build.job("summary").plain();
-        assert_eq!(log.matches("sums up 1 target").count(), 1, "{log}");
+        assert_eq!(
+            log.matches("sums up 1 attribute: 1 target").count(),
+            1,
+            "{log}"
+        );
         assert!(log.contains(said), "{log}");
     }
 }
@@ -478,7 +748,7 @@ fn what_is_no_job_or_cannot_reach_buildkite_says_so() {
         .says(&["connection refused", "hint: can this host reach Buildkite?"]);
     let _stand_ins = StandIns::new(&bin).instead(
         "buildkite-agent",
-        "#!/bin/sh\ncase $2 in keys) echo eval-once:report:a;; get) echo '{\"version\":1}';; *) echo 'fatal: no room' >&2; exit 1; esac\n",
+        "#!/bin/sh\ncase $2 in keys) echo eval-once:report:a;; get) echo '{\"version\":1,\"after\":[]}';; *) echo 'fatal: no room' >&2; exit 1; esac\n",
     );
     summary(&bin)
         .run()

@@ -453,7 +453,7 @@ fn more_than_fifty_failures_are_counted_and_not_listed() {
 }
 
 #[test]
-fn a_step_that_is_cancelled_tells_nothing() {
+fn a_step_that_is_cancelled_leaves_its_report_and_tells_nothing_else() {
     let Some(scene) = scene(&[attr("slow")]) else {
         return;
     };
@@ -470,9 +470,40 @@ fn a_step_that_is_cancelled_tells_nothing() {
         });
         assert_eq!(scene.build.run(), Outcome::Failed);
     });
-    assert!(scene.build.meta_data().is_empty(), "{}", scene.logs());
+    let keys: Vec<String> = scene.build.meta_data().into_keys().collect();
+    assert_eq!(keys, ["eval-once:report:slow"], "{}", scene.logs());
+    let left = scene.left("slow");
+    assert_eq!(
+        (&left["exit"], &left["class"], &left["stopped"]),
+        (&json!(143), &json!("signal"), &json!("cancel"))
+    );
     assert!(scene.build.annotations().is_empty());
     assert!(warnings(&scene.build.job("slow")).is_empty());
+}
+
+#[test]
+fn a_step_that_is_cancelled_waits_three_seconds_at_most_for_a_buildkite_that_does_not_answer() {
+    let Some(scene) = scene(&[attr("slow")]) else {
+        return;
+    };
+    let begun = scene.store.root().join("begun");
+    let script = format!("echo > {}; while :; do :; done", begun.display());
+    scene
+        .store
+        .targets(&format!("{{ slow = build \"slow\" \"{script}\"; }}"));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let job = scene.build.until_job_is("slow", JobState::Running);
+            until("the builder has begun", || begun.exists());
+            scene.build.is_deaf(Deaf::Hangs);
+            scene.build.cancel(&job);
+        });
+        assert_eq!(scene.build.run(), Outcome::Failed);
+    });
+    // Had the agent killed it, after nine seconds, it could not have said so.
+    let log = scene.build.job("slow").plain();
+    assert!(log.contains("error: stopped by SIGTERM"), "{log}");
+    assert!(scene.build.meta_data().is_empty(), "{log}");
 }
 
 #[test]

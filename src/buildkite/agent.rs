@@ -36,6 +36,21 @@ pub fn step_with_key(key: &str) -> CommandLine {
     agent(&["step", "get", "key", "--step", key])
 }
 
+/// Prints how the step that has this key ended, in this build; an empty line where it has not.
+///
+/// It is the outcome of the last job that *ended*: of a step that is being retried that of the try before, so its
+/// [state](step_state) is asked for as well. `BUILDKITE_STEP_GET_FORMAT` would put quotes around the word.
+#[must_use]
+pub fn step_outcome(key: &str) -> CommandLine {
+    agent(&["step", "get", "outcome", "--format=", "--step", key])
+}
+
+/// Prints the state of the step that has this key, in this build.
+#[must_use]
+pub fn step_state(key: &str) -> CommandLine {
+    agent(&["step", "get", "state", "--format=", "--step", key])
+}
+
 /// Sets a value of the build's meta-data.
 #[must_use]
 pub fn set_meta_data(key: &str, value: &str) -> CommandLine {

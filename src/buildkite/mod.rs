@@ -8,6 +8,7 @@ pub mod agent;
 pub mod command_hooks;
 pub mod default_command;
 pub mod markdown;
+pub mod outcome;
 pub mod pipeline;
 pub mod plugin;
 pub mod schema;

@@ -44,9 +44,9 @@ Examples:
   eval-once pipeline --flake . --agents '{\"aarch64-linux\":{\"queue\":\"arm\"}}' --dry-run
 
 Exit statuses:
-   0  the steps are uploaded, or printed: each broken attribute has a red one
+   0  the steps are uploaded, or printed: each evaluation error has a red one
   64  the configuration is wrong, or Buildkite rejects a step
-  65  nothing evaluates; with --on-error fail, also one broken attribute
+  65  nothing evaluates; with --on-error fail, also one evaluation error
   69  a program is missing
   75  the store, Buildkite or the state folder cannot be used: worth retrying";
 
@@ -304,7 +304,7 @@ pub(super) struct RecordingFlags {
     /// How those are shown: mark (as skipped steps), run (as steps that end at once) or omit [default: mark]
     #[arg(long, value_name = "HOW")]
     skip_style: Option<String>,
-    /// What a broken attribute does: step (a red step) or fail [default: step]
+    /// What an evaluation error does: step (a red step) or fail [default: step]
     #[arg(long, value_name = "WHAT")]
     on_error: Option<String>,
     /// How a step carries its record: plugin or command [default: command, or plugin with --plugin]

@@ -11,13 +11,13 @@ use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use serde_json::Value;
 
 use crate::buildkite::command_hooks::{CommandHooks, Folders};
-use crate::buildkite::default_command::{self, Job};
+use crate::buildkite::default_command::{self, Job, Ours, is_eval_once};
 use crate::buildkite::{EmptyWords, plugin};
 use crate::environment::{Surroundings, nix_folders};
 use crate::evaluation_keys::Place;
@@ -28,7 +28,7 @@ use crate::log::Log;
 use crate::nix::settings::Settings;
 use crate::paths;
 use crate::recording;
-use crate::step::{self, Host, Order};
+use crate::step::{self, Around, Host, Later, Order};
 
 pub use flags::completions;
 use flags::{Command, CommandLine, Hook, KeyFlags, report_in};
@@ -490,7 +490,70 @@ impl Reading {
             label: named("BUILDKITE_LABEL"),
             agent: named("BUILDKITE_AGENT_NAME"),
             is_retry: named("BUILDKITE_RETRY_COUNT").is_some_and(|count| count != "0"),
+            around: self.around(),
         })
+    }
+
+    /// What is around a build in its job.
+    fn around(&self) -> Around {
+        let named = |name: &str| text(&self.environment, name);
+        let number = |name: &str| named(name).and_then(|number| number.parse::<u32>().ok());
+        // The agent writes the job's variables into a file before it starts anything of the job.
+        let began = variable(&self.environment, "BUILDKITE_ENV_FILE")
+            .and_then(|file| Path::new(file).metadata().ok()?.modified().ok());
+        let command = variable(&self.environment, "BUILDKITE_COMMAND").unwrap_or_default();
+        let is_blank = command.as_bytes().trim_ascii().is_empty();
+        let later = [
+            (Later::Plugin, self.has_other_plugins()),
+            (Later::Hook, self.has_later_hooks()),
+            (
+                Later::Artifacts,
+                named("BUILDKITE_ARTIFACT_PATHS").is_some(),
+            ),
+            (
+                Later::OtherJob,
+                number("BUILDKITE_PARALLEL_JOB_COUNT").is_some_and(|count| count > 1),
+            ),
+        ];
+        Around {
+            attempt: number("BUILDKITE_RETRY_COUNT").map_or(0, |count| count.saturating_add(1)),
+            began,
+            limit: number("BUILDKITE_TIMEOUT")
+                .map(|minutes| Duration::from_secs(u64::from(minutes) * 60)),
+            command: !is_blank && is_eval_once(command, "step") != Ours::Itself,
+            later: later
+                .into_iter()
+                .filter_map(|(later, is_there)| is_there.then_some(later))
+                .collect(),
+        }
+    }
+
+    /// Whether the job has other plugins than the one whose hook this is, if it is one's.
+    fn has_other_plugins(&self) -> bool {
+        let ours = self
+            .environment
+            .contains_key(OsStr::new("BUILDKITE_PLUGIN_CONFIGURATION"));
+        text(&self.environment, "BUILDKITE_PLUGINS").is_some_and(|plugins| {
+            serde_json::from_str::<Vec<Value>>(&plugins)
+                .map_or(true, |plugins| plugins.len() > usize::from(ours))
+        })
+    }
+
+    /// Whether the agent or the repository has a hook that comes after the command.
+    fn has_later_hooks(&self) -> bool {
+        let agents = variable(&self.environment, "BUILDKITE_HOOKS_PATH").map(PathBuf::from);
+        let more = variable(&self.environment, "BUILDKITE_ADDITIONAL_HOOKS_PATHS");
+        let more = more.map(|folders| folders.to_string_lossy().into_owned());
+        let more = more.iter().flat_map(|folders| folders.split(','));
+        let repositorys = variable(&self.environment, "BUILDKITE_BUILD_CHECKOUT_PATH")
+            .map(|checkout| Path::new(checkout).join(".buildkite/hooks"));
+        let folders = agents
+            .into_iter()
+            .chain(more.map(PathBuf::from))
+            .chain(repositorys);
+        let hooks =
+            folders.flat_map(|folder| ["post-command", "pre-exit"].map(|hook| folder.join(hook)));
+        hooks.into_iter().any(|hook| hook.is_file())
     }
 
     fn by_hand(&self) -> Place {
@@ -858,6 +921,82 @@ mod tests {
                 Invocation::OtherJob(_)
             ));
         }
+    }
+
+    #[test]
+    fn a_step_knows_what_comes_after_it_in_its_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let file = folder.path().join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, "").unwrap();
+        };
+        file("pre/pre-command");
+        file("post/post-command");
+        file("checkout/.buildkite/hooks/pre-exit");
+        let at = |name: &str| {
+            folder
+                .path()
+                .join(name)
+                .into_os_string()
+                .into_string()
+                .unwrap()
+        };
+        let (pre, post, checkout) = (at("pre"), at("post"), at("checkout"));
+        let more = format!("{pre},{post}");
+        let around = |environment: &[(&str, &str)]| {
+            let environment = [&JOB[..], environment].concat();
+            match invocation(&environment, &["eval-once", "step", "--drv", "x"]) {
+                Invocation::Step(order, _) => order.job.unwrap().around,
+                other => panic!("{other:?}"),
+            }
+        };
+        let plain = around(&[]);
+        assert_eq!(plain, Around::default());
+        for (name, value, later) in [
+            ("BUILDKITE_HOOKS_PATH", pre.as_str(), None),
+            ("BUILDKITE_HOOKS_PATH", &post, Some(Later::Hook)),
+            ("BUILDKITE_ADDITIONAL_HOOKS_PATHS", &more, Some(Later::Hook)),
+            (
+                "BUILDKITE_BUILD_CHECKOUT_PATH",
+                &checkout,
+                Some(Later::Hook),
+            ),
+            ("BUILDKITE_ARTIFACT_PATHS", "*.log", Some(Later::Artifacts)),
+            ("BUILDKITE_PARALLEL_JOB_COUNT", "1", None),
+            ("BUILDKITE_PARALLEL_JOB_COUNT", "2", Some(Later::OtherJob)),
+            ("BUILDKITE_PLUGINS", "[]", None),
+            ("BUILDKITE_PLUGINS", r#"["docker#v5"]"#, Some(Later::Plugin)),
+        ] {
+            assert_eq!(
+                around(&[(name, value)]).later,
+                Vec::from_iter(later),
+                "{name}"
+            );
+        }
+        let ours = ("BUILDKITE_PLUGIN_CONFIGURATION", "{}");
+        let alone = ("BUILDKITE_PLUGINS", r#"[{"o/eval-once#v1":{}}]"#);
+        let both = (
+            "BUILDKITE_PLUGINS",
+            r#"[{"o/eval-once#v1":{}},"docker#v5"]"#,
+        );
+        assert_eq!(around(&[ours, alone]).later, []);
+        assert_eq!(around(&[ours, both]).later, [Later::Plugin]);
+        for (command, is_more) in [
+            ("", false),
+            (" \n", false),
+            ("eval-once step", false),
+            ("eval-once step && make", true),
+            ("make test", true),
+        ] {
+            let around = around(&[("BUILDKITE_COMMAND", command)]);
+            assert_eq!(around.command, is_more, "{command:?}");
+        }
+        let timed = |minutes| around(&[("BUILDKITE_TIMEOUT", minutes)]).limit;
+        assert_eq!(timed("2"), Some(Duration::from_secs(120)));
+        assert_eq!(timed("false"), None);
+        let attempt = |count| around(&[("BUILDKITE_RETRY_COUNT", count)]).attempt;
+        assert_eq!((attempt("0"), attempt("1"), attempt("x")), (1, 2, 0));
     }
 
     /// The variables of a job that a recording needs.

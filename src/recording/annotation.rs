@@ -10,10 +10,11 @@ use super::skip::{BUILT, CACHED};
 use super::steps::Placed;
 use super::{Broken, Target};
 use crate::buildkite::markdown::{NAME_AT_MOST, code, inert};
+use crate::counts::{Counts, number};
 use crate::nix::AttrPath;
 use crate::text::shortened;
 
-/// How many broken attributes are told with their messages, and changed ones by name.
+/// How many errors of a kind are told with their messages, and changed ones by name.
 const TOLD: usize = 10;
 
 /// How much of a message is shown, in characters.
@@ -29,6 +30,8 @@ pub(super) struct Facts<'a> {
     pub(super) errors: &'a [Broken],
     /// What was not looked at, and what the keys name that is not there.
     pub(super) notes: &'a [Note],
+    /// How many there are of all; of the errors the first are those that do not evaluate.
+    pub(super) counts: Counts,
     /// Steps that are left out because a build cannot have so many.
     pub(super) left_out: usize,
     pub(super) seconds: f64,
@@ -41,11 +44,18 @@ pub(super) fn annotation(facts: &Facts<'_>) -> (String, String) {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "**eval-once** {} of {}.\n",
-        counts(facts),
-        code(facts.source)
+        "**eval-once** {}.\n",
+        in_words(facts, Some(&code(facts.source)))
     );
-    broken(&mut text, facts.errors);
+    let (evaluation, refused) = facts
+        .errors
+        .split_at(facts.counts.evaluation_errors.min(facts.errors.len()));
+    errors(
+        &mut text,
+        &number(evaluation.len(), "evaluation error"),
+        evaluation,
+    );
+    errors(&mut text, &format!("{} refused", refused.len()), refused);
     notes(&mut text, facts.notes);
     if let Some(previous) = facts.previous {
         changes(&mut text, facts.targets, previous);
@@ -55,25 +65,20 @@ pub(super) fn annotation(facts: &Facts<'_>) -> (String, String) {
     (text, style.to_owned())
 }
 
-/// The same in one line, for the log.
-pub(super) fn counts(facts: &Facts<'_>) -> String {
+/// The same in one line, for the log; of this `source`, where it is named.
+pub(super) fn in_words(facts: &Facts<'_>, source: Option<&str>) -> String {
     let skipped = |reason: &str| {
         let is = |placed: &&Placed| placed.skip.as_deref() == Some(reason);
         facts.placed.iter().filter(is).count()
     };
-    // One whose own metadata makes no step that Buildkite would take is a target, and counts as broken all the same.
-    let to_build = facts
-        .targets
-        .iter()
-        .zip(facts.placed)
-        .filter(|(target, placed)| {
-            placed.skip.is_none() && !facts.errors.iter().any(|error| error.attr == target.attr)
-        });
-    let mut parts = vec![format!("{} to build", to_build.count())];
+    let (built, cached) = (skipped(BUILT), skipped(CACHED));
+    let mut parts = vec![format!(
+        "{} to build",
+        facts.counts.targets.saturating_sub(built + cached)
+    )];
     for (count, what) in [
-        (skipped(BUILT), "already built here"),
-        (skipped(CACHED), "in a cache"),
-        (facts.errors.len(), "broken"),
+        (built, "already built here"),
+        (cached, "in a cache"),
         (
             facts.left_out,
             "of the skipped not shown, for a build cannot have so many steps",
@@ -83,20 +88,16 @@ pub(super) fn counts(facts: &Facts<'_>) -> String {
             parts.push(format!("{count} {what}"));
         }
     }
-    format!(
-        "recorded {} target{} in {:.1} s ({})",
-        facts.targets.len(),
-        if facts.targets.len() == 1 { "" } else { "s" },
-        facts.seconds,
-        parts.join(", ")
-    )
+    let source = source.map(|source| format!(" of {source}"));
+    let took = format!("{} in {:.1} s", source.unwrap_or_default(), facts.seconds);
+    format!("recorded {}", facts.counts.told(&took, &parts.join(", ")))
 }
 
-fn broken(text: &mut String, errors: &[Broken]) {
+fn errors(text: &mut String, counted: &str, errors: &[Broken]) {
     if errors.is_empty() {
         return;
     }
-    let _ = writeln!(text, "{} broken:\n", errors.len());
+    let _ = writeln!(text, "{counted}:\n");
     for error in errors.iter().take(TOLD) {
         let message = error
             .message
@@ -175,7 +176,8 @@ fn changes(text: &mut String, targets: &[Target], previous: &[(AttrPath, String)
     for (what, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
         let names: Vec<String> = list.iter().take(TOLD).map(|attr| code(attr)).collect();
         let more = if list.len() > TOLD { ", …" } else { "" };
-        let _ = writeln!(text, "- {} {what}: {}{more}", list.len(), names.join(", "));
+        let count = number(list.len(), "attribute");
+        let _ = writeln!(text, "- {count} {what}: {}{more}", names.join(", "));
     }
 }
 
@@ -199,6 +201,12 @@ mod tests {
             placed: &[],
             errors,
             notes: &[],
+            counts: Counts {
+                attributes: errors.len(),
+                targets: 0,
+                evaluation_errors: errors.len(),
+                refused: 0,
+            },
             left_out: 0,
             seconds: 1.25,
             previous,
@@ -231,11 +239,17 @@ mod tests {
         let facts = Facts {
             targets: &[target("a"), target("b"), target("c")],
             placed: &[placed(None), placed(None), placed(Some(BUILT))],
+            counts: Counts {
+                attributes: 4,
+                targets: 2,
+                evaluation_errors: 0,
+                refused: 1,
+            },
             ..facts(&errors, None)
         };
         assert_eq!(
-            counts(&facts),
-            "recorded 3 targets in 1.2 s (1 to build, 1 already built here, 1 broken)"
+            in_words(&facts, None),
+            "recorded 4 attributes in 1.2 s: 2 targets (1 to build, 1 already built here), 1 refused"
         );
     }
 
@@ -294,7 +308,10 @@ mod tests {
     fn what_has_changed_is_told_by_name() {
         let before = [(AttrPath::new(vec!["old".into()]), "/x".to_owned())];
         let (text, style) = annotation(&facts(&[], Some(&before)));
-        assert!(text.contains("1 gone: <code>old</code>"), "{text}");
+        assert!(
+            text.contains("1 attribute gone: <code>old</code>"),
+            "{text}"
+        );
         assert_eq!(style, "info");
         let (text, _) = annotation(&facts(&[], Some(&[])));
         assert!(text.contains("Nothing has changed"), "{text}");

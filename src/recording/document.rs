@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::steps::Placed;
 use super::{Broken, Meta, Target};
+use crate::counts::Counts;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
 use crate::nix::{AttrPath, DrvPath, StorePath};
@@ -29,6 +30,8 @@ pub struct Document<'a> {
     pub targets: Vec<TargetEntry<'a>>,
     /// The attributes that have an error step.
     pub errors: Vec<ErrorEntry<'a>>,
+    /// How many there are of all.
+    pub counts: Counts,
     /// How long each part took, in seconds.
     pub seconds: BTreeMap<&'static str, f64>,
 }
@@ -82,11 +85,14 @@ pub struct ErrorEntry<'a> {
     pub attr: &'a AttrPath,
     /// What is wrong with it, where that is known.
     pub message: Option<&'a str>,
+    /// Whether it evaluates, and its metadata makes no step.
+    pub refused: bool,
 }
 
 impl<'a> Document<'a> {
     /// Puts together what was found. `source` are the keys of [`super::steps::source`], `root` is the attribute path at which
-    /// the walk started, and `placed` says what became of each of the `targets`.
+    /// the walk started, `placed` says what became of each of the `targets`, and of the `errors` the first are those that do
+    /// not evaluate, as many as `counts` says.
     #[must_use]
     pub fn new(
         nix: &'a str,
@@ -95,6 +101,7 @@ impl<'a> Document<'a> {
         targets: &'a [Target],
         placed: &'a [Placed],
         errors: &'a [Broken],
+        counts: Counts,
     ) -> Self {
         source.insert("attr".into(), root.names().into());
         Self {
@@ -109,11 +116,14 @@ impl<'a> Document<'a> {
                 .collect(),
             errors: errors
                 .iter()
-                .map(|broken| ErrorEntry {
+                .enumerate()
+                .map(|(number, broken)| ErrorEntry {
                     attr: &broken.attr,
                     message: broken.message.as_deref(),
+                    refused: number >= counts.evaluation_errors,
                 })
                 .collect(),
+            counts,
             seconds: BTreeMap::new(),
         }
     }
@@ -180,6 +190,8 @@ pub struct Recorded {
 pub struct RecordedTarget {
     /// The first attribute that gives it.
     pub attr: AttrPath,
+    /// The other attributes that give it.
+    pub also: Vec<AttrPath>,
     /// The derivation's name.
     pub name: String,
     /// Its `.drv`.
@@ -200,6 +212,8 @@ pub struct RecordedError {
     pub attr: AttrPath,
     /// What is wrong with it, where that is known.
     pub message: Option<String>,
+    /// Whether it evaluates, and its metadata makes no step. An older version says so of none.
+    pub refused: bool,
 }
 
 impl Recorded {
@@ -256,7 +270,14 @@ mod tests {
             message: None,
         }];
         let source = Keys::from_iter([("file".to_owned(), json!("ci.nix"))]);
-        let mut document = Document::new("2.26", source, &path(&[]), &targets, &placed, &errors);
+        let counts = Counts {
+            attributes: 3,
+            targets: 1,
+            evaluation_errors: 1,
+            refused: 0,
+        };
+        let root = path(&[]);
+        let mut document = Document::new("2.26", source, &root, &targets, &placed, &errors, counts);
         document.seconds.insert("total", 1.5);
         let json = document.to_json().unwrap();
         let recorded = Recorded::read(&json).unwrap();
@@ -280,7 +301,8 @@ mod tests {
                     "system": "x86_64-linux", "features": ["kvm"], "key": "drv-x", "depends_on": ["drv-y"],
                     "skip": null, "meta": { "timeout": 60 }
                 }],
-                "errors": [{ "attr": ["broken"], "message": null }],
+                "errors": [{ "attr": ["broken"], "message": null, "refused": false }],
+                "counts": { "attributes": 3, "targets": 1, "evaluation_errors": 1, "refused": 0 },
                 "seconds": { "total": 1.5 }
             })
         );

@@ -208,7 +208,6 @@ impl<'a> Walk<'a> {
             }
             self.note_disturbance(&path)?;
             self.outcomes.remove(&path);
-            self.progress.targets -= 1;
             self.progress.begun -= 1;
             match Span::of(&path, &self.counts) {
                 Some(span) => spans.push(span),
@@ -260,8 +259,7 @@ impl<'a> Walk<'a> {
 
     /// Says in one line what was evaluated.
     pub fn say_summary(&self) {
-        let broken = self.outcomes.len() - self.progress.targets;
-        self.log.say(self.progress.summary(broken));
+        self.log.say(self.progress.summary(self.outcomes.len()));
     }
 
     /// Finds out what the first attributes say that throw: each costs a process that does not catch it.
@@ -467,8 +465,7 @@ impl<'a> Walk<'a> {
                     number += 1;
                 }
             }
-            self.progress
-                .show(self.outcomes.len() - self.progress.targets);
+            self.progress.show(self.outcomes.len());
         }
     }
 
@@ -754,10 +751,7 @@ impl<'a> Walk<'a> {
 
     /// Notes what has become of an attribute. The last word counts: one that throws may not throw when it is asked why.
     fn put(&mut self, path: Path, outcome: Outcome) {
-        let is_target = |outcome: &Outcome| matches!(outcome, Outcome::Found(_));
-        self.progress.targets += usize::from(is_target(&outcome));
-        let before = self.outcomes.insert(path, outcome);
-        self.progress.targets -= usize::from(before.as_ref().is_some_and(is_target));
+        self.outcomes.insert(path, outcome);
     }
 
     /// The full attribute path, and whether all its names are UTF-8.

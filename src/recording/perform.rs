@@ -1,11 +1,11 @@
 //! A recording from top to bottom.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use super::annotation::{Facts, annotation, counts};
+use super::annotation::{Facts, annotation, in_words};
 use super::asking::{in_one_line, lock};
 use super::document::Document;
 use super::edges::{BadGraph, Edges};
@@ -20,6 +20,7 @@ use super::{
     skip,
 };
 use crate::buildkite::schema::Schema;
+use crate::counts::{self, Counts};
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
@@ -30,7 +31,7 @@ use crate::state::State;
 use crate::step::Host;
 use crate::supervise::{OnStop, Supervisor};
 
-/// How many broken attributes are told in the log.
+/// How many errors of a kind are told in the log.
 const TOLD: usize = 10;
 
 /// Records: from the keys to the uploaded pipeline. Gives what goes to standard output: the pipeline, of a dry run and of a
@@ -100,8 +101,8 @@ pub fn perform(
         targets,
         edges,
     } = keep(&mut evaluation, &owner, &request, &state, log)?;
-    tell(&evaluated.broken, log);
-    tell(&evaluated.refused, log);
+    tell("evaluation error", &evaluated.broken, log);
+    tell("refused", &evaluated.refused, log);
     let mut notes = evaluated.overlooked.notes();
     notes.extend(agents_without_targets(
         &request,
@@ -131,8 +132,9 @@ pub fn perform(
         ..failure
     })?;
     let told = evaluated.broken.len() + evaluated.refused.len();
-    tell(made.errors.get(told..).unwrap_or_default(), log);
-    fail_on_errors(made.errors.len(), &request, undone)?;
+    tell("refused", made.errors.get(told..).unwrap_or_default(), log);
+    let counts = count(&targets, &made.errors, evaluated.broken.len());
+    fail_on_errors(counts, &request, undone)?;
     warn_of_plugins(&made, log);
     time("steps");
 
@@ -142,11 +144,12 @@ pub fn perform(
         placed: &made.placed,
         errors: &made.errors,
         notes: &notes,
+        counts,
         left_out: made.left_out,
         seconds: order.started.elapsed().as_secs_f64(),
         previous: previous.as_deref(),
     };
-    log.say(counts(&facts));
+    log.say(in_words(&facts, None));
     let Some(build) = build else {
         return plan::document(&made.steps).map(|text| Some((text + "\n").into_bytes()));
     };
@@ -158,6 +161,7 @@ pub fn perform(
         &targets,
         &made.placed,
         &made.errors,
+        counts,
     );
     document.pin = pin.as_ref();
     document.seconds = seconds;
@@ -300,9 +304,13 @@ impl<'a> Evaluation<'a> {
                 workers,
                 supervisor,
                 evaluated,
-                ..
+                log,
             } => {
+                let started = Instant::now();
                 *evaluated = eval_jobs::evaluate(request, locked.as_ref(), *workers, supervisor)?;
+                let errors = evaluated.broken.len() + evaluated.refused.len();
+                let attributes = evaluated.found.len() + errors;
+                log.say(counts::evaluated(attributes, started.elapsed()));
                 let line = command::version();
                 let printed = supervisor.run(&line, OnStop::Term, &mut std::io::sink())?;
                 evaluated.nix = version::of_program(&printed.text()).unwrap_or_default();
@@ -419,18 +427,36 @@ fn keep(
     .hint("let the collector run less often, or while nothing is recorded"))
 }
 
-/// Says which attributes are broken.
-fn tell(broken: &[Broken], log: Log) {
+/// Counts what was recorded; of the `errors` the first are `evaluation_errors`.
+fn count(targets: &[Target], errors: &[Broken], evaluation_errors: usize) -> Counts {
+    let refused: HashSet<&AttrPath> = errors[evaluation_errors.min(errors.len())..]
+        .iter()
+        .map(|error| &error.attr)
+        .collect();
+    let attributes = targets.iter().map(|target| 1 + target.also.len());
+    let (refused_targets, good): (Vec<&Target>, Vec<&Target>) = targets
+        .iter()
+        .partition(|target| refused.contains(&target.attr));
+    Counts {
+        attributes: attributes.sum::<usize>() + errors.len() - refused_targets.len(),
+        targets: good.len(),
+        evaluation_errors,
+        refused: errors.len() - evaluation_errors,
+    }
+}
+
+/// Says which attributes have an error, of this kind.
+fn tell(kind: &str, broken: &[Broken], log: Log) {
     for one in broken.iter().take(TOLD) {
         let message = one.message.as_deref().map(in_one_line);
         log.say(format_args!(
-            "broken: {}: {}",
+            "{kind}: {}: {}",
             one.attr,
             message.unwrap_or_else(|| "it throws; its step says what".into())
         ));
     }
     if broken.len() > TOLD {
-        log.say(format_args!("broken: and {} more", broken.len() - TOLD));
+        log.say(format_args!("{kind}: and {} more", broken.len() - TOLD));
     }
 }
 
@@ -457,17 +483,17 @@ fn note(notes: &[Note], log: Log) {
     }
 }
 
-/// Fails where something is broken and that is to fail the recording.
-fn fail_on_errors(count: usize, request: &Request, undone: &str) -> Result<(), Failure> {
-    if count == 0 || request.on_error == OnError::Step {
+/// Fails where there are errors and that is to fail the recording.
+fn fail_on_errors(counts: Counts, request: &Request, undone: &str) -> Result<(), Failure> {
+    let Some(errors) = counts
+        .errors()
+        .filter(|_| request.on_error == OnError::Fail)
+    else {
         return Ok(());
-    }
+    };
     Err(Failure::new(
         Class::Evaluation,
-        format_args!(
-            "{count} attribute{} broken (see above), and `on-error: fail` is set: {undone}",
-            if count == 1 { " is" } else { "s are" }
-        ),
+        format_args!("{errors} (see above), and `on-error: fail` is set: {undone}"),
     ))
 }
 

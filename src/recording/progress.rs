@@ -3,6 +3,7 @@
 use std::io::{Write as _, stderr};
 use std::time::{Duration, Instant};
 
+use crate::counts::{evaluated, number};
 use crate::log::Log;
 use crate::status_line::StatusLine;
 
@@ -11,12 +12,10 @@ use crate::status_line::StatusLine;
 pub(super) struct Progress {
     line: StatusLine,
     started: Instant,
-    /// How many attributes there are, as far as is known.
+    /// How many names there are to look at, as far as is known.
     pub(super) known: u64,
     /// How many of them have begun.
     pub(super) begun: u64,
-    /// How many of them are targets.
-    pub(super) targets: usize,
 }
 
 impl Progress {
@@ -26,18 +25,17 @@ impl Progress {
             started: Instant::now(),
             known: 0,
             begun: 0,
-            targets: 0,
         }
     }
 
-    /// Says how far it is, if it is time to.
-    pub(super) fn show(&mut self, broken: usize) {
+    /// Says how far it is, if it is time to. Names of sets that are only looked into are no attributes to count.
+    pub(super) fn show(&mut self, attributes: usize) {
         self.line.show(|| {
             Some(format!(
-                "evaluating: {} of {} attributes, {} targets, {broken} broken, {} s",
+                "evaluating: {} of {} names, {}, {} s",
                 self.begun,
                 self.known.max(self.begun),
-                self.targets,
+                number(attributes, "attribute"),
                 self.started.elapsed().as_secs()
             ))
         });
@@ -62,14 +60,7 @@ impl Progress {
     }
 
     /// One line about all of it.
-    pub(super) fn summary(&self, broken: usize) -> String {
-        format!(
-            "evaluated {} attribute{} in {:.1} s: {} target{}, {broken} broken",
-            self.begun,
-            if self.begun == 1 { "" } else { "s" },
-            self.started.elapsed().as_secs_f64(),
-            self.targets,
-            if self.targets == 1 { "" } else { "s" }
-        )
+    pub(super) fn summary(&self, attributes: usize) -> String {
+        evaluated(attributes, self.started.elapsed())
     }
 }

@@ -53,7 +53,7 @@ pub enum SkipStyle {
     Omit,
 }
 
-/// What a broken attribute does.
+/// What an evaluation error does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnError {
     /// It becomes a red step of its own.
@@ -96,7 +96,7 @@ pub struct Request {
     pub skip: Skip,
     /// How those are shown.
     pub skip_style: SkipStyle,
-    /// What a broken attribute does.
+    /// What an evaluation error does.
     pub on_error: OnError,
     /// How a step carries its record.
     pub emit: Emit,

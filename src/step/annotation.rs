@@ -3,9 +3,9 @@
 
 use std::fmt::Write as _;
 
-use super::Job;
 use super::advice::Advice;
 use super::report::FailureReport;
+use super::{Around, Job};
 use crate::buildkite::markdown::{code, inert, inert_within, job_link};
 use crate::exit::Failure;
 use crate::nix::DrvPath;
@@ -143,6 +143,7 @@ pub(super) fn same(job: &Job, target: &str, culprit: &str, value: &str) -> Strin
         label: Some(label.to_owned()).filter(|label| !label.is_empty()),
         agent: None,
         is_retry: false,
+        around: Around::default(),
     };
     format!(
         "{} failed through the same {} as {} (job {})\n\n",
@@ -256,6 +257,7 @@ mod tests {
             label: Some(label.into()),
             agent: Some(label.into()),
             is_retry: false,
+            around: Around::default(),
         }
     }
 

@@ -1,8 +1,11 @@
 //! What a step leaves in its build's meta-data: its report in a few hundred bytes, under a key of its own, for
 //! `eval-once summary` to read.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use serde::{Deserialize, Serialize};
 
+use super::Job;
 use super::report::{Report, Seconds, WayName};
 use crate::text::shortened;
 
@@ -45,6 +48,29 @@ pub struct Left {
     pub substituted: usize,
     /// How long each part took, in seconds.
     pub seconds: LeftSeconds,
+    /// Which try of the step the job is, from 1; 0 where that is not known.
+    #[serde(rename = "try")]
+    pub attempt: u32,
+    /// What of the job comes after the build, and is not in this report: [`COMMAND`], or the word of a [`Later`](super::Later).
+    /// None where that is not known.
+    pub after: Option<Vec<String>>,
+    /// Until when Buildkite lets the job run, in seconds since 1970; none where it has no limit.
+    pub until: Option<u64>,
+    /// What the job was stopped for, where it was.
+    pub stopped: Option<Stop>,
+}
+
+/// What comes after a build, where that is the step's own command.
+pub const COMMAND: &str = "command";
+
+/// What a job was stopped for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stop {
+    /// Its time had run out.
+    Timeout,
+    /// Its time had not run out: it was cancelled, or its agent was stopped.
+    Cancel,
 }
 
 /// How long each part of a step took, in seconds.
@@ -121,14 +147,22 @@ impl Left {
         self.way.as_deref().and_then(WayName::of_word)
     }
 
-    /// What is left of `report`, by the job `job` about `target`.
+    /// What is left of `report`, by `job` about `target`. `command` says whether the job's command is run after a success, and
+    /// `stopped` whether a signal has ended it.
     #[must_use]
-    pub fn new(report: &Report, target: &str, job: &str) -> Self {
+    pub fn new(report: &Report, target: &str, job: &Job, command: bool, stopped: bool) -> Self {
         let failure = report.failure.as_ref();
+        let around = &job.around;
+        // The agent tells its hooks only that they are to end. That the job's time had run out is seen by the clock.
+        let age = around.began.and_then(|began| began.elapsed().ok());
+        let age = age.unwrap_or(report.seconds.total);
+        let is_late = around.limit.is_some_and(|limit| age >= limit);
+        let own = Some(COMMAND).filter(|_| around.command && command);
+        let later = around.later.iter().map(|later| later.word());
         Self {
             version: VERSION,
             target: shortened(target, MESSAGE_AT_MOST),
-            job: job.to_owned(),
+            job: job.id.clone(),
             way: report.way.map(|way| way.word().to_owned()),
             reason: report.reason.map(|reason| reason.word().to_owned()),
             exit: report.exit,
@@ -139,8 +173,22 @@ impl Left {
             built: report.built,
             substituted: report.substituted,
             seconds: report.seconds.into(),
+            attempt: around.attempt,
+            after: Some(own.into_iter().chain(later).map(str::to_owned).collect()),
+            until: around.limit.and_then(|limit| end(age, limit)),
+            stopped: match (stopped, is_late) {
+                (false, _) => None,
+                (true, false) => Some(Stop::Cancel),
+                (true, true) => Some(Stop::Timeout),
+            },
         }
     }
+}
+
+/// When a job ends that is this old, and may run so long; in seconds since 1970.
+fn end(age: Duration, limit: Duration) -> Option<u64> {
+    let end = SystemTime::now().checked_add(limit)?.checked_sub(age)?;
+    Some(end.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
 impl From<Seconds> for LeftSeconds {

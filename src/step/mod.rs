@@ -23,7 +23,7 @@ mod ways;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::evaluation_keys::Place;
 use crate::exit::{Class, Failure};
@@ -37,7 +37,7 @@ pub use crate::build_keys::{Form, OutLink};
 use advice::Advice;
 use context::Step;
 pub use explain::{Explanation, explain};
-pub use left::{Left, LeftSeconds, Unreadable};
+pub use left::{COMMAND, Left, LeftSeconds, Stop, Unreadable};
 pub use links::main_output;
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
 pub use request::Request;
@@ -70,6 +70,49 @@ pub struct Job {
     pub agent: Option<String>,
     /// Whether other jobs of this step were before (`BUILDKITE_RETRY_COUNT`).
     pub is_retry: bool,
+    /// What is around the build.
+    pub around: Around,
+}
+
+/// What is around a build in its job.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Around {
+    /// Which try of its step the job is, from 1 (`BUILDKITE_RETRY_COUNT` and one).
+    pub attempt: u32,
+    /// When the job began, where that is known.
+    pub began: Option<SystemTime>,
+    /// How long Buildkite lets the job run (`BUILDKITE_TIMEOUT`), where it has a limit.
+    pub limit: Option<Duration>,
+    /// Whether the job has a command that is more than this build.
+    pub command: bool,
+    /// What else comes after the build, and can fail the job.
+    pub later: Vec<Later>,
+}
+
+/// What can fail a step whose build and command have succeeded in this job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Later {
+    /// Another plugin: its command hook, or one that comes after the command.
+    Plugin,
+    /// A `post-command` or `pre-exit` hook of the agent's or the repository's.
+    Hook,
+    /// Artifacts that are to be uploaded.
+    Artifacts,
+    /// Not this job, but another of the same step (`parallelism`), which leaves its report in the same place.
+    OtherJob,
+}
+
+impl Later {
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Plugin => "plugin",
+            Self::Hook => "hook",
+            Self::Artifacts => "artifacts",
+            Self::OtherJob => "other-job",
+        }
+    }
 }
 
 /// A step as it was ordered: what cannot be read is part of it, for its refusal is reported like any other ending.
@@ -104,12 +147,16 @@ pub struct Done {
 ///
 /// # Errors
 /// Whatever the step ends with; it is in the report too.
-pub fn perform(order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Done, Failure> {
+pub fn perform(mut order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Done, Failure> {
     let file = order
         .report
         .as_deref()
         .map(ReportFile::prepare)
         .transpose()?;
+    // A recorded command does not stand in the job's `BUILDKITE_COMMAND`.
+    if let Some(job) = order.job.as_mut().filter(|_| order.followed) {
+        job.around.command = true;
+    }
     let request = order
         .keys
         .and_then(|keys| Request::read(keys, &order.place))

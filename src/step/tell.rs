@@ -1,7 +1,8 @@
 //! What a step tells its build: every step leaves its report in the meta-data ([`Left`]), and one that failed appends to the
 //! build's annotation of failures, and keeps the log of the derivation that failed as an artifact.
 //!
-//! All of it is worth no failure: it changes no status, and has [`TIME`] together. By hand nothing is told.
+//! All of it is worth no failure: it changes no status, and has [`TIME`] together. One that was stopped leaves its report alone. By
+//! hand nothing is told.
 //!
 //! Steps that fail at the same time know of one another by marks in the meta-data, and nothing there compares and swaps. So:
 //!
@@ -37,6 +38,10 @@ const TIME: Duration = Duration::from_secs(10);
 /// How much of that a log may take; the rest is left to the annotation.
 const TIME_FOR_LOG: Duration = Duration::from_secs(7);
 
+/// How long a step that was stopped may take to leave its report. Its agent kills it after nine seconds, and a second of them may be
+/// over (`supervise`).
+const TIME_WHEN_STOPPED: Duration = Duration::from_secs(3);
+
 /// How many failures are told; more are counted.
 const LISTED: usize = 50;
 
@@ -58,9 +63,15 @@ pub(super) struct Over<'a> {
     pub(super) kept: Option<&'a KeptLog>,
 }
 
-/// Tells the build of `job` how its step went. Once a signal has asked us to end there is no time for that.
+/// Tells the build of `job` how its step went. Once a signal has asked us to end there is time for the report alone: it says
+/// whether the job was cancelled or timed out, which Buildkite has one word for.
 pub(super) fn tell(job: &Job, over: &Over<'_>, supervisor: &mut Supervisor, log: Log) {
     if supervisor.check().is_err() {
+        if let Ok(line) = leave(job, &target(job, over), over, true) {
+            let until = Some(Instant::now() + TIME_WHEN_STOPPED);
+            // Nobody reads on whether it could be left.
+            let _ = supervisor.once_more(|supervisor| at_once::all(supervisor, &[line], until));
+        }
         return;
     }
     let now = Instant::now();
@@ -78,6 +89,15 @@ pub(super) fn tell(job: &Job, over: &Over<'_>, supervisor: &mut Supervisor, log:
         )),
         _ => {}
     }
+}
+
+/// The command that leaves the report.
+fn leave(job: &Job, target: &str, over: &Over<'_>, stopped: bool) -> Result<CommandLine, Failure> {
+    let command = over.request.is_none_or(|request| request.command);
+    let left = Left::new(over.report, target, job, command, stopped);
+    let left =
+        serde_json::to_string(&left).classify(Class::Bug, || "cannot write its report".into())?;
+    Ok(command::set_meta_data(&Left::key(&job.step), &left))
 }
 
 /// What the step was to build, as people call it.
@@ -105,10 +125,7 @@ struct Teller<'a> {
 
 impl Teller<'_> {
     fn tell(&mut self, over: &Over<'_>) -> Result<(), Failure> {
-        let left = Left::new(over.report, &self.target, &self.job.id);
-        let left = serde_json::to_string(&left)
-            .classify(Class::Bug, || "cannot write its report".into())?;
-        let mut lines = vec![command::set_meta_data(&Left::key(&self.job.step), &left)];
+        let mut lines = vec![leave(self.job, &self.target, over, false)?];
         let (Some(failure), Some(report)) = (over.failure, &over.report.failure) else {
             return self.ask(&lines).map(drop);
         };
@@ -316,6 +333,7 @@ impl<'a> Marks<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Around;
     use super::*;
 
     const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
@@ -327,6 +345,7 @@ mod tests {
             label: None,
             agent: None,
             is_retry,
+            around: Around::default(),
         }
     }
 

@@ -6,6 +6,7 @@ use super::terms::Terms;
 use crate::agent;
 use crate::at_once;
 use crate::buildkite::agent as command;
+use crate::buildkite::outcome::StepOutcome;
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::recording::document::Recorded;
@@ -16,7 +17,7 @@ use crate::step::{Left, Unreadable};
 use crate::supervise::Supervisor;
 
 /// How many are asked for at once: each is a process and a request.
-const AT_ONCE: usize = 8;
+pub(super) const AT_ONCE: usize = 8;
 
 /// What was left in the build.
 #[derive(Debug, Default)]
@@ -29,11 +30,21 @@ pub(super) struct Gathered {
     pub(super) unread: usize,
     /// What the steps have left, by their keys.
     pub(super) reports: BTreeMap<String, Result<Left, Unreadable>>,
+    /// How Buildkite says that steps ended, by their keys: of those that it was asked for.
+    pub(super) outcomes: BTreeMap<String, StepOutcome>,
+    /// When that was asked, in seconds since 1970.
+    pub(super) now: u64,
 }
 
 impl Gathered {
     pub(super) fn is_empty(&self) -> bool {
         self.recorded.is_empty() && self.unread == 0 && self.reports.is_empty()
+    }
+
+    /// Whether Buildkite takes this exit status of a step for no failure, as far as the plans tell.
+    pub(super) fn is_soft(&self, key: &str, exit: u8) -> bool {
+        let terms = self.terms.get(key);
+        terms.is_some_and(|terms| terms.is_soft(Some(exit)))
     }
 }
 

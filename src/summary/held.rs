@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::gather::Gathered;
-use super::rows::{Outcome, Row, Suite};
+use super::rows::{Blocker, Outcome, Row, Suite};
 use super::terms::Terms;
 
 /// Finds those of the targets without a report that wait for one that failed, be it through others that did not run; each
@@ -22,34 +22,90 @@ pub(super) fn mark(gathered: &Gathered, suites: &mut [Suite]) {
     }
     let rows = || suites.iter().flat_map(|suite| &suite.rows);
     let mut silent: BTreeSet<&str> = rows()
-        .filter(|row| row.outcome == Outcome::NoReport)
+        .filter(|row| may_have_waited(row))
         .map(|row| row.key.as_str())
         .collect();
-    let holds_up = |row: &&Row| {
-        let has_failed = matches!(row.outcome, Outcome::Failed | Outcome::Broken);
-        let exit = row.report.as_ref().map(|left| left.exit);
-        has_failed && !terms(&row.key).is_some_and(|terms| terms.is_soft(exit))
-    };
-    // Breadth first, from all that failed at once: so whatever comes to a target first is the nearest.
-    let mut reached: VecDeque<(&str, &str)> = rows()
-        .filter(holds_up)
-        .map(|row| (row.key.as_str(), row.target.as_str()))
+    let blockers: Vec<(&Row, Blocker)> = rows()
+        .filter_map(|row| Some((row, blocker(row, gathered)?)))
         .collect();
-    let mut held: BTreeMap<String, String> = BTreeMap::new();
-    while let Some((key, failed)) = reached.pop_front() {
-        for waiter in waiting.get(key).into_iter().flatten() {
+    let mut held: BTreeMap<String, Blocker> = BTreeMap::new();
+    let (failed, stopped): (Vec<_>, Vec<_>) = blockers
+        .into_iter()
+        .partition(|(row, _)| !may_have_waited(row));
+    go(failed, &waiting, &mut silent, &mut held);
+    // Of those that were stopped without a report some were stopped because of another: what is left of them comes first.
+    let stopped: Vec<_> = stopped
+        .into_iter()
+        .filter(|(row, _)| silent.contains(row.key.as_str()))
+        .collect();
+    let mut behind = BTreeMap::new();
+    go(stopped.clone(), &waiting, &mut silent.clone(), &mut behind);
+    let first = stopped
+        .into_iter()
+        .filter(|(row, _)| !behind.contains_key(&row.key));
+    go(first.collect(), &waiting, &mut silent, &mut held);
+    for row in suites.iter_mut().flat_map(|suite| &mut suite.rows) {
+        if let Some(blocker) = held.get(&row.key) {
+            row.outcome = Outcome::NotRun(blocker.clone());
+        }
+    }
+}
+
+/// Goes from these targets, breadth first from all at once, to the silent ones that wait for them: so whatever comes to a target
+/// first is the nearest.
+fn go<'k>(
+    blockers: Vec<(&Row, Blocker)>,
+    waiting: &BTreeMap<&str, Vec<&'k str>>,
+    silent: &mut BTreeSet<&'k str>,
+    held: &mut BTreeMap<String, Blocker>,
+) {
+    let mut reached: VecDeque<(String, Blocker)> = blockers
+        .into_iter()
+        .map(|(row, blocker)| (row.key.clone(), blocker))
+        .collect();
+    while let Some((key, blocker)) = reached.pop_front() {
+        for waiter in waiting.get(key.as_str()).into_iter().flatten() {
             if silent.remove(waiter) {
-                held.insert((*waiter).to_owned(), failed.to_owned());
-                reached.push_back((waiter, failed));
+                held.insert((*waiter).to_owned(), blocker.clone());
+                reached.push_back(((*waiter).to_owned(), blocker.clone()));
             }
         }
     }
-    for row in suites.iter_mut().flat_map(|suite| &mut suite.rows) {
-        let failed = held.get(&row.key);
-        if let Some(failed) = failed.filter(|_| row.outcome == Outcome::NoReport) {
-            row.outcome = Outcome::NotRun(failed.clone());
+}
+
+/// Whether it has left nothing, and nothing says that it ran. A step whose dependency failed is `errored` to Buildkite, as one is
+/// that was cancelled.
+fn may_have_waited(row: &Row) -> bool {
+    let is_silent = row.report.is_none();
+    is_silent
+        && matches!(
+            row.outcome,
+            Outcome::NoReport | Outcome::Stopped | Outcome::NeverRun
+        )
+}
+
+/// What happened to a target for which others wait in vain.
+fn blocker(row: &Row, gathered: &Gathered) -> Option<Blocker> {
+    let what = match row.outcome {
+        Outcome::Failed(_) => "failed",
+        // Of these Buildkite is not asked, so it is the plan that says whether others run all the same.
+        Outcome::EvaluationError | Outcome::Refused => {
+            let exit = row.report.as_ref().map(|left| left.exit);
+            let terms = gathered.terms.get(&row.key);
+            if terms.is_some_and(|terms| terms.is_soft(exit)) {
+                return None;
+            }
+            "failed"
         }
-    }
+        Outcome::TimedOut => "timed out",
+        Outcome::Cancelled => "was cancelled",
+        Outcome::Stopped => "was stopped",
+        _ => return None,
+    };
+    Some(Blocker {
+        target: row.target.clone(),
+        what,
+    })
 }
 
 #[cfg(test)]
@@ -57,6 +113,7 @@ mod tests {
     use super::super::rows::Rows;
     use super::super::rows::tests::{gathered, left, recorded, target};
     use super::*;
+    use crate::buildkite::outcome::StepOutcome;
     use crate::step::{Left, Unreadable};
     use serde_json::{Value, json};
 
@@ -75,7 +132,7 @@ mod tests {
     fn held(gathered: &Gathered) -> BTreeMap<String, String> {
         let rows = Rows::new(gathered);
         let held = rows.steps().filter_map(|(_, row)| match &row.outcome {
-            Outcome::NotRun(failed) => Some((row.target.clone(), failed.clone())),
+            Outcome::NotRun(blocker) => Some((row.target.clone(), blocker.target.clone())),
             _ => None,
         });
         held.collect()
@@ -184,6 +241,35 @@ mod tests {
                 ("behind-other", "other"),
                 ("soft-itself", "other"),
                 ("behind-soft-itself", "other"),
+            ])
+        );
+    }
+
+    #[test]
+    fn of_steps_that_were_all_stopped_the_first_holds_up_the_others() {
+        let targets = json!([
+            waits("cancelled", &[]),
+            waits("behind", &["cancelled"]),
+            waits("further", &["behind", "alone"]),
+            waits("alone", &[]),
+            waits("behind-failed", &["failed", "cancelled"]),
+            waits("failed", &[]),
+        ]);
+        let mut gathered = gathered(
+            vec![recorded(&targets, &json!([]))],
+            [("drv-failed", failed())],
+        );
+        // A step whose dependency failed is `errored` to Buildkite as well.
+        for name in ["cancelled", "behind", "further", "alone", "behind-failed"] {
+            let key = format!("drv-{name}");
+            gathered.outcomes.insert(key, StepOutcome::Errored);
+        }
+        assert_eq!(
+            held(&gathered),
+            pairs([
+                ("behind", "cancelled"),
+                ("further", "alone"),
+                ("behind-failed", "failed"),
             ])
         );
     }

@@ -8,7 +8,7 @@ use std::io;
 use quick_xml::Writer;
 use quick_xml::events::{BytesDecl, BytesText, Event};
 
-use super::rows::{Outcome, Row, Rows, Suite};
+use super::rows::{Outcome, Row, Rows, Suite, What};
 use crate::exit::{Class, Classify as _, Failure};
 
 /// The document.
@@ -65,30 +65,74 @@ fn suite(writer: &mut Xml, suite: &Suite) -> io::Result<()> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Case {
     Success,
-    /// Its step failed.
+    /// Its step failed, softly or not.
     Failure,
-    /// What became of it is not known, or it was broken from the beginning.
+    /// Its step was ended from outside, how it stands is not known, or it did not evaluate to begin with.
     Error,
+    /// It has not run, or not ended.
     Skipped,
 }
 
 impl Case {
     fn of(outcome: &Outcome) -> Self {
         match outcome {
-            Outcome::Failed => Self::Failure,
-            Outcome::Broken
+            Outcome::Failed(_) | Outcome::SoftFailed(_) => Self::Failure,
+            Outcome::EvaluationError
+            | Outcome::Refused
+            | Outcome::TimedOut
+            | Outcome::Cancelled
+            | Outcome::Stopped
             | Outcome::NoReport
+            | Outcome::PassedSilently
             | Outcome::Unreadable
-            | Outcome::OtherVersion(_) => Self::Error,
+            | Outcome::OtherVersion(_)
+            | Outcome::NotKnown => Self::Error,
             Outcome::Built | Outcome::Fetched | Outcome::There => Self::Success,
             // That something failed is said where it did.
-            Outcome::NotRun(_) | Outcome::Skipped(_) => Self::Skipped,
+            Outcome::NotRun(_)
+            | Outcome::NeverRun
+            | Outcome::Unfinished(_)
+            | Outcome::Skipped(_) => Self::Skipped,
         }
     }
 }
 
 /// The type of the error of a target whose report is not there, or cannot be read.
 const NO_REPORT: Option<&str> = Some("no-report");
+
+/// The type and the message of a failure, and whether it is of the build: then the derivation that failed belongs to it.
+fn failure<'r>(row: &'r Row, what: &What, how: &str) -> (&'r str, String, bool) {
+    let left = row.report.as_ref();
+    match what {
+        What::Build => {
+            let class = left.and_then(|left| left.class.as_deref());
+            let status = left.map_or(0, |left| left.exit);
+            let message = row.message.clone();
+            let message = message.unwrap_or_else(|| format!("its step ended with status {status}"));
+            (class.unwrap_or("failed"), message, true)
+        }
+        What::Command => (
+            "command",
+            format!("its step's command {how}, after the build"),
+            false,
+        ),
+        What::Later => (
+            "after-build",
+            format!("its step {how} after the build ({})", row.after()),
+            false,
+        ),
+        What::OtherJob => (
+            "other-job",
+            format!("its step {how} in another job than the one that has built it"),
+            false,
+        ),
+        What::NotKnown => (
+            "no-report",
+            format!("its step {how}, and has left no report"),
+            false,
+        ),
+    }
+}
 
 fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
     let case = writer.create_element("testcase").with_attributes([
@@ -98,26 +142,58 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
     ]);
     let left = row.report.as_ref();
     let class = left.and_then(|left| left.class.as_deref());
-    let drv = left.and_then(|left| left.drv.as_deref());
+    let mut drv = left.and_then(|left| left.drv.as_deref());
     let message = row.message.as_deref();
     let message_or = |otherwise: &str| message.unwrap_or(otherwise).to_owned();
     let (element, kind, message) = match &row.outcome {
-        Outcome::Failed => {
-            let status = left.map_or(0, |left| left.exit);
-            let otherwise = format!("its step ended with status {status}");
-            (
-                "failure",
-                Some(class.unwrap_or("failed")),
-                message_or(&otherwise),
-            )
+        Outcome::Failed(what) | Outcome::SoftFailed(what) => {
+            let how = match row.outcome {
+                Outcome::SoftFailed(_) => "failed softly",
+                _ => "failed",
+            };
+            let (kind, message, is_build) = failure(row, what, how);
+            drv = drv.filter(|_| is_build);
+            let message = match row.outcome {
+                Outcome::SoftFailed(_) if is_build => format!("soft failed: {message}"),
+                _ => message,
+            };
+            ("failure", Some(kind), message)
         }
-        Outcome::Broken => {
+        Outcome::TimedOut => (
+            "error",
+            Some("timed-out"),
+            "its job ran for longer than it may".into(),
+        ),
+        Outcome::Cancelled => ("error", Some("cancelled"), "its job was cancelled".into()),
+        Outcome::Stopped => (
+            "error",
+            Some("stopped"),
+            "its job was cancelled, timed out, or expired".into(),
+        ),
+        Outcome::EvaluationError => {
             let class = class.unwrap_or(Class::Evaluation.word());
             ("error", Some(class), message_or("it does not evaluate"))
         }
+        Outcome::Refused => {
+            let class = class.unwrap_or(Class::Config.word());
+            (
+                "error",
+                Some(class),
+                message_or("its metadata makes no step"),
+            )
+        }
         Outcome::NoReport => {
-            let message = "its step has left no report: it did not run, was cancelled, or ended before it could leave one";
+            let message = "its step has left no report, and how it ended is not known";
             ("error", NO_REPORT, message.into())
+        }
+        Outcome::PassedSilently => {
+            let message =
+                "its step passed, and has left no report: whether it was built is not known";
+            ("error", NO_REPORT, message.into())
+        }
+        Outcome::NotKnown => {
+            let message = "it was built, and how its job ended is not known";
+            ("error", Some("no-outcome"), message.into())
         }
         Outcome::Unreadable => ("error", NO_REPORT, "its report cannot be read".into()),
         Outcome::OtherVersion(version) => {
@@ -125,7 +201,16 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
             ("error", NO_REPORT, message)
         }
         // Skipped ones have a message and no type.
-        Outcome::NotRun(failed) => ("skipped", None, format!("not run: {failed} failed")),
+        Outcome::NotRun(blocker) => {
+            let message = format!("not run: {} {}", blocker.target, blocker.what);
+            ("skipped", None, message)
+        }
+        Outcome::NeverRun => ("skipped", None, "not run".into()),
+        Outcome::Unfinished(state) => (
+            "skipped",
+            None,
+            format!("not finished: {}", state.replace('_', " ")),
+        ),
         Outcome::Skipped(reason) => ("skipped", None, reason.clone()),
         Outcome::Built | Outcome::Fetched | Outcome::There => {
             case.write_empty()?;
@@ -210,7 +295,7 @@ mod tests {
 /nix/store/x.drv</failure>
     </testcase>
     <testcase name="silent" classname="ci.nix" time="0.000">
-      <error type="no-report" message="its step has left no report: it did not run, was cancelled, or ended before it could leave one"/>
+      <error type="no-report" message="its step has left no report, and how it ended is not known"/>
     </testcase>
     <testcase name="new" classname="ci.nix" time="0.000">
       <error type="no-report" message="its report is of version 2, which is not known here"/>

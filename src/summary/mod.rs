@@ -3,6 +3,7 @@
 //! From top to bottom: gather, set plans and reports side by side, then tell it as an annotation and as JUnit. A report that is
 //! not there is something to tell, and no failure: whoever looks at a summary looks at what went wrong.
 
+mod ask;
 mod gather;
 mod held;
 mod junit;
@@ -11,11 +12,14 @@ mod saved;
 mod table;
 mod terms;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use crate::agent;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::supervise::Supervisor;
 
+use gather::Gathered;
 use rows::Rows;
 
 /// The name of the artifact.
@@ -44,17 +48,41 @@ pub fn perform(
 }
 
 fn sum_up(supervisor: &mut Supervisor, log: Log) -> Result<(), Failure> {
-    let gathered = gather::gather(supervisor, log)?;
+    let mut gathered = gather::gather(supervisor, log)?;
     if gathered.is_empty() {
         log.say(
             "nothing to sum up: no recording has left a plan in this build, and no step a report",
         );
         return Ok(());
     }
-    let rows = Rows::new(&gathered);
+    let rows = with_outcomes(&mut gathered, supervisor, log)?;
     agent::keep_artifact(supervisor, JUNIT, &junit::document(&rows)?)?;
     let (body, style) = table::annotation(&rows);
     agent::annotate(supervisor, CONTEXT, style, &body)?;
     log.say(table::counts(&rows));
     Ok(())
+}
+
+/// The rows, once Buildkite has said how those steps ended of which the reports and the plans alone do not tell.
+fn with_outcomes(
+    gathered: &mut Gathered,
+    supervisor: &mut Supervisor,
+    log: Log,
+) -> Result<Rows, Failure> {
+    loop {
+        let rows = Rows::new(gathered);
+        let keys = rows.not_told(gathered);
+        if keys.is_empty() {
+            return Ok(rows);
+        }
+        let outcomes = ask::outcomes(supervisor, &keys, log)?;
+        gathered.outcomes.extend(outcomes);
+        gathered.now = now();
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
 }

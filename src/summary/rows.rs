@@ -1,30 +1,61 @@
-//! What became of each target: what recordings have planned and what steps have left, side by side. Pure.
+//! How each target stands: what recordings have planned, what steps have left, and how Buildkite says that they ended, side by
+//! side. Pure.
+//!
+//! Buildkite is asked only where the rest does not tell ([`Rows::not_told`]), for each question is a process and a request:
+//!
+//! - A report of a build that succeeded, with nothing behind it in its job, tells all: nothing is left that could fail.
+//! - Where something comes after the build (the step's own command, another plugin, a hook of the agent's or the repository's,
+//!   artifacts), the report was left before it. The step has written down what that is, for only the job knows.
+//! - Where a step is several jobs, the report is that of the last.
+//! - A report of a failure does not say whether the failure was soft, and whether another try has ended since.
+//! - A step without a report is not asked for where a step that it waits for failed: it has not run.
+//! - What the recording has skipped or could not evaluate, the recording tells.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::gather::Gathered;
 use super::held;
+use super::terms::Terms;
+use crate::buildkite::outcome::StepOutcome;
 use crate::keys::Keys;
 use crate::nix::{AttrPath, DrvPath};
-use crate::recording::document::{Recorded, RecordedTarget};
+use crate::recording::document::{Recorded, RecordedError, RecordedTarget};
 use crate::recording::steps::error_key;
-use crate::step::{Left, Unreadable, WayName};
+use crate::step::{COMMAND, Later, Left, Stop, Unreadable, WayName};
 
-/// What became of a target.
+/// How a target stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// Its step failed.
-    Failed,
-    /// It was broken when it was recorded, and no step has built it since.
-    Broken,
-    /// Its step did not run, because the step of this target failed, for which it waits.
-    NotRun(String),
-    /// Its step has left nothing, and nothing says why: it did not run, was cancelled, or ended before it could leave one.
+    Failed(What),
+    /// Its step failed, which its `soft_fail` allows.
+    SoftFailed(What),
+    /// Its job ran for longer than it may.
+    TimedOut,
+    /// Its job was cancelled.
+    Cancelled,
+    /// Its job was cancelled, timed out or expired; which of them is not known.
+    Stopped,
+    /// It did not evaluate when it was recorded, and no step has built it since.
+    EvaluationError,
+    /// It evaluates, and its metadata makes no step.
+    Refused,
+    /// Its step did not run, because of the step of this target, for which it waits.
+    NotRun(Blocker),
+    /// Its step did not run: it is skipped, has a condition, or was never uploaded.
+    NeverRun,
+    /// Its step has not ended, and how it stands.
+    Unfinished(String),
+    /// Its step has left nothing, and how it ended is not known.
     NoReport,
+    /// Its step has passed, and left nothing: whether it has built the target is not known.
+    PassedSilently,
     /// Its step has left something that is no report.
     Unreadable,
     /// Its step has left a report of this version, which we do not know.
     OtherVersion(u32),
+    /// It is built, and Buildkite does not say how its job ended, in which something comes after the build.
+    NotKnown,
     /// Something was built for it.
     Built,
     /// What was not here came from a cache.
@@ -33,6 +64,30 @@ pub(super) enum Outcome {
     There,
     /// The recording has skipped it, and why.
     Skipped(String),
+}
+
+/// What of a step failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum What {
+    /// The build of its target.
+    Build,
+    /// Its own command, after the build.
+    Command,
+    /// Something else that comes after the build.
+    Later,
+    /// Another job of it than the one that left the report.
+    OtherJob,
+    /// Not known: it has left no report.
+    NotKnown,
+}
+
+/// A target whose step has not passed, and so holds others up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Blocker {
+    /// What it is called.
+    pub(super) target: String,
+    /// What happened to it, as the end of a sentence.
+    pub(super) what: &'static str,
 }
 
 /// A target.
@@ -49,6 +104,8 @@ pub(super) struct Row {
     pub(super) message: Option<String>,
     /// The name of the derivation that itself failed, where that is another than the target's own.
     pub(super) culprit: Option<String>,
+    /// How many attributes give it.
+    pub(super) attributes: usize,
 }
 
 impl Row {
@@ -60,7 +117,47 @@ impl Row {
     /// What its step has left, where it evaluated although the target was not broken to begin with.
     pub(super) fn evaluated_again(&self) -> Option<&Left> {
         let left = self.report.as_ref()?;
-        (self.outcome != Outcome::Broken && left.way() == Some(WayName::Evaluated)).then_some(left)
+        (!self.is_error() && left.way() == Some(WayName::Evaluated)).then_some(left)
+    }
+
+    /// Whether it was an error of the recording, and is one still.
+    pub(super) fn is_error(&self) -> bool {
+        matches!(self.outcome, Outcome::EvaluationError | Outcome::Refused)
+    }
+
+    /// Whether its step is known to have passed, and to have built it.
+    pub(super) fn has_passed(&self) -> bool {
+        matches!(
+            self.outcome,
+            Outcome::Built | Outcome::Fetched | Outcome::There
+        )
+    }
+
+    /// What comes after the build in its job, in a few words.
+    pub(super) fn after(&self) -> String {
+        let after = self.report.as_ref().and_then(|left| left.after.as_deref());
+        after.unwrap_or_default().join(", ")
+    }
+
+    /// Which try of its step its report is of, where that is not the first.
+    pub(super) fn retry(&self) -> Option<u32> {
+        let attempt = self.report.as_ref()?.attempt;
+        (attempt > 1).then_some(attempt)
+    }
+
+    /// Whether something is left behind, by which its step can have ended otherwise than it says.
+    fn tells_too_little(&self) -> bool {
+        let after = || self.report.as_ref().and_then(|left| left.after.as_deref());
+        match self.outcome {
+            Outcome::Unreadable
+            | Outcome::OtherVersion(_)
+            | Outcome::Failed(_)
+            | Outcome::SoftFailed(_) => true,
+            Outcome::Built | Outcome::Fetched | Outcome::There => {
+                after().is_none_or(|after| !after.is_empty())
+            }
+            _ => false,
+        }
     }
 }
 
@@ -93,7 +190,7 @@ impl Rows {
             .recorded
             .iter()
             .map(|recorded| {
-                let rows = rows(recorded, &gathered.reports);
+                let rows = rows(recorded, gathered);
                 seen.extend(rows.iter().map(|row| row.key.clone()));
                 Suite {
                     name: source(&recorded.source),
@@ -110,7 +207,7 @@ impl Rows {
                     Ok(left) if !left.target.is_empty() => &left.target,
                     _ => key,
                 };
-                row(key, target.clone(), Some(report))
+                row(key, target.clone(), gathered)
             })
             .collect();
         if !others.is_empty() {
@@ -132,6 +229,28 @@ impl Rows {
         }
     }
 
+    /// The keys of the steps that Buildkite is to be asked for now. Those without a report come last, once it is known what held
+    /// others up.
+    pub(super) fn not_told(&self, gathered: &Gathered) -> Vec<String> {
+        let is_several = |row: &Row| {
+            let terms = gathered.terms.get(&row.key);
+            terms.is_some_and(Terms::is_several)
+        };
+        let open = |is_open: &dyn Fn(&Row) -> bool| -> Vec<String> {
+            self.steps()
+                .map(|(_, row)| row)
+                .filter(|row| is_open(row) && !row.key.is_empty())
+                .filter(|row| !gathered.outcomes.contains_key(&row.key))
+                .map(|row| row.key.clone())
+                .collect()
+        };
+        let told = open(&|row| row.tells_too_little() || row.has_passed() && is_several(row));
+        if told.is_empty() {
+            return open(&|row| row.outcome == Outcome::NoReport);
+        }
+        told
+    }
+
     /// Each step once, with the recording that it is of, also where several have it.
     pub(super) fn steps(&self) -> impl Iterator<Item = (&Suite, &Row)> {
         let mut seen = BTreeSet::new();
@@ -142,62 +261,70 @@ impl Rows {
     }
 }
 
-/// The targets and broken attributes of a recording.
-fn rows(recorded: &Recorded, reports: &BTreeMap<String, Result<Left, Unreadable>>) -> Vec<Row> {
-    let errors: BTreeMap<&AttrPath, Option<&str>> = recorded
+/// The targets and errors of a recording.
+fn rows(recorded: &Recorded, gathered: &Gathered) -> Vec<Row> {
+    let errors: BTreeMap<&AttrPath, &RecordedError> = recorded
         .errors
         .iter()
-        .map(|error| (&error.attr, error.message.as_deref()))
+        .map(|error| (&error.attr, error))
+        .collect();
+    // Of a target whose own metadata makes no step it is the error that counts, for all of its attributes.
+    let also: BTreeMap<&AttrPath, usize> = recorded
+        .targets
+        .iter()
+        .map(|target| (&target.attr, target.also.len()))
         .collect();
     let targets = recorded
         .targets
         .iter()
-        // Of one whose own metadata makes no step it is the error that counts.
         .filter(|target| !errors.contains_key(&target.attr))
         .map(|target| {
             let called = match target.attr.names() {
                 [] => target.name.clone(),
                 _ => target.attr.to_string(),
             };
-            let report = reports.get(&target.key);
-            let mut row = row(&target.key, called, report);
+            let mut row = row(&target.key, called, gathered);
+            row.attributes += target.also.len();
             row.culprit = row.report.as_ref().and_then(|left| culprit(left, target));
-            if let (None, Some(reason)) = (report, &target.skip) {
+            if let (Outcome::NoReport, Some(reason)) = (&row.outcome, &target.skip) {
                 row.outcome = Outcome::Skipped(reason.clone());
             }
             row
         });
-    let broken = errors.iter().map(|(attr, message)| {
+    let errors = errors.iter().map(|(attr, error)| {
         let key = error_key(attr);
         let called = match attr.names() {
             [] => "the root".into(),
             _ => attr.to_string(),
         };
-        let mut row = row(&key, called, reports.get(&key));
-        let was_built = matches!(
-            row.outcome,
-            Outcome::Built | Outcome::Fetched | Outcome::There
-        );
+        let mut row = row(&key, called, gathered);
+        row.attributes += also.get(attr).copied().unwrap_or_default();
+        let was_built = row.report.as_ref().is_some_and(|left| left.exit == 0);
         if !was_built {
-            row.outcome = Outcome::Broken;
-            row.message = row.message.or_else(|| message.map(str::to_owned));
+            row.outcome = if error.refused {
+                Outcome::Refused
+            } else {
+                Outcome::EvaluationError
+            };
+            row.message = row.message.or_else(|| error.message.clone());
         }
         row
     });
-    targets.chain(broken).collect()
+    targets.chain(errors).collect()
 }
 
-fn row(key: &str, target: String, report: Option<&Result<Left, Unreadable>>) -> Row {
-    let outcome = match report {
-        None => Outcome::NoReport,
-        Some(Err(Unreadable::NoReport)) => Outcome::Unreadable,
-        Some(Err(Unreadable::Version(version))) => Outcome::OtherVersion(*version),
-        Some(Ok(left)) if left.exit != 0 => Outcome::Failed,
-        Some(Ok(left)) if left.built > 0 => Outcome::Built,
-        Some(Ok(left)) if left.substituted > 0 => Outcome::Fetched,
-        Some(Ok(_)) => Outcome::There,
+fn row(key: &str, target: String, gathered: &Gathered) -> Row {
+    let report = gathered.reports.get(key);
+    let left = report.and_then(|report| report.as_ref().ok());
+    let outcome = match (gathered.outcomes.get(key), left) {
+        (Some(said), _) if said.is_known() => ended(said, report, gathered.now),
+        (said, Some(left)) if left.exit == 0 && said.is_some() => Outcome::NotKnown,
+        (_, Some(left)) if left.exit == 0 => built(left),
+        (_, Some(left)) if gathered.is_soft(key, left.exit) => Outcome::SoftFailed(What::Build),
+        (_, Some(_)) => Outcome::Failed(What::Build),
+        (_, None) => without_report(report),
     };
-    let report = report.and_then(|report| report.clone().ok());
+    let report = left.cloned();
     let failed = report.as_ref().and_then(failed);
     let failed = failed.map(|drv| drv.name().to_owned());
     Row {
@@ -206,8 +333,83 @@ fn row(key: &str, target: String, report: Option<&Result<Left, Unreadable>>) -> 
         message: report.as_ref().and_then(|left| left.message.clone()),
         // What the target's own is called is not known here: but it may be all that the target is called by.
         culprit: failed.filter(|name| *name != target),
+        attributes: 1,
         target,
         report,
+    }
+}
+
+/// How a target stands whose step ended as Buildkite has `said`; it is `now`, in seconds since 1970.
+fn ended(said: &StepOutcome, report: Option<&Result<Left, Unreadable>>, now: u64) -> Outcome {
+    let left = report.and_then(|report| report.as_ref().ok());
+    let what = || match left {
+        None => What::NotKnown,
+        Some(left) if left.exit != 0 => What::Build,
+        Some(left) => {
+            // A report that does not say what came after it is of a version that left it before the command.
+            let Some(after) = &left.after else {
+                return What::Command;
+            };
+            if after.iter().any(|after| after == COMMAND) {
+                What::Command
+            } else if after.iter().any(|after| after != Later::OtherJob.word()) {
+                What::Later
+            } else {
+                What::OtherJob
+            }
+        }
+    };
+    match said {
+        StepOutcome::HardFailed => Outcome::Failed(what()),
+        StepOutcome::SoftFailed => Outcome::SoftFailed(what()),
+        StepOutcome::Errored => stopped(left, now),
+        StepOutcome::Unfinished(state) => Outcome::Unfinished(state.clone()),
+        // What Buildkite knows no step of has left its report all the same: it is told as it is.
+        StepOutcome::Passed | StepOutcome::NotRun | StepOutcome::NoStep | StepOutcome::NotKnown => {
+            match (left, said) {
+                (Some(left), _) if left.exit == 0 => built(left),
+                (Some(_), StepOutcome::Passed) => Outcome::PassedSilently,
+                (Some(_), _) => Outcome::Failed(What::Build),
+                (None, _) if report.is_some() => without_report(report),
+                (None, StepOutcome::Passed) => Outcome::PassedSilently,
+                (None, StepOutcome::NotKnown) => Outcome::NoReport,
+                (None, _) => Outcome::NeverRun,
+            }
+        }
+    }
+}
+
+/// What ended a job that was cancelled, timed out, or expired. Its report says so where it was left when the job was stopped.
+/// One that was left before, when the build was through, says until when the job may run.
+fn stopped(left: Option<&Left>, now: u64) -> Outcome {
+    match left {
+        Some(left) if left.exit != 0 => match left.stopped {
+            Some(Stop::Timeout) => Outcome::TimedOut,
+            Some(Stop::Cancel) => Outcome::Cancelled,
+            None => Outcome::Stopped,
+        },
+        Some(Left {
+            until: Some(until),
+            after: Some(_),
+            ..
+        }) if now < *until => Outcome::Cancelled,
+        _ => Outcome::Stopped,
+    }
+}
+
+fn built(left: &Left) -> Outcome {
+    match (left.built, left.substituted) {
+        (0, 0) => Outcome::There,
+        (0, _) => Outcome::Fetched,
+        _ => Outcome::Built,
+    }
+}
+
+fn without_report(report: Option<&Result<Left, Unreadable>>) -> Outcome {
+    match report {
+        Some(Err(Unreadable::NoReport)) => Outcome::Unreadable,
+        Some(Err(Unreadable::Version(version))) => Outcome::OtherVersion(*version),
+        _ => Outcome::NoReport,
     }
 }
 
@@ -271,6 +473,8 @@ pub(super) mod tests {
             recorded,
             terms: BTreeMap::new(),
             unread: 0,
+            outcomes: BTreeMap::new(),
+            now: 1_000,
             reports: reports
                 .into_iter()
                 .map(|(key, report)| (key.to_owned(), report))
@@ -294,7 +498,7 @@ pub(super) mod tests {
         let mut targets: Vec<Value> = names.map(target).to_vec();
         targets.extend([skipped, target("refused")]);
         let broken = [&["broken"], &["refused"], &["mended"]]
-            .map(|attr| json!({ "attr": attr, "message": "m" }));
+            .map(|attr| json!({ "attr": attr, "message": "m", "refused": *attr == ["refused"] }));
         let error = |attr: &str| error_key(&AttrPath::new(vec![attr.into()]));
         let gathered = gathered(
             vec![recorded(&json!(targets), &json!(broken))],
@@ -326,13 +530,13 @@ pub(super) mod tests {
                 ("built", Outcome::Built),
                 ("fetched", Outcome::Fetched),
                 ("there", Outcome::There),
-                ("failed", Outcome::Failed),
+                ("failed", Outcome::Failed(What::Build)),
                 ("silent", Outcome::NoReport),
                 ("odd", Outcome::Unreadable),
                 ("new", Outcome::OtherVersion(2)),
                 ("skipped", Outcome::Skipped("a cache has it".into())),
-                ("broken", Outcome::Broken),
-                ("refused", Outcome::Broken),
+                ("broken", Outcome::EvaluationError),
+                ("refused", Outcome::Refused),
                 ("mended", Outcome::Built),
                 ("hello", Outcome::Built),
             ])
@@ -350,6 +554,158 @@ pub(super) mod tests {
         assert_eq!(message("broken").as_deref(), Some("said by Nix"));
         assert_eq!(message("refused").as_deref(), Some("m"));
         assert_eq!(rows.recording, Some(12.0));
+    }
+
+    /// How each target stands of which the report is this and Buildkite says this.
+    fn outcome_of(report: Option<&Value>, said: Option<StepOutcome>) -> Outcome {
+        let mut gathered = gathered(vec![recorded(&json!([target("a")]), &json!([]))], []);
+        if let Some(report) = report {
+            gathered.reports.insert("drv-a".into(), left(report, 1.0));
+        }
+        if let Some(said) = said {
+            gathered.outcomes.insert("drv-a".into(), said);
+        }
+        let rows = Rows::new(&gathered);
+        rows.suites[0].rows[0].outcome.clone()
+    }
+
+    #[test]
+    fn how_buildkite_says_that_a_step_ended_counts_more_than_what_it_left_before() {
+        use StepOutcome::{
+            Errored, HardFailed, NoStep, NotKnown, NotRun, Passed, SoftFailed, Unfinished,
+        };
+        let green = |more: Value| {
+            let mut report = json!({ "built": 1, "after": ["command"] });
+            report
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            report
+        };
+        let command = green(json!({}));
+        let hook = green(json!({ "after": ["plugin", "hook"] }));
+        let alone = green(json!({ "after": [] }));
+        let old = json!({ "built": 1 });
+        let red = json!({ "exit": 100, "class": "build" });
+        let stopped = |by: &str| json!({ "exit": 143, "class": "signal", "stopped": by });
+        let running = || Unfinished("running".into());
+        for (report, said, expected) in [
+            (Some(&alone), None, Outcome::Built),
+            (Some(&command), Some(Passed), Outcome::Built),
+            (
+                Some(&command),
+                Some(HardFailed),
+                Outcome::Failed(What::Command),
+            ),
+            (Some(&old), Some(HardFailed), Outcome::Failed(What::Command)),
+            (Some(&hook), Some(HardFailed), Outcome::Failed(What::Later)),
+            (
+                Some(&alone),
+                Some(HardFailed),
+                Outcome::Failed(What::OtherJob),
+            ),
+            (
+                Some(&command),
+                Some(SoftFailed),
+                Outcome::SoftFailed(What::Command),
+            ),
+            (Some(&command), Some(NotKnown), Outcome::NotKnown),
+            (Some(&command), Some(NoStep), Outcome::Built),
+            (
+                Some(&command),
+                Some(running()),
+                Outcome::Unfinished("running".into()),
+            ),
+            (Some(&red), Some(HardFailed), Outcome::Failed(What::Build)),
+            (
+                Some(&red),
+                Some(SoftFailed),
+                Outcome::SoftFailed(What::Build),
+            ),
+            (Some(&red), Some(NotKnown), Outcome::Failed(What::Build)),
+            // Another try has passed, and could not leave its report.
+            (Some(&red), Some(Passed), Outcome::PassedSilently),
+            (Some(&red), Some(Errored), Outcome::Stopped),
+            (Some(&stopped("cancel")), Some(Errored), Outcome::Cancelled),
+            (Some(&stopped("timeout")), Some(Errored), Outcome::TimedOut),
+            // Its agent was stopped, and it was not tried again.
+            (
+                Some(&stopped("cancel")),
+                Some(HardFailed),
+                Outcome::Failed(What::Build),
+            ),
+            (None, None, Outcome::NoReport),
+            (None, Some(Passed), Outcome::PassedSilently),
+            (None, Some(HardFailed), Outcome::Failed(What::NotKnown)),
+            (None, Some(SoftFailed), Outcome::SoftFailed(What::NotKnown)),
+            (None, Some(Errored), Outcome::Stopped),
+            (None, Some(NotRun), Outcome::NeverRun),
+            (None, Some(NoStep), Outcome::NeverRun),
+            (None, Some(NotKnown), Outcome::NoReport),
+            (None, Some(running()), Outcome::Unfinished("running".into())),
+        ] {
+            let case = format!("{report:?} {said:?}");
+            assert_eq!(outcome_of(report, said), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_was_stopped_before_its_job_had_to_end_was_cancelled() {
+        let report = |until: Value| json!({ "after": ["command"], "until": until });
+        for (report, expected) in [
+            // It is 1,000 when Buildkite is asked.
+            (report(json!(1_001)), Outcome::Cancelled),
+            (report(json!(1_000)), Outcome::Stopped),
+            (report(json!(null)), Outcome::Stopped),
+            (json!({ "until": 1_001 }), Outcome::Stopped),
+        ] {
+            let outcome = outcome_of(Some(&report), Some(StepOutcome::Errored));
+            assert_eq!(outcome, expected, "{report}");
+        }
+    }
+
+    #[test]
+    fn buildkite_is_asked_only_where_the_rest_does_not_tell() {
+        let mut skipped = target("skipped");
+        skipped["skip"] = "a cache has it".into();
+        let mut behind = target("behind");
+        behind["depends_on"] = json!(["drv-red"]);
+        let names = ["green", "command", "old", "red", "silent"];
+        let mut targets: Vec<Value> = names.map(target).to_vec();
+        targets.extend([skipped, behind]);
+        let report = |more: Value| left(&more, 1.0);
+        let mut gathered = gathered(
+            vec![recorded(&json!(targets), &json!([{ "attr": ["broken"] }]))],
+            [
+                ("drv-green", report(json!({ "after": [] }))),
+                ("drv-command", report(json!({ "after": ["command"] }))),
+                ("drv-old", report(json!({}))),
+                ("drv-red", report(json!({ "exit": 100, "after": [] }))),
+                ("by-hand", report(json!({ "after": [] }))),
+                ("", report(json!({ "exit": 1 }))),
+            ],
+        );
+        let not_told = |gathered: &Gathered| Rows::new(gathered).not_told(gathered);
+        assert_eq!(not_told(&gathered), ["drv-command", "drv-old", "drv-red"]);
+        for (key, said) in [
+            ("drv-command", StepOutcome::Passed),
+            ("drv-old", StepOutcome::NotKnown),
+            ("drv-red", StepOutcome::HardFailed),
+        ] {
+            gathered.outcomes.insert(key.into(), said);
+        }
+        // A step of several jobs has one report.
+        let steps = json!([{ "key": "drv-green", "parallelism": 2 }, { "key": "drv-old", "matrix": ["a"] }]);
+        gathered.terms = Terms::of(&json!({ "steps": steps }).to_string());
+        assert_eq!(not_told(&gathered), ["drv-green"]);
+        gathered
+            .outcomes
+            .insert("drv-green".into(), StepOutcome::Passed);
+        // What waits for one that failed has not run: only of the others without a report it is asked.
+        assert_eq!(not_told(&gathered), ["drv-silent"]);
+        let silent = ("drv-silent".into(), StepOutcome::Passed);
+        gathered.outcomes.extend([silent]);
+        assert_eq!(not_told(&gathered), [""; 0]);
     }
 
     #[test]

@@ -41,8 +41,9 @@ impl Saved {
         let mut spared = 0;
         for (_, row) in rows.steps() {
             let Some(left) = &row.report else { continue };
-            // One that failed to evaluate was not through.
-            let is_through = left.class.as_deref() != Some(Class::Evaluation.word());
+            // One that failed to evaluate was not through, and one that was stopped need not have been.
+            let is_through =
+                left.stopped.is_none() && left.class.as_deref() != Some(Class::Evaluation.word());
             match left.way() {
                 Some(WayName::Evaluated) if is_through && left.seconds.evaluate > 0.0 => {
                     measured.push(left.seconds.evaluate);

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::rows::{Outcome, Row, Rows, Suite};
+use super::rows::{Outcome, Row, Rows, Suite, What};
 use super::saved::{Saved, Time};
 use crate::buildkite::markdown::{code, inert, job_link};
+use crate::counts::{Counts, number};
+use crate::exit::Class;
 use crate::step::Reason;
 use crate::text::shortened;
 
@@ -47,17 +49,29 @@ pub(super) fn annotation(rows: &Rows) -> (String, &'static str) {
 
 /// The same in one line, for the log and for the beginning.
 pub(super) fn counts(rows: &Rows) -> String {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut all = 0;
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut counts = Counts::default();
     for (_, row) in rows.steps() {
-        all += 1;
-        *counts.entry(kind(&row.outcome)).or_default() += 1;
+        counts.attributes += row.attributes;
+        match row.outcome {
+            Outcome::EvaluationError => counts.evaluation_errors += 1,
+            Outcome::Refused => counts.refused += 1,
+            _ => {
+                counts.targets += 1;
+                *kinds.entry(kind(&row.outcome)).or_default() += 1;
+            }
+        }
     }
     let order = [
         "failed",
-        "broken",
+        "timed out",
+        "cancelled",
+        "cancelled or timed out",
+        "soft failed",
         "without a report",
+        "without an outcome",
         "not run",
+        "not finished",
         "built",
         "from a cache",
         "already there",
@@ -65,22 +79,64 @@ pub(super) fn counts(rows: &Rows) -> String {
     ];
     let parts: Vec<String> = order
         .into_iter()
-        .filter_map(|kind| counts.get(kind).map(|count| format!("{count} {kind}")))
+        .filter_map(|kind| kinds.get(kind).map(|count| format!("{count} {kind}")))
         .collect();
-    format!("sums up {}: {}", number(all, "target"), parts.join(", "))
+    format!("sums up {}", counts.told("", &parts.join(", ")))
 }
 
 /// What an outcome counts as.
 fn kind(outcome: &Outcome) -> &'static str {
     match outcome {
-        Outcome::Failed => "failed",
-        Outcome::Broken => "broken",
-        Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => "without a report",
-        Outcome::NotRun(_) => "not run",
+        Outcome::Failed(_) => "failed",
+        Outcome::SoftFailed(_) => "soft failed",
+        Outcome::TimedOut => "timed out",
+        Outcome::Cancelled => "cancelled",
+        Outcome::Stopped => "cancelled or timed out",
+        Outcome::EvaluationError => "evaluation error",
+        Outcome::Refused => "refused",
+        Outcome::NoReport
+        | Outcome::PassedSilently
+        | Outcome::Unreadable
+        | Outcome::OtherVersion(_) => "without a report",
+        Outcome::NotKnown => "without an outcome",
+        Outcome::NotRun(_) | Outcome::NeverRun => "not run",
+        Outcome::Unfinished(_) => "not finished",
         Outcome::Built => "built",
         Outcome::Fetched => "from a cache",
         Outcome::There => "already there",
         Outcome::Skipped(_) => "skipped",
+    }
+}
+
+/// How much attention an outcome asks for: red, yellow, or none.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Attention {
+    None,
+    Warning,
+    Error,
+}
+
+fn attention(outcome: &Outcome) -> Attention {
+    match outcome {
+        Outcome::Failed(_)
+        | Outcome::TimedOut
+        | Outcome::Cancelled
+        | Outcome::Stopped
+        | Outcome::EvaluationError
+        | Outcome::Refused => Attention::Error,
+        Outcome::SoftFailed(_)
+        | Outcome::NoReport
+        | Outcome::PassedSilently
+        | Outcome::Unreadable
+        | Outcome::OtherVersion(_)
+        | Outcome::NotKnown
+        | Outcome::Unfinished(_) => Attention::Warning,
+        Outcome::NotRun(_)
+        | Outcome::NeverRun
+        | Outcome::Built
+        | Outcome::Fetched
+        | Outcome::There
+        | Outcome::Skipped(_) => Attention::None,
     }
 }
 
@@ -91,10 +147,10 @@ fn style(rows: &Rows) -> &'static str {
         "success"
     };
     for (_, row) in rows.steps() {
-        match row.outcome {
-            Outcome::Failed | Outcome::Broken => return "error",
-            Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => style = "warning",
-            _ => {}
+        match attention(&row.outcome) {
+            Attention::Error => return "error",
+            Attention::Warning => style = "warning",
+            Attention::None => {}
         }
         // Whoever asked for no record gets no warning for having none.
         let again = row
@@ -114,12 +170,18 @@ fn table(text: &mut String, rows: &Rows) {
     let several = rows.suites.len() > 1;
     let mut steps: Vec<(&Suite, &Row)> = rows.steps().collect();
     let rank = |row: &Row| match row.outcome {
-        Outcome::Failed => 0,
-        Outcome::Broken => 1,
-        Outcome::NoReport | Outcome::Unreadable | Outcome::OtherVersion(_) => 2,
-        Outcome::NotRun(_) => 3,
-        Outcome::Built | Outcome::Fetched | Outcome::There => 4,
-        Outcome::Skipped(_) => 5,
+        Outcome::Failed(_) => 0,
+        Outcome::TimedOut | Outcome::Cancelled | Outcome::Stopped => 1,
+        Outcome::EvaluationError | Outcome::Refused => 2,
+        Outcome::SoftFailed(_) => 3,
+        Outcome::NoReport
+        | Outcome::PassedSilently
+        | Outcome::Unreadable
+        | Outcome::OtherVersion(_)
+        | Outcome::NotKnown => 4,
+        Outcome::NotRun(_) | Outcome::NeverRun | Outcome::Unfinished(_) => 5,
+        Outcome::Built | Outcome::Fetched | Outcome::There => 6,
+        Outcome::Skipped(_) => 7,
     };
     steps.sort_by(|(_, a), (_, b)| {
         rank(a)
@@ -166,26 +228,48 @@ fn outcome(row: &Row) -> String {
         let class = left.class.as_deref().map(word);
         Some(class.unwrap_or_else(|| format!("status {}", left.exit)))
     };
-    match &row.outcome {
-        Outcome::Failed => {
-            let class = class().unwrap_or_default();
-            match &row.culprit {
-                Some(culprit) => format!("**failed** ({class}): {}", code(culprit)),
-                None => format!("**failed** ({class})"),
-            }
+    let failed = |how: &str, what: &What| match (what, &row.culprit) {
+        (What::Build, Some(culprit)) => {
+            format!("{how} ({}): {}", class().unwrap_or_default(), code(culprit))
         }
-        Outcome::Broken => match class() {
-            Some(class) => format!("**broken** ({class})"),
-            None => "**broken**".into(),
-        },
-        Outcome::NotRun(failed) => format!("not run: {} failed", code(failed)),
+        (What::Build, None) => format!("{how} ({})", class().unwrap_or_default()),
+        (What::Command, _) => format!("{how} (command), after the build"),
+        (What::Later, _) => format!("{how} ({}), after the build", word(&row.after())),
+        (What::OtherJob, _) => format!("{how}, in another job of the step"),
+        (What::NotKnown, _) => format!("{how}, without a report"),
+    };
+    // Another class than all have is that of a step that failed for a reason of its own.
+    let error = |what: &str, usual: Class| match class() {
+        Some(class) if class != usual.word() => format!("**{what}** ({class})"),
+        _ => format!("**{what}**"),
+    };
+    let text = match &row.outcome {
+        Outcome::Failed(what) => failed("**failed**", what),
+        Outcome::SoftFailed(what) => failed("soft failed", what),
+        Outcome::TimedOut => "**timed out**".into(),
+        Outcome::Cancelled => "**cancelled**".into(),
+        Outcome::Stopped => "**cancelled or timed out**".into(),
+        Outcome::EvaluationError => error("evaluation error", Class::Evaluation),
+        Outcome::Refused => error("refused", Class::Config),
+        Outcome::NotRun(blocker) => {
+            format!("not run: {} {}", code(&blocker.target), blocker.what)
+        }
+        Outcome::NeverRun => "not run".into(),
+        Outcome::Unfinished(state) => format!("not finished: {}", word(&state.replace('_', " "))),
         Outcome::NoReport => "no report".into(),
+        Outcome::PassedSilently => "passed, without a report".into(),
         Outcome::Unreadable => "its report cannot be read".into(),
         Outcome::OtherVersion(version) => {
             format!("its report is of version {version}, which this eval-once does not know")
         }
+        Outcome::NotKnown => "built; how its job ended is not known".into(),
         Outcome::Skipped(reason) => format!("skipped: {}", word(reason)),
         other => kind(other).into(),
+    };
+    match row.retry() {
+        Some(attempt) if row.has_passed() => format!("{text}, passed on try {attempt}"),
+        Some(attempt) => format!("{text}, on try {attempt}"),
+        None => text,
     }
 }
 
@@ -214,12 +298,12 @@ fn time(row: &Row) -> String {
 fn silent(text: &mut String, rows: &Rows) {
     let count = rows
         .steps()
-        .filter(|(_, row)| row.outcome == Outcome::NoReport)
+        .filter(|(_, row)| matches!(row.outcome, Outcome::NoReport | Outcome::PassedSilently))
         .count();
     if count > 0 {
         let _ = writeln!(
             text,
-            "**No report:** {}. Such a one did not run, was cancelled, or ended before it could leave its report: its job says which.\n",
+            "**No report:** {}. A step without one did not come to building, or could not leave it: its job's log says why.\n",
             number(count, "step")
         );
     }
@@ -289,10 +373,6 @@ fn drift(text: &mut String, rows: &Rows) {
     );
 }
 
-fn number(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::rows::tests::{gathered, left, recorded, target};
@@ -308,12 +388,14 @@ mod tests {
     fn what_failed_stands_first_and_then_the_slowest() {
         let mut skipped = target("skipped");
         skipped["skip"] = "already built here".into();
-        let names = ["quick", "slow", "silent", "red", "odd"];
+        let mut slow = target("slow");
+        slow["also"] = json!([["sluggish"]]);
+        let names = ["quick", "silent", "red", "odd"];
         let zlib = format!("/nix/store/{}-zlib-1.3.1.drv", "0".repeat(32));
         let mut targets: Vec<Value> = names.map(target).to_vec();
         let mut behind = target("behind");
         behind["depends_on"] = json!(["drv-quick", "drv-red"]);
-        targets.extend([skipped, behind]);
+        targets.extend([slow, skipped, behind]);
         let gathered = gathered(
             vec![recorded(&json!(targets), &json!([{ "attr": ["bad"] }]))],
             [
@@ -334,12 +416,12 @@ mod tests {
         );
         let (text, style) = annotation(&Rows::new(&gathered));
         let table = "\
-**eval-once** sums up 8 targets: 1 failed, 1 broken, 2 without a report, 1 not run, 1 built, 1 already there, 1 skipped.
+**eval-once** sums up 9 attributes: 7 targets (1 failed, 2 without a report, 1 not run, 1 built, 1 already there, 1 skipped), 1 evaluation error.
 
 | Target | Outcome | Way | Time |
 | --- | --- | --- | ---: |
 | <a href=\"#0190-c\"><code>red</code></a> | **failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | tried realised (drv&#45;valid) | 3.0 s |
-| <code>bad</code> | **broken** |  |  |
+| <code>bad</code> | **evaluation error** |  |  |
 | <code>silent</code> | no report |  |  |
 | <code>odd</code> | its report is of version 7, which this eval-once does not know |  |  |
 | <code>behind</code> | not run: <code>red</code> failed |  |  |
@@ -388,7 +470,10 @@ mod tests {
             json!({ "target": "hello", "way": "evaluated", "reason": "not-recorded", "built": 1 });
         let (text, style) = annotation(&Rows::new(&gathered(vec![], [("k", left(&report, 1.0))])));
         assert_eq!(style, "success");
-        assert!(text.contains("sums up 1 target: 1 built."), "{text}");
+        assert!(
+            text.contains("sums up 1 attribute: 1 target (1 built)."),
+            "{text}"
+        );
         assert!(!text.contains("saved"), "{text}");
     }
 
@@ -403,7 +488,7 @@ mod tests {
             [("drv-failed", left(&json!({ "exit": 100 }), 1.0))],
         );
         let (text, _) = annotation(&Rows::new(&gathered));
-        assert!(text.contains(": 1 failed, 200 not run."), "{text}");
+        assert!(text.contains(" (1 failed, 200 not run)."), "{text}");
         assert!(text.len() < 1 << 20, "{}", text.len());
         let rows = text.lines().filter(|line| line.contains("not run: "));
         assert_eq!(rows.clone().count(), 99);

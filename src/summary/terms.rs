@@ -16,6 +16,10 @@ pub(super) struct Terms {
     allow_dependency_failure: Value,
     /// Whether it never runs. Whoever waits for it does.
     skip: Value,
+    /// How many jobs it is, if several.
+    parallelism: Value,
+    /// The same, as combinations of values.
+    matrix: Value,
     /// Those of a group.
     steps: Vec<Self>,
 }
@@ -49,6 +53,11 @@ impl Terms {
             }),
             other => is_true(other),
         }
+    }
+
+    /// Whether it is several jobs, which all leave their reports in one place.
+    pub(super) fn is_several(&self) -> bool {
+        !self.matrix.is_null() || !matches!(self.parallelism.as_u64(), None | Some(0 | 1))
     }
 
     /// Whether no failure of another is why it has not run.

@@ -55,20 +55,40 @@ pub(crate) enum JobState {
     Skipped,
     /// Somebody ended it.
     Canceled,
+    /// Its time ran out.
+    TimedOut,
     /// What it depends on failed.
     DependencyFailed,
 }
 
 impl JobState {
-    /// Buildkite's word for it, as `step get state` prints it.
-    fn word(self) -> &'static str {
+    /// The state of its step, as `step get state` prints it. The words are those of the documentation ("Using conditionals",
+    /// `step.state`); which of them a step has whose dependency failed is documented nowhere, and it will not change any more.
+    fn state(self) -> &'static str {
         match self {
             Self::Waiting => "waiting_for_dependencies",
             Self::Ready => "ready",
             Self::Running => "running",
-            Self::Passed | Self::Failed | Self::SoftFailed | Self::Skipped => "finished",
-            Self::Canceled => "canceled",
-            Self::DependencyFailed => "failing_dependencies",
+            Self::Skipped => "ignored",
+            Self::Passed
+            | Self::Failed
+            | Self::SoftFailed
+            | Self::Canceled
+            | Self::TimedOut
+            | Self::DependencyFailed => "finished",
+        }
+    }
+
+    /// The outcome of its step, as `step get outcome` prints it: there is one once a job of it has ended. `errored` is for
+    /// "timeouts, cancellations or expired jobs" ("Getting the outcome of a step").
+    fn outcome(self) -> Option<&'static str> {
+        match self {
+            Self::Waiting | Self::Ready | Self::Running => None,
+            Self::Passed => Some("passed"),
+            Self::Failed => Some("hard_failed"),
+            Self::SoftFailed => Some("soft_failed"),
+            Self::Canceled | Self::TimedOut | Self::DependencyFailed => Some("errored"),
+            Self::Skipped => Some("neutral"),
         }
     }
 }
@@ -404,6 +424,23 @@ impl Build {
     pub(crate) fn cancel(&self, job: &str) {
         self.progress().cancel(job);
         self.server.changed();
+    }
+
+    /// Ends a job, as its time having run out does.
+    pub(crate) fn time_out(&self, job: &str) {
+        self.progress().time_out(job);
+        self.server.changed();
+    }
+
+    /// How often it was asked how a step stands, by the attribute that was asked for.
+    pub(crate) fn exports(&self, attribute: &str) -> usize {
+        let exports = &self.progress().exports;
+        exports.iter().filter(|(_, it)| it == attribute).count()
+    }
+
+    /// Questions for how a step stands are not answered from now on.
+    pub(crate) fn answers_no_exports(&self) {
+        self.progress().is_silent_on_steps = true;
     }
 
     /// Another job for the step of a job that ran, as by a click; gives the new job's id. Run the build again afterwards.

@@ -31,8 +31,8 @@ pub(super) struct Job {
     /// Pieces of the log by their place in it, in bytes.
     pub(super) log: BTreeMap<u64, Vec<u8>>,
     pub(super) agent: Option<String>,
-    /// Somebody wants it to end.
-    pub(super) is_cancelled: bool,
+    /// What it is to end as, where it is to.
+    pub(super) ending: Option<JobState>,
 }
 
 /// A step of the build: what was uploaded, and by which step.
@@ -97,6 +97,10 @@ pub(super) struct Progress {
     pub(super) answers_at_once: bool,
     /// What is wrong with telling something.
     pub(super) deaf: Option<Deaf>,
+    /// The questions for how a step stands: the step, and the attribute.
+    pub(super) exports: Vec<(String, String)>,
+    /// Whether none of them is answered.
+    pub(super) is_silent_on_steps: bool,
     /// What each job finds a copy of as its checkout.
     pub(super) checkout: Option<PathBuf>,
     identifiers: u64,
@@ -126,6 +130,8 @@ impl Progress {
             finished: Vec::new(),
             answers_at_once: false,
             deaf: None,
+            exports: Vec::new(),
+            is_silent_on_steps: false,
             checkout: None,
             identifiers: 0,
         };
@@ -271,7 +277,7 @@ impl Progress {
             signal_reason: String::new(),
             log: BTreeMap::new(),
             agent: None,
-            is_cancelled: false,
+            ending: None,
         });
     }
 
@@ -295,7 +301,9 @@ impl Progress {
                 let job = latest[at].map(|at| &self.jobs[at]);
                 ends[at] = match (step.kind, job.map(|job| job.state)) {
                     (_, Some(JobState::Passed | JobState::SoftFailed)) => Some(true),
-                    (_, Some(JobState::Failed | JobState::Canceled)) => Some(false),
+                    (_, Some(JobState::Failed | JobState::Canceled | JobState::TimedOut)) => {
+                        Some(false)
+                    }
                     (_, Some(JobState::Running)) => None,
                     _ if step.skip.is_some() => {
                         states.insert(at, JobState::Skipped);
@@ -495,9 +503,9 @@ impl Progress {
         let step = self.jobs[at].step;
         let properties = &self.steps[step].step.properties;
         let is_soft = || soft_fails(properties.get("soft_fail"), exit_status);
-        let is_cancelled = self.jobs[at].is_cancelled;
+        let ending = self.jobs[at].ending;
         let state = match exit_status {
-            _ if is_cancelled => JobState::Canceled,
+            _ if ending.is_some() => ending.unwrap(),
             0 => JobState::Passed,
             _ if is_soft() => JobState::SoftFailed,
             _ => JobState::Failed,
@@ -541,11 +549,22 @@ impl Progress {
     /// Somebody wants a job to end: one that does not run yet never will.
     pub(super) fn cancel(&mut self, id: &str) {
         let job = self.job(id).unwrap();
-        job.is_cancelled = true;
+        job.ending = Some(JobState::Canceled);
         if matches!(job.state, JobState::Waiting | JobState::Ready) {
             job.state = JobState::Canceled;
         }
         self.settle();
+    }
+
+    /// The time of a job that runs has run out.
+    pub(super) fn time_out(&mut self, id: &str) {
+        let job = self.job(id).unwrap();
+        assert_eq!(
+            job.state,
+            JobState::Running,
+            "only a job that runs has a time"
+        );
+        job.ending = Some(JobState::TimedOut);
     }
 
     /// What `buildkite-agent step get` is told about a step by its key or id; nothing where there is none.
@@ -556,13 +575,9 @@ impl Progress {
         })?;
         let Placed { id, step, .. } = &self.steps[at];
         let state = self.latest(at).map(|job| job.state);
-        let outcome = state.and_then(|state| match state {
-            JobState::Passed => Some("passed"),
-            JobState::SoftFailed => Some("soft_failed"),
-            JobState::Failed => Some("hard_failed"),
-            JobState::Canceled | JobState::DependencyFailed => Some("errored"),
-            _ => None,
-        });
+        // That of the last job that has ended: while a step is tried again, that of the try before (seen in oven-sh/bun's builds).
+        let jobs = self.jobs.iter().rev().filter(|job| job.step == at);
+        let outcome = jobs.filter_map(|job| job.state.outcome()).next();
         let mut exported = step.properties.clone();
         let type_ = match step.kind {
             Kind::Command => "command",
@@ -575,7 +590,7 @@ impl Progress {
             ("label", json!(step.label)),
             ("type", json!(type_)),
             ("outcome", json!(outcome)),
-            ("state", json!(state.map(JobState::word))),
+            ("state", json!(state.map(JobState::state))),
         ] {
             exported.insert(name.to_owned(), value);
         }

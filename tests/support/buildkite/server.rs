@@ -16,6 +16,7 @@ use tiny_http::{Header, Method, Request, Response};
 
 use super::progress::{Agent, Artifact, Job, Progress, Uploaded, tag, text};
 use super::{Annotation, Deaf, Fault, JobState, Upload, agents};
+use crate::support::agent::is_old;
 
 /// How long an agent's call is held that waits for something; its client gives up after 60 s.
 const HELD: Duration = Duration::from_secs(20);
@@ -302,7 +303,18 @@ impl Shared {
             ("POST", ["steps", step, "export"]) => {
                 let attribute = call.json();
                 let attribute = attribute["attribute"].as_str().unwrap_or_default();
-                match self.progress().export(step, attribute) {
+                let mut progress = self.progress();
+                progress
+                    .exports
+                    .push((step.to_string(), attribute.to_owned()));
+                let exported = progress.export(step, attribute);
+                if progress.is_silent_on_steps {
+                    while !*self.is_closed.lock().unwrap() {
+                        progress = self.changed.wait_timeout(progress, HELD).unwrap().0;
+                    }
+                }
+                drop(progress);
+                match exported {
                     Some(output) => Answer::json(&json!({ "output": output })),
                     None => Answer::error(404, "No step found"),
                 }
@@ -407,8 +419,13 @@ impl Shared {
             ("PUT", ["accept"]) => self.accept(call, id),
             ("PUT", ["start"]) | ("POST", ["header_times"]) => Answer::nothing(),
             ("GET", []) => {
-                let is_cancelled = self.progress().job(id).is_some_and(|job| job.is_cancelled);
-                let state = if is_cancelled { "canceling" } else { "running" };
+                let ending = self.progress().job(id).and_then(|job| job.ending);
+                // An agent of v3.83.1 does not know `timing_out`, and goes on.
+                let state = match ending {
+                    Some(JobState::TimedOut) if !is_old() => "timing_out",
+                    Some(_) => "canceling",
+                    None => "running",
+                };
                 Answer::json(&json!({ "state": state }))
             }
             ("PUT", ["finish"]) => {

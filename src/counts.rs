@@ -1,0 +1,102 @@
+//! How a recording is counted, and in which words: the same in the log, in annotations, in `eval-once.json` and in a summary.
+//!
+//! - *Attributes* are the attribute paths that give a derivation or an error; sets that are only looked into do not count.
+//! - *Targets* are the distinct `.drv`s that they give: what gets a step of its own. Several attributes may give one.
+//! - *Evaluation errors* are the attributes that do not evaluate.
+//! - *Refused* are the attributes that evaluate, but have metadata that make no step. They are no targets.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// What was recorded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// The attributes.
+    pub attributes: usize,
+    /// The targets.
+    pub targets: usize,
+    /// The evaluation errors.
+    pub evaluation_errors: usize,
+    /// The refused.
+    pub refused: usize,
+}
+
+impl Counts {
+    /// In one clause; `targets` says more of the targets, and may be empty: `12 attributes in 0.2 s: 10 targets (9 to build, 1
+    /// in a cache), 1 evaluation error, 1 refused`. `took` stands behind the attributes.
+    #[must_use]
+    pub fn told(&self, took: &str, targets: &str) -> String {
+        let mut text = format!("{}{took}: ", number(self.attributes, "attribute"));
+        text.push_str(&number(self.targets, "target"));
+        if !targets.is_empty() {
+            text.push_str(" (");
+            text.push_str(targets);
+            text.push(')');
+        }
+        if let Some(errors) = self.errors() {
+            text.push_str(", ");
+            text.push_str(&errors);
+        }
+        text
+    }
+
+    /// The errors alone, where there are any: `1 evaluation error, 2 refused`.
+    #[must_use]
+    pub fn errors(&self) -> Option<String> {
+        let evaluation = number(self.evaluation_errors, "evaluation error");
+        match (self.evaluation_errors, self.refused) {
+            (0, 0) => None,
+            (_, 0) => Some(evaluation),
+            (0, refused) => Some(format!("{refused} refused")),
+            (_, refused) => Some(format!("{evaluation}, {refused} refused")),
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.told("", ""))
+    }
+}
+
+/// What a recording says once it has evaluated so many attributes in this time. How many targets they are is said once it is known
+/// which of them make a step.
+#[must_use]
+pub fn evaluated(attributes: usize, took: Duration) -> String {
+    let attributes = number(attributes, "attribute");
+    format!("evaluated {attributes} in {:.1} s", took.as_secs_f64())
+}
+
+/// So many of them, in words.
+#[must_use]
+pub fn number(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_there_is_none_of_is_not_told_but_for_attributes_and_targets() {
+        let counts = |attributes, targets, evaluation_errors, refused| Counts {
+            attributes,
+            targets,
+            evaluation_errors,
+            refused,
+        };
+        assert_eq!(counts(0, 0, 0, 0).to_string(), "0 attributes: 0 targets");
+        assert_eq!(counts(1, 1, 0, 0).to_string(), "1 attribute: 1 target");
+        assert_eq!(
+            counts(5, 2, 1, 0).told(" in 0.1 s", "2 to build"),
+            "5 attributes in 0.1 s: 2 targets (2 to build), 1 evaluation error"
+        );
+        assert_eq!(
+            counts(5, 0, 2, 3).to_string(),
+            "5 attributes: 0 targets, 2 evaluation errors, 3 refused"
+        );
+        assert_eq!(counts(3, 0, 0, 3).errors().as_deref(), Some("3 refused"));
+    }
+}

@@ -1,0 +1,128 @@
+//! Asking Buildkite how steps have ended, of which the reports alone do not tell.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::gather::AT_ONCE;
+use crate::at_once;
+use crate::buildkite::agent as command;
+use crate::buildkite::outcome::StepOutcome;
+use crate::command_line::CommandLine;
+use crate::exit::{Class, Failure};
+use crate::log::Log;
+use crate::status_line::StatusLine;
+use crate::supervise::{Finished, Supervisor};
+
+/// How long one answer may take. An agent of v3 asks a Buildkite that answers with an error again and again for 50 seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many questions without an answer in a row are enough: so a Buildkite that answers none costs one of [`PATIENCE`].
+const UNANSWERED: usize = AT_ONCE;
+
+/// How the steps of these keys have ended. That Buildkite does not say so is no failure: the build is summed up without it.
+///
+/// # Errors
+/// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end.
+pub(super) fn outcomes(
+    supervisor: &mut Supervisor,
+    keys: &[String],
+    log: Log,
+) -> Result<BTreeMap<String, StepOutcome>, Failure> {
+    let mut outcomes: BTreeMap<String, StepOutcome> = keys
+        .iter()
+        .map(|key| (key.clone(), StepOutcome::NotKnown))
+        .collect();
+    // The outcome is that of the last job that ended; what is not `passed` may be in the middle of another try.
+    let mut said: Vec<(&String, String)> = Vec::new();
+    each(
+        supervisor,
+        keys,
+        command::step_outcome,
+        log,
+        |key, answer| match answer {
+            Answer::Said(outcome) => match StepOutcome::read(&outcome) {
+                Some(outcome) => drop(outcomes.insert(key.clone(), outcome)),
+                None => said.push((key, outcome)),
+            },
+            Answer::NoStep => drop(outcomes.insert(key.clone(), StepOutcome::NoStep)),
+            Answer::None => {}
+        },
+    )?;
+    let open: Vec<String> = said.iter().map(|(key, _)| (*key).clone()).collect();
+    let mut states: BTreeMap<String, String> = BTreeMap::new();
+    each(
+        supervisor,
+        &open,
+        command::step_state,
+        log,
+        |key, answer| {
+            if let Answer::Said(state) = answer {
+                states.insert(key.clone(), state);
+            }
+        },
+    )?;
+    for (key, outcome) in said {
+        let state = states.get(key).map(String::as_str).unwrap_or_default();
+        outcomes.insert(key.clone(), StepOutcome::with_state(&outcome, state));
+    }
+    let unanswered = outcomes.values().filter(|it| **it == StepOutcome::NotKnown);
+    let unanswered = unanswered.count();
+    if unanswered > 0 {
+        log.warn(format_args!(
+            "Buildkite does not say how {unanswered} step{} ended: told by what the steps have left alone",
+            if unanswered == 1 { "" } else { "s" }
+        ));
+    }
+    Ok(outcomes)
+}
+
+/// What became of a question.
+enum Answer {
+    Said(String),
+    /// The build has no such step.
+    NoStep,
+    None,
+}
+
+/// Asks about each of these steps.
+fn each<'k>(
+    supervisor: &mut Supervisor,
+    keys: &'k [String],
+    question: fn(&str) -> CommandLine,
+    log: Log,
+    mut answered: impl FnMut(&'k String, Answer),
+) -> Result<(), Failure> {
+    let lines: Vec<_> = keys.iter().map(|key| question(key)).collect();
+    let mut count = 0;
+    let mut in_vain = 0;
+    let mut line = StatusLine::new(log);
+    let ended = |number: usize, finished: Finished, said: String| {
+        let answer = if finished.ending.success() {
+            Answer::Said(finished.text())
+        } else if said.contains(": 404 ") {
+            Answer::NoStep
+        } else {
+            Answer::None
+        };
+        in_vain = match answer {
+            Answer::None => in_vain + 1,
+            _ => 0,
+        };
+        answered(&keys[number], answer);
+        count += 1;
+        line.show(|| Some(format!("asked how {count} of {} steps ended", lines.len())));
+        if in_vain < UNANSWERED {
+            return Ok(());
+        }
+        Err(Failure::new(
+            Class::Surroundings,
+            "Buildkite does not say how steps ended",
+        ))
+    };
+    let asked = at_once::each_within(supervisor, &lines, AT_ONCE, PATIENCE, ended);
+    line.clear();
+    match asked {
+        Err(_) if in_vain >= UNANSWERED => Ok(()),
+        asked => asked,
+    }
+}
