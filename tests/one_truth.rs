@@ -115,7 +115,10 @@ const ROWS: [Row; 16] = [
         nix_store: "if [ $NTH = 1 ]; then \"$REAL\" --delete --ignore-liveness \"$2\" >/dev/null 2>&1; fi",
         then: |store, _| store.poison(),
         status: 65,
-        line: Some(("evaluation", "realised, available, evaluated (drv-collected)")),
+        line: Some((
+            "evaluation",
+            "realised, available, evaluated (drv-collected)",
+        )),
         heading: "it does not evaluate (evaluation, exit status 65)",
         way: Some("evaluated"),
         reason: Some("drv-collected"),
@@ -204,7 +207,14 @@ const ROWS: [Row; 16] = [
             store.collect();
             store.targets("{ target = file \"other\"; }");
         },
-        flags: &["--file", "default.nix", "--attr", "target", "--on-drift", "fail"],
+        flags: &[
+            "--file",
+            "default.nix",
+            "--attr",
+            "target",
+            "--on-drift",
+            "fail",
+        ],
         status: 76,
         line: Some(("drift", "available, realised, evaluated (drv-missing)")),
         heading: "failed (drift, exit status 76)",
@@ -279,8 +289,16 @@ fn a_step_that_failed_says_why_and_then_what_was_tried() {
         ended.exits(row.status);
         let report = ended.report();
         assert_eq!(report["way"], json!(row.way), "{number}: {report}{ended}");
-        assert_eq!(report["reason"], json!(row.reason), "{number}: {report}{ended}");
-        assert_eq!(report["tried"], json!(row.tried), "{number}: {report}{ended}");
+        assert_eq!(
+            report["reason"],
+            json!(row.reason),
+            "{number}: {report}{ended}"
+        );
+        assert_eq!(
+            report["tried"],
+            json!(row.tried),
+            "{number}: {report}{ended}"
+        );
         let ours = ended.ours();
         let lines: Vec<&str> = ours
             .iter()
@@ -292,8 +310,14 @@ fn a_step_that_failed_says_why_and_then_what_was_tried() {
                 let [line] = lines.as_slice() else {
                     panic!("{number}: not one line: {ended}")
                 };
-                assert!(line.starts_with(&format!("failed ({class}) in ")), "{number}: {ended}");
-                assert!(line.contains(&format!(" s: tried {tried}; built ")), "{number}: {ended}");
+                assert!(
+                    line.starts_with(&format!("failed ({class}) in ")),
+                    "{number}: {ended}"
+                );
+                assert!(
+                    line.contains(&format!(" s: tried {tried}; built ")),
+                    "{number}: {ended}"
+                );
             }
             None => assert!(lines.is_empty(), "{number}: {ended}"),
         }
@@ -304,8 +328,12 @@ fn a_step_that_failed_says_why_and_then_what_was_tried() {
             "{number}: {ended}"
         );
         for way in ["realised ", "available ", "evaluated "] {
-            let as_if = |line: &&str| line.starts_with(way) || line.starts_with(&format!("hint: {way}"));
-            assert!(!ours.iter().any(as_if), "{number}, as if it were {way}: {ended}");
+            let as_if =
+                |line: &&str| line.starts_with(way) || line.starts_with(&format!("hint: {way}"));
+            assert!(
+                !ours.iter().any(as_if),
+                "{number}, as if it were {way}: {ended}"
+            );
         }
         if row.no_daemon {
             // Nobody could look.
@@ -316,7 +344,11 @@ fn a_step_that_failed_says_why_and_then_what_was_tried() {
         // What cannot be evaluated is not foretold either; what is only seen by doing it is.
         if !foretold.is_null() {
             assert_eq!(foretold["would"], json!(row.way), "{number}: {foretold}");
-            assert_eq!(foretold["reason"], json!(row.reason), "{number}: {foretold}");
+            assert_eq!(
+                foretold["reason"],
+                json!(row.reason),
+                "{number}: {foretold}"
+            );
         }
     }
 }
@@ -334,7 +366,9 @@ fn where_the_file_to_evaluate_is_missing_explain_says_that_the_step_would_fail()
         .run();
     ended.exits(0);
     assert!(
-        ended.stdout.starts_with("no way leads to the outputs: the step would fail\n")
+        ended
+            .stdout
+            .starts_with("no way leads to the outputs: the step would fail\n")
             && ended.stdout.contains("none.nix: is not there")
             && !ended.stdout.contains("nix-instantiate"),
         "{ended}"

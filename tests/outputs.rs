@@ -5,13 +5,7 @@ use std::{collections::BTreeMap, fs};
 
 use serde_json::Value;
 
-use crate::support::{
-    program::Ended,
-    stand_in::StandIns,
-    store::Store,
-    target::Target,
-    tool,
-};
+use crate::support::{program::Ended, stand_in::StandIns, store::Store, target::Target, tool};
 
 /// `hello`, built of nothing but a shell.
 fn hello(store: &Store) -> Target {
@@ -64,7 +58,10 @@ fn is_true(ended: &Ended, store: &Store) {
     let links = store.links();
     for (name, path) in &outputs {
         assert!(store.has(path), "{path} is not valid: {ended}");
-        assert!(fs::symlink_metadata(path).is_ok(), "{path} is not there: {ended}");
+        assert!(
+            fs::symlink_metadata(path).is_ok(),
+            "{path} is not there: {ended}"
+        );
         let link = match name.as_str() {
             "out" => "result".to_owned(),
             name => format!("result-{name}"),
@@ -216,7 +213,7 @@ fn a_store_elsewhere_is_asked_where_its_files_are_not_here() {
     let elsewhere = format!("local?root={}", store.root().join("elsewhere").display());
     for path in [target.out(), &target.drv] {
         let arguments = ["copy", "--no-check-sigs", "--to", &elsewhere, path];
-        let derivation = path.ends_with(".drv").then_some("--derivation");
+        let derivation = (path == target.drv).then_some("--derivation");
         store.nix("nix", arguments.into_iter().chain(derivation));
     }
     // The `.drv` lies here as well, and the output does not: that says nothing about a store elsewhere.
@@ -258,10 +255,7 @@ fn fixed_output_with_references(store: &Store, was_built_before: bool) -> String
         assert!(!ended.status.success(), "{ended}");
     }
     let made = store.write("made", &format!("{base}\n"));
-    let hash = store.nix(
-        "nix-hash",
-        ["--type", "sha256", made.to_str().unwrap()],
-    );
+    let hash = store.nix("nix-hash", ["--type", "sha256", made.to_str().unwrap()]);
     with_hash(&hash)
 }
 
@@ -281,8 +275,13 @@ fn is_green_with_what_is_valid_or_red(store: &Store, drv: &str, more: &[(String,
             ended.prints(&format!("{}\n", out.as_str().unwrap()));
         } else {
             let class = &ended.report()["failure"]["class"];
-            assert!(["build", "hash"].map(Value::from).contains(class), "{ended}");
-            let failed = ended.report()["failure"]["drv"].as_str().unwrap_or_default();
+            assert!(
+                ["build", "hash"].map(Value::from).contains(class),
+                "{ended}"
+            );
+            let failed = ended.report()["failure"]["drv"]
+                .as_str()
+                .unwrap_or_default();
             assert!(failed.ends_with("-fixed.drv"), "{ended}");
             assert_eq!(store.links(), BTreeMap::new(), "{ended}");
         }
@@ -307,16 +306,38 @@ fn a_fixed_output_that_keeps_references_is_green_only_with_what_is_valid() {
                 let environment: Vec<(String, String)> = more
                     .iter()
                     .flat_map(|(environment, _)| environment.clone())
-                    .map(|(name, value)| (name.into_string().unwrap(), value.into_string().unwrap()))
+                    .map(|(name, value)| {
+                        (name.into_string().unwrap(), value.into_string().unwrap())
+                    })
                     .collect();
                 let green = is_green_with_what_is_valid_or_red(&store, &drv, &environment);
-                if !is_nix("2.8") {
-                    assert!(!green);
-                } else {
-                    assert_eq!(green, !feature.is_empty(), "{with_daemon} {was_built_before}");
-                }
+                let takes_it = is_nix("2.8") && !feature.is_empty();
+                assert_eq!(green, takes_it, "{with_daemon} {was_built_before}");
             }
         }
+    }
+}
+
+#[test]
+fn only_a_fixed_output_that_was_built_just_now_is_asked_for() {
+    let Some(store) = Store::new() else { return };
+    let made = store.write("made", "hello\n");
+    let hash = store.nix("nix-hash", ["--type", "sha256", made.to_str().unwrap()]);
+    store.targets(&format!(
+        r#"{{ hello = with' {{ outputHashMode = "recursive"; outputHashAlgo = "sha256"; outputHash = "{hash}"; }}
+             "hello" "echo hello > $out"; }}"#
+    ));
+    let target = store.target("hello");
+    for (built, processes) in [(1, 2), (0, 1)] {
+        let bin = store.root().join(format!("bin-{built}"));
+        let stand_ins = StandIns::new(bin).counting("nix-store");
+        let ended = store
+            .step(target.flags())
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        ended.takes("realised", "drv-valid").counts(built, 0);
+        is_true(&ended, &store);
+        assert_eq!(stand_ins.calls("nix-store").len(), processes, "{ended}");
     }
 }
 
@@ -341,7 +362,9 @@ fn a_drv_that_is_registered_between_the_realise_and_the_look_is_realised_again()
             assert!(!store.has(&target.drv));
             // The call that realises the `.drv`: before it there is one for the recorded outputs, where there are any.
             let nth = if flags.len() > 2 { 2 } else { 1 };
-            let bin = store.root().join(format!("bin-{}-{nth}", environment.len()));
+            let bin = store
+                .root()
+                .join(format!("bin-{}-{nth}", environment.len()));
             let stand_ins = StandIns::new(&bin)
                 .counting("nix-instantiate")
                 .before("nix-store", &after_call(nth, &registers()));
@@ -372,7 +395,9 @@ fn what_nix_calls_missing_a_second_time_though_it_is_valid_is_believed() {
         .run();
     ended.fails(75, "surroundings");
     let calls = stand_ins.calls("nix-store");
-    let realises = calls.iter().filter(|call| call.contains(&"--realise".to_owned()));
+    let realises = calls
+        .iter()
+        .filter(|call| call.contains(&"--realise".to_owned()));
     assert_eq!(realises.count(), 2, "{calls:?}");
 }
 

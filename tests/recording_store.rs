@@ -181,7 +181,10 @@ fn a_pin_that_missed_a_drv_which_is_valid_by_now_is_written_again_once() {
             .env("PATH", stand_ins.path(&store))
             .run();
         ended.exits(status);
-        mentions(&ended, "was missing, and is valid now: writing the pin again");
+        mentions(
+            &ended,
+            "was missing, and is valid now: writing the pin again",
+        );
         assert_eq!(stand_ins.calls("nix-instantiate").len(), 3, "{ended}");
         if status == 0 {
             store.collect();

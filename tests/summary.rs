@@ -182,7 +182,10 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
             "**failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | tried realised",
         ),
         ("good", "built | realised (drv&#45;valid) | "),
-        ("bad", "**failed** (build) | tried realised (drv&#45;valid) | "),
+        (
+            "bad",
+            "**failed** (build) | tried realised (drv&#45;valid) | ",
+        ),
         ("lost", "built | evaluated (drv&#45;missing) | "),
         ("broken", "**broken**"),
         ("behind", "not run: <code>bad</code> failed |  |  |"),

@@ -40,7 +40,8 @@ impl Settings {
         let moved = parameters
             .split('&')
             .any(|one| one.starts_with("root=") || one.starts_with("real="));
-        let local = ["", "auto", "daemon", "local"].contains(&store) || store.starts_with("unix://");
+        let local =
+            ["", "auto", "daemon", "local"].contains(&store) || store.starts_with("unix://");
         local && !moved
     }
 }

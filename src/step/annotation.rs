@@ -68,7 +68,12 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
     };
     let culprit = failed.report.drv.as_ref().map(DrvPath::name);
     let what = match culprit.filter(|culprit| *culprit != failed.target) {
-        Some(culprit) => format!("{}: {} {}", name(failed.target), name(culprit), failed.failure.verb()),
+        Some(culprit) => format!(
+            "{}: {} {}",
+            name(failed.target),
+            name(culprit),
+            failed.failure.verb()
+        ),
         None => format!("{} {}", name(failed.target), failed.failure.verb()),
     };
     // No blank line anywhere in it: the HTML would end there.
@@ -328,8 +333,14 @@ mod tests {
         };
         assert!(section_of(&failure).contains("<b><code>web</code> does not evaluate</b>"));
         let text = section_of(&failure.called("is not one derivation"));
-        assert!(text.contains("<b><code>web</code> is not one derivation</b>"), "{text}");
-        assert!(!text.contains("<code>web</code> does not evaluate"), "{text}");
+        assert!(
+            text.contains("<b><code>web</code> is not one derivation</b>"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("<code>web</code> does not evaluate"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -550,7 +550,7 @@ impl<'a> Step<'a> {
     ) -> Result<Outputs, Failure> {
         let linked = match self.link {
             Some(_) => self.linked_outputs(&["out".to_owned()], finished),
-            None => self.printed_output(finished),
+            None => printed_output(finished),
         };
         let linked = linked.filter(|linked| *linked != told);
         if linked.is_none() && heard.begun.is_empty() {
@@ -627,7 +627,10 @@ impl<'a> Step<'a> {
         let drv = self.drv.as_ref().map(outputs_on_disk).unwrap_or_default();
         for name in names.chain(drv.keys().map(String::as_str)).chain(["out"]) {
             let link = links::link_of(base, name);
-            if link.read_link().is_ok_and(|target| target == path.as_path()) {
+            if link
+                .read_link()
+                .is_ok_and(|target| target == path.as_path())
+            {
                 let _ = std::fs::remove_file(link);
             }
         }
@@ -679,16 +682,6 @@ impl<'a> Step<'a> {
             ));
         }
         Ok(outputs)
-    }
-
-    /// The one path that Nix has printed, as it does where it makes no link.
-    fn printed_output(&self, finished: &Finished) -> Option<Outputs> {
-        let mut printed = finished.paths();
-        let path = StorePath::parse(printed.next()?.to_str()?).ok()?;
-        printed
-            .next()
-            .is_none()
-            .then(|| Outputs::from([("out".to_owned(), path)]))
     }
 
     /// Where the links lead that Nix has made for the outputs of these `names`, or for all whose links it has printed.
@@ -809,6 +802,14 @@ impl Known {
             fixed: is_fixed_output(&text),
         }
     }
+}
+
+/// The one path that Nix has printed, as it does where it makes no link.
+fn printed_output(finished: &Finished) -> Option<Outputs> {
+    let mut printed = finished.paths();
+    let path = StorePath::parse(printed.next()?.to_str()?).ok()?;
+    let only = printed.next().is_none();
+    only.then(|| Outputs::from([("out".to_owned(), path)]))
 }
 
 /// The outputs in a `.drv` file, where it can be read. (In a store that lies elsewhere than its paths say, it cannot.)
