@@ -577,7 +577,7 @@ impl<'a> Step<'a> {
     ) -> Result<Outputs, Failure> {
         let linked = match self.link {
             Some(_) => self.linked_outputs(&["out".to_owned()], finished),
-            None => self.printed_output(finished),
+            None => printed_output(finished),
         };
         let linked = linked.filter(|linked| *linked != told);
         if linked.is_none() && heard.begun.is_empty() {
@@ -709,16 +709,6 @@ impl<'a> Step<'a> {
             ));
         }
         Ok(outputs)
-    }
-
-    /// The one path that Nix has printed, as it does where it makes no link.
-    fn printed_output(&self, finished: &Finished) -> Option<Outputs> {
-        let mut printed = finished.paths();
-        let path = StorePath::parse(printed.next()?.to_str()?).ok()?;
-        printed
-            .next()
-            .is_none()
-            .then(|| Outputs::from([("out".to_owned(), path)]))
     }
 
     /// Where the links lead that Nix has made for the outputs of these `names`, or for all whose links it has printed.
@@ -855,6 +845,14 @@ impl Known {
             fixed: is_fixed_output(&text),
         }
     }
+}
+
+/// The one path that Nix has printed, as it does where it makes no link.
+fn printed_output(finished: &Finished) -> Option<Outputs> {
+    let mut printed = finished.paths();
+    let path = StorePath::parse(printed.next()?.to_str()?).ok()?;
+    let only = printed.next().is_none();
+    only.then(|| Outputs::from([("out".to_owned(), path)]))
 }
 
 /// The outputs in a `.drv` file, where it can be read. (In a store that lies elsewhere than its paths say, it cannot.)
