@@ -20,7 +20,7 @@
 //! | [`job`] | what a job of the agent's becomes: a step of ours, or the job as it would have been without us; the command that follows a step |
 //! | [`environment`] | what the agent's `environment` hook puts into a job |
 //! | [`nix`] | Nix's names and command lines as data, and what its programs print |
-//! | [`buildkite`] | the agent's names and rules as data: plugin configuration, the default command, pipelines and what is wrong with them |
+//! | [`buildkite`] | the agent's names and rules as data: plugin configuration, the command hooks of a job, the default command, pipelines and what is wrong with them |
 //! | [`agent`] | asking the agent for what only Buildkite has, and what is wrong where that fails |
 //! | [`state`] | the host's state folder: turns to evaluate, roots that outlive a process |
 //! | [`command_line`] | programs as data: what is to be run, as what, and how it ended |

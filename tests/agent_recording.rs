@@ -39,7 +39,11 @@ fn build(store: &Store, command: &str) -> Option<Build> {
 #[track_caller]
 fn all_is_done(build: &Build) {
     let outcome = build.run();
-    let logs: Vec<String> = build.jobs().iter().map(|job| job.plain()).collect();
+    let jobs = build.jobs();
+    let logs: Vec<String> = jobs
+        .iter()
+        .map(crate::support::buildkite::Job::plain)
+        .collect();
     assert_eq!(outcome, Outcome::Passed, "{logs:#?}");
     let annotations = build.annotations();
     let summary = &annotations["eval-once-summary"];

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use unix::sys::signal::Signal;
 
 use crate::support::{
-    agent::{Job, Ran, plain},
+    agent::{Job, Ran, is_old, plain},
+    loudly,
     stand_in::{StandIns, write_program},
     store::Store,
     until,
@@ -480,6 +481,54 @@ fn where_command_eval_is_off_a_target_of_the_checkout_is_built_and_its_script_ru
         assert_eq!(ran.ending.code(), Some(0), "{record}: {}", ran.log);
         assert_eq!(marked(&ran), ["script ran"], "{record}: {}", ran.log);
     }
+}
+
+#[test]
+fn where_command_eval_is_off_a_recorded_command_is_held_to_the_agents_rule() {
+    let Some(store) = Store::new() else { return };
+    for (command, status, printed) in [
+        ("script", 0, vec!["script ran"]),
+        ("echo '> ran'", 1, vec![]),
+    ] {
+        let Some(mut job) = job(&store, &good()) else {
+            return;
+        };
+        write_program(
+            &job.checkout().join("script"),
+            "#!/bin/sh\necho '> script ran'\n",
+        );
+        job.set("BUILDKITE_COMMAND_EVAL", "false")
+            .set("EVAL_ONCE_COMMAND", command)
+            .command("eval-once step");
+        let ran = job.run();
+        assert_eq!(ran.ending.code(), Some(status), "{}", ran.log);
+        assert_eq!(marked(&ran), printed, "{}", ran.log);
+    }
+}
+
+#[test]
+fn a_command_can_be_left_to_a_further_command_hook_of_the_agent() {
+    let Some(store) = Store::new() else { return };
+    let record = json!({ "attr": "good", "command": "none" });
+    let Some(mut job) = job(&store, &record) else {
+        return;
+    };
+    let further = job.folder().join("further");
+    fs::create_dir(&further).unwrap();
+    write_program(
+        &further.join("command"),
+        "#!/bin/bash\necho \"> $(cat result)\"; eval \"$BUILDKITE_COMMAND\"\n",
+    );
+    job.command("echo '> ran'; exit 6")
+        .set("BUILDKITE_ADDITIONAL_HOOKS_PATHS", &further);
+    let ran = job.run();
+    // It is passed over by agents that know no further hooks: one ignores such a variable as it does any other.
+    if is_old() {
+        loudly("this agent has no additional-hooks-paths");
+        return;
+    }
+    assert_eq!(ran.ending.code(), Some(6), "{}", ran.log);
+    assert_eq!(ran.plain().matches("\n> good\n> ran\n").count(), 1);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{
     EVAL_ONCE,
     agent::{Job, Ran, other_plugin, plugin_repository, plugin_with_hook},
+    stand_in::write_program,
     store::Store,
 };
 
@@ -271,5 +272,41 @@ fn a_plugin_that_may_run_the_command_a_second_time_is_warned_of() {
             return;
         };
         assert_eq!(warned, expected);
+    }
+}
+
+#[test]
+fn a_job_whose_plugin_should_be_in_its_checkout_and_is_not_fails() {
+    let Some(mut job) = Job::new() else { return };
+    job.set("EVAL_ONCE_BIN", EVAL_ONCE)
+        .command("echo '> command'")
+        .plugins(&[("./eval-once-buildkite-plugin", good())]);
+    for skipped in [false, true] {
+        if skipped {
+            job.set("BUILDKITE_SKIP_CHECKOUT", "true");
+        }
+        let ran = job.run();
+        assert_ne!(ran.ending.code(), Some(0), "{}", ran.log);
+        assert_eq!(times(&ran), 0, "{}", ran.log);
+    }
+}
+
+#[test]
+fn an_agent_that_runs_no_plugins_does_not_run_the_command_without_them() {
+    let Some(store) = Store::new() else { return };
+    for setting in ["BUILDKITE_COMMAND_EVAL", "BUILDKITE_PLUGINS_ENABLED"] {
+        let Some(mut job) = Job::new() else { return };
+        let ours = plugin_repository(job.folder());
+        job.set_all(store.env())
+            .set(setting, "false")
+            .command("script")
+            .plugins(&[(&ours, good())]);
+        write_program(
+            &job.checkout().join("script"),
+            "#!/bin/sh\necho '> command'\n",
+        );
+        let ran = job.run();
+        assert_ne!(ran.ending.code(), Some(0), "{setting}: {}", ran.log);
+        assert_eq!(times(&ran), 0, "{setting}: {}", ran.log);
     }
 }

@@ -10,8 +10,8 @@ use crate::supervise::Supervisor;
 /// The artifact's name.
 pub(super) const PLAN: &str = "eval-once-plan.json";
 
-/// What the agent says where there is no such artifact; its status is the same for every failure.
-const NONE_FOUND: &str = "No artifacts found";
+/// What the agent says where there is no such artifact (v3.83.1 begins with a capital); its status is the same for every failure.
+const NONE_FOUND: &str = "no artifacts found";
 
 const PREFIX: &str = "eval-once:";
 const SUFFIX: &str = ":plan";
@@ -73,7 +73,7 @@ pub(crate) fn download(
     let line = command::download_artifact(PLAN, job, folder.path());
     let (finished, said) = agent::run(supervisor, &line)?;
     if !finished.ending.success() {
-        if said.contains(NONE_FOUND) {
+        if said.to_ascii_lowercase().contains(NONE_FOUND) {
             return Ok(None);
         }
         return Err(agent::unreachable(&line, &finished, &said, doing));
