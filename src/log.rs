@@ -1,4 +1,5 @@
-//! Our own lines in a job's log: on standard error, each behind the program's name.
+//! Our own lines in a job's log: on standard error, each behind the program's name, and without what a terminal or Buildkite would
+//! take for more than text.
 //!
 //! Nothing here fails: a log that nobody reads any more (a closed terminal, a full disk) is no reason to stop a build.
 
@@ -6,6 +7,7 @@ use std::fmt::Display;
 use std::io::{Write as _, stderr};
 
 use crate::exit::Failure;
+use crate::text::{Keep, tamed};
 
 /// Where our lines go, and how much is said.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,7 +21,19 @@ pub struct Log {
 impl Log {
     /// Says something the reader of a log wants to know of every step.
     pub fn say(self, message: impl Display) {
-        let _ = writeln!(stderr(), "eval-once: {message}");
+        let message = message.to_string();
+        let (first, rest) = message.split_once('\n').unwrap_or((&message, ""));
+        self.plain(format_args!("eval-once: {first}"));
+        for line in rest.lines() {
+            // At the beginning of a line these open, close or name a group in a job's log.
+            let marks = ["---", "+++", "~~~", "^^^"];
+            let before = if marks.iter().any(|mark| line.starts_with(mark)) {
+                " "
+            } else {
+                ""
+            };
+            self.plain(format_args!("{before}{line}"));
+        }
     }
 
     /// Says something that is not as it should be but stops nothing.
@@ -46,7 +60,13 @@ impl Log {
 
     /// Writes a line that is part of something larger, without our name before it.
     pub fn plain(self, line: impl Display) {
-        let _ = writeln!(stderr(), "{line}");
+        // What repositories choose is in many of our lines: names of attributes, messages of Nix.
+        let line = line.to_string();
+        let tame: Vec<_> = line
+            .split('\n')
+            .map(|line| tamed(line, Keep::Nothing))
+            .collect();
+        let _ = writeln!(stderr(), "{}", tame.join("\n"));
     }
 
     /// Says why we end without success, once, at the very end.

@@ -51,6 +51,28 @@ fn a_name_of_any_characters_is_recorded_as_it_is() {
 }
 
 #[test]
+fn what_a_recording_says_of_an_attribute_is_only_text() {
+    let Some(store) = Store::new() else { return };
+    let odd = r#"${builtins.fromJSON ''"\u001b]1339;url=x\u0007\u001b[31mred\u009b2K\b\r"''}"#;
+    store.targets(&format!(
+        r#"{{
+          "a{odd}b" = throw "its {odd}\n~~~ words";
+          "c{odd}d" = file "c" // {{ meta.buildkite."e{odd}f" = 1; }};
+          "g{odd}h" = file "g" // {{ meta.timeout = "{odd}\n~~~ x"; }};
+        }}"#
+    ));
+    for flags in [&[][..], &["--on-error", "fail"]] {
+        let ended = record(&store, flags).run();
+        let wild = |c: char| c.is_control() && c != '\n' && c != '\t';
+        let ours = ended.ours().join("\n");
+        assert!(ours.contains("broken: "), "{ended}");
+        assert!(!ended.stderr.contains(wild), "{:?}", ended.stderr);
+        let opened = ended.stderr.lines().find(|line| line.starts_with("~~~"));
+        assert_eq!(opened, None, "{ended}");
+    }
+}
+
+#[test]
 fn a_drv_path_that_is_only_named_costs_itself_and_nothing_else() {
     let Some(store) = Store::new() else { return };
     store.targets(

@@ -861,6 +861,80 @@ fn what_is_there_already_can_be_a_step_that_ends_at_once_and_builds_what_has_gon
 }
 
 #[test]
+fn steps_that_are_no_targets_have_the_plugins_and_the_environment_of_all() {
+    let Some(store) = store() else { return };
+    store.targets(
+        r#"{
+          fine = file "fine";
+          broken = throw "its words";
+          refused = file "refused" // { meta.buildkite.colour = "blue"; };
+        }"#,
+    );
+    let plugins = TempDir::new().unwrap();
+    let other = other_plugin(plugins.path(), "echo \"> $COLOUR '$BUILDKITE_COMMAND'\"\n");
+    let keys = json!({
+        "summary": true,
+        "step": { "plugins": [other], "env": { "COLOUR": "blue" }, "command": "echo a target", "timeout_in_minutes": 7 }
+    });
+    let Some(scene) = plugin_scene(store, &keys) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    scene.recorded();
+    let jobs = scene.build.jobs();
+    let of = |label: &str| {
+        let is = |job: &&Job| job.label.as_deref() == Some(label);
+        jobs.iter().find(is).unwrap()
+    };
+    for (label, status, line) in [
+        (":nix: fine", 0, Some("> blue 'echo a target'")),
+        // What ends in red ends before another plugin's command.
+        (":boom: broken", 65, None),
+        (":boom: refused", 64, None),
+        (":bar_chart: eval-once summary", 0, Some("> blue ''")),
+    ] {
+        let job = of(label);
+        let log = job.plain();
+        assert_eq!(job.exit_status, Some(status), "{label}: {log}");
+        let said = log.lines().find(|said| said.starts_with("> "));
+        assert_eq!(said, line, "{label}: {log}");
+        let mut steps = scene.uploaded();
+        steps.retain(|step| step["label"] == label);
+        assert_eq!(steps[0]["timeout_in_minutes"], 7, "{label}");
+    }
+    assert!(of(":nix: fine").plain().contains("\na target\n"));
+}
+
+#[test]
+fn a_target_is_tried_again_by_its_own_rules_and_by_ours() {
+    let Some(store) = store() else { return };
+    let lost = store.root().join("lost");
+    store.targets(&format!(
+        r#"let by = automatic: command: drv: drv // {{ meta.buildkite = {{ retry = {{ inherit automatic; }}; inherit command; }}; }};
+        in {{
+          theirs = by {{ exit_status = 100; limit = 3; }} "true" (build "theirs" "exit 1");
+          ours = by [ {{ exit_status = 100; }} ] "[ -e '{lost}' ] || {{ touch '{lost}'; exit 75; }}" (file "ours");
+          never = by [ {{ exit_status = [ 75 ]; limit = 0; }} ] "exit 75" (file "never");
+        }}"#,
+        lost = lost.display()
+    ));
+    let Some(scene) = plugin_scene(store, &json!({})) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    scene.recorded();
+    for (attr, tries, status) in [("theirs", 3, 100), ("ours", 1, 0), ("never", 0, 75)] {
+        let job = scene.job_of(attr);
+        assert_eq!(
+            (job.retry_count, job.exit_status),
+            (tries, Some(status)),
+            "{attr}: {}",
+            job.plain()
+        );
+    }
+}
+
+#[test]
 fn nothing_is_uploaded_where_what_is_broken_is_to_fail_the_recording() {
     let Some(store) = store() else { return };
     store.targets("{ good = file \"good\"; bad = throw \"this one is bad\"; }");

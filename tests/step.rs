@@ -20,6 +20,7 @@ use unix::{
 };
 
 use crate::support::{
+    daemon::Daemon,
     program::{Ended, Program, read_json},
     stand_in::StandIns,
     store::Store,
@@ -194,12 +195,17 @@ fn a_step_to_be_skipped_ends_at_once_where_its_outputs_are_here_and_realises_not
     store.build(&target.drv);
     store.poison();
     let stand_ins = counted(&store);
-    let ended = skipping(&store, &target)
-        .env("PATH", stand_ins.path(&store))
-        .run();
-    ended.takes("available", "skipped").counts(0, 0);
-    assert_eq!(processes(&stand_ins), 1, "{ended}");
-    assert!(store.roots().is_empty() && store.links().is_empty());
+    let daemon = Daemon::start(&store);
+    for remote in [Vec::new(), daemon.env()] {
+        let before = processes(&stand_ins);
+        let ended = skipping(&store, &target)
+            .env("PATH", stand_ins.path(&store))
+            .envs(remote)
+            .run();
+        ended.takes("available", "skipped").counts(0, 0);
+        assert_eq!(processes(&stand_ins), before + 1, "{ended}");
+        assert!(store.roots().is_empty() && store.links().is_empty());
+    }
 }
 
 #[test]

@@ -122,11 +122,7 @@ pub fn perform(
         edges: &edges,
         skip: &skipped,
     };
-    // What a reader wants to know of a recording that ends here.
-    let undone = match build {
-        Some(_) => "nothing is uploaded",
-        None => "no pipeline is printed",
-    };
+    let undone = undone(build);
     let made = steps(&records, &recorded, &schema).map_err(|failure| Failure {
         error: failure.error.context(undone),
         ..failure
@@ -457,6 +453,14 @@ fn tell(kind: &str, broken: &[Broken], log: Log) {
     }
     if broken.len() > TOLD {
         log.say(format_args!("{kind}: and {} more", broken.len() - TOLD));
+    }
+}
+
+/// What a recording that fails before its end has not done, for a reader who wonders what is left to clean up.
+fn undone(build: Option<&Build>) -> &'static str {
+    match build {
+        Some(_) => "nothing is uploaded",
+        None => "no pipeline is printed",
     }
 }
 

@@ -207,21 +207,8 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
         });
     }
     let (mut steps, left_out) = fit(planned, request)?;
-    if request.summary && left_out > 0 {
-        // A build fails that has a step which waits for one that never comes.
-        let there: HashSet<String> = steps
-            .iter()
-            .map(|planned| planned.step.key.clone())
-            .collect();
-        if let Some(planned) = steps.last_mut() {
-            planned
-                .step
-                .depends_on
-                .retain(|dependency| match dependency {
-                    Dependency::Step { step, .. } => there.contains(step),
-                    Dependency::Key(_) => true,
-                });
-        }
+    if request.summary {
+        wait_for_no_other(&mut steps);
     }
     Ok(Steps {
         steps,
@@ -229,6 +216,22 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
         errors,
         left_out,
     })
+}
+
+/// Takes from the last step, which sums the build up, what is left out: a build fails that has a step which waits for one that never
+/// comes.
+fn wait_for_no_other(steps: &mut [Planned]) {
+    let there: HashSet<String> = steps
+        .iter()
+        .map(|planned| planned.step.key.clone())
+        .collect();
+    let is_there = |dependency: &Dependency| match dependency {
+        Dependency::Step { step, .. } => there.contains(step),
+        Dependency::Key(_) => true,
+    };
+    if let Some(summary) = steps.last_mut() {
+        summary.step.depends_on.retain(is_there);
+    }
 }
 
 /// Leaves skipped steps out, from the end, until a build can have what is left; and says how many.
@@ -506,13 +509,13 @@ impl<'a> Maker<'a> {
                 reader.not_yet(key)?;
             }
             reader.finish("a target")?;
-            Ok(self.from_here(build_keys::as_written(keys)))
+            Ok(self.as_in_steps(build_keys::as_written(keys)))
         };
         read().map_err(|failure: Failure| failure.to_string())
     }
 
     /// Keys of a target or the recording as the steps have them, which may start in another folder.
-    fn from_here(&self, keys: Keys) -> Keys {
+    fn as_in_steps(&self, keys: Keys) -> Keys {
         match &self.request.below {
             Some(folder) => build_keys::from_above(keys, folder),
             None => keys,
@@ -520,7 +523,7 @@ impl<'a> Maker<'a> {
     }
 
     fn add_build_keys(&self, record: &mut Keys) {
-        record.extend(self.from_here(self.request.build_keys.clone()));
+        record.extend(self.as_in_steps(self.request.build_keys.clone()));
     }
 
     /// The step of an attribute that does not evaluate: it evaluates it, shows what Nix says, and fails.

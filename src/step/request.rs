@@ -10,6 +10,10 @@ use crate::keys::{Keys, Reader, refuse, string};
 use crate::nix::{DrvPath, Evaluation, StorePath, is_output_name};
 
 /// What a step is asked to do.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a key of the table is a field, and some are yes or no"
+)]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// The recorded `.drv`.
