@@ -437,3 +437,32 @@ fn the_caches_of_a_flake_that_are_not_used_are_named() {
         );
     }
 }
+
+#[test]
+fn a_flake_that_cannot_be_fetched_without_a_folder_for_temporary_files_is_let_down_by_its_surroundings()
+ {
+    let Some(store) = Store::new() else { return };
+    repositories(&store);
+    let folder = store.work().join("clean");
+    let missing = store.root().join("missing");
+    let attr = format!("packages.{}.a", system(&store));
+    let step = store
+        .step(["--flake", ".", "--attr", &attr])
+        .folder(&folder)
+        .env("TMPDIR", &missing)
+        .run();
+    let recording = store
+        .eval_once(["pipeline", "--flake", ".", "--dry-run"])
+        .folder(&folder)
+        .env("TMPDIR", &missing)
+        .run();
+    if step.status.success() {
+        // Later versions fetch without one.
+        recording.exits(0);
+    } else {
+        step.fails(75, "surroundings").passes_on("TMPDIR is ");
+        // 2.26 fetches without one, and builds with one.
+        let fetched = step.report()["drv"].is_string();
+        recording.exits(if fetched { 0 } else { 75 });
+    }
+}

@@ -15,6 +15,7 @@ use super::report::{Reason, WayName};
 use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::host;
 use crate::nix::{
     Disturbance, DrvPath, Evaluation, FlakeMetadata, LockedFlake, Source, StorePath, caches, class,
     command,
@@ -523,6 +524,11 @@ fn run_evaluation(
         .error
         .clone()
         .unwrap_or_else(|| format!("`{line}` {}", finished.ending));
+    if class == Class::Evaluation
+        && let Some(failure) = host::no_temporary_folder(&step.host.temporary, &error)
+    {
+        return Err(failure);
+    }
     let what = evaluation.to_string();
     if heard.culprit().is_some() || class == Class::Surroundings {
         return Err(diagnosis::of_evaluation(
