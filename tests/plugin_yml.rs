@@ -110,21 +110,6 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("before"), json!(false)],
         ),
         (
-            "share",
-            vec![json!("s3://bucket"), json!("artifact")],
-            vec![json!(true)],
-        ),
-        (
-            "share-required",
-            vec![json!(true), json!(false)],
-            vec![json!("true")],
-        ),
-        (
-            "push",
-            vec![json!("file:///var/cache/nix")],
-            vec![json!(true)],
-        ),
-        (
             "on-drift",
             vec![json!("warn"), json!("fail")],
             vec![json!("ignore"), json!(true)],
@@ -153,7 +138,6 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("memory", 1 << 20),
         ("evaluation-timeout", 86_400),
         ("group-by", 3),
-        ("share-limit", 1 << 20),
         ("chunk", 500),
         ("keep-days", 365),
     ] {
@@ -202,8 +186,6 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
                 json!(["queue=linux"]),
             ],
         ),
-        ("share", vec![json!("artifact")], vec![json!(false)]),
-        ("push", vec![json!("s3://bucket")], vec![json!(false)]),
     ]);
     keys
 }
@@ -341,8 +323,6 @@ fn each_key_refuses_null_and_what_it_may_not_be() {
 /// Nix does nothing but fail here: whatever is taken fails later, and not with 64.
 #[test]
 fn the_program_takes_and_refuses_what_the_schema_does() {
-    let not_in_this_version =
-        |key: &str| ["share", "share-required", "share-limit", "push"].contains(&key);
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("default.nix"), "{ }").unwrap();
     let path = folder.path().join("bin");
@@ -381,15 +361,11 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
         }
         for value in good {
             let ended = hook(&configuration(key, value.clone()));
-            if not_in_this_version(key) {
-                ended.exits(64).passes_on(key);
-            } else {
-                assert_ne!(
-                    ended.status.code(),
-                    Some(64),
-                    "refused: {key}: {value}: {ended}"
-                );
-            }
+            assert_ne!(
+                ended.status.code(),
+                Some(64),
+                "refused: {key}: {value}: {ended}"
+            );
         }
     }
     for pair in [

@@ -72,11 +72,6 @@ const AVAILABLE: Way = Way {
     ask: ask_available,
     go: go_available,
 };
-const FETCHED: Way = Way {
-    name: WayName::Fetched,
-    ask: ask_fetched,
-    go: go_fetched,
-};
 const EVALUATED: Way = Way {
     name: WayName::Evaluated,
     ask: ask_evaluated,
@@ -88,11 +83,11 @@ const EVALUATED: Way = Way {
 /// Where the file of the `.drv` is not there, its outputs come first: a cache that has both would send the `.drv`'s whole
 /// closure for the one, and one path for the other. The file decides no more than this order, because it says nothing
 /// about a store that lies elsewhere, and nothing about a moment later.
-pub(super) fn in_order(drv_file: bool) -> [Way; 4] {
+pub(super) fn in_order(drv_file: bool) -> [Way; 3] {
     if drv_file {
-        [REALISED, AVAILABLE, FETCHED, EVALUATED]
+        [REALISED, AVAILABLE, EVALUATED]
     } else {
-        [AVAILABLE, REALISED, FETCHED, EVALUATED]
+        [AVAILABLE, REALISED, EVALUATED]
     }
 }
 
@@ -314,29 +309,6 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
 /// A path in the state folder, where a step would have one with a random name.
 pub(super) fn placeholder(step: &Step<'_>, path: &str) -> Option<PathBuf> {
     step.host.state.as_ref().map(|folder| folder.join(path))
-}
-
-// ---- fetched
-
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "it has the shape of every way, and will need it"
-)]
-fn go_fetched(_: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
-    // `share` is refused until there is one.
-    Ok(None)
-}
-
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "it has the shape of every way, and will need it"
-)]
-fn ask_fetched(_: &mut Step<'_>) -> Result<Answer, Failure> {
-    Ok(Answer {
-        takes: None,
-        facts: vec![fact("a share", "none is set")],
-        commands: vec![],
-    })
 }
 
 // ---- evaluated

@@ -47,7 +47,7 @@ impl Saved {
                 Some(WayName::Evaluated) if is_through && left.seconds.evaluate > 0.0 => {
                     measured.push(left.seconds.evaluate);
                 }
-                Some(WayName::Realised | WayName::Available | WayName::Fetched) => spared += 1,
+                Some(WayName::Realised | WayName::Available) => spared += 1,
                 _ => {}
             }
         }
