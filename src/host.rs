@@ -1,8 +1,11 @@
-//! What of this host a step's ending depends on: memory that ran out, a disk that is full.
+//! What of this host a step's ending depends on: memory that ran out, a disk that is full, a folder that is
+//! missing.
 
 use std::path::Path;
 
 use unix::sys::statvfs::statvfs;
+
+use crate::exit::{Class, Failure};
 
 /// Below this many bytes that are free a disk is said to be low: an output of ordinary size may not fit.
 const LOW: u64 = 2 << 30;
@@ -29,6 +32,24 @@ pub fn low_on_disk(folder: &Path) -> Option<String> {
     } else {
         None
     }
+}
+
+/// The failure where the `folder` for temporary files is not there, and Nix says so of a path in it: no fault of an expression. An
+/// evaluation needs that folder to fetch (2.8) and to build, and mostly not at all; a daemon has its own.
+#[must_use]
+pub fn no_temporary_folder(folder: &Path, message: &str) -> Option<Failure> {
+    let path = folder.to_string_lossy();
+    // 2.34 has other quotes.
+    let named = ['\'', '"']
+        .iter()
+        .any(|quote| message.contains(&format!("{quote}{path}")));
+    (named && !folder.is_dir()).then(|| {
+        Failure::new(
+            Class::Surroundings,
+            format_args!("TMPDIR is {path}, which is no folder: {message}"),
+        )
+        .hint("make that folder, or let TMPDIR name one that is there")
+    })
 }
 
 /// A number of the system's: on Linux it has 64 bits, on macOS some have 32.

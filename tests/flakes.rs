@@ -3,7 +3,9 @@
 //! Nix's versions write locked references differently, and read some of what they have written not at all: run these tests
 //! with each of them first on `PATH`.
 
-use std::{fs, path::Path};
+use std::{ffi::OsString, fs, path::Path};
+
+use serde_json::json;
 
 use crate::support::{
     program::{Ended, Program},
@@ -128,10 +130,14 @@ fn repositories(store: &Store) {
     git(store, &main, &["submodule", "--quiet", "update", "--init"]);
 }
 
+/// What a client of a daemon has in its environment; nothing without one.
+type Client = [(OsString, OsString)];
+
 /// The `.drv` that `nix build` would build. Not what its cache of evaluations remembers, which takes one source for another.
-fn nix_build(store: &Store, folder: &Path, flake: &str) -> Ended {
+fn nix_build(store: &Store, client: &Client, folder: &Path, flake: &str) -> Ended {
     let installable = format!("{flake}#packages.{}.a", system(store));
     with_git(store.program("nix"))
+        .envs(client.to_vec())
         .args([
             "path-info",
             "--derivation",
@@ -147,11 +153,17 @@ fn nix_build(store: &Store, folder: &Path, flake: &str) -> Ended {
 /// A step gives what `nix build` gives in this folder: the same `.drv`, or the same error. Whether it is a `.drv`.
 #[track_caller]
 fn gives_the_same(store: &Store, folder: &str, flake: &str) -> bool {
+    gives_the_same_to(store, &[], folder, flake)
+}
+
+/// The same, as a client of a daemon.
+#[track_caller]
+fn gives_the_same_to(store: &Store, client: &Client, folder: &str, flake: &str) -> bool {
     let folder = store.work().join(folder);
-    let expected = nix_build(store, &folder, flake);
+    let expected = nix_build(store, client, &folder, flake);
     let attr = format!("packages.{}.a", system(store));
     let step = store.step(["--flake", flake, "--attr", &attr, "--no-out-link"]);
-    let ended = with_git(step).folder(&folder).run();
+    let ended = with_git(step).envs(client.to_vec()).folder(&folder).run();
     if !expected.status.success() {
         let error = expected.stderr.lines().last().unwrap_or_default();
         let error = error.trim_start().trim_start_matches("error: ");
@@ -251,6 +263,43 @@ fn a_flake_that_is_in_no_repository_gives_the_drv_that_nix_build_gives_whatever_
 }
 
 #[test]
+fn a_flake_of_a_registry_gives_the_drv_that_nix_build_gives() {
+    let Some(store) = Store::new() else { return };
+    repositories(&store);
+    let main = format!("file://{}", store.work().join("main").display());
+    let registry = json!({ "version": 2, "flakes": [{
+        "from": { "type": "indirect", "id": "mine" },
+        "to": { "type": "git", "url": main, "submodules": true, "dir": "sub" },
+    }] });
+    let file = store.root().join("registry.json");
+    fs::write(&file, registry.to_string()).unwrap();
+    store.configure(&format!("flake-registry = {}", file.display()));
+    for flake in ["mine", "flake:mine", "flake:mine/other"] {
+        assert!(gives_the_same(&store, "library", flake), "{flake}");
+    }
+}
+
+#[test]
+fn a_flake_gives_the_drv_that_nix_build_gives_through_a_daemon_too() {
+    let Some(store) = Store::new() else { return };
+    repositories(&store);
+    let daemon = store.daemon();
+    let client = daemon.env();
+    for (folder, flake) in [
+        ("clean", "."),
+        ("clean", ".?submodules=1"),
+        ("dirty", ".?submodules=1"),
+        ("shallow", "."),
+        ("clean", "./sub"),
+    ] {
+        assert!(
+            gives_the_same_to(&store, &client, folder, flake),
+            "{flake} in {folder}"
+        );
+    }
+}
+
+#[test]
 fn a_recording_of_a_flake_gives_the_drv_that_nix_build_gives_whatever_the_reference_says() {
     let Some(store) = Store::new() else { return };
     repositories(&store);
@@ -264,7 +313,7 @@ fn a_recording_of_a_flake_gives_the_drv_that_nix_build_gives_whatever_the_refere
         let arguments = ["pipeline", "--flake", flake, "--dry-run"];
         let recorded = with_git(store.eval_once(arguments)).folder(&folder).run();
         let drvs = Pipeline::of(&recorded).drvs();
-        let expected = nix_build(&store, &folder, flake);
+        let expected = nix_build(&store, &[], &folder, flake);
         expected.exits(0);
         let drvs: Vec<_> = drvs.values().map(String::as_str).collect();
         assert_eq!(drvs, [expected.stdout.trim_end()], "{flake}: {recorded}");
@@ -365,7 +414,7 @@ fn with_cache(store: &Store) -> String {
     );
     store.write("flake.nix", &text);
     let work = store.work();
-    let ended = nix_build(store, &work, "path:.");
+    let ended = nix_build(store, &[], &work, "path:.");
     ended.exits(0);
     let drv = ended.stdout.trim_end();
     let outputs = store.build(drv);
@@ -435,5 +484,34 @@ fn the_caches_of_a_flake_that_are_not_used_are_named() {
             warnings[0].starts_with("warning: the flake's nixConfig is not used: extra-substituters; set `accept-flake-config = true`"),
             "{ended}"
         );
+    }
+}
+
+#[test]
+fn a_flake_that_cannot_be_fetched_without_a_folder_for_temporary_files_is_let_down_by_its_surroundings()
+ {
+    let Some(store) = Store::new() else { return };
+    repositories(&store);
+    let folder = store.work().join("clean");
+    let missing = store.root().join("missing");
+    let attr = format!("packages.{}.a", system(&store));
+    let step = store
+        .step(["--flake", ".", "--attr", &attr])
+        .folder(&folder)
+        .env("TMPDIR", &missing)
+        .run();
+    let recording = store
+        .eval_once(["pipeline", "--flake", ".", "--dry-run"])
+        .folder(&folder)
+        .env("TMPDIR", &missing)
+        .run();
+    if step.status.success() {
+        // Later versions fetch without one.
+        recording.exits(0);
+    } else {
+        step.fails(75, "surroundings").passes_on("TMPDIR is ");
+        // 2.26 fetches without one, and builds with one.
+        let fetched = step.report()["drv"].is_string();
+        recording.exits(if fetched { 0 } else { 75 });
     }
 }

@@ -115,21 +115,6 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("before"), json!(false)],
         ),
         (
-            "share",
-            vec![json!("s3://bucket"), json!("artifact")],
-            vec![json!(true)],
-        ),
-        (
-            "share-required",
-            vec![json!(true), json!(false)],
-            vec![json!("true")],
-        ),
-        (
-            "push",
-            vec![json!("file:///var/cache/nix")],
-            vec![json!(true)],
-        ),
-        (
             "on-drift",
             vec![json!("warn"), json!("fail")],
             vec![json!("ignore"), json!(true)],
@@ -168,7 +153,6 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("memory", 1 << 20),
         ("evaluation-timeout", 86_400),
         ("group-by", 3),
-        ("share-limit", 1 << 20),
         ("chunk", 500),
         ("keep-days", 365),
     ] {
@@ -225,8 +209,6 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("result"), json!(false)],
             vec![json!(true), json!(0)],
         ),
-        ("share", vec![json!("artifact")], vec![json!(false)]),
-        ("push", vec![json!("s3://bucket")], vec![json!(false)]),
     ]);
     keys
 }
@@ -364,8 +346,6 @@ fn each_key_refuses_null_and_what_it_may_not_be() {
 /// Nix does nothing but fail here: whatever is taken fails later, and not with 64.
 #[test]
 fn the_program_takes_and_refuses_what_the_schema_does() {
-    let not_in_this_version =
-        |key: &str| ["share", "share-required", "share-limit", "push"].contains(&key);
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("default.nix"), "{ }").unwrap();
     let path = folder.path().join("bin");
@@ -406,8 +386,6 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
             let ended = hook(&configuration(key, value.clone()));
             if key == "refused" {
                 ended.exits(64).passes_on(value.as_str().unwrap());
-            } else if not_in_this_version(key) {
-                ended.exits(64).passes_on(key);
             } else {
                 assert_ne!(
                     ended.status.code(),

@@ -178,12 +178,12 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
         (&["--step", "[]"], "--step"),
         (&["--agents", "{\"x\":1}"], "`agents.x`"),
         (&["--file", "a", "--expr", "b"], "`expr`"),
-        (&["--share", "artifact"], "`share`"),
     ] {
         scene.refused(&scene.pipeline(flags).run(), &[part]);
     }
     for (flags, part) in [
         (["--drv", "x"].as_slice(), "--drv"),
+        (&["--share", "artifact"], "--share"),
         (&["--workers", "many"], "many"),
         (&["--meta"], "--meta"),
         (&["stray"], "stray"),

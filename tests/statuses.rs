@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{
     daemon::client_env,
     program::Ended,
+    recording::Pipeline,
     stand_in::StandIns,
     store::Store,
     target::{Target, fifo},
@@ -529,4 +530,47 @@ fn each_failure_is_told_once_and_with_a_report() {
     assert_eq!(report["outputs"], json!({}));
     assert_eq!(report["substituted"], 0);
     assert_eq!(report["drift"], Value::Bool(false));
+}
+
+#[test]
+fn an_evaluation_without_a_folder_for_temporary_files_is_let_down_by_its_surroundings() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; needs = file (import (build \"made\" \"echo '\\\"name\\\"' > $out\")); throws = throw \"no\"; }");
+    let missing = store.root().join("missing");
+    let step = |attr: &str| {
+        let step = store.step(["--attr", attr]).env("TMPDIR", &missing);
+        step.run()
+    };
+    let ended = step("needs");
+    let recording = store
+        .eval_once(["pipeline", "--dry-run"])
+        .env("TMPDIR", &missing)
+        .run();
+    if ended.status.success() {
+        // From some version between 2.26 and 2.34 on Nix builds in its state folder.
+        recording.exits(0);
+    } else {
+        ended.fails(75, "surroundings");
+        recording.exits(75);
+        let named = format!("TMPDIR is {}, which is no folder", missing.display());
+        for ended in [&ended, &recording] {
+            let said = ended.ours();
+            let error = said.iter().find(|line| line.starts_with("error: "));
+            assert!(error.is_some_and(|error| error.contains(&named)), "{ended}");
+        }
+    }
+    // An expression that needs no such folder is as good, or as bad, as ever.
+    step("throws").fails(65, "evaluation");
+}
+
+#[test]
+fn a_recording_without_a_folder_for_temporary_files_goes_on_where_nothing_needs_one() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; throws = throw \"no\"; }");
+    let missing = store.root().join("missing");
+    let recording = store
+        .eval_once(["pipeline", "--dry-run"])
+        .env("TMPDIR", missing)
+        .run();
+    assert_eq!(Pipeline::of(&recording).drvs().len(), 1);
 }

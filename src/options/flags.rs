@@ -156,15 +156,6 @@ pub(super) struct KeyFlags {
     /// Whether a hook runs the job's own command after success: after or none
     #[arg(long, value_name = "WHEN")]
     command: Option<String>,
-    /// Where .drvs can be fetched (not in this version)
-    #[arg(long, value_name = "URL", hide = true)]
-    share: Option<String>,
-    /// Fail rather than evaluate (not in this version)
-    #[arg(long, hide = true)]
-    share_required: bool,
-    /// Where outputs go after success (not in this version)
-    #[arg(long, value_name = "URL", hide = true)]
-    push: Option<String>,
     /// What to do when evaluating again gives another .drv: warn or fail
     #[arg(long, value_name = "WHAT")]
     on_drift: Option<String>,
@@ -183,8 +174,6 @@ impl KeyFlags {
                 ("drv", self.drv),
                 ("out-link", self.out_link),
                 ("command", self.command),
-                ("share", self.share),
-                ("push", self.push),
                 ("on-drift", self.on_drift),
                 ("log", self.log),
             ],
@@ -207,9 +196,6 @@ impl KeyFlags {
         }
         if self.no_out_link {
             keys.insert("out-link".into(), Value::Bool(false));
-        }
-        if self.share_required {
-            keys.insert("share-required".into(), Value::Bool(true));
         }
         Ok(keys)
     }
@@ -343,15 +329,6 @@ pub(super) struct RecordingFlags {
     /// Add a last step that runs `eval-once summary`, whatever becomes of the others
     #[arg(long)]
     summary: bool,
-    /// Where `.drv`s are put for other hosts (not in this version)
-    #[arg(long, value_name = "URL", hide = true)]
-    share: Option<String>,
-    /// How much is put there (not in this version)
-    #[arg(long, value_name = "MIB", hide = true)]
-    share_limit: Option<u64>,
-    /// Where outputs go (not in this version)
-    #[arg(long, value_name = "URL", hide = true)]
-    push: Option<String>,
     /// Steps per upload [default: 100]
     #[arg(long, value_name = "N")]
     chunk: Option<u64>,
@@ -379,8 +356,6 @@ impl RecordingFlags {
                 ("command", self.command),
                 ("on-drift", self.on_drift),
                 ("log", self.log),
-                ("share", self.share),
-                ("push", self.push),
             ],
         );
         add(
@@ -390,7 +365,6 @@ impl RecordingFlags {
                 ("memory", self.memory),
                 ("evaluation-timeout", self.evaluation_timeout),
                 ("group-by", self.group_by),
-                ("share-limit", self.share_limit),
                 ("chunk", self.chunk),
                 ("keep-days", self.keep_days),
             ],

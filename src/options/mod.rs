@@ -635,6 +635,7 @@ impl Reading {
             evaluations,
             recorded_only,
             nix: self.nix_settings(),
+            temporary: variable(environment, "TMPDIR").map_or("/tmp".into(), PathBuf::from),
         })
     }
 

@@ -1,12 +1,14 @@
 //! Questions to Nix around an evaluation, and what Nix says when a program of its ends.
 
 use std::io::{self, Write as _};
+use std::path::Path;
 
 use super::Request;
 use super::memory::{self, MIB};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::flake_settings;
+use crate::host;
 use crate::log::Log;
 use crate::nix::{FlakeMetadata, Heard, LockedFlake, Source, class, command};
 use crate::supervise::{Finished, OnStop, Supervisor};
@@ -100,6 +102,7 @@ pub(super) fn memory_for_evaluation(request: &Request, supervisor: &mut Supervis
 /// The flake, locked, where it is one; and the settings that it asks for, where this host trusts it with them.
 pub(super) fn lock(
     request: &Request,
+    temporary: &Path,
     supervisor: &mut Supervisor,
     log: Log,
 ) -> Result<(Option<LockedFlake>, Vec<(String, String)>), Failure> {
@@ -114,6 +117,9 @@ pub(super) fn lock(
     if !finished.ending.success() {
         store_answers(&request.options, supervisor)?;
         let (_, message) = last_words(&said, finished.ending);
+        if let Some(failure) = host::no_temporary_folder(temporary, &message) {
+            return Err(failure);
+        }
         let failure = Failure::new(
             Class::Evaluation,
             format_args!("the flake {flake} cannot be locked: {message}"),

@@ -21,6 +21,7 @@ use super::worker::{Fate, Task, Worker};
 use super::{Broken, Found, Recurse, Request};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
+use crate::host;
 use crate::log::Log;
 use crate::nix::{AttrPath, Disturbance, DrvPath, LockedFlake, Source, class, command};
 use crate::supervise::{OnStop, Running, Supervisor};
@@ -95,6 +96,8 @@ pub struct Walk<'a> {
     progress: Progress,
     marker: String,
     locked: Option<LockedFlake>,
+    /// Where temporary files are made.
+    temporary: &'a std::path::Path,
     systems: Option<Vec<String>>,
     exclude: Vec<Vec<String>>,
     counts: Counts,
@@ -133,6 +136,7 @@ impl<'a> Walk<'a> {
     pub fn new(
         request: &'a Request,
         locked: Option<LockedFlake>,
+        temporary: &'a std::path::Path,
         cores: NonZeroUsize,
         supervisor: &'a mut Supervisor,
         log: Log,
@@ -152,6 +156,7 @@ impl<'a> Walk<'a> {
             progress: Progress::new(log),
             marker: marker()?,
             locked,
+            temporary,
             systems,
             exclude: walk::exclusions(&request.exclude, &request.root.attr),
             counts: Counts::new(),
@@ -828,6 +833,9 @@ impl<'a> Walk<'a> {
                 format_args!("cannot evaluate: {message}"),
             )
             .hint("make room on the disk: `nix-store --gc` frees what nothing refers to"));
+        }
+        if let Some(failure) = host::no_temporary_folder(self.temporary, &message) {
+            return Err(failure);
         }
         // An expression is not to blame where the store is dead.
         store_answers(&self.request.options, self.supervisor)?;

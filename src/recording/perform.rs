@@ -89,11 +89,18 @@ pub fn perform(
         seconds.insert(name, (took * 1000.0).round() / 1000.0);
     };
 
-    let (locked, settings) = lock(&request, supervisor, log)?;
+    let (locked, settings) = lock(&request, &host.temporary, supervisor, log)?;
     // They count in every step too, which realises before it reads any flake.
     request.options.extend(settings.iter().cloned());
     recorded.options.extend(settings);
-    let mut evaluation = Evaluation::new(&request, locked, order.cores, supervisor, log)?;
+    let mut evaluation = Evaluation::new(
+        &request,
+        locked,
+        &host.temporary,
+        order.cores,
+        supervisor,
+        log,
+    )?;
     evaluation.all()?;
     let Kept {
         evaluated,
@@ -269,13 +276,14 @@ impl<'a> Evaluation<'a> {
     fn new(
         request: &'a Request,
         locked: Option<LockedFlake>,
+        temporary: &'a Path,
         cores: NonZeroUsize,
         supervisor: &'a mut Supervisor,
         log: Log,
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
             Evaluator::Nix => Self::Ours(Box::new(Walk::new(
-                request, locked, cores, supervisor, log,
+                request, locked, temporary, cores, supervisor, log,
             )?)),
             Evaluator::NixEvalJobs => Self::EvalJobs {
                 request,

@@ -474,6 +474,12 @@ impl<'a> Step<'a> {
                 self.probe_links(Some(drv))?;
             }
             let class = class::of_realise(finished.ending, &heard);
+            if class == Class::Surroundings
+                && let Some(error) = &heard.error
+                && let Some(failure) = host::no_temporary_folder(&self.host.temporary, error)
+            {
+                return Err(failure);
+            }
             let how = format!("`{line}` {}", finished.ending);
             return Err(diagnosis::of_realise(
                 class,

@@ -55,6 +55,8 @@ pub struct Host {
     pub recorded_only: bool,
     /// Where Nix's settings are.
     pub nix: Settings,
+    /// Where temporary files are made (`TMPDIR`).
+    pub temporary: PathBuf,
 }
 
 /// The job that a step is.

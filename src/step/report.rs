@@ -21,8 +21,6 @@ pub enum WayName {
     Realised,
     /// The recorded outputs were valid, or a cache had them.
     Available,
-    /// The `.drv` came from a share, and was realised then.
-    Fetched,
     /// The target was evaluated again.
     Evaluated,
 }
@@ -34,7 +32,6 @@ impl WayName {
         match self {
             Self::Realised => "realised",
             Self::Available => "available",
-            Self::Fetched => "fetched",
             Self::Evaluated => "evaluated",
         }
     }
@@ -42,12 +39,7 @@ impl WayName {
     /// The way that this is the word for.
     #[must_use]
     pub fn of_word(word: &str) -> Option<Self> {
-        let ways = [
-            Self::Realised,
-            Self::Available,
-            Self::Fetched,
-            Self::Evaluated,
-        ];
+        let ways = [Self::Realised, Self::Available, Self::Evaluated];
         ways.into_iter().find(|way| way.word() == word)
     }
 }
@@ -63,8 +55,6 @@ pub enum Reason {
     OutputsAvailable,
     /// They are here or in a cache, and nothing was realised: the recording had skipped the step.
     Skipped,
-    /// The share had the `.drv`.
-    FetchedFromShare,
     /// The `.drv`'s file was not there when the step began.
     DrvMissing,
     /// It was there when the step began.
@@ -84,7 +74,6 @@ impl Reason {
             Self::DrvSubstituted => "drv-substituted",
             Self::OutputsAvailable => "outputs-available",
             Self::Skipped => "skipped",
-            Self::FetchedFromShare => "fetched-from-share",
             Self::DrvMissing => "drv-missing",
             Self::DrvCollected => "drv-collected",
             Self::OutputsCollected => "outputs-collected",

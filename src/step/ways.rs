@@ -16,6 +16,7 @@ use super::report::{Reason, WayName};
 use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::host;
 use crate::nix::{
     Disturbance, DrvPath, Evaluation, FlakeMetadata, LockedFlake, Source, StorePath, Trouble,
     caches, class, command,
@@ -72,11 +73,6 @@ const AVAILABLE: Way = Way {
     ask: ask_available,
     go: go_available,
 };
-const FETCHED: Way = Way {
-    name: WayName::Fetched,
-    ask: ask_fetched,
-    go: go_fetched,
-};
 const EVALUATED: Way = Way {
     name: WayName::Evaluated,
     ask: ask_evaluated,
@@ -99,9 +95,9 @@ const SKIPPED: Way = Way {
 /// With `skip`, it is enough that they are there: that is looked at before all of them.
 pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> {
     let ways = if drv_file {
-        [REALISED, AVAILABLE, FETCHED, EVALUATED]
+        [REALISED, AVAILABLE, EVALUATED]
     } else {
-        [AVAILABLE, REALISED, FETCHED, EVALUATED]
+        [AVAILABLE, REALISED, EVALUATED]
     };
     skip.then_some(SKIPPED).into_iter().chain(ways)
 }
@@ -397,29 +393,6 @@ pub(super) fn placeholder(step: &Step<'_>, path: &str) -> Option<PathBuf> {
     step.host.state.as_ref().map(|folder| folder.join(path))
 }
 
-// ---- fetched
-
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "it has the shape of every way, and will need it"
-)]
-fn go_fetched(_: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
-    // `share` is refused until there is one.
-    Ok(None)
-}
-
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "it has the shape of every way, and will need it"
-)]
-fn ask_fetched(_: &mut Step<'_>) -> Result<Answer, Failure> {
-    Ok(Answer {
-        takes: None,
-        facts: vec![fact("a share", "none is set")],
-        commands: vec![],
-    })
-}
-
 // ---- evaluated
 
 /// How often an evaluation is done that the collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
@@ -617,6 +590,11 @@ fn run_evaluation(
         .error
         .clone()
         .unwrap_or_else(|| format!("`{line}` {}", finished.ending));
+    if class == Class::Evaluation
+        && let Some(failure) = host::no_temporary_folder(&step.host.temporary, &error)
+    {
+        return Err(failure);
+    }
     let what = evaluation.to_string();
     if heard.culprit().is_some() || class == Class::Surroundings {
         return Err(diagnosis::of_evaluation(

@@ -50,7 +50,7 @@ impl Saved {
                 }
                 // A recording that skips its targets spares nothing.
                 _ if left.reason.as_deref() == Some(Reason::Skipped.word()) => {}
-                Some(WayName::Realised | WayName::Available | WayName::Fetched) => spared += 1,
+                Some(WayName::Realised | WayName::Available) => spared += 1,
                 _ => {}
             }
         }
