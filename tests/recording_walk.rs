@@ -441,6 +441,40 @@ proptest! {
     }
 }
 
+#[test]
+fn a_derivation_that_does_not_say_what_nix_asks_for_is_an_evaluation_error() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"let d = n: file n; without = n: builtins.removeAttrs (d "without") [ n ]; in {
+          fine = d "fine" // { outputs = throw "not asked for"; system = throw "nor this"; };
+          no-name = without "name";
+          no-output-name = without "outputName";
+          no-drv-path = without "drvPath";
+          number = d "number" // { name = 1; };
+          path = d "path" // { name = "${d "other"}"; };
+          empty = d "empty" // { outputName = ""; };
+          throws = d "throws" // { outputName = throw "its words"; };
+        }"#,
+    );
+    let ended = record(&store, &[]).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.drvs().keys().collect::<Vec<_>>(), [r#"["fine"]"#]);
+    assert_eq!(pipeline.broken().len(), 7);
+    ended
+        .passes_on("broken: no-name: the derivation has no name")
+        .passes_on("broken: number: its name is an integer, and must be a string")
+        .passes_on("broken: throws: its words");
+    for broken in pipeline.broken() {
+        let name = &names(&broken)[0];
+        let nix = store
+            .program("nix-instantiate")
+            .args(["default.nix", "-A", name])
+            .run();
+        nix.exits(1);
+        evaluated(&store, &pipeline.step(&[name])).fails(65, "evaluation");
+    }
+}
+
 // ---- the mark
 
 #[test]
