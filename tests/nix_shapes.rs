@@ -24,8 +24,8 @@ struct Shape<'a> {
     flags: &'a [&'a str],
     /// The statuses of the steps of these attributes. Every other step is green.
     fails: &'a [(&'a str, i32)],
-    /// What makes all of them clients of a daemon, where there is one.
-    client: Vec<(OsString, OsString)>,
+    /// What all of them have in their environment besides: a daemon to be clients of, say.
+    environment: Vec<(OsString, OsString)>,
 }
 
 fn shape<'a>(file: &'a str, flags: &'a [&'a str]) -> Shape<'a> {
@@ -33,7 +33,7 @@ fn shape<'a>(file: &'a str, flags: &'a [&'a str]) -> Shape<'a> {
         file,
         flags,
         fails: &[],
-        client: Vec::new(),
+        environment: Vec::new(),
     }
 }
 
@@ -103,7 +103,7 @@ impl Shape<'_> {
         let whole = store
             .program("nix-instantiate")
             .args(&arguments)
-            .envs(self.client.clone())
+            .envs(self.environment.clone())
             .run();
         let ended = store
             .eval_once([
@@ -115,7 +115,7 @@ impl Shape<'_> {
                 self.file,
             ])
             .args(self.flags)
-            .envs(self.client.clone())
+            .envs(self.environment.clone())
             .run();
         if ended.status.code() == Some(65) && ended.stdout.is_empty() {
             assert!(
@@ -152,7 +152,7 @@ impl Shape<'_> {
             .args(["--eval", "--strict", "--json", "-E"])
             .arg(is_set.replace("ROOT", &root(self)))
             .args(self.flags)
-            .envs(self.client.clone())
+            .envs(self.environment.clone())
             .run();
         let Ok(Some(attributes)) = serde_json::from_str::<Option<Vec<String>>>(&printed.stdout)
         else {
@@ -190,9 +190,9 @@ impl Shape<'_> {
         );
         let alone = store
             .program("nix-instantiate")
-            .args(&["--eval", "-E", &question])
+            .args(["--eval", "-E", &question])
             .args(self.flags)
-            .envs(self.client.clone())
+            .envs(self.environment.clone())
             .run();
         let alone = alone.stdout.trim() == "true";
         let arguments = if alone {
@@ -204,7 +204,7 @@ impl Shape<'_> {
             .program("nix-instantiate")
             .args(arguments)
             .args(self.flags)
-            .envs(self.client.clone())
+            .envs(self.environment.clone())
             .run()
     }
 
@@ -219,7 +219,7 @@ impl Shape<'_> {
             let ours = store
                 .step(no_flags)
                 .env("EVAL_ONCE_STEP", record.to_string())
-                .envs(self.client.clone())
+                .envs(self.environment.clone())
                 .run();
             let outputs: Vec<String> = ours.report()["outputs"]
                 .as_object()
@@ -239,7 +239,7 @@ impl Shape<'_> {
                 .program("nix-build")
                 .args(arguments)
                 .args(self.flags)
-                .envs(self.client.clone())
+                .envs(self.environment.clone())
                 .run();
             assert_eq!(
                 ours.status.success(),
@@ -311,7 +311,7 @@ fn all_of_them_as_clients_of_a_daemon() {
         },
     ] {
         let shape = Shape {
-            client: daemon.env(),
+            environment: daemon.env(),
             ..shape
         };
         let pipeline = shape.evaluates_alike(&store).unwrap();
@@ -486,6 +486,14 @@ fn files_on_the_search_path() {
             .evaluates_alike(&store)
             .unwrap();
     }
+    let by_name = shape("<shapes/placeholders.nix>", &["-I", "shapes=."]);
+    by_name.evaluates_alike(&store).unwrap();
+    let environment = Shape {
+        environment: vec![("NIX_PATH".into(), "config=./config.nix".into())],
+        ..shape("import-from-derivation.nix", &[])
+    };
+    let found = environment.evaluates_alike(&store).unwrap();
+    assert!(!found.drvs().is_empty());
     // Without it neither of them finds the file.
     let without = shape("import-from-derivation.nix", &[]).evaluates_alike(&store);
     assert!(without.unwrap().drvs().is_empty());

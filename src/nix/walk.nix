@@ -284,8 +284,12 @@ let
       # Nix looks at the mark before it calls a functor; a function has one only afterwards.
       before = markOf value';
       mark = if before ? text || before.marked != null then before else markOf value;
-      drv = builtins.seq (call.calls -> saysItself value) (
-        builtins.unsafeDiscardStringContext value.drvPath
+      canBeCalled = call.calls && isDerivation value' && value' ? __functor;
+      # That it can be called is said first: its step has to know that also where its drvPath throws.
+      drv = builtins.seq (if canBeCalled then say "call" here.at "" else null) (
+        builtins.seq (call.calls -> saysItself value) (
+          builtins.unsafeDiscardStringContext value.drvPath
+        )
       );
       # What a derivation says about itself comes after what it is: a step builds it without ever looking at that.
       meta = builtins.seq drv (metadata here.at value);
@@ -300,10 +304,7 @@ let
     in
     if builtins.isAttrs value then
       if isDerivation value then
-        # Before its drvPath is touched: its step has to know also where that throws.
-        if call.calls && isDerivation value' && value' ? __functor && say "call" here.at "" != null then
-          null
-        else if here.systems != null && !builtins.elem (value.system or null) here.systems then
+        if here.systems != null && !builtins.elem (value.system or null) here.systems then
           { no = "derivation"; }
         else if builtins.dirOf drv != builtins.storeDir then
           { text = "its drvPath does not lie in ${builtins.storeDir}: ${drv}"; }

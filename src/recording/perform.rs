@@ -10,7 +10,7 @@ use super::asking::in_one_line;
 use super::document::Document;
 use super::edges::{BadGraph, Edges};
 use super::evaluate::describe;
-use super::overlooked::{Note, agents_without_targets};
+use super::overlooked::{Note, Overlooked, agents_without_targets};
 use super::pin::{Owner, Pinned};
 use super::plan::{self, Plan};
 use super::steps::{Records, Steps, source, steps};
@@ -85,13 +85,7 @@ pub fn perform(
     } = keep(&mut evaluation, &owner, &request, &state, log)?;
     tell(&evaluated.broken, log);
     tell(&evaluated.refused, log);
-    let mut notes = evaluated.overlooked.notes();
-    notes.extend(agents_without_targets(
-        &request,
-        &targets,
-        &evaluated.overlooked,
-    ));
-    note(&notes, log);
+    let notes = notes(&evaluated.overlooked, &request, &targets, log);
     time("evaluate");
 
     let skipped = skip::reasons(&targets, &request, supervisor, log)?;
@@ -234,7 +228,7 @@ enum Evaluation<'a> {
         request: &'a Request,
         workers: usize,
         supervisor: &'a mut Supervisor,
-        evaluated: Evaluated,
+        evaluated: Box<Evaluated>,
         log: Log,
     },
 }
@@ -252,7 +246,7 @@ impl<'a> Evaluation<'a> {
                 request,
                 workers: request.workers.unwrap_or(cores).get(),
                 supervisor,
-                evaluated: Evaluated::default(),
+                evaluated: Box::default(),
                 log,
             },
         })
@@ -271,7 +265,7 @@ impl<'a> Evaluation<'a> {
                 evaluated,
                 ..
             } => {
-                *evaluated = eval_jobs::evaluate(request, *workers, supervisor)?;
+                **evaluated = eval_jobs::evaluate(request, *workers, supervisor)?;
                 let line = command::version();
                 let printed = supervisor.run(&line, OnStop::Term, &mut std::io::sink())?;
                 evaluated.nix = version::of_program(&printed.text()).unwrap_or_default();
@@ -293,7 +287,7 @@ impl<'a> Evaluation<'a> {
     fn evaluated(&self) -> Evaluated {
         match self {
             Self::Ours(walk) => walk.evaluated(),
-            Self::EvalJobs { evaluated, .. } => evaluated.clone(),
+            Self::EvalJobs { evaluated, .. } => (**evaluated).clone(),
         }
     }
 
@@ -403,7 +397,14 @@ fn tell(broken: &[Broken], log: Log) {
     }
 }
 
-/// Says what was not looked at, and what is not there.
+/// Says what was not looked at, and what the keys name that is not there; gives it, for the annotation.
+fn notes(overlooked: &Overlooked, request: &Request, targets: &[Target], log: Log) -> Vec<Note> {
+    let mut notes = overlooked.notes();
+    notes.extend(agents_without_targets(request, targets, overlooked));
+    note(&notes, log);
+    notes
+}
+
 fn note(notes: &[Note], log: Log) {
     for note in notes {
         if note.is_warning {
