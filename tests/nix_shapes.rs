@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fmt::Write as _,
     fs,
     path::Path,
@@ -11,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    program::{Ended, Program},
+    program::Ended,
     recording::{Pipeline, Step},
     store::Store,
 };
@@ -23,6 +24,8 @@ struct Shape<'a> {
     flags: &'a [&'a str],
     /// The statuses of the steps of these attributes. Every other step is green.
     fails: &'a [(&'a str, i32)],
+    /// What all of them have in their environment besides: a daemon to be clients of, say.
+    environment: Vec<(OsString, OsString)>,
 }
 
 fn shape<'a>(file: &'a str, flags: &'a [&'a str]) -> Shape<'a> {
@@ -30,6 +33,7 @@ fn shape<'a>(file: &'a str, flags: &'a [&'a str]) -> Shape<'a> {
         file,
         flags,
         fails: &[],
+        environment: Vec::new(),
     }
 }
 
@@ -43,10 +47,6 @@ fn store() -> Option<Store> {
         store.write(&name, &fs::read_to_string(file.path()).unwrap());
     }
     Some(store)
-}
-
-fn nix(store: &Store, program: &str, flags: &[&str]) -> Program {
-    store.program(program).args(flags)
 }
 
 /// The `.drv`s that `nix-instantiate` has printed; none where it has failed.
@@ -100,7 +100,11 @@ impl Shape<'_> {
     #[track_caller]
     fn evaluates_alike(&self, store: &Store) -> Option<Pipeline> {
         let arguments = [&[self.file], self.flags].concat();
-        let whole = nix(store, "nix-instantiate", &arguments).run();
+        let whole = store
+            .program("nix-instantiate")
+            .args(&arguments)
+            .envs(self.environment.clone())
+            .run();
         let ended = store
             .eval_once([
                 "pipeline",
@@ -111,6 +115,7 @@ impl Shape<'_> {
                 self.file,
             ])
             .args(self.flags)
+            .envs(self.environment.clone())
             .run();
         if ended.status.code() == Some(65) && ended.stdout.is_empty() {
             assert!(
@@ -142,14 +147,13 @@ impl Shape<'_> {
             );
         }
         let is_set = "let r = ROOT; in if builtins.isAttrs r && r.type or null != \"derivation\" then builtins.attrNames r else null";
-        let printed = nix(
-            store,
-            "nix-instantiate",
-            &["--eval", "--strict", "--json", "-E"],
-        )
-        .arg(is_set.replace("ROOT", &root(self)))
-        .args(self.flags)
-        .run();
+        let printed = store
+            .program("nix-instantiate")
+            .args(["--eval", "--strict", "--json", "-E"])
+            .arg(is_set.replace("ROOT", &root(self)))
+            .args(self.flags)
+            .envs(self.environment.clone())
+            .run();
         let Ok(Some(attributes)) = serde_json::from_str::<Option<Vec<String>>>(&printed.stdout)
         else {
             // A derivation, or a list.
@@ -184,8 +188,11 @@ impl Shape<'_> {
              else if builtins.isFunction v then args == {{ }} || builtins.any (n: !args.${{n}}) (builtins.attrNames args) \
              else !builtins.isList v"
         );
-        let alone = nix(store, "nix-instantiate", &["--eval", "-E", &question])
+        let alone = store
+            .program("nix-instantiate")
+            .args(["--eval", "-E", &question])
             .args(self.flags)
+            .envs(self.environment.clone())
             .run();
         let alone = alone.stdout.trim() == "true";
         let arguments = if alone {
@@ -197,6 +204,7 @@ impl Shape<'_> {
             .program("nix-instantiate")
             .args(arguments)
             .args(self.flags)
+            .envs(self.environment.clone())
             .run()
     }
 
@@ -211,6 +219,7 @@ impl Shape<'_> {
             let ours = store
                 .step(no_flags)
                 .env("EVAL_ONCE_STEP", record.to_string())
+                .envs(self.environment.clone())
                 .run();
             let outputs: Vec<String> = ours.report()["outputs"]
                 .as_object()
@@ -230,6 +239,7 @@ impl Shape<'_> {
                 .program("nix-build")
                 .args(arguments)
                 .args(self.flags)
+                .envs(self.environment.clone())
                 .run();
             assert_eq!(
                 ours.status.success(),
@@ -281,6 +291,51 @@ fn alike(shape: &Shape<'_>) {
 }
 
 #[test]
+fn all_of_them_as_clients_of_a_daemon() {
+    let Some(store) = store() else { return };
+    let daemon = store.daemon();
+    for shape in [
+        shape("simple.nix", &[]),
+        shape("dependencies.nix", &["--argstr", "hashInvalidator", "x"]),
+        Shape {
+            fails: &FIXED_FAILS,
+            ..shape("fixed.nix", &[])
+        },
+        Shape {
+            fails: &IMPORTS_FAIL,
+            ..shape("import-from-derivation.nix", &IMPORTS)
+        },
+        Shape {
+            fails: &FAILING_FAILS,
+            ..shape("failing.nix", &[])
+        },
+    ] {
+        let shape = Shape {
+            environment: daemon.env(),
+            ..shape
+        };
+        let pipeline = shape.evaluates_alike(&store).unwrap();
+        shape.builds_alike(&store, &pipeline);
+    }
+}
+
+const FIXED_FAILS: [(&str, i32); 3] = [("bad", 102), ("needs-bad", 102), ("really-bad", 65)];
+
+const IMPORTS: [&str; 2] = ["-I", "config=./config.nix"];
+
+const IMPORTS_FAIL: [(&str, i32); 2] = [("broken", 100), ("no-expression", 65)];
+
+const FAILING_FAILS: [(&str, i32); 7] = [
+    ("depends", 100),
+    ("fails", 100),
+    ("feature", 100),
+    ("no-builder", 100),
+    ("no-output", 100),
+    ("other-system", 100),
+    ("references", 100),
+];
+
+#[test]
 fn one_derivation_is_the_whole() {
     alike(&shape("simple.nix", &[]));
     alike(&shape("placeholders.nix", &[]));
@@ -310,7 +365,7 @@ fn several_outputs() {
 #[test]
 fn fixed_outputs() {
     alike(&Shape {
-        fails: &[("bad", 102), ("needs-bad", 102), ("really-bad", 65)],
+        fails: &FIXED_FAILS,
         ..shape("fixed.nix", &[])
     });
 }
@@ -323,8 +378,8 @@ fn structured_attributes() {
 #[test]
 fn imports_from_derivations() {
     let shape = Shape {
-        fails: &[("broken", 100), ("no-expression", 65)],
-        ..shape("import-from-derivation.nix", &["-I", "config=./config.nix"])
+        fails: &IMPORTS_FAIL,
+        ..shape("import-from-derivation.nix", &IMPORTS)
     };
     alike(&shape);
 }
@@ -379,18 +434,9 @@ fn a_list_at_the_top() {
 
 #[test]
 fn builds_that_fail() {
-    let fails = [
-        ("depends", 100),
-        ("fails", 100),
-        ("feature", 100),
-        ("no-builder", 100),
-        ("no-output", 100),
-        ("other-system", 100),
-        ("references", 100),
-    ];
     for flags in [&[][..], &["--option", "keep-going", "true"]] {
         alike(&Shape {
-            fails: &fails,
+            fails: &FAILING_FAILS,
             ..shape("failing.nix", flags)
         });
     }
@@ -440,6 +486,14 @@ fn files_on_the_search_path() {
             .evaluates_alike(&store)
             .unwrap();
     }
+    let by_name = shape("<shapes/placeholders.nix>", &["-I", "shapes=."]);
+    by_name.evaluates_alike(&store).unwrap();
+    let environment = Shape {
+        environment: vec![("NIX_PATH".into(), "config=./config.nix".into())],
+        ..shape("import-from-derivation.nix", &[])
+    };
+    let found = environment.evaluates_alike(&store).unwrap();
+    assert!(!found.drvs().is_empty());
     // Without it neither of them finds the file.
     let without = shape("import-from-derivation.nix", &[]).evaluates_alike(&store);
     assert!(without.unwrap().drvs().is_empty());

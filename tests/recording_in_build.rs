@@ -1393,6 +1393,33 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
 }
 
 #[test]
+fn what_was_not_looked_into_stands_on_the_builds_page_and_what_can_be_called_is_built() {
+    let Some(store) = store() else { return };
+    store.targets(
+        "{ tool = file \"tool\" // { __functor = self: { x ? 1 }: throw \"called\"; }; packages.a = file \"a\"; }",
+    );
+    let keys = json!({ "exclude": ["tol"] });
+    let Some(scene) = plugin_scene(store, &keys) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Passed);
+    scene.recorded();
+    let step = scene.step_of("tool");
+    let record = step["plugins"][0].as_object().unwrap().values().next();
+    assert_eq!(record.unwrap()["call"], false);
+    assert_eq!(scene.job_of("tool").state, JobState::Passed);
+    let bodies = scene.build.annotations().into_values();
+    let bodies: Vec<String> = bodies.map(|it| shown(&it.body)).collect();
+    for part in [
+        "1 set without `recurseForDerivations` holds derivations and is not looked into: packages",
+        "`attr: packages`",
+        "`exclude: tol` leaves nothing out (did you mean `tool`?)",
+    ] {
+        assert!(bodies[0].contains(part), "{part} in {bodies:?}");
+    }
+}
+
+#[test]
 fn a_recording_whose_targets_are_all_there_or_all_broken_is_one_all_the_same() {
     let Some(store) = store() else { return };
     store.targets("{ there = file \"there\"; }");

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::support::{
     program::{Ended, Program},
     recording::{Pipeline, Step},
+    stand_in::StandIns,
     store::Store,
     target::expression,
 };
@@ -267,6 +268,20 @@ fn node() -> impl Strategy<Value = Node> {
 }
 
 impl Node {
+    /// The paths of its targets, where nothing is called: derivations that stand in sets only, each of them marked. (From a
+    /// list Nix selects nothing.)
+    fn selected(&self, path: &str, paths: &mut Vec<String>) {
+        match self {
+            Self::Derivation | Self::Callable(_) => paths.push(path.to_owned()),
+            Self::Set { mark, below, .. } if mark.contains("true") => {
+                for (number, node) in below.iter().enumerate() {
+                    node.selected(&format!("{path}.a{number}"), paths);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Writes it as a Nix expression.
     fn write(&self, text: &mut String, count: &mut u32) {
         let mut derivation = |text: &mut String| {
@@ -403,22 +418,10 @@ proptest! {
         let pipeline = Pipeline::of(&ended);
         prop_assert!(pipeline.broken().is_empty(), "{ended}");
         let steps = pipeline.steps();
-        // A derivation that stands in sets only, each of them marked, is a target; Nix selects nothing from a list.
-        fn expected(node: &Node, path: &str, paths: &mut Vec<String>) {
-            match node {
-                Node::Derivation | Node::Callable(_) => paths.push(path.to_owned()),
-                Node::Set { mark, below, .. } if mark.contains("true") => {
-                    for (number, node) in below.iter().enumerate() {
-                        expected(node, &format!("{path}.a{number}"), paths);
-                    }
-                }
-                _ => {}
-            }
-        }
         let mut paths = Vec::new();
         let system = system(&store);
         for (number, node) in nodes.iter().enumerate() {
-            expected(node, &format!("packages.{system}.t{number}"), &mut paths);
+            node.selected(&format!("packages.{system}.t{number}"), &mut paths);
         }
         let is_number = |name: &String| name.parse::<u32>().is_ok();
         let ours: BTreeMap<String, &str> = steps
@@ -439,6 +442,73 @@ proptest! {
             );
         }
     }
+}
+
+#[test]
+fn a_derivation_that_does_not_say_what_nix_asks_for_is_an_evaluation_error() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"let d = n: file n; without = n: builtins.removeAttrs (d "without") [ n ]; in {
+          fine = d "fine" // { outputs = throw "not asked for"; system = throw "nor this"; };
+          no-name = without "name";
+          no-output-name = without "outputName";
+          no-drv-path = without "drvPath";
+          number = d "number" // { name = 1; };
+          path = d "path" // { name = "${d "other"}"; };
+          empty = d "empty" // { outputName = ""; };
+          throws = d "throws" // { outputName = throw "its words"; };
+        }"#,
+    );
+    let ended = record(&store, &[]).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.drvs().keys().collect::<Vec<_>>(), [r#"["fine"]"#]);
+    assert_eq!(pipeline.broken().len(), 7);
+    ended
+        .passes_on("broken: no-name: the derivation has no name")
+        .passes_on("broken: number: its name is an integer, and must be a string")
+        .passes_on("broken: throws: its words");
+    for broken in pipeline.broken() {
+        let name = &names(&broken)[0];
+        let nix = store
+            .program("nix-instantiate")
+            .args(["default.nix", "-A", name])
+            .run();
+        nix.exits(1);
+        evaluated(&store, &pipeline.step(&[name])).fails(65, "evaluation");
+    }
+}
+
+#[test]
+fn what_nix_eval_jobs_prints_nothing_of_is_not_left_out_either() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; }");
+    let drv = store.instantiate("default.nix", "a");
+    let line = json!({ "attr": "a", "attrPath": ["a"], "drvPath": drv, "inputDrvs": {} });
+    let script = format!("#!/bin/sh\necho '{line}'\n");
+    let stand_ins = StandIns::new(store.bin()).instead("nix-eval-jobs", &script);
+    let ended = record(
+        &store,
+        &[
+            "--evaluator",
+            "nix-eval-jobs",
+            "--exclude",
+            "aa",
+            "--exclude",
+            "b.c",
+        ],
+    )
+    .env("PATH", stand_ins.path(&store))
+    .run();
+    assert_eq!(Pipeline::of(&ended).drvs().len(), 1);
+    assert_eq!(
+        said(&ended),
+        [
+            "warning: `exclude: aa` leaves nothing out",
+            "hint: did you mean `a`?",
+            "warning: `exclude: b.c` leaves nothing out",
+            "hint: did you mean `a.c`?"
+        ]
+    );
 }
 
 // ---- the mark

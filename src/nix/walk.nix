@@ -243,6 +243,34 @@ let
     else
       called call value;
 
+  # What a value of this type is called.
+  article =
+    type:
+    {
+      int = "an integer";
+      lambda = "a function";
+      null = "null";
+    }
+    .${type} or "a ${type}";
+
+  # `nix-instantiate` fails at a derivation that does not say these, though nothing needs them to build it; `nix build` of a
+  # flake does not.
+  saysItself =
+    value:
+    let
+      says =
+        name:
+        if !(value ? ${name}) then
+          throw "the derivation has no ${name}"
+        else if !builtins.isString value.${name} then
+          throw "its ${name} is ${article (builtins.typeOf value.${name})}, and must be a string"
+        else if value.${name} == "" || builtins.hasContext value.${name} then
+          throw "its ${name} is empty, or refers to a store path"
+        else
+          true;
+    in
+    says "name" && says "outputName";
+
   # Gives { marked; }: true, false, or null where nothing is said; or { text; }, what is wrong: Nix fails there.
   markOf =
     value:
@@ -251,16 +279,11 @@ let
     else
       let
         type = builtins.typeOf value.recurseForDerivations;
-        words = {
-          int = "an integer";
-          lambda = "a function";
-          null = "null";
-        };
       in
       if type == "bool" then
         { marked = value.recurseForDerivations; }
       else
-        { text = "recurseForDerivations is ${words.${type} or "a ${type}"}, and must be true or false"; };
+        { text = "recurseForDerivations is ${article type}, and must be true or false"; };
 
   # What an attribute is. Everything that may throw is forced here.
   classify =
@@ -270,7 +293,13 @@ let
       # Nix looks at the mark before it calls a functor; a function has one only afterwards.
       before = markOf value';
       mark = if before ? text || before.marked != null then before else markOf value;
-      drv = builtins.unsafeDiscardStringContext value.drvPath;
+      canBeCalled = call.calls && isDerivation value' && value' ? __functor;
+      # That it can be called is said first: its step has to know that also where its drvPath throws.
+      drv = builtins.seq (if canBeCalled then say "call" here.at "" else null) (
+        builtins.seq (call.calls -> saysItself value) (
+          builtins.unsafeDiscardStringContext value.drvPath
+        )
+      );
       # What a derivation says about itself comes after what it is: a step builds it without ever looking at that.
       meta = builtins.seq drv (metadata here.at value);
       json = builtins.toJSON (
@@ -284,10 +313,7 @@ let
     in
     if builtins.isAttrs value then
       if isDerivation value then
-        # Before its drvPath is touched: its step has to know also where that throws.
-        if call.calls && isDerivation value' && value' ? __functor && say "call" here.at "" != null then
-          null
-        else if here.systems != null && !builtins.elem (value.system or null) here.systems then
+        if here.systems != null && !builtins.elem (value.system or null) here.systems then
           { no = "derivation"; }
         else if builtins.dirOf drv != builtins.storeDir then
           { text = "its drvPath does not lie in ${builtins.storeDir}: ${drv}"; }

@@ -346,7 +346,11 @@ impl<'a> Walk<'a> {
         let mut attempts = 0;
         while !left.is_empty() && attempts < ATTEMPTS && Instant::now() < until {
             attempts += 1;
-            let answered = self.look_at(&left, until)?;
+            let answered = match self.look_at(&left, until) {
+                Ok(answered) => answered,
+                Err(failure) if matches!(failure.class, Class::Signal(_)) => return Err(failure),
+                Err(_) => break,
+            };
             holding.extend(
                 answered
                     .iter()

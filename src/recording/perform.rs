@@ -10,7 +10,7 @@ use super::asking::{in_one_line, lock};
 use super::document::Document;
 use super::edges::{BadGraph, Edges};
 use super::evaluate::describe;
-use super::overlooked::{Note, agents_without_targets};
+use super::overlooked::{Note, Overlooked, agents_without_targets};
 use super::pin::{Owner, Pinned};
 use super::plan::{self, Plan};
 use super::steps::{Records, Steps, source, steps};
@@ -110,13 +110,7 @@ pub fn perform(
     } = keep(&mut evaluation, &owner, &request, &state, log)?;
     tell("evaluation error", &evaluated.broken, log);
     tell("refused", &evaluated.refused, log);
-    let mut notes = evaluated.overlooked.notes();
-    notes.extend(agents_without_targets(
-        &request,
-        &targets,
-        &evaluated.overlooked,
-    ));
-    note(&notes, log);
+    let notes = notes(&evaluated.overlooked, &request, &targets, log);
     time("evaluate");
 
     let skipped = skip::reasons(&targets, &request, supervisor, log)?;
@@ -267,7 +261,7 @@ enum Evaluation<'a> {
         locked: Option<LockedFlake>,
         workers: usize,
         supervisor: &'a mut Supervisor,
-        evaluated: Evaluated,
+        evaluated: Box<Evaluated>,
         log: Log,
     },
 }
@@ -290,7 +284,7 @@ impl<'a> Evaluation<'a> {
                 locked,
                 workers: request.workers.unwrap_or(cores).get(),
                 supervisor,
-                evaluated: Evaluated::default(),
+                evaluated: Box::default(),
                 log,
             },
         })
@@ -311,7 +305,7 @@ impl<'a> Evaluation<'a> {
                 log,
             } => {
                 let started = Instant::now();
-                *evaluated = eval_jobs::evaluate(request, locked.as_ref(), *workers, supervisor)?;
+                **evaluated = eval_jobs::evaluate(request, locked.as_ref(), *workers, supervisor)?;
                 let errors = evaluated.broken.len() + evaluated.refused.len();
                 let attributes = evaluated.found.len() + errors;
                 log.say(counts::evaluated(attributes, started.elapsed()));
@@ -336,7 +330,7 @@ impl<'a> Evaluation<'a> {
     fn evaluated(&self) -> Evaluated {
         match self {
             Self::Ours(walk) => walk.evaluated(),
-            Self::EvalJobs { evaluated, .. } => evaluated.clone(),
+            Self::EvalJobs { evaluated, .. } => (**evaluated).clone(),
         }
     }
 
@@ -481,7 +475,14 @@ fn unnameable(folder: &Path) -> Failure {
     .hint("record from the checkout's root, or give the folder another name")
 }
 
-/// Says what was not looked at, and what is not there.
+/// Says what was not looked at, and what the keys name that is not there; gives it, for the annotation.
+fn notes(overlooked: &Overlooked, request: &Request, targets: &[Target], log: Log) -> Vec<Note> {
+    let mut notes = overlooked.notes();
+    notes.extend(agents_without_targets(request, targets, overlooked));
+    note(&notes, log);
+    notes
+}
+
 fn note(notes: &[Note], log: Log) {
     for note in notes {
         if note.is_warning {

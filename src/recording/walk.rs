@@ -9,6 +9,10 @@ use crate::nix::AttrPath;
 
 /// What the walker is told.
 #[derive(Debug, Serialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an argument of walk.nix"
+)]
 pub(super) struct Settings<'a> {
     pub(super) marker: &'a str,
     /// Nothing: the root, and all below it.
