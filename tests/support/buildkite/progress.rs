@@ -576,8 +576,8 @@ impl Progress {
         let Placed { id, step, .. } = &self.steps[at];
         let state = self.latest(at).map(|job| job.state);
         // That of the last job that has ended: while a step is tried again, that of the try before (seen in oven-sh/bun's builds).
-        let jobs = self.jobs.iter().rev().filter(|job| job.step == at);
-        let outcome = jobs.filter_map(|job| job.state.outcome()).next();
+        let mut jobs = self.jobs.iter().rev().filter(|job| job.step == at);
+        let outcome = jobs.find_map(|job| job.state.outcome());
         let mut exported = step.properties.clone();
         let type_ = match step.kind {
             Kind::Command => "command",
