@@ -813,6 +813,43 @@ mod tests {
     }
 
     #[test]
+    fn a_step_has_the_outcome_of_its_last_job_that_ended_and_the_state_of_its_last() {
+        let mut build = build(&json!({ "soft_fail": [{ "exit_status": 3 }] }));
+        let stands = |build: &Progress| {
+            ["outcome", "state"].map(|attribute| build.export("first", attribute).unwrap())
+        };
+        let words = |outcome: &str, state: &str| [outcome.to_owned(), state.to_owned()];
+        assert_eq!(stands(&build), words("", "running"));
+        let mut job = build.jobs[0].id.clone();
+        for (exit_status, outcome) in [(1, "hard_failed"), (3, "soft_failed"), (0, "passed")] {
+            build.finish(&job, exit_status, "", "");
+            assert_eq!(stands(&build), words(outcome, "finished"));
+            job = build.retry(&job);
+            assert_eq!(stands(&build), words(outcome, "ready"));
+            build.job(&job).unwrap().state = JobState::Running;
+        }
+        build.time_out(&job);
+        build.finish(&job, -1, "SIGTERM", "cancel");
+        assert_eq!(stands(&build), words("errored", "finished"));
+        assert_eq!(build.export("nobody", "outcome"), None);
+        for (properties, outcome, state) in [
+            (json!({ "skip": "not today" }), "neutral", "ignored"),
+            (
+                json!({ "depends_on": "summary" }),
+                "",
+                "waiting_for_dependencies",
+            ),
+        ] {
+            let mut step = json!({ "key": "first", "command": "true" });
+            let more = properties.as_object().unwrap().clone();
+            step.as_object_mut().unwrap().extend(more);
+            let mut build = Progress::new(&json!({ "steps": [step] }));
+            build.settle();
+            assert_eq!(stands(&build), words(outcome, state), "{properties}");
+        }
+    }
+
+    #[test]
     fn what_depends_on_an_uploader_waits_for_what_it_uploaded() {
         let mut build = Progress::new(&json!({ "steps": [
             { "key": "first", "command": "true" },
