@@ -130,7 +130,7 @@ fn run(
             .filter_map(|(_, about)| about.until)
             .min();
         supervisor.watch(&mut running, until, |at, bytes| {
-            about[at].said.extend(bytes)
+            about[at].said.extend(bytes);
         })?;
         while let Some(at) = running.iter().position(|one| one.ended.is_some()) {
             let finished = running.swap_remove(at).finished();

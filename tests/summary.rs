@@ -258,11 +258,11 @@ in rec {
   refused = own { colour = "red"; } (file "refused");
 }"#;
 
-#[test]
-fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
-    let (Some(_), Some(_), Some(store)) = (tool("git"), program(), Store::new()) else {
-        return;
-    };
+/// The build of [`OUTCOMES`], which has run.
+fn with_every_outcome() -> Option<Build> {
+    tool("git")?;
+    program()?;
+    let store = Store::new()?;
     let folder = TempDir::new().unwrap();
     let (begun, never) = (folder.path().join("begun"), folder.path().join("never"));
     fs::create_dir(&begun).unwrap();
@@ -285,10 +285,7 @@ fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
         key("unwell"),
         key("late")
     );
-    let Some(build) = Build::new(&step) else {
-        return;
-    };
-    let build = build
+    let build = Build::new(&step)?
         .checkout(store.work())
         .envs(store.env())
         .envs([("EVAL_ONCE_BIN", EVAL_ONCE)])
@@ -308,6 +305,14 @@ fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
         }
         assert_eq!(build.run(), Outcome::Failed, "something in it is red");
     });
+    Some(build)
+}
+
+#[test]
+fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
+    let Some(build) = with_every_outcome() else {
+        return;
+    };
 
     let body = annotation(&build).body;
     let rows: BTreeMap<String, String> = rows(&body)

@@ -29,8 +29,8 @@ pub fn upload_pipeline(file: &Path) -> CommandLine {
     line
 }
 
-/// Prints the key of the step that has this key, in this build. Agents of v3 ask for an unknown one again and again for
-/// most of a minute.
+/// Prints the key of the step that has this key, in this build. Where Buildkite answers that there is none (404), the agent ends at
+/// once (measured on v3.83.1: 57 ms); where it answers with another error, it asks ten times, five seconds apart.
 #[must_use]
 pub fn step_with_key(key: &str) -> CommandLine {
     agent(&["step", "get", "key", "--step", key])

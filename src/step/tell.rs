@@ -69,7 +69,7 @@ pub(super) fn tell(job: &Job, over: &Over<'_>, supervisor: &mut Supervisor, log:
     if supervisor.check().is_err() {
         if let Ok(line) = leave(job, &target(job, over), over, true) {
             let until = Some(Instant::now() + TIME_WHEN_STOPPED);
-            // Nobody reads on whether it could be left.
+            // Whether it could be left changes nothing now, and would be one more line in a log that is over.
             let _ = supervisor.once_more(|supervisor| at_once::all(supervisor, &[line], until));
         }
         return;

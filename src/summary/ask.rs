@@ -76,7 +76,7 @@ pub(super) fn outcomes(
     Ok(outcomes)
 }
 
-/// What became of a question.
+/// The answer to a question.
 enum Answer {
     Said(String),
     /// The build has no such step.

@@ -1,7 +1,9 @@
-//! A build at a glance: what became of every target, told from what recordings have planned and steps have left.
+//! A build at a glance: how every target stands, told from what recordings have planned, what steps have left, and how Buildkite
+//! says that they ended.
 //!
-//! From top to bottom: gather, set plans and reports side by side, then tell it as an annotation and as JUnit. A report that is
-//! not there is something to tell, and no failure: whoever looks at a summary looks at what went wrong.
+//! From top to bottom: gather, set plans and reports side by side, ask Buildkite where they do not tell how a step ended, then
+//! tell it as an annotation and as JUnit. A report that is not there is something to tell, and no failure: whoever looks at a
+//! summary looks at what went wrong.
 
 mod ask;
 mod gather;

@@ -576,8 +576,8 @@ impl Progress {
         let Placed { id, step, .. } = &self.steps[at];
         let state = self.latest(at).map(|job| job.state);
         // That of the last job that has ended: while a step is tried again, that of the try before (seen in oven-sh/bun's builds).
-        let jobs = self.jobs.iter().rev().filter(|job| job.step == at);
-        let outcome = jobs.filter_map(|job| job.state.outcome()).next();
+        let mut jobs = self.jobs.iter().rev().filter(|job| job.step == at);
+        let outcome = jobs.find_map(|job| job.state.outcome());
         let mut exported = step.properties.clone();
         let type_ = match step.kind {
             Kind::Command => "command",
@@ -810,6 +810,43 @@ mod tests {
         assert_eq!(jobs(&json!(false), 3, "", ""), 1);
         let none = retry_rules(json!({}).as_object().unwrap());
         assert_eq!(none, [Value::Null; 0]);
+    }
+
+    #[test]
+    fn a_step_has_the_outcome_of_its_last_job_that_ended_and_the_state_of_its_last() {
+        let mut build = build(&json!({ "soft_fail": [{ "exit_status": 3 }] }));
+        let stands = |build: &Progress| {
+            ["outcome", "state"].map(|attribute| build.export("first", attribute).unwrap())
+        };
+        let words = |outcome: &str, state: &str| [outcome.to_owned(), state.to_owned()];
+        assert_eq!(stands(&build), words("", "running"));
+        let mut job = build.jobs[0].id.clone();
+        for (exit_status, outcome) in [(1, "hard_failed"), (3, "soft_failed"), (0, "passed")] {
+            build.finish(&job, exit_status, "", "");
+            assert_eq!(stands(&build), words(outcome, "finished"));
+            job = build.retry(&job);
+            assert_eq!(stands(&build), words(outcome, "ready"));
+            build.job(&job).unwrap().state = JobState::Running;
+        }
+        build.time_out(&job);
+        build.finish(&job, -1, "SIGTERM", "cancel");
+        assert_eq!(stands(&build), words("errored", "finished"));
+        assert_eq!(build.export("nobody", "outcome"), None);
+        for (properties, outcome, state) in [
+            (json!({ "skip": "not today" }), "neutral", "ignored"),
+            (
+                json!({ "depends_on": "summary" }),
+                "",
+                "waiting_for_dependencies",
+            ),
+        ] {
+            let mut step = json!({ "key": "first", "command": "true" });
+            let more = properties.as_object().unwrap().clone();
+            step.as_object_mut().unwrap().extend(more);
+            let mut build = Progress::new(&json!({ "steps": [step] }));
+            build.settle();
+            assert_eq!(stands(&build), words(outcome, state), "{properties}");
+        }
     }
 
     #[test]
