@@ -20,7 +20,7 @@ use crate::exit::{Class, Failure};
 use crate::host;
 use crate::log::Log;
 use crate::nix::{
-    DrvPath, Fault, Heard, StorePath, caches, class, command, derivation_text,
+    DrvPath, Fault, Heard, Phase, StorePath, caches, class, command, derivation_text,
     outputs_of_derivation,
 };
 use crate::state::{State, Turn};
@@ -381,7 +381,7 @@ impl<'a> Step<'a> {
         if finished.ending == Ending::Exited(1) && heard.faults.is_empty() {
             self.probe_links(Some(drv))?;
         }
-        let class = class::of_realise(finished.ending, &heard);
+        let class = class::of(Phase::Building, finished.ending, &heard);
         let how = format!("`{line}` {}", finished.ending);
         Err(diagnosis::of_realise(
             class,

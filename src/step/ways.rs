@@ -16,7 +16,8 @@ use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{
-    Disturbance, DrvPath, Evaluation, FlakeMetadata, Source, StorePath, caches, class, command,
+    Disturbance, DrvPath, Evaluation, FlakeMetadata, Heard, Phase, Source, StorePath, caches,
+    class, command,
 };
 use crate::state::{Roots, State};
 use crate::supervise::Finished;
@@ -373,29 +374,42 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Outputs>, Failure> {
         roots.ok()
     });
     let mut attempt = 1;
+    let mut doubted = false;
     while attempt <= ATTEMPTS {
         let turn = step.turn()?;
         step.begin(format_args!("evaluating {evaluation}"));
         let started = Instant::now();
-        let evaluated = evaluate(step, evaluation, roots.as_ref().map(Roots::link).as_deref());
+        let root = roots.as_ref().map(Roots::link);
+        let evaluated = evaluate(step, evaluation, root.as_deref(), doubted || attempt > 1);
         step.seconds.evaluate += started.elapsed();
         drop(turn);
-        if let (Err(failure), Some(Err(error))) = (&evaluated, roots.as_ref().map(Roots::probe))
-            && failure.class == Class::Evaluation
+        if let (Err(Stop::Doubtful(failure) | Stop::Failed(failure)), Some(Err(error))) =
+            (&evaluated, roots.as_ref().map(Roots::probe))
+            && matches!(failure.class, Class::Evaluation | Class::Surroundings)
         {
             step.log
                 .warn(format_args!("evaluating again, without a root: {error}"));
             roots = None;
             continue;
         }
-        if let Some(drv) = evaluated? {
-            if step.drv.replace(drv.clone()).as_ref() != Some(&drv) {
-                note_drift(step, &drv)?;
+        match evaluated {
+            Ok(drv) => {
+                if step.drv.replace(drv.clone()).as_ref() != Some(&drv) {
+                    note_drift(step, &drv)?;
+                }
+                step.check_links(Some(&drv))?;
+                if let Realised::Done(outputs) = step.realise(&drv)? {
+                    return Ok(Some(outputs));
+                }
             }
-            step.check_links(Some(&drv))?;
-            if let Realised::Done(outputs) = step.realise(&drv)? {
-                return Ok(Some(outputs));
+            Err(Stop::Disturbed) => {}
+            Err(Stop::Doubtful(failure)) if !doubted => {
+                doubted = true;
+                step.log
+                    .say(format_args!("{failure}; evaluating once more"));
+                continue;
             }
+            Err(Stop::Doubtful(failure) | Stop::Failed(failure)) => return Err(failure),
         }
         attempt += 1;
         let again = if attempt <= ATTEMPTS {
@@ -435,19 +449,34 @@ fn note_drift(step: &mut Step<'_>, drv: &DrvPath) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Evaluates one attribute. `None`: the collector disturbed it.
+/// Why an evaluation gave no `.drv`.
+enum Stop {
+    /// The collector disturbed it, or the daemon went away under it.
+    Disturbed,
+    /// It failed for what may be otherwise another time: it is done once more before that is believed.
+    Doubtful(Failure),
+    /// It failed.
+    Failed(Failure),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Evaluates one attribute. What is `doubted` has failed before for what is no fault of an expression.
 fn evaluate(
     step: &mut Step<'_>,
     evaluation: &Evaluation,
     root: Option<&Path>,
-) -> Result<Option<DrvPath>, Failure> {
+    doubted: bool,
+) -> Result<DrvPath, Stop> {
     let options = step.options()?;
     let locked = match &evaluation.source {
         Source::Flake(flake) => {
             let line = command::flake_metadata(flake, &evaluation.folder, &options);
-            let Some(printed) = run_evaluation(step, evaluation, &line)? else {
-                return Ok(None);
-            };
+            let printed = run_evaluation(step, evaluation, &line, Phase::Fetching, None)?;
             let metadata: FlakeMetadata = serde_json::from_slice(&printed.stdout)
                 .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
             Some(metadata.locked_reference())
@@ -455,15 +484,14 @@ fn evaluate(
         _ => None,
     };
     let line = command::instantiate(evaluation, locked.as_deref(), root, &options);
-    let Some(printed) = run_evaluation(step, evaluation, &line)? else {
-        return Ok(None);
-    };
+    let catch = doubted.then(|| command::catch(evaluation, locked.as_deref(), &options));
+    let printed = run_evaluation(step, evaluation, &line, Phase::Evaluating, catch.as_ref())?;
     let drvs: Vec<DrvPath> = printed
         .paths()
         .map(read_instantiated)
         .collect::<Result<_, _>>()?;
     if let [drv] = drvs.as_slice() {
-        return Ok(Some(drv.clone()));
+        return Ok(drv.clone());
     }
     let found = if drvs.is_empty() {
         let line = command::show_value(evaluation, locked.as_deref(), &options);
@@ -485,50 +513,76 @@ fn evaluate(
             first.join(", ")
         )
     };
-    Err(
-        Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
-            .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
-            .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
-            .hint("name one derivation with `attr`: a step builds one"),
-    )
+    let failure = Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
+        .meaning(
+            "The Nix expression evaluates, but not to one derivation; trying again cannot help.",
+        )
+        .hint("name one derivation with `attr`: a step builds one");
+    Err(failure.into())
 }
 
-/// Runs one program of an evaluation, and returns what it printed. `None`: the collector disturbed it.
+/// Runs one program of an evaluation, and returns what it printed. `catch` asks whether the expression throws, where what the
+/// system seems to say may be the expression's words.
 fn run_evaluation(
     step: &mut Step<'_>,
     evaluation: &Evaluation,
     line: &CommandLine,
-) -> Result<Option<Finished>, Failure> {
+    phase: Phase,
+    catch: Option<&CommandLine>,
+) -> Result<Finished, Stop> {
     let (finished, mut heard) = step.evaluate(line)?;
     if finished.ending.success() || heard.no_derivation() {
-        return Ok(Some(finished));
+        return Ok(finished);
     }
     if let Ending::Exited(_) = finished.ending {
         step.look_into(&mut heard, None)?;
     }
-    let class = class::of_evaluation(finished.ending, &heard);
-    if class == Class::Evaluation {
+    let mut class = class::of(phase, finished.ending, &heard);
+    let mut doubtful = class::is_worth_another_try(class);
+    if let (Class::Surroundings, Some(_), Some(catch)) = (class, heard.trouble(false), catch) {
+        let (caught, _) = step.ask(catch)?;
+        if caught.text().trim() == "false" {
+            (class, doubtful) = (Class::Evaluation, false);
+        }
+    }
+    if matches!(class, Class::Evaluation | Class::Surroundings) && heard.culprit().is_none() {
         match heard.disturbance() {
             // It may never have been there at all; then doing it again changes nothing, three times.
-            Some(Disturbance::Gone(path)) if !step.is_valid(&path)? => return Ok(None),
-            Some(Disturbance::Daemon) => return step.store_answers().map(|()| None),
+            Some(Disturbance::Gone(path)) if !step.is_valid(&path)? => return Err(Stop::Disturbed),
+            // Somebody else has registered it meanwhile.
+            Some(Disturbance::Gone(_)) => doubtful = true,
+            Some(Disturbance::Daemon) if class == Class::Surroundings => {
+                step.store_answers()?;
+                return Err(Stop::Disturbed);
+            }
             // An expression is not to blame where the store is dead.
             _ => step.store_answers()?,
         }
     }
+    let failure = failure_of(step, evaluation, line, class, &finished, &heard);
+    Err(if doubtful {
+        Stop::Doubtful(failure)
+    } else {
+        Stop::Failed(failure)
+    })
+}
+
+/// The failure of an evaluation that is of `class`.
+fn failure_of(
+    step: &Step<'_>,
+    evaluation: &Evaluation,
+    line: &CommandLine,
+    class: Class,
+    finished: &Finished,
+    heard: &Heard,
+) -> Failure {
     let error = heard
         .error
         .clone()
         .unwrap_or_else(|| format!("`{line}` {}", finished.ending));
     let what = evaluation.to_string();
     if heard.culprit().is_some() || class == Class::Surroundings {
-        return Err(diagnosis::of_evaluation(
-            class,
-            &what,
-            &heard,
-            step.killed_for_memory(),
-            &error,
-        ));
+        return diagnosis::of_evaluation(class, &what, heard, step.killed_for_memory(), &error);
     }
     let place = match &heard.place {
         Some(place) if !error.contains(place.as_str()) => format!(", at {place}"),
@@ -539,16 +593,15 @@ fn run_evaluation(
         format_args!("{what} does not evaluate: {error}{place}"),
     );
     if heard.no_flake_in_sub_folder() {
-        return Err(failure.hint(
+        return failure.hint(
             "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",
-        ));
-    }
-    if matches!(evaluation.source, Source::Flake(_)) && error.starts_with("attribute '") {
-        return Err(
-            failure.hint("below a flake, `attr` is the full path: packages.x86_64-linux.default")
         );
     }
-    Err(failure)
+    if matches!(evaluation.source, Source::Flake(_)) && error.starts_with("attribute '") {
+        return failure
+            .hint("below a flake, `attr` is the full path: packages.x86_64-linux.default");
+    }
+    failure
 }
 
 /// The `.drv` that `nix-instantiate` has printed: its root where there is one, and behind a `!` the output that the
