@@ -8,6 +8,7 @@ mod agent_hook;
 mod agent_step;
 mod buildkite_server;
 mod cancellation;
+mod classes;
 mod configuration;
 mod derivation;
 mod environment;

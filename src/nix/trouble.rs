@@ -135,7 +135,9 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
             Trouble::DiskFull
         });
     }
-    if message.starts_with("interrupted by the user") {
+    // 2.8 says so of a download that was going on.
+    let download = message.starts_with("download of '") && message.ends_with("' was interrupted");
+    if download || message.starts_with("interrupted by the user") {
         return Some(Trouble::Interrupted);
     }
     if ["unable to fork", "cannot fork"]
