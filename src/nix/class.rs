@@ -21,7 +21,7 @@ pub enum Phase {
 /// The signals that ask a process to end: nobody sends them to Nix because of an expression.
 const ASKED_TO_END: [i32; 3] = [1, 2, 15];
 
-/// Nix ended itself, for an assertion of its own did not hold.
+/// Nix ended itself: an assertion of its own did not hold, or nothing caught what it threw.
 const ABORTED: i32 = 6;
 
 /// The class of a Nix program that failed: of what it was to do, of how it ended, and of what it has said and begun.
@@ -42,9 +42,7 @@ pub fn of(phase: Phase, ending: Ending, heard: &Heard) -> Class {
             Class::Surroundings
         }
         // 2.8 does so where a fixed output refers to another path, each time.
-        Ending::Killed(ABORTED)
-            if phase == Phase::Building && heard.suspects().next().is_some() =>
-        {
+        Ending::Killed(ABORTED) if phase == Phase::Building && heard.assertion.is_some() => {
             Class::Build
         }
         Ending::Killed(signal) => Class::Signal(signal),

@@ -45,6 +45,8 @@ pub struct Heard {
     goes_on: bool,
     /// Something needed a build that failed.
     pub dependency_failed: bool,
+    /// What Nix has said when an assertion of its own did not hold: it aborts then.
+    pub assertion: Option<String>,
     /// What went wrong around it that Nix does not say in the message it ends with.
     beside: BTreeSet<Trouble>,
     /// The builds that are running, by the number of their activity, with the last lines of each.
@@ -347,6 +349,8 @@ impl Heard {
             self.begun.insert(drv.to_owned());
         } else if let Some(path) = quoted_after(text, "copying path '") {
             self.substituted.insert(path.to_owned());
+        } else if text.contains(": Assertion `") && text.ends_with("' failed.") {
+            self.assertion = Some(text.to_owned());
         } else if is_git_without_network(text) {
             self.beside.insert(Trouble::NotDownloaded);
         } else {

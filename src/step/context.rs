@@ -20,8 +20,8 @@ use crate::exit::{Class, Failure};
 use crate::host;
 use crate::log::Log;
 use crate::nix::{
-    DrvPath, Fault, Heard, Phase, StorePath, caches, class, command, derivation_text,
-    outputs_of_derivation,
+    Cause, DrvPath, Fault, Heard, Phase, StorePath, Trouble, caches, class, command,
+    derivation_text, outputs_of_derivation,
 };
 use crate::state::{State, Turn};
 use crate::supervise::{Finished, OnStop, Supervisor};
@@ -63,6 +63,8 @@ pub(super) struct Step<'a> {
     unreachable: BTreeSet<String>,
     /// What keeps the outputs of a step that asked for no link.
     kept: Option<TempDir>,
+    /// The fixed output at which the daemon has gone away once.
+    died_at: Option<DrvPath>,
 
     // What the report tells.
     pub(super) taken: Option<(WayName, Reason)>,
@@ -104,6 +106,7 @@ impl<'a> Step<'a> {
             caches: None,
             unreachable: BTreeSet::new(),
             kept: None,
+            died_at: None,
             taken: None,
             drv: request.drv.clone(),
             drift: false,
@@ -377,11 +380,29 @@ impl<'a> Step<'a> {
         if let Ending::Exited(_) = finished.ending {
             self.look_into(&mut heard, Some(drv))?;
         }
+        if let Some(fixed) = fixed_output_at_death(&heard)
+            && self.died_at.as_ref() == Some(&fixed)
+        {
+            let cause = Cause::Output(DIES_OF_IT.into());
+            let drv = Some(fixed);
+            heard.faults.push(Fault { drv, cause });
+            self.faults.clone_from(&heard.faults);
+        }
         // Nix ends with 1 for a link that it cannot make, and says nothing of a builder.
         if finished.ending == Ending::Exited(1) && heard.faults.is_empty() {
             self.probe_links(Some(drv))?;
         }
         let class = class::of(Phase::Building, finished.ending, &heard);
+        if class == Class::Surroundings
+            && let Some(fixed) = fixed_output_at_death(&heard)
+            && self.died_at.as_ref() != Some(&fixed)
+        {
+            self.log.say(format_args!(
+                "the daemon went away while it built {fixed}: building it once more"
+            ));
+            self.died_at = Some(fixed);
+            return self.realise(drv);
+        }
         let how = format!("`{line}` {}", finished.ending);
         Err(diagnosis::of_realise(
             class,
@@ -548,6 +569,24 @@ impl<'a> Step<'a> {
             ..Report::default()
         }
     }
+}
+
+/// What is wrong with a fixed output at which the daemon goes away each time.
+const DIES_OF_IT: &str = "the daemon goes away when it takes what it made: it may refer to other store paths, and a fixed output must not";
+
+/// The fixed output that alone was being built when the daemon went away. The worker of 2.8 aborts where one refers to another
+/// path, each time; who asked for it only sees that it is gone, as when something has killed it.
+fn fixed_output_at_death(heard: &Heard) -> Option<DrvPath> {
+    if !heard.faults.is_empty() || heard.trouble(true) != Some(Trouble::DaemonGone) {
+        return None;
+    }
+    let mut suspects = heard.suspects();
+    let only = suspects.next().filter(|_| suspects.next().is_none())?;
+    let text = derivation_text(&only).ok()?;
+    let hash = b"(\"outputHash\",\"";
+    text.windows(hash.len())
+        .any(|part| part == hash)
+        .then_some(only)
 }
 
 /// The outputs in a `.drv` file, where it can be read. (In a store that lies elsewhere than its paths say, it cannot.)

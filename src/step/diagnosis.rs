@@ -12,17 +12,18 @@ const REFUSED: &str = "Nix refuses to build it as it is; trying again cannot hel
 /// What to do where Nix refuses to build a derivation, in whatever of its words that are known.
 fn refusal_hint(error: &str) -> Option<&'static str> {
     let says = |words: &str| error.contains(words);
-    Some(
-        if says("fixed output derivation '") && says("refer to other store paths") {
-            "a fixed output must not contain other store paths: keep them out of it, or set `unsafeDiscardReferences.out = true` together with `__structuredAttrs`"
-        } else if says("has '__noChroot' set") {
-            "`sandbox = relaxed` on the host allows `__noChroot`; or take that out of the derivation"
-        } else if says("experimental Nix feature '") {
-            "turn the feature on where it is built: `experimental-features` in nix.conf of this host (with a daemon, that of the daemon)"
-        } else {
-            return None;
-        },
-    )
+    let refers = says("fixed output derivation '") && says("refer to other store paths");
+    // So 2.8 says the same.
+    let asserts = says("makeFixedOutputPath") && says("references.empty()");
+    Some(if refers || asserts {
+        "a fixed output must not contain other store paths: keep them out of it, or set `unsafeDiscardReferences.out = true` together with `__structuredAttrs`"
+    } else if says("has '__noChroot' set") {
+        "`sandbox = relaxed` on the host allows `__noChroot`; or take that out of the derivation"
+    } else if says("experimental Nix feature '") {
+        "turn the feature on where it is built: `experimental-features` in nix.conf of this host (with a daemon, that of the daemon)"
+    } else {
+        return None;
+    })
 }
 
 /// Whether a `.drv` is meant whose file is gone. (What is not registered is said in other words.)
@@ -113,7 +114,8 @@ fn of_fault(class: Class, fault: &Fault, what: &str, heard: &Heard, out_of_memor
     };
     let hint = hint(fault, for_memory).or_else(|| {
         let lines = heard.last_lines(fault.drv.as_ref()?)?;
-        let too_long = |line: &String| line.ends_with(": Argument list too long");
+        // 2.8 prints more around it than words.
+        let too_long = |line: &String| line.contains("Argument list too long");
         lines.iter().any(too_long).then_some(TOO_LONG)
     });
     match hint {
@@ -154,7 +156,8 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
 
 /// A failure of no derivation, with what can be done about it where that is known.
 fn with_hint(failure: Failure, heard: &Heard) -> Failure {
-    let error = heard.error.as_deref().unwrap_or_default();
+    let said = heard.error.as_deref().or(heard.assertion.as_deref());
+    let error = said.unwrap_or_default();
     if failure.class == Class::Build {
         return match refusal_hint(error) {
             Some(hint) => failure.meaning(REFUSED).hint(hint),
