@@ -7,7 +7,7 @@ use std::path::Path;
 use eval_once::command_line::Ending;
 use eval_once::exit::Class;
 use eval_once::nix::structured::{Event, PLAIN_AT_MOST, Reader};
-use eval_once::nix::{Heard, class};
+use eval_once::nix::{Heard, Phase, class};
 use proptest::prelude::*;
 
 const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/samples");
@@ -116,9 +116,9 @@ fn each_failure_is_the_same_on_every_nix_and_through_a_daemon() {
         let heard = Heard::of(&sample.said);
         let ending = Ending::Exited(sample.status);
         let found = if scenario.starts_with("evaluation-") {
-            class::of_evaluation(ending, &heard)
+            class::of(Phase::Evaluating, ending, &heard)
         } else {
-            class::of_realise(ending, &heard)
+            class::of(Phase::Building, ending, &heard)
         };
         let first = heard.culprit().and_then(|fault| fault.drv.as_ref());
         let first = first.map_or("", |drv| drv.as_store_path().name());

@@ -1,52 +1,123 @@
-//! What the ending of a Nix program means. The one place where that is decided.
+//! What the ending of a Nix program means. The one place where that is decided: for a step and for a recording, whatever it is
+//! that a Nix program was to do.
 
-use super::{Cause, Fault, Heard, Trouble};
+use super::{Cause, Fault, Heard};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 
-/// The class of a `nix-store --realise` that failed although its `.drv` is valid.
+/// What a Nix program was to do when it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Coming by the expression: a flake is locked.
+    Fetching,
+    /// Evaluating it. (`nix-instantiate` fetches a file from a URL by itself.)
+    Evaluating,
+    /// Building a `.drv`, or fetching what it needs.
+    Building,
+    /// Fetching or writing paths that are in the store already, here or elsewhere: outputs, the pin.
+    Copying,
+}
+
+/// The signals that ask a process to end: nobody sends them to Nix because of an expression.
+const ASKED_TO_END: [i32; 3] = [1, 2, 15];
+
+/// Nix ended itself: an assertion of its own did not hold, or nothing caught what it threw.
+const ABORTED: i32 = 6;
+
+/// The class of a Nix program that failed: of what it was to do, of how it ended, and of what it has said and begun.
 ///
-/// What Nix says of the derivations that failed decides, for that is the same with and without a daemon, which knows the one
-/// status 1. Where nothing is understood the status does: without a daemon Nix tells classes apart by it
-/// (`Worker::failingExitStatus`: 100 and, as bits on top, 1 a timeout, 2 a hash, 8 a check). And where neither speaks of a
-/// builder, it is the surroundings that failed.
+/// While something is evaluated, what the *system* says is the surroundings' failure (a limit, a signal, a daemon or a server
+/// that is gone), and so is an ending without a word; everything else is the expression's. Whoever evaluates does it once more
+/// before either is believed ([`is_worth_another_try`]).
+///
+/// While something is built, what is said of a derivation, or after one was begun, is a build that failed, and only what is known
+/// to be of the surroundings is theirs. What Nix says of the derivations decides before its status, for that is the same with
+/// and without a daemon, which knows the one status 1. Where nothing is understood the status does: without a daemon Nix
+/// tells classes apart by it (`Worker::failingExitStatus`: 100 and, as bits on top, 1 a timeout, 2 a hash, 8 a check).
 #[must_use]
-pub fn of_realise(ending: Ending, heard: &Heard) -> Class {
+pub fn of(phase: Phase, ending: Ending, heard: &Heard) -> Class {
+    let evaluates = matches!(phase, Phase::Fetching | Phase::Evaluating);
     match ending {
+        Ending::Killed(signal) if evaluates && ASKED_TO_END.contains(&signal) => {
+            Class::Surroundings
+        }
+        // 2.8 does so where a fixed output refers to another path, each time.
+        Ending::Killed(ABORTED) if phase == Phase::Building && heard.assertion.is_some() => {
+            Class::Build
+        }
         Ending::Killed(signal) => Class::Signal(signal),
+        Ending::Exited(_) if phase == Phase::Copying => Class::Surroundings,
+        Ending::Exited(_) if evaluates && heard.is_expressions_own() => Class::Evaluation,
         Ending::Exited(status) => of_faults(heard)
             .or_else(|| of_status(status))
-            .unwrap_or(Class::Surroundings),
+            .unwrap_or_else(|| {
+                if evaluates {
+                    of_message_while_evaluating(heard)
+                } else {
+                    of_message_while_building(heard)
+                }
+            }),
     }
 }
 
-/// The class of an evaluation that failed while the store could be asked.
-///
-/// A builder that the evaluation needed fails as a build does; a full disk and a network that is gone are no fault of the
-/// expression; everything else is.
+/// Whether an evaluation that ended so is done once more before it is believed. It costs an evaluation; and a step or a whole
+/// recording that is tried again by Buildkite costs more.
 #[must_use]
-pub fn of_evaluation(ending: Ending, heard: &Heard) -> Class {
-    match ending {
-        Ending::Killed(signal) => Class::Signal(signal),
-        Ending::Exited(status) => of_faults(heard).or_else(|| of_status(status)).unwrap_or(
-            if heard
-                .troubles
-                .iter()
-                .copied()
-                .any(is_no_fault_of_expressions)
-            {
-                Class::Surroundings
-            } else {
-                Class::Evaluation
-            },
-        ),
+pub fn is_worth_another_try(class: Class) -> bool {
+    class == Class::Surroundings
+}
+
+fn of_message_while_evaluating(heard: &Heard) -> Class {
+    // Whoever does not like an expression says so.
+    if heard.error.is_none() || heard.trouble(false).is_some() {
+        Class::Surroundings
+    } else {
+        Class::Evaluation
     }
 }
 
-/// Whether an evaluation that failed for this may succeed another time. (A daemon that went away is asked for by whoever
-/// evaluates: it may have been the collector.)
-fn is_no_fault_of_expressions(trouble: Trouble) -> bool {
-    matches!(trouble, Trouble::DiskFull | Trouble::NotDownloaded)
+fn of_message_while_building(heard: &Heard) -> Class {
+    let Some(error) = &heard.error else {
+        return Class::Surroundings;
+    };
+    let is_theirs = heard.trouble(true).is_some()
+        // The store has lost it, or a cache that may have it did not answer.
+        || heard.disturbance().is_some()
+        || !heard.unreachable.is_empty() && is_about_what_is_missing(error);
+    if !is_theirs && is_about_a_derivation(heard, error) {
+        Class::Build
+    } else {
+        Class::Surroundings
+    }
+}
+
+/// Whether Nix has ended because it could not come by something.
+#[must_use]
+pub fn is_about_what_is_missing(error: &str) -> bool {
+    ["some substitutes for ", "build of '", "path '"]
+        .iter()
+        .any(|start| error.starts_with(start))
+}
+
+/// What Nix says when it refuses to build a derivation, for good, and does not name it.
+const REFUSALS: [&str; 9] = [
+    "'exportReferencesGraph'",
+    "__json attribute",
+    "derivation contains an illegal reference specifier",
+    "experimental Nix feature '",
+    "fixed output derivation '",
+    "has no store path mapped to it",
+    "is not allowed to refer to ",
+    "not a valid derivation path",
+    "Expected JSON ",
+];
+
+fn is_about_a_derivation(heard: &Heard, error: &str) -> bool {
+    let names_one = |said: &str| said.contains(".drv'") || said.contains(".drv\"");
+    !heard.begun.is_empty()
+        || names_one(error)
+        || heard.frames().iter().any(|frame| names_one(frame))
+        || REFUSALS.iter().any(|words| error.contains(words))
 }
 
 /// The class of what failed by itself. A full disk counts only where it is all there is: beside another failure, trying again
@@ -54,9 +125,7 @@ fn is_no_fault_of_expressions(trouble: Trouble) -> bool {
 fn of_faults(heard: &Heard) -> Option<Class> {
     let mut found: Option<Class> = None;
     let is_platform = |fault: &Fault| matches!(fault.cause, Cause::Platform(_));
-    if heard.troubles.contains(&Trouble::BuilderGone)
-        && !heard.faults.is_empty()
-        && heard.faults.iter().all(is_platform)
+    if heard.misses_a_builder() && !heard.faults.is_empty() && heard.faults.iter().all(is_platform)
     {
         return Some(Class::Surroundings);
     }
@@ -160,14 +229,22 @@ mod tests {
             (&["unexpected end-of-file"], Class::Surroundings),
         ] {
             let heard = heard(messages);
-            assert_eq!(of_realise(Ending::Exited(1), &heard), class, "{messages:?}");
+            assert_eq!(
+                of(Phase::Building, Ending::Exited(1), &heard),
+                class,
+                "{messages:?}"
+            );
         }
         assert_eq!(
-            of_realise(Ending::Exited(102), &heard(&[failed, hash])),
+            of(
+                Phase::Building,
+                Ending::Exited(102),
+                &heard(&[failed, hash])
+            ),
             Class::Mixed
         );
         assert_eq!(
-            of_realise(Ending::Killed(9), &heard(&[failed])),
+            of(Phase::Building, Ending::Killed(9), &heard(&[failed])),
             Class::Signal(9)
         );
     }
@@ -183,7 +260,10 @@ mod tests {
             (104, Class::Nondeterministic),
             (109, Class::Mixed),
         ] {
-            assert_eq!(of_realise(Ending::Exited(status), &heard(&["x"])), class);
+            assert_eq!(
+                of(Phase::Building, Ending::Exited(status), &heard(&["x"])),
+                class
+            );
         }
     }
 
@@ -191,12 +271,12 @@ mod tests {
     fn a_full_disk_counts_where_nothing_else_failed() {
         let note = "builder for 'DRV' failed with exit code 1\nnote: build failure may have been caused by lack of free disk space";
         assert_eq!(
-            of_realise(Ending::Exited(1), &heard(&[note])),
+            of(Phase::Building, Ending::Exited(1), &heard(&[note])),
             Class::Surroundings
         );
         let other = "builder for '/nix/store/00000000000000000000000000000000-y.drv' failed with exit code 1";
         assert_eq!(
-            of_realise(Ending::Exited(1), &heard(&[note, other])),
+            of(Phase::Building, Ending::Exited(1), &heard(&[note, other])),
             Class::Build
         );
     }
@@ -204,17 +284,32 @@ mod tests {
     #[test]
     fn an_expression_that_fails_is_no_failed_build_unless_a_builder_failed() {
         let plain = heard(&["attribute 'x' missing"]);
-        assert_eq!(of_evaluation(Ending::Exited(1), &plain), Class::Evaluation);
-        assert_eq!(of_evaluation(Ending::Exited(100), &plain), Class::Build);
-        assert_eq!(of_evaluation(Ending::Killed(11), &plain), Class::Signal(11));
+        assert_eq!(
+            of(Phase::Evaluating, Ending::Exited(1), &plain),
+            Class::Evaluation
+        );
+        assert_eq!(
+            of(Phase::Evaluating, Ending::Exited(100), &plain),
+            Class::Build
+        );
+        assert_eq!(
+            of(Phase::Evaluating, Ending::Killed(11), &plain),
+            Class::Signal(11)
+        );
         let builder = heard(&["builder for 'DRV' failed with exit code 1"]);
-        assert_eq!(of_evaluation(Ending::Exited(1), &builder), Class::Build);
+        assert_eq!(
+            of(Phase::Evaluating, Ending::Exited(1), &builder),
+            Class::Build
+        );
         let network = heard(&["unable to download 'https://x/y': Couldn't resolve host name (6)"]);
         assert_eq!(
-            of_evaluation(Ending::Exited(1), &network),
+            of(Phase::Evaluating, Ending::Exited(1), &network),
             Class::Surroundings
         );
         let gone = heard(&["unable to download 'https://x/y': HTTP error 404 ('')"]);
-        assert_eq!(of_evaluation(Ending::Exited(1), &gone), Class::Evaluation);
+        assert_eq!(
+            of(Phase::Evaluating, Ending::Exited(1), &gone),
+            Class::Evaluation
+        );
     }
 }

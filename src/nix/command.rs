@@ -208,17 +208,32 @@ pub fn show_value(
     command
 }
 
+/// Prints `false` where `evaluation` throws: then what it ended with are the expression's own words, whatever they sound like.
+/// Nix before 2.2x does not say that of a message.
+#[must_use]
+pub fn catch(
+    evaluation: &Evaluation,
+    locked: Option<&LockedFlake>,
+    options: &Options,
+) -> CommandLine {
+    let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
+    command.arguments.extend(evaluation.catching(locked));
+    command.folder = Some(evaluation.folder.clone());
+    command
+}
+
 /// Walks the targets below `evaluation`, and says on standard error what it finds (walk.nix). Writes their `.drv`s, which
 /// `--eval` alone would not.
 ///
 /// `settings` is what walk.nix takes, as JSON; `heap` the size of the heap that the evaluator begins with, in bytes: growing
-/// to it step by step costs as much again as the evaluation.
+/// to it step by step costs as much again as the evaluation. None: what Nix begins with by itself, which is less where it
+/// cannot have that much; a size that it is told it must have.
 #[must_use]
 pub fn walk(
     evaluation: &Evaluation,
     settings: &str,
     locked: Option<&LockedFlake>,
-    heap: u64,
+    heap: Option<u64>,
     options: &Options,
 ) -> CommandLine {
     let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
@@ -226,9 +241,10 @@ pub fn walk(
         .arguments
         .extend(evaluation.walking(settings, locked));
     command.folder = Some(evaluation.folder.clone());
-    command
-        .variables
-        .push(("GC_INITIAL_HEAP_SIZE", heap.to_string()));
+    if let Some(heap) = heap {
+        let heap = heap.to_string();
+        command.variables.push(("GC_INITIAL_HEAP_SIZE", heap));
+    }
     command
 }
 

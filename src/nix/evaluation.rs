@@ -292,6 +292,17 @@ impl Evaluation {
         arguments
     }
 
+    /// The arguments with which `nix-instantiate --eval` says whether this evaluates as far as it does not throw: `tryEval`
+    /// catches the expression's own words, and nothing that the system says.
+    pub(super) fn catching(&self, locked: Option<&LockedFlake>) -> Vec<OsString> {
+        let caught = format!(
+            "nix: root: names: (builtins.tryEval (let value = ({SELECT}) nix.call root names; in builtins.seq (value.drvPath or value) null)).success"
+        );
+        let mut arguments: Vec<OsString> = vec!["-E".into(), self.applied(&caught, locked).into()];
+        arguments.extend(self.surroundings());
+        arguments
+    }
+
     /// The arguments with which `nix-instantiate --eval` walks the targets below this: walk.nix, with these `settings` as
     /// JSON.
     pub(super) fn walking(&self, settings: &str, locked: Option<&LockedFlake>) -> Vec<OsString> {

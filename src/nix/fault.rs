@@ -1,4 +1,4 @@
-//! What Nix's errors say of what failed: which derivation did by itself, and why; or what went wrong around it.
+//! What Nix's errors say of what failed: which derivation did by itself, and why.
 //!
 //! The sentences are not documented, and were read off 2.8, 2.26 and 2.34. Whether one is Nix's own, or a builder's that
 //! imitates it, is not known here.
@@ -37,19 +37,6 @@ pub enum Cause {
     DiskFull,
     /// Something else, which Nix has said about it.
     Other(String),
-}
-
-/// What may go wrong around a build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Trouble {
-    /// The disk was full for Nix itself.
-    DiskFull,
-    /// The daemon went away, or was not there.
-    DaemonGone,
-    /// Something could not be downloaded, and not because a server said so.
-    NotDownloaded,
-    /// A machine that is to build for this one could not be reached.
-    BuilderGone,
 }
 
 /// Whether an error says that Nix does not take what a builder made, and of which derivation not: 2.34 names a path of the moment.
@@ -158,47 +145,4 @@ pub(super) fn is_time_alone(error: &str) -> bool {
         .strip_prefix("timed out after ")
         .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
     matches!(rest, Some(" seconds" | " seconds of silence"))
-}
-
-/// What an error says that is no derivation's fault.
-pub(super) fn trouble(error: &str) -> Option<Trouble> {
-    const FULL: [&str; 4] = [
-        "No space left on device",
-        "Disk quota exceeded",
-        "database or disk is full",
-        "disk I/O error",
-    ];
-    if FULL.iter().any(|full| error.contains(full)) {
-        Some(Trouble::DiskFull)
-    } else if is_about_the_daemon(error) {
-        Some(Trouble::DaemonGone)
-    } else if error.starts_with("some substitutes for ")
-        || error.contains("unable to download '") && !error.contains("HTTP error 4")
-    {
-        // Later versions put it into what they say of an archive.
-        Some(Trouble::NotDownloaded)
-    } else {
-        None
-    }
-}
-
-/// Whether git, which Nix runs to fetch sources, says that it does not reach a server. Nix then only says that git has failed.
-pub(super) fn is_git_without_network(text: &str) -> bool {
-    text.starts_with("fatal: unable to access '") && !text.contains("returned error: 4")
-        || text.starts_with("ssh: Could not resolve hostname ")
-        || text.starts_with("ssh: connect to host ")
-}
-
-/// Whether an error says that the daemon is not there, or not any more.
-fn is_about_the_daemon(error: &str) -> bool {
-    [
-        "unexpected end-of-file",
-        "Nix daemon disconnected unexpectedly",
-        "cannot connect to socket",
-        "cannot open connection to remote store",
-    ]
-    .iter()
-    .any(|start| error.starts_with(start))
-        || error.ends_with(": Broken pipe")
-        || error.ends_with(": Connection reset by peer")
 }

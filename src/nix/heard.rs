@@ -3,11 +3,10 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::mem::discriminant;
 
-use super::fault::{
-    Cause, Fault, NO_MACHINE, Trouble, cause_of_builder, drv_of, fault, is_git_without_network,
-    is_time_alone, trouble,
-};
+use super::fault::{Cause, Fault, NO_MACHINE, cause_of_builder, drv_of, fault, is_time_alone};
+use super::message::{self, Message};
 use super::structured::{Counts, Ended, Event, Reader};
+use super::trouble::{Trouble, is_git_without_network, may_be_of_git, trouble};
 use super::{DrvPath, StorePath};
 use crate::text::without_escapes;
 
@@ -17,6 +16,9 @@ const LINE_AT_MOST: usize = 1_000;
 
 /// How much of an unstructured line is looked at, in bytes: no message that is listened for is longer.
 const PLAIN_AT_MOST: usize = 4 << 10;
+
+/// How much of a message is kept that comes line by line, in bytes.
+const MESSAGE_AT_MOST: usize = 64 << 10;
 
 /// What a Nix program has said that is worth remembering.
 ///
@@ -32,14 +34,21 @@ pub struct Heard {
     pub substituted: BTreeSet<String>,
     /// Files of caches that could not be reached (not: that answered with an error), as URLs.
     pub unreachable: BTreeSet<String>,
-    /// The last line that was an error.
+    /// The message that it ended with, whole.
     pub error: Option<String>,
     /// Where in an expression that is: `FILE:LINE:COLUMN`.
     pub place: Option<String>,
+    /// All of that message.
+    message: Option<Message>,
+    /// The lines of a message that comes line by line; whether more of it may come.
+    lines: String,
+    goes_on: bool,
     /// Something needed a build that failed.
     pub dependency_failed: bool,
-    /// What else went wrong, which no derivation can help.
-    pub troubles: BTreeSet<Trouble>,
+    /// What Nix has said when an assertion of its own did not hold: it aborts then.
+    pub assertion: Option<String>,
+    /// What went wrong around it that Nix does not say in the message it ends with.
+    beside: BTreeSet<Trouble>,
     /// The builds that are running, by the number of their activity, with the last lines of each.
     running: HashMap<u64, Build>,
     /// The builds that were over last, with the last lines of each: which of them failed is often said at the very end only.
@@ -87,7 +96,21 @@ impl Heard {
         let mut reader = Reader::default();
         reader.read(said, |event| heard.hear(&event));
         reader.finish(|event| heard.hear(&event));
+        heard.settle();
         heard
+    }
+
+    /// There comes no more: a message that came line by line is whole.
+    pub fn settle(&mut self) {
+        if !self.lines.is_empty() {
+            self.end_with(Message::last(&self.lines));
+        }
+    }
+
+    fn end_with(&mut self, message: Option<Message>) {
+        self.error = message.as_ref().map(|message| message.text.clone());
+        self.place = message.as_ref().and_then(|message| message.place.clone());
+        self.message = message;
     }
 
     /// Takes note of what was said.
@@ -97,17 +120,24 @@ impl Heard {
                 self.about = None;
                 self.believed = !passed_on;
                 self.since = self.faults.len();
-                for line in without_escapes(text).lines() {
-                    self.hear_line(line, true);
+                let text = without_escapes(text);
+                match Message::last(&text) {
+                    Some(message) if message::is_begin(text.lines().next().unwrap_or_default()) => {
+                        self.hear_message(message);
+                    }
+                    _ => {
+                        for line in text.lines() {
+                            self.hear_line(line, true);
+                        }
+                    }
                 }
                 self.about = None;
             }
             Event::Plain(bytes) => {
                 let begin = &bytes[..bytes.len().min(PLAIN_AT_MOST)];
-                self.hear_line(
-                    without_escapes(&String::from_utf8_lossy(begin)).trim_end(),
-                    false,
-                );
+                let line = without_escapes(&String::from_utf8_lossy(begin));
+                self.gather(line.trim_end());
+                self.hear_line(line.trim_end(), false);
             }
             Event::BuildBegins { id, drv, .. } => {
                 self.begun.insert(drv.to_string());
@@ -152,6 +182,34 @@ impl Heard {
         }
     }
 
+    /// A whole message of Nix's, or one that may be its own. What the expression says is no word about a build.
+    fn hear_message(&mut self, message: Message) {
+        self.lines.clear();
+        self.goes_on = false;
+        if !message.is_expressions_own() {
+            let mut lines = message.text.lines();
+            self.hear_error(lines.next().unwrap_or_default(), true);
+            for line in lines {
+                self.hear_more(&format!("       {line}"), true);
+            }
+        }
+        self.end_with(Some(message));
+    }
+
+    /// Gathers a message that comes line by line.
+    fn gather(&mut self, line: &str) {
+        if message::is_begin(line) {
+            self.lines.clear();
+            self.goes_on = true;
+        } else {
+            self.goes_on &= message::continues(line);
+        }
+        if self.goes_on && self.lines.len() + line.len() < MESSAGE_AT_MOST {
+            self.lines.push_str(line);
+            self.lines.push('\n');
+        }
+    }
+
     /// One line of what Nix says, which is one of its messages or may be one.
     fn hear_line(&mut self, line: &str, message: bool) {
         let text = line.trim_start();
@@ -162,9 +220,19 @@ impl Heard {
         if let Some(error) = text.strip_prefix("error: ") {
             self.about = None;
             self.error = Some(error.to_owned());
-            self.place = None;
             self.hear_error(error, message);
-        } else if text.starts_with(DISK_NOTE) {
+        } else {
+            self.hear_more(line, message);
+        }
+    }
+
+    /// A line that begins no message.
+    fn hear_more(&mut self, line: &str, message: bool) {
+        let text = line.trim_start();
+        if text.starts_with('>') && line.len() > text.len() {
+            return;
+        }
+        if text.starts_with(DISK_NOTE) {
             // Said of the build that the same message is about; in Nix's text, of the last.
             let since = if message { self.since } else { 0 };
             if let Some(fault) = self.faults[since..].last_mut() {
@@ -182,11 +250,6 @@ impl Heard {
             self.amend_platform("needs ", what);
         } else if let Some(what) = after_any(text, ["Current system: ", "Available features: "]) {
             self.amend_platform(", and here is ", what);
-        } else if let Some(place) = text.strip_prefix("at ").filter(|_| line.starts_with(' ')) {
-            // Not where that is in an expression of ours, or Nix's own.
-            if self.error.is_some() && self.place.is_none() && !place.starts_with('«') {
-                self.place = Some(place.trim_end_matches(':').to_owned());
-            }
         } else if text.starts_with("Unable to start any build;") {
             // 2.26 has it in a line of its own.
             self.nobody_builds(message);
@@ -204,7 +267,9 @@ impl Heard {
             let drv = self.ended_last();
             let cause = Cause::Output("what it made refers to what it must not".into());
             self.add(Fault { drv, cause }, message);
-        } else if error.starts_with("unable to start any build") {
+        } else if error.starts_with("unable to start any build")
+            || error.starts_with("Unable to start any build;")
+        {
             self.nobody_builds(message);
         } else if is_time_alone(error) {
             // In Nix's own text a builder may say this of its own tests: there it counts where it explains what else nothing does.
@@ -220,8 +285,6 @@ impl Heard {
             && self.may_be_nixs(message)
         {
             self.dependency_failed = true;
-        } else if let Some(trouble) = trouble(error).filter(|_| !message || self.believed) {
-            self.troubles.insert(trouble);
         }
     }
 
@@ -286,8 +349,10 @@ impl Heard {
             self.begun.insert(drv.to_owned());
         } else if let Some(path) = quoted_after(text, "copying path '") {
             self.substituted.insert(path.to_owned());
+        } else if text.contains(": Assertion `") && text.ends_with("' failed.") {
+            self.assertion = Some(text.to_owned());
         } else if is_git_without_network(text) {
-            self.troubles.insert(Trouble::NotDownloaded);
+            self.beside.insert(Trouble::NotDownloaded);
         } else {
             self.hear_warning(text);
         }
@@ -295,7 +360,7 @@ impl Heard {
 
     fn hear_warning(&mut self, text: &str) {
         if text.starts_with("cannot build on '") {
-            self.troubles.insert(Trouble::BuilderGone);
+            self.beside.insert(Trouble::BuilderGone);
         }
         if let Some(url) = quoted_after(text, "warning: unable to download '") {
             // While something is built, a builder may say it too; and the caches have been asked before.
@@ -346,7 +411,48 @@ impl Heard {
     /// Whether Nix ended with something that is not understood so far.
     #[must_use]
     pub fn is_unexplained(&self) -> bool {
-        self.faults.is_empty() && self.troubles.is_empty() && !self.dependency_failed
+        self.faults.is_empty() && self.trouble(false).is_none() && !self.dependency_failed
+    }
+
+    /// Whether the message that Nix ended with is the expression's own text, as far as Nix says so.
+    #[must_use]
+    pub fn is_expressions_own(&self) -> bool {
+        self.message
+            .as_ref()
+            .is_some_and(Message::is_expressions_own)
+    }
+
+    /// What went wrong that no expression and no derivation can help, while something was being built or evaluated.
+    #[must_use]
+    pub fn trouble(&self, building: bool) -> Option<Trouble> {
+        if self.is_expressions_own() {
+            return None;
+        }
+        let whole = self.message.as_ref().map(Message::whole);
+        let said = whole.as_deref().and_then(|whole| trouble(whole, building));
+        let beside = || {
+            // What git could not fetch may not have been needed: then Nix ends with something else.
+            let of_git = whole.as_deref().is_none_or(may_be_of_git);
+            let mut beside = self.beside.iter().copied();
+            beside.find(|trouble| *trouble != Trouble::NotDownloaded || of_git)
+        };
+        said.or_else(beside)
+    }
+
+    /// The frames in which Nix says how it came to the message that it ended with.
+    pub(super) fn frames(&self) -> &[String] {
+        self.message.as_ref().map_or(&[], |message| &message.frames)
+    }
+
+    /// Whether a machine that is to build for this one could not be reached.
+    pub(super) fn misses_a_builder(&self) -> bool {
+        self.beside.contains(&Trouble::BuilderGone)
+    }
+
+    /// All of the message that Nix ended with, with the place and the lines around it.
+    #[must_use]
+    pub fn whole_message(&self) -> Option<String> {
+        self.message.as_ref().map(Message::whole)
     }
 
     /// The builds that may be meant by an error that is not understood: those that were begun and have not ended well.
@@ -386,9 +492,10 @@ impl Heard {
     #[must_use]
     pub fn disturbance(&self) -> Option<Disturbance> {
         let error = self.error.as_deref()?;
-        if error.starts_with("unexpected end-of-file")
-            || error.starts_with("Nix daemon disconnected unexpectedly")
-        {
+        if self.is_expressions_own() {
+            return None;
+        }
+        if self.trouble(false) == Some(Trouble::DaemonGone) {
             return Some(Disturbance::Daemon);
         }
         let (_, rest) = error.split_once(['\'', '"'])?;

@@ -12,18 +12,23 @@ mod evaluation;
 mod fault;
 mod flake;
 pub mod heard;
+pub mod message;
 pub mod settings;
 mod store_path;
 pub mod structured;
+mod trouble;
 pub mod version;
 
 pub use attr_path::{AttrPath, BadAttrPath, string_literal};
+pub use class::Phase;
 pub use derivation::{
     BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk,
     is_fixed_output, outputs_of_derivation,
 };
 pub use evaluation::{Argument, Evaluation, Source, is_url};
-pub use fault::{Cause, Fault, Trouble, is_rejection};
+pub use fault::{Cause, Fault, is_rejection};
 pub use flake::{FlakeMetadata, LockedFlake, flake_settings};
 pub use heard::{Disturbance, Heard};
+pub use message::Message;
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};
+pub use trouble::Trouble;

@@ -1,5 +1,6 @@
 //! Questions to Nix around an evaluation, and what Nix says when a program of its ends.
 
+use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::path::Path;
 
@@ -10,9 +11,10 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::flake_settings;
 use crate::host;
 use crate::log::Log;
-use crate::nix::{FlakeMetadata, Heard, LockedFlake, Source, class, command};
+pub(super) use crate::nix::message::in_one_line;
+use crate::nix::{FlakeMetadata, Heard, LockedFlake, Phase, Source, Trouble, class, command};
 use crate::supervise::{Finished, OnStop, Supervisor};
-use crate::text::{shortened, without_escapes};
+use crate::text::shortened;
 
 /// What is kept of what Nix says at its death, in characters.
 const MESSAGE_AT_MOST: usize = 2 << 10;
@@ -20,46 +22,33 @@ const MESSAGE_AT_MOST: usize = 2 << 10;
 /// What Nix has said at its death.
 pub(super) fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
     let heard = Heard::of(words);
-    let text = without_escapes(&String::from_utf8_lossy(words));
-    // Newer versions tell first how they came there.
-    let start = text
-        .rfind("error: ")
-        .map_or(text.len(), |start| start + "error: ".len());
-    let lines = text[start..]
-        .lines()
-        .map(str::trim_end)
-        .filter(|line| !line.contains("--show-trace"));
-    let mut message = lines.collect::<Vec<_>>().join("\n").trim().to_owned();
-    if message.is_empty() {
-        message = match ending {
+    let message = message_of(&heard, ending);
+    (heard, message)
+}
+
+/// The message with which Nix has ended, whole, and where it says that it is. Where it has said nothing, how it ended.
+pub(super) fn message_of(heard: &Heard, ending: Ending) -> String {
+    let message = heard.whole_message().unwrap_or_default();
+    let message = if message.is_empty() {
+        match ending {
             Ending::Killed(11) => "Nix was killed by SIGSEGV: a recursion without end?".into(),
             ending => format!("Nix {ending}"),
-        };
-    }
-    (heard, shortened(&message, MESSAGE_AT_MOST))
+        }
+    } else {
+        message
+    };
+    shortened(&message, MESSAGE_AT_MOST)
 }
 
-/// Whether Nix ended because the expression asked for that, with words that are the expression's.
-pub(super) fn is_abort(words: &[u8]) -> bool {
-    without_escapes(&String::from_utf8_lossy(words))
-        .contains("evaluation aborted with the following error message")
-}
-
-/// What Nix says, as one sentence, and where it says that it is.
-pub(super) fn in_one_line(message: &str) -> String {
-    let mut lines = message
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty());
-    let first = lines.next().unwrap_or_default();
-    let place = lines
-        .filter_map(|line| line.strip_prefix("at "))
-        // Not where that is in an expression of ours.
-        .find(|place| !place.starts_with('«'))
-        .map(|place| place.trim_end_matches(':'));
-    match place {
-        Some(place) if !first.contains(place) => format!("{first}, at {place}"),
-        _ => first.to_owned(),
+/// The failure of what is no fault of the expression's: `what` was not evaluated, or whatever else was to be done.
+pub(super) fn surroundings(what: impl Display, heard: &Heard, message: &str) -> Failure {
+    let failure = Failure::new(
+        Class::Surroundings,
+        format_args!("{what}: {}", in_one_line(message)),
+    );
+    match heard.trouble(false).and_then(Trouble::hint) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
     }
 }
 
@@ -110,25 +99,33 @@ pub(super) fn lock(
         return Ok((None, Vec::new()));
     };
     let line = command::flake_metadata(flake, &request.root.folder, &request.options);
-    let mut said = Vec::new();
-    let finished = supervisor
-        .run(&line, OnStop::TermThenKill, &mut said)
-        .map_err(class::not_started)?;
-    if !finished.ending.success() {
+    let mut doubted = false;
+    let (finished, said) = loop {
+        let mut said = Vec::new();
+        let finished = supervisor
+            .run(&line, OnStop::TermThenKill, &mut said)
+            .map_err(class::not_started)?;
+        if finished.ending.success() {
+            break (finished, said);
+        }
         store_answers(&request.options, supervisor)?;
-        let (_, message) = last_words(&said, finished.ending);
+        let (heard, message) = last_words(&said, finished.ending);
+        let class = class::of(Phase::Fetching, finished.ending, &heard);
+        let what = format!("the flake {flake} cannot be locked");
         if let Some(failure) = host::no_temporary_folder(temporary, &message) {
             return Err(failure);
         }
-        let failure = Failure::new(
-            Class::Evaluation,
-            format_args!("the flake {flake} cannot be locked: {message}"),
-        );
-        return Err(match request.root.hint_at(&message) {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        });
-    }
+        if !class::is_worth_another_try(class) {
+            let failure = Failure::new(class, format_args!("{what}: {message}"));
+            return Err(match request.root.hint_at(&message) {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            });
+        }
+        if std::mem::replace(&mut doubted, true) {
+            return Err(surroundings(what, &heard, &message));
+        }
+    };
     let _ = io::stderr().write_all(&said);
     let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
         .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;

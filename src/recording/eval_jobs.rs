@@ -7,14 +7,14 @@ use std::io::{self, Write as _};
 
 use serde::Deserialize;
 
-use super::asking::{memory_for_evaluation, store_answers};
+use super::asking::{memory_for_evaluation, store_answers, surroundings};
 use super::memory::MIB;
 use super::overlooked::without_effect;
 use super::walk::{DescribedMeta, excluding};
 use super::{Broken, Evaluated, Found, Recurse, Request};
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
-use crate::nix::{AttrPath, DrvPath, LockedFlake, Source, class, command};
+use crate::nix::{AttrPath, DrvPath, Heard, LockedFlake, Phase, Source, class, command};
 use crate::supervise::{OnStop, Supervisor};
 use crate::text::without_escapes;
 
@@ -55,24 +55,37 @@ pub(super) fn evaluate(
         request.recurse == Recurse::All,
         &request.options,
     );
-    let mut said = Vec::new();
-    let finished = supervisor
-        .run(&line, OnStop::TermThenKill, &mut said)
-        .map_err(|failure| match failure.class {
-            Class::MissingProgram => failure
-                .hint("install nix-eval-jobs, or leave `evaluator` away: then stock Nix evaluates"),
-            _ => class::not_started(failure),
-        })?;
-    let _ = io::stderr().write_all(&said);
-    if !finished.ending.success() {
-        store_answers(&request.options, supervisor)?;
-        return Err(Failure::new(
-            Class::Evaluation,
-            format_args!("`{}` {}", line.program, finished.ending),
-        )
-        .hint("what it says about it stands above"));
+    let mut doubted = false;
+    loop {
+        let mut said = Vec::new();
+        let finished = supervisor
+            .run(&line, OnStop::TermThenKill, &mut said)
+            .map_err(|failure| match failure.class {
+                Class::MissingProgram => failure.hint(
+                    "install nix-eval-jobs, or leave `evaluator` away: then stock Nix evaluates",
+                ),
+                _ => class::not_started(failure),
+            })?;
+        let _ = io::stderr().write_all(&said);
+        let failure = if finished.ending.success() {
+            match read(&finished.stdout, request) {
+                Err(failure) => failure,
+                read => return read,
+            }
+        } else {
+            store_answers(&request.options, supervisor)?;
+            let class = class::of(Phase::Evaluating, finished.ending, &Heard::of(&said));
+            Failure::new(
+                class,
+                format_args!("`{}` {}", line.program, finished.ending),
+            )
+            .hint("what it says about it stands above")
+        };
+        let again = class::is_worth_another_try(failure.class);
+        if !again || std::mem::replace(&mut doubted, true) {
+            return Err(failure);
+        }
     }
-    read(&finished.stdout, request)
 }
 
 fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
@@ -101,14 +114,18 @@ fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
             continue;
         }
         let Some(drv) = line.drv_path else {
-            let message = without_escapes(&line.error.unwrap_or_default());
-            let message = match message.rsplit_once("error:") {
-                Some((_, message)) => message.trim(),
-                None => message.trim(),
-            };
+            let printed = line.error.unwrap_or_default();
+            let heard = Heard::of(printed.as_bytes());
+            let message = heard
+                .whole_message()
+                .unwrap_or_else(|| without_escapes(&printed).trim().to_owned());
+            if heard.trouble(false).is_some() {
+                let what = format!("{attr} was not evaluated");
+                return Err(surroundings(what, &heard, &message));
+            }
             evaluated.broken.push(Broken {
                 attr,
-                message: (!message.is_empty()).then(|| message.to_owned()),
+                message: (!message.is_empty()).then_some(message),
             });
             continue;
         };

@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use super::asking::{
-    in_one_line, is_abort, last_words, memory_for_evaluation, store_answers, systems,
+    in_one_line, memory_for_evaluation, message_of, store_answers, surroundings, systems,
 };
 use super::memory::{self, MIB};
 use super::overlooked::{self, Overlooked};
@@ -23,7 +23,9 @@ use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::host;
 use crate::log::Log;
-use crate::nix::{AttrPath, Disturbance, DrvPath, LockedFlake, Source, class, command};
+use crate::nix::{
+    AttrPath, Disturbance, DrvPath, LockedFlake, Phase, Source, class, command, message,
+};
 use crate::supervise::{OnStop, Running, Supervisor};
 use crate::text::without_escapes;
 
@@ -117,8 +119,8 @@ pub struct Walk<'a> {
     overlooked: Overlooked,
     /// How often the collector has disturbed an attribute.
     disturbed: BTreeMap<Path, u32>,
-    /// Attributes that were evaluated again for a path that Nix had named as missing and that was valid when we looked.
-    doubted: BTreeSet<(Path, String)>,
+    /// Where something has failed that was no fault of the expression's, once; whether it throws.
+    doubted: BTreeSet<(Path, bool)>,
     pending: Vec<Task>,
     /// Bytes for all processes together.
     budget: u64,
@@ -523,7 +525,7 @@ impl<'a> Walk<'a> {
             look,
         };
         // Beginning with much makes evaluation 1.5 to 1.9 times faster: the collector of the evaluator comes seldom.
-        let heap = (self.part(task) / 2).min(1000 * MIB);
+        let heap = memory::heap((self.part(task) / 2).min(1000 * MIB));
         command::walk(
             &self.request.root,
             &settings.json(),
@@ -619,7 +621,8 @@ impl<'a> Walk<'a> {
 
     /// A line that is Nix's own or the expression's: the log's, unless it may be Nix's last word.
     fn other(&mut self, worker: &mut Worker, line: &[u8]) {
-        let error = || without_escapes(&String::from_utf8_lossy(line)).starts_with("error:");
+        let error = || message::is_begin(&without_escapes(&String::from_utf8_lossy(line)));
+        worker.listen(line);
         if worker.last_words.is_empty() && !error() {
             self.progress.pass_on(line);
         } else if worker.last_words.len() < MESSAGE_AT_MOST * 8 {
@@ -640,6 +643,7 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         // They were not its last, then.
+        worker.went_on();
         self.progress
             .pass_on(&std::mem::take(&mut worker.last_words));
         match said {
@@ -780,6 +784,9 @@ impl<'a> Walk<'a> {
 
     fn ended(&mut self, mut worker: Worker, ending: Ending) -> Result<(), Failure> {
         let rest = std::mem::take(&mut worker.line);
+        if !rest.is_empty() {
+            worker.listen(&rest);
+        }
         worker.last_words.extend(rest);
         match worker.fate {
             Some(Fate::Overtaken | Fate::GivenUp) => Ok(()),
@@ -805,45 +812,84 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A process that has died by itself: of its attribute, unless the collector or the store has done it.
-    fn died(&mut self, worker: Worker, ending: Ending) -> Result<(), Failure> {
-        let (heard, message) = last_words(&worker.last_words, ending);
-        // What an expression says of itself is no word of the store's. Who is not caught has been found to throw before.
-        let its_own = !worker.task.catch || is_abort(&worker.last_words);
-        if let Some(disturbance) = heard.disturbance().filter(|_| !its_own) {
-            if let Disturbance::Gone(path) = &disturbance
-                && self.has_appeared(&worker, path)?
-            {
-                self.do_again(worker);
-                return Ok(());
-            }
-            let disturbed = match &disturbance {
-                Disturbance::Daemon => true,
-                Disturbance::Gone(path) => !self.is_valid(path)?,
+    /// A process that has died by itself: of its attribute, unless something else is to blame.
+    fn died(&mut self, mut worker: Worker, ending: Ending) -> Result<(), Failure> {
+        let heard = worker.heard();
+        let message = message_of(&heard, ending);
+        let class = class::of(Phase::Evaluating, ending, &heard);
+        let at = worker.place.as_ref().map(|place| place.path().clone());
+        let at = at.unwrap_or_default();
+        // An expression is not to blame where the store is dead.
+        store_answers(&self.request.options, self.supervisor)?;
+        let doubtful = class::is_worth_another_try(class);
+        let again = (at.clone(), worker.task.catch);
+        let before = self.doubted.contains(&again) || self.disturbed.contains_key(&at);
+        // Nothing catches what the root throws; and who is not caught below it has been found to throw before.
+        let is_its_own =
+            doubtful && before && (!worker.task.catch || at == Path::default() && self.throws()?);
+        if !is_its_own && matches!(class, Class::Evaluation | Class::Surroundings) {
+            let disturbed = match heard.disturbance() {
+                Some(Disturbance::Daemon) => true,
+                // Who is not caught has been found to throw: these are its own words.
+                Some(Disturbance::Gone(_)) if !worker.task.catch => false,
+                Some(Disturbance::Gone(path)) => {
+                    let valid = self.is_valid(&path)?;
+                    // Something has registered it meanwhile. Once: an expression may say the same of a path that was always there.
+                    if valid && self.doubted.insert(again.clone()) {
+                        self.log.say(format_args!(
+                            "{path} was missing during the evaluation, and is valid now: doing it again"
+                        ));
+                        self.do_again(worker);
+                        return Ok(());
+                    }
+                    !valid
+                }
+                None => false,
             };
-            store_answers(&self.request.options, self.supervisor)?;
             if disturbed {
-                let at = worker.place.as_ref().map(|place| place.path().clone());
-                self.note_disturbance(&at.unwrap_or_default())?;
+                self.note_disturbance(&at)?;
                 self.do_again(worker);
                 return Ok(());
             }
         }
-        let full = message.contains("No space left on device")
-            || message.contains("database or disk is full");
-        if full && !its_own {
-            return Err(Failure::new(
-                Class::Surroundings,
-                format_args!("cannot evaluate: {message}"),
-            )
-            .hint("make room on the disk: `nix-store --gc` frees what nothing refers to"));
+        if doubtful && !is_its_own && self.doubted.insert(again) {
+            self.log.say(format_args!(
+                "{}: {}; evaluating it once more",
+                self.name_of(&at),
+                in_one_line(&message)
+            ));
+            self.do_again(worker);
+            return Ok(());
+        }
+        if class == Class::Surroundings && !is_its_own {
+            let what = format!("{} was not evaluated", self.name_of(&at));
+            return Err(surroundings(what, &heard, &message));
         }
         if let Some(failure) = host::no_temporary_folder(self.temporary, &message) {
             return Err(failure);
         }
-        // An expression is not to blame where the store is dead.
-        store_answers(&self.request.options, self.supervisor)?;
         self.go_on_behind(&worker, message)
+    }
+
+    /// Whether the root throws.
+    fn throws(&mut self) -> Result<bool, Failure> {
+        let line = command::catch(
+            &self.request.root,
+            self.locked.as_ref(),
+            &self.request.options,
+        );
+        let caught = self
+            .supervisor
+            .run(&line, OnStop::TermThenKill, &mut io::sink())?;
+        Ok(caught.text().trim() == "false")
+    }
+
+    /// The attribute, or what is evaluated.
+    fn name_of(&self, path: &Path) -> String {
+        match self.attr(path).0 {
+            attr if attr.names().is_empty() => describe(self.request),
+            attr => attr.to_string(),
+        }
     }
 
     /// The attribute that a process was at is broken; another process goes on behind it.
@@ -891,6 +937,12 @@ impl<'a> Walk<'a> {
         let part = self.part(&worker.task) / MIB;
         let alone = worker.task.alone || self.workers == 1;
         match worker.begun {
+            // The kernel has killed it, and not we.
+            0 if alone && worker.fate.is_none() => Err(Failure::new(
+                Class::Signal(9),
+                format_args!("evaluating {} was killed", describe(self.request)),
+            )
+            .hint("the kernel kills with signal 9 when memory runs out")),
             0 if alone => Err(Failure::new(
                 Class::Evaluation,
                 format_args!(
@@ -981,37 +1033,12 @@ impl<'a> Walk<'a> {
             ));
             return Ok(());
         }
-        let what = match self.attr(path).0 {
-            attr if attr.names().is_empty() => describe(self.request),
-            attr => attr.to_string(),
-        };
+        let what = self.name_of(path);
         Err(Failure::new(
             Class::Surroundings,
             format_args!("the garbage collector disturbed the evaluation of {what} {ATTEMPTS} times"),
         )
         .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone"))
-    }
-
-    /// Whether a path that Nix has named as missing is valid now: something else has registered it in between. Once for each
-    /// attribute, for an expression may say the same of a path that was there all the time.
-    fn has_appeared(
-        &mut self,
-        worker: &Worker,
-        path: &crate::nix::StorePath,
-    ) -> Result<bool, Failure> {
-        if !self.is_valid(path)? {
-            return Ok(false);
-        }
-        let at = worker.place.as_ref().map(|place| place.path().clone());
-        let first = self
-            .doubted
-            .insert((at.unwrap_or_default(), path.to_string()));
-        if first {
-            self.log.say(format_args!(
-                "{path} was missing during the evaluation, and is valid now: doing it again"
-            ));
-        }
-        Ok(first)
     }
 
     fn is_valid(&mut self, path: &crate::nix::StorePath) -> Result<bool, Failure> {

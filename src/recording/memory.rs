@@ -15,6 +15,26 @@ pub(super) fn free(supervisor: &mut Supervisor) -> Option<u64> {
         .min()
 }
 
+/// With how much heap an evaluator begins that is to begin with `wanted`, in bytes; none where it had better decide by itself.
+///
+/// Beyond an address-space limit (`ulimit -v`) it would not start at all: `Can't start up: not enough memory`, where Nix by
+/// itself asks for 384 MiB and makes do with less (2.8, 2.26 and 2.34). Half of the limit is left to its libraries (150 MiB) and
+/// to a heap that grows.
+pub(super) fn heap(wanted: u64) -> Option<u64> {
+    heap_within(wanted, system::address_space())
+}
+
+fn heap_within(wanted: u64, limit: Option<u64>) -> Option<u64> {
+    let Some(limit) = limit else {
+        return Some(wanted);
+    };
+    let heap = wanted.min(limit / 2);
+    (heap == wanted || heap > NIXS_HEAP).then_some(heap)
+}
+
+/// The heap with which Nix begins by itself, in bytes.
+const NIXS_HEAP: u64 = 384 * MIB;
+
 /// The resident memory of each process, in bytes; none for one that has ended.
 pub(super) fn resident(processes: &[u32], supervisor: &mut Supervisor) -> Vec<Option<u64>> {
     system::resident(processes, supervisor)
@@ -41,6 +61,15 @@ mod system {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
         Some(kilobytes << 10)
+    }
+
+    /// The limit of our address space, which whatever we start inherits; none where there is none.
+    pub(super) fn address_space() -> Option<u64> {
+        let text = read_to_string("/proc/self/limits").ok()?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Max address space"))?;
+        line.split_whitespace().next()?.parse().ok()
     }
 
     /// The least that is left in our control group and in those around it.
@@ -127,6 +156,11 @@ mod system {
         None
     }
 
+    /// macOS has such a limit, and does not keep to it.
+    pub(super) fn address_space() -> Option<u64> {
+        None
+    }
+
     pub(super) fn resident(processes: &[u32], supervisor: &mut Supervisor) -> Vec<Option<u64>> {
         let list: Vec<String> = processes.iter().map(ToString::to_string).collect();
         let line = CommandLine::new("ps", &["-o", "pid=,rss=", "-p", &list.join(",")]);
@@ -148,6 +182,16 @@ mod system {
 mod tests {
     use super::*;
     use crate::log::Log;
+
+    #[test]
+    fn a_heap_never_takes_more_than_half_of_an_address_space_limit() {
+        let wanted = 1000 * MIB;
+        assert_eq!(heap_within(wanted, None), Some(wanted));
+        assert_eq!(heap_within(wanted, Some(4000 * MIB)), Some(wanted));
+        assert_eq!(heap_within(wanted, Some(1000 * MIB)), Some(500 * MIB));
+        assert_eq!(heap_within(wanted, Some(600 * MIB)), None);
+        assert_eq!(heap_within(10 * MIB, Some(600 * MIB)), Some(10 * MIB));
+    }
 
     #[test]
     fn this_process_has_some_memory_and_more_is_free() {

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::spans::{Counts, Path, Place, Span, before, behind};
+use crate::nix::Heard;
+use crate::nix::structured::Event;
 
 /// What a process is to walk.
 #[derive(Debug, Clone)]
@@ -47,6 +49,8 @@ pub(super) struct Worker {
     pub(super) line: Vec<u8>,
     /// What Nix says at the end, from the first error on.
     pub(super) last_words: Vec<u8>,
+    /// What Nix, and what it runs, have said since the walker has said something; none where they have said nothing.
+    heard: Option<Heard>,
 }
 
 impl Worker {
@@ -65,7 +69,26 @@ impl Worker {
             done: false,
             line: Vec::new(),
             last_words: Vec::new(),
+            heard: None,
         }
+    }
+
+    /// Listens to a line that is none of the walker's.
+    pub(super) fn listen(&mut self, line: &[u8]) {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        self.heard.get_or_insert_default().hear(&Event::Plain(line));
+    }
+
+    /// The walker has gone on: what was said before was no end.
+    pub(super) fn went_on(&mut self) {
+        self.heard = None;
+    }
+
+    /// All that was said at its end.
+    pub(super) fn heard(&mut self) -> Heard {
+        let mut heard = self.heard.take().unwrap_or_default();
+        heard.settle();
+        heard
     }
 
     /// What it has still before it, without what it is at.

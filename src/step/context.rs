@@ -21,8 +21,8 @@ use crate::flake_settings;
 use crate::host;
 use crate::log::Log;
 use crate::nix::{
-    Cause, Disturbance, DrvPath, Fault, FlakeMetadata, Heard, Source, StorePath, caches, class,
-    command, derivation_text, is_fixed_output, outputs_of_derivation, version,
+    Cause, Disturbance, DrvPath, Fault, FlakeMetadata, Heard, Phase, Source, StorePath, Trouble,
+    caches, class, command, derivation_text, is_fixed_output, outputs_of_derivation, version,
 };
 use crate::state::{State, Turn};
 use crate::supervise::{Finished, OnStop, Supervisor};
@@ -91,6 +91,8 @@ pub(super) struct Step<'a> {
     unreachable: BTreeSet<String>,
     /// What keeps the outputs of a step that asked for no link.
     kept: Option<TempDir>,
+    /// The fixed output at which the daemon has gone away once.
+    died_at: Option<DrvPath>,
 
     // What the report tells.
     /// The way that was taken, or is being taken.
@@ -144,6 +146,7 @@ impl<'a> Step<'a> {
             flake_settings: None,
             unreachable: BTreeSet::new(),
             kept: None,
+            died_at: None,
             taken: None,
             reason: None,
             tried: Vec::new(),
@@ -469,11 +472,29 @@ impl<'a> Step<'a> {
             if let Ending::Exited(_) = finished.ending {
                 self.look_into(&mut heard, Some(drv))?;
             }
+            let died_at = fixed_output_at_death(&heard);
+            let dies_again = died_at.is_some() && died_at == self.died_at;
+            if dies_again {
+                let cause = Cause::Output(DIES_OF_IT.into());
+                let drv = died_at.clone();
+                heard.faults.push(Fault { drv, cause });
+                self.faults.clone_from(&heard.faults);
+            }
             // Nix ends with 1 for a link that it cannot make, and says nothing of a builder.
             if finished.ending == Ending::Exited(1) && heard.faults.is_empty() {
                 self.probe_links(Some(drv))?;
             }
-            let class = class::of_realise(finished.ending, &heard);
+            let class = class::of(Phase::Building, finished.ending, &heard);
+            if class == Class::Surroundings
+                && !dies_again
+                && let Some(fixed) = died_at
+            {
+                self.log.say(format_args!(
+                    "the daemon went away while it built {fixed}: building it once more"
+                ));
+                self.died_at = Some(fixed);
+                continue;
+            }
             if class == Class::Surroundings
                 && let Some(error) = &heard.error
                 && let Some(failure) = host::no_temporary_folder(&self.host.temporary, error)
@@ -859,6 +880,20 @@ fn printed_output(finished: &Finished) -> Option<Outputs> {
     let path = StorePath::parse(printed.next()?.to_str()?).ok()?;
     let only = printed.next().is_none();
     only.then(|| Outputs::from([("out".to_owned(), path)]))
+}
+
+/// What is wrong with a fixed output at which the daemon goes away each time.
+const DIES_OF_IT: &str = "the daemon goes away when it takes what it made: it may refer to other store paths, and a fixed output must not";
+
+/// The fixed output that alone was being built when the daemon went away. The worker of 2.8 aborts where one refers to another
+/// path, each time; who asked for it only sees that it is gone, as when something has killed it.
+fn fixed_output_at_death(heard: &Heard) -> Option<DrvPath> {
+    if !heard.faults.is_empty() || heard.trouble(true) != Some(Trouble::DaemonGone) {
+        return None;
+    }
+    let mut suspects = heard.suspects();
+    let only = suspects.next().filter(|_| suspects.next().is_none())?;
+    Known::of(&only).fixed.then_some(only)
 }
 
 /// The outputs in a `.drv` file, where it can be read. (In a store that lies elsewhere than its paths say, it cannot.)

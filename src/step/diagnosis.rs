@@ -1,13 +1,38 @@
 //! What a failed build means, in words: what failed, why, and what can be done about it.
 
 use crate::exit::{Class, Failure};
-use crate::nix::{Cause, DrvPath, Fault, Heard, Trouble};
+use crate::nix::{Cause, DrvPath, Fault, Heard, Trouble, class};
 
-/// What to do about a full disk.
-const MAKE_ROOM: &str = "make room on this host's disk, and try again: `nix-collect-garbage` takes away what nothing keeps, `eval-once prune` what recordings keep no longer";
+/// What to do about a builder that the system does not start.
+const TOO_LONG: &str = "its environment is larger than the system gives a program (128 KiB for one variable): list that attribute in `passAsFile`, or use `__structuredAttrs`";
 
-/// What to do about a server that does not answer.
-const UNREACHABLE: &str = "a server could not be reached: try again; where it is a cache, Nix builds what it cannot fetch with the option `fallback`";
+/// What a refusal means.
+const REFUSED: &str = "Nix refuses to build it as it is; trying again cannot help.";
+
+/// What to do where Nix refuses to build a derivation, in whatever of its words that are known.
+fn refusal_hint(error: &str) -> Option<&'static str> {
+    let says = |words: &str| error.contains(words);
+    let refers = says("fixed output derivation '") && says("refer to other store paths");
+    // So 2.8 says the same.
+    let asserts = says("makeFixedOutputPath") && says("references.empty()");
+    Some(if refers || asserts {
+        "a fixed output must not contain other store paths: keep them out of it, or set `unsafeDiscardReferences.out = true` together with `__structuredAttrs`"
+    } else if says("has '__noChroot' set") {
+        "`sandbox = relaxed` on the host allows `__noChroot`; or take that out of the derivation"
+    } else if says("experimental Nix feature '") {
+        "turn the feature on where it is built: `experimental-features` in nix.conf of this host (with a daemon, that of the daemon)"
+    } else {
+        return None;
+    })
+}
+
+/// Whether a `.drv` is meant whose file is gone. (What is not registered is said in other words.)
+fn is_missing_drv(error: &str) -> bool {
+    let is_open = ["opening file '", "opening file \""]
+        .iter()
+        .any(|start| error.starts_with(start));
+    is_open && error.contains(".drv") && error.ends_with(": No such file or directory")
+}
 
 /// The status of a shell whose command was killed by signal 9.
 const KILLED: u32 = 128 + 9;
@@ -87,7 +112,13 @@ fn of_fault(class: Class, fault: &Fault, what: &str, heard: &Heard, out_of_memor
         ),
         _ => failure,
     };
-    match hint(fault, for_memory) {
+    let hint = hint(fault, for_memory).or_else(|| {
+        let lines = heard.last_lines(fault.drv.as_ref()?)?;
+        // 2.8 prints more around it than words.
+        let too_long = |line: &String| line.contains("Argument list too long");
+        lines.iter().any(too_long).then_some(TOO_LONG)
+    });
+    match hint {
         Some(hint) => failure.hint(hint),
         None => failure,
     }
@@ -114,7 +145,7 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
         Cause::Platform(_) => {
             "no machine here can build it: send the step to an agent that can (`agents` of the recording, by system or feature:NAME), or give this host a builder (`builders`, `extra-platforms`, `system-features`)"
         }
-        Cause::DiskFull => MAKE_ROOM,
+        Cause::DiskFull => return Trouble::DiskFull.hint(),
         Cause::Status(_)
         | Cause::Signal(_)
         | Cause::Output(_)
@@ -125,25 +156,28 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
 
 /// A failure of no derivation, with what can be done about it where that is known.
 fn with_hint(failure: Failure, heard: &Heard) -> Failure {
-    let trouble = heard.troubles.first();
-    let unreachable = !heard.unreachable.is_empty()
-        && heard.error.as_deref().is_some_and(is_about_what_is_missing);
-    let hint = match (failure.class, trouble) {
-        (Class::Signal(9), _) => "the kernel kills with signal 9 when memory runs out",
-        (Class::Surroundings, Some(Trouble::DiskFull)) => MAKE_ROOM,
-        (Class::Surroundings, Some(Trouble::DaemonGone)) => {
-            "the Nix daemon went away meanwhile: was it restarted, or killed for want of memory? The step can be tried again"
-        }
-        (Class::Surroundings, Some(Trouble::NotDownloaded)) => UNREACHABLE,
-        (Class::Surroundings, None) if unreachable => UNREACHABLE,
-        _ => return failure,
+    let said = heard.error.as_deref().or(heard.assertion.as_deref());
+    let error = said.unwrap_or_default();
+    if failure.class == Class::Build {
+        return match refusal_hint(error) {
+            Some(hint) => failure.meaning(REFUSED).hint(hint),
+            None => failure.meaning(REFUSED),
+        };
+    }
+    let unreachable = !heard.unreachable.is_empty() && class::is_about_what_is_missing(error);
+    let hint = match failure.class {
+        Class::Signal(9) => Some("the kernel kills with signal 9 when memory runs out"),
+        Class::Surroundings if is_missing_drv(error) => Some(
+            "the store has it registered, and its file is gone: `nix-store --verify` on this host mends the register",
+        ),
+        Class::Surroundings => match heard.trouble(true) {
+            None if unreachable => Trouble::NotDownloaded.hint(),
+            trouble => trouble.and_then(Trouble::hint),
+        },
+        _ => None,
     };
-    failure.hint(hint)
-}
-
-/// Whether Nix has ended because it could not come by something.
-fn is_about_what_is_missing(error: &str) -> bool {
-    ["some substitutes for ", "build of '", "path '"]
-        .iter()
-        .any(|start| error.starts_with(start))
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }

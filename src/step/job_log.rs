@@ -83,12 +83,14 @@ impl JobLog {
         let heard = &mut self.heard;
         let Some(mut pretty) = self.pretty.take() else {
             self.reader.finish(|event| heard.hear(&event));
+            heard.settle();
             return (self.heard, String::new());
         };
         self.reader.finish(|event| {
             heard.hear(&event);
             pretty.show(&event, heard);
         });
+        heard.settle();
         pretty.settle(heard, true);
         pretty.sum_up();
         pretty.flush();

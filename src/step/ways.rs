@@ -18,8 +18,8 @@ use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::host;
 use crate::nix::{
-    Disturbance, DrvPath, Evaluation, FlakeMetadata, LockedFlake, Source, StorePath, Trouble,
-    caches, class, command,
+    Disturbance, DrvPath, Evaluation, FlakeMetadata, Heard, LockedFlake, Phase, Source, StorePath,
+    Trouble, caches, class, command,
 };
 use crate::state::{Roots, State};
 use crate::supervise::Finished;
@@ -332,7 +332,7 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
             lines.push_front(line);
             continue;
         }
-        step.log.say(if heard.troubles.contains(&Trouble::DaemonGone) {
+        step.log.say(if heard.trouble(true) == Some(Trouble::DaemonGone) {
             "the store could not be asked for the recorded outputs"
         } else if step.misses_a_cache() {
             "the recorded outputs are not here, and a cache that may have them cannot be reached"
@@ -431,33 +431,46 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
         roots.ok()
     });
     let mut attempt = 1;
+    let mut doubted = false;
     while attempt <= ATTEMPTS {
         let turn = step.turn()?;
         step.begin(format_args!("evaluating {evaluation}"));
         let started = Instant::now();
-        let evaluated = evaluate(step, evaluation, roots.as_ref().map(Roots::link).as_deref());
+        let root = roots.as_ref().map(Roots::link);
+        let evaluated = evaluate(step, evaluation, root.as_deref(), doubted || attempt > 1);
         step.seconds.evaluate += started.elapsed();
         drop(turn);
-        if let (Err(failure), Some(Err(error))) = (&evaluated, roots.as_ref().map(Roots::probe))
-            && failure.class == Class::Evaluation
+        if let (Err(Stop::Doubtful(failure) | Stop::Failed(failure)), Some(Err(error))) =
+            (&evaluated, roots.as_ref().map(Roots::probe))
+            && matches!(failure.class, Class::Evaluation | Class::Surroundings)
         {
             step.log
                 .warn(format_args!("evaluating again, without a root: {error}"));
             roots = None;
             continue;
         }
-        if let Some(drv) = evaluated? {
-            if step.drv.replace(drv.clone()).as_ref() != Some(&drv) {
-                note_drift(step, &drv)?;
+        match evaluated {
+            Ok(drv) => {
+                if step.drv.replace(drv.clone()).as_ref() != Some(&drv) {
+                    note_drift(step, &drv)?;
+                }
+                step.check_links(Some(&drv))?;
+                match step.realise(&drv)? {
+                    Realised::Done(standing) => return Ok(Some(standing)),
+                    Realised::Gone => step.log.say(format_args!(
+                        "{drv} is not valid: the garbage collector took it after the evaluation"
+                    )),
+                    Realised::Lost => {}
+                }
             }
-            step.check_links(Some(&drv))?;
-            match step.realise(&drv)? {
-                Realised::Done(standing) => return Ok(Some(standing)),
-                Realised::Gone => step.log.say(format_args!(
-                    "{drv} is not valid: the garbage collector took it after the evaluation"
-                )),
-                Realised::Lost => {}
+            Err(Stop::Disturbed) => {}
+            Err(Stop::Doubtful(failure)) if !doubted => {
+                doubted = true;
+                step.log
+                    .say(format_args!("{failure}; evaluating once more"));
+                continue;
             }
+            Err(Stop::Doubtful(failure) | Stop::Failed(failure)) => return Err(failure),
         }
         attempt += 1;
     }
@@ -499,19 +512,34 @@ fn note_drift(step: &mut Step<'_>, drv: &DrvPath) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Evaluates one attribute. `None`: the collector disturbed it.
+/// Why an evaluation gave no `.drv`.
+enum Stop {
+    /// The collector disturbed it, or the daemon went away under it.
+    Disturbed,
+    /// It failed for what may be otherwise another time: it is done once more before that is believed.
+    Doubtful(Failure),
+    /// It failed.
+    Failed(Failure),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Evaluates one attribute. What is `doubted` has failed before for what is no fault of an expression.
 fn evaluate(
     step: &mut Step<'_>,
     evaluation: &Evaluation,
     root: Option<&Path>,
-) -> Result<Option<DrvPath>, Failure> {
+    doubted: bool,
+) -> Result<DrvPath, Stop> {
     let options = step.options()?;
     let locked = match &evaluation.source {
         Source::Flake(flake) => {
             let line = command::flake_metadata(flake, &evaluation.folder, &options);
-            let Some(printed) = run_evaluation(step, evaluation, &line)? else {
-                return Ok(None);
-            };
+            let printed = run_evaluation(step, evaluation, &line, Phase::Fetching, None)?;
             let metadata: FlakeMetadata = serde_json::from_slice(&printed.stdout)
                 .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
             step.take_settings(&metadata)?;
@@ -521,15 +549,14 @@ fn evaluate(
     };
     let options = step.options()?;
     let line = command::instantiate(evaluation, locked.as_ref(), root, &options);
-    let Some(printed) = run_evaluation(step, evaluation, &line)? else {
-        return Ok(None);
-    };
+    let catch = doubted.then(|| command::catch(evaluation, locked.as_ref(), &options));
+    let printed = run_evaluation(step, evaluation, &line, Phase::Evaluating, catch.as_ref())?;
     let drvs: Vec<DrvPath> = printed
         .paths()
         .map(read_instantiated)
         .collect::<Result<_, _>>()?;
     if let [drv] = drvs.as_slice() {
-        return Ok(Some(drv.clone()));
+        return Ok(drv.clone());
     }
     let found = if drvs.is_empty() {
         let line = command::show_value(evaluation, locked.as_ref(), &options);
@@ -551,59 +578,83 @@ fn evaluate(
             first.join(", ")
         )
     };
-    Err(
-        Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
-            .called("is not one derivation")
-            .meaning("The Nix expression evaluates, but not to one derivation; trying again cannot help.")
-            .hint("name one derivation with `attr`: a step builds one"),
-    )
+    let failure = Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
+        .called("is not one derivation")
+        .meaning(
+            "The Nix expression evaluates, but not to one derivation; trying again cannot help.",
+        )
+        .hint("name one derivation with `attr`: a step builds one");
+    Err(failure.into())
 }
 
-/// Runs one program of an evaluation, and returns what it printed. `None`: the collector disturbed it.
+/// Runs one program of an evaluation, and returns what it printed. `catch` asks whether the expression throws, where what the
+/// system seems to say may be the expression's words.
 fn run_evaluation(
     step: &mut Step<'_>,
     evaluation: &Evaluation,
     line: &CommandLine,
-) -> Result<Option<Finished>, Failure> {
+    phase: Phase,
+    catch: Option<&CommandLine>,
+) -> Result<Finished, Stop> {
     let (finished, mut heard) = step.evaluate(line)?;
     if finished.ending.success() || heard.no_derivation() {
-        return Ok(Some(finished));
+        return Ok(finished);
     }
     if let Ending::Exited(_) = finished.ending {
         step.look_into(&mut heard, None)?;
     }
-    let class = class::of_evaluation(finished.ending, &heard);
-    if class == Class::Evaluation {
+    let mut class = class::of(phase, finished.ending, &heard);
+    let mut doubtful = class::is_worth_another_try(class);
+    if let (Class::Surroundings, Some(_), Some(catch)) = (class, heard.trouble(false), catch) {
+        let (caught, _) = step.ask(catch)?;
+        if caught.text().trim() == "false" {
+            (class, doubtful) = (Class::Evaluation, false);
+        }
+    }
+    if matches!(class, Class::Evaluation | Class::Surroundings) && heard.culprit().is_none() {
         match heard.disturbance() {
             // It may never have been there at all; then doing it again changes nothing, three times.
-            Some(Disturbance::Gone(path)) if step.is_disturbed(&path)? => return Ok(None),
-            Some(Disturbance::Daemon) => {
+            Some(Disturbance::Gone(path)) if step.is_disturbed(&path)? => {
+                return Err(Stop::Disturbed);
+            }
+            Some(Disturbance::Daemon) if class == Class::Surroundings => {
                 step.store_answers()?;
                 step.log.say("the daemon went away during the evaluation");
-                return Ok(None);
+                return Err(Stop::Disturbed);
             }
             // An expression is not to blame where the store is dead.
             _ => step.store_answers()?,
         }
     }
+    let failure = failure_of(step, evaluation, line, class, &finished, &heard);
+    Err(if doubtful {
+        Stop::Doubtful(failure)
+    } else {
+        Stop::Failed(failure)
+    })
+}
+
+/// The failure of an evaluation that is of `class`.
+fn failure_of(
+    step: &Step<'_>,
+    evaluation: &Evaluation,
+    line: &CommandLine,
+    class: Class,
+    finished: &Finished,
+    heard: &Heard,
+) -> Failure {
     let error = heard
         .error
         .clone()
         .unwrap_or_else(|| format!("`{line}` {}", finished.ending));
-    if class == Class::Evaluation
+    if matches!(class, Class::Evaluation | Class::Surroundings)
         && let Some(failure) = host::no_temporary_folder(&step.host.temporary, &error)
     {
-        return Err(failure);
+        return failure;
     }
     let what = evaluation.to_string();
     if heard.culprit().is_some() || class == Class::Surroundings {
-        return Err(diagnosis::of_evaluation(
-            class,
-            &what,
-            &heard,
-            step.killed_for_memory(),
-            &error,
-        ));
+        return diagnosis::of_evaluation(class, &what, heard, step.killed_for_memory(), &error);
     }
     let place = match &heard.place {
         Some(place) if !error.contains(place.as_str()) => format!(", at {place}"),
@@ -613,10 +664,10 @@ fn run_evaluation(
         class,
         format_args!("{what} does not evaluate: {error}{place}"),
     );
-    Err(match evaluation.hint_at(&error) {
+    match evaluation.hint_at(&error) {
         Some(hint) => failure.hint(hint),
         None => failure,
-    })
+    }
 }
 
 /// The `.drv` that `nix-instantiate` has printed: its root where there is one, and behind a `!` the output that the

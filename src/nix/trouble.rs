@@ -1,0 +1,288 @@
+//! What went wrong around Nix, and is no fault of an expression or of a derivation: read from the messages with which it ends,
+//! of 2.8, 2.26 and 2.34.
+
+/// What may go wrong around an evaluation or a build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trouble {
+    /// The disk was full for Nix itself.
+    DiskFull,
+    /// The daemon went away, or was not there.
+    DaemonGone,
+    /// Something could not be downloaded, and not because a server said so.
+    NotDownloaded,
+    /// A machine that is to build for this one could not be reached.
+    BuilderGone,
+    /// A signal that was sent to Nix alone.
+    Interrupted,
+    /// A limit of this host was reached: processes, open files, memory.
+    Limit,
+    /// The system said something else.
+    System,
+}
+
+impl Trouble {
+    /// What to do about it, where that is known.
+    #[must_use]
+    pub fn hint(self) -> Option<&'static str> {
+        Some(match self {
+            Self::DiskFull => {
+                "make room on this host's disk, and try again: `nix-collect-garbage` takes away what nothing keeps, `eval-once prune` what recordings keep no longer"
+            }
+            Self::DaemonGone => {
+                "the Nix daemon went away meanwhile: was it restarted, or killed for want of memory? The step can be tried again"
+            }
+            Self::NotDownloaded => {
+                "a server could not be reached: try again; where it is a cache, Nix builds what it cannot fetch with the option `fallback`"
+            }
+            Self::Interrupted => {
+                "a signal was sent to Nix alone, as a daemon that watches over memory does: try again, or give this host fewer jobs at once"
+            }
+            Self::Limit => {
+                "a limit of this host was reached (processes, open files, memory: `ulimit -a`): raise it for the agent, or give the host fewer jobs at once"
+            }
+            Self::BuilderGone | Self::System => return None,
+        })
+    }
+}
+
+/// What the system says (`strerror`) when it is not about the file that somebody named: glibc's and macOS's words.
+const OF_THE_SYSTEM: [(&str, Trouble); 32] = [
+    ("No space left on device", Trouble::DiskFull),
+    ("Disk quota exceeded", Trouble::DiskFull),
+    ("Disc quota exceeded", Trouble::DiskFull),
+    ("Broken pipe", Trouble::DaemonGone),
+    ("Connection reset by peer", Trouble::DaemonGone),
+    ("Resource temporarily unavailable", Trouble::Limit),
+    ("Too many open files", Trouble::Limit),
+    ("Too many open files in system", Trouble::Limit),
+    ("Cannot allocate memory", Trouble::Limit),
+    // 2.26 says so with few open files: it does not look whether the lock's file was opened.
+    ("Bad file descriptor", Trouble::Limit),
+    ("No locks available", Trouble::Limit),
+    ("Input/output error", Trouble::System),
+    ("Interrupted system call", Trouble::System),
+    ("Read-only file system", Trouble::System),
+    ("Stale file handle", Trouble::System),
+    ("Stale NFS file handle", Trouble::System),
+    ("Device or resource busy", Trouble::System),
+    ("Text file busy", Trouble::System),
+    ("Connection refused", Trouble::System),
+    ("Connection timed out", Trouble::System),
+    ("Operation timed out", Trouble::System),
+    ("Connection aborted", Trouble::System),
+    ("Software caused connection abort", Trouble::System),
+    ("No route to host", Trouble::System),
+    ("Network is unreachable", Trouble::System),
+    ("Network is down", Trouble::System),
+    ("Transport endpoint is not connected", Trouble::System),
+    ("Socket is not connected", Trouble::System),
+    ("Cannot assign requested address", Trouble::System),
+    ("No such device", Trouble::System),
+    ("No child processes", Trouble::System),
+    ("Structure needs cleaning", Trouble::System),
+];
+
+/// What the system says of a file that is not as somebody thought. An expression may have named that file.
+const OF_A_FILE: [&str; 12] = [
+    "No such file or directory",
+    "Is a directory",
+    "Not a directory",
+    "Permission denied",
+    "Operation not permitted",
+    "File exists",
+    "File name too long",
+    "Too many levels of symbolic links",
+    "Invalid argument",
+    "Directory not empty",
+    "Invalid cross-device link",
+    "Illegal seek",
+];
+
+/// How a message begins that is about something that Nix does by itself, and no expression asks for: it writes, and an evaluation
+/// only reads what the expression names.
+const NIXS_OWN: [&str; 17] = [
+    "acquiring",
+    "changing ",
+    "cloning ",
+    "creating ",
+    "deleting ",
+    "forking ",
+    "linking ",
+    "locking ",
+    "moving ",
+    "opening lock file ",
+    "opening pseudoterminal",
+    "removing ",
+    "renaming ",
+    "setting ",
+    "unable to fork",
+    "unlinking ",
+    "writing ",
+];
+
+/// What a message says that is no fault of an expression or a derivation. While something is built there is no expression whose
+/// files may be missing: whatever the system says then is the system's.
+pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
+    if message.contains("SQLite ")
+        && ["disk is full", "I/O error", "is busy", "is locked"]
+            .iter()
+            .any(|words| message.contains(words))
+    {
+        let is_busy = message.contains(" is busy") || message.contains(" is locked");
+        return Some(if is_busy {
+            Trouble::System
+        } else {
+            Trouble::DiskFull
+        });
+    }
+    // 2.8 says so of a download that was going on.
+    let download = message.starts_with("download of '") && message.ends_with("' was interrupted");
+    if download || message.starts_with("interrupted by the user") {
+        return Some(Trouble::Interrupted);
+    }
+    if ["unable to fork", "cannot fork"]
+        .iter()
+        .any(|start| message.starts_with(start))
+        || ["out of memory", "std::bad_alloc", "Out of memory"].contains(&message)
+    {
+        return Some(Trouble::Limit);
+    }
+    if is_about_the_daemon(message) {
+        return Some(Trouble::DaemonGone);
+    }
+    if is_not_downloaded(message) {
+        return Some(Trouble::NotDownloaded);
+    }
+    // The system's words end what Nix says about it, and that may be the end of what something else says of it.
+    let mut ends = [message.lines().next(), message.lines().last()]
+        .into_iter()
+        .flatten()
+        .map(|line| line.trim_end_matches(['.', ')']));
+    let of_the_system = |line: &str| {
+        OF_THE_SYSTEM
+            .iter()
+            .find(|(words, _)| says(line, words))
+            .map(|(_, trouble)| *trouble)
+    };
+    if let Some(trouble) = ends.clone().find_map(of_the_system) {
+        return Some(trouble);
+    }
+    let own = building || NIXS_OWN.iter().any(|start| message.starts_with(start));
+    let of_a_file = |line: &str| OF_A_FILE.iter().any(|words| says(line, words));
+    (own && ends.any(of_a_file)).then_some(Trouble::System)
+}
+
+/// Whether a line is what the system says, with or without what Nix was doing.
+fn says(line: &str, words: &str) -> bool {
+    line.strip_suffix(words)
+        .is_some_and(|before| before.is_empty() || before.ends_with(": "))
+}
+
+/// Whether an error says that the daemon is not there, or not any more.
+fn is_about_the_daemon(error: &str) -> bool {
+    [
+        "unexpected end-of-file",
+        "Nix daemon disconnected unexpectedly",
+        "cannot connect to socket",
+        "cannot open connection to remote store",
+    ]
+    .iter()
+    .any(|start| error.starts_with(start))
+}
+
+/// Whether something could not be downloaded because no server answered, or one that may answer another time. What a server
+/// says that has no such file (404) or does not give it (401) it says again.
+fn is_not_downloaded(error: &str) -> bool {
+    if error.starts_with("some substitutes for ") {
+        return true;
+    }
+    // Later versions put it into what they say of an archive.
+    let Some((_, why)) = error.split_once("unable to download '") else {
+        return false;
+    };
+    let later = ["HTTP error 408", "HTTP error 429", "rate limit"];
+    let never = [
+        "HTTP error 4",
+        "Unsupported protocol",
+        "URL using bad/illegal format",
+    ];
+    later.iter().any(|words| why.contains(words)) || !never.iter().any(|words| why.contains(words))
+}
+
+/// Whether git, which Nix runs to fetch sources, says that it does not reach a server. Nix then only says that git has failed.
+pub(super) fn is_git_without_network(text: &str) -> bool {
+    text.starts_with("fatal: unable to access '") && !text.contains("returned error: 4")
+        || text.starts_with("ssh: Could not resolve hostname ")
+        || text.starts_with("ssh: connect to host ")
+}
+
+/// Whether a message may be about what git has not fetched: `program 'git' failed`, `resolving Git reference 'master'`,
+/// `Failed to fetch git repository`.
+pub(super) fn may_be_of_git(message: &str) -> bool {
+    message.to_ascii_lowercase().contains("git")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_says_is_told_from_what_is_wrong_with_a_file_of_the_users() {
+        for (message, while_evaluating, while_building) in [
+            (
+                "opening file '/x/ci.nix': No such file or directory",
+                None,
+                Some(Trouble::System),
+            ),
+            (
+                "getting status of '/src/missing': No such file or directory",
+                None,
+                Some(Trouble::System),
+            ),
+            ("path '/x/ci.nix' does not exist", None, None),
+            (
+                "reading from file '/tmp': Is a directory",
+                None,
+                Some(Trouble::System),
+            ),
+            (
+                "creating directory '/nonexistent/nix-build-x': No such file or directory",
+                Some(Trouble::System),
+                Some(Trouble::System),
+            ),
+            ("No space left on device is what it says", None, None),
+            ("the disk: No space left on device!", None, None),
+        ] {
+            assert_eq!(trouble(message, false), while_evaluating, "{message}");
+            assert_eq!(trouble(message, true), while_building, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_answers_is_no_trouble_unless_it_may_answer_otherwise() {
+        for (why, is_trouble) in [
+            ("Couldn't resolve host name (6)", true),
+            ("Could not connect to server (7) Failed to connect", true),
+            ("HTTP error 500", true),
+            ("HTTP error 429", true),
+            (
+                "HTTP error 403\n\nresponse body:\n\nAPI rate limit exceeded",
+                true,
+            ),
+            ("HTTP error 404 ('Not Found')", false),
+            ("HTTP error 401", false),
+            ("Unsupported protocol (1)", false),
+        ] {
+            let message = format!("unable to download 'https://x/y': {why}");
+            let archive =
+                format!("Failed to open archive (Source threw exception: error: {message})");
+            for message in [message, archive] {
+                assert_eq!(
+                    trouble(&message, false) == Some(Trouble::NotDownloaded),
+                    is_trouble,
+                    "{message}"
+                );
+            }
+        }
+    }
+}
