@@ -269,7 +269,7 @@ fn the_command_of_a_recorded_step_is_the_one_that_an_agent_would_have_run() {
             "{}",
             ran.log
         );
-        // It is left to nobody, for there is nobody.
+        // There is no other hook that it could be left to.
         let left = json!({ "file": "ci.nix", "attr": ["one"], "command": "none" });
         let ran = run(hook, &|job| {
             job.set("EVAL_ONCE_STEP", left.to_string());

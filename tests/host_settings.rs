@@ -133,7 +133,7 @@ fn no_relative_folder_comes_onto_the_path_of_a_job() {
     ended.exits(0);
     let path = ended.stdout.lines().find(|line| line.contains("PATH"));
     assert!(!path.unwrap().contains(":home"), "{ended}");
-    // They are as they were, for whoever refuses them.
+    // They stay as they are: the command hook refuses them by name.
     assert!(!ended.stdout.contains("EVAL_ONCE_BIN"), "{ended}");
     assert!(!ended.stdout.contains("EVAL_ONCE_STATE_DIR"), "{ended}");
 }

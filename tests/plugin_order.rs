@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::{
     EVAL_ONCE,
-    agent::{Job, Ran, other_plugin, plugin_repository, plugin_with_hook},
+    agent::{Job, Ran, commit, is_old, other_plugin, plugin_repository, plugin_with_hook},
+    loudly,
     stand_in::write_program,
     store::Store,
 };
@@ -308,5 +309,35 @@ fn an_agent_that_runs_no_plugins_does_not_run_the_command_without_them() {
         let ran = job.run();
         assert_ne!(ran.ending.code(), Some(0), "{setting}: {}", ran.log);
         assert_eq!(times(&ran), 0, "{setting}: {}", ran.log);
+    }
+}
+
+#[test]
+fn a_plugin_that_is_a_folder_of_a_repository_is_looked_into_as_well() {
+    let Some(store) = Store::new() else { return };
+    if is_old() {
+        loudly("this agent has no plugins that are folders of a repository");
+        return;
+    }
+    for (hook, status) in [("pre-command", 64), ("command", 5)] {
+        let Some(mut job) = Job::new() else { return };
+        let ours = plugin_repository(job.folder());
+        // The repository that the plugin is in has hooks too, which are not the plugin's.
+        let repository = job.folder().join("plugins.git");
+        for (folder, hook) in [(".", "command"), ("other", hook)] {
+            let hooks = repository.join(folder).join("hooks");
+            fs::create_dir_all(&hooks).unwrap();
+            let text = format!("#!/bin/bash\n{RUNS_THE_COMMAND}");
+            write_program(&hooks.join(hook), &text);
+        }
+        commit(&repository);
+        let other = format!("file://{}/other#main", repository.display());
+        fs::write(job.checkout().join("default.nix"), TARGETS).unwrap();
+        job.set_all(store.env())
+            .set("EVAL_ONCE_BIN", EVAL_ONCE)
+            .command(if status == 5 { COMMAND } else { "true" })
+            .plugins(&[(&ours, none()), (&other, json!({}))]);
+        let ran = job.run();
+        assert_eq!(ran.ending.code(), Some(status), "{hook}: {}", ran.log);
     }
 }

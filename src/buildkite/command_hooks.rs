@@ -71,7 +71,7 @@ pub enum Command {
     Left,
     /// It runs it at the end.
     Runs {
-        /// Somebody wrote so (`command: after`).
+        /// The configuration says so (`command: after`); else it is the default.
         asked: bool,
     },
 }
@@ -280,21 +280,13 @@ impl Other {
 }
 
 impl Entry {
-    /// The folder with the hooks of this plugin, where it is on this host. A plugin that is a folder of a repository is not
-    /// looked for: where it lies depends on who hosts the repository.
+    /// The folder with the hooks of this plugin, where it is on this host.
     fn hooks(&self, folders: Folders<'_>) -> Option<PathBuf> {
-        let location = self.location();
         let folder = if self.is_of_checkout() {
-            folders.checkout.join(location)
+            folders.checkout.join(self.location())
         } else {
-            let parts = location.split('/').count();
-            let hosted = ["github.com/", "bitbucket.org/"];
-            let is_folder = location.contains(".git/")
-                || hosted.iter().any(|host| location.starts_with(host)) && parts > 3;
-            if is_folder {
-                return None;
-            }
-            folders.clones?.join(self.identifier())
+            let clone = folders.clones?.join(self.identifier());
+            clone.join(self.folder_of_repository())
         };
         Some(folder.join("hooks")).filter(|hooks| hooks.is_dir())
     }
@@ -355,16 +347,38 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_that_is_a_folder_of_a_repository_is_not_looked_for_at_its_root() {
+    fn a_plugin_is_looked_for_where_the_agent_has_cloned_it() {
         let clones = TempDir::new().unwrap();
         for (reference, folder) in [
-            ("github.com/o/r/docker#v1", "github-com-o-r-docker-v1"),
-            ("https://h.org/r.git/docker#v1", "h-org-r-git-docker-v1"),
+            (
+                "github.com/o/docker-buildkite-plugin#v1",
+                "github-com-o-docker-buildkite-plugin-v1",
+            ),
+            (
+                "github.com/o/r/a/docker#v1",
+                "github-com-o-r-a-docker-v1/a/docker",
+            ),
+            (
+                "https://h.org/r.git/docker#v1",
+                "h-org-r-git-docker-v1/docker",
+            ),
+            (
+                "https://gitlab.com/o/p/docker.git#v1",
+                "gitlab-com-o-p-docker-git-v1",
+            ),
+            ("./plugins/docker", "plugins/docker"),
         ] {
-            fs::create_dir_all(clones.path().join(folder).join("hooks")).unwrap();
+            let hooks = clones.path().join(folder).join("hooks");
             let plugins = format!(r#"[{{"o/eval-once#v1":OURS}},"{reference}"]"#);
-            let others = around(clones.path(), &plugins, false).others.unwrap();
-            assert_eq!(others.behind[0].kind, Kind::Unseen, "{reference}");
+            let kind = || {
+                let others = around(clones.path(), &plugins, false).others.unwrap();
+                others.behind.first().map(|other| other.kind)
+            };
+            assert_eq!(kind(), Some(Kind::Unseen), "{reference}");
+            fs::create_dir_all(&hooks).unwrap();
+            assert_eq!(kind(), None, "{reference}");
+            fs::write(hooks.join("command"), "").unwrap();
+            assert_eq!(kind(), Some(Kind::Seen), "{reference}");
         }
     }
 

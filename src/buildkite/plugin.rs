@@ -125,6 +125,22 @@ impl Entry {
             .replace("-buildkite-plugin", "")
     }
 
+    /// The folder of its repository that the plugin is, empty where it is all of it (`RepositorySubdirectory`).
+    #[must_use]
+    pub fn folder_of_repository(&self) -> String {
+        let parts: Vec<&str> = self.location().split('/').collect();
+        let of_repository = match parts[0] {
+            "github.com" | "bitbucket.org" => 3,
+            "gitlab.com" => parts.len(),
+            _ => {
+                let repository = parts.iter().position(|part| part.ends_with(".git"));
+                repository.map_or(parts.len(), |at| at + 1)
+            }
+        };
+        let folder = parts.get(of_repository..).unwrap_or_default().join("/");
+        folder.trim_end_matches(".git").to_owned()
+    }
+
     /// The name of the folder that the agent clones the plugin to (`Identifier`).
     #[must_use]
     pub fn identifier(&self) -> String {
