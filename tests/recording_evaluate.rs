@@ -309,6 +309,18 @@ fn what_a_target_says_to_us_is_data_and_counts_for_its_step_alone() {
 }
 
 #[test]
+fn a_build_that_says_nothing_for_too_long_ends_with_the_status_of_a_timeout() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{ quiet = build "quiet" "while :; do :; done" // { meta.maxSilent = "1"; }; }"#,
+    );
+    let record = recorded(&store, &[]).step(&["quiet"]).record;
+    let step = store.eval_once(["step"]);
+    let ended = step.env("EVAL_ONCE_STEP", record.to_string()).run();
+    ended.exits(101);
+}
+
+#[test]
 fn a_link_starts_where_the_recording_does_though_its_steps_start_above() {
     let Some(store) = Store::new() else { return };
     let body = r#"{ a = file "a"; b = file "b" // { meta.eval-once.out-link = "../b"; }; c = file "c" // { meta.eval-once.out-link = false; }; }"#;

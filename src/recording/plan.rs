@@ -40,7 +40,7 @@ pub struct Planned {
     pub step: CommandStep,
     /// The name of its group, if it is in one.
     pub group: Option<String>,
-    /// Whether it is there only to say that nothing needs to be built. Nobody waits for such a one.
+    /// Whether it is there only to say that nothing needs to be built. No target waits for such a one.
     pub skipped: bool,
 }
 
