@@ -9,7 +9,7 @@ use unix::sys::signal::{Signal, kill};
 use crate::support::{
     EVAL_ONCE,
     agent::{plugin_repository, program},
-    buildkite::{Annotation, Build, JobState, Outcome},
+    buildkite::{Annotation, Build, Fault, JobState, Outcome},
     program::Program,
     stand_in::StandIns,
     store::Store,
@@ -462,6 +462,35 @@ fn a_step_that_waits_or_is_not_there_is_told_as_it_stands() {
         junit.contains("<skipped message=\"not finished: waiting for dependencies\"/>"),
         "{junit}"
     );
+}
+
+#[test]
+fn a_step_that_was_never_uploaded_is_told_as_one_that_is_missing() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; b = file \"b\"; }");
+    let command = format!("'{EVAL_ONCE}' pipeline --chunk 1; '{EVAL_ONCE}' summary");
+    let Some(build) = Build::new(&json!({ "key": "record", "command": ["set +e", command] }))
+    else {
+        return;
+    };
+    let mut path = std::ffi::OsString::from(Path::new(EVAL_ONCE).parent().unwrap());
+    path.push(":");
+    path.push(store.path());
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .envs([("PATH", path)]);
+    build.on_upload(2, Fault::Reject("Not today".into()));
+    build.run();
+    let Annotation { body, style } = annotation(&build);
+    assert_eq!(style, "warning", "{body}");
+    let rows = rows(&body);
+    let missing = rows.iter().find(|row| row.target == "b").unwrap();
+    assert_eq!(
+        missing.rest, "not run: the build has no such step |  |  |",
+        "{body}"
+    );
+    assert!(junit(&build).contains("<error type=\"no-step\""));
 }
 
 #[test]

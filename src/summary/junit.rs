@@ -86,7 +86,8 @@ impl Case {
             | Outcome::PassedSilently
             | Outcome::Unreadable
             | Outcome::OtherVersion(_)
-            | Outcome::NotKnown => Self::Error,
+            | Outcome::NotKnown
+            | Outcome::NoStep => Self::Error,
             Outcome::Built | Outcome::Fetched | Outcome::There => Self::Success,
             // That something failed is said where it did.
             Outcome::NotRun(_)
@@ -190,6 +191,10 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
             let message =
                 "its step passed, and has left no report: whether it was built is not known";
             ("error", NO_REPORT, message.into())
+        }
+        Outcome::NoStep => {
+            let message = "the build has no such step: the recording did not come to uploading it";
+            ("error", Some("no-step"), message.into())
         }
         Outcome::NotKnown => {
             let message = "it was built, and how its job ended is not known";

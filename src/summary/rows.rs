@@ -42,8 +42,10 @@ pub(super) enum Outcome {
     Refused,
     /// Its step did not run, because of the step of this target, for which it waits.
     NotRun(Blocker),
-    /// Its step did not run: it is skipped, has a condition, or was never uploaded.
+    /// Its step did not run: it is skipped, or has a condition.
     NeverRun,
+    /// The build has no such step: the recording did not come to uploading it.
+    NoStep,
     /// Its step has not ended, and how it stands.
     Unfinished(String),
     /// Its step has left nothing, and how it ended is not known.
@@ -373,6 +375,7 @@ fn ended(said: &StepOutcome, report: Option<&Result<Left, Unreadable>>, now: u64
                 (None, _) if report.is_some() => without_report(report),
                 (None, StepOutcome::Passed) => Outcome::PassedSilently,
                 (None, StepOutcome::NotKnown) => Outcome::NoReport,
+                (None, StepOutcome::NoStep) => Outcome::NoStep,
                 (None, _) => Outcome::NeverRun,
             }
         }
@@ -640,7 +643,7 @@ pub(super) mod tests {
             (None, Some(SoftFailed), Outcome::SoftFailed(What::NotKnown)),
             (None, Some(Errored), Outcome::Stopped),
             (None, Some(NotRun), Outcome::NeverRun),
-            (None, Some(NoStep), Outcome::NeverRun),
+            (None, Some(NoStep), Outcome::NoStep),
             (None, Some(NotKnown), Outcome::NoReport),
             (None, Some(running()), Outcome::Unfinished("running".into())),
         ] {

@@ -99,7 +99,7 @@ fn kind(outcome: &Outcome) -> &'static str {
         | Outcome::Unreadable
         | Outcome::OtherVersion(_) => "without a report",
         Outcome::NotKnown => "without an outcome",
-        Outcome::NotRun(_) | Outcome::NeverRun => "not run",
+        Outcome::NotRun(_) | Outcome::NeverRun | Outcome::NoStep => "not run",
         Outcome::Unfinished(_) => "not finished",
         Outcome::Built => "built",
         Outcome::Fetched => "from a cache",
@@ -130,6 +130,7 @@ fn attention(outcome: &Outcome) -> Attention {
         | Outcome::Unreadable
         | Outcome::OtherVersion(_)
         | Outcome::NotKnown
+        | Outcome::NoStep
         | Outcome::Unfinished(_) => Attention::Warning,
         Outcome::NotRun(_)
         | Outcome::NeverRun
@@ -178,7 +179,8 @@ fn table(text: &mut String, rows: &Rows) {
         | Outcome::PassedSilently
         | Outcome::Unreadable
         | Outcome::OtherVersion(_)
-        | Outcome::NotKnown => 4,
+        | Outcome::NotKnown
+        | Outcome::NoStep => 4,
         Outcome::NotRun(_) | Outcome::NeverRun | Outcome::Unfinished(_) => 5,
         Outcome::Built | Outcome::Fetched | Outcome::There => 6,
         Outcome::Skipped(_) => 7,
@@ -255,6 +257,7 @@ fn outcome(row: &Row) -> String {
             format!("not run: {} {}", code(&blocker.target), blocker.what)
         }
         Outcome::NeverRun => "not run".into(),
+        Outcome::NoStep => "not run: the build has no such step".into(),
         Outcome::Unfinished(state) => format!("not finished: {}", word(&state.replace('_', " "))),
         Outcome::NoReport => "no report".into(),
         Outcome::PassedSilently => "passed, without a report".into(),
