@@ -16,6 +16,9 @@ use crate::nix::{FlakeMetadata, Heard, LockedFlake, Phase, Source, Trouble, clas
 use crate::supervise::{Finished, OnStop, Supervisor};
 use crate::text::shortened;
 
+/// Nix settings by name.
+type Options = Vec<(String, String)>;
+
 /// What is kept of what Nix says at its death, in characters.
 const MESSAGE_AT_MOST: usize = 2 << 10;
 
@@ -94,7 +97,7 @@ pub(super) fn lock(
     temporary: &Path,
     supervisor: &mut Supervisor,
     log: Log,
-) -> Result<(Option<LockedFlake>, Vec<(String, String)>), Failure> {
+) -> Result<(Option<LockedFlake>, Options), Failure> {
     let Source::Flake(flake) = &request.root.source else {
         return Ok((None, Vec::new()));
     };

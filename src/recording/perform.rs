@@ -89,18 +89,9 @@ pub fn perform(
         seconds.insert(name, (took * 1000.0).round() / 1000.0);
     };
 
-    let (locked, settings) = lock(&request, &host.temporary, supervisor, log)?;
-    // They count in every step too, which realises before it reads any flake.
-    request.options.extend(settings.iter().cloned());
-    recorded.options.extend(settings);
-    let mut evaluation = Evaluation::new(
-        &request,
-        locked,
-        &host.temporary,
-        order.cores,
-        supervisor,
-        log,
-    )?;
+    let locked = locked(&mut request, &mut recorded, &host, supervisor, log)?;
+    let (temporary, cores) = (host.temporary.as_path(), order.cores);
+    let mut evaluation = Evaluation::new(&request, locked, temporary, cores, supervisor, log)?;
     evaluation.all()?;
     let Kept {
         evaluated,
@@ -177,6 +168,21 @@ pub fn perform(
     upload.keep(&plan, &identity)?;
     upload.follow(&plan, true)?;
     Ok(None)
+}
+
+/// The flake, locked, where it is one. The settings that it asks for count from now on, where this host trusts it with them: in
+/// every step too, which realises before it reads any flake.
+fn locked(
+    request: &mut Request,
+    recorded: &mut Request,
+    host: &Host,
+    supervisor: &mut Supervisor,
+    log: Log,
+) -> Result<Option<LockedFlake>, Failure> {
+    let (locked, settings) = lock(request, &host.temporary, supervisor, log)?;
+    request.options.extend(settings.iter().cloned());
+    recorded.options.extend(settings);
+    Ok(locked)
 }
 
 /// Goes on where an earlier try of the same step was, if one got as far as its plan. Says whether one did.

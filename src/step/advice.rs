@@ -39,7 +39,7 @@ impl Advice {
             let drv = report.drv.as_ref().filter(|_| report.way.is_some());
             drv.map(|drv| command::realise(drv, None, &request.options))
         };
-        let explain = with_keys(request.keys.clone(), "explain");
+        let explain = with_keys(&request.keys, "explain");
         Self {
             whole_log: culprit.map(|drv| command::read_log(drv, &[]).to_string()),
             reproduce: reproduce.map(|line| line.to_string()),
@@ -65,14 +65,14 @@ pub(super) fn by_hand(
             .collect();
         let link = link.and_then(Path::to_str);
         keys.insert("out-link".into(), link.map_or(false.into(), Into::into));
-        with_keys(keys, "step")
+        with_keys(&keys, "step")
     }))
 }
 
 /// A subcommand of ours, with the keys of a step.
-fn with_keys(keys: Keys, subcommand: &str) -> CommandLine {
+fn with_keys(keys: &Keys, subcommand: &str) -> CommandLine {
     let mut line = CommandLine::new("eval-once", &[subcommand]);
-    line.variables.push(("EVAL_ONCE_STEP", in_ascii(&keys)));
+    line.variables.push(("EVAL_ONCE_STEP", in_ascii(keys)));
     line
 }
 
