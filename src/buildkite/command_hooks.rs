@@ -209,7 +209,7 @@ impl CommandHooks {
         };
         match behind.iter().find(runs) {
             Some(other) if self.only_first => Err(refuse(format_args!(
-                "`command: none` leaves the job's command to {}, and {STRICT}: nothing would run the command",
+                "`command: none` leaves the job's command to {0}, and {STRICT}: that of {0} would not run",
                 other.name
             ))
             .hint(format!("{RUN_IT_HERE}; or start the agent without strict-single-hooks"))),

@@ -133,7 +133,9 @@ impl Entry {
             "github.com" | "bitbucket.org" => 3,
             "gitlab.com" => parts.len(),
             _ => {
-                let repository = parts.iter().position(|part| part.ends_with(".git"));
+                let repository = parts
+                    .iter()
+                    .position(|part| part.strip_suffix(".git").is_some());
                 repository.map_or(parts.len(), |at| at + 1)
             }
         };
