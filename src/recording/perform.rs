@@ -46,23 +46,7 @@ pub fn perform(
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (keys, host) = (order.keys?, order.host?);
     let mut request = Request::read(keys, &order.place, order.plugin.as_deref())?;
-    // Steps start at the root of the checkout.
-    let mut recorded = match &order.below_checkout {
-        Some(folder) => Request {
-            root: request
-                .root
-                .from_above(folder)
-                .ok_or_else(|| unnameable(folder))?,
-            below: Some(
-                folder
-                    .to_str()
-                    .ok_or_else(|| unnameable(folder))?
-                    .to_owned(),
-            ),
-            ..request.clone()
-        },
-        None => request.clone(),
-    };
+    let mut recorded = as_steps_have_it(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     // As it was ordered: what a flake asks for is not known when a later try looks for this one.
     let identity = pin::identity(&recorded);
@@ -168,6 +152,20 @@ pub fn perform(
     upload.keep(&plan, &identity)?;
     upload.follow(&plan, true)?;
     Ok(None)
+}
+
+/// The request for steps, which start at the root of the checkout: `folder` is where the recording stands below that.
+fn as_steps_have_it(request: &Request, folder: Option<&Path>) -> Result<Request, Failure> {
+    let Some(folder) = folder else {
+        return Ok(request.clone());
+    };
+    let named = folder.to_str().ok_or_else(|| unnameable(folder))?;
+    let root = request.root.from_above(folder);
+    Ok(Request {
+        root: root.ok_or_else(|| unnameable(folder))?,
+        below: Some(named.to_owned()),
+        ..request.clone()
+    })
 }
 
 /// The flake, locked, where it is one. The settings that it asks for count from now on, where this host trusts it with them: in
