@@ -99,7 +99,7 @@ impl Case {
 }
 
 /// The type of the error of a target whose report is not there, or cannot be read.
-const NO_REPORT: Option<&str> = Some("no-report");
+const NO_REPORT: &str = "no-report";
 
 /// The type and the message of a failure, and whether it is of the build: then the derivation that failed belongs to it.
 fn failure<'r>(row: &'r Row, what: &What, how: &str) -> (&'r str, String, bool) {
@@ -135,6 +135,49 @@ fn failure<'r>(row: &'r Row, what: &What, how: &str) -> (&'r str, String, bool) 
     }
 }
 
+/// The type and the message of an outcome that is an error: its step was ended from outside, or how it stands is not known.
+fn error(outcome: &Outcome) -> Option<(&'static str, String)> {
+    let (kind, message) = match outcome {
+        Outcome::TimedOut => ("timed-out", "its job ran for longer than it may"),
+        Outcome::Cancelled => ("cancelled", "its job was cancelled"),
+        Outcome::Stopped => ("stopped", "its job was cancelled, timed out, or expired"),
+        Outcome::NoReport => (
+            NO_REPORT,
+            "its step has left no report, and how it ended is not known",
+        ),
+        Outcome::PassedSilently => (
+            NO_REPORT,
+            "its step passed, and has left no report: whether it was built is not known",
+        ),
+        Outcome::Unreadable => (NO_REPORT, "its report cannot be read"),
+        Outcome::OtherVersion(version) => {
+            let message = format!("its report is of version {version}, which is not known here");
+            return Some((NO_REPORT, message));
+        }
+        Outcome::NoStep => (
+            "no-step",
+            "the build has no such step: the recording did not come to uploading it",
+        ),
+        Outcome::NotKnown => (
+            "no-outcome",
+            "it was built, and how its job ended is not known",
+        ),
+        // Named one by one, so that no outcome that is new is a success.
+        Outcome::Built
+        | Outcome::Fetched
+        | Outcome::There
+        | Outcome::Failed(_)
+        | Outcome::SoftFailed(_)
+        | Outcome::EvaluationError
+        | Outcome::Refused
+        | Outcome::NotRun(_)
+        | Outcome::NeverRun
+        | Outcome::Unfinished(_)
+        | Outcome::Skipped(_) => return None,
+    };
+    Some((kind, message.into()))
+}
+
 fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
     let case = writer.create_element("testcase").with_attributes([
         ("name", attribute(&row.target).as_str()),
@@ -160,17 +203,6 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
             };
             ("failure", Some(kind), message)
         }
-        Outcome::TimedOut => (
-            "error",
-            Some("timed-out"),
-            "its job ran for longer than it may".into(),
-        ),
-        Outcome::Cancelled => ("error", Some("cancelled"), "its job was cancelled".into()),
-        Outcome::Stopped => (
-            "error",
-            Some("stopped"),
-            "its job was cancelled, timed out, or expired".into(),
-        ),
         Outcome::EvaluationError => {
             let class = class.unwrap_or(Class::Evaluation.word());
             ("error", Some(class), message_or("it does not evaluate"))
@@ -182,28 +214,6 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
                 Some(class),
                 message_or("its metadata makes no step"),
             )
-        }
-        Outcome::NoReport => {
-            let message = "its step has left no report, and how it ended is not known";
-            ("error", NO_REPORT, message.into())
-        }
-        Outcome::PassedSilently => {
-            let message =
-                "its step passed, and has left no report: whether it was built is not known";
-            ("error", NO_REPORT, message.into())
-        }
-        Outcome::NoStep => {
-            let message = "the build has no such step: the recording did not come to uploading it";
-            ("error", Some("no-step"), message.into())
-        }
-        Outcome::NotKnown => {
-            let message = "it was built, and how its job ended is not known";
-            ("error", Some("no-outcome"), message.into())
-        }
-        Outcome::Unreadable => ("error", NO_REPORT, "its report cannot be read".into()),
-        Outcome::OtherVersion(version) => {
-            let message = format!("its report is of version {version}, which is not known here");
-            ("error", NO_REPORT, message)
         }
         // Skipped ones have a message and no type.
         Outcome::NotRun(blocker) => {
@@ -217,9 +227,12 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
             format!("not finished: {}", state.replace('_', " ")),
         ),
         Outcome::Skipped(reason) => ("skipped", None, reason.clone()),
-        Outcome::Built | Outcome::Fetched | Outcome::There => {
-            case.write_empty()?;
-            return Ok(());
+        other => {
+            let Some((kind, message)) = error(other) else {
+                case.write_empty()?;
+                return Ok(());
+            };
+            ("error", Some(kind), message)
         }
     };
     case.write_inner_content(|writer| {
