@@ -165,6 +165,15 @@ impl Failure {
         self.meaning.unwrap_or(self.class.in_a_sentence())
     }
 
+    /// The same failure; `what` becomes the outermost part of its message.
+    #[must_use]
+    pub fn context(self, what: &'static str) -> Self {
+        Self {
+            error: self.error.context(what),
+            ..self
+        }
+    }
+
     /// The same failure with what it means in particular.
     #[must_use]
     pub fn meaning(self, meaning: &'static str) -> Self {

@@ -99,10 +99,7 @@ pub fn perform(
         skip: &skipped,
     };
     let undone = undone(build);
-    let made = steps(&records, &recorded, &schema).map_err(|failure| Failure {
-        error: failure.error.context(undone),
-        ..failure
-    })?;
+    let made = steps(&records, &recorded, &schema).map_err(|failure| failure.context(undone))?;
     let told = evaluated.broken.len() + evaluated.refused.len();
     tell("refused", made.errors.get(told..).unwrap_or_default(), log);
     let counts = count(&targets, &made.errors, evaluated.broken.len());
