@@ -235,6 +235,28 @@ fn a_store_elsewhere_is_asked_where_its_files_are_not_here() {
     ended.takes("realised", "drv-valid");
 }
 
+#[test]
+fn a_daemon_whose_store_is_not_here_is_asked_too() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    store.build(&target.drv);
+    let daemon = store.daemon();
+    // As in a container that has the daemon's socket, and another store's folder or none.
+    let mount = format!("mount -t tmpfs none '{}'", store.folder().display());
+    let Some(step) = store.eval_once_with_mounts(&mount) else {
+        return;
+    };
+    // (A `.drv` cannot be realised there: 2.8 opens its file once more when it was built.)
+    let ended = step
+        .arg("step")
+        .reporting_to(store.root().join("report.json"))
+        .args(target.flags().split_off(2))
+        .envs(daemon.env())
+        .run();
+    ended.takes("available", "outputs-available").counts(0, 0);
+    is_true(&ended, &store);
+}
+
 /// A fixed output that refers to another store path, with the hash that it has. It may have been built before as what it is not:
 /// then Nix 2.8 has registered it already, and leaves a file where the `.drv` wants it.
 fn fixed_output_with_references(store: &Store, was_built_before: bool) -> String {

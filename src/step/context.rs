@@ -530,6 +530,11 @@ impl<'a> Step<'a> {
         if heard.culprit().is_some() || heard.dependency_failed {
             return Ok(false);
         }
+        // A file that cannot be opened, and still is not there, is not in this place, or lost: that is no matter of a moment.
+        let error = heard.error.as_deref().unwrap_or_default();
+        if error.starts_with("opening file ") && path.as_path().symlink_metadata().is_err() {
+            return Ok(false);
+        }
         let appeared = *drv.as_store_path() == path || self.is_valid(&path)?;
         if appeared {
             self.log.say(format_args!(
