@@ -124,6 +124,12 @@ pub fn version() -> CommandLine {
     CommandLine::new("nix-instantiate", &["--version"])
 }
 
+/// Prints the version of the program `nix`, which builds flakes.
+#[must_use]
+pub fn version_of_nix() -> CommandLine {
+    CommandLine::new("nix", &["--version"])
+}
+
 /// Says on standard error which of `paths` would be fetched, and which Nix would not know how to come by.
 #[must_use]
 pub fn would_obtain(paths: &[&StorePath], options: &Options) -> CommandLine {

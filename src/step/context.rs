@@ -818,7 +818,7 @@ impl<'a> Step<'a> {
         if !evaluation.is_some_and(|it| matches!(it.source, Source::Flake(_))) {
             return Ok(None);
         }
-        match self.ask(&command::version()) {
+        match self.ask(&command::version_of_nix()) {
             Ok((printed, _)) => {
                 Ok(version::of_program(&printed.text())
                     .and_then(|version| version::numbers(&version)))
