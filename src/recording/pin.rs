@@ -18,7 +18,7 @@ use super::steps::source;
 use super::{Build, Request, hash_of};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, DrvPath, StorePath, command};
+use crate::nix::{AttrPath, DrvPath, Phase, StorePath, class, command};
 use crate::state::State;
 use crate::supervise::{OnStop, Supervisor};
 
@@ -174,9 +174,9 @@ pub(super) fn pin(
                 .collect();
             if gone.is_empty() {
                 store_answers(&request.options, supervisor)?;
-                let (_, message) = last_words(&said, written.ending);
+                let (heard, message) = last_words(&said, written.ending);
                 return Err(Failure::new(
-                    Class::Surroundings,
+                    class::of(Phase::Copying, written.ending, &heard),
                     format_args!("cannot write the pin: {message}"),
                 ));
             }
@@ -197,9 +197,9 @@ pub(super) fn pin(
             return Ok(Pinned::Kept(pin));
         }
         if there {
-            let (_, message) = last_words(&said, rooted.ending);
+            let (heard, message) = last_words(&said, rooted.ending);
             return Err(Failure::new(
-                Class::Surroundings,
+                class::of(Phase::Copying, rooted.ending, &heard),
                 format_args!("cannot root the pin at {}: {message}", link.display()),
             ));
         }

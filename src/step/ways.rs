@@ -23,6 +23,9 @@ use crate::state::{Roots, State};
 use crate::supervise::Finished;
 use crate::text::shortened;
 
+/// How much of Nix's message is told as what failed, in characters; all of it stands in the log.
+const MESSAGE_AT_MOST: usize = 4 << 10;
+
 /// How much of a value that is no derivation is shown, in characters.
 const VALUE_AT_MOST: usize = 200;
 
@@ -576,10 +579,10 @@ fn failure_of(
     finished: &Finished,
     heard: &Heard,
 ) -> Failure {
-    let error = heard
-        .error
-        .clone()
-        .unwrap_or_else(|| format!("`{line}` {}", finished.ending));
+    let error = heard.error.as_ref().map_or_else(
+        || format!("`{line}` {}", finished.ending),
+        |error| shortened(error, MESSAGE_AT_MOST),
+    );
     let what = evaluation.to_string();
     if heard.culprit().is_some() || class == Class::Surroundings {
         return diagnosis::of_evaluation(class, &what, heard, step.killed_for_memory(), &error);
