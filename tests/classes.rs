@@ -14,6 +14,7 @@ use unix::{
     unistd::Pid,
 };
 
+use super::failures::ordinary_user;
 use super::support::{
     daemon::Daemon,
     processes::{Process, children},
@@ -22,7 +23,7 @@ use super::support::{
     stand_in::StandIns,
     store::Store,
     target::fifo,
-    until,
+    tool, until,
 };
 
 // ---- the table
@@ -40,7 +41,7 @@ const DRV: &str = "/nix/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
 
 /// Sentences of Nix's, measured on 2.8.0, 2.26.3 and 2.34.8; and their class while something is evaluated, and while something is
 /// built and nothing has begun. `DRV` stands for a derivation.
-const SENTENCES: [(Speaker, &str, Class, Class); 53] = {
+const SENTENCES: [(Speaker, &str, Class, Class); 54] = {
     use Class::{Build, Evaluation, Surroundings};
     [
         // A daemon that is gone: 2.8; 2.26; 2.34.
@@ -288,6 +289,12 @@ const SENTENCES: [(Speaker, &str, Class, Class); 53] = {
         // Refusals for good.
         (
             Nix,
+            "store path 'w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a' is not a valid derivation path",
+            Evaluation,
+            Build,
+        ),
+        (
+            Nix,
             "derivation 'DRV' has '__noChroot' set, but that's not allowed when 'sandbox' is 'true'",
             Evaluation,
             Build,
@@ -379,7 +386,7 @@ fn a_sentence_has_one_class_in_a_step_and_in_a_recording_whatever_its_form() {
             let of = |phase, ending| class::of(phase, ending, &heard);
             for phase in [Phase::Fetching, Phase::Evaluating] {
                 assert_eq!(of(phase, Ending::Exited(1)), evaluating, "{printed}");
-                for signal in [1, 2, 15] {
+                for signal in [1, 2, 3, 13, 15, 24, 25] {
                     let found = of(phase, Ending::Killed(signal));
                     assert_eq!(found, Class::Surroundings, "{signal}: {printed}");
                 }
@@ -643,7 +650,11 @@ fn nixs_message_is_whole_whatever_the_user_says_in_it() {
 /// What starts a program with a limit of the shell's.
 fn limited(limit: &str) -> Vec<std::ffi::OsString> {
     let script = format!("ulimit {limit} && exec \"$@\"");
-    ["/bin/sh", "-c", &script, "sh"].map(Into::into).to_vec()
+    // Not every `sh` knows `ulimit -u`.
+    let bash = tool("bash").unwrap();
+    let mut words = vec![bash.into_os_string()];
+    words.extend(["-c", &script, "bash"].map(Into::into));
+    words
 }
 
 #[test]
@@ -674,6 +685,44 @@ fn too_few_open_files_are_no_fault_of_an_attribute() {
         if recorded.status.success() {
             records_all(&recorded, 2);
         }
+    }
+}
+
+#[test]
+fn no_process_that_can_be_started_is_no_fault_of_an_attribute() {
+    if !ordinary_user() {
+        return;
+    }
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; b = file \"b\"; }");
+    // A user that nobody else is: the limit counts all its processes, and each thread of Nix's is one.
+    let user = 60_000 + std::process::id() % 5_000;
+    open_to(store.root(), user);
+    for processes in 1..8 {
+        let limit = limited(&format!("-u {processes}"));
+        let programs = [record(&store), step(&store, "a")];
+        for (number, program) in programs.into_iter().enumerate() {
+            let ended = program.behind(&limit).by_user(user).run();
+            let status = ended.status.code().unwrap();
+            assert!([0, 75].contains(&status), "{processes}: {ended}");
+            if number == 0 && status == 0 {
+                records_all(&ended, 2);
+            }
+        }
+    }
+}
+
+/// Gives all of a store to a user.
+fn open_to(folder: &Path, user: u32) {
+    let _ = std::os::unix::fs::lchown(folder, Some(user), Some(user));
+    let is_folder = folder.symlink_metadata().is_ok_and(|found| found.is_dir());
+    for entry in fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|_| is_folder)
+    {
+        open_to(&entry.path(), user);
     }
 }
 

@@ -886,7 +886,7 @@ fn each_failure_is_told_alike_through_a_daemon_as_an_ordinary_user_and_with_nixs
 }
 
 /// Can a step be run as an ordinary user beside the daemon's?
-fn ordinary_user() -> bool {
+pub(super) fn ordinary_user() -> bool {
     if !geteuid().is_root() {
         loudly("these are not run by root: a daemon of the same user stands for root's");
         return false;

@@ -1,6 +1,8 @@
 //! What the ending of a Nix program means. The one place where that is decided: for a step and for a recording, whatever it is
 //! that a Nix program was to do.
 
+use unix::sys::signal::Signal;
+
 use super::{Cause, Fault, Heard};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
@@ -18,8 +20,17 @@ pub enum Phase {
     Copying,
 }
 
-/// The signals that ask a process to end: nobody sends them to Nix because of an expression.
-const ASKED_TO_END: [i32; 3] = [1, 2, 15];
+/// Whether a signal is what becomes of an evaluator through what it evaluates: a recursion without end, an assertion of its own.
+/// Every other one is sent to it, or says that a limit of this host was reached.
+fn is_of_the_evaluator(signal: i32) -> bool {
+    use Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV};
+    [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV]
+        .iter()
+        .any(|own| *own as i32 == signal)
+}
+
+/// The kernel sends it when memory runs out, and it may do so again.
+const OUT_OF_MEMORY: i32 = 9;
 
 /// Nix ended itself: an assertion of its own did not hold, or nothing caught what it threw.
 const ABORTED: i32 = 6;
@@ -38,7 +49,9 @@ const ABORTED: i32 = 6;
 pub fn of(phase: Phase, ending: Ending, heard: &Heard) -> Class {
     let evaluates = matches!(phase, Phase::Fetching | Phase::Evaluating);
     match ending {
-        Ending::Killed(signal) if evaluates && ASKED_TO_END.contains(&signal) => {
+        Ending::Killed(signal)
+            if evaluates && signal != OUT_OF_MEMORY && !is_of_the_evaluator(signal) =>
+        {
             Class::Surroundings
         }
         // 2.8 does so where a fixed output refers to another path, each time.

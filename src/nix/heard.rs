@@ -40,9 +40,8 @@ pub struct Heard {
     pub place: Option<String>,
     /// All of that message.
     message: Option<Message>,
-    /// The lines of a message that comes line by line; whether more of it may come.
-    lines: String,
-    goes_on: bool,
+    /// A message that comes line by line.
+    gathered: Gathered,
     /// Something needed a build that failed.
     pub dependency_failed: bool,
     /// What Nix has said when an assertion of its own did not hold: it aborts then.
@@ -70,6 +69,28 @@ pub struct Heard {
     believed: bool,
     /// How many faults there were before it.
     since: usize,
+}
+
+/// The lines of a message, and whether more of it may come.
+#[derive(Debug, Default)]
+struct Gathered {
+    lines: String,
+    goes_on: bool,
+}
+
+impl Gathered {
+    fn add(&mut self, line: &str) {
+        if message::is_begin(line) {
+            self.lines.clear();
+            self.goes_on = true;
+        } else {
+            self.goes_on &= message::continues(line);
+        }
+        if self.goes_on && self.lines.len() + line.len() < MESSAGE_AT_MOST {
+            self.lines.push_str(line);
+            self.lines.push('\n');
+        }
+    }
 }
 
 /// A build, and the last lines of its log.
@@ -102,8 +123,8 @@ impl Heard {
 
     /// There comes no more: a message that came line by line is whole.
     pub fn settle(&mut self) {
-        if !self.lines.is_empty() {
-            self.end_with(Message::last(&self.lines));
+        if !self.gathered.lines.is_empty() {
+            self.end_with(Message::last(&self.gathered.lines));
         }
     }
 
@@ -136,7 +157,7 @@ impl Heard {
             Event::Plain(bytes) => {
                 let begin = &bytes[..bytes.len().min(PLAIN_AT_MOST)];
                 let line = without_escapes(&String::from_utf8_lossy(begin));
-                self.gather(line.trim_end());
+                self.gathered.add(line.trim_end());
                 self.hear_line(line.trim_end(), false);
             }
             Event::BuildBegins { id, drv, .. } => {
@@ -184,8 +205,7 @@ impl Heard {
 
     /// A whole message of Nix's, or one that may be its own. What the expression says is no word about a build.
     fn hear_message(&mut self, message: Message) {
-        self.lines.clear();
-        self.goes_on = false;
+        self.gathered = Gathered::default();
         if !message.is_expressions_own() {
             let mut lines = message.text.lines();
             self.hear_error(lines.next().unwrap_or_default(), true);
@@ -194,20 +214,6 @@ impl Heard {
             }
         }
         self.end_with(Some(message));
-    }
-
-    /// Gathers a message that comes line by line.
-    fn gather(&mut self, line: &str) {
-        if message::is_begin(line) {
-            self.lines.clear();
-            self.goes_on = true;
-        } else {
-            self.goes_on &= message::continues(line);
-        }
-        if self.goes_on && self.lines.len() + line.len() < MESSAGE_AT_MOST {
-            self.lines.push_str(line);
-            self.lines.push('\n');
-        }
     }
 
     /// One line of what Nix says, which is one of its messages or may be one.

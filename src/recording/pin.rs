@@ -18,7 +18,7 @@ use super::steps::source;
 use super::{Build, Request, hash_of};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, Disturbance, DrvPath, StorePath, command};
+use crate::nix::{AttrPath, Disturbance, DrvPath, Phase, StorePath, class, command};
 use crate::state::State;
 use crate::supervise::{OnStop, Supervisor};
 
@@ -188,7 +188,7 @@ pub(super) fn pin(
                     continue;
                 }
                 return Err(Failure::new(
-                    Class::Surroundings,
+                    class::of(Phase::Copying, written.ending, &heard),
                     format_args!("cannot write the pin: {message}"),
                 ));
             }
@@ -216,9 +216,9 @@ pub(super) fn pin(
             continue;
         }
         if there {
-            let (_, message) = last_words(&said, rooted.ending);
+            let (heard, message) = last_words(&said, rooted.ending);
             return Err(Failure::new(
-                Class::Surroundings,
+                class::of(Phase::Copying, rooted.ending, &heard),
                 format_args!("cannot root the pin at {}: {message}", link.display()),
             ));
         }

@@ -25,6 +25,9 @@ use crate::state::{Roots, State};
 use crate::supervise::Finished;
 use crate::text::shortened;
 
+/// How much of Nix's message is told as what failed, in characters; all of it stands in the log.
+const MESSAGE_AT_MOST: usize = 4 << 10;
+
 /// How much of a value that is no derivation is shown, in characters.
 const VALUE_AT_MOST: usize = 200;
 
@@ -643,10 +646,10 @@ fn failure_of(
     finished: &Finished,
     heard: &Heard,
 ) -> Failure {
-    let error = heard
-        .error
-        .clone()
-        .unwrap_or_else(|| format!("`{line}` {}", finished.ending));
+    let error = heard.error.as_ref().map_or_else(
+        || format!("`{line}` {}", finished.ending),
+        |error| shortened(error, MESSAGE_AT_MOST),
+    );
     if matches!(class, Class::Evaluation | Class::Surroundings)
         && let Some(failure) = host::no_temporary_folder(&step.host.temporary, &error)
     {
