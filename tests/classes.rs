@@ -594,6 +594,52 @@ fn what_an_attribute_meets_twice_that_is_no_fault_of_its_own_ends_a_recording_wi
 }
 
 #[test]
+fn a_flake_is_locked_once_more_where_that_failed_for_no_fault_of_its_own() {
+    let Some(store) = Store::new() else { return };
+    store.write(
+        "flake/flake.nix",
+        "{ outputs = _: { packages.x.a = derivation { name = \"a\"; system = \"x86_64-linux\"; builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out\" ]; }; }; }",
+    );
+    let flake = format!("path:{}", store.work().join("flake").display());
+    let flags = ["--flake", &flake, "--attr", "packages.x.a"];
+    let recording = ["pipeline", "--dry-run"];
+    for program in [store.step(flags), store.eval_once(recording).args(flags)] {
+        let folder = store.root().join("stand-ins");
+        let script = "[ $NTH = 1 ] && { echo 'error: interrupted by the user' >&2; exit 1; }";
+        let stand_ins = StandIns::new(&folder).before("nix", script);
+        let ended = program.env("PATH", stand_ins.path(&store)).run();
+        ended.exits(0);
+        let locks = |call: &&Vec<String>| call.iter().any(|word| word == "metadata");
+        let calls = stand_ins.calls("nix");
+        assert_eq!(calls.iter().filter(locks).count(), 2, "{ended}");
+        fs::remove_dir_all(folder).unwrap();
+    }
+}
+
+#[test]
+fn nix_eval_jobs_makes_no_error_step_of_what_the_system_says() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; }");
+    for (said, status) in [
+        ("reading from file: Connection reset by peer", 75),
+        ("attribute 'x' missing", 0),
+    ] {
+        let line = json!({ "attr": "a", "attrPath": ["a"], "error": format!("error: {said}") });
+        let script = format!(
+            "#!/bin/sh\nprintf '%s\\n' \"{}\"\n",
+            line.to_string().replace('"', "\\\"")
+        );
+        let stand_ins = StandIns::new(store.bin()).instead("nix-eval-jobs", &script);
+        let ended = record(&store)
+            .args(["--evaluator", "nix-eval-jobs"])
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        ended.exits(status);
+        mentions(&ended, said);
+    }
+}
+
+#[test]
 fn an_expressions_own_words_are_its_own_whatever_they_sound_like() {
     let Some(store) = Store::new() else { return };
     let words = [
