@@ -101,14 +101,14 @@ pub(crate) fn as_written(keys: &Keys) -> Keys {
         .collect()
 }
 
-/// The same keys for who stands in a folder above, from which `folder` leads here.
-pub(crate) fn from_above(mut keys: Keys, folder: &str) -> Keys {
+/// The same keys for a step that starts in a folder above, from which `folder` leads here; none where its name cannot be said.
+pub(crate) fn from_above(mut keys: Keys, folder: &Path) -> Option<Keys> {
     if let Some(Value::String(link)) = keys.get_mut("out-link")
         && !link.starts_with('/')
     {
-        *link = format!("{folder}/{link}");
+        *link = format!("{}/{link}", folder.to_str()?);
     }
-    keys
+    Some(keys)
 }
 
 fn out_link(text: &str, folder: &Path) -> Result<OutLink, String> {
@@ -131,7 +131,7 @@ mod tests {
     fn a_link_is_the_same_for_who_stands_above() {
         let of = |link: Value| {
             let keys = json!({ "out-link": link, "log": "raw" });
-            Value::Object(from_above(keys.as_object().unwrap().clone(), "nix"))
+            Value::Object(from_above(keys.as_object().unwrap().clone(), Path::new("nix")).unwrap())
         };
         assert_eq!(of(json!("out/a"))["out-link"], "nix/out/a");
         assert_eq!(of(json!("../a"))["out-link"], "nix/../a");

@@ -223,7 +223,7 @@ impl Evaluation {
             let names = names
                 .iter()
                 .map(|name| format!(".{}", string_literal(name)));
-            return self.root(locked) + &names.collect::<String>();
+            return format!("({}){}", self.root(locked), names.collect::<String>());
         }
         self.applied(&format!("nix: root: names: {}", self.selection()), locked)
     }

@@ -19,6 +19,7 @@ use super::{
     Broken, Build, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin,
     skip,
 };
+use crate::build_keys;
 use crate::buildkite::schema::Schema;
 use crate::counts::{self, Counts};
 use crate::exit::{Class, Failure};
@@ -156,11 +157,12 @@ fn as_steps_have_it(request: &Request, folder: Option<&Path>) -> Result<Request,
     let Some(folder) = folder else {
         return Ok(request.clone());
     };
-    let named = folder.to_str().ok_or_else(|| unnameable(folder))?;
     let root = request.root.from_above(folder);
+    let build_keys = build_keys::from_above(request.build_keys.clone(), folder);
     Ok(Request {
         root: root.ok_or_else(|| unnameable(folder))?,
-        below: Some(named.to_owned()),
+        build_keys: build_keys.ok_or_else(|| unnameable(folder))?,
+        below: Some(folder.to_owned()),
         ..request.clone()
     })
 }

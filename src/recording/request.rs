@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -103,7 +104,7 @@ pub struct Request {
     /// The keys that say how a target is built, as they were written: each recorded step has them.
     pub build_keys: Keys,
     /// Where the recording stands below the folder in which its steps start; none where it is the same.
-    pub below: Option<String>,
+    pub below: Option<PathBuf>,
     /// Merged into every step.
     pub step: Keys,
     /// Agent tags by system or `feature:NAME`.

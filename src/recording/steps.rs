@@ -394,7 +394,7 @@ impl<'a> Maker<'a> {
         let own_command = self.step.has("command") || given.has("command");
         let other_plugin = self.step.has("plugins") || given.has("plugins");
         let mut record = self.record(&target.attr);
-        self.add_build_keys(&mut record);
+        record.extend(self.request.build_keys.clone());
         record.extend(how);
         let leaves_command = record.get("command").is_some_and(|when| when == "none");
         if leaves_command && !other_plugin {
@@ -509,28 +509,22 @@ impl<'a> Maker<'a> {
                 reader.not_yet(key)?;
             }
             reader.finish("a target")?;
-            Ok(self.as_in_steps(build_keys::as_written(keys)))
+            let keys = build_keys::as_written(keys);
+            match &self.request.below {
+                Some(folder) => build_keys::from_above(keys, folder).ok_or_else(|| {
+                    refuse("`out-link` is relative, and the recording's folder has a name that is not UTF-8")
+                }),
+                None => Ok(keys),
+            }
         };
         read().map_err(|failure: Failure| failure.to_string())
-    }
-
-    /// Keys of a target or the recording as the steps have them, which may start in another folder.
-    fn as_in_steps(&self, keys: Keys) -> Keys {
-        match &self.request.below {
-            Some(folder) => build_keys::from_above(keys, folder),
-            None => keys,
-        }
-    }
-
-    fn add_build_keys(&self, record: &mut Keys) {
-        record.extend(self.as_in_steps(self.request.build_keys.clone()));
     }
 
     /// The step of an attribute that does not evaluate: it evaluates it, shows what Nix says, and fails.
     fn broken(&self, broken: &Broken) -> Result<CommandStep, Failure> {
         let label = label_of(":boom:", &called(&broken.attr));
         let mut record = self.record(&broken.attr);
-        self.add_build_keys(&mut record);
+        record.extend(self.request.build_keys.clone());
         // It has none.
         record.remove("command");
         if length(&record) > RECORD_AT_MOST {
@@ -929,6 +923,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
     use std::num::NonZeroUsize;
+    use std::path::PathBuf;
 
     /// Made once: in a debug build that takes longer than many tests.
     fn schema() -> &'static Schema {
@@ -1181,8 +1176,8 @@ mod tests {
         let said =
             json!({ "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/a" });
         let docker = wanting(&json!({ "plugins": ["docker#v5"] }));
-        for below in [None, Some("nix".to_owned())] {
-            let link = below.as_ref().map_or("out/a", |_| "nix/out/a");
+        for below in [None, Some(PathBuf::from("nix"))] {
+            let link = "out/a";
             let request = Request {
                 build_keys: keys(&said),
                 below,
