@@ -65,7 +65,7 @@ fn what_a_recording_says_of_an_attribute_is_only_text() {
         let ended = record(&store, flags).run();
         let wild = |c: char| c.is_control() && c != '\n' && c != '\t';
         let ours = ended.ours().join("\n");
-        assert!(ours.contains("broken: "), "{ended}");
+        assert!(ours.contains("evaluation error: "), "{ended}");
         assert!(!ended.stderr.contains(wild), "{:?}", ended.stderr);
         let opened = ended.stderr.lines().find(|line| line.starts_with("~~~"));
         assert_eq!(opened, None, "{ended}");
@@ -77,7 +77,7 @@ fn a_drv_path_that_is_only_named_costs_itself_and_nothing_else() {
     let Some(store) = Store::new() else { return };
     store.targets(
         r#"
-let named = drvPath: { type = "derivation"; name = "x"; outPath = "/x"; inherit drvPath; };
+let named = drvPath: { type = "derivation"; name = "x"; outputName = "out"; outPath = "/x"; inherit drvPath; };
 in {
   a-fine = file "a";
   elsewhere = named "/elsewhere/store/00000000000000000000000000000000-x.drv";

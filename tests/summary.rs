@@ -324,14 +324,17 @@ fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
             "again",
             "already there, passed on try 2 | realised (drv&#45;valid) | ",
         ),
-        ("bad", "**failed** (build) | realised (drv&#45;valid) | "),
+        (
+            "bad",
+            "**failed** (build) | tried realised (drv&#45;valid) | ",
+        ),
         ("behind", "not run: <code>bad</code> failed |  |  |"),
         (
             "behind-command",
             "not run: <code>command</code> failed |  |  |",
         ),
         ("broken", "**evaluation error** | "),
-        ("cancelled", "**cancelled** | realised (drv&#45;valid) | "),
+        ("cancelled", "**cancelled** | tried realised | "),
         (
             "command",
             "**failed** (command), after the build | realised (drv&#45;valid) | ",
@@ -345,10 +348,13 @@ fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
             "**cancelled or timed out** | realised (drv&#45;valid) | ",
         ),
         ("good", "built | realised (drv&#45;valid) | "),
-        ("late", "**timed out** | realised (drv&#45;valid) | "),
+        ("late", "**timed out** | tried realised | "),
         ("not-today", "not run |  |  |"),
         ("refused", "**refused** | "),
-        ("soft", "soft failed (build) | realised (drv&#45;valid) | "),
+        (
+            "soft",
+            "soft failed (build) | tried realised (drv&#45;valid) | ",
+        ),
         (
             "soft-command",
             "soft failed (command), after the build | realised (drv&#45;valid) | ",

@@ -231,8 +231,12 @@ impl Evaluation {
     /// A set of nothing else than that. `nix-instantiate` calls what an expression gives, and a set in it that is marked, but
     /// not what else stands in a set.
     fn selected_uncalled(&self, locked: Option<&LockedFlake>) -> String {
+        // Not looked into: a step is of one derivation. But a mark that is no boolean, or throws, fails as it does in Nix's words
+        // where Nix walks the set that this attribute is in.
         let alone = |value: String| {
-            format!("{{ derivation = {value} // {{ recurseForDerivations = false; }}; }}")
+            format!(
+                "{{ derivation = let value = {value}; in value // {{ recurseForDerivations = value.recurseForDerivations or false && false; }}; }}"
+            )
         };
         if self.is_flake() {
             return alone(self.selected(locked));

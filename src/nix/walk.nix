@@ -10,12 +10,13 @@
 #   beside PATH NAMES    these stand beside what is looked at in a flake: of its outputs (the root), or of systems
 #   holds  PATH          it was not looked into, and derivations are in it
 #   none   PATH          it was not looked into, and no derivations were found in it
-#   call   PATH          it is a derivation that can be called as well
+#   call   PATH          its step must not call it: it is a derivation that can be called, or a set whose mark may be wrong
 #   set    PATH COUNT    it is a set or a list, and its attributes come next
 #   meta   PATH          it is a derivation that evaluates, and its metadata is looked at
 #   target PATH JSON     it is a derivation (`named`: its drvPath is a mere string, and nothing says that it was written)
 #   broken PATH          it throws; what it says is known only to who does not catch it
 #   refuse PATH TEXT     its metadata is no data
+#   error  PATH TEXT     it does not evaluate, and Nix says so only where it meets it in a set
 #   deep   PATH          it is nested too deeply: sets go round in a circle, or never end
 #   no     PATH TYPE     the root is none of these
 #   end    VERSION       that was all, of this version of Nix
@@ -271,10 +272,12 @@ let
     in
     says "name" && says "outputName";
 
+  hasMark = value: builtins.isAttrs value && value ? recurseForDerivations;
+
   # Gives { marked; }: true, false, or null where nothing is said; or { text; }, what is wrong: Nix fails there.
   markOf =
     value:
-    if !(builtins.isAttrs value && value ? recurseForDerivations) then
+    if !hasMark value then
       { marked = null; }
     else
       let
@@ -310,6 +313,7 @@ let
         // (if builtins.hasContext value.drvPath then { } else { named = true; })
       );
       set = names: get: builtins.seq (builtins.length names) { inherit names get; };
+      members = set (builtins.attrNames value) (name: value.${name});
     in
     if builtins.isAttrs value then
       if isDerivation value then
@@ -321,12 +325,19 @@ let
           { inherit (meta) text; }
         else
           builtins.seq json { inherit json; }
-      else if here.walk > 0 || all || mark.marked or null == true then
-        set (builtins.attrNames value) (name: value.${name})
-      else if mark ? text then
-        { inherit (mark) text; }
+      else if here.walk > 0 || all then
+        members
       else
-        { no = if mark.marked == null then "set" else "marked"; }
+        # Before the mark is forced, which may throw: the set alone would be built all the same, for Nix asks no set for its mark
+        # that it is given, only one that it finds in another.
+        builtins.seq (if call.calls && (hasMark value' || hasMark value) then say "call" here.at "" else null) (
+          if mark.marked or null == true then
+            members
+          else if mark ? text then
+            { error = mark.text; }
+          else
+            { no = if mark.marked == null then "set" else "marked"; }
+        )
     else if builtins.isList value then
       set (map toString (builtins.genList (index: index) (builtins.length value))) (
         index: builtins.elemAt value (builtins.fromJSON index)
@@ -413,6 +424,8 @@ let
       say "target" here.at found.json
     else if found ? text then
       say "refuse" here.at (builtins.replaceStrings [ "\n" ] [ " " ] found.text)
+    else if found ? error then
+      say "error" here.at found.error
     else if found ? names then
       if here.depth >= deepest then
         say "deep" here.at ""

@@ -695,6 +695,7 @@ impl<'a> Walk<'a> {
                     .or_insert(Outcome::Throws { in_meta });
             }
             Said::Refused(path, why) => self.refuse_at(&path, why),
+            Said::Error(path, why) => self.break_at(&path, Some(why)),
             Said::Deep(path) => {
                 worker.fate = Some(Fate::GivenUp);
                 let mut names = self.attr(&path).0.names().to_vec();

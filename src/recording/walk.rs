@@ -58,6 +58,8 @@ pub(super) enum Said {
     Broken(Path),
     /// Its metadata is no data: the end of a sentence.
     Refused(Path, String),
+    /// It does not evaluate, and nothing was thrown: why.
+    Error(Path, String),
     /// It is nested too deeply.
     Deep(Path),
     /// The root is nothing that could hold targets, but one of this type.
@@ -182,6 +184,7 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<Said> {
         b"meta" => Said::Meta(path),
         b"broken" => Said::Broken(path),
         b"refuse" => Said::Refused(path, text()),
+        b"error" => Said::Error(path, text()),
         b"deep" => Said::Deep(path),
         b"no" => Said::No(text()),
         b"end" => Said::End(text()),
