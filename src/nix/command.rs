@@ -27,6 +27,16 @@ fn rooted(mut command: CommandLine, link: Option<&Path>) -> CommandLine {
     command
 }
 
+/// The same evaluation, which may read what is named in it whatever the settings say: it is ours, and reads nothing else.
+fn unrestricted(mut command: CommandLine) -> CommandLine {
+    for setting in ["restrict-eval", "pure-eval"] {
+        command
+            .arguments
+            .extend(["--option", setting, "false"].map(OsString::from));
+    }
+    command
+}
+
 /// The same command, so that it says in a form that can be read what it does ([`super::structured`]). All versions from 2.8 on
 /// take that, all programs too.
 #[must_use]
@@ -79,12 +89,7 @@ pub fn write_pin(json: &Path, options: &Options) -> CommandLine {
     command
         .arguments
         .extend(["--argstr".into(), "json".into(), json.into()]);
-    for setting in ["restrict-eval", "pure-eval"] {
-        command
-            .arguments
-            .extend(["--option", setting, "false"].map(OsString::from));
-    }
-    command
+    unrestricted(command)
 }
 
 /// Prints what keeps `path` alive, one root on each line: `LINK -> PATH`. Through a daemon, it is the daemon who looks.
@@ -329,12 +334,7 @@ pub fn flake_settings(file: &Path, options: &Options) -> CommandLine {
     command
         .arguments
         .extend(["--argstr".into(), "file".into(), file.into()]);
-    for setting in ["restrict-eval", "pure-eval"] {
-        command
-            .arguments
-            .extend(["--option", setting, "false"].map(OsString::from));
-    }
-    command
+    unrestricted(command)
 }
 
 /// What one would type to get the outputs of an evaluation without us, with this version of Nix; none where nothing does that

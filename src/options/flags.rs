@@ -147,38 +147,17 @@ pub(super) struct KeyFlags {
     /// Take a derivation that can be called as well for the derivation, and do not call it as nix-build -A does
     #[arg(long)]
     no_call: bool,
-    /// Where to link the outputs [default: result]
-    #[arg(long, value_name = "LINK", conflicts_with = "no_out_link")]
-    out_link: Option<String>,
-    /// Make no link; keep the outputs for a day
-    #[arg(long)]
-    no_out_link: bool,
-    /// Whether a hook runs the job's own command after success: after or none
-    #[arg(long, value_name = "WHEN")]
-    command: Option<String>,
-    /// What to do when evaluating again gives another .drv: warn or fail
-    #[arg(long, value_name = "WHAT")]
-    on_drift: Option<String>,
-    /// How Nix's output is shown: pretty or raw
-    #[arg(long, value_name = "HOW")]
-    log: Option<String>,
+    #[command(flatten)]
+    build: BuildFlags,
 }
 
 impl KeyFlags {
     /// The same object that a plugin's configuration is, so that both are read by the same rules.
     pub(super) fn into_keys(self) -> Result<Keys, Failure> {
         let mut keys = Keys::new();
-        add(
-            &mut keys,
-            [
-                ("drv", self.drv),
-                ("out-link", self.out_link),
-                ("command", self.command),
-                ("on-drift", self.on_drift),
-                ("log", self.log),
-            ],
-        );
+        add(&mut keys, [("drv", self.drv)]);
         self.evaluation.add_to(&mut keys);
+        self.build.add_to(&mut keys);
         let mut outputs = Keys::new();
         for output in self.output {
             let Some((name, path)) = output.split_once('=') else {
@@ -193,9 +172,6 @@ impl KeyFlags {
         }
         if self.no_call {
             keys.insert("call".into(), Value::Bool(false));
-        }
-        if self.no_out_link {
-            keys.insert("out-link".into(), Value::Bool(false));
         }
         Ok(keys)
     }
@@ -308,21 +284,8 @@ pub(super) struct RecordingFlags {
     /// Group steps by their first N attribute names
     #[arg(long, value_name = "N")]
     group_by: Option<u64>,
-    /// In every step: where its outputs are linked [default: result]
-    #[arg(long, value_name = "LINK", conflicts_with = "no_out_link")]
-    out_link: Option<String>,
-    /// In every step: make no link, and keep the outputs for a day
-    #[arg(long)]
-    no_out_link: bool,
-    /// In every step: whether its own command is run by our hook (after) or left to another plugin's (none) [default: after]
-    #[arg(long, value_name = "WHEN")]
-    command: Option<String>,
-    /// In every step: what happens when evaluating again gives another .drv: warn or fail [default: warn]
-    #[arg(long, value_name = "WHAT")]
-    on_drift: Option<String>,
-    /// In every step: how Nix's output is shown: pretty or raw [default: pretty]
-    #[arg(long, value_name = "HOW")]
-    log: Option<String>,
+    #[command(flatten)]
+    build: BuildFlags,
     /// Ignore the targets' own `meta.buildkite` and `meta.eval-once`
     #[arg(long)]
     no_meta: bool,
@@ -352,12 +315,9 @@ impl RecordingFlags {
                 ("on-error", self.on_error),
                 ("emit", self.emit),
                 ("plugin", self.plugin),
-                ("out-link", self.out_link),
-                ("command", self.command),
-                ("on-drift", self.on_drift),
-                ("log", self.log),
             ],
         );
+        self.build.add_to(&mut keys);
         add(
             &mut keys,
             [
@@ -378,7 +338,6 @@ impl RecordingFlags {
             keys.insert("exclude".into(), self.exclude.into());
         }
         for (key, given, value) in [
-            ("out-link", self.no_out_link, false),
             ("meta", self.no_meta, false),
             ("summary", self.summary, true),
         ] {
@@ -387,6 +346,43 @@ impl RecordingFlags {
             }
         }
         Ok(keys)
+    }
+}
+
+/// The keys that say how a target is built, as flags: of a step, or of every step of a recording.
+#[derive(Debug, Args)]
+pub(super) struct BuildFlags {
+    /// Where to link a step's outputs [default: result]
+    #[arg(long, value_name = "LINK", conflicts_with = "no_out_link")]
+    out_link: Option<String>,
+    /// Make no link; keep a step's outputs for a day
+    #[arg(long)]
+    no_out_link: bool,
+    /// Whether our hook runs the job's own command after success (after) or leaves it to another plugin's (none) [default: after]
+    #[arg(long, value_name = "WHEN")]
+    command: Option<String>,
+    /// What to do when evaluating again gives another .drv: warn or fail [default: warn]
+    #[arg(long, value_name = "WHAT")]
+    on_drift: Option<String>,
+    /// How a step shows Nix's output: pretty or raw [default: pretty]
+    #[arg(long, value_name = "HOW")]
+    log: Option<String>,
+}
+
+impl BuildFlags {
+    fn add_to(self, keys: &mut Keys) {
+        add(
+            keys,
+            [
+                ("out-link", self.out_link),
+                ("command", self.command),
+                ("on-drift", self.on_drift),
+                ("log", self.log),
+            ],
+        );
+        if self.no_out_link {
+            keys.insert("out-link".into(), false.into());
+        }
     }
 }
 
