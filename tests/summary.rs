@@ -508,8 +508,9 @@ fn a_buildkite_that_does_not_say_how_steps_ended_costs_ten_seconds_and_no_failur
     };
     build.answers_no_exports();
     assert_eq!(build.run(), Outcome::Passed);
-    // The first eight are enough.
-    assert_eq!(build.exports("outcome"), 8);
+    // The first eight are enough. One that ends before the others makes room for another question, which is not waited for.
+    let asked = build.exports("outcome");
+    assert!((8..16).contains(&asked), "{asked}");
     let log = build.job("summary").plain();
     assert!(
         log.contains("warning: Buildkite does not say how 20 steps ended"),
