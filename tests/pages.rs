@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use eval_once::step::{Reason, WayName};
 use tempfile::TempDir;
 
 use crate::support::{program::Program, tool};
@@ -84,6 +85,32 @@ fn every_path_and_key_of_an_example_on_a_page_is_the_one_that_nix_computes() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(shown > 50, "only {shown} paths and keys were found");
+}
+
+#[test]
+fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let guide = fs::read_to_string(root.join("docs/steps.md")).unwrap();
+    let reasons = [
+        (WayName::Realised, Reason::DrvValid),
+        (WayName::Realised, Reason::DrvSubstituted),
+        (WayName::Available, Reason::OutputsAvailable),
+        (WayName::Available, Reason::Skipped),
+        (WayName::Evaluated, Reason::DrvMissing),
+        (WayName::Evaluated, Reason::DrvCollected),
+        (WayName::Evaluated, Reason::OutputsCollected),
+        (WayName::Evaluated, Reason::NotRecorded),
+    ];
+    for (way, reason) in reasons {
+        let (way, reason) = (way.word(), reason.word());
+        let explained = format!("| `{reason}` | `{way}` | ");
+        assert!(guide.contains(&explained), "{explained} is missing");
+        let row = readme.lines().find(|line| {
+            line.starts_with(&format!("| `{way}` |")) && line.contains(&format!("`{reason}`"))
+        });
+        assert!(row.is_some(), "the README's {way} lacks {reason}");
+    }
 }
 
 /// The README, the guide, and what else a newcomer reads.
