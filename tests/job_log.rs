@@ -1,6 +1,6 @@
 //! What a job's log shows of what Nix does, with real Nix: for people, and as Nix itself says it.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 
 use eval_once::nix::version;
@@ -169,6 +169,35 @@ fn the_log_of_a_failed_step_ends_in_an_open_group_that_says_what_failed_where_an
         assert_eq!(failure["drv"], lib.drv.as_str());
         let log: Vec<String> = (15..40).map(|n| format!("line {n}")).collect();
         assert_eq!(failure["log"], log.join("\n"));
+    }
+}
+
+/// Its log is kept as the structured log of a Nix: what it is for Nix to read is not for people.
+#[test]
+fn the_end_of_the_log_of_a_builder_of_nix_s_own_is_text_for_people() {
+    let Some(store) = Store::new() else { return };
+    let file = store.root().join("tmp/source");
+    fs::write(&file, "the source").unwrap();
+    let expression = r#"{ changed = fetch "file:///FILE"; gone = fetch "file:///FILE-is-gone"; }"#
+        .replace("/FILE", file.to_str().unwrap());
+    let fetch = r#"
+        fetch = url: derivation {
+          name = "source.tar.gz"; system = "builtin"; builder = "builtin:fetchurl"; inherit url;
+          outputHashMode = "flat"; outputHashAlgo = "sha256"; unpack = false; executable = false;
+          outputHash = "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        };"#;
+    store.write("fetch.nix", &format!("let {fetch} in {expression}"));
+    for (attr, status, class) in [("changed", 102, "hash"), ("gone", 100, "build")] {
+        for form in ["pretty", "raw"] {
+            let ended = store
+                .step(["--file", "fetch.nix", "--attr", attr, "--log", form])
+                .run();
+            ended.fails(status, class);
+            let shown = group(&ended, "source.tar.gz failed");
+            assert!(!shown.contains("@nix"), "{ended}");
+            let log = ended.report()["failure"]["log"].as_str();
+            assert!(!log.unwrap_or_default().contains("@nix"), "{ended}");
+        }
     }
 }
 

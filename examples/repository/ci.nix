@@ -12,7 +12,7 @@ in
   checks = each (import ./checks { inherit build packages; });
   hosts = each (import ./hosts { inherit build packages; });
 
-  # Not marked: nobody builds it in CI.
+  # Not marked: CI does not build it.
   lib = {
     inherit build;
   };

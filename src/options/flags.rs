@@ -15,7 +15,7 @@ Examples:
   eval-once pipeline --file ci.nix --dry-run
         evaluates all targets, and prints the pipeline that builds them
   eval-once step --file ci.nix --attr packages.hello
-        builds a target that nobody recorded, as nix-build does
+        builds a target that is not recorded, as nix-build does
   eval-once step --drv /nix/store/….drv --file ci.nix --attr packages.hello
         realises the .drv, and evaluates again only where it is gone
   eval-once step --file ci.nix -A app -- ./result/bin/app --self-test
@@ -51,7 +51,7 @@ Exit statuses:
   75  the store, Buildkite or the state folder cannot be used: worth retrying";
 
 const SUMMARY_HELP: &str = "\
-It reads what recordings and steps have left in the build; a step that has left nothing is told as such.
+It reads what recordings and steps have left in the build; a step that has left nothing has a row that says so.
 `eval-once pipeline --summary` uploads a last step that runs this.
 
 Exit statuses:
@@ -105,7 +105,7 @@ pub(super) enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Sum the build up, in its last step: what became of every target, as an annotation and as JUnit
+    /// Sum the build up, in its last step: the outcome of every target, as an annotation and as JUnit
     #[command(after_help = SUMMARY_HELP)]
     Summary,
     /// Remove the pins of recordings that are older than they were to be kept
@@ -289,7 +289,7 @@ pub(super) struct RecordingFlags {
     /// Ignore the targets' own `meta.buildkite` and `meta.eval-once`
     #[arg(long)]
     no_meta: bool,
-    /// Add a last step that runs `eval-once summary`, whatever becomes of the others
+    /// Add a last step that runs `eval-once summary`, also where others failed
     #[arg(long)]
     summary: bool,
     /// Steps per upload [default: 100]

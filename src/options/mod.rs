@@ -337,7 +337,7 @@ impl Reading {
         let keys = keys.and_then(|keys| {
             if plugin.is_none() && !keys.contains_key("plugin") && !keys.contains_key("emit") {
                 return Err(keys::refuse(
-                    "nobody knows how this plugin is called in steps: no entry of BUILDKITE_PLUGINS has its configuration",
+                    "the plugin's reference for its steps is not known: no entry of BUILDKITE_PLUGINS has its configuration",
                 )
                 .hint("give `plugin`, its reference as one writes it under `plugins:`, or `emit: command`"));
             }

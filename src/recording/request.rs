@@ -236,7 +236,7 @@ impl Request {
             }
             (true, None) => {
                 return Err(refuse(
-                    "`emit: plugin` needs `plugin` here: nobody knows how this plugin is called",
+                    "`emit: plugin` needs `plugin` here: the plugin's reference is not known",
                 )
                 .hint("give its reference, as one writes it under `plugins:`"));
             }

@@ -13,6 +13,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::DrvPath;
 use crate::nix::command::{self, Options};
 use crate::nix::heard::{LAST_LINES, shortened_line};
+use crate::nix::structured::{Event, Reader};
 use crate::supervise::Supervisor;
 
 /// How long Nix may take to give a log out: it may be packed, and large.
@@ -84,7 +85,8 @@ impl KeptLog {
         &self.name
     }
 
-    /// Its last lines; none where it has none.
+    /// Its last lines, as text for people; none where it has none. A builder of Nix's own (`builtin:fetchurl`) is a Nix that logs
+    /// with structure, and Nix keeps that as it is.
     pub(super) fn last_lines(&self) -> Option<String> {
         let mut file = File::open(self.file()).ok()?;
         let length = file.metadata().ok()?.len();
@@ -92,7 +94,21 @@ impl KeptLog {
             .ok()?;
         let mut end = Vec::new();
         file.read_to_end(&mut end).ok()?;
-        let text = String::from_utf8_lossy(&end);
+        let mut text = String::new();
+        let mut reader = Reader::default();
+        let mut add = |event: Event<'_>| {
+            match event {
+                Event::Plain(line) => text.push_str(&String::from_utf8_lossy(line)),
+                Event::Message { text: said, .. } | Event::BuildLine { line: said, .. } => {
+                    text.push_str(&said);
+                }
+                _ => return,
+            }
+            text.push('\n');
+        };
+        // The first line may have lost its beginning, and with it what tells that it is structured.
+        reader.read(whole_lines(&end, length > END), &mut add);
+        reader.finish(&mut add);
         let lines: Vec<&str> = text.lines().collect();
         let last = lines.iter().skip(lines.len().saturating_sub(LAST_LINES));
         // Who prints a carriage return writes over what stands before it.
@@ -101,6 +117,15 @@ impl KeptLog {
             .map(|line| shortened_line(line.unwrap_or_default()))
             .collect();
         (!last.is_empty()).then(|| last.join("\n"))
+    }
+}
+
+/// The end of a log without a first line that is `cut`, as long as there is another one.
+fn whole_lines(end: &[u8], cut: bool) -> &[u8] {
+    let first = end.iter().position(|byte| cut && *byte == b'\n');
+    match first.map(|at| &end[at + 1..]) {
+        Some(rest) if !rest.is_empty() => rest,
+        _ => end,
     }
 }
 
@@ -144,5 +169,24 @@ mod tests {
             "{last}"
         );
         assert_eq!(KeptLog::seen(&drv, "").unwrap().last_lines(), None);
+    }
+
+    #[test]
+    fn a_structured_log_is_shown_as_what_it_says() {
+        let drv = DrvPath::parse("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv").unwrap();
+        let progress = r#"@nix {"action":"result","fields":[3,3,0,0],"id":1,"type":105}"#;
+        let said = format!(
+            "begins\n@nix {{\"action\":\"msg\",\"level\":0,\"msg\":\"no such\\nfile\"}}\n{progress}\n@nix is a name\n{progress}"
+        );
+        let log = KeptLog::seen(&drv, &said).unwrap();
+        assert_eq!(
+            log.last_lines().as_deref(),
+            Some("begins\nno such\nfile\n@nix is a name")
+        );
+        // Longer than what is looked at: the first line that is seen is not a whole one.
+        let many = format!("{progress}\n").repeat(2000);
+        assert_eq!(KeptLog::seen(&drv, &many).unwrap().last_lines(), None);
+        let long = "x".repeat(100_000);
+        assert!(KeptLog::seen(&drv, &long).unwrap().last_lines().is_some());
     }
 }

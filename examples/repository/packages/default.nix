@@ -34,6 +34,6 @@ rec {
   # The same derivation under another name: one step builds both.
   default = greet;
 
-  # Broken: it costs its own step, and nothing else.
+  # An evaluation error: it costs its own step, and nothing else.
   legacy = throw "greet 1.0 needs Python 2, which is gone";
 }

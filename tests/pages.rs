@@ -1,0 +1,228 @@
+//! What the README and the guide refer to is there: files, headings, and the store paths of the examples.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use eval_once::step::{Reason, WayName};
+use tempfile::TempDir;
+
+use crate::support::{program::Program, tool};
+
+#[test]
+fn every_link_on_a_page_leads_to_a_file_and_a_heading_that_exist() {
+    let mut links = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for target in targets_of_links(&text) {
+            if target.contains("://") {
+                continue;
+            }
+            links += 1;
+            let (file, anchor) = target.split_once('#').unwrap_or((&target, ""));
+            let file = if file.is_empty() {
+                page.clone()
+            } else {
+                page.parent().unwrap().join(file)
+            };
+            let place = format!("{}: ({target})", page.display());
+            assert!(file.exists(), "{place}: there is no such file");
+            if !anchor.is_empty() {
+                let anchors = anchors(&fs::read_to_string(&file).unwrap());
+                assert!(
+                    anchors.contains(anchor),
+                    "{place}: no such heading; there are {anchors:#?}"
+                );
+            }
+        }
+    }
+    assert!(links > 50, "only {links} links were found");
+}
+
+#[test]
+fn anchors_are_made_as_github_makes_them() {
+    let page = "# `a`, `b-c`\n## The step's own command: `command`\n```console\n# no heading\n```\n## Again\n## Again\n";
+    let expected = ["a-b-c", "the-steps-own-command-command", "again", "again-1"];
+    assert_eq!(anchors(page), expected.map(str::to_owned).into());
+}
+
+/// A page that shows what the examples give shows what they give today.
+///
+/// The paths are those below `/nix/store`, whatever store this machine has: none is needed to compute them.
+#[test]
+fn every_path_and_key_of_an_example_on_a_page_is_the_one_that_nix_computes() {
+    let Some(paths) = example_paths() else {
+        return;
+    };
+    let keys: BTreeSet<String> = paths
+        .values()
+        .flatten()
+        .filter_map(|path| path.strip_suffix(".drv"))
+        .map(|path| format!("drv-{}", &path["/nix/store/".len()..][..32]))
+        .collect();
+    let (mut shown, mut wrong) = (0, Vec::new());
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        let page = page.display();
+        for path in hashed("/nix/store/", &text) {
+            let name = path["/nix/store/".len() + 33..].trim_end_matches('.');
+            let Some(right) = paths.get(name) else {
+                continue; // of no example
+            };
+            shown += 1;
+            if !right.contains(path.trim_end_matches('.')) {
+                wrong.push(format!("{page}: {path}, which is {right:?}"));
+            }
+        }
+        for key in hashed("drv-", &text) {
+            shown += 1;
+            if !keys.contains(&key) {
+                wrong.push(format!("{page}: {key} is the key of no example's step"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(shown > 50, "only {shown} paths and keys were found");
+}
+
+#[test]
+fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let guide = fs::read_to_string(root.join("docs/steps.md")).unwrap();
+    let reasons = [
+        (WayName::Realised, Reason::DrvValid),
+        (WayName::Realised, Reason::DrvSubstituted),
+        (WayName::Available, Reason::OutputsAvailable),
+        (WayName::Available, Reason::Skipped),
+        (WayName::Evaluated, Reason::DrvMissing),
+        (WayName::Evaluated, Reason::DrvCollected),
+        (WayName::Evaluated, Reason::OutputsCollected),
+        (WayName::Evaluated, Reason::NotRecorded),
+    ];
+    for (way, reason) in reasons {
+        let (way, reason) = (way.word(), reason.word());
+        let explained = format!("| `{reason}` | `{way}` | ");
+        assert!(guide.contains(&explained), "{explained} is missing");
+        let row = readme.lines().find(|line| {
+            line.starts_with(&format!("| `{way}` |")) && line.contains(&format!("`{reason}`"))
+        });
+        assert!(row.is_some(), "the README's {way} lacks {reason}");
+    }
+}
+
+/// The README, the guide, and what else a newcomer reads.
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages: Vec<PathBuf> = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+        .map(|page| root.join(page))
+        .into();
+    let guide = fs::read_dir(root.join("docs")).unwrap();
+    pages.extend(
+        guide
+            .map(|page| page.unwrap().path())
+            .filter(|page| page.extension().is_some_and(|extension| extension == "md")),
+    );
+    pages
+}
+
+/// The lines of a page that are no code block's.
+fn prose(page: &str) -> impl Iterator<Item = &str> {
+    let mut code = false;
+    page.lines().filter(move |line| {
+        let fence = line.trim_start().starts_with("```");
+        code ^= fence;
+        !code && !fence
+    })
+}
+
+/// What stands in the parentheses of `[…](…)`, links and pictures alike.
+fn targets_of_links(page: &str) -> Vec<String> {
+    let text = prose(page).collect::<Vec<_>>().join("\n");
+    text.split("](")
+        .skip(1)
+        .map(|rest| rest.split_once(')').unwrap().0.to_owned())
+        .collect()
+}
+
+/// The anchors of a page's headings: lower case, what is no letter, digit, `-` or `_` left out, spaces as `-`, numbered from the
+/// second of the same on.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    prose(page)
+        .filter(|line| line.starts_with('#'))
+        .map(|line| {
+            let slug: String = line
+                .trim_start_matches('#')
+                .trim()
+                .to_lowercase()
+                .chars()
+                .filter(|c| c.is_alphanumeric() || " -_".contains(*c))
+                .map(|c| if c == ' ' { '-' } else { c })
+                .collect();
+            let before = seen.entry(slug.clone()).or_default();
+            *before += 1;
+            match *before {
+                1 => slug,
+                again => format!("{slug}-{}", again - 1),
+            }
+        })
+        .collect()
+}
+
+/// Every `PREFIX` that the 32 characters of a hash follow, with the rest of its name.
+fn hashed(prefix: &str, page: &str) -> Vec<String> {
+    page.split(prefix)
+        .skip(1)
+        .filter_map(|rest| {
+            let name: String = rest
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || "+-._?=".contains(*c))
+                .collect();
+            let hash = name.get(..32)?;
+            let is_hash = hash
+                .chars()
+                .all(|c| c.is_ascii_digit() || (c.is_ascii_lowercase() && !"eotu".contains(c)));
+            (is_hash && (prefix == "drv-" || name[32..].starts_with('-')))
+                .then(|| format!("{prefix}{name}"))
+        })
+        .collect()
+}
+
+/// The `.drv`s and outputs of both examples, by name; `None` without Nix, which is said loudly.
+fn example_paths() -> Option<BTreeMap<String, BTreeSet<String>>> {
+    let state = TempDir::new().unwrap();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let expression = format!(
+        "let
+          all = value:
+            let known = builtins.tryEval value; in
+            if !known.success then [ ]
+            else if builtins.isList value then builtins.concatMap all value
+            else if !(builtins.isAttrs value) then [ ]
+            else if value.type or null == \"derivation\" then
+              [ value.drvPath ] ++ map (output: value.${{output}}.outPath) (value.outputs or [ \"out\" ])
+            else builtins.concatMap all (builtins.attrValues value);
+        
+          system = \"x86_64-linux\";
+        in all [ (import {0}/repository/ci.nix {{ inherit system; }}) (import {0}/small {{ inherit system; }}) ]",
+        examples.display()
+    );
+    let printed = Program::new(tool("nix-instantiate")?)
+        .args(["--store", "dummy://", "--eval", "--strict", "--json"])
+        .args(["-E", &expression])
+        .env("NIX_STORE_DIR", "/nix/store")
+        .env("NIX_STATE_DIR", state.path())
+        .env("HOME", state.path())
+        .run();
+    let printed = printed.exits(0).json();
+    let mut paths: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in printed.as_array().unwrap() {
+        let path = path.as_str().unwrap();
+        let name = path["/nix/store/".len() + 33..].to_owned();
+        paths.entry(name).or_default().insert(path.to_owned());
+    }
+    Some(paths)
+}
