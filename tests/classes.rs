@@ -667,6 +667,39 @@ fn an_expressions_own_words_are_its_own_whatever_they_sound_like() {
 }
 
 #[test]
+fn names_and_traces_that_sound_like_the_system_are_the_expressions_own() {
+    let Some(store) = Store::new() else { return };
+    for said in [
+        r#"{ }."unable to download 'http://x/y': foo""#,
+        r#"{ }."SQLite x is busy""#,
+        r#"{ }."a: Connection reset by peer\nb""#,
+        r#"builtins.trace "x\nfatal: unable to access 'https://x/'" ({ }.digit)"#,
+        r#"builtins.addErrorContext "x\n\nerror: y: Connection reset by peer" (1 + { })"#,
+        r#"builtins.addErrorContext "x\n\nerror: writing to file: No space left on device" (1 + { })"#,
+    ] {
+        store.targets(&format!("{{ a = file \"a\"; b = {said}; }}"));
+        step(&store, "b").run().fails(65, "evaluation");
+        let ended = record(&store).run();
+        let pipeline = Pipeline::of(&ended);
+        assert_eq!(pipeline.broken(), ["[\"b\"]"], "{ended}");
+        assert_eq!(pipeline.drvs().len(), 1, "{ended}");
+    }
+}
+
+#[test]
+fn a_store_path_that_an_expression_names_and_that_is_nowhere_stops_no_other_attribute() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "{ a = file \"a\"; b = file (builtins.storePath \"${builtins.storeDir}/00000000000000000000000000000000-gone\"); }",
+    );
+    let ended = record(&store).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.broken(), ["[\"b\"]"], "{ended}");
+    assert_eq!(pipeline.drvs().len(), 1, "{ended}");
+    mentions(&ended, "00000000000000000000000000000000-gone' ");
+}
+
+#[test]
 fn nixs_message_is_whole_whatever_the_user_says_in_it() {
     let Some(store) = Store::new() else { return };
     store.targets("{ a = throw \"the plugin reported error: disk missing\"; b = throw \"one\\nerror: two\\nthree\"; }");

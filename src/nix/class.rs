@@ -3,7 +3,7 @@
 
 use unix::sys::signal::Signal;
 
-use super::{Cause, Fault, Heard};
+use super::{Cause, Disturbance, Fault, Heard};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 
@@ -81,8 +81,12 @@ pub fn is_worth_another_try(class: Class) -> bool {
 }
 
 fn of_message_while_evaluating(heard: &Heard) -> Class {
+    // A cache that may have the path did not answer.
+    let is_out_of_reach = || {
+        !heard.unreachable.is_empty() && matches!(heard.disturbance(), Some(Disturbance::Gone(_)))
+    };
     // Whoever does not like an expression says so.
-    if heard.error.is_none() || heard.trouble(false).is_some() {
+    if heard.error.is_none() || heard.trouble(false).is_some() || is_out_of_reach() {
         Class::Surroundings
     } else {
         Class::Evaluation

@@ -428,10 +428,21 @@ impl Heard {
             .is_some_and(Message::is_expressions_own)
     }
 
+    /// Whether what Nix ended with may be words of the expression that only look like Nix's.
+    fn may_be_imitated(&self) -> bool {
+        self.is_expressions_own() || self.message.as_ref().is_some_and(Message::is_ambiguous)
+    }
+
+    /// Whether the expression names the store path that is missing, as far as Nix says so.
+    #[must_use]
+    pub fn is_of_named_path(&self) -> bool {
+        self.message.as_ref().is_some_and(Message::is_of_named_path)
+    }
+
     /// What went wrong that no expression and no derivation can help, while something was being built or evaluated.
     #[must_use]
     pub fn trouble(&self, building: bool) -> Option<Trouble> {
-        if self.is_expressions_own() {
+        if self.may_be_imitated() {
             return None;
         }
         let whole = self.message.as_ref().map(Message::whole);
@@ -498,7 +509,7 @@ impl Heard {
     #[must_use]
     pub fn disturbance(&self) -> Option<Disturbance> {
         let error = self.error.as_deref()?;
-        if self.is_expressions_own() {
+        if self.may_be_imitated() {
             return None;
         }
         if self.trouble(false) == Some(Trouble::DaemonGone) {

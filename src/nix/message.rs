@@ -99,6 +99,22 @@ impl Message {
             )
     }
 
+    /// Whether an `error:` stands in the middle of it, as where the frames end. What is before that may be the end of a frame
+    /// whose text is the expression's own (`addErrorContext`): so none of it can be taken for the system's words.
+    #[must_use]
+    pub fn is_ambiguous(&self) -> bool {
+        let lines: Vec<&str> = self.text.lines().collect();
+        lines
+            .windows(2)
+            .any(|pair| pair[0].trim().is_empty() && is_begin(pair[1].trim_start()))
+    }
+
+    /// Whether the expression names the store path that is missing, as far as Nix says so (from 2.2x on).
+    #[must_use]
+    pub fn is_of_named_path(&self) -> bool {
+        self.frames.last().map(String::as_str) == Some("while calling the 'storePath' builtin")
+    }
+
     /// The message, and where Nix says that it is, as Nix prints it.
     #[must_use]
     pub fn whole(&self) -> String {
@@ -249,6 +265,19 @@ mod tests {
         let message = Message::last(cut).unwrap();
         assert!(!message.is_expressions_own());
         assert_eq!(message.text, "x: Broken pipe");
+    }
+
+    #[test]
+    fn a_frame_that_imitates_a_message_makes_it_ambiguous() {
+        let forged = "error:\n       … one\n\n       error: x: Broken pipe\n\n       error: attribute 'a' missing\n       at /x:1:2:\n            1| x\n";
+        assert!(Message::last(forged).unwrap().is_ambiguous());
+        for plain in [
+            "error: x: Broken pipe\n",
+            "error:\n       … one\n\n       error: x: Broken pipe\n",
+            "error: builder for '/x.drv' failed with exit code 1;\n       last 2 log lines:\n       >\n       > error: y\n",
+        ] {
+            assert!(!Message::last(plain).unwrap().is_ambiguous(), "{plain}");
+        }
     }
 
     #[test]

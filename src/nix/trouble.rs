@@ -123,7 +123,7 @@ const NIXS_OWN: [&str; 17] = [
 /// What a message says that is no fault of an expression or a derivation. While something is built there is no expression whose
 /// files may be missing: whatever the system says then is the system's.
 pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
-    if message.contains("SQLite ")
+    if unquoted(message).contains("SQLite ")
         && ["disk is full", "I/O error", "is busy", "is locked"]
             .iter()
             .any(|words| message.contains(words))
@@ -153,10 +153,12 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     if is_not_downloaded(message) {
         return Some(Trouble::NotDownloaded);
     }
-    // The system's words end what Nix says about it, and that may be the end of what something else says of it.
+    // The system's words end what Nix says about it, and that may be the end of what something else says of it. A line that ends
+    // within quotes is the begin of a name of the expression's: 2.8 breaks the line where the name does.
     let mut ends = [message.lines().next(), message.lines().last()]
         .into_iter()
         .flatten()
+        .filter(|line| line.matches(['\'', '"']).count() % 2 == 0)
         .map(|line| line.trim_end_matches(['.', ')']));
     let of_the_system = |line: &str| {
         OF_THE_SYSTEM
@@ -170,6 +172,11 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     let own = building || NIXS_OWN.iter().any(|start| message.starts_with(start));
     let of_a_file = |line: &str| OF_A_FILE.iter().any(|words| says(line, words));
     (own && ends.any(of_a_file)).then_some(Trouble::System)
+}
+
+/// What Nix says before it quotes something: a name in there may be the expression's, and hold anything.
+fn unquoted(message: &str) -> &str {
+    message.split(['\'', '"']).next().unwrap_or_default()
 }
 
 /// Whether a line is what the system says, with or without what Nix was doing.
@@ -197,9 +204,10 @@ fn is_not_downloaded(error: &str) -> bool {
         return true;
     }
     // Later versions put it into what they say of an archive.
-    let Some((_, why)) = error.split_once("unable to download '") else {
+    if !unquoted(error).ends_with("unable to download ") {
         return false;
-    };
+    }
+    let (_, why) = error.split_once('\'').unwrap_or_default();
     let later = ["HTTP error 408", "HTTP error 429", "rate limit"];
     let never = [
         "HTTP error 4",
@@ -217,9 +225,13 @@ pub(super) fn is_git_without_network(text: &str) -> bool {
 }
 
 /// Whether a message may be about what git has not fetched: `program 'git' failed`, `resolving Git reference 'master'`,
-/// `Failed to fetch git repository`.
+/// `Failed to fetch git repository`. A name that an expression has given to something may hold these letters too.
 pub(super) fn may_be_of_git(message: &str) -> bool {
-    message.to_ascii_lowercase().contains("git")
+    let by_itself = unquoted(message).to_ascii_lowercase();
+    message.starts_with("program 'git'")
+        || by_itself
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .any(|word| word == "git")
 }
 
 #[cfg(test)]
@@ -252,9 +264,26 @@ mod tests {
             ),
             ("No space left on device is what it says", None, None),
             ("the disk: No space left on device!", None, None),
+            // A name of the expression's, which 2.8 prints as it is.
+            ("attribute 'SQLite is busy' missing", None, None),
+            ("attribute 'a: Broken pipe\nb' missing", None, None),
+            ("attribute 'unable to download 'x': y' missing", None, None),
         ] {
             assert_eq!(trouble(message, false), while_evaluating, "{message}");
             assert_eq!(trouble(message, true), while_building, "{message}");
+        }
+    }
+
+    #[test]
+    fn only_what_nix_says_of_git_is_about_git() {
+        for (message, is_of_git) in [
+            ("program 'git' failed with exit code 128", true),
+            ("resolving Git reference 'master' in repository 'x'", true),
+            ("Failed to fetch git repository 'https://x/y'", true),
+            ("attribute 'digit' missing", false),
+            ("attribute 'git' missing", false),
+        ] {
+            assert_eq!(may_be_of_git(message), is_of_git, "{message}");
         }
     }
 

@@ -24,7 +24,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::host;
 use crate::log::Log;
 use crate::nix::{
-    AttrPath, Disturbance, DrvPath, LockedFlake, Phase, Source, class, command, message,
+    AttrPath, Disturbance, DrvPath, LockedFlake, Phase, Source, StorePath, class, command, message,
 };
 use crate::supervise::{OnStop, Running, Supervisor};
 use crate::text::without_escapes;
@@ -119,6 +119,8 @@ pub struct Walk<'a> {
     overlooked: Overlooked,
     /// How often the collector has disturbed an attribute.
     disturbed: BTreeMap<Path, u32>,
+    /// The path that an attribute has missed last, and how often in a row.
+    missed: BTreeMap<Path, (StorePath, u32)>,
     /// Where something has failed that was no fault of the expression's, once; whether it throws.
     doubted: BTreeSet<(Path, bool)>,
     pending: Vec<Task>,
@@ -171,6 +173,7 @@ impl<'a> Walk<'a> {
             effective: BTreeSet::new(),
             overlooked: Overlooked::default(),
             disturbed: BTreeMap::new(),
+            missed: BTreeMap::new(),
             doubted: BTreeSet::new(),
             pending: Vec::new(),
             budget: budget.unwrap_or(u64::MAX),
@@ -843,7 +846,7 @@ impl<'a> Walk<'a> {
                         self.do_again(worker);
                         return Ok(());
                     }
-                    !valid
+                    !valid && !heard.is_of_named_path() && !self.is_named(&at, path)
                 }
                 None => false,
             };
@@ -870,6 +873,23 @@ impl<'a> Walk<'a> {
             return Err(failure);
         }
         self.go_on_behind(&worker, message)
+    }
+
+    /// Whether an attribute has missed the same path each time it was evaluated, and no evaluation makes that path: then the
+    /// expression names it, and not the collector has taken it. Nix 2.8 does not say so.
+    fn is_named(&mut self, at: &Path, path: StorePath) -> bool {
+        if *at == Path::default() || path.name().ends_with(".drv") {
+            return false;
+        }
+        let (missed, times) = self
+            .missed
+            .entry(at.clone())
+            .or_insert_with(|| (path.clone(), 0));
+        if *missed != path {
+            (*missed, *times) = (path, 0);
+        }
+        *times += 1;
+        *times >= ATTEMPTS
     }
 
     /// Whether the root throws.
@@ -1042,7 +1062,7 @@ impl<'a> Walk<'a> {
         .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone"))
     }
 
-    fn is_valid(&mut self, path: &crate::nix::StorePath) -> Result<bool, Failure> {
+    fn is_valid(&mut self, path: &StorePath) -> Result<bool, Failure> {
         let line = command::check_validity(path, &self.request.options);
         let finished = self
             .supervisor

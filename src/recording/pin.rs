@@ -365,18 +365,56 @@ pub(super) fn prune(state: &State) -> Vec<PathBuf> {
         if !ours || !is_due() {
             continue;
         }
-        let lock = File::open(folder.join(LOCK));
-        if let Ok(lock) = &lock
-            && let Err(TryLockError::WouldBlock) = lock.try_lock()
-        {
+        // Made where it is missing (a removal that was cut short takes it first): else a recording could make it unseen.
+        let path = folder.join(LOCK);
+        let Ok(lock) = File::options().create(true).append(true).open(&path) else {
+            continue;
+        };
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
             continue;
         }
-        // Between the two looks at it, whoever makes it anew may have begun and ended.
-        if is_due() && fs::remove_dir_all(&folder).is_ok() {
+        // Between the two looks at it, a recording may have made it anew, or another prune have removed it.
+        if !is_at(&lock, &path) || !is_due() {
+            continue;
+        }
+        // Removing takes a while, and a recording that finds the folder without its lock makes one and takes it as its own. So
+        // the folder loses its name first; what is left where that is cut short is pruned under the other name.
+        let Some(aside) = aside(&folder) else {
+            continue;
+        };
+        if fs::remove_dir_all(aside).is_ok() {
             removed.push(folder);
         }
     }
     removed
+}
+
+/// Gives a folder another name of ours, and gives that.
+fn aside(folder: &Path) -> Option<PathBuf> {
+    let place = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .tempdir_in(folder.parent()?)
+        .ok()?
+        .keep();
+    // Onto an empty folder, in one act.
+    match fs::rename(folder, &place) {
+        Ok(()) => Some(place),
+        Err(_) => {
+            let _ = fs::remove_dir(place);
+            None
+        }
+    }
+}
+
+/// Whether an open file is the one that is at `path` now.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |there: &fs::Metadata, held: &fs::Metadata| {
+        (there.dev(), there.ino()) == (held.dev(), held.ino())
+    };
+    match (path.metadata(), file.metadata()) {
+        (Ok(there), Ok(held)) => same(&there, &held),
+        _ => false,
+    }
 }
 
 /// What lies in a pin's folder so that it can be held.
@@ -386,10 +424,16 @@ const LOCK: &str = "lock";
 /// only made.
 fn hold(folder: &Path) -> io::Result<File> {
     loop {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(folder)?;
+        match DirBuilder::new().recursive(true).mode(0o755).create(folder) {
+            // It was there, and was pruned before it could be looked at.
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists
+                    && folder.symlink_metadata().map_or(true, |it| it.is_dir()) =>
+            {
+                continue;
+            }
+            made => made?,
+        }
         let path = folder.join(LOCK);
         let lock = match File::options().create(true).append(true).open(&path) {
             // It was pruned just now.
@@ -398,12 +442,7 @@ fn hold(folder: &Path) -> io::Result<File> {
         };
         // Whoever prunes holds it for a moment only.
         let _ = lock.lock_shared();
-        let is_same = |there: &fs::Metadata, held: &fs::Metadata| {
-            (there.dev(), there.ino()) == (held.dev(), held.ino())
-        };
-        if let Ok(there) = path.metadata()
-            && is_same(&there, &lock.metadata()?)
-        {
+        if is_at(&lock, &path) {
             return Ok(lock);
         }
     }
@@ -483,24 +522,36 @@ mod tests {
 
     #[test]
     fn whoever_holds_a_pin_holds_the_folder_that_is_there() {
+        use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+        /// Ends the threads also where an assertion fails: the scope would wait for them.
+        struct Stops<'a>(&'a AtomicBool);
+        impl Drop for Stops<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, SeqCst);
+            }
+        }
+
         let folder = tempfile::tempdir().unwrap();
         let state = State::open(folder.path()).unwrap();
         let pin = state.pins().join("eval-once-x");
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(std::sync::atomic::Ordering::SeqCst) {
-                    prune(&state);
-                }
-            });
-            for _ in 0..300 {
+            let _stops = Stops(&stop);
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(SeqCst) {
+                        prune(&state);
+                    }
+                });
+            }
+            for _ in 0..500 {
                 let _held = hold(&pin).unwrap();
-                fs::write(pin.join("keep.json"), "{\"until\":1}").unwrap();
+                write_whole(&pin.join("keep.json"), b"{\"until\":1}").unwrap();
                 fs::write(pin.join("pin"), "").unwrap();
                 std::thread::yield_now();
                 assert!(pin.join("pin").exists());
             }
-            stop.store(true, std::sync::atomic::Ordering::SeqCst);
         });
     }
 

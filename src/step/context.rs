@@ -547,8 +547,12 @@ impl<'a> Step<'a> {
 
     /// Whether an evaluation that failed because `path` was missing is to be done again: the collector has taken it, or it was
     /// registered before we looked. For the latter once: an expression may say the same of a path that was there all the time.
-    pub(super) fn is_disturbed(&mut self, path: &StorePath) -> Result<bool, Failure> {
+    /// One that is not there and that the expression `names` (`storePath`) is made by no evaluation.
+    pub(super) fn is_disturbed(&mut self, path: &StorePath, names: bool) -> Result<bool, Failure> {
         if !self.is_valid(path)? {
+            if names {
+                return Ok(false);
+            }
             self.log.say(format_args!(
                 "{path} is not valid: the evaluation was disturbed by the garbage collector"
             ));

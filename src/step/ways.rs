@@ -617,7 +617,9 @@ fn run_evaluation(
     if matches!(class, Class::Evaluation | Class::Surroundings) && heard.culprit().is_none() {
         match heard.disturbance() {
             // It may never have been there at all; then doing it again changes nothing, three times.
-            Some(Disturbance::Gone(path)) if step.is_disturbed(&path)? => {
+            Some(Disturbance::Gone(path))
+                if step.is_disturbed(&path, heard.is_of_named_path())? =>
+            {
                 return Err(Stop::Disturbed);
             }
             Some(Disturbance::Daemon) if class == Class::Surroundings => {
