@@ -700,6 +700,43 @@ fn a_store_path_that_an_expression_names_and_that_is_nowhere_stops_no_other_attr
 }
 
 #[test]
+fn what_a_function_that_nix_calls_says_is_its_own_too() {
+    let Some(store) = Store::new() else { return };
+    let says = "{ }: throw \"cannot connect to socket: Connection reset by peer\"";
+    let recorded = || {
+        let ended = record(&store).run();
+        // A recording says what it has heard, and blames neither collector nor daemon for it.
+        assert!(!ended.stderr.contains("collector"), "{ended}");
+        ended
+    };
+    store.write("default.nix", says);
+    store.step::<&str>([]).run().fails(65, "evaluation");
+    recorded().exits(65);
+    store.targets(&format!(
+        "{{ a = file \"a\"; b = {says}; c.__functor = self: {says}; }}"
+    ));
+    for attribute in ["b", "c"] {
+        step(&store, attribute).run().fails(65, "evaluation");
+    }
+    let pipeline = Pipeline::of(&recorded());
+    assert_eq!(pipeline.broken(), ["[\"b\"]", "[\"c\"]"]);
+    assert_eq!(pipeline.drvs().len(), 1);
+}
+
+#[test]
+fn an_expression_that_says_what_nix_says_of_a_path_that_was_collected_fails_by_itself() {
+    let Some(store) = Store::new() else { return };
+    let path = store.folder().join("00000000000000000000000000000000-x");
+    let says = format!("throw \"path '{}' is not valid\"", path.display());
+    store.targets(&format!("{{ a = file \"a\"; b = {says}; }}"));
+    step(&store, "b").run().fails(65, "evaluation");
+    assert_eq!(Pipeline::of(&record(&store).run()).broken(), ["[\"b\"]"]);
+    store.write("default.nix", &says);
+    store.step::<&str>([]).run().fails(65, "evaluation");
+    record(&store).run().exits(65);
+}
+
+#[test]
 fn nixs_message_is_whole_whatever_the_user_says_in_it() {
     let Some(store) = Store::new() else { return };
     store.targets("{ a = throw \"the plugin reported error: disk missing\"; b = throw \"one\\nerror: two\\nthree\"; }");

@@ -299,8 +299,10 @@ impl Evaluation {
     /// The arguments with which `nix-instantiate --eval` says whether this evaluates as far as it does not throw: `tryEval`
     /// catches the expression's own words, and nothing that the system says.
     pub(super) fn catching(&self, locked: Option<&LockedFlake>) -> Vec<OsString> {
+        // What is selected may be a function, which Nix calls: then what that throws counts as well.
+        let call = if self.is_called() { "nix.call" } else { "" };
         let caught = format!(
-            "nix: root: names: (builtins.tryEval (let value = ({SELECT}) nix.call root names; in builtins.seq (value.drvPath or value) null)).success"
+            "nix: root: names: (builtins.tryEval (let value = {call} (({SELECT}) nix.call root names); in builtins.seq (value.drvPath or value) null)).success"
         );
         let mut arguments: Vec<OsString> = vec!["-E".into(), self.applied(&caught, locked).into()];
         arguments.extend(self.surroundings());

@@ -216,7 +216,7 @@ impl<'a> Walk<'a> {
                 self.refuse_at(&path, why);
                 continue;
             }
-            self.note_disturbance(&path)?;
+            self.note_disturbance(&path, false, "")?;
             self.outcomes.remove(&path);
             self.progress.begun -= 1;
             match Span::of(&path, &self.counts) {
@@ -829,10 +829,14 @@ impl<'a> Walk<'a> {
         let again = (at.clone(), worker.task.catch);
         let before = self.doubted.contains(&again) || self.disturbed.contains_key(&at);
         // Nothing catches what the root throws; and who is not caught below it has been found to throw before.
-        let is_its_own =
-            doubtful && before && (!worker.task.catch || at == Path::default() && self.throws()?);
+        let is_suspect = doubtful || heard.disturbance().is_some();
+        let is_its_own = is_suspect
+            && before
+            && (!worker.task.catch || at == Path::default() && self.throws()?);
         if !is_its_own && matches!(class, Class::Evaluation | Class::Surroundings) {
-            let disturbed = match heard.disturbance() {
+            let disturbance = heard.disturbance();
+            let daemon = disturbance == Some(Disturbance::Daemon);
+            let disturbed = match disturbance {
                 Some(Disturbance::Daemon) => true,
                 // Who is not caught has been found to throw: these are its own words.
                 Some(Disturbance::Gone(_)) if !worker.task.catch => false,
@@ -851,7 +855,7 @@ impl<'a> Walk<'a> {
                 None => false,
             };
             if disturbed {
-                self.note_disturbance(&at)?;
+                self.note_disturbance(&at, daemon, &message)?;
                 self.do_again(worker);
                 return Ok(());
             }
@@ -1045,16 +1049,38 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn note_disturbance(&mut self, path: &Path) -> Result<(), Failure> {
+    /// Counts that an attribute was disturbed: by a daemon that went away, as Nix says in its `message`, or by the collector.
+    fn note_disturbance(
+        &mut self,
+        path: &Path,
+        daemon: bool,
+        message: &str,
+    ) -> Result<(), Failure> {
         let times = self.disturbed.entry(path.clone()).or_default();
         *times += 1;
-        if *times < ATTEMPTS {
+        let is_last = *times == ATTEMPTS;
+        let what = self.name_of(path);
+        if !is_last && daemon {
+            // Whether a daemon went away, or the expression says so, is found out by that.
+            let message = in_one_line(message);
+            self.log
+                .say(format_args!("{what}: {message}; evaluating it once more"));
+        } else if !is_last {
             self.log.say(format_args!(
                 "the garbage collector took what was being evaluated: doing it again"
             ));
+        }
+        if !is_last {
             return Ok(());
         }
-        let what = self.name_of(path);
+        if daemon {
+            let message = in_one_line(message);
+            return Err(Failure::new(
+                Class::Surroundings,
+                format_args!("the Nix daemon went away {ATTEMPTS} times while {what} was evaluated: {message}"),
+            )
+            .hint("was it restarted, or killed for want of memory? The recording can be tried again"));
+        }
         Err(Failure::new(
             Class::Surroundings,
             format_args!("the garbage collector disturbed the evaluation of {what} {ATTEMPTS} times"),

@@ -608,17 +608,20 @@ fn run_evaluation(
     }
     let mut class = class::of(phase, finished.ending, &heard);
     let mut doubtful = class::is_worth_another_try(class);
-    if let (Class::Surroundings, Some(_), Some(catch)) = (class, heard.trouble(false), catch) {
+    let mut is_its_own = false;
+    let is_suspect = class == Class::Surroundings && heard.trouble(false).is_some()
+        || class == Class::Evaluation && heard.disturbance().is_some();
+    if let (true, Some(catch)) = (is_suspect, catch) {
         let (caught, _) = step.ask(catch)?;
         if caught.text().trim() == "false" {
-            (class, doubtful) = (Class::Evaluation, false);
+            (class, doubtful, is_its_own) = (Class::Evaluation, false, true);
         }
     }
     if matches!(class, Class::Evaluation | Class::Surroundings) && heard.culprit().is_none() {
         match heard.disturbance() {
             // It may never have been there at all; then doing it again changes nothing, three times.
             Some(Disturbance::Gone(path))
-                if step.is_disturbed(&path, heard.is_of_named_path())? =>
+                if !is_its_own && step.is_disturbed(&path, heard.is_of_named_path())? =>
             {
                 return Err(Stop::Disturbed);
             }
