@@ -493,7 +493,9 @@ fn an_evaluation_that_missed_a_path_which_is_valid_by_now_is_done_again_once() {
                 .step(evaluated())
                 .env("PATH", stand_ins.path(&store))
                 .run();
-            assert_eq!(stand_ins.calls("nix-instantiate").len(), 2, "{ended}");
+            // Where it says so again, it is asked once whether these are the expression's own words.
+            let calls = stand_ins.calls("nix-instantiate");
+            assert_eq!(calls.len(), 1 + times, "{ended}");
             if times == 1 {
                 ended.takes("evaluated", "not-recorded");
                 is_true(&ended, &store);
