@@ -187,6 +187,11 @@ mod tests {
         let many = format!("{progress}\n").repeat(2000);
         assert_eq!(KeptLog::seen(&drv, &many).unwrap().last_lines(), None);
         let unbroken = "x".repeat(100_000);
-        assert!(KeptLog::seen(&drv, &unbroken).unwrap().last_lines().is_some());
+        assert!(
+            KeptLog::seen(&drv, &unbroken)
+                .unwrap()
+                .last_lines()
+                .is_some()
+        );
     }
 }
