@@ -442,7 +442,9 @@ fn a_host_that_forbids_it_never_evaluates() {
             .unwrap()
             .contains(&target.drv)
     );
-    policy(&["--attr".into(), "target".into()]).fails(75, "surroundings");
+    policy(&["--attr".into(), "target".into()])
+        .fails(75, "surroundings")
+        .passes_on("This host does not evaluate; trying again helps only on one that does.");
     assert_eq!(
         stand_ins.calls("nix-instantiate"),
         Vec::<Vec<String>>::new()

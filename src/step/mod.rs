@@ -265,6 +265,9 @@ fn go(step: &mut Step<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
 /// What it means that no way has led to the outputs.
 const GONE: &str = "What was recorded is gone; trying again helps only on a host that has it, recording again does.";
 
+/// What it means that there is only an evaluation, on a host with `recorded-only`.
+const FORBIDDEN: &str = "This host does not evaluate; trying again helps only on one that does.";
+
 /// The failure of a step that has come to the end of the list.
 fn nothing_left(request: &Request, host: &Host, misses_a_cache: bool) -> Failure {
     let recorded = request
@@ -288,13 +291,17 @@ fn nothing_left(request: &Request, host: &Host, misses_a_cache: bool) -> Failure
         }
     };
     if host.recorded_only && request.evaluation.is_some() {
-        return failure(format!(
+        let failure = failure(format!(
             "{gone}, and this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
         ))
-        .hint(match recorded {
+        .hint(match &recorded {
             Some(_) => "make the pipeline again: it records what is there now",
             None => "this host builds only recorded steps: give the step a `drv`",
         });
+        return match recorded {
+            Some(_) => failure,
+            None => failure.meaning(FORBIDDEN),
+        };
     }
     failure(format!("{gone}, and the step does not say what to evaluate"))
         .hint("make the pipeline again: it records what is there now; or give the step a `file`, `expr` or `flake`")
