@@ -206,6 +206,23 @@ fn an_output_that_is_registered_and_missing_is_no_success() {
 }
 
 #[test]
+fn one_of_several_outputs_that_is_registered_and_missing_is_no_success_where_the_drv_is_gone() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        "{ hello = with' { outputs = [ \"out\" \"dev\" ]; } \"hello\" \"echo > $out; echo > $dev\"; }",
+    );
+    let target = store.target("hello");
+    store.build(&target.drv);
+    let link = store.root().join("kept").display().to_string();
+    store.nix("nix-store", ["--realise", &target.drv, "--add-root", &link]);
+    store.delete([target.drv.as_str()]);
+    fs::remove_file(&target.outputs["dev"]).unwrap();
+    let flags = target.flags().split_off(2);
+    let ended = store.step(flags).run();
+    ended.fails(75, "surroundings").passes_on("is not there");
+}
+
+#[test]
 fn a_store_elsewhere_is_asked_where_its_files_are_not_here() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);

@@ -882,7 +882,7 @@ impl<'a> Walk<'a> {
     /// Whether an attribute has missed the same path each time it was evaluated, and no evaluation makes that path: then the
     /// expression names it, and not the collector has taken it. Nix 2.8 does not say so.
     fn is_named(&mut self, at: &Path, path: StorePath) -> bool {
-        if *at == Path::default() || path.name().ends_with(".drv") {
+        if *at == Path::default() || DrvPath::parse(path.as_str()).is_ok() {
             return false;
         }
         let (missed, times) = self

@@ -397,13 +397,11 @@ fn aside(folder: &Path) -> Option<PathBuf> {
         .ok()?
         .keep();
     // Onto an empty folder, in one act.
-    match fs::rename(folder, &place) {
-        Ok(()) => Some(place),
-        Err(_) => {
-            let _ = fs::remove_dir(place);
-            None
-        }
+    if fs::rename(folder, &place).is_ok() {
+        return Some(place);
     }
+    let _ = fs::remove_dir(place);
+    None
 }
 
 /// Whether an open file is the one that is at `path` now.

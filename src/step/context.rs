@@ -629,7 +629,7 @@ impl<'a> Step<'a> {
                 .get("out")
                 .is_some_and(|other| other.name() == path.name())
         });
-        if linked.is_some() && !is_there && self.store_is_here() {
+        if linked.is_some() && !is_there && self.store_is_here(false) {
             return linked.map_or(Ok(told), Ok);
         }
         if self.is_valid(&path)? {
@@ -659,7 +659,9 @@ impl<'a> Step<'a> {
         let Some(missing) = outputs.values().find(is_missing).cloned() else {
             return Ok(Some(Standing(outputs)));
         };
-        if !self.store_is_here() {
+        // One that is there says that the folder is the store's, as the `.drv` does where it was used.
+        let any_is_here = outputs.values().any(|path| !is_missing(&path));
+        if !self.store_is_here(any_is_here) {
             let options = self.options()?;
             let paths: Vec<&StorePath> = outputs.values().collect();
             let (finished, _) = self.ask(&command::hashes_of(&paths, &options))?;
@@ -675,11 +677,11 @@ impl<'a> Step<'a> {
         Ok(None)
     }
 
-    /// Whether the store that Nix uses is the folder that its paths name: the `.drv` that Nix has just used is there, and no
-    /// setting names a store elsewhere.
-    fn store_is_here(&self) -> bool {
+    /// Whether the store that Nix uses is the folder that its paths name: an output, or the `.drv` that Nix has just used, is
+    /// there, and no setting names a store elsewhere.
+    fn store_is_here(&self, output: bool) -> bool {
         let drv = self.drv.as_ref().map(DrvPath::as_store_path);
-        drv.is_some_and(|drv| drv.as_path().symlink_metadata().is_ok())
+        (output || drv.is_some_and(|drv| drv.as_path().symlink_metadata().is_ok()))
             && self.host.nix.store_is_local(&self.request.options)
     }
 
