@@ -332,6 +332,7 @@ fn a_link_starts_where_the_recording_does_though_its_steps_start_above() {
     let pipeline = Pipeline::of(&ended);
     for (attr, link) in [("a", Some("nix/out")), ("b", Some("b")), ("c", None)] {
         let record = pipeline.step(&[attr]).record;
+        assert_eq!(record["file"], "nix/ci.nix");
         let step = store.eval_once(["step"]);
         let built = step.env("EVAL_ONCE_STEP", record.to_string()).run();
         built.exits(0);
