@@ -115,27 +115,28 @@ impl Evaluation {
 
     /// What to do about an `error` with which Nix does not evaluate this, where that is known.
     #[must_use]
-    pub fn hint_at(&self, error: &str) -> Option<&'static str> {
+    pub fn hint_at(&self, error: &str) -> Option<String> {
         let of_flake = matches!(self.source, Source::Flake(_));
-        if error.contains("requires lock file changes")
+        let hint = if error.contains("requires lock file changes")
             || error.starts_with("cannot update unlocked flake input")
         {
-            Some(
-                "run `nix flake lock`, and commit flake.lock: without it every evaluation would lock the inputs anew, and could find others",
-            )
+            "run `nix flake lock`, and commit flake.lock: without it every evaluation would lock the inputs anew, and could find others"
         } else if error.contains("has unsupported parameter 'dir'") {
-            Some(
-                "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix",
-            )
+            "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix"
         } else if error.contains("is forbidden in restricted mode") && !of_flake {
-            Some(
-                "`restrict-eval` is set: name what the evaluation reads under `include` (`include: [.]` is the whole checkout)",
-            )
+            "`restrict-eval` is set: name what the evaluation reads under `include` (`include: [.]` is the whole checkout)"
         } else if of_flake && error.starts_with("attribute '") {
-            Some("below a flake, `attr` is the full path: packages.x86_64-linux.default")
+            let name = match self.attr.names() {
+                [name] => name.as_str(),
+                _ => "default",
+            };
+            let full = ["packages", "x86_64-linux", name].map(str::to_owned);
+            let full = AttrPath::new(full.to_vec());
+            return Some(format!("below a flake, `attr` is the full path: {full}"));
         } else {
-            None
-        }
+            return None;
+        };
+        Some(hint.to_owned())
     }
 
     /// The path of the file that must be there for this to evaluate, where it is one.
@@ -412,6 +413,19 @@ mod tests {
             evaluation(Source::File("-x.nix".into()), &[]).arguments(None)[0],
             "./-x.nix"
         );
+    }
+
+    #[test]
+    fn the_hint_at_a_short_attribute_of_a_flake_names_that_attribute() {
+        let hint = |names: &[&str]| {
+            let flake = evaluation(Source::Flake(".".into()), names);
+            flake.hint_at("attribute 'hello' missing").unwrap()
+        };
+        assert!(hint(&["hello"]).ends_with(": packages.x86_64-linux.hello"));
+        assert!(hint(&["a.b"]).ends_with(": packages.x86_64-linux.\"a.b\""));
+        assert!(hint(&["packages", "x"]).ends_with(": packages.x86_64-linux.default"));
+        let file = evaluation(Source::File("ci.nix".into()), &["hello"]);
+        assert_eq!(file.hint_at("attribute 'hello' missing"), None);
     }
 
     #[test]
