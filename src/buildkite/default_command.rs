@@ -44,7 +44,7 @@ impl fmt::Display for Refusal {
 const NOT_IN_REPOSITORY: &str = "this agent is only allowed to run scripts within your repository; to allow this, re-run the agent without the \
      `--no-command-eval` option or specify a script within your repository to run instead (such as scripts/test.sh)";
 
-/// The shell that the agent runs commands with when nobody chose one (its `DefaultShell`).
+/// The shell that the agent runs commands with when none is configured (its `DefaultShell`).
 #[must_use]
 pub fn default_shell() -> String {
     let shell = if cfg!(any(target_os = "freebsd", target_os = "openbsd")) {
