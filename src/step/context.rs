@@ -91,8 +91,6 @@ pub(super) struct Step<'a> {
     unreachable: BTreeSet<String>,
     /// What keeps the outputs of a step that asked for no link.
     kept: Option<TempDir>,
-    /// The fixed output at which the daemon has gone away once.
-    died_at: Option<DrvPath>,
 
     // What the report tells.
     /// The way that was taken, or is being taken.
@@ -146,7 +144,6 @@ impl<'a> Step<'a> {
             flake_settings: None,
             unreachable: BTreeSet::new(),
             kept: None,
-            died_at: None,
             taken: None,
             reason: None,
             tried: Vec::new(),
@@ -439,6 +436,8 @@ impl<'a> Step<'a> {
     /// once more before the failure is believed.
     pub(super) fn realise(&mut self, drv: &DrvPath) -> Result<Realised, Failure> {
         let mut believed = false;
+        // The fixed output at which the daemon has gone away once.
+        let mut died_before: Option<DrvPath> = None;
         loop {
             let options = self.options()?;
             // Read before the collector can take it.
@@ -473,7 +472,7 @@ impl<'a> Step<'a> {
                 self.look_into(&mut heard, Some(drv))?;
             }
             let died_at = fixed_output_at_death(&heard);
-            let dies_again = died_at.is_some() && died_at == self.died_at;
+            let dies_again = died_at.is_some() && died_at == died_before;
             if dies_again {
                 let cause = Cause::Output(DIES_OF_IT.into());
                 let drv = died_at.clone();
@@ -492,7 +491,7 @@ impl<'a> Step<'a> {
                 self.log.say(format_args!(
                     "the daemon went away while it built {fixed}: building it once more"
                 ));
-                self.died_at = Some(fixed);
+                died_before = Some(fixed);
                 continue;
             }
             if class == Class::Surroundings
