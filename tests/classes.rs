@@ -667,6 +667,22 @@ fn an_expressions_own_words_are_its_own_whatever_they_sound_like() {
 }
 
 #[test]
+fn an_expression_that_names_a_path_in_a_missing_tmpdir_fails_by_itself() {
+    let Some(store) = Store::new() else { return };
+    let missing = store.root().join("missing");
+    let says = format!("\"nothing at '{}/x'\"", missing.display());
+    store.targets(&format!(
+        "{{ a = file \"a\"; b = abort {says}; c = throw {says}; }}"
+    ));
+    let ended = record(&store).env("TMPDIR", &missing).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.broken(), ["[\"b\"]", "[\"c\"]"], "{ended}");
+    assert_eq!(pipeline.drvs().len(), 1, "{ended}");
+    let step = step(&store, "b").env("TMPDIR", &missing).run();
+    step.fails(65, "evaluation");
+}
+
+#[test]
 fn names_and_traces_that_sound_like_the_system_are_the_expressions_own() {
     let Some(store) = Store::new() else { return };
     for said in [

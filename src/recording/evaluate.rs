@@ -860,6 +860,14 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
         }
+        // Whatever the class: another try would not make that folder. But an expression may name a path in it as well, and one that
+        // is not caught has thrown before.
+        if worker.task.catch
+            && !heard.is_expressions_own()
+            && let Some(failure) = host::no_temporary_folder(self.temporary, &message)
+        {
+            return Err(failure);
+        }
         if doubtful && !is_its_own && self.doubted.insert(again) {
             self.log.say(format_args!(
                 "{}: {}; evaluating it once more",
@@ -872,9 +880,6 @@ impl<'a> Walk<'a> {
         if class == Class::Surroundings && !is_its_own {
             let what = format!("{} was not evaluated", self.name_of(&at));
             return Err(surroundings(what, &heard, &message));
-        }
-        if let Some(failure) = host::no_temporary_folder(self.temporary, &message) {
-            return Err(failure);
         }
         self.go_on_behind(&worker, message)
     }

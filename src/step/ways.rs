@@ -656,6 +656,7 @@ fn failure_of(
         |error| shortened(error, MESSAGE_AT_MOST),
     );
     if matches!(class, Class::Evaluation | Class::Surroundings)
+        && !heard.is_expressions_own()
         && let Some(failure) = host::no_temporary_folder(&step.host.temporary, &error)
     {
         return failure;
