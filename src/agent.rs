@@ -6,10 +6,10 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::at_once;
 use crate::buildkite::agent;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::parallel;
 use crate::supervise::{Finished, Supervisor};
 
 /// Runs a command of the agent's that must succeed; `doing` says what for.
@@ -33,7 +33,7 @@ pub fn ask(
 /// # Errors
 /// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end.
 pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished, String), Failure> {
-    let ran = at_once::all(supervisor, std::slice::from_ref(line), None);
+    let ran = parallel::all(supervisor, std::slice::from_ref(line), None);
     let ran = ran.map_err(|failure| match failure.class {
         Class::MissingProgram => failure
             .hint("in a job the agent puts it on PATH; elsewhere, --dry-run prints the pipeline"),
@@ -53,7 +53,7 @@ pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished,
 /// # Errors
 /// There can be none (75).
 pub fn folder() -> Result<TempDir, Failure> {
-    tempfile::tempdir().classify(Class::Surroundings, || {
+    tempfile::tempdir().classify(Class::Infrastructure, || {
         "cannot make a temporary folder".into()
     })
 }
@@ -65,7 +65,7 @@ pub fn folder() -> Result<TempDir, Failure> {
 pub fn write(file: &Path, text: &str) -> Result<(), Failure> {
     std::fs::File::create(file)
         .and_then(|mut file| file.write_all(text.as_bytes()))
-        .classify(Class::Surroundings, || {
+        .classify(Class::Infrastructure, || {
             format!("cannot write {}", file.display())
         })
 }
@@ -103,7 +103,7 @@ pub fn annotate(
 pub fn unreachable(line: &CommandLine, finished: &Finished, said: &str, doing: &str) -> Failure {
     let last = last_line(said).unwrap_or_default();
     Failure::new(
-        Class::Surroundings,
+        Class::Infrastructure,
         format_args!("cannot {doing}: `{line}` {}: {last}", finished.ending),
     )
     .hint("can this host reach Buildkite? The job can be retried: it goes on where it was")

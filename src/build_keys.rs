@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::evaluation_keys::{Place, not_here};
+use crate::evaluation_keys::{Checkout, not_here};
 use crate::exit::Failure;
-use crate::keys::{Keys, Reader};
+use crate::keys::{KeyReader, Keys};
 use crate::paths::{below, without_dots};
 
 /// The names of these keys.
@@ -49,7 +49,7 @@ impl BuildKeys {
     ///
     /// # Errors
     /// One of them is not what it must be (64).
-    pub(crate) fn read(reader: &mut Reader, folder: &Path) -> Result<Self, Failure> {
+    pub(crate) fn read(reader: &mut KeyReader, folder: &Path) -> Result<Self, Failure> {
         Ok(Self {
             out_link: reader.take("out-link", "a path, or `false`", |value| match value {
                 Value::Bool(false) => Some(Ok(OutLink::State)),
@@ -72,7 +72,7 @@ impl BuildKeys {
 ///
 /// # Errors
 /// It is not in the checkout, or where what is put is run (64).
-pub(crate) fn check_confined(out_link: &OutLink, place: &Place) -> Result<(), Failure> {
+pub(crate) fn check_confined(out_link: &OutLink, place: &Checkout) -> Result<(), Failure> {
     let OutLink::At(link) = out_link else {
         return Ok(());
     };

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 /// What was recorded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Counts {
+pub struct RecordingCounts {
     /// The attributes.
     pub attributes: usize,
     /// The targets.
@@ -23,7 +23,7 @@ pub struct Counts {
     pub refused: usize,
 }
 
-impl Counts {
+impl RecordingCounts {
     /// In one clause; `targets` says more of the targets, and may be empty: `12 attributes in 0.2 s: 10 targets (9 to build, 1
     /// in a cache), 1 evaluation error, 1 refused`. `took` stands behind the attributes.
     #[must_use]
@@ -55,7 +55,7 @@ impl Counts {
     }
 }
 
-impl fmt::Display for Counts {
+impl fmt::Display for RecordingCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.told("", ""))
     }
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn what_there_is_none_of_is_not_told_but_for_attributes_and_targets() {
-        let counts = |attributes, targets, evaluation_errors, refused| Counts {
+        let counts = |attributes, targets, evaluation_errors, refused| RecordingCounts {
             attributes,
             targets,
             evaluation_errors,

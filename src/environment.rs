@@ -10,7 +10,7 @@ use crate::supervise::{OnStop, Supervisor};
 
 /// What is known of the job and its host.
 #[derive(Debug, Clone)]
-pub struct Surroundings {
+pub struct HostEnvironment {
     /// The job's PATH.
     pub path: OsString,
     /// Where this program is.
@@ -41,7 +41,7 @@ pub fn nix_folders(
 
 /// The variables that a job gets. What is on its PATH stays first there: nothing of the job's is hidden.
 #[must_use]
-pub fn variables(surroundings: &Surroundings) -> Vec<(&'static str, OsString)> {
+pub fn variables(surroundings: &HostEnvironment) -> Vec<(&'static str, OsString)> {
     let mut path = surroundings.path.clone();
     let mut append = |program: &str, folder: &Path| {
         let there = find_program(folder.join(program).as_os_str(), &path).is_some();
@@ -130,7 +130,7 @@ pub fn set_in_job(
     }
     let said = String::from_utf8_lossy(&said).trim().to_owned();
     Err(anyhow::anyhow!("`{line}` {}", finished.ending))
-        .classify(Class::Surroundings, || {
+        .classify(Class::Infrastructure, || {
             format!("cannot set the job's environment: {said}")
         })
         .map_err(|failure| failure.hint("the agent must not be started with --no-job-api"))
@@ -147,7 +147,7 @@ mod tests {
         let nix_store = folder.path().join("nix-store");
         std::fs::write(&nix_store, "").unwrap();
         std::fs::set_permissions(&nix_store, PermissionsExt::from_mode(0o755)).unwrap();
-        let mut surroundings = Surroundings {
+        let mut surroundings = HostEnvironment {
             path: "/nowhere".into(),
             program: None,
             named: None,

@@ -5,13 +5,13 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 use crate::exit::{Class, Failure};
-use crate::keys::{Reader, refuse, scalar, string};
+use crate::keys::{KeyReader, refuse, scalar, string};
 use crate::nix::{Argument, AttrPath, Evaluation, Source, is_url};
 use crate::paths::is_inside;
 
 /// Where a step or a recording stands, as far as its keys depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct Checkout {
     /// The folder in which relative paths start: the checkout in a hook, the current folder by hand.
     pub folder: PathBuf,
     /// This is a hook of an agent that does not let pipelines choose what is run (`BUILDKITE_COMMAND_EVAL=false`).
@@ -31,8 +31,8 @@ const HARMLESS_OPTIONS: [&str; 5] = [
 
 /// Reads what to evaluate, if anything; and whether that is a `default.nix` nobody named.
 pub(crate) fn read(
-    reader: &mut Reader,
-    place: &Place,
+    reader: &mut KeyReader,
+    place: &Checkout,
     recorded: bool,
 ) -> Result<(Option<Evaluation>, bool), Failure> {
     let file = reader.string("file")?;
@@ -135,7 +135,7 @@ pub(crate) fn read(
 ///
 /// # Errors
 /// One of them is no setting's value (64).
-pub(crate) fn read_options(reader: &mut Reader) -> Result<Vec<(String, String)>, Failure> {
+pub(crate) fn read_options(reader: &mut KeyReader) -> Result<Vec<(String, String)>, Failure> {
     let options = reader.map("options", "a string, a number or a boolean", |_, value| {
         scalar(value)
     })?;
@@ -158,7 +158,7 @@ pub(crate) fn not_here(what: &str) -> Failure {
 pub(crate) fn check_confined(
     evaluation: Option<&Evaluation>,
     options: &[(String, String)],
-    place: &Place,
+    place: &Checkout,
 ) -> Result<(), Failure> {
     if let Some((name, _)) = options
         .iter()
@@ -213,7 +213,7 @@ pub(crate) fn check_confined(
 pub(crate) fn check_file(
     evaluation: &Evaluation,
     by_default: bool,
-    place: &Place,
+    place: &Checkout,
 ) -> Result<(), Failure> {
     let Some(file) = evaluation.needs_file().filter(|file| !file.exists()) else {
         return Ok(());
@@ -223,7 +223,7 @@ pub(crate) fn check_file(
         refuse(format_args!("{message}, and nothing else was named"))
             .hint("name a `file`, `expr` or `flake` to evaluate")
     } else if place.no_checkout {
-        Failure::new(Class::Surroundings, format_args!("{message}: this job has no checkout"))
+        Failure::new(Class::Infrastructure, format_args!("{message}: this job has no checkout"))
             .hint("let the job check out its repository; or make the pipeline again, so that nothing has to be evaluated")
     } else {
         Failure::new(Class::Evaluation, message)

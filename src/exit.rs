@@ -28,7 +28,7 @@ pub enum Class {
     /// A bug of ours.
     Bug,
     /// The surroundings failed (daemon, disk, network): worth retrying.
-    Surroundings,
+    Infrastructure,
     /// Evaluating again gave another `.drv`, and the user asked for that to fail.
     Drift,
     /// We were stopped by this signal, or Nix was killed by it.
@@ -47,7 +47,7 @@ impl Class {
             Self::Evaluation => 65,
             Self::MissingProgram => 69,
             Self::Bug => 70,
-            Self::Surroundings => 75,
+            Self::Infrastructure => 75,
             Self::Drift => 76,
             Self::Build => 100,
             Self::Timeout => 101,
@@ -72,7 +72,7 @@ impl Class {
             Self::Evaluation => "evaluation",
             Self::MissingProgram => "missing-program",
             Self::Bug => "bug",
-            Self::Surroundings => "surroundings",
+            Self::Infrastructure => "surroundings",
             Self::Drift => "drift",
             Self::Signal(_) => "signal",
         }
@@ -90,7 +90,7 @@ impl Class {
             Self::Evaluation => "does not evaluate",
             Self::MissingProgram => "needs a program that is not there",
             Self::Bug => "met a bug in eval-once",
-            Self::Surroundings => "met an infrastructure failure",
+            Self::Infrastructure => "met an infrastructure failure",
             Self::Drift => "is not what was recorded",
             Self::Signal(_) => "was ended by a signal",
         }
@@ -121,7 +121,7 @@ impl Class {
                 "A program is not there on this host; trying again helps only on another host."
             }
             Self::Bug => "This is a bug in eval-once; please report it.",
-            Self::Surroundings => {
+            Self::Infrastructure => {
                 "What the build stands on failed (daemon, disk, network, Buildkite); trying again is worth it."
             }
             Self::Drift => {
@@ -242,8 +242,8 @@ mod tests {
     #[test]
     fn no_status_has_a_meaning_of_the_agents() {
         use Class::{
-            Bug, Build, Config, Drift, Evaluation, Hash, MissingProgram, Mixed, Nondeterministic,
-            Surroundings, Timeout,
+            Bug, Build, Config, Drift, Evaluation, Hash, Infrastructure, MissingProgram, Mixed,
+            Nondeterministic, Timeout,
         };
         let classes = [
             Build,
@@ -255,7 +255,7 @@ mod tests {
             Evaluation,
             MissingProgram,
             Bug,
-            Surroundings,
+            Infrastructure,
             Drift,
         ];
         let mut seen: Vec<u8> = classes.map(Class::status).to_vec();

@@ -16,7 +16,7 @@ pub fn accepted(
     metadata: &FlakeMetadata,
     options: &command::Options,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<Vec<(String, String)>, Failure> {
     let Some(file) = metadata.file_with_settings() else {
         return Ok(Vec::new());
@@ -25,7 +25,7 @@ pub fn accepted(
         let asked = supervisor.run(&line, OnStop::TermThenKill, &mut io::sink());
         match asked.map_err(class::not_started) {
             Ok(asked) => Ok(Some(asked.text()).filter(|_| asked.ending.success())),
-            Err(failure) if failure.class == Class::Surroundings => Ok(None),
+            Err(failure) if failure.class == Class::Infrastructure => Ok(None),
             Err(failure) => Err(failure),
         }
     };

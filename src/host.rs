@@ -1,14 +1,31 @@
-//! What of this host a step's ending depends on: memory that ran out, a disk that is full, a folder that is
-//! missing.
+//! This host: its settings, which no pipeline chooses, and what of it a failure may be due to (memory that ran out, a full disk,
+//! a missing folder).
 
-use std::path::Path;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
 use unix::sys::statvfs::statvfs;
 
 use crate::exit::{Class, Failure};
+use crate::nix::settings::NixSettings;
 
 /// Below this many bytes that are free a disk is said to be low: an output of ordinary size may not fit.
 const LOW: u64 = 2 << 30;
+
+/// The settings of this host, which no step chooses.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Where the state folder is or shall be; none where nobody knows a home.
+    pub state: Option<PathBuf>,
+    /// How many steps may evaluate at once.
+    pub evaluations: NonZeroUsize,
+    /// A step never evaluates (`EVAL_ONCE_POLICY=recorded-only`).
+    pub recorded_only: bool,
+    /// Where Nix's settings are.
+    pub nix: NixSettings,
+    /// Where temporary files are made (`TMPDIR`).
+    pub temporary: PathBuf,
+}
 
 /// How many processes the kernel has killed on this host for want of memory, since it was started: `oom_kill` in
 /// `/proc/vmstat` (since Linux 4.13). None where there is no such number (macOS).
@@ -45,7 +62,7 @@ pub fn no_temporary_folder(folder: &Path, message: &str) -> Option<Failure> {
         .any(|quote| message.contains(&format!("{quote}{path}")));
     (named && !folder.is_dir()).then(|| {
         Failure::new(
-            Class::Surroundings,
+            Class::Infrastructure,
             format_args!("TMPDIR is {path}, which is no folder: {message}"),
         )
         .hint("make that folder, or let TMPDIR name one that is there")

@@ -8,15 +8,17 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-use crate::buildkite::command_hooks::Command;
-use crate::buildkite::default_command::{self, Job, Ours, Plan, Refusal, is_eval_once};
+use crate::buildkite::command_hooks::FollowingCommand;
+use crate::buildkite::default_command::{
+    self, AgentJob, CommandPlan, CommandRefusal, Ours, is_eval_once,
+};
 use crate::command_line::{Program, find_program};
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::StorePath;
 use crate::recording;
-use crate::step::{self, Order, main_output};
+use crate::step::{self, StepOrder, main_output};
 use crate::summary;
 use crate::supervise::{Supervisor, become_program};
 
@@ -26,7 +28,7 @@ const REFUSED: u8 = 1;
 /// Runs a job that is not ours exactly as the agent would have run it. Returns only where that is refused or fails, with
 /// the status that the job then has.
 #[must_use]
-pub fn pass_through(mut job: Job) -> u8 {
+pub fn pass_through(mut job: AgentJob) -> u8 {
     job.environment.retain(|(name, _)| !was_told_to_us(name));
     become_program_of(default_command::plan(&job))
 }
@@ -36,17 +38,17 @@ pub fn pass_through(mut job: Job) -> u8 {
 /// # Errors
 /// The step failed, and its command is not run then; or a signal asked us to end.
 pub fn step(
-    mut order: Order,
-    mut job: Job,
+    mut order: StepOrder,
+    mut job: AgentJob,
     mut supervisor: Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<u8, Failure> {
     let ours = is_eval_once(&job.command, "step");
     order.keys = order.keys.and_then(|keys| {
         let hint =
             "leave the command at `eval-once step`, or make it just what is to run after the build";
         refuse_more(ours, "step", hint)?;
-        check_command(&job, ours, Command::of_step(&keys), log)?;
+        check_command(&job, ours, FollowingCommand::of_step(&keys), log)?;
         Ok(keys)
     });
     order.followed = ours == Ours::No && !is_blank(&job.command);
@@ -66,16 +68,16 @@ pub fn step(
 /// # Errors
 /// The recording failed, and the command is not run then; or a signal asked us to end.
 pub fn recording(
-    mut order: recording::Order,
-    mut job: Job,
+    mut order: recording::RecordingOrder,
+    mut job: AgentJob,
     mut supervisor: Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<u8, Failure> {
     let ours = is_eval_once(&job.command, "pipeline");
     order.keys = order.keys.and_then(|keys| {
         let hint = "leave the command out, or make it just what is to run after the upload";
         refuse_more(ours, "pipeline", hint)?;
-        check_command(&job, ours, Command::Runs { asked: false }, log)?;
+        check_command(&job, ours, FollowingCommand::Runs { asked: false }, log)?;
         Ok(keys)
     });
     recording::perform(order, &mut supervisor, log)?;
@@ -89,15 +91,15 @@ pub fn recording(
 /// The summary failed, and the command is not run then; or a signal asked us to end.
 pub fn summary(
     asked: Result<(), Failure>,
-    mut job: Job,
+    mut job: AgentJob,
     mut supervisor: Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<u8, Failure> {
     let ours = is_eval_once(&job.command, "summary");
     let asked = asked.and_then(|()| {
         let hint = "leave the command out, or make it just what is to run after the summary";
         refuse_more(ours, "summary", hint)?;
-        check_command(&job, ours, Command::Runs { asked: false }, log)
+        check_command(&job, ours, FollowingCommand::Runs { asked: false }, log)
     });
     summary::perform(asked, &mut supervisor, log)?;
     job.environment.retain(|(name, _)| !was_told_to_us(name));
@@ -116,7 +118,12 @@ fn refuse_more(ours: Ours, subcommand: &str, hint: &str) -> Result<(), Failure> 
 }
 
 /// Refuses a job of which not all would be done, and warns of a command that may run twice.
-fn check_command(job: &Job, ours: Ours, command: Command, log: Log) -> Result<(), Failure> {
+fn check_command(
+    job: &AgentJob,
+    ours: Ours,
+    command: FollowingCommand,
+    log: &Log,
+) -> Result<(), Failure> {
     let has_command = ours != Ours::Itself && !is_blank(&job.command);
     if let Some(warning) = job.hooks.check(command, has_command)? {
         log.warn(warning);
@@ -133,11 +140,11 @@ fn is_blank(command: &OsStr) -> bool {
 /// Becomes the job's own command once all else is done; where there is none to run, gives the status. `what` was done, and
 /// `whose` command it is.
 fn become_own_command(
-    job: &Job,
+    job: &AgentJob,
     ours: Ours,
     [what, whose]: [&str; 2],
     supervisor: Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<u8, Failure> {
     if is_blank(&job.command) {
         return Ok(0);
@@ -156,7 +163,7 @@ fn become_own_command(
 
 /// A command that is given on our own command line, behind `--`.
 #[derive(Debug)]
-pub struct Given {
+pub struct TrailingCommand {
     /// The program and its arguments.
     pub words: Vec<OsString>,
     /// Our environment.
@@ -166,7 +173,7 @@ pub struct Given {
 /// Becomes the command that was given on the command line. Returns only where that fails.
 #[must_use]
 pub fn become_given(
-    given: Given,
+    given: TrailingCommand,
     outputs: &BTreeMap<String, StorePath>,
     supervisor: Supervisor,
 ) -> Failure {
@@ -199,8 +206,8 @@ pub fn become_given(
     )
 }
 
-fn become_program_of(plan: Result<Plan, Refusal>) -> u8 {
-    let error = match plan.and_then(Plan::prepared) {
+fn become_program_of(plan: Result<CommandPlan, CommandRefusal>) -> u8 {
+    let error = match plan.and_then(CommandPlan::prepared) {
         Ok(program) => format!("{}: {}", program.path.display(), become_program(&program)),
         Err(refusal) => refusal.to_string(),
     };

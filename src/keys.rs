@@ -57,12 +57,12 @@ pub fn refuse(message: impl Display) -> Failure {
 
 /// The keys that are left to read, each taken out as it is read.
 #[derive(Debug)]
-pub struct Reader {
+pub struct KeyReader {
     keys: Keys,
     expected: Vec<&'static str>,
 }
 
-impl Reader {
+impl KeyReader {
     /// Begins to read.
     ///
     /// # Errors
@@ -172,7 +172,7 @@ impl Reader {
         })
     }
 
-    /// Reads a map whose values are read one by one, as in [`Reader::take`]; absent, it is empty.
+    /// Reads a map whose values are read one by one, as in [`KeyReader::take`]; absent, it is empty.
     ///
     /// # Errors
     /// It is no map, or one of its values is wrong: that one is named.
@@ -237,7 +237,7 @@ pub fn string(value: Value) -> Option<String> {
     }
 }
 
-/// A string, number or boolean as Nix's command line takes it, for [`Reader::map`].
+/// A string, number or boolean as Nix's command line takes it, for [`KeyReader::map`].
 #[must_use]
 pub fn scalar(value: Value) -> Option<Result<String, String>> {
     match value {

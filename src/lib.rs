@@ -1,54 +1,83 @@
 //! eval-once: Nix CI on Buildkite that evaluates every target once.
 //!
-//! A recording evaluates all targets and writes one step for each; a step then only realises the `.drv` that the
-//! evaluation wrote. Nothing keeps that `.drv` from being collected meanwhile, or the step from running on a host that
-//! never had it: so a step goes down a list of *ways* to its outputs, and evaluates again only as the last of them. It
-//! always says which way it took, and why.
+//! A recording evaluates all targets and writes one step for each; a step then only realises the `.drv` that the evaluation
+//! wrote. Nothing keeps that `.drv` from being garbage collected meanwhile, and the step may run on a host that never had it. So
+//! a step tries a list of *ways* to its outputs, and evaluates again only as the last of them. It always says which way it took,
+//! and why.
 //!
-//! # Where everything lives
+//! # Layers
 //!
-//! | module | is responsible for |
+//! A module imports only modules of lower layers; two of the same layer do not know one another. `tests/layers.rs` reads this
+//! table and the imports, and fails where they differ.
+//!
+//! | layer | module | is responsible for |
+//! | --- | --- | --- |
+//! | 12 | [`options`] | what the user asked for: the command line and the environment, turned into values |
+//! | 11 | [`job`] | what a job of the agent becomes: a step, a recording or a summary of ours, or the job as it would be without us; the command that follows |
+//! | 10 | [`summary`] | the build at a glance: what recordings planned and steps reported, as an annotation and as JUnit |
+//! | 9 | [`step`] | one target: the list of ways, the choice between them, the report |
+//! | 9 | [`recording`] | all targets: evaluating them once, keeping their `.drv`s, the pipeline that builds them |
+//! | 8 | [`store`] | asking Nix: what is valid, what is missing, locks, roots, logs; each question once |
+//! | 8 | [`agent`] | asking the Buildkite agent; each question once |
+//! | 7 | [`build_keys`] | the keys that say how a target is built: read by a step, passed on by a recording |
+//! | 7 | [`parallel`] | several programs in parallel, whatever they are |
+//! | 6 | [`evaluation_keys`] | the keys that say what is evaluated: the same for a step and for a recording |
+//! | 6 | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
+//! | 6 | [`environment`] | what the agent's `environment` hook puts into a job |
+//! | 6 | [`status_line`] | the line that shows progress |
+//! | 6 | [`host`] | this host: its settings, memory and disk |
+//! | 6 | [`state`] | the host's state folder: evaluation slots, roots that outlive a process |
+//! | 5 | [`log`] | everything that is printed in a job's log |
+//! | 5 | [`nix`] | Nix as data: store paths, command lines, what its programs print and what that means |
+//! | 5 | [`buildkite`] | Buildkite as data: plugin configuration, the agent's rules, the pipeline as types |
+//! | 4 | [`keys`] | reading what a user has configured, strictly, whatever it means |
+//! | 3 | [`counts`] | how a recording is counted, and in which words |
+//! | 3 | [`command_line`] | programs as data: what is run, as what, and how it ended |
+//! | 2 | [`exit`] | what a failure means for a retry: classes and exit statuses |
+//! | 1 | [`text`] | text from elsewhere, made safe to show |
+//! | 1 | [`paths`] | paths by their letters, and where they really lead |
+//!
+//! The program itself (`main.rs`) reads the options, calls one of the layers 9 to 11, and turns the result into an exit status.
+//!
+//! # Glossary
+//!
+//! | term | meaning |
 //! | --- | --- |
-//! | [`options`] | what the user asked for: the command line and the environment, turned into values |
-//! | [`keys`] | reading what a user has configured, strictly, whatever it means |
-//! | [`evaluation_keys`] | the keys that say what is evaluated: the same in a step and in a recording |
-//! | [`build_keys`] | the keys that say how a target is built: read by a step, given by a recording to its steps |
-//! | [`flake_settings`] | the settings that a flake asks for, where the host trusts it |
-//! | [`step`] | one target: the keys of a step, the list of ways, the choice between them, the report |
-//! | [`recording`] | all targets: evaluating them once, keeping what was found, the pipeline that builds it |
-//! | [`summary`] | a build at a glance: what recordings planned and steps left, as an annotation and as JUnit |
-//! | [`job`] | what a job of the agent's becomes: a step of ours, or the job as it would have been without us; the command that follows a step |
-//! | [`environment`] | what the agent's `environment` hook puts into a job |
-//! | [`nix`] | Nix's names and command lines as data, and what its programs print |
-//! | [`buildkite`] | the agent's names and rules as data: plugin configuration, the command hooks of a job, the default command, pipelines and what is wrong with them |
-//! | [`agent`] | asking the agent for what only Buildkite has, and what is wrong where that fails |
-//! | [`state`] | the host's state folder: turns to evaluate, roots that outlive a process |
-//! | [`command_line`] | programs as data: what is to be run, as what, and how it ended |
-//! | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
-//! | [`host`] | what of this host a step's ending depends on: memory that ran out, a full disk |
-//! | [`at_once`] | several programs at once, whatever they are |
-//! | [`text`] | text that comes from elsewhere, as it can be shown |
-//! | [`paths`] | paths by their letters, and where they really lead |
-//! | [`exit`] | what a failure means to whoever retries: classes and exit statuses |
-//! | [`log`] | our own lines in a job's log |
-//! | [`counts`] | how a recording is counted, and in which words |
-//! | [`status_line`] | the line that says how far something is |
-//!
-//! The program itself (`main.rs`) reads the options, calls [`step`], [`recording`], [`summary`], [`job`] or [`environment`], and
-//! turns what comes back into an exit status.
+//! | derivation | a build as Nix describes it; its description is the `.drv` file in the store |
+//! | store path | a path below the store's folder ([`nix::StorePath`]); *valid* means registered in Nix's database |
+//! | output | a store path that a derivation makes: `out`, `dev`, … |
+//! | realise | get the outputs of a derivation, by building or by substituting them |
+//! | substitute, substituter | get a store path from a binary cache; the cache that has it |
+//! | GC root | a link that keeps a store path and its closure from the garbage collector |
+//! | closure | a store path with everything that it refers to, directly or not |
+//! | evaluation | what turns a Nix expression into derivations |
+//! | evaluation error | an attribute that does not evaluate (not "broken": `meta.broken` of Nixpkgs is another thing) |
+//! | target | an attribute that is a derivation, and gets a step |
+//! | record | what the evaluation found of a target: attribute path, `.drv`, outputs, metadata |
+//! | recording | evaluating all targets once and uploading the pipeline: `eval-once pipeline` |
+//! | pin | the store file whose references are the recorded `.drv`s; its GC root keeps them all (what one does to nixpkgs is *lock*) |
+//! | step, job | one target in the pipeline; one run of a step on an agent |
+//! | way | how a step gets its outputs: `realised`, `available`, `evaluated` |
+//! | outcome | how Buildkite says that a step ended, beside how its build ended |
+//! | infrastructure failure | class 75 (`surroundings` in JSON): the machine, the daemon, the network or Buildkite failed; a retry may help |
+//! | root cause | the derivation that itself failed, wherever in the closure it is |
+//! | reproduce | run by hand what a step ran |
 //!
 //! # Boundaries
 //!
-//! *Architecture invariant:* only [`options`] reads the environment and the command line. Everything below it gets values.
+//! *Architecture invariant:* only [`options`] reads the environment, the command line and whether there is a terminal. Everything
+//! below it gets values.
 //!
-//! *Architecture invariant:* only [`supervise`] starts, signals or waits for a process. [`nix`] and [`buildkite`] build
-//! command lines as data, so that a test can compare them and `explain` can print them.
+//! *Architecture invariant:* only [`supervise`] starts, signals or waits for a process. [`nix`] and [`buildkite`] build command
+//! lines as data, so that a test can compare them and `explain` can print them; [`store`] and [`agent`] run them.
 //!
-//! *Architecture invariant:* nothing passes through a shell but the user's own step command. Attribute names and paths
-//! come from repositories nobody has to trust; they travel as single arguments.
+//! *Architecture invariant:* [`log`] alone writes to standard error.
 //!
-//! *Architecture invariant:* a path of the store is a [`nix::StorePath`] or a [`nix::DrvPath`] once it has been parsed at
-//! the edge, and the store's folder is the one that path names, never a literal.
+//! *Architecture invariant:* nothing passes through a shell but the user's own step command. Attribute names and paths come from
+//! untrusted repositories; they travel as single arguments.
+//!
+//! *Architecture invariant:* a path of the store is a [`nix::StorePath`] or a [`nix::DrvPath`] once it has been parsed at the
+//! edge, and the store's folder is the one that path names, never a literal.
 //!
 //! *Architecture invariant:* no thread is started and nothing global is changed, the signal handlers of
 //! [`supervise::Supervisor`] apart.
@@ -57,7 +86,6 @@
 compile_error!("eval-once runs where Nix runs: on Linux and macOS. On Windows, use it inside WSL.");
 
 pub mod agent;
-pub mod at_once;
 pub mod build_keys;
 pub mod buildkite;
 pub mod command_line;
@@ -72,11 +100,13 @@ pub mod keys;
 pub mod log;
 pub mod nix;
 pub mod options;
+pub mod parallel;
 pub mod paths;
 pub mod recording;
 pub mod state;
 pub mod status_line;
 pub mod step;
+pub mod store;
 pub mod summary;
 pub mod supervise;
 pub mod text;

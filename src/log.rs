@@ -1,26 +1,60 @@
-//! Our own lines in a job's log: on standard error, each behind the program's name, and without what a terminal or Buildkite would
-//! take for more than text.
+//! Everything that is printed in a job's log: our own lines, each behind the program's name, and what Nix says, on its way through.
 //!
-//! Nothing here fails: a log that nobody reads any more (a closed terminal, a full disk) is no reason to stop a build.
+//! *Architecture invariant:* nothing else writes to standard error while something runs. So a test can hold all of it, and what
+//! a terminal or Buildkite would take for more than text is taken out in one place.
+//!
+//! Nothing here fails: a log that cannot be written any more (a closed terminal, a full disk) is no reason to stop a build.
 
-use std::fmt::Display;
-use std::io::{Write as _, stderr};
+use std::cell::RefCell;
+use std::fmt::{self, Display};
+use std::io::{self, Write};
+use std::rc::Rc;
 
 use crate::exit::Failure;
-use crate::text::{Keep, tamed};
+use crate::text::{KeepEscapes, tamed};
 
-/// Where our lines go, and how much is said.
-#[derive(Clone, Copy, Debug, Default)]
+/// Where our lines go, and how much is said. A clone writes to the same place.
+#[derive(Clone)]
 pub struct Log {
     /// Also say which commands are run (`EVAL_ONCE_LOG=debug`).
     pub debug: bool,
     /// Standard error is a person's terminal, and no job's log.
     pub terminal: bool,
+    /// Colours are shown: on a terminal, and in a job's log, which Buildkite gives a terminal of its own.
+    pub colours: bool,
+    sink: Rc<RefCell<dyn Write>>,
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log")
+            .field("debug", &self.debug)
+            .field("terminal", &self.terminal)
+            .field("colours", &self.colours)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Log {
+    /// Plain lines on standard error.
+    fn default() -> Self {
+        Self::to(Rc::new(RefCell::new(io::stderr())))
+    }
 }
 
 impl Log {
+    /// A log of plain lines that are written to `sink`.
+    pub fn to(sink: Rc<RefCell<dyn Write>>) -> Self {
+        Self {
+            debug: false,
+            terminal: false,
+            colours: false,
+            sink,
+        }
+    }
+
     /// Says something the reader of a log wants to know of every step.
-    pub fn say(self, message: impl Display) {
+    pub fn say(&self, message: impl Display) {
         let message = message.to_string();
         let (first, rest) = message.split_once('\n').unwrap_or((&message, ""));
         self.plain(format_args!("eval-once: {first}"));
@@ -37,43 +71,57 @@ impl Log {
     }
 
     /// Says something that is not as it should be but stops nothing.
-    pub fn warn(self, message: impl Display) {
+    pub fn warn(&self, message: impl Display) {
         self.say(format_args!("warning: {message}"));
     }
 
     /// Says something that only helps to find out why eval-once did what it did.
-    pub fn debug(self, message: impl Display) {
+    pub fn debug(&self, message: impl Display) {
         if self.debug {
             self.say(format_args!("debug: {message}"));
         }
     }
 
     /// Begins a group of ours in a job's log, which Buildkite folds up (`---` at the beginning of a line).
-    pub fn group(self, heading: impl Display) {
+    pub fn group(&self, heading: impl Display) {
         self.plain(format_args!("--- eval-once: {heading}"));
     }
 
     /// Opens the group that was begun last, also where others come after it.
-    pub fn open_group(self) {
+    pub fn open_group(&self) {
         self.plain("^^^ +++");
     }
 
     /// Writes a line that is part of something larger, without our name before it.
-    pub fn plain(self, line: impl Display) {
+    pub fn plain(&self, line: impl Display) {
         // What repositories choose is in many of our lines: names of attributes, messages of Nix.
         let line = line.to_string();
         let tame: Vec<_> = line
             .split('\n')
-            .map(|line| tamed(line, Keep::Nothing))
+            .map(|line| tamed(line, KeepEscapes::Nothing))
             .collect();
-        let _ = writeln!(stderr(), "{}", tame.join("\n"));
+        self.write(format!("{}\n", tame.join("\n")).as_bytes());
     }
 
     /// Says why we end without success, once, at the very end.
-    pub fn failure(self, failure: &Failure) {
+    pub fn failure(&self, failure: &Failure) {
         self.say(format_args!("error: {failure}"));
         if let Some(hint) = &failure.hint {
             self.say(format_args!("hint: {hint}"));
         }
+    }
+
+    /// Passes on what a program says, byte for byte.
+    pub fn pass_on(&self, bytes: &[u8]) {
+        self.write(bytes);
+    }
+
+    /// Replaces the line that a terminal shows last; nothing takes it away.
+    pub fn replace_line(&self, line: impl Display) {
+        self.write(format!("\r\x1b[K{line}").as_bytes());
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        let _ = self.sink.borrow_mut().write_all(bytes);
     }
 }

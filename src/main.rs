@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use eval_once::environment;
 use eval_once::exit::{Class, Classify as _, Failure};
-use eval_once::job::{self, Given};
+use eval_once::job::{self, TrailingCommand};
 use eval_once::log::Log;
 use eval_once::options::{self, Invocation};
 use eval_once::recording;
-use eval_once::step::{self, Order};
+use eval_once::step::{self, StepOrder};
 use eval_once::summary;
 use eval_once::supervise::Supervisor;
 use unix::errno::Errno;
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     // Rust's own status for a panic, 101, means something else to whoever retries.
     let status = catch_unwind(|| {
         let (invocation, log) = options::read(Instant::now());
-        run(invocation, log).unwrap_or_else(|failure| {
+        run(invocation, &log).unwrap_or_else(|failure| {
             log.failure(&failure);
             failure.class.status()
         })
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     }))
 }
 
-fn run(invocation: Invocation, log: Log) -> Result<u8, Failure> {
+fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
     match invocation {
         Invocation::OtherJob(job) => Ok(job::pass_through(job)),
         Invocation::JobStep(order, job) => job::step(order, job, Supervisor::install(log)?, log),
@@ -91,7 +91,11 @@ fn run(invocation: Invocation, log: Log) -> Result<u8, Failure> {
 }
 
 /// Builds a step; then becomes the command that follows it, or prints its outputs as `nix-build` does.
-fn step_by_hand(order: Order, given: Option<Given>, log: Log) -> Result<u8, Failure> {
+fn step_by_hand(
+    order: StepOrder,
+    given: Option<TrailingCommand>,
+    log: &Log,
+) -> Result<u8, Failure> {
     let mut supervisor = Supervisor::install(log)?;
     let done = step::perform(order, &mut supervisor, log)?;
     if let Some(given) = given {
@@ -113,7 +117,7 @@ fn print(text: impl AsRef<[u8]>) -> Result<(), Failure> {
         error.kind() == ErrorKind::BrokenPipe || error.raw_os_error() == Some(Errno::EIO as i32)
     };
     match printed {
-        Err(error) if !nobody_reads(&error) => Err(error).classify(Class::Surroundings, || {
+        Err(error) if !nobody_reads(&error) => Err(error).classify(Class::Infrastructure, || {
             "cannot write to standard output".into()
         }),
         _ => Ok(()),

@@ -14,13 +14,13 @@ use tempfile::TempDir;
 
 /// The state folder of this host, known to be usable.
 #[derive(Debug)]
-pub struct State {
+pub struct StateFolder {
     folder: PathBuf,
 }
 
 /// A turn to evaluate. It is over when this is dropped, or its process dies.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "holds a lock")] File);
+pub struct EvaluationSlot(#[expect(dead_code, reason = "holds a lock")] File);
 
 /// A folder for roots that go with their process: when this is dropped, or by the next step's sweep.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ const OUTPUTS_ARE_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// A folder without a lock may be one whose owner has not come to locking it.
 const TIME_TO_LOCK: Duration = Duration::from_secs(60);
 
-impl State {
+impl StateFolder {
     /// Makes the state folder where it is missing.
     ///
     /// # Errors
@@ -61,13 +61,13 @@ impl State {
     ///
     /// # Errors
     /// The locks cannot be made.
-    pub fn try_turn(&self, turns: usize) -> io::Result<Option<Turn>> {
+    pub fn try_turn(&self, turns: usize) -> io::Result<Option<EvaluationSlot>> {
         for turn in 0..turns {
             let path = self.folder.join(format!("turns/{turn}.lock"));
             // One that another user has made can be locked all the same.
             let lock = File::open(&path).or_else(|_| File::create(&path))?;
             match lock.try_lock() {
-                Ok(()) => return Ok(Some(Turn(lock))),
+                Ok(()) => return Ok(Some(EvaluationSlot(lock))),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error),
             }
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn there_are_only_so_many_turns_and_one_that_ends_is_free() {
         let folder = TempDir::new().unwrap();
-        let state = State::open(folder.path()).unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
         let first = state.try_turn(2).unwrap().unwrap();
         let _second = state.try_turn(2).unwrap().unwrap();
         assert!(state.try_turn(2).unwrap().is_none());
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn the_roots_of_a_killed_step_are_swept_and_those_of_a_living_one_are_not() {
         let folder = TempDir::new().unwrap();
-        let state = State::open(folder.path()).unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
         let living = state.roots().unwrap();
         let killed = folder.path().join("roots/eval-once-killed");
         std::fs::create_dir(&killed).unwrap();
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn outputs_are_kept_for_a_day() {
         let folder = TempDir::new().unwrap();
-        let state = State::open(folder.path()).unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
         let old = state.outputs().unwrap().keep();
         let yesterday = FileTimes::new().set_modified(SystemTime::now() - 2 * OUTPUTS_ARE_KEPT);
         File::open(&old).unwrap().set_times(yesterday).unwrap();

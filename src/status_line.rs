@@ -1,6 +1,5 @@
 //! One line about how far something is: it changes in place on a person's terminal, and comes now and then in a job's log.
 
-use std::io::{Write as _, stderr};
 use std::time::{Duration, Instant};
 
 use crate::log::Log;
@@ -23,9 +22,9 @@ pub struct StatusLine {
 impl StatusLine {
     /// No line yet.
     #[must_use]
-    pub fn new(log: Log) -> Self {
+    pub fn new(log: &Log) -> Self {
         Self {
-            log,
+            log: log.clone(),
             shown: Instant::now(),
             standing: false,
         }
@@ -52,7 +51,7 @@ impl StatusLine {
             return;
         };
         if self.log.terminal {
-            let _ = write!(stderr(), "\r\x1b[Keval-once: {line}");
+            self.log.replace_line(format_args!("eval-once: {line}"));
             self.standing = true;
         } else {
             self.log.say(line);
@@ -62,7 +61,7 @@ impl StatusLine {
     /// Takes the line away, before something else is written.
     pub fn clear(&mut self) {
         if std::mem::take(&mut self.standing) {
-            let _ = write!(stderr(), "\r\x1b[K");
+            self.log.replace_line("");
         }
     }
 }

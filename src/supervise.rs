@@ -110,7 +110,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// The system refuses; 75.
-    pub fn install(log: Log) -> Result<Self, Failure> {
+    pub fn install(log: &Log) -> Result<Self, Failure> {
         let install = || -> anyhow::Result<Self> {
             let (read, write) = UnixStream::pair()?;
             let ignored = ignored_signals();
@@ -146,10 +146,10 @@ impl Supervisor {
                 stop: None,
                 mask,
                 handed_over,
-                log,
+                log: log.clone(),
             })
         };
-        install().classify(Class::Surroundings, || {
+        install().classify(Class::Infrastructure, || {
             "cannot install signal handlers".into()
         })
     }
@@ -201,8 +201,9 @@ impl Supervisor {
         // A walker of several kilobytes is nothing to look at.
         self.log
             .debug(format_args!("$ {}", shortened(&shown, DEBUG_AT_MOST)));
-        Running::new(spawn(line)?, on_stop)
-            .classify(Class::Surroundings, || format!("cannot wait for `{line}`"))
+        Running::new(spawn(line)?, on_stop).classify(Class::Infrastructure, || {
+            format!("cannot wait for `{line}`")
+        })
     }
 
     /// Waits until one of the programs says something or ends, a signal comes, or it is `until`. What they say on standard
@@ -226,7 +227,7 @@ impl Supervisor {
             one.tell();
         }
         let watched = self.watch_once(running, until, &mut hear);
-        watched.classify(Class::Surroundings, || {
+        watched.classify(Class::Infrastructure, || {
             "cannot wait for what was started".into()
         })
     }
@@ -522,7 +523,7 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
     let stdin = match &line.stdin {
         None => Stdio::null(),
         Some(file) => std::fs::File::open(file)
-            .classify(Class::Surroundings, || {
+            .classify(Class::Infrastructure, || {
                 format!("cannot read {}", file.display())
             })?
             .into(),
@@ -530,7 +531,7 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
     let stdout = match &line.stdout {
         None => Stdio::piped(),
         Some(file) => std::fs::File::create(file)
-            .classify(Class::Surroundings, || {
+            .classify(Class::Infrastructure, || {
                 format!("cannot write {}", file.display())
             })?
             .into(),
@@ -552,7 +553,7 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
                 Class::MissingProgram
             }
             io::ErrorKind::ArgumentListTooLong | io::ErrorKind::InvalidInput => Class::Config,
-            _ => Class::Surroundings,
+            _ => Class::Infrastructure,
         };
         Failure {
             class,
@@ -646,7 +647,7 @@ mod tests {
 
     #[test]
     fn what_a_program_prints_is_kept_apart_and_complete() {
-        let mut supervisor = Supervisor::install(Log::default()).unwrap();
+        let mut supervisor = Supervisor::install(&Log::default()).unwrap();
         let mut said = Vec::new();
         let line = CommandLine::new(
             "sh",
@@ -662,7 +663,7 @@ mod tests {
 
     #[test]
     fn a_program_that_was_killed_is_told_from_one_that_exited() {
-        let mut supervisor = Supervisor::install(Log::default()).unwrap();
+        let mut supervisor = Supervisor::install(&Log::default()).unwrap();
         let finished = supervisor.run(
             &CommandLine::new("sh", &["-c", "kill -9 $$"]),
             OnStop::Term,
@@ -673,7 +674,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_said_by_name() {
-        let mut supervisor = Supervisor::install(Log::default()).unwrap();
+        let mut supervisor = Supervisor::install(&Log::default()).unwrap();
         let failure = supervisor
             .run(
                 &CommandLine::new("nix-nonesuch", &[]),

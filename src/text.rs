@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 /// Which escape sequences stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
+pub enum KeepEscapes {
     /// Colours, bold and the like, which end with the line; for a reader that shows them.
     Colours,
     /// None.
@@ -15,7 +15,7 @@ pub enum Keep {
 /// One line as it can stand in a log behind something of ours: it moves no cursor, rings no bell, and is no picture or link of
 /// Buildkite's (`ESC ] 1338`, `1339`), whatever a builder has printed. Tabs stay.
 #[must_use]
-pub fn tamed(line: &str, keep: Keep) -> Cow<'_, str> {
+pub fn tamed(line: &str, keep: KeepEscapes) -> Cow<'_, str> {
     let wild = |c: char| c.is_control() && c != '\t';
     if !line.contains(wild) {
         return Cow::Borrowed(line);
@@ -26,7 +26,7 @@ pub fn tamed(line: &str, keep: Keep) -> Cow<'_, str> {
     while let Some(at) = rest.find(wild) {
         tame.push_str(&rest[..at]);
         let (sequence, after) = split_sequence(&rest[at..]);
-        if keep == Keep::Colours && is_colour(sequence) {
+        if keep == KeepEscapes::Colours && is_colour(sequence) {
             tame.push_str(sequence);
             coloured = true;
         }
@@ -136,12 +136,12 @@ mod tests {
     #[test]
     fn colours_stay_where_they_are_shown_and_nothing_else_does() {
         let line = "a\u{1b}[31mred\u{1b}[0m\u{1b}[2K\u{1b}]1339;url=x\u{7}\tb\u{8}\u{9b}c\u{1b}]0;t\u{1b}\\d\u{1b}cE";
-        assert_eq!(tamed(line, Keep::Nothing), "ared\tbcdE");
+        assert_eq!(tamed(line, KeepEscapes::Nothing), "ared\tbcdE");
         assert_eq!(
-            tamed(line, Keep::Colours),
+            tamed(line, KeepEscapes::Colours),
             "a\u{1b}[31mred\u{1b}[0m\tbcdE\u{1b}[0m"
         );
-        assert_eq!(tamed("plain ä", Keep::Nothing), "plain ä");
+        assert_eq!(tamed("plain ä", KeepEscapes::Nothing), "plain ä");
         assert_eq!(without_escapes("a\u{1b}[1mb\n\u{1b}[0m c"), "ab\n c");
         assert_eq!(without_escapes("a\u{1b}"), "a");
     }
@@ -156,9 +156,9 @@ mod tests {
         #[test]
         fn whatever_is_printed_no_control_character_is_left(line in ".*", wild in "[\u{1b}\\[\\]m;0-9\u{7}\u{9b}x]*") {
             let line = format!("{line}{wild}{line}");
-            let tame = tamed(&line, Keep::Nothing);
+            let tame = tamed(&line, KeepEscapes::Nothing);
             prop_assert!(!tame.contains(|c: char| c.is_control() && c != '\t'));
-            let coloured = tamed(&line, Keep::Colours);
+            let coloured = tamed(&line, KeepEscapes::Colours);
             prop_assert_eq!(without_escapes(&coloured), tame.into_owned());
         }
     }

@@ -136,7 +136,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    fn both(&self, terminal: bool) -> Option<(Done, Done)> {
+    fn both(&self, terminal: bool) -> Option<(BuiltStep, BuiltStep)> {
         let mut job = Job::new()?;
         job.command(self.command)
             .terminal(terminal)
@@ -150,7 +150,7 @@ impl<'a> Case<'a> {
         Some((default, ours))
     }
 
-    fn once(&self, job: &Job) -> Done {
+    fn once(&self, job: &Job) -> BuiltStep {
         let checkout = job.checkout();
         fs::remove_dir_all(&checkout).unwrap();
         fs::create_dir(&checkout).unwrap();
@@ -161,7 +161,7 @@ impl<'a> Case<'a> {
             .map(|text| variables(&text))
             .unwrap_or_default();
         let _ = fs::remove_file(dump);
-        Done {
+        BuiltStep {
             ran,
             left: files(&checkout),
             environment,
@@ -170,7 +170,7 @@ impl<'a> Case<'a> {
 }
 
 /// What a job did.
-struct Done {
+struct BuiltStep {
     ran: Ran,
     /// The checkout's files with their permissions and contents.
     left: BTreeMap<OsString, (u32, Vec<u8>)>,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use eval_once::command_line::Ending;
 use eval_once::exit::Class;
-use eval_once::nix::{Heard, Phase, class};
+use eval_once::nix::{NixOutput, Phase, class};
 use serde_json::json;
 use unix::{
     sys::signal::{Signal, kill},
@@ -42,236 +42,251 @@ const DRV: &str = "/nix/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
 /// Sentences of Nix's, measured on 2.8.0, 2.26.3 and 2.34.8; and their class while something is evaluated, and while something is
 /// built and nothing has begun. `DRV` stands for a derivation.
 const SENTENCES: [(Speaker, &str, Class, Class); 54] = {
-    use Class::{Build, Evaluation, Surroundings};
+    use Class::{Build, Evaluation, Infrastructure};
     [
         // A daemon that is gone: 2.8; 2.26; 2.34.
-        (Nix, "unexpected end-of-file", Surroundings, Surroundings),
+        (
+            Nix,
+            "unexpected end-of-file",
+            Infrastructure,
+            Infrastructure,
+        ),
         (
             Nix,
             "Nix daemon disconnected unexpectedly (maybe it crashed?)",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "reading from file: Connection reset by peer",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "writing to file: Broken pipe",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "read of 32768 bytes: Connection reset by peer",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "cannot connect to socket at '/nix/var/nix/daemon-socket/socket': Connection refused",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "cannot open connection to remote store 'daemon': error: reading from file: Connection reset by peer",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         // Signals.
-        (Nix, "interrupted by the user", Surroundings, Surroundings),
+        (
+            Nix,
+            "interrupted by the user",
+            Infrastructure,
+            Infrastructure,
+        ),
         (
             Nix,
             "download of 'https://x/y' was interrupted",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         // Limits.
         (
             Nix,
             "unable to fork: Resource temporarily unavailable",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "Resource temporarily unavailable",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "opening lock file \"/nix/var/nix/gc.lock\": Too many open files",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "acquiring/releasing lock: Bad file descriptor",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "opening file '/x/ci.nix': Too many open files",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "mmap: Cannot allocate memory",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
-        (Nix, "out of memory", Surroundings, Surroundings),
-        (Nix, "std::bad_alloc", Surroundings, Surroundings),
+        (Nix, "out of memory", Infrastructure, Infrastructure),
+        (Nix, "std::bad_alloc", Infrastructure, Infrastructure),
         // The disk.
         (
             Nix,
             "writing to file: No space left on device",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "executing SQLite statement 'insert into ValidPaths': database or disk is full, database or disk is full (in '/nix/var/nix/db/db.sqlite')",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "SQLite database '/nix/var/nix/db/db.sqlite' is busy",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "reading from file: Input/output error",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "creating directory '/nonexistent/nix-build-a.drv-0': No such file or directory",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         // The network.
         (
             Nix,
             "unable to download 'https://x/y': Couldn't resolve host name (6)",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "Failed to open archive (Source threw exception: error: unable to download 'http://x/y': Could not connect to server (7) Failed to connect to x port 1 after 0 ms: Could not connect to server)",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "unable to download 'https://x/y': HTTP error 503",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         (
             Nix,
             "unable to download 'https://x/y': HTTP error 404 ('Not Found')\n\nresponse body:\n\n<html>",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Nix,
             "unable to download 'https://x/y': HTTP error 403\n\nresponse body:\n\n{\"message\":\"API rate limit exceeded\"}",
-            Surroundings,
-            Surroundings,
+            Infrastructure,
+            Infrastructure,
         ),
         // Files of the user's: 2.8 and 2.26; 2.26 and 2.34.
         (
             Nix,
             "opening file '/x/ci.nix': No such file or directory",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Nix,
             "getting status of '/src/missing': No such file or directory",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Nix,
             "path '/x/ci.nix' does not exist",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Nix,
             "reading from file '/tmp': Is a directory",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Nix,
             "read of 4096 bytes: Is a directory",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         // The expression.
-        (Nix, "attribute 'nope' missing", Evaluation, Surroundings),
+        (Nix, "attribute 'nope' missing", Evaluation, Infrastructure),
         (
             Nix,
             "infinite recursion encountered",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Nix,
             "stack overflow (possible infinite recursion)",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
-        (Nix, "assertion '(1 == 2)' failed", Evaluation, Surroundings),
+        (
+            Nix,
+            "assertion '(1 == 2)' failed",
+            Evaluation,
+            Infrastructure,
+        ),
         (
             Nix,
             "evaluation aborted with the following error message: 'x: Broken pipe'",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Expression,
             "disk: No space left on device",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Expression,
             "reading from file: Connection reset by peer",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Expression,
             "unexpected end-of-file",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Expression,
             "builder for 'DRV' failed with exit code 1",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         (
             Expression,
             "a\nerror: interrupted by the user",
             Evaluation,
-            Surroundings,
+            Infrastructure,
         ),
         // A builder, which an evaluation may need.
         (
@@ -381,14 +396,14 @@ fn a_sentence_has_one_class_in_a_step_and_in_a_recording_whatever_its_form() {
     for (speaker, sentence, evaluating, building) in SENTENCES {
         let text = sentence.replace("DRV", DRV);
         for form in forms(speaker, &text) {
-            let heard = Heard::of(&form);
+            let heard = NixOutput::of(&form);
             let printed = String::from_utf8_lossy(&form);
             let of = |phase, ending| class::of(phase, ending, &heard);
             for phase in [Phase::Fetching, Phase::Evaluating] {
                 assert_eq!(of(phase, Ending::Exited(1)), evaluating, "{printed}");
                 for signal in [1, 2, 3, 13, 15, 24, 25] {
                     let found = of(phase, Ending::Killed(signal));
-                    assert_eq!(found, Class::Surroundings, "{signal}: {printed}");
+                    assert_eq!(found, Class::Infrastructure, "{signal}: {printed}");
                 }
                 for signal in [6, 9, 11] {
                     let found = of(phase, Ending::Killed(signal));
@@ -403,7 +418,7 @@ fn a_sentence_has_one_class_in_a_step_and_in_a_recording_whatever_its_form() {
                     expected,
                     "{printed}"
                 );
-                assert_eq!(of(Phase::Copying, Ending::Exited(1)), Class::Surroundings);
+                assert_eq!(of(Phase::Copying, Ending::Exited(1)), Class::Infrastructure);
                 assert_eq!(of(Phase::Building, Ending::Killed(9)), Class::Signal(9));
             }
         }
@@ -417,23 +432,27 @@ fn after_a_build_has_begun_it_is_the_builds_unless_it_is_known_not_to_be() {
     );
     let of = |text: &str, ending| {
         let said = format!("{begun}error: {text}\n");
-        class::of(Phase::Building, ending, &Heard::of(said.as_bytes()))
+        class::of(Phase::Building, ending, &NixOutput::of(said.as_bytes()))
     };
     let exited = Ending::Exited(1);
     assert_eq!(of("something nobody knows", exited), Class::Build);
-    assert_eq!(of("unexpected end-of-file", exited), Class::Surroundings);
-    assert_eq!(of("interrupted by the user", exited), Class::Surroundings);
+    assert_eq!(of("unexpected end-of-file", exited), Class::Infrastructure);
+    assert_eq!(of("interrupted by the user", exited), Class::Infrastructure);
     let asserts =
         "nix-store: src/libstore/store-api.cc:188: f(x): Assertion `references.empty()' failed.\n";
     for (said, expected) in [(asserts, Class::Build), ("", Class::Signal(6))] {
-        let heard = Heard::of(format!("{begun}{said}").as_bytes());
+        let heard = NixOutput::of(format!("{begun}{said}").as_bytes());
         let aborted = class::of(Phase::Building, Ending::Killed(6), &heard);
         assert_eq!(aborted, expected, "{said}");
     }
-    let silent = class::of(Phase::Building, exited, &Heard::of(begun.as_bytes()));
-    assert_eq!(silent, Class::Surroundings);
-    let silent = class::of(Phase::Evaluating, exited, &Heard::of(b"GC Warning: x\n"));
-    assert_eq!(silent, Class::Surroundings);
+    let silent = class::of(Phase::Building, exited, &NixOutput::of(begun.as_bytes()));
+    assert_eq!(silent, Class::Infrastructure);
+    let silent = class::of(
+        Phase::Evaluating,
+        exited,
+        &NixOutput::of(b"GC Warning: x\n"),
+    );
+    assert_eq!(silent, Class::Infrastructure);
 }
 
 // ---- real Nix

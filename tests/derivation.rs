@@ -3,7 +3,7 @@
 use std::io;
 
 use eval_once::nix::{Derivation, DrvPath, inputs_on_disk};
-use eval_once::recording::edges::{BadGraph, Edges};
+use eval_once::recording::pipeline::edges::{BadGraph, Edges};
 
 use crate::support::store::Store;
 

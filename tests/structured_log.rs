@@ -6,8 +6,8 @@ use std::path::Path;
 
 use eval_once::command_line::Ending;
 use eval_once::exit::Class;
-use eval_once::nix::structured::{Event, PLAIN_AT_MOST, Reader};
-use eval_once::nix::{Heard, Phase, class};
+use eval_once::nix::structured::{Event, LogReader, PLAIN_AT_MOST};
+use eval_once::nix::{NixOutput, Phase, class};
 use proptest::prelude::*;
 
 const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/samples");
@@ -73,15 +73,15 @@ const FAILURES: [(&str, Class, usize, &str); 33] = [
     ("builder-imitates", Class::Build, 1, "liar"),
     ("output-check", Class::Build, 1, "refers"),
     ("check-differs", Class::Nondeterministic, 1, "chance"),
-    ("disk-full-builder", Class::Surroundings, 1, "filler"),
-    ("disk-full-nix", Class::Surroundings, 0, ""),
-    ("disk-full-substitution", Class::Surroundings, 0, ""),
-    ("cache-died", Class::Surroundings, 0, ""),
-    ("cache-refused-output", Class::Surroundings, 0, ""),
+    ("disk-full-builder", Class::Infrastructure, 1, "filler"),
+    ("disk-full-nix", Class::Infrastructure, 0, ""),
+    ("disk-full-substitution", Class::Infrastructure, 0, ""),
+    ("cache-died", Class::Infrastructure, 0, ""),
+    ("cache-refused-output", Class::Infrastructure, 0, ""),
     ("cache-refused-build-failure", Class::Build, 1, ""),
-    ("daemon-dead", Class::Surroundings, 0, ""),
-    ("daemon-killed", Class::Surroundings, 0, ""),
-    ("worker-killed", Class::Surroundings, 0, ""),
+    ("daemon-dead", Class::Infrastructure, 0, ""),
+    ("daemon-killed", Class::Infrastructure, 0, ""),
+    ("worker-killed", Class::Infrastructure, 0, ""),
     ("evaluation-throw", Class::Evaluation, 0, ""),
     ("evaluation-needs-failing-builder", Class::Build, 1, ""),
     ("evaluation-needs-failing-dependency", Class::Build, 1, ""),
@@ -113,14 +113,14 @@ fn each_failure_is_the_same_on_every_nix_and_through_a_daemon() {
             continue;
         };
         seen.insert(*scenario);
-        let heard = Heard::of(&sample.said);
+        let heard = NixOutput::of(&sample.said);
         let ending = Ending::Exited(sample.status);
         let found = if scenario.starts_with("evaluation-") {
             class::of(Phase::Evaluating, ending, &heard)
         } else {
             class::of(Phase::Building, ending, &heard)
         };
-        let first = heard.culprit().and_then(|fault| fault.drv.as_ref());
+        let first = heard.root_cause().and_then(|fault| fault.drv.as_ref());
         let first = first.map_or("", |drv| drv.as_store_path().name());
         let named = culprit.is_empty() || first.strip_suffix(".drv") == Some(culprit);
         if (found, heard.faults.len()) != (*class, *faults) || !named {
@@ -133,7 +133,7 @@ fn each_failure_is_the_same_on_every_nix_and_through_a_daemon() {
 
 /// All events, as text, with plain lines put together again.
 fn events(pieces: &[&[u8]]) -> Vec<String> {
-    let mut reader = Reader::default();
+    let mut reader = LogReader::default();
     let mut events = Vec::new();
     for piece in pieces {
         reader.read(piece, |event| events.push(format!("{event:?}")));
@@ -213,7 +213,7 @@ fn a_line_of_megabytes_is_read_and_one_without_end_costs_no_memory_without_end()
         "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/a.drv\",\"\",1,1]}}\n@nix {{\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"{long}\"]}}\n"
     );
     let mut lengths = Vec::new();
-    let mut reader = Reader::default();
+    let mut reader = LogReader::default();
     for piece in said.as_bytes().chunks(65_536) {
         reader.read(piece, |event| {
             if let Event::BuildLine { line, .. } = event {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::plugin::{self, Entry};
+use super::plugin::{self, PluginEntry};
 use crate::exit::Failure;
 use crate::keys::{Keys, refuse};
 
@@ -20,30 +20,30 @@ pub struct CommandHooks {
     /// The agent runs only the first plugin's (`BUILDKITE_STRICT_SINGLE_HOOKS`).
     pub only_first: bool,
     /// The others; nothing where our own entry is not found among the plugins.
-    pub others: Option<Others>,
+    pub others: Option<OtherHooks>,
 }
 
 /// The hooks around ours, in the order in which the agent runs them. What surely has no command hook is left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Others {
+pub struct OtherHooks {
     /// Those that have run when ours runs.
-    pub before: Vec<Other>,
+    pub before: Vec<OtherHook>,
     /// Those that run after ours.
-    pub behind: Vec<Other>,
+    pub behind: Vec<OtherHook>,
 }
 
 /// Another hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Other {
+pub struct OtherHook {
     /// Its plugin's name.
     pub name: String,
     /// What it is.
-    pub kind: Kind,
+    pub kind: OtherHookKind,
 }
 
 /// What a hook beside ours is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum OtherHookKind {
     /// Another entry of our own plugin.
     Ours {
         /// Whether it runs the job's command.
@@ -57,7 +57,7 @@ pub enum Kind {
 
 /// Where plugins are on this host.
 #[derive(Debug, Clone, Copy)]
-pub struct Folders<'a> {
+pub struct HookFolders<'a> {
     /// Where this agent clones them to: `BUILDKITE_PLUGINS_PATH`, and below it the agent's name.
     pub clones: Option<&'a Path>,
     /// The checkout, for those that are part of it.
@@ -66,7 +66,7 @@ pub struct Folders<'a> {
 
 /// What a hook of ours does about the job's command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
+pub enum FollowingCommand {
     /// It leaves it to another hook (`command: none`).
     Left,
     /// It runs it at the end.
@@ -76,7 +76,7 @@ pub enum Command {
     },
 }
 
-impl Command {
+impl FollowingCommand {
     /// What the keys of a step say of it. Whether they may say so is looked at elsewhere.
     #[must_use]
     pub fn of_step(keys: &Keys) -> Self {
@@ -99,20 +99,20 @@ impl CommandHooks {
         plugins: Option<&str>,
         configuration: Option<&str>,
         name: Option<&str>,
-        folders: Folders<'_>,
+        folders: HookFolders<'_>,
         only_first: bool,
     ) -> Self {
         let others = plugins.and_then(plugin::entries).and_then(|mut entries| {
-            entries.sort_by_key(Entry::is_of_checkout);
+            entries.sort_by_key(PluginEntry::is_of_checkout);
             let at = plugin::our_entry(&entries, configuration?, name)?;
             let ours = entries[at].name();
-            let others = |entries: &[Entry]| {
+            let others = |entries: &[PluginEntry]| {
                 entries
                     .iter()
-                    .filter_map(|entry| Other::of(entry, &ours, folders))
+                    .filter_map(|entry| OtherHook::of(entry, &ours, folders))
                     .collect()
             };
-            Some(Others {
+            Some(OtherHooks {
                 before: others(&entries[..at]),
                 behind: others(&entries[at + 1..]),
             })
@@ -129,13 +129,13 @@ impl CommandHooks {
             .iter()
             .filter_map(|folder| command_hook(folder))
             .filter(|hook| hook.canonicalize().ok() != program)
-            .map(|hook| Other {
+            .map(|hook| OtherHook {
                 name: hook.display().to_string(),
-                kind: Kind::Seen,
+                kind: OtherHookKind::Seen,
             });
         Self {
             only_first: false,
-            others: Some(Others {
+            others: Some(OtherHooks {
                 before: Vec::new(),
                 behind: behind.collect(),
             }),
@@ -147,10 +147,14 @@ impl CommandHooks {
     ///
     /// # Errors
     /// The command would not be run, or before all is built; or another entry of our plugin would not be (64).
-    pub fn check(&self, command: Command, has_command: bool) -> Result<Option<String>, Failure> {
+    pub fn check(
+        &self,
+        command: FollowingCommand,
+        has_command: bool,
+    ) -> Result<Option<String>, Failure> {
         let others = self.others.as_ref();
         let behind = others.map_or(&[][..], |others| &others.behind);
-        let ours = |other: &&Other| matches!(other.kind, Kind::Ours { .. });
+        let ours = |other: &&OtherHook| matches!(other.kind, OtherHookKind::Ours { .. });
         let ours_behind = behind.iter().find(ours);
         if self.only_first && ours_behind.is_some() {
             return Err(passed_over(
@@ -158,16 +162,16 @@ impl CommandHooks {
             ));
         }
         match command {
-            Command::Left => self.check_left(behind, has_command).map(|()| None),
-            Command::Runs { .. } if !has_command => Ok(None),
-            Command::Runs { .. } if ours_behind.is_some() => Err(refuse(
+            FollowingCommand::Left => self.check_left(behind, has_command).map(|()| None),
+            FollowingCommand::Runs { .. } if !has_command => Ok(None),
+            FollowingCommand::Runs { .. } if ours_behind.is_some() => Err(refuse(
                 "another entry of this plugin stands behind this one, and the job's command would run before that is done",
             )
             .hint("give every entry but the last `command: none`; a recording goes last, or into a step of its own")),
-            Command::Runs { asked: true } => Ok(None),
-            Command::Runs { asked: false } => {
-                let seen = |others: &[Other]| {
-                    let seen = others.iter().find(|other| other.kind == Kind::Seen);
+            FollowingCommand::Runs { asked: true } => Ok(None),
+            FollowingCommand::Runs { asked: false } => {
+                let seen = |others: &[OtherHook]| {
+                    let seen = others.iter().find(|other| other.kind == OtherHookKind::Seen);
                     seen.map(|other| other.name.clone())
                 };
                 let before = others.and_then(|others| seen(&others.before));
@@ -187,7 +191,7 @@ impl CommandHooks {
         }
     }
 
-    fn check_left(&self, behind: &[Other], has_command: bool) -> Result<(), Failure> {
+    fn check_left(&self, behind: &[OtherHook], has_command: bool) -> Result<(), Failure> {
         let Some(others) = &self.others else {
             return if has_command {
                 Err(refuse(
@@ -199,10 +203,10 @@ impl CommandHooks {
                 Ok(())
             };
         };
-        let runs = |other: &&Other| {
+        let runs = |other: &&OtherHook| {
             !matches!(
                 other.kind,
-                Kind::Ours {
+                OtherHookKind::Ours {
                     runs_command: false
                 }
             )
@@ -237,10 +241,10 @@ impl CommandHooks {
     /// It is one (64).
     pub fn check_first(&self) -> Result<(), Failure> {
         let before = self.others.iter().flat_map(|others| &others.before);
-        let mut surely = before.filter(|other| other.kind != Kind::Unseen);
+        let mut surely = before.filter(|other| other.kind != OtherHookKind::Unseen);
         match surely.next() {
             Some(other) if self.only_first => Err(passed_over(&match other.kind {
-                Kind::Ours { .. } => {
+                OtherHookKind::Ours { .. } => {
                     "another entry of this plugin stands before this one".to_owned()
                 }
                 _ => format!("{}, which has one, stands before this plugin", other.name),
@@ -260,28 +264,29 @@ fn passed_over(why: &str) -> Failure {
     .hint("give each of them a step of its own, or start the agent without strict-single-hooks")
 }
 
-impl Other {
+impl OtherHook {
     /// What an entry is to one of the plugin called `ours`; nothing where it has no command hook.
-    fn of(entry: &Entry, ours: &str, folders: Folders<'_>) -> Option<Self> {
+    fn of(entry: &PluginEntry, ours: &str, folders: HookFolders<'_>) -> Option<Self> {
         let name = entry.name();
         let kind = if name == ours {
-            Kind::Ours {
-                runs_command: Command::of_step(&entry.configuration) != Command::Left,
+            OtherHookKind::Ours {
+                runs_command: FollowingCommand::of_step(&entry.configuration)
+                    != FollowingCommand::Left,
             }
         } else {
             match entry.hooks(folders).map(|hooks| command_hook(&hooks)) {
                 Some(None) => return None,
-                Some(Some(_)) => Kind::Seen,
-                None => Kind::Unseen,
+                Some(Some(_)) => OtherHookKind::Seen,
+                None => OtherHookKind::Unseen,
             }
         };
         Some(Self { name, kind })
     }
 }
 
-impl Entry {
+impl PluginEntry {
     /// The folder with the hooks of this plugin, where it is on this host.
-    fn hooks(&self, folders: Folders<'_>) -> Option<PathBuf> {
+    fn hooks(&self, folders: HookFolders<'_>) -> Option<PathBuf> {
         let folder = if self.is_of_checkout() {
             folders.checkout.join(self.location())
         } else {
@@ -312,7 +317,7 @@ mod tests {
     /// The hooks around the entry with the configuration [`OURS`], where `clones` has the plugins.
     fn around(clones: &Path, plugins: &str, only_first: bool) -> CommandHooks {
         let plugins = plugins.replace("OURS", OURS);
-        let folders = Folders {
+        let folders = HookFolders {
             clones: Some(clones),
             checkout: clones,
         };
@@ -329,7 +334,7 @@ mod tests {
     fn a_plugin_whose_folder_is_elsewhere_may_have_a_command_hook() {
         let clones = TempDir::new().unwrap();
         let left = |plugins: &str, only_first| {
-            around(clones.path(), plugins, only_first).check(Command::Left, true)
+            around(clones.path(), plugins, only_first).check(FollowingCommand::Left, true)
         };
         for behind in [
             r#""github.com/o/docker-buildkite-plugin#v1""#,
@@ -342,7 +347,7 @@ mod tests {
         // It is not said of one that is only thought to be there.
         let runs = around(clones.path(), r#"["x#v1",{"o/eval-once#v1":OURS}]"#, true);
         assert!(runs.check_first().is_ok());
-        let warned = runs.check(Command::Runs { asked: false }, true);
+        let warned = runs.check(FollowingCommand::Runs { asked: false }, true);
         assert_eq!(warned.unwrap(), None);
     }
 
@@ -374,11 +379,11 @@ mod tests {
                 let others = around(clones.path(), &plugins, false).others.unwrap();
                 others.behind.first().map(|other| other.kind)
             };
-            assert_eq!(kind(), Some(Kind::Unseen), "{reference}");
+            assert_eq!(kind(), Some(OtherHookKind::Unseen), "{reference}");
             fs::create_dir_all(&hooks).unwrap();
             assert_eq!(kind(), None, "{reference}");
             fs::write(hooks.join("command"), "").unwrap();
-            assert_eq!(kind(), Some(Kind::Seen), "{reference}");
+            assert_eq!(kind(), Some(OtherHookKind::Seen), "{reference}");
         }
     }
 
@@ -387,10 +392,14 @@ mod tests {
         let nowhere = Path::new("/nowhere");
         for plugins in ["[]", "{", r#"[{"o/eval-once#v1":{"attr":"b"}}]"#] {
             let hooks = around(nowhere, plugins, false);
-            let refusal = hooks.check(Command::Left, true).unwrap_err();
+            let refusal = hooks.check(FollowingCommand::Left, true).unwrap_err();
             assert!(refusal.to_string().contains("BUILDKITE_PLUGINS"));
-            assert!(hooks.check(Command::Left, false).is_ok());
-            assert!(hooks.check(Command::Runs { asked: false }, true).is_ok());
+            assert!(hooks.check(FollowingCommand::Left, false).is_ok());
+            assert!(
+                hooks
+                    .check(FollowingCommand::Runs { asked: false }, true)
+                    .is_ok()
+            );
         }
     }
 
@@ -407,7 +416,7 @@ mod tests {
         std::os::unix::fs::symlink(&program, ours.join("command")).unwrap();
         fs::write(theirs.join("command"), "").unwrap();
         let left = |folders: &[PathBuf]| {
-            CommandHooks::of_agent(folders, Some(&program)).check(Command::Left, true)
+            CommandHooks::of_agent(folders, Some(&program)).check(FollowingCommand::Left, true)
         };
         assert!(left(&[ours.clone(), theirs]).is_ok());
         assert!(left(&[ours, none]).is_err());

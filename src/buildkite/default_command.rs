@@ -14,7 +14,7 @@ use crate::paths::{is_inside, without_dots};
 
 /// A job as the agent has prepared it for its command.
 #[derive(Debug, Clone)]
-pub struct Job {
+pub struct AgentJob {
     /// `BUILDKITE_COMMAND`.
     pub command: OsString,
     /// `BUILDKITE_COMMAND_EVAL`: whether the command may be more than a script of the checkout.
@@ -33,9 +33,9 @@ pub struct Job {
 
 /// Why the agent would not run the command. It ends such a job with status 1.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Refusal(pub String);
+pub struct CommandRefusal(pub String);
 
-impl fmt::Display for Refusal {
+impl fmt::Display for CommandRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -59,7 +59,7 @@ pub fn default_shell() -> String {
 
 /// What the agent would do for a job's command.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct CommandPlan {
     /// The file of the checkout that is run, where the command is one.
     pub script: Option<PathBuf>,
     /// It is made executable first.
@@ -68,28 +68,28 @@ pub struct Plan {
     pub program: Program,
 }
 
-impl Plan {
+impl CommandPlan {
     /// Refuses a script that leads out of the checkout, where the agent lets a job run nothing else. The agent itself goes by
     /// a path's letters; but it does not make links into the store either, as a step does.
     ///
     /// # Errors
     /// It leads out.
-    pub fn kept_inside(self, job: &Job) -> Result<Self, Refusal> {
+    pub fn kept_inside(self, job: &AgentJob) -> Result<Self, CommandRefusal> {
         let inside = |script: &PathBuf| is_inside(script, &job.folder);
         if job.command_eval || self.script.as_ref().is_none_or(inside) {
             return Ok(self);
         }
-        Err(Refusal(NOT_IN_REPOSITORY.into()))
+        Err(CommandRefusal(NOT_IN_REPOSITORY.into()))
     }
 
     /// Does what comes before the program, and gives that.
     ///
     /// # Errors
     /// The file cannot be made executable; the agent refuses then.
-    pub fn prepared(self) -> Result<Program, Refusal> {
+    pub fn prepared(self) -> Result<Program, CommandRefusal> {
         if let Some(file) = self.script.filter(|_| self.make_executable) {
             make_executable(&file).map_err(|error| {
-                Refusal(format!(
+                CommandRefusal(format!(
                     "failed to mark {} as executable: {error}",
                     file.display()
                 ))
@@ -103,8 +103,8 @@ impl Plan {
 ///
 /// # Errors
 /// The agent would refuse.
-pub fn plan(job: &Job) -> Result<Plan, Refusal> {
-    let refuse = |message: String| Err(Refusal(message));
+pub fn plan(job: &AgentJob) -> Result<CommandPlan, CommandRefusal> {
+    let refuse = |message: String| Err(CommandRefusal(message));
     let command = job.command.as_bytes();
     if String::from_utf8_lossy(command).trim().is_empty() {
         return refuse(
@@ -132,7 +132,7 @@ pub fn plan(job: &Job) -> Result<Plan, Refusal> {
         return refuse(NOT_IN_REPOSITORY.into());
     }
     let mut words = split_shell_words(&job.shell, job.empty_words).map_err(|error| {
-        Refusal(format!(
+        CommandRefusal(format!(
             "failed to split shell ({:?}) into tokens: {error}",
             job.shell
         ))
@@ -167,7 +167,7 @@ pub fn plan(job: &Job) -> Result<Plan, Refusal> {
     // The agent, too, gives the shell its whole path as its name.
     let arguments = std::iter::once(shell.clone().into_os_string())
         .chain(words.into_iter().map(OsString::from));
-    Ok(Plan {
+    Ok(CommandPlan {
         // An agent that runs only what its operator has vetted does not run what was not executable.
         make_executable: job.command_eval,
         script: Some(script).filter(|_| is_script),
@@ -340,8 +340,8 @@ fn make_executable(file: &Path) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    fn job(folder: &Path, command: &str) -> Job {
-        Job {
+    fn job(folder: &Path, command: &str) -> AgentJob {
+        AgentJob {
             command: command.into(),
             command_eval: true,
             shell: "/bin/sh -e -c".into(),
@@ -402,7 +402,7 @@ mod tests {
         std::fs::write(checkout.join("inside"), "").unwrap();
         std::fs::write(folder.path().join("outside"), "").unwrap();
         let run = |command: &str| {
-            plan(&Job {
+            plan(&AgentJob {
                 command_eval: false,
                 ..job(&checkout, command)
             })
@@ -432,24 +432,24 @@ mod tests {
     #[test]
     fn what_the_agent_refuses_is_refused() {
         let folder = tempfile::TempDir::new().unwrap();
-        let of = |job: Job| plan(&job).unwrap_err().0;
+        let of = |job: AgentJob| plan(&job).unwrap_err().0;
         assert!(of(job(folder.path(), " \n")).contains("no `command`"));
         assert!(
-            of(Job {
+            of(AgentJob {
                 shell: " ".into(),
                 ..job(folder.path(), "x")
             })
             .contains("no shell")
         );
         assert!(
-            of(Job {
+            of(AgentJob {
                 shell: "'sh".into(),
                 ..job(folder.path(), "x")
             })
             .contains("split shell")
         );
         assert!(
-            of(Job {
+            of(AgentJob {
                 shell: "no-such-shell -c".into(),
                 ..job(folder.path(), "x")
             })

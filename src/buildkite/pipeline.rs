@@ -12,13 +12,13 @@ use crate::keys::Keys;
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Pipeline {
     /// Its steps.
-    pub steps: Vec<Step>,
+    pub steps: Vec<PipelineStep>,
 }
 
 /// A step of a pipeline.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
-pub enum Step {
+pub enum PipelineStep {
     /// One job, or several alike.
     Command(Box<CommandStep>),
     /// Steps that are shown together.
@@ -43,7 +43,7 @@ pub struct CommandStep {
     pub key: String,
     /// What is run; none where plugins do all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<Command>,
+    pub command: Option<StepCommand>,
     /// Its environment: strings, numbers and booleans.
     #[serde(default, skip_serializing_if = "Keys::is_empty")]
     pub env: Keys,
@@ -59,7 +59,7 @@ pub struct CommandStep {
     pub depends_on: Vec<Dependency>,
     /// Whether it is skipped, or why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub skip: Option<Skip>,
+    pub skip: Option<StepSkip>,
     /// After how many minutes Buildkite stops it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_in_minutes: Option<u64>,
@@ -107,7 +107,7 @@ impl CommandStep {
 /// What a step runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Command {
+pub enum StepCommand {
     /// One command.
     One(String),
     /// Several, one after the other, in one shell.
@@ -143,14 +143,14 @@ pub enum Dependency {
 /// Whether a step is skipped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Skip {
+pub enum StepSkip {
     /// Yes or no.
     Flag(bool),
     /// Yes, for this reason, of at most 70 characters.
     Reason(String),
 }
 
-impl Skip {
+impl StepSkip {
     /// Whether it is skipped.
     #[must_use]
     pub fn is_skipped(&self) -> bool {
@@ -263,7 +263,7 @@ mod tests {
         };
         assert_eq!(
             to_json(&Pipeline {
-                steps: vec![Step::Command(Box::new(step))]
+                steps: vec![PipelineStep::Command(Box::new(step))]
             })
             .unwrap(),
             r#"{"steps":[{"label":"l","key":"k","depends_on":[]}]}"#

@@ -27,7 +27,7 @@ pub fn configuration(configuration: Option<&str>, plugins: Option<&str>) -> Resu
 
 /// An entry of `BUILDKITE_PLUGINS`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
+pub struct PluginEntry {
     /// What the plugin is called there, version and all.
     pub reference: String,
     /// Its configuration; empty where it has none.
@@ -36,11 +36,11 @@ pub struct Entry {
 
 /// The entries of `plugins` (`BUILDKITE_PLUGINS`), in their order.
 #[must_use]
-pub fn entries(plugins: &str) -> Option<Vec<Entry>> {
+pub fn entries(plugins: &str) -> Option<Vec<PluginEntry>> {
     let plugins: Vec<Value> = serde_json::from_str(plugins).ok()?;
     let mut entries = Vec::with_capacity(plugins.len());
     for plugin in plugins {
-        let entry = |reference, configuration| Entry {
+        let entry = |reference, configuration| PluginEntry {
             reference,
             configuration,
         };
@@ -64,7 +64,11 @@ pub fn entries(plugins: &str) -> Option<Vec<Entry>> {
 /// Which of the entries is ours: the first that has our configuration, and `name` (`BUILDKITE_PLUGIN_NAME`) where one has
 /// both. The same plugin may be there twice, and another that is called alike.
 #[must_use]
-pub fn our_entry(entries: &[Entry], configuration: &str, name: Option<&str>) -> Option<usize> {
+pub fn our_entry(
+    entries: &[PluginEntry],
+    configuration: &str,
+    name: Option<&str>,
+) -> Option<usize> {
     let configuration: Keys = serde_json::from_str(configuration).ok()?;
     let alike: Vec<usize> = (0..entries.len())
         .filter(|at| entries[*at].configuration == configuration)
@@ -88,7 +92,7 @@ pub fn our_reference(
     Some(entries.swap_remove(at).reference)
 }
 
-impl Entry {
+impl PluginEntry {
     /// Where the plugin is: the reference without scheme, credentials and version (`CreatePlugin` of the agent's
     /// `agent/plugin/plugin.go`).
     #[must_use]
@@ -235,7 +239,7 @@ mod tests {
             ("./plugin/", "./plugin/", "plugin", "plugin"),
             ("./.buildkite", "./.buildkite", "buildkite", "buildkite"),
         ] {
-            let entry = Entry {
+            let entry = PluginEntry {
                 reference: reference.into(),
                 configuration: Keys::new(),
             };

@@ -4,14 +4,14 @@ use std::fmt;
 
 /// Why a line cannot be split, in the agent's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unsplittable {
+pub enum ShellWordsError {
     /// A quote is not closed.
     Quote(char),
     /// What stands for a byte that is no UTF-8, outside quotes.
     Character(char),
 }
 
-impl fmt::Display for Unsplittable {
+impl fmt::Display for ShellWordsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Quote(quote) => write!(f, "Expected closing quote {quote}, got EOF"),
@@ -20,7 +20,7 @@ impl fmt::Display for Unsplittable {
     }
 }
 
-impl std::error::Error for Unsplittable {}
+impl std::error::Error for ShellWordsError {}
 
 /// What becomes of a word that is quoted and empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum EmptyWords {
 ///
 /// # Errors
 /// A quote is not closed, or the line was no UTF-8.
-pub fn split(line: &str, empty: EmptyWords) -> Result<Vec<String>, Unsplittable> {
+pub fn split(line: &str, empty: EmptyWords) -> Result<Vec<String>, ShellWordsError> {
     let mut words = Vec::new();
     // The word that is being read, if there is one.
     let mut word: Option<String> = None;
@@ -47,7 +47,7 @@ pub fn split(line: &str, empty: EmptyWords) -> Result<Vec<String>, Unsplittable>
             quote @ ('\'' | '"') => {
                 let word = word.get_or_insert_default();
                 loop {
-                    match rest.next().ok_or(Unsplittable::Quote(quote))? {
+                    match rest.next().ok_or(ShellWordsError::Quote(quote))? {
                         '\\' => word.extend(rest.next()),
                         c if c == quote => break,
                         c => word.push(c),
@@ -60,7 +60,7 @@ pub fn split(line: &str, empty: EmptyWords) -> Result<Vec<String>, Unsplittable>
                 }
             }
             ' ' | '\t' | '\n' => words.extend(word.take().filter(is_word)),
-            char::REPLACEMENT_CHARACTER => return Err(Unsplittable::Character(c)),
+            char::REPLACEMENT_CHARACTER => return Err(ShellWordsError::Character(c)),
             c => word.get_or_insert_default().push(c),
         }
     }
@@ -95,7 +95,7 @@ mod tests {
         }
         assert_eq!(
             split("a 'b", EmptyWords::Kept),
-            Err(Unsplittable::Quote('\''))
+            Err(ShellWordsError::Quote('\''))
         );
     }
 }

@@ -3,7 +3,7 @@
 
 use unix::sys::signal::Signal;
 
-use super::{Cause, Disturbance, Fault, Heard};
+use super::{Cause, Disturbance, Fault, NixOutput};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 
@@ -46,28 +46,28 @@ const ABORTED: i32 = 6;
 /// and without a daemon, which knows the one status 1. Where nothing is understood the status does: without a daemon Nix
 /// tells classes apart by it (`Worker::failingExitStatus`: 100 and, as bits on top, 1 a timeout, 2 a hash, 8 a check).
 #[must_use]
-pub fn of(phase: Phase, ending: Ending, heard: &Heard) -> Class {
+pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
     let evaluates = matches!(phase, Phase::Fetching | Phase::Evaluating);
     match ending {
         Ending::Killed(signal)
             if evaluates && signal != OUT_OF_MEMORY && !is_of_the_evaluator(signal) =>
         {
-            Class::Surroundings
+            Class::Infrastructure
         }
         // 2.8 does so where a fixed output refers to another path, each time.
-        Ending::Killed(ABORTED) if phase == Phase::Building && heard.assertion.is_some() => {
+        Ending::Killed(ABORTED) if phase == Phase::Building && nix_output.assertion.is_some() => {
             Class::Build
         }
         Ending::Killed(signal) => Class::Signal(signal),
-        Ending::Exited(_) if phase == Phase::Copying => Class::Surroundings,
-        Ending::Exited(_) if evaluates && heard.is_expressions_own() => Class::Evaluation,
-        Ending::Exited(status) => of_faults(heard)
+        Ending::Exited(_) if phase == Phase::Copying => Class::Infrastructure,
+        Ending::Exited(_) if evaluates && nix_output.is_expressions_own() => Class::Evaluation,
+        Ending::Exited(status) => of_faults(nix_output)
             .or_else(|| of_status(status))
             .unwrap_or_else(|| {
                 if evaluates {
-                    of_message_while_evaluating(heard)
+                    of_message_while_evaluating(nix_output)
                 } else {
-                    of_message_while_building(heard)
+                    of_message_while_building(nix_output)
                 }
             }),
     }
@@ -77,34 +77,35 @@ pub fn of(phase: Phase, ending: Ending, heard: &Heard) -> Class {
 /// recording that is tried again by Buildkite costs more.
 #[must_use]
 pub fn is_worth_another_try(class: Class) -> bool {
-    class == Class::Surroundings
+    class == Class::Infrastructure
 }
 
-fn of_message_while_evaluating(heard: &Heard) -> Class {
+fn of_message_while_evaluating(nix_output: &NixOutput) -> Class {
     // A cache that may have the path did not answer.
     let is_out_of_reach = || {
-        !heard.unreachable.is_empty() && matches!(heard.disturbance(), Some(Disturbance::Gone(_)))
+        !nix_output.unreachable.is_empty()
+            && matches!(nix_output.disturbance(), Some(Disturbance::Gone(_)))
     };
     // Whoever does not like an expression says so.
-    if heard.error.is_none() || heard.trouble(false).is_some() || is_out_of_reach() {
-        Class::Surroundings
+    if nix_output.error.is_none() || nix_output.trouble(false).is_some() || is_out_of_reach() {
+        Class::Infrastructure
     } else {
         Class::Evaluation
     }
 }
 
-fn of_message_while_building(heard: &Heard) -> Class {
-    let Some(error) = &heard.error else {
-        return Class::Surroundings;
+fn of_message_while_building(nix_output: &NixOutput) -> Class {
+    let Some(error) = &nix_output.error else {
+        return Class::Infrastructure;
     };
-    let is_theirs = heard.trouble(true).is_some()
+    let is_theirs = nix_output.trouble(true).is_some()
         // The store has lost it, or a cache that may have it did not answer.
-        || heard.disturbance().is_some()
-        || !heard.unreachable.is_empty() && is_about_what_is_missing(error);
-    if !is_theirs && is_about_a_derivation(heard, error) {
+        || nix_output.disturbance().is_some()
+        || !nix_output.unreachable.is_empty() && is_about_what_is_missing(error);
+    if !is_theirs && is_about_a_derivation(nix_output, error) {
         Class::Build
     } else {
-        Class::Surroundings
+        Class::Infrastructure
     }
 }
 
@@ -129,24 +130,26 @@ const REFUSALS: [&str; 9] = [
     "Expected JSON ",
 ];
 
-fn is_about_a_derivation(heard: &Heard, error: &str) -> bool {
+fn is_about_a_derivation(nix_output: &NixOutput, error: &str) -> bool {
     let names_one = |said: &str| said.contains(".drv'") || said.contains(".drv\"");
-    !heard.begun.is_empty()
+    !nix_output.begun.is_empty()
         || names_one(error)
-        || heard.frames().iter().any(|frame| names_one(frame))
+        || nix_output.frames().iter().any(|frame| names_one(frame))
         || REFUSALS.iter().any(|words| error.contains(words))
 }
 
 /// The class of what failed by itself. A full disk counts only where it is all there is: beside another failure, trying again
 /// does not help. So it is where nobody builds something because a machine that is to build it cannot be reached.
-fn of_faults(heard: &Heard) -> Option<Class> {
+fn of_faults(nix_output: &NixOutput) -> Option<Class> {
     let mut found: Option<Class> = None;
     let is_platform = |fault: &Fault| matches!(fault.cause, Cause::Platform(_));
-    if heard.misses_a_builder() && !heard.faults.is_empty() && heard.faults.iter().all(is_platform)
+    if nix_output.misses_a_builder()
+        && !nix_output.faults.is_empty()
+        && nix_output.faults.iter().all(is_platform)
     {
-        return Some(Class::Surroundings);
+        return Some(Class::Infrastructure);
     }
-    let causes = || heard.faults.iter().map(|fault| &fault.cause);
+    let causes = || nix_output.faults.iter().map(|fault| &fault.cause);
     for cause in causes().filter(|cause| **cause != Cause::DiskFull) {
         let class = of_cause(cause);
         found = match found {
@@ -156,7 +159,7 @@ fn of_faults(heard: &Heard) -> Option<Class> {
     }
     found
         .or_else(|| causes().next().map(of_cause))
-        .or(heard.dependency_failed.then_some(Class::Build))
+        .or(nix_output.dependency_failed.then_some(Class::Build))
 }
 
 fn of_cause(cause: &Cause) -> Class {
@@ -164,7 +167,7 @@ fn of_cause(cause: &Cause) -> Class {
         Cause::Time(_) => Class::Timeout,
         Cause::Hash(_) => Class::Hash,
         Cause::Nondeterministic => Class::Nondeterministic,
-        Cause::DiskFull => Class::Surroundings,
+        Cause::DiskFull => Class::Infrastructure,
         Cause::Status(_)
         | Cause::Signal(_)
         | Cause::Output(_)
@@ -192,7 +195,7 @@ pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, said: &str) -> 
         .trim_start_matches("error: ")
         .replace('\n', "; ");
     Failure::new(
-        Class::Surroundings,
+        Class::Infrastructure,
         format_args!("the Nix store cannot be asked: `{line}` {ending}: {said}"),
     )
     .hint(
@@ -217,11 +220,11 @@ mod tests {
 
     const DRV: &str = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-x.drv";
 
-    fn heard(messages: &[&str]) -> Heard {
+    fn nix_output(messages: &[&str]) -> NixOutput {
         let said = messages.iter().fold(String::new(), |said, message| {
             said + "error: " + &message.replace("DRV", DRV) + "\n"
         });
-        Heard::of(said.as_bytes())
+        NixOutput::of(said.as_bytes())
     }
 
     #[test]
@@ -241,13 +244,13 @@ mod tests {
             ),
             (
                 &["writing to file: No space left on device"],
-                Class::Surroundings,
+                Class::Infrastructure,
             ),
-            (&["unexpected end-of-file"], Class::Surroundings),
+            (&["unexpected end-of-file"], Class::Infrastructure),
         ] {
-            let heard = heard(messages);
+            let nix_output = nix_output(messages);
             assert_eq!(
-                of(Phase::Building, Ending::Exited(1), &heard),
+                of(Phase::Building, Ending::Exited(1), &nix_output),
                 class,
                 "{messages:?}"
             );
@@ -256,12 +259,12 @@ mod tests {
             of(
                 Phase::Building,
                 Ending::Exited(102),
-                &heard(&[failed, hash])
+                &nix_output(&[failed, hash])
             ),
             Class::Mixed
         );
         assert_eq!(
-            of(Phase::Building, Ending::Killed(9), &heard(&[failed])),
+            of(Phase::Building, Ending::Killed(9), &nix_output(&[failed])),
             Class::Signal(9)
         );
     }
@@ -269,7 +272,7 @@ mod tests {
     #[test]
     fn a_status_counts_where_nothing_is_said() {
         for (status, class) in [
-            (1, Class::Surroundings),
+            (1, Class::Infrastructure),
             (100, Class::Build),
             (101, Class::Timeout),
             (102, Class::Hash),
@@ -278,7 +281,7 @@ mod tests {
             (109, Class::Mixed),
         ] {
             assert_eq!(
-                of(Phase::Building, Ending::Exited(status), &heard(&["x"])),
+                of(Phase::Building, Ending::Exited(status), &nix_output(&["x"])),
                 class
             );
         }
@@ -288,19 +291,23 @@ mod tests {
     fn a_full_disk_counts_where_nothing_else_failed() {
         let note = "builder for 'DRV' failed with exit code 1\nnote: build failure may have been caused by lack of free disk space";
         assert_eq!(
-            of(Phase::Building, Ending::Exited(1), &heard(&[note])),
-            Class::Surroundings
+            of(Phase::Building, Ending::Exited(1), &nix_output(&[note])),
+            Class::Infrastructure
         );
         let other = "builder for '/nix/store/00000000000000000000000000000000-y.drv' failed with exit code 1";
         assert_eq!(
-            of(Phase::Building, Ending::Exited(1), &heard(&[note, other])),
+            of(
+                Phase::Building,
+                Ending::Exited(1),
+                &nix_output(&[note, other])
+            ),
             Class::Build
         );
     }
 
     #[test]
     fn an_expression_that_fails_is_no_failed_build_unless_a_builder_failed() {
-        let plain = heard(&["attribute 'x' missing"]);
+        let plain = nix_output(&["attribute 'x' missing"]);
         assert_eq!(
             of(Phase::Evaluating, Ending::Exited(1), &plain),
             Class::Evaluation
@@ -313,17 +320,18 @@ mod tests {
             of(Phase::Evaluating, Ending::Killed(11), &plain),
             Class::Signal(11)
         );
-        let builder = heard(&["builder for 'DRV' failed with exit code 1"]);
+        let builder = nix_output(&["builder for 'DRV' failed with exit code 1"]);
         assert_eq!(
             of(Phase::Evaluating, Ending::Exited(1), &builder),
             Class::Build
         );
-        let network = heard(&["unable to download 'https://x/y': Couldn't resolve host name (6)"]);
+        let network =
+            nix_output(&["unable to download 'https://x/y': Couldn't resolve host name (6)"]);
         assert_eq!(
             of(Phase::Evaluating, Ending::Exited(1), &network),
-            Class::Surroundings
+            Class::Infrastructure
         );
-        let gone = heard(&["unable to download 'https://x/y': HTTP error 404 ('')"]);
+        let gone = nix_output(&["unable to download 'https://x/y': HTTP error 404 ('')"]);
         assert_eq!(
             of(Phase::Evaluating, Ending::Exited(1), &gone),
             Class::Evaluation

@@ -11,8 +11,8 @@ mod derivation;
 mod evaluation;
 mod fault;
 mod flake;
-pub mod heard;
 pub mod message;
+pub mod output;
 pub mod settings;
 mod store_path;
 pub mod structured;
@@ -28,7 +28,7 @@ pub use derivation::{
 pub use evaluation::{Argument, Evaluation, Source, is_url};
 pub use fault::{Cause, Fault, is_rejection};
 pub use flake::{FlakeMetadata, LockedFlake, flake_settings};
-pub use heard::{Disturbance, Heard};
 pub use message::Message;
+pub use output::{Disturbance, NixOutput};
 pub use store_path::{BadStorePath, DrvPath, StorePath, is_output_name};
 pub use trouble::Trouble;

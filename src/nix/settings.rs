@@ -7,7 +7,7 @@ const DEPTH: usize = 8;
 
 /// Where settings come from, in the order in which Nix reads them: of two for the same name the later one counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct NixSettings {
     /// Files: the system's, then the user's.
     pub files: Vec<PathBuf>,
     /// Text like that of a file (`NIX_CONFIG`), which comes last.
@@ -16,7 +16,7 @@ pub struct Settings {
     pub remote: String,
 }
 
-impl Settings {
+impl NixSettings {
     /// What is set for `name`; none where nothing is, or in a way that only Nix can read.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<String> {
@@ -86,9 +86,9 @@ mod tests {
             "include nix.conf\nmin-free = 5 # bytes\n# min-free = 6\n!include none.conf\ninclude more.conf\n",
         );
         file("more.conf", "min-free-check-interval = 1\nmin-free = 7\n");
-        let mut settings = Settings {
+        let mut settings = NixSettings {
             files: vec![system, folder.path().join("absent")],
-            ..Settings::default()
+            ..NixSettings::default()
         };
         assert_eq!(settings.get("min-free").as_deref(), Some("7"));
         assert_eq!(settings.get("max-free"), None);
@@ -110,9 +110,9 @@ mod tests {
             ("/mnt", false),
             ("ssh-ng://builder", false),
         ] {
-            let mut settings = Settings {
+            let mut settings = NixSettings {
                 remote: remote.into(),
-                ..Settings::default()
+                ..NixSettings::default()
             };
             assert_eq!(settings.store_is_local(&[]), local, "{remote}");
             settings.text = "store = daemon".into();

@@ -64,14 +64,14 @@ pub enum Event<'a> {
         bytes: u64,
     },
     /// How far all builds together are.
-    Builds(Counts),
+    Builds(BuildCounts),
     /// A structured line that was longer than [`STRUCTURED_AT_MOST`], and was not read.
     TooLong,
 }
 
 /// How many builds there are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct BuildCounts {
     /// That have been done.
     pub done: u64,
     /// That are known to be needed.
@@ -91,7 +91,7 @@ pub enum Ended {
     Failed,
 }
 
-impl Counts {
+impl BuildCounts {
     /// How the build has ended that makes the difference to what was `before`, if one has: Nix says these numbers just before it
     /// says which. (Those that fail because of another are counted as failed too, and were not running.)
     #[must_use]
@@ -136,7 +136,7 @@ mod result {
 
 /// Reads what comes in pieces.
 #[derive(Debug, Default)]
-pub struct Reader {
+pub struct LogReader {
     /// The line that is not complete.
     line: Vec<u8>,
     /// The structured line that is not complete is too long, and its rest is passed over.
@@ -154,7 +154,7 @@ enum Activity {
     Copy,
 }
 
-impl Reader {
+impl LogReader {
     /// Reads more, and gives what is complete now.
     pub fn read(&mut self, mut bytes: &[u8], mut give: impl FnMut(Event<'_>)) {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
@@ -223,7 +223,7 @@ fn may_be_structured(begin: &[u8], more: &[u8]) -> bool {
 fn line_event(line: &[u8], activities: &mut Activities, give: &mut impl FnMut(Event<'_>)) {
     let said = line
         .strip_prefix(MARK)
-        .and_then(|json| serde_json::from_slice::<Said<'_>>(json).ok());
+        .and_then(|json| serde_json::from_slice::<JsonMessage<'_>>(json).ok());
     match said {
         Some(said) => {
             if let Some(event) = event_of(said, activities) {
@@ -236,7 +236,7 @@ fn line_event(line: &[u8], activities: &mut Activities, give: &mut impl FnMut(Ev
 
 /// A structured line, as it stands there.
 #[derive(Deserialize)]
-struct Said<'a> {
+struct JsonMessage<'a> {
     #[serde(borrow)]
     action: Cow<'a, str>,
     #[serde(default)]
@@ -254,7 +254,7 @@ struct Said<'a> {
     fields: Vec<Field<'a>>,
 }
 
-fn event_of<'a>(said: Said<'a>, activities: &mut Activities) -> Option<Event<'a>> {
+fn event_of<'a>(said: JsonMessage<'a>, activities: &mut Activities) -> Option<Event<'a>> {
     let id = said.id;
     let mut fields = said.fields.into_iter();
     match &*said.action {
@@ -306,7 +306,7 @@ fn event_of<'a>(said: Said<'a>, activities: &mut Activities) -> Option<Event<'a>
             result::PROGRESS => {
                 let mut number = || fields.next().and_then(Field::number);
                 match activities.get(&id)? {
-                    Activity::Builds => Some(Event::Builds(Counts {
+                    Activity::Builds => Some(Event::Builds(BuildCounts {
                         done: number()?,
                         expected: number()?,
                         running: number()?,

@@ -63,13 +63,13 @@ Exit statuses:
 /// Nix CI on Buildkite that evaluates once: realises a recorded .drv, and evaluates again only where it is gone.
 #[derive(Debug, Parser)]
 #[command(name = "eval-once", version, after_help = EXAMPLES, arg_required_else_help = true)]
-pub(super) struct CommandLine {
+pub(super) struct Cli {
     #[command(subcommand)]
-    pub(super) subcommand: Command,
+    pub(super) subcommand: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum CliCommand {
     /// Build one target: realise its recorded .drv, or get its outputs by the next best way
     #[command(after_help = EXAMPLES)]
     Step {
@@ -114,7 +114,7 @@ pub(super) enum Command {
     Hook {
         /// Which hook
         #[arg(value_enum)]
-        hook: Hook,
+        hook: HookName,
     },
     /// Print what a job's environment needs, for a shell: eval "$(eval-once environment)"
     Environment,
@@ -126,7 +126,7 @@ pub(super) enum Command {
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(super) enum Hook {
+pub(super) enum HookName {
     /// The command hook: of our plugin, or of the agent where `BUILDKITE_HOOK_SCOPE` says so
     Command,
     /// The environment hook, by `buildkite-agent env set`
@@ -402,7 +402,7 @@ fn add<T: Into<Value>>(
 #[must_use]
 pub fn completions(shell: clap_complete::Shell) -> Vec<u8> {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut CommandLine::command(), "eval-once", &mut text);
+    clap_complete::generate(shell, &mut Cli::command(), "eval-once", &mut text);
     text
 }
 
@@ -426,6 +426,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        CommandLine::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

@@ -16,48 +16,49 @@ use std::time::{Duration, Instant};
 use clap::Parser as _;
 use serde_json::Value;
 
-use crate::buildkite::command_hooks::{CommandHooks, Folders};
-use crate::buildkite::default_command::{self, Job, Ours, is_eval_once};
+use crate::buildkite::command_hooks::{CommandHooks, HookFolders};
+use crate::buildkite::default_command::{self, AgentJob, Ours, is_eval_once};
 use crate::buildkite::{EmptyWords, plugin};
-use crate::environment::{Surroundings, nix_folders};
-use crate::evaluation_keys::Place;
+use crate::environment::{HostEnvironment, nix_folders};
+use crate::evaluation_keys::Checkout;
 use crate::exit::{Class, Failure};
-use crate::job::Given;
+use crate::host::Host;
+use crate::job::TrailingCommand;
 use crate::keys::{self, Keys};
 use crate::log::Log;
-use crate::nix::settings::Settings;
+use crate::nix::settings::NixSettings;
 use crate::paths;
 use crate::recording;
-use crate::step::{self, Around, Host, Later, Order};
+use crate::step::{self, AfterBuild, JobContext, StepOrder};
 
 pub use flags::completions;
-use flags::{Command, CommandLine, Hook, KeyFlags, report_in};
+use flags::{Cli, CliCommand, HookName, KeyFlags, report_in};
 
 /// What eval-once was started to do.
 #[derive(Debug)]
 pub enum Invocation {
     /// Build one target; then become this command, if there is one.
-    Step(Order, Option<Given>),
+    Step(StepOrder, Option<TrailingCommand>),
     /// Say what a step would do; as JSON or for people.
-    Explain(Order, bool),
+    Explain(StepOrder, bool),
     /// Record all targets.
-    Pipeline(Box<recording::Order>),
+    Pipeline(Box<recording::RecordingOrder>),
     /// A job of the agent's that records: and the job whose command follows it.
-    JobPipeline(Box<recording::Order>, Job),
+    JobPipeline(Box<recording::RecordingOrder>, AgentJob),
     /// Sum the build up; an error where this is no job.
     Summary(Result<(), Failure>),
     /// A job of the agent's that sums its build up: and the job whose command follows it.
-    JobSummary(Result<(), Failure>, Job),
+    JobSummary(Result<(), Failure>, AgentJob),
     /// Remove what recordings no longer keep.
     Prune(Result<Host, Failure>),
     /// A job of the agent's: a step of ours, and the job whose command follows it.
-    JobStep(Order, Job),
+    JobStep(StepOrder, AgentJob),
     /// A job of the agent's that is not ours.
-    OtherJob(Job),
+    OtherJob(AgentJob),
     /// The environment of a job, to be printed for a shell; an error where the plugin's hook would be passed over.
-    PrintEnvironment(Result<Surroundings, Failure>),
+    PrintEnvironment(Result<HostEnvironment, Failure>),
     /// The environment of a job, to be set by the agent's Job API.
-    SetEnvironment(Surroundings),
+    SetEnvironment(HostEnvironment),
     /// The completions for a shell.
     Completions(clap_complete::Shell),
     /// Something for the user to read (`--help`, or what is wrong with the command line), and the status to end with.
@@ -71,15 +72,16 @@ type Environment = BTreeMap<OsString, OsString>;
 #[must_use]
 pub fn read(started: Instant) -> (Invocation, Log) {
     let environment: Environment = std::env::vars_os().collect();
-    let log = Log {
-        debug: text(&environment, "EVAL_ONCE_LOG").is_some_and(|log| log == "debug"),
-        terminal: !is_job(&environment) && std::io::stderr().is_terminal(),
-    };
+    let is_terminal = std::io::stderr().is_terminal();
+    let mut log = Log::default();
+    log.debug = text(&environment, "EVAL_ONCE_LOG").is_some_and(|log| log == "debug");
+    log.terminal = !is_job(&environment) && is_terminal;
+    log.colours = is_terminal;
     (
         Reading {
             environment,
             started,
-            log,
+            log: log.clone(),
         }
         .invocation(&std::env::args_os().collect::<Vec<_>>()),
         log,
@@ -99,7 +101,7 @@ fn text(environment: &Environment, name: &str) -> Option<String> {
 }
 
 /// The job with another command, in its environment too: a command may look there at what it is.
-fn with_command(mut job: Job, command: &OsStr) -> Job {
+fn with_command(mut job: AgentJob, command: &OsStr) -> AgentJob {
     let name = OsStr::new("BUILDKITE_COMMAND");
     job.environment.retain(|(other, _)| other != name);
     job.environment.push((name.into(), command.into()));
@@ -160,20 +162,20 @@ impl Reading {
                 _ => {}
             }
         }
-        match CommandLine::try_parse_from(arguments) {
+        match Cli::try_parse_from(arguments) {
             Ok(line) => self.subcommand(line.subcommand),
             Err(error) => self.message(error, arguments),
         }
     }
 
-    fn subcommand(&self, subcommand: Command) -> Invocation {
+    fn subcommand(&self, subcommand: CliCommand) -> Invocation {
         match subcommand {
-            Command::Step {
+            CliCommand::Step {
                 keys,
                 report,
                 given,
             } => {
-                let given = (!given.is_empty()).then(|| Given {
+                let given = (!given.is_empty()).then(|| TrailingCommand {
                     words: given,
                     environment: self.environment.clone().into_iter().collect(),
                 });
@@ -191,19 +193,19 @@ impl Reading {
                     }
                 }
             }
-            Command::Explain { keys, json, .. } => {
+            CliCommand::Explain { keys, json, .. } => {
                 Invocation::Explain(self.order_by_hand(keys, None).0, json)
             }
-            Command::Pipeline { keys, dry_run } => {
+            CliCommand::Pipeline { keys, dry_run } => {
                 self.pipeline(keys.into_keys(), dry_run, self.by_hand())
             }
-            Command::Summary => Invocation::Summary(self.in_job()),
-            Command::Prune => Invocation::Prune(self.host()),
-            Command::Hook {
-                hook: Hook::Environment,
+            CliCommand::Summary => Invocation::Summary(self.in_job()),
+            CliCommand::Prune => Invocation::Prune(self.host()),
+            CliCommand::Hook {
+                hook: HookName::Environment,
             } => Invocation::SetEnvironment(self.surroundings()),
-            Command::Hook {
-                hook: Hook::Command,
+            CliCommand::Hook {
+                hook: HookName::Command,
             } => {
                 let scope = variable(&self.environment, "BUILDKITE_HOOK_SCOPE");
                 if scope.is_some_and(|scope| scope == "agent" || scope == "global") {
@@ -212,13 +214,13 @@ impl Reading {
                     self.plugins_command_hook()
                 }
             }
-            Command::Environment => Invocation::PrintEnvironment(self.plugins_surroundings()),
-            Command::Completions { shell } => Invocation::Completions(shell),
+            CliCommand::Environment => Invocation::PrintEnvironment(self.plugins_surroundings()),
+            CliCommand::Completions { shell } => Invocation::Completions(shell),
         }
     }
 
     /// A recording that is asked for by a command line.
-    fn pipeline(&self, keys: Result<Keys, Failure>, dry_run: bool, place: Place) -> Invocation {
+    fn pipeline(&self, keys: Result<Keys, Failure>, dry_run: bool, place: Checkout) -> Invocation {
         let mut order = self.recording(keys, place, None);
         order.dry_run = dry_run;
         match self.build() {
@@ -246,7 +248,7 @@ impl Reading {
         {
             let text = error.to_string();
             let refusal = keys::refuse(text.trim_end().trim_start_matches("error: "));
-            let order = Order {
+            let order = StepOrder {
                 report: Some(report),
                 ..self.order(Err(refusal), self.by_hand())
             };
@@ -256,7 +258,7 @@ impl Reading {
     }
 
     fn agents_command_hook(&self) -> Invocation {
-        let job = Job {
+        let job = AgentJob {
             hooks: self.agents_command_hooks(),
             ..self.job()
         };
@@ -282,12 +284,12 @@ impl Reading {
     fn agents_command_of_ours(&self, command: &OsStr) -> Option<Invocation> {
         let words = default_command::words_of_ours(command, &["pipeline", "summary"])?;
         let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
-        Some(match CommandLine::try_parse_from(&words) {
-            Ok(CommandLine {
-                subcommand: Command::Pipeline { keys, dry_run },
+        Some(match Cli::try_parse_from(&words) {
+            Ok(Cli {
+                subcommand: CliCommand::Pipeline { keys, dry_run },
             }) => {
                 // Where the command would have run, and held to what it could have been.
-                let place = Place {
+                let place = Checkout {
                     confined: !self.command_eval(),
                     ..self.by_hand()
                 };
@@ -300,7 +302,7 @@ impl Reading {
 
     /// A step; with `pipeline`, a recording; with `summary`, a summary.
     fn plugins_command_hook(&self) -> Invocation {
-        let job = Job {
+        let job = AgentJob {
             hooks: self.plugins_command_hooks(),
             ..self.job()
         };
@@ -353,7 +355,7 @@ impl Reading {
             Ok(build) => (keys, Some(build)),
             Err(failure) => (keys.and(Err(failure)), None),
         };
-        let order = recording::Order {
+        let order = recording::RecordingOrder {
             build,
             ..self.recording(keys, self.in_hook(), plugin)
         };
@@ -363,10 +365,10 @@ impl Reading {
     fn recording(
         &self,
         keys: Result<Keys, Failure>,
-        place: Place,
+        place: Checkout,
         plugin: Option<String>,
-    ) -> recording::Order {
-        recording::Order {
+    ) -> recording::RecordingOrder {
+        recording::RecordingOrder {
             keys,
             host: self.host(),
             build: None,
@@ -389,7 +391,7 @@ impl Reading {
     ///
     /// A container often gets only some of a job's variables: the docker plugin's `mount-buildkite-agent` passes the three that
     /// the agent's commands need, and no step. Taken for a recording by hand, which uploads nothing, such a job would be green.
-    fn build(&self) -> Result<Option<recording::Build>, Failure> {
+    fn build(&self) -> Result<Option<recording::BuildkiteBuild>, Failure> {
         let named = |name: &str| text(&self.environment, name);
         let needed = |name: &str| {
             named(name).ok_or_else(|| {
@@ -403,7 +405,7 @@ impl Reading {
             return Ok(None);
         };
         needed("BUILDKITE_AGENT_ACCESS_TOKEN")?;
-        Ok(Some(recording::Build {
+        Ok(Some(recording::BuildkiteBuild {
             build: needed("BUILDKITE_BUILD_ID")?,
             job,
             step: needed("BUILDKITE_STEP_ID")?,
@@ -429,7 +431,7 @@ impl Reading {
     }
 
     /// A step by hand, and whether it is the recorded one.
-    fn order_by_hand(&self, flags: KeyFlags, report: Option<PathBuf>) -> (Order, bool) {
+    fn order_by_hand(&self, flags: KeyFlags, report: Option<PathBuf>) -> (StepOrder, bool) {
         let mut is_recorded = false;
         let keys = match flags.into_keys() {
             Ok(flags) if flags.is_empty() => {
@@ -445,31 +447,31 @@ impl Reading {
                 }
             }),
         };
-        let order = Order {
+        let order = StepOrder {
             report,
             ..self.order(keys, self.by_hand())
         };
         (order, is_recorded)
     }
 
-    fn order_in_hook(&self, keys: Result<Keys, Failure>) -> Order {
+    fn order_in_hook(&self, keys: Result<Keys, Failure>) -> StepOrder {
         self.order(keys, self.in_hook())
     }
 
-    fn in_hook(&self) -> Place {
+    fn in_hook(&self) -> Checkout {
         let checkout =
             variable(&self.environment, "BUILDKITE_BUILD_CHECKOUT_PATH").map(PathBuf::from);
         let folder = checkout.unwrap_or_else(current_folder);
         let no_checkout = self.no_checkout(&folder);
-        Place {
+        Checkout {
             folder,
             confined: !self.command_eval(),
             no_checkout,
         }
     }
 
-    fn order(&self, keys: Result<Keys, Failure>, place: Place) -> Order {
-        Order {
+    fn order(&self, keys: Result<Keys, Failure>, place: Checkout) -> StepOrder {
+        StepOrder {
             keys,
             place,
             host: self.host(),
@@ -481,10 +483,10 @@ impl Reading {
     }
 
     /// The job that a step is, where it can tell its build something: one in a container may have too few of the variables.
-    fn step_job(&self) -> Option<step::Job> {
+    fn step_job(&self) -> Option<step::StepJob> {
         let named = |name: &str| text(&self.environment, name);
         named("BUILDKITE_AGENT_ACCESS_TOKEN")?;
-        Some(step::Job {
+        Some(step::StepJob {
             id: named("BUILDKITE_JOB_ID")?,
             step: named("BUILDKITE_STEP_KEY").or_else(|| named("BUILDKITE_STEP_ID"))?,
             label: named("BUILDKITE_LABEL"),
@@ -495,7 +497,7 @@ impl Reading {
     }
 
     /// What is around a build in its job.
-    fn around(&self) -> Around {
+    fn around(&self) -> JobContext {
         let named = |name: &str| text(&self.environment, name);
         let number = |name: &str| named(name).and_then(|number| number.parse::<u32>().ok());
         // The agent writes the job's variables into a file before it starts anything of the job.
@@ -504,18 +506,18 @@ impl Reading {
         let command = variable(&self.environment, "BUILDKITE_COMMAND").unwrap_or_default();
         let is_blank = command.as_bytes().trim_ascii().is_empty();
         let later = [
-            (Later::Plugin, self.has_other_plugins()),
-            (Later::Hook, self.has_later_hooks()),
+            (AfterBuild::Plugin, self.has_other_plugins()),
+            (AfterBuild::Hook, self.has_later_hooks()),
             (
-                Later::Artifacts,
+                AfterBuild::Artifacts,
                 named("BUILDKITE_ARTIFACT_PATHS").is_some(),
             ),
             (
-                Later::OtherJob,
+                AfterBuild::OtherJob,
                 number("BUILDKITE_PARALLEL_JOB_COUNT").is_some_and(|count| count > 1),
             ),
         ];
-        Around {
+        JobContext {
             attempt: number("BUILDKITE_RETRY_COUNT").map_or(0, |count| count.saturating_add(1)),
             began,
             limit: number("BUILDKITE_TIMEOUT")
@@ -556,10 +558,10 @@ impl Reading {
         hooks.into_iter().any(|hook| hook.is_file())
     }
 
-    fn by_hand(&self) -> Place {
+    fn by_hand(&self) -> Checkout {
         let folder = current_folder();
         let no_checkout = self.no_checkout(&folder);
-        Place {
+        Checkout {
             folder,
             confined: false,
             no_checkout,
@@ -640,7 +642,7 @@ impl Reading {
     }
 
     /// Where Nix looks for its settings.
-    fn nix_settings(&self) -> Settings {
+    fn nix_settings(&self) -> NixSettings {
         let environment = &self.environment;
         let system = variable(environment, "NIX_CONF_DIR").map_or("/etc/nix".into(), PathBuf::from);
         let mut files = vec![system.join("nix.conf")];
@@ -657,7 +659,7 @@ impl Reading {
                     .map(|config| config.join("nix/nix.conf")),
             );
         }
-        Settings {
+        NixSettings {
             files,
             text: text(environment, "NIX_CONFIG").unwrap_or_default(),
             remote: text(environment, "NIX_REMOTE").unwrap_or_default(),
@@ -711,7 +713,7 @@ impl Reading {
         let clones = named("BUILDKITE_PLUGINS_PATH").zip(named("BUILDKITE_AGENT_NAME"));
         let clones = clones.map(|(plugins, agent)| Path::new(plugins).join(agent));
         let checkout = named("BUILDKITE_BUILD_CHECKOUT_PATH");
-        let folders = Folders {
+        let folders = HookFolders {
             clones: clones.as_deref(),
             checkout: checkout.map_or(Path::new("."), Path::new),
         };
@@ -735,10 +737,10 @@ impl Reading {
         CommandHooks::of_agent(&folders, std::env::current_exe().ok().as_deref())
     }
 
-    fn job(&self) -> Job {
+    fn job(&self) -> AgentJob {
         let environment = &self.environment;
         let shell = environment.get(OsStr::new("BUILDKITE_SHELL"));
-        Job {
+        AgentJob {
             command: environment
                 .get(OsStr::new("BUILDKITE_COMMAND"))
                 .cloned()
@@ -776,18 +778,18 @@ impl Reading {
 
     /// The surroundings of a job, where its plugins let ours do its part. The environment hook is the only one of ours that the
     /// agent runs where it does not run our command hook: a job with nothing built would be green.
-    fn plugins_surroundings(&self) -> Result<Surroundings, Failure> {
+    fn plugins_surroundings(&self) -> Result<HostEnvironment, Failure> {
         if variable(&self.environment, "BUILDKITE_PLUGIN_CONFIGURATION").is_some() {
             self.plugins_command_hooks().check_first()?;
         }
         Ok(self.surroundings())
     }
 
-    fn surroundings(&self) -> Surroundings {
+    fn surroundings(&self) -> HostEnvironment {
         // What is wrong with them is said by what uses them; this is the environment of every job of the host.
         let folder = |name: &str| self.absolute(name).ok().flatten();
         let state_is_named = variable(&self.environment, "EVAL_ONCE_STATE_DIR").is_some();
-        Surroundings {
+        HostEnvironment {
             path: self
                 .environment
                 .get(OsStr::new("PATH"))
@@ -828,7 +830,7 @@ mod tests {
         reading.invocation(&arguments)
     }
 
-    fn keys(order: Order) -> Value {
+    fn keys(order: StepOrder) -> Value {
         Value::Object(order.keys.unwrap())
     }
 
@@ -953,21 +955,37 @@ mod tests {
             }
         };
         let plain = around(&[]);
-        assert_eq!(plain, Around::default());
+        assert_eq!(plain, JobContext::default());
         for (name, value, later) in [
             ("BUILDKITE_HOOKS_PATH", pre.as_str(), None),
-            ("BUILDKITE_HOOKS_PATH", &post, Some(Later::Hook)),
-            ("BUILDKITE_ADDITIONAL_HOOKS_PATHS", &more, Some(Later::Hook)),
+            ("BUILDKITE_HOOKS_PATH", &post, Some(AfterBuild::Hook)),
+            (
+                "BUILDKITE_ADDITIONAL_HOOKS_PATHS",
+                &more,
+                Some(AfterBuild::Hook),
+            ),
             (
                 "BUILDKITE_BUILD_CHECKOUT_PATH",
                 &checkout,
-                Some(Later::Hook),
+                Some(AfterBuild::Hook),
             ),
-            ("BUILDKITE_ARTIFACT_PATHS", "*.log", Some(Later::Artifacts)),
+            (
+                "BUILDKITE_ARTIFACT_PATHS",
+                "*.log",
+                Some(AfterBuild::Artifacts),
+            ),
             ("BUILDKITE_PARALLEL_JOB_COUNT", "1", None),
-            ("BUILDKITE_PARALLEL_JOB_COUNT", "2", Some(Later::OtherJob)),
+            (
+                "BUILDKITE_PARALLEL_JOB_COUNT",
+                "2",
+                Some(AfterBuild::OtherJob),
+            ),
             ("BUILDKITE_PLUGINS", "[]", None),
-            ("BUILDKITE_PLUGINS", r#"["docker#v5"]"#, Some(Later::Plugin)),
+            (
+                "BUILDKITE_PLUGINS",
+                r#"["docker#v5"]"#,
+                Some(AfterBuild::Plugin),
+            ),
         ] {
             assert_eq!(
                 around(&[(name, value)]).later,
@@ -982,7 +1000,7 @@ mod tests {
             r#"[{"o/eval-once#v1":{}},"docker#v5"]"#,
         );
         assert_eq!(around(&[ours, alone]).later, []);
-        assert_eq!(around(&[ours, both]).later, [Later::Plugin]);
+        assert_eq!(around(&[ours, both]).later, [AfterBuild::Plugin]);
         for (command, is_more) in [
             ("", false),
             (" \n", false),
@@ -1008,7 +1026,7 @@ mod tests {
         ("BUILDKITE_STEP_ID", "s"),
     ];
 
-    fn recording(environment: &[(&str, &str)], flags: &[&str]) -> recording::Order {
+    fn recording(environment: &[(&str, &str)], flags: &[&str]) -> recording::RecordingOrder {
         let arguments = [&["eval-once", "pipeline"], flags].concat();
         let Invocation::Pipeline(order) = invocation(environment, &arguments) else {
             panic!()
@@ -1048,7 +1066,7 @@ mod tests {
         assert!(order.keys.is_ok());
         assert_eq!(
             order.build.unwrap(),
-            recording::Build {
+            recording::BuildkiteBuild {
                 build: "b".into(),
                 job: "j".into(),
                 step: "s".into(),

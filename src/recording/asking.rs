@@ -1,18 +1,18 @@
 //! Questions to Nix around an evaluation, and what Nix says when a program of its ends.
 
 use std::fmt::Display;
-use std::io::{self, Write as _};
+
 use std::path::Path;
 
-use super::Request;
-use super::memory::{self, MIB};
+use super::RecordingRequest;
+use super::evaluate::memory::{self, MIB};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::flake_settings;
 use crate::host;
 use crate::log::Log;
 pub(super) use crate::nix::message::in_one_line;
-use crate::nix::{FlakeMetadata, Heard, LockedFlake, Phase, Source, Trouble, class, command};
+use crate::nix::{FlakeMetadata, LockedFlake, NixOutput, Phase, Source, Trouble, class, command};
 use crate::supervise::{Finished, OnStop, Supervisor};
 use crate::text::shortened;
 
@@ -23,15 +23,15 @@ type Options = Vec<(String, String)>;
 const MESSAGE_AT_MOST: usize = 2 << 10;
 
 /// What Nix has said at its death.
-pub(super) fn last_words(words: &[u8], ending: Ending) -> (Heard, String) {
-    let heard = Heard::of(words);
-    let message = message_of(&heard, ending);
-    (heard, message)
+pub(super) fn last_words(words: &[u8], ending: Ending) -> (NixOutput, String) {
+    let nix_output = NixOutput::of(words);
+    let message = message_of(&nix_output, ending);
+    (nix_output, message)
 }
 
 /// The message with which Nix has ended, whole, and where it says that it is. Where it has said nothing, how it ended.
-pub(super) fn message_of(heard: &Heard, ending: Ending) -> String {
-    let message = heard.whole_message().unwrap_or_default();
+pub(super) fn message_of(nix_output: &NixOutput, ending: Ending) -> String {
+    let message = nix_output.whole_message().unwrap_or_default();
     let message = if message.is_empty() {
         match ending {
             Ending::Killed(11) => "Nix was killed by SIGSEGV: a recursion without end?".into(),
@@ -44,12 +44,12 @@ pub(super) fn message_of(heard: &Heard, ending: Ending) -> String {
 }
 
 /// The failure of what is no fault of the expression's: `what` was not evaluated, or whatever else was to be done.
-pub(super) fn surroundings(what: impl Display, heard: &Heard, message: &str) -> Failure {
+pub(super) fn surroundings(what: impl Display, nix_output: &NixOutput, message: &str) -> Failure {
     let failure = Failure::new(
-        Class::Surroundings,
+        Class::Infrastructure,
         format_args!("{what}: {}", in_one_line(message)),
     );
-    match heard.trouble(false).and_then(Trouble::hint) {
+    match nix_output.trouble(false).and_then(Trouble::hint) {
         Some(hint) => failure.hint(hint),
         None => failure,
     }
@@ -84,7 +84,10 @@ pub(super) fn ask_store(
 }
 
 /// How much memory all processes together may have, in bytes; none where nobody knows how much is free.
-pub(super) fn memory_for_evaluation(request: &Request, supervisor: &mut Supervisor) -> Option<u64> {
+pub(super) fn memory_for_evaluation(
+    request: &RecordingRequest,
+    supervisor: &mut Supervisor,
+) -> Option<u64> {
     request.memory.map(|mib| mib * MIB).or_else(|| {
         let free = memory::free(supervisor)?;
         Some(free / 4 * 3)
@@ -93,10 +96,10 @@ pub(super) fn memory_for_evaluation(request: &Request, supervisor: &mut Supervis
 
 /// The flake, locked, where it is one; and the settings that it asks for, where this host trusts it with them.
 pub(super) fn lock(
-    request: &Request,
+    request: &RecordingRequest,
     temporary: &Path,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<(Option<LockedFlake>, Options), Failure> {
     let Source::Flake(flake) = &request.root.source else {
         return Ok((None, Vec::new()));
@@ -112,8 +115,8 @@ pub(super) fn lock(
             break (finished, said);
         }
         store_answers(&request.options, supervisor)?;
-        let (heard, message) = last_words(&said, finished.ending);
-        let class = class::of(Phase::Fetching, finished.ending, &heard);
+        let (nix_output, message) = last_words(&said, finished.ending);
+        let class = class::of(Phase::Fetching, finished.ending, &nix_output);
         let what = format!("the flake {flake} cannot be locked");
         if let Some(failure) = host::no_temporary_folder(temporary, &message) {
             return Err(failure);
@@ -126,10 +129,10 @@ pub(super) fn lock(
             });
         }
         if std::mem::replace(&mut doubted, true) {
-            return Err(surroundings(what, &heard, &message));
+            return Err(surroundings(what, &nix_output, &message));
         }
     };
-    let _ = io::stderr().write_all(&said);
+    log.pass_on(&said);
     let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
         .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
     let settings = flake_settings::accepted(&metadata, &request.options, supervisor, log)?;
@@ -138,7 +141,7 @@ pub(super) fn lock(
 
 /// The systems whose outputs of a flake are targets: this host's, and those that agents are named for.
 pub(super) fn systems(
-    request: &Request,
+    request: &RecordingRequest,
     supervisor: &mut Supervisor,
 ) -> Result<Vec<String>, Failure> {
     let line = command::current_system(&request.options);
@@ -147,7 +150,7 @@ pub(super) fn systems(
         .run(&line, OnStop::TermThenKill, &mut said)
         .map_err(class::not_started)?;
     let ours: String =
-        serde_json::from_slice(&finished.stdout).classify(Class::Surroundings, || {
+        serde_json::from_slice(&finished.stdout).classify(Class::Infrastructure, || {
             format!(
                 "`{line}` does not say which system this is: {}",
                 String::from_utf8_lossy(&said).trim()

@@ -3,26 +3,13 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
-mod annotation;
 mod asking;
-pub mod document;
-pub mod edges;
-mod eval_jobs;
-mod evaluate;
-pub(crate) mod kept;
-mod memory;
-pub mod overlooked;
+pub mod evaluate;
+mod keep;
 mod perform;
-mod pin;
-pub mod plan;
-mod progress;
+pub mod pipeline;
 mod request;
-mod skip;
-mod spans;
-pub mod steps;
-mod upload;
-mod walk;
-mod worker;
+pub mod upload;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -31,15 +18,15 @@ use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::evaluation_keys::Place;
+use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
+use crate::host::Host;
 use crate::keys::Keys;
 use crate::nix::{AttrPath, DrvPath, StorePath};
-use crate::step::Host;
 
-pub use evaluate::{Evaluated, Walk};
+pub use evaluate::{EvaluationResult, Walk};
 pub use perform::{perform, prune};
-pub use request::{Emit, Evaluator, OnError, Recurse, Request, Skip, SkipStyle};
+pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
 
 /// What of a target's `meta` a recording looks at. It was cleaned in Nix: nothing but data is left.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -58,7 +45,7 @@ pub struct Meta {
 
 /// An attribute that is a derivation.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Found {
+pub struct FoundTarget {
     /// Its full attribute path.
     pub attr: AttrPath,
     /// Its `.drv`, which evaluation has written.
@@ -69,7 +56,7 @@ pub struct Found {
 
 /// An attribute that does not evaluate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Broken {
+pub struct AttrError {
     /// Its full attribute path.
     pub attr: AttrPath,
     /// What Nix says about it, where that is known.
@@ -99,7 +86,7 @@ pub struct Target {
 
 /// The build that a recording belongs to, as the agent tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Build {
+pub struct BuildkiteBuild {
     /// `BUILDKITE_BUILD_ID`.
     pub build: String,
     /// `BUILDKITE_JOB_ID`.
@@ -114,15 +101,15 @@ pub struct Build {
 
 /// A recording as it was ordered.
 #[derive(Debug)]
-pub struct Order {
+pub struct RecordingOrder {
     /// The keys, from wherever this use of eval-once takes them.
     pub keys: Result<Keys, Failure>,
     /// Where the recording stands.
-    pub place: Place,
+    pub place: Checkout,
     /// The host's settings.
     pub host: Result<Host, Failure>,
     /// The build it belongs to; none by hand.
-    pub build: Option<Build>,
+    pub build: Option<BuildkiteBuild>,
     /// Where in the checkout, whence steps start, the recording stands; none where it stands at its root, or by hand.
     pub below_checkout: Option<PathBuf>,
     /// In a plugin's hook, the reference to our plugin, version and all, as the job's `BUILDKITE_PLUGINS` has it.

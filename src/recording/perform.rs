@@ -5,31 +5,32 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use super::annotation::{Facts, annotation, in_words};
 use super::asking::{in_one_line, lock};
-use super::document::Document;
-use super::edges::{BadGraph, Edges};
-use super::evaluate::describe;
-use super::overlooked::{Note, Overlooked, agents_without_targets};
-use super::pin::{Owner, Pinned};
-use super::plan::{self, Plan};
-use super::steps::{Records, Steps, source, steps};
+use super::evaluate::overlooked::{Note, Overlooked, agents_without_targets};
+use super::evaluate::{describe, eval_jobs};
+use super::keep::pin::{PinOwner, PinResult};
+use super::keep::{pin, skip};
+use super::pipeline::document::Document;
+use super::pipeline::edges::{BadGraph, Edges};
+use super::pipeline::steps::{Records, Steps, source, steps};
 use super::upload::Upload;
+use super::upload::annotation::{RecordingSummary, annotation, in_words};
+use super::upload::plan::{self, UploadPlan};
 use super::{
-    Broken, Build, Evaluated, Evaluator, OnError, Order, Request, Target, Walk, eval_jobs, pin,
-    skip,
+    AttrError, BuildkiteBuild, EvaluationResult, Evaluator, OnError, RecordingOrder,
+    RecordingRequest, Target, Walk,
 };
 use crate::build_keys;
 use crate::buildkite::schema::Schema;
-use crate::counts::{self, Counts};
+use crate::counts::{self, RecordingCounts};
 use crate::exit::{Class, Failure};
+use crate::host::Host;
 use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::{
     AttrPath, Derivation, DrvPath, LockedFlake, StorePath, command, inputs_on_disk, version,
 };
-use crate::state::State;
-use crate::step::Host;
+use crate::state::StateFolder;
 use crate::supervise::{OnStop, Supervisor};
 
 /// How many errors of a kind are told in the log.
@@ -41,12 +42,12 @@ const TOLD: usize = 10;
 /// # Errors
 /// Whatever the recording ends with. Nothing is uploaded before everything that can fail here has been done.
 pub fn perform(
-    order: Order,
+    order: RecordingOrder,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (keys, host) = (order.keys?, order.host?);
-    let mut request = Request::read(keys, &order.place, order.plugin.as_deref())?;
+    let mut request = RecordingRequest::read(keys, &order.place, order.plugin.as_deref())?;
     let mut recorded = as_steps_have_it(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     // As it was ordered: what a flake asks for is not known when a later try looks for this one.
@@ -58,10 +59,10 @@ pub fn perform(
     }
     crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
     let schema = Schema::new()?;
-    super::steps::check(&request, &schema)?;
+    super::pipeline::steps::check(&request, &schema)?;
     let state = open(&host)?;
     pin::prune(&state);
-    let owner = Owner::of(&recorded, order.build.as_ref());
+    let owner = PinOwner::of(&recorded, order.build.as_ref());
     let previous = pin::previous(&owner, &state);
 
     let mut seconds = BTreeMap::new();
@@ -76,9 +77,9 @@ pub fn perform(
 
     let locked = locked(&mut request, &mut recorded, &host, supervisor, log)?;
     let (temporary, cores) = (host.temporary.as_path(), order.cores);
-    let mut evaluation = Evaluation::new(&request, locked, temporary, cores, supervisor, log)?;
+    let mut evaluation = EvaluatorRun::new(&request, locked, temporary, cores, supervisor, log)?;
     evaluation.all()?;
-    let Kept {
+    let PinnedEvaluation {
         evaluated,
         pin,
         targets,
@@ -108,7 +109,7 @@ pub fn perform(
     warn_of_plugins(&made, log);
     time("steps");
 
-    let facts = Facts {
+    let facts = RecordingSummary {
         source: &describe(&request),
         targets: &targets,
         placed: &made.placed,
@@ -135,7 +136,7 @@ pub fn perform(
     );
     document.pin = pin.as_ref();
     document.seconds = seconds;
-    let plan = Plan::new(
+    let plan = UploadPlan::new(
         &build.step,
         &made.steps,
         request.chunk,
@@ -145,7 +146,7 @@ pub fn perform(
     let mut upload = Upload {
         build,
         supervisor,
-        log,
+        log: log.clone(),
     };
     upload.keep(&plan, &identity)?;
     upload.follow(&plan, true)?;
@@ -153,13 +154,16 @@ pub fn perform(
 }
 
 /// The request for steps, which start at the root of the checkout: `folder` is where the recording stands below that.
-fn as_steps_have_it(request: &Request, folder: Option<&Path>) -> Result<Request, Failure> {
+fn as_steps_have_it(
+    request: &RecordingRequest,
+    folder: Option<&Path>,
+) -> Result<RecordingRequest, Failure> {
     let Some(folder) = folder else {
         return Ok(request.clone());
     };
     let root = request.root.from_above(folder);
     let build_keys = build_keys::from_above(request.build_keys.clone(), folder);
-    Ok(Request {
+    Ok(RecordingRequest {
         root: root.ok_or_else(|| unnameable(folder))?,
         build_keys: build_keys.ok_or_else(|| unnameable(folder))?,
         below: Some(folder.to_owned()),
@@ -170,11 +174,11 @@ fn as_steps_have_it(request: &Request, folder: Option<&Path>) -> Result<Request,
 /// The flake, locked, where it is one. The settings that it asks for count from now on, where this host trusts it with them: in
 /// every step too, which realises before it reads any flake.
 fn locked(
-    request: &mut Request,
-    recorded: &mut Request,
+    request: &mut RecordingRequest,
+    recorded: &mut RecordingRequest,
     host: &Host,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<Option<LockedFlake>, Failure> {
     let (locked, settings) = lock(request, &host.temporary, supervisor, log)?;
     request.options.extend(settings.iter().cloned());
@@ -184,15 +188,15 @@ fn locked(
 
 /// Goes on where an earlier try of the same step was, if one got as far as its plan. Says whether one did.
 fn follow_earlier(
-    build: &Build,
+    build: &BuildkiteBuild,
     recording: &str,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<bool, Failure> {
     let mut upload = Upload {
         build,
         supervisor,
-        log,
+        log: log.clone(),
     };
     let Some(plan) = upload.earlier_plan(recording)? else {
         return Ok(false);
@@ -205,7 +209,7 @@ fn follow_earlier(
 ///
 /// # Errors
 /// The state folder cannot be used (75).
-pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
+pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
     if let Some(folder) = host.state.as_ref().filter(|folder| !folder.exists()) {
         log.say(format_args!(
             "there is no state folder {}: nothing to prune",
@@ -237,16 +241,16 @@ pub fn prune(host: &Host, log: Log) -> Result<(), Failure> {
     Ok(())
 }
 
-fn open(host: &Host) -> Result<State, Failure> {
+fn open(host: &Host) -> Result<StateFolder, Failure> {
     let Some(folder) = &host.state else {
         return Err(Failure::new(
-            Class::Surroundings,
+            Class::Infrastructure,
             "there is no state folder to keep a pin in: neither EVAL_ONCE_STATE_DIR nor XDG_STATE_HOME nor HOME is set",
         ));
     };
-    State::open(folder).map_err(|error| {
+    StateFolder::open(folder).map_err(|error| {
         Failure::new(
-            Class::Surroundings,
+            Class::Infrastructure,
             format_args!(
                 "the state folder {} cannot be used: {error}",
                 folder.display()
@@ -257,26 +261,26 @@ fn open(host: &Host) -> Result<State, Failure> {
 }
 
 /// Whoever evaluates.
-enum Evaluation<'a> {
+enum EvaluatorRun<'a> {
     Ours(Box<Walk<'a>>),
     EvalJobs {
-        request: &'a Request,
+        request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         workers: usize,
         supervisor: &'a mut Supervisor,
-        evaluated: Box<Evaluated>,
+        evaluated: Box<EvaluationResult>,
         log: Log,
     },
 }
 
-impl<'a> Evaluation<'a> {
+impl<'a> EvaluatorRun<'a> {
     fn new(
-        request: &'a Request,
+        request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         temporary: &'a Path,
         cores: NonZeroUsize,
         supervisor: &'a mut Supervisor,
-        log: Log,
+        log: &Log,
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
             Evaluator::Nix => Self::Ours(Box::new(Walk::new(
@@ -288,7 +292,7 @@ impl<'a> Evaluation<'a> {
                 workers: request.workers.unwrap_or(cores).get(),
                 supervisor,
                 evaluated: Box::default(),
-                log,
+                log: log.clone(),
             },
         })
     }
@@ -308,7 +312,8 @@ impl<'a> Evaluation<'a> {
                 log,
             } => {
                 let started = Instant::now();
-                **evaluated = eval_jobs::evaluate(request, locked.as_ref(), *workers, supervisor)?;
+                **evaluated =
+                    eval_jobs::evaluate(request, locked.as_ref(), *workers, supervisor, log)?;
                 let errors = evaluated.broken.len() + evaluated.refused.len();
                 let attributes = evaluated.found.len() + errors;
                 log.say(counts::evaluated(attributes, started.elapsed()));
@@ -330,7 +335,7 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    fn evaluated(&self) -> Evaluated {
+    fn evaluated(&self) -> EvaluationResult {
         match self {
             Self::Ours(walk) => walk.evaluated(),
             Self::EvalJobs { evaluated, .. } => (**evaluated).clone(),
@@ -349,8 +354,8 @@ impl<'a> Evaluation<'a> {
 const ATTEMPTS: u32 = 3;
 
 /// What was evaluated, and is kept from now on.
-struct Kept {
-    evaluated: Evaluated,
+struct PinnedEvaluation {
+    evaluated: EvaluationResult,
     /// None where there is nothing to keep.
     pin: Option<StorePath>,
     targets: Vec<Target>,
@@ -359,12 +364,12 @@ struct Kept {
 
 /// Pins what was evaluated, and reads it while Nix writes the pin; what has gone meanwhile is evaluated again.
 fn keep(
-    evaluation: &mut Evaluation<'_>,
-    owner: &Owner,
-    request: &Request,
-    state: &State,
-    log: Log,
-) -> Result<Kept, Failure> {
+    evaluation: &mut EvaluatorRun<'_>,
+    owner: &PinOwner,
+    request: &RecordingRequest,
+    state: &StateFolder,
+    log: &Log,
+) -> Result<PinnedEvaluation, Failure> {
     for _ in 0..ATTEMPTS {
         let evaluated = evaluation.evaluated();
         if evaluated.found.is_empty() {
@@ -380,7 +385,7 @@ fn keep(
                     "does `exclude` leave out too much? Sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
                 }));
             }
-            return read(&evaluated).map(|(targets, edges)| Kept {
+            return read(&evaluated).map(|(targets, edges)| PinnedEvaluation {
                 evaluated,
                 pin: None,
                 targets,
@@ -403,24 +408,24 @@ fn keep(
             || was_read = Some(read(&evaluated)),
         )?;
         match pinned {
-            Pinned::Kept(pin) => {
+            PinResult::Kept(pin) => {
                 let (targets, edges) = match was_read {
                     // It may have gone while it was read, and have been made again.
                     Some(Ok(read)) => read,
                     _ => read(&evaluated)?,
                 };
-                return Ok(Kept {
+                return Ok(PinnedEvaluation {
                     evaluated,
                     pin: Some(pin),
                     targets,
                     edges,
                 });
             }
-            Pinned::Gone(gone) => evaluation.again(&gone)?,
+            PinResult::Gone(gone) => evaluation.again(&gone)?,
         }
     }
     Err(Failure::new(
-        Class::Surroundings,
+        Class::Infrastructure,
         format_args!(
             "the garbage collector took what was evaluated {ATTEMPTS} times before it could be kept"
         ),
@@ -429,7 +434,7 @@ fn keep(
 }
 
 /// Counts what was recorded; of the `errors` the first are `evaluation_errors`.
-fn count(targets: &[Target], errors: &[Broken], evaluation_errors: usize) -> Counts {
+fn count(targets: &[Target], errors: &[AttrError], evaluation_errors: usize) -> RecordingCounts {
     let refused: HashSet<&AttrPath> = errors[evaluation_errors.min(errors.len())..]
         .iter()
         .map(|error| &error.attr)
@@ -438,7 +443,7 @@ fn count(targets: &[Target], errors: &[Broken], evaluation_errors: usize) -> Cou
     let (refused_targets, good): (Vec<&Target>, Vec<&Target>) = targets
         .iter()
         .partition(|target| refused.contains(&target.attr));
-    Counts {
+    RecordingCounts {
         attributes: attributes.sum::<usize>() + errors.len() - refused_targets.len(),
         targets: good.len(),
         evaluation_errors,
@@ -447,7 +452,7 @@ fn count(targets: &[Target], errors: &[Broken], evaluation_errors: usize) -> Cou
 }
 
 /// Says which attributes have an error, of this kind.
-fn tell(kind: &str, broken: &[Broken], log: Log) {
+fn tell(kind: &str, broken: &[AttrError], log: &Log) {
     for one in broken.iter().take(TOLD) {
         let message = one.message.as_deref().map(in_one_line);
         log.say(format_args!(
@@ -462,7 +467,7 @@ fn tell(kind: &str, broken: &[Broken], log: Log) {
 }
 
 /// What a recording that fails before its end has not done, for a reader who wonders what is left to clean up.
-fn undone(build: Option<&Build>) -> &'static str {
+fn undone(build: Option<&BuildkiteBuild>) -> &'static str {
     match build {
         Some(_) => "nothing is uploaded",
         None => "no pipeline is printed",
@@ -479,14 +484,19 @@ fn unnameable(folder: &Path) -> Failure {
 }
 
 /// Says what was not looked at, and what the keys name that is not there; gives it, for the annotation.
-fn notes(overlooked: &Overlooked, request: &Request, targets: &[Target], log: Log) -> Vec<Note> {
+fn notes(
+    overlooked: &Overlooked,
+    request: &RecordingRequest,
+    targets: &[Target],
+    log: &Log,
+) -> Vec<Note> {
     let mut notes = overlooked.notes();
     notes.extend(agents_without_targets(request, targets, overlooked));
     note(&notes, log);
     notes
 }
 
-fn note(notes: &[Note], log: Log) {
+fn note(notes: &[Note], log: &Log) {
     for note in notes {
         if note.is_warning {
             log.warn(&note.text);
@@ -500,7 +510,11 @@ fn note(notes: &[Note], log: Log) {
 }
 
 /// Fails where there are errors and that is to fail the recording.
-fn fail_on_errors(counts: Counts, request: &Request, undone: &str) -> Result<(), Failure> {
+fn fail_on_errors(
+    counts: RecordingCounts,
+    request: &RecordingRequest,
+    undone: &str,
+) -> Result<(), Failure> {
     let Some(errors) = counts
         .errors()
         .filter(|_| request.on_error == OnError::Fail)
@@ -514,7 +528,7 @@ fn fail_on_errors(counts: Counts, request: &Request, undone: &str) -> Result<(),
 }
 
 /// With `emit: command`, an agent runs the command hook of a step's plugin instead of ours.
-fn warn_of_plugins(made: &Steps, log: Log) {
+fn warn_of_plugins(made: &Steps, log: &Log) {
     let own = made.steps.iter().filter(|planned| {
         let step = &planned.step;
         step.env.contains_key("EVAL_ONCE_STEP") && !step.plugins.is_empty()
@@ -530,19 +544,19 @@ fn warn_of_plugins(made: &Steps, log: Log) {
 }
 
 /// The targets that were found, and the edges between them, from their `.drv`s.
-fn read(evaluated: &Evaluated) -> Result<(Vec<Target>, Edges), Failure> {
+fn read(evaluated: &EvaluationResult) -> Result<(Vec<Target>, Edges), Failure> {
     let (targets, inputs) = targets(evaluated)?;
     let edges = edges(&targets, inputs)?;
     Ok((targets, edges))
 }
 
-type Inputs = HashMap<DrvPath, Vec<DrvPath>>;
+type DrvInputs = HashMap<DrvPath, Vec<DrvPath>>;
 
 /// One target for each `.drv`, in the order of their first attributes; and what their derivations depend on.
-fn targets(evaluated: &Evaluated) -> Result<(Vec<Target>, Inputs), Failure> {
+fn targets(evaluated: &EvaluationResult) -> Result<(Vec<Target>, DrvInputs), Failure> {
     let mut known: HashMap<&DrvPath, usize> = HashMap::new();
     let mut targets: Vec<Target> = Vec::new();
-    let mut inputs = Inputs::new();
+    let mut inputs = DrvInputs::new();
     for found in &evaluated.found {
         if let Some(at) = known.get(&found.drv) {
             targets[*at].also.push(found.attr.clone());
@@ -572,7 +586,7 @@ fn targets(evaluated: &Evaluated) -> Result<(Vec<Target>, Inputs), Failure> {
     Ok((targets, inputs))
 }
 
-fn edges(targets: &[Target], mut inputs: Inputs) -> Result<Edges, Failure> {
+fn edges(targets: &[Target], mut inputs: DrvInputs) -> Result<Edges, Failure> {
     let drvs: Vec<DrvPath> = targets.iter().map(|target| target.drv.clone()).collect();
     let read = |drv: &DrvPath| match inputs.remove(drv) {
         Some(inputs) => Ok(inputs),
@@ -586,7 +600,7 @@ fn edges(targets: &[Target], mut inputs: Inputs) -> Result<Edges, Failure> {
 
 fn unreadable(drv: &DrvPath, error: &std::io::Error) -> Failure {
     Failure::new(
-        Class::Surroundings,
+        Class::Infrastructure,
         format_args!("cannot read {drv}, which was just evaluated: {error}"),
     )
     .hint("a recording needs a store whose files are where their paths say")

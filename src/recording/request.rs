@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::build_keys::{self, BuildKeys};
-use crate::evaluation_keys::{self, Place};
+use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
-use crate::keys::{Keys, Reader, refuse, scalar, string};
+use crate::keys::{KeyReader, Keys, refuse, scalar, string};
 use crate::nix::{AttrPath, Evaluation};
 
 /// Which sets are walked, besides the root.
@@ -34,7 +34,7 @@ pub enum Evaluator {
 
 /// Which targets need no step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Skip {
+pub enum SkipWhich {
     /// Those whose outputs are in the local store.
     Built,
     /// Also those whose outputs a substituter has.
@@ -74,7 +74,7 @@ pub enum Emit {
 
 /// What a recording is asked to do.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Request {
+pub struct RecordingRequest {
     /// What is evaluated, and the attribute path that the walk starts at.
     pub root: Evaluation,
     /// Whether it is a `default.nix` that nobody named.
@@ -94,7 +94,7 @@ pub struct Request {
     /// Who evaluates.
     pub evaluator: Evaluator,
     /// Which targets need no step.
-    pub skip: Skip,
+    pub skip: SkipWhich,
     /// How those are shown.
     pub skip_style: SkipStyle,
     /// What an evaluation error does.
@@ -121,14 +121,14 @@ pub struct Request {
     pub keep_days: u32,
 }
 
-impl Request {
+impl RecordingRequest {
     /// Reads the keys of a recording; `plugin` is the reference to our plugin, where this is its hook.
     ///
     /// # Errors
     /// A key is unknown, null, of the wrong type or not allowed here; each is named (64).
-    pub fn read(keys: Keys, place: &Place, plugin: Option<&str>) -> Result<Self, Failure> {
+    pub fn read(keys: Keys, place: &Checkout, plugin: Option<&str>) -> Result<Self, Failure> {
         let build_keys = build_keys::as_written(&keys);
-        let mut reader = Reader::new(keys)?;
+        let mut reader = KeyReader::new(keys)?;
         let request = Self {
             build_keys,
             ..Self::read_keys(&mut reader, place, plugin)?
@@ -145,8 +145,8 @@ impl Request {
         reason = "one key of the table after the other"
     )]
     fn read_keys(
-        reader: &mut Reader,
-        place: &Place,
+        reader: &mut KeyReader,
+        place: &Checkout,
         plugin: Option<&str>,
     ) -> Result<Self, Failure> {
         let (root, by_default) = evaluation_keys::read(reader, place, false)?;
@@ -182,9 +182,9 @@ impl Request {
         let skip = reader.choice(
             "skip",
             [
-                ("built", Skip::Built),
-                ("cached", Skip::Cached),
-                ("none", Skip::Nothing),
+                ("built", SkipWhich::Built),
+                ("cached", SkipWhich::Cached),
+                ("none", SkipWhich::Nothing),
             ],
         )?;
         let skip_style = reader.choice(
@@ -256,7 +256,7 @@ impl Request {
             memory,
             evaluation_timeout: evaluation_timeout.map(Duration::from_secs),
             evaluator: evaluator.unwrap_or(Evaluator::Nix),
-            skip: skip.unwrap_or(Skip::Cached),
+            skip: skip.unwrap_or(SkipWhich::Cached),
             skip_style: skip_style.unwrap_or(SkipStyle::Mark),
             on_error: on_error.unwrap_or(OnError::Step),
             emit,
@@ -358,16 +358,16 @@ mod tests {
     use crate::exit::Class;
     use serde_json::json;
 
-    fn read_as(keys: &Value, plugin: Option<&str>) -> Result<Request, Failure> {
-        let place = Place {
+    fn read_as(keys: &Value, plugin: Option<&str>) -> Result<RecordingRequest, Failure> {
+        let place = Checkout {
             folder: "/checkout".into(),
             confined: false,
             no_checkout: false,
         };
-        Request::read(keys.as_object().unwrap().clone(), &place, plugin)
+        RecordingRequest::read(keys.as_object().unwrap().clone(), &place, plugin)
     }
 
-    fn read(keys: &Value) -> Result<Request, Failure> {
+    fn read(keys: &Value) -> Result<RecordingRequest, Failure> {
         read_as(keys, None)
     }
 
@@ -378,7 +378,7 @@ mod tests {
         assert_eq!((request.chunk.get(), request.keep_days), (100, 3));
         assert_eq!(
             (request.skip, request.skip_style),
-            (Skip::Cached, SkipStyle::Mark)
+            (SkipWhich::Cached, SkipStyle::Mark)
         );
         assert_eq!((request.emit, request.meta), (Emit::Command, true));
         assert_eq!(
@@ -487,12 +487,13 @@ mod tests {
     #[test]
     fn a_confined_recording_evaluates_only_what_lies_in_the_checkout() {
         let checkout = tempfile::TempDir::new().unwrap();
-        let place = Place {
+        let place = Checkout {
             folder: checkout.path().into(),
             confined: true,
             no_checkout: false,
         };
-        let read = |keys: &Value| Request::read(keys.as_object().unwrap().clone(), &place, None);
+        let read =
+            |keys: &Value| RecordingRequest::read(keys.as_object().unwrap().clone(), &place, None);
         for good in [
             json!({"file": "ci.nix", "include": ["x=."], "options": {"timeout": 9}, "arg": {"n": 5}}),
             json!({"attr": "a", "skip": "none", "group-by": 1}),

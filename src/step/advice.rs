@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::report::Report;
-use super::request::Request;
+use super::request::StepRequest;
 use crate::command_line::CommandLine;
 use crate::keys::{Keys, in_ascii};
 use crate::nix::command;
@@ -27,11 +27,11 @@ pub(super) struct Advice {
 
 impl Advice {
     /// What to do about the failure in `report` with this `version` of Nix.
-    pub(super) fn new(request: &Request, report: &Report, version: Option<(u32, u32)>) -> Self {
+    pub(super) fn new(request: &StepRequest, report: &Report, version: Option<(u32, u32)>) -> Self {
         let failure = report.failure.as_ref();
         // Where nothing was printed there is nothing to look at.
         let printed = failure.filter(|failure| failure.log.is_some());
-        let culprit = printed.and_then(|failure| failure.drv.as_ref());
+        let root_cause = printed.and_then(|failure| failure.drv.as_ref());
         let reproduce = if request.evaluation.is_some() {
             by_hand(request, None, version)
         } else {
@@ -41,7 +41,7 @@ impl Advice {
         };
         let explain = with_keys(&request.keys, "explain");
         Self {
-            whole_log: culprit.map(|drv| command::read_log(drv, &[]).to_string()),
+            whole_log: root_cause.map(|drv| command::read_log(drv, &[]).to_string()),
             reproduce: reproduce.map(|line| line.to_string()),
             explain: Some(explain.to_string()),
         }
@@ -51,7 +51,7 @@ impl Advice {
 /// What one would type to get what the request evaluates: a command of Nix's, or of ours where Nix's cannot say it, or not in
 /// characters that survive being shown and copied.
 pub(super) fn by_hand(
-    request: &Request,
+    request: &StepRequest,
     link: Option<&Path>,
     version: Option<(u32, u32)>,
 ) -> Option<CommandLine> {

@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 
 use super::advice::Advice;
 use super::report::FailureReport;
-use super::{Around, Job};
+use super::{JobContext, StepJob};
 use crate::buildkite::markdown::{code, inert, inert_within, job_link};
 use crate::exit::Failure;
 use crate::nix::DrvPath;
-use crate::nix::heard::LAST_LINES;
-use crate::text::{Keep, shortened, tamed};
+use crate::nix::output::LAST_LINES;
+use crate::text::{KeepEscapes, shortened, tamed};
 
 /// How much of a line of a log is shown, in characters.
 const LINE_AT_MOST: usize = 200;
@@ -35,7 +35,7 @@ const LINKED: usize = 10;
 
 /// What there is of the log of the derivation that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Log {
+pub(super) enum LogExcerpt {
     /// All of it is an artifact of this name.
     Whole(String),
     /// Nix has kept none; what was seen of it is an artifact of this name.
@@ -47,31 +47,31 @@ pub(super) enum Log {
 }
 
 /// A step that failed.
-pub(super) struct Failed<'a> {
-    pub(super) job: &'a Job,
+pub(super) struct FailedStep<'a> {
+    pub(super) job: &'a StepJob,
     pub(super) target: &'a str,
     pub(super) failure: &'a Failure,
     pub(super) report: &'a FailureReport,
     pub(super) advice: &'a Advice,
-    pub(super) log: Log,
+    pub(super) log: LogExcerpt,
     /// How many have failed so far, this one included.
     pub(super) count: usize,
 }
 
 /// All about a step that failed.
-pub(super) fn section(failed: &Failed<'_>) -> String {
+pub(super) fn section(failed: &FailedStep<'_>) -> String {
     let class = failed.failure.class;
     let open = if failed.count <= UNFOLDED {
         " open"
     } else {
         ""
     };
-    let culprit = failed.report.drv.as_ref().map(DrvPath::name);
-    let what = match culprit.filter(|culprit| *culprit != failed.target) {
-        Some(culprit) => format!(
+    let root_cause = failed.report.drv.as_ref().map(DrvPath::name);
+    let what = match root_cause.filter(|root_cause| *root_cause != failed.target) {
+        Some(root_cause) => format!(
             "{}: {} {}",
             name(failed.target),
-            name(culprit),
+            name(root_cause),
             failed.failure.verb()
         ),
         None => format!("{} {}", name(failed.target), failed.failure.verb()),
@@ -122,7 +122,7 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
             lines.join("&#10;")
         );
     }
-    if failed.log == Log::Empty {
+    if failed.log == LogExcerpt::Empty {
         text.push_str("<p>Its builder has printed nothing.</p>\n");
     } else if let Some(command) = &failed.advice.whole_log {
         text.push_str(&to_paste(&where_the_log_is(failed), command));
@@ -135,27 +135,27 @@ pub(super) fn section(failed: &Failed<'_>) -> String {
 }
 
 /// A step that failed as another has: `value` is what that one has left, its job and label.
-pub(super) fn same(job: &Job, target: &str, culprit: &str, value: &str) -> String {
+pub(super) fn same(job: &StepJob, target: &str, root_cause: &str, value: &str) -> String {
     let (id, label) = value.split_once(' ').unwrap_or((value, ""));
-    let other = Job {
+    let other = StepJob {
         id: id.to_owned(),
         step: String::new(),
         label: Some(label.to_owned()).filter(|label| !label.is_empty()),
         agent: None,
         is_retry: false,
-        around: Around::default(),
+        around: JobContext::default(),
     };
     format!(
         "{} failed through the same {} as {} (job {})\n\n",
         name(target),
-        name(culprit),
+        name(root_cause),
         link(&other),
         link(job)
     )
 }
 
 /// A step that was tried again, and failed as before.
-pub(super) fn again(job: &Job, target: &str) -> String {
+pub(super) fn again(job: &StepJob, target: &str) -> String {
     format!(
         "{} was tried again, and failed as before (job {})\n\n",
         name(target),
@@ -178,12 +178,12 @@ fn name(text: &str) -> String {
 }
 
 /// The job by its label, which leads to it on the build's page.
-fn link(job: &Job) -> String {
+fn link(job: &StepJob) -> String {
     let label = job.label.as_deref().unwrap_or("job");
     job_link(&job.id, &inert(&shortened(label, NAME_AT_MOST)))
 }
 
-fn where_the_log_is(failed: &Failed<'_>) -> String {
+fn where_the_log_is(failed: &FailedStep<'_>) -> String {
     let artifact = |name: &str| {
         // The name is of safe characters only.
         if failed.count <= LINKED {
@@ -193,15 +193,15 @@ fn where_the_log_is(failed: &Failed<'_>) -> String {
         }
     };
     match &failed.log {
-        Log::Whole(name) => format!(
+        LogExcerpt::Whole(name) => format!(
             "Its whole log is the artifact {}; on the host that built it",
             artifact(name)
         ),
-        Log::Seen(name) => format!(
+        LogExcerpt::Seen(name) => format!(
             "Nix has kept no log of it here; what was seen of it is the artifact {}. On a host that has the log",
             artifact(name)
         ),
-        Log::Empty | Log::Nowhere => {
+        LogExcerpt::Empty | LogExcerpt::Nowhere => {
             "Its log is no artifact: Nix has kept none here, or it could not be uploaded. On a host that has it".into()
         }
     }
@@ -221,7 +221,7 @@ fn to_paste(what: &str, command: &str) -> String {
 /// A line of a log as a terminal would have shown it in the end: without what was overwritten (a bar that grows).
 fn line_of_log(line: &str) -> String {
     let last = line.trim_end_matches('\r').rsplit('\r').next();
-    tamed(last.unwrap_or_default(), Keep::Nothing).replace('\t', "    ")
+    tamed(last.unwrap_or_default(), KeepEscapes::Nothing).replace('\t', "    ")
 }
 
 /// The last lines of a log, inert, as many as there is room for.
@@ -246,18 +246,18 @@ fn last_lines(log: &str) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::exit::Class;
-    use crate::step::report::Other;
+    use crate::step::report::OtherFailure;
 
     const HOSTILE: &str = "</pre></details><script>alert(1)</script>\n\n# heading\n```\n+++ open :boom: [x](javascript:x) \u{1b}]1339;url=x\u{7} **b** &amp; \u{0} \u{202e}gpj.exe \u{2028}";
 
-    fn job(label: &str) -> Job {
-        Job {
+    fn job(label: &str) -> StepJob {
+        StepJob {
             id: "0190c1a2-0000-4000-8000-000000000001".into(),
             step: "step".into(),
             label: Some(label.into()),
             agent: Some(label.into()),
             is_retry: false,
-            around: Around::default(),
+            around: JobContext::default(),
         }
     }
 
@@ -269,14 +269,14 @@ mod tests {
             drv: Some(DrvPath::parse(&drv).unwrap()),
             log: Some(vec![text; 40].join("\n")),
             others: (0..20)
-                .map(|_| Other {
+                .map(|_| OtherFailure {
                     drv: Some(DrvPath::parse(&drv).unwrap()),
                     message: text.into(),
                 })
                 .collect(),
             message: text.into(),
         };
-        section(&Failed {
+        section(&FailedStep {
             job: &job(text),
             target: text,
             failure: &Failure::new(Class::Build, text).hint(text),
@@ -286,7 +286,7 @@ mod tests {
                 reproduce: Some(text.into()),
                 explain: None,
             },
-            log: Log::Whole("eval-once-log/a.log".into()),
+            log: LogExcerpt::Whole("eval-once-log/a.log".into()),
             count,
         })
     }
@@ -324,13 +324,13 @@ mod tests {
         let failure = Failure::new(Class::Evaluation, "web is not one derivation, but 6");
         let report = FailureReport::new(&failure, &[], None);
         let section_of = |failure: &Failure| {
-            section(&Failed {
+            section(&FailedStep {
                 job: &job("web"),
                 target: "web",
                 failure,
                 report: &report,
                 advice: &Advice::default(),
-                log: Log::Nowhere,
+                log: LogExcerpt::Nowhere,
                 count: 1,
             })
         };

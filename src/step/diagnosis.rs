@@ -1,7 +1,7 @@
 //! What a failed build means, in words: what failed, why, and what can be done about it.
 
 use crate::exit::{Class, Failure};
-use crate::nix::{Cause, DrvPath, Fault, Heard, Trouble, class};
+use crate::nix::{Cause, DrvPath, Fault, NixOutput, Trouble, class};
 
 /// What to do about a builder that the system does not start.
 const TOO_LONG: &str = "its environment is larger than the system gives a program (128 KiB for one variable): list that attribute in `passAsFile`, or use `__structuredAttrs`";
@@ -42,24 +42,24 @@ const KILLED: u32 = 128 + 9;
 pub(super) fn of_realise(
     class: Class,
     drv: &DrvPath,
-    heard: &Heard,
+    nix_output: &NixOutput,
     out_of_memory: u64,
     how: &str,
 ) -> Failure {
-    if let Some(fault) = heard.culprit() {
+    if let Some(fault) = nix_output.root_cause() {
         let what = match &fault.drv {
-            Some(culprit) if culprit == drv => format!("{drv} failed"),
-            Some(culprit) => format!("{culprit} failed, which {drv} needs"),
+            Some(root_cause) if root_cause == drv => format!("{drv} failed"),
+            Some(root_cause) => format!("{root_cause} failed, which {drv} needs"),
             None => format!("{drv} was not built"),
         };
-        return of_fault(class, fault, &what, heard, out_of_memory);
+        return of_fault(class, fault, &what, nix_output, out_of_memory);
     }
-    let said = match (class, &heard.error) {
+    let said = match (class, &nix_output.error) {
         (Class::Signal(_), _) | (_, None) => String::new(),
         (_, Some(error)) => format!(": {error}"),
     };
     let failure = Failure::new(class, format_args!("{drv} was not built: {how}{said}"));
-    with_hint(failure, heard)
+    with_hint(failure, nix_output)
 }
 
 /// The failure of an evaluation of `what` that is of `class`, and not the expression's own: a builder that it needed failed, or
@@ -67,30 +67,38 @@ pub(super) fn of_realise(
 pub(super) fn of_evaluation(
     class: Class,
     what: &str,
-    heard: &Heard,
+    nix_output: &NixOutput,
     out_of_memory: u64,
     error: &str,
 ) -> Failure {
-    if let Some(fault) = heard.culprit() {
+    if let Some(fault) = nix_output.root_cause() {
         let what = match &fault.drv {
-            Some(culprit) => format!("{culprit} failed, which the evaluation of {what} needs"),
+            Some(root_cause) => {
+                format!("{root_cause} failed, which the evaluation of {what} needs")
+            }
             None => format!("what the evaluation of {what} needs was not built"),
         };
-        return of_fault(class, fault, &what, heard, out_of_memory);
+        return of_fault(class, fault, &what, nix_output, out_of_memory);
     }
     let failure = Failure::new(class, format_args!("{what} was not evaluated: {error}"));
-    with_hint(failure, heard)
+    with_hint(failure, nix_output)
 }
 
 /// The failure of a derivation that failed by itself; `what` failed, in words.
-fn of_fault(class: Class, fault: &Fault, what: &str, heard: &Heard, out_of_memory: u64) -> Failure {
+fn of_fault(
+    class: Class,
+    fault: &Fault,
+    what: &str,
+    nix_output: &NixOutput,
+    out_of_memory: u64,
+) -> Failure {
     let for_memory = is_for_memory(fault);
     let memory = match (for_memory, out_of_memory) {
         (false, _) => "",
         (true, 0) => ", as the kernel does it when memory runs out",
         (true, _) => ": the kernel has killed for want of memory on this host meanwhile",
     };
-    let others = match heard.faults.len() - 1 {
+    let others = match nix_output.faults.len() - 1 {
         0 => String::new(),
         1 => " (another failed too)".to_owned(),
         others => format!(" ({others} others failed too)"),
@@ -99,7 +107,7 @@ fn of_fault(class: Class, fault: &Fault, what: &str, heard: &Heard, out_of_memor
         class,
         format_args!("{what}: {}{memory}{others}", fault.cause),
     );
-    if matches!(fault.cause, Cause::Platform(_)) && class == Class::Surroundings {
+    if matches!(fault.cause, Cause::Platform(_)) && class == Class::Infrastructure {
         return failure.hint(
             "a machine of this host's `builders` could not be reached: try again, or look after it",
         );
@@ -113,7 +121,7 @@ fn of_fault(class: Class, fault: &Fault, what: &str, heard: &Heard, out_of_memor
         _ => failure,
     };
     let hint = hint(fault, for_memory).or_else(|| {
-        let lines = heard.last_lines(fault.drv.as_ref()?)?;
+        let lines = nix_output.last_lines(fault.drv.as_ref()?)?;
         // 2.8 prints more around it than words.
         let too_long = |line: &String| line.contains("Argument list too long");
         lines.iter().any(too_long).then_some(TOO_LONG)
@@ -155,8 +163,11 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
 }
 
 /// A failure of no derivation, with what can be done about it where that is known.
-fn with_hint(failure: Failure, heard: &Heard) -> Failure {
-    let said = heard.error.as_deref().or(heard.assertion.as_deref());
+fn with_hint(failure: Failure, nix_output: &NixOutput) -> Failure {
+    let said = nix_output
+        .error
+        .as_deref()
+        .or(nix_output.assertion.as_deref());
     let error = said.unwrap_or_default();
     if failure.class == Class::Build {
         return match refusal_hint(error) {
@@ -164,13 +175,13 @@ fn with_hint(failure: Failure, heard: &Heard) -> Failure {
             None => failure.meaning(REFUSED),
         };
     }
-    let unreachable = !heard.unreachable.is_empty() && class::is_about_what_is_missing(error);
+    let unreachable = !nix_output.unreachable.is_empty() && class::is_about_what_is_missing(error);
     let hint = match failure.class {
         Class::Signal(9) => Some("the kernel kills with signal 9 when memory runs out"),
-        Class::Surroundings if is_missing_drv(error) => Some(
+        Class::Infrastructure if is_missing_drv(error) => Some(
             "the store has it registered, and its file is gone: `nix-store --verify` on this host mends the register",
         ),
-        Class::Surroundings => match heard.trouble(true) {
+        Class::Infrastructure => match nix_output.trouble(true) {
             None if unreachable => Trouble::NotDownloaded.hint(),
             trouble => trouble.and_then(Trouble::hint),
         },

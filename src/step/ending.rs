@@ -1,13 +1,13 @@
 //! How the log of a step that failed ends: in a group that is open, with what one needs to see what failed, where and why.
 
 use super::advice::Advice;
-use super::kept_log::KeptLog;
+use super::build_log::BuildLog;
 use super::report::{Report, WayName};
-use super::request::Request;
+use super::request::StepRequest;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::DrvPath;
-use crate::text::{Keep, tamed};
+use crate::text::{KeepEscapes, tamed};
 
 /// How many others that failed are told.
 const OTHERS: usize = 10;
@@ -28,18 +28,18 @@ fn shown(command: &str) -> &str {
 pub(super) fn show(
     failure: &Failure,
     report: &Report,
-    request: Option<&Request>,
+    request: Option<&StepRequest>,
     advice: &Advice,
-    kept: Option<&KeptLog>,
-    log: Log,
+    kept: Option<&BuildLog>,
+    log: &Log,
 ) {
     if failure.class == Class::Config {
         return;
     }
     let told = report.failure.as_ref();
-    let culprit = told.and_then(|told| told.drv.as_ref());
+    let root_cause = told.and_then(|told| told.drv.as_ref());
     let others = told.map_or(&[][..], |told| &told.others);
-    let name = culprit.map(DrvPath::name);
+    let name = root_cause.map(DrvPath::name);
     log.group(format_args!(
         "{} ({}, exit status {})",
         match (name, others.len()) {
@@ -54,7 +54,10 @@ pub(super) fn show(
     ));
     log.open_group();
     let line = |what: &str, text: &str| {
-        log.plain(format_args!("{what:<14}{}", tamed(text, Keep::Nothing)));
+        log.plain(format_args!(
+            "{what:<14}{}",
+            tamed(text, KeepEscapes::Nothing)
+        ));
     };
     if let Some(evaluation) = request.and_then(|request| request.evaluation.as_ref()) {
         line("target", &evaluation.to_string());
@@ -62,8 +65,8 @@ pub(super) fn show(
     let recorded = request.and_then(|request| request.drv.as_ref());
     // What was recorded is not what failed, where it was given up for an evaluation, or is gone.
     let was_given_up = report.drv.as_ref() == recorded && report.way != Some(WayName::Realised);
-    if let Some(drv) = culprit.or(report.drv.as_ref()) {
-        let what = match culprit {
+    if let Some(drv) = root_cause.or(report.drv.as_ref()) {
+        let what = match root_cause {
             None if was_given_up => "recorded",
             _ => "derivation",
         };
@@ -93,7 +96,10 @@ pub(super) fn show(
         log.plain("the end of its log:");
         let name = name.unwrap_or_default();
         for text in lines.lines() {
-            log.plain(format_args!("{name}> {}", tamed(text, Keep::Nothing)));
+            log.plain(format_args!(
+                "{name}> {}",
+                tamed(text, KeepEscapes::Nothing)
+            ));
         }
     } else if kept.is_some() {
         log.plain("the end of its log: it has printed nothing");

@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::Order;
+use super::StepOrder;
 use super::advice;
-use super::context::Step;
 use super::report::{Reason, WayName};
-use super::request::{OutLink, Request};
+use super::request::{OutLink, StepRequest};
+use super::run::StepRun;
 use super::ways::{Fact, in_order, placeholder};
 use crate::command_line::{CommandLine, shell_word};
 use crate::exit::Failure;
@@ -39,13 +39,13 @@ pub struct Explanation {
 /// # Errors
 /// What is ordered is refused (64), or the store cannot be asked (75).
 pub fn explain(
-    order: Order,
+    order: StepOrder,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<Explanation, Failure> {
-    let request = Request::read(order.keys?, &order.place)?;
+    let request = StepRequest::read(order.keys?, &order.place)?;
     let host = order.host?;
-    let mut step = Step::new(&request, &order.place, &host, supervisor, log);
+    let mut step = StepRun::new(&request, &order.place, &host, supervisor, log);
     step.prepare()?;
     if request.out_link == OutLink::State {
         step.link = placeholder(&step, "outputs/NEW/result");
@@ -79,7 +79,11 @@ pub fn explain(
 }
 
 /// What one would type to get what `way` gives.
-fn by_hand(request: &Request, way: WayName, version: Option<(u32, u32)>) -> Option<CommandLine> {
+fn by_hand(
+    request: &StepRequest,
+    way: WayName,
+    version: Option<(u32, u32)>,
+) -> Option<CommandLine> {
     let link = match &request.out_link {
         OutLink::At(link) => Some(link.as_path()),
         OutLink::State => None,

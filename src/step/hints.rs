@@ -1,7 +1,7 @@
 //! What whoever runs a host or a pipeline should know after a step, green or red, and what to do about it.
 
-use super::context::Step;
 use super::report::Reason;
+use super::run::StepRun;
 use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::{command, version};
@@ -13,7 +13,7 @@ const COLLECTOR_MENDED: (u32, u32) = (2, 35);
 ///
 /// # Errors
 /// A signal asked us to end (128 + n).
-pub(super) fn of(step: &mut Step<'_>, succeeded: bool) -> Result<Vec<String>, Failure> {
+pub(super) fn of(step: &mut StepRun<'_>, succeeded: bool) -> Result<Vec<String>, Failure> {
     let mut hints = Vec::new();
     if step.taken.is_none() {
         return Ok(hints);
@@ -48,7 +48,7 @@ pub(super) fn of(step: &mut Step<'_>, succeeded: bool) -> Result<Vec<String>, Fa
 }
 
 /// Why a recorded step was evaluated again, and what mends that.
-fn nothing_rooted(step: &Step<'_>) -> Option<&'static str> {
+fn nothing_rooted(step: &StepRun<'_>) -> Option<&'static str> {
     match step.reason? {
         Reason::DrvMissing => Some(
             "the recorded .drv is not on this host: nothing rooted it, or another host recorded it. `eval-once pipeline` roots what it records for `keep-days` days, as long as its state folder (EVAL_ONCE_STATE_DIR) lasts; for other hosts, keep the outputs in a cache",
@@ -65,7 +65,7 @@ fn nothing_rooted(step: &Step<'_>) -> Option<&'static str> {
 
 /// The version of a Nix whose collector may take what is in use while it runs by itself; none where it does not. Nix is asked
 /// for its version only where its files say that it may: a step that has nothing to build is one process of Nix's.
-fn collects_what_is_in_use(step: &mut Step<'_>) -> Result<Option<String>, Failure> {
+fn collects_what_is_in_use(step: &mut StepRun<'_>) -> Result<Option<String>, Failure> {
     let by_itself = step.host.nix.get("min-free");
     if by_itself.is_none_or(|bytes| bytes == "0") {
         return Ok(None);

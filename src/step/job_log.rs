@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _, stderr};
+use std::io::{Write as _, stderr};
 use std::time::{Duration, Instant};
 
 use crate::log::Log;
-use crate::nix::structured::{Counts, Ended, Event, Reader};
-use crate::nix::{DrvPath, Heard};
+use crate::nix::structured::{BuildCounts, Ended, Event, LogReader};
+use crate::nix::{DrvPath, NixOutput};
 use crate::status_line::StatusLine;
-use crate::text::{Keep, tamed, without_escapes};
+use crate::text::{KeepEscapes, tamed, without_escapes};
 
 /// After how long a log is told how far the builds are although nothing has changed.
 const STILL: Duration = Duration::from_secs(60);
@@ -29,8 +29,8 @@ pub(super) use crate::build_keys::Form;
 /// What one Nix program says, on its way into the log.
 #[derive(Debug)]
 pub(super) struct JobLog {
-    reader: Reader,
-    heard: Heard,
+    reader: LogReader,
+    nix_output: NixOutput,
     /// None where Nix's text passes through.
     pretty: Option<Pretty>,
 }
@@ -38,10 +38,10 @@ pub(super) struct JobLog {
 impl JobLog {
     /// A log of which nothing has been said. `group` is the heading that it gets when something is; with `hold`, messages
     /// that only say that a path is missing are held back.
-    pub(super) fn new(log: Log, form: Form, group: Option<String>, hold: bool) -> Self {
+    pub(super) fn new(log: &Log, form: Form, group: Option<String>, hold: bool) -> Self {
         Self {
-            reader: Reader::default(),
-            heard: Heard::default(),
+            reader: LogReader::default(),
+            nix_output: NixOutput::default(),
             pretty: (form == Form::Pretty).then(|| Pretty::new(log, group, hold)),
         }
     }
@@ -50,18 +50,18 @@ impl JobLog {
     pub(super) fn take(&mut self, bytes: &[u8]) {
         let Self {
             reader,
-            heard,
+            nix_output,
             pretty,
         } = self;
         let Some(pretty) = pretty else {
             // A log that nobody reads any more stops no build.
             let _ = stderr().write_all(bytes);
-            reader.read(bytes, |event| heard.hear(&event));
+            reader.read(bytes, |event| nix_output.hear(&event));
             return;
         };
         reader.read(bytes, |event| {
-            heard.hear(&event);
-            pretty.show(&event, heard);
+            nix_output.hear(&event);
+            pretty.show(&event, nix_output);
         });
         pretty.flush();
     }
@@ -79,24 +79,24 @@ impl JobLog {
     }
 
     /// Ends the log: gives what was heard, and what was held back.
-    pub(super) fn finish(mut self) -> (Heard, String) {
-        let heard = &mut self.heard;
+    pub(super) fn finish(mut self) -> (NixOutput, String) {
+        let nix_output = &mut self.nix_output;
         let Some(mut pretty) = self.pretty.take() else {
-            self.reader.finish(|event| heard.hear(&event));
-            heard.settle();
-            return (self.heard, String::new());
+            self.reader.finish(|event| nix_output.hear(&event));
+            nix_output.settle();
+            return (self.nix_output, String::new());
         };
         self.reader.finish(|event| {
-            heard.hear(&event);
-            pretty.show(&event, heard);
+            nix_output.hear(&event);
+            pretty.show(&event, nix_output);
         });
-        heard.settle();
-        pretty.settle(heard, true);
+        nix_output.settle();
+        pretty.settle(nix_output, true);
         pretty.sum_up();
         pretty.flush();
         // One that was killed has said nothing that took its place.
         pretty.line.clear();
-        (self.heard, pretty.held)
+        (self.nix_output, pretty.held)
     }
 }
 
@@ -105,22 +105,22 @@ impl JobLog {
 struct Pretty {
     log: Log,
     line: StatusLine,
-    keep: Keep,
+    keep: KeepEscapes,
     /// The heading, until it is written.
     group: Option<String>,
     hold: bool,
     held: String,
     /// What is to be written next: many lines at once.
     text: String,
-    running: HashMap<u64, Build>,
-    counts: Counts,
+    running: HashMap<u64, ShownBuild>,
+    counts: BuildCounts,
     /// How many builds Nix has announced.
     planned: u64,
     /// How many builds have ended well, and how many badly, of which Nix has not said yet that they are over.
     well: usize,
     badly: usize,
     /// Builds that are over, and their seconds, where only a later message tells which of them failed.
-    unsure: Vec<(Build, f64)>,
+    unsure: Vec<(ShownBuild, f64)>,
     copies: Copies,
     /// What was last said about how far it is, and when.
     said: Option<(String, Instant)>,
@@ -128,7 +128,7 @@ struct Pretty {
 
 /// A build that is running.
 #[derive(Debug)]
-struct Build {
+struct ShownBuild {
     name: String,
     drv: String,
     since: Instant,
@@ -145,21 +145,21 @@ struct Copies {
 }
 
 impl Pretty {
-    fn new(log: Log, group: Option<String>, hold: bool) -> Self {
+    fn new(log: &Log, group: Option<String>, hold: bool) -> Self {
         Self {
-            log,
+            log: log.clone(),
             line: StatusLine::new(log),
-            keep: if stderr().is_terminal() {
-                Keep::Colours
+            keep: if log.colours {
+                KeepEscapes::Colours
             } else {
-                Keep::Nothing
+                KeepEscapes::Nothing
             },
             group,
             hold,
             held: String::new(),
             text: String::new(),
             running: HashMap::new(),
-            counts: Counts::default(),
+            counts: BuildCounts::default(),
             planned: 0,
             well: 0,
             badly: 0,
@@ -169,13 +169,13 @@ impl Pretty {
         }
     }
 
-    fn show(&mut self, event: &Event<'_>, heard: &Heard) {
+    fn show(&mut self, event: &Event<'_>, nix_output: &NixOutput) {
         match event {
             Event::Message { text, .. } => {
-                self.message(text, heard);
-                self.settle(heard, false);
+                self.message(text, nix_output);
+                self.settle(nix_output, false);
             }
-            Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), heard),
+            Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), nix_output),
             Event::BuildBegins { id, drv, machine } => {
                 let name = name_of(drv);
                 let on = if machine.is_empty() {
@@ -184,7 +184,7 @@ impl Pretty {
                     format!(" on '{machine}'")
                 };
                 self.write(&name, &format!("building '{drv}'{on}"));
-                let build = Build {
+                let build = ShownBuild {
                     name,
                     drv: drv.to_string(),
                     since: Instant::now(),
@@ -198,7 +198,7 @@ impl Pretty {
             }
             Event::BuildEnds { id } => {
                 if let Some(build) = self.running.remove(id) {
-                    self.end(build, heard);
+                    self.end(build, nix_output);
                 }
             }
             Event::CopyBegins { id, from, .. } => {
@@ -227,7 +227,7 @@ impl Pretty {
     /// Says how a build has ended. Nix counts that just before it says which build is over. Where one has failed while several
     /// ran, the first that is over may be another, which is given up for it or has ended well: a message tells which has failed,
     /// and often only later.
-    fn end(&mut self, build: Build, heard: &Heard) {
+    fn end(&mut self, build: ShownBuild, nix_output: &NixOutput) {
         let seconds = build.since.elapsed().as_secs_f64();
         let alone = self.running.is_empty() && self.unsure.is_empty() && self.well == 0;
         if self.badly > 0 && alone {
@@ -235,15 +235,15 @@ impl Pretty {
             self.say_ended(&build, "failed after", seconds);
         } else {
             self.unsure.push((build, seconds));
-            self.settle(heard, false);
+            self.settle(nix_output, false);
         }
     }
 
     /// Says of the builds that are over how they have ended, as far as that is known by now; with `all`, of each.
-    fn settle(&mut self, heard: &Heard, all: bool) {
+    fn settle(&mut self, nix_output: &NixOutput, all: bool) {
         let mut rest = Vec::new();
         for (build, seconds) in std::mem::take(&mut self.unsure) {
-            if is_fault(&build, heard) {
+            if is_fault(&build, nix_output) {
                 self.badly = self.badly.saturating_sub(1);
                 self.say_ended(&build, "failed after", seconds);
             } else {
@@ -265,16 +265,16 @@ impl Pretty {
         }
     }
 
-    fn say_ended(&mut self, build: &Build, how: &str, seconds: f64) {
+    fn say_ended(&mut self, build: &ShownBuild, how: &str, seconds: f64) {
         self.write(&build.name, &format!("{how} {seconds:.1} s"));
     }
 
-    fn message(&mut self, message: &str, heard: &Heard) {
+    fn message(&mut self, message: &str, nix_output: &NixOutput) {
         let plain = without_escapes(message);
         if let Some(planned) = planned(&plain) {
             self.planned = planned;
         }
-        if self.hold && self.says_that_paths_are_missing(&plain, heard) {
+        if self.hold && self.says_that_paths_are_missing(&plain, nix_output) {
             self.held.push_str(&plain);
             self.held.push('\n');
             return;
@@ -290,8 +290,8 @@ impl Pretty {
 
     /// Whether Nix says that it does not know how to come by a path: in a sentence, or as one of a list. A step that finds its
     /// outputs another way has no error in its log.
-    fn says_that_paths_are_missing(&self, line: &str, heard: &Heard) -> bool {
-        if !heard.begun.is_empty() || self.held.len() > HELD_AT_MOST {
+    fn says_that_paths_are_missing(&self, line: &str, nix_output: &NixOutput) -> bool {
+        if !nix_output.begun.is_empty() || self.held.len() > HELD_AT_MOST {
             return false;
         }
         let error = line.strip_prefix("error: ").unwrap_or_default();
@@ -305,7 +305,7 @@ impl Pretty {
     }
 
     fn write(&mut self, name: &str, text: &str) {
-        let _ = writeln!(self.text, "{name}> {}", tamed(text, Keep::Nothing));
+        let _ = writeln!(self.text, "{name}> {}", tamed(text, KeepEscapes::Nothing));
     }
 
     fn flush(&mut self) {
@@ -316,7 +316,7 @@ impl Pretty {
         if let Some(group) = self.group.take() {
             self.log.group(group);
         }
-        let _ = stderr().write_all(self.text.as_bytes());
+        self.log.pass_on(self.text.as_bytes());
         self.text.clear();
         // One burst is no reason to hold its memory.
         self.text.shrink_to(64 << 10);
@@ -377,21 +377,28 @@ impl Pretty {
             caches.join(", "),
             since.elapsed().as_secs_f64()
         );
-        let _ = writeln!(self.text, "eval-once: {}", tamed(&line, Keep::Nothing));
+        let _ = writeln!(
+            self.text,
+            "eval-once: {}",
+            tamed(&line, KeepEscapes::Nothing)
+        );
     }
 }
 
 /// Whether Nix has named this build as one that failed.
-fn is_fault(build: &Build, heard: &Heard) -> bool {
-    let mut faults = heard.faults.iter().filter_map(|fault| fault.drv.as_ref());
+fn is_fault(build: &ShownBuild, nix_output: &NixOutput) -> bool {
+    let mut faults = nix_output
+        .faults
+        .iter()
+        .filter_map(|fault| fault.drv.as_ref());
     faults.any(|drv| drv.as_store_path().as_str() == build.drv)
 }
 
 /// How far the builds and copies are; none where there is nothing to wait for.
 fn how_far(
-    counts: Counts,
+    counts: BuildCounts,
     planned: u64,
-    running: &HashMap<u64, Build>,
+    running: &HashMap<u64, ShownBuild>,
     copies: &Copies,
 ) -> Option<String> {
     let expected = counts.expected.max(planned);
@@ -413,7 +420,7 @@ fn how_far(
 
 /// Whether Buildkite would take a line for the beginning of a group.
 fn is_mark(line: &str) -> bool {
-    let plain = tamed(line, Keep::Nothing);
+    let plain = tamed(line, KeepEscapes::Nothing);
     ["---", "+++", "~~~", "^^^"]
         .iter()
         .any(|mark| plain.starts_with(mark))
@@ -442,6 +449,6 @@ fn planned(message: &str) -> Option<u64> {
 fn name_of(drv: &str) -> String {
     match DrvPath::parse(drv) {
         Ok(drv) => drv.name().to_owned(),
-        Err(_) => tamed(drv, Keep::Nothing).into_owned(),
+        Err(_) => tamed(drv, KeepEscapes::Nothing).into_owned(),
     }
 }

@@ -47,7 +47,7 @@ pub(super) fn probe(base: &Path) -> Result<(), Failure> {
         let full =
             [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&error.kind());
         let class = if full {
-            Class::Surroundings
+            Class::Infrastructure
         } else {
             Class::Config
         };

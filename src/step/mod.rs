@@ -5,63 +5,47 @@
 
 mod advice;
 mod annotation;
-mod context;
-mod culprit;
+mod build_log;
 mod diagnosis;
 mod ending;
 mod explain;
 mod hints;
 mod job_log;
-mod kept_log;
-mod left;
 mod links;
+mod publish;
 mod report;
 mod request;
-mod tell;
+mod root_cause;
+mod run;
+mod saved_report;
 mod ways;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::evaluation_keys::Place;
+use crate::evaluation_keys::Checkout;
 use crate::exit::{Class, Failure};
+use crate::host::Host;
 use crate::keys::Keys;
 use crate::log::Log;
 use crate::nix::StorePath;
-use crate::nix::settings::Settings;
 use crate::supervise::Supervisor;
 
 pub use crate::build_keys::{Form, OutLink};
 use advice::Advice;
-use context::Step;
 pub use explain::{Explanation, explain};
-pub use left::{COMMAND, Left, LeftSeconds, Stop, Unreadable};
 pub use links::main_output;
+use publish::{FinishedStep, tell};
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
-pub use request::Request;
-use tell::{Over, tell};
+pub use request::StepRequest;
+use run::StepRun;
+pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
 pub use ways::Fact;
-
-/// The settings of this host, which no step chooses.
-#[derive(Debug, Clone)]
-pub struct Host {
-    /// Where the state folder is or shall be; none where nobody knows a home.
-    pub state: Option<PathBuf>,
-    /// How many steps may evaluate at once.
-    pub evaluations: NonZeroUsize,
-    /// A step never evaluates (`EVAL_ONCE_POLICY=recorded-only`).
-    pub recorded_only: bool,
-    /// Where Nix's settings are.
-    pub nix: Settings,
-    /// Where temporary files are made (`TMPDIR`).
-    pub temporary: PathBuf,
-}
 
 /// The job that a step is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Job {
+pub struct StepJob {
     /// `BUILDKITE_JOB_ID`.
     pub id: String,
     /// The key of its step (`BUILDKITE_STEP_KEY`); of a step without one, its id.
@@ -73,12 +57,12 @@ pub struct Job {
     /// Whether other jobs of this step were before (`BUILDKITE_RETRY_COUNT`).
     pub is_retry: bool,
     /// What is around the build.
-    pub around: Around,
+    pub around: JobContext,
 }
 
 /// What is around a build in its job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Around {
+pub struct JobContext {
     /// Which try of its step the job is, from 1 (`BUILDKITE_RETRY_COUNT` and one).
     pub attempt: u32,
     /// When the job began, where that is known.
@@ -88,12 +72,12 @@ pub struct Around {
     /// Whether the job has a command that is more than this build.
     pub command: bool,
     /// What else comes after the build, and can fail the job.
-    pub later: Vec<Later>,
+    pub later: Vec<AfterBuild>,
 }
 
 /// What can fail a step whose build and command have succeeded in this job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Later {
+pub enum AfterBuild {
     /// Another plugin: its command hook, or one that comes after the command.
     Plugin,
     /// A `post-command` or `pre-exit` hook of the agent's or the repository's.
@@ -104,7 +88,7 @@ pub enum Later {
     OtherJob,
 }
 
-impl Later {
+impl AfterBuild {
     /// The word for it.
     #[must_use]
     pub fn word(self) -> &'static str {
@@ -119,17 +103,17 @@ impl Later {
 
 /// A step as it was ordered: what cannot be read is part of it, for its refusal is reported like any other ending.
 #[derive(Debug)]
-pub struct Order {
+pub struct StepOrder {
     /// The keys, from wherever this use of eval-once takes them.
     pub keys: Result<Keys, Failure>,
     /// Where the step stands.
-    pub place: Place,
+    pub place: Checkout,
     /// The host's settings.
     pub host: Result<Host, Failure>,
     /// Where the report goes.
     pub report: Option<PathBuf>,
     /// The job whose build is told how the step went; none by hand.
-    pub job: Option<Job>,
+    pub job: Option<StepJob>,
     /// Whether a command follows, which needs the outputs: then nothing is skipped.
     pub followed: bool,
     /// When the program began.
@@ -138,7 +122,7 @@ pub struct Order {
 
 /// A step whose outputs are there.
 #[derive(Debug)]
-pub struct Done {
+pub struct BuiltStep {
     /// Its outputs by name.
     pub outputs: BTreeMap<String, StorePath>,
     /// Whether a hook is to run the job's own command now.
@@ -149,7 +133,11 @@ pub struct Done {
 ///
 /// # Errors
 /// Whatever the step ends with; it is in the report too.
-pub fn perform(mut order: Order, supervisor: &mut Supervisor, log: Log) -> Result<Done, Failure> {
+pub fn perform(
+    mut order: StepOrder,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<BuiltStep, Failure> {
     let file = order
         .report
         .as_deref()
@@ -161,14 +149,14 @@ pub fn perform(mut order: Order, supervisor: &mut Supervisor, log: Log) -> Resul
     }
     let request = order
         .keys
-        .and_then(|keys| Request::read(keys, &order.place))
-        .map(|request| Request {
+        .and_then(|keys| StepRequest::read(keys, &order.place))
+        .map(|request| StepRequest {
             skip: request.skip && !order.followed,
             ..request
         });
     let (mut report, kept, result, request, advice) = match (request, order.host) {
         (Ok(request), Ok(host)) => {
-            let mut step = Step::new(&request, &order.place, &host, supervisor, log);
+            let mut step = StepRun::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
             let (result, hints) = match hints::of(&mut step, result.is_ok()) {
                 Ok(hints) => (result, hints),
@@ -183,7 +171,7 @@ pub fn perform(mut order: Order, supervisor: &mut Supervisor, log: Log) -> Resul
             } else {
                 Advice::default()
             };
-            let done = |outputs| Done {
+            let done = |outputs| BuiltStep {
                 outputs,
                 command: request.command,
             };
@@ -212,7 +200,7 @@ pub fn perform(mut order: Order, supervisor: &mut Supervisor, log: Log) -> Resul
         _ => result,
     };
     if let Some(job) = &order.job {
-        let over = Over {
+        let over = FinishedStep {
             report: &report,
             failure: result.as_ref().err(),
             request: request.as_ref(),
@@ -238,7 +226,7 @@ pub fn perform(mut order: Order, supervisor: &mut Supervisor, log: Log) -> Resul
 }
 
 /// Goes down the ways until one has the outputs.
-fn go(step: &mut Step<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
+fn go(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
     step.prepare()?;
     if step.request.out_link == OutLink::State {
         step.keep_in_state();
@@ -254,7 +242,7 @@ fn go(step: &mut Step<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
     }
     Err(match &step.lost {
         Some(path) => Failure::new(
-            Class::Surroundings,
+            Class::Infrastructure,
             format_args!("{path} is not there, although Nix has realised it"),
         )
         .hint(ways::LOST_HINT),
@@ -269,7 +257,7 @@ const GONE: &str = "What was recorded is gone; trying again helps only on a host
 const FORBIDDEN: &str = "This host does not evaluate; trying again helps only on one that does.";
 
 /// The failure of a step that has come to the end of the list.
-fn nothing_left(request: &Request, host: &Host, misses_a_cache: bool) -> Failure {
+fn nothing_left(request: &StepRequest, host: &Host, misses_a_cache: bool) -> Failure {
     let recorded = request
         .drv
         .as_ref()
@@ -283,7 +271,7 @@ fn nothing_left(request: &Request, host: &Host, misses_a_cache: bool) -> Failure
         None => "nothing is recorded".into(),
     };
     let failure = |message: String| {
-        let failure = Failure::new(Class::Surroundings, message);
+        let failure = Failure::new(Class::Infrastructure, message);
         if misses_a_cache || recorded.is_none() {
             failure
         } else {

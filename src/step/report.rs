@@ -239,12 +239,12 @@ pub struct FailureReport {
     pub message: String,
     /// What else failed by itself, where several did.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub others: Vec<Other>,
+    pub others: Vec<OtherFailure>,
 }
 
 /// Another derivation that failed by itself.
 #[derive(Debug, Clone, Serialize)]
-pub struct Other {
+pub struct OtherFailure {
     /// The derivation, where it is known.
     pub drv: Option<DrvPath>,
     /// Why it failed, in words.
@@ -260,16 +260,16 @@ impl FailureReport {
             Class::Config | Class::Drift | Class::MissingProgram | Class::Bug
         );
         let mut faults = faults.iter().filter(|_| of_builders);
-        let culprit = faults.next();
+        let root_cause = faults.next();
         Self {
             class: failure.class.word(),
-            drv: culprit.and_then(|fault| fault.drv.clone()),
+            drv: root_cause.and_then(|fault| fault.drv.clone()),
             log: last_lines
-                .filter(|_| culprit.is_some())
+                .filter(|_| root_cause.is_some())
                 .map(|lines| lines.join("\n")),
             message: failure.to_string(),
             others: faults
-                .map(|fault| Other {
+                .map(|fault| OtherFailure {
                     drv: fault.drv.clone(),
                     message: fault.cause.to_string(),
                 })
@@ -291,9 +291,9 @@ impl ReportFile {
     pub fn prepare(path: &Path) -> Result<Self, Failure> {
         let look = || -> io::Result<()> {
             match kind_of(path)? {
-                Kind::Stdout | Kind::Stderr => {}
-                Kind::Stream => access(path, AccessFlags::W_OK)?,
-                Kind::File => access(folder_of(path), AccessFlags::W_OK | AccessFlags::X_OK)?,
+                ReportSink::Stdout | ReportSink::Stderr => {}
+                ReportSink::Stream => access(path, AccessFlags::W_OK)?,
+                ReportSink::File => access(folder_of(path), AccessFlags::W_OK | AccessFlags::X_OK)?,
             }
             Ok(())
         };
@@ -313,9 +313,9 @@ impl ReportFile {
             let mut text = serde_json::to_vec_pretty(report)?;
             text.push(b'\n');
             match kind_of(&path)? {
-                Kind::Stdout => return Ok(io::stdout().write_all(&text)?),
-                Kind::Stderr => return Ok(io::stderr().write_all(&text)?),
-                Kind::Stream => {
+                ReportSink::Stdout => return Ok(io::stdout().write_all(&text)?),
+                ReportSink::Stderr => return Ok(io::stderr().write_all(&text)?),
+                ReportSink::Stream => {
                     // A pipe that nobody reads would hold us here, deaf to signals.
                     let nonblocking = OFlag::O_NONBLOCK.bits();
                     let stream = OpenOptions::new()
@@ -324,7 +324,7 @@ impl ReportFile {
                         .open(&path);
                     return Ok(stream?.write_all(&text)?);
                 }
-                Kind::File => {}
+                ReportSink::File => {}
             }
             // As any other new file would be: others may read the report too.
             let everyone = PermissionsExt::from_mode(0o666);
@@ -336,13 +336,13 @@ impl ReportFile {
             beside.persist(&path)?;
             Ok(())
         };
-        write().classify(Class::Surroundings, || {
+        write().classify(Class::Infrastructure, || {
             format!("cannot write the report {}", path.display())
         })
     }
 }
 
-enum Kind {
+enum ReportSink {
     /// A file, there already or not.
     File,
     /// A pipe or a terminal.
@@ -354,10 +354,10 @@ enum Kind {
 
 /// What a report would be written to. A link is refused, be it only an out-link: what it leads to may be an output in the
 /// store. The names of open streams are links too, and meant.
-fn kind_of(path: &Path) -> io::Result<Kind> {
+fn kind_of(path: &Path) -> io::Result<ReportSink> {
     match path.to_str() {
-        Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => return Ok(Kind::Stdout),
-        Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => return Ok(Kind::Stderr),
+        Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => return Ok(ReportSink::Stdout),
+        Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => return Ok(ReportSink::Stderr),
         Some(name) if name.ends_with('/') => return Err(io::ErrorKind::IsADirectory.into()),
         _ => {}
     }
@@ -370,8 +370,8 @@ fn kind_of(path: &Path) -> io::Result<Kind> {
             "it is a link: name the file that it leads to",
         )),
         Ok(_) if path.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-        Ok(there) if !there.is_file() => Ok(Kind::Stream),
-        _ => Ok(Kind::File),
+        Ok(there) if !there.is_file() => Ok(ReportSink::Stream),
+        _ => Ok(ReportSink::File),
     }
 }
 

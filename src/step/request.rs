@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 pub(super) use crate::build_keys::OutLink;
 use crate::build_keys::{self, BuildKeys, Form};
-use crate::evaluation_keys::{self, Place};
+use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
-use crate::keys::{Keys, Reader, refuse, string};
+use crate::keys::{KeyReader, Keys, refuse, string};
 use crate::nix::{DrvPath, Evaluation, StorePath, is_output_name};
 
 /// What a step is asked to do.
@@ -15,7 +15,7 @@ use crate::nix::{DrvPath, Evaluation, StorePath, is_output_name};
     reason = "a key of the table is a field, and some are yes or no"
 )]
 #[derive(Debug, Clone, PartialEq)]
-pub struct Request {
+pub struct StepRequest {
     /// The recorded `.drv`.
     pub drv: Option<DrvPath>,
     /// The recorded outputs. Empty where none were recorded, or their paths are not known before they are built.
@@ -40,14 +40,14 @@ pub struct Request {
     pub keys: Keys,
 }
 
-impl Request {
+impl StepRequest {
     /// Reads the keys of a step.
     ///
     /// # Errors
     /// A key is unknown, null, of the wrong type or not allowed here; each is named (64). The recording has refused the target,
     /// and said why (64).
-    pub fn read(keys: Keys, place: &Place) -> Result<Self, Failure> {
-        let mut reader = Reader::new(keys.clone())?;
+    pub fn read(keys: Keys, place: &Checkout) -> Result<Self, Failure> {
+        let mut reader = KeyReader::new(keys.clone())?;
         let request = Self::read_keys(&mut reader, keys, place)?;
         reader.finish("a step")?;
         if place.confined {
@@ -56,7 +56,7 @@ impl Request {
         Ok(request)
     }
 
-    fn read_keys(reader: &mut Reader, keys: Keys, place: &Place) -> Result<Self, Failure> {
+    fn read_keys(reader: &mut KeyReader, keys: Keys, place: &Checkout) -> Result<Self, Failure> {
         if let Some(message) = reader.string("refused")? {
             // Whatever stands beside it: what the recording found wrong is not to be built.
             return Err(refuse(message).hint("correct it, and make the pipeline again"));
@@ -111,7 +111,7 @@ impl Request {
     }
 
     /// Holds a pipeline to what an agent with `no-command-eval` lets it choose.
-    fn check_confined(&self, place: &Place) -> Result<(), Failure> {
+    fn check_confined(&self, place: &Checkout) -> Result<(), Failure> {
         build_keys::check_confined(&self.out_link, place)?;
         evaluation_keys::check_confined(self.evaluation.as_ref(), &self.options, place)
     }
@@ -126,16 +126,16 @@ mod tests {
 
     const DRV: &str = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-x.drv";
 
-    fn place() -> Place {
-        Place {
+    fn place() -> Checkout {
+        Checkout {
             folder: "/checkout".into(),
             confined: false,
             no_checkout: false,
         }
     }
 
-    fn read(keys: &Value) -> Result<Request, Failure> {
-        Request::read(keys.as_object().unwrap().clone(), &place())
+    fn read(keys: &Value) -> Result<StepRequest, Failure> {
+        StepRequest::read(keys.as_object().unwrap().clone(), &place())
     }
 
     #[test]
@@ -234,12 +234,12 @@ mod tests {
         std::fs::create_dir(checkout.path().join("led")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", checkout.path().join("led/default.nix")).unwrap();
         std::fs::write(checkout.path().join("ci.nix"), "").unwrap();
-        let place = Place {
+        let place = Checkout {
             folder: checkout.path().into(),
             confined: true,
             no_checkout: false,
         };
-        let read = |keys: Value| Request::read(keys.as_object().unwrap().clone(), &place);
+        let read = |keys: Value| StepRequest::read(keys.as_object().unwrap().clone(), &place);
         for good in [
             json!({ "drv": DRV }),
             json!({ "file": "ci.nix", "arg": { "n": 5 }, "argstr": { "s": "x" }, "options": { "timeout": 9 } }),

@@ -9,19 +9,19 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::context::{Realised, Standing, Step};
 use super::diagnosis;
 use super::links;
 use super::report::{Reason, WayName};
+use super::run::{Realised, StepRun, VerifiedOutputs};
 use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::host;
 use crate::nix::{
-    Disturbance, DrvPath, Evaluation, FlakeMetadata, Heard, LockedFlake, Phase, Source, StorePath,
-    Trouble, caches, class, command,
+    Disturbance, DrvPath, Evaluation, FlakeMetadata, LockedFlake, NixOutput, Phase, Source,
+    StorePath, Trouble, caches, class, command,
 };
-use crate::state::{Roots, State};
+use crate::state::{Roots, StateFolder};
 use crate::supervise::Finished;
 use crate::text::shortened;
 
@@ -32,7 +32,7 @@ const MESSAGE_AT_MOST: usize = 4 << 10;
 const VALUE_AT_MOST: usize = 200;
 
 /// What a way says when it is asked.
-pub(super) struct Answer {
+pub(super) struct WayAnswer {
     /// Why it would be taken; none where it would not.
     pub(super) takes: Option<Reason>,
     /// What was looked at, and what was found there.
@@ -61,9 +61,9 @@ fn fact(what: impl Into<String>, found: impl Into<String>) -> Fact {
 pub(super) struct Way {
     pub(super) name: WayName,
     /// What would it do? Builds, fetches and evaluates nothing.
-    pub(super) ask: fn(&mut Step<'_>) -> Result<Answer, Failure>,
+    pub(super) ask: fn(&mut StepRun<'_>) -> Result<WayAnswer, Failure>,
     /// Goes it. `None`: it leads nowhere, try the next.
-    pub(super) go: fn(&mut Step<'_>) -> Result<Option<Standing>, Failure>,
+    pub(super) go: fn(&mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure>,
 }
 
 const REALISED: Way = Way {
@@ -107,7 +107,7 @@ pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> 
 
 // ---- skipped
 
-fn go_skipped(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
+fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     if !are_there(step)? {
         step.log.say(
             "the outputs are no longer here or in a cache, where the recording has found them: building the target",
@@ -116,10 +116,10 @@ fn go_skipped(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     }
     step.take(WayName::Available, Some(Reason::Skipped));
     step.keep_nothing();
-    Ok(Some(Standing::skipped(step.request.outputs.clone())))
+    Ok(Some(VerifiedOutputs::skipped(step.request.outputs.clone())))
 }
 
-fn ask_skipped(step: &mut Step<'_>) -> Result<Answer, Failure> {
+fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let line = asking_for_outputs(step)?;
     let there = are_there(step)?;
     let found = if there {
@@ -127,7 +127,7 @@ fn ask_skipped(step: &mut Step<'_>) -> Result<Answer, Failure> {
     } else {
         "are no longer all here or in a cache"
     };
-    Ok(Answer {
+    Ok(WayAnswer {
         takes: there.then_some(Reason::Skipped),
         facts: vec![fact("the outputs of a step to be skipped", found)],
         commands: vec![line],
@@ -135,7 +135,7 @@ fn ask_skipped(step: &mut Step<'_>) -> Result<Answer, Failure> {
 }
 
 /// The command that asks who has the recorded outputs.
-fn asking_for_outputs(step: &mut Step<'_>) -> Result<CommandLine, Failure> {
+fn asking_for_outputs(step: &mut StepRun<'_>) -> Result<CommandLine, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
     let mut options = step.options()?;
     // Otherwise one cache that answers with an error is the end of the question, and what the others have is not said.
@@ -145,7 +145,7 @@ fn asking_for_outputs(step: &mut Step<'_>) -> Result<CommandLine, Failure> {
 
 /// Whether all recorded outputs are here, or a cache has them with all that they need. What cannot be asked is not there: the
 /// other ways say why.
-fn are_there(step: &mut Step<'_>) -> Result<bool, Failure> {
+fn are_there(step: &mut StepRun<'_>) -> Result<bool, Failure> {
     let outputs = &step.request.outputs;
     if outputs.is_empty() {
         return Ok(false);
@@ -170,7 +170,7 @@ fn misses_any(said: &str) -> bool {
 
 // ---- realised
 
-fn go_realised(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
+fn go_realised(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     let Some(drv) = step.request.drv.clone() else {
         return Ok(None);
     };
@@ -194,9 +194,9 @@ fn go_realised(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     })
 }
 
-fn ask_realised(step: &mut Step<'_>) -> Result<Answer, Failure> {
+fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let Some(drv) = step.request.drv.clone() else {
-        return Ok(Answer {
+        return Ok(WayAnswer {
             takes: None,
             facts: vec![fact("the record", "names no .drv")],
             commands: vec![],
@@ -241,7 +241,7 @@ fn ask_realised(step: &mut Step<'_>) -> Result<Answer, Failure> {
     if !there {
         commands.push(command::check_validity(path, &options));
     }
-    Ok(Answer {
+    Ok(WayAnswer {
         takes: there.then(|| step.realised_reason()),
         facts,
         commands,
@@ -250,7 +250,11 @@ fn ask_realised(step: &mut Step<'_>) -> Result<Answer, Failure> {
 
 /// Whether a cache has a path; none where it cannot be asked. A cache in a folder is looked at as such: Nix would make one
 /// that is not there, and this only asks.
-fn ask_cache(step: &mut Step<'_>, cache: &str, path: &StorePath) -> Result<Option<bool>, Failure> {
+fn ask_cache(
+    step: &mut StepRun<'_>,
+    cache: &str,
+    path: &StorePath,
+) -> Result<Option<bool>, Failure> {
     if let Some(file) = caches::file_in_cache(cache, path) {
         return Ok(Some(file.exists()));
     }
@@ -264,7 +268,7 @@ fn ask_cache(step: &mut Step<'_>, cache: &str, path: &StorePath) -> Result<Optio
 
 // ---- available
 
-fn recorded<'s>(step: &Step<'s>) -> Vec<(&'s str, &'s StorePath)> {
+fn recorded<'s>(step: &StepRun<'s>) -> Vec<(&'s str, &'s StorePath)> {
     step.request
         .outputs
         .iter()
@@ -274,7 +278,7 @@ fn recorded<'s>(step: &Step<'s>) -> Vec<(&'s str, &'s StorePath)> {
 
 /// The commands that obtain all outputs and link each as Nix would have linked it; `hold` keeps them all meanwhile. Nix
 /// itself would number the links (`result-2`), so with several outputs each gets a command of its own.
-fn obtaining(step: &mut Step<'_>, hold: Option<&Path>) -> Result<Vec<CommandLine>, Failure> {
+fn obtaining(step: &mut StepRun<'_>, hold: Option<&Path>) -> Result<Vec<CommandLine>, Failure> {
     let options = step.options()?;
     let outputs = recorded(step);
     let link = |name: &str| step.link.as_deref().map(|base| links::link_of(base, name));
@@ -293,7 +297,7 @@ fn obtaining(step: &mut Step<'_>, hold: Option<&Path>) -> Result<Vec<CommandLine
     Ok(commands)
 }
 
-fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
+fn go_available(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     let outputs = recorded(step);
     if outputs.is_empty() {
         return Ok(None);
@@ -315,7 +319,7 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
         obtaining(step, hold.as_ref().map(Roots::link).as_deref())?.into();
     let mut believed = false;
     while let Some(line) = lines.pop_front() {
-        let (finished, heard, _) = step.build(&line, "fetching the recorded outputs")?;
+        let (finished, nix_output, _) = step.build(&line, "fetching the recorded outputs")?;
         if finished.ending.success() {
             continue;
         }
@@ -335,7 +339,7 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
             lines.push_front(line);
             continue;
         }
-        step.log.say(if heard.trouble(true) == Some(Trouble::DaemonGone) {
+        step.log.say(if nix_output.trouble(true) == Some(Trouble::DaemonGone) {
             "the store could not be asked for the recorded outputs"
         } else if step.misses_a_cache() {
             "the recorded outputs are not here, and a cache that may have them cannot be reached"
@@ -351,10 +355,10 @@ fn go_available(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     Ok(standing)
 }
 
-fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
+fn ask_available(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let outputs: Vec<&StorePath> = recorded(step).into_iter().map(|(_, path)| path).collect();
     if outputs.is_empty() {
-        return Ok(Answer {
+        return Ok(WayAnswer {
             takes: None,
             facts: vec![fact("the record", "names no outputs")],
             commands: vec![],
@@ -364,7 +368,7 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
     let (finished, said) = step.ask(&command::would_obtain(&outputs, &options))?;
     if !finished.ending.success() {
         return Err(Failure::new(
-            Class::Surroundings,
+            Class::Infrastructure,
             format_args!("the store cannot be asked for the outputs: {said}"),
         ));
     }
@@ -384,7 +388,7 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
         }
     }
     let takes = there.then_some(Reason::OutputsAvailable);
-    Ok(Answer {
+    Ok(WayAnswer {
         takes,
         facts: vec![fact("the recorded outputs", found)],
         commands,
@@ -392,7 +396,7 @@ fn ask_available(step: &mut Step<'_>) -> Result<Answer, Failure> {
 }
 
 /// A path in the state folder, where a step would have one with a random name.
-pub(super) fn placeholder(step: &Step<'_>, path: &str) -> Option<PathBuf> {
+pub(super) fn placeholder(step: &StepRun<'_>, path: &str) -> Option<PathBuf> {
     step.host.state.as_ref().map(|folder| folder.join(path))
 }
 
@@ -402,7 +406,7 @@ pub(super) fn placeholder(step: &Step<'_>, path: &str) -> Option<PathBuf> {
 /// cases before Nix 2.35.)
 const ATTEMPTS: u32 = 3;
 
-fn evaluated_reason(step: &Step<'_>) -> Reason {
+fn evaluated_reason(step: &StepRun<'_>) -> Reason {
     match (&step.request.drv, step.drv_file) {
         (None, _) => Reason::NotRecorded,
         (Some(_), false) => Reason::DrvMissing,
@@ -411,14 +415,14 @@ fn evaluated_reason(step: &Step<'_>) -> Reason {
     }
 }
 
-fn to_evaluate<'s>(step: &Step<'s>) -> Option<&'s Evaluation> {
+fn to_evaluate<'s>(step: &StepRun<'s>) -> Option<&'s Evaluation> {
     step.request
         .evaluation
         .as_ref()
         .filter(|_| !step.host.recorded_only)
 }
 
-fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
+fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     let Some(evaluation) = to_evaluate(step) else {
         return Ok(None);
     };
@@ -426,7 +430,7 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
     step.take(WayName::Evaluated, Some(evaluated_reason(step)));
     step.lost = None;
     // Roots before the turn: they are there until the outputs are.
-    let mut roots = step.state().map(State::roots).and_then(|roots| {
+    let mut roots = step.state().map(StateFolder::roots).and_then(|roots| {
         let roots = roots.inspect_err(|error| {
             step.log
                 .warn(format_args!("evaluating without a root: {error}"));
@@ -443,9 +447,11 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
         let evaluated = evaluate(step, evaluation, root.as_deref(), doubted || attempt > 1);
         step.seconds.evaluate += started.elapsed();
         drop(turn);
-        if let (Err(Stop::Doubtful(failure) | Stop::Failed(failure)), Some(Err(error))) =
-            (&evaluated, roots.as_ref().map(Roots::probe))
-            && matches!(failure.class, Class::Evaluation | Class::Surroundings)
+        if let (
+            Err(EvaluationStop::Doubtful(failure) | EvaluationStop::Failed(failure)),
+            Some(Err(error)),
+        ) = (&evaluated, roots.as_ref().map(Roots::probe))
+            && matches!(failure.class, Class::Evaluation | Class::Infrastructure)
         {
             step.log
                 .warn(format_args!("evaluating again, without a root: {error}"));
@@ -466,26 +472,28 @@ fn go_evaluated(step: &mut Step<'_>) -> Result<Option<Standing>, Failure> {
                     Realised::Lost => {}
                 }
             }
-            Err(Stop::Disturbed) => {}
-            Err(Stop::Doubtful(failure)) if !doubted => {
+            Err(EvaluationStop::Disturbed) => {}
+            Err(EvaluationStop::Doubtful(failure)) if !doubted => {
                 doubted = true;
                 step.log
                     .say(format_args!("{failure}; evaluating once more"));
                 continue;
             }
-            Err(Stop::Doubtful(failure) | Stop::Failed(failure)) => return Err(failure),
+            Err(EvaluationStop::Doubtful(failure) | EvaluationStop::Failed(failure)) => {
+                return Err(failure);
+            }
         }
         attempt += 1;
     }
     if let Some(path) = &step.lost {
         return Err(Failure::new(
-            Class::Surroundings,
+            Class::Infrastructure,
             format_args!("{path} is not there, although Nix has realised it {ATTEMPTS} times"),
         )
         .hint(LOST_HINT));
     }
     Err(Failure::new(
-        Class::Surroundings,
+        Class::Infrastructure,
         format_args!("the evaluation of {evaluation} was disturbed {ATTEMPTS} times: by the garbage collector, or by a daemon that went away"),
     )
     .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone. A daemon may be killed for want of memory"))
@@ -497,7 +505,7 @@ pub(super) const LOST_HINT: &str = "let the collector run less often, or while n
 const DRIFT_HINT: &str = "something that the evaluation reads has changed (another commit, Nix version or channel): make the pipeline again, \
      pin it, or set `on-drift: warn`";
 
-fn note_drift(step: &mut Step<'_>, drv: &DrvPath) -> Result<(), Failure> {
+fn note_drift(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<(), Failure> {
     let Some(recorded) = step
         .request
         .drv
@@ -516,7 +524,7 @@ fn note_drift(step: &mut Step<'_>, drv: &DrvPath) -> Result<(), Failure> {
 }
 
 /// Why an evaluation gave no `.drv`.
-enum Stop {
+enum EvaluationStop {
     /// The collector disturbed it, or the daemon went away under it.
     Disturbed,
     /// It failed for what may be otherwise another time: it is done once more before that is believed.
@@ -525,7 +533,7 @@ enum Stop {
     Failed(Failure),
 }
 
-impl From<Failure> for Stop {
+impl From<Failure> for EvaluationStop {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
     }
@@ -533,11 +541,11 @@ impl From<Failure> for Stop {
 
 /// Evaluates one attribute. What is `doubted` has failed before for what is no fault of an expression.
 fn evaluate(
-    step: &mut Step<'_>,
+    step: &mut StepRun<'_>,
     evaluation: &Evaluation,
     root: Option<&Path>,
     doubted: bool,
-) -> Result<DrvPath, Stop> {
+) -> Result<DrvPath, EvaluationStop> {
     let options = step.options()?;
     let locked = match &evaluation.source {
         Source::Flake(flake) => {
@@ -593,79 +601,87 @@ fn evaluate(
 /// Runs one program of an evaluation, and returns what it printed. `catch` asks whether the expression throws, where what the
 /// system seems to say may be the expression's words.
 fn run_evaluation(
-    step: &mut Step<'_>,
+    step: &mut StepRun<'_>,
     evaluation: &Evaluation,
     line: &CommandLine,
     phase: Phase,
     catch: Option<&CommandLine>,
-) -> Result<Finished, Stop> {
-    let (finished, mut heard) = step.evaluate(line)?;
-    if finished.ending.success() || heard.no_derivation() {
+) -> Result<Finished, EvaluationStop> {
+    let (finished, mut nix_output) = step.evaluate(line)?;
+    if finished.ending.success() || nix_output.no_derivation() {
         return Ok(finished);
     }
     if let Ending::Exited(_) = finished.ending {
-        step.look_into(&mut heard, None)?;
+        step.look_into(&mut nix_output, None)?;
     }
-    let mut class = class::of(phase, finished.ending, &heard);
+    let mut class = class::of(phase, finished.ending, &nix_output);
     let mut doubtful = class::is_worth_another_try(class);
     let mut is_its_own = false;
-    let is_suspect = class == Class::Surroundings && heard.trouble(false).is_some()
-        || class == Class::Evaluation && heard.disturbance().is_some();
+    let is_suspect = class == Class::Infrastructure && nix_output.trouble(false).is_some()
+        || class == Class::Evaluation && nix_output.disturbance().is_some();
     if let (true, Some(catch)) = (is_suspect, catch) {
         let (caught, _) = step.ask(catch)?;
         if caught.text().trim() == "false" {
             (class, doubtful, is_its_own) = (Class::Evaluation, false, true);
         }
     }
-    if matches!(class, Class::Evaluation | Class::Surroundings) && heard.culprit().is_none() {
-        match heard.disturbance() {
+    if matches!(class, Class::Evaluation | Class::Infrastructure)
+        && nix_output.root_cause().is_none()
+    {
+        match nix_output.disturbance() {
             // It may never have been there at all; then doing it again changes nothing, three times.
             Some(Disturbance::Gone(path))
-                if !is_its_own && step.is_disturbed(&path, heard.is_of_named_path())? =>
+                if !is_its_own && step.is_disturbed(&path, nix_output.is_of_named_path())? =>
             {
-                return Err(Stop::Disturbed);
+                return Err(EvaluationStop::Disturbed);
             }
-            Some(Disturbance::Daemon) if class == Class::Surroundings => {
+            Some(Disturbance::Daemon) if class == Class::Infrastructure => {
                 step.store_answers()?;
                 step.log.say("the daemon went away during the evaluation");
-                return Err(Stop::Disturbed);
+                return Err(EvaluationStop::Disturbed);
             }
             // An expression is not to blame where the store is dead.
             _ => step.store_answers()?,
         }
     }
-    let failure = failure_of(step, evaluation, line, class, &finished, &heard);
+    let failure = failure_of(step, evaluation, line, class, &finished, &nix_output);
     Err(if doubtful {
-        Stop::Doubtful(failure)
+        EvaluationStop::Doubtful(failure)
     } else {
-        Stop::Failed(failure)
+        EvaluationStop::Failed(failure)
     })
 }
 
 /// The failure of an evaluation that is of `class`.
 fn failure_of(
-    step: &Step<'_>,
+    step: &StepRun<'_>,
     evaluation: &Evaluation,
     line: &CommandLine,
     class: Class,
     finished: &Finished,
-    heard: &Heard,
+    nix_output: &NixOutput,
 ) -> Failure {
-    let error = heard.error.as_ref().map_or_else(
+    let error = nix_output.error.as_ref().map_or_else(
         || format!("`{line}` {}", finished.ending),
         |error| shortened(error, MESSAGE_AT_MOST),
     );
-    if matches!(class, Class::Evaluation | Class::Surroundings)
-        && !heard.is_expressions_own()
+    if matches!(class, Class::Evaluation | Class::Infrastructure)
+        && !nix_output.is_expressions_own()
         && let Some(failure) = host::no_temporary_folder(&step.host.temporary, &error)
     {
         return failure;
     }
     let what = evaluation.to_string();
-    if heard.culprit().is_some() || class == Class::Surroundings {
-        return diagnosis::of_evaluation(class, &what, heard, step.killed_for_memory(), &error);
+    if nix_output.root_cause().is_some() || class == Class::Infrastructure {
+        return diagnosis::of_evaluation(
+            class,
+            &what,
+            nix_output,
+            step.killed_for_memory(),
+            &error,
+        );
     }
-    let place = match &heard.place {
+    let place = match &nix_output.place {
         Some(place) if !error.contains(place.as_str()) => format!(", at {place}"),
         _ => String::new(),
     };
@@ -703,14 +719,14 @@ fn read_instantiated(printed: &Path) -> Result<DrvPath, Failure> {
         })
 }
 
-fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
+fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let Some(evaluation) = to_evaluate(step) else {
         let found = if step.host.recorded_only {
             "this host does not evaluate"
         } else {
             "the step names nothing"
         };
-        return Ok(Answer {
+        return Ok(WayAnswer {
             takes: None,
             facts: vec![fact("what to evaluate", found)],
             commands: vec![],
@@ -726,7 +742,7 @@ fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
         };
         facts.push(fact(file.display().to_string(), found));
         if !is_there {
-            return Ok(Answer {
+            return Ok(WayAnswer {
                 takes: None,
                 facts,
                 commands: vec![],
@@ -750,7 +766,7 @@ fn ask_evaluated(step: &mut Step<'_>) -> Result<Answer, Failure> {
         None => command::realise_printed(step.link.as_deref(), &options),
     });
     let commands = commands.iter().map(|line| step.as_run(line)).collect();
-    Ok(Answer {
+    Ok(WayAnswer {
         takes: Some(evaluated_reason(step)),
         facts,
         commands,

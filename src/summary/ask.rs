@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::gather::AT_ONCE;
-use crate::at_once;
 use crate::buildkite::agent as command;
 use crate::buildkite::outcome::StepOutcome;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
+use crate::parallel;
 use crate::status_line::StatusLine;
 use crate::supervise::{Finished, Supervisor};
 
@@ -26,7 +26,7 @@ const UNANSWERED: usize = AT_ONCE;
 pub(super) fn outcomes(
     supervisor: &mut Supervisor,
     keys: &[String],
-    log: Log,
+    log: &Log,
 ) -> Result<BTreeMap<String, StepOutcome>, Failure> {
     let mut outcomes: BTreeMap<String, StepOutcome> = keys
         .iter()
@@ -40,12 +40,12 @@ pub(super) fn outcomes(
         command::step_outcome,
         log,
         |key, answer| match answer {
-            Answer::Said(outcome) => match StepOutcome::read(&outcome) {
+            OutcomeAnswer::Said(outcome) => match StepOutcome::read(&outcome) {
                 Some(outcome) => drop(outcomes.insert(key.clone(), outcome)),
                 None => said.push((key, outcome)),
             },
-            Answer::NoStep => drop(outcomes.insert(key.clone(), StepOutcome::NoStep)),
-            Answer::None => {}
+            OutcomeAnswer::NoStep => drop(outcomes.insert(key.clone(), StepOutcome::NoStep)),
+            OutcomeAnswer::None => {}
         },
     )?;
     let open: Vec<String> = said.iter().map(|(key, _)| (*key).clone()).collect();
@@ -56,7 +56,7 @@ pub(super) fn outcomes(
         command::step_state,
         log,
         |key, answer| {
-            if let Answer::Said(state) = answer {
+            if let OutcomeAnswer::Said(state) = answer {
                 states.insert(key.clone(), state);
             }
         },
@@ -77,7 +77,7 @@ pub(super) fn outcomes(
 }
 
 /// The answer to a question.
-enum Answer {
+enum OutcomeAnswer {
     Said(String),
     /// The build has no such step.
     NoStep,
@@ -89,8 +89,8 @@ fn each<'k>(
     supervisor: &mut Supervisor,
     keys: &'k [String],
     question: fn(&str) -> CommandLine,
-    log: Log,
-    mut answered: impl FnMut(&'k String, Answer),
+    log: &Log,
+    mut answered: impl FnMut(&'k String, OutcomeAnswer),
 ) -> Result<(), Failure> {
     let lines: Vec<_> = keys.iter().map(|key| question(key)).collect();
     let mut count = 0;
@@ -98,14 +98,14 @@ fn each<'k>(
     let mut line = StatusLine::new(log);
     let ended = |number: usize, finished: Finished, said: String| {
         let answer = if finished.ending.success() {
-            Answer::Said(finished.text())
+            OutcomeAnswer::Said(finished.text())
         } else if said.contains(": 404 ") {
-            Answer::NoStep
+            OutcomeAnswer::NoStep
         } else {
-            Answer::None
+            OutcomeAnswer::None
         };
         in_vain = match answer {
-            Answer::None => in_vain + 1,
+            OutcomeAnswer::None => in_vain + 1,
             _ => 0,
         };
         answered(&keys[number], answer);
@@ -115,11 +115,11 @@ fn each<'k>(
             return Ok(());
         }
         Err(Failure::new(
-            Class::Surroundings,
+            Class::Infrastructure,
             "Buildkite does not say how steps ended",
         ))
     };
-    let asked = at_once::each_within(supervisor, &lines, AT_ONCE, PATIENCE, ended);
+    let asked = parallel::each_within(supervisor, &lines, AT_ONCE, PATIENCE, ended);
     line.clear();
     match asked {
         Err(_) if in_vain >= UNANSWERED => Ok(()),

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 
 use super::terms::Terms;
 use crate::agent;
-use crate::at_once;
 use crate::buildkite::agent as command;
 use crate::buildkite::outcome::StepOutcome;
 use crate::exit::Failure;
 use crate::log::Log;
-use crate::recording::document::Recorded;
-use crate::recording::kept::{self, PlanMark};
-use crate::recording::plan::Plan;
+use crate::parallel;
+use crate::recording::pipeline::document::Recorded;
+use crate::recording::upload::plan::UploadPlan;
+use crate::recording::upload::plan_artifact::{self, PlanMark};
 use crate::status_line::StatusLine;
-use crate::step::{Left, Unreadable};
+use crate::step::{SavedReport, SavedReportError};
 use crate::supervise::Supervisor;
 
 /// How many are asked for at once: each is a process and a request.
@@ -21,7 +21,7 @@ pub(super) const AT_ONCE: usize = 8;
 
 /// What was left in the build.
 #[derive(Debug, Default)]
-pub(super) struct Gathered {
+pub(super) struct BuildData {
     /// What the recordings have found.
     pub(super) recorded: Vec<Recorded>,
     /// What their steps say of failures, by the steps' keys: of those that say something.
@@ -29,14 +29,14 @@ pub(super) struct Gathered {
     /// How many recordings there are of which that cannot be read.
     pub(super) unread: usize,
     /// What the steps have left, by their keys.
-    pub(super) reports: BTreeMap<String, Result<Left, Unreadable>>,
+    pub(super) reports: BTreeMap<String, Result<SavedReport, SavedReportError>>,
     /// How Buildkite says that steps ended, by their keys: of those that it was asked for.
     pub(super) outcomes: BTreeMap<String, StepOutcome>,
     /// When that was asked, in seconds since 1970.
     pub(super) now: u64,
 }
 
-impl Gathered {
+impl BuildData {
     pub(super) fn is_empty(&self) -> bool {
         self.recorded.is_empty() && self.unread == 0 && self.reports.is_empty()
     }
@@ -52,15 +52,18 @@ impl Gathered {
 ///
 /// # Errors
 /// Buildkite cannot be reached (75); there is no `buildkite-agent` (69); a signal asked us to end.
-pub(super) fn gather(supervisor: &mut Supervisor, log: Log) -> Result<Gathered, Failure> {
+pub(super) fn gather(supervisor: &mut Supervisor, log: &Log) -> Result<BuildData, Failure> {
     let keys = agent::ask(
         supervisor,
         &command::meta_data_keys(),
         "see what was left in this build",
     )?;
     let keys = keys.text();
-    let mut gathered = Gathered::default();
-    let marks: Vec<&str> = keys.lines().filter(|key| kept::is_plan_mark(key)).collect();
+    let mut gathered = BuildData::default();
+    let marks: Vec<&str> = keys
+        .lines()
+        .filter(|key| plan_artifact::is_plan_mark(key))
+        .collect();
     for mark in values(supervisor, &marks, log)? {
         match recorded(supervisor, &mark, log)? {
             Some((recorded, plan)) => {
@@ -74,25 +77,25 @@ pub(super) fn gather(supervisor: &mut Supervisor, log: Log) -> Result<Gathered, 
     }
     let keys: Vec<&str> = keys
         .lines()
-        .filter(|key| Left::step(key).is_some())
+        .filter(|key| SavedReport::step(key).is_some())
         .collect();
     let values = values(supervisor, &keys, log)?;
     gathered.reports = keys
         .into_iter()
-        .filter_map(Left::step)
+        .filter_map(SavedReport::step)
         .zip(values)
-        .map(|(step, value)| (step.to_owned(), Left::read(&value)))
+        .map(|(step, value)| (step.to_owned(), SavedReport::read(&value)))
         .collect();
     Ok(gathered)
 }
 
 /// The meta-data under these keys, in their order.
-fn values(supervisor: &mut Supervisor, keys: &[&str], log: Log) -> Result<Vec<String>, Failure> {
+fn values(supervisor: &mut Supervisor, keys: &[&str], log: &Log) -> Result<Vec<String>, Failure> {
     let lines: Vec<_> = keys.iter().map(|key| command::get_meta_data(key)).collect();
     let mut values = vec![String::new(); lines.len()];
     let mut count = 0;
     let mut line = StatusLine::new(log);
-    at_once::each(supervisor, &lines, AT_ONCE, |number, finished, said| {
+    parallel::each(supervisor, &lines, AT_ONCE, |number, finished, said| {
         if !finished.ending.success() {
             let doing = "read what was left in this build";
             return Err(agent::unreachable(&lines[number], &finished, &said, doing));
@@ -110,8 +113,8 @@ fn values(supervisor: &mut Supervisor, keys: &[&str], log: Log) -> Result<Vec<St
 fn recorded(
     supervisor: &mut Supervisor,
     mark: &str,
-    log: Log,
-) -> Result<Option<(Recorded, Plan)>, Failure> {
+    log: &Log,
+) -> Result<Option<(Recorded, UploadPlan)>, Failure> {
     // Anything that runs in a build can set its meta-data: what is no job's id is not handed to the agent as one.
     let is_id = |job: &&str| {
         !job.starts_with('-')
@@ -123,14 +126,15 @@ fn recorded(
         log.warn("the mark of a recording's plan names no job: that recording is left out");
         return Ok(None);
     };
-    let plan = kept::download(supervisor, job, "get the plan of a recording")?;
+    let plan = plan_artifact::download(supervisor, job, "get the plan of a recording")?;
     let Some(plan) = plan else {
         log.warn(format_args!(
             "the recording of the job {job} is left out: Buildkite does not have its plan"
         ));
         return Ok(None);
     };
-    let recorded = Plan::read(&plan).and_then(|plan| Ok((Recorded::read(&plan.document)?, plan)));
+    let recorded =
+        UploadPlan::read(&plan).and_then(|plan| Ok((Recorded::read(&plan.document)?, plan)));
     Ok(recorded
         .inspect_err(|failure| {
             log.warn(format_args!(

@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::gather::Gathered;
-use super::rows::{Blocker, Outcome, Row, Suite};
+use super::gather::BuildData;
+use super::rows::{FailedDependency, Row, Suite, TargetOutcome};
 use super::terms::Terms;
 
 /// Finds those of the targets without a report that wait for one that failed, be it through others that did not run; each
 /// gets the nearest.
-pub(super) fn mark(gathered: &Gathered, suites: &mut [Suite]) {
+pub(super) fn mark(gathered: &BuildData, suites: &mut [Suite]) {
     let terms = |key: &str| gathered.terms.get(key);
     let mut waiting: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let targets = gathered.recorded.iter().flat_map(|it| &it.targets);
@@ -25,10 +25,10 @@ pub(super) fn mark(gathered: &Gathered, suites: &mut [Suite]) {
         .filter(|row| may_have_waited(row))
         .map(|row| row.key.as_str())
         .collect();
-    let blockers: Vec<(&Row, Blocker)> = rows()
+    let blockers: Vec<(&Row, FailedDependency)> = rows()
         .filter_map(|row| Some((row, blocker(row, gathered)?)))
         .collect();
-    let mut held: BTreeMap<String, Blocker> = BTreeMap::new();
+    let mut held: BTreeMap<String, FailedDependency> = BTreeMap::new();
     let (failed, stopped): (Vec<_>, Vec<_>) = blockers
         .into_iter()
         .partition(|(row, _)| !may_have_waited(row));
@@ -46,7 +46,7 @@ pub(super) fn mark(gathered: &Gathered, suites: &mut [Suite]) {
     go(first.collect(), &waiting, &mut silent, &mut held);
     for row in suites.iter_mut().flat_map(|suite| &mut suite.rows) {
         if let Some(blocker) = held.get(&row.key) {
-            row.outcome = Outcome::NotRun(blocker.clone());
+            row.outcome = TargetOutcome::NotRun(blocker.clone());
         }
     }
 }
@@ -54,12 +54,12 @@ pub(super) fn mark(gathered: &Gathered, suites: &mut [Suite]) {
 /// Goes from these targets, breadth first from all at once, to the silent ones that wait for them: so whatever comes to a target
 /// first is the nearest.
 fn go<'k>(
-    blockers: Vec<(&Row, Blocker)>,
+    blockers: Vec<(&Row, FailedDependency)>,
     waiting: &BTreeMap<&str, Vec<&'k str>>,
     silent: &mut BTreeSet<&'k str>,
-    held: &mut BTreeMap<String, Blocker>,
+    held: &mut BTreeMap<String, FailedDependency>,
 ) {
-    let mut reached: VecDeque<(String, Blocker)> = blockers
+    let mut reached: VecDeque<(String, FailedDependency)> = blockers
         .into_iter()
         .map(|(row, blocker)| (row.key.clone(), blocker))
         .collect();
@@ -80,16 +80,16 @@ fn may_have_waited(row: &Row) -> bool {
     is_silent
         && matches!(
             row.outcome,
-            Outcome::NoReport | Outcome::Stopped | Outcome::NeverRun
+            TargetOutcome::NoReport | TargetOutcome::Stopped | TargetOutcome::NeverRun
         )
 }
 
 /// What happened to a target for which others wait in vain.
-fn blocker(row: &Row, gathered: &Gathered) -> Option<Blocker> {
+fn blocker(row: &Row, gathered: &BuildData) -> Option<FailedDependency> {
     let what = match row.outcome {
-        Outcome::Failed(_) => "failed",
+        TargetOutcome::Failed(_) => "failed",
         // Of these Buildkite is not asked, so it is the plan that says whether others run all the same.
-        Outcome::EvaluationError | Outcome::Refused => {
+        TargetOutcome::EvaluationError | TargetOutcome::Refused => {
             let exit = row.report.as_ref().map(|left| left.exit);
             let terms = gathered.terms.get(&row.key);
             if terms.is_some_and(|terms| terms.is_soft(exit)) {
@@ -97,12 +97,12 @@ fn blocker(row: &Row, gathered: &Gathered) -> Option<Blocker> {
             }
             "failed"
         }
-        Outcome::TimedOut => "timed out",
-        Outcome::Cancelled => "was cancelled",
-        Outcome::Stopped => "was stopped",
+        TargetOutcome::TimedOut => "timed out",
+        TargetOutcome::Cancelled => "was cancelled",
+        TargetOutcome::Stopped => "was stopped",
         _ => return None,
     };
-    Some(Blocker {
+    Some(FailedDependency {
         target: row.target.clone(),
         what,
     })
@@ -114,7 +114,7 @@ mod tests {
     use super::super::rows::tests::{gathered, left, recorded, target};
     use super::*;
     use crate::buildkite::outcome::StepOutcome;
-    use crate::step::{Left, Unreadable};
+    use crate::step::{SavedReport, SavedReportError};
     use serde_json::{Value, json};
 
     /// What `attr` waits for, by the attributes of those.
@@ -124,15 +124,15 @@ mod tests {
         target
     }
 
-    fn failed() -> Result<Left, Unreadable> {
+    fn failed() -> Result<SavedReport, SavedReportError> {
         left(&json!({ "exit": 100 }), 1.0)
     }
 
     /// Each target that has not run, with the one that failed.
-    fn held(gathered: &Gathered) -> BTreeMap<String, String> {
+    fn held(gathered: &BuildData) -> BTreeMap<String, String> {
         let rows = Rows::new(gathered);
         let held = rows.steps().filter_map(|(_, row)| match &row.outcome {
-            Outcome::NotRun(blocker) => Some((row.target.clone(), blocker.target.clone())),
+            TargetOutcome::NotRun(blocker) => Some((row.target.clone(), blocker.target.clone())),
             _ => None,
         });
         held.collect()
@@ -171,7 +171,7 @@ mod tests {
                 ("drv-near", failed()),
                 // A dependency that was tried again, say: it has run, so nothing behind it was held back by `far`.
                 ("drv-good", left(&json!({ "built": 1 }), 1.0)),
-                ("drv-odd", Err(Unreadable::NoReport)),
+                ("drv-odd", Err(SavedReportError::NoReport)),
             ],
         );
         assert_eq!(
@@ -189,7 +189,7 @@ mod tests {
     fn what_waits_for_a_broken_attribute_has_not_run_either() {
         let broken = crate::nix::AttrPath::new(vec!["broken".into()]);
         let mut behind = target("behind");
-        behind["depends_on"] = json!([crate::recording::steps::error_key(&broken)]);
+        behind["depends_on"] = json!([crate::recording::pipeline::steps::error_key(&broken)]);
         let recorded = recorded(&json!([behind]), &json!([{ "attr": broken.names() }]));
         assert_eq!(
             held(&gathered(vec![recorded], [])),

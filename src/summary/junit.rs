@@ -8,7 +8,7 @@ use std::io;
 use quick_xml::Writer;
 use quick_xml::events::{BytesDecl, BytesText, Event};
 
-use super::rows::{Outcome, Row, Rows, Suite, What};
+use super::rows::{FailedPart, Row, Rows, Suite, TargetOutcome};
 use crate::exit::{Class, Classify as _, Failure};
 
 /// The document.
@@ -74,26 +74,26 @@ enum Case {
 }
 
 impl Case {
-    fn of(outcome: &Outcome) -> Self {
+    fn of(outcome: &TargetOutcome) -> Self {
         match outcome {
-            Outcome::Failed(_) | Outcome::SoftFailed(_) => Self::Failure,
-            Outcome::EvaluationError
-            | Outcome::Refused
-            | Outcome::TimedOut
-            | Outcome::Cancelled
-            | Outcome::Stopped
-            | Outcome::NoReport
-            | Outcome::PassedSilently
-            | Outcome::Unreadable
-            | Outcome::OtherVersion(_)
-            | Outcome::NotKnown
-            | Outcome::NoStep => Self::Error,
-            Outcome::Built | Outcome::Fetched | Outcome::There => Self::Success,
+            TargetOutcome::Failed(_) | TargetOutcome::SoftFailed(_) => Self::Failure,
+            TargetOutcome::EvaluationError
+            | TargetOutcome::Refused
+            | TargetOutcome::TimedOut
+            | TargetOutcome::Cancelled
+            | TargetOutcome::Stopped
+            | TargetOutcome::NoReport
+            | TargetOutcome::PassedSilently
+            | TargetOutcome::Unreadable
+            | TargetOutcome::OtherVersion(_)
+            | TargetOutcome::NotKnown
+            | TargetOutcome::NoStep => Self::Error,
+            TargetOutcome::Built | TargetOutcome::Fetched | TargetOutcome::There => Self::Success,
             // That something failed is said where it did.
-            Outcome::NotRun(_)
-            | Outcome::NeverRun
-            | Outcome::Unfinished(_)
-            | Outcome::Skipped(_) => Self::Skipped,
+            TargetOutcome::NotRun(_)
+            | TargetOutcome::NeverRun
+            | TargetOutcome::Unfinished(_)
+            | TargetOutcome::Skipped(_) => Self::Skipped,
         }
     }
 }
@@ -102,32 +102,32 @@ impl Case {
 const NO_REPORT: &str = "no-report";
 
 /// The type and the message of a failure, and whether it is of the build: then the derivation that failed belongs to it.
-fn failure<'r>(row: &'r Row, what: &What, how: &str) -> (&'r str, String, bool) {
+fn failure<'r>(row: &'r Row, what: &FailedPart, how: &str) -> (&'r str, String, bool) {
     let left = row.report.as_ref();
     match what {
-        What::Build => {
+        FailedPart::Build => {
             let class = left.and_then(|left| left.class.as_deref());
             let status = left.map_or(0, |left| left.exit);
             let message = row.message.clone();
             let message = message.unwrap_or_else(|| format!("its step ended with status {status}"));
             (class.unwrap_or("failed"), message, true)
         }
-        What::Command => (
+        FailedPart::Command => (
             "command",
             format!("its step's command {how}, after the build"),
             false,
         ),
-        What::Later => (
+        FailedPart::Later => (
             "after-build",
             format!("its step {how} after the build ({})", row.after()),
             false,
         ),
-        What::OtherJob => (
+        FailedPart::OtherJob => (
             "other-job",
             format!("its step {how} in another job than the one that has built it"),
             false,
         ),
-        What::NotKnown => (
+        FailedPart::NotKnown => (
             "no-report",
             format!("its step {how}, and has left no report"),
             false,
@@ -136,44 +136,44 @@ fn failure<'r>(row: &'r Row, what: &What, how: &str) -> (&'r str, String, bool) 
 }
 
 /// The type and the message of an outcome that is an error: its step was ended from outside, or how it stands is not known.
-fn error(outcome: &Outcome) -> Option<(&'static str, String)> {
+fn error(outcome: &TargetOutcome) -> Option<(&'static str, String)> {
     let (kind, message) = match outcome {
-        Outcome::TimedOut => ("timed-out", "its job ran for longer than it may"),
-        Outcome::Cancelled => ("cancelled", "its job was cancelled"),
-        Outcome::Stopped => ("stopped", "its job was cancelled, timed out, or expired"),
-        Outcome::NoReport => (
+        TargetOutcome::TimedOut => ("timed-out", "its job ran for longer than it may"),
+        TargetOutcome::Cancelled => ("cancelled", "its job was cancelled"),
+        TargetOutcome::Stopped => ("stopped", "its job was cancelled, timed out, or expired"),
+        TargetOutcome::NoReport => (
             NO_REPORT,
             "its step has left no report, and how it ended is not known",
         ),
-        Outcome::PassedSilently => (
+        TargetOutcome::PassedSilently => (
             NO_REPORT,
             "its step passed, and has left no report: whether it was built is not known",
         ),
-        Outcome::Unreadable => (NO_REPORT, "its report cannot be read"),
-        Outcome::OtherVersion(version) => {
+        TargetOutcome::Unreadable => (NO_REPORT, "its report cannot be read"),
+        TargetOutcome::OtherVersion(version) => {
             let message = format!("its report is of version {version}, which is not known here");
             return Some((NO_REPORT, message));
         }
-        Outcome::NoStep => (
+        TargetOutcome::NoStep => (
             "no-step",
             "the build has no such step: the recording did not come to uploading it",
         ),
-        Outcome::NotKnown => (
+        TargetOutcome::NotKnown => (
             "no-outcome",
             "it was built, and how its job ended is not known",
         ),
         // Named one by one, so that no outcome that is new is a success.
-        Outcome::Built
-        | Outcome::Fetched
-        | Outcome::There
-        | Outcome::Failed(_)
-        | Outcome::SoftFailed(_)
-        | Outcome::EvaluationError
-        | Outcome::Refused
-        | Outcome::NotRun(_)
-        | Outcome::NeverRun
-        | Outcome::Unfinished(_)
-        | Outcome::Skipped(_) => return None,
+        TargetOutcome::Built
+        | TargetOutcome::Fetched
+        | TargetOutcome::There
+        | TargetOutcome::Failed(_)
+        | TargetOutcome::SoftFailed(_)
+        | TargetOutcome::EvaluationError
+        | TargetOutcome::Refused
+        | TargetOutcome::NotRun(_)
+        | TargetOutcome::NeverRun
+        | TargetOutcome::Unfinished(_)
+        | TargetOutcome::Skipped(_) => return None,
     };
     Some((kind, message.into()))
 }
@@ -190,24 +190,24 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
     let message = row.message.as_deref();
     let message_or = |otherwise: &str| message.unwrap_or(otherwise).to_owned();
     let (element, kind, message) = match &row.outcome {
-        Outcome::Failed(what) | Outcome::SoftFailed(what) => {
+        TargetOutcome::Failed(what) | TargetOutcome::SoftFailed(what) => {
             let how = match row.outcome {
-                Outcome::SoftFailed(_) => "failed softly",
+                TargetOutcome::SoftFailed(_) => "failed softly",
                 _ => "failed",
             };
             let (kind, message, is_build) = failure(row, what, how);
             drv = drv.filter(|_| is_build);
             let message = match row.outcome {
-                Outcome::SoftFailed(_) if is_build => format!("soft failed: {message}"),
+                TargetOutcome::SoftFailed(_) if is_build => format!("soft failed: {message}"),
                 _ => message,
             };
             ("failure", Some(kind), message)
         }
-        Outcome::EvaluationError => {
+        TargetOutcome::EvaluationError => {
             let class = class.unwrap_or(Class::Evaluation.word());
             ("error", Some(class), message_or("it does not evaluate"))
         }
-        Outcome::Refused => {
+        TargetOutcome::Refused => {
             let class = class.unwrap_or(Class::Config.word());
             (
                 "error",
@@ -216,17 +216,17 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
             )
         }
         // Skipped ones have a message and no type.
-        Outcome::NotRun(blocker) => {
+        TargetOutcome::NotRun(blocker) => {
             let message = format!("not run: {} {}", blocker.target, blocker.what);
             ("skipped", None, message)
         }
-        Outcome::NeverRun => ("skipped", None, "not run".into()),
-        Outcome::Unfinished(state) => (
+        TargetOutcome::NeverRun => ("skipped", None, "not run".into()),
+        TargetOutcome::Unfinished(state) => (
             "skipped",
             None,
             format!("not finished: {}", state.replace('_', " ")),
         ),
-        Outcome::Skipped(reason) => ("skipped", None, reason.clone()),
+        TargetOutcome::Skipped(reason) => ("skipped", None, reason.clone()),
         other => {
             let Some((kind, message)) = error(other) else {
                 case.write_empty()?;
@@ -275,7 +275,7 @@ fn valid(text: &str) -> String {
 mod tests {
     use super::super::rows::tests::{gathered, left, recorded, target};
     use super::*;
-    use crate::step::Unreadable;
+    use crate::step::SavedReportError;
     use serde_json::{Value, json};
 
     #[test]
@@ -300,7 +300,7 @@ mod tests {
                         3.0,
                     ),
                 ),
-                ("drv-new", Err(Unreadable::Version(2))),
+                ("drv-new", Err(SavedReportError::Version(2))),
                 ("by-hand", left(&json!({ "target": "hello" }), 0.5)),
             ],
         );

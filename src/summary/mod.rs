@@ -21,7 +21,7 @@ use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::supervise::Supervisor;
 
-use gather::Gathered;
+use gather::BuildData;
 use rows::Rows;
 
 /// The name of the artifact.
@@ -37,19 +37,19 @@ const CONTEXT: &str = "eval-once-summary";
 pub fn perform(
     in_job: Result<(), Failure>,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<(), Failure> {
     in_job?;
     sum_up(supervisor, log).map_err(|failure| match failure.class {
         Class::MissingProgram => failure.hint("in a job the agent puts it on PATH"),
-        Class::Surroundings => {
+        Class::Infrastructure => {
             failure.hint("can this host reach Buildkite? The job can be retried")
         }
         _ => failure,
     })
 }
 
-fn sum_up(supervisor: &mut Supervisor, log: Log) -> Result<(), Failure> {
+fn sum_up(supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
     let mut gathered = gather::gather(supervisor, log)?;
     if gathered.is_empty() {
         log.say(
@@ -67,9 +67,9 @@ fn sum_up(supervisor: &mut Supervisor, log: Log) -> Result<(), Failure> {
 
 /// The rows, once Buildkite has said how those steps ended of which the reports and the plans alone do not tell.
 fn with_outcomes(
-    gathered: &mut Gathered,
+    gathered: &mut BuildData,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<Rows, Failure> {
     loop {
         let rows = Rows::new(gathered);

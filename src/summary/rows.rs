@@ -13,23 +13,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::gather::Gathered;
+use super::gather::BuildData;
 use super::held;
 use super::terms::Terms;
 use crate::buildkite::outcome::StepOutcome;
 use crate::keys::Keys;
 use crate::nix::{AttrPath, DrvPath};
-use crate::recording::document::{Recorded, RecordedError, RecordedTarget};
-use crate::recording::steps::error_key;
-use crate::step::{COMMAND, Later, Left, Stop, Unreadable, WayName};
+use crate::recording::pipeline::document::{Recorded, RecordedError, RecordedTarget};
+use crate::recording::pipeline::steps::error_key;
+use crate::step::{AfterBuild, COMMAND, SavedReport, SavedReportError, StopReason, WayName};
 
 /// How a target stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum TargetOutcome {
     /// Its step failed.
-    Failed(What),
+    Failed(FailedPart),
     /// Its step failed, which its `soft_fail` allows.
-    SoftFailed(What),
+    SoftFailed(FailedPart),
     /// Its job ran for longer than it may.
     TimedOut,
     /// Its job was cancelled.
@@ -41,7 +41,7 @@ pub(super) enum Outcome {
     /// It evaluates, and its metadata makes no step.
     Refused,
     /// Its step did not run, because of the step of this target, for which it waits.
-    NotRun(Blocker),
+    NotRun(FailedDependency),
     /// Its step did not run: it is skipped, or has a condition.
     NeverRun,
     /// The build has no such step: the recording did not come to uploading it.
@@ -70,7 +70,7 @@ pub(super) enum Outcome {
 
 /// What of a step failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum FailedPart {
     /// The build of its target.
     Build,
     /// Its own command, after the build.
@@ -85,7 +85,7 @@ pub(super) enum What {
 
 /// A target whose step has not passed, and so holds others up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Blocker {
+pub(super) struct FailedDependency {
     /// What it is called.
     pub(super) target: String,
     /// What happened to it, as the end of a sentence.
@@ -99,13 +99,13 @@ pub(super) struct Row {
     pub(super) key: String,
     /// Its attribute path, or the name by which its step knows it.
     pub(super) target: String,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: TargetOutcome,
     /// What its step has left.
-    pub(super) report: Option<Left>,
+    pub(super) report: Option<SavedReport>,
     /// What is wrong with it, where that is known.
     pub(super) message: Option<String>,
     /// The name of the derivation that itself failed, where that is another than the target's own.
-    pub(super) culprit: Option<String>,
+    pub(super) root_cause: Option<String>,
     /// How many attributes give it.
     pub(super) attributes: usize,
 }
@@ -117,21 +117,24 @@ impl Row {
     }
 
     /// What its step has left, where it evaluated although the target was not broken to begin with.
-    pub(super) fn evaluated_again(&self) -> Option<&Left> {
+    pub(super) fn evaluated_again(&self) -> Option<&SavedReport> {
         let left = self.report.as_ref()?;
         (!self.is_error() && left.way() == Some(WayName::Evaluated)).then_some(left)
     }
 
     /// Whether it was an error of the recording, and is one still.
     pub(super) fn is_error(&self) -> bool {
-        matches!(self.outcome, Outcome::EvaluationError | Outcome::Refused)
+        matches!(
+            self.outcome,
+            TargetOutcome::EvaluationError | TargetOutcome::Refused
+        )
     }
 
     /// Whether its step is known to have passed, and to have built it.
     pub(super) fn has_passed(&self) -> bool {
         matches!(
             self.outcome,
-            Outcome::Built | Outcome::Fetched | Outcome::There
+            TargetOutcome::Built | TargetOutcome::Fetched | TargetOutcome::There
         )
     }
 
@@ -151,11 +154,11 @@ impl Row {
     fn tells_too_little(&self) -> bool {
         let after = || self.report.as_ref().and_then(|left| left.after.as_deref());
         match self.outcome {
-            Outcome::Unreadable
-            | Outcome::OtherVersion(_)
-            | Outcome::Failed(_)
-            | Outcome::SoftFailed(_) => true,
-            Outcome::Built | Outcome::Fetched | Outcome::There => {
+            TargetOutcome::Unreadable
+            | TargetOutcome::OtherVersion(_)
+            | TargetOutcome::Failed(_)
+            | TargetOutcome::SoftFailed(_) => true,
+            TargetOutcome::Built | TargetOutcome::Fetched | TargetOutcome::There => {
                 after().is_none_or(|after| !after.is_empty())
             }
             _ => false,
@@ -186,7 +189,7 @@ pub(super) struct Rows {
 const OTHERS: &str = "steps without a recording";
 
 impl Rows {
-    pub(super) fn new(gathered: &Gathered) -> Self {
+    pub(super) fn new(gathered: &BuildData) -> Self {
         let mut seen = BTreeSet::new();
         let mut suites: Vec<Suite> = gathered
             .recorded
@@ -233,7 +236,7 @@ impl Rows {
 
     /// The keys of the steps that Buildkite is to be asked for now. Those without a report come last, once it is known what held
     /// others up.
-    pub(super) fn not_told(&self, gathered: &Gathered) -> Vec<String> {
+    pub(super) fn not_told(&self, gathered: &BuildData) -> Vec<String> {
         let is_several = |row: &Row| {
             let terms = gathered.terms.get(&row.key);
             terms.is_some_and(Terms::is_several)
@@ -248,7 +251,7 @@ impl Rows {
         };
         let told = open(&|row| row.tells_too_little() || row.has_passed() && is_several(row));
         if told.is_empty() {
-            return open(&|row| row.outcome == Outcome::NoReport);
+            return open(&|row| row.outcome == TargetOutcome::NoReport);
         }
         told
     }
@@ -264,7 +267,7 @@ impl Rows {
 }
 
 /// The targets and errors of a recording.
-fn rows(recorded: &Recorded, gathered: &Gathered) -> Vec<Row> {
+fn rows(recorded: &Recorded, gathered: &BuildData) -> Vec<Row> {
     let errors: BTreeMap<&AttrPath, &RecordedError> = recorded
         .errors
         .iter()
@@ -287,9 +290,12 @@ fn rows(recorded: &Recorded, gathered: &Gathered) -> Vec<Row> {
             };
             let mut row = row(&target.key, called, gathered);
             row.attributes += target.also.len();
-            row.culprit = row.report.as_ref().and_then(|left| culprit(left, target));
-            if let (Outcome::NoReport, Some(reason)) = (&row.outcome, &target.skip) {
-                row.outcome = Outcome::Skipped(reason.clone());
+            row.root_cause = row
+                .report
+                .as_ref()
+                .and_then(|left| root_cause(left, target));
+            if let (TargetOutcome::NoReport, Some(reason)) = (&row.outcome, &target.skip) {
+                row.outcome = TargetOutcome::Skipped(reason.clone());
             }
             row
         });
@@ -304,9 +310,9 @@ fn rows(recorded: &Recorded, gathered: &Gathered) -> Vec<Row> {
         let was_built = row.report.as_ref().is_some_and(|left| left.exit == 0);
         if !was_built {
             row.outcome = if error.refused {
-                Outcome::Refused
+                TargetOutcome::Refused
             } else {
-                Outcome::EvaluationError
+                TargetOutcome::EvaluationError
             };
             row.message = row.message.or_else(|| error.message.clone());
         }
@@ -315,15 +321,17 @@ fn rows(recorded: &Recorded, gathered: &Gathered) -> Vec<Row> {
     targets.chain(errors).collect()
 }
 
-fn row(key: &str, target: String, gathered: &Gathered) -> Row {
+fn row(key: &str, target: String, gathered: &BuildData) -> Row {
     let report = gathered.reports.get(key);
     let left = report.and_then(|report| report.as_ref().ok());
     let outcome = match (gathered.outcomes.get(key), left) {
         (Some(said), _) if said.is_known() => ended(said, report, gathered.now),
-        (said, Some(left)) if left.exit == 0 && said.is_some() => Outcome::NotKnown,
+        (said, Some(left)) if left.exit == 0 && said.is_some() => TargetOutcome::NotKnown,
         (_, Some(left)) if left.exit == 0 => built(left),
-        (_, Some(left)) if gathered.is_soft(key, left.exit) => Outcome::SoftFailed(What::Build),
-        (_, Some(_)) => Outcome::Failed(What::Build),
+        (_, Some(left)) if gathered.is_soft(key, left.exit) => {
+            TargetOutcome::SoftFailed(FailedPart::Build)
+        }
+        (_, Some(_)) => TargetOutcome::Failed(FailedPart::Build),
         (_, None) => without_report(report),
     };
     let report = left.cloned();
@@ -334,7 +342,7 @@ fn row(key: &str, target: String, gathered: &Gathered) -> Row {
         outcome,
         message: report.as_ref().and_then(|left| left.message.clone()),
         // What the target's own is called is not known here: but it may be all that the target is called by.
-        culprit: failed.filter(|name| *name != target),
+        root_cause: failed.filter(|name| *name != target),
         attributes: 1,
         target,
         report,
@@ -342,41 +350,48 @@ fn row(key: &str, target: String, gathered: &Gathered) -> Row {
 }
 
 /// How a target stands whose step ended as Buildkite has `said`; it is `now`, in seconds since 1970.
-fn ended(said: &StepOutcome, report: Option<&Result<Left, Unreadable>>, now: u64) -> Outcome {
+fn ended(
+    said: &StepOutcome,
+    report: Option<&Result<SavedReport, SavedReportError>>,
+    now: u64,
+) -> TargetOutcome {
     let left = report.and_then(|report| report.as_ref().ok());
     let what = || match left {
-        None => What::NotKnown,
-        Some(left) if left.exit != 0 => What::Build,
+        None => FailedPart::NotKnown,
+        Some(left) if left.exit != 0 => FailedPart::Build,
         Some(left) => {
             // A report that does not say what came after it is of a version that left it before the command.
             let Some(after) = &left.after else {
-                return What::Command;
+                return FailedPart::Command;
             };
             if after.iter().any(|after| after == COMMAND) {
-                What::Command
-            } else if after.iter().any(|after| after != Later::OtherJob.word()) {
-                What::Later
+                FailedPart::Command
+            } else if after
+                .iter()
+                .any(|after| after != AfterBuild::OtherJob.word())
+            {
+                FailedPart::Later
             } else {
-                What::OtherJob
+                FailedPart::OtherJob
             }
         }
     };
     match said {
-        StepOutcome::HardFailed => Outcome::Failed(what()),
-        StepOutcome::SoftFailed => Outcome::SoftFailed(what()),
+        StepOutcome::HardFailed => TargetOutcome::Failed(what()),
+        StepOutcome::SoftFailed => TargetOutcome::SoftFailed(what()),
         StepOutcome::Errored => stopped(left, now),
-        StepOutcome::Unfinished(state) => Outcome::Unfinished(state.clone()),
+        StepOutcome::Unfinished(state) => TargetOutcome::Unfinished(state.clone()),
         // What Buildkite knows no step of has left its report all the same: it is told as it is.
         StepOutcome::Passed | StepOutcome::NotRun | StepOutcome::NoStep | StepOutcome::NotKnown => {
             match (left, said) {
                 (Some(left), _) if left.exit == 0 => built(left),
-                (Some(_), StepOutcome::Passed) => Outcome::PassedSilently,
-                (Some(_), _) => Outcome::Failed(What::Build),
+                (Some(_), StepOutcome::Passed) => TargetOutcome::PassedSilently,
+                (Some(_), _) => TargetOutcome::Failed(FailedPart::Build),
                 (None, _) if report.is_some() => without_report(report),
-                (None, StepOutcome::Passed) => Outcome::PassedSilently,
-                (None, StepOutcome::NotKnown) => Outcome::NoReport,
-                (None, StepOutcome::NoStep) => Outcome::NoStep,
-                (None, _) => Outcome::NeverRun,
+                (None, StepOutcome::Passed) => TargetOutcome::PassedSilently,
+                (None, StepOutcome::NotKnown) => TargetOutcome::NoReport,
+                (None, StepOutcome::NoStep) => TargetOutcome::NoStep,
+                (None, _) => TargetOutcome::NeverRun,
             }
         }
     }
@@ -384,45 +399,45 @@ fn ended(said: &StepOutcome, report: Option<&Result<Left, Unreadable>>, now: u64
 
 /// What ended a job that was cancelled, timed out, or expired. Its report says so where it was left when the job was stopped.
 /// One that was left before, when the build was through, says until when the job may run.
-fn stopped(left: Option<&Left>, now: u64) -> Outcome {
+fn stopped(left: Option<&SavedReport>, now: u64) -> TargetOutcome {
     match left {
         Some(left) if left.exit != 0 => match left.stopped {
-            Some(Stop::Timeout) => Outcome::TimedOut,
-            Some(Stop::Cancel) => Outcome::Cancelled,
-            None => Outcome::Stopped,
+            Some(StopReason::Timeout) => TargetOutcome::TimedOut,
+            Some(StopReason::Cancel) => TargetOutcome::Cancelled,
+            None => TargetOutcome::Stopped,
         },
-        Some(Left {
+        Some(SavedReport {
             until: Some(until),
             after: Some(_),
             ..
-        }) if now < *until => Outcome::Cancelled,
-        _ => Outcome::Stopped,
+        }) if now < *until => TargetOutcome::Cancelled,
+        _ => TargetOutcome::Stopped,
     }
 }
 
-fn built(left: &Left) -> Outcome {
+fn built(left: &SavedReport) -> TargetOutcome {
     match (left.built, left.substituted) {
-        (0, 0) => Outcome::There,
-        (0, _) => Outcome::Fetched,
-        _ => Outcome::Built,
+        (0, 0) => TargetOutcome::There,
+        (0, _) => TargetOutcome::Fetched,
+        _ => TargetOutcome::Built,
     }
 }
 
-fn without_report(report: Option<&Result<Left, Unreadable>>) -> Outcome {
+fn without_report(report: Option<&Result<SavedReport, SavedReportError>>) -> TargetOutcome {
     match report {
-        Some(Err(Unreadable::NoReport)) => Outcome::Unreadable,
-        Some(Err(Unreadable::Version(version))) => Outcome::OtherVersion(*version),
-        _ => Outcome::NoReport,
+        Some(Err(SavedReportError::NoReport)) => TargetOutcome::Unreadable,
+        Some(Err(SavedReportError::Version(version))) => TargetOutcome::OtherVersion(*version),
+        _ => TargetOutcome::NoReport,
     }
 }
 
 /// The derivation that itself failed. Anything can stand in a report: what is no `.drv` of a store is none.
-fn failed(left: &Left) -> Option<DrvPath> {
+fn failed(left: &SavedReport) -> Option<DrvPath> {
     DrvPath::parse(left.drv.as_deref()?).ok()
 }
 
 /// The name of the derivation that itself failed, where that is not the one of `target`.
-fn culprit(left: &Left, target: &RecordedTarget) -> Option<String> {
+fn root_cause(left: &SavedReport, target: &RecordedTarget) -> Option<String> {
     let failed = failed(left)?;
     // What has drifted has another path than was recorded, and still its name.
     let is_own =
@@ -461,18 +476,21 @@ pub(super) mod tests {
     }
 
     /// A report of a step that took `total` seconds.
-    pub(in super::super) fn left(more: &Value, total: f64) -> Result<Left, Unreadable> {
+    pub(in super::super) fn left(
+        more: &Value,
+        total: f64,
+    ) -> Result<SavedReport, SavedReportError> {
         let mut left = json!({ "version": 1, "way": "realised", "reason": "drv-valid", "seconds": { "total": total } });
         let map = left.as_object_mut().unwrap();
         map.extend(more.as_object().unwrap().clone());
-        Left::read(&left.to_string())
+        SavedReport::read(&left.to_string())
     }
 
     pub(in super::super) fn gathered<const N: usize>(
         recorded: Vec<Recorded>,
-        reports: [(&str, Result<Left, Unreadable>); N],
-    ) -> Gathered {
-        Gathered {
+        reports: [(&str, Result<SavedReport, SavedReportError>); N],
+    ) -> BuildData {
+        BuildData {
             recorded,
             terms: BTreeMap::new(),
             unread: 0,
@@ -485,7 +503,7 @@ pub(super) mod tests {
         }
     }
 
-    fn outcomes(rows: &Rows) -> BTreeMap<&str, Outcome> {
+    fn outcomes(rows: &Rows) -> BTreeMap<&str, TargetOutcome> {
         rows.steps()
             .map(|(_, row)| (row.target.as_str(), row.outcome.clone()))
             .collect()
@@ -513,8 +531,8 @@ pub(super) mod tests {
                 ("drv-fetched", left(&json!({ "substituted": 1 }), 1.0)),
                 ("drv-there", left(&json!({}), 1.0)),
                 ("drv-failed", left(&json!({ "exit": 100, "built": 1 }), 1.0)),
-                ("drv-odd", Err(Unreadable::NoReport)),
-                ("drv-new", Err(Unreadable::Version(2))),
+                ("drv-odd", Err(SavedReportError::NoReport)),
+                ("drv-new", Err(SavedReportError::Version(2))),
                 (
                     &error("broken"),
                     left(&json!({ "exit": 65, "message": "said by Nix" }), 1.0),
@@ -530,18 +548,18 @@ pub(super) mod tests {
         assert_eq!(
             outcomes(&rows),
             BTreeMap::from([
-                ("built", Outcome::Built),
-                ("fetched", Outcome::Fetched),
-                ("there", Outcome::There),
-                ("failed", Outcome::Failed(What::Build)),
-                ("silent", Outcome::NoReport),
-                ("odd", Outcome::Unreadable),
-                ("new", Outcome::OtherVersion(2)),
-                ("skipped", Outcome::Skipped("a cache has it".into())),
-                ("broken", Outcome::EvaluationError),
-                ("refused", Outcome::Refused),
-                ("mended", Outcome::Built),
-                ("hello", Outcome::Built),
+                ("built", TargetOutcome::Built),
+                ("fetched", TargetOutcome::Fetched),
+                ("there", TargetOutcome::There),
+                ("failed", TargetOutcome::Failed(FailedPart::Build)),
+                ("silent", TargetOutcome::NoReport),
+                ("odd", TargetOutcome::Unreadable),
+                ("new", TargetOutcome::OtherVersion(2)),
+                ("skipped", TargetOutcome::Skipped("a cache has it".into())),
+                ("broken", TargetOutcome::EvaluationError),
+                ("refused", TargetOutcome::Refused),
+                ("mended", TargetOutcome::Built),
+                ("hello", TargetOutcome::Built),
             ])
         );
         let names: Vec<&str> = rows
@@ -560,7 +578,7 @@ pub(super) mod tests {
     }
 
     /// How each target stands of which the report is this and Buildkite says this.
-    fn outcome_of(report: Option<&Value>, said: Option<StepOutcome>) -> Outcome {
+    fn outcome_of(report: Option<&Value>, said: Option<StepOutcome>) -> TargetOutcome {
         let mut gathered = gathered(vec![recorded(&json!([target("a")]), &json!([]))], []);
         if let Some(report) = report {
             gathered.reports.insert("drv-a".into(), left(report, 1.0));
@@ -593,59 +611,95 @@ pub(super) mod tests {
         let stopped = |by: &str| json!({ "exit": 143, "class": "signal", "stopped": by });
         let running = || Unfinished("running".into());
         for (report, said, expected) in [
-            (Some(&alone), None, Outcome::Built),
-            (Some(&command), Some(Passed), Outcome::Built),
+            (Some(&alone), None, TargetOutcome::Built),
+            (Some(&command), Some(Passed), TargetOutcome::Built),
             (
                 Some(&command),
                 Some(HardFailed),
-                Outcome::Failed(What::Command),
+                TargetOutcome::Failed(FailedPart::Command),
             ),
-            (Some(&old), Some(HardFailed), Outcome::Failed(What::Command)),
-            (Some(&hook), Some(HardFailed), Outcome::Failed(What::Later)),
+            (
+                Some(&old),
+                Some(HardFailed),
+                TargetOutcome::Failed(FailedPart::Command),
+            ),
+            (
+                Some(&hook),
+                Some(HardFailed),
+                TargetOutcome::Failed(FailedPart::Later),
+            ),
             (
                 Some(&alone),
                 Some(HardFailed),
-                Outcome::Failed(What::OtherJob),
+                TargetOutcome::Failed(FailedPart::OtherJob),
             ),
             (
                 Some(&command),
                 Some(SoftFailed),
-                Outcome::SoftFailed(What::Command),
+                TargetOutcome::SoftFailed(FailedPart::Command),
             ),
-            (Some(&command), Some(NotKnown), Outcome::NotKnown),
-            (Some(&command), Some(NoStep), Outcome::Built),
+            (Some(&command), Some(NotKnown), TargetOutcome::NotKnown),
+            (Some(&command), Some(NoStep), TargetOutcome::Built),
             (
                 Some(&command),
                 Some(running()),
-                Outcome::Unfinished("running".into()),
+                TargetOutcome::Unfinished("running".into()),
             ),
-            (Some(&red), Some(HardFailed), Outcome::Failed(What::Build)),
+            (
+                Some(&red),
+                Some(HardFailed),
+                TargetOutcome::Failed(FailedPart::Build),
+            ),
             (
                 Some(&red),
                 Some(SoftFailed),
-                Outcome::SoftFailed(What::Build),
+                TargetOutcome::SoftFailed(FailedPart::Build),
             ),
-            (Some(&red), Some(NotKnown), Outcome::Failed(What::Build)),
+            (
+                Some(&red),
+                Some(NotKnown),
+                TargetOutcome::Failed(FailedPart::Build),
+            ),
             // Another try has passed, and could not leave its report.
-            (Some(&red), Some(Passed), Outcome::PassedSilently),
-            (Some(&red), Some(Errored), Outcome::Stopped),
-            (Some(&stopped("cancel")), Some(Errored), Outcome::Cancelled),
-            (Some(&stopped("timeout")), Some(Errored), Outcome::TimedOut),
+            (Some(&red), Some(Passed), TargetOutcome::PassedSilently),
+            (Some(&red), Some(Errored), TargetOutcome::Stopped),
+            (
+                Some(&stopped("cancel")),
+                Some(Errored),
+                TargetOutcome::Cancelled,
+            ),
+            (
+                Some(&stopped("timeout")),
+                Some(Errored),
+                TargetOutcome::TimedOut,
+            ),
             // Its agent was stopped, and it was not tried again.
             (
                 Some(&stopped("cancel")),
                 Some(HardFailed),
-                Outcome::Failed(What::Build),
+                TargetOutcome::Failed(FailedPart::Build),
             ),
-            (None, None, Outcome::NoReport),
-            (None, Some(Passed), Outcome::PassedSilently),
-            (None, Some(HardFailed), Outcome::Failed(What::NotKnown)),
-            (None, Some(SoftFailed), Outcome::SoftFailed(What::NotKnown)),
-            (None, Some(Errored), Outcome::Stopped),
-            (None, Some(NotRun), Outcome::NeverRun),
-            (None, Some(NoStep), Outcome::NoStep),
-            (None, Some(NotKnown), Outcome::NoReport),
-            (None, Some(running()), Outcome::Unfinished("running".into())),
+            (None, None, TargetOutcome::NoReport),
+            (None, Some(Passed), TargetOutcome::PassedSilently),
+            (
+                None,
+                Some(HardFailed),
+                TargetOutcome::Failed(FailedPart::NotKnown),
+            ),
+            (
+                None,
+                Some(SoftFailed),
+                TargetOutcome::SoftFailed(FailedPart::NotKnown),
+            ),
+            (None, Some(Errored), TargetOutcome::Stopped),
+            (None, Some(NotRun), TargetOutcome::NeverRun),
+            (None, Some(NoStep), TargetOutcome::NoStep),
+            (None, Some(NotKnown), TargetOutcome::NoReport),
+            (
+                None,
+                Some(running()),
+                TargetOutcome::Unfinished("running".into()),
+            ),
         ] {
             let case = format!("{report:?} {said:?}");
             assert_eq!(outcome_of(report, said), expected, "{case}");
@@ -657,10 +711,10 @@ pub(super) mod tests {
         let report = |until: Value| json!({ "after": ["command"], "until": until });
         for (report, expected) in [
             // It is 1,000 when Buildkite is asked.
-            (report(json!(1_001)), Outcome::Cancelled),
-            (report(json!(1_000)), Outcome::Stopped),
-            (report(json!(null)), Outcome::Stopped),
-            (json!({ "until": 1_001 }), Outcome::Stopped),
+            (report(json!(1_001)), TargetOutcome::Cancelled),
+            (report(json!(1_000)), TargetOutcome::Stopped),
+            (report(json!(null)), TargetOutcome::Stopped),
+            (json!({ "until": 1_001 }), TargetOutcome::Stopped),
         ] {
             let outcome = outcome_of(Some(&report), Some(StepOutcome::Errored));
             assert_eq!(outcome, expected, "{report}");
@@ -688,7 +742,7 @@ pub(super) mod tests {
                 ("", report(json!({ "exit": 1 }))),
             ],
         );
-        let not_told = |gathered: &Gathered| Rows::new(gathered).not_told(gathered);
+        let not_told = |gathered: &BuildData| Rows::new(gathered).not_told(gathered);
         assert_eq!(not_told(&gathered), ["drv-command", "drv-old", "drv-red"]);
         for (key, said) in [
             ("drv-command", StepOutcome::Passed),
@@ -720,7 +774,7 @@ pub(super) mod tests {
         let mut app = target("app");
         app["name"] = "app-1".into();
         app["drv"] = drv('a', "app-1").into();
-        let culprit = |failed: &str, drift: bool| {
+        let root_cause = |failed: &str, drift: bool| {
             let report = json!({ "exit": 100, "drv": failed, "drift": drift, "target": "app" });
             let gathered = gathered(
                 vec![recorded(&json!([app]), &json!([]))],
@@ -730,7 +784,7 @@ pub(super) mod tests {
                 ],
             );
             let rows = Rows::new(&gathered);
-            [0, 1].map(|suite| rows.suites[suite].rows[0].culprit.clone())
+            [0, 1].map(|suite| rows.suites[suite].rows[0].root_cause.clone())
         };
         let names = |names: [Option<&str>; 2]| names.map(|name| name.map(str::to_owned));
         for (failed, drift, expected) in [
@@ -742,7 +796,11 @@ pub(super) mod tests {
             (drv('b', "app"), true, [Some("app"), None]),
             ("|<b>.drv".into(), false, [None; 2]),
         ] {
-            assert_eq!(culprit(&failed, drift), names(expected), "{failed} {drift}");
+            assert_eq!(
+                root_cause(&failed, drift),
+                names(expected),
+                "{failed} {drift}"
+            );
         }
     }
 

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::rows::{Outcome, Row, Rows, Suite, What};
+use super::rows::{FailedPart, Row, Rows, Suite, TargetOutcome};
 use super::saved::{Saved, Time};
 use crate::buildkite::markdown::{code, inert, job_link};
-use crate::counts::{Counts, number};
+use crate::counts::{RecordingCounts, number};
 use crate::exit::Class;
 use crate::step::Reason;
 use crate::text::shortened;
@@ -50,12 +50,12 @@ pub(super) fn annotation(rows: &Rows) -> (String, &'static str) {
 /// The same in one line, for the log and for the beginning.
 pub(super) fn counts(rows: &Rows) -> String {
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut counts = Counts::default();
+    let mut counts = RecordingCounts::default();
     for (_, row) in rows.steps() {
         counts.attributes += row.attributes;
         match row.outcome {
-            Outcome::EvaluationError => counts.evaluation_errors += 1,
-            Outcome::Refused => counts.refused += 1,
+            TargetOutcome::EvaluationError => counts.evaluation_errors += 1,
+            TargetOutcome::Refused => counts.refused += 1,
             _ => {
                 counts.targets += 1;
                 *kinds.entry(kind(&row.outcome)).or_default() += 1;
@@ -85,26 +85,26 @@ pub(super) fn counts(rows: &Rows) -> String {
 }
 
 /// What an outcome counts as.
-fn kind(outcome: &Outcome) -> &'static str {
+fn kind(outcome: &TargetOutcome) -> &'static str {
     match outcome {
-        Outcome::Failed(_) => "failed",
-        Outcome::SoftFailed(_) => "soft failed",
-        Outcome::TimedOut => "timed out",
-        Outcome::Cancelled => "cancelled",
-        Outcome::Stopped => "cancelled or timed out",
-        Outcome::EvaluationError => "evaluation error",
-        Outcome::Refused => "refused",
-        Outcome::NoReport
-        | Outcome::PassedSilently
-        | Outcome::Unreadable
-        | Outcome::OtherVersion(_) => "without a report",
-        Outcome::NotKnown => "without an outcome",
-        Outcome::NotRun(_) | Outcome::NeverRun | Outcome::NoStep => "not run",
-        Outcome::Unfinished(_) => "not finished",
-        Outcome::Built => "built",
-        Outcome::Fetched => "from a cache",
-        Outcome::There => "already there",
-        Outcome::Skipped(_) => "skipped",
+        TargetOutcome::Failed(_) => "failed",
+        TargetOutcome::SoftFailed(_) => "soft failed",
+        TargetOutcome::TimedOut => "timed out",
+        TargetOutcome::Cancelled => "cancelled",
+        TargetOutcome::Stopped => "cancelled or timed out",
+        TargetOutcome::EvaluationError => "evaluation error",
+        TargetOutcome::Refused => "refused",
+        TargetOutcome::NoReport
+        | TargetOutcome::PassedSilently
+        | TargetOutcome::Unreadable
+        | TargetOutcome::OtherVersion(_) => "without a report",
+        TargetOutcome::NotKnown => "without an outcome",
+        TargetOutcome::NotRun(_) | TargetOutcome::NeverRun | TargetOutcome::NoStep => "not run",
+        TargetOutcome::Unfinished(_) => "not finished",
+        TargetOutcome::Built => "built",
+        TargetOutcome::Fetched => "from a cache",
+        TargetOutcome::There => "already there",
+        TargetOutcome::Skipped(_) => "skipped",
     }
 }
 
@@ -116,28 +116,28 @@ enum Attention {
     Error,
 }
 
-fn attention(outcome: &Outcome) -> Attention {
+fn attention(outcome: &TargetOutcome) -> Attention {
     match outcome {
-        Outcome::Failed(_)
-        | Outcome::TimedOut
-        | Outcome::Cancelled
-        | Outcome::Stopped
-        | Outcome::EvaluationError
-        | Outcome::Refused => Attention::Error,
-        Outcome::SoftFailed(_)
-        | Outcome::NoReport
-        | Outcome::PassedSilently
-        | Outcome::Unreadable
-        | Outcome::OtherVersion(_)
-        | Outcome::NotKnown
-        | Outcome::NoStep
-        | Outcome::Unfinished(_) => Attention::Warning,
-        Outcome::NotRun(_)
-        | Outcome::NeverRun
-        | Outcome::Built
-        | Outcome::Fetched
-        | Outcome::There
-        | Outcome::Skipped(_) => Attention::None,
+        TargetOutcome::Failed(_)
+        | TargetOutcome::TimedOut
+        | TargetOutcome::Cancelled
+        | TargetOutcome::Stopped
+        | TargetOutcome::EvaluationError
+        | TargetOutcome::Refused => Attention::Error,
+        TargetOutcome::SoftFailed(_)
+        | TargetOutcome::NoReport
+        | TargetOutcome::PassedSilently
+        | TargetOutcome::Unreadable
+        | TargetOutcome::OtherVersion(_)
+        | TargetOutcome::NotKnown
+        | TargetOutcome::NoStep
+        | TargetOutcome::Unfinished(_) => Attention::Warning,
+        TargetOutcome::NotRun(_)
+        | TargetOutcome::NeverRun
+        | TargetOutcome::Built
+        | TargetOutcome::Fetched
+        | TargetOutcome::There
+        | TargetOutcome::Skipped(_) => Attention::None,
     }
 }
 
@@ -171,19 +171,19 @@ fn table(text: &mut String, rows: &Rows) {
     let several = rows.suites.len() > 1;
     let mut steps: Vec<(&Suite, &Row)> = rows.steps().collect();
     let rank = |row: &Row| match row.outcome {
-        Outcome::Failed(_) => 0,
-        Outcome::TimedOut | Outcome::Cancelled | Outcome::Stopped => 1,
-        Outcome::EvaluationError | Outcome::Refused => 2,
-        Outcome::SoftFailed(_) => 3,
-        Outcome::NoReport
-        | Outcome::PassedSilently
-        | Outcome::Unreadable
-        | Outcome::OtherVersion(_)
-        | Outcome::NotKnown
-        | Outcome::NoStep => 4,
-        Outcome::NotRun(_) | Outcome::NeverRun | Outcome::Unfinished(_) => 5,
-        Outcome::Built | Outcome::Fetched | Outcome::There => 6,
-        Outcome::Skipped(_) => 7,
+        TargetOutcome::Failed(_) => 0,
+        TargetOutcome::TimedOut | TargetOutcome::Cancelled | TargetOutcome::Stopped => 1,
+        TargetOutcome::EvaluationError | TargetOutcome::Refused => 2,
+        TargetOutcome::SoftFailed(_) => 3,
+        TargetOutcome::NoReport
+        | TargetOutcome::PassedSilently
+        | TargetOutcome::Unreadable
+        | TargetOutcome::OtherVersion(_)
+        | TargetOutcome::NotKnown
+        | TargetOutcome::NoStep => 4,
+        TargetOutcome::NotRun(_) | TargetOutcome::NeverRun | TargetOutcome::Unfinished(_) => 5,
+        TargetOutcome::Built | TargetOutcome::Fetched | TargetOutcome::There => 6,
+        TargetOutcome::Skipped(_) => 7,
     };
     steps.sort_by(|(_, a), (_, b)| {
         rank(a)
@@ -230,15 +230,19 @@ fn outcome(row: &Row) -> String {
         let class = left.class.as_deref().map(word);
         Some(class.unwrap_or_else(|| format!("status {}", left.exit)))
     };
-    let failed = |how: &str, what: &What| match (what, &row.culprit) {
-        (What::Build, Some(culprit)) => {
-            format!("{how} ({}): {}", class().unwrap_or_default(), code(culprit))
+    let failed = |how: &str, what: &FailedPart| match (what, &row.root_cause) {
+        (FailedPart::Build, Some(root_cause)) => {
+            format!(
+                "{how} ({}): {}",
+                class().unwrap_or_default(),
+                code(root_cause)
+            )
         }
-        (What::Build, None) => format!("{how} ({})", class().unwrap_or_default()),
-        (What::Command, _) => format!("{how} (command), after the build"),
-        (What::Later, _) => format!("{how} ({}), after the build", word(&row.after())),
-        (What::OtherJob, _) => format!("{how}, in another job of the step"),
-        (What::NotKnown, _) => format!("{how}, without a report"),
+        (FailedPart::Build, None) => format!("{how} ({})", class().unwrap_or_default()),
+        (FailedPart::Command, _) => format!("{how} (command), after the build"),
+        (FailedPart::Later, _) => format!("{how} ({}), after the build", word(&row.after())),
+        (FailedPart::OtherJob, _) => format!("{how}, in another job of the step"),
+        (FailedPart::NotKnown, _) => format!("{how}, without a report"),
     };
     // Another class than all have is that of a step that failed for a reason of its own.
     let error = |what: &str, usual: Class| match class() {
@@ -246,27 +250,29 @@ fn outcome(row: &Row) -> String {
         _ => format!("**{what}**"),
     };
     let text = match &row.outcome {
-        Outcome::Failed(what) => failed("**failed**", what),
-        Outcome::SoftFailed(what) => failed("soft failed", what),
-        Outcome::TimedOut => "**timed out**".into(),
-        Outcome::Cancelled => "**cancelled**".into(),
-        Outcome::Stopped => "**cancelled or timed out**".into(),
-        Outcome::EvaluationError => error("evaluation error", Class::Evaluation),
-        Outcome::Refused => error("refused", Class::Config),
-        Outcome::NotRun(blocker) => {
+        TargetOutcome::Failed(what) => failed("**failed**", what),
+        TargetOutcome::SoftFailed(what) => failed("soft failed", what),
+        TargetOutcome::TimedOut => "**timed out**".into(),
+        TargetOutcome::Cancelled => "**cancelled**".into(),
+        TargetOutcome::Stopped => "**cancelled or timed out**".into(),
+        TargetOutcome::EvaluationError => error("evaluation error", Class::Evaluation),
+        TargetOutcome::Refused => error("refused", Class::Config),
+        TargetOutcome::NotRun(blocker) => {
             format!("not run: {} {}", code(&blocker.target), blocker.what)
         }
-        Outcome::NeverRun => "not run".into(),
-        Outcome::NoStep => "not run: the build has no such step".into(),
-        Outcome::Unfinished(state) => format!("not finished: {}", word(&state.replace('_', " "))),
-        Outcome::NoReport => "no report".into(),
-        Outcome::PassedSilently => "passed, without a report".into(),
-        Outcome::Unreadable => "its report cannot be read".into(),
-        Outcome::OtherVersion(version) => {
+        TargetOutcome::NeverRun => "not run".into(),
+        TargetOutcome::NoStep => "not run: the build has no such step".into(),
+        TargetOutcome::Unfinished(state) => {
+            format!("not finished: {}", word(&state.replace('_', " ")))
+        }
+        TargetOutcome::NoReport => "no report".into(),
+        TargetOutcome::PassedSilently => "passed, without a report".into(),
+        TargetOutcome::Unreadable => "its report cannot be read".into(),
+        TargetOutcome::OtherVersion(version) => {
             format!("its report is of version {version}, which this eval-once does not know")
         }
-        Outcome::NotKnown => "built; how its job ended is not known".into(),
-        Outcome::Skipped(reason) => format!("skipped: {}", word(reason)),
+        TargetOutcome::NotKnown => "built; how its job ended is not known".into(),
+        TargetOutcome::Skipped(reason) => format!("skipped: {}", word(reason)),
         other => kind(other).into(),
     };
     match row.retry() {
@@ -301,7 +307,12 @@ fn time(row: &Row) -> String {
 fn silent(text: &mut String, rows: &Rows) {
     let count = rows
         .steps()
-        .filter(|(_, row)| matches!(row.outcome, Outcome::NoReport | Outcome::PassedSilently))
+        .filter(|(_, row)| {
+            matches!(
+                row.outcome,
+                TargetOutcome::NoReport | TargetOutcome::PassedSilently
+            )
+        })
         .count();
     if count > 0 {
         let _ = writeln!(
@@ -380,7 +391,7 @@ fn drift(text: &mut String, rows: &Rows) {
 mod tests {
     use super::super::rows::tests::{gathered, left, recorded, target};
     use super::*;
-    use crate::step::Unreadable;
+    use crate::step::SavedReportError;
     use serde_json::{Value, json};
 
     fn evaluated(reason: &str, drift: bool) -> Value {
@@ -414,7 +425,7 @@ mod tests {
                         3.0,
                     ),
                 ),
-                ("drv-odd", Err(Unreadable::Version(7))),
+                ("drv-odd", Err(SavedReportError::Version(7))),
             ],
         );
         let (text, style) = annotation(&Rows::new(&gathered));
@@ -512,11 +523,11 @@ mod tests {
             .collect();
         let mut gathered = gathered(vec![recorded(&json!(targets), &json!([]))], []);
         let job = "0".repeat(64);
-        let culprit = format!("/nix/store/{}-{}.drv", "0".repeat(32), "+".repeat(207));
+        let root_cause = format!("/nix/store/{}-{}.drv", "0".repeat(32), "+".repeat(207));
         for i in 0..300 {
             let report = json!({
                 "exit": 1, "class": hostile, "way": hostile, "reason": hostile, "drift": true, "target": hostile,
-                "message": hostile, "seconds": { "total": 1e300 }, "drv": culprit,
+                "message": hostile, "seconds": { "total": 1e300 }, "drv": root_cause,
                 "job": if i % 2 == 0 { hostile.as_str() } else { job.as_str() },
             });
             gathered.reports.insert(format!("k{i}"), left(&report, 1.0));

@@ -11,18 +11,18 @@ use serde::Serialize;
 /// The way from the root of a walk to an attribute: its number among its siblings at each level.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub(super) struct Path(Vec<u32>);
+pub(in crate::recording) struct AttrIndex(Vec<u32>);
 
-impl Path {
+impl AttrIndex {
     /// Reads `/3/0/2`; the empty string is the root.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(in crate::recording) fn parse(text: &str) -> Option<Self> {
         let numbers = text.split('/').skip(1).map(str::parse);
         let path = Self(numbers.collect::<Result<_, _>>().ok()?);
         (path.to_string() == text).then_some(path)
     }
 
     /// The set it is in, and its number there; none for the root.
-    pub(super) fn split(&self) -> Option<(Self, u32)> {
+    pub(in crate::recording) fn split(&self) -> Option<(Self, u32)> {
         let (last, parent) = self.0.split_last()?;
         Some((Self(parent.to_vec()), *last))
     }
@@ -34,12 +34,12 @@ impl Path {
     }
 
     /// The sets it lies in, from the root on, and then itself.
-    pub(super) fn with_parents(&self) -> impl Iterator<Item = Self> {
+    pub(in crate::recording) fn with_parents(&self) -> impl Iterator<Item = Self> {
         (0..=self.0.len()).map(|end| Self(self.0[..end].to_vec()))
     }
 }
 
-impl fmt::Display for Path {
+impl fmt::Display for AttrIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|number| write!(f, "/{number}"))
     }
@@ -47,18 +47,18 @@ impl fmt::Display for Path {
 
 /// The attributes of one set from `from` on, and before `to`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Span {
+pub(in crate::recording) struct Span {
     /// The set.
-    pub(super) at: Path,
-    pub(super) from: u32,
-    pub(super) to: u32,
+    pub(in crate::recording) at: AttrIndex,
+    pub(in crate::recording) from: u32,
+    pub(in crate::recording) to: u32,
     /// How many attributes the set has.
-    pub(super) count: u32,
+    pub(in crate::recording) count: u32,
 }
 
 impl Span {
     /// Just this attribute, in a set of `count`.
-    pub(super) fn of(path: &Path, counts: &Counts) -> Option<Self> {
+    pub(in crate::recording) fn of(path: &AttrIndex, counts: &ChildCounts) -> Option<Self> {
         let (at, number) = path.split()?;
         let count = *counts.get(&at)?;
         Some(Self {
@@ -73,26 +73,26 @@ impl Span {
         u64::from(self.to.saturating_sub(self.from))
     }
 
-    fn start(&self) -> Path {
+    fn start(&self) -> AttrIndex {
         self.at.child(self.from)
     }
 }
 
 /// How many attributes the sets have that were entered.
-pub(super) type Counts = BTreeMap<Path, u32>;
+pub(in crate::recording) type ChildCounts = BTreeMap<AttrIndex, u32>;
 
 /// Where a walk stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(in crate::recording) enum Position {
     /// It looks at this attribute.
-    At(Path),
+    At(AttrIndex),
     /// It has found out that this is a set, and will go on with the first of its attributes.
-    Entered(Path),
+    Entered(AttrIndex),
 }
 
-impl Place {
+impl Position {
     /// The attribute that it is about.
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::recording) fn path(&self) -> &AttrIndex {
         match self {
             Self::At(path) | Self::Entered(path) => path,
         }
@@ -101,7 +101,11 @@ impl Place {
 
 /// What is left of a walk over `spans` (none: over everything) that stands at `place`, in its order: without the attribute
 /// that it looks at.
-pub(super) fn behind(spans: Option<&[Span]>, place: &Place, counts: &Counts) -> Vec<Span> {
+pub(in crate::recording) fn behind(
+    spans: Option<&[Span]>,
+    place: &Position,
+    counts: &ChildCounts,
+) -> Vec<Span> {
     let path = place.path();
     let mut left = Vec::new();
     let mut push = |span: Span| {
@@ -109,7 +113,7 @@ pub(super) fn behind(spans: Option<&[Span]>, place: &Place, counts: &Counts) -> 
             left.push(span);
         }
     };
-    let whole = |at: Path, from: u32| {
+    let whole = |at: AttrIndex, from: u32| {
         let count = counts.get(&at).copied().unwrap_or_default();
         Span {
             at,
@@ -118,7 +122,7 @@ pub(super) fn behind(spans: Option<&[Span]>, place: &Place, counts: &Counts) -> 
             count,
         }
     };
-    if let Place::Entered(path) = place {
+    if let Position::Entered(path) = place {
         push(whole(path.clone(), 0));
     }
     // The span that the place is in, and the levels of sets that were entered below it.
@@ -151,7 +155,7 @@ pub(super) fn behind(spans: Option<&[Span]>, place: &Place, counts: &Counts) -> 
 }
 
 /// What of `spans` comes before the attribute `until`, with which one of them once began.
-pub(super) fn before(spans: Vec<Span>, until: &Path) -> Vec<Span> {
+pub(in crate::recording) fn before(spans: Vec<Span>, until: &AttrIndex) -> Vec<Span> {
     let mut left = spans;
     left.retain(|span| span.start() < *until);
     if let (Some(last), Some((at, number))) = (left.last_mut(), until.split())
@@ -163,7 +167,7 @@ pub(super) fn before(spans: Vec<Span>, until: &Path) -> Vec<Span> {
 }
 
 /// Takes the later half off `spans`, for another process; the whole, where that is one attribute.
-pub(super) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
+pub(in crate::recording) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
     let mut wanted = length(spans) / 2;
     let mut first = Vec::new();
     let mut second = Vec::new();
@@ -189,12 +193,12 @@ pub(super) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
 }
 
 /// How many attributes these are, without those of the sets among them.
-pub(super) fn length(spans: &[Span]) -> u64 {
+pub(in crate::recording) fn length(spans: &[Span]) -> u64 {
     spans.iter().map(Span::length).sum()
 }
 
 /// The first attribute of these.
-pub(super) fn start(spans: &[Span]) -> Option<Path> {
+pub(in crate::recording) fn start(spans: &[Span]) -> Option<AttrIndex> {
     spans.first().map(Span::start)
 }
 
@@ -203,14 +207,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn path(text: &str) -> Path {
-        Path::parse(text).unwrap()
+    fn path(text: &str) -> AttrIndex {
+        AttrIndex::parse(text).unwrap()
     }
 
     /// A tree: how many attributes each set has. Walked as walk.nix walks.
-    fn tree() -> impl Strategy<Value = Counts> {
+    fn tree() -> impl Strategy<Value = ChildCounts> {
         proptest::collection::vec((0..12usize, 0..5u32), 1..12).prop_map(|sets| {
-            let mut counts = Counts::from([(Path::default(), 4)]);
+            let mut counts = ChildCounts::from([(AttrIndex::default(), 4)]);
             for (parent, count) in sets {
                 let parent = counts.keys().nth(parent % counts.len()).unwrap().clone();
                 let free = (0..counts[&parent])
@@ -224,11 +228,11 @@ mod tests {
         })
     }
 
-    fn walk(spans: Option<&[Span]>, counts: &Counts) -> Vec<Place> {
-        fn visit(path: &Path, counts: &Counts, places: &mut Vec<Place>) {
-            places.push(Place::At(path.clone()));
+    fn walk(spans: Option<&[Span]>, counts: &ChildCounts) -> Vec<Position> {
+        fn visit(path: &AttrIndex, counts: &ChildCounts, places: &mut Vec<Position>) {
+            places.push(Position::At(path.clone()));
             if let Some(count) = counts.get(path) {
-                places.push(Place::Entered(path.clone()));
+                places.push(Position::Entered(path.clone()));
                 for number in 0..*count {
                     visit(&path.child(number), counts, places);
                 }
@@ -236,7 +240,7 @@ mod tests {
         }
         let mut places = Vec::new();
         match spans {
-            None => visit(&Path::default(), counts, &mut places),
+            None => visit(&AttrIndex::default(), counts, &mut places),
             Some(spans) => {
                 for span in spans {
                     assert_eq!(span.count, counts[&span.at]);
@@ -263,12 +267,12 @@ mod tests {
                 let left = behind(spans.as_deref(), &expected[stop], &counts);
                 expected = match &expected[stop] {
                     // Neither it, nor what is below it.
-                    Place::At(path) => expected[stop + 1..]
+                    Position::At(path) => expected[stop + 1..]
                         .iter()
                         .filter(|place| !place.path().with_parents().any(|above| above == *path))
                         .cloned()
                         .collect(),
-                    Place::Entered(_) => expected[stop + 1..].to_vec(),
+                    Position::Entered(_) => expected[stop + 1..].to_vec(),
                 };
                 prop_assert_eq!(walk(Some(&left), &counts), expected.clone());
                 spans = Some(left);
@@ -292,9 +296,9 @@ mod tests {
     #[test]
     fn a_path_is_read_only_as_it_is_written() {
         assert_eq!(path("/3/0").to_string(), "/3/0");
-        assert_eq!(path(""), Path::default());
+        assert_eq!(path(""), AttrIndex::default());
         for bad in ["3", "/", "/x", "/01", "/3/"] {
-            assert_eq!(Path::parse(bad), None, "{bad}");
+            assert_eq!(AttrIndex::parse(bad), None, "{bad}");
         }
         assert!(path("/2") < path("/2/5") && path("/2/5") < path("/10"));
     }

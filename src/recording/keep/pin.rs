@@ -13,13 +13,13 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::asking::{ask_store, last_words, store_answers};
-use super::steps::source;
-use super::{Build, Request, hash_of};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, Disturbance, DrvPath, Phase, StorePath, class, command};
-use crate::state::State;
+use crate::recording::asking::{ask_store, last_words, store_answers};
+use crate::recording::pipeline::steps::source;
+use crate::recording::{BuildkiteBuild, RecordingRequest, hash_of};
+use crate::state::StateFolder;
 use crate::supervise::{OnStop, Supervisor};
 
 /// How often the pin is made, where a collection that was running already takes it.
@@ -33,7 +33,7 @@ const PREFIX: &str = "eval-once-";
 
 /// What a pin's file says.
 #[derive(Debug, Serialize, Deserialize)]
-struct Text {
+struct PinText {
     version: u32,
     /// The pipeline, or the checkout of a recording by hand.
     pipeline: String,
@@ -46,25 +46,25 @@ struct Text {
     recording: String,
     /// When it was made, in seconds since 1970.
     created: u64,
-    targets: Vec<Entry>,
+    targets: Vec<PinEntry>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Entry {
+struct PinEntry {
     attr: Vec<String>,
     drv: String,
 }
 
 /// How long a pin is kept: this lies beside it.
 #[derive(Debug, Serialize, Deserialize)]
-struct Keep {
+struct PinExpiry {
     /// Until when, in seconds since 1970.
     until: u64,
 }
 
 /// Whose pin it is.
 #[derive(Debug)]
-pub(super) struct Owner {
+pub(in crate::recording) struct PinOwner {
     pipeline: String,
     branch: String,
     build: String,
@@ -75,7 +75,7 @@ pub(super) struct Owner {
 /// What is recorded, in a few letters: the same for the same recording in every build, and another one for any other recording
 /// of the same repository. `request` is for who stands at the checkout's root, where that is known; where the checkout lies is
 /// left out, for that is another place for each agent.
-pub(super) fn identity(request: &Request) -> String {
+pub(in crate::recording) fn identity(request: &RecordingRequest) -> String {
     let source = Value::Object(source(&request.root, &request.options)).to_string();
     let source = match request.root.folder.to_str() {
         Some(folder) if folder != "/" => source.replace(folder, "."),
@@ -86,10 +86,13 @@ pub(super) fn identity(request: &Request) -> String {
     hash_of([source.as_str(), &attr, &exclude])
 }
 
-impl Owner {
+impl PinOwner {
     /// A recording in a job has a pin of its own, which its retries replace; by hand, that of the same checkout and arguments
     /// is replaced. (A step may record several things with `--dry-run`: none of them replaces another's.)
-    pub(super) fn of(request: &Request, build: Option<&Build>) -> Self {
+    pub(in crate::recording) fn of(
+        request: &RecordingRequest,
+        build: Option<&BuildkiteBuild>,
+    ) -> Self {
         let recording = identity(request);
         let (pipeline, branch, build, step) = match build {
             Some(build) => (
@@ -118,7 +121,7 @@ impl Owner {
 
 /// What came of pinning.
 #[derive(Debug)]
-pub(super) enum Pinned {
+pub(in crate::recording) enum PinResult {
     /// All of them are kept, by this file.
     Kept(StorePath),
     /// These are gone.
@@ -129,28 +132,28 @@ pub(super) enum Pinned {
 ///
 /// # Errors
 /// The state folder or the store fails (75).
-pub(super) fn pin(
+pub(in crate::recording) fn pin(
     targets: &[(&AttrPath, &DrvPath)],
-    owner: &Owner,
-    request: &Request,
-    state: &State,
+    owner: &PinOwner,
+    request: &RecordingRequest,
+    state: &StateFolder,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
     beside: impl FnOnce(),
-) -> Result<Pinned, Failure> {
+) -> Result<PinResult, Failure> {
     let folder = state.pins().join(&owner.folder);
     let in_state = || format!("cannot keep a pin in {}", folder.display());
-    let _held = hold(&folder).classify(Class::Surroundings, in_state)?;
+    let _held = hold(&folder).classify(Class::Infrastructure, in_state)?;
     let now = seconds(SystemTime::now());
     let until = now + u64::from(request.keep_days) * 24 * 60 * 60;
-    let keep = serde_json::to_vec(&Keep { until })
+    let keep = serde_json::to_vec(&PinExpiry { until })
         .classify(Class::Bug, || "cannot write how long a pin is kept".into())?;
-    write_whole(&folder.join("keep.json"), &keep).classify(Class::Surroundings, in_state)?;
+    write_whole(&folder.join("keep.json"), &keep).classify(Class::Infrastructure, in_state)?;
 
     let mut json =
-        tempfile::NamedTempFile::new_in(&folder).classify(Class::Surroundings, in_state)?;
+        tempfile::NamedTempFile::new_in(&folder).classify(Class::Infrastructure, in_state)?;
     json.write_all(&text_of(targets, owner, now)?)
-        .classify(Class::Surroundings, in_state)?;
+        .classify(Class::Infrastructure, in_state)?;
     // What is gone is evaluated again. A cache that has it would send its whole closure, and one that cannot be reached costs
     // seconds before it is known to be gone.
     let mut options = request.options.clone();
@@ -176,9 +179,9 @@ pub(super) fn pin(
                 .collect();
             if gone.is_empty() {
                 store_answers(&request.options, supervisor)?;
-                let (heard, message) = last_words(&said, written.ending);
+                let (nix_output, message) = last_words(&said, written.ending);
                 if !believed
-                    && let Some(Disturbance::Gone(path)) = heard.disturbance()
+                    && let Some(Disturbance::Gone(path)) = nix_output.disturbance()
                     && invalid(&[&path], &request.options, supervisor)?.is_empty()
                 {
                     believed = true;
@@ -188,11 +191,11 @@ pub(super) fn pin(
                     continue;
                 }
                 return Err(Failure::new(
-                    class::of(Phase::Copying, written.ending, &heard),
+                    class::of(Phase::Copying, written.ending, &nix_output),
                     format_args!("cannot write the pin: {message}"),
                 ));
             }
-            return Ok(Pinned::Gone(gone));
+            return Ok(PinResult::Gone(gone));
         }
         let printed = written.text();
         let pin = StorePath::parse(printed.trim_matches('"'))
@@ -206,7 +209,7 @@ pub(super) fn pin(
         let there = invalid(&[&pin], &request.options, supervisor)?.is_empty();
         if rooted.ending.success() && there {
             look_at_root(&pin, &link, request, supervisor, log)?;
-            return Ok(Pinned::Kept(pin));
+            return Ok(PinResult::Kept(pin));
         }
         if there && !believed {
             believed = true;
@@ -216,15 +219,15 @@ pub(super) fn pin(
             continue;
         }
         if there {
-            let (heard, message) = last_words(&said, rooted.ending);
+            let (nix_output, message) = last_words(&said, rooted.ending);
             return Err(Failure::new(
-                class::of(Phase::Copying, rooted.ending, &heard),
+                class::of(Phase::Copying, rooted.ending, &nix_output),
                 format_args!("cannot root the pin at {}: {message}", link.display()),
             ));
         }
     }
     Err(Failure::new(
-        Class::Surroundings,
+        Class::Infrastructure,
         format_args!("the garbage collector took the pin {ATTEMPTS} times"),
     )
     .hint("let the collector run less often, or while nothing is recorded"))
@@ -234,9 +237,9 @@ pub(super) fn pin(
 fn look_at_root(
     pin: &StorePath,
     link: &Path,
-    request: &Request,
+    request: &RecordingRequest,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<(), Failure> {
     let question = command::roots_of(pin, &request.options);
     let roots = supervisor.run(&question, OnStop::TermThenKill, &mut io::sink())?;
@@ -258,7 +261,7 @@ fn look_at_root(
 /// What pin.nix is told: the text of the file, and the `.drv`s that it is to refer to.
 fn text_of(
     targets: &[(&AttrPath, &DrvPath)],
-    owner: &Owner,
+    owner: &PinOwner,
     created: u64,
 ) -> Result<Vec<u8>, Failure> {
     #[derive(Serialize)]
@@ -266,7 +269,7 @@ fn text_of(
         text: String,
         drvs: Vec<&'a DrvPath>,
     }
-    let text = Text {
+    let text = PinText {
         version: 1,
         pipeline: owner.pipeline.clone(),
         branch: owner.branch.clone(),
@@ -275,7 +278,7 @@ fn text_of(
         created,
         targets: targets
             .iter()
-            .map(|(attr, drv)| Entry {
+            .map(|(attr, drv)| PinEntry {
                 attr: attr.names().to_vec(),
                 drv: drv.to_string(),
             })
@@ -294,7 +297,7 @@ fn text_of(
 ///
 /// # Errors
 /// The store cannot be asked (75).
-pub(super) fn invalid(
+pub(in crate::recording) fn invalid(
     paths: &[&StorePath],
     options: &command::Options,
     supervisor: &mut Supervisor,
@@ -309,7 +312,7 @@ pub(super) fn invalid(
 }
 
 /// As many paths at once as one command can take.
-pub(super) fn batches<'a, 'p>(
+pub(in crate::recording) fn batches<'a, 'p>(
     paths: &'a [&'p StorePath],
 ) -> impl Iterator<Item = &'a [&'p StorePath]> {
     let mut left = paths;
@@ -327,11 +330,14 @@ pub(super) fn batches<'a, 'p>(
 
 /// What the newest recording of the same things in the same branch has found whose pin is still there. Asked before the new one
 /// is made. Others of this build, and earlier tries of this one, are no previous recordings.
-pub(super) fn previous(owner: &Owner, state: &State) -> Option<Vec<(AttrPath, String)>> {
+pub(in crate::recording) fn previous(
+    owner: &PinOwner,
+    state: &StateFolder,
+) -> Option<Vec<(AttrPath, String)>> {
     let entries = state.pins().read_dir().ok()?.flatten();
     let texts = entries.filter_map(|entry| {
         let text = fs::read(entry.path().join("pin")).ok()?;
-        serde_json::from_slice::<Text>(&text).ok()
+        serde_json::from_slice::<PinText>(&text).ok()
     });
     let newest = texts
         .filter(|text| {
@@ -351,7 +357,7 @@ pub(super) fn previous(owner: &Owner, state: &State) -> Option<Vec<(AttrPath, St
 
 /// Removes the pins that have been kept long enough. What cannot be removed (by another user, say) is left to whoever can.
 /// Gives the pins that are gone now.
-pub(super) fn prune(state: &State) -> Vec<PathBuf> {
+pub(in crate::recording) fn prune(state: &StateFolder) -> Vec<PathBuf> {
     let Ok(entries) = state.pins().read_dir() else {
         return Vec::new();
     };
@@ -450,9 +456,9 @@ fn hold(folder: &Path) -> io::Result<File> {
 fn until(folder: &Path) -> Option<u64> {
     let said = fs::read(folder.join("keep.json"))
         .ok()
-        .and_then(|text| serde_json::from_slice::<Keep>(&text).ok());
+        .and_then(|text| serde_json::from_slice::<PinExpiry>(&text).ok());
     match said {
-        Some(Keep { until }) => Some(until),
+        Some(PinExpiry { until }) => Some(until),
         None => Some(seconds(folder.symlink_metadata().ok()?.modified().ok()?) + 24 * 60 * 60),
     }
 }
@@ -494,7 +500,7 @@ mod tests {
     #[test]
     fn only_a_pin_that_is_old_enough_is_pruned() {
         let folder = tempfile::tempdir().unwrap();
-        let state = State::open(folder.path()).unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
         let now = seconds(SystemTime::now());
         for (name, until) in [
             ("eval-once-old", now - 5),
@@ -531,7 +537,7 @@ mod tests {
         }
 
         let folder = tempfile::tempdir().unwrap();
-        let state = State::open(folder.path()).unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
         let pin = state.pins().join("eval-once-x");
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -556,8 +562,8 @@ mod tests {
     #[test]
     fn the_previous_recording_is_one_of_the_same_things_in_another_build() {
         let folder = tempfile::tempdir().unwrap();
-        let state = State::open(folder.path()).unwrap();
-        let owner = |build: &str, recording: &str| Owner {
+        let state = StateFolder::open(folder.path()).unwrap();
+        let owner = |build: &str, recording: &str| PinOwner {
             pipeline: "p".into(),
             branch: "main".into(),
             build: build.into(),
@@ -581,7 +587,7 @@ mod tests {
             });
             fs::write(pin.join("pin"), text.to_string()).unwrap();
         }
-        let found = |owner: &Owner| Some(previous(owner, &state)?[0].0.to_string());
+        let found = |owner: &PinOwner| Some(previous(owner, &state)?[0].0.to_string());
         assert_eq!(found(&owner("4", "a")).as_deref(), Some("newer"));
         assert_eq!(found(&owner("4", "b")).as_deref(), Some("other-things"));
         assert_eq!(found(&owner("4", "c")), None);

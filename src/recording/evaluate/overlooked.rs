@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use super::walk::is_excluded;
-use super::{Request, Target};
 use crate::nix::AttrPath;
+use crate::recording::{RecordingRequest, Target};
 
 /// How many names stand in one line.
 const NAMED: usize = 10;
@@ -101,8 +101,8 @@ impl Overlooked {
 }
 
 /// The systems and features under `agents` for which there is no target.
-pub(super) fn agents_without_targets(
-    request: &Request,
+pub(in crate::recording) fn agents_without_targets(
+    request: &RecordingRequest,
     targets: &[Target],
     overlooked: &Overlooked,
 ) -> Vec<Note> {
@@ -139,7 +139,7 @@ pub(super) fn agents_without_targets(
 }
 
 /// The exclusions of `exclude` that `used` does not hold by their numbers; `known` are the attributes that were seen.
-pub(super) fn without_effect(
+pub(in crate::recording) fn without_effect(
     exclude: &[AttrPath],
     used: &BTreeSet<usize>,
     root: &AttrPath,

@@ -4,20 +4,24 @@
 //! it. Each chunk that is known to be applied leaves a mark in the build's meta-data. One without a mark may have been applied
 //! all the same, also after its client died: that Buildkite rejects its keys tells so, and no question that is asked before.
 
+pub(in crate::recording) mod annotation;
+pub mod plan;
+pub(crate) mod plan_artifact;
+
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::Build;
-use super::kept::{self, PlanMark};
-use super::plan::{Chunk, Plan};
+use self::plan::{Chunk, UploadPlan};
+use self::plan_artifact::PlanMark;
 use crate::agent;
-use crate::at_once;
 use crate::buildkite::agent as command;
 use crate::buildkite::pipeline::to_json;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
+use crate::parallel;
+use crate::recording::BuildkiteBuild;
 use crate::supervise::{Finished, Supervisor};
 
 const DOCUMENT: &str = "eval-once.json";
@@ -29,10 +33,10 @@ const TIME_TO_FIND: Duration = Duration::from_secs(4);
 const ASKED_AT_ONCE: usize = 16;
 
 /// An upload on its way.
-pub(super) struct Upload<'a> {
-    pub(super) build: &'a Build,
-    pub(super) supervisor: &'a mut Supervisor,
-    pub(super) log: Log,
+pub(in crate::recording) struct Upload<'a> {
+    pub(in crate::recording) build: &'a BuildkiteBuild,
+    pub(in crate::recording) supervisor: &'a mut Supervisor,
+    pub(in crate::recording) log: Log,
 }
 
 impl Upload<'_> {
@@ -41,8 +45,11 @@ impl Upload<'_> {
     /// # Errors
     /// Buildkite cannot be asked, or has lost the plan (75); there is no `buildkite-agent` (69); this job has recorded something
     /// else before (64).
-    pub(super) fn earlier_plan(&mut self, recording: &str) -> Result<Option<Plan>, Failure> {
-        let line = command::get_meta_data(&kept::plan_mark(&self.build.step));
+    pub(in crate::recording) fn earlier_plan(
+        &mut self,
+        recording: &str,
+    ) -> Result<Option<UploadPlan>, Failure> {
+        let line = command::get_meta_data(&plan_artifact::plan_mark(&self.build.step));
         let mark = self.ask(&line, "look for an earlier try of this recording")?;
         let mark = mark.text();
         let Some(PlanMark {
@@ -70,9 +77,9 @@ impl Upload<'_> {
             );
         }
         let doing = "get the plan of the earlier try";
-        let Some(json) = kept::download(self.supervisor, job, doing)? else {
+        let Some(json) = plan_artifact::download(self.supervisor, job, doing)? else {
             return Err(Failure::new(
-                Class::Surroundings,
+                Class::Infrastructure,
                 format_args!(
                     "cannot {doing}: the job {job} has kept one, and Buildkite has it no longer"
                 ),
@@ -81,17 +88,21 @@ impl Upload<'_> {
                 "run the whole build again: what this recording would find now may be other steps",
             ));
         };
-        Plan::read(&json).map(Some)
+        UploadPlan::read(&json).map(Some)
     }
 
     /// Keeps a new plan, before anything of it is uploaded.
     ///
     /// # Errors
     /// Buildkite does not take it (75).
-    pub(super) fn keep(&mut self, plan: &Plan, recording: &str) -> Result<(), Failure> {
-        kept::upload(self.supervisor, plan)?;
+    pub(in crate::recording) fn keep(
+        &mut self,
+        plan: &UploadPlan,
+        recording: &str,
+    ) -> Result<(), Failure> {
+        plan_artifact::upload(self.supervisor, plan)?;
         let value = PlanMark::write(&self.build.job, recording);
-        let line = command::set_meta_data(&kept::plan_mark(&self.build.step), &value);
+        let line = command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &value);
         self.ask(&line, "mark that the plan is kept").map(drop)
     }
 
@@ -99,7 +110,11 @@ impl Upload<'_> {
     ///
     /// # Errors
     /// Buildkite rejects a chunk (64), or cannot be reached (75).
-    pub(super) fn follow(&mut self, plan: &Plan, is_new: bool) -> Result<(), Failure> {
+    pub(in crate::recording) fn follow(
+        &mut self,
+        plan: &UploadPlan,
+        is_new: bool,
+    ) -> Result<(), Failure> {
         let marks = if is_new {
             String::new()
         } else {
@@ -108,7 +123,7 @@ impl Upload<'_> {
         };
         let count = plan.chunks.len();
         for (number, chunk) in plan.chunks.iter().enumerate() {
-            let mark = kept::mark(&self.build.step, number);
+            let mark = plan_artifact::mark(&self.build.step, number);
             if marks.lines().any(|line| line.trim() == mark) {
                 continue;
             }
@@ -206,7 +221,7 @@ impl Upload<'_> {
         for keys in keys.chunks(ASKED_AT_ONCE) {
             let lines: Vec<_> = keys.iter().map(|key| command::step_with_key(key)).collect();
             let until = Instant::now() + TIME_TO_FIND;
-            let answers = at_once::all(self.supervisor, &lines, Some(until))?;
+            let answers = parallel::all(self.supervisor, &lines, Some(until))?;
             let found = keys
                 .iter()
                 .zip(&answers)

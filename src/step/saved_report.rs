@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::Job;
+use super::StepJob;
 use super::report::{Report, Seconds, WayName};
 use crate::text::shortened;
 
@@ -21,7 +21,7 @@ const MESSAGE_AT_MOST: usize = 200;
 /// A step's report as it is left. What is not there when it is read (an older version left it) has the value of nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Left {
+pub struct SavedReport {
     /// The version of this format.
     pub version: u32,
     /// What was built: the attribute path; or the derivation's name, where none was given.
@@ -47,17 +47,17 @@ pub struct Left {
     /// How many store paths came from a cache.
     pub substituted: usize,
     /// How long each part took, in seconds.
-    pub seconds: LeftSeconds,
+    pub seconds: SavedSeconds,
     /// Which try of the step the job is, from 1; 0 where that is not known.
     #[serde(rename = "try")]
     pub attempt: u32,
-    /// What of the job comes after the build, and is not in this report: [`COMMAND`], or the word of a [`Later`](super::Later).
+    /// What of the job comes after the build, and is not in this report: [`COMMAND`], or the word of a [`AfterBuild`](super::AfterBuild).
     /// None where that is not known.
     pub after: Option<Vec<String>>,
     /// Until when Buildkite lets the job run, in seconds since 1970; none where it has no limit.
     pub until: Option<u64>,
     /// What the job was stopped for, where it was.
-    pub stopped: Option<Stop>,
+    pub stopped: Option<StopReason>,
 }
 
 /// What comes after a build, where that is the step's own command.
@@ -66,7 +66,7 @@ pub const COMMAND: &str = "command";
 /// What a job was stopped for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Stop {
+pub enum StopReason {
     /// Its time had run out.
     Timeout,
     /// Its time had not run out: it was cancelled, or its agent was stopped.
@@ -76,7 +76,7 @@ pub enum Stop {
 /// How long each part of a step took, in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct LeftSeconds {
+pub struct SavedSeconds {
     /// Waiting for a turn to evaluate.
     pub wait: f64,
     /// Fetching `.drv`s from a share.
@@ -94,28 +94,29 @@ const LONGEST: f64 = 1e8;
 
 /// Why what is left cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unreadable {
+pub enum SavedReportError {
     /// It is no report.
     NoReport,
     /// It is one of a format that this program does not know: another eval-once left it.
     Version(u32),
 }
 
-impl Left {
+impl SavedReport {
     /// Reads what a step has left.
     ///
     /// # Errors
     /// It is no report, or one of another version. Anything that runs in a build can set its meta-data.
-    pub fn read(json: &str) -> Result<Self, Unreadable> {
+    pub fn read(json: &str) -> Result<Self, SavedReportError> {
         #[derive(Deserialize)]
-        struct Versioned {
+        struct ReportVersion {
             version: u32,
         }
-        let Versioned { version } = serde_json::from_str(json).map_err(|_| Unreadable::NoReport)?;
+        let ReportVersion { version } =
+            serde_json::from_str(json).map_err(|_| SavedReportError::NoReport)?;
         if version != VERSION {
-            return Err(Unreadable::Version(version));
+            return Err(SavedReportError::Version(version));
         }
-        let mut left: Self = serde_json::from_str(json).map_err(|_| Unreadable::NoReport)?;
+        let mut left: Self = serde_json::from_str(json).map_err(|_| SavedReportError::NoReport)?;
         let seconds = &mut left.seconds;
         for part in [
             &mut seconds.wait,
@@ -150,7 +151,7 @@ impl Left {
     /// What is left of `report`, by `job` about `target`. `command` says whether the job's command is run after a success, and
     /// `stopped` whether a signal has ended it.
     #[must_use]
-    pub fn new(report: &Report, target: &str, job: &Job, command: bool, stopped: bool) -> Self {
+    pub fn new(report: &Report, target: &str, job: &StepJob, command: bool, stopped: bool) -> Self {
         let failure = report.failure.as_ref();
         let around = &job.around;
         // The agent tells its hooks only that they are to end. That the job's time had run out is seen by the clock.
@@ -178,8 +179,8 @@ impl Left {
             until: around.limit.and_then(|limit| end(age, limit)),
             stopped: match (stopped, is_late) {
                 (false, _) => None,
-                (true, false) => Some(Stop::Cancel),
-                (true, true) => Some(Stop::Timeout),
+                (true, false) => Some(StopReason::Cancel),
+                (true, true) => Some(StopReason::Timeout),
             },
         }
     }
@@ -191,7 +192,7 @@ fn end(age: Duration, limit: Duration) -> Option<u64> {
     Some(end.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
-impl From<Seconds> for LeftSeconds {
+impl From<Seconds> for SavedSeconds {
     fn from(seconds: Seconds) -> Self {
         Self {
             wait: seconds.wait.as_secs_f64(),
@@ -209,17 +210,17 @@ mod tests {
 
     #[test]
     fn what_is_left_reads_back_and_anything_else_is_told_apart() {
-        let left = Left {
+        let left = SavedReport {
             version: VERSION,
             target: "a".into(),
             exit: 100,
-            ..Left::default()
+            ..SavedReport::default()
         };
         let json = serde_json::to_string(&left).unwrap();
-        assert_eq!(Left::read(&json), Ok(left));
+        assert_eq!(SavedReport::read(&json), Ok(left));
         assert_eq!(
-            Left::read(r#"{"version":2,"exit":"new"}"#),
-            Err(Unreadable::Version(2))
+            SavedReport::read(r#"{"version":2,"exit":"new"}"#),
+            Err(SavedReportError::Version(2))
         );
         for other in [
             "",
@@ -228,16 +229,21 @@ mod tests {
             r#"{"version":1,"exit":300}"#,
             r#"{"version":1,"seconds":3}"#,
         ] {
-            assert_eq!(Left::read(other), Err(Unreadable::NoReport), "{other}");
+            assert_eq!(
+                SavedReport::read(other),
+                Err(SavedReportError::NoReport),
+                "{other}"
+            );
         }
     }
 
     #[test]
     fn times_that_cannot_be_are_none() {
-        let left = Left::read(r#"{"version":1,"seconds":{"total":1e300,"evaluate":-5}}"#).unwrap();
-        let expected = LeftSeconds {
+        let left =
+            SavedReport::read(r#"{"version":1,"seconds":{"total":1e300,"evaluate":-5}}"#).unwrap();
+        let expected = SavedSeconds {
             total: LONGEST,
-            ..LeftSeconds::default()
+            ..SavedSeconds::default()
         };
         assert_eq!(left.seconds, expected);
     }

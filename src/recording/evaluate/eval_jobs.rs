@@ -3,18 +3,18 @@
 //! It walks sets that are marked (`--force-recurse`: all), and no lists.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write as _};
 
 use serde::Deserialize;
 
-use super::asking::{memory_for_evaluation, store_answers, surroundings};
 use super::memory::MIB;
 use super::overlooked::without_effect;
 use super::walk::{DescribedMeta, excluding};
-use super::{Broken, Evaluated, Found, Recurse, Request};
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
-use crate::nix::{AttrPath, DrvPath, Heard, LockedFlake, Phase, Source, class, command};
+use crate::log::Log;
+use crate::nix::{AttrPath, DrvPath, LockedFlake, NixOutput, Phase, Source, class, command};
+use crate::recording::asking::{memory_for_evaluation, store_answers, surroundings};
+use crate::recording::{AttrError, EvaluationResult, FoundTarget, RecordingRequest, Recurse};
 use crate::supervise::{OnStop, Supervisor};
 use crate::text::without_escapes;
 
@@ -33,12 +33,13 @@ struct Line {
 ///
 /// # Errors
 /// The program is missing (69), fails (65), or the store does (75); a flake needs an attribute (64).
-pub(super) fn evaluate(
-    request: &Request,
+pub(in crate::recording) fn evaluate(
+    request: &RecordingRequest,
     locked: Option<&LockedFlake>,
     workers: usize,
     supervisor: &mut Supervisor,
-) -> Result<Evaluated, Failure> {
+    log: &Log,
+) -> Result<EvaluationResult, Failure> {
     if matches!(request.root.source, Source::Flake(_)) && request.root.attr.names().is_empty() {
         return Err(
             refuse("`evaluator: nix-eval-jobs` with a flake needs `attr`")
@@ -66,7 +67,7 @@ pub(super) fn evaluate(
                 ),
                 _ => class::not_started(failure),
             })?;
-        let _ = io::stderr().write_all(&said);
+        log.pass_on(&said);
         let failure = if finished.ending.success() {
             match read(&finished.stdout, request) {
                 Err(failure) => failure,
@@ -74,7 +75,7 @@ pub(super) fn evaluate(
             }
         } else {
             store_answers(&request.options, supervisor)?;
-            let class = class::of(Phase::Evaluating, finished.ending, &Heard::of(&said));
+            let class = class::of(Phase::Evaluating, finished.ending, &NixOutput::of(&said));
             Failure::new(
                 class,
                 format_args!("`{}` {}", line.program, finished.ending),
@@ -88,8 +89,8 @@ pub(super) fn evaluate(
     }
 }
 
-fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
-    let mut evaluated = Evaluated::default();
+fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, Failure> {
+    let mut evaluated = EvaluationResult::default();
     let mut known = Vec::new();
     let mut effective = BTreeSet::new();
     let lines = printed
@@ -115,15 +116,15 @@ fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
         }
         let Some(drv) = line.drv_path else {
             let printed = line.error.unwrap_or_default();
-            let heard = Heard::of(printed.as_bytes());
-            let message = heard
+            let nix_output = NixOutput::of(printed.as_bytes());
+            let message = nix_output
                 .whole_message()
                 .unwrap_or_else(|| without_escapes(&printed).trim().to_owned());
-            if heard.trouble(false).is_some() {
+            if nix_output.trouble(false).is_some() {
                 let what = format!("{attr} was not evaluated");
-                return Err(surroundings(what, &heard, &message));
+                return Err(surroundings(what, &nix_output, &message));
             }
-            evaluated.broken.push(Broken {
+            evaluated.broken.push(AttrError {
                 attr,
                 message: (!message.is_empty()).then_some(message),
             });
@@ -138,8 +139,8 @@ fn read(printed: &[u8], request: &Request) -> Result<Evaluated, Failure> {
             Ok((drv, meta.read()?))
         };
         match read() {
-            Ok((drv, meta)) => evaluated.found.push(Found { attr, drv, meta }),
-            Err(message) => evaluated.refused.push(Broken {
+            Ok((drv, meta)) => evaluated.found.push(FoundTarget { attr, drv, meta }),
+            Err(message) => evaluated.refused.push(AttrError {
                 attr,
                 message: Some(message),
             }),

@@ -1,4 +1,4 @@
-//! What a step tells its build: every step leaves its report in the meta-data ([`Left`]), and one that failed appends to the
+//! What a step tells its build: every step leaves its report in the meta-data ([`SavedReport`]), and one that failed appends to the
 //! build's annotation of failures, and keeps the log of the derivation that failed as an artifact.
 //!
 //! All of it is worth no failure: it changes no status, and has [`TIME`] together. One that was stopped leaves its report alone. By
@@ -15,20 +15,20 @@
 use std::slice;
 use std::time::{Duration, Instant};
 
-use super::Job;
+use super::StepJob;
 use super::advice::Advice;
-use super::annotation::{self, Failed};
-use super::kept_log::KeptLog;
-use super::left::Left;
+use super::annotation::{self, FailedStep};
+use super::build_log::BuildLog;
 use super::report::{FailureReport, Report};
-use super::request::Request;
+use super::request::StepRequest;
+use super::saved_report::SavedReport;
 use crate::agent;
-use crate::at_once;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::DrvPath;
+use crate::parallel;
 use crate::supervise::{Finished, Supervisor};
 use crate::text::shortened;
 
@@ -52,25 +52,25 @@ const CONTEXT: &str = "eval-once-failures";
 const LABEL_AT_MOST: usize = 100;
 
 /// A step that is over.
-pub(super) struct Over<'a> {
+pub(super) struct FinishedStep<'a> {
     pub(super) report: &'a Report,
     pub(super) failure: Option<&'a Failure>,
     /// What it was asked to do, where that could be read.
-    pub(super) request: Option<&'a Request>,
+    pub(super) request: Option<&'a StepRequest>,
     /// What one can do about it.
     pub(super) advice: &'a Advice,
     /// The log of what failed, where Nix has kept it.
-    pub(super) kept: Option<&'a KeptLog>,
+    pub(super) kept: Option<&'a BuildLog>,
 }
 
 /// Tells the build of `job` how its step went. Once a signal has asked us to end there is time for the report alone: it says
 /// whether the job was cancelled or timed out, which Buildkite has one word for.
-pub(super) fn tell(job: &Job, over: &Over<'_>, supervisor: &mut Supervisor, log: Log) {
+pub(super) fn tell(job: &StepJob, over: &FinishedStep<'_>, supervisor: &mut Supervisor, log: &Log) {
     if supervisor.check().is_err() {
         if let Ok(line) = leave(job, &target(job, over), over, true) {
             let until = Some(Instant::now() + TIME_WHEN_STOPPED);
             // Whether it could be left changes nothing now, and would be one more line in a log that is over.
-            let _ = supervisor.once_more(|supervisor| at_once::all(supervisor, &[line], until));
+            let _ = supervisor.once_more(|supervisor| parallel::all(supervisor, &[line], until));
         }
         return;
     }
@@ -79,7 +79,7 @@ pub(super) fn tell(job: &Job, over: &Over<'_>, supervisor: &mut Supervisor, log:
         job,
         target: target(job, over),
         supervisor,
-        log,
+        log: log.clone(),
         until_log: now + TIME_FOR_LOG,
         until: now + TIME,
     };
@@ -92,16 +92,21 @@ pub(super) fn tell(job: &Job, over: &Over<'_>, supervisor: &mut Supervisor, log:
 }
 
 /// The command that leaves the report.
-fn leave(job: &Job, target: &str, over: &Over<'_>, stopped: bool) -> Result<CommandLine, Failure> {
+fn leave(
+    job: &StepJob,
+    target: &str,
+    over: &FinishedStep<'_>,
+    stopped: bool,
+) -> Result<CommandLine, Failure> {
     let command = over.request.is_none_or(|request| request.command);
-    let left = Left::new(over.report, target, job, command, stopped);
+    let left = SavedReport::new(over.report, target, job, command, stopped);
     let left =
         serde_json::to_string(&left).classify(Class::Bug, || "cannot write its report".into())?;
-    Ok(command::set_meta_data(&Left::key(&job.step), &left))
+    Ok(command::set_meta_data(&SavedReport::key(&job.step), &left))
 }
 
 /// What the step was to build, as people call it.
-fn target(job: &Job, over: &Over<'_>) -> String {
+fn target(job: &StepJob, over: &FinishedStep<'_>) -> String {
     let evaluation = over.request.and_then(|request| request.evaluation.as_ref());
     let attr = evaluation
         .filter(|it| !it.attr.names().is_empty())
@@ -113,7 +118,7 @@ fn target(job: &Job, over: &Over<'_>) -> String {
 }
 
 struct Teller<'a> {
-    job: &'a Job,
+    job: &'a StepJob,
     target: String,
     supervisor: &'a mut Supervisor,
     log: Log,
@@ -124,7 +129,7 @@ struct Teller<'a> {
 }
 
 impl Teller<'_> {
-    fn tell(&mut self, over: &Over<'_>) -> Result<(), Failure> {
+    fn tell(&mut self, over: &FinishedStep<'_>) -> Result<(), Failure> {
         let mut lines = vec![leave(self.job, &self.target, over, false)?];
         let (Some(failure), Some(report)) = (over.failure, &over.report.failure) else {
             return self.ask(&lines).map(drop);
@@ -140,8 +145,13 @@ impl Teller<'_> {
             Telling::Same => {
                 let told = self.ask(&[command::get_meta_data(&marks.told())])?;
                 let told = told.first().map(Finished::text).unwrap_or_default();
-                let culprit = report.drv.as_ref().map(DrvPath::name);
-                annotation::same(self.job, &self.target, culprit.unwrap_or_default(), &told)
+                let root_cause = report.drv.as_ref().map(DrvPath::name);
+                annotation::same(
+                    self.job,
+                    &self.target,
+                    root_cause.unwrap_or_default(),
+                    &told,
+                )
             }
             Telling::Count(count) => {
                 self.ask(&[command::set_meta_data(&Marks::counted(count), "told")])?;
@@ -166,13 +176,13 @@ impl Teller<'_> {
 
     fn in_full(
         &mut self,
-        over: &Over<'_>,
+        over: &FinishedStep<'_>,
         failure: &Failure,
         report: &FailureReport,
         marks: &Marks<'_>,
         count: usize,
     ) -> Result<String, Failure> {
-        let mut log = annotation::Log::Nowhere;
+        let mut log = annotation::LogExcerpt::Nowhere;
         if let Some(drv) = &report.drv {
             self.ask(&[command::set_meta_data(&marks.told(), &self.mark())])?;
             match self.keep_log(drv, over) {
@@ -183,7 +193,7 @@ impl Teller<'_> {
                     .warn(format_args!("the log of {drv} is not kept: {failure}")),
             }
         }
-        Ok(annotation::section(&Failed {
+        Ok(annotation::section(&FailedStep {
             job: self.job,
             target: &self.target,
             failure,
@@ -195,40 +205,44 @@ impl Teller<'_> {
     }
 
     /// Keeps the log of `drv` as an artifact; gives what became of that.
-    fn keep_log(&mut self, drv: &DrvPath, over: &Over<'_>) -> Result<annotation::Log, Failure> {
+    fn keep_log(
+        &mut self,
+        drv: &DrvPath,
+        over: &FinishedStep<'_>,
+    ) -> Result<annotation::LogExcerpt, Failure> {
         let report = over.report.failure.as_ref();
         let seen = report.and_then(|report| report.log.as_ref());
         let (log, whole);
         let log = match (over.kept, seen) {
-            (Some(_), None) => return Ok(annotation::Log::Empty),
-            (None, None) => return Ok(annotation::Log::Nowhere),
+            (Some(_), None) => return Ok(annotation::LogExcerpt::Empty),
+            (None, None) => return Ok(annotation::LogExcerpt::Nowhere),
             (Some(kept), Some(_)) => {
                 whole = true;
                 kept
             }
             (None, Some(seen)) => {
                 whole = false;
-                log = KeptLog::seen(drv, seen)?;
+                log = BuildLog::seen(drv, seen)?;
                 &log
             }
         };
         let name = log.name().to_owned();
         let line = command::upload_artifact(log.folder(), &name);
         let until = Some(self.until_log);
-        let uploaded = at_once::all(self.supervisor, slice::from_ref(&line), until)?;
+        let uploaded = parallel::all(self.supervisor, slice::from_ref(&line), until)?;
         for (finished, said) in uploaded {
             succeeded(&line, &finished, &said)?;
         }
         Ok(if whole {
-            annotation::Log::Whole(name)
+            annotation::LogExcerpt::Whole(name)
         } else {
-            annotation::Log::Seen(name)
+            annotation::LogExcerpt::Seen(name)
         })
     }
 
     /// Asks the agent for things that must all be done in time.
     fn ask(&mut self, lines: &[CommandLine]) -> Result<Vec<Finished>, Failure> {
-        let ran = at_once::all(self.supervisor, lines, Some(self.until))?;
+        let ran = parallel::all(self.supervisor, lines, Some(self.until))?;
         let ran = lines.iter().zip(ran);
         ran.map(|(line, (finished, said))| {
             succeeded(line, &finished, &said)?;
@@ -248,7 +262,7 @@ fn succeeded(line: &CommandLine, finished: &Finished, said: &str) -> Result<(), 
     let said = agent::last_line(said);
     let said = said.map(|said| format!(": {said}")).unwrap_or_default();
     Err(Failure::new(
-        Class::Surroundings,
+        Class::Infrastructure,
         format_args!("`{}` {}{said}", words.join(" "), finished.ending),
     ))
 }
@@ -271,18 +285,18 @@ enum Telling {
 /// The marks that a failure leaves in the meta-data, and finds there.
 struct Marks<'a> {
     /// The culprit: the hash of its `.drv`; where none is known, the class.
-    culprit: &'a str,
+    root_cause: &'a str,
     has_culprit: bool,
-    job: &'a Job,
+    job: &'a StepJob,
 }
 
 const FAILED: &str = "eval-once:failed:";
 
 impl<'a> Marks<'a> {
-    fn new(report: &'a FailureReport, job: &'a Job) -> Self {
+    fn new(report: &'a FailureReport, job: &'a StepJob) -> Self {
         let hash = report.drv.as_ref().map(|drv| drv.as_store_path().hash());
         Self {
-            culprit: hash.unwrap_or(report.class),
+            root_cause: hash.unwrap_or(report.class),
             has_culprit: hash.is_some(),
             job,
         }
@@ -294,12 +308,12 @@ impl<'a> Marks<'a> {
     }
 
     fn of_step(&self) -> String {
-        format!("{FAILED}{}:{}:", self.culprit, self.job.step)
+        format!("{FAILED}{}:{}:", self.root_cause, self.job.step)
     }
 
     /// The mark that the culprit is told.
     fn told(&self) -> String {
-        format!("eval-once:told:{}", self.culprit)
+        format!("eval-once:told:{}", self.root_cause)
     }
 
     /// The mark that so many failures were told as a number.
@@ -333,26 +347,26 @@ impl<'a> Marks<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Around;
+    use super::super::JobContext;
     use super::*;
 
     const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
-    fn job(is_retry: bool) -> Job {
-        Job {
+    fn job(is_retry: bool) -> StepJob {
+        StepJob {
             id: "job".into(),
             step: "key:of,a.step".into(),
             label: None,
             agent: None,
             is_retry,
-            around: Around::default(),
+            around: JobContext::default(),
         }
     }
 
     fn telling(has_culprit: bool, is_retry: bool, others: &[String]) -> Telling {
         let job = job(is_retry);
         let marks = Marks {
-            culprit: if has_culprit { HASH } else { "evaluation" },
+            root_cause: if has_culprit { HASH } else { "evaluation" },
             has_culprit,
             job: &job,
         };
@@ -362,8 +376,8 @@ mod tests {
         marks.telling(&keys.join("\n"))
     }
 
-    fn failed(culprit: &str, step: &str, job: &str) -> String {
-        format!("eval-once:failed:{culprit}:{step}:{job}")
+    fn failed(root_cause: &str, step: &str, job: &str) -> String {
+        format!("eval-once:failed:{root_cause}:{step}:{job}")
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Meta;
-use super::spans::{Path, Span};
+use super::spans::{AttrIndex, Span};
 use crate::keys::Keys;
 use crate::nix::AttrPath;
+use crate::recording::Meta;
 
 /// What the walker is told.
 #[derive(Debug, Serialize)]
@@ -13,55 +13,55 @@ use crate::nix::AttrPath;
     clippy::struct_excessive_bools,
     reason = "each is an argument of walk.nix"
 )]
-pub(super) struct Settings<'a> {
-    pub(super) marker: &'a str,
+pub(in crate::recording) struct WalkerSettings<'a> {
+    pub(in crate::recording) marker: &'a str,
     /// Nothing: the root, and all below it.
-    pub(super) start: Option<&'a [Span]>,
+    pub(in crate::recording) start: Option<&'a [Span]>,
     /// Relative to the root of the walk.
-    pub(super) exclude: &'a [Vec<String>],
-    pub(super) all: bool,
-    pub(super) systems: Option<&'a [String]>,
-    pub(super) buildkite: bool,
-    pub(super) catch: bool,
+    pub(in crate::recording) exclude: &'a [Vec<String>],
+    pub(in crate::recording) all: bool,
+    pub(in crate::recording) systems: Option<&'a [String]>,
+    pub(in crate::recording) buildkite: bool,
+    pub(in crate::recording) catch: bool,
     /// Only whether these sets, which were passed, hold derivations.
-    pub(super) look: bool,
+    pub(in crate::recording) look: bool,
 }
 
-impl Settings<'_> {
-    pub(super) fn json(&self) -> String {
+impl WalkerSettings<'_> {
+    pub(in crate::recording) fn json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
 /// What the walker says.
 #[derive(Debug, PartialEq)]
-pub(super) enum Said {
+pub(in crate::recording) enum WalkerMessage {
     /// This attribute, with this name, is looked at now.
-    Begin(Path, Name),
+    Begin(AttrIndex, AttrName),
     /// It, with this name, is left out by these of the exclusions.
-    Out(Path, Vec<usize>, Name),
+    Out(AttrIndex, Vec<usize>, AttrName),
     /// It is a set that is not looked into.
-    Pass(Path),
+    Pass(AttrIndex),
     /// These stand beside what is looked at in a flake: outputs where the path is the root, else systems.
-    Beside(Path, Vec<String>),
+    Beside(AttrIndex, Vec<String>),
     /// It was passed, and derivations were found in it, or not.
-    Holds(Path, bool),
+    Holds(AttrIndex, bool),
     /// It is a derivation that can be called as well.
-    Call(Path),
+    Call(AttrIndex),
     /// It is a set or a list of so many.
-    Set(Path, u32),
+    Set(AttrIndex, u32),
     /// It is a derivation.
-    Target(Path, Result<Described, String>),
+    Target(AttrIndex, Result<DescribedTarget, String>),
     /// It is a derivation that evaluates, and its metadata is looked at now.
-    Meta(Path),
+    Meta(AttrIndex),
     /// It throws, and was caught.
-    Broken(Path),
+    Broken(AttrIndex),
     /// Its metadata is no data: the end of a sentence.
-    Refused(Path, String),
+    Refused(AttrIndex, String),
     /// It does not evaluate, and nothing was thrown: why.
-    Error(Path, String),
+    Error(AttrIndex, String),
     /// It is nested too deeply.
-    Deep(Path),
+    Deep(AttrIndex),
     /// The root is nothing that could hold targets, but one of this type.
     No(String),
     /// That was all, of a Nix of this version.
@@ -70,28 +70,28 @@ pub(super) enum Said {
 
 /// The name of an attribute, which need not be UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Name {
-    pub(super) text: String,
-    pub(super) is_utf8: bool,
+pub(in crate::recording) struct AttrName {
+    pub(in crate::recording) text: String,
+    pub(in crate::recording) is_utf8: bool,
 }
 
 /// A derivation, as the walker describes it.
 #[derive(Debug, PartialEq, Deserialize)]
-pub(super) struct Described {
-    pub(super) drv: String,
+pub(in crate::recording) struct DescribedTarget {
+    pub(in crate::recording) drv: String,
     /// Its path is a mere string: nothing says that this evaluation wrote it.
     #[serde(default)]
-    pub(super) named: bool,
+    pub(in crate::recording) named: bool,
     #[serde(default)]
-    pub(super) meta: DescribedMeta,
+    pub(in crate::recording) meta: DescribedMeta,
 }
 
 /// Its metadata: any data at all.
 #[derive(Debug, Default, PartialEq, Deserialize)]
-pub(super) struct DescribedMeta {
-    pub(super) buildkite: Option<serde_json::Value>,
+pub(in crate::recording) struct DescribedMeta {
+    pub(in crate::recording) buildkite: Option<serde_json::Value>,
     #[serde(rename = "eval-once")]
-    pub(super) eval_once: Option<serde_json::Value>,
+    pub(in crate::recording) eval_once: Option<serde_json::Value>,
     timeout: Option<serde_json::Value>,
     #[serde(rename = "maxSilent")]
     max_silent: Option<serde_json::Value>,
@@ -100,7 +100,7 @@ pub(super) struct DescribedMeta {
 
 impl DescribedMeta {
     /// What it means. An odd description is nobody's business; an odd timeout would be no timeout.
-    pub(super) fn read(self) -> Result<Meta, String> {
+    pub(in crate::recording) fn read(self) -> Result<Meta, String> {
         let buildkite = set("buildkite", self.buildkite)?;
         let eval_once = set("eval-once", self.eval_once)?;
         let timeout = seconds("timeout", self.timeout)?;
@@ -147,7 +147,7 @@ fn seconds(name: &str, value: Option<serde_json::Value>) -> Result<Option<u64>, 
 }
 
 /// Reads a line of the walker's. `None`: it is somebody else's.
-pub(super) fn read(line: &[u8], marker: &str) -> Option<Said> {
+pub(in crate::recording) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
     // In front of it stands what Nix makes of a trace, which may be coloured.
     const BEFORE: usize = 64;
     let marker = marker.as_bytes();
@@ -159,40 +159,40 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<Said> {
         .strip_prefix(b" ")?
         .splitn(3, |byte| *byte == b' ');
     let word = parts.next()?;
-    let path = Path::parse(std::str::from_utf8(parts.next()?).ok()?)?;
+    let path = AttrIndex::parse(std::str::from_utf8(parts.next()?).ok()?)?;
     let rest = parts.next().unwrap_or_default();
     let text = || String::from_utf8_lossy(rest).into_owned();
     Some(match word {
-        b"begin" => Said::Begin(path, name(rest)),
+        b"begin" => WalkerMessage::Begin(path, name(rest)),
         b"out" => {
             let (numbers, name) = rest.split_at(rest.iter().position(|byte| *byte == b' ')?);
             let numbers = std::str::from_utf8(numbers).ok()?.split(',');
             let numbers = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
-            Said::Out(path, numbers, self::name(&name[1..]))
+            WalkerMessage::Out(path, numbers, self::name(&name[1..]))
         }
-        b"pass" => Said::Pass(path),
-        b"beside" => Said::Beside(path, text().split(',').map(str::to_owned).collect()),
-        b"holds" => Said::Holds(path, true),
-        b"none" => Said::Holds(path, false),
-        b"call" => Said::Call(path),
-        b"set" => Said::Set(path, text().parse().ok()?),
-        b"target" => Said::Target(
+        b"pass" => WalkerMessage::Pass(path),
+        b"beside" => WalkerMessage::Beside(path, text().split(',').map(str::to_owned).collect()),
+        b"holds" => WalkerMessage::Holds(path, true),
+        b"none" => WalkerMessage::Holds(path, false),
+        b"call" => WalkerMessage::Call(path),
+        b"set" => WalkerMessage::Set(path, text().parse().ok()?),
+        b"target" => WalkerMessage::Target(
             path,
             serde_json::from_slice(rest)
                 .map_err(|error| format!("its metadata cannot be read: {error}")),
         ),
-        b"meta" => Said::Meta(path),
-        b"broken" => Said::Broken(path),
-        b"refuse" => Said::Refused(path, text()),
-        b"error" => Said::Error(path, text()),
-        b"deep" => Said::Deep(path),
-        b"no" => Said::No(text()),
-        b"end" => Said::End(text()),
+        b"meta" => WalkerMessage::Meta(path),
+        b"broken" => WalkerMessage::Broken(path),
+        b"refuse" => WalkerMessage::Refused(path, text()),
+        b"error" => WalkerMessage::Error(path, text()),
+        b"deep" => WalkerMessage::Deep(path),
+        b"no" => WalkerMessage::No(text()),
+        b"end" => WalkerMessage::End(text()),
         _ => return None,
     })
 }
 
-fn name(escaped: &[u8]) -> Name {
+fn name(escaped: &[u8]) -> AttrName {
     let mut bytes = Vec::with_capacity(escaped.len());
     let mut rest = escaped.iter();
     while let Some(byte) = rest.next() {
@@ -209,14 +209,14 @@ fn name(escaped: &[u8]) -> Name {
         });
     }
     let is_utf8 = std::str::from_utf8(&bytes).is_ok();
-    Name {
+    AttrName {
         text: String::from_utf8_lossy(&bytes).into_owned(),
         is_utf8,
     }
 }
 
 /// The exclusions below `root`, relative to it; what lies elsewhere excludes nothing, and is empty.
-pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<String>> {
+pub(in crate::recording) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<String>> {
     let below = |path: &AttrPath| {
         let (names, root) = (path.names(), root.names());
         let inside = names.len() > root.len()
@@ -231,12 +231,12 @@ pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<Strin
 }
 
 /// Whether `attr`, or a set that it lies in, is left out.
-pub(super) fn is_excluded(attr: &AttrPath, exclude: &[AttrPath]) -> bool {
+pub(in crate::recording) fn is_excluded(attr: &AttrPath, exclude: &[AttrPath]) -> bool {
     !excluding(attr, exclude).is_empty()
 }
 
 /// The numbers of the exclusions that leave out `attr`, or a set that it lies in.
-pub(super) fn excluding(attr: &AttrPath, exclude: &[AttrPath]) -> Vec<usize> {
+pub(in crate::recording) fn excluding(attr: &AttrPath, exclude: &[AttrPath]) -> Vec<usize> {
     let excludes = |path: &AttrPath| {
         let (path, names) = (path.names(), attr.names());
         !path.is_empty()
@@ -257,22 +257,22 @@ pub(super) fn excluding(attr: &AttrPath, exclude: &[AttrPath]) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    fn path(text: &str) -> Path {
-        Path::parse(text).unwrap()
+    fn path(text: &str) -> AttrIndex {
+        AttrIndex::parse(text).unwrap()
     }
 
     #[test]
     fn a_line_is_the_walkers_only_behind_its_marker() {
         assert_eq!(
             read(b"trace: M end  2.8", "M"),
-            Some(Said::End("2.8".into()))
+            Some(WalkerMessage::End("2.8".into()))
         );
         assert_eq!(
             read(b"\x1b[35mtrace:\x1b[0m M out /3 0,2 a b", "M"),
-            Some(Said::Out(
+            Some(WalkerMessage::Out(
                 path("/3"),
                 vec![0, 2],
-                Name {
+                AttrName {
                     text: "a b".into(),
                     is_utf8: true
                 }
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn a_name_may_hold_anything() {
         let said = |text: &[u8]| match read(&[b"trace: M begin /1 ", text].concat(), "M") {
-            Some(Said::Begin(_, name)) => name,
+            Some(WalkerMessage::Begin(_, name)) => name,
             other => panic!("{other:?}"),
         };
         assert_eq!(said(b"a\\nb \\\\n").text, "a\nb \\n");

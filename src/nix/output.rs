@@ -5,7 +5,7 @@ use std::mem::discriminant;
 
 use super::fault::{Cause, Fault, NO_MACHINE, cause_of_builder, drv_of, fault, is_time_alone};
 use super::message::{self, Message};
-use super::structured::{Counts, Ended, Event, Reader};
+use super::structured::{BuildCounts, Ended, Event, LogReader};
 use super::trouble::{Trouble, is_git_without_network, may_be_of_git, trouble};
 use super::{DrvPath, StorePath};
 use crate::text::without_escapes;
@@ -25,7 +25,7 @@ const MESSAGE_AT_MOST: usize = 64 << 10;
 /// Nix's messages are not documented; the ones used here were read off 2.8, 2.26 and 2.34. Whether a step has succeeded never
 /// rests on them: only what failed, why, and what to try next.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct NixOutput {
     /// Derivations that Nix began to build.
     pub begun: BTreeSet<String>,
     /// What failed, in the order in which it did. What failed only because of that is none of them.
@@ -41,7 +41,7 @@ pub struct Heard {
     /// All of that message.
     message: Option<Message>,
     /// A message that comes line by line.
-    gathered: Gathered,
+    gathered: MessageLines,
     /// Something needed a build that failed.
     pub dependency_failed: bool,
     /// What Nix has said when an assertion of its own did not hold: it aborts then.
@@ -49,11 +49,11 @@ pub struct Heard {
     /// What went wrong around it that Nix does not say in the message it ends with.
     beside: BTreeSet<Trouble>,
     /// The builds that are running, by the number of their activity, with the last lines of each.
-    running: HashMap<u64, Build>,
+    running: HashMap<u64, RunningBuild>,
     /// The builds that were over last, with the last lines of each: which of them failed is often said at the very end only.
-    over: VecDeque<Build>,
+    over: VecDeque<RunningBuild>,
     /// How far all builds are.
-    counts: Counts,
+    counts: BuildCounts,
     /// How many builds have ended badly of which no message has come so far.
     failed: usize,
     /// How many failures were counted that were of no running build, for what was never begun: no machine can build it, or
@@ -73,12 +73,12 @@ pub struct Heard {
 
 /// The lines of a message, and whether more of it may come.
 #[derive(Debug, Default)]
-struct Gathered {
+struct MessageLines {
     lines: String,
     goes_on: bool,
 }
 
-impl Gathered {
+impl MessageLines {
     fn add(&mut self, line: &str) {
         if message::is_begin(line) {
             self.lines.clear();
@@ -95,7 +95,7 @@ impl Gathered {
 
 /// A build, and the last lines of its log.
 #[derive(Debug)]
-struct Build {
+struct RunningBuild {
     drv: String,
     lines: VecDeque<String>,
 }
@@ -109,16 +109,16 @@ pub enum Disturbance {
     Daemon,
 }
 
-impl Heard {
+impl NixOutput {
     /// What a program has said altogether.
     #[must_use]
     pub fn of(said: &[u8]) -> Self {
-        let mut heard = Self::default();
-        let mut reader = Reader::default();
-        reader.read(said, |event| heard.hear(&event));
-        reader.finish(|event| heard.hear(&event));
-        heard.settle();
-        heard
+        let mut nix_output = Self::default();
+        let mut reader = LogReader::default();
+        reader.read(said, |event| nix_output.hear(&event));
+        reader.finish(|event| nix_output.hear(&event));
+        nix_output.settle();
+        nix_output
     }
 
     /// There comes no more: a message that came line by line is whole.
@@ -164,7 +164,7 @@ impl Heard {
                 self.begun.insert(drv.to_string());
                 let lines = VecDeque::new();
                 let drv = drv.to_string();
-                self.running.insert(*id, Build { drv, lines });
+                self.running.insert(*id, RunningBuild { drv, lines });
             }
             Event::BuildLine { id, line } => {
                 if let Some(build) = self.running.get_mut(id) {
@@ -205,7 +205,7 @@ impl Heard {
 
     /// A whole message of Nix's, or one that may be its own. What the expression says is no word about a build.
     fn hear_message(&mut self, message: Message) {
-        self.gathered = Gathered::default();
+        self.gathered = MessageLines::default();
         if !message.is_expressions_own() {
             let mut lines = message.text.lines();
             self.hear_error(lines.next().unwrap_or_default(), true);
@@ -492,7 +492,7 @@ impl Heard {
 
     /// The derivation that failed first.
     #[must_use]
-    pub fn culprit(&self) -> Option<&Fault> {
+    pub fn root_cause(&self) -> Option<&Fault> {
         self.faults.first()
     }
 
@@ -571,8 +571,8 @@ mod tests {
 
     const DRV: &str = "/s/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
 
-    fn heard(text: &str) -> Heard {
-        Heard::of(text.as_bytes())
+    fn nix_output(text: &str) -> NixOutput {
+        NixOutput::of(text.as_bytes())
     }
 
     fn message(text: &str) -> String {
@@ -586,15 +586,18 @@ mod tests {
     fn text_and_structure_are_understood_alike() {
         let text = "these 2 derivations will be built:\n  /s/a.drv\nbuilding '/s/a.drv'...\nhi\nbuilding '/s/a.drv' on 'ssh://x'...\n\
                     copying path '/s/b' from 'file:///c'...\n\u{1b}[31;1merror:\u{1b}[0m no\nlast";
-        let plain = heard(text);
-        let structured = heard(&format!(
+        let plain = nix_output(text);
+        let structured = nix_output(&format!(
             "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/a.drv\",\"\",1,1]}}\n\
              @nix {{\"action\":\"start\",\"id\":2,\"type\":100,\"fields\":[\"/s/b\",\"file:///c\",\"local\"]}}\n{}",
             message("\u{1b}[31;1merror:\u{1b}[0m no")
         ));
-        for heard in [plain, structured] {
-            assert_eq!((heard.begun.len(), heard.substituted.len()), (1, 1));
-            assert_eq!(heard.error.as_deref(), Some("no"));
+        for nix_output in [plain, structured] {
+            assert_eq!(
+                (nix_output.begun.len(), nix_output.substituted.len()),
+                (1, 1)
+            );
+            assert_eq!(nix_output.error.as_deref(), Some("no"));
         }
     }
 
@@ -607,11 +610,11 @@ mod tests {
                 "error: builder for '{DRV}' failed with exit code 1;\n       last 1 log lines:\n       > error: hash mismatch in fixed-output derivation '{DRV}':\n       > note: build failure may have been caused by lack of free disk space"
             ))
         );
-        let heard = heard(&said);
-        assert_eq!(heard.faults.len(), 1);
-        assert_eq!(heard.faults[0].cause, Cause::Status(1));
+        let nix_output = nix_output(&said);
+        assert_eq!(nix_output.faults.len(), 1);
+        assert_eq!(nix_output.faults[0].cause, Cause::Status(1));
         let drv = DrvPath::parse(DRV).unwrap();
-        assert_eq!(heard.last_lines(&drv).unwrap().len(), 1);
+        assert_eq!(nix_output.last_lines(&drv).unwrap().len(), 1);
     }
 
     #[test]
@@ -619,7 +622,7 @@ mod tests {
         let text = "warning: error: unable to download 'http://a/nix-cache-info': Couldn't connect to server (7); retrying in 3 ms\n\
                     warning: unable to download 'http://b/x.narinfo': HTTP error 500\n\
                     warning: unable to download 'http://c/nix-cache-info': Could not connect to server (7) Failed to connect\n";
-        let unreachable = heard(text).unreachable;
+        let unreachable = nix_output(text).unreachable;
         assert_eq!(
             unreachable.iter().collect::<Vec<_>>(),
             ["http://c/nix-cache-info"]
@@ -637,7 +640,7 @@ mod tests {
             format!("opening file '{DRV}': No such file or directory"),
             format!("path '{DRV}' is required, but there is no substituter that can build it"),
         ] {
-            let disturbance = heard(&format!("error: {error}\n")).disturbance();
+            let disturbance = nix_output(&format!("error: {error}\n")).disturbance();
             assert_eq!(
                 disturbance,
                 Some(Disturbance::Gone(StorePath::parse(DRV).unwrap())),
@@ -651,7 +654,7 @@ mod tests {
             "opening file '/x/a.nix': No such file or directory",
         ] {
             assert_eq!(
-                heard(&format!("error: {error}\n")).disturbance(),
+                nix_output(&format!("error: {error}\n")).disturbance(),
                 None,
                 "{error}"
             );
@@ -660,12 +663,12 @@ mod tests {
             "error: path '{DRV}' is not valid\nerror: builder for '{DRV}' failed with exit code 1\n"
         );
         assert_eq!(
-            heard(&of_a_builder).disturbance(),
+            nix_output(&of_a_builder).disturbance(),
             None,
             "only the last error is Nix's own"
         );
         assert_eq!(
-            heard("error: unexpected end-of-file\n").disturbance(),
+            nix_output("error: unexpected end-of-file\n").disturbance(),
             Some(Disturbance::Daemon)
         );
     }
@@ -723,8 +726,8 @@ mod tests {
             ),
         ] {
             let later = "error: builder for '/s/store/00000000000000000000000000000000-b.drv' failed with exit code 1\n";
-            let heard = heard(&(message(&format!("error: {error}")) + later));
-            let fault = heard.culprit().unwrap();
+            let nix_output = nix_output(&(message(&format!("error: {error}")) + later));
+            let fault = nix_output.root_cause().unwrap();
             let drv = fault.drv.as_ref().unwrap().as_store_path();
             assert_eq!((drv.as_str(), &fault.cause), (DRV, &cause), "{error}");
         }
@@ -732,8 +735,8 @@ mod tests {
             "1 dependencies of derivation 'x' failed to build".to_owned(),
             format!("Cannot build '{DRV}'.\n       Reason: 1 dependency failed."),
         ] {
-            let heard = heard(&message(&format!("error: {error}")));
-            assert!(heard.dependency_failed && heard.faults.is_empty());
+            let nix_output = nix_output(&message(&format!("error: {error}")));
+            assert!(nix_output.dependency_failed && nix_output.faults.is_empty());
         }
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::buildkite::pipeline::{CommandStep, GroupStep, Pipeline, Step, to_json};
+use crate::buildkite::pipeline::{CommandStep, GroupStep, Pipeline, PipelineStep, to_json};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::refuse;
 
@@ -21,7 +21,7 @@ const VERSION: u32 = 1;
 
 /// All that a recording uploads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct UploadPlan {
     version: u32,
     /// The step that the recording belongs to (`BUILDKITE_STEP_ID`), the same in each of its retries.
     pub step: String,
@@ -35,7 +35,7 @@ pub struct Plan {
 
 /// A step, and where it stands.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Planned {
+pub struct PlannedStep {
     /// The step.
     pub step: CommandStep,
     /// The name of its group, if it is in one.
@@ -53,7 +53,7 @@ pub struct Chunk {
     pub pipeline: String,
 }
 
-impl Plan {
+impl UploadPlan {
     /// Plans the upload of `steps`, which stand in topological order, with at most `chunk` steps at once, and never more jobs
     /// than Buildkite takes.
     ///
@@ -61,7 +61,7 @@ impl Plan {
     /// A step cannot be written as JSON: a bug (70).
     pub fn new(
         step: &str,
-        steps: &[Planned],
+        steps: &[PlannedStep],
         chunk: NonZeroUsize,
         document: String,
         annotation: (String, String),
@@ -101,19 +101,19 @@ impl Plan {
     /// It is none (75: what was kept has not come back), or one of another version of eval-once (64).
     pub fn read(json: &str) -> Result<Self, Failure> {
         #[derive(Deserialize)]
-        struct Versioned {
+        struct PlanVersion {
             version: u32,
         }
         let unreadable = || "cannot read the plan of a recording".to_owned();
-        let Versioned { version } =
-            serde_json::from_str(json).classify(Class::Surroundings, unreadable)?;
+        let PlanVersion { version } =
+            serde_json::from_str(json).classify(Class::Infrastructure, unreadable)?;
         if version != VERSION {
             return Err(refuse(format_args!(
                 "the recording has left a plan of version {version}, and this eval-once knows version {VERSION}"
             ))
             .hint("run the whole build again, with one version of eval-once on all its agents"));
         }
-        serde_json::from_str(json).classify(Class::Surroundings, unreadable)
+        serde_json::from_str(json).classify(Class::Infrastructure, unreadable)
     }
 }
 
@@ -121,28 +121,28 @@ impl Plan {
 ///
 /// # Errors
 /// A step cannot be written as JSON: a bug (70).
-pub fn document(steps: &[Planned]) -> Result<String, Failure> {
+pub fn document(steps: &[PlannedStep]) -> Result<String, Failure> {
     to_json(&pipeline(steps)).classify(Class::Bug, || "cannot write the pipeline".to_owned())
 }
 
 /// All of these steps as one pipeline. A group stands where the first of its steps would.
 #[must_use]
-pub fn pipeline(steps: &[Planned]) -> Pipeline {
-    let mut written: Vec<Step> = Vec::new();
+pub fn pipeline(steps: &[PlannedStep]) -> Pipeline {
+    let mut written: Vec<PipelineStep> = Vec::new();
     let mut groups = BTreeMap::new();
-    for Planned { step, group, .. } in steps {
+    for PlannedStep { step, group, .. } in steps {
         let Some(group) = group else {
-            written.push(Step::Command(Box::new(step.clone())));
+            written.push(PipelineStep::Command(Box::new(step.clone())));
             continue;
         };
         let at = *groups.entry(group).or_insert_with(|| {
-            written.push(Step::Group(GroupStep {
+            written.push(PipelineStep::Group(GroupStep {
                 group: group.clone(),
                 steps: Vec::new(),
             }));
             written.len() - 1
         });
-        if let Step::Group(group) = &mut written[at] {
+        if let PipelineStep::Group(group) = &mut written[at] {
             group.steps.push(step.clone());
         }
     }
@@ -151,7 +151,7 @@ pub fn pipeline(steps: &[Planned]) -> Pipeline {
 
 /// How many jobs Buildkite counts in an upload of these steps.
 #[must_use]
-pub fn jobs(steps: &[Planned]) -> usize {
+pub fn jobs(steps: &[PlannedStep]) -> usize {
     let groups: BTreeSet<_> = steps
         .iter()
         .filter_map(|step| step.group.as_ref())
@@ -164,12 +164,12 @@ pub fn jobs(steps: &[Planned]) -> usize {
 
 /// Divides steps into uploads, without changing their order.
 #[must_use]
-pub fn divide(steps: &[Planned], chunk: NonZeroUsize) -> Vec<Range<usize>> {
+pub fn divide(steps: &[PlannedStep], chunk: NonZeroUsize) -> Vec<Range<usize>> {
     let mut chunks = Vec::new();
     let mut begin = 0;
     let mut jobs = 0_usize;
     let mut groups = BTreeSet::new();
-    for (i, Planned { step, group, .. }) in steps.iter().enumerate() {
+    for (i, PlannedStep { step, group, .. }) in steps.iter().enumerate() {
         let new_group =
             |groups: &BTreeSet<_>| group.as_ref().is_some_and(|group| !groups.contains(group));
         let more = step.jobs().saturating_add(usize::from(new_group(&groups)));
@@ -194,16 +194,16 @@ pub fn divide(steps: &[Planned], chunk: NonZeroUsize) -> Vec<Range<usize>> {
 mod tests {
     use super::*;
 
-    fn plan(step: &str, steps: &[Planned], chunk: NonZeroUsize) -> Plan {
+    fn plan(step: &str, steps: &[PlannedStep], chunk: NonZeroUsize) -> UploadPlan {
         let annotation = ("text".into(), "info".into());
-        Plan::new(step, steps, chunk, "{}".into(), annotation).unwrap()
+        UploadPlan::new(step, steps, chunk, "{}".into(), annotation).unwrap()
     }
     use crate::buildkite::pipeline::{CommandStep, Dependency};
     use proptest::prelude::*;
     use serde_json::Value;
 
-    fn planned(key: usize, group: Option<&str>) -> Planned {
-        Planned {
+    fn planned(key: usize, group: Option<&str>) -> PlannedStep {
+        PlannedStep {
             step: CommandStep {
                 label: format!("step {key}"),
                 key: key.to_string(),
@@ -226,14 +226,20 @@ mod tests {
         assert_eq!(plan.chunks.len(), 3);
         assert_eq!(plan.chunks[1].keys, ["2", "3"]);
         assert!(plan.chunks[0].pipeline.contains(r"a\u2028\u0085😀"));
-        assert_eq!(Plan::read(&plan.to_json().unwrap()).unwrap(), plan);
+        assert_eq!(UploadPlan::read(&plan.to_json().unwrap()).unwrap(), plan);
     }
 
     #[test]
     fn a_plan_of_another_version_or_none_is_refused() {
-        assert_eq!(Plan::read("{").unwrap_err().class, Class::Surroundings);
-        assert_eq!(Plan::read("{}").unwrap_err().class, Class::Surroundings);
-        let other = Plan::read(r#"{"version":2}"#).unwrap_err();
+        assert_eq!(
+            UploadPlan::read("{").unwrap_err().class,
+            Class::Infrastructure
+        );
+        assert_eq!(
+            UploadPlan::read("{}").unwrap_err().class,
+            Class::Infrastructure
+        );
+        let other = UploadPlan::read(r#"{"version":2}"#).unwrap_err();
         assert_eq!(other.class, Class::Config);
     }
 

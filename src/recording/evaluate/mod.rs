@@ -4,21 +4,25 @@
 //! so that the work is shared evenly and no process is started for nothing: each has to evaluate the root anew. A process that
 //! dies takes one attribute with it, and another goes on behind that.
 
+pub(in crate::recording) mod eval_jobs;
+pub(in crate::recording) mod memory;
+pub mod overlooked;
+mod progress;
+mod spans;
+mod walk;
+mod worker;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use super::asking::{
-    in_one_line, memory_for_evaluation, message_of, store_answers, surroundings, systems,
-};
-use super::memory::{self, MIB};
-use super::overlooked::{self, Overlooked};
-use super::progress::Progress;
-use super::spans::{self, Counts, Path, Place, Span};
-use super::walk::{self, Name, Said, Settings};
-use super::worker::{Fate, Task, Worker};
-use super::{Broken, Found, Recurse, Request};
+use self::memory::MIB;
+use self::overlooked::Overlooked;
+use self::progress::Progress;
+use self::spans::{AttrIndex, ChildCounts, Position, Span};
+use self::walk::{AttrName, WalkerMessage, WalkerSettings};
+use self::worker::{Task, Worker, WorkerEnd};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::host;
@@ -26,6 +30,10 @@ use crate::log::Log;
 use crate::nix::{
     AttrPath, Disturbance, DrvPath, LockedFlake, Phase, Source, StorePath, class, command, message,
 };
+use crate::recording::asking::{
+    in_one_line, memory_for_evaluation, message_of, store_answers, surroundings, systems,
+};
+use crate::recording::{AttrError, FoundTarget, RecordingRequest, Recurse};
 use crate::supervise::{OnStop, Running, Supervisor};
 use crate::text::without_escapes;
 
@@ -62,13 +70,13 @@ const MESSAGE_AT_MOST: usize = 8 << 10;
 
 /// What every target gave.
 #[derive(Debug, Clone, Default)]
-pub struct Evaluated {
+pub struct EvaluationResult {
     /// The targets, in the order of their attributes.
-    pub found: Vec<Found>,
+    pub found: Vec<FoundTarget>,
     /// The attributes that do not evaluate, in their order.
-    pub broken: Vec<Broken>,
+    pub broken: Vec<AttrError>,
     /// The attributes that evaluate, but whose metadata is no data, in their order.
-    pub refused: Vec<Broken>,
+    pub refused: Vec<AttrError>,
     /// The attributes that are derivations which can be called as well: their steps must not call them.
     pub callable: BTreeSet<AttrPath>,
     /// What was not looked at.
@@ -79,11 +87,11 @@ pub struct Evaluated {
 
 /// What became of an attribute.
 #[derive(Debug)]
-enum Outcome {
-    Found(Found),
-    Broken(Broken),
+enum AttrOutcome {
+    Found(FoundTarget),
+    Broken(AttrError),
     /// It evaluates, but its metadata is no data.
-    Refused(Broken),
+    Refused(AttrError),
     /// It throws, or its metadata does; what it says is not known yet.
     Throws {
         in_meta: bool,
@@ -92,7 +100,7 @@ enum Outcome {
 
 /// A walk over all targets.
 pub struct Walk<'a> {
-    request: &'a Request,
+    request: &'a RecordingRequest,
     supervisor: &'a mut Supervisor,
     log: Log,
     progress: Progress,
@@ -102,27 +110,27 @@ pub struct Walk<'a> {
     temporary: &'a std::path::Path,
     systems: Option<Vec<String>>,
     exclude: Vec<Vec<String>>,
-    counts: Counts,
+    counts: ChildCounts,
     /// The names of the attributes that have become something.
-    names: BTreeMap<Path, Name>,
-    outcomes: BTreeMap<Path, Outcome>,
+    names: BTreeMap<AttrIndex, AttrName>,
+    outcomes: BTreeMap<AttrIndex, AttrOutcome>,
     /// Those whose `.drv` was only named, and need not have been written.
-    named: BTreeSet<Path>,
+    named: BTreeSet<AttrIndex>,
     /// Those that can be called as well.
-    callable: BTreeSet<Path>,
+    callable: BTreeSet<AttrIndex>,
     /// The sets that are not looked into.
-    passed: BTreeSet<Path>,
+    passed: BTreeSet<AttrIndex>,
     /// What stands beside what is looked at in a flake: outputs below the root, else systems.
-    beside: BTreeMap<Path, Vec<String>>,
+    beside: BTreeMap<AttrIndex, Vec<String>>,
     /// The exclusions that have left something out, by their numbers.
     effective: BTreeSet<usize>,
     overlooked: Overlooked,
     /// How often the collector has disturbed an attribute.
-    disturbed: BTreeMap<Path, u32>,
+    disturbed: BTreeMap<AttrIndex, u32>,
     /// The path that an attribute has missed last, and how often in a row.
-    missed: BTreeMap<Path, (StorePath, u32)>,
+    missed: BTreeMap<AttrIndex, (StorePath, u32)>,
     /// Where something has failed that was no fault of the expression's, once; whether it throws.
-    doubted: BTreeSet<(Path, bool)>,
+    doubted: BTreeSet<(AttrIndex, bool)>,
     pending: Vec<Task>,
     /// Bytes for all processes together.
     budget: u64,
@@ -138,12 +146,12 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// What is needed for that is not there (69, 75).
     pub fn new(
-        request: &'a Request,
+        request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         temporary: &'a std::path::Path,
         cores: NonZeroUsize,
         supervisor: &'a mut Supervisor,
-        log: Log,
+        log: &Log,
     ) -> Result<Self, Failure> {
         let whole_flake = locked.is_some() && request.root.attr.names().is_empty();
         let systems = if whole_flake {
@@ -156,14 +164,14 @@ impl<'a> Walk<'a> {
         Ok(Self {
             request,
             supervisor,
-            log,
+            log: log.clone(),
             progress: Progress::new(log),
             marker: marker()?,
             locked,
             temporary,
             systems,
             exclude: walk::exclusions(&request.exclude, &request.root.attr),
-            counts: Counts::new(),
+            counts: ChildCounts::new(),
             names: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             named: BTreeSet::new(),
@@ -201,8 +209,8 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// As [`Walk::all`]; and one of them has been disturbed too often (75).
     pub fn again(&mut self, gone: &[DrvPath]) -> Result<(), Failure> {
-        let is_gone = |outcome: &Outcome| matches!(outcome, Outcome::Found(found) if gone.contains(&found.drv));
-        let paths: Vec<Path> = self
+        let is_gone = |outcome: &AttrOutcome| matches!(outcome, AttrOutcome::Found(found) if gone.contains(&found.drv));
+        let paths: Vec<AttrIndex> = self
             .outcomes
             .iter()
             .filter(|(_, outcome)| is_gone(outcome))
@@ -241,26 +249,26 @@ impl<'a> Walk<'a> {
 
     /// What every target has given, in the order of the attributes.
     #[must_use]
-    pub fn evaluated(&self) -> Evaluated {
-        let mut evaluated = Evaluated {
+    pub fn evaluated(&self) -> EvaluationResult {
+        let mut evaluated = EvaluationResult {
             nix: self.nix.clone(),
             callable: self.callable.iter().map(|path| self.attr(path).0).collect(),
             overlooked: self.overlooked.clone(),
-            ..Evaluated::default()
+            ..EvaluationResult::default()
         };
         for (path, outcome) in &self.outcomes {
             match outcome {
-                Outcome::Found(found) => evaluated.found.push(found.clone()),
-                Outcome::Broken(broken) => evaluated.broken.push(broken.clone()),
-                Outcome::Refused(broken) => evaluated.refused.push(broken.clone()),
-                Outcome::Throws { in_meta } => {
+                AttrOutcome::Found(found) => evaluated.found.push(found.clone()),
+                AttrOutcome::Broken(broken) => evaluated.broken.push(broken.clone()),
+                AttrOutcome::Refused(broken) => evaluated.refused.push(broken.clone()),
+                AttrOutcome::Throws { in_meta } => {
                     let attr = self.attr(path).0;
                     let (list, message) = if *in_meta {
                         (&mut evaluated.refused, Some("its metadata throws".into()))
                     } else {
                         (&mut evaluated.broken, None)
                     };
-                    list.push(Broken { attr, message });
+                    list.push(AttrError { attr, message });
                 }
             }
         }
@@ -277,10 +285,10 @@ impl<'a> Walk<'a> {
         let broken = self
             .outcomes
             .iter()
-            .filter(|(_, outcome)| !matches!(outcome, Outcome::Found(_)));
-        let throws: Vec<Path> = broken
+            .filter(|(_, outcome)| !matches!(outcome, AttrOutcome::Found(_)));
+        let throws: Vec<AttrIndex> = broken
             .take(EXPLAINED)
-            .filter(|(_, outcome)| matches!(outcome, Outcome::Throws { .. }))
+            .filter(|(_, outcome)| matches!(outcome, AttrOutcome::Throws { .. }))
             .map(|(path, _)| path.clone())
             .collect();
         let tasks = throws.iter().filter_map(|path| {
@@ -306,7 +314,7 @@ impl<'a> Walk<'a> {
                 let by = walk::excluding(&attr, exclude);
                 if !by.is_empty() {
                     self.effective.extend(by);
-                } else if *path == Path::default() {
+                } else if *path == AttrIndex::default() {
                     told.outputs.push(name.clone());
                 } else {
                     told.systems.insert(name.clone());
@@ -325,7 +333,7 @@ impl<'a> Walk<'a> {
             let broken: BTreeSet<AttrPath> = self
                 .outcomes
                 .iter()
-                .filter(|(_, outcome)| !matches!(outcome, Outcome::Found(_)))
+                .filter(|(_, outcome)| !matches!(outcome, AttrOutcome::Found(_)))
                 .map(|(path, _)| self.attr(path).0)
                 .collect();
             told.exclusions = overlooked::without_effect(
@@ -344,8 +352,8 @@ impl<'a> Walk<'a> {
 
     /// Which of the sets that were passed hold derivations. It is not worth a build, nor much time or memory, and nothing that
     /// fails in there matters: so it is a process of its own, and its answers are those that came in time.
-    fn look(&mut self) -> Result<Vec<Path>, Failure> {
-        let mut left: Vec<Path> = self.passed.iter().take(LOOKED_AT).cloned().collect();
+    fn look(&mut self) -> Result<Vec<AttrIndex>, Failure> {
+        let mut left: Vec<AttrIndex> = self.passed.iter().take(LOOKED_AT).cloned().collect();
         let mut holding = Vec::new();
         let until = Instant::now() + self.progress.took().clamp(LOOK_AT_LEAST, LOOK_AT_MOST);
         let mut attempts = 0;
@@ -369,7 +377,11 @@ impl<'a> Walk<'a> {
     }
 
     /// Asks a process about these sets, in their order, until it ends.
-    fn look_at(&mut self, sets: &[Path], until: Instant) -> Result<Vec<(Path, bool)>, Failure> {
+    fn look_at(
+        &mut self,
+        sets: &[AttrIndex],
+        until: Instant,
+    ) -> Result<Vec<(AttrIndex, bool)>, Failure> {
         let task = Task {
             spans: Some(
                 sets.iter()
@@ -394,7 +406,9 @@ impl<'a> Walk<'a> {
             rest.extend(said);
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = rest.drain(..=end).collect();
-                if let Some(Said::Holds(path, holds)) = walk::read(&line[..end], &self.marker) {
+                if let Some(WalkerMessage::Holds(path, holds)) =
+                    walk::read(&line[..end], &self.marker)
+                {
                     answered.push((path, holds));
                 }
             }
@@ -456,15 +470,15 @@ impl<'a> Walk<'a> {
                     measure = Instant::now() + tick;
                 }
             }
-            let mut heard: Vec<(usize, Vec<u8>)> = Vec::new();
+            let mut nix_output: Vec<(usize, Vec<u8>)> = Vec::new();
             self.supervisor
                 .watch(running, Some(Instant::now() + tick), |number, bytes| {
-                    heard.push((number, bytes.to_vec()));
+                    nix_output.push((number, bytes.to_vec()));
                 })?;
-            if !heard.is_empty() {
+            if !nix_output.is_empty() {
                 self.supervisor.breathe();
             }
-            for (number, bytes) in heard {
+            for (number, bytes) in nix_output {
                 self.hear(&mut workers[number], &mut running[number], &bytes)?;
             }
             let mut number = 0;
@@ -517,7 +531,7 @@ impl<'a> Walk<'a> {
 
     /// The command line of a process that walks, or only looks.
     fn line(&self, task: &Task, look: bool, options: &command::Options) -> CommandLine {
-        let settings = Settings {
+        let settings = WalkerSettings {
             marker: &self.marker,
             start: task.spans.as_deref(),
             exclude: &self.exclude,
@@ -586,12 +600,12 @@ impl<'a> Walk<'a> {
             let part = self.part(&worker.task);
             close |= resident.is_some_and(|resident| resident > part / 2);
             if resident.is_some_and(|resident| resident > part / 20 * 19) {
-                worker.fate = Some(Fate::TooLarge);
+                worker.fate = Some(WorkerEnd::TooLarge);
                 one.stop(TOO_LARGE);
             }
             let timeout = self.request.evaluation_timeout;
             if timeout.is_some_and(|timeout| worker.last.elapsed() > timeout) {
-                worker.fate = Some(Fate::TooLong);
+                worker.fate = Some(WorkerEnd::TooLong);
                 one.stop(TOO_LONG);
             }
         }
@@ -637,11 +651,11 @@ impl<'a> Walk<'a> {
         &mut self,
         worker: &mut Worker,
         running: &mut Running,
-        said: Said,
+        said: WalkerMessage,
     ) -> Result<(), Failure> {
         if worker
             .fate
-            .is_some_and(|fate| fate != Fate::TooLarge && fate != Fate::TooLong)
+            .is_some_and(|fate| fate != WorkerEnd::TooLarge && fate != WorkerEnd::TooLong)
         {
             return Ok(());
         }
@@ -650,9 +664,9 @@ impl<'a> Walk<'a> {
         self.progress
             .pass_on(&std::mem::take(&mut worker.last_words));
         match said {
-            Said::Begin(path, name) => {
+            WalkerMessage::Begin(path, name) => {
                 if worker.until.as_ref().is_some_and(|until| path >= *until) {
-                    worker.fate = Some(Fate::Overtaken);
+                    worker.fate = Some(WorkerEnd::Overtaken);
                     running.stop(OVERTAKEN);
                     return Ok(());
                 }
@@ -664,43 +678,43 @@ impl<'a> Walk<'a> {
                 worker.first.get_or_insert_with(Instant::now);
                 worker.begun += 1;
                 worker.in_meta = false;
-                worker.place = Some(Place::At(path));
+                worker.place = Some(Position::At(path));
                 self.progress.begun += 1;
             }
-            Said::Meta(_) => worker.in_meta = true,
-            Said::Out(path, by, name) => {
+            WalkerMessage::Meta(_) => worker.in_meta = true,
+            WalkerMessage::Out(path, by, name) => {
                 self.names.insert(path, name);
                 self.effective.extend(by);
                 self.progress.begun += 1;
             }
-            Said::Pass(path) => {
+            WalkerMessage::Pass(path) => {
                 self.passed.insert(path);
             }
-            Said::Beside(path, names) => {
+            WalkerMessage::Beside(path, names) => {
                 self.beside.insert(path, names);
             }
-            Said::Call(path) => {
+            WalkerMessage::Call(path) => {
                 self.callable.insert(path);
             }
             // What only a process says that looks.
-            Said::Holds(..) => {}
-            Said::Set(path, count) => {
+            WalkerMessage::Holds(..) => {}
+            WalkerMessage::Set(path, count) => {
                 if self.counts.insert(path.clone(), count).is_none() {
                     self.progress.known += u64::from(count);
                 }
-                worker.place = Some(Place::Entered(path));
+                worker.place = Some(Position::Entered(path));
             }
-            Said::Target(path, described) => self.target(path, described),
-            Said::Broken(path) => {
+            WalkerMessage::Target(path, described) => self.target(path, described),
+            WalkerMessage::Broken(path) => {
                 let in_meta = worker.in_meta;
                 self.outcomes
                     .entry(path)
-                    .or_insert(Outcome::Throws { in_meta });
+                    .or_insert(AttrOutcome::Throws { in_meta });
             }
-            Said::Refused(path, why) => self.refuse_at(&path, why),
-            Said::Error(path, why) => self.break_at(&path, Some(why)),
-            Said::Deep(path) => {
-                worker.fate = Some(Fate::GivenUp);
+            WalkerMessage::Refused(path, why) => self.refuse_at(&path, why),
+            WalkerMessage::Error(path, why) => self.break_at(&path, Some(why)),
+            WalkerMessage::Deep(path) => {
+                worker.fate = Some(WorkerEnd::GivenUp);
                 let mut names = self.attr(&path).0.names().to_vec();
                 names.truncate(self.request.root.attr.names().len() + 6);
                 return Err(Failure::new(
@@ -717,7 +731,7 @@ impl<'a> Walk<'a> {
                     }
                 }));
             }
-            Said::No(what) => {
+            WalkerMessage::No(what) => {
                 return Err(Failure::new(
                     Class::Evaluation,
                     format_args!(
@@ -726,7 +740,7 @@ impl<'a> Walk<'a> {
                     ),
                 ));
             }
-            Said::End(version) => {
+            WalkerMessage::End(version) => {
                 worker.done = true;
                 self.nix = version;
             }
@@ -734,7 +748,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn target(&mut self, path: Path, described: Result<walk::Described, String>) {
+    fn target(&mut self, path: AttrIndex, described: Result<walk::DescribedTarget, String>) {
         let (attr, is_utf8) = self.attr(&path);
         let read = described.and_then(|described| {
             let drv = DrvPath::parse(&described.drv)
@@ -747,32 +761,35 @@ impl<'a> Walk<'a> {
                 if named {
                     self.named.insert(path.clone());
                 }
-                self.put(path, Outcome::Found(Found { attr, drv, meta }));
+                self.put(path, AttrOutcome::Found(FoundTarget { attr, drv, meta }));
             }
             Err(wrong) => self.refuse_at(&path, wrong),
         }
     }
 
-    fn refuse_at(&mut self, path: &Path, message: String) {
-        let refused = Broken {
+    fn refuse_at(&mut self, path: &AttrIndex, message: String) {
+        let refused = AttrError {
             attr: self.attr(path).0,
             message: Some(message),
         };
-        self.put(path.clone(), Outcome::Refused(refused));
+        self.put(path.clone(), AttrOutcome::Refused(refused));
     }
 
-    fn break_at(&mut self, path: &Path, message: Option<String>) {
+    fn break_at(&mut self, path: &AttrIndex, message: Option<String>) {
         let attr = self.attr(path).0;
-        self.put(path.clone(), Outcome::Broken(Broken { attr, message }));
+        self.put(
+            path.clone(),
+            AttrOutcome::Broken(AttrError { attr, message }),
+        );
     }
 
     /// Notes what has become of an attribute. The last word counts: one that throws may not throw when it is asked why.
-    fn put(&mut self, path: Path, outcome: Outcome) {
+    fn put(&mut self, path: AttrIndex, outcome: AttrOutcome) {
         self.outcomes.insert(path, outcome);
     }
 
     /// The full attribute path, and whether all its names are UTF-8.
-    fn attr(&self, path: &Path) -> (AttrPath, bool) {
+    fn attr(&self, path: &AttrIndex) -> (AttrPath, bool) {
         let mut names = self.request.root.attr.names().to_vec();
         let mut is_utf8 = true;
         for part in path.with_parents().skip(1) {
@@ -793,17 +810,17 @@ impl<'a> Walk<'a> {
         }
         worker.last_words.extend(rest);
         match worker.fate {
-            Some(Fate::Overtaken | Fate::GivenUp) => Ok(()),
+            Some(WorkerEnd::Overtaken | WorkerEnd::GivenUp) => Ok(()),
             // That an attribute throws is known already; what it says, its step will say.
-            Some(Fate::TooLarge | Fate::TooLong) if !worker.task.catch => Ok(()),
+            Some(WorkerEnd::TooLarge | WorkerEnd::TooLong) if !worker.task.catch => Ok(()),
             _ if worker.done && ending.success() => {
                 self.progress.pass_on(&worker.last_words);
                 Ok(())
             }
-            Some(Fate::TooLarge) => self.too_large(worker),
+            Some(WorkerEnd::TooLarge) => self.too_large(worker),
             // The system's own way to say the same.
             None if ending == Ending::Killed(9) => self.too_large(worker),
-            Some(Fate::TooLong) => {
+            Some(WorkerEnd::TooLong) => {
                 let seconds = self
                     .request
                     .evaluation_timeout
@@ -818,9 +835,9 @@ impl<'a> Walk<'a> {
 
     /// A process that has died by itself: of its attribute, unless something else is to blame.
     fn died(&mut self, mut worker: Worker, ending: Ending) -> Result<(), Failure> {
-        let heard = worker.heard();
-        let message = message_of(&heard, ending);
-        let class = class::of(Phase::Evaluating, ending, &heard);
+        let nix_output = worker.nix_output();
+        let message = message_of(&nix_output, ending);
+        let class = class::of(Phase::Evaluating, ending, &nix_output);
         let at = worker.place.as_ref().map(|place| place.path().clone());
         let at = at.unwrap_or_default();
         // An expression is not to blame where the store is dead.
@@ -829,12 +846,12 @@ impl<'a> Walk<'a> {
         let again = (at.clone(), worker.task.catch);
         let before = self.doubted.contains(&again) || self.disturbed.contains_key(&at);
         // Nothing catches what the root throws; and who is not caught below it has been found to throw before.
-        let is_suspect = doubtful || heard.disturbance().is_some();
+        let is_suspect = doubtful || nix_output.disturbance().is_some();
         let is_its_own = is_suspect
             && before
-            && (!worker.task.catch || at == Path::default() && self.throws()?);
-        if !is_its_own && matches!(class, Class::Evaluation | Class::Surroundings) {
-            let disturbance = heard.disturbance();
+            && (!worker.task.catch || at == AttrIndex::default() && self.throws()?);
+        if !is_its_own && matches!(class, Class::Evaluation | Class::Infrastructure) {
+            let disturbance = nix_output.disturbance();
             let daemon = disturbance == Some(Disturbance::Daemon);
             let disturbed = match disturbance {
                 Some(Disturbance::Daemon) => true,
@@ -850,7 +867,7 @@ impl<'a> Walk<'a> {
                         self.do_again(worker);
                         return Ok(());
                     }
-                    !valid && !heard.is_of_named_path() && !self.is_named(&at, path)
+                    !valid && !nix_output.is_of_named_path() && !self.is_named(&at, path)
                 }
                 None => false,
             };
@@ -863,7 +880,7 @@ impl<'a> Walk<'a> {
         // Whatever the class: another try would not make that folder. But an expression may name a path in it as well, and one that
         // is not caught has thrown before.
         if worker.task.catch
-            && !heard.is_expressions_own()
+            && !nix_output.is_expressions_own()
             && let Some(failure) = host::no_temporary_folder(self.temporary, &message)
         {
             return Err(failure);
@@ -877,17 +894,17 @@ impl<'a> Walk<'a> {
             self.do_again(worker);
             return Ok(());
         }
-        if class == Class::Surroundings && !is_its_own {
+        if class == Class::Infrastructure && !is_its_own {
             let what = format!("{} was not evaluated", self.name_of(&at));
-            return Err(surroundings(what, &heard, &message));
+            return Err(surroundings(what, &nix_output, &message));
         }
         self.go_on_behind(&worker, message)
     }
 
     /// Whether an attribute has missed the same path each time it was evaluated, and no evaluation makes that path: then the
     /// expression names it, and not the collector has taken it. Nix 2.8 does not say so.
-    fn is_named(&mut self, at: &Path, path: StorePath) -> bool {
-        if *at == Path::default() || DrvPath::parse(path.as_str()).is_ok() {
+    fn is_named(&mut self, at: &AttrIndex, path: StorePath) -> bool {
+        if *at == AttrIndex::default() || DrvPath::parse(path.as_str()).is_ok() {
             return false;
         }
         let (missed, times) = self
@@ -915,7 +932,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The attribute, or what is evaluated.
-    fn name_of(&self, path: &Path) -> String {
+    fn name_of(&self, path: &AttrIndex) -> String {
         match self.attr(path).0 {
             attr if attr.names().is_empty() => describe(self.request),
             attr => attr.to_string(),
@@ -928,11 +945,11 @@ impl<'a> Walk<'a> {
             return Err(self.nothing_evaluates(&message));
         };
         let path = place.path().clone();
-        if path == Path::default() {
+        if path == AttrIndex::default() {
             return Err(self.nothing_evaluates(&message));
         }
         // What it has become stands; then it died on the way to the next.
-        if !matches!(self.outcomes.get(&path), Some(Outcome::Found(_))) {
+        if !matches!(self.outcomes.get(&path), Some(AttrOutcome::Found(_))) {
             if worker.in_meta {
                 self.refuse_at(&path, message);
             } else {
@@ -940,7 +957,7 @@ impl<'a> Walk<'a> {
             }
         }
         // A set whose attributes cannot even be begun has none.
-        let left = worker.behind(&Place::At(path), &self.counts);
+        let left = worker.behind(&Position::At(path), &self.counts);
         self.put_back(left, &worker.task);
         Ok(())
     }
@@ -1000,7 +1017,7 @@ impl<'a> Walk<'a> {
                 let Some(place) = worker.place.as_ref().map(|place| place.path().clone()) else {
                     return Ok(());
                 };
-                let left = worker.behind(&Place::At(place.clone()), &self.counts);
+                let left = worker.behind(&Position::At(place.clone()), &self.counts);
                 self.put_back(left, &worker.task);
                 self.progress.begun -= 1;
                 if let Some(span) = Span::of(&place, &self.counts) {
@@ -1030,16 +1047,16 @@ impl<'a> Walk<'a> {
             self.pending.push(worker.task);
             return;
         };
-        if *place.path() == Path::default() && *place == Place::At(Path::default()) {
+        if *place.path() == AttrIndex::default() && *place == Position::At(AttrIndex::default()) {
             self.pending.push(worker.task);
             return;
         }
         let left = worker.behind(place, &self.counts);
         let left = match place {
-            Place::At(_) => at_and_behind(place, left, &self.counts),
-            Place::Entered(_) => left,
+            Position::At(_) => at_and_behind(place, left, &self.counts),
+            Position::Entered(_) => left,
         };
-        if let Place::At(_) = place {
+        if let Position::At(_) = place {
             self.progress.begun -= 1;
         }
         self.put_back(left, &worker.task);
@@ -1057,7 +1074,7 @@ impl<'a> Walk<'a> {
     /// Counts that an attribute was disturbed: by a daemon that went away, as Nix says in its `message`, or by the collector.
     fn note_disturbance(
         &mut self,
-        path: &Path,
+        path: &AttrIndex,
         daemon: bool,
         message: &str,
     ) -> Result<(), Failure> {
@@ -1081,13 +1098,13 @@ impl<'a> Walk<'a> {
         if daemon {
             let message = in_one_line(message);
             return Err(Failure::new(
-                Class::Surroundings,
+                Class::Infrastructure,
                 format_args!("the Nix daemon went away {ATTEMPTS} times while {what} was evaluated: {message}"),
             )
             .hint("was it restarted, or killed for want of memory? The recording can be tried again"));
         }
         Err(Failure::new(
-            Class::Surroundings,
+            Class::Infrastructure,
             format_args!("the garbage collector disturbed the evaluation of {what} {ATTEMPTS} times"),
         )
         .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone"))
@@ -1103,13 +1120,13 @@ impl<'a> Walk<'a> {
 }
 
 /// The attribute that a walk stands at, and what is behind it.
-fn at_and_behind(place: &Place, behind: Vec<Span>, counts: &Counts) -> Vec<Span> {
+fn at_and_behind(place: &Position, behind: Vec<Span>, counts: &ChildCounts) -> Vec<Span> {
     let at = Span::of(place.path(), counts);
     at.into_iter().chain(behind).collect()
 }
 
 /// What is evaluated, for a sentence about it.
-pub(super) fn describe(request: &Request) -> String {
+pub(in crate::recording) fn describe(request: &RecordingRequest) -> String {
     let source = match &request.root.source {
         Source::File(name) | Source::Flake(name) => name.clone(),
         Source::Expr(_) => "the expression".into(),
@@ -1126,6 +1143,6 @@ fn marker() -> Result<String, Failure> {
     let mut bytes = [0; 16];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes))
-        .classify(Class::Surroundings, || "cannot read /dev/urandom".into())?;
+        .classify(Class::Infrastructure, || "cannot read /dev/urandom".into())?;
     Ok(format!("eval-once:{:032x}", u128::from_ne_bytes(bytes)))
 }

@@ -2,23 +2,23 @@
 
 use std::time::{Duration, Instant};
 
-use super::spans::{Counts, Path, Place, Span, before, behind};
-use crate::nix::Heard;
+use super::spans::{AttrIndex, ChildCounts, Position, Span, before, behind};
+use crate::nix::NixOutput;
 use crate::nix::structured::Event;
 
 /// What a process is to walk.
 #[derive(Debug, Clone)]
-pub(super) struct Task {
+pub(in crate::recording) struct Task {
     /// Nothing: everything.
-    pub(super) spans: Option<Vec<Span>>,
-    pub(super) catch: bool,
+    pub(in crate::recording) spans: Option<Vec<Span>>,
+    pub(in crate::recording) catch: bool,
     /// It is too large for a part of the memory, and gets all of it.
-    pub(super) alone: bool,
+    pub(in crate::recording) alone: bool,
 }
 
 /// Why we have stopped a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(in crate::recording) enum WorkerEnd {
     /// It has come to where another goes on.
     Overtaken,
     TooLarge,
@@ -29,32 +29,32 @@ pub(super) enum Fate {
 
 /// What is known of a process that walks.
 #[derive(Debug)]
-pub(super) struct Worker {
-    pub(super) task: Task,
-    pub(super) started: Instant,
+pub(in crate::recording) struct Worker {
+    pub(in crate::recording) task: Task,
+    pub(in crate::recording) started: Instant,
     /// When it came to its first attribute, and how many have begun since.
-    pub(super) first: Option<Instant>,
-    pub(super) begun: u32,
+    pub(in crate::recording) first: Option<Instant>,
+    pub(in crate::recording) begun: u32,
     /// When it last said something.
-    pub(super) last: Instant,
-    pub(super) place: Option<Place>,
+    pub(in crate::recording) last: Instant,
+    pub(in crate::recording) place: Option<Position>,
     /// It looks at the metadata there: the rest of it evaluates.
-    pub(super) in_meta: bool,
+    pub(in crate::recording) in_meta: bool,
     /// Where another process goes on.
-    pub(super) until: Option<Path>,
-    pub(super) fate: Option<Fate>,
+    pub(in crate::recording) until: Option<AttrIndex>,
+    pub(in crate::recording) fate: Option<WorkerEnd>,
     /// It has said that that was all.
-    pub(super) done: bool,
+    pub(in crate::recording) done: bool,
     /// What it is saying, up to the end of the line.
-    pub(super) line: Vec<u8>,
+    pub(in crate::recording) line: Vec<u8>,
     /// What Nix says at the end, from the first error on.
-    pub(super) last_words: Vec<u8>,
+    pub(in crate::recording) last_words: Vec<u8>,
     /// What Nix, and what it runs, have said since the walker has said something; none where they have said nothing.
-    heard: Option<Heard>,
+    nix_output: Option<NixOutput>,
 }
 
 impl Worker {
-    pub(super) fn new(task: Task) -> Self {
+    pub(in crate::recording) fn new(task: Task) -> Self {
         let now = Instant::now();
         Self {
             task,
@@ -69,30 +69,32 @@ impl Worker {
             done: false,
             line: Vec::new(),
             last_words: Vec::new(),
-            heard: None,
+            nix_output: None,
         }
     }
 
     /// Listens to a line that is none of the walker's.
-    pub(super) fn listen(&mut self, line: &[u8]) {
+    pub(in crate::recording) fn listen(&mut self, line: &[u8]) {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
-        self.heard.get_or_insert_default().hear(&Event::Plain(line));
+        self.nix_output
+            .get_or_insert_default()
+            .hear(&Event::Plain(line));
     }
 
     /// The walker has gone on: what was said before was no end.
-    pub(super) fn went_on(&mut self) {
-        self.heard = None;
+    pub(in crate::recording) fn went_on(&mut self) {
+        self.nix_output = None;
     }
 
     /// All that was said at its end.
-    pub(super) fn heard(&mut self) -> Heard {
-        let mut heard = self.heard.take().unwrap_or_default();
-        heard.settle();
-        heard
+    pub(in crate::recording) fn nix_output(&mut self) -> NixOutput {
+        let mut nix_output = self.nix_output.take().unwrap_or_default();
+        nix_output.settle();
+        nix_output
     }
 
     /// What it has still before it, without what it is at.
-    pub(super) fn left(&self, counts: &Counts) -> Vec<Span> {
+    pub(in crate::recording) fn left(&self, counts: &ChildCounts) -> Vec<Span> {
         match (&self.place, &self.task.spans) {
             (Some(place), _) => self.behind(place, counts),
             (None, Some(spans)) => spans.clone(),
@@ -101,7 +103,7 @@ impl Worker {
     }
 
     /// What of its task is behind this place.
-    pub(super) fn behind(&self, place: &Place, counts: &Counts) -> Vec<Span> {
+    pub(in crate::recording) fn behind(&self, place: &Position, counts: &ChildCounts) -> Vec<Span> {
         let left = behind(self.task.spans.as_deref(), place, counts);
         match &self.until {
             Some(until) => before(left, until),
@@ -110,7 +112,7 @@ impl Worker {
     }
 
     /// How long an attribute has taken it on average, and how long the way to its first one.
-    pub(super) fn pace(&self) -> Option<(Duration, Duration)> {
+    pub(in crate::recording) fn pace(&self) -> Option<(Duration, Duration)> {
         let first = self.first?;
         Some((first.elapsed() / self.begun.max(1), first - self.started))
     }

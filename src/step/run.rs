@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::io::{self, Write as _};
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,20 +11,21 @@ use tempfile::TempDir;
 
 use super::diagnosis;
 use super::job_log::{Form, JobLog};
+use super::links;
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
-use super::request::{OutLink, Request};
-use super::{Host, links};
+use super::request::{OutLink, StepRequest};
 use crate::command_line::{CommandLine, Ending};
-use crate::evaluation_keys::Place;
+use crate::evaluation_keys::Checkout;
 use crate::exit::{Class, Failure};
 use crate::flake_settings;
-use crate::host;
+use crate::host::{self, Host};
 use crate::log::Log;
 use crate::nix::{
-    Cause, Disturbance, DrvPath, Fault, FlakeMetadata, Heard, Phase, Source, StorePath, Trouble,
-    caches, class, command, derivation_text, is_fixed_output, outputs_of_derivation, version,
+    Cause, Disturbance, DrvPath, Fault, FlakeMetadata, NixOutput, Phase, Source, StorePath,
+    Trouble, caches, class, command, derivation_text, is_fixed_output, outputs_of_derivation,
+    version,
 };
-use crate::state::{State, Turn};
+use crate::state::{EvaluationSlot, StateFolder};
 use crate::supervise::{Finished, OnStop, Supervisor};
 
 /// What is said so soon after something else is said in a row; and after how much of that reading waits for more.
@@ -37,11 +38,11 @@ const MUCH: usize = 32 << 10;
 /// The outputs of a derivation, by name.
 pub(super) type Outputs = BTreeMap<String, StorePath>;
 
-/// Outputs that were looked at once more after their root stood, and are there: only [`Step::standing`] makes one, and no way
+/// Outputs that were looked at once more after their root stood, and are there: only [`StepRun::standing`] makes one, and no way
 /// ends well without.
-pub(super) struct Standing(Outputs);
+pub(super) struct VerifiedOutputs(Outputs);
 
-impl Standing {
+impl VerifiedOutputs {
     /// The outputs of a skipped step, which roots and realises nothing: a cache may have them, and this host not.
     pub(super) fn skipped(outputs: Outputs) -> Self {
         Self(outputs)
@@ -55,7 +56,7 @@ impl Standing {
 /// What came of realising a `.drv`.
 pub(super) enum Realised {
     /// Its outputs are there, and linked.
-    Done(Standing),
+    Done(VerifiedOutputs),
     /// It is not valid (any more): it was never here, or the collector took it.
     Gone,
     /// Nix has realised it, and an output is not there all the same: the collector was at work already when it was rooted.
@@ -71,18 +72,18 @@ struct Known {
 }
 
 /// A step on its way.
-pub(super) struct Step<'a> {
-    pub(super) request: &'a Request,
-    pub(super) place: &'a Place,
+pub(super) struct StepRun<'a> {
+    pub(super) request: &'a StepRequest,
+    pub(super) place: &'a Checkout,
     pub(super) host: &'a Host,
     pub(super) log: Log,
     pub(super) supervisor: &'a mut Supervisor,
     /// Whether the file of the recorded `.drv` was there when the step began.
     pub(super) drv_file: bool,
-    /// Where the outputs are linked; known from [`Step::prepare`] on, and none where nothing can be linked.
+    /// Where the outputs are linked; known from [`StepRun::prepare`] on, and none where nothing can be linked.
     pub(super) link: Option<PathBuf>,
     /// The state folder once it was asked for; inside, none where it cannot be used.
-    state: OnceCell<Option<State>>,
+    state: OnceCell<Option<StateFolder>>,
     /// The caches that are left, once one was seen to be unreachable.
     caches: Option<Vec<String>>,
     /// The settings of the flake that is evaluated, once it was asked for them.
@@ -120,19 +121,19 @@ pub(super) struct Step<'a> {
     killed_before: u64,
 }
 
-impl<'a> Step<'a> {
+impl<'a> StepRun<'a> {
     pub(super) fn new(
-        request: &'a Request,
-        place: &'a Place,
+        request: &'a StepRequest,
+        place: &'a Checkout,
         host: &'a Host,
         supervisor: &'a mut Supervisor,
-        log: Log,
+        log: &Log,
     ) -> Self {
         Self {
             request,
             place,
             host,
-            log,
+            log: log.clone(),
             supervisor,
             drv_file: request
                 .drv
@@ -171,7 +172,7 @@ impl<'a> Step<'a> {
 
     /// Makes a place in the state folder that keeps the outputs of a step that asked for no link.
     pub(super) fn keep_in_state(&mut self) {
-        match self.state().map(State::outputs) {
+        match self.state().map(StateFolder::outputs) {
             Some(Ok(folder)) => {
                 self.link = Some(folder.path().join("result"));
                 self.kept = Some(folder);
@@ -259,10 +260,13 @@ impl<'a> Step<'a> {
     }
 
     /// Runs a Nix program of an evaluation. Its messages go to the log.
-    pub(super) fn evaluate(&mut self, line: &CommandLine) -> Result<(Finished, Heard), Failure> {
-        let log = JobLog::new(self.log, self.request.form, None, false);
-        let (finished, heard, _) = self.listen(line, OnStop::TermThenKill, log)?;
-        Ok((finished, heard))
+    pub(super) fn evaluate(
+        &mut self,
+        line: &CommandLine,
+    ) -> Result<(Finished, NixOutput), Failure> {
+        let log = JobLog::new(&self.log, self.request.form, None, false);
+        let (finished, nix_output, _) = self.listen(line, OnStop::TermThenKill, log)?;
+        Ok((finished, nix_output))
     }
 
     /// Runs a Nix program that builds or substitutes; `doing` heads what it says. Its messages go to the log; those that only
@@ -271,9 +275,9 @@ impl<'a> Step<'a> {
         &mut self,
         line: &CommandLine,
         doing: impl Display,
-    ) -> Result<(Finished, Heard, String), Failure> {
+    ) -> Result<(Finished, NixOutput, String), Failure> {
         let started = Instant::now();
-        let log = JobLog::new(self.log, self.request.form, Some(doing.to_string()), true);
+        let log = JobLog::new(&self.log, self.request.form, Some(doing.to_string()), true);
         let listened = self.listen(line, OnStop::Term, log);
         self.seconds.realise += started.elapsed();
         listened
@@ -286,7 +290,7 @@ impl<'a> Step<'a> {
             .supervisor
             .run(line, OnStop::TermThenKill, &mut said)
             .map_err(class::not_started)?;
-        self.unreachable.extend(Heard::of(&said).unreachable);
+        self.unreachable.extend(NixOutput::of(&said).unreachable);
         Ok((
             finished,
             String::from_utf8_lossy(&said).trim_end().to_owned(),
@@ -298,12 +302,12 @@ impl<'a> Step<'a> {
         line: &CommandLine,
         on_stop: OnStop,
         mut log: JobLog,
-    ) -> Result<(Finished, Heard, String), Failure> {
+    ) -> Result<(Finished, NixOutput, String), Failure> {
         let line = self.as_run(line);
         let started_at = Instant::now();
         let started = self.supervisor.start(&line, on_stop);
         let mut running = [started.map_err(class::not_started)?];
-        let (mut heard, mut in_a_row) = (started_at, 0_u32);
+        let (mut nix_output, mut in_a_row) = (started_at, 0_u32);
         while running[0].ended.is_none() {
             let due = log.due();
             let mut said = 0;
@@ -313,7 +317,7 @@ impl<'a> Step<'a> {
             })?;
             log.progress();
             if said > 0 {
-                in_a_row = if heard.elapsed() < QUICK {
+                in_a_row = if nix_output.elapsed() < QUICK {
                     in_a_row + 1
                 } else {
                     0
@@ -322,27 +326,29 @@ impl<'a> Step<'a> {
                 if in_a_row > IN_A_ROW && said < MUCH {
                     self.supervisor.breathe();
                 }
-                heard = Instant::now();
+                nix_output = Instant::now();
             }
         }
-        let (heard, held) = log.finish();
+        let (nix_output, held) = log.finish();
         self.supervisor.check()?;
         let [running] = running;
         let finished = running.finished();
-        self.count(&heard, finished.ending.success());
-        Ok((finished, heard, held))
+        self.count(&nix_output, finished.ending.success());
+        Ok((finished, nix_output, held))
     }
 
     /// Counts what was done. In Nix's own text nothing says which builds ended well: all that were begun, where Nix did.
-    fn count(&mut self, heard: &Heard, success: bool) {
+    fn count(&mut self, nix_output: &NixOutput, success: bool) {
         self.built += match self.request.form {
-            Form::Pretty => heard.built(),
-            Form::Raw if success => heard.begun.len(),
+            Form::Pretty => nix_output.built(),
+            Form::Raw if success => nix_output.begun.len(),
             Form::Raw => 0,
         };
-        self.begun.extend(heard.begun.iter().cloned());
-        self.substituted.extend(heard.substituted.iter().cloned());
-        self.unreachable.extend(heard.unreachable.iter().cloned());
+        self.begun.extend(nix_output.begun.iter().cloned());
+        self.substituted
+            .extend(nix_output.substituted.iter().cloned());
+        self.unreachable
+            .extend(nix_output.unreachable.iter().cloned());
     }
 
     /// Whether a cache was seen to be unreachable.
@@ -380,7 +386,7 @@ impl<'a> Step<'a> {
     pub(super) fn take_settings(&mut self, metadata: &FlakeMetadata) -> Result<(), Failure> {
         if self.flake_settings.is_none() {
             let options = &self.request.options;
-            let settings = flake_settings::accepted(metadata, options, self.supervisor, self.log)?;
+            let settings = flake_settings::accepted(metadata, options, self.supervisor, &self.log)?;
             self.flake_settings = Some(settings);
         }
         Ok(())
@@ -444,15 +450,15 @@ impl<'a> Step<'a> {
             let known = Known::of(drv);
             let line = command::realise(drv, self.link.as_deref(), &options);
             let doing = format_args!("building {}", drv.name());
-            let (finished, mut heard, held) = self.build(&line, doing)?;
+            let (finished, mut nix_output, held) = self.build(&line, doing)?;
             if finished.ending.success() {
-                return self.realised(drv, known, &finished, &heard);
+                return self.realised(drv, known, &finished, &nix_output);
             }
             match self.is_valid(drv.as_store_path()) {
                 Ok(false) => return Ok(Realised::Gone),
                 Ok(true) => {
                     let ended = matches!(finished.ending, Ending::Exited(_));
-                    if !believed && ended && self.has_appeared(&heard, drv)? {
+                    if !believed && ended && self.has_appeared(&nix_output, drv)? {
                         believed = true;
                         self.appeared = true;
                         continue;
@@ -463,28 +469,28 @@ impl<'a> Step<'a> {
                 }
                 // Whatever kills Nix may kill the question too; the first death is the news.
                 Err(failure)
-                    if failure.class == Class::Surroundings
+                    if failure.class == Class::Infrastructure
                         && matches!(finished.ending, Ending::Killed(_)) => {}
                 Err(failure) => return Err(failure),
             }
-            let _ = io::stderr().write_all(held.as_bytes());
+            self.log.pass_on(held.as_bytes());
             if let Ending::Exited(_) = finished.ending {
-                self.look_into(&mut heard, Some(drv))?;
+                self.look_into(&mut nix_output, Some(drv))?;
             }
-            let died_at = fixed_output_at_death(&heard);
+            let died_at = fixed_output_at_death(&nix_output);
             let dies_again = died_at.is_some() && died_at == died_before;
             if dies_again {
                 let cause = Cause::Output(DIES_OF_IT.into());
                 let drv = died_at.clone();
-                heard.faults.push(Fault { drv, cause });
-                self.faults.clone_from(&heard.faults);
+                nix_output.faults.push(Fault { drv, cause });
+                self.faults.clone_from(&nix_output.faults);
             }
             // Nix ends with 1 for a link that it cannot make, and says nothing of a builder.
-            if finished.ending == Ending::Exited(1) && heard.faults.is_empty() {
+            if finished.ending == Ending::Exited(1) && nix_output.faults.is_empty() {
                 self.probe_links(Some(drv))?;
             }
-            let class = class::of(Phase::Building, finished.ending, &heard);
-            if class == Class::Surroundings
+            let class = class::of(Phase::Building, finished.ending, &nix_output);
+            if class == Class::Infrastructure
                 && !dies_again
                 && let Some(fixed) = died_at
             {
@@ -494,8 +500,8 @@ impl<'a> Step<'a> {
                 died_before = Some(fixed);
                 continue;
             }
-            if class == Class::Surroundings
-                && let Some(error) = &heard.error
+            if class == Class::Infrastructure
+                && let Some(error) = &nix_output.error
                 && let Some(failure) = host::no_temporary_folder(&self.host.temporary, error)
             {
                 return Err(failure);
@@ -504,7 +510,7 @@ impl<'a> Step<'a> {
             return Err(diagnosis::of_realise(
                 class,
                 drv,
-                &heard,
+                &nix_output,
                 self.killed_for_memory(),
                 &how,
             ));
@@ -521,16 +527,16 @@ impl<'a> Step<'a> {
     }
 
     /// Whether realising `drv`, which is valid, has failed because a store path was missing that is valid now.
-    fn has_appeared(&mut self, heard: &Heard, drv: &DrvPath) -> Result<bool, Failure> {
-        let Some(Disturbance::Gone(path)) = heard.disturbance() else {
+    fn has_appeared(&mut self, nix_output: &NixOutput, drv: &DrvPath) -> Result<bool, Failure> {
+        let Some(Disturbance::Gone(path)) = nix_output.disturbance() else {
             return Ok(false);
         };
         // A builder may print the same words, and then fails in its own way.
-        if heard.culprit().is_some() || heard.dependency_failed {
+        if nix_output.root_cause().is_some() || nix_output.dependency_failed {
             return Ok(false);
         }
         // A file that cannot be opened, and still is not there, is not in this place, or lost: that is no matter of a moment.
-        let error = heard.error.as_deref().unwrap_or_default();
+        let error = nix_output.error.as_deref().unwrap_or_default();
         if error.starts_with("opening file ") && path.as_path().symlink_metadata().is_err() {
             return Ok(false);
         }
@@ -572,7 +578,7 @@ impl<'a> Step<'a> {
         drv: &DrvPath,
         known: Known,
         finished: &Finished,
-        heard: &Heard,
+        nix_output: &NixOutput,
     ) -> Result<Realised, Failure> {
         // One that came from a cache was not there before.
         let known = if known.outputs.is_empty() {
@@ -589,7 +595,7 @@ impl<'a> Step<'a> {
         let fixed = known.fixed;
         let outputs = self.realised_outputs(drv, known.outputs, finished)?;
         let outputs = if fixed {
-            self.fixed_output(drv, outputs, finished, heard)?
+            self.fixed_output(drv, outputs, finished, nix_output)?
         } else {
             outputs
         };
@@ -608,14 +614,14 @@ impl<'a> Step<'a> {
         drv: &DrvPath,
         told: Outputs,
         finished: &Finished,
-        heard: &Heard,
+        nix_output: &NixOutput,
     ) -> Result<Outputs, Failure> {
         let linked = match self.link {
             Some(_) => self.linked_outputs(&["out".to_owned()], finished),
             None => printed_output(finished),
         };
         let linked = linked.filter(|linked| *linked != told);
-        if linked.is_none() && heard.begun.is_empty() {
+        if linked.is_none() && nix_output.begun.is_empty() {
             return Ok(told);
         }
         let Some(path) = told.get("out").cloned() else {
@@ -653,10 +659,13 @@ impl<'a> Step<'a> {
     /// The outputs, if each of them is there now that its root stands. No process: a file that is missing in a store whose folder
     /// is here is missing. Only where that store may lie elsewhere Nix is asked, for what a program that does nothing cannot
     /// answer.
-    pub(super) fn standing(&mut self, outputs: Outputs) -> Result<Option<Standing>, Failure> {
+    pub(super) fn standing(
+        &mut self,
+        outputs: Outputs,
+    ) -> Result<Option<VerifiedOutputs>, Failure> {
         let is_missing = |path: &&StorePath| path.as_path().symlink_metadata().is_err();
         let Some(missing) = outputs.values().find(is_missing).cloned() else {
-            return Ok(Some(Standing(outputs)));
+            return Ok(Some(VerifiedOutputs(outputs)));
         };
         // One that is there says that the folder is the store's, as the `.drv` does where it was used.
         let any_is_here = outputs.values().any(|path| !is_missing(&path));
@@ -665,7 +674,7 @@ impl<'a> Step<'a> {
             let paths: Vec<&StorePath> = outputs.values().collect();
             let (finished, _) = self.ask(&command::hashes_of(&paths, &options))?;
             if finished.ending.success() && finished.text().lines().count() >= paths.len() {
-                return Ok(Some(Standing(outputs)));
+                return Ok(Some(VerifiedOutputs(outputs)));
             }
         }
         self.unlink(&missing);
@@ -739,7 +748,7 @@ impl<'a> Step<'a> {
             .unwrap_or_else(recorded);
         if outputs.is_empty() {
             return Err(Failure::new(
-                Class::Surroundings,
+                Class::Infrastructure,
                 format_args!(
                     "{drv} was realised, but what its outputs are cannot be told: this store makes no links here"
                 ),
@@ -766,12 +775,11 @@ impl<'a> Step<'a> {
     }
 
     /// The state folder, made where it is missing. One that cannot be used is said once, and done without.
-    pub(super) fn state(&self) -> Option<&State> {
+    pub(super) fn state(&self) -> Option<&StateFolder> {
         let open = || {
             let opened = match &self.host.state {
-                Some(folder) => {
-                    State::open(folder).map_err(|error| format!("{}: {error}", folder.display()))
-                }
+                Some(folder) => StateFolder::open(folder)
+                    .map_err(|error| format!("{}: {error}", folder.display())),
                 None => {
                     Err("there is neither EVAL_ONCE_STATE_DIR nor XDG_STATE_HOME nor HOME".into())
                 }
@@ -787,7 +795,7 @@ impl<'a> Step<'a> {
     }
 
     /// Waits for a turn to evaluate. Without a state folder there are no turns, and nobody waits.
-    pub(super) fn turn(&mut self) -> Result<Option<Turn>, Failure> {
+    pub(super) fn turn(&mut self) -> Result<Option<EvaluationSlot>, Failure> {
         let turns = self.host.evaluations.get();
         let started = Instant::now();
         let mut said = false;
@@ -897,11 +905,11 @@ const DIES_OF_IT: &str = "the daemon goes away when it takes what it made: it ma
 
 /// The fixed output that alone was being built when the daemon went away. The worker of 2.8 aborts where one refers to another
 /// path, each time; who asked for it only sees that it is gone, as when something has killed it.
-fn fixed_output_at_death(heard: &Heard) -> Option<DrvPath> {
-    if !heard.faults.is_empty() || heard.trouble(true) != Some(Trouble::DaemonGone) {
+fn fixed_output_at_death(nix_output: &NixOutput) -> Option<DrvPath> {
+    if !nix_output.faults.is_empty() || nix_output.trouble(true) != Some(Trouble::DaemonGone) {
         return None;
     }
-    let mut suspects = heard.suspects();
+    let mut suspects = nix_output.suspects();
     let only = suspects.next().filter(|_| suspects.next().is_none())?;
     Known::of(&only).fixed.then_some(only)
 }

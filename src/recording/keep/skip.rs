@@ -3,44 +3,44 @@
 use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use super::asking::last_words;
 use super::pin::{batches, invalid};
-use super::{Request, Skip, Target};
 use crate::exit::Failure;
 use crate::log::Log;
-use crate::nix::{Heard, StorePath, command};
+use crate::nix::{NixOutput, StorePath, command};
+use crate::recording::asking::last_words;
+use crate::recording::{RecordingRequest, SkipWhich, Target};
 use crate::supervise::{OnStop, Supervisor};
 use crate::text::without_escapes;
 
 /// Why a step is skipped whose outputs are in this host's store. At most 70 characters, as Buildkite has it.
-pub(super) const BUILT: &str = "already built here";
+pub(in crate::recording) const BUILT: &str = "already built here";
 
 /// Why a step is skipped whose outputs a cache has.
-pub(super) const CACHED: &str = "a cache has it";
+pub(in crate::recording) const CACHED: &str = "a cache has it";
 
 /// For each target, why it needs no step, if it needs none. One whose outputs are not known is never skipped.
 ///
 /// # Errors
 /// The store cannot be asked (75). A cache that cannot be reached is said, and is no error.
-pub(super) fn reasons(
+pub(in crate::recording) fn reasons(
     targets: &[Target],
-    request: &Request,
+    request: &RecordingRequest,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<Vec<Option<String>>, Failure> {
     let paths: Vec<&StorePath> = targets
         .iter()
         .flat_map(|target| target.outputs.values())
         .collect();
     let (missing, fetched) = match request.skip {
-        Skip::Nothing => return Ok(vec![None; targets.len()]),
-        Skip::Built => (
+        SkipWhich::Nothing => return Ok(vec![None; targets.len()]),
+        SkipWhich::Built => (
             invalid(&paths, &request.options, supervisor)?
                 .into_iter()
                 .collect(),
             HashSet::new(),
         ),
-        Skip::Cached => {
+        SkipWhich::Cached => {
             let mut answer = ask(&paths, request, supervisor)?;
             answer.warn(log);
             without_gaps(&mut answer, targets, request, supervisor, log)?;
@@ -60,7 +60,7 @@ pub(super) fn reasons(
 
 /// What Nix says about paths that are to be there.
 #[derive(Debug, Default)]
-struct Answer {
+struct SubstituterAnswer {
     /// Those that nobody has, and what they need and nobody has.
     missing: HashSet<String>,
     /// Those that a cache has, and what they need and a cache has.
@@ -73,7 +73,7 @@ struct Answer {
     refusal: Option<String>,
 }
 
-impl Answer {
+impl SubstituterAnswer {
     /// Whether something is missing that was not asked for: what was asked for needs it.
     fn has_gaps(&self, asked: &[&StorePath]) -> bool {
         let asked: HashSet<&str> = asked.iter().map(|path| path.as_str()).collect();
@@ -82,7 +82,7 @@ impl Answer {
             .any(|path| !asked.contains(path.as_str()))
     }
 
-    fn warn(&self, log: Log) {
+    fn warn(&self, log: &Log) {
         if let Some(message) = &self.refusal {
             log.warn(format_args!(
                 "what is only in caches gets a step, for they cannot be asked: {message}"
@@ -104,10 +104,10 @@ impl Answer {
 /// Asks who has these paths.
 fn ask(
     paths: &[&StorePath],
-    request: &Request,
+    request: &RecordingRequest,
     supervisor: &mut Supervisor,
-) -> Result<Answer, Failure> {
-    let mut answer = Answer::default();
+) -> Result<SubstituterAnswer, Failure> {
+    let mut answer = SubstituterAnswer::default();
     // Otherwise one cache that answers with an error is the end of the whole question, and what the others have is not said.
     let mut options = request.options.clone();
     options.push(("fallback".into(), "true".into()));
@@ -122,7 +122,7 @@ fn ask(
             answer.refusal = Some(last_words(&said, finished.ending).1);
             continue;
         }
-        let unreachable = Heard::of(&said).unreachable;
+        let unreachable = NixOutput::of(&said).unreachable;
         let caches = unreachable.iter().map(|file| cache_of(file).to_owned());
         answer.unreachable.extend(caches);
         let said = String::from_utf8_lossy(&said);
@@ -143,11 +143,11 @@ const TIME_TO_FIND_GAPS: Duration = Duration::from_secs(20);
 /// Nix says what is missing, and not for whom. So it is asked for half of them, and for half of those: a few questions for each,
 /// whose answers about the cache Nix remembers.
 fn without_gaps(
-    answer: &mut Answer,
+    answer: &mut SubstituterAnswer,
     targets: &[Target],
-    request: &Request,
+    request: &RecordingRequest,
     supervisor: &mut Supervisor,
-    log: Log,
+    log: &Log,
 ) -> Result<(), Failure> {
     let cached: Vec<&Target> = targets
         .iter()

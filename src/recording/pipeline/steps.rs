@@ -8,17 +8,17 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use serde_json::{Value, json};
 
 use super::edges::Edges;
-use super::plan::{self, JOBS_PER_UPLOAD, Planned};
-use super::request::NO_OTHER_HOOK;
-use super::{Broken, Emit, Request, SkipStyle, Target, hash_of};
 use crate::build_keys::{self, BuildKeys};
 use crate::buildkite::pipeline::{
-    Automatic, Command, CommandStep, Dependency, Plugin, Retry, RetryRule, Skip,
+    Automatic, CommandStep, Dependency, Plugin, Retry, RetryRule, StepCommand, StepSkip,
 };
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
-use crate::keys::{Keys, Reader, refuse};
+use crate::keys::{KeyReader, Keys, refuse};
 use crate::nix::{Argument, AttrPath, Evaluation, Source};
+use crate::recording::request::NO_OTHER_HOOK;
+use crate::recording::upload::plan::{self, JOBS_PER_UPLOAD, PlannedStep};
+use crate::recording::{AttrError, Emit, RecordingRequest, SkipStyle, Target, hash_of};
 use crate::text::{is_unseen, shortened};
 
 /// How many jobs a build can have, in all: also those that it had before, and each retry.
@@ -62,10 +62,10 @@ pub struct Records<'a> {
     /// The targets.
     pub targets: &'a [Target],
     /// The attributes that do not evaluate.
-    pub broken: &'a [Broken],
+    pub broken: &'a [AttrError],
     /// The attributes that evaluate, but whose metadata cannot be used. A step that evaluates them again would find nothing
     /// wrong with them, so theirs only say what is wrong.
-    pub refused: &'a [Broken],
+    pub refused: &'a [AttrError],
     /// The attributes that are derivations which can be called as well: their steps must not call them.
     pub callable: &'a BTreeSet<AttrPath>,
     /// The edges between the targets.
@@ -78,19 +78,19 @@ pub struct Records<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Steps {
     /// Those that are uploaded, in topological order; error steps first.
-    pub steps: Vec<Planned>,
+    pub steps: Vec<PlannedStep>,
     /// What became of each target, in the order of the records.
-    pub placed: Vec<Placed>,
+    pub placed: Vec<TargetStep>,
     /// All attributes that have an error step: the broken and refused ones that were recorded, and targets whose own metadata
     /// makes no step that Buildkite would take.
-    pub errors: Vec<Broken>,
+    pub errors: Vec<AttrError>,
     /// How many skipped steps are left out because a build cannot have so many jobs.
     pub left_out: usize,
 }
 
 /// What became of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
+pub struct TargetStep {
     /// The key of its step.
     pub key: String,
     /// The keys of the steps that it waits for because of its `.drv`.
@@ -104,8 +104,8 @@ pub struct Placed {
 /// # Errors
 /// The user's `step` or `agents` make no step that Buildkite would take, or the expression is too large to be in every step
 /// (64).
-pub fn check(request: &Request, schema: &Schema) -> Result<(), Failure> {
-    Maker::new(request, schema).map(drop)
+pub fn check(request: &RecordingRequest, schema: &Schema) -> Result<(), Failure> {
+    StepMaker::new(request, schema).map(drop)
 }
 
 /// Makes the steps. Whether any [`Steps::errors`] fail the recording (`on-error`) is the caller's to say.
@@ -113,21 +113,25 @@ pub fn check(request: &Request, schema: &Schema) -> Result<(), Failure> {
 /// # Errors
 /// The user's `step` or `agents` make no step that Buildkite would take, the expression is too large to be in every step, or
 /// more is to be built than a build can have jobs (64).
-pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Result<Steps, Failure> {
-    let mut maker = Maker {
+pub fn steps(
+    records: &Records<'_>,
+    request: &RecordingRequest,
+    schema: &Schema,
+) -> Result<Steps, Failure> {
+    let mut maker = StepMaker {
         callable: records.callable.clone(),
-        ..Maker::new(request, schema)?
+        ..StepMaker::new(request, schema)?
     };
     maker.common_agents = most_common_system(records.targets)
         .and_then(|system| maker.agents.get(system))
         .cloned();
-    let mut errors: Vec<Broken> = [records.broken, records.refused].concat();
+    let mut errors: Vec<AttrError> = [records.broken, records.refused].concat();
 
     let mut made = Vec::with_capacity(records.targets.len());
     for (i, target) in records.targets.iter().enumerate() {
         let skip = records.skip.get(i).and_then(Option::as_deref);
         made.push(maker.target(target, skip).map_err(|message| {
-            errors.push(Broken {
+            errors.push(AttrError {
                 attr: target.attr.clone(),
                 message: Some(message),
             });
@@ -140,12 +144,12 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
         .map(|made| made.as_ref().map_or(true, |made| made.skip.is_some()))
         .collect();
     let edges = records.edges.without(&apart);
-    let placed: Vec<Placed> = records
+    let placed: Vec<TargetStep> = records
         .targets
         .iter()
         .zip(&made)
         .enumerate()
-        .map(|(i, (target, made))| Placed {
+        .map(|(i, (target, made))| TargetStep {
             key: match made {
                 Ok(_) => key(target),
                 Err(()) => error_key(&target.attr),
@@ -160,7 +164,7 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
         .collect();
 
     let mut seen = HashSet::new();
-    let mut planned: Vec<Planned> = Vec::with_capacity(made.len() + errors.len());
+    let mut planned: Vec<PlannedStep> = Vec::with_capacity(made.len() + errors.len());
     for (i, error) in errors.iter().enumerate() {
         let step = if i < records.broken.len() {
             maker.broken(error)?
@@ -168,16 +172,16 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
             maker.refused(error)?
         };
         if seen.insert(step.key.clone()) {
-            planned.push(Planned {
+            planned.push(PlannedStep {
                 step,
                 group: None,
                 skipped: false,
             });
         }
     }
-    let mut made: Vec<Option<Made>> = made.into_iter().map(Result::ok).collect();
+    let mut made: Vec<Option<MadeStep>> = made.into_iter().map(Result::ok).collect();
     for i in edges.order() {
-        let Some(Made { mut step, skip }) = made[*i].take() else {
+        let Some(MadeStep { mut step, skip }) = made[*i].take() else {
             continue;
         };
         if skip.is_some() && request.skip_style == SkipStyle::Omit {
@@ -192,7 +196,7 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
             }
         }
         let group = group(&records.targets[*i].attr, request.group_by);
-        planned.push(Planned {
+        planned.push(PlannedStep {
             step,
             group,
             skipped: skip.is_some(),
@@ -200,7 +204,7 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
     }
     if request.summary {
         let step = maker.summary(&planned)?;
-        planned.push(Planned {
+        planned.push(PlannedStep {
             step,
             group: None,
             skipped: false,
@@ -220,7 +224,7 @@ pub fn steps(records: &Records<'_>, request: &Request, schema: &Schema) -> Resul
 
 /// Takes from the last step, which sums the build up, what is left out: a build fails that has a step which waits for one that never
 /// comes.
-fn wait_for_no_other(steps: &mut [Planned]) {
+fn wait_for_no_other(steps: &mut [PlannedStep]) {
     let there: HashSet<String> = steps
         .iter()
         .map(|planned| planned.step.key.clone())
@@ -235,7 +239,10 @@ fn wait_for_no_other(steps: &mut [Planned]) {
 }
 
 /// Leaves skipped steps out, from the end, until a build can have what is left; and says how many.
-fn fit(mut steps: Vec<Planned>, request: &Request) -> Result<(Vec<Planned>, usize), Failure> {
+fn fit(
+    mut steps: Vec<PlannedStep>,
+    request: &RecordingRequest,
+) -> Result<(Vec<PlannedStep>, usize), Failure> {
     // The job that records is one of the build's.
     let most = JOBS_PER_BUILD - 1;
     let all = steps.len();
@@ -318,19 +325,19 @@ pub fn source(root: &Evaluation, options: &[(String, String)]) -> Keys {
 }
 
 /// A target's step, still without what it waits for because of its `.drv`.
-struct Made {
+struct MadeStep {
     step: CommandStep,
     skip: Option<String>,
 }
 
 /// What all steps of a recording have in common.
-struct Maker<'a> {
-    request: &'a Request,
+struct StepMaker<'a> {
+    request: &'a RecordingRequest,
     schema: &'a Schema,
     /// What is evaluated.
     source: Keys,
     /// The user's `step`.
-    step: Given,
+    step: TargetWishes,
     /// The tags of the agents that steps without a system of their own go to: those of the system that most targets have.
     common_agents: Option<Keys>,
     /// The user's `agents`, by system or feature.
@@ -339,10 +346,10 @@ struct Maker<'a> {
     callable: BTreeSet<AttrPath>,
 }
 
-impl<'a> Maker<'a> {
-    fn new(request: &'a Request, schema: &'a Schema) -> Result<Self, Failure> {
+impl<'a> StepMaker<'a> {
+    fn new(request: &'a RecordingRequest, schema: &'a Schema) -> Result<Self, Failure> {
         let wrong = |message: String| refuse(format_args!("in the key `step`, {message}"));
-        let step = Given::read(&request.step, &request.emit)
+        let step = TargetWishes::read(&request.step, &request.emit)
             .and_then(|given| given.checked(schema))
             .map_err(wrong)?;
         let mut agents = BTreeMap::new();
@@ -378,12 +385,12 @@ impl<'a> Maker<'a> {
     }
 
     /// The step of a target, or why there is none.
-    fn target(&self, target: &Target, skip: Option<&str>) -> Result<Made, String> {
+    fn target(&self, target: &Target, skip: Option<&str>) -> Result<MadeStep, String> {
         let meta = &target.meta;
         let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
         let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
-        let given = buildkite.map_or(Ok(Given::default()), |keys| {
-            Given::read(keys, &self.request.emit)
+        let given = buildkite.map_or(Ok(TargetWishes::default()), |keys| {
+            TargetWishes::read(keys, &self.request.emit)
                 .and_then(|given| given.checked(self.schema))
                 .map_err(in_buildkite)
         })?;
@@ -467,10 +474,10 @@ impl<'a> Maker<'a> {
             ));
         }
         if let Some(reason) = skip.as_ref().filter(|_| !ends_at_once) {
-            step.skip = Some(Skip::Reason(reason.clone()));
+            step.skip = Some(StepSkip::Reason(reason.clone()));
         }
         let step = self.with_command_carried(step)?;
-        Ok(Made { step, skip })
+        Ok(MadeStep { step, skip })
     }
 
     /// With `emit: command`, a command of the user's own is carried beside the record, and `eval-once step` runs it after the
@@ -479,13 +486,13 @@ impl<'a> Maker<'a> {
         if self.request.emit != Emit::Command {
             return Ok(step);
         }
-        let ours = Some(Command::One(STEP.into()));
+        let ours = Some(StepCommand::One(STEP.into()));
         let text = match std::mem::replace(&mut step.command, ours) {
             None => return Ok(step),
-            Some(Command::One(command)) if command == STEP => return Ok(step),
-            Some(Command::One(command)) => command,
+            Some(StepCommand::One(command)) if command == STEP => return Ok(step),
+            Some(StepCommand::One(command)) => command,
             // As Buildkite joins them for an agent.
-            Some(Command::Several(commands)) => commands.join("\n"),
+            Some(StepCommand::Several(commands)) => commands.join("\n"),
         };
         if text.len() > RECORD_AT_MOST {
             return Err(format!(
@@ -500,7 +507,7 @@ impl<'a> Maker<'a> {
     /// What a target says to us of its step (`meta.eval-once`).
     fn wishes(&self, keys: &Keys) -> Result<Keys, String> {
         let read = || {
-            let mut reader = Reader::new(keys.clone())?;
+            let mut reader = KeyReader::new(keys.clone())?;
             let how = BuildKeys::read(&mut reader, &self.request.root.folder)?;
             if how.leaves_the_command() && self.request.emit == Emit::Command {
                 return Err(refuse(NO_OTHER_HOOK));
@@ -521,7 +528,7 @@ impl<'a> Maker<'a> {
     }
 
     /// The step of an attribute that does not evaluate: it evaluates it, shows what Nix says, and fails.
-    fn broken(&self, broken: &Broken) -> Result<CommandStep, Failure> {
+    fn broken(&self, broken: &AttrError) -> Result<CommandStep, Failure> {
         let label = label_of(":boom:", &called(&broken.attr));
         let mut record = self.record(&broken.attr);
         record.extend(self.request.build_keys.clone());
@@ -536,7 +543,7 @@ impl<'a> Maker<'a> {
     }
 
     /// The step of an attribute that does evaluate, but cannot have the step it asks for: it says why, and fails.
-    fn refused(&self, refused: &Broken) -> Result<CommandStep, Failure> {
+    fn refused(&self, refused: &AttrError) -> Result<CommandStep, Failure> {
         let attr = called(&refused.attr);
         let message = refused
             .message
@@ -555,7 +562,7 @@ impl<'a> Maker<'a> {
 
     /// The step that sums the build up when all of these have ended, whatever became of them. A `wait` step would do so too, and
     /// would hold back whatever else the user's pipeline has behind the recording.
-    fn summary(&self, planned: &[Planned]) -> Result<CommandStep, Failure> {
+    fn summary(&self, planned: &[PlannedStep]) -> Result<CommandStep, Failure> {
         let keys = planned.iter().map(|planned| planned.step.key.as_str());
         let mut step = CommandStep {
             label: ":bar_chart: eval-once summary".into(),
@@ -582,7 +589,7 @@ impl<'a> Maker<'a> {
                 let plugin = std::iter::once((reference.clone(), keys));
                 step.plugins.push(Plugin::Configured(plugin.collect()));
             }
-            Emit::Command => step.command = Some(Command::One("eval-once summary".into())),
+            Emit::Command => step.command = Some(StepCommand::One("eval-once summary".into())),
         }
         let mut step = keys_of(&step)?;
         self.step
@@ -627,7 +634,7 @@ impl<'a> Maker<'a> {
                 step.plugins.push(Plugin::Configured(plugin.collect()));
             }
             Emit::Command => {
-                step.command = Some(Command::One(STEP.into()));
+                step.command = Some(StepCommand::One(STEP.into()));
                 let record = Value::Object(record).to_string();
                 step.env.insert("EVAL_ONCE_STEP".into(), record.into());
             }
@@ -675,11 +682,11 @@ fn retry_rules() -> Vec<RetryRule> {
 
 /// Properties that somebody wants to have in a step, with each in the one spelling that we merge.
 #[derive(Debug, Clone, Default)]
-struct Given {
+struct TargetWishes {
     keys: Keys,
 }
 
-impl Given {
+impl TargetWishes {
     /// Reads them, and refuses those that are not theirs to set.
     fn read(given: &Keys, emit: &Emit) -> Result<Self, String> {
         let mut keys = given.clone();
@@ -916,10 +923,10 @@ mod tests {
     use std::sync::OnceLock;
 
     use super::*;
-    use crate::evaluation_keys::Place;
+    use crate::evaluation_keys::Checkout;
     use crate::nix::{DrvPath, StorePath};
-    use crate::recording::{Evaluator, Meta, OnError, Recurse, Skip as SkipWhat};
-    use crate::step::Request as StepRequest;
+    use crate::recording::{Evaluator, Meta, OnError, Recurse, SkipWhich};
+    use crate::step::StepRequest;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
     use std::num::NonZeroUsize;
@@ -966,8 +973,8 @@ mod tests {
         }
     }
 
-    fn request() -> Request {
-        Request {
+    fn request() -> RecordingRequest {
+        RecordingRequest {
             root: Evaluation {
                 source: Source::File("ci.nix".into()),
                 attr: path(&["p"]),
@@ -987,7 +994,7 @@ mod tests {
             memory: None,
             evaluation_timeout: None,
             evaluator: Evaluator::Nix,
-            skip: SkipWhat::Nothing,
+            skip: SkipWhich::Nothing,
             skip_style: SkipStyle::Mark,
             on_error: OnError::Step,
             emit: Emit::Plugin("your-org/eval-once#v1".into()),
@@ -1004,8 +1011,8 @@ mod tests {
     }
 
     /// The keys of a user, merged into every step.
-    fn wanting(step: &Value) -> Request {
-        Request {
+    fn wanting(step: &Value) -> RecordingRequest {
+        RecordingRequest {
             step: step.as_object().unwrap().clone(),
             ..request()
         }
@@ -1030,7 +1037,7 @@ mod tests {
         targets: &[Target],
         edges: &Edges,
         skip: &[Option<String>],
-        request: &Request,
+        request: &RecordingRequest,
     ) -> Result<Steps, Failure> {
         let records = Records {
             targets,
@@ -1043,7 +1050,7 @@ mod tests {
         steps(&records, request, schema())
     }
 
-    fn made(targets: &[Target], request: &Request) -> Vec<Value> {
+    fn made(targets: &[Target], request: &RecordingRequest) -> Vec<Value> {
         values(&make(targets, &apart(targets), &[], request).unwrap())
     }
 
@@ -1065,7 +1072,7 @@ mod tests {
     }
 
     fn read(record: Keys) -> StepRequest {
-        let place = Place {
+        let place = Checkout {
             folder: "/checkout".into(),
             confined: false,
             no_checkout: false,
@@ -1076,7 +1083,7 @@ mod tests {
     #[test]
     fn a_step_carries_exactly_the_record_that_a_step_reads() {
         for emit in [Emit::Command, request().emit] {
-            let request = Request { emit, ..request() };
+            let request = RecordingRequest { emit, ..request() };
             let target = target(1, &["p", "a.b"]);
             let step = &made(std::slice::from_ref(&target), &request)[0];
             let asked = read(record_of(step));
@@ -1178,7 +1185,7 @@ mod tests {
         let docker = wanting(&json!({ "plugins": ["docker#v5"] }));
         for below in [None, Some(PathBuf::from("nix"))] {
             let link = "out/a";
-            let request = Request {
+            let request = RecordingRequest {
                 build_keys: keys(&said),
                 below,
                 ..docker.clone()
@@ -1198,7 +1205,7 @@ mod tests {
             }
             let asked = read(record_of(&steps[0]));
             assert!(!asked.command && asked.fail_on_drift);
-            let untrusted = Request {
+            let untrusted = RecordingRequest {
                 meta: false,
                 ..request
             };
@@ -1213,11 +1220,11 @@ mod tests {
 
     #[test]
     fn a_broken_attributes_step_is_built_in_the_same_way_and_has_no_command_to_leave() {
-        let request = Request {
+        let request = RecordingRequest {
             build_keys: keys(&json!({ "command": "none", "log": "raw", "out-link": false })),
             ..wanting(&json!({ "plugins": ["docker#v5"], "command": "make" }))
         };
-        let broken = [Broken {
+        let broken = [AttrError {
             attr: path(&["b"]),
             message: None,
         }];
@@ -1255,7 +1262,7 @@ mod tests {
         let step = &made(&[bare.clone()], &request())[0];
         assert!(!record_of(step).contains_key("command"));
 
-        let command = Request {
+        let command = RecordingRequest {
             emit: Emit::Command,
             ..request()
         };
@@ -1308,7 +1315,7 @@ mod tests {
 
     #[test]
     fn how_long_a_build_may_say_nothing_is_an_option_of_its_step_alone() {
-        let request = Request {
+        let request = RecordingRequest {
             options: vec![
                 ("cores".into(), "2".into()),
                 ("max-silent-time".into(), "9".into()),
@@ -1328,7 +1335,7 @@ mod tests {
         );
         let steps = made(
             &[quiet],
-            &Request {
+            &RecordingRequest {
                 options: Vec::new(),
                 ..request
             },
@@ -1593,11 +1600,11 @@ mod tests {
             "agents": { "queue": "q" }, "plugins": ["a#v1"], "env": { "A": "1" }, "timeout_in_minutes": 9,
             "priority": 1, "retry": { "automatic": { "exit_status": 3 } }
         }));
-        let broken = [Broken {
+        let broken = [AttrError {
             attr: path(&["p", "b"]),
             message: Some("infinite recursion".into()),
         }];
-        let refused = [Broken {
+        let refused = [AttrError {
             attr: path(&["p", "r"]),
             message: Some("its `meta.buildkite.x` is a path\n$(boom)".into()),
         }];
@@ -1649,7 +1656,7 @@ mod tests {
         let marked = values(&steps);
         assert_eq!(marked[1]["skip"], "already built");
         assert_eq!(marked[2]["depends_on"], json!([key(&targets[2])]));
-        let request = Request {
+        let request = RecordingRequest {
             skip_style: SkipStyle::Omit,
             ..request()
         };
@@ -1665,7 +1672,7 @@ mod tests {
             (json!("eval-once step"), Value::Null),
             (json!(" "), Value::Null),
         ] {
-            let request = Request {
+            let request = RecordingRequest {
                 emit: Emit::Command,
                 ..wanting(&json!({ "command": command }))
             };
@@ -1688,7 +1695,7 @@ mod tests {
             let edges = chain(&targets, &[(0, 1), (1, 2)]);
             let built = || Some("already built here".to_owned());
             let skip = [None, built(), None, built(), built()];
-            let request = Request {
+            let request = RecordingRequest {
                 emit,
                 summary: true,
                 skip_style: SkipStyle::Run,
@@ -1730,7 +1737,7 @@ mod tests {
             .map(|i| target(i, &[&i.to_string()]))
             .collect();
         let skip = vec![Some("a cache has it".to_owned()); targets.len()];
-        let request = Request {
+        let request = RecordingRequest {
             summary: true,
             skip_style: SkipStyle::Run,
             ..request()
@@ -1751,7 +1758,7 @@ mod tests {
     #[test]
     fn a_target_whose_command_another_plugin_runs_is_never_skipped() {
         let skip = [Some("built".to_owned())];
-        let request = Request {
+        let request = RecordingRequest {
             build_keys: keys(&json!({ "command": "none" })),
             ..wanting(&json!({ "plugins": ["docker#v5"] }))
         };
@@ -1805,7 +1812,7 @@ mod tests {
             steps.steps.iter().filter(|step| !step.skipped).count(),
             2_050
         );
-        let grouped = Request {
+        let grouped = RecordingRequest {
             group_by: 1,
             ..request()
         };
@@ -1823,7 +1830,7 @@ mod tests {
         targets[1].system = "aarch64-linux".into();
         let edges = chain(&targets, &[(0, 1)]);
         let tags = |tags: Value| tags.as_object().unwrap().clone();
-        let request = Request {
+        let request = RecordingRequest {
             summary: true,
             step: tags(json!({
                 "agents": ["queue=nix", "size=big"], "env": { "A": "1" }, "parallelism": 2,
@@ -1840,7 +1847,7 @@ mod tests {
         };
         let records = Records {
             targets: &targets,
-            broken: &[Broken {
+            broken: &[AttrError {
                 attr: path(&["p", "bad"]),
                 message: None,
             }],
@@ -1884,7 +1891,7 @@ mod tests {
                 "retry": { "automatic": rules, "manual": false },
             })
         );
-        let command = Request {
+        let command = RecordingRequest {
             emit: Emit::Command,
             ..request
         };
@@ -1900,7 +1907,7 @@ mod tests {
             .map(|i| target(i, &["p", &i.to_string()]))
             .collect();
         let edges = apart(&targets);
-        let request = Request {
+        let request = RecordingRequest {
             summary: true,
             ..request()
         };
@@ -1921,7 +1928,7 @@ mod tests {
             target(1, &["a", "b"]),
             target(2, &["a", "b", "d"]),
         ];
-        let request = Request {
+        let request = RecordingRequest {
             group_by: 2,
             ..request()
         };
@@ -1936,7 +1943,7 @@ mod tests {
 
     #[test]
     fn the_metadata_of_changes_nobody_trusts_is_ignored() {
-        let request = Request {
+        let request = RecordingRequest {
             meta: false,
             ..request()
         };
@@ -2017,7 +2024,7 @@ mod tests {
             let pairs: Vec<_> = (1..targets.len()).map(|i| (i, i - 1)).collect();
             let edges = chain(&targets, &pairs);
             let skip: Vec<_> = (0..targets.len()).map(|i| (skipped >> i & 1 == 1).then(|| "built".to_owned())).collect();
-            let mut request = Request { group_by: 1, ..request() };
+            let mut request = RecordingRequest { group_by: 1, ..request() };
             if command {
                 request.emit = Emit::Command;
             }

@@ -1,14 +1,14 @@
 //! Where the plan of a recording is kept: an artifact of the job that made it, and a mark in the build's meta-data that names
 //! that job. A retry of the recording looks for its own; a summary looks for all of the build.
 
-use super::plan::Plan;
+use super::plan::UploadPlan;
 use crate::agent;
 use crate::buildkite::agent as command;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::supervise::Supervisor;
 
 /// The artifact's name.
-pub(super) const PLAN: &str = "eval-once-plan.json";
+pub(in crate::recording) const PLAN: &str = "eval-once-plan.json";
 
 /// What the agent says where there is no such artifact (v3.83.1 begins with a capital); its status is the same for every failure.
 const NONE_FOUND: &str = "no artifacts found";
@@ -17,12 +17,12 @@ const PREFIX: &str = "eval-once:";
 const SUFFIX: &str = ":plan";
 
 /// A mark of the recording whose step has this id.
-pub(super) fn mark(step: &str, what: impl std::fmt::Display) -> String {
+pub(in crate::recording) fn mark(step: &str, what: impl std::fmt::Display) -> String {
     format!("{PREFIX}{step}:{what}")
 }
 
 /// The mark that says where the plan is.
-pub(super) fn plan_mark(step: &str) -> String {
+pub(in crate::recording) fn plan_mark(step: &str) -> String {
     format!("{PREFIX}{step}{SUFFIX}")
 }
 
@@ -55,12 +55,12 @@ impl<'a> PlanMark<'a> {
     }
 
     /// The value under the mark.
-    pub(super) fn write(job: &str, recording: &str) -> String {
+    pub(in crate::recording) fn write(job: &str, recording: &str) -> String {
         format!("{job} {recording}")
     }
 }
 
-/// Gets a plan as it was kept by this job; what it says is for [`Plan::read`]. None where Buildkite no longer has it.
+/// Gets a plan as it was kept by this job; what it says is for [`UploadPlan::read`]. None where Buildkite no longer has it.
 ///
 /// # Errors
 /// Buildkite cannot be asked (75); there is no `buildkite-agent` (69).
@@ -80,14 +80,17 @@ pub(crate) fn download(
     }
     std::fs::read_to_string(folder.path().join(PLAN))
         .map(Some)
-        .classify(Class::Surroundings, || format!("cannot {doing}"))
+        .classify(Class::Infrastructure, || format!("cannot {doing}"))
 }
 
 /// Keeps a plan as an artifact of this job.
 ///
 /// # Errors
 /// As [`download`].
-pub(super) fn upload(supervisor: &mut Supervisor, plan: &Plan) -> Result<(), Failure> {
+pub(in crate::recording) fn upload(
+    supervisor: &mut Supervisor,
+    plan: &UploadPlan,
+) -> Result<(), Failure> {
     agent::keep_artifact(supervisor, PLAN, &plan.to_json()?)
 }
 

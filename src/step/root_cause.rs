@@ -3,33 +3,33 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::context::{Step, outputs_on_disk};
+use super::build_log::BuildLog;
 use super::job_log::Form;
-use super::kept_log::KeptLog;
 use super::report::Report;
+use super::run::{StepRun, outputs_on_disk};
 use crate::exit::{Class, Failure};
-use crate::nix::{Cause, DrvPath, Fault, Heard, StorePath, command, is_rejection};
+use crate::nix::{Cause, DrvPath, Fault, NixOutput, StorePath, command, is_rejection};
 
-impl Step<'_> {
+impl StepRun<'_> {
     /// Finds out more about what failed than Nix has said: for `drv`, or for an evaluation.
     pub(super) fn look_into(
         &mut self,
-        heard: &mut Heard,
+        nix_output: &mut NixOutput,
         drv: Option<&DrvPath>,
     ) -> Result<(), Failure> {
         if let Some(drv) = drv {
-            self.only_below(drv, heard)?;
+            self.only_below(drv, nix_output)?;
         }
-        self.blame(heard)?;
-        self.name_the_unnamed(heard)?;
+        self.blame(nix_output)?;
+        self.name_the_unnamed(nix_output)?;
         if self.request.form == Form::Raw {
-            let begun: Vec<DrvPath> = heard.suspects().collect();
+            let begun: Vec<DrvPath> = nix_output.suspects().collect();
             let count = begun.len();
             self.built += count - self.without_outputs(begun)?.len();
         }
-        self.faults.clone_from(&heard.faults);
-        if let Some(drv) = heard.culprit().and_then(|fault| fault.drv.as_ref()) {
-            let lines = heard.last_lines(drv).filter(|lines| !lines.is_empty());
+        self.faults.clone_from(&nix_output.faults);
+        if let Some(drv) = nix_output.root_cause().and_then(|fault| fault.drv.as_ref()) {
+            let lines = nix_output.last_lines(drv).filter(|lines| !lines.is_empty());
             self.last_lines = lines;
         }
         Ok(())
@@ -39,13 +39,13 @@ impl Step<'_> {
     /// derivations of its own: in Nix's text, and in its structured log too, where what a builder prints behind `@nix` becomes
     /// a message of Nix's (measured on 2.8, 2.26 and 2.34). That something is built is not said by builders there; and what is
     /// built may not be below: what a content-addressed derivation becomes is another one.
-    fn only_below(&mut self, drv: &DrvPath, heard: &mut Heard) -> Result<(), Failure> {
+    fn only_below(&mut self, drv: &DrvPath, nix_output: &mut NixOutput) -> Result<(), Failure> {
         let structured = self.request.form == Form::Pretty;
         let is_built = |fault: &Fault| {
             let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
-            drv.is_none_or(|drv| structured && heard.begun.contains(drv.as_str()))
+            drv.is_none_or(|drv| structured && nix_output.begun.contains(drv.as_str()))
         };
-        if heard.faults.iter().all(is_built) {
+        if nix_output.faults.iter().all(is_built) {
             return Ok(());
         }
         let options = self.options()?;
@@ -54,8 +54,8 @@ impl Step<'_> {
             return Ok(());
         }
         let below: BTreeSet<&Path> = finished.paths().collect();
-        let begun = &heard.begun;
-        heard.faults.retain(|fault| {
+        let begun = &nix_output.begun;
+        nix_output.faults.retain(|fault| {
             let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
             drv.is_none_or(|drv| {
                 below.contains(drv.as_path()) || structured && begun.contains(drv.as_str())
@@ -66,18 +66,21 @@ impl Step<'_> {
 
     /// Finds out which derivation failed where Nix has not said it: the one whose build was begun, and whose outputs are not
     /// there. Where there are several nobody knows.
-    fn name_the_unnamed(&mut self, heard: &mut Heard) -> Result<(), Failure> {
+    fn name_the_unnamed(&mut self, nix_output: &mut NixOutput) -> Result<(), Failure> {
         let unnamed = |fault: &Fault| fault.drv.is_none();
-        let Some(at) = heard.faults.iter().position(unnamed) else {
+        let Some(at) = nix_output.faults.iter().position(unnamed) else {
             return Ok(());
         };
         let is_named = |drv: &DrvPath| {
-            let mut named = heard.faults.iter().filter_map(|fault| fault.drv.as_ref());
+            let mut named = nix_output
+                .faults
+                .iter()
+                .filter_map(|fault| fault.drv.as_ref());
             named.any(|named| named == drv)
         };
-        let suspects: Vec<DrvPath> = heard.suspects().filter(|drv| !is_named(drv)).collect();
+        let suspects: Vec<DrvPath> = nix_output.suspects().filter(|drv| !is_named(drv)).collect();
         if let [drv] = self.without_outputs(suspects)?.as_slice() {
-            heard.faults[at].drv = Some(drv.clone());
+            nix_output.faults[at].drv = Some(drv.clone());
         }
         Ok(())
     }
@@ -85,8 +88,12 @@ impl Step<'_> {
     /// Blames a build where Nix ended with an error that is not understood, and yet is about a build: it names the `.drv`, or
     /// an output, and that is not there. So it is with what a builder has made that Nix does not take (a pipe, a directory
     /// where a file is due, too large an output). And where a build has ended badly, and no more is said of it.
-    fn blame(&mut self, heard: &mut Heard) -> Result<(), Failure> {
-        let Some(error) = heard.error.clone().filter(|_| heard.is_unexplained()) else {
+    fn blame(&mut self, nix_output: &mut NixOutput) -> Result<(), Failure> {
+        let Some(error) = nix_output
+            .error
+            .clone()
+            .filter(|_| nix_output.is_unexplained())
+        else {
             return Ok(());
         };
         let is_meant = |drv: &DrvPath| {
@@ -97,12 +104,12 @@ impl Step<'_> {
                     .flatten()
                     .any(|path| error.contains(path.as_str()))
         };
-        let suspects = heard.suspects().filter(is_meant).collect();
-        let mut culprit = self.without_outputs(suspects)?.into_iter().next();
-        culprit = culprit.or_else(|| heard.ended_badly());
-        if culprit.is_some() || is_rejection(&error) {
-            heard.faults.push(Fault {
-                drv: culprit,
+        let suspects = nix_output.suspects().filter(is_meant).collect();
+        let mut root_cause = self.without_outputs(suspects)?.into_iter().next();
+        root_cause = root_cause.or_else(|| nix_output.ended_badly());
+        if root_cause.is_some() || is_rejection(&error) {
+            nix_output.faults.push(Fault {
+                drv: root_cause,
                 cause: Cause::Output(format!("Nix does not take what it made: {error}")),
             });
         }
@@ -133,15 +140,15 @@ impl Step<'_> {
 
     /// The log of what failed, where Nix has kept it. The report gets its last lines, where they were not heard: Nix's own text
     /// does not say whose its lines are. A log of another time is none of this step's.
-    pub(super) fn kept_log(&mut self, report: &mut Report) -> Option<KeptLog> {
+    pub(super) fn kept_log(&mut self, report: &mut Report) -> Option<BuildLog> {
         let failure = report.failure.as_mut()?;
         let drv = failure.drv.as_ref()?;
         if !self.begun.contains(drv.as_store_path().as_str()) {
             return None;
         }
-        match KeptLog::read(drv, &self.request.options, self.supervisor) {
+        match BuildLog::read(drv, &self.request.options, self.supervisor) {
             Ok(kept) => {
-                let last_lines = || kept.as_ref().and_then(KeptLog::last_lines);
+                let last_lines = || kept.as_ref().and_then(BuildLog::last_lines);
                 failure.log = failure.log.take().or_else(last_lines);
                 kept
             }

@@ -68,33 +68,34 @@ impl Edges {
         }
         let mut nearest = Nearest::new(first.len());
         // What is known of each node, by its number: it is being looked at, or done.
-        let mut known: Vec<State> = vec![State::New; first.len()];
+        let mut known: Vec<VisitState> = vec![VisitState::New; first.len()];
         let mut order = Vec::with_capacity(targets.len());
         let mut below = vec![Vec::new(); targets.len()];
         let mut path: Vec<Open> = Vec::new();
-        let mut inputs_of = |drv: &DrvPath, known: &mut Vec<State>, ids: &mut HashMap<_, u32>| {
-            let inputs = read(drv).map_err(|error| BadGraph::Unreadable(drv.clone(), error))?;
-            let mut left = Vec::with_capacity(inputs.len());
-            for input in inputs {
-                let next = number(known.len());
-                let id = if let Some(id) = ids.get(&input) {
-                    *id
-                } else {
-                    ids.insert(input.clone(), next);
-                    known.push(State::New);
-                    next
-                };
-                left.push((id, input));
-            }
-            // They are taken from the end.
-            left.reverse();
-            Ok(left)
-        };
+        let mut inputs_of =
+            |drv: &DrvPath, known: &mut Vec<VisitState>, ids: &mut HashMap<_, u32>| {
+                let inputs = read(drv).map_err(|error| BadGraph::Unreadable(drv.clone(), error))?;
+                let mut left = Vec::with_capacity(inputs.len());
+                for input in inputs {
+                    let next = number(known.len());
+                    let id = if let Some(id) = ids.get(&input) {
+                        *id
+                    } else {
+                        ids.insert(input.clone(), next);
+                        known.push(VisitState::New);
+                        next
+                    };
+                    left.push((id, input));
+                }
+                // They are taken from the end.
+                left.reverse();
+                Ok(left)
+            };
         for (root, target) in first.iter().enumerate() {
-            if known[root] != State::New {
+            if known[root] != VisitState::New {
                 continue;
             }
-            known[root] = State::Open;
+            known[root] = VisitState::Open;
             let drv = &targets[*target];
             path.push(Open {
                 id: number(root),
@@ -104,10 +105,10 @@ impl Edges {
             while let Some(node) = path.last_mut() {
                 if let Some((id, drv)) = node.left.pop() {
                     match &known[id as usize] {
-                        State::Done(set) => add(&mut node.sets, set),
-                        State::Open => return Err(BadGraph::Cycle(drv)),
-                        State::New => {
-                            known[id as usize] = State::Open;
+                        VisitState::Done(set) => add(&mut node.sets, set),
+                        VisitState::Open => return Err(BadGraph::Cycle(drv)),
+                        VisitState::New => {
+                            known[id as usize] = VisitState::Open;
                             let left = inputs_of(&drv, &mut known, &mut ids)?;
                             path.push(Open {
                                 id,
@@ -131,7 +132,7 @@ impl Edges {
                         nearest.finish(&set)
                     }
                 };
-                known[id as usize] = State::Done(Rc::clone(&set));
+                known[id as usize] = VisitState::Done(Rc::clone(&set));
                 if let Some(above) = path.last_mut() {
                     add(&mut above.sets, &set);
                 }
@@ -198,7 +199,7 @@ impl Edges {
 
 /// How far a node is.
 #[derive(Clone, PartialEq)]
-enum State {
+enum VisitState {
     New,
     Open,
     /// The nearest targets that are reached at this node, itself included; by rank.

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::steps::Placed;
-use super::{Broken, Meta, Target};
-use crate::counts::Counts;
+use super::steps::TargetStep;
+use crate::counts::RecordingCounts;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
 use crate::nix::{AttrPath, DrvPath, StorePath};
+use crate::recording::{AttrError, Meta, Target};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -31,7 +31,7 @@ pub struct Document<'a> {
     /// The attributes that have an error step.
     pub errors: Vec<ErrorEntry<'a>>,
     /// How many there are of all.
-    pub counts: Counts,
+    pub counts: RecordingCounts,
     /// How long each part took, in seconds.
     pub seconds: BTreeMap<&'static str, f64>,
 }
@@ -99,9 +99,9 @@ impl<'a> Document<'a> {
         mut source: Keys,
         root: &AttrPath,
         targets: &'a [Target],
-        placed: &'a [Placed],
-        errors: &'a [Broken],
-        counts: Counts,
+        placed: &'a [TargetStep],
+        errors: &'a [AttrError],
+        counts: RecordingCounts,
     ) -> Self {
         source.insert("attr".into(), root.names().into());
         Self {
@@ -139,7 +139,7 @@ impl<'a> Document<'a> {
 }
 
 impl<'a> TargetEntry<'a> {
-    fn new(target: &'a Target, placed: &'a Placed) -> Self {
+    fn new(target: &'a Target, placed: &'a TargetStep) -> Self {
         let Meta {
             buildkite,
             eval_once,
@@ -222,7 +222,7 @@ impl Recorded {
     /// # Errors
     /// It is none (75), or one of another version (64).
     pub fn read(json: &str) -> Result<Self, Failure> {
-        let recorded: Self = serde_json::from_str(json).classify(Class::Surroundings, || {
+        let recorded: Self = serde_json::from_str(json).classify(Class::Infrastructure, || {
             "cannot read what a recording has found".into()
         })?;
         if recorded.version != VERSION {
@@ -260,17 +260,17 @@ mod tests {
                 ..Meta::default()
             },
         }];
-        let placed = [Placed {
+        let placed = [TargetStep {
             key: "drv-x".into(),
             depends_on: vec!["drv-y".into()],
             skip: None,
         }];
-        let errors = [Broken {
+        let errors = [AttrError {
             attr: path(&["broken"]),
             message: None,
         }];
         let source = Keys::from_iter([("file".to_owned(), json!("ci.nix"))]);
-        let counts = Counts {
+        let counts = RecordingCounts {
             attributes: 3,
             targets: 1,
             evaluation_errors: 1,

@@ -1,6 +1,5 @@
 //! How far an evaluation is.
 
-use std::io::{Write as _, stderr};
 use std::time::{Duration, Instant};
 
 use crate::counts::{evaluated, number};
@@ -9,18 +8,20 @@ use crate::status_line::StatusLine;
 
 /// How far it is.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(in crate::recording) struct Progress {
+    log: Log,
     line: StatusLine,
     started: Instant,
     /// How many names there are to look at, as far as is known.
-    pub(super) known: u64,
+    pub(in crate::recording) known: u64,
     /// How many of them have begun.
-    pub(super) begun: u64,
+    pub(in crate::recording) begun: u64,
 }
 
 impl Progress {
-    pub(super) fn new(log: Log) -> Self {
+    pub(in crate::recording) fn new(log: &Log) -> Self {
         Self {
+            log: log.clone(),
             line: StatusLine::new(log),
             started: Instant::now(),
             known: 0,
@@ -29,7 +30,7 @@ impl Progress {
     }
 
     /// Says how far it is, if it is time to. Names of sets that are only looked into are no attributes to count.
-    pub(super) fn show(&mut self, attributes: usize) {
+    pub(in crate::recording) fn show(&mut self, attributes: usize) {
         self.line.show(|| {
             Some(format!(
                 "evaluating: {} of {} names, {}, {} s",
@@ -42,25 +43,25 @@ impl Progress {
     }
 
     /// How long it has taken so far.
-    pub(super) fn took(&self) -> Duration {
+    pub(in crate::recording) fn took(&self) -> Duration {
         self.started.elapsed()
     }
 
     /// Takes the line away.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::recording) fn clear(&mut self) {
         self.line.clear();
     }
 
     /// Passes on what somebody else says.
-    pub(super) fn pass_on(&mut self, bytes: &[u8]) {
+    pub(in crate::recording) fn pass_on(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() {
             self.clear();
-            let _ = stderr().write_all(bytes);
+            self.log.pass_on(bytes);
         }
     }
 
     /// One line about all of it.
-    pub(super) fn summary(&self, attributes: usize) -> String {
+    pub(in crate::recording) fn summary(&self, attributes: usize) -> String {
         evaluated(attributes, self.started.elapsed())
     }
 }

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::agent;
-use crate::at_once;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::DrvPath;
 use crate::nix::command::{self, Options};
-use crate::nix::heard::{LAST_LINES, shortened_line};
-use crate::nix::structured::{Event, Reader};
+use crate::nix::output::{LAST_LINES, shortened_line};
+use crate::nix::structured::{Event, LogReader};
+use crate::parallel;
 use crate::supervise::Supervisor;
 
 /// How long Nix may take to give a log out: it may be packed, and large.
@@ -24,12 +24,12 @@ const END: u64 = 64 << 10;
 
 /// A log in a file, which goes with this value.
 #[derive(Debug)]
-pub(super) struct KeptLog {
+pub(super) struct BuildLog {
     folder: TempDir,
     name: String,
 }
 
-impl KeptLog {
+impl BuildLog {
     /// The log that Nix has kept; none where it has not (`keep-build-log = false`, or a build on another machine).
     ///
     /// # Errors
@@ -43,7 +43,7 @@ impl KeptLog {
         let mut line = command::read_log(drv, options);
         line.stdout = Some(log.file());
         let until = Instant::now() + TIME;
-        let read = at_once::all(supervisor, &[line], Some(until))?;
+        let read = parallel::all(supervisor, &[line], Some(until))?;
         let whole = read.iter().all(|(finished, _)| finished.ending.success());
         Ok(whole.then_some(log))
     }
@@ -64,7 +64,7 @@ impl KeptLog {
             name: artifact_of(drv),
         };
         if let Some(folder) = log.file().parent() {
-            std::fs::create_dir_all(folder).classify(Class::Surroundings, || {
+            std::fs::create_dir_all(folder).classify(Class::Infrastructure, || {
                 format!("cannot make {}", folder.display())
             })?;
         }
@@ -95,7 +95,7 @@ impl KeptLog {
         let mut end = Vec::new();
         file.read_to_end(&mut end).ok()?;
         let mut text = String::new();
-        let mut reader = Reader::default();
+        let mut reader = LogReader::default();
         let mut add = |event: Event<'_>| {
             match event {
                 Event::Plain(line) => text.push_str(&String::from_utf8_lossy(line)),
@@ -162,13 +162,13 @@ mod tests {
     fn the_end_of_a_log_is_its_last_lines() {
         let drv = DrvPath::parse("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv").unwrap();
         let lines: Vec<String> = (0..100).map(|n| format!("line {n}")).collect();
-        let log = KeptLog::seen(&drv, &lines.join("\n")).unwrap();
+        let log = BuildLog::seen(&drv, &lines.join("\n")).unwrap();
         let last = log.last_lines().unwrap();
         assert!(
             last.starts_with("line 75\n") && last.ends_with("line 99"),
             "{last}"
         );
-        assert_eq!(KeptLog::seen(&drv, "").unwrap().last_lines(), None);
+        assert_eq!(BuildLog::seen(&drv, "").unwrap().last_lines(), None);
     }
 
     #[test]
@@ -178,17 +178,17 @@ mod tests {
         let said = format!(
             "begins\n@nix {{\"action\":\"msg\",\"level\":0,\"msg\":\"no such\\nfile\"}}\n{progress}\n@nix is a name\n{progress}"
         );
-        let log = KeptLog::seen(&drv, &said).unwrap();
+        let log = BuildLog::seen(&drv, &said).unwrap();
         assert_eq!(
             log.last_lines().as_deref(),
             Some("begins\nno such\nfile\n@nix is a name")
         );
         // Longer than what is looked at: the first line that is seen is not a whole one.
         let many = format!("{progress}\n").repeat(2000);
-        assert_eq!(KeptLog::seen(&drv, &many).unwrap().last_lines(), None);
+        assert_eq!(BuildLog::seen(&drv, &many).unwrap().last_lines(), None);
         let unbroken = "x".repeat(100_000);
         assert!(
-            KeptLog::seen(&drv, &unbroken)
+            BuildLog::seen(&drv, &unbroken)
                 .unwrap()
                 .last_lines()
                 .is_some()

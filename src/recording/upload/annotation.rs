@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::asking::in_one_line;
-use super::overlooked::Note;
-use super::skip::{BUILT, CACHED};
-use super::steps::Placed;
-use super::{Broken, Target};
 use crate::buildkite::markdown::{NAME_AT_MOST, code, inert};
-use crate::counts::{Counts, number};
+use crate::counts::{RecordingCounts, number};
 use crate::nix::AttrPath;
+use crate::recording::asking::in_one_line;
+use crate::recording::evaluate::overlooked::Note;
+use crate::recording::keep::skip::{BUILT, CACHED};
+use crate::recording::pipeline::steps::TargetStep;
+use crate::recording::{AttrError, Target};
 use crate::text::shortened;
 
 /// How many errors of a kind are told with their messages, and changed ones by name.
@@ -22,25 +22,25 @@ const MESSAGE_AT_MOST: usize = 2_000;
 
 /// What there is to tell.
 #[derive(Debug)]
-pub(super) struct Facts<'a> {
+pub(in crate::recording) struct RecordingSummary<'a> {
     /// What was evaluated.
-    pub(super) source: &'a str,
-    pub(super) targets: &'a [Target],
-    pub(super) placed: &'a [Placed],
-    pub(super) errors: &'a [Broken],
+    pub(in crate::recording) source: &'a str,
+    pub(in crate::recording) targets: &'a [Target],
+    pub(in crate::recording) placed: &'a [TargetStep],
+    pub(in crate::recording) errors: &'a [AttrError],
     /// What was not looked at, and what the keys name that is not there.
-    pub(super) notes: &'a [Note],
+    pub(in crate::recording) notes: &'a [Note],
     /// How many there are of all; of the errors the first are those that do not evaluate.
-    pub(super) counts: Counts,
+    pub(in crate::recording) counts: RecordingCounts,
     /// Steps that are left out because a build cannot have so many.
-    pub(super) left_out: usize,
-    pub(super) seconds: f64,
+    pub(in crate::recording) left_out: usize,
+    pub(in crate::recording) seconds: f64,
     /// What the previous recording of the branch found, where that is still known.
-    pub(super) previous: Option<&'a [(AttrPath, String)]>,
+    pub(in crate::recording) previous: Option<&'a [(AttrPath, String)]>,
 }
 
 /// The annotation: its Markdown, and its style.
-pub(super) fn annotation(facts: &Facts<'_>) -> (String, String) {
+pub(in crate::recording) fn annotation(facts: &RecordingSummary<'_>) -> (String, String) {
     let mut text = String::new();
     let _ = writeln!(
         text,
@@ -66,9 +66,9 @@ pub(super) fn annotation(facts: &Facts<'_>) -> (String, String) {
 }
 
 /// The same in one line, for the log; of this `source`, where it is named.
-pub(super) fn in_words(facts: &Facts<'_>, source: Option<&str>) -> String {
+pub(in crate::recording) fn in_words(facts: &RecordingSummary<'_>, source: Option<&str>) -> String {
     let skipped = |reason: &str| {
-        let is = |placed: &&Placed| placed.skip.as_deref() == Some(reason);
+        let is = |placed: &&TargetStep| placed.skip.as_deref() == Some(reason);
         facts.placed.iter().filter(is).count()
     };
     let (built, cached) = (skipped(BUILT), skipped(CACHED));
@@ -93,7 +93,7 @@ pub(super) fn in_words(facts: &Facts<'_>, source: Option<&str>) -> String {
     format!("recorded {}", facts.counts.told(&took, &parts.join(", ")))
 }
 
-fn errors(text: &mut String, counted: &str, errors: &[Broken]) {
+fn errors(text: &mut String, counted: &str, errors: &[AttrError]) {
     if errors.is_empty() {
         return;
     }
@@ -187,21 +187,24 @@ mod tests {
     use crate::nix::DrvPath;
     use crate::recording::Meta;
 
-    fn broken_with(message: &str) -> Broken {
-        Broken {
+    fn broken_with(message: &str) -> AttrError {
+        AttrError {
             attr: AttrPath::new(vec!["<img src=x>".into(), "`a`\n\n# b".into()]),
             message: Some(message.into()),
         }
     }
 
-    fn facts<'a>(errors: &'a [Broken], previous: Option<&'a [(AttrPath, String)]>) -> Facts<'a> {
-        Facts {
+    fn facts<'a>(
+        errors: &'a [AttrError],
+        previous: Option<&'a [(AttrPath, String)]>,
+    ) -> RecordingSummary<'a> {
+        RecordingSummary {
             source: "ci.nix",
             targets: &[],
             placed: &[],
             errors,
             notes: &[],
-            counts: Counts {
+            counts: RecordingCounts {
                 attributes: errors.len(),
                 targets: 0,
                 evaluation_errors: errors.len(),
@@ -227,19 +230,19 @@ mod tests {
             features: Vec::new(),
             meta: Meta::default(),
         };
-        let placed = |skip: Option<&str>| Placed {
+        let placed = |skip: Option<&str>| TargetStep {
             key: "key".into(),
             depends_on: Vec::new(),
             skip: skip.map(str::to_owned),
         };
-        let errors = [Broken {
+        let errors = [AttrError {
             attr: attr("a"),
             message: None,
         }];
-        let facts = Facts {
+        let facts = RecordingSummary {
             targets: &[target("a"), target("b"), target("c")],
             placed: &[placed(None), placed(None), placed(Some(BUILT))],
-            counts: Counts {
+            counts: RecordingCounts {
                 attributes: 4,
                 targets: 2,
                 evaluation_errors: 0,
@@ -276,7 +279,7 @@ mod tests {
 
     #[test]
     fn ten_are_told_and_the_others_counted_and_it_is_never_too_large() {
-        let errors: Vec<Broken> = (0..500)
+        let errors: Vec<AttrError> = (0..500)
             .map(|_| broken_with(&"<".repeat(100_000)))
             .collect();
         let (text, _) = annotation(&facts(&errors, None));
@@ -292,7 +295,7 @@ mod tests {
             hint: Some("**use** :boom:".into()),
             is_warning: true,
         };
-        let (text, style) = annotation(&Facts {
+        let (text, style) = annotation(&RecordingSummary {
             notes: &[note],
             ..facts(&[], None)
         });

@@ -3,11 +3,11 @@
 use crate::supervise::Supervisor;
 
 /// One MiB, in bytes.
-pub(super) const MIB: u64 = 1 << 20;
+pub(in crate::recording) const MIB: u64 = 1 << 20;
 
 /// How much memory is free for what we start, in bytes: the smaller of what the system has available and what is left to our
 /// control group. `None`: nobody says.
-pub(super) fn free(supervisor: &mut Supervisor) -> Option<u64> {
+pub(in crate::recording) fn free(supervisor: &mut Supervisor) -> Option<u64> {
     let available = system::available(supervisor);
     [available, system::left_to_control_group()]
         .into_iter()
@@ -20,7 +20,7 @@ pub(super) fn free(supervisor: &mut Supervisor) -> Option<u64> {
 /// Beyond an address-space limit (`ulimit -v`) it would not start at all: `Can't start up: not enough memory`, where Nix by
 /// itself asks for 384 MiB and makes do with less (2.8, 2.26 and 2.34). Half of the limit is left to its libraries (150 MiB) and
 /// to a heap that grows.
-pub(super) fn heap(wanted: u64) -> Option<u64> {
+pub(in crate::recording) fn heap(wanted: u64) -> Option<u64> {
     heap_within(wanted, system::address_space())
 }
 
@@ -36,7 +36,10 @@ fn heap_within(wanted: u64, limit: Option<u64>) -> Option<u64> {
 const NIXS_HEAP: u64 = 384 * MIB;
 
 /// The resident memory of each process, in bytes; none for one that has ended.
-pub(super) fn resident(processes: &[u32], supervisor: &mut Supervisor) -> Vec<Option<u64>> {
+pub(in crate::recording) fn resident(
+    processes: &[u32],
+    supervisor: &mut Supervisor,
+) -> Vec<Option<u64>> {
     system::resident(processes, supervisor)
 }
 
@@ -47,11 +50,14 @@ mod system {
 
     use crate::supervise::Supervisor;
 
-    pub(super) fn available(_: &mut Supervisor) -> Option<u64> {
+    pub(in crate::recording) fn available(_: &mut Supervisor) -> Option<u64> {
         kilobytes("/proc/meminfo", "MemAvailable:")
     }
 
-    pub(super) fn resident(processes: &[u32], _: &mut Supervisor) -> Vec<Option<u64>> {
+    pub(in crate::recording) fn resident(
+        processes: &[u32],
+        _: &mut Supervisor,
+    ) -> Vec<Option<u64>> {
         let one = |process: &u32| kilobytes(&format!("/proc/{process}/status"), "VmRSS:");
         processes.iter().map(one).collect()
     }
@@ -64,7 +70,7 @@ mod system {
     }
 
     /// The limit of our address space, which whatever we start inherits; none where there is none.
-    pub(super) fn address_space() -> Option<u64> {
+    pub(in crate::recording) fn address_space() -> Option<u64> {
         let text = read_to_string("/proc/self/limits").ok()?;
         let line = text
             .lines()
@@ -73,7 +79,7 @@ mod system {
     }
 
     /// The least that is left in our control group and in those around it.
-    pub(super) fn left_to_control_group() -> Option<u64> {
+    pub(in crate::recording) fn left_to_control_group() -> Option<u64> {
         let groups = read_to_string("/proc/self/cgroup").ok()?;
         groups
             .lines()
@@ -132,7 +138,7 @@ mod system {
         Some(finished.text())
     }
 
-    pub(super) fn available(supervisor: &mut Supervisor) -> Option<u64> {
+    pub(in crate::recording) fn available(supervisor: &mut Supervisor) -> Option<u64> {
         let text = output(supervisor, &CommandLine::new("vm_stat", &[]))?;
         let size: u64 = text
             .split_once("page size of ")?
@@ -152,16 +158,19 @@ mod system {
         Some(free * size)
     }
 
-    pub(super) fn left_to_control_group() -> Option<u64> {
+    pub(in crate::recording) fn left_to_control_group() -> Option<u64> {
         None
     }
 
     /// macOS has such a limit, and does not keep to it.
-    pub(super) fn address_space() -> Option<u64> {
+    pub(in crate::recording) fn address_space() -> Option<u64> {
         None
     }
 
-    pub(super) fn resident(processes: &[u32], supervisor: &mut Supervisor) -> Vec<Option<u64>> {
+    pub(in crate::recording) fn resident(
+        processes: &[u32],
+        supervisor: &mut Supervisor,
+    ) -> Vec<Option<u64>> {
         let list: Vec<String> = processes.iter().map(ToString::to_string).collect();
         let line = CommandLine::new("ps", &["-o", "pid=,rss=", "-p", &list.join(",")]);
         let text = output(supervisor, &line).unwrap_or_default();
@@ -195,7 +204,7 @@ mod tests {
 
     #[test]
     fn this_process_has_some_memory_and_more_is_free() {
-        let mut supervisor = Supervisor::install(Log::default()).unwrap();
+        let mut supervisor = Supervisor::install(&Log::default()).unwrap();
         let ours = resident(&[std::process::id(), u32::MAX], &mut supervisor);
         assert!(ours[0].unwrap() > MIB, "{ours:?}");
         assert_eq!(ours[1], None);
