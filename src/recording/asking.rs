@@ -2,32 +2,17 @@
 
 use std::fmt::Display;
 
-use std::path::Path;
-
 use super::RecordingRequest;
 use super::evaluate::memory::{self, MIB};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
-use crate::flake_settings;
-use crate::host;
-use crate::log::Log;
-pub(super) use crate::nix::message::in_one_line;
-use crate::nix::{FlakeMetadata, LockedFlake, NixOutput, Phase, Source, Trouble, class, command};
+use crate::nix::message::in_one_line;
+use crate::nix::{NixOutput, Trouble, class, command};
 use crate::supervise::{Finished, OnStop, Supervisor};
 use crate::text::shortened;
 
-/// Nix settings by name.
-type Options = Vec<(String, String)>;
-
 /// What is kept of what Nix says at its death, in characters.
 const MESSAGE_AT_MOST: usize = 2 << 10;
-
-/// What Nix has said at its death.
-pub(super) fn last_words(words: &[u8], ending: Ending) -> (NixOutput, String) {
-    let nix_output = NixOutput::of(words);
-    let message = message_of(&nix_output, ending);
-    (nix_output, message)
-}
 
 /// The message with which Nix has ended, whole, and where it says that it is. Where it has said nothing, how it ended.
 pub(super) fn message_of(nix_output: &NixOutput, ending: Ending) -> String {
@@ -92,51 +77,6 @@ pub(super) fn memory_for_evaluation(
         let free = memory::free(supervisor)?;
         Some(free / 4 * 3)
     })
-}
-
-/// The flake, locked, where it is one; and the settings that it asks for, where this host trusts it with them.
-pub(super) fn lock(
-    request: &RecordingRequest,
-    temporary: &Path,
-    supervisor: &mut Supervisor,
-    log: &Log,
-) -> Result<(Option<LockedFlake>, Options), Failure> {
-    let Source::Flake(flake) = &request.root.source else {
-        return Ok((None, Vec::new()));
-    };
-    let line = command::flake_metadata(flake, &request.root.folder, &request.options);
-    let mut doubted = false;
-    let (finished, said) = loop {
-        let mut said = Vec::new();
-        let finished = supervisor
-            .run(&line, OnStop::TermThenKill, &mut said)
-            .map_err(class::not_started)?;
-        if finished.ending.success() {
-            break (finished, said);
-        }
-        store_answers(&request.options, supervisor)?;
-        let (nix_output, message) = last_words(&said, finished.ending);
-        let class = class::of(Phase::Fetching, finished.ending, &nix_output);
-        let what = format!("the flake {flake} cannot be locked");
-        if let Some(failure) = host::no_temporary_folder(temporary, &message) {
-            return Err(failure);
-        }
-        if !class::is_worth_another_try(class) {
-            let failure = Failure::new(class, format_args!("{what}: {message}"));
-            return Err(match request.root.hint_at(&message) {
-                Some(hint) => failure.hint(hint),
-                None => failure,
-            });
-        }
-        if std::mem::replace(&mut doubted, true) {
-            return Err(surroundings(what, &nix_output, &message));
-        }
-    };
-    log.pass_on(&said);
-    let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
-        .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
-    let settings = flake_settings::accepted(&metadata, &request.options, supervisor, log)?;
-    Ok((Some(metadata.locked()), settings))
 }
 
 /// The systems whose outputs of a flake are targets: this host's, and those that agents are named for.

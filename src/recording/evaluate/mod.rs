@@ -5,6 +5,7 @@
 //! dies takes one attribute with it, and another goes on behind that.
 
 pub(in crate::recording) mod eval_jobs;
+pub(in crate::recording) mod flake;
 pub(in crate::recording) mod memory;
 pub mod overlooked;
 mod progress;
@@ -27,11 +28,12 @@ use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::host;
 use crate::log::Log;
+use crate::nix::message::in_one_line;
 use crate::nix::{
     AttrPath, Disturbance, DrvPath, LockedFlake, Phase, Source, StorePath, class, command, message,
 };
 use crate::recording::asking::{
-    in_one_line, memory_for_evaluation, message_of, store_answers, surroundings, systems,
+    memory_for_evaluation, message_of, store_answers, surroundings, systems,
 };
 use crate::recording::{AttrError, FoundTarget, RecordingRequest, Recurse};
 use crate::supervise::{OnStop, Running, Supervisor};
