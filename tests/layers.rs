@@ -587,7 +587,7 @@ fn names_of_two_types(source: &Source) -> Vec<String> {
     for file in &source.files {
         for declared in file.types.iter().filter(|it| !it.test) {
             let place = format!("src/{}:{}", file.path, declared.line);
-            places.entry(&declared.text).or_default().push(place);
+            places.entry(&declared.name).or_default().push(place);
         }
     }
     let twice = places.iter().filter(|(_, places)| places.len() > 1);
@@ -606,7 +606,7 @@ fn stands_twice(source: &Source, once: &Once) -> Vec<String> {
     let holds = |file: &&SourceFile| {
         file.strings
             .iter()
-            .any(|it| !it.test && it.text.contains(once.text))
+            .any(|it| !it.test && it.value.contains(once.text))
     };
     let files: Vec<_> = source
         .files

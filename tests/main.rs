@@ -21,6 +21,7 @@ mod flakes;
 mod host_settings;
 mod job_log;
 mod layers;
+mod messages;
 mod nix_shapes;
 mod one_truth;
 mod out_link;

@@ -33,18 +33,28 @@ pub(crate) struct SourceFile {
     pub(crate) path: String,
     pub(crate) module: Names,
     pub(crate) mentions: Vec<Mention>,
-    pub(crate) types: Vec<Token>,
-    pub(crate) strings: Vec<Token>,
+    pub(crate) types: Vec<Declared>,
+    pub(crate) strings: Vec<Text>,
     /// Names that a `use` brings into a module, with what they are.
     imports: BTreeMap<(Names, String), Target>,
     /// Modules whose files are tests: `#[cfg(test)] mod tests;`.
     test_modules: BTreeSet<Names>,
 }
 
-/// Something that stands in a file: the name of a type, the value of a string.
-pub(crate) struct Token {
-    pub(crate) text: String,
+/// A type, by its name.
+pub(crate) struct Declared {
+    pub(crate) name: String,
     pub(crate) line: usize,
+    pub(crate) test: bool,
+}
+
+/// A string literal.
+pub(crate) struct Text {
+    pub(crate) value: String,
+    /// The function or constant that it stands in; empty outside one.
+    pub(crate) item: String,
+    /// Whether something is compared with it: it is a pattern, or what another text is searched for.
+    pub(crate) is_sought: bool,
     pub(crate) test: bool,
 }
 
@@ -100,8 +110,10 @@ impl Source {
             };
             let place = Place {
                 module: file.module.clone(),
+                item: String::new(),
                 test: false,
                 items: true,
+                sought: false,
             };
             // Imports first: a path may stand above the import that it begins with.
             Reader {
@@ -126,7 +138,8 @@ impl Source {
         for file in &mut files {
             if for_tests.contains(&file.module) {
                 file.mentions.iter_mut().for_each(|it| it.test = true);
-                (file.types.iter_mut().chain(&mut file.strings)).for_each(|it| it.test = true);
+                file.types.iter_mut().for_each(|it| it.test = true);
+                file.strings.iter_mut().for_each(|it| it.test = true);
             }
         }
         Self { files, modules }
@@ -180,10 +193,14 @@ fn module_of(path: &str) -> Names {
 #[derive(Clone)]
 struct Place {
     module: Names,
+    /// The function or constant.
+    item: String,
     /// Below `#[cfg(test)]`.
     test: bool,
     /// Whether a module's items stand here, not the inside of one.
     items: bool,
+    /// Whether strings here are what a text is searched for.
+    sought: bool,
 }
 
 struct Reader<'a> {
@@ -196,16 +213,12 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn read(&mut self, tokens: TokenStream, place: &Place) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
-        // Whether what comes is for tests only.
-        let mut test = place.test;
+        // Where the next token is: an attribute or a name counts until its item ends.
+        let mut here = place.clone();
         let mut i = 0;
         while i < tokens.len() {
-            let here = Place {
-                test,
-                ..place.clone()
-            };
             if let Some((attribute, length)) = attribute(&tokens[i..]) {
-                test |= is_cfg_test(attribute);
+                here.test |= is_cfg_test(attribute);
                 self.read_attribute(attribute.stream(), &here);
                 i += length;
                 continue;
@@ -221,39 +234,23 @@ impl Reader<'_> {
                 TokenTree::Ident(keyword) if keyword == "mod" && place.items => {
                     let mut module = place.module.clone();
                     module.push(tokens[i + 1].to_string());
-                    match &tokens[i + 2] {
-                        TokenTree::Group(body) => {
-                            self.read(
-                                body.stream(),
-                                &Place {
-                                    module,
-                                    test,
-                                    items: true,
-                                },
-                            );
-                            test = place.test;
-                        }
-                        _ if test => drop(self.file.test_modules.insert(module)),
-                        _ => {}
+                    if let TokenTree::Group(body) = &tokens[i + 2] {
+                        self.read(body.stream(), &Place { module, ..here });
+                    } else if here.test {
+                        self.file.test_modules.insert(module);
                     }
+                    here = place.clone();
                     i += 3;
-                    continue;
-                }
-                TokenTree::Ident(keyword) if place.items && declares_type(&keyword.to_string()) => {
-                    if let (Some(TokenTree::Ident(name)), false) = (tokens.get(i + 1), self.imports)
-                    {
-                        self.file.types.push(Token {
-                            text: name.to_string(),
-                            line: name.span().start().line,
-                            test,
-                        });
-                    }
-                    i += 2;
                     continue;
                 }
                 TokenTree::Ident(name) => {
                     let (path, length) = path(&tokens[i..]);
                     let line = name.span().start().line;
+                    if let [keyword] = &path[..]
+                        && let Some(TokenTree::Ident(name)) = tokens.get(i + 1)
+                    {
+                        self.declare(keyword, name.to_string(), line, &mut here);
+                    }
                     if path.len() > 1 {
                         self.mention(self.resolve(&path, &place.module), line, &here);
                     } else if tokens.get(i + 1).is_some_and(|it| is(it, '!')) {
@@ -263,27 +260,49 @@ impl Reader<'_> {
                     continue;
                 }
                 TokenTree::Group(group) => {
-                    self.read(
-                        group.stream(),
-                        &Place {
-                            items: false,
-                            ..here
-                        },
-                    );
+                    let sought = is_searched_for(&tokens, i, place.sought);
+                    let inside = Place {
+                        items: false,
+                        sought,
+                        ..here.clone()
+                    };
+                    self.read(group.stream(), &inside);
                     if group.delimiter() == Delimiter::Brace {
-                        test = place.test;
+                        here = place.clone();
                     }
                 }
                 TokenTree::Literal(literal) if !self.imports => {
-                    if let Some(text) = string(&literal.to_string()) {
-                        let line = literal.span().start().line;
-                        self.file.strings.push(Token { text, line, test });
+                    if let Some(value) = string(&literal.to_string()) {
+                        self.file.strings.push(Text {
+                            value,
+                            item: here.item.clone(),
+                            is_sought: place.sought || is_compared(&tokens, i),
+                            test: here.test,
+                        });
                     }
                 }
-                end if is(end, ';') || (is(end, ',') && !place.items) => test = place.test,
+                end if is(end, ';') || (is(end, ',') && !place.items) => here = place.clone(),
                 _ => {}
             }
             i += 1;
+        }
+    }
+
+    /// Notes what a keyword and the name behind it declare.
+    fn declare(&mut self, keyword: &str, name: String, line: usize, here: &mut Place) {
+        match keyword {
+            "fn" => here.item = name,
+            "const" | "static" if name.len() > 1 && !name.contains(char::is_lowercase) => {
+                here.item = name
+            }
+            "struct" | "enum" | "trait" | "type" | "union" if here.items && !self.imports => {
+                self.file.types.push(Declared {
+                    name,
+                    line,
+                    test: here.test,
+                });
+            }
+            _ => {}
         }
     }
 
@@ -389,8 +408,63 @@ impl Reader<'_> {
     }
 }
 
-fn declares_type(keyword: &str) -> bool {
-    matches!(keyword, "struct" | "enum" | "trait" | "type" | "union")
+/// What looks for a text in another one.
+const SEARCHES: [&str; 14] = [
+    "contains",
+    "ends_with",
+    "find",
+    "matches",
+    "rfind",
+    "rsplit_once",
+    "split",
+    "split_once",
+    "starts_with",
+    "strip_prefix",
+    "strip_suffix",
+    "trim_end_matches",
+    "trim_matches",
+    "trim_start_matches",
+];
+
+/// Whether strings directly in the group are searched for: `.contains("…")`, `["…", "…"].iter().any(…)`.
+fn is_searched_for(tokens: &[TokenTree], group: usize, outside: bool) -> bool {
+    let TokenTree::Group(this) = &tokens[group] else {
+        return false;
+    };
+    let is_named = |token: Option<&TokenTree>, names: &[&str]| {
+        token.is_some_and(|it| names.contains(&it.to_string().as_str()))
+    };
+    let before = |back: usize| group.checked_sub(back).and_then(|i| tokens.get(i));
+    match this.delimiter() {
+        Delimiter::Parenthesis => {
+            before(2).is_some_and(|it| is(it, '.')) && is_named(before(1), &SEARCHES)
+        }
+        Delimiter::Bracket => {
+            let after = &tokens[group + 1..];
+            let method = if is_named(after.get(1), &["iter", "into_iter"]) {
+                after.get(4)
+            } else {
+                after.get(1)
+            };
+            outside || is_named(method, &["any", "contains", "find", "find_map", "position"])
+        }
+        _ => false,
+    }
+}
+
+/// Whether the token is a pattern of a `match`, or a side of `==`.
+fn is_compared(tokens: &[TokenTree], i: usize) -> bool {
+    let pair = |at: Option<usize>, first: char, second: char| {
+        let pair = at.and_then(|at| tokens.get(at..at + 2));
+        pair.is_some_and(|pair| is(&pair[0], first) && is(&pair[1], second))
+    };
+    let before = i.checked_sub(2);
+    pair(Some(i + 1), '=', '>')
+        || pair(Some(i + 1), '=', '=')
+        || pair(before, '=', '=')
+        || pair(before, '!', '=')
+        || tokens.get(i + 1).is_some_and(|it| is(it, '|'))
+        || i > 0 && is(&tokens[i - 1], '|')
 }
 
 /// The attribute that begins here, with how many tokens it is.
@@ -496,10 +570,7 @@ fn imports_are_followed_through_groups_renames_and_modules_that_import_for_other
             "#,
         ),
         ("a/tests.rs", "use super::x;"),
-        (
-            "b.rs",
-            r##"pub trait B {} const R: &str = r#"a "raw" one"#; const B: &[u8] = b"bytes";"##,
-        ),
+        ("b.rs", "pub trait B {}"),
     ]);
     let of = |path: &str| source.files.iter().find(|file| file.path == path).unwrap();
     let y = of("a/y.rs");
@@ -529,10 +600,14 @@ fn imports_are_followed_through_groups_renames_and_modules_that_import_for_other
         mentions,
         expected.map(|(path, test)| (path.to_owned(), test))
     );
-    let texts = |tokens: &[Token]| tokens.iter().map(|it| it.text.clone()).collect::<Vec<_>>();
-    assert_eq!(texts(&y.types), ["Y"]);
-    assert_eq!(texts(&y.strings), ["{} AA\n"]);
-    assert_eq!(texts(&of("b.rs").strings), ["a \"raw\" one"]);
+    let types: Vec<_> = y.types.iter().map(|it| &it.name).collect();
+    assert_eq!(types, ["Y"]);
+    let strings: Vec<_> = y
+        .strings
+        .iter()
+        .map(|it| (&it.item[..], &it.value[..]))
+        .collect();
+    assert_eq!(strings, [("f", "{} AA\n")]);
     assert!(of("a/tests.rs").mentions[0].test);
     let find = |names: &str| {
         let names: Names = names.split("::").map(str::to_owned).collect();
@@ -542,4 +617,46 @@ fn imports_are_followed_through_groups_renames_and_modules_that_import_for_other
     assert_eq!(find("a::Thing::new"), ("a/x.rs", Some("Thing".to_owned())));
     assert_eq!(find("a::y"), ("a/y.rs", None));
     assert_eq!(find("a::other"), ("a/mod.rs", Some("other".to_owned())));
+}
+
+#[test]
+fn strings_are_read_with_where_they_stand_and_what_is_searched_for_is_marked() {
+    let source = Source::of(&[(
+        "a.rs",
+        r##"
+        const R: &str = r#"a "raw" one"#;
+        const RAW: &str = r#"a "raw" one"#;
+        const B: &[u8] = b"bytes";
+        fn f<const N: usize>(text: &str) -> &str {
+            if text == "compared" || text.starts_with("begins") { format!("shown {}", "also") } else { "shown".into() };
+            let one = ["either", "or"].iter().any(|it| text.contains(it));
+            match text { "pattern" | "another" => ["list", "of words"].join("with"), _ => "\"" }
+        }
+        #[cfg(test)]
+        #[doc = "attribute"]
+        fn g() { "in a test" }
+        "##,
+    )]);
+    let strings: Vec<_> = (source.files[0].strings.iter())
+        .map(|it| (&it.item[..], &it.value[..], it.is_sought, it.test))
+        .collect();
+    let expected = [
+        ("", "a \"raw\" one", false, false),
+        ("RAW", "a \"raw\" one", false, false),
+        ("f", "compared", true, false),
+        ("f", "begins", true, false),
+        ("f", "shown {}", false, false),
+        ("f", "also", false, false),
+        ("f", "shown", false, false),
+        ("f", "either", true, false),
+        ("f", "or", true, false),
+        ("f", "pattern", true, false),
+        ("f", "another", true, false),
+        ("f", "list", false, false),
+        ("f", "of words", false, false),
+        ("f", "with", false, false),
+        ("f", "\"", false, false),
+        ("g", "in a test", false, true),
+    ];
+    assert_eq!(strings, expected);
 }
