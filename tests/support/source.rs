@@ -281,7 +281,10 @@ impl Reader<'_> {
                         });
                     }
                 }
-                end if is(end, ';') || (is(end, ',') && !place.items) => here = place.clone(),
+                // A comma in a function's signature does not end it.
+                end if is(end, ';') || is(end, ',') && !place.items && here.item == place.item => {
+                    here = place.clone();
+                }
                 _ => {}
             }
             i += 1;
@@ -293,7 +296,7 @@ impl Reader<'_> {
         match keyword {
             "fn" => here.item = name,
             "const" | "static" if name.len() > 1 && !name.contains(char::is_lowercase) => {
-                here.item = name
+                here.item = name;
             }
             "struct" | "enum" | "trait" | "type" | "union" if here.items && !self.imports => {
                 self.file.types.push(Declared {
@@ -635,6 +638,7 @@ fn strings_are_read_with_where_they_stand_and_what_is_searched_for_is_marked() {
         #[cfg(test)]
         #[doc = "attribute"]
         fn g() { "in a test" }
+        impl A { fn h<'a, A>(&self) -> Result<A, B> { "of a type" } }
         "##,
     )]);
     let strings: Vec<_> = (source.files[0].strings.iter())
@@ -657,6 +661,7 @@ fn strings_are_read_with_where_they_stand_and_what_is_searched_for_is_marked() {
         ("f", "with", false, false),
         ("f", "\"", false, false),
         ("g", "in a test", false, true),
+        ("h", "of a type", false, false),
     ];
     assert_eq!(strings, expected);
 }
