@@ -20,6 +20,8 @@ mod failures;
 mod flakes;
 mod host_settings;
 mod job_log;
+mod layers;
+mod messages;
 mod nix_shapes;
 mod one_truth;
 mod out_link;
