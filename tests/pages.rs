@@ -1,7 +1,8 @@
-//! What the README and the guide refer to is there: files, headings, and the store paths of the examples.
+//! The README and the guide are true: their links lead somewhere, and their examples do what they show.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
 };
@@ -9,7 +10,7 @@ use std::{
 use eval_once::step::{Reason, WayName};
 use tempfile::TempDir;
 
-use crate::support::{program::Program, tool};
+use crate::support::{EVAL_ONCE, loudly, program::Program, store::Store, tool};
 
 #[test]
 fn every_link_on_a_page_leads_to_a_file_and_a_heading_that_exist() {
@@ -88,8 +89,50 @@ fn every_path_and_key_of_an_example_on_a_page_is_the_one_that_nix_computes() {
 }
 
 #[test]
+fn the_readme_begins_with_a_sentence_of_fifteen_words() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let (title, rest) = readme.split_once("\n\n").unwrap();
+    assert_eq!(title, "# eval-once");
+    let sentence = rest.split_once(".\n").unwrap().0;
+    assert_eq!(sentence.split_whitespace().count(), 15, "{sentence}");
+}
+
+/// The commands of a page are one session, from top to bottom, and print what the page shows.
+///
+/// The lines are compared without their order, for Nix builds in the order of hashes, which are others in a private store.
+#[test]
+fn every_command_on_a_page_prints_what_stands_below_it() {
+    let mut commands = 0;
+    for page in pages() {
+        let session = Session::of(&fs::read_to_string(&page).unwrap());
+        if session.commands.is_empty() {
+            continue;
+        }
+        let (Some(_), Some(store)) = (tool("jq"), Store::new()) else {
+            return;
+        };
+        let nix = store.nix("nix-store", ["--version"]);
+        if !(nix.ends_with(" 2.8.0") && cfg!(all(target_arch = "x86_64", target_os = "linux"))) {
+            loudly(&format!(
+                "the pages show Nix 2.8.0 on x86_64-linux, and here is {nix}"
+            ));
+            return;
+        }
+        store.configure("system-features = benchmark big-parallel kvm nixos-test");
+        commands += session.commands.len();
+        let printed = session.run(&store);
+        assert_eq!(printed.len(), session.commands.len(), "{}", page.display());
+        for ((command, shown), printed) in session.commands.iter().zip(&printed) {
+            let (shown, printed) = (comparable(shown), comparable(printed));
+            assert_eq!(shown, printed, "{}: $ {command}", page.display());
+        }
+    }
+    assert!(commands > 5, "only {commands} commands were found");
+}
+
+#[test]
 fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
     let guide = fs::read_to_string(root.join("docs/steps.md")).unwrap();
     let reasons = [
@@ -113,9 +156,111 @@ fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
     }
 }
 
+/// The commands of a page, and the files that it shows.
+#[derive(Default)]
+struct Session {
+    /// Bash, to be run in a checkout of this repository.
+    script: String,
+    /// Each command with what is shown below it.
+    commands: Vec<(String, String)>,
+}
+
+impl Session {
+    /// What is printed where the next command begins.
+    const MARK: char = '\u{1}';
+
+    /// Commands are the lines of `console` blocks that begin with `$ `. A `nix` block that begins with the comment `# NAME.nix` is
+    /// that file.
+    fn of(page: &str) -> Self {
+        let mut session = Self::default();
+        let mut lines = page.lines();
+        while let Some(line) = lines.next() {
+            let block = lines.by_ref().take_while(|line| *line != "```");
+            match line {
+                "```console" => {
+                    for line in block {
+                        if let Some(command) = line.strip_prefix("$ ") {
+                            session.script += &format!("printf '\\1'\n{command}\n");
+                            session.commands.push((command.to_owned(), String::new()));
+                        } else if let Some((_, shown)) = session.commands.last_mut() {
+                            *shown += &format!("{line}\n");
+                        }
+                    }
+                }
+                "```nix" => {
+                    let block: Vec<&str> = block.collect();
+                    let name = block[0].strip_prefix("# ").unwrap_or_default();
+                    if name.ends_with(".nix") {
+                        let text = block.join("\n");
+                        session.script += &format!("cat > {name} << 'THE END'\n{text}\nTHE END\n");
+                    }
+                }
+                _ if line.starts_with("```") => block.for_each(drop),
+                _ => {}
+            }
+        }
+        session
+    }
+
+    /// Runs all of it in a copy of the examples, and gives what each command has printed.
+    fn run(&self, store: &Store) -> Vec<String> {
+        let ours = |path: &str| store.root().join(path).display().to_string();
+        let mut path = OsString::from(Path::new(EVAL_ONCE).parent().unwrap());
+        path.push(":");
+        path.push(store.path());
+        let script = self.script.replace("/nix/store", &ours("store"));
+        let script = format!(
+            "exec 2>&1\ncp -R '{}' .\n{script}",
+            root().join("examples").display()
+        );
+        let ended = store.program("bash").args(["-c", &script]);
+        // The state folder is where a user has it.
+        let ended = ended.without("EVAL_ONCE_STATE_DIR").env("PATH", path).run();
+        let printed = ended.stdout.replace(&ours("store"), "/nix/store");
+        let printed = printed.replace(&ours("home"), "/home/ci");
+        printed
+            .split(Self::MARK)
+            .skip(1)
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// The lines of an output, sorted, without what differs between two runs: hashes of paths, and numbers with a decimal point.
+fn comparable(output: &str) -> Vec<String> {
+    let mut lines: Vec<String> = output
+        .lines()
+        .map(|line| {
+            let mut line = line.to_owned();
+            for prefix in ["/nix/store/", "drv-", "attr-"] {
+                for name in hashed(prefix, &line) {
+                    let rest = &name[prefix.len() + 32..];
+                    line = line.replace(&name, &format!("{prefix}…{rest}"));
+                }
+            }
+            let numbers = line.split_inclusive(|c: char| !c.is_ascii_digit() && c != '.');
+            numbers
+                .map(|part| {
+                    let number = part.trim_end_matches(|c: char| !c.is_ascii_digit());
+                    match number.parse::<f64>() {
+                        Ok(_) if number.contains('.') => part.replace(number, "…"),
+                        _ => part.to_owned(),
+                    }
+                })
+                .collect()
+        })
+        .collect();
+    lines.sort_unstable();
+    lines
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
 /// The README, the guide, and what else a newcomer reads.
 fn pages() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let mut pages: Vec<PathBuf> = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
         .map(|page| root.join(page))
         .into();
@@ -194,7 +339,7 @@ fn hashed(prefix: &str, page: &str) -> Vec<String> {
 /// The `.drv`s and outputs of both examples, by name; `None` without Nix, which is said loudly.
 fn example_paths() -> Option<BTreeMap<String, BTreeSet<String>>> {
     let state = TempDir::new().unwrap();
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let examples = root().join("examples");
     let expression = format!(
         "let
           all = value:
