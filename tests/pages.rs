@@ -8,9 +8,13 @@ use std::{
 };
 
 use eval_once::step::{Reason, WayName};
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{EVAL_ONCE, loudly, program::Program, store::Store, tool};
+use crate::{
+    plugin_yml::{for_each_use, for_each_value_of, yaml_blocks},
+    support::{EVAL_ONCE, loudly, program::Program, store::Store, tool},
+};
 
 #[test]
 fn every_link_on_a_page_leads_to_a_file_and_a_heading_that_exist() {
@@ -128,6 +132,116 @@ fn every_command_on_a_page_prints_what_stands_below_it() {
         }
     }
     assert!(commands > 5, "only {commands} commands were found");
+}
+
+#[test]
+fn every_pipeline_on_a_page_is_one_that_buildkite_takes() {
+    let schema = fs::read(root().join("src/buildkite/pipeline-schema.json")).unwrap();
+    let schema = jsonschema::validator_for(&serde_json::from_slice(&schema).unwrap()).unwrap();
+    let mut pipelines = 0;
+    for (page, block) in yaml_blocks() {
+        let pipeline: Value = serde_yaml_ng::from_str(&block).unwrap();
+        assert!(
+            pipeline["steps"].is_array(),
+            "{page}: only a part of a pipeline:\n{block}"
+        );
+        if let Err(error) = schema.validate(&pipeline) {
+            panic!("{page}: {error}:\n{block}");
+        }
+        pipelines += 1;
+    }
+    assert!(pipelines > 20, "only {pipelines} pipelines were found");
+}
+
+/// What is recorded and built on the pages is recorded and built in the example.
+///
+/// In a private store the recorded paths have other hashes, so each step finds its record gone, and evaluates.
+#[test]
+fn every_recording_and_every_step_on_a_page_runs_in_the_example() {
+    let Some(store) = Store::new() else { return };
+    let example = root().join("examples/repository");
+    store
+        .program("cp")
+        .args(["-R".as_ref(), example.as_os_str(), ".".as_ref()])
+        .run()
+        .exits(0);
+    let folder = store.work().join("repository");
+    let (mut recordings, mut steps) = (BTreeSet::new(), BTreeSet::new());
+    for (_, block) in yaml_blocks() {
+        let pipeline: Value = serde_yaml_ng::from_str(&block).unwrap();
+        for_each_use(&pipeline, &mut |_, keys| match &keys["pipeline"] {
+            Value::Null if keys["summary"] == true => {}
+            Value::Null => drop(steps.insert(keys.to_string())),
+            keys => drop(recordings.insert(flags(keys))),
+        });
+        for_each_value_of("EVAL_ONCE_STEP", &pipeline, &mut |record| {
+            steps.insert(record.as_str().unwrap().to_owned());
+        });
+        for_each_value_of("command", &pipeline, &mut |command| {
+            if let Some(flags) = command
+                .as_str()
+                .and_then(|it| it.strip_prefix("eval-once pipeline "))
+            {
+                recordings.insert(flags.split(' ').map(str::to_owned).collect());
+            }
+        });
+    }
+    assert!(recordings.len() > 8, "{recordings:#?}");
+    assert!(steps.len() > 8, "{steps:#?}");
+    for flags in recordings {
+        let ended = store
+            .eval_once(["pipeline", "--dry-run"])
+            .args(&flags)
+            .folder(&folder)
+            .run();
+        if flags.windows(2).any(|flag| flag == ["--on-error", "fail"]) {
+            ended.exits(65); // one attribute of the example does not evaluate
+            continue;
+        }
+        let steps = ended.exits(0).json()["steps"].as_array().unwrap().len();
+        assert!(steps > 0, "{flags:?}: {ended}");
+    }
+    for record in steps {
+        let record = record.replace("/nix/store", &store.folder().display().to_string());
+        let step = store.eval_once(["step"]).env("EVAL_ONCE_STEP", record);
+        step.folder(&folder).run().exits(0);
+    }
+}
+
+/// The keys of a recording as flags.
+fn flags(keys: &Value) -> Vec<String> {
+    let mut flags = Vec::new();
+    for (key, value) in keys.as_object().unwrap() {
+        let text = |value: &Value| {
+            value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned)
+        };
+        let flag = match key.as_str() {
+            "options" => "--option".to_owned(),
+            key => format!("--{key}"),
+        };
+        match (key.as_str(), value) {
+            (_, Value::Bool(true)) => flags.push(flag),
+            (key, Value::Bool(false)) => flags.push(format!("--no-{key}")),
+            ("arg" | "argstr" | "options", Value::Object(map)) => {
+                for (name, value) in map {
+                    flags.extend([flag.clone(), name.clone(), text(value)]);
+                }
+            }
+            ("exclude" | "include", Value::Array(items)) => {
+                for item in items {
+                    let names = item.as_array().map(|names| {
+                        let names: Vec<String> = names.iter().map(Value::to_string).collect();
+                        names.join(".")
+                    });
+                    flags.extend([flag.clone(), names.unwrap_or_else(|| text(item))]);
+                }
+            }
+            _ => flags.extend([flag, text(value)]),
+        }
+    }
+    flags
 }
 
 #[test]
