@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
+use super::exclusions::excluding;
 use super::memory::MIB;
 use super::overlooked::without_effect;
-use super::walk::{DescribedMeta, excluding};
+use super::protocol::DescribedMeta;
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
