@@ -1,9 +1,12 @@
 //! What the ending of a Nix program means. The one place where that is decided: for a step and for a recording, whatever it is
 //! that a Nix program was to do.
 
+use std::fmt::Display;
+
 use unix::sys::signal::Signal;
 
-use super::{Cause, Disturbance, Fault, NixOutput};
+use super::message::in_one_line;
+use super::{Cause, Disturbance, Fault, NixOutput, Trouble};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 
@@ -201,6 +204,18 @@ pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, said: &str) -> 
     .hint(
         "is the Nix daemon running, and does NIX_REMOTE (if it is set) name a store of this host?",
     )
+}
+
+/// The failure of `what` for a reason that is no fault of the expression, with what can be done about it where that is known.
+pub fn infrastructure_failure(what: impl Display, output: &NixOutput, message: &str) -> Failure {
+    let failure = Failure::new(
+        Class::Infrastructure,
+        format_args!("{what}: {}", in_one_line(message)),
+    );
+    match output.trouble(false).and_then(Trouble::hint) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 /// A failure to start a program of Nix's, with what to do where it is missing.

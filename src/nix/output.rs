@@ -8,7 +8,8 @@ use super::message::{self, Message};
 use super::structured::{BuildCounts, Ended, Event, LogReader};
 use super::trouble::{Trouble, is_git_without_network, may_be_of_git, trouble};
 use super::{DrvPath, StorePath};
-use crate::text::without_escapes;
+use crate::command_line::Ending;
+use crate::text::{shortened, without_escapes};
 
 /// How many of a builder's last lines are kept, and how much of each, in characters.
 pub const LAST_LINES: usize = 25;
@@ -16,6 +17,9 @@ const LINE_AT_MOST: usize = 1_000;
 
 /// How much of an unstructured line is looked at, in bytes: no message that is listened for is longer.
 const PLAIN_AT_MOST: usize = 4 << 10;
+
+/// How much of the message that Nix ended with is shown, in characters.
+const FINAL_MESSAGE_AT_MOST: usize = 2 << 10;
 
 /// How much of a message is kept that comes line by line, in bytes.
 const MESSAGE_AT_MOST: usize = 64 << 10;
@@ -470,6 +474,21 @@ impl NixOutput {
     #[must_use]
     pub fn whole_message(&self) -> Option<String> {
         self.message.as_ref().map(Message::whole)
+    }
+
+    /// The message that Nix ended with, whole; where it has printed none, how it ended.
+    #[must_use]
+    pub fn final_message(&self, ending: Ending) -> String {
+        let message = self.whole_message().unwrap_or_default();
+        let message = if message.is_empty() {
+            match ending {
+                Ending::Killed(11) => "Nix was killed by SIGSEGV: a recursion without end?".into(),
+                ending => format!("Nix {ending}"),
+            }
+        } else {
+            message
+        };
+        shortened(&message, FINAL_MESSAGE_AT_MOST)
     }
 
     /// The builds that may be meant by an error that is not understood: those that were begun and have not ended well.

@@ -5,11 +5,10 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use super::asking::{in_one_line, lock};
+use super::evaluate::flake;
 use super::evaluate::overlooked::{Note, Overlooked, agents_without_targets};
 use super::evaluate::{describe, eval_jobs};
-use super::keep::pin::{PinOwner, PinResult};
-use super::keep::{pin, skip};
+use super::keep::{self, PinOwner, PinResult, skip};
 use super::pipeline::document::Document;
 use super::pipeline::edges::{BadGraph, Edges};
 use super::pipeline::steps::{Records, Steps, source, steps};
@@ -27,11 +26,10 @@ use crate::exit::{Class, Failure};
 use crate::host::Host;
 use crate::keys::refuse;
 use crate::log::Log;
-use crate::nix::{
-    AttrPath, Derivation, DrvPath, LockedFlake, StorePath, command, inputs_on_disk, version,
-};
+use crate::nix::{AttrPath, Derivation, DrvPath, LockedFlake, StorePath, inputs_on_disk, message};
 use crate::state::StateFolder;
-use crate::supervise::{OnStop, Supervisor};
+use crate::store::{ATTEMPTS, COLLECTOR_HINT, Store};
+use crate::supervise::Supervisor;
 
 /// How many errors of a kind are told in the log.
 const TOLD: usize = 10;
@@ -41,6 +39,10 @@ const TOLD: usize = 10;
 ///
 /// # Errors
 /// Whatever the recording ends with. Nothing is uploaded before everything that can fail here has been done.
+#[expect(
+    clippy::too_many_lines,
+    reason = "from top to bottom, one part after the other"
+)]
 pub fn perform(
     order: RecordingOrder,
     supervisor: &mut Supervisor,
@@ -51,7 +53,7 @@ pub fn perform(
     let mut recorded = as_steps_have_it(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     // As it was ordered: what a flake asks for is not known when a later try looks for this one.
-    let identity = pin::identity(&recorded);
+    let identity = keep::identity(&recorded);
     if let Some(build) = build
         && follow_earlier(build, &identity, supervisor, log)?
     {
@@ -61,9 +63,9 @@ pub fn perform(
     let schema = Schema::new()?;
     super::pipeline::steps::check(&request, &schema)?;
     let state = open(&host)?;
-    pin::prune(&state);
+    keep::prune(&state);
     let owner = PinOwner::of(&recorded, order.build.as_ref());
-    let previous = pin::previous(&owner, &state);
+    let previous = keep::previous(&owner, &state);
 
     let mut seconds = BTreeMap::new();
     let mut lap = Instant::now();
@@ -75,22 +77,32 @@ pub fn perform(
         seconds.insert(name, (took * 1000.0).round() / 1000.0);
     };
 
-    let locked = locked(&mut request, &mut recorded, &host, supervisor, log)?;
+    let mut store = Store::new(&request.options, log);
+    let locked = locked(
+        &mut request,
+        &mut recorded,
+        &host,
+        &mut store,
+        supervisor,
+        log,
+    )?;
     let (temporary, cores) = (host.temporary.as_path(), order.cores);
-    let mut evaluation = EvaluatorRun::new(&request, locked, temporary, cores, supervisor, log)?;
-    evaluation.all()?;
+    let mut evaluation = EvaluatorRun::new(
+        &request, locked, temporary, cores, &mut store, supervisor, log,
+    )?;
+    evaluation.all(&mut store)?;
     let PinnedEvaluation {
         evaluated,
         pin,
         targets,
         edges,
-    } = keep(&mut evaluation, &owner, &request, &state, log)?;
+    } = keep(&mut evaluation, &owner, &request, &state, &mut store, log)?;
     tell("evaluation error", &evaluated.broken, log);
     tell("refused", &evaluated.refused, log);
     let notes = notes(&evaluated.overlooked, &request, &targets, log);
     time("evaluate");
 
-    let skipped = skip::reasons(&targets, &request, supervisor, log)?;
+    let skipped = skip::reasons(&targets, &request, &mut store, supervisor, log)?;
     time("skip");
     let records = Records {
         targets: &targets,
@@ -177,10 +189,11 @@ fn locked(
     request: &mut RecordingRequest,
     recorded: &mut RecordingRequest,
     host: &Host,
+    store: &mut Store,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Option<LockedFlake>, Failure> {
-    let (locked, settings) = lock(request, &host.temporary, supervisor, log)?;
+    let (locked, settings) = flake::lock(request, &host.temporary, store, supervisor, log)?;
     request.options.extend(settings.iter().cloned());
     recorded.options.extend(settings);
     Ok(locked)
@@ -218,7 +231,7 @@ pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
         return Ok(());
     }
     let state = open(host)?;
-    let removed = pin::prune(&state);
+    let removed = keep::prune(&state);
     for folder in &removed {
         log.say(format_args!("removed {}", folder.display()));
     }
@@ -279,12 +292,13 @@ impl<'a> EvaluatorRun<'a> {
         locked: Option<LockedFlake>,
         temporary: &'a Path,
         cores: NonZeroUsize,
+        store: &mut Store,
         supervisor: &'a mut Supervisor,
         log: &Log,
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
             Evaluator::Nix => Self::Ours(Box::new(Walk::new(
-                request, locked, temporary, cores, supervisor, log,
+                request, locked, temporary, cores, store, supervisor, log,
             )?)),
             Evaluator::NixEvalJobs => Self::EvalJobs {
                 request,
@@ -297,10 +311,10 @@ impl<'a> EvaluatorRun<'a> {
         })
     }
 
-    fn all(&mut self) -> Result<(), Failure> {
+    fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
         match self {
             Self::Ours(walk) => {
-                walk.all()?;
+                walk.all(store)?;
                 walk.say_summary();
             }
             Self::EvalJobs {
@@ -312,25 +326,29 @@ impl<'a> EvaluatorRun<'a> {
                 log,
             } => {
                 let started = Instant::now();
-                **evaluated =
-                    eval_jobs::evaluate(request, locked.as_ref(), *workers, supervisor, log)?;
+                **evaluated = eval_jobs::evaluate(
+                    request,
+                    locked.as_ref(),
+                    *workers,
+                    store,
+                    supervisor,
+                    log,
+                )?;
                 let errors = evaluated.broken.len() + evaluated.refused.len();
                 let attributes = evaluated.found.len() + errors;
                 log.say(counts::evaluated(attributes, started.elapsed()));
-                let line = command::version();
-                let printed = supervisor.run(&line, OnStop::Term, &mut std::io::sink())?;
-                evaluated.nix = version::of_program(&printed.text()).unwrap_or_default();
+                evaluated.nix = store.version(supervisor)?.unwrap_or_default();
             }
         }
         Ok(())
     }
 
-    fn again(&mut self, gone: &[DrvPath]) -> Result<(), Failure> {
+    fn again(&mut self, gone: &[DrvPath], store: &mut Store) -> Result<(), Failure> {
         match self {
-            Self::Ours(walk) => walk.again(gone),
+            Self::Ours(walk) => walk.again(gone, store),
             Self::EvalJobs { log, .. } => {
                 log.say("the garbage collector took what was evaluated: evaluating again");
-                self.all()
+                self.all(store)
             }
         }
     }
@@ -350,9 +368,6 @@ impl<'a> EvaluatorRun<'a> {
     }
 }
 
-/// How often a recording begins again whose `.drv`s are gone before they could be pinned.
-const ATTEMPTS: u32 = 3;
-
 /// What was evaluated, and is kept from now on.
 struct PinnedEvaluation {
     evaluated: EvaluationResult,
@@ -368,6 +383,7 @@ fn keep(
     owner: &PinOwner,
     request: &RecordingRequest,
     state: &StateFolder,
+    store: &mut Store,
     log: &Log,
 ) -> Result<PinnedEvaluation, Failure> {
     for _ in 0..ATTEMPTS {
@@ -398,17 +414,18 @@ fn keep(
             .map(|found| (&found.attr, &found.drv))
             .collect();
         let mut was_read = None;
-        let pinned = pin::pin(
+        let pinned = keep::pin(
             &recorded,
             owner,
             request,
             state,
+            store,
             evaluation.supervisor(),
             log,
             || was_read = Some(read(&evaluated)),
         )?;
         match pinned {
-            PinResult::Kept(pin) => {
+            PinResult::Pinned(pin) => {
                 let (targets, edges) = match was_read {
                     // It may have gone while it was read, and have been made again.
                     Some(Ok(read)) => read,
@@ -421,7 +438,7 @@ fn keep(
                     edges,
                 });
             }
-            PinResult::Gone(gone) => evaluation.again(&gone)?,
+            PinResult::Gone(gone) => evaluation.again(&gone, store)?,
         }
     }
     Err(Failure::new(
@@ -430,7 +447,7 @@ fn keep(
             "the garbage collector took what was evaluated {ATTEMPTS} times before it could be kept"
         ),
     )
-    .hint("let the collector run less often, or while nothing is recorded"))
+    .hint(COLLECTOR_HINT))
 }
 
 /// Counts what was recorded; of the `errors` the first are `evaluation_errors`.
@@ -454,7 +471,7 @@ fn count(targets: &[Target], errors: &[AttrError], evaluation_errors: usize) -> 
 /// Says which attributes have an error, of this kind.
 fn tell(kind: &str, broken: &[AttrError], log: &Log) {
     for one in broken.iter().take(TOLD) {
-        let message = one.message.as_deref().map(in_one_line);
+        let message = one.message.as_deref().map(message::in_one_line);
         log.say(format_args!(
             "{kind}: {}: {}",
             one.attr,

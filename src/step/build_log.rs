@@ -10,10 +10,9 @@ use tempfile::TempDir;
 use crate::agent;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::DrvPath;
-use crate::nix::command::{self, Options};
 use crate::nix::output::{LAST_LINES, shortened_line};
 use crate::nix::structured::{Event, LogReader};
-use crate::parallel;
+use crate::store::Store;
 use crate::supervise::Supervisor;
 
 /// How long Nix may take to give a log out: it may be packed, and large.
@@ -36,16 +35,13 @@ impl BuildLog {
     /// There is no room for it (75), or no `nix-store` (69); a signal asked us to end (128 + n).
     pub(super) fn read(
         drv: &DrvPath,
-        options: &Options,
+        store: &mut Store,
         supervisor: &mut Supervisor,
     ) -> Result<Option<Self>, Failure> {
         let log = Self::new(drv)?;
-        let mut line = command::read_log(drv, options);
-        line.stdout = Some(log.file());
         let until = Instant::now() + TIME;
-        let read = parallel::all(supervisor, &[line], Some(until))?;
-        let whole = read.iter().all(|(finished, _)| finished.ending.success());
-        Ok(whole.then_some(log))
+        let is_whole = store.write_build_log(supervisor, drv, &log.file(), until)?;
+        Ok(is_whole.then_some(log))
     }
 
     /// A log of which only these lines were seen.

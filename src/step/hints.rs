@@ -2,9 +2,9 @@
 
 use super::report::Reason;
 use super::run::StepRun;
-use crate::exit::{Class, Failure};
+use crate::exit::Failure;
 use crate::host;
-use crate::nix::{command, version};
+use crate::nix::version;
 
 /// From this version of Nix on, the collector leaves alone what is in use (NixOS/nix#15469).
 const COLLECTOR_MENDED: (u32, u32) = (2, 35);
@@ -15,7 +15,7 @@ const COLLECTOR_MENDED: (u32, u32) = (2, 35);
 /// A signal asked us to end (128 + n).
 pub(super) fn of(step: &mut StepRun<'_>, succeeded: bool) -> Result<Vec<String>, Failure> {
     let mut hints = Vec::new();
-    if step.taken.is_none() {
+    if step.way.is_none() {
         return Ok(hints);
     }
     if step.drift && !step.request.fail_on_drift {
@@ -31,7 +31,7 @@ pub(super) fn of(step: &mut StepRun<'_>, succeeded: bool) -> Result<Vec<String>,
         };
         hints.push(format!("{done} because {why}"));
     }
-    if let Some(store) = step.store()
+    if let Some(store) = step.store_folder()
         && let Some(free) = host::low_on_disk(&store)
     {
         hints.push(format!(
@@ -70,12 +70,8 @@ fn collects_what_is_in_use(step: &mut StepRun<'_>) -> Result<Option<String>, Fai
     if by_itself.is_none_or(|bytes| bytes == "0") {
         return Ok(None);
     }
-    match step.ask(&command::version()) {
-        Ok((printed, _)) => Ok(version::of_program(&printed.text()).filter(|version| {
-            version::numbers(version).is_some_and(|numbers| numbers < COLLECTOR_MENDED)
-        })),
-        Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
-        // Nobody knows then, and this is only a hint.
-        Err(_) => Ok(None),
-    }
+    let version = step.store.version(step.supervisor)?;
+    Ok(version.filter(|version| {
+        version::numbers(version).is_some_and(|numbers| numbers < COLLECTOR_MENDED)
+    }))
 }

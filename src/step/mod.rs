@@ -1,23 +1,28 @@
 //! One target: from the keys of a step to its outputs.
 //!
 //! [`perform`] goes down the list of ways (`ways.rs`) until one of them has the outputs; [`explain`](explain()) asks the same
-//! ways what they would do. What happened is told in a [`Report`], and in a job to its build (`tell.rs`).
+//! ways what they would do. What happened is recorded in a [`Report`], and in a job published in its build (`publish.rs`).
 
 mod advice;
 mod annotation;
 mod build_log;
 mod diagnosis;
 mod ending;
+mod evaluating;
+mod exhausted;
 mod explain;
 mod hints;
 mod job_log;
 mod links;
+mod outputs;
 mod publish;
+mod realising;
 mod report;
 mod request;
 mod root_cause;
 mod run;
 mod saved_report;
+mod slot;
 mod ways;
 
 use std::collections::BTreeMap;
@@ -25,7 +30,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::evaluation_keys::Checkout;
-use crate::exit::{Class, Failure};
+use crate::exit::Failure;
 use crate::host::Host;
 use crate::keys::Keys;
 use crate::log::Log;
@@ -164,7 +169,7 @@ pub fn perform(
                 Err(failure) => (result.and(Err(failure)), Vec::new()),
             };
             let mut report = step.report(order.started, &result, hints);
-            let kept = step.kept_log(&mut report);
+            let kept = step.build_log(&mut report);
             let advice = if result.is_err() {
                 let version = step.nix_version().unwrap_or_default();
                 Advice::new(&request, &report, version)
@@ -225,72 +230,18 @@ pub fn perform(
     result
 }
 
-/// Goes down the ways until one has the outputs.
+/// Tries the ways until one has the outputs.
 fn go(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
     step.prepare()?;
     if step.request.out_link == OutLink::State {
-        step.keep_in_state();
+        step.link_in_state_folder();
     }
     for way in ways::in_order(step.request.skip, step.drv_file) {
-        if let Some(standing) = (way.go)(step)? {
-            step.keep();
-            return Ok(standing.outputs());
+        if let Some(outputs) = (way.go)(step)? {
+            step.keep_outputs_folder();
+            return Ok(outputs.into_outputs());
         }
-        // It led nowhere: what comes next may fail before another way is begun.
-        step.taken = None;
-        step.reason = None;
+        step.end_way();
     }
-    Err(match &step.lost {
-        Some(path) => Failure::new(
-            Class::Infrastructure,
-            format_args!("{path} is not there, although Nix has realised it"),
-        )
-        .hint(ways::LOST_HINT),
-        None => nothing_left(step.request, step.host, step.misses_a_cache()),
-    })
-}
-
-/// What it means that no way has led to the outputs.
-const GONE: &str = "What was recorded is gone; trying again helps only on a host that has it, recording again does.";
-
-/// What it means that there is only an evaluation, on a host with `recorded-only`.
-const FORBIDDEN: &str = "This host does not evaluate; trying again helps only on one that does.";
-
-/// The failure of a step that has come to the end of the list.
-fn nothing_left(request: &StepRequest, host: &Host, misses_a_cache: bool) -> Failure {
-    let recorded = request
-        .drv
-        .as_ref()
-        .map(ToString::to_string)
-        .or_else(|| main_output(&request.outputs).map(ToString::to_string));
-    let gone = match &recorded {
-        Some(path) if misses_a_cache => {
-            format!("{path} is not on this host, and a cache that may have it cannot be reached")
-        }
-        Some(path) => format!("{path} is gone, here and in every cache that was asked"),
-        None => "nothing is recorded".into(),
-    };
-    let failure = |message: String| {
-        let failure = Failure::new(Class::Infrastructure, message);
-        if misses_a_cache || recorded.is_none() {
-            failure
-        } else {
-            failure.meaning(GONE)
-        }
-    };
-    if host.recorded_only && request.evaluation.is_some() {
-        let failure = failure(format!(
-            "{gone}, and this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
-        ))
-        .hint(match &recorded {
-            Some(_) => "make the pipeline again: it records what is there now",
-            None => "this host builds only recorded steps: give the step a `drv`",
-        });
-        return match recorded {
-            Some(_) => failure,
-            None => failure.meaning(FORBIDDEN),
-        };
-    }
-    failure(format!("{gone}, and the step does not say what to evaluate"))
-        .hint("make the pipeline again: it records what is there now; or give the step a `file`, `expr` or `flake`")
+    Err(exhausted::failure(step))
 }

@@ -16,10 +16,7 @@ use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::message::in_one_line;
 use crate::nix::{Disturbance, DrvPath, Evaluation, NixOutput, Phase, StorePath, class};
-use crate::recording::asking::{message_of, surroundings};
-
-/// How often an attribute is evaluated that the collector or the daemon disturbs.
-pub(super) const ATTEMPTS: u32 = 3;
+use crate::store::{ATTEMPTS, COLLECTOR_HINT};
 
 /// How a worker has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +152,7 @@ impl<'a> Diagnosis<'a> {
             ending,
             nix_output,
         } = death;
-        let message = message_of(nix_output, *ending);
+        let message = nix_output.final_message(*ending);
         let class = class::of(Phase::Evaluating, *ending, nix_output);
         let is_doubtful = class::is_worth_another_try(class);
         let this = (at.clone(), *catch);
@@ -186,7 +183,9 @@ impl<'a> Diagnosis<'a> {
         }
         if class == Class::Infrastructure && !is_its_own {
             let what = format!("{name} was not evaluated");
-            return Ok(Verdict::Fail(surroundings(what, nix_output, &message)));
+            return Ok(Verdict::Fail(class::infrastructure_failure(
+                what, nix_output, &message,
+            )));
         }
         Ok(self.evaluation_error(at, message))
     }
@@ -279,7 +278,7 @@ impl<'a> Diagnosis<'a> {
                 Class::Infrastructure,
                 format_args!("the garbage collector disturbed the evaluation of {name} {ATTEMPTS} times"),
             )
-            .hint("let the collector run less often, or while no job runs; from Nix 2.35 on it leaves what is in use alone")),
+            .hint(COLLECTOR_HINT)),
         }
     }
 

@@ -9,6 +9,7 @@
 //! | `protocol` | what the walker (`walk.nix`) is told, and what it says |
 //! | `diagnosis` | what a worker's end means |
 //! | `findings` | what the walk has found of each attribute |
+//! | `flake` | locking the flake, before anything is evaluated |
 //! | `overlooked`, `unmarked`, `exclusions` | what was not walked, and what `exclude` leaves out |
 //! | `progress`, `memory` | how far the walk is; how much memory there is |
 //! | `eval_jobs` | evaluating with `nix-eval-jobs` instead |
@@ -17,6 +18,7 @@ mod diagnosis;
 pub(in crate::recording) mod eval_jobs;
 mod exclusions;
 mod findings;
+pub(in crate::recording) mod flake;
 mod invocation;
 pub(in crate::recording) mod memory;
 pub mod overlooked;

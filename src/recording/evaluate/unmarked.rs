@@ -5,13 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::diagnosis::ATTEMPTS;
 use super::invocation::Invocation;
 use super::processes::{Limits, Processes, StopReason};
 use super::protocol::{self, WalkerMessage};
 use super::schedule::{Schedule, Task};
 use super::spans::AttrIndex;
 use crate::exit::{Class, Failure};
+use crate::store::ATTEMPTS;
 use crate::supervise::Supervisor;
 
 /// How many sets are looked into.

@@ -1,7 +1,6 @@
 //! The walk over all targets: it starts the workers that the schedule asks for, passes on what they say, and carries out what
 //! follows from their ends.
 
-use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
@@ -15,13 +14,13 @@ use super::progress::Progress;
 use super::protocol::{self, WalkerMessage};
 use super::schedule::{Assignment, Schedule, Task, WorkerId};
 use super::spans::AttrIndex;
-use super::{EvaluationResult, describe, unmarked};
+use super::{EvaluationResult, describe, flake, memory, unmarked};
 use crate::exit::{Class, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, DrvPath, LockedFlake, command};
-use crate::recording::asking::{memory_for_evaluation, store_answers, systems};
+use crate::nix::{AttrPath, DrvPath, LockedFlake};
 use crate::recording::{RecordingRequest, Recurse};
-use crate::supervise::{OnStop, Supervisor};
+use crate::store::Store;
+use crate::supervise::Supervisor;
 
 /// Of how many attributes that throw the message is found out: each costs a process.
 const EXPLAINED: usize = 10;
@@ -53,17 +52,18 @@ impl<'a> Walk<'a> {
         locked: Option<LockedFlake>,
         temporary: &'a Path,
         cores: NonZeroUsize,
+        store: &mut Store,
         supervisor: &'a mut Supervisor,
         log: &Log,
     ) -> Result<Self, Failure> {
         let whole_flake = locked.is_some() && request.root.attr.names().is_empty();
         let systems = if whole_flake {
-            Some(systems(request, supervisor)?)
+            Some(flake::systems(request, store, supervisor)?)
         } else {
             None
         };
         // Where it is not known how much is free, there is no limit.
-        let memory = memory_for_evaluation(request, supervisor).unwrap_or(u64::MAX);
+        let memory = memory::for_evaluation(request, supervisor).unwrap_or(u64::MAX);
         let slots = request.workers.unwrap_or(cores).get();
         Ok(Self {
             request,
@@ -83,9 +83,9 @@ impl<'a> Walk<'a> {
     ///
     /// # Errors
     /// There is nothing to walk (65); something is wrong with all of it (65, 75); a signal (128 + n).
-    pub fn all(&mut self) -> Result<(), Failure> {
-        self.run(vec![Task::everything()])?;
-        self.explain()?;
+    pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
+        self.run(vec![Task::everything()], store)?;
+        self.explain(store)?;
         self.overlook()
     }
 
@@ -93,7 +93,7 @@ impl<'a> Walk<'a> {
     ///
     /// # Errors
     /// As [`Walk::all`]; and one of them has been disturbed too often (75).
-    pub fn again(&mut self, gone: &[DrvPath]) -> Result<(), Failure> {
+    pub fn again(&mut self, gone: &[DrvPath], store: &mut Store) -> Result<(), Failure> {
         let mut spans = Vec::new();
         let mut everything = false;
         for path in self.findings.drop_gone(gone) {
@@ -106,11 +106,11 @@ impl<'a> Walk<'a> {
             }
         }
         if everything {
-            self.run(vec![Task::everything()])
+            self.run(vec![Task::everything()], store)
         } else if spans.is_empty() {
             Ok(())
         } else {
-            self.run(vec![Task::spans(spans)])
+            self.run(vec![Task::spans(spans)], store)
         }
     }
 
@@ -131,11 +131,11 @@ impl<'a> Walk<'a> {
     }
 
     /// Finds out with which messages the first attributes throw: each takes a process that does not catch it.
-    fn explain(&mut self) -> Result<(), Failure> {
+    fn explain(&mut self, store: &mut Store) -> Result<(), Failure> {
         let throws = self.findings.unexplained(EXPLAINED);
         let spans = throws.iter().filter_map(|path| self.schedule.span(path));
         let tasks = spans.map(Task::uncaught).collect();
-        self.run(tasks)
+        self.run(tasks, store)
     }
 
     /// Finds out what was not walked.
@@ -159,9 +159,9 @@ impl<'a> Walk<'a> {
     }
 
     /// Does these tasks, and what comes of them.
-    fn run(&mut self, tasks: Vec<Task>) -> Result<(), Failure> {
+    fn run(&mut self, tasks: Vec<Task>, store: &mut Store) -> Result<(), Failure> {
         self.schedule.plan(tasks);
-        let done = self.until_all_are_done();
+        let done = self.until_all_are_done(store);
         self.progress.clear();
         if done.is_err() {
             // What is wrong with one is wrong with all.
@@ -171,7 +171,7 @@ impl<'a> Walk<'a> {
         done
     }
 
-    fn until_all_are_done(&mut self) -> Result<(), Failure> {
+    fn until_all_are_done(&mut self, store: &mut Store) -> Result<(), Failure> {
         loop {
             if !self.supervisor.is_stopped() {
                 self.start()?;
@@ -185,7 +185,7 @@ impl<'a> Walk<'a> {
             }
             for ended in self.processes.ended() {
                 if !self.supervisor.is_stopped() {
-                    self.ended(&ended)?;
+                    self.ended(&ended, store)?;
                 }
             }
             let (begun, known) = self.schedule.names();
@@ -310,7 +310,7 @@ impl<'a> Walk<'a> {
 
     // ---- how they end
 
-    fn ended(&mut self, ended: &EndedWorker) -> Result<(), Failure> {
+    fn ended(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<(), Failure> {
         let Some(assignment) = self.schedule.assignment(ended.worker) else {
             return Ok(());
         };
@@ -342,17 +342,17 @@ impl<'a> Walk<'a> {
                 self.diagnosis
                     .too_long(&assignment.attr(), timeout.as_secs())
             }
-            WorkerEnd::Died => self.died(ended)?,
+            WorkerEnd::Died => self.died(ended, store)?,
         };
         self.carry_out(verdict, ended.worker)
     }
 
-    fn died(&mut self, ended: &EndedWorker) -> Result<Verdict, Failure> {
+    fn died(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<Verdict, Failure> {
         let assignment = self.schedule.assignment(ended.worker);
         let at = assignment.map(Assignment::attr).unwrap_or_default();
         let name = self.name_of(&at);
         // An expression is not to blame where the store is dead.
-        store_answers(&self.request.options, self.supervisor)?;
+        store.check_answers(self.supervisor)?;
         let death = Death {
             catch: assignment.is_none_or(|assignment| assignment.task().catch),
             at,
@@ -360,19 +360,11 @@ impl<'a> Walk<'a> {
             ending: ended.ending,
             nix_output: &ended.nix_output,
         };
-        let (request, supervisor) = (self.request, &mut *self.supervisor);
+        let (root, supervisor) = (&self.request.root, &mut *self.supervisor);
         let locked = self.invocation.locked();
         self.diagnosis.died(&death, |question| match question {
-            Question::RootThrows => {
-                let line = command::catch(&request.root, locked, &request.options);
-                let caught = supervisor.run(&line, OnStop::TermThenKill, &mut io::sink())?;
-                Ok(caught.text().trim() == "false")
-            }
-            Question::IsValid(path) => {
-                let line = command::check_validity(path, &request.options);
-                let finished = supervisor.run(&line, OnStop::TermThenKill, &mut io::sink())?;
-                Ok(finished.ending.success() && finished.stdout.is_empty())
-            }
+            Question::RootThrows => store.throws(supervisor, root, locked),
+            Question::IsValid(path) => store.is_valid(supervisor, path),
         })
     }
 

@@ -1,5 +1,11 @@
-//! What a recording keeps alive, and what it need not build: the pin, which keeps the recorded `.drv`s, and the targets whose
-//! outputs are there already.
+//! What a recording keeps: the pin, whose GC root keeps every recorded `.drv`; and which targets need no step, because their outputs
+//! are kept already.
 
-pub(in crate::recording) mod pin;
+mod content;
+mod folder;
+mod pin;
 pub(in crate::recording) mod skip;
+
+pub(in crate::recording) use content::{PinOwner, identity, previous};
+pub(in crate::recording) use folder::prune;
+pub(in crate::recording) use pin::{PinResult, pin};

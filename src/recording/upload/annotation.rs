@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use crate::buildkite::markdown::{NAME_AT_MOST, code, inert};
 use crate::counts::{RecordingCounts, number};
 use crate::nix::AttrPath;
-use crate::recording::asking::in_one_line;
+use crate::nix::message::in_one_line;
 use crate::recording::evaluate::overlooked::Note;
 use crate::recording::keep::skip::{BUILT, CACHED};
 use crate::recording::pipeline::steps::TargetStep;
