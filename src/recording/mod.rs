@@ -3,7 +3,6 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
-mod asking;
 pub mod evaluate;
 mod keep;
 mod perform;

@@ -87,7 +87,9 @@ pub fn perform(
         log,
     )?;
     let (temporary, cores) = (host.temporary.as_path(), order.cores);
-    let mut evaluation = EvaluatorRun::new(&request, locked, temporary, cores, supervisor, log)?;
+    let mut evaluation = EvaluatorRun::new(
+        &request, locked, temporary, cores, &mut store, supervisor, log,
+    )?;
     evaluation.all(&mut store)?;
     let PinnedEvaluation {
         evaluated,
@@ -290,12 +292,13 @@ impl<'a> EvaluatorRun<'a> {
         locked: Option<LockedFlake>,
         temporary: &'a Path,
         cores: NonZeroUsize,
+        store: &mut Store,
         supervisor: &'a mut Supervisor,
         log: &Log,
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
             Evaluator::Nix => Self::Ours(Box::new(Walk::new(
-                request, locked, temporary, cores, supervisor, log,
+                request, locked, temporary, cores, store, supervisor, log,
             )?)),
             Evaluator::NixEvalJobs => Self::EvalJobs {
                 request,
@@ -311,7 +314,7 @@ impl<'a> EvaluatorRun<'a> {
     fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
         match self {
             Self::Ours(walk) => {
-                walk.all()?;
+                walk.all(store)?;
                 walk.say_summary();
             }
             Self::EvalJobs {
@@ -323,8 +326,14 @@ impl<'a> EvaluatorRun<'a> {
                 log,
             } => {
                 let started = Instant::now();
-                **evaluated =
-                    eval_jobs::evaluate(request, locked.as_ref(), *workers, supervisor, log)?;
+                **evaluated = eval_jobs::evaluate(
+                    request,
+                    locked.as_ref(),
+                    *workers,
+                    store,
+                    supervisor,
+                    log,
+                )?;
                 let errors = evaluated.broken.len() + evaluated.refused.len();
                 let attributes = evaluated.found.len() + errors;
                 log.say(counts::evaluated(attributes, started.elapsed()));
@@ -336,7 +345,7 @@ impl<'a> EvaluatorRun<'a> {
 
     fn again(&mut self, gone: &[DrvPath], store: &mut Store) -> Result<(), Failure> {
         match self {
-            Self::Ours(walk) => walk.again(gone),
+            Self::Ours(walk) => walk.again(gone, store),
             Self::EvalJobs { log, .. } => {
                 log.say("the garbage collector took what was evaluated: evaluating again");
                 self.all(store)

@@ -61,3 +61,20 @@ pub(in crate::recording) fn lock(
     let (locked, settings) = store.read_lock(supervisor, &line, &finished)?;
     Ok((Some(locked), settings))
 }
+
+/// The systems whose outputs of a flake are targets: those that agents are named for, and last this host's.
+///
+/// # Errors
+/// Nix does not say which system this is (75).
+pub(super) fn systems(
+    request: &RecordingRequest,
+    store: &mut Store,
+    supervisor: &mut Supervisor,
+) -> Result<Vec<String>, Failure> {
+    let ours = store.system(supervisor)?;
+    let others = request
+        .agents
+        .keys()
+        .filter(|name| !name.starts_with("feature:") && **name != ours);
+    Ok(others.cloned().chain([ours.clone()]).collect())
+}
