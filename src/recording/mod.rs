@@ -5,18 +5,17 @@
 
 mod asking;
 pub mod evaluate;
+mod fingerprint;
 mod keep;
 mod perform;
 pub mod pipeline;
 mod request;
-pub mod upload;
+pub(crate) mod upload;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
-
-use sha2::{Digest as _, Sha256};
 
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
@@ -120,17 +119,4 @@ pub struct RecordingOrder {
     pub cores: NonZeroUsize,
     /// When the program began.
     pub started: Instant,
-}
-
-/// 32 characters of a hash of these texts, the same in every run and on every host.
-fn hash_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut hash = Sha256::new();
-    for text in texts {
-        // With their lengths, so that no two lists are the same bytes.
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
-    }
-    hash.finalize()[..16]
-        .iter()
-        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }

@@ -12,10 +12,11 @@ use super::keep::pin::{PinOwner, PinResult};
 use super::keep::{pin, skip};
 use super::pipeline::document::Document;
 use super::pipeline::edges::{BadGraph, Edges};
+use super::pipeline::planned;
 use super::pipeline::steps::{Records, Steps, source, steps};
 use super::upload::Upload;
 use super::upload::annotation::{RecordingSummary, annotation, in_words};
-use super::upload::plan::{self, UploadPlan};
+use super::upload::plan::UploadPlan;
 use super::{
     AttrError, BuildkiteBuild, EvaluationResult, Evaluator, OnError, RecordingOrder,
     RecordingRequest, Target, Walk,
@@ -94,7 +95,7 @@ pub fn perform(
     time("skip");
     let records = Records {
         targets: &targets,
-        broken: &evaluated.broken,
+        evaluation_errors: &evaluated.broken,
         refused: &evaluated.refused,
         callable: &evaluated.callable,
         edges: &edges,
@@ -116,13 +117,13 @@ pub fn perform(
         errors: &made.errors,
         notes: &notes,
         counts,
-        left_out: made.left_out,
+        left_out: made.omitted,
         seconds: order.started.elapsed().as_secs_f64(),
         previous: previous.as_deref(),
     };
     log.say(in_words(&facts, None));
     let Some(build) = build else {
-        return plan::document(&made.steps).map(|text| Some((text + "\n").into_bytes()));
+        return planned::json(&made.steps).map(|text| Some((text + "\n").into_bytes()));
     };
     seconds.insert("total", (facts.seconds * 1000.0).round() / 1000.0);
     let mut document = Document::new(

@@ -17,8 +17,9 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, Disturbance, DrvPath, Phase, StorePath, class, command};
 use crate::recording::asking::{ask_store, last_words, store_answers};
+use crate::recording::fingerprint::fingerprint;
 use crate::recording::pipeline::steps::source;
-use crate::recording::{BuildkiteBuild, RecordingRequest, hash_of};
+use crate::recording::{BuildkiteBuild, RecordingRequest};
 use crate::state::StateFolder;
 use crate::supervise::{OnStop, Supervisor};
 
@@ -83,7 +84,7 @@ pub(in crate::recording) fn identity(request: &RecordingRequest) -> String {
     };
     let attr = request.root.attr.to_string();
     let exclude = format!("{:?}", request.exclude);
-    hash_of([source.as_str(), &attr, &exclude])
+    fingerprint([source.as_str(), &attr, &exclude])
 }
 
 impl PinOwner {
@@ -108,7 +109,7 @@ impl PinOwner {
                 "",
             ),
         };
-        let hash = hash_of([pipeline.as_str(), &branch, &build, step, &recording]);
+        let hash = fingerprint([pipeline.as_str(), &branch, &build, step, &recording]);
         Self {
             pipeline,
             branch,

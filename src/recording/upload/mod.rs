@@ -5,7 +5,7 @@
 //! all the same, also after its client died: that Buildkite rejects its keys tells so, and no question that is asked before.
 
 pub(in crate::recording) mod annotation;
-pub mod plan;
+pub(crate) mod plan;
 pub(crate) mod plan_artifact;
 
 use std::time::{Duration, Instant};
