@@ -5,11 +5,14 @@
 
 mod asking;
 pub mod evaluate;
+mod findings;
 mod fingerprint;
 mod keep;
+mod notices;
 mod perform;
 pub mod pipeline;
 mod request;
+mod targets;
 pub(crate) mod upload;
 
 use std::collections::BTreeMap;
@@ -24,7 +27,8 @@ use crate::keys::Keys;
 use crate::nix::{AttrPath, DrvPath, StorePath};
 
 pub use evaluate::{EvaluationResult, Walk};
-pub use perform::{perform, prune};
+pub use keep::prune::prune;
+pub use perform::perform;
 pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
 
 /// What of a target's `meta` a recording looks at. It was cleaned in Nix: nothing but data is left.

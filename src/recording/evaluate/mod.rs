@@ -4,7 +4,8 @@
 //! so that the work is shared evenly and no process is started for nothing: each has to evaluate the root anew. A process that
 //! dies takes one attribute with it, and another goes on behind that.
 
-pub(in crate::recording) mod eval_jobs;
+mod eval_jobs;
+pub(in crate::recording) mod evaluator;
 pub(in crate::recording) mod memory;
 pub mod overlooked;
 mod progress;
