@@ -4,7 +4,7 @@ use super::evaluate::overlooked::Note;
 use super::keep::skip::{BUILT, CACHED};
 use super::pipeline::steps::TargetStep;
 use super::{AttrError, Target};
-use crate::counts::RecordingCounts;
+use crate::counts::{RecordingCounts, number};
 use crate::nix::AttrPath;
 
 /// What a recording found.
@@ -39,17 +39,14 @@ impl Findings<'_> {
             "{} to build",
             self.counts.targets.saturating_sub(built + cached)
         )];
-        for (count, what) in [
-            (built, "already built here"),
-            (cached, "in a cache"),
-            (
-                self.omitted,
-                "of the skipped not shown, for a build cannot have so many steps",
-            ),
-        ] {
+        for (count, what) in [(built, "already built here"), (cached, "in a cache")] {
             if count > 0 {
                 parts.push(format!("{count} {what}"));
             }
+        }
+        if self.omitted > 0 {
+            let steps = number(self.omitted, "skipped step");
+            parts.push(format!("{steps} omitted: a build can have 4,000 jobs"));
         }
         let source = source.map(|source| format!(" of {source}"));
         let took = format!("{} in {:.1} s", source.unwrap_or_default(), self.seconds);
@@ -62,6 +59,7 @@ mod tests {
     use super::*;
     use crate::nix::DrvPath;
     use crate::recording::Meta;
+    use crate::recording::pipeline::limits::JOBS_PER_BUILD;
     use std::collections::BTreeMap;
 
     #[test]
@@ -87,7 +85,7 @@ mod tests {
             attr: attr("a"),
             message: None,
         }];
-        let summary = Findings {
+        let mut findings = Findings {
             targets: &[target("a"), target("b"), target("c")],
             placed: &[placed(None), placed(None), placed(Some(BUILT))],
             counts: RecordingCounts {
@@ -99,13 +97,20 @@ mod tests {
             source: "ci.nix",
             errors: &errors,
             notes: &[],
-            omitted: 7,
+            omitted: 0,
             seconds: 1.25,
             previous: None,
         };
         assert_eq!(
-            summary.sentence(None),
+            findings.sentence(None),
             "recorded 4 attributes in 1.2 s: 2 targets (1 to build, 1 already built here), 1 refused"
+        );
+        findings.omitted = 7;
+        assert_eq!(JOBS_PER_BUILD, 4_000, "as the sentence says");
+        assert_eq!(
+            findings.sentence(Some("ci.nix")),
+            "recorded 4 attributes of ci.nix in 1.2 s: 2 targets (1 to build, 1 already built here, \
+             7 skipped steps omitted: a build can have 4,000 jobs), 1 refused"
         );
     }
 }

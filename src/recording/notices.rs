@@ -132,7 +132,7 @@ mod tests {
                 planned
             };
             Steps {
-                steps: (0..=count).map(with_plugin).collect(),
+                planned: (0..=count).map(with_plugin).collect(),
                 placed: Vec::new(),
                 errors: Vec::new(),
                 omitted: 0,

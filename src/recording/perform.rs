@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::asking::lock;
 use super::evaluate::describe;
 use super::evaluate::evaluator::EvaluatorRun;
-use super::evaluate::overlooked::agents_without_targets;
+use super::evaluate::overlooked::{Note, Overlooked, agents_without_targets};
 use super::findings::Findings;
 use super::keep::pin::{self, PinOwner};
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
@@ -18,7 +18,7 @@ use super::pipeline::steps::{Records, check, source, steps};
 use super::upload::Upload;
 use super::upload::annotation::annotation;
 use super::upload::plan::UploadPlan;
-use super::{BuildkiteBuild, EvaluationResult, OnError, RecordingOrder, RecordingRequest};
+use super::{BuildkiteBuild, EvaluationResult, OnError, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
 use crate::exit::{Class, Failure};
@@ -40,7 +40,7 @@ pub fn perform(
     let (keys, host) = (order.keys?, order.host?);
     let mut request = RecordingRequest::read(keys, &order.place, order.plugin.as_deref())?;
     let mut recorded = match &order.below_checkout {
-        Some(folder) => request.from_above(folder)?,
+        Some(folder) => request.at_checkout_root(folder)?,
         None => request.clone(),
     };
     let build = order.build.as_ref().filter(|_| !order.dry_run);
@@ -73,12 +73,7 @@ pub fn perform(
     refuse_nothing(&evaluated, &request, log)?;
     print_errors("evaluation error", &evaluated.broken, log);
     print_errors("refused", &evaluated.refused, log);
-    let mut notes = evaluated.overlooked.notes();
-    notes.extend(agents_without_targets(
-        &request,
-        &targets,
-        &evaluated.overlooked,
-    ));
+    let notes = notes(&evaluated.overlooked, &request, &targets);
     print_notes(&notes, log);
     times.end("evaluate");
 
@@ -118,7 +113,7 @@ pub fn perform(
     };
     log.say(findings.sentence(None));
     let Some(build) = build else {
-        return planned::json(&steps.steps).map(|text| Some((text + "\n").into_bytes()));
+        return planned::json(&steps.planned).map(|text| Some((text + "\n").into_bytes()));
     };
     let mut document = Document::new(
         &evaluated.nix,
@@ -133,16 +128,12 @@ pub fn perform(
     document.seconds = times.with_total(findings.seconds);
     let plan = UploadPlan::new(
         &build.step,
-        &steps.steps,
+        &steps.planned,
         request.chunk,
         document.to_json()?,
         annotation(&findings),
     )?;
-    let mut upload = Upload {
-        build,
-        supervisor,
-        log: log.clone(),
-    };
+    let mut upload = Upload::new(build, supervisor, log);
     upload.keep(&plan, &identity)?;
     upload.follow(&plan, true)?;
     Ok(None)
@@ -155,11 +146,7 @@ fn follow_earlier(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<bool, Failure> {
-    let mut upload = Upload {
-        build,
-        supervisor,
-        log: log.clone(),
-    };
+    let mut upload = Upload::new(build, supervisor, log);
     let Some(plan) = upload.earlier_plan(identity)? else {
         return Ok(false);
     };
@@ -180,6 +167,13 @@ fn locked(
     request.options.extend(settings.iter().cloned());
     recorded.options.extend(settings);
     Ok(locked)
+}
+
+/// What the recording did not look at, and what its keys name and the repository does not have.
+fn notes(overlooked: &Overlooked, request: &RecordingRequest, targets: &[Target]) -> Vec<Note> {
+    let mut notes = overlooked.notes();
+    notes.extend(agents_without_targets(request, targets, overlooked));
+    notes
 }
 
 /// Fails where there is no target and no error either: such a recording is more likely to be wrong than to be meant.
@@ -264,7 +258,6 @@ fn to_milliseconds(seconds: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::recording::AttrError;
-    use crate::recording::evaluate::overlooked::Overlooked;
     use crate::recording::pipeline::fixtures::{path, request};
     use std::cell::RefCell;
     use std::rc::Rc;
@@ -303,9 +296,7 @@ mod tests {
         let failure = refuse_nothing(&evaluated, &request(), &log).unwrap_err();
         assert_eq!(failure.class, Class::Evaluation);
         assert!(
-            failure
-                .to_string()
-                .starts_with("there are no targets in ci.nix"),
+            failure.to_string().starts_with("there are no targets in "),
             "{failure}"
         );
         let printed = String::from_utf8(sink.borrow().clone()).unwrap();

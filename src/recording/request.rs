@@ -144,7 +144,7 @@ impl RecordingRequest {
     ///
     /// # Errors
     /// The folder's name is not UTF-8, so that no record can have it (64).
-    pub(super) fn from_above(&self, folder: &Path) -> Result<Self, Failure> {
+    pub(super) fn at_checkout_root(&self, folder: &Path) -> Result<Self, Failure> {
         let unnameable = || {
             refuse(format_args!(
                 "the folder {} of the checkout has a name that is not UTF-8: steps could not say where to find what is recorded in it",
@@ -413,12 +413,12 @@ mod tests {
     fn steps_start_at_the_checkouts_root_and_their_paths_lead_below() {
         use std::os::unix::ffi::OsStrExt as _;
         let request = read(&json!({ "file": "ci.nix", "out-link": "out/x" })).unwrap();
-        let from_above = request.from_above(Path::new("nix")).unwrap();
-        assert_eq!(from_above.root.source, Source::File("nix/ci.nix".into()));
-        assert_eq!(from_above.build_keys["out-link"], "nix/out/x");
-        assert_eq!(from_above.below.as_deref(), Some(Path::new("nix")));
+        let above = request.at_checkout_root(Path::new("nix")).unwrap();
+        assert_eq!(above.root.source, Source::File("nix/ci.nix".into()));
+        assert_eq!(above.build_keys["out-link"], "nix/out/x");
+        assert_eq!(above.below.as_deref(), Some(Path::new("nix")));
         let odd = Path::new(std::ffi::OsStr::from_bytes(b"\xff"));
-        let failure = request.from_above(odd).unwrap_err();
+        let failure = request.at_checkout_root(odd).unwrap_err();
         assert_eq!(failure.class, Class::Config);
         assert!(failure.to_string().contains("not UTF-8"), "{failure}");
     }

@@ -144,7 +144,7 @@ pub(in crate::recording) fn made_steps(
 }
 
 pub(in crate::recording) fn values(steps: &Steps) -> Vec<Value> {
-    let steps = steps.steps.iter();
+    let steps = steps.planned.iter();
     steps
         .map(|planned| serde_json::to_value(&planned.step).unwrap())
         .collect()

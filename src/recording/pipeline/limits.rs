@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn skipped_steps_are_dropped_from_the_end_and_no_others() {
-        let mut steps: Vec<_> = (0..JOBS_PER_BUILD + 1).map(|i| planned(i, None)).collect();
+        let mut steps: Vec<_> = (0..=JOBS_PER_BUILD).map(|i| planned(i, None)).collect();
         for i in [0, 1, 2, JOBS_PER_BUILD] {
             steps[i].skipped = true;
         }

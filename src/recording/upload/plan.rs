@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 
+use super::chunk::Chunk;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::refuse;
 use crate::recording::pipeline::limits::divide;
@@ -27,15 +28,6 @@ pub(crate) struct UploadPlan {
     pub(crate) document: String,
     /// The build's annotation, as Markdown, and its style.
     pub(crate) annotation: (String, String),
-}
-
-/// What is uploaded at once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Chunk {
-    /// The keys of its steps.
-    pub(crate) keys: Vec<String>,
-    /// The pipeline, as it goes to `buildkite-agent pipeline upload`.
-    pub(crate) pipeline: String,
 }
 
 impl UploadPlan {

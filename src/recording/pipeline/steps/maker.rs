@@ -97,7 +97,7 @@ impl<'a> StepMaker<'a> {
         self.common_agents = most_common_system(targets)
             .and_then(|system| self.agents.get(system))
             .cloned();
-        self.callable = callable.clone();
+        self.callable.clone_from(callable);
         self
     }
 
@@ -566,7 +566,7 @@ mod tests {
         let steps = make(&targets, &no_edges(&targets), &[], &request()).unwrap();
         let message = steps.errors[0].message.clone().unwrap();
         assert!(message.contains("it has no other plugin"), "{message}");
-        assert_eq!(steps.steps.len(), 2);
+        assert_eq!(steps.planned.len(), 2);
 
         // Without a command there is nothing to leave.
         let mut bare = target(0, &["a"]);

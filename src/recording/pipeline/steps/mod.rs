@@ -50,7 +50,7 @@ pub(in crate::recording) struct Records<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::recording) struct Steps {
     /// The steps to upload, in topological order; those of errors first.
-    pub(in crate::recording) steps: Vec<PlannedStep>,
+    pub(in crate::recording) planned: Vec<PlannedStep>,
     /// The place of each target in the pipeline, in the order of the records.
     pub(in crate::recording) placed: Vec<TargetStep>,
     /// All attributes that have an error step: first the evaluation errors of the records, then the refused of the records, then
@@ -139,12 +139,12 @@ pub(in crate::recording) fn steps(
             skipped: false,
         });
     }
-    let (mut steps, omitted) = fit(planned, request)?;
+    let (mut planned, omitted) = fit(planned, request)?;
     if request.summary {
-        drop_missing_dependencies(&mut steps);
+        drop_missing_dependencies(&mut planned);
     }
     Ok(Steps {
-        steps,
+        planned,
         placed,
         errors,
         omitted,
@@ -248,7 +248,7 @@ impl Steps {
     /// The number of steps that are commands and have plugins of their own. An agent runs the command hook of a plugin instead of
     /// ours, so such a step may build nothing.
     pub(in crate::recording) fn commands_with_plugins(&self) -> usize {
-        let with_plugins = self.steps.iter().filter(|planned| {
+        let with_plugins = self.planned.iter().filter(|planned| {
             let step = &planned.step;
             step.env.contains_key("EVAL_ONCE_STEP") && !step.plugins.is_empty()
         });
@@ -420,7 +420,7 @@ mod tests {
             ..request()
         };
         let steps = make(&targets, &edges, &skip, &request).unwrap();
-        assert_eq!((steps.steps.len(), steps.omitted), (2, 0));
+        assert_eq!((steps.planned.len(), steps.omitted), (2, 0));
     }
 
     #[test]
@@ -484,9 +484,16 @@ mod tests {
             ..request()
         };
         let steps = make(&targets, &no_edges(&targets), &skip, &request).unwrap();
-        assert_eq!((steps.steps.len(), steps.omitted), (JOBS_PER_BUILD - 1, 3));
-        let there: BTreeSet<_> = steps.steps.iter().map(|it| it.step.key.as_str()).collect();
-        let waits = &steps.steps.last().unwrap().step.depends_on;
+        assert_eq!(
+            (steps.planned.len(), steps.omitted),
+            (JOBS_PER_BUILD - 1, 3)
+        );
+        let there: BTreeSet<_> = steps
+            .planned
+            .iter()
+            .map(|it| it.step.key.as_str())
+            .collect();
+        let waits = &steps.planned.last().unwrap().step.depends_on;
         assert_eq!(waits.len(), JOBS_PER_BUILD - 2);
         for wait in waits {
             let Dependency::Step { step, .. } = wait else {
@@ -505,9 +512,9 @@ mod tests {
         let reason = |i: usize| i.is_multiple_of(2).then(|| "built".to_owned());
         let skip: Vec<_> = (0..targets.len()).map(reason).collect();
         let steps = make(&targets, &edges, &skip, &request()).unwrap();
-        assert_eq!((steps.steps.len(), steps.omitted), (3_999, 101));
+        assert_eq!((steps.planned.len(), steps.omitted), (3_999, 101));
         assert_eq!(
-            steps.steps.iter().filter(|step| !step.skipped).count(),
+            steps.planned.iter().filter(|step| !step.skipped).count(),
             2_050
         );
         let grouped = RecordingRequest {
@@ -515,8 +522,8 @@ mod tests {
             ..request()
         };
         let steps = make(&targets, &edges, &skip, &grouped).unwrap();
-        let groups = steps.steps.len().div_ceil(100);
-        assert!((3_990..=3_999).contains(&(steps.steps.len() + groups)));
+        let groups = steps.planned.len().div_ceil(100);
+        assert!((3_990..=3_999).contains(&(steps.planned.len() + groups)));
         let failure = make(&targets, &edges, &[], &request()).unwrap_err();
         assert_eq!(failure.class, Class::Config);
         assert!(failure.to_string().contains("4100 jobs") && failure.hint.is_some());
@@ -613,8 +620,11 @@ mod tests {
         let mut skip = vec![None; targets.len()];
         skip[7] = Some("a cache has it".into());
         let steps = make(&targets, &edges, &skip, &request).unwrap();
-        assert_eq!((steps.steps.len(), steps.omitted), (JOBS_PER_BUILD - 1, 1));
-        let last = &steps.steps.last().unwrap().step;
+        assert_eq!(
+            (steps.planned.len(), steps.omitted),
+            (JOBS_PER_BUILD - 1, 1)
+        );
+        let last = &steps.planned.last().unwrap().step;
         assert!(last.key.starts_with("summary-"));
         assert_eq!(last.depends_on.len(), JOBS_PER_BUILD - 2);
     }
@@ -632,7 +642,7 @@ mod tests {
         };
         let steps = make(&targets, &no_edges(&targets), &[], &request).unwrap();
         let groups: Vec<_> = steps
-            .steps
+            .planned
             .iter()
             .map(|step| step.group.as_deref())
             .collect();
@@ -679,17 +689,17 @@ mod tests {
                 request.emit = Emit::Command;
             }
             let made = make(&targets, &edges, &skip, &request).unwrap();
-            let document = planned::json(&made.steps).unwrap();
+            let document = planned::json(&made.planned).unwrap();
             let read: Value = serde_yaml_ng::from_str(&document).unwrap();
             prop_assert_eq!(&read, &serde_json::from_str::<Value>(&document).unwrap());
             prop_assert_eq!(schema().check_pipeline(&read), Ok(()));
-            let keys: BTreeSet<_> = made.steps.iter().map(|step| step.step.key.clone()).collect();
+            let keys: BTreeSet<_> = made.planned.iter().map(|step| step.step.key.clone()).collect();
             prop_assert_eq!(keys.len(), targets.len());
             for (target, placed) in targets.iter().zip(&made.placed) {
                 prop_assert!(keys.contains(&placed.key));
                 prop_assert!(placed.depends_on.iter().all(|key| keys.contains(key)));
                 if placed.key == key(target) {
-                    let step = made.steps.iter().find(|step| step.step.key == placed.key).unwrap();
+                    let step = made.planned.iter().find(|step| step.step.key == placed.key).unwrap();
                     let record = record_of(&serde_json::to_value(&step.step).unwrap());
                     prop_assert_eq!(&record["drv"], target.drv.as_store_path().as_str());
                 }
