@@ -24,6 +24,7 @@ use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::host::Host;
 use crate::keys::Keys;
+use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath};
 
 pub use evaluate::{EvaluationResult, Walk};
@@ -123,4 +124,14 @@ pub struct RecordingOrder {
     pub cores: NonZeroUsize,
     /// When the program began.
     pub started: Instant,
+}
+
+impl RecordingOrder {
+    /// Opens a group of the recording's own in a job's log, so that its lines are not folded into the agent's last group. It has to
+    /// come before the first of those lines. By hand there are no groups, and a dry run is only a part of its job.
+    pub fn open_group(&self, log: &Log) {
+        if self.build.is_some() && !self.dry_run {
+            log.heading(":nix: recording");
+        }
+    }
 }
