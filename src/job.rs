@@ -73,6 +73,7 @@ pub fn recording(
     mut supervisor: Supervisor,
     log: &Log,
 ) -> Result<u8, Failure> {
+    order.open_group(log);
     let ours = is_eval_once(&job.command, "pipeline");
     order.keys = order.keys.and_then(|keys| {
         let hint = "leave the command out, or make it just what is to run after the upload";

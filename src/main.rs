@@ -38,6 +38,7 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
         Invocation::JobStep(order, job) => job::step(order, job, Supervisor::install(log)?, log),
         Invocation::Step(order, command) => step_by_hand(order, command, log),
         Invocation::Pipeline(order) => {
+            order.open_group(log);
             let pipeline = recording::perform(*order, &mut Supervisor::install(log)?, log)?;
             print(pipeline.unwrap_or_default())?;
             Ok(0)
