@@ -87,6 +87,11 @@ impl Log {
         self.plain(format_args!("--- eval-once: {heading}"));
     }
 
+    /// Begins a group of a job's log whose title is this alone.
+    pub fn heading(&self, title: impl Display) {
+        self.plain(format_args!("--- {title}"));
+    }
+
     /// Opens the group that was begun last, also where others come after it.
     pub fn open_group(&self) {
         self.plain("^^^ +++");
