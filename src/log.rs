@@ -87,7 +87,7 @@ impl Log {
         self.plain(format_args!("--- eval-once: {heading}"));
     }
 
-    /// Begins a group of a job's log whose title is this alone.
+    /// Begins a group under this title alone, as where it is all that a job does: `:nix: recording`.
     pub fn heading(&self, title: impl Display) {
         self.plain(format_args!("--- {title}"));
     }
