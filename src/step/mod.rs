@@ -23,11 +23,12 @@ mod root_cause;
 mod run;
 mod saved_report;
 mod slot;
+mod step_job;
 mod ways;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
@@ -41,70 +42,13 @@ pub use crate::build_keys::{Form, OutLink};
 use advice::Advice;
 pub use explain::{Explanation, explain};
 pub use links::main_output;
-use publish::{FinishedStep, tell};
+use publish::{FinishedStep, publish};
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
 pub use request::StepRequest;
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
+pub use step_job::{AfterBuild, JobContext, StepJob};
 pub use ways::Fact;
-
-/// The job that a step is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StepJob {
-    /// `BUILDKITE_JOB_ID`.
-    pub id: String,
-    /// The key of its step (`BUILDKITE_STEP_KEY`); of a step without one, its id.
-    pub step: String,
-    /// `BUILDKITE_LABEL`.
-    pub label: Option<String>,
-    /// `BUILDKITE_AGENT_NAME`.
-    pub agent: Option<String>,
-    /// Whether other jobs of this step were before (`BUILDKITE_RETRY_COUNT`).
-    pub is_retry: bool,
-    /// What is around the build.
-    pub around: JobContext,
-}
-
-/// What is around a build in its job.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct JobContext {
-    /// Which try of its step the job is, from 1 (`BUILDKITE_RETRY_COUNT` and one).
-    pub attempt: u32,
-    /// When the job began, where that is known.
-    pub began: Option<SystemTime>,
-    /// How long Buildkite lets the job run (`BUILDKITE_TIMEOUT`), where it has a limit.
-    pub limit: Option<Duration>,
-    /// Whether the job has a command that is more than this build.
-    pub command: bool,
-    /// What else comes after the build, and can fail the job.
-    pub later: Vec<AfterBuild>,
-}
-
-/// What can fail a step whose build and command have succeeded in this job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AfterBuild {
-    /// Another plugin: its command hook, or one that comes after the command.
-    Plugin,
-    /// A `post-command` or `pre-exit` hook of the agent's or the repository's.
-    Hook,
-    /// Artifacts that are to be uploaded.
-    Artifacts,
-    /// Not this job, but another of the same step (`parallelism`), which leaves its report in the same place.
-    OtherJob,
-}
-
-impl AfterBuild {
-    /// The word for it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Plugin => "plugin",
-            Self::Hook => "hook",
-            Self::Artifacts => "artifacts",
-            Self::OtherJob => "other-job",
-        }
-    }
-}
 
 /// A step as it was ordered: what cannot be read is part of it, for its refusal is reported like any other ending.
 #[derive(Debug)]
@@ -117,7 +61,7 @@ pub struct StepOrder {
     pub host: Result<Host, Failure>,
     /// Where the report goes.
     pub report: Option<PathBuf>,
-    /// The job whose build is told how the step went; none by hand.
+    /// The job to whose build the report is published; none by hand.
     pub job: Option<StepJob>,
     /// Whether a command follows, which needs the outputs: then nothing is skipped.
     pub followed: bool,
@@ -210,9 +154,9 @@ pub fn perform(
             failure: result.as_ref().err(),
             request: request.as_ref(),
             advice: &advice,
-            kept: kept.as_ref(),
+            build_log: kept.as_ref(),
         };
-        tell(job, &over, supervisor, log);
+        publish(job, &over, supervisor, log);
     }
     // Who was stopped has seen nothing fail.
     if let Err(failure) = &result
