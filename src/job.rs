@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use crate::buildkite::command_hooks::FollowingCommand;
@@ -28,9 +27,9 @@ const REFUSED: u8 = 1;
 /// Runs a job that is not ours exactly as the agent would have run it. Returns only where that is refused or fails, with
 /// the status that the job then has.
 #[must_use]
-pub fn pass_through(mut job: AgentJob) -> u8 {
+pub fn pass_through(mut job: AgentJob, log: &Log) -> u8 {
     job.environment.retain(|(name, _)| !was_told_to_us(name));
-    become_program_of(default_command::plan(&job))
+    become_program_of(default_command::plan(&job), log)
 }
 
 /// Builds the step, and then becomes the job's own command, where there is one to run. Returns the status where not.
@@ -158,7 +157,7 @@ fn become_own_command(
     log.group(format_args!("running the {whose} own command"));
     let plan = default_command::plan(job).and_then(|plan| plan.kept_inside(job));
     supervisor.hand_over()?;
-    Ok(become_program_of(plan))
+    Ok(become_program_of(plan, log))
 }
 
 /// A command that is given on our own command line, behind `--`.
@@ -206,13 +205,13 @@ pub fn become_given(
     )
 }
 
-fn become_program_of(plan: Result<CommandPlan, CommandRefusal>) -> u8 {
+fn become_program_of(plan: Result<CommandPlan, CommandRefusal>, log: &Log) -> u8 {
     let error = match plan.and_then(CommandPlan::prepared) {
         Ok(program) => format!("{}: {}", program.path.display(), become_program(&program)),
         Err(refusal) => refusal.to_string(),
     };
     // In the agent's words: this job is not ours to comment.
-    let _ = writeln!(std::io::stderr(), "🚨 Error: {error}");
+    log.plain(format_args!("🚨 Error: {error}"));
     REFUSED
 }
 

@@ -1,7 +1,7 @@
 //! Everything that is printed in a job's log: our own lines, each behind the program's name, and what Nix says, on its way through.
 //!
-//! *Architecture invariant:* nothing else writes to standard error while something runs. So a test can hold all of it, and what
-//! a terminal or Buildkite would take for more than text is taken out in one place.
+//! *Architecture invariant:* nothing else writes to standard error while something runs, `--report /dev/stderr` apart. So a test
+//! can hold all of it, and what a terminal or Buildkite would take for more than text is taken out in one place.
 //!
 //! Nothing here fails: a log that cannot be written any more (a closed terminal, a full disk) is no reason to stop a build.
 
@@ -59,13 +59,7 @@ impl Log {
         let (first, rest) = message.split_once('\n').unwrap_or((&message, ""));
         self.plain(format_args!("eval-once: {first}"));
         for line in rest.lines() {
-            // At the beginning of a line these open, close or name a group in a job's log.
-            let marks = ["---", "+++", "~~~", "^^^"];
-            let before = if marks.iter().any(|mark| line.starts_with(mark)) {
-                " "
-            } else {
-                ""
-            };
+            let before = if is_group_mark(line) { " " } else { "" };
             self.plain(format_args!("{before}{line}"));
         }
     }
@@ -85,6 +79,11 @@ impl Log {
     /// Begins a group of ours in a job's log, which Buildkite folds up (`---` at the beginning of a line).
     pub fn group(&self, heading: impl Display) {
         self.plain(format_args!("--- eval-once: {heading}"));
+    }
+
+    /// Begins a group under this title alone, as where it is all that a job does: `:nix: recording`.
+    pub fn heading(&self, title: impl Display) {
+        self.plain(format_args!("--- {title}"));
     }
 
     /// Opens the group that was begun last, also where others come after it.
@@ -123,5 +122,60 @@ impl Log {
 
     fn write(&self, bytes: &[u8]) {
         let _ = self.sink.borrow_mut().write_all(bytes);
+    }
+}
+
+/// Whether Buildkite would take a line for one that opens, closes or names a group, once its escape sequences are gone.
+#[must_use]
+pub fn is_group_mark(line: &str) -> bool {
+    let plain = tamed(line, KeepEscapes::Nothing);
+    ["---", "+++", "~~~", "^^^"]
+        .iter()
+        .any(|mark| plain.starts_with(mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `print` writes to a log.
+    fn written(print: impl FnOnce(&Log)) -> String {
+        let sink = Rc::new(RefCell::new(Vec::new()));
+        print(&Log::to(sink.clone()));
+        String::from_utf8(sink.take()).unwrap()
+    }
+
+    #[test]
+    fn a_heading_has_no_name_before_it() {
+        assert_eq!(
+            written(|log| log.heading(":nix: recording")),
+            "--- :nix: recording\n"
+        );
+    }
+
+    #[test]
+    fn the_first_line_of_a_message_has_our_name_and_no_line_opens_a_group() {
+        assert_eq!(
+            written(|log| log.say("a\n+++ b\n  c\n\u{1b}[31m--- d")),
+            "eval-once: a\n +++ b\n  c\n --- d\n"
+        );
+    }
+
+    #[test]
+    fn a_debug_message_is_written_only_where_it_is_asked_for() {
+        assert_eq!(written(|log| log.debug("x")), "");
+        let debug = |log: &Log| {
+            Log {
+                debug: true,
+                ..log.clone()
+            }
+            .debug("x")
+        };
+        assert_eq!(written(debug), "eval-once: debug: x\n");
+    }
+
+    #[test]
+    fn what_a_program_prints_is_passed_on_byte_for_byte() {
+        assert_eq!(written(|log| log.pass_on(b"\x1b[1m a\r")), "\u{1b}[1m a\r");
     }
 }

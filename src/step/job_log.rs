@@ -6,10 +6,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::io::{Write as _, stderr};
 use std::time::{Duration, Instant};
 
-use crate::log::Log;
+use crate::log::{Log, is_group_mark};
 use crate::nix::structured::{BuildCounts, Ended, Event, LogReader};
 use crate::nix::{DrvPath, NixOutput};
 use crate::status_line::StatusLine;
@@ -33,6 +32,7 @@ pub(super) struct JobLog {
     nix_output: NixOutput,
     /// None where Nix's text passes through.
     pretty: Option<Pretty>,
+    log: Log,
 }
 
 impl JobLog {
@@ -43,6 +43,7 @@ impl JobLog {
             reader: LogReader::default(),
             nix_output: NixOutput::default(),
             pretty: (form == Form::Pretty).then(|| Pretty::new(log, group, hold)),
+            log: log.clone(),
         }
     }
 
@@ -52,10 +53,10 @@ impl JobLog {
             reader,
             nix_output,
             pretty,
+            log,
         } = self;
         let Some(pretty) = pretty else {
-            // A log that nobody reads any more stops no build.
-            let _ = stderr().write_all(bytes);
+            log.pass_on(bytes);
             reader.read(bytes, |event| nix_output.hear(&event));
             return;
         };
@@ -281,7 +282,7 @@ impl Pretty {
         }
         // A builder's lines are in some of them, and what it prints behind `@nix` is one.
         for line in message.trim_end_matches('\n').split('\n') {
-            if is_mark(line) {
+            if is_group_mark(line) {
                 self.text.push(' ');
             }
             let _ = writeln!(self.text, "{}", tamed(line, self.keep));
@@ -416,14 +417,6 @@ fn how_far(
         parts.push(format!("{paths} copied ({})", mebibytes(bytes)));
     }
     (!parts.is_empty()).then(|| parts.join(", "))
-}
-
-/// Whether Buildkite would take a line for the beginning of a group.
-fn is_mark(line: &str) -> bool {
-    let plain = tamed(line, KeepEscapes::Nothing);
-    ["---", "+++", "~~~", "^^^"]
-        .iter()
-        .any(|mark| plain.starts_with(mark))
 }
 
 fn mebibytes(bytes: u64) -> String {
