@@ -27,11 +27,11 @@ const MESSAGE_AT_MOST: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub struct NixOutput {
     /// Derivations that Nix began to build.
-    pub begun: BTreeSet<String>,
+    pub begun: BTreeSet<DrvPath>,
     /// What failed, in the order in which it did. What failed only because of that is none of them.
     pub faults: Vec<Fault>,
     /// Store paths that a cache had.
-    pub substituted: BTreeSet<String>,
+    pub substituted: BTreeSet<StorePath>,
     /// Files of caches that could not be reached (not: that answered with an error), as URLs.
     pub unreachable: BTreeSet<String>,
     /// The message that it ended with, whole.
@@ -60,7 +60,7 @@ pub struct NixOutput {
     /// something that it needs has failed.
     not_begun: usize,
     /// Builds that have ended well, as far as that is certain.
-    done: BTreeSet<String>,
+    done: BTreeSet<DrvPath>,
     /// The build that runs ends well, as Nix says before it says that it ends.
     ends_well: bool,
     /// What the lines of a message that come next are about.
@@ -96,7 +96,7 @@ impl MessageLines {
 /// A build, and the last lines of its log.
 #[derive(Debug)]
 struct RunningBuild {
-    drv: String,
+    drv: DrvPath,
     lines: VecDeque<String>,
 }
 
@@ -161,10 +161,12 @@ impl NixOutput {
                 self.hear_line(line.trim_end(), false);
             }
             Event::BuildBegins { id, drv, .. } => {
-                self.begun.insert(drv.to_string());
-                let lines = VecDeque::new();
-                let drv = drv.to_string();
-                self.running.insert(*id, RunningBuild { drv, lines });
+                self.begun.insert(drv.clone());
+                let build = RunningBuild {
+                    drv: drv.clone(),
+                    lines: VecDeque::new(),
+                };
+                self.running.insert(*id, build);
             }
             Event::BuildLine { id, line } => {
                 if let Some(build) = self.running.get_mut(id) {
@@ -186,7 +188,7 @@ impl NixOutput {
                 }
             }
             Event::CopyBegins { path, .. } => {
-                self.substituted.insert(path.to_string());
+                self.substituted.insert(path.clone());
             }
             Event::Builds(counts) => {
                 let ended = counts.ended_since(self.counts);
@@ -305,8 +307,8 @@ impl NixOutput {
     /// The derivation that an error is about which names none: its build has just ended, or is the only one there was.
     fn ended_last(&self) -> Option<DrvPath> {
         let only = || self.begun.first().filter(|_| self.begun.len() == 1);
-        let drv = self.over.back().map(|build| &build.drv).or_else(only)?;
-        drv_of(drv)
+        let last = self.over.back().map(|build| &build.drv);
+        last.or_else(only).cloned()
     }
 
     /// Why a derivation could not be built, as Nix says it since 2.3x: in a line of its own.
@@ -352,9 +354,9 @@ impl NixOutput {
     /// What is said in the text of a Nix that was not asked for structure, or by something beside it.
     fn hear_text(&mut self, text: &str) {
         if let Some(drv) = quoted_after(text, "building '") {
-            self.begun.insert(drv.to_owned());
+            self.begun.extend(DrvPath::parse(drv));
         } else if let Some(path) = quoted_after(text, "copying path '") {
-            self.substituted.insert(path.to_owned());
+            self.substituted.extend(StorePath::parse(path));
         } else if text.contains(": Assertion `") && text.ends_with("' failed.") {
             self.assertion = Some(text.to_owned());
         } else if is_git_without_network(text) {
@@ -389,7 +391,7 @@ impl NixOutput {
     /// Takes note of a failure. A message that may be a builder's is believed where Nix has counted a failure of which no message
     /// has come so far, and never of a build that ended well.
     fn add(&mut self, fault: Fault, message: bool) {
-        let drv = fault.drv.as_ref().map(|drv| drv.as_store_path().as_str());
+        let drv = fault.drv.as_ref();
         let is_begun = drv.is_some_and(|drv| self.begun.contains(drv));
         let is_done = drv.is_some_and(|drv| self.done.contains(drv));
         let is_platform = matches!(fault.cause, Cause::Platform(_));
@@ -474,8 +476,7 @@ impl NixOutput {
 
     /// The builds that may be meant by an error that is not understood: those that were begun and have not ended well.
     pub fn suspects(&self) -> impl Iterator<Item = DrvPath> {
-        let suspects = self.begun.difference(&self.done);
-        suspects.filter_map(|drv| drv_of(drv))
+        self.begun.difference(&self.done).cloned()
     }
 
     /// The build that has ended badly, where no more was said of it.
@@ -499,9 +500,8 @@ impl NixOutput {
     /// The last lines that the builder of `drv` has printed; none where they were not heard.
     #[must_use]
     pub fn last_lines(&self, drv: &DrvPath) -> Option<Vec<String>> {
-        let drv = drv.as_store_path().as_str();
         let mut builds = self.over.iter().rev().chain(self.running.values());
-        let build = builds.find(|build| build.drv == drv)?;
+        let build = builds.find(|build| build.drv == *drv)?;
         Some(build.lines.iter().cloned().collect())
     }
 
@@ -570,6 +570,7 @@ mod tests {
     use super::*;
 
     const DRV: &str = "/s/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
+    const OUT: &str = "/s/store/0123456789abcdfghijklmnpqrsvwxyz-a";
 
     fn nix_output(text: &str) -> NixOutput {
         NixOutput::of(text.as_bytes())
@@ -584,12 +585,14 @@ mod tests {
 
     #[test]
     fn text_and_structure_are_understood_alike() {
-        let text = "these 2 derivations will be built:\n  /s/a.drv\nbuilding '/s/a.drv'...\nhi\nbuilding '/s/a.drv' on 'ssh://x'...\n\
-                    copying path '/s/b' from 'file:///c'...\n\u{1b}[31;1merror:\u{1b}[0m no\nlast";
-        let plain = nix_output(text);
+        let text = format!(
+            "these 2 derivations will be built:\n  {DRV}\nbuilding '{DRV}'...\nhi\nbuilding '{DRV}' on 'ssh://x'...\n\
+             copying path '{OUT}' from 'file:///c'...\n\u{1b}[31;1merror:\u{1b}[0m no\nlast"
+        );
+        let plain = nix_output(&text);
         let structured = nix_output(&format!(
-            "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/a.drv\",\"\",1,1]}}\n\
-             @nix {{\"action\":\"start\",\"id\":2,\"type\":100,\"fields\":[\"/s/b\",\"file:///c\",\"local\"]}}\n{}",
+            "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"{DRV}\",\"\",1,1]}}\n\
+             @nix {{\"action\":\"start\",\"id\":2,\"type\":100,\"fields\":[\"{OUT}\",\"file:///c\",\"local\"]}}\n{}",
             message("\u{1b}[31;1merror:\u{1b}[0m no")
         ));
         for nix_output in [plain, structured] {
@@ -599,6 +602,17 @@ mod tests {
             );
             assert_eq!(nix_output.error.as_deref(), Some("no"));
         }
+    }
+
+    #[test]
+    fn what_is_no_store_path_is_neither_built_nor_substituted() {
+        let text = "building 'x'...\nbuilding '/s/store/x.drv'...\ncopying path '/etc/passwd' from 'x'...\n\
+                    @nix {\"action\":\"start\",\"id\":1,\"type\":105,\"text\":\"building x\",\"fields\":[\"x\",\"\",1,1]}\n\
+                    @nix {\"action\":\"start\",\"id\":2,\"type\":100,\"fields\":[\"x\",\"\",\"\"]}\n\
+                    @nix {\"action\":\"stop\",\"id\":1}\n";
+        let nix_output = nix_output(text);
+        assert!(nix_output.begun.is_empty(), "{nix_output:?}");
+        assert!(nix_output.substituted.is_empty(), "{nix_output:?}");
     }
 
     #[test]

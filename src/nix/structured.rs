@@ -12,6 +12,8 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, Visitor};
 
+use super::{DrvPath, StorePath};
+
 /// Something that a Nix program said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -31,7 +33,7 @@ pub enum Event<'a> {
         /// The number of its activity.
         id: u64,
         /// The `.drv`.
-        drv: Cow<'a, str>,
+        drv: DrvPath,
         /// The machine that it is built on; empty where it is this one.
         machine: Cow<'a, str>,
     },
@@ -52,7 +54,7 @@ pub enum Event<'a> {
         /// The number of its activity.
         id: u64,
         /// The store path.
-        path: Cow<'a, str>,
+        path: StorePath,
         /// The cache's URL.
         from: Cow<'a, str>,
     },
@@ -117,8 +119,8 @@ pub const STRUCTURED_AT_MOST: usize = 16 << 20;
 /// What a structured line begins with.
 const MARK: &[u8] = b"@nix ";
 
-/// The level up to which Nix tells of an activity when it is not asked for more (`lvlInfo`).
-const TOLD: u64 = 3;
+/// The level up to which Nix shows an activity when it is not asked for more (`lvlInfo`).
+const SHOWN: u64 = 3;
 
 /// Nix's numbers for the activities that are looked at (`ActivityType` in its `logging.hh`).
 mod activity {
@@ -263,36 +265,40 @@ fn event_of<'a>(said: JsonMessage<'a>, activities: &mut Activities) -> Option<Ev
             passed_on: said.raw_msg.is_none(),
         }),
         "start" => {
+            let mut text = || fields.next().and_then(Field::text);
             let (kind, event) = match said.kind {
                 activity::BUILD => (
                     Activity::Build,
-                    Some(Event::BuildBegins {
-                        id,
-                        drv: fields.next()?.text()?,
-                        machine: fields.next().and_then(Field::text).unwrap_or_default(),
+                    text().and_then(|drv| DrvPath::parse(&drv).ok()).map(|drv| {
+                        Event::BuildBegins {
+                            id,
+                            drv,
+                            machine: text().unwrap_or_default(),
+                        }
                     }),
                 ),
                 activity::COPY_PATH => (
                     Activity::Copy,
-                    Some(Event::CopyBegins {
-                        id,
-                        path: fields.next()?.text()?,
-                        from: fields.next().and_then(Field::text).unwrap_or_default(),
-                    }),
+                    text()
+                        .and_then(|path| StorePath::parse(&path).ok())
+                        .map(|path| Event::CopyBegins {
+                            id,
+                            path,
+                            from: text().unwrap_or_default(),
+                        }),
                 ),
-                activity::BUILDS => (Activity::Builds, None),
-                // As Nix would say it, had it not been asked for structure.
-                _ if said.level <= TOLD && !said.text.is_empty() => {
-                    return Some(Event::Message {
-                        text: Cow::Owned(format!("{}...", said.text)),
-                        // A builder may begin a download, and say of it what it likes.
-                        passed_on: true,
-                    });
+                activity::BUILDS => {
+                    activities.insert(id, Activity::Builds);
+                    return None;
                 }
-                _ => return None,
+                _ => return begin_in_words(said.level, &said.text),
+            };
+            // One that names no store path is none of Nix's: it is only shown.
+            let Some(event) = event else {
+                return begin_in_words(said.level, &said.text);
             };
             activities.insert(id, kind);
-            event
+            Some(event)
         }
         "stop" => match activities.remove(&id)? {
             Activity::Build => Some(Event::BuildEnds { id }),
@@ -323,6 +329,15 @@ fn event_of<'a>(said: JsonMessage<'a>, activities: &mut Activities) -> Option<Ev
         },
         _ => None,
     }
+}
+
+/// That an activity begins, as Nix would say it, had it not been asked for structure.
+fn begin_in_words<'a>(level: u64, text: &str) -> Option<Event<'a>> {
+    (level <= SHOWN && !text.is_empty()).then(|| Event::Message {
+        text: Cow::Owned(format!("{text}...")),
+        // A builder may begin a download, and say of it what it likes.
+        passed_on: true,
+    })
 }
 
 /// A field of an activity or a result: a number or a text.

@@ -131,7 +131,7 @@ struct Pretty {
 #[derive(Debug)]
 struct ShownBuild {
     name: String,
-    drv: String,
+    drv: DrvPath,
     since: Instant,
 }
 
@@ -178,7 +178,7 @@ impl Pretty {
             }
             Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), nix_output),
             Event::BuildBegins { id, drv, machine } => {
-                let name = name_of(drv);
+                let name = drv.name().to_owned();
                 let on = if machine.is_empty() {
                     String::new()
                 } else {
@@ -187,7 +187,7 @@ impl Pretty {
                 self.write(&name, &format!("building '{drv}'{on}"));
                 let build = ShownBuild {
                     name,
-                    drv: drv.to_string(),
+                    drv: drv.clone(),
                     since: Instant::now(),
                 };
                 self.running.insert(*id, build);
@@ -392,7 +392,7 @@ fn is_fault(build: &ShownBuild, nix_output: &NixOutput) -> bool {
         .faults
         .iter()
         .filter_map(|fault| fault.drv.as_ref());
-    faults.any(|drv| drv.as_store_path().as_str() == build.drv)
+    faults.any(|drv| *drv == build.drv)
 }
 
 /// How far the builds and copies are; none where there is nothing to wait for.
@@ -436,12 +436,4 @@ fn planned(message: &str) -> Option<u64> {
         .0
         .parse()
         .ok()
-}
-
-/// The name of a derivation, as its lines in a log stand behind it.
-fn name_of(drv: &str) -> String {
-    match DrvPath::parse(drv) {
-        Ok(drv) => drv.name().to_owned(),
-        Err(_) => tamed(drv, KeepEscapes::Nothing).into_owned(),
-    }
 }

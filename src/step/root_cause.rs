@@ -42,8 +42,8 @@ impl StepRun<'_> {
     fn only_below(&mut self, drv: &DrvPath, nix_output: &mut NixOutput) -> Result<(), Failure> {
         let structured = self.request.form == Form::Pretty;
         let is_built = |fault: &Fault| {
-            let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
-            drv.is_none_or(|drv| structured && nix_output.begun.contains(drv.as_str()))
+            let drv = fault.drv.as_ref();
+            drv.is_none_or(|drv| structured && nix_output.begun.contains(drv))
         };
         if nix_output.faults.iter().all(is_built) {
             return Ok(());
@@ -56,9 +56,8 @@ impl StepRun<'_> {
         let below: BTreeSet<&Path> = finished.paths().collect();
         let begun = &nix_output.begun;
         nix_output.faults.retain(|fault| {
-            let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
-            drv.is_none_or(|drv| {
-                below.contains(drv.as_path()) || structured && begun.contains(drv.as_str())
+            fault.drv.as_ref().is_none_or(|drv| {
+                below.contains(drv.as_store_path().as_path()) || structured && begun.contains(drv)
             })
         });
         Ok(())
@@ -143,7 +142,7 @@ impl StepRun<'_> {
     pub(super) fn kept_log(&mut self, report: &mut Report) -> Option<BuildLog> {
         let failure = report.failure.as_mut()?;
         let drv = failure.drv.as_ref()?;
-        if !self.begun.contains(drv.as_store_path().as_str()) {
+        if !self.begun.contains(drv) {
             return None;
         }
         match BuildLog::read(drv, &self.request.options, self.supervisor) {

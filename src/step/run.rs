@@ -103,7 +103,7 @@ pub(super) struct StepRun<'a> {
     /// An output that was gone right after Nix had realised it.
     pub(super) lost: Option<StorePath>,
     /// What an evaluation was done again for, because it was valid by the time we looked.
-    doubted: BTreeSet<String>,
+    doubted: BTreeSet<StorePath>,
     /// Something has registered a `.drv` that Nix had named as missing.
     appeared: bool,
     pub(super) drv: Option<DrvPath>,
@@ -111,9 +111,9 @@ pub(super) struct StepRun<'a> {
     /// How many derivations were built.
     pub(super) built: usize,
     /// Derivations whose build was begun; and what failed by itself.
-    pub(super) begun: BTreeSet<String>,
+    pub(super) begun: BTreeSet<DrvPath>,
     pub(super) faults: Vec<Fault>,
-    substituted: BTreeSet<String>,
+    substituted: BTreeSet<StorePath>,
     /// The last lines of the log of what failed first, where they were heard.
     pub(super) last_lines: Option<Vec<String>>,
     pub(super) seconds: Seconds,
@@ -563,7 +563,7 @@ impl<'a> StepRun<'a> {
             ));
             return Ok(true);
         }
-        let first = self.doubted.insert(path.to_string());
+        let first = self.doubted.insert(path.clone());
         if first {
             self.log.say(format_args!(
                 "{path} was missing during the evaluation, and is valid now"
