@@ -52,8 +52,12 @@ pub fn step(
     });
     order.followed = ours == Ours::No && !is_blank(&job.command);
     let done = step::perform(order, &mut supervisor, log)?;
-    for (name, path) in &done.outputs {
-        log.say(format_args!("{name}: {path}"));
+    let outputs = done.outputs.iter();
+    let outputs: Vec<String> = outputs
+        .map(|(name, path)| format!("{name}: {path}"))
+        .collect();
+    if !outputs.is_empty() {
+        log.say(outputs.join(", "));
     }
     if !done.command {
         return Ok(0);
@@ -136,6 +140,15 @@ fn is_blank(command: &OsStr) -> bool {
         .is_empty()
 }
 
+/// Whether a command of ours is more than the program and its subcommand.
+fn has_flags(command: &OsStr) -> bool {
+    command
+        .to_string_lossy()
+        .split_whitespace()
+        .nth(2)
+        .is_some()
+}
+
 /// Becomes the job's own command once all else is done; where there is none to run, gives the status. `what` was done, and
 /// `whose` command it is.
 fn become_own_command(
@@ -149,9 +162,11 @@ fn become_own_command(
         return Ok(0);
     }
     if ours == Ours::Itself {
-        log.say(format_args!(
-            "the job's command is this {what} itself: it is not run again, and its flags are not looked at"
-        ));
+        if has_flags(&job.command) {
+            log.say(format_args!(
+                "the flags of the job's command are ignored: this hook has run the {what} already"
+            ));
+        }
         return Ok(0);
     }
     log.group(format_args!("running the {whose} own command"));

@@ -5,6 +5,7 @@
 //!
 //! Nothing here fails: a log that cannot be written any more (a closed terminal, a full disk) is no reason to stop a build.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt::{self, Display};
 use std::io::{self, Write};
@@ -12,6 +13,17 @@ use std::rc::Rc;
 
 use crate::exit::Failure;
 use crate::text::{KeepEscapes, tamed};
+
+const RED: &str = "\u{1b}[31;1m";
+const PLAIN: &str = "\u{1b}[0m";
+
+/// The words that say how to take a message, with the colours that cargo gives them (and Nix `error:`).
+const COLOURS: [(&str, &str); 4] = [
+    ("error:", RED),
+    ("failed", RED),
+    ("warning:", "\u{1b}[33;1m"),
+    ("hint:", "\u{1b}[36;1m"),
+];
 
 /// Where our lines go, and how much is said. A clone writes to the same place.
 #[derive(Clone)]
@@ -53,14 +65,26 @@ impl Log {
         }
     }
 
-    /// Says something the reader of a log wants to know of every step.
+    /// Prints a message behind our name. A word that says how to take the message has its colour, where there are colours.
     pub fn say(&self, message: impl Display) {
         let message = message.to_string();
         let (first, rest) = message.split_once('\n').unwrap_or((&message, ""));
-        self.plain(format_args!("eval-once: {first}"));
+        let first = tamed(first, KeepEscapes::Nothing);
+        let word = first.split(' ').next().unwrap_or_default();
+        let after = &first[word.len()..];
+        self.write(format!("eval-once: {}{after}\n", self.painted(word)).as_bytes());
         for line in rest.lines() {
             let before = if is_group_mark(line) { " " } else { "" };
             self.plain(format_args!("{before}{line}"));
+        }
+    }
+
+    /// One of the words that say how to take a message (`failed`, `hint:`), in its colour; any other word as it is.
+    #[must_use]
+    pub fn painted<'w>(&self, word: &'w str) -> Cow<'w, str> {
+        match COLOURS.iter().find(|(painted, _)| *painted == word) {
+            Some((_, colour)) if self.colours => format!("{colour}{word}{PLAIN}").into(),
+            _ => word.into(),
         }
     }
 
@@ -79,6 +103,14 @@ impl Log {
     /// Begins a group of ours in a job's log, which Buildkite folds up (`---` at the beginning of a line).
     pub fn group(&self, heading: impl Display) {
         self.plain(format_args!("--- eval-once: {heading}"));
+    }
+
+    /// Begins a group that shows a failure: its heading has the colour of one.
+    pub fn failed_group(&self, heading: impl Display) {
+        let heading = heading.to_string();
+        let tame = tamed(&heading, KeepEscapes::Nothing);
+        let (colour, plain) = if self.colours { (RED, PLAIN) } else { ("", "") };
+        self.write(format!("--- eval-once: {colour}{tame}{plain}\n").as_bytes());
     }
 
     /// Begins a group under this title alone, as where it is all that a job does: `:nix: recording`.
@@ -137,6 +169,7 @@ pub fn is_group_mark(line: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::Class;
 
     /// What `print` writes to a log.
     fn written(print: impl FnOnce(&Log)) -> String {
@@ -158,6 +191,33 @@ mod tests {
         assert_eq!(
             written(|log| log.say("a\n+++ b\n  c\n\u{1b}[31m--- d")),
             "eval-once: a\n +++ b\n  c\n --- d\n"
+        );
+    }
+
+    #[test]
+    fn a_word_that_says_how_to_take_a_message_has_its_colour_where_there_are_colours() {
+        let print = |log: &Log| {
+            log.warn("a hint: b");
+            log.failure(&Failure::new(Class::Build, "\u{1b}[32mc").hint("d"));
+            log.failed_group("e failed\u{7}");
+            log.say("failed (build)\nfailed");
+        };
+        let coloured = |log: &Log| {
+            print(&Log {
+                colours: true,
+                ..log.clone()
+            });
+        };
+        assert_eq!(
+            written(print),
+            "eval-once: warning: a hint: b\neval-once: error: c\neval-once: hint: d\n--- eval-once: e failed\n\
+             eval-once: failed (build)\nfailed\n"
+        );
+        assert_eq!(
+            written(coloured),
+            "eval-once: \u{1b}[33;1mwarning:\u{1b}[0m a hint: b\neval-once: \u{1b}[31;1merror:\u{1b}[0m c\n\
+             eval-once: \u{1b}[36;1mhint:\u{1b}[0m d\n--- eval-once: \u{1b}[31;1me failed\u{1b}[0m\n\
+             eval-once: \u{1b}[31;1mfailed\u{1b}[0m (build)\nfailed\n"
         );
     }
 

@@ -31,6 +31,7 @@ pub(super) fn show(
     request: Option<&StepRequest>,
     advice: &Advice,
     kept: Option<&BuildLog>,
+    is_log_above: bool,
     log: &Log,
 ) {
     if failure.class == Class::Config {
@@ -40,7 +41,11 @@ pub(super) fn show(
     let root_cause = told.and_then(|told| told.drv.as_ref());
     let others = told.map_or(&[][..], |told| &told.others);
     let name = root_cause.map(DrvPath::name);
-    log.group(format_args!(
+    if is_log_above {
+        // The group that holds the end of the builder's log: it is not repeated below.
+        log.open_group();
+    }
+    log.failed_group(format_args!(
         "{} ({}, exit status {})",
         match (name, others.len()) {
             (Some(name), 0) => format!("{name} failed"),
@@ -91,6 +96,9 @@ pub(super) fn show(
     }
     if let Some(command) = &advice.explain {
         line("explain", shown(command));
+    }
+    if is_log_above {
+        return;
     }
     if let Some(lines) = told.and_then(|told| told.log.as_ref()) {
         log.plain("the end of its log:");

@@ -20,6 +20,10 @@ const STILL: Duration = Duration::from_secs(60);
 /// How much is held back, in bytes.
 const HELD_AT_MOST: usize = 64 << 10;
 
+/// How many lines may stand below the end of a builder's log that is still in sight: Nix's message about the build that failed,
+/// and those about what needed it. What it quotes there of that log is not counted.
+const BELOW_AT_MOST: usize = 20;
+
 /// What a line of a post-build hook stands behind, which belongs to no build that is going on.
 const HOOK: &str = "post-build-hook";
 
@@ -79,13 +83,17 @@ impl JobLog {
         }
     }
 
-    /// Ends the log: gives what was heard, and what was held back.
-    pub(super) fn finish(mut self) -> (NixOutput, String) {
+    /// Ends the log, once the program has ended.
+    pub(super) fn finish(mut self) -> FinishedLog {
         let nix_output = &mut self.nix_output;
         let Some(mut pretty) = self.pretty.take() else {
             self.reader.finish(|event| nix_output.hear(&event));
             nix_output.settle();
-            return (self.nix_output, String::new());
+            return FinishedLog {
+                nix_output: self.nix_output,
+                held_back: String::new(),
+                last_shown: None,
+            };
         };
         self.reader.finish(|event| {
             nix_output.hear(&event);
@@ -97,7 +105,39 @@ impl JobLog {
         pretty.flush();
         // One that was killed has said nothing that took its place.
         pretty.line.clear();
-        (self.nix_output, pretty.held)
+        FinishedLog {
+            nix_output: self.nix_output,
+            held_back: pretty.held,
+            last_shown: pretty.last_shown,
+        }
+    }
+}
+
+/// What is known of a program once its log has ended.
+#[derive(Debug)]
+pub(super) struct FinishedLog {
+    /// What it printed, as far as later decisions need it.
+    pub(super) nix_output: NixOutput,
+    /// The messages that were held back.
+    pub(super) held_back: String,
+    /// The builder's lines that stand at the end of the log; none where Nix's own text passed through.
+    pub(super) last_shown: Option<ShownLines>,
+}
+
+/// The last lines of builders that a log shows, as far as they are one build's and nothing stands between them.
+#[derive(Debug)]
+pub(super) struct ShownLines {
+    drv: DrvPath,
+    /// How many there are.
+    count: usize,
+    /// How many other lines stand below them.
+    below: usize,
+}
+
+impl ShownLines {
+    /// Whether a reader at the end of the log has the last lines of `drv`'s builder before their eyes: `log`.
+    pub(super) fn are(&self, drv: &DrvPath, log: &str) -> bool {
+        self.drv == *drv && log.lines().count() <= self.count && self.below <= BELOW_AT_MOST
     }
 }
 
@@ -123,6 +163,7 @@ struct Pretty {
     /// Builds that are over, and their seconds, where only a later message tells which of them failed.
     unsure: Vec<(ShownBuild, f64)>,
     copies: Copies,
+    last_shown: Option<ShownLines>,
     /// What was last said about how far it is, and when.
     said: Option<(String, Instant)>,
 }
@@ -166,6 +207,7 @@ impl Pretty {
             badly: 0,
             unsure: Vec::new(),
             copies: Copies::default(),
+            last_shown: None,
             said: None,
         }
     }
@@ -194,8 +236,21 @@ impl Pretty {
             }
             Event::BuildLine { id, line } => {
                 let line = tamed(line, self.keep);
-                let name = self.running.get(id).map_or(HOOK, |build| &build.name);
+                let build = self.running.get(id);
+                let name = build.map_or(HOOK, |build| &build.name);
                 let _ = writeln!(self.text, "{name}> {line}");
+                match (&mut self.last_shown, build) {
+                    (Some(shown), Some(build)) if shown.drv == build.drv && shown.below == 0 => {
+                        shown.count += 1;
+                    }
+                    (shown, build) => {
+                        *shown = build.map(|build| ShownLines {
+                            drv: build.drv.clone(),
+                            count: 1,
+                            below: 0,
+                        });
+                    }
+                }
             }
             Event::BuildEnds { id } => {
                 if let Some(build) = self.running.remove(id) {
@@ -221,6 +276,7 @@ impl Pretty {
             Event::TooLong => {
                 self.text
                     .push_str("(a line of more than 16 MiB is left out here)\n");
+                self.last_shown = None;
             }
         }
     }
@@ -267,7 +323,17 @@ impl Pretty {
     }
 
     fn say_ended(&mut self, build: &ShownBuild, how: &str, seconds: f64) {
-        self.write(&build.name, &format!("{how} {seconds:.1} s"));
+        let (word, after) = how.split_once(' ').unwrap_or((how, ""));
+        let (name, word) = (&build.name, self.log.painted(word));
+        let _ = writeln!(self.text, "{name}> {word} {after} {seconds:.1} s");
+        self.add_below();
+    }
+
+    /// Notes that a line stands below the last of a builder.
+    fn add_below(&mut self) {
+        if let Some(shown) = &mut self.last_shown {
+            shown.below += 1;
+        }
     }
 
     fn message(&mut self, message: &str, nix_output: &NixOutput) {
@@ -286,6 +352,9 @@ impl Pretty {
                 self.text.push(' ');
             }
             let _ = writeln!(self.text, "{}", tamed(line, self.keep));
+            if !without_escapes(line).trim_start().starts_with("> ") {
+                self.add_below();
+            }
         }
     }
 
@@ -307,6 +376,7 @@ impl Pretty {
 
     fn write(&mut self, name: &str, text: &str) {
         let _ = writeln!(self.text, "{name}> {}", tamed(text, KeepEscapes::Nothing));
+        self.add_below();
     }
 
     fn flush(&mut self) {

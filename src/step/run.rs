@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::diagnosis;
-use super::job_log::{Form, JobLog};
+use super::job_log::{FinishedLog, Form, JobLog, ShownLines};
 use super::links;
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
 use super::request::{OutLink, StepRequest};
@@ -116,6 +116,8 @@ pub(super) struct StepRun<'a> {
     substituted: BTreeSet<StorePath>,
     /// The last lines of the log of what failed first, where they were heard.
     pub(super) last_lines: Option<Vec<String>>,
+    /// The lines of a builder at the end of the job's log.
+    last_shown: Option<ShownLines>,
     pub(super) seconds: Seconds,
     /// How many processes the kernel had killed for want of memory when the step began.
     killed_before: u64,
@@ -158,6 +160,7 @@ impl<'a> StepRun<'a> {
             faults: Vec::new(),
             substituted: BTreeSet::new(),
             last_lines: None,
+            last_shown: None,
             seconds: Seconds::default(),
             killed_before: host::killed_for_memory().unwrap_or_default(),
         }
@@ -329,12 +332,17 @@ impl<'a> StepRun<'a> {
                 nix_output = Instant::now();
             }
         }
-        let (nix_output, held) = log.finish();
+        let FinishedLog {
+            nix_output,
+            held_back,
+            last_shown,
+        } = log.finish();
+        self.last_shown = last_shown;
         self.supervisor.check()?;
         let [running] = running;
         let finished = running.finished();
         self.count(&nix_output, finished.ending.success());
-        Ok((finished, nix_output, held))
+        Ok((finished, nix_output, held_back))
     }
 
     /// Counts what was done. In Nix's own text nothing says which builds ended well: all that were begun, where Nix did.
@@ -846,6 +854,20 @@ impl<'a> StepRun<'a> {
         let named = self.drv.as_ref().map(DrvPath::as_store_path);
         let path = named.or_else(|| self.request.outputs.values().next())?;
         Some(path.store().to_owned())
+    }
+
+    /// Whether the job's log ends with the lines that the report has of the builder that failed.
+    pub(super) fn shows_end_of_log(&self, report: &Report) -> bool {
+        let Some(FailureReport {
+            drv: Some(drv),
+            log: Some(log),
+            ..
+        }) = &report.failure
+        else {
+            return false;
+        };
+        let shown = self.last_shown.as_ref();
+        shown.is_some_and(|shown| shown.are(drv, log))
     }
 
     /// What has happened, for the report.
