@@ -229,7 +229,7 @@ mod tests {
                 debug: true,
                 ..log.clone()
             }
-            .debug("x")
+            .debug("x");
         };
         assert_eq!(written(debug), "eval-once: debug: x\n");
     }

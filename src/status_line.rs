@@ -64,4 +64,52 @@ impl StatusLine {
             self.log.replace_line("");
         }
     }
+
+    /// Lets the time pass after which the next line may come.
+    #[cfg(test)]
+    pub(crate) fn expire(&mut self) {
+        self.shown -= IN_LOG;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    fn line(terminal: bool) -> (Rc<RefCell<Vec<u8>>>, StatusLine) {
+        let sink = Rc::new(RefCell::new(Vec::new()));
+        let mut log = Log::to(sink.clone());
+        log.terminal = terminal;
+        (sink, StatusLine::new(&log))
+    }
+
+    fn written(sink: &RefCell<Vec<u8>>) -> String {
+        String::from_utf8(sink.take()).unwrap()
+    }
+
+    #[test]
+    fn a_log_gets_a_line_when_it_is_due_and_keeps_it() {
+        let (sink, mut line) = line(false);
+        line.show(|| unreachable!("it is not due"));
+        line.expire();
+        line.show(|| Some("a".into()));
+        line.clear();
+        assert_eq!(written(&sink), "eval-once: a\n");
+        line.expire();
+        line.show(|| None);
+        line.show(|| unreachable!("it was due a moment ago"));
+        assert_eq!(written(&sink), "");
+    }
+
+    #[test]
+    fn a_terminals_line_is_taken_away_once() {
+        let (sink, mut line) = line(true);
+        line.expire();
+        line.show(|| Some("a".into()));
+        line.clear();
+        line.clear();
+        assert_eq!(written(&sink), "\r\u{1b}[Keval-once: a\r\u{1b}[K");
+    }
 }

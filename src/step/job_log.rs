@@ -507,3 +507,310 @@ fn planned(message: &str) -> Option<u64> {
         .parse()
         .ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const ONE: &str = "/s/store/00000000000000000000000000000000-one.drv";
+    const TWO: &str = "/s/store/11111111111111111111111111111111-two.drv";
+
+    /// A job log that a test reads.
+    struct Scene {
+        sink: Rc<RefCell<Vec<u8>>>,
+        log: JobLog,
+    }
+
+    impl Scene {
+        fn new(form: Form, change: impl FnOnce(&mut Log)) -> Self {
+            let sink = Rc::new(RefCell::new(Vec::new()));
+            let mut log = Log::to(sink.clone());
+            change(&mut log);
+            let log = JobLog::new(&log, form, Some("building it".into()), true);
+            Self { sink, log }
+        }
+
+        fn pretty() -> Self {
+            Self::new(Form::Pretty, |_| {})
+        }
+
+        fn take(&mut self, lines: &[Value]) -> &mut Self {
+            for line in lines {
+                let line = match line {
+                    Value::String(plain) => format!("{plain}\n"),
+                    structured => format!("@nix {structured}\n"),
+                };
+                self.log.take(line.as_bytes());
+            }
+            self
+        }
+
+        /// What the log shows so far.
+        fn shown(&self) -> String {
+            without_seconds(&self.sink.borrow())
+        }
+
+        /// What the log shows in the end, without its heading, and what is known then.
+        fn end(self) -> (String, FinishedLog) {
+            let finished = self.log.finish();
+            let shown = without_seconds(&self.sink.borrow());
+            let heading = "--- eval-once: building it\n";
+            let below = shown.strip_prefix(heading).map(str::to_owned);
+            (below.unwrap_or(shown), finished)
+        }
+    }
+
+    /// A log with `N` for each number of seconds at the end of a line.
+    fn without_seconds(log: &[u8]) -> String {
+        let text = String::from_utf8(log.to_vec()).unwrap();
+        let lines = text.split_inclusive('\n').map(|line| {
+            let seconds = line.strip_suffix(" s\n").and_then(|rest| {
+                let (rest, seconds) = rest.rsplit_once(' ')?;
+                seconds.parse::<f64>().ok()?;
+                Some(format!("{rest} N s\n"))
+            });
+            seconds.unwrap_or_else(|| line.to_owned())
+        });
+        lines.collect()
+    }
+
+    fn begin(id: u64, drv: &str) -> Value {
+        json!({ "action": "start", "id": id, "type": 105, "fields": [drv, "", 1, 1] })
+    }
+
+    fn line(id: u64, line: &str) -> Value {
+        json!({ "action": "result", "id": id, "type": 101, "fields": [line] })
+    }
+
+    fn stop(id: u64) -> Value {
+        json!({ "action": "stop", "id": id })
+    }
+
+    fn message(text: &str) -> Value {
+        json!({ "action": "msg", "level": 0, "msg": text, "raw_msg": text })
+    }
+
+    /// That the activity 1 counts all builds; and how many are done, expected, running and failed.
+    fn builds() -> Value {
+        json!({ "action": "start", "id": 1, "type": 104, "fields": [] })
+    }
+
+    fn counted(numbers: [u64; 4]) -> Value {
+        json!({ "action": "result", "id": 1, "type": 105, "fields": numbers })
+    }
+
+    #[test]
+    fn the_heading_comes_with_the_first_line_and_not_without_one() {
+        let mut scene = Scene::pretty();
+        scene.take(&[builds(), counted([0, 1, 0, 0])]);
+        assert_eq!(scene.shown(), "");
+        scene.take(&[begin(2, ONE), line(2, "hello")]);
+        assert_eq!(
+            scene.shown(),
+            format!("--- eval-once: building it\none> building '{ONE}'\none> hello\n")
+        );
+        assert_eq!(Scene::pretty().end().0, "");
+    }
+
+    #[test]
+    fn a_build_that_ends_is_built_or_failed_or_stopped() {
+        let mut scene = Scene::pretty();
+        scene.take(&[
+            builds(),
+            begin(2, ONE),
+            counted([0, 2, 1, 0]),
+            counted([1, 2, 0, 0]),
+            stop(2),
+        ]);
+        let (shown, _) = scene.end();
+        assert_eq!(shown, format!("one> building '{ONE}'\none> built in N s\n"));
+
+        let mut scene = Scene::pretty();
+        scene.take(&[
+            builds(),
+            begin(2, ONE),
+            counted([0, 1, 1, 0]),
+            counted([0, 1, 0, 1]),
+            stop(2),
+        ]);
+        let (shown, _) = scene.end();
+        assert!(shown.ends_with("one> failed after N s\n"), "{shown}");
+
+        // A program that was killed says nothing of how its builds have ended.
+        let mut scene = Scene::pretty();
+        scene.take(&[builds(), begin(2, ONE), counted([0, 1, 1, 0]), stop(2)]);
+        let (shown, _) = scene.end();
+        assert!(shown.ends_with("one> stopped after N s\n"), "{shown}");
+    }
+
+    #[test]
+    fn of_several_builds_a_message_decides_which_has_failed() {
+        let mut scene = Scene::pretty();
+        scene.take(&[
+            builds(),
+            begin(2, ONE),
+            begin(3, TWO),
+            counted([0, 2, 2, 0]),
+            counted([0, 2, 1, 1]),
+            stop(2),
+            stop(3),
+        ]);
+        let begun = format!("one> building '{ONE}'\ntwo> building '{TWO}'\n");
+        let heading = "--- eval-once: building it\n";
+        assert_eq!(scene.shown(), format!("{heading}{begun}"));
+        let error = format!("error: builder for '{TWO}' failed with exit code 1");
+        scene.take(&[message(&error)]);
+        let (shown, _) = scene.end();
+        assert_eq!(
+            shown,
+            format!("{begun}{error}\ntwo> failed after N s\none> stopped after N s\n")
+        );
+    }
+
+    #[test]
+    fn messages_that_a_path_is_missing_are_held_back_until_a_build_begins() {
+        let missing = [
+            message("don't know how to build these paths:"),
+            message("  /s/store/x"),
+            message(&format!("error: cannot build missing derivation '{ONE}'")),
+            message(
+                "error: path '/s/store/x' is required, but there is no substituter that can build it",
+            ),
+        ];
+        let mut scene = Scene::pretty();
+        scene.take(&missing);
+        let (shown, finished) = scene.end();
+        assert_eq!(shown, "");
+        assert_eq!(finished.held_back.lines().count(), 4, "{finished:?}");
+        assert!(finished.nix_output.error.is_some());
+
+        let mut scene = Scene::pretty();
+        scene.take(&[begin(2, ONE)]).take(&missing[2..]);
+        let (shown, finished) = scene.end();
+        assert_eq!(shown.lines().count(), 3, "{shown}");
+        assert_eq!(finished.held_back, "");
+    }
+
+    #[test]
+    fn no_line_opens_a_group_and_colours_stay_only_where_they_are_shown() {
+        let lines = [
+            begin(2, ONE),
+            line(2, "+++ \u{1b}[31mred\u{1b}[2K"),
+            line(9, "from a hook\u{7}"),
+            message("\u{1b}[31m--- said\u{1b}[0m"),
+            json!("^^^ +++ in plain text"),
+        ];
+        let mut plain = Scene::pretty();
+        plain.take(&lines);
+        assert_eq!(
+            plain.end().0,
+            format!(
+                "one> building '{ONE}'\none> +++ red\npost-build-hook> from a hook\n --- said\n ^^^ +++ in plain text\n"
+            )
+        );
+        let mut coloured = Scene::new(Form::Pretty, |log| log.colours = true);
+        coloured.take(&lines).take(&[
+            builds(),
+            counted([0, 1, 1, 0]),
+            counted([0, 1, 0, 1]),
+            stop(2),
+        ]);
+        let (shown, _) = coloured.end();
+        assert!(
+            shown.contains("one> +++ \u{1b}[31mred\u{1b}[0m\n"),
+            "{shown:?}"
+        );
+        assert!(
+            shown.ends_with("one> \u{1b}[31;1mfailed\u{1b}[0m after N s\n"),
+            "{shown:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_copied_is_summed_up_for_each_cache() {
+        let copy = |id: u64, from: &str| {
+            let path = format!("/s/store/{}-x", "0".repeat(32));
+            json!({ "action": "start", "id": id, "type": 100, "fields": [path, from, "local"] })
+        };
+        let mut scene = Scene::pretty();
+        scene.take(&[
+            copy(2, "https://a"),
+            copy(3, "https://a"),
+            copy(4, "https://b"),
+            json!({ "action": "result", "id": 2, "type": 105, "fields": [3 << 20, 3 << 20, 1, 0] }),
+        ]);
+        assert_eq!(
+            scene.end().0,
+            "eval-once: copied 3 paths (3.0 MiB): 2 from https://a, 1 from https://b in N s\n"
+        );
+    }
+
+    #[test]
+    fn progress_is_logged_when_it_is_due_and_again_only_when_it_has_changed() {
+        let mut scene = Scene::pretty();
+        let progress = |scene: &mut Scene| {
+            let pretty = scene.log.pretty.as_mut().unwrap();
+            pretty.line.expire();
+            let before = scene.sink.borrow().len();
+            scene.log.progress();
+            String::from_utf8(scene.sink.borrow()[before..].to_vec()).unwrap()
+        };
+        assert_eq!(progress(&mut scene), "");
+        scene.take(&[
+            message("these 3 derivations will be built:"),
+            builds(),
+            begin(2, ONE),
+            counted([0, 1, 1, 0]),
+        ]);
+        scene.log.progress();
+        assert!(!scene.shown().contains("running"), "it is not due");
+        assert_eq!(
+            progress(&mut scene),
+            "eval-once: 0/3 built, 1 running (one for 0 s)\n"
+        );
+        assert_eq!(progress(&mut scene), "");
+        scene.take(&[counted([1, 3, 1, 1])]);
+        assert_eq!(
+            progress(&mut scene),
+            "eval-once: 1/3 built, 1 running, 1 failed (one for 0 s)\n"
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_builders_log_is_in_sight_until_other_lines_stand_below_it() {
+        let one = DrvPath::parse(ONE).unwrap();
+        let two = DrvPath::parse(TWO).unwrap();
+        let in_sight = |lines: &[Value]| {
+            let mut scene = Scene::pretty();
+            scene.take(&[begin(2, ONE), begin(3, TWO)]).take(lines);
+            scene.end().1.last_shown
+        };
+        let quote = message("error: builder failed\n       > a\n       > b");
+        let shown = in_sight(&[line(2, "a"), line(2, "b"), stop(2), quote]).unwrap();
+        assert!(shown.are(&one, "a\nb"));
+        assert!(!shown.are(&one, "0\na\nb"), "one more was printed before");
+        assert!(!shown.are(&two, "a\nb"), "another build's");
+        let shown = in_sight(&[line(2, "a"), line(3, "x"), line(2, "b")]).unwrap();
+        assert!(shown.are(&one, "b") && !shown.are(&one, "a\nb"));
+        let far = message(&"x\n".repeat(BELOW_AT_MOST + 1));
+        assert!(!in_sight(&[line(2, "a"), far]).unwrap().are(&one, "a"));
+        assert!(in_sight(&[line(2, "a"), line(9, "a hook")]).is_none());
+    }
+
+    #[test]
+    fn raw_text_passes_through_and_is_read_all_the_same() {
+        let mut scene = Scene::new(Form::Raw, |_| {});
+        let text = format!("building '{ONE}'...\n\u{1b}[31m+++ \r\n");
+        scene.log.take(text.as_bytes());
+        scene.log.progress();
+        let (shown, finished) = scene.end();
+        assert_eq!(shown, text);
+        assert_eq!(finished.nix_output.begun.len(), 1);
+        assert!(finished.last_shown.is_none());
+    }
+}
