@@ -1,9 +1,9 @@
-//! Everything that is printed in a job's log: our own lines, each behind the program's name, and what Nix says, on its way through.
+//! Everything that is printed to a job's log: our own lines, each behind the program's name, and the output of Nix.
 //!
 //! *Architecture invariant:* nothing else writes to standard error while something runs, `--report /dev/stderr` apart. So a test
-//! can hold all of it, and what a terminal or Buildkite would take for more than text is taken out in one place.
+//! can hold all of it, and one place removes what a terminal or Buildkite would take for more than text.
 //!
-//! Nothing here fails: a log that cannot be written any more (a closed terminal, a full disk) is no reason to stop a build.
+//! Nothing here fails: a log that cannot be written (a closed terminal, a full disk) is no reason to stop a build.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -25,14 +25,14 @@ const COLOURS: [(&str, &str); 4] = [
     ("hint:", "\u{1b}[36;1m"),
 ];
 
-/// Where our lines go, and how much is said. A clone writes to the same place.
+/// Where our lines go, and which of them are printed. A clone writes to the same place.
 #[derive(Clone)]
 pub struct Log {
-    /// Also say which commands are run (`EVAL_ONCE_LOG=debug`).
+    /// Debug messages are printed: which commands are run (`EVAL_ONCE_LOG=debug`).
     pub debug: bool,
-    /// Standard error is a person's terminal, and no job's log.
+    /// Standard error is a person's terminal, not a job's log.
     pub terminal: bool,
-    /// Colours are shown: on a terminal, and in a job's log, which Buildkite gives a terminal of its own.
+    /// Colours are printed: standard error is a terminal. The agent gives a job one, unless it runs with `--no-pty`.
     pub colours: bool,
     sink: Rc<RefCell<dyn Write>>,
 }
@@ -88,12 +88,12 @@ impl Log {
         }
     }
 
-    /// Says something that is not as it should be but stops nothing.
+    /// Prints a warning: something is wrong, but stops nothing.
     pub fn warn(&self, message: impl Display) {
         self.say(format_args!("warning: {message}"));
     }
 
-    /// Says something that only helps to find out why eval-once did what it did.
+    /// Prints a message that only helps to find out what eval-once does, and why.
     pub fn debug(&self, message: impl Display) {
         if self.debug {
             self.say(format_args!("debug: {message}"));
@@ -118,14 +118,14 @@ impl Log {
         self.plain(format_args!("--- {title}"));
     }
 
-    /// Opens the group that was begun last, also where others come after it.
+    /// Opens the group that was begun last: it stays open where others come after it.
     pub fn open_group(&self) {
         self.plain("^^^ +++");
     }
 
-    /// Writes a line that is part of something larger, without our name before it.
+    /// Prints a line that is part of something larger, without our name before it.
     pub fn plain(&self, line: impl Display) {
-        // What repositories choose is in many of our lines: names of attributes, messages of Nix.
+        // Many of our lines hold text that repositories choose: names of attributes, messages of Nix.
         let line = line.to_string();
         let tame: Vec<_> = line
             .split('\n')
@@ -134,7 +134,7 @@ impl Log {
         self.write(format!("{}\n", tame.join("\n")).as_bytes());
     }
 
-    /// Says why we end without success, once, at the very end.
+    /// Prints the failure that the program ends with, and its hint.
     pub fn failure(&self, failure: &Failure) {
         self.say(format_args!("error: {failure}"));
         if let Some(hint) = &failure.hint {
@@ -142,12 +142,12 @@ impl Log {
         }
     }
 
-    /// Passes on what a program says, byte for byte.
+    /// Passes the output of a program on, byte for byte.
     pub fn pass_on(&self, bytes: &[u8]) {
         self.write(bytes);
     }
 
-    /// Replaces the line that a terminal shows last; nothing takes it away.
+    /// Replaces the line that a terminal shows last; an empty line removes it.
     pub fn replace_line(&self, line: impl Display) {
         self.write(format!("\r\x1b[K{line}").as_bytes());
     }

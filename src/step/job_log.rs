@@ -61,11 +61,11 @@ impl JobLog {
         } = self;
         let Some(pretty) = pretty else {
             log.pass_on(bytes);
-            reader.read(bytes, |event| nix_output.hear(&event));
+            reader.read(bytes, |event| nix_output.read(&event));
             return;
         };
         reader.read(bytes, |event| {
-            nix_output.hear(&event);
+            nix_output.read(&event);
             pretty.show(&event, nix_output);
         });
         pretty.flush();
@@ -87,7 +87,7 @@ impl JobLog {
     pub(super) fn finish(mut self) -> FinishedLog {
         let nix_output = &mut self.nix_output;
         let Some(mut pretty) = self.pretty.take() else {
-            self.reader.finish(|event| nix_output.hear(&event));
+            self.reader.finish(|event| nix_output.read(&event));
             nix_output.settle();
             return FinishedLog {
                 nix_output: self.nix_output,
@@ -96,7 +96,7 @@ impl JobLog {
             };
         };
         self.reader.finish(|event| {
-            nix_output.hear(&event);
+            nix_output.read(&event);
             pretty.show(&event, nix_output);
         });
         nix_output.settle();

@@ -808,7 +808,7 @@ impl<'a> StepRun<'a> {
         let started = Instant::now();
         let mut said = false;
         let turn = loop {
-            match self.state().map(|state| state.try_turn(turns)) {
+            match self.state().map(|state| state.try_evaluation_slot(turns)) {
                 None => break None,
                 Some(Ok(Some(turn))) => break Some(turn),
                 Some(Ok(None)) => {}

@@ -78,7 +78,7 @@ impl Worker {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         self.nix_output
             .get_or_insert_default()
-            .hear(&Event::Plain(line));
+            .read(&Event::Plain(line));
     }
 
     /// The walker has gone on: what was said before was no end.
