@@ -421,7 +421,7 @@ fn drift_and_what_nothing_rooted_are_hints_with_what_mends_them() {
         .run();
     let hints = hints(ended.takes("evaluated", "drv-missing"));
     assert!(hints[0].starts_with("drift: "), "{hints:?}");
-    assert!(hints[1].contains("nothing rooted it"), "{hints:?}");
+    assert!(hints[1].contains("it had no GC root"), "{hints:?}");
     assert!(hints[1].contains("keep-days"), "{hints:?}");
     assert_eq!(hints.len(), 2);
 }

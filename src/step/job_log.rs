@@ -1,8 +1,8 @@
-//! How what Nix says looks in a job's log.
+//! The output of a Nix program in the job's log.
 //!
-//! A line of a builder's log stands behind its derivation's name, each build has a line when it begins and one when it ends,
-//! what is copied from caches is summed up, and a long build says how far it is. Messages of Nix's own are as they are. With
-//! `log: raw` nothing of this is done: Nix's own text passes through untouched.
+//! A builder's line stands behind its derivation's name, each build has a line when it begins and one when it ends, copies from
+//! caches are summed up, and a long build shows its progress. Messages of Nix's own remain as they are. With `log: raw`, Nix's
+//! own text passes through untouched.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -14,34 +14,34 @@ use crate::nix::{DrvPath, NixOutput};
 use crate::status_line::StatusLine;
 use crate::text::{KeepEscapes, tamed, without_escapes};
 
-/// After how long a log is told how far the builds are although nothing has changed.
-const STILL: Duration = Duration::from_secs(60);
+/// After how long a log gets another line about progress although nothing has changed.
+const UNCHANGED: Duration = Duration::from_secs(60);
 
-/// How much is held back, in bytes.
-const HELD_AT_MOST: usize = 64 << 10;
+/// How much of Nix's messages is held back, in bytes.
+const HELD_BACK_AT_MOST: usize = 64 << 10;
 
 /// How many lines may stand below the end of a builder's log that is still in sight: Nix's message about the build that failed,
 /// and those about what needed it. What it quotes there of that log is not counted.
 const BELOW_AT_MOST: usize = 20;
 
-/// What a line of a post-build hook stands behind, which belongs to no build that is going on.
+/// The prefix of a post-build hook's lines, which belong to no running build.
 const HOOK: &str = "post-build-hook";
 
 pub(super) use crate::build_keys::Form;
 
-/// What one Nix program says, on its way into the log.
+/// The output of one Nix program, on its way into the log.
 #[derive(Debug)]
 pub(super) struct JobLog {
     reader: LogReader,
     nix_output: NixOutput,
-    /// None where Nix's text passes through.
+    /// None where Nix's own text passes through.
     pretty: Option<Pretty>,
     log: Log,
 }
 
 impl JobLog {
-    /// A log of which nothing has been said. `group` is the heading that it gets when something is; with `hold`, messages
-    /// that only say that a path is missing are held back.
+    /// An empty log. Its first line comes below the heading `group`. With `hold`, messages that only say that a path is missing
+    /// are held back.
     pub(super) fn new(log: &Log, form: Form, group: Option<String>, hold: bool) -> Self {
         Self {
             reader: LogReader::default(),
@@ -51,8 +51,8 @@ impl JobLog {
         }
     }
 
-    /// Takes what Nix has said.
-    pub(super) fn take(&mut self, bytes: &[u8]) {
+    /// Reads a piece of the program's output.
+    pub(super) fn read(&mut self, bytes: &[u8]) {
         let Self {
             reader,
             nix_output,
@@ -71,12 +71,12 @@ impl JobLog {
         pretty.flush();
     }
 
-    /// When the log wants to say something although Nix is silent.
+    /// When the next line about progress is due.
     pub(super) fn due(&self) -> Option<Instant> {
         self.pretty.as_ref().map(|pretty| pretty.line.due())
     }
 
-    /// Says how far it is, if it is time to.
+    /// Prints a line about progress, if one is due.
     pub(super) fn progress(&mut self) {
         if let Some(pretty) = &mut self.pretty {
             pretty.progress();
@@ -103,11 +103,11 @@ impl JobLog {
         pretty.settle(nix_output, true);
         pretty.sum_up();
         pretty.flush();
-        // One that was killed has said nothing that took its place.
+        // After the last output of a program that was killed, the line still stands there.
         pretty.line.clear();
         FinishedLog {
             nix_output: self.nix_output,
-            held_back: pretty.held,
+            held_back: pretty.held_back,
             last_shown: pretty.last_shown,
         }
     }
@@ -116,7 +116,7 @@ impl JobLog {
 /// What is known of a program once its log has ended.
 #[derive(Debug)]
 pub(super) struct FinishedLog {
-    /// What it printed, as far as later decisions need it.
+    /// Its output, as far as later decisions need it.
     pub(super) nix_output: NixOutput,
     /// The messages that were held back.
     pub(super) held_back: String,
@@ -147,25 +147,25 @@ struct Pretty {
     log: Log,
     line: StatusLine,
     keep: KeepEscapes,
-    /// The heading, until it is written.
+    /// The heading, until it is printed.
     group: Option<String>,
     hold: bool,
-    held: String,
-    /// What is to be written next: many lines at once.
+    held_back: String,
+    /// The lines that are printed next, all at once.
     text: String,
     running: HashMap<u64, ShownBuild>,
     counts: BuildCounts,
     /// How many builds Nix has announced.
     planned: u64,
-    /// How many builds have ended well, and how many badly, of which Nix has not said yet that they are over.
-    well: usize,
-    badly: usize,
-    /// Builds that are over, and their seconds, where only a later message tells which of them failed.
-    unsure: Vec<(ShownBuild, f64)>,
+    /// How many builds have succeeded and failed, by Nix's count, of which it has not printed yet that they end.
+    succeeded: usize,
+    failed: usize,
+    /// Builds that have ended, and their seconds, of which only a later message says which failed.
+    undecided: Vec<(ShownBuild, f64)>,
     copies: Copies,
     last_shown: Option<ShownLines>,
-    /// What was last said about how far it is, and when.
-    said: Option<(String, Instant)>,
+    /// The last line about progress, and when it was printed.
+    last_progress: Option<(String, Instant)>,
 }
 
 /// A build that is running.
@@ -176,7 +176,7 @@ struct ShownBuild {
     since: Instant,
 }
 
-/// What is copied from caches.
+/// The copies from caches.
 #[derive(Debug, Default)]
 struct Copies {
     since: Option<Instant>,
@@ -198,17 +198,17 @@ impl Pretty {
             },
             group,
             hold,
-            held: String::new(),
+            held_back: String::new(),
             text: String::new(),
             running: HashMap::new(),
             counts: BuildCounts::default(),
             planned: 0,
-            well: 0,
-            badly: 0,
-            unsure: Vec::new(),
+            succeeded: 0,
+            failed: 0,
+            undecided: Vec::new(),
             copies: Copies::default(),
             last_shown: None,
-            said: None,
+            last_progress: None,
         }
     }
 
@@ -267,62 +267,61 @@ impl Pretty {
             }
             Event::Builds(counts) => {
                 match counts.ended_since(self.counts) {
-                    Some(Ended::Done) => self.well += 1,
-                    Some(Ended::Failed) => self.badly += 1,
+                    Some(Ended::Done) => self.succeeded += 1,
+                    Some(Ended::Failed) => self.failed += 1,
                     None => {}
                 }
                 self.counts = *counts;
             }
             Event::TooLong => {
                 self.text
-                    .push_str("(a line of more than 16 MiB is left out here)\n");
+                    .push_str("(a line of more than 16 MiB is omitted)\n");
                 self.last_shown = None;
             }
         }
     }
 
-    /// Says how a build has ended. Nix counts that just before it says which build is over. Where one has failed while several
-    /// ran, the first that is over may be another, which is given up for it or has ended well: a message tells which has failed,
-    /// and often only later.
+    /// Prints how a build ended. Nix counts a failure just before it says which build ends. Where one fails while several run, the
+    /// first that ends may be another, which is given up for it or has succeeded: a message names the failed one, often later.
     fn end(&mut self, build: ShownBuild, nix_output: &NixOutput) {
         let seconds = build.since.elapsed().as_secs_f64();
-        let alone = self.running.is_empty() && self.unsure.is_empty() && self.well == 0;
-        if self.badly > 0 && alone {
-            self.badly -= 1;
-            self.say_ended(&build, "failed after", seconds);
+        let alone = self.running.is_empty() && self.undecided.is_empty() && self.succeeded == 0;
+        if self.failed > 0 && alone {
+            self.failed -= 1;
+            self.print_end(&build, "failed after", seconds);
         } else {
-            self.unsure.push((build, seconds));
+            self.undecided.push((build, seconds));
             self.settle(nix_output, false);
         }
     }
 
-    /// Says of the builds that are over how they have ended, as far as that is known by now; with `all`, of each.
+    /// Prints how the undecided builds ended, as far as that is known by now; with `all`, of each.
     fn settle(&mut self, nix_output: &NixOutput, all: bool) {
         let mut rest = Vec::new();
-        for (build, seconds) in std::mem::take(&mut self.unsure) {
+        for (build, seconds) in std::mem::take(&mut self.undecided) {
             if is_fault(&build, nix_output) {
-                self.badly = self.badly.saturating_sub(1);
-                self.say_ended(&build, "failed after", seconds);
+                self.failed = self.failed.saturating_sub(1);
+                self.print_end(&build, "failed after", seconds);
             } else {
                 rest.push((build, seconds));
             }
         }
-        if self.badly > 0 && !all {
-            self.unsure = rest;
+        if self.failed > 0 && !all {
+            self.undecided = rest;
             return;
         }
         for (build, seconds) in rest {
-            let how = if self.well > 0 {
-                self.well -= 1;
+            let how = if self.succeeded > 0 {
+                self.succeeded -= 1;
                 "built in"
             } else {
                 "stopped after"
             };
-            self.say_ended(&build, how, seconds);
+            self.print_end(&build, how, seconds);
         }
     }
 
-    fn say_ended(&mut self, build: &ShownBuild, how: &str, seconds: f64) {
+    fn print_end(&mut self, build: &ShownBuild, how: &str, seconds: f64) {
         let (word, after) = how.split_once(' ').unwrap_or((how, ""));
         let (name, word) = (&build.name, self.log.painted(word));
         let _ = writeln!(self.text, "{name}> {word} {after} {seconds:.1} s");
@@ -341,12 +340,12 @@ impl Pretty {
         if let Some(planned) = planned(&plain) {
             self.planned = planned;
         }
-        if self.hold && self.says_that_paths_are_missing(&plain, nix_output) {
-            self.held.push_str(&plain);
-            self.held.push('\n');
+        if self.hold && self.is_about_missing_paths(&plain, nix_output) {
+            self.held_back.push_str(&plain);
+            self.held_back.push('\n');
             return;
         }
-        // A builder's lines are in some of them, and what it prints behind `@nix` is one.
+        // Some messages quote a builder's lines, and what a builder prints behind `@nix` is a message as well.
         for line in message.trim_end_matches('\n').split('\n') {
             if is_group_mark(line) {
                 self.text.push(' ');
@@ -358,15 +357,15 @@ impl Pretty {
         }
     }
 
-    /// Whether Nix says that it does not know how to come by a path: in a sentence, or as one of a list. A step that finds its
-    /// outputs another way has no error in its log.
-    fn says_that_paths_are_missing(&self, line: &str, nix_output: &NixOutput) -> bool {
-        if !nix_output.begun.is_empty() || self.held.len() > HELD_AT_MOST {
+    /// Whether Nix says that it can get a path neither by building nor by substituting it: in a sentence, or as one of a list. A
+    /// step that finds its outputs another way has no error in its log.
+    fn is_about_missing_paths(&self, line: &str, nix_output: &NixOutput) -> bool {
+        if !nix_output.begun.is_empty() || self.held_back.len() > HELD_BACK_AT_MOST {
             return false;
         }
         let error = line.strip_prefix("error: ").unwrap_or_default();
         line.starts_with("don't know how to build these paths")
-            || !self.held.is_empty() && line.starts_with("  /")
+            || !self.held_back.is_empty() && line.starts_with("  /")
             || error.starts_with("cannot build missing derivation '")
             || error.starts_with("failed to obtain derivation of '")
             || error.starts_with("build of '") && error.ends_with("' failed")
@@ -389,7 +388,7 @@ impl Pretty {
         }
         self.log.pass_on(self.text.as_bytes());
         self.text.clear();
-        // One burst is no reason to hold its memory.
+        // Gives back the memory of a burst.
         self.text.shrink_to(64 << 10);
     }
 
@@ -401,15 +400,15 @@ impl Pretty {
             counts,
             planned,
             copies,
-            said,
+            last_progress,
             ..
         } = self;
         line.show(|| {
-            let text = how_far(*counts, *planned, running, copies)?;
-            if let Some((before, when)) = said
+            let text = progress(*counts, *planned, running, copies)?;
+            if let Some((before, when)) = last_progress
                 && !log.terminal
                 && *before == text
-                && when.elapsed() < STILL
+                && when.elapsed() < UNCHANGED
             {
                 return None;
             }
@@ -419,12 +418,12 @@ impl Pretty {
                 format!(" ({} for {seconds} s)", build.name)
             });
             let shown = format!("{text}{longest}");
-            *said = Some((text, Instant::now()));
+            *last_progress = Some((text, Instant::now()));
             Some(shown)
         });
     }
 
-    /// What came from caches, in a line for each of them.
+    /// Prints what was copied from caches, in one line.
     fn sum_up(&mut self) {
         let Some(since) = self.copies.since else {
             return;
@@ -465,8 +464,8 @@ fn is_fault(build: &ShownBuild, nix_output: &NixOutput) -> bool {
     faults.any(|drv| *drv == build.drv)
 }
 
-/// How far the builds and copies are; none where there is nothing to wait for.
-fn how_far(
+/// The progress of builds and copies; none where there are none.
+fn progress(
     counts: BuildCounts,
     planned: u64,
     running: &HashMap<u64, ShownBuild>,
@@ -495,7 +494,7 @@ fn mebibytes(bytes: u64) -> String {
     format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
 
-/// How many derivations Nix says that it will build.
+/// How many derivations Nix plans to build, where a message says so.
 fn planned(message: &str) -> Option<u64> {
     let rest = message.strip_prefix("th")?;
     if rest.starts_with("is derivation will be built") {
@@ -545,7 +544,7 @@ mod tests {
                     Value::String(plain) => format!("{plain}\n"),
                     structured => format!("@nix {structured}\n"),
                 };
-                self.log.take(line.as_bytes());
+                self.log.read(line.as_bytes());
             }
             self
         }
@@ -806,7 +805,7 @@ mod tests {
     fn raw_text_passes_through_and_is_read_all_the_same() {
         let mut scene = Scene::new(Form::Raw, |_| {});
         let text = format!("building '{ONE}'...\n\u{1b}[31m+++ \r\n");
-        scene.log.take(text.as_bytes());
+        scene.log.read(text.as_bytes());
         scene.log.progress();
         let (shown, finished) = scene.end();
         assert_eq!(shown, text);

@@ -316,7 +316,7 @@ impl<'a> StepRun<'a> {
             let mut said = 0;
             self.supervisor.watch(&mut running, due, |_, bytes| {
                 said += bytes.len();
-                log.take(bytes);
+                log.read(bytes);
             })?;
             log.progress();
             if said > 0 {
