@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use crate::buildkite::command_hooks::FollowingCommand;
@@ -28,9 +27,9 @@ const REFUSED: u8 = 1;
 /// Runs a job that is not ours exactly as the agent would have run it. Returns only where that is refused or fails, with
 /// the status that the job then has.
 #[must_use]
-pub fn pass_through(mut job: AgentJob) -> u8 {
+pub fn pass_through(mut job: AgentJob, log: &Log) -> u8 {
     job.environment.retain(|(name, _)| !was_told_to_us(name));
-    become_program_of(default_command::plan(&job))
+    become_program_of(default_command::plan(&job), log)
 }
 
 /// Builds the step, and then becomes the job's own command, where there is one to run. Returns the status where not.
@@ -53,8 +52,12 @@ pub fn step(
     });
     order.followed = ours == Ours::No && !is_blank(&job.command);
     let done = step::perform(order, &mut supervisor, log)?;
-    for (name, path) in &done.outputs {
-        log.say(format_args!("{name}: {path}"));
+    let outputs = done.outputs.iter();
+    let outputs: Vec<String> = outputs
+        .map(|(name, path)| format!("{name}: {path}"))
+        .collect();
+    if !outputs.is_empty() {
+        log.say(outputs.join(", "));
     }
     if !done.command {
         return Ok(0);
@@ -138,6 +141,15 @@ fn is_blank(command: &OsStr) -> bool {
         .is_empty()
 }
 
+/// Whether a command of ours is more than the program and its subcommand.
+fn has_flags(command: &OsStr) -> bool {
+    command
+        .to_string_lossy()
+        .split_whitespace()
+        .nth(2)
+        .is_some()
+}
+
 /// Becomes the job's own command once all else is done; where there is none to run, gives the status. `what` was done, and
 /// `whose` command it is.
 fn become_own_command(
@@ -151,15 +163,17 @@ fn become_own_command(
         return Ok(0);
     }
     if ours == Ours::Itself {
-        log.say(format_args!(
-            "the job's command is this {what} itself: it is not run again, and its flags are not looked at"
-        ));
+        if has_flags(&job.command) {
+            log.say(format_args!(
+                "the flags of the job's command are ignored: this hook has run the {what} already"
+            ));
+        }
         return Ok(0);
     }
     log.group(format_args!("running the {whose} own command"));
     let plan = default_command::plan(job).and_then(|plan| plan.kept_inside(job));
     supervisor.hand_over()?;
-    Ok(become_program_of(plan))
+    Ok(become_program_of(plan, log))
 }
 
 /// A command that is given on our own command line, behind `--`.
@@ -207,13 +221,13 @@ pub fn become_given(
     )
 }
 
-fn become_program_of(plan: Result<CommandPlan, CommandRefusal>) -> u8 {
+fn become_program_of(plan: Result<CommandPlan, CommandRefusal>, log: &Log) -> u8 {
     let error = match plan.and_then(CommandPlan::prepared) {
         Ok(program) => format!("{}: {}", program.path.display(), become_program(&program)),
         Err(refusal) => refusal.to_string(),
     };
     // In the agent's words: this job is not ours to comment.
-    let _ = writeln!(std::io::stderr(), "🚨 Error: {error}");
+    log.plain(format_args!("🚨 Error: {error}"));
     REFUSED
 }
 

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 
 fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
     match invocation {
-        Invocation::OtherJob(job) => Ok(job::pass_through(job)),
+        Invocation::OtherJob(job) => Ok(job::pass_through(job, log)),
         Invocation::JobStep(order, job) => job::step(order, job, Supervisor::install(log)?, log),
         Invocation::Step(order, command) => step_by_hand(order, command, log),
         Invocation::Pipeline(order) => {
@@ -85,6 +85,7 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
             Ok(0)
         }
         Invocation::Message(message, status) => {
+            // clap prints it: it knows by itself where to, and whether in colour. Nothing else runs then.
             let _ = message.print();
             Ok(status)
         }

@@ -192,7 +192,7 @@ fn a_failed_step_is_annotated_with_its_root_cause_whose_log_is_an_artifact_byte_
     let text = scene.annotation();
     for part in [
         "<details open><summary><b><code>dependent</code>: <code>broken</code> failed</b></summary>",
-        "It could not be built; trying again helps only where it fails by chance.",
+        "The build failed; retrying only helps if the build is flaky.",
         "Class <code>build</code>, exit status 100, job ",
         &format!("<a href=\"#{}\">Build dependent</a>", job.id),
         "line 8\nline 9\nno end of line \u{fffd}</pre>",

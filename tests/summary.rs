@@ -716,7 +716,11 @@ fn our_plugins_hook_sums_up_and_then_runs_the_jobs_own_command_once() {
     let plugin = plugin_repository(repositories.path());
     for (command, said) in [
         ("echo after", "after"),
-        ("eval-once summary", "it is not run again"),
+        ("eval-once summary", "sums up"),
+        (
+            "eval-once summary --no-flag",
+            "the flags of the job's command are ignored: this hook has run the summary already",
+        ),
     ] {
         let step = json!({ "key": "summary", "command": command, "plugins": [{ &plugin: { "summary": true } }] });
         let Some(build) = Build::new(&step) else {

@@ -103,7 +103,7 @@ pub fn perform(
             skip: request.skip && !order.followed,
             ..request
         });
-    let (mut report, kept, result, request, advice) = match (request, order.host) {
+    let (mut report, kept, is_log_above, result, request, advice) = match (request, order.host) {
         (Ok(request), Ok(host)) => {
             let mut step = StepRun::new(&request, &order.place, &host, supervisor, log);
             let result = go(&mut step);
@@ -114,6 +114,7 @@ pub fn perform(
             };
             let mut report = step.report(order.started, &result, hints);
             let kept = step.build_log(&mut report);
+            let is_log_above = step.shows_end_of_log(&report);
             let advice = if result.is_err() {
                 let version = step.nix_version().unwrap_or_default();
                 Advice::new(&request, &report, version)
@@ -124,18 +125,24 @@ pub fn perform(
                 outputs,
                 command: request.command,
             };
-            (report, kept, result.map(done), Some(request), advice)
+            let result = result.map(done);
+            (report, kept, is_log_above, result, Some(request), advice)
         }
         (Err(failure), _) | (_, Err(failure)) => {
             let report = Report::refusal(&failure, order.started);
-            (report, None, Err(failure), None, Advice::default())
+            (report, None, false, Err(failure), None, Advice::default())
         }
     };
     if let Some(line) = report.in_one_line() {
         log.say(line);
     }
-    for hint in &report.hints {
-        log.say(format_args!("hint: {hint}"));
+    if result.is_ok() && !report.hints.is_empty() {
+        // One line: what a green step prints of its own is read by no one who looks for something else.
+        log.say(format_args!("hint: {}", report.hints.join("; also: ")));
+    } else {
+        for hint in &report.hints {
+            log.say(format_args!("hint: {hint}"));
+        }
     }
     let result = match file.map(|file| file.write(&report)) {
         Some(Err(failure)) if result.is_ok() => {
@@ -168,6 +175,7 @@ pub fn perform(
             request.as_ref(),
             &advice,
             kept.as_ref(),
+            is_log_above,
             log,
         );
     }

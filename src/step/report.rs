@@ -315,6 +315,7 @@ impl ReportFile {
             text.push(b'\n');
             match kind_of(&path)? {
                 ReportSink::Stdout => return Ok(io::stdout().write_all(&text)?),
+                // Not through the log: this is the file that `--report` names, and a failure to write it is one of the step.
                 ReportSink::Stderr => return Ok(io::stderr().write_all(&text)?),
                 ReportSink::Stream => {
                     // A pipe without a reader would block us here, and signals with us.
