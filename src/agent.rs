@@ -1,6 +1,7 @@
 //! Asking the agent for something that only Buildkite has: running its commands ([`crate::buildkite::agent`]), and saying
 //! what is wrong where one fails.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use crate::buildkite::agent;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::parallel;
-use crate::supervise::{Finished, Supervisor};
+use crate::supervise::{Finished, OnStop, Supervisor};
 
 /// Runs a command of the agent's that must succeed; `doing` says what for.
 ///
@@ -96,6 +97,38 @@ pub fn annotate(
     write(&file, body)?;
     let line = agent::annotate(context, style, false, &file);
     ask(supervisor, &line, "annotate the build").map(drop)
+}
+
+/// Sets variables in the job's environment by the agent's Job API, for a hook that is no shell script and so cannot export any.
+///
+/// # Errors
+/// `buildkite-agent` is missing (69), or cannot reach its own job (75).
+pub fn set_environment(
+    supervisor: &mut Supervisor,
+    variables: &[(&str, OsString)],
+) -> Result<(), Failure> {
+    if variables.is_empty() {
+        return Ok(());
+    }
+    let line = agent::set_environment(variables);
+    let mut output = Vec::new();
+    let finished = supervisor
+        .run(&line, OnStop::TermThenKill, &mut output)
+        .map_err(|failure| match failure.class {
+            Class::MissingProgram => {
+                failure.hint("the agent puts its own folder on the job's PATH: BUILDKITE_BIN_PATH")
+            }
+            _ => failure,
+        })?;
+    if finished.ending.success() {
+        return Ok(());
+    }
+    let output = String::from_utf8_lossy(&output).trim().to_owned();
+    Err(anyhow::anyhow!("`{line}` {}", finished.ending))
+        .classify(Class::Infrastructure, || {
+            format!("cannot set the job's environment: {output}")
+        })
+        .map_err(|failure| failure.hint("start the agent without --no-job-api"))
 }
 
 /// The failure of a command that did not succeed, with the last line of what it `said`.

@@ -80,7 +80,7 @@ pub(super) enum CliCommand {
         report: Option<PathBuf>,
         /// Run this after success, in place of eval-once; `EVAL_ONCE_OUT` is the output
         #[arg(last = true, value_name = "COMMAND")]
-        given: Vec<OsString>,
+        trailing: Vec<OsString>,
     },
     /// Say what `step` would do with the same flags, and why; do nothing
     Explain {
@@ -94,7 +94,7 @@ pub(super) enum CliCommand {
         report: Option<PathBuf>,
         /// Not run
         #[arg(last = true, value_name = "COMMAND", hide = true)]
-        given: Vec<OsString>,
+        trailing: Vec<OsString>,
     },
     /// Record: evaluate all targets once, keep what was found, and upload the steps that build it
     #[command(after_help = PIPELINE_EXAMPLES)]
@@ -423,9 +423,55 @@ pub(super) fn report_in(arguments: &[OsString]) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// The keys that a command line stands for.
+    fn keys(line: &str) -> Value {
+        let words = line.split_whitespace();
+        let keys = match Cli::parse_from(["eval-once"].into_iter().chain(words)).subcommand {
+            CliCommand::Step { keys, .. } => keys.into_keys(),
+            CliCommand::Pipeline { keys, .. } => keys.into_keys(),
+            other => panic!("{other:?}"),
+        };
+        Value::Object(keys.unwrap())
+    }
+
+    #[test]
+    fn flags_become_the_same_object_as_a_plugins_configuration() {
+        assert_eq!(
+            keys(
+                "step --file ci.nix -A a.\"b.c\" --arg x -1 --argstr y z -I lib=./lib --option cores 2 \
+                 --output out=/s/x --no-call --no-out-link --command none --on-drift fail --log raw"
+            ),
+            json!({
+                "file": "ci.nix", "attr": "a.\"b.c\"", "arg": { "x": "-1" }, "argstr": { "y": "z" },
+                "include": ["lib=./lib"], "options": { "cores": "2" }, "outputs": { "out": "/s/x" },
+                "call": false, "out-link": false, "command": "none", "on-drift": "fail", "log": "raw"
+            })
+        );
+        assert_eq!(
+            keys(
+                "pipeline --file ci.nix -A a --recurse all --exclude a.*.b --exclude c --workers 2 --memory 512 \
+                 --evaluation-timeout 9 --evaluator nix --skip none --skip-style omit --on-error fail --emit plugin \
+                 --plugin o/p#v1 --step {\"priority\":1} --agents {\"x\":{\"queue\":\"q\"}} --group-by 1 --no-meta \
+                 --summary --command none --log raw --on-drift fail --out-link out/x --chunk 5 --keep-days 7 \
+                 --option cores 2 -I lib=./lib --argstr y z --dry-run"
+            ),
+            json!({
+                "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", "c"], "workers": 2,
+                "memory": 512, "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "skip-style": "omit",
+                "on-error": "fail", "emit": "plugin", "plugin": "o/p#v1", "step": { "priority": 1 },
+                "agents": { "x": { "queue": "q" } }, "group-by": 1, "meta": false, "summary": true,
+                "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/x", "chunk": 5,
+                "keep-days": 7, "options": { "cores": "2" }, "include": ["lib=./lib"], "argstr": { "y": "z" }
+            })
+        );
+        assert_eq!(keys("step"), json!({}));
+        assert_eq!(keys("pipeline"), json!({}));
     }
 }

@@ -46,8 +46,7 @@ pub fn perform(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Option<Vec<u8>>, Failure> {
-    let (keys, host) = (order.keys?, order.host?);
-    let mut request = RecordingRequest::read(keys, &order.place, order.plugin.as_deref())?;
+    let (mut request, host) = (order.request, order.host);
     let mut recorded = as_steps_have_it(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     // As it was ordered: what a flake asks for is not known when a later try looks for this one.

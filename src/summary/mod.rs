@@ -33,13 +33,8 @@ const CONTEXT: &str = "eval-once-summary";
 /// Sums the build up. That steps of it failed is told, and is no failure of this.
 ///
 /// # Errors
-/// This is no job (64, what `in_job` says); Buildkite cannot be reached (75); there is no `buildkite-agent` (69).
-pub fn perform(
-    in_job: Result<(), Failure>,
-    supervisor: &mut Supervisor,
-    log: &Log,
-) -> Result<(), Failure> {
-    in_job?;
+/// Buildkite cannot be reached (75); there is no `buildkite-agent` (69).
+pub fn perform(supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
     sum_up(supervisor, log).map_err(|failure| match failure.class {
         Class::MissingProgram => failure.hint("in a job the agent puts it on PATH"),
         Class::Infrastructure => {
