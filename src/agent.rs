@@ -49,12 +49,12 @@ pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished,
     })
 }
 
-/// A folder for files that go with it.
+/// A folder below `temporary` for files that go with it.
 ///
 /// # Errors
 /// There can be none (75).
-pub fn folder() -> Result<TempDir, Failure> {
-    tempfile::tempdir().classify(Class::Infrastructure, || {
+pub fn folder(temporary: &Path) -> Result<TempDir, Failure> {
+    TempDir::new_in(temporary).classify(Class::Infrastructure, || {
         "cannot make a temporary folder".into()
     })
 }
@@ -71,28 +71,34 @@ pub fn write(file: &Path, text: &str) -> Result<(), Failure> {
         })
 }
 
-/// Keeps `text` as an artifact of this name.
+/// Keeps `text` as an artifact of this name, by way of a file below `temporary`.
 ///
 /// # Errors
 /// As [`ask`].
-pub fn keep_artifact(supervisor: &mut Supervisor, name: &str, text: &str) -> Result<(), Failure> {
-    let folder = folder()?;
+pub fn keep_artifact(
+    supervisor: &mut Supervisor,
+    temporary: &Path,
+    name: &str,
+    text: &str,
+) -> Result<(), Failure> {
+    let folder = folder(temporary)?;
     write(&folder.path().join(name), text)?;
     let line = agent::upload_artifact(folder.path(), name);
     ask(supervisor, &line, "keep an artifact").map(drop)
 }
 
-/// Annotates the build with this Markdown, in place of what had the same `context`.
+/// Annotates the build with this Markdown, in place of what had the same `context`, by way of a file below `temporary`.
 ///
 /// # Errors
 /// As [`ask`].
 pub fn annotate(
     supervisor: &mut Supervisor,
+    temporary: &Path,
     context: &str,
     style: &str,
     body: &str,
 ) -> Result<(), Failure> {
-    let folder = folder()?;
+    let folder = folder(temporary)?;
     let file = folder.path().join("annotation.md");
     write(&file, body)?;
     let line = agent::annotate(context, style, false, &file);

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
 
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::buildkite::default_command::{
@@ -176,12 +177,17 @@ pub fn recording(
     job.become_own_command(supervisor, log)
 }
 
-/// Sums the build up, and then becomes the job's own command, where there is one to run. Returns the status where not.
+/// Sums the build up, with temporary files below `temporary`, and then becomes the job's own command, where there is one to run. Returns the status where not.
 ///
 /// # Errors
 /// The summary failed, and the command is not run then; or a signal asked us to end.
-pub fn summary(mut job: HookedJob, mut supervisor: Supervisor, log: &Log) -> Result<u8, Failure> {
-    summary::perform(&mut supervisor, log)?;
+pub fn summary(
+    temporary: &Path,
+    mut job: HookedJob,
+    mut supervisor: Supervisor,
+    log: &Log,
+) -> Result<u8, Failure> {
+    summary::perform(temporary, &mut supervisor, log)?;
     job.job.environment.retain(|(name, _)| !is_for_us(name));
     job.become_own_command(supervisor, log)
 }

@@ -50,9 +50,17 @@ pub enum Invocation {
     /// Record all targets; then become the job's own command, if there is one.
     JobPipeline(Box<RecordingOrder>, HookedJob),
     /// Sum the build up.
-    Summary,
+    Summary {
+        /// The folder for temporary files.
+        temporary: PathBuf,
+    },
     /// Sum the build up; then become the job's own command, if there is one.
-    JobSummary(HookedJob),
+    JobSummary {
+        /// The folder for temporary files.
+        temporary: PathBuf,
+        /// The job.
+        job: HookedJob,
+    },
     /// Remove expired GC roots of past recordings.
     Prune(Host),
     /// Run a job of the agent's that is not ours.
@@ -115,5 +123,37 @@ mod tests {
             cores: NonZeroUsize::MIN,
             started: Instant::now(),
         }
+    }
+
+    /// The invariant at the top of this module, outside of tests.
+    #[test]
+    fn nothing_else_asks_what_this_process_was_started_with() {
+        const QUESTIONS: [&str; 8] = [
+            "is_terminal",
+            "env::var",
+            "env::args",
+            "env::temp_dir",
+            "tempdir()",
+            "env::current_",
+            "available_parallelism",
+            "TempDir::new()",
+        ];
+        let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
+        let mut read = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in folder.read_dir().unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() && !path.ends_with("src/options") {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "rs") {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+                    let asked = QUESTIONS.iter().find(|question| code.contains(*question));
+                    assert_eq!(asked, None, "{}", path.display());
+                    read += 1;
+                }
+            }
+        }
+        assert!(read > 50, "only {read} files were read");
     }
 }

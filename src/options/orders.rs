@@ -68,6 +68,7 @@ pub(super) fn step(
     let reporting = StepReporting {
         report: draft.report,
         job,
+        temporary: host::temporary(&process.variables),
         started: process.started,
     };
     match request.and_then(|request| Ok((request, host?))) {

@@ -96,7 +96,9 @@ impl RoleReader<'_> {
                 self.pipeline(keys.into_keys(), dry_run, checkout_by_hand(self.process))
             }
             CliCommand::Summary => check_summary(&self.process.variables)
-                .map(|()| Invocation::Summary)
+                .map(|()| Invocation::Summary {
+                    temporary: host::temporary(&self.process.variables),
+                })
                 .map_err(Refusal::from),
             CliCommand::Prune => host::host(self.process, self.log)
                 .map(Invocation::Prune)
@@ -333,7 +335,10 @@ impl RoleReader<'_> {
         check_summary(&self.process.variables)?;
         let job = HookedJob::new(job, HookTask::Summary);
         check_command(&job, FollowingCommand::Runs { asked: false }, self.log)?;
-        Ok(Invocation::JobSummary(job))
+        Ok(Invocation::JobSummary {
+            temporary: host::temporary(&self.process.variables),
+            job,
+        })
     }
 
     fn plugins_recording(&self, mut keys: Keys, job: AgentJob) -> Result<Invocation, Refusal> {
@@ -548,7 +553,7 @@ mod tests {
     #[test]
     fn a_summary_is_made_in_a_job_and_stands_alone() {
         let by_hand = |job: &[(&str, &str)]| invocation(job, &["eval-once", "summary"]);
-        assert!(matches!(by_hand(&JOB), Invocation::Summary));
+        assert!(matches!(by_hand(&JOB), Invocation::Summary { .. }));
         refusal(by_hand(&[]));
         refusal(by_hand(&JOB[..1]));
         let hook = |configuration: &str| {
@@ -558,7 +563,7 @@ mod tests {
         };
         assert!(matches!(
             hook(r#"{"summary":true}"#),
-            Invocation::JobSummary(_)
+            Invocation::JobSummary { .. }
         ));
         for (configuration, named) in [
             (r#"{"summary":false}"#, "`summary`"),

@@ -52,7 +52,7 @@ pub fn perform(
     // As it was ordered: what a flake asks for is not known when a later try looks for this one.
     let identity = pin::identity(&recorded);
     if let Some(build) = build
-        && follow_earlier(build, &identity, supervisor, log)?
+        && follow_earlier(build, &identity, &host.temporary, supervisor, log)?
     {
         return Ok(None);
     }
@@ -144,6 +144,7 @@ pub fn perform(
     )?;
     let mut upload = Upload {
         build,
+        temporary,
         supervisor,
         log: log.clone(),
     };
@@ -189,11 +190,13 @@ fn locked(
 fn follow_earlier(
     build: &BuildkiteBuild,
     recording: &str,
+    temporary: &Path,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<bool, Failure> {
     let mut upload = Upload {
         build,
+        temporary,
         supervisor,
         log: log.clone(),
     };

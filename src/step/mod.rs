@@ -122,6 +122,8 @@ pub struct StepReporting {
     pub report: Option<PathBuf>,
     /// The job whose build has the report; none by hand.
     pub job: Option<StepJob>,
+    /// The folder for temporary files.
+    pub temporary: PathBuf,
     /// When the program began.
     pub started: Instant,
 }
@@ -260,7 +262,7 @@ impl EndedStep<'_> {
                 advice: &advice,
                 kept: kept.as_ref(),
             };
-            tell(job, &over, supervisor, log);
+            tell(job, &over, &reporting.temporary, supervisor, log);
         }
         // Who was stopped has seen nothing fail.
         if let Err(failure) = &result

@@ -12,6 +12,7 @@
 //! - Who finds no mark that its culprit has been told leaves one, and tells it. Two that look at the same moment both tell it.
 //!   None is left untold, unless who has left the mark dies before it comes to telling.
 
+use std::path::Path;
 use std::slice;
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,13 @@ pub(super) struct FinishedStep<'a> {
 
 /// Tells the build of `job` how its step went. Once a signal has asked us to end there is time for the report alone: it says
 /// whether the job was cancelled or timed out, which Buildkite has one word for.
-pub(super) fn tell(job: &StepJob, over: &FinishedStep<'_>, supervisor: &mut Supervisor, log: &Log) {
+pub(super) fn tell(
+    job: &StepJob,
+    over: &FinishedStep<'_>,
+    temporary: &Path,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) {
     if supervisor.check().is_err() {
         if let Ok(line) = leave(job, &target(job, over), over, true) {
             let until = Some(Instant::now() + TIME_WHEN_STOPPED);
@@ -77,6 +84,7 @@ pub(super) fn tell(job: &StepJob, over: &FinishedStep<'_>, supervisor: &mut Supe
     let now = Instant::now();
     let mut teller = Teller {
         job,
+        temporary,
         target: target(job, over),
         supervisor,
         log: log.clone(),
@@ -119,6 +127,8 @@ fn target(job: &StepJob, over: &FinishedStep<'_>) -> String {
 
 struct Teller<'a> {
     job: &'a StepJob,
+    /// The folder for temporary files.
+    temporary: &'a Path,
     target: String,
     supervisor: &'a mut Supervisor,
     log: Log,
@@ -159,7 +169,7 @@ impl Teller<'_> {
             }
             Telling::Nothing => return Ok(()),
         };
-        let folder = agent::folder()?;
+        let folder = agent::folder(self.temporary)?;
         let body = folder.path().join("annotation.md");
         agent::write(&body, &text)?;
         let line = command::annotate(CONTEXT, "error", true, &body);
@@ -222,7 +232,7 @@ impl Teller<'_> {
             }
             (None, Some(seen)) => {
                 whole = false;
-                log = BuildLog::seen(drv, seen)?;
+                log = BuildLog::seen(drv, seen, self.temporary)?;
                 &log
             }
         };

@@ -146,7 +146,8 @@ impl StepRun<'_> {
         if !self.begun.contains(drv.as_store_path().as_str()) {
             return None;
         }
-        match BuildLog::read(drv, &self.request.options, self.supervisor) {
+        let (options, temporary) = (&self.request.options, &self.host.temporary);
+        match BuildLog::read(drv, options, temporary, self.supervisor) {
             Ok(kept) => {
                 let last_lines = || kept.as_ref().and_then(BuildLog::last_lines);
                 failure.log = failure.log.take().or_else(last_lines);

@@ -1,6 +1,7 @@
 //! Asking Buildkite for what recordings and steps have left in the build.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::terms::Terms;
 use crate::agent;
@@ -52,7 +53,11 @@ impl BuildData {
 ///
 /// # Errors
 /// Buildkite cannot be reached (75); there is no `buildkite-agent` (69); a signal asked us to end.
-pub(super) fn gather(supervisor: &mut Supervisor, log: &Log) -> Result<BuildData, Failure> {
+pub(super) fn gather(
+    temporary: &Path,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<BuildData, Failure> {
     let keys = agent::ask(
         supervisor,
         &command::meta_data_keys(),
@@ -65,7 +70,7 @@ pub(super) fn gather(supervisor: &mut Supervisor, log: &Log) -> Result<BuildData
         .filter(|key| plan_artifact::is_plan_mark(key))
         .collect();
     for mark in values(supervisor, &marks, log)? {
-        match recorded(supervisor, &mark, log)? {
+        match recorded(&mark, temporary, supervisor, log)? {
             Some((recorded, plan)) => {
                 let chunks = plan.chunks.iter();
                 let terms = chunks.flat_map(|chunk| Terms::of(&chunk.pipeline));
@@ -111,8 +116,9 @@ fn values(supervisor: &mut Supervisor, keys: &[&str], log: &Log) -> Result<Vec<S
 
 /// What a recording has found, and its plan, according to the mark of that. None where it cannot be read, which is said.
 fn recorded(
-    supervisor: &mut Supervisor,
     mark: &str,
+    temporary: &Path,
+    supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Option<(Recorded, UploadPlan)>, Failure> {
     // Anything that runs in a build can set its meta-data: what is no job's id is not handed to the agent as one.
@@ -126,7 +132,7 @@ fn recorded(
         log.warn("the mark of a recording's plan names no job: that recording is left out");
         return Ok(None);
     };
-    let plan = plan_artifact::download(supervisor, job, "get the plan of a recording")?;
+    let plan = plan_artifact::download(supervisor, temporary, job, "get the plan of a recording")?;
     let Some(plan) = plan else {
         log.warn(format_args!(
             "the recording of the job {job} is left out: Buildkite does not have its plan"

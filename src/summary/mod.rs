@@ -14,6 +14,7 @@ mod saved;
 mod table;
 mod terms;
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::agent;
@@ -30,12 +31,12 @@ const JUNIT: &str = "eval-once-junit.xml";
 /// The annotation's context: a build has one summary, and a later one replaces it.
 const CONTEXT: &str = "eval-once-summary";
 
-/// Sums the build up. That steps of it failed is told, and is no failure of this.
+/// Sums the build up; temporary files are made below `temporary`. That steps of it failed is told, and is no failure of this.
 ///
 /// # Errors
 /// Buildkite cannot be reached (75); there is no `buildkite-agent` (69).
-pub fn perform(supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
-    sum_up(supervisor, log).map_err(|failure| match failure.class {
+pub fn perform(temporary: &Path, supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
+    sum_up(temporary, supervisor, log).map_err(|failure| match failure.class {
         Class::MissingProgram => failure.hint("in a job the agent puts it on PATH"),
         Class::Infrastructure => {
             failure.hint("can this host reach Buildkite? The job can be retried")
@@ -44,8 +45,8 @@ pub fn perform(supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
     })
 }
 
-fn sum_up(supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
-    let mut gathered = gather::gather(supervisor, log)?;
+fn sum_up(temporary: &Path, supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
+    let mut gathered = gather::gather(temporary, supervisor, log)?;
     if gathered.is_empty() {
         log.say(
             "nothing to sum up: no recording has left a plan in this build, and no step a report",
@@ -53,9 +54,9 @@ fn sum_up(supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
         return Ok(());
     }
     let rows = with_outcomes(&mut gathered, supervisor, log)?;
-    agent::keep_artifact(supervisor, JUNIT, &junit::document(&rows)?)?;
+    agent::keep_artifact(supervisor, temporary, JUNIT, &junit::document(&rows)?)?;
     let (body, style) = table::annotation(&rows);
-    agent::annotate(supervisor, CONTEXT, style, &body)?;
+    agent::annotate(supervisor, temporary, CONTEXT, style, &body)?;
     log.say(table::counts(&rows));
     Ok(())
 }

@@ -8,6 +8,7 @@ pub(in crate::recording) mod annotation;
 pub mod plan;
 pub(crate) mod plan_artifact;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -35,6 +36,8 @@ const ASKED_AT_ONCE: usize = 16;
 /// An upload on its way.
 pub(in crate::recording) struct Upload<'a> {
     pub(in crate::recording) build: &'a BuildkiteBuild,
+    /// The folder for temporary files.
+    pub(in crate::recording) temporary: &'a Path,
     pub(in crate::recording) supervisor: &'a mut Supervisor,
     pub(in crate::recording) log: Log,
 }
@@ -77,7 +80,8 @@ impl Upload<'_> {
             );
         }
         let doing = "get the plan of the earlier try";
-        let Some(json) = plan_artifact::download(self.supervisor, job, doing)? else {
+        let Some(json) = plan_artifact::download(self.supervisor, self.temporary, job, doing)?
+        else {
             return Err(Failure::new(
                 Class::Infrastructure,
                 format_args!(
@@ -100,7 +104,7 @@ impl Upload<'_> {
         plan: &UploadPlan,
         recording: &str,
     ) -> Result<(), Failure> {
-        plan_artifact::upload(self.supervisor, plan)?;
+        plan_artifact::upload(self.supervisor, self.temporary, plan)?;
         let value = PlanMark::write(&self.build.job, recording);
         let line = command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &value);
         self.ask(&line, "mark that the plan is kept").map(drop)
@@ -132,11 +136,12 @@ impl Upload<'_> {
             self.ask(&line, "mark what was uploaded")?;
         }
         // The steps are there and will run: what is told besides is worth no failure.
-        let told = agent::keep_artifact(self.supervisor, DOCUMENT, &plan.document).and_then(|()| {
-            let context = format!("eval-once-{}", self.build.step);
-            let (body, style) = &plan.annotation;
-            agent::annotate(self.supervisor, &context, style, body)
-        });
+        let told = agent::keep_artifact(self.supervisor, self.temporary, DOCUMENT, &plan.document)
+            .and_then(|()| {
+                let context = format!("eval-once-{}", self.build.step);
+                let (body, style) = &plan.annotation;
+                agent::annotate(self.supervisor, self.temporary, &context, style, body)
+            });
         match told {
             Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
             Err(failure) => {
@@ -195,7 +200,7 @@ impl Upload<'_> {
 
     /// Uploads a pipeline. Gives what Buildkite says where it rejects it.
     fn upload(&mut self, pipeline: &str) -> Result<Option<String>, Failure> {
-        let folder = agent::folder()?;
+        let folder = agent::folder(self.temporary)?;
         let file = folder.path().join("pipeline.json");
         agent::write(&file, pipeline)?;
         let line = command::upload_pipeline(&file);
