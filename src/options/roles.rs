@@ -9,7 +9,7 @@ use clap::Parser as _;
 use clap::error::ErrorKind;
 use serde_json::Value;
 
-use super::flags::{Cli, CliCommand, HookName, KeyFlags, report_in};
+use super::flags::{Cli, CliCommand, HookName, StepFlags, report_in};
 use super::host::{self, host_environment};
 use super::job::{
     agent_job, agents_command_hooks, build, check_summary, checkout_by_hand, checkout_of_hook,
@@ -170,7 +170,7 @@ impl RoleReader<'_> {
 
     fn step_by_hand(
         &self,
-        flags: KeyFlags,
+        flags: StepFlags,
         report: Option<PathBuf>,
         words: Vec<OsString>,
     ) -> Result<Invocation, Refusal> {
@@ -223,7 +223,7 @@ impl RoleReader<'_> {
     }
 
     /// The keys of a step by hand, and whether they are the recorded ones.
-    fn keys_by_hand(&self, flags: KeyFlags) -> (Result<Keys, Failure>, bool) {
+    fn keys_by_hand(&self, flags: StepFlags) -> (Result<Keys, Failure>, bool) {
         match flags.into_keys() {
             Ok(flags) if flags.is_empty() => match self.recorded_step() {
                 Some(recorded) => (recorded, true),
@@ -586,7 +586,7 @@ mod tests {
         let Invocation::Message(_, 0) = invocation(&[], &["eval-once", "--help"]) else {
             panic!()
         };
-        for (flag, value) in [("--flie", "x")] {
+        for (flag, value) in [("--flie", "x"), ("--on-drift", "ignore")] {
             let arguments = ["eval-once", "step", flag, value, "--report=r.json"];
             let refusal = refusal(invocation(&[], &arguments));
             assert!(refusal.failure.to_string().contains(flag));

@@ -14,6 +14,7 @@ use crate::buildkite::pipeline::{
 };
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, refuse};
 use crate::nix::{Argument, AttrPath, Evaluation, Source};
 use crate::recording::request::NO_OTHER_HOOK;
@@ -515,7 +516,7 @@ impl<'a> StepMaker<'a> {
             for key in ["push", "share-required", "artifacts", "steps"] {
                 reader.not_yet(key)?;
             }
-            reader.finish("a target")?;
+            reader.finish(KeyOwner::Target)?;
             let keys = build_keys::as_written(keys);
             match &self.request.below {
                 Some(folder) => build_keys::from_above(keys, folder).ok_or_else(|| {
