@@ -1,6 +1,7 @@
 //! Asking the Buildkite agent: running its commands ([`crate::buildkite::agent`]), and what is wrong where one fails. It does not know
 //! what they are for.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use crate::buildkite::agent;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::parallel;
-use crate::supervise::{Finished, Supervisor};
+use crate::supervise::{Finished, OnStop, Supervisor};
 
 /// Runs a command of the agent's that must succeed; `doing` says what it is for.
 ///
@@ -48,12 +49,12 @@ pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished,
     })
 }
 
-/// A temporary folder, which is removed with this value.
+/// A folder below `temporary`, which is removed with this value.
 ///
 /// # Errors
 /// It cannot be made (75).
-pub fn folder() -> Result<TempDir, Failure> {
-    tempfile::tempdir().classify(Class::Infrastructure, || {
+pub fn folder(temporary: &Path) -> Result<TempDir, Failure> {
+    TempDir::new_in(temporary).classify(Class::Infrastructure, || {
         "cannot make a temporary folder".into()
     })
 }
@@ -70,32 +71,70 @@ pub fn write(file: &Path, text: &str) -> Result<(), Failure> {
         })
 }
 
-/// Uploads `text` as an artifact of this name.
+/// Uploads `text` as an artifact of this name, by way of a file below `temporary`.
 ///
 /// # Errors
 /// As [`ask`].
-pub fn keep_artifact(supervisor: &mut Supervisor, name: &str, text: &str) -> Result<(), Failure> {
-    let folder = folder()?;
+pub fn keep_artifact(
+    supervisor: &mut Supervisor,
+    temporary: &Path,
+    name: &str,
+    text: &str,
+) -> Result<(), Failure> {
+    let folder = folder(temporary)?;
     write(&folder.path().join(name), text)?;
     let line = agent::upload_artifact(folder.path(), name);
     ask(supervisor, &line, "upload an artifact").map(drop)
 }
 
-/// Annotates the build with this Markdown, in place of what had the same `context`.
+/// Annotates the build with this Markdown, in place of what had the same `context`, by way of a file below `temporary`.
 ///
 /// # Errors
 /// As [`ask`].
 pub fn annotate(
     supervisor: &mut Supervisor,
+    temporary: &Path,
     context: &str,
     style: &str,
     body: &str,
 ) -> Result<(), Failure> {
-    let folder = folder()?;
+    let folder = folder(temporary)?;
     let file = folder.path().join("annotation.md");
     write(&file, body)?;
     let line = agent::annotate(context, style, false, &file);
     ask(supervisor, &line, "annotate the build").map(drop)
+}
+
+/// Sets variables in the job's environment by the agent's Job API, for a hook that is no shell script and so cannot export any.
+///
+/// # Errors
+/// `buildkite-agent` is missing (69), or cannot reach its own job (75).
+pub fn set_environment(
+    supervisor: &mut Supervisor,
+    variables: &[(&str, OsString)],
+) -> Result<(), Failure> {
+    if variables.is_empty() {
+        return Ok(());
+    }
+    let line = agent::set_environment(variables);
+    let mut output = Vec::new();
+    let finished = supervisor
+        .run(&line, OnStop::TermThenKill, &mut output)
+        .map_err(|failure| match failure.class {
+            Class::MissingProgram => {
+                failure.hint("the agent puts its own folder on the job's PATH: BUILDKITE_BIN_PATH")
+            }
+            _ => failure,
+        })?;
+    if finished.ending.success() {
+        return Ok(());
+    }
+    let output = String::from_utf8_lossy(&output).trim().to_owned();
+    Err(anyhow::anyhow!("`{line}` {}", finished.ending))
+        .classify(Class::Infrastructure, || {
+            format!("cannot set the job's environment: {output}")
+        })
+        .map_err(|failure| failure.hint("start the agent without --no-job-api"))
 }
 
 /// The failure of a command that did not succeed, with the last line of its `stderr`.

@@ -783,7 +783,7 @@ fn what_is_no_job_or_cannot_reach_buildkite_says_so() {
         .run()
         .exits(64)
         .prints("")
-        .says(&["error: a summary is made in a job of the build that it sums up, and this is none: BUILDKITE_JOB_ID"]);
+        .says(&["error: `summary` must run inside a Buildkite job: BUILDKITE_JOB_ID"]);
     summary(&none).arg("x").run().exits(64);
     summary(&none)
         .run()

@@ -3,6 +3,7 @@
 //! Each of its flags can also be set by a variable, and users set the environment of a job. So every flag that would change what is
 //! done here is given, even with its default (measured: the flag wins over the variable).
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use crate::command_line::CommandLine;
@@ -85,6 +86,18 @@ pub fn download_artifact(name: &str, job: &str, folder: &Path) -> CommandLine {
     line.arguments.push(folder.join("").into());
     line.arguments
         .extend(["--step", job, "--include-retried-jobs"].map(Into::into));
+    line
+}
+
+/// Sets variables in the environment of the job, for the hooks and the command that come after.
+#[must_use]
+pub fn set_environment(variables: &[(&str, OsString)]) -> CommandLine {
+    let mut line = agent(&["env", "set"]);
+    for (name, value) in variables {
+        let mut assignment = OsString::from(format!("{name}="));
+        assignment.push(value);
+        line.arguments.push(assignment);
+    }
     line
 }
 

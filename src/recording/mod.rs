@@ -20,7 +20,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::evaluation_keys::Checkout;
-use crate::exit::Failure;
 use crate::host::Host;
 use crate::keys::Keys;
 use crate::log::Log;
@@ -102,21 +101,19 @@ pub struct BuildkiteBuild {
     pub branch: String,
 }
 
-/// A recording as it was ordered.
+/// A recording as it was ordered, all of which could be read.
 #[derive(Debug)]
 pub struct RecordingOrder {
-    /// The keys, from wherever this use of eval-once takes them.
-    pub keys: Result<Keys, Failure>,
+    /// What it is asked to do.
+    pub request: RecordingRequest,
     /// Where the recording stands.
     pub place: Checkout,
     /// The host's settings.
-    pub host: Result<Host, Failure>,
+    pub host: Host,
     /// The build it belongs to; none by hand.
     pub build: Option<BuildkiteBuild>,
     /// Where in the checkout, whence steps start, the recording stands; none where it stands at its root, or by hand.
     pub below_checkout: Option<PathBuf>,
-    /// In a plugin's hook, the reference to our plugin, version and all, as the job's `BUILDKITE_PLUGINS` has it.
-    pub plugin: Option<String>,
     /// Print the pipeline instead of uploading it.
     pub dry_run: bool,
     /// The cores of this host.

@@ -1,6 +1,7 @@
 //! A recording from top to bottom.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
 use super::evaluate::evaluator::EvaluatorRun;
@@ -36,8 +37,7 @@ pub fn perform(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Option<Vec<u8>>, Failure> {
-    let (keys, host) = (order.keys?, order.host?);
-    let mut request = RecordingRequest::read(keys, &order.place, order.plugin.as_deref())?;
+    let (mut request, host) = (order.request, order.host);
     let mut recorded = match &order.below_checkout {
         Some(folder) => request.at_checkout_root(folder)?,
         None => request.clone(),
@@ -46,7 +46,7 @@ pub fn perform(
     // The identity is that of the keys alone: the settings of a flake are not known yet when a retry looks for its plan.
     let identity = keep::identity(&recorded);
     if let Some(build) = build
-        && follow_earlier(build, &identity, supervisor, log)?
+        && follow_earlier(build, &identity, &host.temporary, supervisor, log)?
     {
         return Ok(None);
     }
@@ -142,7 +142,7 @@ pub fn perform(
         document.to_json()?,
         annotation(&findings),
     )?;
-    let mut upload = Upload::new(build, supervisor, log);
+    let mut upload = Upload::new(build, temporary, supervisor, log);
     upload.keep(&plan, &identity)?;
     upload.follow(&plan, true)?;
     Ok(None)
@@ -152,10 +152,11 @@ pub fn perform(
 fn follow_earlier(
     build: &BuildkiteBuild,
     identity: &str,
+    temporary: &Path,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<bool, Failure> {
-    let mut upload = Upload::new(build, supervisor, log);
+    let mut upload = Upload::new(build, temporary, supervisor, log);
     let Some(plan) = upload.earlier_plan(identity)? else {
         return Ok(false);
     };

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::build_keys::{self, BuildKeys};
 use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
+use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, refuse, scalar, string};
 use crate::nix::{AttrPath, Evaluation};
 
@@ -133,7 +134,7 @@ impl RecordingRequest {
             build_keys,
             ..Self::read_keys(&mut reader, place, plugin)?
         };
-        reader.finish("a recording")?;
+        reader.finish(KeyOwner::Recording)?;
         if place.confined {
             evaluation_keys::check_confined(Some(&request.root), &request.options, place)?;
         }
@@ -185,9 +186,9 @@ impl RecordingRequest {
                 _ => None,
             },
         )?;
-        let workers = reader.number("workers", 1..=1024)?;
-        let memory = reader.number("memory", 1..=u64::MAX >> 20)?;
-        let evaluation_timeout = reader.number("evaluation-timeout", 1..=u64::MAX)?;
+        let workers = reader.number("workers")?;
+        let memory = reader.number("memory")?;
+        let evaluation_timeout = reader.number("evaluation-timeout")?;
         let evaluator = reader.choice(
             "evaluator",
             [
@@ -234,7 +235,7 @@ impl RecordingRequest {
             "a map of agent tags for a system or `feature:NAME`, or a list such as [\"queue=arm\"]",
             |_, value| tags(value),
         )?;
-        let group_by = reader.number("group-by", 1..=64)?;
+        let group_by = reader.number("group-by")?;
         let meta = reader.boolean("meta")?;
         let how = BuildKeys::read(reader, &place.folder)?;
         if let (true, Some(link)) = (place.confined, &how.out_link) {
@@ -244,8 +245,8 @@ impl RecordingRequest {
             reader.not_yet(key)?;
         }
         let summary = reader.boolean("summary")?;
-        let chunk = reader.number("chunk", 1..=500)?;
-        let keep_days = reader.number("keep-days", 1..=36_500)?;
+        let chunk = reader.number("chunk")?;
+        let keep_days = reader.number("keep-days")?;
 
         let to_plugin = emit.unwrap_or(plugin.is_some() || named.is_some());
         let emit = match (to_plugin, named.or_else(|| plugin.map(str::to_owned))) {

@@ -36,9 +36,10 @@ impl BuildLog {
     pub(super) fn read(
         drv: &DrvPath,
         store: &mut Store,
+        temporary: &Path,
         supervisor: &mut Supervisor,
     ) -> Result<Option<Self>, Failure> {
-        let log = Self::new(drv)?;
+        let log = Self::new(drv, temporary)?;
         let until = Instant::now() + TIME;
         let is_whole = store.write_build_log(supervisor, drv, &log.file(), until)?;
         Ok(is_whole.then_some(log))
@@ -48,15 +49,15 @@ impl BuildLog {
     ///
     /// # Errors
     /// There is no room for it (75).
-    pub(super) fn of_lines(drv: &DrvPath, lines: &str) -> Result<Self, Failure> {
-        let log = Self::new(drv)?;
+    pub(super) fn of_lines(drv: &DrvPath, lines: &str, temporary: &Path) -> Result<Self, Failure> {
+        let log = Self::new(drv, temporary)?;
         agent::write(&log.file(), lines)?;
         Ok(log)
     }
 
-    fn new(drv: &DrvPath) -> Result<Self, Failure> {
+    fn new(drv: &DrvPath, temporary: &Path) -> Result<Self, Failure> {
         let log = Self {
-            folder: agent::folder()?,
+            folder: agent::folder(temporary)?,
             name: artifact_of(drv),
         };
         if let Some(folder) = log.file().parent() {
@@ -145,6 +146,12 @@ fn artifact_of(drv: &DrvPath) -> String {
 mod tests {
     use super::*;
 
+    /// A log of which these lines were seen.
+    fn seen(lines: &str) -> BuildLog {
+        let drv = DrvPath::parse("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv").unwrap();
+        BuildLog::of_lines(&drv, lines, &std::env::temp_dir()).unwrap()
+    }
+
     #[test]
     fn an_artifacts_name_is_of_safe_characters() {
         let drv = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a?b+c=d.drv";
@@ -156,39 +163,32 @@ mod tests {
 
     #[test]
     fn the_end_of_a_log_is_its_last_lines() {
-        let drv = DrvPath::parse("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv").unwrap();
         let lines: Vec<String> = (0..100).map(|n| format!("line {n}")).collect();
-        let log = BuildLog::of_lines(&drv, &lines.join("\n")).unwrap();
+        let log = seen(&lines.join("\n"));
         let last = log.last_lines().unwrap();
         assert!(
             last.starts_with("line 75\n") && last.ends_with("line 99"),
             "{last}"
         );
-        assert_eq!(BuildLog::of_lines(&drv, "").unwrap().last_lines(), None);
+        assert_eq!(seen("").last_lines(), None);
     }
 
     #[test]
     fn a_structured_log_is_shown_as_what_it_says() {
-        let drv = DrvPath::parse("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv").unwrap();
         let progress = r#"@nix {"action":"result","fields":[3,3,0,0],"id":1,"type":105}"#;
         let said = format!(
             "begins\n@nix {{\"action\":\"msg\",\"level\":0,\"msg\":\"no such\\nfile\"}}\n{progress}\n@nix is a name\n{progress}"
         );
-        let log = BuildLog::of_lines(&drv, &said).unwrap();
+        let log = seen(&said);
         assert_eq!(
             log.last_lines().as_deref(),
             Some("begins\nno such\nfile\n@nix is a name")
         );
         // Longer than what is looked at: the first line that is seen is not a whole one.
         let many = format!("{progress}\n").repeat(2000);
-        assert_eq!(BuildLog::of_lines(&drv, &many).unwrap().last_lines(), None);
+        assert_eq!(seen(&many).last_lines(), None);
         let unbroken = "x".repeat(100_000);
-        assert!(
-            BuildLog::of_lines(&drv, &unbroken)
-                .unwrap()
-                .last_lines()
-                .is_some()
-        );
+        assert!(seen(&unbroken).last_lines().is_some());
     }
 
     #[test]
@@ -207,8 +207,7 @@ mod tests {
 
     #[test]
     fn a_line_that_was_overwritten_is_shown_as_it_ended() {
-        let drv = DrvPath::parse("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv").unwrap();
-        let log = BuildLog::of_lines(&drv, "10%\r100%\r\ndone\r\n").unwrap();
+        let log = seen("10%\r100%\r\ndone\r\n");
         assert_eq!(log.last_lines().as_deref(), Some("100%\ndone"));
         assert!(log.folder().join(log.name()).is_file());
     }

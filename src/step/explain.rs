@@ -37,15 +37,19 @@ pub struct Explanation {
 /// Asks the ways, in the order in which `step` tries them.
 ///
 /// # Errors
-/// The keys are refused (64), or the store cannot be asked (75).
+/// The store cannot be asked (75).
 pub fn explain(
     order: StepOrder,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Explanation, Failure> {
-    let request = StepRequest::read(order.keys?, &order.place)?;
-    let host = order.host?;
-    let mut step = StepRun::new(&request, &order.place, &host, supervisor, log);
+    let StepOrder {
+        request,
+        place,
+        host,
+        ..
+    } = order;
+    let mut step = StepRun::new(&request, &place, &host, supervisor, log);
     step.prepare()?;
     if request.out_link == OutLink::State {
         step.link = placeholder(&step, "outputs/NEW/result");

@@ -12,6 +12,7 @@
 //! - A step that finds no mark saying that its root cause is published sets that mark, and publishes it. Two that look at the same
 //!   moment both do. A root cause is missing only where the step that has set the mark dies before it annotates.
 
+use std::path::Path;
 use std::slice;
 use std::time::{Duration, Instant};
 
@@ -68,6 +69,7 @@ pub(super) struct FinishedStep<'a> {
 pub(super) fn publish(
     job: &StepJob,
     step: &FinishedStep<'_>,
+    temporary: &Path,
     supervisor: &mut Supervisor,
     log: &Log,
 ) {
@@ -82,6 +84,7 @@ pub(super) fn publish(
     let now = Instant::now();
     let mut publisher = Publisher {
         job,
+        temporary,
         target: target(job, step),
         supervisor,
         log: log.clone(),
@@ -135,6 +138,8 @@ fn mark(job: &StepJob, target: &str) -> String {
 
 struct Publisher<'a> {
     job: &'a StepJob,
+    /// The folder for temporary files.
+    temporary: &'a Path,
     target: String,
     supervisor: &'a mut Supervisor,
     log: Log,
@@ -178,7 +183,7 @@ impl Publisher<'_> {
             }
             Entry::None => return Ok(()),
         };
-        let folder = agent::folder()?;
+        let folder = agent::folder(self.temporary)?;
         let body = folder.path().join("annotation.md");
         agent::write(&body, &text)?;
         let line = command::annotate(CONTEXT, "error", true, &body);
@@ -234,7 +239,7 @@ impl Publisher<'_> {
             }
             (None, Some(last_lines)) => {
                 whole = false;
-                log = BuildLog::of_lines(drv, last_lines)?;
+                log = BuildLog::of_lines(drv, last_lines, self.temporary)?;
                 &log
             }
         };

@@ -130,7 +130,7 @@ impl StepRun<'_> {
         if !self.begun.contains(drv) {
             return None;
         }
-        match BuildLog::read(drv, &mut self.store, self.supervisor) {
+        match BuildLog::read(drv, &mut self.store, &self.host.temporary, self.supervisor) {
             Ok(log) => {
                 let last_lines = || log.as_ref().and_then(BuildLog::last_lines);
                 failure.log = failure.log.take().or_else(last_lines);

@@ -1,5 +1,7 @@
 //! Fetching what recordings and steps have saved in the build.
 
+use std::path::Path;
+
 use super::build_data::BuildData;
 use super::planned_step::PlannedStep;
 use crate::agent;
@@ -21,7 +23,11 @@ pub(super) const AT_ONCE: usize = 8;
 ///
 /// # Errors
 /// Buildkite cannot be reached (75); there is no `buildkite-agent` (69); a signal asked us to end.
-pub(super) fn gather(supervisor: &mut Supervisor, log: &Log) -> Result<BuildData, Failure> {
+pub(super) fn gather(
+    temporary: &Path,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<BuildData, Failure> {
     let keys = agent::ask(
         supervisor,
         &command::meta_data_keys(),
@@ -34,7 +40,7 @@ pub(super) fn gather(supervisor: &mut Supervisor, log: &Log) -> Result<BuildData
         .filter(|key| plan_artifact::is_plan_mark(key))
         .collect();
     for mark in values(supervisor, &marks, log)? {
-        match recorded(supervisor, &mark, log)? {
+        match recorded(&mark, temporary, supervisor, log)? {
             Some((recorded, plan)) => {
                 let chunks = plan.chunks.iter();
                 let steps = chunks.flat_map(|chunk| PlannedStep::all_of(&chunk.pipeline));
@@ -85,8 +91,9 @@ fn values(supervisor: &mut Supervisor, keys: &[&str], log: &Log) -> Result<Vec<S
 
 /// What a recording found, and its plan, according to the mark of that. None where it cannot be read, with a warning.
 fn recorded(
-    supervisor: &mut Supervisor,
     mark: &str,
+    temporary: &Path,
+    supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Option<(Recorded, UploadPlan)>, Failure> {
     // Anything that runs in a build can set its meta-data: only a job's id is passed on to the agent.
@@ -100,7 +107,7 @@ fn recorded(
         log.warn("a recording is omitted: the mark of its plan names no job");
         return Ok(None);
     };
-    let plan = plan_artifact::download(supervisor, job, "get the plan of a recording")?;
+    let plan = plan_artifact::download(supervisor, temporary, job, "get the plan of a recording")?;
     let Some(plan) = plan else {
         log.warn(format_args!(
             "the recording of job {job} is omitted: Buildkite does not have its plan"

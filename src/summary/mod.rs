@@ -20,6 +20,7 @@ mod savings;
 mod step_outcomes;
 mod suites;
 
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::agent;
@@ -36,18 +37,13 @@ const JUNIT: &str = "eval-once-junit.xml";
 /// The annotation's context: a build has one summary, and a later one replaces it.
 const CONTEXT: &str = "eval-once-summary";
 
-/// Sums up the build. That steps of it failed is shown, and is no failure of the summary.
+/// Sums up the build; temporary files are made below `temporary`. That steps of it failed is shown, and is no failure of the summary.
 ///
 /// # Errors
-/// This is no job (64, what `in_job` says); Buildkite cannot be reached (75); there is no `buildkite-agent` (69).
-pub fn perform(
-    in_job: Result<(), Failure>,
-    supervisor: &mut Supervisor,
-    log: &Log,
-) -> Result<(), Failure> {
-    in_job?;
+/// Buildkite cannot be reached (75); there is no `buildkite-agent` (69).
+pub fn perform(temporary: &Path, supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
     log.heading(":nix: summary");
-    sum_up(supervisor, log).map_err(|failure| match failure.class {
+    sum_up(temporary, supervisor, log).map_err(|failure| match failure.class {
         Class::MissingProgram => {
             failure.hint("run `summary` in a job, where the agent puts buildkite-agent on PATH")
         }
@@ -58,8 +54,8 @@ pub fn perform(
     })
 }
 
-fn sum_up(supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
-    let mut data = gather::gather(supervisor, log)?;
+fn sum_up(temporary: &Path, supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
+    let mut data = gather::gather(temporary, supervisor, log)?;
     if data.is_empty() {
         log.say(
             "nothing to sum up: this build has no plan of a recording, and no report of a step",
@@ -67,9 +63,9 @@ fn sum_up(supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
         return Ok(());
     }
     let rows = with_outcomes(&mut data, supervisor, log)?;
-    agent::keep_artifact(supervisor, JUNIT, &junit::document(&rows)?)?;
+    agent::keep_artifact(supervisor, temporary, JUNIT, &junit::document(&rows)?)?;
     let (body, style) = annotation::of(&rows);
-    agent::annotate(supervisor, CONTEXT, style, &body)?;
+    agent::annotate(supervisor, temporary, CONTEXT, style, &body)?;
     log.say(annotation::counts(&rows));
     Ok(())
 }

@@ -10,6 +10,7 @@ pub(crate) mod plan;
 pub(crate) mod plan_artifact;
 mod rejection;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use self::chunk::Chunk;
@@ -36,6 +37,8 @@ const ASKED_AT_ONCE: usize = 16;
 /// An upload on its way.
 pub(in crate::recording) struct Upload<'a> {
     build: &'a BuildkiteBuild,
+    /// The folder for temporary files.
+    temporary: &'a Path,
     supervisor: &'a mut Supervisor,
     log: Log,
 }
@@ -44,11 +47,13 @@ impl<'a> Upload<'a> {
     /// An upload to this build.
     pub(in crate::recording) fn new(
         build: &'a BuildkiteBuild,
+        temporary: &'a Path,
         supervisor: &'a mut Supervisor,
         log: &Log,
     ) -> Self {
         Self {
             build,
+            temporary,
             supervisor,
             log: log.clone(),
         }
@@ -91,7 +96,8 @@ impl<'a> Upload<'a> {
             );
         }
         let doing = "get the plan of the earlier try";
-        let Some(json) = plan_artifact::download(self.supervisor, job, doing)? else {
+        let Some(json) = plan_artifact::download(self.supervisor, self.temporary, job, doing)?
+        else {
             return Err(Failure::new(
                 Class::Infrastructure,
                 format_args!(
@@ -114,7 +120,7 @@ impl<'a> Upload<'a> {
         plan: &UploadPlan,
         recording: &str,
     ) -> Result<(), Failure> {
-        plan_artifact::upload(self.supervisor, plan)?;
+        plan_artifact::upload(self.supervisor, self.temporary, plan)?;
         let value = PlanMark::write(&self.build.job, recording);
         let line = command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &value);
         self.ask(&line, "mark that the plan is kept").map(drop)
@@ -146,11 +152,12 @@ impl<'a> Upload<'a> {
             self.ask(&line, "mark what was uploaded")?;
         }
         // The steps are there and will run: what is told besides is worth no failure.
-        let told = agent::keep_artifact(self.supervisor, DOCUMENT, &plan.document).and_then(|()| {
-            let context = format!("eval-once-{}", self.build.step);
-            let (body, style) = &plan.annotation;
-            agent::annotate(self.supervisor, &context, style, body)
-        });
+        let told = agent::keep_artifact(self.supervisor, self.temporary, DOCUMENT, &plan.document)
+            .and_then(|()| {
+                let context = format!("eval-once-{}", self.build.step);
+                let (body, style) = &plan.annotation;
+                agent::annotate(self.supervisor, self.temporary, &context, style, body)
+            });
         match told {
             Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
             Err(failure) => {
@@ -204,7 +211,7 @@ impl<'a> Upload<'a> {
 
     /// Uploads a pipeline. Gives what Buildkite says where it rejects it.
     fn upload(&mut self, pipeline: &str) -> Result<Option<String>, Failure> {
-        let folder = agent::folder()?;
+        let folder = agent::folder(self.temporary)?;
         let file = folder.path().join("pipeline.json");
         agent::write(&file, pipeline)?;
         let line = command::upload_pipeline(&file);

@@ -7,6 +7,7 @@ use super::retry::with_rules;
 use crate::build_keys::{self, BuildKeys};
 use crate::buildkite::schema::Schema;
 use crate::exit::Failure;
+use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, refuse};
 use crate::recording::request::NO_OTHER_HOOK;
 use crate::recording::{Emit, RecordingRequest};
@@ -143,7 +144,7 @@ pub(super) fn build_wishes(keys: &Keys, request: &RecordingRequest) -> Result<Ke
         for key in ["push", "share-required", "artifacts", "steps"] {
             reader.not_yet(key)?;
         }
-        reader.finish("a target")?;
+        reader.finish(KeyOwner::Target)?;
         let keys = build_keys::as_written(keys);
         match &request.below {
             Some(folder) => build_keys::from_above(keys, folder).ok_or_else(|| {
