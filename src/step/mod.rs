@@ -188,7 +188,7 @@ pub fn perform(
         log.say(line);
     }
     if result.is_ok() && !report.hints.is_empty() {
-        // One line, so that a green step stays short.
+        // One line: what a green step prints of its own is read by no one who looks for something else.
         log.say(format_args!("hint: {}", report.hints.join("; also: ")));
     } else {
         for hint in &report.hints {
