@@ -961,7 +961,11 @@ let dep = file "dep"; in {
             ],
             "sandbox = relaxed",
         ),
-        ("fixed", vec![], "a fixed output must not"),
+        (
+            "fixed",
+            vec![],
+            "keep other store paths out of the fixed output",
+        ),
         ("addressed", vec![], "experimental-features"),
     ] {
         // A `.drv` that needs a feature is written with it, and built without.
