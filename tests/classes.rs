@@ -961,11 +961,7 @@ let dep = file "dep"; in {
             ],
             "sandbox = relaxed",
         ),
-        (
-            "fixed",
-            vec![],
-            "keep other store paths out of the fixed output",
-        ),
+        ("fixed", vec![], "a fixed output must not"),
         ("addressed", vec![], "experimental-features"),
     ] {
         // A `.drv` that needs a feature is written with it, and built without.
