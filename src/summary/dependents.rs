@@ -41,8 +41,8 @@ pub(super) fn mark(data: &BuildData, suites: &mut [Suite]) {
         .filter(|(row, _)| silent.contains(row.key.as_str()))
         .collect();
     let mut behind = BTreeMap::new();
-    let everyone = stopped.clone();
-    spread(everyone, &dependents, &mut silent.clone(), &mut behind);
+    let mut reachable = silent.clone();
+    spread(stopped.clone(), &dependents, &mut reachable, &mut behind);
     let first = stopped
         .into_iter()
         .filter(|(row, _)| !behind.contains_key(&row.key));
