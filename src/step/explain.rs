@@ -125,3 +125,39 @@ impl std::fmt::Display for Explanation {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn explanation(would: Option<(WayName, Reason)>) -> Explanation {
+        let command = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        Explanation {
+            version: 1,
+            would: would.map(|(way, _)| way),
+            reason: would.map(|(_, reason)| reason),
+            facts: Vec::new(),
+            commands: vec![
+                command(&["nix-instantiate", "a b.nix", "--argstr", "x", "it's"]),
+                command(&["nix-store", "--realise", "DRV"]),
+            ],
+            nix_build: would.map(|_| "nix-build 'a b.nix'".into()),
+        }
+    }
+
+    #[test]
+    fn an_explanation_is_text_whose_commands_can_be_pasted() {
+        let evaluated = explanation(Some((WayName::Evaluated, Reason::DrvMissing)));
+        assert_eq!(
+            evaluated.to_string(),
+            "the step would be evaluated (drv-missing)\nbecause\nit would run\n  nix-instantiate 'a b.nix' --argstr x 'it'\\''s'\n  \
+             nix-store --realise DRV\nreproduce without eval-once\n  nix-build 'a b.nix'\n"
+        );
+        let none = explanation(None).to_string();
+        assert!(
+            none.starts_with("no way has the outputs: the step would fail\nbecause\n"),
+            "{none}"
+        );
+        assert!(!none.contains("reproduce"), "{none}");
+    }
+}
