@@ -133,8 +133,9 @@ fn of_fault(
     }
 }
 
-/// Whether a builder was killed as the kernel kills for lack of memory: itself, or its command, as its shell reports it by status
-/// 137. (That the kernel has killed something on this host says nothing of a builder that ended otherwise: a host has many jobs.)
+/// Whether a builder was killed as the kernel kills for lack of memory: itself, or its command, as its shell reports it by
+/// status 137. (That the kernel has killed something on this host says nothing of a builder that ended otherwise: a host has
+/// many jobs.)
 fn is_for_memory(fault: &Fault) -> bool {
     matches!(fault.cause, Cause::Signal(9) | Cause::Status(KILLED))
 }

@@ -25,11 +25,11 @@ pub struct Explanation {
     pub reason: Option<Reason>,
     /// What was examined, and what was found, in this order.
     pub facts: Vec<Fact>,
-    /// The argument vectors that the step would run, in order. `NEW` stands for a folder's random name, `LOCKED` for a flake's locked
-    /// reference, and `DRV` for a path that is not known before the evaluation.
+    /// The argument vectors that the step would run, in order. `NEW` stands for a folder's random name, `LOCKED` for a flake's
+    /// locked reference, and `DRV` for a path that is not known before the evaluation.
     pub commands: Vec<Vec<String>>,
-    /// One command that reproduces it: `nix-build` (of a flake, `nix build`), or what comes closest where only a record is known, or
-    /// Nix has no spelling for the attribute. (With several outputs, `nix-build` links only the default one.)
+    /// One command that reproduces it: `nix-build` (of a flake, `nix build`), or what comes closest where only a record is
+    /// known, or Nix has no spelling for the attribute. (With several outputs, `nix-build` links only the default one.)
     #[serde(rename = "nix-build")]
     pub nix_build: Option<String>,
 }
