@@ -111,7 +111,7 @@ impl Assignment {
     }
 
     /// What is still to be done, without the attribute that is being evaluated.
-    fn left(&self, counts: &ChildCounts) -> Vec<Span> {
+    fn rest(&self, counts: &ChildCounts) -> Vec<Span> {
         match (&self.position, &self.task.spans) {
             (Some(position), _) => self.behind(position, counts),
             (None, Some(spans)) => spans.clone(),
@@ -121,10 +121,10 @@ impl Assignment {
 
     /// What of the task comes behind this position.
     fn behind(&self, position: &Position, counts: &ChildCounts) -> Vec<Span> {
-        let left = spans::behind(self.task.spans.as_deref(), position, counts);
+        let rest = spans::behind(self.task.spans.as_deref(), position, counts);
         match &self.until {
-            Some(until) => spans::before(left, until),
-            None => left,
+            Some(until) => spans::before(rest, until),
+            None => rest,
         }
     }
 
@@ -237,15 +237,15 @@ impl Schedule {
         let busy = self.assignments.values_mut().filter(|assignment| {
             !assignment.stopping && !assignment.task.alone && assignment.task.catch
         });
-        let (_, assignment, left) = busy
+        let (_, assignment, rest) = busy
             .filter_map(|assignment| {
                 let (each, start) = assignment.pace(now)?;
-                let left = assignment.left(counts);
-                let needed = each * u32::try_from(spans::length(&left)).unwrap_or(u32::MAX);
-                (needed > start * 2).then_some((needed, assignment, left))
+                let rest = assignment.rest(counts);
+                let needed = each * u32::try_from(spans::length(&rest)).unwrap_or(u32::MAX);
+                (needed > start * 2).then_some((needed, assignment, rest))
             })
             .max_by_key(|(needed, _, _)| *needed)?;
-        let (_, taken) = spans::split(&left);
+        let (_, taken) = spans::split(&rest);
         assignment.until = spans::start(&taken);
         Some(Task::spans(taken))
     }
@@ -297,8 +297,8 @@ impl Schedule {
         }
     }
 
-    /// An attribute is left out.
-    pub(super) fn leave_out(&mut self) {
+    /// An attribute is excluded.
+    pub(super) fn exclude(&mut self) {
         self.begun += 1;
     }
 
@@ -311,7 +311,7 @@ impl Schedule {
 
     // ---- how a worker ends
 
-    /// The worker has ended, and nothing of its task is left.
+    /// The worker has ended, and its task is done.
     pub(super) fn finish(&mut self, worker: WorkerId) {
         self.assignments.remove(&worker);
     }
@@ -329,12 +329,12 @@ impl Schedule {
                 return;
             }
         };
-        let mut left = assignment.behind(position, &self.counts);
+        let mut rest = assignment.behind(position, &self.counts);
         if let Position::At(path) = position {
-            left.splice(0..0, self.span(path));
+            rest.splice(0..0, self.span(path));
             self.begun -= 1;
         }
-        self.put_back(left, &assignment.task);
+        self.put_back(rest, &assignment.task);
     }
 
     /// The worker has ended: what it was at is given up, and its task goes on behind that.
@@ -342,8 +342,8 @@ impl Schedule {
         if let Some(assignment) = self.assignments.remove(&worker) {
             // A set whose first attribute cannot even begin has none.
             let position = Position::At(assignment.attr());
-            let left = assignment.behind(&position, &self.counts);
-            self.put_back(left, &assignment.task);
+            let rest = assignment.behind(&position, &self.counts);
+            self.put_back(rest, &assignment.task);
         }
     }
 
@@ -353,8 +353,8 @@ impl Schedule {
             return;
         };
         let path = assignment.attr();
-        let left = assignment.behind(&Position::At(path.clone()), &self.counts);
-        self.put_back(left, &assignment.task);
+        let rest = assignment.behind(&Position::At(path.clone()), &self.counts);
+        self.put_back(rest, &assignment.task);
         self.begun -= 1;
         if let Some(span) = self.span(&path) {
             let task = Task {
@@ -379,10 +379,10 @@ impl Schedule {
         self.span(path)
     }
 
-    fn put_back(&mut self, left: Vec<Span>, task: &Task) {
-        if !left.is_empty() {
+    fn put_back(&mut self, rest: Vec<Span>, task: &Task) {
+        if !rest.is_empty() {
             self.pending.push(Task {
-                spans: Some(left),
+                spans: Some(rest),
                 ..task.clone()
             });
         }
