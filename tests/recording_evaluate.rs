@@ -697,10 +697,7 @@ fn an_attribute_that_missed_a_path_which_is_valid_by_now_is_evaluated_again_once
         let pipeline = Pipeline::of(&ended);
         assert_eq!(pipeline.drvs().len(), 3 - broken, "{ended}");
         assert_eq!(pipeline.broken().len(), broken, "{ended}");
-        mentions(
-            &ended,
-            "was missing during the evaluation and is valid now",
-        );
+        mentions(&ended, "was missing during the evaluation and is valid now");
     }
 }
 

@@ -1,5 +1,5 @@
 //! What a recording takes for a target: what Nix takes for one, whatever can be called, however it is nested. And what it says
-//! of what it has not looked into.
+//! of what it did not walk.
 
 use std::{collections::BTreeMap, collections::BTreeSet, fmt::Write as _};
 
@@ -578,10 +578,10 @@ fn the_hint_at_cyclic_sets_depends_on_recurse() {
         .passes_on("remove its `recurseForDerivations`");
 }
 
-// ---- what was not looked into
+// ---- what was not walked
 
 #[test]
-fn sets_that_are_not_looked_into_and_hold_derivations_are_said() {
+fn unmarked_sets_that_hold_derivations_are_listed() {
     let Some(store) = Store::new() else { return };
     store.targets(
         r#"{

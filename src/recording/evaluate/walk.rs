@@ -28,7 +28,7 @@ const EXPLAINED: usize = 10;
 /// How many names are shown of a path into cyclic sets.
 const NAMES_OF_CYCLE: usize = 6;
 
-/// A walk over all targets.
+/// A walk over all targets, and what it has found so far.
 pub struct Walk<'a> {
     request: &'a RecordingRequest,
     supervisor: &'a mut Supervisor,
@@ -228,7 +228,7 @@ impl<'a> Walk<'a> {
         match protocol::read(line, self.invocation.marker()) {
             Some(_) if self.processes.is_overtaken(worker) => Ok(()),
             Some(message) => {
-                let other = self.processes.went_on(worker);
+                let other = self.processes.continued(worker);
                 self.progress.pass_on(&other);
                 self.message(worker, message)
             }
@@ -314,7 +314,7 @@ impl<'a> Walk<'a> {
         };
         let task = assignment.task();
         let end = WorkerEnd::of(
-            ended.stopped,
+            ended.stop_reason,
             ended.ending,
             assignment.is_complete(),
             task.catch,
@@ -322,7 +322,7 @@ impl<'a> Walk<'a> {
         let verdict = match end {
             WorkerEnd::Finished | WorkerEnd::Stopped => {
                 if end == WorkerEnd::Finished {
-                    self.progress.pass_on(&ended.last_words);
+                    self.progress.pass_on(&ended.final_output);
                 }
                 self.schedule.finish(ended.worker);
                 return Ok(());
@@ -333,7 +333,7 @@ impl<'a> Walk<'a> {
                 share: self.schedule.share(task),
                 has_all: task.alone,
                 slots: self.schedule.slots(),
-                was_stopped: ended.stopped.is_some(),
+                was_stopped: ended.stop_reason.is_some(),
             }),
             WorkerEnd::TooLong => {
                 let timeout = self.request.evaluation_timeout.unwrap_or_default();
@@ -373,7 +373,7 @@ impl<'a> Walk<'a> {
                     let in_meta = assignment.is_in_meta();
                     self.findings.fail(&assignment.attr(), in_meta, &message);
                 }
-                self.schedule.go_on_behind(worker);
+                self.schedule.continue_after(worker);
             }
             Verdict::Repeat(line) => {
                 if let Some(line) = line {
