@@ -286,3 +286,135 @@ impl Findings {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DRV: &str = "/nix/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
+
+    fn path(text: &str) -> AttrIndex {
+        AttrIndex::parse(text).unwrap()
+    }
+
+    fn name(text: &str) -> AttrName {
+        AttrName {
+            text: text.into(),
+            is_utf8: !text.contains('\u{fffd}'),
+        }
+    }
+
+    fn described(json: &str) -> Result<DescribedTarget, String> {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+
+    /// Findings with the attributes `x.a`, `x.b` and `x.c`.
+    fn findings() -> Findings {
+        let mut findings = Findings::new(&AttrPath::parse("x").unwrap());
+        for (number, text) in ["a", "b", "c"].into_iter().enumerate() {
+            findings.begin(&path(&format!("/{number}")), name(text));
+        }
+        findings
+    }
+
+    fn summary(findings: &Findings) -> [Vec<String>; 3] {
+        let result = findings.result(&Overlooked::default());
+        let error = |error: &AttrError| {
+            let message = error.message.as_deref().unwrap_or("?");
+            format!("{}: {message}", error.attr)
+        };
+        [
+            result.found.iter().map(|it| it.attr.to_string()).collect(),
+            result.broken.iter().map(error).collect(),
+            result.refused.iter().map(error).collect(),
+        ]
+    }
+
+    #[test]
+    fn an_attribute_is_a_target_an_error_or_refused() {
+        let mut findings = findings();
+        findings.target(path("/2"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        findings.throws(path("/0"), false);
+        findings.throws(path("/1"), true);
+        assert_eq!(
+            summary(&findings),
+            [["x.c"], ["x.a: ?"], ["x.b: its metadata throws"]]
+        );
+        assert_eq!(findings.unexplained(9), [path("/0"), path("/1")]);
+        assert_eq!(findings.unexplained(1), [path("/0")]);
+        findings.fail(&path("/0"), false, "no");
+        findings.fail(&path("/1"), true, "no data");
+        // The message stays, whatever a later worker reports.
+        findings.throws(path("/0"), false);
+        assert_eq!(summary(&findings), [["x.c"], ["x.a: no"], ["x.b: no data"]]);
+    }
+
+    #[test]
+    fn a_worker_that_ends_after_a_target_does_not_change_it() {
+        let mut findings = findings();
+        findings.target(path("/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        findings.fail(&path("/0"), false, "killed");
+        assert_eq!(summary(&findings)[0], ["x.a"]);
+    }
+
+    #[test]
+    fn a_description_that_cannot_be_used_is_refused() {
+        let mut findings = findings();
+        findings.target(path("/0"), described(r#"{"drv":"/tmp/a"}"#));
+        let meta = format!(r#"{{"drv":"{DRV}","meta":{{"timeout":"1h"}}}}"#);
+        findings.target(path("/1"), described(&meta));
+        let [found, errors, refused] = summary(&findings);
+        assert_eq!((found.len(), errors.len()), (0, 0));
+        assert!(refused[0].starts_with("x.a: its drvPath "), "{refused:?}");
+        assert!(
+            refused[1].starts_with("x.b: meta.timeout is \"1h\""),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_is_an_error_whatever_the_attribute_is() {
+        let mut findings = findings();
+        findings.begin(&path("/3"), name("\u{fffd}"));
+        findings.begin(&path("/3/0"), name("d"));
+        findings.target(path("/3/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        let [found, errors, _] = summary(&findings);
+        assert_eq!(found, [""; 0]);
+        assert_eq!(errors.len(), 2, "{errors:?}");
+    }
+
+    #[test]
+    fn a_collected_drv_that_no_evaluation_writes_is_refused() {
+        let mut findings = findings();
+        findings.target(path("/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        let named = format!(r#"{{"drv":"{DRV}","named":true}}"#);
+        findings.target(path("/1"), described(&named));
+        let drv = DrvPath::parse(DRV).unwrap();
+        assert_eq!(findings.drop_gone(&[drv]), [path("/0")]);
+        let [found, _, refused] = summary(&findings);
+        assert_eq!(found, [""; 0]);
+        assert_eq!(
+            refused,
+            ["x.b: its drvPath is a plain string, and is not in the store"]
+        );
+    }
+
+    #[test]
+    fn an_exclusion_has_an_effect_also_where_a_flake_is_not_walked() {
+        let exclude = ["formatter", "packages.other", "typo"];
+        let exclude = exclude.map(|path| AttrPath::parse(path).unwrap());
+        let mut findings = Findings::new(&AttrPath::default());
+        findings.begin(&path("/0"), name("packages"));
+        findings.beside(path(""), vec!["devShells".into(), "formatter".into()]);
+        findings.beside(path("/0"), vec!["other".into(), "third".into()]);
+        let overlooked = findings.overlooked(&exclude);
+        assert_eq!(overlooked.outputs, ["devShells"]);
+        assert_eq!(overlooked.systems, ["third".to_owned()].into());
+        let unused: Vec<String> = overlooked
+            .exclusions
+            .iter()
+            .map(|(path, _)| path.to_string())
+            .collect();
+        assert_eq!(unused, ["typo"]);
+    }
+}

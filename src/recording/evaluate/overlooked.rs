@@ -113,17 +113,12 @@ pub(in crate::recording) fn agents_without_targets(
         .collect();
     let note = |key: &String| {
         let (name, existing, what, says) = match key.strip_prefix("feature:") {
-            Some(feature) => (
-                feature,
-                &features,
-                "needs that feature",
-                "features of targets:",
-            ),
+            Some(feature) => (feature, &features, "needs that feature", "targets need"),
             None => (
                 key.as_str(),
                 &systems,
                 "is built on that system",
-                "systems of targets:",
+                "targets are built on",
             ),
         };
         if existing.contains(name) {

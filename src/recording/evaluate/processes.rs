@@ -338,3 +338,37 @@ impl Processes {
         processes.position(|process| process.worker == worker)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recording::evaluate::schedule::{Schedule, Task};
+
+    fn process() -> Process {
+        let mut schedule = Schedule::new(1, u64::MAX);
+        schedule.plan(vec![Task::everything()]);
+        Process::new(schedule.assign(Instant::now()).unwrap())
+    }
+
+    #[test]
+    fn a_line_is_complete_with_its_end() {
+        let mut process = process();
+        assert_eq!(process.lines(b"a\nb"), [b"a\n".to_vec()]);
+        assert_eq!(process.lines(b"c"), Vec::<Vec<u8>>::new());
+        assert_eq!(process.lines(b"\n\nd"), [b"bc\n".to_vec(), b"\n".to_vec()]);
+        assert_eq!(process.end(Ending::Exited(0)).final_output, b"d");
+    }
+
+    #[test]
+    fn what_nix_prints_is_for_the_log_until_it_may_be_its_final_message() {
+        let mut process = process();
+        assert!(process.read(b"warning: x\n"));
+        assert!(!process.read(b"error: y\n"));
+        assert!(!process.read(b"       at /z\n"));
+        let ended = process.end(Ending::Exited(1));
+        assert_eq!(ended.final_output, b"error: y\n       at /z\n");
+        let message = ended.nix_output.final_message(ended.ending);
+        assert!(message.starts_with('y'), "{message}");
+        assert_eq!(ended.stop_reason, None);
+    }
+}
