@@ -46,10 +46,8 @@ impl StepRun<'_> {
         output: &mut NixOutput,
     ) -> Result<(), Failure> {
         let structured = self.request.form == Form::Pretty;
-        let is_ours =
-            |drv: &StorePath, output: &NixOutput| structured && output.begun.contains(drv.as_str());
-        let drv_of = |fault: &Fault| fault.drv.clone().map(|drv| drv.as_store_path().clone());
-        let is_known = |fault: &Fault| drv_of(fault).is_none_or(|drv| is_ours(&drv, output));
+        let is_ours = |drv: &DrvPath, output: &NixOutput| structured && output.begun.contains(drv);
+        let is_known = |fault: &Fault| fault.drv.as_ref().is_none_or(|drv| is_ours(drv, output));
         if output.faults.iter().all(is_known) {
             return Ok(());
         }
@@ -58,7 +56,10 @@ impl StepRun<'_> {
         };
         let faults = std::mem::take(&mut output.faults);
         let is_in_closure = |fault: &Fault| {
-            drv_of(fault).is_none_or(|drv| closure.contains(&drv) || is_ours(&drv, output))
+            fault
+                .drv
+                .as_ref()
+                .is_none_or(|drv| closure.contains(drv.as_store_path()) || is_ours(drv, output))
         };
         output.faults = faults.into_iter().filter(is_in_closure).collect();
         Ok(())
@@ -126,10 +127,10 @@ impl StepRun<'_> {
     pub(super) fn build_log(&mut self, report: &mut Report) -> Option<BuildLog> {
         let failure = report.failure.as_mut()?;
         let drv = failure.drv.as_ref()?;
-        if !self.begun.contains(drv.as_store_path().as_str()) {
+        if !self.begun.contains(drv) {
             return None;
         }
-        match BuildLog::read(drv, &mut self.store, self.supervisor) {
+        match BuildLog::read(drv, &mut self.store, &self.host.temporary, self.supervisor) {
             Ok(log) => {
                 let last_lines = || log.as_ref().and_then(BuildLog::last_lines);
                 failure.log = failure.log.take().or_else(last_lines);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::job_log::{Form, JobLog};
+use super::job_log::{FinishedLog, Form, JobLog, ShownLines};
 use super::links;
 use super::outputs::DrvOutputs;
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
@@ -78,12 +78,14 @@ pub(super) struct StepRun<'a> {
     /// How many derivations were built.
     pub(super) built: usize,
     /// Derivations whose build began.
-    pub(super) begun: BTreeSet<String>,
+    pub(super) begun: BTreeSet<DrvPath>,
     /// What failed by itself.
     pub(super) faults: Vec<Fault>,
-    substituted: BTreeSet<String>,
+    substituted: BTreeSet<StorePath>,
     /// The last lines of the root cause's log, where Nix printed them.
     pub(super) last_lines: Option<Vec<String>>,
+    /// The lines of a builder at the end of the job's log.
+    last_shown: Option<ShownLines>,
     pub(super) seconds: Seconds,
     /// How many processes the kernel had killed for lack of memory when the step began.
     killed_before: u64,
@@ -124,6 +126,7 @@ impl<'a> StepRun<'a> {
             faults: Vec::new(),
             substituted: BTreeSet::new(),
             last_lines: None,
+            last_shown: None,
             seconds: Seconds::default(),
             killed_before: host::killed_for_memory().unwrap_or_default(),
         }
@@ -270,7 +273,7 @@ impl<'a> StepRun<'a> {
             let mut bytes_read = 0;
             self.supervisor.watch(&mut running, due, |_, bytes| {
                 bytes_read += bytes.len();
-                log.take(bytes);
+                log.read(bytes);
             })?;
             log.progress();
             if bytes_read > 0 {
@@ -286,7 +289,12 @@ impl<'a> StepRun<'a> {
                 last = Instant::now();
             }
         }
-        let (output, hidden) = log.finish();
+        let FinishedLog {
+            nix_output: output,
+            held_back: hidden,
+            last_shown,
+        } = log.finish();
+        self.last_shown = last_shown;
         self.supervisor.check()?;
         let [running] = running;
         let finished = running.finished();
@@ -341,6 +349,20 @@ impl<'a> StepRun<'a> {
         let drv = self.drv.as_ref().map(DrvPath::as_store_path);
         let path = drv.or_else(|| self.request.outputs.values().next())?;
         Some(path.store().to_owned())
+    }
+
+    /// Whether the job's log ends with the end of the root cause's log, as the report has it.
+    pub(super) fn shows_end_of_log(&self, report: &Report) -> bool {
+        let Some(FailureReport {
+            drv: Some(drv),
+            log: Some(log),
+            ..
+        }) = &report.failure
+        else {
+            return false;
+        };
+        let shown = self.last_shown.as_ref();
+        shown.is_some_and(|shown| shown.are(drv, log))
     }
 
     /// What has happened, for the report.

@@ -33,7 +33,7 @@ impl StepRun<'_> {
         let started = Instant::now();
         let mut reported = false;
         let slot = loop {
-            match self.state().map(|state| state.try_turn(slots)) {
+            match self.state().map(|state| state.try_evaluation_slot(slots)) {
                 None => break None,
                 Some(Ok(Some(slot))) => break Some(slot),
                 Some(Ok(None)) => {}

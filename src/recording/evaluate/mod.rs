@@ -15,7 +15,8 @@
 //! | `eval_jobs` | evaluating with `nix-eval-jobs` instead |
 
 mod diagnosis;
-pub(in crate::recording) mod eval_jobs;
+mod eval_jobs;
+pub(in crate::recording) mod evaluator;
 mod exclusions;
 mod findings;
 pub(in crate::recording) mod flake;

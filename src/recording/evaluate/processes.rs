@@ -124,7 +124,7 @@ impl Process {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         self.nix_output
             .get_or_insert_default()
-            .hear(&Event::Plain(line));
+            .read(&Event::Plain(line));
     }
 
     fn end(mut self, ending: Ending) -> EndedWorker {

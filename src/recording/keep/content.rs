@@ -8,8 +8,9 @@ use serde_json::Value;
 use super::folder::PREFIX;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{AttrPath, DrvPath};
+use crate::recording::fingerprint::fingerprint;
 use crate::recording::pipeline::steps::source;
-use crate::recording::{BuildkiteBuild, RecordingRequest, hash_of};
+use crate::recording::{BuildkiteBuild, RecordingRequest};
 use crate::state::StateFolder;
 
 /// What a pin's file says.
@@ -58,7 +59,7 @@ pub(in crate::recording) fn identity(request: &RecordingRequest) -> String {
     };
     let attr = request.root.attr.to_string();
     let exclude = format!("{:?}", request.exclude);
-    hash_of([source.as_str(), &attr, &exclude])
+    fingerprint([source.as_str(), &attr, &exclude])
 }
 
 impl PinOwner {
@@ -83,7 +84,7 @@ impl PinOwner {
                 "",
             ),
         };
-        let hash = hash_of([pipeline.as_str(), &branch, &build, step, &recording]);
+        let hash = fingerprint([pipeline.as_str(), &branch, &build, step, &recording]);
         Self {
             pipeline,
             branch,

@@ -24,7 +24,7 @@ struct PinExpiry {
 }
 
 /// Removes expired pins, and gives their folders. What cannot be removed (another user made it, say) stays.
-pub(in crate::recording) fn prune(state: &StateFolder) -> Vec<PathBuf> {
+pub(in crate::recording) fn remove_expired(state: &StateFolder) -> Vec<PathBuf> {
     let Ok(entries) = state.pins().read_dir() else {
         return Vec::new();
     };
@@ -176,12 +176,12 @@ mod tests {
         let held = state.pins().join("eval-once-held");
         let lock = hold(&held).unwrap();
         fs::write(held.join("keep.json"), "{\"until\":1}").unwrap();
-        assert_eq!(prune(&state), [state.pins().join("eval-once-old")]);
+        assert_eq!(remove_expired(&state), [state.pins().join("eval-once-old")]);
         let left = |name: &str| state.pins().join(name).exists();
         assert!(left("eval-once-new") && left("eval-once-begun") && left("other"));
         assert!(left("eval-once-held"));
         drop(lock);
-        assert_eq!(prune(&state), [held]);
+        assert_eq!(remove_expired(&state), [held]);
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while !stop.load(SeqCst) {
-                        prune(&state);
+                        remove_expired(&state);
                     }
                 });
             }
