@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::memory::MIB;
-use super::processes::StopReason;
+use super::processes::StopCause;
 use super::spans::AttrIndex;
 use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
@@ -37,18 +37,18 @@ pub(super) enum WorkerEnd {
 impl WorkerEnd {
     /// `is_complete`: the walker reported the end of its task; `catch`: as in the task.
     pub(super) fn of(
-        stopped: Option<StopReason>,
+        stopped: Option<StopCause>,
         ending: Ending,
         is_complete: bool,
         catch: bool,
     ) -> Self {
         match stopped {
-            Some(StopReason::Overtaken) => Self::Stopped,
+            Some(StopCause::Overtaken) => Self::Stopped,
             // That the attribute throws is known already; its step will show the message.
-            Some(StopReason::TooLarge | StopReason::TooLong) if !catch => Self::Stopped,
+            Some(StopCause::TooLarge | StopCause::TooLong) if !catch => Self::Stopped,
             _ if is_complete && ending.success() => Self::Finished,
-            Some(StopReason::TooLarge) => Self::TooLarge,
-            Some(StopReason::TooLong) => Self::TooLong,
+            Some(StopCause::TooLarge) => Self::TooLarge,
+            Some(StopCause::TooLong) => Self::TooLong,
             // The kernel kills with signal 9 when memory runs out.
             None if ending == Ending::Killed(9) => Self::TooLarge,
             None => Self::Died,
@@ -423,17 +423,17 @@ mod tests {
         assert_eq!(of(None, success, false, true), WorkerEnd::Died);
         assert_eq!(of(None, Ending::Killed(11), false, true), WorkerEnd::Died);
         assert_eq!(of(None, killed, false, true), WorkerEnd::TooLarge);
-        let large = Some(StopReason::TooLarge);
+        let large = Some(StopCause::TooLarge);
         assert_eq!(of(large, killed, false, true), WorkerEnd::TooLarge);
         assert_eq!(of(large, killed, false, false), WorkerEnd::Stopped);
         // It finished before it could be stopped.
         assert_eq!(of(large, success, true, true), WorkerEnd::Finished);
-        let long = Some(StopReason::TooLong);
+        let long = Some(StopCause::TooLong);
         assert_eq!(
             of(long, Ending::Killed(15), false, true),
             WorkerEnd::TooLong
         );
-        let overtaken = Some(StopReason::Overtaken);
+        let overtaken = Some(StopCause::Overtaken);
         assert_eq!(of(overtaken, killed, false, true), WorkerEnd::Stopped);
     }
 

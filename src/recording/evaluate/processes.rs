@@ -24,7 +24,7 @@ const FINAL_OUTPUT_AT_MOST: usize = 64 << 10;
 
 /// Why a worker was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StopReason {
+pub(super) enum StopCause {
     /// It has reached the attribute at which another worker took over.
     Overtaken,
     /// It has more memory than its share.
@@ -33,7 +33,7 @@ pub(super) enum StopReason {
     TooLong,
 }
 
-impl StopReason {
+impl StopCause {
     /// How long a worker has to end by itself before it is killed.
     fn grace(self) -> Duration {
         match self {
@@ -49,7 +49,7 @@ impl StopReason {
 
 /// The limits of a worker.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct WorkerLimits {
     /// Resident memory, in bytes; none without a limit.
     pub(super) memory: Option<u64>,
     /// The time without output; none without a limit.
@@ -62,7 +62,7 @@ pub(super) struct EndedWorker {
     pub(super) worker: WorkerId,
     pub(super) ending: Ending,
     /// Why it was stopped; none if it ended by itself.
-    pub(super) stop_reason: Option<StopReason>,
+    pub(super) stop_cause: Option<StopCause>,
     /// What Nix printed last and was not passed to the log: from an `error:` on.
     pub(super) final_output: Vec<u8>,
     /// What Nix and its children printed after the walker's last message.
@@ -71,25 +71,25 @@ pub(super) struct EndedWorker {
 
 /// The process of a worker.
 #[derive(Debug)]
-struct Process {
+struct WorkerProcess {
     worker: WorkerId,
     /// When it last printed something.
     last_output: Instant,
     /// The beginning of a line that is not complete yet.
     line: Vec<u8>,
-    stop_reason: Option<StopReason>,
+    stop_cause: Option<StopCause>,
     final_output: Vec<u8>,
     /// What Nix and its children printed after the walker's last message.
     nix_output: Option<NixOutput>,
 }
 
-impl Process {
+impl WorkerProcess {
     fn new(worker: WorkerId) -> Self {
         Self {
             worker,
             last_output: Instant::now(),
             line: Vec::new(),
-            stop_reason: None,
+            stop_cause: None,
             final_output: Vec::new(),
             nix_output: None,
         }
@@ -138,7 +138,7 @@ impl Process {
         EndedWorker {
             worker: self.worker,
             ending,
-            stop_reason: self.stop_reason,
+            stop_cause: self.stop_cause,
             final_output: self.final_output,
             nix_output,
         }
@@ -149,7 +149,7 @@ impl Process {
 #[derive(Debug)]
 pub(super) struct Processes {
     /// In the order of `running`.
-    all: Vec<Process>,
+    all: Vec<WorkerProcess>,
     running: Vec<Running>,
     /// When memory is measured next, and the time until the measurement after that.
     measure: Instant,
@@ -184,21 +184,21 @@ impl Processes {
             .start(line, OnStop::TermThenKill)
             .map_err(class::not_started)?;
         self.running.push(running);
-        self.all.push(Process::new(worker));
+        self.all.push(WorkerProcess::new(worker));
         Ok(())
     }
 
     /// Stops the workers that exceed their limits, if a measurement is due. Gives those that were stopped.
     pub(super) fn enforce(
         &mut self,
-        limits: impl Fn(WorkerId) -> Limits,
+        limits: impl Fn(WorkerId) -> WorkerLimits,
         supervisor: &mut Supervisor,
     ) -> Vec<WorkerId> {
         // Not whenever a worker prints something: with small targets, that is thousands of times a second.
         if self.measure > Instant::now() {
             return Vec::new();
         }
-        let limits: Vec<Limits> = self
+        let limits: Vec<WorkerLimits> = self
             .all
             .iter()
             .map(|process| limits(process.worker))
@@ -213,7 +213,7 @@ impl Processes {
         self.tick = TICK;
         for (number, (limits, resident)) in limits.into_iter().zip(resident).enumerate() {
             let process = &self.all[number];
-            if process.stop_reason.is_some() {
+            if process.stop_cause.is_some() {
                 continue;
             }
             let worker = process.worker;
@@ -224,12 +224,12 @@ impl Processes {
                 }
                 // Slightly below the limit: it continues to grow until it has ended.
                 if resident > limit / 20 * 19 {
-                    self.stop(worker, StopReason::TooLarge);
+                    self.stop(worker, StopCause::TooLarge);
                     stopped.push(worker);
                 }
             }
             if limits.silence.is_some_and(|limit| silence > limit) {
-                self.stop(worker, StopReason::TooLong);
+                self.stop(worker, StopCause::TooLong);
                 stopped.push(worker);
             }
         }
@@ -238,9 +238,9 @@ impl Processes {
     }
 
     /// Stops a worker.
-    pub(super) fn stop(&mut self, worker: WorkerId, reason: StopReason) {
+    pub(super) fn stop(&mut self, worker: WorkerId, reason: StopCause) {
         if let Some(number) = self.number(worker) {
-            self.all[number].stop_reason = Some(reason);
+            self.all[number].stop_cause = Some(reason);
             self.running[number].stop(reason.grace());
         }
     }
@@ -251,7 +251,7 @@ impl Processes {
     /// As [`Supervisor::watch`].
     pub(super) fn stop_all(&mut self, supervisor: &mut Supervisor) -> Result<(), Failure> {
         for running in &mut self.running {
-            running.stop(StopReason::TooLong.grace());
+            running.stop(StopCause::TooLong.grace());
         }
         while self.running.iter().any(|running| running.ended.is_none()) {
             supervisor.watch(&mut self.running, None, |_, _| {})?;
@@ -263,17 +263,17 @@ impl Processes {
 
     /// Whether a worker was stopped.
     pub(super) fn is_stopping(&self, worker: WorkerId) -> bool {
-        self.reason(worker).is_some()
+        self.stop_cause(worker).is_some()
     }
 
     /// Whether another worker has taken over, so that the messages of this one do not count any more.
     pub(super) fn is_overtaken(&self, worker: WorkerId) -> bool {
-        self.reason(worker) == Some(StopReason::Overtaken)
+        self.stop_cause(worker) == Some(StopCause::Overtaken)
     }
 
-    fn reason(&self, worker: WorkerId) -> Option<StopReason> {
+    fn stop_cause(&self, worker: WorkerId) -> Option<StopCause> {
         let number = self.number(worker)?;
-        self.all[number].stop_reason
+        self.all[number].stop_cause
     }
 
     /// Waits until a worker prints something or ends, and at most until the next measurement. Gives the complete lines, in order.
@@ -344,10 +344,10 @@ mod tests {
     use super::*;
     use crate::recording::evaluate::schedule::{Schedule, Task};
 
-    fn process() -> Process {
+    fn process() -> WorkerProcess {
         let mut schedule = Schedule::new(1, u64::MAX);
         schedule.plan(vec![Task::everything()]);
-        Process::new(schedule.assign(Instant::now()).unwrap())
+        WorkerProcess::new(schedule.assign(Instant::now()).unwrap())
     }
 
     #[test]
@@ -369,6 +369,6 @@ mod tests {
         assert_eq!(ended.final_output, b"error: y\n       at /z\n");
         let message = ended.nix_output.final_message(ended.ending);
         assert!(message.starts_with('y'), "{message}");
-        assert_eq!(ended.stop_reason, None);
+        assert_eq!(ended.stop_cause, None);
     }
 }

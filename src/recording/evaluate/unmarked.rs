@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::invocation::Invocation;
-use super::processes::{Limits, Processes, StopReason};
+use super::processes::{Processes, StopCause, WorkerLimits};
 use super::protocol::{self, WalkerMessage};
 use super::schedule::{Schedule, Task};
 use super::spans::AttrIndex;
@@ -68,7 +68,7 @@ fn search(
     };
     let mut processes = Processes::new();
     processes.start(worker, &line, supervisor)?;
-    let limits = Limits {
+    let limits = WorkerLimits {
         memory: Some(share),
         silence: None,
     };
@@ -84,7 +84,7 @@ fn search(
         processes.ended();
         processes.enforce(|_| limits, supervisor);
         if Instant::now() >= until && !processes.is_stopping(worker) {
-            processes.stop(worker, StopReason::TooLarge);
+            processes.stop(worker, StopCause::TooLarge);
         }
     }
     schedule.finish(worker);

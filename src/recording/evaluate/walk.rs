@@ -9,7 +9,7 @@ use super::diagnosis::{Death, Diagnosis, OversizedWorker, Question, Verdict, Wor
 use super::findings::Findings;
 use super::invocation::Invocation;
 use super::overlooked::Overlooked;
-use super::processes::{EndedWorker, Limits, Processes, StopReason};
+use super::processes::{EndedWorker, Processes, StopCause, WorkerLimits};
 use super::progress::Progress;
 use super::protocol::{self, WalkerMessage};
 use super::schedule::{Assignment, Schedule, Task, WorkerId};
@@ -213,7 +213,7 @@ impl<'a> Walk<'a> {
             let assignment = schedule.assignment(worker);
             assignment.map(|assignment| schedule.share(assignment.task()))
         };
-        let limits = |worker| Limits {
+        let limits = |worker| WorkerLimits {
             memory: memory(worker).filter(|_| schedule.has_memory_limit()),
             silence: self.request.evaluation_timeout,
         };
@@ -249,7 +249,7 @@ impl<'a> Walk<'a> {
                 if schedule.begin(worker, path.clone(), Instant::now()) {
                     findings.begin(&path, name);
                 } else {
-                    self.processes.stop(worker, StopReason::Overtaken);
+                    self.processes.stop(worker, StopCause::Overtaken);
                 }
             }
             WalkerMessage::Meta(_) => schedule.begin_meta(worker),
@@ -314,7 +314,7 @@ impl<'a> Walk<'a> {
         };
         let task = assignment.task();
         let end = WorkerEnd::of(
-            ended.stop_reason,
+            ended.stop_cause,
             ended.ending,
             assignment.is_complete(),
             task.catch,
@@ -333,7 +333,7 @@ impl<'a> Walk<'a> {
                 share: self.schedule.share(task),
                 has_all: task.alone,
                 slots: self.schedule.slots(),
-                was_stopped: ended.stop_reason.is_some(),
+                was_stopped: ended.stop_cause.is_some(),
             }),
             WorkerEnd::TooLong => {
                 let timeout = self.request.evaluation_timeout.unwrap_or_default();
