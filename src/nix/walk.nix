@@ -111,19 +111,19 @@ let
 
   refused = text: { inherit text; };
 
-  # Gives { data; left; }: the data without string context, and how many bytes may still follow; or { text; }, the error.
+  # Gives { data; budget; }: the data without string context, and how many bytes may still follow; or { text; }, the error.
   clean =
-    where: depth: left: value:
+    where: depth: budget: value:
     let
       type = builtins.typeOf value;
       scalar =
         size: data:
-        if size > left then
+        if size > budget then
           refused "meta is larger than 64 KiB"
         else
           {
             inherit data;
-            left = left - size;
+            budget = budget - size;
           };
       each =
         name: item: soFar:
@@ -131,13 +131,13 @@ let
           soFar
         else
           let
-            one = clean "${where}.${name}" (depth + 1) soFar.left item;
+            one = clean "${where}.${name}" (depth + 1) soFar.budget item;
           in
           if one ? text then
             one
           else
             {
-              inherit (one) left;
+              inherit (one) budget;
               data = soFar.data ++ [
                 {
                   inherit name;
@@ -147,10 +147,10 @@ let
             };
       nothing = {
         data = [ ];
-        left = left - 8;
+        budget = budget - 8;
       };
     in
-    if left < 8 then
+    if budget < 8 then
       refused "meta is larger than 64 KiB"
     else if depth > 16 then
       refused "${where} is nested deeper than 16 levels"
@@ -176,7 +176,7 @@ let
           items = builtins.foldl' (
             soFar: name:
             each name value.${name} (
-              if soFar ? text then soFar else soFar // { left = soFar.left - builtins.stringLength name; }
+              if soFar ? text then soFar else soFar // { budget = soFar.budget - builtins.stringLength name; }
             )
           ) nothing (builtins.attrNames value);
         in
@@ -212,13 +212,13 @@ let
           soFar
         else
           let
-            data = clean "meta.${name}" 1 soFar.left meta.${name};
+            data = clean "meta.${name}" 1 soFar.budget meta.${name};
           in
           if data ? text then
             data
           else
             {
-              inherit (data) left;
+              inherit (data) budget;
               data = soFar.data // {
                 ${name} = data.data;
               };
@@ -229,7 +229,7 @@ let
     else
       builtins.foldl' one {
         data = { };
-        left = 65536;
+        budget = 65536;
       } wanted;
 
   # ---- walking
