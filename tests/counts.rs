@@ -74,8 +74,8 @@ fn what_was_recorded_is_counted_alike_in_every_place() {
             "evaluation error: missing: attribute 'nope' missing",
             "evaluation error: thrown: it needs Python 2",
             "refused: no-data: meta.buildkite.env.X is a path",
-            "warning: 1 set without `recurseForDerivations` holds derivations and is not looked into: unmarked",
-            "hint: look into every set with `recurse: all`",
+            "warning: 1 set without `recurseForDerivations` holds derivations that are not recorded: unmarked",
+            "hint: set `recurse: all` to record every set",
             "refused: colour: in its `meta.buildkite`, `colour` is no property",
             "error: 2 evaluation errors, 2 refused (see above), and `on-error: fail` is set: no pipeline is printed",
         ]);

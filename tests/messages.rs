@@ -58,10 +58,10 @@ const NOT_OURS: [(&str, &[&str]); 4] = [
         "parts of command lines",
         &[
             "default_shell",
+            "context",
             "flake_metadata",
             "flake_settings",
             "nix_build",
-            "surroundings",
         ],
     ),
     (

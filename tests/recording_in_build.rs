@@ -1411,9 +1411,9 @@ fn what_was_not_looked_into_stands_on_the_builds_page_and_what_can_be_called_is_
     let bodies = scene.build.annotations().into_values();
     let bodies: Vec<String> = bodies.map(|it| shown(&it.body)).collect();
     for part in [
-        "1 set without `recurseForDerivations` holds derivations and is not looked into: packages",
+        "1 set without `recurseForDerivations` holds derivations that are not recorded: packages",
         "`attr: packages`",
-        "`exclude: tol` leaves nothing out (did you mean `tool`?)",
+        "`exclude: tol` matches nothing (did you mean `tool`?)",
     ] {
         assert!(bodies[0].contains(part), "{part} in {bodies:?}");
     }
