@@ -437,7 +437,7 @@ pub const KEYS: &[Key] = &[
         "agents",
         RECORDING,
         KeyKind::Json,
-        "Agent tags by system or feature:NAME; a flake's targets are searched on these systems too",
+        "Agent tags by system or feature:NAME, a map or a list of name=value each; a flake's targets are searched on these systems too",
     ),
     Key::new(
         "group-by",
@@ -501,7 +501,7 @@ pub const KEYS: &[Key] = &[
         "meta",
         RECORDING,
         KeyKind::Boolean,
-        "Whether the targets' own meta.buildkite and meta.eval-once count",
+        "Whether the targets' own meta.buildkite and meta.eval-once count; false for untrusted changes",
     )
     .default("true")
     .flag(

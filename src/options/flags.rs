@@ -200,7 +200,7 @@ fn args(key: &Key, flag: Flag, owner: KeyOwner) -> Vec<Arg> {
     if let Some(default) = key.default
         && !matches!(key.kind, KeyKind::Boolean)
     {
-        help.push_str(&format!(" [default: {default}]"));
+        help.extend([" [default: ", default, "]"]);
     }
     let arg = Arg::new(key.name)
         .long(flag.long)
@@ -261,7 +261,6 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
     let text = || matches.get_one::<String>(key.name).cloned();
     let texts = || matches.get_many::<String>(key.name).map(Iterator::cloned);
     Ok(match key.kind {
-        KeyKind::Text(_) | KeyKind::AttrPath | KeyKind::Choice(..) => text().map(Value::from),
         KeyKind::Texts(_) | KeyKind::AttrPaths => texts().map(Iterator::collect),
         KeyKind::Number(..) => matches
             .get_one::<u64>(key.name)
@@ -273,7 +272,9 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
         KeyKind::PathOrFalse(_, without, _) if matches.get_flag(without) => {
             Some(Value::Bool(false))
         }
-        KeyKind::PathOrFalse(..) => text().map(Value::from),
+        KeyKind::Text(_) | KeyKind::AttrPath | KeyKind::Choice(..) | KeyKind::PathOrFalse(..) => {
+            text().map(Value::from)
+        }
         KeyKind::Pairs(_) => texts().map(|mut words| {
             let mut map = Keys::new();
             while let (Some(name), Some(value)) = (words.next(), words.next()) {
@@ -281,7 +282,7 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
             }
             Value::Object(map)
         }),
-        KeyKind::Paths => match texts() {
+        KeyKind::Paths => match matches.get_many(key.name) {
             Some(mut words) => Some(Value::Object(words.try_fold(Keys::new(), assigned)?)),
             None => None,
         },
@@ -293,7 +294,7 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
 }
 
 /// The map with one more word of the form `NAME=PATH`.
-fn assigned(mut map: Keys, word: String) -> Result<Keys, Failure> {
+fn assigned(mut map: Keys, word: &String) -> Result<Keys, Failure> {
     let Some((name, path)) = word.split_once('=') else {
         return Err(keys::refuse(format_args!(
             "--output {word} is not of the form NAME=PATH"

@@ -313,7 +313,7 @@ mod tests {
         let more = format!("{pre},{post}");
         let around = |environment: &[(&str, &str)]| {
             let variables = JOB.iter().chain(environment).copied();
-            step_job(&Variables::from_iter(variables)).unwrap().around
+            step_job(&variables.collect()).unwrap().around
         };
         let plain = around(&[]);
         assert_eq!(plain, JobContext::default());
@@ -381,8 +381,7 @@ mod tests {
 
     #[test]
     fn a_job_that_cannot_upload_is_no_recording_by_hand() {
-        let build =
-            |variables: &[(&str, &str)]| build(&Variables::from_iter(variables.iter().copied()));
+        let build = |variables: &[(&str, &str)]| build(&variables.iter().copied().collect());
         assert!(build(&[]).unwrap().is_none());
         let slugs = [
             ("BUILDKITE_ORGANIZATION_SLUG", "o"),
@@ -412,9 +411,8 @@ mod tests {
 
     #[test]
     fn a_summary_needs_a_job_that_can_ask_for_its_build() {
-        let check = |variables: &[(&str, &str)]| {
-            check_summary(&Variables::from_iter(variables.iter().copied()))
-        };
+        let check =
+            |variables: &[(&str, &str)]| check_summary(&variables.iter().copied().collect());
         assert!(check(&JOB).is_ok());
         assert_eq!(
             check(&[]).unwrap_err().to_string(),
