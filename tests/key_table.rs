@@ -176,7 +176,7 @@ fn the_guide_explains_each_key_and_each_choice_but_its_default() {
                         || code.ends_with(&format!(": {word}"))
                 };
                 assert!(
-                    said.iter().any(|code| is_there(code)) || text.contains(&format!("{word}: ")),
+                    said.iter().any(is_there) || text.contains(&format!("{word}: ")),
                     "{name} lacks `{word}` of the key `{}`",
                     key.name
                 );
