@@ -1,9 +1,9 @@
 //! The table of keys: each is declared here once, by its name, whose key it is, what its values are, and what it means in one
 //! line.
 //!
-//! Flags, with their help and completions, are made from it. The readers of keys, `plugin.yml` and the tables of the guide are
-//! held against it, so that a new key is forgotten nowhere: a reader that does not know a declared key fails in every test
-//! that reads its keys ([`KeyReader::finish`](super::KeyReader::finish)), and `tests/key_table.rs` names whatever else lacks it.
+//! Flags, with their help and completions, are made from it. Everything else is checked against it, so that no place lacks a new
+//! key: a reader that does not read a declared key panics in every debug build ([`KeyReader::finish`](super::KeyReader::finish)),
+//! and `tests/key_table.rs` names what is missing in `plugin.yml`, the README and the guide.
 
 /// Whose key it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

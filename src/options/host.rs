@@ -38,7 +38,7 @@ pub(super) fn host(process: &Process, log: &Log) -> Result<Host, Failure> {
         }
     };
     if variables.get("EVAL_ONCE_SHARE").is_some() {
-        log.warn("EVAL_ONCE_SHARE is set, and shares are not in this version of eval-once");
+        log.warn("EVAL_ONCE_SHARE is ignored: shares are not in this version of eval-once");
     }
     // Only the plugin's hooks use EVAL_ONCE_BIN. TMPDIR is Nix's as well, which fails on a relative one in words of its own
     // (2.8: "not an absolute path").

@@ -39,11 +39,11 @@ pub(super) fn agent_job(process: &Process, hooks: CommandHooks) -> AgentJob {
         shell: shell.map_or_else(default_command::default_shell, |shell| {
             shell.to_string_lossy().into_owned()
         }),
-        // The scope was called `global` until v3.103, and nothing else tells an agent's age.
+        // The scope was called `global` until v3.103, and nothing else shows an agent's age.
         empty_words: if variables.is("BUILDKITE_HOOK_SCOPE", "global") {
-            EmptyWords::Dropped
+            EmptyWords::Drop
         } else {
-            EmptyWords::Kept
+            EmptyWords::Keep
         },
         folder: folder_by_name(process),
         environment: variables.all(),
@@ -164,7 +164,7 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
     let needed = |name: &str| {
         variables.text(name).ok_or_else(|| {
             refuse(format_args!(
-                "this is a job (BUILDKITE_JOB_ID is set) that cannot upload: {name} is not set"
+                "this job (BUILDKITE_JOB_ID is set) cannot upload: {name} is not set"
             ))
         })
     };

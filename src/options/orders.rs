@@ -113,7 +113,7 @@ pub(super) fn recording(
     let host = host::host(process, log);
     let (keys, build) = (keys?, draft.build?);
     if let Some(job) = draft.job {
-        check_command(job, FollowingCommand::Runs { asked: false }, log)?;
+        check_command(job, FollowingCommand::Runs { explicit: false }, log)?;
     }
     let host = host?;
     Ok(Box::new(RecordingOrder {

@@ -36,7 +36,7 @@ pub(super) fn invocation(process: &Process, arguments: &[OsString], log: &Log) -
 /// The refusal of a recorded step with two commands, of which only one could be run.
 fn two_commands(other: &str) -> Failure {
     refuse(format_args!(
-        "the step has a command that it was recorded with (EVAL_ONCE_COMMAND), and {other}"
+        "the step has two commands: the recorded one (EVAL_ONCE_COMMAND), and {other}"
     ))
     .hint("leave the command at `eval-once step`: it runs the recorded one after the build")
 }
@@ -45,13 +45,14 @@ fn two_commands(other: &str) -> Failure {
 fn check_summary_alone(keys: &Keys) -> Result<(), Failure> {
     if keys.get("summary") != Some(&Value::Bool(true)) {
         return Err(refuse(
-            "`summary` is `true`, which sums the build up, or is left out",
+            "`summary` must be `true`, which sums up the build, or be left out",
         ));
     }
     match keys.keys().find(|key| *key != "summary") {
         Some(other) => Err(refuse(format_args!(
-            "`{other}` stands beside `summary`, which stands alone: it sums the build up, and builds nothing"
-        ))),
+            "`{other}` cannot be combined with `summary`, which builds nothing"
+        ))
+        .hint("give the summary a step of its own")),
         None => Ok(()),
     }
 }
@@ -189,7 +190,7 @@ impl RoleReader<'_> {
                 let job = agent_job(self.process, CommandHooks::default());
                 return self.hooked_step(keys, with_command(job, recorded), draft);
             }
-            keys = keys.and(Err(two_commands("one behind `--`")));
+            keys = keys.and(Err(two_commands("the one after `--`")));
         }
         let order = self.step(keys, draft)?;
         Ok(Invocation::Step(order, trailing))
@@ -232,7 +233,7 @@ impl RoleReader<'_> {
             Ok(flags) => {
                 if self.process.variables.raw("EVAL_ONCE_STEP").is_some() {
                     self.log
-                        .warn("EVAL_ONCE_STEP is set and ignored: the flags say what to build");
+                        .warn("EVAL_ONCE_STEP is ignored: the flags say what to build");
                 }
                 (Ok(flags), false)
             }
@@ -260,7 +261,7 @@ impl RoleReader<'_> {
     ) -> Result<Invocation, Refusal> {
         let build = match build(&self.process.variables) {
             Err(_) if dry_run => Ok(None),
-            build => build.map_err(|failure| failure.hint("let it have the job's variables, in a container too; or, with --dry-run, only print the pipeline")),
+            build => build.map_err(|failure| failure.hint("pass the job's variables on, into a container too; or only print the pipeline, with --dry-run")),
         };
         let draft = RecordingDraft {
             checkout,
@@ -285,7 +286,7 @@ impl RoleReader<'_> {
             Some(command) if default_command::is_step_itself(&job.command) => {
                 (keys, with_command(job, command))
             }
-            Some(_) => (keys.and(Err(two_commands("one of its own"))), job),
+            Some(_) => (keys.and(Err(two_commands("the job's own"))), job),
         };
         self.step_in_hook(keys, job)
     }
@@ -334,7 +335,7 @@ impl RoleReader<'_> {
         check_summary_alone(keys)?;
         check_summary(&self.process.variables)?;
         let job = HookedJob::new(job, HookTask::Summary);
-        check_command(&job, FollowingCommand::Runs { asked: false }, self.log)?;
+        check_command(&job, FollowingCommand::Runs { explicit: false }, self.log)?;
         Ok(Invocation::JobSummary {
             temporary: host::temporary(&self.process.variables),
             job,
@@ -346,11 +347,11 @@ impl RoleReader<'_> {
         let pipeline = keys.remove("pipeline");
         let keys = match (pipeline, keys.keys().next()) {
             (_, Some(other)) => Err(refuse(format_args!(
-                "`{other}` stands beside `pipeline`, and is a key of a step: a recording's keys stand below `pipeline`"
+                "`{other}` cannot be combined with `pipeline`: the keys of a recording go below `pipeline`"
             ))),
             (Some(Value::Object(keys)), None) => Ok(keys),
             _ => Err(refuse(
-                "`pipeline` is no map: it holds the keys of a recording, `pipeline: {}` at least",
+                "`pipeline` must be a map of the keys of a recording, `pipeline: {}` at least",
             )),
         };
         let plugin = variables
@@ -376,8 +377,8 @@ impl RoleReader<'_> {
         });
         let build = build(variables).and_then(|build| {
             build.map(Some).ok_or_else(|| {
-                refuse("this is no job, so there is no build to upload to: BUILDKITE_JOB_ID is not set")
-                    .hint("`eval-once pipeline` records by hand")
+                refuse("this is not a Buildkite job, so there is no build to upload to: BUILDKITE_JOB_ID is not set")
+                    .hint("record by hand with `eval-once pipeline`")
             })
         });
         let job = HookedJob::new(job, HookTask::Recording);
