@@ -163,7 +163,10 @@ fn the_readme_has_a_row_for_each_key_with_its_choices_and_its_default() {
 
 #[test]
 fn the_guide_explains_each_key_and_each_choice_but_its_default() {
-    for (owner, name) in [(KeyOwner::Recording, "docs/pipeline.md")] {
+    for (owner, name) in [
+        (KeyOwner::Step, "docs/steps.md"),
+        (KeyOwner::Recording, "docs/pipeline.md"),
+    ] {
         let text = page(name);
         let said = code(&text);
         for key in table::of(owner) {
