@@ -13,7 +13,7 @@ use crate::support::{
 
 const NO_FLAGS: [&str; 0] = [];
 
-/// A store with a target that could be built, and stand-ins that would tell of any Nix process.
+/// A store with a target that could be built, and stand-ins that record every Nix process.
 struct Scene {
     store: Store,
     target: Target,
@@ -495,7 +495,7 @@ fn an_agent_that_lets_pipelines_choose_nothing_still_builds_what_is_in_the_check
 }
 
 #[test]
-fn by_hand_nobody_is_confined() {
+fn a_step_by_hand_is_not_confined() {
     let Some(scene) = Scene::new() else { return };
     let ended = scene
         .step(&[

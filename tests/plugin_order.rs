@@ -75,7 +75,7 @@ fn run(store: &Store, strict: bool, command: &str, entries: &[Entry]) -> Option<
         })
         .collect();
     job.plugins(&plugins);
-    // A recording needs it; a step would tell its build of itself, and there is no server here.
+    // A recording needs it. A step with it would report to its build, and there is no server here.
     if plugins
         .iter()
         .any(|(_, keys)| keys.get("pipeline").is_some())
