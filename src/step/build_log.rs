@@ -150,12 +150,10 @@ fn artifact_of(drv: &DrvPath) -> String {
 mod tests {
     use super::*;
 
-    /// The last lines of a log of which these lines were seen.
-    fn last_lines(lines: &str) -> Option<String> {
+    /// A log of which these lines were seen.
+    fn seen(lines: &str) -> BuildLog {
         let drv = DrvPath::parse("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv").unwrap();
-        let folder = TempDir::new().unwrap();
-        let log = BuildLog::seen(&drv, lines, folder.path()).unwrap();
-        log.last_lines()
+        BuildLog::seen(&drv, lines, &std::env::temp_dir()).unwrap()
     }
 
     #[test]
@@ -170,12 +168,13 @@ mod tests {
     #[test]
     fn the_end_of_a_log_is_its_last_lines() {
         let lines: Vec<String> = (0..100).map(|n| format!("line {n}")).collect();
-        let last = last_lines(&lines.join("\n")).unwrap();
+        let log = seen(&lines.join("\n"));
+        let last = log.last_lines().unwrap();
         assert!(
             last.starts_with("line 75\n") && last.ends_with("line 99"),
             "{last}"
         );
-        assert_eq!(last_lines(""), None);
+        assert_eq!(seen("").last_lines(), None);
     }
 
     #[test]
@@ -184,14 +183,15 @@ mod tests {
         let said = format!(
             "begins\n@nix {{\"action\":\"msg\",\"level\":0,\"msg\":\"no such\\nfile\"}}\n{progress}\n@nix is a name\n{progress}"
         );
+        let log = seen(&said);
         assert_eq!(
-            last_lines(&said).as_deref(),
+            log.last_lines().as_deref(),
             Some("begins\nno such\nfile\n@nix is a name")
         );
         // Longer than what is looked at: the first line that is seen is not a whole one.
         let many = format!("{progress}\n").repeat(2000);
-        assert_eq!(last_lines(&many), None);
+        assert_eq!(seen(&many).last_lines(), None);
         let unbroken = "x".repeat(100_000);
-        assert!(last_lines(&unbroken).is_some());
+        assert!(seen(&unbroken).last_lines().is_some());
     }
 }
