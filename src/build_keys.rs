@@ -16,20 +16,20 @@ use crate::paths::{below, without_dots};
 pub enum OutLink {
     /// At this path, and beside it.
     At(PathBuf),
-    /// Nowhere a user looks (`false`): a root in the state folder.
+    /// Not for users (`false`): a root in the state folder.
     State,
 }
 
-/// How what Nix says looks in the log.
+/// How Nix's output looks in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Readable.
     Pretty,
-    /// As Nix writes it.
+    /// As Nix prints it.
     Raw,
 }
 
-/// How a target is built; what is not said is none.
+/// How a target is built; none where a key is not set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct BuildKeys {
     /// Where the outputs are linked, as an absolute path.
@@ -38,7 +38,7 @@ pub(crate) struct BuildKeys {
     pub(crate) command: Option<bool>,
     /// Whether drift ends the step.
     pub(crate) fail_on_drift: Option<bool>,
-    /// How what Nix says looks in the log.
+    /// How Nix's output looks in the log.
     pub(crate) form: Option<Form>,
 }
 
@@ -66,10 +66,10 @@ impl BuildKeys {
     }
 }
 
-/// Holds a link to what an agent with `no-command-eval` lets a pipeline choose.
+/// Refuses a link that a pipeline may not choose on an agent with `no-command-eval`.
 ///
 /// # Errors
-/// It is not in the checkout, or where what is put is run (64).
+/// It is not in the checkout, or in a folder of which files are run (64).
 pub(crate) fn check_confined(out_link: &OutLink, place: &Checkout) -> Result<(), Failure> {
     let OutLink::At(link) = out_link else {
         return Ok(());
@@ -79,13 +79,13 @@ pub(crate) fn check_confined(out_link: &OutLink, place: &Checkout) -> Result<(),
         return Err(not_here("an `out-link` outside the checkout"));
     };
     let real = folder.join(link.file_name().unwrap_or_default());
-    // What is put there is run by git or by the agent. (Some file systems do not tell `.GIT` from `.git`.)
-    let run = |part: &OsStr| {
+    // Git and the agent run files in these folders. (To some file systems `.GIT` is `.git`.)
+    let is_run = |part: &OsStr| {
         [".git", ".buildkite"]
             .iter()
             .any(|name| part.eq_ignore_ascii_case(name))
     };
-    if real.iter().any(run) {
+    if real.iter().any(is_run) {
         return Err(not_here("an `out-link` in .git or .buildkite"));
     }
     Ok(())
@@ -100,7 +100,7 @@ pub(crate) fn as_written(keys: &Keys) -> Keys {
         .collect()
 }
 
-/// The same keys for a step that starts in a folder above, from which `folder` leads here; none where its name cannot be said.
+/// The same keys for a step that starts in a folder above, from which `folder` leads here; none where its name is not UTF-8.
 pub(crate) fn from_above(mut keys: Keys, folder: &Path) -> Option<Keys> {
     if let Some(Value::String(link)) = keys.get_mut("out-link")
         && !link.starts_with('/')
@@ -127,7 +127,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_link_is_the_same_for_who_stands_above() {
+    fn a_link_is_the_same_seen_from_a_folder_above() {
         let of = |link: Value| {
             let keys = json!({ "out-link": link, "log": "raw" });
             Value::Object(from_above(keys.as_object().unwrap().clone(), Path::new("nix")).unwrap())

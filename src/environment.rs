@@ -1,4 +1,5 @@
-//! What the agent's `environment` hook puts into a job: Nix and this binary on its PATH, and where both are.
+//! What the agent's `environment` hook puts into a job: Nix and this program on its PATH, and where the state folder is. It
+//! looks for programs and changes nothing: the variables are printed and set elsewhere.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -6,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::command_line::{find_program, shell_word};
 
-/// What is known of the job and its host.
+/// What of a job's environment and of its host decides on the variables.
 #[derive(Debug, Clone)]
 pub struct HostEnvironment {
     /// The job's PATH.
     pub path: OsString,
-    /// Where this program is.
+    /// The file of this program.
     pub program: Option<PathBuf>,
     /// The program that the job names itself (`EVAL_ONCE_BIN`).
     pub named: Option<PathBuf>,
@@ -37,10 +38,10 @@ pub fn nix_folders(
     folders
 }
 
-/// The variables that a job gets. What is on its PATH stays first there: nothing of the job's is hidden.
+/// The variables to set in a job. Folders are appended to its PATH, so that they hide no program of the job's.
 #[must_use]
-pub fn variables(surroundings: &HostEnvironment) -> Vec<(&'static str, OsString)> {
-    let mut path = surroundings.path.clone();
+pub fn variables(host: &HostEnvironment) -> Vec<(&'static str, OsString)> {
+    let mut path = host.path.clone();
     let mut append = |program: &str, folder: &Path| {
         let there = find_program(folder.join(program).as_os_str(), &path).is_some();
         if there && find_program(OsStr::new(program), &path).is_none() {
@@ -50,28 +51,24 @@ pub fn variables(surroundings: &HostEnvironment) -> Vec<(&'static str, OsString)
             path.push(folder);
         }
     };
-    for folder in &surroundings.nix_folders {
+    for folder in &host.nix_folders {
         append("nix-store", folder);
     }
-    // Steps run it by this name. One that is called otherwise is not found by it: then it is this program.
-    let programs = [&surroundings.named, &surroundings.program];
+    // Steps run `eval-once`. A program with another name is not found as that, so this one is looked for next.
+    let programs = [&host.named, &host.program];
     for program in programs.into_iter().flatten() {
         if let Some(folder) = program.parent().filter(|folder| folder.is_absolute()) {
             append("eval-once", folder);
         }
     }
     let mut variables = Vec::new();
-    if path != surroundings.path {
+    if path != host.path {
         variables.push(("PATH", path));
     }
-    let program = surroundings
-        .program
-        .clone()
-        .filter(|_| surroundings.named.is_none());
+    let program = host.program.clone().filter(|_| host.named.is_none());
     variables.extend(program.map(|program| ("EVAL_ONCE_BIN", program.into())));
     variables.extend(
-        surroundings
-            .state
+        host.state
             .clone()
             .map(|state| ("EVAL_ONCE_STATE_DIR", state.into())),
     );
@@ -108,7 +105,7 @@ mod tests {
         let nix_store = folder.path().join("nix-store");
         std::fs::write(&nix_store, "").unwrap();
         std::fs::set_permissions(&nix_store, PermissionsExt::from_mode(0o755)).unwrap();
-        let mut surroundings = HostEnvironment {
+        let mut host = HostEnvironment {
             path: "/nowhere".into(),
             program: None,
             named: None,
@@ -120,11 +117,8 @@ mod tests {
             ],
         };
         let expected = format!("/nowhere:{}", folder.path().display());
-        assert_eq!(
-            variables(&surroundings),
-            [("PATH", OsString::from(&expected))]
-        );
-        surroundings.path = expected.into();
-        assert_eq!(variables(&surroundings), []);
+        assert_eq!(variables(&host), [("PATH", OsString::from(&expected))]);
+        host.path = expected.into();
+        assert_eq!(variables(&host), []);
     }
 }

@@ -9,18 +9,18 @@ use crate::keys::{KeyReader, refuse, scalar, string};
 use crate::nix::{Argument, AttrPath, Evaluation, Source, is_url};
 use crate::paths::is_inside;
 
-/// Where a step or a recording stands, as far as its keys depend on it.
+/// Where a step or a recording runs, as far as its keys depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkout {
     /// The folder in which relative paths start: the checkout in a hook, the current folder by hand.
     pub folder: PathBuf,
     /// This is a hook of an agent that does not let pipelines choose what is run (`BUILDKITE_COMMAND_EVAL=false`).
     pub confined: bool,
-    /// The checkout was skipped, or has left nothing. By hand the current folder counts as the checkout.
+    /// The checkout was skipped, or its folder is empty. By hand the current folder counts as the checkout.
     pub no_checkout: bool,
 }
 
-/// The options a pipeline may set on an agent that lets it choose nothing.
+/// The settings that a pipeline may choose on an agent that lets it choose nothing else.
 const HARMLESS_OPTIONS: [&str; 5] = [
     "timeout",
     "max-silent-time",
@@ -29,7 +29,7 @@ const HARMLESS_OPTIONS: [&str; 5] = [
     "keep-going",
 ];
 
-/// Reads what to evaluate, if anything; and whether that is a `default.nix` nobody named.
+/// Reads what to evaluate, if anything; and whether that is a `default.nix` only because nothing is named.
 pub(crate) fn read(
     reader: &mut KeyReader,
     place: &Checkout,
@@ -40,9 +40,12 @@ pub(crate) fn read(
     let flake = reader.take("flake", "a flake reference", |value| {
         let text = string(value).filter(|text| !text.is_empty())?;
         Some(if text.contains('#') {
-            Err("holds a `#`: the attribute path below the flake goes into `attr`, in full".into())
+            Err(
+                "contains a `#`: the attribute path below the flake goes into `attr`, in full"
+                    .into(),
+            )
         } else if text.starts_with('-') {
-            Err(format!("is no flake reference: {text:?}"))
+            Err(format!("is not a flake reference: {text:?}"))
         } else {
             Ok(text)
         })
@@ -82,7 +85,7 @@ pub(crate) fn read(
     )?;
     if let Some(name) = arg.keys().find(|name| argstr.contains_key(*name)) {
         return Err(refuse(format_args!(
-            "`arg.{name}` and `argstr.{name}` give the same argument: keep one"
+            "`arg.{name}` and `argstr.{name}` set the same argument: remove one of them"
         )));
     }
     let mut by_default = false;
@@ -96,20 +99,18 @@ pub(crate) fn read(
         }
         (None, None, None) => None,
         _ => {
-            return Err(refuse(
-                "of `file`, `expr` and `flake` only one can be given",
-            ));
+            return Err(refuse("only one of `file`, `expr` and `flake` is allowed"));
         }
     };
     if matches!(source, Some(Source::Flake(_))) {
-        for (key, given) in [
+        for (key, is_set) in [
             ("arg", !arg.is_empty()),
             ("argstr", !argstr.is_empty()),
             ("include", include.is_some()),
         ] {
-            if given {
+            if is_set {
                 return Err(refuse(format_args!(
-                    "`{key}` does not go with `flake`: a flake is evaluated purely"
+                    "`{key}` cannot be combined with `flake`: a flake is evaluated purely"
                 )));
             }
         }
@@ -147,10 +148,10 @@ pub(crate) fn not_here(what: &str) -> Failure {
     refuse(format_args!(
         "{what} is not allowed on this agent, which runs only what is in the checkout"
     ))
-    .hint("its operator has set no-command-eval")
+    .hint("ask the agent's operator, who has set no-command-eval")
 }
 
-/// Holds a pipeline to what an agent with `no-command-eval` lets it choose: which of the things that are in the checkout is
+/// Refuses what a pipeline may not choose on an agent with `no-command-eval`: anything but which file of the checkout is
 /// evaluated, and how long a build may take.
 ///
 /// # Errors
@@ -178,7 +179,7 @@ pub(crate) fn check_confined(
         {
             return Err(not_here("a `file` outside the checkout"));
         }
-        // Of a folder Nix takes this file, which may be a link.
+        // For a folder Nix evaluates this file, which may be a link.
         Source::File(file)
             if !is_inside(&place.folder.join(file).join("default.nix"), &place.folder) =>
         {
@@ -186,7 +187,7 @@ pub(crate) fn check_confined(
         }
         Source::File(_) => {}
     }
-    // A string under `arg` is an expression too. What is a number or a boolean is itself, and harmless.
+    // A string under `arg` is a Nix expression. A number or a boolean is itself, and harmless.
     let is_data = |expr: &str| {
         serde_json::from_str::<Value>(expr).is_ok_and(|v| v.is_boolean() || v.is_number())
     };
@@ -206,10 +207,10 @@ pub(crate) fn check_confined(
     Ok(())
 }
 
-/// Looks whether the file that is to be evaluated is there, where it is one.
+/// Looks whether the file to evaluate exists, where it is one.
 ///
 /// # Errors
-/// It is not (65); or this job has no checkout (75); or nobody has named it (64).
+/// It does not (65); or this job has no checkout (75); or it is only the default (64).
 pub(crate) fn check_file(
     evaluation: &Evaluation,
     by_default: bool,
@@ -218,16 +219,16 @@ pub(crate) fn check_file(
     let Some(file) = evaluation.needs_file().filter(|file| !file.exists()) else {
         return Ok(());
     };
-    let message = format!("{}, which is to be evaluated, is not there", file.display());
+    let message = format!("{} does not exist", file.display());
     Err(if by_default {
-        refuse(format_args!("{message}, and nothing else was named"))
-            .hint("name a `file`, `expr` or `flake` to evaluate")
+        refuse(format_args!("{message}, and nothing else is named"))
+            .hint("set `file`, `expr` or `flake`")
     } else if place.no_checkout {
         Failure::new(Class::Infrastructure, format_args!("{message}: this job has no checkout"))
-            .hint("let the job check out its repository; or make the pipeline again, so that nothing has to be evaluated")
+            .hint("let the job check out its repository; or record again, so that nothing has to be evaluated")
     } else {
         Failure::new(Class::Evaluation, message)
             .called("cannot be evaluated")
-            .meaning("There is nothing to evaluate in this checkout; trying again cannot help.")
+            .meaning("The file is not in this checkout; a retry cannot help.")
     })
 }

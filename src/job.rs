@@ -1,7 +1,8 @@
-//! What a job of the agent's becomes when our hook has it: a step of ours, or the job as it would have been without us.
+//! What a job of the agent's becomes when our hook runs in it: a step, a recording or a summary of ours, or the job as it would
+//! be without us.
 //!
-//! In both cases the job's own command *replaces* our process, so that its standard input, terminal, signals and ending are
-//! those it has without us.
+//! In all cases the job's own command *replaces* our process, so that its standard input, terminal, signals and ending are
+//! those it has without us. This module does not know where a step's keys come from.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -105,7 +106,7 @@ impl HookedJob {
         self.ours == Ours::No && !is_blank(&self.job.command)
     }
 
-    /// Refuses a job of which not all would be done. Gives a warning where its command may run twice.
+    /// Refuses a job of which not everything would be done. Returns a warning where its command may run twice.
     ///
     /// # Errors
     /// The command is the hook's task and more: running it again would be wrong, and so would dropping the rest. Or another
@@ -121,7 +122,7 @@ impl HookedJob {
         self.job.hooks.check(command, self.has_command())
     }
 
-    /// Becomes the job's own command once all else is done; where there is none to run, gives the status.
+    /// Becomes the job's own command. Returns the status where there is none to run.
     fn become_own_command(self, supervisor: Supervisor, log: &Log) -> Result<u8, Failure> {
         let Self { job, task, ours } = self;
         if is_blank(&job.command) {
@@ -137,13 +138,13 @@ impl HookedJob {
             return Ok(0);
         }
         log.group(format_args!("running the {} own command", task.owner()));
-        let plan = default_command::plan(&job).and_then(|plan| plan.kept_inside(&job));
+        let plan = default_command::plan(&job).and_then(|plan| plan.confined(&job));
         supervisor.hand_over()?;
         Ok(become_program_of(plan, log))
     }
 }
 
-/// Builds the step, and then becomes the job's own command, where there is one to run. Returns the status where not.
+/// Builds the step, and then becomes the job's own command. Returns the status where there is none to run.
 ///
 /// # Errors
 /// The step failed, and its command is not run then; or a signal asked us to end.
@@ -168,7 +169,7 @@ pub fn step(
     job.become_own_command(supervisor, log)
 }
 
-/// Records, and then becomes the job's own command, where there is one to run. Returns the status where not.
+/// Records, and then becomes the job's own command. Returns the status where there is none to run.
 ///
 /// # Errors
 /// The recording failed, and the command is not run then; or a signal asked us to end.
@@ -184,7 +185,8 @@ pub fn recording(
     job.become_own_command(supervisor, log)
 }
 
-/// Sums the build up, with temporary files below `temporary`, and then becomes the job's own command, where there is one to run. Returns the status where not.
+/// Sums up the build, with temporary files below `temporary`, and then becomes the job's own command. Returns the status where
+/// there is none to run.
 ///
 /// # Errors
 /// The summary failed, and the command is not run then; or a signal asked us to end.
@@ -214,7 +216,7 @@ fn has_flags(command: &OsStr) -> bool {
         .is_some()
 }
 
-/// A command on our own command line, behind `--`.
+/// A command on our own command line, after `--`.
 #[derive(Debug)]
 pub struct TrailingCommand {
     /// The program and its arguments.
@@ -223,7 +225,7 @@ pub struct TrailingCommand {
     pub environment: Vec<(OsString, OsString)>,
 }
 
-/// Becomes the command behind `--`. Returns only where that fails.
+/// Becomes the command after `--`. Returns only where that fails.
 #[must_use]
 pub fn become_trailing(
     command: TrailingCommand,
@@ -260,7 +262,7 @@ pub fn become_trailing(
 }
 
 fn become_program_of(plan: Result<CommandPlan, CommandRefusal>, log: &Log) -> u8 {
-    let error = match plan.and_then(CommandPlan::prepared) {
+    let error = match plan.and_then(CommandPlan::prepare) {
         Ok(program) => format!("{}: {}", program.path.display(), become_program(&program)),
         Err(refusal) => refusal.to_string(),
     };

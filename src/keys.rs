@@ -70,7 +70,7 @@ impl KeyReader {
     /// Begins to read.
     ///
     /// # Errors
-    /// A value is null, or holds what no program's argument can hold.
+    /// A value is null, or contains a character that no program's argument can contain.
     pub fn new(keys: Keys) -> Result<Self, Failure> {
         if let Some(key) = find_value(&keys, &Value::is_null) {
             return Err(refuse(format_args!(
@@ -80,7 +80,7 @@ impl KeyReader {
         if let Some(key) = find_value(&keys, &|value| {
             value.as_str().is_some_and(|text| text.contains('\0'))
         }) {
-            return Err(refuse(format_args!("`{key}` holds a NUL character")));
+            return Err(refuse(format_args!("`{key}` contains a NUL character")));
         }
         Ok(Self {
             keys,
@@ -88,7 +88,7 @@ impl KeyReader {
         })
     }
 
-    /// Reads one key. `read` gives nothing for a value of the wrong type, and the end of a sentence that begins with the key
+    /// Reads one key. `read` returns none for a value of the wrong type, and the rest of a sentence that begins with the key
     /// for a value that is wrong in another way.
     ///
     /// # Errors
@@ -167,7 +167,7 @@ impl KeyReader {
     /// Reads a whole number within the bounds that the table has for this key.
     ///
     /// # Errors
-    /// It is none, or not within.
+    /// It is not a number, or out of bounds.
     pub fn number(&mut self, key: &'static str) -> Result<Option<u64>, Failure> {
         let bounds = table::bounds(key);
         debug_assert!(bounds.is_some(), "the table declares no number `{key}`");
@@ -211,7 +211,7 @@ impl KeyReader {
             .collect()
     }
 
-    /// Refuses a key that is a promise so far.
+    /// Refuses a key that is planned for a later version.
     ///
     /// # Errors
     /// It is there.
@@ -284,7 +284,7 @@ pub fn scalar(value: Value) -> Option<Result<String, String>> {
         Value::Bool(_) => Some(Ok(value.to_string())),
         Value::Number(number) => Some(match (number.as_i64(), number.to_string()) {
             (None, text) if number.is_u64() || text.contains(['e', 'E']) => {
-                Err(format!("is {text}, a number that Nix has no spelling for"))
+                Err(format!("is {text}, a number that Nix cannot read"))
             }
             (_, text) => Ok(text),
         }),

@@ -13,7 +13,7 @@ use crate::support::{
 
 const NO_FLAGS: [&str; 0] = [];
 
-/// A store with a target that could be built, and stand-ins that would tell of any Nix process.
+/// A store with a target that could be built, and stand-ins that record every Nix process.
 struct Scene {
     store: Store,
     target: Target,
@@ -406,6 +406,35 @@ fn help_and_version_go_to_standard_output() {
 }
 
 #[test]
+fn a_wrong_choice_on_a_command_line_is_reported_like_any_other_refusal() {
+    let Some(store) = Store::new() else { return };
+    let choose = |word: &str| {
+        let report = store.root().join(format!("{word}.json"));
+        let step = store.eval_once(["step", "--on-drift", word]);
+        step.reporting_to(report).run()
+    };
+    choose("ignore")
+        .fails(64, "config")
+        .passes_on("[possible values: warn, fail]");
+    choose("wran")
+        .fails(64, "config")
+        .passes_on("a similar value exists: 'warn'");
+}
+
+#[test]
+fn help_and_completions_know_the_choices() {
+    let Some(store) = Store::new() else { return };
+    let help = store.eval_once(["step", "--help"]).run();
+    for choice in ["- warn: ", "- fail: ", "- pretty: ", "- raw: "] {
+        assert!(help.stdout.contains(choice), "{choice} is missing: {help}");
+    }
+    let completions = store.eval_once(["completions", "bash"]).run();
+    for choices in ["warn fail", "marked all", "built cached none"] {
+        assert!(completions.stdout.contains(choices), "{choices}");
+    }
+}
+
+#[test]
 fn an_agent_that_lets_pipelines_choose_nothing_takes_nothing_from_outside_the_checkout() {
     let Some(scene) = Scene::new() else { return };
     for (keys, name) in [
@@ -466,7 +495,7 @@ fn an_agent_that_lets_pipelines_choose_nothing_still_builds_what_is_in_the_check
 }
 
 #[test]
-fn by_hand_nobody_is_confined() {
+fn a_step_by_hand_is_not_confined() {
     let Some(scene) = Scene::new() else { return };
     let ended = scene
         .step(&[

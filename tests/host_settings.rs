@@ -50,12 +50,12 @@ fn a_relative_path_is_refused_by_the_name_of_its_variable() {
         ] {
             let ended = program.env(name, value).run();
             ended.exits(64).prints("");
-            let told = ended.ours().join("\n");
+            let lines = ended.ours().join("\n");
             for part in [
                 format!("error: {name} is {value}, a relative path"),
                 format!("hint: give {name} an absolute path"),
             ] {
-                assert!(told.contains(&part), "{command:?}: {part:?}: {ended}");
+                assert!(lines.contains(&part), "{command:?}: {part:?}: {ended}");
             }
         }
     }

@@ -20,6 +20,7 @@ mod failures;
 mod flakes;
 mod host_settings;
 mod job_log;
+mod key_table;
 mod layers;
 mod messages;
 mod nix_shapes;

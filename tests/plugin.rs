@@ -18,7 +18,7 @@ use crate::support::{
     tool, until,
 };
 
-/// `good` builds, `bad` does not, `broken` does not evaluate; each has a marker, so that nobody else has built it.
+/// `good` builds, `bad` does not, `broken` does not evaluate; each has a marker, so that no other test has built it.
 const TARGETS: &str = r#"
 let
   target = name: script: derivation {
@@ -129,7 +129,7 @@ impl<'a> Targets<'a> {
         (drv, out)
     }
 
-    /// The record of a target, which `attribute` is said to give.
+    /// The record of a target, with `attribute` as its attribute path.
     fn record(&self, name: &str, attribute: &str) -> Value {
         let (drv, out) = self.of(name);
         json!({ "drv": drv, "outputs": { "out": out }, "file": "default.nix", "attr": [attribute] })
@@ -302,7 +302,7 @@ fn refused(configuration: &Value, parts: &[&str]) {
     let Some(mut job) = plugin_job(&store, configuration) else {
         return;
     };
-    // Whoever evaluates anything fails with another status.
+    // An evaluation would fail with another status.
     fs::write(
         job.checkout().join("default.nix"),
         "throw \"it was evaluated\"",
@@ -671,7 +671,7 @@ fn the_program_is_built_once_for_several_jobs_and_agents_of_a_host() {
             .iter()
             .all(|job| said(job).contains("building it once"))
     });
-    // Whoever called cargo reads this; had both called it, the other would wait for good, and for its line here.
+    // The job that called cargo reads this. Had both called it, the other one would wait for a line of its own for ever.
     fs::write(&go, "go\n").unwrap();
     for job in running {
         let ran = job.wait();

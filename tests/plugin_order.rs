@@ -75,7 +75,7 @@ fn run(store: &Store, strict: bool, command: &str, entries: &[Entry]) -> Option<
         })
         .collect();
     job.plugins(&plugins);
-    // A recording needs it; a step would tell its build of itself, and there is no server here.
+    // A recording needs it. A step with it would report to its build, and there is no server here.
     if plugins
         .iter()
         .any(|(_, keys)| keys.get("pipeline").is_some())
@@ -205,7 +205,7 @@ fn where_there_is_no_command_none_can_be_left_out() {
 
 #[test]
 fn of_two_entries_of_ours_the_last_runs_the_command_and_no_other() {
-    let parts = &["another entry of this plugin", "the job's command"];
+    let parts = &["a later entry of this plugin", "the job's command"];
     refused(false, COMMAND, &[Ours(good()), Ours(second())], parts);
     let last = json!({ "attr": "other", "out-link": "second", "command": "none" });
     refused(false, COMMAND, &[Ours(good()), Ours(last), Other], parts);
@@ -220,14 +220,14 @@ fn a_recording_does_not_run_the_command_before_a_step_behind_it_is_built() {
         false,
         COMMAND,
         &[Ours(json!({ "pipeline": {} })), Ours(good())],
-        &["another entry of this plugin", "the job's command"],
+        &["a later entry of this plugin", "the job's command"],
     );
 }
 
 #[test]
 fn under_strict_single_hooks_a_second_entry_of_ours_is_not_passed_over() {
     let parts = &[
-        "another entry of this plugin",
+        "an earlier entry of this plugin runs instead of this one",
         "BUILDKITE_STRICT_SINGLE_HOOKS",
     ];
     for command in ["", COMMAND] {
@@ -244,7 +244,11 @@ fn under_strict_single_hooks_a_second_entry_of_ours_is_not_passed_over() {
 
 #[test]
 fn under_strict_single_hooks_a_step_behind_another_command_hook_is_not_passed_over() {
-    let parts = &["other", "BUILDKITE_STRICT_SINGLE_HOOKS", "before"];
+    let parts = &[
+        "other",
+        "BUILDKITE_STRICT_SINGLE_HOOKS",
+        "instead of this plugin's",
+    ];
     refused(true, COMMAND, &[Other, Ours(good())], parts);
     refused(true, "", &[Other, Ours(good())], parts);
     runs(true, COMMAND, &[Quiet, Ours(good())], 5, 1);

@@ -165,14 +165,12 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
         scene.refused(&ended, &parts);
     }
     for (flags, part) in [
-        (["--recurse", "some"].as_slice(), "`recurse`"),
-        (&["--exclude", "a..b"], "`exclude`"),
+        (["--exclude", "a..b"].as_slice(), "`exclude`"),
         (&["--workers", "0"], "`workers`"),
         (&["--chunk", "501"], "`chunk`"),
         (&["--emit", "plugin"], "`plugin`"),
         (&["--command", "none"], "`emit: command`"),
         (&["--out-link", "x/"], "`out-link`"),
-        (&["--log", "loud"], "`log`"),
         (&["--plugin", "HTTPS://t@h/x"], "`plugin`"),
         (&["--step", "{"], "--step"),
         (&["--step", "[]"], "--step"),
@@ -183,6 +181,8 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
     }
     for (flags, part) in [
         (["--drv", "x"].as_slice(), "--drv"),
+        (&["--recurse", "some"], "[possible values: marked, all]"),
+        (&["--log", "prety"], "a similar value exists: 'pretty'"),
         (&["--share", "artifact"], "--share"),
         (&["--workers", "many"], "many"),
         (&["--meta"], "--meta"),

@@ -453,7 +453,7 @@ fn a_host_that_forbids_it_never_evaluates() {
 }
 
 #[test]
-fn a_setting_of_the_host_that_nobody_understands_is_refused_by_its_name() {
+fn a_wrong_value_of_a_host_setting_is_refused_by_its_name() {
     let Some(store) = Store::new() else { return };
     let target = recorded(&store, "file \"hello\"");
     for (name, value) in [
@@ -535,7 +535,7 @@ fn each_failure_is_told_once_and_with_a_report() {
 }
 
 #[test]
-fn an_evaluation_without_a_folder_for_temporary_files_is_let_down_by_its_surroundings() {
+fn an_evaluation_without_a_folder_for_temporary_files_is_an_infrastructure_failure() {
     let Some(store) = Store::new() else { return };
     store.targets("{ a = file \"a\"; needs = file (import (build \"made\" \"echo '\\\"name\\\"' > $out\")); throws = throw \"no\"; }");
     let missing = store.root().join("missing");

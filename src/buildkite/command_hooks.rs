@@ -3,8 +3,8 @@
 //! The agent runs the command hook of every plugin that has one, in the order of `BUILDKITE_PLUGINS` but those of the checkout
 //! (`./…`) last; with strict single hooks only the first of them (`PluginPhase`, `executePluginHook` of its
 //! `internal/job/plugin.go`, alike in v3.83.1, v3.137.0 and v4.0.0-beta.15). The command itself is run by none of them unless
-//! the hook does so, and the job is green all the same. So what a step promises of the command is held against the plugins
-//! that are there, before anything is built.
+//! the hook does so, and the job is green all the same. So whether a step's command can run as its keys say is checked against
+//! the job's plugins before anything is built.
 
 use std::path::{Path, PathBuf};
 
@@ -19,17 +19,17 @@ use crate::keys::{Keys, refuse};
 pub struct CommandHooks {
     /// The agent runs only the first plugin's (`BUILDKITE_STRICT_SINGLE_HOOKS`).
     pub only_first: bool,
-    /// The others; nothing where our own entry is not found among the plugins.
+    /// The others; none where our own entry is not found among the plugins.
     pub others: Option<OtherHooks>,
 }
 
-/// The hooks around ours, in the order in which the agent runs them. What surely has no command hook is left out.
+/// The hooks around ours, in the order in which the agent runs them, without plugins that have no command hook.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OtherHooks {
-    /// Those that have run when ours runs.
+    /// Those that run before ours.
     pub before: Vec<OtherHook>,
     /// Those that run after ours.
-    pub behind: Vec<OtherHook>,
+    pub after: Vec<OtherHook>,
 }
 
 /// Another hook.
@@ -49,10 +49,10 @@ pub enum OtherHookKind {
         /// Whether it runs the job's command.
         runs_command: bool,
     },
-    /// A command hook of something else, whose file is there.
-    Seen,
-    /// A plugin whose folder is not where an agent clones it to: it may have a command hook.
-    Unseen,
+    /// A command hook of something else, whose file exists.
+    Present,
+    /// A plugin that is not where an agent clones it to: it may have a command hook.
+    Possible,
 }
 
 /// Where plugins are on this host.
@@ -67,23 +67,23 @@ pub struct HookFolders<'a> {
 /// What a hook of ours does about the job's command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FollowingCommand {
-    /// It leaves it to another hook (`command: none`).
-    Left,
+    /// Another hook runs it (`command: none`).
+    ByAnother,
     /// It runs it at the end.
     Runs {
         /// The configuration says so (`command: after`); else it is the default.
-        asked: bool,
+        explicit: bool,
     },
 }
 
 impl FollowingCommand {
-    /// What the keys of a step say of it. Whether they may say so is looked at elsewhere.
+    /// What the keys of a step say of it, whether that is a valid value or not.
     #[must_use]
     pub fn of_step(keys: &Keys) -> Self {
         match keys.get("command").and_then(Value::as_str) {
-            Some("none") => Self::Left,
-            said => Self::Runs {
-                asked: said.is_some(),
+            Some("none") => Self::ByAnother,
+            command => Self::Runs {
+                explicit: command.is_some(),
             },
         }
     }
@@ -114,7 +114,7 @@ impl CommandHooks {
             };
             Some(OtherHooks {
                 before: others(&entries[..at]),
-                behind: others(&entries[at + 1..]),
+                after: others(&entries[at + 1..]),
             })
         });
         Self { only_first, others }
@@ -125,65 +125,63 @@ impl CommandHooks {
     #[must_use]
     pub fn of_agent(folders: &[PathBuf], program: Option<&Path>) -> Self {
         let program = program.and_then(|program| program.canonicalize().ok());
-        let behind = folders
+        let after = folders
             .iter()
             .filter_map(|folder| command_hook(folder))
             .filter(|hook| hook.canonicalize().ok() != program)
             .map(|hook| OtherHook {
                 name: hook.display().to_string(),
-                kind: OtherHookKind::Seen,
+                kind: OtherHookKind::Present,
             });
         Self {
             only_first: false,
             others: Some(OtherHooks {
                 before: Vec::new(),
-                behind: behind.collect(),
+                after: after.collect(),
             }),
         }
     }
 
-    /// Refuses what would make the job green though not all of it was done. `has_command` says whether the job has a command
-    /// that is not ours. Gives a warning where the command may run twice.
+    /// Refuses a job that would be green although not all of it was done. `has_command` says whether the job has a command
+    /// that is not ours. Returns a warning where the command may run twice.
     ///
     /// # Errors
-    /// The command would not be run, or before all is built; or another entry of our plugin would not be (64).
+    /// The command would not run, or would run before everything is built; or another entry of our plugin would not run (64).
     pub fn check(
         &self,
         command: FollowingCommand,
         has_command: bool,
     ) -> Result<Option<String>, Failure> {
         let others = self.others.as_ref();
-        let behind = others.map_or(&[][..], |others| &others.behind);
+        let after = others.map_or(&[][..], |others| &others.after);
         let ours = |other: &&OtherHook| matches!(other.kind, OtherHookKind::Ours { .. });
-        let ours_behind = behind.iter().find(ours);
-        if self.only_first && ours_behind.is_some() {
-            return Err(passed_over(
-                "another entry of this plugin stands behind this one",
-            ));
+        let ours_after = after.iter().find(ours);
+        if self.only_first && ours_after.is_some() {
+            return Err(passed_over("a later entry of this plugin would not run"));
         }
         match command {
-            FollowingCommand::Left => self.check_left(behind, has_command).map(|()| None),
+            FollowingCommand::ByAnother => self.check_another(after, has_command).map(|()| None),
             FollowingCommand::Runs { .. } if !has_command => Ok(None),
-            FollowingCommand::Runs { .. } if ours_behind.is_some() => Err(refuse(
-                "another entry of this plugin stands behind this one, and the job's command would run before that is done",
+            FollowingCommand::Runs { .. } if ours_after.is_some() => Err(refuse(
+                "the job's command would run before a later entry of this plugin is done",
             )
-            .hint("give every entry but the last `command: none`; a recording goes last, or into a step of its own")),
-            FollowingCommand::Runs { asked: true } => Ok(None),
-            FollowingCommand::Runs { asked: false } => {
-                let seen = |others: &[OtherHook]| {
-                    let seen = others.iter().find(|other| other.kind == OtherHookKind::Seen);
-                    seen.map(|other| other.name.clone())
+            .hint("set `command: none` in every entry but the last; put a recording last, or into a step of its own")),
+            FollowingCommand::Runs { explicit: true } => Ok(None),
+            FollowingCommand::Runs { explicit: false } => {
+                let present = |others: &[OtherHook]| {
+                    let found = others.iter().find(|other| other.kind == OtherHookKind::Present);
+                    found.map(|other| other.name.clone())
                 };
-                let before = others.and_then(|others| seen(&others.before));
-                Ok(match (seen(behind), before) {
+                let before = others.and_then(|others| present(&others.before));
+                Ok(match (present(after), before) {
                     _ if self.only_first => None,
                     (Some(name), _) => Some(format!(
-                        "{name}, behind this plugin, has a command hook too, and may run the job's command a second time: \
-                         `command: none` leaves the command to it, `command: after` says that this is meant"
+                        "the job's command may run twice: {name}, after this plugin, has a command hook too; \
+                         set `command: none` to leave the command to {name}, or `command: after` if this is intended"
                     )),
                     (None, Some(name)) => Some(format!(
-                        "{name}, before this plugin, has a command hook too, and may have run the job's command already: \
-                         put {name} behind, and leave the command to it with `command: none`; `command: after` says that this is meant"
+                        "the job's command may run twice: {name}, before this plugin, has a command hook too; \
+                         put {name} after this plugin and set `command: none`, or set `command: after` if this is intended"
                     )),
                     (None, None) => None,
                 })
@@ -191,12 +189,12 @@ impl CommandHooks {
         }
     }
 
-    fn check_left(&self, behind: &[OtherHook], has_command: bool) -> Result<(), Failure> {
+    fn check_another(&self, after: &[OtherHook], has_command: bool) -> Result<(), Failure> {
         let Some(others) = &self.others else {
             return if has_command {
                 Err(refuse(
-                    "`command: none` leaves the job's command to another plugin, and no entry of BUILDKITE_PLUGINS has this configuration: \
-                     what stands behind it cannot be seen",
+                    "`command: none` leaves the job's command to another plugin, but no entry of BUILDKITE_PLUGINS has this configuration: \
+                     which plugins come after it is unknown",
                 )
                 .hint(RUN_IT_HERE))
             } else {
@@ -211,73 +209,72 @@ impl CommandHooks {
                 }
             )
         };
-        match behind.iter().find(runs) {
+        match after.iter().find(runs) {
             Some(other) if self.only_first => Err(refuse(format_args!(
-                "`command: none` leaves the job's command to {0}, and {STRICT}: that of {0} would not run",
+                "`command: none` leaves the job's command to {0}, but {STRICT}: that of {0} would not run",
                 other.name
             ))
-            .hint(format!("{RUN_IT_HERE}; or start the agent without strict-single-hooks"))),
+            .hint(format!("{RUN_IT_HERE}, or start the agent without strict-single-hooks"))),
             None if has_command => {
                 let early = others.before.first();
                 let why = match early {
                     Some(other) => format!(
-                        "{}, which has run by then, is the only other one with a command hook",
+                        "the only other one, of {}, runs before this one",
                         other.name
                     ),
-                    None => "no plugin behind this one has a command hook".into(),
+                    None => "no plugin after this one has one".into(),
                 };
                 Err(refuse(format_args!(
-                    "`command: none` leaves the job's command to another hook, and {why}: nothing would run the command after the build"
+                    "`command: none` leaves the job's command to another command hook, but {why}: the command would not run after the build"
                 ))
-                .hint(format!("put the plugin that runs the command behind this one; or {RUN_IT_HERE}")))
+                .hint(format!("put the plugin that runs the command after this one, or {RUN_IT_HERE}")))
             }
             _ => Ok(()),
         }
     }
 
-    /// Refuses an entry of ours whose command hook the agent does not run, because another plugin's comes first.
+    /// Refuses an entry of ours whose command hook the agent does not run, because another one comes first.
     ///
     /// # Errors
-    /// It is one (64).
+    /// Another one comes first (64).
     pub fn check_first(&self) -> Result<(), Failure> {
         let before = self.others.iter().flat_map(|others| &others.before);
-        let mut surely = before.filter(|other| other.kind != OtherHookKind::Unseen);
-        match surely.next() {
+        let mut certain = before.filter(|other| other.kind != OtherHookKind::Possible);
+        match certain.next() {
             Some(other) if self.only_first => Err(passed_over(&match other.kind {
                 OtherHookKind::Ours { .. } => {
-                    "another entry of this plugin stands before this one".to_owned()
+                    "an earlier entry of this plugin runs instead of this one".to_owned()
                 }
-                _ => format!("{}, which has one, stands before this plugin", other.name),
+                _ => format!("the hook of {} runs instead of this plugin's", other.name),
             })),
             _ => Ok(()),
         }
     }
 }
 
-const RUN_IT_HERE: &str = "leave `command: none` out, and the command runs after the build";
+const RUN_IT_HERE: &str = "remove `command: none`, so that the command runs after the build";
 
-/// The refusal of a job in which an entry of ours would do nothing at all.
+/// The refusal of a job in which an entry of ours would not run.
 fn passed_over(why: &str) -> Failure {
-    refuse(format_args!(
-        "{STRICT}, and {why}: one of them would do nothing"
-    ))
-    .hint("give each of them a step of its own, or start the agent without strict-single-hooks")
+    refuse(format_args!("{STRICT}, so {why}")).hint(
+        "put each of them into a step of its own, or start the agent without strict-single-hooks",
+    )
 }
 
 impl OtherHook {
-    /// What an entry is to one of the plugin called `ours`; nothing where it has no command hook.
+    /// What an entry is to one of the plugin with the name `ours`; none where it has no command hook.
     fn of(entry: &PluginEntry, ours: &str, folders: HookFolders<'_>) -> Option<Self> {
         let name = entry.name();
         let kind = if name == ours {
             OtherHookKind::Ours {
                 runs_command: FollowingCommand::of_step(&entry.configuration)
-                    != FollowingCommand::Left,
+                    != FollowingCommand::ByAnother,
             }
         } else {
             match entry.hooks(folders).map(|hooks| command_hook(&hooks)) {
                 Some(None) => return None,
-                Some(Some(_)) => OtherHookKind::Seen,
-                None => OtherHookKind::Unseen,
+                Some(Some(_)) => OtherHookKind::Present,
+                None => OtherHookKind::Possible,
             }
         };
         Some(Self { name, kind })
@@ -333,26 +330,26 @@ mod tests {
     #[test]
     fn a_plugin_whose_folder_is_elsewhere_may_have_a_command_hook() {
         let clones = TempDir::new().unwrap();
-        let left = |plugins: &str, only_first| {
-            around(clones.path(), plugins, only_first).check(FollowingCommand::Left, true)
+        let check = |plugins: &str, only_first| {
+            around(clones.path(), plugins, only_first).check(FollowingCommand::ByAnother, true)
         };
-        for behind in [
+        for after in [
             r#""github.com/o/docker-buildkite-plugin#v1""#,
             r#"{"./here":null}"#,
         ] {
-            let plugins = format!(r#"[{{"o/eval-once#v1":OURS}},{behind}]"#);
-            assert_eq!(left(&plugins, false).unwrap(), None);
-            assert_eq!(left(&plugins, true).unwrap_err().class, Class::Config);
+            let plugins = format!(r#"[{{"o/eval-once#v1":OURS}},{after}]"#);
+            assert_eq!(check(&plugins, false).unwrap(), None);
+            assert_eq!(check(&plugins, true).unwrap_err().class, Class::Config);
         }
-        // It is not said of one that is only thought to be there.
+        // A hook that only may exist is no reason to refuse, or to warn.
         let runs = around(clones.path(), r#"["x#v1",{"o/eval-once#v1":OURS}]"#, true);
         assert!(runs.check_first().is_ok());
-        let warned = runs.check(FollowingCommand::Runs { asked: false }, true);
+        let warned = runs.check(FollowingCommand::Runs { explicit: false }, true);
         assert_eq!(warned.unwrap(), None);
     }
 
     #[test]
-    fn a_plugin_is_looked_for_where_the_agent_has_cloned_it() {
+    fn a_plugin_is_found_where_the_agent_clones_it() {
         let clones = TempDir::new().unwrap();
         for (reference, folder) in [
             (
@@ -377,34 +374,34 @@ mod tests {
             let plugins = format!(r#"[{{"o/eval-once#v1":OURS}},"{reference}"]"#);
             let kind = || {
                 let others = around(clones.path(), &plugins, false).others.unwrap();
-                others.behind.first().map(|other| other.kind)
+                others.after.first().map(|other| other.kind)
             };
-            assert_eq!(kind(), Some(OtherHookKind::Unseen), "{reference}");
+            assert_eq!(kind(), Some(OtherHookKind::Possible), "{reference}");
             fs::create_dir_all(&hooks).unwrap();
             assert_eq!(kind(), None, "{reference}");
             fs::write(hooks.join("command"), "").unwrap();
-            assert_eq!(kind(), Some(OtherHookKind::Seen), "{reference}");
+            assert_eq!(kind(), Some(OtherHookKind::Present), "{reference}");
         }
     }
 
     #[test]
-    fn what_cannot_be_seen_among_the_plugins_cannot_be_left_a_command() {
+    fn a_command_is_left_to_no_plugin_that_is_not_found() {
         let nowhere = Path::new("/nowhere");
         for plugins in ["[]", "{", r#"[{"o/eval-once#v1":{"attr":"b"}}]"#] {
             let hooks = around(nowhere, plugins, false);
-            let refusal = hooks.check(FollowingCommand::Left, true).unwrap_err();
+            let refusal = hooks.check(FollowingCommand::ByAnother, true).unwrap_err();
             assert!(refusal.to_string().contains("BUILDKITE_PLUGINS"));
-            assert!(hooks.check(FollowingCommand::Left, false).is_ok());
+            assert!(hooks.check(FollowingCommand::ByAnother, false).is_ok());
             assert!(
                 hooks
-                    .check(FollowingCommand::Runs { asked: false }, true)
+                    .check(FollowingCommand::Runs { explicit: false }, true)
                     .is_ok()
             );
         }
     }
 
     #[test]
-    fn the_agents_further_hooks_can_be_left_a_command_and_ours_among_them_cannot() {
+    fn a_command_is_left_to_a_further_hook_of_the_agent_unless_that_is_ours() {
         let folder = TempDir::new().unwrap();
         let [ours, theirs, none] = ["ours", "theirs", "none"].map(|name| {
             let path = folder.path().join(name);
@@ -415,11 +412,11 @@ mod tests {
         let program = folder.path().join("program");
         std::os::unix::fs::symlink(&program, ours.join("command")).unwrap();
         fs::write(theirs.join("command"), "").unwrap();
-        let left = |folders: &[PathBuf]| {
-            CommandHooks::of_agent(folders, Some(&program)).check(FollowingCommand::Left, true)
+        let check = |folders: &[PathBuf]| {
+            CommandHooks::of_agent(folders, Some(&program)).check(FollowingCommand::ByAnother, true)
         };
-        assert!(left(&[ours.clone(), theirs]).is_ok());
-        assert!(left(&[ours, none]).is_err());
-        assert!(left(&[]).is_err());
+        assert!(check(&[ours.clone(), theirs]).is_ok());
+        assert!(check(&[ours, none]).is_err());
+        assert!(check(&[]).is_err());
     }
 }

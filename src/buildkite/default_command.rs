@@ -57,7 +57,7 @@ pub fn default_shell() -> String {
     shell.into()
 }
 
-/// What the agent would do for a job's command.
+/// What the agent would run for a job's command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CommandPlan {
     /// The file of the checkout that is run, where the command is one.
@@ -69,12 +69,12 @@ pub struct CommandPlan {
 }
 
 impl CommandPlan {
-    /// Refuses a script that leads out of the checkout, where the agent lets a job run nothing else. The agent itself goes by
-    /// a path's letters; but it does not make links into the store either, as a step does.
+    /// Refuses a script whose real path is outside the checkout, on an agent that runs nothing else. The agent itself compares
+    /// the paths as they are written: it does not make links into the store, as a step does.
     ///
     /// # Errors
-    /// It leads out.
-    pub fn kept_inside(self, job: &AgentJob) -> Result<Self, CommandRefusal> {
+    /// It is outside.
+    pub fn confined(self, job: &AgentJob) -> Result<Self, CommandRefusal> {
         let inside = |script: &PathBuf| is_inside(script, &job.folder);
         if job.command_eval || self.script.as_ref().is_none_or(inside) {
             return Ok(self);
@@ -82,11 +82,11 @@ impl CommandPlan {
         Err(CommandRefusal(NOT_IN_REPOSITORY.into()))
     }
 
-    /// Does what comes before the program, and gives that.
+    /// Makes the script executable where that is needed. Returns the program to run.
     ///
     /// # Errors
     /// The file cannot be made executable; the agent refuses then.
-    pub fn prepared(self) -> Result<Program, CommandRefusal> {
+    pub fn prepare(self) -> Result<Program, CommandRefusal> {
         if let Some(file) = self.script.filter(|_| self.make_executable) {
             make_executable(&file).map_err(|error| {
                 CommandRefusal(format!(
@@ -99,7 +99,7 @@ impl CommandPlan {
     }
 }
 
-/// What the agent would do for this job's command.
+/// What the agent would run for this job's command.
 ///
 /// # Errors
 /// The agent would refuse.
@@ -179,14 +179,14 @@ pub fn plan(job: &AgentJob) -> Result<CommandPlan, CommandRefusal> {
     })
 }
 
-/// What a job's command has to do with us.
+/// Whether a job's command is what a hook of ours does in that job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ours {
     /// It is something else.
     No,
-    /// It is the subcommand that a hook of ours is already, perhaps with flags.
+    /// It is the subcommand for it, perhaps with flags.
     Itself,
-    /// It is that, and something that a shell or `eval-once step` would do besides. A hook cannot do it, and must not hide it.
+    /// It is that, combined with something that only a shell or `eval-once step` can do. Dropping that would be wrong.
     ItselfAndMore,
 }
 
@@ -196,7 +196,7 @@ pub fn is_eval_once(command: &OsStr, wanted: &str) -> Ours {
     let Some(command) = command.to_str().map(str::trim) else {
         return Ours::No;
     };
-    let words = split_shell_words(command, EmptyWords::Kept).unwrap_or_default();
+    let words = split_shell_words(command, EmptyWords::Keep).unwrap_or_default();
     let [program, subcommand, ..] = words.as_slice() else {
         return Ours::No;
     };
@@ -225,7 +225,7 @@ pub fn is_step_itself(command: &OsStr) -> bool {
 }
 
 /// The words of a job's command that is `eval-once` with one of these subcommands, where a shell would do no more than split
-/// it into them. Of any other the shell has to make what it makes of it.
+/// it into them. Any other command needs the shell.
 #[must_use]
 pub fn words_of_ours(command: &OsStr, subcommands: &[&str]) -> Option<Vec<String>> {
     let ours = |subcommand: &&str| is_eval_once(command, subcommand) == Ours::Itself;
@@ -236,7 +236,7 @@ pub fn words_of_ours(command: &OsStr, subcommands: &[&str]) -> Option<Vec<String
     posix_words(text)
 }
 
-/// The words that a POSIX shell reads of a command without operators and expansions; nothing where a quote is not closed. (The
+/// The words that a POSIX shell reads in a command without operators and expansions; none where a quote is not closed. (The
 /// agent's own splitting, which is for `BUILDKITE_SHELL`, also takes backslashes for escapes within single quotes.)
 fn posix_words(command: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
@@ -274,10 +274,10 @@ fn posix_words(command: &str) -> Option<Vec<String>> {
     Some(words)
 }
 
-/// What a shell reads as another word than is written, where it is not quoted: patterns, homes, braces, comments.
+/// Characters that a shell expands where they are not quoted: patterns, homes, braces, comments.
 const EXPANSIONS: [char; 6] = ['*', '?', '[', '~', '{', '#'];
 
-/// What a shell reads as more than a word, where it is not quoted.
+/// Characters that end a word where they are not quoted, because a shell reads them as operators.
 const OPERATORS: [char; 9] = ['\n', ';', '&', '|', '<', '>', '(', '$', '`'];
 
 /// Whether a shell would do more with a command than split it into words: run another, redirect, substitute.
@@ -285,7 +285,7 @@ fn does_more(command: &str) -> bool {
     does(command, &OPERATORS)
 }
 
-/// Whether one of these characters stands in a command where a shell reads it as special, or it substitutes within quotes.
+/// Whether one of these characters is in a command without quotes, or a substitution within double quotes.
 fn does(command: &str, special: &[char]) -> bool {
     let mut quote = None;
     let mut rest = command.chars();
@@ -345,7 +345,7 @@ mod tests {
             command: command.into(),
             command_eval: true,
             shell: "/bin/sh -e -c".into(),
-            empty_words: EmptyWords::Kept,
+            empty_words: EmptyWords::Keep,
             folder: folder.into(),
             environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
             hooks: CommandHooks::default(),
@@ -373,7 +373,7 @@ mod tests {
         ] {
             let program = plan(&job(folder.path(), command))
                 .unwrap()
-                .prepared()
+                .prepare()
                 .unwrap();
             assert_eq!(
                 program.arguments.last().unwrap(),

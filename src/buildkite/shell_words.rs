@@ -7,7 +7,7 @@ use std::fmt;
 pub enum ShellWordsError {
     /// A quote is not closed.
     Quote(char),
-    /// What stands for a byte that is no UTF-8, outside quotes.
+    /// The character in place of a byte that is not UTF-8, outside quotes.
     Character(char),
 }
 
@@ -22,25 +22,25 @@ impl fmt::Display for ShellWordsError {
 
 impl std::error::Error for ShellWordsError {}
 
-/// What becomes of a word that is quoted and empty.
+/// What to do with a word that is quoted and empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EmptyWords {
-    /// It is dropped, by agents before v3.100.1.
-    Dropped,
-    /// It is a word.
-    Kept,
+    /// Drop it, as agents before v3.100.1 do.
+    Drop,
+    /// Keep it as a word.
+    Keep,
 }
 
 /// Splits a line into words by the rules of `github.com/buildkite/shellwords`, which are not those of a shell: a backslash
 /// escapes inside both kinds of quotes.
 ///
 /// # Errors
-/// A quote is not closed, or the line was no UTF-8.
+/// A quote is not closed, or the line was not UTF-8.
 pub fn split(line: &str, empty: EmptyWords) -> Result<Vec<String>, ShellWordsError> {
     let mut words = Vec::new();
     // The word that is being read, if there is one.
     let mut word: Option<String> = None;
-    let is_word = |word: &String| !word.is_empty() || empty == EmptyWords::Kept;
+    let is_word = |word: &String| !word.is_empty() || empty == EmptyWords::Keep;
     let mut rest = line.chars();
     while let Some(c) = rest.next() {
         match c {
@@ -84,17 +84,17 @@ mod tests {
             (r"a\", vec!["a"]),
             ("", vec![]),
         ] {
-            assert_eq!(split(line, EmptyWords::Dropped).unwrap(), words, "{line}");
+            assert_eq!(split(line, EmptyWords::Drop).unwrap(), words, "{line}");
         }
         for (line, words) in [
             ("a '' b", vec!["a", "", "b"]),
             ("\"\"", vec![""]),
             ("a ", vec!["a"]),
         ] {
-            assert_eq!(split(line, EmptyWords::Kept).unwrap(), words, "{line}");
+            assert_eq!(split(line, EmptyWords::Keep).unwrap(), words, "{line}");
         }
         assert_eq!(
-            split("a 'b", EmptyWords::Kept),
+            split("a 'b", EmptyWords::Keep),
             Err(ShellWordsError::Quote('\''))
         );
     }

@@ -1,9 +1,9 @@
 //! The table of keys: each is declared here once, by its name, whose key it is, what its values are, and what it means in one
 //! line.
 //!
-//! Flags, with their help and completions, are made from it. The readers of keys, `plugin.yml` and the tables of the guide are
-//! held against it, so that a new key is forgotten nowhere: a reader that does not know a declared key fails in every test
-//! that reads its keys ([`KeyReader::finish`](super::KeyReader::finish)), and `tests/key_table.rs` names whatever else lacks it.
+//! Flags, with their help and completions, are made from it. Everything else is checked against it, so that no place lacks a new
+//! key: a reader that does not read a declared key panics in every debug build ([`KeyReader::finish`](super::KeyReader::finish)),
+//! and `tests/key_table.rs` names what is missing in `plugin.yml`, the README and the guide.
 
 /// Whose key it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -437,7 +437,7 @@ pub const KEYS: &[Key] = &[
         "agents",
         RECORDING,
         KeyKind::Json,
-        "Agent tags by system or feature:NAME; a flake's targets are searched on these systems too",
+        "Agent tags by system or feature:NAME, a map or a list of name=value each; a flake's targets are searched on these systems too",
     ),
     Key::new(
         "group-by",
@@ -501,7 +501,7 @@ pub const KEYS: &[Key] = &[
         "meta",
         RECORDING,
         KeyKind::Boolean,
-        "Whether the targets' own meta.buildkite and meta.eval-once count",
+        "Whether the targets' own meta.buildkite and meta.eval-once count; false for untrusted changes",
     )
     .default("true")
     .flag(

@@ -18,54 +18,54 @@ use crate::keys::{self, Keys};
 const EXAMPLES: &str = "\
 Examples:
   eval-once pipeline --file ci.nix --dry-run
-        evaluates all targets, and prints the pipeline that builds them
+        evaluate all targets, and print the pipeline that builds them
   eval-once step --file ci.nix --attr packages.hello
-        builds a target that is not recorded, as nix-build does
+        build a target that is not recorded, as nix-build does
   eval-once step --drv /nix/store/….drv --file ci.nix --attr packages.hello
-        realises the .drv, and evaluates again only where it is gone
+        realise the .drv; evaluate again only where it is gone
   eval-once step --file ci.nix -A app -- ./result/bin/app --self-test
-        builds, and then runs a command
+        build, then run a command
   eval-once explain --drv /nix/store/….drv
-        says what step would do, and does nothing
+        print what step would do, and do nothing
 
 In a Buildkite pipeline, use the plugin.
 
 Exit statuses:
-   0  the outputs are there         76  drift, where that is to fail
+   0  the outputs exist             76  drift, with --on-drift fail
   64  the configuration is wrong   100  a builder failed
-  65  it does not evaluate         101  a timeout ran out
-  69  a program is missing         102  a fixed output has another hash
-  70  a bug of eval-once           103  several of these
-  75  the surroundings failed:     104  a rebuild differed
-      worth retrying             128+n  stopped by signal n";
+  65  evaluation error             101  a timeout ran out
+  69  a program is missing         102  hash mismatch
+  70  a bug in eval-once           103  several of these
+  75  infrastructure failure       104  not reproducible
+      (safe to retry)            128+n  stopped by signal n";
 
 const PIPELINE_EXAMPLES: &str = "\
 Examples:
   eval-once pipeline --file ci.nix
-        in a job: evaluates every target, and uploads a step for each
+        in a job: evaluate all targets, and upload a step for each
   eval-once pipeline --flake . --dry-run
-        anywhere: prints the pipeline; everything else is said on standard error
+        anywhere: print the pipeline to standard output, and messages to standard error
   eval-once pipeline --file ci.nix --exclude 'tests.*.slow' --skip built --group-by 1 --dry-run
   eval-once pipeline --flake . --agents '{\"aarch64-linux\":{\"queue\":\"arm\"}}' --dry-run
 
 Exit statuses:
-   0  the steps are uploaded, or printed: each evaluation error has a red one
+   0  the steps are uploaded or printed, a red one for each evaluation error
   64  the configuration is wrong, or Buildkite rejects a step
   65  nothing evaluates; with --on-error fail, also one evaluation error
   69  a program is missing
-  75  the store, Buildkite or the state folder cannot be used: worth retrying";
+  75  infrastructure failure: the store, Buildkite, the state folder (safe to retry)";
 
 const SUMMARY_HELP: &str = "\
-It reads what recordings and steps have left in the build; a step that has left nothing has a row that says so.
+It reads the plans of the build's recordings and the reports of its steps; a step without a report has a row that says so.
 `eval-once pipeline --summary` uploads a last step that runs this.
 
 Exit statuses:
-   0  the build is summed up, also where steps of it failed
-  64  this is no job
-  69  there is no buildkite-agent
-  75  Buildkite cannot be reached: worth retrying";
+   0  the build is summed up, whether its steps passed or failed
+  64  this is not a Buildkite job
+  69  buildkite-agent is missing
+  75  infrastructure failure: Buildkite cannot be reached (safe to retry)";
 
-/// Nix CI on Buildkite that evaluates once: realises a recorded .drv, and evaluates again only where it is gone.
+/// Nix CI on Buildkite that evaluates every target once: steps realise the recorded .drv, and evaluate again only where it is gone.
 #[derive(Debug, Parser)]
 #[command(name = "eval-once", version, after_help = EXAMPLES, arg_required_else_help = true)]
 pub(super) struct Cli {
@@ -75,33 +75,33 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CliCommand {
-    /// Build one target: realise its recorded .drv, or get its outputs by the next best way
+    /// Build one target: realise its recorded .drv, or get its outputs in the next best way
     #[command(after_help = EXAMPLES)]
     Step {
         #[command(flatten)]
         keys: StepFlags,
-        /// Write what happened to FILE, as JSON
+        /// Write a report to FILE, as JSON
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
-        /// Run this after success, in place of eval-once; `EVAL_ONCE_OUT` is the output
+        /// Run this command after success; `EVAL_ONCE_OUT` is the path of the output
         #[arg(last = true, value_name = "COMMAND")]
         trailing: Vec<OsString>,
     },
-    /// Say what `step` would do with the same flags, and why; do nothing
+    /// Print what `step` would do with the same flags, and why; do nothing
     Explain {
         #[command(flatten)]
         keys: StepFlags,
         /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Not written: so that a command line of `step` can be taken as it is
+        /// Ignored, so that `explain` takes a command line of `step` as it is
         #[arg(long, value_name = "FILE", hide = true)]
         report: Option<PathBuf>,
-        /// Not run
+        /// Ignored
         #[arg(last = true, value_name = "COMMAND", hide = true)]
         trailing: Vec<OsString>,
     },
-    /// Record: evaluate all targets once, keep what was found, and upload the steps that build it
+    /// Record: evaluate all targets once, keep their .drvs, and upload the steps that build them
     #[command(after_help = PIPELINE_EXAMPLES)]
     Pipeline {
         #[command(flatten)]
@@ -110,18 +110,18 @@ pub(super) enum CliCommand {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Sum the build up, in its last step: the outcome of every target, as an annotation and as JUnit
+    /// Sum up the build, in its last step: the outcome of every target, as an annotation and as JUnit
     #[command(after_help = SUMMARY_HELP)]
     Summary,
-    /// Remove the pins of recordings that are older than they were to be kept
+    /// Remove expired GC roots of past recordings
     Prune,
-    /// Be a hook of the agent's
+    /// Run as a hook of a Buildkite agent or plugin
     Hook {
         /// Which hook
         #[arg(value_enum)]
         hook: HookName,
     },
-    /// Print what a job's environment needs, for a shell: eval "$(eval-once environment)"
+    /// Print the variables that a job needs, for a shell: eval "$(eval-once environment)"
     Environment,
     /// Print completions for a shell
     Completions {
@@ -132,9 +132,9 @@ pub(super) enum CliCommand {
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub(super) enum HookName {
-    /// The command hook: of our plugin, or of the agent where `BUILDKITE_HOOK_SCOPE` says so
+    /// The command hook: of this plugin, or of the agent where `BUILDKITE_HOOK_SCOPE` is `agent`
     Command,
-    /// The environment hook, by `buildkite-agent env set`
+    /// The environment hook, which sets variables by `buildkite-agent env set`
     Environment,
 }
 
@@ -200,7 +200,7 @@ fn args(key: &Key, flag: Flag, owner: KeyOwner) -> Vec<Arg> {
     if let Some(default) = key.default
         && !matches!(key.kind, KeyKind::Boolean)
     {
-        help.push_str(&format!(" [default: {default}]"));
+        help.extend([" [default: ", default, "]"]);
     }
     let arg = Arg::new(key.name)
         .long(flag.long)
@@ -261,7 +261,6 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
     let text = || matches.get_one::<String>(key.name).cloned();
     let texts = || matches.get_many::<String>(key.name).map(Iterator::cloned);
     Ok(match key.kind {
-        KeyKind::Text(_) | KeyKind::AttrPath | KeyKind::Choice(..) => text().map(Value::from),
         KeyKind::Texts(_) | KeyKind::AttrPaths => texts().map(Iterator::collect),
         KeyKind::Number(..) => matches
             .get_one::<u64>(key.name)
@@ -273,7 +272,9 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
         KeyKind::PathOrFalse(_, without, _) if matches.get_flag(without) => {
             Some(Value::Bool(false))
         }
-        KeyKind::PathOrFalse(..) => text().map(Value::from),
+        KeyKind::Text(_) | KeyKind::AttrPath | KeyKind::Choice(..) | KeyKind::PathOrFalse(..) => {
+            text().map(Value::from)
+        }
         KeyKind::Pairs(_) => texts().map(|mut words| {
             let mut map = Keys::new();
             while let (Some(name), Some(value)) = (words.next(), words.next()) {
@@ -281,7 +282,7 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
             }
             Value::Object(map)
         }),
-        KeyKind::Paths => match texts() {
+        KeyKind::Paths => match matches.get_many(key.name) {
             Some(mut words) => Some(Value::Object(words.try_fold(Keys::new(), assigned)?)),
             None => None,
         },
@@ -293,7 +294,7 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
 }
 
 /// The map with one more word of the form `NAME=PATH`.
-fn assigned(mut map: Keys, word: String) -> Result<Keys, Failure> {
+fn assigned(mut map: Keys, word: &String) -> Result<Keys, Failure> {
     let Some((name, path)) = word.split_once('=') else {
         return Err(keys::refuse(format_args!(
             "--output {word} is not of the form NAME=PATH"

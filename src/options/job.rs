@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Process;
+use super::Startup;
 use super::variables::{Variables, is_true};
 use crate::buildkite::EmptyWords;
 use crate::buildkite::command_hooks::{CommandHooks, HookFolders};
@@ -27,8 +27,8 @@ pub(super) fn is_job(variables: &Variables) -> bool {
 }
 
 /// The job, as the agent has prepared it for its command.
-pub(super) fn agent_job(process: &Process, hooks: CommandHooks) -> AgentJob {
-    let variables = &process.variables;
+pub(super) fn agent_job(startup: &Startup, hooks: CommandHooks) -> AgentJob {
+    let variables = &startup.variables;
     let shell = variables.raw("BUILDKITE_SHELL");
     AgentJob {
         command: variables
@@ -39,13 +39,13 @@ pub(super) fn agent_job(process: &Process, hooks: CommandHooks) -> AgentJob {
         shell: shell.map_or_else(default_command::default_shell, |shell| {
             shell.to_string_lossy().into_owned()
         }),
-        // The scope was called `global` until v3.103, and nothing else tells an agent's age.
+        // The scope was called `global` until v3.103, and nothing else shows an agent's age.
         empty_words: if variables.is("BUILDKITE_HOOK_SCOPE", "global") {
-            EmptyWords::Dropped
+            EmptyWords::Drop
         } else {
-            EmptyWords::Kept
+            EmptyWords::Keep
         },
-        folder: folder_by_name(process),
+        folder: folder_by_name(startup),
         environment: variables.all(),
         hooks,
     }
@@ -68,13 +68,13 @@ pub(super) fn command_eval(variables: &Variables) -> bool {
 }
 
 /// The current folder by the name that the agent knows it by, where that is a name of it.
-fn folder_by_name(process: &Process) -> PathBuf {
-    let current = &process.folder;
+fn folder_by_name(startup: &Startup) -> PathBuf {
+    let current = &startup.folder;
     let same = |name: &PathBuf| match (name.metadata(), current.metadata()) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
         _ => false,
     };
-    let named = process.variables.path("PWD");
+    let named = startup.variables.path("PWD");
     named
         .filter(|name| name.is_absolute() && same(name))
         .unwrap_or_else(|| current.clone())
@@ -104,9 +104,9 @@ pub(super) fn plugins_command_hooks(variables: &Variables) -> CommandHooks {
 }
 
 /// The command hooks that the agent has of its own beside ours.
-pub(super) fn agents_command_hooks(process: &Process) -> CommandHooks {
-    let folders = further_hook_folders(&process.variables);
-    CommandHooks::of_agent(&folders, process.program.as_deref())
+pub(super) fn agents_command_hooks(startup: &Startup) -> CommandHooks {
+    let folders = further_hook_folders(&startup.variables);
+    CommandHooks::of_agent(&folders, startup.program.as_deref())
 }
 
 /// The agent's folders of hooks besides its `hooks-path`.
@@ -120,10 +120,10 @@ fn further_hook_folders(variables: &Variables) -> Vec<PathBuf> {
 }
 
 /// The checkout, for a hook.
-pub(super) fn checkout_of_hook(process: &Process) -> Checkout {
-    let variables = &process.variables;
+pub(super) fn checkout_of_hook(startup: &Startup) -> Checkout {
+    let variables = &startup.variables;
     let checkout = variables.path("BUILDKITE_BUILD_CHECKOUT_PATH");
-    let folder = checkout.unwrap_or_else(|| process.folder.clone());
+    let folder = checkout.unwrap_or_else(|| startup.folder.clone());
     Checkout {
         no_checkout: no_checkout(variables, &folder),
         folder,
@@ -132,11 +132,11 @@ pub(super) fn checkout_of_hook(process: &Process) -> Checkout {
 }
 
 /// The checkout, for a command line: the current folder.
-pub(super) fn checkout_by_hand(process: &Process) -> Checkout {
+pub(super) fn checkout_by_hand(startup: &Startup) -> Checkout {
     Checkout {
-        folder: process.folder.clone(),
+        folder: startup.folder.clone(),
         confined: false,
-        no_checkout: no_checkout(&process.variables, &process.folder),
+        no_checkout: no_checkout(&startup.variables, &startup.folder),
     }
 }
 
@@ -164,7 +164,7 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
     let needed = |name: &str| {
         variables.text(name).ok_or_else(|| {
             refuse(format_args!(
-                "this is a job (BUILDKITE_JOB_ID is set) that cannot upload: {name} is not set"
+                "this job (BUILDKITE_JOB_ID is set) cannot upload: {name} is not set"
             ))
         })
     };
@@ -313,7 +313,7 @@ mod tests {
         let more = format!("{pre},{post}");
         let around = |environment: &[(&str, &str)]| {
             let variables = JOB.iter().chain(environment).copied();
-            step_job(&Variables::from_iter(variables)).unwrap().around
+            step_job(&variables.collect()).unwrap().around
         };
         let plain = around(&[]);
         assert_eq!(plain, JobContext::default());
@@ -381,8 +381,7 @@ mod tests {
 
     #[test]
     fn a_job_that_cannot_upload_is_no_recording_by_hand() {
-        let build =
-            |variables: &[(&str, &str)]| build(&Variables::from_iter(variables.iter().copied()));
+        let build = |variables: &[(&str, &str)]| build(&variables.iter().copied().collect());
         assert!(build(&[]).unwrap().is_none());
         let slugs = [
             ("BUILDKITE_ORGANIZATION_SLUG", "o"),
@@ -412,9 +411,8 @@ mod tests {
 
     #[test]
     fn a_summary_needs_a_job_that_can_ask_for_its_build() {
-        let check = |variables: &[(&str, &str)]| {
-            check_summary(&Variables::from_iter(variables.iter().copied()))
-        };
+        let check =
+            |variables: &[(&str, &str)]| check_summary(&variables.iter().copied().collect());
         assert!(check(&JOB).is_ok());
         assert_eq!(
             check(&[]).unwrap_err().to_string(),
