@@ -680,7 +680,7 @@ fn more_steps_than_a_build_can_have_are_refused_before_anything_is_uploaded() {
     assert_eq!(scene.build.run(), Outcome::Failed);
     let job = scene.build.job("record");
     assert_eq!(job.exit_status, Some(64), "{}", job.plain());
-    let refusal = "nothing is uploaded: 4001 jobs are to be run";
+    let refusal = "nothing is uploaded: the pipeline has 4001 jobs";
     assert!(job.plain().contains(refusal), "{}", job.plain());
     assert_eq!(scene.build.uploads(), [Value::Null; 0]);
     assert!(!scene.build.artifacts().contains_key("eval-once-plan.json"));
@@ -985,7 +985,7 @@ fn a_second_recording_in_the_same_job_is_refused_and_not_taken_for_the_first() {
     assert_eq!(scene.build.run(), Outcome::Failed);
     let job = scene.build.job("record");
     let log = job.plain();
-    assert!(log.contains("recorded something else already"), "{log}");
+    assert!(log.contains("uploaded another recording already"), "{log}");
     assert_eq!(job.retry_count, 0, "{log}");
     assert_eq!(scene.build.uploads().len(), 1, "the first is uploaded");
 }
@@ -1359,7 +1359,7 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
         let said = said.join("\n");
         for part in [
             HOSTILE,
-            "`colour` is no property that Buildkite knows there",
+            "`colour` is not a property that Buildkite knows here",
             "it is eval-once's own",
             "a property has a name of more than 1024 bytes",
         ] {
@@ -1377,7 +1377,7 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
             .collect();
         let bodies = bodies.join("\n");
         assert!(
-            bodies.contains("`colour` is no property that Buildkite knows"),
+            bodies.contains("`colour` is not a property that Buildkite knows"),
             "{bodies}"
         );
         assert!(bodies.contains("`touch pwned` $(touch pwned)"), "{bodies}");
@@ -1386,7 +1386,7 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
             assert!(
                 String::from_utf8(junit)
                     .unwrap()
-                    .contains("`colour` is no property")
+                    .contains("`colour` is not a property")
             );
         }
     }

@@ -15,7 +15,7 @@ pub(super) struct Findings<'a> {
     pub(super) targets: &'a [Target],
     /// The place of each target in the pipeline.
     pub(super) placed: &'a [TargetStep],
-    /// First the evaluation errors, then the refused; `counts` says how many there are of each.
+    /// First the evaluation errors, then the refused; `counts` has the number of each.
     pub(super) errors: &'a [AttrError],
     /// What was not looked at, and what the keys name and the repository does not have.
     pub(super) notes: &'a [Note],
@@ -50,7 +50,7 @@ impl Findings<'_> {
         }
         let source = source.map(|source| format!(" of {source}"));
         let took = format!("{} in {:.1} s", source.unwrap_or_default(), self.seconds);
-        format!("recorded {}", self.counts.told(&took, &parts.join(", ")))
+        format!("recorded {}", self.counts.clause(&took, &parts.join(", ")))
     }
 }
 

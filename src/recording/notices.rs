@@ -10,6 +10,9 @@ use crate::log::Log;
 /// How many errors of a kind are printed; the pipeline has a step for each of them.
 const ERRORS_AT_MOST: usize = 10;
 
+/// The message of an evaluation error that was not evaluated again to get Nix's own: that costs a process for each.
+pub(super) const MESSAGE_IN_STEP: &str = "its step prints the message";
+
 /// Prints the attributes that have an error of this kind.
 pub(super) fn print_errors(kind: &str, errors: &[AttrError], log: &Log) {
     for error in errors.iter().take(ERRORS_AT_MOST) {
@@ -17,7 +20,7 @@ pub(super) fn print_errors(kind: &str, errors: &[AttrError], log: &Log) {
         log.say(format_args!(
             "{kind}: {}: {}",
             error.attr,
-            message.unwrap_or_else(|| "it throws; its step says what".into())
+            message.unwrap_or_else(|| MESSAGE_IN_STEP.into())
         ));
     }
     if let Some(more) = errors
@@ -48,14 +51,14 @@ pub(super) fn warn_of_plugins(steps: &Steps, log: &Log) {
     let count = steps.commands_with_plugins();
     if count > 0 {
         log.warn(format_args!(
-            "{} of its own: where one has a command hook, the agent runs that instead of eval-once, and nothing may be built; \
-             `emit: plugin` builds before it",
+            "{} of its own; if that has a command hook, the agent runs it instead of eval-once, which then builds nothing",
             if count == 1 {
                 "1 step has a plugin".to_owned()
             } else {
                 format!("{} have a plugin", number(count, "step"))
             }
         ));
+        log.say("hint: use `emit: plugin`, which builds before the hooks of other plugins");
     }
 }
 
@@ -88,7 +91,7 @@ mod tests {
         assert_eq!(lines(0), "");
         let ten = lines(10);
         assert_eq!(ten.lines().count(), 10, "{ten}");
-        assert!(ten.starts_with("eval-once: refused: a0: it throws; its step says what\n"));
+        assert!(ten.starts_with("eval-once: refused: a0: its step prints the message\n"));
         assert!(ten.contains("eval-once: refused: a1: line 1"), "{ten}");
         let twelve = lines(12);
         assert!(twelve.starts_with(&ten));
@@ -140,7 +143,7 @@ mod tests {
         };
         let lines = |count| printed(|log| warn_of_plugins(&steps(count), log));
         assert_eq!(lines(0), "");
-        assert!(lines(1).starts_with("eval-once: warning: 1 step has a plugin of its own: "));
-        assert!(lines(2).starts_with("eval-once: warning: 2 steps have a plugin of its own: "));
+        assert!(lines(1).starts_with("eval-once: warning: 1 step has a plugin of its own; "));
+        assert!(lines(2).starts_with("eval-once: warning: 2 steps have a plugin of its own; "));
     }
 }

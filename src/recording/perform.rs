@@ -134,7 +134,7 @@ pub fn perform(
         annotation(&findings),
     )?;
     let mut upload = Upload::new(build, supervisor, log);
-    upload.keep(&plan, &identity)?;
+    upload.save(&plan, &identity)?;
     upload.follow(&plan, true)?;
     Ok(None)
 }
@@ -192,13 +192,13 @@ fn refuse_nothing(
         format_args!("there are no targets in {}", describe(request)),
     )
     .hint(if request.exclude.is_empty() {
-        "sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
+        "mark sets with `recurseForDerivations = true`, or look into every set with `recurse: all`"
     } else {
-        "does `exclude` leave out too much? Sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
+        "check `exclude`; mark sets with `recurseForDerivations = true`, or look into every set with `recurse: all`"
     }))
 }
 
-/// What a recording that fails before its end has not done, for a reader who wonders what is left to clean up.
+/// What a failing recording has not done: its reader wonders what there is to clean up.
 fn undone(build: Option<&BuildkiteBuild>) -> &'static str {
     match build {
         Some(_) => "nothing is uploaded",

@@ -18,7 +18,7 @@ pub(in crate::recording) fn open_state_folder(host: &Host) -> Result<StateFolder
     let Some(folder) = &host.state else {
         return Err(Failure::new(
             Class::Infrastructure,
-            "there is no state folder to keep a pin in: neither EVAL_ONCE_STATE_DIR nor XDG_STATE_HOME nor HOME is set",
+            "there is no state folder for the pin: EVAL_ONCE_STATE_DIR, XDG_STATE_HOME and HOME are not set",
         ));
     };
     StateFolder::open(folder).map_err(|error| {
@@ -29,6 +29,6 @@ pub(in crate::recording) fn open_state_folder(host: &Host) -> Result<StateFolder
                 folder.display()
             ),
         )
-        .hint("without it nothing keeps what is recorded; EVAL_ONCE_STATE_DIR names another one")
+        .hint("set EVAL_ONCE_STATE_DIR to another folder: without a pin, a garbage collection deletes the recorded .drvs")
     })
 }

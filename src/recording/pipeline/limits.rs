@@ -97,9 +97,9 @@ pub(super) fn fit(
                 ", groups counted"
             };
             return Err(refuse(format_args!(
-                "{jobs} jobs are to be run{groups}, and a build can have {JOBS_PER_BUILD} with the one that records"
+                "the pipeline has {jobs} jobs{groups}, and a build can have {JOBS_PER_BUILD}, with the one that records"
             ))
-            .hint("leave targets out with `exclude`, or record parts of them in builds of their own, each with its `attr`"));
+            .hint("exclude targets with `exclude`, or record parts of them in builds of their own, each with its `attr`"));
         }
         // A dropped step may take its group with it, which is one job more. So now and then a step or two are dropped that
         // would have fitted, which is cheaper than counting again after each.

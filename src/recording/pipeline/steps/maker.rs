@@ -23,7 +23,7 @@ use crate::recording::pipeline::planned::PlannedStep;
 use crate::recording::{AttrError, Emit, RecordingRequest, SkipStyle, Target};
 use crate::text::shortened;
 
-/// The command of a step that is not our plugin's.
+/// The command of a step that does not use our plugin.
 const STEP: &str = "eval-once step";
 
 /// A target's step, still without its dependencies on other targets.
@@ -68,7 +68,7 @@ impl<'a> StepMaker<'a> {
         let source = source(&request.root, &request.options);
         if size(&source) > RECORD_AT_MOST / 2 {
             return Err(refuse(format_args!(
-                "what is evaluated takes {} bytes to say, and every step has to say it: more than an agent can hand on",
+                "the keys of what is evaluated take {} bytes in the record of every step, more than an agent can pass to a job",
                 size(&source)
             ))
             .hint("put the expression into a file of the repository"));
@@ -143,7 +143,7 @@ impl<'a> StepMaker<'a> {
         let bytes = size(&record);
         if bytes > RECORD_AT_MOST {
             return Err(format!(
-                "its record takes {bytes} bytes, more than an agent can hand on to a job"
+                "its record takes {bytes} bytes, more than an agent can pass to a job"
             ));
         }
         let name = match target.attr.names() {
@@ -160,7 +160,7 @@ impl<'a> StepMaker<'a> {
         })?;
         if step.jobs() > JOBS_PER_UPLOAD {
             return Err(format!(
-                "its step becomes {} jobs, and Buildkite takes at most {JOBS_PER_UPLOAD} at once",
+                "its step makes {} jobs, and Buildkite takes at most {JOBS_PER_UPLOAD} in one upload",
                 step.jobs()
             ));
         }
@@ -196,8 +196,8 @@ impl<'a> StepMaker<'a> {
         if self.request.emit != Emit::Command {
             return Ok(step);
         }
-        let ours = Some(StepCommand::One(STEP.into()));
-        let text = match std::mem::replace(&mut step.command, ours) {
+        let step_command = Some(StepCommand::One(STEP.into()));
+        let text = match std::mem::replace(&mut step.command, step_command) {
             None => return Ok(step),
             Some(StepCommand::One(command)) if command == STEP => return Ok(step),
             Some(StepCommand::One(command)) => command,
@@ -206,7 +206,7 @@ impl<'a> StepMaker<'a> {
         };
         if text.len() > RECORD_AT_MOST {
             return Err(format!(
-                "its command takes {} bytes, more than an agent can hand on to a job",
+                "its command takes {} bytes, more than an agent can pass to a job",
                 text.len()
             ));
         }
@@ -387,7 +387,7 @@ mod tests {
     use crate::recording::pipeline::steps::{Records, steps};
     use std::path::{Path, PathBuf};
 
-    /// What a record says of the evaluation.
+    /// The evaluation of a record.
     fn evaluation_of(record: Keys) -> Evaluation {
         let place = Checkout {
             folder: "/checkout".into(),
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_is_merged_and_what_a_target_says_comes_last() {
+    fn wishes_are_merged_and_those_of_the_target_come_last() {
         let request = request_wishing(&json!({
             "agents": ["queue=a", "big"], "env": { "A": "1", "B": "1" }, "plugins": ["docker#v5"],
             "depends_on": "before", "soft_fail": [{ "exit_status": 1 }], "timeout_in_minutes": 9,
@@ -490,14 +490,14 @@ mod tests {
     }
 
     #[test]
-    fn how_targets_are_built_is_in_every_record_and_what_a_target_says_wins() {
-        let said =
+    fn build_keys_are_in_every_record_and_those_of_the_target_win() {
+        let build_keys =
             json!({ "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/a" });
         let docker = request_wishing(&json!({ "plugins": ["docker#v5"] }));
         for below in [None, Some(PathBuf::from("nix"))] {
             let link = "out/a";
             let request = RecordingRequest {
-                build_keys: keys(&said),
+                build_keys: keys(&build_keys),
                 below,
                 ..docker.clone()
             };
@@ -505,7 +505,7 @@ mod tests {
             let targets = [target(0, &["p", "t0"]), target_building(1, &other)];
             let steps = made_steps(&targets, &request);
             let [first, second] = [0, 1].map(|i| Value::Object(record_of(&steps[i])));
-            for (key, value) in said.as_object().unwrap() {
+            for (key, value) in build_keys.as_object().unwrap() {
                 let expected = if key == "out-link" {
                     &json!(link)
                 } else {
@@ -531,18 +531,18 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_attributes_step_is_built_in_the_same_way_and_has_no_command_to_leave() {
+    fn the_step_of_an_evaluation_error_has_the_build_keys_and_no_command_to_leave() {
         let request = RecordingRequest {
             build_keys: keys(&json!({ "command": "none", "log": "raw", "out-link": false })),
             ..request_wishing(&json!({ "plugins": ["docker#v5"], "command": "make" }))
         };
-        let broken = [AttrError {
+        let errors = [AttrError {
             attr: path(&["b"]),
             message: None,
         }];
         let records = Records {
             targets: &[],
-            evaluation_errors: &broken,
+            evaluation_errors: &errors,
             refused: &[],
             edges: &no_edges(&[]),
             skip: &[],
@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_no_other_plugin_would_run_costs_that_target_alone() {
+    fn a_command_that_no_other_plugin_would_run_refuses_that_target_alone() {
         let none = keys(&json!({ "command": "none" }));
         let mut with_command = target_wishing(0, &json!({ "command": "make" }));
         with_command.meta.eval_once = Some(none.clone());
@@ -568,7 +568,7 @@ mod tests {
         assert!(message.contains("it has no other plugin"), "{message}");
         assert_eq!(steps.planned.len(), 2);
 
-        // Without a command there is nothing to leave.
+        // Without a command there is none to leave to another plugin.
         let mut bare = target(0, &["a"]);
         bare.meta.eval_once = Some(none);
         let step = &made_steps(&[bare.clone()], &request())[0];
@@ -590,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_target_cannot_say_of_its_step_is_refused_by_name() {
+    fn a_wish_that_a_target_cannot_have_is_refused_by_name() {
         for (wishes, sentence) in [
             (
                 json!({ "log": "loud" }),
@@ -626,7 +626,7 @@ mod tests {
     }
 
     #[test]
-    fn how_long_a_build_may_say_nothing_is_an_option_of_its_step_alone() {
+    fn how_long_a_build_may_print_nothing_is_an_option_of_its_step_alone() {
         let request = RecordingRequest {
             options: vec![
                 ("cores".into(), "2".into()),
@@ -770,7 +770,7 @@ mod tests {
     }
 
     #[test]
-    fn the_metadata_of_changes_nobody_trusts_is_ignored() {
+    fn with_meta_false_metadata_is_ignored() {
         let request = RecordingRequest {
             meta: false,
             ..request()

@@ -1,7 +1,7 @@
 //! From records to steps: a pure function.
 //!
 //! What repositories choose (names, metadata) and what users configure meets here, and the result has to be a pipeline that
-//! Buildkite takes: whatever would get an upload rejected is found here, and fails one step instead of an upload.
+//! Buildkite takes: a step that would get its upload rejected is found here, and is red instead.
 
 mod labels;
 mod maker;
@@ -117,10 +117,10 @@ pub(in crate::recording) fn steps(
         if skip.is_some() && request.skip_style == SkipStyle::Omit {
             continue;
         }
-        let ours = placed[*i].depends_on.iter().cloned().map(Dependency::Key);
-        let theirs = std::mem::take(&mut step.depends_on);
-        step.depends_on = ours.collect();
-        for dependency in theirs {
+        let targets = placed[*i].depends_on.iter().cloned().map(Dependency::Key);
+        let wished = std::mem::take(&mut step.depends_on);
+        step.depends_on = targets.collect();
+        for dependency in wished {
             if !step.depends_on.contains(&dependency) {
                 step.depends_on.push(dependency);
             }
@@ -271,9 +271,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn what_is_wrong_in_a_target_becomes_its_error_step() {
+    fn a_target_with_a_wrong_wish_has_an_error_step() {
         for (buildkite, sentence) in [
-            (json!({ "comand": "x" }), "`comand` is no property"),
+            (json!({ "comand": "x" }), "`comand` is not a property"),
             (json!({ "key": "mine" }), "`key` cannot be set"),
             (json!({ "id": "mine" }), "`id` cannot be set"),
             (
@@ -320,8 +320,8 @@ mod tests {
             let error = &steps[0];
             assert_eq!(error["key"], error_key(&targets[1].attr));
             assert_eq!(error["label"], ":boom: p.t1");
-            let said = record_of(error)["refused"].clone();
-            assert!(said.as_str().unwrap().contains(sentence), "{said}");
+            let refused = record_of(error)["refused"].clone();
+            assert!(refused.as_str().unwrap().contains(sentence), "{refused}");
             assert!(error.get("command").is_none());
             assert_eq!(error["agents"], json!({ "queue": "q" }));
             assert_eq!(steps[1]["key"], key(&targets[2]));
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_in_the_configuration_is_refused_at_once() {
+    fn a_wrong_wish_in_the_configuration_is_refused_at_once() {
         for (step, sentence) in [
             (json!({ "comand": "x" }), "in the key `step`, `comand`"),
             (json!({ "key": "x" }), "in the key `step`, `key`"),
@@ -353,13 +353,13 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_attribute_has_a_step_without_a_record_that_runs_nothing_else() {
+    fn an_evaluation_error_has_a_step_that_runs_nothing_else() {
         let request = request_wishing(&json!({
             "command": "make", "parallelism": 3, "skip": true, "label": "all alike", "artifact_paths": "result/*",
             "agents": { "queue": "q" }, "plugins": ["a#v1"], "env": { "A": "1" }, "timeout_in_minutes": 9,
             "priority": 1, "retry": { "automatic": { "exit_status": 3 } }
         }));
-        let broken = [AttrError {
+        let evaluation_errors = [AttrError {
             attr: path(&["p", "b"]),
             message: Some("infinite recursion".into()),
         }];
@@ -369,21 +369,24 @@ mod tests {
         }];
         let records = Records {
             targets: &[],
-            evaluation_errors: &broken,
+            evaluation_errors: &evaluation_errors,
             refused: &refused,
             callable: &BTreeSet::new(),
             edges: &no_edges(&[]),
             skip: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
-        assert_eq!(steps.errors, [&broken[..], &refused[..]].concat());
-        let [broken, refused] = &values(&steps)[..] else {
+        assert_eq!(
+            steps.errors,
+            [&evaluation_errors[..], &refused[..]].concat()
+        );
+        let [error, refused] = &values(&steps)[..] else {
             panic!("two steps")
         };
-        let record = record_of(broken);
+        let record = record_of(error);
         assert!(!record.contains_key("drv") && !record.contains_key("outputs"));
         assert_eq!(record["attr"], json!(["p", "b"]));
-        for (step, label) in [(broken, ":boom: p.b"), (refused, ":boom: p.r")] {
+        for (step, label) in [(error, ":boom: p.b"), (refused, ":boom: p.r")] {
             for key in ["command", "parallelism", "skip"] {
                 assert!(step.get(key).is_none(), "{key}: {step}");
             }
@@ -405,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_skipped_target() {
+    fn no_step_waits_for_a_skipped_target() {
         let targets = [target(0, &["a"]), target(1, &["b"]), target(2, &["c"])];
         let edges = edges_between(&targets, &[(0, 1), (1, 2)]);
         let skip = [None, Some("already built".to_owned()), None];
@@ -424,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_skipped_step_that_runs_is_told_to_end_at_once_and_is_waited_for_by_the_summary_alone() {
+    fn a_skipped_step_that_runs_ends_at_once_and_only_the_summary_waits_for_it() {
         for emit in [Emit::Command, request().emit] {
             let targets = [
                 target(0, &["a"]),
@@ -473,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_waits_for_no_step_that_the_limit_of_a_build_has_left_out() {
+    fn a_summary_does_not_wait_for_omitted_steps() {
         let targets: Vec<_> = (0..=JOBS_PER_BUILD)
             .map(|i| target(i, &[&i.to_string()]))
             .collect();
@@ -504,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_a_build_leaves_skipped_steps_out_and_nothing_else() {
+    fn the_limit_of_a_build_omits_skipped_steps_and_no_others() {
         let targets: Vec<_> = (0..4_100)
             .map(|i| target(i, &["g", &format!("t{i}")]))
             .collect();
@@ -530,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_comes_behind_all_others_whatever_becomes_of_them() {
+    fn a_summary_waits_for_all_other_steps_whatever_their_outcome() {
         let mut targets: Vec<_> = (0..3).map(|i| target(i, &["p", &i.to_string()])).collect();
         targets[1].system = "aarch64-linux".into();
         let edges = edges_between(&targets, &[(0, 1)]);
@@ -630,7 +633,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_called_by_the_first_names() {
+    fn groups_are_named_by_the_first_names() {
         let targets = [
             target(0, &["a", "b", "c"]),
             target(1, &["a", "b"]),
@@ -675,7 +678,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_targets_say_the_pipeline_is_valid(
+        fn with_any_wishes_of_targets_the_pipeline_is_valid(
             wishes in proptest::collection::vec(anything(), 1..6),
             skipped in any::<u8>(),
             command in any::<bool>(),
