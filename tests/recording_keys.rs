@@ -1,10 +1,16 @@
 //! The keys of a recording, as flags and as a plugin's configuration: what is not understood is refused by name, and nothing
 //! is run.
 
+use eval_once::{
+    evaluation_keys::Checkout,
+    nix::{Argument, Source},
+    step::StepRequest,
+};
 use serde_json::{Value, json};
 
 use crate::support::{
     program::{Ended, Program},
+    recording::Pipeline,
     stand_in::StandIns,
     store::Store,
 };
@@ -249,5 +255,46 @@ fn help_of_recordings_goes_to_standard_output() {
         ended.exits(0).says(&[]);
         assert!(ended.stdout.contains("Usage"), "{ended}");
         assert_eq!(ended.stderr, "");
+    }
+}
+
+#[test]
+fn a_step_reads_from_its_record_what_the_recording_was_asked_and_found() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ hello = file \"hello\"; }");
+    let drv = store.instantiate("default.nix", "hello");
+    let out = store.output(&drv, "out");
+    for (flags, source) in [
+        (
+            ["--file", "default.nix", "--emit", "command"],
+            Source::File("default.nix".into()),
+        ),
+        (
+            ["--expr", "import ./.", "--plugin", "o/eval-once#v1"],
+            Source::Expr("import ./.".into()),
+        ),
+    ] {
+        let ended = store
+            .eval_once(["pipeline", "--dry-run", "--skip", "none"])
+            .args(flags)
+            .args(["--argstr", "name", "a b", "--option", "cores", "2"])
+            .args(["--on-drift", "fail", "--out-link", "out/x"])
+            .run();
+        let record = Pipeline::of(&ended).step(&["hello"]).record;
+        let place = Checkout {
+            folder: store.work(),
+            confined: false,
+            no_checkout: false,
+        };
+        let request = StepRequest::read(record.as_object().unwrap().clone(), &place).unwrap();
+        assert_eq!(request.drv.unwrap().as_store_path().as_str(), drv);
+        assert_eq!(request.outputs["out"].as_str(), out);
+        let evaluation = request.evaluation.unwrap();
+        assert_eq!(evaluation.source, source);
+        assert_eq!(evaluation.attr.names(), ["hello"]);
+        let argument = Argument::String("a b".into());
+        assert_eq!(evaluation.arguments, [("name".to_owned(), argument)]);
+        assert_eq!(request.options, [("cores".to_owned(), "2".to_owned())]);
+        assert!(request.fail_on_drift && request.command && !request.skip);
     }
 }

@@ -14,7 +14,7 @@ pub(super) struct Findings<'a> {
     pub(super) source: &'a str,
     pub(super) targets: &'a [Target],
     /// The place of each target in the pipeline.
-    pub(super) placed: &'a [TargetStep],
+    pub(super) target_steps: &'a [TargetStep],
     /// First the evaluation errors, then the refused; `counts` has the number of each.
     pub(super) errors: &'a [AttrError],
     /// What was not looked at, and what the keys name and the repository does not have.
@@ -31,8 +31,8 @@ impl Findings<'_> {
     /// The sentence, without a full stop; it names the `source` where one is given.
     pub(super) fn sentence(&self, source: Option<&str>) -> String {
         let skipped = |reason: &str| {
-            let is = |placed: &&TargetStep| placed.skip.as_deref() == Some(reason);
-            self.placed.iter().filter(is).count()
+            let is = |step: &&TargetStep| step.skip.as_deref() == Some(reason);
+            self.target_steps.iter().filter(is).count()
         };
         let (built, cached) = (skipped(BUILT), skipped(CACHED));
         let mut parts = vec![format!(
@@ -76,7 +76,7 @@ mod tests {
             features: Vec::new(),
             meta: Meta::default(),
         };
-        let placed = |skip: Option<&str>| TargetStep {
+        let step = |skip: Option<&str>| TargetStep {
             key: "key".into(),
             depends_on: Vec::new(),
             skip: skip.map(str::to_owned),
@@ -87,7 +87,7 @@ mod tests {
         }];
         let mut findings = Findings {
             targets: &[target("a"), target("b"), target("c")],
-            placed: &[placed(None), placed(None), placed(Some(BUILT))],
+            target_steps: &[step(None), step(None), step(Some(BUILT))],
             counts: RecordingCounts {
                 attributes: 4,
                 targets: 2,

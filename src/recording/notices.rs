@@ -136,7 +136,7 @@ mod tests {
             };
             Steps {
                 planned: (0..=count).map(with_plugin).collect(),
-                placed: Vec::new(),
+                target_steps: Vec::new(),
                 errors: Vec::new(),
                 omitted: 0,
             }

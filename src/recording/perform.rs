@@ -39,13 +39,14 @@ pub fn perform(
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (keys, host) = (order.keys?, order.host?);
     let mut request = RecordingRequest::read(keys, &order.place, order.plugin.as_deref())?;
-    let mut recorded = match &order.below_checkout {
+    // The same with paths from the root of the checkout, where steps start.
+    let mut at_root = match &order.below_checkout {
         Some(folder) => request.at_checkout_root(folder)?,
         None => request.clone(),
     };
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     // The identity is that of the keys alone: the settings of a flake are not known yet when a retry looks for its plan.
-    let identity = pin::identity(&recorded);
+    let identity = pin::identity(&at_root);
     if let Some(build) = build
         && follow_earlier(build, &identity, supervisor, log)?
     {
@@ -56,11 +57,11 @@ pub fn perform(
     check(&request, &schema)?;
     let state = open_state_folder(&host)?;
     pin::prune(&state);
-    let owner = PinOwner::of(&recorded, order.build.as_ref());
+    let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = pin::previous(&owner, &state);
     let mut times = PartTimes::start(log);
 
-    let locked = locked(&mut request, &mut recorded, &host, supervisor, log)?;
+    let locked = locked(&mut request, &mut at_root, &host, supervisor, log)?;
     let (temporary, cores) = (host.temporary.as_path(), order.cores);
     let mut evaluation = EvaluatorRun::new(&request, locked, temporary, cores, supervisor, log)?;
     evaluation.all()?;
@@ -88,7 +89,7 @@ pub fn perform(
         skip: &skipped,
     };
     let undone = undone(build);
-    let steps = steps(&records, &recorded, &schema).map_err(|failure| failure.context(undone))?;
+    let steps = steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
     let printed = evaluated.broken.len() + evaluated.refused.len();
     print_errors(
         "refused",
@@ -103,7 +104,7 @@ pub fn perform(
     let findings = Findings {
         source: &describe(&request),
         targets: &targets,
-        placed: &steps.placed,
+        target_steps: &steps.target_steps,
         errors: &steps.errors,
         notes: &notes,
         counts,
@@ -117,10 +118,10 @@ pub fn perform(
     };
     let mut document = Document::new(
         &evaluated.nix,
-        source(&recorded.root, &recorded.options),
+        source(&at_root.root, &at_root.options),
         &request.root.attr,
         &targets,
-        &steps.placed,
+        &steps.target_steps,
         &steps.errors,
         counts,
     );
@@ -158,14 +159,14 @@ fn follow_earlier(
 /// step too, which realises before it evaluates any flake.
 fn locked(
     request: &mut RecordingRequest,
-    recorded: &mut RecordingRequest,
+    at_root: &mut RecordingRequest,
     host: &Host,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Option<LockedFlake>, Failure> {
     let (locked, settings) = lock(request, &host.temporary, supervisor, log)?;
     request.options.extend(settings.iter().cloned());
-    recorded.options.extend(settings);
+    at_root.options.extend(settings);
     Ok(locked)
 }
 

@@ -91,7 +91,7 @@ pub(in crate::recording) struct ErrorEntry<'a> {
 
 impl<'a> Document<'a> {
     /// The document of these findings. `source` are the keys of [`super::steps::source`], `root` is the attribute path at which
-    /// the walk started, `placed` are the places of the `targets`, and the first `errors` are those that do not evaluate, as many
+    /// the walk started, `target_steps` are the places of the `targets`, and the first `errors` are those that do not evaluate, as many
     /// as there are in `counts`.
     #[must_use]
     pub(in crate::recording) fn new(
@@ -99,7 +99,7 @@ impl<'a> Document<'a> {
         mut source: Keys,
         root: &AttrPath,
         targets: &'a [Target],
-        placed: &'a [TargetStep],
+        target_steps: &'a [TargetStep],
         errors: &'a [AttrError],
         counts: RecordingCounts,
     ) -> Self {
@@ -111,8 +111,8 @@ impl<'a> Document<'a> {
             pin: None,
             targets: targets
                 .iter()
-                .zip(placed)
-                .map(|(target, placed)| TargetEntry::new(target, placed))
+                .zip(target_steps)
+                .map(|(target, step)| TargetEntry::new(target, step))
                 .collect(),
             errors: errors
                 .iter()
@@ -139,7 +139,7 @@ impl<'a> Document<'a> {
 }
 
 impl<'a> TargetEntry<'a> {
-    fn new(target: &'a Target, placed: &'a TargetStep) -> Self {
+    fn new(target: &'a Target, step: &'a TargetStep) -> Self {
         let Meta {
             buildkite,
             eval_once,
@@ -155,9 +155,9 @@ impl<'a> TargetEntry<'a> {
             outputs: &target.outputs,
             system: &target.system,
             features: &target.features,
-            key: &placed.key,
-            depends_on: &placed.depends_on,
-            skip: placed.skip.as_deref(),
+            key: &step.key,
+            depends_on: &step.depends_on,
+            skip: step.skip.as_deref(),
             meta: MetaEntry {
                 buildkite: buildkite.as_ref(),
                 eval_once: eval_once.as_ref(),
@@ -260,7 +260,7 @@ mod tests {
                 ..Meta::default()
             },
         }];
-        let placed = [TargetStep {
+        let target_steps = [TargetStep {
             key: "drv-x".into(),
             depends_on: vec!["drv-y".into()],
             skip: None,
@@ -277,7 +277,15 @@ mod tests {
             refused: 0,
         };
         let root = path(&[]);
-        let mut document = Document::new("2.26", source, &root, &targets, &placed, &errors, counts);
+        let mut document = Document::new(
+            "2.26",
+            source,
+            &root,
+            &targets,
+            &target_steps,
+            &errors,
+            counts,
+        );
         document.seconds.insert("total", 1.5);
         let json = document.to_json().unwrap();
         let recorded = Recorded::read(&json).unwrap();

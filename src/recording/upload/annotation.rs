@@ -150,7 +150,7 @@ mod tests {
         Findings {
             source: "ci.nix",
             targets: &[],
-            placed: &[],
+            target_steps: &[],
             errors,
             notes: &[],
             counts: RecordingCounts {

@@ -27,7 +27,7 @@ use crate::text::shortened;
 const STEP: &str = "eval-once step";
 
 /// A target's step, still without its dependencies on other targets.
-pub(super) struct MadeStep {
+pub(super) struct StepDraft {
     pub(super) step: CommandStep,
     /// Why its target needs no build, if it needs none.
     pub(super) skip: Option<String>,
@@ -105,7 +105,7 @@ impl<'a> StepMaker<'a> {
     ///
     /// # Errors
     /// The target makes no step that Buildkite or an agent would take; the sentence says why.
-    pub(super) fn target(&self, target: &Target, skip: Option<&str>) -> Result<MadeStep, String> {
+    pub(super) fn target(&self, target: &Target, skip: Option<&str>) -> Result<StepDraft, String> {
         let meta = &target.meta;
         let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
         let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
@@ -168,7 +168,7 @@ impl<'a> StepMaker<'a> {
             step.skip = Some(StepSkip::Reason(reason.clone()));
         }
         let step = self.with_command_carried(step)?;
-        Ok(MadeStep { step, skip })
+        Ok(StepDraft { step, skip })
     }
 
     /// Merges wishes in the order of their scope, so that the more specific one counts: those of every step, of the target's
@@ -735,7 +735,7 @@ mod tests {
         };
         let targets = [target(0, &["a"])];
         let steps = make(&targets, &no_edges(&targets), &skip, &request).unwrap();
-        assert_eq!(steps.placed[0].skip, None);
+        assert_eq!(steps.target_steps[0].skip, None);
     }
 
     #[test]
@@ -751,9 +751,12 @@ mod tests {
             target_wishing(2, &json!({ "skip": false })),
         ];
         let steps = make(&targets, &no_edges(&targets), &skip, &request()).unwrap();
-        assert_eq!(steps.placed[0].skip.as_ref().unwrap().chars().count(), 70);
-        assert_eq!(steps.placed[1].skip, None);
-        assert_eq!(steps.placed[2].skip, None);
+        assert_eq!(
+            steps.target_steps[0].skip.as_ref().unwrap().chars().count(),
+            70
+        );
+        assert_eq!(steps.target_steps[1].skip, None);
+        assert_eq!(steps.target_steps[2].skip, None);
         let steps = make(
             &targets,
             &no_edges(&targets),
@@ -763,9 +766,9 @@ mod tests {
         assert!(
             steps
                 .unwrap()
-                .placed
+                .target_steps
                 .iter()
-                .all(|placed| placed.skip.is_none())
+                .all(|step| step.skip.is_none())
         );
     }
 

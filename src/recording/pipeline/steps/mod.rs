@@ -13,7 +13,7 @@ mod wishes;
 use std::collections::{BTreeSet, HashSet};
 
 use self::labels::group;
-use self::maker::{MadeStep, StepMaker};
+use self::maker::{StepDraft, StepMaker};
 use self::step_key::key;
 use super::edges::Edges;
 use super::limits::fit;
@@ -52,7 +52,7 @@ pub(in crate::recording) struct Steps {
     /// The steps to upload, in topological order; those of errors first.
     pub(in crate::recording) planned: Vec<PlannedStep>,
     /// The place of each target in the pipeline, in the order of the records.
-    pub(in crate::recording) placed: Vec<TargetStep>,
+    pub(in crate::recording) target_steps: Vec<TargetStep>,
     /// All attributes that have an error step: first the evaluation errors of the records, then the refused of the records, then
     /// the targets whose own metadata makes no step that Buildkite would take.
     pub(in crate::recording) errors: Vec<AttrError>,
@@ -96,28 +96,32 @@ pub(in crate::recording) fn steps(
     let maker = StepMaker::new(request, schema)?.with_targets(records.targets, records.callable);
     let mut errors: Vec<AttrError> = [records.evaluation_errors, records.refused].concat();
 
-    let mut made = Vec::with_capacity(records.targets.len());
+    let mut drafts = Vec::with_capacity(records.targets.len());
     for (i, target) in records.targets.iter().enumerate() {
         let skip = records.skip.get(i).and_then(Option::as_deref);
-        made.push(maker.target(target, skip).map_err(|message| {
+        drafts.push(maker.target(target, skip).map_err(|message| {
             errors.push(AttrError {
                 attr: target.attr.clone(),
                 message: Some(message),
             });
         }));
     }
-    let placed = place(records, &made);
+    let target_steps = place(records, &drafts);
 
     let mut planned = error_steps(&maker, &errors, records.evaluation_errors.len())?;
-    let mut made: Vec<Option<MadeStep>> = made.into_iter().map(Result::ok).collect();
+    let mut drafts: Vec<Option<StepDraft>> = drafts.into_iter().map(Result::ok).collect();
     for i in records.edges.order() {
-        let Some(MadeStep { mut step, skip }) = made[*i].take() else {
+        let Some(StepDraft { mut step, skip }) = drafts[*i].take() else {
             continue;
         };
         if skip.is_some() && request.skip_style == SkipStyle::Omit {
             continue;
         }
-        let targets = placed[*i].depends_on.iter().cloned().map(Dependency::Key);
+        let targets = target_steps[*i]
+            .depends_on
+            .iter()
+            .cloned()
+            .map(Dependency::Key);
         let wished = std::mem::take(&mut step.depends_on);
         step.depends_on = targets.collect();
         for dependency in wished {
@@ -145,26 +149,26 @@ pub(in crate::recording) fn steps(
     }
     Ok(Steps {
         planned,
-        placed,
+        target_steps,
         errors,
         omitted,
     })
 }
 
 /// The place of each target. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
-fn place(records: &Records<'_>, made: &[Result<MadeStep, ()>]) -> Vec<TargetStep> {
-    let builds_nothing: Vec<bool> = made
+fn place(records: &Records<'_>, drafts: &[Result<StepDraft, ()>]) -> Vec<TargetStep> {
+    let builds_nothing: Vec<bool> = drafts
         .iter()
-        .map(|made| made.as_ref().map_or(true, |made| made.skip.is_some()))
+        .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
         .collect();
     let edges = records.edges.without(&builds_nothing);
     records
         .targets
         .iter()
-        .zip(made)
+        .zip(drafts)
         .enumerate()
-        .map(|(i, (target, made))| TargetStep {
-            key: match made {
+        .map(|(i, (target, draft))| TargetStep {
+            key: match draft {
                 Ok(_) => key(target),
                 Err(()) => error_key(&target.attr),
             },
@@ -173,7 +177,7 @@ fn place(records: &Records<'_>, made: &[Result<MadeStep, ()>]) -> Vec<TargetStep
                 .iter()
                 .map(|at| key(&records.targets[*at]))
                 .collect(),
-            skip: made.as_ref().map_or(None, |made| made.skip.clone()),
+            skip: draft.as_ref().map_or(None, |draft| draft.skip.clone()),
         })
         .collect()
 }
@@ -314,8 +318,12 @@ mod tests {
             let message = steps.errors[0].message.clone().unwrap();
             assert!(message.contains(sentence), "{buildkite}: {message}");
             assert_eq!(steps.errors[0].attr, targets[1].attr);
-            assert_eq!(steps.placed[1].key, error_key(&targets[1].attr));
-            assert_eq!(steps.placed[0].depends_on, [key(&targets[2])], "through it");
+            assert_eq!(steps.target_steps[1].key, error_key(&targets[1].attr));
+            assert_eq!(
+                steps.target_steps[0].depends_on,
+                [key(&targets[2])],
+                "through it"
+            );
             let steps = values(&steps);
             let error = &steps[0];
             assert_eq!(error["key"], error_key(&targets[1].attr));
@@ -413,8 +421,8 @@ mod tests {
         let edges = edges_between(&targets, &[(0, 1), (1, 2)]);
         let skip = [None, Some("already built".to_owned()), None];
         let steps = make(&targets, &edges, &skip, &request()).unwrap();
-        assert_eq!(steps.placed[1].skip.as_deref(), Some("already built"));
-        assert!(steps.placed[1].depends_on.is_empty());
+        assert_eq!(steps.target_steps[1].skip.as_deref(), Some("already built"));
+        assert!(steps.target_steps[1].depends_on.is_empty());
         let marked = values(&steps);
         assert_eq!(marked[1]["skip"], "already built");
         assert_eq!(marked[2]["depends_on"], json!([key(&targets[2])]));
@@ -446,14 +454,18 @@ mod tests {
                 ..request()
             };
             let steps = make(&targets, &edges, &skip, &request).unwrap();
-            let reasons: Vec<_> = steps.placed.iter().map(|it| it.skip.as_deref()).collect();
+            let reasons: Vec<_> = steps
+                .target_steps
+                .iter()
+                .map(|it| it.skip.as_deref())
+                .collect();
             let expected = [None, Some("already built here"), None, None, None];
             assert_eq!(reasons, expected);
-            let made: BTreeMap<_, _> = values(&steps)
+            let by_key: BTreeMap<_, _> = values(&steps)
                 .into_iter()
                 .map(|step| (step["key"].as_str().unwrap().to_owned(), step))
                 .collect();
-            let step = |i: usize| &made[&key(&targets[i])];
+            let step = |i: usize| &by_key[&key(&targets[i])];
             assert!(step(1).get("skip").is_none());
             assert_eq!(record_of(step(1))["skip"], true);
             for i in [0, 2, 3, 4] {
@@ -691,19 +703,19 @@ mod tests {
             if command {
                 request.emit = Emit::Command;
             }
-            let made = make(&targets, &edges, &skip, &request).unwrap();
-            let document = planned::json(&made.planned).unwrap();
+            let steps = make(&targets, &edges, &skip, &request).unwrap();
+            let document = planned::json(&steps.planned).unwrap();
             let read: Value = serde_yaml_ng::from_str(&document).unwrap();
             prop_assert_eq!(&read, &serde_json::from_str::<Value>(&document).unwrap());
             prop_assert_eq!(schema().check_pipeline(&read), Ok(()));
-            let keys: BTreeSet<_> = made.planned.iter().map(|step| step.step.key.clone()).collect();
+            let keys: BTreeSet<_> = steps.planned.iter().map(|step| step.step.key.clone()).collect();
             prop_assert_eq!(keys.len(), targets.len());
-            for (target, placed) in targets.iter().zip(&made.placed) {
-                prop_assert!(keys.contains(&placed.key));
-                prop_assert!(placed.depends_on.iter().all(|key| keys.contains(key)));
-                if placed.key == key(target) {
-                    let step = made.planned.iter().find(|step| step.step.key == placed.key).unwrap();
-                    let record = record_of(&serde_json::to_value(&step.step).unwrap());
+            for (target, step) in targets.iter().zip(&steps.target_steps) {
+                prop_assert!(keys.contains(&step.key));
+                prop_assert!(step.depends_on.iter().all(|key| keys.contains(key)));
+                if step.key == key(target) {
+                    let planned = steps.planned.iter().find(|planned| planned.step.key == step.key).unwrap();
+                    let record = record_of(&serde_json::to_value(&planned.step).unwrap());
                     prop_assert_eq!(&record["drv"], target.drv.as_store_path().as_str());
                 }
             }
