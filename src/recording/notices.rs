@@ -3,7 +3,7 @@
 use super::AttrError;
 use super::asking::in_one_line;
 use super::evaluate::overlooked::Note;
-use super::pipeline::steps::Steps;
+use super::pipeline::steps::PlannedPipeline;
 use crate::counts::number;
 use crate::log::Log;
 
@@ -47,8 +47,8 @@ pub(super) fn print_notes(notes: &[Note], log: &Log) {
 }
 
 /// Warns of steps that are commands and have plugins of their own.
-pub(super) fn warn_of_plugins(steps: &Steps, log: &Log) {
-    let count = steps.commands_with_plugins();
+pub(super) fn warn_of_plugins(pipeline: &PlannedPipeline, log: &Log) {
+    let count = pipeline.commands_with_plugins();
     if count > 0 {
         log.warn(format_args!(
             "{} of its own; if that has a command hook, the agent runs it instead of eval-once, which then builds nothing",
@@ -134,9 +134,9 @@ mod tests {
                 }
                 planned
             };
-            Steps {
-                planned: (0..=count).map(with_plugin).collect(),
-                target_steps: Vec::new(),
+            PlannedPipeline {
+                steps: (0..=count).map(with_plugin).collect(),
+                targets: Vec::new(),
                 errors: Vec::new(),
                 omitted: 0,
             }

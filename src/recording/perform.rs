@@ -89,47 +89,47 @@ pub fn perform(
         skip: &skipped,
     };
     let undone = undone(build);
-    let steps = steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
+    let pipeline = steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
     let printed = evaluated.broken.len() + evaluated.refused.len();
     print_errors(
         "refused",
-        steps.errors.get(printed..).unwrap_or_default(),
+        pipeline.errors.get(printed..).unwrap_or_default(),
         log,
     );
-    let counts = steps.counts(&targets, evaluated.broken.len());
+    let counts = pipeline.counts(&targets, evaluated.broken.len());
     fail_on_errors(counts, request.on_error, undone)?;
-    warn_of_plugins(&steps, log);
+    warn_of_plugins(&pipeline, log);
     times.end("steps");
 
     let findings = Findings {
         source: &describe(&request),
         targets: &targets,
-        target_steps: &steps.target_steps,
-        errors: &steps.errors,
+        target_steps: &pipeline.targets,
+        errors: &pipeline.errors,
         notes: &notes,
         counts,
-        omitted: steps.omitted,
+        omitted: pipeline.omitted,
         seconds: order.started.elapsed().as_secs_f64(),
         previous: previous.as_deref(),
     };
     log.say(findings.sentence(None));
     let Some(build) = build else {
-        return planned::json(&steps.planned).map(|text| Some((text + "\n").into_bytes()));
+        return planned::json(&pipeline.steps).map(|text| Some((text + "\n").into_bytes()));
     };
     let mut document = Document::new(
         &evaluated.nix,
         source(&at_root.root, &at_root.options),
         &request.root.attr,
         &targets,
-        &steps.target_steps,
-        &steps.errors,
+        &pipeline.targets,
+        &pipeline.errors,
         counts,
     );
     document.pin = pin.as_ref();
     document.seconds = times.with_total(findings.seconds);
     let plan = UploadPlan::new(
         &build.step,
-        &steps.planned,
+        &pipeline.steps,
         request.chunk,
         document.to_json()?,
         annotation(&findings),

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::edges::Edges;
 use super::planned::PlannedStep;
-use super::steps::{Records, Steps, steps};
+use super::steps::{PlannedPipeline, Records, steps};
 use crate::buildkite::pipeline::CommandStep;
 use crate::buildkite::schema::Schema;
 use crate::exit::Failure;
@@ -124,7 +124,7 @@ pub(in crate::recording) fn make(
     edges: &Edges,
     skip: &[Option<String>],
     request: &RecordingRequest,
-) -> Result<Steps, Failure> {
+) -> Result<PlannedPipeline, Failure> {
     let records = Records {
         targets,
         evaluation_errors: &[],
@@ -143,8 +143,8 @@ pub(in crate::recording) fn made_steps(
     values(&make(targets, &no_edges(targets), &[], request).unwrap())
 }
 
-pub(in crate::recording) fn values(steps: &Steps) -> Vec<Value> {
-    let steps = steps.planned.iter();
+pub(in crate::recording) fn values(steps: &PlannedPipeline) -> Vec<Value> {
+    let steps = steps.steps.iter();
     steps
         .map(|planned| serde_json::to_value(&planned.step).unwrap())
         .collect()

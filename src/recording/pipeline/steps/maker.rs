@@ -566,7 +566,7 @@ mod tests {
         let steps = make(&targets, &no_edges(&targets), &[], &request()).unwrap();
         let message = steps.errors[0].message.clone().unwrap();
         assert!(message.contains("it has no other plugin"), "{message}");
-        assert_eq!(steps.planned.len(), 2);
+        assert_eq!(steps.steps.len(), 2);
 
         // Without a command there is none to leave to another plugin.
         let mut bare = target(0, &["a"]);
@@ -735,7 +735,7 @@ mod tests {
         };
         let targets = [target(0, &["a"])];
         let steps = make(&targets, &no_edges(&targets), &skip, &request).unwrap();
-        assert_eq!(steps.target_steps[0].skip, None);
+        assert_eq!(steps.targets[0].skip, None);
     }
 
     #[test]
@@ -751,12 +751,9 @@ mod tests {
             target_wishing(2, &json!({ "skip": false })),
         ];
         let steps = make(&targets, &no_edges(&targets), &skip, &request()).unwrap();
-        assert_eq!(
-            steps.target_steps[0].skip.as_ref().unwrap().chars().count(),
-            70
-        );
-        assert_eq!(steps.target_steps[1].skip, None);
-        assert_eq!(steps.target_steps[2].skip, None);
+        assert_eq!(steps.targets[0].skip.as_ref().unwrap().chars().count(), 70);
+        assert_eq!(steps.targets[1].skip, None);
+        assert_eq!(steps.targets[2].skip, None);
         let steps = make(
             &targets,
             &no_edges(&targets),
@@ -766,7 +763,7 @@ mod tests {
         assert!(
             steps
                 .unwrap()
-                .target_steps
+                .targets
                 .iter()
                 .all(|step| step.skip.is_none())
         );

@@ -46,13 +46,13 @@ pub(in crate::recording) struct Records<'a> {
     pub(in crate::recording) skip: &'a [Option<String>],
 }
 
-/// The steps of a recording.
+/// The pipeline of a recording.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::recording) struct Steps {
+pub(in crate::recording) struct PlannedPipeline {
     /// The steps to upload, in topological order; those of errors first.
-    pub(in crate::recording) planned: Vec<PlannedStep>,
+    pub(in crate::recording) steps: Vec<PlannedStep>,
     /// The place of each target in the pipeline, in the order of the records.
-    pub(in crate::recording) target_steps: Vec<TargetStep>,
+    pub(in crate::recording) targets: Vec<TargetStep>,
     /// All attributes that have an error step: first the evaluation errors of the records, then the refused of the records, then
     /// the targets whose own metadata makes no step that Buildkite would take.
     pub(in crate::recording) errors: Vec<AttrError>,
@@ -83,7 +83,7 @@ pub(in crate::recording) fn check(
     StepMaker::new(request, schema).map(drop)
 }
 
-/// Makes the steps. Whether any [`Steps::errors`] fail the recording (`on-error`) is the caller's decision.
+/// Makes the steps. Whether any [`PlannedPipeline::errors`] fail the recording (`on-error`) is the caller's decision.
 ///
 /// # Errors
 /// The user's `step` or `agents` make no step that Buildkite would take, the expression is too large to be in every step, or
@@ -92,7 +92,7 @@ pub(in crate::recording) fn steps(
     records: &Records<'_>,
     request: &RecordingRequest,
     schema: &Schema,
-) -> Result<Steps, Failure> {
+) -> Result<PlannedPipeline, Failure> {
     let maker = StepMaker::new(request, schema)?.with_targets(records.targets, records.callable);
     let mut errors: Vec<AttrError> = [records.evaluation_errors, records.refused].concat();
 
@@ -143,13 +143,13 @@ pub(in crate::recording) fn steps(
             skipped: false,
         });
     }
-    let (mut planned, omitted) = fit(planned, request)?;
+    let (mut steps, omitted) = fit(planned, request)?;
     if request.summary {
-        drop_missing_dependencies(&mut planned);
+        drop_missing_dependencies(&mut steps);
     }
-    Ok(Steps {
-        planned,
-        target_steps,
+    Ok(PlannedPipeline {
+        steps,
+        targets: target_steps,
         errors,
         omitted,
     })
@@ -223,7 +223,7 @@ fn drop_missing_dependencies(steps: &mut [PlannedStep]) {
     }
 }
 
-impl Steps {
+impl PlannedPipeline {
     /// Counts what was recorded, of these `targets`; the first `evaluation_errors` errors do not evaluate, the others are refused.
     pub(in crate::recording) fn counts(
         &self,
@@ -252,7 +252,7 @@ impl Steps {
     /// The number of steps that are commands and have plugins of their own. An agent runs the command hook of a plugin instead of
     /// ours, so such a step may build nothing.
     pub(in crate::recording) fn commands_with_plugins(&self) -> usize {
-        let with_plugins = self.planned.iter().filter(|planned| {
+        let with_plugins = self.steps.iter().filter(|planned| {
             let step = &planned.step;
             step.env.contains_key("EVAL_ONCE_STEP") && !step.plugins.is_empty()
         });
@@ -318,9 +318,9 @@ mod tests {
             let message = steps.errors[0].message.clone().unwrap();
             assert!(message.contains(sentence), "{buildkite}: {message}");
             assert_eq!(steps.errors[0].attr, targets[1].attr);
-            assert_eq!(steps.target_steps[1].key, error_key(&targets[1].attr));
+            assert_eq!(steps.targets[1].key, error_key(&targets[1].attr));
             assert_eq!(
-                steps.target_steps[0].depends_on,
+                steps.targets[0].depends_on,
                 [key(&targets[2])],
                 "through it"
             );
@@ -421,8 +421,8 @@ mod tests {
         let edges = edges_between(&targets, &[(0, 1), (1, 2)]);
         let skip = [None, Some("already built".to_owned()), None];
         let steps = make(&targets, &edges, &skip, &request()).unwrap();
-        assert_eq!(steps.target_steps[1].skip.as_deref(), Some("already built"));
-        assert!(steps.target_steps[1].depends_on.is_empty());
+        assert_eq!(steps.targets[1].skip.as_deref(), Some("already built"));
+        assert!(steps.targets[1].depends_on.is_empty());
         let marked = values(&steps);
         assert_eq!(marked[1]["skip"], "already built");
         assert_eq!(marked[2]["depends_on"], json!([key(&targets[2])]));
@@ -431,7 +431,7 @@ mod tests {
             ..request()
         };
         let steps = make(&targets, &edges, &skip, &request).unwrap();
-        assert_eq!((steps.planned.len(), steps.omitted), (2, 0));
+        assert_eq!((steps.steps.len(), steps.omitted), (2, 0));
     }
 
     #[test]
@@ -454,11 +454,7 @@ mod tests {
                 ..request()
             };
             let steps = make(&targets, &edges, &skip, &request).unwrap();
-            let reasons: Vec<_> = steps
-                .target_steps
-                .iter()
-                .map(|it| it.skip.as_deref())
-                .collect();
+            let reasons: Vec<_> = steps.targets.iter().map(|it| it.skip.as_deref()).collect();
             let expected = [None, Some("already built here"), None, None, None];
             assert_eq!(reasons, expected);
             let by_key: BTreeMap<_, _> = values(&steps)
@@ -499,16 +495,9 @@ mod tests {
             ..request()
         };
         let steps = make(&targets, &no_edges(&targets), &skip, &request).unwrap();
-        assert_eq!(
-            (steps.planned.len(), steps.omitted),
-            (JOBS_PER_BUILD - 1, 3)
-        );
-        let there: BTreeSet<_> = steps
-            .planned
-            .iter()
-            .map(|it| it.step.key.as_str())
-            .collect();
-        let waits = &steps.planned.last().unwrap().step.depends_on;
+        assert_eq!((steps.steps.len(), steps.omitted), (JOBS_PER_BUILD - 1, 3));
+        let there: BTreeSet<_> = steps.steps.iter().map(|it| it.step.key.as_str()).collect();
+        let waits = &steps.steps.last().unwrap().step.depends_on;
         assert_eq!(waits.len(), JOBS_PER_BUILD - 2);
         for wait in waits {
             let Dependency::Step { step, .. } = wait else {
@@ -527,9 +516,9 @@ mod tests {
         let reason = |i: usize| i.is_multiple_of(2).then(|| "built".to_owned());
         let skip: Vec<_> = (0..targets.len()).map(reason).collect();
         let steps = make(&targets, &edges, &skip, &request()).unwrap();
-        assert_eq!((steps.planned.len(), steps.omitted), (3_999, 101));
+        assert_eq!((steps.steps.len(), steps.omitted), (3_999, 101));
         assert_eq!(
-            steps.planned.iter().filter(|step| !step.skipped).count(),
+            steps.steps.iter().filter(|step| !step.skipped).count(),
             2_050
         );
         let grouped = RecordingRequest {
@@ -537,8 +526,8 @@ mod tests {
             ..request()
         };
         let steps = make(&targets, &edges, &skip, &grouped).unwrap();
-        let groups = steps.planned.len().div_ceil(100);
-        assert!((3_990..=3_999).contains(&(steps.planned.len() + groups)));
+        let groups = steps.steps.len().div_ceil(100);
+        assert!((3_990..=3_999).contains(&(steps.steps.len() + groups)));
         let failure = make(&targets, &edges, &[], &request()).unwrap_err();
         assert_eq!(failure.class, Class::Config);
         assert!(failure.to_string().contains("4100 jobs") && failure.hint.is_some());
@@ -635,11 +624,8 @@ mod tests {
         let mut skip = vec![None; targets.len()];
         skip[7] = Some("a cache has it".into());
         let steps = make(&targets, &edges, &skip, &request).unwrap();
-        assert_eq!(
-            (steps.planned.len(), steps.omitted),
-            (JOBS_PER_BUILD - 1, 1)
-        );
-        let last = &steps.planned.last().unwrap().step;
+        assert_eq!((steps.steps.len(), steps.omitted), (JOBS_PER_BUILD - 1, 1));
+        let last = &steps.steps.last().unwrap().step;
         assert!(last.key.starts_with("summary-"));
         assert_eq!(last.depends_on.len(), JOBS_PER_BUILD - 2);
     }
@@ -657,7 +643,7 @@ mod tests {
         };
         let steps = make(&targets, &no_edges(&targets), &[], &request).unwrap();
         let groups: Vec<_> = steps
-            .planned
+            .steps
             .iter()
             .map(|step| step.group.as_deref())
             .collect();
@@ -704,17 +690,17 @@ mod tests {
                 request.emit = Emit::Command;
             }
             let steps = make(&targets, &edges, &skip, &request).unwrap();
-            let document = planned::json(&steps.planned).unwrap();
+            let document = planned::json(&steps.steps).unwrap();
             let read: Value = serde_yaml_ng::from_str(&document).unwrap();
             prop_assert_eq!(&read, &serde_json::from_str::<Value>(&document).unwrap());
             prop_assert_eq!(schema().check_pipeline(&read), Ok(()));
-            let keys: BTreeSet<_> = steps.planned.iter().map(|step| step.step.key.clone()).collect();
+            let keys: BTreeSet<_> = steps.steps.iter().map(|step| step.step.key.clone()).collect();
             prop_assert_eq!(keys.len(), targets.len());
-            for (target, step) in targets.iter().zip(&steps.target_steps) {
+            for (target, step) in targets.iter().zip(&steps.targets) {
                 prop_assert!(keys.contains(&step.key));
                 prop_assert!(step.depends_on.iter().all(|key| keys.contains(key)));
                 if step.key == key(target) {
-                    let planned = steps.planned.iter().find(|planned| planned.step.key == step.key).unwrap();
+                    let planned = steps.steps.iter().find(|planned| planned.step.key == step.key).unwrap();
                     let record = record_of(&serde_json::to_value(&planned.step).unwrap());
                     prop_assert_eq!(&record["drv"], target.drv.as_store_path().as_str());
                 }
