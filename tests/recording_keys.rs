@@ -32,7 +32,7 @@ const JOB: [(&str, &str); 4] = [
     ("BUILDKITE_STEP_ID", "step"),
 ];
 
-/// A store with something to record, and stand-ins that would tell of any process.
+/// A store with something to record, and stand-ins that count every process.
 struct Scene {
     store: Store,
     stand_ins: StandIns,
@@ -89,7 +89,7 @@ impl Scene {
         for part in parts {
             assert!(
                 ours.join("\n").contains(part),
-                "{part:?} is not said: {ended}"
+                "{part:?} is not printed: {ended}"
             );
         }
         self.ran_nothing(ended);
@@ -228,7 +228,7 @@ fn a_job_that_has_only_some_of_its_variables_is_not_green_without_an_upload() {
 }
 
 #[test]
-fn a_plugin_that_does_not_find_itself_asks_for_its_reference() {
+fn a_plugin_that_cannot_determine_its_reference_asks_for_it() {
     let Some(scene) = Scene::new() else { return };
     let ended = scene
         .hook(&json!({ "pipeline": {} }))
