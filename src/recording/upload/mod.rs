@@ -19,6 +19,7 @@ use self::rejection::{is_used, rejected, rejection};
 use crate::agent;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
+use crate::counts;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::parallel;
@@ -146,7 +147,7 @@ impl<'a> Upload<'a> {
             if marks.lines().any(|line| line.trim() == mark) {
                 continue;
             }
-            self.chunk(chunk, number + 1, count)?;
+            self.upload_chunk(chunk, number + 1, count)?;
             let line = command::set_meta_data(&mark, "applied");
             self.ask(&line, "mark a chunk as uploaded")?;
         }
@@ -168,15 +169,14 @@ impl<'a> Upload<'a> {
     }
 
     /// Uploads a chunk, or the part of it that does not exist yet.
-    fn chunk(&mut self, chunk: &Chunk, number: usize, count: usize) -> Result<(), Failure> {
+    fn upload_chunk(&mut self, chunk: &Chunk, number: usize, count: usize) -> Result<(), Failure> {
         let mut missing = chunk.keys.clone();
         let mut looked_up = false;
         loop {
-            let Some(message) = self.upload(&chunk.part(&missing)?)? else {
+            let Some(message) = self.upload_pipeline(&chunk.part(&missing)?)? else {
                 self.log.say(format_args!(
-                    "uploaded {} step{} ({number} of {count})",
-                    missing.len(),
-                    if missing.len() == 1 { "" } else { "s" }
+                    "uploaded {} ({number} of {count})",
+                    counts::number(missing.len(), "step")
                 ));
                 return Ok(());
             };
@@ -209,7 +209,7 @@ impl<'a> Upload<'a> {
     }
 
     /// Uploads a pipeline. Returns Buildkite's message where it rejects the pipeline.
-    fn upload(&mut self, pipeline: &str) -> Result<Option<String>, Failure> {
+    fn upload_pipeline(&mut self, pipeline: &str) -> Result<Option<String>, Failure> {
         let folder = agent::folder()?;
         let file = folder.path().join("pipeline.json");
         agent::write(&file, pipeline)?;
