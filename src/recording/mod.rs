@@ -5,12 +5,12 @@
 
 mod asking;
 pub mod evaluate;
-mod findings;
 mod fingerprint;
 mod keep;
 mod notices;
 mod perform;
 pub mod pipeline;
+mod report;
 mod request;
 mod targets;
 pub(crate) mod upload;

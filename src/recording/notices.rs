@@ -118,10 +118,10 @@ mod tests {
     #[test]
     fn steps_that_are_commands_and_have_plugins_are_counted_in_a_warning() {
         use crate::buildkite::pipeline::{CommandStep, Plugin};
-        use crate::recording::pipeline::fixtures::planned;
+        use crate::recording::pipeline::placed_step::PlacedStep;
         let steps = |count: usize| {
             let with_plugin = |i: usize| {
-                let mut planned = planned(i, None);
+                let mut planned = PlacedStep::numbered(i, None);
                 planned.step = CommandStep {
                     plugins: vec![Plugin::Reference("docker#v5".into())],
                     ..planned.step

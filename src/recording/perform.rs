@@ -7,14 +7,14 @@ use super::asking::lock;
 use super::evaluate::describe;
 use super::evaluate::evaluator::EvaluatorRun;
 use super::evaluate::overlooked::{Note, Overlooked, agents_without_targets};
-use super::findings::Findings;
 use super::keep::pin::{self, PinOwner};
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
 use super::keep::{open_state_folder, skip};
 use super::notices::{print_errors, print_notes, warn_of_plugins};
 use super::pipeline::document::Document;
-use super::pipeline::planned;
+use super::pipeline::placed_step;
 use super::pipeline::steps::{Records, check, source, steps};
+use super::report::RecordingReport;
 use super::upload::Upload;
 use super::upload::annotation::annotation;
 use super::upload::plan::UploadPlan;
@@ -101,7 +101,7 @@ pub fn perform(
     warn_of_plugins(&pipeline, log);
     times.end("steps");
 
-    let findings = Findings {
+    let report = RecordingReport {
         source: &describe(&request),
         targets: &targets,
         target_steps: &pipeline.targets,
@@ -112,9 +112,9 @@ pub fn perform(
         seconds: order.started.elapsed().as_secs_f64(),
         previous: previous.as_deref(),
     };
-    log.say(findings.sentence(None));
+    log.say(report.sentence(None));
     let Some(build) = build else {
-        return planned::json(&pipeline.steps).map(|text| Some((text + "\n").into_bytes()));
+        return placed_step::json(&pipeline.steps).map(|text| Some((text + "\n").into_bytes()));
     };
     let mut document = Document::new(
         &evaluated.nix,
@@ -126,13 +126,13 @@ pub fn perform(
         counts,
     );
     document.pin = pin.as_ref();
-    document.seconds = times.with_total(findings.seconds);
+    document.seconds = times.with_total(report.seconds);
     let plan = UploadPlan::new(
         &build.step,
         &pipeline.steps,
         request.chunk,
         document.to_json()?,
-        annotation(&findings),
+        annotation(&report),
     )?;
     let mut upload = Upload::new(build, supervisor, log);
     upload.save(&plan, &identity)?;

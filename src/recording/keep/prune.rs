@@ -1,6 +1,7 @@
 //! `eval-once prune`: removes the GC roots in the state folder that have expired.
 
-use super::{open_state_folder, pin};
+use super::pin;
+use super::state_folder::open_state_folder;
 use crate::counts::number;
 use crate::exit::Failure;
 use crate::host::Host;

@@ -9,8 +9,8 @@ use crate::counts::number;
 use crate::nix::AttrPath;
 use crate::recording::asking::in_one_line;
 use crate::recording::evaluate::overlooked::Note;
-use crate::recording::findings::Findings;
 use crate::recording::notices::MESSAGE_IN_STEP;
+use crate::recording::report::RecordingReport;
 use crate::recording::{AttrError, Target};
 use crate::text::shortened;
 
@@ -21,27 +21,27 @@ const SHOWN: usize = 10;
 const MESSAGE_AT_MOST: usize = 2_000;
 
 /// The annotation: its Markdown, and its style.
-pub(in crate::recording) fn annotation(findings: &Findings<'_>) -> (String, String) {
+pub(in crate::recording) fn annotation(report: &RecordingReport<'_>) -> (String, String) {
     let mut text = String::new();
     let _ = writeln!(
         text,
         "**eval-once** {}.\n",
-        findings.sentence(Some(&code(findings.source)))
+        report.sentence(Some(&code(report.source)))
     );
-    let (evaluation, refused) = findings
+    let (evaluation, refused) = report
         .errors
-        .split_at(findings.counts.evaluation_errors.min(findings.errors.len()));
+        .split_at(report.counts.evaluation_errors.min(report.errors.len()));
     errors(
         &mut text,
         &number(evaluation.len(), "evaluation error"),
         evaluation,
     );
     errors(&mut text, &format!("{} refused", refused.len()), refused);
-    notes(&mut text, findings.notes);
-    if let Some(previous) = findings.previous {
-        changes(&mut text, findings.targets, previous);
+    notes(&mut text, report.notes);
+    if let Some(previous) = report.previous {
+        changes(&mut text, report.targets, previous);
     }
-    let fine = findings.errors.is_empty() && !findings.notes.iter().any(|note| note.is_warning);
+    let fine = report.errors.is_empty() && !report.notes.iter().any(|note| note.is_warning);
     let style = if fine { "info" } else { "warning" };
     (text, style.to_owned())
 }
@@ -146,8 +146,8 @@ mod tests {
     fn facts<'a>(
         errors: &'a [AttrError],
         previous: Option<&'a [(AttrPath, String)]>,
-    ) -> Findings<'a> {
-        Findings {
+    ) -> RecordingReport<'a> {
+        RecordingReport {
             source: "ci.nix",
             targets: &[],
             target_steps: &[],
@@ -202,7 +202,7 @@ mod tests {
             hint: Some("**use** :boom:".into()),
             is_warning: true,
         };
-        let (text, style) = annotation(&Findings {
+        let (text, style) = annotation(&RecordingReport {
             notes: &[note],
             ..facts(&[], None)
         });

@@ -11,7 +11,7 @@ use super::chunk::Chunk;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::refuse;
 use crate::recording::pipeline::limits::divide;
-use crate::recording::pipeline::planned::{self, PlannedStep};
+use crate::recording::pipeline::placed_step::{self, PlacedStep};
 
 /// The version of a plan's format.
 const VERSION: u32 = 1;
@@ -38,7 +38,7 @@ impl UploadPlan {
     /// A step cannot be written as JSON: a bug (70).
     pub(in crate::recording) fn new(
         step: &str,
-        steps: &[PlannedStep],
+        steps: &[PlacedStep],
         chunk: NonZeroUsize,
         document: String,
         annotation: (String, String),
@@ -50,7 +50,7 @@ impl UploadPlan {
                     .iter()
                     .map(|planned| planned.step.key.clone())
                     .collect(),
-                pipeline: planned::json(steps)?,
+                pipeline: placed_step::json(steps)?,
             })
         });
         Ok(Self {
@@ -98,12 +98,11 @@ impl UploadPlan {
 mod tests {
     use super::*;
 
-    fn plan(step: &str, steps: &[PlannedStep], chunk: NonZeroUsize) -> UploadPlan {
+    fn plan(step: &str, steps: &[PlacedStep], chunk: NonZeroUsize) -> UploadPlan {
         let annotation = ("text".into(), "info".into());
         UploadPlan::new(step, steps, chunk, "{}".into(), annotation).unwrap()
     }
     use crate::buildkite::pipeline::Dependency;
-    use crate::recording::pipeline::fixtures::planned;
     use proptest::prelude::*;
     use serde_json::Value;
     use std::collections::BTreeSet;
@@ -114,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_plan_reads_back_as_it_was_written() {
-        let mut steps: Vec<_> = (0..5).map(|i| planned(i, None)).collect();
+        let mut steps: Vec<_> = (0..5).map(|i| PlacedStep::numbered(i, None)).collect();
         steps[0].step.label = "a\u{2028}\u{85}😀".into();
         let plan = plan("s", &steps, chunk(2));
         assert_eq!(plan.chunks.len(), 3);
@@ -145,7 +144,7 @@ mod tests {
             size in 1_usize..20,
         ) {
             let steps: Vec<_> = inputs.iter().enumerate().map(|(i, inputs)| {
-                let mut planned = planned(i, groups[i].map(|group| group.to_string()).as_deref());
+                let mut planned = PlacedStep::numbered(i, groups[i].map(|group| group.to_string()).as_deref());
                 planned.step.depends_on = inputs.iter().filter(|_| i > 0)
                     .map(|at| Dependency::Key(at.index(i).to_string())).collect();
                 planned

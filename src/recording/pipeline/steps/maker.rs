@@ -19,7 +19,7 @@ use crate::nix::AttrPath;
 use crate::recording::pipeline::limits::{
     JOBS_PER_UPLOAD, MESSAGE_AT_MOST, REASON_AT_MOST, RECORD_AT_MOST,
 };
-use crate::recording::pipeline::planned::PlannedStep;
+use crate::recording::pipeline::placed_step::PlacedStep;
 use crate::recording::{AttrError, Emit, RecordingRequest, SkipStyle, Target};
 use crate::text::shortened;
 
@@ -27,7 +27,7 @@ use crate::text::shortened;
 const STEP: &str = "eval-once step";
 
 /// A target's step, still without its dependencies on other targets.
-pub(super) struct StepDraft {
+pub(super) struct UnlinkedStep {
     pub(super) step: CommandStep,
     /// Why its target needs no build, if it needs none.
     pub(super) skip: Option<String>,
@@ -105,7 +105,11 @@ impl<'a> StepMaker<'a> {
     ///
     /// # Errors
     /// The target makes no step that Buildkite or an agent would take; the sentence says why.
-    pub(super) fn target(&self, target: &Target, skip: Option<&str>) -> Result<StepDraft, String> {
+    pub(super) fn target(
+        &self,
+        target: &Target,
+        skip: Option<&str>,
+    ) -> Result<UnlinkedStep, String> {
         let meta = &target.meta;
         let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
         let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
@@ -168,7 +172,7 @@ impl<'a> StepMaker<'a> {
             step.skip = Some(StepSkip::Reason(reason.clone()));
         }
         let step = self.with_command_carried(step)?;
-        Ok(StepDraft { step, skip })
+        Ok(UnlinkedStep { step, skip })
     }
 
     /// Merges wishes in the order of their scope, so that the more specific one counts: those of every step, of the target's
@@ -248,7 +252,7 @@ impl<'a> StepMaker<'a> {
 
     /// The step that sums the build up when all of these have ended, whatever their outcome. A `wait` step would do so too, but
     /// would also hold back the steps that the user's pipeline has behind the recording.
-    pub(super) fn summary(&self, planned: &[PlannedStep]) -> Result<CommandStep, Failure> {
+    pub(super) fn summary(&self, planned: &[PlacedStep]) -> Result<CommandStep, Failure> {
         let mut step = CommandStep {
             label: ":bar_chart: eval-once summary".into(),
             key: summary_key(planned.iter().map(|planned| planned.step.key.as_str())),
@@ -378,6 +382,7 @@ fn keys_of(step: &CommandStep) -> Result<Keys, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures::{made_steps, make, record_of, values};
     use super::*;
     use crate::build_keys::BuildKeys;
     use crate::evaluation_keys::{self, Checkout};

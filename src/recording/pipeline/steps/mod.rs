@@ -3,6 +3,8 @@
 //! What repositories choose (names, metadata) and what users configure meets here, and the result has to be a pipeline that
 //! Buildkite takes: a step that would get its upload rejected is found here, and is red instead.
 
+#[cfg(test)]
+mod fixtures;
 mod labels;
 mod maker;
 mod record;
@@ -13,11 +15,11 @@ mod wishes;
 use std::collections::{BTreeSet, HashSet};
 
 use self::labels::group;
-use self::maker::{StepDraft, StepMaker};
+use self::maker::{StepMaker, UnlinkedStep};
 use self::step_key::key;
 use super::edges::Edges;
 use super::limits::fit;
-use super::planned::PlannedStep;
+use super::placed_step::PlacedStep;
 use crate::buildkite::pipeline::Dependency;
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
@@ -50,7 +52,7 @@ pub(in crate::recording) struct Records<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::recording) struct PlannedPipeline {
     /// The steps to upload, in topological order; those of errors first.
-    pub(in crate::recording) steps: Vec<PlannedStep>,
+    pub(in crate::recording) steps: Vec<PlacedStep>,
     /// The place of each target in the pipeline, in the order of the records.
     pub(in crate::recording) targets: Vec<TargetStep>,
     /// All attributes that have an error step: first the evaluation errors of the records, then the refused of the records, then
@@ -109,9 +111,9 @@ pub(in crate::recording) fn steps(
     let target_steps = place(records, &drafts);
 
     let mut planned = error_steps(&maker, &errors, records.evaluation_errors.len())?;
-    let mut drafts: Vec<Option<StepDraft>> = drafts.into_iter().map(Result::ok).collect();
+    let mut drafts: Vec<Option<UnlinkedStep>> = drafts.into_iter().map(Result::ok).collect();
     for i in records.edges.order() {
-        let Some(StepDraft { mut step, skip }) = drafts[*i].take() else {
+        let Some(UnlinkedStep { mut step, skip }) = drafts[*i].take() else {
             continue;
         };
         if skip.is_some() && request.skip_style == SkipStyle::Omit {
@@ -129,7 +131,7 @@ pub(in crate::recording) fn steps(
                 step.depends_on.push(dependency);
             }
         }
-        planned.push(PlannedStep {
+        planned.push(PlacedStep {
             step,
             group: group(&records.targets[*i].attr, request.group_by),
             skipped: skip.is_some(),
@@ -137,7 +139,7 @@ pub(in crate::recording) fn steps(
     }
     if request.summary {
         let step = maker.summary(&planned)?;
-        planned.push(PlannedStep {
+        planned.push(PlacedStep {
             step,
             group: None,
             skipped: false,
@@ -156,7 +158,7 @@ pub(in crate::recording) fn steps(
 }
 
 /// The place of each target. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
-fn place(records: &Records<'_>, drafts: &[Result<StepDraft, ()>]) -> Vec<TargetStep> {
+fn place(records: &Records<'_>, drafts: &[Result<UnlinkedStep, ()>]) -> Vec<TargetStep> {
     let builds_nothing: Vec<bool> = drafts
         .iter()
         .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
@@ -187,7 +189,7 @@ fn error_steps(
     maker: &StepMaker<'_>,
     errors: &[AttrError],
     evaluation_errors: usize,
-) -> Result<Vec<PlannedStep>, Failure> {
+) -> Result<Vec<PlacedStep>, Failure> {
     let mut seen = HashSet::new();
     let mut planned = Vec::with_capacity(errors.len());
     for (i, error) in errors.iter().enumerate() {
@@ -197,7 +199,7 @@ fn error_steps(
             maker.refused(error)?
         };
         if seen.insert(step.key.clone()) {
-            planned.push(PlannedStep {
+            planned.push(PlacedStep {
                 step,
                 group: None,
                 skipped: false,
@@ -209,7 +211,7 @@ fn error_steps(
 
 /// Drops, from the last step, which is the summary's, the dependencies on omitted steps: Buildkite fails a build with a step that
 /// waits for a step that never comes.
-fn drop_missing_dependencies(steps: &mut [PlannedStep]) {
+fn drop_missing_dependencies(steps: &mut [PlacedStep]) {
     let keys: HashSet<String> = steps
         .iter()
         .map(|planned| planned.step.key.clone())
@@ -262,13 +264,14 @@ impl PlannedPipeline {
 
 #[cfg(test)]
 mod tests {
+    use super::fixtures::{make, record_of, values};
     use super::*;
     use crate::exit::Class;
     use crate::nix::Source;
     use crate::recording::Emit;
     use crate::recording::pipeline::fixtures::*;
     use crate::recording::pipeline::limits::{JOBS_PER_BUILD, RECORD_AT_MOST};
-    use crate::recording::pipeline::planned;
+    use crate::recording::pipeline::placed_step;
     use crate::recording::pipeline::steps::retry::retry_rules;
     use proptest::prelude::*;
     use serde_json::{Value, json};
@@ -690,7 +693,7 @@ mod tests {
                 request.emit = Emit::Command;
             }
             let steps = make(&targets, &edges, &skip, &request).unwrap();
-            let document = planned::json(&steps.steps).unwrap();
+            let document = placed_step::json(&steps.steps).unwrap();
             let read: Value = serde_yaml_ng::from_str(&document).unwrap();
             prop_assert_eq!(&read, &serde_json::from_str::<Value>(&document).unwrap());
             prop_assert_eq!(schema().check_pipeline(&read), Ok(()));

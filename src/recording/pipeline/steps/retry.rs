@@ -58,6 +58,7 @@ fn covers(rule: &Value, other: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures::{make, values};
     use super::*;
     use crate::recording::pipeline::fixtures::*;
 

@@ -9,7 +9,7 @@ use crate::nix::AttrPath;
 
 /// What a recording found.
 #[derive(Debug)]
-pub(super) struct Findings<'a> {
+pub(super) struct RecordingReport<'a> {
     /// What was evaluated.
     pub(super) source: &'a str,
     pub(super) targets: &'a [Target],
@@ -27,7 +27,7 @@ pub(super) struct Findings<'a> {
     pub(super) previous: Option<&'a [(AttrPath, String)]>,
 }
 
-impl Findings<'_> {
+impl RecordingReport<'_> {
     /// The sentence, without a full stop; it names the `source` where one is given.
     pub(super) fn sentence(&self, source: Option<&str>) -> String {
         let skipped = |reason: &str| {
@@ -85,7 +85,7 @@ mod tests {
             attr: attr("a"),
             message: None,
         }];
-        let mut findings = Findings {
+        let mut report = RecordingReport {
             targets: &[target("a"), target("b"), target("c")],
             target_steps: &[step(None), step(None), step(Some(BUILT))],
             counts: RecordingCounts {
@@ -102,13 +102,13 @@ mod tests {
             previous: None,
         };
         assert_eq!(
-            findings.sentence(None),
+            report.sentence(None),
             "recorded 4 attributes in 1.2 s: 2 targets (1 to build, 1 already built here), 1 refused"
         );
-        findings.omitted = 7;
+        report.omitted = 7;
         assert_eq!(JOBS_PER_BUILD, 4_000, "as the sentence says");
         assert_eq!(
-            findings.sentence(Some("ci.nix")),
+            report.sentence(Some("ci.nix")),
             "recorded 4 attributes of ci.nix in 1.2 s: 2 targets (1 to build, 1 already built here, \
              7 skipped steps omitted: a build can have 4,000 jobs), 1 refused"
         );
