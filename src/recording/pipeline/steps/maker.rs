@@ -376,7 +376,7 @@ fn most_common_system(targets: &[Target]) -> Option<&str> {
 fn keys_of(step: &CommandStep) -> Result<Keys, Failure> {
     match serde_json::to_value(step).classify(Class::Bug, || "cannot write a step".to_owned())? {
         Value::Object(keys) => Ok(keys),
-        _ => Err(Failure::new(Class::Bug, "a step is no map")),
+        _ => Err(Failure::new(Class::Bug, "a step is not a map")),
     }
 }
 
