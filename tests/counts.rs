@@ -49,7 +49,7 @@ fn without_time(line: &str) -> String {
 }
 
 #[test]
-fn what_was_recorded_is_counted_alike_in_every_place() {
+fn a_recording_is_counted_alike_in_every_place() {
     let (Some(_), Some(_), Some(store)) = (tool("git"), program(), Store::new()) else {
         return;
     };
@@ -148,7 +148,7 @@ fn what_was_recorded_is_counted_alike_in_every_place() {
 }
 
 #[test]
-fn what_the_documentation_shows_of_the_example_is_counted_as_the_example_is() {
+fn the_numbers_that_the_documentation_shows_are_those_of_the_example() {
     let Some(store) = Store::new() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     store

@@ -253,7 +253,7 @@ fn a_recording_that_only_prints_does_not_speak_of_uploading() {
     let alike = ["--step", r#"{"parallelism":500}"#];
     let fails = ["--on-error", "fail"];
     for (flags, status, why) in [
-        (alike, 64, "4001 jobs are to be run"),
+        (alike, 64, "the pipeline has 4001 jobs"),
         (fails, 65, "`on-error: fail` is set"),
     ] {
         // By hand, and in a job that only wants to see it.
