@@ -1,6 +1,7 @@
-//! Asking the agent for something that only Buildkite has: running its commands ([`crate::buildkite::agent`]), and saying
-//! what is wrong where one fails.
+//! Asking the Buildkite agent: running its commands ([`crate::buildkite::agent`]), and what is wrong where one fails. It does not know
+//! what they are for.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -10,9 +11,9 @@ use crate::buildkite::agent;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::parallel;
-use crate::supervise::{Finished, Supervisor};
+use crate::supervise::{Finished, OnStop, Supervisor};
 
-/// Runs a command of the agent's that must succeed; `doing` says what for.
+/// Runs a command of the agent's that must succeed; `doing` says what it is for.
 ///
 /// # Errors
 /// Buildkite cannot be reached, or does not do it (75); there is no `buildkite-agent` (69); a signal asked us to end.
@@ -21,14 +22,14 @@ pub fn ask(
     line: &CommandLine,
     doing: &str,
 ) -> Result<Finished, Failure> {
-    let (finished, said) = run(supervisor, line)?;
+    let (finished, stderr) = run(supervisor, line)?;
     if finished.ending.success() {
         return Ok(finished);
     }
-    Err(unreachable(line, &finished, &said, doing))
+    Err(unreachable(line, &finished, &stderr, doing))
 }
 
-/// Runs a command of the agent's, however that ends, and gives what it says on standard error.
+/// Runs a command of the agent's, however that ends, and returns what it prints on standard error.
 ///
 /// # Errors
 /// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end.
@@ -36,24 +37,24 @@ pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished,
     let ran = parallel::all(supervisor, std::slice::from_ref(line), None);
     let ran = ran.map_err(|failure| match failure.class {
         Class::MissingProgram => failure
-            .hint("in a job the agent puts it on PATH; elsewhere, --dry-run prints the pipeline"),
+            .hint("run it in a job, where the agent puts buildkite-agent on PATH; elsewhere, --dry-run prints the pipeline"),
         _ => failure,
     })?;
     let mut ran = ran.into_iter();
     ran.next().ok_or_else(|| {
         Failure::new(
             Class::Bug,
-            format_args!("`{line}` was run, and did not end"),
+            format_args!("`{line}` has run without an ending"),
         )
     })
 }
 
-/// A folder for files that go with it.
+/// A folder below `temporary`, which is removed with this value.
 ///
 /// # Errors
-/// There can be none (75).
-pub fn folder() -> Result<TempDir, Failure> {
-    tempfile::tempdir().classify(Class::Infrastructure, || {
+/// It cannot be made (75).
+pub fn folder(temporary: &Path) -> Result<TempDir, Failure> {
+    TempDir::new_in(temporary).classify(Class::Infrastructure, || {
         "cannot make a temporary folder".into()
     })
 }
@@ -70,47 +71,85 @@ pub fn write(file: &Path, text: &str) -> Result<(), Failure> {
         })
 }
 
-/// Keeps `text` as an artifact of this name.
+/// Uploads `text` as an artifact of this name, by way of a file below `temporary`.
 ///
 /// # Errors
 /// As [`ask`].
-pub fn keep_artifact(supervisor: &mut Supervisor, name: &str, text: &str) -> Result<(), Failure> {
-    let folder = folder()?;
+pub fn keep_artifact(
+    supervisor: &mut Supervisor,
+    temporary: &Path,
+    name: &str,
+    text: &str,
+) -> Result<(), Failure> {
+    let folder = folder(temporary)?;
     write(&folder.path().join(name), text)?;
     let line = agent::upload_artifact(folder.path(), name);
-    ask(supervisor, &line, "keep an artifact").map(drop)
+    ask(supervisor, &line, "upload an artifact").map(drop)
 }
 
-/// Annotates the build with this Markdown, in place of what had the same `context`.
+/// Annotates the build with this Markdown, in place of what had the same `context`, by way of a file below `temporary`.
 ///
 /// # Errors
 /// As [`ask`].
 pub fn annotate(
     supervisor: &mut Supervisor,
+    temporary: &Path,
     context: &str,
     style: &str,
     body: &str,
 ) -> Result<(), Failure> {
-    let folder = folder()?;
+    let folder = folder(temporary)?;
     let file = folder.path().join("annotation.md");
     write(&file, body)?;
     let line = agent::annotate(context, style, false, &file);
     ask(supervisor, &line, "annotate the build").map(drop)
 }
 
-/// The failure of a command that did not succeed, with the last line of what it `said`.
+/// Sets variables in the job's environment by the agent's Job API, for a hook that is no shell script and so cannot export any.
+///
+/// # Errors
+/// `buildkite-agent` is missing (69), or cannot reach its own job (75).
+pub fn set_environment(
+    supervisor: &mut Supervisor,
+    variables: &[(&str, OsString)],
+) -> Result<(), Failure> {
+    if variables.is_empty() {
+        return Ok(());
+    }
+    let line = agent::set_environment(variables);
+    let mut output = Vec::new();
+    let finished = supervisor
+        .run(&line, OnStop::TermThenKill, &mut output)
+        .map_err(|failure| match failure.class {
+            Class::MissingProgram => {
+                failure.hint("the agent puts its own folder on the job's PATH: BUILDKITE_BIN_PATH")
+            }
+            _ => failure,
+        })?;
+    if finished.ending.success() {
+        return Ok(());
+    }
+    let output = String::from_utf8_lossy(&output).trim().to_owned();
+    Err(anyhow::anyhow!("`{line}` {}", finished.ending))
+        .classify(Class::Infrastructure, || {
+            format!("cannot set the job's environment: {output}")
+        })
+        .map_err(|failure| failure.hint("start the agent without --no-job-api"))
+}
+
+/// The failure of a command that did not succeed, with the last line of its `stderr`.
 #[must_use]
-pub fn unreachable(line: &CommandLine, finished: &Finished, said: &str, doing: &str) -> Failure {
-    let last = last_line(said).unwrap_or_default();
+pub fn unreachable(line: &CommandLine, finished: &Finished, stderr: &str, doing: &str) -> Failure {
+    let last = last_line(stderr).unwrap_or_default();
     Failure::new(
         Class::Infrastructure,
         format_args!("cannot {doing}: `{line}` {}: {last}", finished.ending),
     )
-    .hint("can this host reach Buildkite? The job can be retried: it goes on where it was")
+    .hint("check that this host can reach Buildkite, then retry the job: it continues where it stopped")
 }
 
-/// The last line of what a command has `said`, which says why it failed; none where it has said nothing.
+/// The last line of what a command has printed, which says why it failed; none where it has printed nothing.
 #[must_use]
-pub fn last_line(said: &str) -> Option<&str> {
-    said.lines().map(str::trim).rfind(|line| !line.is_empty())
+pub fn last_line(stderr: &str) -> Option<&str> {
+    stderr.lines().map(str::trim).rfind(|line| !line.is_empty())
 }

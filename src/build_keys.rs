@@ -7,11 +7,9 @@ use serde_json::Value;
 
 use crate::evaluation_keys::{Checkout, not_here};
 use crate::exit::Failure;
+use crate::keys::table::{self, KeyOwner};
 use crate::keys::{KeyReader, Keys};
 use crate::paths::{below, without_dots};
-
-/// The names of these keys.
-const NAMES: [&str; 4] = ["out-link", "command", "on-drift", "log"];
 
 /// Where outputs are linked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,10 +91,11 @@ pub(crate) fn check_confined(out_link: &OutLink, place: &Checkout) -> Result<(),
     Ok(())
 }
 
-/// Those of `keys` that are such keys, as they were written.
+/// Those of `keys` that are such keys, as they were written. A target may have no others.
 pub(crate) fn as_written(keys: &Keys) -> Keys {
+    let is_build_key = |name: &str| table::of(KeyOwner::Target).any(|key| key.name == name);
     keys.iter()
-        .filter(|(name, _)| NAMES.contains(&name.as_str()))
+        .filter(|(name, _)| is_build_key(name))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }

@@ -4,9 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::command_line::{CommandLine, find_program, shell_word};
-use crate::exit::{Class, Classify as _, Failure};
-use crate::supervise::{OnStop, Supervisor};
+use crate::command_line::{find_program, shell_word};
 
 /// What is known of the job and its host.
 #[derive(Debug, Clone)]
@@ -97,43 +95,6 @@ pub fn as_shell(variables: &[(&str, OsString)]) -> Vec<u8> {
         );
     }
     text
-}
-
-/// Sets the variables by the agent's Job API, for a hook that is no shell script and so cannot export anything.
-///
-/// # Errors
-/// `buildkite-agent` is missing (69), or cannot reach its own job (75).
-pub fn set_in_job(
-    variables: &[(&str, OsString)],
-    supervisor: &mut Supervisor,
-) -> Result<(), Failure> {
-    if variables.is_empty() {
-        return Ok(());
-    }
-    let mut line = CommandLine::new("buildkite-agent", &["env", "set"]);
-    for (name, value) in variables {
-        let mut assignment = OsString::from(format!("{name}="));
-        assignment.push(value);
-        line.arguments.push(assignment);
-    }
-    let mut said = Vec::new();
-    let finished = supervisor
-        .run(&line, OnStop::TermThenKill, &mut said)
-        .map_err(|failure| match failure.class {
-            Class::MissingProgram => {
-                failure.hint("the agent puts its own folder on the job's PATH: BUILDKITE_BIN_PATH")
-            }
-            _ => failure,
-        })?;
-    if finished.ending.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&said).trim().to_owned();
-    Err(anyhow::anyhow!("`{line}` {}", finished.ending))
-        .classify(Class::Infrastructure, || {
-            format!("cannot set the job's environment: {said}")
-        })
-        .map_err(|failure| failure.hint("the agent must not be started with --no-job-api"))
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
 
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::buildkite::default_command::{
@@ -17,7 +17,7 @@ use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::StorePath;
-use crate::recording;
+use crate::recording::{self, RecordingOrder};
 use crate::step::{self, StepOrder, main_output};
 use crate::summary;
 use crate::supervise::{Supervisor, become_program};
@@ -28,9 +28,119 @@ const REFUSED: u8 = 1;
 /// Runs a job that is not ours exactly as the agent would have run it. Returns only where that is refused or fails, with
 /// the status that the job then has.
 #[must_use]
-pub fn pass_through(mut job: AgentJob) -> u8 {
-    job.environment.retain(|(name, _)| !was_told_to_us(name));
-    become_program_of(default_command::plan(&job))
+pub fn pass_through(mut job: AgentJob, log: &Log) -> u8 {
+    job.environment.retain(|(name, _)| !is_for_us(name));
+    become_program_of(default_command::plan(&job), log)
+}
+
+/// What a hook of ours does in a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookTask {
+    /// It builds a target.
+    Step,
+    /// It records all targets.
+    Recording,
+    /// It sums the build up.
+    Summary,
+}
+
+impl HookTask {
+    /// The subcommand that does the same.
+    fn subcommand(self) -> &'static str {
+        match self {
+            Self::Step => "step",
+            Self::Recording => "pipeline",
+            Self::Summary => "summary",
+        }
+    }
+
+    /// The task itself, in the log.
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Step => "step",
+            Self::Recording => "recording",
+            Self::Summary => "summary",
+        }
+    }
+
+    /// Whose command follows it, in the log.
+    fn owner(self) -> &'static str {
+        match self {
+            Self::Step => "step's",
+            Self::Recording | Self::Summary => "job's",
+        }
+    }
+
+    /// What to do about a command that combines it with more.
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Step => {
+                "leave the command at `eval-once step`, or make it only what runs after the build"
+            }
+            Self::Recording => "leave the command out, or make it only what runs after the upload",
+            Self::Summary => "leave the command out, or make it only what runs after the summary",
+        }
+    }
+}
+
+/// A job of the agent's in which a hook of ours has a task; the job's own command follows that.
+#[derive(Debug)]
+pub struct HookedJob {
+    job: AgentJob,
+    task: HookTask,
+    ours: Ours,
+}
+
+impl HookedJob {
+    /// The job in which the hook has this task.
+    #[must_use]
+    pub fn new(job: AgentJob, task: HookTask) -> Self {
+        let ours = is_eval_once(&job.command, task.subcommand());
+        Self { job, task, ours }
+    }
+
+    /// Whether the job has a command of its own, which is not the hook's task again.
+    #[must_use]
+    pub fn has_command(&self) -> bool {
+        self.ours == Ours::No && !is_blank(&self.job.command)
+    }
+
+    /// Refuses a job of which not all would be done. Gives a warning where its command may run twice.
+    ///
+    /// # Errors
+    /// The command is the hook's task and more: running it again would be wrong, and so would dropping the rest. Or another
+    /// hook makes the promise of `command` impossible (64).
+    pub fn check(&self, command: FollowingCommand) -> Result<Option<String>, Failure> {
+        if self.ours == Ours::ItselfAndMore {
+            return Err(refuse(format_args!(
+                "the command combines `eval-once {}` with other shell code, which this hook cannot run",
+                self.task.subcommand()
+            ))
+            .hint(self.task.hint()));
+        }
+        self.job.hooks.check(command, self.has_command())
+    }
+
+    /// Becomes the job's own command once all else is done; where there is none to run, gives the status.
+    fn become_own_command(self, supervisor: Supervisor, log: &Log) -> Result<u8, Failure> {
+        let Self { job, task, ours } = self;
+        if is_blank(&job.command) {
+            return Ok(0);
+        }
+        if ours == Ours::Itself {
+            if has_flags(&job.command) {
+                log.say(format_args!(
+                    "the flags of the job's command are ignored: this hook has run the {} already",
+                    task.noun()
+                ));
+            }
+            return Ok(0);
+        }
+        log.group(format_args!("running the {} own command", task.owner()));
+        let plan = default_command::plan(&job).and_then(|plan| plan.kept_inside(&job));
+        supervisor.hand_over()?;
+        Ok(become_program_of(plan, log))
+    }
 }
 
 /// Builds the step, and then becomes the job's own command, where there is one to run. Returns the status where not.
@@ -38,29 +148,24 @@ pub fn pass_through(mut job: AgentJob) -> u8 {
 /// # Errors
 /// The step failed, and its command is not run then; or a signal asked us to end.
 pub fn step(
-    mut order: StepOrder,
-    mut job: AgentJob,
+    order: StepOrder,
+    mut job: HookedJob,
     mut supervisor: Supervisor,
     log: &Log,
 ) -> Result<u8, Failure> {
-    let ours = is_eval_once(&job.command, "step");
-    order.keys = order.keys.and_then(|keys| {
-        let hint =
-            "leave the command at `eval-once step`, or make it just what is to run after the build";
-        refuse_more(ours, "step", hint)?;
-        check_command(&job, ours, FollowingCommand::of_step(&keys), log)?;
-        Ok(keys)
-    });
-    order.followed = ours == Ours::No && !is_blank(&job.command);
     let done = step::perform(order, &mut supervisor, log)?;
-    for (name, path) in &done.outputs {
-        log.say(format_args!("{name}: {path}"));
+    let outputs = done.outputs.iter();
+    let outputs: Vec<String> = outputs
+        .map(|(name, path)| format!("{name}: {path}"))
+        .collect();
+    if !outputs.is_empty() {
+        log.say(outputs.join(", "));
     }
     if !done.command {
         return Ok(0);
     }
-    job.environment = environment_of_command(job.environment, &done.outputs);
-    become_own_command(&job, ours, ["step", "step's"], supervisor, log)
+    job.job.environment = environment_of_command(job.job.environment, &done.outputs);
+    job.become_own_command(supervisor, log)
 }
 
 /// Records, and then becomes the job's own command, where there is one to run. Returns the status where not.
@@ -68,67 +173,30 @@ pub fn step(
 /// # Errors
 /// The recording failed, and the command is not run then; or a signal asked us to end.
 pub fn recording(
-    mut order: recording::RecordingOrder,
-    mut job: AgentJob,
+    order: RecordingOrder,
+    mut job: HookedJob,
     mut supervisor: Supervisor,
     log: &Log,
 ) -> Result<u8, Failure> {
-    let ours = is_eval_once(&job.command, "pipeline");
-    order.keys = order.keys.and_then(|keys| {
-        let hint = "leave the command out, or make it just what is to run after the upload";
-        refuse_more(ours, "pipeline", hint)?;
-        check_command(&job, ours, FollowingCommand::Runs { asked: false }, log)?;
-        Ok(keys)
-    });
+    order.open_group(log);
     recording::perform(order, &mut supervisor, log)?;
-    job.environment.retain(|(name, _)| !was_told_to_us(name));
-    become_own_command(&job, ours, ["recording", "job's"], supervisor, log)
+    job.job.environment.retain(|(name, _)| !is_for_us(name));
+    job.become_own_command(supervisor, log)
 }
 
-/// Sums the build up, and then becomes the job's own command, where there is one to run. Returns the status where not.
+/// Sums the build up, with temporary files below `temporary`, and then becomes the job's own command, where there is one to run. Returns the status where not.
 ///
 /// # Errors
 /// The summary failed, and the command is not run then; or a signal asked us to end.
 pub fn summary(
-    asked: Result<(), Failure>,
-    mut job: AgentJob,
+    temporary: &Path,
+    mut job: HookedJob,
     mut supervisor: Supervisor,
     log: &Log,
 ) -> Result<u8, Failure> {
-    let ours = is_eval_once(&job.command, "summary");
-    let asked = asked.and_then(|()| {
-        let hint = "leave the command out, or make it just what is to run after the summary";
-        refuse_more(ours, "summary", hint)?;
-        check_command(&job, ours, FollowingCommand::Runs { asked: false }, log)
-    });
-    summary::perform(asked, &mut supervisor, log)?;
-    job.environment.retain(|(name, _)| !was_told_to_us(name));
-    become_own_command(&job, ours, ["summary", "job's"], supervisor, log)
-}
-
-/// Refuses a job's command that is what this hook does, and more: to run it again would be wrong, to drop the rest as well.
-fn refuse_more(ours: Ours, subcommand: &str, hint: &str) -> Result<(), Failure> {
-    if ours == Ours::ItselfAndMore {
-        return Err(refuse(format_args!(
-            "the job's command is `eval-once {subcommand}`, which this hook is already, and more than that"
-        ))
-        .hint(hint));
-    }
-    Ok(())
-}
-
-/// Refuses a job of which not all would be done, and warns of a command that may run twice.
-fn check_command(
-    job: &AgentJob,
-    ours: Ours,
-    command: FollowingCommand,
-    log: &Log,
-) -> Result<(), Failure> {
-    let has_command = ours != Ours::Itself && !is_blank(&job.command);
-    if let Some(warning) = job.hooks.check(command, has_command)? {
-        log.warn(warning);
-    }
-    Ok(())
+    summary::perform(temporary, &mut supervisor, log)?;
+    job.job.environment.retain(|(name, _)| !is_for_us(name));
+    job.become_own_command(supervisor, log)
 }
 
 fn is_blank(command: &OsStr) -> bool {
@@ -137,31 +205,16 @@ fn is_blank(command: &OsStr) -> bool {
         .is_empty()
 }
 
-/// Becomes the job's own command once all else is done; where there is none to run, gives the status. `what` was done, and
-/// `whose` command it is.
-fn become_own_command(
-    job: &AgentJob,
-    ours: Ours,
-    [what, whose]: [&str; 2],
-    supervisor: Supervisor,
-    log: &Log,
-) -> Result<u8, Failure> {
-    if is_blank(&job.command) {
-        return Ok(0);
-    }
-    if ours == Ours::Itself {
-        log.say(format_args!(
-            "the job's command is this {what} itself: it is not run again, and its flags are not looked at"
-        ));
-        return Ok(0);
-    }
-    log.group(format_args!("running the {whose} own command"));
-    let plan = default_command::plan(job).and_then(|plan| plan.kept_inside(job));
-    supervisor.hand_over()?;
-    Ok(become_program_of(plan))
+/// Whether a command of ours is more than the program and its subcommand.
+fn has_flags(command: &OsStr) -> bool {
+    command
+        .to_string_lossy()
+        .split_whitespace()
+        .nth(2)
+        .is_some()
 }
 
-/// A command that is given on our own command line, behind `--`.
+/// A command on our own command line, behind `--`.
 #[derive(Debug)]
 pub struct TrailingCommand {
     /// The program and its arguments.
@@ -170,15 +223,15 @@ pub struct TrailingCommand {
     pub environment: Vec<(OsString, OsString)>,
 }
 
-/// Becomes the command that was given on the command line. Returns only where that fails.
+/// Becomes the command behind `--`. Returns only where that fails.
 #[must_use]
-pub fn become_given(
-    given: TrailingCommand,
+pub fn become_trailing(
+    command: TrailingCommand,
     outputs: &BTreeMap<String, StorePath>,
     supervisor: Supervisor,
 ) -> Failure {
-    let environment = environment_of_command(given.environment, outputs);
-    let name = given.words.first().cloned().unwrap_or_default();
+    let environment = environment_of_command(command.environment, outputs);
+    let name = command.words.first().cloned().unwrap_or_default();
     let path = environment
         .iter()
         .find(|(name, _)| name == "PATH")
@@ -193,7 +246,7 @@ pub fn become_given(
     };
     let program = Program {
         path,
-        arguments: given.words,
+        arguments: command.words,
         environment,
     };
     if let Err(failure) = supervisor.hand_over() {
@@ -206,18 +259,18 @@ pub fn become_given(
     )
 }
 
-fn become_program_of(plan: Result<CommandPlan, CommandRefusal>) -> u8 {
+fn become_program_of(plan: Result<CommandPlan, CommandRefusal>, log: &Log) -> u8 {
     let error = match plan.and_then(CommandPlan::prepared) {
         Ok(program) => format!("{}: {}", program.path.display(), become_program(&program)),
         Err(refusal) => refusal.to_string(),
     };
-    // In the agent's words: this job is not ours to comment.
-    let _ = writeln!(std::io::stderr(), "🚨 Error: {error}");
+    // In the agent's words and without our name: the agent would have said the same.
+    log.plain(format_args!("🚨 Error: {error}"));
     REFUSED
 }
 
 /// The environment of a command that follows a step: `EVAL_ONCE_OUT` is the output `out`, else the first, and
-/// `EVAL_ONCE_OUT_<NAME>` each of them. What told *us* what to do is removed.
+/// `EVAL_ONCE_OUT_<NAME>` each of them. Variables that are meant for us are removed.
 #[must_use]
 pub fn environment_of_command(
     environment: Vec<(OsString, OsString)>,
@@ -235,9 +288,9 @@ pub fn environment_of_command(
         });
         outs.insert(format!("EVAL_ONCE_OUT_{}", name.collect::<String>()), path);
     }
-    let others = environment.into_iter().filter(|(name, _)| {
-        !was_told_to_us(name) && !name.as_bytes().starts_with(b"EVAL_ONCE_OUT")
-    });
+    let others = environment
+        .into_iter()
+        .filter(|(name, _)| !is_for_us(name) && !name.as_bytes().starts_with(b"EVAL_ONCE_OUT"));
     let outs = outs.into_iter().map(|(name, path)| {
         (
             OsString::from(name),
@@ -247,8 +300,8 @@ pub fn environment_of_command(
     others.chain(outs).collect()
 }
 
-/// Whether a variable told *us* what to do, and would mean something else to whoever comes after us.
-fn was_told_to_us(name: &OsStr) -> bool {
+/// Whether a variable is meant for our hook only: a program that runs later would take it for its own.
+fn is_for_us(name: &OsStr) -> bool {
     name == "EVAL_ONCE_STEP"
         || name == "EVAL_ONCE_COMMAND"
         || name.as_bytes().starts_with(b"BUILDKITE_HOOK_")
@@ -259,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_is_told_where_the_outputs_are_and_not_what_we_were_told() {
+    fn a_command_has_the_paths_of_the_outputs_and_no_variable_that_is_meant_for_us() {
         let path = |name: &str| {
             StorePath::parse(&format!("/s/0123456789abcdfghijklmnpqrsvwxyz-{name}")).unwrap()
         };

@@ -1,14 +1,17 @@
-//! Keys that a user has written, read strictly: whatever is not understood is refused by name before anything is run.
+//! Keys that a user has written, read strictly: what is not understood is refused by name before anything is run.
 //!
 //! Plugin configuration, `EVAL_ONCE_STEP` and flags all arrive here as one JSON object, so a key means the same wherever it
-//! was written, and is checked in one place. This module does not know what the keys mean.
+//! was written, and is checked in one place. Which keys there are is declared in [`table`]. What they mean to a step or a
+//! recording is known there.
+
+pub mod table;
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
-use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
+use self::table::KeyOwner;
 use crate::exit::{Class, Classify as _, Failure};
 
 /// A JSON object: keys as they were written.
@@ -31,7 +34,7 @@ pub fn parse(text: &str, variable: &str) -> Result<Keys, Failure> {
     }
 }
 
-/// The same keys as JSON of nothing but ASCII that can be seen: as an argument of a shell it survives whatever shows and copies it.
+/// The same keys as JSON of visible ASCII characters alone: an argument of a shell that survives being shown and copied.
 #[must_use]
 pub fn in_ascii(keys: &Keys) -> String {
     let text = Value::Object(keys.clone()).to_string();
@@ -55,11 +58,12 @@ pub fn refuse(message: impl Display) -> Failure {
     Failure::new(Class::Config, message)
 }
 
-/// The keys that are left to read, each taken out as it is read.
+/// The keys that are not read yet.
 #[derive(Debug)]
 pub struct KeyReader {
     keys: Keys,
-    expected: Vec<&'static str>,
+    /// The names that were read, whether there were such keys or not.
+    read: Vec<&'static str>,
 }
 
 impl KeyReader {
@@ -80,7 +84,7 @@ impl KeyReader {
         }
         Ok(Self {
             keys,
-            expected: Vec::new(),
+            read: Vec::new(),
         })
     }
 
@@ -95,7 +99,7 @@ impl KeyReader {
         expected: &str,
         read: impl FnOnce(Value) -> Option<Result<T, String>>,
     ) -> Result<Option<T>, Failure> {
-        self.expected.push(key);
+        self.read.push(key);
         let Some(value) = self.keys.remove(key) else {
             return Ok(None);
         };
@@ -109,7 +113,7 @@ impl KeyReader {
         }
     }
 
-    /// Reads a string that says something.
+    /// Reads a string that is not empty.
     ///
     /// # Errors
     /// It is empty, or no string.
@@ -119,7 +123,7 @@ impl KeyReader {
         })
     }
 
-    /// Reads one of a few words.
+    /// Reads one of a few words: those that the table has for this key.
     ///
     /// # Errors
     /// It is none of them.
@@ -128,6 +132,14 @@ impl KeyReader {
         key: &'static str,
         choices: [(&str, T); N],
     ) -> Result<Option<T>, Failure> {
+        debug_assert_eq!(
+            choices.map(|(word, _)| word).as_slice(),
+            table::choices(key)
+                .iter()
+                .map(|choice| choice.word)
+                .collect::<Vec<_>>(),
+            "the table declares other choices of `{key}`"
+        );
         let words = choices.map(|(word, _)| format!("`{word}`"));
         let expected = match words.split_last() {
             Some((last, others)) if !others.is_empty() => {
@@ -152,23 +164,21 @@ impl KeyReader {
         self.take(key, "`true` or `false`", |value| value.as_bool().map(Ok))
     }
 
-    /// Reads a whole number within `range`.
+    /// Reads a whole number within the bounds that the table has for this key.
     ///
     /// # Errors
     /// It is none, or not within.
-    pub fn number(
-        &mut self,
-        key: &'static str,
-        range: RangeInclusive<u64>,
-    ) -> Result<Option<u64>, Failure> {
-        let (from, to) = (range.start(), range.end());
-        let expected = if *to == u64::MAX {
+    pub fn number(&mut self, key: &'static str) -> Result<Option<u64>, Failure> {
+        let bounds = table::bounds(key);
+        debug_assert!(bounds.is_some(), "the table declares no number `{key}`");
+        let (from, to) = bounds.unwrap_or((0, u64::MAX));
+        let expected = if to == u64::MAX {
             format!("a whole number from {from} on")
         } else {
             format!("a whole number from {from} to {to}")
         };
         self.take(key, &expected, |value| {
-            value.as_u64().filter(|n| range.contains(n)).map(Ok)
+            value.as_u64().filter(|n| (from..=to).contains(n)).map(Ok)
         })
     }
 
@@ -214,18 +224,47 @@ impl KeyReader {
         Ok(())
     }
 
-    /// Ends reading; `whose` keys they were.
+    /// Ends reading the keys of this owner.
     ///
     /// # Errors
-    /// A key is left over: nobody knows it.
-    pub fn finish(self, whose: &str) -> Result<(), Failure> {
+    /// One was not read: there is no such key.
+    pub fn finish(self, owner: KeyOwner) -> Result<(), Failure> {
+        let declared: Vec<_> = table::of(owner).map(|key| key.name).collect();
+        debug_assert_eq!(
+            sorted(&declared),
+            sorted(&self.read),
+            "the table declares other keys of {} than are read",
+            owner.noun()
+        );
         let Some((key, _)) = self.keys.iter().next() else {
             return Ok(());
         };
-        let expected = self.expected.join(", ");
-        Err(refuse(format_args!("`{key}` is not a key of {whose}"))
-            .hint(format!("the keys of {whose} are {expected}")))
+        let owner = owner.noun();
+        let all = format!("the keys of {owner} are {}", declared.join(", "));
+        let refusal = refuse(format_args!("`{key}` is not a key of {owner}"));
+        Err(refusal.hint(match nearest(key, &declared) {
+            Some(name) => format!("did you mean `{name}`? ({all})"),
+            None => all,
+        }))
     }
+}
+
+/// The declared name that a key was probably meant to be.
+fn nearest<'a>(key: &str, declared: &[&'a str]) -> Option<&'a str> {
+    let near = |name: &&str| {
+        let distance = strsim::damerau_levenshtein(key, name);
+        (distance <= (key.chars().count() / 3).max(1)).then_some(distance)
+    };
+    let near = declared
+        .iter()
+        .filter_map(|name| Some((near(name)?, *name)));
+    near.min().map(|(_, name)| name)
+}
+
+fn sorted<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    names
 }
 
 /// A string.
@@ -253,7 +292,7 @@ pub fn scalar(value: Value) -> Option<Result<String, String>> {
     }
 }
 
-/// What a value is, for someone who expected something else.
+/// What a value is, in a refusal that names what was expected.
 #[must_use]
 pub fn found(value: &Value) -> String {
     match value {
@@ -284,5 +323,44 @@ pub fn find_below(path: String, value: &Value, wrong: &impl Fn(&Value) -> bool) 
             .iter()
             .find_map(|(key, value)| find_below(format!("{path}.{key}"), value, wrong)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_one_that_was_probably_meant() {
+        let unknown = |key: &str| {
+            let mut reader =
+                KeyReader::new(json!({ key: 1 }).as_object().unwrap().clone()).unwrap();
+            for key in table::of(KeyOwner::Target) {
+                reader
+                    .take(key.name, "", |_| None::<Result<(), _>>)
+                    .unwrap();
+            }
+            reader.finish(KeyOwner::Target).unwrap_err()
+        };
+        let refusal = unknown("on-dirft");
+        assert_eq!(refusal.to_string(), "`on-dirft` is not a key of a target");
+        assert_eq!(
+            refusal.hint.as_deref(),
+            Some(
+                "did you mean `on-drift`? (the keys of a target are out-link, command, on-drift, log)"
+            )
+        );
+        assert_eq!(
+            unknown("drv").hint.as_deref(),
+            Some("the keys of a target are out-link, command, on-drift, log")
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "the table declares other keys of a target than are read")]
+    fn a_declared_key_that_is_not_read_is_found_out() {
+        let reader = KeyReader::new(Keys::new()).unwrap();
+        let _ = reader.finish(KeyOwner::Target);
     }
 }

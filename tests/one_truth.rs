@@ -368,7 +368,7 @@ fn where_the_file_to_evaluate_is_missing_explain_says_that_the_step_would_fail()
     assert!(
         ended
             .stdout
-            .starts_with("no way leads to the outputs: the step would fail\n")
+            .starts_with("no way has the outputs: the step would fail\n")
             && ended.stdout.contains("none.nix: is not there")
             && !ended.stdout.contains("nix-instantiate"),
         "{ended}"

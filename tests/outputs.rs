@@ -120,7 +120,7 @@ fn an_output_that_is_gone_after_it_was_realised_is_obtained_in_the_next_way() {
         "trying the recorded outputs",
         "the recorded outputs are neither here nor in a cache",
         "evaluated ",
-        "hint: evaluated again because the collector took an output",
+        "hint: evaluated again because an output was collected",
     ]);
     is_true(&ended, &store);
     assert_eq!(tried(&ended), ["realised", "available", "evaluated"]);

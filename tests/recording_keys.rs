@@ -228,7 +228,7 @@ fn a_plugin_that_does_not_find_itself_asks_for_its_reference() {
         .hook(&json!({ "pipeline": {} }))
         .env("BUILDKITE_PLUGINS", "[]")
         .run();
-    scene.refused(&ended, &["BUILDKITE_PLUGINS", "give `plugin`"]);
+    scene.refused(&ended, &["BUILDKITE_PLUGINS", "set `plugin`"]);
 }
 
 #[test]

@@ -554,7 +554,7 @@ fn an_evaluation_without_a_folder_for_temporary_files_is_let_down_by_its_surroun
     } else {
         ended.fails(75, "surroundings");
         recording.exits(75);
-        let named = format!("TMPDIR is {}, which is no folder", missing.display());
+        let named = format!("TMPDIR is {}, which is not a folder", missing.display());
         for ended in [&ended, &recording] {
             let said = ended.ours();
             let error = said.iter().find(|line| line.starts_with("error: "));

@@ -210,7 +210,7 @@ fn each_sample_cut_at_every_place_is_the_same() {
 fn a_line_of_megabytes_is_read_and_one_without_end_costs_no_memory_without_end() {
     let long = "x".repeat(3 << 20);
     let said = format!(
-        "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/a.drv\",\"\",1,1]}}\n@nix {{\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"{long}\"]}}\n"
+        "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/0123456789abcdfghijklmnpqrsvwxyz-a.drv\",\"\",1,1]}}\n@nix {{\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"{long}\"]}}\n"
     );
     let mut lengths = Vec::new();
     let mut reader = LogReader::default();

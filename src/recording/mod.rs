@@ -3,29 +3,31 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
-mod asking;
 pub mod evaluate;
+mod findings;
+mod fingerprint;
 mod keep;
+mod notices;
 mod perform;
 pub mod pipeline;
 mod request;
-pub mod upload;
+mod targets;
+pub(crate) mod upload;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use sha2::{Digest as _, Sha256};
-
 use crate::evaluation_keys::Checkout;
-use crate::exit::Failure;
 use crate::host::Host;
 use crate::keys::Keys;
+use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath};
 
 pub use evaluate::{EvaluationResult, Walk};
-pub use perform::{perform, prune};
+pub use keep::prune::prune;
+pub use perform::perform;
 pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
 
 /// What of a target's `meta` a recording looks at. It was cleaned in Nix: nothing but data is left.
@@ -99,21 +101,19 @@ pub struct BuildkiteBuild {
     pub branch: String,
 }
 
-/// A recording as it was ordered.
+/// A recording as it was ordered, all of which could be read.
 #[derive(Debug)]
 pub struct RecordingOrder {
-    /// The keys, from wherever this use of eval-once takes them.
-    pub keys: Result<Keys, Failure>,
+    /// What it is asked to do.
+    pub request: RecordingRequest,
     /// Where the recording stands.
     pub place: Checkout,
     /// The host's settings.
-    pub host: Result<Host, Failure>,
+    pub host: Host,
     /// The build it belongs to; none by hand.
     pub build: Option<BuildkiteBuild>,
     /// Where in the checkout, whence steps start, the recording stands; none where it stands at its root, or by hand.
     pub below_checkout: Option<PathBuf>,
-    /// In a plugin's hook, the reference to our plugin, version and all, as the job's `BUILDKITE_PLUGINS` has it.
-    pub plugin: Option<String>,
     /// Print the pipeline instead of uploading it.
     pub dry_run: bool,
     /// The cores of this host.
@@ -122,15 +122,12 @@ pub struct RecordingOrder {
     pub started: Instant,
 }
 
-/// 32 characters of a hash of these texts, the same in every run and on every host.
-fn hash_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut hash = Sha256::new();
-    for text in texts {
-        // With their lengths, so that no two lists are the same bytes.
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
+impl RecordingOrder {
+    /// Opens a group of the recording's own in a job's log, so that its lines are not folded into the agent's last group. It has to
+    /// come before the first of those lines. By hand there are no groups, and a dry run is only a part of its job.
+    pub fn open_group(&self, log: &Log) {
+        if self.build.is_some() && !self.dry_run {
+            log.heading(":nix: recording");
+        }
     }
-    hash.finalize()[..16]
-        .iter()
-        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }

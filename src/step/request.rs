@@ -6,6 +6,7 @@ pub(super) use crate::build_keys::OutLink;
 use crate::build_keys::{self, BuildKeys, Form};
 use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
+use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, refuse, string};
 use crate::nix::{DrvPath, Evaluation, StorePath, is_output_name};
 
@@ -49,7 +50,7 @@ impl StepRequest {
     pub fn read(keys: Keys, place: &Checkout) -> Result<Self, Failure> {
         let mut reader = KeyReader::new(keys.clone())?;
         let request = Self::read_keys(&mut reader, keys, place)?;
-        reader.finish("a step")?;
+        reader.finish(KeyOwner::Step)?;
         if place.confined {
             request.check_confined(place)?;
         }

@@ -1,6 +1,8 @@
 //! Where the plan of a recording is kept: an artifact of the job that made it, and a mark in the build's meta-data that names
 //! that job. A retry of the recording looks for its own; a summary looks for all of the build.
 
+use std::path::Path;
+
 use super::plan::UploadPlan;
 use crate::agent;
 use crate::buildkite::agent as command;
@@ -66,10 +68,11 @@ impl<'a> PlanMark<'a> {
 /// Buildkite cannot be asked (75); there is no `buildkite-agent` (69).
 pub(crate) fn download(
     supervisor: &mut Supervisor,
+    temporary: &Path,
     job: &str,
     doing: &str,
 ) -> Result<Option<String>, Failure> {
-    let folder = agent::folder()?;
+    let folder = agent::folder(temporary)?;
     let line = command::download_artifact(PLAN, job, folder.path());
     let (finished, said) = agent::run(supervisor, &line)?;
     if !finished.ending.success() {
@@ -89,9 +92,10 @@ pub(crate) fn download(
 /// As [`download`].
 pub(in crate::recording) fn upload(
     supervisor: &mut Supervisor,
+    temporary: &Path,
     plan: &UploadPlan,
 ) -> Result<(), Failure> {
-    agent::keep_artifact(supervisor, PLAN, &plan.to_json()?)
+    agent::keep_artifact(supervisor, temporary, PLAN, &plan.to_json()?)
 }
 
 #[cfg(test)]

@@ -1,0 +1,436 @@
+//! The variables of a job, as the agent sets them: the job itself, its step, its build, its checkout, and the command hooks
+//! that it has.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Process;
+use super::variables::{Variables, is_true};
+use crate::buildkite::EmptyWords;
+use crate::buildkite::command_hooks::{CommandHooks, HookFolders};
+use crate::buildkite::default_command::{self, AgentJob, Ours, is_eval_once};
+use crate::evaluation_keys::Checkout;
+use crate::exit::Failure;
+use crate::keys::refuse;
+use crate::paths;
+use crate::recording::BuildkiteBuild;
+use crate::step::{AfterBuild, JobContext, StepJob};
+
+/// Whether this is a job, whose log is read in a browser even though it is a terminal's.
+pub(super) fn is_job(variables: &Variables) -> bool {
+    variables.is("BUILDKITE", "true")
+}
+
+/// The job, as the agent has prepared it for its command.
+pub(super) fn agent_job(process: &Process, hooks: CommandHooks) -> AgentJob {
+    let variables = &process.variables;
+    let shell = variables.raw("BUILDKITE_SHELL");
+    AgentJob {
+        command: variables
+            .raw("BUILDKITE_COMMAND")
+            .unwrap_or_default()
+            .to_owned(),
+        command_eval: command_eval(variables),
+        shell: shell.map_or_else(default_command::default_shell, |shell| {
+            shell.to_string_lossy().into_owned()
+        }),
+        // The scope was called `global` until v3.103, and nothing else tells an agent's age.
+        empty_words: if variables.is("BUILDKITE_HOOK_SCOPE", "global") {
+            EmptyWords::Dropped
+        } else {
+            EmptyWords::Kept
+        },
+        folder: folder_by_name(process),
+        environment: variables.all(),
+        hooks,
+    }
+}
+
+/// The job with another command, in its environment too: a command may look there at what it is.
+pub(super) fn with_command(mut job: AgentJob, command: &OsStr) -> AgentJob {
+    let name = OsStr::new("BUILDKITE_COMMAND");
+    job.environment.retain(|(other, _)| other != name);
+    job.environment.push((name.into(), command.into()));
+    command.clone_into(&mut job.command);
+    // `command: none` leaves a command to other hooks. Of this one only they are looked at.
+    job.hooks.others.get_or_insert_default();
+    job
+}
+
+/// Whether a pipeline may choose what is run. A value that cannot be read allows nothing more.
+pub(super) fn command_eval(variables: &Variables) -> bool {
+    variables.raw("BUILDKITE_COMMAND_EVAL").is_none_or(is_true)
+}
+
+/// The current folder by the name that the agent knows it by, where that is a name of it.
+fn folder_by_name(process: &Process) -> PathBuf {
+    let current = &process.folder;
+    let same = |name: &PathBuf| match (name.metadata(), current.metadata()) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    };
+    let named = process.variables.path("PWD");
+    named
+        .filter(|name| name.is_absolute() && same(name))
+        .unwrap_or_else(|| current.clone())
+}
+
+/// The command hooks beside that of our plugin's entry whose hook this is.
+pub(super) fn plugins_command_hooks(variables: &Variables) -> CommandHooks {
+    let json = |name: &str| variables.utf8(name).ok().flatten();
+    let clones = variables
+        .path("BUILDKITE_PLUGINS_PATH")
+        .zip(variables.path("BUILDKITE_AGENT_NAME"))
+        .map(|(plugins, agent)| plugins.join(agent));
+    let checkout = variables.path("BUILDKITE_BUILD_CHECKOUT_PATH");
+    let folders = HookFolders {
+        clones: clones.as_deref(),
+        checkout: checkout.as_deref().unwrap_or(Path::new(".")),
+    };
+    CommandHooks::of_plugin(
+        json("BUILDKITE_PLUGINS"),
+        json("BUILDKITE_PLUGIN_CONFIGURATION"),
+        variables.text("BUILDKITE_PLUGIN_NAME").as_deref(),
+        folders,
+        variables
+            .get("BUILDKITE_STRICT_SINGLE_HOOKS")
+            .is_some_and(is_true),
+    )
+}
+
+/// The command hooks that the agent has of its own beside ours.
+pub(super) fn agents_command_hooks(process: &Process) -> CommandHooks {
+    let folders = further_hook_folders(&process.variables);
+    CommandHooks::of_agent(&folders, process.program.as_deref())
+}
+
+/// The agent's folders of hooks besides its `hooks-path`.
+fn further_hook_folders(variables: &Variables) -> Vec<PathBuf> {
+    let folders = variables.get("BUILDKITE_ADDITIONAL_HOOKS_PATHS");
+    folders
+        .into_iter()
+        .flat_map(|folders| folders.as_bytes().split(|byte| *byte == b','))
+        .map(|folder| PathBuf::from(OsStr::from_bytes(folder)))
+        .collect()
+}
+
+/// The checkout, for a hook.
+pub(super) fn checkout_of_hook(process: &Process) -> Checkout {
+    let variables = &process.variables;
+    let checkout = variables.path("BUILDKITE_BUILD_CHECKOUT_PATH");
+    let folder = checkout.unwrap_or_else(|| process.folder.clone());
+    Checkout {
+        no_checkout: no_checkout(variables, &folder),
+        folder,
+        confined: !command_eval(variables),
+    }
+}
+
+/// The checkout, for a command line: the current folder.
+pub(super) fn checkout_by_hand(process: &Process) -> Checkout {
+    Checkout {
+        folder: process.folder.clone(),
+        confined: false,
+        no_checkout: no_checkout(&process.variables, &process.folder),
+    }
+}
+
+fn no_checkout(variables: &Variables, folder: &Path) -> bool {
+    variables.is("BUILDKITE_SKIP_CHECKOUT", "true")
+        || folder
+            .read_dir()
+            .map_or(true, |mut entries| entries.next().is_none())
+}
+
+/// Where below its checkout a job records by a command of its own.
+pub(super) fn below_checkout(variables: &Variables, folder: &Path) -> Option<PathBuf> {
+    let checkout = variables.path("BUILDKITE_BUILD_CHECKOUT_PATH")?;
+    paths::below(folder, &checkout).filter(|below| !below.as_os_str().is_empty())
+}
+
+/// The build of the job that this is; none by hand.
+///
+/// A container often gets only some of a job's variables: the docker plugin's `mount-buildkite-agent` passes the three that
+/// the agent's commands need, and no step. Taken for a recording by hand, which uploads nothing, such a job would be green.
+///
+/// # Errors
+/// A variable is missing that an upload needs (64).
+pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Failure> {
+    let needed = |name: &str| {
+        variables.text(name).ok_or_else(|| {
+            refuse(format_args!(
+                "this is a job (BUILDKITE_JOB_ID is set) that cannot upload: {name} is not set"
+            ))
+        })
+    };
+    let slug = |name: &str| variables.text(name).unwrap_or_default();
+    let Some(job) = variables.text("BUILDKITE_JOB_ID") else {
+        return Ok(None);
+    };
+    needed("BUILDKITE_AGENT_ACCESS_TOKEN")?;
+    Ok(Some(BuildkiteBuild {
+        build: needed("BUILDKITE_BUILD_ID")?,
+        job,
+        step: needed("BUILDKITE_STEP_ID")?,
+        pipeline: format!(
+            "{}/{}",
+            slug("BUILDKITE_ORGANIZATION_SLUG"),
+            slug("BUILDKITE_PIPELINE_SLUG")
+        ),
+        branch: slug("BUILDKITE_BRANCH"),
+    }))
+}
+
+/// Looks whether this is a job, which can ask for what its build has.
+///
+/// # Errors
+/// It is not (64).
+pub(super) fn check_summary(variables: &Variables) -> Result<(), Failure> {
+    for name in ["BUILDKITE_JOB_ID", "BUILDKITE_AGENT_ACCESS_TOKEN"] {
+        if variables.get(name).is_none() {
+            return Err(refuse(format_args!(
+                "`summary` must run inside a Buildkite job: {name} is not set"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The job that a step is, where it can report to its build: one in a container may have too few of the variables.
+pub(super) fn step_job(variables: &Variables) -> Option<StepJob> {
+    let text = |name: &str| variables.text(name);
+    text("BUILDKITE_AGENT_ACCESS_TOKEN")?;
+    Some(StepJob {
+        id: text("BUILDKITE_JOB_ID")?,
+        step: text("BUILDKITE_STEP_KEY").or_else(|| text("BUILDKITE_STEP_ID"))?,
+        label: text("BUILDKITE_LABEL"),
+        agent: text("BUILDKITE_AGENT_NAME"),
+        is_retry: text("BUILDKITE_RETRY_COUNT").is_some_and(|count| count != "0"),
+        around: context(variables),
+    })
+}
+
+/// What is around a build in its job.
+fn context(variables: &Variables) -> JobContext {
+    let number = |name: &str| {
+        variables
+            .text(name)
+            .and_then(|number| number.parse::<u32>().ok())
+    };
+    // The agent writes the job's variables into a file before it starts anything of the job.
+    let began = variables
+        .path("BUILDKITE_ENV_FILE")
+        .and_then(|file| file.metadata().ok()?.modified().ok());
+    let command = variables.get("BUILDKITE_COMMAND").unwrap_or_default();
+    let is_blank = command.as_bytes().trim_ascii().is_empty();
+    let later = [
+        (AfterBuild::Plugin, has_other_plugins(variables)),
+        (AfterBuild::Hook, has_later_hooks(variables)),
+        (
+            AfterBuild::Artifacts,
+            variables.get("BUILDKITE_ARTIFACT_PATHS").is_some(),
+        ),
+        (
+            AfterBuild::OtherJob,
+            number("BUILDKITE_PARALLEL_JOB_COUNT").is_some_and(|count| count > 1),
+        ),
+    ];
+    JobContext {
+        attempt: number("BUILDKITE_RETRY_COUNT").map_or(0, |count| count.saturating_add(1)),
+        began,
+        limit: number("BUILDKITE_TIMEOUT")
+            .map(|minutes| Duration::from_secs(u64::from(minutes) * 60)),
+        command: !is_blank && is_eval_once(command, "step") != Ours::Itself,
+        later: later
+            .into_iter()
+            .filter_map(|(later, is_there)| is_there.then_some(later))
+            .collect(),
+    }
+}
+
+/// Whether the job has other plugins than the one whose hook this is, if it is one's.
+fn has_other_plugins(variables: &Variables) -> bool {
+    let ours = variables.raw("BUILDKITE_PLUGIN_CONFIGURATION").is_some();
+    variables.text("BUILDKITE_PLUGINS").is_some_and(|plugins| {
+        serde_json::from_str::<Vec<Value>>(&plugins)
+            .map_or(true, |plugins| plugins.len() > usize::from(ours))
+    })
+}
+
+/// Whether the agent or the repository has a hook that comes after the command.
+fn has_later_hooks(variables: &Variables) -> bool {
+    let repositorys = variables
+        .path("BUILDKITE_BUILD_CHECKOUT_PATH")
+        .map(|checkout| checkout.join(".buildkite/hooks"));
+    let agents = variables.path("BUILDKITE_HOOKS_PATH");
+    agents
+        .into_iter()
+        .chain(further_hook_folders(variables))
+        .chain(repositorys)
+        .flat_map(|folder| ["post-command", "pre-exit"].map(|hook| folder.join(hook)))
+        .any(|hook| hook.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Class;
+    use std::fs;
+
+    /// The variables of a job that a recording needs.
+    const JOB: [(&str, &str); 4] = [
+        ("BUILDKITE_JOB_ID", "j"),
+        ("BUILDKITE_AGENT_ACCESS_TOKEN", "t"),
+        ("BUILDKITE_BUILD_ID", "b"),
+        ("BUILDKITE_STEP_ID", "s"),
+    ];
+
+    #[test]
+    fn a_step_knows_what_comes_after_it_in_its_job() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let file = folder.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, "").unwrap();
+        };
+        file("pre/pre-command");
+        file("post/post-command");
+        file("checkout/.buildkite/hooks/pre-exit");
+        let at = |name: &str| {
+            folder
+                .path()
+                .join(name)
+                .into_os_string()
+                .into_string()
+                .unwrap()
+        };
+        let (pre, post, checkout) = (at("pre"), at("post"), at("checkout"));
+        let more = format!("{pre},{post}");
+        let around = |environment: &[(&str, &str)]| {
+            let variables = JOB.iter().chain(environment).copied();
+            step_job(&Variables::from_iter(variables)).unwrap().around
+        };
+        let plain = around(&[]);
+        assert_eq!(plain, JobContext::default());
+        for (name, value, later) in [
+            ("BUILDKITE_HOOKS_PATH", pre.as_str(), None),
+            ("BUILDKITE_HOOKS_PATH", &post, Some(AfterBuild::Hook)),
+            (
+                "BUILDKITE_ADDITIONAL_HOOKS_PATHS",
+                &more,
+                Some(AfterBuild::Hook),
+            ),
+            (
+                "BUILDKITE_BUILD_CHECKOUT_PATH",
+                &checkout,
+                Some(AfterBuild::Hook),
+            ),
+            (
+                "BUILDKITE_ARTIFACT_PATHS",
+                "*.log",
+                Some(AfterBuild::Artifacts),
+            ),
+            ("BUILDKITE_PARALLEL_JOB_COUNT", "1", None),
+            (
+                "BUILDKITE_PARALLEL_JOB_COUNT",
+                "2",
+                Some(AfterBuild::OtherJob),
+            ),
+            ("BUILDKITE_PLUGINS", "[]", None),
+            (
+                "BUILDKITE_PLUGINS",
+                r#"["docker#v5"]"#,
+                Some(AfterBuild::Plugin),
+            ),
+        ] {
+            assert_eq!(
+                around(&[(name, value)]).later,
+                Vec::from_iter(later),
+                "{name}"
+            );
+        }
+        let ours = ("BUILDKITE_PLUGIN_CONFIGURATION", "{}");
+        let alone = ("BUILDKITE_PLUGINS", r#"[{"o/eval-once#v1":{}}]"#);
+        let both = (
+            "BUILDKITE_PLUGINS",
+            r#"[{"o/eval-once#v1":{}},"docker#v5"]"#,
+        );
+        assert_eq!(around(&[ours, alone]).later, []);
+        assert_eq!(around(&[ours, both]).later, [AfterBuild::Plugin]);
+        for (command, is_more) in [
+            ("", false),
+            (" \n", false),
+            ("eval-once step", false),
+            ("eval-once step && make", true),
+            ("make test", true),
+        ] {
+            let around = around(&[("BUILDKITE_COMMAND", command)]);
+            assert_eq!(around.command, is_more, "{command:?}");
+        }
+        let timed = |minutes| around(&[("BUILDKITE_TIMEOUT", minutes)]).limit;
+        assert_eq!(timed("2"), Some(Duration::from_secs(120)));
+        assert_eq!(timed("false"), None);
+        let attempt = |count| around(&[("BUILDKITE_RETRY_COUNT", count)]).attempt;
+        assert_eq!((attempt("0"), attempt("1"), attempt("x")), (1, 2, 0));
+    }
+
+    #[test]
+    fn a_job_that_cannot_upload_is_no_recording_by_hand() {
+        let build =
+            |variables: &[(&str, &str)]| build(&Variables::from_iter(variables.iter().copied()));
+        assert!(build(&[]).unwrap().is_none());
+        let slugs = [
+            ("BUILDKITE_ORGANIZATION_SLUG", "o"),
+            ("BUILDKITE_PIPELINE_SLUG", "p"),
+            ("BUILDKITE_BRANCH", "main"),
+        ];
+        assert_eq!(
+            build(&[&JOB[..], &slugs].concat()).unwrap().unwrap(),
+            BuildkiteBuild {
+                build: "b".into(),
+                job: "j".into(),
+                step: "s".into(),
+                pipeline: "o/p".into(),
+                branch: "main".into()
+            }
+        );
+        for (missing, _) in &JOB[1..] {
+            let some: Vec<_> = JOB
+                .into_iter()
+                .filter(|(name, _)| name != missing)
+                .collect();
+            let failure = build(&some).unwrap_err();
+            assert_eq!(failure.class, Class::Config);
+            assert!(failure.to_string().contains(missing), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_summary_needs_a_job_that_can_ask_for_its_build() {
+        let check = |variables: &[(&str, &str)]| {
+            check_summary(&Variables::from_iter(variables.iter().copied()))
+        };
+        assert!(check(&JOB).is_ok());
+        assert_eq!(
+            check(&[]).unwrap_err().to_string(),
+            "`summary` must run inside a Buildkite job: BUILDKITE_JOB_ID is not set"
+        );
+        assert_eq!(check(&JOB[..1]).unwrap_err().class, Class::Config);
+    }
+
+    #[test]
+    fn a_confined_job_stays_so_whatever_its_agent_writes() {
+        let allowed =
+            |value: &str| command_eval(&Variables::from_iter([("BUILDKITE_COMMAND_EVAL", value)]));
+        assert!(command_eval(&Variables::default()));
+        assert!(allowed("true") && allowed("1"));
+        for value in ["false", "0", "", "yes"] {
+            assert!(!allowed(value), "{value:?}");
+        }
+    }
+}

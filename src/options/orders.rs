@@ -1,0 +1,141 @@
+//! Orders: from the keys of a step or of a recording to something that can be done, complete, or to a [`Refusal`].
+//!
+//! What can be wrong is looked at in one order: the keys as they were written, then what stands around them (the build, the
+//! job's command), then what each key means, then the host. (A recording reads the host's settings before its keys.)
+
+use std::path::PathBuf;
+
+use super::job::{below_checkout, step_job};
+use super::{Process, host};
+use crate::buildkite::command_hooks::FollowingCommand;
+use crate::evaluation_keys::Checkout;
+use crate::exit::Failure;
+use crate::job::HookedJob;
+use crate::keys::Keys;
+use crate::log::Log;
+use crate::recording::{BuildkiteBuild, RecordingOrder, RecordingRequest};
+use crate::step::{StepOrder, StepReporting, StepRequest};
+
+/// Something that was asked for, and is refused: nothing of it is done, and no command runs after it.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Why (64).
+    pub failure: Failure,
+    /// Where the ending of a step is reported; nothing else is reported elsewhere than in the log.
+    pub step: Option<Box<StepReporting>>,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure,
+            step: None,
+        }
+    }
+}
+
+/// A step, as far as it is ordered besides its keys.
+pub(super) struct StepDraft<'a> {
+    /// Where it stands.
+    pub(super) checkout: Checkout,
+    /// `--report`.
+    pub(super) report: Option<PathBuf>,
+    /// The job in which a hook builds it.
+    pub(super) job: Option<&'a HookedJob>,
+    /// Whether a command follows.
+    pub(super) followed: bool,
+}
+
+/// A step's order. Its refusal is reported like any other ending of a step.
+pub(super) fn step(
+    process: &Process,
+    keys: Result<Keys, Failure>,
+    draft: StepDraft<'_>,
+    log: &Log,
+) -> Result<StepOrder, Refusal> {
+    let host = host::host(process, log);
+    let request = keys.and_then(|keys| {
+        if let Some(job) = draft.job {
+            check_command(job, FollowingCommand::of_step(&keys), log)?;
+        }
+        StepRequest::read(keys, &draft.checkout)
+    });
+    let mut job = step_job(&process.variables);
+    // A command that was recorded with the step does not stand in the job's `BUILDKITE_COMMAND`.
+    if let Some(job) = job.as_mut().filter(|_| draft.followed) {
+        job.around.command = true;
+    }
+    let reporting = StepReporting {
+        report: draft.report,
+        job,
+        temporary: host::temporary(&process.variables),
+        started: process.started,
+    };
+    match request.and_then(|request| Ok((request, host?))) {
+        Ok((mut request, host)) => {
+            // A command needs the outputs.
+            request.skip &= !draft.followed;
+            Ok(StepOrder {
+                request,
+                place: draft.checkout,
+                host,
+                reporting,
+            })
+        }
+        Err(failure) => Err(Refusal {
+            failure,
+            step: Some(Box::new(reporting)),
+        }),
+    }
+}
+
+/// A recording, as far as it is ordered besides its keys.
+pub(super) struct RecordingDraft<'a> {
+    /// Where it stands.
+    pub(super) checkout: Checkout,
+    /// The build it belongs to; none by hand.
+    pub(super) build: Result<Option<BuildkiteBuild>, Failure>,
+    /// The job in which a hook records.
+    pub(super) job: Option<&'a HookedJob>,
+    /// In a plugin's hook, the reference to our plugin, version and all.
+    pub(super) plugin: Option<String>,
+    /// `--dry-run`.
+    pub(super) dry_run: bool,
+}
+
+/// A recording's order.
+pub(super) fn recording(
+    process: &Process,
+    keys: Result<Keys, Failure>,
+    draft: RecordingDraft<'_>,
+    log: &Log,
+) -> Result<Box<RecordingOrder>, Refusal> {
+    let host = host::host(process, log);
+    let (keys, build) = (keys?, draft.build?);
+    if let Some(job) = draft.job {
+        check_command(job, FollowingCommand::Runs { asked: false }, log)?;
+    }
+    let host = host?;
+    Ok(Box::new(RecordingOrder {
+        request: RecordingRequest::read(keys, &draft.checkout, draft.plugin.as_deref())?,
+        host,
+        build,
+        below_checkout: below_checkout(&process.variables, &draft.checkout.folder),
+        place: draft.checkout,
+        dry_run: draft.dry_run,
+        cores: process.cores,
+        started: process.started,
+    }))
+}
+
+/// Looks whether the job's own command can follow, and warns where it may run twice.
+pub(super) fn check_command(
+    job: &HookedJob,
+    command: FollowingCommand,
+    log: &Log,
+) -> Result<(), Failure> {
+    if let Some(warning) = job.check(command)? {
+        log.warn(warning);
+    }
+    Ok(())
+}
