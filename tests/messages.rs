@@ -71,8 +71,7 @@ const NOT_OURS: [(&str, &[&str]); 4] = [
 ];
 
 /// What Nix says, in functions that also hold sentences of ours.
-const OF_NIX: [&str; 23] = [
-    ", and here is ",
+const OF_NIX: [&str; 22] = [
     ", got ",
     ": specified ",
     "Available features: ",
