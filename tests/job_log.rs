@@ -1,4 +1,4 @@
-//! What a job's log shows of what Nix does, with real Nix: for people, and as Nix itself says it.
+//! The output of real Nix in a job's log: for people, and in Nix's own text.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -91,7 +91,7 @@ fn what_comes_from_a_cache_is_summed_up() {
 }
 
 #[test]
-fn a_step_that_has_nothing_to_do_says_one_line() {
+fn a_step_that_has_nothing_to_do_prints_one_line() {
     let Some(store) = Store::new() else { return };
     store.targets("{ hello = file \"hello\"; }");
     let target = store.target("hello");
@@ -102,7 +102,7 @@ fn a_step_that_has_nothing_to_do_says_one_line() {
 }
 
 #[test]
-fn raw_is_what_nix_says_byte_for_byte() {
+fn raw_is_the_output_of_nix_byte_for_byte() {
     let Some(store) = Store::new() else { return };
     store.targets(
         r#"{
@@ -275,7 +275,7 @@ fn what_a_builder_prints_opens_no_group_and_draws_nothing() {
 }
 
 #[test]
-fn a_long_build_says_how_far_it_is_but_not_more_than_every_ten_seconds() {
+fn a_long_build_shows_its_progress_but_not_more_than_every_ten_seconds() {
     let Some(store) = Store::new() else { return };
     let pipe = store.work().join("pipe");
     fifo(&pipe);
@@ -326,12 +326,12 @@ fn a_person_s_terminal_has_one_line_that_changes_and_colours() {
         text.contains("slow> \u{1b}[31mred\u{1b}[0m\r\n"),
         "{text:?}"
     );
-    // The line is taken away before another is written.
+    // The line is removed before another is printed.
     assert!(text.contains("\r\u{1b}[Kslow> after\r\n"), "{text:?}");
 }
 
 #[test]
-fn the_line_on_a_terminal_goes_with_a_nix_that_is_killed() {
+fn the_line_on_a_terminal_is_removed_when_nix_is_killed() {
     let Some(store) = Store::new() else { return };
     let pipe = store.work().join("pipe");
     fifo(&pipe);
@@ -409,7 +409,7 @@ fn a_collector_that_runs_by_itself_is_a_hint_before_nix_2_35() {
 }
 
 #[test]
-fn drift_and_what_nothing_rooted_are_hints_with_what_mends_them() {
+fn drift_and_a_missing_root_are_hints_that_say_what_to_do() {
     let Some(store) = Store::new() else { return };
     store.targets("{ hello = file \"hello\"; }");
     let target = store.target("hello");

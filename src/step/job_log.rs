@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::log::{Log, is_group_mark};
 use crate::nix::structured::{BuildCounts, Ended, Event, LogReader};
-use crate::nix::{DrvPath, NixOutput};
+use crate::nix::{DrvPath, NixOutput, begins_missing};
 use crate::status_line::StatusLine;
 use crate::text::{KeepEscapes, tamed, without_escapes};
 
@@ -364,7 +364,7 @@ impl Pretty {
             return false;
         }
         let error = line.strip_prefix("error: ").unwrap_or_default();
-        line.starts_with("don't know how to build these paths")
+        begins_missing(line)
             || !self.held_back.is_empty() && line.starts_with("  /")
             || error.starts_with("cannot build missing derivation '")
             || error.starts_with("failed to obtain derivation of '")

@@ -7,6 +7,7 @@ mod advice;
 mod annotation;
 mod build_log;
 mod diagnosis;
+mod drv_outputs;
 mod ending;
 mod evaluating;
 mod exhausted;

@@ -1,16 +1,12 @@
-//! The outputs of a derivation: what its `.drv` says of them, where they really are after Nix has realised it, and whether they are
-//! there.
+//! The outputs of a derivation after Nix has realised it: where they really are, and whether they are there.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::drv_outputs::{DrvOutputs, Outputs};
 use super::links;
-use super::run::{Outputs, StepRun};
+use super::run::StepRun;
 use crate::exit::{Class, Failure};
-use crate::nix::{
-    Cause, DrvPath, Fault, NixOutput, StorePath, derivation_text, is_fixed_output,
-    outputs_of_derivation,
-};
+use crate::nix::{Cause, DrvPath, Fault, NixOutput, StorePath};
 use crate::supervise::Finished;
 
 /// Outputs that were there after their GC root was made. Only [`StepRun::verify`] makes one of a realised derivation, and no way
@@ -25,36 +21,6 @@ impl VerifiedOutputs {
 
     pub(super) fn into_outputs(self) -> Outputs {
         self.0
-    }
-}
-
-/// What the file of a `.drv` says of its outputs.
-#[derive(Debug, Default)]
-pub(super) struct DrvOutputs {
-    /// Their paths; none of an output whose path is not known before it is built.
-    pub(super) paths: BTreeMap<String, Option<StorePath>>,
-    /// Whether the derivation has a fixed output.
-    pub(super) fixed: bool,
-}
-
-impl DrvOutputs {
-    /// Reads the file of `drv`; empty where it cannot be read, as in a store that is not where its paths say.
-    pub(super) fn read(drv: &DrvPath) -> Self {
-        let text = derivation_text(drv).unwrap_or_default();
-        Self {
-            paths: outputs_of_derivation(&text).unwrap_or_default(),
-            fixed: is_fixed_output(&text),
-        }
-    }
-
-    /// The outputs, where the paths of all are known.
-    fn all_known(&self) -> Option<Outputs> {
-        let outputs: Option<Outputs> = self
-            .paths
-            .iter()
-            .map(|(name, path)| Some((name.clone(), path.clone()?)))
-            .collect();
-        outputs.filter(|outputs| !outputs.is_empty())
     }
 }
 
@@ -273,24 +239,6 @@ mod tests {
     }
 
     #[test]
-    fn an_output_of_unknown_path_leaves_all_of_them_unknown() {
-        let known = |paths: &[(&str, Option<StorePath>)]| {
-            let paths = paths
-                .iter()
-                .map(|(name, path)| ((*name).to_owned(), path.clone()));
-            DrvOutputs {
-                paths: paths.collect(),
-                fixed: false,
-            }
-            .all_known()
-        };
-        let both = [("out", Some(path("a"))), ("dev", Some(path("b")))];
-        assert_eq!(known(&both).unwrap().len(), 2);
-        assert_eq!(known(&[("out", Some(path("a"))), ("dev", None)]), None);
-        assert_eq!(known(&[]), None);
-    }
-
-    #[test]
     fn of_recorded_outputs_those_count_that_nix_has_printed() {
         let (a, b) = (path("a"), path("b"));
         let recorded = Outputs::from([("out".into(), a.clone()), ("dev".into(), b.clone())]);
@@ -308,12 +256,5 @@ mod tests {
         );
         assert_eq!(printed_output(&finished(&[&a, &b])), None);
         assert_eq!(printed_output(&finished(&[])), None);
-    }
-
-    #[test]
-    fn a_drv_that_cannot_be_read_has_no_known_outputs() {
-        let drv = DrvPath::parse("/s/0123456789abcdfghijklmnpqrsvwxyz-none.drv").unwrap();
-        let outputs = DrvOutputs::read(&drv);
-        assert!(outputs.paths.is_empty() && !outputs.fixed);
     }
 }

@@ -1,7 +1,8 @@
 //! Realising a `.drv`: building or substituting its outputs, and telling a `.drv` that is gone from a build that failed.
 
 use super::diagnosis;
-use super::outputs::{DrvOutputs, VerifiedOutputs};
+use super::drv_outputs::DrvOutputs;
+use super::outputs::VerifiedOutputs;
 use super::report::{Reason, WayName};
 use super::run::{NixRun, StepRun};
 use crate::command_line::Ending;

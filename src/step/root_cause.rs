@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use super::build_log::BuildLog;
+use super::drv_outputs::DrvOutputs;
 use super::job_log::Form;
-use super::outputs::DrvOutputs;
 use super::report::Report;
 use super::run::StepRun;
 use crate::exit::{Class, Failure};

@@ -3,16 +3,16 @@
 //! It does not know the ways, nor what a failure means.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::drv_outputs::{DrvOutputs, Outputs};
 use super::job_log::{FinishedLog, Form, JobLog, ShownLines};
 use super::links;
-use super::outputs::DrvOutputs;
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
 use super::request::{OutLink, StepRequest};
 use crate::command_line::CommandLine;
@@ -32,9 +32,6 @@ const BURST_LENGTH: u32 = 8;
 
 /// From so many bytes at once on reading does not pause: a pipe would be full, and Nix would wait for us.
 const BURST_BYTES: usize = 32 << 10;
-
-/// The outputs of a derivation, by name.
-pub(super) type Outputs = BTreeMap<String, StorePath>;
 
 /// How a Nix program ended, what it said that matters, and messages about missing paths that were not shown.
 pub(super) struct NixRun {
