@@ -1359,7 +1359,7 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
         let said = said.join("\n");
         for part in [
             HOSTILE,
-            "`colour` is no property that Buildkite knows there",
+            "`colour` is not a property that Buildkite knows here",
             "it is eval-once's own",
             "a property has a name of more than 1024 bytes",
         ] {
@@ -1377,7 +1377,7 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
             .collect();
         let bodies = bodies.join("\n");
         assert!(
-            bodies.contains("`colour` is no property that Buildkite knows"),
+            bodies.contains("`colour` is not a property that Buildkite knows"),
             "{bodies}"
         );
         assert!(bodies.contains("`touch pwned` $(touch pwned)"), "{bodies}");
@@ -1386,7 +1386,7 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
             assert!(
                 String::from_utf8(junit)
                     .unwrap()
-                    .contains("`colour` is no property")
+                    .contains("`colour` is not a property")
             );
         }
     }

@@ -42,7 +42,7 @@ pub(super) enum MismatchKind<'a> {
 }
 
 impl Mismatch<'_> {
-    /// Where it is, as users see it elsewhere: `retry.automatic[0].limit`. Empty for the whole value.
+    /// Where it is, in the notation of our other messages: `retry.automatic[0].limit`. Empty for the whole value.
     pub(super) fn place(&self) -> String {
         let mut path = String::new();
         for segment in self.place.iter().rev() {
@@ -188,15 +188,15 @@ impl JsonSchema {
     }
 }
 
-/// Of the failures of all alternatives, the one that lies deepest: a list of rules with an error in the second is a list of
-/// rules, and no boolean. `None` where each is about the value itself, and no key of it is to blame.
+/// Of several alternatives that all fail, the failure that lies deepest: it does not help to read that a list of rules is not a
+/// boolean, if the error is in its second rule. `None` if each failure is about the value itself.
 fn deepest(failures: Vec<Mismatch<'_>>) -> Option<Mismatch<'_>> {
-    let tells_more = |it: &Mismatch<'_>| {
+    let is_inside = |it: &Mismatch<'_>| {
         !it.place.is_empty()
             || !matches!(it.kind, MismatchKind::Other | MismatchKind::MissingKey(_))
     };
     (failures.into_iter())
-        .filter(tells_more)
+        .filter(is_inside)
         .max_by_key(|failure| failure.place.len())
 }
 

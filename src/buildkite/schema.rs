@@ -1,7 +1,7 @@
-//! What Buildkite takes as a step: its own schema, and what it rejects besides.
+//! The steps that Buildkite takes: by its own schema, and by rules that the schema does not have.
 //!
-//! One property that Buildkite does not know gets a whole upload rejected, so every step that somebody else had a hand in is
-//! checked beforehand, and what is wrong is told in one sentence.
+//! Buildkite rejects a whole upload because of one property that it does not know. So a step with any property of a user's or a
+//! repository's is checked first, and an error is one sentence that names the property.
 
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ impl Schema {
         // In Buildkite's documentation, and not in its schema.
         let properties = &mut document["definitions"]["commandStep"]["properties"];
         properties["checkout"] = json!({ "type": "object" });
-        // Nor does it say that there are no fewer jobs than none.
+        // The schema allows negative numbers; Buildkite does not.
         properties["parallelism"]["minimum"] = json!(0);
         Ok(Self(JsonSchema::new(document)))
     }
@@ -43,7 +43,7 @@ impl Schema {
     /// Buildkite would reject it; the sentence names the property, and what was expected.
     pub fn check_step(&self, step: &Value) -> Result<(), String> {
         if let Value::Object(step) = step {
-            check_besides(step)?;
+            check_beyond_schema(step)?;
         }
         self.check("/definitions/commandStep", step)
     }
@@ -63,7 +63,7 @@ impl Schema {
         }
     }
 
-    /// What is wrong, as one sentence.
+    /// The error as one sentence.
     fn sentence(&self, mismatch: &Mismatch<'_>) -> String {
         let place = mismatch.place();
         let path = match place.as_str() {
@@ -87,14 +87,14 @@ impl Schema {
                         format!(": it knows {}", known.join(", "))
                     });
                 format!(
-                    "{} is no property that Buildkite knows there{}",
+                    "{} is not a property that Buildkite knows here{}",
                     unexpected.join(", "),
                     known.unwrap_or_default()
                 )
             }
             MismatchKind::MissingKey(name) => format!("{path} lacks `{name}`"),
             MismatchKind::BadName(name, schema) => format!(
-                "{path} has the name `{name}`, and it must be {}",
+                "`{name}` is a name in {path}, and must be {}",
                 either(&self.describe(schema, 0))
             ),
             MismatchKind::Other => {
@@ -107,7 +107,7 @@ impl Schema {
         }
     }
 
-    /// What a schema asks for, in words: the alternatives; none where it asks for what we have no words for.
+    /// The values that a schema takes, in words: the alternatives; none where we have no words for them.
     fn describe(&self, schema: &Value, depth: usize) -> Vec<String> {
         if depth > 8 {
             return Vec::new();
@@ -115,7 +115,7 @@ impl Schema {
         let schema = self.0.resolve(schema);
         let mut words = Vec::new();
         let mut add = |word: String| {
-            // `true` and `"true"` are the same to whoever reads this.
+            // `true` and `"true"` are the same to a reader.
             if !words.contains(&word) {
                 words.push(word);
             }
@@ -141,7 +141,7 @@ impl Schema {
         match schema["type"].as_str() {
             Some("string") => add(match (limit("maxLength"), schema["pattern"].as_str()) {
                 (Some(most), Some(pattern)) => format!(
-                    "a string of at most {most} characters that matches {pattern} and is no UUID"
+                    "a string of at most {most} characters that matches {pattern} and is not a UUID"
                 ),
                 (Some(most), None) => format!("a string of at most {most} characters"),
                 (None, Some(pattern)) => format!("a string that matches {pattern}"),
@@ -177,8 +177,8 @@ fn either(words: &[String]) -> String {
     }
 }
 
-/// What the schema does not say, and Buildkite or its agent rejects all the same.
-fn check_besides(step: &Keys) -> Result<(), String> {
+/// Checks what the schema allows, but Buildkite or its agent rejects.
+fn check_beyond_schema(step: &Keys) -> Result<(), String> {
     for (key, value) in step {
         // A plugin without configuration has null for it, and `depends_on: null` waits for nothing.
         let null = match (key.as_str(), value) {
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn what_buildkite_documents_is_valid() {
+    fn documented_steps_are_valid() {
         for step in [
             json!({}),
             json!({ "label": "x", "key": "drv-x", "command": "a", "checkout": { "skip": true }, "depends_on": null }),
@@ -489,12 +489,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_in_one_sentence_that_names_it() {
+    fn an_error_is_one_sentence_that_names_the_property() {
         let long = "x".repeat(101);
         for (step, sentence) in [
             (
                 json!({ "comand": "x" }),
-                "`comand` is no property that Buildkite knows there",
+                "`comand` is not a property that Buildkite knows here",
             ),
             (json!({ "label": 5 }), "`label` is 5, and must be a string"),
             (
@@ -531,7 +531,7 @@ mod tests {
             ),
             (
                 json!({ "key": "01234567-0123-0123-0123-0123456789ab" }),
-                "is no UUID",
+                "is not a UUID",
             ),
             (
                 json!({ "retry": { "automatic": [{ "limit": 99 }] } }),
@@ -539,15 +539,15 @@ mod tests {
             ),
             (
                 json!({ "retry": { "automatic": [{ "limt": 1 }] } }),
-                "`retry.automatic[0].limt` is no property that Buildkite knows there: it knows exit_status, limit",
+                "`retry.automatic[0].limt` is not a property that Buildkite knows here: it knows exit_status, limit",
             ),
             (
                 json!({ "retry": { "automatic": { "limt": 1 } } }),
-                "`retry.automatic.limt` is no property",
+                "`retry.automatic.limt` is not a property",
             ),
             (
                 json!({ "retry": { "auto": true } }),
-                "`retry.auto` is no property that Buildkite knows there: it knows automatic, manual",
+                "`retry.auto` is not a property that Buildkite knows here: it knows automatic, manual",
             ),
             (json!({ "env": null }), "`env` is null"),
             (json!({ "env": { "X": null } }), "`env.X` is null"),
@@ -579,15 +579,15 @@ mod tests {
             (json!({ "matrix": [[1]] }), "`matrix"),
             (
                 json!({ "matrix": { "setup": { "a b": ["c"] } } }),
-                "`matrix.setup` has the name `a b`, and it must be a string that matches ^[a-zA-Z0-9_]+$",
+                "`a b` is a name in `matrix.setup`, and must be a string that matches ^[a-zA-Z0-9_]+$",
             ),
             (
                 json!({ "agents": "queue=a" }),
                 "`agents` is \"queue=a\", and must be a map or a list of strings",
             ),
         ] {
-            let said = check(&step).expect_err(&step.to_string());
-            assert!(said.contains(sentence), "{step}: {said}");
+            let error = check(&step).expect_err(&step.to_string());
+            assert!(error.contains(sentence), "{step}: {error}");
         }
     }
 

@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn what_is_wrong_in_a_target_becomes_its_error_step() {
         for (buildkite, sentence) in [
-            (json!({ "comand": "x" }), "`comand` is no property"),
+            (json!({ "comand": "x" }), "`comand` is not a property"),
             (json!({ "key": "mine" }), "`key` cannot be set"),
             (json!({ "id": "mine" }), "`id` cannot be set"),
             (

@@ -170,7 +170,7 @@ mod tests {
             (json!([{ "limit": 99 }]), "`retry.automatic[0].limit` is 99"),
             (
                 json!({ "limt": 1 }),
-                "`retry.automatic.limt` is no property",
+                "`retry.automatic.limt` is not a property",
             ),
             (json!("x"), "`retry.automatic` is \"x\""),
             (json!([true]), "`retry.automatic"),
