@@ -76,7 +76,7 @@ fn a_recording_is_counted_alike_in_every_place() {
             "refused: no-data: meta.buildkite.env.X is a path",
             "warning: 1 set without `recurseForDerivations` holds derivations that are not recorded: unmarked",
             "hint: set `recurse: all` to record every set",
-            "refused: colour: in its `meta.buildkite`, `colour` is no property",
+            "refused: colour: in its `meta.buildkite`, `colour` is not a property",
             "error: 2 evaluation errors, 2 refused (see above), and `on-error: fail` is set: no pipeline is printed",
         ]);
 

@@ -1,7 +1,5 @@
 //! The command lines of the processes that evaluate.
 
-use std::io;
-
 use super::exclusions::exclusions;
 use super::memory::{self, MIB};
 use super::protocol::WalkerSettings;
@@ -104,8 +102,8 @@ impl<'a> Invocation<'a> {
 /// A word that a repository cannot guess.
 fn marker() -> Result<String, Failure> {
     let mut bytes = [0; 16];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes))
-        .classify(Class::Infrastructure, || "cannot read /dev/urandom".into())?;
+    getrandom::fill(&mut bytes).classify(Class::Infrastructure, || {
+        "cannot get random bytes from the system".into()
+    })?;
     Ok(format!("eval-once:{:032x}", u128::from_ne_bytes(bytes)))
 }
