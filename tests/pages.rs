@@ -7,12 +7,18 @@ use std::{
 };
 
 use eval_once::step::{Reason, WayName};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
     plugin_yml::{for_each_use, for_each_value_of, yaml_blocks},
-    support::{program::Program, store::Store, tool},
+    support::{
+        EVAL_ONCE, agent,
+        buildkite::{Build, Outcome},
+        program::Program,
+        store::Store,
+        tool,
+    },
 };
 
 #[test]
@@ -208,6 +214,69 @@ fn flags(keys: &Value) -> Vec<String> {
         }
     }
     flags
+}
+
+/// The build that `docs/summary.md` describes. Its annotations are the README's picture.
+#[test]
+fn the_summary_on_its_page_is_that_of_the_example() {
+    let (Some(_), Some(_), Some(store)) = (tool("git"), agent::program(), Store::new()) else {
+        return;
+    };
+    let example = root().join("examples/repository/.");
+    store
+        .program("cp")
+        .args(["-R".as_ref(), example.as_os_str(), ".".as_ref()])
+        .run()
+        .exits(0);
+    store.build(&store.instantiate("ci.nix", "packages.libgreet"));
+    let manual = store.instantiate("ci.nix", "packages.manual");
+    let hook = format!(
+        "[ \"$BUILDKITE_STEP_KEY\" != drv-{} ] || {{
+          rm -r \"$EVAL_ONCE_STATE_DIR/pins\"
+          nix-store --delete --ignore-liveness $(nix-store -q --referrers {manual}) {manual}
+        }}\n",
+        &manual.rsplit('/').next().unwrap()[..32]
+    );
+    let repositories = TempDir::new().unwrap();
+    let plugin = agent::plugin_repository(repositories.path());
+    let plugins = json!([{ plugin: { "pipeline": { "file": "ci.nix", "summary": true } } }]);
+    let step = json!({ "key": "record", "label": ":nix: record", "plugins": plugins });
+    let Some(build) = Build::new(&step) else {
+        return;
+    };
+    let build = build.checkout(store.work()).envs(store.env());
+    let build = build.envs([("EVAL_ONCE_BIN", EVAL_ONCE)]);
+    let build = build.shell_hook("pre-command", &hook).agents(1);
+    assert_eq!(
+        build.run(),
+        Outcome::Failed,
+        "one attribute does not evaluate"
+    );
+
+    let page = fs::read_to_string(root().join("docs/summary.md")).unwrap();
+    let quoted = page.lines().filter_map(|line| line.strip_prefix("> "));
+    let annotation = &build.annotations()["eval-once-summary"].body;
+    assert_eq!(comparable(quoted), comparable(annotation.lines()));
+}
+
+/// The lines of a summary, sorted, without links to jobs, and without what was measured in it.
+fn comparable<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut lines: Vec<String> = lines
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let (before, link) = line.split_once("<a href=").unwrap_or((line, ""));
+            let (_, name) = link.split_once('>').unwrap_or_default();
+            let line = format!("{before}{}", name.replace("</a>", ""));
+            let end = if line.starts_with('|') {
+                line.trim_end_matches(" |").rfind('|')
+            } else {
+                line.find(":** ")
+            };
+            line[..end.unwrap_or(line.len())].to_owned()
+        })
+        .collect();
+    lines.sort_unstable();
+    lines
 }
 
 #[test]
