@@ -109,7 +109,7 @@ struct Place {
 }
 
 impl Place {
-    /// `None` where the pages cannot be compared or written, which is said loudly.
+    /// `None` where the pages cannot be compared or written, with a message.
     fn new(update: bool) -> Option<Self> {
         let (_, store) = (tool("jq")?, Store::new()?);
         let nix = store.nix("nix-store", ["--version"]);

@@ -387,7 +387,7 @@ pub(super) fn hashed(prefix: &str, page: &str) -> Vec<String> {
         .collect()
 }
 
-/// The `.drv`s and outputs of both examples, by name; `None` without Nix, which is said loudly.
+/// The `.drv`s and outputs of both examples, by name; `None` without Nix, with a message.
 fn example_paths() -> Option<BTreeMap<String, BTreeSet<String>>> {
     let state = TempDir::new().unwrap();
     let examples = root().join("examples");
