@@ -264,15 +264,15 @@ fn comparable<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut lines: Vec<String> = lines
         .filter(|line| !line.is_empty())
         .map(|line| {
-            let (before, link) = line.split_once("<a href=").unwrap_or((line, ""));
-            let (_, name) = link.split_once('>').unwrap_or_default();
-            let line = format!("{before}{}", name.replace("</a>", ""));
-            let end = if line.starts_with('|') {
-                line.trim_end_matches(" |").rfind('|')
+            let (before, target) = line.split_once("<a href=").unwrap_or((line, ""));
+            let (_, name) = target.split_once('>').unwrap_or_default();
+            let row = format!("{before}{}", name.replace("</a>", ""));
+            let end = if row.starts_with('|') {
+                row.trim_end_matches(" |").rfind('|')
             } else {
-                line.find(":** ")
+                row.find(":** ")
             };
-            line[..end.unwrap_or(line.len())].to_owned()
+            row[..end.unwrap_or(row.len())].to_owned()
         })
         .collect();
     lines.sort_unstable();
