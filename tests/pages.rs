@@ -309,6 +309,21 @@ pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+#[test]
+fn every_test_that_contributors_are_shown_exists() {
+    let page = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let tests: String = fs::read_dir(root().join("tests"))
+        .unwrap()
+        .filter_map(|file| fs::read_to_string(file.unwrap().path()).ok())
+        .collect();
+    let names = page.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+    let names: Vec<&str> = names.filter(|it| it.matches('_').count() > 4).collect();
+    assert!(names.len() > 4, "{names:?}");
+    for name in names {
+        assert!(tests.contains(&format!("fn {name}")), "no test {name}");
+    }
+}
+
 /// The README, the guide, and what else a newcomer reads.
 pub(super) fn pages() -> Vec<PathBuf> {
     let root = root();
