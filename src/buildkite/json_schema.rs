@@ -1,7 +1,7 @@
 //! JSON Schema, as much of draft 7 as Buildkite's schema of pipelines takes: what of a value does not meet a schema, and where.
 //!
-//! It knows nothing of pipelines. A library for all of JSON Schema (`jsonschema` 0.61) brings 47 crates, nearly as many as this
-//! program has otherwise; so it is only what the tests compare this with.
+//! It knows nothing of pipelines. With a library for all of JSON Schema (`jsonschema` 0.61) the program had 97 crates for 50, took
+//! 8.2 MB for 3.9 MB and twice the time to build; so the library is only what the tests compare this with.
 
 use serde_json::{Map, Value};
 

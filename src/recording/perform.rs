@@ -99,12 +99,7 @@ pub fn perform(
     };
     let undone = undone(build);
     let pipeline = steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
-    let printed = evaluated.broken.len() + evaluated.refused.len();
-    print_errors(
-        "refused",
-        pipeline.errors.get(printed..).unwrap_or_default(),
-        log,
-    );
+    print_errors("refused", pipeline.refused_targets(&records), log);
     let counts = pipeline.counts(&targets, evaluated.broken.len());
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);

@@ -251,6 +251,12 @@ impl PlannedPipeline {
         }
     }
 
+    /// The errors of these records' targets, which are refused because of their own metadata.
+    pub(in crate::recording) fn refused_targets(&self, records: &Records<'_>) -> &[AttrError] {
+        let before = records.evaluation_errors.len() + records.refused.len();
+        self.errors.get(before..).unwrap_or_default()
+    }
+
     /// The number of steps that are commands and have plugins of their own. An agent runs the command hook of a plugin instead of
     /// ours, so such a step may build nothing.
     pub(in crate::recording) fn commands_with_plugins(&self) -> usize {
