@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::evaluate::evaluator::EvaluatorRun;
+use super::evaluate::flake;
 use super::evaluate::overlooked::{Note, Overlooked, agents_without_targets};
-use super::evaluate::{describe, flake};
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
 use super::keep::{self, PinOwner, open_state_folder, skip};
 use super::notices::{print_errors, print_notes, warn_of_plugins};
@@ -106,7 +106,7 @@ pub fn perform(
     times.end("steps");
 
     let report = RecordingReport {
-        source: &describe(&request),
+        source: &request.description(),
         targets: &targets,
         target_steps: &pipeline.targets,
         errors: &pipeline.errors,
@@ -196,7 +196,7 @@ fn refuse_nothing(
     print_notes(&evaluated.overlooked.notes(), log);
     Err(Failure::new(
         Class::Evaluation,
-        format_args!("there are no targets in {}", describe(request)),
+        format_args!("there are no targets in {}", request.description()),
     )
     .hint(if request.exclude.is_empty() {
         "mark sets with `recurseForDerivations = true`, or look into every set with `recurse: all`"

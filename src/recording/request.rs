@@ -12,7 +12,7 @@ use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, refuse, scalar, string};
-use crate::nix::{AttrPath, Evaluation};
+use crate::nix::{AttrPath, Evaluation, Source};
 
 /// Which sets are walked, besides the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +123,20 @@ pub struct RecordingRequest {
 }
 
 impl RecordingRequest {
+    /// What is evaluated, for a sentence about it: `checks of ci.nix`.
+    #[must_use]
+    pub fn description(&self) -> String {
+        let source = match &self.root.source {
+            Source::File(name) | Source::Flake(name) => name.clone(),
+            Source::Expr(_) => "the expression".into(),
+        };
+        if self.root.attr.names().is_empty() {
+            source
+        } else {
+            format!("{} of {source}", self.root.attr)
+        }
+    }
+
     /// Reads the keys of a recording; `plugin` is the reference to our plugin, where this is its hook.
     ///
     /// # Errors

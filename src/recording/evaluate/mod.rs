@@ -34,8 +34,8 @@ mod walk;
 use std::collections::BTreeSet;
 
 use self::overlooked::Overlooked;
-use crate::nix::{AttrPath, Source};
-use crate::recording::{AttrError, FoundTarget, RecordingRequest};
+use crate::nix::AttrPath;
+use crate::recording::{AttrError, FoundTarget};
 
 pub use self::walk::Walk;
 
@@ -54,17 +54,4 @@ pub struct EvaluationResult {
     pub overlooked: Overlooked,
     /// The version of Nix that evaluated.
     pub nix: String,
-}
-
-/// What is evaluated, in words.
-pub(in crate::recording) fn describe(request: &RecordingRequest) -> String {
-    let source = match &request.root.source {
-        Source::File(name) | Source::Flake(name) => name.clone(),
-        Source::Expr(_) => "the expression".into(),
-    };
-    if request.root.attr.names().is_empty() {
-        source
-    } else {
-        format!("{} of {source}", request.root.attr)
-    }
 }

@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use super::diagnosis::{Death, Diagnosis, OversizedWorker, Question, Verdict, WorkerEnd};
 use super::findings::Findings;
-use super::invocation::Invocation;
+use super::invocation::WalkerInvocation;
 use super::overlooked::Overlooked;
 use super::processes::{EndedWorker, Processes, StopCause, WorkerLimits};
 use super::progress::Progress;
 use super::protocol::{self, WalkerMessage};
 use super::schedule::{Assignment, Schedule, Task, WorkerId};
 use super::spans::AttrIndex;
-use super::{EvaluationResult, describe, flake, memory, unmarked};
+use super::{EvaluationResult, flake, memory, unmarked};
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake};
@@ -34,7 +34,7 @@ pub struct Walk<'a> {
     supervisor: &'a mut Supervisor,
     log: Log,
     progress: Progress,
-    invocation: Invocation<'a>,
+    invocation: WalkerInvocation<'a>,
     schedule: Schedule,
     processes: Processes,
     diagnosis: Diagnosis<'a>,
@@ -70,10 +70,10 @@ impl<'a> Walk<'a> {
             supervisor,
             log: log.clone(),
             progress: Progress::new(log),
-            invocation: Invocation::new(request, locked, systems)?,
+            invocation: WalkerInvocation::new(request, locked, systems)?,
             schedule: Schedule::new(slots, memory),
             processes: Processes::new(),
-            diagnosis: Diagnosis::new(&request.root, describe(request), temporary),
+            diagnosis: Diagnosis::new(&request.root, request.description(), temporary),
             findings: Findings::new(&request.root.attr),
             overlooked: Overlooked::default(),
         })
@@ -278,7 +278,7 @@ impl<'a> Walk<'a> {
                     Class::Evaluation,
                     format_args!(
                         "{} evaluates to {what}; expected an attribute set, a list or a derivation",
-                        describe(self.request)
+                        self.request.description()
                     ),
                 ));
             }
@@ -394,7 +394,7 @@ impl<'a> Walk<'a> {
     /// The attribute in words; at the root, all that is evaluated.
     fn name_of(&self, path: &AttrIndex) -> String {
         match self.findings.attr(path) {
-            attr if attr.names().is_empty() => describe(self.request),
+            attr if attr.names().is_empty() => self.request.description(),
             attr => attr.to_string(),
         }
     }
