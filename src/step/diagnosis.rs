@@ -196,3 +196,140 @@ fn with_hint(failure: Failure, nix_output: &NixOutput) -> Failure {
         None => failure,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
+
+    fn drv(name: &str) -> DrvPath {
+        DrvPath::parse(&format!("/s/{HASH}-{name}.drv")).unwrap()
+    }
+
+    fn output(lines: &[&str]) -> NixOutput {
+        NixOutput::of(lines.join("\n").as_bytes())
+    }
+
+    fn failed(name: &str, how: &str) -> String {
+        format!("error: builder for '{}' failed {how}", drv(name))
+    }
+
+    #[test]
+    fn the_root_cause_is_named_and_the_steps_own_derivation_where_that_is_another() {
+        let of = |name: &str| {
+            let output = output(&[&failed(name, "with exit code 3")]);
+            of_realise(Class::Build, &drv("app"), &output, 0, "").to_string()
+        };
+        assert!(of("app").starts_with(&format!("{} failed: ", drv("app"))));
+        let needed = format!("{} failed, which {} needs: ", drv("lib"), drv("app"));
+        assert!(of("lib").starts_with(&needed), "{}", of("lib"));
+    }
+
+    #[test]
+    fn a_builder_that_was_killed_may_have_run_out_of_memory() {
+        let of = |how: &str, killed| {
+            let output = output(&[&failed("app", how)]);
+            of_realise(Class::Build, &drv("app"), &output, killed, "")
+        };
+        let killed = of("due to signal 9 (Killed)", 0);
+        assert!(
+            killed
+                .to_string()
+                .contains("as the kernel does when memory")
+        );
+        assert!(
+            killed
+                .hint
+                .unwrap()
+                .starts_with("give the build more memory")
+        );
+        let shell = of("with exit code 137", 1);
+        assert!(shell.to_string().contains("the kernel killed a process"));
+        let other = of("with exit code 1", 1);
+        assert!(!other.to_string().contains("kernel"), "{other}");
+        assert_eq!(other.hint, None);
+    }
+
+    #[test]
+    fn without_a_root_cause_the_command_and_nixs_last_message_are_repeated() {
+        let output = output(&["error: cannot connect to daemon"]);
+        let failure = of_realise(
+            Class::Infrastructure,
+            &drv("app"),
+            &output,
+            0,
+            "`nix-store` ended with status 1",
+        );
+        assert_eq!(
+            failure.to_string(),
+            format!(
+                "{} was not built: `nix-store` ended with status 1: cannot connect to daemon",
+                drv("app")
+            )
+        );
+    }
+
+    #[test]
+    fn a_signal_says_what_nothing_else_does() {
+        let failure = of_realise(Class::Signal(9), &drv("app"), &output(&[]), 0, "was killed");
+        assert!(failure.hint.unwrap().contains("signal 9"));
+        let failure = of_realise(
+            Class::Signal(15),
+            &drv("app"),
+            &output(&[]),
+            0,
+            "was killed",
+        );
+        assert_eq!(failure.hint, None);
+    }
+
+    #[test]
+    fn an_evaluation_that_needs_a_failed_build_names_both() {
+        let output = output(&[&failed("generated", "with exit code 1")]);
+        let failure = of_evaluation(Class::Build, "app of ci.nix", &output, 0, "");
+        let sentence = format!(
+            "{} failed, which the evaluation of app of ci.nix needs: ",
+            drv("generated")
+        );
+        assert!(failure.to_string().starts_with(&sentence), "{failure}");
+    }
+
+    #[test]
+    fn a_refusal_of_nixs_has_a_hint_where_its_words_are_known() {
+        for (error, part) in [
+            (
+                "fixed output derivation 'x' may not refer to other store paths",
+                "fixed output",
+            ),
+            (
+                "derivation 'x' has '__noChroot' set, but that is not allowed",
+                "__noChroot",
+            ),
+            (
+                "experimental Nix feature 'ca-derivations' is disabled",
+                "experimental-features",
+            ),
+        ] {
+            let hint = refusal_hint(error);
+            assert!(
+                hint.is_some_and(|hint| hint.contains(part)),
+                "{error}: {hint:?}"
+            );
+        }
+        assert_eq!(refusal_hint("something else"), None);
+    }
+
+    #[test]
+    fn only_the_file_of_a_drv_that_cannot_be_opened_is_a_missing_drv() {
+        let gone = "No such file or directory";
+        assert!(is_missing_drv(&format!("opening file '/s/x.drv': {gone}")));
+        assert!(is_missing_drv(&format!(
+            "opening file \"/s/x.drv\": {gone}"
+        )));
+        assert!(!is_missing_drv(&format!("opening file '/s/x': {gone}")));
+        assert!(!is_missing_drv(
+            "opening file '/s/x.drv': Permission denied"
+        ));
+    }
+}

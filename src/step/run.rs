@@ -410,3 +410,120 @@ impl<'a> StepRun<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::num::NonZeroUsize;
+    use std::rc::Rc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::nix::settings::NixSettings;
+
+    const DRV: &str = "/s/0123456789abcdfghijklmnpqrsvwxyz-x.drv";
+
+    /// What `check` finds of a step with these keys, and what the step has printed.
+    fn with_step<T>(keys: &Value, check: impl FnOnce(&mut StepRun<'_>) -> T) -> (T, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let checkout = Checkout {
+            folder: folder.path().into(),
+            confined: false,
+            no_checkout: false,
+        };
+        let host = Host {
+            state: None,
+            evaluations: NonZeroUsize::MIN,
+            recorded_only: false,
+            nix: NixSettings {
+                files: Vec::new(),
+                text: String::new(),
+                remote: String::new(),
+            },
+            temporary: folder.path().into(),
+        };
+        let request = StepRequest::read(keys.as_object().unwrap().clone(), &checkout).unwrap();
+        let printed = Rc::new(RefCell::new(Vec::new()));
+        let log = Log::to(printed.clone());
+        let mut supervisor = Supervisor::install(&log).unwrap();
+        let mut step = StepRun::new(&request, &checkout, &host, &mut supervisor, &log);
+        let found = check(&mut step);
+        let printed = String::from_utf8(printed.borrow().clone()).unwrap();
+        (found, printed)
+    }
+
+    #[test]
+    fn dead_ends_are_one_line_and_printed_once() {
+        let ((), printed) = with_step(&json!({ "drv": DRV }), |step| {
+            step.report_dead_ends();
+            step.note_dead_end("the outputs are gone");
+            step.note_dead_end("the .drv is gone");
+            step.report_dead_ends();
+            step.report_dead_ends();
+        });
+        assert_eq!(
+            printed,
+            "eval-once: the outputs are gone; the .drv is gone\n"
+        );
+    }
+
+    #[test]
+    fn a_step_without_a_record_and_without_a_default_nix_is_refused() {
+        let prepare = |keys: &Value| {
+            with_step(keys, |step| step.prepare().map_err(|failure| failure.class)).0
+        };
+        assert_eq!(prepare(&json!({})), Err(Class::Config));
+        assert_eq!(prepare(&json!({ "drv": DRV })), Ok(()));
+        assert_eq!(prepare(&json!({ "expr": "1" })), Ok(()));
+    }
+
+    #[test]
+    fn an_out_link_where_something_else_is_ends_the_step_before_any_way() {
+        let (class, _) = with_step(&json!({ "drv": DRV, "out-link": "taken" }), |step| {
+            std::fs::write(step.checkout.folder.join("taken"), "mine").unwrap();
+            step.prepare().unwrap_err().class
+        });
+        assert_eq!(class, Class::Config);
+    }
+
+    #[test]
+    fn the_report_has_the_ways_tried_and_the_one_that_led_to_the_outputs() {
+        let (report, _) = with_step(&json!({ "drv": DRV }), |step| {
+            step.begin_way(WayName::Realised, None);
+            step.end_way();
+            step.begin_way(WayName::Evaluated, Some(Reason::DrvCollected));
+            step.report(Instant::now(), &Ok(Outputs::new()), Vec::new())
+        });
+        assert_eq!(report.tried, [WayName::Realised, WayName::Evaluated]);
+        assert_eq!(report.way, Some(WayName::Evaluated));
+        assert_eq!(report.reason, Some(Reason::DrvCollected));
+        assert_eq!(report.exit, 0);
+    }
+
+    #[test]
+    fn a_raw_log_counts_builds_only_where_nix_succeeded() {
+        let output = NixOutput::of(format!("building '{DRV}'...\n").as_bytes());
+        let built = |success| {
+            let keys = json!({ "drv": DRV, "log": "raw" });
+            with_step(&keys, |step| {
+                step.count(&output, success);
+                (step.built, step.begun.len())
+            })
+            .0
+        };
+        assert_eq!(built(true), (1, 1));
+        assert_eq!(built(false), (0, 1));
+    }
+
+    #[test]
+    fn a_command_is_run_with_structured_output_unless_nixs_own_text_is_wanted() {
+        let is_structured = |log: &str| {
+            let keys = json!({ "drv": DRV, "log": log });
+            let (line, _) = with_step(&keys, |step| step.as_run(&command::version()).to_string());
+            line.contains("internal-json")
+        };
+        assert!(is_structured("pretty"));
+        assert!(!is_structured("raw"));
+    }
+}
