@@ -1,5 +1,5 @@
-//! Asking the agent for something that only Buildkite has: running its commands ([`crate::buildkite::agent`]), and saying
-//! what is wrong where one fails.
+//! Asking the Buildkite agent: running its commands ([`crate::buildkite::agent`]), and what is wrong where one fails. It does not know
+//! what they are for.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::parallel;
 use crate::supervise::{Finished, OnStop, Supervisor};
 
-/// Runs a command of the agent's that must succeed; `doing` says what for.
+/// Runs a command of the agent's that must succeed; `doing` says what it is for.
 ///
 /// # Errors
 /// Buildkite cannot be reached, or does not do it (75); there is no `buildkite-agent` (69); a signal asked us to end.
@@ -22,14 +22,14 @@ pub fn ask(
     line: &CommandLine,
     doing: &str,
 ) -> Result<Finished, Failure> {
-    let (finished, said) = run(supervisor, line)?;
+    let (finished, stderr) = run(supervisor, line)?;
     if finished.ending.success() {
         return Ok(finished);
     }
-    Err(unreachable(line, &finished, &said, doing))
+    Err(unreachable(line, &finished, &stderr, doing))
 }
 
-/// Runs a command of the agent's, however that ends, and gives what it says on standard error.
+/// Runs a command of the agent's, however that ends, and returns what it prints on standard error.
 ///
 /// # Errors
 /// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end.
@@ -37,22 +37,22 @@ pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished,
     let ran = parallel::all(supervisor, std::slice::from_ref(line), None);
     let ran = ran.map_err(|failure| match failure.class {
         Class::MissingProgram => failure
-            .hint("in a job the agent puts it on PATH; elsewhere, --dry-run prints the pipeline"),
+            .hint("run it in a job, where the agent puts buildkite-agent on PATH; elsewhere, --dry-run prints the pipeline"),
         _ => failure,
     })?;
     let mut ran = ran.into_iter();
     ran.next().ok_or_else(|| {
         Failure::new(
             Class::Bug,
-            format_args!("`{line}` was run, and did not end"),
+            format_args!("`{line}` has run without an ending"),
         )
     })
 }
 
-/// A folder below `temporary` for files that go with it.
+/// A folder below `temporary`, which is removed with this value.
 ///
 /// # Errors
-/// There can be none (75).
+/// It cannot be made (75).
 pub fn folder(temporary: &Path) -> Result<TempDir, Failure> {
     TempDir::new_in(temporary).classify(Class::Infrastructure, || {
         "cannot make a temporary folder".into()
@@ -71,7 +71,7 @@ pub fn write(file: &Path, text: &str) -> Result<(), Failure> {
         })
 }
 
-/// Keeps `text` as an artifact of this name, by way of a file below `temporary`.
+/// Uploads `text` as an artifact of this name, by way of a file below `temporary`.
 ///
 /// # Errors
 /// As [`ask`].
@@ -84,7 +84,7 @@ pub fn keep_artifact(
     let folder = folder(temporary)?;
     write(&folder.path().join(name), text)?;
     let line = agent::upload_artifact(folder.path(), name);
-    ask(supervisor, &line, "keep an artifact").map(drop)
+    ask(supervisor, &line, "upload an artifact").map(drop)
 }
 
 /// Annotates the build with this Markdown, in place of what had the same `context`, by way of a file below `temporary`.
@@ -137,19 +137,19 @@ pub fn set_environment(
         .map_err(|failure| failure.hint("start the agent without --no-job-api"))
 }
 
-/// The failure of a command that did not succeed, with the last line of what it `said`.
+/// The failure of a command that did not succeed, with the last line of its `stderr`.
 #[must_use]
-pub fn unreachable(line: &CommandLine, finished: &Finished, said: &str, doing: &str) -> Failure {
-    let last = last_line(said).unwrap_or_default();
+pub fn unreachable(line: &CommandLine, finished: &Finished, stderr: &str, doing: &str) -> Failure {
+    let last = last_line(stderr).unwrap_or_default();
     Failure::new(
         Class::Infrastructure,
         format_args!("cannot {doing}: `{line}` {}: {last}", finished.ending),
     )
-    .hint("can this host reach Buildkite? The job can be retried: it goes on where it was")
+    .hint("check that this host can reach Buildkite, then retry the job: it continues where it stopped")
 }
 
-/// The last line of what a command has `said`, which says why it failed; none where it has said nothing.
+/// The last line of what a command has printed, which says why it failed; none where it has printed nothing.
 #[must_use]
-pub fn last_line(said: &str) -> Option<&str> {
-    said.lines().map(str::trim).rfind(|line| !line.is_empty())
+pub fn last_line(stderr: &str) -> Option<&str> {
+    stderr.lines().map(str::trim).rfind(|line| !line.is_empty())
 }

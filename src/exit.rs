@@ -1,45 +1,45 @@
-//! What a failure means to whoever retries: its class, and the exit status of that class.
+//! What a failure means for a retry: its class, and the exit status of that class.
 //!
-//! Users write `retry:` and `soft_fail:` on these numbers, so they are a contract. Everything in the program that can
-//! fail for a reason of the user's says so as a [`Failure`]; the number is made in one place, [`Class::status`].
-//! This module does not know Nix: how an ending of Nix becomes a class is [`crate::nix::class`]'s decision.
+//! Users write `retry:` and `soft_fail:` rules on these numbers, so they are a contract. Whatever in the program can fail for a
+//! reason that a user can act on returns a [`Failure`]; [`Class::status`] alone turns it into a number. This module does not
+//! know Nix: [`crate::nix::class`] decides the class of a Nix program's failure.
 
 use std::fmt;
 
-/// Why something failed, in the terms of someone who decides whether to try again.
+/// Why something failed, in terms that decide whether to retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// A builder failed, also one that evaluation needed.
+    /// A builder failed, perhaps one that the evaluation needed.
     Build,
     /// `timeout` or `max-silent-time` ran out.
     Timeout,
-    /// A fixed output had another hash than it promised.
+    /// Hash mismatch of a fixed output.
     Hash,
     /// Several of the classes above at once.
     Mixed,
-    /// A rebuild made for comparison gave something else.
+    /// An output is not reproducible: a second build, made for comparison, gave another.
     Nondeterministic,
     /// The configuration is wrong, or the out-link cannot be made. Nothing was built.
     Config,
     /// The Nix expression does not evaluate.
     Evaluation,
-    /// A program that is needed is not there.
+    /// A program that is needed is missing.
     MissingProgram,
     /// A bug of ours.
     Bug,
-    /// The surroundings failed (daemon, disk, network): worth retrying.
+    /// Infrastructure failure (daemon, disk, network, Buildkite): safe to retry.
     Infrastructure,
-    /// Evaluating again gave another `.drv`, and the user asked for that to fail.
+    /// The evaluation gave another `.drv` than was recorded, and `on-drift: fail` is set.
     Drift,
-    /// We were stopped by this signal, or Nix was killed by it.
+    /// This signal stopped us, or killed Nix.
     Signal(i32),
 }
 
 impl Class {
     /// The exit status of this class.
     ///
-    /// 64–75 are `sysexits.h`'s, 100–104 are Nix's own, 128 + n is the shells'. Never 94, 125 or 255: the agent
-    /// gives those meanings of its own.
+    /// 64–75 are `sysexits.h`'s, 100–104 are Nix's own, 128 + n is the shells'. Never 94, 125 or 255, which mean something to
+    /// the agent.
     #[must_use]
     pub fn status(self) -> u8 {
         match self {
@@ -54,7 +54,7 @@ impl Class {
             Self::Hash => 102,
             Self::Mixed => 103,
             Self::Nondeterministic => 104,
-            // Signals are numbered from 1 to 64 at most.
+            // Signals have the numbers 1 to 64 at most.
             Self::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX - 1),
         }
     }
@@ -78,77 +78,75 @@ impl Class {
         }
     }
 
-    /// What happened to a target that ended so, as a verb with what belongs to it.
+    /// What happened to a target that failed with this class, as a verb with its object.
     #[must_use]
     fn verb(self) -> &'static str {
         match self {
             Self::Build | Self::Mixed => "failed",
-            Self::Timeout => "took too long",
-            Self::Hash => "has another hash than it promises",
-            Self::Nondeterministic => "is another when it is built again",
+            Self::Timeout => "timed out",
+            Self::Hash => "has a hash mismatch",
+            Self::Nondeterministic => "is not reproducible",
             Self::Config => "is refused",
             Self::Evaluation => "does not evaluate",
-            Self::MissingProgram => "needs a program that is not there",
-            Self::Bug => "met a bug in eval-once",
-            Self::Infrastructure => "met an infrastructure failure",
-            Self::Drift => "is not what was recorded",
-            Self::Signal(_) => "was ended by a signal",
+            Self::MissingProgram => "needs a program that is missing",
+            Self::Bug => "hit a bug in eval-once",
+            Self::Infrastructure => "hit an infrastructure failure",
+            Self::Drift => "differs from what was recorded",
+            Self::Signal(_) => "was stopped by a signal",
         }
     }
 
-    /// What has happened, and whether trying again can help, in one sentence.
+    /// What happened, and whether a retry can help, in one sentence.
     #[must_use]
     fn in_a_sentence(self) -> &'static str {
         match self {
-            Self::Build => {
-                "It could not be built; trying again helps only where it fails by chance."
-            }
+            Self::Build => "The build failed; retrying only helps if the build is flaky.",
             Self::Timeout => {
-                "A time limit ran out; trying again helps only where the host was busier than usual."
+                "A time limit ran out; retrying only helps if the host was busier than usual."
             }
             Self::Hash => {
-                "What was fetched is not what its hash promises; trying again helps only where the server was wrong for a moment."
+                "Hash mismatch; retrying only helps if the server sent something wrong this once."
             }
             Self::Mixed => {
-                "Several derivations failed in different ways; trying again helps only where they fail by chance."
+                "Several derivations failed in different ways; retrying only helps if the builds are flaky."
             }
             Self::Nondeterministic => {
-                "Building twice gave two results; trying again tells nothing new."
+                "The build is not reproducible: a second build gave other outputs; retrying cannot help."
             }
-            Self::Config => "What the step asks for is refused; trying again cannot help.",
-            Self::Evaluation => "The Nix expression does not evaluate; trying again cannot help.",
+            Self::Config => "The configuration is refused; retrying cannot help.",
+            Self::Evaluation => "The Nix expression does not evaluate; retrying cannot help.",
             Self::MissingProgram => {
-                "A program is not there on this host; trying again helps only on another host."
+                "A program is missing on this host; retrying only helps on another host."
             }
             Self::Bug => "This is a bug in eval-once; please report it.",
             Self::Infrastructure => {
-                "What the build stands on failed (daemon, disk, network, Buildkite); trying again is worth it."
+                "Infrastructure failure (safe to retry): daemon, disk, network or Buildkite."
             }
             Self::Drift => {
-                "Evaluating gave another derivation than was recorded; trying again cannot help, recording again can."
+                "The evaluation gave another derivation than was recorded; retrying cannot help, recording again can."
             }
-            Self::Signal(_) => "A signal ended it; trying again is worth it.",
+            Self::Signal(_) => "A signal stopped it (safe to retry).",
         }
     }
 }
 
-/// A failure that is told to the user: its class, what happened, and what to do about it where that is known.
+/// A failure that is reported to the user: its class, what happened, and what to do about it where that is known.
 #[derive(Debug)]
 pub struct Failure {
-    /// What it means to whoever retries.
+    /// What it means for a retry.
     pub class: Class,
-    /// What happened: the outermost context says what we were doing, the innermost what the system said.
+    /// What happened: the outermost context says what we were doing, the innermost is the system's error.
     pub error: anyhow::Error,
     /// What to do next, as one sentence.
     pub hint: Option<String>,
-    /// What has happened, and whether trying again can help, where that is not as for all of its class.
+    /// What happened, and whether a retry can help, in one sentence, where the one of its class does not fit.
     pub meaning: Option<&'static str>,
-    /// What happened to the target, as a verb, where that is not as for all of its class.
+    /// What happened to the target, as a verb, where the one of its class does not fit.
     pub verb: Option<&'static str>,
 }
 
 impl Failure {
-    /// A failure of `class` that is told in the words of `message`.
+    /// A failure of `class` with this `message`.
     pub fn new(class: Class, message: impl fmt::Display) -> Self {
         Self {
             class,
@@ -159,7 +157,7 @@ impl Failure {
         }
     }
 
-    /// What has happened, and whether trying again can help, in one sentence.
+    /// What happened, and whether a retry can help, in one sentence.
     #[must_use]
     pub fn in_a_sentence(&self) -> &'static str {
         self.meaning.unwrap_or(self.class.in_a_sentence())
@@ -174,7 +172,7 @@ impl Failure {
         }
     }
 
-    /// The same failure with what it means in particular.
+    /// The same failure with a sentence of its own on what it means for a retry.
     #[must_use]
     pub fn meaning(self, meaning: &'static str) -> Self {
         Self {
@@ -189,7 +187,7 @@ impl Failure {
         self.verb.unwrap_or(self.class.verb())
     }
 
-    /// The same failure with another verb: a value that evaluates to something else does evaluate.
+    /// The same failure with a verb of its own: a value that is no derivation *does* evaluate.
     #[must_use]
     pub fn called(self, verb: &'static str) -> Self {
         Self {
@@ -198,7 +196,7 @@ impl Failure {
         }
     }
 
-    /// The same failure with a hint for the reader of a CI log, who cannot ask back.
+    /// The same failure with a hint on what to do next.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self {
@@ -240,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_status_has_a_meaning_of_the_agents() {
+    fn no_status_is_one_of_the_agents() {
         use Class::{
             Bug, Build, Config, Drift, Evaluation, Hash, Infrastructure, MissingProgram, Mixed,
             Nondeterministic, Timeout,

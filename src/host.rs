@@ -1,5 +1,5 @@
-//! This host: its settings, which no pipeline chooses, and what of it a failure may be due to (memory that ran out, a full disk,
-//! a missing folder).
+//! This host: its settings, which no pipeline chooses, and the conditions that a failure may be due to (memory that ran out, a
+//! full disk, a missing folder).
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -9,26 +9,26 @@ use unix::sys::statvfs::statvfs;
 use crate::exit::{Class, Failure};
 use crate::nix::settings::NixSettings;
 
-/// Below this many bytes that are free a disk is said to be low: an output of ordinary size may not fit.
+/// A disk with fewer free bytes than this is low: an output of ordinary size may not fit.
 const LOW: u64 = 2 << 30;
 
 /// The settings of this host, which no step chooses.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// Where the state folder is or shall be; none where nobody knows a home.
+    /// Where the state folder is or will be; none where neither a setting nor a home folder says so.
     pub state: Option<PathBuf>,
-    /// How many steps may evaluate at once.
+    /// How many evaluation slots there are: so many steps may evaluate at once.
     pub evaluations: NonZeroUsize,
-    /// A step never evaluates (`EVAL_ONCE_POLICY=recorded-only`).
+    /// Whether steps never evaluate (`EVAL_ONCE_POLICY=recorded-only`).
     pub recorded_only: bool,
-    /// Where Nix's settings are.
+    /// Nix's settings, as far as its configuration files have them.
     pub nix: NixSettings,
     /// Where temporary files are made (`TMPDIR`).
     pub temporary: PathBuf,
 }
 
-/// How many processes the kernel has killed on this host for want of memory, since it was started: `oom_kill` in
-/// `/proc/vmstat` (since Linux 4.13). None where there is no such number (macOS).
+/// How many processes the kernel has killed on this host because memory ran out, since it was booted: `oom_kill` in
+/// `/proc/vmstat` (since Linux 4.13). None on macOS.
 #[must_use]
 pub fn killed_for_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/vmstat").ok()?;
@@ -36,7 +36,7 @@ pub fn killed_for_memory() -> Option<u64> {
     number?.trim().parse().ok()
 }
 
-/// What is low on the disk that holds `folder`, in words; none where nothing is, or nobody knows.
+/// What is free on the disk that holds `folder`, in words, where that is little; none also where it is not known.
 #[must_use]
 pub fn low_on_disk(folder: &Path) -> Option<String> {
     let disk = statvfs(folder).ok()?;
@@ -51,25 +51,25 @@ pub fn low_on_disk(folder: &Path) -> Option<String> {
     }
 }
 
-/// The failure where the `folder` for temporary files is not there, and Nix says so of a path in it: no fault of an expression. An
-/// evaluation needs that folder to fetch (2.8) and to build, and mostly not at all; a daemon has its own.
+/// The failure where the `folder` for temporary files is missing and Nix's `message` names a path in it: no evaluation error. An
+/// evaluation needs that folder only to fetch (2.8) and to build; a daemon has its own.
 #[must_use]
 pub fn no_temporary_folder(folder: &Path, message: &str) -> Option<Failure> {
     let path = folder.to_string_lossy();
-    // 2.34 has other quotes.
+    // 2.34 uses other quotes.
     let named = ['\'', '"']
         .iter()
         .any(|quote| message.contains(&format!("{quote}{path}")));
     (named && !folder.is_dir()).then(|| {
         Failure::new(
             Class::Infrastructure,
-            format_args!("TMPDIR is {path}, which is no folder: {message}"),
+            format_args!("TMPDIR is {path}, which is not a folder: {message}"),
         )
-        .hint("make that folder, or let TMPDIR name one that is there")
+        .hint("make that folder, or set TMPDIR to one that exists")
     })
 }
 
-/// A number of the system's: on Linux it has 64 bits, on macOS some have 32.
+/// A number from the system: 64 bits on Linux, for some of them 32 on macOS.
 fn number(number: impl Into<u64>) -> u64 {
     number.into()
 }

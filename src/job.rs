@@ -129,10 +129,12 @@ impl HookedJob {
             return Ok(0);
         }
         if ours == Ours::Itself {
-            log.say(format_args!(
-                "the job's command is this {} itself: it is not run again, and its flags are ignored",
-                task.noun()
-            ));
+            if has_flags(&job.command) {
+                log.say(format_args!(
+                    "the flags of the job's command are ignored: this hook has run the {} already",
+                    task.noun()
+                ));
+            }
             return Ok(0);
         }
         log.group(format_args!("running the {} own command", task.owner()));
@@ -153,8 +155,12 @@ pub fn step(
     log: &Log,
 ) -> Result<u8, Failure> {
     let done = step::perform(order, &mut supervisor, log)?;
-    for (name, path) in &done.outputs {
-        log.say(format_args!("{name}: {path}"));
+    let outputs = done.outputs.iter();
+    let outputs: Vec<String> = outputs
+        .map(|(name, path)| format!("{name}: {path}"))
+        .collect();
+    if !outputs.is_empty() {
+        log.say(outputs.join(", "));
     }
     if !done.command {
         return Ok(0);
@@ -173,6 +179,7 @@ pub fn recording(
     mut supervisor: Supervisor,
     log: &Log,
 ) -> Result<u8, Failure> {
+    order.open_group(log);
     recording::perform(order, &mut supervisor, log)?;
     job.job.environment.retain(|(name, _)| !is_for_us(name));
     job.become_own_command(supervisor, log)
@@ -198,6 +205,15 @@ fn is_blank(command: &OsStr) -> bool {
     String::from_utf8_lossy(command.as_bytes())
         .trim()
         .is_empty()
+}
+
+/// Whether a command of ours is more than the program and its subcommand.
+fn has_flags(command: &OsStr) -> bool {
+    command
+        .to_string_lossy()
+        .split_whitespace()
+        .nth(2)
+        .is_some()
 }
 
 /// A command on our own command line, after `--`.

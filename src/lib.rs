@@ -93,7 +93,6 @@ pub mod counts;
 pub mod environment;
 pub mod evaluation_keys;
 pub mod exit;
-pub mod flake_settings;
 pub mod host;
 pub mod job;
 pub mod keys;

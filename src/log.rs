@@ -1,10 +1,11 @@
-//! Everything that is printed in a job's log: our own lines, each behind the program's name, and what Nix says, on its way through.
+//! Everything that is printed to a job's log: our own lines, each behind the program's name, and the output of Nix.
 //!
-//! *Architecture invariant:* nothing else writes to standard error while something runs. So a test can hold all of it, and what
-//! a terminal or Buildkite would take for more than text is taken out in one place.
+//! *Architecture invariant:* nothing else writes to standard error while something runs, `--report /dev/stderr` apart. So a test
+//! can hold all of it, and one place removes what a terminal or Buildkite would take for more than text.
 //!
-//! Nothing here fails: a log that cannot be written any more (a closed terminal, a full disk) is no reason to stop a build.
+//! Nothing here fails: a log that cannot be written (a closed terminal, a full disk) is no reason to stop a build.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt::{self, Display};
 use std::io::{self, Write};
@@ -13,14 +14,25 @@ use std::rc::Rc;
 use crate::exit::Failure;
 use crate::text::{KeepEscapes, tamed};
 
-/// Where our lines go, and how much is said. A clone writes to the same place.
+const RED: &str = "\u{1b}[31;1m";
+const PLAIN: &str = "\u{1b}[0m";
+
+/// The words that say how to take a message, with the colours that cargo gives them (and Nix `error:`).
+const COLOURS: [(&str, &str); 4] = [
+    ("error:", RED),
+    ("failed", RED),
+    ("warning:", "\u{1b}[33;1m"),
+    ("hint:", "\u{1b}[36;1m"),
+];
+
+/// Where our lines go, and which of them are printed. A clone writes to the same place.
 #[derive(Clone)]
 pub struct Log {
-    /// Also say which commands are run (`EVAL_ONCE_LOG=debug`).
+    /// Debug messages are printed: which commands are run (`EVAL_ONCE_LOG=debug`).
     pub debug: bool,
-    /// Standard error is a person's terminal, and no job's log.
+    /// Standard error is a person's terminal, not a job's log.
     pub terminal: bool,
-    /// Colours are shown: on a terminal, and in a job's log, which Buildkite gives a terminal of its own.
+    /// Colours are printed: standard error is a terminal. The agent gives a job one, unless it runs with `--no-pty`.
     pub colours: bool,
     sink: Rc<RefCell<dyn Write>>,
 }
@@ -53,29 +65,35 @@ impl Log {
         }
     }
 
-    /// Says something the reader of a log wants to know of every step.
+    /// Prints a message behind our name. A word that says how to take the message has its colour, where there are colours.
     pub fn say(&self, message: impl Display) {
         let message = message.to_string();
         let (first, rest) = message.split_once('\n').unwrap_or((&message, ""));
-        self.plain(format_args!("eval-once: {first}"));
+        let first = tamed(first, KeepEscapes::Nothing);
+        let word = first.split(' ').next().unwrap_or_default();
+        let after = &first[word.len()..];
+        self.write(format!("eval-once: {}{after}\n", self.painted(word)).as_bytes());
         for line in rest.lines() {
-            // At the beginning of a line these open, close or name a group in a job's log.
-            let marks = ["---", "+++", "~~~", "^^^"];
-            let before = if marks.iter().any(|mark| line.starts_with(mark)) {
-                " "
-            } else {
-                ""
-            };
+            let before = if is_group_mark(line) { " " } else { "" };
             self.plain(format_args!("{before}{line}"));
         }
     }
 
-    /// Says something that is not as it should be but stops nothing.
+    /// One of the words that say how to take a message (`failed`, `hint:`), in its colour; any other word as it is.
+    #[must_use]
+    pub fn painted<'w>(&self, word: &'w str) -> Cow<'w, str> {
+        match COLOURS.iter().find(|(painted, _)| *painted == word) {
+            Some((_, colour)) if self.colours => format!("{colour}{word}{PLAIN}").into(),
+            _ => word.into(),
+        }
+    }
+
+    /// Prints a warning: something is wrong, but stops nothing.
     pub fn warn(&self, message: impl Display) {
         self.say(format_args!("warning: {message}"));
     }
 
-    /// Says something that only helps to find out why eval-once did what it did.
+    /// Prints a message that only helps to find out what eval-once does, and why.
     pub fn debug(&self, message: impl Display) {
         if self.debug {
             self.say(format_args!("debug: {message}"));
@@ -87,14 +105,27 @@ impl Log {
         self.plain(format_args!("--- eval-once: {heading}"));
     }
 
-    /// Opens the group that was begun last, also where others come after it.
+    /// Begins a group that shows a failure: its heading has the colour of one.
+    pub fn failed_group(&self, heading: impl Display) {
+        let heading = heading.to_string();
+        let tame = tamed(&heading, KeepEscapes::Nothing);
+        let (colour, plain) = if self.colours { (RED, PLAIN) } else { ("", "") };
+        self.write(format!("--- eval-once: {colour}{tame}{plain}\n").as_bytes());
+    }
+
+    /// Begins a group under this title alone, as where it is all that a job does: `:nix: recording`.
+    pub fn heading(&self, title: impl Display) {
+        self.plain(format_args!("--- {title}"));
+    }
+
+    /// Opens the group that was begun last: it stays open where others come after it.
     pub fn open_group(&self) {
         self.plain("^^^ +++");
     }
 
-    /// Writes a line that is part of something larger, without our name before it.
+    /// Prints a line that is part of something larger, without our name before it.
     pub fn plain(&self, line: impl Display) {
-        // What repositories choose is in many of our lines: names of attributes, messages of Nix.
+        // Many of our lines hold text that repositories choose: names of attributes, messages of Nix.
         let line = line.to_string();
         let tame: Vec<_> = line
             .split('\n')
@@ -103,7 +134,7 @@ impl Log {
         self.write(format!("{}\n", tame.join("\n")).as_bytes());
     }
 
-    /// Says why we end without success, once, at the very end.
+    /// Prints the failure that the program ends with, and its hint.
     pub fn failure(&self, failure: &Failure) {
         self.say(format_args!("error: {failure}"));
         if let Some(hint) = &failure.hint {
@@ -111,17 +142,100 @@ impl Log {
         }
     }
 
-    /// Passes on what a program says, byte for byte.
+    /// Passes the output of a program on, byte for byte.
     pub fn pass_on(&self, bytes: &[u8]) {
         self.write(bytes);
     }
 
-    /// Replaces the line that a terminal shows last; nothing takes it away.
+    /// Replaces the line that a terminal shows last; an empty line removes it.
     pub fn replace_line(&self, line: impl Display) {
         self.write(format!("\r\x1b[K{line}").as_bytes());
     }
 
     fn write(&self, bytes: &[u8]) {
         let _ = self.sink.borrow_mut().write_all(bytes);
+    }
+}
+
+/// Whether Buildkite would take a line for one that opens, closes or names a group, once its escape sequences are gone.
+#[must_use]
+pub fn is_group_mark(line: &str) -> bool {
+    let plain = tamed(line, KeepEscapes::Nothing);
+    ["---", "+++", "~~~", "^^^"]
+        .iter()
+        .any(|mark| plain.starts_with(mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Class;
+
+    /// What `print` writes to a log.
+    fn written(print: impl FnOnce(&Log)) -> String {
+        let sink = Rc::new(RefCell::new(Vec::new()));
+        print(&Log::to(sink.clone()));
+        String::from_utf8(sink.take()).unwrap()
+    }
+
+    #[test]
+    fn a_heading_has_no_name_before_it() {
+        assert_eq!(
+            written(|log| log.heading(":nix: recording")),
+            "--- :nix: recording\n"
+        );
+    }
+
+    #[test]
+    fn the_first_line_of_a_message_has_our_name_and_no_line_opens_a_group() {
+        assert_eq!(
+            written(|log| log.say("a\n+++ b\n  c\n\u{1b}[31m--- d")),
+            "eval-once: a\n +++ b\n  c\n --- d\n"
+        );
+    }
+
+    #[test]
+    fn a_word_that_says_how_to_take_a_message_has_its_colour_where_there_are_colours() {
+        let print = |log: &Log| {
+            log.warn("a hint: b");
+            log.failure(&Failure::new(Class::Build, "\u{1b}[32mc").hint("d"));
+            log.failed_group("e failed\u{7}");
+            log.say("failed (build)\nfailed");
+        };
+        let coloured = |log: &Log| {
+            print(&Log {
+                colours: true,
+                ..log.clone()
+            });
+        };
+        assert_eq!(
+            written(print),
+            "eval-once: warning: a hint: b\neval-once: error: c\neval-once: hint: d\n--- eval-once: e failed\n\
+             eval-once: failed (build)\nfailed\n"
+        );
+        assert_eq!(
+            written(coloured),
+            "eval-once: \u{1b}[33;1mwarning:\u{1b}[0m a hint: b\neval-once: \u{1b}[31;1merror:\u{1b}[0m c\n\
+             eval-once: \u{1b}[36;1mhint:\u{1b}[0m d\n--- eval-once: \u{1b}[31;1me failed\u{1b}[0m\n\
+             eval-once: \u{1b}[31;1mfailed\u{1b}[0m (build)\nfailed\n"
+        );
+    }
+
+    #[test]
+    fn a_debug_message_is_written_only_where_it_is_asked_for() {
+        assert_eq!(written(|log| log.debug("x")), "");
+        let debug = |log: &Log| {
+            Log {
+                debug: true,
+                ..log.clone()
+            }
+            .debug("x");
+        };
+        assert_eq!(written(debug), "eval-once: debug: x\n");
+    }
+
+    #[test]
+    fn what_a_program_prints_is_passed_on_byte_for_byte() {
+        assert_eq!(written(|log| log.pass_on(b"\x1b[1m a\r")), "\u{1b}[1m a\r");
     }
 }

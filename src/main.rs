@@ -41,6 +41,7 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
             return job::step(order, job, Supervisor::install(log)?, log);
         }
         Invocation::Pipeline(order) => {
+            order.open_group(log);
             let pipeline = recording::perform(*order, &mut Supervisor::install(log)?, log)?;
             print(pipeline.unwrap_or_default())?;
         }
@@ -72,6 +73,7 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
         )?,
         Invocation::Completions(shell) => print(options::completions(shell))?,
         Invocation::Message(message, status) => {
+            // clap prints it: it knows by itself where to, and whether in colour. Nothing else runs then.
             let _ = message.print();
             return Ok(status);
         }

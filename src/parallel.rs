@@ -1,4 +1,4 @@
-//! Several programs at once, of which only the ending, the output and what they say are of interest. It does not know what they are.
+//! Several programs in parallel, of which only the ending and the output matter. Which programs they are is not known here.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use crate::exit::Failure;
 use crate::supervise::{Finished, OnStop, Running, Supervisor};
 use crate::text::without_escapes;
 
-/// How long a program gets to end after it was told to.
+/// How long a program gets to end after TERM.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// Runs all of these at once, and stops those that have not ended `until` then. Each comes back, in their order, with how it ended
-/// and what it said on standard error.
+/// Runs all of these at once, and stops those that still run at `until`. Each is returned, in their order, with its ending and
+/// its standard error.
 ///
 /// # Errors
 /// A program is missing (69), or cannot be started (75); a signal asked us to end (128 + n).
@@ -21,37 +21,37 @@ pub fn all(
     until: Option<Instant>,
 ) -> Result<Vec<(Finished, String)>, Failure> {
     let mut ran: Vec<_> = lines.iter().map(|_| None).collect();
-    let within = Within {
+    let limits = Limits {
         at_once: lines.len(),
         until,
-        ..Within::default()
+        ..Limits::default()
     };
-    run(supervisor, lines, &within, |number, finished, said| {
-        ran[number] = Some((finished, said));
+    run(supervisor, lines, &limits, |number, finished, stderr| {
+        ran[number] = Some((finished, stderr));
         Ok(())
     })?;
     Ok(ran.into_iter().flatten().collect())
 }
 
-/// Runs these, never more than `at_once` of them at a time and never fewer while some are left. `ended` is given each when it has
-/// ended by itself: its number, how it ended, and what it said on standard error.
+/// Runs these, always `at_once` of them at a time while that many remain. `ended` gets each that ends by itself: its number, its
+/// ending and its standard error.
 ///
 /// # Errors
-/// As [`all`]; or what `ended` says: then those that still run are killed.
+/// As [`all`]; or the error that `ended` returns: then those that still run are killed.
 pub fn each(
     supervisor: &mut Supervisor,
     lines: &[CommandLine],
     at_once: usize,
     ended: impl FnMut(usize, Finished, String) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let within = Within {
+    let limits = Limits {
         at_once,
-        ..Within::default()
+        ..Limits::default()
     };
-    run(supervisor, lines, &within, ended)
+    run(supervisor, lines, &limits, ended)
 }
 
-/// The same; but one that has not ended after `patience` is stopped, and given to `ended` too.
+/// As [`each`]; but one that still runs after `patience` is stopped, and passed to `ended` as well.
 ///
 /// # Errors
 /// As [`each`].
@@ -62,30 +62,30 @@ pub fn each_within(
     patience: Duration,
     ended: impl FnMut(usize, Finished, String) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let within = Within {
+    let limits = Limits {
         at_once,
         patience: Some(patience),
-        ..Within::default()
+        ..Limits::default()
     };
-    run(supervisor, lines, &within, ended)
+    run(supervisor, lines, &limits, ended)
 }
 
-/// Within what several programs run.
+/// The limits of several programs.
 #[derive(Debug, Default)]
-struct Within {
-    /// How many of them at a time.
+struct Limits {
+    /// How many of them run at a time.
     at_once: usize,
-    /// When those are stopped that have not ended.
+    /// When those that still run are stopped.
     until: Option<Instant>,
-    /// How long each may take.
+    /// How long each may run.
     patience: Option<Duration>,
 }
 
-/// What is known of a program that runs.
+/// A program that runs: what is known of it beside its process.
 #[derive(Debug)]
-struct About {
+struct Details {
     number: usize,
-    said: Vec<u8>,
+    stderr: Vec<u8>,
     /// When it is stopped.
     until: Option<Instant>,
 }
@@ -93,52 +93,52 @@ struct About {
 fn run(
     supervisor: &mut Supervisor,
     lines: &[CommandLine],
-    within: &Within,
+    limits: &Limits,
     mut ended: impl FnMut(usize, Finished, String) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let mut running: Vec<Running> = Vec::new();
-    // Of each that runs.
-    let mut about: Vec<About> = Vec::new();
+    // In the order of `running`.
+    let mut details: Vec<Details> = Vec::new();
     let mut left = lines.iter().enumerate();
     loop {
-        while running.len() < within.at_once.max(1) && !supervisor.is_stopped() {
+        while running.len() < limits.at_once.max(1) && !supervisor.is_stopped() {
             let Some((number, line)) = left.next() else {
                 break;
             };
             running.push(supervisor.start(line, OnStop::TermThenKill)?);
-            let patience = within.patience.map(|patience| Instant::now() + patience);
-            about.push(About {
+            let patience = limits.patience.map(|patience| Instant::now() + patience);
+            details.push(Details {
                 number,
-                said: Vec::new(),
-                until: patience.into_iter().chain(within.until).min(),
+                stderr: Vec::new(),
+                until: patience.into_iter().chain(limits.until).min(),
             });
         }
         if running.is_empty() {
             return supervisor.check();
         }
         let now = Instant::now();
-        for (one, about) in running.iter_mut().zip(&about) {
-            let is_late = about.until.is_some_and(|until| now >= until);
+        for (one, details) in running.iter_mut().zip(&details) {
+            let is_late = details.until.is_some_and(|until| now >= until);
             if is_late && !one.is_stopping() {
                 one.stop(GRACE);
             }
         }
-        // Once one is being stopped there is nothing more to wait for but its end.
-        let waited_for = running.iter().zip(&about);
+        // A program that is being stopped has no further limit: only its end is awaited.
+        let waited_for = running.iter().zip(&details);
         let until = waited_for
             .filter(|(one, _)| !one.is_stopping())
-            .filter_map(|(_, about)| about.until)
+            .filter_map(|(_, details)| details.until)
             .min();
         supervisor.watch(&mut running, until, |at, bytes| {
-            about[at].said.extend(bytes);
+            details[at].stderr.extend(bytes);
         })?;
         while let Some(at) = running.iter().position(|one| one.ended.is_some()) {
             let finished = running.swap_remove(at).finished();
-            let About { number, said, .. } = about.swap_remove(at);
-            // How one ended that had to is nothing to tell.
+            let Details { number, stderr, .. } = details.swap_remove(at);
+            // After a signal, the endings are of our own doing.
             if supervisor.check().is_ok() {
-                let said = without_escapes(&String::from_utf8_lossy(&said));
-                ended(number, finished, said)?;
+                let stderr = without_escapes(&String::from_utf8_lossy(&stderr));
+                ended(number, finished, stderr)?;
             }
         }
     }

@@ -1,7 +1,7 @@
-//! The host's state folder: turns to evaluate, and roots that must outlive a process or go with it.
+//! The host's state folder: evaluation slots, and GC roots that outlive a process or end with it.
 //!
-//! All steps of a host share it, and any of them may be killed at any time. So nothing here needs an orderly end: a turn is
-//! a lock that the kernel gives back, and what a killed step left is swept by the next one.
+//! All steps of a host share it, and any of them may be killed at any time. So nothing here needs an orderly end: an evaluation
+//! slot is a lock that the kernel releases, and the next step removes the folders of a killed one.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
@@ -18,22 +18,25 @@ pub struct StateFolder {
     folder: PathBuf,
 }
 
-/// A turn to evaluate. It is over when this is dropped, or its process dies.
+/// An evaluation slot. It is free again when this is dropped, or its process dies.
 #[derive(Debug)]
 pub struct EvaluationSlot(#[expect(dead_code, reason = "holds a lock")] File);
 
-/// A folder for roots that go with their process: when this is dropped, or by the next step's sweep.
+/// A folder for GC roots that end with their process: when this is dropped, or when the next step sweeps.
 #[derive(Debug)]
 pub struct Roots {
     folder: TempDir,
-    #[expect(dead_code, reason = "holds a lock, by which others see that we live")]
+    #[expect(
+        dead_code,
+        reason = "holds a lock, which shows other processes that this one lives"
+    )]
     lock: File,
 }
 
-/// How long the outputs of a step without an out-link are kept.
-const OUTPUTS_ARE_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the GC roots of a step without an out-link last.
+const OUTPUTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A folder without a lock may be one whose owner has not come to locking it.
+/// How long a folder may be without a lock: its owner may not have locked it yet.
 const TIME_TO_LOCK: Duration = Duration::from_secs(60);
 
 impl StateFolder {
@@ -42,9 +45,9 @@ impl StateFolder {
     /// # Errors
     /// It cannot be made, or nothing can be made in it.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        // Nix prints paths below it, one on each line.
+        // Nix prints paths below it, one a line.
         if folder.as_os_str().as_bytes().contains(&b'\n') {
-            return Err(io::Error::other("its name holds a line break"));
+            return Err(io::Error::other("its name contains a line break"));
         }
         for part in ["turns", "roots", "outputs", "pins"] {
             DirBuilder::new()
@@ -57,14 +60,14 @@ impl StateFolder {
         })
     }
 
-    /// A turn to evaluate, or none where `turns` steps have theirs already.
+    /// An evaluation slot, or none where all of these `slots` are in use.
     ///
     /// # Errors
     /// The locks cannot be made.
-    pub fn try_turn(&self, turns: usize) -> io::Result<Option<EvaluationSlot>> {
-        for turn in 0..turns {
-            let path = self.folder.join(format!("turns/{turn}.lock"));
-            // One that another user has made can be locked all the same.
+    pub fn try_evaluation_slot(&self, slots: usize) -> io::Result<Option<EvaluationSlot>> {
+        for slot in 0..slots {
+            let path = self.folder.join(format!("turns/{slot}.lock"));
+            // A file of another user can be locked as well.
             let lock = File::open(&path).or_else(|_| File::create(&path))?;
             match lock.try_lock() {
                 Ok(()) => return Ok(Some(EvaluationSlot(lock))),
@@ -75,10 +78,10 @@ impl StateFolder {
         Ok(None)
     }
 
-    /// A folder for roots that nobody needs after this process. What killed steps have left is removed first.
+    /// A folder for GC roots that end with this process. Those of killed steps are removed first.
     ///
     /// # Errors
-    /// No link can be made there: the disk is full, or not ours to write.
+    /// No link can be made there: the disk is full, or not writable.
     pub fn roots(&self) -> io::Result<Roots> {
         let roots = self.folder.join("roots");
         sweep_roots(&roots);
@@ -90,29 +93,28 @@ impl StateFolder {
         Ok(roots)
     }
 
-    /// Removes what killed steps have left, and outputs whose day is over. Gives how many roots and how many outputs.
+    /// Removes the roots of killed steps, and the roots of outputs whose day is over: how many of each.
     #[must_use]
     pub fn sweep(&self) -> (usize, usize) {
         (
             sweep_roots(&self.folder.join("roots")),
-            sweep(&self.folder.join("outputs"), OUTPUTS_ARE_KEPT, |_| true),
+            sweep(&self.folder.join("outputs"), OUTPUTS_LAST, |_| true),
         )
     }
 
-    /// The folder in which recordings keep their pins.
+    /// The folder for the GC roots of pins.
     #[must_use]
     pub fn pins(&self) -> PathBuf {
         self.folder.join("pins")
     }
 
-    /// A folder for a link that keeps a step's outputs for a day, if the caller keeps it. Those of earlier days are removed
-    /// first.
+    /// A folder for a link that keeps a step's outputs for a day, unless it is dropped. Those of earlier days are removed first.
     ///
     /// # Errors
-    /// Nothing can be made there.
+    /// No link can be made there.
     pub fn outputs(&self) -> io::Result<TempDir> {
         let outputs = self.folder.join("outputs");
-        sweep(&outputs, OUTPUTS_ARE_KEPT, |_| true);
+        sweep(&outputs, OUTPUTS_LAST, |_| true);
         let folder = folder_of_ours(&outputs)?;
         can_link_in(folder.path())?;
         Ok(folder)
@@ -126,26 +128,26 @@ impl Roots {
         self.folder.path().join("root")
     }
 
-    /// Looks whether a link can be made here now.
+    /// Checks that a link can be made here now.
     ///
     /// # Errors
-    /// It cannot: the disk is full.
+    /// It cannot be made: the disk is full.
     pub fn probe(&self) -> io::Result<()> {
         can_link_in(self.folder.path())
     }
 }
 
-/// What our folders are called: in a state folder that was given by mistake, nothing else is touched.
+/// How the names of our folders begin: in a folder that was configured by mistake, nothing else is touched.
 const PREFIX: &str = "eval-once-";
 
 fn folder_of_ours(parent: &Path) -> io::Result<TempDir> {
     tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)
 }
 
-/// Looks whether a link can be made in `folder`, by making one as Nix does: with a long name, and leading far.
+/// Checks that a link can be made in `folder`, by making one as Nix does: with a long name and a long target.
 ///
 /// # Errors
-/// It cannot.
+/// It cannot be made.
 pub fn can_link_in(folder: &Path) -> io::Result<()> {
     let probe = folder.join(format!(
         ".eval-once-probe.tmp-{}-0000000000",
@@ -162,8 +164,8 @@ fn sweep_roots(roots: &Path) -> usize {
     })
 }
 
-/// Removes the folders of ours in `parent` that have not changed for `age` and that are `abandoned`, and counts them. What
-/// cannot be removed (by another user, say) is left to whoever can.
+/// Removes our folders in `parent` that have not changed for `age` and are `abandoned`, and counts them. One that cannot be
+/// removed (another user's, say) stays.
 fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) -> usize {
     let Ok(entries) = parent.read_dir() else {
         return 0;
@@ -171,7 +173,7 @@ fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) -> usi
     let mut removed = 0;
     for entry in entries.flatten() {
         let ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes());
-        // Of the entry itself: a link is no folder of ours, wherever it leads.
+        // Of the entry itself: a link is not our folder, wherever it leads.
         let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_dir);
         let changed = metadata.and_then(|metadata| metadata.modified().ok());
         let unchanged = changed.and_then(|changed| changed.elapsed().ok());
@@ -186,7 +188,7 @@ fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) -> usi
     removed
 }
 
-/// Removes a folder of ours, which holds links and a lock, and no folders.
+/// Removes one of our folders, which contains links and a lock, but no folders.
 fn remove(folder: &Path) -> io::Result<()> {
     for entry in folder.read_dir()?.flatten() {
         std::fs::remove_file(entry.path())?;
@@ -201,18 +203,18 @@ mod tests {
     use std::time::SystemTime;
 
     #[test]
-    fn there_are_only_so_many_turns_and_one_that_ends_is_free() {
+    fn there_are_only_so_many_evaluation_slots_and_a_dropped_one_is_free() {
         let folder = TempDir::new().unwrap();
         let state = StateFolder::open(folder.path()).unwrap();
-        let first = state.try_turn(2).unwrap().unwrap();
-        let _second = state.try_turn(2).unwrap().unwrap();
-        assert!(state.try_turn(2).unwrap().is_none());
+        let first = state.try_evaluation_slot(2).unwrap().unwrap();
+        let _second = state.try_evaluation_slot(2).unwrap().unwrap();
+        assert!(state.try_evaluation_slot(2).unwrap().is_none());
         drop(first);
-        assert!(state.try_turn(2).unwrap().is_some());
+        assert!(state.try_evaluation_slot(2).unwrap().is_some());
     }
 
     #[test]
-    fn the_roots_of_a_killed_step_are_swept_and_those_of_a_living_one_are_not() {
+    fn the_roots_of_a_killed_step_are_removed_and_those_of_a_living_one_are_not() {
         let folder = TempDir::new().unwrap();
         let state = StateFolder::open(folder.path()).unwrap();
         let living = state.roots().unwrap();
@@ -233,11 +235,11 @@ mod tests {
     }
 
     #[test]
-    fn outputs_are_kept_for_a_day() {
+    fn the_roots_of_outputs_last_for_a_day() {
         let folder = TempDir::new().unwrap();
         let state = StateFolder::open(folder.path()).unwrap();
         let old = state.outputs().unwrap().keep();
-        let yesterday = FileTimes::new().set_modified(SystemTime::now() - 2 * OUTPUTS_ARE_KEPT);
+        let yesterday = FileTimes::new().set_modified(SystemTime::now() - 2 * OUTPUTS_LAST);
         File::open(&old).unwrap().set_times(yesterday).unwrap();
         let other = folder.path().join("outputs/somebody-elses");
         std::fs::create_dir(&other).unwrap();

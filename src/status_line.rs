@@ -1,22 +1,23 @@
-//! One line about how far something is: it changes in place on a person's terminal, and comes now and then in a job's log.
+//! The progress of something in one line: on a person's terminal it changes in place, a job's log gets a new one now and then.
 
 use std::time::{Duration, Instant};
 
 use crate::log::Log;
 
-/// How often a terminal's line changes.
+/// How often a terminal's line changes, at most.
 const ON_TERMINAL: Duration = Duration::from_millis(200);
 
 /// How often a log gets a line, at most.
 const IN_LOG: Duration = Duration::from_secs(10);
 
-/// The line.
+/// A line that shows progress.
 #[derive(Debug)]
 pub struct StatusLine {
     log: Log,
-    shown: Instant,
-    /// A line stands on the terminal that is to be replaced.
-    standing: bool,
+    /// When the last line was due.
+    last: Instant,
+    /// Whether the terminal shows a line that the next one replaces.
+    is_shown: bool,
 }
 
 impl StatusLine {
@@ -25,15 +26,15 @@ impl StatusLine {
     pub fn new(log: &Log) -> Self {
         Self {
             log: log.clone(),
-            shown: Instant::now(),
-            standing: false,
+            last: Instant::now(),
+            is_shown: false,
         }
     }
 
-    /// When the next line may come.
+    /// When the next line is due.
     #[must_use]
     pub fn due(&self) -> Instant {
-        self.shown
+        self.last
             + if self.log.terminal {
                 ON_TERMINAL
             } else {
@@ -41,27 +42,75 @@ impl StatusLine {
             }
     }
 
-    /// Shows a line, if it is time to; where there is none to show, it is asked for again after the same time.
+    /// Shows a line, if one is due. Where there is none to show, the next one is due after the same time.
     pub fn show(&mut self, line: impl FnOnce() -> Option<String>) {
         if Instant::now() < self.due() {
             return;
         }
-        self.shown = Instant::now();
+        self.last = Instant::now();
         let Some(line) = line() else {
             return;
         };
         if self.log.terminal {
             self.log.replace_line(format_args!("eval-once: {line}"));
-            self.standing = true;
+            self.is_shown = true;
         } else {
             self.log.say(line);
         }
     }
 
-    /// Takes the line away, before something else is written.
+    /// Removes the line from the terminal, before something else is written.
     pub fn clear(&mut self) {
-        if std::mem::take(&mut self.standing) {
+        if std::mem::take(&mut self.is_shown) {
             self.log.replace_line("");
         }
+    }
+
+    /// Makes the next line due.
+    #[cfg(test)]
+    pub(crate) fn expire(&mut self) {
+        self.last -= IN_LOG;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    fn line(terminal: bool) -> (Rc<RefCell<Vec<u8>>>, StatusLine) {
+        let sink = Rc::new(RefCell::new(Vec::new()));
+        let mut log = Log::to(sink.clone());
+        log.terminal = terminal;
+        (sink, StatusLine::new(&log))
+    }
+
+    fn written(sink: &RefCell<Vec<u8>>) -> String {
+        String::from_utf8(sink.take()).unwrap()
+    }
+
+    #[test]
+    fn a_log_gets_a_line_when_it_is_due_and_keeps_it() {
+        let (sink, mut line) = line(false);
+        line.show(|| unreachable!("it is not due"));
+        line.expire();
+        line.show(|| Some("a".into()));
+        line.clear();
+        assert_eq!(written(&sink), "eval-once: a\n");
+        line.expire();
+        line.show(|| None);
+        line.show(|| unreachable!("it was due a moment ago"));
+        assert_eq!(written(&sink), "");
+    }
+
+    #[test]
+    fn a_terminals_line_is_removed_once() {
+        let (sink, mut line) = line(true);
+        line.expire();
+        line.show(|| Some("a".into()));
+        line.clear();
+        line.clear();
+        assert_eq!(written(&sink), "\r\u{1b}[Keval-once: a\r\u{1b}[K");
     }
 }

@@ -1,1 +1,547 @@
-//! Asking Nix: running its commands ([`crate::nix::command`]), and what is wrong where one fails. Each question stands here once.
+//! Asking Nix: running its commands ([`crate::nix::command`]), reading their answers, and saying what is wrong where one fails.
+//! Each question stands here once, for steps and recordings alike.
+//!
+//! Only questions: what evaluates, builds or substitutes is run by whoever shows its log. What an answer means for a step or for a
+//! recording is theirs to decide.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::Path;
+use std::time::Instant;
+
+use crate::command_line::CommandLine;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::log::Log;
+use crate::nix::command::OwnedOptions;
+use crate::nix::{
+    DrvPath, DryRun, Evaluation, FlakeMetadata, LockedFlake, NixOutput, Source, StorePath, caches,
+    class, command, flake_settings, version,
+};
+use crate::parallel;
+use crate::supervise::{Finished, OnStop, Supervisor};
+
+/// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
+/// cases before Nix 2.35.)
+pub const ATTEMPTS: u32 = 3;
+
+/// What to do about a garbage collector that disturbs.
+pub const COLLECTOR_HINT: &str = "run the garbage collector less often, or while no job runs; from Nix 2.35 on it leaves alone what is in use";
+
+/// How many bytes of paths one command gets. Arguments and environment together may have two MiB on Linux, one on macOS.
+const ARGUMENTS_AT_MOST: usize = 512 << 10;
+
+/// The store that Nix uses here, and the settings with which it is asked.
+#[derive(Debug)]
+pub struct Store {
+    /// What the user has set, and the settings of a flake behind it.
+    options: OwnedOptions,
+    /// The flake's settings have been looked at.
+    has_flake_settings: bool,
+    /// The substituters that are left, once one was seen to be unreachable.
+    substituters: Option<Vec<String>>,
+    /// Files of substituters that were seen to be unreachable, and are not left out yet.
+    unreachable: BTreeSet<String>,
+    log: Log,
+}
+
+/// What Nix has answered.
+#[derive(Debug)]
+struct Answer {
+    finished: Finished,
+    /// What it said on standard error.
+    said: Vec<u8>,
+}
+
+impl Store {
+    /// The store that Nix uses with these settings.
+    #[must_use]
+    pub fn new(options: &command::Options, log: &Log) -> Self {
+        Self {
+            options: options.to_vec(),
+            has_flake_settings: false,
+            substituters: None,
+            unreachable: BTreeSet::new(),
+            log: log.clone(),
+        }
+    }
+
+    // ---- settings
+
+    /// The settings for the next command of Nix's. A substituter that was seen to be unreachable is left out from then on: it
+    /// would cost seconds again each time.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn options(&mut self, supervisor: &mut Supervisor) -> Result<OwnedOptions, Failure> {
+        let unreachable = std::mem::take(&mut self.unreachable);
+        if !unreachable.is_empty() {
+            let left_out_before = self.substituters.is_some();
+            let known = match self.substituters.take() {
+                Some(substituters) => substituters,
+                None => self.configured_substituters(supervisor)?,
+            };
+            let (rest, left_out) = caches::part(known, &unreachable);
+            for substituter in &left_out {
+                self.log.say(format_args!(
+                    "{substituter} is unreachable: not asked again in this step"
+                ));
+            }
+            self.substituters = Some(rest).filter(|_| left_out_before || !left_out.is_empty());
+        }
+        let mut options = self.options.clone();
+        if let Some(substituters) = &self.substituters {
+            options.push(("substituters".into(), substituters.join(" ")));
+        }
+        Ok(options)
+    }
+
+    /// Remembers which substituters a program of Nix's could not reach.
+    pub fn note_unreachable(&mut self, output: &NixOutput) {
+        self.unreachable.extend(output.unreachable.iter().cloned());
+    }
+
+    /// Whether a substituter was seen to be unreachable.
+    #[must_use]
+    pub fn lacks_a_substituter(&self) -> bool {
+        self.substituters.is_some() || !self.unreachable.is_empty()
+    }
+
+    /// The substituters that Nix would ask: none where it does not say (it has no `nix` program, or an odd one).
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn substituters(&mut self, supervisor: &mut Supervisor) -> Result<Vec<String>, Failure> {
+        match &self.substituters {
+            Some(substituters) => Ok(substituters.clone()),
+            None => self.configured_substituters(supervisor),
+        }
+    }
+
+    fn configured_substituters(
+        &mut self,
+        supervisor: &mut Supervisor,
+    ) -> Result<Vec<String>, Failure> {
+        let config = self.printed(supervisor, &command::show_config(&self.options))?;
+        let substituters = config.and_then(|config| caches::substituters(&config));
+        Ok(substituters.unwrap_or_default())
+    }
+
+    // ---- validity
+
+    /// Whether the store can be asked anything at all.
+    ///
+    /// # Errors
+    /// It cannot (75).
+    pub fn check_answers(&mut self, supervisor: &mut Supervisor) -> Result<(), Failure> {
+        let options = self.options(supervisor)?;
+        self.ask(supervisor, &command::ask_store(&options))
+            .map(drop)
+    }
+
+    /// Whether a path is valid.
+    ///
+    /// # Errors
+    /// The store cannot be asked (75).
+    pub fn is_valid(
+        &mut self,
+        supervisor: &mut Supervisor,
+        path: &StorePath,
+    ) -> Result<bool, Failure> {
+        Ok(self.invalid(supervisor, &[path])?.is_empty())
+    }
+
+    /// Those of `paths` that are not valid.
+    ///
+    /// # Errors
+    /// The store cannot be asked (75).
+    pub fn invalid(
+        &mut self,
+        supervisor: &mut Supervisor,
+        paths: &[&StorePath],
+    ) -> Result<HashSet<StorePath>, Failure> {
+        let mut invalid = HashSet::new();
+        for batch in batches(paths) {
+            let options = self.options(supervisor)?;
+            let finished = self.ask(supervisor, &command::invalid_of(batch, &options))?;
+            invalid.extend(store_paths(&finished));
+        }
+        Ok(invalid)
+    }
+
+    /// Whether all of `paths` are there, as Nix says in a form that a program which does nothing cannot give.
+    ///
+    /// # Errors
+    /// The program is missing (69); a signal asked us to end (128 + n).
+    pub fn has_hashes(
+        &mut self,
+        supervisor: &mut Supervisor,
+        paths: &[&StorePath],
+    ) -> Result<bool, Failure> {
+        let options = self.options(supervisor)?;
+        let Answer { finished, .. } = self.run(supervisor, &command::hashes_of(paths, &options))?;
+        Ok(finished.ending.success() && finished.text().lines().count() >= paths.len())
+    }
+
+    // ---- what is missing
+
+    /// Which of `paths`, and of what they need, would be fetched and which are missing.
+    ///
+    /// # Errors
+    /// The store cannot be asked (75). That substituters cannot be queried is in the answer.
+    pub fn dry_run(
+        &mut self,
+        supervisor: &mut Supervisor,
+        paths: &[&StorePath],
+    ) -> Result<DryRun, Failure> {
+        let mut answer = DryRun::default();
+        for batch in batches(paths) {
+            let line = self.dry_run_line(supervisor, batch)?;
+            let Answer { finished, said } = self.run(supervisor, &line)?;
+            let mut part = DryRun::read(&said);
+            if !finished.ending.success() {
+                // Where it is the store that fails, this says so.
+                part.missing.extend(self.invalid(supervisor, batch)?);
+                part.refusal = Some(NixOutput::of(&said).final_message(finished.ending));
+            }
+            answer.extend(part);
+        }
+        Ok(answer)
+    }
+
+    /// The command that asks which of `paths` are missing.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn dry_run_line(
+        &mut self,
+        supervisor: &mut Supervisor,
+        paths: &[&StorePath],
+    ) -> Result<CommandLine, Failure> {
+        let mut options = self.options(supervisor)?;
+        // Without it one substituter that answers with an error ends the whole question, and what the others have is not said.
+        options.push(("fallback".into(), "true".into()));
+        Ok(command::would_obtain(paths, &options))
+    }
+
+    /// Whether a substituter has a path; none where it cannot be asked. One in a folder is looked at as such: Nix would make the
+    /// folder where it is missing, and this only asks.
+    ///
+    /// # Errors
+    /// The program is missing (69); a signal asked us to end (128 + n).
+    pub fn substituter_has(
+        &mut self,
+        supervisor: &mut Supervisor,
+        substituter: &str,
+        path: &StorePath,
+    ) -> Result<Option<bool>, Failure> {
+        if let Some(file) = caches::file_in_cache(substituter, path) {
+            return Ok(Some(file.exists()));
+        }
+        let options = self.options(supervisor)?;
+        let line = command::check_cache(substituter, path, &options);
+        let Answer { finished, .. } = self.run(supervisor, &line)?;
+        let answered = finished.ending.success();
+        Ok(answered.then_some(finished.stdout.is_empty()))
+    }
+
+    // ---- roots, closures, logs
+
+    /// What keeps a path from being collected, `LINK -> PATH` each: through a daemon, as the daemon sees it. None where Nix does
+    /// not say.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn roots(
+        &mut self,
+        supervisor: &mut Supervisor,
+        path: &StorePath,
+    ) -> Result<Option<Finished>, Failure> {
+        let options = self.options(supervisor)?;
+        let Answer { finished, .. } = self.run(supervisor, &command::roots_of(path, &options))?;
+        Ok(Some(finished).filter(|finished| finished.ending.success()))
+    }
+
+    /// A derivation with all that it is built from; none where Nix does not say.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn closure(
+        &mut self,
+        supervisor: &mut Supervisor,
+        drv: &DrvPath,
+    ) -> Result<Option<HashSet<StorePath>>, Failure> {
+        let options = self.options(supervisor)?;
+        let Answer { finished, .. } = self.run(supervisor, &command::closure(drv, &options))?;
+        let answered = finished.ending.success();
+        Ok(answered.then(|| store_paths(&finished).collect()))
+    }
+
+    /// Writes the log of a derivation's build to `file`. Says whether Nix has kept it (`keep-build-log`, and a build on this host),
+    /// and could give it `until` then: it may be packed, and large.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n); the program is missing (69), or cannot be started (75).
+    pub fn write_build_log(
+        &mut self,
+        supervisor: &mut Supervisor,
+        drv: &DrvPath,
+        file: &Path,
+        until: Instant,
+    ) -> Result<bool, Failure> {
+        let mut line = command::read_log(drv, &self.options);
+        line.stdout = Some(file.to_owned());
+        let answers = parallel::all(supervisor, &[line], Some(until))?;
+        Ok(answers
+            .iter()
+            .all(|(finished, _)| finished.ending.success()))
+    }
+
+    // ---- evaluation
+
+    /// Whether an expression throws; so what it ended with are its own words, whatever they sound like. Before Nix 2.26 a message
+    /// does not say so.
+    ///
+    /// # Errors
+    /// The program is missing (69); a signal asked us to end (128 + n).
+    pub fn throws(
+        &mut self,
+        supervisor: &mut Supervisor,
+        evaluation: &Evaluation,
+        locked: Option<&LockedFlake>,
+    ) -> Result<bool, Failure> {
+        let options = self.options(supervisor)?;
+        let line = command::catch(evaluation, locked, &options);
+        let Answer { finished, .. } = self.run(supervisor, &line)?;
+        Ok(finished.text().trim() == "false")
+    }
+
+    /// The value of an expression that is no derivation, as Nix prints it; empty where it does not.
+    ///
+    /// # Errors
+    /// The program is missing (69); a signal asked us to end (128 + n).
+    pub fn value(
+        &mut self,
+        supervisor: &mut Supervisor,
+        evaluation: &Evaluation,
+        locked: Option<&LockedFlake>,
+    ) -> Result<String, Failure> {
+        let options = self.options(supervisor)?;
+        let line = command::show_value(evaluation, locked, &options);
+        let Answer { finished, .. } = self.run(supervisor, &line)?;
+        Ok(finished.text().trim().to_owned())
+    }
+
+    /// The system that Nix builds for here.
+    ///
+    /// # Errors
+    /// Nix does not say (75).
+    pub fn system(&mut self, supervisor: &mut Supervisor) -> Result<String, Failure> {
+        let options = self.options(supervisor)?;
+        let line = command::current_system(&options);
+        let Answer { finished, said } = self.run(supervisor, &line)?;
+        serde_json::from_slice(&finished.stdout).classify(Class::Infrastructure, || {
+            format!(
+                "cannot determine this host's system: `{line}` {}: {}",
+                finished.ending,
+                String::from_utf8_lossy(&said).trim()
+            )
+        })
+    }
+
+    // ---- versions
+
+    /// The version of Nix; none where it does not say.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn version(&mut self, supervisor: &mut Supervisor) -> Result<Option<String>, Failure> {
+        let printed = self.printed(supervisor, &command::version())?;
+        Ok(printed.and_then(|printed| version::of_program(&printed)))
+    }
+
+    /// The first two numbers of the version of the program `nix`, which builds flakes; none where it does not say.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn version_of_nix(
+        &mut self,
+        supervisor: &mut Supervisor,
+    ) -> Result<Option<(u32, u32)>, Failure> {
+        let printed = self.printed(supervisor, &command::version_of_nix())?;
+        let version = printed.and_then(|printed| version::of_program(&printed));
+        Ok(version.and_then(|version| version::numbers(&version)))
+    }
+
+    // ---- flakes
+
+    /// The command that locks the flake of an evaluation; none where it is of no flake.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn lock_line(
+        &mut self,
+        supervisor: &mut Supervisor,
+        evaluation: &Evaluation,
+    ) -> Result<Option<CommandLine>, Failure> {
+        let Source::Flake(flake) = &evaluation.source else {
+            return Ok(None);
+        };
+        let options = self.options(supervisor)?;
+        let line = command::flake_metadata(flake, &evaluation.folder, &options);
+        Ok(Some(line))
+    }
+
+    /// Reads what [`Self::lock_line`] has printed. The settings that the flake asks for count from then on, where this host
+    /// trusts it with them, as they do for `nix build`; they are returned when they are read for the first time.
+    ///
+    /// # Errors
+    /// It is not read (70); a signal asked us to end (128 + n).
+    pub fn read_lock(
+        &mut self,
+        supervisor: &mut Supervisor,
+        line: &CommandLine,
+        finished: &Finished,
+    ) -> Result<(LockedFlake, OwnedOptions), Failure> {
+        let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
+            .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
+        let mut settings = Vec::new();
+        if !std::mem::replace(&mut self.has_flake_settings, true) {
+            settings = self.flake_settings(supervisor, &metadata)?;
+            self.options.extend(settings.iter().cloned());
+        }
+        Ok((metadata.locked(), settings))
+    }
+
+    /// The settings that a flake asks for (`nixConfig`), where this host trusts it with them. It takes a process only where a flake
+    /// has any: `nix flake metadata` does not print them, and `builtins.getFlake` does not use them.
+    fn flake_settings(
+        &mut self,
+        supervisor: &mut Supervisor,
+        metadata: &FlakeMetadata,
+    ) -> Result<OwnedOptions, Failure> {
+        let Some(file) = metadata.file_with_settings() else {
+            return Ok(Vec::new());
+        };
+        let line = command::flake_settings(&file, &self.options);
+        let printed = self.printed_or_missing(supervisor, &line)?;
+        let Some(settings) = printed.and_then(|printed| flake_settings(&printed)) else {
+            self.log.warn(format_args!(
+                "the flake's nixConfig is not used: cannot read it from {}",
+                file.display()
+            ));
+            return Ok(Vec::new());
+        };
+        if settings.is_empty() {
+            return Ok(settings);
+        }
+        let names: Vec<&str> = settings.iter().map(|(name, _)| name.as_str()).collect();
+        let names = names.join(", ");
+        let line = command::show_config(&self.options);
+        let config = self
+            .printed_or_missing(supervisor, &line)?
+            .unwrap_or_default();
+        if caches::setting(&config, "accept-flake-config") == Some("true") {
+            self.log
+                .say(format_args!("using the flake's nixConfig: {names}"));
+            return Ok(settings);
+        }
+        self.log.warn(format_args!(
+            "the flake's nixConfig is not used: {names}; set `accept-flake-config = true` in this host's nix.conf to trust it, or name its caches in `options`"
+        ));
+        Ok(Vec::new())
+    }
+
+    // ---- running
+
+    /// Asks a question whose failure is the store's.
+    fn ask(
+        &mut self,
+        supervisor: &mut Supervisor,
+        line: &CommandLine,
+    ) -> Result<Finished, Failure> {
+        let Answer { finished, said } = self.run(supervisor, line)?;
+        if finished.ending.success() {
+            return Ok(finished);
+        }
+        let said = String::from_utf8_lossy(&said);
+        Err(class::store_cannot_be_asked(line, finished.ending, &said))
+    }
+
+    /// What a program prints, where it succeeds: an answer that can be missing, with the program too.
+    fn printed(
+        &mut self,
+        supervisor: &mut Supervisor,
+        line: &CommandLine,
+    ) -> Result<Option<String>, Failure> {
+        match self.run(supervisor, line) {
+            Ok(Answer { finished, .. }) => Ok(Some(finished.text())),
+            Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// What a program prints, where it succeeds. The program itself must be there.
+    fn printed_or_missing(
+        &mut self,
+        supervisor: &mut Supervisor,
+        line: &CommandLine,
+    ) -> Result<Option<String>, Failure> {
+        match self.run(supervisor, line) {
+            Ok(Answer { finished, .. }) => {
+                Ok(Some(finished.text()).filter(|_| finished.ending.success()))
+            }
+            Err(failure) if failure.class == Class::Infrastructure => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn run(&mut self, supervisor: &mut Supervisor, line: &CommandLine) -> Result<Answer, Failure> {
+        let mut said = Vec::new();
+        let finished = supervisor
+            .run(line, OnStop::TermThenKill, &mut said)
+            .map_err(class::not_started)?;
+        self.note_unreachable(&NixOutput::of(&said));
+        Ok(Answer { finished, said })
+    }
+}
+
+/// What a program has printed, as store paths; what is none is left out.
+fn store_paths(finished: &Finished) -> impl Iterator<Item = StorePath> {
+    finished
+        .paths()
+        .filter_map(|path| StorePath::parse(path.to_str()?).ok())
+}
+
+/// As many paths at once as one command can take.
+fn batches<'a, 'p>(paths: &'a [&'p StorePath]) -> impl Iterator<Item = &'a [&'p StorePath]> {
+    let mut rest = paths;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = rest.iter().take_while(|path| {
+            bytes += path.as_str().len() + 9;
+            bytes <= ARGUMENTS_AT_MOST
+        });
+        let (batch, others) = rest.split_at(fits.count());
+        rest = others;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_paths_go_into_a_command_as_it_takes() {
+        let path = StorePath::parse(&format!("/nix/store/{}-x", "0".repeat(32))).unwrap();
+        let paths = vec![&path; 50_000];
+        let sizes: Vec<usize> = batches(&paths).map(<[_]>::len).collect();
+        assert!(sizes.len() > 1, "{sizes:?}");
+        assert_eq!(sizes.iter().sum::<usize>(), 50_000);
+        assert!(
+            sizes
+                .iter()
+                .all(|size| size * (path.as_str().len() + 9) <= ARGUMENTS_AT_MOST)
+        );
+        assert_eq!(batches(&[]).count(), 0);
+    }
+}

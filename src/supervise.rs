@@ -1,10 +1,10 @@
 //! Every process: starting it, signalling it, waiting for it, being replaced by it.
 //!
-//! One thread waits for signals and children alike, in one `poll`. The handlers are there before the first child is, so no
-//! signal is lost; a child is signalled only until it has been waited for, so no foreign process ever is. Children stay in
-//! our process group (the agent's), so that whatever ends the job ends them; their standard input is `/dev/null`, because
-//! the agent's may be a terminal that nobody types at. One process or several: [`Supervisor::run`] waits for one to its end,
-//! [`Supervisor::watch`] for the next thing that any of several does.
+//! One thread waits for signals and children alike, in one `poll`. The handlers are installed before the first child starts, so
+//! no signal is lost; a child is signalled only until it has been waited for, so no foreign process ever is. Children stay in
+//! our process group (the agent's), so that whatever ends the job ends them; their standard input is `/dev/null`, because the
+//! agent's may be a terminal without a person at it. [`Supervisor::run`] waits for one process to end, [`Supervisor::watch`] for
+//! the next event of several.
 //!
 //! This module does not know what the programs do, only how they may be stopped ([`OnStop`]).
 
@@ -49,20 +49,20 @@ pub enum OnStop {
 /// How long a process that may be killed gets to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How often TERM is said again. A Nix that is told between looking for an interrupt and going to sleep sleeps on (measured
-/// on 2.8: one in a hundred); told once more, it ends at once.
+/// How often TERM is sent again. A Nix that gets it between looking for an interrupt and going to sleep sleeps on (measured on
+/// 2.8: one in a hundred); the next one ends it at once.
 const REPEAT: Duration = Duration::from_millis(100);
 
-/// How long what is said is let to gather: no reader of a log notices.
+/// How long output may gather before it is read: too short for the reader of a log to notice.
 const BREATH: Duration = Duration::from_millis(3);
 
-/// How many characters of a command are shown to who asks what is run.
+/// How many characters of a command a debug message shows.
 const DEBUG_AT_MOST: usize = 1_000;
 
 /// What a pipe holds at most, in bytes (Linux's `pipe-max-size` for those who are not root).
 const PIPE_AT_MOST: usize = 1 << 20;
 
-/// How much of a child's output is read before signals are looked at again, in bytes.
+/// How much of a child's output is read before the next look at signals, in bytes.
 const READ_AT_ONCE: usize = 64 << 10;
 
 /// A process that has ended.
@@ -91,15 +91,15 @@ impl Finished {
     }
 }
 
-/// Has the signals that end a job, and waits for processes.
+/// Receives the signals that end a job, and waits for processes.
 #[derive(Debug)]
 pub struct Supervisor {
     signals: SignalDelivery<UnixStream, SignalOnly>,
     /// The first signal that asked us to end.
     stop: Option<i32>,
-    /// The signal mask we were started with, for the program that replaces us.
+    /// The signal mask that we were started with, for the program that replaces us.
     mask: SigSet,
-    /// Set when signals are no longer ours: then they do what they do by default.
+    /// Set when signals are no longer ours: then each does what it does by default.
     handed_over: Arc<AtomicBool>,
     log: Log,
 }
@@ -129,7 +129,7 @@ impl Supervisor {
                 stops.into_iter().chain([SIGCHLD]),
             )?;
             let mask = SigSet::thread_get_mask()?;
-            // A signal that is blocked (by whoever started us) could never be waited for.
+            // A signal that our parent has blocked could never be waited for.
             let mut wanted = SigSet::empty();
             for signal in [
                 Signal::SIGHUP,
@@ -154,7 +154,7 @@ impl Supervisor {
         })
     }
 
-    /// Runs a program to its end: its standard output is returned, its standard error written to `stderr` as it comes.
+    /// Runs a program to its end: its standard output is returned, its standard error is written to `stderr` as it comes.
     ///
     /// # Errors
     /// The program is missing (69) or cannot be started (75); or a signal asked us to end (128 + n), and then the program
@@ -168,7 +168,7 @@ impl Supervisor {
         self.run_beside(line, on_stop, stderr, || ())
     }
 
-    /// The same, with something of our own to do while the program runs; signals are looked at after it.
+    /// The same, with work of our own while the program runs; signals are noticed after it.
     ///
     /// # Errors
     /// As [`Supervisor::run`].
@@ -198,7 +198,7 @@ impl Supervisor {
     pub fn start(&mut self, line: &CommandLine, on_stop: OnStop) -> Result<Running, Failure> {
         self.check()?;
         let shown = line.to_string();
-        // A walker of several kilobytes is nothing to look at.
+        // A command may hold an expression of several kilobytes.
         self.log
             .debug(format_args!("$ {}", shortened(&shown, DEBUG_AT_MOST)));
         Running::new(spawn(line)?, on_stop).classify(Class::Infrastructure, || {
@@ -206,10 +206,10 @@ impl Supervisor {
         })
     }
 
-    /// Waits until one of the programs says something or ends, a signal comes, or it is `until`. What they say on standard
-    /// error is given to `hear`, with their number; what has ended has [`Running::ended`].
+    /// Waits until one of the programs writes to standard error or ends, a signal comes, or it is `until`. `read` gets what they
+    /// write there, with their number; one that has ended has [`Running::ended`].
     ///
-    /// Once a signal has asked us to end, all of them are being stopped: whoever calls this goes on until they have ended.
+    /// Once a signal has asked us to end, all of them are being stopped: the caller goes on until they have ended.
     ///
     /// # Errors
     /// The system refuses to wait (75).
@@ -217,18 +217,18 @@ impl Supervisor {
         &mut self,
         running: &mut [Running],
         until: Option<Instant>,
-        mut hear: impl FnMut(usize, &[u8]),
+        mut read: impl FnMut(usize, &[u8]),
     ) -> Result<(), Failure> {
         let again = self.notice_signals();
         for one in running.iter_mut().filter(|one| one.ended.is_none()) {
             if again || self.stop.is_some() && one.stopping.is_none() {
-                one.tell_again(GRACE);
+                one.stop_again(GRACE);
             }
-            one.tell();
+            one.send_due_signal();
         }
-        let watched = self.watch_once(running, until, &mut hear);
+        let watched = self.watch_once(running, until, &mut read);
         watched.classify(Class::Infrastructure, || {
-            "cannot wait for what was started".into()
+            "cannot wait for the programs that were started".into()
         })
     }
 
@@ -236,11 +236,11 @@ impl Supervisor {
         &mut self,
         running: &mut [Running],
         until: Option<Instant>,
-        hear: &mut impl FnMut(usize, &[u8]),
+        read: &mut impl FnMut(usize, &[u8]),
     ) -> anyhow::Result<()> {
         let mut anything = false;
         for (number, one) in running.iter_mut().enumerate() {
-            anything |= one.look(|bytes| hear(number, bytes))?;
+            anything |= one.look(|bytes| read(number, bytes))?;
         }
         if anything {
             return Ok(());
@@ -288,18 +288,18 @@ impl Supervisor {
         self.check()
     }
 
-    /// Waits a moment, or until a signal comes, after something was said: what is said next is then read in pieces of many lines.
-    /// Line by line, reading cost a third of an evaluation's time on two cores, and more than the lines themselves in a build
-    /// with 200,000 of them. Signals are looked at by whoever watches next.
+    /// Waits a moment, or until a signal comes, so that output gathers and is then read many lines at a time. Reading line by line
+    /// took a third of an evaluation's time on two cores, and more time than the build itself in one that printed 200,000 lines.
+    /// The next [`watch`](Self::watch) notices signals.
     pub fn breathe(&mut self) {
         let _ = self.pause(BREATH);
     }
 
-    /// Gives the signals back, for a program that is to replace us: the mask is the one we were started with, and a signal
-    /// that comes from now on ends this process, as it would have ended that program.
+    /// Gives the signals back, for a program that is to replace us: the mask is the one that we were started with, and a signal
+    /// that comes from now on ends this process, as it would end that program.
     ///
     /// # Errors
-    /// One has come before, and asks us to end (128 + n).
+    /// A signal has come before, and asks us to end (128 + n).
     pub fn hand_over(mut self) -> Result<(), Failure> {
         self.handed_over.store(true, Ordering::SeqCst);
         self.check()?;
@@ -307,10 +307,10 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Looks whether a signal has asked us to end.
+    /// Notices signals.
     ///
     /// # Errors
-    /// It has (128 + n).
+    /// One has asked us to end (128 + n).
     pub fn check(&mut self) -> Result<(), Failure> {
         self.notice_signals();
         self.check_stopped()
@@ -322,8 +322,8 @@ impl Supervisor {
         self.stop.is_some()
     }
 
-    /// Does one more thing although a signal has asked us to end; another signal ends that too. What asked us first stays what
-    /// asked us.
+    /// Does one more thing although a signal has asked us to end; another signal ends that as well. The first signal remains the
+    /// one that we end with.
     pub fn once_more<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> T {
         let stop = self.stop.take();
         let done = act(self);
@@ -341,7 +341,7 @@ impl Supervisor {
         ))
     }
 
-    /// Takes note of signals that have arrived; says whether one of them asks us to end.
+    /// Notices the signals that have come; true where one of them asks us to end.
     fn notice_signals(&mut self) -> bool {
         let mut stopping = false;
         for signal in self.signals.pending() {
@@ -364,15 +364,15 @@ pub struct Running {
     stdout: Vec<u8>,
     on_stop: OnStop,
     stopping: Option<Stopping>,
-    /// How it ended, once it has; what it wrote has been heard then.
+    /// How it ended, once it has; all of its output has been read then.
     pub ended: Option<Ending>,
 }
 
-/// A program that was told to end.
+/// A program that is being stopped.
 #[derive(Debug, Clone, Copy)]
 struct Stopping {
     since: Instant,
-    /// When it is told again.
+    /// When the next signal is due.
     next: Instant,
     /// How long it has to end by itself.
     grace: Duration,
@@ -395,25 +395,25 @@ impl Running {
         Ok(running)
     }
 
-    /// Tells it to end, as [`OnStop`] says, and that it has `grace` to do so by itself.
+    /// Stops it as [`OnStop`] says; it has `grace` to end by itself.
     pub fn stop(&mut self, grace: Duration) {
-        self.tell_again(grace);
-        self.tell();
+        self.stop_again(grace);
+        self.send_due_signal();
     }
 
-    /// Whether it was told to end.
+    /// Whether it is being stopped.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.stopping.is_some()
     }
 
-    /// Its process number, which is nobody else's until it has ended.
+    /// Its process number, which no other process has until it has been waited for.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// How it ended, and what it printed. One that has not ended yet is killed.
+    /// How it ended, and what it printed. One that still runs is killed.
     #[must_use]
     pub fn finished(mut self) -> Finished {
         Finished {
@@ -422,7 +422,7 @@ impl Running {
         }
     }
 
-    fn tell_again(&mut self, grace: Duration) {
+    fn stop_again(&mut self, grace: Duration) {
         let now = Instant::now();
         self.stopping = Some(Stopping {
             since: self.stopping.map_or(now, |stopping| stopping.since),
@@ -433,8 +433,8 @@ impl Running {
         });
     }
 
-    /// Signals it, if that is due.
-    fn tell(&mut self) {
+    /// Sends the next signal, if that is due.
+    fn send_due_signal(&mut self) {
         let now = Instant::now();
         let Some(stopping) = self
             .stopping
@@ -452,18 +452,17 @@ impl Running {
             kill_children_of(self.pid);
         }
         stopping.next = now + REPEAT.min(stopping.grace.max(Duration::from_millis(10)));
-        // It has not been waited for, so this number is still its own. Where it has ended already, there is nothing to do
-        // about the error.
+        // It has not been waited for, so this number is still its own. Where it has ended already, the error means nothing.
         let _ = kill(self.pid, signal);
     }
 
-    /// Reads what there is, and sees whether it has ended. Says whether that is news.
-    fn look(&mut self, mut hear: impl FnMut(&[u8])) -> anyhow::Result<bool> {
+    /// Reads its output, and sees whether it has ended; true where there was either.
+    fn look(&mut self, mut read: impl FnMut(&[u8])) -> anyhow::Result<bool> {
         if self.ended.is_some() {
             return Ok(false);
         }
-        // Ended first, drained second: what the child wrote is then complete. What its own children may still write is
-        // not waited for.
+        // Ended first, drained second: the child's output is complete then. Its own children may still write, which is not
+        // waited for.
         let ended = self.child.try_wait()?;
         let at_most = if ended.is_some() {
             usize::MAX
@@ -475,7 +474,7 @@ impl Running {
             &mut self.out,
             |bytes| stdout.extend_from_slice(bytes),
             at_most,
-        ) | drain(&mut self.err, &mut hear, at_most);
+        ) | drain(&mut self.err, &mut read, at_most);
         self.ended = ended.map(Ending::from);
         Ok(read || self.ended.is_some())
     }
@@ -493,7 +492,7 @@ impl Running {
 }
 
 impl Drop for Running {
-    /// Nothing that we have started outlives us, whatever went wrong with waiting for it.
+    /// No child outlives us, even where waiting for it failed.
     fn drop(&mut self) {
         if self.ended.is_none() {
             let _ = self.child.kill();
@@ -502,23 +501,23 @@ impl Drop for Running {
     }
 }
 
-/// Kills the process groups of what `pid` has started: for a Nix whose TERM was lost for good, as one in fifty is that comes
-/// while it begins to build (measured on 2.8: the interrupt is thrown once, and in the wrong place is caught). Its builders
-/// lead groups of their own; when they are gone, it ends. Where there is no `/proc` (macOS) this does nothing.
+/// Kills the process groups of the children of `pid`: for a Nix that lost its TERM for good, as happens to one in fifty that come
+/// while it begins to build (measured on 2.8: the interrupt is thrown once, and in the wrong place is caught). Its builders lead
+/// groups of their own; when they are gone, it ends. Without `/proc` (macOS) this does nothing.
 fn kill_children_of(pid: Pid) {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     for child in children.unwrap_or_default().split_whitespace() {
         let Ok(child) = child.parse().map(Pid::from_raw) else {
             continue;
         };
-        // Our own group, and Nix's, is not touched.
+        // Never our own group, which is Nix's as well.
         if getpgid(Some(child)) == Ok(child) {
             let _ = killpg(child, Signal::SIGKILL);
         }
     }
 }
 
-/// Starts a program as a child whose output we read, but for what goes into a file.
+/// Starts a program as a child, whose output we read where it does not go into a file.
 fn spawn(line: &CommandLine) -> Result<Child, Failure> {
     let stdin = match &line.stdin {
         None => Stdio::null(),
@@ -573,11 +572,10 @@ fn set_nonblocking(pipe: Option<&impl AsFd>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads what there is, up to about `at_most` bytes, and gives the pipe up at its end. Says whether there was anything.
+/// Reads what a pipe holds, up to about `at_most` bytes, and closes the pipe at its end; true where there was anything.
 fn drain(pipe: &mut Option<impl io::Read>, mut to: impl FnMut(&[u8]), at_most: usize) -> bool {
     let mut buffer = [0; 16 << 10];
-    // Once the child has ended only what is in the pipe is left, unless its own children go on writing: they are not
-    // waited for.
+    // Once the child has ended, only the pipe's content remains, unless its own children go on writing: they are not waited for.
     let mut left = at_most.min(PIPE_AT_MOST);
     let mut any = false;
     while let Some(reader) = pipe.as_mut().filter(|_| left > 0) {
@@ -596,7 +594,7 @@ fn drain(pipe: &mut Option<impl io::Read>, mut to: impl FnMut(&[u8]), at_most: u
     any
 }
 
-/// The signals we were started to ignore. Where there is no `/proc` (macOS) none are known, and ours are installed.
+/// The signals that we were started to ignore. Without `/proc` (macOS) none are known, and all handlers are installed.
 fn ignored_signals() -> Vec<i32> {
     let mut status = String::new();
     let read = std::fs::File::open("/proc/self/status")
@@ -613,7 +611,7 @@ fn ignored_signals() -> Vec<i32> {
 }
 
 /// Replaces our process by `program`, which gets our standard streams, folder and process group. Returns only where that
-/// fails. Whoever has a [`Supervisor`] calls [`Supervisor::hand_over`] first.
+/// fails. Where there is a [`Supervisor`], [`Supervisor::hand_over`] comes first.
 #[must_use]
 pub fn become_program(program: &Program) -> io::Error {
     let c_string = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| io::Error::from(Errno::EINVAL));
@@ -629,8 +627,8 @@ pub fn become_program(program: &Program) -> io::Error {
             .iter()
             .map(|(name, value)| c_string([name.as_bytes(), b"=", value.as_bytes()].concat()))
             .collect::<io::Result<_>>()?;
-        // Rust's runtime ignores SIGPIPE, and what is ignored stays ignored in the next program. What is *handled* becomes
-        // the default there, as it is for whatever the agent starts.
+        // Rust's runtime ignores SIGPIPE, and an ignored signal stays ignored in the next program. A *handled* one gets its
+        // default there, which is what programs have that the agent starts.
         flag::register(SIGPIPE, Arc::new(AtomicBool::new(false)))?;
         let Err(error) = unix::unistd::execve(&path, &arguments, &environment);
         Err(error.into())
@@ -646,23 +644,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_program_prints_is_kept_apart_and_complete() {
+    fn the_two_streams_of_a_program_are_separate_and_complete() {
         let mut supervisor = Supervisor::install(&Log::default()).unwrap();
-        let mut said = Vec::new();
+        let mut stderr = Vec::new();
         let line = CommandLine::new(
             "sh",
             &["-c", "head -c 300000 /dev/zero; echo oops >&2; exit 7"],
         );
-        let finished = supervisor.run(&line, OnStop::Term, &mut said).unwrap();
+        let finished = supervisor.run(&line, OnStop::Term, &mut stderr).unwrap();
         assert_eq!(
             (finished.ending, finished.stdout.len()),
             (Ending::Exited(7), 300_000)
         );
-        assert_eq!(said, b"oops\n");
+        assert_eq!(stderr, b"oops\n");
     }
 
     #[test]
-    fn a_program_that_was_killed_is_told_from_one_that_exited() {
+    fn a_killed_program_is_not_confused_with_one_that_exited() {
         let mut supervisor = Supervisor::install(&Log::default()).unwrap();
         let finished = supervisor.run(
             &CommandLine::new("sh", &["-c", "kill -9 $$"]),
@@ -673,7 +671,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_program_is_said_by_name() {
+    fn the_failure_of_a_missing_program_names_it() {
         let mut supervisor = Supervisor::install(&Log::default()).unwrap();
         let failure = supervisor
             .run(

@@ -1,19 +1,19 @@
-//! Text that comes from elsewhere, and how it can be shown: without escape sequences of a terminal, without characters that
-//! nobody sees, and not too much of it. What else it may mean where it is shown is not known here.
+//! Text from elsewhere, made safe to show: without escape sequences of a terminal, without invisible characters, and shortened.
+//! What else it may mean where it is shown is not known here.
 
 use std::borrow::Cow;
 
-/// Which escape sequences stay.
+/// Which escape sequences remain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepEscapes {
-    /// Colours, bold and the like, which end with the line; for a reader that shows them.
+    /// Colours, bold and the like, for a reader that shows them; they end with the line.
     Colours,
     /// None.
     Nothing,
 }
 
-/// One line as it can stand in a log behind something of ours: it moves no cursor, rings no bell, and is no picture or link of
-/// Buildkite's (`ESC ] 1338`, `1339`), whatever a builder has printed. Tabs stay.
+/// One line as a log may hold it behind a prefix of ours: it moves no cursor, rings no bell, and is no picture or link of
+/// Buildkite's (`ESC ] 1338`, `1339`), whatever a builder printed. Tabs remain.
 #[must_use]
 pub fn tamed(line: &str, keep: KeepEscapes) -> Cow<'_, str> {
     let wild = |c: char| c.is_control() && c != '\t';
@@ -39,7 +39,7 @@ pub fn tamed(line: &str, keep: KeepEscapes) -> Cow<'_, str> {
     Cow::Owned(tame)
 }
 
-/// `text` without escape sequences. Everything else stays, ends of lines as well.
+/// `text` without escape sequences. Everything else remains, line breaks as well.
 #[must_use]
 pub fn without_escapes(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
@@ -52,7 +52,7 @@ pub fn without_escapes(text: &str) -> String {
     plain
 }
 
-/// Splits a control character from what follows it; an escape character together with its sequence.
+/// Splits off a control character; an escape character together with its sequence.
 fn split_sequence(text: &str) -> (&str, &str) {
     let mut characters = text.char_indices().skip(1);
     let first = text.chars().next().map_or(0, char::len_utf8);
@@ -61,11 +61,11 @@ fn split_sequence(text: &str) -> (&str, &str) {
     }
     let after = |(at, c): (usize, char)| at + c.len_utf8();
     let end = match characters.next() {
-        // Parameters, and then one character that says what they are for.
+        // Parameters, and then one character that says what they mean.
         Some((_, '[')) => characters
             .find(|(_, c)| !matches!(c, '\u{20}'..='\u{3f}'))
             .map(after),
-        // A text that ends with a bell, or with ESC \; but never goes beyond its line.
+        // A text that ends with a bell or with ESC \, but at the latest with its line.
         Some((_, ']' | 'P' | 'X' | '^' | '_')) => {
             let mut before = ' ';
             characters
@@ -94,9 +94,8 @@ fn is_colour(sequence: &str) -> bool {
         })
 }
 
-/// Whether a character is not seen, but reorders what stands around it, breaks a line, or makes two names differ that look
-/// alike: Unicode's format characters, its line and paragraph separators, and letters that are blank. (Rust's own tables do
-/// not tell them.)
+/// Whether a character is invisible, but reorders the text around it, breaks a line, or makes two names differ that look alike:
+/// Unicode's format characters, its line and paragraph separators, and blank letters. (Rust's own tables do not have them.)
 #[must_use]
 pub fn is_unseen(character: char) -> bool {
     matches!(
@@ -119,7 +118,7 @@ pub fn is_unseen(character: char) -> bool {
     )
 }
 
-/// The beginning of `text`, at most so many characters; where there are more, the last of them is an ellipsis.
+/// The begin of `text`, at most so many characters; where there are more, the last one is an ellipsis.
 #[must_use]
 pub fn shortened(text: &str, at_most: usize) -> String {
     match text.char_indices().nth(at_most) {
@@ -134,7 +133,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn colours_stay_where_they_are_shown_and_nothing_else_does() {
+    fn colours_remain_where_they_are_shown_and_nothing_else_does() {
         let line = "a\u{1b}[31mred\u{1b}[0m\u{1b}[2K\u{1b}]1339;url=x\u{7}\tb\u{8}\u{9b}c\u{1b}]0;t\u{1b}\\d\u{1b}cE";
         assert_eq!(tamed(line, KeepEscapes::Nothing), "ared\tbcdE");
         assert_eq!(
@@ -147,14 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shortened_has_no_more_than_it_may() {
+    fn shortened_text_has_at_most_so_many_characters() {
         assert_eq!(shortened("äöü", 3), "äöü");
         assert_eq!(shortened("äöüß", 3), "äö…");
     }
 
     proptest! {
         #[test]
-        fn whatever_is_printed_no_control_character_is_left(line in ".*", wild in "[\u{1b}\\[\\]m;0-9\u{7}\u{9b}x]*") {
+        fn no_control_character_remains(line in ".*", wild in "[\u{1b}\\[\\]m;0-9\u{7}\u{9b}x]*") {
             let line = format!("{line}{wild}{line}");
             let tame = tamed(&line, KeepEscapes::Nothing);
             prop_assert!(!tame.contains(|c: char| c.is_control() && c != '\t'));

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     EVAL_ONCE,
-    agent::{Job, plain, program},
+    agent::{Job, plain, plugin_repository, program},
     buildkite::{Build, Outcome},
     store::Store,
     target::expression,
@@ -92,6 +92,72 @@ fn the_environment_hook_puts_the_program_that_is_named_on_the_path() {
         let build = build.envs([("EVAL_ONCE_BIN", &named)]);
         all_is_done(&build.our_hook("environment"));
     }
+}
+
+/// The line that opens the recording's own group.
+const GROUP: &str = "--- :nix: recording";
+
+/// The group is opened once, and everything that the recording prints is in it.
+#[track_caller]
+fn all_is_in_its_group(log: &str) {
+    let lines: Vec<&str> = log.lines().collect();
+    let ours = lines
+        .iter()
+        .position(|line| line.starts_with("eval-once: "))
+        .unwrap_or_else(|| panic!("it prints nothing: {log}"));
+    let is_group = |line: &&&str| line.starts_with("--- ") || line.starts_with("~~~ ");
+    let opened = lines[..ours].iter().rfind(is_group);
+    assert_eq!(opened, Some(&GROUP), "{log}");
+    let headings = lines.iter().filter(|line| **line == GROUP);
+    assert_eq!(headings.count(), 1, "{log}");
+}
+
+#[test]
+fn a_recording_opens_a_group_of_its_own_before_it_prints_anything() {
+    let Some(store) = store() else { return };
+    let folder = TempDir::new().unwrap();
+    let plugin = plugin_repository(folder.path());
+    let plugins = json!([{ plugin: { "pipeline": { "file": "ci.nix", "skip": "none" } } }]);
+    let command = format!("'{EVAL_ONCE}' pipeline --file ci.nix --skip none");
+    for step in [
+        json!({ "key": "record", "plugins": plugins }),
+        json!({ "key": "record", "command": command }),
+        // What a job has recorded already is no plan to follow, and that is printed in the group as well.
+        json!({ "key": "record", "command": format!("{command} && {command} --attr one") }),
+    ] {
+        let Some(build) = Build::new(&step) else {
+            return;
+        };
+        let build = build
+            .checkout(store.work())
+            .envs(store.env())
+            .envs([("PATH", path_without_us(&store))])
+            .envs([("EVAL_ONCE_BIN", EVAL_ONCE)]);
+        build.run();
+        let log = build.job("record").plain();
+        match log.matches(GROUP).count() {
+            2 => {
+                let (first, second) = log.rsplit_once(GROUP).unwrap();
+                all_is_in_its_group(first);
+                all_is_in_its_group(&format!("{GROUP}{second}"));
+            }
+            _ => all_is_in_its_group(&log),
+        }
+    }
+}
+
+#[test]
+fn a_recording_by_hand_and_a_dry_run_open_no_group() {
+    let Some(store) = store() else { return };
+    let dry_run = "eval-once pipeline --dry-run --file ci.nix";
+    let Some(job) = job(&store, dry_run) else {
+        return;
+    };
+    let ran = job.run();
+    assert_eq!(ran.ending.code(), Some(0), "{}", ran.log);
+    assert!(!ran.plain().contains(GROUP), "{}", ran.log);
+    let by_hand = store.eval_once(["pipeline", "--file", "ci.nix"]).run();
+    assert!(!by_hand.exits(0).stderr.contains("---"), "{by_hand}");
 }
 
 /// A job with our command hook, and its command.

@@ -80,6 +80,73 @@ fn a_job_with_a_record_is_built_and_then_its_command_runs() {
     );
 }
 
+/// The sentences of ours in a log, without their colours.
+fn sentences(log: &str) -> Vec<String> {
+    let plain = plain(log);
+    let ours = plain.lines().filter(|line| line.starts_with("eval-once: "));
+    ours.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_green_step_prints_at_most_three_sentences() {
+    let Some(store) = Store::new() else { return };
+    for attribute in ["good", "several"] {
+        for command in ["eval-once step", "echo '> ran'"] {
+            let record = json!({ "attr": attribute });
+            let Some(ran) = run(&store, &record, command) else {
+                return;
+            };
+            assert_eq!(ran.ending.code(), Some(0), "{}", ran.log);
+            assert_eq!(sentences(&ran.log).len(), 2, "{}", ran.log);
+        }
+    }
+    let Some(ran) = run(
+        &store,
+        &json!({ "attr": "several" }),
+        "eval-once step --attr x",
+    ) else {
+        return;
+    };
+    let sentences = sentences(&ran.log);
+    let [report, outputs, flags] = sentences.as_slice() else {
+        panic!("{}", ran.log);
+    };
+    assert!(report.starts_with("eval-once: evaluated /"), "{}", ran.log);
+    let names: Vec<_> = outputs
+        .split(' ')
+        .filter_map(|word| word.strip_suffix(':'))
+        .collect();
+    assert_eq!(names, ["eval-once", "dev", "man-pages", "out"], "{outputs}");
+    assert!(flags.contains("flags"), "{flags}");
+}
+
+#[test]
+fn words_of_ours_have_colour_where_the_agent_gives_the_job_a_terminal() {
+    let Some(store) = Store::new() else { return };
+    for terminal in [true, false] {
+        let Some(mut job) = job(&store, &json!({ "attr": "bad" })) else {
+            return;
+        };
+        job.terminal(terminal).command("true");
+        let ran = job.run();
+        assert_eq!(ran.ending.code(), Some(100), "{}", ran.log);
+        for coloured in [
+            "eval-once: \u{1b}[31;1merror:\u{1b}[0m ",
+            "eval-once: \u{1b}[31;1mfailed\u{1b}[0m (build) ",
+            "bad> \u{1b}[31;1mfailed\u{1b}[0m after ",
+            "--- eval-once: \u{1b}[31;1mbad failed (build, exit status 100)\u{1b}[0m",
+        ] {
+            assert_eq!(
+                ran.log.contains(coloured),
+                terminal,
+                "{coloured:?}: {}",
+                ran.log
+            );
+            assert!(ran.plain().contains(&plain(coloured)), "{}", ran.log);
+        }
+    }
+}
+
 #[test]
 fn the_command_has_every_output_in_its_environment() {
     let Some(store) = Store::new() else { return };

@@ -43,7 +43,7 @@ enum Place {
     /// Its evaluation needs a build.
     BuildingForAnEvaluation,
     /// Another step evaluates on this host, and no two may.
-    WaitingForATurn,
+    WaitingForASlot,
 }
 
 /// A store in which a step can be brought to a place.
@@ -86,7 +86,7 @@ in {{
         // So that the folder is there, as on a host on which a step has run before.
         let turns = store.our_state().join("turns");
         fs::create_dir_all(&turns).unwrap();
-        let turn = (place == Place::WaitingForATurn).then(|| hold_turn(&store).unwrap());
+        let turn = (place == Place::WaitingForASlot).then(|| hold_slot(&store).unwrap());
         Some(Self {
             store,
             place,
@@ -98,7 +98,7 @@ in {{
     fn record(&self) -> Value {
         let attribute = match self.place {
             Place::Building | Place::BuildingTheEvaluated => "building",
-            Place::Evaluating | Place::WaitingForATurn => "evaluating",
+            Place::Evaluating | Place::WaitingForASlot => "evaluating",
             Place::BuildingForAnEvaluation => "needing",
         };
         let mut record = json!({ "file": "default.nix", "attr": [attribute] });
@@ -116,7 +116,7 @@ in {{
     fn is_there(&self, said: impl Fn(&str) -> bool) -> bool {
         match self.place {
             Place::Evaluating => said("it has begun"),
-            Place::WaitingForATurn => said("waiting for a turn"),
+            Place::WaitingForASlot => said("waiting for an evaluation slot"),
             _ => self.store.root().join("begun").exists(),
         }
     }
@@ -155,7 +155,7 @@ in {{
             assert!(roots.is_empty(), "{what}: roots are left behind: {roots:?}");
         }
         assert!(
-            self.place == Place::WaitingForATurn || hold_turn(&self.store).is_some(),
+            self.place == Place::WaitingForASlot || hold_slot(&self.store).is_some(),
             "{what}: its turn is not free again"
         );
     }
@@ -169,7 +169,7 @@ impl Drop for Scene {
 }
 
 /// Takes the only turn there is, or nothing where it is taken.
-fn hold_turn(store: &Store) -> Option<Flock<File>> {
+fn hold_slot(store: &Store) -> Option<Flock<File>> {
     let file = File::options()
         .create(true)
         .append(true)
@@ -389,8 +389,8 @@ fn a_step_that_is_cancelled_while_its_evaluation_builds_is_gone_with_builder_and
 }
 
 #[test]
-fn a_step_that_is_cancelled_while_it_waits_for_its_turn_is_gone() {
-    cancel_by_hand(Place::WaitingForATurn);
+fn a_step_that_is_cancelled_while_it_waits_for_a_slot_is_gone() {
+    cancel_by_hand(Place::WaitingForASlot);
 }
 
 #[test]
@@ -414,8 +414,8 @@ fn a_job_that_is_cancelled_while_its_evaluation_builds_is_gone_with_builder_and_
 }
 
 #[test]
-fn a_job_that_is_cancelled_while_it_waits_for_its_turn_is_gone() {
-    cancel_through_the_agent(Place::WaitingForATurn);
+fn a_job_that_is_cancelled_while_it_waits_for_a_slot_is_gone() {
+    cancel_through_the_agent(Place::WaitingForASlot);
 }
 
 /// A target that takes until somebody says it may go on, and a step that builds it at a terminal whose window is closed meanwhile.

@@ -162,7 +162,7 @@ const ROWS: &[Row] = &[
     Row {
         name: "a builder that makes no output",
         body: "{ target = build \"empty\" \"echo nothing is made\"; }",
-        says: "builder ended well",
+        says: "builder succeeded",
         ..RECORDED
     },
     Row {

@@ -1,4 +1,4 @@
-//! What a job's log shows of what Nix does, with real Nix: for people, and as Nix itself says it.
+//! The output of real Nix in a job's log: for people, and in Nix's own text.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -91,7 +91,7 @@ fn what_comes_from_a_cache_is_summed_up() {
 }
 
 #[test]
-fn a_step_that_has_nothing_to_do_says_one_line() {
+fn a_step_that_has_nothing_to_do_prints_one_line() {
     let Some(store) = Store::new() else { return };
     store.targets("{ hello = file \"hello\"; }");
     let target = store.target("hello");
@@ -102,7 +102,7 @@ fn a_step_that_has_nothing_to_do_says_one_line() {
 }
 
 #[test]
-fn raw_is_what_nix_says_byte_for_byte() {
+fn raw_is_the_output_of_nix_byte_for_byte() {
     let Some(store) = Store::new() else { return };
     store.targets(
         r#"{
@@ -158,18 +158,59 @@ fn the_log_of_a_failed_step_ends_in_an_open_group_that_says_what_failed_where_an
             format!("derivation    {}\n", lib.drv),
             format!("whole log     nix-store --read-log {}\n", lib.drv),
             "reproduce     nix-build default.nix -A app --no-out-link\n".to_owned(),
-            "lib-1.0> line 15\n".to_owned(),
-            "lib-1.0> line 39\n".to_owned(),
             "its builder ended with status 3".to_owned(),
         ] {
             assert!(shown.contains(&part), "{part:?} is missing: {ended}");
         }
+        // Each line once: behind the builder's name where it is printed, or here where Nix's own text says no names.
+        assert_eq!(ended.stderr.matches("lib-1.0> line 15\n").count(), 1);
+        assert_eq!(ended.stderr.matches("lib-1.0> line 39\n").count(), 1);
+        assert_eq!(shown.contains("lib-1.0> line"), form == "raw", "{ended}");
         assert!(!shown.contains("line 14\n"), "{ended}");
+        // The group that the end of the log stands in is open.
+        let opened = ended.stderr.matches("^^^ +++\n").count();
+        assert_eq!(opened, if form == "pretty" { 2 } else { 1 }, "{ended}");
         let failure = &ended.report()["failure"];
         assert_eq!(failure["drv"], lib.drv.as_str());
         let log: Vec<String> = (15..40).map(|n| format!("line {n}")).collect();
         assert_eq!(failure["log"], log.join("\n"));
     }
+}
+
+#[test]
+fn the_end_of_a_log_is_shown_again_where_other_lines_stand_below_it() {
+    let Some(store) = Store::new() else { return };
+    let pipe = store.work().join("pipe");
+    fifo(&pipe);
+    store.targets(&format!(
+        r#"rec {{
+            bad = build "bad" "echo oops; exit 3";
+            other = build "other" "read x < {}; echo other; echo > $out";
+            both = build "both" "echo ${{bad}} ${{other}} > $out";
+        }}"#,
+        pipe.display()
+    ));
+    let target = store.target("both");
+    let running = store
+        .step(target.flags())
+        .args(["--option", "max-jobs", "2"])
+        .args(["--option", "keep-going", "true"])
+        .start();
+    running.until_it_says("bad> oops\n");
+    OpenOptions::new()
+        .write(true)
+        .open(&pipe)
+        .unwrap()
+        .write_all(b"go\n")
+        .unwrap();
+    let ended = running.end();
+    ended.fails(100, "build");
+    let shown = group(&ended, "bad failed (build, exit status 100)\n");
+    assert!(
+        shown.contains("the end of its log:\nbad> oops\n"),
+        "{ended}"
+    );
+    assert_eq!(ended.stderr.matches("^^^ +++\n").count(), 1, "{ended}");
 }
 
 /// Its log is kept as the structured log of a Nix: what it is for Nix to read is not for people.
@@ -229,12 +270,12 @@ fn what_a_builder_prints_opens_no_group_and_draws_nothing() {
     ended
         .passes_on("\n +++ said\n")
         .passes_on("\n --- begun...\n");
-    // One is ours, the other two are the builder's, behind its name.
-    assert_eq!(ended.stderr.matches("\n^^^ +++").count(), 1, "{ended}");
+    // Two are ours, for the build's group and the failure's; the others are the builder's, behind its name.
+    assert_eq!(ended.stderr.matches("\n^^^ +++").count(), 2, "{ended}");
 }
 
 #[test]
-fn a_long_build_says_how_far_it_is_but_not_more_than_every_ten_seconds() {
+fn a_long_build_shows_its_progress_but_not_more_than_every_ten_seconds() {
     let Some(store) = Store::new() else { return };
     let pipe = store.work().join("pipe");
     fifo(&pipe);
@@ -285,12 +326,12 @@ fn a_person_s_terminal_has_one_line_that_changes_and_colours() {
         text.contains("slow> \u{1b}[31mred\u{1b}[0m\r\n"),
         "{text:?}"
     );
-    // The line is taken away before another is written.
+    // The line is removed before another is printed.
     assert!(text.contains("\r\u{1b}[Kslow> after\r\n"), "{text:?}");
 }
 
 #[test]
-fn the_line_on_a_terminal_goes_with_a_nix_that_is_killed() {
+fn the_line_on_a_terminal_is_removed_when_nix_is_killed() {
     let Some(store) = Store::new() else { return };
     let pipe = store.work().join("pipe");
     fifo(&pipe);
@@ -313,7 +354,7 @@ fn the_line_on_a_terminal_goes_with_a_nix_that_is_killed() {
     assert_eq!(child.wait().unwrap().code(), Some(137));
     let text = terminal.text();
     assert!(
-        text.contains("\r\u{1b}[Keval-once: failed (signal) in "),
+        text.contains("\r\u{1b}[Keval-once: \u{1b}[31;1mfailed\u{1b}[0m (signal) in "),
         "{text:?}"
     );
 }
@@ -368,7 +409,7 @@ fn a_collector_that_runs_by_itself_is_a_hint_before_nix_2_35() {
 }
 
 #[test]
-fn drift_and_what_nothing_rooted_are_hints_with_what_mends_them() {
+fn drift_and_a_missing_root_are_hints_that_say_what_to_do() {
     let Some(store) = Store::new() else { return };
     store.targets("{ hello = file \"hello\"; }");
     let target = store.target("hello");
@@ -380,7 +421,7 @@ fn drift_and_what_nothing_rooted_are_hints_with_what_mends_them() {
         .run();
     let hints = hints(ended.takes("evaluated", "drv-missing"));
     assert!(hints[0].starts_with("drift: "), "{hints:?}");
-    assert!(hints[1].contains("nothing rooted it"), "{hints:?}");
+    assert!(hints[1].contains("it had no GC root"), "{hints:?}");
     assert!(hints[1].contains("keep-days"), "{hints:?}");
     assert_eq!(hints.len(), 2);
 }

@@ -337,7 +337,11 @@ fn a_step_that_failed_says_why_and_then_what_was_tried() {
         }
         if row.no_daemon {
             // Nobody could look.
-            for claim in ["neither here nor in a cache", "is not valid", "is gone"] {
+            for claim in [
+                "neither here nor in a substituter",
+                "is not valid",
+                "is gone",
+            ] {
                 ended.never_says(claim);
             }
         }
@@ -368,8 +372,8 @@ fn where_the_file_to_evaluate_is_missing_explain_says_that_the_step_would_fail()
     assert!(
         ended
             .stdout
-            .starts_with("no way leads to the outputs: the step would fail\n")
-            && ended.stdout.contains("none.nix: is not there")
+            .starts_with("no way has the outputs: the step would fail\n")
+            && ended.stdout.contains("none.nix: does not exist")
             && !ended.stdout.contains("nix-instantiate"),
         "{ended}"
     );

@@ -60,7 +60,7 @@ fn is_true(ended: &Ended, store: &Store) {
         assert!(store.has(path), "{path} is not valid: {ended}");
         assert!(
             fs::symlink_metadata(path).is_ok(),
-            "{path} is not there: {ended}"
+            "{path} does not exist: {ended}"
         );
         let link = match name.as_str() {
             "out" => "result".to_owned(),
@@ -116,11 +116,11 @@ fn an_output_that_is_gone_after_it_was_realised_is_obtained_in_the_next_way() {
         .env("PATH", stand_ins.path(&store))
         .run();
     ended.takes("evaluated", "outputs-collected").says(&[
-        "-hello is not there, although Nix has just realised it",
+        "-hello does not exist, although Nix has just realised it",
         "trying the recorded outputs",
-        "the recorded outputs are neither here nor in a cache",
+        "the recorded outputs are neither here nor in a substituter",
         "evaluated ",
-        "hint: evaluated again because the collector took an output",
+        "hint: evaluated again because an output was collected",
     ]);
     is_true(&ended, &store);
     assert_eq!(tried(&ended), ["realised", "available", "evaluated"]);
@@ -219,7 +219,7 @@ fn one_of_several_outputs_that_is_registered_and_missing_is_no_success_where_the
     fs::remove_file(&target.outputs["dev"]).unwrap();
     let flags = target.flags().split_off(2);
     let ended = store.step(flags).run();
-    ended.fails(75, "surroundings").passes_on("is not there");
+    ended.fails(75, "surroundings").passes_on("does not exist");
 }
 
 #[test]

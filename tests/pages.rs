@@ -1,15 +1,20 @@
-//! What the README and the guide refer to is there: files, headings, and the store paths of the examples.
+//! The README and the guide are true: their links lead somewhere, and their examples do what they show.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
 };
 
 use eval_once::step::{Reason, WayName};
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{program::Program, tool};
+use crate::{
+    plugin_yml::{for_each_use, for_each_value_of, yaml_blocks},
+    support::{EVAL_ONCE, loudly, program::Program, store::Store, tool},
+};
 
 #[test]
 fn every_link_on_a_page_leads_to_a_file_and_a_heading_that_exist() {
@@ -88,8 +93,160 @@ fn every_path_and_key_of_an_example_on_a_page_is_the_one_that_nix_computes() {
 }
 
 #[test]
+fn the_readme_begins_with_a_sentence_of_fifteen_words() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let (title, rest) = readme.split_once("\n\n").unwrap();
+    assert_eq!(title, "# eval-once");
+    let sentence = rest.split_once(".\n").unwrap().0;
+    assert_eq!(sentence.split_whitespace().count(), 15, "{sentence}");
+}
+
+/// The commands of a page are one session, from top to bottom, and print what the page shows.
+///
+/// The lines are compared without their order, for Nix builds in the order of hashes, which are others in a private store.
+#[test]
+fn every_command_on_a_page_prints_what_stands_below_it() {
+    let mut commands = 0;
+    for page in pages() {
+        let session = Session::of(&fs::read_to_string(&page).unwrap());
+        if session.commands.is_empty() {
+            continue;
+        }
+        let (Some(_), Some(store)) = (tool("jq"), Store::new()) else {
+            return;
+        };
+        let nix = store.nix("nix-store", ["--version"]);
+        if !(nix.ends_with(" 2.8.0") && cfg!(all(target_arch = "x86_64", target_os = "linux"))) {
+            loudly(&format!(
+                "the pages show Nix 2.8.0 on x86_64-linux, and here is {nix}"
+            ));
+            return;
+        }
+        store.configure("system-features = benchmark big-parallel kvm nixos-test");
+        commands += session.commands.len();
+        let printed = session.run(&store);
+        assert_eq!(printed.len(), session.commands.len(), "{}", page.display());
+        for ((command, shown), printed) in session.commands.iter().zip(&printed) {
+            let (shown, printed) = (comparable(shown), comparable(printed));
+            assert_eq!(shown, printed, "{}: $ {command}", page.display());
+        }
+    }
+    assert!(commands > 5, "only {commands} commands were found");
+}
+
+#[test]
+fn every_pipeline_on_a_page_is_one_that_buildkite_takes() {
+    let schema = fs::read(root().join("src/buildkite/pipeline-schema.json")).unwrap();
+    let schema = jsonschema::validator_for(&serde_json::from_slice(&schema).unwrap()).unwrap();
+    let mut pipelines = 0;
+    for (page, block) in yaml_blocks() {
+        let pipeline: Value = serde_yaml_ng::from_str(&block).unwrap();
+        assert!(
+            pipeline["steps"].is_array(),
+            "{page}: only a part of a pipeline:\n{block}"
+        );
+        if let Err(error) = schema.validate(&pipeline) {
+            panic!("{page}: {error}:\n{block}");
+        }
+        pipelines += 1;
+    }
+    assert!(pipelines > 20, "only {pipelines} pipelines were found");
+}
+
+/// What is recorded and built on the pages is recorded and built in the example.
+///
+/// In a private store the recorded paths have other hashes, so each step finds its record gone, and evaluates.
+#[test]
+fn every_recording_and_every_step_on_a_page_runs_in_the_example() {
+    let Some(store) = Store::new() else { return };
+    let example = root().join("examples/repository");
+    store
+        .program("cp")
+        .args(["-R".as_ref(), example.as_os_str(), ".".as_ref()])
+        .run()
+        .exits(0);
+    let folder = store.work().join("repository");
+    let (mut recordings, mut steps) = (BTreeSet::new(), BTreeSet::new());
+    for (_, block) in yaml_blocks() {
+        let pipeline: Value = serde_yaml_ng::from_str(&block).unwrap();
+        for_each_use(&pipeline, &mut |_, keys| match &keys["pipeline"] {
+            Value::Null if keys["summary"] == true => {}
+            Value::Null => drop(steps.insert(keys.to_string())),
+            keys => drop(recordings.insert(flags(keys))),
+        });
+        for_each_value_of("EVAL_ONCE_STEP", &pipeline, &mut |record| {
+            steps.insert(record.as_str().unwrap().to_owned());
+        });
+        for_each_value_of("command", &pipeline, &mut |command| {
+            if let Some(flags) = command
+                .as_str()
+                .and_then(|it| it.strip_prefix("eval-once pipeline "))
+            {
+                recordings.insert(flags.split(' ').map(str::to_owned).collect());
+            }
+        });
+    }
+    assert!(recordings.len() > 8, "{recordings:#?}");
+    assert!(steps.len() > 8, "{steps:#?}");
+    for flags in recordings {
+        let ended = store
+            .eval_once(["pipeline", "--dry-run"])
+            .args(&flags)
+            .folder(&folder)
+            .run();
+        if flags.windows(2).any(|flag| flag == ["--on-error", "fail"]) {
+            ended.exits(65); // one attribute of the example does not evaluate
+            continue;
+        }
+        let steps = ended.exits(0).json()["steps"].as_array().unwrap().len();
+        assert!(steps > 0, "{flags:?}: {ended}");
+    }
+    for record in steps {
+        let record = record.replace("/nix/store", &store.folder().display().to_string());
+        let step = store.eval_once(["step"]).env("EVAL_ONCE_STEP", record);
+        step.folder(&folder).run().exits(0);
+    }
+}
+
+/// The keys of a recording as flags.
+fn flags(keys: &Value) -> Vec<String> {
+    let mut flags = Vec::new();
+    for (key, value) in keys.as_object().unwrap() {
+        let text = |value: &Value| {
+            value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned)
+        };
+        let flag = match key.as_str() {
+            "options" => "--option".to_owned(),
+            key => format!("--{key}"),
+        };
+        match (key.as_str(), value) {
+            (_, Value::Bool(true)) => flags.push(flag),
+            (key, Value::Bool(false)) => flags.push(format!("--no-{key}")),
+            ("arg" | "argstr" | "options", Value::Object(map)) => {
+                for (name, value) in map {
+                    flags.extend([flag.clone(), name.clone(), text(value)]);
+                }
+            }
+            ("exclude" | "include", Value::Array(items)) => {
+                for item in items {
+                    let names = item.as_array().map(|names| {
+                        let names: Vec<String> = names.iter().map(Value::to_string).collect();
+                        names.join(".")
+                    });
+                    flags.extend([flag.clone(), names.unwrap_or_else(|| text(item))]);
+                }
+            }
+            _ => flags.extend([flag, text(value)]),
+        }
+    }
+    flags
+}
+
+#[test]
 fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
     let guide = fs::read_to_string(root.join("docs/steps.md")).unwrap();
     let reasons = [
@@ -113,9 +270,111 @@ fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
     }
 }
 
+/// The commands of a page, and the files that it shows.
+#[derive(Default)]
+struct Session {
+    /// Bash, to be run in a checkout of this repository.
+    script: String,
+    /// Each command with what is shown below it.
+    commands: Vec<(String, String)>,
+}
+
+impl Session {
+    /// What is printed where the next command begins.
+    const MARK: char = '\u{1}';
+
+    /// Commands are the lines of `console` blocks that begin with `$ `. A `nix` block that begins with the comment `# NAME.nix` is
+    /// that file.
+    fn of(page: &str) -> Self {
+        let mut session = Self::default();
+        let mut lines = page.lines();
+        while let Some(line) = lines.next() {
+            let block = lines.by_ref().take_while(|line| *line != "```");
+            match line {
+                "```console" => {
+                    for line in block {
+                        if let Some(command) = line.strip_prefix("$ ") {
+                            session.script += &format!("printf '\\1'\n{command}\n");
+                            session.commands.push((command.to_owned(), String::new()));
+                        } else if let Some((_, shown)) = session.commands.last_mut() {
+                            *shown += &format!("{line}\n");
+                        }
+                    }
+                }
+                "```nix" => {
+                    let block: Vec<&str> = block.collect();
+                    let name = block[0].strip_prefix("# ").unwrap_or_default();
+                    if name.ends_with(".nix") {
+                        let text = block.join("\n");
+                        session.script += &format!("cat > {name} << 'THE END'\n{text}\nTHE END\n");
+                    }
+                }
+                _ if line.starts_with("```") => block.for_each(drop),
+                _ => {}
+            }
+        }
+        session
+    }
+
+    /// Runs all of it in a copy of the examples, and gives what each command has printed.
+    fn run(&self, store: &Store) -> Vec<String> {
+        let ours = |path: &str| store.root().join(path).display().to_string();
+        let mut path = OsString::from(Path::new(EVAL_ONCE).parent().unwrap());
+        path.push(":");
+        path.push(store.path());
+        let script = self.script.replace("/nix/store", &ours("store"));
+        let script = format!(
+            "exec 2>&1\ncp -R '{}' .\n{script}",
+            root().join("examples").display()
+        );
+        let ended = store.program("bash").args(["-c", &script]);
+        // The state folder is where a user has it.
+        let ended = ended.without("EVAL_ONCE_STATE_DIR").env("PATH", path).run();
+        let printed = ended.stdout.replace(&ours("store"), "/nix/store");
+        let printed = printed.replace(&ours("home"), "/home/ci");
+        printed
+            .split(Self::MARK)
+            .skip(1)
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// The lines of an output, sorted, without what differs between two runs: hashes of paths, and numbers with a decimal point.
+fn comparable(output: &str) -> Vec<String> {
+    let mut lines: Vec<String> = output
+        .lines()
+        .map(|line| {
+            let mut line = line.to_owned();
+            for prefix in ["/nix/store/", "drv-", "attr-"] {
+                for name in hashed(prefix, &line) {
+                    let rest = &name[prefix.len() + 32..];
+                    line = line.replace(&name, &format!("{prefix}…{rest}"));
+                }
+            }
+            let numbers = line.split_inclusive(|c: char| !c.is_ascii_digit() && c != '.');
+            numbers
+                .map(|part| {
+                    let number = part.trim_end_matches(|c: char| !c.is_ascii_digit());
+                    match number.parse::<f64>() {
+                        Ok(_) if number.contains('.') => part.replace(number, "…"),
+                        _ => part.to_owned(),
+                    }
+                })
+                .collect()
+        })
+        .collect();
+    lines.sort_unstable();
+    lines
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
 /// The README, the guide, and what else a newcomer reads.
 fn pages() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let mut pages: Vec<PathBuf> = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
         .map(|page| root.join(page))
         .into();
@@ -194,7 +453,7 @@ fn hashed(prefix: &str, page: &str) -> Vec<String> {
 /// The `.drv`s and outputs of both examples, by name; `None` without Nix, which is said loudly.
 fn example_paths() -> Option<BTreeMap<String, BTreeSet<String>>> {
     let state = TempDir::new().unwrap();
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let examples = root().join("examples");
     let expression = format!(
         "let
           all = value:

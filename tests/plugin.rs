@@ -616,7 +616,7 @@ fn without_a_program_and_without_cargo_the_job_ends_with_69_and_says_how_to_inst
         "{output}"
     );
     assert!(
-        said("eval-once: hint: install the program and name it in EVAL_ONCE_BIN"),
+        said("eval-once: hint: install the program and set EVAL_ONCE_BIN to its path"),
         "{output}"
     );
 }

@@ -590,7 +590,7 @@ fn for_each_schema(schema: &Value, visit: &mut impl FnMut(&Map<String, Value>)) 
 }
 
 /// The blocks marked as YAML in the README and the guide, each with the page it is on.
-fn yaml_blocks() -> Vec<(String, String)> {
+pub(super) fn yaml_blocks() -> Vec<(String, String)> {
     let mut pages = vec![root().join("README.md")];
     if let Ok(guide) = fs::read_dir(root().join("docs")) {
         pages.extend(guide.map(|page| page.unwrap().path()));
@@ -620,7 +620,7 @@ fn yaml_blocks() -> Vec<(String, String)> {
 }
 
 /// Visits each use of our plugin in a pipeline or a part of one: its reference, and its configuration (`{}` if none).
-fn for_each_use(yaml: &Value, visit: &mut impl FnMut(&str, &Value)) {
+pub(super) fn for_each_use(yaml: &Value, visit: &mut impl FnMut(&str, &Value)) {
     let none = json!({});
     match yaml {
         Value::String(text) if is_ours(text) => visit(text, &none),
@@ -639,7 +639,7 @@ fn for_each_use(yaml: &Value, visit: &mut impl FnMut(&str, &Value)) {
 }
 
 /// Visits each value that stands under this key.
-fn for_each_value_of(wanted: &str, yaml: &Value, visit: &mut impl FnMut(&Value)) {
+pub(super) fn for_each_value_of(wanted: &str, yaml: &Value, visit: &mut impl FnMut(&Value)) {
     match yaml {
         Value::Array(items) => items
             .iter()

@@ -387,7 +387,7 @@ fn what_is_there_needs_no_step() {
     assert_eq!(
         ended
             .stderr
-            .matches("http://127.0.0.1:9 cannot be reached")
+            .matches("http://127.0.0.1:9 is unreachable")
             .count(),
         1,
         "{ended}"
@@ -458,7 +458,10 @@ fn what_a_cache_has_without_all_it_needs_gets_a_step() {
     ] {
         assert_eq!(pipeline.step(&[attr]).json["skip"], skip, "{attr}: {ended}");
     }
-    mentions(&ended, "a cache has 1 target without all that is needed");
+    mentions(
+        &ended,
+        "a substituter has 1 target without everything needed: not skipped",
+    );
 }
 
 #[test]

@@ -221,7 +221,7 @@ fn a_program_that_is_nowhere_is_built_once_for_each_commit() {
 
     let first = host.command_hook().run();
     ran(&first, "built");
-    first.says(&["the program is not installed here: building it once, into "]);
+    first.says(&["the program is not installed; building it once, into "]);
     first.passes_on("Compiling eval-once");
     let second = host.command_hook().run();
     ran(&second, "built");
@@ -328,7 +328,7 @@ fn a_build_that_fails_is_a_missing_program_and_is_tried_again() {
         .says(&[
             "building it once",
             "error: the program eval-once was not found, and building it into ",
-            "hint: install the program and name it in EVAL_ONCE_BIN",
+            "hint: install the program and set EVAL_ONCE_BIN to its path",
         ]);
 
     host.cargo("");
@@ -338,15 +338,15 @@ fn a_build_that_fails_is_a_missing_program_and_is_tried_again() {
 #[test]
 fn where_nothing_can_be_built_one_sentence_says_how_to_install() {
     let host = Host::new();
-    let hint = "hint: install the program and name it in EVAL_ONCE_BIN";
+    let hint = "hint: install the program and set EVAL_ONCE_BIN to its path";
     host.command_hook().run().exits(69).prints("").says(&[
-        "error: the program eval-once was not found, and there is no cargo on PATH to build it with",
+        "error: the program eval-once was not found, and cannot be built: cargo is not on PATH",
         hint,
     ]);
 
     host.cargo("");
     host.command_hook().without("HOME").run().exits(69).says(&[
-        "with neither EVAL_ONCE_STATE_DIR nor HOME set there is no place to build it in",
+        "error: the program eval-once was not found, and cannot be built: neither EVAL_ONCE_STATE_DIR nor HOME is set",
         hint,
     ]);
 
@@ -425,7 +425,7 @@ fn a_program_for_another_machine_is_a_missing_program() {
             };
             let said = [
                 format!("cannot be run on this machine ({machine})"),
-                "hint: install one that was built for this machine".into(),
+                "hint: install a program that was built for this machine".into(),
             ];
             let said: Vec<&str> = said.iter().map(String::as_str).collect();
             let ended = named(host.command_hook()).run();

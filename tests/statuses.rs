@@ -444,7 +444,7 @@ fn a_host_that_forbids_it_never_evaluates() {
     );
     policy(&["--attr".into(), "target".into()])
         .fails(75, "surroundings")
-        .passes_on("This host does not evaluate; trying again helps only on one that does.");
+        .passes_on("This host does not evaluate; a retry helps only on a host that does.");
     assert_eq!(
         stand_ins.calls("nix-instantiate"),
         Vec::<Vec<String>>::new()
@@ -554,7 +554,7 @@ fn an_evaluation_without_a_folder_for_temporary_files_is_an_infrastructure_failu
     } else {
         ended.fails(75, "surroundings");
         recording.exits(75);
-        let named = format!("TMPDIR is {}, which is no folder", missing.display());
+        let named = format!("TMPDIR is {}, which is not a folder", missing.display());
         for ended in [&ended, &recording] {
             let said = ended.ours();
             let error = said.iter().find(|line| line.starts_with("error: "));

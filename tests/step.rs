@@ -238,7 +238,7 @@ fn a_step_to_be_skipped_fetches_nothing_of_what_a_cache_has() {
 fn a_step_to_be_skipped_goes_on_as_any_other_where_its_outputs_have_gone() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
-    let gone = "the outputs are no longer here or in a cache";
+    let gone = "the outputs are no longer here or in a substituter";
     let ended = skipping(&store, &target).run();
     ended
         .takes("realised", "drv-valid")
@@ -269,7 +269,7 @@ fn a_step_to_be_skipped_does_not_take_a_path_for_there_whose_file_is_gone() {
     assert!(store.has(target.out()), "it is registered");
     let ended = skipping(&store, &target).run();
     assert_ne!(ended.report()["reason"], "skipped", "{ended}");
-    ended.passes_on("the outputs are no longer here or in a cache");
+    ended.passes_on("the outputs are no longer here or in a substituter");
 }
 
 #[test]
@@ -402,8 +402,8 @@ fn a_drv_that_was_collected_is_evaluated_again() {
     let ended = store.step(recorded(&target)).run();
     ended.takes("evaluated", "drv-missing").counts(1, 0).says(&[
         "trying its outputs",
-        "the recorded outputs are neither here nor in a cache",
-        "hello.drv is not valid in the store",
+        "the recorded outputs are neither here nor in a substituter",
+        "hello.drv is not valid",
         "evaluated ",
         "hint: evaluated again because the recorded .drv is not on this host",
     ]);
@@ -834,13 +834,13 @@ fn a_step_waits_for_its_turn_to_evaluate() {
         .step(recorded(&target))
         .env("EVAL_ONCE_EVALUATIONS", "1")
         .start();
-    running.until_it_says("eval-once: waiting for a turn");
+    running.until_it_says("eval-once: waiting for an evaluation slot");
     assert!(!store.has(&target.drv), "it did not wait");
     drop(turn);
     let ended = running.end();
     ended
         .takes("evaluated", "drv-missing")
-        .passes_on("waiting for a turn: 1 evaluation runs on this host already");
+        .passes_on("waiting for an evaluation slot (1 of 1 in use)");
     gives(&ended, &store, &target);
     let waited = ended.report()["seconds"]["wait"].as_f64().unwrap();
     assert!(waited > 0.0, "waited {waited} s");

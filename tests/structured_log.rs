@@ -1,4 +1,4 @@
-//! Nix's structured log: what several versions of Nix have said (`tests/samples`, made by `script/samples`) is understood
+//! Nix's structured log: what several versions of Nix have printed (`tests/samples`, made by `script/samples`) is understood
 //! alike, with and without a daemon, however its bytes are cut.
 
 use std::collections::BTreeSet;
@@ -12,11 +12,11 @@ use proptest::prelude::*;
 
 const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/samples");
 
-/// What a Nix has said, and how it ended.
+/// What a Nix has printed, and how it ended.
 struct Sample {
     name: String,
     status: i32,
-    said: Vec<u8>,
+    printed: Vec<u8>,
 }
 
 fn samples() -> Vec<Sample> {
@@ -33,7 +33,7 @@ fn samples() -> Vec<Sample> {
                     folder.file_name().unwrap().to_string_lossy()
                 ),
                 status: status.parse().unwrap(),
-                said: std::fs::read(folder.join(format!("{scenario}.log"))).unwrap(),
+                printed: std::fs::read(folder.join(format!("{scenario}.log"))).unwrap(),
             });
         }
     }
@@ -89,8 +89,8 @@ const FAILURES: [(&str, Class, usize, &str); 33] = [
     ("evaluation-needs-wrong-hash", Class::Hash, 1, ""),
 ];
 
-/// Scenarios that fail and say nothing about a class that is not tested elsewhere: of a step that was stopped, or whose `.drv` is
-/// gone, other things decide; and one error of an expression is as another.
+/// Scenarios that fail and need no test here: other conditions decide about a step that was stopped, or whose `.drv` is gone; and
+/// one evaluation error is like another.
 const OTHER_FAILURES: [&str; 5] = [
     "evaluation-missing-attribute",
     "evaluation-syntax-error",
@@ -104,7 +104,7 @@ fn each_failure_is_the_same_on_every_nix_and_through_a_daemon() {
     let mut wrong = Vec::new();
     let mut seen = BTreeSet::new();
     for sample in samples() {
-        let Some((scenario, class, faults, culprit)) = FAILURES
+        let Some((scenario, class, faults, root_cause)) = FAILURES
             .iter()
             .find(|(scenario, ..)| *scenario == sample.scenario())
         else {
@@ -113,18 +113,21 @@ fn each_failure_is_the_same_on_every_nix_and_through_a_daemon() {
             continue;
         };
         seen.insert(*scenario);
-        let heard = NixOutput::of(&sample.said);
+        let nix_output = NixOutput::of(&sample.printed);
         let ending = Ending::Exited(sample.status);
         let found = if scenario.starts_with("evaluation-") {
-            class::of(Phase::Evaluating, ending, &heard)
+            class::of(Phase::Evaluating, ending, &nix_output)
         } else {
-            class::of(Phase::Building, ending, &heard)
+            class::of(Phase::Building, ending, &nix_output)
         };
-        let first = heard.root_cause().and_then(|fault| fault.drv.as_ref());
+        let first = nix_output.root_cause().and_then(|fault| fault.drv.as_ref());
         let first = first.map_or("", |drv| drv.as_store_path().name());
-        let named = culprit.is_empty() || first.strip_suffix(".drv") == Some(culprit);
-        if (found, heard.faults.len()) != (*class, *faults) || !named {
-            wrong.push(format!("{}: {found:?}, {:#?}", sample.name, heard.faults));
+        let named = root_cause.is_empty() || first.strip_suffix(".drv") == Some(root_cause);
+        if (found, nix_output.faults.len()) != (*class, *faults) || !named {
+            wrong.push(format!(
+                "{}: {found:?}, {:#?}",
+                sample.name, nix_output.faults
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -178,19 +181,19 @@ proptest! {
         lines in proptest::collection::vec(line(), 0..12),
         at in proptest::collection::vec(any::<prop::sample::Index>(), 0..20),
     ) {
-        let said = lines.join(&b'\n');
-        prop_assert_eq!(events(&cut(&said, &at)), events(&[&said]));
+        let printed = lines.join(&b'\n');
+        prop_assert_eq!(events(&cut(&printed, &at)), events(&[&printed]));
     }
 }
 
 #[test]
 fn a_line_that_is_just_as_long_as_it_may_be_is_one_however_it_is_cut() {
     let line = vec![b'a'; PLAIN_AT_MOST];
-    let said = [&line[..], b"\nb\n"].concat();
-    let whole = events(&[&said]);
+    let printed = [&line[..], b"\nb\n"].concat();
+    let whole = events(&[&printed]);
     assert_eq!(whole.len(), 2);
     for cut in [1, PLAIN_AT_MOST, PLAIN_AT_MOST + 1] {
-        let (begin, end) = said.split_at(cut);
+        let (begin, end) = printed.split_at(cut);
         assert!(events(&[begin, end]) == whole, "cut at {cut}");
     }
 }
@@ -198,23 +201,23 @@ fn a_line_that_is_just_as_long_as_it_may_be_is_one_however_it_is_cut() {
 #[test]
 fn each_sample_cut_at_every_place_is_the_same() {
     for sample in samples() {
-        let whole = events(&[&sample.said]);
-        let each: Vec<&[u8]> = sample.said.chunks(1).collect();
+        let whole = events(&[&sample.printed]);
+        let each: Vec<&[u8]> = sample.printed.chunks(1).collect();
         assert_eq!(events(&each), whole, "{}", sample.name);
-        let said: Vec<&[u8]> = sample.said.chunks(7).collect();
-        assert_eq!(events(&said), whole, "{}", sample.name);
+        let printed: Vec<&[u8]> = sample.printed.chunks(7).collect();
+        assert_eq!(events(&printed), whole, "{}", sample.name);
     }
 }
 
 #[test]
 fn a_line_of_megabytes_is_read_and_one_without_end_costs_no_memory_without_end() {
     let long = "x".repeat(3 << 20);
-    let said = format!(
-        "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/a.drv\",\"\",1,1]}}\n@nix {{\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"{long}\"]}}\n"
+    let printed = format!(
+        "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/0123456789abcdfghijklmnpqrsvwxyz-a.drv\",\"\",1,1]}}\n@nix {{\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"{long}\"]}}\n"
     );
     let mut lengths = Vec::new();
     let mut reader = LogReader::default();
-    for piece in said.as_bytes().chunks(65_536) {
+    for piece in printed.as_bytes().chunks(65_536) {
         reader.read(piece, |event| {
             if let Event::BuildLine { line, .. } = event {
                 lengths.push(line.len());

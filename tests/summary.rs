@@ -17,7 +17,7 @@ use crate::support::{
     tool, until,
 };
 
-/// What a step of this key leaves.
+/// The saved report of the step with this key.
 fn report(key: &str, more: &Value) -> (String, String) {
     let mut report = json!({
         "version": 1, "target": key, "job": "0190", "way": "realised", "reason": "drv-valid", "exit": 0,
@@ -138,7 +138,7 @@ fn everything() -> Option<(Build, Store)> {
 }
 
 #[test]
-fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
+fn a_recording_adds_a_last_step_that_sums_up_the_build_however_it_ended() {
     let Some((build, _store)) = everything() else {
         return;
     };
@@ -159,6 +159,10 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
         waits.iter().all(|wait| wait["allow_failure"] == true),
         "{step}"
     );
+
+    // A group of its own, before anything that the summary says.
+    let ours = log.split_once("--- :nix: summary\n").unwrap().1;
+    assert!(ours.starts_with("eval-once: "), "{log}");
 
     let counts = "sums up 10 attributes: 9 targets (4 failed, 2 not run, 2 built, 1 skipped), 1 evaluation error";
     assert!(log.contains(&format!("eval-once: {counts}")), "{log}");
@@ -211,9 +215,9 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
     }
     let again = "**Evaluated again:** 1 step.\n\n- 1 × `drv-missing`: ";
     assert!(body.contains(again), "{body}");
-    // What was saved depends on how busy this machine is: but it was measured, and told from what.
+    // What was saved depends on how busy this machine is: but it was measured, and the figures are shown.
     let saved = body.split("**Evaluation saved:** ").nth(1).unwrap();
-    assert!(saved.contains("4 steps took what was recorded"), "{body}");
+    assert!(saved.contains("4 steps used their records"), "{body}");
 
     let junit = junit(&build);
     for part in [
@@ -222,7 +226,7 @@ fn a_recording_adds_a_last_step_that_sums_the_build_up_whatever_became_of_it() {
         "<failure type=\"build\" message=\"",
         "<error type=\"evaluation\" message=\"",
         "<failure type=\"no-report\" message=\"",
-        "<failure type=\"command\" message=\"its step&apos;s command failed, after the build\"/>",
+        "<failure type=\"command\" message=\"the step&apos;s command failed after the build\"/>",
         "<skipped message=\"already built here\"/>",
         "<skipped message=\"not run: bad failed\"/>",
     ] {
@@ -404,7 +408,7 @@ fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
 }
 
 #[test]
-fn a_hook_that_fails_the_job_after_its_build_is_told() {
+fn a_hook_that_fails_the_job_after_its_build_is_named() {
     let Some(store) = Store::new() else { return };
     store.targets("{ a = file \"a\"; b = file \"b\"; }");
     let drv = store.instantiate("default.nix", "a");
@@ -435,12 +439,12 @@ fn a_hook_that_fails_the_job_after_its_build_is_told() {
     let expected = [("a", "**failed** (hook), after the build"), ("b", "built")];
     assert_eq!(found, expected, "{body}");
     assert!(junit(&build).contains(
-        "<failure type=\"after-build\" message=\"its step failed after the build (hook)\"/>"
+        "<failure type=\"after-build\" message=\"the step failed after the build (hook)\"/>"
     ));
 }
 
 #[test]
-fn a_step_that_waits_or_is_not_there_is_told_as_it_stands() {
+fn a_step_that_waits_or_does_not_exist_is_shown_as_it_stands() {
     let later =
         json!({ "steps": [{ "key": "later", "command": "true", "depends_on": "summary" }] });
     let upload = format!("printf '%s' '{later}' | buildkite-agent pipeline upload");
@@ -449,7 +453,7 @@ fn a_step_that_waits_or_is_not_there_is_told_as_it_stands() {
         return;
     };
     let after = json!({ "after": ["command"] });
-    let build = build.with_meta_data([report("later", &after), report("nobody", &after)]);
+    let build = build.with_meta_data([report("later", &after), report("missing", &after)]);
     assert_eq!(build.run(), Outcome::Passed);
     let Annotation { body, style } = annotation(&build);
     assert_eq!(style, "warning");
@@ -460,7 +464,7 @@ fn a_step_that_waits_or_is_not_there_is_told_as_it_stands() {
         .collect();
     let expected = [
         ("later", "not finished: waiting for dependencies"),
-        ("nobody", "built"),
+        ("missing", "built"),
     ];
     assert_eq!(found, expected, "{body}");
     let junit = junit(&build);
@@ -471,7 +475,7 @@ fn a_step_that_waits_or_is_not_there_is_told_as_it_stands() {
 }
 
 #[test]
-fn a_step_that_was_never_uploaded_is_told_as_one_that_is_missing() {
+fn a_step_that_was_never_uploaded_is_shown_as_missing() {
     let Some(store) = Store::new() else { return };
     store.targets("{ a = file \"a\"; b = file \"b\"; }");
     let command = format!("'{EVAL_ONCE}' pipeline --chunk 1; '{EVAL_ONCE}' summary");
@@ -521,7 +525,7 @@ fn a_buildkite_that_does_not_say_how_steps_ended_costs_ten_seconds_and_no_failur
     let counts = "sums up 20 attributes: 20 targets (20 without an outcome).";
     assert!(body.contains(counts), "{body}");
     assert!(
-        body.contains("| built; how its job ended is not known |"),
+        body.contains("| built; outcome of its job unknown |"),
         "{body}"
     );
     assert!(junit(&build).contains("<error type=\"no-outcome\""));
@@ -579,10 +583,10 @@ fn a_build_without_a_recording_is_summed_up_from_its_reports() {
     assert_eq!(style, "warning");
     let rows = rows(&body);
     let expected = [
-        ("odd", "its report cannot be read |  |  |"),
+        ("odd", "unreadable report |  |  |"),
         (
             "old",
-            "its report is of version 9, which this eval-once does not know |  |  |",
+            "report of version 9, unknown to this eval-once |  |  |",
         ),
         ("plan", "built | evaluated (not&#45;recorded) | 4.0 s |"),
         (
@@ -620,7 +624,7 @@ fn a_later_summary_takes_the_place_of_an_earlier_one() {
 }
 
 #[test]
-fn reports_are_asked_for_eight_at_once_and_told_in_a_hundred_rows() {
+fn reports_are_fetched_eight_at_once_and_shown_in_a_hundred_rows() {
     let reports = (0..104).map(|i| {
         let seconds = json!({ "total": f64::from(i) });
         report(&format!("step-{i}"), &json!({ "seconds": seconds }))
@@ -680,12 +684,15 @@ fn a_build_in_which_nothing_of_ours_ran_has_no_summary() {
     };
     assert_eq!(build.run(), Outcome::Passed);
     let log = build.job("summary").plain();
-    assert!(log.contains("eval-once: nothing to sum up: "), "{log}");
+    assert!(
+        log.contains("--- :nix: summary\neval-once: nothing to sum up: "),
+        "{log}"
+    );
     assert!(build.annotations().is_empty() && build.artifacts().is_empty());
 }
 
 #[test]
-fn a_plan_that_is_lost_or_cannot_be_read_is_told_and_no_failure() {
+fn a_plan_that_is_lost_or_cannot_be_read_is_named_and_no_failure() {
     let step = "0190c1a2-0000-7000-8000-00000000000";
     let Some(build) = summing_up([
         (format!("eval-once:{step}0:plan"), "--help nothing".into()),
@@ -697,7 +704,7 @@ fn a_plan_that_is_lost_or_cannot_be_read_is_told_and_no_failure() {
     assert_eq!(build.run(), Outcome::Passed);
     let Annotation { body, style } = annotation(&build);
     assert_eq!(style, "warning");
-    assert!(body.contains("**Left out:** 2 recordings"), "{body}");
+    assert!(body.contains("**Omitted:** 2 recordings"), "{body}");
 }
 
 #[test]
@@ -709,7 +716,11 @@ fn our_plugins_hook_sums_up_and_then_runs_the_jobs_own_command_once() {
     let plugin = plugin_repository(repositories.path());
     for (command, said) in [
         ("echo after", "after"),
-        ("eval-once summary", "it is not run again"),
+        ("eval-once summary", "sums up"),
+        (
+            "eval-once summary --no-flag",
+            "the flags of the job's command are ignored: this hook has run the summary already",
+        ),
     ] {
         let step = json!({ "key": "summary", "command": command, "plugins": [{ &plugin: { "summary": true } }] });
         let Some(build) = Build::new(&step) else {
@@ -777,16 +788,16 @@ fn what_is_no_job_or_cannot_reach_buildkite_says_so() {
     summary(&none)
         .run()
         .exits(69)
-        .says(&["error: ", "hint: in a job"]);
+        .says(&["error: ", "hint: run `summary` in a job"]);
     let bin = folder.path().join("bin");
     let _stand_ins = StandIns::new(&bin).instead(
         "buildkite-agent",
         "#!/bin/sh\necho 'fatal: connection refused' >&2\nexit 1\n",
     );
-    summary(&bin)
-        .run()
-        .exits(75)
-        .says(&["connection refused", "hint: can this host reach Buildkite?"]);
+    summary(&bin).run().exits(75).says(&[
+        "connection refused",
+        "hint: check that this host can reach Buildkite",
+    ]);
     let _stand_ins = StandIns::new(&bin).instead(
         "buildkite-agent",
         "#!/bin/sh\ncase $2 in keys) echo eval-once:report:a;; get) echo '{\"version\":1,\"after\":[]}';; *) echo 'fatal: no room' >&2; exit 1; esac\n",
@@ -794,7 +805,7 @@ fn what_is_no_job_or_cannot_reach_buildkite_says_so() {
     summary(&bin)
         .run()
         .exits(75)
-        .says(&["no room", "hint: can this host reach Buildkite?"])
+        .says(&["no room", "hint: check that this host can reach Buildkite"])
         // As a recording does, which has a plan to follow.
-        .never_says("goes on where it was");
+        .never_says("continues where it stopped");
 }

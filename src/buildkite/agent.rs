@@ -1,7 +1,7 @@
 //! The command lines of `buildkite-agent`, as a job runs it. Its token and endpoint are in the job's environment.
 //!
-//! Each of its flags can also be set by a variable, and a job's environment is its users'. So a flag that would change what is
-//! done here is given, also where it says what is the case anyway (measured: the flag wins).
+//! Each of its flags can also be set by a variable, and users set the environment of a job. So every flag that would change what is
+//! done here is given, even with its default (measured: the flag wins over the variable).
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -12,10 +12,10 @@ fn agent(words: &[&str]) -> CommandLine {
     CommandLine::new("buildkite-agent", words)
 }
 
-/// Uploads the pipeline in `file`. What is in it is meant as it is: nothing is interpolated, and a value of the job's
-/// environment that happens to be in it is no secret that leaks (agents from v4 on would refuse the upload; an empty list of
-/// variables means the same to all). With `BUILDKITE_PIPELINE_UPLOAD_DRY_RUN` nothing would be uploaded, and that a success; with
-/// `BUILDKITE_PIPELINE_REPLACE` each upload would take away what the one before has brought.
+/// Uploads the pipeline in `file` as it is. Nothing is interpolated, and a value of the job's environment that happens to be in it is
+/// no secret that leaks (agents from v4 on would refuse the upload; an empty list of variables means the same to all). With
+/// `BUILDKITE_PIPELINE_UPLOAD_DRY_RUN` nothing would be uploaded, without an error; with `BUILDKITE_PIPELINE_REPLACE` each upload
+/// would replace the steps of the one before.
 #[must_use]
 pub fn upload_pipeline(file: &Path) -> CommandLine {
     let mut line = agent(&[
@@ -37,10 +37,10 @@ pub fn step_with_key(key: &str) -> CommandLine {
     agent(&["step", "get", "key", "--step", key])
 }
 
-/// Prints how the step that has this key ended, in this build; an empty line where it has not.
+/// Prints the outcome of the step that has this key, in this build; an empty line where it has not ended.
 ///
-/// It is the outcome of the last job that *ended*: of a step that is being retried that of the try before, so its
-/// [state](step_state) is asked for as well. `BUILDKITE_STEP_GET_FORMAT` would put quotes around the word.
+/// It is the outcome of the last job that *ended*. For a step that is being retried that is the try before, so its [state](step_state)
+/// is needed as well. `BUILDKITE_STEP_GET_FORMAT` would put quotes around the word.
 #[must_use]
 pub fn step_outcome(key: &str) -> CommandLine {
     agent(&["step", "get", "outcome", "--format=", "--step", key])
@@ -101,12 +101,12 @@ pub fn set_environment(variables: &[(&str, OsString)]) -> CommandLine {
     line
 }
 
-/// Annotates the build with the Markdown in `body`: behind what has the same `context` already, or in place of it.
+/// Annotates the build with the Markdown in `body`: behind the annotation of the same `context`, or in its place.
 #[must_use]
 pub fn annotate(context: &str, style: &str, append: bool, body: &Path) -> CommandLine {
     let append = format!("--append={append}");
     let mut line = agent(&["annotate", "--context", context, "--style", style, &append]);
-    // As an argument it could have 128 KiB at most.
+    // On standard input, because one argument can have at most 128 KiB.
     line.stdin = Some(body.to_owned());
     line
 }

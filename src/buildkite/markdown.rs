@@ -1,5 +1,5 @@
-//! Text for annotations. Names and messages come from repositories nobody has to trust: whatever they hold, it is shown, and
-//! nothing of it is Markdown, HTML, an emoji or an escape sequence.
+//! Text for annotations. Names and messages come from repositories that cannot be trusted: all that they contain is shown, and none of
+//! it is Markdown, HTML, an emoji or an escape sequence.
 
 use std::fmt::Write as _;
 
@@ -8,15 +8,15 @@ use crate::text::{is_unseen, shortened};
 /// How much of a name is shown, in characters.
 pub const NAME_AT_MOST: usize = 200;
 
-/// `text` as code within a line, shortened to what a name may have.
+/// `text` as code within a line, shortened to [`NAME_AT_MOST`].
 #[must_use]
 pub fn code(text: &str) -> String {
     format!("<code>{}</code>", inert(&shortened(text, NAME_AT_MOST)))
 }
 
-/// `html` as a link to a job, which leads to it on the build's page; alone where `job` cannot be a job's id.
+/// `html` as a link to a job on the build's page; without a link where `job` cannot be a job's id.
 ///
-/// `html` is [`inert`] already, or made of what is.
+/// `html` is [`inert`] already, or made of text that is.
 #[must_use]
 pub fn job_link(job: &str, html: &str) -> String {
     let is_plain = |it: char| it.is_ascii_alphanumeric() || it == '-';
@@ -27,8 +27,8 @@ pub fn job_link(job: &str, html: &str) -> String {
     }
 }
 
-/// `text` as characters that stand for themselves: all that could mean something is written as its number, and what is not
-/// seen but changes what is seen beside it stands as `\u{fffd}`.
+/// `text` as characters that stand for themselves: a character that could have a meaning is written as its number, and an invisible
+/// one, which could change what is seen beside it, as `\u{fffd}`.
 #[must_use]
 pub fn inert(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_seen_disguises_nothing() {
+    fn invisible_characters_are_replaced() {
         for hidden in [
             '\u{202e}',
             '\u{2066}',
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_jobs_id_is_no_link() {
+    fn only_the_id_of_a_job_becomes_a_link() {
         assert_eq!(job_link("0190c1a2-a", "x"), "<a href=\"#0190c1a2-a\">x</a>");
         let long = "0".repeat(65);
         for job in [

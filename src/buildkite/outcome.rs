@@ -14,33 +14,33 @@ pub enum StepOutcome {
     HardFailed,
     /// It failed, which its `soft_fail` allows.
     SoftFailed,
-    /// It was cancelled, timed out, or expired before an agent took it: Buildkite has one word for all of them.
+    /// It was cancelled, timed out, or expired before an agent took it: Buildkite has one word for all three.
     Errored,
     /// It ended without having run: a `skip`, or a condition of its own.
     NotRun,
-    /// It has not ended; how it stands.
+    /// It has not ended; the state that it is in.
     Unfinished(String),
     /// The build has no such step.
     NoStep,
-    /// Buildkite has not said, or says a word that is not known here.
+    /// Buildkite does not say, or has a word for it that is not known here.
     NotKnown,
 }
 
 impl StepOutcome {
-    /// Whether Buildkite has said it.
+    /// Whether Buildkite says it.
     #[must_use]
     pub fn is_known(&self) -> bool {
         *self != Self::NotKnown
     }
 
-    /// What `step get outcome` has printed; none where that leaves open whether the step has ended, and its
-    /// [state](Self::with_state) is needed.
+    /// Reads what `step get outcome` prints; none where that leaves open whether the step has ended, and its [state](Self::with_state) is
+    /// needed.
     #[must_use]
     pub fn read(outcome: &str) -> Option<Self> {
         (outcome.trim() == "passed").then_some(Self::Passed)
     }
 
-    /// What `step get outcome` and `step get state` have printed. A step that is being retried still has the outcome of the try
+    /// Reads what `step get outcome` and `step get state` print. A step that is being retried still has the outcome of the try
     /// before, and is not `finished`.
     #[must_use]
     pub fn with_state(outcome: &str, state: &str) -> Self {
@@ -48,7 +48,7 @@ impl StepOutcome {
         match (outcome.trim(), state) {
             ("passed", _) => Self::Passed,
             ("neutral", _) | (_, "ignored") => Self::NotRun,
-            // Documented nowhere, and not to be mistaken where an older Buildkite says it.
+            // Not documented; an older Buildkite may have these words, which have no other meaning.
             (_, "canceled" | "timed_out") => Self::Errored,
             (_, "waiting_for_dependencies" | "ready" | "running" | "failing") => {
                 Self::Unfinished(state.to_owned())
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_that_has_passed_needs_no_second_question() {
+    fn the_outcome_of_a_step_that_passed_needs_no_state() {
         assert_eq!(StepOutcome::read("passed\n"), Some(StepOutcome::Passed));
         for other in ["", "\n", "hard_failed\n", "errored\n", "PASSED"] {
             assert_eq!(StepOutcome::read(other), None, "{other:?}");
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_is_tried_again_has_not_ended_though_it_has_an_outcome() {
+    fn a_step_that_is_being_retried_has_an_outcome_and_has_not_ended() {
         let unfinished = |state: &str| StepOutcome::Unfinished(state.into());
         for (outcome, state, expected) in [
             ("hard_failed", "finished", StepOutcome::HardFailed),

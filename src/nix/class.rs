@@ -1,27 +1,29 @@
-//! What the ending of a Nix program means. The one place where that is decided: for a step and for a recording, whatever it is
-//! that a Nix program was to do.
+//! The class of a Nix program that failed: decided here for steps and recordings alike, from how it ended and what it printed.
+
+use std::fmt::Display;
 
 use unix::sys::signal::Signal;
 
-use super::{Cause, Disturbance, Fault, NixOutput};
+use super::message::in_one_line;
+use super::{Cause, Disturbance, Fault, NixOutput, Trouble};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 
-/// What a Nix program was to do when it ended.
+/// What a Nix program was doing when it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Coming by the expression: a flake is locked.
+    /// Fetching the expression: a flake is locked.
     Fetching,
     /// Evaluating it. (`nix-instantiate` fetches a file from a URL by itself.)
     Evaluating,
     /// Building a `.drv`, or fetching what it needs.
     Building,
-    /// Fetching or writing paths that are in the store already, here or elsewhere: outputs, the pin.
+    /// Copying store paths that exist already, here or elsewhere: outputs, the pin.
     Copying,
 }
 
-/// Whether a signal is what becomes of an evaluator through what it evaluates: a recursion without end, an assertion of its own.
-/// Every other one is sent to it, or says that a limit of this host was reached.
+/// Whether the expression can be why an evaluator died of this signal: by a recursion without end, or an assertion of Nix's own.
+/// Every other signal was sent to it, or means that a limit of this host was reached.
 fn is_of_the_evaluator(signal: i32) -> bool {
     use Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV};
     [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV]
@@ -29,22 +31,22 @@ fn is_of_the_evaluator(signal: i32) -> bool {
         .any(|own| *own as i32 == signal)
 }
 
-/// The kernel sends it when memory runs out, and it may do so again.
+/// The kernel sends SIGKILL when memory runs out, which may happen again.
 const OUT_OF_MEMORY: i32 = 9;
 
-/// Nix ended itself: an assertion of its own did not hold, or nothing caught what it threw.
+/// SIGABRT: Nix ended itself, because an assertion of its own did not hold, or nothing caught an exception.
 const ABORTED: i32 = 6;
 
-/// The class of a Nix program that failed: of what it was to do, of how it ended, and of what it has said and begun.
+/// The class of a Nix program that failed, from its phase, its ending and its output.
 ///
-/// While something is evaluated, what the *system* says is the surroundings' failure (a limit, a signal, a daemon or a server
-/// that is gone), and so is an ending without a word; everything else is the expression's. Whoever evaluates does it once more
-/// before either is believed ([`is_worth_another_try`]).
+/// While Nix evaluates, an error of the *system* is an infrastructure failure (a limit, a signal, a daemon or a server that is
+/// gone), and so is an ending without a message; everything else is an evaluation error. Steps and recordings evaluate once more
+/// before they report an infrastructure failure ([`is_worth_another_try`]).
 ///
-/// While something is built, what is said of a derivation, or after one was begun, is a build that failed, and only what is known
-/// to be of the surroundings is theirs. What Nix says of the derivations decides before its status, for that is the same with
-/// and without a daemon, which knows the one status 1. Where nothing is understood the status does: without a daemon Nix
-/// tells classes apart by it (`Worker::failingExitStatus`: 100 and, as bits on top, 1 a timeout, 2 a hash, 8 a check).
+/// While Nix builds, an error about a derivation, or after a build began, is a failed build; only a known infrastructure failure
+/// is one. Nix's messages about derivations decide before its exit status, because they are the same with and without a daemon;
+/// with one, the status is always 1. Where no message is understood the status decides: without a daemon it holds the class
+/// (`Worker::failingExitStatus`: 100 and, as bits on top, 1 a timeout, 2 a hash, 8 a check).
 #[must_use]
 pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
     let evaluates = matches!(phase, Phase::Fetching | Phase::Evaluating);
@@ -54,7 +56,7 @@ pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
         {
             Class::Infrastructure
         }
-        // 2.8 does so where a fixed output refers to another path, each time.
+        // 2.8 aborts whenever a fixed output refers to another path.
         Ending::Killed(ABORTED) if phase == Phase::Building && nix_output.assertion.is_some() => {
             Class::Build
         }
@@ -73,20 +75,20 @@ pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
     }
 }
 
-/// Whether an evaluation that ended so is done once more before it is believed. It costs an evaluation; and a step or a whole
-/// recording that is tried again by Buildkite costs more.
+/// Whether an evaluation that failed with this class is repeated once before the failure is reported. A repetition costs one
+/// evaluation; a retry by Buildkite costs a whole step or recording.
 #[must_use]
 pub fn is_worth_another_try(class: Class) -> bool {
     class == Class::Infrastructure
 }
 
 fn of_message_while_evaluating(nix_output: &NixOutput) -> Class {
-    // A cache that may have the path did not answer.
+    // A cache that may have the missing path did not answer.
     let is_out_of_reach = || {
         !nix_output.unreachable.is_empty()
             && matches!(nix_output.disturbance(), Some(Disturbance::Gone(_)))
     };
-    // Whoever does not like an expression says so.
+    // An evaluation error always has a message.
     if nix_output.error.is_none() || nix_output.trouble(false).is_some() || is_out_of_reach() {
         Class::Infrastructure
     } else {
@@ -98,18 +100,18 @@ fn of_message_while_building(nix_output: &NixOutput) -> Class {
     let Some(error) = &nix_output.error else {
         return Class::Infrastructure;
     };
-    let is_theirs = nix_output.trouble(true).is_some()
-        // The store has lost it, or a cache that may have it did not answer.
+    let is_infrastructure = nix_output.trouble(true).is_some()
+        // The store lost a path, or a cache that may have it did not answer.
         || nix_output.disturbance().is_some()
         || !nix_output.unreachable.is_empty() && is_about_what_is_missing(error);
-    if !is_theirs && is_about_a_derivation(nix_output, error) {
+    if !is_infrastructure && is_about_a_derivation(nix_output, error) {
         Class::Build
     } else {
         Class::Infrastructure
     }
 }
 
-/// Whether Nix has ended because it could not come by something.
+/// Whether an error says that Nix could get a path neither by building nor by substituting it.
 #[must_use]
 pub fn is_about_what_is_missing(error: &str) -> bool {
     ["some substitutes for ", "build of '", "path '"]
@@ -117,7 +119,7 @@ pub fn is_about_what_is_missing(error: &str) -> bool {
         .any(|start| error.starts_with(start))
 }
 
-/// What Nix says when it refuses to build a derivation, for good, and does not name it.
+/// Messages with which Nix refuses a derivation for good, without naming it.
 const REFUSALS: [&str; 9] = [
     "'exportReferencesGraph'",
     "__json attribute",
@@ -131,15 +133,15 @@ const REFUSALS: [&str; 9] = [
 ];
 
 fn is_about_a_derivation(nix_output: &NixOutput, error: &str) -> bool {
-    let names_one = |said: &str| said.contains(".drv'") || said.contains(".drv\"");
+    let names_one = |text: &str| text.contains(".drv'") || text.contains(".drv\"");
     !nix_output.begun.is_empty()
         || names_one(error)
         || nix_output.frames().iter().any(|frame| names_one(frame))
         || REFUSALS.iter().any(|words| error.contains(words))
 }
 
-/// The class of what failed by itself. A full disk counts only where it is all there is: beside another failure, trying again
-/// does not help. So it is where nobody builds something because a machine that is to build it cannot be reached.
+/// The class of the derivations that failed by themselves. A full disk counts only where nothing else failed: otherwise a retry
+/// does not help. The same holds for an unreachable remote builder, and derivations that no machine here can build.
 fn of_faults(nix_output: &NixOutput) -> Option<Class> {
     let mut found: Option<Class> = None;
     let is_platform = |fault: &Fault| matches!(fault.cause, Cause::Platform(_));
@@ -187,28 +189,38 @@ fn of_status(status: i32) -> Option<Class> {
     }
 }
 
-/// The failure where the store cannot be asked: with the command that asked it, how that ended, and what it `said`.
+/// The failure of a command that queries the store: the command, how it ended, and what it `printed`.
 #[must_use]
-pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, said: &str) -> Failure {
-    let said = said
+pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, printed: &str) -> Failure {
+    let printed = printed
         .trim()
         .trim_start_matches("error: ")
         .replace('\n', "; ");
     Failure::new(
         Class::Infrastructure,
-        format_args!("the Nix store cannot be asked: `{line}` {ending}: {said}"),
+        format_args!("cannot query the Nix store: `{line}` {ending}: {printed}"),
     )
-    .hint(
-        "is the Nix daemon running, and does NIX_REMOTE (if it is set) name a store of this host?",
-    )
+    .hint("check that the Nix daemon runs, and that NIX_REMOTE (if set) names a store of this host")
 }
 
-/// A failure to start a program of Nix's, with what to do where it is missing.
+/// The failure of `what` for a reason that is no fault of the expression, with what can be done about it where that is known.
+pub fn infrastructure_failure(what: impl Display, output: &NixOutput, message: &str) -> Failure {
+    let failure = Failure::new(
+        Class::Infrastructure,
+        format_args!("{what}: {}", in_one_line(message)),
+    );
+    match output.trouble(false).and_then(Trouble::hint) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// The failure to start a program of Nix, with a hint where it is missing.
 #[must_use]
 pub fn not_started(failure: Failure) -> Failure {
     if failure.class == Class::MissingProgram {
         return failure.hint(
-            "put Nix on the job's PATH: eval \"$(eval-once environment)\" in the agent's environment hook finds it",
+            "put Nix on the job's PATH, for example with eval \"$(eval-once environment)\" in the agent's environment hook",
         );
     }
     failure
@@ -221,14 +233,14 @@ mod tests {
     const DRV: &str = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-x.drv";
 
     fn nix_output(messages: &[&str]) -> NixOutput {
-        let said = messages.iter().fold(String::new(), |said, message| {
-            said + "error: " + &message.replace("DRV", DRV) + "\n"
+        let printed = messages.iter().fold(String::new(), |printed, message| {
+            printed + "error: " + &message.replace("DRV", DRV) + "\n"
         });
-        NixOutput::of(said.as_bytes())
+        NixOutput::of(printed.as_bytes())
     }
 
     #[test]
-    fn what_nix_says_decides_whatever_its_status() {
+    fn messages_decide_before_the_status() {
         let failed = "builder for 'DRV' failed with exit code 1";
         let hash = "hash mismatch in fixed-output derivation 'DRV':";
         let time = "building of 'DRV!*' from .drv file timed out after 1 seconds";
@@ -270,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_counts_where_nothing_is_said() {
+    fn the_status_decides_where_no_message_is_understood() {
         for (status, class) in [
             (1, Class::Infrastructure),
             (100, Class::Build),
@@ -288,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_counts_where_nothing_else_failed() {
+    fn a_full_disk_counts_only_where_nothing_else_failed() {
         let note = "builder for 'DRV' failed with exit code 1\nnote: build failure may have been caused by lack of free disk space";
         assert_eq!(
             of(Phase::Building, Ending::Exited(1), &nix_output(&[note])),
@@ -306,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expression_that_fails_is_no_failed_build_unless_a_builder_failed() {
+    fn a_failed_evaluation_is_a_failed_build_only_where_a_builder_failed() {
         let plain = nix_output(&["attribute 'x' missing"]);
         assert_eq!(
             of(Phase::Evaluating, Ending::Exited(1), &plain),

@@ -7,8 +7,11 @@ use super::flake::percent_encoded;
 use super::{AttrPath, DrvPath, Evaluation, LockedFlake, Source, StorePath};
 use crate::command_line::CommandLine;
 
-/// Nix settings for every program of a step, in the order in which `--option` gets them.
+/// Nix settings, in the order in which `--option` gets them: names and values.
 pub type Options = [(String, String)];
+
+/// The same, owned.
+pub type OwnedOptions = Vec<(String, String)>;
 
 fn command(program: &'static str, arguments: &[&str], options: &Options) -> CommandLine {
     let mut command = CommandLine::new(program, arguments);

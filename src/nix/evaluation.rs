@@ -212,7 +212,9 @@ impl Evaluation {
         self.call && !self.is_flake()
     }
 
-    fn is_flake(&self) -> bool {
+    /// Whether a flake is evaluated.
+    #[must_use]
+    pub fn is_flake(&self) -> bool {
         matches!(self.source, Source::Flake(_))
     }
 

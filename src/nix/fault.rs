@@ -1,4 +1,4 @@
-//! What Nix's errors say of what failed: which derivation did by itself, and why.
+//! Nix's errors about builds: which derivation failed by itself, and why.
 //!
 //! The sentences are not documented, and were read off 2.8, 2.26 and 2.34. Whether one is Nix's own, or a builder's that
 //! imitates it, is not known here.
@@ -23,23 +23,23 @@ pub enum Cause {
     Status(u32),
     /// Its builder was killed by a signal.
     Signal(u32),
-    /// Its builder ended well, and what it made cannot be used: an output is missing, or is not as it must be; how, in words.
+    /// Its builder succeeded, but its outputs cannot be used: one is missing, or is not as it must be; how, in words.
     Output(String),
     /// `timeout` or `max-silent-time` ran out; which, in Nix's words.
     Time(String),
-    /// The output has another hash than it was to have: which was specified, and which Nix got, as far as it says so.
+    /// Hash mismatch: which hash was specified, and which Nix got, as far as it says so.
     Hash(String),
-    /// Built again, it gave something else.
+    /// It is not reproducible: a second build gave other outputs.
     Nondeterministic,
-    /// No machine here can build it; what is needed, and what there is, in Nix's words.
+    /// No machine here can build it: what it needs, and what this host has, in Nix's words.
     Platform(String),
     /// Nix says that the disk is full, and that this may be why.
     DiskFull,
-    /// Something else, which Nix has said about it.
+    /// Something else, in Nix's words.
     Other(String),
 }
 
-/// Whether an error says that Nix does not take what a builder made, and of which derivation not: 2.34 names a path of the moment.
+/// Whether an error says that Nix rejects an output without naming the derivation: 2.34 names a temporary path.
 #[must_use]
 pub fn is_rejection(error: &str) -> bool {
     error.starts_with("output path ") && error.contains(" should be a non-executable regular file")
@@ -52,18 +52,18 @@ impl fmt::Display for Cause {
         match self {
             Self::Status(status) => write!(f, "its builder ended with status {status}"),
             Self::Signal(signal) => write!(f, "its builder was killed by signal {signal}"),
-            Self::Output(how) => write!(f, "its builder ended well, but {how}"),
+            Self::Output(how) => write!(f, "its builder succeeded, but {how}"),
             Self::Time(what) | Self::Platform(what) | Self::Other(what) => f.write_str(what),
-            Self::Hash(which) => {
-                write!(f, "its output has another hash than it was to have{which}")
+            Self::Hash(which) => write!(f, "hash mismatch{which}"),
+            Self::Nondeterministic => {
+                f.write_str("it is not reproducible: a second build gave other outputs")
             }
-            Self::Nondeterministic => f.write_str("built again, it gave something else"),
             Self::DiskFull => f.write_str("the disk is full"),
         }
     }
 }
 
-/// What an error says of one derivation that failed, as Nix before 2.3x says it: in one line.
+/// The fault that an error of Nix before 2.3x names: in one line.
 pub(super) fn fault(error: &str) -> Option<Fault> {
     let about = |start: &str| {
         let (drv, rest) = error.strip_prefix(start)?.split_once('\'')?;
@@ -82,7 +82,7 @@ pub(super) fn fault(error: &str) -> Option<Fault> {
         let differs = rest.contains("may not be deterministic");
         (drv, differs.then_some(Cause::Nondeterministic)?)
     } else if let Some((drv, _)) = about("cycle detected in build of '") {
-        let what = "what it made refers to itself in a circle";
+        let what = "the references of its outputs are cyclic";
         (drv, Cause::Output(what.into()))
     } else if let Some(rest) = error.strip_prefix("output '") {
         // output 'PATH' of 'DRV' differs from 'PATH' from previous round
@@ -96,7 +96,7 @@ pub(super) fn fault(error: &str) -> Option<Fault> {
             .strip_prefix("a '")?
             .split_once(" is required to build '")?;
         let (drv, have) = rest.split_once("', but I am a '")?;
-        let what = format!("needs '{needed}, and here is '{have}");
+        let what = format!("needs '{needed}, this host has '{have}");
         (drv_of(drv)?, Cause::Platform(what))
     };
     Some(Fault {
@@ -105,10 +105,10 @@ pub(super) fn fault(error: &str) -> Option<Fault> {
     })
 }
 
-/// What is said of a builder: `failed with exit code 3`, `builder failed due to signal 9 (Killed)`.
-pub(super) fn cause_of_builder(said: &str) -> Option<Cause> {
+/// How a builder failed: `failed with exit code 3`, `builder failed due to signal 9 (Killed)`.
+pub(super) fn cause_of_builder(how: &str) -> Option<Cause> {
     let number_after = |words: &str| {
-        let (_, rest) = said.split_once(words)?;
+        let (_, rest) = how.split_once(words)?;
         let end = rest
             .find(|c: char| !c.is_ascii_digit())
             .unwrap_or(rest.len());
@@ -118,15 +118,17 @@ pub(super) fn cause_of_builder(said: &str) -> Option<Cause> {
         Some(Cause::Status(status))
     } else if let Some(signal) = number_after("failed due to signal ") {
         Some(Cause::Signal(signal))
-    } else if let Some((_, rest)) = said.split_once("failed to produce output path for output '") {
+    } else if let Some((_, rest)) = how.split_once("failed to produce output path for output '") {
         let output = rest.split('\'').next().unwrap_or_default();
-        Some(Cause::Output(format!("did not make its output `{output}`")))
+        Some(Cause::Output(format!(
+            "did not produce its output `{output}`"
+        )))
     } else {
         None
     }
 }
 
-/// How Nix says since 2.3x that no machine can build something.
+/// The words of Nix since 2.3x for a derivation that no machine can build.
 pub(super) const NO_MACHINE: [&str; 3] = [
     "platform mismatch",
     "missing system features",
@@ -139,7 +141,7 @@ pub(super) fn drv_of(name: &str) -> Option<DrvPath> {
     DrvPath::parse(&name[..end]).ok()
 }
 
-/// Whether an error says that a time has run out, and not of what (2.34).
+/// Whether an error says that a time limit ran out, without naming the build (2.34).
 pub(super) fn is_time_alone(error: &str) -> bool {
     let rest = error
         .strip_prefix("timed out after ")

@@ -1,38 +1,38 @@
-//! The message with which a Nix program ends: which part of what it printed that is, and what it consists of.
+//! The message with which a Nix program ends: which part of its output that is, and its parts.
 //!
-//! Read off 2.8, 2.26 and 2.34. All of them begin it with `error:` at the beginning of a line, and indent whatever follows by
-//! seven blanks. 2.8 says the message first. 2.26 and 2.34 say first how they came there, in frames that begin with `…`, and
-//! then the message, behind an indented `error:`. All may add where in an expression that is, with the lines around it.
+//! Read off 2.8, 2.26 and 2.34. All of them begin it with `error:` at the beginning of a line, and indent what follows by seven
+//! blanks. 2.8 prints the message first. 2.26 and 2.34 first print how the evaluation came there, in frames that begin with `…`,
+//! and then the message, behind an indented `error:`. All may add its place in an expression, with the lines around it.
 
 /// By how much Nix indents what belongs to a message.
 const INDENT: &str = "       ";
 
-/// What Nix says of an `abort`; the rest is the expression's own text.
+/// The begin of the message about an `abort`; the rest is the expression's own text.
 const ABORT: &str = "evaluation aborted with the following error message: '";
 
-/// What comes before a page that a server has sent instead of a file: no words of Nix's.
+/// The line before a page that a server sent instead of a file: what follows is not Nix's text.
 const BODY: &str = "response body:";
 
 /// A message of Nix's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Message {
-    /// All of what it says, however many lines that has, without Nix's indentation. It may be the user's own text, which may
-    /// hold anything, `error: ` too.
+    /// Its text, of one or several lines, without Nix's indentation. It may be the user's own, which may hold anything, even
+    /// `error: `.
     pub text: String,
-    /// Where in an expression that is: `FILE:LINE:COLUMN`. Not where that is in an expression of ours, or Nix's own.
+    /// Its place in an expression: `FILE:LINE:COLUMN`; none where that is an expression of ours, or of Nix's own.
     pub place: Option<String>,
-    /// The lines around that place, and what Nix suggests, as it prints them; or what a server has sent.
+    /// The lines around that place, and Nix's suggestions, as it prints them; or the page that a server sent.
     pub around: String,
-    /// How Nix came there, from the outermost to the innermost, where it says so (from 2.2x on): `while calling the 'throw'
+    /// How the evaluation came there, from the outermost frame to the innermost (from 2.2x on): `while calling the 'throw'
     /// builtin`.
     pub frames: Vec<String>,
 }
 
 impl Message {
-    /// The last message in what a program printed, which has no escape sequences any more; none where there is none.
+    /// The last message in the output of a program, from which escape sequences were removed.
     ///
-    /// A line of a trace or of a builder may look like a message's begin. What Nix ends with comes after it, and all lines
-    /// of that are indented: so the last line that begins with `error:` is Nix's.
+    /// A line of a trace or of a builder may look like the begin of a message. But Nix's last message comes after it, and has
+    /// only indented lines: so the last line that begins with `error:` is Nix's.
     #[must_use]
     pub fn last(printed: &str) -> Option<Self> {
         let begins = |line: &str| is_begin(line);
@@ -55,8 +55,8 @@ impl Message {
     fn of(lines: &[&str]) -> Self {
         let mut frames = Vec::new();
         let mut body = lines;
-        let told = lines.iter().skip(1).find(|line| !line.trim().is_empty());
-        if lines[0].trim().is_empty() && told.is_some_and(|line| frame(line).is_some()) {
+        let second = lines.iter().skip(1).find(|line| !line.trim().is_empty());
+        if lines[0].trim().is_empty() && second.is_some_and(|line| frame(line).is_some()) {
             let is_message = |pair: &[&str]| pair[0].trim().is_empty() && indented_error(pair[1]);
             let at = lines.windows(2).position(is_message);
             let end = at.map_or(lines.len(), |at| at + 1);
@@ -87,8 +87,8 @@ impl Message {
         }
     }
 
-    /// Whether these are the expression's own words, as far as Nix says so: of an `abort` always, of a `throw` from 2.2x on, where
-    /// not too many frames come before it.
+    /// Whether this is the text of an `abort` or `throw`, as far as Nix says so: for an `abort` always, for a `throw` from 2.2x on,
+    /// where not too many frames come before it.
     #[must_use]
     pub fn is_expressions_own(&self) -> bool {
         let innermost = self.frames.last().map(String::as_str);
@@ -99,8 +99,8 @@ impl Message {
             )
     }
 
-    /// Whether an `error:` stands in the middle of it, as where the frames end. What is before that may be the end of a frame
-    /// whose text is the expression's own (`addErrorContext`): so none of it can be taken for the system's words.
+    /// Whether an `error:` stands in the middle of it, as where frames end. The text before it may be the end of a frame that the
+    /// expression chose (`addErrorContext`): so none of it can be taken for the system's words.
     #[must_use]
     pub fn is_ambiguous(&self) -> bool {
         let lines: Vec<&str> = self.text.lines().collect();
@@ -109,13 +109,13 @@ impl Message {
             .any(|pair| pair[0].trim().is_empty() && is_begin(pair[1].trim_start()))
     }
 
-    /// Whether the expression names the store path that is missing, as far as Nix says so (from 2.2x on).
+    /// Whether the expression itself names the store path that is missing, as far as Nix says so (from 2.2x on).
     #[must_use]
     pub fn is_of_named_path(&self) -> bool {
         self.frames.last().map(String::as_str) == Some("while calling the 'storePath' builtin")
     }
 
-    /// The message, and where Nix says that it is, as Nix prints it.
+    /// The message with its place and the lines around it, as Nix prints them.
     #[must_use]
     pub fn whole(&self) -> String {
         if self.around.is_empty() {
@@ -125,17 +125,17 @@ impl Message {
     }
 }
 
-/// What Nix ends with, as one sentence for where there is one line only: the end of a message of several lines is an ellipsis.
+/// Nix's last message in one line: its first line with the place; an ellipsis stands for the other lines.
 #[must_use]
 pub fn in_one_line(message: &str) -> String {
     let lines: Vec<&str> = message.lines().map(str::trim_end).collect();
     let place = (0..lines.len()).find(|&at| is_place(&lines[at..]));
-    let mut said = lines[..place.unwrap_or(lines.len())]
+    let mut text = lines[..place.unwrap_or(lines.len())]
         .iter()
         .map(|line| line.trim())
         .filter(|line| !line.is_empty());
-    let first = said.next().unwrap_or_default();
-    let more = if said.next().is_some() { " …" } else { "" };
+    let first = text.next().unwrap_or_default();
+    let more = if text.next().is_some() { " …" } else { "" };
     match place.and_then(|at| place_of(lines[at])) {
         Some(place) if !first.contains(&place) => format!("{first}{more}, at {place}"),
         _ => format!("{first}{more}"),
@@ -149,7 +149,7 @@ pub fn is_begin(line: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\n', '\r']))
 }
 
-/// Whether a line may go on with a message that has begun before it.
+/// Whether a line may belong to a message that began before it.
 #[must_use]
 pub fn continues(line: &str) -> bool {
     line.trim().is_empty() || line.starts_with(' ') || line.starts_with("(use '--show-trace'")
@@ -159,13 +159,13 @@ fn indented_error(line: &str) -> bool {
     line.strip_prefix(INDENT).is_some_and(is_begin)
 }
 
-/// The first line of a frame.
+/// The first line of a frame, where a line is one.
 fn frame(line: &str) -> Option<String> {
     let frame = line.strip_prefix(INDENT)?.strip_prefix("… ")?;
     Some(frame.trim_end().to_owned())
 }
 
-/// Whether Nix says here where in an expression something is: `at FILE:LINE:COLUMN:`, and the lines around it.
+/// Whether these lines begin with a place in an expression: `at FILE:LINE:COLUMN:`, and the lines around it.
 fn is_place(lines: &[&str]) -> bool {
     let is_code = |line: &str| {
         let line = line.trim_start();
@@ -179,7 +179,7 @@ fn is_place(lines: &[&str]) -> bool {
     split_place(first).is_some() && after.is_none_or(|line| is_code(line))
 }
 
-/// `FILE:LINE:COLUMN` of a line that says a place.
+/// `FILE:LINE:COLUMN` of a line that names a place.
 fn split_place(line: &str) -> Option<&str> {
     let place = line.trim().strip_prefix("at ")?;
     let place = place.strip_suffix(':').unwrap_or(place);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_whole_whatever_the_user_says_in_it() {
+    fn a_message_is_complete_whatever_the_user_throws() {
         for text in [
             "the plugin reported error: disk missing",
             "line one\nerror: line two\n\n  indented\nlast: No space left on device",
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_and_a_throw_are_the_expressions_own_words() {
+    fn an_abort_and_a_throw_are_the_expressions_own_text() {
         let abort = "error: evaluation aborted with the following error message: 'x: Broken pipe'";
         assert!(Message::last(abort).unwrap().is_expressions_own());
         let other = "error:\n       … while calling the 'readFile' builtin\n         at /x:1:2:\n            1| x\n\n       error: opening file '/x': No such file or directory\n";

@@ -8,6 +8,7 @@ pub mod caches;
 pub mod class;
 pub mod command;
 mod derivation;
+mod dry_run;
 mod evaluation;
 mod fault;
 mod flake;
@@ -25,6 +26,7 @@ pub use derivation::{
     BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk,
     is_fixed_output, outputs_of_derivation,
 };
+pub use dry_run::{DryRun, begins_missing};
 pub use evaluation::{Argument, Evaluation, Source, is_url};
 pub use fault::{Cause, Fault, is_rejection};
 pub use flake::{FlakeMetadata, LockedFlake, flake_settings};

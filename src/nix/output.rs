@@ -1,4 +1,7 @@
-//! What a Nix program has said that later decisions need: what it built and copied, what failed and why.
+//! What a Nix program printed, as far as later decisions need it: what it built and copied, what failed and why.
+//!
+//! Reads the events of [`super::structured`], and Nix's own text where it was not asked for structure. It asks no store: whether
+//! what Nix names is there is not known here.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::mem::discriminant;
@@ -8,70 +11,74 @@ use super::message::{self, Message};
 use super::structured::{BuildCounts, Ended, Event, LogReader};
 use super::trouble::{Trouble, is_git_without_network, may_be_of_git, trouble};
 use super::{DrvPath, StorePath};
-use crate::text::without_escapes;
+use crate::command_line::Ending;
+use crate::text::{shortened, without_escapes};
 
 /// How many of a builder's last lines are kept, and how much of each, in characters.
 pub const LAST_LINES: usize = 25;
 const LINE_AT_MOST: usize = 1_000;
 
-/// How much of an unstructured line is looked at, in bytes: no message that is listened for is longer.
+/// How much of an unstructured line is read, in bytes: no message that means something here is longer.
 const PLAIN_AT_MOST: usize = 4 << 10;
 
-/// How much of a message is kept that comes line by line, in bytes.
+/// How much of the message that Nix ended with is shown, in characters.
+const FINAL_MESSAGE_AT_MOST: usize = 2 << 10;
+
+/// How much of a message that comes line by line is kept, in bytes.
 const MESSAGE_AT_MOST: usize = 64 << 10;
 
-/// What a Nix program has said that is worth remembering.
+/// What a Nix program printed so far, as far as it matters.
 ///
 /// Nix's messages are not documented; the ones used here were read off 2.8, 2.26 and 2.34. Whether a step has succeeded never
-/// rests on them: only what failed, why, and what to try next.
+/// depends on them: only what failed, why, and what to try next.
 #[derive(Debug, Default)]
 pub struct NixOutput {
-    /// Derivations that Nix began to build.
-    pub begun: BTreeSet<String>,
-    /// What failed, in the order in which it did. What failed only because of that is none of them.
+    /// The derivations whose build began.
+    pub begun: BTreeSet<DrvPath>,
+    /// The derivations that failed by themselves, in the order in which they did: not those that only needed one of them.
     pub faults: Vec<Fault>,
-    /// Store paths that a cache had.
-    pub substituted: BTreeSet<String>,
-    /// Files of caches that could not be reached (not: that answered with an error), as URLs.
+    /// The store paths that came from a cache.
+    pub substituted: BTreeSet<StorePath>,
+    /// URLs of files in caches that could not be reached. A cache that answers with an error is reached.
     pub unreachable: BTreeSet<String>,
-    /// The message that it ended with, whole.
+    /// The text of the message that Nix ended with.
     pub error: Option<String>,
-    /// Where in an expression that is: `FILE:LINE:COLUMN`.
+    /// The place in an expression that this message names: `FILE:LINE:COLUMN`.
     pub place: Option<String>,
-    /// All of that message.
+    /// That message with all its parts.
     message: Option<Message>,
-    /// A message that comes line by line.
+    /// A message that comes line by line, so far.
     gathered: MessageLines,
     /// Something needed a build that failed.
     pub dependency_failed: bool,
-    /// What Nix has said when an assertion of its own did not hold: it aborts then.
+    /// The message about an assertion of Nix's own that did not hold: Nix aborts then.
     pub assertion: Option<String>,
-    /// What went wrong around it that Nix does not say in the message it ends with.
-    beside: BTreeSet<Trouble>,
-    /// The builds that are running, by the number of their activity, with the last lines of each.
+    /// Infrastructure failures that stand in other messages than the one that Nix ended with.
+    other_troubles: BTreeSet<Trouble>,
+    /// The builds that are running, by their activity.
     running: HashMap<u64, RunningBuild>,
-    /// The builds that were over last, with the last lines of each: which of them failed is often said at the very end only.
-    over: VecDeque<RunningBuild>,
-    /// How far all builds are.
+    /// The builds that ended last: which of them failed is often known from Nix's last message only.
+    ended: VecDeque<RunningBuild>,
+    /// How far all builds are, as Nix counted last.
     counts: BuildCounts,
-    /// How many builds have ended badly of which no message has come so far.
+    /// How many builds failed, by Nix's count, that no message has named so far.
     failed: usize,
-    /// How many failures were counted that were of no running build, for what was never begun: no machine can build it, or
-    /// something that it needs has failed.
+    /// How many failures Nix has counted of derivations whose build never began: no machine can build them, or something that
+    /// they need has failed.
     not_begun: usize,
-    /// Builds that have ended well, as far as that is certain.
-    done: BTreeSet<String>,
-    /// The build that runs ends well, as Nix says before it says that it ends.
+    /// The builds that succeeded, as far as that is certain.
+    done: BTreeSet<DrvPath>,
+    /// The only build that runs has succeeded: Nix counts it before it says that it ends.
     ends_well: bool,
-    /// What the lines of a message that come next are about.
+    /// The derivation that the next lines of a message are about.
     about: Option<DrvPath>,
-    /// Whether the message is Nix's own for certain.
-    believed: bool,
-    /// How many faults there were before it.
-    since: usize,
+    /// Whether the message that is being read is certainly Nix's own.
+    is_certain: bool,
+    /// How many faults were known before that message.
+    faults_before: usize,
 }
 
-/// The lines of a message, and whether more of it may come.
+/// The lines of a message so far, and whether more of it may come.
 #[derive(Debug, Default)]
 struct MessageLines {
     lines: String,
@@ -96,32 +103,32 @@ impl MessageLines {
 /// A build, and the last lines of its log.
 #[derive(Debug)]
 struct RunningBuild {
-    drv: String,
+    drv: DrvPath,
     lines: VecDeque<String>,
 }
 
-/// What an evaluation says that the garbage collector may have disturbed.
+/// How the garbage collector may have disturbed an evaluation.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Disturbance {
-    /// This path is not there. Whether it was taken, or was never there, only the store knows.
+    /// This path is missing. Only the store knows whether it was collected, or never there.
     Gone(StorePath),
-    /// The daemon has gone away, as its worker does where a path is taken under it.
+    /// The daemon went away, as its worker does when a path that it uses is collected.
     Daemon,
 }
 
 impl NixOutput {
-    /// What a program has said altogether.
+    /// What a program printed altogether.
     #[must_use]
-    pub fn of(said: &[u8]) -> Self {
+    pub fn of(printed: &[u8]) -> Self {
         let mut nix_output = Self::default();
         let mut reader = LogReader::default();
-        reader.read(said, |event| nix_output.hear(&event));
-        reader.finish(|event| nix_output.hear(&event));
+        reader.read(printed, |event| nix_output.read(&event));
+        reader.finish(|event| nix_output.read(&event));
         nix_output.settle();
         nix_output
     }
 
-    /// There comes no more: a message that came line by line is whole.
+    /// Ends the reading: a message that came line by line is complete.
     pub fn settle(&mut self) {
         if !self.gathered.lines.is_empty() {
             self.end_with(Message::last(&self.gathered.lines));
@@ -134,21 +141,21 @@ impl NixOutput {
         self.message = message;
     }
 
-    /// Takes note of what was said.
-    pub fn hear(&mut self, event: &Event<'_>) {
+    /// Reads one more event.
+    pub fn read(&mut self, event: &Event<'_>) {
         match event {
             Event::Message { text, passed_on } => {
                 self.about = None;
-                self.believed = !passed_on;
-                self.since = self.faults.len();
+                self.is_certain = !passed_on;
+                self.faults_before = self.faults.len();
                 let text = without_escapes(text);
                 match Message::last(&text) {
                     Some(message) if message::is_begin(text.lines().next().unwrap_or_default()) => {
-                        self.hear_message(message);
+                        self.read_message(message);
                     }
                     _ => {
                         for line in text.lines() {
-                            self.hear_line(line, true);
+                            self.read_line(line, true);
                         }
                     }
                 }
@@ -158,13 +165,15 @@ impl NixOutput {
                 let begin = &bytes[..bytes.len().min(PLAIN_AT_MOST)];
                 let line = without_escapes(&String::from_utf8_lossy(begin));
                 self.gathered.add(line.trim_end());
-                self.hear_line(line.trim_end(), false);
+                self.read_line(line.trim_end(), false);
             }
             Event::BuildBegins { id, drv, .. } => {
-                self.begun.insert(drv.to_string());
-                let lines = VecDeque::new();
-                let drv = drv.to_string();
-                self.running.insert(*id, RunningBuild { drv, lines });
+                self.begun.insert(drv.clone());
+                let build = RunningBuild {
+                    drv: drv.clone(),
+                    lines: VecDeque::new(),
+                };
+                self.running.insert(*id, build);
             }
             Event::BuildLine { id, line } => {
                 if let Some(build) = self.running.get_mut(id) {
@@ -179,14 +188,14 @@ impl NixOutput {
                     if std::mem::take(&mut self.ends_well) {
                         self.done.insert(build.drv.clone());
                     }
-                    if self.over.len() == OVER_AT_MOST {
-                        self.over.pop_front();
+                    if self.ended.len() == ENDED_AT_MOST {
+                        self.ended.pop_front();
                     }
-                    self.over.push_back(build);
+                    self.ended.push_back(build);
                 }
             }
             Event::CopyBegins { path, .. } => {
-                self.substituted.insert(path.to_string());
+                self.substituted.insert(path.clone());
             }
             Event::Builds(counts) => {
                 let ended = counts.ended_since(self.counts);
@@ -195,7 +204,7 @@ impl NixOutput {
                 } else if counts.failed > self.counts.failed {
                     self.not_begun += 1;
                 }
-                // Where several run, nobody knows which of them ends.
+                // Where several run, the counts do not say which of them ends.
                 self.ends_well = ended == Some(Ended::Done) && self.running.len() == 1;
                 self.counts = *counts;
             }
@@ -203,50 +212,50 @@ impl NixOutput {
         }
     }
 
-    /// A whole message of Nix's, or one that may be its own. What the expression says is no word about a build.
-    fn hear_message(&mut self, message: Message) {
+    /// Reads a whole message of Nix's, or one that may be its own. The text of a `throw` says nothing about a build.
+    fn read_message(&mut self, message: Message) {
         self.gathered = MessageLines::default();
         if !message.is_expressions_own() {
             let mut lines = message.text.lines();
-            self.hear_error(lines.next().unwrap_or_default(), true);
+            self.read_error(lines.next().unwrap_or_default(), true);
             for line in lines {
-                self.hear_more(&format!("       {line}"), true);
+                self.read_continuation(&format!("       {line}"), true);
             }
         }
         self.end_with(Some(message));
     }
 
-    /// One line of what Nix says, which is one of its messages or may be one.
-    fn hear_line(&mut self, line: &str, message: bool) {
+    /// Reads one line, which is a message of Nix's or may be one.
+    fn read_line(&mut self, line: &str, message: bool) {
         let text = line.trim_start();
         if text.starts_with('>') && line.len() > text.len() {
-            // A line of a builder's log, which Nix has put into its message.
+            // A line of a builder's log that Nix quotes in its message.
             return;
         }
         if let Some(error) = text.strip_prefix("error: ") {
             self.about = None;
             self.error = Some(error.to_owned());
-            self.hear_error(error, message);
+            self.read_error(error, message);
         } else {
-            self.hear_more(line, message);
+            self.read_continuation(line, message);
         }
     }
 
-    /// A line that begins no message.
-    fn hear_more(&mut self, line: &str, message: bool) {
+    /// Reads a line that begins no message.
+    fn read_continuation(&mut self, line: &str, message: bool) {
         let text = line.trim_start();
         if text.starts_with('>') && line.len() > text.len() {
             return;
         }
         if text.starts_with(DISK_NOTE) {
-            // Said of the build that the same message is about; in Nix's text, of the last.
-            let since = if message { self.since } else { 0 };
-            if let Some(fault) = self.faults[since..].last_mut() {
+            // About the build that the same message names; in Nix's own text, about the last one.
+            let before = if message { self.faults_before } else { 0 };
+            if let Some(fault) = self.faults[before..].last_mut() {
                 fault.cause = Cause::DiskFull;
             }
         } else if let Some(reason) = text.strip_prefix("Reason: ") {
             if let Some(drv) = self.about.clone() {
-                self.hear_reason(drv, reason.trim_end_matches('.'), message);
+                self.read_reason(drv, reason.trim_end_matches('.'), message);
             }
         } else if let Some(hash) = text.strip_prefix("specified: ") {
             self.amend_hash(": specified ", hash);
@@ -255,30 +264,31 @@ impl NixOutput {
         } else if let Some(what) = after_any(text, ["Required system: ", "Required features: "]) {
             self.amend_platform("needs ", what);
         } else if let Some(what) = after_any(text, ["Current system: ", "Available features: "]) {
-            self.amend_platform(", and here is ", what);
+            self.amend_platform(", this host has ", what);
         } else if text.starts_with("Unable to start any build;") {
-            // 2.26 has it in a line of its own.
-            self.nobody_builds(message);
+            // 2.26 prints it in a line of its own.
+            self.add_missing_machine(message);
         } else if !message {
-            self.hear_text(text);
+            self.read_text(text);
         } else if !line.starts_with(' ') {
-            self.hear_warning(text);
+            self.read_warning(text);
         }
     }
 
-    fn hear_error(&mut self, error: &str, message: bool) {
+    fn read_error(&mut self, error: &str, message: bool) {
         if let Some(fault) = fault(error) {
             self.add(fault, message);
         } else if error.starts_with("output '") && error.contains(" is not allowed to refer to ") {
             let drv = self.ended_last();
-            let cause = Cause::Output("what it made refers to what it must not".into());
+            let cause =
+                Cause::Output("its output refers to a path that it must not refer to".into());
             self.add(Fault { drv, cause }, message);
         } else if error.starts_with("unable to start any build")
             || error.starts_with("Unable to start any build;")
         {
-            self.nobody_builds(message);
+            self.add_missing_machine(message);
         } else if is_time_alone(error) {
-            // In Nix's own text a builder may say this of its own tests: there it counts where it explains what else nothing does.
+            // In Nix's own text a builder may print this of its own tests: there it counts only where nothing else has failed.
             if message || self.faults.is_empty() {
                 let drv = self.ended_last();
                 let cause = Cause::Time(format!("it {error}"));
@@ -294,29 +304,28 @@ impl NixOutput {
         }
     }
 
-    /// This host builds nothing itself, and nobody builds it instead: said of no derivation before 2.3x.
-    fn nobody_builds(&mut self, message: bool) {
-        let cause =
-            "this host builds nothing itself (`max-jobs` is 0), and none of its `builders` took it";
+    /// Adds the fault that neither this host nor a remote builder builds something. Before 2.3x, Nix names no derivation.
+    fn add_missing_machine(&mut self, message: bool) {
+        let cause = "this host builds nothing itself (`max-jobs` is 0), and none of its `builders` accepted it";
         let cause = Cause::Platform(cause.into());
         self.add(Fault { drv: None, cause }, message);
     }
 
-    /// The derivation that an error is about which names none: its build has just ended, or is the only one there was.
+    /// The derivation that an error without a name is about: its build ended last, or is the only one.
     fn ended_last(&self) -> Option<DrvPath> {
         let only = || self.begun.first().filter(|_| self.begun.len() == 1);
-        let drv = self.over.back().map(|build| &build.drv).or_else(only)?;
-        drv_of(drv)
+        let last = self.ended.back().map(|build| &build.drv);
+        last.or_else(only).cloned()
     }
 
-    /// Why a derivation could not be built, as Nix says it since 2.3x: in a line of its own.
-    fn hear_reason(&mut self, drv: DrvPath, reason: &str, message: bool) {
+    /// Reads why a derivation could not be built, as Nix since 2.3x prints it: in a line of its own.
+    fn read_reason(&mut self, drv: DrvPath, reason: &str, message: bool) {
         let cause =
             if reason.contains("dependency failed") || reason.contains("dependencies failed") {
                 self.dependency_failed |= self.may_be_nixs(message);
                 return;
             } else if reason.starts_with("local builds are disabled") {
-                return self.nobody_builds(message);
+                return self.add_missing_machine(message);
             } else if NO_MACHINE.iter().any(|start| reason.starts_with(start)) {
                 Cause::Platform(String::new())
             } else {
@@ -328,48 +337,48 @@ impl NixOutput {
 
     fn amend_hash(&mut self, words: &str, hash: &str) {
         if let Some(Fault {
-            cause: Cause::Hash(said),
+            cause: Cause::Hash(which),
             ..
         }) = self.faults.last_mut()
-            && !said.contains(words)
+            && !which.contains(words)
         {
-            said.push_str(words);
-            said.push_str(hash.trim());
+            which.push_str(words);
+            which.push_str(hash.trim());
         }
     }
 
     fn amend_platform(&mut self, words: &str, what: &str) {
         if let Some(Fault {
-            cause: Cause::Platform(said),
+            cause: Cause::Platform(needs),
             ..
         }) = self.faults.last_mut()
         {
-            said.push_str(words);
-            said.push_str(what);
+            needs.push_str(words);
+            needs.push_str(what);
         }
     }
 
-    /// What is said in the text of a Nix that was not asked for structure, or by something beside it.
-    fn hear_text(&mut self, text: &str) {
+    /// Reads a line of a Nix that was not asked for structure, or of something that writes beside it.
+    fn read_text(&mut self, text: &str) {
         if let Some(drv) = quoted_after(text, "building '") {
-            self.begun.insert(drv.to_owned());
+            self.begun.extend(DrvPath::parse(drv));
         } else if let Some(path) = quoted_after(text, "copying path '") {
-            self.substituted.insert(path.to_owned());
+            self.substituted.extend(StorePath::parse(path));
         } else if text.contains(": Assertion `") && text.ends_with("' failed.") {
             self.assertion = Some(text.to_owned());
         } else if is_git_without_network(text) {
-            self.beside.insert(Trouble::NotDownloaded);
+            self.other_troubles.insert(Trouble::NotDownloaded);
         } else {
-            self.hear_warning(text);
+            self.read_warning(text);
         }
     }
 
-    fn hear_warning(&mut self, text: &str) {
+    fn read_warning(&mut self, text: &str) {
         if text.starts_with("cannot build on '") {
-            self.beside.insert(Trouble::BuilderGone);
+            self.other_troubles.insert(Trouble::BuilderGone);
         }
         if let Some(url) = quoted_after(text, "warning: unable to download '") {
-            // While something is built, a builder may say it too; and the caches have been asked before.
+            // While something is built, a builder may print it too, and Nix has asked its caches before.
             let ours = self.begun.is_empty();
             if ours
                 && !["; retrying in", "; using cached version", "HTTP error"]
@@ -381,15 +390,15 @@ impl NixOutput {
         }
     }
 
-    /// Whether something is said by Nix, as far as can be told, that comes after a build has failed.
+    /// Whether a message about a failed build can be Nix's own, as far as that is known.
     fn may_be_nixs(&self, message: bool) -> bool {
-        !message || self.believed || !self.faults.is_empty()
+        !message || self.is_certain || !self.faults.is_empty()
     }
 
-    /// Takes note of a failure. A message that may be a builder's is believed where Nix has counted a failure of which no message
-    /// has come so far, and never of a build that ended well.
+    /// Adds a fault. A message that may be a builder's counts only where Nix has counted a failure that no message has named so
+    /// far, and never for a build that succeeded.
     fn add(&mut self, fault: Fault, message: bool) {
-        let drv = fault.drv.as_ref().map(|drv| drv.as_store_path().as_str());
+        let drv = fault.drv.as_ref();
         let is_begun = drv.is_some_and(|drv| self.begun.contains(drv));
         let is_done = drv.is_some_and(|drv| self.done.contains(drv));
         let is_platform = matches!(fault.cause, Cause::Platform(_));
@@ -398,14 +407,14 @@ impl NixOutput {
         } else {
             !is_done && self.failed > 0
         };
-        // Nix says some of them twice: when they happen, and at its end.
-        let is_said = |before: &Fault| {
+        // Nix prints some of them twice: when they happen, and at its end.
+        let is_known = |before: &Fault| {
             before.drv == fault.drv && discriminant(&before.cause) == discriminant(&fault.cause)
         };
-        if self.faults.iter().any(is_said) {
+        if self.faults.iter().any(is_known) {
             return;
         }
-        if message && !self.believed && !explains {
+        if message && !self.is_certain && !explains {
             return;
         }
         if !is_platform {
@@ -414,13 +423,13 @@ impl NixOutput {
         self.faults.push(fault);
     }
 
-    /// Whether Nix ended with something that is not understood so far.
+    /// Whether nothing that Nix printed explains its failure.
     #[must_use]
     pub fn is_unexplained(&self) -> bool {
         self.faults.is_empty() && self.trouble(false).is_none() && !self.dependency_failed
     }
 
-    /// Whether the message that Nix ended with is the expression's own text, as far as Nix says so.
+    /// Whether the message that Nix ended with is the text of a `throw` or `abort`, as far as Nix says so.
     #[must_use]
     pub fn is_expressions_own(&self) -> bool {
         self.message
@@ -428,57 +437,71 @@ impl NixOutput {
             .is_some_and(Message::is_expressions_own)
     }
 
-    /// Whether what Nix ended with may be words of the expression that only look like Nix's.
+    /// Whether the message that Nix ended with may be an expression's text that only looks like Nix's.
     fn may_be_imitated(&self) -> bool {
         self.is_expressions_own() || self.message.as_ref().is_some_and(Message::is_ambiguous)
     }
 
-    /// Whether the expression names the store path that is missing, as far as Nix says so.
+    /// Whether the expression itself names the store path that is missing, as far as Nix says so.
     #[must_use]
     pub fn is_of_named_path(&self) -> bool {
         self.message.as_ref().is_some_and(Message::is_of_named_path)
     }
 
-    /// What went wrong that no expression and no derivation can help, while something was being built or evaluated.
+    /// The infrastructure failure that Nix reports, if any; whether it was building (else evaluating) decides how its words are read.
     #[must_use]
     pub fn trouble(&self, building: bool) -> Option<Trouble> {
         if self.may_be_imitated() {
             return None;
         }
         let whole = self.message.as_ref().map(Message::whole);
-        let said = whole.as_deref().and_then(|whole| trouble(whole, building));
-        let beside = || {
+        let of_message = whole.as_deref().and_then(|whole| trouble(whole, building));
+        let other = || {
             // What git could not fetch may not have been needed: then Nix ends with something else.
             let of_git = whole.as_deref().is_none_or(may_be_of_git);
-            let mut beside = self.beside.iter().copied();
-            beside.find(|trouble| *trouble != Trouble::NotDownloaded || of_git)
+            let mut others = self.other_troubles.iter().copied();
+            others.find(|trouble| *trouble != Trouble::NotDownloaded || of_git)
         };
-        said.or_else(beside)
+        of_message.or_else(other)
     }
 
-    /// The frames in which Nix says how it came to the message that it ended with.
+    /// The frames of the message that Nix ended with: how the evaluation came there.
     pub(super) fn frames(&self) -> &[String] {
         self.message.as_ref().map_or(&[], |message| &message.frames)
     }
 
     /// Whether a machine that is to build for this one could not be reached.
     pub(super) fn misses_a_builder(&self) -> bool {
-        self.beside.contains(&Trouble::BuilderGone)
+        self.other_troubles.contains(&Trouble::BuilderGone)
     }
 
-    /// All of the message that Nix ended with, with the place and the lines around it.
+    /// The message that Nix ended with, with its place and the lines around it.
     #[must_use]
     pub fn whole_message(&self) -> Option<String> {
         self.message.as_ref().map(Message::whole)
     }
 
-    /// The builds that may be meant by an error that is not understood: those that were begun and have not ended well.
-    pub fn suspects(&self) -> impl Iterator<Item = DrvPath> {
-        let suspects = self.begun.difference(&self.done);
-        suspects.filter_map(|drv| drv_of(drv))
+    /// The message that Nix ended with, whole; where it has printed none, how it ended.
+    #[must_use]
+    pub fn final_message(&self, ending: Ending) -> String {
+        let message = self.whole_message().unwrap_or_default();
+        let message = if message.is_empty() {
+            match ending {
+                Ending::Killed(11) => "Nix was killed by SIGSEGV: a recursion without end?".into(),
+                ending => format!("Nix {ending}"),
+            }
+        } else {
+            message
+        };
+        shortened(&message, FINAL_MESSAGE_AT_MOST)
     }
 
-    /// The build that has ended badly, where no more was said of it.
+    /// The builds that an error without a name may be about: those that began and did not certainly succeed.
+    pub fn suspects(&self) -> impl Iterator<Item = DrvPath> {
+        self.begun.difference(&self.done).cloned()
+    }
+
+    /// The build that failed last, by Nix's count, where no message names it.
     #[must_use]
     pub fn ended_badly(&self) -> Option<DrvPath> {
         self.ended_last().filter(|_| self.failed > 0)
@@ -496,16 +519,15 @@ impl NixOutput {
         self.faults.first()
     }
 
-    /// The last lines that the builder of `drv` has printed; none where they were not heard.
+    /// The last lines that the builder of `drv` printed; none where Nix's output does not have them.
     #[must_use]
     pub fn last_lines(&self, drv: &DrvPath) -> Option<Vec<String>> {
-        let drv = drv.as_store_path().as_str();
-        let mut builds = self.over.iter().rev().chain(self.running.values());
-        let build = builds.find(|build| build.drv == drv)?;
+        let mut builds = self.ended.iter().rev().chain(self.running.values());
+        let build = builds.find(|build| build.drv == *drv)?;
         Some(build.lines.iter().cloned().collect())
     }
 
-    /// What the collector may have done, if this is how it ended.
+    /// How the garbage collector may have disturbed the evaluation, if its last message is of that kind.
     #[must_use]
     pub fn disturbance(&self) -> Option<Disturbance> {
         let error = self.error.as_deref()?;
@@ -520,7 +542,7 @@ impl NixOutput {
         let gone = after.starts_with(" is not valid")
             || after.starts_with(" does not exist")
             || after.starts_with(": No such file or directory")
-            // So 2.34 says of a path that is to be referred to.
+            // 2.34, about a path that a store file is to refer to.
             || after.starts_with(" is required, but there is no substituter")
             || error.starts_with("cannot build missing derivation")
             || error.starts_with("failed to obtain derivation of");
@@ -530,8 +552,8 @@ impl NixOutput {
             .map(Disturbance::Gone)
     }
 
-    /// Whether what was evaluated is nothing that could be a derivation. So Nix says of a string or a number; of a set
-    /// without derivations it says nothing.
+    /// Whether Nix says that the value is no derivation. It says so of a string or a number; of a set without derivations it
+    /// says nothing.
     #[must_use]
     pub fn no_derivation(&self) -> bool {
         self.error
@@ -540,7 +562,7 @@ impl NixOutput {
     }
 }
 
-/// As much of a line of a log as is kept.
+/// The part of a log's line that is kept.
 #[must_use]
 pub fn shortened_line(line: &str) -> &str {
     match line.char_indices().nth(LINE_AT_MOST) {
@@ -549,11 +571,11 @@ pub fn shortened_line(line: &str) -> &str {
     }
 }
 
-/// How Nix ends the message about a failed build where the disk is (nearly) full.
+/// The end of Nix's message about a failed build on a disk that is (nearly) full.
 const DISK_NOTE: &str = "note: build failure may have been caused by lack of free disk space";
 
-/// Of how many builds that are over the last lines are kept.
-const OVER_AT_MOST: usize = 64;
+/// How many ended builds keep their last lines.
+const ENDED_AT_MOST: usize = 64;
 
 fn quoted_after<'a>(text: &'a str, start: &str) -> Option<&'a str> {
     text.strip_prefix(start)?
@@ -570,6 +592,7 @@ mod tests {
     use super::*;
 
     const DRV: &str = "/s/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
+    const OUT: &str = "/s/store/0123456789abcdfghijklmnpqrsvwxyz-a";
 
     fn nix_output(text: &str) -> NixOutput {
         NixOutput::of(text.as_bytes())
@@ -584,12 +607,14 @@ mod tests {
 
     #[test]
     fn text_and_structure_are_understood_alike() {
-        let text = "these 2 derivations will be built:\n  /s/a.drv\nbuilding '/s/a.drv'...\nhi\nbuilding '/s/a.drv' on 'ssh://x'...\n\
-                    copying path '/s/b' from 'file:///c'...\n\u{1b}[31;1merror:\u{1b}[0m no\nlast";
-        let plain = nix_output(text);
+        let text = format!(
+            "these 2 derivations will be built:\n  {DRV}\nbuilding '{DRV}'...\nhi\nbuilding '{DRV}' on 'ssh://x'...\n\
+             copying path '{OUT}' from 'file:///c'...\n\u{1b}[31;1merror:\u{1b}[0m no\nlast"
+        );
+        let plain = nix_output(&text);
         let structured = nix_output(&format!(
-            "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/a.drv\",\"\",1,1]}}\n\
-             @nix {{\"action\":\"start\",\"id\":2,\"type\":100,\"fields\":[\"/s/b\",\"file:///c\",\"local\"]}}\n{}",
+            "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"{DRV}\",\"\",1,1]}}\n\
+             @nix {{\"action\":\"start\",\"id\":2,\"type\":100,\"fields\":[\"{OUT}\",\"file:///c\",\"local\"]}}\n{}",
             message("\u{1b}[31;1merror:\u{1b}[0m no")
         ));
         for nix_output in [plain, structured] {
@@ -602,15 +627,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_store_path_is_neither_built_nor_substituted() {
+        let text = "building 'x'...\nbuilding '/s/store/x.drv'...\ncopying path '/etc/passwd' from 'x'...\n\
+                    @nix {\"action\":\"start\",\"id\":1,\"type\":105,\"text\":\"building x\",\"fields\":[\"x\",\"\",1,1]}\n\
+                    @nix {\"action\":\"start\",\"id\":2,\"type\":100,\"fields\":[\"x\",\"\",\"\"]}\n\
+                    @nix {\"action\":\"stop\",\"id\":1}\n";
+        let nix_output = nix_output(text);
+        assert!(nix_output.begun.is_empty(), "{nix_output:?}");
+        assert!(nix_output.substituted.is_empty(), "{nix_output:?}");
+    }
+
+    #[test]
     fn what_a_builder_prints_is_no_message() {
-        let said = format!(
+        let printed = format!(
             "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"{DRV}\",\"\",1,1]}}\n\
              @nix {{\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"error: hash mismatch in fixed-output derivation '{DRV}':\"]}}\n{}",
             message(&format!(
                 "error: builder for '{DRV}' failed with exit code 1;\n       last 1 log lines:\n       > error: hash mismatch in fixed-output derivation '{DRV}':\n       > note: build failure may have been caused by lack of free disk space"
             ))
         );
-        let nix_output = nix_output(&said);
+        let nix_output = nix_output(&printed);
         assert_eq!(nix_output.faults.len(), 1);
         assert_eq!(nix_output.faults[0].cause, Cause::Status(1));
         let drv = DrvPath::parse(DRV).unwrap();
@@ -630,7 +666,7 @@ mod tests {
     }
 
     #[test]
-    fn the_collectors_messages_are_told_from_an_expressions_own() {
+    fn a_path_that_was_collected_is_not_confused_with_one_that_the_expression_names() {
         for error in [
             format!("path '{DRV}' is not valid"),
             format!("store path '{DRV}' does not exist"),
@@ -674,7 +710,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_by_itself_is_known_with_its_cause() {
+    fn each_fault_is_known_with_its_cause() {
         for (error, cause) in [
             (
                 format!("builder for '{DRV}' failed with exit code 2"),
@@ -688,7 +724,7 @@ mod tests {
                 format!(
                     "builder for '{DRV}' failed to produce output path for output 'out' at '/s/x'"
                 ),
-                Cause::Output("did not make its output `out`".into()),
+                Cause::Output("did not produce its output `out`".into()),
             ),
             (
                 format!("Cannot build '{DRV}'.\n       Reason: builder failed with exit code 2."),
@@ -715,14 +751,14 @@ mod tests {
                     "a 'a' with features {{}} is required to build '{DRV}', but I am a 'b' with features {{kvm}}"
                 ),
                 Cause::Platform(
-                    "needs 'a' with features {}, and here is 'b' with features {kvm}".into(),
+                    "needs 'a' with features {}, this host has 'b' with features {kvm}".into(),
                 ),
             ),
             (
                 format!(
                     "Cannot build '{DRV}'.\n       Reason: platform mismatch\n       Required system: 'a'\n       Current system: 'b'"
                 ),
-                Cause::Platform("needs 'a', and here is 'b'".into()),
+                Cause::Platform("needs 'a', this host has 'b'".into()),
             ),
         ] {
             let later = "error: builder for '/s/store/00000000000000000000000000000000-b.drv' failed with exit code 1\n";

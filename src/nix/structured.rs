@@ -1,9 +1,9 @@
-//! Reading what a Nix program says with `--log-format internal-json`: lines `@nix {…}` that tell of activities (a build, a
-//! copy), of their results (a line of a builder's log, numbers) and of messages; and whatever else there is between them.
+//! Reads the output of a Nix program with `--log-format internal-json`: lines `@nix {…}` about activities (a build, a copy),
+//! their results (a line of a builder's log, numbers) and messages; and any other text between them.
 //!
 //! The format is internal, and was read off 2.8, 2.26 and 2.34 (`tests/samples`): numbers for the types of activities and
-//! results, fields by position. What is not known here is passed over, so that a later Nix that says more is read as well.
-//! The reader is pure: bytes in, [`Event`]s out, and how the bytes were cut makes no difference.
+//! results, fields by position. Unknown lines are ignored, so that the output of a later Nix can be read as well.
+//! The reader is pure: bytes in, [`Event`]s out, however the bytes are cut.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,47 +12,49 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, Visitor};
 
-/// Something that a Nix program said.
+use super::{DrvPath, StorePath};
+
+/// One thing in the output of a Nix program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A message, of one or several lines; or that Nix begins something that is not looked at here.
+    /// A message of one or several lines; or the begin of an activity that is only shown.
     Message {
-        /// What it says.
+        /// The message.
         text: Cow<'a, str>,
-        /// It may be a builder's: what a builder prints behind `@nix` becomes a message, or that something begins, and comes
-        /// without the raw text that errors of Nix's own have. What a daemon passes on comes without it as well.
+        /// Whether it may be a builder's: what a builder prints behind `@nix` becomes a message, or the begin of an activity, and
+        /// lacks the raw text that errors of Nix's own have. A message that a daemon passes on lacks it as well.
         passed_on: bool,
     },
-    /// A line of output that is not structured, without its end; or a part of one that is longer than [`PLAIN_AT_MOST`].
-    /// Nix's own text, where it was not asked to structure it; or something that writes past it.
+    /// An unstructured line without its end, or a part of one that is longer than [`PLAIN_AT_MOST`]: Nix's own text, where it
+    /// was not asked for structure, or that of something that writes beside it.
     Plain(&'a [u8]),
     /// A build begins.
     BuildBegins {
         /// The number of its activity.
         id: u64,
         /// The `.drv`.
-        drv: Cow<'a, str>,
-        /// The machine that it is built on; empty where it is this one.
+        drv: DrvPath,
+        /// The machine that builds it; empty for this host.
         machine: Cow<'a, str>,
     },
     /// A line of a builder's log, or of a post-build hook's.
     BuildLine {
         /// The number of the build's activity, or of the hook's.
         id: u64,
-        /// The line, without its end. What was not UTF-8 Nix has replaced.
+        /// The line, without its end. Nix has replaced bytes that are not UTF-8.
         line: Cow<'a, str>,
     },
-    /// A build is over, well or not.
+    /// A build ends, successful or not.
     BuildEnds {
         /// The number of its activity.
         id: u64,
     },
-    /// A path is being copied from a cache.
+    /// The copy of a path from a cache begins.
     CopyBegins {
         /// The number of its activity.
         id: u64,
         /// The store path.
-        path: Cow<'a, str>,
+        path: StorePath,
         /// The cache's URL.
         from: Cow<'a, str>,
     },
@@ -60,40 +62,40 @@ pub enum Event<'a> {
     Copied {
         /// The number of its activity.
         id: u64,
-        /// How many.
+        /// How many bytes.
         bytes: u64,
     },
-    /// How far all builds together are.
+    /// How far all builds are.
     Builds(BuildCounts),
-    /// A structured line that was longer than [`STRUCTURED_AT_MOST`], and was not read.
+    /// A structured line that is longer than [`STRUCTURED_AT_MOST`], and was not read.
     TooLong,
 }
 
 /// How many builds there are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BuildCounts {
-    /// That have been done.
+    /// Builds that succeeded.
     pub done: u64,
-    /// That are known to be needed.
+    /// Builds that are known to be needed.
     pub expected: u64,
-    /// That are running.
+    /// Builds that are running.
     pub running: u64,
-    /// That have failed.
+    /// Builds that failed, or could not begin because another failed.
     pub failed: u64,
 }
 
-/// How a build has ended.
+/// How a build ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// Well.
+    /// It succeeded.
     Done,
-    /// Not well.
+    /// It failed.
     Failed,
 }
 
 impl BuildCounts {
-    /// How the build has ended that makes the difference to what was `before`, if one has: Nix says these numbers just before it
-    /// says which. (Those that fail because of another are counted as failed too, and were not running.)
+    /// How a build ended since the counts `before`, if one did: Nix prints its counts just before it says which build ended.
+    /// (A build that cannot begin because another failed is counted as failed, too, and was not running.)
     #[must_use]
     pub fn ended_since(self, before: Self) -> Option<Ended> {
         if self.running >= before.running {
@@ -117,34 +119,34 @@ pub const STRUCTURED_AT_MOST: usize = 16 << 20;
 /// What a structured line begins with.
 const MARK: &[u8] = b"@nix ";
 
-/// The level up to which Nix tells of an activity when it is not asked for more (`lvlInfo`).
-const TOLD: u64 = 3;
+/// The level up to which Nix shows an activity when it is not asked for more (`lvlInfo`).
+const SHOWN: u64 = 3;
 
-/// Nix's numbers for the activities that are looked at (`ActivityType` in its `logging.hh`).
+/// Nix's numbers for the activities that matter here (`ActivityType` in its `logging.hh`).
 mod activity {
     pub(super) const COPY_PATH: u64 = 100;
     pub(super) const BUILDS: u64 = 104;
     pub(super) const BUILD: u64 = 105;
 }
 
-/// Nix's numbers for the results that are looked at (`ResultType` there).
+/// Nix's numbers for the results that matter here (`ResultType` there).
 mod result {
     pub(super) const BUILD_LINE: u64 = 101;
     pub(super) const PROGRESS: u64 = 105;
     pub(super) const POST_BUILD_LINE: u64 = 107;
 }
 
-/// Reads what comes in pieces.
+/// Reads output that comes in pieces.
 #[derive(Debug, Default)]
 pub struct LogReader {
-    /// The line that is not complete.
+    /// The incomplete line.
     line: Vec<u8>,
-    /// The structured line that is not complete is too long, and its rest is passed over.
+    /// The incomplete line is structured and too long: the rest of it is ignored.
     skipping: bool,
     activities: Activities,
 }
 
-/// The activities that are going on, as far as they are looked at.
+/// The activities in progress, as far as they matter here.
 type Activities = HashMap<u64, Activity>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,12 +157,12 @@ enum Activity {
 }
 
 impl LogReader {
-    /// Reads more, and gives what is complete now.
+    /// Reads one more piece, and passes each complete event to `give`.
     pub fn read(&mut self, mut bytes: &[u8], mut give: impl FnMut(Event<'_>)) {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = bytes.split_at(end);
             bytes = &rest[1..];
-            // Most lines come whole, and are read where they are.
+            // Most lines come whole, and are read without a copy.
             if self.line.is_empty() && !self.skipping && line.len() <= PLAIN_AT_MOST {
                 line_event(line, &mut self.activities, &mut give);
             } else {
@@ -171,7 +173,7 @@ impl LogReader {
         self.add(bytes, &mut give);
     }
 
-    /// Gives what is left when there comes no more: a line without an end.
+    /// Ends the reading: a last line without an end is an event, too.
     pub fn finish(&mut self, mut give: impl FnMut(Event<'_>)) {
         if !self.line.is_empty() || self.skipping {
             self.end_line(&mut give);
@@ -186,7 +188,7 @@ impl LogReader {
             } else {
                 PLAIN_AT_MOST
             };
-            // Only now it is known that there is more.
+            // Only now is it known that the line goes on.
             if self.line.len() == at_most {
                 if structured {
                     self.skipping = true;
@@ -209,7 +211,7 @@ impl LogReader {
             line_event(&self.line, &mut self.activities, give);
         }
         self.line.clear();
-        // One long line is no reason to hold its memory.
+        // Gives back the memory of a long line.
         self.line.shrink_to(PLAIN_AT_MOST);
     }
 }
@@ -221,12 +223,12 @@ fn may_be_structured(begin: &[u8], more: &[u8]) -> bool {
 }
 
 fn line_event(line: &[u8], activities: &mut Activities, give: &mut impl FnMut(Event<'_>)) {
-    let said = line
+    let message = line
         .strip_prefix(MARK)
         .and_then(|json| serde_json::from_slice::<JsonMessage<'_>>(json).ok());
-    match said {
-        Some(said) => {
-            if let Some(event) = event_of(said, activities) {
+    match message {
+        Some(message) => {
+            if let Some(event) = event_of(message, activities) {
                 give(event);
             }
         }
@@ -234,7 +236,7 @@ fn line_event(line: &[u8], activities: &mut Activities, give: &mut impl FnMut(Ev
     }
 }
 
-/// A structured line, as it stands there.
+/// A structured line, as Nix prints it.
 #[derive(Deserialize)]
 struct JsonMessage<'a> {
     #[serde(borrow)]
@@ -254,51 +256,55 @@ struct JsonMessage<'a> {
     fields: Vec<Field<'a>>,
 }
 
-fn event_of<'a>(said: JsonMessage<'a>, activities: &mut Activities) -> Option<Event<'a>> {
-    let id = said.id;
-    let mut fields = said.fields.into_iter();
-    match &*said.action {
+fn event_of<'a>(message: JsonMessage<'a>, activities: &mut Activities) -> Option<Event<'a>> {
+    let id = message.id;
+    let mut fields = message.fields.into_iter();
+    match &*message.action {
         "msg" => Some(Event::Message {
-            text: said.msg,
-            passed_on: said.raw_msg.is_none(),
+            text: message.msg,
+            passed_on: message.raw_msg.is_none(),
         }),
         "start" => {
-            let (kind, event) = match said.kind {
+            let mut text = || fields.next().and_then(Field::text);
+            let (kind, event) = match message.kind {
                 activity::BUILD => (
                     Activity::Build,
-                    Some(Event::BuildBegins {
-                        id,
-                        drv: fields.next()?.text()?,
-                        machine: fields.next().and_then(Field::text).unwrap_or_default(),
+                    text().and_then(|drv| DrvPath::parse(&drv).ok()).map(|drv| {
+                        Event::BuildBegins {
+                            id,
+                            drv,
+                            machine: text().unwrap_or_default(),
+                        }
                     }),
                 ),
                 activity::COPY_PATH => (
                     Activity::Copy,
-                    Some(Event::CopyBegins {
-                        id,
-                        path: fields.next()?.text()?,
-                        from: fields.next().and_then(Field::text).unwrap_or_default(),
-                    }),
+                    text()
+                        .and_then(|path| StorePath::parse(&path).ok())
+                        .map(|path| Event::CopyBegins {
+                            id,
+                            path,
+                            from: text().unwrap_or_default(),
+                        }),
                 ),
-                activity::BUILDS => (Activity::Builds, None),
-                // As Nix would say it, had it not been asked for structure.
-                _ if said.level <= TOLD && !said.text.is_empty() => {
-                    return Some(Event::Message {
-                        text: Cow::Owned(format!("{}...", said.text)),
-                        // A builder may begin a download, and say of it what it likes.
-                        passed_on: true,
-                    });
+                activity::BUILDS => {
+                    activities.insert(id, Activity::Builds);
+                    return None;
                 }
-                _ => return None,
+                _ => return begin_in_words(message.level, &message.text),
+            };
+            // An activity without a store path is none that Nix begins: it is only shown.
+            let Some(event) = event else {
+                return begin_in_words(message.level, &message.text);
             };
             activities.insert(id, kind);
-            event
+            Some(event)
         }
         "stop" => match activities.remove(&id)? {
             Activity::Build => Some(Event::BuildEnds { id }),
             Activity::Builds | Activity::Copy => None,
         },
-        "result" => match said.kind {
+        "result" => match message.kind {
             result::BUILD_LINE | result::POST_BUILD_LINE => Some(Event::BuildLine {
                 id,
                 line: fields.next()?.text()?,
@@ -325,11 +331,20 @@ fn event_of<'a>(said: JsonMessage<'a>, activities: &mut Activities) -> Option<Ev
     }
 }
 
+/// The begin of an activity, as Nix prints it where it is not asked for structure.
+fn begin_in_words<'a>(level: u64, text: &str) -> Option<Event<'a>> {
+    (level <= SHOWN && !text.is_empty()).then(|| Event::Message {
+        text: Cow::Owned(format!("{text}...")),
+        // A builder may begin a download, with a text of its choice.
+        passed_on: true,
+    })
+}
+
 /// A field of an activity or a result: a number or a text.
 enum Field<'a> {
     Number(u64),
     Text(Cow<'a, str>),
-    /// Something else, which no version has said so far.
+    /// Something else, which no version prints so far.
     Other,
 }
 

@@ -1,22 +1,21 @@
-//! What went wrong around Nix, and is no fault of an expression or of a derivation: read from the messages with which it ends,
-//! of 2.8, 2.26 and 2.34.
+//! Infrastructure failures, as the messages name them with which Nix ends: those of 2.8, 2.26 and 2.34.
 
-/// What may go wrong around an evaluation or a build.
+/// An infrastructure failure of an evaluation or a build: neither an expression nor a derivation can help it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
-    /// The disk was full for Nix itself.
+    /// Nix itself could not write: the disk is full.
     DiskFull,
-    /// The daemon went away, or was not there.
+    /// The daemon disconnected, or does not run.
     DaemonGone,
-    /// Something could not be downloaded, and not because a server said so.
+    /// A download failed, and not because a server refused it.
     NotDownloaded,
-    /// A machine that is to build for this one could not be reached.
+    /// A remote builder could not be reached.
     BuilderGone,
-    /// A signal that was sent to Nix alone.
+    /// A signal interrupted Nix alone.
     Interrupted,
     /// A limit of this host was reached: processes, open files, memory.
     Limit,
-    /// The system said something else.
+    /// Another error of the operating system.
     System,
 }
 
@@ -26,26 +25,26 @@ impl Trouble {
     pub fn hint(self) -> Option<&'static str> {
         Some(match self {
             Self::DiskFull => {
-                "make room on this host's disk, and try again: `nix-collect-garbage` takes away what nothing keeps, `eval-once prune` what recordings keep no longer"
+                "make room on this host's disk: `eval-once prune` removes expired GC roots of past recordings, `nix-collect-garbage` what no root keeps"
             }
             Self::DaemonGone => {
-                "the Nix daemon went away meanwhile: was it restarted, or killed for want of memory? The step can be tried again"
+                "retry; if it happens again, look in the Nix daemon's log: it was restarted, or killed when memory ran out"
             }
             Self::NotDownloaded => {
-                "a server could not be reached: try again; where it is a cache, Nix builds what it cannot fetch with the option `fallback`"
+                "retry, or set the option `fallback`: Nix then builds what a cache cannot deliver"
             }
             Self::Interrupted => {
-                "a signal was sent to Nix alone, as a daemon that watches over memory does: try again, or give this host fewer jobs at once"
+                "retry, or run fewer jobs at once on this host: something sent a signal to Nix alone, as `earlyoom` does when memory runs out"
             }
             Self::Limit => {
-                "a limit of this host was reached (processes, open files, memory: `ulimit -a`): raise it for the agent, or give the host fewer jobs at once"
+                "raise the agent's limits (`ulimit -a`: processes, open files, memory), or run fewer jobs at once on this host"
             }
             Self::BuilderGone | Self::System => return None,
         })
     }
 }
 
-/// What the system says (`strerror`) when it is not about the file that somebody named: glibc's and macOS's words.
+/// Errors of the system (`strerror`, in the words of glibc and macOS) that are not about the file that a message names.
 const OF_THE_SYSTEM: [(&str, Trouble); 32] = [
     ("No space left on device", Trouble::DiskFull),
     ("Disk quota exceeded", Trouble::DiskFull),
@@ -56,7 +55,7 @@ const OF_THE_SYSTEM: [(&str, Trouble); 32] = [
     ("Too many open files", Trouble::Limit),
     ("Too many open files in system", Trouble::Limit),
     ("Cannot allocate memory", Trouble::Limit),
-    // 2.26 says so with few open files: it does not look whether the lock's file was opened.
+    // 2.26, when no more files can be opened: it does not look whether the lock's file was.
     ("Bad file descriptor", Trouble::Limit),
     ("No locks available", Trouble::Limit),
     ("Input/output error", Trouble::System),
@@ -82,7 +81,7 @@ const OF_THE_SYSTEM: [(&str, Trouble); 32] = [
     ("Structure needs cleaning", Trouble::System),
 ];
 
-/// What the system says of a file that is not as somebody thought. An expression may have named that file.
+/// Errors of the system about a file that is not as expected. An expression may have named that file.
 const OF_A_FILE: [&str; 12] = [
     "No such file or directory",
     "Is a directory",
@@ -98,8 +97,8 @@ const OF_A_FILE: [&str; 12] = [
     "Illegal seek",
 ];
 
-/// How a message begins that is about something that Nix does by itself, and no expression asks for: it writes, and an evaluation
-/// only reads what the expression names.
+/// How messages begin about what Nix does by itself, and no expression asks for: it writes, while an evaluation only reads what
+/// the expression names.
 const NIXS_OWN: [&str; 17] = [
     "acquiring",
     "changing ",
@@ -120,8 +119,8 @@ const NIXS_OWN: [&str; 17] = [
     "writing ",
 ];
 
-/// What a message says that is no fault of an expression or a derivation. While something is built there is no expression whose
-/// files may be missing: whatever the system says then is the system's.
+/// The infrastructure failure that a message names, if any. While Nix builds, there is no expression that could have named a
+/// missing file: any error of the system counts then.
 pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     if unquoted(message).contains("SQLite ")
         && ["disk is full", "I/O error", "is busy", "is locked"]
@@ -135,7 +134,7 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
             Trouble::DiskFull
         });
     }
-    // 2.8 says so of a download that was going on.
+    // 2.8, while it downloads.
     let download = message.starts_with("download of '") && message.ends_with("' was interrupted");
     if download || message.starts_with("interrupted by the user") {
         return Some(Trouble::Interrupted);
@@ -153,8 +152,8 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     if is_not_downloaded(message) {
         return Some(Trouble::NotDownloaded);
     }
-    // The system's words end what Nix says about it, and that may be the end of what something else says of it. A line that ends
-    // within quotes is the begin of a name of the expression's: 2.8 breaks the line where the name does.
+    // The system's words stand at the end of Nix's message, or of the first line of it. A line that ends within quotes is the
+    // begin of a name that the expression chose: 2.8 breaks the line where the name does.
     let mut ends = [message.lines().next(), message.lines().last()]
         .into_iter()
         .flatten()
@@ -174,18 +173,18 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     (own && ends.any(of_a_file)).then_some(Trouble::System)
 }
 
-/// What Nix says before it quotes something: a name in there may be the expression's, and hold anything.
+/// A message up to its first quote: what is quoted may be a name that the expression chose, and hold anything.
 fn unquoted(message: &str) -> &str {
     message.split(['\'', '"']).next().unwrap_or_default()
 }
 
-/// Whether a line is what the system says, with or without what Nix was doing.
+/// Whether a line ends with the system's words, alone or after what Nix was doing.
 fn says(line: &str, words: &str) -> bool {
     line.strip_suffix(words)
         .is_some_and(|before| before.is_empty() || before.ends_with(": "))
 }
 
-/// Whether an error says that the daemon is not there, or not any more.
+/// Whether an error says that the daemon does not run, or disconnected.
 fn is_about_the_daemon(error: &str) -> bool {
     [
         "unexpected end-of-file",
@@ -197,13 +196,13 @@ fn is_about_the_daemon(error: &str) -> bool {
     .any(|start| error.starts_with(start))
 }
 
-/// Whether something could not be downloaded because no server answered, or one that may answer another time. What a server
-/// says that has no such file (404) or does not give it (401) it says again.
+/// Whether a download failed because no server answered, or because of an answer that may differ on a retry. A server that has
+/// no such file (404) or does not give it (401) answers the same again.
 fn is_not_downloaded(error: &str) -> bool {
     if error.starts_with("some substitutes for ") {
         return true;
     }
-    // Later versions put it into what they say of an archive.
+    // Later versions quote it in their message about an archive.
     if !unquoted(error).ends_with("unable to download ") {
         return false;
     }
@@ -217,15 +216,15 @@ fn is_not_downloaded(error: &str) -> bool {
     later.iter().any(|words| why.contains(words)) || !never.iter().any(|words| why.contains(words))
 }
 
-/// Whether git, which Nix runs to fetch sources, says that it does not reach a server. Nix then only says that git has failed.
+/// Whether git, which Nix runs to fetch sources, reports that it cannot reach a server. Nix then only says that git failed.
 pub(super) fn is_git_without_network(text: &str) -> bool {
     text.starts_with("fatal: unable to access '") && !text.contains("returned error: 4")
         || text.starts_with("ssh: Could not resolve hostname ")
         || text.starts_with("ssh: connect to host ")
 }
 
-/// Whether a message may be about what git has not fetched: `program 'git' failed`, `resolving Git reference 'master'`,
-/// `Failed to fetch git repository`. A name that an expression has given to something may hold these letters too.
+/// Whether a message may be about a failed fetch by git: `program 'git' failed`, `resolving Git reference 'master'`,
+/// `Failed to fetch git repository`. A name that the expression chose may hold these letters too.
 pub(super) fn may_be_of_git(message: &str) -> bool {
     let by_itself = unquoted(message).to_ascii_lowercase();
     message.starts_with("program 'git'")
@@ -239,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_system_says_is_told_from_what_is_wrong_with_a_file_of_the_users() {
+    fn an_error_of_the_system_is_not_confused_with_a_missing_file_of_the_user() {
         for (message, while_evaluating, while_building) in [
             (
                 "opening file '/x/ci.nix': No such file or directory",
@@ -264,7 +263,7 @@ mod tests {
             ),
             ("No space left on device is what it says", None, None),
             ("the disk: No space left on device!", None, None),
-            // A name of the expression's, which 2.8 prints as it is.
+            // A name that the expression chose, which 2.8 prints as it is.
             ("attribute 'SQLite is busy' missing", None, None),
             ("attribute 'a: Broken pipe\nb' missing", None, None),
             ("attribute 'unable to download 'x': y' missing", None, None),
@@ -275,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_nix_says_of_git_is_about_git() {
+    fn a_name_that_contains_git_is_not_about_git() {
         for (message, is_of_git) in [
             ("program 'git' failed with exit code 128", true),
             ("resolving Git reference 'master' in repository 'x'", true),

@@ -3,28 +3,31 @@
 //!
 //! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
 
-mod asking;
 pub mod evaluate;
+mod findings;
+mod fingerprint;
 mod keep;
+mod notices;
 mod perform;
 pub mod pipeline;
 mod request;
-pub mod upload;
+mod targets;
+pub(crate) mod upload;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use sha2::{Digest as _, Sha256};
-
 use crate::evaluation_keys::Checkout;
 use crate::host::Host;
 use crate::keys::Keys;
+use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath};
 
 pub use evaluate::{EvaluationResult, Walk};
-pub use perform::{perform, prune};
+pub use keep::prune::prune;
+pub use perform::perform;
 pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
 
 /// What of a target's `meta` a recording looks at. It was cleaned in Nix: nothing but data is left.
@@ -119,15 +122,12 @@ pub struct RecordingOrder {
     pub started: Instant,
 }
 
-/// 32 characters of a hash of these texts, the same in every run and on every host.
-fn hash_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut hash = Sha256::new();
-    for text in texts {
-        // With their lengths, so that no two lists are the same bytes.
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
+impl RecordingOrder {
+    /// Opens a group of the recording's own in a job's log, so that its lines are not folded into the agent's last group. It has to
+    /// come before the first of those lines. By hand there are no groups, and a dry run is only a part of its job.
+    pub fn open_group(&self, log: &Log) {
+        if self.build.is_some() && !self.dry_run {
+            log.heading(":nix: recording");
+        }
     }
-    hash.finalize()[..16]
-        .iter()
-        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }

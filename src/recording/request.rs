@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -139,6 +139,27 @@ impl RecordingRequest {
             evaluation_keys::check_confined(Some(&request.root), &request.options, place)?;
         }
         Ok(request)
+    }
+
+    /// The request as steps have it, which start at the root of the checkout: from there, `folder` leads to the recording.
+    ///
+    /// # Errors
+    /// The folder's name is not UTF-8, so that no record can have it (64).
+    pub(super) fn at_checkout_root(&self, folder: &Path) -> Result<Self, Failure> {
+        let unnameable = || {
+            refuse(format_args!(
+                "the folder {} of the checkout has a name that is not UTF-8: steps could not say where to find what is recorded in it",
+                folder.display()
+            ))
+            .hint("record from the checkout's root, or give the folder another name")
+        };
+        let build_keys = build_keys::from_above(self.build_keys.clone(), folder);
+        Ok(Self {
+            root: self.root.from_above(folder).ok_or_else(unnameable)?,
+            build_keys: build_keys.ok_or_else(unnameable)?,
+            below: Some(folder.to_owned()),
+            ..self.clone()
+        })
     }
 
     #[expect(
@@ -357,6 +378,7 @@ fn without_credentials(reference: String) -> Result<String, String> {
 mod tests {
     use super::*;
     use crate::exit::Class;
+    use crate::nix::Source;
     use serde_json::json;
 
     fn read_as(keys: &Value, plugin: Option<&str>) -> Result<RecordingRequest, Failure> {
@@ -386,6 +408,20 @@ mod tests {
             (request.workers, request.memory, request.group_by),
             (None, None, 0)
         );
+    }
+
+    #[test]
+    fn steps_start_at_the_checkouts_root_and_their_paths_lead_below() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let request = read(&json!({ "file": "ci.nix", "out-link": "out/x" })).unwrap();
+        let above = request.at_checkout_root(Path::new("nix")).unwrap();
+        assert_eq!(above.root.source, Source::File("nix/ci.nix".into()));
+        assert_eq!(above.build_keys["out-link"], "nix/out/x");
+        assert_eq!(above.below.as_deref(), Some(Path::new("nix")));
+        let odd = Path::new(std::ffi::OsStr::from_bytes(b"\xff"));
+        let failure = request.at_checkout_root(odd).unwrap_err();
+        assert_eq!(failure.class, Class::Config);
+        assert!(failure.to_string().contains("not UTF-8"), "{failure}");
     }
 
     #[test]

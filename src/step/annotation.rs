@@ -1,11 +1,11 @@
-//! The build's one annotation of failures, as Markdown: what a step that failed appends to it. Everything in it but our own
-//! sentences comes from repositories nobody has to trust, and is shown as text.
+//! What a step that failed appends to the build's one annotation of failures, as Markdown. Everything in it but our own sentences
+//! comes from repositories that cannot be trusted, and is shown as text.
 
 use std::fmt::Write as _;
 
 use super::advice::Advice;
 use super::report::FailureReport;
-use super::{JobContext, StepJob};
+use super::step_job::{JobContext, StepJob};
 use crate::buildkite::markdown::{code, inert, inert_within, job_link};
 use crate::exit::Failure;
 use crate::nix::DrvPath;
@@ -24,26 +24,26 @@ const MESSAGE_AT_MOST: usize = 1_500;
 const HINT_AT_MOST: usize = 1_000;
 const COMMAND_AT_MOST: usize = 2_000;
 
-/// How many others that failed in the same step are told.
+/// How many other derivations that failed in the same step are listed.
 const OTHERS: usize = 3;
 
-/// How many sections are shown unfolded: who has one failure wants to see it, who has many wants to see which.
+/// How many sections are unfolded: of few failures one wants to see all, of many which they are.
 const UNFOLDED: usize = 3;
 
-/// Of how many artifacts there are links: Buildkite makes no more than ten in an annotation.
+/// How many artifacts are links: Buildkite makes no more than ten in an annotation.
 const LINKED: usize = 10;
 
-/// What there is of the log of the derivation that failed.
+/// What of the log of the derivation that failed is an artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum LogExcerpt {
-    /// All of it is an artifact of this name.
+pub(super) enum LogArtifact {
+    /// All of it, under this name.
     Whole(String),
-    /// Nix has kept none; what was seen of it is an artifact of this name.
-    Seen(String),
-    /// There is none to keep: the builder has printed nothing.
+    /// Its last lines, under this name: Nix has no log.
+    LastLines(String),
+    /// Nothing: the builder printed nothing.
     Empty,
-    /// There is no artifact.
-    Nowhere,
+    /// Nothing: Nix has no log and printed none of it, or it could not be uploaded.
+    None,
 }
 
 /// A step that failed.
@@ -53,7 +53,7 @@ pub(super) struct FailedStep<'a> {
     pub(super) failure: &'a Failure,
     pub(super) report: &'a FailureReport,
     pub(super) advice: &'a Advice,
-    pub(super) log: LogExcerpt,
+    pub(super) log: LogArtifact,
     /// How many have failed so far, this one included.
     pub(super) count: usize,
 }
@@ -100,7 +100,7 @@ pub(super) fn section(failed: &FailedStep<'_>) -> String {
     );
     let others = &failed.report.others;
     if !others.is_empty() {
-        let told = others.iter().take(OTHERS).map(|other| {
+        let lines = others.iter().take(OTHERS).map(|other| {
             let what = other.drv.as_ref().map_or("something", |drv| drv.name());
             format!(
                 "{}: {}",
@@ -108,22 +108,22 @@ pub(super) fn section(failed: &FailedStep<'_>) -> String {
                 inert_within(&other.message, HINT_AT_MOST / OTHERS)
             )
         });
-        let mut told = told.collect::<Vec<_>>().join("<br>");
+        let mut lines = lines.collect::<Vec<_>>().join("<br>");
         if others.len() > OTHERS {
-            let _ = write!(told, "<br>and {} more", others.len() - OTHERS);
+            let _ = write!(lines, "<br>and {} more", others.len() - OTHERS);
         }
-        let _ = writeln!(text, "<p>Failed too:<br>{told}</p>");
+        let _ = writeln!(text, "<p>Also failed:<br>{lines}</p>");
     }
     let log = failed.report.log.as_ref();
     if let Some(lines) = log.map(|log| last_lines(log)).filter(|it| !it.is_empty()) {
         let _ = writeln!(
             text,
-            "<p>The end of its log:</p>\n<pre>{}</pre>",
+            "<p>The last lines of its log:</p>\n<pre>{}</pre>",
             lines.join("&#10;")
         );
     }
-    if failed.log == LogExcerpt::Empty {
-        text.push_str("<p>Its builder has printed nothing.</p>\n");
+    if failed.log == LogArtifact::Empty {
+        text.push_str("<p>Its builder printed nothing.</p>\n");
     } else if let Some(command) = &failed.advice.whole_log {
         text.push_str(&to_paste(&where_the_log_is(failed), command));
     }
@@ -134,9 +134,9 @@ pub(super) fn section(failed: &FailedStep<'_>) -> String {
     text
 }
 
-/// A step that failed as another has: `value` is what that one has left, its job and label.
-pub(super) fn same(job: &StepJob, target: &str, root_cause: &str, value: &str) -> String {
-    let (id, label) = value.split_once(' ').unwrap_or((value, ""));
+/// A line about a step that failed by the same derivation as another, whose `mark` has its job and label.
+pub(super) fn same_root_cause(job: &StepJob, target: &str, root_cause: &str, mark: &str) -> String {
+    let (id, label) = mark.split_once(' ').unwrap_or((mark, ""));
     let other = StepJob {
         id: id.to_owned(),
         step: String::new(),
@@ -146,7 +146,7 @@ pub(super) fn same(job: &StepJob, target: &str, root_cause: &str, value: &str) -
         around: JobContext::default(),
     };
     format!(
-        "{} failed through the same {} as {} (job {})\n\n",
+        "{} failed with the same root cause, {}, as {} (job {})\n\n",
         name(target),
         name(root_cause),
         link(&other),
@@ -154,20 +154,20 @@ pub(super) fn same(job: &StepJob, target: &str, root_cause: &str, value: &str) -
     )
 }
 
-/// A step that was tried again, and failed as before.
-pub(super) fn again(job: &StepJob, target: &str) -> String {
+/// A line about a retry that failed as the try before.
+pub(super) fn retry(job: &StepJob, target: &str) -> String {
     format!(
-        "{} was tried again, and failed as before (job {})\n\n",
+        "{} failed again when it was retried (job {})\n\n",
         name(target),
         link(job)
     )
 }
 
-/// So many have failed that they are only counted.
+/// A line that says how many have failed; in the first such line, that they are no longer `listed`.
 pub(super) fn counted(count: usize, listed: usize) -> String {
     if count == listed {
         return format!(
-            "**More than {listed} failures: from here on they are counted, and not listed.** Each job's log tells its own; `eval-once summary` lists them all.\n\n"
+            "**More than {listed} failures: from here on they are counted, and not listed.** Each job's log shows its own; `eval-once summary` lists all of them.\n\n"
         );
     }
     format!("{count} failures so far.\n\n")
@@ -193,16 +193,16 @@ fn where_the_log_is(failed: &FailedStep<'_>) -> String {
         }
     };
     match &failed.log {
-        LogExcerpt::Whole(name) => format!(
-            "Its whole log is the artifact {}; on the host that built it",
+        LogArtifact::Whole(name) => format!(
+            "Its whole log is the artifact {}; or, on the host that built it",
             artifact(name)
         ),
-        LogExcerpt::Seen(name) => format!(
-            "Nix has kept no log of it here; what was seen of it is the artifact {}. On a host that has the log",
+        LogArtifact::LastLines(name) => format!(
+            "Nix has no log of it on this host; its last lines are the artifact {}. On a host that has the log",
             artifact(name)
         ),
-        LogExcerpt::Empty | LogExcerpt::Nowhere => {
-            "Its log is no artifact: Nix has kept none here, or it could not be uploaded. On a host that has it".into()
+        LogArtifact::Empty | LogArtifact::None => {
+            "Its log is not an artifact: Nix has none on this host, or the upload failed. On a host that has it".into()
         }
     }
 }
@@ -218,7 +218,7 @@ fn to_paste(what: &str, command: &str) -> String {
     format!("<p>{what}:</p>\n<pre>{inert}</pre>\n")
 }
 
-/// A line of a log as a terminal would have shown it in the end: without what was overwritten (a bar that grows).
+/// A line of a log as a terminal shows it in the end: without what was overwritten (a progress bar).
 fn line_of_log(line: &str) -> String {
     let last = line.trim_end_matches('\r').rsplit('\r').next();
     tamed(last.unwrap_or_default(), KeepEscapes::Nothing).replace('\t', "    ")
@@ -286,7 +286,7 @@ mod tests {
                 reproduce: Some(text.into()),
                 explain: None,
             },
-            log: LogExcerpt::Whole("eval-once-log/a.log".into()),
+            log: LogArtifact::Whole("eval-once-log/a.log".into()),
             count,
         })
     }
@@ -309,8 +309,8 @@ mod tests {
             text.matches("</pre>").count()
         );
         for line in [
-            same(&job(HOSTILE), HOSTILE, HOSTILE, HOSTILE),
-            again(&job(HOSTILE), HOSTILE),
+            same_root_cause(&job(HOSTILE), HOSTILE, HOSTILE, HOSTILE),
+            retry(&job(HOSTILE), HOSTILE),
         ] {
             for meaning in ["<script", "`", "**", "](", "\u{1b}", "\u{202e}"] {
                 assert!(!line.contains(meaning), "{meaning:?} in {line}");
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_evaluates_to_something_else_is_not_said_not_to_evaluate() {
+    fn a_value_that_is_no_derivation_is_not_called_an_evaluation_error() {
         let failure = Failure::new(Class::Evaluation, "web is not one derivation, but 6");
         let report = FailureReport::new(&failure, &[], None);
         let section_of = |failure: &Failure| {
@@ -330,7 +330,7 @@ mod tests {
                 failure,
                 report: &report,
                 advice: &Advice::default(),
-                log: LogExcerpt::Nowhere,
+                log: LogArtifact::None,
                 count: 1,
             })
         };
@@ -354,8 +354,8 @@ mod tests {
         for length in [1, 10, 100, 330, 1_000, 100_000] {
             let text: String = longest.chars().cycle().take(length).collect();
             largest = largest.max(section_of(&text, 1, &name).len());
-            assert!(same(&job(&text), &text, &text, &text).len() < 4 << 10);
-            assert!(again(&job(&text), &text).len() < 4 << 10);
+            assert!(same_root_cause(&job(&text), &text, &text, &text).len() < 4 << 10);
+            assert!(retry(&job(&text), &text).len() < 4 << 10);
         }
         assert!(largest <= 16 << 10, "{largest}");
         // Every other of 4,000 jobs could say a number at the same moment as another.
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_told_by_its_last_lines_without_colours() {
+    fn a_log_is_shown_by_its_last_lines_without_colours() {
         let log: Vec<String> = (1..=100)
             .map(|n| format!("\u{1b}[32m10%\rline\u{1b}[K {n}\u{1b}[0m\r"))
             .collect();

@@ -1,4 +1,4 @@
-//! The log of a derivation that failed, in a file: what an artifact is made of, and what is shown of it.
+//! The log of a derivation that failed, in a file: it becomes an artifact, and its last lines are shown.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -10,19 +10,18 @@ use tempfile::TempDir;
 use crate::agent;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::DrvPath;
-use crate::nix::command::{self, Options};
 use crate::nix::output::{LAST_LINES, shortened_line};
 use crate::nix::structured::{Event, LogReader};
-use crate::parallel;
+use crate::store::Store;
 use crate::supervise::Supervisor;
 
-/// How long Nix may take to give a log out: it may be packed, and large.
+/// How long Nix may take to print a log: it may be compressed, and large.
 const TIME: Duration = Duration::from_secs(5);
 
-/// How much of a log is looked at for its last lines, in bytes.
+/// How much of a log is read for its last lines, in bytes.
 const END: u64 = 64 << 10;
 
-/// A log in a file, which goes with this value.
+/// A log in a file, which is removed with this value.
 #[derive(Debug)]
 pub(super) struct BuildLog {
     folder: TempDir,
@@ -30,30 +29,27 @@ pub(super) struct BuildLog {
 }
 
 impl BuildLog {
-    /// The log that Nix has kept; none where it has not (`keep-build-log = false`, or a build on another machine).
+    /// The log that Nix has; none where it has not (`keep-build-log = false`, or a build on another machine).
     ///
     /// # Errors
     /// There is no room for it (75), or no `nix-store` (69); a signal asked us to end (128 + n).
     pub(super) fn read(
         drv: &DrvPath,
-        options: &Options,
+        store: &mut Store,
         temporary: &Path,
         supervisor: &mut Supervisor,
     ) -> Result<Option<Self>, Failure> {
         let log = Self::new(drv, temporary)?;
-        let mut line = command::read_log(drv, options);
-        line.stdout = Some(log.file());
         let until = Instant::now() + TIME;
-        let read = parallel::all(supervisor, &[line], Some(until))?;
-        let whole = read.iter().all(|(finished, _)| finished.ending.success());
-        Ok(whole.then_some(log))
+        let is_whole = store.write_build_log(supervisor, drv, &log.file(), until)?;
+        Ok(is_whole.then_some(log))
     }
 
-    /// A log of which only these lines were seen.
+    /// A log of which only these lines are known.
     ///
     /// # Errors
     /// There is no room for it (75).
-    pub(super) fn seen(drv: &DrvPath, lines: &str, temporary: &Path) -> Result<Self, Failure> {
+    pub(super) fn of_lines(drv: &DrvPath, lines: &str, temporary: &Path) -> Result<Self, Failure> {
         let log = Self::new(drv, temporary)?;
         agent::write(&log.file(), lines)?;
         Ok(log)
@@ -86,8 +82,8 @@ impl BuildLog {
         &self.name
     }
 
-    /// Its last lines, as text for people; none where it has none. A builder of Nix's own (`builtin:fetchurl`) is a Nix that logs
-    /// with structure, and Nix keeps that as it is.
+    /// Its last lines, as text for people; none where it has none. A builder of Nix's own (`builtin:fetchurl`) writes a structured
+    /// log, and Nix saves that as it is.
     pub(super) fn last_lines(&self) -> Option<String> {
         let mut file = File::open(self.file()).ok()?;
         let length = file.metadata().ok()?.len();
@@ -107,12 +103,12 @@ impl BuildLog {
             }
             text.push('\n');
         };
-        // The first line may have lost its beginning, and with it what tells that it is structured.
+        // A first line that is cut would be taken for plain text, although it is a part of a structured message.
         reader.read(whole_lines(&end, length > END), &mut add);
         reader.finish(&mut add);
         let lines: Vec<&str> = text.lines().collect();
         let last = lines.iter().skip(lines.len().saturating_sub(LAST_LINES));
-        // Who prints a carriage return writes over what stands before it.
+        // A carriage return overwrites what stands before it.
         let shown = last.map(|line| line.rsplit('\r').find(|part| !part.is_empty()));
         let last: Vec<&str> = shown
             .map(|line| shortened_line(line.unwrap_or_default()))
@@ -121,7 +117,7 @@ impl BuildLog {
     }
 }
 
-/// The end of a log without a first line that is `cut`, as long as there is another one.
+/// The end of a log without its first line where that is `cut`, as long as there is another line.
 fn whole_lines(end: &[u8], cut: bool) -> &[u8] {
     let first = end.iter().position(|byte| cut && *byte == b'\n');
     match first.map(|at| &end[at + 1..]) {
@@ -130,7 +126,7 @@ fn whole_lines(end: &[u8], cut: bool) -> &[u8] {
     }
 }
 
-/// The name of a log as an artifact: of characters that mean nothing in a list of patterns, which is what names are taken for.
+/// The name of a log as an artifact, without characters that have a meaning in a pattern: the agent takes names for patterns.
 fn artifact_of(drv: &DrvPath) -> String {
     let plain = |it: char| {
         if it.is_ascii_alphanumeric() || "._-".contains(it) {
@@ -153,7 +149,7 @@ mod tests {
     /// A log of which these lines were seen.
     fn seen(lines: &str) -> BuildLog {
         let drv = DrvPath::parse("/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv").unwrap();
-        BuildLog::seen(&drv, lines, &std::env::temp_dir()).unwrap()
+        BuildLog::of_lines(&drv, lines, &std::env::temp_dir()).unwrap()
     }
 
     #[test]
@@ -193,5 +189,26 @@ mod tests {
         assert_eq!(seen(&many).last_lines(), None);
         let unbroken = "x".repeat(100_000);
         assert!(seen(&unbroken).last_lines().is_some());
+    }
+
+    #[test]
+    fn a_first_line_that_is_cut_is_dropped_where_there_is_another() {
+        for (end, cut, expected) in [
+            ("a\nb\n", true, "b\n"),
+            ("a\nb\n", false, "a\nb\n"),
+            ("a\n", true, "a\n"),
+            ("a", true, "a"),
+            ("", true, ""),
+        ] {
+            let lines = whole_lines(end.as_bytes(), cut);
+            assert_eq!(lines, expected.as_bytes(), "{end:?} {cut}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_overwritten_is_shown_as_it_ended() {
+        let log = seen("10%\r100%\r\ndone\r\n");
+        assert_eq!(log.last_lines().as_deref(), Some("100%\ndone"));
+        assert!(log.folder().join(log.name()).is_file());
     }
 }

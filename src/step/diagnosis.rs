@@ -3,30 +3,30 @@
 use crate::exit::{Class, Failure};
 use crate::nix::{Cause, DrvPath, Fault, NixOutput, Trouble, class};
 
-/// What to do about a builder that the system does not start.
-const TOO_LONG: &str = "its environment is larger than the system gives a program (128 KiB for one variable): list that attribute in `passAsFile`, or use `__structuredAttrs`";
+/// What to do about a builder that the system does not start (`E2BIG`).
+const TOO_LONG: &str = "list large attributes in `passAsFile`, or use `__structuredAttrs`: the system limits a builder's environment (128 KiB for one variable)";
 
 /// What a refusal means.
-const REFUSED: &str = "Nix refuses to build it as it is; trying again cannot help.";
+const REFUSED: &str = "Nix refuses to build it as it is; retrying cannot help.";
 
-/// What to do where Nix refuses to build a derivation, in whatever of its words that are known.
+/// What to do where Nix refuses to build a derivation, for the refusals that are known.
 fn refusal_hint(error: &str) -> Option<&'static str> {
     let says = |words: &str| error.contains(words);
     let refers = says("fixed output derivation '") && says("refer to other store paths");
-    // So 2.8 says the same.
+    // The same, in the words of 2.8.
     let asserts = says("makeFixedOutputPath") && says("references.empty()");
     Some(if refers || asserts {
-        "a fixed output must not contain other store paths: keep them out of it, or set `unsafeDiscardReferences.out = true` together with `__structuredAttrs`"
+        "keep other store paths out of the fixed output, or set `unsafeDiscardReferences.out = true` together with `__structuredAttrs`"
     } else if says("has '__noChroot' set") {
-        "`sandbox = relaxed` on the host allows `__noChroot`; or take that out of the derivation"
+        "remove `__noChroot` from the derivation, or set `sandbox = relaxed` on this host"
     } else if says("experimental Nix feature '") {
-        "turn the feature on where it is built: `experimental-features` in nix.conf of this host (with a daemon, that of the daemon)"
+        "enable the feature on this host: `experimental-features` in nix.conf (with a daemon, the daemon's)"
     } else {
         return None;
     })
 }
 
-/// Whether a `.drv` is meant whose file is gone. (What is not registered is said in other words.)
+/// Whether this is about a `.drv` whose file is gone. (Nix has other words for a path that is not registered.)
 fn is_missing_drv(error: &str) -> bool {
     let is_open = ["opening file '", "opening file \""]
         .iter()
@@ -37,8 +37,8 @@ fn is_missing_drv(error: &str) -> bool {
 /// The status of a shell whose command was killed by signal 9.
 const KILLED: u32 = 128 + 9;
 
-/// The failure of realising `drv`, which is of `class`; `how` is the command, and how that ended. The kernel has killed so many
-/// processes on this host meanwhile for want of memory.
+/// The failure of realising `drv`, which is of `class`; `how` is the command, and how that ended. `out_of_memory` is how many
+/// processes the kernel has killed on this host meanwhile for lack of memory.
 pub(super) fn of_realise(
     class: Class,
     drv: &DrvPath,
@@ -62,8 +62,8 @@ pub(super) fn of_realise(
     with_hint(failure, nix_output)
 }
 
-/// The failure of an evaluation of `what` that is of `class`, and not the expression's own: a builder that it needed failed, or
-/// the surroundings did. Nix's last words are `error`.
+/// The failure of an evaluation of `what` that is of `class`, and no evaluation error: a builder that it needed failed, or the
+/// infrastructure did. `error` is what Nix ended with.
 pub(super) fn of_evaluation(
     class: Class,
     what: &str,
@@ -95,8 +95,8 @@ fn of_fault(
     let for_memory = is_for_memory(fault);
     let memory = match (for_memory, out_of_memory) {
         (false, _) => "",
-        (true, 0) => ", as the kernel does it when memory runs out",
-        (true, _) => ": the kernel has killed for want of memory on this host meanwhile",
+        (true, 0) => ", as the kernel does when memory runs out",
+        (true, _) => ": meanwhile the kernel killed a process on this host for lack of memory",
     };
     let others = match nix_output.faults.len() - 1 {
         0 => String::new(),
@@ -109,20 +109,21 @@ fn of_fault(
     );
     if matches!(fault.cause, Cause::Platform(_)) && class == Class::Infrastructure {
         return failure.hint(
-            "a machine of this host's `builders` could not be reached: try again, or look after it",
+            "retry, or check the machines in this host's `builders`: one of them could not be reached",
         );
     }
     let failure = match &fault.cause {
-        Cause::Platform(_) => failure
-            .meaning("No machine here can build it; trying again on this host cannot help."),
+        Cause::Platform(_) => {
+            failure.meaning("No machine here can build it; retrying on this host cannot help.")
+        }
         Cause::Output(_) => failure.meaning(
-            "Its builder ended well, and there is nothing to use all the same; trying again cannot help.",
+            "Its builder succeeded, and made no output that Nix takes; retrying cannot help.",
         ),
         _ => failure,
     };
     let hint = hint(fault, for_memory).or_else(|| {
         let lines = nix_output.last_lines(fault.drv.as_ref()?)?;
-        // 2.8 prints more around it than words.
+        // 2.8 prints this sentence in the middle of a longer line.
         let too_long = |line: &String| line.contains("Argument list too long");
         lines.iter().any(too_long).then_some(TOO_LONG)
     });
@@ -132,26 +133,26 @@ fn of_fault(
     }
 }
 
-/// Whether a builder was killed as the kernel does it, itself or as a shell tells it of its command. (That the kernel has killed
-/// something on this host says nothing of a builder that ended in another way: a host has many jobs.)
+/// Whether a builder was killed as the kernel kills for lack of memory: itself, or its command, as its shell reports it by status
+/// 137. (That the kernel has killed something on this host says nothing of a builder that ended otherwise: a host has many jobs.)
 fn is_for_memory(fault: &Fault) -> bool {
     matches!(fault.cause, Cause::Signal(9) | Cause::Status(KILLED))
 }
 
-/// What can be done about what failed, besides looking at its log.
+/// What can be done about a derivation that failed, besides reading its log.
 fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
     Some(match &fault.cause {
         _ if for_memory => {
-            "give the build more memory, or this host fewer jobs at once (fewer agents; the options `cores` and `max-jobs`)"
+            "give the build more memory, or run fewer jobs on this host (fewer agents, or the options `cores` and `max-jobs`)"
         }
         Cause::Time(_) => {
-            "`timeout` and `max-silent-time` are Nix settings, which `options` can raise"
+            "raise `timeout` or `max-silent-time` in `options` if the build needs longer"
         }
         Cause::Hash(_) => {
-            "if what is fetched was meant to change, put the hash that Nix got into the expression; if not, it has changed where it comes from"
+            "put the hash that Nix got into the expression if the source was meant to change; if not, ask its server why it did"
         }
         Cause::Platform(_) => {
-            "no machine here can build it: send the step to an agent that can (`agents` of the recording, by system or feature:NAME), or give this host a builder (`builders`, `extra-platforms`, `system-features`)"
+            "send the step to an agent that can build it (`agents` of the recording, by system or feature:NAME), or give this host a builder (`builders`, `extra-platforms`, `system-features`)"
         }
         Cause::DiskFull => return Trouble::DiskFull.hint(),
         Cause::Status(_)
@@ -177,9 +178,11 @@ fn with_hint(failure: Failure, nix_output: &NixOutput) -> Failure {
     }
     let unreachable = !nix_output.unreachable.is_empty() && class::is_about_what_is_missing(error);
     let hint = match failure.class {
-        Class::Signal(9) => Some("the kernel kills with signal 9 when memory runs out"),
+        Class::Signal(9) => Some(
+            "give the step more memory, if memory ran out: the kernel kills with signal 9 then",
+        ),
         Class::Infrastructure if is_missing_drv(error) => Some(
-            "the store has it registered, and its file is gone: `nix-store --verify` on this host mends the register",
+            "run `nix-store --verify` on this host: the `.drv` is registered in its store, and the file is gone",
         ),
         Class::Infrastructure => match nix_output.trouble(true) {
             None if unreachable => Trouble::NotDownloaded.hint(),

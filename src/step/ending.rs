@@ -1,4 +1,4 @@
-//! How the log of a step that failed ends: in a group that is open, with what one needs to see what failed, where and why.
+//! The end of a failed step's log: an open group that says what failed, where and why, and what to do next.
 
 use super::advice::Advice;
 use super::build_log::BuildLog;
@@ -9,38 +9,43 @@ use crate::log::Log;
 use crate::nix::DrvPath;
 use crate::text::{KeepEscapes, tamed};
 
-/// How many others that failed are told.
+/// How many other failures are listed.
 const OTHERS: usize = 10;
 
-/// How long a command may be that is shown, in bytes.
+/// The longest command that is shown, in bytes.
 const COMMAND_AT_MOST: usize = 4 << 10;
 
-/// A command whole, or not at all: an expression has no bound of its own.
+/// A command, or a note instead: the length of an expression has no limit.
 fn shown(command: &str) -> &str {
     if command.len() <= COMMAND_AT_MOST {
         command
     } else {
-        "by a command that is too long to be shown; `eval-once explain` prints it"
+        "the command is too long to be shown; run `eval-once explain` to print it"
     }
 }
 
-/// Shows how the step failed. A refusal is told in one sentence, which comes anyway.
+/// Shows how the step failed. A refusal has no such group: its `error:` line says everything.
 pub(super) fn show(
     failure: &Failure,
     report: &Report,
     request: Option<&StepRequest>,
     advice: &Advice,
     kept: Option<&BuildLog>,
+    is_log_above: bool,
     log: &Log,
 ) {
     if failure.class == Class::Config {
         return;
     }
-    let told = report.failure.as_ref();
-    let root_cause = told.and_then(|told| told.drv.as_ref());
-    let others = told.map_or(&[][..], |told| &told.others);
+    let reported = report.failure.as_ref();
+    let root_cause = reported.and_then(|reported| reported.drv.as_ref());
+    let others = reported.map_or(&[][..], |reported| &reported.others);
     let name = root_cause.map(DrvPath::name);
-    log.group(format_args!(
+    if is_log_above {
+        // The group that holds the end of the builder's log: it is not repeated below.
+        log.open_group();
+    }
+    log.failed_group(format_args!(
         "{} ({}, exit status {})",
         match (name, others.len()) {
             (Some(name), 0) => format!("{name} failed"),
@@ -63,7 +68,7 @@ pub(super) fn show(
         line("target", &evaluation.to_string());
     }
     let recorded = request.and_then(|request| request.drv.as_ref());
-    // What was recorded is not what failed, where it was given up for an evaluation, or is gone.
+    // The recorded derivation did not fail itself where an evaluation replaced it, or where it is gone.
     let was_given_up = report.drv.as_ref() == recorded && report.way != Some(WayName::Realised);
     if let Some(drv) = root_cause.or(report.drv.as_ref()) {
         let what = match root_cause {
@@ -75,7 +80,7 @@ pub(super) fn show(
     for other in others.iter().take(OTHERS) {
         let what = match &other.drv {
             Some(drv) => drv.as_store_path().as_str(),
-            None => "something",
+            None => "a derivation",
         };
         line("also failed", &format!("{what}: {}", other.message));
     }
@@ -92,7 +97,10 @@ pub(super) fn show(
     if let Some(command) = &advice.explain {
         line("explain", shown(command));
     }
-    if let Some(lines) = told.and_then(|told| told.log.as_ref()) {
+    if is_log_above {
+        return;
+    }
+    if let Some(lines) = reported.and_then(|reported| reported.log.as_ref()) {
         log.plain("the end of its log:");
         let name = name.unwrap_or_default();
         for text in lines.lines() {

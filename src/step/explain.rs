@@ -1,4 +1,4 @@
-//! `explain`: what `step` would do with the same keys, and why. It asks, and does nothing.
+//! `explain`: what `step` would do with the same keys, and why. It only asks.
 
 use serde::Serialize;
 
@@ -19,22 +19,22 @@ use crate::supervise::Supervisor;
 pub struct Explanation {
     /// The version of this format.
     pub version: u32,
-    /// The way that would be taken; none where no way leads to the outputs.
+    /// The way that the step would take; none where no way has the outputs.
     pub would: Option<WayName>,
     /// Why that way.
     pub reason: Option<Reason>,
-    /// What was looked at, and found, in this order.
+    /// What was examined, and what was found, in this order.
     pub facts: Vec<Fact>,
-    /// The argument vectors that would be run, in order. `NEW` stands for a folder's random name, `LOCKED`
-    /// for a flake's locked reference, and `DRV` for a path that is not known before the evaluation.
+    /// The argument vectors that the step would run, in order. `NEW` stands for a folder's random name, `LOCKED` for a flake's locked
+    /// reference, and `DRV` for a path that is not known before the evaluation.
     pub commands: Vec<Vec<String>>,
-    /// One command that gives the same by hand: `nix-build` (of a flake, `nix build`), or what comes next to it where only a
-    /// record is known, or Nix has no spelling for the attribute. (With several outputs, `nix-build` links only the default one.)
+    /// One command that reproduces it: `nix-build` (of a flake, `nix build`), or what comes closest where only a record is known, or
+    /// Nix has no spelling for the attribute. (With several outputs, `nix-build` links only the default one.)
     #[serde(rename = "nix-build")]
     pub nix_build: Option<String>,
 }
 
-/// Asks the ways, in the order in which `step` would go them.
+/// Asks the ways, in the order in which `step` tries them.
 ///
 /// # Errors
 /// The store cannot be asked (75).
@@ -75,15 +75,15 @@ pub fn explain(
         }
     }
     let version = step.nix_version()?;
-    let by_hand = explanation
+    let reproduce = explanation
         .would
-        .and_then(|way| by_hand(&request, way, version));
-    explanation.nix_build = by_hand.map(|line| line.to_string());
+        .and_then(|way| reproduce(&request, way, version));
+    explanation.nix_build = reproduce.map(|line| line.to_string());
     Ok(explanation)
 }
 
-/// What one would type to get what `way` gives.
-fn by_hand(
+/// One command that gives what `way` gives.
+fn reproduce(
     request: &StepRequest,
     way: WayName,
     version: Option<(u32, u32)>,
@@ -94,7 +94,7 @@ fn by_hand(
     };
     let options = &request.options;
     match (way, &request.evaluation, &request.drv) {
-        (_, Some(_), _) => advice::by_hand(request, link, version),
+        (_, Some(_), _) => advice::reproduce(request, link, version),
         (WayName::Available, ..) => {
             let outputs: Vec<_> = request.outputs.values().collect();
             Some(command::obtain(&outputs, link, options))
@@ -109,7 +109,7 @@ impl std::fmt::Display for Explanation {
         if let (Some(way), Some(reason)) = (self.would, self.reason) {
             writeln!(f, "the step would be {} ({})", way.word(), reason.word())?;
         } else {
-            writeln!(f, "no way leads to the outputs: the step would fail")?;
+            writeln!(f, "no way has the outputs: the step would fail")?;
         }
         writeln!(f, "because")?;
         for fact in &self.facts {
@@ -124,7 +124,7 @@ impl std::fmt::Display for Explanation {
             writeln!(f, "  {}", words.join(" "))?;
         }
         if let Some(nix_build) = &self.nix_build {
-            writeln!(f, "by hand, without eval-once\n  {nix_build}")?;
+            writeln!(f, "reproduce without eval-once\n  {nix_build}")?;
         }
         Ok(())
     }

@@ -1,102 +1,143 @@
-//! How what Nix says looks in a job's log.
+//! The output of a Nix program in the job's log.
 //!
-//! A line of a builder's log stands behind its derivation's name, each build has a line when it begins and one when it ends,
-//! what is copied from caches is summed up, and a long build says how far it is. Messages of Nix's own are as they are. With
-//! `log: raw` nothing of this is done: Nix's own text passes through untouched.
+//! A builder's line stands behind its derivation's name, each build has a line when it begins and one when it ends, copies from
+//! caches are summed up, and a long build shows its progress. Messages of Nix's own remain as they are. With `log: raw`, Nix's
+//! own text passes through untouched.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::io::{Write as _, stderr};
 use std::time::{Duration, Instant};
 
-use crate::log::Log;
+use crate::log::{Log, is_group_mark};
 use crate::nix::structured::{BuildCounts, Ended, Event, LogReader};
-use crate::nix::{DrvPath, NixOutput};
+use crate::nix::{DrvPath, NixOutput, begins_missing};
 use crate::status_line::StatusLine;
 use crate::text::{KeepEscapes, tamed, without_escapes};
 
-/// After how long a log is told how far the builds are although nothing has changed.
-const STILL: Duration = Duration::from_secs(60);
+/// After how long a log gets another line about progress although nothing has changed.
+const UNCHANGED: Duration = Duration::from_secs(60);
 
-/// How much is held back, in bytes.
-const HELD_AT_MOST: usize = 64 << 10;
+/// How much of Nix's messages is held back, in bytes.
+const HELD_BACK_AT_MOST: usize = 64 << 10;
 
-/// What a line of a post-build hook stands behind, which belongs to no build that is going on.
+/// How many lines may stand below the end of a builder's log that is still in sight: Nix's message about the build that failed,
+/// and those about what needed it. What it quotes there of that log is not counted.
+const BELOW_AT_MOST: usize = 20;
+
+/// The prefix of a post-build hook's lines, which belong to no running build.
 const HOOK: &str = "post-build-hook";
 
 pub(super) use crate::build_keys::Form;
 
-/// What one Nix program says, on its way into the log.
+/// The output of one Nix program, on its way into the log.
 #[derive(Debug)]
 pub(super) struct JobLog {
     reader: LogReader,
     nix_output: NixOutput,
-    /// None where Nix's text passes through.
+    /// None where Nix's own text passes through.
     pretty: Option<Pretty>,
+    log: Log,
 }
 
 impl JobLog {
-    /// A log of which nothing has been said. `group` is the heading that it gets when something is; with `hold`, messages
-    /// that only say that a path is missing are held back.
+    /// An empty log. Its first line comes below the heading `group`. With `hold`, messages that only say that a path is missing
+    /// are held back.
     pub(super) fn new(log: &Log, form: Form, group: Option<String>, hold: bool) -> Self {
         Self {
             reader: LogReader::default(),
             nix_output: NixOutput::default(),
             pretty: (form == Form::Pretty).then(|| Pretty::new(log, group, hold)),
+            log: log.clone(),
         }
     }
 
-    /// Takes what Nix has said.
-    pub(super) fn take(&mut self, bytes: &[u8]) {
+    /// Reads a piece of the program's output.
+    pub(super) fn read(&mut self, bytes: &[u8]) {
         let Self {
             reader,
             nix_output,
             pretty,
+            log,
         } = self;
         let Some(pretty) = pretty else {
-            // A log that nobody reads any more stops no build.
-            let _ = stderr().write_all(bytes);
-            reader.read(bytes, |event| nix_output.hear(&event));
+            log.pass_on(bytes);
+            reader.read(bytes, |event| nix_output.read(&event));
             return;
         };
         reader.read(bytes, |event| {
-            nix_output.hear(&event);
+            nix_output.read(&event);
             pretty.show(&event, nix_output);
         });
         pretty.flush();
     }
 
-    /// When the log wants to say something although Nix is silent.
+    /// When the next line about progress is due.
     pub(super) fn due(&self) -> Option<Instant> {
         self.pretty.as_ref().map(|pretty| pretty.line.due())
     }
 
-    /// Says how far it is, if it is time to.
+    /// Prints a line about progress, if one is due.
     pub(super) fn progress(&mut self) {
         if let Some(pretty) = &mut self.pretty {
             pretty.progress();
         }
     }
 
-    /// Ends the log: gives what was heard, and what was held back.
-    pub(super) fn finish(mut self) -> (NixOutput, String) {
+    /// Ends the log, once the program has ended.
+    pub(super) fn finish(mut self) -> FinishedLog {
         let nix_output = &mut self.nix_output;
         let Some(mut pretty) = self.pretty.take() else {
-            self.reader.finish(|event| nix_output.hear(&event));
+            self.reader.finish(|event| nix_output.read(&event));
             nix_output.settle();
-            return (self.nix_output, String::new());
+            return FinishedLog {
+                nix_output: self.nix_output,
+                held_back: String::new(),
+                last_shown: None,
+            };
         };
         self.reader.finish(|event| {
-            nix_output.hear(&event);
+            nix_output.read(&event);
             pretty.show(&event, nix_output);
         });
         nix_output.settle();
         pretty.settle(nix_output, true);
         pretty.sum_up();
         pretty.flush();
-        // One that was killed has said nothing that took its place.
+        // After the last output of a program that was killed, the line still stands there.
         pretty.line.clear();
-        (self.nix_output, pretty.held)
+        FinishedLog {
+            nix_output: self.nix_output,
+            held_back: pretty.held_back,
+            last_shown: pretty.last_shown,
+        }
+    }
+}
+
+/// What is known of a program once its log has ended.
+#[derive(Debug)]
+pub(super) struct FinishedLog {
+    /// Its output, as far as later decisions need it.
+    pub(super) nix_output: NixOutput,
+    /// The messages that were held back.
+    pub(super) held_back: String,
+    /// The builder's lines that stand at the end of the log; none where Nix's own text passed through.
+    pub(super) last_shown: Option<ShownLines>,
+}
+
+/// The last lines of builders that a log shows, as far as they are one build's and nothing stands between them.
+#[derive(Debug)]
+pub(super) struct ShownLines {
+    drv: DrvPath,
+    /// How many there are.
+    count: usize,
+    /// How many other lines stand below them.
+    below: usize,
+}
+
+impl ShownLines {
+    /// Whether a reader at the end of the log has the last lines of `drv`'s builder before their eyes: `log`.
+    pub(super) fn are(&self, drv: &DrvPath, log: &str) -> bool {
+        self.drv == *drv && log.lines().count() <= self.count && self.below <= BELOW_AT_MOST
     }
 }
 
@@ -106,35 +147,36 @@ struct Pretty {
     log: Log,
     line: StatusLine,
     keep: KeepEscapes,
-    /// The heading, until it is written.
+    /// The heading, until it is printed.
     group: Option<String>,
     hold: bool,
-    held: String,
-    /// What is to be written next: many lines at once.
+    held_back: String,
+    /// The lines that are printed next, all at once.
     text: String,
     running: HashMap<u64, ShownBuild>,
     counts: BuildCounts,
     /// How many builds Nix has announced.
     planned: u64,
-    /// How many builds have ended well, and how many badly, of which Nix has not said yet that they are over.
-    well: usize,
-    badly: usize,
-    /// Builds that are over, and their seconds, where only a later message tells which of them failed.
-    unsure: Vec<(ShownBuild, f64)>,
+    /// How many builds have succeeded and failed, by Nix's count, of which it has not printed yet that they end.
+    succeeded: usize,
+    failed: usize,
+    /// Builds that have ended, and their seconds, of which only a later message says which failed.
+    undecided: Vec<(ShownBuild, f64)>,
     copies: Copies,
-    /// What was last said about how far it is, and when.
-    said: Option<(String, Instant)>,
+    last_shown: Option<ShownLines>,
+    /// The last line about progress, and when it was printed.
+    last_progress: Option<(String, Instant)>,
 }
 
 /// A build that is running.
 #[derive(Debug)]
 struct ShownBuild {
     name: String,
-    drv: String,
+    drv: DrvPath,
     since: Instant,
 }
 
-/// What is copied from caches.
+/// The copies from caches.
 #[derive(Debug, Default)]
 struct Copies {
     since: Option<Instant>,
@@ -156,16 +198,17 @@ impl Pretty {
             },
             group,
             hold,
-            held: String::new(),
+            held_back: String::new(),
             text: String::new(),
             running: HashMap::new(),
             counts: BuildCounts::default(),
             planned: 0,
-            well: 0,
-            badly: 0,
-            unsure: Vec::new(),
+            succeeded: 0,
+            failed: 0,
+            undecided: Vec::new(),
             copies: Copies::default(),
-            said: None,
+            last_shown: None,
+            last_progress: None,
         }
     }
 
@@ -177,7 +220,7 @@ impl Pretty {
             }
             Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), nix_output),
             Event::BuildBegins { id, drv, machine } => {
-                let name = name_of(drv);
+                let name = drv.name().to_owned();
                 let on = if machine.is_empty() {
                     String::new()
                 } else {
@@ -186,15 +229,28 @@ impl Pretty {
                 self.write(&name, &format!("building '{drv}'{on}"));
                 let build = ShownBuild {
                     name,
-                    drv: drv.to_string(),
+                    drv: drv.clone(),
                     since: Instant::now(),
                 };
                 self.running.insert(*id, build);
             }
             Event::BuildLine { id, line } => {
                 let line = tamed(line, self.keep);
-                let name = self.running.get(id).map_or(HOOK, |build| &build.name);
+                let build = self.running.get(id);
+                let name = build.map_or(HOOK, |build| &build.name);
                 let _ = writeln!(self.text, "{name}> {line}");
+                match (&mut self.last_shown, build) {
+                    (Some(shown), Some(build)) if shown.drv == build.drv && shown.below == 0 => {
+                        shown.count += 1;
+                    }
+                    (shown, build) => {
+                        *shown = build.map(|build| ShownLines {
+                            drv: build.drv.clone(),
+                            count: 1,
+                            below: 0,
+                        });
+                    }
+                }
             }
             Event::BuildEnds { id } => {
                 if let Some(build) = self.running.remove(id) {
@@ -211,62 +267,72 @@ impl Pretty {
             }
             Event::Builds(counts) => {
                 match counts.ended_since(self.counts) {
-                    Some(Ended::Done) => self.well += 1,
-                    Some(Ended::Failed) => self.badly += 1,
+                    Some(Ended::Done) => self.succeeded += 1,
+                    Some(Ended::Failed) => self.failed += 1,
                     None => {}
                 }
                 self.counts = *counts;
             }
             Event::TooLong => {
                 self.text
-                    .push_str("(a line of more than 16 MiB is left out here)\n");
+                    .push_str("(a line of more than 16 MiB is omitted)\n");
+                self.last_shown = None;
             }
         }
     }
 
-    /// Says how a build has ended. Nix counts that just before it says which build is over. Where one has failed while several
-    /// ran, the first that is over may be another, which is given up for it or has ended well: a message tells which has failed,
-    /// and often only later.
+    /// Prints how a build ended. Nix counts a failure just before it says which build ends. Where one fails while several run, the
+    /// first that ends may be another, which is given up for it or has succeeded: a message names the failed one, often later.
     fn end(&mut self, build: ShownBuild, nix_output: &NixOutput) {
         let seconds = build.since.elapsed().as_secs_f64();
-        let alone = self.running.is_empty() && self.unsure.is_empty() && self.well == 0;
-        if self.badly > 0 && alone {
-            self.badly -= 1;
-            self.say_ended(&build, "failed after", seconds);
+        let alone = self.running.is_empty() && self.undecided.is_empty() && self.succeeded == 0;
+        if self.failed > 0 && alone {
+            self.failed -= 1;
+            self.print_end(&build, "failed after", seconds);
         } else {
-            self.unsure.push((build, seconds));
+            self.undecided.push((build, seconds));
             self.settle(nix_output, false);
         }
     }
 
-    /// Says of the builds that are over how they have ended, as far as that is known by now; with `all`, of each.
+    /// Prints how the undecided builds ended, as far as that is known by now; with `all`, of each.
     fn settle(&mut self, nix_output: &NixOutput, all: bool) {
         let mut rest = Vec::new();
-        for (build, seconds) in std::mem::take(&mut self.unsure) {
+        for (build, seconds) in std::mem::take(&mut self.undecided) {
             if is_fault(&build, nix_output) {
-                self.badly = self.badly.saturating_sub(1);
-                self.say_ended(&build, "failed after", seconds);
+                self.failed = self.failed.saturating_sub(1);
+                self.print_end(&build, "failed after", seconds);
             } else {
                 rest.push((build, seconds));
             }
         }
-        if self.badly > 0 && !all {
-            self.unsure = rest;
+        if self.failed > 0 && !all {
+            self.undecided = rest;
             return;
         }
         for (build, seconds) in rest {
-            let how = if self.well > 0 {
-                self.well -= 1;
+            let how = if self.succeeded > 0 {
+                self.succeeded -= 1;
                 "built in"
             } else {
                 "stopped after"
             };
-            self.say_ended(&build, how, seconds);
+            self.print_end(&build, how, seconds);
         }
     }
 
-    fn say_ended(&mut self, build: &ShownBuild, how: &str, seconds: f64) {
-        self.write(&build.name, &format!("{how} {seconds:.1} s"));
+    fn print_end(&mut self, build: &ShownBuild, how: &str, seconds: f64) {
+        let (word, after) = how.split_once(' ').unwrap_or((how, ""));
+        let (name, word) = (&build.name, self.log.painted(word));
+        let _ = writeln!(self.text, "{name}> {word} {after} {seconds:.1} s");
+        self.add_below();
+    }
+
+    /// Notes that a line stands below the last of a builder.
+    fn add_below(&mut self) {
+        if let Some(shown) = &mut self.last_shown {
+            shown.below += 1;
+        }
     }
 
     fn message(&mut self, message: &str, nix_output: &NixOutput) {
@@ -274,29 +340,32 @@ impl Pretty {
         if let Some(planned) = planned(&plain) {
             self.planned = planned;
         }
-        if self.hold && self.says_that_paths_are_missing(&plain, nix_output) {
-            self.held.push_str(&plain);
-            self.held.push('\n');
+        if self.hold && self.is_about_missing_paths(&plain, nix_output) {
+            self.held_back.push_str(&plain);
+            self.held_back.push('\n');
             return;
         }
-        // A builder's lines are in some of them, and what it prints behind `@nix` is one.
+        // Some messages quote a builder's lines, and what a builder prints behind `@nix` is a message as well.
         for line in message.trim_end_matches('\n').split('\n') {
-            if is_mark(line) {
+            if is_group_mark(line) {
                 self.text.push(' ');
             }
             let _ = writeln!(self.text, "{}", tamed(line, self.keep));
+            if !without_escapes(line).trim_start().starts_with("> ") {
+                self.add_below();
+            }
         }
     }
 
-    /// Whether Nix says that it does not know how to come by a path: in a sentence, or as one of a list. A step that finds its
-    /// outputs another way has no error in its log.
-    fn says_that_paths_are_missing(&self, line: &str, nix_output: &NixOutput) -> bool {
-        if !nix_output.begun.is_empty() || self.held.len() > HELD_AT_MOST {
+    /// Whether Nix says that it can get a path neither by building nor by substituting it: in a sentence, or as one of a list. A
+    /// step that finds its outputs another way has no error in its log.
+    fn is_about_missing_paths(&self, line: &str, nix_output: &NixOutput) -> bool {
+        if !nix_output.begun.is_empty() || self.held_back.len() > HELD_BACK_AT_MOST {
             return false;
         }
         let error = line.strip_prefix("error: ").unwrap_or_default();
-        line.starts_with("don't know how to build these paths")
-            || !self.held.is_empty() && line.starts_with("  /")
+        begins_missing(line)
+            || !self.held_back.is_empty() && line.starts_with("  /")
             || error.starts_with("cannot build missing derivation '")
             || error.starts_with("failed to obtain derivation of '")
             || error.starts_with("build of '") && error.ends_with("' failed")
@@ -306,6 +375,7 @@ impl Pretty {
 
     fn write(&mut self, name: &str, text: &str) {
         let _ = writeln!(self.text, "{name}> {}", tamed(text, KeepEscapes::Nothing));
+        self.add_below();
     }
 
     fn flush(&mut self) {
@@ -318,7 +388,7 @@ impl Pretty {
         }
         self.log.pass_on(self.text.as_bytes());
         self.text.clear();
-        // One burst is no reason to hold its memory.
+        // Gives back the memory of a burst.
         self.text.shrink_to(64 << 10);
     }
 
@@ -330,15 +400,15 @@ impl Pretty {
             counts,
             planned,
             copies,
-            said,
+            last_progress,
             ..
         } = self;
         line.show(|| {
-            let text = how_far(*counts, *planned, running, copies)?;
-            if let Some((before, when)) = said
+            let text = progress(*counts, *planned, running, copies)?;
+            if let Some((before, when)) = last_progress
                 && !log.terminal
                 && *before == text
-                && when.elapsed() < STILL
+                && when.elapsed() < UNCHANGED
             {
                 return None;
             }
@@ -348,12 +418,12 @@ impl Pretty {
                 format!(" ({} for {seconds} s)", build.name)
             });
             let shown = format!("{text}{longest}");
-            *said = Some((text, Instant::now()));
+            *last_progress = Some((text, Instant::now()));
             Some(shown)
         });
     }
 
-    /// What came from caches, in a line for each of them.
+    /// Prints what was copied from caches, in one line.
     fn sum_up(&mut self) {
         let Some(since) = self.copies.since else {
             return;
@@ -391,11 +461,11 @@ fn is_fault(build: &ShownBuild, nix_output: &NixOutput) -> bool {
         .faults
         .iter()
         .filter_map(|fault| fault.drv.as_ref());
-    faults.any(|drv| drv.as_store_path().as_str() == build.drv)
+    faults.any(|drv| *drv == build.drv)
 }
 
-/// How far the builds and copies are; none where there is nothing to wait for.
-fn how_far(
+/// The progress of builds and copies; none where there are none.
+fn progress(
     counts: BuildCounts,
     planned: u64,
     running: &HashMap<u64, ShownBuild>,
@@ -418,21 +488,13 @@ fn how_far(
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
-/// Whether Buildkite would take a line for the beginning of a group.
-fn is_mark(line: &str) -> bool {
-    let plain = tamed(line, KeepEscapes::Nothing);
-    ["---", "+++", "~~~", "^^^"]
-        .iter()
-        .any(|mark| plain.starts_with(mark))
-}
-
 fn mebibytes(bytes: u64) -> String {
     // Tenths of them: whole numbers lose nothing on the way.
     let tenths = bytes * 10 / (1 << 20);
     format!("{}.{} MiB", tenths / 10, tenths % 10)
 }
 
-/// How many derivations Nix says that it will build.
+/// How many derivations Nix plans to build, where a message says so.
 fn planned(message: &str) -> Option<u64> {
     let rest = message.strip_prefix("th")?;
     if rest.starts_with("is derivation will be built") {
@@ -445,10 +507,309 @@ fn planned(message: &str) -> Option<u64> {
         .ok()
 }
 
-/// The name of a derivation, as its lines in a log stand behind it.
-fn name_of(drv: &str) -> String {
-    match DrvPath::parse(drv) {
-        Ok(drv) => drv.name().to_owned(),
-        Err(_) => tamed(drv, KeepEscapes::Nothing).into_owned(),
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const ONE: &str = "/s/store/00000000000000000000000000000000-one.drv";
+    const TWO: &str = "/s/store/11111111111111111111111111111111-two.drv";
+
+    /// A job log that a test reads.
+    struct Scene {
+        sink: Rc<RefCell<Vec<u8>>>,
+        log: JobLog,
+    }
+
+    impl Scene {
+        fn new(form: Form, change: impl FnOnce(&mut Log)) -> Self {
+            let sink = Rc::new(RefCell::new(Vec::new()));
+            let mut log = Log::to(sink.clone());
+            change(&mut log);
+            let log = JobLog::new(&log, form, Some("building it".into()), true);
+            Self { sink, log }
+        }
+
+        fn pretty() -> Self {
+            Self::new(Form::Pretty, |_| {})
+        }
+
+        fn take(&mut self, lines: &[Value]) -> &mut Self {
+            for line in lines {
+                let line = match line {
+                    Value::String(plain) => format!("{plain}\n"),
+                    structured => format!("@nix {structured}\n"),
+                };
+                self.log.read(line.as_bytes());
+            }
+            self
+        }
+
+        /// What the log shows so far.
+        fn shown(&self) -> String {
+            without_seconds(&self.sink.borrow())
+        }
+
+        /// What the log shows in the end, without its heading, and what is known then.
+        fn end(self) -> (String, FinishedLog) {
+            let finished = self.log.finish();
+            let shown = without_seconds(&self.sink.borrow());
+            let heading = "--- eval-once: building it\n";
+            let below = shown.strip_prefix(heading).map(str::to_owned);
+            (below.unwrap_or(shown), finished)
+        }
+    }
+
+    /// A log with `N` for each number of seconds at the end of a line.
+    fn without_seconds(log: &[u8]) -> String {
+        let text = String::from_utf8(log.to_vec()).unwrap();
+        let lines = text.split_inclusive('\n').map(|line| {
+            let seconds = line.strip_suffix(" s\n").and_then(|rest| {
+                let (rest, seconds) = rest.rsplit_once(' ')?;
+                seconds.parse::<f64>().ok()?;
+                Some(format!("{rest} N s\n"))
+            });
+            seconds.unwrap_or_else(|| line.to_owned())
+        });
+        lines.collect()
+    }
+
+    fn begin(id: u64, drv: &str) -> Value {
+        json!({ "action": "start", "id": id, "type": 105, "fields": [drv, "", 1, 1] })
+    }
+
+    fn line(id: u64, line: &str) -> Value {
+        json!({ "action": "result", "id": id, "type": 101, "fields": [line] })
+    }
+
+    fn stop(id: u64) -> Value {
+        json!({ "action": "stop", "id": id })
+    }
+
+    fn message(text: &str) -> Value {
+        json!({ "action": "msg", "level": 0, "msg": text, "raw_msg": text })
+    }
+
+    /// That the activity 1 counts all builds; and how many are done, expected, running and failed.
+    fn builds() -> Value {
+        json!({ "action": "start", "id": 1, "type": 104, "fields": [] })
+    }
+
+    fn counted(numbers: [u64; 4]) -> Value {
+        json!({ "action": "result", "id": 1, "type": 105, "fields": numbers })
+    }
+
+    #[test]
+    fn the_heading_comes_with_the_first_line_and_not_without_one() {
+        let mut scene = Scene::pretty();
+        scene.take(&[builds(), counted([0, 1, 0, 0])]);
+        assert_eq!(scene.shown(), "");
+        scene.take(&[begin(2, ONE), line(2, "hello")]);
+        assert_eq!(
+            scene.shown(),
+            format!("--- eval-once: building it\none> building '{ONE}'\none> hello\n")
+        );
+        assert_eq!(Scene::pretty().end().0, "");
+    }
+
+    #[test]
+    fn a_build_that_ends_is_built_or_failed_or_stopped() {
+        let mut scene = Scene::pretty();
+        scene.take(&[
+            builds(),
+            begin(2, ONE),
+            counted([0, 2, 1, 0]),
+            counted([1, 2, 0, 0]),
+            stop(2),
+        ]);
+        let (shown, _) = scene.end();
+        assert_eq!(shown, format!("one> building '{ONE}'\none> built in N s\n"));
+
+        let mut scene = Scene::pretty();
+        scene.take(&[
+            builds(),
+            begin(2, ONE),
+            counted([0, 1, 1, 0]),
+            counted([0, 1, 0, 1]),
+            stop(2),
+        ]);
+        let (shown, _) = scene.end();
+        assert!(shown.ends_with("one> failed after N s\n"), "{shown}");
+
+        // A program that was killed says nothing of how its builds have ended.
+        let mut scene = Scene::pretty();
+        scene.take(&[builds(), begin(2, ONE), counted([0, 1, 1, 0]), stop(2)]);
+        let (shown, _) = scene.end();
+        assert!(shown.ends_with("one> stopped after N s\n"), "{shown}");
+    }
+
+    #[test]
+    fn of_several_builds_a_message_decides_which_has_failed() {
+        let mut scene = Scene::pretty();
+        scene.take(&[
+            builds(),
+            begin(2, ONE),
+            begin(3, TWO),
+            counted([0, 2, 2, 0]),
+            counted([0, 2, 1, 1]),
+            stop(2),
+            stop(3),
+        ]);
+        let begun = format!("one> building '{ONE}'\ntwo> building '{TWO}'\n");
+        let heading = "--- eval-once: building it\n";
+        assert_eq!(scene.shown(), format!("{heading}{begun}"));
+        let error = format!("error: builder for '{TWO}' failed with exit code 1");
+        scene.take(&[message(&error)]);
+        let (shown, _) = scene.end();
+        assert_eq!(
+            shown,
+            format!("{begun}{error}\ntwo> failed after N s\none> stopped after N s\n")
+        );
+    }
+
+    #[test]
+    fn messages_that_a_path_is_missing_are_held_back_until_a_build_begins() {
+        let missing = [
+            message("don't know how to build these paths:"),
+            message("  /s/store/x"),
+            message(&format!("error: cannot build missing derivation '{ONE}'")),
+            message(
+                "error: path '/s/store/x' is required, but there is no substituter that can build it",
+            ),
+        ];
+        let mut scene = Scene::pretty();
+        scene.take(&missing);
+        let (shown, finished) = scene.end();
+        assert_eq!(shown, "");
+        assert_eq!(finished.held_back.lines().count(), 4, "{finished:?}");
+        assert!(finished.nix_output.error.is_some());
+
+        let mut scene = Scene::pretty();
+        scene.take(&[begin(2, ONE)]).take(&missing[2..]);
+        let (shown, finished) = scene.end();
+        assert_eq!(shown.lines().count(), 3, "{shown}");
+        assert_eq!(finished.held_back, "");
+    }
+
+    #[test]
+    fn no_line_opens_a_group_and_colours_stay_only_where_they_are_shown() {
+        let lines = [
+            begin(2, ONE),
+            line(2, "+++ \u{1b}[31mred\u{1b}[2K"),
+            line(9, "from a hook\u{7}"),
+            message("\u{1b}[31m--- said\u{1b}[0m"),
+            json!("^^^ +++ in plain text"),
+        ];
+        let mut plain = Scene::pretty();
+        plain.take(&lines);
+        assert_eq!(
+            plain.end().0,
+            format!(
+                "one> building '{ONE}'\none> +++ red\npost-build-hook> from a hook\n --- said\n ^^^ +++ in plain text\n"
+            )
+        );
+        let mut coloured = Scene::new(Form::Pretty, |log| log.colours = true);
+        coloured.take(&lines).take(&[
+            builds(),
+            counted([0, 1, 1, 0]),
+            counted([0, 1, 0, 1]),
+            stop(2),
+        ]);
+        let (shown, _) = coloured.end();
+        assert!(
+            shown.contains("one> +++ \u{1b}[31mred\u{1b}[0m\n"),
+            "{shown:?}"
+        );
+        assert!(
+            shown.ends_with("one> \u{1b}[31;1mfailed\u{1b}[0m after N s\n"),
+            "{shown:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_copied_is_summed_up_for_each_cache() {
+        let copy = |id: u64, from: &str| {
+            let path = format!("/s/store/{}-x", "0".repeat(32));
+            json!({ "action": "start", "id": id, "type": 100, "fields": [path, from, "local"] })
+        };
+        let mut scene = Scene::pretty();
+        scene.take(&[
+            copy(2, "https://a"),
+            copy(3, "https://a"),
+            copy(4, "https://b"),
+            json!({ "action": "result", "id": 2, "type": 105, "fields": [3 << 20, 3 << 20, 1, 0] }),
+        ]);
+        assert_eq!(
+            scene.end().0,
+            "eval-once: copied 3 paths (3.0 MiB): 2 from https://a, 1 from https://b in N s\n"
+        );
+    }
+
+    #[test]
+    fn progress_is_logged_when_it_is_due_and_again_only_when_it_has_changed() {
+        let mut scene = Scene::pretty();
+        let progress = |scene: &mut Scene| {
+            let pretty = scene.log.pretty.as_mut().unwrap();
+            pretty.line.expire();
+            let before = scene.sink.borrow().len();
+            scene.log.progress();
+            String::from_utf8(scene.sink.borrow()[before..].to_vec()).unwrap()
+        };
+        assert_eq!(progress(&mut scene), "");
+        scene.take(&[
+            message("these 3 derivations will be built:"),
+            builds(),
+            begin(2, ONE),
+            counted([0, 1, 1, 0]),
+        ]);
+        scene.log.progress();
+        assert!(!scene.shown().contains("running"), "it is not due");
+        assert_eq!(
+            progress(&mut scene),
+            "eval-once: 0/3 built, 1 running (one for 0 s)\n"
+        );
+        assert_eq!(progress(&mut scene), "");
+        scene.take(&[counted([1, 3, 1, 1])]);
+        assert_eq!(
+            progress(&mut scene),
+            "eval-once: 1/3 built, 1 running, 1 failed (one for 0 s)\n"
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_builders_log_is_in_sight_until_other_lines_stand_below_it() {
+        let one = DrvPath::parse(ONE).unwrap();
+        let two = DrvPath::parse(TWO).unwrap();
+        let in_sight = |lines: &[Value]| {
+            let mut scene = Scene::pretty();
+            scene.take(&[begin(2, ONE), begin(3, TWO)]).take(lines);
+            scene.end().1.last_shown
+        };
+        let quote = message("error: builder failed\n       > a\n       > b");
+        let shown = in_sight(&[line(2, "a"), line(2, "b"), stop(2), quote]).unwrap();
+        assert!(shown.are(&one, "a\nb"));
+        assert!(!shown.are(&one, "0\na\nb"), "one more was printed before");
+        assert!(!shown.are(&two, "a\nb"), "another build's");
+        let shown = in_sight(&[line(2, "a"), line(3, "x"), line(2, "b")]).unwrap();
+        assert!(shown.are(&one, "b") && !shown.are(&one, "a\nb"));
+        let far = message(&"x\n".repeat(BELOW_AT_MOST + 1));
+        assert!(!in_sight(&[line(2, "a"), far]).unwrap().are(&one, "a"));
+        assert!(in_sight(&[line(2, "a"), line(9, "a hook")]).is_none());
+    }
+
+    #[test]
+    fn raw_text_passes_through_and_is_read_all_the_same() {
+        let mut scene = Scene::new(Form::Raw, |_| {});
+        let text = format!("building '{ONE}'...\n\u{1b}[31m+++ \r\n");
+        scene.log.read(text.as_bytes());
+        scene.log.progress();
+        let (shown, finished) = scene.end();
+        assert_eq!(shown, text);
+        assert_eq!(finished.nix_output.begun.len(), 1);
+        assert!(finished.last_shown.is_none());
     }
 }

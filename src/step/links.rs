@@ -1,4 +1,4 @@
-//! The links to a step's outputs: what they are called, and whether they can be made.
+//! The links to a step's outputs: their names, and whether they can be made.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,11 +33,11 @@ pub(super) fn read_link(base: &Path, link: &Path) -> Option<(String, StorePath)>
     Some((output.to_owned(), StorePath::parse(target.to_str()?).ok()?))
 }
 
-/// How long the name of a link may be, in bytes: Nix makes it under a longer name first.
+/// How long the name of a link may be, in bytes: Nix makes it under a longer, temporary name first.
 const NAME_AT_MOST: usize = 220;
 
-/// Looks once more why a link was not made: now by making one. Before anything is built that would be too much: a new link in
-/// the checkout is part of what is evaluated there.
+/// Finds out why Nix did not make a link, by making one. [`check`] does not go so far: before the evaluation, a new link in the
+/// checkout would be part of what is evaluated.
 ///
 /// # Errors
 /// No link can be made: 75 where the disk is full, else 64.
@@ -58,10 +58,10 @@ pub(super) fn probe(base: &Path) -> Result<(), Failure> {
     })
 }
 
-/// Looks whether the links of these outputs can be made: each is absent or a link into the store, and its folder can be
-/// written. Nix itself builds first and fails on the link afterwards (measured).
+/// Checks that the links of these outputs can be made: each is absent or a link into the store, and its folder can be written. Nix
+/// itself builds first and fails on the link afterwards (measured).
 ///
-/// Where the store is not known yet, any link will do; where the outputs are not, only `out` is looked at.
+/// Where the store is not known yet, any link passes; where the outputs are not, only `out` is checked.
 ///
 /// # Errors
 /// One of them cannot be made (64).
@@ -80,8 +80,8 @@ pub(super) fn check<'a>(
     if store.is_some_and(|store| base.starts_with(store)) {
         return Err(refuse(
             base,
-            "it would be in the store",
-            "choose another place with `out-link`",
+            "it would be inside the store",
+            "set another path with `out-link`",
         ));
     }
     let mut outputs = outputs.peekable();
@@ -99,29 +99,25 @@ pub(super) fn check<'a>(
             return Err(refuse(
                 &link,
                 "its name is too long",
-                "choose a shorter one with `out-link`",
+                "set a shorter one with `out-link`",
             ));
         }
         match link.symlink_metadata() {
             Ok(metadata) if !metadata.is_symlink() => {
-                let hint = "remove it, or choose another place with `out-link`";
-                return Err(refuse(
-                    &link,
-                    "something that is no link is there already",
-                    hint,
-                ));
+                let hint = "remove it, or set another path with `out-link`";
+                return Err(refuse(&link, "the path exists, and is not a link", hint));
             }
             Ok(_) => {
                 let target = link.read_link().unwrap_or_default();
                 if store.is_some_and(|store| !target.starts_with(store)) {
                     let why = format!(
-                        "it is a link to {} already, which is not in the store",
+                        "it exists, and leads to {}, which is not in the store",
                         target.display()
                     );
                     return Err(refuse(
                         &link,
                         &why,
-                        "remove it, or choose another place with `out-link`",
+                        "remove it, or set another path with `out-link`",
                     ));
                 }
             }
@@ -138,15 +134,11 @@ pub(super) fn check<'a>(
         return Err(refuse(
             base,
             &format!("{} is not a folder", folder.display()),
-            "choose another place with `out-link`",
+            "set another path with `out-link`",
         ));
     }
     if let Err(error) = access(folder, AccessFlags::W_OK | AccessFlags::X_OK) {
-        let why = format!(
-            "{} cannot be written to: {}",
-            folder.display(),
-            error.desc()
-        );
+        let why = format!("{} is not writable: {}", folder.display(), error.desc());
         return Err(refuse(
             base,
             &why,
@@ -170,7 +162,7 @@ mod tests {
     const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
     #[test]
-    fn a_link_tells_its_output_and_where_it_leads() {
+    fn a_link_has_the_name_of_its_output_and_leads_to_it() {
         let folder = tempfile::TempDir::new().unwrap();
         let base = folder.path().join("result");
         for output in ["out", "dev"] {
@@ -190,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_the_way_of_any_output_is_found() {
+    fn a_file_in_the_place_of_any_link_is_refused() {
         let folder = tempfile::TempDir::new().unwrap();
         let base = folder.path().join("result");
         let check =
@@ -209,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_none_is_found() {
+    fn a_folder_that_is_a_file_is_refused() {
         let folder = tempfile::TempDir::new().unwrap();
         std::fs::write(folder.path().join("file"), "").unwrap();
         let check = |base: &str| check(&folder.path().join(base), std::iter::empty(), None);

@@ -1,32 +1,39 @@
 //! One target: from the keys of a step to its outputs.
 //!
 //! [`perform`] goes down the list of ways (`ways.rs`) until one of them has the outputs; [`explain`](explain()) asks the same
-//! ways what they would do. What happened is told in a [`Report`], and in a job to its build (`tell.rs`).
+//! ways what they would do. What happened is recorded in a [`Report`], and in a job published in its build (`publish.rs`).
 
 mod advice;
 mod annotation;
 mod build_log;
 mod diagnosis;
+mod drv_outputs;
 mod ending;
+mod evaluating;
+mod exhausted;
 mod explain;
 mod hints;
 mod job_log;
 mod links;
+mod outputs;
 mod publish;
+mod realising;
 mod report;
 mod request;
 mod root_cause;
 mod run;
 mod saved_report;
+mod slot;
+mod step_job;
 mod ways;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use crate::evaluation_keys::Checkout;
-use crate::exit::{Class, Failure};
+use crate::exit::Failure;
 use crate::host::Host;
 use crate::log::Log;
 use crate::nix::StorePath;
@@ -37,70 +44,13 @@ use advice::Advice;
 use build_log::BuildLog;
 pub use explain::{Explanation, explain};
 pub use links::main_output;
-use publish::{FinishedStep, tell};
+use publish::{FinishedStep, publish};
 pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
 pub use request::StepRequest;
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
+pub use step_job::{AfterBuild, JobContext, StepJob};
 pub use ways::Fact;
-
-/// The job that a step is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StepJob {
-    /// `BUILDKITE_JOB_ID`.
-    pub id: String,
-    /// The key of its step (`BUILDKITE_STEP_KEY`); of a step without one, its id.
-    pub step: String,
-    /// `BUILDKITE_LABEL`.
-    pub label: Option<String>,
-    /// `BUILDKITE_AGENT_NAME`.
-    pub agent: Option<String>,
-    /// Whether other jobs of this step were before (`BUILDKITE_RETRY_COUNT`).
-    pub is_retry: bool,
-    /// What is around the build.
-    pub around: JobContext,
-}
-
-/// What is around a build in its job.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct JobContext {
-    /// Which try of its step the job is, from 1 (`BUILDKITE_RETRY_COUNT` and one).
-    pub attempt: u32,
-    /// When the job began, where that is known.
-    pub began: Option<SystemTime>,
-    /// How long Buildkite lets the job run (`BUILDKITE_TIMEOUT`), where it has a limit.
-    pub limit: Option<Duration>,
-    /// Whether the job has a command that is more than this build.
-    pub command: bool,
-    /// What else comes after the build, and can fail the job.
-    pub later: Vec<AfterBuild>,
-}
-
-/// What can fail a step whose build and command have succeeded in this job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AfterBuild {
-    /// Another plugin: its command hook, or one that comes after the command.
-    Plugin,
-    /// A `post-command` or `pre-exit` hook of the agent's or the repository's.
-    Hook,
-    /// Artifacts that are to be uploaded.
-    Artifacts,
-    /// Not this job, but another of the same step (`parallelism`), which leaves its report in the same place.
-    OtherJob,
-}
-
-impl AfterBuild {
-    /// The word for it.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Plugin => "plugin",
-            Self::Hook => "hook",
-            Self::Artifacts => "artifacts",
-            Self::OtherJob => "other-job",
-        }
-    }
-}
 
 /// A step as it was ordered, all of which could be read. What could not is refused: [`refuse`].
 #[derive(Debug)]
@@ -120,7 +70,7 @@ pub struct StepOrder {
 pub struct StepReporting {
     /// The file of the report, if one is wanted (`--report`).
     pub report: Option<PathBuf>,
-    /// The job whose build has the report; none by hand.
+    /// The job to whose build the report is published; none by hand.
     pub job: Option<StepJob>,
     /// The folder for temporary files.
     pub temporary: PathBuf,
@@ -161,7 +111,8 @@ pub fn perform(
         Err(failure) => (result.and(Err(failure)), Vec::new()),
     };
     let mut report = step.report(reporting.started, &result, hints);
-    let kept = step.kept_log(&mut report);
+    let build_log = step.build_log(&mut report);
+    let is_log_above = step.shows_end_of_log(&report);
     let advice = if result.is_err() {
         let version = step.nix_version().unwrap_or_default();
         Advice::new(&request, &report, version)
@@ -177,7 +128,8 @@ pub fn perform(
         report,
         request: Some(&request),
         advice,
-        kept,
+        build_log,
+        is_log_above,
     };
     ended.publish(result.map(done), file, &reporting, supervisor, log)
 }
@@ -197,7 +149,8 @@ pub fn refuse(
         report: Report::refusal(&failure, reporting.started),
         request: None,
         advice: Advice::default(),
-        kept: None,
+        build_log: None,
+        is_log_above: false,
     };
     match ended.publish::<Infallible>(Err(failure), file, reporting, supervisor, log) {
         Err(failure) => failure,
@@ -218,7 +171,9 @@ struct EndedStep<'a> {
     /// What it was asked to do; none where that was refused.
     request: Option<&'a StepRequest>,
     advice: Advice,
-    kept: Option<BuildLog>,
+    build_log: Option<BuildLog>,
+    /// The job's log ends with the end of that log.
+    is_log_above: bool,
 }
 
 impl EndedStep<'_> {
@@ -235,13 +190,19 @@ impl EndedStep<'_> {
             mut report,
             request,
             advice,
-            kept,
+            build_log,
+            is_log_above,
         } = self;
         if let Some(line) = report.in_one_line() {
             log.say(line);
         }
-        for hint in &report.hints {
-            log.say(format_args!("hint: {hint}"));
+        if result.is_ok() && !report.hints.is_empty() {
+            // One line: a green step prints at most three of its own.
+            log.say(format_args!("hint: {}", report.hints.join("; also: ")));
+        } else {
+            for hint in &report.hints {
+                log.say(format_args!("hint: {hint}"));
+            }
         }
         let result = match file.map(|file| file.write(&report)) {
             Some(Err(failure)) if result.is_ok() => {
@@ -260,86 +221,40 @@ impl EndedStep<'_> {
                 failure: result.as_ref().err(),
                 request,
                 advice: &advice,
-                kept: kept.as_ref(),
+                build_log: build_log.as_ref(),
             };
-            tell(job, &over, &reporting.temporary, supervisor, log);
+            publish(job, &over, &reporting.temporary, supervisor, log);
         }
-        // Who was stopped has seen nothing fail.
+        // A step that was stopped did not fail.
         if let Err(failure) = &result
             && !supervisor.is_stopped()
         {
-            ending::show(failure, &report, request, &advice, kept.as_ref(), log);
+            ending::show(
+                failure,
+                &report,
+                request,
+                &advice,
+                build_log.as_ref(),
+                is_log_above,
+                log,
+            );
         }
         result
     }
 }
 
-/// Goes down the ways until one has the outputs.
+/// Tries the ways until one has the outputs.
 fn go(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
     step.prepare()?;
     if step.request.out_link == OutLink::State {
-        step.keep_in_state();
+        step.link_in_state_folder();
     }
     for way in ways::in_order(step.request.skip, step.drv_file) {
-        if let Some(standing) = (way.go)(step)? {
-            step.keep();
-            return Ok(standing.outputs());
+        if let Some(outputs) = (way.go)(step)? {
+            step.keep_outputs_folder();
+            return Ok(outputs.into_outputs());
         }
-        // It led nowhere: what comes next may fail before another way is begun.
-        step.taken = None;
-        step.reason = None;
+        step.end_way();
     }
-    Err(match &step.lost {
-        Some(path) => Failure::new(
-            Class::Infrastructure,
-            format_args!("{path} is not there, although Nix has realised it"),
-        )
-        .hint(ways::LOST_HINT),
-        None => nothing_left(step.request, step.host, step.misses_a_cache()),
-    })
-}
-
-/// What it means that no way has led to the outputs.
-const GONE: &str = "What was recorded is gone; trying again helps only on a host that has it, recording again does.";
-
-/// What it means that there is only an evaluation, on a host with `recorded-only`.
-const FORBIDDEN: &str = "This host does not evaluate; trying again helps only on one that does.";
-
-/// The failure of a step that has come to the end of the list.
-fn nothing_left(request: &StepRequest, host: &Host, misses_a_cache: bool) -> Failure {
-    let recorded = request
-        .drv
-        .as_ref()
-        .map(ToString::to_string)
-        .or_else(|| main_output(&request.outputs).map(ToString::to_string));
-    let gone = match &recorded {
-        Some(path) if misses_a_cache => {
-            format!("{path} is not on this host, and a cache that may have it cannot be reached")
-        }
-        Some(path) => format!("{path} is gone, here and in every cache that was asked"),
-        None => "nothing is recorded".into(),
-    };
-    let failure = |message: String| {
-        let failure = Failure::new(Class::Infrastructure, message);
-        if misses_a_cache || recorded.is_none() {
-            failure
-        } else {
-            failure.meaning(GONE)
-        }
-    };
-    if host.recorded_only && request.evaluation.is_some() {
-        let failure = failure(format!(
-            "{gone}, and this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
-        ))
-        .hint(match &recorded {
-            Some(_) => "make the pipeline again: it records what is there now",
-            None => "this host builds only recorded steps: give the step a `drv`",
-        });
-        return match recorded {
-            Some(_) => failure,
-            None => failure.meaning(FORBIDDEN),
-        };
-    }
-    failure(format!("{gone}, and the step does not say what to evaluate"))
-        .hint("make the pipeline again: it records what is there now; or give the step a `file`, `expr` or `flake`")
+    Err(exhausted::failure(step))
 }

@@ -1,28 +1,28 @@
-//! What a step tells its build: every step leaves its report in the meta-data ([`SavedReport`]), and one that failed appends to the
-//! build's annotation of failures, and keeps the log of the derivation that failed as an artifact.
+//! What a step publishes to its build: its report in the meta-data ([`SavedReport`]); and where it failed, a section in the build's
+//! annotation of failures, and the log of the derivation that failed as an artifact.
 //!
-//! All of it is worth no failure: it changes no status, and has [`TIME`] together. One that was stopped leaves its report alone. By
-//! hand nothing is told.
+//! None of it can fail the step: it changes no status, and has [`TIME`] together. A step that was stopped publishes its report
+//! alone. Without a job nothing is published.
 //!
-//! Steps that fail at the same time know of one another by marks in the meta-data, and nothing there compares and swaps. So:
+//! Steps that fail at the same time learn of one another by marks in the meta-data, where nothing can be compared and swapped. So:
 //!
-//! - Each failure leaves a mark of its own, *and then* asks for all marks. Whoever leaves the nth mark sees n of them at least;
-//!   so no more than [`LISTED`] see so few that they say more than a number, however many fail at one moment. A section has at
-//!   most 16 KiB, a line 4: the annotation stays below Buildkite's limit of 1 MiB.
-//! - Who finds no mark that its culprit has been told leaves one, and tells it. Two that look at the same moment both tell it.
-//!   None is left untold, unless who has left the mark dies before it comes to telling.
+//! - Each failure sets a mark of its own, *and then* reads all marks. A step that sets the nth mark sees at least n of them; so no
+//!   more than [`SECTIONS`] steps see few enough to write a section, however many fail at one moment. A section has at most 16 KiB, a
+//!   line 4: the annotation stays below Buildkite's limit of 1 MiB.
+//! - A step that finds no mark saying that its root cause is published sets that mark, and publishes it. Two that look at the same
+//!   moment both do. A root cause is missing only where the step that has set the mark dies before it annotates.
 
 use std::path::Path;
 use std::slice;
 use std::time::{Duration, Instant};
 
-use super::StepJob;
 use super::advice::Advice;
-use super::annotation::{self, FailedStep};
+use super::annotation::{self, FailedStep, LogArtifact};
 use super::build_log::BuildLog;
 use super::report::{FailureReport, Report};
 use super::request::StepRequest;
 use super::saved_report::SavedReport;
+use super::step_job::StepJob;
 use crate::agent;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
@@ -36,20 +36,20 @@ use crate::text::shortened;
 /// How long all of it may take: an agent of v3 goes on for a minute where Buildkite answers with an error.
 const TIME: Duration = Duration::from_secs(10);
 
-/// How much of that a log may take; the rest is left to the annotation.
+/// How much of that the upload of a log may take; the rest is for the annotation.
 const TIME_FOR_LOG: Duration = Duration::from_secs(7);
 
-/// How long a step that was stopped may take to leave its report. Its agent kills it after nine seconds, and a second of them may be
+/// How long a step that was stopped may take to save its report. Its agent kills it after nine seconds, and a second of them may be
 /// over (`supervise`).
 const TIME_WHEN_STOPPED: Duration = Duration::from_secs(3);
 
-/// How many failures are told; more are counted.
-const LISTED: usize = 50;
+/// How many failures have a section or a line; more are counted.
+const SECTIONS: usize = 50;
 
 /// The context of the annotation.
 const CONTEXT: &str = "eval-once-failures";
 
-/// How much of a label is left to others, in characters.
+/// How much of a label stands in a mark, in characters.
 const LABEL_AT_MOST: usize = 100;
 
 /// A step that is over.
@@ -60,114 +60,128 @@ pub(super) struct FinishedStep<'a> {
     pub(super) request: Option<&'a StepRequest>,
     /// What one can do about it.
     pub(super) advice: &'a Advice,
-    /// The log of what failed, where Nix has kept it.
-    pub(super) kept: Option<&'a BuildLog>,
+    /// The log of what failed, where Nix has it.
+    pub(super) build_log: Option<&'a BuildLog>,
 }
 
-/// Tells the build of `job` how its step went. Once a signal has asked us to end there is time for the report alone: it says
-/// whether the job was cancelled or timed out, which Buildkite has one word for.
-pub(super) fn tell(
+/// Publishes to the build of `job` how its step went. Once a signal has asked us to end there is time for the report alone: it says
+/// whether the job was cancelled or timed out, for which Buildkite has one word.
+pub(super) fn publish(
     job: &StepJob,
-    over: &FinishedStep<'_>,
+    step: &FinishedStep<'_>,
     temporary: &Path,
     supervisor: &mut Supervisor,
     log: &Log,
 ) {
     if supervisor.check().is_err() {
-        if let Ok(line) = leave(job, &target(job, over), over, true) {
+        if let Ok(line) = save_report(job, &target(job, step), step, true) {
             let until = Some(Instant::now() + TIME_WHEN_STOPPED);
-            // Whether it could be left changes nothing now, and would be one more line in a log that is over.
+            // Whether it was saved changes nothing now, and would be one more line in a log that is over.
             let _ = supervisor.once_more(|supervisor| parallel::all(supervisor, &[line], until));
         }
         return;
     }
     let now = Instant::now();
-    let mut teller = Teller {
+    let mut publisher = Publisher {
         job,
         temporary,
-        target: target(job, over),
+        target: target(job, step),
         supervisor,
         log: log.clone(),
         until_log: now + TIME_FOR_LOG,
         until: now + TIME,
     };
-    match teller.tell(over) {
+    match publisher.publish(step) {
         Err(failure) if !matches!(failure.class, Class::Signal(_)) => log.warn(format_args!(
-            "the build is not told all about this step: {failure}"
+            "cannot publish this step's report in full: {failure}"
         )),
         _ => {}
     }
 }
 
-/// The command that leaves the report.
-fn leave(
+/// The command that saves the report.
+fn save_report(
     job: &StepJob,
     target: &str,
-    over: &FinishedStep<'_>,
+    step: &FinishedStep<'_>,
     stopped: bool,
 ) -> Result<CommandLine, Failure> {
-    let command = over.request.is_none_or(|request| request.command);
-    let left = SavedReport::new(over.report, target, job, command, stopped);
-    let left =
-        serde_json::to_string(&left).classify(Class::Bug, || "cannot write its report".into())?;
-    Ok(command::set_meta_data(&SavedReport::key(&job.step), &left))
+    let command = step.request.is_none_or(|request| request.command);
+    let report = SavedReport::new(step.report, target, job, command, stopped);
+    let report =
+        serde_json::to_string(&report).classify(Class::Bug, || "cannot write its report".into())?;
+    Ok(command::set_meta_data(
+        &SavedReport::key(&job.step),
+        &report,
+    ))
 }
 
-/// What the step was to build, as people call it.
-fn target(job: &StepJob, over: &FinishedStep<'_>) -> String {
-    let evaluation = over.request.and_then(|request| request.evaluation.as_ref());
+/// What the step was to build, by the name that people have for it.
+fn target(job: &StepJob, step: &FinishedStep<'_>) -> String {
+    let evaluation = step.request.and_then(|request| request.evaluation.as_ref());
     let attr = evaluation
         .filter(|it| !it.attr.names().is_empty())
         .map(|it| it.attr.to_string());
-    let drv = || Some(over.report.drv.as_ref()?.name().to_owned());
+    let drv = || Some(step.report.drv.as_ref()?.name().to_owned());
     attr.or_else(drv)
         .or_else(|| job.label.clone())
         .unwrap_or_else(|| job.step.clone())
 }
 
-struct Teller<'a> {
+/// What a mark of this job says to other steps: its id, and its label.
+fn mark(job: &StepJob, target: &str) -> String {
+    let label = job.label.as_deref().unwrap_or(target);
+    // Only the first line of a value is read.
+    let label = label.replace(char::is_control, " ");
+    format!("{} {}", job.id, shortened(label.trim(), LABEL_AT_MOST))
+}
+
+struct Publisher<'a> {
     job: &'a StepJob,
     /// The folder for temporary files.
     temporary: &'a Path,
     target: String,
     supervisor: &'a mut Supervisor,
     log: Log,
-    /// When a log must be kept, so that there is time to annotate.
+    /// When the log must be uploaded, so that there is time to annotate.
     until_log: Instant,
     /// When all must be done.
     until: Instant,
 }
 
-impl Teller<'_> {
-    fn tell(&mut self, over: &FinishedStep<'_>) -> Result<(), Failure> {
-        let mut lines = vec![leave(self.job, &self.target, over, false)?];
-        let (Some(failure), Some(report)) = (over.failure, &over.report.failure) else {
+impl Publisher<'_> {
+    fn publish(&mut self, step: &FinishedStep<'_>) -> Result<(), Failure> {
+        let mut lines = vec![save_report(self.job, &self.target, step, false)?];
+        let (Some(failure), Some(report)) = (step.failure, &step.report.failure) else {
             return self.ask(&lines).map(drop);
         };
         let marks = Marks::new(report, self.job);
-        lines.push(command::set_meta_data(&marks.own(), &self.mark()));
+        lines.push(command::set_meta_data(
+            &marks.own(),
+            &mark(self.job, &self.target),
+        ));
         self.ask(&lines)?;
         let keys = self.ask(&[command::meta_data_keys()])?;
         let keys = keys.first().map(Finished::text).unwrap_or_default();
-        let text = match marks.telling(&keys) {
-            Telling::Full { count } => self.in_full(over, failure, report, &marks, count)?,
-            Telling::Again => annotation::again(self.job, &self.target),
-            Telling::Same => {
-                let told = self.ask(&[command::get_meta_data(&marks.told())])?;
-                let told = told.first().map(Finished::text).unwrap_or_default();
+        let text = match marks.entry(&keys) {
+            Entry::Section { count } => self.section(step, failure, report, &marks, count)?,
+            Entry::Retry => annotation::retry(self.job, &self.target),
+            Entry::SameRootCause => {
+                let mark = self.ask(&[command::get_meta_data(&marks.published())])?;
+                let mark = mark.first().map(Finished::text).unwrap_or_default();
                 let root_cause = report.drv.as_ref().map(DrvPath::name);
-                annotation::same(
+                annotation::same_root_cause(
                     self.job,
                     &self.target,
                     root_cause.unwrap_or_default(),
-                    &told,
+                    &mark,
                 )
             }
-            Telling::Count(count) => {
+            Entry::Count(count) => {
                 self.ask(&[command::set_meta_data(&Marks::counted(count), "told")])?;
-                annotation::counted(count, LISTED)
+                annotation::counted(count, SECTIONS)
             }
-            Telling::Nothing => return Ok(()),
+            Entry::None => return Ok(()),
         };
         let folder = agent::folder(self.temporary)?;
         let body = folder.path().join("annotation.md");
@@ -176,31 +190,24 @@ impl Teller<'_> {
         self.ask(&[line]).map(drop)
     }
 
-    /// What others are told of this job.
-    fn mark(&self) -> String {
-        let label = self.job.label.as_deref().unwrap_or(&self.target);
-        // A line's end would be lost, or more: what is read is one line.
-        let label = label.replace(char::is_control, " ");
-        format!("{} {}", self.job.id, shortened(label.trim(), LABEL_AT_MOST))
-    }
-
-    fn in_full(
+    fn section(
         &mut self,
-        over: &FinishedStep<'_>,
+        step: &FinishedStep<'_>,
         failure: &Failure,
         report: &FailureReport,
         marks: &Marks<'_>,
         count: usize,
     ) -> Result<String, Failure> {
-        let mut log = annotation::LogExcerpt::Nowhere;
+        let mut log = LogArtifact::None;
         if let Some(drv) = &report.drv {
-            self.ask(&[command::set_meta_data(&marks.told(), &self.mark())])?;
-            match self.keep_log(drv, over) {
-                Ok(kept) => log = kept,
+            let mark = mark(self.job, &self.target);
+            self.ask(&[command::set_meta_data(&marks.published(), &mark)])?;
+            match self.upload_log(drv, step) {
+                Ok(uploaded) => log = uploaded,
                 Err(failure) if matches!(failure.class, Class::Signal(_)) => return Err(failure),
-                Err(failure) => self
-                    .log
-                    .warn(format_args!("the log of {drv} is not kept: {failure}")),
+                Err(failure) => self.log.warn(format_args!(
+                    "the log of {drv} is not uploaded as an artifact: {failure}"
+                )),
             }
         }
         Ok(annotation::section(&FailedStep {
@@ -208,31 +215,31 @@ impl Teller<'_> {
             target: &self.target,
             failure,
             report,
-            advice: over.advice,
+            advice: step.advice,
             log,
             count,
         }))
     }
 
-    /// Keeps the log of `drv` as an artifact; gives what became of that.
-    fn keep_log(
+    /// Uploads the log of `drv` as an artifact.
+    fn upload_log(
         &mut self,
         drv: &DrvPath,
-        over: &FinishedStep<'_>,
-    ) -> Result<annotation::LogExcerpt, Failure> {
-        let report = over.report.failure.as_ref();
-        let seen = report.and_then(|report| report.log.as_ref());
+        step: &FinishedStep<'_>,
+    ) -> Result<LogArtifact, Failure> {
+        let report = step.report.failure.as_ref();
+        let last_lines = report.and_then(|report| report.log.as_ref());
         let (log, whole);
-        let log = match (over.kept, seen) {
-            (Some(_), None) => return Ok(annotation::LogExcerpt::Empty),
-            (None, None) => return Ok(annotation::LogExcerpt::Nowhere),
-            (Some(kept), Some(_)) => {
+        let log = match (step.build_log, last_lines) {
+            (Some(_), None) => return Ok(LogArtifact::Empty),
+            (None, None) => return Ok(LogArtifact::None),
+            (Some(build_log), Some(_)) => {
                 whole = true;
-                kept
+                build_log
             }
-            (None, Some(seen)) => {
+            (None, Some(last_lines)) => {
                 whole = false;
-                log = BuildLog::seen(drv, seen, self.temporary)?;
+                log = BuildLog::of_lines(drv, last_lines, self.temporary)?;
                 &log
             }
         };
@@ -240,63 +247,64 @@ impl Teller<'_> {
         let line = command::upload_artifact(log.folder(), &name);
         let until = Some(self.until_log);
         let uploaded = parallel::all(self.supervisor, slice::from_ref(&line), until)?;
-        for (finished, said) in uploaded {
-            succeeded(&line, &finished, &said)?;
+        for (finished, stderr) in uploaded {
+            check(&line, &finished, &stderr)?;
         }
         Ok(if whole {
-            annotation::LogExcerpt::Whole(name)
+            LogArtifact::Whole(name)
         } else {
-            annotation::LogExcerpt::Seen(name)
+            LogArtifact::LastLines(name)
         })
     }
 
-    /// Asks the agent for things that must all be done in time.
+    /// Runs commands of the agent that must all have succeeded in time.
     fn ask(&mut self, lines: &[CommandLine]) -> Result<Vec<Finished>, Failure> {
         let ran = parallel::all(self.supervisor, lines, Some(self.until))?;
         let ran = lines.iter().zip(ran);
-        ran.map(|(line, (finished, said))| {
-            succeeded(line, &finished, &said)?;
+        ran.map(|(line, (finished, stderr))| {
+            check(line, &finished, &stderr)?;
             Ok(finished)
         })
         .collect()
     }
 }
 
-/// Whether a command was done. Said in few words: what is in it is long, and of no interest where it fails.
-fn succeeded(line: &CommandLine, finished: &Finished, said: &str) -> Result<(), Failure> {
+/// Refuses a command that failed. Its name is enough: its arguments are long, and do not matter where it fails.
+fn check(line: &CommandLine, finished: &Finished, stderr: &str) -> Result<(), Failure> {
     if finished.ending.success() {
         return Ok(());
     }
     let mut words = line.words();
     words.truncate(3);
-    let said = agent::last_line(said);
-    let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+    let last = agent::last_line(stderr);
+    let last = last.map(|last| format!(": {last}")).unwrap_or_default();
     Err(Failure::new(
         Class::Infrastructure,
-        format_args!("`{}` {}{said}", words.join(" "), finished.ending),
+        format_args!("`{}` {}{last}", words.join(" "), finished.ending),
     ))
 }
 
-/// How a failure is told.
+/// What the annotation gets for a failure.
 #[derive(Debug, PartialEq, Eq)]
-enum Telling {
-    /// All about it; so many have failed, this one included.
-    Full { count: usize },
-    /// That its step was tried again.
-    Again,
-    /// That another was told, with the same culprit.
-    Same,
-    /// That so many have failed.
+enum Entry {
+    /// A section of its own; so many have failed, this one included.
+    Section { count: usize },
+    /// A line: a retry failed as the try before.
+    Retry,
+    /// A line: another step has a section with the same root cause.
+    SameRootCause,
+    /// A line: so many have failed.
     Count(usize),
-    /// Not at all.
-    Nothing,
+    /// Nothing.
+    None,
 }
 
-/// The marks that a failure leaves in the meta-data, and finds there.
+/// The marks in the meta-data that a failure sets, and reads.
 struct Marks<'a> {
-    /// The culprit: the hash of its `.drv`; where none is known, the class.
+    /// The hash of the `.drv` that itself failed; where none is known, the class.
     root_cause: &'a str,
-    has_culprit: bool,
+    /// Whether that is a `.drv`.
+    is_known: bool,
     job: &'a StepJob,
 }
 
@@ -307,12 +315,12 @@ impl<'a> Marks<'a> {
         let hash = report.drv.as_ref().map(|drv| drv.as_store_path().hash());
         Self {
             root_cause: hash.unwrap_or(report.class),
-            has_culprit: hash.is_some(),
+            is_known: hash.is_some(),
             job,
         }
     }
 
-    /// The mark that this job has failed. A step that is tried again leaves another.
+    /// The mark that this job has failed. A retry sets another.
     fn own(&self) -> String {
         format!("{}{}", self.of_step(), self.job.id)
     }
@@ -321,44 +329,47 @@ impl<'a> Marks<'a> {
         format!("{FAILED}{}:{}:", self.root_cause, self.job.step)
     }
 
-    /// The mark that the culprit is told.
-    fn told(&self) -> String {
+    /// The mark that the root cause has a section.
+    fn published(&self) -> String {
         format!("eval-once:told:{}", self.root_cause)
     }
 
-    /// The mark that so many failures were told as a number.
+    /// The mark that a line says that so many have failed.
     fn counted(count: usize) -> String {
         format!("eval-once:counted:{count}")
     }
 
-    /// How to tell a failure, by all keys of the meta-data once it has left its mark.
-    fn telling(&self, keys: &str) -> Telling {
+    /// What a failure gets, by all keys of the meta-data once it has set its mark.
+    fn entry(&self, keys: &str) -> Entry {
         let has = |wanted: &str| keys.lines().any(|key| key == wanted);
         let count = keys.lines().filter(|key| key.starts_with(FAILED)).count();
-        if count > LISTED {
-            let round = count / LISTED * LISTED;
+        if count > SECTIONS {
+            let round = count / SECTIONS * SECTIONS;
             return if has(&Self::counted(round)) {
-                Telling::Nothing
+                Entry::None
             } else {
-                Telling::Count(round)
+                Entry::Count(round)
             };
         }
         let (step, own) = (self.of_step(), self.own());
         let before = |key: &str| key != own && key.starts_with(&step);
         if self.job.is_retry && keys.lines().any(before) {
-            Telling::Again
-        } else if self.has_culprit && has(&self.told()) {
-            Telling::Same
+            Entry::Retry
+        } else if self.is_known && has(&self.published()) {
+            Entry::SameRootCause
         } else {
-            Telling::Full { count }
+            Entry::Section { count }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::JobContext;
+    use super::super::step_job::JobContext;
     use super::*;
+    use crate::command_line::Ending;
+    use crate::evaluation_keys::Checkout;
+    use serde_json::{Value, json};
 
     const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
@@ -373,17 +384,117 @@ mod tests {
         }
     }
 
-    fn telling(has_culprit: bool, is_retry: bool, others: &[String]) -> Telling {
+    fn named(keys: Option<&Value>, report: &Report, label: Option<&str>) -> String {
+        let place = Checkout {
+            folder: "/checkout".into(),
+            confined: false,
+            no_checkout: false,
+        };
+        let read = |keys: &Value| StepRequest::read(keys.as_object().unwrap().clone(), &place);
+        let request = keys.map(|keys| read(keys).unwrap());
+        let step = FinishedStep {
+            report,
+            failure: None,
+            request: request.as_ref(),
+            advice: &Advice::default(),
+            build_log: None,
+        };
+        let label = label.map(str::to_owned);
+        target(
+            &StepJob {
+                label,
+                ..job(false)
+            },
+            &step,
+        )
+    }
+
+    #[test]
+    fn a_target_has_the_name_of_its_attribute_or_else_of_what_is_known() {
+        let report = Report {
+            drv: DrvPath::parse(&format!("/nix/store/{HASH}-app-1.0.drv")).ok(),
+            ..Report::default()
+        };
+        let none = Report::default();
+        let root = json!({ "file": "x.nix" });
+        let attr = json!({ "attr": ["a", "b.c"] });
+        for (keys, report, label, expected) in [
+            (Some(&attr), &report, Some("Build"), "a.\"b.c\""),
+            (Some(&root), &report, Some("Build"), "app-1.0"),
+            (None, &report, Some("Build"), "app-1.0"),
+            (Some(&root), &none, Some("Build"), "Build"),
+            (None, &none, Some("Build"), "Build"),
+            (None, &none, None, "key:of,a.step"),
+        ] {
+            assert_eq!(named(keys, report, label), expected, "{keys:?} {label:?}");
+        }
+    }
+
+    #[test]
+    fn a_mark_is_one_line_with_the_job_and_a_short_label() {
+        let mark = |label: &str| {
+            let label = Some(label.to_owned());
+            let job = StepJob {
+                label,
+                ..job(false)
+            };
+            mark(&job, "target")
+        };
+        assert_eq!(mark(" Build\nit\u{1b}[1m\t"), "job Build it [1m");
+        let long = mark(&"x".repeat(300));
+        assert_eq!(long.chars().count(), "job ".len() + LABEL_AT_MOST);
+        assert_eq!(super::mark(&job(false), "target"), "job target");
+    }
+
+    #[test]
+    fn the_keys_of_marks_are_those_that_other_versions_read() {
+        let job = job(false);
+        let drv = format!("/nix/store/{HASH}-app-1.0.drv");
+        let mut report = FailureReport::new(&Failure::new(Class::Build, "no"), &[], None);
+        let marks = Marks::new(&report, &job);
+        let keys = [marks.own(), marks.published(), Marks::counted(50)];
+        assert_eq!(
+            keys,
+            [
+                "eval-once:failed:build:key:of,a.step:job",
+                "eval-once:told:build",
+                "eval-once:counted:50"
+            ]
+        );
+        report.drv = DrvPath::parse(&drv).ok();
+        let own = Marks::new(&report, &job).own();
+        assert_eq!(own, failed(HASH, "key:of,a.step", "job"));
+    }
+
+    #[test]
+    fn a_command_of_the_agents_that_failed_is_named_with_its_last_line() {
+        let line = command::set_meta_data("key", &"long ".repeat(100));
+        let ended = |status: i32| Finished {
+            ending: Ending::Exited(status),
+            stdout: Vec::new(),
+        };
+        assert!(check(&line, &ended(0), "warning\n").is_ok());
+        let message = |stderr: &str| check(&line, &ended(1), stderr).unwrap_err().to_string();
+        let command = "`buildkite-agent meta-data set` ";
+        assert!(message("").starts_with(command), "{}", message(""));
+        let text = message("one\nfatal: connection refused\n\n");
+        assert!(
+            text.starts_with(command) && text.ends_with(": fatal: connection refused"),
+            "{text}"
+        );
+    }
+
+    fn entry(is_known: bool, is_retry: bool, others: &[String]) -> Entry {
         let job = job(is_retry);
         let marks = Marks {
-            root_cause: if has_culprit { HASH } else { "evaluation" },
-            has_culprit,
+            root_cause: if is_known { HASH } else { "evaluation" },
+            is_known,
             job: &job,
         };
         let mut keys = others.to_vec();
         keys.push(marks.own());
         keys.push("eval-once:report:x".into());
-        marks.telling(&keys.join("\n"))
+        marks.entry(&keys.join("\n"))
     }
 
     fn failed(root_cause: &str, step: &str, job: &str) -> String {
@@ -391,55 +502,49 @@ mod tests {
     }
 
     #[test]
-    fn a_culprit_is_told_once_and_a_failure_without_one_each_time() {
-        assert_eq!(telling(true, false, &[]), Telling::Full { count: 1 });
+    fn a_root_cause_has_one_section_and_a_failure_without_one_its_own() {
+        assert_eq!(entry(true, false, &[]), Entry::Section { count: 1 });
         let other = failed(HASH, "other", "other");
-        let told = format!("eval-once:told:{HASH}");
-        // Who has left its mark and not told yet may be at the same point as we.
+        let published = format!("eval-once:told:{HASH}");
+        // A step that has set its mark, and not published yet, may be where we are.
         assert_eq!(
-            telling(true, false, slice::from_ref(&other)),
-            Telling::Full { count: 2 }
+            entry(true, false, slice::from_ref(&other)),
+            Entry::Section { count: 2 }
         );
-        assert_eq!(telling(true, false, &[other, told]), Telling::Same);
+        assert_eq!(
+            entry(true, false, &[other, published]),
+            Entry::SameRootCause
+        );
         let other = failed("evaluation", "other", "other");
-        assert_eq!(telling(false, false, &[other]), Telling::Full { count: 2 });
+        assert_eq!(entry(false, false, &[other]), Entry::Section { count: 2 });
     }
 
     #[test]
-    fn a_step_that_is_tried_again_is_told_by_a_line_if_it_fails_as_before() {
+    fn a_retry_that_fails_as_before_gets_a_line() {
         let before = failed(HASH, "key:of,a.step", "before");
-        assert_eq!(
-            telling(true, true, slice::from_ref(&before)),
-            Telling::Again
-        );
+        assert_eq!(entry(true, true, slice::from_ref(&before)), Entry::Retry);
         let other = failed("timeout", "key:of,a.step", "before");
-        assert_eq!(telling(true, true, &[other]), Telling::Full { count: 2 });
+        assert_eq!(entry(true, true, &[other]), Entry::Section { count: 2 });
         // Jobs of one step that run beside one another (a matrix) are no retries.
-        assert_eq!(telling(true, false, &[before]), Telling::Full { count: 2 });
+        assert_eq!(entry(true, false, &[before]), Entry::Section { count: 2 });
     }
 
     #[test]
     fn beyond_fifty_failures_are_counted() {
-        let others = |count: usize, told: &[usize]| -> Vec<String> {
-            let told = told.iter().map(|count| Marks::counted(*count));
+        let others = |count: usize, counted: &[usize]| -> Vec<String> {
+            let counted = counted.iter().map(|count| Marks::counted(*count));
             (0..count)
                 .map(|n| failed("build", &n.to_string(), "j"))
-                .chain(told)
+                .chain(counted)
                 .collect()
         };
         assert_eq!(
-            telling(true, false, &others(49, &[])),
-            Telling::Full { count: 50 }
+            entry(true, false, &others(49, &[])),
+            Entry::Section { count: 50 }
         );
-        assert_eq!(telling(true, false, &others(50, &[])), Telling::Count(50));
-        assert_eq!(telling(true, true, &others(50, &[50])), Telling::Nothing);
-        assert_eq!(
-            telling(true, false, &others(120, &[50])),
-            Telling::Count(100)
-        );
-        assert_eq!(
-            telling(true, false, &others(120, &[50, 100])),
-            Telling::Nothing
-        );
+        assert_eq!(entry(true, false, &others(50, &[])), Entry::Count(50));
+        assert_eq!(entry(true, true, &others(50, &[50])), Entry::None);
+        assert_eq!(entry(true, false, &others(120, &[50])), Entry::Count(100));
+        assert_eq!(entry(true, false, &others(120, &[50, 100])), Entry::None);
     }
 }

@@ -1,4 +1,4 @@
-//! What a step says when it is over: one line for people, one JSON document for programs.
+//! The report of a step: one line for people, one JSON document for programs.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -11,10 +11,11 @@ use serde::{Serialize, Serializer};
 use unix::fcntl::OFlag;
 use unix::unistd::{AccessFlags, access};
 
+use super::links::main_output;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{DrvPath, Fault, StorePath};
 
-/// The name of a way, as logs and reports say it.
+/// A way, by its name in logs and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WayName {
     /// The `.drv` was realised.
@@ -44,12 +45,12 @@ impl WayName {
     }
 }
 
-/// Why the way that was taken was taken.
+/// Why a step took its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// The `.drv` was there.
     DrvValid,
-    /// Its file was not there, and yet Nix came by it: from a cache, or in a store that lies elsewhere.
+    /// Its file was not there, and Nix had it all the same: from a cache, or in a store that lies elsewhere.
     DrvSubstituted,
     /// The `.drv` was not there, its outputs were or came from a cache.
     OutputsAvailable,
@@ -122,7 +123,7 @@ pub struct Report {
     /// What failed, where something did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureReport>,
-    /// What whoever runs this host or pipeline should know, and do: a sentence each.
+    /// What to do about this host or pipeline: a sentence each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
 }
@@ -142,15 +143,15 @@ impl Report {
         }
     }
 
-    /// The report of a step that was done, and then failed all the same.
+    /// Turns the report of a step that was built into one of a failure after that.
     pub(super) fn fail(&mut self, failure: &Failure) {
         self.exit = failure.class.status();
         self.failure = Some(FailureReport::new(failure, &[], None));
     }
 
-    /// The line of a job's log that every step ends in which has tried something: `realised /nix/store/….drv in 1.2 s
-    /// (drv-valid): built 1, substituted 0`. Of one that failed it says why, and then what was tried, for nothing was taken:
-    /// `failed (evaluation) in 0.4 s: tried available, realised, evaluated (drv-missing); built 0, substituted 0`.
+    /// The line of a job's log with which every step ends that has tried a way: `realised /nix/store/….drv in 1.2 s (drv-valid):
+    /// built 1, substituted 0`. Of a step that failed it says why, and which ways were tried: `failed (evaluation) in 0.4 s: tried
+    /// available, realised, evaluated (drv-missing); built 0, substituted 0`.
     #[must_use]
     pub fn in_one_line(&self) -> Option<String> {
         let seconds = self.seconds.total.as_secs_f64();
@@ -171,7 +172,7 @@ impl Report {
             ));
         }
         let way = self.way?.word();
-        let output = super::main_output(&self.outputs);
+        let output = main_output(&self.outputs);
         let what = match (&self.drv, output) {
             (Some(drv), _) => format!(" {drv}"),
             (None, Some(output)) => format!(" {output}"),
@@ -204,7 +205,7 @@ impl Default for Report {
 /// How long each part of a step took, in seconds.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 pub struct Seconds {
-    /// Waiting for a turn to evaluate.
+    /// Waiting for an evaluation slot.
     #[serde(serialize_with = "seconds")]
     pub wait: Duration,
     /// Fetching `.drv`s from a share.
@@ -221,7 +222,7 @@ pub struct Seconds {
     pub total: Duration,
 }
 
-/// Seconds with three digits: more would only look exact.
+/// Seconds with three decimals: more would only look exact.
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((duration.as_secs_f64() * 1000.0).round() / 1000.0)
 }
@@ -237,7 +238,7 @@ pub struct FailureReport {
     pub log: Option<String>,
     /// The message that ends the job's log.
     pub message: String,
-    /// What else failed by itself, where several did.
+    /// The other derivations that failed by themselves.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub others: Vec<OtherFailure>,
 }
@@ -253,7 +254,7 @@ pub struct OtherFailure {
 
 impl FailureReport {
     /// The report of a failure; `faults` are the derivations that failed by themselves, and `last_lines` the end of the first one's
-    /// log. They have nothing to do with it where the step ended for another reason, after a build that was given up.
+    /// log. Both are dropped where the step ended for another reason, after a build that was given up.
     pub(super) fn new(failure: &Failure, faults: &[Fault], last_lines: Option<&[String]>) -> Self {
         let of_builders = !matches!(
             failure.class,
@@ -278,18 +279,18 @@ impl FailureReport {
     }
 }
 
-/// A place for a report that can be written.
+/// A file for a report, which can be written.
 #[derive(Debug)]
 pub struct ReportFile(PathBuf);
 
 impl ReportFile {
-    /// Looks whether a report can be written to `path`, before anything else is done. It only looks: a file of ours in the
-    /// checkout would be part of the source of whatever is evaluated there, and change its `.drv`.
+    /// Checks that a report can be written to `path`, before anything else is done. It creates nothing: a file of ours in the
+    /// checkout would be part of a source that is evaluated there, and change its `.drv`.
     ///
     /// # Errors
     /// It cannot (64).
     pub fn prepare(path: &Path) -> Result<Self, Failure> {
-        let look = || -> io::Result<()> {
+        let check = || -> io::Result<()> {
             match kind_of(path)? {
                 ReportSink::Stdout | ReportSink::Stderr => {}
                 ReportSink::Stream => access(path, AccessFlags::W_OK)?,
@@ -297,7 +298,7 @@ impl ReportFile {
             }
             Ok(())
         };
-        look().classify(Class::Config, || {
+        check().classify(Class::Config, || {
             format!("cannot write the report {}", path.display())
         })?;
         Ok(Self(path.to_owned()))
@@ -306,7 +307,7 @@ impl ReportFile {
     /// Writes the report. A file appears whole or not at all; a pipe or terminal is written to as it is.
     ///
     /// # Errors
-    /// The disk is full, the folder gone, or something else has come into the way meanwhile (75).
+    /// The disk is full, the folder is gone, or something else is in the way by now (75).
     pub fn write(self, report: &Report) -> Result<(), Failure> {
         let Self(path) = self;
         let write = || -> anyhow::Result<()> {
@@ -314,9 +315,10 @@ impl ReportFile {
             text.push(b'\n');
             match kind_of(&path)? {
                 ReportSink::Stdout => return Ok(io::stdout().write_all(&text)?),
+                // Not through the log: this is the file that `--report` names, and a failure to write it is one of the step.
                 ReportSink::Stderr => return Ok(io::stderr().write_all(&text)?),
                 ReportSink::Stream => {
-                    // A pipe that nobody reads would hold us here, deaf to signals.
+                    // A pipe without a reader would block us here, and signals with us.
                     let nonblocking = OFlag::O_NONBLOCK.bits();
                     let stream = OpenOptions::new()
                         .append(true)
@@ -326,7 +328,7 @@ impl ReportFile {
                 }
                 ReportSink::File => {}
             }
-            // As any other new file would be: others may read the report too.
+            // As any new file: `tempfile` would let only this user read the report.
             let everyone = PermissionsExt::from_mode(0o666);
             let mut beside = tempfile::Builder::new()
                 .prefix(".eval-once-report-")
@@ -347,13 +349,14 @@ enum ReportSink {
     File,
     /// A pipe or a terminal.
     Stream,
-    /// What is open already; opened again by its name, a file would be written from its beginning.
+    /// Standard output, as it is open already: opened again by its name, a file would be overwritten from its beginning.
     Stdout,
+    /// Standard error, likewise.
     Stderr,
 }
 
-/// What a report would be written to. A link is refused, be it only an out-link: what it leads to may be an output in the
-/// store. The names of open streams are links too, and meant.
+/// The kind of file at `path`. A link is refused, because it may be an out-link, which leads to an output in the store. The names of
+/// open streams are links too, and allowed.
 fn kind_of(path: &Path) -> io::Result<ReportSink> {
     match path.to_str() {
         Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => return Ok(ReportSink::Stdout),
@@ -404,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_that_cannot_be_written_is_said_at_once() {
+    fn a_report_that_cannot_be_written_is_refused_before_anything_else() {
         let folder = tempfile::TempDir::new().unwrap();
         for path in [
             folder.path().join("none/report.json"),

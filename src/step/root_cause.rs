@@ -1,157 +1,140 @@
-//! Which derivation failed, where what Nix has said does not tell it, or tells too much.
+//! Which derivation failed, where Nix's output does not say it, or says too much.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::HashSet;
 
 use super::build_log::BuildLog;
+use super::drv_outputs::DrvOutputs;
 use super::job_log::Form;
 use super::report::Report;
-use super::run::{StepRun, outputs_on_disk};
+use super::run::StepRun;
 use crate::exit::{Class, Failure};
-use crate::nix::{Cause, DrvPath, Fault, NixOutput, StorePath, command, is_rejection};
+use crate::nix::{Cause, DrvPath, Fault, NixOutput, StorePath, is_rejection};
 
 impl StepRun<'_> {
-    /// Finds out more about what failed than Nix has said: for `drv`, or for an evaluation.
-    pub(super) fn look_into(
+    /// Finds the derivations that failed by themselves, where Nix's output does not name them: while realising `drv`, or while
+    /// evaluating.
+    pub(super) fn find_root_cause(
         &mut self,
-        nix_output: &mut NixOutput,
+        output: &mut NixOutput,
         drv: Option<&DrvPath>,
     ) -> Result<(), Failure> {
         if let Some(drv) = drv {
-            self.only_below(drv, nix_output)?;
+            self.drop_foreign_faults(drv, output)?;
         }
-        self.blame(nix_output)?;
-        self.name_the_unnamed(nix_output)?;
+        self.add_unexplained_fault(output)?;
+        self.name_unnamed_fault(output)?;
         if self.request.form == Form::Raw {
-            let begun: Vec<DrvPath> = nix_output.suspects().collect();
+            let begun: Vec<DrvPath> = output.suspects().collect();
             let count = begun.len();
-            self.built += count - self.without_outputs(begun)?.len();
+            self.built += count - self.with_missing_outputs(begun)?.len();
         }
-        self.faults.clone_from(&nix_output.faults);
-        if let Some(drv) = nix_output.root_cause().and_then(|fault| fault.drv.as_ref()) {
-            let lines = nix_output.last_lines(drv).filter(|lines| !lines.is_empty());
+        self.faults.clone_from(&output.faults);
+        if let Some(drv) = output.root_cause().and_then(|fault| fault.drv.as_ref()) {
+            let lines = output.last_lines(drv).filter(|lines| !lines.is_empty());
             self.last_lines = lines;
         }
         Ok(())
     }
 
-    /// Forgets failures of what is not below `drv`. A builder may say whatever it likes, and one that tests Nix says much about
-    /// derivations of its own: in Nix's text, and in its structured log too, where what a builder prints behind `@nix` becomes
-    /// a message of Nix's (measured on 2.8, 2.26 and 2.34). That something is built is not said by builders there; and what is
-    /// built may not be below: what a content-addressed derivation becomes is another one.
-    fn only_below(&mut self, drv: &DrvPath, nix_output: &mut NixOutput) -> Result<(), Failure> {
+    /// Drops faults of what is not in the closure of `drv`. A builder may print anything, and one that tests Nix prints much about
+    /// derivations of its own: in Nix's text, and in its structured log too, where what a builder prints behind `@nix` becomes a
+    /// message of Nix's (measured on 2.8, 2.26 and 2.34). That a build begins is not printed by builders there; and what is built
+    /// may be outside of the closure: what a content-addressed derivation becomes is another one.
+    fn drop_foreign_faults(
+        &mut self,
+        drv: &DrvPath,
+        output: &mut NixOutput,
+    ) -> Result<(), Failure> {
         let structured = self.request.form == Form::Pretty;
-        let is_built = |fault: &Fault| {
-            let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
-            drv.is_none_or(|drv| structured && nix_output.begun.contains(drv.as_str()))
+        let is_ours = |drv: &DrvPath, output: &NixOutput| structured && output.begun.contains(drv);
+        let is_known = |fault: &Fault| fault.drv.as_ref().is_none_or(|drv| is_ours(drv, output));
+        if output.faults.iter().all(is_known) {
+            return Ok(());
+        }
+        let Some(closure) = self.store.closure(self.supervisor, drv)? else {
+            return Ok(());
         };
-        if nix_output.faults.iter().all(is_built) {
-            return Ok(());
-        }
-        let options = self.options()?;
-        let (finished, _) = self.ask(&command::closure(drv, &options))?;
-        if !finished.ending.success() {
-            return Ok(());
-        }
-        let below: BTreeSet<&Path> = finished.paths().collect();
-        let begun = &nix_output.begun;
-        nix_output.faults.retain(|fault| {
-            let drv = fault.drv.as_ref().map(DrvPath::as_store_path);
-            drv.is_none_or(|drv| {
-                below.contains(drv.as_path()) || structured && begun.contains(drv.as_str())
-            })
-        });
+        let faults = std::mem::take(&mut output.faults);
+        let is_in_closure = |fault: &Fault| {
+            fault
+                .drv
+                .as_ref()
+                .is_none_or(|drv| closure.contains(drv.as_store_path()) || is_ours(drv, output))
+        };
+        output.faults = faults.into_iter().filter(is_in_closure).collect();
         Ok(())
     }
 
-    /// Finds out which derivation failed where Nix has not said it: the one whose build was begun, and whose outputs are not
-    /// there. Where there are several nobody knows.
-    fn name_the_unnamed(&mut self, nix_output: &mut NixOutput) -> Result<(), Failure> {
+    /// Names the derivation of a fault where Nix has not: the one whose build began, and whose outputs are missing. Where there are
+    /// several, the fault stays unnamed.
+    fn name_unnamed_fault(&mut self, output: &mut NixOutput) -> Result<(), Failure> {
         let unnamed = |fault: &Fault| fault.drv.is_none();
-        let Some(at) = nix_output.faults.iter().position(unnamed) else {
+        let Some(at) = output.faults.iter().position(unnamed) else {
             return Ok(());
         };
         let is_named = |drv: &DrvPath| {
-            let mut named = nix_output
-                .faults
-                .iter()
-                .filter_map(|fault| fault.drv.as_ref());
+            let mut named = output.faults.iter().filter_map(|fault| fault.drv.as_ref());
             named.any(|named| named == drv)
         };
-        let suspects: Vec<DrvPath> = nix_output.suspects().filter(|drv| !is_named(drv)).collect();
-        if let [drv] = self.without_outputs(suspects)?.as_slice() {
-            nix_output.faults[at].drv = Some(drv.clone());
+        let suspects: Vec<DrvPath> = output.suspects().filter(|drv| !is_named(drv)).collect();
+        if let [drv] = self.with_missing_outputs(suspects)?.as_slice() {
+            output.faults[at].drv = Some(drv.clone());
         }
         Ok(())
     }
 
-    /// Blames a build where Nix ended with an error that is not understood, and yet is about a build: it names the `.drv`, or
-    /// an output, and that is not there. So it is with what a builder has made that Nix does not take (a pipe, a directory
-    /// where a file is due, too large an output). And where a build has ended badly, and no more is said of it.
-    fn blame(&mut self, nix_output: &mut NixOutput) -> Result<(), Failure> {
-        let Some(error) = nix_output
-            .error
-            .clone()
-            .filter(|_| nix_output.is_unexplained())
-        else {
+    /// Adds a fault where Nix ended with an error that is not understood, and yet is about a build: it names the `.drv`, or an
+    /// output, and that is missing. So it is with what a builder has made that Nix does not accept (a pipe, a directory where a
+    /// file is expected, too large an output). And where a build has ended badly, and Nix says nothing more about it.
+    fn add_unexplained_fault(&mut self, output: &mut NixOutput) -> Result<(), Failure> {
+        let Some(error) = output.error.clone().filter(|_| output.is_unexplained()) else {
             return Ok(());
         };
-        let is_meant = |drv: &DrvPath| {
-            let outputs = outputs_on_disk(drv);
-            error.contains(drv.as_store_path().as_str())
-                || outputs
-                    .values()
-                    .flatten()
-                    .any(|path| error.contains(path.as_str()))
-        };
-        let suspects = nix_output.suspects().filter(is_meant).collect();
-        let mut root_cause = self.without_outputs(suspects)?.into_iter().next();
-        root_cause = root_cause.or_else(|| nix_output.ended_badly());
+        let is_meant = |drv: &DrvPath| names_drv_or_output(&error, drv, &DrvOutputs::read(drv));
+        let suspects = output.suspects().filter(is_meant).collect();
+        let mut root_cause = self.with_missing_outputs(suspects)?.into_iter().next();
+        root_cause = root_cause.or_else(|| output.ended_badly());
         if root_cause.is_some() || is_rejection(&error) {
-            nix_output.faults.push(Fault {
+            output.faults.push(Fault {
                 drv: root_cause,
-                cause: Cause::Output(format!("Nix does not take what it made: {error}")),
+                cause: Cause::Output(format!("Nix does not accept its output: {error}")),
             });
         }
         Ok(())
     }
 
     /// Those of some derivations of which an output is not valid.
-    fn without_outputs(&mut self, drvs: Vec<DrvPath>) -> Result<Vec<DrvPath>, Failure> {
+    fn with_missing_outputs(&mut self, drvs: Vec<DrvPath>) -> Result<Vec<DrvPath>, Failure> {
         let outputs: Vec<Vec<StorePath>> = drvs
             .iter()
-            .map(|drv| outputs_on_disk(drv).into_values().flatten().collect())
+            .map(|drv| {
+                let paths = DrvOutputs::read(drv).paths;
+                paths.into_values().flatten().collect()
+            })
             .collect();
         let paths: Vec<&StorePath> = outputs.iter().flatten().collect();
-        if paths.is_empty() {
-            return Ok(Vec::new());
-        }
-        let options = self.options()?;
-        let (finished, _) = self.ask(&command::invalid_of(&paths, &options))?;
-        let missing: BTreeSet<&Path> = finished.paths().collect();
-        let is_missing = |path: &StorePath| missing.contains(path.as_path());
+        let missing: HashSet<StorePath> = self.store.invalid(self.supervisor, &paths)?;
         Ok(drvs
             .into_iter()
             .zip(&outputs)
-            .filter(|(_, outputs)| outputs.iter().any(is_missing))
+            .filter(|(_, outputs)| outputs.iter().any(|path| missing.contains(path)))
             .map(|(drv, _)| drv)
             .collect())
     }
 
-    /// The log of what failed, where Nix has kept it. The report gets its last lines, where they were not heard: Nix's own text
-    /// does not say whose its lines are. A log of another time is none of this step's.
-    pub(super) fn kept_log(&mut self, report: &mut Report) -> Option<BuildLog> {
+    /// The log of the root cause, where Nix has kept it. The report gets its last lines where Nix did not print them: Nix's own
+    /// text does not say whose lines it prints. A log of another time is not this step's.
+    pub(super) fn build_log(&mut self, report: &mut Report) -> Option<BuildLog> {
         let failure = report.failure.as_mut()?;
         let drv = failure.drv.as_ref()?;
-        if !self.begun.contains(drv.as_store_path().as_str()) {
+        if !self.begun.contains(drv) {
             return None;
         }
-        let (options, temporary) = (&self.request.options, &self.host.temporary);
-        match BuildLog::read(drv, options, temporary, self.supervisor) {
-            Ok(kept) => {
-                let last_lines = || kept.as_ref().and_then(BuildLog::last_lines);
+        match BuildLog::read(drv, &mut self.store, &self.host.temporary, self.supervisor) {
+            Ok(log) => {
+                let last_lines = || log.as_ref().and_then(BuildLog::last_lines);
                 failure.log = failure.log.take().or_else(last_lines);
-                kept
+                log
             }
             Err(failure) if matches!(failure.class, Class::Signal(_)) => None,
             Err(failure) => {
@@ -159,5 +142,34 @@ impl StepRun<'_> {
                 None
             }
         }
+    }
+}
+
+/// Whether an error names a derivation, or one of its outputs.
+fn names_drv_or_output(error: &str, drv: &DrvPath, outputs: &DrvOutputs) -> bool {
+    let mut paths = outputs.paths.values().flatten();
+    error.contains(drv.as_store_path().as_str()) || paths.any(|path| error.contains(path.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_means_a_build_where_it_names_the_drv_or_an_output() {
+        let path = |name: &str| format!("/s/0123456789abcdfghijklmnpqrsvwxyz-{name}");
+        let drv = DrvPath::parse(&path("a.drv")).unwrap();
+        let out = StorePath::parse(&path("a")).ok();
+        let outputs = DrvOutputs {
+            paths: [("out".to_owned(), out), ("dev".to_owned(), None)].into(),
+            fixed: false,
+        };
+        let names = |error: &str| names_drv_or_output(error, &drv, &outputs);
+        assert!(names(&format!(
+            "file '{}' has an unsupported type",
+            path("a")
+        )));
+        assert!(names(&format!("while building {}", path("a.drv"))));
+        assert!(!names(&format!("file '{}' is odd", path("b"))));
     }
 }

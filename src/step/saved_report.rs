@@ -1,24 +1,23 @@
-//! What a step leaves in its build's meta-data: its report in a few hundred bytes, under a key of its own, for
-//! `eval-once summary` to read.
+//! A step's report as its build's meta-data has it: in a few hundred bytes, under a key of its own, for `eval-once summary`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::StepJob;
 use super::report::{Report, Seconds, WayName};
+use super::step_job::StepJob;
 use crate::text::shortened;
 
-/// What all keys begin with; behind it stands the step.
+/// What all keys begin with; the step's key follows.
 const PREFIX: &str = "eval-once:report:";
 
 /// The version of the format.
 const VERSION: u32 = 1;
 
-/// How much of a message is left, in characters: the value is to stay below the kilobyte that Buildkite recommends.
+/// How much of a message is saved, in characters: the value is to stay below the kilobyte that Buildkite recommends.
 const MESSAGE_AT_MOST: usize = 200;
 
-/// A step's report as it is left. What is not there when it is read (an older version left it) has the value of nothing.
+/// A step's report as it is saved. A field that is absent (an older version saved it) has its type's empty value.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SavedReport {
@@ -26,7 +25,7 @@ pub struct SavedReport {
     pub version: u32,
     /// What was built: the attribute path; or the derivation's name, where none was given.
     pub target: String,
-    /// The job that left it: of a step that was retried, the last.
+    /// The job that saved it: of a step that was retried, the last.
     pub job: String,
     /// The way taken, or being taken when the step failed, as the report has it.
     pub way: Option<String>,
@@ -51,7 +50,7 @@ pub struct SavedReport {
     /// Which try of the step the job is, from 1; 0 where that is not known.
     #[serde(rename = "try")]
     pub attempt: u32,
-    /// What of the job comes after the build, and is not in this report: [`COMMAND`], or the word of a [`AfterBuild`](super::AfterBuild).
+    /// What of the job comes after the build, and is not in this report: [`COMMAND`], or the word of an [`AfterBuild`](super::AfterBuild).
     /// None where that is not known.
     pub after: Option<Vec<String>>,
     /// Until when Buildkite lets the job run, in seconds since 1970; none where it has no limit.
@@ -60,16 +59,16 @@ pub struct SavedReport {
     pub stopped: Option<StopReason>,
 }
 
-/// What comes after a build, where that is the step's own command.
+/// The word for the step's own command, where that comes after the build.
 pub const COMMAND: &str = "command";
 
 /// What a job was stopped for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StopReason {
-    /// Its time had run out.
+    /// Its time was over.
     Timeout,
-    /// Its time had not run out: it was cancelled, or its agent was stopped.
+    /// Its time was not over: it was cancelled, or its agent was stopped.
     Cancel,
 }
 
@@ -77,7 +76,7 @@ pub enum StopReason {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SavedSeconds {
-    /// Waiting for a turn to evaluate.
+    /// Waiting for an evaluation slot.
     pub wait: f64,
     /// Fetching `.drv`s from a share.
     pub fetch: f64,
@@ -89,20 +88,20 @@ pub struct SavedSeconds {
     pub total: f64,
 }
 
-/// What nothing takes longer than, in seconds: three years. So sums and their decimals stay within what one can look at.
+/// The longest time that is believed, in seconds: three years. So sums and their decimals stay readable.
 const LONGEST: f64 = 1e8;
 
-/// Why what is left cannot be read.
+/// Why a saved report cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SavedReportError {
     /// It is no report.
     NoReport,
-    /// It is one of a format that this program does not know: another eval-once left it.
+    /// It has a format that this program does not know: another version of eval-once saved it.
     Version(u32),
 }
 
 impl SavedReport {
-    /// Reads what a step has left.
+    /// Reads the value under a report's key.
     ///
     /// # Errors
     /// It is no report, or one of another version. Anything that runs in a build can set its meta-data.
@@ -116,8 +115,9 @@ impl SavedReport {
         if version != VERSION {
             return Err(SavedReportError::Version(version));
         }
-        let mut left: Self = serde_json::from_str(json).map_err(|_| SavedReportError::NoReport)?;
-        let seconds = &mut left.seconds;
+        let mut report: Self =
+            serde_json::from_str(json).map_err(|_| SavedReportError::NoReport)?;
+        let seconds = &mut report.seconds;
         for part in [
             &mut seconds.wait,
             &mut seconds.fetch,
@@ -127,7 +127,7 @@ impl SavedReport {
         ] {
             *part = part.clamp(0.0, LONGEST);
         }
-        Ok(left)
+        Ok(report)
     }
 
     /// The key of a step's report. `step` is the step's key; of a step without one, its id.
@@ -136,25 +136,25 @@ impl SavedReport {
         format!("{PREFIX}{step}")
     }
 
-    /// The step that left what is under this key; none where it is no report's.
+    /// The step whose report is under this key; none where the key is not of a report.
     #[must_use]
     pub fn step(key: &str) -> Option<&str> {
         key.strip_prefix(PREFIX)
     }
 
-    /// The way that it names, if that is one.
+    /// The way that it names, where that is one.
     #[must_use]
     pub fn way(&self) -> Option<WayName> {
         self.way.as_deref().and_then(WayName::of_word)
     }
 
-    /// What is left of `report`, by `job` about `target`. `command` says whether the job's command is run after a success, and
+    /// What is saved of `report`, of `job`, which builds `target`. `command` says whether the job's command is run after a success, and
     /// `stopped` whether a signal has ended it.
     #[must_use]
     pub fn new(report: &Report, target: &str, job: &StepJob, command: bool, stopped: bool) -> Self {
         let failure = report.failure.as_ref();
         let around = &job.around;
-        // The agent tells its hooks only that they are to end. That the job's time had run out is seen by the clock.
+        // The signal that stops a hook is the same for a cancelled job and for one whose time is over: the clock tells which.
         let age = around.began.and_then(|began| began.elapsed().ok());
         let age = age.unwrap_or(report.seconds.total);
         let is_late = around.limit.is_some_and(|limit| age >= limit);
@@ -209,15 +209,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_reads_back_and_anything_else_is_told_apart() {
-        let left = SavedReport {
+    fn a_report_reads_back_and_anything_else_is_distinguished() {
+        let report = SavedReport {
             version: VERSION,
             target: "a".into(),
             exit: 100,
             ..SavedReport::default()
         };
-        let json = serde_json::to_string(&left).unwrap();
-        assert_eq!(SavedReport::read(&json), Ok(left));
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(SavedReport::read(&json), Ok(report));
         assert_eq!(
             SavedReport::read(r#"{"version":2,"exit":"new"}"#),
             Err(SavedReportError::Version(2))
@@ -238,13 +238,13 @@ mod tests {
     }
 
     #[test]
-    fn times_that_cannot_be_are_none() {
-        let left =
+    fn impossible_times_are_bounded() {
+        let report =
             SavedReport::read(r#"{"version":1,"seconds":{"total":1e300,"evaluate":-5}}"#).unwrap();
         let expected = SavedSeconds {
             total: LONGEST,
             ..SavedSeconds::default()
         };
-        assert_eq!(left.seconds, expected);
+        assert_eq!(report.seconds, expected);
     }
 }

@@ -1,12 +1,11 @@
-//! Asking Buildkite for what recordings and steps have left in the build.
+//! Fetching what recordings and steps have saved in the build.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::terms::Terms;
+use super::build_data::BuildData;
+use super::planned_step::PlannedStep;
 use crate::agent;
 use crate::buildkite::agent as command;
-use crate::buildkite::outcome::StepOutcome;
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::parallel;
@@ -14,42 +13,13 @@ use crate::recording::pipeline::document::Recorded;
 use crate::recording::upload::plan::UploadPlan;
 use crate::recording::upload::plan_artifact::{self, PlanMark};
 use crate::status_line::StatusLine;
-use crate::step::{SavedReport, SavedReportError};
+use crate::step::SavedReport;
 use crate::supervise::Supervisor;
 
 /// How many are asked for at once: each is a process and a request.
 pub(super) const AT_ONCE: usize = 8;
 
-/// What was left in the build.
-#[derive(Debug, Default)]
-pub(super) struct BuildData {
-    /// What the recordings have found.
-    pub(super) recorded: Vec<Recorded>,
-    /// What their steps say of failures, by the steps' keys: of those that say something.
-    pub(super) terms: BTreeMap<String, Terms>,
-    /// How many recordings there are of which that cannot be read.
-    pub(super) unread: usize,
-    /// What the steps have left, by their keys.
-    pub(super) reports: BTreeMap<String, Result<SavedReport, SavedReportError>>,
-    /// How Buildkite says that steps ended, by their keys: of those that it was asked for.
-    pub(super) outcomes: BTreeMap<String, StepOutcome>,
-    /// When that was asked, in seconds since 1970.
-    pub(super) now: u64,
-}
-
-impl BuildData {
-    pub(super) fn is_empty(&self) -> bool {
-        self.recorded.is_empty() && self.unread == 0 && self.reports.is_empty()
-    }
-
-    /// Whether Buildkite takes this exit status of a step for no failure, as far as the plans tell.
-    pub(super) fn is_soft(&self, key: &str, exit: u8) -> bool {
-        let terms = self.terms.get(key);
-        terms.is_some_and(|terms| terms.is_soft(Some(exit)))
-    }
-}
-
-/// Gathers it. Of the reports only those are asked for that are there: an agent asks for others again and again.
+/// Fetches it. Only the reports that are there are asked for: an agent asks for a missing one again and again.
 ///
 /// # Errors
 /// Buildkite cannot be reached (75); there is no `buildkite-agent` (69); a signal asked us to end.
@@ -61,10 +31,10 @@ pub(super) fn gather(
     let keys = agent::ask(
         supervisor,
         &command::meta_data_keys(),
-        "see what was left in this build",
+        "list the build's meta-data",
     )?;
     let keys = keys.text();
-    let mut gathered = BuildData::default();
+    let mut data = BuildData::default();
     let marks: Vec<&str> = keys
         .lines()
         .filter(|key| plan_artifact::is_plan_mark(key))
@@ -73,11 +43,11 @@ pub(super) fn gather(
         match recorded(&mark, temporary, supervisor, log)? {
             Some((recorded, plan)) => {
                 let chunks = plan.chunks.iter();
-                let terms = chunks.flat_map(|chunk| Terms::of(&chunk.pipeline));
-                gathered.terms.extend(terms);
-                gathered.recorded.push(recorded);
+                let steps = chunks.flat_map(|chunk| PlannedStep::all_of(&chunk.pipeline));
+                data.planned_steps.extend(steps);
+                data.recordings.push(recorded);
             }
-            None => gathered.unread += 1,
+            None => data.unreadable += 1,
         }
     }
     let keys: Vec<&str> = keys
@@ -85,13 +55,13 @@ pub(super) fn gather(
         .filter(|key| SavedReport::step(key).is_some())
         .collect();
     let values = values(supervisor, &keys, log)?;
-    gathered.reports = keys
+    data.reports = keys
         .into_iter()
         .filter_map(SavedReport::step)
         .zip(values)
         .map(|(step, value)| (step.to_owned(), SavedReport::read(&value)))
         .collect();
-    Ok(gathered)
+    Ok(data)
 }
 
 /// The meta-data under these keys, in their order.
@@ -100,10 +70,15 @@ fn values(supervisor: &mut Supervisor, keys: &[&str], log: &Log) -> Result<Vec<S
     let mut values = vec![String::new(); lines.len()];
     let mut count = 0;
     let mut line = StatusLine::new(log);
-    parallel::each(supervisor, &lines, AT_ONCE, |number, finished, said| {
+    parallel::each(supervisor, &lines, AT_ONCE, |number, finished, stderr| {
         if !finished.ending.success() {
-            let doing = "read what was left in this build";
-            return Err(agent::unreachable(&lines[number], &finished, &said, doing));
+            let doing = "read the build's meta-data";
+            return Err(agent::unreachable(
+                &lines[number],
+                &finished,
+                &stderr,
+                doing,
+            ));
         }
         values[number] = finished.text();
         count += 1;
@@ -114,14 +89,14 @@ fn values(supervisor: &mut Supervisor, keys: &[&str], log: &Log) -> Result<Vec<S
     Ok(values)
 }
 
-/// What a recording has found, and its plan, according to the mark of that. None where it cannot be read, which is said.
+/// What a recording found, and its plan, according to the mark of that. None where it cannot be read, with a warning.
 fn recorded(
     mark: &str,
     temporary: &Path,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Option<(Recorded, UploadPlan)>, Failure> {
-    // Anything that runs in a build can set its meta-data: what is no job's id is not handed to the agent as one.
+    // Anything that runs in a build can set its meta-data: only a job's id is passed on to the agent.
     let is_id = |job: &&str| {
         !job.starts_with('-')
             && job
@@ -129,13 +104,13 @@ fn recorded(
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     let Some(job) = PlanMark::read(mark).map(|mark| mark.job).filter(is_id) else {
-        log.warn("the mark of a recording's plan names no job: that recording is left out");
+        log.warn("a recording is omitted: the mark of its plan names no job");
         return Ok(None);
     };
     let plan = plan_artifact::download(supervisor, temporary, job, "get the plan of a recording")?;
     let Some(plan) = plan else {
         log.warn(format_args!(
-            "the recording of the job {job} is left out: Buildkite does not have its plan"
+            "the recording of job {job} is omitted: Buildkite does not have its plan"
         ));
         return Ok(None);
     };
@@ -144,7 +119,7 @@ fn recorded(
     Ok(recorded
         .inspect_err(|failure| {
             log.warn(format_args!(
-                "the recording of the job {job} is left out: {failure}"
+                "the recording of job {job} is omitted: {failure}"
             ));
         })
         .ok())

@@ -1,14 +1,19 @@
 //! The build as JUnit's XML, which most things that show test results read: a suite for each recording, a case for each
 //! target.
 //!
-//! What there is of a standard is the schema of Jenkins' xunit plugin; a test holds this against it.
+//! What there is of a standard is the schema of Jenkins' xunit plugin; a test validates against it. The crate `quick-junit` (0.8.0)
+//! writes a `skipped` attribute into `testsuites`, which that schema does not have, lets U+FFFE through, which no XML has, and brings
+//! nine crates more. So this writes the few elements itself.
 
 use std::io;
 
 use quick_xml::Writer;
 use quick_xml::events::{BytesDecl, BytesText, Event};
 
-use super::rows::{FailedPart, Row, Rows, Suite, TargetOutcome};
+use super::outcome::{FailedPart, TargetOutcome};
+use super::row::Row;
+use super::rows::Rows;
+use super::suites::Suite;
 use crate::exit::{Class, Classify as _, Failure};
 
 /// The document.
@@ -61,15 +66,15 @@ fn suite(writer: &mut Xml, suite: &Suite) -> io::Result<()> {
     Ok(())
 }
 
-/// What a target is to JUnit.
+/// The kind of case that a target is in JUnit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Case {
     Success,
     /// Its step failed, softly or not.
     Failure,
-    /// Its step was ended from outside, how it stands is not known, or it did not evaluate to begin with.
+    /// Its step was stopped, its outcome is not known, or it does not evaluate.
     Error,
-    /// It has not run, or not ended.
+    /// It did not run, or has not ended.
     Skipped,
 }
 
@@ -83,13 +88,13 @@ impl Case {
             | TargetOutcome::Cancelled
             | TargetOutcome::Stopped
             | TargetOutcome::NoReport
-            | TargetOutcome::PassedSilently
+            | TargetOutcome::PassedWithoutReport
             | TargetOutcome::Unreadable
             | TargetOutcome::OtherVersion(_)
             | TargetOutcome::NotKnown
             | TargetOutcome::NoStep => Self::Error,
             TargetOutcome::Built | TargetOutcome::Fetched | TargetOutcome::There => Self::Success,
-            // That something failed is said where it did.
+            // A failure counts once, at the target that failed.
             TargetOutcome::NotRun(_)
             | TargetOutcome::NeverRun
             | TargetOutcome::Unfinished(_)
@@ -98,71 +103,68 @@ impl Case {
     }
 }
 
-/// The type of the error of a target whose report is not there, or cannot be read.
+/// The type of the error of a target whose report is missing or unreadable.
 const NO_REPORT: &str = "no-report";
 
 /// The type and the message of a failure, and whether it is of the build: then the derivation that failed belongs to it.
-fn failure<'r>(row: &'r Row, what: &FailedPart, how: &str) -> (&'r str, String, bool) {
-    let left = row.report.as_ref();
-    match what {
+fn failure<'r>(row: &'r Row, part: &FailedPart, how: &str) -> (&'r str, String, bool) {
+    let report = row.report.as_ref();
+    match part {
         FailedPart::Build => {
-            let class = left.and_then(|left| left.class.as_deref());
-            let status = left.map_or(0, |left| left.exit);
+            let class = report.and_then(|report| report.class.as_deref());
+            let status = report.map_or(0, |report| report.exit);
             let message = row.message.clone();
-            let message = message.unwrap_or_else(|| format!("its step ended with status {status}"));
+            let message = message.unwrap_or_else(|| format!("the step ended with status {status}"));
             (class.unwrap_or("failed"), message, true)
         }
         FailedPart::Command => (
             "command",
-            format!("its step's command {how}, after the build"),
+            format!("the step's command {how} after the build"),
             false,
         ),
-        FailedPart::Later => (
+        FailedPart::AfterBuild => (
             "after-build",
-            format!("its step {how} after the build ({})", row.after()),
+            format!("the step {how} after the build ({})", row.after_build()),
             false,
         ),
         FailedPart::OtherJob => (
             "other-job",
-            format!("its step {how} in another job than the one that has built it"),
+            format!("a job of the step {how}, but not the one that built the target"),
             false,
         ),
-        FailedPart::NotKnown => (
-            "no-report",
-            format!("its step {how}, and has left no report"),
-            false,
-        ),
+        FailedPart::NotKnown => (NO_REPORT, format!("the step {how} without a report"), false),
     }
 }
 
-/// The type and the message of an outcome that is an error: its step was ended from outside, or how it stands is not known.
+/// The type and the message of an outcome that is an error of the step: it was stopped, or its outcome is not known.
 fn error(outcome: &TargetOutcome) -> Option<(&'static str, String)> {
     let (kind, message) = match outcome {
-        TargetOutcome::TimedOut => ("timed-out", "its job ran for longer than it may"),
-        TargetOutcome::Cancelled => ("cancelled", "its job was cancelled"),
-        TargetOutcome::Stopped => ("stopped", "its job was cancelled, timed out, or expired"),
+        TargetOutcome::TimedOut => ("timed-out", "the job exceeded its timeout"),
+        TargetOutcome::Cancelled => ("cancelled", "the job was cancelled"),
+        TargetOutcome::Stopped => ("stopped", "the job was cancelled, timed out, or expired"),
         TargetOutcome::NoReport => (
             NO_REPORT,
-            "its step has left no report, and how it ended is not known",
+            "the step has no report, and its outcome is unknown",
         ),
-        TargetOutcome::PassedSilently => (
+        TargetOutcome::PassedWithoutReport => (
             NO_REPORT,
-            "its step passed, and has left no report: whether it was built is not known",
+            "the step passed without a report: whether it built the target is unknown",
         ),
-        TargetOutcome::Unreadable => (NO_REPORT, "its report cannot be read"),
+        TargetOutcome::Unreadable => (NO_REPORT, "the step's report cannot be read"),
         TargetOutcome::OtherVersion(version) => {
-            let message = format!("its report is of version {version}, which is not known here");
+            let message =
+                format!("the step's report is of version {version}, unknown to this eval-once");
             return Some((NO_REPORT, message));
         }
         TargetOutcome::NoStep => (
             "no-step",
-            "the build has no such step: the recording did not come to uploading it",
+            "the build has no such step: the recording ended before uploading it",
         ),
         TargetOutcome::NotKnown => (
             "no-outcome",
-            "it was built, and how its job ended is not known",
+            "the target was built, and the outcome of its job is unknown",
         ),
-        // Named one by one, so that no outcome that is new is a success.
+        // Listed one by one, so that a new outcome is not a success by mistake.
         TargetOutcome::Built
         | TargetOutcome::Fetched
         | TargetOutcome::There
@@ -184,18 +186,18 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
         ("classname", suite),
         ("time", &seconds(row.seconds())),
     ]);
-    let left = row.report.as_ref();
-    let class = left.and_then(|left| left.class.as_deref());
-    let mut drv = left.and_then(|left| left.drv.as_deref());
+    let report = row.report.as_ref();
+    let class = report.and_then(|report| report.class.as_deref());
+    let mut drv = report.and_then(|report| report.drv.as_deref());
     let message = row.message.as_deref();
     let message_or = |otherwise: &str| message.unwrap_or(otherwise).to_owned();
     let (element, kind, message) = match &row.outcome {
-        TargetOutcome::Failed(what) | TargetOutcome::SoftFailed(what) => {
+        TargetOutcome::Failed(part) | TargetOutcome::SoftFailed(part) => {
             let how = match row.outcome {
-                TargetOutcome::SoftFailed(_) => "failed softly",
+                TargetOutcome::SoftFailed(_) => "soft failed",
                 _ => "failed",
             };
-            let (kind, message, is_build) = failure(row, what, how);
+            let (kind, message, is_build) = failure(row, part, how);
             drv = drv.filter(|_| is_build);
             let message = match row.outcome {
                 TargetOutcome::SoftFailed(_) if is_build => format!("soft failed: {message}"),
@@ -205,19 +207,23 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
         }
         TargetOutcome::EvaluationError => {
             let class = class.unwrap_or(Class::Evaluation.word());
-            ("error", Some(class), message_or("it does not evaluate"))
+            (
+                "error",
+                Some(class),
+                message_or("the target does not evaluate"),
+            )
         }
         TargetOutcome::Refused => {
             let class = class.unwrap_or(Class::Config.word());
             (
                 "error",
                 Some(class),
-                message_or("its metadata makes no step"),
+                message_or("the target's metadata gives no valid step"),
             )
         }
         // Skipped ones have a message and no type.
-        TargetOutcome::NotRun(blocker) => {
-            let message = format!("not run: {} {}", blocker.target, blocker.what);
+        TargetOutcome::NotRun(failed) => {
+            let message = format!("not run: {} {}", failed.target, failed.what);
             ("skipped", None, message)
         }
         TargetOutcome::NeverRun => ("skipped", None, "not run".into()),
@@ -273,7 +279,7 @@ fn valid(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::tests::{gathered, left, recorded, target};
+    use super::super::fixtures::{build_data, recorded, report, target};
     use super::*;
     use crate::step::SavedReportError;
     use serde_json::{Value, json};
@@ -286,22 +292,22 @@ mod tests {
         let mut behind = target("behind");
         behind["depends_on"] = json!(["drv-red"]);
         targets.extend([skipped, behind]);
-        let gathered = gathered(
+        let data = build_data(
             vec![recorded(
                 &json!(targets),
                 &json!([{ "attr": ["a \"b\""], "message": "line <1>\nline 2" }]),
             )],
             [
-                ("drv-good", left(&json!({ "built": 1 }), 1234.5678)),
+                ("drv-good", report(&json!({ "built": 1 }), 1234.5678)),
                 (
                     "drv-red",
-                    left(
+                    report(
                         &json!({ "exit": 100, "class": "build", "message": "a & b", "drv": "/nix/store/x.drv" }),
                         3.0,
                     ),
                 ),
                 ("drv-new", Err(SavedReportError::Version(2))),
-                ("by-hand", left(&json!({ "target": "hello" }), 0.5)),
+                ("by-hand", report(&json!({ "target": "hello" }), 0.5)),
             ],
         );
         let expected = r#"<?xml version="1.0" encoding="UTF-8"?>
@@ -313,10 +319,10 @@ mod tests {
 /nix/store/x.drv</failure>
     </testcase>
     <testcase name="silent" classname="ci.nix" time="0.000">
-      <error type="no-report" message="its step has left no report, and how it ended is not known"/>
+      <error type="no-report" message="the step has no report, and its outcome is unknown"/>
     </testcase>
     <testcase name="new" classname="ci.nix" time="0.000">
-      <error type="no-report" message="its report is of version 2, which is not known here"/>
+      <error type="no-report" message="the step&apos;s report is of version 2, unknown to this eval-once"/>
     </testcase>
     <testcase name="skipped" classname="ci.nix" time="0.000">
       <skipped message="a cache has it"/>
@@ -333,7 +339,7 @@ mod tests {
   </testsuite>
 </testsuites>
 "#;
-        let document = document(&Rows::new(&gathered)).unwrap();
+        let document = document(&Rows::new(&data)).unwrap();
         assert_eq!(document, expected);
     }
 

@@ -1,18 +1,24 @@
-//! A build at a glance: how every target stands, told from what recordings have planned, what steps have left, and how Buildkite
-//! says that they ended.
+//! A build at a glance: how every target stands, by what recordings planned, what steps reported, and how Buildkite says that the
+//! steps ended.
 //!
-//! From top to bottom: gather, set plans and reports side by side, ask Buildkite where they do not tell how a step ended, then
-//! tell it as an annotation and as JUnit. A report that is not there is something to tell, and no failure: whoever looks at a
-//! summary looks at what went wrong.
+//! From top to bottom: gather the plans and reports, set them side by side, ask Buildkite where they leave an outcome open, then
+//! publish all of it as an annotation and as JUnit. A report that is missing is a finding, and no failure: a summary is read by
+//! people who look for what went wrong.
 
-mod ask;
+mod annotation;
+mod build_data;
+mod dependents;
+#[cfg(test)]
+mod fixtures;
 mod gather;
-mod held;
 mod junit;
+mod outcome;
+mod planned_step;
+mod row;
 mod rows;
-mod saved;
-mod table;
-mod terms;
+mod savings;
+mod step_outcomes;
+mod suites;
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,7 +28,7 @@ use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::supervise::Supervisor;
 
-use gather::BuildData;
+use build_data::BuildData;
 use rows::Rows;
 
 /// The name of the artifact.
@@ -31,51 +37,54 @@ const JUNIT: &str = "eval-once-junit.xml";
 /// The annotation's context: a build has one summary, and a later one replaces it.
 const CONTEXT: &str = "eval-once-summary";
 
-/// Sums the build up; temporary files are made below `temporary`. That steps of it failed is told, and is no failure of this.
+/// Sums up the build; temporary files are made below `temporary`. That steps of it failed is shown, and is no failure of the summary.
 ///
 /// # Errors
 /// Buildkite cannot be reached (75); there is no `buildkite-agent` (69).
 pub fn perform(temporary: &Path, supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
+    log.heading(":nix: summary");
     sum_up(temporary, supervisor, log).map_err(|failure| match failure.class {
-        Class::MissingProgram => failure.hint("in a job the agent puts it on PATH"),
+        Class::MissingProgram => {
+            failure.hint("run `summary` in a job, where the agent puts buildkite-agent on PATH")
+        }
         Class::Infrastructure => {
-            failure.hint("can this host reach Buildkite? The job can be retried")
+            failure.hint("check that this host can reach Buildkite, then retry the job")
         }
         _ => failure,
     })
 }
 
 fn sum_up(temporary: &Path, supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
-    let mut gathered = gather::gather(temporary, supervisor, log)?;
-    if gathered.is_empty() {
+    let mut data = gather::gather(temporary, supervisor, log)?;
+    if data.is_empty() {
         log.say(
-            "nothing to sum up: no recording has left a plan in this build, and no step a report",
+            "nothing to sum up: this build has no plan of a recording, and no report of a step",
         );
         return Ok(());
     }
-    let rows = with_outcomes(&mut gathered, supervisor, log)?;
+    let rows = with_outcomes(&mut data, supervisor, log)?;
     agent::keep_artifact(supervisor, temporary, JUNIT, &junit::document(&rows)?)?;
-    let (body, style) = table::annotation(&rows);
+    let (body, style) = annotation::of(&rows);
     agent::annotate(supervisor, temporary, CONTEXT, style, &body)?;
-    log.say(table::counts(&rows));
+    log.say(annotation::counts(&rows));
     Ok(())
 }
 
-/// The rows, once Buildkite has said how those steps ended of which the reports and the plans alone do not tell.
+/// The rows, once Buildkite was asked for the outcomes that the plans and reports leave open.
 fn with_outcomes(
-    gathered: &mut BuildData,
+    data: &mut BuildData,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Rows, Failure> {
     loop {
-        let rows = Rows::new(gathered);
-        let keys = rows.not_told(gathered);
+        let rows = Rows::new(data);
+        let keys = rows.open_keys(data);
         if keys.is_empty() {
             return Ok(rows);
         }
-        let outcomes = ask::outcomes(supervisor, &keys, log)?;
-        gathered.outcomes.extend(outcomes);
-        gathered.now = now();
+        let outcomes = step_outcomes::fetch(supervisor, &keys, log)?;
+        data.outcomes.extend(outcomes);
+        data.now = now();
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod daemon;
 pub(crate) mod processes;
 pub(crate) mod program;
 pub(crate) mod recording;
+pub(crate) mod source;
 pub(crate) mod stand_in;
 pub(crate) mod store;
 pub(crate) mod target;

@@ -6,15 +6,16 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use super::memory::MIB;
+use super::exclusions::excluding;
+use super::memory::{self, MIB};
 use super::overlooked::without_effect;
-use super::walk::{DescribedMeta, excluding};
+use super::protocol::DescribedMeta;
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake, NixOutput, Phase, Source, class, command};
-use crate::recording::asking::{memory_for_evaluation, store_answers, surroundings};
 use crate::recording::{AttrError, EvaluationResult, FoundTarget, RecordingRequest, Recurse};
+use crate::store::Store;
 use crate::supervise::{OnStop, Supervisor};
 use crate::text::without_escapes;
 
@@ -37,6 +38,7 @@ pub(in crate::recording) fn evaluate(
     request: &RecordingRequest,
     locked: Option<&LockedFlake>,
     workers: usize,
+    store: &mut Store,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<EvaluationResult, Failure> {
@@ -46,7 +48,7 @@ pub(in crate::recording) fn evaluate(
                 .hint("name the set of targets: checks.x86_64-linux, say"),
         );
     }
-    let memory = memory_for_evaluation(request, supervisor)
+    let memory = memory::for_evaluation(request, supervisor)
         .map(|bytes| (bytes / MIB / workers as u64).max(1));
     let line = command::eval_jobs(
         &request.root,
@@ -74,7 +76,7 @@ pub(in crate::recording) fn evaluate(
                 read => return read,
             }
         } else {
-            store_answers(&request.options, supervisor)?;
+            store.check_answers(supervisor)?;
             let class = class::of(Phase::Evaluating, finished.ending, &NixOutput::of(&said));
             Failure::new(
                 class,
@@ -122,7 +124,7 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
                 .unwrap_or_else(|| without_escapes(&printed).trim().to_owned());
             if nix_output.trouble(false).is_some() {
                 let what = format!("{attr} was not evaluated");
-                return Err(surroundings(what, &nix_output, &message));
+                return Err(class::infrastructure_failure(what, &nix_output, &message));
             }
             evaluated.broken.push(AttrError {
                 attr,

@@ -1,13 +1,25 @@
 //! How much memory there is, and how much of it a process has. Measured from outside: an evaluator does not know.
 
+use crate::recording::RecordingRequest;
 use crate::supervise::Supervisor;
 
 /// One MiB, in bytes.
-pub(in crate::recording) const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
+
+/// How much memory all workers together may have, in bytes; none where it is not known how much is free.
+pub(super) fn for_evaluation(
+    request: &RecordingRequest,
+    supervisor: &mut Supervisor,
+) -> Option<u64> {
+    request.memory.map(|mib| mib * MIB).or_else(|| {
+        let free = free(supervisor)?;
+        Some(free / 4 * 3)
+    })
+}
 
 /// How much memory is free for what we start, in bytes: the smaller of what the system has available and what is left to our
 /// control group. `None`: nobody says.
-pub(in crate::recording) fn free(supervisor: &mut Supervisor) -> Option<u64> {
+pub(super) fn free(supervisor: &mut Supervisor) -> Option<u64> {
     let available = system::available(supervisor);
     [available, system::left_to_control_group()]
         .into_iter()
@@ -20,7 +32,7 @@ pub(in crate::recording) fn free(supervisor: &mut Supervisor) -> Option<u64> {
 /// Beyond an address-space limit (`ulimit -v`) it would not start at all: `Can't start up: not enough memory`, where Nix by
 /// itself asks for 384 MiB and makes do with less (2.8, 2.26 and 2.34). Half of the limit is left to its libraries (150 MiB) and
 /// to a heap that grows.
-pub(in crate::recording) fn heap(wanted: u64) -> Option<u64> {
+pub(super) fn heap(wanted: u64) -> Option<u64> {
     heap_within(wanted, system::address_space())
 }
 
@@ -36,10 +48,7 @@ fn heap_within(wanted: u64, limit: Option<u64>) -> Option<u64> {
 const NIXS_HEAP: u64 = 384 * MIB;
 
 /// The resident memory of each process, in bytes; none for one that has ended.
-pub(in crate::recording) fn resident(
-    processes: &[u32],
-    supervisor: &mut Supervisor,
-) -> Vec<Option<u64>> {
+pub(super) fn resident(processes: &[u32], supervisor: &mut Supervisor) -> Vec<Option<u64>> {
     system::resident(processes, supervisor)
 }
 
@@ -50,14 +59,11 @@ mod system {
 
     use crate::supervise::Supervisor;
 
-    pub(in crate::recording) fn available(_: &mut Supervisor) -> Option<u64> {
+    pub(super) fn available(_: &mut Supervisor) -> Option<u64> {
         kilobytes("/proc/meminfo", "MemAvailable:")
     }
 
-    pub(in crate::recording) fn resident(
-        processes: &[u32],
-        _: &mut Supervisor,
-    ) -> Vec<Option<u64>> {
+    pub(super) fn resident(processes: &[u32], _: &mut Supervisor) -> Vec<Option<u64>> {
         let one = |process: &u32| kilobytes(&format!("/proc/{process}/status"), "VmRSS:");
         processes.iter().map(one).collect()
     }
@@ -70,7 +76,7 @@ mod system {
     }
 
     /// The limit of our address space, which whatever we start inherits; none where there is none.
-    pub(in crate::recording) fn address_space() -> Option<u64> {
+    pub(super) fn address_space() -> Option<u64> {
         let text = read_to_string("/proc/self/limits").ok()?;
         let line = text
             .lines()
@@ -79,7 +85,7 @@ mod system {
     }
 
     /// The least that is left in our control group and in those around it.
-    pub(in crate::recording) fn left_to_control_group() -> Option<u64> {
+    pub(super) fn left_to_control_group() -> Option<u64> {
         let groups = read_to_string("/proc/self/cgroup").ok()?;
         groups
             .lines()
@@ -138,7 +144,7 @@ mod system {
         Some(finished.text())
     }
 
-    pub(in crate::recording) fn available(supervisor: &mut Supervisor) -> Option<u64> {
+    pub(super) fn available(supervisor: &mut Supervisor) -> Option<u64> {
         let text = output(supervisor, &CommandLine::new("vm_stat", &[]))?;
         let size: u64 = text
             .split_once("page size of ")?
@@ -158,19 +164,16 @@ mod system {
         Some(free * size)
     }
 
-    pub(in crate::recording) fn left_to_control_group() -> Option<u64> {
+    pub(super) fn left_to_control_group() -> Option<u64> {
         None
     }
 
     /// macOS has such a limit, and does not keep to it.
-    pub(in crate::recording) fn address_space() -> Option<u64> {
+    pub(super) fn address_space() -> Option<u64> {
         None
     }
 
-    pub(in crate::recording) fn resident(
-        processes: &[u32],
-        supervisor: &mut Supervisor,
-    ) -> Vec<Option<u64>> {
+    pub(super) fn resident(processes: &[u32], supervisor: &mut Supervisor) -> Vec<Option<u64>> {
         let list: Vec<String> = processes.iter().map(ToString::to_string).collect();
         let line = CommandLine::new("ps", &["-o", "pid=,rss=", "-p", &list.join(",")]);
         let text = output(supervisor, &line).unwrap_or_default();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::walk::is_excluded;
+use super::exclusions::is_excluded;
 use crate::nix::AttrPath;
 use crate::recording::{RecordingRequest, Target};
 

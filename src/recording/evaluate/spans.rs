@@ -11,18 +11,18 @@ use serde::Serialize;
 /// The way from the root of a walk to an attribute: its number among its siblings at each level.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-pub(in crate::recording) struct AttrIndex(Vec<u32>);
+pub(super) struct AttrIndex(Vec<u32>);
 
 impl AttrIndex {
     /// Reads `/3/0/2`; the empty string is the root.
-    pub(in crate::recording) fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let numbers = text.split('/').skip(1).map(str::parse);
         let path = Self(numbers.collect::<Result<_, _>>().ok()?);
         (path.to_string() == text).then_some(path)
     }
 
     /// The set it is in, and its number there; none for the root.
-    pub(in crate::recording) fn split(&self) -> Option<(Self, u32)> {
+    pub(super) fn split(&self) -> Option<(Self, u32)> {
         let (last, parent) = self.0.split_last()?;
         Some((Self(parent.to_vec()), *last))
     }
@@ -34,7 +34,7 @@ impl AttrIndex {
     }
 
     /// The sets it lies in, from the root on, and then itself.
-    pub(in crate::recording) fn with_parents(&self) -> impl Iterator<Item = Self> {
+    pub(super) fn with_parents(&self) -> impl Iterator<Item = Self> {
         (0..=self.0.len()).map(|end| Self(self.0[..end].to_vec()))
     }
 }
@@ -47,18 +47,18 @@ impl fmt::Display for AttrIndex {
 
 /// The attributes of one set from `from` on, and before `to`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(in crate::recording) struct Span {
+pub(super) struct Span {
     /// The set.
-    pub(in crate::recording) at: AttrIndex,
-    pub(in crate::recording) from: u32,
-    pub(in crate::recording) to: u32,
+    pub(super) at: AttrIndex,
+    pub(super) from: u32,
+    pub(super) to: u32,
     /// How many attributes the set has.
-    pub(in crate::recording) count: u32,
+    pub(super) count: u32,
 }
 
 impl Span {
     /// Just this attribute, in a set of `count`.
-    pub(in crate::recording) fn of(path: &AttrIndex, counts: &ChildCounts) -> Option<Self> {
+    pub(super) fn of(path: &AttrIndex, counts: &ChildCounts) -> Option<Self> {
         let (at, number) = path.split()?;
         let count = *counts.get(&at)?;
         Some(Self {
@@ -79,11 +79,11 @@ impl Span {
 }
 
 /// How many attributes the sets have that were entered.
-pub(in crate::recording) type ChildCounts = BTreeMap<AttrIndex, u32>;
+pub(super) type ChildCounts = BTreeMap<AttrIndex, u32>;
 
 /// Where a walk stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::recording) enum Position {
+pub(super) enum Position {
     /// It looks at this attribute.
     At(AttrIndex),
     /// It has found out that this is a set, and will go on with the first of its attributes.
@@ -92,7 +92,7 @@ pub(in crate::recording) enum Position {
 
 impl Position {
     /// The attribute that it is about.
-    pub(in crate::recording) fn path(&self) -> &AttrIndex {
+    pub(super) fn path(&self) -> &AttrIndex {
         match self {
             Self::At(path) | Self::Entered(path) => path,
         }
@@ -101,11 +101,7 @@ impl Position {
 
 /// What is left of a walk over `spans` (none: over everything) that stands at `place`, in its order: without the attribute
 /// that it looks at.
-pub(in crate::recording) fn behind(
-    spans: Option<&[Span]>,
-    place: &Position,
-    counts: &ChildCounts,
-) -> Vec<Span> {
+pub(super) fn behind(spans: Option<&[Span]>, place: &Position, counts: &ChildCounts) -> Vec<Span> {
     let path = place.path();
     let mut left = Vec::new();
     let mut push = |span: Span| {
@@ -155,7 +151,7 @@ pub(in crate::recording) fn behind(
 }
 
 /// What of `spans` comes before the attribute `until`, with which one of them once began.
-pub(in crate::recording) fn before(spans: Vec<Span>, until: &AttrIndex) -> Vec<Span> {
+pub(super) fn before(spans: Vec<Span>, until: &AttrIndex) -> Vec<Span> {
     let mut left = spans;
     left.retain(|span| span.start() < *until);
     if let (Some(last), Some((at, number))) = (left.last_mut(), until.split())
@@ -167,7 +163,7 @@ pub(in crate::recording) fn before(spans: Vec<Span>, until: &AttrIndex) -> Vec<S
 }
 
 /// Takes the later half off `spans`, for another process; the whole, where that is one attribute.
-pub(in crate::recording) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
+pub(super) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
     let mut wanted = length(spans) / 2;
     let mut first = Vec::new();
     let mut second = Vec::new();
@@ -193,26 +189,26 @@ pub(in crate::recording) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
 }
 
 /// How many attributes these are, without those of the sets among them.
-pub(in crate::recording) fn length(spans: &[Span]) -> u64 {
+pub(super) fn length(spans: &[Span]) -> u64 {
     spans.iter().map(Span::length).sum()
 }
 
 /// The first attribute of these.
-pub(in crate::recording) fn start(spans: &[Span]) -> Option<AttrIndex> {
+pub(super) fn start(spans: &[Span]) -> Option<AttrIndex> {
     spans.first().map(Span::start)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn path(text: &str) -> AttrIndex {
+    pub(in super::super) fn path(text: &str) -> AttrIndex {
         AttrIndex::parse(text).unwrap()
     }
 
     /// A tree: how many attributes each set has. Walked as walk.nix walks.
-    fn tree() -> impl Strategy<Value = ChildCounts> {
+    pub(in super::super) fn tree() -> impl Strategy<Value = ChildCounts> {
         proptest::collection::vec((0..12usize, 0..5u32), 1..12).prop_map(|sets| {
             let mut counts = ChildCounts::from([(AttrIndex::default(), 4)]);
             for (parent, count) in sets {
@@ -228,7 +224,8 @@ mod tests {
         })
     }
 
-    fn walk(spans: Option<&[Span]>, counts: &ChildCounts) -> Vec<Position> {
+    /// Where a walk stands, from its begin to its end.
+    pub(in super::super) fn walk(spans: Option<&[Span]>, counts: &ChildCounts) -> Vec<Position> {
         fn visit(path: &AttrIndex, counts: &ChildCounts, places: &mut Vec<Position>) {
             places.push(Position::At(path.clone()));
             if let Some(count) = counts.get(path) {

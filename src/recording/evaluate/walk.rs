@@ -1,343 +1,403 @@
-//! The walker's side of the conversation, as data: what it is told (walk.nix), and the lines in which it answers.
+//! The walk over all targets: it starts the workers that the schedule asks for, passes on what they say, and carries out what
+//! follows from their ends.
 
-use serde::{Deserialize, Serialize};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::Instant;
 
-use super::spans::{AttrIndex, Span};
-use crate::keys::Keys;
-use crate::nix::AttrPath;
-use crate::recording::Meta;
+use super::diagnosis::{Death, Diagnosis, OversizedWorker, Question, Verdict, WorkerEnd};
+use super::findings::Findings;
+use super::invocation::Invocation;
+use super::overlooked::Overlooked;
+use super::processes::{EndedWorker, Limits, Processes, StopReason};
+use super::progress::Progress;
+use super::protocol::{self, WalkerMessage};
+use super::schedule::{Assignment, Schedule, Task, WorkerId};
+use super::spans::AttrIndex;
+use super::{EvaluationResult, describe, flake, memory, unmarked};
+use crate::exit::{Class, Failure};
+use crate::log::Log;
+use crate::nix::{AttrPath, DrvPath, LockedFlake};
+use crate::recording::{RecordingRequest, Recurse};
+use crate::store::Store;
+use crate::supervise::Supervisor;
 
-/// What the walker is told.
-#[derive(Debug, Serialize)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is an argument of walk.nix"
-)]
-pub(in crate::recording) struct WalkerSettings<'a> {
-    pub(in crate::recording) marker: &'a str,
-    /// Nothing: the root, and all below it.
-    pub(in crate::recording) start: Option<&'a [Span]>,
-    /// Relative to the root of the walk.
-    pub(in crate::recording) exclude: &'a [Vec<String>],
-    pub(in crate::recording) all: bool,
-    pub(in crate::recording) systems: Option<&'a [String]>,
-    pub(in crate::recording) buildkite: bool,
-    pub(in crate::recording) catch: bool,
-    /// Only whether these sets, which were passed, hold derivations.
-    pub(in crate::recording) look: bool,
+/// Of how many attributes that throw the message is found out: each costs a process.
+const EXPLAINED: usize = 10;
+
+/// How many names of a path are shown that never ends.
+const NAMES_OF_CYCLE: usize = 6;
+
+/// A walk over all targets.
+pub struct Walk<'a> {
+    request: &'a RecordingRequest,
+    supervisor: &'a mut Supervisor,
+    log: Log,
+    progress: Progress,
+    invocation: Invocation<'a>,
+    schedule: Schedule,
+    processes: Processes,
+    diagnosis: Diagnosis<'a>,
+    findings: Findings,
+    overlooked: Overlooked,
 }
 
-impl WalkerSettings<'_> {
-    pub(in crate::recording) fn json(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
-    }
-}
-
-/// What the walker says.
-#[derive(Debug, PartialEq)]
-pub(in crate::recording) enum WalkerMessage {
-    /// This attribute, with this name, is looked at now.
-    Begin(AttrIndex, AttrName),
-    /// It, with this name, is left out by these of the exclusions.
-    Out(AttrIndex, Vec<usize>, AttrName),
-    /// It is a set that is not looked into.
-    Pass(AttrIndex),
-    /// These stand beside what is looked at in a flake: outputs where the path is the root, else systems.
-    Beside(AttrIndex, Vec<String>),
-    /// It was passed, and derivations were found in it, or not.
-    Holds(AttrIndex, bool),
-    /// It is a derivation that can be called as well.
-    Call(AttrIndex),
-    /// It is a set or a list of so many.
-    Set(AttrIndex, u32),
-    /// It is a derivation.
-    Target(AttrIndex, Result<DescribedTarget, String>),
-    /// It is a derivation that evaluates, and its metadata is looked at now.
-    Meta(AttrIndex),
-    /// It throws, and was caught.
-    Broken(AttrIndex),
-    /// Its metadata is no data: the end of a sentence.
-    Refused(AttrIndex, String),
-    /// It does not evaluate, and nothing was thrown: why.
-    Error(AttrIndex, String),
-    /// It is nested too deeply.
-    Deep(AttrIndex),
-    /// The root is nothing that could hold targets, but one of this type.
-    No(String),
-    /// That was all, of a Nix of this version.
-    End(String),
-}
-
-/// The name of an attribute, which need not be UTF-8.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::recording) struct AttrName {
-    pub(in crate::recording) text: String,
-    pub(in crate::recording) is_utf8: bool,
-}
-
-/// A derivation, as the walker describes it.
-#[derive(Debug, PartialEq, Deserialize)]
-pub(in crate::recording) struct DescribedTarget {
-    pub(in crate::recording) drv: String,
-    /// Its path is a mere string: nothing says that this evaluation wrote it.
-    #[serde(default)]
-    pub(in crate::recording) named: bool,
-    #[serde(default)]
-    pub(in crate::recording) meta: DescribedMeta,
-}
-
-/// Its metadata: any data at all.
-#[derive(Debug, Default, PartialEq, Deserialize)]
-pub(in crate::recording) struct DescribedMeta {
-    pub(in crate::recording) buildkite: Option<serde_json::Value>,
-    #[serde(rename = "eval-once")]
-    pub(in crate::recording) eval_once: Option<serde_json::Value>,
-    timeout: Option<serde_json::Value>,
-    #[serde(rename = "maxSilent")]
-    max_silent: Option<serde_json::Value>,
-    description: Option<serde_json::Value>,
-}
-
-impl DescribedMeta {
-    /// What it means. An odd description is nobody's business; an odd timeout would be no timeout.
-    pub(in crate::recording) fn read(self) -> Result<Meta, String> {
-        let buildkite = set("buildkite", self.buildkite)?;
-        let eval_once = set("eval-once", self.eval_once)?;
-        let timeout = seconds("timeout", self.timeout)?;
-        let max_silent = seconds("maxSilent", self.max_silent)?;
-        let description = self
-            .description
-            .and_then(|value| value.as_str().map(str::to_owned));
-        Ok(Meta {
-            buildkite,
-            eval_once,
-            timeout,
-            max_silent,
-            description,
+impl<'a> Walk<'a> {
+    /// Prepares a walk: measures the memory. A flake is `locked` before.
+    ///
+    /// # Errors
+    /// What is needed for that is missing (69, 75).
+    pub fn new(
+        request: &'a RecordingRequest,
+        locked: Option<LockedFlake>,
+        temporary: &'a Path,
+        cores: NonZeroUsize,
+        store: &mut Store,
+        supervisor: &'a mut Supervisor,
+        log: &Log,
+    ) -> Result<Self, Failure> {
+        let whole_flake = locked.is_some() && request.root.attr.names().is_empty();
+        let systems = if whole_flake {
+            Some(flake::systems(request, store, supervisor)?)
+        } else {
+            None
+        };
+        // Where it is not known how much is free, there is no limit.
+        let memory = memory::for_evaluation(request, supervisor).unwrap_or(u64::MAX);
+        let slots = request.workers.unwrap_or(cores).get();
+        Ok(Self {
+            request,
+            supervisor,
+            log: log.clone(),
+            progress: Progress::new(log),
+            invocation: Invocation::new(request, locked, systems)?,
+            schedule: Schedule::new(slots, memory),
+            processes: Processes::new(),
+            diagnosis: Diagnosis::new(&request.root, describe(request), temporary),
+            findings: Findings::new(&request.root.attr),
+            overlooked: Overlooked::default(),
         })
     }
-}
 
-fn set(name: &str, value: Option<serde_json::Value>) -> Result<Option<Keys>, String> {
-    match value {
-        None | Some(serde_json::Value::Null) => Ok(None),
-        Some(serde_json::Value::Object(keys)) => Ok(Some(keys)),
-        Some(_) => Err(format!("meta.{name} is no set")),
+    /// Evaluates all targets.
+    ///
+    /// # Errors
+    /// There is nothing to walk (65); something is wrong with all of it (65, 75); a signal (128 + n).
+    pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
+        self.run(vec![Task::everything()], store)?;
+        self.explain(store)?;
+        self.overlook()
     }
-}
 
-/// A number of seconds. Digits in a string are one too, as for `nix-env` and Hydra (`DrvInfo::queryMetaInt`): metadata had no
-/// numbers once.
-fn seconds(name: &str, value: Option<serde_json::Value>) -> Result<Option<u64>, String> {
-    let number = match &value {
-        None | Some(serde_json::Value::Null) => return Ok(None),
-        Some(serde_json::Value::String(text)) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
-            text.parse().ok()
+    /// Evaluates those targets again whose `.drv`s are these.
+    ///
+    /// # Errors
+    /// As [`Walk::all`]; and one of them has been disturbed too often (75).
+    pub fn again(&mut self, gone: &[DrvPath], store: &mut Store) -> Result<(), Failure> {
+        let mut spans = Vec::new();
+        let mut everything = false;
+        for path in self.findings.drop_gone(gone) {
+            let name = self.name_of(&path);
+            let line = self.diagnosis.disturbed(&path, &name, None)?;
+            self.log.say(line);
+            match self.schedule.reopen(&path) {
+                Some(span) => spans.push(span),
+                None => everything = true,
+            }
         }
-        Some(value) => value.as_u64(),
-    };
-    let number = number.filter(|seconds| *seconds > 0 && i64::try_from(*seconds).is_ok());
-    match (number, value) {
-        (Some(seconds), _) => Ok(Some(seconds)),
-        (None, value) => Err(format!(
-            "meta.{name} is {}, and must be a whole number of seconds, from 1 on",
-            value.unwrap_or_default()
-        )),
-    }
-}
-
-/// Reads a line of the walker's. `None`: it is somebody else's.
-pub(in crate::recording) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
-    // In front of it stands what Nix makes of a trace, which may be coloured.
-    const BEFORE: usize = 64;
-    let marker = marker.as_bytes();
-    let at = line
-        .get(..line.len().min(BEFORE))?
-        .windows(marker.len())
-        .position(|part| part == marker)?;
-    let mut parts = line[at + marker.len()..]
-        .strip_prefix(b" ")?
-        .splitn(3, |byte| *byte == b' ');
-    let word = parts.next()?;
-    let path = AttrIndex::parse(std::str::from_utf8(parts.next()?).ok()?)?;
-    let rest = parts.next().unwrap_or_default();
-    let text = || String::from_utf8_lossy(rest).into_owned();
-    Some(match word {
-        b"begin" => WalkerMessage::Begin(path, name(rest)),
-        b"out" => {
-            let (numbers, name) = rest.split_at(rest.iter().position(|byte| *byte == b' ')?);
-            let numbers = std::str::from_utf8(numbers).ok()?.split(',');
-            let numbers = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
-            WalkerMessage::Out(path, numbers, self::name(&name[1..]))
+        if everything {
+            self.run(vec![Task::everything()], store)
+        } else if spans.is_empty() {
+            Ok(())
+        } else {
+            self.run(vec![Task::spans(spans)], store)
         }
-        b"pass" => WalkerMessage::Pass(path),
-        b"beside" => WalkerMessage::Beside(path, text().split(',').map(str::to_owned).collect()),
-        b"holds" => WalkerMessage::Holds(path, true),
-        b"none" => WalkerMessage::Holds(path, false),
-        b"call" => WalkerMessage::Call(path),
-        b"set" => WalkerMessage::Set(path, text().parse().ok()?),
-        b"target" => WalkerMessage::Target(
-            path,
-            serde_json::from_slice(rest)
-                .map_err(|error| format!("its metadata cannot be read: {error}")),
-        ),
-        b"meta" => WalkerMessage::Meta(path),
-        b"broken" => WalkerMessage::Broken(path),
-        b"refuse" => WalkerMessage::Refused(path, text()),
-        b"error" => WalkerMessage::Error(path, text()),
-        b"deep" => WalkerMessage::Deep(path),
-        b"no" => WalkerMessage::No(text()),
-        b"end" => WalkerMessage::End(text()),
-        _ => return None,
-    })
-}
-
-fn name(escaped: &[u8]) -> AttrName {
-    let mut bytes = Vec::with_capacity(escaped.len());
-    let mut rest = escaped.iter();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'\\' => match rest.next() {
-                Some(b'n') => b'\n',
-                Some(b't') => b'\t',
-                Some(b'r') => b'\r',
-                Some(b'a') => 0x07,
-                Some(b'e') => 0x1b,
-                _ => b'\\',
-            },
-            byte => *byte,
-        });
-    }
-    let is_utf8 = std::str::from_utf8(&bytes).is_ok();
-    AttrName {
-        text: String::from_utf8_lossy(&bytes).into_owned(),
-        is_utf8,
-    }
-}
-
-/// The exclusions below `root`, relative to it; what lies elsewhere excludes nothing, and is empty.
-pub(in crate::recording) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<String>> {
-    let below = |path: &AttrPath| {
-        let (names, root) = (path.names(), root.names());
-        let inside = names.len() > root.len()
-            && root
-                .iter()
-                .zip(names)
-                .all(|(root, name)| name == "*" || name == root);
-        inside.then(|| names[root.len()..].to_vec())
-    };
-    let relative = exclude.iter().map(below);
-    relative.map(Option::unwrap_or_default).collect()
-}
-
-/// Whether `attr`, or a set that it lies in, is left out.
-pub(in crate::recording) fn is_excluded(attr: &AttrPath, exclude: &[AttrPath]) -> bool {
-    !excluding(attr, exclude).is_empty()
-}
-
-/// The numbers of the exclusions that leave out `attr`, or a set that it lies in.
-pub(in crate::recording) fn excluding(attr: &AttrPath, exclude: &[AttrPath]) -> Vec<usize> {
-    let excludes = |path: &AttrPath| {
-        let (path, names) = (path.names(), attr.names());
-        !path.is_empty()
-            && path.len() <= names.len()
-            && path
-                .iter()
-                .zip(names)
-                .all(|(part, name)| part == "*" || part == name)
-    };
-    let numbered = exclude.iter().enumerate();
-    numbered
-        .filter(|(_, path)| excludes(path))
-        .map(|(number, _)| number)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn path(text: &str) -> AttrIndex {
-        AttrIndex::parse(text).unwrap()
     }
 
-    #[test]
-    fn a_line_is_the_walkers_only_behind_its_marker() {
-        assert_eq!(
-            read(b"trace: M end  2.8", "M"),
-            Some(WalkerMessage::End("2.8".into()))
-        );
-        assert_eq!(
-            read(b"\x1b[35mtrace:\x1b[0m M out /3 0,2 a b", "M"),
-            Some(WalkerMessage::Out(
-                path("/3"),
-                vec![0, 2],
-                AttrName {
-                    text: "a b".into(),
-                    is_utf8: true
+    /// The supervisor, for what is done between two walks.
+    pub fn supervisor(&mut self) -> &mut Supervisor {
+        self.supervisor
+    }
+
+    /// What was found, in the order of the attributes.
+    #[must_use]
+    pub fn evaluated(&self) -> EvaluationResult {
+        self.findings.result(&self.overlooked)
+    }
+
+    /// Logs in one line what was evaluated.
+    pub fn say_summary(&self) {
+        self.log.say(self.progress.summary(self.findings.count()));
+    }
+
+    /// Finds out with which messages the first attributes throw: each takes a process that does not catch it.
+    fn explain(&mut self, store: &mut Store) -> Result<(), Failure> {
+        let throws = self.findings.unexplained(EXPLAINED);
+        let spans = throws.iter().filter_map(|path| self.schedule.span(path));
+        let tasks = spans.map(Task::uncaught).collect();
+        self.run(tasks, store)
+    }
+
+    /// Finds out what was not walked.
+    fn overlook(&mut self) -> Result<(), Failure> {
+        let mut overlooked = self.findings.overlooked(&self.request.exclude);
+        let system = self.invocation.system().unwrap_or_default();
+        system.clone_into(&mut overlooked.system);
+        let holding = unmarked::with_derivations(
+            self.findings.unmarked_sets(unmarked::LOOKED_AT),
+            self.progress.took(),
+            &self.invocation,
+            &mut self.schedule,
+            self.supervisor,
+        )?;
+        overlooked.sets = holding
+            .iter()
+            .map(|path| self.findings.attr(path))
+            .collect();
+        self.overlooked = overlooked;
+        Ok(())
+    }
+
+    /// Does these tasks, and what comes of them.
+    fn run(&mut self, tasks: Vec<Task>, store: &mut Store) -> Result<(), Failure> {
+        self.schedule.plan(tasks);
+        let done = self.until_all_are_done(store);
+        self.progress.clear();
+        if done.is_err() {
+            // What is wrong with one is wrong with all.
+            self.processes.stop_all(self.supervisor)?;
+        }
+        self.supervisor.check()?;
+        done
+    }
+
+    fn until_all_are_done(&mut self, store: &mut Store) -> Result<(), Failure> {
+        loop {
+            if !self.supervisor.is_stopped() {
+                self.start()?;
+                self.enforce_limits();
+            }
+            if self.processes.is_empty() {
+                return Ok(());
+            }
+            for (worker, line) in self.processes.watch(self.supervisor)? {
+                self.line(worker, &line)?;
+            }
+            for ended in self.processes.ended() {
+                if !self.supervisor.is_stopped() {
+                    self.ended(&ended, store)?;
                 }
-            ))
-        );
-        for other in [
-            "trace: N end  ",
-            "warning: M",
-            "M",
-            "",
-            "trace: M what /1 ",
-            "trace: M set /x 1",
-            "trace: M out /1 x a",
-            "trace: M out /1 0",
-        ] {
-            assert_eq!(read(other.as_bytes(), "M"), None, "{other}");
+            }
+            let (begun, known) = self.schedule.names();
+            self.progress.show(begun, known, self.findings.count());
         }
-        let far = format!("{}M end  ", "x".repeat(100));
-        assert_eq!(read(far.as_bytes(), "M"), None);
     }
 
-    #[test]
-    fn a_name_may_hold_anything() {
-        let said = |text: &[u8]| match read(&[b"trace: M begin /1 ", text].concat(), "M") {
-            Some(WalkerMessage::Begin(_, name)) => name,
-            other => panic!("{other:?}"),
+    /// Starts the workers that the schedule has slots and tasks for.
+    fn start(&mut self) -> Result<(), Failure> {
+        while let Some(worker) = self.schedule.assign(Instant::now()) {
+            let Some(assignment) = self.schedule.assignment(worker) else {
+                break;
+            };
+            let task = assignment.task();
+            let line = self.invocation.walk(task, self.schedule.share(task));
+            self.processes.start(worker, &line, self.supervisor)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the workers that have too much memory, or take too long.
+    fn enforce_limits(&mut self) {
+        let schedule = &self.schedule;
+        let memory = |worker| {
+            let assignment = schedule.assignment(worker);
+            assignment.map(|assignment| schedule.share(assignment.task()))
         };
-        assert_eq!(said(b"a\\nb \\\\n").text, "a\nb \\n");
-        assert_eq!(said(b"\\ta\\\\t\\r\\a\\e[m").text, "\ta\\t\r\u{7}\u{1b}[m");
-        assert_eq!(said(b"").text, "");
-        assert!(said("ä".as_bytes()).is_utf8);
-        assert!(!said(b"\xff").is_utf8);
+        let limits = |worker| Limits {
+            memory: memory(worker).filter(|_| schedule.has_memory_limit()),
+            silence: self.request.evaluation_timeout,
+        };
+        for worker in self.processes.enforce(limits, self.supervisor) {
+            self.schedule.stop(worker);
+        }
     }
 
-    #[test]
-    fn an_exclusion_counts_below_the_root_of_the_walk() {
-        let paths =
-            ["a.b", "a.b.c", "*.b.d.*", "x.y", "a"].map(|path| AttrPath::parse(path).unwrap());
-        let root = AttrPath::parse("a.b").unwrap();
-        let relative = [vec![], vec!["c"], vec!["d", "*"], vec![], vec![]];
-        assert_eq!(exclusions(&paths, &root), relative);
+    // ---- what the workers say
+
+    fn line(&mut self, worker: WorkerId, line: &[u8]) -> Result<(), Failure> {
+        match protocol::read(line, self.invocation.marker()) {
+            Some(_) if self.processes.is_overtaken(worker) => Ok(()),
+            Some(message) => {
+                let other = self.processes.went_on(worker);
+                self.progress.pass_on(&other);
+                self.message(worker, message)
+            }
+            // It is Nix's own or the expression's.
+            None => {
+                if self.processes.read(worker, line) {
+                    self.progress.pass_on(line);
+                }
+                Ok(())
+            }
+        }
     }
 
-    #[test]
-    fn a_timeout_that_is_none_is_refused() {
-        let meta = |json: &str| serde_json::from_str::<DescribedMeta>(json).unwrap().read();
-        assert_eq!(meta(r#"{"timeout":60}"#).unwrap().timeout, Some(60));
-        let both = meta(r#"{"timeout":"3600","maxSilent":"0600"}"#).unwrap();
-        assert_eq!((both.timeout, both.max_silent), (Some(3600), Some(600)));
-        assert_eq!(meta(r#"{"maxSilent":9}"#).unwrap().max_silent, Some(9));
-        assert_eq!(meta("{}").unwrap(), Meta::default());
-        for wrong in [
-            r#"{"timeout":-1}"#,
-            r#"{"timeout":"1h"}"#,
-            r#"{"timeout":""}"#,
-            r#"{"timeout":"0"}"#,
-            r#"{"timeout":" 60"}"#,
-            r#"{"timeout":"+60"}"#,
-            r#"{"timeout":60.5}"#,
-            r#"{"maxSilent":"-1"}"#,
-            r#"{"maxSilent":"99999999999999999999"}"#,
-            r#"{"eval-once":"raw"}"#,
-            r#"{"buildkite":[]}"#,
-        ] {
-            assert!(meta(wrong).is_err(), "{wrong}");
+    fn message(&mut self, worker: WorkerId, message: WalkerMessage) -> Result<(), Failure> {
+        let (schedule, findings) = (&mut self.schedule, &mut self.findings);
+        match message {
+            WalkerMessage::Begin(path, name) => {
+                if schedule.begin(worker, path.clone(), Instant::now()) {
+                    findings.begin(&path, name);
+                } else {
+                    self.processes.stop(worker, StopReason::Overtaken);
+                }
+            }
+            WalkerMessage::Meta(_) => schedule.begin_meta(worker),
+            WalkerMessage::Out(path, by, name) => {
+                schedule.leave_out();
+                findings.leave_out(path, by, name);
+            }
+            WalkerMessage::Set(path, count) => schedule.enter(worker, path, count),
+            WalkerMessage::End(version) => {
+                schedule.complete(worker);
+                findings.version(version);
+            }
+            WalkerMessage::Pass(path) => findings.unmarked(path),
+            WalkerMessage::Beside(path, names) => findings.beside(path, names),
+            WalkerMessage::Call(path) => findings.callable(path),
+            WalkerMessage::Target(path, described) => findings.target(path, described),
+            WalkerMessage::Broken(path) => {
+                let assignment = schedule.assignment(worker);
+                findings.throws(path, assignment.is_some_and(Assignment::is_in_meta));
+            }
+            WalkerMessage::Refused(path, why) => findings.refuse(&path, &why),
+            WalkerMessage::Error(path, why) => findings.error(&path, &why),
+            WalkerMessage::Deep(path) => return Err(self.never_ends(&path)),
+            WalkerMessage::No(what) => {
+                return Err(Failure::new(
+                    Class::Evaluation,
+                    format_args!(
+                        "{} is a {what}, in which there are no targets",
+                        describe(self.request)
+                    ),
+                ));
+            }
+            // Only a process that looks into unmarked sets says it.
+            WalkerMessage::Holds(..) => {}
+        }
+        Ok(())
+    }
+
+    fn never_ends(&self, path: &AttrIndex) -> Failure {
+        let mut names = self.findings.attr(path).names().to_vec();
+        names.truncate(self.request.root.attr.names().len() + NAMES_OF_CYCLE);
+        Failure::new(
+            Class::Evaluation,
+            format_args!(
+                "the sets below {} go round in a circle, or never end",
+                AttrPath::new(names)
+            ),
+        )
+        .hint(match self.request.recurse {
+            Recurse::All => {
+                "leave it out with `exclude`, or look only into marked sets (`recurse: marked`)"
+            }
+            Recurse::Marked => {
+                "leave it out with `exclude`, or do not mark it with `recurseForDerivations`"
+            }
+        })
+    }
+
+    // ---- how they end
+
+    fn ended(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<(), Failure> {
+        let Some(assignment) = self.schedule.assignment(ended.worker) else {
+            return Ok(());
+        };
+        let task = assignment.task();
+        let end = WorkerEnd::of(
+            ended.stopped,
+            ended.ending,
+            assignment.is_complete(),
+            task.catch,
+        );
+        let verdict = match end {
+            WorkerEnd::Finished | WorkerEnd::Stopped => {
+                if end == WorkerEnd::Finished {
+                    self.progress.pass_on(&ended.last_words);
+                }
+                self.schedule.finish(ended.worker);
+                return Ok(());
+            }
+            WorkerEnd::TooLarge => self.diagnosis.too_large(&OversizedWorker {
+                at: assignment.attr(),
+                begun: assignment.begun(),
+                share: self.schedule.share(task),
+                has_all: task.alone,
+                slots: self.schedule.slots(),
+                was_stopped: ended.stopped.is_some(),
+            }),
+            WorkerEnd::TooLong => {
+                let timeout = self.request.evaluation_timeout.unwrap_or_default();
+                self.diagnosis
+                    .too_long(&assignment.attr(), timeout.as_secs())
+            }
+            WorkerEnd::Died => self.died(ended, store)?,
+        };
+        self.carry_out(verdict, ended.worker)
+    }
+
+    fn died(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<Verdict, Failure> {
+        let assignment = self.schedule.assignment(ended.worker);
+        let at = assignment.map(Assignment::attr).unwrap_or_default();
+        let name = self.name_of(&at);
+        // An expression is not to blame where the store is dead.
+        store.check_answers(self.supervisor)?;
+        let death = Death {
+            catch: assignment.is_none_or(|assignment| assignment.task().catch),
+            at,
+            name: &name,
+            ending: ended.ending,
+            nix_output: &ended.nix_output,
+        };
+        let (root, supervisor) = (&self.request.root, &mut *self.supervisor);
+        let locked = self.invocation.locked();
+        self.diagnosis.died(&death, |question| match question {
+            Question::RootThrows => store.throws(supervisor, root, locked),
+            Question::IsValid(path) => store.is_valid(supervisor, path),
+        })
+    }
+
+    fn carry_out(&mut self, verdict: Verdict, worker: WorkerId) -> Result<(), Failure> {
+        match verdict {
+            Verdict::EvaluationError(message) => {
+                if let Some(assignment) = self.schedule.assignment(worker) {
+                    let in_meta = assignment.is_in_meta();
+                    self.findings.fail(&assignment.attr(), in_meta, &message);
+                }
+                self.schedule.go_on_behind(worker);
+            }
+            Verdict::Repeat(line) => {
+                if let Some(line) = line {
+                    self.log.say(line);
+                }
+                self.schedule.repeat(worker);
+            }
+            Verdict::RepeatAlone => self.schedule.repeat_alone(worker),
+            Verdict::RepeatWithFewer(line) => {
+                self.log.say(line);
+                self.schedule.repeat_with_fewer(worker);
+            }
+            Verdict::Fail(failure) => return Err(failure),
+        }
+        Ok(())
+    }
+
+    /// The attribute, or all that is evaluated, for a sentence.
+    fn name_of(&self, path: &AttrIndex) -> String {
+        match self.findings.attr(path) {
+            attr if attr.names().is_empty() => describe(self.request),
+            attr => attr.to_string(),
         }
     }
 }

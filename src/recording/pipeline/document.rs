@@ -18,54 +18,54 @@ const VERSION: u32 = 1;
 
 /// What a recording has found.
 #[derive(Debug, Clone, Serialize)]
-pub struct Document<'a> {
+pub(in crate::recording) struct Document<'a> {
     version: u32,
     /// The version of Nix that evaluated.
-    pub nix: &'a str,
+    pub(in crate::recording) nix: &'a str,
     /// What was evaluated, as the keys of a step say it; `attr` is where the walk started.
-    pub source: Keys,
+    pub(in crate::recording) source: Keys,
     /// The store file that refers to every recorded `.drv`; none where none was made.
-    pub pin: Option<&'a StorePath>,
+    pub(in crate::recording) pin: Option<&'a StorePath>,
     /// The targets, in the order in which they were found.
-    pub targets: Vec<TargetEntry<'a>>,
+    pub(in crate::recording) targets: Vec<TargetEntry<'a>>,
     /// The attributes that have an error step.
-    pub errors: Vec<ErrorEntry<'a>>,
+    pub(in crate::recording) errors: Vec<ErrorEntry<'a>>,
     /// How many there are of all.
-    pub counts: RecordingCounts,
+    pub(in crate::recording) counts: RecordingCounts,
     /// How long each part took, in seconds.
-    pub seconds: BTreeMap<&'static str, f64>,
+    pub(in crate::recording) seconds: BTreeMap<&'static str, f64>,
 }
 
 /// A target.
 #[derive(Debug, Clone, Serialize)]
-pub struct TargetEntry<'a> {
+pub(in crate::recording) struct TargetEntry<'a> {
     /// The first attribute that gives it.
-    pub attr: &'a AttrPath,
+    pub(in crate::recording) attr: &'a AttrPath,
     /// The other attributes that give it.
-    pub also: &'a [AttrPath],
+    pub(in crate::recording) also: &'a [AttrPath],
     /// The derivation's name.
-    pub name: &'a str,
+    pub(in crate::recording) name: &'a str,
     /// Its `.drv`.
-    pub drv: &'a DrvPath,
+    pub(in crate::recording) drv: &'a DrvPath,
     /// Its outputs, as far as their paths are known.
-    pub outputs: &'a BTreeMap<String, StorePath>,
+    pub(in crate::recording) outputs: &'a BTreeMap<String, StorePath>,
     /// The system it is built on.
-    pub system: &'a str,
+    pub(in crate::recording) system: &'a str,
     /// `requiredSystemFeatures`.
-    pub features: &'a [String],
+    pub(in crate::recording) features: &'a [String],
     /// The key of its step.
-    pub key: &'a str,
+    pub(in crate::recording) key: &'a str,
     /// The keys of the steps that it waits for because of its `.drv`.
-    pub depends_on: &'a [String],
+    pub(in crate::recording) depends_on: &'a [String],
     /// Why it needs no step; null where it has one that builds.
-    pub skip: Option<&'a str>,
+    pub(in crate::recording) skip: Option<&'a str>,
     /// The metadata of `attr` that were looked at.
-    pub meta: MetaEntry<'a>,
+    pub(in crate::recording) meta: MetaEntry<'a>,
 }
 
 /// What of a target's `meta` was looked at; what it does not have is left out.
 #[derive(Debug, Clone, Serialize)]
-pub struct MetaEntry<'a> {
+pub(in crate::recording) struct MetaEntry<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     buildkite: Option<&'a Keys>,
     #[serde(rename = "eval-once", skip_serializing_if = "Option::is_none")]
@@ -80,13 +80,13 @@ pub struct MetaEntry<'a> {
 
 /// An attribute that has an error step.
 #[derive(Debug, Clone, Serialize)]
-pub struct ErrorEntry<'a> {
+pub(in crate::recording) struct ErrorEntry<'a> {
     /// Its attribute path.
-    pub attr: &'a AttrPath,
+    pub(in crate::recording) attr: &'a AttrPath,
     /// What is wrong with it, where that is known.
-    pub message: Option<&'a str>,
+    pub(in crate::recording) message: Option<&'a str>,
     /// Whether it evaluates, and its metadata makes no step.
-    pub refused: bool,
+    pub(in crate::recording) refused: bool,
 }
 
 impl<'a> Document<'a> {
@@ -94,7 +94,7 @@ impl<'a> Document<'a> {
     /// the walk started, `placed` says what became of each of the `targets`, and of the `errors` the first are those that do
     /// not evaluate, as many as `counts` says.
     #[must_use]
-    pub fn new(
+    pub(in crate::recording) fn new(
         nix: &'a str,
         mut source: Keys,
         root: &AttrPath,
@@ -132,7 +132,7 @@ impl<'a> Document<'a> {
     ///
     /// # Errors
     /// It cannot be written as JSON: a bug (70).
-    pub fn to_json(&self) -> Result<String, Failure> {
+    pub(in crate::recording) fn to_json(&self) -> Result<String, Failure> {
         serde_json::to_string(self)
             .classify(Class::Bug, || "cannot write eval-once.json".to_owned())
     }
@@ -172,48 +172,48 @@ impl<'a> TargetEntry<'a> {
 /// What of the document is read back. What an older version did not write has the value of nothing.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct Recorded {
+pub(crate) struct Recorded {
     version: u32,
     /// What was evaluated, as the keys of a step say it.
-    pub source: Keys,
+    pub(crate) source: Keys,
     /// The targets.
-    pub targets: Vec<RecordedTarget>,
+    pub(crate) targets: Vec<RecordedTarget>,
     /// The attributes that have an error step: some of them are targets all the same.
-    pub errors: Vec<RecordedError>,
+    pub(crate) errors: Vec<RecordedError>,
     /// How long each part took, in seconds.
-    pub seconds: BTreeMap<String, f64>,
+    pub(crate) seconds: BTreeMap<String, f64>,
 }
 
 /// A target.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct RecordedTarget {
+pub(crate) struct RecordedTarget {
     /// The first attribute that gives it.
-    pub attr: AttrPath,
+    pub(crate) attr: AttrPath,
     /// The other attributes that give it.
-    pub also: Vec<AttrPath>,
+    pub(crate) also: Vec<AttrPath>,
     /// The derivation's name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its `.drv`.
-    pub drv: String,
+    pub(crate) drv: String,
     /// The key of its step.
-    pub key: String,
+    pub(crate) key: String,
     /// The keys of the steps that it waits for because of its `.drv`.
-    pub depends_on: Vec<String>,
+    pub(crate) depends_on: Vec<String>,
     /// Why it needs no step; none where it has one that builds.
-    pub skip: Option<String>,
+    pub(crate) skip: Option<String>,
 }
 
 /// An attribute that has an error step.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct RecordedError {
+pub(crate) struct RecordedError {
     /// Its attribute path.
-    pub attr: AttrPath,
+    pub(crate) attr: AttrPath,
     /// What is wrong with it, where that is known.
-    pub message: Option<String>,
+    pub(crate) message: Option<String>,
     /// Whether it evaluates, and its metadata makes no step. An older version says so of none.
-    pub refused: bool,
+    pub(crate) refused: bool,
 }
 
 impl Recorded {
@@ -221,7 +221,7 @@ impl Recorded {
     ///
     /// # Errors
     /// It is none (75), or one of another version (64).
-    pub fn read(json: &str) -> Result<Self, Failure> {
+    pub(crate) fn read(json: &str) -> Result<Self, Failure> {
         let recorded: Self = serde_json::from_str(json).classify(Class::Infrastructure, || {
             "cannot read what a recording has found".into()
         })?;

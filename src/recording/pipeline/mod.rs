@@ -1,5 +1,12 @@
-//! The pipeline as a value: from records to steps, and from steps to what others read of them. Pure.
+//! The pipeline as a value: from records to steps, and from steps to what others read of them.
+//!
+//! Pure: nothing here asks Nix or Buildkite, and nothing here knows how a pipeline is uploaded.
 
-pub mod document;
+pub(crate) mod document;
 pub mod edges;
-pub mod steps;
+pub(in crate::recording) mod limits;
+pub(in crate::recording) mod planned;
+pub(crate) mod steps;
+
+#[cfg(test)]
+pub(in crate::recording) mod fixtures;

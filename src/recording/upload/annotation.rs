@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::buildkite::markdown::{NAME_AT_MOST, code, inert};
-use crate::counts::{RecordingCounts, number};
+use crate::counts::number;
 use crate::nix::AttrPath;
-use crate::recording::asking::in_one_line;
+use crate::nix::message::in_one_line;
 use crate::recording::evaluate::overlooked::Note;
-use crate::recording::keep::skip::{BUILT, CACHED};
-use crate::recording::pipeline::steps::TargetStep;
+use crate::recording::findings::Findings;
 use crate::recording::{AttrError, Target};
 use crate::text::shortened;
 
@@ -20,77 +19,30 @@ const TOLD: usize = 10;
 /// How much of a message is shown, in characters.
 const MESSAGE_AT_MOST: usize = 2_000;
 
-/// What there is to tell.
-#[derive(Debug)]
-pub(in crate::recording) struct RecordingSummary<'a> {
-    /// What was evaluated.
-    pub(in crate::recording) source: &'a str,
-    pub(in crate::recording) targets: &'a [Target],
-    pub(in crate::recording) placed: &'a [TargetStep],
-    pub(in crate::recording) errors: &'a [AttrError],
-    /// What was not looked at, and what the keys name that is not there.
-    pub(in crate::recording) notes: &'a [Note],
-    /// How many there are of all; of the errors the first are those that do not evaluate.
-    pub(in crate::recording) counts: RecordingCounts,
-    /// Steps that are left out because a build cannot have so many.
-    pub(in crate::recording) left_out: usize,
-    pub(in crate::recording) seconds: f64,
-    /// What the previous recording of the branch found, where that is still known.
-    pub(in crate::recording) previous: Option<&'a [(AttrPath, String)]>,
-}
-
 /// The annotation: its Markdown, and its style.
-pub(in crate::recording) fn annotation(facts: &RecordingSummary<'_>) -> (String, String) {
+pub(in crate::recording) fn annotation(findings: &Findings<'_>) -> (String, String) {
     let mut text = String::new();
     let _ = writeln!(
         text,
         "**eval-once** {}.\n",
-        in_words(facts, Some(&code(facts.source)))
+        findings.sentence(Some(&code(findings.source)))
     );
-    let (evaluation, refused) = facts
+    let (evaluation, refused) = findings
         .errors
-        .split_at(facts.counts.evaluation_errors.min(facts.errors.len()));
+        .split_at(findings.counts.evaluation_errors.min(findings.errors.len()));
     errors(
         &mut text,
         &number(evaluation.len(), "evaluation error"),
         evaluation,
     );
     errors(&mut text, &format!("{} refused", refused.len()), refused);
-    notes(&mut text, facts.notes);
-    if let Some(previous) = facts.previous {
-        changes(&mut text, facts.targets, previous);
+    notes(&mut text, findings.notes);
+    if let Some(previous) = findings.previous {
+        changes(&mut text, findings.targets, previous);
     }
-    let fine = facts.errors.is_empty() && !facts.notes.iter().any(|note| note.is_warning);
+    let fine = findings.errors.is_empty() && !findings.notes.iter().any(|note| note.is_warning);
     let style = if fine { "info" } else { "warning" };
     (text, style.to_owned())
-}
-
-/// The same in one line, for the log; of this `source`, where it is named.
-pub(in crate::recording) fn in_words(facts: &RecordingSummary<'_>, source: Option<&str>) -> String {
-    let skipped = |reason: &str| {
-        let is = |placed: &&TargetStep| placed.skip.as_deref() == Some(reason);
-        facts.placed.iter().filter(is).count()
-    };
-    let (built, cached) = (skipped(BUILT), skipped(CACHED));
-    let mut parts = vec![format!(
-        "{} to build",
-        facts.counts.targets.saturating_sub(built + cached)
-    )];
-    for (count, what) in [
-        (built, "already built here"),
-        (cached, "in a cache"),
-        (
-            facts.left_out,
-            "of the skipped not shown, for a build cannot have so many steps",
-        ),
-    ] {
-        if count > 0 {
-            parts.push(format!("{count} {what}"));
-        }
-    }
-    let source = source.map(|source| format!(" of {source}"));
-    let took = format!("{} in {:.1} s", source.unwrap_or_default(), facts.seconds);
-    format!("recorded {}", facts.counts.told(&took, &parts.join(", ")))
 }
 
 fn errors(text: &mut String, counted: &str, errors: &[AttrError]) {
@@ -184,8 +136,7 @@ fn changes(text: &mut String, targets: &[Target], previous: &[(AttrPath, String)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nix::DrvPath;
-    use crate::recording::Meta;
+    use crate::counts::RecordingCounts;
 
     fn broken_with(message: &str) -> AttrError {
         AttrError {
@@ -197,8 +148,8 @@ mod tests {
     fn facts<'a>(
         errors: &'a [AttrError],
         previous: Option<&'a [(AttrPath, String)]>,
-    ) -> RecordingSummary<'a> {
-        RecordingSummary {
+    ) -> Findings<'a> {
+        Findings {
             source: "ci.nix",
             targets: &[],
             placed: &[],
@@ -210,50 +161,10 @@ mod tests {
                 evaluation_errors: errors.len(),
                 refused: 0,
             },
-            left_out: 0,
+            omitted: 0,
             seconds: 1.25,
             previous,
         }
-    }
-
-    #[test]
-    fn a_target_that_has_an_error_step_is_not_one_to_build() {
-        let attr = |name: &str| AttrPath::new(vec![name.into()]);
-        let drv = format!("/nix/store/{}-a.drv", "0".repeat(32));
-        let target = |name: &str| Target {
-            attr: attr(name),
-            also: Vec::new(),
-            name: name.into(),
-            drv: DrvPath::parse(&drv).unwrap(),
-            outputs: BTreeMap::new(),
-            system: "x86_64-linux".into(),
-            features: Vec::new(),
-            meta: Meta::default(),
-        };
-        let placed = |skip: Option<&str>| TargetStep {
-            key: "key".into(),
-            depends_on: Vec::new(),
-            skip: skip.map(str::to_owned),
-        };
-        let errors = [AttrError {
-            attr: attr("a"),
-            message: None,
-        }];
-        let facts = RecordingSummary {
-            targets: &[target("a"), target("b"), target("c")],
-            placed: &[placed(None), placed(None), placed(Some(BUILT))],
-            counts: RecordingCounts {
-                attributes: 4,
-                targets: 2,
-                evaluation_errors: 0,
-                refused: 1,
-            },
-            ..facts(&errors, None)
-        };
-        assert_eq!(
-            in_words(&facts, None),
-            "recorded 4 attributes in 1.2 s: 2 targets (1 to build, 1 already built here), 1 refused"
-        );
     }
 
     #[test]
@@ -295,7 +206,7 @@ mod tests {
             hint: Some("**use** :boom:".into()),
             is_warning: true,
         };
-        let (text, style) = annotation(&RecordingSummary {
+        let (text, style) = annotation(&Findings {
             notes: &[note],
             ..facts(&[], None)
         });

@@ -5,21 +5,22 @@
 //! all the same, also after its client died: that Buildkite rejects its keys tells so, and no question that is asked before.
 
 pub(in crate::recording) mod annotation;
-pub mod plan;
+mod chunk;
+pub(crate) mod plan;
 pub(crate) mod plan_artifact;
+mod rejection;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
-use self::plan::{Chunk, UploadPlan};
+use self::chunk::Chunk;
+use self::plan::UploadPlan;
 use self::plan_artifact::PlanMark;
+use self::rejection::{is_used, rejected, rejection};
 use crate::agent;
 use crate::buildkite::agent as command;
-use crate::buildkite::pipeline::to_json;
 use crate::command_line::CommandLine;
-use crate::exit::{Class, Classify as _, Failure};
+use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::parallel;
 use crate::recording::BuildkiteBuild;
@@ -35,14 +36,29 @@ const ASKED_AT_ONCE: usize = 16;
 
 /// An upload on its way.
 pub(in crate::recording) struct Upload<'a> {
-    pub(in crate::recording) build: &'a BuildkiteBuild,
+    build: &'a BuildkiteBuild,
     /// The folder for temporary files.
-    pub(in crate::recording) temporary: &'a Path,
-    pub(in crate::recording) supervisor: &'a mut Supervisor,
-    pub(in crate::recording) log: Log,
+    temporary: &'a Path,
+    supervisor: &'a mut Supervisor,
+    log: Log,
 }
 
-impl Upload<'_> {
+impl<'a> Upload<'a> {
+    /// An upload to this build.
+    pub(in crate::recording) fn new(
+        build: &'a BuildkiteBuild,
+        temporary: &'a Path,
+        supervisor: &'a mut Supervisor,
+        log: &Log,
+    ) -> Self {
+        Self {
+            build,
+            temporary,
+            supervisor,
+            log: log.clone(),
+        }
+    }
+
     /// The plan of an earlier try of this recording, if one got so far. `recording` is what it records, in a few letters.
     ///
     /// # Errors
@@ -157,12 +173,7 @@ impl Upload<'_> {
         let mut missing = chunk.keys.clone();
         let mut probed = false;
         loop {
-            let pipeline = if missing.len() == chunk.keys.len() {
-                chunk.pipeline.clone()
-            } else {
-                part(&chunk.pipeline, &missing)?
-            };
-            let Some(message) = self.upload(&pipeline)? else {
+            let Some(message) = self.upload(&chunk.part(&missing)?)? else {
                 self.log.say(format_args!(
                     "uploaded {} step{} ({number} of {count})",
                     missing.len(),
@@ -238,150 +249,5 @@ impl Upload<'_> {
 
     fn ask(&mut self, line: &CommandLine, doing: &str) -> Result<Finished, Failure> {
         agent::ask(self.supervisor, line, doing)
-    }
-}
-
-/// What Buildkite says where it rejects a pipeline, and nothing where something else went wrong: `… Pipeline upload rejected:
-/// MESSAGE`, or at once `… 422 Unprocessable Entity: MESSAGE`.
-fn rejection(said: &str) -> Option<String> {
-    let starts = ["upload rejected: ", "422 Unprocessable Entity: ", " 422 "];
-    said.lines().rev().find_map(|line| {
-        let message = starts
-            .iter()
-            .find_map(|start| line.split_once(start).map(|(_, rest)| rest))?;
-        Some(message.trim().to_owned())
-    })
-}
-
-/// Whether Buildkite rejects a pipeline because a key in it is used already.
-fn is_used(message: &str) -> bool {
-    message.contains("already been used")
-}
-
-/// The failure of a chunk that Buildkite does not take, with the step that it is about.
-fn rejected(message: &str, chunk: &Chunk, number: usize) -> Failure {
-    let label_of = |key: &str| {
-        steps(&serde_json::from_str(&chunk.pipeline).unwrap_or_default())
-            .into_iter()
-            .find(|step| step["key"] == key)
-            .and_then(|step| step["label"].as_str().map(str::to_owned))
-    };
-    let named = chunk.keys.iter().find(|key| message.contains(key.as_str()));
-    let about = match named {
-        Some(key) => format!(
-            "the step {} ({key})",
-            label_of(key).unwrap_or_else(|| "without a label".into())
-        ),
-        None if chunk.keys.len() == 1 => format!(
-            "the step {}",
-            label_of(&chunk.keys[0]).unwrap_or_else(|| chunk.keys[0].clone())
-        ),
-        None => {
-            let labels: Vec<String> = chunk
-                .keys
-                .iter()
-                .take(10)
-                .filter_map(|key| label_of(key))
-                .collect();
-            let more = chunk.keys.len().saturating_sub(labels.len());
-            let more = if more > 0 {
-                format!(" and {more} more")
-            } else {
-                String::new()
-            };
-            format!("one of the steps {}{more}", labels.join(", "))
-        }
-    };
-    Failure::new(
-        Class::Config,
-        format_args!("Buildkite rejects upload {number}: {message}: it is about {about}"),
-    )
-    .hint("`--dry-run` prints the pipeline; uploads before this one have been applied")
-}
-
-/// All steps of a pipeline, those in groups too.
-fn steps(pipeline: &Value) -> Vec<Value> {
-    let steps = pipeline["steps"].as_array().cloned().unwrap_or_default();
-    steps
-        .into_iter()
-        .flat_map(|step| match step.get("steps") {
-            Some(Value::Array(inner)) => inner.clone(),
-            _ => vec![step],
-        })
-        .collect()
-}
-
-/// The part of a pipeline that has these keys.
-fn part(pipeline: &str, keys: &[String]) -> Result<String, Failure> {
-    let doing = || "cannot read a pipeline of ours".to_owned();
-    let mut pipeline: Value = serde_json::from_str(pipeline).classify(Class::Bug, doing)?;
-    let wanted = |step: &Value| {
-        step["key"]
-            .as_str()
-            .is_some_and(|key| keys.iter().any(|wanted| wanted == key))
-    };
-    if let Some(steps) = pipeline["steps"].as_array_mut() {
-        for step in steps.iter_mut() {
-            if let Some(inner) = step.get_mut("steps").and_then(Value::as_array_mut) {
-                inner.retain(wanted);
-            }
-        }
-        steps.retain(|step| match step.get("steps").and_then(Value::as_array) {
-            Some(inner) => !inner.is_empty(),
-            None => wanted(step),
-        });
-    }
-    to_json(&pipeline).classify(Class::Bug, doing)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_rejection_is_told_from_a_buildkite_that_cannot_be_reached() {
-        for said in [
-            "2026-01-01 INFO x\nfatal: Failed to upload and process pipeline: Pipeline upload rejected: The key \"a\" has already been used by another step in this build\n",
-            "error: POST https://x/pipelines: 422 Unprocessable Entity: The key \"a\" has already been used by another step in this build",
-        ] {
-            let message = rejection(said).unwrap();
-            assert!(
-                message.starts_with("The key \"a\"") && is_used(&message),
-                "{message}"
-            );
-        }
-        assert_eq!(rejection("fatal: dial tcp: connection refused"), None);
-        assert_eq!(rejection("500 Internal Server Error"), None);
-    }
-
-    #[test]
-    fn what_is_left_of_a_chunk_is_the_same_steps_without_empty_groups() {
-        let pipeline = json!({"steps": [
-            {"key": "a", "label": "A"},
-            {"group": "g", "steps": [{"key": "b"}, {"key": "c"}]},
-            {"group": "h", "steps": [{"key": "d"}]},
-        ]});
-        let left = part(&pipeline.to_string(), &["c".into(), "a".into()]).unwrap();
-        let left: Value = serde_json::from_str(&left).unwrap();
-        assert_eq!(
-            left,
-            json!({"steps": [{"key": "a", "label": "A"}, {"group": "g", "steps": [{"key": "c"}]}]})
-        );
-    }
-
-    #[test]
-    fn a_rejected_chunk_is_told_with_the_step_it_is_about() {
-        let chunk = Chunk {
-            keys: vec!["drv-a".into(), "drv-b".into()],
-            pipeline: json!({"steps": [{"key": "drv-a", "label": "one"}, {"key": "drv-b", "label": "two"}]}).to_string(),
-        };
-        let told = rejected("step drv-b: `x` is not a valid property", &chunk, 3).to_string();
-        assert!(
-            told.contains("the step two (drv-b)") && told.contains("upload 3"),
-            "{told}"
-        );
-        let told = rejected("something", &chunk, 1).to_string();
-        assert!(told.contains("one of the steps one, two"), "{told}");
     }
 }

@@ -1,5 +1,5 @@
-//! What a step tells its build: real agents, real Nix, a Buildkite that is played. Its report in the meta-data, the annotation of
-//! failures, the culprit's log as an artifact; and what a Buildkite that does not listen costs.
+//! What a step publishes to its build: real agents, real Nix, a Buildkite that is played. Its report in the meta-data, the annotation
+//! of failures, the log of the root cause as an artifact; and what a Buildkite that does not answer costs.
 
 use std::{
     collections::BTreeMap,
@@ -79,12 +79,12 @@ fn attr(name: &str) -> Value {
 }
 
 impl Scene {
-    /// What a step has left.
+    /// The saved report of a step.
     #[track_caller]
-    fn left(&self, key: &str) -> Value {
+    fn report(&self, key: &str) -> Value {
         let meta_data = self.build.meta_data();
-        let left = meta_data.get(&format!("eval-once:report:{key}"));
-        serde_json::from_str(left.unwrap_or_else(|| panic!("{meta_data:?}"))).unwrap()
+        let report = meta_data.get(&format!("eval-once:report:{key}"));
+        serde_json::from_str(report.unwrap_or_else(|| panic!("{meta_data:?}"))).unwrap()
     }
 
     /// The annotation of failures, with numbers as the characters that they stand for.
@@ -112,8 +112,8 @@ impl Scene {
         )
     }
 
-    /// The log that Nix has kept of a build.
-    fn kept_log(&self, drv: &str) -> Vec<u8> {
+    /// The log that Nix has of a build.
+    fn build_log(&self, drv: &str) -> Vec<u8> {
         let mut command = self.store.program("nix-store").command();
         let output = command.args(["--read-log", drv]).output().unwrap();
         assert!(output.status.success());
@@ -150,16 +150,16 @@ fn warnings(job: &Job) -> Vec<String> {
 }
 
 #[test]
-fn a_step_that_went_well_leaves_its_report_and_no_more() {
+fn a_step_that_succeeded_saves_its_report_and_no_more() {
     let Some(scene) = scene(&[attr("good")]) else {
         return;
     };
     assert_eq!(scene.build.run(), Outcome::Passed, "{}", scene.logs());
-    let left = scene.left("good");
-    assert_eq!(left["target"], "good");
-    assert_eq!(left["way"], "evaluated");
-    assert_eq!(left["exit"], 0);
-    assert_eq!(left["job"], scene.build.job("good").id);
+    let report = scene.report("good");
+    assert_eq!(report["target"], "good");
+    assert_eq!(report["way"], "evaluated");
+    assert_eq!(report["exit"], 0);
+    assert_eq!(report["job"], scene.build.job("good").id);
     assert!(scene.build.annotations().is_empty());
     assert!(scene.build.artifacts().is_empty());
     assert_eq!(scene.build.meta_data().len(), 1);
@@ -167,7 +167,7 @@ fn a_step_that_went_well_leaves_its_report_and_no_more() {
 }
 
 #[test]
-fn a_step_that_failed_is_told_with_its_culprit_whose_log_is_kept_byte_for_byte() {
+fn a_failed_step_is_annotated_with_its_root_cause_whose_log_is_an_artifact_byte_for_byte() {
     let Some(scene) = scene(&[attr("dependent")]) else {
         return;
     };
@@ -176,23 +176,23 @@ fn a_step_that_failed_is_told_with_its_culprit_whose_log_is_kept_byte_for_byte()
     assert_eq!(job.exit_status, Some(100), "{}", job.plain());
     assert!(warnings(&job).is_empty(), "{}", job.plain());
     let broken = scene.drv("broken");
-    let left = scene.left("dependent");
+    let report = scene.report("dependent");
     assert_eq!(
-        (&left["class"], &left["exit"]),
+        (&report["class"], &report["exit"]),
         (&json!("build"), &json!(100))
     );
-    assert_eq!(left["drv"], broken.as_str());
+    assert_eq!(report["drv"], broken.as_str());
 
     let hash = broken.rsplit('/').next().unwrap();
     let name = format!("eval-once-log/broken-{}.log", &hash[..8]);
     assert_eq!(
         scene.build.artifacts(),
-        BTreeMap::from([(name.clone(), scene.kept_log(&broken))])
+        BTreeMap::from([(name.clone(), scene.build_log(&broken))])
     );
     let text = scene.annotation();
     for part in [
         "<details open><summary><b><code>dependent</code>: <code>broken</code> failed</b></summary>",
-        "It could not be built; trying again helps only where it fails by chance.",
+        "The build failed; retrying only helps if the build is flaky.",
         "Class <code>build</code>, exit status 100, job ",
         &format!("<a href=\"#{}\">Build dependent</a>", job.id),
         "line 8\nline 9\nno end of line \u{fffd}</pre>",
@@ -206,7 +206,7 @@ fn a_step_that_failed_is_told_with_its_culprit_whose_log_is_kept_byte_for_byte()
 }
 
 #[test]
-fn the_second_step_that_fails_through_the_same_derivation_is_told_in_a_line() {
+fn the_second_step_with_the_same_root_cause_gets_a_line() {
     let Some(scene) = scene(&[attr("dependent"), attr("other")]) else {
         return;
     };
@@ -215,18 +215,21 @@ fn the_second_step_that_fails_through_the_same_derivation_is_told_in_a_line() {
     let text = scene.annotation();
     assert_eq!(text.matches("<details").count(), 1, "{text}");
     let line = format!(
-        "\n\n<code>other</code> failed through the same <code>broken</code> as <a href=\"#{}\">Build dependent</a> (job <a href=\"#{}\">Build other</a>)\n\n",
+        "\n\n<code>other</code> failed with the same root cause, <code>broken</code>, as <a href=\"#{}\">Build dependent</a> (job <a href=\"#{}\">Build other</a>)\n\n",
         first.id, second.id
     );
     assert!(text.ends_with(&line), "{text}");
     assert_eq!(scene.build.artifacts().len(), 1);
     assert_eq!(scene.marks(), 2);
     // Each has its own report all the same.
-    assert_eq!(scene.left("other")["drv"], scene.left("dependent")["drv"]);
+    assert_eq!(
+        scene.report("other")["drv"],
+        scene.report("dependent")["drv"]
+    );
 }
 
 #[test]
-fn a_step_that_is_tried_again_and_fails_again_is_told_in_a_line() {
+fn a_retry_that_fails_again_gets_a_line() {
     let mut retried = attr("broken");
     retried["retry"] = json!({ "automatic": [{ "exit_status": 100, "limit": 1 }] });
     let Some(scene) = scene(&[retried]) else {
@@ -236,14 +239,14 @@ fn a_step_that_is_tried_again_and_fails_again_is_told_in_a_line() {
     let text = scene.annotation();
     assert_eq!(text.matches("<details").count(), 1, "{text}");
     assert!(
-        text.contains("\n\n<code>broken</code> was tried again, and failed as before (job "),
+        text.contains("\n\n<code>broken</code> failed again when it was retried (job "),
         "{text}"
     );
-    assert_eq!(scene.left("broken")["job"], scene.build.job("broken").id);
+    assert_eq!(scene.report("broken")["job"], scene.build.job("broken").id);
 }
 
 #[test]
-fn failures_without_a_culprit_are_told_too_each_for_itself() {
+fn failures_without_a_root_cause_have_a_section_each() {
     let refused = step("refused", &json!({ "attr": "good", "unknown": 1 }));
     let Some(scene) = scene(&[attr("throws"), refused]) else {
         return;
@@ -259,19 +262,19 @@ fn failures_without_a_culprit_are_told_too_each_for_itself() {
     ] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
-    assert_eq!(scene.left("refused")["class"], "config");
+    assert_eq!(scene.report("refused")["class"], "config");
     assert!(scene.build.artifacts().is_empty());
 }
 
 #[test]
-fn where_nix_keeps_no_log_the_annotation_says_so() {
+fn where_nix_has_no_log_the_annotation_says_so() {
     let Some(scene) = scene(&[attr("broken")]) else {
         return;
     };
     scene.store.configure("keep-build-log = false");
     assert_eq!(scene.build.run(), Outcome::Failed, "{}", scene.logs());
     let text = scene.annotation();
-    assert!(text.contains("Nix has kept no log of it here"), "{text}");
+    assert!(text.contains("Nix has no log of it on this host"), "{text}");
 }
 
 #[test]
@@ -284,7 +287,7 @@ fn a_builder_that_printed_nothing_has_no_artifact() {
     };
     assert_eq!(scene.build.run(), Outcome::Failed, "{}", scene.logs());
     let text = scene.annotation();
-    assert!(text.contains("has printed nothing"), "{text}");
+    assert!(text.contains("Its builder printed nothing."), "{text}");
     assert!(scene.build.artifacts().is_empty());
 }
 
@@ -400,12 +403,12 @@ fn each_derivation_that_fails_has_one_section_on_the_page() {
         "{text}"
     );
     assert!(text.contains("expected status <401>, got <500>"), "{text}");
-    assert!(text.contains("failed through the same <code>zlib-1.3.1</code>"));
+    assert!(text.contains("failed with the same root cause, <code>zlib-1.3.1</code>"));
     assert_eq!(scene.build.artifacts().len(), 2);
 }
 
 #[test]
-fn a_buildkite_that_does_not_listen_costs_a_few_seconds_and_no_status() {
+fn a_buildkite_that_does_not_answer_costs_a_few_seconds_and_no_status() {
     for how in [Deaf::Answers(500), Deaf::Hangs, Deaf::Answers(403)] {
         let Some(scene) = scene(&[attr("broken")]) else {
             return;
@@ -418,7 +421,7 @@ fn a_buildkite_that_does_not_listen_costs_a_few_seconds_and_no_status() {
         let warnings = warnings(&job);
         assert_eq!(warnings.len(), 1, "{how:?}: {}", job.plain());
         assert!(
-            warnings[0].contains("the build is not told all about this step"),
+            warnings[0].contains("cannot publish this step's report in full"),
             "{warnings:?}"
         );
         // The upload before it, and the agent's own seconds, are in this.
@@ -447,11 +450,11 @@ fn more_than_fifty_failures_are_counted_and_not_listed() {
     assert_eq!(text.trim_end().lines().count(), 1, "{text}");
     assert!(scene.build.artifacts().is_empty());
     assert_eq!(scene.marks(), 52);
-    assert_eq!(scene.left("throws")["class"], "evaluation");
+    assert_eq!(scene.report("throws")["class"], "evaluation");
 }
 
 #[test]
-fn a_step_that_is_cancelled_leaves_its_report_and_tells_nothing_else() {
+fn a_step_that_is_cancelled_saves_its_report_and_publishes_nothing_else() {
     let Some(scene) = scene(&[attr("slow")]) else {
         return;
     };
@@ -470,9 +473,9 @@ fn a_step_that_is_cancelled_leaves_its_report_and_tells_nothing_else() {
     });
     let keys: Vec<String> = scene.build.meta_data().into_keys().collect();
     assert_eq!(keys, ["eval-once:report:slow"], "{}", scene.logs());
-    let left = scene.left("slow");
+    let report = scene.report("slow");
     assert_eq!(
-        (&left["exit"], &left["class"], &left["stopped"]),
+        (&report["exit"], &report["class"], &report["stopped"]),
         (&json!(143), &json!("signal"), &json!("cancel"))
     );
     assert!(scene.build.annotations().is_empty());
@@ -505,7 +508,7 @@ fn a_step_that_is_cancelled_waits_three_seconds_at_most_for_a_buildkite_that_doe
 }
 
 #[test]
-fn a_command_of_a_job_that_is_a_step_tells_as_a_hook_does() {
+fn a_command_that_is_a_step_publishes_as_a_hook_does() {
     let by_command = json!({
         "key": "by-command",
         "label": "By command",
@@ -515,7 +518,7 @@ fn a_command_of_a_job_that_is_a_step_tells_as_a_hook_does() {
         return;
     };
     assert_eq!(scene.build.run(), Outcome::Failed, "{}", scene.logs());
-    assert_eq!(scene.left("by-command")["class"], "build");
+    assert_eq!(scene.report("by-command")["class"], "build");
     assert!(scene.annotation().contains("<code>broken</code>"));
 }
 
@@ -526,7 +529,7 @@ fn by_hand(store: &Store) -> Program {
 }
 
 #[test]
-fn by_hand_nothing_is_told_and_nothing_said() {
+fn without_a_job_nothing_is_published_and_nothing_said() {
     let Some(store) = Store::new() else { return };
     let called = store.root().join("called");
     let stand_ins = StandIns::new(store.bin()).instead(

@@ -1,4 +1,4 @@
-//! Asking Buildkite how steps have ended, of which the reports alone do not tell.
+//! Asking Buildkite how steps ended whose reports leave that open.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,17 +13,17 @@ use crate::parallel;
 use crate::status_line::StatusLine;
 use crate::supervise::{Finished, Supervisor};
 
-/// How long one answer may take. An agent of v3 asks a Buildkite that answers with an error again and again for 50 seconds.
+/// How long one answer may take. An agent of v3 repeats a request that Buildkite answers with an error for 50 seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many questions without an answer in a row are enough: so a Buildkite that answers none costs one of [`PATIENCE`].
 const UNANSWERED: usize = AT_ONCE;
 
-/// How the steps of these keys have ended. That Buildkite does not say so is no failure: the build is summed up without it.
+/// How the steps of these keys ended. That Buildkite does not say so is no failure: the summary does without it.
 ///
 /// # Errors
 /// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end.
-pub(super) fn outcomes(
+pub(super) fn fetch(
     supervisor: &mut Supervisor,
     keys: &[String],
     log: &Log,
@@ -32,23 +32,23 @@ pub(super) fn outcomes(
         .iter()
         .map(|key| (key.clone(), StepOutcome::NotKnown))
         .collect();
-    // The outcome is that of the last job that ended; what is not `passed` may be in the middle of another try.
-    let mut said: Vec<(&String, String)> = Vec::new();
+    // The outcome is that of the last job that ended; a step that has not `passed` may be in the middle of another try.
+    let mut words: Vec<(&String, String)> = Vec::new();
     each(
         supervisor,
         keys,
         command::step_outcome,
         log,
         |key, answer| match answer {
-            OutcomeAnswer::Said(outcome) => match StepOutcome::read(&outcome) {
+            OutcomeAnswer::Word(word) => match StepOutcome::read(&word) {
                 Some(outcome) => drop(outcomes.insert(key.clone(), outcome)),
-                None => said.push((key, outcome)),
+                None => words.push((key, word)),
             },
             OutcomeAnswer::NoStep => drop(outcomes.insert(key.clone(), StepOutcome::NoStep)),
             OutcomeAnswer::None => {}
         },
     )?;
-    let open: Vec<String> = said.iter().map(|(key, _)| (*key).clone()).collect();
+    let open: Vec<String> = words.iter().map(|(key, _)| (*key).clone()).collect();
     let mut states: BTreeMap<String, String> = BTreeMap::new();
     each(
         supervisor,
@@ -56,29 +56,29 @@ pub(super) fn outcomes(
         command::step_state,
         log,
         |key, answer| {
-            if let OutcomeAnswer::Said(state) = answer {
+            if let OutcomeAnswer::Word(state) = answer {
                 states.insert(key.clone(), state);
             }
         },
     )?;
-    for (key, outcome) in said {
+    for (key, word) in words {
         let state = states.get(key).map(String::as_str).unwrap_or_default();
-        outcomes.insert(key.clone(), StepOutcome::with_state(&outcome, state));
+        outcomes.insert(key.clone(), StepOutcome::with_state(&word, state));
     }
-    let unanswered = outcomes.values().filter(|it| **it == StepOutcome::NotKnown);
-    let unanswered = unanswered.count();
-    if unanswered > 0 {
-        log.warn(format_args!(
-            "Buildkite does not say how {unanswered} step{} ended: told by what the steps have left alone",
-            if unanswered == 1 { "" } else { "s" }
-        ));
+    let unknown = outcomes.values().filter(|it| **it == StepOutcome::NotKnown);
+    match unknown.count() {
+        0 => {}
+        1 => log.warn("Buildkite does not say how 1 step ended: its row shows its report alone"),
+        unknown => log.warn(format_args!(
+            "Buildkite does not say how {unknown} steps ended: their rows show their reports alone"
+        )),
     }
     Ok(outcomes)
 }
 
 /// The answer to a question.
 enum OutcomeAnswer {
-    Said(String),
+    Word(String),
     /// The build has no such step.
     NoStep,
     None,
@@ -96,10 +96,10 @@ fn each<'k>(
     let mut count = 0;
     let mut in_vain = 0;
     let mut line = StatusLine::new(log);
-    let ended = |number: usize, finished: Finished, said: String| {
+    let ended = |number: usize, finished: Finished, stderr: String| {
         let answer = if finished.ending.success() {
-            OutcomeAnswer::Said(finished.text())
-        } else if said.contains(": 404 ") {
+            OutcomeAnswer::Word(finished.text())
+        } else if stderr.contains(": 404 ") {
             OutcomeAnswer::NoStep
         } else {
             OutcomeAnswer::None
@@ -110,7 +110,7 @@ fn each<'k>(
         };
         answered(&keys[number], answer);
         count += 1;
-        line.show(|| Some(format!("asked how {count} of {} steps ended", lines.len())));
+        line.show(|| Some(format!("read {count} of {} outcomes", lines.len())));
         if in_vain < UNANSWERED {
             return Ok(());
         }

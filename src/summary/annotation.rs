@@ -1,53 +1,44 @@
-//! The annotation. Every name and word in it comes from somewhere nobody has to trust: a repository, or meta-data that any job
-//! of the build may set. So all of it is [inert](crate::buildkite::markdown), and shortened.
+//! The annotation. No name and no word in it can be trusted: they come from a repository, or from meta-data that any job of the
+//! build may set. So all of it is [inert](crate::buildkite::markdown), and shortened.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::rows::{FailedPart, Row, Rows, Suite, TargetOutcome};
-use super::saved::{Saved, Time};
+use super::outcome::{FailedPart, TargetOutcome};
+use super::row::Row;
+use super::rows::Rows;
+use super::savings::{Savings, Time};
+use super::suites::Suite;
 use crate::buildkite::markdown::{code, inert, job_link};
 use crate::counts::{RecordingCounts, number};
 use crate::exit::Class;
 use crate::step::Reason;
 use crate::text::shortened;
 
-/// How many targets have a row. The others are counted.
+/// How many targets have a row; the others are counted.
 const ROWS_AT_MOST: usize = 100;
 
-/// How many are told by name.
-const TOLD: usize = 10;
+/// How many names a sentence lists.
+const NAMES_AT_MOST: usize = 10;
 
 /// How much of a word is shown, in characters.
 const WORD_AT_MOST: usize = 80;
 
 /// The annotation: its Markdown, and its style.
-pub(super) fn annotation(rows: &Rows) -> (String, &'static str) {
+pub(super) fn of(rows: &Rows) -> (String, &'static str) {
     let mut text = format!("**eval-once** {}.\n\n", counts(rows));
     table(&mut text, rows);
-    if rows.unread > 0 {
-        let _ = writeln!(
-            text,
-            "**Left out:** {}, for what {} cannot be read: whether all of {} targets have steps that ran is not known.\n",
-            number(rows.unread, "recording"),
-            if rows.unread == 1 {
-                "it has left"
-            } else {
-                "they have left"
-            },
-            if rows.unread == 1 { "its" } else { "their" },
-        );
-    }
-    silent(&mut text, rows);
-    again(&mut text, rows);
+    unreadable(&mut text, rows);
+    without_report(&mut text, rows);
+    evaluated_again(&mut text, rows);
     drift(&mut text, rows);
-    if let Some(saved) = Saved::new(rows) {
-        let _ = writeln!(text, "**Evaluation saved:** {saved}");
+    if let Some(savings) = Savings::new(rows) {
+        let _ = writeln!(text, "**Evaluation saved:** {savings}");
     }
     (text, style(rows))
 }
 
-/// The same in one line, for the log and for the beginning.
+/// The first line, which the log has too.
 pub(super) fn counts(rows: &Rows) -> String {
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
     let mut counts = RecordingCounts::default();
@@ -95,7 +86,7 @@ fn kind(outcome: &TargetOutcome) -> &'static str {
         TargetOutcome::EvaluationError => "evaluation error",
         TargetOutcome::Refused => "refused",
         TargetOutcome::NoReport
-        | TargetOutcome::PassedSilently
+        | TargetOutcome::PassedWithoutReport
         | TargetOutcome::Unreadable
         | TargetOutcome::OtherVersion(_) => "without a report",
         TargetOutcome::NotKnown => "without an outcome",
@@ -126,7 +117,7 @@ fn attention(outcome: &TargetOutcome) -> Attention {
         | TargetOutcome::Refused => Attention::Error,
         TargetOutcome::SoftFailed(_)
         | TargetOutcome::NoReport
-        | TargetOutcome::PassedSilently
+        | TargetOutcome::PassedWithoutReport
         | TargetOutcome::Unreadable
         | TargetOutcome::OtherVersion(_)
         | TargetOutcome::NotKnown
@@ -142,7 +133,7 @@ fn attention(outcome: &TargetOutcome) -> Attention {
 }
 
 fn style(rows: &Rows) -> &'static str {
-    let mut style = if rows.unread > 0 {
+    let mut style = if rows.unreadable > 0 {
         "warning"
     } else {
         "success"
@@ -153,12 +144,12 @@ fn style(rows: &Rows) -> &'static str {
             Attention::Warning => style = "warning",
             Attention::None => {}
         }
-        // Whoever asked for no record gets no warning for having none.
-        let again = row
+        // A step that was given no record is meant to evaluate.
+        let reason = row
             .evaluated_again()
-            .and_then(|left| left.reason.as_deref());
-        let was_lost = again.is_some_and(|reason| reason != Reason::NotRecorded.word());
-        let has_drifted = row.report.as_ref().is_some_and(|left| left.drift);
+            .and_then(|report| report.reason.as_deref());
+        let was_lost = reason.is_some_and(|reason| reason != Reason::NotRecorded.word());
+        let has_drifted = row.report.as_ref().is_some_and(|report| report.drift);
         if was_lost || has_drifted {
             style = "warning";
         }
@@ -176,7 +167,7 @@ fn table(text: &mut String, rows: &Rows) {
         TargetOutcome::EvaluationError | TargetOutcome::Refused => 2,
         TargetOutcome::SoftFailed(_) => 3,
         TargetOutcome::NoReport
-        | TargetOutcome::PassedSilently
+        | TargetOutcome::PassedWithoutReport
         | TargetOutcome::Unreadable
         | TargetOutcome::OtherVersion(_)
         | TargetOutcome::NotKnown
@@ -211,11 +202,11 @@ fn table(text: &mut String, rows: &Rows) {
     }
 }
 
-/// The target's name, which leads to the job that its report is of.
+/// The target's name, as a link to the job that its report is of.
 fn target(row: &Row) -> String {
     let name = code(&row.target);
     match &row.report {
-        Some(left) => job_link(&left.job, &name),
+        Some(report) => job_link(&report.job, &name),
         None => name,
     }
 }
@@ -226,9 +217,9 @@ fn word(text: &str) -> String {
 
 fn outcome(row: &Row) -> String {
     let class = || {
-        let left = row.report.as_ref()?;
-        let class = left.class.as_deref().map(word);
-        Some(class.unwrap_or_else(|| format!("status {}", left.exit)))
+        let report = row.report.as_ref()?;
+        let class = report.class.as_deref().map(word);
+        Some(class.unwrap_or_else(|| format!("status {}", report.exit)))
     };
     let failed = |how: &str, what: &FailedPart| match (what, &row.root_cause) {
         (FailedPart::Build, Some(root_cause)) => {
@@ -240,11 +231,13 @@ fn outcome(row: &Row) -> String {
         }
         (FailedPart::Build, None) => format!("{how} ({})", class().unwrap_or_default()),
         (FailedPart::Command, _) => format!("{how} (command), after the build"),
-        (FailedPart::Later, _) => format!("{how} ({}), after the build", word(&row.after())),
+        (FailedPart::AfterBuild, _) => {
+            format!("{how} ({}), after the build", word(&row.after_build()))
+        }
         (FailedPart::OtherJob, _) => format!("{how}, in another job of the step"),
         (FailedPart::NotKnown, _) => format!("{how}, without a report"),
     };
-    // Another class than all have is that of a step that failed for a reason of its own.
+    // The step of an error has the error's class, unless it failed for a reason of its own.
     let error = |what: &str, usual: Class| match class() {
         Some(class) if class != usual.word() => format!("**{what}** ({class})"),
         _ => format!("**{what}**"),
@@ -257,8 +250,8 @@ fn outcome(row: &Row) -> String {
         TargetOutcome::Stopped => "**cancelled or timed out**".into(),
         TargetOutcome::EvaluationError => error("evaluation error", Class::Evaluation),
         TargetOutcome::Refused => error("refused", Class::Config),
-        TargetOutcome::NotRun(blocker) => {
-            format!("not run: {} {}", code(&blocker.target), blocker.what)
+        TargetOutcome::NotRun(failed) => {
+            format!("not run: {} {}", code(&failed.target), failed.what)
         }
         TargetOutcome::NeverRun => "not run".into(),
         TargetOutcome::NoStep => "not run: the build has no such step".into(),
@@ -266,12 +259,12 @@ fn outcome(row: &Row) -> String {
             format!("not finished: {}", word(&state.replace('_', " ")))
         }
         TargetOutcome::NoReport => "no report".into(),
-        TargetOutcome::PassedSilently => "passed, without a report".into(),
-        TargetOutcome::Unreadable => "its report cannot be read".into(),
+        TargetOutcome::PassedWithoutReport => "passed, without a report".into(),
+        TargetOutcome::Unreadable => "unreadable report".into(),
         TargetOutcome::OtherVersion(version) => {
-            format!("its report is of version {version}, which this eval-once does not know")
+            format!("report of version {version}, unknown to this eval-once")
         }
-        TargetOutcome::NotKnown => "built; how its job ended is not known".into(),
+        TargetOutcome::NotKnown => "built; outcome of its job unknown".into(),
         TargetOutcome::Skipped(reason) => format!("skipped: {}", word(reason)),
         other => kind(other).into(),
     };
@@ -283,13 +276,14 @@ fn outcome(row: &Row) -> String {
 }
 
 fn way(row: &Row) -> String {
-    let Some(way) = row.report.as_ref().and_then(|left| left.way.as_deref()) else {
+    let report = row.report.as_ref();
+    let Some(way) = report.and_then(|report| report.way.as_deref()) else {
         return String::new();
     };
-    // Nothing was got in the way of a step that failed.
-    let failed = row.report.as_ref().is_some_and(|left| left.exit != 0);
+    // A step that failed got no outputs by its way.
+    let failed = report.is_some_and(|report| report.exit != 0);
     let tried = if failed { "tried " } else { "" };
-    let reason = row.report.as_ref().and_then(|left| left.reason.as_deref());
+    let reason = report.and_then(|report| report.reason.as_deref());
     match reason {
         Some(reason) => format!("{tried}{} ({})", word(way), word(reason)),
         None => format!("{tried}{}", word(way)),
@@ -298,39 +292,52 @@ fn way(row: &Row) -> String {
 
 fn time(row: &Row) -> String {
     match &row.report {
-        Some(left) => Time(left.seconds.total).to_string(),
+        Some(report) => Time(report.seconds.total).to_string(),
         None => String::new(),
     }
 }
 
-/// What it means that a step has left nothing, and it is not known why.
-fn silent(text: &mut String, rows: &Rows) {
+/// How many recordings are missing from the table.
+fn unreadable(text: &mut String, rows: &Rows) {
+    let (whose, their) = match rows.unreadable {
+        0 => return,
+        1 => ("whose plan", "its"),
+        _ => ("whose plans", "their"),
+    };
+    let _ = writeln!(
+        text,
+        "**Omitted:** {} {whose} cannot be read. Of {their} targets only those with a report are listed.\n",
+        number(rows.unreadable, "recording"),
+    );
+}
+
+/// What it means that a step has no report.
+fn without_report(text: &mut String, rows: &Rows) {
     let count = rows
         .steps()
         .filter(|(_, row)| {
             matches!(
                 row.outcome,
-                TargetOutcome::NoReport | TargetOutcome::PassedSilently
+                TargetOutcome::NoReport | TargetOutcome::PassedWithoutReport
             )
         })
         .count();
     if count > 0 {
         let _ = writeln!(
             text,
-            "**No report:** {}. A step without one did not come to building, or could not leave it: its job's log says why.\n",
+            "**No report:** {}. A step has none if it ended before its build, or could not save it: the log of its job says why.\n",
             number(count, "step")
         );
     }
 }
 
-/// Which steps evaluated again, and what mends it.
-fn again(text: &mut String, rows: &Rows) {
+/// Why steps evaluated again, and what to do about it.
+fn evaluated_again(text: &mut String, rows: &Rows) {
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
     for (_, row) in rows.steps() {
-        if let Some(left) = row.evaluated_again() {
-            *reasons
-                .entry(left.reason.as_deref().unwrap_or_default())
-                .or_default() += 1;
+        if let Some(report) = row.evaluated_again() {
+            let reason = report.reason.as_deref().unwrap_or_default();
+            *reasons.entry(reason).or_default() += 1;
         }
     }
     let all: usize = reasons.values().sum();
@@ -338,31 +345,31 @@ fn again(text: &mut String, rows: &Rows) {
         return;
     }
     let _ = writeln!(text, "**Evaluated again:** {}.\n", number(all, "step"));
-    let mends = [
+    let remedies = [
         (
             Reason::DrvMissing,
-            "the recorded `.drv` was not on the step's host: it was recorded on another, or collected before. Let steps run where it was recorded, and keep that host's state folder.",
+            "the recorded `.drv` was not on the step's host: another host recorded it, or it was collected before. Run steps on the host that records, and keep its state folder.",
         ),
         (
             Reason::DrvCollected,
-            "the garbage collector took the recorded `.drv` under the step's eyes. Let its pin live longer (`keep-days`).",
+            "the recorded `.drv` was collected while the step ran. Raise `keep-days`, so that its pin lives longer.",
         ),
         (
             Reason::OutputsCollected,
-            "the garbage collector took an output right after it was realised. Let it run less often, or while no job runs.",
+            "an output was collected right after it was realised. Run the garbage collector less often, or while no job runs.",
         ),
         (
             Reason::NotRecorded,
-            "the step has no `drv` to take. Let `eval-once pipeline` write it, or give it its `drv`.",
+            "the step has no `drv`. Let `eval-once pipeline` write it, or set it.",
         ),
     ];
-    for (reason, mend) in mends {
+    for (reason, remedy) in remedies {
         if let Some(count) = reasons.remove(reason.word()) {
-            let _ = writeln!(text, "- {count} × `{}`: {mend}", reason.word());
+            let _ = writeln!(text, "- {count} × `{}`: {remedy}", reason.word());
         }
     }
-    // Of another version of eval-once, or of somebody who makes things up.
-    for (reason, count) in reasons.into_iter().take(TOLD) {
+    // Of another version of eval-once, or made up.
+    for (reason, count) in reasons.into_iter().take(NAMES_AT_MOST) {
         let _ = writeln!(text, "- {count} × {}", code(reason));
     }
     text.push('\n');
@@ -371,17 +378,25 @@ fn again(text: &mut String, rows: &Rows) {
 fn drift(text: &mut String, rows: &Rows) {
     let drifted: Vec<&str> = rows
         .steps()
-        .filter(|(_, row)| row.report.as_ref().is_some_and(|left| left.drift))
+        .filter(|(_, row)| row.report.as_ref().is_some_and(|report| report.drift))
         .map(|(_, row)| row.target.as_str())
         .collect();
     if drifted.is_empty() {
         return;
     }
-    let names: Vec<String> = drifted.iter().take(TOLD).map(|name| code(name)).collect();
-    let more = if drifted.len() > TOLD { ", …" } else { "" };
+    let names: Vec<String> = drifted
+        .iter()
+        .take(NAMES_AT_MOST)
+        .map(|name| code(name))
+        .collect();
+    let more = if drifted.len() > NAMES_AT_MOST {
+        ", …"
+    } else {
+        ""
+    };
     let _ = writeln!(
         text,
-        "**Drift:** {} evaluated to another `.drv` than was recorded: {}{more}. Something it depends on is not pinned, or the step's checkout is not the recording's.\n",
+        "**Drift:** {} evaluated to another `.drv` than was recorded: {}{more}. Something that it depends on is not locked, or its step had another checkout than the recording.\n",
         number(drifted.len(), "target"),
         names.join(", ")
     );
@@ -389,7 +404,7 @@ fn drift(text: &mut String, rows: &Rows) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::tests::{gathered, left, recorded, target};
+    use super::super::fixtures::{build_data, recorded, report, target};
     use super::*;
     use crate::step::SavedReportError;
     use serde_json::{Value, json};
@@ -410,17 +425,17 @@ mod tests {
         let mut behind = target("behind");
         behind["depends_on"] = json!(["drv-quick", "drv-red"]);
         targets.extend([slow, skipped, behind]);
-        let gathered = gathered(
+        let data = build_data(
             vec![recorded(&json!(targets), &json!([{ "attr": ["bad"] }]))],
             [
-                ("drv-quick", left(&json!({ "job": "0190-a" }), 0.25)),
+                ("drv-quick", report(&json!({ "job": "0190-a" }), 0.25)),
                 (
                     "drv-slow",
-                    left(&json!({ "built": 3, "job": "0190 b" }), 125.0),
+                    report(&json!({ "built": 3, "job": "0190 b" }), 125.0),
                 ),
                 (
                     "drv-red",
-                    left(
+                    report(
                         &json!({ "exit": 100, "class": "build", "drv": zlib, "job": "0190-c" }),
                         3.0,
                     ),
@@ -428,7 +443,7 @@ mod tests {
                 ("drv-odd", Err(SavedReportError::Version(7))),
             ],
         );
-        let (text, style) = annotation(&Rows::new(&gathered));
+        let (text, style) = of(&Rows::new(&data));
         let table = "\
 **eval-once** sums up 9 attributes: 7 targets (1 failed, 2 without a report, 1 not run, 1 built, 1 already there, 1 skipped), 1 evaluation error.
 
@@ -437,7 +452,7 @@ mod tests {
 | <a href=\"#0190-c\"><code>red</code></a> | **failed** (build): <code>zlib&#45;1&#46;3&#46;1</code> | tried realised (drv&#45;valid) | 3.0 s |
 | <code>bad</code> | **evaluation error** |  |  |
 | <code>silent</code> | no report |  |  |
-| <code>odd</code> | its report is of version 7, which this eval-once does not know |  |  |
+| <code>odd</code> | report of version 7, unknown to this eval-once |  |  |
 | <code>behind</code> | not run: <code>red</code> failed |  |  |
 | <code>slow</code> | built | realised (drv&#45;valid) | 2 min 5 s |
 | <a href=\"#0190-a\"><code>quick</code></a> | already there | realised (drv&#45;valid) | 0.25 s |
@@ -449,21 +464,21 @@ mod tests {
     }
 
     #[test]
-    fn steps_that_evaluated_again_are_told_with_what_mends_it() {
-        let gathered = gathered(
+    fn steps_that_evaluated_again_are_counted_with_what_to_do_about_it() {
+        let data = build_data(
             vec![recorded(
                 &json!(["a", "b", "c", "d", "e"].map(target)),
                 &json!([]),
             )],
             [
-                ("drv-a", left(&evaluated("drv-missing", false), 6.0)),
-                ("drv-b", left(&evaluated("drv-missing", true), 6.0)),
-                ("drv-c", left(&evaluated("drv-collected", false), 6.0)),
-                ("drv-d", left(&evaluated("not-recorded", false), 6.0)),
-                ("drv-e", left(&evaluated("new|reason", false), 6.0)),
+                ("drv-a", report(&evaluated("drv-missing", false), 6.0)),
+                ("drv-b", report(&evaluated("drv-missing", true), 6.0)),
+                ("drv-c", report(&evaluated("drv-collected", false), 6.0)),
+                ("drv-d", report(&evaluated("not-recorded", false), 6.0)),
+                ("drv-e", report(&evaluated("new|reason", false), 6.0)),
             ],
         );
-        let (text, style) = annotation(&Rows::new(&gathered));
+        let (text, style) = of(&Rows::new(&data));
         assert_eq!(style, "warning");
         for part in [
             "**Evaluated again:** 5 steps.",
@@ -479,10 +494,13 @@ mod tests {
     }
 
     #[test]
-    fn a_build_without_a_recording_is_told_from_its_reports_alone() {
-        let report =
+    fn a_build_without_a_recording_is_summed_up_from_its_reports_alone() {
+        let saved =
             json!({ "target": "hello", "way": "evaluated", "reason": "not-recorded", "built": 1 });
-        let (text, style) = annotation(&Rows::new(&gathered(vec![], [("k", left(&report, 1.0))])));
+        let (text, style) = of(&Rows::new(&build_data(
+            vec![],
+            [("k", report(&saved, 1.0))],
+        )));
         assert_eq!(style, "success");
         assert!(
             text.contains("sums up 1 attribute: 1 target (1 built)."),
@@ -492,16 +510,16 @@ mod tests {
     }
 
     #[test]
-    fn the_name_of_what_failed_is_only_text_where_others_wait_for_it() {
+    fn the_name_of_a_failed_dependency_is_only_text() {
         let hostile = "|`<b>\n\n[x](javascript:y) :boom: \u{1b}[31m".repeat(50);
         let failed = json!({ "attr": [hostile], "key": "drv-failed" });
-        let waits = |i: usize| json!({ "attr": [format!("{i}{hostile}")], "key": i.to_string(), "depends_on": ["drv-failed"] });
-        let targets: Vec<Value> = (0..200).map(waits).chain([failed]).collect();
-        let gathered = gathered(
+        let depending = |i: usize| json!({ "attr": [format!("{i}{hostile}")], "key": i.to_string(), "depends_on": ["drv-failed"] });
+        let targets: Vec<Value> = (0..200).map(depending).chain([failed]).collect();
+        let data = build_data(
             vec![recorded(&json!(targets), &json!([]))],
-            [("drv-failed", left(&json!({ "exit": 100 }), 1.0))],
+            [("drv-failed", report(&json!({ "exit": 100 }), 1.0))],
         );
-        let (text, _) = annotation(&Rows::new(&gathered));
+        let (text, _) = of(&Rows::new(&data));
         assert!(text.contains(" (1 failed, 200 not run)."), "{text}");
         assert!(text.len() < 1 << 20, "{}", text.len());
         let rows = text.lines().filter(|line| line.contains("not run: "));
@@ -521,21 +539,20 @@ mod tests {
         let targets: Vec<Value> = (0..300)
             .map(|i| json!({ "attr": [format!("{i}{hostile}")], "key": format!("k{i}"), "skip": null }))
             .collect();
-        let mut gathered = gathered(vec![recorded(&json!(targets), &json!([]))], []);
+        let mut data = build_data(vec![recorded(&json!(targets), &json!([]))], []);
         let job = "0".repeat(64);
         let root_cause = format!("/nix/store/{}-{}.drv", "0".repeat(32), "+".repeat(207));
         for i in 0..300 {
-            let report = json!({
+            let saved = json!({
                 "exit": 1, "class": hostile, "way": hostile, "reason": hostile, "drift": true, "target": hostile,
                 "message": hostile, "seconds": { "total": 1e300 }, "drv": root_cause,
                 "job": if i % 2 == 0 { hostile.as_str() } else { job.as_str() },
             });
-            gathered.reports.insert(format!("k{i}"), left(&report, 1.0));
-            gathered
-                .reports
-                .insert(format!("other{i}"), left(&report, 1.0));
+            data.reports.insert(format!("k{i}"), report(&saved, 1.0));
+            data.reports
+                .insert(format!("other{i}"), report(&saved, 1.0));
         }
-        let (text, style) = annotation(&Rows::new(&gathered));
+        let (text, style) = of(&Rows::new(&data));
         assert_eq!(style, "error");
         assert!(text.len() < 1 << 20, "{}", text.len());
         assert!(text.contains("And 500 more."));

@@ -1,8 +1,8 @@
-//! How much evaluation was saved, as far as this build has measured it.
+//! How much evaluation was saved, as far as this build has measured it. Pure.
 //!
-//! A step that evaluated has measured what a step's own evaluation takes here. One that did not would have taken about the
-//! median of those. What the recording took is taken off in full, although some of it would have been needed to find the
-//! targets in any case. Where no step evaluated, nothing was measured, and no number is made up.
+//! A step that evaluated has measured how long one evaluation takes here. A step that did not evaluate would have taken about the
+//! median of those. The time of the recording is deducted in full, although some of it would have been needed to find the targets
+//! in any case. Where no step evaluated, nothing was measured, and no number is made up.
 
 use std::fmt;
 
@@ -12,44 +12,44 @@ use crate::step::{Reason, WayName};
 
 /// How much evaluation was saved.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Saved {
+pub(super) enum Savings {
     /// No step evaluated: nothing to compare with.
     NotMeasured {
-        /// How many steps took what was recorded.
+        /// How many steps used their records.
         spared: usize,
-        /// What the recordings took, in seconds.
+        /// The time of the recordings, in seconds.
         recording: f64,
     },
-    /// It was measured.
+    /// Some steps evaluated.
     Measured {
-        /// How many steps took what was recorded.
+        /// How many steps used their records.
         spared: usize,
-        /// How many evaluated, and measured.
+        /// How many evaluated.
         evaluated: usize,
-        /// The median of what those took to evaluate, in seconds.
+        /// The median time of their evaluations, in seconds.
         median: f64,
-        /// What the recordings took, in seconds.
+        /// The time of the recordings, in seconds.
         recording: f64,
     },
 }
 
-impl Saved {
-    /// What `rows` say of it; none where nothing was recorded in this build, or it is not known what that took.
+impl Savings {
+    /// What `rows` say of it; none where nothing was recorded in this build, or the time of that is not known.
     pub(super) fn new(rows: &Rows) -> Option<Self> {
         let recording = rows.recording?;
         let mut measured = Vec::new();
         let mut spared = 0;
         for (_, row) in rows.steps() {
-            let Some(left) = &row.report else { continue };
-            // One that failed to evaluate was not through, and one that was stopped need not have been.
-            let is_through =
-                left.stopped.is_none() && left.class.as_deref() != Some(Class::Evaluation.word());
-            match left.way() {
-                Some(WayName::Evaluated) if is_through && left.seconds.evaluate > 0.0 => {
-                    measured.push(left.seconds.evaluate);
+            let Some(report) = &row.report else { continue };
+            // An evaluation that failed or was stopped was shorter than a whole one.
+            let is_whole = report.stopped.is_none()
+                && report.class.as_deref() != Some(Class::Evaluation.word());
+            match report.way() {
+                Some(WayName::Evaluated) if is_whole && report.seconds.evaluate > 0.0 => {
+                    measured.push(report.seconds.evaluate);
                 }
-                // A recording that skips its targets spares nothing.
-                _ if left.reason.as_deref() == Some(Reason::Skipped.word()) => {}
+                // A step that the recording skipped would not have run at all.
+                _ if report.reason.as_deref() == Some(Reason::Skipped.word()) => {}
                 Some(WayName::Realised | WayName::Available) => spared += 1,
                 _ => {}
             }
@@ -77,14 +77,14 @@ fn median(values: &mut [f64]) -> Option<f64> {
     }
 }
 
-/// As sentences, with all that the number is made of.
-impl fmt::Display for Saved {
+/// As sentences, with every figure that the number is computed from.
+impl fmt::Display for Savings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::NotMeasured { spared, recording } => write!(
                 f,
-                "not measured. No step evaluated, so nothing here says how long a step's own evaluation takes: {} what was recorded, and recording took {}.",
-                took(spared),
+                "not measured. No step evaluated, so the time of one evaluation is unknown: {}, and recording took {}.",
+                used(spared),
                 Time(recording)
             ),
             Self::Measured {
@@ -106,13 +106,13 @@ impl fmt::Display for Saved {
                 }
                 write!(
                     f,
-                    "{} what was recorded instead of evaluating, which took {} in {}: {} more in all. Recording took {}, which is taken off.",
-                    took(spared),
+                    "{} instead of evaluating, which takes {} ({}): {} in all. Recording took {}, which is deducted.",
+                    used(spared),
                     Time(median),
                     if evaluated == 1 {
                         "the one step that did".to_owned()
                     } else {
-                        format!("the {evaluated} steps that did (their median)")
+                        format!("the median of the {evaluated} steps that did")
                     },
                     Time(would_have),
                     Time(recording),
@@ -122,11 +122,15 @@ impl fmt::Display for Saved {
     }
 }
 
-fn took(spared: usize) -> String {
-    format!("{spared} step{} took", if spared == 1 { "" } else { "s" })
+fn used(spared: usize) -> String {
+    if spared == 1 {
+        "1 step used its record".to_owned()
+    } else {
+        format!("{spared} steps used their records")
+    }
 }
 
-/// Seconds, as people say them.
+/// Seconds, in the units that a reader expects.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Time(pub(super) f64);
 
@@ -153,7 +157,7 @@ impl fmt::Display for Time {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::tests::{gathered, left, recorded, target};
+    use super::super::fixtures::{build_data, recorded, report, target};
     use super::*;
     use proptest::prelude::*;
     use serde_json::{Value, json};
@@ -162,34 +166,33 @@ mod tests {
         json!({ "way": "evaluated", "reason": "drv-missing", "seconds": { "evaluate": evaluate, "total": 99.0 } })
     }
 
-    fn saved(reports: &[Value]) -> Saved {
+    fn savings(reports: &[Value]) -> Savings {
         let names: Vec<String> = (0..reports.len()).map(|i| i.to_string()).collect();
         let targets: Vec<Value> = names.iter().map(|name| target(name)).collect();
-        let mut gathered = gathered(vec![recorded(&json!(targets), &json!([]))], []);
-        for (name, report) in names.iter().zip(reports) {
-            gathered
-                .reports
-                .insert(format!("drv-{name}"), left(report, 1.0));
+        let mut data = build_data(vec![recorded(&json!(targets), &json!([]))], []);
+        for (name, saved) in names.iter().zip(reports) {
+            data.reports
+                .insert(format!("drv-{name}"), report(saved, 1.0));
         }
-        Saved::new(&Rows::new(&gathered)).unwrap()
+        Savings::new(&Rows::new(&data)).unwrap()
     }
 
     #[test]
     fn a_step_that_was_skipped_and_ran_spares_nothing() {
         let skipped = json!({ "way": "available", "reason": "skipped" });
-        let saved = saved(&[skipped, json!({})]);
-        let expected = Saved::NotMeasured {
+        let savings = savings(&[skipped, json!({})]);
+        let expected = Savings::NotMeasured {
             spared: 1,
             recording: 12.0,
         };
-        assert_eq!(saved, expected);
+        assert_eq!(savings, expected);
     }
 
     #[test]
     fn steps_that_did_not_evaluate_would_have_taken_the_median_of_those_that_did() {
         let realised = json!({});
         let failed = json!({ "exit": 100, "way": "available" });
-        // One was not through, and measured nothing.
+        // Not a whole evaluation.
         let unfinished = json!({ "exit": 65, "class": "evaluation", "way": "evaluated", "seconds": { "evaluate": 1.0 } });
         let reports = [
             evaluated(8.0),
@@ -200,10 +203,10 @@ mod tests {
             realised,
             failed,
         ];
-        let saved = saved(&reports);
+        let savings = savings(&reports);
         assert_eq!(
-            saved,
-            Saved::Measured {
+            savings,
+            Savings::Measured {
                 spared: 3,
                 evaluated: 3,
                 median: 10.0,
@@ -211,32 +214,35 @@ mod tests {
             }
         );
         assert_eq!(
-            saved.to_string(),
-            "about 18.0 s of the agents' time. 3 steps took what was recorded instead of evaluating, which took 10.0 s in the 3 steps that did (their median): 30.0 s more in all. Recording took 12.0 s, which is taken off."
+            savings.to_string(),
+            "about 18.0 s of the agents' time. 3 steps used their records instead of evaluating, which takes 10.0 s (the median of the 3 steps that did): 30.0 s in all. Recording took 12.0 s, which is deducted."
         );
     }
 
     #[test]
     fn where_nothing_was_measured_no_number_is_made_up() {
-        let text = saved(&[json!({}), json!({})]).to_string();
-        assert!(
-            text.starts_with("not measured. No step evaluated"),
-            "{text}"
+        let text = savings(&[json!({}), json!({})]).to_string();
+        assert_eq!(
+            text,
+            "not measured. No step evaluated, so the time of one evaluation is unknown: 2 steps used their records, and recording took 12.0 s."
         );
-        let nothing = Rows::new(&gathered(vec![], [("x", left(&evaluated(3.0), 1.0))]));
-        assert_eq!(Saved::new(&nothing), None);
+        let nothing = Rows::new(&build_data(vec![], [("x", report(&evaluated(3.0), 1.0))]));
+        assert_eq!(Savings::new(&nothing), None);
     }
 
     #[test]
     fn where_recording_took_longer_nothing_was_saved() {
-        let text = saved(&[evaluated(0.5), json!({})]).to_string();
-        assert!(text.starts_with("none. 1 step took"), "{text}");
-        let text = saved(&[evaluated(0.5)]).to_string();
-        assert!(text.starts_with("none. 0 steps took"), "{text}");
+        let text = savings(&[evaluated(0.5), json!({})]).to_string();
+        assert!(text.starts_with("none. 1 step used its record"), "{text}");
+        let text = savings(&[evaluated(0.5)]).to_string();
+        assert!(
+            text.starts_with("none. 0 steps used their records"),
+            "{text}"
+        );
     }
 
     #[test]
-    fn time_is_told_as_people_do() {
+    fn time_has_the_units_that_a_reader_expects() {
         let times =
             [0.04, 1.04, 99.94, 99.96, 3599.4, 3599.6, 7260.0].map(|time| Time(time).to_string());
         let expected = [
@@ -255,7 +261,7 @@ mod tests {
         #[test]
         fn it_is_never_less_than_nothing(times in proptest::collection::vec(proptest::option::of(-1e3..1e300_f64), 0..12)) {
             let reports: Vec<Value> = times.into_iter().map(|time| time.map_or(json!({}), evaluated)).collect();
-            let text = saved(&reports).to_string();
+            let text = savings(&reports).to_string();
             prop_assert!(!text.contains('-') && !text.contains("inf") && !text.contains("NaN"), "{}", text);
         }
     }

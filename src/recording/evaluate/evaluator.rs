@@ -1,0 +1,130 @@
+//! The choice of the evaluator: our own walker, or `nix-eval-jobs`. Both give the same result; only the walker can evaluate
+//! single attributes again.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::Instant;
+
+use super::{EvaluationResult, Walk, eval_jobs};
+use crate::counts;
+use crate::exit::Failure;
+use crate::log::Log;
+use crate::nix::{DrvPath, LockedFlake};
+use crate::recording::{Evaluator, RecordingRequest};
+use crate::store::Store;
+use crate::supervise::Supervisor;
+
+/// An evaluator at work.
+pub(in crate::recording) enum EvaluatorRun<'a> {
+    /// Our own walker.
+    Walker(Box<Walk<'a>>),
+    /// `nix-eval-jobs`.
+    EvalJobs {
+        request: &'a RecordingRequest,
+        locked: Option<LockedFlake>,
+        workers: usize,
+        supervisor: &'a mut Supervisor,
+        evaluated: Box<EvaluationResult>,
+        log: Log,
+    },
+}
+
+impl<'a> EvaluatorRun<'a> {
+    /// The evaluator that the request asks for; `temporary` is the host's folder for temporary files.
+    ///
+    /// # Errors
+    /// The store cannot be asked (75).
+    pub(in crate::recording) fn new(
+        request: &'a RecordingRequest,
+        locked: Option<LockedFlake>,
+        temporary: &'a Path,
+        cores: NonZeroUsize,
+        store: &mut Store,
+        supervisor: &'a mut Supervisor,
+        log: &Log,
+    ) -> Result<Self, Failure> {
+        Ok(match request.evaluator {
+            Evaluator::Nix => Self::Walker(Box::new(Walk::new(
+                request, locked, temporary, cores, store, supervisor, log,
+            )?)),
+            Evaluator::NixEvalJobs => Self::EvalJobs {
+                request,
+                locked,
+                workers: request.workers.unwrap_or(cores).get(),
+                supervisor,
+                evaluated: Box::default(),
+                log: log.clone(),
+            },
+        })
+    }
+
+    /// Evaluates every attribute.
+    ///
+    /// # Errors
+    /// The root does not evaluate (65), or the store, the evaluator or this machine fails (75).
+    pub(in crate::recording) fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
+        match self {
+            Self::Walker(walk) => {
+                walk.all(store)?;
+                walk.say_summary();
+            }
+            Self::EvalJobs {
+                request,
+                locked,
+                workers,
+                supervisor,
+                evaluated,
+                log,
+            } => {
+                let started = Instant::now();
+                **evaluated = eval_jobs::evaluate(
+                    request,
+                    locked.as_ref(),
+                    *workers,
+                    store,
+                    supervisor,
+                    log,
+                )?;
+                let errors = evaluated.broken.len() + evaluated.refused.len();
+                let attributes = evaluated.found.len() + errors;
+                log.say(counts::evaluated(attributes, started.elapsed()));
+                evaluated.nix = store.version(supervisor)?.unwrap_or_default();
+            }
+        }
+        Ok(())
+    }
+
+    /// Evaluates the attributes again whose `.drv`s the garbage collector took.
+    ///
+    /// # Errors
+    /// As [`Self::all`].
+    pub(in crate::recording) fn again(
+        &mut self,
+        gone: &[DrvPath],
+        store: &mut Store,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Walker(walk) => walk.again(gone, store),
+            Self::EvalJobs { log, .. } => {
+                log.say("the garbage collector took what was evaluated: evaluating again");
+                self.all(store)
+            }
+        }
+    }
+
+    /// The result so far.
+    pub(in crate::recording) fn evaluated(&self) -> EvaluationResult {
+        match self {
+            Self::Walker(walk) => walk.evaluated(),
+            Self::EvalJobs { evaluated, .. } => (**evaluated).clone(),
+        }
+    }
+
+    /// The supervisor, for processes beside the evaluation.
+    pub(in crate::recording) fn supervisor(&mut self) -> &mut Supervisor {
+        match self {
+            Self::Walker(walk) => walk.supervisor(),
+            Self::EvalJobs { supervisor, .. } => supervisor,
+        }
+    }
+}

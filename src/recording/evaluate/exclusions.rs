@@ -1,0 +1,55 @@
+//! Which attributes `exclude` leaves out.
+
+use crate::nix::AttrPath;
+
+/// The exclusions below `root`, relative to it; what lies elsewhere excludes nothing, and is empty.
+pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<String>> {
+    let below = |path: &AttrPath| {
+        let (names, root) = (path.names(), root.names());
+        let inside = names.len() > root.len()
+            && root
+                .iter()
+                .zip(names)
+                .all(|(root, name)| name == "*" || name == root);
+        inside.then(|| names[root.len()..].to_vec())
+    };
+    let relative = exclude.iter().map(below);
+    relative.map(Option::unwrap_or_default).collect()
+}
+
+/// Whether `attr`, or a set that it lies in, is left out.
+pub(super) fn is_excluded(attr: &AttrPath, exclude: &[AttrPath]) -> bool {
+    !excluding(attr, exclude).is_empty()
+}
+
+/// The numbers of the exclusions that leave out `attr`, or a set that it lies in.
+pub(super) fn excluding(attr: &AttrPath, exclude: &[AttrPath]) -> Vec<usize> {
+    let excludes = |path: &AttrPath| {
+        let (path, names) = (path.names(), attr.names());
+        !path.is_empty()
+            && path.len() <= names.len()
+            && path
+                .iter()
+                .zip(names)
+                .all(|(part, name)| part == "*" || part == name)
+    };
+    let numbered = exclude.iter().enumerate();
+    numbered
+        .filter(|(_, path)| excludes(path))
+        .map(|(number, _)| number)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exclusion_counts_below_the_root_of_the_walk() {
+        let paths =
+            ["a.b", "a.b.c", "*.b.d.*", "x.y", "a"].map(|path| AttrPath::parse(path).unwrap());
+        let root = AttrPath::parse("a.b").unwrap();
+        let relative = [vec![], vec!["c"], vec!["d", "*"], vec![], vec![]];
+        assert_eq!(exclusions(&paths, &root), relative);
+    }
+}

@@ -1,0 +1,296 @@
+//! The walker's side of the conversation, as data: what it is told (walk.nix), and the lines in which it answers.
+
+use serde::{Deserialize, Serialize};
+
+use super::spans::{AttrIndex, Span};
+use crate::keys::Keys;
+use crate::recording::Meta;
+
+/// What the walker is told.
+#[derive(Debug, Serialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an argument of walk.nix"
+)]
+pub(super) struct WalkerSettings<'a> {
+    pub(super) marker: &'a str,
+    /// Nothing: the root, and all below it.
+    pub(super) start: Option<&'a [Span]>,
+    /// Relative to the root of the walk.
+    pub(super) exclude: &'a [Vec<String>],
+    pub(super) all: bool,
+    pub(super) systems: Option<&'a [String]>,
+    pub(super) buildkite: bool,
+    pub(super) catch: bool,
+    /// Only whether these sets, which were passed, hold derivations.
+    pub(super) look: bool,
+}
+
+impl WalkerSettings<'_> {
+    pub(super) fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// What the walker says.
+#[derive(Debug, PartialEq)]
+pub(super) enum WalkerMessage {
+    /// This attribute, with this name, is looked at now.
+    Begin(AttrIndex, AttrName),
+    /// It, with this name, is left out by these of the exclusions.
+    Out(AttrIndex, Vec<usize>, AttrName),
+    /// It is a set that is not looked into.
+    Pass(AttrIndex),
+    /// These stand beside what is looked at in a flake: outputs where the path is the root, else systems.
+    Beside(AttrIndex, Vec<String>),
+    /// It was passed, and derivations were found in it, or not.
+    Holds(AttrIndex, bool),
+    /// It is a derivation that can be called as well.
+    Call(AttrIndex),
+    /// It is a set or a list of so many.
+    Set(AttrIndex, u32),
+    /// It is a derivation.
+    Target(AttrIndex, Result<DescribedTarget, String>),
+    /// It is a derivation that evaluates, and its metadata is looked at now.
+    Meta(AttrIndex),
+    /// It throws, and was caught.
+    Broken(AttrIndex),
+    /// Its metadata is no data: the end of a sentence.
+    Refused(AttrIndex, String),
+    /// It does not evaluate, and nothing was thrown: why.
+    Error(AttrIndex, String),
+    /// It is nested too deeply.
+    Deep(AttrIndex),
+    /// The root is nothing that could hold targets, but one of this type.
+    No(String),
+    /// That was all, of a Nix of this version.
+    End(String),
+}
+
+/// The name of an attribute, which need not be UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AttrName {
+    pub(super) text: String,
+    pub(super) is_utf8: bool,
+}
+
+/// A derivation, as the walker describes it.
+#[derive(Debug, PartialEq, Deserialize)]
+pub(super) struct DescribedTarget {
+    pub(super) drv: String,
+    /// Its path is a mere string: nothing says that this evaluation wrote it.
+    #[serde(default)]
+    pub(super) named: bool,
+    #[serde(default)]
+    pub(super) meta: DescribedMeta,
+}
+
+/// Its metadata: any data at all.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+pub(super) struct DescribedMeta {
+    pub(super) buildkite: Option<serde_json::Value>,
+    #[serde(rename = "eval-once")]
+    pub(super) eval_once: Option<serde_json::Value>,
+    timeout: Option<serde_json::Value>,
+    #[serde(rename = "maxSilent")]
+    max_silent: Option<serde_json::Value>,
+    description: Option<serde_json::Value>,
+}
+
+impl DescribedMeta {
+    /// What it means. An odd description is nobody's business; an odd timeout would be no timeout.
+    pub(super) fn read(self) -> Result<Meta, String> {
+        let buildkite = set("buildkite", self.buildkite)?;
+        let eval_once = set("eval-once", self.eval_once)?;
+        let timeout = seconds("timeout", self.timeout)?;
+        let max_silent = seconds("maxSilent", self.max_silent)?;
+        let description = self
+            .description
+            .and_then(|value| value.as_str().map(str::to_owned));
+        Ok(Meta {
+            buildkite,
+            eval_once,
+            timeout,
+            max_silent,
+            description,
+        })
+    }
+}
+
+fn set(name: &str, value: Option<serde_json::Value>) -> Result<Option<Keys>, String> {
+    match value {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(serde_json::Value::Object(keys)) => Ok(Some(keys)),
+        Some(_) => Err(format!("meta.{name} is no set")),
+    }
+}
+
+/// A number of seconds. Digits in a string are one too, as for `nix-env` and Hydra (`DrvInfo::queryMetaInt`): metadata had no
+/// numbers once.
+fn seconds(name: &str, value: Option<serde_json::Value>) -> Result<Option<u64>, String> {
+    let number = match &value {
+        None | Some(serde_json::Value::Null) => return Ok(None),
+        Some(serde_json::Value::String(text)) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            text.parse().ok()
+        }
+        Some(value) => value.as_u64(),
+    };
+    let number = number.filter(|seconds| *seconds > 0 && i64::try_from(*seconds).is_ok());
+    match (number, value) {
+        (Some(seconds), _) => Ok(Some(seconds)),
+        (None, value) => Err(format!(
+            "meta.{name} is {}, and must be a whole number of seconds, from 1 on",
+            value.unwrap_or_default()
+        )),
+    }
+}
+
+/// Reads a line of the walker's. `None`: it is somebody else's.
+pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
+    // In front of it stands what Nix makes of a trace, which may be coloured.
+    const BEFORE: usize = 64;
+    let marker = marker.as_bytes();
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let at = line
+        .get(..line.len().min(BEFORE))?
+        .windows(marker.len())
+        .position(|part| part == marker)?;
+    let mut parts = line[at + marker.len()..]
+        .strip_prefix(b" ")?
+        .splitn(3, |byte| *byte == b' ');
+    let word = parts.next()?;
+    let path = AttrIndex::parse(std::str::from_utf8(parts.next()?).ok()?)?;
+    let rest = parts.next().unwrap_or_default();
+    let text = || String::from_utf8_lossy(rest).into_owned();
+    Some(match word {
+        b"begin" => WalkerMessage::Begin(path, name(rest)),
+        b"out" => {
+            let (numbers, name) = rest.split_at(rest.iter().position(|byte| *byte == b' ')?);
+            let numbers = std::str::from_utf8(numbers).ok()?.split(',');
+            let numbers = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
+            WalkerMessage::Out(path, numbers, self::name(&name[1..]))
+        }
+        b"pass" => WalkerMessage::Pass(path),
+        b"beside" => WalkerMessage::Beside(path, text().split(',').map(str::to_owned).collect()),
+        b"holds" => WalkerMessage::Holds(path, true),
+        b"none" => WalkerMessage::Holds(path, false),
+        b"call" => WalkerMessage::Call(path),
+        b"set" => WalkerMessage::Set(path, text().parse().ok()?),
+        b"target" => WalkerMessage::Target(
+            path,
+            serde_json::from_slice(rest)
+                .map_err(|error| format!("its metadata cannot be read: {error}")),
+        ),
+        b"meta" => WalkerMessage::Meta(path),
+        b"broken" => WalkerMessage::Broken(path),
+        b"refuse" => WalkerMessage::Refused(path, text()),
+        b"error" => WalkerMessage::Error(path, text()),
+        b"deep" => WalkerMessage::Deep(path),
+        b"no" => WalkerMessage::No(text()),
+        b"end" => WalkerMessage::End(text()),
+        _ => return None,
+    })
+}
+
+fn name(escaped: &[u8]) -> AttrName {
+    let mut bytes = Vec::with_capacity(escaped.len());
+    let mut rest = escaped.iter();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'\\' => match rest.next() {
+                Some(b'n') => b'\n',
+                Some(b't') => b'\t',
+                Some(b'r') => b'\r',
+                Some(b'a') => 0x07,
+                Some(b'e') => 0x1b,
+                _ => b'\\',
+            },
+            byte => *byte,
+        });
+    }
+    let is_utf8 = std::str::from_utf8(&bytes).is_ok();
+    AttrName {
+        text: String::from_utf8_lossy(&bytes).into_owned(),
+        is_utf8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> AttrIndex {
+        AttrIndex::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_the_walkers_only_behind_its_marker() {
+        assert_eq!(
+            read(b"trace: M end  2.8", "M"),
+            Some(WalkerMessage::End("2.8".into()))
+        );
+        assert_eq!(
+            read(b"\x1b[35mtrace:\x1b[0m M out /3 0,2 a b", "M"),
+            Some(WalkerMessage::Out(
+                path("/3"),
+                vec![0, 2],
+                AttrName {
+                    text: "a b".into(),
+                    is_utf8: true
+                }
+            ))
+        );
+        for other in [
+            "trace: N end  ",
+            "warning: M",
+            "M",
+            "",
+            "trace: M what /1 ",
+            "trace: M set /x 1",
+            "trace: M out /1 x a",
+            "trace: M out /1 0",
+        ] {
+            assert_eq!(read(other.as_bytes(), "M"), None, "{other}");
+        }
+        let far = format!("{}M end  ", "x".repeat(100));
+        assert_eq!(read(far.as_bytes(), "M"), None);
+    }
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        let said = |text: &[u8]| match read(&[b"trace: M begin /1 ", text].concat(), "M") {
+            Some(WalkerMessage::Begin(_, name)) => name,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(said(b"a\\nb \\\\n").text, "a\nb \\n");
+        assert_eq!(said(b"\\ta\\\\t\\r\\a\\e[m").text, "\ta\\t\r\u{7}\u{1b}[m");
+        assert_eq!(said(b"").text, "");
+        assert!(said("ä".as_bytes()).is_utf8);
+        assert!(!said(b"\xff").is_utf8);
+    }
+
+    #[test]
+    fn a_timeout_that_is_none_is_refused() {
+        let meta = |json: &str| serde_json::from_str::<DescribedMeta>(json).unwrap().read();
+        assert_eq!(meta(r#"{"timeout":60}"#).unwrap().timeout, Some(60));
+        let both = meta(r#"{"timeout":"3600","maxSilent":"0600"}"#).unwrap();
+        assert_eq!((both.timeout, both.max_silent), (Some(3600), Some(600)));
+        assert_eq!(meta(r#"{"maxSilent":9}"#).unwrap().max_silent, Some(9));
+        assert_eq!(meta("{}").unwrap(), Meta::default());
+        for wrong in [
+            r#"{"timeout":-1}"#,
+            r#"{"timeout":"1h"}"#,
+            r#"{"timeout":""}"#,
+            r#"{"timeout":"0"}"#,
+            r#"{"timeout":" 60"}"#,
+            r#"{"timeout":"+60"}"#,
+            r#"{"timeout":60.5}"#,
+            r#"{"maxSilent":"-1"}"#,
+            r#"{"maxSilent":"99999999999999999999"}"#,
+            r#"{"eval-once":"raw"}"#,
+            r#"{"buildkite":[]}"#,
+        ] {
+            assert!(meta(wrong).is_err(), "{wrong}");
+        }
+    }
+}

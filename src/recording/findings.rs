@@ -1,0 +1,116 @@
+//! What a recording found, in one sentence: the end of its log, and the beginning of its annotation.
+
+use super::evaluate::overlooked::Note;
+use super::keep::skip::{BUILT, CACHED};
+use super::pipeline::steps::TargetStep;
+use super::{AttrError, Target};
+use crate::counts::{RecordingCounts, number};
+use crate::nix::AttrPath;
+
+/// What a recording found.
+#[derive(Debug)]
+pub(super) struct Findings<'a> {
+    /// What was evaluated.
+    pub(super) source: &'a str,
+    pub(super) targets: &'a [Target],
+    /// The place of each target in the pipeline.
+    pub(super) placed: &'a [TargetStep],
+    /// First the evaluation errors, then the refused; `counts` says how many there are of each.
+    pub(super) errors: &'a [AttrError],
+    /// What was not looked at, and what the keys name and the repository does not have.
+    pub(super) notes: &'a [Note],
+    pub(super) counts: RecordingCounts,
+    /// The number of skipped steps that are omitted because a build cannot have so many jobs.
+    pub(super) omitted: usize,
+    pub(super) seconds: f64,
+    /// Attribute paths and `.drv`s of the previous recording of the branch, if its pin still exists.
+    pub(super) previous: Option<&'a [(AttrPath, String)]>,
+}
+
+impl Findings<'_> {
+    /// The sentence, without a full stop; it names the `source` where one is given.
+    pub(super) fn sentence(&self, source: Option<&str>) -> String {
+        let skipped = |reason: &str| {
+            let is = |placed: &&TargetStep| placed.skip.as_deref() == Some(reason);
+            self.placed.iter().filter(is).count()
+        };
+        let (built, cached) = (skipped(BUILT), skipped(CACHED));
+        let mut parts = vec![format!(
+            "{} to build",
+            self.counts.targets.saturating_sub(built + cached)
+        )];
+        for (count, what) in [(built, "already built here"), (cached, "in a cache")] {
+            if count > 0 {
+                parts.push(format!("{count} {what}"));
+            }
+        }
+        if self.omitted > 0 {
+            let steps = number(self.omitted, "skipped step");
+            parts.push(format!("{steps} omitted: a build can have 4,000 jobs"));
+        }
+        let source = source.map(|source| format!(" of {source}"));
+        let took = format!("{} in {:.1} s", source.unwrap_or_default(), self.seconds);
+        format!("recorded {}", self.counts.told(&took, &parts.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::DrvPath;
+    use crate::recording::Meta;
+    use crate::recording::pipeline::limits::JOBS_PER_BUILD;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_target_that_has_an_error_step_is_not_one_to_build() {
+        let attr = |name: &str| AttrPath::new(vec![name.into()]);
+        let drv = format!("/nix/store/{}-a.drv", "0".repeat(32));
+        let target = |name: &str| Target {
+            attr: attr(name),
+            also: Vec::new(),
+            name: name.into(),
+            drv: DrvPath::parse(&drv).unwrap(),
+            outputs: BTreeMap::new(),
+            system: "x86_64-linux".into(),
+            features: Vec::new(),
+            meta: Meta::default(),
+        };
+        let placed = |skip: Option<&str>| TargetStep {
+            key: "key".into(),
+            depends_on: Vec::new(),
+            skip: skip.map(str::to_owned),
+        };
+        let errors = [AttrError {
+            attr: attr("a"),
+            message: None,
+        }];
+        let mut findings = Findings {
+            targets: &[target("a"), target("b"), target("c")],
+            placed: &[placed(None), placed(None), placed(Some(BUILT))],
+            counts: RecordingCounts {
+                attributes: 4,
+                targets: 2,
+                evaluation_errors: 0,
+                refused: 1,
+            },
+            source: "ci.nix",
+            errors: &errors,
+            notes: &[],
+            omitted: 0,
+            seconds: 1.25,
+            previous: None,
+        };
+        assert_eq!(
+            findings.sentence(None),
+            "recorded 4 attributes in 1.2 s: 2 targets (1 to build, 1 already built here), 1 refused"
+        );
+        findings.omitted = 7;
+        assert_eq!(JOBS_PER_BUILD, 4_000, "as the sentence says");
+        assert_eq!(
+            findings.sentence(Some("ci.nix")),
+            "recorded 4 attributes of ci.nix in 1.2 s: 2 targets (1 to build, 1 already built here, \
+             7 skipped steps omitted: a build can have 4,000 jobs), 1 refused"
+        );
+    }
+}

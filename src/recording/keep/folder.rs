@@ -1,0 +1,221 @@
+//! The folder of a pin in the state folder: what lies in it, who holds it, and when it is removed.
+//!
+//! Recordings and `prune` meet here, and any of them may be killed at any time.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::StateFolder;
+
+/// What the names of our folders begin with: in a state folder that was given by mistake, nothing else is touched.
+pub(in crate::recording) const PREFIX: &str = "eval-once-";
+
+/// How long a pin is kept: a file beside it.
+#[derive(Debug, Serialize, Deserialize)]
+struct PinExpiry {
+    /// Until when, in seconds since 1970.
+    until: u64,
+}
+
+/// Removes expired pins, and gives their folders. What cannot be removed (another user made it, say) stays.
+pub(in crate::recording) fn remove_expired(state: &StateFolder) -> Vec<PathBuf> {
+    let Ok(entries) = state.pins().read_dir() else {
+        return Vec::new();
+    };
+    let now = seconds(SystemTime::now());
+    let mut removed = Vec::new();
+    for entry in entries.flatten() {
+        let folder = entry.path();
+        let ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+            && entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let is_due = || until(&folder).is_some_and(|until| until < now);
+        if !ours || !is_due() {
+            continue;
+        }
+        // Made where it is missing (a removal that was cut short removes it first): else a recording could make it meanwhile.
+        let path = folder.join(LOCK);
+        let Ok(lock) = File::options().create(true).append(true).open(&path) else {
+            continue;
+        };
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            continue;
+        }
+        // Between the two checks, a recording may have made it anew, or another prune may have removed it.
+        if !is_at(&lock, &path) || !is_due() {
+            continue;
+        }
+        // Removing takes a while, and a recording that finds the folder without its lock makes one and takes it as its own. So
+        // the folder is renamed first; what remains where that is cut short is pruned under the other name.
+        let Some(renamed) = rename(&folder) else {
+            continue;
+        };
+        if fs::remove_dir_all(renamed).is_ok() {
+            removed.push(folder);
+        }
+    }
+    removed
+}
+
+/// Gives a folder another name of ours, and returns that.
+fn rename(folder: &Path) -> Option<PathBuf> {
+    let place = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .tempdir_in(folder.parent()?)
+        .ok()?
+        .keep();
+    // Onto an empty folder, in one act.
+    if fs::rename(folder, &place).is_ok() {
+        return Some(place);
+    }
+    let _ = fs::remove_dir(place);
+    None
+}
+
+/// Whether an open file is the one that is at `path` now.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |there: &fs::Metadata, held: &fs::Metadata| {
+        (there.dev(), there.ino()) == (held.dev(), held.ino())
+    };
+    match (path.metadata(), file.metadata()) {
+        (Ok(there), Ok(held)) => same(&there, &held),
+        _ => false,
+    }
+}
+
+/// What lies in a pin's folder so that it can be held.
+const LOCK: &str = "lock";
+
+/// Makes a pin's folder, and protects it from `prune` as long as the file is open. On a file system without locks it is only made.
+pub(in crate::recording) fn hold(folder: &Path) -> io::Result<File> {
+    loop {
+        match DirBuilder::new().recursive(true).mode(0o755).create(folder) {
+            // It existed, and was pruned before it could be opened.
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists
+                    && folder.symlink_metadata().map_or(true, |it| it.is_dir()) =>
+            {
+                continue;
+            }
+            made => made?,
+        }
+        let path = folder.join(LOCK);
+        let lock = match File::options().create(true).append(true).open(&path) {
+            // It was pruned just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        // `prune` holds it for a moment only.
+        let _ = lock.lock_shared();
+        if is_at(&lock, &path) {
+            return Ok(lock);
+        }
+    }
+}
+
+/// Until when a pin is kept, in seconds since 1970; one without that file is being made, or its recording was killed.
+fn until(folder: &Path) -> Option<u64> {
+    let said = fs::read(folder.join("keep.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<PinExpiry>(&text).ok());
+    match said {
+        Some(PinExpiry { until }) => Some(until),
+        None => Some(seconds(folder.symlink_metadata().ok()?.modified().ok()?) + 24 * 60 * 60),
+    }
+}
+
+pub(in crate::recording) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs()
+}
+
+/// Says until when the pin in `folder` is kept, in seconds since 1970.
+///
+/// # Errors
+/// The file cannot be written.
+pub(in crate::recording) fn write_expiry(folder: &Path, until: u64) -> io::Result<()> {
+    let expiry = serde_json::to_vec(&PinExpiry { until })?;
+    write_whole(&folder.join("keep.json"), &expiry)
+}
+
+/// Writes a file completely or not at all.
+fn write_whole(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    temporary.write_all(bytes)?;
+    temporary.persist(file).map_err(|error| error.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_pin_that_is_old_enough_is_pruned() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let now = seconds(SystemTime::now());
+        for (name, until) in [
+            ("eval-once-old", now - 5),
+            ("eval-once-new", now + 1000),
+            ("other", now - 5),
+        ] {
+            let pin = state.pins().join(name);
+            fs::create_dir(&pin).unwrap();
+            fs::write(pin.join("keep.json"), format!("{{\"until\":{until}}}")).unwrap();
+        }
+        fs::create_dir(state.pins().join("eval-once-begun")).unwrap();
+        // One that a recording holds stays.
+        let held = state.pins().join("eval-once-held");
+        let lock = hold(&held).unwrap();
+        fs::write(held.join("keep.json"), "{\"until\":1}").unwrap();
+        assert_eq!(remove_expired(&state), [state.pins().join("eval-once-old")]);
+        let left = |name: &str| state.pins().join(name).exists();
+        assert!(left("eval-once-new") && left("eval-once-begun") && left("other"));
+        assert!(left("eval-once-held"));
+        drop(lock);
+        assert_eq!(remove_expired(&state), [held]);
+    }
+
+    #[test]
+    fn a_held_pin_is_the_folder_that_exists() {
+        use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+        /// Ends the threads also where an assertion fails: the scope would wait for them.
+        struct Stops<'a>(&'a AtomicBool);
+        impl Drop for Stops<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, SeqCst);
+            }
+        }
+
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let pin = state.pins().join("eval-once-x");
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _stops = Stops(&stop);
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(SeqCst) {
+                        remove_expired(&state);
+                    }
+                });
+            }
+            for _ in 0..500 {
+                let _held = hold(&pin).unwrap();
+                write_whole(&pin.join("keep.json"), b"{\"until\":1}").unwrap();
+                fs::write(pin.join("pin"), "").unwrap();
+                std::thread::yield_now();
+                assert!(pin.join("pin").exists());
+            }
+        });
+    }
+}

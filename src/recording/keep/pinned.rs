@@ -1,0 +1,87 @@
+//! From an evaluation to one that the garbage collector cannot take: pinned, and read into targets and edges.
+
+use super::content::PinOwner;
+use super::pin::{PinResult, pin};
+use crate::exit::{Class, Failure};
+use crate::log::Log;
+use crate::nix::{AttrPath, DrvPath, StorePath};
+use crate::recording::evaluate::evaluator::EvaluatorRun;
+use crate::recording::pipeline::edges::Edges;
+use crate::recording::targets::targets_and_edges;
+use crate::recording::{EvaluationResult, RecordingRequest, Target};
+use crate::state::StateFolder;
+use crate::store::{ATTEMPTS, COLLECTOR_HINT, Store};
+
+/// An evaluation whose `.drv`s are pinned.
+pub(in crate::recording) struct PinnedEvaluation {
+    pub(in crate::recording) evaluated: EvaluationResult,
+    /// The pin; none where no `.drv` was found.
+    pub(in crate::recording) pin: Option<StorePath>,
+    pub(in crate::recording) targets: Vec<Target>,
+    pub(in crate::recording) edges: Edges,
+}
+
+/// Pins what was evaluated, and reads the `.drv`s while Nix writes the pin. `.drv`s that are gone by then are evaluated again.
+///
+/// # Errors
+/// The state folder or the store fails, or the garbage collector is faster each time (75).
+pub(in crate::recording) fn pin_evaluation(
+    evaluation: &mut EvaluatorRun<'_>,
+    owner: &PinOwner,
+    request: &RecordingRequest,
+    state: &StateFolder,
+    store: &mut Store,
+    log: &Log,
+) -> Result<PinnedEvaluation, Failure> {
+    for _ in 0..ATTEMPTS {
+        let evaluated = evaluation.evaluated();
+        if evaluated.found.is_empty() {
+            let (targets, edges) = targets_and_edges(&evaluated)?;
+            return Ok(PinnedEvaluation {
+                evaluated,
+                pin: None,
+                targets,
+                edges,
+            });
+        }
+        let recorded: Vec<(&AttrPath, &DrvPath)> = evaluated
+            .found
+            .iter()
+            .map(|found| (&found.attr, &found.drv))
+            .collect();
+        let mut read = None;
+        let pinned = pin(
+            &recorded,
+            owner,
+            request,
+            state,
+            store,
+            evaluation.supervisor(),
+            log,
+            || read = Some(targets_and_edges(&evaluated)),
+        )?;
+        match pinned {
+            PinResult::Pinned(pin) => {
+                let (targets, edges) = match read {
+                    Some(Ok(read)) => read,
+                    // A `.drv` may have been gone when it was read, and written again before it was pinned.
+                    _ => targets_and_edges(&evaluated)?,
+                };
+                return Ok(PinnedEvaluation {
+                    evaluated,
+                    pin: Some(pin),
+                    targets,
+                    edges,
+                });
+            }
+            PinResult::Gone(gone) => evaluation.again(&gone, store)?,
+        }
+    }
+    Err(Failure::new(
+        Class::Infrastructure,
+        format_args!(
+            "the garbage collector took what was evaluated {ATTEMPTS} times before it could be kept"
+        ),
+    )
+    .hint(COLLECTOR_HINT))
+}

@@ -1,0 +1,45 @@
+//! `eval-once prune`: removes the GC roots in the state folder that have expired.
+
+use super::{folder, open_state_folder};
+use crate::counts::number;
+use crate::exit::Failure;
+use crate::host::Host;
+use crate::log::Log;
+
+/// Removes the pins whose time is over, and the roots of killed steps.
+///
+/// # Errors
+/// The state folder cannot be used (75).
+pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
+    if let Some(folder) = host.state.as_ref().filter(|folder| !folder.exists()) {
+        log.say(format_args!(
+            "there is no state folder {}: nothing to prune",
+            folder.display()
+        ));
+        return Ok(());
+    }
+    let state = open_state_folder(host)?;
+    let removed = folder::remove_expired(&state);
+    for folder in &removed {
+        log.say(format_args!("removed {}", folder.display()));
+    }
+    let (roots, outputs) = state.sweep();
+    if roots > 0 {
+        log.say(format_args!(
+            "removed the roots of {}",
+            number(roots, "killed step")
+        ));
+    }
+    if outputs > 0 {
+        log.say(format_args!(
+            "removed the outputs of {}, which were kept for a day",
+            number(outputs, "step")
+        ));
+    }
+    log.say(match removed.len() {
+        0 => "no pin has been kept long enough yet".to_owned(),
+        1 => "1 pin removed: the next collection may take what only it kept".to_owned(),
+        count => format!("{count} pins removed: the next collection may take what only they kept"),
+    });
+    Ok(())
+}

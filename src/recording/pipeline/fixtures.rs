@@ -1,0 +1,185 @@
+//! Targets, requests and steps as the tests of this module use them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use super::edges::Edges;
+use super::planned::PlannedStep;
+use super::steps::{Records, Steps, steps};
+use crate::buildkite::pipeline::CommandStep;
+use crate::buildkite::schema::Schema;
+use crate::exit::Failure;
+use crate::keys::Keys;
+use crate::nix::{Argument, AttrPath, DrvPath, Evaluation, Source, StorePath};
+use crate::recording::{
+    Emit, Evaluator, Meta, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich, Target,
+};
+
+/// Made once: in a debug build that takes longer than many tests.
+pub(in crate::recording) fn schema() -> &'static Schema {
+    static SCHEMA: OnceLock<Schema> = OnceLock::new();
+    SCHEMA.get_or_init(|| Schema::new().unwrap())
+}
+
+pub(in crate::recording) fn path(names: &[&str]) -> AttrPath {
+    AttrPath::new(names.iter().map(ToString::to_string).collect())
+}
+
+pub(in crate::recording) fn drv(i: usize) -> DrvPath {
+    DrvPath::parse(&format!("/nix/store/{i:032}-x.drv")).unwrap()
+}
+
+pub(in crate::recording) fn target(i: usize, names: &[&str]) -> Target {
+    Target {
+        attr: path(names),
+        also: Vec::new(),
+        name: "x".into(),
+        drv: drv(i),
+        outputs: BTreeMap::from([(
+            "out".into(),
+            StorePath::parse(&format!("/nix/store/{i:032}-x")).unwrap(),
+        )]),
+        system: "x86_64-linux".into(),
+        features: Vec::new(),
+        meta: Meta::default(),
+    }
+}
+
+/// A target with this `meta.buildkite`.
+pub(in crate::recording) fn target_wishing(i: usize, buildkite: &Value) -> Target {
+    Target {
+        meta: Meta {
+            buildkite: buildkite.as_object().cloned(),
+            ..Meta::default()
+        },
+        ..target(i, &["p", &format!("t{i}")])
+    }
+}
+
+pub(in crate::recording) fn request() -> RecordingRequest {
+    RecordingRequest {
+        root: Evaluation {
+            source: Source::File("ci.nix".into()),
+            attr: path(&["p"]),
+            arguments: vec![
+                ("n".into(), Argument::Expr("5".into())),
+                ("s".into(), Argument::String("x y".into())),
+            ],
+            include: vec!["x=.".into()],
+            call: true,
+            folder: "/checkout".into(),
+        },
+        by_default: false,
+        options: vec![("cores".into(), "2".into())],
+        recurse: Recurse::Marked,
+        exclude: Vec::new(),
+        workers: None,
+        memory: None,
+        evaluation_timeout: None,
+        evaluator: Evaluator::Nix,
+        skip: SkipWhich::Nothing,
+        skip_style: SkipStyle::Mark,
+        on_error: OnError::Step,
+        emit: Emit::Plugin("your-org/eval-once#v1".into()),
+        build_keys: Keys::new(),
+        below: None,
+        step: Keys::new(),
+        agents: BTreeMap::new(),
+        group_by: 0,
+        meta: true,
+        summary: false,
+        chunk: NonZeroUsize::new(100).unwrap(),
+        keep_days: 3,
+    }
+}
+
+/// The request of a user with this `step`.
+pub(in crate::recording) fn request_wishing(step: &Value) -> RecordingRequest {
+    RecordingRequest {
+        step: step.as_object().unwrap().clone(),
+        ..request()
+    }
+}
+
+/// No target depends on another.
+pub(in crate::recording) fn no_edges(targets: &[Target]) -> Edges {
+    edges_between(targets, &[])
+}
+
+/// Targets of which some depend on others, by their numbers.
+pub(in crate::recording) fn edges_between(targets: &[Target], pairs: &[(usize, usize)]) -> Edges {
+    let drvs: Vec<_> = targets.iter().map(|target| target.drv.clone()).collect();
+    Edges::load(&drvs, |read| {
+        let inputs = pairs.iter().filter(|(from, _)| drv(*from) == *read);
+        Ok(inputs.map(|(_, to)| drv(*to)).collect())
+    })
+    .unwrap()
+}
+
+pub(in crate::recording) fn make(
+    targets: &[Target],
+    edges: &Edges,
+    skip: &[Option<String>],
+    request: &RecordingRequest,
+) -> Result<Steps, Failure> {
+    let records = Records {
+        targets,
+        evaluation_errors: &[],
+        refused: &[],
+        callable: &BTreeSet::new(),
+        edges,
+        skip,
+    };
+    steps(&records, request, schema())
+}
+
+pub(in crate::recording) fn made_steps(
+    targets: &[Target],
+    request: &RecordingRequest,
+) -> Vec<Value> {
+    values(&make(targets, &no_edges(targets), &[], request).unwrap())
+}
+
+pub(in crate::recording) fn values(steps: &Steps) -> Vec<Value> {
+    let steps = steps.planned.iter();
+    steps
+        .map(|planned| serde_json::to_value(&planned.step).unwrap())
+        .collect()
+}
+
+pub(in crate::recording) fn record_of(step: &Value) -> Keys {
+    match &step["env"]["EVAL_ONCE_STEP"] {
+        Value::String(record) => serde_json::from_str(record).unwrap(),
+        _ => step["plugins"][0]["your-org/eval-once#v1"]
+            .as_object()
+            .unwrap()
+            .clone(),
+    }
+}
+
+pub(in crate::recording) fn keys(value: &Value) -> Keys {
+    value.as_object().unwrap().clone()
+}
+
+/// A target with this `meta.eval-once`.
+pub(in crate::recording) fn target_building(i: usize, wishes: &Value) -> Target {
+    let mut target = target(i, &["p", &format!("t{i}")]);
+    target.meta.eval_once = wishes.as_object().cloned();
+    target
+}
+
+/// A step with this key, in this group.
+pub(in crate::recording) fn planned(key: usize, group: Option<&str>) -> PlannedStep {
+    PlannedStep {
+        step: CommandStep {
+            label: format!("step {key}"),
+            key: key.to_string(),
+            ..CommandStep::default()
+        },
+        group: group.map(str::to_owned),
+        skipped: false,
+    }
+}

@@ -1,0 +1,784 @@
+//! One step at a time: a target's, an evaluation error's, a refused attribute's, the summary's.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::labels::{attr_name, inert, label};
+use super::record::{size, source};
+use super::retry::retry_rules;
+use super::step_key::{error_key, key, summary_key};
+use super::wishes::{FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, merge};
+use crate::buildkite::pipeline::{
+    Automatic, CommandStep, Dependency, Plugin, Retry, StepCommand, StepSkip,
+};
+use crate::buildkite::schema::Schema;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::keys::{Keys, refuse};
+use crate::nix::AttrPath;
+use crate::recording::pipeline::limits::{
+    JOBS_PER_UPLOAD, MESSAGE_AT_MOST, REASON_AT_MOST, RECORD_AT_MOST,
+};
+use crate::recording::pipeline::planned::PlannedStep;
+use crate::recording::{AttrError, Emit, RecordingRequest, SkipStyle, Target};
+use crate::text::shortened;
+
+/// The command of a step that is not our plugin's.
+const STEP: &str = "eval-once step";
+
+/// A target's step, still without its dependencies on other targets.
+pub(super) struct MadeStep {
+    pub(super) step: CommandStep,
+    /// Why its target needs no build, if it needs none.
+    pub(super) skip: Option<String>,
+}
+
+/// What all steps of a recording have in common.
+pub(super) struct StepMaker<'a> {
+    request: &'a RecordingRequest,
+    schema: &'a Schema,
+    /// What is evaluated, as keys.
+    source: Keys,
+    /// The user's `step`.
+    step: StepWishes,
+    /// The agent tags of steps without a system of their own: those of the system that most targets have.
+    common_agents: Option<Keys>,
+    /// The user's `agents`, by system or feature.
+    agents: BTreeMap<&'a str, Keys>,
+    /// The derivations that can be called as well: their steps must not call them.
+    callable: BTreeSet<AttrPath>,
+}
+
+impl<'a> StepMaker<'a> {
+    /// # Errors
+    /// The user's `step` or `agents` make no step that Buildkite would take, or the expression is too large to be in every
+    /// step (64).
+    pub(super) fn new(request: &'a RecordingRequest, schema: &'a Schema) -> Result<Self, Failure> {
+        let wrong = |message: String| refuse(format_args!("in the key `step`, {message}"));
+        let step = StepWishes::read(&request.step, &request.emit, schema).map_err(wrong)?;
+        let mut agents = BTreeMap::new();
+        for (name, tags) in &request.agents {
+            let mut probe = Keys::new();
+            probe.insert("agents".into(), Value::Object(tags.clone()));
+            schema
+                .check_step(&Value::Object(probe))
+                .map_err(|message| refuse(format_args!("for `agents.{name}`, {message}")))?;
+            agents.insert(name.as_str(), tags.clone());
+        }
+        let source = source(&request.root, &request.options);
+        if size(&source) > RECORD_AT_MOST / 2 {
+            return Err(refuse(format_args!(
+                "what is evaluated takes {} bytes to say, and every step has to say it: more than an agent can hand on",
+                size(&source)
+            ))
+            .hint("put the expression into a file of the repository"));
+        }
+        let maker = Self {
+            request,
+            schema,
+            source,
+            step,
+            common_agents: None,
+            agents,
+            callable: BTreeSet::new(),
+        };
+        let mut probe = maker.begin("label".into(), "key".into(), Keys::new())?;
+        maker.step.merge_into(&mut probe);
+        maker.check(probe).map_err(wrong)?;
+        Ok(maker)
+    }
+
+    /// The maker of the steps of these targets.
+    pub(super) fn with_targets(
+        mut self,
+        targets: &[Target],
+        callable: &BTreeSet<AttrPath>,
+    ) -> Self {
+        self.common_agents = most_common_system(targets)
+            .and_then(|system| self.agents.get(system))
+            .cloned();
+        self.callable.clone_from(callable);
+        self
+    }
+
+    /// The step of a target.
+    ///
+    /// # Errors
+    /// The target makes no step that Buildkite or an agent would take; the sentence says why.
+    pub(super) fn target(&self, target: &Target, skip: Option<&str>) -> Result<MadeStep, String> {
+        let meta = &target.meta;
+        let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
+        let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
+        let wishes = buildkite.map_or(Ok(StepWishes::default()), |keys| {
+            StepWishes::read(keys, &self.request.emit, self.schema).map_err(in_buildkite)
+        })?;
+        let eval_once = meta.eval_once.as_ref().filter(|_| self.request.meta);
+        let build_keys = eval_once
+            .map_or(Ok(Keys::new()), |keys| build_wishes(keys, self.request))
+            .map_err(|message| format!("in its `meta.eval-once`, {message}"))?;
+        let own_command = self.step.has("command") || wishes.has("command");
+        let other_plugin = self.step.has("plugins") || wishes.has("plugins");
+        let mut record = self.record(&target.attr);
+        record.extend(self.request.build_keys.clone());
+        record.extend(build_keys);
+        let leaves_command = record.get("command").is_some_and(|when| when == "none");
+        if leaves_command && !other_plugin {
+            if own_command {
+                return Err("its step has a command, which `command: none` leaves to another plugin, and it has no other plugin".into());
+            }
+            // No command, and no plugin to leave it to.
+            record.remove("command");
+        }
+        // A skipped step runs nothing, so only a step that does nothing but build is skipped. What another plugin runs may be
+        // in that plugin's configuration, which we do not know. And an explicit `skip` is the user's decision.
+        let runs_more = own_command || leaves_command && other_plugin;
+        let has_skip = self.step.has("skip") || wishes.has("skip");
+        let skip = skip.filter(|_| !runs_more && !has_skip);
+        let skip = skip.map(|reason| shortened(&inert(reason), REASON_AT_MOST));
+        let ends_at_once = skip.is_some() && self.request.skip_style == SkipStyle::Run;
+        if ends_at_once {
+            record.insert("skip".into(), true.into());
+        }
+        add_findings(&mut record, target);
+        let bytes = size(&record);
+        if bytes > RECORD_AT_MOST {
+            return Err(format!(
+                "its record takes {bytes} bytes, more than an agent can hand on to a job"
+            ));
+        }
+        let name = match target.attr.names() {
+            [] => target.name.clone(),
+            _ => target.attr.to_string(),
+        };
+        let mut step = self
+            .begin(label(":nix:", &name), key(target), record)
+            .map_err(|failure| failure.to_string())?;
+        self.merge_wishes(&mut step, target, &wishes);
+        let mut step = self.check(step).map_err(|message| match buildkite {
+            Some(_) => in_buildkite(message),
+            None => message,
+        })?;
+        if step.jobs() > JOBS_PER_UPLOAD {
+            return Err(format!(
+                "its step becomes {} jobs, and Buildkite takes at most {JOBS_PER_UPLOAD} at once",
+                step.jobs()
+            ));
+        }
+        if let Some(reason) = skip.as_ref().filter(|_| !ends_at_once) {
+            step.skip = Some(StepSkip::Reason(reason.clone()));
+        }
+        let step = self.with_command_carried(step)?;
+        Ok(MadeStep { step, skip })
+    }
+
+    /// Merges wishes in the order of their scope, so that the more specific one counts: those of every step, of the target's
+    /// system, of its features, and of the target itself.
+    fn merge_wishes(&self, step: &mut Keys, target: &Target, wishes: &StepWishes) {
+        self.step.merge_into(step);
+        let features = target
+            .features
+            .iter()
+            .map(|feature| format!("feature:{feature}"));
+        for name in std::iter::once(target.system.clone()).chain(features) {
+            if let Some(tags) = self.agents.get(name.as_str()) {
+                merge(step, "agents", &Value::Object(tags.clone()));
+            }
+        }
+        if let Some(seconds) = target.meta.timeout.filter(|seconds| *seconds > 0) {
+            step.insert("timeout_in_minutes".into(), seconds.div_ceil(60).into());
+        }
+        wishes.merge_into(step);
+    }
+
+    /// With `emit: command`, a command of the user's own is carried beside the record, and `eval-once step` runs it after the
+    /// build. As the step's own command, an agent without our hook would run it with nothing built before it.
+    fn with_command_carried(&self, mut step: CommandStep) -> Result<CommandStep, String> {
+        if self.request.emit != Emit::Command {
+            return Ok(step);
+        }
+        let ours = Some(StepCommand::One(STEP.into()));
+        let text = match std::mem::replace(&mut step.command, ours) {
+            None => return Ok(step),
+            Some(StepCommand::One(command)) if command == STEP => return Ok(step),
+            Some(StepCommand::One(command)) => command,
+            // As Buildkite joins them for an agent.
+            Some(StepCommand::Several(commands)) => commands.join("\n"),
+        };
+        if text.len() > RECORD_AT_MOST {
+            return Err(format!(
+                "its command takes {} bytes, more than an agent can hand on to a job",
+                text.len()
+            ));
+        }
+        step.env.insert("EVAL_ONCE_COMMAND".into(), text.into());
+        Ok(step)
+    }
+
+    /// The step of an evaluation error: it evaluates the attribute, shows what Nix prints, and fails.
+    pub(super) fn evaluation_error(&self, error: &AttrError) -> Result<CommandStep, Failure> {
+        let label = label(":boom:", &attr_name(&error.attr));
+        let mut record = self.record(&error.attr);
+        record.extend(self.request.build_keys.clone());
+        // The step has no command of the user's, so there is none to leave to another plugin.
+        record.remove("command");
+        if size(&record) > RECORD_AT_MOST {
+            return self.refused(error);
+        }
+        let mut step = self.begin(label, error_key(&error.attr), record)?;
+        self.step.without(&[&FOR_TARGETS]).merge_into(&mut step);
+        self.finish(step)
+    }
+
+    /// The step of an attribute that evaluates, but cannot have the step that it wishes: it says why, and fails.
+    pub(super) fn refused(&self, refused: &AttrError) -> Result<CommandStep, Failure> {
+        let attr = attr_name(&refused.attr);
+        let message = refused
+            .message
+            .as_deref()
+            .unwrap_or("it cannot have a step");
+        let message = shortened(&inert(&format!("{attr}: {message}")), MESSAGE_AT_MOST);
+        let mut record = Keys::new();
+        record.insert("refused".into(), message.into());
+        let mut step = self.begin(label(":boom:", &attr), error_key(&refused.attr), record)?;
+        self.step
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
+            .merge_into(&mut step);
+        self.finish(step)
+    }
+
+    /// The step that sums the build up when all of these have ended, whatever their outcome. A `wait` step would do so too, but
+    /// would also hold back the steps that the user's pipeline has behind the recording.
+    pub(super) fn summary(&self, planned: &[PlannedStep]) -> Result<CommandStep, Failure> {
+        let mut step = CommandStep {
+            label: ":bar_chart: eval-once summary".into(),
+            key: summary_key(planned.iter().map(|planned| planned.step.key.as_str())),
+            // A step that is marked as skipped has ended already.
+            depends_on: planned
+                .iter()
+                .filter(|planned| planned.step.skip.is_none() || !planned.skipped)
+                .map(|planned| Dependency::Step {
+                    step: planned.step.key.clone(),
+                    allow_failure: Some(true.into()),
+                })
+                .collect(),
+            retry: Some(our_retry()),
+            ..CommandStep::default()
+        };
+        match &self.request.emit {
+            Emit::Plugin(reference) => {
+                let keys = json!({ "summary": true });
+                step.plugins.push(our_plugin(reference, keys));
+            }
+            Emit::Command => step.command = Some(StepCommand::One("eval-once summary".into())),
+        }
+        let mut step = keys_of(&step)?;
+        self.step
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY])
+            .merge_into(&mut step);
+        self.finish(step)
+    }
+
+    /// Ends making a step that has no system of its own.
+    fn finish(&self, mut step: Keys) -> Result<CommandStep, Failure> {
+        if let Some(tags) = &self.common_agents {
+            merge(&mut step, "agents", &Value::Object(tags.clone()));
+        }
+        self.check(step)
+            .map_err(|message| Failure::new(Class::Bug, message))
+    }
+
+    /// The record of an attribute, without the findings of the evaluation.
+    fn record(&self, attr: &AttrPath) -> Keys {
+        let mut record = self.source.clone();
+        record.insert("attr".into(), attr.names().into());
+        if self.callable.contains(attr) {
+            record.insert("call".into(), false.into());
+        }
+        record
+    }
+
+    /// A step before any wishes.
+    fn begin(&self, label: String, key: String, record: Keys) -> Result<Keys, Failure> {
+        let mut step = CommandStep {
+            label,
+            key,
+            retry: Some(our_retry()),
+            ..CommandStep::default()
+        };
+        match &self.request.emit {
+            Emit::Plugin(reference) => step.plugins.push(our_plugin(reference, record.into())),
+            Emit::Command => {
+                step.command = Some(StepCommand::One(STEP.into()));
+                let record = Value::Object(record).to_string();
+                step.env.insert("EVAL_ONCE_STEP".into(), record.into());
+            }
+        }
+        keys_of(&step)
+    }
+
+    fn check(&self, step: Keys) -> Result<CommandStep, String> {
+        let step = Value::Object(step);
+        self.schema.check_step(&step)?;
+        serde_json::from_value(step).map_err(|error| error.to_string())
+    }
+}
+
+/// Adds to a record what the evaluation found of its target.
+fn add_findings(record: &mut Keys, target: &Target) {
+    if let Some(seconds) = target.meta.max_silent {
+        let options = record.entry("options").or_insert_with(|| json!({}));
+        options["max-silent-time"] = seconds.into();
+    }
+    record.insert("drv".into(), target.drv.as_store_path().as_str().into());
+    if !target.outputs.is_empty() {
+        let outputs = target.outputs.iter();
+        record.insert(
+            "outputs".into(),
+            outputs
+                .map(|(name, path)| (name.clone(), path.as_str().into()))
+                .collect::<Keys>()
+                .into(),
+        );
+    }
+}
+
+/// Our retry rules, before any wishes.
+fn our_retry() -> Retry {
+    Retry {
+        automatic: Some(Automatic::Rules(retry_rules())),
+        manual: None,
+    }
+}
+
+/// Our plugin with this configuration.
+fn our_plugin(reference: &str, configuration: Value) -> Plugin {
+    let plugin = std::iter::once((reference.to_owned(), configuration));
+    Plugin::Configured(plugin.collect())
+}
+
+/// The system that most targets are built on; of several alike, the first by name.
+fn most_common_system(targets: &[Target]) -> Option<&str> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for target in targets {
+        *counts.entry(&target.system).or_default() += 1;
+    }
+    let most = counts.values().copied().max()?;
+    counts
+        .into_iter()
+        .find(|(_, count)| *count == most)
+        .map(|(system, _)| system)
+}
+
+fn keys_of(step: &CommandStep) -> Result<Keys, Failure> {
+    match serde_json::to_value(step).classify(Class::Bug, || "cannot write a step".to_owned())? {
+        Value::Object(keys) => Ok(keys),
+        _ => Err(Failure::new(Class::Bug, "a step is no map")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build_keys::BuildKeys;
+    use crate::evaluation_keys::{self, Checkout};
+    use crate::keys::KeyReader;
+    use crate::nix::{Evaluation, Source};
+    use crate::recording::pipeline::fixtures::*;
+    use crate::recording::pipeline::steps::{Records, steps};
+    use std::path::{Path, PathBuf};
+
+    /// What a record says of the evaluation.
+    fn evaluation_of(record: Keys) -> Evaluation {
+        let place = Checkout {
+            folder: "/checkout".into(),
+            confined: false,
+            no_checkout: false,
+        };
+        let mut reader = KeyReader::new(record).unwrap();
+        let (evaluation, _) = evaluation_keys::read(&mut reader, &place, true).unwrap();
+        evaluation.unwrap()
+    }
+
+    #[test]
+    fn a_step_carries_the_whole_record_of_its_target() {
+        for emit in [Emit::Command, request().emit] {
+            let request = RecordingRequest { emit, ..request() };
+            let target = target(1, &["p", "a.b"]);
+            let step = &made_steps(std::slice::from_ref(&target), &request)[0];
+            let record = record_of(step);
+            let expected = json!({
+                "file": "ci.nix", "arg": { "n": "5" }, "argstr": { "s": "x y" }, "include": ["x=."],
+                "options": { "cores": "2" }, "attr": ["p", "a.b"], "drv": target.drv.as_store_path().as_str(),
+                "outputs": { "out": target.outputs["out"].as_str() }
+            });
+            assert_eq!(Value::Object(record.clone()), expected);
+            let expected = Evaluation {
+                attr: target.attr.clone(),
+                ..request.root.clone()
+            };
+            assert_eq!(evaluation_of(record), expected);
+            assert_eq!(step["label"], ":nix: p.\"a.b\"");
+            assert_eq!(
+                step["key"],
+                format!("drv-{}", target.drv.as_store_path().hash())
+            );
+            assert_eq!(step["depends_on"], json!([]));
+            assert_eq!(step["command"].is_string(), request.emit == Emit::Command);
+            assert_eq!(
+                step["retry"]["automatic"],
+                json!([
+                    { "exit_status": 75, "limit": 2 },
+                    { "exit_status": -1, "signal_reason": "none", "limit": 2 },
+                    { "signal_reason": "agent_stop", "limit": 2 },
+                    { "exit_status": 255, "signal_reason": "none", "limit": 1 }
+                ])
+            );
+        }
+    }
+
+    #[test]
+    fn every_source_is_read_back_from_the_record() {
+        for source in [
+            Source::File("default.nix".into()),
+            Source::Expr("import ./. { }".into()),
+            Source::Flake(".".into()),
+        ] {
+            let mut request = request();
+            request.root.source = source.clone();
+            if matches!(source, Source::Flake(_)) {
+                request.root.arguments.clear();
+                request.root.include.clear();
+            }
+            let steps = made_steps(&[target(1, &[])], &request);
+            let evaluation = evaluation_of(record_of(&steps[0]));
+            assert_eq!(evaluation.source, source);
+            assert_eq!(evaluation.attr, path(&[]));
+            assert_eq!(
+                steps[0]["label"], ":nix: x",
+                "the root is called by its derivation"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wanted_is_merged_and_what_a_target_says_comes_last() {
+        let request = request_wishing(&json!({
+            "agents": ["queue=a", "big"], "env": { "A": "1", "B": "1" }, "plugins": ["docker#v5"],
+            "depends_on": "before", "soft_fail": [{ "exit_status": 1 }], "timeout_in_minutes": 9,
+            "retry": { "manual": false }
+        }));
+        let mut wish = target_wishing(
+            1,
+            &json!({
+                "name": "mine", "agents": { "queue": "b" }, "env": { "B": 2 }, "plugins": { "x#v1": { "y": 1 } },
+                "depends_on": [{ "step": "other" }, "before"], "commands": ["t"], "soft_fail": false
+            }),
+        );
+        wish.meta.timeout = Some(60);
+        let step = &made_steps(&[wish], &request)[0];
+        assert_eq!(step["label"], "mine");
+        assert_eq!(step["agents"], json!({ "queue": "b", "big": "true" }));
+        assert_eq!(step["env"], json!({ "A": "1", "B": 2 }));
+        assert_eq!(step["plugins"][1], "docker#v5");
+        assert_eq!(step["plugins"][2], json!({ "x#v1": { "y": 1 } }));
+        assert_eq!(step["depends_on"], json!(["before", { "step": "other" }]));
+        assert_eq!(step["command"], json!(["t"]));
+        assert_eq!(step["soft_fail"], false);
+        assert_eq!(step["timeout_in_minutes"], 1, "the target's own counts");
+        assert_eq!(step["retry"]["manual"], false);
+        assert_eq!(step["retry"]["automatic"].as_array().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn how_targets_are_built_is_in_every_record_and_what_a_target_says_wins() {
+        let said =
+            json!({ "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/a" });
+        let docker = request_wishing(&json!({ "plugins": ["docker#v5"] }));
+        for below in [None, Some(PathBuf::from("nix"))] {
+            let link = "out/a";
+            let request = RecordingRequest {
+                build_keys: keys(&said),
+                below,
+                ..docker.clone()
+            };
+            let other = json!({ "command": "after", "log": "pretty", "on-drift": "warn", "out-link": false });
+            let targets = [target(0, &["p", "t0"]), target_building(1, &other)];
+            let steps = made_steps(&targets, &request);
+            let [first, second] = [0, 1].map(|i| Value::Object(record_of(&steps[i])));
+            for (key, value) in said.as_object().unwrap() {
+                let expected = if key == "out-link" {
+                    &json!(link)
+                } else {
+                    value
+                };
+                assert_eq!(&first[key], expected, "{key}");
+                assert_eq!(second[key], other[key], "{key}");
+            }
+            let mut reader = KeyReader::new(record_of(&steps[0])).unwrap();
+            let build = BuildKeys::read(&mut reader, Path::new("/checkout")).unwrap();
+            assert!(build.leaves_the_command() && build.fail_on_drift == Some(true));
+            let untrusted = RecordingRequest {
+                meta: false,
+                ..request
+            };
+            let steps = made_steps(&targets, &untrusted);
+            assert_eq!(
+                record_of(&steps[1])["log"],
+                "raw",
+                "`meta: false` ignores it"
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_attributes_step_is_built_in_the_same_way_and_has_no_command_to_leave() {
+        let request = RecordingRequest {
+            build_keys: keys(&json!({ "command": "none", "log": "raw", "out-link": false })),
+            ..request_wishing(&json!({ "plugins": ["docker#v5"], "command": "make" }))
+        };
+        let broken = [AttrError {
+            attr: path(&["b"]),
+            message: None,
+        }];
+        let records = Records {
+            targets: &[],
+            evaluation_errors: &broken,
+            refused: &[],
+            edges: &no_edges(&[]),
+            skip: &[],
+            callable: &BTreeSet::new(),
+        };
+        let steps = steps(&records, &request, schema()).unwrap();
+        let record = record_of(&values(&steps)[0]);
+        assert_eq!(
+            (&record["log"], &record["out-link"]),
+            (&json!("raw"), &json!(false))
+        );
+        assert!(!record.contains_key("command"));
+    }
+
+    #[test]
+    fn a_command_that_no_other_plugin_would_run_costs_that_target_alone() {
+        let none = keys(&json!({ "command": "none" }));
+        let mut with_command = target_wishing(0, &json!({ "command": "make" }));
+        with_command.meta.eval_once = Some(none.clone());
+        let targets = [with_command.clone(), target(1, &["b"])];
+        let steps = make(&targets, &no_edges(&targets), &[], &request()).unwrap();
+        let message = steps.errors[0].message.clone().unwrap();
+        assert!(message.contains("it has no other plugin"), "{message}");
+        assert_eq!(steps.planned.len(), 2);
+
+        // Without a command there is nothing to leave.
+        let mut bare = target(0, &["a"]);
+        bare.meta.eval_once = Some(none);
+        let step = &made_steps(&[bare.clone()], &request())[0];
+        assert!(!record_of(step).contains_key("command"));
+
+        let command = RecordingRequest {
+            emit: Emit::Command,
+            ..request()
+        };
+        for target in [bare, with_command] {
+            let targets = [target];
+            let steps = make(&targets, &no_edges(&targets), &[], &command).unwrap();
+            let message = steps.errors[0].message.clone().unwrap();
+            assert!(
+                message.contains("`command: none` does not go with `emit: command`"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_target_cannot_say_of_its_step_is_refused_by_name() {
+        for (wishes, sentence) in [
+            (
+                json!({ "log": "loud" }),
+                "`log` is \"loud\", and must be `pretty` or `raw`",
+            ),
+            (json!({ "command": true }), "`command` is true"),
+            (
+                json!({ "out-link": "a/" }),
+                "`out-link` is no path of a link",
+            ),
+            (json!({ "on-drift": null }), "`on-drift` is null"),
+            (json!({ "file": "x" }), "`file` is not a key of a target"),
+            (
+                json!({ "push": "file:///x" }),
+                "`push` is not in this version",
+            ),
+            (
+                json!({ "share-required": true }),
+                "`share-required` is not in this version",
+            ),
+            (
+                json!({ "artifacts": ["x"] }),
+                "`artifacts` is not in this version",
+            ),
+            (json!({ "steps": {} }), "`steps` is not in this version"),
+        ] {
+            let targets = [target_building(0, &wishes)];
+            let steps = make(&targets, &no_edges(&targets), &[], &request()).unwrap();
+            let message = steps.errors[0].message.clone().unwrap();
+            let expected = format!("in its `meta.eval-once`, {sentence}");
+            assert!(message.starts_with(&expected), "{wishes}: {message}");
+        }
+    }
+
+    #[test]
+    fn how_long_a_build_may_say_nothing_is_an_option_of_its_step_alone() {
+        let request = RecordingRequest {
+            options: vec![
+                ("cores".into(), "2".into()),
+                ("max-silent-time".into(), "9".into()),
+            ],
+            ..request()
+        };
+        let mut quiet = target(0, &["a"]);
+        quiet.meta.max_silent = Some(600);
+        let steps = made_steps(&[quiet.clone(), target(1, &["b"])], &request);
+        assert_eq!(
+            record_of(&steps[0])["options"],
+            json!({ "cores": "2", "max-silent-time": 600 })
+        );
+        assert_eq!(
+            record_of(&steps[1])["options"],
+            json!({ "cores": "2", "max-silent-time": "9" })
+        );
+        let steps = made_steps(
+            &[quiet],
+            &RecordingRequest {
+                options: Vec::new(),
+                ..request
+            },
+        );
+        assert_eq!(
+            record_of(&steps[0])["options"],
+            json!({ "max-silent-time": 600 })
+        );
+        assert_eq!(
+            evaluation_keys::read_options(&mut KeyReader::new(record_of(&steps[0])).unwrap())
+                .unwrap(),
+            [("max-silent-time".into(), "600".into())]
+        );
+    }
+
+    #[test]
+    fn a_timeout_in_seconds_becomes_whole_minutes() {
+        for (seconds, minutes) in [
+            (1, json!(1)),
+            (60, json!(1)),
+            (61, json!(2)),
+            (0, Value::Null),
+        ] {
+            let mut target = target(1, &["a"]);
+            target.meta.timeout = Some(seconds);
+            assert_eq!(
+                made_steps(&[target], &request())[0]["timeout_in_minutes"],
+                minutes
+            );
+        }
+    }
+
+    #[test]
+    fn agents_are_chosen_by_system_and_features() {
+        let mut request = request_wishing(&json!({ "agents": { "top": "step" } }));
+        let tags = [
+            (
+                "x86_64-linux",
+                json!({ "queue": "linux", "top": "system", "size": "s" }),
+            ),
+            (
+                "feature:kvm",
+                json!({ "kvm": "true", "size": "m", "top": "feature" }),
+            ),
+            ("aarch64-linux", json!({ "queue": "arm" })),
+        ];
+        for (name, tags) in tags {
+            request
+                .agents
+                .insert(name.into(), tags.as_object().unwrap().clone());
+        }
+        let mut needy = target(1, &["a"]);
+        needy.features = vec!["kvm".into(), "unknown".into()];
+        let step = &made_steps(&[needy], &request)[0];
+        assert_eq!(
+            step["agents"],
+            json!({ "queue": "linux", "kvm": "true", "size": "m", "top": "feature" })
+        );
+    }
+
+    #[test]
+    fn a_command_of_its_own_is_carried_beside_the_record_where_steps_are_commands() {
+        for (command, carried) in [
+            (json!("make test"), json!("make test")),
+            (json!(["a $x", "", "b"]), json!("a $x\n\nb")),
+            (json!("eval-once step"), Value::Null),
+            (json!(" "), Value::Null),
+        ] {
+            let request = RecordingRequest {
+                emit: Emit::Command,
+                ..request_wishing(&json!({ "command": command }))
+            };
+            let step = &made_steps(&[target(1, &["a"])], &request)[0];
+            assert_eq!(step["command"], "eval-once step");
+            assert_eq!(step["env"]["EVAL_ONCE_COMMAND"], carried);
+        }
+    }
+
+    #[test]
+    fn a_target_whose_command_another_plugin_runs_is_never_skipped() {
+        let skip = [Some("built".to_owned())];
+        let request = RecordingRequest {
+            build_keys: keys(&json!({ "command": "none" })),
+            ..request_wishing(&json!({ "plugins": ["docker#v5"] }))
+        };
+        let targets = [target(0, &["a"])];
+        let steps = make(&targets, &no_edges(&targets), &skip, &request).unwrap();
+        assert_eq!(steps.placed[0].skip, None);
+    }
+
+    #[test]
+    fn a_step_with_a_command_of_its_own_is_never_skipped() {
+        let skip = [
+            Some("x".repeat(90)),
+            Some("built".into()),
+            Some("built".into()),
+        ];
+        let targets = [
+            target(0, &["a"]),
+            target_wishing(1, &json!({ "command": "test" })),
+            target_wishing(2, &json!({ "skip": false })),
+        ];
+        let steps = make(&targets, &no_edges(&targets), &skip, &request()).unwrap();
+        assert_eq!(steps.placed[0].skip.as_ref().unwrap().chars().count(), 70);
+        assert_eq!(steps.placed[1].skip, None);
+        assert_eq!(steps.placed[2].skip, None);
+        let steps = make(
+            &targets,
+            &no_edges(&targets),
+            &skip,
+            &request_wishing(&json!({ "command": "t" })),
+        );
+        assert!(
+            steps
+                .unwrap()
+                .placed
+                .iter()
+                .all(|placed| placed.skip.is_none())
+        );
+    }
+
+    #[test]
+    fn the_metadata_of_changes_nobody_trusts_is_ignored() {
+        let request = RecordingRequest {
+            meta: false,
+            ..request()
+        };
+        let step = &made_steps(
+            &[target_wishing(1, &json!({ "command": "evil", "key": "x" }))],
+            &request,
+        )[0];
+        assert!(step.get("command").is_none());
+    }
+}

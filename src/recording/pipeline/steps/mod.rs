@@ -1,0 +1,709 @@
+//! From records to steps: a pure function.
+//!
+//! What repositories choose (names, metadata) and what users configure meets here, and the result has to be a pipeline that
+//! Buildkite takes: whatever would get an upload rejected is found here, and fails one step instead of an upload.
+
+mod labels;
+mod maker;
+mod record;
+mod retry;
+mod step_key;
+mod wishes;
+
+use std::collections::{BTreeSet, HashSet};
+
+use self::labels::group;
+use self::maker::{MadeStep, StepMaker};
+use self::step_key::key;
+use super::edges::Edges;
+use super::limits::fit;
+use super::planned::PlannedStep;
+use crate::buildkite::pipeline::Dependency;
+use crate::buildkite::schema::Schema;
+use crate::counts::RecordingCounts;
+use crate::exit::Failure;
+use crate::nix::AttrPath;
+use crate::recording::{AttrError, RecordingRequest, SkipStyle, Target};
+
+pub(in crate::recording) use self::record::source;
+pub(crate) use self::step_key::error_key;
+
+/// The findings of an evaluation.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::recording) struct Records<'a> {
+    /// The targets.
+    pub(in crate::recording) targets: &'a [Target],
+    /// The attributes that do not evaluate.
+    pub(in crate::recording) evaluation_errors: &'a [AttrError],
+    /// The attributes that evaluate, but whose metadata cannot be used. A step that evaluates them again would find no error, so
+    /// their steps only say what is wrong.
+    pub(in crate::recording) refused: &'a [AttrError],
+    /// The derivations that can be called as well: their steps must not call them.
+    pub(in crate::recording) callable: &'a BTreeSet<AttrPath>,
+    /// The edges between the targets.
+    pub(in crate::recording) edges: &'a Edges,
+    /// For each target, why it needs no build, if it needs none.
+    pub(in crate::recording) skip: &'a [Option<String>],
+}
+
+/// The steps of a recording.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::recording) struct Steps {
+    /// The steps to upload, in topological order; those of errors first.
+    pub(in crate::recording) planned: Vec<PlannedStep>,
+    /// The place of each target in the pipeline, in the order of the records.
+    pub(in crate::recording) placed: Vec<TargetStep>,
+    /// All attributes that have an error step: first the evaluation errors of the records, then the refused of the records, then
+    /// the targets whose own metadata makes no step that Buildkite would take.
+    pub(in crate::recording) errors: Vec<AttrError>,
+    /// The number of skipped steps that are omitted because a build cannot have so many jobs.
+    pub(in crate::recording) omitted: usize,
+}
+
+/// The place of a target in the pipeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::recording) struct TargetStep {
+    /// The key of its step.
+    pub(in crate::recording) key: String,
+    /// The keys of the steps that it waits for because of its `.drv`.
+    pub(in crate::recording) depends_on: Vec<String>,
+    /// Why its step is skipped or omitted, if it is.
+    pub(in crate::recording) skip: Option<String>,
+}
+
+/// Checks a user's wishes for every step, before anything is evaluated.
+///
+/// # Errors
+/// The user's `step` or `agents` make no step that Buildkite would take, or the expression is too large to be in every step
+/// (64).
+pub(in crate::recording) fn check(
+    request: &RecordingRequest,
+    schema: &Schema,
+) -> Result<(), Failure> {
+    StepMaker::new(request, schema).map(drop)
+}
+
+/// Makes the steps. Whether any [`Steps::errors`] fail the recording (`on-error`) is the caller's decision.
+///
+/// # Errors
+/// The user's `step` or `agents` make no step that Buildkite would take, the expression is too large to be in every step, or
+/// there is more to build than a build can have jobs (64).
+pub(in crate::recording) fn steps(
+    records: &Records<'_>,
+    request: &RecordingRequest,
+    schema: &Schema,
+) -> Result<Steps, Failure> {
+    let maker = StepMaker::new(request, schema)?.with_targets(records.targets, records.callable);
+    let mut errors: Vec<AttrError> = [records.evaluation_errors, records.refused].concat();
+
+    let mut made = Vec::with_capacity(records.targets.len());
+    for (i, target) in records.targets.iter().enumerate() {
+        let skip = records.skip.get(i).and_then(Option::as_deref);
+        made.push(maker.target(target, skip).map_err(|message| {
+            errors.push(AttrError {
+                attr: target.attr.clone(),
+                message: Some(message),
+            });
+        }));
+    }
+    let placed = place(records, &made);
+
+    let mut planned = error_steps(&maker, &errors, records.evaluation_errors.len())?;
+    let mut made: Vec<Option<MadeStep>> = made.into_iter().map(Result::ok).collect();
+    for i in records.edges.order() {
+        let Some(MadeStep { mut step, skip }) = made[*i].take() else {
+            continue;
+        };
+        if skip.is_some() && request.skip_style == SkipStyle::Omit {
+            continue;
+        }
+        let ours = placed[*i].depends_on.iter().cloned().map(Dependency::Key);
+        let theirs = std::mem::take(&mut step.depends_on);
+        step.depends_on = ours.collect();
+        for dependency in theirs {
+            if !step.depends_on.contains(&dependency) {
+                step.depends_on.push(dependency);
+            }
+        }
+        planned.push(PlannedStep {
+            step,
+            group: group(&records.targets[*i].attr, request.group_by),
+            skipped: skip.is_some(),
+        });
+    }
+    if request.summary {
+        let step = maker.summary(&planned)?;
+        planned.push(PlannedStep {
+            step,
+            group: None,
+            skipped: false,
+        });
+    }
+    let (mut planned, omitted) = fit(planned, request)?;
+    if request.summary {
+        drop_missing_dependencies(&mut planned);
+    }
+    Ok(Steps {
+        planned,
+        placed,
+        errors,
+        omitted,
+    })
+}
+
+/// The place of each target. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
+fn place(records: &Records<'_>, made: &[Result<MadeStep, ()>]) -> Vec<TargetStep> {
+    let builds_nothing: Vec<bool> = made
+        .iter()
+        .map(|made| made.as_ref().map_or(true, |made| made.skip.is_some()))
+        .collect();
+    let edges = records.edges.without(&builds_nothing);
+    records
+        .targets
+        .iter()
+        .zip(made)
+        .enumerate()
+        .map(|(i, (target, made))| TargetStep {
+            key: match made {
+                Ok(_) => key(target),
+                Err(()) => error_key(&target.attr),
+            },
+            depends_on: edges
+                .of(i)
+                .iter()
+                .map(|at| key(&records.targets[*at]))
+                .collect(),
+            skip: made.as_ref().map_or(None, |made| made.skip.clone()),
+        })
+        .collect()
+}
+
+/// One step for each attribute with an error; the first `evaluation_errors` of them do not evaluate, the others are refused.
+fn error_steps(
+    maker: &StepMaker<'_>,
+    errors: &[AttrError],
+    evaluation_errors: usize,
+) -> Result<Vec<PlannedStep>, Failure> {
+    let mut seen = HashSet::new();
+    let mut planned = Vec::with_capacity(errors.len());
+    for (i, error) in errors.iter().enumerate() {
+        let step = if i < evaluation_errors {
+            maker.evaluation_error(error)?
+        } else {
+            maker.refused(error)?
+        };
+        if seen.insert(step.key.clone()) {
+            planned.push(PlannedStep {
+                step,
+                group: None,
+                skipped: false,
+            });
+        }
+    }
+    Ok(planned)
+}
+
+/// Drops, from the last step, which is the summary's, the dependencies on omitted steps: Buildkite fails a build with a step that
+/// waits for a step that never comes.
+fn drop_missing_dependencies(steps: &mut [PlannedStep]) {
+    let keys: HashSet<String> = steps
+        .iter()
+        .map(|planned| planned.step.key.clone())
+        .collect();
+    let exists = |dependency: &Dependency| match dependency {
+        Dependency::Step { step, .. } => keys.contains(step),
+        Dependency::Key(_) => true,
+    };
+    if let Some(summary) = steps.last_mut() {
+        summary.step.depends_on.retain(exists);
+    }
+}
+
+impl Steps {
+    /// Counts what was recorded, of these `targets`; the first `evaluation_errors` errors do not evaluate, the others are refused.
+    pub(in crate::recording) fn counts(
+        &self,
+        targets: &[Target],
+        evaluation_errors: usize,
+    ) -> RecordingCounts {
+        let evaluation_errors = evaluation_errors.min(self.errors.len());
+        let refused: HashSet<&AttrPath> = self.errors[evaluation_errors..]
+            .iter()
+            .map(|error| &error.attr)
+            .collect();
+        let attributes = targets.iter().map(|target| 1 + target.also.len());
+        // A target that is refused is in both lists.
+        let refused_targets = targets
+            .iter()
+            .filter(|target| refused.contains(&target.attr))
+            .count();
+        RecordingCounts {
+            attributes: attributes.sum::<usize>() + self.errors.len() - refused_targets,
+            targets: targets.len() - refused_targets,
+            evaluation_errors,
+            refused: self.errors.len() - evaluation_errors,
+        }
+    }
+
+    /// The number of steps that are commands and have plugins of their own. An agent runs the command hook of a plugin instead of
+    /// ours, so such a step may build nothing.
+    pub(in crate::recording) fn commands_with_plugins(&self) -> usize {
+        let with_plugins = self.planned.iter().filter(|planned| {
+            let step = &planned.step;
+            step.env.contains_key("EVAL_ONCE_STEP") && !step.plugins.is_empty()
+        });
+        with_plugins.count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Class;
+    use crate::nix::Source;
+    use crate::recording::Emit;
+    use crate::recording::pipeline::fixtures::*;
+    use crate::recording::pipeline::limits::{JOBS_PER_BUILD, RECORD_AT_MOST};
+    use crate::recording::pipeline::planned;
+    use crate::recording::pipeline::steps::retry::retry_rules;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn what_is_wrong_in_a_target_becomes_its_error_step() {
+        for (buildkite, sentence) in [
+            (json!({ "comand": "x" }), "`comand` is no property"),
+            (json!({ "key": "mine" }), "`key` cannot be set"),
+            (json!({ "id": "mine" }), "`id` cannot be set"),
+            (
+                json!({ "env": { "EVAL_ONCE_STEP": "{}" } }),
+                "`env.EVAL_ONCE_STEP` cannot be set",
+            ),
+            (
+                json!({ "plugins": ["your-org/eval-once#v2"] }),
+                "`plugins` names your-org/eval-once#v2",
+            ),
+            (
+                json!({ "plugins": [{ "https://x/eval-once-buildkite-plugin.git#v2": {} }] }),
+                "cannot be changed",
+            ),
+            (json!({ "plugins": "x" }), "`plugins` is \"x\""),
+            (json!({ "depends_on": 5 }), "`depends_on` is 5"),
+            (
+                json!({ "label": "a", "name": "b" }),
+                "`name` is another word for `label`",
+            ),
+            (
+                json!({ "timeout_in_minutes": null }),
+                "`timeout_in_minutes` is null",
+            ),
+            (json!({ "skip": "x".repeat(71) }), "at most 70 characters"),
+            (json!({ "parallelism": 501 }), "501 jobs"),
+        ] {
+            let targets = [
+                target(0, &["a"]),
+                target_wishing(1, &buildkite),
+                target(2, &["c"]),
+            ];
+            let edges = edges_between(&targets, &[(0, 1), (1, 2)]);
+            let request =
+                request_wishing(&json!({ "agents": { "queue": "q" }, "command": "make" }));
+            let steps = make(&targets, &edges, &[], &request).unwrap();
+            assert_eq!(steps.errors.len(), 1, "{buildkite}");
+            let message = steps.errors[0].message.clone().unwrap();
+            assert!(message.contains(sentence), "{buildkite}: {message}");
+            assert_eq!(steps.errors[0].attr, targets[1].attr);
+            assert_eq!(steps.placed[1].key, error_key(&targets[1].attr));
+            assert_eq!(steps.placed[0].depends_on, [key(&targets[2])], "through it");
+            let steps = values(&steps);
+            let error = &steps[0];
+            assert_eq!(error["key"], error_key(&targets[1].attr));
+            assert_eq!(error["label"], ":boom: p.t1");
+            let said = record_of(error)["refused"].clone();
+            assert!(said.as_str().unwrap().contains(sentence), "{said}");
+            assert!(error.get("command").is_none());
+            assert_eq!(error["agents"], json!({ "queue": "q" }));
+            assert_eq!(steps[1]["key"], key(&targets[2]));
+            assert_eq!(steps[2]["depends_on"], json!([key(&targets[2])]));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_configuration_is_refused_at_once() {
+        for (step, sentence) in [
+            (json!({ "comand": "x" }), "in the key `step`, `comand`"),
+            (json!({ "key": "x" }), "in the key `step`, `key`"),
+        ] {
+            let failure = make(&[], &no_edges(&[]), &[], &request_wishing(&step)).unwrap_err();
+            assert_eq!(failure.class, Class::Config);
+            assert!(failure.to_string().contains(sentence), "{failure}");
+        }
+        let mut request = request();
+        let tags = json!({ "queue": ["a"] });
+        request
+            .agents
+            .insert("x".into(), tags.as_object().unwrap().clone());
+        let failure = make(&[], &no_edges(&[]), &[], &request).unwrap_err();
+        assert!(failure.to_string().contains("`agents.x`"), "{failure}");
+        request.agents.clear();
+        request.root.source = Source::Expr("x".repeat(RECORD_AT_MOST));
+        let failure = make(&[], &no_edges(&[]), &[], &request).unwrap_err();
+        assert!(failure.to_string().contains("bytes"), "{failure}");
+    }
+
+    #[test]
+    fn a_broken_attribute_has_a_step_without_a_record_that_runs_nothing_else() {
+        let request = request_wishing(&json!({
+            "command": "make", "parallelism": 3, "skip": true, "label": "all alike", "artifact_paths": "result/*",
+            "agents": { "queue": "q" }, "plugins": ["a#v1"], "env": { "A": "1" }, "timeout_in_minutes": 9,
+            "priority": 1, "retry": { "automatic": { "exit_status": 3 } }
+        }));
+        let broken = [AttrError {
+            attr: path(&["p", "b"]),
+            message: Some("infinite recursion".into()),
+        }];
+        let refused = [AttrError {
+            attr: path(&["p", "r"]),
+            message: Some("its `meta.buildkite.x` is a path\n$(boom)".into()),
+        }];
+        let records = Records {
+            targets: &[],
+            evaluation_errors: &broken,
+            refused: &refused,
+            callable: &BTreeSet::new(),
+            edges: &no_edges(&[]),
+            skip: &[],
+        };
+        let steps = steps(&records, &request, schema()).unwrap();
+        assert_eq!(steps.errors, [&broken[..], &refused[..]].concat());
+        let [broken, refused] = &values(&steps)[..] else {
+            panic!("two steps")
+        };
+        let record = record_of(broken);
+        assert!(!record.contains_key("drv") && !record.contains_key("outputs"));
+        assert_eq!(record["attr"], json!(["p", "b"]));
+        for (step, label) in [(broken, ":boom: p.b"), (refused, ":boom: p.r")] {
+            for key in ["command", "parallelism", "skip"] {
+                assert!(step.get(key).is_none(), "{key}: {step}");
+            }
+            assert_eq!(step["label"], label);
+            assert_eq!(step["plugins"][1], "a#v1");
+            assert_eq!(step["agents"], json!({ "queue": "q" }));
+            assert_eq!(step["env"], json!({ "A": "1" }));
+            assert_eq!(
+                (&step["timeout_in_minutes"], &step["priority"]),
+                (&json!(9), &json!(1))
+            );
+            assert_eq!(step["retry"]["automatic"].as_array().unwrap().len(), 5);
+        }
+        assert!(refused.get("artifact_paths").is_none());
+        assert_eq!(
+            Value::Object(record_of(refused)),
+            json!({ "refused": "p.r: its `meta.buildkite.x` is a path $(boom)" })
+        );
+    }
+
+    #[test]
+    fn nobody_waits_for_a_skipped_target() {
+        let targets = [target(0, &["a"]), target(1, &["b"]), target(2, &["c"])];
+        let edges = edges_between(&targets, &[(0, 1), (1, 2)]);
+        let skip = [None, Some("already built".to_owned()), None];
+        let steps = make(&targets, &edges, &skip, &request()).unwrap();
+        assert_eq!(steps.placed[1].skip.as_deref(), Some("already built"));
+        assert!(steps.placed[1].depends_on.is_empty());
+        let marked = values(&steps);
+        assert_eq!(marked[1]["skip"], "already built");
+        assert_eq!(marked[2]["depends_on"], json!([key(&targets[2])]));
+        let request = RecordingRequest {
+            skip_style: SkipStyle::Omit,
+            ..request()
+        };
+        let steps = make(&targets, &edges, &skip, &request).unwrap();
+        assert_eq!((steps.planned.len(), steps.omitted), (2, 0));
+    }
+
+    #[test]
+    fn a_skipped_step_that_runs_is_told_to_end_at_once_and_is_waited_for_by_the_summary_alone() {
+        for emit in [Emit::Command, request().emit] {
+            let targets = [
+                target(0, &["a"]),
+                target(1, &["b"]),
+                target(2, &["c"]),
+                target_wishing(3, &json!({ "command": "test" })),
+                target_wishing(4, &json!({ "skip": "because" })),
+            ];
+            let edges = edges_between(&targets, &[(0, 1), (1, 2)]);
+            let built = || Some("already built here".to_owned());
+            let skip = [None, built(), None, built(), built()];
+            let request = RecordingRequest {
+                emit,
+                summary: true,
+                skip_style: SkipStyle::Run,
+                ..request()
+            };
+            let steps = make(&targets, &edges, &skip, &request).unwrap();
+            let reasons: Vec<_> = steps.placed.iter().map(|it| it.skip.as_deref()).collect();
+            let expected = [None, Some("already built here"), None, None, None];
+            assert_eq!(reasons, expected);
+            let made: BTreeMap<_, _> = values(&steps)
+                .into_iter()
+                .map(|step| (step["key"].as_str().unwrap().to_owned(), step))
+                .collect();
+            let step = |i: usize| &made[&key(&targets[i])];
+            assert!(step(1).get("skip").is_none());
+            assert_eq!(record_of(step(1))["skip"], true);
+            for i in [0, 2, 3, 4] {
+                assert!(!record_of(step(i)).contains_key("skip"), "{i}");
+            }
+            assert_eq!(step(4)["skip"], "because");
+            assert_eq!(step(1)["depends_on"], json!([]));
+            assert_eq!(
+                step(0)["depends_on"],
+                json!([key(&targets[2])]),
+                "through it"
+            );
+            let last = &values(&steps)[5];
+            let awaited = json!({ "step": key(&targets[1]), "allow_failure": true });
+            assert!(
+                last["depends_on"].as_array().unwrap().contains(&awaited),
+                "{last}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_summary_waits_for_no_step_that_the_limit_of_a_build_has_left_out() {
+        let targets: Vec<_> = (0..=JOBS_PER_BUILD)
+            .map(|i| target(i, &[&i.to_string()]))
+            .collect();
+        let skip = vec![Some("a cache has it".to_owned()); targets.len()];
+        let request = RecordingRequest {
+            summary: true,
+            skip_style: SkipStyle::Run,
+            ..request()
+        };
+        let steps = make(&targets, &no_edges(&targets), &skip, &request).unwrap();
+        assert_eq!(
+            (steps.planned.len(), steps.omitted),
+            (JOBS_PER_BUILD - 1, 3)
+        );
+        let there: BTreeSet<_> = steps
+            .planned
+            .iter()
+            .map(|it| it.step.key.as_str())
+            .collect();
+        let waits = &steps.planned.last().unwrap().step.depends_on;
+        assert_eq!(waits.len(), JOBS_PER_BUILD - 2);
+        for wait in waits {
+            let Dependency::Step { step, .. } = wait else {
+                panic!("{wait:?}")
+            };
+            assert!(there.contains(step.as_str()), "{step}");
+        }
+    }
+
+    #[test]
+    fn the_limit_of_a_build_leaves_skipped_steps_out_and_nothing_else() {
+        let targets: Vec<_> = (0..4_100)
+            .map(|i| target(i, &["g", &format!("t{i}")]))
+            .collect();
+        let edges = no_edges(&targets);
+        let reason = |i: usize| i.is_multiple_of(2).then(|| "built".to_owned());
+        let skip: Vec<_> = (0..targets.len()).map(reason).collect();
+        let steps = make(&targets, &edges, &skip, &request()).unwrap();
+        assert_eq!((steps.planned.len(), steps.omitted), (3_999, 101));
+        assert_eq!(
+            steps.planned.iter().filter(|step| !step.skipped).count(),
+            2_050
+        );
+        let grouped = RecordingRequest {
+            group_by: 1,
+            ..request()
+        };
+        let steps = make(&targets, &edges, &skip, &grouped).unwrap();
+        let groups = steps.planned.len().div_ceil(100);
+        assert!((3_990..=3_999).contains(&(steps.planned.len() + groups)));
+        let failure = make(&targets, &edges, &[], &request()).unwrap_err();
+        assert_eq!(failure.class, Class::Config);
+        assert!(failure.to_string().contains("4100 jobs") && failure.hint.is_some());
+    }
+
+    #[test]
+    fn a_summary_comes_behind_all_others_whatever_becomes_of_them() {
+        let mut targets: Vec<_> = (0..3).map(|i| target(i, &["p", &i.to_string()])).collect();
+        targets[1].system = "aarch64-linux".into();
+        let edges = edges_between(&targets, &[(0, 1)]);
+        let tags = |tags: Value| tags.as_object().unwrap().clone();
+        let request = RecordingRequest {
+            summary: true,
+            step: tags(json!({
+                "agents": ["queue=nix", "size=big"], "env": { "A": "1" }, "parallelism": 2,
+                "label": "x", "plugins": [{ "kubernetes": { "podSpec": {} } }], "timeout_in_minutes": 9,
+                "depends_on": "before", "cancel_on_build_failing": true, "artifact_paths": "result", "matrix": ["a"],
+                "allow_dependency_failure": true, "notify": ["github_commit_status"], "soft_fail": true,
+                "retry": { "automatic": { "exit_status": 3 }, "manual": false }
+            })),
+            agents: BTreeMap::from([
+                ("x86_64-linux".into(), tags(json!({ "queue": "intel" }))),
+                ("aarch64-linux".into(), tags(json!({ "queue": "arm" }))),
+            ]),
+            ..request()
+        };
+        let records = Records {
+            targets: &targets,
+            evaluation_errors: &[AttrError {
+                attr: path(&["p", "bad"]),
+                message: None,
+            }],
+            refused: &[],
+            callable: &BTreeSet::new(),
+            edges: &edges,
+            skip: &[None, None, Some("a cache has it".into())],
+        };
+        let steps = steps(&records, &request, schema()).unwrap();
+        let last = &values(&steps)[4];
+        let waits = [
+            error_key(&path(&["p", "bad"])),
+            key(&targets[1]),
+            key(&targets[0]),
+        ];
+        let waits = waits.map(|key| json!({ "step": key, "allow_failure": true }));
+        let hash = last["key"]
+            .as_str()
+            .unwrap()
+            .strip_prefix("summary-")
+            .unwrap();
+        assert_eq!(hash.len(), 32);
+        let mut rules = vec![json!({ "exit_status": 3 })];
+        rules.extend(retry_rules().iter().map(|rule| json!(rule)));
+        let error = &values(&steps)[0];
+        assert_eq!(error["agents"], last["agents"], "where most targets go");
+        assert_eq!(
+            last,
+            &json!({
+                "label": ":bar_chart: eval-once summary",
+                "key": last["key"],
+                "plugins": [
+                    { "your-org/eval-once#v1": { "summary": true } },
+                    { "kubernetes": { "podSpec": {} } }
+                ],
+                "agents": { "queue": "intel", "size": "big" },
+                "env": { "A": "1" },
+                "timeout_in_minutes": 9,
+                "soft_fail": true,
+                "depends_on": waits,
+                "retry": { "automatic": rules, "manual": false },
+            })
+        );
+        let command = RecordingRequest {
+            emit: Emit::Command,
+            ..request
+        };
+        let again = super::steps(&records, &command, schema()).unwrap();
+        let again = &values(&again)[4];
+        assert_eq!(again["command"], "eval-once summary");
+        assert_eq!(again["key"], last["key"]);
+    }
+
+    #[test]
+    fn a_summary_is_one_of_the_jobs_that_a_build_can_have() {
+        let targets: Vec<_> = (0..JOBS_PER_BUILD - 1)
+            .map(|i| target(i, &["p", &i.to_string()]))
+            .collect();
+        let edges = no_edges(&targets);
+        let request = RecordingRequest {
+            summary: true,
+            ..request()
+        };
+        assert!(make(&targets, &edges, &[], &request).is_err());
+        let mut skip = vec![None; targets.len()];
+        skip[7] = Some("a cache has it".into());
+        let steps = make(&targets, &edges, &skip, &request).unwrap();
+        assert_eq!(
+            (steps.planned.len(), steps.omitted),
+            (JOBS_PER_BUILD - 1, 1)
+        );
+        let last = &steps.planned.last().unwrap().step;
+        assert!(last.key.starts_with("summary-"));
+        assert_eq!(last.depends_on.len(), JOBS_PER_BUILD - 2);
+    }
+
+    #[test]
+    fn groups_are_called_by_the_first_names() {
+        let targets = [
+            target(0, &["a", "b", "c"]),
+            target(1, &["a", "b"]),
+            target(2, &["a", "b", "d"]),
+        ];
+        let request = RecordingRequest {
+            group_by: 2,
+            ..request()
+        };
+        let steps = make(&targets, &no_edges(&targets), &[], &request).unwrap();
+        let groups: Vec<_> = steps
+            .planned
+            .iter()
+            .map(|step| step.group.as_deref())
+            .collect();
+        assert_eq!(groups, [Some(":nix: a.b"), None, Some(":nix: a.b")]);
+    }
+
+    /// Anything that a cleaned `meta.buildkite` can hold, more often than not about properties that mean something.
+    fn anything() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            "[a-z:\u{80}\u{2028}]{0,4}".prop_map(Value::from),
+        ];
+        let name = prop_oneof![
+            4 => proptest::sample::select(vec![
+                "agents", "env", "plugins", "depends_on", "command", "commands", "label", "name", "key", "retry", "automatic",
+                "skip", "matrix", "parallelism", "soft_fail", "timeout_in_minutes", "exit_status", "limit", "setup",
+            ]).prop_map(str::to_owned),
+            1 => "[a-z]{1,3}",
+        ];
+        leaf.prop_recursive(3, 24, 4, move |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::vec((name.clone(), inner), 0..4)
+                    .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_targets_say_the_pipeline_is_valid(
+            wishes in proptest::collection::vec(anything(), 1..6),
+            skipped in any::<u8>(),
+            command in any::<bool>(),
+        ) {
+            let targets: Vec<_> = wishes.iter().enumerate().map(|(i, wish)| target_wishing(i, wish)).collect();
+            let pairs: Vec<_> = (1..targets.len()).map(|i| (i, i - 1)).collect();
+            let edges = edges_between(&targets, &pairs);
+            let skip: Vec<_> = (0..targets.len()).map(|i| (skipped >> i & 1 == 1).then(|| "built".to_owned())).collect();
+            let mut request = RecordingRequest { group_by: 1, ..request() };
+            if command {
+                request.emit = Emit::Command;
+            }
+            let made = make(&targets, &edges, &skip, &request).unwrap();
+            let document = planned::json(&made.planned).unwrap();
+            let read: Value = serde_yaml_ng::from_str(&document).unwrap();
+            prop_assert_eq!(&read, &serde_json::from_str::<Value>(&document).unwrap());
+            prop_assert_eq!(schema().check_pipeline(&read), Ok(()));
+            let keys: BTreeSet<_> = made.planned.iter().map(|step| step.step.key.clone()).collect();
+            prop_assert_eq!(keys.len(), targets.len());
+            for (target, placed) in targets.iter().zip(&made.placed) {
+                prop_assert!(keys.contains(&placed.key));
+                prop_assert!(placed.depends_on.iter().all(|key| keys.contains(key)));
+                if placed.key == key(target) {
+                    let step = made.planned.iter().find(|step| step.step.key == placed.key).unwrap();
+                    let record = record_of(&serde_json::to_value(&step.step).unwrap());
+                    prop_assert_eq!(&record["drv"], target.drv.as_store_path().as_str());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The targets of an evaluation, and the edges between them: one target for each `.drv`, with what its derivation says.
+//!
+//! Reads the `.drv`s as files of the store's folder; nothing here asks Nix.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::pipeline::edges::{BadGraph, Edges};
+use super::{EvaluationResult, Target};
+use crate::exit::{Class, Failure};
+use crate::nix::{Derivation, DrvPath, StorePath, inputs_on_disk};
+
+/// The targets of an evaluation and the edges between them.
+///
+/// # Errors
+/// A `.drv` cannot be read (75).
+pub(super) fn targets_and_edges(
+    evaluated: &EvaluationResult,
+) -> Result<(Vec<Target>, Edges), Failure> {
+    let (targets, inputs) = targets(evaluated)?;
+    let edges = edges(&targets, inputs)?;
+    Ok((targets, edges))
+}
+
+/// The inputs of each derivation that was read.
+type DrvInputs = HashMap<DrvPath, Vec<DrvPath>>;
+
+/// One target for each `.drv`, in the order of their first attributes; and the inputs of their derivations.
+fn targets(evaluated: &EvaluationResult) -> Result<(Vec<Target>, DrvInputs), Failure> {
+    let mut known: HashMap<&DrvPath, usize> = HashMap::new();
+    let mut targets: Vec<Target> = Vec::new();
+    let mut inputs = DrvInputs::new();
+    for found in &evaluated.found {
+        if let Some(at) = known.get(&found.drv) {
+            targets[*at].also.push(found.attr.clone());
+            continue;
+        }
+        let derivation =
+            Derivation::read(&found.drv).map_err(|error| unreadable(&found.drv, &error))?;
+        known.insert(&found.drv, targets.len());
+        // A step that knows only some of the outputs could not tell whether it is done. So either all paths are known, or none
+        // is used.
+        let outputs: Option<BTreeMap<String, StorePath>> = derivation
+            .outputs
+            .into_iter()
+            .map(|(name, path)| Some((name, path?)))
+            .collect();
+        targets.push(Target {
+            attr: found.attr.clone(),
+            also: Vec::new(),
+            name: derivation.name,
+            drv: found.drv.clone(),
+            outputs: outputs.unwrap_or_default(),
+            system: derivation.system,
+            features: derivation.features,
+            meta: found.meta.clone(),
+        });
+        inputs.insert(found.drv.clone(), derivation.inputs);
+    }
+    Ok((targets, inputs))
+}
+
+/// The edges between targets; derivations that are no targets are read where they lie on the way.
+fn edges(targets: &[Target], mut inputs: DrvInputs) -> Result<Edges, Failure> {
+    let drvs: Vec<DrvPath> = targets.iter().map(|target| target.drv.clone()).collect();
+    let read = |drv: &DrvPath| match inputs.remove(drv) {
+        Some(inputs) => Ok(inputs),
+        None => inputs_on_disk(drv),
+    };
+    Edges::load(&drvs, read).map_err(|bad| match &bad {
+        BadGraph::Unreadable(drv, error) => unreadable(drv, error),
+        BadGraph::Cycle(_) => Failure::new(Class::Bug, bad),
+    })
+}
+
+fn unreadable(drv: &DrvPath, error: &std::io::Error) -> Failure {
+    Failure::new(
+        Class::Infrastructure,
+        format_args!("cannot read {drv}, which was just evaluated: {error}"),
+    )
+    .hint("a recording needs a store whose files are where their paths say")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::AttrPath;
+    use crate::recording::{FoundTarget, Meta};
+    use std::fs;
+    use std::path::Path;
+    use tempfile::TempDir;
+
+    /// Writes a derivation with these outputs and inputs.
+    fn write(store: &Path, i: usize, outputs: &[(&str, &str)], inputs: &[usize]) -> DrvPath {
+        let path = |i: usize| format!("{}/{i:032}-d{i}.drv", store.display());
+        let outputs: Vec<String> = outputs
+            .iter()
+            .map(|(name, path)| format!(r#"("{name}","{path}","","")"#))
+            .collect();
+        let inputs: Vec<String> = inputs
+            .iter()
+            .map(|i| format!(r#"("{}",["out"])"#, path(*i)))
+            .collect();
+        let text = format!(
+            r#"Derive([{}],[{}],[],"x86_64-linux","/bin/sh",[],[("requiredSystemFeatures","kvm")])"#,
+            outputs.join(","),
+            inputs.join(",")
+        );
+        fs::write(path(i), text).unwrap();
+        DrvPath::parse(&path(i)).unwrap()
+    }
+
+    fn found(name: &str, drv: &DrvPath) -> FoundTarget {
+        FoundTarget {
+            attr: AttrPath::new(vec![name.into()]),
+            drv: drv.clone(),
+            meta: Meta::default(),
+        }
+    }
+
+    #[test]
+    fn several_attributes_with_one_drv_are_one_target() {
+        let store = TempDir::new().unwrap();
+        let out = format!("{}/{:032}-d0", store.path().display(), 9);
+        let first = write(store.path(), 0, &[("out", &out)], &[1]);
+        write(store.path(), 1, &[("out", &out)], &[2]);
+        let floating = write(store.path(), 2, &[("dev", ""), ("out", &out)], &[]);
+        let evaluated = EvaluationResult {
+            found: vec![
+                found("a", &first),
+                found("c", &floating),
+                found("b", &first),
+            ],
+            ..EvaluationResult::default()
+        };
+        let (targets, edges) = targets_and_edges(&evaluated).unwrap();
+        assert_eq!(targets.len(), 2);
+        assert_eq!(targets[0].attr.to_string(), "a");
+        assert_eq!(targets[0].also, [AttrPath::new(vec!["b".into()])]);
+        assert_eq!(targets[0].outputs["out"].as_str(), out);
+        assert_eq!(
+            (
+                &*targets[0].name,
+                &*targets[0].system,
+                &targets[0].features[..]
+            ),
+            ("d0", "x86_64-linux", &["kvm".to_owned()][..])
+        );
+        assert!(
+            targets[1].outputs.is_empty(),
+            "one of its paths is not known"
+        );
+        assert_eq!(edges.of(0), [1], "through a derivation that is no target");
+    }
+
+    #[test]
+    fn a_drv_that_cannot_be_read_is_an_infrastructure_failure_that_names_it() {
+        let store = TempDir::new().unwrap();
+        let out = format!("{}/{:032}-d0", store.path().display(), 9);
+        let above = write(store.path(), 0, &[("out", &out)], &[1]);
+        for drv in [write(store.path(), 2, &[], &[]), above] {
+            let evaluated = EvaluationResult {
+                found: vec![found("a", &drv)],
+                ..EvaluationResult::default()
+            };
+            if drv.as_store_path().name() == "d2.drv" {
+                fs::remove_file(drv.as_store_path().as_path()).unwrap();
+            }
+            let failure = targets_and_edges(&evaluated).unwrap_err();
+            assert_eq!(failure.class, Class::Infrastructure);
+            assert!(
+                failure.to_string().starts_with("cannot read /"),
+                "{failure}"
+            );
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The outputs of a derivation, as the file of its `.drv` says. Nix is not asked: in a store that is not where its paths say, nothing is
+//! known.
+
+use std::collections::BTreeMap;
+
+use crate::nix::{DrvPath, StorePath, derivation_text, is_fixed_output, outputs_of_derivation};
+
+/// The outputs of a derivation, by name.
+pub(super) type Outputs = BTreeMap<String, StorePath>;
+
+/// What the file of a `.drv` says of its outputs.
+#[derive(Debug, Default)]
+pub(super) struct DrvOutputs {
+    /// Their paths; none of an output whose path is not known before it is built.
+    pub(super) paths: BTreeMap<String, Option<StorePath>>,
+    /// Whether the derivation has a fixed output.
+    pub(super) fixed: bool,
+}
+
+impl DrvOutputs {
+    /// Reads the file of `drv`; empty where it cannot be read, as in a store that is not where its paths say.
+    pub(super) fn read(drv: &DrvPath) -> Self {
+        let text = derivation_text(drv).unwrap_or_default();
+        Self {
+            paths: outputs_of_derivation(&text).unwrap_or_default(),
+            fixed: is_fixed_output(&text),
+        }
+    }
+
+    /// The outputs, where the paths of all are known.
+    pub(super) fn all_known(&self) -> Option<Outputs> {
+        let outputs: Option<Outputs> = self
+            .paths
+            .iter()
+            .map(|(name, path)| Some((name.clone(), path.clone()?)))
+            .collect();
+        outputs.filter(|outputs| !outputs.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(name: &str) -> StorePath {
+        StorePath::parse(&format!("/s/0123456789abcdfghijklmnpqrsvwxyz-{name}")).unwrap()
+    }
+
+    #[test]
+    fn an_output_of_unknown_path_leaves_all_of_them_unknown() {
+        let known = |paths: &[(&str, Option<StorePath>)]| {
+            let paths = paths
+                .iter()
+                .map(|(name, path)| ((*name).to_owned(), path.clone()));
+            DrvOutputs {
+                paths: paths.collect(),
+                fixed: false,
+            }
+            .all_known()
+        };
+        let both = [("out", Some(path("a"))), ("dev", Some(path("b")))];
+        assert_eq!(known(&both).unwrap().len(), 2);
+        assert_eq!(known(&[("out", Some(path("a"))), ("dev", None)]), None);
+        assert_eq!(known(&[]), None);
+    }
+
+    #[test]
+    fn a_drv_that_cannot_be_read_has_no_known_outputs() {
+        let drv = DrvPath::parse("/s/0123456789abcdfghijklmnpqrsvwxyz-none.drv").unwrap();
+        let outputs = DrvOutputs::read(&drv);
+        assert!(outputs.paths.is_empty() && !outputs.fixed);
+    }
+}

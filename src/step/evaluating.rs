@@ -1,0 +1,382 @@
+//! Evaluating a step's target again: what `nix-build` does first, as often as the garbage collector makes it necessary.
+//!
+//! It gives a `.drv`, or says why not. What is done with the `.drv` is the way's to decide.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::time::Instant;
+
+use super::diagnosis;
+use super::run::{NixRun, StepRun};
+use crate::command_line::{CommandLine, Ending};
+use crate::exit::{Class, Failure};
+use crate::host;
+use crate::nix::{
+    Disturbance, DrvPath, Evaluation, LockedFlake, NixOutput, Phase, StorePath, class, command,
+};
+use crate::state::{Roots, StateFolder};
+use crate::store::{ATTEMPTS, COLLECTOR_HINT};
+use crate::supervise::Finished;
+use crate::text::shortened;
+
+/// How much of Nix's message is repeated in the failure, in characters; all of it is in the log.
+const MESSAGE_AT_MOST: usize = 4 << 10;
+
+/// How much of a value that is no derivation is shown, in characters.
+const VALUE_AT_MOST: usize = 200;
+
+/// Repeated evaluations of one target, with the GC root that they share.
+pub(super) struct Evaluating<'e> {
+    evaluation: &'e Evaluation,
+    /// The GC roots of the `.drv`: from before the evaluation slot is taken until the outputs are there.
+    roots: Option<Roots>,
+    /// How many evaluations were disturbed so far, or gave a `.drv` that was gone again.
+    disturbed: u32,
+    /// An evaluation has failed in a way that may not happen again.
+    doubted: bool,
+}
+
+/// Why an evaluation gave no `.drv`.
+enum NoDrv {
+    /// The collector disturbed it, or the daemon died meanwhile.
+    Disturbed,
+    /// It failed in a way that may not happen again: it is repeated once before the failure is believed.
+    Doubtful(Failure),
+    /// It failed.
+    Failed(Failure),
+}
+
+impl From<Failure> for NoDrv {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl<'e> Evaluating<'e> {
+    pub(super) fn new(step: &StepRun<'_>, evaluation: &'e Evaluation) -> Self {
+        let roots = step.state().map(StateFolder::roots).and_then(|roots| {
+            roots
+                .inspect_err(|error| {
+                    step.log
+                        .warn(format_args!("evaluating without a GC root: {error}"));
+                })
+                .ok()
+        });
+        Self {
+            evaluation,
+            roots,
+            disturbed: 0,
+            doubted: false,
+        }
+    }
+
+    /// Evaluates until there is a `.drv`, under an evaluation slot each time; none once it was disturbed too often.
+    pub(super) fn next_drv(&mut self, step: &mut StepRun<'_>) -> Result<Option<DrvPath>, Failure> {
+        while self.disturbed < ATTEMPTS {
+            let slot = step.evaluation_slot()?;
+            step.begin_group(format_args!("evaluating {}", self.evaluation));
+            let started = Instant::now();
+            let root = self.roots.as_ref().map(Roots::link);
+            let repeated = self.doubted || self.disturbed > 0;
+            let evaluated = evaluate(step, self.evaluation, root.as_deref(), repeated);
+            step.seconds.evaluate += started.elapsed();
+            drop(slot);
+            if let (Err(NoDrv::Doubtful(failure) | NoDrv::Failed(failure)), Some(Err(error))) =
+                (&evaluated, self.roots.as_ref().map(Roots::probe))
+                && matches!(failure.class, Class::Evaluation | Class::Infrastructure)
+            {
+                step.log
+                    .warn(format_args!("evaluating again without a GC root: {error}"));
+                self.roots = None;
+                continue;
+            }
+            match evaluated {
+                Ok(drv) => return Ok(Some(drv)),
+                Err(NoDrv::Disturbed) => self.disturbed += 1,
+                Err(NoDrv::Doubtful(failure)) if !self.doubted => {
+                    self.doubted = true;
+                    step.log
+                        .say(format_args!("{failure}; evaluating once more"));
+                }
+                Err(NoDrv::Doubtful(failure) | NoDrv::Failed(failure)) => return Err(failure),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Counts that the `.drv` of the last evaluation, or an output of it, was gone before it could be used.
+    pub(super) fn count_disturbance(&mut self) {
+        self.disturbed += 1;
+    }
+
+    /// The failure of a target that was disturbed too often.
+    pub(super) fn failure(&self) -> Failure {
+        Failure::new(
+            Class::Infrastructure,
+            format_args!(
+                "the garbage collector, or a daemon that died, disturbed the evaluation of {} {ATTEMPTS} times",
+                self.evaluation
+            ),
+        )
+        .hint(format!(
+            "{COLLECTOR_HINT}; a daemon may be killed for lack of memory"
+        ))
+    }
+}
+
+/// Evaluates one attribute. `repeated`: an evaluation was disturbed, or failed in a way that may not happen again.
+fn evaluate(
+    step: &mut StepRun<'_>,
+    evaluation: &Evaluation,
+    root: Option<&Path>,
+    repeated: bool,
+) -> Result<DrvPath, NoDrv> {
+    let locked = match step.store.lock_line(step.supervisor, evaluation)? {
+        Some(line) => {
+            let printed = run(step, evaluation, &line, Phase::Fetching, Suspicion::NONE)?;
+            let (locked, _) = step.store.read_lock(step.supervisor, &line, &printed)?;
+            Some(locked)
+        }
+        None => None,
+    };
+    let options = step.options()?;
+    let line = command::instantiate(evaluation, locked.as_ref(), root, &options);
+    // Whether it throws is asked only where it has failed before.
+    let suspicion = Suspicion {
+        ask_throws: repeated,
+        locked: locked.as_ref(),
+    };
+    let printed = run(step, evaluation, &line, Phase::Evaluating, suspicion)?;
+    let drvs: Vec<DrvPath> = printed
+        .paths()
+        .map(read_instantiated)
+        .collect::<Result<_, _>>()?;
+    if let [drv] = drvs.as_slice() {
+        return Ok(drv.clone());
+    }
+    let found = if drvs.is_empty() {
+        let value = step
+            .store
+            .value(step.supervisor, evaluation, locked.as_ref())?;
+        format!("no derivation, but {}", shortened(&value, VALUE_AT_MOST))
+    } else {
+        several(&drvs)
+    };
+    let failure = Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
+        .called("is not one derivation")
+        .meaning("The Nix expression evaluates, but not to one derivation; a retry cannot help.")
+        .hint("name one derivation with `attr`: a step builds one");
+    Err(failure.into())
+}
+
+/// Derivations where one was expected.
+fn several(drvs: &[DrvPath]) -> String {
+    let first: Vec<_> = drvs.iter().take(3).map(DrvPath::to_string).collect();
+    let more = if drvs.len() > first.len() {
+        ", …"
+    } else {
+        ""
+    };
+    format!(
+        "not one derivation, but {}: {}{more}",
+        drvs.len(),
+        first.join(", ")
+    )
+}
+
+/// What to do where an evaluation ends with what the system seems to say.
+#[derive(Clone, Copy)]
+struct Suspicion<'l> {
+    /// Ask whether the expression throws: then those are its own words.
+    ask_throws: bool,
+    /// The flake that the expression is of, locked.
+    locked: Option<&'l LockedFlake>,
+}
+
+impl Suspicion<'_> {
+    /// No expression is evaluated yet.
+    const NONE: Self = Self {
+        ask_throws: false,
+        locked: None,
+    };
+}
+
+/// Runs one program of an evaluation.
+fn run(
+    step: &mut StepRun<'_>,
+    evaluation: &Evaluation,
+    line: &CommandLine,
+    phase: Phase,
+    suspicion: Suspicion<'_>,
+) -> Result<Finished, NoDrv> {
+    let NixRun {
+        finished,
+        mut output,
+        ..
+    } = step.run_evaluating(line)?;
+    if finished.ending.success() || output.no_derivation() {
+        return Ok(finished);
+    }
+    if let Ending::Exited(_) = finished.ending {
+        step.find_root_cause(&mut output, None)?;
+    }
+    let mut class = class::of(phase, finished.ending, &output);
+    let mut doubtful = class::is_worth_another_try(class);
+    let mut throws = false;
+    let is_suspect = class == Class::Infrastructure && output.trouble(false).is_some()
+        || class == Class::Evaluation && output.disturbance().is_some();
+    if is_suspect
+        && suspicion.ask_throws
+        && step
+            .store
+            .throws(step.supervisor, evaluation, suspicion.locked)?
+    {
+        (class, doubtful, throws) = (Class::Evaluation, false, true);
+    }
+    if matches!(class, Class::Evaluation | Class::Infrastructure) && output.root_cause().is_none() {
+        match output.disturbance() {
+            // It may never have been there at all; then an evaluation that is repeated three times changes nothing.
+            Some(Disturbance::Gone(path))
+                if !throws && is_disturbed(step, &path, output.is_of_named_path())? =>
+            {
+                return Err(NoDrv::Disturbed);
+            }
+            Some(Disturbance::Daemon) if class == Class::Infrastructure => {
+                step.store.check_answers(step.supervisor)?;
+                step.log.say("the daemon died during the evaluation");
+                return Err(NoDrv::Disturbed);
+            }
+            // An expression is not to blame where the store is dead.
+            _ => step.store.check_answers(step.supervisor)?,
+        }
+    }
+    let failure = failure_of(step, evaluation, line, class, &finished, &output);
+    Err(if doubtful {
+        NoDrv::Doubtful(failure)
+    } else {
+        NoDrv::Failed(failure)
+    })
+}
+
+/// Whether an evaluation that failed because `path` was missing is repeated: the collector has taken it, or it was registered
+/// before we asked. For the latter once: an expression may say the same of a path that was there all the time. No evaluation makes
+/// a path that does not exist and that the expression itself `names` (`storePath`).
+fn is_disturbed(step: &mut StepRun<'_>, path: &StorePath, names: bool) -> Result<bool, Failure> {
+    if !step.is_valid(path)? {
+        if names {
+            return Ok(false);
+        }
+        step.log.say(format_args!(
+            "{path} is not valid: the garbage collector disturbed the evaluation"
+        ));
+        return Ok(true);
+    }
+    let is_first = step.doubted.insert(path.clone());
+    if is_first {
+        step.log.say(format_args!(
+            "{path} was missing during the evaluation, and is valid now"
+        ));
+    }
+    Ok(is_first)
+}
+
+/// The failure of an evaluation that is of `class`.
+fn failure_of(
+    step: &StepRun<'_>,
+    evaluation: &Evaluation,
+    line: &CommandLine,
+    class: Class,
+    finished: &Finished,
+    output: &NixOutput,
+) -> Failure {
+    let error = output.error.as_ref().map_or_else(
+        || format!("`{line}` {}", finished.ending),
+        |error| shortened(error, MESSAGE_AT_MOST),
+    );
+    if matches!(class, Class::Evaluation | Class::Infrastructure)
+        && !output.is_expressions_own()
+        && let Some(failure) = host::no_temporary_folder(&step.host.temporary, &error)
+    {
+        return failure;
+    }
+    let what = evaluation.to_string();
+    if output.root_cause().is_some() || class == Class::Infrastructure {
+        return diagnosis::of_evaluation(class, &what, output, step.killed_for_memory(), &error);
+    }
+    let position = match &output.place {
+        Some(place) if !error.contains(place.as_str()) => format!(", at {place}"),
+        _ => String::new(),
+    };
+    let failure = Failure::new(
+        class,
+        format_args!("{what} does not evaluate: {error}{position}"),
+    );
+    match evaluation.hint_at(&error) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// The `.drv` that `nix-instantiate` has printed: its root where there is one, and behind a `!` the output that the attribute
+/// selects. All outputs are built, so that one does not matter.
+fn read_instantiated(printed: &Path) -> Result<DrvPath, Failure> {
+    let name = printed.file_name().unwrap_or_default().as_bytes();
+    let end = name
+        .iter()
+        .position(|byte| *byte == b'!')
+        .unwrap_or(name.len());
+    let path = printed.with_file_name(OsStr::from_bytes(&name[..end]));
+    // Without a root, or in a store that can make none, it is the path itself.
+    let parse = |path: &Path| DrvPath::parse(&path.to_string_lossy()).ok();
+    parse(&path)
+        .or_else(|| parse(&path.read_link().ok()?))
+        .ok_or_else(|| {
+            Failure::new(
+                Class::Bug,
+                format_args!(
+                    "cannot read what nix-instantiate printed: {}",
+                    printed.display()
+                ),
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drv(name: &str) -> String {
+        format!("/s/0123456789abcdfghijklmnpqrsvwxyz-{name}.drv")
+    }
+
+    #[test]
+    fn what_nix_instantiate_prints_is_a_drv_or_a_root_of_one_and_may_select_an_output() {
+        let read = |printed: &str| read_instantiated(Path::new(printed)).map(|drv| drv.to_string());
+        let path = drv("a");
+        assert_eq!(read(&path).unwrap(), path);
+        assert_eq!(read(&format!("{path}!dev")).unwrap(), path);
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        std::os::unix::fs::symlink(&path, &root).unwrap();
+        let root = root.to_str().unwrap();
+        assert_eq!(read(root).unwrap(), path);
+        assert_eq!(read(&format!("{root}!out")).unwrap(), path);
+        assert_eq!(read("/s/nothing").unwrap_err().class, Class::Bug);
+    }
+
+    #[test]
+    fn of_several_derivations_the_first_three_are_named() {
+        let drvs = |names: &[&str]| -> Vec<DrvPath> {
+            let drvs = names.iter().map(|name| DrvPath::parse(&drv(name)).unwrap());
+            drvs.collect()
+        };
+        let two = several(&drvs(&["a", "b"]));
+        assert_eq!(
+            two,
+            format!("not one derivation, but 2: {}, {}", drv("a"), drv("b"))
+        );
+        let four = several(&drvs(&["a", "b", "c", "d"]));
+        assert!(four.ends_with(&format!("{}, …", drv("c"))), "{four}");
+    }
+}

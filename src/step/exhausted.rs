@@ -1,0 +1,124 @@
+//! The failure of a step of which no way has led to the outputs.
+
+use super::links::main_output;
+use super::run::StepRun;
+use super::ways::LOST_HINT;
+use crate::exit::{Class, Failure};
+
+/// What it means that what was recorded is gone.
+const GONE: &str =
+    "What was recorded is gone; a retry helps only on a host that has it, recording again helps.";
+
+/// What it means that there is only an evaluation, on a host with `recorded-only`.
+const FORBIDDEN: &str = "This host does not evaluate; a retry helps only on a host that does.";
+
+/// What to do about a record that is gone.
+const RECORD_AGAIN: &str = "record again: run the pipeline's recording step anew";
+
+/// What was known of a step when its ways were exhausted.
+struct Exhausted {
+    /// The recorded `.drv`, else the main recorded output.
+    recorded: Option<String>,
+    /// A substituter that may have it was unreachable.
+    lacks_a_substituter: bool,
+    /// The step names something to evaluate, and this host does not evaluate.
+    evaluation_forbidden: bool,
+}
+
+/// The failure of a step whose ways are exhausted.
+pub(super) fn failure(step: &StepRun<'_>) -> Failure {
+    if let Some(path) = &step.lost {
+        return Failure::new(
+            Class::Infrastructure,
+            format_args!("{path} does not exist, although Nix has realised it"),
+        )
+        .hint(LOST_HINT);
+    }
+    let request = step.request;
+    let drv = request.drv.as_ref().map(ToString::to_string);
+    let exhausted = Exhausted {
+        recorded: drv.or_else(|| main_output(&request.outputs).map(ToString::to_string)),
+        lacks_a_substituter: step.store.lacks_a_substituter(),
+        evaluation_forbidden: step.host.recorded_only && request.evaluation.is_some(),
+    };
+    exhausted.failure()
+}
+
+impl Exhausted {
+    fn failure(&self) -> Failure {
+        let gone = match &self.recorded {
+            Some(path) if self.lacks_a_substituter => format!(
+                "{path} is not on this host, and a substituter that may have it is unreachable"
+            ),
+            Some(path) => {
+                format!("{path} is gone, here and in every substituter that was queried")
+            }
+            None => "nothing is recorded".into(),
+        };
+        let (why, hint) = match (self.evaluation_forbidden, &self.recorded) {
+            (true, Some(_)) => (
+                "this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)",
+                RECORD_AGAIN.to_owned(),
+            ),
+            (true, None) => (
+                "this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)",
+                "give the step a `drv`: this host builds only recorded steps".to_owned(),
+            ),
+            (false, _) => (
+                "the step does not say what to evaluate",
+                format!("{RECORD_AGAIN}; or give the step a `file`, `expr` or `flake`"),
+            ),
+        };
+        let failure =
+            Failure::new(Class::Infrastructure, format_args!("{gone}, and {why}")).hint(hint);
+        match &self.recorded {
+            None if self.evaluation_forbidden => failure.meaning(FORBIDDEN),
+            Some(_) if !self.lacks_a_substituter => failure.meaning(GONE),
+            _ => failure,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(recorded: bool, lacks_a_substituter: bool, evaluation_forbidden: bool) -> Failure {
+        Exhausted {
+            recorded: recorded.then(|| "/s/x.drv".to_owned()),
+            lacks_a_substituter,
+            evaluation_forbidden,
+        }
+        .failure()
+    }
+
+    #[test]
+    fn every_exhausted_step_is_an_infrastructure_failure_with_a_hint() {
+        for case in 0..8 {
+            let failure = failure(case & 1 != 0, case & 2 != 0, case & 4 != 0);
+            assert_eq!(failure.class, Class::Infrastructure);
+            assert!(failure.hint.is_some(), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_retry_is_advised_against_only_where_what_was_recorded_is_gone_for_certain() {
+        assert_eq!(failure(true, false, false).meaning, Some(GONE));
+        assert_eq!(failure(true, false, true).meaning, Some(GONE));
+        assert_eq!(failure(true, true, false).meaning, None);
+        assert_eq!(failure(true, true, true).meaning, None);
+        assert_eq!(failure(false, false, true).meaning, Some(FORBIDDEN));
+        assert_eq!(failure(false, false, false).meaning, None);
+    }
+
+    #[test]
+    fn a_host_that_does_not_evaluate_says_so() {
+        let text = failure(true, false, true).to_string();
+        assert!(
+            text.contains("/s/x.drv is gone") && text.contains("recorded-only"),
+            "{text}"
+        );
+        let text = failure(true, false, false).to_string();
+        assert!(text.contains("does not say what to evaluate"), "{text}");
+    }
+}

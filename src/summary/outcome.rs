@@ -1,0 +1,70 @@
+//! How a target stands, as the summary distinguishes it.
+
+/// How a target stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum TargetOutcome {
+    /// Its step failed.
+    Failed(FailedPart),
+    /// Its step failed, which its `soft_fail` allows.
+    SoftFailed(FailedPart),
+    /// Its job exceeded its timeout.
+    TimedOut,
+    /// Its job was cancelled.
+    Cancelled,
+    /// Its job was cancelled, timed out or expired; which of them is not known.
+    Stopped,
+    /// It did not evaluate when it was recorded, and no step has built it since.
+    EvaluationError,
+    /// It evaluates, and its metadata gives no valid step.
+    Refused,
+    /// Its step did not run, because of a target that it depends on.
+    NotRun(FailedDependency),
+    /// Its step did not run: it is skipped, or has a condition.
+    NeverRun,
+    /// The build has no such step: the recording ended before it uploaded it.
+    NoStep,
+    /// Its step has not ended; the state it is in.
+    Unfinished(String),
+    /// There is no report of its step, and how that ended is not known.
+    NoReport,
+    /// Its step passed without a report: whether it has built the target is not known.
+    PassedWithoutReport,
+    /// What stands in the place of its step's report is none.
+    Unreadable,
+    /// Its step's report is of this version, which we do not know.
+    OtherVersion(u32),
+    /// It is built, and Buildkite does not say how its job ended, in which something comes after the build.
+    NotKnown,
+    /// Something was built for it.
+    Built,
+    /// Nothing was built, and some path came from a cache.
+    Fetched,
+    /// Everything was in the store already.
+    There,
+    /// The recording has skipped it, and why.
+    Skipped(String),
+}
+
+/// What of a step failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum FailedPart {
+    /// The build of its target.
+    Build,
+    /// Its own command, after the build.
+    Command,
+    /// Something else that comes after the build.
+    AfterBuild,
+    /// Another job of it than the one whose report there is.
+    OtherJob,
+    /// Not known: there is no report.
+    NotKnown,
+}
+
+/// A target whose step has not passed, so that those that depend on it did not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FailedDependency {
+    /// What it is called.
+    pub(super) target: String,
+    /// What happened to it, as the end of a sentence: `failed`.
+    pub(super) what: &'static str,
+}

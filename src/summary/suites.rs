@@ -1,0 +1,254 @@
+//! The targets of each recording, and the steps that no recording has made. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::build_data::BuildData;
+use super::outcome::TargetOutcome;
+use super::row::Row;
+use crate::keys::Keys;
+use crate::nix::AttrPath;
+use crate::recording::pipeline::document::{Recorded, RecordedError};
+use crate::recording::pipeline::steps::error_key;
+
+/// The targets of one recording; or all steps that belong to none.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Suite {
+    /// What was evaluated.
+    pub(super) name: String,
+    pub(super) rows: Vec<Row>,
+}
+
+/// What the steps are called that no recording has made.
+const OTHERS: &str = "steps without a recording";
+
+/// The recordings; behind them the steps that no recording has made, where there are any.
+pub(super) fn of(data: &BuildData) -> Vec<Suite> {
+    let mut seen = BTreeSet::new();
+    let mut suites: Vec<Suite> = data
+        .recordings
+        .iter()
+        .map(|recorded| {
+            let rows = rows(recorded, data);
+            seen.extend(rows.iter().map(|row| row.key.clone()));
+            Suite {
+                name: source(&recorded.source),
+                rows,
+            }
+        })
+        .collect();
+    let others: Vec<Row> = data
+        .reports
+        .iter()
+        .filter(|(key, _)| !seen.contains(*key))
+        .map(|(key, report)| {
+            let target = match report {
+                Ok(report) if !report.target.is_empty() => &report.target,
+                _ => key,
+            };
+            Row::new(key, target.clone(), data)
+        })
+        .collect();
+    if !others.is_empty() {
+        suites.push(Suite {
+            name: OTHERS.into(),
+            rows: others,
+        });
+    }
+    suites
+}
+
+/// The targets and errors of a recording.
+fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
+    let errors: BTreeMap<&AttrPath, &RecordedError> = recorded
+        .errors
+        .iter()
+        .map(|error| (&error.attr, error))
+        .collect();
+    // Where the metadata of a target gives no valid step, the error counts, for all attributes of the target.
+    let also: BTreeMap<&AttrPath, usize> = recorded
+        .targets
+        .iter()
+        .map(|target| (&target.attr, target.also.len()))
+        .collect();
+    let targets = recorded
+        .targets
+        .iter()
+        .filter(|target| !errors.contains_key(&target.attr))
+        .map(|target| {
+            let name = match target.attr.names() {
+                [] => target.name.clone(),
+                _ => target.attr.to_string(),
+            };
+            let mut row = Row::new(&target.key, name, data);
+            row.attributes += target.also.len();
+            row.compare_with(target);
+            if let (TargetOutcome::NoReport, Some(reason)) = (&row.outcome, &target.skip) {
+                row.outcome = TargetOutcome::Skipped(reason.clone());
+            }
+            row
+        });
+    let errors = errors.iter().map(|(attr, error)| {
+        let name = match attr.names() {
+            [] => "the root".into(),
+            _ => attr.to_string(),
+        };
+        let mut row = Row::new(&error_key(attr), name, data);
+        row.attributes += also.get(attr).copied().unwrap_or_default();
+        let was_built = row.report.as_ref().is_some_and(|report| report.exit == 0);
+        if !was_built {
+            row.outcome = if error.refused {
+                TargetOutcome::Refused
+            } else {
+                TargetOutcome::EvaluationError
+            };
+            row.message = row.message.or_else(|| error.message.clone());
+        }
+        row
+    });
+    targets.chain(errors).collect()
+}
+
+/// What was evaluated, in a few words.
+fn source(keys: &Keys) -> String {
+    let text = |key: &str| keys.get(key).and_then(|value| value.as_str());
+    let source = text("file").or_else(|| text("flake"));
+    let source = source.unwrap_or("the expression");
+    let attr = keys.get("attr").cloned().unwrap_or_default();
+    match serde_json::from_value::<AttrPath>(attr) {
+        Ok(attr) if !attr.names().is_empty() => format!("{attr} of {source}"),
+        _ => source.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{build_data, recorded, report, target};
+    use super::super::outcome::FailedPart;
+    use super::*;
+    use crate::step::SavedReportError;
+    use serde_json::{Value, json};
+
+    fn rows_by_target(suites: &[Suite]) -> BTreeMap<&str, &Row> {
+        let rows = suites.iter().flat_map(|suite| &suite.rows);
+        rows.map(|row| (row.target.as_str(), row)).collect()
+    }
+
+    #[test]
+    fn every_target_has_an_outcome_with_or_without_a_report() {
+        let mut skipped = target("skipped");
+        skipped["skip"] = "a cache has it".into();
+        let names = ["built", "failed", "silent", "odd", "new"];
+        let mut targets: Vec<Value> = names.map(target).to_vec();
+        targets.push(skipped);
+        let data = build_data(
+            vec![recorded(&json!(targets), &json!([]))],
+            [
+                ("drv-built", report(&json!({ "built": 2 }), 1.0)),
+                (
+                    "drv-failed",
+                    report(&json!({ "exit": 100, "built": 1 }), 1.0),
+                ),
+                ("drv-odd", Err(SavedReportError::NoReport)),
+                ("drv-new", Err(SavedReportError::Version(2))),
+            ],
+        );
+        let suites = of(&data);
+        let outcomes: BTreeMap<&str, TargetOutcome> = rows_by_target(&suites)
+            .into_iter()
+            .map(|(target, row)| (target, row.outcome.clone()))
+            .collect();
+        assert_eq!(
+            outcomes,
+            BTreeMap::from([
+                ("built", TargetOutcome::Built),
+                ("failed", TargetOutcome::Failed(FailedPart::Build)),
+                ("silent", TargetOutcome::NoReport),
+                ("odd", TargetOutcome::Unreadable),
+                ("new", TargetOutcome::OtherVersion(2)),
+                ("skipped", TargetOutcome::Skipped("a cache has it".into())),
+            ])
+        );
+    }
+
+    #[test]
+    fn an_error_of_the_recording_stays_one_until_its_step_has_built_it() {
+        let errors = [&["failing"], &["refused"], &["mended"]]
+            .map(|attr| json!({ "attr": attr, "message": "m", "refused": *attr == ["refused"] }));
+        let key = |attr: &str| error_key(&AttrPath::new(vec![attr.into()]));
+        let data = build_data(
+            vec![recorded(&json!([target("refused")]), &json!(errors))],
+            [
+                (
+                    &key("failing"),
+                    report(&json!({ "exit": 65, "message": "of Nix" }), 1.0),
+                ),
+                (&key("mended"), report(&json!({ "built": 1 }), 1.0)),
+            ],
+        );
+        let suites = of(&data);
+        let rows = rows_by_target(&suites);
+        let row = |target: &str| (&rows[target].outcome, rows[target].message.as_deref());
+        assert_eq!(rows.len(), 3);
+        assert_eq!(
+            row("failing"),
+            (&TargetOutcome::EvaluationError, Some("of Nix"))
+        );
+        assert_eq!(row("refused"), (&TargetOutcome::Refused, Some("m")));
+        assert_eq!(row("mended"), (&TargetOutcome::Built, None));
+    }
+
+    #[test]
+    fn steps_without_a_recording_are_a_suite_of_their_own_behind_the_recordings() {
+        let data = build_data(
+            vec![recorded(&json!([target("a")]), &json!([]))],
+            [(
+                "by-hand",
+                report(&json!({ "target": "hello", "built": 1 }), 1.0),
+            )],
+        );
+        let suites = of(&data);
+        let names: Vec<&str> = suites.iter().map(|suite| suite.name.as_str()).collect();
+        assert_eq!(names, ["ci.nix", OTHERS]);
+        assert_eq!(suites[1].rows[0].target, "hello");
+        assert_eq!(suites[1].rows[0].outcome, TargetOutcome::Built);
+    }
+
+    #[test]
+    fn a_root_cause_is_another_derivation_than_the_targets_own() {
+        let drv = |first: char, name: &str| {
+            let hash = format!("{first}{}", "0".repeat(31));
+            format!("/nix/store/{hash}-{name}.drv")
+        };
+        let mut app = target("app");
+        app["name"] = "app-1".into();
+        app["drv"] = drv('a', "app-1").into();
+        let root_cause = |failed: &str, drift: bool| {
+            let saved = json!({ "exit": 100, "drv": failed, "drift": drift, "target": "app" });
+            let data = build_data(
+                vec![recorded(&json!([app]), &json!([]))],
+                [
+                    ("drv-app", report(&saved, 1.0)),
+                    ("by-hand", report(&saved, 1.0)),
+                ],
+            );
+            let suites = of(&data);
+            [0, 1].map(|suite| suites[suite].rows[0].root_cause.clone())
+        };
+        let names = |names: [Option<&str>; 2]| names.map(|name| name.map(str::to_owned));
+        for (failed, drift, expected) in [
+            (drv('b', "zlib-1.3.1"), false, [Some("zlib-1.3.1"); 2]),
+            (drv('a', "app-1"), false, [None, Some("app-1")]),
+            // Built for another system, say.
+            (drv('b', "app-1"), false, [Some("app-1"); 2]),
+            (drv('b', "app-1"), true, [None, Some("app-1")]),
+            (drv('b', "app"), true, [Some("app"), None]),
+            ("|<b>.drv".into(), false, [None; 2]),
+        ] {
+            assert_eq!(
+                root_cause(&failed, drift),
+                names(expected),
+                "{failed} {drift}"
+            );
+        }
+    }
+}
