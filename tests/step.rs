@@ -172,7 +172,7 @@ fn outputs_that_are_there_are_taken_though_the_drv_is_gone() {
     ended
         .takes("available", "outputs-available")
         .counts(0, 0)
-        .says(&["trying its outputs", "available "]);
+        .says(&["available "]);
     gives(&ended, &store, &target);
 }
 
@@ -401,9 +401,7 @@ fn a_drv_that_was_collected_is_evaluated_again() {
     assert!(!store.has(&target.drv));
     let ended = store.step(recorded(&target)).run();
     ended.takes("evaluated", "drv-missing").counts(1, 0).says(&[
-        "trying its outputs",
-        "the recorded outputs are neither here nor in a substituter",
-        "hello.drv is not valid",
+        "the recorded outputs are neither here nor in a substituter; ",
         "evaluated ",
         "hint: evaluated again because the recorded .drv is not on this host",
     ]);

@@ -243,9 +243,13 @@ impl EndedStep<'_> {
     }
 }
 
-/// Tries the ways until one has the outputs.
+/// Tries the ways until one has the outputs. A step that fails says why the ways before led nowhere.
 fn go(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
     step.prepare()?;
+    try_ways(step).inspect_err(|_| step.report_dead_ends())
+}
+
+fn try_ways(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
     if step.request.out_link == OutLink::State {
         step.link_in_state_folder();
     }

@@ -41,7 +41,7 @@ impl StepRun<'_> {
             before
         };
         if in_drv.paths.is_empty() && finished.stdout.is_empty() {
-            self.log.say(format_args!(
+            self.note_dead_end(format_args!(
                 "{drv}: nix-store succeeded, and names no output"
             ));
             return Ok(None);
@@ -70,7 +70,7 @@ impl StepRun<'_> {
             }
         }
         self.unlink(&missing);
-        self.log.say(format_args!(
+        self.note_dead_end(format_args!(
             "{missing} does not exist, although Nix has just realised it"
         ));
         self.lost = Some(missing);

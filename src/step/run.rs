@@ -64,6 +64,8 @@ pub(super) struct StepRun<'a> {
     pub(super) reason: Option<Reason>,
     /// The ways that were tried, in this order.
     tried: Vec<WayName>,
+    /// Why ways led nowhere, where the log does not have it yet.
+    dead_ends: Vec<String>,
     /// An output that was missing right after Nix had realised it.
     pub(super) lost: Option<StorePath>,
     /// Paths because of which an evaluation was repeated, although they were valid when we asked.
@@ -113,6 +115,7 @@ impl<'a> StepRun<'a> {
             way: None,
             reason: None,
             tried: Vec::new(),
+            dead_ends: Vec::new(),
             lost: None,
             doubted: BTreeSet::new(),
             appeared: false,
@@ -140,6 +143,19 @@ impl<'a> StepRun<'a> {
     pub(super) fn end_way(&mut self) {
         self.way = None;
         self.reason = None;
+    }
+
+    /// Notes why a way leads nowhere. A step that finds its outputs on another way need not say it.
+    pub(super) fn note_dead_end(&mut self, why: impl Display) {
+        self.dead_ends.push(why.to_string());
+    }
+
+    /// Says why the ways so far led nowhere, in one line: before the step evaluates or fails because of it.
+    pub(super) fn report_dead_ends(&mut self) {
+        if !self.dead_ends.is_empty() {
+            let dead_ends = std::mem::take(&mut self.dead_ends);
+            self.log.say(dead_ends.join("; "));
+        }
     }
 
     /// Links the outputs in a new folder of the state folder, for a step with `out-link: false`.

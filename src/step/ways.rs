@@ -108,6 +108,7 @@ pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> 
 
 fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     if !are_there(step)? {
+        // Said at once: the recording has announced that this step does nothing.
         step.log.say(
             "the outputs are no longer here or in a substituter, where the recording found them: building the target",
         );
@@ -170,7 +171,7 @@ fn go_realised(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failur
             } else {
                 ""
             };
-            step.log.say(format_args!("{drv} is not valid{why}"));
+            step.note_dead_end(format_args!("{drv} is not valid{why}"));
             None
         }
     })
@@ -248,13 +249,6 @@ fn go_available(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
     if outputs.is_empty() {
         return Ok(None);
     }
-    if let Some(drv) = step.request.drv.as_ref().filter(|_| !step.drv_file) {
-        step.log.say(format_args!(
-            "{drv} is not on this host; trying its outputs"
-        ));
-    } else {
-        step.log.say("trying the recorded outputs");
-    }
     step.begin_way(WayName::Available, None);
     let hold = if outputs.len() > 1 {
         step.state().and_then(|state| state.roots().ok())
@@ -289,15 +283,13 @@ fn go_available(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
             lines.push_front(line);
             continue;
         }
-        step.log.say(
-            if run.output.trouble(true) == Some(Trouble::DaemonGone) {
-                "the store cannot be asked for the recorded outputs"
-            } else if step.store.lacks_a_substituter() {
-                "the recorded outputs are not here, and a substituter that may have them is unreachable"
-            } else {
-                "the recorded outputs are neither here nor in a substituter"
-            },
-        );
+        step.note_dead_end(if run.output.trouble(true) == Some(Trouble::DaemonGone) {
+            "the store cannot be asked for the recorded outputs"
+        } else if step.store.lacks_a_substituter() {
+            "the recorded outputs are not here, and a substituter that may have them is unreachable"
+        } else {
+            "the recorded outputs are neither here nor in a substituter"
+        });
         return Ok(None);
     }
     let verified = step.verify(step.request.outputs.clone())?;
@@ -378,6 +370,7 @@ fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
         return Ok(None);
     };
     check_file(evaluation, false, step.checkout)?;
+    step.report_dead_ends();
     step.begin_way(WayName::Evaluated, Some(reason_to_evaluate(step)));
     step.lost = None;
     let mut evaluating = Evaluating::new(step, evaluation);
@@ -388,11 +381,12 @@ fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
         step.check_links(Some(&drv))?;
         match step.realise(&drv)? {
             Realised::Outputs(outputs) => return Ok(Some(outputs)),
-            Realised::Gone => step.log.say(format_args!(
+            Realised::Gone => step.note_dead_end(format_args!(
                 "{drv} is not valid: the garbage collector took it after the evaluation"
             )),
             Realised::OutputLost => {}
         }
+        step.report_dead_ends();
         evaluating.count_disturbance();
     }
     Err(match &step.lost {
