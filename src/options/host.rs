@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use super::Process;
+use super::Startup;
 use super::variables::Variables;
 use crate::environment::{HostEnvironment, nix_folders};
 use crate::exit::Failure;
@@ -18,15 +18,15 @@ use crate::paths;
 ///
 /// # Errors
 /// One of them makes no sense (64).
-pub(super) fn host(process: &Process, log: &Log) -> Result<Host, Failure> {
-    let variables = &process.variables;
+pub(super) fn host(startup: &Startup, log: &Log) -> Result<Host, Failure> {
+    let variables = &startup.variables;
     let evaluations = match variables.text("EVAL_ONCE_EVALUATIONS") {
         Some(number) => number.parse().map_err(|_| {
             refuse(format_args!(
                 "EVAL_ONCE_EVALUATIONS is {number:?}, and must be a number from 1 on"
             ))
         })?,
-        None => NonZeroUsize::new(process.cores.get() / 2).unwrap_or(NonZeroUsize::MIN),
+        None => NonZeroUsize::new(startup.cores.get() / 2).unwrap_or(NonZeroUsize::MIN),
     };
     let recorded_only = match variables.text("EVAL_ONCE_POLICY").as_deref() {
         None => false,
@@ -101,14 +101,14 @@ fn state_home(variables: &Variables) -> Result<Option<PathBuf>, Failure> {
 }
 
 /// What a job's environment is made from.
-pub(super) fn host_environment(process: &Process) -> HostEnvironment {
-    let variables = &process.variables;
+pub(super) fn host_environment(startup: &Startup) -> HostEnvironment {
+    let variables = &startup.variables;
     // A wrong setting is reported by what uses it; this is the environment of every job of the host.
     let folder = |name: &str| variables.absolute(name).ok().flatten();
     let state_is_named = variables.get("EVAL_ONCE_STATE_DIR").is_some();
     HostEnvironment {
         path: variables.raw("PATH").unwrap_or_default().to_owned(),
-        program: process.program.clone(),
+        program: startup.program.clone(),
         named: variables.path("EVAL_ONCE_BIN"),
         state: state(variables).ok().flatten().filter(|_| !state_is_named),
         nix_folders: nix_folders(
@@ -121,12 +121,12 @@ pub(super) fn host_environment(process: &Process) -> HostEnvironment {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::process;
+    use super::super::tests::startup;
     use super::*;
     use crate::exit::Class;
 
     fn host_of(variables: &[(&str, &str)]) -> Result<Host, Failure> {
-        host(&process(variables), &Log::default())
+        host(&startup(variables), &Log::default())
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_wrong_setting_leaves_the_environment_of_other_jobs_alone() {
-        let of = |variables: &[(&str, &str)]| host_environment(&process(variables));
+        let of = |variables: &[(&str, &str)]| host_environment(&startup(variables));
         let wrong = of(&[("EVAL_ONCE_STATE_DIR", "state"), ("HOME", "home")]);
         assert_eq!(wrong.state, None);
         let named = of(&[("EVAL_ONCE_STATE_DIR", "/state")]);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Process;
+use super::Startup;
 use super::variables::{Variables, is_true};
 use crate::buildkite::EmptyWords;
 use crate::buildkite::command_hooks::{CommandHooks, HookFolders};
@@ -27,8 +27,8 @@ pub(super) fn is_job(variables: &Variables) -> bool {
 }
 
 /// The job, as the agent has prepared it for its command.
-pub(super) fn agent_job(process: &Process, hooks: CommandHooks) -> AgentJob {
-    let variables = &process.variables;
+pub(super) fn agent_job(startup: &Startup, hooks: CommandHooks) -> AgentJob {
+    let variables = &startup.variables;
     let shell = variables.raw("BUILDKITE_SHELL");
     AgentJob {
         command: variables
@@ -45,7 +45,7 @@ pub(super) fn agent_job(process: &Process, hooks: CommandHooks) -> AgentJob {
         } else {
             EmptyWords::Keep
         },
-        folder: folder_by_name(process),
+        folder: folder_by_name(startup),
         environment: variables.all(),
         hooks,
     }
@@ -68,13 +68,13 @@ pub(super) fn command_eval(variables: &Variables) -> bool {
 }
 
 /// The current folder by the name that the agent knows it by, where that is a name of it.
-fn folder_by_name(process: &Process) -> PathBuf {
-    let current = &process.folder;
+fn folder_by_name(startup: &Startup) -> PathBuf {
+    let current = &startup.folder;
     let same = |name: &PathBuf| match (name.metadata(), current.metadata()) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
         _ => false,
     };
-    let named = process.variables.path("PWD");
+    let named = startup.variables.path("PWD");
     named
         .filter(|name| name.is_absolute() && same(name))
         .unwrap_or_else(|| current.clone())
@@ -104,9 +104,9 @@ pub(super) fn plugins_command_hooks(variables: &Variables) -> CommandHooks {
 }
 
 /// The command hooks that the agent has of its own beside ours.
-pub(super) fn agents_command_hooks(process: &Process) -> CommandHooks {
-    let folders = further_hook_folders(&process.variables);
-    CommandHooks::of_agent(&folders, process.program.as_deref())
+pub(super) fn agents_command_hooks(startup: &Startup) -> CommandHooks {
+    let folders = further_hook_folders(&startup.variables);
+    CommandHooks::of_agent(&folders, startup.program.as_deref())
 }
 
 /// The agent's folders of hooks besides its `hooks-path`.
@@ -120,10 +120,10 @@ fn further_hook_folders(variables: &Variables) -> Vec<PathBuf> {
 }
 
 /// The checkout, for a hook.
-pub(super) fn checkout_of_hook(process: &Process) -> Checkout {
-    let variables = &process.variables;
+pub(super) fn checkout_of_hook(startup: &Startup) -> Checkout {
+    let variables = &startup.variables;
     let checkout = variables.path("BUILDKITE_BUILD_CHECKOUT_PATH");
-    let folder = checkout.unwrap_or_else(|| process.folder.clone());
+    let folder = checkout.unwrap_or_else(|| startup.folder.clone());
     Checkout {
         no_checkout: no_checkout(variables, &folder),
         folder,
@@ -132,11 +132,11 @@ pub(super) fn checkout_of_hook(process: &Process) -> Checkout {
 }
 
 /// The checkout, for a command line: the current folder.
-pub(super) fn checkout_by_hand(process: &Process) -> Checkout {
+pub(super) fn checkout_by_hand(startup: &Startup) -> Checkout {
     Checkout {
-        folder: process.folder.clone(),
+        folder: startup.folder.clone(),
         confined: false,
-        no_checkout: no_checkout(&process.variables, &process.folder),
+        no_checkout: no_checkout(&startup.variables, &startup.folder),
     }
 }
 

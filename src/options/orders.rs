@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use super::job::{below_checkout, step_job};
-use super::{Process, host};
+use super::{Startup, host};
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
@@ -48,19 +48,19 @@ pub(super) struct StepDraft<'a> {
 
 /// A step's order. Its refusal is reported like any other ending of a step.
 pub(super) fn step(
-    process: &Process,
+    startup: &Startup,
     keys: Result<Keys, Failure>,
     draft: StepDraft<'_>,
     log: &Log,
 ) -> Result<StepOrder, Refusal> {
-    let host = host::host(process, log);
+    let host = host::host(startup, log);
     let request = keys.and_then(|keys| {
         if let Some(job) = draft.job {
             check_command(job, FollowingCommand::of_step(&keys), log)?;
         }
         StepRequest::read(keys, &draft.checkout)
     });
-    let mut job = step_job(&process.variables);
+    let mut job = step_job(&startup.variables);
     // A command that was recorded with the step does not stand in the job's `BUILDKITE_COMMAND`.
     if let Some(job) = job.as_mut().filter(|_| draft.followed) {
         job.around.command = true;
@@ -68,8 +68,8 @@ pub(super) fn step(
     let reporting = StepReporting {
         report: draft.report,
         job,
-        temporary: host::temporary(&process.variables),
-        started: process.started,
+        temporary: host::temporary(&startup.variables),
+        started: startup.started,
     };
     match request.and_then(|request| Ok((request, host?))) {
         Ok((mut request, host)) => {
@@ -105,12 +105,12 @@ pub(super) struct RecordingDraft<'a> {
 
 /// A recording's order.
 pub(super) fn recording(
-    process: &Process,
+    startup: &Startup,
     keys: Result<Keys, Failure>,
     draft: RecordingDraft<'_>,
     log: &Log,
 ) -> Result<Box<RecordingOrder>, Refusal> {
-    let host = host::host(process, log);
+    let host = host::host(startup, log);
     let (keys, build) = (keys?, draft.build?);
     if let Some(job) = draft.job {
         check_command(job, FollowingCommand::Runs { explicit: false }, log)?;
@@ -120,11 +120,11 @@ pub(super) fn recording(
         request: RecordingRequest::read(keys, &draft.checkout, draft.plugin.as_deref())?,
         host,
         build,
-        below_checkout: below_checkout(&process.variables, &draft.checkout.folder),
+        below_checkout: below_checkout(&startup.variables, &draft.checkout.folder),
         place: draft.checkout,
         dry_run: draft.dry_run,
-        cores: process.cores,
-        started: process.started,
+        cores: startup.cores,
+        started: startup.started,
     }))
 }
 

@@ -16,7 +16,7 @@ use super::job::{
     command_eval, plugins_command_hooks, with_command,
 };
 use super::orders::{self, RecordingDraft, StepDraft, check_command};
-use super::{Invocation, Process, Refusal};
+use super::{Invocation, Refusal, Startup};
 use crate::buildkite::command_hooks::{CommandHooks, FollowingCommand};
 use crate::buildkite::default_command::{self, AgentJob};
 use crate::buildkite::plugin;
@@ -29,8 +29,8 @@ use crate::log::Log;
 use crate::step::StepOrder;
 
 /// What this process was started for.
-pub(super) fn invocation(process: &Process, arguments: &[OsString], log: &Log) -> Invocation {
-    RoleReader { process, log }.invocation(arguments)
+pub(super) fn invocation(startup: &Startup, arguments: &[OsString], log: &Log) -> Invocation {
+    RoleReader { startup, log }.invocation(arguments)
 }
 
 /// The refusal of a recorded step with two commands, of which only one could be run.
@@ -58,7 +58,7 @@ fn check_summary_alone(keys: &Keys) -> Result<(), Failure> {
 }
 
 struct RoleReader<'a> {
-    process: &'a Process,
+    startup: &'a Startup,
     log: &'a Log,
 }
 
@@ -68,7 +68,7 @@ impl RoleReader<'_> {
             match Path::new(name).file_name().map(OsStr::as_bytes) {
                 Some(b"command") => return self.agents_command_hook(),
                 Some(b"environment") => {
-                    return Invocation::SetEnvironment(host_environment(self.process));
+                    return Invocation::SetEnvironment(host_environment(self.startup));
                 }
                 _ => {}
             }
@@ -94,23 +94,23 @@ impl RoleReader<'_> {
                     .map_err(|refusal| refusal.failure.into())
             }
             CliCommand::Pipeline { keys, dry_run } => {
-                self.pipeline(keys.into_keys(), dry_run, checkout_by_hand(self.process))
+                self.pipeline(keys.into_keys(), dry_run, checkout_by_hand(self.startup))
             }
-            CliCommand::Summary => check_summary(&self.process.variables)
+            CliCommand::Summary => check_summary(&self.startup.variables)
                 .map(|()| Invocation::Summary {
-                    temporary: host::temporary(&self.process.variables),
+                    temporary: host::temporary(&self.startup.variables),
                 })
                 .map_err(Refusal::from),
-            CliCommand::Prune => host::host(self.process, self.log)
+            CliCommand::Prune => host::host(self.startup, self.log)
                 .map(Invocation::Prune)
                 .map_err(Refusal::from),
             CliCommand::Hook {
                 hook: HookName::Environment,
-            } => Ok(Invocation::SetEnvironment(host_environment(self.process))),
+            } => Ok(Invocation::SetEnvironment(host_environment(self.startup))),
             CliCommand::Hook {
                 hook: HookName::Command,
             } => {
-                let scope = self.process.variables.get("BUILDKITE_HOOK_SCOPE");
+                let scope = self.startup.variables.get("BUILDKITE_HOOK_SCOPE");
                 if scope.is_some_and(|scope| scope == "agent" || scope == "global") {
                     Ok(self.agents_command_hook())
                 } else {
@@ -154,7 +154,7 @@ impl RoleReader<'_> {
 
     fn draft_by_hand(&self) -> StepDraft<'static> {
         StepDraft {
-            checkout: checkout_by_hand(self.process),
+            checkout: checkout_by_hand(self.startup),
             report: None,
             job: None,
             followed: false,
@@ -166,7 +166,7 @@ impl RoleReader<'_> {
         keys: Result<Keys, Failure>,
         draft: StepDraft<'_>,
     ) -> Result<StepOrder, Refusal> {
-        orders::step(self.process, keys, draft, self.log)
+        orders::step(self.startup, keys, draft, self.log)
     }
 
     fn step_by_hand(
@@ -177,7 +177,7 @@ impl RoleReader<'_> {
     ) -> Result<Invocation, Refusal> {
         let trailing = (!words.is_empty()).then(|| TrailingCommand {
             words,
-            environment: self.process.variables.all(),
+            environment: self.startup.variables.all(),
         });
         let (mut keys, is_recorded) = self.keys_by_hand(flags);
         let draft = StepDraft {
@@ -187,7 +187,7 @@ impl RoleReader<'_> {
         };
         if let Some(recorded) = self.recorded_command().filter(|_| is_recorded) {
             if trailing.is_none() {
-                let job = agent_job(self.process, CommandHooks::default());
+                let job = agent_job(self.startup, CommandHooks::default());
                 return self.hooked_step(keys, with_command(job, recorded), draft);
             }
             keys = keys.and(Err(two_commands("the one after `--`")));
@@ -216,7 +216,7 @@ impl RoleReader<'_> {
     /// A step in a hook.
     fn step_in_hook(&self, keys: Result<Keys, Failure>, job: AgentJob) -> Invocation {
         let draft = StepDraft {
-            checkout: checkout_of_hook(self.process),
+            checkout: checkout_of_hook(self.startup),
             ..self.draft_by_hand()
         };
         self.hooked_step(keys, job, draft)
@@ -231,7 +231,7 @@ impl RoleReader<'_> {
                 None => (Ok(Keys::new()), false),
             },
             Ok(flags) => {
-                if self.process.variables.raw("EVAL_ONCE_STEP").is_some() {
+                if self.startup.variables.raw("EVAL_ONCE_STEP").is_some() {
                     self.log
                         .warn("EVAL_ONCE_STEP is ignored: the flags say what to build");
                 }
@@ -243,13 +243,13 @@ impl RoleReader<'_> {
 
     /// The keys in `EVAL_ONCE_STEP`, if it is set at all.
     fn recorded_step(&self) -> Option<Result<Keys, Failure>> {
-        let text = self.process.variables.utf8("EVAL_ONCE_STEP").transpose()?;
+        let text = self.startup.variables.utf8("EVAL_ONCE_STEP").transpose()?;
         Some(text.and_then(|text| keys::parse(text, "EVAL_ONCE_STEP")))
     }
 
     /// The command that follows a recorded step, where the job's own is only that step.
     fn recorded_command(&self) -> Option<&OsStr> {
-        self.process.variables.get("EVAL_ONCE_COMMAND")
+        self.startup.variables.get("EVAL_ONCE_COMMAND")
     }
 
     /// A recording that is asked for by a command line.
@@ -259,7 +259,7 @@ impl RoleReader<'_> {
         dry_run: bool,
         checkout: Checkout,
     ) -> Result<Invocation, Refusal> {
-        let build = match build(&self.process.variables) {
+        let build = match build(&self.startup.variables) {
             Err(_) if dry_run => Ok(None),
             build => build.map_err(|failure| failure.hint("pass the job's variables on, into a container too; or only print the pipeline, with --dry-run")),
         };
@@ -270,12 +270,12 @@ impl RoleReader<'_> {
             plugin: None,
             dry_run,
         };
-        let order = orders::recording(self.process, keys, draft, self.log)?;
+        let order = orders::recording(self.startup, keys, draft, self.log)?;
         Ok(Invocation::Pipeline(order))
     }
 
     fn agents_command_hook(&self) -> Invocation {
-        let job = agent_job(self.process, agents_command_hooks(self.process));
+        let job = agent_job(self.startup, agents_command_hooks(self.startup));
         let Some(keys) = self.recorded_step() else {
             return self
                 .command_of_ours(&job.command)
@@ -302,8 +302,8 @@ impl RoleReader<'_> {
             }) => {
                 // Where the command would have run, and confined as the command would have been.
                 let checkout = Checkout {
-                    confined: !command_eval(&self.process.variables),
-                    ..checkout_by_hand(self.process)
+                    confined: !command_eval(&self.startup.variables),
+                    ..checkout_by_hand(self.startup)
                 };
                 self.pipeline(keys.into_keys(), dry_run, checkout)
                     .unwrap_or_else(Invocation::Refused)
@@ -315,8 +315,8 @@ impl RoleReader<'_> {
 
     /// A step; with `pipeline`, a recording; with `summary`, a summary.
     fn plugins_command_hook(&self) -> Invocation {
-        let hooks = plugins_command_hooks(&self.process.variables);
-        let job = agent_job(self.process, hooks);
+        let hooks = plugins_command_hooks(&self.startup.variables);
+        let job = agent_job(self.startup, hooks);
         match self.plugin_configuration() {
             Ok(keys) if keys.contains_key("summary") => self.plugins_summary(&keys, job),
             Ok(keys) if keys.contains_key("pipeline") => self.plugins_recording(keys, job),
@@ -326,24 +326,24 @@ impl RoleReader<'_> {
     }
 
     fn plugin_configuration(&self) -> Result<Keys, Failure> {
-        let variables = &self.process.variables;
+        let variables = &self.startup.variables;
         let configuration = variables.utf8("BUILDKITE_PLUGIN_CONFIGURATION")?;
         plugin::configuration(configuration, variables.utf8("BUILDKITE_PLUGINS")?)
     }
 
     fn plugins_summary(&self, keys: &Keys, job: AgentJob) -> Result<Invocation, Refusal> {
         check_summary_alone(keys)?;
-        check_summary(&self.process.variables)?;
+        check_summary(&self.startup.variables)?;
         let job = HookedJob::new(job, HookTask::Summary);
         check_command(&job, FollowingCommand::Runs { explicit: false }, self.log)?;
         Ok(Invocation::JobSummary {
-            temporary: host::temporary(&self.process.variables),
+            temporary: host::temporary(&self.startup.variables),
             job,
         })
     }
 
     fn plugins_recording(&self, mut keys: Keys, job: AgentJob) -> Result<Invocation, Refusal> {
-        let variables = &self.process.variables;
+        let variables = &self.startup.variables;
         let pipeline = keys.remove("pipeline");
         let keys = match (pipeline, keys.keys().next()) {
             (_, Some(other)) => Err(refuse(format_args!(
@@ -383,30 +383,30 @@ impl RoleReader<'_> {
         });
         let job = HookedJob::new(job, HookTask::Recording);
         let draft = RecordingDraft {
-            checkout: checkout_of_hook(self.process),
+            checkout: checkout_of_hook(self.startup),
             build,
             job: Some(&job),
             plugin,
             dry_run: false,
         };
-        let order = orders::recording(self.process, keys, draft, self.log)?;
+        let order = orders::recording(self.startup, keys, draft, self.log)?;
         Ok(Invocation::JobPipeline(order, job))
     }
 
     /// The environment of a job, where its plugins let ours do its part. The environment hook is the only one of ours that the
     /// agent runs where it does not run our command hook: a job with nothing built would be green.
     fn environment(&self) -> Result<HostEnvironment, Failure> {
-        let variables = &self.process.variables;
+        let variables = &self.startup.variables;
         if variables.get("BUILDKITE_PLUGIN_CONFIGURATION").is_some() {
             plugins_command_hooks(variables).check_first()?;
         }
-        Ok(host_environment(self.process))
+        Ok(host_environment(self.startup))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::process;
+    use super::super::tests::startup;
     use super::*;
     use crate::recording::{Emit, RecordingOrder};
     use serde_json::json;
@@ -421,7 +421,7 @@ mod tests {
 
     fn invocation(variables: &[(&str, &str)], arguments: &[&str]) -> Invocation {
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
-        super::invocation(&process(variables), &arguments, &Log::default())
+        super::invocation(&startup(variables), &arguments, &Log::default())
     }
 
     fn keys(order: StepOrder) -> Value {
