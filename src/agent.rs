@@ -1,5 +1,5 @@
-//! Asking the Buildkite agent: running its commands ([`crate::buildkite::agent`]), and what is wrong where one fails. It does not know
-//! what they are for.
+//! Asking the Buildkite agent: running its commands ([`crate::buildkite::agent`]), and what is wrong where one fails. It does
+//! not know what they are for.
 
 use std::ffi::OsString;
 use std::io::Write as _;

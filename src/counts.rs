@@ -1,16 +1,16 @@
 //! How a recording is counted, and in which words: the same in the log, in annotations, in `eval-once.json` and in a summary.
 //!
-//! - *Attributes* are the attribute paths that give a derivation or an error; sets that are only looked into do not count.
-//! - *Targets* are the distinct `.drv`s that they give: what gets a step of its own. Several attributes may give one.
+//! - *Attributes* are the attribute paths of a derivation or an error; sets that are only looked into do not count.
+//! - *Targets* are the distinct `.drv`s of the attributes: each gets a step of its own, and several attributes may have the same.
 //! - *Evaluation errors* are the attributes that do not evaluate.
-//! - *Refused* are the attributes that evaluate, but have metadata that make no step. They are no targets.
+//! - *Refused* are the attributes that evaluate, but whose metadata makes no step. They are not targets.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// What was recorded.
+/// The numbers of a recording.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct RecordingCounts {
     /// The attributes.
@@ -24,10 +24,10 @@ pub struct RecordingCounts {
 }
 
 impl RecordingCounts {
-    /// In one clause; `targets` says more of the targets, and may be empty: `12 attributes in 0.2 s: 10 targets (9 to build, 1
-    /// in a cache), 1 evaluation error, 1 refused`. `took` stands behind the attributes.
+    /// The numbers in one clause: `12 attributes in 0.2 s: 10 targets (9 to build, 1 in a cache), 1 evaluation error, 1 refused`.
+    /// `took` stands behind the attributes; `targets`, which may be empty, describes the targets.
     #[must_use]
-    pub fn told(&self, took: &str, targets: &str) -> String {
+    pub fn clause(&self, took: &str, targets: &str) -> String {
         let mut text = format!("{}{took}: ", number(self.attributes, "attribute"));
         text.push_str(&number(self.targets, "target"));
         if !targets.is_empty() {
@@ -57,19 +57,19 @@ impl RecordingCounts {
 
 impl fmt::Display for RecordingCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.told("", ""))
+        f.write_str(&self.clause("", ""))
     }
 }
 
-/// What a recording says once it has evaluated so many attributes in this time. How many targets they are is said once it is known
-/// which of them make a step.
+/// The line of a recording that has evaluated so many attributes in this time. The number of targets is printed later, once it is
+/// known which attributes make a step.
 #[must_use]
 pub fn evaluated(attributes: usize, took: Duration) -> String {
     let attributes = number(attributes, "attribute");
     format!("evaluated {attributes} in {:.1} s", took.as_secs_f64())
 }
 
-/// So many of them, in words.
+/// A number of things, with the plural of `what`.
 #[must_use]
 pub fn number(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_there_is_none_of_is_not_told_but_for_attributes_and_targets() {
+    fn zeros_are_omitted_except_for_attributes_and_targets() {
         let counts = |attributes, targets, evaluation_errors, refused| RecordingCounts {
             attributes,
             targets,
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(counts(0, 0, 0, 0).to_string(), "0 attributes: 0 targets");
         assert_eq!(counts(1, 1, 0, 0).to_string(), "1 attribute: 1 target");
         assert_eq!(
-            counts(5, 2, 1, 0).told(" in 0.1 s", "2 to build"),
+            counts(5, 2, 1, 0).clause(" in 0.1 s", "2 to build"),
             "5 attributes in 0.1 s: 2 targets (2 to build), 1 evaluation error"
         );
         assert_eq!(

@@ -335,7 +335,7 @@ fn the_command_of_a_recorded_step_is_the_one_that_an_agent_would_have_run() {
             "{}",
             ran.log
         );
-        // There is no other hook that it could be left to.
+        // There is no other hook that could run it.
         let left = json!({ "file": "ci.nix", "attr": ["one"], "command": "none" });
         let ran = run(hook, &|job| {
             job.set("EVAL_ONCE_STEP", left.to_string());
@@ -355,7 +355,7 @@ fn the_command_of_a_recorded_step_is_the_one_that_an_agent_would_have_run() {
 }
 
 #[test]
-fn a_plugin_of_a_step_that_is_a_command_is_warned_of() {
+fn a_recording_warns_of_plugins_of_steps_that_are_commands() {
     let Some(store) = store() else { return };
     for (step, warned) in [
         (json!({ "plugins": ["docker#v5.13.0"] }), true),

@@ -49,7 +49,7 @@ fn without_time(line: &str) -> String {
 }
 
 #[test]
-fn what_was_recorded_is_counted_alike_in_every_place() {
+fn a_recording_is_counted_alike_in_every_place() {
     let (Some(_), Some(_), Some(store)) = (tool("git"), program(), Store::new()) else {
         return;
     };
@@ -74,9 +74,9 @@ fn what_was_recorded_is_counted_alike_in_every_place() {
             "evaluation error: missing: attribute 'nope' missing",
             "evaluation error: thrown: it needs Python 2",
             "refused: no-data: meta.buildkite.env.X is a path",
-            "warning: 1 set without `recurseForDerivations` holds derivations and is not looked into: unmarked",
-            "hint: look into every set with `recurse: all`",
-            "refused: colour: in its `meta.buildkite`, `colour` is no property",
+            "warning: 1 set without `recurseForDerivations` holds derivations that are not recorded: unmarked",
+            "hint: set `recurse: all` to record every set",
+            "refused: colour: in its `meta.buildkite`, `colour` is not a property",
             "error: 2 evaluation errors, 2 refused (see above), and `on-error: fail` is set: no pipeline is printed",
         ]);
 
@@ -148,7 +148,7 @@ fn what_was_recorded_is_counted_alike_in_every_place() {
 }
 
 #[test]
-fn what_the_documentation_shows_of_the_example_is_counted_as_the_example_is() {
+fn the_numbers_that_the_documentation_shows_are_those_of_the_example() {
     let Some(store) = Store::new() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     store

@@ -55,7 +55,7 @@ fn run(store: &Store, commands: &[Vec<String>]) {
 }
 
 #[test]
-fn each_way_is_foretold_with_the_commands_that_do_it() {
+fn each_way_is_predicted_with_the_commands_that_the_step_runs() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
     for (way, reason, program) in [
@@ -137,7 +137,7 @@ fn the_text_names_the_way_the_reason_and_the_commands() {
 }
 
 #[test]
-fn the_one_command_by_hand_does_the_same() {
+fn the_command_to_reproduce_does_the_same() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
     store.collect();
@@ -155,7 +155,7 @@ fn the_one_command_by_hand_does_the_same() {
 }
 
 #[test]
-fn the_commands_that_are_told_make_the_links_of_all_outputs() {
+fn the_printed_commands_make_the_links_of_all_outputs() {
     let Some(store) = Store::new() else { return };
     store.targets(
         "{ hello = buildAll [ \"lib\" \"out\" ] \"hello\" \"echo > $out; echo > $lib\"; }",
@@ -176,7 +176,7 @@ fn the_commands_that_are_told_make_the_links_of_all_outputs() {
 }
 
 #[test]
-fn the_one_command_by_hand_can_be_pasted_whatever_the_attribute_is_called() {
+fn the_command_to_reproduce_can_be_pasted_whatever_the_attribute_is_called() {
     let Some(store) = Store::new() else { return };
     let names = ["a b", "a.b", "it's", "$HOME", "`id`", "a;b", "\\"];
     let name = |name: &str| format!("\"{}\"", name.replace('\\', "\\\\").replace('$', "\\$"));

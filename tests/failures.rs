@@ -1,5 +1,5 @@
-//! Each class of failure in all its surroundings: the same status, the same class and the same culprit without a daemon,
-//! through one as root and through one as an ordinary user, whatever the log looks like.
+//! Each class of failure in every setting: the same status, the same class and the same root cause without a daemon, through one as
+//! root and through one as an ordinary user, and with either form of the log.
 
 use std::{
     cell::RefCell,
@@ -32,11 +32,11 @@ use crate::support::{
 
 // --- The table -------------------------------------------------------------------------------------------------------
 
-/// A failure, and what is expected of a step that meets it: in every cell the same.
+/// A failure, and what is expected of a step that meets it: the same in every cell.
 struct Row {
     name: &'static str,
-    /// `default.nix`, with the functions of tests. `target` is what the step builds. `NEVER` stands for a pipe that nobody
-    /// writes to, `ITSELF` for a file that a builder may write its process into.
+    /// `default.nix`, with the functions of tests. `target` is what the step builds. `NEVER` stands for a pipe that is
+    /// never written to, `ITSELF` for a file that a builder may write its process into.
     body: &'static str,
     /// Not recorded: it has to be evaluated.
     evaluated: bool,
@@ -45,8 +45,8 @@ struct Row {
     status: i32,
     class: &'static str,
     /// The attributes of which one is the derivation that itself failed; none where no derivation is at fault.
-    culprits: &'static [&'static str],
-    /// What we say somewhere.
+    root_causes: &'static [&'static str],
+    /// What is in our own lines of the log.
     says: &'static str,
     only: Only,
 }
@@ -60,11 +60,11 @@ enum Situation {
     During(fn(&Cell, &Running)),
     /// Before it starts, this happens; a daemon runs already.
     Before(fn(&Cell)),
-    /// Whoever builds sees this mounted: `STORE` and `LOG` stand for Nix's folders, `ASIDE` for one beside them.
+    /// The builder sees this mounted: `STORE` and `LOG` stand for Nix's folders, `ASIDE` for one beside them.
     Mounted(&'static str),
     /// The output is in a cache that died after Nix had asked it what it has.
     CacheDied,
-    /// Whoever builds has little memory.
+    /// The builder has little memory.
     LittleMemory,
 }
 
@@ -77,7 +77,7 @@ enum Only {
     /// The log is read, not only passed on.
     Pretty,
     PrettyDaemon,
-    /// Whoever asks may choose the machines that build: a daemon lets no ordinary user do that.
+    /// The user may choose the machines that build: a daemon lets no ordinary user do that.
     Trusted,
 }
 
@@ -89,15 +89,15 @@ const RECORDED: Row = Row {
     flags: &[],
     status: 100,
     class: "build",
-    culprits: &["target"],
+    root_causes: &["target"],
     says: "",
     only: Only::All,
 };
 
-const SURROUNDINGS: Row = Row {
+const INFRASTRUCTURE: Row = Row {
     status: 75,
     class: "surroundings",
-    culprits: &[],
+    root_causes: &[],
     ..RECORDED
 };
 
@@ -155,7 +155,7 @@ const ROWS: &[Row] = &[
         name: "a dependency that fails, four deep",
         body: "rec { bad = build \"bad\" \"exit 3\"; l1 = build \"l1\" \"echo ${bad} > $out\"; l2 = build \"l2\" \"echo ${l1} > $out\"; \
                l3 = build \"l3\" \"echo ${l2} > $out\"; target = build \"top\" \"echo ${l3} > $out\"; }",
-        culprits: &["bad"],
+        root_causes: &["bad"],
         says: "bad",
         ..RECORDED
     },
@@ -190,7 +190,7 @@ const ROWS: &[Row] = &[
         name: "nothing may be built here, and there is no other machine",
         body: "{ target = build \"nowhere\" \"echo > $out\"; }",
         flags: &["--option", "max-jobs", "0"],
-        culprits: &[],
+        root_causes: &[],
         ..RECORDED
     },
     Row {
@@ -206,7 +206,7 @@ const ROWS: &[Row] = &[
         ],
         says: "could not be reached",
         only: Only::Trusted,
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
     Row {
         name: "timeout",
@@ -222,7 +222,7 @@ const ROWS: &[Row] = &[
         flags: &["--option", "timeout", "1"],
         status: 101,
         class: "timeout",
-        culprits: &["slow"],
+        root_causes: &["slow"],
         ..RECORDED
     },
     Row {
@@ -246,7 +246,7 @@ const ROWS: &[Row] = &[
         body: failing!("both [ wrong ]"),
         status: 102,
         class: "hash",
-        culprits: &["wrong"],
+        root_causes: &["wrong"],
         ..RECORDED
     },
     Row {
@@ -255,7 +255,7 @@ const ROWS: &[Row] = &[
         flags: &KEEP_GOING,
         status: 103,
         class: "mixed",
-        culprits: &["bad", "wrong"],
+        root_causes: &["bad", "wrong"],
         ..RECORDED
     },
     Row {
@@ -264,14 +264,14 @@ const ROWS: &[Row] = &[
         flags: &["--option", "keep-going", "true", "--option", "timeout", "1"],
         status: 103,
         class: "mixed",
-        culprits: &["bad", "wrong", "slow"],
+        root_causes: &["bad", "wrong", "slow"],
         ..RECORDED
     },
     Row {
         name: "two failures of one class",
         body: failing!("both [ bad worse ]"),
         flags: &KEEP_GOING,
-        culprits: &["bad", "worse"],
+        root_causes: &["bad", "worse"],
         ..RECORDED
     },
     Row {
@@ -283,7 +283,7 @@ const ROWS: &[Row] = &[
     Row {
         name: "another system below",
         body: "rec { foreign = with' { system = \"pdp11-unix\"; } \"foreign\" \"echo > $out\"; target = build \"top\" \"echo ${foreign} > $out\"; }",
-        culprits: &["foreign"],
+        root_causes: &["foreign"],
         says: "pdp11-unix",
         ..RECORDED
     },
@@ -297,7 +297,7 @@ const ROWS: &[Row] = &[
         name: "a builder that evaluation needed",
         body: "rec { inner = build \"inner\" \"exit 3\"; target = import inner; }",
         evaluated: true,
-        culprits: &["inner"],
+        root_causes: &["inner"],
         says: "inner",
         ..RECORDED
     },
@@ -305,7 +305,7 @@ const ROWS: &[Row] = &[
         name: "a dependency of a builder that evaluation needed",
         body: "rec { bad = build \"bad\" \"exit 3\"; inner = build \"inner\" \"echo ${bad} > $out\"; target = import inner; }",
         evaluated: true,
-        culprits: &["bad"],
+        root_causes: &["bad"],
         ..RECORDED
     },
     Row {
@@ -315,7 +315,7 @@ const ROWS: &[Row] = &[
         evaluated: true,
         status: 102,
         class: "hash",
-        culprits: &["wrong"],
+        root_causes: &["wrong"],
         ..RECORDED
     },
     Row {
@@ -325,14 +325,14 @@ const ROWS: &[Row] = &[
         flags: &["--option", "timeout", "1"],
         status: 101,
         class: "timeout",
-        culprits: &["inner"],
+        root_causes: &["inner"],
         ..RECORDED
     },
     Row {
         name: "another system that evaluation needed",
         body: "rec { inner = with' { system = \"pdp11-unix\"; } \"inner\" \"echo > $out\"; target = import inner; }",
         evaluated: true,
-        culprits: &["inner"],
+        root_causes: &["inner"],
         says: "pdp11-unix",
         ..RECORDED
     },
@@ -342,8 +342,8 @@ const ROWS: &[Row] = &[
                target = import inner; }",
         evaluated: true,
         situation: SMALL_DISK,
-        culprits: &["inner"],
-        ..SURROUNDINGS
+        root_causes: &["inner"],
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a daemon that is killed in the middle of what evaluation needed",
@@ -351,7 +351,7 @@ const ROWS: &[Row] = &[
         evaluated: true,
         situation: Situation::During(|cell, _| cell.daemon.borrow().as_ref().unwrap().kill()),
         only: Only::Daemon,
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a daemon's worker that is killed whenever it builds what evaluation needs",
@@ -359,29 +359,29 @@ const ROWS: &[Row] = &[
         body: "{ target = import (build \"inner\" \"kill -9 \\$PPID; exit 5\"); }",
         evaluated: true,
         only: Only::Daemon,
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a cache that died holds what evaluation needs",
         body: "rec { good = build \"good\" \"echo 1 > $out\"; target = import good; }",
         evaluated: true,
         situation: Situation::CacheDied,
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a builder that fills the disk",
         body: "{ target = build \"filler\" \"while echo 0123456789012345678901234567890123456789; do :; done > $out; exit 1\"; }",
         situation: SMALL_DISK,
         says: "disk",
-        culprits: &["target"],
-        ..SURROUNDINGS
+        root_causes: &["target"],
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a disk that is full for Nix's log",
         body: failing!("good"),
         situation: Situation::Mounted("mount -t tmpfs -o nr_inodes=1 eo LOG"),
         says: "space",
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a daemon that is dead",
@@ -389,14 +389,14 @@ const ROWS: &[Row] = &[
         situation: Situation::Before(|cell| cell.daemon.borrow().as_ref().unwrap().kill()),
         only: Only::Daemon,
         says: "daemon",
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a daemon that is killed in the middle",
         body: WAITS,
         situation: Situation::During(|cell, _| cell.daemon.borrow().as_ref().unwrap().kill()),
         only: Only::Daemon,
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a daemon's worker that is killed",
@@ -405,7 +405,7 @@ const ROWS: &[Row] = &[
             cell.daemon.borrow().as_ref().unwrap().kill_workers();
         }),
         only: Only::Daemon,
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a builder that is killed from outside",
@@ -431,7 +431,7 @@ const ROWS: &[Row] = &[
         situation: Situation::During(|_, step| kill_nix(step, Signal::SIGKILL)),
         status: 137,
         class: "signal",
-        culprits: &[],
+        root_causes: &[],
         ..RECORDED
     },
     Row {
@@ -440,7 +440,7 @@ const ROWS: &[Row] = &[
         situation: Situation::During(|_, step| kill_nix(step, Signal::SIGABRT)),
         status: 134,
         class: "signal",
-        culprits: &[],
+        root_causes: &[],
         ..RECORDED
     },
     Row {
@@ -448,13 +448,13 @@ const ROWS: &[Row] = &[
         body: failing!("good"),
         situation: Situation::CacheDied,
         says: "cache",
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a cache that died holds a dependency",
         body: failing!("both [ good ]"),
         situation: Situation::CacheDied,
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
     Row {
         name: "a cache that cannot be reached and a builder that fails",
@@ -470,7 +470,7 @@ const ROWS: &[Row] = &[
         }),
         status: 64,
         class: "config",
-        culprits: &[],
+        root_causes: &[],
         says: "result",
         ..RECORDED
     },
@@ -520,7 +520,7 @@ const ROWS: &[Row] = &[
             "max-jobs",
             "4",
         ],
-        culprits: &["one", "two", "three"],
+        root_causes: &["one", "two", "three"],
         only: Only::Pretty,
         ..RECORDED
     },
@@ -535,7 +535,7 @@ const ROWS: &[Row] = &[
         evaluated: true,
         status: 65,
         class: "evaluation",
-        culprits: &[],
+        root_causes: &[],
         says: "these very words 1",
         only: Only::Pretty,
         ..RECORDED
@@ -551,11 +551,11 @@ const ROWS: &[Row] = &[
             cell.daemon.borrow().as_ref().unwrap().kill_workers();
         }),
         only: Only::PrettyDaemon,
-        ..SURROUNDINGS
+        ..INFRASTRUCTURE
     },
 ];
 
-// --- The surroundings ------------------------------------------------------------------------------------------------
+// --- The settings ------------------------------------------------------------------------------------------------
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Client {
@@ -564,7 +564,7 @@ enum Client {
     Ordinary,
 }
 
-/// `nobody`, who has a name on every Linux: without one Nix does nothing for a user.
+/// The user `nobody`, which has a name on every Linux: Nix does nothing for a user without one.
 const ORDINARY_USER: u32 = 65534;
 
 impl Client {
@@ -574,7 +574,7 @@ impl Client {
     }
 }
 
-/// One row in one surrounding.
+/// One row in one setting.
 struct Cell {
     row: &'static Row,
     client: Client,
@@ -590,7 +590,7 @@ impl fmt::Display for Cell {
 }
 
 impl Drop for Cell {
-    /// A builder whose Nix was killed may still wait, and a control group goes when nobody is in it any more.
+    /// A builder whose Nix was killed may still wait, and a control group can be removed once no process is in it.
     fn drop(&mut self) {
         self.daemon.take();
         let mut open = OpenOptions::new();
@@ -612,7 +612,7 @@ impl Cell {
         self.store.work().join("never")
     }
 
-    /// What starts whoever builds, as far as that is another than in other cells. `None`: it cannot be had here.
+    /// The command that the builder is started behind, where a row needs one. `None`: it is not possible here.
     fn builder_behind(&self) -> Option<Vec<OsString>> {
         match self.row.situation {
             Situation::Mounted(script) => {
@@ -642,7 +642,7 @@ impl Cell {
                 .replace("NEVER", &text("never"))
                 .replace("ITSELF", &text("pid")),
         );
-        let culprits = self.culprits();
+        let root_causes = self.root_causes();
         if matches!(self.row.situation, Situation::CacheDied) {
             self.cache_died();
         }
@@ -686,12 +686,12 @@ impl Cell {
         ended.fails(self.row.status, self.row.class);
         let drv = ended.report()["failure"]["drv"].as_str();
         let right = match drv {
-            Some(drv) => culprits.iter().any(|culprit| culprit == drv),
-            None => culprits.is_empty(),
+            Some(drv) => root_causes.iter().any(|root_cause| root_cause == drv),
+            None => root_causes.is_empty(),
         };
         assert!(
             right,
-            "the culprit is {drv:?}, not of {culprits:?}: {ended}"
+            "the root cause is {drv:?}, none of {root_causes:?}: {ended}"
         );
         let told = ended.told();
         assert!(
@@ -701,16 +701,16 @@ impl Cell {
         );
     }
 
-    /// The `.drv`s of the culprits, written and asked for by one evaluation.
-    fn culprits(&self) -> Vec<String> {
-        let [first, ..] = self.row.culprits else {
+    /// The `.drv`s of the root causes, written and printed by one evaluation.
+    fn root_causes(&self) -> Vec<String> {
+        let [first, ..] = self.row.root_causes else {
             return Vec::new();
         };
         let mut ask = self
             .store
             .program("nix-instantiate")
             .args(["default.nix", "-A", first]);
-        for more in &self.row.culprits[1..] {
+        for more in &self.row.root_causes[1..] {
             ask = ask.args(["-A", more]);
         }
         let ended = ask.run();
@@ -727,7 +727,7 @@ impl Cell {
         flags
     }
 
-    /// `good` is in a cache, Nix knows that, and nobody answers any more.
+    /// `good` is in a cache, Nix knows that, and the cache no longer answers.
     fn cache_died(&self) {
         let good = self.store.target("good");
         self.store.build(&good.drv);
@@ -814,7 +814,7 @@ fn little_memory(store: &Path) -> Option<Vec<OsString>> {
     )
 }
 
-/// All rows in one surrounding; those that are red are told together.
+/// All rows in one setting; those that are red are listed together.
 fn all_rows(client: Client, log: &'static str) {
     let mut red = Vec::new();
     // One row alone: what a person who mends it wants.
@@ -852,34 +852,34 @@ fn all_rows(client: Client, log: &'static str) {
 }
 
 #[test]
-fn each_failure_is_told_alike_without_a_daemon() {
+fn each_failure_is_reported_alike_without_a_daemon() {
     all_rows(Client::NoDaemon, "pretty");
 }
 
 #[test]
-fn each_failure_is_told_alike_without_a_daemon_and_with_nixs_own_log() {
+fn each_failure_is_reported_alike_without_a_daemon_and_with_nixs_own_log() {
     all_rows(Client::NoDaemon, "raw");
 }
 
 #[test]
-fn each_failure_is_told_alike_through_a_daemon_as_root() {
+fn each_failure_is_reported_alike_through_a_daemon_as_root() {
     all_rows(Client::Root, "pretty");
 }
 
 #[test]
-fn each_failure_is_told_alike_through_a_daemon_as_root_and_with_nixs_own_log() {
+fn each_failure_is_reported_alike_through_a_daemon_as_root_and_with_nixs_own_log() {
     all_rows(Client::Root, "raw");
 }
 
 #[test]
-fn each_failure_is_told_alike_through_a_daemon_as_an_ordinary_user() {
+fn each_failure_is_reported_alike_through_a_daemon_as_an_ordinary_user() {
     if ordinary_user() {
         all_rows(Client::Ordinary, "pretty");
     }
 }
 
 #[test]
-fn each_failure_is_told_alike_through_a_daemon_as_an_ordinary_user_and_with_nixs_own_log() {
+fn each_failure_is_reported_alike_through_a_daemon_as_an_ordinary_user_and_with_nixs_own_log() {
     if ordinary_user() {
         all_rows(Client::Ordinary, "raw");
     }

@@ -27,6 +27,7 @@ mod nix_shapes;
 mod one_truth;
 mod out_link;
 mod outputs;
+mod page_commands;
 mod pages;
 mod plugin;
 mod plugin_order;

@@ -46,6 +46,7 @@ const NOT_OURS: [(&str, &[&str]); 4] = [
         &[
             "applied",
             "catching",
+            "flake_settings",
             "outputs",
             "root",
             "selected",
@@ -54,25 +55,15 @@ const NOT_OURS: [(&str, &[&str]); 4] = [
             "walking",
         ],
     ),
-    (
-        "parts of command lines",
-        &[
-            "default_shell",
-            "flake_metadata",
-            "flake_settings",
-            "nix_build",
-            "surroundings",
-        ],
-    ),
+    ("the default shells", &["default_shell"]),
     (
         "parts of --help",
         &["EXAMPLES", "PIPELINE_EXAMPLES", "SUMMARY_HELP"],
     ),
 ];
 
-/// What Nix says, in functions that also hold sentences of ours.
+/// What Nix says or is given, in functions that also hold sentences of ours.
 const OF_NIX: [&str; 23] = [
-    ", and here is ",
     ", got ",
     ": specified ",
     "Available features: ",
@@ -93,6 +84,7 @@ const OF_NIX: [&str; 23] = [
     "has '__noChroot' set",
     "hash mismatch in fixed-output derivation '",
     "needs ",
+    "nix-command flakes",
     "refer to other store paths",
     "warning: unable to download '",
 ];

@@ -1,4 +1,4 @@
-//! What a step that failed says of itself: why it failed, and then what was tried. No way is named as if it had been taken.
+//! What a failed step prints: why it failed, and which ways it tried. No way is named as if it had been taken.
 
 use std::fs;
 
@@ -282,7 +282,7 @@ impl Row {
 }
 
 #[test]
-fn a_step_that_failed_says_why_and_then_what_was_tried() {
+fn a_failed_step_says_why_and_then_which_ways_it_tried() {
     for (number, row) in ROWS.iter().enumerate() {
         let Some(store) = Store::new() else { return };
         let (ended, foretold) = row.run(&store);

@@ -1,4 +1,4 @@
-//! The link to the output: which one, where, and that what is in its way is seen before anything is built.
+//! The link to the output: its name, its place, and that an obstacle is found before anything is built.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ fn hello(store: &Store) -> Target {
     store.target("hello")
 }
 
-/// The step refused, and neither ran a program of Nix's nor left a link.
+/// The step refused, and neither ran a program of Nix's nor made a link.
 #[track_caller]
 fn refuses(store: &Store, target: &Target, more: &[&str], names: &str) -> Ended {
     let stand_ins = StandIns::new(store.bin())
@@ -45,7 +45,7 @@ fn refuses(store: &Store, target: &Target, more: &[&str], names: &str) -> Ended 
 }
 
 #[test]
-fn the_link_is_called_result_where_nothing_is_said() {
+fn the_link_is_called_result_by_default() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
     store.step(target.flags()).run().exits(0);
@@ -115,7 +115,7 @@ fn an_older_link_into_the_store_is_replaced() {
 }
 
 #[test]
-fn whatever_else_is_in_the_way_is_left_alone_and_nothing_is_built() {
+fn anything_else_in_its_place_is_not_touched_and_nothing_is_built() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
     let link = store.work().join("result");
@@ -202,7 +202,7 @@ fn a_folder_that_cannot_be_written_is_refused() {
 }
 
 #[test]
-fn the_links_of_all_recorded_outputs_are_looked_at() {
+fn the_links_of_all_recorded_outputs_are_checked() {
     let Some(store) = Store::new() else { return };
     store.targets(r#"{ hello = buildAll [ "out" "dev" ] "hello" "echo > $out; echo > $dev"; }"#);
     let target = store.target("hello");
@@ -212,7 +212,7 @@ fn the_links_of_all_recorded_outputs_are_looked_at() {
 }
 
 #[test]
-fn a_file_called_result_is_in_nobodys_way_where_there_is_no_output_out() {
+fn a_file_called_result_does_not_matter_where_there_is_no_output_out() {
     let Some(store) = Store::new() else { return };
     store.targets(r#"{ hello = buildAll [ "dev" "doc" ] "hello" "echo > $dev; echo > $doc"; }"#);
     let target = store.target("hello");
@@ -260,7 +260,7 @@ fn without_a_link_the_state_folder_keeps_the_output_from_the_collector() {
 }
 
 #[test]
-fn without_a_link_every_output_is_kept_in_every_way() {
+fn without_a_link_every_output_has_a_root_in_every_way() {
     let Some(store) = Store::new() else { return };
     store.targets(r#"{ hello = buildAll [ "dev" "out" ] "hello" "echo > $out; echo > $dev"; }"#);
     let target = store.target("hello");
@@ -291,7 +291,7 @@ fn without_a_link_every_output_is_kept_in_every_way() {
 }
 
 #[test]
-fn nothing_that_is_in_the_way_matters_where_no_link_is_asked_for() {
+fn a_file_in_its_place_does_not_matter_where_no_link_is_wanted() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
     store.write("result", "precious");

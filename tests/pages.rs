@@ -2,18 +2,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::OsString,
     fs,
     path::{Path, PathBuf},
 };
 
 use eval_once::step::{Reason, WayName};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
     plugin_yml::{for_each_use, for_each_value_of, yaml_blocks},
-    support::{EVAL_ONCE, loudly, program::Program, store::Store, tool},
+    support::{
+        EVAL_ONCE, agent,
+        buildkite::{Build, Outcome},
+        program::Program,
+        store::Store,
+        tool,
+    },
 };
 
 #[test]
@@ -99,39 +104,6 @@ fn the_readme_begins_with_a_sentence_of_fifteen_words() {
     assert_eq!(title, "# eval-once");
     let sentence = rest.split_once(".\n").unwrap().0;
     assert_eq!(sentence.split_whitespace().count(), 15, "{sentence}");
-}
-
-/// The commands of a page are one session, from top to bottom, and print what the page shows.
-///
-/// The lines are compared without their order, for Nix builds in the order of hashes, which are others in a private store.
-#[test]
-fn every_command_on_a_page_prints_what_stands_below_it() {
-    let mut commands = 0;
-    for page in pages() {
-        let session = Session::of(&fs::read_to_string(&page).unwrap());
-        if session.commands.is_empty() {
-            continue;
-        }
-        let (Some(_), Some(store)) = (tool("jq"), Store::new()) else {
-            return;
-        };
-        let nix = store.nix("nix-store", ["--version"]);
-        if !(nix.ends_with(" 2.8.0") && cfg!(all(target_arch = "x86_64", target_os = "linux"))) {
-            loudly(&format!(
-                "the pages show Nix 2.8.0 on x86_64-linux, and here is {nix}"
-            ));
-            return;
-        }
-        store.configure("system-features = benchmark big-parallel kvm nixos-test");
-        commands += session.commands.len();
-        let printed = session.run(&store);
-        assert_eq!(printed.len(), session.commands.len(), "{}", page.display());
-        for ((command, shown), printed) in session.commands.iter().zip(&printed) {
-            let (shown, printed) = (comparable(shown), comparable(printed));
-            assert_eq!(shown, printed, "{}: $ {command}", page.display());
-        }
-    }
-    assert!(commands > 5, "only {commands} commands were found");
 }
 
 #[test]
@@ -244,6 +216,69 @@ fn flags(keys: &Value) -> Vec<String> {
     flags
 }
 
+/// The build that `docs/summary.md` describes. Its annotations are the README's picture.
+#[test]
+fn the_summary_on_its_page_is_that_of_the_example() {
+    let (Some(_), Some(_), Some(store)) = (tool("git"), agent::program(), Store::new()) else {
+        return;
+    };
+    let example = root().join("examples/repository/.");
+    store
+        .program("cp")
+        .args(["-R".as_ref(), example.as_os_str(), ".".as_ref()])
+        .run()
+        .exits(0);
+    store.build(&store.instantiate("ci.nix", "packages.libgreet"));
+    let manual = store.instantiate("ci.nix", "packages.manual");
+    let hook = format!(
+        "[ \"$BUILDKITE_STEP_KEY\" != drv-{} ] || {{
+          rm -r \"$EVAL_ONCE_STATE_DIR/pins\"
+          nix-store --delete --ignore-liveness $(nix-store -q --referrers {manual}) {manual}
+        }}\n",
+        &manual.rsplit('/').next().unwrap()[..32]
+    );
+    let repositories = TempDir::new().unwrap();
+    let plugin = agent::plugin_repository(repositories.path());
+    let plugins = json!([{ plugin: { "pipeline": { "file": "ci.nix", "summary": true } } }]);
+    let step = json!({ "key": "record", "label": ":nix: record", "plugins": plugins });
+    let Some(build) = Build::new(&step) else {
+        return;
+    };
+    let build = build.checkout(store.work()).envs(store.env());
+    let build = build.envs([("EVAL_ONCE_BIN", EVAL_ONCE)]);
+    let build = build.shell_hook("pre-command", &hook).agents(1);
+    assert_eq!(
+        build.run(),
+        Outcome::Failed,
+        "one attribute does not evaluate"
+    );
+
+    let page = fs::read_to_string(root().join("docs/summary.md")).unwrap();
+    let quoted = page.lines().filter_map(|line| line.strip_prefix("> "));
+    let annotation = &build.annotations()["eval-once-summary"].body;
+    assert_eq!(comparable(quoted), comparable(annotation.lines()));
+}
+
+/// The lines of a summary, sorted, without links to jobs, and without what was measured in it.
+fn comparable<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut lines: Vec<String> = lines
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let (before, target) = line.split_once("<a href=").unwrap_or((line, ""));
+            let (_, name) = target.split_once('>').unwrap_or_default();
+            let row = format!("{before}{}", name.replace("</a>", ""));
+            let end = if row.starts_with('|') {
+                row.trim_end_matches(" |").rfind('|')
+            } else {
+                row.find(":** ")
+            };
+            row[..end.unwrap_or(row.len())].to_owned()
+        })
+        .collect();
+    lines.sort_unstable();
+    lines
+}
+
 #[test]
 fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
     let root = root();
@@ -270,110 +305,27 @@ fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
     }
 }
 
-/// The commands of a page, and the files that it shows.
-#[derive(Default)]
-struct Session {
-    /// Bash, to be run in a checkout of this repository.
-    script: String,
-    /// Each command with what is shown below it.
-    commands: Vec<(String, String)>,
-}
-
-impl Session {
-    /// What is printed where the next command begins.
-    const MARK: char = '\u{1}';
-
-    /// Commands are the lines of `console` blocks that begin with `$ `. A `nix` block that begins with the comment `# NAME.nix` is
-    /// that file.
-    fn of(page: &str) -> Self {
-        let mut session = Self::default();
-        let mut lines = page.lines();
-        while let Some(line) = lines.next() {
-            let block = lines.by_ref().take_while(|line| *line != "```");
-            match line {
-                "```console" => {
-                    for line in block {
-                        if let Some(command) = line.strip_prefix("$ ") {
-                            session.script += &format!("printf '\\1'\n{command}\n");
-                            session.commands.push((command.to_owned(), String::new()));
-                        } else if let Some((_, shown)) = session.commands.last_mut() {
-                            *shown += &format!("{line}\n");
-                        }
-                    }
-                }
-                "```nix" => {
-                    let block: Vec<&str> = block.collect();
-                    let name = block[0].strip_prefix("# ").unwrap_or_default();
-                    if name.ends_with(".nix") {
-                        let text = block.join("\n");
-                        session.script += &format!("cat > {name} << 'THE END'\n{text}\nTHE END\n");
-                    }
-                }
-                _ if line.starts_with("```") => block.for_each(drop),
-                _ => {}
-            }
-        }
-        session
-    }
-
-    /// Runs all of it in a copy of the examples, and gives what each command has printed.
-    fn run(&self, store: &Store) -> Vec<String> {
-        let ours = |path: &str| store.root().join(path).display().to_string();
-        let mut path = OsString::from(Path::new(EVAL_ONCE).parent().unwrap());
-        path.push(":");
-        path.push(store.path());
-        let script = self.script.replace("/nix/store", &ours("store"));
-        let script = format!(
-            "exec 2>&1\ncp -R '{}' .\n{script}",
-            root().join("examples").display()
-        );
-        let ended = store.program("bash").args(["-c", &script]);
-        // The state folder is where a user has it.
-        let ended = ended.without("EVAL_ONCE_STATE_DIR").env("PATH", path).run();
-        let printed = ended.stdout.replace(&ours("store"), "/nix/store");
-        let printed = printed.replace(&ours("home"), "/home/ci");
-        printed
-            .split(Self::MARK)
-            .skip(1)
-            .map(str::to_owned)
-            .collect()
-    }
-}
-
-/// The lines of an output, sorted, without what differs between two runs: hashes of paths, and numbers with a decimal point.
-fn comparable(output: &str) -> Vec<String> {
-    let mut lines: Vec<String> = output
-        .lines()
-        .map(|line| {
-            let mut line = line.to_owned();
-            for prefix in ["/nix/store/", "drv-", "attr-"] {
-                for name in hashed(prefix, &line) {
-                    let rest = &name[prefix.len() + 32..];
-                    line = line.replace(&name, &format!("{prefix}…{rest}"));
-                }
-            }
-            let numbers = line.split_inclusive(|c: char| !c.is_ascii_digit() && c != '.');
-            numbers
-                .map(|part| {
-                    let number = part.trim_end_matches(|c: char| !c.is_ascii_digit());
-                    match number.parse::<f64>() {
-                        Ok(_) if number.contains('.') => part.replace(number, "…"),
-                        _ => part.to_owned(),
-                    }
-                })
-                .collect()
-        })
-        .collect();
-    lines.sort_unstable();
-    lines
-}
-
-fn root() -> &'static Path {
+pub(super) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+#[test]
+fn every_test_that_contributors_are_shown_exists() {
+    let page = fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let tests: String = fs::read_dir(root().join("tests"))
+        .unwrap()
+        .filter_map(|file| fs::read_to_string(file.unwrap().path()).ok())
+        .collect();
+    let names = page.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+    let names: Vec<&str> = names.filter(|it| it.matches('_').count() > 4).collect();
+    assert!(names.len() > 4, "{names:?}");
+    for name in names {
+        assert!(tests.contains(&format!("fn {name}")), "no test {name}");
+    }
+}
+
 /// The README, the guide, and what else a newcomer reads.
-fn pages() -> Vec<PathBuf> {
+pub(super) fn pages() -> Vec<PathBuf> {
     let root = root();
     let mut pages: Vec<PathBuf> = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
         .map(|page| root.join(page))
@@ -432,7 +384,7 @@ fn anchors(page: &str) -> BTreeSet<String> {
 }
 
 /// Every `PREFIX` that the 32 characters of a hash follow, with the rest of its name.
-fn hashed(prefix: &str, page: &str) -> Vec<String> {
+pub(super) fn hashed(prefix: &str, page: &str) -> Vec<String> {
     page.split(prefix)
         .skip(1)
         .filter_map(|rest| {
@@ -450,7 +402,7 @@ fn hashed(prefix: &str, page: &str) -> Vec<String> {
         .collect()
 }
 
-/// The `.drv`s and outputs of both examples, by name; `None` without Nix, which is said loudly.
+/// The `.drv`s and outputs of both examples, by name; `None` without Nix, with a message.
 fn example_paths() -> Option<BTreeMap<String, BTreeSet<String>>> {
     let state = TempDir::new().unwrap();
     let examples = root().join("examples");

@@ -1,9 +1,9 @@
-//! A recording of a repository that means harm, or does what nobody does: one attribute never takes another with it, and no
+//! A recording of a hostile repository, or of a very unusual one: one attribute never takes another with it, and no
 //! step builds anything but the attribute it is named for.
 
 use crate::support::{program::Program, recording::Pipeline, store::Store};
 
-/// A recording by hand, of everything whatever is built, with these flags.
+/// A recording by hand, of built targets too, with these flags.
 fn record(store: &Store, flags: &[&str]) -> Program {
     store
         .eval_once(["pipeline", "--dry-run", "--skip", "none"])
@@ -51,7 +51,7 @@ fn a_name_of_any_characters_is_recorded_as_it_is() {
 }
 
 #[test]
-fn what_a_recording_says_of_an_attribute_is_only_text() {
+fn what_a_recording_prints_of_an_attribute_is_plain_text() {
     let Some(store) = Store::new() else { return };
     let odd = r#"${builtins.fromJSON ''"\u001b]1339;url=x\u0007\u001b[31mred\u009b2K\b\r"''}"#;
     store.targets(&format!(
@@ -73,7 +73,7 @@ fn what_a_recording_says_of_an_attribute_is_only_text() {
 }
 
 #[test]
-fn a_drv_path_that_is_only_named_costs_itself_and_nothing_else() {
+fn a_drv_path_that_is_only_named_is_one_error_and_no_more() {
     let Some(store) = Store::new() else { return };
     store.targets(
         r#"
@@ -99,7 +99,7 @@ in {
 }
 
 #[test]
-fn metadata_that_throws_as_a_whole_is_no_green_step() {
+fn metadata_that_throws_as_a_whole_is_not_a_green_step() {
     let Some(store) = Store::new() else { return };
     store.targets(
         "{ fine = file \"fine\" // { meta = [ ]; }; bad = file \"bad\" // { meta = throw \"no metadata\"; }; }",

@@ -253,7 +253,7 @@ fn a_recording_that_only_prints_does_not_speak_of_uploading() {
     let alike = ["--step", r#"{"parallelism":500}"#];
     let fails = ["--on-error", "fail"];
     for (flags, status, why) in [
-        (alike, 64, "4001 jobs are to be run"),
+        (alike, 64, "the pipeline has 4001 jobs"),
         (fails, 65, "`on-error: fail` is set"),
     ] {
         // By hand, and in a job that only wants to see it.
@@ -293,9 +293,9 @@ fn what_a_target_says_to_us_is_data_and_counts_for_its_step_alone() {
     assert!(option("plain").is_null());
     for part in [
         "ours: in its `meta.eval-once`, `out-link` is no path of a link",
-        "path: meta.eval-once.out-link is a path: no data",
-        "list: meta.eval-once is no set",
-        "silent: meta.maxSilent is \"10m\", and must be a whole number of seconds, from 1 on",
+        "path: meta.eval-once.out-link is a path; expected plain data",
+        "list: meta.eval-once is a list; expected an attribute set",
+        "silent: meta.maxSilent is \"10m\"; expected a whole number of seconds, at least 1",
     ] {
         mentions(&ended, part);
     }
@@ -523,7 +523,11 @@ fn what_cannot_be_walked_is_one_sentence_that_names_the_place() {
     let Some(store) = Store::new() else { return };
     let cases = [
         ("{ a = ", 65, "ci.nix:"),
-        ("5", 65, "is a int"),
+        (
+            "5",
+            65,
+            "evaluates to an integer; expected an attribute set, a list or a derivation",
+        ),
         ("{ }", 65, "no targets"),
         ("{ a = 5; b = { c = file \"c\"; }; }", 65, "no targets"),
         ("{ needed }: { a = file \"a\"; }", 65, "needed"),
@@ -621,7 +625,7 @@ fn a_root_too_large_for_its_part_is_evaluated_by_fewer_processes() {
          in builtins.seq (builtins.length (builtins.attrNames root)) { a = file \"a${toString root.k5}\"; b = file \"b\"; }",
     );
     let ended = record(&store, &["--memory", "40"]).run();
-    mentions(ended.exits(65).prints(""), "going on with 1 process");
+    mentions(ended.exits(65).prints(""), "continuing with 1 process");
     mentions(&ended, "needs more memory than the 40 MiB");
 }
 
@@ -693,10 +697,7 @@ fn an_attribute_that_missed_a_path_which_is_valid_by_now_is_evaluated_again_once
         let pipeline = Pipeline::of(&ended);
         assert_eq!(pipeline.drvs().len(), 3 - broken, "{ended}");
         assert_eq!(pipeline.broken().len(), broken, "{ended}");
-        mentions(
-            &ended,
-            "was missing during the evaluation, and is valid now",
-        );
+        mentions(&ended, "was missing during the evaluation and is valid now");
     }
 }
 

@@ -1,5 +1,5 @@
 //! A recording in a build: it runs as a job of a real agent, uploads its chunks to the server that plays Buildkite, and
-//! agents run every step of them to the end. Where the job dies, it is retried as users are told to have it.
+//! agents run every step of them to the end. Where the job dies, it is retried as the guide has it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +29,7 @@ struct Scene {
     _repositories: TempDir,
 }
 
-/// When the recording's step is run again: as the guide says.
+/// The retry rules of the recording's step, as in the guide.
 fn retry() -> Value {
     json!({ "automatic": [
         { "exit_status": 75, "limit": 2 },
@@ -129,7 +129,7 @@ impl Scene {
         self.build.job(&self.keys()[attr])
     }
 
-    /// The jobs of the steps of broken attributes.
+    /// The jobs of the steps of evaluation errors.
     fn error_jobs(&self) -> Vec<Job> {
         let mut jobs = self.build.jobs();
         jobs.retain(|job| job.key.as_deref().is_some_and(|it| it.starts_with("attr-")));
@@ -175,7 +175,7 @@ impl Scene {
         numbers.collect()
     }
 
-    /// That nothing was uploaded twice, and all of it as the plan says, in its order; gives the number of chunks.
+    /// Nothing was uploaded twice, and all of the plan in its order. Returns the number of chunks.
     #[track_caller]
     fn follows_its_plan(&self) -> usize {
         let plan = self.artifact("eval-once-plan.json");
@@ -311,7 +311,7 @@ fn store_with_example() -> Option<Store> {
     Some(store)
 }
 
-/// What the throw of the example's broken attribute says.
+/// The message of the example's evaluation error.
 const BROKEN: &str = "greet 1.0 needs Python 2, which is gone";
 
 /// The example's recording in chunks of two, and all of its steps.
@@ -444,7 +444,7 @@ fn steps_that_are_commands_run_where_agents_have_our_hook() {
     let Some(store) = store_with_example() else {
         return;
     };
-    // The program is on nobody's PATH.
+    // The program is on no PATH.
     let flags = "--file ci.nix --chunk 2";
     let Some(mut scene) = command_scene(store, EVAL_ONCE, flags) else {
         return;
@@ -468,7 +468,7 @@ fn steps_that_are_commands_run_where_agents_have_the_program_only() {
     let Some(mut scene) = command_scene(store, "eval-once", flags) else {
         return;
     };
-    // With a terminal, as agents give it to their jobs unless they are told otherwise.
+    // With a terminal, as agents give it to their jobs by default.
     scene.build = scene.build.envs([("PATH", path)]).terminal(true);
     the_example_is_built(&scene);
     steps_are_commands(&scene);
@@ -507,7 +507,7 @@ fn a_recording_killed_before_a_chunk_was_applied_uploads_it_when_it_is_retried()
 }
 
 #[test]
-fn a_recording_killed_between_a_chunk_and_its_mark_goes_on_behind_it() {
+fn a_recording_killed_between_a_chunk_and_its_mark_goes_on_with_the_next_chunk() {
     let Some(scene) = killed(Fault::KillAfter) else {
         return;
     };
@@ -585,7 +585,7 @@ fn two_recordings(in_order: bool, keys: &Value) -> Option<Scene> {
 }
 
 #[test]
-fn two_recordings_in_one_build_share_the_steps_of_what_both_have() {
+fn two_recordings_in_one_build_share_the_steps_of_common_targets() {
     let Some(scene) = two_recordings(false, &json!({ "skip": "none" })) else {
         return;
     };
@@ -618,7 +618,7 @@ fn and_then(script: &str) -> Option<Scene> {
 }
 
 #[test]
-fn what_a_recording_has_pinned_outlives_the_collector() {
+fn pinned_drvs_outlive_the_garbage_collector() {
     let Some(scene) = and_then("nix-store --gc") else {
         return;
     };
@@ -626,7 +626,7 @@ fn what_a_recording_has_pinned_outlives_the_collector() {
 }
 
 #[test]
-fn what_is_collected_without_its_pin_is_evaluated_again() {
+fn drvs_collected_without_their_pin_are_evaluated_again() {
     let script = "rm -r \"$EVAL_ONCE_STATE_DIR/pins\"\nnix-store --gc";
     let Some(scene) = and_then(script) else {
         return;
@@ -635,7 +635,7 @@ fn what_is_collected_without_its_pin_is_evaluated_again() {
 }
 
 #[test]
-fn a_rejected_chunk_is_said_with_the_step_that_it_is_about() {
+fn the_failure_of_a_rejected_chunk_names_the_step() {
     let Some(store) = store() else { return };
     store.targets(CHAIN);
     let drv = store.instantiate("default.nix", "c");
@@ -669,7 +669,7 @@ fn a_rejected_chunk_is_said_with_the_step_that_it_is_about() {
 #[test]
 fn more_steps_than_a_build_can_have_are_refused_before_anything_is_uploaded() {
     let Some(store) = store() else { return };
-    // Most of them are broken, which takes a step too: thousands of files less to write.
+    // Most of them are evaluation errors, which have steps too, and need no file.
     store.targets(
         r#"let target = i: if i < 4000 then throw "broken" else file "t${toString i}"; in
         builtins.listToAttrs (builtins.genList (i: { name = "t${toString i}"; value = target i; }) 4001)"#,
@@ -680,15 +680,14 @@ fn more_steps_than_a_build_can_have_are_refused_before_anything_is_uploaded() {
     assert_eq!(scene.build.run(), Outcome::Failed);
     let job = scene.build.job("record");
     assert_eq!(job.exit_status, Some(64), "{}", job.plain());
-    let refusal = "nothing is uploaded: 4001 jobs are to be run";
+    let refusal = "nothing is uploaded: the pipeline has 4001 jobs";
     assert!(job.plain().contains(refusal), "{}", job.plain());
     assert_eq!(scene.build.uploads(), [Value::Null; 0]);
     assert!(!scene.build.artifacts().contains_key("eval-once-plan.json"));
 }
 
 #[test]
-fn what_a_target_says_of_its_step_counts_and_what_buildkite_would_not_take_costs_that_target_alone()
-{
+fn the_wishes_of_a_target_count_and_one_that_buildkite_rejects_refuses_that_target_alone() {
     let Some(store) = store() else { return };
     store.targets(
         r#"let with_ = buildkite: drv: drv // { meta = { inherit buildkite; }; }; in {
@@ -744,7 +743,7 @@ fn what_a_target_says_of_its_step_counts_and_what_buildkite_would_not_take_costs
 }
 
 #[test]
-fn what_is_there_already_is_a_skipped_step_that_nobody_waits_for() {
+fn a_built_target_has_a_skipped_step_that_no_step_waits_for() {
     let Some(store) = store() else { return };
     store.targets(
         r#"rec {
@@ -787,7 +786,7 @@ fn what_is_there_already_is_a_skipped_step_that_nobody_waits_for() {
 }
 
 #[test]
-fn what_is_there_already_can_be_a_step_that_ends_at_once_and_builds_what_has_gone_meanwhile() {
+fn a_built_target_can_have_a_step_that_ends_at_once_and_builds_if_the_output_is_gone() {
     for emit in ["plugin", "command"] {
         let Some(store) = store() else { return };
         store.targets(
@@ -861,7 +860,7 @@ fn what_is_there_already_can_be_a_step_that_ends_at_once_and_builds_what_has_gon
 }
 
 #[test]
-fn steps_that_are_no_targets_have_the_plugins_and_the_environment_of_all() {
+fn steps_without_targets_have_the_plugins_and_the_environment_of_all() {
     let Some(store) = store() else { return };
     store.targets(
         r#"{
@@ -935,7 +934,7 @@ fn a_target_is_tried_again_by_its_own_rules_and_by_ours() {
 }
 
 #[test]
-fn nothing_is_uploaded_where_what_is_broken_is_to_fail_the_recording() {
+fn nothing_is_uploaded_where_an_evaluation_error_fails_the_recording() {
     let Some(store) = store() else { return };
     store.targets("{ good = file \"good\"; bad = throw \"this one is bad\"; }");
     let Some(scene) = plugin_scene(store, &json!({ "on-error": "fail" })) else {
@@ -985,13 +984,13 @@ fn a_second_recording_in_the_same_job_is_refused_and_not_taken_for_the_first() {
     assert_eq!(scene.build.run(), Outcome::Failed);
     let job = scene.build.job("record");
     let log = job.plain();
-    assert!(log.contains("recorded something else already"), "{log}");
+    assert!(log.contains("uploaded another recording already"), "{log}");
     assert_eq!(job.retry_count, 0, "{log}");
     assert_eq!(scene.build.uploads().len(), 1, "the first is uploaded");
 }
 
 #[test]
-fn what_a_jobs_variables_say_to_the_agent_changes_nothing_of_an_upload() {
+fn the_agents_variables_of_a_job_do_not_change_its_upload() {
     let Some(store) = store() else { return };
     store.targets(CHAIN);
     let Some(mut scene) = plugin_scene(store, &json!({ "chunk": 1 })) else {
@@ -1029,7 +1028,7 @@ fn a_recording_that_is_run_again_by_hand_uploads_nothing_more() {
 }
 
 #[test]
-fn a_recording_goes_on_behind_what_was_uploaded_when_buildkite_takes_a_chunk_that_it_has_refused() {
+fn a_retry_after_a_rejected_chunk_goes_on_with_that_chunk() {
     let Some(store) = store() else { return };
     store.targets(CHAIN);
     let Some(scene) = plugin_scene(store, &json!({ "chunk": 1 })) else {
@@ -1057,11 +1056,11 @@ fn a_recording_goes_on_behind_what_was_uploaded_when_buildkite_takes_a_chunk_tha
 }
 
 #[test]
-fn a_recording_killed_after_it_uploaded_what_another_had_left_goes_on_behind_it() {
+fn a_recording_killed_after_it_uploaded_the_missing_part_of_a_chunk_goes_on_with_the_next() {
     let Some(scene) = two_recordings(true, &json!({ "skip": "none" })) else {
         return;
     };
-    // The two themselves; the whole of the first; the whole of the second, refused; and what is left of that.
+    // The two themselves; the whole of the first; the whole of the second, refused; and the missing part of that.
     scene.build.on_upload(4, Fault::KillAfter);
     assert_eq!(scene.build.run(), Outcome::Passed);
     assert_eq!(scene.build.job("two").retry_count, 1);
@@ -1071,7 +1070,7 @@ fn a_recording_killed_after_it_uploaded_what_another_had_left_goes_on_behind_it(
 }
 
 #[test]
-fn what_is_left_of_a_chunk_keeps_its_groups() {
+fn the_missing_part_of_a_chunk_keeps_its_groups() {
     let Some(scene) = two_recordings(true, &json!({ "skip": "none", "group-by": 1 })) else {
         return;
     };
@@ -1175,7 +1174,7 @@ fn another_checkout_of_a_flake_gives_the_same_derivations_when_it_is_evaluated_a
 }
 
 #[test]
-fn the_command_that_a_target_gives_its_step_runs_after_the_build_whatever_is_built() {
+fn the_command_that_a_target_wishes_runs_after_every_build() {
     let Some(store) = store() else { return };
     store.targets(
         r#"let with_ = command: drv: drv // { meta.buildkite = { inherit command; }; }; in {
@@ -1246,7 +1245,7 @@ fn a_recorded_targets_command_is_left_to_the_plugin_that_runs_commands_and_runs_
         let job = scene.job_of(attr);
         assert_eq!(job.exit_status, Some(status), "{attr}: {}", job.plain());
     }
-    // Nix's own text says so; the readable form says it in ours.
+    // A raw log has Nix's own text; the readable form has ours.
     let log = scene.job_of("bad").plain();
     assert!(log.contains("\nbuilding '/"), "{log}");
     let record = &scene.step_of("left")["plugins"][0];
@@ -1257,7 +1256,7 @@ fn a_recorded_targets_command_is_left_to_the_plugin_that_runs_commands_and_runs_
 }
 
 #[test]
-fn how_a_recording_wants_its_targets_built_is_what_its_steps_do_however_they_carry_it() {
+fn the_build_keys_of_a_recording_count_in_steps_of_every_kind() {
     for emit in ["plugin", "command"] {
         let Some(store) = store() else { return };
         store.targets(
@@ -1310,7 +1309,7 @@ fn how_a_recording_wants_its_targets_built_is_what_its_steps_do_however_they_car
 const HOSTILE: &str = r#"`touch pwned` $(touch pwned) $HOME $$ ${x} '; touch pwned; ' \" \\ <b>&amp;</b> [x](y) | *** : # %s"#;
 
 #[test]
-fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_commands() {
+fn the_step_of_a_refused_target_says_why_where_agents_evaluate_no_commands() {
     for emit in ["plugin", "command"] {
         let Some(store) = store() else { return };
         // Behind a line break, a carriage return, a bell and an escape character of its own.
@@ -1359,7 +1358,7 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
         let said = said.join("\n");
         for part in [
             HOSTILE,
-            "`colour` is no property that Buildkite knows there",
+            "`colour` is not a property that Buildkite knows here",
             "it is eval-once's own",
             "a property has a name of more than 1024 bytes",
         ] {
@@ -1368,7 +1367,7 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
         for job in scene.build.jobs() {
             assert!(!job.plain().contains("pwned: "), "{}", job.plain());
         }
-        // The build is told as of any other failure, and its summary has the words.
+        // The build has an annotation as of any other failure, and the summary has the message.
         let bodies: Vec<String> = scene
             .build
             .annotations()
@@ -1377,7 +1376,7 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
             .collect();
         let bodies = bodies.join("\n");
         assert!(
-            bodies.contains("`colour` is no property that Buildkite knows"),
+            bodies.contains("`colour` is not a property that Buildkite knows"),
             "{bodies}"
         );
         assert!(bodies.contains("`touch pwned` $(touch pwned)"), "{bodies}");
@@ -1386,14 +1385,14 @@ fn what_is_wrong_with_a_target_is_said_by_its_step_where_agents_evaluate_no_comm
             assert!(
                 String::from_utf8(junit)
                     .unwrap()
-                    .contains("`colour` is no property")
+                    .contains("`colour` is not a property")
             );
         }
     }
 }
 
 #[test]
-fn what_was_not_looked_into_stands_on_the_builds_page_and_what_can_be_called_is_built() {
+fn sets_that_were_not_looked_into_are_on_the_builds_page_and_callable_derivations_are_built() {
     let Some(store) = store() else { return };
     store.targets(
         "{ tool = file \"tool\" // { __functor = self: { x ? 1 }: throw \"called\"; }; packages.a = file \"a\"; }",
@@ -1411,16 +1410,16 @@ fn what_was_not_looked_into_stands_on_the_builds_page_and_what_can_be_called_is_
     let bodies = scene.build.annotations().into_values();
     let bodies: Vec<String> = bodies.map(|it| shown(&it.body)).collect();
     for part in [
-        "1 set without `recurseForDerivations` holds derivations and is not looked into: packages",
+        "1 set without `recurseForDerivations` holds derivations that are not recorded: packages",
         "`attr: packages`",
-        "`exclude: tol` leaves nothing out (did you mean `tool`?)",
+        "`exclude: tol` matches nothing (did you mean `tool`?)",
     ] {
         assert!(bodies[0].contains(part), "{part} in {bodies:?}");
     }
 }
 
 #[test]
-fn a_recording_whose_targets_are_all_there_or_all_broken_is_one_all_the_same() {
+fn a_recording_of_built_targets_or_of_evaluation_errors_alone_succeeds() {
     let Some(store) = store() else { return };
     store.targets("{ there = file \"there\"; }");
     store.build(&store.instantiate("default.nix", "there"));
@@ -1500,12 +1499,12 @@ kill -9 "$PPID"
 }
 
 #[test]
-fn a_recording_that_is_killed_before_each_of_its_words_comes_to_the_same_in_the_end() {
+fn a_recording_that_is_killed_before_each_agent_command_has_the_same_result_in_the_end() {
     killed_at_every_word(true);
 }
 
 #[test]
-fn a_recording_that_is_killed_after_each_of_its_words_comes_to_the_same_in_the_end() {
+fn a_recording_that_is_killed_after_each_agent_command_has_the_same_result_in_the_end() {
     killed_at_every_word(false);
 }
 

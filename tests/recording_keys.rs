@@ -1,10 +1,16 @@
 //! The keys of a recording, as flags and as a plugin's configuration: what is not understood is refused by name, and nothing
 //! is run.
 
+use eval_once::{
+    evaluation_keys::Checkout,
+    nix::{Argument, Source},
+    step::StepRequest,
+};
 use serde_json::{Value, json};
 
 use crate::support::{
     program::{Ended, Program},
+    recording::Pipeline,
     stand_in::StandIns,
     store::Store,
 };
@@ -26,7 +32,7 @@ const JOB: [(&str, &str); 4] = [
     ("BUILDKITE_STEP_ID", "step"),
 ];
 
-/// A store with something to record, and stand-ins that would tell of any process.
+/// A store with something to record, and stand-ins that count every process.
 struct Scene {
     store: Store,
     stand_ins: StandIns,
@@ -83,7 +89,7 @@ impl Scene {
         for part in parts {
             assert!(
                 ours.join("\n").contains(part),
-                "{part:?} is not said: {ended}"
+                "{part:?} is not printed: {ended}"
             );
         }
         self.ran_nothing(ended);
@@ -222,7 +228,7 @@ fn a_job_that_has_only_some_of_its_variables_is_not_green_without_an_upload() {
 }
 
 #[test]
-fn a_plugin_that_does_not_find_itself_asks_for_its_reference() {
+fn a_plugin_that_cannot_determine_its_reference_asks_for_it() {
     let Some(scene) = Scene::new() else { return };
     let ended = scene
         .hook(&json!({ "pipeline": {} }))
@@ -249,5 +255,46 @@ fn help_of_recordings_goes_to_standard_output() {
         ended.exits(0).says(&[]);
         assert!(ended.stdout.contains("Usage"), "{ended}");
         assert_eq!(ended.stderr, "");
+    }
+}
+
+#[test]
+fn a_step_reads_from_its_record_what_the_recording_was_asked_and_found() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ hello = file \"hello\"; }");
+    let drv = store.instantiate("default.nix", "hello");
+    let out = store.output(&drv, "out");
+    for (flags, source) in [
+        (
+            ["--file", "default.nix", "--emit", "command"],
+            Source::File("default.nix".into()),
+        ),
+        (
+            ["--expr", "import ./.", "--plugin", "o/eval-once#v1"],
+            Source::Expr("import ./.".into()),
+        ),
+    ] {
+        let ended = store
+            .eval_once(["pipeline", "--dry-run", "--skip", "none"])
+            .args(flags)
+            .args(["--argstr", "name", "a b", "--option", "cores", "2"])
+            .args(["--on-drift", "fail", "--out-link", "out/x"])
+            .run();
+        let record = Pipeline::of(&ended).step(&["hello"]).record;
+        let place = Checkout {
+            folder: store.work(),
+            confined: false,
+            no_checkout: false,
+        };
+        let request = StepRequest::read(record.as_object().unwrap().clone(), &place).unwrap();
+        assert_eq!(request.drv.unwrap().as_store_path().as_str(), drv);
+        assert_eq!(request.outputs["out"].as_str(), out);
+        let evaluation = request.evaluation.unwrap();
+        assert_eq!(evaluation.source, source);
+        assert_eq!(evaluation.attr.names(), ["hello"]);
+        let argument = Argument::String("a b".into());
+        assert_eq!(evaluation.arguments, [("name".to_owned(), argument)]);
+        assert_eq!(request.options, [("cores".to_owned(), "2".to_owned())]);
+        assert!(request.fail_on_drift && request.command && !request.skip);
     }
 }

@@ -85,7 +85,7 @@ fn what_was_recorded_outlives_a_collection_and_goes_with_its_pin() {
             .eval_once(["prune"])
             .run()
             .exits(0)
-            .says(&["no pin has been kept long enough yet"]);
+            .says(&["no pin has expired"]);
         fs::write(pin.join("keep.json"), r#"{"until":1}"#).unwrap();
         store.eval_once(["prune"]).run().exits(0);
         assert!(pins(&store).is_empty());
@@ -319,7 +319,7 @@ fn pruning_says_what_it_removes() {
     store.eval_once(["prune"]).run().exits(0).says(&[
         &removed,
         "removed the roots of 1 killed step",
-        "1 pin removed",
+        "removed 1 pin",
     ]);
     assert!(!killed.exists());
 }

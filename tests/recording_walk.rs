@@ -1,5 +1,5 @@
 //! What a recording takes for a target: what Nix takes for one, whatever can be called, however it is nested. And what it says
-//! of what it has not looked into.
+//! of what it did not walk.
 
 use std::{collections::BTreeMap, collections::BTreeSet, fmt::Write as _};
 
@@ -465,7 +465,7 @@ fn a_derivation_that_does_not_say_what_nix_asks_for_is_an_evaluation_error() {
     assert_eq!(pipeline.broken().len(), 7);
     ended
         .passes_on("evaluation error: no-name: the derivation has no name")
-        .passes_on("evaluation error: number: its name is an integer, and must be a string")
+        .passes_on("evaluation error: number: its name is an integer; expected a string")
         .passes_on("evaluation error: throws: its words");
     for broken in pipeline.broken() {
         let name = &names(&broken)[0];
@@ -503,9 +503,9 @@ fn what_nix_eval_jobs_prints_nothing_of_is_not_left_out_either() {
     assert_eq!(
         said(&ended),
         [
-            "warning: `exclude: aa` leaves nothing out",
+            "warning: `exclude: aa` matches nothing",
             "hint: did you mean `a`?",
-            "warning: `exclude: b.c` leaves nothing out",
+            "warning: `exclude: b.c` matches nothing",
             "hint: did you mean `a.c`?"
         ]
     );
@@ -545,7 +545,7 @@ fn a_mark_that_is_no_boolean_is_an_evaluation_error_of_that_attribute() {
     assert_eq!(pipeline.drvs().keys().collect::<Vec<_>>(), [r#"["fine"]"#]);
     for (name, _, is) in marks {
         ended.passes_on(&format!(
-            "evaluation error: {name}: recurseForDerivations is {is}, and must be true or false"
+            "evaluation error: {name}: recurseForDerivations is {is}; expected true or false"
         ));
     }
     ended.passes_on("evaluation error: throws: its words");
@@ -562,23 +562,26 @@ fn a_mark_that_is_no_boolean_is_an_evaluation_error_of_that_attribute() {
 }
 
 #[test]
-fn the_hint_at_a_circle_speaks_of_what_was_set() {
+fn the_hint_at_cyclic_sets_depends_on_recurse() {
     let Some(store) = Store::new() else { return };
     store.targets("let s = { inherit s; x = file \"x\"; }; in s");
     let ended = record(&store, &["--recurse", "all"]).run();
-    ended.exits(65).passes_on("`recurse: marked`");
+    ended
+        .exits(65)
+        .passes_on("the attribute sets below s.s.s.s.s.s are cyclic")
+        .passes_on("`recurse: marked`");
     ended.never_says("recurseForDerivations");
     store.targets("let s = { recurseForDerivations = true; inherit s; x = file \"x\"; }; in s");
     let ended = record(&store, &[]).run();
     ended
         .exits(65)
-        .passes_on("do not mark it with `recurseForDerivations`");
+        .passes_on("remove its `recurseForDerivations`");
 }
 
-// ---- what was not looked into
+// ---- what was not walked
 
 #[test]
-fn sets_that_are_not_looked_into_and_hold_derivations_are_said() {
+fn unmarked_sets_that_hold_derivations_are_listed() {
     let Some(store) = Store::new() else { return };
     store.targets(
         r#"{
@@ -598,8 +601,8 @@ fn sets_that_are_not_looked_into_and_hold_derivations_are_said() {
     assert_eq!(
         said(&ended),
         [
-            "warning: 4 sets without `recurseForDerivations` hold derivations and are not looked into: checks, hosts, marked.inner, packages",
-            "hint: look into every set with `recurse: all`, or begin in one with `attr: checks`; what `exclude` names is not told here"
+            "warning: 4 sets without `recurseForDerivations` hold derivations that are not recorded: checks, hosts, marked.inner, packages",
+            "hint: set `recurse: all` to record every set, or `attr: checks` to record this one; sets in `exclude` are not listed"
         ]
     );
     ended.never_says("it-was-built").never_says("no matter");
@@ -613,7 +616,7 @@ fn sets_that_are_not_looked_into_and_hold_derivations_are_said() {
     store.targets("{ packages.a = file \"a\"; }");
     let ended = record(&store, &[]).run();
     ended.exits(65).passes_on(
-        "1 set without `recurseForDerivations` holds derivations and is not looked into: packages",
+        "1 set without `recurseForDerivations` holds derivations that are not recorded: packages",
     );
 }
 
@@ -638,14 +641,14 @@ fn what_a_flake_has_besides_is_said() {
     assert_eq!(
         said(&ended),
         [
-            format!("warning: 1 set without `recurseForDerivations` holds derivations and is not looked into: packages.{system}.legacy"),
-            format!("hint: look into every set with `recurse: all`, or begin in one with `attr: packages.{system}.legacy`; what `exclude` names is not told here"),
-            "of the flake, only checks, packages and hydraJobs are recorded, and not its devShells, nixosConfigurations".into(),
+            format!("warning: 1 set without `recurseForDerivations` holds derivations that are not recorded: packages.{system}.legacy"),
+            format!("hint: set `recurse: all` to record every set, or `attr: packages.{system}.legacy` to record this one; sets in `exclude` are not listed"),
+            "only checks, packages and hydraJobs of the flake are recorded, not its devShells, nixosConfigurations".into(),
             format!(
-                "hint: record more in a recording of its own (`attr: devShells.{system}`, `attr: nixosConfigurations.NAME.config.system.build.toplevel`), \
-                 or put it into the flake's checks; what `exclude` names is not told here"
+                "hint: add a recording of its own (`attr: devShells.{system}`, `attr: nixosConfigurations.NAME.config.system.build.toplevel`), \
+                 or add it to the flake's checks; outputs in `exclude` are not listed"
             ),
-            "of the flake's checks and packages, those for another-system, other-system are not recorded".into(),
+            "the flake's checks and packages for another-system, other-system are not recorded".into(),
             "hint: name a system under `agents` to record it as well".into(),
         ]
     );
@@ -691,9 +694,9 @@ fn what_the_keys_name_and_is_not_there_is_said_with_what_comes_next_to_it() {
     assert_eq!(
         said(&ended),
         [
-            "warning: `exclude: chekcs.quick` leaves nothing out",
+            "warning: `exclude: chekcs.quick` matches nothing",
             "hint: did you mean `checks.quick`?",
-            "warning: `exclude: *.slwo` leaves nothing out",
+            "warning: `exclude: *.slwo` matches nothing",
             "hint: did you mean `*.slow`?",
             "warning: `agents: feature:big-paralel` matches no target: none needs that feature",
             "hint: did you mean `big-parallel`?",

@@ -1,4 +1,4 @@
-# What CI builds. Every attribute that is a derivation becomes a step; sets are looked into where they are marked.
+# What CI builds. Every attribute that is a derivation becomes a step, also in sets that are marked with `recurseForDerivations`.
 {
   system ? builtins.currentSystem,
 }:

@@ -1,7 +1,7 @@
 //! The command lines of `buildkite-agent`, as a job runs it. Its token and endpoint are in the job's environment.
 //!
-//! Each of its flags can also be set by a variable, and users set the environment of a job. So every flag that would change what is
-//! done here is given, even with its default (measured: the flag wins over the variable).
+//! Each of its flags can also be set by a variable, and users set the environment of a job. So every flag that would change
+//! what is done here is given, even with its default (measured: the flag wins over the variable).
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -12,10 +12,10 @@ fn agent(words: &[&str]) -> CommandLine {
     CommandLine::new("buildkite-agent", words)
 }
 
-/// Uploads the pipeline in `file` as it is. Nothing is interpolated, and a value of the job's environment that happens to be in it is
-/// no secret that leaks (agents from v4 on would refuse the upload; an empty list of variables means the same to all). With
-/// `BUILDKITE_PIPELINE_UPLOAD_DRY_RUN` nothing would be uploaded, without an error; with `BUILDKITE_PIPELINE_REPLACE` each upload
-/// would replace the steps of the one before.
+/// Uploads the pipeline in `file` as it is. Nothing is interpolated, and a value of the job's environment that happens to be in
+/// it is no secret that leaks (agents from v4 on would refuse the upload; an empty list of variables means the same to all).
+/// With `BUILDKITE_PIPELINE_UPLOAD_DRY_RUN` nothing would be uploaded, without an error; with `BUILDKITE_PIPELINE_REPLACE` each
+/// upload would replace the steps of the one before.
 #[must_use]
 pub fn upload_pipeline(file: &Path) -> CommandLine {
     let mut line = agent(&[
@@ -30,8 +30,8 @@ pub fn upload_pipeline(file: &Path) -> CommandLine {
     line
 }
 
-/// Prints the key of the step that has this key, in this build. Where Buildkite answers that there is none (404), the agent ends at
-/// once (measured on v3.83.1: 57 ms); where it answers with another error, it asks ten times, five seconds apart.
+/// Prints the key of the step that has this key, in this build. Where Buildkite answers that there is none (404), the agent
+/// ends at once (measured on v3.83.1: 57 ms); where it answers with another error, it asks ten times, five seconds apart.
 #[must_use]
 pub fn step_with_key(key: &str) -> CommandLine {
     agent(&["step", "get", "key", "--step", key])
@@ -39,8 +39,8 @@ pub fn step_with_key(key: &str) -> CommandLine {
 
 /// Prints the outcome of the step that has this key, in this build; an empty line where it has not ended.
 ///
-/// It is the outcome of the last job that *ended*. For a step that is being retried that is the try before, so its [state](step_state)
-/// is needed as well. `BUILDKITE_STEP_GET_FORMAT` would put quotes around the word.
+/// It is the outcome of the last job that *ended*. For a step that is being retried that is the try before, so its
+/// [state](step_state) is needed as well. `BUILDKITE_STEP_GET_FORMAT` would put quotes around the word.
 #[must_use]
 pub fn step_outcome(key: &str) -> CommandLine {
     agent(&["step", "get", "outcome", "--format=", "--step", key])
@@ -58,8 +58,8 @@ pub fn set_meta_data(key: &str, value: &str) -> CommandLine {
     agent(&["meta-data", "set", key, value])
 }
 
-/// Prints a value of this build's meta-data; nothing where there is none. (`BUILDKITE_METADATA_BUILD_ID` names another build, of
-/// which it is read then, but not set.)
+/// Prints a value of this build's meta-data; nothing where there is none. (`BUILDKITE_METADATA_BUILD_ID` names another build,
+/// of which it is read then, but not set.)
 #[must_use]
 pub fn get_meta_data(key: &str) -> CommandLine {
     agent(&["meta-data", "get", key, "--default", "", "--build="])

@@ -1,5 +1,5 @@
-//! Text for annotations. Names and messages come from repositories that cannot be trusted: all that they contain is shown, and none of
-//! it is Markdown, HTML, an emoji or an escape sequence.
+//! Text for annotations. Names and messages come from repositories that cannot be trusted: all that they contain is shown, and
+//! none of it is Markdown, HTML, an emoji or an escape sequence.
 
 use std::fmt::Write as _;
 
@@ -27,8 +27,8 @@ pub fn job_link(job: &str, html: &str) -> String {
     }
 }
 
-/// `text` as characters that stand for themselves: a character that could have a meaning is written as its number, and an invisible
-/// one, which could change what is seen beside it, as `\u{fffd}`.
+/// `text` as characters that stand for themselves: a character that could have a meaning is written as its number, and an
+/// invisible one, which could change what is seen beside it, as `\u{fffd}`.
 #[must_use]
 pub fn inert(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());

@@ -1,8 +1,8 @@
 //! How Buildkite says that a step ended: the words of `buildkite-agent step get`.
 //!
 //! The words are those of Buildkite's documentation. `outcome` (agent CLI reference, "Getting the outcome of a step", and the
-//! variable `step.outcome` of conditionals) is `neutral`, `passed`, `soft_failed`, `hard_failed` or `errored`, and nothing before
-//! the first job of the step has ended. `state` (`step.state` there) is `ignored`, `waiting_for_dependencies`, `ready`,
+//! variable `step.outcome` of conditionals) is `neutral`, `passed`, `soft_failed`, `hard_failed` or `errored`, and nothing
+//! before the first job of the step has ended. `state` (`step.state` there) is `ignored`, `waiting_for_dependencies`, `ready`,
 //! `running`, `failing` or `finished`.
 
 /// How a step ended, as Buildkite has it.
@@ -33,8 +33,8 @@ impl StepOutcome {
         *self != Self::NotKnown
     }
 
-    /// Reads what `step get outcome` prints; none where that leaves open whether the step has ended, and its [state](Self::with_state) is
-    /// needed.
+    /// Reads what `step get outcome` prints; none where that leaves open whether the step has ended, and its
+    /// [state](Self::with_state) is needed.
     #[must_use]
     pub fn read(outcome: &str) -> Option<Self> {
         (outcome.trim() == "passed").then_some(Self::Passed)

@@ -8,7 +8,7 @@ use serde_json::ser::{CompactFormatter, Formatter};
 
 use crate::keys::Keys;
 
-/// What is uploaded.
+/// A pipeline, as it is uploaded.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Pipeline {
     /// Its steps.
@@ -25,10 +25,10 @@ pub enum PipelineStep {
     Group(GroupStep),
 }
 
-/// Steps that are shown together. Groups of several uploads are not merged, and none is in another.
+/// Steps that are shown together. Buildkite does not merge groups of several uploads, and groups cannot be nested.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GroupStep {
-    /// What it is called.
+    /// Its name.
     pub group: String,
     /// Its steps, at least one.
     pub steps: Vec<CommandStep>,
@@ -37,11 +37,11 @@ pub struct GroupStep {
 /// One job, or several alike.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CommandStep {
-    /// What people see.
+    /// The name that people see.
     pub label: String,
-    /// What other steps know it by: unique in a build.
+    /// The name by which other steps depend on it, unique in a build.
     pub key: String,
-    /// What is run; none where plugins do all.
+    /// Its command; none where a plugin's command hook runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<StepCommand>,
     /// Its environment: strings, numbers and booleans.
@@ -53,11 +53,11 @@ pub struct CommandStep {
     /// The tags that an agent must have.
     #[serde(default, skip_serializing_if = "Keys::is_empty")]
     pub agents: Keys,
-    /// What it waits for. Always written: a step with an empty list waits for nothing, and one with none for what Buildkite
-    /// thinks stands before it, which would hold the first chunk back until the last is uploaded.
+    /// Its dependencies. Always written: a step with an empty list waits for nothing. One without a list waits for the steps before
+    /// it in the build, which would hold the first chunk back until the last is uploaded.
     #[serde(default)]
     pub depends_on: Vec<Dependency>,
-    /// Whether it is skipped, or why.
+    /// Whether it is skipped, or the reason for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip: Option<StepSkip>,
     /// After how many minutes Buildkite stops it.
@@ -66,19 +66,19 @@ pub struct CommandStep {
     /// When it is run again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// How many alike there are.
+    /// The number of jobs that run in parallel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallelism: Option<u64>,
     /// Jobs for each combination of values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub matrix: Option<Value>,
-    /// Everything else that Buildkite knows.
+    /// All other properties.
     #[serde(flatten)]
     pub more: Keys,
 }
 
 impl CommandStep {
-    /// How many jobs it becomes. Of a matrix it is the most that it can be.
+    /// The number of its jobs; with a matrix, the most that there can be.
     #[must_use]
     pub fn jobs(&self) -> usize {
         let length = |value: &Value| value.as_array().map_or(1, Vec::len);
@@ -99,12 +99,12 @@ impl CommandStep {
             Some(list) => length(list),
             None => 1,
         };
-        let alike = usize::try_from(self.parallelism.unwrap_or(1)).unwrap_or(usize::MAX);
-        alike.max(1).saturating_mul(matrix.max(1))
+        let parallel = usize::try_from(self.parallelism.unwrap_or(1)).unwrap_or(usize::MAX);
+        parallel.max(1).saturating_mul(matrix.max(1))
     }
 }
 
-/// What a step runs.
+/// The command of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum StepCommand {
@@ -124,7 +124,7 @@ pub enum Plugin {
     Configured(Keys),
 }
 
-/// What a step waits for.
+/// A dependency of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Dependency {
@@ -175,11 +175,11 @@ pub struct Retry {
 pub enum Automatic {
     /// When one of these applies; the first that does decides.
     Rules(Vec<RetryRule>),
-    /// In one of the other ways to say it: yes, no, or one rule.
+    /// `true`, `false`, or one rule.
     Other(Value),
 }
 
-/// An ending after which a step is run again: all that it says has to apply.
+/// An ending after which a step is run again: all of its properties have to apply.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RetryRule {
     /// The exit status, a list of them, or `*`.
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_says_what_it_has_and_always_what_it_waits_for() {
+    fn a_step_has_its_own_properties_and_always_its_dependencies() {
         let step = CommandStep {
             label: "l".into(),
             key: "k".into(),
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_buildkite_takes_is_read_and_written_the_same() {
+    fn every_spelling_that_buildkite_takes_is_written_as_it_was_read() {
         for step in [
             json!({ "label": "l", "key": "k", "depends_on": ["a", { "step": "b", "allow_failure": true }], "skip": true }),
             json!({ "label": "l", "key": "k", "depends_on": [], "command": ["a", "b"], "soft_fail": [{ "exit_status": 1 }], "concurrency": 1 }),

@@ -28,7 +28,7 @@ pub fn configuration(configuration: Option<&str>, plugins: Option<&str>) -> Resu
 /// An entry of `BUILDKITE_PLUGINS`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PluginEntry {
-    /// What the plugin is called there, version and all.
+    /// Its reference, with the version.
     pub reference: String,
     /// Its configuration; empty where it has none.
     pub configuration: Keys,
@@ -61,8 +61,8 @@ pub fn entries(plugins: &str) -> Option<Vec<PluginEntry>> {
     Some(entries)
 }
 
-/// Which of the entries is ours: the first that has our configuration, and `name` (`BUILDKITE_PLUGIN_NAME`) where one has
-/// both. The same plugin may be there twice, and another that is called alike.
+/// The index of our entry: the first with our configuration and our `name` (`BUILDKITE_PLUGIN_NAME`), else the first with our
+/// configuration. The same plugin may have two entries, and another plugin may have the same name.
 #[must_use]
 pub fn our_entry(
     entries: &[PluginEntry],
@@ -80,7 +80,7 @@ pub fn our_entry(
     alike.iter().find(named).or(alike.first()).copied()
 }
 
-/// The reference to our own plugin in `plugins` (`BUILDKITE_PLUGINS`), version and all.
+/// The reference to our own plugin in `plugins` (`BUILDKITE_PLUGINS`), with its version.
 #[must_use]
 pub fn our_reference(
     plugins: Option<&str>,
@@ -163,7 +163,7 @@ impl PluginEntry {
     }
 }
 
-/// The first null in the configuration of a plugin, with the plugin's name; ours where it can be told.
+/// The first null in the configuration of a plugin, with the plugin's name; preferably in ours.
 fn null_in_plugins(plugins: &str) -> Option<(String, String)> {
     let entries: Vec<Keys> = serde_json::from_str::<Vec<Value>>(plugins)
         .ok()?
@@ -194,7 +194,7 @@ mod tests {
     use crate::exit::Class;
 
     #[test]
-    fn a_null_is_named_where_the_agent_has_dropped_the_configuration() {
+    fn a_null_is_named_where_the_agent_drops_the_configuration() {
         let plugins = r#"["docker#v5",{"a#v1":{"x":[1,null]}},{"github.com/o/eval-once-buildkite-plugin#v1":{"drv":"y","arg":{"n":null}}}]"#;
         let failure = configuration(None, Some(plugins)).unwrap_err();
         assert_eq!(failure.class, Class::Config);

@@ -1,23 +1,18 @@
-//! What Buildkite takes as a step: its own schema, and what it rejects besides.
+//! The steps that Buildkite takes: by its own schema, and by rules that the schema does not have.
 //!
-//! One property that Buildkite does not know gets a whole upload rejected, so every step that somebody else had a hand in is
-//! checked beforehand, and what is wrong is told in one sentence.
+//! Buildkite rejects a whole upload because of one property that it does not know. So a step with any property of a user's or a
+//! repository's is checked first, and an error is one sentence that names the property.
 
-use jsonschema::error::ValidationErrorKind;
-use jsonschema::paths::{Location, LocationSegment};
-use jsonschema::{ValidationError, Validator};
 use serde_json::{Value, json};
 
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, find_below, found};
 
+use super::json_schema::{JsonSchema, Mismatch, MismatchKind};
+
 /// Buildkite's schema of pipelines, ready to check with.
 #[derive(Debug)]
-pub struct Schema {
-    document: Value,
-    step: Validator,
-    pipeline: Validator,
-}
+pub struct Schema(JsonSchema);
 
 /// The properties whose values have to be strings, numbers or booleans, though the schema does not say so.
 const PLAIN_MAPS: [&str; 2] = ["env", "agents"];
@@ -26,7 +21,7 @@ const PLAIN_MAPS: [&str; 2] = ["env", "agents"];
 const NAME_AT_MOST: usize = 1024;
 
 impl Schema {
-    /// Prepares the schema. It takes some milliseconds; once is enough.
+    /// Reads the schema.
     ///
     /// # Errors
     /// The schema in this program is no schema: a bug (70).
@@ -37,18 +32,9 @@ impl Schema {
         // In Buildkite's documentation, and not in its schema.
         let properties = &mut document["definitions"]["commandStep"]["properties"];
         properties["checkout"] = json!({ "type": "object" });
-        // Nor does it say that there are no fewer jobs than none.
+        // The schema allows negative numbers; Buildkite does not.
         properties["parallelism"]["minimum"] = json!(0);
-        let mut step = document.clone();
-        if let Some(step) = step.as_object_mut() {
-            step.retain(|key, _| matches!(key.as_str(), "$schema" | "definitions"));
-            step.insert("$ref".into(), "#/definitions/commandStep".into());
-        }
-        Ok(Self {
-            step: jsonschema::validator_for(&step).classify(Class::Bug, bug)?,
-            pipeline: jsonschema::validator_for(&document).classify(Class::Bug, bug)?,
-            document,
-        })
+        Ok(Self(JsonSchema::new(document)))
     }
 
     /// Checks a command step.
@@ -57,9 +43,9 @@ impl Schema {
     /// Buildkite would reject it; the sentence names the property, and what was expected.
     pub fn check_step(&self, step: &Value) -> Result<(), String> {
         if let Value::Object(step) = step {
-            check_besides(step)?;
+            check_beyond_schema(step)?;
         }
-        self.check(&self.step, step)
+        self.check("/definitions/commandStep", step)
     }
 
     /// Checks a whole pipeline by the schema.
@@ -67,78 +53,69 @@ impl Schema {
     /// # Errors
     /// Buildkite would reject it.
     pub fn check_pipeline(&self, pipeline: &Value) -> Result<(), String> {
-        self.check(&self.pipeline, pipeline)
+        self.check("", pipeline)
     }
 
-    fn check(&self, validator: &Validator, value: &Value) -> Result<(), String> {
-        validator
-            .validate(value)
-            .map_err(|error| self.sentence(&error))
+    fn check(&self, pointer: &str, value: &Value) -> Result<(), String> {
+        match self.0.mismatch(self.0.at(pointer), value) {
+            None => Ok(()),
+            Some(mismatch) => Err(self.sentence(&mismatch)),
+        }
     }
 
-    /// What is wrong, as one sentence.
-    fn sentence(&self, error: &ValidationError<'_>) -> String {
-        if let Some(deeper) = deeper(error) {
-            return self.sentence(deeper);
-        }
-        let path = written(error.instance_path());
-        let keyword = error.schema_path().as_str();
-        let schema = keyword
-            .rsplit_once('/')
-            .and_then(|(schema, _)| self.document.pointer(schema));
-        if let ValidationErrorKind::AdditionalProperties { unexpected } = error.kind() {
-            let unexpected: Vec<_> = unexpected
-                .iter()
-                .map(|name| match path.as_str() {
-                    "" => format!("`{name}`"),
-                    path => format!("`{path}.{name}`"),
-                })
-                .collect();
-            let known = schema
-                .and_then(|schema| schema["properties"].as_object())
-                .filter(|known| known.len() < 10 && !path.is_empty())
-                .map(|known| {
-                    let known: Vec<_> = known.keys().map(String::as_str).collect();
-                    format!(": it knows {}", known.join(", "))
-                });
-            return format!(
-                "{} is no property that Buildkite knows there{}",
-                unexpected.join(", "),
-                known.unwrap_or_default()
-            );
-        }
-        let path = match path.as_str() {
+    /// The error as one sentence.
+    fn sentence(&self, mismatch: &Mismatch<'_>) -> String {
+        let place = mismatch.place();
+        let path = match place.as_str() {
             "" => "the step".to_owned(),
-            path => format!("`{path}`"),
+            place => format!("`{place}`"),
         };
-        let expected = schema.map_or_else(Vec::new, |schema| self.describe(schema, 0));
-        match (error.kind(), &expected[..]) {
-            (ValidationErrorKind::Required { property }, _) => {
-                format!("{path} lacks `{}`", property.as_str().unwrap_or_default())
+        match &mismatch.kind {
+            MismatchKind::UnknownKeys(names) => {
+                let unexpected: Vec<_> = names
+                    .iter()
+                    .map(|name| match place.as_str() {
+                        "" => format!("`{name}`"),
+                        place => format!("`{place}.{name}`"),
+                    })
+                    .collect();
+                let known = mismatch.schema["properties"]
+                    .as_object()
+                    .filter(|known| known.len() < 10 && !place.is_empty())
+                    .map(|known| {
+                        let known: Vec<_> = known.keys().map(String::as_str).collect();
+                        format!(": it knows {}", known.join(", "))
+                    });
+                format!(
+                    "{} is not a property that Buildkite knows here{}",
+                    unexpected.join(", "),
+                    known.unwrap_or_default()
+                )
             }
-            (_, []) => format!("{path}: {error}"),
-            (_, expected) => format!(
-                "{path} is {}, and must be {}",
-                found(error.instance()),
-                either(expected)
+            MismatchKind::MissingKey(name) => format!("{path} lacks `{name}`"),
+            MismatchKind::BadName(name, schema) => format!(
+                "`{name}` is a name in {path}, and must be {}",
+                either(&self.describe(schema, 0))
             ),
+            MismatchKind::Other => {
+                let found = found(mismatch.value);
+                match &self.describe(mismatch.schema, 0)[..] {
+                    [] => format!("{path} is {found}, which Buildkite does not accept"),
+                    expected => format!("{path} is {found}, and must be {}", either(expected)),
+                }
+            }
         }
     }
 
-    /// What a schema asks for, in words: the alternatives; none where it asks for what we have no words for.
+    /// The values that a schema takes, in words: the alternatives; none where we have no words for them.
     fn describe(&self, schema: &Value, depth: usize) -> Vec<String> {
         if depth > 8 {
             return Vec::new();
         }
-        if let Some(reference) = schema["$ref"].as_str() {
-            let schema = reference
-                .strip_prefix('#')
-                .and_then(|pointer| self.document.pointer(pointer));
-            return schema.map_or_else(Vec::new, |schema| self.describe(schema, depth + 1));
-        }
+        let schema = self.0.resolve(schema);
         let mut words = Vec::new();
         let mut add = |word: String| {
-            // `true` and `"true"` are the same to whoever reads this.
+            // `true` and `"true"` are the same to a reader.
             if !words.contains(&word) {
                 words.push(word);
             }
@@ -164,7 +141,7 @@ impl Schema {
         match schema["type"].as_str() {
             Some("string") => add(match (limit("maxLength"), schema["pattern"].as_str()) {
                 (Some(most), Some(pattern)) => format!(
-                    "a string of at most {most} characters that matches {pattern} and is no UUID"
+                    "a string of at most {most} characters that matches {pattern} and is not a UUID"
                 ),
                 (Some(most), None) => format!("a string of at most {most} characters"),
                 (None, Some(pattern)) => format!("a string that matches {pattern}"),
@@ -191,44 +168,6 @@ impl Schema {
     }
 }
 
-/// Of the alternatives that all fail, the failure that lies deepest: who wrote a list of rules with an error in the second
-/// is not helped by hearing that it is no boolean.
-fn deeper<'a, 'b>(error: &'a ValidationError<'b>) -> Option<&'a ValidationError<'b>> {
-    let (ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context }) =
-        error.kind()
-    else {
-        return None;
-    };
-    let length = |error: &ValidationError<'_>| error.instance_path().into_iter().count();
-    context
-        .iter()
-        .flatten()
-        .filter(|inner| {
-            length(inner) > length(error)
-                || matches!(
-                    inner.kind(),
-                    ValidationErrorKind::AdditionalProperties { .. }
-                )
-        })
-        .max_by_key(|inner| length(inner))
-}
-
-/// A place in a document, as users of ours see it elsewhere: `retry.automatic[0].limit`.
-fn written(location: &Location) -> String {
-    let mut path = String::new();
-    for segment in location {
-        match segment {
-            LocationSegment::Property(name) if path.is_empty() => path.push_str(&name),
-            LocationSegment::Property(name) => {
-                path.push('.');
-                path.push_str(&name);
-            }
-            LocationSegment::Index(index) => path.extend(["[", &index.to_string(), "]"]),
-        }
-    }
-    path
-}
-
 /// `a, b or c`.
 fn either(words: &[String]) -> String {
     match words {
@@ -238,8 +177,8 @@ fn either(words: &[String]) -> String {
     }
 }
 
-/// What the schema does not say, and Buildkite or its agent rejects all the same.
-fn check_besides(step: &Keys) -> Result<(), String> {
+/// Checks what the schema allows, but Buildkite or its agent rejects.
+fn check_beyond_schema(step: &Keys) -> Result<(), String> {
     for (key, value) in step {
         // A plugin without configuration has null for it, and `depends_on: null` waits for nothing.
         let null = match (key.as_str(), value) {
@@ -319,14 +258,226 @@ fn check_besides(step: &Keys) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::collections::BTreeSet;
+
+    use jsonschema::Validator;
+    use proptest::prelude::any;
+    use proptest::prop_assert_eq;
+    use proptest::test_runner::TestRunner;
+
     use super::*;
 
+    const STEP: &str = "/definitions/commandStep";
+
     fn check(step: &Value) -> Result<(), String> {
-        Schema::new().unwrap().check_step(step)
+        let schema = Schema::new().unwrap();
+        assert_eq!(
+            schema.check(STEP, step).is_ok(),
+            library(&schema, STEP).is_valid(step),
+            "{step}"
+        );
+        schema.check_step(step)
+    }
+
+    /// A library for all of JSON Schema, with the same schema.
+    fn library(schema: &Schema, pointer: &str) -> Validator {
+        let document = schema.0.at("");
+        let schema = match pointer {
+            "" => document.clone(),
+            pointer => {
+                json!({ "definitions": document["definitions"], "$ref": format!("#{pointer}") })
+            }
+        };
+        jsonschema::draft7::new(&schema).unwrap()
+    }
+
+    /// A value that meets the schema, or does not quite: the choices say.
+    fn sample(schema: &Schema, part: &Value, choices: &mut impl Iterator<Item = u8>) -> Value {
+        let mut choose = |count: usize| usize::from(choices.next().unwrap_or(0)) % count.max(1);
+        if choose(16) == 15 {
+            let odd = [
+                json!([
+                    null,
+                    true,
+                    0,
+                    -1,
+                    1.0,
+                    1.5,
+                    11,
+                    "",
+                    "x",
+                    "a b",
+                    "20g",
+                    [],
+                    {},
+                    [1],
+                    ["a"],
+                    [null]
+                ]),
+                json!([
+                    "x".repeat(70),
+                    "x".repeat(71),
+                    "x".repeat(100),
+                    "x".repeat(101),
+                    "*",
+                    "é".repeat(70)
+                ]),
+                json!(["01234567-0123-0123-0123-0123456789ab", { "a": 1 }, { "a": 1, "b": 2 }, { "a b": ["c"] }]),
+            ];
+            let odd: Vec<&Value> = odd.iter().filter_map(Value::as_array).flatten().collect();
+            return odd[choose(odd.len())].clone();
+        }
+        let part = schema.0.resolve(part);
+        for keyword in ["anyOf", "oneOf"] {
+            if let Some(branches) = part[keyword].as_array() {
+                let branch = &branches[choose(branches.len())];
+                return sample(schema, branch, choices);
+            }
+        }
+        if let Some(values) = part["enum"].as_array() {
+            return values[choose(values.len())].clone();
+        }
+        match part["type"].as_str().or(part["type"][0].as_str()) {
+            Some("boolean") => json!(choose(2) == 0),
+            Some("integer") => json!(choose(12)),
+            Some("array") => {
+                let length = choose(3);
+                (0..length)
+                    .map(|_| sample(schema, &part["items"], choices))
+                    .collect()
+            }
+            Some("object") => {
+                let known = part["properties"].as_object();
+                let known: Vec<&String> = known.into_iter().flat_map(|it| it.keys()).collect();
+                let required = part["required"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_str);
+                let mut names: BTreeSet<&str> = required.filter(|_| choose(16) != 15).collect();
+                for _ in 0..choose(4) {
+                    names.extend(known.get(choose(known.len())).map(|it| it.as_str()));
+                }
+                if known.is_empty() || choose(16) == 15 {
+                    names.insert(["odd", "os", "x y"][choose(3)]);
+                }
+                let entries = names.into_iter().map(|name| {
+                    let known = part["properties"].get(name);
+                    let value = sample(
+                        schema,
+                        known.unwrap_or(&part["additionalProperties"]),
+                        choices,
+                    );
+                    (name.to_owned(), value)
+                });
+                Value::Object(entries.collect())
+            }
+            _ => json!(["a", "some-key", "20g"][choose(3)]),
+        }
     }
 
     #[test]
-    fn what_buildkite_documents_is_valid() {
+    fn the_reader_of_the_schema_agrees_with_a_library_for_all_of_json_schema() {
+        let schema = Schema::new().unwrap();
+        // A whole pipeline has input fields, and a `format` that only Buildkite can check.
+        for pointer in [
+            STEP,
+            "/definitions/groupStep",
+            "/definitions/waitStep",
+            "/definitions/triggerStep",
+        ] {
+            let library = library(&schema, pointer);
+            let valid = Cell::new(0);
+            let mut runner = TestRunner::default();
+            let choices = proptest::collection::vec(any::<u8>(), 0..60);
+            let agreement = runner.run(&choices, |choices| {
+                let value = sample(&schema, schema.0.at(pointer), &mut choices.into_iter());
+                let ours = schema.check(pointer, &value);
+                prop_assert_eq!(
+                    ours.is_ok(),
+                    library.is_valid(&value),
+                    "{} {:?}",
+                    value,
+                    ours
+                );
+                valid.set(valid.get() + u32::from(ours.is_ok()));
+                Ok(())
+            });
+            agreement.unwrap();
+            let of = runner.config().cases;
+            assert!(
+                (of / 10..of * 9 / 10).contains(&valid.get()),
+                "{pointer}: {valid:?} of {of} are valid"
+            );
+        }
+    }
+
+    #[test]
+    fn the_schema_has_only_keywords_that_are_read_or_that_check_nothing() {
+        const READ: [&str; 18] = [
+            "$ref",
+            "additionalProperties",
+            "anyOf",
+            "enum",
+            "items",
+            "maxLength",
+            "maxProperties",
+            "maximum",
+            "minItems",
+            "minimum",
+            "not",
+            "oneOf",
+            "pattern",
+            "properties",
+            "propertyNames",
+            "required",
+            "type",
+            // A regular expression of Ruby's, which only Buildkite can check; only input fields have it, and we make none.
+            "format",
+        ];
+        const NOTHING: [&str; 8] = [
+            "$schema",
+            "default",
+            "definitions",
+            "deprecated",
+            "description",
+            "examples",
+            "fileMatch",
+            "title",
+        ];
+        fn walk(part: &Value, is_map_of_schemas: bool, found: &mut BTreeSet<String>) {
+            for (key, value) in part.as_object().into_iter().flatten() {
+                if is_map_of_schemas {
+                    walk(value, false, found);
+                    continue;
+                }
+                found.insert(key.clone());
+                match key.as_str() {
+                    "anyOf" | "oneOf" => {
+                        value
+                            .as_array()
+                            .into_iter()
+                            .flatten()
+                            .for_each(|it| walk(it, false, found));
+                    }
+                    "default" | "examples" => {}
+                    key => walk(value, matches!(key, "properties" | "definitions"), found),
+                }
+            }
+        }
+        let mut found = BTreeSet::new();
+        walk(Schema::new().unwrap().0.at(""), false, &mut found);
+        let known: BTreeSet<String> = [&READ[..], &NOTHING]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(found, known);
+    }
+
+    #[test]
+    fn documented_steps_are_valid() {
         for step in [
             json!({}),
             json!({ "label": "x", "key": "drv-x", "command": "a", "checkout": { "skip": true }, "depends_on": null }),
@@ -338,12 +489,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_in_one_sentence_that_names_it() {
+    fn an_error_is_one_sentence_that_names_the_property() {
         let long = "x".repeat(101);
         for (step, sentence) in [
             (
                 json!({ "comand": "x" }),
-                "`comand` is no property that Buildkite knows there",
+                "`comand` is not a property that Buildkite knows here",
             ),
             (json!({ "label": 5 }), "`label` is 5, and must be a string"),
             (
@@ -380,7 +531,7 @@ mod tests {
             ),
             (
                 json!({ "key": "01234567-0123-0123-0123-0123456789ab" }),
-                "is no UUID",
+                "is not a UUID",
             ),
             (
                 json!({ "retry": { "automatic": [{ "limit": 99 }] } }),
@@ -388,15 +539,15 @@ mod tests {
             ),
             (
                 json!({ "retry": { "automatic": [{ "limt": 1 }] } }),
-                "`retry.automatic[0].limt` is no property that Buildkite knows there: it knows exit_status, limit",
+                "`retry.automatic[0].limt` is not a property that Buildkite knows here: it knows exit_status, limit",
             ),
             (
                 json!({ "retry": { "automatic": { "limt": 1 } } }),
-                "`retry.automatic.limt` is no property",
+                "`retry.automatic.limt` is not a property",
             ),
             (
                 json!({ "retry": { "auto": true } }),
-                "`retry.auto` is no property that Buildkite knows there: it knows automatic, manual",
+                "`retry.auto` is not a property that Buildkite knows here: it knows automatic, manual",
             ),
             (json!({ "env": null }), "`env` is null"),
             (json!({ "env": { "X": null } }), "`env.X` is null"),
@@ -427,12 +578,16 @@ mod tests {
             ),
             (json!({ "matrix": [[1]] }), "`matrix"),
             (
+                json!({ "matrix": { "setup": { "a b": ["c"] } } }),
+                "`a b` is a name in `matrix.setup`, and must be a string that matches ^[a-zA-Z0-9_]+$",
+            ),
+            (
                 json!({ "agents": "queue=a" }),
                 "`agents` is \"queue=a\", and must be a map or a list of strings",
             ),
         ] {
-            let said = check(&step).expect_err(&step.to_string());
-            assert!(said.contains(sentence), "{step}: {said}");
+            let error = check(&step).expect_err(&step.to_string());
+            assert!(error.contains(sentence), "{step}: {error}");
         }
     }
 

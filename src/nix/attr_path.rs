@@ -1,10 +1,10 @@
-//! Attribute paths: exact lists of names, however they are spelt.
+//! Attribute paths: exact lists of names, and their written forms.
 
 use std::fmt;
 
-/// The way from a Nix expression's value to one attribute of it. The names may hold anything.
+/// The names from the value of a Nix expression to one of its attributes. A name may hold any character.
 ///
-/// In JSON it is the list of its names.
+/// In JSON it is the list of the names.
 #[derive(
     Debug,
     Clone,
@@ -20,7 +20,7 @@ use std::fmt;
 #[serde(transparent)]
 pub struct AttrPath(Vec<String>);
 
-/// Why a dotted attribute path cannot be read, as the end of a sentence that begins with the path.
+/// What is wrong with a dotted attribute path: the end of a sentence that begins with the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadAttrPath(&'static str);
 
@@ -39,11 +39,11 @@ impl AttrPath {
         Self(names)
     }
 
-    /// Reads `a.b."c d"`: names separated by dots, quoted as in the Nix language where they need it. The empty string
-    /// is the root, as for `nix-build -A ''`.
+    /// Parses `a.b."c d"`: names separated by dots, quoted as in the Nix language where necessary. The empty string is the root,
+    /// as for `nix-build -A ''`.
     ///
     /// # Errors
-    /// A name is empty though not quoted, a quote is not closed, or something follows one.
+    /// A name is empty without quotes, a quote is not closed, or something follows a closing quote.
     pub fn parse(dotted: &str) -> Result<Self, BadAttrPath> {
         let mut names = Vec::new();
         let mut rest = dotted.chars().peekable();
@@ -87,7 +87,7 @@ impl AttrPath {
                 }
                 if name.is_empty() {
                     return Err(BadAttrPath(
-                        "has an empty name: one that is meant is written \"\"",
+                        "has an empty name: write an intended one as \"\"",
                     ));
                 }
             }
@@ -104,10 +104,10 @@ impl AttrPath {
         &self.0
     }
 
-    /// What `nix-build -A` takes for this path, where it can say it.
+    /// This path as `nix-build -A` takes it; none where that cannot express it.
     ///
-    /// Measured: inside its quotes nothing can be escaped, an empty name is an error or ignored, and a name that is a
-    /// number indexes a list and is never looked for in a set.
+    /// Measured: inside its quotes nothing can be escaped, an empty name is an error or ignored, and a name that is a number indexes
+    /// a list and never names an attribute of a set.
     #[must_use]
     pub fn as_selection(&self) -> Option<String> {
         let plain = |name: &String| {
@@ -127,7 +127,7 @@ impl AttrPath {
     }
 }
 
-/// As one would write it in the Nix language; but a number, as lists have them, without quotes: so `-A` takes it.
+/// As in the Nix language, but a number, which selects from a list, has no quotes: so `-A` takes it.
 impl fmt::Display for AttrPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, name) in self.0.iter().enumerate() {
@@ -188,20 +188,20 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_written_as_people_write_it() {
+    fn a_path_is_written_with_as_few_quotes_as_possible() {
         let path = AttrPath::parse("checks.fuzz.0.\"1a\".b'-c.\"d.e\"").unwrap();
         assert_eq!(path.to_string(), "checks.fuzz.0.\"1a\".b'-c.\"d.e\"");
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn an_ambiguous_path_is_refused() {
         for bad in [".", "a.", ".a", "a..b", "\"a", "\"a\"b", "a\"b\"", "\"a\\"] {
             assert!(AttrPath::parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn a_selection_says_only_what_nix_build_would_understand_alike() {
+    fn a_selection_is_a_path_that_nix_build_reads_in_the_same_way() {
         let selection = |names: &[&str]| {
             AttrPath::new(names.iter().map(ToString::to_string).collect()).as_selection()
         };
@@ -210,8 +210,8 @@ mod tests {
             "a.\"b.c\".d e.${x}"
         );
         assert_eq!(selection(&[]).unwrap(), "");
-        for unspeakable in ["\"", "", "0", "+1"] {
-            assert_eq!(selection(&["a", unspeakable]), None, "{unspeakable}");
+        for inexpressible in ["\"", "", "0", "+1"] {
+            assert_eq!(selection(&["a", inexpressible]), None, "{inexpressible}");
         }
     }
 
@@ -224,7 +224,7 @@ mod tests {
         }
 
         #[test]
-        fn a_path_that_is_written_down_reads_back_the_same(names in proptest::collection::vec(".*|[a-z\".$\\\\\r\n]{0,6}", 0..4)) {
+        fn a_written_path_parses_to_the_same_path(names in proptest::collection::vec(".*|[a-z\".$\\\\\r\n]{0,6}", 0..4)) {
             let path = AttrPath::new(names);
             prop_assert_eq!(AttrPath::parse(&path.to_string()).unwrap(), path);
         }

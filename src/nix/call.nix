@@ -1,9 +1,8 @@
-# What Nix does with a function that stands where a value is wanted: it calls it, with the automatic arguments (`--arg`,
-# `--argstr`) that it names.
+# Calls a function as Nix does where it expects a value: with those of the automatic arguments (`--arg`, `--argstr`) that it names.
 arguments:
 let
-  # `x: …` is left alone where `{ x }: …` is called, and `{ … }: …` gets every argument there is.
-  # functionArgs cannot tell these apart; the XML form of a function, which evaluates nothing, can.
+  # Nix does not call `x: …`, calls `{ x }: …`, and passes all arguments to `{ … }: …`. `functionArgs` does not distinguish these;
+  # the XML form of a function does, and evaluates nothing.
   pattern = function: builtins.match ".*<attrspat([^>]*)>.*" (builtins.toXML function);
 
   call =

@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use super::flake::percent_encoded;
+use percent_encoding::{AsciiSet, utf8_percent_encode};
+
+use super::flake::URL_PART;
 use super::{AttrPath, DrvPath, Evaluation, LockedFlake, Source, StorePath};
 use crate::command_line::CommandLine;
 
@@ -379,6 +381,10 @@ pub fn nix_build(
     Some(by_hand)
 }
 
+/// What is encoded in the fragment of a flake reference. Attribute paths have `"`, `+`, `@` and `/`, and Nix takes them there as
+/// they are.
+const FRAGMENT: &AsciiSet = &URL_PART.remove(b'"').remove(b'+').remove(b'@').remove(b'/');
+
 /// What `nix build` takes for exactly this attribute of a flake. It looks for `a` as `packages.SYSTEM.a` first; only newer
 /// versions can be told not to.
 fn installable(flake: &str, attr: &AttrPath, version: Option<(u32, u32)>) -> Option<String> {
@@ -394,7 +400,7 @@ fn installable(flake: &str, attr: &AttrPath, version: Option<(u32, u32)>) -> Opt
     };
     Some(format!(
         "{flake}#{dot}{}",
-        percent_encoded(&selection, b"\"+@/")
+        utf8_percent_encode(&selection, FRAGMENT)
     ))
 }
 

@@ -1,8 +1,8 @@
-//! Reading a `.drv` file: its outputs, the derivations it needs, where it is built.
+//! Reading a `.drv` file: its outputs, its input derivations, its system and features.
 //!
 //! The text is one term, `Derive([outputs],[inputs],[sources],system,builder,[arguments],[environment])`; newer versions of
-//! Nix also write `DrvWithVersion("xp-dyn-drv",[outputs],…` (`Derivation::unparse` in Nix's `derivations.cc`). It is read from
-//! the left, and no further than what is asked for: a large environment costs nothing where nobody wants it.
+//! Nix also write `DrvWithVersion("xp-dyn-drv",[outputs],…` (`Derivation::unparse` in Nix's `derivations.cc`). It is parsed
+//! from the left, and only as far as necessary, so that a large environment costs nothing where it is not needed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,28 +16,28 @@ use unix::fcntl::OFlag;
 
 use super::{DrvPath, StorePath};
 
-/// What a `.drv` file says, as far as a recording asks.
+/// The contents of a `.drv` file, as far as a recording needs them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Derivation {
-    /// Its outputs. An output whose path is not known before it is built (floating content-addressed) has none.
+    /// Its outputs. An output whose path is not known before the build (floating content-addressed) has none.
     pub outputs: BTreeMap<String, Option<StorePath>>,
     /// The derivations whose outputs it needs.
     pub inputs: Vec<DrvPath>,
     /// The system it is built on.
     pub system: String,
-    /// Its name, which is that of its file without `.drv`.
+    /// Its name: the name of its file without `.drv`.
     pub name: String,
     /// `requiredSystemFeatures`.
     pub features: Vec<String>,
 }
 
-/// The text is not that of a derivation.
+/// A text that is not a derivation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadDerivation;
 
 impl fmt::Display for BadDerivation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this is not the text of a derivation")
+        f.write_str("the file is not a derivation")
     }
 }
 
@@ -49,16 +49,16 @@ impl From<BadDerivation> for io::Error {
     }
 }
 
-/// How long a `.drv` is that is read, in bytes. The longest that were seen have a few hundred kilobytes.
+/// The largest `.drv` that is read, in bytes. Real ones have a few hundred kilobytes at most.
 const DRV_AT_MOST: u64 = 64 << 20;
 
-/// The text of a `.drv` file. (In a store that lies elsewhere than its paths say, there is none under that name.)
+/// The text of a `.drv` file. (In a store whose files are not where their paths say, it does not exist under that name.)
 ///
 /// # Errors
-/// It cannot be read, or is nothing that a store has under such a name.
+/// It cannot be read, or cannot be a derivation.
 pub fn derivation_text(drv: &DrvPath) -> io::Result<Vec<u8>> {
-    // Not everything under such a name is one: a pipe would hold us for ever. A recording reads tens of thousands of them, and
-    // each is looked up only once.
+    // `O_NONBLOCK`, because opening a pipe under that name would block forever. The metadata comes from the open file: a recording
+    // reads tens of thousands of files, and looks each up only once.
     let mut file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -73,10 +73,10 @@ pub fn derivation_text(drv: &DrvPath) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The derivations whose outputs the derivation in this file needs.
+/// The input derivations of the derivation in this file.
 ///
 /// # Errors
-/// The file cannot be read, or is not that of a derivation.
+/// The file cannot be read, or is not a derivation.
 pub fn inputs_on_disk(drv: &DrvPath) -> io::Result<Vec<DrvPath>> {
     Ok(inputs_of_derivation(&derivation_text(drv)?)?)
 }
@@ -85,15 +85,15 @@ impl Derivation {
     /// Reads the file `drv`.
     ///
     /// # Errors
-    /// The file cannot be read, or is not that of a derivation.
+    /// The file cannot be read, or is not a derivation.
     pub fn read(drv: &DrvPath) -> io::Result<Self> {
         Ok(Self::parse(&derivation_text(drv)?, drv)?)
     }
 
-    /// Reads the text of the file `drv`. What in it is no UTF-8 is replaced.
+    /// Parses the text of the file `drv`. Bytes that are not UTF-8 are replaced.
     ///
     /// # Errors
-    /// It is not the text of a derivation.
+    /// The text is not a derivation.
     pub fn parse(text: &[u8], drv: &DrvPath) -> Result<Self, BadDerivation> {
         let mut term = Term::begin(text)?;
         let outputs = term.outputs()?;
@@ -120,10 +120,9 @@ impl Derivation {
     }
 }
 
-/// The outputs of a derivation, read from the text of its `.drv` file.
+/// The outputs of a derivation, from the text of its `.drv` file; none where the text is not a derivation that we can read.
 ///
-/// An output whose path is not known before it is built (floating content-addressed) has none. `None`: this is no text of
-/// a derivation that we can read.
+/// An output whose path is not known before the build (floating content-addressed) has none.
 #[must_use]
 pub fn outputs_of_derivation(text: &[u8]) -> Option<BTreeMap<String, Option<StorePath>>> {
     Term::begin(text)
@@ -132,7 +131,7 @@ pub fn outputs_of_derivation(text: &[u8]) -> Option<BTreeMap<String, Option<Stor
         .filter(|outputs| !outputs.is_empty())
 }
 
-/// Whether the text is that of a derivation whose output is fixed: it has a hash beforehand.
+/// Whether the text is a derivation whose output is fixed: its hash is known before the build.
 #[must_use]
 pub fn is_fixed_output(text: &[u8]) -> bool {
     let read = || {
@@ -153,10 +152,10 @@ pub fn is_fixed_output(text: &[u8]) -> bool {
     read().unwrap_or(false)
 }
 
-/// The derivations whose outputs a derivation needs, read from the text of its `.drv` file.
+/// The input derivations of a derivation, from the text of its `.drv` file.
 ///
 /// # Errors
-/// It is not the text of a derivation.
+/// The text is not a derivation.
 pub fn inputs_of_derivation(text: &[u8]) -> Result<Vec<DrvPath>, BadDerivation> {
     let mut term = Term::begin(text)?;
     term.skip_value()?;
@@ -164,11 +163,11 @@ pub fn inputs_of_derivation(text: &[u8]) -> Result<Vec<DrvPath>, BadDerivation> 
     term.inputs()
 }
 
-/// What is left to read of the text of a derivation.
+/// The rest of the text of a derivation.
 struct Term<'a>(&'a [u8]);
 
 impl<'a> Term<'a> {
-    /// Begins with the outputs.
+    /// Begins before the outputs.
     fn begin(text: &'a [u8]) -> Result<Self, BadDerivation> {
         if let Some(rest) = text.strip_prefix(b"Derive(") {
             return Ok(Self(rest));
@@ -184,12 +183,12 @@ impl<'a> Term<'a> {
         Ok(())
     }
 
-    /// Whether `byte` comes next; it is read then.
+    /// Whether `byte` comes next; if so, it is consumed.
     fn next_is(&mut self, byte: u8) -> bool {
         self.expect(byte).is_ok()
     }
 
-    /// Reads the elements of a list, each with `element`.
+    /// Parses the elements of a list, each with `element`.
     fn list(
         &mut self,
         mut element: impl FnMut(&mut Self) -> Result<(), BadDerivation>,
@@ -230,14 +229,14 @@ impl<'a> Term<'a> {
             term.expect(b'(')?;
             inputs.push(DrvPath::parse(&term.text()?).map_err(|_| BadDerivation)?);
             term.expect(b',')?;
-            // The names of the outputs; of a dynamic derivation, a tree of them.
+            // The names of the outputs; for a dynamic derivation, a tree of them.
             term.skip_value()?;
             term.expect(b')')
         })?;
         Ok(inputs)
     }
 
-    /// Reads the environment for `requiredSystemFeatures`, which structured attributes hold as a list in a JSON of their own.
+    /// Parses the environment for `requiredSystemFeatures`. Structured attributes have them as a list in JSON.
     fn features(&mut self) -> Result<Vec<String>, BadDerivation> {
         let mut features = Vec::new();
         self.list(|term| {
@@ -260,7 +259,7 @@ impl<'a> Term<'a> {
         Ok(features)
     }
 
-    /// Reads a string, escapes and all, without its quotes.
+    /// Parses a string without its quotes, and leaves its escapes.
     fn string(&mut self) -> Result<&'a [u8], BadDerivation> {
         self.expect(b'"')?;
         let mut from = 0;
@@ -282,7 +281,7 @@ impl<'a> Term<'a> {
         }
     }
 
-    /// Reads a string for what it says.
+    /// Parses a string, and its escapes.
     fn text(&mut self) -> Result<Cow<'a, str>, BadDerivation> {
         let string = self.string()?;
         if !string.contains(&b'\\') {
@@ -306,7 +305,7 @@ impl<'a> Term<'a> {
         Ok(Cow::Owned(String::from_utf8_lossy(&plain).into_owned()))
     }
 
-    /// Leaves a string, a list or a tuple behind, whatever is in it.
+    /// Skips a string, a list or a tuple.
     fn skip_value(&mut self) -> Result<(), BadDerivation> {
         let mut open = 0_usize;
         loop {
@@ -331,7 +330,7 @@ impl<'a> Term<'a> {
 }
 
 fn features_in_json(json: &str) -> Option<Vec<String>> {
-    // Nothing else of what may be a large structure is kept.
+    // Only this attribute: the whole structure may be large.
     #[derive(serde::Deserialize)]
     struct Attributes {
         #[serde(rename = "requiredSystemFeatures")]
@@ -377,14 +376,14 @@ mod tests {
     }
 
     #[test]
-    fn structured_attributes_hold_their_features_in_json() {
+    fn structured_attributes_have_their_features_in_json() {
         let text = r#"Derive([("out","","r:sha256","")],[],[],"x","y",[],[("__json","{\"name\":\"n\",\"requiredSystemFeatures\":[\"kvm\",\"a b\"],\"deep\":{\"x\":[1]}}"),("out","")])"#;
         let read = Derivation::parse(text.as_bytes(), &drv("n")).unwrap();
         assert_eq!(read.features, ["kvm", "a b"]);
     }
 
     #[test]
-    fn the_inputs_of_dynamic_derivations_are_read_too() {
+    fn the_inputs_of_dynamic_derivations_are_read_as_well() {
         let text = format!(
             r#"DrvWithVersion("xp-dyn-drv",[("out","","r:sha256","")],[("/s/store/{HASH}-b.drv",["out"]),("/s/store/{HASH}-c.drv",(["dev"],[("out",["x"]),("y",([],[("z",["out"])]))]))],[],"x","y",[],[])"#
         );
@@ -394,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_is_fixed_where_its_hash_is_known_beforehand() {
+    fn an_output_is_fixed_if_its_hash_is_known_before_the_build() {
         for (algorithm, hash, fixed) in [
             ("r:sha256", "0f", true),
             ("sha256", "0f", true),
@@ -416,14 +415,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_utf_8_is_replaced() {
+    fn bytes_that_are_not_utf_8_are_replaced() {
         let text = b"Derive([(\"out\",\"\",\"\",\"\")],[],[],\"sys\xff\",\"y\",[\"\xc3\"],[(\"a\xff\",\"\\\xff\")])";
         let read = Derivation::parse(text, &drv("a")).unwrap();
         assert_eq!(read.system, "sys\u{fffd}");
     }
 
     #[test]
-    fn what_is_no_derivation_has_no_outputs() {
+    fn a_text_that_is_not_a_derivation_has_no_outputs() {
         for bad in [
             "",
             "{ }",
@@ -438,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_file_is_read() {
+    fn only_a_regular_file_is_read() {
         let store = tempfile::TempDir::new().unwrap();
         let path = store.path().join(format!("{HASH}-a.drv"));
         let drv = DrvPath::parse(path.to_str().unwrap()).unwrap();
@@ -447,7 +446,7 @@ mod tests {
         std::fs::write(&path, r#"Derive([("out","","","")],[],[],"x","y",[],[])"#).unwrap();
         assert!(inputs_on_disk(&drv).unwrap().is_empty());
         assert_eq!(Derivation::read(&drv).unwrap().name, "a");
-        std::fs::write(&path, "what a crash has left").unwrap();
+        std::fs::write(&path, "the rest of a crash").unwrap();
         assert_eq!(kind(&drv), io::ErrorKind::InvalidData);
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
@@ -455,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn megabytes_of_brackets_are_no_danger() {
+    fn megabytes_of_brackets_do_not_exhaust_the_stack() {
         let text = format!("Derive([],[(\"x\",{}", "(".repeat(4 << 20));
         assert!(Derivation::parse(text.as_bytes(), &drv("a")).is_err());
         let text = format!("Derive({}", "[".repeat(4 << 20));
@@ -464,7 +463,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_makes_the_reader_panic(text in r#"(Derive\(|DrvWithVersion\("x",)?[\[\]()",\\a]{0,40}"#, raw in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn no_text_makes_the_parser_panic(text in r#"(Derive\(|DrvWithVersion\("x",)?[\[\]()",\\a]{0,40}"#, raw in proptest::collection::vec(any::<u8>(), 0..40)) {
             let _ = Derivation::parse(text.as_bytes(), &drv("a"));
             let _ = inputs_of_derivation(text.as_bytes());
             let _ = inputs_of_derivation(&raw);

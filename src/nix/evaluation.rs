@@ -1,4 +1,4 @@
-//! What is evaluated, and how Nix's programs are told.
+//! What is evaluated: one attribute of one expression, and the arguments with which Nix's programs evaluate it.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -33,25 +33,25 @@ pub enum Argument {
     String(String),
 }
 
-/// One attribute of one expression, with everything that decides which `.drv` it gives.
+/// One attribute of one expression, with everything that determines its `.drv`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evaluation {
-    /// Where the expression comes from.
+    /// The expression.
     pub source: Source,
-    /// Which attribute of it.
+    /// The attribute.
     pub attr: AttrPath,
     /// Function arguments, in the order of their names.
     pub arguments: Vec<(String, Argument)>,
-    /// Search path entries (`-I`), first found first.
+    /// Search path entries (`-I`), by precedence.
     pub include: Vec<String>,
-    /// Whether a derivation that can be called as well (one with a `__functor`) is called, as `nix-build -A` does. Nothing
-    /// of a flake ever is.
+    /// Whether to call a derivation that can be called (one with a `__functor`), as `nix-build -A` does. Nothing of a flake is
+    /// called.
     pub call: bool,
-    /// The folder in which relative paths start.
+    /// The folder that relative paths start from.
     pub folder: PathBuf,
 }
 
-/// Whether Nix takes `file` for something to fetch rather than for a path (`isUri` of its source).
+/// Whether Nix fetches `file` instead of reading it as a path (`isUri` in its source).
 #[must_use]
 pub fn is_url(file: &str) -> bool {
     const SCHEMES: [&str; 7] = ["http", "https", "file", "channel", "git", "s3", "ssh"];
@@ -77,8 +77,8 @@ impl fmt::Display for Evaluation {
 }
 
 impl Evaluation {
-    /// The same, for who stands in a folder above, from which `folder` leads here; nothing where a path in it cannot be written
-    /// so, because the folder's name is not UTF-8.
+    /// The same evaluation as seen from a folder above this one, of which `folder` is the path to here; none where a relative path
+    /// would need it and it is not UTF-8.
     #[must_use]
     pub fn from_above(&self, folder: &Path) -> Option<Self> {
         let shown = folder.to_string_lossy();
@@ -93,7 +93,7 @@ impl Evaluation {
         };
         let source = match &self.source {
             Source::File(file) => Source::File(from_here(file).unwrap_or_else(|| file.clone())),
-            // Only what begins so is a path; everything else may be a name of the registry.
+            // Only a reference that begins with a dot is a path for certain; another may be a name in the registry.
             Source::Flake(flake) if flake.starts_with('.') => {
                 Source::Flake(format!("./{folder}/{flake}"))
             }
@@ -113,18 +113,18 @@ impl Evaluation {
         }
     }
 
-    /// What to do about an `error` with which Nix does not evaluate this, where that is known.
+    /// What to do about this `error` of Nix, where that is known.
     #[must_use]
     pub fn hint_at(&self, error: &str) -> Option<String> {
         let of_flake = matches!(self.source, Source::Flake(_));
         let hint = if error.contains("requires lock file changes")
             || error.starts_with("cannot update unlocked flake input")
         {
-            "run `nix flake lock`, and commit flake.lock: without it every evaluation would lock the inputs anew, and could find others"
+            "run `nix flake lock` and commit flake.lock: without it, each evaluation could resolve other inputs"
         } else if error.contains("has unsupported parameter 'dir'") {
-            "this Nix takes a flake in a sub-folder only without uncommitted changes: commit them, or use a later Nix"
+            "commit the changes, or use a later Nix: this one reads a flake in a subfolder only without uncommitted changes"
         } else if error.contains("is forbidden in restricted mode") && !of_flake {
-            "`restrict-eval` is set: name what the evaluation reads under `include` (`include: [.]` is the whole checkout)"
+            "list what the evaluation reads in `include` (`include: [.]` is the whole checkout): `restrict-eval` is set"
         } else if of_flake && error.starts_with("attribute '") {
             let name = match self.attr.names() {
                 [name] => name.as_str(),
@@ -132,14 +132,16 @@ impl Evaluation {
             };
             let full = ["packages", "x86_64-linux", name].map(str::to_owned);
             let full = AttrPath::new(full.to_vec());
-            return Some(format!("below a flake, `attr` is the full path: {full}"));
+            return Some(format!(
+                "give the full path below the flake in `attr`: {full}"
+            ));
         } else {
             return None;
         };
         Some(hint.to_owned())
     }
 
-    /// The path of the file that must be there for this to evaluate, where it is one.
+    /// The path of the file that has to exist for this to evaluate; none for other sources.
     #[must_use]
     pub fn needs_file(&self) -> Option<PathBuf> {
         match &self.source {
@@ -150,20 +152,19 @@ impl Evaluation {
         }
     }
 
-    /// The arguments with which `nix-instantiate`, and `nix-build` alike, evaluates this.
-    ///
-    /// `locked` is the flake as its metadata has locked it; it has no meaning for other sources.
+    /// The arguments with which `nix-instantiate` and `nix-build` evaluate this. `locked` is the locked flake; other sources ignore
+    /// it.
     pub(super) fn arguments(&self, locked: Option<&LockedFlake>) -> Vec<OsString> {
         if !self.is_called() {
             let mut arguments = vec!["-E".into(), self.selected_uncalled(locked).into()];
-            arguments.extend(self.surroundings());
+            arguments.extend(self.context());
             return arguments;
         }
         let mut arguments: Vec<OsString> = Vec::new();
         let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
         match (&self.source, self.attr.as_selection()) {
             (Source::File(file), Some(selection)) => {
-                // A file whose name begins with a dash is no option.
+                // A name that begins with a dash would be an option.
                 let dash = if file.starts_with('-') { "./" } else { "" };
                 push(&[&format!("{dash}{file}")]);
                 if !selection.is_empty() {
@@ -178,12 +179,12 @@ impl Evaluation {
             }
             (_, None) => push(&["-E", &self.selected(locked)]),
         }
-        arguments.extend(self.surroundings());
+        arguments.extend(self.context());
         arguments
     }
 
-    /// What decides how an expression is evaluated, besides itself.
-    fn surroundings(&self) -> Vec<OsString> {
+    /// The arguments that determine how an expression is evaluated.
+    fn context(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
         if self.is_flake() {
@@ -207,7 +208,7 @@ impl Evaluation {
         arguments
     }
 
-    /// Whether Nix may call what the attribute path leads to, whatever it is.
+    /// Whether Nix may call the attribute, whatever it is.
     fn is_called(&self) -> bool {
         self.call && !self.is_flake()
     }
@@ -218,11 +219,11 @@ impl Evaluation {
         matches!(self.source, Source::Flake(_))
     }
 
-    /// An expression for what the attribute path leads to.
+    /// An expression for the attribute.
     fn selected(&self, locked: Option<&LockedFlake>) -> String {
         let names = self.attr.names();
         if self.is_flake() && !names.iter().any(|name| name.parse::<u64>().is_ok()) {
-            // Nix's own selection, which knows what was meant where a name is missing.
+            // Nix's own selection suggests similar names where one is missing.
             let names = names
                 .iter()
                 .map(|name| format!(".{}", string_literal(name)));
@@ -231,11 +232,11 @@ impl Evaluation {
         self.applied(&format!("nix: root: names: {}", self.selection()), locked)
     }
 
-    /// A set of nothing else than that. `nix-instantiate` calls what an expression gives, and a set in it that is marked, but
-    /// not what else stands in a set.
+    /// An expression for a set that holds only the attribute. `nix-instantiate` calls the value of an expression, and a marked set
+    /// in it, but nothing else in a set.
     fn selected_uncalled(&self, locked: Option<&LockedFlake>) -> String {
-        // Not looked into: a step is of one derivation. But a mark that is no boolean, or throws, fails as it does in Nix's words
-        // where Nix walks the set that this attribute is in.
+        // With `false` Nix does not walk it: a step is of one derivation. But a mark that is not a Boolean, or throws, fails with the
+        // message that Nix gives where it walks the set that this attribute is in.
         let alone = |value: String| {
             format!(
                 "{{ derivation = let value = {value}; in value // {{ recurseForDerivations = value.recurseForDerivations or false && false; }}; }}"
@@ -248,7 +249,7 @@ impl Evaluation {
         self.applied(&function, locked)
     }
 
-    /// What `names` lead to below `root`, called where it may be.
+    /// An expression for the attribute `names` of `root`, called where it may be.
     fn selection(&self) -> String {
         let value = format!("(({}) nix.call root names)", in_one_line(SELECT));
         if self.is_called() {
@@ -258,10 +259,10 @@ impl Evaluation {
         }
     }
 
-    /// An expression that applies `function` to Nix's way of calling (`{ call, given, calls }`: the function, the automatic
+    /// An expression that applies `function` to Nix's way of calling (`{ call, given, calls }`: the function that calls, the automatic
     /// arguments, and whether anything is called at all), to the root, and to the names of the attribute path.
     ///
-    /// Nix calls it with the automatic arguments, and so hands them to us; but `nix-instantiate --eval` does so only where
+    /// The expression is a function, which Nix calls with the automatic arguments; but `nix-instantiate --eval` calls it only where
     /// there are any (measured).
     fn applied(&self, function: &str, locked: Option<&LockedFlake>) -> String {
         let names: Vec<String> = self
@@ -274,13 +275,13 @@ impl Evaluation {
             [] => ("", "{ }"),
             [..] => ("{ ... }@arguments: ", "arguments"),
         };
-        // `nix build FLAKE#a` calls nothing, functors included.
+        // `nix build FLAKE#a` calls nothing, not even functors.
         let (call, calls) = if self.is_flake() {
             ("arguments: value: value", "false")
         } else {
             (&*in_one_line(CALL), "true")
         };
-        // What is behind a line's end may be a comment's.
+        // On lines of their own: the expression may end in a comment.
         format!(
             "(function: call: root: names: {called}function {{ call = call {arguments}; given = {arguments}; calls = {calls}; }} root names) \
              ({function}\n) ({call}) (\n{}\n) [ {} ]",
@@ -295,47 +296,46 @@ impl Evaluation {
             return self.arguments(locked);
         }
         let mut arguments = vec!["-E".into(), self.selected(locked).into()];
-        arguments.extend(self.surroundings());
+        arguments.extend(self.context());
         arguments
     }
 
-    /// The arguments with which `nix-instantiate --eval` says whether this evaluates as far as it does not throw: `tryEval`
-    /// catches the expression's own words, and nothing that the system says.
+    /// The arguments with which `nix-instantiate --eval` prints whether this evaluates without throwing: `tryEval` catches what the
+    /// expression throws, and no error of the system.
     pub(super) fn catching(&self, locked: Option<&LockedFlake>) -> Vec<OsString> {
-        // What is selected may be a function, which Nix calls: then what that throws counts as well.
+        // The attribute may be a function, which Nix calls: it may throw then as well.
         let call = if self.is_called() { "nix.call" } else { "" };
         let caught = format!(
             "nix: root: names: (builtins.tryEval (let value = {call} (({SELECT}) nix.call root names); in builtins.seq (value.drvPath or value) null)).success"
         );
         let mut arguments: Vec<OsString> = vec!["-E".into(), self.applied(&caught, locked).into()];
-        arguments.extend(self.surroundings());
+        arguments.extend(self.context());
         arguments
     }
 
-    /// The arguments with which `nix-instantiate --eval` walks the targets below this: walk.nix, with these `settings` as
-    /// JSON.
+    /// The arguments with which `nix-instantiate --eval` walks the targets below this: `walk.nix` with these `settings`, in JSON.
     pub(super) fn walking(&self, settings: &str, locked: Option<&LockedFlake>) -> Vec<OsString> {
         let walk = format!(
             "nix: root: names: ({WALK}) (builtins.fromJSON {}) nix (({SELECT}) nix.call root names)",
             string_literal(settings)
         );
         let mut arguments = vec!["-E".into(), self.applied(&walk, locked).into()];
-        arguments.extend(self.surroundings());
+        arguments.extend(self.context());
         arguments
     }
 
-    /// The arguments with which `nix-eval-jobs` evaluates what is below this: always an expression, for it takes no attribute
+    /// The arguments with which `nix-eval-jobs` evaluates what is below this: always an expression, because it takes no attribute
     /// path.
     pub(super) fn selecting(&self, locked: Option<&LockedFlake>) -> Vec<OsString> {
         let mut arguments = vec!["--expr".into(), self.selected(locked).into()];
-        arguments.extend(self.surroundings());
+        arguments.extend(self.context());
         arguments
     }
 
-    /// An expression for the value that the attribute path starts at.
+    /// An expression for the root, which the attribute path starts from.
     fn root(&self, locked: Option<&LockedFlake>) -> String {
         match &self.source {
-            // Nix would take a leading dash for an option.
+            // A leading dash would be an option.
             Source::Expr(expr) if expr.starts_with('-') => format!(" {expr}"),
             Source::Expr(expr) => expr.clone(),
             Source::Flake(flake) => match locked {
@@ -355,13 +355,13 @@ impl Evaluation {
             Source::File(file) if file.starts_with('/') => {
                 format!("import {}", string_literal(file))
             }
-            // From the folder that Nix is run in: its name need not be UTF-8, as this text must.
+            // Relative to the folder that Nix runs in: its name need not be UTF-8, and this text must.
             Source::File(file) => format!("import (./. + {})", string_literal(&format!("/{file}"))),
         }
     }
 }
 
-/// An expression of ours without its comments, as it can be shown in a line of its own.
+/// An expression of ours in one line, without its comments, for a command that is shown.
 fn in_one_line(expression: &str) -> String {
     let lines = expression.lines().map(str::trim);
     let code: Vec<&str> = lines.filter(|line| !line.starts_with('#')).collect();
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_nix_can_spell_is_left_to_nix() {
+    fn a_path_that_nix_can_write_is_passed_as_it_is() {
         let arguments = evaluation(Source::File("ci.nix".into()), &["a", "b.c"]).arguments(None);
         assert_eq!(
             arguments,
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_nix_cannot_spell_is_written_as_strings() {
+    fn a_path_that_nix_cannot_write_is_passed_as_strings() {
         let arguments =
             evaluation(Source::File("ci.nix".into()), &["a", "\"${x}\n"]).arguments(None);
         let expr = arguments[1].to_str().unwrap();
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_can_be_told_to_who_stands_above() {
+    fn relative_paths_can_be_written_from_a_folder_above() {
         let moved = |source| {
             evaluation(source, &[])
                 .from_above(Path::new("sub/dir"))

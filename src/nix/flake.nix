@@ -1,6 +1,6 @@
-# The outputs of a flake as Nix makes them (its call-flake.nix), where the reference that pure evaluation takes does not say
-# everything of the source that a flake may ask for: `self.submodules`, `self.dirtyRev`, `self.revCount`. Nix has resolved the
-# inputs; the outputs are applied once more, to a `self` that says it.
+# The outputs of a flake as Nix computes them (its call-flake.nix), for attributes of its source that the reference in pure
+# evaluation lacks: `self.submodules`, `self.dirtyRev`, `self.revCount`. Nix resolves the inputs; the `outputs` function is then
+# applied again, to a `self` that has these attributes.
 reference: info:
 let
   flake = builtins.getFlake reference;
@@ -11,7 +11,7 @@ let
     outputs
     // sourceInfo
     // builtins.intersectAttrs {
-      # 2.8 has none.
+      # Nix 2.8 has no `_type`.
       _type = null;
       inputs = null;
       outPath = null;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -9,6 +10,13 @@ use super::attr_path::string_literal;
 
 const FLAKE: &str = include_str!("flake.nix");
 const NIX_CONFIG: &[u8] = b"nixConfig";
+
+/// What is encoded in a URL's part, whichever part it is: all but RFC 3986's unreserved characters.
+pub(super) const URL_PART: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// What of `nix flake metadata --json` decides how a flake is evaluated.
 #[derive(Debug, Deserialize)]
@@ -218,7 +226,7 @@ impl FlakeMetadata {
     fn parameter(&self, name: &str) -> Option<String> {
         let value = match self.locked.get(name)? {
             Value::Bool(set) => u8::from(*set).to_string(),
-            Value::String(text) => percent_encoded(text, b""),
+            Value::String(text) => utf8_percent_encode(text, URL_PART).to_string(),
             Value::Number(number) => number.to_string(),
             _ => return None,
         };
@@ -234,19 +242,6 @@ fn with_parameters(url: &str, parameters: impl Iterator<Item = String>) -> Strin
         url.push_str(&parameter);
     }
     url
-}
-
-/// `text` as a part of a URL, with these characters besides those that every part can have.
-pub(super) fn percent_encoded(text: &str, besides: &[u8]) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let encode = |byte: u8| {
-        if plain(byte) || besides.contains(&byte) {
-            char::from(byte).to_string()
-        } else {
-            format!("%{byte:02X}")
-        }
-    };
-    text.bytes().map(encode).collect()
 }
 
 #[cfg(test)]

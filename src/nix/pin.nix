@@ -1,5 +1,5 @@
-# Writes the pin: a store file whose references are exactly the recorded `.drv`s. `json` is a file with its text and the
-# `.drv`s; plain context is one that refers to the `.drv`'s file alone, so that nothing is built.
+# Writes the pin: a store file whose references are exactly the recorded `.drv`s. `json` is a file with its text and the `.drv`s.
+# The string context (`path = true`) refers to the `.drv` files alone, so that nothing is built.
 { json }:
 let
   pin = builtins.fromJSON (builtins.readFile json);

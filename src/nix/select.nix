@@ -1,5 +1,5 @@
-# What Nix does with `-A`, for the names that `-A` has no spelling for: one that holds a quote, an empty one, a number that
-# names an attribute of a set. Takes Nix's way to call (call.nix), the root, and the exact names; what it finds is not called yet.
+# Selects an attribute as `-A` does, for names that cannot be written in `-A`: one with a quote, an empty one, a number that names
+# an attribute of a set. Takes Nix's way of calling (call.nix), the root, and the exact names. The result is not called.
 call: root: names:
 let
   below =
@@ -11,9 +11,9 @@ let
       if builtins.match "0|[1-9][0-9]*" name != null then
         builtins.elemAt set (builtins.fromJSON name)
       else
-        throw "'${name}' selects from a list, and is not a number"
+        throw "'${name}' selects from a list; expected a number"
     else if !builtins.isAttrs set then
-      throw "'${name}' selects from something that is neither a set nor a list, but a ${builtins.typeOf set}"
+      throw "'${name}' selects from a ${builtins.typeOf set}; expected an attribute set or a list"
     else if set ? ${name} then
       set.${name}
     else

@@ -1,57 +1,58 @@
-# Finds the targets below a value, and says what it does in lines of `builtins.trace`: the one output that every Nix writes at
-# once, and that an expression cannot take back. Whoever reads them knows at each death which attribute was under way.
+# Finds the targets below a value, and reports its progress in lines of `builtins.trace`: the one output that each version of Nix
+# writes immediately, and that an expression cannot suppress. From these lines a reader knows which attribute was being evaluated
+# when the process ends.
 #
-# An attribute is known by its number among its siblings, and a path of attributes by their numbers (`/3/0/2`): a name need not
+# An attribute is identified by its index among its siblings, and an attribute path by a list of these (`/3/0/2`): a name need not
 # be UTF-8, and would not survive being printed. Each line is a marker that no repository can guess, a word, a path, and text:
 #
-#   begin  PATH NAME     this attribute is looked at now (its name as `escaped` writes it)
-#   out    PATH N,N NAME it is one of those that are left out, by these of the exclusions
-#   pass   PATH          it is a set that is not looked into
-#   beside PATH NAMES    these stand beside what is looked at in a flake: of its outputs (the root), or of systems
-#   holds  PATH          it was not looked into, and derivations are in it
-#   none   PATH          it was not looked into, and no derivations were found in it
-#   call   PATH          its step must not call it: it is a derivation that can be called, or a set whose mark may be wrong
-#   set    PATH COUNT    it is a set or a list, and its attributes come next
-#   meta   PATH          it is a derivation that evaluates, and its metadata is looked at
-#   target PATH JSON     it is a derivation (`named`: its drvPath is a mere string, and nothing says that it was written)
-#   broken PATH          it throws; what it says is known only to who does not catch it
-#   refuse PATH TEXT     its metadata is no data
-#   error  PATH TEXT     it does not evaluate, and Nix says so only where it meets it in a set
-#   deep   PATH          it is nested too deeply: sets go round in a circle, or never end
-#   no     PATH TYPE     the root is none of these
-#   end    VERSION       that was all, of this version of Nix
+#   begin    PATH NAME     the evaluation of this attribute begins (its name as `escaped` writes it)
+#   excluded PATH N,N NAME the attribute is excluded, by the exclusions with these numbers
+#   unmarked PATH          a set that is not walked, because it is not marked
+#   beside   PATH NAMES    not walked in a flake: its outputs with these names (at the root), else these systems
+#   holds    PATH          an unmarked set in which there are derivations
+#   empty    PATH          an unmarked set in which no derivations were found
+#   callable PATH          its step must not call it: a derivation that can be called, or a set whose mark may be wrong
+#   set      PATH COUNT    a set or a list; its attributes follow
+#   meta     PATH          a derivation that evaluates; the evaluation of its metadata begins
+#   target   PATH JSON     a derivation (`named`: its drvPath is a plain string, so this evaluation need not have written it)
+#   throws   PATH          it throws; the message shows only where that is not caught
+#   refused  PATH TEXT     its metadata cannot be used
+#   error    PATH TEXT     it does not evaluate, for a reason that Nix gives only where it finds it in a set
+#   deep     PATH          nested too deeply: the sets are cyclic, or infinite
+#   other    PATH TYPE     the root is neither a set, a list nor a derivation
+#   end      VERSION       everything was walked, by this version of Nix
 {
-  # Begins each line.
+  # The first word of each line.
   marker,
-  # What to look at: null for the root and all below it, or spans of attributes: { at = [ 3 0 ]; from = 2; to = 7; count = 9; }
-  # are those from 2 on and before 7 below the attribute /3/0, which has 9.
+  # What to walk: null for the root and everything below it, or spans of attributes: { at = [ 3 0 ]; from = 2; to = 7; count = 9; }
+  # are the attributes 2 to 6 of the set /3/0, which has 9.
   start,
-  # Attribute paths that are left out, relative to the root, `*` for one name.
+  # The attribute paths to exclude, relative to the root; `*` matches one name.
   exclude,
-  # Whether every set is walked.
+  # Whether to walk each set, marked or not.
   all,
-  # Null; or the systems that count, and then the root is a flake's outputs.
+  # Null; or, where the root is the outputs of a flake, the systems to record.
   systems,
-  # Whether `meta.buildkite` and `meta.eval-once` are looked at.
+  # Whether to read `meta.buildkite` and `meta.eval-once`.
   buildkite,
-  # Whether what throws is caught: then the next attribute costs no new process.
+  # Whether to catch what throws, so that the next attribute needs no new process.
   catch,
-  # Whether the spans are sets that a walk has passed, and it is only asked whether they hold derivations.
-  look,
+  # Whether the spans are unmarked sets, to be searched for derivations instead of walked.
+  search,
 }:
 let
-  # A cycle of sets would never end.
+  # Cyclic sets would be walked without end.
   deepest = 32;
 
   list = builtins.concatStringsSep ",";
 
-  # A flake's outputs that are sets by system.
+  # The outputs of a flake that have a set for each system.
   bySystem = [
     "checks"
     "packages"
   ];
 
-  # Its outputs that hold derivations all the same; those of `legacyPackages` and `apps` are no affair of CI.
+  # Other outputs that hold derivations. (`legacyPackages` and `apps` are not meant for CI.)
   otherOutputs = [
     "darwinConfigurations"
     "defaultPackage"
@@ -66,7 +67,7 @@ let
     word: at: text:
     builtins.trace "${marker} ${word} ${at} ${text}" null;
 
-  # Nix takes tabs, carriage returns, bells and escape sequences out of what it traces: another name would be left.
+  # Nix removes tabs, carriage returns, bells and escape sequences from a trace, which would change the name.
   escaped =
     builtins.replaceStrings
       (
@@ -89,7 +90,7 @@ let
 
   isDerivation = value: builtins.isAttrs value && value.type or null == "derivation";
 
-  # `{ x }: …` without a value for x is no target, and no mistake either: a library is full of them. Nor is a functor.
+  # A function (or functor) `{ x }: …` without a value for x is neither a target nor an error: libraries are full of them.
   called =
     call: value:
     if !call.calls then
@@ -106,23 +107,23 @@ let
     else
       call.call value;
 
-  # ---- metadata: what is left of it is data, and not too much of it
+  # ---- metadata: read as plain data, up to a limit
 
   refused = text: { inherit text; };
 
-  # Gives { data; left; }: the data without string context, and how many bytes may still come; or { text; }, why not.
+  # Gives { data; budget; }: the data without string context, and how many bytes may still follow; or { text; }, the error.
   clean =
-    where: depth: left: value:
+    where: depth: budget: value:
     let
       type = builtins.typeOf value;
       scalar =
         size: data:
-        if size > left then
-          refused "meta holds more than 64 KiB"
+        if size > budget then
+          refused "meta is larger than 64 KiB"
         else
           {
             inherit data;
-            left = left - size;
+            budget = budget - size;
           };
       each =
         name: item: soFar:
@@ -130,13 +131,13 @@ let
           soFar
         else
           let
-            one = clean "${where}.${name}" (depth + 1) soFar.left item;
+            one = clean "${where}.${name}" (depth + 1) soFar.budget item;
           in
           if one ? text then
             one
           else
             {
-              inherit (one) left;
+              inherit (one) budget;
               data = soFar.data ++ [
                 {
                   inherit name;
@@ -146,11 +147,11 @@ let
             };
       nothing = {
         data = [ ];
-        left = left - 8;
+        budget = budget - 8;
       };
     in
-    if left < 8 then
-      refused "meta holds more than 64 KiB"
+    if budget < 8 then
+      refused "meta is larger than 64 KiB"
     else if depth > 16 then
       refused "${where} is nested deeper than 16 levels"
     else if type == "null" || type == "bool" || type == "int" then
@@ -168,26 +169,26 @@ let
       if items ? text then items else items // { data = map (item: item.value) items.data; }
     else if type == "set" then
       if value.type or null == "derivation" || value ? outPath || value ? __toString then
-        refused "${where} is a derivation, or made to be a string: no data"
+        refused "${where} is a derivation, or converts to a string; expected plain data"
       else
         let
-          # A name costs as much as a string.
+          # A name counts like a string.
           items = builtins.foldl' (
             soFar: name:
             each name value.${name} (
-              if soFar ? text then soFar else soFar // { left = soFar.left - builtins.stringLength name; }
+              if soFar ? text then soFar else soFar // { budget = soFar.budget - builtins.stringLength name; }
             )
           ) nothing (builtins.attrNames value);
         in
         if items ? text then items else items // { data = builtins.listToAttrs items.data; }
     else
-      refused "${where} is a ${type}: no data";
+      refused "${where} is ${article type}; expected plain data";
 
-  # Touches these attributes of `meta` and no other.
+  # Evaluates these attributes of `meta` and no others, which may throw.
   metadata =
     at: value:
     let
-      # It may throw as well as what is in it, and a step builds the derivation all the same.
+      # `meta` itself may throw, and a step builds the derivation all the same.
       meta = builtins.seq (say "meta" at "") value.meta;
       wanted = builtins.filter (name: meta ? ${name}) (
         (
@@ -211,13 +212,13 @@ let
           soFar
         else
           let
-            data = clean "meta.${name}" 1 soFar.left meta.${name};
+            data = clean "meta.${name}" 1 soFar.budget meta.${name};
           in
           if data ? text then
             data
           else
             {
-              inherit (data) left;
+              inherit (data) budget;
               data = soFar.data // {
                 ${name} = data.data;
               };
@@ -228,13 +229,13 @@ let
     else
       builtins.foldl' one {
         data = { };
-        left = 65536;
+        budget = 65536;
       } wanted;
 
   # ---- walking
 
-  # The value that stands for an attribute. `nix-instantiate FILE` takes a derivation for one before it asks whether it can
-  # be called, and `nix build FLAKE#a` calls nothing; only `-A` calls a derivation with a functor.
+  # The value of an attribute, called where Nix calls it. `nix-instantiate FILE` does not call a derivation that has a functor, and
+  # `nix build FLAKE#a` calls nothing; only `-A` calls a derivation with a functor.
   valueOf =
     call: here: value:
     if isDerivation value then
@@ -244,7 +245,7 @@ let
     else
       called call value;
 
-  # What a value of this type is called.
+  # A value of this type, in words.
   article =
     type:
     {
@@ -254,27 +255,27 @@ let
     }
     .${type} or "a ${type}";
 
-  # `nix-instantiate` fails at a derivation that does not say these, though nothing needs them to build it; `nix build` of a
-  # flake does not.
-  saysItself =
+  # `nix-instantiate` fails at a derivation without these attributes, though building it needs neither; `nix build` of a flake does
+  # not.
+  hasNames =
     value:
     let
-      says =
+      has =
         name:
         if !(value ? ${name}) then
           throw "the derivation has no ${name}"
         else if !builtins.isString value.${name} then
-          throw "its ${name} is ${article (builtins.typeOf value.${name})}, and must be a string"
+          throw "its ${name} is ${article (builtins.typeOf value.${name})}; expected a string"
         else if value.${name} == "" || builtins.hasContext value.${name} then
           throw "its ${name} is empty, or refers to a store path"
         else
           true;
     in
-    says "name" && says "outputName";
+    has "name" && has "outputName";
 
   hasMark = value: builtins.isAttrs value && value ? recurseForDerivations;
 
-  # Gives { marked; }: true, false, or null where nothing is said; or { text; }, what is wrong: Nix fails there.
+  # Gives { marked; }: true, false, or null without a mark; or { text; }, the error, where Nix fails as well.
   markOf =
     value:
     if !hasMark value then
@@ -286,24 +287,24 @@ let
       if type == "bool" then
         { marked = value.recurseForDerivations; }
       else
-        { text = "recurseForDerivations is ${article type}, and must be true or false"; };
+        { text = "recurseForDerivations is ${article type}; expected true or false"; };
 
-  # What an attribute is. Everything that may throw is forced here.
+  # What an attribute is. Everything that may throw is evaluated here.
   classify =
     call: here: value':
     let
       value = valueOf call here value';
-      # Nix looks at the mark before it calls a functor; a function has one only afterwards.
+      # Nix reads the mark of a functor before it calls it; a function has one only afterwards.
       before = markOf value';
       mark = if before ? text || before.marked != null then before else markOf value;
       canBeCalled = call.calls && isDerivation value' && value' ? __functor;
-      # That it can be called is said first: its step has to know that also where its drvPath throws.
-      drv = builtins.seq (if canBeCalled then say "call" here.at "" else null) (
-        builtins.seq (call.calls -> saysItself value) (
+      # Reported first: its step has to know it also where the drvPath throws.
+      drv = builtins.seq (if canBeCalled then say "callable" here.at "" else null) (
+        builtins.seq (call.calls -> hasNames value) (
           builtins.unsafeDiscardStringContext value.drvPath
         )
       );
-      # What a derivation says about itself comes after what it is: a step builds it without ever looking at that.
+      # After the drvPath: a step builds the derivation without evaluating its metadata.
       meta = builtins.seq drv (metadata here.at value);
       json = builtins.toJSON (
         {
@@ -318,9 +319,9 @@ let
     if builtins.isAttrs value then
       if isDerivation value then
         if here.systems != null && !builtins.elem (value.system or null) here.systems then
-          { no = "derivation"; }
+          { other = "derivation"; }
         else if builtins.dirOf drv != builtins.storeDir then
-          { text = "its drvPath does not lie in ${builtins.storeDir}: ${drv}"; }
+          { text = "its drvPath is not in ${builtins.storeDir}: ${drv}"; }
         else if meta ? text then
           { inherit (meta) text; }
         else
@@ -328,24 +329,24 @@ let
       else if here.walk > 0 || all then
         members
       else
-        # Before the mark is forced, which may throw: the set alone would be built all the same, for Nix asks no set for its mark
-        # that it is given, only one that it finds in another.
-        builtins.seq (if call.calls && (hasMark value' || hasMark value) then say "call" here.at "" else null) (
+        # Reported before the mark is evaluated, which may throw: by itself the set builds all the same, because Nix reads the mark
+        # only of a set that it finds in another one.
+        builtins.seq (if call.calls && (hasMark value' || hasMark value) then say "callable" here.at "" else null) (
           if mark.marked or null == true then
             members
           else if mark ? text then
             { error = mark.text; }
           else
-            { no = if mark.marked == null then "set" else "marked"; }
+            { other = if mark.marked == null then "set" else "marked"; }
         )
     else if builtins.isList value then
       set (map toString (builtins.genList (index: index) (builtins.length value))) (
         index: builtins.elemAt value (builtins.fromJSON index)
       )
     else
-      { no = builtins.typeOf value; };
+      { other = builtins.typeOf value; };
 
-  # Where the attribute `index` of `set` is.
+  # The position of the attribute `index` of `set`.
   step =
     here: set: index:
     let
@@ -356,18 +357,18 @@ let
       inherit name;
       at = "${here.at}/${toString index}";
       depth = here.depth + 1;
-      # How many levels of sets are walked whatever they say.
+      # How many levels of sets are walked without a mark.
       walk = if jobs then deepest else here.walk - 1;
-      # Which systems count below it; what stands below a system's name has been chosen by it.
+      # The systems to record below it; below the name of a system it was chosen by that.
       systems = if jobs then systems else here.systems;
-      # What is left of the paths that are left out.
+      # The exclusions that may match below it, each without its first name.
       exclude = map (one: one // { path = builtins.tail one.path; }) (
         builtins.filter (
           one: builtins.head one.path == "*" || builtins.head one.path == name
         ) here.exclude
       );
-      # Of a flake's packages and checks, those of systems that are not looked at. Asked for only once these are known
-      # to evaluate.
+      # The systems of a flake's packages and checks that are not recorded. Evaluated only after the packages and checks
+      # themselves, which may throw.
       beside =
         if here ? outputs && here.at == "" && builtins.elem name bySystem then
           builtins.attrNames (builtins.removeAttrs here.outputs.${name} systems)
@@ -398,10 +399,10 @@ let
   attribute =
     call: here: value:
     let
-      out = builtins.filter (one: one.path == [ ]) here.exclude;
+      excludedBy = builtins.filter (one: one.path == [ ]) here.exclude;
     in
-    if out != [ ] then
-      say "out" here.at "${list (map (one: toString one.number) out)} ${escaped here.name}"
+    if excludedBy != [ ] then
+      say "excluded" here.at "${list (map (one: toString one.number) excludedBy)} ${escaped here.name}"
     else
       builtins.seq (say "begin" here.at (escaped here.name)) (visit call here value);
 
@@ -419,11 +420,11 @@ let
       found = tried.value;
     in
     if !tried.success then
-      say "broken" here.at ""
+      say "throws" here.at ""
     else if found ? json then
       say "target" here.at found.json
     else if found ? text then
-      say "refuse" here.at (builtins.replaceStrings [ "\n" ] [ " " ] found.text)
+      say "refused" here.at (builtins.replaceStrings [ "\n" ] [ " " ] found.text)
     else if found ? error then
       say "error" here.at found.error
     else if found ? names then
@@ -439,16 +440,16 @@ let
           )
         )
     else if here.at == "" then
-      say "no" "" found.no
-    else if found.no == "set" then
-      say "pass" here.at ""
+      say "other" "" (article found.other)
+    else if found.other == "set" then
+      say "unmarked" here.at ""
     else
       null;
 
-  # ---- looking at what was passed
+  # ---- unmarked sets
 
-  # Whether there are derivations in a set, or in the sets in it. Only the first attributes are looked at: it is not worth
-  # more to know that. What throws in there is none.
+  # Whether there are derivations in a set, or in the sets in it. Only its first attributes are evaluated: the answer is worth no
+  # more. An attribute that throws is not a derivation.
   holds =
     counts: set:
     let
@@ -467,7 +468,7 @@ let
     in
     builtins.any one (builtins.genList (index: index) (if count < most then count else most));
 
-  lookAt =
+  searchIn =
     call: here: value':
     let
       tried = builtins.tryEval (
@@ -481,9 +482,9 @@ let
         ] value
       );
     in
-    say (if tried.success && tried.value then "holds" else "none") here.at "";
+    say (if tried.success && tried.value then "holds" else "empty") here.at "";
 
-  # Goes down to where a span begins, without a word.
+  # Descends to the start of a span without reporting anything, and walks it.
   span =
     call: value:
     { at, from, to, count }:
@@ -505,17 +506,17 @@ let
       found = builtins.length parent.set.names;
     in
     if found != count then
-      throw "evaluated twice, the set at ${parent.here.at} has ${toString count} attributes first, and ${toString found} then"
-    else if look then
+      throw "the set at ${parent.here.at} had ${toString count} attributes when it was first evaluated, and has ${toString found} now"
+    else if search then
       let
         index = from;
         here = step parent.here parent.set index;
       in
-      lookAt call here (parent.set.get here.name)
+      searchIn call here (parent.set.get here.name)
     else
       attributes call parent.here parent.set from to;
 
-  # A flake's outputs that are targets, where nobody has named any.
+  # The outputs of a flake that are recorded where `attr` does not name any.
   ofFlake =
     outputs:
     let

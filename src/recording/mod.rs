@@ -1,15 +1,15 @@
-//! A recording: every target of a repository is evaluated once, what was found is kept alive, and the pipeline that builds
-//! it is uploaded.
+//! A recording: evaluates every target of a repository once, pins the `.drv`s, and uploads the pipeline that builds them.
 //!
-//! From top to bottom: evaluate, pin, skip what is there, find the edges between targets, make the steps, upload.
+//! From top to bottom: evaluate, pin, skip targets whose outputs exist, find the edges between targets, make the steps, upload.
+//! A recording does not know how a step gets its outputs; it only writes the record that a step reads.
 
 pub mod evaluate;
-mod findings;
 mod fingerprint;
 mod keep;
 mod notices;
 mod perform;
 pub mod pipeline;
+mod report;
 mod request;
 mod targets;
 pub(crate) mod upload;
@@ -30,16 +30,16 @@ pub use keep::prune::prune;
 pub use perform::perform;
 pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
 
-/// What of a target's `meta` a recording looks at. It was cleaned in Nix: nothing but data is left.
+/// The part of a target's `meta` that a recording reads. It is plain data: the walker drops everything else in Nix.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Meta {
     /// `meta.buildkite`: keys that are merged into the target's step.
     pub buildkite: Option<Keys>,
-    /// `meta.eval-once`: what the target says to us of its step.
+    /// `meta.eval-once`: how the target wishes to be built.
     pub eval_once: Option<Keys>,
     /// `meta.timeout`, in seconds.
     pub timeout: Option<u64>,
-    /// `meta.maxSilent`, in seconds: how long its build may say nothing.
+    /// `meta.maxSilent`, in seconds: how long its build may print nothing.
     pub max_silent: Option<u64>,
     /// `meta.description`.
     pub description: Option<String>,
@@ -50,27 +50,27 @@ pub struct Meta {
 pub struct FoundTarget {
     /// Its full attribute path.
     pub attr: AttrPath,
-    /// Its `.drv`, which evaluation has written.
+    /// Its `.drv`, which the evaluation wrote.
     pub drv: DrvPath,
-    /// What its `meta` says.
+    /// The part of its `meta` that is read.
     pub meta: Meta,
 }
 
-/// An attribute that does not evaluate.
+/// An attribute with an error: it does not evaluate, or is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttrError {
     /// Its full attribute path.
     pub attr: AttrPath,
-    /// What Nix says about it, where that is known.
+    /// Nix's message or ours, where there is one.
     pub message: Option<String>,
 }
 
-/// A derivation that gets a step: one for each `.drv`, however many attributes give it.
+/// A derivation that gets a step. Attributes with the same `.drv` are one target.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Target {
-    /// The first attribute that gives it.
+    /// The first attribute with this `.drv`.
     pub attr: AttrPath,
-    /// The other attributes that give it.
+    /// The other attributes with this `.drv`.
     pub also: Vec<AttrPath>,
     /// The derivation's name.
     pub name: String,
@@ -86,7 +86,7 @@ pub struct Target {
     pub meta: Meta,
 }
 
-/// The build that a recording belongs to, as the agent tells it.
+/// The build that a recording belongs to, from the agent's variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildkiteBuild {
     /// `BUILDKITE_BUILD_ID`.
@@ -101,24 +101,24 @@ pub struct BuildkiteBuild {
     pub branch: String,
 }
 
-/// A recording as it was ordered, all of which could be read.
+/// An order to record.
 #[derive(Debug)]
 pub struct RecordingOrder {
-    /// What it is asked to do.
+    /// What is asked for.
     pub request: RecordingRequest,
-    /// Where the recording stands.
+    /// The folder in which relative paths start, and what may be evaluated there.
     pub place: Checkout,
     /// The host's settings.
     pub host: Host,
-    /// The build it belongs to; none by hand.
+    /// The build of the job; none by hand.
     pub build: Option<BuildkiteBuild>,
-    /// Where in the checkout, whence steps start, the recording stands; none where it stands at its root, or by hand.
+    /// The recording's folder, relative to the root of the checkout, where steps start; none at the root, and by hand.
     pub below_checkout: Option<PathBuf>,
     /// Print the pipeline instead of uploading it.
     pub dry_run: bool,
     /// The cores of this host.
     pub cores: NonZeroUsize,
-    /// When the program began.
+    /// The program's start.
     pub started: Instant,
 }
 

@@ -2,13 +2,16 @@
 
 use super::AttrError;
 use super::evaluate::overlooked::Note;
-use super::pipeline::steps::Steps;
+use super::pipeline::steps::PlannedPipeline;
 use crate::counts::number;
 use crate::log::Log;
 use crate::nix::message::in_one_line;
 
 /// How many errors of a kind are printed; the pipeline has a step for each of them.
 const ERRORS_AT_MOST: usize = 10;
+
+/// The message of an evaluation error that was not evaluated again to get Nix's own: that costs a process for each.
+pub(super) const MESSAGE_IN_STEP: &str = "its step prints the message";
 
 /// Prints the attributes that have an error of this kind.
 pub(super) fn print_errors(kind: &str, errors: &[AttrError], log: &Log) {
@@ -17,7 +20,7 @@ pub(super) fn print_errors(kind: &str, errors: &[AttrError], log: &Log) {
         log.say(format_args!(
             "{kind}: {}: {}",
             error.attr,
-            message.unwrap_or_else(|| "it throws; its step says what".into())
+            message.unwrap_or_else(|| MESSAGE_IN_STEP.into())
         ));
     }
     if let Some(more) = errors
@@ -44,18 +47,18 @@ pub(super) fn print_notes(notes: &[Note], log: &Log) {
 }
 
 /// Warns of steps that are commands and have plugins of their own.
-pub(super) fn warn_of_plugins(steps: &Steps, log: &Log) {
-    let count = steps.commands_with_plugins();
+pub(super) fn warn_of_plugins(pipeline: &PlannedPipeline, log: &Log) {
+    let count = pipeline.commands_with_plugins();
     if count > 0 {
         log.warn(format_args!(
-            "{} of its own: where one has a command hook, the agent runs that instead of eval-once, and nothing may be built; \
-             `emit: plugin` builds before it",
+            "{} of its own; if that has a command hook, the agent runs it instead of eval-once, which then builds nothing",
             if count == 1 {
                 "1 step has a plugin".to_owned()
             } else {
                 format!("{} have a plugin", number(count, "step"))
             }
         ));
+        log.say("hint: use `emit: plugin`, which builds before the hooks of other plugins");
     }
 }
 
@@ -88,7 +91,7 @@ mod tests {
         assert_eq!(lines(0), "");
         let ten = lines(10);
         assert_eq!(ten.lines().count(), 10, "{ten}");
-        assert!(ten.starts_with("eval-once: refused: a0: it throws; its step says what\n"));
+        assert!(ten.starts_with("eval-once: refused: a0: its step prints the message\n"));
         assert!(ten.contains("eval-once: refused: a1: line 1"), "{ten}");
         let twelve = lines(12);
         assert!(twelve.starts_with(&ten));
@@ -115,10 +118,10 @@ mod tests {
     #[test]
     fn steps_that_are_commands_and_have_plugins_are_counted_in_a_warning() {
         use crate::buildkite::pipeline::{CommandStep, Plugin};
-        use crate::recording::pipeline::fixtures::planned;
+        use crate::recording::pipeline::placed_step::PlacedStep;
         let steps = |count: usize| {
             let with_plugin = |i: usize| {
-                let mut planned = planned(i, None);
+                let mut planned = PlacedStep::numbered(i, None);
                 planned.step = CommandStep {
                     plugins: vec![Plugin::Reference("docker#v5".into())],
                     ..planned.step
@@ -131,16 +134,16 @@ mod tests {
                 }
                 planned
             };
-            Steps {
-                planned: (0..=count).map(with_plugin).collect(),
-                placed: Vec::new(),
+            PlannedPipeline {
+                steps: (0..=count).map(with_plugin).collect(),
+                targets: Vec::new(),
                 errors: Vec::new(),
                 omitted: 0,
             }
         };
         let lines = |count| printed(|log| warn_of_plugins(&steps(count), log));
         assert_eq!(lines(0), "");
-        assert!(lines(1).starts_with("eval-once: warning: 1 step has a plugin of its own: "));
-        assert!(lines(2).starts_with("eval-once: warning: 2 steps have a plugin of its own: "));
+        assert!(lines(1).starts_with("eval-once: warning: 1 step has a plugin of its own; "));
+        assert!(lines(2).starts_with("eval-once: warning: 2 steps have a plugin of its own; "));
     }
 }

@@ -7,13 +7,13 @@ use std::time::Instant;
 use super::evaluate::evaluator::EvaluatorRun;
 use super::evaluate::overlooked::{Note, Overlooked, agents_without_targets};
 use super::evaluate::{describe, flake};
-use super::findings::Findings;
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
 use super::keep::{self, PinOwner, open_state_folder, skip};
 use super::notices::{print_errors, print_notes, warn_of_plugins};
 use super::pipeline::document::Document;
-use super::pipeline::planned;
+use super::pipeline::placed_step;
 use super::pipeline::steps::{Records, check, source, steps};
+use super::report::RecordingReport;
 use super::upload::Upload;
 use super::upload::annotation::annotation;
 use super::upload::plan::UploadPlan;
@@ -38,13 +38,14 @@ pub fn perform(
     log: &Log,
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (mut request, host) = (order.request, order.host);
-    let mut recorded = match &order.below_checkout {
+    // The same with paths from the root of the checkout, where steps start.
+    let mut at_root = match &order.below_checkout {
         Some(folder) => request.at_checkout_root(folder)?,
         None => request.clone(),
     };
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     // The identity is that of the keys alone: the settings of a flake are not known yet when a retry looks for its plan.
-    let identity = keep::identity(&recorded);
+    let identity = keep::identity(&at_root);
     if let Some(build) = build
         && follow_earlier(build, &identity, &host.temporary, supervisor, log)?
     {
@@ -55,14 +56,14 @@ pub fn perform(
     check(&request, &schema)?;
     let state = open_state_folder(&host)?;
     keep::remove_expired(&state);
-    let owner = PinOwner::of(&recorded, order.build.as_ref());
+    let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
     let mut times = PartTimes::start(log);
 
     let mut store = Store::new(&request.options, log);
     let locked = locked(
         &mut request,
-        &mut recorded,
+        &mut at_root,
         &host,
         &mut store,
         supervisor,
@@ -97,53 +98,48 @@ pub fn perform(
         skip: &skipped,
     };
     let undone = undone(build);
-    let steps = steps(&records, &recorded, &schema).map_err(|failure| failure.context(undone))?;
-    let printed = evaluated.broken.len() + evaluated.refused.len();
-    print_errors(
-        "refused",
-        steps.errors.get(printed..).unwrap_or_default(),
-        log,
-    );
-    let counts = steps.counts(&targets, evaluated.broken.len());
+    let pipeline = steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
+    print_errors("refused", pipeline.refused_targets(&records), log);
+    let counts = pipeline.counts(&targets, evaluated.broken.len());
     fail_on_errors(counts, request.on_error, undone)?;
-    warn_of_plugins(&steps, log);
+    warn_of_plugins(&pipeline, log);
     times.end("steps");
 
-    let findings = Findings {
+    let report = RecordingReport {
         source: &describe(&request),
         targets: &targets,
-        placed: &steps.placed,
-        errors: &steps.errors,
+        target_steps: &pipeline.targets,
+        errors: &pipeline.errors,
         notes: &notes,
         counts,
-        omitted: steps.omitted,
+        omitted: pipeline.omitted,
         seconds: order.started.elapsed().as_secs_f64(),
         previous: previous.as_deref(),
     };
-    log.say(findings.sentence(None));
+    log.say(report.sentence(None));
     let Some(build) = build else {
-        return planned::json(&steps.planned).map(|text| Some((text + "\n").into_bytes()));
+        return placed_step::json(&pipeline.steps).map(|text| Some((text + "\n").into_bytes()));
     };
     let mut document = Document::new(
         &evaluated.nix,
-        source(&recorded.root, &recorded.options),
+        source(&at_root.root, &at_root.options),
         &request.root.attr,
         &targets,
-        &steps.placed,
-        &steps.errors,
+        &pipeline.targets,
+        &pipeline.errors,
         counts,
     );
     document.pin = pin.as_ref();
-    document.seconds = times.with_total(findings.seconds);
+    document.seconds = times.with_total(report.seconds);
     let plan = UploadPlan::new(
         &build.step,
-        &steps.planned,
+        &pipeline.steps,
         request.chunk,
         document.to_json()?,
-        annotation(&findings),
+        annotation(&report),
     )?;
     let mut upload = Upload::new(build, temporary, supervisor, log);
-    upload.keep(&plan, &identity)?;
+    upload.save(&plan, &identity)?;
     upload.follow(&plan, true)?;
     Ok(None)
 }
@@ -168,7 +164,7 @@ fn follow_earlier(
 /// step too, which realises before it evaluates any flake.
 fn locked(
     request: &mut RecordingRequest,
-    recorded: &mut RecordingRequest,
+    at_root: &mut RecordingRequest,
     host: &Host,
     store: &mut Store,
     supervisor: &mut Supervisor,
@@ -176,7 +172,7 @@ fn locked(
 ) -> Result<Option<LockedFlake>, Failure> {
     let (locked, settings) = flake::lock(request, &host.temporary, store, supervisor, log)?;
     request.options.extend(settings.iter().cloned());
-    recorded.options.extend(settings);
+    at_root.options.extend(settings);
     Ok(locked)
 }
 
@@ -203,13 +199,13 @@ fn refuse_nothing(
         format_args!("there are no targets in {}", describe(request)),
     )
     .hint(if request.exclude.is_empty() {
-        "sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
+        "mark sets with `recurseForDerivations = true`, or look into every set with `recurse: all`"
     } else {
-        "does `exclude` leave out too much? Sets are looked into where they are marked with `recurseForDerivations = true`, or with `recurse: all`"
+        "check `exclude`; mark sets with `recurseForDerivations = true`, or look into every set with `recurse: all`"
     }))
 }
 
-/// What a recording that fails before its end has not done, for a reader who wonders what is left to clean up.
+/// What a failing recording has not done: its reader wonders what there is to clean up.
 fn undone(build: Option<&BuildkiteBuild>) -> &'static str {
     match build {
         Some(_) => "nothing is uploaded",

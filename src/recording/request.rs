@@ -1,4 +1,4 @@
-//! What a recording is asked to do: its keys, each read into what it means.
+//! The request of a recording: its keys, each read into its meaning.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -24,7 +24,7 @@ pub enum Recurse {
     All,
 }
 
-/// Who evaluates.
+/// The program that evaluates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evaluator {
     /// Our own walker, in `nix-instantiate`.
@@ -55,10 +55,10 @@ pub enum SkipStyle {
     Omit,
 }
 
-/// What an evaluation error does.
+/// The effect of an evaluation error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnError {
-    /// It becomes a red step of its own.
+    /// It gets a step of its own, which is red.
     Step,
     /// It fails the recording, and nothing is uploaded.
     Fail,
@@ -73,18 +73,18 @@ pub enum Emit {
     Command,
 }
 
-/// What a recording is asked to do.
+/// The request of a recording.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordingRequest {
     /// What is evaluated, and the attribute path that the walk starts at.
     pub root: Evaluation,
-    /// Whether it is a `default.nix` that nobody named.
+    /// Whether it is the `default.nix` that is evaluated by default.
     pub by_default: bool,
     /// Nix settings, by name.
     pub options: Vec<(String, String)>,
     /// Which sets are walked.
     pub recurse: Recurse,
-    /// Attribute paths (full ones) that are not looked at, nor anything below them; the name `*` stands for any one name.
+    /// Full attribute paths that are not evaluated, nor anything below them; the name `*` stands for any one name.
     pub exclude: Vec<AttrPath>,
     /// How many processes evaluate at once; none: as many as there are cores.
     pub workers: Option<NonZeroUsize>,
@@ -92,19 +92,19 @@ pub struct RecordingRequest {
     pub memory: Option<u64>,
     /// How long one attribute may take.
     pub evaluation_timeout: Option<Duration>,
-    /// Who evaluates.
+    /// The program that evaluates.
     pub evaluator: Evaluator,
     /// Which targets need no step.
     pub skip: SkipWhich,
-    /// How those are shown.
+    /// How a target that needs no step is shown.
     pub skip_style: SkipStyle,
-    /// What an evaluation error does.
+    /// The effect of an evaluation error.
     pub on_error: OnError,
     /// How a step carries its record.
     pub emit: Emit,
     /// The keys that say how a target is built, as they were written: each recorded step has them.
     pub build_keys: Keys,
-    /// Where the recording stands below the folder in which its steps start; none where it is the same.
+    /// The recording's folder, relative to the folder in which its steps start; none where it is the same.
     pub below: Option<PathBuf>,
     /// Merged into every step.
     pub step: Keys,
@@ -141,17 +141,18 @@ impl RecordingRequest {
         Ok(request)
     }
 
-    /// The request as steps have it, which start at the root of the checkout: from there, `folder` leads to the recording.
+    /// The request with its paths relative to the root of the checkout, where steps start. `folder` is the recording's own
+    /// folder, relative to that root.
     ///
     /// # Errors
     /// The folder's name is not UTF-8, so that no record can have it (64).
     pub(super) fn at_checkout_root(&self, folder: &Path) -> Result<Self, Failure> {
         let unnameable = || {
             refuse(format_args!(
-                "the folder {} of the checkout has a name that is not UTF-8: steps could not say where to find what is recorded in it",
+                "the folder {} of the checkout has a name that is not UTF-8, which the record of a step cannot hold",
                 folder.display()
             ))
-            .hint("record from the checkout's root, or give the folder another name")
+            .hint("record from the checkout's root, or rename the folder")
         };
         let build_keys = build_keys::from_above(self.build_keys.clone(), folder);
         Ok(Self {
@@ -198,7 +199,7 @@ impl RecordingRequest {
         )?;
         if evaluation_timeout.is_some() && evaluator == Some(Evaluator::NixEvalJobs) {
             return Err(refuse(
-                "`evaluation-timeout` does not go with `evaluator: nix-eval-jobs`, which knows none",
+                "`evaluation-timeout` does not go with `evaluator: nix-eval-jobs`, which has no such limit",
             ));
         }
         let skip = reader.choice(
@@ -253,14 +254,14 @@ impl RecordingRequest {
             (true, Some(reference)) => {
                 Emit::Plugin(without_credentials(reference).map_err(|wrong| {
                     refuse(format_args!("the plugin's reference {wrong}"))
-                        .hint("let agents have what they need to clone it, or give `plugin`")
+                        .hint("give agents the credentials with which to clone it, or set `plugin`")
                 })?)
             }
             (true, None) => {
-                return Err(refuse(
-                    "`emit: plugin` needs `plugin` here: the plugin's reference is not known",
-                )
-                .hint("give its reference, as one writes it under `plugins:`"));
+                return Err(
+                    refuse("cannot determine this plugin's reference; set `plugin`")
+                        .hint("give it as it is written under `plugins:`, or use `emit: command`"),
+                );
             }
             (false, _) if how.leaves_the_command() => {
                 return Err(refuse(NO_OTHER_HOOK).hint("use `emit: plugin`"));
@@ -299,14 +300,15 @@ impl RecordingRequest {
     }
 }
 
-/// Why a step that is a command cannot leave a command of its own to another plugin: where that has a hook, the agent runs no
-/// hook of ours, and where it has none, nothing runs the command.
-pub(super) const NO_OTHER_HOOK: &str = "`command: none` does not go with `emit: command`: no hook of another plugin runs the command behind ours";
+/// Why a step that is a command cannot leave a command of its own to another plugin: if that plugin has a command hook, the agent
+/// runs that hook instead of ours, and if it has none, nothing runs the command.
+pub(super) const NO_OTHER_HOOK: &str =
+    "`command: none` does not go with `emit: command`: no hook runs the command after ours";
 
-/// Steps per upload, if nobody says: what Buildkite's people advise.
+/// Steps per upload by default, as Buildkite advises.
 const CHUNK: NonZeroUsize = NonZeroUsize::new(100).unwrap();
 
-/// How many days a pin is kept, if nobody says: a build is seldom older.
+/// How many days a pin is kept by default: a build is seldom older.
 const KEEP_DAYS: u32 = 3;
 
 fn attribute_path(value: Value) -> Option<Result<AttrPath, String>> {
@@ -317,7 +319,7 @@ fn attribute_path(value: Value) -> Option<Result<AttrPath, String>> {
                 let part = |name: &String| name.contains('*') && name != "*";
                 if path.names().iter().any(part) {
                     return Err(format!(
-                        "holds {text:?}: `*` stands for one whole name; a name that holds it is written in a list of names"
+                        "holds {text:?}, and `*` stands for one whole name: write a name with a `*` in it as a list of names"
                     ));
                 }
                 Ok(path)
@@ -329,7 +331,7 @@ fn attribute_path(value: Value) -> Option<Result<AttrPath, String>> {
     };
     Some(path.and_then(|path| {
         if path.names().is_empty() {
-            Err("holds the root: then there are no targets".into())
+            Err("holds the root, which leaves no target".into())
         } else {
             Ok(path)
         }
@@ -358,8 +360,8 @@ fn tags(value: Value) -> Option<Result<Keys, String>> {
     }
 }
 
-/// A reference that can stand in every step: whoever sees a build sees it. Over HTTP a user's name alone may be a token;
-/// elsewhere it is only a name (`ssh://git@…`).
+/// A reference without credentials: it stands in every step, where each reader of the build sees it. In a URL of HTTP, a user's
+/// name alone may be a token; elsewhere it is only a name (`ssh://git@…`).
 fn without_credentials(reference: String) -> Result<String, String> {
     let credentials = reference.split_once("://").is_some_and(|(scheme, rest)| {
         let scheme = scheme.to_ascii_lowercase();
@@ -369,7 +371,7 @@ fn without_credentials(reference: String) -> Result<String, String> {
         })
     });
     if credentials {
-        return Err("holds credentials: they would stand in every step".into());
+        return Err("holds credentials, which every step would show".into());
     }
     Ok(reference)
 }
@@ -395,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_of_nothing_but_its_defaults_is_the_default_nix() {
+    fn a_recording_without_keys_evaluates_the_default_nix() {
         let request = read(&json!({})).unwrap();
         assert!(request.by_default);
         assert_eq!((request.chunk.get(), request.keep_days), (100, 3));
@@ -425,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_read_into_what_it_means() {
+    fn every_key_is_read_into_its_meaning() {
         let request = read(&json!({
             "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", ["x", "y.z"]], "workers": 4,
             "memory": 2048, "evaluation-timeout": 60, "evaluator": "nix", "skip": "built", "skip-style": "omit",
@@ -478,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_refused_by_its_name() {
+    fn a_wrong_key_is_refused_by_its_name() {
         for (keys, name) in [
             (json!({"drv": "x"}), "`drv`"),
             (json!({"out-link": "x/"}), "`out-link`"),

@@ -1,4 +1,4 @@
-//! The targets of an evaluation, and the edges between them: one target for each `.drv`, with what its derivation says.
+//! The targets of an evaluation, and the edges between them: one target for each `.drv`, with the data of its derivation.
 //!
 //! Reads the `.drv`s as files of the store's folder; nothing here asks Nix.
 
@@ -37,7 +37,7 @@ fn targets(evaluated: &EvaluationResult) -> Result<(Vec<Target>, DrvInputs), Fai
         let derivation =
             Derivation::read(&found.drv).map_err(|error| unreadable(&found.drv, &error))?;
         known.insert(&found.drv, targets.len());
-        // A step that knows only some of the outputs could not tell whether it is done. So either all paths are known, or none
+        // A step that knows only some of the outputs could not know whether it is done. So either all paths are known, or none
         // is used.
         let outputs: Option<BTreeMap<String, StorePath>> = derivation
             .outputs
@@ -77,7 +77,7 @@ fn unreadable(drv: &DrvPath, error: &std::io::Error) -> Failure {
         Class::Infrastructure,
         format_args!("cannot read {drv}, which was just evaluated: {error}"),
     )
-    .hint("a recording needs a store whose files are where their paths say")
+    .hint("record with a store whose files lie at their store paths")
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ const EVALUATION: [&str; 8] = [
 pub(super) struct Advice {
     /// Shows the whole log of the derivation that failed, on the host that built it.
     pub(super) whole_log: Option<String>,
-    /// Reproduces the failure anywhere: evaluates and builds what the step was asked for, in a checkout; or builds the derivation, where
-    /// only that is known.
+    /// Reproduces the failure anywhere: evaluates and builds what the step was asked for, in a checkout; or builds the
+    /// derivation, where only that is known.
     pub(super) reproduce: Option<String>,
     /// Prints what the step would do on this host, and why.
     pub(super) explain: Option<String>,
@@ -49,8 +49,8 @@ impl Advice {
     }
 }
 
-/// The command that evaluates and builds what the request says: one of Nix's; or ours, where Nix's cannot express it, or only in
-/// characters that are lost when they are shown and copied.
+/// The command that evaluates and builds what the request says: one of Nix's; or ours, where Nix's cannot express it, or only
+/// in characters that are lost when they are shown and copied.
 pub(super) fn reproduce(
     request: &StepRequest,
     link: Option<&Path>,

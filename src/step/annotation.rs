@@ -1,5 +1,5 @@
-//! What a step that failed appends to the build's one annotation of failures, as Markdown. Everything in it but our own sentences
-//! comes from repositories that cannot be trusted, and is shown as text.
+//! What a step that failed appends to the build's one annotation of failures, as Markdown. Everything in it but our own
+//! sentences comes from repositories that cannot be trusted, and is shown as text.
 
 use std::fmt::Write as _;
 

@@ -82,8 +82,8 @@ impl BuildLog {
         &self.name
     }
 
-    /// Its last lines, as text for people; none where it has none. A builder of Nix's own (`builtin:fetchurl`) writes a structured
-    /// log, and Nix saves that as it is.
+    /// Its last lines, as text for people; none where it has none. A builder of Nix's own (`builtin:fetchurl`) writes a
+    /// structured log, and Nix saves that as it is.
     pub(super) fn last_lines(&self) -> Option<String> {
         let mut file = File::open(self.file()).ok()?;
         let length = file.metadata().ok()?.len();

@@ -16,7 +16,7 @@ fn refusal_hint(error: &str) -> Option<&'static str> {
     // The same, in the words of 2.8.
     let asserts = says("makeFixedOutputPath") && says("references.empty()");
     Some(if refers || asserts {
-        "keep other store paths out of the fixed output, or set `unsafeDiscardReferences.out = true` together with `__structuredAttrs`"
+        "keep other store paths out of it (a fixed output must not contain any), or set `unsafeDiscardReferences.out = true` together with `__structuredAttrs`"
     } else if says("has '__noChroot' set") {
         "remove `__noChroot` from the derivation, or set `sandbox = relaxed` on this host"
     } else if says("experimental Nix feature '") {
@@ -133,8 +133,9 @@ fn of_fault(
     }
 }
 
-/// Whether a builder was killed as the kernel kills for lack of memory: itself, or its command, as its shell reports it by status
-/// 137. (That the kernel has killed something on this host says nothing of a builder that ended otherwise: a host has many jobs.)
+/// Whether a builder was killed as the kernel kills for lack of memory: itself, or its command, as its shell reports it by
+/// status 137. (That the kernel has killed something on this host says nothing of a builder that ended otherwise: a host has
+/// many jobs.)
 fn is_for_memory(fault: &Fault) -> bool {
     matches!(fault.cause, Cause::Signal(9) | Cause::Status(KILLED))
 }

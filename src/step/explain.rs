@@ -25,11 +25,11 @@ pub struct Explanation {
     pub reason: Option<Reason>,
     /// What was examined, and what was found, in this order.
     pub facts: Vec<Fact>,
-    /// The argument vectors that the step would run, in order. `NEW` stands for a folder's random name, `LOCKED` for a flake's locked
-    /// reference, and `DRV` for a path that is not known before the evaluation.
+    /// The argument vectors that the step would run, in order. `NEW` stands for a folder's random name, `LOCKED` for a flake's
+    /// locked reference, and `DRV` for a path that is not known before the evaluation.
     pub commands: Vec<Vec<String>>,
-    /// One command that reproduces it: `nix-build` (of a flake, `nix build`), or what comes closest where only a record is known, or
-    /// Nix has no spelling for the attribute. (With several outputs, `nix-build` links only the default one.)
+    /// One command that reproduces it: `nix-build` (of a flake, `nix build`), or what comes closest where only a record is
+    /// known, or Nix has no spelling for the attribute. (With several outputs, `nix-build` links only the default one.)
     #[serde(rename = "nix-build")]
     pub nix_build: Option<String>,
 }
@@ -127,5 +127,41 @@ impl std::fmt::Display for Explanation {
             writeln!(f, "reproduce without eval-once\n  {nix_build}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn explanation(would: Option<(WayName, Reason)>) -> Explanation {
+        let command = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        Explanation {
+            version: 1,
+            would: would.map(|(way, _)| way),
+            reason: would.map(|(_, reason)| reason),
+            facts: Vec::new(),
+            commands: vec![
+                command(&["nix-instantiate", "a b.nix", "--argstr", "x", "it's"]),
+                command(&["nix-store", "--realise", "DRV"]),
+            ],
+            nix_build: would.map(|_| "nix-build 'a b.nix'".into()),
+        }
+    }
+
+    #[test]
+    fn an_explanation_is_text_whose_commands_can_be_pasted() {
+        let evaluated = explanation(Some((WayName::Evaluated, Reason::DrvMissing)));
+        assert_eq!(
+            evaluated.to_string(),
+            "the step would be evaluated (drv-missing)\nbecause\nit would run\n  nix-instantiate 'a b.nix' --argstr x 'it'\\''s'\n  \
+             nix-store --realise DRV\nreproduce without eval-once\n  nix-build 'a b.nix'\n"
+        );
+        let none = explanation(None).to_string();
+        assert!(
+            none.starts_with("no way has the outputs: the step would fail\nbecause\n"),
+            "{none}"
+        );
+        assert!(!none.contains("reproduce"), "{none}");
     }
 }

@@ -58,8 +58,8 @@ pub(super) fn probe(base: &Path) -> Result<(), Failure> {
     })
 }
 
-/// Checks that the links of these outputs can be made: each is absent or a link into the store, and its folder can be written. Nix
-/// itself builds first and fails on the link afterwards (measured).
+/// Checks that the links of these outputs can be made: each is absent or a link into the store, and its folder can be written.
+/// Nix itself builds first and fails on the link afterwards (measured).
 ///
 /// Where the store is not known yet, any link passes; where the outputs are not, only `out` is checked.
 ///

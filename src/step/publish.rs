@@ -1,16 +1,17 @@
-//! What a step publishes to its build: its report in the meta-data ([`SavedReport`]); and where it failed, a section in the build's
-//! annotation of failures, and the log of the derivation that failed as an artifact.
+//! What a step publishes to its build: its report in the meta-data ([`SavedReport`]); and where it failed, a section in the
+//! build's annotation of failures, and the log of the derivation that failed as an artifact.
 //!
 //! None of it can fail the step: it changes no status, and has [`TIME`] together. A step that was stopped publishes its report
 //! alone. Without a job nothing is published.
 //!
-//! Steps that fail at the same time learn of one another by marks in the meta-data, where nothing can be compared and swapped. So:
+//! Steps that fail at the same time learn of one another by marks in the meta-data, where nothing can be compared and swapped.
+//! So:
 //!
-//! - Each failure sets a mark of its own, *and then* reads all marks. A step that sets the nth mark sees at least n of them; so no
-//!   more than [`SECTIONS`] steps see few enough to write a section, however many fail at one moment. A section has at most 16 KiB, a
-//!   line 4: the annotation stays below Buildkite's limit of 1 MiB.
-//! - A step that finds no mark saying that its root cause is published sets that mark, and publishes it. Two that look at the same
-//!   moment both do. A root cause is missing only where the step that has set the mark dies before it annotates.
+//! - Each failure sets a mark of its own, *and then* reads all marks. A step that sets the nth mark sees at least n of them; so
+//!   no more than [`SECTIONS`] steps see few enough to write a section, however many fail at one moment. A section has at most
+//!   16 KiB, a line 4: the annotation stays below Buildkite's limit of 1 MiB.
+//! - A step that finds no mark saying that its root cause is published sets that mark, and publishes it. Two that look at the
+//!   same moment both do. A root cause is missing only where the step that has set the mark dies before it annotates.
 
 use std::path::Path;
 use std::slice;
@@ -39,8 +40,8 @@ const TIME: Duration = Duration::from_secs(10);
 /// How much of that the upload of a log may take; the rest is for the annotation.
 const TIME_FOR_LOG: Duration = Duration::from_secs(7);
 
-/// How long a step that was stopped may take to save its report. Its agent kills it after nine seconds, and a second of them may be
-/// over (`supervise`).
+/// How long a step that was stopped may take to save its report. Its agent kills it after nine seconds, and a second of them
+/// may be over (`supervise`).
 const TIME_WHEN_STOPPED: Duration = Duration::from_secs(3);
 
 /// How many failures have a section or a line; more are counted.
@@ -64,8 +65,8 @@ pub(super) struct FinishedStep<'a> {
     pub(super) build_log: Option<&'a BuildLog>,
 }
 
-/// Publishes to the build of `job` how its step went. Once a signal has asked us to end there is time for the report alone: it says
-/// whether the job was cancelled or timed out, for which Buildkite has one word.
+/// Publishes to the build of `job` how its step went. Once a signal has asked us to end there is time for the report alone: it
+/// says whether the job was cancelled or timed out, for which Buildkite has one word.
 pub(super) fn publish(
     job: &StepJob,
     step: &FinishedStep<'_>,

@@ -149,9 +149,9 @@ impl Report {
         self.failure = Some(FailureReport::new(failure, &[], None));
     }
 
-    /// The line of a job's log with which every step ends that has tried a way: `realised /nix/store/….drv in 1.2 s (drv-valid):
-    /// built 1, substituted 0`. Of a step that failed it says why, and which ways were tried: `failed (evaluation) in 0.4 s: tried
-    /// available, realised, evaluated (drv-missing); built 0, substituted 0`.
+    /// The line of a job's log with which every step ends that has tried a way: `realised /nix/store/….drv in 1.2 s
+    /// (drv-valid): built 1, substituted 0`. Of a step that failed it says why, and which ways were tried: `failed (evaluation)
+    /// in 0.4 s: tried available, realised, evaluated (drv-missing); built 0, substituted 0`.
     #[must_use]
     pub fn in_one_line(&self) -> Option<String> {
         let seconds = self.seconds.total.as_secs_f64();
@@ -253,8 +253,8 @@ pub struct OtherFailure {
 }
 
 impl FailureReport {
-    /// The report of a failure; `faults` are the derivations that failed by themselves, and `last_lines` the end of the first one's
-    /// log. Both are dropped where the step ended for another reason, after a build that was given up.
+    /// The report of a failure; `faults` are the derivations that failed by themselves, and `last_lines` the end of the first
+    /// one's log. Both are dropped where the step ended for another reason, after a build that was given up.
     pub(super) fn new(failure: &Failure, faults: &[Fault], last_lines: Option<&[String]>) -> Self {
         let of_builders = !matches!(
             failure.class,
@@ -355,8 +355,8 @@ enum ReportSink {
     Stderr,
 }
 
-/// The kind of file at `path`. A link is refused, because it may be an out-link, which leads to an output in the store. The names of
-/// open streams are links too, and allowed.
+/// The kind of file at `path`. A link is refused, because it may be an out-link, which leads to an output in the store. The
+/// names of open streams are links too, and allowed.
 fn kind_of(path: &Path) -> io::Result<ReportSink> {
     match path.to_str() {
         Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => return Ok(ReportSink::Stdout),

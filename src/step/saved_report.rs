@@ -50,8 +50,8 @@ pub struct SavedReport {
     /// Which try of the step the job is, from 1; 0 where that is not known.
     #[serde(rename = "try")]
     pub attempt: u32,
-    /// What of the job comes after the build, and is not in this report: [`COMMAND`], or the word of an [`AfterBuild`](super::AfterBuild).
-    /// None where that is not known.
+    /// What of the job comes after the build, and is not in this report: [`COMMAND`], or the word of an
+    /// [`AfterBuild`](super::AfterBuild). None where that is not known.
     pub after: Option<Vec<String>>,
     /// Until when Buildkite lets the job run, in seconds since 1970; none where it has no limit.
     pub until: Option<u64>,
@@ -148,8 +148,8 @@ impl SavedReport {
         self.way.as_deref().and_then(WayName::of_word)
     }
 
-    /// What is saved of `report`, of `job`, which builds `target`. `command` says whether the job's command is run after a success, and
-    /// `stopped` whether a signal has ended it.
+    /// What is saved of `report`, of `job`, which builds `target`. `command` says whether the job's command is run after a
+    /// success, and `stopped` whether a signal has ended it.
     #[must_use]
     pub fn new(report: &Report, target: &str, job: &StepJob, command: bool, stopped: bool) -> Self {
         let failure = report.failure.as_ref();

@@ -72,7 +72,7 @@ pub(super) fn counts(rows: &Rows) -> String {
         .into_iter()
         .filter_map(|kind| kinds.get(kind).map(|count| format!("{count} {kind}")))
         .collect();
-    format!("sums up {}", counts.told("", &parts.join(", ")))
+    format!("sums up {}", counts.clause("", &parts.join(", ")))
 }
 
 /// What an outcome counts as.

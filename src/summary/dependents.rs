@@ -1,7 +1,7 @@
 //! Which targets did not run because another one failed, as far as the plans say which step depends on which. Pure.
 //!
-//! It knows nothing of what users add to `depends_on`, and guesses nothing: that a step has no report is not excused by a failed
-//! dependency where the step runs in spite of that.
+//! It knows nothing of what users add to `depends_on`, and guesses nothing: that a step has no report is not excused by a
+//! failed dependency where the step runs in spite of that.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -34,15 +34,15 @@ pub(super) fn mark(data: &BuildData, suites: &mut [Suite]) {
         .partition(|(row, _)| may_not_have_run(row));
     let mut not_run: BTreeMap<String, FailedDependency> = BTreeMap::new();
     spread(failed, &dependents, &mut silent, &mut not_run);
-    // Some of those that were stopped without a report were stopped because they depend on another one that was. Only those that
-    // depend on none of the rest were stopped themselves.
+    // Some of those that were stopped without a report were stopped because they depend on another one that was. Only those
+    // that depend on none of the rest were stopped themselves.
     let stopped: Vec<_> = stopped
         .into_iter()
         .filter(|(row, _)| silent.contains(row.key.as_str()))
         .collect();
     let mut behind = BTreeMap::new();
-    let everyone = stopped.clone();
-    spread(everyone, &dependents, &mut silent.clone(), &mut behind);
+    let mut reachable = silent.clone();
+    spread(stopped.clone(), &dependents, &mut reachable, &mut behind);
     let first = stopped
         .into_iter()
         .filter(|(row, _)| !behind.contains_key(&row.key));
@@ -76,8 +76,8 @@ fn spread<'k>(
     }
 }
 
-/// Whether there is no report, and nothing else says that it ran. A step whose dependency failed is `errored` to Buildkite, as one
-/// is that was cancelled.
+/// Whether there is no report, and nothing else says that it ran. A step whose dependency failed is `errored` to Buildkite, as
+/// one is that was cancelled.
 fn may_not_have_run(row: &Row) -> bool {
     let is_silent = row.report.is_none();
     is_silent

@@ -1,9 +1,9 @@
 //! The build as JUnit's XML, which most things that show test results read: a suite for each recording, a case for each
 //! target.
 //!
-//! What there is of a standard is the schema of Jenkins' xunit plugin; a test validates against it. The crate `quick-junit` (0.8.0)
-//! writes a `skipped` attribute into `testsuites`, which that schema does not have, lets U+FFFE through, which no XML has, and brings
-//! nine crates more. So this writes the few elements itself.
+//! What there is of a standard is the schema of Jenkins' xunit plugin; a test validates against it. The crate `quick-junit`
+//! (0.8.0) writes a `skipped` attribute into `testsuites`, which that schema does not have, lets U+FFFE through, which no XML
+//! has, and brings nine crates more. So this writes the few elements itself.
 
 use std::io;
 

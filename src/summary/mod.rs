@@ -1,9 +1,9 @@
-//! A build at a glance: how every target stands, by what recordings planned, what steps reported, and how Buildkite says that the
-//! steps ended.
+//! A build at a glance: how every target stands, by what recordings planned, what steps reported, and how Buildkite says that
+//! the steps ended.
 //!
-//! From top to bottom: gather the plans and reports, set them side by side, ask Buildkite where they leave an outcome open, then
-//! publish all of it as an annotation and as JUnit. A report that is missing is a finding, and no failure: a summary is read by
-//! people who look for what went wrong.
+//! From top to bottom: gather the plans and reports, set them side by side, ask Buildkite where they leave an outcome open,
+//! then publish all of it as an annotation and as JUnit. A report that is missing is a finding, and no failure: a summary is
+//! read by people who look for what went wrong.
 
 mod annotation;
 mod build_data;

@@ -1,8 +1,8 @@
 //! How much evaluation was saved, as far as this build has measured it. Pure.
 //!
-//! A step that evaluated has measured how long one evaluation takes here. A step that did not evaluate would have taken about the
-//! median of those. The time of the recording is deducted in full, although some of it would have been needed to find the targets
-//! in any case. Where no step evaluated, nothing was measured, and no number is made up.
+//! A step that evaluated has measured how long one evaluation takes here. A step that did not evaluate would have taken about
+//! the median of those. The time of the recording is deducted in full, although some of it would have been needed to find the
+//! targets in any case. Where no step evaluated, nothing was measured, and no number is made up.
 
 use std::fmt;
 

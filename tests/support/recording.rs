@@ -12,7 +12,7 @@ pub(crate) struct Pipeline {
     pub(crate) json: Value,
 }
 
-/// One step of it that builds, is skipped, or tells what is broken.
+/// A step of it: of a target, or of an error.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) json: Value,
@@ -36,7 +36,7 @@ impl Pipeline {
         let mut steps = BTreeMap::new();
         for json in self.list() {
             let step = Step::of(json);
-            // One that is only there to say what is wrong with its metadata has no record.
+            // The step of a refused attribute has no record.
             let name = match step.record.get("attr") {
                 Some(attr) => attr.to_string(),
                 None => step.json["label"].to_string(),
@@ -80,7 +80,7 @@ impl Pipeline {
             .collect()
     }
 
-    /// The attribute paths of the steps that have no `.drv`: what is broken.
+    /// The attribute paths of the steps without a `.drv`: the errors.
     pub(crate) fn broken(&self) -> Vec<String> {
         let steps = self.steps().into_iter();
         steps

@@ -6,7 +6,7 @@
     echo "said: $greeting" > $out
   '';
 
-  # A step may choose its agents, its timeout, and whatever else Buildkite knows.
+  # A target may set its timeout, and every property of a Buildkite step.
   manual-is-complete =
     build "check-manual"
       {

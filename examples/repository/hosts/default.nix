@@ -1,7 +1,7 @@
-# Machines, each composed of modules as NixOS composes them: a module gets what all of them say together, and says some of it.
+# Machines, each composed of modules like a NixOS machine: a module gets the merged configuration, and defines a part of it.
 { build, packages }:
 let
-  # What several modules say of one option is merged: sets attribute by attribute, lists one behind the other.
+  # Several definitions of one option are merged: sets attribute by attribute, lists by concatenation.
   merge =
     a: b:
     if builtins.isAttrs a && builtins.isAttrs b then
@@ -14,12 +14,12 @@ let
   host =
     name: modules:
     let
-      said = map (module: import module { inherit config packages build; }) modules;
+      definitions = map (module: import module { inherit config packages build; }) modules;
       config = builtins.foldl' merge {
         host = name;
         files = { };
         services = { };
-      } said;
+      } definitions;
       units = builtins.mapAttrs (
         service: run: build "unit-${service}" { inherit run; } "echo \"ExecStart=$run\" > $out"
       ) config.services;

@@ -1,6 +1,6 @@
 { build }:
 rec {
-  # Almost everything needs it: a change here rebuilds the world.
+  # Almost every target depends on it.
   libgreet = build "libgreet-1.2" { meta.description = "Says hello"; } ''
     echo 'greet() { echo "Hello, $1!"; }' > $out
   '';

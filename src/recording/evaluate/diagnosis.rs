@@ -1,15 +1,16 @@
-//! What the end of a worker means: for the attribute that it was at, and for the recording.
+//! What the end of a worker means for the attribute that it was evaluating, and for the recording.
 //!
-//! A worker may die of its attribute (a recursion without end, an `abort`), of something that the attribute is not to blame for
-//! (the collector, the daemon, the network), or of its size. An attribute is evaluated again before it is blamed for what may
-//! happen to any. This only judges: questions to Nix are asked through a function that is passed in, and what a [`Verdict`] says
-//! is carried out elsewhere.
+//! A worker may die of the attribute (infinite recursion, `abort`), of the infrastructure (garbage collector, daemon, network), or of
+//! its size. A failure that the infrastructure may have caused is believed to be the attribute's only after a repetition.
+//!
+//! This module decides, and does nothing: questions to Nix go through a function that is passed in, and a [`Verdict`] is carried out
+//! elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::memory::MIB;
-use super::processes::StopReason;
+use super::processes::StopCause;
 use super::spans::AttrIndex;
 use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
@@ -21,34 +22,34 @@ use crate::store::{ATTEMPTS, COLLECTOR_HINT};
 /// How a worker has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WorkerEnd {
-    /// Nothing is left of its task.
+    /// Its task is done.
     Finished,
-    /// Another worker had taken over, or its attribute has had its say.
+    /// It was stopped, and its attribute needs no other verdict.
     Stopped,
     /// It had more memory than its share.
     TooLarge,
-    /// An attribute took longer than it may.
+    /// An attribute took longer than `evaluation-timeout`.
     TooLong,
-    /// It died by itself.
+    /// It ended by itself before its task was done.
     Died,
 }
 
 impl WorkerEnd {
-    /// `is_complete`: the walker has said that it was through with its task; `catch`: as in the task.
+    /// `is_complete`: the walker reported the end of its task; `catch`: as in the task.
     pub(super) fn of(
-        stopped: Option<StopReason>,
+        stopped: Option<StopCause>,
         ending: Ending,
         is_complete: bool,
         catch: bool,
     ) -> Self {
         match stopped {
-            Some(StopReason::Overtaken) => Self::Stopped,
-            // That the attribute throws is known already; its step will show with which message.
-            Some(StopReason::TooLarge | StopReason::TooLong) if !catch => Self::Stopped,
+            Some(StopCause::Overtaken) => Self::Stopped,
+            // That the attribute throws is known already; its step will show the message.
+            Some(StopCause::TooLarge | StopCause::TooLong) if !catch => Self::Stopped,
             _ if is_complete && ending.success() => Self::Finished,
-            Some(StopReason::TooLarge) => Self::TooLarge,
-            Some(StopReason::TooLong) => Self::TooLong,
-            // The kernel's own way to say that it is too large.
+            Some(StopCause::TooLarge) => Self::TooLarge,
+            Some(StopCause::TooLong) => Self::TooLong,
+            // The kernel kills with signal 9 when memory runs out.
             None if ending == Ending::Killed(9) => Self::TooLarge,
             None => Self::Died,
         }
@@ -58,35 +59,35 @@ impl WorkerEnd {
 /// What follows from the end of a worker.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// The attribute does not evaluate, for this reason; the task goes on behind it.
+    /// The attribute does not evaluate, with this message; the task continues after it.
     EvaluationError(String),
-    /// What it was at is done again; the line says why, where that is worth a line.
+    /// The attribute is evaluated again, and the task continues; the line for the log says why.
     Repeat(Option<String>),
-    /// The attribute is done again by itself, with all the memory.
+    /// The attribute is evaluated again alone, with all the memory.
     RepeatAlone,
-    /// It is done again beside fewer workers; the line says why.
+    /// The task is done again with fewer workers in parallel; the line for the log says why.
     RepeatWithFewer(String),
     /// The recording fails.
     Fail(Failure),
 }
 
-/// What only Nix can answer.
+/// A question that only Nix can answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Question<'a> {
-    /// Does what is evaluated throw at its root?
+    /// Does the root throw?
     RootThrows,
     /// Is this path valid?
     IsValid(&'a StorePath),
 }
 
-/// A worker that has died by itself.
+/// A worker that ended by itself.
 #[derive(Debug)]
 pub(super) struct Death<'a> {
-    /// The attribute that it was at.
+    /// The attribute that it was evaluating.
     pub(super) at: AttrIndex,
-    /// That attribute, or all that is evaluated, for a sentence.
+    /// That attribute in words; at the root, all that is evaluated.
     pub(super) name: &'a str,
-    /// Whether what throws was caught.
+    /// Whether it caught what throws.
     pub(super) catch: bool,
     pub(super) ending: Ending,
     pub(super) nix_output: &'a NixOutput,
@@ -95,7 +96,7 @@ pub(super) struct Death<'a> {
 /// A worker that had more memory than its share.
 #[derive(Debug)]
 pub(super) struct OversizedWorker {
-    /// The attribute that it was at.
+    /// The attribute that it was evaluating.
     pub(super) at: AttrIndex,
     /// How many attributes had begun.
     pub(super) begun: u32,
@@ -104,24 +105,24 @@ pub(super) struct OversizedWorker {
     pub(super) has_all: bool,
     /// How many workers may run in parallel.
     pub(super) slots: usize,
-    /// We have stopped it; else the kernel has killed it.
+    /// Whether we stopped it; otherwise the kernel killed it.
     pub(super) was_stopped: bool,
 }
 
-/// What earlier ends have shown, and the judgement of the next one.
+/// What is known from earlier ends.
 #[derive(Debug)]
 pub(super) struct Diagnosis<'a> {
     root: &'a Evaluation,
-    /// All that is evaluated, for a sentence.
+    /// All that is evaluated, in words.
     what: String,
     /// Where temporary files are made.
     temporary: &'a Path,
-    /// How often an attribute was disturbed.
+    /// How often the evaluation of an attribute was disturbed.
     disturbed: BTreeMap<AttrIndex, u32>,
-    /// The path that an attribute missed last, and how often in a row.
+    /// The store path that was missing when an attribute was last evaluated, and how often in a row.
     missed: BTreeMap<AttrIndex, (StorePath, u32)>,
-    /// The attributes that were evaluated once more because of a failure that may not be theirs; whether what throws was caught.
-    doubted: BTreeSet<(AttrIndex, bool)>,
+    /// The attributes that were repeated because the failure may not be theirs; and whether what throws was caught.
+    repeated: BTreeSet<(AttrIndex, bool)>,
 }
 
 impl<'a> Diagnosis<'a> {
@@ -132,11 +133,11 @@ impl<'a> Diagnosis<'a> {
             temporary,
             disturbed: BTreeMap::new(),
             missed: BTreeMap::new(),
-            doubted: BTreeSet::new(),
+            repeated: BTreeSet::new(),
         }
     }
 
-    /// Judges a worker that died by itself. The store answers: without that nothing here would mean anything.
+    /// A worker ended by itself. The store must be known to answer: without it, any expression fails.
     ///
     /// # Errors
     /// A question cannot be answered.
@@ -156,9 +157,9 @@ impl<'a> Diagnosis<'a> {
         let class = class::of(Phase::Evaluating, *ending, nix_output);
         let is_doubtful = class::is_worth_another_try(class);
         let this = (at.clone(), *catch);
-        let was_repeated = self.doubted.contains(&this) || self.disturbed.contains_key(at);
+        let was_repeated = self.repeated.contains(&this) || self.disturbed.contains_key(at);
         let is_suspect = is_doubtful || nix_output.disturbance().is_some();
-        // What the root throws is caught by nothing; and an attribute below it that is not caught was found to throw before.
+        // Nothing catches what the root throws; and an attribute below it is evaluated without catching only if it threw before.
         let is_its_own = is_suspect
             && was_repeated
             && (!catch || *at == AttrIndex::default() && ask(Question::RootThrows)?);
@@ -168,15 +169,15 @@ impl<'a> Diagnosis<'a> {
         {
             return Ok(verdict);
         }
-        // Whatever the class: another try would not make that folder. But an expression may name a path in it as well, and one that
-        // is not caught has thrown before.
+        // Whatever the class: a repetition does not make that folder. But an expression may name a path in it as well, and one whose
+        // throw is not caught has thrown before.
         if *catch
             && !nix_output.is_expressions_own()
             && let Some(failure) = host::no_temporary_folder(self.temporary, &message)
         {
             return Ok(Verdict::Fail(failure));
         }
-        if is_doubtful && !is_its_own && self.doubted.insert(this) {
+        if is_doubtful && !is_its_own && self.repeated.insert(this) {
             let message = in_one_line(&message);
             let line = format!("{name}: {message}; evaluating it once more");
             return Ok(Verdict::Repeat(Some(line)));
@@ -190,7 +191,7 @@ impl<'a> Diagnosis<'a> {
         Ok(self.evaluation_error(at, message))
     }
 
-    /// Whether the collector or the daemon disturbed the evaluation, and what follows then.
+    /// The verdict, if the collector or the daemon disturbed the evaluation.
     fn disturbance(
         &mut self,
         death: &Death<'_>,
@@ -207,14 +208,14 @@ impl<'a> Diagnosis<'a> {
         let daemon_message = match nix_output.disturbance() {
             None => return Ok(None),
             Some(Disturbance::Daemon) => Some(message),
-            // One that is not caught was found to throw: these are its own words.
+            // It is not caught because it threw before: the message is the expression's own.
             Some(Disturbance::Gone(_)) if !catch => return Ok(None),
             Some(Disturbance::Gone(path)) => {
                 let is_valid = ask(Question::IsValid(&path))?;
-                // Something has registered it meanwhile. Once: an expression may say the same of a path that was always there.
-                if is_valid && self.doubted.insert((at.clone(), *catch)) {
+                // Something has registered it meanwhile. Only once: an expression may throw the same message about a valid path.
+                if is_valid && self.repeated.insert((at.clone(), *catch)) {
                     return Ok(Some(Verdict::Repeat(Some(format!(
-                        "{path} was missing during the evaluation, and is valid now: doing it again"
+                        "{path} was missing during the evaluation and is valid now; evaluating {name} once more"
                     )))));
                 }
                 if is_valid || nix_output.is_of_named_path() || self.is_named(at, path) {
@@ -230,8 +231,8 @@ impl<'a> Diagnosis<'a> {
         Ok(Some(verdict))
     }
 
-    /// Whether an attribute has missed the same path each time it was evaluated, and no evaluation makes that path: then the
-    /// expression names it, and not the collector has taken it. Nix 2.8 does not say so.
+    /// Whether the same path was missing each time the attribute was evaluated, and is not one that an evaluation writes: then the
+    /// expression names it, and the collector did not remove it. (Nix 2.8 does not show that in its message.)
     fn is_named(&mut self, at: &AttrIndex, path: StorePath) -> bool {
         if *at == AttrIndex::default() || DrvPath::parse(path.as_str()).is_ok() {
             return false;
@@ -247,8 +248,8 @@ impl<'a> Diagnosis<'a> {
         *times >= ATTEMPTS
     }
 
-    /// Counts that an attribute was disturbed: by a daemon that went away, as Nix says in `daemon_message`, or by the collector.
-    /// Gives a line that says so.
+    /// Counts a disturbance of an attribute: by a daemon that disconnected, with Nix's `daemon_message`, or by the collector. Gives a
+    /// line for the log.
     ///
     /// # Errors
     /// It was disturbed too often (75).
@@ -261,19 +262,21 @@ impl<'a> Diagnosis<'a> {
         let times = self.disturbed.entry(at.clone()).or_default();
         *times += 1;
         let is_last = *times == ATTEMPTS;
-        // Whether a daemon went away, or the expression says so, shows in the next try.
+        // An expression may throw such a message as well; the next try shows that.
         match daemon_message.map(in_one_line) {
             Some(message) if !is_last => {
                 Ok(format!("{name}: {message}; evaluating it once more"))
             }
             None if !is_last => {
-                Ok("the garbage collector took what was being evaluated: doing it again".into())
+                Ok(format!(
+                "the garbage collector removed what {name} needs; evaluating it once more"
+            ))
             }
             Some(message) => Err(Failure::new(
                 Class::Infrastructure,
-                format_args!("the Nix daemon went away {ATTEMPTS} times while {name} was evaluated: {message}"),
+                format_args!("the Nix daemon disconnected {ATTEMPTS} times during the evaluation of {name}: {message}"),
             )
-            .hint("was it restarted, or killed for want of memory? The recording can be tried again")),
+            .hint("check whether the daemon was restarted or ran out of memory, and retry the recording")),
             None => Err(Failure::new(
                 Class::Infrastructure,
                 format_args!("the garbage collector disturbed the evaluation of {name} {ATTEMPTS} times"),
@@ -282,13 +285,13 @@ impl<'a> Diagnosis<'a> {
         }
     }
 
-    /// Judges a worker that was at `at` for longer than the `seconds` that it may take.
+    /// An attribute took longer than these `seconds`.
     pub(super) fn too_long(&self, at: &AttrIndex, seconds: u64) -> Verdict {
-        let message = format!("it took longer than {seconds} s (evaluation-timeout)");
+        let message = format!("evaluation took longer than {seconds} s (`evaluation-timeout`)");
         self.evaluation_error(at, message)
     }
 
-    /// Judges a worker that had more memory than its share.
+    /// A worker had more memory than its share.
     pub(super) fn too_large(&self, worker: &OversizedWorker) -> Verdict {
         let what = &self.what;
         let share = worker.share / MIB;
@@ -297,36 +300,40 @@ impl<'a> Diagnosis<'a> {
             0 if is_alone && !worker.was_stopped => Verdict::Fail(
                 Failure::new(
                     Class::Signal(9),
-                    format_args!("evaluating {what} was killed"),
+                    format_args!("the evaluation of {what} was killed by signal 9"),
                 )
-                .hint("the kernel kills with signal 9 when memory runs out"),
+                .hint(
+                    "check the kernel log: signal 9 is what the kernel sends when memory runs out",
+                ),
             ),
             0 if is_alone => Verdict::Fail(
                 Failure::new(
                     Class::Evaluation,
-                    format_args!("{what} needs more memory than the {share} MiB there are for it"),
+                    format_args!(
+                        "{what} needs more memory than the {share} MiB available for evaluation"
+                    ),
                 )
-                .hint("give evaluation more with `memory`, or run it where there is more"),
+                .hint("raise `memory`, or record on a host with more memory"),
             ),
             0 => {
                 let slots = worker.slots - 1;
                 let es = if slots == 1 { "" } else { "es" };
                 Verdict::RepeatWithFewer(format!(
-                    "evaluating the root alone needs more than {share} MiB: going on with {slots} process{es}"
+                    "the root alone needs more memory than {share} MiB; continuing with {slots} process{es}"
                 ))
             }
             1 if is_alone => self.evaluation_error(
                 &worker.at,
-                format!("it needs more memory than the {share} MiB there are for evaluation"),
+                format!("it needs more memory than the {share} MiB available for evaluation"),
             ),
-            // It alone was too much.
+            // It was the only attribute, so it needs more than the share.
             1 => Verdict::RepeatAlone,
-            // What came before it took the memory.
+            // Earlier attributes may have used the memory.
             _ => Verdict::Repeat(None),
         }
     }
 
-    /// An attribute that does not evaluate is an error of its own; where it is the root, nothing does.
+    /// The attribute does not evaluate; if it is the root, the recording fails.
     fn evaluation_error(&self, at: &AttrIndex, message: String) -> Verdict {
         if *at != AttrIndex::default() {
             return Verdict::EvaluationError(message);
@@ -338,7 +345,7 @@ impl<'a> Diagnosis<'a> {
         let misses_argument = ["without required argument", "argument without a value"];
         if misses_argument.iter().any(|words| message.contains(words)) {
             return Verdict::Fail(
-                failure.hint("give a function's arguments under `arg` or `argstr`"),
+                failure.hint("set the function's arguments with `arg` or `argstr`"),
             );
         }
         Verdict::Fail(match self.root.hint_at(&message) {
@@ -378,7 +385,7 @@ mod tests {
         panic!("{question:?}")
     }
 
-    /// What a death is: `evaluates`, `again`, or the class with which the recording fails.
+    /// The verdict in words.
     fn judge(
         diagnosis: &mut Diagnosis<'_>,
         at: AttrIndex,
@@ -407,31 +414,31 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_what_we_asked_for_or_what_the_walker_said_or_a_death() {
+    fn a_worker_has_finished_or_was_stopped_or_has_died() {
         let of = |stopped, ending, complete, catch| WorkerEnd::of(stopped, ending, complete, catch);
         let (success, killed) = (Ending::Exited(0), Ending::Killed(9));
         assert_eq!(of(None, success, true, true), WorkerEnd::Finished);
-        // It said that it was through, and failed all the same; or it ended without saying so.
+        // It reported the end and failed all the same; or it ended without reporting that.
         assert_eq!(of(None, Ending::Exited(1), true, true), WorkerEnd::Died);
         assert_eq!(of(None, success, false, true), WorkerEnd::Died);
         assert_eq!(of(None, Ending::Killed(11), false, true), WorkerEnd::Died);
         assert_eq!(of(None, killed, false, true), WorkerEnd::TooLarge);
-        let large = Some(StopReason::TooLarge);
+        let large = Some(StopCause::TooLarge);
         assert_eq!(of(large, killed, false, true), WorkerEnd::TooLarge);
         assert_eq!(of(large, killed, false, false), WorkerEnd::Stopped);
-        // It was through before it could be stopped.
+        // It finished before it could be stopped.
         assert_eq!(of(large, success, true, true), WorkerEnd::Finished);
-        let long = Some(StopReason::TooLong);
+        let long = Some(StopCause::TooLong);
         assert_eq!(
             of(long, Ending::Killed(15), false, true),
             WorkerEnd::TooLong
         );
-        let overtaken = Some(StopReason::Overtaken);
+        let overtaken = Some(StopCause::Overtaken);
         assert_eq!(of(overtaken, killed, false, true), WorkerEnd::Stopped);
     }
 
     #[test]
-    fn an_expressions_own_error_is_an_evaluation_error_at_once() {
+    fn an_error_of_the_expression_is_an_evaluation_error_without_a_repetition() {
         let root = root();
         let mut diagnosis = diagnosis(&root);
         let end = (Ending::Exited(1), "error: attribute 'x' missing\n");
@@ -446,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_root_fails_nothing_evaluates() {
+    fn an_error_at_the_root_fails_the_recording() {
         let root = root();
         let end = (Ending::Exited(1), "error: attribute 'x' missing\n");
         let at = AttrIndex::default();
@@ -458,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_happen_to_any_attribute_is_tried_once_more() {
+    fn a_failure_that_may_be_the_infrastructures_is_repeated_once() {
         let root = root();
         let mut diagnosis = diagnosis(&root);
         let killed = (Ending::Killed(15), "");
@@ -470,13 +477,13 @@ mod tests {
             second.starts_with("Infrastructure: web was not evaluated"),
             "{second}"
         );
-        // One that was found to throw has its own try, and then its own error.
+        // An attribute that throws is repeated as well, and then has an error of its own.
         assert!(verdict(false).starts_with("repeat: "));
         assert!(verdict(false).starts_with("error: "));
     }
 
     #[test]
-    fn a_path_that_the_collector_took_is_evaluated_again_three_times() {
+    fn an_attribute_whose_path_the_collector_removes_is_evaluated_three_times() {
         let root = root();
         let mut diagnosis = diagnosis(&root);
         let drv = format!("{PATH}.drv");
@@ -484,7 +491,7 @@ mod tests {
         let end = (Ending::Exited(1), &*printed);
         let mut verdict = || judge(&mut diagnosis, attr(), true, end, |_| Ok(false));
         for _ in 1..ATTEMPTS {
-            assert!(verdict().starts_with("repeat: the garbage collector took"));
+            assert!(verdict().starts_with("repeat: the garbage collector removed what web needs"));
         }
         let last = verdict();
         assert!(
@@ -494,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_missed_each_time_is_the_expressions_own() {
+    fn a_path_that_is_missing_each_time_is_an_error_of_the_expression() {
         let root = root();
         let mut diagnosis = diagnosis(&root);
         let printed = format!("error: path '{PATH}' is not valid\n");
@@ -507,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_valid_again_is_believed_once() {
+    fn a_missing_path_that_is_valid_by_now_is_repeated_once() {
         let root = root();
         let mut diagnosis = diagnosis(&root);
         let printed = format!("error: path '{PATH}' is not valid\n");
@@ -522,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attribute_that_is_not_caught_says_its_own_words_of_a_path() {
+    fn a_throw_that_is_not_caught_may_name_a_missing_path() {
         let root = root();
         let printed = format!("error: path '{PATH}' is not valid\n");
         let end = (Ending::Exited(1), &*printed);
@@ -531,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn the_root_is_asked_whether_it_throws_before_its_words_are_believed() {
+    fn a_repeated_failure_of_the_root_is_its_own_if_it_throws() {
         let root = root();
         for throws in [true, false] {
             let mut diagnosis = diagnosis(&root);
@@ -560,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_is_too_large_is_judged_by_what_it_has_begun() {
+    fn what_follows_from_too_much_memory_depends_on_what_has_begun() {
         let root = root();
         let diagnosis = diagnosis(&root);
         let verdict = |begun, has_all, slots, was_stopped| {

@@ -1,6 +1,6 @@
-//! Evaluating by `nix-eval-jobs`, for who has it: the same records from the lines of JSON that it prints.
+//! Evaluating with `nix-eval-jobs`: the same records, from the lines of JSON that it prints.
 //!
-//! It walks sets that are marked (`--force-recurse`: all), and no lists.
+//! It walks marked sets (all sets with `--force-recurse`), and no lists.
 
 use std::collections::BTreeSet;
 
@@ -26,14 +26,14 @@ struct Line {
     attr_path: Vec<String>,
     drv_path: Option<String>,
     error: Option<String>,
-    /// All of `meta`, as far as it is JSON.
+    /// `meta`, as far as it is JSON.
     meta: Option<DescribedMeta>,
 }
 
 /// Evaluates all targets, in `workers` processes.
 ///
 /// # Errors
-/// The program is missing (69), fails (65), or the store does (75); a flake needs an attribute (64).
+/// The program is missing (69) or fails (65); the store fails (75); a flake has no `attr` (64).
 pub(in crate::recording) fn evaluate(
     request: &RecordingRequest,
     locked: Option<&LockedFlake>,
@@ -45,7 +45,7 @@ pub(in crate::recording) fn evaluate(
     if matches!(request.root.source, Source::Flake(_)) && request.root.attr.names().is_empty() {
         return Err(
             refuse("`evaluator: nix-eval-jobs` with a flake needs `attr`")
-                .hint("name the set of targets: checks.x86_64-linux, say"),
+                .hint("set `attr` to the set of targets, for example `checks.x86_64-linux`"),
         );
     }
     let memory = memory::for_evaluation(request, supervisor)
@@ -58,18 +58,18 @@ pub(in crate::recording) fn evaluate(
         request.recurse == Recurse::All,
         &request.options,
     );
-    let mut doubted = false;
+    let mut was_repeated = false;
     loop {
-        let mut said = Vec::new();
+        let mut stderr = Vec::new();
         let finished = supervisor
-            .run(&line, OnStop::TermThenKill, &mut said)
+            .run(&line, OnStop::TermThenKill, &mut stderr)
             .map_err(|failure| match failure.class {
                 Class::MissingProgram => failure.hint(
-                    "install nix-eval-jobs, or leave `evaluator` away: then stock Nix evaluates",
+                    "install nix-eval-jobs, or remove `evaluator` to evaluate with Nix itself",
                 ),
                 _ => class::not_started(failure),
             })?;
-        log.pass_on(&said);
+        log.pass_on(&stderr);
         let failure = if finished.ending.success() {
             match read(&finished.stdout, request) {
                 Err(failure) => failure,
@@ -77,15 +77,15 @@ pub(in crate::recording) fn evaluate(
             }
         } else {
             store.check_answers(supervisor)?;
-            let class = class::of(Phase::Evaluating, finished.ending, &NixOutput::of(&said));
+            let class = class::of(Phase::Evaluating, finished.ending, &NixOutput::of(&stderr));
             Failure::new(
                 class,
                 format_args!("`{}` {}", line.program, finished.ending),
             )
-            .hint("what it says about it stands above")
+            .hint("see its output above")
         };
-        let again = class::is_worth_another_try(failure.class);
-        if !again || std::mem::replace(&mut doubted, true) {
+        let is_doubtful = class::is_worth_another_try(failure.class);
+        if !is_doubtful || std::mem::replace(&mut was_repeated, true) {
             return Err(failure);
         }
     }
@@ -103,7 +103,7 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
             Failure::new(
                 Class::Evaluation,
                 format_args!(
-                    "nix-eval-jobs printed what cannot be read ({error}): {}",
+                    "cannot read the output of nix-eval-jobs ({error}): {}",
                     String::from_utf8_lossy(&line[..line.len().min(200)])
                 ),
             )
@@ -111,9 +111,9 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
         let names = request.root.attr.names().iter().cloned();
         let attr = AttrPath::new(names.chain(line.attr_path).collect());
         known.push(attr.clone());
-        let by = excluding(&attr, &request.exclude);
-        if !by.is_empty() {
-            effective.extend(by);
+        let excluded_by = excluding(&attr, &request.exclude);
+        if !excluded_by.is_empty() {
+            effective.extend(excluded_by);
             continue;
         }
         let Some(drv) = line.drv_path else {

@@ -94,7 +94,7 @@ impl<'a> EvaluatorRun<'a> {
         Ok(())
     }
 
-    /// Evaluates the attributes again whose `.drv`s the garbage collector took.
+    /// Evaluates the attributes again whose `.drv`s the garbage collector removed.
     ///
     /// # Errors
     /// As [`Self::all`].
@@ -106,7 +106,7 @@ impl<'a> EvaluatorRun<'a> {
         match self {
             Self::Walker(walk) => walk.again(gone, store),
             Self::EvalJobs { log, .. } => {
-                log.say("the garbage collector took what was evaluated: evaluating again");
+                log.say("the garbage collector removed a recorded derivation; evaluating everything once more");
                 self.all(store)
             }
         }

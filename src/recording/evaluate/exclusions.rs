@@ -1,8 +1,8 @@
-//! Which attributes `exclude` leaves out.
+//! Which attributes `exclude` matches.
 
 use crate::nix::AttrPath;
 
-/// The exclusions below `root`, relative to it; what lies elsewhere excludes nothing, and is empty.
+/// The exclusions below `root`, relative to it; those elsewhere match nothing, and are empty.
 pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<String>> {
     let below = |path: &AttrPath| {
         let (names, root) = (path.names(), root.names());
@@ -17,12 +17,12 @@ pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<Strin
     relative.map(Option::unwrap_or_default).collect()
 }
 
-/// Whether `attr`, or a set that it lies in, is left out.
+/// Whether `attr`, or a set that it is in, is excluded.
 pub(super) fn is_excluded(attr: &AttrPath, exclude: &[AttrPath]) -> bool {
     !excluding(attr, exclude).is_empty()
 }
 
-/// The numbers of the exclusions that leave out `attr`, or a set that it lies in.
+/// The exclusions, by their numbers, that match `attr` or a set that it is in.
 pub(super) fn excluding(attr: &AttrPath, exclude: &[AttrPath]) -> Vec<usize> {
     let excludes = |path: &AttrPath| {
         let (path, names) = (path.names(), attr.names());
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_exclusion_counts_below_the_root_of_the_walk() {
+    fn exclusions_are_relative_to_the_root_of_the_walk() {
         let paths =
             ["a.b", "a.b.c", "*.b.d.*", "x.y", "a"].map(|path| AttrPath::parse(path).unwrap());
         let root = AttrPath::parse("a.b").unwrap();

@@ -1,4 +1,4 @@
-//! What the walk has found: what each attribute is, by its number, and what stands beside what was walked.
+//! What the walk has found of each attribute, and what it found but did not walk. It knows no process.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,9 +18,9 @@ enum AttrOutcome {
     Found(FoundTarget),
     /// It does not evaluate.
     Error(AttrError),
-    /// It evaluates, but its metadata is no data.
+    /// It evaluates, but its metadata cannot be used.
     Refused(AttrError),
-    /// It throws, or its metadata does; with which message is not known yet.
+    /// It throws, or its metadata does; the message is not known yet.
     Throws {
         in_meta: bool,
     },
@@ -33,15 +33,15 @@ pub(super) struct Findings {
     root: AttrPath,
     names: BTreeMap<AttrIndex, AttrName>,
     outcomes: BTreeMap<AttrIndex, AttrOutcome>,
-    /// Those whose `.drv` was only named, and need not have been written.
+    /// Those whose `.drv` this evaluation need not have written: its path is a plain string.
     named: BTreeSet<AttrIndex>,
     /// Those that can be called as well.
     callable: BTreeSet<AttrIndex>,
     /// The sets that are not marked, and so not walked.
     unmarked: BTreeSet<AttrIndex>,
-    /// What stands beside what is walked in a flake: outputs below the root, else systems.
+    /// What is not walked in a flake: outputs at the root, else systems.
     beside: BTreeMap<AttrIndex, Vec<String>>,
-    /// The exclusions that have left something out, by their numbers.
+    /// The exclusions that have matched something, by their numbers.
     effective: BTreeSet<usize>,
     /// The version of Nix.
     nix: String,
@@ -62,7 +62,7 @@ impl Findings {
         }
     }
 
-    // ---- what the walker says of an attribute
+    // ---- recording messages
 
     /// It has this name.
     pub(super) fn begin(&mut self, path: &AttrIndex, name: AttrName) {
@@ -73,8 +73,8 @@ impl Findings {
         }
     }
 
-    /// It has this name, and is left out by these of the exclusions.
-    pub(super) fn leave_out(&mut self, path: AttrIndex, by: Vec<usize>, name: AttrName) {
+    /// It has this name, and is excluded by these exclusions.
+    pub(super) fn exclude(&mut self, path: AttrIndex, by: Vec<usize>, name: AttrName) {
         self.names.insert(path, name);
         self.effective.extend(by);
     }
@@ -84,7 +84,7 @@ impl Findings {
         self.unmarked.insert(path);
     }
 
-    /// These stand beside what is walked.
+    /// These are not walked.
     pub(super) fn beside(&mut self, path: AttrIndex, names: Vec<String>) {
         self.beside.insert(path, names);
     }
@@ -117,27 +117,28 @@ impl Findings {
 
     /// It throws, or its metadata does.
     pub(super) fn throws(&mut self, path: AttrIndex, in_meta: bool) {
-        // What is known stands: it may be the message.
+        // If anything is known already, it says more: the message, for example.
         let outcome = AttrOutcome::Throws { in_meta };
         self.outcomes.entry(path).or_insert(outcome);
     }
 
-    /// It does not evaluate. The last message counts: one that throws may not throw when it is asked why.
+    /// It does not evaluate. This replaces an earlier outcome: an attribute that throws may do otherwise when it is evaluated for its
+    /// message.
     pub(super) fn error(&mut self, path: &AttrIndex, message: &str) {
         let error = self.attr_error(path, message);
         let outcome = AttrOutcome::Error(error);
         self.outcomes.insert(path.clone(), outcome);
     }
 
-    /// Its metadata is no data.
+    /// Its metadata cannot be used.
     pub(super) fn refuse(&mut self, path: &AttrIndex, message: &str) {
         let error = self.attr_error(path, message);
         let outcome = AttrOutcome::Refused(error);
         self.outcomes.insert(path.clone(), outcome);
     }
 
-    /// It, or its metadata, does not evaluate: a worker died of it. A target that was found stands: the worker died on the way to
-    /// the next attribute.
+    /// A worker ended at it, or at its metadata. A target that was found remains one: the worker ended on the way to the next
+    /// attribute.
     pub(super) fn fail(&mut self, path: &AttrIndex, in_meta: bool, message: &str) {
         if matches!(self.outcomes.get(path), Some(AttrOutcome::Found(_))) {
             return;
@@ -154,8 +155,8 @@ impl Findings {
         self.nix = version;
     }
 
-    /// Drops the targets with these `.drv`s, which are gone: they are to be evaluated again. One whose `.drv` was only named is
-    /// refused, for evaluating it would not write that.
+    /// Removes the targets with these `.drv`s, which were collected, to be evaluated again. One whose `.drv` an evaluation does not
+    /// write is refused.
     pub(super) fn drop_gone(&mut self, gone: &[DrvPath]) -> Vec<AttrIndex> {
         let is_gone = |outcome: &AttrOutcome| matches!(outcome, AttrOutcome::Found(found) if gone.contains(&found.drv));
         let paths: Vec<AttrIndex> = self
@@ -167,7 +168,7 @@ impl Findings {
         let mut dropped = Vec::new();
         for path in paths {
             if self.named.contains(&path) {
-                let why = "its drvPath was only named, and is not in the store";
+                let why = "its drvPath is a plain string, and is not in the store";
                 self.refuse(&path, why);
             } else {
                 self.outcomes.remove(&path);
@@ -177,9 +178,9 @@ impl Findings {
         dropped
     }
 
-    // ---- what is known
+    // ---- queries
 
-    /// How many attributes were found, errors and all.
+    /// How many attributes were found, including errors.
     pub(super) fn count(&self) -> usize {
         self.outcomes.len()
     }
@@ -209,7 +210,7 @@ impl Findings {
         }
     }
 
-    /// Of the first `count` attributes with an error those whose message is not known yet.
+    /// Those of the first `count` attributes with errors whose message is not known yet.
     pub(super) fn unexplained(&self, count: usize) -> Vec<AttrIndex> {
         self.errors()
             .take(count)
@@ -229,7 +230,7 @@ impl Findings {
         self.unmarked.iter().take(count).cloned().collect()
     }
 
-    /// What was not walked, but for the sets; and which of the exclusions left nothing out.
+    /// What was not walked, except for unmarked sets; and which exclusions matched nothing.
     pub(super) fn overlooked(&self, exclude: &[AttrPath]) -> Overlooked {
         let mut overlooked = Overlooked::default();
         let mut effective = self.effective.clone();
@@ -259,7 +260,7 @@ impl Findings {
         overlooked
     }
 
-    /// All of it, in the order of the attributes.
+    /// Everything, in the order of the attributes.
     pub(super) fn result(&self, overlooked: &Overlooked) -> EvaluationResult {
         let mut result = EvaluationResult {
             nix: self.nix.clone(),
@@ -283,5 +284,137 @@ impl Findings {
             }
         }
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DRV: &str = "/nix/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
+
+    fn path(text: &str) -> AttrIndex {
+        AttrIndex::parse(text).unwrap()
+    }
+
+    fn name(text: &str) -> AttrName {
+        AttrName {
+            text: text.into(),
+            is_utf8: !text.contains('\u{fffd}'),
+        }
+    }
+
+    fn described(json: &str) -> Result<DescribedTarget, String> {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+
+    /// Findings with the attributes `x.a`, `x.b` and `x.c`.
+    fn findings() -> Findings {
+        let mut findings = Findings::new(&AttrPath::parse("x").unwrap());
+        for (number, text) in ["a", "b", "c"].into_iter().enumerate() {
+            findings.begin(&path(&format!("/{number}")), name(text));
+        }
+        findings
+    }
+
+    fn summary(findings: &Findings) -> [Vec<String>; 3] {
+        let result = findings.result(&Overlooked::default());
+        let error = |error: &AttrError| {
+            let message = error.message.as_deref().unwrap_or("?");
+            format!("{}: {message}", error.attr)
+        };
+        [
+            result.found.iter().map(|it| it.attr.to_string()).collect(),
+            result.broken.iter().map(error).collect(),
+            result.refused.iter().map(error).collect(),
+        ]
+    }
+
+    #[test]
+    fn an_attribute_is_a_target_an_error_or_refused() {
+        let mut findings = findings();
+        findings.target(path("/2"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        findings.throws(path("/0"), false);
+        findings.throws(path("/1"), true);
+        assert_eq!(
+            summary(&findings),
+            [["x.c"], ["x.a: ?"], ["x.b: its metadata throws"]]
+        );
+        assert_eq!(findings.unexplained(9), [path("/0"), path("/1")]);
+        assert_eq!(findings.unexplained(1), [path("/0")]);
+        findings.fail(&path("/0"), false, "no");
+        findings.fail(&path("/1"), true, "no data");
+        // The message stays, whatever a later worker reports.
+        findings.throws(path("/0"), false);
+        assert_eq!(summary(&findings), [["x.c"], ["x.a: no"], ["x.b: no data"]]);
+    }
+
+    #[test]
+    fn a_worker_that_ends_after_a_target_does_not_change_it() {
+        let mut findings = findings();
+        findings.target(path("/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        findings.fail(&path("/0"), false, "killed");
+        assert_eq!(summary(&findings)[0], ["x.a"]);
+    }
+
+    #[test]
+    fn a_description_that_cannot_be_used_is_refused() {
+        let mut findings = findings();
+        findings.target(path("/0"), described(r#"{"drv":"/tmp/a"}"#));
+        let meta = format!(r#"{{"drv":"{DRV}","meta":{{"timeout":"1h"}}}}"#);
+        findings.target(path("/1"), described(&meta));
+        let [found, errors, refused] = summary(&findings);
+        assert_eq!((found.len(), errors.len()), (0, 0));
+        assert!(refused[0].starts_with("x.a: its drvPath "), "{refused:?}");
+        assert!(
+            refused[1].starts_with("x.b: meta.timeout is \"1h\""),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_is_an_error_whatever_the_attribute_is() {
+        let mut findings = findings();
+        findings.begin(&path("/3"), name("\u{fffd}"));
+        findings.begin(&path("/3/0"), name("d"));
+        findings.target(path("/3/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        let [found, errors, _] = summary(&findings);
+        assert_eq!(found, [""; 0]);
+        assert_eq!(errors.len(), 2, "{errors:?}");
+    }
+
+    #[test]
+    fn a_collected_drv_that_no_evaluation_writes_is_refused() {
+        let mut findings = findings();
+        findings.target(path("/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        let named = format!(r#"{{"drv":"{DRV}","named":true}}"#);
+        findings.target(path("/1"), described(&named));
+        let drv = DrvPath::parse(DRV).unwrap();
+        assert_eq!(findings.drop_gone(&[drv]), [path("/0")]);
+        let [found, _, refused] = summary(&findings);
+        assert_eq!(found, [""; 0]);
+        assert_eq!(
+            refused,
+            ["x.b: its drvPath is a plain string, and is not in the store"]
+        );
+    }
+
+    #[test]
+    fn an_exclusion_has_an_effect_also_where_a_flake_is_not_walked() {
+        let exclude = ["formatter", "packages.other", "typo"];
+        let exclude = exclude.map(|path| AttrPath::parse(path).unwrap());
+        let mut findings = Findings::new(&AttrPath::default());
+        findings.begin(&path("/0"), name("packages"));
+        findings.beside(path(""), vec!["devShells".into(), "formatter".into()]);
+        findings.beside(path("/0"), vec!["other".into(), "third".into()]);
+        let overlooked = findings.overlooked(&exclude);
+        assert_eq!(overlooked.outputs, ["devShells"]);
+        assert_eq!(overlooked.systems, ["third".to_owned()].into());
+        let unused: Vec<String> = overlooked
+            .exclusions
+            .iter()
+            .map(|(path, _)| path.to_string())
+            .collect();
+        assert_eq!(unused, ["typo"]);
     }
 }

@@ -29,17 +29,17 @@ pub(in crate::recording) fn lock(
     let Some(line) = store.lock_line(supervisor, &request.root)? else {
         return Ok((None, Vec::new()));
     };
-    let mut repeated = false;
-    let (finished, said) = loop {
-        let mut said = Vec::new();
+    let mut was_repeated = false;
+    let (finished, stderr) = loop {
+        let mut stderr = Vec::new();
         let finished = supervisor
-            .run(&line, OnStop::TermThenKill, &mut said)
+            .run(&line, OnStop::TermThenKill, &mut stderr)
             .map_err(class::not_started)?;
         if finished.ending.success() {
-            break (finished, said);
+            break (finished, stderr);
         }
         store.check_answers(supervisor)?;
-        let output = NixOutput::of(&said);
+        let output = NixOutput::of(&stderr);
         let message = output.final_message(finished.ending);
         let class = class::of(Phase::Fetching, finished.ending, &output);
         let what = format!("the flake {flake} cannot be locked");
@@ -53,11 +53,11 @@ pub(in crate::recording) fn lock(
                 None => failure,
             });
         }
-        if std::mem::replace(&mut repeated, true) {
+        if std::mem::replace(&mut was_repeated, true) {
             return Err(class::infrastructure_failure(what, &output, &message));
         }
     };
-    log.pass_on(&said);
+    log.pass_on(&stderr);
     let (locked, settings) = store.read_lock(supervisor, &line, &finished)?;
     Ok((Some(locked), settings))
 }

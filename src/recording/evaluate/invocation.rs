@@ -1,6 +1,4 @@
-//! The command lines of the processes that walk.
-
-use std::io;
+//! The command lines of the processes that evaluate.
 
 use super::exclusions::exclusions;
 use super::memory::{self, MIB};
@@ -60,19 +58,25 @@ impl<'a> Invocation<'a> {
         self.systems.as_ref()?.last().map(String::as_str)
     }
 
-    /// A process that walks this task, with this share of the memory.
+    /// A process that walks this part, with this share of the memory.
     pub(super) fn walk(&self, task: &Task, share: u64) -> CommandLine {
         self.line(task, share, false, &self.request.options)
     }
 
-    /// A process that only says whether there are derivations in these sets. It builds nothing.
-    pub(super) fn look(&self, task: &Task, share: u64) -> CommandLine {
+    /// A process that searches these unmarked sets for derivations. It builds nothing.
+    pub(super) fn search(&self, task: &Task, share: u64) -> CommandLine {
         let mut options = self.request.options.clone();
         options.push(("allow-import-from-derivation".into(), "false".into()));
         self.line(task, share, true, &options)
     }
 
-    fn line(&self, task: &Task, share: u64, look: bool, options: &command::Options) -> CommandLine {
+    fn line(
+        &self,
+        task: &Task,
+        share: u64,
+        search: bool,
+        options: &command::Options,
+    ) -> CommandLine {
         let settings = WalkerSettings {
             marker: &self.marker,
             start: task.spans.as_deref(),
@@ -81,7 +85,7 @@ impl<'a> Invocation<'a> {
             systems: self.systems.as_deref(),
             buildkite: self.request.meta,
             catch: task.catch,
-            look,
+            search,
         };
         // With a large heap from the start, evaluation is 1.5 to 1.9 times faster: the evaluator's collector runs rarely.
         let heap = memory::heap((share / 2).min(HEAP_AT_MOST));
@@ -95,11 +99,11 @@ impl<'a> Invocation<'a> {
     }
 }
 
-/// A word that no repository can guess.
+/// A word that a repository cannot guess.
 fn marker() -> Result<String, Failure> {
     let mut bytes = [0; 16];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes))
-        .classify(Class::Infrastructure, || "cannot read /dev/urandom".into())?;
+    getrandom::fill(&mut bytes).classify(Class::Infrastructure, || {
+        "cannot get random bytes from the system".into()
+    })?;
     Ok(format!("eval-once:{:032x}", u128::from_ne_bytes(bytes)))
 }

@@ -1,4 +1,4 @@
-//! How much memory there is, and how much of it a process has. Measured from outside: an evaluator does not know.
+//! How much memory is free, and how much a process uses. Measured from outside, because an evaluator does not report it.
 
 use crate::recording::RecordingRequest;
 use crate::supervise::Supervisor;
@@ -17,21 +17,21 @@ pub(super) fn for_evaluation(
     })
 }
 
-/// How much memory is free for what we start, in bytes: the smaller of what the system has available and what is left to our
-/// control group. `None`: nobody says.
+/// How much memory is free for our processes, in bytes: the smaller of what the system has available and what our control group
+/// may still use; none where neither is known.
 pub(super) fn free(supervisor: &mut Supervisor) -> Option<u64> {
     let available = system::available(supervisor);
-    [available, system::left_to_control_group()]
+    [available, system::remaining_in_control_group()]
         .into_iter()
         .flatten()
         .min()
 }
 
-/// With how much heap an evaluator begins that is to begin with `wanted`, in bytes; none where it had better decide by itself.
+/// The initial heap of an evaluator for which `wanted` is best, in bytes; none where Nix's own default is safer.
 ///
-/// Beyond an address-space limit (`ulimit -v`) it would not start at all: `Can't start up: not enough memory`, where Nix by
-/// itself asks for 384 MiB and makes do with less (2.8, 2.26 and 2.34). Half of the limit is left to its libraries (150 MiB) and
-/// to a heap that grows.
+/// Beyond an address-space limit (`ulimit -v`) it would not start: `Can't start up: not enough memory`. By itself Nix asks for
+/// 384 MiB, and accepts less (2.8, 2.26 and 2.34). Half of the limit is reserved for its libraries (150 MiB) and for a heap that
+/// grows.
 pub(super) fn heap(wanted: u64) -> Option<u64> {
     heap_within(wanted, system::address_space())
 }
@@ -41,11 +41,11 @@ fn heap_within(wanted: u64, limit: Option<u64>) -> Option<u64> {
         return Some(wanted);
     };
     let heap = wanted.min(limit / 2);
-    (heap == wanted || heap > NIXS_HEAP).then_some(heap)
+    (heap == wanted || heap > DEFAULT_HEAP).then_some(heap)
 }
 
-/// The heap with which Nix begins by itself, in bytes.
-const NIXS_HEAP: u64 = 384 * MIB;
+/// The initial heap of Nix by default, in bytes.
+const DEFAULT_HEAP: u64 = 384 * MIB;
 
 /// The resident memory of each process, in bytes; none for one that has ended.
 pub(super) fn resident(processes: &[u32], supervisor: &mut Supervisor) -> Vec<Option<u64>> {
@@ -75,7 +75,7 @@ mod system {
         Some(kilobytes << 10)
     }
 
-    /// The limit of our address space, which whatever we start inherits; none where there is none.
+    /// The limit of our address space, which our processes inherit; none where it is unlimited.
     pub(super) fn address_space() -> Option<u64> {
         let text = read_to_string("/proc/self/limits").ok()?;
         let line = text
@@ -84,8 +84,8 @@ mod system {
         line.split_whitespace().next()?.parse().ok()
     }
 
-    /// The least that is left in our control group and in those around it.
-    pub(super) fn left_to_control_group() -> Option<u64> {
+    /// The least that our control group, or one that it is in, may still use.
+    pub(super) fn remaining_in_control_group() -> Option<u64> {
         let groups = read_to_string("/proc/self/cgroup").ok()?;
         groups
             .lines()
@@ -106,12 +106,12 @@ mod system {
                 let groups = folder
                     .ancestors()
                     .take_while(|group| group.starts_with(root));
-                groups.filter_map(|group| left(group, names)).min()
+                groups.filter_map(|group| remaining(group, names)).min()
             })
             .min()
     }
 
-    fn left(group: &Path, [limit, used]: [&str; 2]) -> Option<u64> {
+    fn remaining(group: &Path, [limit, used]: [&str; 2]) -> Option<u64> {
         let number = |name: &str| {
             read_to_string(group.join(name))
                 .ok()?
@@ -119,9 +119,9 @@ mod system {
                 .parse::<u64>()
                 .ok()
         };
-        // A limit that is none is the word `max`, or a number beyond all memory.
+        // Without a limit, the file holds the word `max`, or a number larger than any memory.
         let (limit, used) = (number(limit)?, number(used)?);
-        // Files that were read once are given up first.
+        // The kernel reclaims cached files first.
         let statistics = read_to_string(group.join("memory.stat")).unwrap_or_default();
         let cached = statistics
             .lines()
@@ -164,11 +164,11 @@ mod system {
         Some(free * size)
     }
 
-    pub(super) fn left_to_control_group() -> Option<u64> {
+    pub(super) fn remaining_in_control_group() -> Option<u64> {
         None
     }
 
-    /// macOS has such a limit, and does not keep to it.
+    /// macOS has such a limit, and does not enforce it.
     pub(super) fn address_space() -> Option<u64> {
         None
     }
@@ -196,7 +196,7 @@ mod tests {
     use crate::log::Log;
 
     #[test]
-    fn a_heap_never_takes_more_than_half_of_an_address_space_limit() {
+    fn a_heap_is_at_most_half_of_an_address_space_limit() {
         let wanted = 1000 * MIB;
         assert_eq!(heap_within(wanted, None), Some(wanted));
         assert_eq!(heap_within(wanted, Some(4000 * MIB)), Some(wanted));
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_some_memory_and_more_is_free() {
+    fn this_process_uses_memory_and_more_is_free() {
         let mut supervisor = Supervisor::install(&Log::default()).unwrap();
         let ours = resident(&[std::process::id(), u32::MAX], &mut supervisor);
         assert!(ours[0].unwrap() > MIB, "{ours:?}");

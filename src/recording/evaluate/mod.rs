@@ -2,16 +2,16 @@
 //!
 //! | room | responsible for |
 //! | --- | --- |
-//! | `walk` | the walk over all targets: workers are started, read, and what follows from their ends is carried out |
-//! | `schedule` | which part of the walk which worker has, and which parts wait; with `spans`, a pure value |
-//! | `processes` | the workers' processes: started, read by lines, measured, stopped |
+//! | `walk` | the walk over all targets: connects the rooms below |
+//! | `schedule`, `spans` | which worker has which part of the walk, and which parts wait: a plain value |
+//! | `processes` | the workers' processes: starting, reading lines, measuring, stopping |
 //! | `invocation` | the workers' command lines |
-//! | `protocol` | what the walker (`walk.nix`) is told, and what it says |
-//! | `diagnosis` | what a worker's end means |
-//! | `findings` | what the walk has found of each attribute |
+//! | `protocol` | the settings and messages of the walker (`walk.nix`) |
+//! | `diagnosis` | what the end of a worker means |
+//! | `findings` | what was found of each attribute |
 //! | `flake` | locking the flake, before anything is evaluated |
-//! | `overlooked`, `unmarked`, `exclusions` | what was not walked, and what `exclude` leaves out |
-//! | `progress`, `memory` | how far the walk is; how much memory there is |
+//! | `overlooked`, `unmarked`, `exclusions` | what was not walked; what `exclude` matches |
+//! | `progress`, `memory` | the status line; how much memory is free and in use |
 //! | `eval_jobs` | evaluating with `nix-eval-jobs` instead |
 
 mod diagnosis;
@@ -39,24 +39,24 @@ use crate::recording::{AttrError, FoundTarget, RecordingRequest};
 
 pub use self::walk::Walk;
 
-/// What every target gave.
+/// What an evaluation of all targets found.
 #[derive(Debug, Clone, Default)]
 pub struct EvaluationResult {
     /// The targets, in the order of their attributes.
     pub found: Vec<FoundTarget>,
     /// The attributes that do not evaluate, in their order.
     pub broken: Vec<AttrError>,
-    /// The attributes that evaluate, but whose metadata is no data, in their order.
+    /// The attributes that evaluate, but whose metadata cannot be used, in their order.
     pub refused: Vec<AttrError>,
-    /// The attributes that are derivations which can be called as well: their steps must not call them.
+    /// The derivations that can be called as well: their steps must not call them.
     pub callable: BTreeSet<AttrPath>,
-    /// What was not looked at.
+    /// What was not walked.
     pub overlooked: Overlooked,
     /// The version of Nix that evaluated.
     pub nix: String,
 }
 
-/// What is evaluated, for a sentence about it.
+/// What is evaluated, in words.
 pub(in crate::recording) fn describe(request: &RecordingRequest) -> String {
     let source = match &request.root.source {
         Source::File(name) | Source::Flake(name) => name.clone(),

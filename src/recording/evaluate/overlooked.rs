@@ -1,5 +1,5 @@
-//! What a recording has not looked at though it may well be meant, and what its keys name that is not there: a recording of
-//! nearly nothing is green as well, and only these lines tell.
+//! What a recording did not walk although it may be meant, and what its keys name that does not exist. A recording of almost
+//! nothing is green as well, and only these lines show that.
 
 use std::collections::BTreeSet;
 
@@ -7,54 +7,54 @@ use super::exclusions::is_excluded;
 use crate::nix::AttrPath;
 use crate::recording::{RecordingRequest, Target};
 
-/// How many names stand in one line.
-const NAMED: usize = 10;
+/// How many names are listed in one line.
+const LISTED: usize = 10;
 
-/// How many names are told where none comes near.
-const THERE: usize = 5;
+/// How many names are suggested where none is similar.
+const SUGGESTED: usize = 5;
 
-/// What was not looked at, and what is not there.
+/// What was not walked, and what does not exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overlooked {
-    /// Sets that are not marked and hold derivations, or sets of them.
+    /// Unmarked sets that hold derivations, or sets of them.
     pub sets: Vec<AttrPath>,
-    /// Outputs of a flake that hold derivations and are no targets.
+    /// Outputs of a flake that hold derivations and are not recorded.
     pub outputs: Vec<String>,
     /// The systems of a flake's packages and checks that are not recorded.
     pub systems: BTreeSet<String>,
     /// The system that a flake is recorded on.
     pub system: String,
-    /// The exclusions that leave nothing out, and what comes next to each.
+    /// The exclusions that match nothing, each with a hint.
     pub exclusions: Vec<(AttrPath, Option<String>)>,
 }
 
-/// One line of a recording's about what it has not looked at, or what is not there.
+/// One line of a recording about what it did not walk, or what does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
-    /// What is so, as a sentence without a full stop.
+    /// A sentence without a full stop.
     pub text: String,
     /// What to do about it.
     pub hint: Option<String>,
-    /// A key says what is not so; else it may be meant.
+    /// A key names something that does not exist, or derivations are missing; otherwise it may be meant.
     pub is_warning: bool,
 }
 
 impl Overlooked {
-    /// What of it is to be told.
+    /// The lines about it.
     #[must_use]
     pub fn notes(&self) -> Vec<Note> {
         let mut notes = Vec::new();
         if let Some(first) = self.sets.first() {
             let names: Vec<String> = self.sets.iter().map(AttrPath::to_string).collect();
-            let (s, hold, are) = plural(names.len(), ("", "holds", "is"), ("s", "hold", "are"));
+            let (s, hold) = plural(names.len(), ("", "holds"), ("s", "hold"));
             notes.push(Note {
                 text: format!(
-                    "{} set{s} without `recurseForDerivations` {hold} derivations and {are} not looked into: {}",
+                    "{} set{s} without `recurseForDerivations` {hold} derivations that are not recorded: {}",
                     names.len(),
                     listed(&names)
                 ),
                 hint: Some(format!(
-                    "look into every set with `recurse: all`, or begin in one with `attr: {first}`; what `exclude` names is not told here"
+                    "set `recurse: all` to record every set, or `attr: {first}` to record this one; sets in `exclude` are not listed"
                 )),
                 is_warning: true,
             });
@@ -68,11 +68,11 @@ impl Overlooked {
                 .collect();
             notes.push(Note {
                 text: format!(
-                    "of the flake, only checks, packages and hydraJobs are recorded, and not its {}",
+                    "only checks, packages and hydraJobs of the flake are recorded, not its {}",
                     listed(&self.outputs)
                 ),
                 hint: Some(format!(
-                    "record more in a recording of its own ({}), or put it into the flake's checks; what `exclude` names is not told here",
+                    "add a recording of its own ({}), or add it to the flake's checks; outputs in `exclude` are not listed",
                     ways.join(", ")
                 )),
                 is_warning: false,
@@ -82,16 +82,16 @@ impl Overlooked {
             let names: Vec<String> = self.systems.iter().cloned().collect();
             notes.push(Note {
                 text: format!(
-                    "of the flake's checks and packages, those for {} are not recorded",
+                    "the flake's checks and packages for {} are not recorded",
                     listed(&names)
                 ),
                 hint: Some("name a system under `agents` to record it as well".into()),
                 is_warning: false,
             });
         }
-        for (path, near) in self.exclusions.iter().take(NAMED) {
+        for (path, near) in self.exclusions.iter().take(LISTED) {
             notes.push(Note {
-                text: format!("`exclude: {}` leaves nothing out", pattern(path.names())),
+                text: format!("`exclude: {}` matches nothing", pattern(path.names())),
                 hint: near.clone(),
                 is_warning: true,
             });
@@ -112,7 +112,7 @@ pub(in crate::recording) fn agents_without_targets(
         .flat_map(|target| target.features.iter().map(String::as_str))
         .collect();
     let note = |key: &String| {
-        let (name, there, what, says) = match key.strip_prefix("feature:") {
+        let (name, existing, what, says) = match key.strip_prefix("feature:") {
             Some(feature) => (feature, &features, "needs that feature", "targets need"),
             None => (
                 key.as_str(),
@@ -121,13 +121,13 @@ pub(in crate::recording) fn agents_without_targets(
                 "targets are built on",
             ),
         };
-        if there.contains(name) {
+        if existing.contains(name) {
             return None;
         }
         let others = overlooked.systems.iter().map(String::as_str);
         let known: Vec<&str> = match key.strip_prefix("feature:") {
-            Some(_) => there.iter().copied().collect(),
-            None => there.iter().copied().chain(others).collect(),
+            Some(_) => existing.iter().copied().collect(),
+            None => existing.iter().copied().chain(others).collect(),
         };
         Some(Note {
             text: format!("`agents: {key}` matches no target: none {what}"),
@@ -138,13 +138,14 @@ pub(in crate::recording) fn agents_without_targets(
     request.agents.keys().filter_map(note).collect()
 }
 
-/// The exclusions of `exclude` that `used` does not hold by their numbers; `known` are the attributes that were seen.
+/// The exclusions that matched nothing, each with a hint: those that are not in `used`, by their numbers. `known` are the attributes
+/// that were found; `fails` holds for those that do not evaluate.
 pub(in crate::recording) fn without_effect(
     exclude: &[AttrPath],
     used: &BTreeSet<usize>,
     root: &AttrPath,
     known: &[AttrPath],
-    broken: impl Fn(&AttrPath) -> bool,
+    fails: impl Fn(&AttrPath) -> bool,
 ) -> Vec<(AttrPath, Option<String>)> {
     let unused = exclude
         .iter()
@@ -157,17 +158,17 @@ pub(in crate::recording) fn without_effect(
             .filter(|(other, _)| *other != number)
             .map(|(_, path)| path.clone())
             .collect();
-        // What another one leaves out, or what does not evaluate, has nothing below it that could be seen.
+        // Below an attribute that another one excludes, or that does not evaluate, nothing could be found.
         let hidden = (1..=path.names().len()).any(|length| {
             let above = AttrPath::new(path.names()[..length].to_vec());
-            is_excluded(&above, &others) || broken(&above)
+            is_excluded(&above, &others) || fails(&above)
         });
         (!hidden).then(|| (path.clone(), next_to(path, root, known)))
     };
     unused.filter_map(without).collect()
 }
 
-/// What comes next to a path that is not there.
+/// A hint at a path that does not exist.
 fn next_to(path: &AttrPath, root: &AttrPath, known: &[AttrPath]) -> Option<String> {
     let names = path.names();
     let matches = |known: &[String], length: usize| {
@@ -178,9 +179,9 @@ fn next_to(path: &AttrPath, root: &AttrPath, known: &[AttrPath]) -> Option<Strin
                 .all(|(part, name)| part == "*" || part == name)
     };
     if !matches(root.names(), names.len().min(root.names().len())) {
-        return Some(format!("only what lies below `attr: {root}` is recorded"));
+        return Some(format!("only attributes below `attr: {root}` are recorded"));
     }
-    // The first name of the path that is nowhere.
+    // The first name of the path that does not exist.
     let wrong = (0..names.len()).find(|length| {
         !known
             .iter()
@@ -193,7 +194,7 @@ fn next_to(path: &AttrPath, root: &AttrPath, known: &[AttrPath]) -> Option<Strin
         .collect();
     let above = pattern(&names[..wrong]);
     if beside.is_empty() {
-        return Some(format!("nothing below {above} is looked into"));
+        return Some(format!("attributes below {above} are not recorded"));
     }
     let candidates: Vec<&str> = beside.into_iter().collect();
     let with = |name: &str| {
@@ -203,16 +204,16 @@ fn next_to(path: &AttrPath, root: &AttrPath, known: &[AttrPath]) -> Option<Strin
     };
     match nearest(&names[wrong], &candidates) {
         Some(name) => Some(format!("did you mean `{}`?", with(name))),
-        None if wrong == 0 => near(&names[wrong], &candidates, "there are"),
+        None if wrong == 0 => near(&names[wrong], &candidates, "attributes:"),
         None => near(
             &names[wrong],
             &candidates,
-            &format!("below {above} there are"),
+            &format!("attributes of {above}:"),
         ),
     }
 }
 
-/// Which of these names may have been meant, or the first of them.
+/// The name that may be meant, or the first of them behind `says`.
 fn near(name: &str, known: &[&str], says: &str) -> Option<String> {
     if let Some(nearest) = nearest(name, known) {
         return Some(format!("did you mean `{nearest}`?"));
@@ -220,12 +221,12 @@ fn near(name: &str, known: &[&str], says: &str) -> Option<String> {
     if known.is_empty() {
         return None;
     }
-    let more = if known.len() > THERE { ", …" } else { "" };
-    let first: Vec<&str> = known.iter().take(THERE).copied().collect();
+    let more = if known.len() > SUGGESTED { ", …" } else { "" };
+    let first: Vec<&str> = known.iter().take(SUGGESTED).copied().collect();
     Some(format!("{says} {}{more}", first.join(", ")))
 }
 
-/// The name that is nearest, where one is near: at most a third of it differs.
+/// The most similar name, if one is similar: at most a third of it differs.
 fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
@@ -235,7 +236,7 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, name)| name)
 }
 
-/// A path as one writes it under `exclude`, where `*` stands for a name.
+/// A path as it is written in `exclude`, where `*` matches any name.
 fn pattern(names: &[String]) -> String {
     let part = |name: &String| match name.as_str() {
         "*" => name.clone(),
@@ -244,7 +245,7 @@ fn pattern(names: &[String]) -> String {
     names.iter().map(part).collect::<Vec<_>>().join(".")
 }
 
-/// Where derivations are in an output of a flake.
+/// The attribute path of derivations in an output of a flake.
 fn below(output: &str, system: &str) -> String {
     match output {
         "nixosConfigurations" => format!("{output}.NAME.config.system.build.toplevel"),
@@ -255,8 +256,8 @@ fn below(output: &str, system: &str) -> String {
 }
 
 fn listed(names: &[String]) -> String {
-    let first: Vec<&str> = names.iter().take(NAMED).map(String::as_str).collect();
-    match names.len().saturating_sub(NAMED) {
+    let first: Vec<&str> = names.iter().take(LISTED).map(String::as_str).collect();
+    match names.len().saturating_sub(LISTED) {
         0 => first.join(", "),
         more => format!("{} and {more} more", first.join(", ")),
     }
@@ -285,37 +286,37 @@ mod tests {
             &paths(known),
             |path| path.to_string() == "bad",
         );
-        let said = |(path, hint): (AttrPath, Option<String>)| {
+        let in_words = |(path, hint): (AttrPath, Option<String>)| {
             format!("{}: {}", pattern(path.names()), hint.unwrap_or_default())
         };
-        found.into_iter().map(said).collect()
+        found.into_iter().map(in_words).collect()
     }
 
     #[test]
-    fn an_exclusion_without_effect_is_told_with_what_comes_next_to_it() {
+    fn an_exclusion_that_matches_nothing_has_a_hint_at_what_may_be_meant() {
         let known = ["checks", "checks.slow", "checks.quick", "lib", "bad"];
         for (path, hint) in [
             ("chekcs.slow", "did you mean `checks.slow`?"),
             ("checks.slwo", "did you mean `checks.slow`?"),
             ("*.slwo", "did you mean `*.slow`?"),
-            ("checks.integration", "below checks there are quick, slow"),
-            ("lib.x", "nothing below lib is looked into"),
-            ("packages", "there are bad, checks, lib"),
+            ("checks.integration", "attributes of checks: quick, slow"),
+            ("lib.x", "attributes below lib are not recorded"),
+            ("packages", "attributes: bad, checks, lib"),
         ] {
             assert_eq!(hints(&[path], &[], "", &known), [format!("{path}: {hint}")]);
         }
         assert_eq!(hints(&["checks.slow"], &[0], "", &known), [""; 0]);
-        // Another one leaves out all that it could; or nothing there could be seen.
+        // Another one excludes all that it could match; or nothing there could be found.
         assert_eq!(hints(&["a", "a.b"], &[0], "", &known), [""; 0]);
         assert_eq!(hints(&["bad.x"], &[], "", &known), [""; 0]);
         assert_eq!(
             hints(&["lib.x"], &[], "checks", &["checks.slow"]),
-            ["lib.x: only what lies below `attr: checks` is recorded"]
+            ["lib.x: only attributes below `attr: checks` are recorded"]
         );
     }
 
     #[test]
-    fn another_system_is_no_misspelt_one() {
+    fn another_system_is_not_taken_for_a_misspelling() {
         let known = ["aarch64-linux", "x86_64-linux"];
         assert_eq!(nearest("aarch64-linxu", &known), Some("aarch64-linux"));
         assert_eq!(nearest("x86_64-darwin", &known), None);
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_looked_into_is_told_with_the_key_that_would() {
+    fn what_was_not_walked_is_listed_with_the_key_that_records_it() {
         let overlooked = Overlooked {
             sets: paths(&["packages"]),
             outputs: vec!["devShells".into(), "nixosConfigurations".into()],
@@ -335,7 +336,7 @@ mod tests {
         let notes = overlooked.notes();
         assert_eq!(
             notes[0].text,
-            "1 set without `recurseForDerivations` holds derivations and is not looked into: packages"
+            "1 set without `recurseForDerivations` holds derivations that are not recorded: packages"
         );
         assert!(notes[0].hint.as_ref().unwrap().contains("`attr: packages`"));
         let hint = notes[1].hint.as_ref().unwrap();

@@ -1,6 +1,6 @@
-//! The processes that evaluate: starting them, reading what they print, measuring their memory and time, stopping them.
+//! The processes of the workers: starting them, reading their lines, measuring their memory and time, stopping them.
 //!
-//! It knows neither what their lines mean nor what follows from their end.
+//! This module does not know what the lines of the walker mean, nor what follows from the end of a process.
 
 use std::time::{Duration, Instant};
 
@@ -13,18 +13,18 @@ use crate::nix::{NixOutput, class, message};
 use crate::supervise::{OnStop, Running, Supervisor};
 use crate::text::without_escapes;
 
-/// How often memory is measured, and the schedule looked at.
+/// The time between two measurements of memory.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How often, once a worker has more than half of its memory: the rest may be gone within one tick.
+/// The same while a worker has more than half of its memory: it may use the other half within one `TICK`.
 const CLOSE_TICK: Duration = Duration::from_millis(10);
 
-/// How much is stored of what Nix prints at its end, in bytes.
-const LAST_WORDS_AT_MOST: usize = 64 << 10;
+/// How much output is stored that may belong to Nix's final message, in bytes.
+const FINAL_OUTPUT_AT_MOST: usize = 64 << 10;
 
 /// Why a worker was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StopReason {
+pub(super) enum StopCause {
     /// It has reached the attribute at which another worker took over.
     Overtaken,
     /// It has more memory than its share.
@@ -33,26 +33,26 @@ pub(super) enum StopReason {
     TooLong,
 }
 
-impl StopReason {
-    /// How long a worker has to end by itself.
+impl StopCause {
+    /// How long a worker has to end by itself before it is killed.
     fn grace(self) -> Duration {
         match self {
-            // What it has still to print was evaluated elsewhere.
+            // Another worker evaluates the rest.
             Self::Overtaken => Duration::from_millis(100),
-            // An evaluator looks at no signal while it computes, and goes on allocating.
+            // An evaluator does not look at signals while it computes, and continues to allocate.
             Self::TooLarge => Duration::from_millis(20),
-            // A build that it waits for ends at once.
+            // A build that the evaluation waits for ends immediately.
             Self::TooLong => Duration::from_secs(1),
         }
     }
 }
 
-/// What a worker may use.
+/// The limits of a worker.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    /// Resident memory, in bytes; none where nothing limits it.
+pub(super) struct WorkerLimits {
+    /// Resident memory, in bytes; none without a limit.
     pub(super) memory: Option<u64>,
-    /// How long it may print nothing.
+    /// The time without output; none without a limit.
     pub(super) silence: Option<Duration>,
 }
 
@@ -61,36 +61,36 @@ pub(super) struct Limits {
 pub(super) struct EndedWorker {
     pub(super) worker: WorkerId,
     pub(super) ending: Ending,
-    /// Why it was stopped; none where it ended by itself.
-    pub(super) stopped: Option<StopReason>,
-    /// What Nix printed last, from the first error on, as it came.
-    pub(super) last_words: Vec<u8>,
-    /// The same as Nix's output: since the walker's last message.
+    /// Why it was stopped; none if it ended by itself.
+    pub(super) stop_cause: Option<StopCause>,
+    /// What Nix printed last and was not passed to the log: from an `error:` on.
+    pub(super) final_output: Vec<u8>,
+    /// What Nix and its children printed after the walker's last message.
     pub(super) nix_output: NixOutput,
 }
 
-/// What is known of the process of a worker.
+/// The process of a worker.
 #[derive(Debug)]
-struct Process {
+struct WorkerProcess {
     worker: WorkerId,
     /// When it last printed something.
-    active: Instant,
-    /// The beginning of a line whose end is not read yet.
+    last_output: Instant,
+    /// The beginning of a line that is not complete yet.
     line: Vec<u8>,
-    stopped: Option<StopReason>,
-    last_words: Vec<u8>,
-    /// What Nix and its children have printed since the walker's last message.
+    stop_cause: Option<StopCause>,
+    final_output: Vec<u8>,
+    /// What Nix and its children printed after the walker's last message.
     nix_output: Option<NixOutput>,
 }
 
-impl Process {
+impl WorkerProcess {
     fn new(worker: WorkerId) -> Self {
         Self {
             worker,
-            active: Instant::now(),
+            last_output: Instant::now(),
             line: Vec::new(),
-            stopped: None,
-            last_words: Vec::new(),
+            stop_cause: None,
+            final_output: Vec::new(),
             nix_output: None,
         }
     }
@@ -107,16 +107,15 @@ impl Process {
         lines
     }
 
-    /// Reads a line that is not the walker's. Gives true if it is for the log; false if it may belong to the message with which
-    /// Nix ends.
+    /// Reads a line that is not the walker's. Gives true if it is for the log; false if it may belong to Nix's final message.
     fn read(&mut self, line: &[u8]) -> bool {
         let is_error = || message::is_begin(&without_escapes(&String::from_utf8_lossy(line)));
         self.read_output(line);
-        if self.last_words.is_empty() && !is_error() {
+        if self.final_output.is_empty() && !is_error() {
             return true;
         }
-        if self.last_words.len() < LAST_WORDS_AT_MOST {
-            self.last_words.extend_from_slice(line);
+        if self.final_output.len() < FINAL_OUTPUT_AT_MOST {
+            self.final_output.extend_from_slice(line);
         }
         false
     }
@@ -133,14 +132,14 @@ impl Process {
         if !rest.is_empty() {
             self.read_output(&rest);
         }
-        self.last_words.extend(rest);
+        self.final_output.extend(rest);
         let mut nix_output = self.nix_output.unwrap_or_default();
         nix_output.settle();
         EndedWorker {
             worker: self.worker,
             ending,
-            stopped: self.stopped,
-            last_words: self.last_words,
+            stop_cause: self.stop_cause,
+            final_output: self.final_output,
             nix_output,
         }
     }
@@ -149,10 +148,10 @@ impl Process {
 /// The processes of all workers.
 #[derive(Debug)]
 pub(super) struct Processes {
-    /// As `running`, one for one.
-    all: Vec<Process>,
+    /// In the order of `running`.
+    all: Vec<WorkerProcess>,
     running: Vec<Running>,
-    /// When memory is measured next, and how long after that again.
+    /// When memory is measured next, and the time until the measurement after that.
     measure: Instant,
     tick: Duration,
 }
@@ -185,21 +184,21 @@ impl Processes {
             .start(line, OnStop::TermThenKill)
             .map_err(class::not_started)?;
         self.running.push(running);
-        self.all.push(Process::new(worker));
+        self.all.push(WorkerProcess::new(worker));
         Ok(())
     }
 
-    /// Stops the workers that are beyond their limits, if it is time to measure again. Gives those that were stopped.
+    /// Stops the workers that exceed their limits, if a measurement is due. Gives those that were stopped.
     pub(super) fn enforce(
         &mut self,
-        limits: impl Fn(WorkerId) -> Limits,
+        limits: impl Fn(WorkerId) -> WorkerLimits,
         supervisor: &mut Supervisor,
     ) -> Vec<WorkerId> {
-        // Not each time that one prints something: with light targets that is thousands of times a second.
+        // Not whenever a worker prints something: with small targets, that is thousands of times a second.
         if self.measure > Instant::now() {
             return Vec::new();
         }
-        let limits: Vec<Limits> = self
+        let limits: Vec<WorkerLimits> = self
             .all
             .iter()
             .map(|process| limits(process.worker))
@@ -214,23 +213,23 @@ impl Processes {
         self.tick = TICK;
         for (number, (limits, resident)) in limits.into_iter().zip(resident).enumerate() {
             let process = &self.all[number];
-            if process.stopped.is_some() {
+            if process.stop_cause.is_some() {
                 continue;
             }
             let worker = process.worker;
-            let silence = process.active.elapsed();
+            let silence = process.last_output.elapsed();
             if let (Some(limit), Some(resident)) = (limits.memory, resident) {
                 if resident > limit / 2 {
                     self.tick = CLOSE_TICK;
                 }
-                // A little less than the limit: it goes on growing until it has ended.
+                // Slightly below the limit: it continues to grow until it has ended.
                 if resident > limit / 20 * 19 {
-                    self.stop(worker, StopReason::TooLarge);
+                    self.stop(worker, StopCause::TooLarge);
                     stopped.push(worker);
                 }
             }
             if limits.silence.is_some_and(|limit| silence > limit) {
-                self.stop(worker, StopReason::TooLong);
+                self.stop(worker, StopCause::TooLong);
                 stopped.push(worker);
             }
         }
@@ -239,9 +238,9 @@ impl Processes {
     }
 
     /// Stops a worker.
-    pub(super) fn stop(&mut self, worker: WorkerId, reason: StopReason) {
+    pub(super) fn stop(&mut self, worker: WorkerId, reason: StopCause) {
         if let Some(number) = self.number(worker) {
-            self.all[number].stopped = Some(reason);
+            self.all[number].stop_cause = Some(reason);
             self.running[number].stop(reason.grace());
         }
     }
@@ -252,7 +251,7 @@ impl Processes {
     /// As [`Supervisor::watch`].
     pub(super) fn stop_all(&mut self, supervisor: &mut Supervisor) -> Result<(), Failure> {
         for running in &mut self.running {
-            running.stop(StopReason::TooLong.grace());
+            running.stop(StopCause::TooLong.grace());
         }
         while self.running.iter().any(|running| running.ended.is_none()) {
             supervisor.watch(&mut self.running, None, |_, _| {})?;
@@ -264,20 +263,20 @@ impl Processes {
 
     /// Whether a worker was stopped.
     pub(super) fn is_stopping(&self, worker: WorkerId) -> bool {
-        self.stop_reason(worker).is_some()
+        self.stop_cause(worker).is_some()
     }
 
-    /// Whether a worker's messages count no more: another worker has taken over.
+    /// Whether another worker has taken over, so that the messages of this one do not count any more.
     pub(super) fn is_overtaken(&self, worker: WorkerId) -> bool {
-        self.stop_reason(worker) == Some(StopReason::Overtaken)
+        self.stop_cause(worker) == Some(StopCause::Overtaken)
     }
 
-    fn stop_reason(&self, worker: WorkerId) -> Option<StopReason> {
+    fn stop_cause(&self, worker: WorkerId) -> Option<StopCause> {
         let number = self.number(worker)?;
-        self.all[number].stopped
+        self.all[number].stop_cause
     }
 
-    /// Waits until one of them prints something or ends, and at most for a tick. Gives the lines that came, in their order.
+    /// Waits until a worker prints something or ends, and at most until the next measurement. Gives the complete lines, in order.
     ///
     /// # Errors
     /// As [`Supervisor::watch`].
@@ -292,7 +291,7 @@ impl Processes {
         supervisor.watch(&mut self.running, until, |number, bytes| {
             has_output = true;
             let process = &mut processes[number];
-            process.active = Instant::now();
+            process.last_output = Instant::now();
             let complete = process.lines(bytes).into_iter();
             lines.extend(complete.map(|line| (process.worker, line)));
         })?;
@@ -302,17 +301,18 @@ impl Processes {
         Ok(lines)
     }
 
-    /// The walker has sent a message: what Nix printed before it was not its end. Gives what of it was not passed on yet.
-    pub(super) fn went_on(&mut self, worker: WorkerId) -> Vec<u8> {
+    /// The walker has sent a message, so what Nix printed before was not its final message. Gives the part that was not passed to the
+    /// log.
+    pub(super) fn continued(&mut self, worker: WorkerId) -> Vec<u8> {
         let Some(number) = self.number(worker) else {
             return Vec::new();
         };
         let process = &mut self.all[number];
         process.nix_output = None;
-        std::mem::take(&mut process.last_words)
+        std::mem::take(&mut process.final_output)
     }
 
-    /// Reads a line that is not the walker's. Gives true if it is for the log at once.
+    /// Reads a line that is not the walker's. Gives true if it is for the log.
     pub(super) fn read(&mut self, worker: WorkerId, line: &[u8]) -> bool {
         let number = self.number(worker);
         number.is_some_and(|number| self.all[number].read(line))
@@ -336,5 +336,39 @@ impl Processes {
     fn number(&self, worker: WorkerId) -> Option<usize> {
         let mut processes = self.all.iter();
         processes.position(|process| process.worker == worker)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recording::evaluate::schedule::{Schedule, Task};
+
+    fn process() -> WorkerProcess {
+        let mut schedule = Schedule::new(1, u64::MAX);
+        schedule.plan(vec![Task::everything()]);
+        WorkerProcess::new(schedule.assign(Instant::now()).unwrap())
+    }
+
+    #[test]
+    fn a_line_is_complete_with_its_end() {
+        let mut process = process();
+        assert_eq!(process.lines(b"a\nb"), [b"a\n".to_vec()]);
+        assert_eq!(process.lines(b"c"), Vec::<Vec<u8>>::new());
+        assert_eq!(process.lines(b"\n\nd"), [b"bc\n".to_vec(), b"\n".to_vec()]);
+        assert_eq!(process.end(Ending::Exited(0)).final_output, b"d");
+    }
+
+    #[test]
+    fn what_nix_prints_is_for_the_log_until_it_may_be_its_final_message() {
+        let mut process = process();
+        assert!(process.read(b"warning: x\n"));
+        assert!(!process.read(b"error: y\n"));
+        assert!(!process.read(b"       at /z\n"));
+        let ended = process.end(Ending::Exited(1));
+        assert_eq!(ended.final_output, b"error: y\n       at /z\n");
+        let message = ended.nix_output.final_message(ended.ending);
+        assert!(message.starts_with('y'), "{message}");
+        assert_eq!(ended.stop_cause, None);
     }
 }

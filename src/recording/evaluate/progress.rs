@@ -1,4 +1,4 @@
-//! How far an evaluation is.
+//! The progress of an evaluation, on a status line.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use crate::counts::{evaluated, number};
 use crate::log::Log;
 use crate::status_line::StatusLine;
 
-/// How far it is.
+/// The progress of an evaluation.
 #[derive(Debug)]
 pub(super) struct Progress {
     log: Log,
@@ -23,7 +23,7 @@ impl Progress {
         }
     }
 
-    /// Says how far it is, if it is time to. Names of sets that are only looked into are no attributes to count.
+    /// Shows how many of the `known` names have begun, if a line is due. Names of sets count as names, but not as `attributes`.
     pub(super) fn show(&mut self, begun: u64, known: u64, attributes: usize) {
         self.line.show(|| {
             Some(format!(
@@ -39,12 +39,12 @@ impl Progress {
         self.started.elapsed()
     }
 
-    /// Takes the line away.
+    /// Removes the status line.
     pub(super) fn clear(&mut self) {
         self.line.clear();
     }
 
-    /// Passes on what somebody else says.
+    /// Passes on output of Nix.
     pub(super) fn pass_on(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() {
             self.clear();
@@ -52,7 +52,7 @@ impl Progress {
         }
     }
 
-    /// One line about all of it.
+    /// One line about the whole evaluation.
     pub(super) fn summary(&self, attributes: usize) -> String {
         evaluated(attributes, self.started.elapsed())
     }

@@ -1,4 +1,4 @@
-//! The walker's side of the conversation, as data: what it is told (walk.nix), and the lines in which it answers.
+//! The walker's settings and messages as data. `walk.nix` is the other side.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use super::spans::{AttrIndex, Span};
 use crate::keys::Keys;
 use crate::recording::Meta;
 
-/// What the walker is told.
+/// The walker's settings, as `walk.nix` describes them.
 #[derive(Debug, Serialize)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -14,7 +14,7 @@ use crate::recording::Meta;
 )]
 pub(super) struct WalkerSettings<'a> {
     pub(super) marker: &'a str,
-    /// Nothing: the root, and all below it.
+    /// None: the root, and everything below it.
     pub(super) start: Option<&'a [Span]>,
     /// Relative to the root of the walk.
     pub(super) exclude: &'a [Vec<String>],
@@ -22,8 +22,7 @@ pub(super) struct WalkerSettings<'a> {
     pub(super) systems: Option<&'a [String]>,
     pub(super) buildkite: bool,
     pub(super) catch: bool,
-    /// Only whether these sets, which were passed, hold derivations.
-    pub(super) look: bool,
+    pub(super) search: bool,
 }
 
 impl WalkerSettings<'_> {
@@ -32,38 +31,38 @@ impl WalkerSettings<'_> {
     }
 }
 
-/// What the walker says.
+/// A message of the walker, most of them about one attribute.
 #[derive(Debug, PartialEq)]
 pub(super) enum WalkerMessage {
-    /// This attribute, with this name, is looked at now.
+    /// The evaluation of the attribute with this name begins.
     Begin(AttrIndex, AttrName),
-    /// It, with this name, is left out by these of the exclusions.
-    Out(AttrIndex, Vec<usize>, AttrName),
-    /// It is a set that is not looked into.
-    Pass(AttrIndex),
-    /// These stand beside what is looked at in a flake: outputs where the path is the root, else systems.
+    /// The attribute with this name is excluded, by the exclusions with these numbers.
+    Excluded(AttrIndex, Vec<usize>, AttrName),
+    /// A set that is not walked, because it is not marked.
+    Unmarked(AttrIndex),
+    /// Not walked in a flake: outputs at the root, else systems.
     Beside(AttrIndex, Vec<String>),
-    /// It was passed, and derivations were found in it, or not.
+    /// Whether derivations were found in an unmarked set.
     Holds(AttrIndex, bool),
-    /// It is a derivation that can be called as well.
-    Call(AttrIndex),
-    /// It is a set or a list of so many.
+    /// Its step must not call it.
+    Callable(AttrIndex),
+    /// A set or a list of this many attributes.
     Set(AttrIndex, u32),
-    /// It is a derivation.
+    /// A derivation; or what is wrong with its description.
     Target(AttrIndex, Result<DescribedTarget, String>),
-    /// It is a derivation that evaluates, and its metadata is looked at now.
+    /// A derivation that evaluates; the evaluation of its metadata begins.
     Meta(AttrIndex),
-    /// It throws, and was caught.
-    Broken(AttrIndex),
-    /// Its metadata is no data: the end of a sentence.
+    /// It throws, and that was caught.
+    Throws(AttrIndex),
+    /// Its metadata cannot be used: the end of a sentence.
     Refused(AttrIndex, String),
-    /// It does not evaluate, and nothing was thrown: why.
+    /// It does not evaluate, though nothing was thrown: the reason.
     Error(AttrIndex, String),
     /// It is nested too deeply.
     Deep(AttrIndex),
-    /// The root is nothing that could hold targets, but one of this type.
-    No(String),
-    /// That was all, of a Nix of this version.
+    /// The root is neither a set, a list nor a derivation, but this: `a string`.
+    Other(String),
+    /// Everything was walked, by this version of Nix.
     End(String),
 }
 
@@ -74,18 +73,18 @@ pub(super) struct AttrName {
     pub(super) is_utf8: bool,
 }
 
-/// A derivation, as the walker describes it.
+/// A derivation as the walker describes it.
 #[derive(Debug, PartialEq, Deserialize)]
 pub(super) struct DescribedTarget {
     pub(super) drv: String,
-    /// Its path is a mere string: nothing says that this evaluation wrote it.
+    /// Its path is a plain string: this evaluation need not have written it.
     #[serde(default)]
     pub(super) named: bool,
     #[serde(default)]
     pub(super) meta: DescribedMeta,
 }
 
-/// Its metadata: any data at all.
+/// Its metadata, with values of any type.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 pub(super) struct DescribedMeta {
     pub(super) buildkite: Option<serde_json::Value>,
@@ -98,7 +97,7 @@ pub(super) struct DescribedMeta {
 }
 
 impl DescribedMeta {
-    /// What it means. An odd description is nobody's business; an odd timeout would be no timeout.
+    /// Reads it strictly, but for the description: a timeout of the wrong type would otherwise be no timeout.
     pub(super) fn read(self) -> Result<Meta, String> {
         let buildkite = set("buildkite", self.buildkite)?;
         let eval_once = set("eval-once", self.eval_once)?;
@@ -121,12 +120,27 @@ fn set(name: &str, value: Option<serde_json::Value>) -> Result<Option<Keys>, Str
     match value {
         None | Some(serde_json::Value::Null) => Ok(None),
         Some(serde_json::Value::Object(keys)) => Ok(Some(keys)),
-        Some(_) => Err(format!("meta.{name} is no set")),
+        Some(value) => Err(format!(
+            "meta.{name} is {}; expected an attribute set",
+            article(&value)
+        )),
     }
 }
 
-/// A number of seconds. Digits in a string are one too, as for `nix-env` and Hydra (`DrvInfo::queryMetaInt`): metadata had no
-/// numbers once.
+/// A value of this type, in words.
+fn article(value: &serde_json::Value) -> &'static str {
+    match value {
+        serde_json::Value::Null => "null",
+        serde_json::Value::Bool(_) => "a Boolean",
+        serde_json::Value::Number(_) => "a number",
+        serde_json::Value::String(_) => "a string",
+        serde_json::Value::Array(_) => "a list",
+        serde_json::Value::Object(_) => "an attribute set",
+    }
+}
+
+/// A number of seconds. A string of digits is one as well, as for `nix-env` and Hydra (`DrvInfo::queryMetaInt`): metadata could
+/// not hold numbers once.
 fn seconds(name: &str, value: Option<serde_json::Value>) -> Result<Option<u64>, String> {
     let number = match &value {
         None | Some(serde_json::Value::Null) => return Ok(None),
@@ -139,15 +153,15 @@ fn seconds(name: &str, value: Option<serde_json::Value>) -> Result<Option<u64>, 
     match (number, value) {
         (Some(seconds), _) => Ok(Some(seconds)),
         (None, value) => Err(format!(
-            "meta.{name} is {}, and must be a whole number of seconds, from 1 on",
+            "meta.{name} is {}; expected a whole number of seconds, at least 1",
             value.unwrap_or_default()
         )),
     }
 }
 
-/// Reads a line of the walker's. `None`: it is somebody else's.
+/// Reads a message of the walker; none where the line is not one.
 pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
-    // In front of it stands what Nix makes of a trace, which may be coloured.
+    // Nix writes `trace: ` before it, which may be coloured.
     const BEFORE: usize = 64;
     let marker = marker.as_bytes();
     let line = line.strip_suffix(b"\n").unwrap_or(line);
@@ -164,17 +178,17 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
     let text = || String::from_utf8_lossy(rest).into_owned();
     Some(match word {
         b"begin" => WalkerMessage::Begin(path, name(rest)),
-        b"out" => {
+        b"excluded" => {
             let (numbers, name) = rest.split_at(rest.iter().position(|byte| *byte == b' ')?);
             let numbers = std::str::from_utf8(numbers).ok()?.split(',');
             let numbers = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
-            WalkerMessage::Out(path, numbers, self::name(&name[1..]))
+            WalkerMessage::Excluded(path, numbers, self::name(&name[1..]))
         }
-        b"pass" => WalkerMessage::Pass(path),
+        b"unmarked" => WalkerMessage::Unmarked(path),
         b"beside" => WalkerMessage::Beside(path, text().split(',').map(str::to_owned).collect()),
         b"holds" => WalkerMessage::Holds(path, true),
-        b"none" => WalkerMessage::Holds(path, false),
-        b"call" => WalkerMessage::Call(path),
+        b"empty" => WalkerMessage::Holds(path, false),
+        b"callable" => WalkerMessage::Callable(path),
         b"set" => WalkerMessage::Set(path, text().parse().ok()?),
         b"target" => WalkerMessage::Target(
             path,
@@ -182,11 +196,11 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
                 .map_err(|error| format!("its metadata cannot be read: {error}")),
         ),
         b"meta" => WalkerMessage::Meta(path),
-        b"broken" => WalkerMessage::Broken(path),
-        b"refuse" => WalkerMessage::Refused(path, text()),
+        b"throws" => WalkerMessage::Throws(path),
+        b"refused" => WalkerMessage::Refused(path, text()),
         b"error" => WalkerMessage::Error(path, text()),
         b"deep" => WalkerMessage::Deep(path),
-        b"no" => WalkerMessage::No(text()),
+        b"other" => WalkerMessage::Other(text()),
         b"end" => WalkerMessage::End(text()),
         _ => return None,
     })
@@ -224,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_the_walkers_only_behind_its_marker() {
+    fn a_message_of_the_walker_begins_with_its_marker() {
         assert_eq!(
             read(b"trace: M end  2.8", "M"),
             Some(WalkerMessage::End("2.8".into()))
         );
         assert_eq!(
-            read(b"\x1b[35mtrace:\x1b[0m M out /3 0,2 a b", "M"),
-            Some(WalkerMessage::Out(
+            read(b"\x1b[35mtrace:\x1b[0m M excluded /3 0,2 a b", "M"),
+            Some(WalkerMessage::Excluded(
                 path("/3"),
                 vec![0, 2],
                 AttrName {
@@ -247,8 +261,8 @@ mod tests {
             "",
             "trace: M what /1 ",
             "trace: M set /x 1",
-            "trace: M out /1 x a",
-            "trace: M out /1 0",
+            "trace: M excluded /1 x a",
+            "trace: M excluded /1 0",
         ] {
             assert_eq!(read(other.as_bytes(), "M"), None, "{other}");
         }
@@ -258,19 +272,22 @@ mod tests {
 
     #[test]
     fn a_name_may_hold_anything() {
-        let said = |text: &[u8]| match read(&[b"trace: M begin /1 ", text].concat(), "M") {
+        let name_in = |text: &[u8]| match read(&[b"trace: M begin /1 ", text].concat(), "M") {
             Some(WalkerMessage::Begin(_, name)) => name,
             other => panic!("{other:?}"),
         };
-        assert_eq!(said(b"a\\nb \\\\n").text, "a\nb \\n");
-        assert_eq!(said(b"\\ta\\\\t\\r\\a\\e[m").text, "\ta\\t\r\u{7}\u{1b}[m");
-        assert_eq!(said(b"").text, "");
-        assert!(said("ä".as_bytes()).is_utf8);
-        assert!(!said(b"\xff").is_utf8);
+        assert_eq!(name_in(b"a\\nb \\\\n").text, "a\nb \\n");
+        assert_eq!(
+            name_in(b"\\ta\\\\t\\r\\a\\e[m").text,
+            "\ta\\t\r\u{7}\u{1b}[m"
+        );
+        assert_eq!(name_in(b"").text, "");
+        assert!(name_in("ä".as_bytes()).is_utf8);
+        assert!(!name_in(b"\xff").is_utf8);
     }
 
     #[test]
-    fn a_timeout_that_is_none_is_refused() {
+    fn a_timeout_that_is_not_a_number_of_seconds_is_refused() {
         let meta = |json: &str| serde_json::from_str::<DescribedMeta>(json).unwrap().read();
         assert_eq!(meta(r#"{"timeout":60}"#).unwrap().timeout, Some(60));
         let both = meta(r#"{"timeout":"3600","maxSilent":"0600"}"#).unwrap();

@@ -1,28 +1,28 @@
-//! What is scheduled: which parts of the walk wait for a worker, which worker has which part, and how far it is in it.
+//! The schedule: which parts of the walk wait for a worker, which worker has which part, and how far it is.
 //!
-//! The first worker gets everything. One without a task takes over the later half of what another one still has before it, so
-//! that the work is shared evenly and no worker starts for nothing: each has to evaluate the root anew.
+//! The first worker gets everything. A new one takes over the later half of what another one has not evaluated yet, so that the work
+//! is shared evenly. It is started only if that is worth its start, because each worker has to evaluate the root first.
 //!
-//! A plain value: it knows no process, and the time only as it is passed in. Why a worker ended is for `diagnosis` to find out;
-//! what follows for the rest of the walk is one of the methods here.
+//! A plain value, which knows no process; the time is passed in. Why a worker ended is decided by `diagnosis`; what follows for the
+//! rest of its task is done by one of the methods here.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::spans::{self, AttrIndex, ChildCounts, Position, Span};
 
-/// A worker, for as long as it has its task.
+/// A worker, from the start of its task to the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct WorkerId(u32);
 
 /// A part of the walk, for one worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Task {
-    /// The attributes; none: the root, and everything below it.
+    /// Attributes; none: the root, and everything below it.
     pub(super) spans: Option<Vec<Span>>,
-    /// Whether what throws is caught, so that the worker survives it.
+    /// Whether to catch what throws, so that the worker survives it.
     pub(super) catch: bool,
-    /// Too large for a share of the memory: it gets all of it, and runs alone.
+    /// Too large for a share of the memory: it gets all of it, and runs without other workers.
     pub(super) alone: bool,
 }
 
@@ -42,7 +42,7 @@ impl Task {
         }
     }
 
-    /// One attribute that throws, evaluated for the message with which it does.
+    /// One attribute that throws, to be evaluated for its message.
     pub(super) fn uncaught(span: Span) -> Self {
         Self {
             catch: false,
@@ -51,7 +51,7 @@ impl Task {
     }
 }
 
-/// A worker's task, and how far the worker is in it.
+/// The task of a worker, and its progress.
 #[derive(Debug)]
 pub(super) struct Assignment {
     task: Task,
@@ -61,13 +61,13 @@ pub(super) struct Assignment {
     /// How many attributes have begun.
     begun: u32,
     position: Option<Position>,
-    /// The attribute there is a derivation that evaluates, and its metadata is being evaluated.
+    /// The metadata of the attribute is being evaluated, which is a derivation that evaluates.
     in_meta: bool,
-    /// The walker was through with the task.
+    /// The walker reported the end of the task.
     complete: bool,
-    /// The attribute at which another worker has taken over.
+    /// The attribute from which on another worker has taken over.
     until: Option<AttrIndex>,
-    /// It is being stopped: no other worker takes over from it.
+    /// It is being stopped: no worker takes over from it.
     stopping: bool,
 }
 
@@ -105,13 +105,13 @@ impl Assignment {
         self.in_meta
     }
 
-    /// Whether the walker was through with the task.
+    /// Whether the walker reported the end of the task.
     pub(super) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// What is still to be done, without the attribute that is being evaluated.
-    fn left(&self, counts: &ChildCounts) -> Vec<Span> {
+    /// What remains, without the attribute that is being evaluated.
+    fn rest(&self, counts: &ChildCounts) -> Vec<Span> {
         match (&self.position, &self.task.spans) {
             (Some(position), _) => self.behind(position, counts),
             (None, Some(spans)) => spans.clone(),
@@ -119,23 +119,23 @@ impl Assignment {
         }
     }
 
-    /// What of the task comes behind this position.
+    /// What remains of the task after this position.
     fn behind(&self, position: &Position, counts: &ChildCounts) -> Vec<Span> {
-        let left = spans::behind(self.task.spans.as_deref(), position, counts);
+        let rest = spans::behind(self.task.spans.as_deref(), position, counts);
         match &self.until {
-            Some(until) => spans::before(left, until),
-            None => left,
+            Some(until) => spans::before(rest, until),
+            None => rest,
         }
     }
 
-    /// How long an attribute takes on average, and how long it took to get to the first one.
+    /// The average time for an attribute, and the time from the start to the first one.
     fn pace(&self, now: Instant) -> Option<(Duration, Duration)> {
         let first = self.first?;
         Some(((now - first) / self.begun.max(1), first - self.started))
     }
 }
 
-/// The tasks that wait, and those that workers have.
+/// The tasks that wait, and those of the workers.
 #[derive(Debug)]
 pub(super) struct Schedule {
     /// How many workers may run in parallel.
@@ -148,7 +148,7 @@ pub(super) struct Schedule {
     assignments: BTreeMap<WorkerId, Assignment>,
     /// How many workers there have been.
     workers: u32,
-    /// How many names there are, as far as sets were entered.
+    /// How many names the entered sets have.
     known: u64,
     /// How many of them have begun.
     begun: u64,
@@ -168,7 +168,7 @@ impl Schedule {
         }
     }
 
-    /// Makes these the tasks that wait.
+    /// Replaces the tasks.
     pub(super) fn plan(&mut self, tasks: Vec<Task>) {
         self.pending = tasks;
         self.assignments.clear();
@@ -189,7 +189,7 @@ impl Schedule {
         self.memory != u64::MAX
     }
 
-    /// What of the memory is this task's, in bytes.
+    /// The share of the memory for this task, in bytes.
     pub(super) fn share(&self, task: &Task) -> u64 {
         if task.alone {
             self.memory
@@ -198,24 +198,24 @@ impl Schedule {
         }
     }
 
-    /// The attribute by itself; none for the root.
+    /// The attribute alone; none for the root.
     pub(super) fn span(&self, path: &AttrIndex) -> Option<Span> {
         Span::of(path, &self.counts)
     }
 
-    /// A worker's task, and how far it is.
+    /// The task of a worker, and its progress.
     pub(super) fn assignment(&self, worker: WorkerId) -> Option<&Assignment> {
         self.assignments.get(&worker)
     }
 
-    /// The next worker to start, if there is a slot for it and something to do.
+    /// The next worker to start, if there is a free slot and something to do.
     pub(super) fn assign(&mut self, now: Instant) -> Option<WorkerId> {
         let runs_alone = |assignment: &Assignment| assignment.task.alone;
         if self.assignments.len() >= self.slots || self.assignments.values().any(runs_alone) {
             return None;
         }
         let task = match self.pending.pop() {
-            // It waits until the others have ended.
+            // It waits until the other workers have ended.
             Some(task) if task.alone && !self.assignments.is_empty() => {
                 let other = self.pending.iter().position(|task| !task.alone);
                 let other = other.map(|other| self.pending.remove(other));
@@ -231,28 +231,28 @@ impl Schedule {
         Some(worker)
     }
 
-    /// Takes the later half of what the worker has before it that will need longest, if that is worth another worker.
+    /// Takes the later half of what remains of the task that needs the most time, if that is worth another worker.
     fn take_over(&mut self, now: Instant) -> Option<Task> {
         let counts = &self.counts;
         let busy = self.assignments.values_mut().filter(|assignment| {
             !assignment.stopping && !assignment.task.alone && assignment.task.catch
         });
-        let (_, assignment, left) = busy
+        let (_, assignment, rest) = busy
             .filter_map(|assignment| {
                 let (each, start) = assignment.pace(now)?;
-                let left = assignment.left(counts);
-                let needed = each * u32::try_from(spans::length(&left)).unwrap_or(u32::MAX);
-                (needed > start * 2).then_some((needed, assignment, left))
+                let rest = assignment.rest(counts);
+                let needed = each * u32::try_from(spans::length(&rest)).unwrap_or(u32::MAX);
+                (needed > start * 2).then_some((needed, assignment, rest))
             })
             .max_by_key(|(needed, _, _)| *needed)?;
-        let (_, taken) = spans::split(&left);
+        let (_, taken) = spans::split(&rest);
         assignment.until = spans::start(&taken);
         Some(Task::spans(taken))
     }
 
-    // ---- how far a worker is
+    // ---- progress of a worker
 
-    /// An attribute begins. Gives false where another worker has taken over from there.
+    /// The evaluation of an attribute begins. Gives false if another worker has taken over from there.
     pub(super) fn begin(&mut self, worker: WorkerId, path: AttrIndex, now: Instant) -> bool {
         let Some(assignment) = self.assignments.get_mut(&worker) else {
             return false;
@@ -273,7 +273,7 @@ impl Schedule {
         true
     }
 
-    /// The attribute is a set of `count`, and its attributes come next.
+    /// The attribute is a set of `count` attributes, which come next.
     pub(super) fn enter(&mut self, worker: WorkerId, path: AttrIndex, count: u32) {
         if self.counts.insert(path.clone(), count).is_none() {
             self.known += u64::from(count);
@@ -283,22 +283,22 @@ impl Schedule {
         }
     }
 
-    /// The metadata of the attribute is evaluated now.
+    /// The evaluation of the attribute's metadata begins.
     pub(super) fn begin_meta(&mut self, worker: WorkerId) {
         if let Some(assignment) = self.assignments.get_mut(&worker) {
             assignment.in_meta = true;
         }
     }
 
-    /// The walker is through with the task.
+    /// The walker reports the end of the task.
     pub(super) fn complete(&mut self, worker: WorkerId) {
         if let Some(assignment) = self.assignments.get_mut(&worker) {
             assignment.complete = true;
         }
     }
 
-    /// An attribute is left out.
-    pub(super) fn leave_out(&mut self) {
+    /// An attribute is excluded.
+    pub(super) fn exclude(&mut self) {
         self.begun += 1;
     }
 
@@ -309,14 +309,14 @@ impl Schedule {
         }
     }
 
-    // ---- how a worker ends
+    // ---- end of a worker
 
-    /// The worker has ended, and nothing of its task is left.
+    /// Its task is done.
     pub(super) fn finish(&mut self, worker: WorkerId) {
         self.assignments.remove(&worker);
     }
 
-    /// The worker has ended: what it was at is done again, and what it had before it.
+    /// The attribute that it was evaluating is evaluated again, and then what remains of its task.
     pub(super) fn repeat(&mut self, worker: WorkerId) {
         let Some(assignment) = self.assignments.remove(&worker) else {
             return;
@@ -329,32 +329,32 @@ impl Schedule {
                 return;
             }
         };
-        let mut left = assignment.behind(position, &self.counts);
+        let mut rest = assignment.behind(position, &self.counts);
         if let Position::At(path) = position {
-            left.splice(0..0, self.span(path));
+            rest.splice(0..0, self.span(path));
             self.begun -= 1;
         }
-        self.put_back(left, &assignment.task);
+        self.put_back(rest, &assignment.task);
     }
 
-    /// The worker has ended: what it was at is given up, and its task goes on behind that.
-    pub(super) fn go_on_behind(&mut self, worker: WorkerId) {
+    /// The attribute that it was evaluating is given up; what remains of its task goes to another worker.
+    pub(super) fn continue_after(&mut self, worker: WorkerId) {
         if let Some(assignment) = self.assignments.remove(&worker) {
-            // A set whose first attribute cannot even begin has none.
+            // With a set its attributes are given up: not even the first could begin.
             let position = Position::At(assignment.attr());
-            let left = assignment.behind(&position, &self.counts);
-            self.put_back(left, &assignment.task);
+            let rest = assignment.behind(&position, &self.counts);
+            self.put_back(rest, &assignment.task);
         }
     }
 
-    /// The worker has ended: what it was at is done again with all the memory, and its task goes on without it.
+    /// The attribute that it was evaluating is evaluated again with all the memory; what remains of its task goes to another worker.
     pub(super) fn repeat_alone(&mut self, worker: WorkerId) {
         let Some(assignment) = self.assignments.remove(&worker) else {
             return;
         };
         let path = assignment.attr();
-        let left = assignment.behind(&Position::At(path.clone()), &self.counts);
-        self.put_back(left, &assignment.task);
+        let rest = assignment.behind(&Position::At(path.clone()), &self.counts);
+        self.put_back(rest, &assignment.task);
         self.begun -= 1;
         if let Some(span) = self.span(&path) {
             let task = Task {
@@ -362,27 +362,27 @@ impl Schedule {
                 alone: true,
                 catch: assignment.task.catch,
             };
-            // Last of all: nothing else may run beside it.
+            // The last of all: no other worker may run meanwhile.
             self.pending.insert(0, task);
         }
     }
 
-    /// The worker has ended: its share of the memory was too small even for the root. It is done again beside fewer others.
+    /// Its share of the memory was too small for the root: the task is done again, with fewer workers in parallel.
     pub(super) fn repeat_with_fewer(&mut self, worker: WorkerId) {
         self.slots -= 1;
         self.repeat(worker);
     }
 
-    /// An attribute that was evaluated is to be evaluated again. Gives it by itself; none for the root.
+    /// An attribute has to be evaluated again. Gives it alone; none for the root.
     pub(super) fn reopen(&mut self, path: &AttrIndex) -> Option<Span> {
         self.begun -= 1;
         self.span(path)
     }
 
-    fn put_back(&mut self, left: Vec<Span>, task: &Task) {
-        if !left.is_empty() {
+    fn put_back(&mut self, rest: Vec<Span>, task: &Task) {
+        if !rest.is_empty() {
             self.pending.push(Task {
-                spans: Some(left),
+                spans: Some(rest),
                 ..task.clone()
             });
         }
@@ -396,7 +396,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn at(second: u64) -> Instant {
-        // Any instant will do, and there is no other way to make one.
+        // There is no other way to get an instant.
         static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
         *START.get_or_init(Instant::now) + Duration::from_secs(second)
     }
@@ -408,7 +408,7 @@ mod tests {
             .collect()
     }
 
-    /// A schedule whose one worker has entered a root of `count` attributes, and begun the first of them.
+    /// A schedule with one worker, which has entered a root of `count` attributes and begun the first of them.
     fn begun(slots: usize, count: u32) -> (Schedule, WorkerId) {
         let mut schedule = Schedule::new(slots, 1000);
         schedule.plan(vec![Task::everything()]);
@@ -419,9 +419,9 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_without_a_task_takes_the_later_half_where_that_is_worth_its_start() {
+    fn a_new_worker_takes_over_the_later_half_if_that_is_worth_its_start() {
         let (mut schedule, first) = begun(2, 10);
-        // An attribute takes a second, and so did the root.
+        // The root took a second, and so does each attribute.
         assert!(schedule.begin(first, path("/1"), at(3)));
         let second = schedule.assign(at(3)).unwrap();
         let task = schedule.assignment(second).unwrap().task();
@@ -430,11 +430,15 @@ mod tests {
         assert!(schedule.begin(first, path("/5"), at(4)));
         assert!(!schedule.begin(first, path("/6"), at(5)), "taken over");
         schedule.finish(first);
-        assert_eq!(schedule.assign(at(5)), None, "it has not begun yet");
+        assert_eq!(
+            schedule.assign(at(5)),
+            None,
+            "it has not begun its first attribute"
+        );
     }
 
     #[test]
-    fn little_work_is_not_worth_another_worker() {
+    fn a_little_work_is_not_worth_another_worker() {
         let (mut schedule, _) = begun(2, 2);
         assert_eq!(schedule.assign(at(2)), None);
     }
@@ -447,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_repeats_begins_with_the_attribute_it_was_at() {
+    fn a_repetition_begins_with_the_attribute_that_was_being_evaluated() {
         let (mut schedule, worker) = begun(1, 3);
         schedule.enter(worker, path("/0"), 2);
         assert!(schedule.begin(worker, path("/0/1"), at(2)));
@@ -459,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_repeats_at_the_root_has_the_same_task_again() {
+    fn a_repetition_at_the_root_has_the_same_task() {
         let mut schedule = Schedule::new(2, 1000);
         schedule.plan(vec![Task::everything()]);
         let worker = schedule.assign(at(0)).unwrap();
@@ -471,17 +475,17 @@ mod tests {
     }
 
     #[test]
-    fn what_an_attribute_holds_is_given_up_with_it() {
+    fn a_set_is_given_up_with_its_attributes() {
         let (mut schedule, worker) = begun(1, 3);
         schedule.enter(worker, path("/0"), 2);
-        schedule.go_on_behind(worker);
+        schedule.continue_after(worker);
         let worker = schedule.assign(at(3)).unwrap();
         let task = schedule.assignment(worker).unwrap().task();
         assert_eq!(starts(task), ["/1..3"]);
     }
 
     #[test]
-    fn a_task_that_needs_all_the_memory_waits_until_the_others_have_ended() {
+    fn a_task_that_needs_all_the_memory_waits_until_the_other_workers_have_ended() {
         let (mut schedule, large) = begun(2, 3);
         schedule.repeat_alone(large);
         let rest = schedule.assign(at(2)).unwrap();
@@ -501,7 +505,7 @@ mod tests {
         assert_eq!(schedule.assign(at(3)), None);
     }
 
-    /// A worker of the simulation: where it stands next, and where it stands.
+    /// A simulated worker: its next positions, and the current one.
     struct Simulated {
         worker: WorkerId,
         positions: std::vec::IntoIter<Position>,
@@ -509,7 +513,7 @@ mod tests {
     }
 
     impl Simulated {
-        /// Not so at a set that was entered: another worker may have taken over some of its attributes.
+        /// Not at a set that was entered, because another worker may have taken over some of its attributes.
         fn is_at_attribute(&self) -> bool {
             matches!(self.position, Some(Position::At(_)))
         }
@@ -537,7 +541,7 @@ mod tests {
                     let task = schedule.assignment(worker).unwrap().task();
                     prop_assert!(!task.alone || workers.is_empty());
                     let mut positions = walk(task.spans.as_deref(), &counts);
-                    // The walker says no word of the root before it has entered it.
+                    // The walker reports the root only when it enters it.
                     positions.retain(|position| *position != Position::At(path("")));
                     workers.push(Simulated { worker, positions: positions.into_iter(), position: None });
                 }
@@ -560,7 +564,7 @@ mod tests {
                     2 if one.is_at_attribute() => {
                         settled.extend(one.path());
                         given_up.extend(one.path());
-                        schedule.go_on_behind(worker);
+                        schedule.continue_after(worker);
                         true
                     }
                     3 if one.is_at_attribute() && begun == 1 => {

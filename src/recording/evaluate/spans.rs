@@ -1,14 +1,14 @@
-//! Parts of a walk: paths of attributes by their numbers, and spans of them that are still to be looked at.
+//! Attribute paths by number, and spans of attributes: the parts of a walk.
 //!
-//! A walk goes down first and on second, so that its order is the order of the paths. What is left of it behind any attribute
-//! is a few spans, which can be walked by another process.
+//! A walk is depth-first, so that its order is the order of the paths. What remains of it after any attribute is a few spans, which
+//! another worker can walk.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-/// The way from the root of a walk to an attribute: its number among its siblings at each level.
+/// The path from the root of a walk to an attribute: its number among its siblings at each level.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub(super) struct AttrIndex(Vec<u32>);
@@ -21,7 +21,7 @@ impl AttrIndex {
         (path.to_string() == text).then_some(path)
     }
 
-    /// The set it is in, and its number there; none for the root.
+    /// The set that it is in, and its number there; none for the root.
     pub(super) fn split(&self) -> Option<(Self, u32)> {
         let (last, parent) = self.0.split_last()?;
         Some((Self(parent.to_vec()), *last))
@@ -33,7 +33,7 @@ impl AttrIndex {
         path
     }
 
-    /// The sets it lies in, from the root on, and then itself.
+    /// The sets that it is in, from the root on, and then itself.
     pub(super) fn with_parents(&self) -> impl Iterator<Item = Self> {
         (0..=self.0.len()).map(|end| Self(self.0[..end].to_vec()))
     }
@@ -45,7 +45,7 @@ impl fmt::Display for AttrIndex {
     }
 }
 
-/// The attributes of one set from `from` on, and before `to`.
+/// The attributes of one set from number `from` on, and before `to`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Span {
     /// The set.
@@ -57,7 +57,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// Just this attribute, in a set of `count`.
+    /// This attribute alone; none where its set was not entered.
     pub(super) fn of(path: &AttrIndex, counts: &ChildCounts) -> Option<Self> {
         let (at, number) = path.split()?;
         let count = *counts.get(&at)?;
@@ -81,17 +81,17 @@ impl Span {
 /// How many attributes the sets have that were entered.
 pub(super) type ChildCounts = BTreeMap<AttrIndex, u32>;
 
-/// Where a walk stands.
+/// The position of a walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Position {
-    /// It looks at this attribute.
+    /// This attribute is being evaluated.
     At(AttrIndex),
-    /// It has found out that this is a set, and will go on with the first of its attributes.
+    /// This is a set, and its first attribute comes next.
     Entered(AttrIndex),
 }
 
 impl Position {
-    /// The attribute that it is about.
+    /// The attribute at this position.
     pub(super) fn path(&self) -> &AttrIndex {
         match self {
             Self::At(path) | Self::Entered(path) => path,
@@ -99,14 +99,17 @@ impl Position {
     }
 }
 
-/// What is left of a walk over `spans` (none: over everything) that stands at `place`, in its order: without the attribute
-/// that it looks at.
-pub(super) fn behind(spans: Option<&[Span]>, place: &Position, counts: &ChildCounts) -> Vec<Span> {
-    let path = place.path();
-    let mut left = Vec::new();
+/// What remains, in its order, of a walk over `spans` (none: over everything) after `position`: without the attribute there.
+pub(super) fn behind(
+    spans: Option<&[Span]>,
+    position: &Position,
+    counts: &ChildCounts,
+) -> Vec<Span> {
+    let path = position.path();
+    let mut rest = Vec::new();
     let mut push = |span: Span| {
         if span.length() > 0 {
-            left.push(span);
+            rest.push(span);
         }
     };
     let whole = |at: AttrIndex, from: u32| {
@@ -118,10 +121,10 @@ pub(super) fn behind(spans: Option<&[Span]>, place: &Position, counts: &ChildCou
             count,
         }
     };
-    if let Position::Entered(path) = place {
+    if let Position::Entered(path) = position {
         push(whole(path.clone(), 0));
     }
-    // The span that the place is in, and the levels of sets that were entered below it.
+    // The span that the position is in, and the levels of sets that were entered below it.
     let current = spans.map(|spans| {
         spans
             .iter()
@@ -147,22 +150,22 @@ pub(super) fn behind(spans: Option<&[Span]>, place: &Position, counts: &ChildCou
     if let (Some(spans), Some(current)) = (spans, current) {
         spans[current + 1..].iter().cloned().for_each(push);
     }
-    left
+    rest
 }
 
-/// What of `spans` comes before the attribute `until`, with which one of them once began.
+/// The part of `spans` before the attribute `until`, which is the start of a span that was split off.
 pub(super) fn before(spans: Vec<Span>, until: &AttrIndex) -> Vec<Span> {
-    let mut left = spans;
-    left.retain(|span| span.start() < *until);
-    if let (Some(last), Some((at, number))) = (left.last_mut(), until.split())
+    let mut rest = spans;
+    rest.retain(|span| span.start() < *until);
+    if let (Some(last), Some((at, number))) = (rest.last_mut(), until.split())
         && last.at == at
     {
         last.to = last.to.min(number);
     }
-    left
+    rest
 }
 
-/// Takes the later half off `spans`, for another process; the whole, where that is one attribute.
+/// Splits `spans` into an earlier and a later half; one attribute alone is a later half.
 pub(super) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
     let mut wanted = length(spans) / 2;
     let mut first = Vec::new();
@@ -170,7 +173,7 @@ pub(super) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
     for span in spans {
         let taken = span.length().min(wanted);
         wanted -= taken;
-        // What is taken is at most the length, which is a u32.
+        // At most the length of the span, which is a u32.
         let middle = span.from + u32::try_from(taken).unwrap_or_default();
         for (part, from, to) in [
             (&mut first, span.from, middle),
@@ -188,7 +191,7 @@ pub(super) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
     (first, second)
 }
 
-/// How many attributes these are, without those of the sets among them.
+/// How many attributes these are, without those in sets among them.
 pub(super) fn length(spans: &[Span]) -> u64 {
     spans.iter().map(Span::length).sum()
 }
@@ -207,7 +210,7 @@ pub(super) mod tests {
         AttrIndex::parse(text).unwrap()
     }
 
-    /// A tree: how many attributes each set has. Walked as walk.nix walks.
+    /// A tree: how many attributes each set has.
     pub(in super::super) fn tree() -> impl Strategy<Value = ChildCounts> {
         proptest::collection::vec((0..12usize, 0..5u32), 1..12).prop_map(|sets| {
             let mut counts = ChildCounts::from([(AttrIndex::default(), 4)]);
@@ -224,35 +227,35 @@ pub(super) mod tests {
         })
     }
 
-    /// Where a walk stands, from its begin to its end.
+    /// The positions of a walk, as `walk.nix` walks.
     pub(in super::super) fn walk(spans: Option<&[Span]>, counts: &ChildCounts) -> Vec<Position> {
-        fn visit(path: &AttrIndex, counts: &ChildCounts, places: &mut Vec<Position>) {
-            places.push(Position::At(path.clone()));
+        fn visit(path: &AttrIndex, counts: &ChildCounts, positions: &mut Vec<Position>) {
+            positions.push(Position::At(path.clone()));
             if let Some(count) = counts.get(path) {
-                places.push(Position::Entered(path.clone()));
+                positions.push(Position::Entered(path.clone()));
                 for number in 0..*count {
-                    visit(&path.child(number), counts, places);
+                    visit(&path.child(number), counts, positions);
                 }
             }
         }
-        let mut places = Vec::new();
+        let mut positions = Vec::new();
         match spans {
-            None => visit(&AttrIndex::default(), counts, &mut places),
+            None => visit(&AttrIndex::default(), counts, &mut positions),
             Some(spans) => {
                 for span in spans {
                     assert_eq!(span.count, counts[&span.at]);
                     for number in span.from..span.to {
-                        visit(&span.at.child(number), counts, &mut places);
+                        visit(&span.at.child(number), counts, &mut positions);
                     }
                 }
             }
         }
-        places
+        positions
     }
 
     proptest! {
         #[test]
-        fn what_is_behind_any_place_is_all_that_would_have_come(counts in tree(), dice in 0..1000usize, again in 0..1000usize) {
+        fn what_remains_after_a_position_is_what_would_have_followed(counts in tree(), dice in 0..1000usize, again in 0..1000usize) {
             let mut spans: Option<Vec<Span>> = None;
             let mut expected = walk(None, &counts);
             for dice in [dice, again] {
@@ -260,38 +263,37 @@ pub(super) mod tests {
                     break;
                 }
                 let stop = dice % expected.len();
-                // What was not entered yet has no count for whoever restarts the walk.
-                let left = behind(spans.as_deref(), &expected[stop], &counts);
+                let rest = behind(spans.as_deref(), &expected[stop], &counts);
                 expected = match &expected[stop] {
-                    // Neither it, nor what is below it.
+                    // Neither the attribute nor anything below it.
                     Position::At(path) => expected[stop + 1..]
                         .iter()
-                        .filter(|place| !place.path().with_parents().any(|above| above == *path))
+                        .filter(|position| !position.path().with_parents().any(|above| above == *path))
                         .cloned()
                         .collect(),
                     Position::Entered(_) => expected[stop + 1..].to_vec(),
                 };
-                prop_assert_eq!(walk(Some(&left), &counts), expected.clone());
-                spans = Some(left);
+                prop_assert_eq!(walk(Some(&rest), &counts), expected.clone());
+                spans = Some(rest);
             }
         }
 
         #[test]
         fn two_halves_are_the_whole_in_its_order(counts in tree(), dice in 0..1000usize) {
-            let places = walk(None, &counts);
-            let left = behind(None, &places[dice % places.len()], &counts);
-            let (first, second) = split(&left);
+            let positions = walk(None, &counts);
+            let rest = behind(None, &positions[dice % positions.len()], &counts);
+            let (first, second) = split(&rest);
             let both = [walk(Some(&first), &counts), walk(Some(&second), &counts)].concat();
-            prop_assert_eq!(both, walk(Some(&left), &counts));
+            prop_assert_eq!(both, walk(Some(&rest), &counts));
             prop_assert!(length(&first) <= length(&second) && length(&second) <= length(&first) + 1);
             if let Some(until) = start(&second) {
-                prop_assert_eq!(before(left, &until), first);
+                prop_assert_eq!(before(rest, &until), first);
             }
         }
     }
 
     #[test]
-    fn a_path_is_read_only_as_it_is_written() {
+    fn a_path_is_parsed_only_in_the_form_in_which_it_is_written() {
         assert_eq!(path("/3/0").to_string(), "/3/0");
         assert_eq!(path(""), AttrIndex::default());
         for bad in ["3", "/", "/x", "/01", "/3/"] {

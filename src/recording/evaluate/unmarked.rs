@@ -1,12 +1,12 @@
-//! Which of the sets that are not marked hold derivations.
+//! Which of the unmarked sets hold derivations.
 //!
-//! A recording is not worth a build for that, nor much time or memory, and what fails in there does not matter. So it is a
-//! process of its own, and the answers are those that came in time.
+//! The answer is worth no build and little time and memory, and errors in there do not matter. So a process of its own searches
+//! the sets, and the answers are those that it gave in time.
 
 use std::time::{Duration, Instant};
 
 use super::invocation::Invocation;
-use super::processes::{Limits, Processes, StopReason};
+use super::processes::{Processes, StopCause, WorkerLimits};
 use super::protocol::{self, WalkerMessage};
 use super::schedule::{Schedule, Task};
 use super::spans::AttrIndex;
@@ -14,14 +14,14 @@ use crate::exit::{Class, Failure};
 use crate::store::ATTEMPTS;
 use crate::supervise::Supervisor;
 
-/// How many sets are looked into.
-pub(super) const LOOKED_AT: usize = 200;
+/// How many sets are searched.
+pub(super) const SEARCHED: usize = 200;
 
-/// For how long: as long as the evaluation took, within these.
+/// For how long they are searched: as long as the evaluation took, but not less or more than this.
 const AT_LEAST: Duration = Duration::from_secs(2);
 const AT_MOST: Duration = Duration::from_secs(10);
 
-/// Those of these sets that hold derivations, after an evaluation that took so long.
+/// Those of these sets that hold derivations, after an evaluation that took this long.
 ///
 /// # Errors
 /// A signal asked us to end (128 + n).
@@ -37,12 +37,12 @@ pub(super) fn with_derivations(
     let mut attempts = 0;
     while !sets.is_empty() && attempts < ATTEMPTS && Instant::now() < until {
         attempts += 1;
-        let answers = match look(&sets, until, invocation, schedule, supervisor) {
+        let answers = match search(&sets, until, invocation, schedule, supervisor) {
             Ok(answers) => answers,
             Err(failure) if matches!(failure.class, Class::Signal(_)) => return Err(failure),
             Err(_) => break,
         };
-        // The process has died of the set behind the last answer.
+        // If it died, then of the set after the last answer.
         sets.drain(..(answers.len() + 1).min(sets.len()));
         let answers = answers.into_iter();
         holding.extend(answers.filter_map(|(path, holds)| holds.then_some(path)));
@@ -50,8 +50,8 @@ pub(super) fn with_derivations(
     Ok(holding)
 }
 
-/// Asks a process about these sets, in their order, until it ends.
-fn look(
+/// Searches these sets in their order, until the process ends.
+fn search(
     sets: &[AttrIndex],
     until: Instant,
     invocation: &Invocation<'_>,
@@ -61,14 +61,14 @@ fn look(
     let spans = sets.iter().filter_map(|path| schedule.span(path));
     let task = Task::spans(spans.collect());
     let share = schedule.share(&task);
-    let line = invocation.look(&task, share);
+    let line = invocation.search(&task, share);
     schedule.plan(vec![task]);
     let Some(worker) = schedule.assign(Instant::now()) else {
         return Ok(Vec::new());
     };
     let mut processes = Processes::new();
     processes.start(worker, &line, supervisor)?;
-    let limits = Limits {
+    let limits = WorkerLimits {
         memory: Some(share),
         silence: None,
     };
@@ -84,7 +84,7 @@ fn look(
         processes.ended();
         processes.enforce(|_| limits, supervisor);
         if Instant::now() >= until && !processes.is_stopping(worker) {
-            processes.stop(worker, StopReason::TooLarge);
+            processes.stop(worker, StopCause::TooLarge);
         }
     }
     schedule.finish(worker);

@@ -1,5 +1,5 @@
-//! The walk over all targets: it starts the workers that the schedule asks for, passes on what they say, and carries out what
-//! follows from their ends.
+//! The walk over all targets: starts the workers that the schedule asks for, records their messages, and carries out what follows
+//! from their ends.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::diagnosis::{Death, Diagnosis, OversizedWorker, Question, Verdict, Wor
 use super::findings::Findings;
 use super::invocation::Invocation;
 use super::overlooked::Overlooked;
-use super::processes::{EndedWorker, Limits, Processes, StopReason};
+use super::processes::{EndedWorker, Processes, StopCause, WorkerLimits};
 use super::progress::Progress;
 use super::protocol::{self, WalkerMessage};
 use super::schedule::{Assignment, Schedule, Task, WorkerId};
@@ -22,13 +22,13 @@ use crate::recording::{RecordingRequest, Recurse};
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
-/// Of how many attributes that throw the message is found out: each costs a process.
+/// For how many attributes that throw the message is found out: each costs a process.
 const EXPLAINED: usize = 10;
 
-/// How many names of a path are shown that never ends.
+/// How many names are shown of a path into cyclic sets.
 const NAMES_OF_CYCLE: usize = 6;
 
-/// A walk over all targets.
+/// A walk over all targets, and what it has found so far.
 pub struct Walk<'a> {
     request: &'a RecordingRequest,
     supervisor: &'a mut Supervisor,
@@ -46,7 +46,7 @@ impl<'a> Walk<'a> {
     /// Prepares a walk: measures the memory. A flake is `locked` before.
     ///
     /// # Errors
-    /// What is needed for that is missing (69, 75).
+    /// Nix is missing (69), or cannot be asked (75).
     pub fn new(
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
@@ -82,17 +82,17 @@ impl<'a> Walk<'a> {
     /// Evaluates all targets.
     ///
     /// # Errors
-    /// There is nothing to walk (65); something is wrong with all of it (65, 75); a signal (128 + n).
+    /// The root does not evaluate, or is nothing to walk (65); the infrastructure failed (75); a signal asked us to end (128 + n).
     pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
         self.run(vec![Task::everything()], store)?;
         self.explain(store)?;
         self.overlook()
     }
 
-    /// Evaluates those targets again whose `.drv`s are these.
+    /// Evaluates the targets with these `.drv`s again: they were collected.
     ///
     /// # Errors
-    /// As [`Walk::all`]; and one of them has been disturbed too often (75).
+    /// As [`Walk::all`]; one of them was disturbed too often (75).
     pub fn again(&mut self, gone: &[DrvPath], store: &mut Store) -> Result<(), Failure> {
         let mut spans = Vec::new();
         let mut everything = false;
@@ -130,7 +130,7 @@ impl<'a> Walk<'a> {
         self.log.say(self.progress.summary(self.findings.count()));
     }
 
-    /// Finds out with which messages the first attributes throw: each takes a process that does not catch it.
+    /// Finds out the messages of the first attributes that throw, each with a process that does not catch it.
     fn explain(&mut self, store: &mut Store) -> Result<(), Failure> {
         let throws = self.findings.unexplained(EXPLAINED);
         let spans = throws.iter().filter_map(|path| self.schedule.span(path));
@@ -138,13 +138,13 @@ impl<'a> Walk<'a> {
         self.run(tasks, store)
     }
 
-    /// Finds out what was not walked.
+    /// Finds out what was not walked although it may be meant.
     fn overlook(&mut self) -> Result<(), Failure> {
         let mut overlooked = self.findings.overlooked(&self.request.exclude);
         let system = self.invocation.system().unwrap_or_default();
         system.clone_into(&mut overlooked.system);
         let holding = unmarked::with_derivations(
-            self.findings.unmarked_sets(unmarked::LOOKED_AT),
+            self.findings.unmarked_sets(unmarked::SEARCHED),
             self.progress.took(),
             &self.invocation,
             &mut self.schedule,
@@ -158,13 +158,13 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Does these tasks, and what comes of them.
+    /// Runs workers until these tasks are done.
     fn run(&mut self, tasks: Vec<Task>, store: &mut Store) -> Result<(), Failure> {
         self.schedule.plan(tasks);
         let done = self.until_all_are_done(store);
         self.progress.clear();
         if done.is_err() {
-            // What is wrong with one is wrong with all.
+            // The recording fails: the others would work in vain.
             self.processes.stop_all(self.supervisor)?;
         }
         self.supervisor.check()?;
@@ -213,7 +213,7 @@ impl<'a> Walk<'a> {
             let assignment = schedule.assignment(worker);
             assignment.map(|assignment| schedule.share(assignment.task()))
         };
-        let limits = |worker| Limits {
+        let limits = |worker| WorkerLimits {
             memory: memory(worker).filter(|_| schedule.has_memory_limit()),
             silence: self.request.evaluation_timeout,
         };
@@ -222,17 +222,17 @@ impl<'a> Walk<'a> {
         }
     }
 
-    // ---- what the workers say
+    // ---- messages
 
     fn line(&mut self, worker: WorkerId, line: &[u8]) -> Result<(), Failure> {
         match protocol::read(line, self.invocation.marker()) {
             Some(_) if self.processes.is_overtaken(worker) => Ok(()),
             Some(message) => {
-                let other = self.processes.went_on(worker);
+                let other = self.processes.continued(worker);
                 self.progress.pass_on(&other);
                 self.message(worker, message)
             }
-            // It is Nix's own or the expression's.
+            // A line of Nix, or of the expression.
             None => {
                 if self.processes.read(worker, line) {
                     self.progress.pass_on(line);
@@ -249,66 +249,64 @@ impl<'a> Walk<'a> {
                 if schedule.begin(worker, path.clone(), Instant::now()) {
                     findings.begin(&path, name);
                 } else {
-                    self.processes.stop(worker, StopReason::Overtaken);
+                    self.processes.stop(worker, StopCause::Overtaken);
                 }
             }
             WalkerMessage::Meta(_) => schedule.begin_meta(worker),
-            WalkerMessage::Out(path, by, name) => {
-                schedule.leave_out();
-                findings.leave_out(path, by, name);
+            WalkerMessage::Excluded(path, by, name) => {
+                schedule.exclude();
+                findings.exclude(path, by, name);
             }
             WalkerMessage::Set(path, count) => schedule.enter(worker, path, count),
             WalkerMessage::End(version) => {
                 schedule.complete(worker);
                 findings.version(version);
             }
-            WalkerMessage::Pass(path) => findings.unmarked(path),
+            WalkerMessage::Unmarked(path) => findings.unmarked(path),
             WalkerMessage::Beside(path, names) => findings.beside(path, names),
-            WalkerMessage::Call(path) => findings.callable(path),
+            WalkerMessage::Callable(path) => findings.callable(path),
             WalkerMessage::Target(path, described) => findings.target(path, described),
-            WalkerMessage::Broken(path) => {
+            WalkerMessage::Throws(path) => {
                 let assignment = schedule.assignment(worker);
                 findings.throws(path, assignment.is_some_and(Assignment::is_in_meta));
             }
             WalkerMessage::Refused(path, why) => findings.refuse(&path, &why),
             WalkerMessage::Error(path, why) => findings.error(&path, &why),
-            WalkerMessage::Deep(path) => return Err(self.never_ends(&path)),
-            WalkerMessage::No(what) => {
+            WalkerMessage::Deep(path) => return Err(self.cyclic(&path)),
+            WalkerMessage::Other(what) => {
                 return Err(Failure::new(
                     Class::Evaluation,
                     format_args!(
-                        "{} is a {what}, in which there are no targets",
+                        "{} evaluates to {what}; expected an attribute set, a list or a derivation",
                         describe(self.request)
                     ),
                 ));
             }
-            // Only a process that looks into unmarked sets says it.
+            // Only a process that searches unmarked sets sends it.
             WalkerMessage::Holds(..) => {}
         }
         Ok(())
     }
 
-    fn never_ends(&self, path: &AttrIndex) -> Failure {
+    fn cyclic(&self, path: &AttrIndex) -> Failure {
         let mut names = self.findings.attr(path).names().to_vec();
         names.truncate(self.request.root.attr.names().len() + NAMES_OF_CYCLE);
         Failure::new(
             Class::Evaluation,
             format_args!(
-                "the sets below {} go round in a circle, or never end",
+                "the attribute sets below {} are cyclic",
                 AttrPath::new(names)
             ),
         )
         .hint(match self.request.recurse {
             Recurse::All => {
-                "leave it out with `exclude`, or look only into marked sets (`recurse: marked`)"
+                "exclude it with `exclude`, or walk only marked sets (`recurse: marked`)"
             }
-            Recurse::Marked => {
-                "leave it out with `exclude`, or do not mark it with `recurseForDerivations`"
-            }
+            Recurse::Marked => "exclude it with `exclude`, or remove its `recurseForDerivations`",
         })
     }
 
-    // ---- how they end
+    // ---- ends of workers
 
     fn ended(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<(), Failure> {
         let Some(assignment) = self.schedule.assignment(ended.worker) else {
@@ -316,7 +314,7 @@ impl<'a> Walk<'a> {
         };
         let task = assignment.task();
         let end = WorkerEnd::of(
-            ended.stopped,
+            ended.stop_cause,
             ended.ending,
             assignment.is_complete(),
             task.catch,
@@ -324,7 +322,7 @@ impl<'a> Walk<'a> {
         let verdict = match end {
             WorkerEnd::Finished | WorkerEnd::Stopped => {
                 if end == WorkerEnd::Finished {
-                    self.progress.pass_on(&ended.last_words);
+                    self.progress.pass_on(&ended.final_output);
                 }
                 self.schedule.finish(ended.worker);
                 return Ok(());
@@ -335,7 +333,7 @@ impl<'a> Walk<'a> {
                 share: self.schedule.share(task),
                 has_all: task.alone,
                 slots: self.schedule.slots(),
-                was_stopped: ended.stopped.is_some(),
+                was_stopped: ended.stop_cause.is_some(),
             }),
             WorkerEnd::TooLong => {
                 let timeout = self.request.evaluation_timeout.unwrap_or_default();
@@ -375,7 +373,7 @@ impl<'a> Walk<'a> {
                     let in_meta = assignment.is_in_meta();
                     self.findings.fail(&assignment.attr(), in_meta, &message);
                 }
-                self.schedule.go_on_behind(worker);
+                self.schedule.continue_after(worker);
             }
             Verdict::Repeat(line) => {
                 if let Some(line) = line {
@@ -393,7 +391,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// The attribute, or all that is evaluated, for a sentence.
+    /// The attribute in words; at the root, all that is evaluated.
     fn name_of(&self, path: &AttrIndex) -> String {
         match self.findings.attr(path) {
             attr if attr.names().is_empty() => describe(self.request),

@@ -80,7 +80,7 @@ pub(in crate::recording) fn pin_evaluation(
     Err(Failure::new(
         Class::Infrastructure,
         format_args!(
-            "the garbage collector took what was evaluated {ATTEMPTS} times before it could be kept"
+            "the garbage collector took what was evaluated {ATTEMPTS} times before it could be pinned"
         ),
     )
     .hint(COLLECTOR_HINT))

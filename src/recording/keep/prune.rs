@@ -1,19 +1,20 @@
 //! `eval-once prune`: removes the GC roots in the state folder that have expired.
 
-use super::{folder, open_state_folder};
+use super::folder;
+use super::state_folder::open_state_folder;
 use crate::counts::number;
 use crate::exit::Failure;
 use crate::host::Host;
 use crate::log::Log;
 
-/// Removes the pins whose time is over, and the roots of killed steps.
+/// Removes the expired pins, and the roots of killed steps.
 ///
 /// # Errors
 /// The state folder cannot be used (75).
 pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
     if let Some(folder) = host.state.as_ref().filter(|folder| !folder.exists()) {
         log.say(format_args!(
-            "there is no state folder {}: nothing to prune",
+            "the state folder {} does not exist: nothing to prune",
             folder.display()
         ));
         return Ok(());
@@ -32,14 +33,14 @@ pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
     }
     if outputs > 0 {
         log.say(format_args!(
-            "removed the outputs of {}, which were kept for a day",
+            "removed the outputs of {}, which are more than a day old",
             number(outputs, "step")
         ));
     }
     log.say(match removed.len() {
-        0 => "no pin has been kept long enough yet".to_owned(),
-        1 => "1 pin removed: the next collection may take what only it kept".to_owned(),
-        count => format!("{count} pins removed: the next collection may take what only they kept"),
+        0 => "no pin has expired".to_owned(),
+        1 => "removed 1 pin: the next garbage collection may delete the .drvs that only it kept".to_owned(),
+        count => format!("removed {count} pins: the next garbage collection may delete the .drvs that only they kept"),
     });
     Ok(())
 }

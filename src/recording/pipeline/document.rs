@@ -1,4 +1,4 @@
-//! `eval-once.json`: what a recording has found, for other programs to read.
+//! `eval-once.json`: the findings of a recording, for other programs.
 //!
 //! Stable: a field is added, never renamed.
 
@@ -16,21 +16,21 @@ use crate::recording::{AttrError, Meta, Target};
 /// The version of the format.
 const VERSION: u32 = 1;
 
-/// What a recording has found.
+/// The document as it is written.
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::recording) struct Document<'a> {
     version: u32,
     /// The version of Nix that evaluated.
     pub(in crate::recording) nix: &'a str,
-    /// What was evaluated, as the keys of a step say it; `attr` is where the walk started.
+    /// What was evaluated, as the keys of a record; `attr` is where the walk started.
     pub(in crate::recording) source: Keys,
-    /// The store file that refers to every recorded `.drv`; none where none was made.
+    /// The store file that refers to every recorded `.drv`; none where nothing was pinned.
     pub(in crate::recording) pin: Option<&'a StorePath>,
     /// The targets, in the order in which they were found.
     pub(in crate::recording) targets: Vec<TargetEntry<'a>>,
     /// The attributes that have an error step.
     pub(in crate::recording) errors: Vec<ErrorEntry<'a>>,
-    /// How many there are of all.
+    /// The number of each kind.
     pub(in crate::recording) counts: RecordingCounts,
     /// How long each part took, in seconds.
     pub(in crate::recording) seconds: BTreeMap<&'static str, f64>,
@@ -39,9 +39,9 @@ pub(in crate::recording) struct Document<'a> {
 /// A target.
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::recording) struct TargetEntry<'a> {
-    /// The first attribute that gives it.
+    /// The first attribute with this `.drv`.
     pub(in crate::recording) attr: &'a AttrPath,
-    /// The other attributes that give it.
+    /// The other attributes with this `.drv`.
     pub(in crate::recording) also: &'a [AttrPath],
     /// The derivation's name.
     pub(in crate::recording) name: &'a str,
@@ -59,11 +59,11 @@ pub(in crate::recording) struct TargetEntry<'a> {
     pub(in crate::recording) depends_on: &'a [String],
     /// Why it needs no step; null where it has one that builds.
     pub(in crate::recording) skip: Option<&'a str>,
-    /// The metadata of `attr` that were looked at.
+    /// The metadata of `attr` that were read.
     pub(in crate::recording) meta: MetaEntry<'a>,
 }
 
-/// What of a target's `meta` was looked at; what it does not have is left out.
+/// The part of a target's `meta` that was read; fields that it does not have are omitted.
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::recording) struct MetaEntry<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,23 +83,23 @@ pub(in crate::recording) struct MetaEntry<'a> {
 pub(in crate::recording) struct ErrorEntry<'a> {
     /// Its attribute path.
     pub(in crate::recording) attr: &'a AttrPath,
-    /// What is wrong with it, where that is known.
+    /// The message of its error, where there is one.
     pub(in crate::recording) message: Option<&'a str>,
-    /// Whether it evaluates, and its metadata makes no step.
+    /// Whether it evaluates, but its metadata makes no step.
     pub(in crate::recording) refused: bool,
 }
 
 impl<'a> Document<'a> {
-    /// Puts together what was found. `source` are the keys of [`super::steps::source`], `root` is the attribute path at which
-    /// the walk started, `placed` says what became of each of the `targets`, and of the `errors` the first are those that do
-    /// not evaluate, as many as `counts` says.
+    /// The document of these findings. `source` are the keys of [`super::steps::source`], `root` is the attribute path at which
+    /// the walk started, `target_steps` are the places of the `targets`, and the first `errors` are those that do not evaluate, as many
+    /// as there are in `counts`.
     #[must_use]
     pub(in crate::recording) fn new(
         nix: &'a str,
         mut source: Keys,
         root: &AttrPath,
         targets: &'a [Target],
-        placed: &'a [TargetStep],
+        target_steps: &'a [TargetStep],
         errors: &'a [AttrError],
         counts: RecordingCounts,
     ) -> Self {
@@ -111,15 +111,15 @@ impl<'a> Document<'a> {
             pin: None,
             targets: targets
                 .iter()
-                .zip(placed)
-                .map(|(target, placed)| TargetEntry::new(target, placed))
+                .zip(target_steps)
+                .map(|(target, step)| TargetEntry::new(target, step))
                 .collect(),
             errors: errors
                 .iter()
                 .enumerate()
-                .map(|(number, broken)| ErrorEntry {
-                    attr: &broken.attr,
-                    message: broken.message.as_deref(),
+                .map(|(number, error)| ErrorEntry {
+                    attr: &error.attr,
+                    message: error.message.as_deref(),
                     refused: number >= counts.evaluation_errors,
                 })
                 .collect(),
@@ -128,7 +128,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// The document as it is kept.
+    /// The text of the document.
     ///
     /// # Errors
     /// It cannot be written as JSON: a bug (70).
@@ -139,7 +139,7 @@ impl<'a> Document<'a> {
 }
 
 impl<'a> TargetEntry<'a> {
-    fn new(target: &'a Target, placed: &'a TargetStep) -> Self {
+    fn new(target: &'a Target, step: &'a TargetStep) -> Self {
         let Meta {
             buildkite,
             eval_once,
@@ -155,9 +155,9 @@ impl<'a> TargetEntry<'a> {
             outputs: &target.outputs,
             system: &target.system,
             features: &target.features,
-            key: &placed.key,
-            depends_on: &placed.depends_on,
-            skip: placed.skip.as_deref(),
+            key: &step.key,
+            depends_on: &step.depends_on,
+            skip: step.skip.as_deref(),
             meta: MetaEntry {
                 buildkite: buildkite.as_ref(),
                 eval_once: eval_once.as_ref(),
@@ -169,12 +169,12 @@ impl<'a> TargetEntry<'a> {
     }
 }
 
-/// What of the document is read back. What an older version did not write has the value of nothing.
+/// The part of the document that a summary reads. Fields that an older version did not write are empty.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Recorded {
     version: u32,
-    /// What was evaluated, as the keys of a step say it.
+    /// What was evaluated, as the keys of a record.
     pub(crate) source: Keys,
     /// The targets.
     pub(crate) targets: Vec<RecordedTarget>,
@@ -188,9 +188,9 @@ pub(crate) struct Recorded {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct RecordedTarget {
-    /// The first attribute that gives it.
+    /// The first attribute with this `.drv`.
     pub(crate) attr: AttrPath,
-    /// The other attributes that give it.
+    /// The other attributes with this `.drv`.
     pub(crate) also: Vec<AttrPath>,
     /// The derivation's name.
     pub(crate) name: String,
@@ -210,9 +210,9 @@ pub(crate) struct RecordedTarget {
 pub(crate) struct RecordedError {
     /// Its attribute path.
     pub(crate) attr: AttrPath,
-    /// What is wrong with it, where that is known.
+    /// The message of its error, where there is one.
     pub(crate) message: Option<String>,
-    /// Whether it evaluates, and its metadata makes no step. An older version says so of none.
+    /// Whether it evaluates, but its metadata makes no step. Older versions did not write it.
     pub(crate) refused: bool,
 }
 
@@ -220,14 +220,14 @@ impl Recorded {
     /// Reads a document.
     ///
     /// # Errors
-    /// It is none (75), or one of another version (64).
+    /// It cannot be read (75), or has another version (64).
     pub(crate) fn read(json: &str) -> Result<Self, Failure> {
         let recorded: Self = serde_json::from_str(json).classify(Class::Infrastructure, || {
-            "cannot read what a recording has found".into()
+            "cannot read the eval-once.json of a recording".into()
         })?;
         if recorded.version != VERSION {
             return Err(refuse(format_args!(
-                "a recording has left a document of version {}, and this eval-once knows version {VERSION}",
+                "the eval-once.json of a recording has version {}, and this eval-once reads version {VERSION}",
                 recorded.version
             )));
         }
@@ -260,7 +260,7 @@ mod tests {
                 ..Meta::default()
             },
         }];
-        let placed = [TargetStep {
+        let target_steps = [TargetStep {
             key: "drv-x".into(),
             depends_on: vec!["drv-y".into()],
             skip: None,
@@ -277,7 +277,15 @@ mod tests {
             refused: 0,
         };
         let root = path(&[]);
-        let mut document = Document::new("2.26", source, &root, &targets, &placed, &errors, counts);
+        let mut document = Document::new(
+            "2.26",
+            source,
+            &root,
+            &targets,
+            &target_steps,
+            &errors,
+            counts,
+        );
         document.seconds.insert("total", 1.5);
         let json = document.to_json().unwrap();
         let recorded = Recorded::read(&json).unwrap();

@@ -1,9 +1,9 @@
-//! Which target waits for which: from each target to the nearest targets that it depends on, through derivations that are
-//! no targets.
+//! Which target waits for which: edges from each target to the nearest targets that it depends on, through derivations that are
+//! not targets.
 //!
-//! Graphs of derivations are large and deep: 100,000 of them, thousands one below the other. So nothing here recurses, each
-//! derivation is read once, and what is below it is summed up in one pass, dependencies first. This module does not know
-//! where the inputs of a derivation are read from.
+//! Graphs of derivations are large and deep: 100,000 derivations, thousands of levels. So nothing here recurses, each derivation is
+//! read once, and the nearest targets below it are computed in one pass, dependencies first. This module does not know where the
+//! inputs of a derivation are read from.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,10 +12,10 @@ use std::rc::Rc;
 
 use crate::nix::DrvPath;
 
-/// The edges between targets, which are known by their place in the list that [`Edges::load`] was given.
+/// The edges between targets. A target is known by its index in the list that [`Edges::load`] was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edges {
-    /// All targets, each behind those it depends on.
+    /// All targets in topological order, dependencies first.
     order: Vec<usize>,
     /// For each target, the nearest ones it depends on, none of them reachable through another of them.
     below: Vec<Vec<usize>>,
@@ -49,10 +49,10 @@ impl std::error::Error for BadGraph {
 }
 
 impl Edges {
-    /// Finds the edges between `targets`. `read` gives the inputs of a derivation and is asked once for each that is reachable.
+    /// Finds the edges between `targets`. `read` returns the inputs of a derivation, and is called once for each reachable one.
     ///
     /// # Errors
-    /// The inputs of a derivation cannot be read, or it depends on itself; it is named.
+    /// The inputs of a derivation cannot be read, or it depends on itself; the error names it.
     pub fn load(
         targets: &[DrvPath],
         mut read: impl FnMut(&DrvPath) -> io::Result<Vec<DrvPath>>,
@@ -67,52 +67,52 @@ impl Edges {
             }
         }
         let mut nearest = Nearest::new(first.len());
-        // What is known of each node, by its number: it is being looked at, or done.
-        let mut known: Vec<VisitState> = vec![VisitState::New; first.len()];
+        // The state of each node, by its number.
+        let mut states: Vec<VisitState> = vec![VisitState::New; first.len()];
         let mut order = Vec::with_capacity(targets.len());
         let mut below = vec![Vec::new(); targets.len()];
         let mut path: Vec<Open> = Vec::new();
         let mut inputs_of =
-            |drv: &DrvPath, known: &mut Vec<VisitState>, ids: &mut HashMap<_, u32>| {
+            |drv: &DrvPath, states: &mut Vec<VisitState>, ids: &mut HashMap<_, u32>| {
                 let inputs = read(drv).map_err(|error| BadGraph::Unreadable(drv.clone(), error))?;
-                let mut left = Vec::with_capacity(inputs.len());
+                let mut unvisited = Vec::with_capacity(inputs.len());
                 for input in inputs {
-                    let next = number(known.len());
+                    let next = number(states.len());
                     let id = if let Some(id) = ids.get(&input) {
                         *id
                     } else {
                         ids.insert(input.clone(), next);
-                        known.push(VisitState::New);
+                        states.push(VisitState::New);
                         next
                     };
-                    left.push((id, input));
+                    unvisited.push((id, input));
                 }
-                // They are taken from the end.
-                left.reverse();
-                Ok(left)
+                // They are visited from the end.
+                unvisited.reverse();
+                Ok(unvisited)
             };
         for (root, target) in first.iter().enumerate() {
-            if known[root] != VisitState::New {
+            if states[root] != VisitState::New {
                 continue;
             }
-            known[root] = VisitState::Open;
+            states[root] = VisitState::Open;
             let drv = &targets[*target];
             path.push(Open {
                 id: number(root),
-                left: inputs_of(drv, &mut known, &mut ids)?,
+                unvisited: inputs_of(drv, &mut states, &mut ids)?,
                 sets: Vec::new(),
             });
             while let Some(node) = path.last_mut() {
-                if let Some((id, drv)) = node.left.pop() {
-                    match &known[id as usize] {
+                if let Some((id, drv)) = node.unvisited.pop() {
+                    match &states[id as usize] {
                         VisitState::Done(set) => add(&mut node.sets, set),
                         VisitState::Open => return Err(BadGraph::Cycle(drv)),
                         VisitState::New => {
-                            known[id as usize] = VisitState::Open;
-                            let left = inputs_of(&drv, &mut known, &mut ids)?;
+                            states[id as usize] = VisitState::Open;
+                            let unvisited = inputs_of(&drv, &mut states, &mut ids)?;
                             path.push(Open {
                                 id,
-                                left,
+                                unvisited,
                                 sets: Vec::new(),
                             });
                         }
@@ -132,7 +132,7 @@ impl Edges {
                         nearest.finish(&set)
                     }
                 };
-                known[id as usize] = VisitState::Done(Rc::clone(&set));
+                states[id as usize] = VisitState::Done(Rc::clone(&set));
                 if let Some(above) = path.last_mut() {
                     add(&mut above.sets, &set);
                 }
@@ -156,17 +156,17 @@ impl Edges {
         &self.below[target]
     }
 
-    /// All targets, each behind those it depends on.
+    /// All targets in topological order, dependencies first.
     #[must_use]
     pub fn order(&self) -> &[usize] {
         &self.order
     }
 
-    /// The same without the targets that are `left_out`: nothing waits for them, nor they for anything, and whoever waited for
-    /// one waits for what that one waited for.
+    /// The edges without the `excluded` targets: such a target has no edges, and a target that waited for it waits for its
+    /// dependencies instead.
     #[must_use]
-    pub fn without(&self, left_out: &[bool]) -> Self {
-        let left_out = |target: usize| left_out.get(target).copied().unwrap_or(false);
+    pub fn without(&self, excluded: &[bool]) -> Self {
+        let is_excluded = |target: usize| excluded.get(target).copied().unwrap_or(false);
         let mut nearest = Nearest::new(self.order.len());
         let mut sets: Vec<Option<Rc<[u32]>>> = vec![None; self.below.len()];
         let mut below = vec![Vec::new(); self.below.len()];
@@ -180,7 +180,7 @@ impl Edges {
                 add(&mut inputs, set);
             }
             let set = nearest.of(&inputs);
-            let set = if left_out(*target) {
+            let set = if is_excluded(*target) {
                 set
             } else {
                 below[*target] = set.iter().map(|rank| ranks[*rank as usize]).collect();
@@ -197,23 +197,23 @@ impl Edges {
     }
 }
 
-/// How far a node is.
+/// The state of a node in the depth-first visit.
 #[derive(Clone, PartialEq)]
 enum VisitState {
     New,
     Open,
-    /// The nearest targets that are reached at this node, itself included; by rank.
+    /// The nearest targets that are reached from this node, itself included, by rank.
     Done(Rc<[u32]>),
 }
 
-/// A node whose inputs are being looked at.
+/// A node whose inputs are being visited.
 struct Open {
     id: u32,
-    left: Vec<(u32, DrvPath)>,
+    unvisited: Vec<(u32, DrvPath)>,
     sets: Vec<Rc<[u32]>>,
 }
 
-/// Adds a set to those below a node, if it says anything that is not said yet.
+/// Adds a set to those below a node, unless it is empty or shared with one of them.
 fn add(sets: &mut Vec<Rc<[u32]>>, set: &Rc<[u32]>) {
     if !set.is_empty() && !sets.iter().any(|other| Rc::ptr_eq(other, set)) {
         sets.push(Rc::clone(set));
@@ -225,14 +225,14 @@ fn number(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
-/// What is reached from which target. Targets are known by their rank: the order in which they are finished, so whatever is
-/// reached from one has a lower rank.
+/// The targets that are reached from each target. A target is known by its rank: targets are finished in topological order, so
+/// those that are reached from it have lower ranks.
 struct Nearest {
     /// For each finished target a bit for every rank that is reached from it: a triangle, so 10,000 targets take 6 MB.
     reached: Vec<Box<[u64]>>,
     /// A bit for every rank that is in one of the sets; all zero between uses.
     wanted: Vec<u64>,
-    /// A bit for every rank that is reached from one that was kept; all zero between uses.
+    /// A bit for every rank that is reached from a nearest target; all zero between uses.
     covered: Vec<u64>,
     empty: Rc<[u32]>,
 }
@@ -247,7 +247,8 @@ impl Nearest {
         }
     }
 
-    /// The targets of these sets that are not reached from another of them, highest rank first. Each set is such a one itself.
+    /// The targets of these sets that are not reached from another of them, highest rank first. Each of the sets has this form
+    /// already.
     fn of(&mut self, sets: &[Rc<[u32]>]) -> Rc<[u32]> {
         match sets {
             [] => return Rc::clone(&self.empty),
@@ -267,7 +268,7 @@ impl Nearest {
                 let rank = word * 64 + bit as usize;
                 self.wanted[word] &= !(1 << bit);
                 ranks.push(number(rank));
-                // What is below all that is wanted is nobody's question here.
+                // Ranks below the lowest wanted one cannot be in the result.
                 let reached = self.reached[rank].get(low..).unwrap_or_default();
                 for (covered, reached) in self.covered[low..].iter_mut().zip(reached) {
                     *covered |= reached;
@@ -276,14 +277,14 @@ impl Nearest {
         }
         self.wanted[low..=high].fill(0);
         self.covered[low..=high].fill(0);
-        // Where one set says it all, it is shared: most derivations add nothing to what is below them.
+        // A set that equals the result is shared: most derivations add no target to those below them.
         if let Some(same) = sets.iter().find(|set| ***set == *ranks) {
             return Rc::clone(same);
         }
         ranks.into()
     }
 
-    /// Finishes a target whose nearest targets are `set`, and gives the set of it alone.
+    /// Finishes a target whose nearest targets are `set`, and returns the set of it alone.
     fn finish(&mut self, set: &[u32]) -> Rc<[u32]> {
         let rank = number(self.reached.len());
         let mut row =
@@ -300,7 +301,7 @@ impl Nearest {
     }
 }
 
-/// Where the bit of a rank is.
+/// The word and the bit of a rank.
 fn place(rank: u32) -> (usize, u64) {
     (rank as usize / 64, 1 << (rank % 64))
 }
@@ -326,8 +327,8 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_targets_are_found_through_what_is_none() {
-        // 0 → 1 → 2 → 3, 0 → 2; 1 is no target.
+    fn the_nearest_targets_are_found_through_other_derivations() {
+        // 0 → 1 → 2 → 3, 0 → 2; 1 is not a target.
         let graph = [vec![1, 2], vec![2], vec![3], vec![]];
         let edges = edges(&graph, &[0, 2, 3]);
         assert_eq!(edges.of(0), [1]);
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drv_that_is_not_there_is_named() {
+    fn a_drv_that_does_not_exist_is_named() {
         let error = Edges::load(&[drv(0)], |path| {
             if *path == drv(0) {
                 Ok(vec![drv(7)])
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cycle_is_an_error_and_no_endless_loop() {
+    fn a_cycle_is_an_error_and_not_an_endless_loop() {
         let error = Edges::load(&[drv(0)], |path| Ok(vec![path.clone()])).unwrap_err();
         assert!(matches!(error, BadGraph::Cycle(_)));
     }
@@ -371,13 +372,13 @@ mod tests {
         assert_eq!(edges(&graph, &[49_999, 0]).of(0), [1]);
     }
 
-    /// What is reached from a node, itself not included.
+    /// The nodes that are reached from a node, itself not included.
     fn reach(graph: &[Vec<usize>], from: usize) -> BTreeSet<usize> {
         let mut seen = BTreeSet::new();
-        let mut left = graph[from].clone();
-        while let Some(i) = left.pop() {
+        let mut unvisited = graph[from].clone();
+        while let Some(i) = unvisited.pop() {
             if seen.insert(i) {
-                left.extend(&graph[i]);
+                unvisited.extend(&graph[i]);
             }
         }
         seen
@@ -421,12 +422,12 @@ mod tests {
             }
             prop_assert_eq!(seen.len(), targets.len());
 
-            let left_out: Vec<bool> = targets.iter().map(|i| chosen[*i] == 2).collect();
-            let without = edges.without(&left_out);
-            let kept: Vec<usize> = targets.iter().copied().filter(|i| chosen[*i] > 2).collect();
-            let oracle = oracle(&graph, &kept);
+            let excluded: Vec<bool> = targets.iter().map(|i| chosen[*i] == 2).collect();
+            let without = edges.without(&excluded);
+            let others: Vec<usize> = targets.iter().copied().filter(|i| chosen[*i] > 2).collect();
+            let oracle = oracle(&graph, &others);
             for (i, target) in targets.iter().enumerate() {
-                let expected = kept.iter().position(|kept| kept == target).map(|k| oracle[k].clone());
+                let expected = others.iter().position(|other| other == target).map(|k| oracle[k].clone());
                 prop_assert_eq!(named(&without, i), expected.unwrap_or_default());
             }
         }

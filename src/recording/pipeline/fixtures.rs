@@ -1,17 +1,13 @@
-//! Targets, requests and steps as the tests of this module use them.
+//! Targets, edges and requests for tests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 
 use serde_json::Value;
 
 use super::edges::Edges;
-use super::planned::PlannedStep;
-use super::steps::{Records, Steps, steps};
-use crate::buildkite::pipeline::CommandStep;
 use crate::buildkite::schema::Schema;
-use crate::exit::Failure;
 use crate::keys::Keys;
 use crate::nix::{Argument, AttrPath, DrvPath, Evaluation, Source, StorePath};
 use crate::recording::{
@@ -119,47 +115,6 @@ pub(in crate::recording) fn edges_between(targets: &[Target], pairs: &[(usize, u
     .unwrap()
 }
 
-pub(in crate::recording) fn make(
-    targets: &[Target],
-    edges: &Edges,
-    skip: &[Option<String>],
-    request: &RecordingRequest,
-) -> Result<Steps, Failure> {
-    let records = Records {
-        targets,
-        evaluation_errors: &[],
-        refused: &[],
-        callable: &BTreeSet::new(),
-        edges,
-        skip,
-    };
-    steps(&records, request, schema())
-}
-
-pub(in crate::recording) fn made_steps(
-    targets: &[Target],
-    request: &RecordingRequest,
-) -> Vec<Value> {
-    values(&make(targets, &no_edges(targets), &[], request).unwrap())
-}
-
-pub(in crate::recording) fn values(steps: &Steps) -> Vec<Value> {
-    let steps = steps.planned.iter();
-    steps
-        .map(|planned| serde_json::to_value(&planned.step).unwrap())
-        .collect()
-}
-
-pub(in crate::recording) fn record_of(step: &Value) -> Keys {
-    match &step["env"]["EVAL_ONCE_STEP"] {
-        Value::String(record) => serde_json::from_str(record).unwrap(),
-        _ => step["plugins"][0]["your-org/eval-once#v1"]
-            .as_object()
-            .unwrap()
-            .clone(),
-    }
-}
-
 pub(in crate::recording) fn keys(value: &Value) -> Keys {
     value.as_object().unwrap().clone()
 }
@@ -169,17 +124,4 @@ pub(in crate::recording) fn target_building(i: usize, wishes: &Value) -> Target 
     let mut target = target(i, &["p", &format!("t{i}")]);
     target.meta.eval_once = wishes.as_object().cloned();
     target
-}
-
-/// A step with this key, in this group.
-pub(in crate::recording) fn planned(key: usize, group: Option<&str>) -> PlannedStep {
-    PlannedStep {
-        step: CommandStep {
-            label: format!("step {key}"),
-            key: key.to_string(),
-            ..CommandStep::default()
-        },
-        group: group.map(str::to_owned),
-        skipped: false,
-    }
 }

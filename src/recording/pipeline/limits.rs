@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
-use super::planned::PlannedStep;
+use super::placed_step::PlacedStep;
 use crate::exit::Failure;
 use crate::keys::refuse;
 use crate::recording::RecordingRequest;
@@ -29,7 +29,7 @@ pub(super) const REASON_AT_MOST: usize = 70;
 pub(super) const MESSAGE_AT_MOST: usize = 4096;
 
 /// The number of jobs that Buildkite counts in an upload of these steps.
-fn jobs(steps: &[PlannedStep]) -> usize {
+fn jobs(steps: &[PlacedStep]) -> usize {
     let groups: BTreeSet<_> = steps
         .iter()
         .filter_map(|step| step.group.as_ref())
@@ -41,15 +41,12 @@ fn jobs(steps: &[PlannedStep]) -> usize {
 }
 
 /// Divides steps into uploads of at most `chunk` steps and [`JOBS_PER_UPLOAD`] jobs, without changing their order.
-pub(in crate::recording) fn divide(
-    steps: &[PlannedStep],
-    chunk: NonZeroUsize,
-) -> Vec<Range<usize>> {
+pub(in crate::recording) fn divide(steps: &[PlacedStep], chunk: NonZeroUsize) -> Vec<Range<usize>> {
     let mut chunks = Vec::new();
     let mut begin = 0;
     let mut jobs = 0_usize;
     let mut groups = BTreeSet::new();
-    for (i, PlannedStep { step, group, .. }) in steps.iter().enumerate() {
+    for (i, PlacedStep { step, group, .. }) in steps.iter().enumerate() {
         let new_group =
             |groups: &BTreeSet<_>| group.as_ref().is_some_and(|group| !groups.contains(group));
         let more = step.jobs().saturating_add(usize::from(new_group(&groups)));
@@ -75,9 +72,9 @@ pub(in crate::recording) fn divide(
 /// # Errors
 /// The steps that are not skipped do not fit into a build (64).
 pub(super) fn fit(
-    mut steps: Vec<PlannedStep>,
+    mut steps: Vec<PlacedStep>,
     request: &RecordingRequest,
-) -> Result<(Vec<PlannedStep>, usize), Failure> {
+) -> Result<(Vec<PlacedStep>, usize), Failure> {
     // The job that records is one of the build's.
     let most = JOBS_PER_BUILD - 1;
     let all = steps.len();
@@ -97,9 +94,9 @@ pub(super) fn fit(
                 ", groups counted"
             };
             return Err(refuse(format_args!(
-                "{jobs} jobs are to be run{groups}, and a build can have {JOBS_PER_BUILD} with the one that records"
+                "the pipeline has {jobs} jobs{groups}, and a build can have {JOBS_PER_BUILD}, with the one that records"
             ))
-            .hint("leave targets out with `exclude`, or record parts of them in builds of their own, each with its `attr`"));
+            .hint("exclude targets with `exclude`, or record parts of them in builds of their own, each with its `attr`"));
         }
         // A dropped step may take its group with it, which is one job more. So now and then a step or two are dropped that
         // would have fitted, which is cheaper than counting again after each.
@@ -121,7 +118,7 @@ pub(super) fn fit(
 mod tests {
     use super::*;
     use crate::exit::Class;
-    use crate::recording::pipeline::fixtures::{planned, request};
+    use crate::recording::pipeline::fixtures::request;
 
     fn chunk(n: usize) -> NonZeroUsize {
         NonZeroUsize::new(n).unwrap()
@@ -129,24 +126,28 @@ mod tests {
 
     #[test]
     fn groups_and_parallel_jobs_count_in_an_upload() {
-        let steps: Vec<_> = (0..400).map(|i| planned(i, Some(&i.to_string()))).collect();
+        let steps: Vec<_> = (0..400)
+            .map(|i| PlacedStep::numbered(i, Some(&i.to_string())))
+            .collect();
         assert_eq!(divide(&steps, chunk(1000)), [0..250, 250..400]);
-        let mut steps: Vec<_> = (0..3).map(|i| planned(i, None)).collect();
+        let mut steps: Vec<_> = (0..3).map(|i| PlacedStep::numbered(i, None)).collect();
         for planned in &mut steps {
             planned.step.parallelism = Some(200);
         }
         assert_eq!(divide(&steps, chunk(100)), [0..2, 2..3]);
         let grouped = [
-            planned(0, Some("a")),
-            planned(1, None),
-            planned(2, Some("a")),
+            PlacedStep::numbered(0, Some("a")),
+            PlacedStep::numbered(1, None),
+            PlacedStep::numbered(2, Some("a")),
         ];
         assert_eq!(jobs(&grouped), 4);
     }
 
     #[test]
     fn skipped_steps_are_dropped_from_the_end_and_no_others() {
-        let mut steps: Vec<_> = (0..=JOBS_PER_BUILD).map(|i| planned(i, None)).collect();
+        let mut steps: Vec<_> = (0..=JOBS_PER_BUILD)
+            .map(|i| PlacedStep::numbered(i, None))
+            .collect();
         for i in [0, 1, 2, JOBS_PER_BUILD] {
             steps[i].skipped = true;
         }
@@ -159,7 +160,7 @@ mod tests {
         );
         steps.retain(|planned| !planned.skipped);
         let mut over = steps;
-        over.extend((0..3).map(|i| planned(i, None)));
+        over.extend((0..3).map(|i| PlacedStep::numbered(i, None)));
         let failure = fit(over, &request()).unwrap_err();
         assert_eq!(failure.class, Class::Config);
         assert!(failure.to_string().contains("4000 jobs"), "{failure}");

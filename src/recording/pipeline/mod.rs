@@ -5,7 +5,7 @@
 pub(crate) mod document;
 pub mod edges;
 pub(in crate::recording) mod limits;
-pub(in crate::recording) mod planned;
+pub(in crate::recording) mod placed_step;
 pub(crate) mod steps;
 
 #[cfg(test)]

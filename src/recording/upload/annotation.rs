@@ -1,5 +1,5 @@
-//! What a recording tells on the build's page. Names and messages come from repositories nobody has to trust: whatever they
-//! hold, it is shown, and nothing of it is Markdown, HTML or an emoji.
+//! The annotation of a recording on the build's page. Names and messages in it come from repositories that need not be trusted:
+//! they are shown as plain text, and none of their characters counts as Markdown, HTML or an emoji.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,38 +9,39 @@ use crate::counts::number;
 use crate::nix::AttrPath;
 use crate::nix::message::in_one_line;
 use crate::recording::evaluate::overlooked::Note;
-use crate::recording::findings::Findings;
+use crate::recording::notices::MESSAGE_IN_STEP;
+use crate::recording::report::RecordingReport;
 use crate::recording::{AttrError, Target};
 use crate::text::shortened;
 
-/// How many errors of a kind are told with their messages, and changed ones by name.
-const TOLD: usize = 10;
+/// How many errors of a kind are shown with their messages, and how many changed attributes by name.
+const SHOWN: usize = 10;
 
 /// How much of a message is shown, in characters.
 const MESSAGE_AT_MOST: usize = 2_000;
 
 /// The annotation: its Markdown, and its style.
-pub(in crate::recording) fn annotation(findings: &Findings<'_>) -> (String, String) {
+pub(in crate::recording) fn annotation(report: &RecordingReport<'_>) -> (String, String) {
     let mut text = String::new();
     let _ = writeln!(
         text,
         "**eval-once** {}.\n",
-        findings.sentence(Some(&code(findings.source)))
+        report.sentence(Some(&code(report.source)))
     );
-    let (evaluation, refused) = findings
+    let (evaluation, refused) = report
         .errors
-        .split_at(findings.counts.evaluation_errors.min(findings.errors.len()));
+        .split_at(report.counts.evaluation_errors.min(report.errors.len()));
     errors(
         &mut text,
         &number(evaluation.len(), "evaluation error"),
         evaluation,
     );
     errors(&mut text, &format!("{} refused", refused.len()), refused);
-    notes(&mut text, findings.notes);
-    if let Some(previous) = findings.previous {
-        changes(&mut text, findings.targets, previous);
+    notes(&mut text, report.notes);
+    if let Some(previous) = report.previous {
+        changes(&mut text, report.targets, previous);
     }
-    let fine = findings.errors.is_empty() && !findings.notes.iter().any(|note| note.is_warning);
+    let fine = report.errors.is_empty() && !report.notes.iter().any(|note| note.is_warning);
     let style = if fine { "info" } else { "warning" };
     (text, style.to_owned())
 }
@@ -50,11 +51,8 @@ fn errors(text: &mut String, counted: &str, errors: &[AttrError]) {
         return;
     }
     let _ = writeln!(text, "{counted}:\n");
-    for error in errors.iter().take(TOLD) {
-        let message = error
-            .message
-            .as_deref()
-            .unwrap_or("it throws; its step says what");
+    for error in errors.iter().take(SHOWN) {
+        let message = error.message.as_deref().unwrap_or(MESSAGE_IN_STEP);
         let _ = writeln!(
             text,
             "<details><summary>{}: {}</summary>\n<pre>{}</pre>\n</details>\n",
@@ -63,21 +61,21 @@ fn errors(text: &mut String, counted: &str, errors: &[AttrError]) {
             inert(&shortened(message, MESSAGE_AT_MOST))
         );
     }
-    if errors.len() > TOLD {
-        let _ = writeln!(text, "and {} more.\n", errors.len() - TOLD);
+    if errors.len() > SHOWN {
+        let _ = writeln!(text, "and {} more.\n", errors.len() - SHOWN);
     }
 }
 
 fn notes(text: &mut String, notes: &[Note]) {
-    for note in notes.iter().take(TOLD) {
+    for note in notes.iter().take(SHOWN) {
         let mut line = note.text.clone();
         if let Some(hint) = &note.hint {
             let _ = write!(line, " ({hint})");
         }
         let _ = writeln!(text, "- {}", inert(&shortened(&line, MESSAGE_AT_MOST)));
     }
-    if notes.len() > TOLD {
-        let _ = writeln!(text, "- and {} more", notes.len() - TOLD);
+    if notes.len() > SHOWN {
+        let _ = writeln!(text, "- and {} more", notes.len() - SHOWN);
     }
     if !notes.is_empty() {
         text.push('\n');
@@ -126,8 +124,8 @@ fn changes(text: &mut String, targets: &[Target], previous: &[(AttrPath, String)
     }
     text.push_str("Since the previous recording of this branch:\n\n");
     for (what, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
-        let names: Vec<String> = list.iter().take(TOLD).map(|attr| code(attr)).collect();
-        let more = if list.len() > TOLD { ", …" } else { "" };
+        let names: Vec<String> = list.iter().take(SHOWN).map(|attr| code(attr)).collect();
+        let more = if list.len() > SHOWN { ", …" } else { "" };
         let count = number(list.len(), "attribute");
         let _ = writeln!(text, "- {count} {what}: {}{more}", names.join(", "));
     }
@@ -138,7 +136,7 @@ mod tests {
     use super::*;
     use crate::counts::RecordingCounts;
 
-    fn broken_with(message: &str) -> AttrError {
+    fn error_with(message: &str) -> AttrError {
         AttrError {
             attr: AttrPath::new(vec!["<img src=x>".into(), "`a`\n\n# b".into()]),
             message: Some(message.into()),
@@ -148,11 +146,11 @@ mod tests {
     fn facts<'a>(
         errors: &'a [AttrError],
         previous: Option<&'a [(AttrPath, String)]>,
-    ) -> Findings<'a> {
-        Findings {
+    ) -> RecordingReport<'a> {
+        RecordingReport {
             source: "ci.nix",
             targets: &[],
-            placed: &[],
+            target_steps: &[],
             errors,
             notes: &[],
             counts: RecordingCounts {
@@ -168,9 +166,9 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_message_holds_it_is_only_text() {
+    fn every_message_is_shown_as_plain_text() {
         let hostile = "</pre><script>alert(1)</script>\n\n# heading\n```\n+++ open :boom: [x](javascript:x) \u{1b}]1339;url=x\u{7} **b** &amp; \u{0}";
-        let (text, style) = annotation(&facts(&[broken_with(hostile)], None));
+        let (text, style) = annotation(&facts(&[error_with(hostile)], None));
         assert_eq!(style, "warning");
         let inner = text
             .split_once("<pre>")
@@ -189,10 +187,8 @@ mod tests {
     }
 
     #[test]
-    fn ten_are_told_and_the_others_counted_and_it_is_never_too_large() {
-        let errors: Vec<AttrError> = (0..500)
-            .map(|_| broken_with(&"<".repeat(100_000)))
-            .collect();
+    fn ten_errors_are_shown_and_the_others_counted_and_the_annotation_is_never_too_large() {
+        let errors: Vec<AttrError> = (0..500).map(|_| error_with(&"<".repeat(100_000))).collect();
         let (text, _) = annotation(&facts(&errors, None));
         assert_eq!(text.matches("<details>").count(), 10);
         assert!(text.contains("and 490 more"));
@@ -200,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_looked_into_is_only_text_as_well() {
+    fn notes_are_shown_as_plain_text_too() {
         let note = Note {
             text: "not looked into: <img> `a`".into(),
             hint: Some("**use** :boom:".into()),
             is_warning: true,
         };
-        let (text, style) = annotation(&Findings {
+        let (text, style) = annotation(&RecordingReport {
             notes: &[note],
             ..facts(&[], None)
         });
@@ -219,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_changed_is_told_by_name() {
+    fn changed_attributes_are_shown_by_name() {
         let before = [(AttrPath::new(vec!["old".into()]), "/x".to_owned())];
         let (text, style) = annotation(&facts(&[], Some(&before)));
         assert!(

@@ -1,4 +1,4 @@
-//! A chunk of a plan: what is uploaded at once, and the part of it that is still missing.
+//! A chunk of a plan: the steps of one upload, and the part of them that is still missing.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::buildkite::pipeline::to_json;
 use crate::exit::{Class, Classify as _, Failure};
 
-/// What is uploaded at once.
+/// The steps of one upload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Chunk {
     /// The keys of its steps.

@@ -1,8 +1,8 @@
-//! The upload: chunk by chunk, once each, whatever dies on the way.
+//! The upload: chunk by chunk, each applied once, even if the job dies on the way.
 //!
-//! The plan, byte for byte, is an artifact before the first chunk is uploaded, and a retried recording of the same step follows
-//! it. Each chunk that is known to be applied leaves a mark in the build's meta-data. One without a mark may have been applied
-//! all the same, also after its client died: that Buildkite rejects its keys tells so, and no question that is asked before.
+//! The plan is an artifact, byte for byte, before the first chunk is uploaded, and a retry of the same recording follows it. Each
+//! chunk that is known to be applied has a mark in the build's meta-data. One without a mark may be applied all the same, also
+//! after its client died. Asking first cannot exclude that; only the rejection of its keys by Buildkite shows it.
 
 pub(in crate::recording) mod annotation;
 mod chunk;
@@ -20,6 +20,7 @@ use self::rejection::{is_used, rejected, rejection};
 use crate::agent;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
+use crate::counts;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::parallel;
@@ -28,11 +29,11 @@ use crate::supervise::{Finished, Supervisor};
 
 const DOCUMENT: &str = "eval-once.json";
 
-/// How long it may take to say that a step exists. One that does not is asked for again and again by agents of v3.
+/// How long the agent may take to find a step. Agents of v3 ask again and again for a step that does not exist.
 const TIME_TO_FIND: Duration = Duration::from_secs(4);
 
-/// How many are asked for at once.
-const ASKED_AT_ONCE: usize = 16;
+/// How many steps are looked for in parallel.
+const LOOKUPS_AT_ONCE: usize = 16;
 
 /// An upload on its way.
 pub(in crate::recording) struct Upload<'a> {
@@ -59,17 +60,20 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// The plan of an earlier try of this recording, if one got so far. `recording` is what it records, in a few letters.
+    /// The plan of an earlier try of this recording, if there is one. `recording` is the recording's identity.
     ///
     /// # Errors
-    /// Buildkite cannot be asked, or has lost the plan (75); there is no `buildkite-agent` (69); this job has recorded something
-    /// else before (64).
+    /// Buildkite cannot be asked, or has lost the plan (75); there is no `buildkite-agent` (69); this job has uploaded another
+    /// recording before (64).
     pub(in crate::recording) fn earlier_plan(
         &mut self,
         recording: &str,
     ) -> Result<Option<UploadPlan>, Failure> {
         let line = command::get_meta_data(&plan_artifact::plan_mark(&self.build.step));
-        let mark = self.ask(&line, "look for an earlier try of this recording")?;
+        let mark = self.ask(
+            &line,
+            "look for the plan of an earlier try of this recording",
+        )?;
         let mark = mark.text();
         let Some(PlanMark {
             job,
@@ -82,18 +86,17 @@ impl<'a> Upload<'a> {
         if is_other && job == self.build.job {
             return Err(Failure::new(
                 Class::Config,
-                "this job has recorded something else already, and a step can upload one recording: nothing was evaluated",
+                "this job has uploaded another recording already, and a step can upload only one",
             )
-            .hint("give each recording a step of its own, or record all of it at once"));
+            .hint("give each recording a step of its own, or record all of them as one"));
         }
         self.log.say(
-            "an earlier try of this recording got as far as its plan: following that, and evaluating nothing",
+            "an earlier try of this recording has planned its upload: following that plan, without another evaluation",
         );
         if is_other {
-            // No failure: an argument may name the job, say, and then no two tries are the same.
-            self.log.warn(
-                "that try recorded something else, or with other arguments, than this one was to",
-            );
+            // This is not a failure: an argument may name the job, for example, and then no two tries are the same.
+            self.log
+                .warn("the earlier try had other keys than this one; its plan counts");
         }
         let doing = "get the plan of the earlier try";
         let Some(json) = plan_artifact::download(self.supervisor, self.temporary, job, doing)?
@@ -101,21 +104,21 @@ impl<'a> Upload<'a> {
             return Err(Failure::new(
                 Class::Infrastructure,
                 format_args!(
-                    "cannot {doing}: the job {job} has kept one, and Buildkite has it no longer"
+                    "cannot {doing}: Buildkite no longer has the artifact of the job {job}"
                 ),
             )
             .hint(
-                "run the whole build again: what this recording would find now may be other steps",
+                "run the whole build again: another evaluation may find other steps than those that are uploaded",
             ));
         };
         UploadPlan::read(&json).map(Some)
     }
 
-    /// Keeps a new plan, before anything of it is uploaded.
+    /// Saves a new plan, before any of its steps is uploaded.
     ///
     /// # Errors
     /// Buildkite does not take it (75).
-    pub(in crate::recording) fn keep(
+    pub(in crate::recording) fn save(
         &mut self,
         plan: &UploadPlan,
         recording: &str,
@@ -123,10 +126,10 @@ impl<'a> Upload<'a> {
         plan_artifact::upload(self.supervisor, self.temporary, plan)?;
         let value = PlanMark::write(&self.build.job, recording);
         let line = command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &value);
-        self.ask(&line, "mark that the plan is kept").map(drop)
+        self.ask(&line, "mark the plan as saved").map(drop)
     }
 
-    /// Uploads what of the plan was not uploaded yet, and then what it says besides.
+    /// Uploads the chunks of the plan that are not uploaded yet; then its document and its annotation.
     ///
     /// # Errors
     /// Buildkite rejects a chunk (64), or cannot be reached (75).
@@ -138,8 +141,11 @@ impl<'a> Upload<'a> {
         let marks = if is_new {
             String::new()
         } else {
-            self.ask(&command::meta_data_keys(), "see what was uploaded before")?
-                .text()
+            self.ask(
+                &command::meta_data_keys(),
+                "look for the chunks that are uploaded already",
+            )?
+            .text()
         };
         let count = plan.chunks.len();
         for (number, chunk) in plan.chunks.iter().enumerate() {
@@ -147,18 +153,19 @@ impl<'a> Upload<'a> {
             if marks.lines().any(|line| line.trim() == mark) {
                 continue;
             }
-            self.chunk(chunk, number + 1, count)?;
+            self.upload_chunk(chunk, number + 1, count)?;
             let line = command::set_meta_data(&mark, "applied");
-            self.ask(&line, "mark what was uploaded")?;
+            self.ask(&line, "mark a chunk as uploaded")?;
         }
-        // The steps are there and will run: what is told besides is worth no failure.
-        let told = agent::keep_artifact(self.supervisor, self.temporary, DOCUMENT, &plan.document)
-            .and_then(|()| {
-                let context = format!("eval-once-{}", self.build.step);
-                let (body, style) = &plan.annotation;
-                agent::annotate(self.supervisor, self.temporary, &context, style, body)
-            });
-        match told {
+        // The steps exist and will run, whether or not the build gets the document and the annotation.
+        let published =
+            agent::keep_artifact(self.supervisor, self.temporary, DOCUMENT, &plan.document)
+                .and_then(|()| {
+                    let context = format!("eval-once-{}", self.build.step);
+                    let (body, style) = &plan.annotation;
+                    agent::annotate(self.supervisor, self.temporary, &context, style, body)
+                });
+        match published {
             Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
             Err(failure) => {
                 self.log.warn(failure);
@@ -168,20 +175,19 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// Uploads a chunk, or what of it is not there.
-    fn chunk(&mut self, chunk: &Chunk, number: usize, count: usize) -> Result<(), Failure> {
+    /// Uploads a chunk, or the part of it that does not exist yet.
+    fn upload_chunk(&mut self, chunk: &Chunk, number: usize, count: usize) -> Result<(), Failure> {
         let mut missing = chunk.keys.clone();
-        let mut probed = false;
+        let mut looked_up = false;
         loop {
-            let Some(message) = self.upload(&chunk.part(&missing)?)? else {
+            let Some(message) = self.upload_pipeline(&chunk.part(&missing)?)? else {
                 self.log.say(format_args!(
-                    "uploaded {} step{} ({number} of {count})",
-                    missing.len(),
-                    if missing.len() == 1 { "" } else { "s" }
+                    "uploaded {} ({number} of {count})",
+                    counts::number(missing.len(), "step")
                 ));
                 return Ok(());
             };
-            // Another recording of this build, or an earlier try of this one, was here before.
+            // Another recording of this build, or an earlier try of this one, has uploaded some of the steps.
             let used = is_used(&message).then(|| {
                 missing
                     .iter()
@@ -191,50 +197,50 @@ impl<'a> Upload<'a> {
                 return Err(rejected(&message, chunk, number));
             };
             match used {
-                _ if !probed => {
-                    probed = true;
-                    let there = self.which_are_there(&missing)?;
+                _ if !looked_up => {
+                    looked_up = true;
+                    let existing = self.existing(&missing)?;
                     let named = used.map(|at| missing[at].clone());
-                    missing.retain(|key| !there.contains(key) && Some(key) != named.as_ref());
+                    missing.retain(|key| !existing.contains(key) && Some(key) != named.as_ref());
                 }
                 Some(at) => drop(missing.remove(at)),
                 None => return Err(rejected(&message, chunk, number)),
             }
             if missing.is_empty() {
                 self.log.say(format_args!(
-                    "all steps of upload {number} of {count} are there already"
+                    "all steps of upload {number} of {count} exist already"
                 ));
                 return Ok(());
             }
         }
     }
 
-    /// Uploads a pipeline. Gives what Buildkite says where it rejects it.
-    fn upload(&mut self, pipeline: &str) -> Result<Option<String>, Failure> {
+    /// Uploads a pipeline. Returns Buildkite's message where it rejects the pipeline.
+    fn upload_pipeline(&mut self, pipeline: &str) -> Result<Option<String>, Failure> {
         let folder = agent::folder(self.temporary)?;
         let file = folder.path().join("pipeline.json");
         agent::write(&file, pipeline)?;
         let line = command::upload_pipeline(&file);
-        let (finished, said) = agent::run(self.supervisor, &line)?;
+        let (finished, message) = agent::run(self.supervisor, &line)?;
         if finished.ending.success() {
             return Ok(None);
         }
-        match rejection(&said) {
+        match rejection(&message) {
             Some(message) => Ok(Some(message)),
             None => Err(agent::unreachable(
                 &line,
                 &finished,
-                &said,
+                &message,
                 "upload the pipeline",
             )),
         }
     }
 
-    /// Which steps of this build have these keys. One that cannot be found in time counts as none: that it is used is then
-    /// said by Buildkite.
-    fn which_are_there(&mut self, keys: &[String]) -> Result<Vec<String>, Failure> {
-        let mut there = Vec::new();
-        for keys in keys.chunks(ASKED_AT_ONCE) {
+    /// The keys among these that steps of this build have. A step that is not found in time counts as missing: Buildkite then
+    /// rejects its key.
+    fn existing(&mut self, keys: &[String]) -> Result<Vec<String>, Failure> {
+        let mut existing = Vec::new();
+        for keys in keys.chunks(LOOKUPS_AT_ONCE) {
             let lines: Vec<_> = keys.iter().map(|key| command::step_with_key(key)).collect();
             let until = Instant::now() + TIME_TO_FIND;
             let answers = parallel::all(self.supervisor, &lines, Some(until))?;
@@ -242,9 +248,9 @@ impl<'a> Upload<'a> {
                 .iter()
                 .zip(&answers)
                 .filter(|(_, (answer, _))| answer.ending.success());
-            there.extend(found.map(|(key, _)| key.clone()));
+            existing.extend(found.map(|(key, _)| key.clone()));
         }
-        Ok(there)
+        Ok(existing)
     }
 
     fn ask(&mut self, line: &CommandLine, doing: &str) -> Result<Finished, Failure> {

@@ -1,7 +1,7 @@
 //! The plan of an upload: all its chunks, byte for byte.
 //!
-//! It is made once and kept as an artifact before anything of it is uploaded, so that a retried recording goes on with the
-//! same steps under the same keys, whatever it would find today.
+//! It is saved as an artifact before the first chunk is uploaded, so that a retry of the recording goes on with the same steps
+//! under the same keys, even if another evaluation would find others.
 
 use std::num::NonZeroUsize;
 
@@ -11,7 +11,7 @@ use super::chunk::Chunk;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::refuse;
 use crate::recording::pipeline::limits::divide;
-use crate::recording::pipeline::planned::{self, PlannedStep};
+use crate::recording::pipeline::placed_step::{self, PlacedStep};
 
 /// The version of a plan's format.
 const VERSION: u32 = 1;
@@ -22,23 +22,23 @@ pub(crate) struct UploadPlan {
     version: u32,
     /// The step that the recording belongs to (`BUILDKITE_STEP_ID`), the same in each of its retries.
     pub(crate) step: String,
-    /// What is uploaded at once, in this order: whatever a step waits for is in the same chunk or an earlier one.
+    /// The uploads, in their order: the steps that a step waits for are in the same chunk or an earlier one.
     pub(crate) chunks: Vec<Chunk>,
-    /// What is uploaded as `eval-once.json` after them.
+    /// The text of `eval-once.json`, which is uploaded after them.
     pub(crate) document: String,
     /// The build's annotation, as Markdown, and its style.
     pub(crate) annotation: (String, String),
 }
 
 impl UploadPlan {
-    /// Plans the upload of `steps`, which stand in topological order, with at most `chunk` steps at once, and never more jobs
+    /// Plans the upload of `steps`, which are in topological order, with at most `chunk` steps in one upload, and never more jobs
     /// than Buildkite takes.
     ///
     /// # Errors
     /// A step cannot be written as JSON: a bug (70).
     pub(in crate::recording) fn new(
         step: &str,
-        steps: &[PlannedStep],
+        steps: &[PlacedStep],
         chunk: NonZeroUsize,
         document: String,
         annotation: (String, String),
@@ -50,7 +50,7 @@ impl UploadPlan {
                     .iter()
                     .map(|planned| planned.step.key.clone())
                     .collect(),
-                pipeline: planned::json(steps)?,
+                pipeline: placed_step::json(steps)?,
             })
         });
         Ok(Self {
@@ -62,7 +62,7 @@ impl UploadPlan {
         })
     }
 
-    /// The plan as it is kept.
+    /// The text of the plan.
     ///
     /// # Errors
     /// It cannot be written as JSON: a bug (70).
@@ -72,10 +72,10 @@ impl UploadPlan {
         })
     }
 
-    /// Reads a plan that was kept.
+    /// Reads the text of a plan.
     ///
     /// # Errors
-    /// It is none (75: what was kept has not come back), or one of another version of eval-once (64).
+    /// It cannot be read (75: the artifact is not as it was uploaded), or another version of eval-once wrote it (64).
     pub(crate) fn read(json: &str) -> Result<Self, Failure> {
         #[derive(Deserialize)]
         struct PlanVersion {
@@ -86,7 +86,7 @@ impl UploadPlan {
             serde_json::from_str(json).classify(Class::Infrastructure, unreadable)?;
         if version != VERSION {
             return Err(refuse(format_args!(
-                "the recording has left a plan of version {version}, and this eval-once knows version {VERSION}"
+                "the plan of the recording has version {version}, and this eval-once reads version {VERSION}"
             ))
             .hint("run the whole build again, with one version of eval-once on all its agents"));
         }
@@ -98,12 +98,11 @@ impl UploadPlan {
 mod tests {
     use super::*;
 
-    fn plan(step: &str, steps: &[PlannedStep], chunk: NonZeroUsize) -> UploadPlan {
+    fn plan(step: &str, steps: &[PlacedStep], chunk: NonZeroUsize) -> UploadPlan {
         let annotation = ("text".into(), "info".into());
         UploadPlan::new(step, steps, chunk, "{}".into(), annotation).unwrap()
     }
     use crate::buildkite::pipeline::Dependency;
-    use crate::recording::pipeline::fixtures::planned;
     use proptest::prelude::*;
     use serde_json::Value;
     use std::collections::BTreeSet;
@@ -114,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_plan_reads_back_as_it_was_written() {
-        let mut steps: Vec<_> = (0..5).map(|i| planned(i, None)).collect();
+        let mut steps: Vec<_> = (0..5).map(|i| PlacedStep::numbered(i, None)).collect();
         steps[0].step.label = "a\u{2028}\u{85}😀".into();
         let plan = plan("s", &steps, chunk(2));
         assert_eq!(plan.chunks.len(), 3);
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_of_another_version_or_none_is_refused() {
+    fn a_plan_of_another_version_is_refused_and_an_unreadable_one_may_be_retried() {
         assert_eq!(
             UploadPlan::read("{").unwrap_err().class,
             Class::Infrastructure
@@ -139,13 +138,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_step_waits_for_is_no_later_than_it(
+        fn no_step_waits_for_a_step_of_a_later_chunk(
             inputs in proptest::collection::vec(proptest::collection::vec(any::<proptest::sample::Index>(), 0..3), 0..60),
             groups in proptest::collection::vec(proptest::option::of(0_u8..3), 60),
             size in 1_usize..20,
         ) {
             let steps: Vec<_> = inputs.iter().enumerate().map(|(i, inputs)| {
-                let mut planned = planned(i, groups[i].map(|group| group.to_string()).as_deref());
+                let mut planned = PlacedStep::numbered(i, groups[i].map(|group| group.to_string()).as_deref());
                 planned.step.depends_on = inputs.iter().filter(|_| i > 0)
                     .map(|at| Dependency::Key(at.index(i).to_string())).collect();
                 planned

@@ -1,5 +1,5 @@
-//! Where the plan of a recording is kept: an artifact of the job that made it, and a mark in the build's meta-data that names
-//! that job. A retry of the recording looks for its own; a summary looks for all of the build.
+//! The plan of a recording as an artifact of its job, and a mark in the build's meta-data that names that job. A retry of the
+//! recording looks for its own plan; a summary looks for all plans of the build.
 
 use std::path::Path;
 
@@ -12,23 +12,23 @@ use crate::supervise::Supervisor;
 /// The artifact's name.
 pub(in crate::recording) const PLAN: &str = "eval-once-plan.json";
 
-/// What the agent says where there is no such artifact (v3.83.1 begins with a capital); its status is the same for every failure.
+/// The agent's message where there is no such artifact (v3.83.1 begins with a capital); its status is the same for every failure.
 const NONE_FOUND: &str = "no artifacts found";
 
 const PREFIX: &str = "eval-once:";
 const SUFFIX: &str = ":plan";
 
-/// A mark of the recording whose step has this id.
+/// The key of a mark of the recording whose step has this id.
 pub(in crate::recording) fn mark(step: &str, what: impl std::fmt::Display) -> String {
     format!("{PREFIX}{step}:{what}")
 }
 
-/// The mark that says where the plan is.
+/// The key of the mark that names the plan's job.
 pub(in crate::recording) fn plan_mark(step: &str) -> String {
     format!("{PREFIX}{step}{SUFFIX}")
 }
 
-/// Whether the meta-data under this key says where a plan is.
+/// Whether this key of the meta-data is that of a plan's mark.
 pub(crate) fn is_plan_mark(key: &str) -> bool {
     let id = key
         .strip_prefix(PREFIX)
@@ -37,17 +37,17 @@ pub(crate) fn is_plan_mark(key: &str) -> bool {
     id.is_some_and(|id| !id.is_empty() && id != "report" && !id.contains(':'))
 }
 
-/// What the mark of a plan says.
+/// The value of a plan's mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PlanMark<'a> {
-    /// The job that keeps the plan.
+    /// The job that has the artifact.
     pub(crate) job: &'a str,
-    /// What it records, in a few letters.
+    /// The identity of the recording; older versions did not write it.
     pub(crate) recording: Option<&'a str>,
 }
 
 impl<'a> PlanMark<'a> {
-    /// Reads the value under the mark; none where there is nothing.
+    /// Reads the value; none where there is no mark.
     pub(crate) fn read(value: &'a str) -> Option<Self> {
         let mut words = value.split_whitespace();
         Some(Self {
@@ -56,13 +56,13 @@ impl<'a> PlanMark<'a> {
         })
     }
 
-    /// The value under the mark.
+    /// The value as it is written.
     pub(in crate::recording) fn write(job: &str, recording: &str) -> String {
         format!("{job} {recording}")
     }
 }
 
-/// Gets a plan as it was kept by this job; what it says is for [`UploadPlan::read`]. None where Buildkite no longer has it.
+/// Downloads the plan of this job, as text for [`UploadPlan::read`]; none where Buildkite no longer has it.
 ///
 /// # Errors
 /// Buildkite cannot be asked (75); there is no `buildkite-agent` (69).
@@ -74,19 +74,19 @@ pub(crate) fn download(
 ) -> Result<Option<String>, Failure> {
     let folder = agent::folder(temporary)?;
     let line = command::download_artifact(PLAN, job, folder.path());
-    let (finished, said) = agent::run(supervisor, &line)?;
+    let (finished, message) = agent::run(supervisor, &line)?;
     if !finished.ending.success() {
-        if said.to_ascii_lowercase().contains(NONE_FOUND) {
+        if message.to_ascii_lowercase().contains(NONE_FOUND) {
             return Ok(None);
         }
-        return Err(agent::unreachable(&line, &finished, &said, doing));
+        return Err(agent::unreachable(&line, &finished, &message, doing));
     }
     std::fs::read_to_string(folder.path().join(PLAN))
         .map(Some)
         .classify(Class::Infrastructure, || format!("cannot {doing}"))
 }
 
-/// Keeps a plan as an artifact of this job.
+/// Uploads a plan as an artifact of this job.
 ///
 /// # Errors
 /// As [`download`].
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_of_plans_are_told_from_all_other_meta_data() {
+    fn marks_of_plans_are_distinguished_from_all_other_meta_data() {
         assert!(is_plan_mark(&plan_mark("0190-ab")));
         for other in [
             &mark("0190-ab", 3),

@@ -1,13 +1,13 @@
-//! What Buildkite says of a pipeline that it rejects, as the agent passes it on, and what that means.
+//! Buildkite's message about a pipeline that it rejects, as the agent prints it, and its meaning.
 
 use super::chunk::Chunk;
 use crate::exit::{Class, Failure};
 
-/// What Buildkite says where it rejects a pipeline, and nothing where something else went wrong: `… Pipeline upload rejected:
-/// MESSAGE`, or at once `… 422 Unprocessable Entity: MESSAGE`.
-pub(super) fn rejection(said: &str) -> Option<String> {
+/// Buildkite's message where it rejects a pipeline; none where anything else went wrong. The agent prints `… Pipeline upload
+/// rejected: MESSAGE`, or at once `… 422 Unprocessable Entity: MESSAGE`.
+pub(super) fn rejection(printed: &str) -> Option<String> {
     let starts = ["upload rejected: ", "422 Unprocessable Entity: ", " 422 "];
-    said.lines().rev().find_map(|line| {
+    printed.lines().rev().find_map(|line| {
         let message = starts
             .iter()
             .find_map(|start| line.split_once(start).map(|(_, rest)| rest))?;
@@ -20,7 +20,7 @@ pub(super) fn is_used(message: &str) -> bool {
     message.contains("already been used")
 }
 
-/// The failure of a chunk that Buildkite does not take, with the step that it is about.
+/// The failure of a chunk that Buildkite rejects, with the step that the message names.
 pub(super) fn rejected(message: &str, chunk: &Chunk, number: usize) -> Failure {
     let named = chunk.keys.iter().find(|key| message.contains(key.as_str()));
     let about = match named {
@@ -52,9 +52,9 @@ pub(super) fn rejected(message: &str, chunk: &Chunk, number: usize) -> Failure {
     };
     Failure::new(
         Class::Config,
-        format_args!("Buildkite rejects upload {number}: {message}: it is about {about}"),
+        format_args!("Buildkite rejects upload {number}, because of {about}: {message}"),
     )
-    .hint("`--dry-run` prints the pipeline; uploads before this one have been applied")
+    .hint("print the pipeline with `--dry-run`; uploads before this one have been applied")
 }
 
 #[cfg(test)]
@@ -63,12 +63,12 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_rejection_is_told_from_a_buildkite_that_cannot_be_reached() {
-        for said in [
+    fn a_rejection_is_distinguished_from_an_unreachable_buildkite() {
+        for printed in [
             "2026-01-01 INFO x\nfatal: Failed to upload and process pipeline: Pipeline upload rejected: The key \"a\" has already been used by another step in this build\n",
             "error: POST https://x/pipelines: 422 Unprocessable Entity: The key \"a\" has already been used by another step in this build",
         ] {
-            let message = rejection(said).unwrap();
+            let message = rejection(printed).unwrap();
             assert!(
                 message.starts_with("The key \"a\"") && is_used(&message),
                 "{message}"
@@ -79,17 +79,17 @@ mod tests {
     }
 
     #[test]
-    fn a_rejected_chunk_is_told_with_the_step_it_is_about() {
+    fn the_failure_of_a_rejected_chunk_names_the_step() {
         let chunk = Chunk {
             keys: vec!["drv-a".into(), "drv-b".into()],
             pipeline: json!({"steps": [{"key": "drv-a", "label": "one"}, {"key": "drv-b", "label": "two"}]}).to_string(),
         };
-        let told = rejected("step drv-b: `x` is not a valid property", &chunk, 3).to_string();
+        let failure = rejected("step drv-b: `x` is not a valid property", &chunk, 3).to_string();
         assert!(
-            told.contains("the step two (drv-b)") && told.contains("upload 3"),
-            "{told}"
+            failure.contains("the step two (drv-b)") && failure.contains("upload 3"),
+            "{failure}"
         );
-        let told = rejected("something", &chunk, 1).to_string();
-        assert!(told.contains("one of the steps one, two"), "{told}");
+        let failure = rejected("something", &chunk, 1).to_string();
+        assert!(failure.contains("one of the steps one, two"), "{failure}");
     }
 }

@@ -19,15 +19,15 @@ use crate::nix::AttrPath;
 use crate::recording::pipeline::limits::{
     JOBS_PER_UPLOAD, MESSAGE_AT_MOST, REASON_AT_MOST, RECORD_AT_MOST,
 };
-use crate::recording::pipeline::planned::PlannedStep;
+use crate::recording::pipeline::placed_step::PlacedStep;
 use crate::recording::{AttrError, Emit, RecordingRequest, SkipStyle, Target};
 use crate::text::shortened;
 
-/// The command of a step that is not our plugin's.
+/// The command of a step that does not use our plugin.
 const STEP: &str = "eval-once step";
 
 /// A target's step, still without its dependencies on other targets.
-pub(super) struct MadeStep {
+pub(super) struct UnlinkedStep {
     pub(super) step: CommandStep,
     /// Why its target needs no build, if it needs none.
     pub(super) skip: Option<String>,
@@ -68,7 +68,7 @@ impl<'a> StepMaker<'a> {
         let source = source(&request.root, &request.options);
         if size(&source) > RECORD_AT_MOST / 2 {
             return Err(refuse(format_args!(
-                "what is evaluated takes {} bytes to say, and every step has to say it: more than an agent can hand on",
+                "the keys of what is evaluated take {} bytes in the record of every step, more than an agent can pass to a job",
                 size(&source)
             ))
             .hint("put the expression into a file of the repository"));
@@ -105,7 +105,11 @@ impl<'a> StepMaker<'a> {
     ///
     /// # Errors
     /// The target makes no step that Buildkite or an agent would take; the sentence says why.
-    pub(super) fn target(&self, target: &Target, skip: Option<&str>) -> Result<MadeStep, String> {
+    pub(super) fn target(
+        &self,
+        target: &Target,
+        skip: Option<&str>,
+    ) -> Result<UnlinkedStep, String> {
         let meta = &target.meta;
         let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
         let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
@@ -143,7 +147,7 @@ impl<'a> StepMaker<'a> {
         let bytes = size(&record);
         if bytes > RECORD_AT_MOST {
             return Err(format!(
-                "its record takes {bytes} bytes, more than an agent can hand on to a job"
+                "its record takes {bytes} bytes, more than an agent can pass to a job"
             ));
         }
         let name = match target.attr.names() {
@@ -160,7 +164,7 @@ impl<'a> StepMaker<'a> {
         })?;
         if step.jobs() > JOBS_PER_UPLOAD {
             return Err(format!(
-                "its step becomes {} jobs, and Buildkite takes at most {JOBS_PER_UPLOAD} at once",
+                "its step makes {} jobs, and Buildkite takes at most {JOBS_PER_UPLOAD} in one upload",
                 step.jobs()
             ));
         }
@@ -168,7 +172,7 @@ impl<'a> StepMaker<'a> {
             step.skip = Some(StepSkip::Reason(reason.clone()));
         }
         let step = self.with_command_carried(step)?;
-        Ok(MadeStep { step, skip })
+        Ok(UnlinkedStep { step, skip })
     }
 
     /// Merges wishes in the order of their scope, so that the more specific one counts: those of every step, of the target's
@@ -196,8 +200,8 @@ impl<'a> StepMaker<'a> {
         if self.request.emit != Emit::Command {
             return Ok(step);
         }
-        let ours = Some(StepCommand::One(STEP.into()));
-        let text = match std::mem::replace(&mut step.command, ours) {
+        let step_command = Some(StepCommand::One(STEP.into()));
+        let text = match std::mem::replace(&mut step.command, step_command) {
             None => return Ok(step),
             Some(StepCommand::One(command)) if command == STEP => return Ok(step),
             Some(StepCommand::One(command)) => command,
@@ -206,7 +210,7 @@ impl<'a> StepMaker<'a> {
         };
         if text.len() > RECORD_AT_MOST {
             return Err(format!(
-                "its command takes {} bytes, more than an agent can hand on to a job",
+                "its command takes {} bytes, more than an agent can pass to a job",
                 text.len()
             ));
         }
@@ -248,7 +252,7 @@ impl<'a> StepMaker<'a> {
 
     /// The step that sums the build up when all of these have ended, whatever their outcome. A `wait` step would do so too, but
     /// would also hold back the steps that the user's pipeline has behind the recording.
-    pub(super) fn summary(&self, planned: &[PlannedStep]) -> Result<CommandStep, Failure> {
+    pub(super) fn summary(&self, planned: &[PlacedStep]) -> Result<CommandStep, Failure> {
         let mut step = CommandStep {
             label: ":bar_chart: eval-once summary".into(),
             key: summary_key(planned.iter().map(|planned| planned.step.key.as_str())),
@@ -372,12 +376,13 @@ fn most_common_system(targets: &[Target]) -> Option<&str> {
 fn keys_of(step: &CommandStep) -> Result<Keys, Failure> {
     match serde_json::to_value(step).classify(Class::Bug, || "cannot write a step".to_owned())? {
         Value::Object(keys) => Ok(keys),
-        _ => Err(Failure::new(Class::Bug, "a step is no map")),
+        _ => Err(Failure::new(Class::Bug, "a step is not a map")),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures::{made_steps, make, record_of, values};
     use super::*;
     use crate::build_keys::BuildKeys;
     use crate::evaluation_keys::{self, Checkout};
@@ -387,7 +392,7 @@ mod tests {
     use crate::recording::pipeline::steps::{Records, steps};
     use std::path::{Path, PathBuf};
 
-    /// What a record says of the evaluation.
+    /// The evaluation of a record.
     fn evaluation_of(record: Keys) -> Evaluation {
         let place = Checkout {
             folder: "/checkout".into(),
@@ -461,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_is_merged_and_what_a_target_says_comes_last() {
+    fn wishes_are_merged_and_those_of_the_target_come_last() {
         let request = request_wishing(&json!({
             "agents": ["queue=a", "big"], "env": { "A": "1", "B": "1" }, "plugins": ["docker#v5"],
             "depends_on": "before", "soft_fail": [{ "exit_status": 1 }], "timeout_in_minutes": 9,
@@ -490,14 +495,14 @@ mod tests {
     }
 
     #[test]
-    fn how_targets_are_built_is_in_every_record_and_what_a_target_says_wins() {
-        let said =
+    fn build_keys_are_in_every_record_and_those_of_the_target_win() {
+        let build_keys =
             json!({ "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/a" });
         let docker = request_wishing(&json!({ "plugins": ["docker#v5"] }));
         for below in [None, Some(PathBuf::from("nix"))] {
             let link = "out/a";
             let request = RecordingRequest {
-                build_keys: keys(&said),
+                build_keys: keys(&build_keys),
                 below,
                 ..docker.clone()
             };
@@ -505,7 +510,7 @@ mod tests {
             let targets = [target(0, &["p", "t0"]), target_building(1, &other)];
             let steps = made_steps(&targets, &request);
             let [first, second] = [0, 1].map(|i| Value::Object(record_of(&steps[i])));
-            for (key, value) in said.as_object().unwrap() {
+            for (key, value) in build_keys.as_object().unwrap() {
                 let expected = if key == "out-link" {
                     &json!(link)
                 } else {
@@ -531,18 +536,18 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_attributes_step_is_built_in_the_same_way_and_has_no_command_to_leave() {
+    fn the_step_of_an_evaluation_error_has_the_build_keys_and_no_command_to_leave() {
         let request = RecordingRequest {
             build_keys: keys(&json!({ "command": "none", "log": "raw", "out-link": false })),
             ..request_wishing(&json!({ "plugins": ["docker#v5"], "command": "make" }))
         };
-        let broken = [AttrError {
+        let errors = [AttrError {
             attr: path(&["b"]),
             message: None,
         }];
         let records = Records {
             targets: &[],
-            evaluation_errors: &broken,
+            evaluation_errors: &errors,
             refused: &[],
             edges: &no_edges(&[]),
             skip: &[],
@@ -558,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_no_other_plugin_would_run_costs_that_target_alone() {
+    fn a_command_that_no_other_plugin_would_run_refuses_that_target_alone() {
         let none = keys(&json!({ "command": "none" }));
         let mut with_command = target_wishing(0, &json!({ "command": "make" }));
         with_command.meta.eval_once = Some(none.clone());
@@ -566,9 +571,9 @@ mod tests {
         let steps = make(&targets, &no_edges(&targets), &[], &request()).unwrap();
         let message = steps.errors[0].message.clone().unwrap();
         assert!(message.contains("it has no other plugin"), "{message}");
-        assert_eq!(steps.planned.len(), 2);
+        assert_eq!(steps.steps.len(), 2);
 
-        // Without a command there is nothing to leave.
+        // Without a command there is none to leave to another plugin.
         let mut bare = target(0, &["a"]);
         bare.meta.eval_once = Some(none);
         let step = &made_steps(&[bare.clone()], &request())[0];
@@ -590,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_target_cannot_say_of_its_step_is_refused_by_name() {
+    fn a_wish_that_a_target_cannot_have_is_refused_by_name() {
         for (wishes, sentence) in [
             (
                 json!({ "log": "loud" }),
@@ -626,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn how_long_a_build_may_say_nothing_is_an_option_of_its_step_alone() {
+    fn how_long_a_build_may_print_nothing_is_an_option_of_its_step_alone() {
         let request = RecordingRequest {
             options: vec![
                 ("cores".into(), "2".into()),
@@ -735,7 +740,7 @@ mod tests {
         };
         let targets = [target(0, &["a"])];
         let steps = make(&targets, &no_edges(&targets), &skip, &request).unwrap();
-        assert_eq!(steps.placed[0].skip, None);
+        assert_eq!(steps.targets[0].skip, None);
     }
 
     #[test]
@@ -751,9 +756,9 @@ mod tests {
             target_wishing(2, &json!({ "skip": false })),
         ];
         let steps = make(&targets, &no_edges(&targets), &skip, &request()).unwrap();
-        assert_eq!(steps.placed[0].skip.as_ref().unwrap().chars().count(), 70);
-        assert_eq!(steps.placed[1].skip, None);
-        assert_eq!(steps.placed[2].skip, None);
+        assert_eq!(steps.targets[0].skip.as_ref().unwrap().chars().count(), 70);
+        assert_eq!(steps.targets[1].skip, None);
+        assert_eq!(steps.targets[2].skip, None);
         let steps = make(
             &targets,
             &no_edges(&targets),
@@ -763,14 +768,14 @@ mod tests {
         assert!(
             steps
                 .unwrap()
-                .placed
+                .targets
                 .iter()
-                .all(|placed| placed.skip.is_none())
+                .all(|step| step.skip.is_none())
         );
     }
 
     #[test]
-    fn the_metadata_of_changes_nobody_trusts_is_ignored() {
+    fn with_meta_false_metadata_is_ignored() {
         let request = RecordingRequest {
             meta: false,
             ..request()

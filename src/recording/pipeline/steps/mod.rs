@@ -1,8 +1,10 @@
 //! From records to steps: a pure function.
 //!
 //! What repositories choose (names, metadata) and what users configure meets here, and the result has to be a pipeline that
-//! Buildkite takes: whatever would get an upload rejected is found here, and fails one step instead of an upload.
+//! Buildkite takes: a step that would get its upload rejected is found here, and is red instead.
 
+#[cfg(test)]
+mod fixtures;
 mod labels;
 mod maker;
 mod record;
@@ -13,11 +15,11 @@ mod wishes;
 use std::collections::{BTreeSet, HashSet};
 
 use self::labels::group;
-use self::maker::{MadeStep, StepMaker};
+use self::maker::{StepMaker, UnlinkedStep};
 use self::step_key::key;
 use super::edges::Edges;
 use super::limits::fit;
-use super::planned::PlannedStep;
+use super::placed_step::PlacedStep;
 use crate::buildkite::pipeline::Dependency;
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
@@ -46,13 +48,13 @@ pub(in crate::recording) struct Records<'a> {
     pub(in crate::recording) skip: &'a [Option<String>],
 }
 
-/// The steps of a recording.
+/// The pipeline of a recording.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::recording) struct Steps {
+pub(in crate::recording) struct PlannedPipeline {
     /// The steps to upload, in topological order; those of errors first.
-    pub(in crate::recording) planned: Vec<PlannedStep>,
+    pub(in crate::recording) steps: Vec<PlacedStep>,
     /// The place of each target in the pipeline, in the order of the records.
-    pub(in crate::recording) placed: Vec<TargetStep>,
+    pub(in crate::recording) targets: Vec<TargetStep>,
     /// All attributes that have an error step: first the evaluation errors of the records, then the refused of the records, then
     /// the targets whose own metadata makes no step that Buildkite would take.
     pub(in crate::recording) errors: Vec<AttrError>,
@@ -83,7 +85,7 @@ pub(in crate::recording) fn check(
     StepMaker::new(request, schema).map(drop)
 }
 
-/// Makes the steps. Whether any [`Steps::errors`] fail the recording (`on-error`) is the caller's decision.
+/// Makes the steps. Whether any [`PlannedPipeline::errors`] fail the recording (`on-error`) is the caller's decision.
 ///
 /// # Errors
 /// The user's `step` or `agents` make no step that Buildkite would take, the expression is too large to be in every step, or
@@ -92,40 +94,44 @@ pub(in crate::recording) fn steps(
     records: &Records<'_>,
     request: &RecordingRequest,
     schema: &Schema,
-) -> Result<Steps, Failure> {
+) -> Result<PlannedPipeline, Failure> {
     let maker = StepMaker::new(request, schema)?.with_targets(records.targets, records.callable);
     let mut errors: Vec<AttrError> = [records.evaluation_errors, records.refused].concat();
 
-    let mut made = Vec::with_capacity(records.targets.len());
+    let mut drafts = Vec::with_capacity(records.targets.len());
     for (i, target) in records.targets.iter().enumerate() {
         let skip = records.skip.get(i).and_then(Option::as_deref);
-        made.push(maker.target(target, skip).map_err(|message| {
+        drafts.push(maker.target(target, skip).map_err(|message| {
             errors.push(AttrError {
                 attr: target.attr.clone(),
                 message: Some(message),
             });
         }));
     }
-    let placed = place(records, &made);
+    let target_steps = place(records, &drafts);
 
     let mut planned = error_steps(&maker, &errors, records.evaluation_errors.len())?;
-    let mut made: Vec<Option<MadeStep>> = made.into_iter().map(Result::ok).collect();
+    let mut drafts: Vec<Option<UnlinkedStep>> = drafts.into_iter().map(Result::ok).collect();
     for i in records.edges.order() {
-        let Some(MadeStep { mut step, skip }) = made[*i].take() else {
+        let Some(UnlinkedStep { mut step, skip }) = drafts[*i].take() else {
             continue;
         };
         if skip.is_some() && request.skip_style == SkipStyle::Omit {
             continue;
         }
-        let ours = placed[*i].depends_on.iter().cloned().map(Dependency::Key);
-        let theirs = std::mem::take(&mut step.depends_on);
-        step.depends_on = ours.collect();
-        for dependency in theirs {
+        let targets = target_steps[*i]
+            .depends_on
+            .iter()
+            .cloned()
+            .map(Dependency::Key);
+        let wished = std::mem::take(&mut step.depends_on);
+        step.depends_on = targets.collect();
+        for dependency in wished {
             if !step.depends_on.contains(&dependency) {
                 step.depends_on.push(dependency);
             }
         }
-        planned.push(PlannedStep {
+        planned.push(PlacedStep {
             step,
             group: group(&records.targets[*i].attr, request.group_by),
             skipped: skip.is_some(),
@@ -133,38 +139,38 @@ pub(in crate::recording) fn steps(
     }
     if request.summary {
         let step = maker.summary(&planned)?;
-        planned.push(PlannedStep {
+        planned.push(PlacedStep {
             step,
             group: None,
             skipped: false,
         });
     }
-    let (mut planned, omitted) = fit(planned, request)?;
+    let (mut steps, omitted) = fit(planned, request)?;
     if request.summary {
-        drop_missing_dependencies(&mut planned);
+        drop_missing_dependencies(&mut steps);
     }
-    Ok(Steps {
-        planned,
-        placed,
+    Ok(PlannedPipeline {
+        steps,
+        targets: target_steps,
         errors,
         omitted,
     })
 }
 
 /// The place of each target. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
-fn place(records: &Records<'_>, made: &[Result<MadeStep, ()>]) -> Vec<TargetStep> {
-    let builds_nothing: Vec<bool> = made
+fn place(records: &Records<'_>, drafts: &[Result<UnlinkedStep, ()>]) -> Vec<TargetStep> {
+    let builds_nothing: Vec<bool> = drafts
         .iter()
-        .map(|made| made.as_ref().map_or(true, |made| made.skip.is_some()))
+        .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
         .collect();
     let edges = records.edges.without(&builds_nothing);
     records
         .targets
         .iter()
-        .zip(made)
+        .zip(drafts)
         .enumerate()
-        .map(|(i, (target, made))| TargetStep {
-            key: match made {
+        .map(|(i, (target, draft))| TargetStep {
+            key: match draft {
                 Ok(_) => key(target),
                 Err(()) => error_key(&target.attr),
             },
@@ -173,7 +179,7 @@ fn place(records: &Records<'_>, made: &[Result<MadeStep, ()>]) -> Vec<TargetStep
                 .iter()
                 .map(|at| key(&records.targets[*at]))
                 .collect(),
-            skip: made.as_ref().map_or(None, |made| made.skip.clone()),
+            skip: draft.as_ref().map_or(None, |draft| draft.skip.clone()),
         })
         .collect()
 }
@@ -183,7 +189,7 @@ fn error_steps(
     maker: &StepMaker<'_>,
     errors: &[AttrError],
     evaluation_errors: usize,
-) -> Result<Vec<PlannedStep>, Failure> {
+) -> Result<Vec<PlacedStep>, Failure> {
     let mut seen = HashSet::new();
     let mut planned = Vec::with_capacity(errors.len());
     for (i, error) in errors.iter().enumerate() {
@@ -193,7 +199,7 @@ fn error_steps(
             maker.refused(error)?
         };
         if seen.insert(step.key.clone()) {
-            planned.push(PlannedStep {
+            planned.push(PlacedStep {
                 step,
                 group: None,
                 skipped: false,
@@ -205,7 +211,7 @@ fn error_steps(
 
 /// Drops, from the last step, which is the summary's, the dependencies on omitted steps: Buildkite fails a build with a step that
 /// waits for a step that never comes.
-fn drop_missing_dependencies(steps: &mut [PlannedStep]) {
+fn drop_missing_dependencies(steps: &mut [PlacedStep]) {
     let keys: HashSet<String> = steps
         .iter()
         .map(|planned| planned.step.key.clone())
@@ -219,7 +225,7 @@ fn drop_missing_dependencies(steps: &mut [PlannedStep]) {
     }
 }
 
-impl Steps {
+impl PlannedPipeline {
     /// Counts what was recorded, of these `targets`; the first `evaluation_errors` errors do not evaluate, the others are refused.
     pub(in crate::recording) fn counts(
         &self,
@@ -245,10 +251,16 @@ impl Steps {
         }
     }
 
+    /// The errors of these records' targets, which are refused because of their own metadata.
+    pub(in crate::recording) fn refused_targets(&self, records: &Records<'_>) -> &[AttrError] {
+        let before = records.evaluation_errors.len() + records.refused.len();
+        self.errors.get(before..).unwrap_or_default()
+    }
+
     /// The number of steps that are commands and have plugins of their own. An agent runs the command hook of a plugin instead of
     /// ours, so such a step may build nothing.
     pub(in crate::recording) fn commands_with_plugins(&self) -> usize {
-        let with_plugins = self.planned.iter().filter(|planned| {
+        let with_plugins = self.steps.iter().filter(|planned| {
             let step = &planned.step;
             step.env.contains_key("EVAL_ONCE_STEP") && !step.plugins.is_empty()
         });
@@ -258,22 +270,23 @@ impl Steps {
 
 #[cfg(test)]
 mod tests {
+    use super::fixtures::{make, record_of, values};
     use super::*;
     use crate::exit::Class;
     use crate::nix::Source;
     use crate::recording::Emit;
     use crate::recording::pipeline::fixtures::*;
     use crate::recording::pipeline::limits::{JOBS_PER_BUILD, RECORD_AT_MOST};
-    use crate::recording::pipeline::planned;
+    use crate::recording::pipeline::placed_step;
     use crate::recording::pipeline::steps::retry::retry_rules;
     use proptest::prelude::*;
     use serde_json::{Value, json};
     use std::collections::BTreeMap;
 
     #[test]
-    fn what_is_wrong_in_a_target_becomes_its_error_step() {
+    fn a_target_with_a_wrong_wish_has_an_error_step() {
         for (buildkite, sentence) in [
-            (json!({ "comand": "x" }), "`comand` is no property"),
+            (json!({ "comand": "x" }), "`comand` is not a property"),
             (json!({ "key": "mine" }), "`key` cannot be set"),
             (json!({ "id": "mine" }), "`id` cannot be set"),
             (
@@ -314,14 +327,18 @@ mod tests {
             let message = steps.errors[0].message.clone().unwrap();
             assert!(message.contains(sentence), "{buildkite}: {message}");
             assert_eq!(steps.errors[0].attr, targets[1].attr);
-            assert_eq!(steps.placed[1].key, error_key(&targets[1].attr));
-            assert_eq!(steps.placed[0].depends_on, [key(&targets[2])], "through it");
+            assert_eq!(steps.targets[1].key, error_key(&targets[1].attr));
+            assert_eq!(
+                steps.targets[0].depends_on,
+                [key(&targets[2])],
+                "through it"
+            );
             let steps = values(&steps);
             let error = &steps[0];
             assert_eq!(error["key"], error_key(&targets[1].attr));
             assert_eq!(error["label"], ":boom: p.t1");
-            let said = record_of(error)["refused"].clone();
-            assert!(said.as_str().unwrap().contains(sentence), "{said}");
+            let refused = record_of(error)["refused"].clone();
+            assert!(refused.as_str().unwrap().contains(sentence), "{refused}");
             assert!(error.get("command").is_none());
             assert_eq!(error["agents"], json!({ "queue": "q" }));
             assert_eq!(steps[1]["key"], key(&targets[2]));
@@ -330,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_in_the_configuration_is_refused_at_once() {
+    fn a_wrong_wish_in_the_configuration_is_refused_at_once() {
         for (step, sentence) in [
             (json!({ "comand": "x" }), "in the key `step`, `comand`"),
             (json!({ "key": "x" }), "in the key `step`, `key`"),
@@ -353,13 +370,13 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_attribute_has_a_step_without_a_record_that_runs_nothing_else() {
+    fn an_evaluation_error_has_a_step_that_runs_nothing_else() {
         let request = request_wishing(&json!({
             "command": "make", "parallelism": 3, "skip": true, "label": "all alike", "artifact_paths": "result/*",
             "agents": { "queue": "q" }, "plugins": ["a#v1"], "env": { "A": "1" }, "timeout_in_minutes": 9,
             "priority": 1, "retry": { "automatic": { "exit_status": 3 } }
         }));
-        let broken = [AttrError {
+        let evaluation_errors = [AttrError {
             attr: path(&["p", "b"]),
             message: Some("infinite recursion".into()),
         }];
@@ -369,21 +386,24 @@ mod tests {
         }];
         let records = Records {
             targets: &[],
-            evaluation_errors: &broken,
+            evaluation_errors: &evaluation_errors,
             refused: &refused,
             callable: &BTreeSet::new(),
             edges: &no_edges(&[]),
             skip: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
-        assert_eq!(steps.errors, [&broken[..], &refused[..]].concat());
-        let [broken, refused] = &values(&steps)[..] else {
+        assert_eq!(
+            steps.errors,
+            [&evaluation_errors[..], &refused[..]].concat()
+        );
+        let [error, refused] = &values(&steps)[..] else {
             panic!("two steps")
         };
-        let record = record_of(broken);
+        let record = record_of(error);
         assert!(!record.contains_key("drv") && !record.contains_key("outputs"));
         assert_eq!(record["attr"], json!(["p", "b"]));
-        for (step, label) in [(broken, ":boom: p.b"), (refused, ":boom: p.r")] {
+        for (step, label) in [(error, ":boom: p.b"), (refused, ":boom: p.r")] {
             for key in ["command", "parallelism", "skip"] {
                 assert!(step.get(key).is_none(), "{key}: {step}");
             }
@@ -405,13 +425,13 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_skipped_target() {
+    fn no_step_waits_for_a_skipped_target() {
         let targets = [target(0, &["a"]), target(1, &["b"]), target(2, &["c"])];
         let edges = edges_between(&targets, &[(0, 1), (1, 2)]);
         let skip = [None, Some("already built".to_owned()), None];
         let steps = make(&targets, &edges, &skip, &request()).unwrap();
-        assert_eq!(steps.placed[1].skip.as_deref(), Some("already built"));
-        assert!(steps.placed[1].depends_on.is_empty());
+        assert_eq!(steps.targets[1].skip.as_deref(), Some("already built"));
+        assert!(steps.targets[1].depends_on.is_empty());
         let marked = values(&steps);
         assert_eq!(marked[1]["skip"], "already built");
         assert_eq!(marked[2]["depends_on"], json!([key(&targets[2])]));
@@ -420,11 +440,11 @@ mod tests {
             ..request()
         };
         let steps = make(&targets, &edges, &skip, &request).unwrap();
-        assert_eq!((steps.planned.len(), steps.omitted), (2, 0));
+        assert_eq!((steps.steps.len(), steps.omitted), (2, 0));
     }
 
     #[test]
-    fn a_skipped_step_that_runs_is_told_to_end_at_once_and_is_waited_for_by_the_summary_alone() {
+    fn a_skipped_step_that_runs_ends_at_once_and_only_the_summary_waits_for_it() {
         for emit in [Emit::Command, request().emit] {
             let targets = [
                 target(0, &["a"]),
@@ -443,14 +463,14 @@ mod tests {
                 ..request()
             };
             let steps = make(&targets, &edges, &skip, &request).unwrap();
-            let reasons: Vec<_> = steps.placed.iter().map(|it| it.skip.as_deref()).collect();
+            let reasons: Vec<_> = steps.targets.iter().map(|it| it.skip.as_deref()).collect();
             let expected = [None, Some("already built here"), None, None, None];
             assert_eq!(reasons, expected);
-            let made: BTreeMap<_, _> = values(&steps)
+            let by_key: BTreeMap<_, _> = values(&steps)
                 .into_iter()
                 .map(|step| (step["key"].as_str().unwrap().to_owned(), step))
                 .collect();
-            let step = |i: usize| &made[&key(&targets[i])];
+            let step = |i: usize| &by_key[&key(&targets[i])];
             assert!(step(1).get("skip").is_none());
             assert_eq!(record_of(step(1))["skip"], true);
             for i in [0, 2, 3, 4] {
@@ -473,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_waits_for_no_step_that_the_limit_of_a_build_has_left_out() {
+    fn a_summary_does_not_wait_for_omitted_steps() {
         let targets: Vec<_> = (0..=JOBS_PER_BUILD)
             .map(|i| target(i, &[&i.to_string()]))
             .collect();
@@ -484,16 +504,9 @@ mod tests {
             ..request()
         };
         let steps = make(&targets, &no_edges(&targets), &skip, &request).unwrap();
-        assert_eq!(
-            (steps.planned.len(), steps.omitted),
-            (JOBS_PER_BUILD - 1, 3)
-        );
-        let there: BTreeSet<_> = steps
-            .planned
-            .iter()
-            .map(|it| it.step.key.as_str())
-            .collect();
-        let waits = &steps.planned.last().unwrap().step.depends_on;
+        assert_eq!((steps.steps.len(), steps.omitted), (JOBS_PER_BUILD - 1, 3));
+        let there: BTreeSet<_> = steps.steps.iter().map(|it| it.step.key.as_str()).collect();
+        let waits = &steps.steps.last().unwrap().step.depends_on;
         assert_eq!(waits.len(), JOBS_PER_BUILD - 2);
         for wait in waits {
             let Dependency::Step { step, .. } = wait else {
@@ -504,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_a_build_leaves_skipped_steps_out_and_nothing_else() {
+    fn the_limit_of_a_build_omits_skipped_steps_and_no_others() {
         let targets: Vec<_> = (0..4_100)
             .map(|i| target(i, &["g", &format!("t{i}")]))
             .collect();
@@ -512,9 +525,9 @@ mod tests {
         let reason = |i: usize| i.is_multiple_of(2).then(|| "built".to_owned());
         let skip: Vec<_> = (0..targets.len()).map(reason).collect();
         let steps = make(&targets, &edges, &skip, &request()).unwrap();
-        assert_eq!((steps.planned.len(), steps.omitted), (3_999, 101));
+        assert_eq!((steps.steps.len(), steps.omitted), (3_999, 101));
         assert_eq!(
-            steps.planned.iter().filter(|step| !step.skipped).count(),
+            steps.steps.iter().filter(|step| !step.skipped).count(),
             2_050
         );
         let grouped = RecordingRequest {
@@ -522,15 +535,15 @@ mod tests {
             ..request()
         };
         let steps = make(&targets, &edges, &skip, &grouped).unwrap();
-        let groups = steps.planned.len().div_ceil(100);
-        assert!((3_990..=3_999).contains(&(steps.planned.len() + groups)));
+        let groups = steps.steps.len().div_ceil(100);
+        assert!((3_990..=3_999).contains(&(steps.steps.len() + groups)));
         let failure = make(&targets, &edges, &[], &request()).unwrap_err();
         assert_eq!(failure.class, Class::Config);
         assert!(failure.to_string().contains("4100 jobs") && failure.hint.is_some());
     }
 
     #[test]
-    fn a_summary_comes_behind_all_others_whatever_becomes_of_them() {
+    fn a_summary_waits_for_all_other_steps_whatever_their_outcome() {
         let mut targets: Vec<_> = (0..3).map(|i| target(i, &["p", &i.to_string()])).collect();
         targets[1].system = "aarch64-linux".into();
         let edges = edges_between(&targets, &[(0, 1)]);
@@ -620,17 +633,14 @@ mod tests {
         let mut skip = vec![None; targets.len()];
         skip[7] = Some("a cache has it".into());
         let steps = make(&targets, &edges, &skip, &request).unwrap();
-        assert_eq!(
-            (steps.planned.len(), steps.omitted),
-            (JOBS_PER_BUILD - 1, 1)
-        );
-        let last = &steps.planned.last().unwrap().step;
+        assert_eq!((steps.steps.len(), steps.omitted), (JOBS_PER_BUILD - 1, 1));
+        let last = &steps.steps.last().unwrap().step;
         assert!(last.key.starts_with("summary-"));
         assert_eq!(last.depends_on.len(), JOBS_PER_BUILD - 2);
     }
 
     #[test]
-    fn groups_are_called_by_the_first_names() {
+    fn groups_are_named_by_the_first_names() {
         let targets = [
             target(0, &["a", "b", "c"]),
             target(1, &["a", "b"]),
@@ -642,7 +652,7 @@ mod tests {
         };
         let steps = make(&targets, &no_edges(&targets), &[], &request).unwrap();
         let groups: Vec<_> = steps
-            .planned
+            .steps
             .iter()
             .map(|step| step.group.as_deref())
             .collect();
@@ -675,7 +685,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_targets_say_the_pipeline_is_valid(
+        fn with_any_wishes_of_targets_the_pipeline_is_valid(
             wishes in proptest::collection::vec(anything(), 1..6),
             skipped in any::<u8>(),
             command in any::<bool>(),
@@ -688,19 +698,19 @@ mod tests {
             if command {
                 request.emit = Emit::Command;
             }
-            let made = make(&targets, &edges, &skip, &request).unwrap();
-            let document = planned::json(&made.planned).unwrap();
+            let steps = make(&targets, &edges, &skip, &request).unwrap();
+            let document = placed_step::json(&steps.steps).unwrap();
             let read: Value = serde_yaml_ng::from_str(&document).unwrap();
             prop_assert_eq!(&read, &serde_json::from_str::<Value>(&document).unwrap());
             prop_assert_eq!(schema().check_pipeline(&read), Ok(()));
-            let keys: BTreeSet<_> = made.planned.iter().map(|step| step.step.key.clone()).collect();
+            let keys: BTreeSet<_> = steps.steps.iter().map(|step| step.step.key.clone()).collect();
             prop_assert_eq!(keys.len(), targets.len());
-            for (target, placed) in targets.iter().zip(&made.placed) {
-                prop_assert!(keys.contains(&placed.key));
-                prop_assert!(placed.depends_on.iter().all(|key| keys.contains(key)));
-                if placed.key == key(target) {
-                    let step = made.planned.iter().find(|step| step.step.key == placed.key).unwrap();
-                    let record = record_of(&serde_json::to_value(&step.step).unwrap());
+            for (target, step) in targets.iter().zip(&steps.targets) {
+                prop_assert!(keys.contains(&step.key));
+                prop_assert!(step.depends_on.iter().all(|key| keys.contains(key)));
+                if step.key == key(target) {
+                    let planned = steps.steps.iter().find(|planned| planned.step.key == step.key).unwrap();
+                    let record = record_of(&serde_json::to_value(&planned.step).unwrap());
                     prop_assert_eq!(&record["drv"], target.drv.as_store_path().as_str());
                 }
             }

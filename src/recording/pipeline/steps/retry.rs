@@ -26,21 +26,21 @@ pub(super) fn retry_rules() -> Vec<RetryRule> {
 /// an added one covers is dropped. `true` and `false` cover every rule. A value that Buildkite rejects passes unchanged: the
 /// schema check names it.
 pub(super) fn with_rules(rules: Value, more: &Value) -> Value {
-    let theirs = match more {
+    let added = match more {
         Value::Array(rules) => rules.clone(),
         Value::Object(_) => vec![more.clone()],
         _ => return more.clone(),
     };
-    let ours = match rules {
+    let present = match rules {
         Value::Array(rules) => rules,
         Value::Object(_) => vec![rules],
         all if all == true || all == "true" => vec![json!({ "exit_status": "*" })],
         _ => Vec::new(),
     };
-    let uncovered = ours
+    let uncovered = present
         .into_iter()
-        .filter(|rule| !theirs.iter().any(|their| covers(their, rule)));
-    Value::Array(theirs.iter().cloned().chain(uncovered).collect())
+        .filter(|rule| !added.iter().any(|more| covers(more, rule)));
+    Value::Array(added.iter().cloned().chain(uncovered).collect())
 }
 
 /// Whether `rule` applies to every ending that `other` applies to.
@@ -49,20 +49,21 @@ fn covers(rule: &Value, other: &Value) -> bool {
         Value::Array(list) => list.clone(),
         one => vec![one.clone()],
     };
-    let theirs = statuses(rule);
+    let covered = statuses(rule);
     let any = |status: &Value| status.is_null() || status == "*";
-    let status = theirs.iter().any(any) || statuses(other).iter().all(|one| theirs.contains(one));
+    let status = covered.iter().any(any) || statuses(other).iter().all(|one| covered.contains(one));
     let same = |name| rule[name].is_null() || rule[name] == other[name];
     rule.is_object() && status && same("signal") && same("signal_reason")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures::{make, values};
     use super::*;
     use crate::recording::pipeline::fixtures::*;
 
     #[test]
-    fn a_targets_rules_of_retrying_are_added_and_win_over_ours() {
+    fn the_retry_rules_of_a_target_come_before_ours() {
         let rules = |step: &Value, target: &Value| {
             let targets = [target_wishing(1, &json!({ "retry": target }))];
             let request = request_wishing(&json!({ "retry": step }));
@@ -71,7 +72,7 @@ mod tests {
             values(&steps)[0]["retry"].clone()
         };
         let ours = serde_json::to_value(retry_rules()).unwrap();
-        let [surroundings, lost, stopped, killed] = &ours.as_array().unwrap()[..] else {
+        let [infrastructure, lost, stopped, killed] = &ours.as_array().unwrap()[..] else {
             panic!("four rules")
         };
         let none = json!({});
@@ -83,19 +84,19 @@ mod tests {
             (
                 &none,
                 json!({}),
-                json!([surroundings, lost, stopped, killed]),
+                json!([infrastructure, lost, stopped, killed]),
             ),
             (&none, json!({ "automatic": [] }), ours.clone()),
             // One rule is a list of one.
             (
                 &none,
                 json!({ "automatic": three }),
-                json!([three, surroundings, lost, stopped, killed]),
+                json!([three, infrastructure, lost, stopped, killed]),
             ),
             (
                 &none,
                 json!({ "automatic": [three] }),
-                json!([three, surroundings, lost, stopped, killed]),
+                json!([three, infrastructure, lost, stopped, killed]),
             ),
             (
                 &none,
@@ -105,18 +106,18 @@ mod tests {
             (
                 &none,
                 json!({ "automatic": [lost_more] }),
-                json!([lost_more, surroundings, stopped, killed]),
+                json!([lost_more, infrastructure, stopped, killed]),
             ),
             (
                 &none,
                 json!({ "automatic": [stopped_only] }),
-                json!([stopped_only, surroundings, lost, killed]),
+                json!([stopped_only, infrastructure, lost, killed]),
             ),
-            // What speaks of less than our rule leaves it.
+            // A rule that covers only a part of ours leaves ours in place.
             (
                 &none,
                 json!({ "automatic": { "exit_status": 75, "signal": "none" } }),
-                json!([{ "exit_status": 75, "signal": "none" }, surroundings, lost, stopped, killed]),
+                json!([{ "exit_status": 75, "signal": "none" }, infrastructure, lost, stopped, killed]),
             ),
             (
                 &none,
@@ -134,7 +135,7 @@ mod tests {
             (
                 &json!({ "automatic": [{ "exit_status": 3, "limit": 5 }, { "exit_status": 5 }] }),
                 json!({ "automatic": three }),
-                json!([three, { "exit_status": 5 }, surroundings, lost, stopped, killed]),
+                json!([three, { "exit_status": 5 }, infrastructure, lost, stopped, killed]),
             ),
             (
                 &json!({ "automatic": true }),
@@ -165,12 +166,12 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_buildkite_does_not_take_is_named_where_its_target_has_it() {
+    fn a_rule_that_buildkite_rejects_is_named_as_its_target_has_it() {
         for (automatic, sentence) in [
             (json!([{ "limit": 99 }]), "`retry.automatic[0].limit` is 99"),
             (
                 json!({ "limt": 1 }),
-                "`retry.automatic.limt` is no property",
+                "`retry.automatic.limt` is not a property",
             ),
             (json!("x"), "`retry.automatic` is \"x\""),
             (json!([true]), "`retry.automatic"),

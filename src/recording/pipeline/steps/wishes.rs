@@ -52,7 +52,7 @@ impl StepWishes {
         for key in ["key", "id", "identifier"] {
             if keys.contains_key(key) {
                 return Err(format!(
-                    "`{key}` cannot be set: other steps know a step by the key that it has"
+                    "`{key}` cannot be set: other steps depend on this step by the key that eval-once gives it"
                 ));
             }
         }
@@ -78,7 +78,7 @@ impl StepWishes {
             *plugins = as_list(plugins.take());
             if let Some(name) = our_plugin(plugins, emit) {
                 return Err(format!(
-                    "`plugins` names {name}: what eval-once does in a step cannot be changed"
+                    "`plugins` names {name}, eval-once's own plugin, whose configuration in a step cannot be changed"
                 ));
             }
         }
@@ -133,7 +133,7 @@ impl StepWishes {
 /// What a target wishes of how it is built (`meta.eval-once`), as keys of its record.
 ///
 /// # Errors
-/// A key is unknown, of the wrong type, or means nothing to a step that is made in this way; the sentence names it.
+/// A key is unknown, of the wrong type, or does not go with the way in which steps are made; the sentence names it.
 pub(super) fn build_wishes(keys: &Keys, request: &RecordingRequest) -> Result<Keys, String> {
     let read = || {
         let mut reader = KeyReader::new(keys.clone())?;

@@ -9,13 +9,13 @@ use crate::nix::AttrPath;
 
 /// What a recording found.
 #[derive(Debug)]
-pub(super) struct Findings<'a> {
+pub(super) struct RecordingReport<'a> {
     /// What was evaluated.
     pub(super) source: &'a str,
     pub(super) targets: &'a [Target],
     /// The place of each target in the pipeline.
-    pub(super) placed: &'a [TargetStep],
-    /// First the evaluation errors, then the refused; `counts` says how many there are of each.
+    pub(super) target_steps: &'a [TargetStep],
+    /// First the evaluation errors, then the refused; `counts` has the number of each.
     pub(super) errors: &'a [AttrError],
     /// What was not looked at, and what the keys name and the repository does not have.
     pub(super) notes: &'a [Note],
@@ -27,12 +27,12 @@ pub(super) struct Findings<'a> {
     pub(super) previous: Option<&'a [(AttrPath, String)]>,
 }
 
-impl Findings<'_> {
+impl RecordingReport<'_> {
     /// The sentence, without a full stop; it names the `source` where one is given.
     pub(super) fn sentence(&self, source: Option<&str>) -> String {
         let skipped = |reason: &str| {
-            let is = |placed: &&TargetStep| placed.skip.as_deref() == Some(reason);
-            self.placed.iter().filter(is).count()
+            let is = |step: &&TargetStep| step.skip.as_deref() == Some(reason);
+            self.target_steps.iter().filter(is).count()
         };
         let (built, cached) = (skipped(BUILT), skipped(CACHED));
         let mut parts = vec![format!(
@@ -50,7 +50,7 @@ impl Findings<'_> {
         }
         let source = source.map(|source| format!(" of {source}"));
         let took = format!("{} in {:.1} s", source.unwrap_or_default(), self.seconds);
-        format!("recorded {}", self.counts.told(&took, &parts.join(", ")))
+        format!("recorded {}", self.counts.clause(&took, &parts.join(", ")))
     }
 }
 
@@ -76,7 +76,7 @@ mod tests {
             features: Vec::new(),
             meta: Meta::default(),
         };
-        let placed = |skip: Option<&str>| TargetStep {
+        let step = |skip: Option<&str>| TargetStep {
             key: "key".into(),
             depends_on: Vec::new(),
             skip: skip.map(str::to_owned),
@@ -85,9 +85,9 @@ mod tests {
             attr: attr("a"),
             message: None,
         }];
-        let mut findings = Findings {
+        let mut report = RecordingReport {
             targets: &[target("a"), target("b"), target("c")],
-            placed: &[placed(None), placed(None), placed(Some(BUILT))],
+            target_steps: &[step(None), step(None), step(Some(BUILT))],
             counts: RecordingCounts {
                 attributes: 4,
                 targets: 2,
@@ -102,13 +102,13 @@ mod tests {
             previous: None,
         };
         assert_eq!(
-            findings.sentence(None),
+            report.sentence(None),
             "recorded 4 attributes in 1.2 s: 2 targets (1 to build, 1 already built here), 1 refused"
         );
-        findings.omitted = 7;
+        report.omitted = 7;
         assert_eq!(JOBS_PER_BUILD, 4_000, "as the sentence says");
         assert_eq!(
-            findings.sentence(Some("ci.nix")),
+            report.sentence(Some("ci.nix")),
             "recorded 4 attributes of ci.nix in 1.2 s: 2 targets (1 to build, 1 already built here, \
              7 skipped steps omitted: a build can have 4,000 jobs), 1 refused"
         );

@@ -7,7 +7,7 @@ use crate::exit::{Class, Classify as _, Failure};
 
 /// A step, and its place.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::recording) struct PlannedStep {
+pub(in crate::recording) struct PlacedStep {
     /// The step.
     pub(in crate::recording) step: CommandStep,
     /// The name of its group, if it is in one.
@@ -16,19 +16,35 @@ pub(in crate::recording) struct PlannedStep {
     pub(in crate::recording) skipped: bool,
 }
 
+#[cfg(test)]
+impl PlacedStep {
+    /// A step with this number as its key, in this group.
+    pub(in crate::recording) fn numbered(key: usize, group: Option<&str>) -> Self {
+        Self {
+            step: CommandStep {
+                label: format!("step {key}"),
+                key: key.to_string(),
+                ..CommandStep::default()
+            },
+            group: group.map(str::to_owned),
+            skipped: false,
+        }
+    }
+}
+
 /// These steps as one pipeline, in JSON, with those of the same group together.
 ///
 /// # Errors
 /// A step cannot be written as JSON: a bug (70).
-pub(in crate::recording) fn json(steps: &[PlannedStep]) -> Result<String, Failure> {
+pub(in crate::recording) fn json(steps: &[PlacedStep]) -> Result<String, Failure> {
     to_json(&pipeline(steps)).classify(Class::Bug, || "cannot write the pipeline".to_owned())
 }
 
 /// These steps as one pipeline. A group stands where the first of its steps would.
-fn pipeline(steps: &[PlannedStep]) -> Pipeline {
+fn pipeline(steps: &[PlacedStep]) -> Pipeline {
     let mut written: Vec<PipelineStep> = Vec::new();
     let mut groups = BTreeMap::new();
-    for PlannedStep { step, group, .. } in steps {
+    for PlacedStep { step, group, .. } in steps {
         let Some(group) = group else {
             written.push(PipelineStep::Command(Box::new(step.clone())));
             continue;
@@ -50,15 +66,14 @@ fn pipeline(steps: &[PlannedStep]) -> Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recording::pipeline::fixtures::planned;
     use serde_json::Value;
 
     #[test]
     fn steps_of_a_group_stand_together() {
         let steps = [
-            planned(0, Some("a")),
-            planned(1, None),
-            planned(2, Some("a")),
+            PlacedStep::numbered(0, Some("a")),
+            PlacedStep::numbered(1, None),
+            PlacedStep::numbered(2, Some("a")),
         ];
         let read: Value = serde_yaml_ng::from_str(&json(&steps).unwrap()).unwrap();
         assert_eq!(read["steps"][0]["group"], "a");

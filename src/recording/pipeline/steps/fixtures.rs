@@ -1,0 +1,50 @@
+//! The steps of a few targets, for tests.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::{PlannedPipeline, Records, steps};
+use crate::exit::Failure;
+use crate::keys::Keys;
+use crate::recording::pipeline::edges::Edges;
+use crate::recording::pipeline::fixtures::{no_edges, schema};
+use crate::recording::{RecordingRequest, Target};
+
+pub(super) fn make(
+    targets: &[Target],
+    edges: &Edges,
+    skip: &[Option<String>],
+    request: &RecordingRequest,
+) -> Result<PlannedPipeline, Failure> {
+    let records = Records {
+        targets,
+        evaluation_errors: &[],
+        refused: &[],
+        callable: &BTreeSet::new(),
+        edges,
+        skip,
+    };
+    steps(&records, request, schema())
+}
+
+pub(super) fn made_steps(targets: &[Target], request: &RecordingRequest) -> Vec<Value> {
+    values(&make(targets, &no_edges(targets), &[], request).unwrap())
+}
+
+pub(super) fn values(steps: &PlannedPipeline) -> Vec<Value> {
+    let steps = steps.steps.iter();
+    steps
+        .map(|planned| serde_json::to_value(&planned.step).unwrap())
+        .collect()
+}
+
+pub(super) fn record_of(step: &Value) -> Keys {
+    match &step["env"]["EVAL_ONCE_STEP"] {
+        Value::String(record) => serde_json::from_str(record).unwrap(),
+        _ => step["plugins"][0]["your-org/eval-once#v1"]
+            .as_object()
+            .unwrap()
+            .clone(),
+    }
+}
