@@ -60,7 +60,7 @@ impl StepRequest {
     fn read_keys(reader: &mut KeyReader, keys: Keys, place: &Checkout) -> Result<Self, Failure> {
         if let Some(message) = reader.string("refused")? {
             // Whatever stands beside it: what the recording found wrong is not to be built.
-            return Err(refuse(message).hint("correct it, and make the pipeline again"));
+            return Err(refuse(message).hint("correct it, and record again"));
         }
         let drv = reader.take("drv", "the store path of a .drv", |value| {
             let text = string(value)?;
