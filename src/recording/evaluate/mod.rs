@@ -9,10 +9,11 @@
 //! | `protocol` | the settings and messages of the walker (`walk.nix`) |
 //! | `diagnosis` | what the end of a worker means |
 //! | `findings` | what was found of each attribute |
+//! | `subject` | what is evaluated, in words |
 //! | `flake` | locking the flake, before anything is evaluated |
 //! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` matches |
 //! | `progress`, `memory` | the status line; how much memory is free and in use |
-//! | `eval_jobs` | evaluating with `nix-eval-jobs` instead |
+//! | `evaluator`, `eval_jobs` | the choice between the walk and `nix-eval-jobs`; evaluating with the latter |
 
 mod diagnosis;
 mod eval_jobs;
@@ -28,15 +29,17 @@ mod progress;
 mod protocol;
 mod schedule;
 mod spans;
+mod subject;
 mod unmarked;
 mod walk;
 
 use std::collections::BTreeSet;
 
 use self::gaps::Gaps;
-use crate::nix::{AttrPath, Source};
-use crate::recording::{AttrError, FoundTarget, RecordingRequest};
+use crate::nix::AttrPath;
+use crate::recording::{AttrError, FoundTarget};
 
+pub(in crate::recording) use self::subject::describe;
 pub use self::walk::Walk;
 
 /// What an evaluation of all targets found.
@@ -54,17 +57,4 @@ pub struct EvaluationResult {
     pub gaps: Gaps,
     /// The version of Nix that evaluated.
     pub nix: String,
-}
-
-/// What is evaluated, in words.
-pub(in crate::recording) fn describe(request: &RecordingRequest) -> String {
-    let source = match &request.root.source {
-        Source::File(name) | Source::Flake(name) => name.clone(),
-        Source::Expr(_) => "the expression".into(),
-    };
-    if request.root.attr.names().is_empty() {
-        source
-    } else {
-        format!("{} of {source}", request.root.attr)
-    }
 }

@@ -8,13 +8,14 @@ use std::time::Instant;
 use super::diagnosis::{Death, Diagnosis, OversizedWorker, Question, Verdict, WorkerEnd};
 use super::findings::Findings;
 use super::gaps::Gaps;
-use super::invocation::Invocation;
+use super::invocation::WorkerInvocation;
 use super::processes::{EndedWorker, Processes, StopCause, WorkerLimits};
 use super::progress::Progress;
 use super::protocol::{self, WalkerMessage};
 use super::schedule::{Assignment, Schedule, Task, WorkerId};
 use super::spans::AttrIndex;
-use super::{EvaluationResult, describe, flake, memory, unmarked};
+use super::subject::describe;
+use super::{EvaluationResult, flake, memory, unmarked};
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake};
@@ -34,7 +35,7 @@ pub struct Walk<'a> {
     supervisor: &'a mut Supervisor,
     log: Log,
     progress: Progress,
-    invocation: Invocation<'a>,
+    invocation: WorkerInvocation<'a>,
     schedule: Schedule,
     processes: Processes,
     diagnosis: Diagnosis<'a>,
@@ -70,7 +71,7 @@ impl<'a> Walk<'a> {
             supervisor,
             log: log.clone(),
             progress: Progress::new(log),
-            invocation: Invocation::new(request, locked, systems)?,
+            invocation: WorkerInvocation::new(request, locked, systems)?,
             schedule: Schedule::new(slots, memory),
             processes: Processes::new(),
             diagnosis: Diagnosis::new(&request.root, describe(request), temporary),
