@@ -1,7 +1,7 @@
 //! What a recording prints of its findings while it goes on: evaluation errors, what it did not look at, what may go wrong later.
 
 use super::AttrError;
-use super::evaluate::overlooked::Note;
+use super::evaluate::gaps::Note;
 use super::pipeline::steps::PlannedPipeline;
 use crate::counts::number;
 use crate::log::Log;

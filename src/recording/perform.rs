@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::evaluate::evaluator::EvaluatorRun;
 use super::evaluate::flake;
-use super::evaluate::overlooked::{Note, Overlooked, agents_without_targets};
+use super::evaluate::gaps::{Gaps, Note, agents_without_targets};
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
 use super::keep::{self, PinOwner, open_state_folder, skip};
 use super::notices::{print_errors, print_notes, warn_of_plugins};
@@ -81,9 +81,9 @@ pub fn perform(
         edges,
     } = pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log)?;
     refuse_nothing(&evaluated, &request, log)?;
-    print_errors("evaluation error", &evaluated.broken, log);
+    print_errors("evaluation error", &evaluated.errors, log);
     print_errors("refused", &evaluated.refused, log);
-    let notes = notes(&evaluated.overlooked, &request, &targets);
+    let notes = notes(&evaluated.gaps, &request, &targets);
     print_notes(&notes, log);
     times.end("evaluate");
 
@@ -91,7 +91,7 @@ pub fn perform(
     times.end("skip");
     let records = Records {
         targets: &targets,
-        evaluation_errors: &evaluated.broken,
+        evaluation_errors: &evaluated.errors,
         refused: &evaluated.refused,
         callable: &evaluated.callable,
         edges: &edges,
@@ -100,7 +100,7 @@ pub fn perform(
     let undone = undone(build);
     let pipeline = steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
     print_errors("refused", pipeline.refused_targets(&records), log);
-    let counts = pipeline.counts(&targets, evaluated.broken.len());
+    let counts = pipeline.counts(&targets, evaluated.errors.len());
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
     times.end("steps");
@@ -177,9 +177,9 @@ fn locked(
 }
 
 /// What the recording did not look at, and what its keys name and the repository does not have.
-fn notes(overlooked: &Overlooked, request: &RecordingRequest, targets: &[Target]) -> Vec<Note> {
-    let mut notes = overlooked.notes();
-    notes.extend(agents_without_targets(request, targets, overlooked));
+fn notes(gaps: &Gaps, request: &RecordingRequest, targets: &[Target]) -> Vec<Note> {
+    let mut notes = gaps.notes();
+    notes.extend(agents_without_targets(request, targets, gaps));
     notes
 }
 
@@ -189,11 +189,13 @@ fn refuse_nothing(
     request: &RecordingRequest,
     log: &Log,
 ) -> Result<(), Failure> {
-    if !(evaluated.found.is_empty() && evaluated.broken.is_empty() && evaluated.refused.is_empty())
+    if !(evaluated.targets.is_empty()
+        && evaluated.errors.is_empty()
+        && evaluated.refused.is_empty())
     {
         return Ok(());
     }
-    print_notes(&evaluated.overlooked.notes(), log);
+    print_notes(&evaluated.gaps.notes(), log);
     Err(Failure::new(
         Class::Evaluation,
         format_args!("there are no targets in {}", request.description()),
@@ -294,9 +296,9 @@ mod tests {
         let sink = Rc::new(RefCell::new(Vec::new()));
         let log = Log::to(sink.clone());
         let mut evaluated = EvaluationResult {
-            overlooked: Overlooked {
+            gaps: Gaps {
                 sets: vec![path(&["unmarked"])],
-                ..Overlooked::default()
+                ..Gaps::default()
             },
             ..EvaluationResult::default()
         };
@@ -314,7 +316,7 @@ mod tests {
         };
         let failure = refuse_nothing(&evaluated, &excluding, &log).unwrap_err();
         assert!(failure.hint.unwrap().contains("`exclude`"));
-        evaluated.broken.push(AttrError {
+        evaluated.errors.push(AttrError {
             attr: path(&["a"]),
             message: None,
         });

@@ -1,6 +1,6 @@
 //! What a recording found, in one sentence: the end of its log, and the beginning of its annotation.
 
-use super::evaluate::overlooked::Note;
+use super::evaluate::gaps::Note;
 use super::keep::skip::{BUILT, CACHED};
 use super::pipeline::steps::TargetStep;
 use super::{AttrError, Target};

@@ -29,7 +29,7 @@ fn targets(evaluated: &EvaluationResult) -> Result<(Vec<Target>, DrvInputs), Fai
     let mut known: HashMap<&DrvPath, usize> = HashMap::new();
     let mut targets: Vec<Target> = Vec::new();
     let mut inputs = DrvInputs::new();
-    for found in &evaluated.found {
+    for found in &evaluated.targets {
         if let Some(at) = known.get(&found.drv) {
             targets[*at].also.push(found.attr.clone());
             continue;
@@ -125,7 +125,7 @@ mod tests {
         write(store.path(), 1, &[("out", &out)], &[2]);
         let floating = write(store.path(), 2, &[("dev", ""), ("out", &out)], &[]);
         let evaluated = EvaluationResult {
-            found: vec![
+            targets: vec![
                 found("a", &first),
                 found("c", &floating),
                 found("b", &first),
@@ -159,7 +159,7 @@ mod tests {
         let above = write(store.path(), 0, &[("out", &out)], &[1]);
         for drv in [write(store.path(), 2, &[], &[]), above] {
             let evaluated = EvaluationResult {
-                found: vec![found("a", &drv)],
+                targets: vec![found("a", &drv)],
                 ..EvaluationResult::default()
             };
             if drv.as_store_path().name() == "d2.drv" {

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use super::exclusions::excluding;
+use super::gaps::without_effect;
 use super::memory::{self, MIB};
-use super::overlooked::without_effect;
 use super::protocol::DescribedMeta;
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
@@ -126,7 +126,7 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
                 let what = format!("{attr} was not evaluated");
                 return Err(class::infrastructure_failure(what, &nix_output, &message));
             }
-            evaluated.broken.push(AttrError {
+            evaluated.errors.push(AttrError {
                 attr,
                 message: (!message.is_empty()).then_some(message),
             });
@@ -141,24 +141,24 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
             Ok((drv, meta.read()?))
         };
         match read() {
-            Ok((drv, meta)) => evaluated.found.push(FoundTarget { attr, drv, meta }),
+            Ok((drv, meta)) => evaluated.targets.push(FoundTarget { attr, drv, meta }),
             Err(message) => evaluated.refused.push(AttrError {
                 attr,
                 message: Some(message),
             }),
         }
     }
-    evaluated.overlooked.exclusions = without_effect(
+    evaluated.gaps.exclusions = without_effect(
         &request.exclude,
         &effective,
         &request.root.attr,
         &known,
-        |attr| evaluated.broken.iter().any(|broken| broken.attr == *attr),
+        |attr| evaluated.errors.iter().any(|error| error.attr == *attr),
     );
     evaluated
-        .found
+        .targets
         .sort_by(|a, b| a.attr.names().cmp(b.attr.names()));
-    for list in [&mut evaluated.broken, &mut evaluated.refused] {
+    for list in [&mut evaluated.errors, &mut evaluated.refused] {
         list.sort_by(|a, b| a.attr.names().cmp(b.attr.names()));
     }
     Ok(evaluated)

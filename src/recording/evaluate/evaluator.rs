@@ -85,8 +85,8 @@ impl<'a> EvaluatorRun<'a> {
                     supervisor,
                     log,
                 )?;
-                let errors = evaluated.broken.len() + evaluated.refused.len();
-                let attributes = evaluated.found.len() + errors;
+                let errors = evaluated.errors.len() + evaluated.refused.len();
+                let attributes = evaluated.targets.len() + errors;
                 log.say(counts::evaluated(attributes, started.elapsed()));
                 evaluated.nix = store.version(supervisor)?.unwrap_or_default();
             }

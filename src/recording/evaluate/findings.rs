@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::EvaluationResult;
 use super::exclusions::excluding;
-use super::overlooked::{self, Overlooked};
+use super::gaps::{self, Gaps};
 use super::protocol::{AttrName, DescribedTarget};
 use super::spans::AttrIndex;
 use crate::nix::{AttrPath, DrvPath};
@@ -231,8 +231,8 @@ impl Findings {
     }
 
     /// What was not walked, except for unmarked sets; and which exclusions matched nothing.
-    pub(super) fn overlooked(&self, exclude: &[AttrPath]) -> Overlooked {
-        let mut overlooked = Overlooked::default();
+    pub(super) fn gaps(&self, exclude: &[AttrPath]) -> Gaps {
+        let mut gaps = Gaps::default();
         let mut effective = self.effective.clone();
         for (path, names) in &self.beside {
             for name in names {
@@ -242,9 +242,9 @@ impl Findings {
                 if !by.is_empty() {
                     effective.extend(by);
                 } else if *path == AttrIndex::default() {
-                    overlooked.outputs.push(name.clone());
+                    gaps.outputs.push(name.clone());
                 } else {
-                    overlooked.systems.insert(name.clone());
+                    gaps.systems.insert(name.clone());
                 }
             }
         }
@@ -252,32 +252,32 @@ impl Findings {
             let known: Vec<AttrPath> = self.names.keys().map(|path| self.attr(path)).collect();
             let errors: BTreeSet<AttrPath> =
                 self.errors().map(|(path, _)| self.attr(path)).collect();
-            overlooked.exclusions =
-                overlooked::without_effect(exclude, &effective, &self.root, &known, |attr| {
+            gaps.exclusions =
+                gaps::without_effect(exclude, &effective, &self.root, &known, |attr| {
                     errors.contains(attr)
                 });
         }
-        overlooked
+        gaps
     }
 
     /// Everything, in the order of the attributes.
-    pub(super) fn result(&self, overlooked: &Overlooked) -> EvaluationResult {
+    pub(super) fn result(&self, gaps: &Gaps) -> EvaluationResult {
         let mut result = EvaluationResult {
             nix: self.nix.clone(),
             callable: self.callable.iter().map(|path| self.attr(path)).collect(),
-            overlooked: overlooked.clone(),
+            gaps: gaps.clone(),
             ..EvaluationResult::default()
         };
         for (path, outcome) in &self.outcomes {
             match outcome {
-                AttrOutcome::Found(found) => result.found.push(found.clone()),
-                AttrOutcome::Error(error) => result.broken.push(error.clone()),
+                AttrOutcome::Found(found) => result.targets.push(found.clone()),
+                AttrOutcome::Error(error) => result.errors.push(error.clone()),
                 AttrOutcome::Refused(error) => result.refused.push(error.clone()),
                 AttrOutcome::Throws { in_meta: true } => {
                     let error = self.attr_error(path, "its metadata throws");
                     result.refused.push(error);
                 }
-                AttrOutcome::Throws { in_meta: false } => result.broken.push(AttrError {
+                AttrOutcome::Throws { in_meta: false } => result.errors.push(AttrError {
                     attr: self.attr(path),
                     message: None,
                 }),
@@ -318,14 +318,18 @@ mod tests {
     }
 
     fn summary(findings: &Findings) -> [Vec<String>; 3] {
-        let result = findings.result(&Overlooked::default());
+        let result = findings.result(&Gaps::default());
         let error = |error: &AttrError| {
             let message = error.message.as_deref().unwrap_or("?");
             format!("{}: {message}", error.attr)
         };
         [
-            result.found.iter().map(|it| it.attr.to_string()).collect(),
-            result.broken.iter().map(error).collect(),
+            result
+                .targets
+                .iter()
+                .map(|it| it.attr.to_string())
+                .collect(),
+            result.errors.iter().map(error).collect(),
             result.refused.iter().map(error).collect(),
         ]
     }
@@ -407,10 +411,10 @@ mod tests {
         findings.begin(&path("/0"), name("packages"));
         findings.beside(path(""), vec!["devShells".into(), "formatter".into()]);
         findings.beside(path("/0"), vec!["other".into(), "third".into()]);
-        let overlooked = findings.overlooked(&exclude);
-        assert_eq!(overlooked.outputs, ["devShells"]);
-        assert_eq!(overlooked.systems, ["third".to_owned()].into());
-        let unused: Vec<String> = overlooked
+        let gaps = findings.gaps(&exclude);
+        assert_eq!(gaps.outputs, ["devShells"]);
+        assert_eq!(gaps.systems, ["third".to_owned()].into());
+        let unused: Vec<String> = gaps
             .exclusions
             .iter()
             .map(|(path, _)| path.to_string())

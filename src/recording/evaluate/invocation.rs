@@ -14,7 +14,7 @@ const HEAP_AT_MOST: u64 = 1000 * MIB;
 
 /// What is the same for all processes of a walk.
 #[derive(Debug)]
-pub(super) struct WalkerInvocation<'a> {
+pub(super) struct WorkerInvocation<'a> {
     request: &'a RecordingRequest,
     locked: Option<LockedFlake>,
     /// What each message of the walker begins with.
@@ -24,7 +24,7 @@ pub(super) struct WalkerInvocation<'a> {
     systems: Option<Vec<String>>,
 }
 
-impl<'a> WalkerInvocation<'a> {
+impl<'a> WorkerInvocation<'a> {
     /// `systems`: as [`WalkerSettings`] has them.
     ///
     /// # Errors

@@ -10,9 +10,9 @@
 //! | `diagnosis` | what the end of a worker means |
 //! | `findings` | what was found of each attribute |
 //! | `flake` | locking the flake, before anything is evaluated |
-//! | `overlooked`, `unmarked`, `exclusions` | what was not walked; what `exclude` matches |
+//! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` matches |
 //! | `progress`, `memory` | the status line; how much memory is free and in use |
-//! | `eval_jobs` | evaluating with `nix-eval-jobs` instead |
+//! | `evaluator`, `eval_jobs` | the choice between the walk and `nix-eval-jobs`; evaluating with the latter |
 
 mod diagnosis;
 mod eval_jobs;
@@ -20,9 +20,9 @@ pub(in crate::recording) mod evaluator;
 mod exclusions;
 mod findings;
 pub(in crate::recording) mod flake;
+pub mod gaps;
 mod invocation;
 pub(in crate::recording) mod memory;
-pub mod overlooked;
 mod processes;
 mod progress;
 mod protocol;
@@ -33,7 +33,7 @@ mod walk;
 
 use std::collections::BTreeSet;
 
-use self::overlooked::Overlooked;
+use self::gaps::Gaps;
 use crate::nix::AttrPath;
 use crate::recording::{AttrError, FoundTarget};
 
@@ -43,15 +43,15 @@ pub use self::walk::Walk;
 #[derive(Debug, Clone, Default)]
 pub struct EvaluationResult {
     /// The targets, in the order of their attributes.
-    pub found: Vec<FoundTarget>,
+    pub targets: Vec<FoundTarget>,
     /// The attributes that do not evaluate, in their order.
-    pub broken: Vec<AttrError>,
+    pub errors: Vec<AttrError>,
     /// The attributes that evaluate, but whose metadata cannot be used, in their order.
     pub refused: Vec<AttrError>,
     /// The derivations that can be called as well: their steps must not call them.
     pub callable: BTreeSet<AttrPath>,
     /// What was not walked.
-    pub overlooked: Overlooked,
+    pub gaps: Gaps,
     /// The version of Nix that evaluated.
     pub nix: String,
 }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::invocation::WalkerInvocation;
+use super::invocation::WorkerInvocation;
 use super::processes::{Processes, StopCause, WorkerLimits};
 use super::protocol::{self, WalkerMessage};
 use super::schedule::{Schedule, Task};
@@ -28,7 +28,7 @@ const AT_MOST: Duration = Duration::from_secs(10);
 pub(super) fn with_derivations(
     mut sets: Vec<AttrIndex>,
     evaluation_took: Duration,
-    invocation: &WalkerInvocation<'_>,
+    invocation: &WorkerInvocation<'_>,
     schedule: &mut Schedule,
     supervisor: &mut Supervisor,
 ) -> Result<Vec<AttrIndex>, Failure> {
@@ -54,7 +54,7 @@ pub(super) fn with_derivations(
 fn search(
     sets: &[AttrIndex],
     until: Instant,
-    invocation: &WalkerInvocation<'_>,
+    invocation: &WorkerInvocation<'_>,
     schedule: &mut Schedule,
     supervisor: &mut Supervisor,
 ) -> Result<Vec<(AttrIndex, bool)>, Failure> {

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use super::diagnosis::{Death, Diagnosis, OversizedWorker, Question, Verdict, WorkerEnd};
 use super::findings::Findings;
-use super::invocation::WalkerInvocation;
-use super::overlooked::Overlooked;
+use super::gaps::Gaps;
+use super::invocation::WorkerInvocation;
 use super::processes::{EndedWorker, Processes, StopCause, WorkerLimits};
 use super::progress::Progress;
 use super::protocol::{self, WalkerMessage};
@@ -34,12 +34,12 @@ pub struct Walk<'a> {
     supervisor: &'a mut Supervisor,
     log: Log,
     progress: Progress,
-    invocation: WalkerInvocation<'a>,
+    invocation: WorkerInvocation<'a>,
     schedule: Schedule,
     processes: Processes,
     diagnosis: Diagnosis<'a>,
     findings: Findings,
-    overlooked: Overlooked,
+    gaps: Gaps,
 }
 
 impl<'a> Walk<'a> {
@@ -70,12 +70,12 @@ impl<'a> Walk<'a> {
             supervisor,
             log: log.clone(),
             progress: Progress::new(log),
-            invocation: WalkerInvocation::new(request, locked, systems)?,
+            invocation: WorkerInvocation::new(request, locked, systems)?,
             schedule: Schedule::new(slots, memory),
             processes: Processes::new(),
             diagnosis: Diagnosis::new(&request.root, request.description(), temporary),
             findings: Findings::new(&request.root.attr),
-            overlooked: Overlooked::default(),
+            gaps: Gaps::default(),
         })
     }
 
@@ -86,7 +86,7 @@ impl<'a> Walk<'a> {
     pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
         self.run(vec![Task::everything()], store)?;
         self.explain(store)?;
-        self.overlook()
+        self.find_gaps()
     }
 
     /// Evaluates the targets with these `.drv`s again: they were collected.
@@ -122,7 +122,7 @@ impl<'a> Walk<'a> {
     /// What was found, in the order of the attributes.
     #[must_use]
     pub fn evaluated(&self) -> EvaluationResult {
-        self.findings.result(&self.overlooked)
+        self.findings.result(&self.gaps)
     }
 
     /// Logs in one line what was evaluated.
@@ -139,10 +139,10 @@ impl<'a> Walk<'a> {
     }
 
     /// Finds out what was not walked although it may be meant.
-    fn overlook(&mut self) -> Result<(), Failure> {
-        let mut overlooked = self.findings.overlooked(&self.request.exclude);
+    fn find_gaps(&mut self) -> Result<(), Failure> {
+        let mut gaps = self.findings.gaps(&self.request.exclude);
         let system = self.invocation.system().unwrap_or_default();
-        system.clone_into(&mut overlooked.system);
+        system.clone_into(&mut gaps.system);
         let holding = unmarked::with_derivations(
             self.findings.unmarked_sets(unmarked::SEARCHED),
             self.progress.took(),
@@ -150,11 +150,11 @@ impl<'a> Walk<'a> {
             &mut self.schedule,
             self.supervisor,
         )?;
-        overlooked.sets = holding
+        gaps.sets = holding
             .iter()
             .map(|path| self.findings.attr(path))
             .collect();
-        self.overlooked = overlooked;
+        self.gaps = gaps;
         Ok(())
     }
 

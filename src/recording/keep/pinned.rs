@@ -35,7 +35,7 @@ pub(in crate::recording) fn pin_evaluation(
 ) -> Result<PinnedEvaluation, Failure> {
     for _ in 0..ATTEMPTS {
         let evaluated = evaluation.evaluated();
-        if evaluated.found.is_empty() {
+        if evaluated.targets.is_empty() {
             let (targets, edges) = targets_and_edges(&evaluated)?;
             return Ok(PinnedEvaluation {
                 evaluated,
@@ -45,7 +45,7 @@ pub(in crate::recording) fn pin_evaluation(
             });
         }
         let recorded: Vec<(&AttrPath, &DrvPath)> = evaluated
-            .found
+            .targets
             .iter()
             .map(|found| (&found.attr, &found.drv))
             .collect();

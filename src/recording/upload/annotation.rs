@@ -8,7 +8,7 @@ use crate::buildkite::markdown::{NAME_AT_MOST, code, inert};
 use crate::counts::number;
 use crate::nix::AttrPath;
 use crate::nix::message::in_one_line;
-use crate::recording::evaluate::overlooked::Note;
+use crate::recording::evaluate::gaps::Note;
 use crate::recording::notices::MESSAGE_IN_STEP;
 use crate::recording::report::RecordingReport;
 use crate::recording::{AttrError, Target};

@@ -13,9 +13,9 @@ const LISTED: usize = 10;
 /// How many names are suggested where none is similar.
 const SUGGESTED: usize = 5;
 
-/// What was not walked, and what does not exist.
+/// What was not walked although it may be meant, and what the keys name that does not exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Overlooked {
+pub struct Gaps {
     /// Unmarked sets that hold derivations, or sets of them.
     pub sets: Vec<AttrPath>,
     /// Outputs of a flake that hold derivations and are not recorded.
@@ -39,7 +39,7 @@ pub struct Note {
     pub is_warning: bool,
 }
 
-impl Overlooked {
+impl Gaps {
     /// The lines about it.
     #[must_use]
     pub fn notes(&self) -> Vec<Note> {
@@ -104,7 +104,7 @@ impl Overlooked {
 pub(in crate::recording) fn agents_without_targets(
     request: &RecordingRequest,
     targets: &[Target],
-    overlooked: &Overlooked,
+    gaps: &Gaps,
 ) -> Vec<Note> {
     let systems: BTreeSet<&str> = targets.iter().map(|target| &*target.system).collect();
     let features: BTreeSet<&str> = targets
@@ -124,7 +124,7 @@ pub(in crate::recording) fn agents_without_targets(
         if existing.contains(name) {
             return None;
         }
-        let others = overlooked.systems.iter().map(String::as_str);
+        let others = gaps.systems.iter().map(String::as_str);
         let known: Vec<&str> = match key.strip_prefix("feature:") {
             Some(_) => existing.iter().copied().collect(),
             None => existing.iter().copied().chain(others).collect(),
@@ -326,14 +326,14 @@ mod tests {
 
     #[test]
     fn what_was_not_walked_is_listed_with_the_key_that_records_it() {
-        let overlooked = Overlooked {
+        let gaps = Gaps {
             sets: paths(&["packages"]),
             outputs: vec!["devShells".into(), "nixosConfigurations".into()],
             systems: ["aarch64-linux".to_owned()].into(),
             system: "x86_64-linux".into(),
             exclusions: vec![],
         };
-        let notes = overlooked.notes();
+        let notes = gaps.notes();
         assert_eq!(
             notes[0].text,
             "1 set without `recurseForDerivations` holds derivations that are not recorded: packages"
@@ -345,6 +345,6 @@ mod tests {
             "{hint}"
         );
         assert!(notes[2].text.contains("aarch64-linux"));
-        assert_eq!(Overlooked::default().notes(), []);
+        assert_eq!(Gaps::default().notes(), []);
     }
 }
