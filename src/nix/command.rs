@@ -416,3 +416,195 @@ fn evaluating(
     command.folder = Some(evaluation.folder.clone());
     command
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DRV: &str = "/s/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
+    const OUT: &str = "/s/0123456789abcdfghijklmnpqrsvwxyz-a";
+
+    fn options() -> OwnedOptions {
+        vec![("cores".into(), "2".into())]
+    }
+
+    fn evaluation(source: Source, names: &[&str]) -> Evaluation {
+        Evaluation {
+            source,
+            attr: AttrPath::new(names.iter().map(ToString::to_string).collect()),
+            arguments: Vec::new(),
+            include: Vec::new(),
+            call: true,
+            folder: "/checkout".into(),
+        }
+    }
+
+    fn of_file(names: &[&str]) -> Evaluation {
+        evaluation(Source::File("ci.nix".into()), names)
+    }
+
+    #[test]
+    fn a_command_has_its_paths_then_the_options_then_the_root() {
+        let drv = DrvPath::parse(DRV).unwrap();
+        let out = StorePath::parse(OUT).unwrap();
+        let both = [drv.as_store_path(), &out];
+        let link = Some(Path::new("a link"));
+        let options = options();
+        for (line, expected) in [
+            (
+                realise(&drv, None, &options),
+                format!("--realise {DRV} --option cores 2"),
+            ),
+            (
+                realise(&drv, link, &options),
+                format!("--realise {DRV} --option cores 2 --add-root 'a link'"),
+            ),
+            (
+                obtain(&both, link, &options),
+                format!("--realise {DRV} {OUT} --option cores 2 --add-root 'a link'"),
+            ),
+            (
+                would_obtain(&both, &options),
+                format!("--realise --dry-run {DRV} {OUT} --option cores 2"),
+            ),
+            (ask_store(&options), "--realise --option cores 2".into()),
+            (roots_of(&out, &[]), format!("--query --roots {OUT}")),
+            (closure(&drv, &[]), format!("--query --requisites {DRV}")),
+            (hashes_of(&both, &[]), format!("--query --hash {DRV} {OUT}")),
+            (
+                check_validity(&out, &[]),
+                format!("--check-validity --print-invalid {OUT}"),
+            ),
+            (
+                check_cache("file:///c", &out, &[]),
+                format!("--store file:///c --check-validity --print-invalid {OUT}"),
+            ),
+            (read_log(&drv, &[]), format!("--read-log {DRV}")),
+            (
+                structured(&realise(&drv, None, &[])),
+                format!("--realise {DRV} --log-format internal-json"),
+            ),
+        ] {
+            assert_eq!(line.to_string(), format!("nix-store {expected}"));
+        }
+    }
+
+    #[test]
+    fn an_evaluation_of_ours_is_unrestricted_whatever_the_options_say() {
+        let options = ["restrict-eval", "pure-eval"].map(|name| (name.into(), "true".into()));
+        for line in [
+            write_pin(Path::new("/tmp/pin.json"), &options),
+            flake_settings(Path::new("/tmp/flake.nix"), &options),
+        ] {
+            let words = line.words();
+            for (name, _) in &options {
+                // The last of several values counts.
+                let last = words.iter().rposition(|word| word == name).unwrap();
+                assert_eq!(words[last + 1], "false", "{name} of {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_walk_begins_with_the_heap_that_it_is_given() {
+        let walk = |heap| walk(&of_file(&["a"]), "{}", None, heap, &options());
+        let heap = ("GC_INITIAL_HEAP_SIZE", "1048576".to_owned());
+        assert_eq!(walk(Some(1 << 20)).variables, [heap]);
+        assert_eq!(walk(None).variables, []);
+        assert_eq!(walk(None).folder.as_deref(), Some(Path::new("/checkout")));
+        let words = walk(None).words();
+        assert_eq!(
+            words[..6],
+            [
+                "nix-instantiate",
+                "--eval",
+                "--read-write-mode",
+                "--option",
+                "cores",
+                "2"
+            ]
+        );
+    }
+
+    #[test]
+    fn nix_eval_jobs_has_a_memory_limit_and_recurses_only_where_that_is_wanted() {
+        let words = |memory, all| {
+            let evaluation = evaluation(Source::Expr("x".into()), &[]);
+            let words = eval_jobs(&evaluation, None, 3, memory, all, &[]).words();
+            let end = words.iter().position(|word| word == "--expr").unwrap();
+            words[..end].join(" ")
+        };
+        assert_eq!(words(None, false), "nix-eval-jobs --meta --workers 3");
+        assert_eq!(
+            words(Some(512), true),
+            "nix-eval-jobs --meta --workers 3 --max-memory-size 512 --force-recurse"
+        );
+    }
+
+    #[test]
+    fn a_flake_is_located_in_its_folder_without_a_change_to_its_lock_file() {
+        let line = flake_metadata(".", Path::new("/checkout"), &options());
+        assert_eq!(
+            line.to_string(),
+            "nix --extra-experimental-features 'nix-command flakes' flake metadata --json --no-update-lock-file . \
+             --option cores 2"
+        );
+        assert_eq!(line.folder.as_deref(), Some(Path::new("/checkout")));
+    }
+
+    #[test]
+    fn a_file_is_reproduced_by_nix_build_with_or_without_a_link() {
+        let by_hand = |link: Option<&str>| {
+            let line = nix_build(&of_file(&["a"]), link.map(Path::new), &options(), None).unwrap();
+            line.to_string()
+        };
+        assert_eq!(
+            by_hand(None),
+            "nix-build --option cores 2 ci.nix -A a --no-out-link"
+        );
+        assert_eq!(
+            by_hand(Some("result")),
+            "nix-build --option cores 2 ci.nix -A a --out-link result"
+        );
+    }
+
+    #[test]
+    fn a_flake_is_reproduced_without_options_that_would_make_it_impure() {
+        let flake = evaluation(Source::Flake(".".into()), &["packages", "x", "a"]);
+        let options = [
+            ("pure-eval".to_owned(), "false".to_owned()),
+            ("cores".to_owned(), "2".to_owned()),
+        ];
+        assert_eq!(
+            nix_build(&flake, None, &options, None).unwrap().to_string(),
+            "nix build --extra-experimental-features 'nix-command flakes' --no-update-lock-file '.#.packages.x.a' \
+             --option cores 2 --no-link"
+        );
+    }
+
+    #[test]
+    fn an_attribute_of_a_flake_is_exact_or_has_no_command() {
+        let of = |names: &[&str], version| {
+            let attr = AttrPath::new(names.iter().map(ToString::to_string).collect());
+            installable("f", &attr, version)
+        };
+        let newer = Some((2, 18));
+        let older = Some((2, 17));
+        for (names, version, expected) in [
+            (&["a"][..], newer, Some("f#.a")),
+            (&["a"], None, Some("f#.a")),
+            // Before 2.18 this would be looked for below `packages.SYSTEM` first.
+            (&["a"], older, None),
+            (&["packages"], older, None),
+            (&["mine", "a"], older, None),
+            (&["checks", "a"], older, Some("f#checks.a")),
+            (&["a", "b.c"], newer, Some("f#.a.\"b.c\"")),
+            (&["a b", "c%", "d+@/"], newer, Some("f#.a%20b.c%25.d+@/")),
+            // Nix takes no number and no quote as the name of an attribute.
+            (&["a", "0"], newer, None),
+            (&["a", "\""], newer, None),
+        ] {
+            assert_eq!(of(names, version).as_deref(), expected, "{names:?}");
+        }
+    }
+}

@@ -148,3 +148,72 @@ pub(super) fn is_time_alone(error: &str) -> bool {
         .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
     matches!(rest, Some(" seconds" | " seconds of silence"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DRV: &str = "/s/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
+
+    #[test]
+    fn outputs_that_differ_are_a_fault_of_their_derivation() {
+        for error in [
+            format!("derivation '{DRV}' may not be deterministic: output '/s/x' differs"),
+            format!("output '/s/x' of '{DRV}' differs from '/s/y' from previous round"),
+        ] {
+            let fault = fault(&error).unwrap();
+            assert_eq!(fault.cause, Cause::Nondeterministic, "{error}");
+            assert_eq!(fault.drv, DrvPath::parse(DRV).ok());
+        }
+    }
+
+    #[test]
+    fn a_builder_that_failed_in_another_way_is_described_in_nixs_words() {
+        let cause = |how: &str| fault(&format!("builder for '{DRV}' {how}")).unwrap().cause;
+        assert_eq!(
+            cause("vanished on the way;"),
+            Cause::Other("vanished on the way".into())
+        );
+        // A number that no status can have is in words, too.
+        let how = "failed with exit code 99999999999";
+        assert_eq!(cause(how), Cause::Other(how.into()));
+    }
+
+    #[test]
+    fn an_error_that_names_no_derivation_is_no_fault() {
+        for error in [
+            "builder for '/s/x' failed with exit code 1".to_owned(),
+            format!("builder for '{DRV}"),
+            format!("derivation '{DRV}' is a symlink"),
+            format!("output '/s/x' of '{DRV}' is not valid"),
+            format!("building of '{DRV}' from .drv file: interrupted"),
+            "a 'x' is required to build 'y', but I am a 'z'".to_owned(),
+        ] {
+            assert_eq!(fault(&error), None, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_drv_may_be_followed_by_the_outputs_that_are_selected() {
+        let drv = DrvPath::parse(DRV).ok();
+        assert!(drv.is_some());
+        for name in [DRV.to_owned(), format!("{DRV}!*"), format!("{DRV}^out,dev")] {
+            assert_eq!(drv_of(&name), drv, "{name}");
+        }
+        assert_eq!(drv_of("^*"), None);
+    }
+
+    #[test]
+    fn an_error_without_a_derivation_may_still_be_a_rejection_or_a_time_limit() {
+        assert!(is_rejection(
+            "output path '/s/x' should be a non-executable regular file"
+        ));
+        assert!(!is_rejection("output path '/s/x' is missing"));
+        assert!(is_time_alone("timed out after 10 seconds"));
+        assert!(is_time_alone("timed out after 10 seconds of silence"));
+        assert!(!is_time_alone(
+            "timed out after 10 seconds while connecting"
+        ));
+        assert!(!is_time_alone("curl timed out after 10 seconds"));
+    }
+}

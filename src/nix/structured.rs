@@ -417,3 +417,172 @@ impl<'de> Visitor<'de> for FieldVisitor {
         Ok(Field::Other)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const DRV: &str = "/s/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
+    const OUT: &str = "/s/0123456789abcdfghijklmnpqrsvwxyz-a";
+
+    fn events_of(printed: &[u8]) -> Vec<String> {
+        let mut reader = LogReader::default();
+        let mut events = Vec::new();
+        reader.read(printed, |event| events.push(format!("{event:?}")));
+        reader.finish(|event| events.push(format!("{event:?}")));
+        events
+    }
+
+    /// The events of structured lines.
+    fn events(lines: &[Value]) -> Vec<String> {
+        let lines: Vec<String> = lines.iter().map(|line| format!("@nix {line}")).collect();
+        events_of(lines.join("\n").as_bytes())
+    }
+
+    fn start(id: u64, kind: u64, fields: &Value) -> Value {
+        json!({ "action": "start", "id": id, "type": kind, "level": 3, "text": "", "fields": fields })
+    }
+
+    fn result(id: u64, kind: u64, fields: &Value) -> Value {
+        json!({ "action": "result", "id": id, "type": kind, "fields": fields })
+    }
+
+    #[test]
+    fn a_build_has_a_begin_lines_and_an_end() {
+        let lines = [
+            start(1, 105, &json!([DRV, "ssh://builder", 1, 1])),
+            result(1, 101, &json!(["compiling"])),
+            json!({ "action": "stop", "id": 1 }),
+            json!({ "action": "stop", "id": 1 }),
+        ];
+        let drv = DrvPath::parse(DRV).unwrap();
+        let (machine, line) = ("ssh://builder".into(), "compiling".into());
+        let expected = [
+            Event::BuildBegins {
+                id: 1,
+                drv,
+                machine,
+            },
+            Event::BuildLine { id: 1, line },
+            Event::BuildEnds { id: 1 },
+        ];
+        assert_eq!(events(&lines), expected.map(|event| format!("{event:?}")));
+    }
+
+    #[test]
+    fn progress_counts_bytes_of_a_copy_and_builds_of_all_builds() {
+        let lines = [
+            start(1, 100, &json!([OUT, "https://cache", "local"])),
+            start(2, 104, &json!([])),
+            start(3, 105, &json!([DRV, "", 1, 1])),
+            result(1, 105, &json!([70, 80, 0, 0])),
+            result(2, 105, &json!([1, 4, 2, 0])),
+            // Of a single build, and of an activity that is not known.
+            result(3, 105, &json!([1, 2, 3, 4])),
+            result(4, 105, &json!([1, 2, 3, 4])),
+        ];
+        let builds = Event::Builds(BuildCounts {
+            done: 1,
+            expected: 4,
+            running: 2,
+            failed: 0,
+        });
+        assert_eq!(
+            events(&lines)[2..],
+            [Event::Copied { id: 1, bytes: 70 }, builds].map(|event| format!("{event:?}"))
+        );
+    }
+
+    #[test]
+    fn an_activity_without_a_store_path_is_only_a_message() {
+        let begin = |kind, level, text| {
+            let mut line = start(1, kind, &json!(["nothing"]));
+            line["level"] = json!(level);
+            line["text"] = json!(text);
+            events(&[line, json!({ "action": "stop", "id": 1 })])
+        };
+        let message = Event::Message {
+            text: "downloading x...".into(),
+            passed_on: true,
+        };
+        for kind in [101, 105, 100] {
+            assert_eq!(begin(kind, 3, "downloading x"), [format!("{message:?}")]);
+        }
+        assert_eq!(begin(101, 4, "downloading x"), [""; 0]);
+        assert_eq!(begin(101, 3, ""), [""; 0]);
+    }
+
+    #[test]
+    fn a_message_without_its_raw_text_was_passed_on() {
+        for (line, passed_on) in [
+            (
+                json!({ "action": "msg", "msg": "no", "raw_msg": "no" }),
+                false,
+            ),
+            (
+                json!({ "action": "msg", "msg": "no", "raw_msg": null }),
+                true,
+            ),
+            (json!({ "action": "msg", "msg": "no" }), true),
+        ] {
+            let text = "no".into();
+            let message = Event::Message { text, passed_on };
+            assert_eq!(events(&[line]), [format!("{message:?}")]);
+        }
+    }
+
+    #[test]
+    fn what_a_later_nix_adds_is_ignored() {
+        let line = json!({ "action": "msg", "msg": "a", "raw_msg": "a", "new": { "x": [1] } });
+        assert_eq!(events(&[line]).len(), 1);
+        let ignored = [
+            json!({ "action": "new" }),
+            result(1, 999, &json!([1])),
+            result(1, 101, &json!([])),
+            result(1, 101, &json!([[1, { "a": null }], -1, 0.5, true])),
+        ];
+        assert_eq!(events(&ignored), [""; 0]);
+    }
+
+    #[test]
+    fn a_line_that_is_not_structured_is_plain_text() {
+        for line in [
+            "@nix {\"action\":\"msg\"",
+            "@nix",
+            "@nix []",
+            " @nix {}",
+            "",
+        ] {
+            let plain = Event::Plain(line.as_bytes());
+            assert_eq!(
+                events_of(format!("{line}\n").as_bytes()),
+                [format!("{plain:?}")],
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_counts_say_whether_the_build_that_ended_succeeded() {
+        let counts = |done, running, failed| BuildCounts {
+            done,
+            running,
+            failed,
+            expected: 9,
+        };
+        let before = counts(3, 2, 0);
+        for (now, ended) in [
+            (counts(4, 1, 0), Some(Ended::Done)),
+            (counts(3, 1, 1), Some(Ended::Failed)),
+            // One ended as another could not begin.
+            (counts(4, 1, 1), Some(Ended::Failed)),
+            // Another could not begin, and this one is still running.
+            (counts(3, 2, 1), None),
+            (counts(3, 1, 0), None),
+        ] {
+            assert_eq!(now.ended_since(before), ended, "{now:?}");
+        }
+    }
+}
