@@ -232,3 +232,160 @@ pub(crate) fn check_file(
             .meaning("The file is not in this checkout; a retry cannot help.")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn read_keys(
+        keys: &Value,
+        place: &Checkout,
+        recorded: bool,
+    ) -> Result<(Option<Evaluation>, bool), Failure> {
+        let mut reader = KeyReader::new(keys.as_object().unwrap().clone()).unwrap();
+        read(&mut reader, place, recorded)
+    }
+
+    /// A checkout with a file and a folder, and links out of it.
+    fn checkout() -> (TempDir, Checkout) {
+        let outer = TempDir::new().unwrap();
+        let folder = outer.path().join("checkout");
+        std::fs::create_dir_all(folder.join("pkgs")).unwrap();
+        std::fs::write(folder.join("ci.nix"), "").unwrap();
+        symlink("/", folder.join("out")).unwrap();
+        std::fs::create_dir(folder.join("disguised")).unwrap();
+        symlink("/etc/x.nix", folder.join("disguised/default.nix")).unwrap();
+        let checkout = Checkout {
+            folder,
+            confined: true,
+            no_checkout: false,
+        };
+        (outer, checkout)
+    }
+
+    #[test]
+    fn default_nix_is_evaluated_only_where_nothing_is_named_or_recorded() {
+        let (_outer, place) = checkout();
+        let source = |keys, recorded| {
+            let (evaluation, by_default) = read_keys(&keys, &place, recorded).unwrap();
+            (evaluation.map(|evaluation| evaluation.source), by_default)
+        };
+        let default = Source::File("default.nix".into());
+        assert_eq!(source(json!({}), false), (Some(default), true));
+        assert_eq!(source(json!({}), true), (None, false));
+        let named = Source::Expr("x".into());
+        assert_eq!(source(json!({ "expr": "x" }), false), (Some(named), false));
+    }
+
+    #[test]
+    fn keys_that_contradict_one_another_are_refused() {
+        let (_outer, place) = checkout();
+        for (keys, named) in [
+            (json!({ "file": "a.nix", "expr": "x" }), "only one of"),
+            (json!({ "expr": "x", "flake": "." }), "only one of"),
+            (
+                json!({ "file": "a.nix", "arg": { "x": 1, "y": 2 }, "argstr": { "y": "2" } }),
+                "`arg.y` and `argstr.y`",
+            ),
+            (json!({ "flake": ".", "arg": { "x": 1 } }), "`arg`"),
+            (json!({ "flake": ".", "argstr": { "x": "1" } }), "`argstr`"),
+            (json!({ "flake": ".", "include": [] }), "`include`"),
+            (json!({ "flake": ".#a" }), "goes into `attr`"),
+            (json!({ "flake": "--impure" }), "not a flake reference"),
+        ] {
+            let failure = read_keys(&keys, &place, false).unwrap_err();
+            assert_eq!(failure.class, Class::Config, "{keys}");
+            assert!(failure.to_string().contains(named), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_confined_step_evaluates_a_file_of_the_checkout_with_data_as_arguments() {
+        let (_outer, place) = checkout();
+        let check = |keys: &Value| {
+            let (evaluation, _) = read_keys(keys, &place, true).unwrap();
+            check_confined(evaluation.as_ref(), &[], &place)
+        };
+        for allowed in [
+            json!({}),
+            json!({ "file": "ci.nix", "attr": "a" }),
+            json!({ "file": "pkgs" }),
+            json!({ "file": "pkgs/../ci.nix" }),
+            json!({ "file": "ci.nix", "arg": { "n": 5, "yes": true, "text": "0.5" } }),
+            json!({ "file": "ci.nix", "argstr": { "text": "import /etc/x.nix" } }),
+            json!({ "file": "ci.nix", "include": ["pkgs", "name=pkgs"] }),
+        ] {
+            let checked = check(&allowed);
+            assert!(checked.is_ok(), "{allowed}: {}", checked.unwrap_err());
+        }
+        for (keys, named) in [
+            (json!({ "expr": "1" }), "`expr`"),
+            (json!({ "flake": "." }), "`flake`"),
+            (json!({ "file": "https://x/a.tar.gz" }), "a URL"),
+            (json!({ "file": "<nixpkgs>" }), "`file` outside"),
+            (json!({ "file": "/etc/x.nix" }), "`file` outside"),
+            (json!({ "file": "../x.nix" }), "`file` outside"),
+            (json!({ "file": "out/etc/x.nix" }), "`file` outside"),
+            (json!({ "file": "disguised" }), "`file` outside"),
+            (
+                json!({ "file": "ci.nix", "arg": { "ok": 1, "bad": "import /etc/x.nix" } }),
+                "`arg.bad`",
+            ),
+            (
+                json!({ "file": "ci.nix", "arg": { "bad": "[ 1 ]" } }),
+                "`arg.bad`",
+            ),
+            (
+                json!({ "file": "ci.nix", "include": ["pkgs", "/etc"] }),
+                "`include`",
+            ),
+            (
+                json!({ "file": "ci.nix", "include": ["pkgs=out"] }),
+                "`include`",
+            ),
+            (
+                json!({ "file": "ci.nix", "include": ["x=https://x"] }),
+                "`include`",
+            ),
+        ] {
+            let failure = check(&keys).unwrap_err();
+            assert_eq!(failure.class, Class::Config, "{keys}");
+            assert!(failure.to_string().contains(named), "{keys}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_confined_step_chooses_only_how_long_and_how_wide_nix_builds() {
+        let (_outer, place) = checkout();
+        let check = |name: &str| {
+            let options = ["timeout", name].map(|name| (name.to_owned(), "1".to_owned()));
+            check_confined(None, &options, &place).map_err(|failure| failure.to_string())
+        };
+        assert_eq!(check("cores"), Ok(()));
+        let refused = check("post-build-hook").unwrap_err();
+        assert!(refused.contains("`post-build-hook`"), "{refused}");
+    }
+
+    #[test]
+    fn a_missing_file_is_blamed_on_the_default_the_checkout_or_the_expression() {
+        let (_outer, place) = checkout();
+        let class = |file: &str, by_default, no_checkout| {
+            let (evaluation, _) = read_keys(&json!({ "file": file }), &place, false).unwrap();
+            let place = Checkout {
+                no_checkout,
+                ..place.clone()
+            };
+            check_file(&evaluation.unwrap(), by_default, &place).map_err(|failure| failure.class)
+        };
+        assert_eq!(class("ci.nix", false, false), Ok(()));
+        assert_eq!(class("https://x/a.tar.gz", false, true), Ok(()));
+        assert_eq!(class("gone.nix", false, false), Err(Class::Evaluation));
+        assert_eq!(class("gone.nix", false, true), Err(Class::Infrastructure));
+        assert_eq!(class("gone.nix", true, true), Err(Class::Config));
+    }
+}

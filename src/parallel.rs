@@ -143,3 +143,137 @@ fn run(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use unix::sys::stat::Mode;
+    use unix::unistd::mkfifo;
+
+    use super::*;
+    use crate::command_line::Ending;
+    use crate::exit::Class;
+    use crate::log::Log;
+
+    fn supervisor() -> Supervisor {
+        Supervisor::install(&Log::default()).unwrap()
+    }
+
+    fn script(folder: &Path, script: &str) -> CommandLine {
+        let mut line = CommandLine::new("sh", &["-c", script]);
+        line.folder = Some(folder.to_owned());
+        line
+    }
+
+    /// It runs until it is stopped; where that does not happen, a test fails with its status 0.
+    fn long() -> CommandLine {
+        CommandLine::new("sleep", &["10"])
+    }
+
+    const STOPPED: Ending = Ending::Killed(15);
+
+    #[test]
+    fn programs_run_at_the_same_time_and_their_results_have_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        mkfifo(&folder.path().join("pipe"), Mode::S_IRWXU).unwrap();
+        // Neither gets to its end without the other, and the second one is the first to end.
+        let lines = [
+            script(folder.path(), "cat <pipe; exit 3"),
+            script(
+                folder.path(),
+                "printf '\\033[1moops' >&2; exec echo word >pipe",
+            ),
+        ];
+        let soon = Instant::now() + Duration::from_secs(10);
+        let ran = all(&mut supervisor(), &lines, Some(soon)).unwrap();
+        let ran: Vec<_> = ran
+            .iter()
+            .map(|(finished, stderr)| (finished.ending, finished.text(), stderr.as_str()))
+            .collect();
+        assert_eq!(
+            ran,
+            [
+                (Ending::Exited(3), "word".into(), ""),
+                (Ending::Exited(0), String::new(), "oops")
+            ]
+        );
+    }
+
+    #[test]
+    fn programs_that_still_run_at_the_end_are_stopped() {
+        let ran = all(
+            &mut supervisor(),
+            &[long(), long()],
+            Some(Instant::now()),
+        );
+        let endings: Vec<_> = ran
+            .unwrap()
+            .iter()
+            .map(|(finished, _)| finished.ending)
+            .collect();
+        assert_eq!(endings, [STOPPED, STOPPED]);
+    }
+
+    #[test]
+    fn a_program_that_runs_for_too_long_has_a_result_and_the_next_one_begins() {
+        let lines = [long(), long()];
+        let mut results = Vec::new();
+        let patience = Duration::from_millis(1);
+        each_within(
+            &mut supervisor(),
+            &lines,
+            1,
+            patience,
+            |number, finished, _| {
+                results.push((number, finished.ending));
+                Ok(())
+            },
+        )
+        .unwrap();
+        assert_eq!(results, [(0, STOPPED), (1, STOPPED)]);
+    }
+
+    #[test]
+    fn the_next_program_begins_after_the_result_of_the_last_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = [
+            script(folder.path(), "true"),
+            script(folder.path(), "test -e 0"),
+            script(folder.path(), "test -e 1"),
+        ];
+        // None at a time would never end: it counts as one.
+        for at_once in [0, 1] {
+            let mut numbers = Vec::new();
+            each(&mut supervisor(), &lines, at_once, |number, finished, _| {
+                assert!(finished.ending.success(), "{number}");
+                std::fs::write(folder.path().join(number.to_string()), "").unwrap();
+                numbers.push(number);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(numbers, [0, 1, 2]);
+            for number in numbers {
+                std::fs::remove_file(folder.path().join(number.to_string())).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_about_a_result_is_returned_while_other_programs_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = [long(), script(folder.path(), "exit 3"), long()];
+        let mut seen = Vec::new();
+        let failure = each(&mut supervisor(), &lines, 2, |number, _, _| {
+            seen.push(number);
+            Err(Failure::new(Class::Bug, "enough"))
+        });
+        assert_eq!(failure.unwrap_err().to_string(), "enough");
+        assert_eq!(seen, [1]);
+    }
+
+    #[test]
+    fn no_program_has_no_result() {
+        assert!(all(&mut supervisor(), &[], None).unwrap().is_empty());
+    }
+}
