@@ -153,3 +153,56 @@ pub fn unreachable(line: &CommandLine, finished: &Finished, stderr: &str, doing:
 pub fn last_line(stderr: &str) -> Option<&str> {
     stderr.lines().map(str::trim).rfind(|line| !line.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Log;
+
+    fn supervisor() -> Supervisor {
+        Supervisor::install(&Log::default()).unwrap()
+    }
+
+    #[test]
+    fn the_last_line_that_says_something_is_the_reason() {
+        for (printed, last) in [
+            ("one\n two \n\n \t\n", Some("two")),
+            ("one", Some("one")),
+            ("\n \n", None),
+            ("", None),
+        ] {
+            assert_eq!(last_line(printed), last, "{printed:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_of_the_agent_that_fails_is_an_infrastructure_failure_with_its_reason() {
+        let line = CommandLine::new("sh", &["-c", "echo debug >&2; echo no route >&2; exit 1"]);
+        let failure = ask(&mut supervisor(), &line, "annotate the build").unwrap_err();
+        assert_eq!(failure.class, Class::Infrastructure);
+        assert_eq!(
+            failure.to_string(),
+            format!("cannot annotate the build: `{line}` ended with status 1: no route")
+        );
+    }
+
+    #[test]
+    fn a_missing_agent_has_a_hint_where_to_run_this() {
+        let line = CommandLine::new("buildkite-nonesuch", &[]);
+        let failure = ask(&mut supervisor(), &line, "annotate the build").unwrap_err();
+        assert_eq!(failure.class, Class::MissingProgram);
+        let hint = failure.hint.unwrap();
+        assert!(hint.contains("run it in a job"), "{hint}");
+    }
+
+    #[test]
+    fn a_command_that_need_not_succeed_is_returned_with_what_it_prints() {
+        let line = CommandLine::new("sh", &["-c", "echo out; echo 404 >&2; exit 3"]);
+        let (finished, stderr) = run(&mut supervisor(), &line).unwrap();
+        assert!(!finished.ending.success());
+        assert_eq!(
+            (finished.text().as_str(), stderr.as_str()),
+            ("out", "404\n")
+        );
+    }
+}

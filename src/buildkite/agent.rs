@@ -110,3 +110,87 @@ pub fn annotate(context: &str, style: &str, append: bool, body: &Path) -> Comman
     line.stdin = Some(body.to_owned());
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use super::*;
+
+    #[test]
+    fn flags_that_a_variable_of_the_job_could_set_are_given() {
+        for (line, flags) in [
+            (
+                upload_pipeline(Path::new("p.json")),
+                &[
+                    "--no-interpolation",
+                    "--redacted-vars=",
+                    "--replace=false",
+                    "--dry-run=false",
+                ][..],
+            ),
+            (step_outcome("a"), &["--format="]),
+            (step_state("a"), &["--format="]),
+            (get_meta_data("a"), &["--build="]),
+            (meta_data_keys(), &["--build="]),
+            (
+                annotate("c", "info", false, Path::new("b.md")),
+                &["--append=false"],
+            ),
+            (
+                annotate("c", "info", true, Path::new("b.md")),
+                &["--append=true"],
+            ),
+            (
+                download_artifact("a", "job", Path::new("/f")),
+                &["--include-retried-jobs"],
+            ),
+        ] {
+            let words = line.words();
+            for flag in flags {
+                assert!(words.iter().any(|word| word == flag), "{flag} of {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn missing_meta_data_has_an_empty_value() {
+        assert_eq!(
+            get_meta_data("eval-once:a").to_string(),
+            "buildkite-agent meta-data get eval-once:a --default '' --build="
+        );
+    }
+
+    #[test]
+    fn an_artifact_is_uploaded_from_its_folder_and_downloaded_into_one() {
+        let folder = Path::new("/folder");
+        let upload = upload_artifact(folder, "log/a.txt");
+        assert_eq!(
+            upload.to_string(),
+            "buildkite-agent artifact upload log/a.txt"
+        );
+        assert_eq!(upload.folder.as_deref(), Some(folder));
+        // The slash says that it is a folder.
+        assert_eq!(
+            download_artifact("plan.json", "job", folder).to_string(),
+            "buildkite-agent artifact download plan.json /folder/ --step job --include-retried-jobs"
+        );
+    }
+
+    #[test]
+    fn the_text_of_an_annotation_is_no_argument() {
+        let line = annotate("context", "error", false, Path::new("/body.md"));
+        assert_eq!(
+            line.to_string(),
+            "buildkite-agent annotate --context context --style error --append=false </body.md"
+        );
+    }
+
+    #[test]
+    fn a_variable_may_hold_any_bytes() {
+        let value = OsString::from_vec(b"a=\xff b".to_vec());
+        let line = set_environment(&[("A", value), ("B", OsString::new())]);
+        let assignments = [b"A=a=\xff b".to_vec(), b"B=".to_vec()].map(OsString::from_vec);
+        assert_eq!(line.arguments[2..], assignments);
+    }
+}
