@@ -73,3 +73,44 @@ pub fn no_temporary_folder(folder: &Path, message: &str) -> Option<Failure> {
 fn number(number: impl Into<u64>) -> u64 {
     number.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_about_a_path_in_tmpdir_is_the_hosts_only_where_that_folder_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let about = |path: &Path, quote| {
+            format!(
+                "creating directory {quote}{}/nix-1{quote}: no",
+                path.display()
+            )
+        };
+        for quote in ['\'', '"'] {
+            let failure = no_temporary_folder(&missing, &about(&missing, quote)).unwrap();
+            assert_eq!(failure.class, Class::Infrastructure);
+            let message = failure.to_string();
+            let begin = format!("TMPDIR is {}, which is not a folder", missing.display());
+            assert!(message.starts_with(&begin), "{message}");
+            let existing = no_temporary_folder(folder.path(), &about(folder.path(), quote));
+            assert!(existing.is_none());
+        }
+        for message in [
+            about(folder.path(), '\''),
+            format!("a file below {}", missing.display()),
+            "undefined variable 'x'".into(),
+        ] {
+            assert!(
+                no_temporary_folder(&missing, &message).is_none(),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_free_on_a_missing_disk_is_not_known() {
+        assert_eq!(low_on_disk(Path::new("/nonesuch/folder")), None);
+    }
+}
