@@ -107,3 +107,101 @@ fn marker() -> Result<String, Failure> {
     })?;
     Ok(format!("eval-once:{:032x}", u128::from_ne_bytes(bytes)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::AttrPath;
+    use crate::recording::pipeline::fixtures::request;
+
+    const SHARE: u64 = 64 * MIB;
+
+    fn invocation(request: &RecordingRequest) -> WorkerInvocation<'_> {
+        let systems = ["x86_64-darwin", "x86_64-linux"].map(str::to_owned);
+        WorkerInvocation::new(request, None, Some(systems.to_vec())).unwrap()
+    }
+
+    /// Whether the walker's settings in a command line have this.
+    fn has(line: &CommandLine, setting: &str) -> bool {
+        // They are a string of JSON in an expression of Nix.
+        let escaped = setting.replace('"', "\\\"");
+        line.words().iter().any(|word| word.contains(&escaped))
+    }
+
+    #[test]
+    fn a_search_builds_nothing_whatever_the_options_say() {
+        let mut request = request();
+        let import = "allow-import-from-derivation";
+        request.options.push((import.into(), "true".into()));
+        let last_value = |line: &CommandLine| {
+            let words = line.words();
+            let last = words.iter().rposition(|word| word == import).unwrap();
+            words[last + 1].clone()
+        };
+        let invocation = invocation(&request);
+        let task = Task::everything();
+        let (walk, search) = (
+            invocation.walk(&task, SHARE),
+            invocation.search(&task, SHARE),
+        );
+        assert_eq!(last_value(&walk), "true");
+        assert_eq!(last_value(&search), "false");
+        assert!(has(&walk, r#""search":false"#) && has(&search, r#""search":true"#));
+    }
+
+    #[test]
+    fn a_walk_has_what_the_request_and_its_task_say() {
+        let request = RecordingRequest {
+            recurse: Recurse::All,
+            meta: false,
+            exclude: ["p.slow", "q"]
+                .map(|path| AttrPath::parse(path).unwrap())
+                .to_vec(),
+            ..request()
+        };
+        let invocation = invocation(&request);
+        let walk = invocation.walk(&Task::everything(), SHARE);
+        for setting in [
+            r#""all":true"#,
+            r#""buildkite":false"#,
+            r#""catch":true"#,
+            r#""exclude":[["slow"],[]]"#,
+            r#""start":null"#,
+        ] {
+            assert!(has(&walk, setting), "{setting} of {walk}");
+        }
+        let uncaught = Task {
+            catch: false,
+            ..Task::everything()
+        };
+        assert!(has(&invocation.walk(&uncaught, SHARE), r#""catch":false"#));
+    }
+
+    #[test]
+    fn a_heap_is_half_of_the_share_up_to_a_limit() {
+        let request = request();
+        let invocation = invocation(&request);
+        for (share, heap) in [(SHARE, SHARE / 2), (1 << 40, HEAP_AT_MOST)] {
+            let heap = memory::heap(heap).map(|heap| ("GC_INITIAL_HEAP_SIZE", heap.to_string()));
+            let walk = invocation.walk(&Task::everything(), share);
+            assert_eq!(walk.variables, Vec::from_iter(heap));
+        }
+    }
+
+    #[test]
+    fn each_recording_has_a_marker_of_its_own() {
+        let request = request();
+        let (one, other) = (invocation(&request), invocation(&request));
+        assert_ne!(one.marker(), other.marker());
+        assert_eq!(one.marker().len(), "eval-once:".len() + 32);
+        assert!(has(&one.walk(&Task::everything(), SHARE), one.marker()));
+    }
+
+    #[test]
+    fn a_flake_is_recorded_on_the_last_of_its_systems() {
+        let request = request();
+        assert_eq!(invocation(&request).system(), Some("x86_64-linux"));
+        let file = WorkerInvocation::new(&request, None, None).unwrap();
+        assert_eq!(file.system(), None);
+    }
+}

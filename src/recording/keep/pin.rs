@@ -161,3 +161,48 @@ fn check_root(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command_line::Ending;
+
+    fn failure(ending: Ending, printed: &str) -> (Class, String) {
+        let stdout = Vec::new();
+        let output = NixOutput::of(printed.as_bytes());
+        let failure = copying_failure(
+            "cannot write the pin",
+            &Finished { ending, stdout },
+            &output,
+        );
+        (failure.class, failure.to_string())
+    }
+
+    #[test]
+    fn a_pin_that_cannot_be_written_is_an_infrastructure_failure_with_nixs_last_message() {
+        for (printed, message) in [
+            (
+                "error: cannot open '/x': Read-only file system\n",
+                "cannot open '/x': Read-only file system",
+            ),
+            // Nothing that is pinned is the user's: an error of the expression would be ours.
+            ("error: undefined variable 'x'\n", "undefined variable 'x'"),
+            ("", "Nix ended with status 1"),
+        ] {
+            assert_eq!(
+                failure(Ending::Exited(1), printed),
+                (
+                    Class::Infrastructure,
+                    format!("cannot write the pin: {message}")
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_signal_that_ends_nix_while_it_writes_the_pin_remains_one() {
+        let killed = failure(Ending::Killed(9), "");
+        let message = "cannot write the pin: Nix was killed by SIGKILL".to_owned();
+        assert_eq!(killed, (Class::Signal(9), message));
+    }
+}
