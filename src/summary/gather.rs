@@ -124,3 +124,31 @@ fn recorded(
         })
         .ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[test]
+    fn a_mark_that_is_no_id_of_a_job_does_not_reach_the_agent() {
+        let printed = Rc::new(RefCell::new(Vec::new()));
+        let log = Log::to(printed.clone());
+        let mut supervisor = Supervisor::install(&log).unwrap();
+        // A download would fail there.
+        let temporary = Path::new("/nonesuch");
+        for mark in ["", "--step x", "../x x", "a_b x"] {
+            let found = recorded(mark, temporary, &mut supervisor, &log).unwrap();
+            assert!(found.is_none(), "{mark}");
+            let printed = String::from_utf8(printed.take()).unwrap();
+            assert_eq!(
+                printed,
+                "eval-once: warning: a recording is omitted: the mark of its plan names no job\n"
+            );
+        }
+        let failure = recorded("0190-ab x", temporary, &mut supervisor, &log).map(drop);
+        assert!(failure.is_err(), "an id reaches it");
+    }
+}

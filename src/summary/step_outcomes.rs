@@ -126,3 +126,56 @@ fn each<'k>(
         asked => asked,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The answers of a question that is a script: the key.
+    fn answers(scripts: &[&str]) -> BTreeMap<String, String> {
+        let log = Log::default();
+        let mut supervisor = Supervisor::install(&log).unwrap();
+        let keys: Vec<String> = scripts.iter().map(ToString::to_string).collect();
+        let question = |key: &str| CommandLine::new("sh", &["-c", key]);
+        let mut answers = BTreeMap::new();
+        each(&mut supervisor, &keys, question, &log, |key, answer| {
+            let answer = match answer {
+                OutcomeAnswer::Word(word) => word,
+                OutcomeAnswer::NoStep => "no step".into(),
+                OutcomeAnswer::None => "none".into(),
+            };
+            answers.insert(key.clone(), answer);
+        })
+        .unwrap();
+        answers
+    }
+
+    #[test]
+    fn a_step_that_does_not_exist_is_not_confused_with_no_answer() {
+        let scripts = [
+            ("echo passed", "passed"),
+            ("echo", ""),
+            ("echo 'GET https://x: 404 Not Found' >&2; exit 1", "no step"),
+            ("echo 'dial tcp: port 4040: refused' >&2; exit 1", "none"),
+        ];
+        let expected = scripts.map(|(script, answer)| (script.to_owned(), answer.to_owned()));
+        assert_eq!(answers(&scripts.map(|(script, _)| script)), expected.into());
+    }
+
+    #[test]
+    fn after_so_many_questions_without_an_answer_no_more_are_asked() {
+        let scripts = |end: &str| -> Vec<String> {
+            let numbers = 0..3 * UNANSWERED;
+            numbers.map(|number| format!("{end}; : {number}")).collect()
+        };
+        let count = |end: &str| {
+            let scripts = scripts(end);
+            let scripts: Vec<&str> = scripts.iter().map(String::as_str).collect();
+            answers(&scripts).len()
+        };
+        assert_eq!(count("exit 1"), UNANSWERED);
+        // That there is no step is an answer.
+        assert_eq!(count("echo ': 404 ' >&2; exit 1"), 3 * UNANSWERED);
+        assert_eq!(count("echo passed"), 3 * UNANSWERED);
+    }
+}
