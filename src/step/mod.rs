@@ -12,6 +12,8 @@ mod ending;
 mod evaluating;
 mod exhausted;
 mod explain;
+#[cfg(test)]
+mod fixtures;
 mod hints;
 mod job_log;
 mod links;
