@@ -202,11 +202,7 @@ mod tests {
 
     #[test]
     fn programs_that_still_run_at_the_end_are_stopped() {
-        let ran = all(
-            &mut supervisor(),
-            &[long(), long()],
-            Some(Instant::now()),
-        );
+        let ran = all(&mut supervisor(), &[long(), long()], Some(Instant::now()));
         let endings: Vec<_> = ran
             .unwrap()
             .iter()

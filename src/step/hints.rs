@@ -75,3 +75,77 @@ fn collects_what_is_in_use(step: &mut StepRun<'_>) -> Result<Option<String>, Fai
         version::numbers(version).is_some_and(|numbers| numbers < COLLECTOR_FIXED)
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::fixtures::{DRV, with_step};
+    use super::super::report::WayName;
+    use super::*;
+
+    /// The hints about a step with these keys that was evaluated, for this reason.
+    fn hints(keys: &Value, reason: Reason, drift: bool, succeeded: bool) -> Vec<String> {
+        let of_step = |step: &mut StepRun<'_>| {
+            step.begin_way(WayName::Evaluated, Some(reason));
+            step.drift = drift;
+            of(step, succeeded).unwrap()
+        };
+        with_step(keys, of_step).0
+    }
+
+    #[test]
+    fn a_drv_that_was_missing_or_collected_has_a_hint_at_its_gc_root() {
+        let keys = json!({ "drv": DRV });
+        for reason in [Reason::DrvMissing, Reason::DrvCollected] {
+            let hints = hints(&keys, reason, false, true);
+            let [hint] = &hints[..] else {
+                panic!("{hints:?}");
+            };
+            assert!(
+                hint.starts_with("evaluated again because the recorded .drv"),
+                "{hint}"
+            );
+            assert!(hint.contains("no GC root"), "{hint}");
+        }
+        let collected = hints(&keys, Reason::OutputsCollected, false, false);
+        let begin = "the step had to evaluate again because an output was collected";
+        assert!(collected[0].starts_with(begin), "{collected:?}");
+    }
+
+    #[test]
+    fn a_step_that_took_an_expected_way_has_no_hint() {
+        let keys = json!({ "drv": DRV });
+        for reason in [
+            Reason::NotRecorded,
+            Reason::DrvValid,
+            Reason::OutputsAvailable,
+        ] {
+            assert_eq!(hints(&keys, reason, false, true), [""; 0], "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn drift_has_a_hint_unless_it_fails_the_step() {
+        let drift = |on_drift| {
+            let keys = json!({ "drv": DRV, "file": "ci.nix", "on-drift": on_drift });
+            hints(&keys, Reason::NotRecorded, true, true)
+        };
+        let hints = drift("warn");
+        assert!(
+            hints.len() == 1 && hints[0].starts_with("drift: "),
+            "{hints:?}"
+        );
+        assert_eq!(drift("fail"), [""; 0]);
+    }
+
+    #[test]
+    fn a_step_that_began_no_way_has_no_hint() {
+        let (hints, _) = with_step(&json!({ "drv": DRV }), |step| {
+            step.drift = true;
+            step.reason = Some(Reason::DrvMissing);
+            of(step, false).unwrap()
+        });
+        assert_eq!(hints, [""; 0]);
+    }
+}
