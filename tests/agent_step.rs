@@ -121,6 +121,40 @@ fn a_green_step_prints_at_most_three_sentences() {
 }
 
 #[test]
+fn a_green_step_that_evaluates_again_prints_at_most_three_sentences_and_why_in_its_heading() {
+    let Some(store) = Store::new() else { return };
+    store.write("default.nix", TARGETS);
+    let several = store.target("several");
+    let record = |attribute: &str| json!({ "drv": several.drv, "outputs": several.outputs, "file": "default.nix", "attr": attribute });
+    for (attribute, last) in [
+        ("several", "hint: evaluated again"),
+        ("good", "warning: drift: "),
+    ] {
+        store.collect();
+        let Some(ran) = run(&store, &record(attribute), "echo '> ran'") else {
+            return;
+        };
+        assert_eq!(ran.ending.code(), Some(0), "{}", ran.log);
+        let sentences = sentences(&ran.log);
+        let [report, hint, outputs] = sentences.as_slice() else {
+            panic!("{}", ran.log);
+        };
+        assert!(report.starts_with("eval-once: evaluated /"), "{}", ran.log);
+        assert!(
+            hint.starts_with(&format!("eval-once: {last}")),
+            "{}",
+            ran.log
+        );
+        assert!(outputs.contains("out: /"), "{}", ran.log);
+        let heading = format!(
+            "--- eval-once: evaluating {attribute} of default.nix, because the recorded outputs are neither here nor in a substituter; {} is not valid",
+            several.drv
+        );
+        assert!(ran.plain().contains(&heading), "{}", ran.log);
+    }
+}
+
+#[test]
 fn words_of_ours_have_colour_where_the_agent_gives_the_job_a_terminal() {
     let Some(store) = Store::new() else { return };
     for terminal in [true, false] {
