@@ -72,8 +72,8 @@ const ROWS: [Row; 16] = [
     Row {
         no_daemon: true,
         status: 75,
-        line: Some(("surroundings", "realised")),
-        heading: "failed (surroundings, exit status 75)",
+        line: Some(("infrastructure failure", "realised")),
+        heading: "failed (infrastructure failure, exit status 75)",
         way: Some("realised"),
         tried: &["realised"],
         ..ROW
@@ -82,8 +82,8 @@ const ROWS: [Row; 16] = [
         then: gone,
         no_daemon: true,
         status: 75,
-        line: Some(("surroundings", "available, realised")),
-        heading: "failed (surroundings, exit status 75)",
+        line: Some(("infrastructure failure", "available, realised")),
+        heading: "failed (infrastructure failure, exit status 75)",
         way: Some("realised"),
         tried: &["available", "realised"],
         ..ROW
@@ -185,8 +185,8 @@ const ROWS: [Row; 16] = [
         then: gone,
         flags: &[],
         status: 75,
-        line: Some(("surroundings", "available, realised")),
-        heading: "failed (surroundings, exit status 75)",
+        line: Some(("infrastructure failure", "available, realised")),
+        heading: "failed (infrastructure failure, exit status 75)",
         tried: &["available", "realised"],
         ..ROW
     },

@@ -54,7 +54,7 @@ pub(super) fn show(
             (None, _) if failure.class == Class::Evaluation => format!("it {}", failure.verb()),
             (None, _) => "failed".into(),
         },
-        failure.class.word(),
+        Class::shown(failure.class.word()),
         failure.class.status()
     ));
     log.open_group();
