@@ -444,7 +444,7 @@ fn a_host_that_forbids_it_never_evaluates() {
     );
     policy(&["--attr".into(), "target".into()])
         .fails(75, "surroundings")
-        .passes_on("This host does not evaluate; a retry helps only on a host that does.");
+        .passes_on("This host does not evaluate; retrying only helps on a host that does.");
     assert_eq!(
         stand_ins.calls("nix-instantiate"),
         Vec::<Vec<String>>::new()
