@@ -58,7 +58,7 @@
 //! | pin | the store file whose references are the recorded `.drv`s; its GC root keeps them all (what one does to nixpkgs is *lock*) |
 //! | step, job | one target in the pipeline; one run of a step on an agent |
 //! | way | how a step gets its outputs: `realised`, `available`, `evaluated` |
-//! | outcome | how Buildkite says that a step ended, beside how its build ended |
+//! | outcome | how a step ended according to Buildkite (its job), which may differ from how its build ended |
 //! | infrastructure failure | class 75 (`surroundings` in JSON): the machine, the daemon, the network or Buildkite failed; a retry may help |
 //! | root cause | the derivation that itself failed, wherever in the closure it is |
 //! | reproduce | run by hand what a step ran |

@@ -24,7 +24,7 @@ impl Schema {
     /// Reads the schema.
     ///
     /// # Errors
-    /// The schema in this program is no schema: a bug (70).
+    /// The schema that is compiled in cannot be read: a bug (70).
     pub fn new() -> Result<Self, Failure> {
         let bug = || "the schema of Buildkite's pipelines cannot be used".to_owned();
         let mut document: Value =
