@@ -71,7 +71,7 @@
 //! *Architecture invariant:* only [`supervise`] starts, signals or waits for a process. [`nix`] and [`buildkite`] build command
 //! lines as data, so that a test can compare them and `explain` can print them; [`store`] and [`agent`] run them.
 //!
-//! *Architecture invariant:* [`log`] alone writes to standard error.
+//! *Architecture invariant:* [`log`] alone writes to standard error, except that `--report /dev/stderr` writes the report there.
 //!
 //! *Architecture invariant:* nothing passes through a shell but the user's own step command. Attribute names and paths come from
 //! untrusted repositories; they travel as single arguments.

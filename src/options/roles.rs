@@ -80,7 +80,7 @@ impl RoleReader<'_> {
     }
 
     fn subcommand(&self, subcommand: CliCommand) -> Invocation {
-        let asked = match subcommand {
+        let invocation = match subcommand {
             CliCommand::Step {
                 keys,
                 report,
@@ -123,7 +123,7 @@ impl RoleReader<'_> {
                 .map_err(Refusal::from),
             CliCommand::Completions { shell } => Ok(Invocation::Completions(shell)),
         };
-        asked.unwrap_or_else(Invocation::Refused)
+        invocation.unwrap_or_else(Invocation::Refused)
     }
 
     /// What clap has to say. A wrong command line is a refusal like any other, and reported where it says where to.

@@ -30,7 +30,7 @@ pub(super) fn show(
     report: &Report,
     request: Option<&StepRequest>,
     advice: &Advice,
-    kept: Option<&BuildLog>,
+    build_log: Option<&BuildLog>,
     is_log_above: bool,
     log: &Log,
 ) {
@@ -109,7 +109,7 @@ pub(super) fn show(
                 tamed(text, KeepEscapes::Nothing)
             ));
         }
-    } else if kept.is_some() {
+    } else if build_log.is_some() {
         log.plain("the end of its log: it has printed nothing");
     }
 }

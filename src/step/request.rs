@@ -23,7 +23,7 @@ pub struct StepRequest {
     pub outputs: BTreeMap<String, StorePath>,
     /// What to evaluate; nothing where only a record was given.
     pub evaluation: Option<Evaluation>,
-    /// Whether the evaluation is of a `default.nix` that nobody named.
+    /// Whether `default.nix` is evaluated because the step names nothing else.
     pub by_default: bool,
     /// Nix settings, by name.
     pub options: Vec<(String, String)>,
