@@ -324,7 +324,7 @@ fn a_record_that_cannot_be_read_is_refused_and_nothing_is_run() {
 }
 
 #[test]
-fn what_a_recording_has_refused_is_said_and_nothing_is_built_or_run() {
+fn what_a_recording_has_refused_is_reported_and_nothing_is_built_or_run() {
     let Some(store) = Store::new() else { return };
     let message = "good: its `meta.buildkite.env` is $(touch pwned) `x` \"y\"";
     for record in [
@@ -652,7 +652,7 @@ fn where_command_eval_is_off_a_console_command_after_the_step_is_refused_as_by_t
 }
 
 #[test]
-fn a_file_that_is_not_there_is_the_surroundings_fault_only_where_the_checkout_is_not_there() {
+fn a_missing_file_is_an_infrastructure_failure_only_where_the_checkout_is_missing() {
     let Some(store) = Store::new() else { return };
     let record = json!({ "file": "no-such.nix", "attr": "good" });
     let run = |prepare: &dyn Fn(&mut Job)| {

@@ -271,13 +271,13 @@ impl Row {
             }
         };
         let explained = in_store(store.eval_once(["explain", "--json"]).args(&flags));
-        let foretold = if self.nix_store.is_empty() && !self.no_daemon && self.status != 64 {
+        let expected = if self.nix_store.is_empty() && !self.no_daemon && self.status != 64 {
             explained.run().json()
         } else {
             Value::Null
         };
         let ended = in_store(store.step(flags)).run();
-        (ended, foretold)
+        (ended, expected)
     }
 }
 
@@ -285,7 +285,7 @@ impl Row {
 fn a_failed_step_says_why_and_then_which_ways_it_tried() {
     for (number, row) in ROWS.iter().enumerate() {
         let Some(store) = Store::new() else { return };
-        let (ended, foretold) = row.run(&store);
+        let (ended, expected) = row.run(&store);
         ended.exits(row.status);
         let report = ended.report();
         assert_eq!(report["way"], json!(row.way), "{number}: {report}{ended}");
@@ -336,7 +336,7 @@ fn a_failed_step_says_why_and_then_which_ways_it_tried() {
             );
         }
         if row.no_daemon {
-            // Nobody could look.
+            // Nothing could be looked at.
             for claim in [
                 "neither here nor in a substituter",
                 "is not valid",
@@ -345,13 +345,13 @@ fn a_failed_step_says_why_and_then_which_ways_it_tried() {
                 ended.never_says(claim);
             }
         }
-        // What cannot be evaluated is not foretold either; what is only seen by doing it is.
-        if !foretold.is_null() {
-            assert_eq!(foretold["would"], json!(row.way), "{number}: {foretold}");
+        // What cannot be evaluated is not expected either; what is only seen by doing it is.
+        if !expected.is_null() {
+            assert_eq!(expected["would"], json!(row.way), "{number}: {expected}");
             assert_eq!(
-                foretold["reason"],
+                expected["reason"],
                 json!(row.reason),
-                "{number}: {foretold}"
+                "{number}: {expected}"
             );
         }
     }

@@ -231,7 +231,7 @@ fn a_broken_attribute_costs_itself_and_nothing_else() {
         mentions(&ended, "the abort's words");
         assert_eq!(pipeline.step(&["meta-fine"]).json["timeout_in_minutes"], 2);
         assert_eq!(pipeline.step(&["meta-fine"]).json["priority"], 1);
-        // Built again, these would be green: nobody looks at metadata then. So they only say what is wrong.
+        // Built again, these would be green: metadata is not read then. So they only say what is wrong.
         let refused = pipeline
             .broken()
             .into_iter()
