@@ -381,7 +381,9 @@ struct Stopping {
 impl Running {
     fn new(mut child: Child, on_stop: OnStop) -> anyhow::Result<Self> {
         let running = Self {
-            pid: Pid::from_raw(i32::try_from(child.id()).context("a process number that is none")?),
+            pid: Pid::from_raw(
+                i32::try_from(child.id()).context("the process number is out of range")?,
+            ),
             out: child.stdout.take(),
             err: child.stderr.take(),
             child,

@@ -292,7 +292,7 @@ fn what_a_target_says_to_us_is_data_and_counts_for_its_step_alone() {
     );
     assert!(option("plain").is_null());
     for part in [
-        "ours: in its `meta.eval-once`, `out-link` is no path of a link",
+        "ours: in its `meta.eval-once`, `out-link` cannot be the path of a link",
         "path: meta.eval-once.out-link is a path; expected plain data",
         "list: meta.eval-once is a list; expected an attribute set",
         "silent: meta.maxSilent is \"10m\"; expected a whole number of seconds, at least 1",

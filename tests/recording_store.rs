@@ -460,7 +460,7 @@ fn what_a_cache_has_without_all_it_needs_gets_a_step() {
     }
     mentions(
         &ended,
-        "a substituter has 1 target without everything needed: not skipped",
+        "a substituter lacks dependencies of 1 target: not skipped",
     );
 }
 

@@ -123,7 +123,7 @@ fn add_incomplete(
     }
     if count > 0 {
         log.warn(format_args!(
-            "a substituter has {} without everything needed: not skipped",
+            "a substituter lacks dependencies of {}: not skipped",
             number(count, "target")
         ));
     }
