@@ -6,7 +6,7 @@
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "a program by hand, which has nobody to report to but its user"
+    reason = "a program that is run by hand, and reports to its user alone"
 )]
 
 mod pairs;

@@ -7,7 +7,7 @@
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "a program by hand, which has nobody to report to but its user"
+    reason = "a program that is run by hand, and reports to its user alone"
 )]
 
 mod pairs;
@@ -72,7 +72,7 @@ fn step(folder: &Path, drv: &str, pairs: usize) {
     look_at_memory(folder, step());
 }
 
-/// A long log, read and written again, beside the same log that nobody reads: a stand-in for `nix-store` says it as fast as it
+/// A long log, read and written again, beside the same log that is not read: a stand-in for `nix-store` says it as fast as it
 /// can, and is the real one then. So the difference is all ours.
 fn log(folder: &Path, drv: &str, pairs: usize) {
     let said = folder.join("said");

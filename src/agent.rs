@@ -41,12 +41,8 @@ pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished,
         _ => failure,
     })?;
     let mut ran = ran.into_iter();
-    ran.next().ok_or_else(|| {
-        Failure::new(
-            Class::Bug,
-            format_args!("`{line}` has run without an ending"),
-        )
-    })
+    ran.next()
+        .ok_or_else(|| Failure::new(Class::Bug, format_args!("`{line}` ended without a status")))
 }
 
 /// A folder below `temporary`, which is removed with this value.

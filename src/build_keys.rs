@@ -117,7 +117,7 @@ fn out_link(text: &str, folder: &Path) -> Result<OutLink, String> {
         && !matches!(text.rsplit('/').next(), Some("." | ".."));
     match link.file_name() {
         Some(_) if named => Ok(OutLink::At(link)),
-        _ => Err(format!("is no path of a link: {text:?}")),
+        _ => Err(format!("cannot be the path of a link: {text:?}")),
     }
 }
 

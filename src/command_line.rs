@@ -21,7 +21,7 @@ pub struct CommandLine {
     pub folder: Option<PathBuf>,
     /// A file that is its standard input; `/dev/null` where there is none.
     pub stdin: Option<PathBuf>,
-    /// A file that its standard output is written to, anew; we read it where there is none.
+    /// A file that its standard output is written to, replacing it; none: we read the output.
     pub stdout: Option<PathBuf>,
     /// Variables that are set for it, besides our own environment.
     pub variables: Vec<(&'static str, String)>,

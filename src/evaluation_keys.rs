@@ -229,7 +229,7 @@ pub(crate) fn check_file(
     } else {
         Failure::new(Class::Evaluation, message)
             .called("cannot be evaluated")
-            .meaning("The file is not in this checkout; a retry cannot help.")
+            .meaning("The file is not in this checkout; retrying cannot help.")
     })
 }
 

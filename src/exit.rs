@@ -59,7 +59,7 @@ impl Class {
         }
     }
 
-    /// The class's name in reports and documentation.
+    /// The class's name in reports and documentation, which programs compare: it never changes.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -75,6 +75,17 @@ impl Class {
             Self::Infrastructure => "surroundings",
             Self::Drift => "drift",
             Self::Signal(_) => "signal",
+        }
+    }
+
+    /// What a person reads for the [word](Self::word) of a class, in a log or an annotation. A word of another version is shown
+    /// as it is.
+    #[must_use]
+    pub fn shown(word: &str) -> &str {
+        if word == Self::Infrastructure.word() {
+            "infrastructure failure"
+        } else {
+            word
         }
     }
 

@@ -126,7 +126,7 @@ impl KeyReader {
     /// Reads one of a few words: those that the table has for this key.
     ///
     /// # Errors
-    /// It is none of them.
+    /// It is another word.
     pub fn choice<T: Copy, const N: usize>(
         &mut self,
         key: &'static str,

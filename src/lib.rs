@@ -58,7 +58,7 @@
 //! | pin | the store file whose references are the recorded `.drv`s; its GC root keeps them all (what one does to nixpkgs is *lock*) |
 //! | step, job | one target in the pipeline; one run of a step on an agent |
 //! | way | how a step gets its outputs: `realised`, `available`, `evaluated` |
-//! | outcome | how Buildkite says that a step ended, beside how its build ended |
+//! | outcome | how a step ended according to Buildkite (its job), which may differ from how its build ended |
 //! | infrastructure failure | class 75 (`surroundings` in JSON): the machine, the daemon, the network or Buildkite failed; a retry may help |
 //! | root cause | the derivation that itself failed, wherever in the closure it is |
 //! | reproduce | run by hand what a step ran |
@@ -71,7 +71,7 @@
 //! *Architecture invariant:* only [`supervise`] starts, signals or waits for a process. [`nix`] and [`buildkite`] build command
 //! lines as data, so that a test can compare them and `explain` can print them; [`store`] and [`agent`] run them.
 //!
-//! *Architecture invariant:* [`log`] alone writes to standard error.
+//! *Architecture invariant:* [`log`] alone writes to standard error, except that `--report /dev/stderr` writes the report there.
 //!
 //! *Architecture invariant:* nothing passes through a shell but the user's own step command. Attribute names and paths come from
 //! untrusted repositories; they travel as single arguments.

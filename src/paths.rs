@@ -18,8 +18,8 @@ pub fn without_dots(path: &Path) -> PathBuf {
     plain
 }
 
-/// Where below `folder` `path` lies, by its letters, once all links are followed; none if it lies elsewhere. What is not there
-/// yet lies where its parent does.
+/// Where below `folder` `path` lies, by its letters, once all links are followed; none if it lies elsewhere. A path that does not exist yet
+/// is where its parent is.
 #[must_use]
 pub fn below(path: &Path, folder: &Path) -> Option<PathBuf> {
     let folder = folder.canonicalize().ok()?;

@@ -1,8 +1,8 @@
 //! Asking Nix: running its commands ([`crate::nix::command`]), reading their answers, and saying what is wrong where one fails.
 //! Each question stands here once, for steps and recordings alike.
 //!
-//! Only questions: what evaluates, builds or substitutes is run by whoever shows its log. What an answer means for a step or for a
-//! recording is theirs to decide.
+//! Only questions: what evaluates, builds or substitutes is run by the module that shows its log. What an answer means is
+//! decided by the step or the recording.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
@@ -36,9 +36,9 @@ pub struct Store {
     options: OwnedOptions,
     /// The flake's settings have been looked at.
     has_flake_settings: bool,
-    /// The substituters that are left, once one was seen to be unreachable.
+    /// The substituters without the unreachable ones; none as long as all were reachable.
     substituters: Option<Vec<String>>,
-    /// Files of substituters that were seen to be unreachable, and are not left out yet.
+    /// Files that could not be downloaded: their substituters are removed before the next command.
     unreachable: BTreeSet<String>,
     log: Log,
 }
@@ -47,8 +47,8 @@ pub struct Store {
 #[derive(Debug)]
 struct Answer {
     finished: Finished,
-    /// What it said on standard error.
-    said: Vec<u8>,
+    /// Its standard error.
+    stderr: Vec<u8>,
 }
 
 impl Store {
@@ -195,12 +195,12 @@ impl Store {
         let mut answer = DryRun::default();
         for batch in batches(paths) {
             let line = self.dry_run_line(supervisor, batch)?;
-            let Answer { finished, said } = self.run(supervisor, &line)?;
-            let mut part = DryRun::read(&said);
+            let Answer { finished, stderr } = self.run(supervisor, &line)?;
+            let mut part = DryRun::read(&stderr);
             if !finished.ending.success() {
                 // Where it is the store that fails, this says so.
                 part.missing.extend(self.invalid(supervisor, batch)?);
-                part.refusal = Some(NixOutput::of(&said).final_message(finished.ending));
+                part.refusal = Some(NixOutput::of(&stderr).final_message(finished.ending));
             }
             answer.extend(part);
         }
@@ -217,7 +217,7 @@ impl Store {
         paths: &[&StorePath],
     ) -> Result<CommandLine, Failure> {
         let mut options = self.options(supervisor)?;
-        // Without it one substituter that answers with an error ends the whole question, and what the others have is not said.
+        // Without it one substituter that answers with an error ends the whole question, and what the others have stays unknown.
         options.push(("fallback".into(), "true".into()));
         Ok(command::would_obtain(paths, &options))
     }
@@ -337,12 +337,12 @@ impl Store {
     pub fn system(&mut self, supervisor: &mut Supervisor) -> Result<String, Failure> {
         let options = self.options(supervisor)?;
         let line = command::current_system(&options);
-        let Answer { finished, said } = self.run(supervisor, &line)?;
+        let Answer { finished, stderr } = self.run(supervisor, &line)?;
         serde_json::from_slice(&finished.stdout).classify(Class::Infrastructure, || {
             format!(
                 "cannot determine this host's system: `{line}` {}: {}",
                 finished.ending,
-                String::from_utf8_lossy(&said).trim()
+                String::from_utf8_lossy(&stderr).trim()
             )
         })
     }
@@ -458,12 +458,12 @@ impl Store {
         supervisor: &mut Supervisor,
         line: &CommandLine,
     ) -> Result<Finished, Failure> {
-        let Answer { finished, said } = self.run(supervisor, line)?;
+        let Answer { finished, stderr } = self.run(supervisor, line)?;
         if finished.ending.success() {
             return Ok(finished);
         }
-        let said = String::from_utf8_lossy(&said);
-        Err(class::store_cannot_be_asked(line, finished.ending, &said))
+        let stderr = String::from_utf8_lossy(&stderr);
+        Err(class::store_cannot_be_asked(line, finished.ending, &stderr))
     }
 
     /// What a program prints, where it succeeds: an answer that can be missing, with the program too.
@@ -495,16 +495,16 @@ impl Store {
     }
 
     fn run(&mut self, supervisor: &mut Supervisor, line: &CommandLine) -> Result<Answer, Failure> {
-        let mut said = Vec::new();
+        let mut stderr = Vec::new();
         let finished = supervisor
-            .run(line, OnStop::TermThenKill, &mut said)
+            .run(line, OnStop::TermThenKill, &mut stderr)
             .map_err(class::not_started)?;
-        self.note_unreachable(&NixOutput::of(&said));
-        Ok(Answer { finished, said })
+        self.note_unreachable(&NixOutput::of(&stderr));
+        Ok(Answer { finished, stderr })
     }
 }
 
-/// What a program has printed, as store paths; what is none is left out.
+/// The store paths that a program has printed; anything else is dropped.
 fn store_paths(finished: &Finished) -> impl Iterator<Item = StorePath> {
     finished
         .paths()

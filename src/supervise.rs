@@ -263,8 +263,8 @@ impl Supervisor {
             .min();
         let timeout = next.map_or(PollTimeout::NONE, |next| {
             // Rounded up, so that the time is over when this returns.
-            let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            let timeout = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)
         });
         match poll(&mut waited_for, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
@@ -381,7 +381,9 @@ struct Stopping {
 impl Running {
     fn new(mut child: Child, on_stop: OnStop) -> anyhow::Result<Self> {
         let running = Self {
-            pid: Pid::from_raw(i32::try_from(child.id()).context("a process number that is none")?),
+            pid: Pid::from_raw(
+                i32::try_from(child.id()).context("the process number is out of range")?,
+            ),
             out: child.stdout.take(),
             err: child.stderr.take(),
             child,
@@ -576,14 +578,14 @@ fn set_nonblocking(pipe: Option<&impl AsFd>) -> anyhow::Result<()> {
 fn drain(pipe: &mut Option<impl io::Read>, mut to: impl FnMut(&[u8]), at_most: usize) -> bool {
     let mut buffer = [0; 16 << 10];
     // Once the child has ended, only the pipe's content remains, unless its own children go on writing: they are not waited for.
-    let mut left = at_most.min(PIPE_AT_MOST);
+    let mut room = at_most.min(PIPE_AT_MOST);
     let mut any = false;
-    while let Some(reader) = pipe.as_mut().filter(|_| left > 0) {
+    while let Some(reader) = pipe.as_mut().filter(|_| room > 0) {
         match reader.read(&mut buffer) {
             Ok(0) => *pipe = None,
             Ok(n) => {
                 to(&buffer[..n]);
-                left = left.saturating_sub(n);
+                room = room.saturating_sub(n);
                 any = true;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -121,6 +121,40 @@ fn a_green_step_prints_at_most_three_sentences() {
 }
 
 #[test]
+fn a_green_step_that_evaluates_again_prints_at_most_three_sentences_and_why_in_its_heading() {
+    let Some(store) = Store::new() else { return };
+    store.write("default.nix", TARGETS);
+    let several = store.target("several");
+    let record = |attribute: &str| json!({ "drv": several.drv, "outputs": several.outputs, "file": "default.nix", "attr": attribute });
+    for (attribute, last) in [
+        ("several", "hint: evaluated again"),
+        ("good", "warning: drift: "),
+    ] {
+        store.collect();
+        let Some(ran) = run(&store, &record(attribute), "echo '> ran'") else {
+            return;
+        };
+        assert_eq!(ran.ending.code(), Some(0), "{}", ran.log);
+        let sentences = sentences(&ran.log);
+        let [report, hint, outputs] = sentences.as_slice() else {
+            panic!("{}", ran.log);
+        };
+        assert!(report.starts_with("eval-once: evaluated /"), "{}", ran.log);
+        assert!(
+            hint.starts_with(&format!("eval-once: {last}")),
+            "{}",
+            ran.log
+        );
+        assert!(outputs.contains("out: /"), "{}", ran.log);
+        let heading = format!(
+            "--- eval-once: evaluating {attribute} of default.nix, because the recorded outputs are neither here nor in a substituter; {} is not valid",
+            several.drv
+        );
+        assert!(ran.plain().contains(&heading), "{}", ran.log);
+    }
+}
+
+#[test]
 fn words_of_ours_have_colour_where_the_agent_gives_the_job_a_terminal() {
     let Some(store) = Store::new() else { return };
     for terminal in [true, false] {
@@ -290,7 +324,7 @@ fn a_record_that_cannot_be_read_is_refused_and_nothing_is_run() {
 }
 
 #[test]
-fn what_a_recording_has_refused_is_said_and_nothing_is_built_or_run() {
+fn what_a_recording_has_refused_is_reported_and_nothing_is_built_or_run() {
     let Some(store) = Store::new() else { return };
     let message = "good: its `meta.buildkite.env` is $(touch pwned) `x` \"y\"";
     for record in [
@@ -618,7 +652,7 @@ fn where_command_eval_is_off_a_console_command_after_the_step_is_refused_as_by_t
 }
 
 #[test]
-fn a_file_that_is_not_there_is_the_surroundings_fault_only_where_the_checkout_is_not_there() {
+fn a_missing_file_is_an_infrastructure_failure_only_where_the_checkout_is_missing() {
     let Some(store) = Store::new() else { return };
     let record = json!({ "file": "no-such.nix", "attr": "good" });
     let run = |prepare: &dyn Fn(&mut Job)| {

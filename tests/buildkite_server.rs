@@ -352,7 +352,7 @@ fn artifacts_meta_data_and_annotations_arrive() {
 }
 
 #[test]
-fn artifacts_of_a_retried_job_are_found_only_by_whoever_asks_for_them() {
+fn artifacts_of_a_retried_job_are_found_only_with_a_flag_for_them() {
     let Some(build) = Build::new(&json!({
         "key": "first",
         "command": "\

@@ -420,7 +420,7 @@ fn a_job_that_is_cancelled_while_it_waits_for_a_slot_is_gone() {
 
 /// A target that takes until somebody says it may go on, and a step that builds it at a terminal whose window is closed meanwhile.
 #[test]
-fn a_step_that_was_told_to_ignore_hup_survives_its_terminal() {
+fn a_step_that_was_started_with_hup_ignored_survives_its_terminal() {
     let Some(store) = Store::new() else { return };
     let (begun, go) = (store.root().join("begun"), store.root().join("go"));
     unix::unistd::mkfifo(&go, unix::sys::stat::Mode::S_IRWXU).unwrap();

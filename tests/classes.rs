@@ -1,4 +1,4 @@
-//! What a failure means, whoever looks at it: a step and a recording give the same class for the same words, ending and phase;
+//! What a failure means, for every reader: a step and a recording give the same class for the same words, ending and phase;
 //! and real Nix, that is killed, limited, left without a server, or refuses, is judged alike by both.
 
 use std::fs;
@@ -501,7 +501,7 @@ impl Gate {
         Self { file }
     }
 
-    /// Waits until it is reached; does something just then; and lets whoever waits go on. Another evaluation does not wait.
+    /// Waits until it is reached; does something just then; and lets what waits continue. Another evaluation does not wait.
     fn open(self, then: impl FnOnce()) {
         let mut pipe = fs::File::options().write(true).open(&self.file).unwrap();
         let draft = self.file.with_extension("draft");

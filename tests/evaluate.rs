@@ -485,7 +485,7 @@ fn an_output_that_is_selected_is_still_the_one_derivation() {
 }
 
 #[test]
-fn drift_is_said_and_the_new_one_is_built() {
+fn drift_is_a_warning_and_the_new_derivation_is_built() {
     let Some(store) = Store::new() else { return };
     store.targets("{ a = file \"old\"; }");
     let old = store.target("a");

@@ -402,7 +402,7 @@ proptest! {
     })]
 
     #[test]
-    fn a_step_takes_the_way_that_explain_has_foretold(state in states(), skip in any::<bool>()) {
+    fn a_step_takes_the_way_that_explain_has_named(state in states(), skip in any::<bool>()) {
         let Some(store) = Store::new() else { return Ok(()) };
         let flags = state.make(&store);
         // To be skipped is only a recorded step, and no flag says it.
@@ -416,10 +416,10 @@ proptest! {
             prop_assert_eq!(explained.status.code(), Some(64), "{}{}", explained, step);
             return Ok(());
         }
-        let foretold = explained.json();
+        let expected = explained.json();
         // Also of a step that fails: an expression that does not evaluate is seen by evaluating it, in that way.
-        prop_assert_eq!(&foretold["would"], &report["way"], "{}{}", explained, step);
-        prop_assert_eq!(&foretold["reason"], &report["reason"], "{}{}", explained, step);
+        prop_assert_eq!(&expected["would"], &report["way"], "{}{}", explained, step);
+        prop_assert_eq!(&expected["reason"], &report["reason"], "{}{}", explained, step);
         prop_assert_eq!(step.status.success(), report["failure"].is_null(), "{}", step);
     }
 }

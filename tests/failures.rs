@@ -693,9 +693,9 @@ impl Cell {
             right,
             "the root cause is {drv:?}, none of {root_causes:?}: {ended}"
         );
-        let told = ended.told();
+        let reported = ended.reported();
         assert!(
-            told.contains(self.row.says),
+            reported.contains(self.row.says),
             "we do not say {:?}: {ended}",
             self.row.says
         );

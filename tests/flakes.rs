@@ -488,7 +488,7 @@ fn the_caches_of_a_flake_that_are_not_used_are_named() {
 }
 
 #[test]
-fn a_flake_that_cannot_be_fetched_without_a_folder_for_temporary_files_is_let_down_by_its_surroundings()
+fn a_flake_that_cannot_be_fetched_without_a_folder_for_temporary_files_is_an_infrastructure_failure()
  {
     let Some(store) = Store::new() else { return };
     repositories(&store);

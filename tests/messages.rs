@@ -171,7 +171,7 @@ fn every_sentence_has_the_words_of_the_glossary() {
 }
 
 #[test]
-fn sentences_are_told_from_names_code_and_what_is_compared() {
+fn sentences_are_distinguished_from_names_code_and_what_is_compared() {
     let source = Source::of(&[(
         "step/run.rs",
         r#"

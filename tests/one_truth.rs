@@ -72,8 +72,8 @@ const ROWS: [Row; 16] = [
     Row {
         no_daemon: true,
         status: 75,
-        line: Some(("surroundings", "realised")),
-        heading: "failed (surroundings, exit status 75)",
+        line: Some(("infrastructure failure", "realised")),
+        heading: "failed (infrastructure failure, exit status 75)",
         way: Some("realised"),
         tried: &["realised"],
         ..ROW
@@ -82,8 +82,8 @@ const ROWS: [Row; 16] = [
         then: gone,
         no_daemon: true,
         status: 75,
-        line: Some(("surroundings", "available, realised")),
-        heading: "failed (surroundings, exit status 75)",
+        line: Some(("infrastructure failure", "available, realised")),
+        heading: "failed (infrastructure failure, exit status 75)",
         way: Some("realised"),
         tried: &["available", "realised"],
         ..ROW
@@ -105,7 +105,7 @@ const ROWS: [Row; 16] = [
         },
         status: 65,
         line: Some(("evaluation", "available, realised, evaluated (drv-missing)")),
-        heading: "it does not evaluate (evaluation, exit status 65)",
+        heading: "target of default.nix does not evaluate (evaluation, exit status 65)",
         way: Some("evaluated"),
         reason: Some("drv-missing"),
         tried: &["available", "realised", "evaluated"],
@@ -119,7 +119,7 @@ const ROWS: [Row; 16] = [
             "evaluation",
             "realised, available, evaluated (drv-collected)",
         )),
-        heading: "it does not evaluate (evaluation, exit status 65)",
+        heading: "target of default.nix does not evaluate (evaluation, exit status 65)",
         way: Some("evaluated"),
         reason: Some("drv-collected"),
         tried: &["realised", "available", "evaluated"],
@@ -133,7 +133,7 @@ const ROWS: [Row; 16] = [
         },
         status: 65,
         line: Some(("evaluation", "available, realised, evaluated (drv-missing)")),
-        heading: "it is not one derivation (evaluation, exit status 65)",
+        heading: "target of default.nix is not one derivation (evaluation, exit status 65)",
         way: Some("evaluated"),
         reason: Some("drv-missing"),
         tried: &["available", "realised", "evaluated"],
@@ -144,7 +144,7 @@ const ROWS: [Row; 16] = [
         no_record: true,
         status: 65,
         line: Some(("evaluation", "evaluated (not-recorded)")),
-        heading: "it is not one derivation (evaluation, exit status 65)",
+        heading: "target of default.nix is not one derivation (evaluation, exit status 65)",
         way: Some("evaluated"),
         reason: Some("not-recorded"),
         tried: &["evaluated"],
@@ -155,7 +155,7 @@ const ROWS: [Row; 16] = [
         no_record: true,
         status: 65,
         line: Some(("evaluation", "evaluated (not-recorded)")),
-        heading: "it is not one derivation (evaluation, exit status 65)",
+        heading: "target of default.nix is not one derivation (evaluation, exit status 65)",
         way: Some("evaluated"),
         reason: Some("not-recorded"),
         tried: &["evaluated"],
@@ -169,7 +169,7 @@ const ROWS: [Row; 16] = [
         },
         status: 65,
         line: Some(("evaluation", "available, realised")),
-        heading: "it cannot be evaluated (evaluation, exit status 65)",
+        heading: "target of default.nix cannot be evaluated (evaluation, exit status 65)",
         tried: &["available", "realised"],
         ..ROW
     },
@@ -177,7 +177,7 @@ const ROWS: [Row; 16] = [
         then: |store, _| without_the_file(store),
         no_record: true,
         status: 65,
-        heading: "it cannot be evaluated (evaluation, exit status 65)",
+        heading: "target of default.nix cannot be evaluated (evaluation, exit status 65)",
         ..ROW
     },
     // No way leads anywhere.
@@ -185,8 +185,8 @@ const ROWS: [Row; 16] = [
         then: gone,
         flags: &[],
         status: 75,
-        line: Some(("surroundings", "available, realised")),
-        heading: "failed (surroundings, exit status 75)",
+        line: Some(("infrastructure failure", "available, realised")),
+        heading: "failed (infrastructure failure, exit status 75)",
         tried: &["available", "realised"],
         ..ROW
     },
@@ -271,13 +271,13 @@ impl Row {
             }
         };
         let explained = in_store(store.eval_once(["explain", "--json"]).args(&flags));
-        let foretold = if self.nix_store.is_empty() && !self.no_daemon && self.status != 64 {
+        let expected = if self.nix_store.is_empty() && !self.no_daemon && self.status != 64 {
             explained.run().json()
         } else {
             Value::Null
         };
         let ended = in_store(store.step(flags)).run();
-        (ended, foretold)
+        (ended, expected)
     }
 }
 
@@ -285,7 +285,7 @@ impl Row {
 fn a_failed_step_says_why_and_then_which_ways_it_tried() {
     for (number, row) in ROWS.iter().enumerate() {
         let Some(store) = Store::new() else { return };
-        let (ended, foretold) = row.run(&store);
+        let (ended, expected) = row.run(&store);
         ended.exits(row.status);
         let report = ended.report();
         assert_eq!(report["way"], json!(row.way), "{number}: {report}{ended}");
@@ -336,7 +336,7 @@ fn a_failed_step_says_why_and_then_which_ways_it_tried() {
             );
         }
         if row.no_daemon {
-            // Nobody could look.
+            // Nothing could be looked at.
             for claim in [
                 "neither here nor in a substituter",
                 "is not valid",
@@ -345,13 +345,13 @@ fn a_failed_step_says_why_and_then_which_ways_it_tried() {
                 ended.never_says(claim);
             }
         }
-        // What cannot be evaluated is not foretold either; what is only seen by doing it is.
-        if !foretold.is_null() {
-            assert_eq!(foretold["would"], json!(row.way), "{number}: {foretold}");
+        // What cannot be evaluated is not expected either; what is only seen by doing it is.
+        if !expected.is_null() {
+            assert_eq!(expected["would"], json!(row.way), "{number}: {expected}");
             assert_eq!(
-                foretold["reason"],
+                expected["reason"],
                 json!(row.reason),
-                "{number}: {foretold}"
+                "{number}: {expected}"
             );
         }
     }

@@ -529,7 +529,7 @@ fn by_hand(store: &Store) -> Program {
 }
 
 #[test]
-fn without_a_job_nothing_is_published_and_nothing_said() {
+fn without_a_job_nothing_is_published_and_nothing_printed() {
     let Some(store) = Store::new() else { return };
     let called = store.root().join("called");
     let stand_ins = StandIns::new(store.bin()).instead(

@@ -231,7 +231,7 @@ fn a_broken_attribute_costs_itself_and_nothing_else() {
         mentions(&ended, "the abort's words");
         assert_eq!(pipeline.step(&["meta-fine"]).json["timeout_in_minutes"], 2);
         assert_eq!(pipeline.step(&["meta-fine"]).json["priority"], 1);
-        // Built again, these would be green: nobody looks at metadata then. So they only say what is wrong.
+        // Built again, these would be green: metadata is not read then. So they only say what is wrong.
         let refused = pipeline
             .broken()
             .into_iter()
@@ -292,7 +292,7 @@ fn what_a_target_says_to_us_is_data_and_counts_for_its_step_alone() {
     );
     assert!(option("plain").is_null());
     for part in [
-        "ours: in its `meta.eval-once`, `out-link` is no path of a link",
+        "ours: in its `meta.eval-once`, `out-link` cannot be the path of a link",
         "path: meta.eval-once.out-link is a path; expected plain data",
         "list: meta.eval-once is a list; expected an attribute set",
         "silent: meta.maxSilent is \"10m\"; expected a whole number of seconds, at least 1",

@@ -595,7 +595,7 @@ fn two_recordings_in_one_build_share_the_steps_of_common_targets() {
         assert_eq!(job.state, JobState::Passed, "{}", job.plain());
     }
     assert_eq!(outcome, Outcome::Passed);
-    // Whoever came second was refused, and uploaded what was not there yet.
+    // The second one was refused, and uploaded what was not there yet.
     let rejections = scene.build.rejections();
     assert_eq!(rejections.len(), 1, "{rejections:?}");
     assert!(rejections[0].contains("has already been used"));
@@ -649,7 +649,7 @@ fn the_failure_of_a_rejected_chunk_names_the_step() {
     let job = scene.build.job("record");
     let log = job.plain();
     assert_eq!(job.state, JobState::Failed, "{log}");
-    assert_eq!(job.retry_count, 0, "trying again would not help: {log}");
+    assert_eq!(job.retry_count, 0, "retrying would not help: {log}");
     assert!(log.contains(&message), "{log}");
     let errors: Vec<&str> = log
         .lines()

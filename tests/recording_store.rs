@@ -210,7 +210,7 @@ fn a_pin_that_is_valid_although_it_could_not_be_rooted_is_rooted_again() {
 }
 
 #[test]
-fn a_state_folder_that_the_daemon_does_not_see_is_said() {
+fn a_state_folder_that_the_daemon_does_not_see_is_a_failure_with_its_name() {
     let Some(store) = Store::new() else { return };
     store.targets(TARGETS);
     let daemon = store.daemon();
@@ -286,7 +286,7 @@ fn what_is_gone_is_evaluated_again_and_no_cache_is_asked_for_it() {
         "if [ $NTH = 2 ]; then nix-store --delete --ignore-liveness '{gone}' >/dev/null 2>&1; fi"
     );
     let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", &script);
-    // Whoever asks this one is still in its queue afterwards.
+    // A client that asks this one is still in its queue afterwards.
     let cache = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     cache.set_nonblocking(true).unwrap();
     store.configure(&format!(
@@ -460,7 +460,7 @@ fn what_a_cache_has_without_all_it_needs_gets_a_step() {
     }
     mentions(
         &ended,
-        "a substituter has 1 target without everything needed: not skipped",
+        "a substituter lacks dependencies of 1 target: not skipped",
     );
 }
 

@@ -621,7 +621,7 @@ fn unmarked_sets_that_hold_derivations_are_listed() {
 }
 
 #[test]
-fn what_a_flake_has_besides_is_said() {
+fn other_outputs_of_a_flake_are_named() {
     let Some(store) = Store::new() else { return };
     flake(
         &store,
@@ -661,7 +661,7 @@ fn what_a_flake_has_besides_is_said() {
 }
 
 #[test]
-fn what_the_keys_name_and_is_not_there_is_said_with_what_comes_next_to_it() {
+fn a_name_in_the_keys_that_matches_nothing_is_reported_with_the_nearest_name() {
     let Some(store) = Store::new() else { return };
     store.targets(
         r#"{

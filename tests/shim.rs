@@ -466,7 +466,7 @@ fn a_setting_that_is_a_relative_path_is_refused_by_name() {
 }
 
 #[test]
-fn a_missing_program_is_said_by_the_environment_hook_where_the_command_hook_may_not_run() {
+fn a_missing_program_is_reported_by_the_environment_hook_where_the_command_hook_may_not_run() {
     let host = Host::new();
     host.environment_hook()
         .env("BUILDKITE_STRICT_SINGLE_HOOKS", "true")
@@ -479,7 +479,7 @@ fn a_missing_program_is_said_by_the_environment_hook_where_the_command_hook_may_
 }
 
 #[test]
-fn a_refusal_in_the_environment_hook_is_said_once() {
+fn a_refusal_in_the_environment_hook_is_printed_once() {
     let host = Host::new();
     fs::create_dir(host.path("plugin/bin")).unwrap();
     write_program(

@@ -93,9 +93,9 @@ fn what_is_built_in_place_of_a_derivation_fails_for_it() {
         let ended = store.step(["--drv", &target.drv]).envs(environment).run();
         ended.fails(100, "build");
         let report = ended.report();
-        let culprit = report["failure"]["drv"].as_str().unwrap_or_default();
+        let root_cause = report["failure"]["drv"].as_str().unwrap_or_default();
         assert!(
-            culprit.ends_with("-above.drv") && culprit != target.drv,
+            root_cause.ends_with("-above.drv") && root_cause != target.drv,
             "{ended}"
         );
     }
@@ -444,7 +444,7 @@ fn a_host_that_forbids_it_never_evaluates() {
     );
     policy(&["--attr".into(), "target".into()])
         .fails(75, "surroundings")
-        .passes_on("This host does not evaluate; a retry helps only on a host that does.");
+        .passes_on("This host does not evaluate; retrying only helps on a host that does.");
     assert_eq!(
         stand_ins.calls("nix-instantiate"),
         Vec::<Vec<String>>::new()
@@ -469,7 +469,7 @@ fn a_wrong_value_of_a_host_setting_is_refused_by_its_name() {
 }
 
 #[test]
-fn a_state_folder_that_cannot_be_made_is_said_and_done_without() {
+fn a_state_folder_that_cannot_be_made_is_a_warning() {
     let Some(store) = Store::new() else { return };
     store.targets("{ target = file \"hello\"; }");
     let target = store.target("target");
@@ -489,7 +489,7 @@ fn a_state_folder_that_cannot_be_made_is_said_and_done_without() {
 }
 
 #[test]
-fn a_full_state_folder_is_said_and_done_without() {
+fn a_full_state_folder_is_a_warning() {
     let Some(store) = Store::new() else { return };
     store.targets("{ target = file \"hello\"; }");
     // A file system with room for its own root and nothing else.
@@ -522,7 +522,7 @@ fn a_report_that_cannot_be_written_is_seen_before_anything_is_built() {
 }
 
 #[test]
-fn each_failure_is_told_once_and_with_a_report() {
+fn each_failure_is_printed_once_and_with_a_report() {
     let Some(store) = Store::new() else { return };
     let target = recorded(&store, "build \"bad\" \"exit 3\"");
     let ended = store.step(with_source(&target)).run();

@@ -400,11 +400,14 @@ fn a_drv_that_was_collected_is_evaluated_again() {
     store.collect();
     assert!(!store.has(&target.drv));
     let ended = store.step(recorded(&target)).run();
-    ended.takes("evaluated", "drv-missing").counts(1, 0).says(&[
-        "the recorded outputs are neither here nor in a substituter; ",
-        "evaluated ",
-        "hint: evaluated again because the recorded .drv is not on this host",
-    ]);
+    ended
+        .takes("evaluated", "drv-missing")
+        .counts(1, 0)
+        .says(&[
+            "evaluated ",
+            "hint: evaluated again because the recorded .drv is not on this host",
+        ])
+        .passes_on("because the recorded outputs are neither here nor in a substituter; ");
     // What the ways before it have met is no error of a step that succeeds.
     ended.never_says("error:");
     gives(&ended, &store, &target);
@@ -648,7 +651,7 @@ fn an_unreachable_cache_is_asked_in_one_way_only() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
     store.collect();
-    // Nobody listens on port 1, so that the connection is refused, five times within 4.4 s.
+    // No server listens on port 1, so that the connection is refused, five times within 4.4 s.
     store.configure("substituters = http://127.0.0.1:1");
     let ended = store.step(recorded(&target)).run();
     ended.takes("evaluated", "drv-missing").counts(1, 0);
@@ -952,7 +955,7 @@ fn a_signal_is_noticed_in_a_flood_of_output_that_is_read_slowly() {
     while slowly() > 0 {
         let waited = signalled.elapsed();
         if waited > Duration::from_secs(10) {
-            // What it started is held up by nobody any more, and ends by the pipe that nobody reads.
+            // What it started is not held up any longer, and ends by the pipe that is not read.
             child.kill().unwrap();
             child.wait().unwrap();
             panic!("still there {waited:?} after the signal");
@@ -1232,7 +1235,7 @@ fn a_folder_that_is_no_state_folder_of_ours_loses_nothing() {
 }
 
 #[test]
-fn a_drv_that_is_a_pipe_holds_nobody() {
+fn a_drv_that_is_a_pipe_does_not_block_a_step() {
     let Some(store) = Store::new() else { return };
     let folder = store.root().join("other/store");
     fs::create_dir_all(&folder).unwrap();

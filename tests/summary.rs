@@ -235,7 +235,7 @@ fn a_recording_adds_a_last_step_that_sums_up_the_build_however_it_ended() {
 }
 
 /// A build with a target for each outcome that a step can have. `{begun}` is a folder in which those say that they run that do not
-/// end by themselves, and `{never}` a pipe that nobody writes to.
+/// end by themselves, and `{never}` a pipe without a writer.
 const OUTCOMES: &str = r#"let
   own = buildkite: drv: drv // { meta = { inherit buildkite; }; };
   waits = name: build name ": > {begun}/${name}; read x < {never}";

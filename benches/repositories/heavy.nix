@@ -1,4 +1,4 @@
-# Targets as heavy as machines composed of modules: each merges thousands of small sets, and nobody else needs what comes
+# Targets as heavy as machines composed of modules: each merges thousands of small sets, and no other target needs what comes
 # of it. A hundred milliseconds for each, and garbage for the collector.
 { targets }:
 let

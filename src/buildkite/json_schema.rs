@@ -61,7 +61,7 @@ impl JsonSchema {
         Self { document }
     }
 
-    /// The schema at a JSON pointer; one that every value meets where there is none.
+    /// The schema at a JSON pointer; where there is none, one that accepts every value.
     pub(super) fn at(&self, pointer: &str) -> &Value {
         self.document.pointer(pointer).unwrap_or(&Value::Null)
     }

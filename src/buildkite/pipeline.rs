@@ -198,8 +198,8 @@ pub struct RetryRule {
 
 /// `value` as JSON that the agent reads as well.
 ///
-/// The agent reads it as YAML 1.2 with Go's yaml.v3 (`reference/buildkite.md` §5.3), which differs in what may stand in a
-/// string: no pairs of surrogates in escapes, and no control character or line break of Unicode's outside of one.
+/// The agent reads it as YAML 1.2 with Go's yaml.v3, which differs in what a string may contain: no pairs of surrogates in
+/// escapes, and no control character or line break of Unicode's outside of one.
 ///
 /// # Errors
 /// `value` cannot be JSON: a map whose keys are no strings.

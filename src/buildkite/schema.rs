@@ -24,7 +24,7 @@ impl Schema {
     /// Reads the schema.
     ///
     /// # Errors
-    /// The schema in this program is no schema: a bug (70).
+    /// The schema that is compiled in cannot be read: a bug (70).
     pub fn new() -> Result<Self, Failure> {
         let bug = || "the schema of Buildkite's pipelines cannot be used".to_owned();
         let mut document: Value =
@@ -84,7 +84,7 @@ impl Schema {
                     .filter(|known| known.len() < 10 && !place.is_empty())
                     .map(|known| {
                         let known: Vec<_> = known.keys().map(String::as_str).collect();
-                        format!(": it knows {}", known.join(", "))
+                        format!("; expected one of: {}", known.join(", "))
                     });
                 format!(
                     "{} is not a property that Buildkite knows here{}",
@@ -539,7 +539,7 @@ mod tests {
             ),
             (
                 json!({ "retry": { "automatic": [{ "limt": 1 }] } }),
-                "`retry.automatic[0].limt` is not a property that Buildkite knows here: it knows exit_status, limit",
+                "`retry.automatic[0].limt` is not a property that Buildkite knows here; expected one of: exit_status, limit",
             ),
             (
                 json!({ "retry": { "automatic": { "limt": 1 } } }),
@@ -547,7 +547,7 @@ mod tests {
             ),
             (
                 json!({ "retry": { "auto": true } }),
-                "`retry.auto` is not a property that Buildkite knows here: it knows automatic, manual",
+                "`retry.auto` is not a property that Buildkite knows here; expected one of: automatic, manual",
             ),
             (json!({ "env": null }), "`env` is null"),
             (json!({ "env": { "X": null } }), "`env.X` is null"),

@@ -21,7 +21,7 @@ pub fn setting<'c>(config: &'c str, name: &str) -> Option<&'c str> {
         .map(str::trim)
 }
 
-/// Parts caches into those that are left, and those to which one of the `unreachable` files belongs.
+/// Splits caches into the reachable ones and those to which one of the `unreachable` files belongs.
 #[must_use]
 pub fn part(caches: Vec<String>, unreachable: &BTreeSet<String>) -> (Vec<String>, Vec<String>) {
     caches.into_iter().partition(|cache| {

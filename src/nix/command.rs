@@ -82,7 +82,7 @@ pub fn obtain(paths: &[&StorePath], link: Option<&Path>, options: &Options) -> C
     rooted(command("nix-store", &arguments, options), link)
 }
 
-/// Writes the pin that `json` tells of (pin.nix), and prints its path as a string. It reads nothing but that file, whatever the
+/// Writes the pin that `json` describes (pin.nix), and prints its path as a string. It reads nothing but that file, whatever the
 /// settings say that evaluation may read.
 #[must_use]
 pub fn write_pin(json: &Path, options: &Options) -> CommandLine {
@@ -97,7 +97,7 @@ pub fn write_pin(json: &Path, options: &Options) -> CommandLine {
     unrestricted(command)
 }
 
-/// Prints what keeps `path` alive, one root on each line: `LINK -> PATH`. Through a daemon, it is the daemon who looks.
+/// Prints what keeps `path` alive, one root on each line: `LINK -> PATH`. With a daemon, these are the roots that the daemon sees.
 #[must_use]
 pub fn roots_of(path: &StorePath, options: &Options) -> CommandLine {
     command("nix-store", &["--query", "--roots", path.as_str()], options)
@@ -243,7 +243,7 @@ pub fn catch(
 ///
 /// `settings` is what walk.nix takes, as JSON; `heap` the size of the heap that the evaluator begins with, in bytes: growing
 /// to it step by step costs as much again as the evaluation. None: what Nix begins with by itself, which is less where it
-/// cannot have that much; a size that it is told it must have.
+/// cannot have that much; a size that is set explicitly it must have.
 #[must_use]
 pub fn walk(
     evaluation: &Evaluation,

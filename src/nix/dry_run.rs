@@ -30,21 +30,21 @@ pub fn begins_missing(line: &str) -> bool {
 }
 
 impl DryRun {
-    /// Reads what Nix has said on standard error. Each list is a heading, and then its paths, indented.
+    /// Reads the standard error of Nix. Each list is a heading, and then its paths, indented.
     #[must_use]
-    pub fn read(said: &[u8]) -> Self {
+    pub fn read(stderr: &[u8]) -> Self {
         enum List {
             Missing,
             Fetched,
             Other,
         }
         let mut answer = Self::default();
-        let unreachable = NixOutput::of(said).unreachable;
+        let unreachable = NixOutput::of(stderr).unreachable;
         answer
             .unreachable
             .extend(unreachable.iter().map(|file| cache_of(file).to_owned()));
         let mut list = List::Other;
-        for line in String::from_utf8_lossy(said).lines() {
+        for line in String::from_utf8_lossy(stderr).lines() {
             let line = without_escapes(line);
             answer.failing.extend(given_up(&line));
             match line.strip_prefix("  ") {
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_dry_run_is_read_by_its_headings() {
-        let said = format!(
+        let stderr = format!(
             "warning: x\ndon't know how to build these paths:\n  {}\n  {}\nthese 2 paths will be fetched (0.1 MiB download, 1 MiB unpacked):\n  {}\n  {}\nother:\n  {}\n",
             path("a"),
             path("b"),
@@ -120,22 +120,22 @@ mod tests {
             path("d"),
             path("e")
         );
-        let answer = DryRun::read(said.as_bytes());
+        let answer = DryRun::read(stderr.as_bytes());
         assert_eq!(answer.missing, paths(&["a", "b"]));
         assert_eq!(answer.fetched, paths(&["c", "d"]));
-        let said = format!(
+        let stderr = format!(
             "this path will be fetched (0.00 MiB download, 0.00 MiB unpacked):\n  {}",
             path("c")
         );
-        let answer = DryRun::read(said.as_bytes());
+        let answer = DryRun::read(stderr.as_bytes());
         assert!(answer.missing.is_empty());
         assert_eq!(answer.fetched, paths(&["c"]));
     }
 
     #[test]
     fn a_substituter_that_answers_with_an_error_is_named() {
-        let said = b"\x1b[31mdisabling binary cache 'https://c' for 60 seconds\x1b[0m\n";
-        let answer = DryRun::read(said);
+        let stderr = b"\x1b[31mdisabling binary cache 'https://c' for 60 seconds\x1b[0m\n";
+        let answer = DryRun::read(stderr);
         assert_eq!(answer.failing, BTreeSet::from(["https://c".to_owned()]));
     }
 }

@@ -117,7 +117,7 @@ impl FlakeMetadata {
     #[must_use]
     pub fn locked(&self) -> LockedFlake {
         let from_git = self.text("type") == Some("git");
-        if from_git && self.text("rev").is_some() && self.is_told_by_revision() {
+        if from_git && self.text("rev").is_some() && self.is_identified_by_revision() {
             let mut source_info = Map::new();
             // Of a shallow clone, 2.26.3 counts other revisions when it fetches than when it finds it in place.
             if self.is_set("shallow") {
@@ -153,7 +153,7 @@ impl FlakeMetadata {
     /// Whether a revision of git is all it takes. A repository that has submodules, and was not asked for them, shows them as
     /// empty folders to 2.34 if it is named by its revision, and not at all to `nix build` in a checkout. (Before 2.26 it makes
     /// no difference, and a copy cannot have a `dir`.)
-    fn is_told_by_revision(&self) -> bool {
+    fn is_identified_by_revision(&self) -> bool {
         self.is_set("submodules")
             || !self.is_final()
             || !Path::new(&self.path).join(".gitmodules").exists()

@@ -1,4 +1,4 @@
-//! Nix's settings as its files have them, for what is no answer worth a process of Nix's: a hint.
+//! Nix's settings as its files have them: enough for a hint, for which asking Nix would cost a process.
 
 use std::path::{Path, PathBuf};
 

@@ -293,7 +293,7 @@ fn event_of<'a>(message: JsonMessage<'a>, activities: &mut Activities) -> Option
                 }
                 _ => return begin_in_words(message.level, &message.text),
             };
-            // An activity without a store path is none that Nix begins: it is only shown.
+            // Nix begins no copy without a store path: this is a builder's message, and only shown.
             let Some(event) = event else {
                 return begin_in_words(message.level, &message.text);
             };

@@ -186,7 +186,7 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
     }))
 }
 
-/// Looks whether this is a job, which can ask for what its build has.
+/// Checks that this is a job, which can read its build's meta-data and artifacts.
 ///
 /// # Errors
 /// It is not (64).
@@ -215,7 +215,7 @@ pub(super) fn step_job(variables: &Variables) -> Option<StepJob> {
     })
 }
 
-/// What is around a build in its job.
+/// The job around a build: other plugins, later hooks, its time limit.
 fn context(variables: &Variables) -> JobContext {
     let number = |name: &str| {
         variables

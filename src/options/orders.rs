@@ -1,6 +1,6 @@
 //! Orders: from the keys of a step or of a recording to something that can be done, complete, or to a [`Refusal`].
 //!
-//! What can be wrong is looked at in one order: the keys as they were written, then what stands around them (the build, the
+//! Mistakes are reported in one order: the keys as they were written, then their context (the build, the
 //! job's command), then what each key means, then the host. (A recording reads the host's settings before its keys.)
 
 use std::path::PathBuf;

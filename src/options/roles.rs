@@ -80,7 +80,7 @@ impl RoleReader<'_> {
     }
 
     fn subcommand(&self, subcommand: CliCommand) -> Invocation {
-        let asked = match subcommand {
+        let invocation = match subcommand {
             CliCommand::Step {
                 keys,
                 report,
@@ -88,7 +88,7 @@ impl RoleReader<'_> {
             } => self.step_by_hand(keys, report, trailing),
             CliCommand::Explain { keys, json, .. } => {
                 let (keys, _) = self.keys_by_hand(keys);
-                // What would be reported of the step is not: only the explanation is asked for.
+                // `--report` of the step is ignored: `explain` builds nothing to report.
                 self.step(keys, self.draft_by_hand())
                     .map(|order| Invocation::Explain { order, json })
                     .map_err(|refusal| refusal.failure.into())
@@ -123,7 +123,7 @@ impl RoleReader<'_> {
                 .map_err(Refusal::from),
             CliCommand::Completions { shell } => Ok(Invocation::Completions(shell)),
         };
-        asked.unwrap_or_else(Invocation::Refused)
+        invocation.unwrap_or_else(Invocation::Refused)
     }
 
     /// What clap has to say. A wrong command line is a refusal like any other, and reported where it says where to.
@@ -595,7 +595,7 @@ mod tests {
         }
     }
 
-    /// What is wrong first is reported, whatever else is: the keys as they are written, the job's command, what the keys
+    /// The first mistake in this order is reported: the keys as they are written, the job's command, what the keys
     /// mean, the host.
     #[test]
     fn of_several_things_that_are_wrong_one_is_reported() {

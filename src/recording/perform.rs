@@ -183,7 +183,7 @@ fn notes(gaps: &Gaps, request: &RecordingRequest, targets: &[Target]) -> Vec<Not
     notes
 }
 
-/// Fails where there is no target and no error either: such a recording is more likely to be wrong than to be meant.
+/// Fails where there is no target and no error either: such a recording is more likely a mistake than intended.
 fn refuse_nothing(
     evaluated: &EvaluationResult,
     request: &RecordingRequest,
@@ -207,7 +207,7 @@ fn refuse_nothing(
     }))
 }
 
-/// What a failing recording has not done: its reader wonders what there is to clean up.
+/// What a failing recording has not done, so that a reader knows that nothing has to be cleaned up.
 fn undone(build: Option<&BuildkiteBuild>) -> &'static str {
     match build {
         Some(_) => "nothing is uploaded",

@@ -345,7 +345,7 @@ fn attribute_path(value: Value) -> Option<Result<AttrPath, String>> {
     };
     Some(path.and_then(|path| {
         if path.names().is_empty() {
-            Err("holds the root, which leaves no target".into())
+            Err("holds the root, so that no target remains".into())
         } else {
             Ok(path)
         }

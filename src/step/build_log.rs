@@ -72,7 +72,7 @@ impl BuildLog {
         self.folder.path().join(&self.name)
     }
 
-    /// The folder in which it stands under its [name](Self::name).
+    /// The folder that contains it, under its [name](Self::name).
     pub(super) fn folder(&self) -> &Path {
         self.folder.path()
     }

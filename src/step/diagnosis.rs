@@ -54,11 +54,11 @@ pub(super) fn of_realise(
         };
         return of_fault(class, fault, &what, nix_output, out_of_memory);
     }
-    let said = match (class, &nix_output.error) {
+    let why = match (class, &nix_output.error) {
         (Class::Signal(_), _) | (_, None) => String::new(),
         (_, Some(error)) => format!(": {error}"),
     };
-    let failure = Failure::new(class, format_args!("{drv} was not built: {how}{said}"));
+    let failure = Failure::new(class, format_args!("{drv} was not built: {how}{why}"));
     with_hint(failure, nix_output)
 }
 
@@ -166,11 +166,11 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
 
 /// A failure of no derivation, with what can be done about it where that is known.
 fn with_hint(failure: Failure, nix_output: &NixOutput) -> Failure {
-    let said = nix_output
+    let message = nix_output
         .error
         .as_deref()
         .or(nix_output.assertion.as_deref());
-    let error = said.unwrap_or_default();
+    let error = message.unwrap_or_default();
     if failure.class == Class::Build {
         return match refusal_hint(error) {
             Some(hint) => failure.meaning(REFUSED).hint(hint),

@@ -30,7 +30,7 @@ pub(super) fn show(
     report: &Report,
     request: Option<&StepRequest>,
     advice: &Advice,
-    kept: Option<&BuildLog>,
+    build_log: Option<&BuildLog>,
     is_log_above: bool,
     log: &Log,
 ) {
@@ -41,6 +41,7 @@ pub(super) fn show(
     let root_cause = reported.and_then(|reported| reported.drv.as_ref());
     let others = reported.map_or(&[][..], |reported| &reported.others);
     let name = root_cause.map(DrvPath::name);
+    let evaluation = request.and_then(|request| request.evaluation.as_ref());
     if is_log_above {
         // The group that holds the end of the builder's log: it is not repeated below.
         log.open_group();
@@ -51,10 +52,13 @@ pub(super) fn show(
             (Some(name), 0) => format!("{name} failed"),
             (Some(name), 1) => format!("{name} and another failed"),
             (Some(name), others) => format!("{name} and {others} others failed"),
-            (None, _) if failure.class == Class::Evaluation => format!("it {}", failure.verb()),
+            (None, _) if failure.class == Class::Evaluation => match evaluation {
+                Some(evaluation) => format!("{evaluation} {}", failure.verb()),
+                None => format!("the target {}", failure.verb()),
+            },
             (None, _) => "failed".into(),
         },
-        failure.class.word(),
+        Class::shown(failure.class.word()),
         failure.class.status()
     ));
     log.open_group();
@@ -64,7 +68,7 @@ pub(super) fn show(
             tamed(text, KeepEscapes::Nothing)
         ));
     };
-    if let Some(evaluation) = request.and_then(|request| request.evaluation.as_ref()) {
+    if let Some(evaluation) = evaluation {
         line("target", &evaluation.to_string());
     }
     let recorded = request.and_then(|request| request.drv.as_ref());
@@ -109,7 +113,7 @@ pub(super) fn show(
                 tamed(text, KeepEscapes::Nothing)
             ));
         }
-    } else if kept.is_some() {
+    } else if build_log.is_some() {
         log.plain("the end of its log: it has printed nothing");
     }
 }

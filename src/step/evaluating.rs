@@ -75,7 +75,12 @@ impl<'e> Evaluating<'e> {
     pub(super) fn next_drv(&mut self, step: &mut StepRun<'_>) -> Result<Option<DrvPath>, Failure> {
         while self.disturbed < ATTEMPTS {
             let slot = step.evaluation_slot()?;
-            step.begin_group(format_args!("evaluating {}", self.evaluation));
+            // In the heading, so that a step that evaluates has no line more for it.
+            let why = match step.take_dead_ends() {
+                Some(dead_ends) => format!(", because {dead_ends}"),
+                None => String::new(),
+            };
+            step.begin_group(format_args!("evaluating {}{why}", self.evaluation));
             let started = Instant::now();
             let root = self.roots.as_ref().map(Roots::link);
             let repeated = self.doubted || self.disturbed > 0;
@@ -165,7 +170,7 @@ fn evaluate(
     };
     let failure = Failure::new(Class::Evaluation, format_args!("{evaluation} is {found}"))
         .called("is not one derivation")
-        .meaning("The Nix expression evaluates, but not to one derivation; a retry cannot help.")
+        .meaning("The Nix expression evaluates, but not to one derivation; retrying cannot help.")
         .hint("name one derivation with `attr`: a step builds one");
     Err(failure.into())
 }

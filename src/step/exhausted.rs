@@ -2,15 +2,15 @@
 
 use super::links::main_output;
 use super::run::StepRun;
-use super::ways::LOST_HINT;
+use super::ways::lost_hint;
 use crate::exit::{Class, Failure};
 
 /// What it means that what was recorded is gone.
 const GONE: &str =
-    "What was recorded is gone; a retry helps only on a host that has it, recording again helps.";
+    "What was recorded is gone; retrying only helps on a host that has it, recording again helps.";
 
 /// What it means that there is only an evaluation, on a host with `recorded-only`.
-const FORBIDDEN: &str = "This host does not evaluate; a retry helps only on a host that does.";
+const FORBIDDEN: &str = "This host does not evaluate; retrying only helps on a host that does.";
 
 /// What to do about a record that is gone.
 const RECORD_AGAIN: &str = "record again: run the pipeline's recording step anew";
@@ -32,7 +32,7 @@ pub(super) fn failure(step: &StepRun<'_>) -> Failure {
             Class::Infrastructure,
             format_args!("{path} does not exist, although Nix has realised it"),
         )
-        .hint(LOST_HINT);
+        .hint(lost_hint());
     }
     let request = step.request;
     let drv = request.drv.as_ref().map(ToString::to_string);

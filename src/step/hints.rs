@@ -2,9 +2,11 @@
 
 use super::report::Reason;
 use super::run::StepRun;
+use super::ways;
 use crate::exit::Failure;
 use crate::host;
 use crate::nix::version;
+use crate::store::COLLECTOR_HINT;
 
 /// From this version of Nix on, an automatic collection keeps what is in use (NixOS/nix#15469).
 const COLLECTOR_FIXED: (u32, u32) = (2, 35);
@@ -18,10 +20,14 @@ pub(super) fn of(step: &mut StepRun<'_>, succeeded: bool) -> Result<Vec<String>,
     if step.way.is_none() {
         return Ok(hints);
     }
-    if step.drift && !step.request.fail_on_drift {
-        hints.push(
-            "drift: lock the inputs of the evaluation, or record again: they changed since the recording (commit, Nix version or channel)".into(),
-        );
+    if step.drift
+        && !step.request.fail_on_drift
+        && let (Some(drv), Some(recorded)) = (&step.drv, &step.request.drv)
+    {
+        hints.push(format!(
+            "{}; lock the inputs of the evaluation, or record again: they changed since the recording (commit, Nix version or channel)",
+            ways::drift(drv, recorded)
+        ));
     }
     if let Some(why) = missing_root(step) {
         let what = if succeeded {
@@ -48,17 +54,17 @@ pub(super) fn of(step: &mut StepRun<'_>, succeeded: bool) -> Result<Vec<String>,
 }
 
 /// Why a recorded step was evaluated again, and how to avoid that.
-fn missing_root(step: &StepRun<'_>) -> Option<&'static str> {
+fn missing_root(step: &StepRun<'_>) -> Option<String> {
     match step.reason? {
         Reason::DrvMissing => Some(
-            "the recorded .drv is not on this host: it had no GC root, or another host recorded it. `eval-once pipeline` keeps a GC root for `keep-days` days in its state folder (EVAL_ONCE_STATE_DIR); for other hosts, keep outputs in a cache",
+            "the recorded .drv is not on this host: it had no GC root, or another host recorded it. `eval-once pipeline` keeps a GC root for `keep-days` days in its state folder (EVAL_ONCE_STATE_DIR); for other hosts, keep outputs in a cache".into(),
         ),
         Reason::DrvCollected => Some(
-            "the recorded .drv was collected meanwhile: it had no GC root. `eval-once pipeline` keeps one for `keep-days` days in its state folder (EVAL_ONCE_STATE_DIR), which the collector must be able to read",
+            "the recorded .drv was collected meanwhile: it had no GC root. `eval-once pipeline` keeps one for `keep-days` days in its state folder (EVAL_ONCE_STATE_DIR), which the collector must be able to read".into(),
         ),
-        Reason::OutputsCollected => Some(
-            "an output was collected right after it was realised, by a collection that was already running. Collect less often, or while no job runs",
-        ),
+        Reason::OutputsCollected => Some(format!(
+            "an output was collected right after it was realised, by a collection that was already running: {COLLECTOR_HINT}"
+        )),
         _ => None,
     }
 }

@@ -199,8 +199,13 @@ impl EndedStep<'_> {
             log.say(line);
         }
         if result.is_ok() && !report.hints.is_empty() {
-            // One line: a green step prints at most three of its own.
-            log.say(format_args!("hint: {}", report.hints.join("; also: ")));
+            // One line: a green step prints at most three of its own, with the outputs that the hook prints.
+            let hints = report.hints.join("; also: ");
+            if report.drift {
+                log.warn(hints);
+            } else {
+                log.say(format_args!("hint: {hints}"));
+            }
         } else {
             for hint in &report.hints {
                 log.say(format_args!("hint: {hint}"));

@@ -53,8 +53,8 @@ impl StepRun<'_> {
         self.verify(outputs)
     }
 
-    /// The outputs, if each of them is there now that its GC root exists. No process: a file that is missing in a store whose
-    /// folder is here is missing. Nix is asked only where that store may lie elsewhere, in a way that a program which does nothing
+    /// The outputs, if each of them is there now that its GC root exists. No process is needed where the store's folder is on this host: then a
+    /// missing file is a missing output. Nix is asked only where that store may lie elsewhere, in a way that a program which does nothing
     /// cannot answer.
     pub(super) fn verify(&mut self, outputs: Outputs) -> Result<Option<VerifiedOutputs>, Failure> {
         let is_missing = |path: &&StorePath| path.as_path().symlink_metadata().is_err();
@@ -127,7 +127,7 @@ impl StepRun<'_> {
             return Ok(in_drv);
         };
         let exists = path.as_path().symlink_metadata().is_ok();
-        // Another step that has replaced the link names something of another name, as a rule.
+        // Another step may have replaced the link; its output has another name, as a rule.
         let linked = linked.filter(|linked| {
             linked
                 .get("out")
@@ -155,7 +155,7 @@ impl StepRun<'_> {
             cause,
         });
         Err(failure
-            .meaning("A fixed output that refers to other store paths cannot be used; a retry cannot help.")
+            .meaning("A fixed output that refers to other store paths cannot be used; retrying cannot help.")
             .hint("keep references out of what is fetched (leave out `patchShebangs`, wrappers and store paths in it): this Nix registers such an output under another path than its .drv says, later versions refuse it"))
     }
 

@@ -179,7 +179,7 @@ impl Publisher<'_> {
                 )
             }
             Entry::Count(count) => {
-                self.ask(&[command::set_meta_data(&Marks::counted(count), "told")])?;
+                self.ask(&[command::set_meta_data(&Marks::counted(count), "counted")])?;
                 annotation::counted(count, SECTIONS)
             }
             Entry::None => return Ok(()),

@@ -16,7 +16,7 @@ use crate::nix::{
 pub(super) enum Realised {
     /// Its outputs are there, and linked.
     Outputs(VerifiedOutputs),
-    /// It is not valid (any more): it was never here, or the collector took it.
+    /// It is not valid: it was never here, or the collector took it.
     Gone,
     /// Nix has realised it, and an output is missing all the same: the collector was at work already when it was rooted.
     OutputLost,
@@ -27,8 +27,8 @@ const DAEMON_DIES: &str = "the daemon dies when it registers the output, which m
 
 impl StepRun<'_> {
     /// Realises a `.drv` and links its outputs; where that fails, asks whether the `.drv` is still valid. No check before: it
-    /// would cost as much as the realise, and say nothing about a moment later. The check *afterwards* tells a `.drv` that is gone
-    /// from a build that failed, which no message of Nix does (519 of 519 measured failures were told apart).
+    /// would cost as much as the realise, and say nothing about a moment later. The check *afterwards* distinguishes a `.drv` that is gone
+    /// from a build that failed, which no message of Nix does (519 of 519 measured failures were classified correctly).
     ///
     /// But the check sees a later world. Where Nix has reported a path as missing that is valid now, something has registered it
     /// in between (two or three steps of one missing `.drv` that started within 120 ms: 55 of 294), and the `.drv` is realised

@@ -167,7 +167,7 @@ impl Report {
             }
             return Some(format!(
                 "failed ({}) in {seconds:.1} s: tried {}{reason}; {counts}",
-                failure.class,
+                Class::shown(failure.class),
                 tried.join(", ")
             ));
         }

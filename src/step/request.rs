@@ -23,7 +23,7 @@ pub struct StepRequest {
     pub outputs: BTreeMap<String, StorePath>,
     /// What to evaluate; nothing where only a record was given.
     pub evaluation: Option<Evaluation>,
-    /// Whether the evaluation is of a `default.nix` that nobody named.
+    /// Whether `default.nix` is evaluated because the step names nothing else.
     pub by_default: bool,
     /// Nix settings, by name.
     pub options: Vec<(String, String)>,
@@ -46,7 +46,7 @@ impl StepRequest {
     ///
     /// # Errors
     /// A key is unknown, null, of the wrong type or not allowed here; each is named (64). The recording has refused the target,
-    /// and said why (64).
+    /// with this message (64).
     pub fn read(keys: Keys, place: &Checkout) -> Result<Self, Failure> {
         let mut reader = KeyReader::new(keys.clone())?;
         let request = Self::read_keys(&mut reader, keys, place)?;
@@ -59,7 +59,7 @@ impl StepRequest {
 
     fn read_keys(reader: &mut KeyReader, keys: Keys, place: &Checkout) -> Result<Self, Failure> {
         if let Some(message) = reader.string("refused")? {
-            // Whatever stands beside it: what the recording found wrong is not to be built.
+            // No other key counts then: the recording found that this target must not be built.
             return Err(refuse(message).hint("correct it, and record again"));
         }
         let drv = reader.take("drv", "the store path of a .drv", |value| {

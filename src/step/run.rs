@@ -33,7 +33,7 @@ const BURST_LENGTH: u32 = 8;
 /// From so many bytes at once on reading does not pause: a pipe would be full, and Nix would wait for us.
 const BURST_BYTES: usize = 32 << 10;
 
-/// How a Nix program ended, what it said that matters, and messages about missing paths that were not shown.
+/// How a Nix program ended, the parsed output, and messages about missing paths that were not shown.
 pub(super) struct NixRun {
     pub(super) finished: Finished,
     pub(super) output: NixOutput,
@@ -145,17 +145,22 @@ impl<'a> StepRun<'a> {
         self.reason = None;
     }
 
-    /// Notes why a way leads nowhere. A step that finds its outputs on another way need not say it.
+    /// Notes why a way leads nowhere. It is printed only where the step evaluates or fails because of it.
     pub(super) fn note_dead_end(&mut self, why: impl Display) {
         self.dead_ends.push(why.to_string());
     }
 
-    /// Says why the ways so far led nowhere, in one line: before the step evaluates or fails because of it.
+    /// Prints why the ways so far led nowhere, in one line: a step that fails because of it has no group for it.
     pub(super) fn report_dead_ends(&mut self) {
-        if !self.dead_ends.is_empty() {
-            let dead_ends = std::mem::take(&mut self.dead_ends);
-            self.log.say(dead_ends.join("; "));
+        if let Some(dead_ends) = self.take_dead_ends() {
+            self.log.say(dead_ends);
         }
+    }
+
+    /// Why the ways so far led nowhere, where the log does not have it yet. The caller prints it.
+    pub(super) fn take_dead_ends(&mut self) -> Option<String> {
+        let dead_ends = std::mem::take(&mut self.dead_ends);
+        (!dead_ends.is_empty()).then(|| dead_ends.join("; "))
     }
 
     /// Links the outputs in a new folder of the state folder, for a step with `out-link: false`.

@@ -154,7 +154,7 @@ impl SavedReport {
     pub fn new(report: &Report, target: &str, job: &StepJob, command: bool, stopped: bool) -> Self {
         let failure = report.failure.as_ref();
         let around = &job.around;
-        // The signal that stops a hook is the same for a cancelled job and for one whose time is over: the clock tells which.
+        // The signal that stops a hook is the same for a cancelled job and for one whose time is over: only the time shows which it was.
         let age = around.began.and_then(|began| began.elapsed().ok());
         let age = age.unwrap_or(report.seconds.total);
         let is_late = around.limit.is_some_and(|limit| age >= limit);

@@ -16,7 +16,7 @@ impl StepRun<'_> {
             let opened = match &self.host.state {
                 Some(folder) => StateFolder::open(folder)
                     .map_err(|error| format!("{}: {error}", folder.display())),
-                None => Err("none of EVAL_ONCE_STATE_DIR, XDG_STATE_HOME and HOME is set".into()),
+                None => Err("EVAL_ONCE_STATE_DIR, XDG_STATE_HOME and HOME are not set".into()),
             };
             if let Err(error) = &opened {
                 self.log

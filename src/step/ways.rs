@@ -17,7 +17,7 @@ use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Failure};
 use crate::nix::{DrvPath, Evaluation, LockedFlake, StorePath, Trouble, command};
 use crate::state::Roots;
-use crate::store::ATTEMPTS;
+use crate::store::{ATTEMPTS, COLLECTOR_HINT};
 
 /// What a way answers when it is asked.
 pub(super) struct WayAnswer {
@@ -108,7 +108,7 @@ pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> 
 
 fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     if !are_there(step)? {
-        // Said at once: the recording has announced that this step does nothing.
+        // Printed at once: the recording has announced that this step does nothing.
         step.log.say(
             "the outputs are no longer here or in a substituter, where the recording found them: building the target",
         );
@@ -370,7 +370,6 @@ fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
         return Ok(None);
     };
     check_file(evaluation, false, step.checkout)?;
-    step.report_dead_ends();
     step.begin_way(WayName::Evaluated, Some(reason_to_evaluate(step)));
     step.lost = None;
     let mut evaluating = Evaluating::new(step, evaluation);
@@ -386,7 +385,6 @@ fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
             )),
             Realised::OutputLost => {}
         }
-        step.report_dead_ends();
         evaluating.count_disturbance();
     }
     Err(match &step.lost {
@@ -394,16 +392,25 @@ fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
             Class::Infrastructure,
             format_args!("{path} does not exist, although Nix has realised it {ATTEMPTS} times"),
         )
-        .hint(LOST_HINT),
+        .hint(lost_hint()),
         None => evaluating.failure(),
     })
 }
 
 /// What to do about outputs that do not exist although Nix says so.
-pub(super) const LOST_HINT: &str = "run the garbage collector less often, or while no job runs. If none was running, the store has lost files that it still lists: `nix-store --verify --check-contents --repair` finds and mends them";
+pub(super) fn lost_hint() -> String {
+    format!(
+        "{COLLECTOR_HINT}. If none was running, the store has lost files that it still lists: `nix-store --verify --check-contents --repair` finds and mends them"
+    )
+}
 
 /// What to do about drift.
 const DRIFT_HINT: &str = "something that the evaluation reads has changed (another commit, Nix version or channel): record again, lock it, or set `on-drift: warn`";
+
+/// Drift, in a sentence.
+pub(super) fn drift(drv: &DrvPath, recorded: &DrvPath) -> String {
+    format!("drift: evaluating again gave {drv}, where {recorded} was recorded")
+}
 
 fn note_drift(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<(), Failure> {
     let recorded = step.request.drv.as_ref();
@@ -411,11 +418,9 @@ fn note_drift(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<(), Failure> {
         return Ok(());
     };
     step.drift = true;
-    let message = format!("drift: evaluating again gave {drv}, where {recorded} was recorded");
     if step.request.fail_on_drift {
-        return Err(Failure::new(Class::Drift, message).hint(DRIFT_HINT));
+        return Err(Failure::new(Class::Drift, drift(drv, recorded)).hint(DRIFT_HINT));
     }
-    step.log.warn(message);
     Ok(())
 }
 

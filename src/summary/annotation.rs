@@ -218,7 +218,10 @@ fn word(text: &str) -> String {
 fn outcome(row: &Row) -> String {
     let class = || {
         let report = row.report.as_ref()?;
-        let class = report.class.as_deref().map(word);
+        let class = report
+            .class
+            .as_deref()
+            .map(|class| word(Class::shown(class)));
         Some(class.unwrap_or_else(|| format!("status {}", report.exit)))
     };
     let failed = |how: &str, what: &FailedPart| match (what, &row.root_cause) {

@@ -1,4 +1,4 @@
-//! Which targets did not run because another one failed, as far as the plans say which step depends on which. Pure.
+//! Which targets did not run because another one failed, by the dependencies in the plans. Pure.
 //!
 //! It knows nothing of what users add to `depends_on`, and guesses nothing: that a step has no report is not excused by a
 //! failed dependency where the step runs in spite of that.
@@ -174,7 +174,7 @@ mod tests {
             [
                 ("drv-far", failed()),
                 ("drv-near", failed()),
-                // A dependency that was tried again, say: it has run, so what is behind it was not kept from running by `far`.
+                // It has run (it was retried, for example), so `far` did not keep its dependents from running.
                 ("drv-good", report(&json!({ "built": 1 }), 1.0)),
                 ("drv-odd", Err(SavedReportError::NoReport)),
             ],

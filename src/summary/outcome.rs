@@ -1,6 +1,6 @@
-//! How a target stands, as the summary distinguishes it.
+//! The outcomes of a target that the summary distinguishes.
 
-/// How a target stands.
+/// The outcome of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum TargetOutcome {
     /// Its step failed.
@@ -29,11 +29,11 @@ pub(super) enum TargetOutcome {
     NoReport,
     /// Its step passed without a report: whether it has built the target is not known.
     PassedWithoutReport,
-    /// What stands in the place of its step's report is none.
+    /// The meta-data has something else than a report under its step's key.
     Unreadable,
-    /// Its step's report is of this version, which we do not know.
+    /// Its step's report has this version, which this eval-once cannot read.
     OtherVersion(u32),
-    /// It is built, and Buildkite does not say how its job ended, in which something comes after the build.
+    /// It is built, but its job does more after the build, and Buildkite does not say how the job ended.
     NotKnown,
     /// Something was built for it.
     Built,

@@ -104,7 +104,7 @@ impl Row {
         (attempt > 1).then_some(attempt)
     }
 
-    /// Whether there is a report, by which its step can still have ended otherwise.
+    /// Whether there is a report whose step can still have ended differently.
     pub(super) fn is_open(&self) -> bool {
         let report = self.report.as_ref();
         let after = || report.and_then(|report| report.after.as_deref());
@@ -121,7 +121,7 @@ impl Row {
     }
 }
 
-/// How a target stands whose step ended with this `outcome`; it is `now`, in seconds since 1970.
+/// The outcome of a target whose step ended with this `outcome`; it is `now`, in seconds since 1970.
 fn ended(
     outcome: &StepOutcome,
     saved: Option<&Result<SavedReport, SavedReportError>>,
@@ -205,7 +205,7 @@ fn without_report(saved: Option<&Result<SavedReport, SavedReportError>>) -> Targ
     }
 }
 
-/// The derivation that itself failed. Anything can stand in a report: what is no `.drv` of a store is none.
+/// The derivation that itself failed. A report can contain anything, so a value that is not a `.drv` path is ignored.
 fn failed_drv(report: &SavedReport) -> Option<DrvPath> {
     DrvPath::parse(report.drv.as_deref()?).ok()
 }

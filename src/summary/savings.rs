@@ -16,14 +16,14 @@ pub(super) enum Savings {
     /// No step evaluated: nothing to compare with.
     NotMeasured {
         /// How many steps used their records.
-        spared: usize,
+        reusing: usize,
         /// The time of the recordings, in seconds.
         recording: f64,
     },
     /// Some steps evaluated.
     Measured {
         /// How many steps used their records.
-        spared: usize,
+        reusing: usize,
         /// How many evaluated.
         evaluated: usize,
         /// The median time of their evaluations, in seconds.
@@ -38,7 +38,7 @@ impl Savings {
     pub(super) fn new(rows: &Rows) -> Option<Self> {
         let recording = rows.recording?;
         let mut measured = Vec::new();
-        let mut spared = 0;
+        let mut reusing = 0;
         for (_, row) in rows.steps() {
             let Some(report) = &row.report else { continue };
             // An evaluation that failed or was stopped was shorter than a whole one.
@@ -50,14 +50,14 @@ impl Savings {
                 }
                 // A step that the recording skipped would not have run at all.
                 _ if report.reason.as_deref() == Some(Reason::Skipped.word()) => {}
-                Some(WayName::Realised | WayName::Available) => spared += 1,
+                Some(WayName::Realised | WayName::Available) => reusing += 1,
                 _ => {}
             }
         }
         Some(match median(&mut measured) {
-            None => Self::NotMeasured { spared, recording },
+            None => Self::NotMeasured { reusing, recording },
             Some(median) => Self::Measured {
-                spared,
+                reusing,
                 evaluated: measured.len(),
                 median,
                 recording,
@@ -81,20 +81,20 @@ fn median(values: &mut [f64]) -> Option<f64> {
 impl fmt::Display for Savings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::NotMeasured { spared, recording } => write!(
+            Self::NotMeasured { reusing, recording } => write!(
                 f,
                 "not measured. No step evaluated, so the time of one evaluation is unknown: {}, and recording took {}.",
-                used(spared),
+                used(reusing),
                 Time(recording)
             ),
             Self::Measured {
-                spared,
+                reusing,
                 evaluated,
                 median,
                 recording,
             } => {
                 #[expect(clippy::cast_precision_loss, reason = "a build has no 2⁵³ steps")]
-                let would_have = median * spared as f64;
+                let would_have = median * reusing as f64;
                 if would_have > recording {
                     write!(
                         f,
@@ -107,7 +107,7 @@ impl fmt::Display for Savings {
                 write!(
                     f,
                     "{} instead of evaluating, which takes {} ({}): {} in all. Recording took {}, which is deducted.",
-                    used(spared),
+                    used(reusing),
                     Time(median),
                     if evaluated == 1 {
                         "the one step that did".to_owned()
@@ -122,11 +122,11 @@ impl fmt::Display for Savings {
     }
 }
 
-fn used(spared: usize) -> String {
-    if spared == 1 {
+fn used(reusing: usize) -> String {
+    if reusing == 1 {
         "1 step used its record".to_owned()
     } else {
-        format!("{spared} steps used their records")
+        format!("{reusing} steps used their records")
     }
 }
 
@@ -182,7 +182,7 @@ mod tests {
         let skipped = json!({ "way": "available", "reason": "skipped" });
         let savings = savings(&[skipped, json!({})]);
         let expected = Savings::NotMeasured {
-            spared: 1,
+            reusing: 1,
             recording: 12.0,
         };
         assert_eq!(savings, expected);
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(
             savings,
             Savings::Measured {
-                spared: 3,
+                reusing: 3,
                 evaluated: 3,
                 median: 10.0,
                 recording: 12.0

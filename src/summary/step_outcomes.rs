@@ -119,11 +119,11 @@ fn each<'k>(
             "Buildkite does not say how steps ended",
         ))
     };
-    let asked = parallel::each_within(supervisor, &lines, AT_ONCE, PATIENCE, ended);
+    let result = parallel::each_within(supervisor, &lines, AT_ONCE, PATIENCE, ended);
     line.clear();
-    match asked {
+    match result {
         Err(_) if in_vain >= UNANSWERED => Ok(()),
-        asked => asked,
+        result => result,
     }
 }
 

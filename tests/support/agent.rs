@@ -23,7 +23,7 @@ use super::{EVAL_ONCE, processes::kill_marked, skip, stand_in::write_program, un
 pub(crate) fn program() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let candidates: Vec<PathBuf> = if let Some(named) = variable("BUILDKITE_AGENT_BIN") {
-        // Whoever names one means it.
+        // A test that names one means it.
         vec![named.into()]
     } else {
         let path = variable("PATH").unwrap_or_default();
@@ -67,7 +67,7 @@ pub(crate) struct Job {
 impl Job {
     /// A job without a command, with an empty checkout and neither hooks nor plugins; nothing where there is no agent here.
     ///
-    /// Of the phases `checkout` is left out: it would ask Buildkite. The step has neither key nor id, so that ours tell nobody of it
+    /// Of the phases `checkout` is left out: it would ask Buildkite. The step has neither key nor id, so that ours report it nowhere
     /// who is not there. Hooks that are programs need an experiment in the version we use.
     pub(crate) fn new() -> Option<Self> {
         let agent = program()?;

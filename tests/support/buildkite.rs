@@ -3,7 +3,7 @@
 //!
 //! A build starts with one step; what its jobs upload is validated, then refused or run as Buildkite's documentation and the
 //! agent's source say. What is not played (block and trigger steps, matrices, `if`) is refused with words that say so,
-//! never played wrong. Uploads are answered as they are today: taken at once, and what became of them is asked for
+//! never played wrong. Uploads are answered as they are today: taken at once, and their results are asked for
 //! ([`Build::answering_at_once`] is the older way).
 //!
 //! An agent waits in its call for work until there is some, so no job waits for the next second's call. Each job starts in
@@ -148,7 +148,7 @@ pub(crate) enum Deaf {
     Hangs,
 }
 
-/// What became of a build.
+/// The outcome of a build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Every step passed, was skipped, or failed softly.
@@ -298,7 +298,7 @@ impl Build {
         self
     }
 
-    /// Values of the meta-data are given out when so many are asked for at once: whoever asks for fewer gets none.
+    /// Values of the meta-data are given out when so many are asked for at once: a request for fewer gets none.
     pub(crate) fn answering_meta_data_at_once(self, awaited: usize) -> Self {
         self.server.answer_at_once(awaited);
         self
@@ -339,7 +339,7 @@ impl Build {
             .insert(key.to_owned(), value.to_owned());
     }
 
-    /// Runs the build until it is over, and gives what became of it.
+    /// Runs the build until it is over, and gives its outcome.
     ///
     /// # Panics
     ///

@@ -67,7 +67,7 @@ impl Daemon {
         }
     }
 
-    /// Kills the daemon first, so that nobody is served any more, and then those that work for clients.
+    /// Kills the daemon first, so that no client is served any longer, and then those that work for clients.
     pub(crate) fn kill(&self) {
         let workers = children(self.pid());
         let _ = kill(self.pid(), Signal::SIGKILL);

@@ -156,7 +156,7 @@ impl Program {
         }
     }
 
-    /// Runs it to its end, and until nobody holds its outputs any more.
+    /// Runs it to its end, and until no process has its outputs open.
     pub(crate) fn run(&self) -> Ended {
         self.start().end()
     }
@@ -200,7 +200,7 @@ impl Running {
         });
     }
 
-    /// Waits for its end, and until nobody holds its outputs any more.
+    /// Waits for its end, and until no process has its outputs open.
     ///
     /// # Panics
     ///
@@ -280,7 +280,7 @@ pub(crate) struct Ended {
     pub(crate) stderr: String,
     /// The report it wrote, if it was told to and did.
     report: Option<Value>,
-    /// From its start until nobody held its outputs any more.
+    /// From its start until no process had its outputs open.
     pub(crate) took: Duration,
 }
 
@@ -337,8 +337,8 @@ impl Ended {
         self
     }
 
-    /// The failure's message and all our own lines: what the reader is told by us.
-    pub(crate) fn told(&self) -> String {
+    /// The failure's message and all our own lines: what we report to the reader.
+    pub(crate) fn reported(&self) -> String {
         let message = self.report()["failure"]["message"]
             .as_str()
             .unwrap_or_default();

@@ -107,7 +107,7 @@ impl Store {
             ("NIX_LOG_DIR".into(), ours("log")),
             ("NIX_CONF_DIR".into(), ours("etc")),
             ("EVAL_ONCE_STATE_DIR".into(), ours("eo")),
-            // Whoever runs the tests may have settings of their own for git.
+            // The user who runs the tests may have settings of their own for git.
             ("GIT_CONFIG_GLOBAL".into(), "/dev/null".into()),
             ("GIT_CONFIG_SYSTEM".into(), "/dev/null".into()),
         ]
@@ -157,7 +157,7 @@ impl Store {
             .folder(self.work())
     }
 
-    /// Our binary where a file system is mounted first, by this script, which nobody else sees. `None`, said loudly, on a host
+    /// Our binary where a file system is mounted first, by this script, which no other process sees. `None`, said loudly, on a host
     /// that lets this user make no mount namespace: there nothing can be tested with it, with `CI=true` or without.
     pub(crate) fn eval_once_with_mounts(&self, script: &str) -> Option<Program> {
         let mounted = self.with_mounts(script)?;

@@ -100,7 +100,7 @@ impl Store {
         Target::of(self, &format!("(import ./default.nix).{attribute}"))
     }
 
-    /// From now on `default.nix` cannot be read without that being seen: whoever evaluates it fails.
+    /// From now on `default.nix` cannot be read without that being seen: an evaluation of it fails.
     pub(crate) fn poison(&self) {
         self.write("default.nix", "abort \"default.nix was evaluated\"");
     }
@@ -131,7 +131,7 @@ pub(crate) fn links(folder: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// A pipe with a name: what opens it for reading waits there until somebody opens it for writing.
+/// A pipe with a name: what opens it for reading waits there until another process opens it for writing.
 pub(crate) fn fifo(file: &Path) {
     unix::unistd::mkfifo(file, unix::sys::stat::Mode::S_IRWXU).unwrap();
     assert!(fs::metadata(file).unwrap().file_type().is_fifo());

@@ -14,7 +14,7 @@ use unix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 
 use super::{program::Program, tool};
 
-/// The person's side of a terminal; what appears on the screen is read all the time, so that nobody waits to print.
+/// The person's side of a terminal; what appears on the screen is read all the time, so that no program blocks when it prints.
 pub(crate) struct Terminal {
     keyboard: Option<File>,
     screen: JoinHandle<()>,
@@ -102,7 +102,7 @@ impl Terminal {
         String::from_utf8_lossy(&self.seen.lock().unwrap()).contains(text)
     }
 
-    /// Closes the window: whoever runs in it is sent HUP, and can print no more.
+    /// Closes the window: programs in it are sent HUP, and cannot print any longer.
     pub(crate) fn close(&mut self) {
         self.keyboard = None;
         self.open = None;

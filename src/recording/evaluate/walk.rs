@@ -82,7 +82,7 @@ impl<'a> Walk<'a> {
     /// Evaluates all targets.
     ///
     /// # Errors
-    /// The root does not evaluate, or is nothing to walk (65); the infrastructure failed (75); a signal asked us to end (128 + n).
+    /// The root does not evaluate, or has no attributes (65); the infrastructure failed (75); a signal asked us to end (128 + n).
     pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
         self.run(vec![Task::everything()], store)?;
         self.explain(store)?;
@@ -164,7 +164,7 @@ impl<'a> Walk<'a> {
         let done = self.until_all_are_done(store);
         self.progress.clear();
         if done.is_err() {
-            // The recording fails: the others would work in vain.
+            // The recording fails, so the results of the other workers are not needed.
             self.processes.stop_all(self.supervisor)?;
         }
         self.supervisor.check()?;

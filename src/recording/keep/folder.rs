@@ -1,4 +1,4 @@
-//! The folder of a pin in the state folder: what lies in it, who holds it, and when it is removed.
+//! The folder of a pin in the state folder: its files, its lock, and when it is removed.
 //!
 //! Recordings and `prune` meet here, and any of them may be killed at any time.
 

@@ -66,8 +66,8 @@ pub(in crate::recording) fn pin(
     // What fails because of a missing path is repeated once where that path is valid by the time we ask.
     let mut repeated = false;
     for _ in 0..ATTEMPTS {
-        let mut said = Vec::new();
-        let written = supervisor.run_beside(&write, OnStop::TermThenKill, &mut said, || {
+        let mut stderr = Vec::new();
+        let written = supervisor.run_beside(&write, OnStop::TermThenKill, &mut stderr, || {
             if let Some(beside) = beside.take() {
                 beside();
             }
@@ -83,7 +83,7 @@ pub(in crate::recording) fn pin(
                 ));
             }
             store.check_answers(supervisor)?;
-            let output = NixOutput::of(&said);
+            let output = NixOutput::of(&stderr);
             if !repeated
                 && let Some(Disturbance::Gone(path)) = output.disturbance()
                 && store.is_valid(supervisor, &path)?
@@ -101,8 +101,8 @@ pub(in crate::recording) fn pin(
             .map_err(|wrong| anyhow::anyhow!("{wrong}: {printed}"))
             .classify(Class::Bug, || format!("cannot read what `{write}` printed"))?;
         let root = command::obtain(&[&pin], Some(&link), &options);
-        let mut said = Vec::new();
-        let rooted = supervisor.run(&root, OnStop::Term, &mut said)?;
+        let mut stderr = Vec::new();
+        let rooted = supervisor.run(&root, OnStop::Term, &mut stderr)?;
         // A collection that was running already may have taken it all the same.
         if !store.is_valid(supervisor, &pin)? {
             continue;
@@ -113,7 +113,7 @@ pub(in crate::recording) fn pin(
         }
         if repeated {
             let what = format!("cannot root the pin at {}", link.display());
-            return Err(copying_failure(&what, &rooted, &NixOutput::of(&said)));
+            return Err(copying_failure(&what, &rooted, &NixOutput::of(&stderr)));
         }
         repeated = true;
         log.say(format_args!(

@@ -99,8 +99,8 @@ fn add_incomplete(
         .iter()
         .filter(|target| reason(target, answer) == Some(CACHED))
         .collect();
-    let asked: HashSet<&StorePath> = outputs_of(targets).into_iter().collect();
-    let is_incomplete = answer.missing.iter().any(|path| !asked.contains(path));
+    let outputs: HashSet<&StorePath> = outputs_of(targets).into_iter().collect();
+    let is_incomplete = answer.missing.iter().any(|path| !outputs.contains(path));
     if cached.is_empty() || !is_incomplete {
         return Ok(());
     }
@@ -123,7 +123,7 @@ fn add_incomplete(
     }
     if count > 0 {
         log.warn(format_args!(
-            "a substituter has {} without everything needed: not skipped",
+            "a substituter lacks dependencies of {}: not skipped",
             number(count, "target")
         ));
     }

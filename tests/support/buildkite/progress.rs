@@ -77,9 +77,9 @@ pub(super) struct Progress {
     pub(super) faults: BTreeMap<usize, Fault>,
     /// Calls that wanted to upload, those included that came to nothing.
     pub(super) calls: usize,
-    /// Applied although nobody hears of it, once somebody else uploads or nothing else is left to do.
+    /// Applied although no client learns of it, once somebody else uploads or nothing else is left to do.
     pub(super) late: Vec<Uploaded>,
-    /// What became of each upload by its UUID, so that none is applied twice.
+    /// The result of each upload by its UUID, so that none is applied twice.
     results: HashMap<String, Result<(), String>>,
     pub(super) applied: Vec<Value>,
     pub(super) rejections: Vec<String>,
@@ -93,7 +93,7 @@ pub(super) struct Progress {
     pub(super) expected_agents: usize,
     /// The keys of the steps whose jobs ended, in that order.
     pub(super) finished: Vec<String>,
-    /// Whether uploads are answered at once with what became of them.
+    /// Whether uploads are answered at once with their results.
     pub(super) answers_at_once: bool,
     /// What is wrong with telling something.
     pub(super) deaf: Option<Deaf>,
@@ -185,7 +185,7 @@ impl Progress {
         self.steps.iter().position(has)
     }
 
-    /// What became of an upload with this UUID, if there was one.
+    /// The result of an upload with this UUID, if there was one.
     pub(super) fn result(&self, uuid: &str) -> Option<Result<(), String>> {
         self.results.get(uuid).cloned()
     }
@@ -382,7 +382,7 @@ impl Progress {
         answer
     }
 
-    /// How a step ended for one that depends on it: whoever depends on a step that uploads waits for what it uploaded too, unless
+    /// How a step ended for one that depends on it: a step that depends on one that uploads waits for what it uploaded too, unless
     /// it was uploaded there itself.
     fn end_with_uploads(&self, who: usize, on: usize, ends: &[Option<bool>]) -> Option<bool> {
         let mut end = ends[on]?;

@@ -119,7 +119,7 @@ impl Server {
         self.shared.changed.wait_timeout(progress, long).unwrap().0
     }
 
-    /// Wakes whoever waits for a change.
+    /// Wakes all threads that wait for a change.
     pub(super) fn changed(&self) {
         self.shared.changed.notify_all();
     }
@@ -261,7 +261,7 @@ impl Shared {
                 response.add_header(header);
             }
         }
-        // Whoever called may be gone.
+        // The caller may be gone.
         let _ = request.respond(response);
     }
 
@@ -335,12 +335,12 @@ impl Shared {
     fn deaf(&self) -> Option<Answer> {
         let mut progress = self.progress();
         if let Deaf::Answers(status) = progress.deaf? {
-            return Some(Answer::error(status, "Nobody is here"));
+            return Some(Answer::error(status, "No server is here"));
         }
         while !*self.is_closed.lock().unwrap() {
             progress = self.changed.wait_timeout(progress, HELD).unwrap().0;
         }
-        Some(Answer::error(503, "Nobody hears this"))
+        Some(Answer::error(503, "No server answers"))
     }
 
     fn is_not_played(&self, call: &Call) -> Answer {
@@ -534,19 +534,19 @@ impl Shared {
             Some(Fault::KillBefore) => {
                 drop(progress);
                 upload.kill_job();
-                return Answer::error(503, "Nobody hears this");
+                return Answer::error(503, "No server answers");
             }
             Some(Fault::KillAndApplyLate) => {
                 progress.late.push(uploaded);
                 drop(progress);
                 upload.kill_job();
-                return Answer::error(503, "Nobody hears this");
+                return Answer::error(503, "No server answers");
             }
             Some(Fault::KillAfter) => {
                 let _ = progress.upload(&uploaded);
                 drop(progress);
                 upload.kill_job();
-                return Answer::error(503, "Nobody hears this");
+                return Answer::error(503, "No server answers");
             }
             Some(Fault::Between(run)) => {
                 let _ = progress.upload(&uploaded);

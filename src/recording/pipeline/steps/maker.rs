@@ -604,7 +604,7 @@ mod tests {
             (json!({ "command": true }), "`command` is true"),
             (
                 json!({ "out-link": "a/" }),
-                "`out-link` is no path of a link",
+                "`out-link` cannot be the path of a link",
             ),
             (json!({ "on-drift": null }), "`on-drift` is null"),
             (json!({ "file": "x" }), "`file` is not a key of a target"),
