@@ -108,9 +108,8 @@ pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> 
 
 fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     if !are_there(step)? {
-        // Printed at once: the recording has announced that this step does nothing.
-        step.log.say(
-            "the outputs are no longer here or in a substituter, where the recording found them: building the target",
+        step.note_dead_end(
+            "the outputs are no longer here or in a substituter, where the recording found them",
         );
         return Ok(None);
     }
