@@ -32,7 +32,7 @@ pub struct Log {
     pub debug: bool,
     /// Standard error is a person's terminal, not a job's log.
     pub terminal: bool,
-    /// Colours are printed: standard error is a terminal. The agent gives a job one, unless it runs with `--no-pty`.
+    /// Colours are printed: standard error is a terminal that has them. The agent gives a job one, unless it runs with `--no-pty`.
     pub colours: bool,
     sink: Rc<RefCell<dyn Write>>,
 }
@@ -102,6 +102,8 @@ impl Log {
 
     /// Begins a group of ours in a job's log, which Buildkite folds up (`---` at the beginning of a line).
     pub fn group(&self, heading: impl Display) {
+        // A second line of it could open another group.
+        let heading = heading.to_string().replace('\n', " ");
         self.plain(format_args!("--- eval-once: {heading}"));
     }
 
@@ -183,6 +185,14 @@ mod tests {
         assert_eq!(
             written(|log| log.heading(":nix: recording")),
             "--- :nix: recording\n"
+        );
+    }
+
+    #[test]
+    fn a_group_is_one_line_whatever_its_heading_names() {
+        assert_eq!(
+            written(|log| log.group("evaluating a\n+++ b")),
+            "--- eval-once: evaluating a +++ b\n"
         );
     }
 

@@ -372,7 +372,7 @@ fn where_the_file_to_evaluate_is_missing_explain_says_that_the_step_would_fail()
     assert!(
         ended
             .stdout
-            .starts_with("no way has the outputs: the step would fail\n")
+            .starts_with("the step would fail: no way leads to the outputs\n")
             && ended.stdout.contains("none.nix: does not exist")
             && !ended.stdout.contains("nix-instantiate"),
         "{ended}"

@@ -522,6 +522,21 @@ fn a_command_that_is_a_step_publishes_as_a_hook_does() {
     assert!(scene.annotation().contains("<code>broken</code>"));
 }
 
+#[test]
+fn a_command_that_is_a_step_with_a_wrong_flag_publishes_its_refusal() {
+    let by_command = json!({
+        "key": "by-command",
+        "label": "By command",
+        "command": format!("{EVAL_ONCE} step --attr good --log quiet"),
+    });
+    let Some(scene) = scene(&[by_command]) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed, "{}", scene.logs());
+    assert_eq!(scene.report("by-command")["class"], "config");
+    assert!(scene.annotation().contains("'quiet'"));
+}
+
 /// A step of a store, and no job.
 fn by_hand(store: &Store) -> Program {
     store.write("default.nix", &expression(TARGETS));

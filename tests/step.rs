@@ -303,7 +303,7 @@ fn nothing_is_skipped_where_a_command_follows_that_needs_the_outputs() {
         .run();
     ended
         .exits(64)
-        .passes_on("`skip` does not go with `command: none`");
+        .passes_on("`skip` cannot be combined with `command: none`");
 }
 
 #[test]

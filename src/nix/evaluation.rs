@@ -124,7 +124,7 @@ impl Evaluation {
         } else if error.contains("has unsupported parameter 'dir'") {
             "commit the changes, or use a later Nix: this one reads a flake in a subfolder only without uncommitted changes"
         } else if error.contains("is forbidden in restricted mode") && !of_flake {
-            "list what the evaluation reads in `include` (`include: [.]` is the whole checkout): `restrict-eval` is set"
+            "add what the evaluation reads to `include` (`include: [.]` is the whole checkout): `restrict-eval` is set"
         } else if of_flake && error.starts_with("attribute '") {
             let name = match self.attr.names() {
                 [name] => name.as_str(),

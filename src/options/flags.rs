@@ -132,7 +132,7 @@ pub(super) enum CliCommand {
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub(super) enum HookName {
-    /// The command hook: of this plugin, or of the agent where `BUILDKITE_HOOK_SCOPE` is `agent`
+    /// The command hook: of this plugin, or of the agent where `BUILDKITE_HOOK_SCOPE` is `agent` or `global`
     Command,
     /// The environment hook, which sets variables by `buildkite-agent env set`
     Environment,

@@ -105,9 +105,14 @@ pub fn read(started: Instant) -> (Invocation, Log) {
     let mut log = Log::default();
     log.debug = startup.variables.is("EVAL_ONCE_LOG", "debug");
     log.terminal = !job::is_job(&startup.variables) && is_terminal;
-    log.colours = is_terminal;
+    log.colours = is_terminal && wants_colours(&startup.variables);
     let arguments: Vec<OsString> = std::env::args_os().collect();
     (roles::invocation(&startup, &arguments, &log), log)
+}
+
+/// Whether a terminal gets colours: as with Nix and clap, `NO_COLOR` and a terminal that is `dumb` forbid them.
+fn wants_colours(variables: &Variables) -> bool {
+    variables.get("NO_COLOR").is_none() && !variables.is("TERM", "dumb")
 }
 
 #[cfg(test)]
@@ -123,5 +128,12 @@ mod tests {
             cores: NonZeroUsize::MIN,
             started: Instant::now(),
         }
+    }
+
+    #[test]
+    fn a_terminal_has_colours_unless_its_user_or_its_kind_forbids_them() {
+        let wanted = |variables: &[(&str, &str)]| wants_colours(&startup(variables).variables);
+        assert!(wanted(&[]) && wanted(&[("TERM", "xterm"), ("NO_COLOR", "")]));
+        assert!(!wanted(&[("NO_COLOR", "1")]) && !wanted(&[("TERM", "dumb")]));
     }
 }

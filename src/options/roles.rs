@@ -13,7 +13,7 @@ use super::flags::{Cli, CliCommand, HookName, StepFlags, report_in};
 use super::host::{self, host_environment};
 use super::job::{
     agent_job, agents_command_hooks, build, check_summary, checkout_by_hand, checkout_of_hook,
-    command_eval, plugins_command_hooks, with_command,
+    command_eval, plugins_command_hooks, step_job, with_command,
 };
 use super::orders::{self, RecordingDraft, StepDraft, check_command};
 use super::{Invocation, Refusal, Startup};
@@ -126,7 +126,8 @@ impl RoleReader<'_> {
         invocation.unwrap_or_else(Invocation::Refused)
     }
 
-    /// What clap has to say. A wrong command line is a refusal like any other, and reported where it says where to.
+    /// What clap has to say. A wrong command line of a step is a refusal like any other where a refusal is reported: in the file of
+    /// `--report`, and in a job.
     fn message(&self, error: clap::Error, arguments: &[OsString]) -> Invocation {
         if matches!(
             error.kind(),
@@ -134,15 +135,16 @@ impl RoleReader<'_> {
         ) {
             return Invocation::Message(Box::new(error), 0);
         }
-        if arguments
+        let is_step = arguments
             .get(1)
-            .is_some_and(|subcommand| subcommand == "step")
-            && let Some(report) = report_in(arguments)
-        {
+            .is_some_and(|subcommand| subcommand == "step");
+        let report = report_in(arguments).filter(|_| is_step);
+        let is_job = || step_job(&self.startup.variables).is_some();
+        if report.is_some() || is_step && is_job() {
             let text = error.to_string();
             let refusal = refuse(text.trim_end().trim_start_matches("error: "));
             let draft = StepDraft {
-                report: Some(report),
+                report,
                 ..self.draft_by_hand()
             };
             return self
@@ -589,10 +591,14 @@ mod tests {
         };
         for (flag, value) in [("--flie", "x"), ("--on-drift", "ignore")] {
             let arguments = ["eval-once", "step", flag, value, "--report=r.json"];
-            let refusal = refusal(invocation(&[], &arguments));
-            assert!(refusal.failure.to_string().contains(flag));
-            assert_eq!(refusal.step.unwrap().report, Some("r.json".into()));
+            let by_hand = refusal(invocation(&[], &arguments));
+            assert!(by_hand.failure.to_string().contains(flag));
+            assert_eq!(by_hand.step.unwrap().report, Some("r.json".into()));
+            let in_job = refusal(invocation(&JOB, &arguments[..4]));
+            assert!(in_job.step.unwrap().job.is_some());
         }
+        let recording = invocation(&JOB, &["eval-once", "pipeline", "--skip", "x"]);
+        assert!(matches!(recording, Invocation::Message(_, 64)));
     }
 
     /// The first mistake in this order is reported: the keys as they are written, the job's command, what the keys

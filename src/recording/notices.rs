@@ -51,11 +51,11 @@ pub(super) fn warn_of_plugins(pipeline: &PlannedPipeline, log: &Log) {
     let count = pipeline.commands_with_plugins();
     if count > 0 {
         log.warn(format_args!(
-            "{} of its own; if that has a command hook, the agent runs it instead of eval-once, which then builds nothing",
+            "{}; if that has a command hook, the agent runs it instead of eval-once, which then builds nothing",
             if count == 1 {
-                "1 step has a plugin".to_owned()
+                "1 step has a plugin of its own".to_owned()
             } else {
-                format!("{} have a plugin", number(count, "step"))
+                format!("{} have a plugin of their own", number(count, "step"))
             }
         ));
         log.say("hint: use `emit: plugin`, which builds before the hooks of other plugins");
@@ -144,6 +144,6 @@ mod tests {
         let lines = |count| printed(|log| warn_of_plugins(&steps(count), log));
         assert_eq!(lines(0), "");
         assert!(lines(1).starts_with("eval-once: warning: 1 step has a plugin of its own; "));
-        assert!(lines(2).starts_with("eval-once: warning: 2 steps have a plugin of its own; "));
+        assert!(lines(2).starts_with("eval-once: warning: 2 steps have a plugin of their own; "));
     }
 }

@@ -213,7 +213,7 @@ impl RecordingRequest {
         )?;
         if evaluation_timeout.is_some() && evaluator == Some(Evaluator::NixEvalJobs) {
             return Err(refuse(
-                "`evaluation-timeout` does not go with `evaluator: nix-eval-jobs`, which has no such limit",
+                "`evaluation-timeout` cannot be combined with `evaluator: nix-eval-jobs`, which has no such limit",
             ));
         }
         let skip = reader.choice(
@@ -317,7 +317,7 @@ impl RecordingRequest {
 /// Why a step that is a command cannot leave a command of its own to another plugin: if that plugin has a command hook, the agent
 /// runs that hook instead of ours, and if it has none, nothing runs the command.
 pub(super) const NO_OTHER_HOOK: &str =
-    "`command: none` does not go with `emit: command`: no hook runs the command after ours";
+    "`command: none` cannot be combined with `emit: command`: no hook runs the command after ours";
 
 /// Steps per upload by default, as Buildkite advises.
 const CHUNK: NonZeroUsize = NonZeroUsize::new(100).unwrap();

@@ -150,7 +150,7 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
             "raise `timeout` or `max-silent-time` in `options` if the build needs longer"
         }
         Cause::Hash(_) => {
-            "put the hash that Nix got into the expression if the source was meant to change; if not, ask its server why it did"
+            "put the hash that Nix got into the expression if the source was meant to change; if not, find out why it changed on its server"
         }
         Cause::Platform(_) => {
             "send the step to an agent that can build it (`agents` of the recording, by system or feature:NAME), or give this host a builder (`builders`, `extra-platforms`, `system-features`)"

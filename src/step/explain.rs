@@ -19,7 +19,7 @@ use crate::supervise::Supervisor;
 pub struct Explanation {
     /// The version of this format.
     pub version: u32,
-    /// The way that the step would take; none where no way has the outputs.
+    /// The way that the step would take; none where no way leads to the outputs.
     pub would: Option<WayName>,
     /// Why that way.
     pub reason: Option<Reason>,
@@ -107,9 +107,14 @@ fn reproduce(
 impl std::fmt::Display for Explanation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let (Some(way), Some(reason)) = (self.would, self.reason) {
-            writeln!(f, "the step would be {} ({})", way.word(), reason.word())?;
+            writeln!(
+                f,
+                "the step would take the way `{}` ({})",
+                way.word(),
+                reason.word()
+            )?;
         } else {
-            writeln!(f, "no way has the outputs: the step would fail")?;
+            writeln!(f, "the step would fail: no way leads to the outputs")?;
         }
         writeln!(f, "because")?;
         for fact in &self.facts {
@@ -154,12 +159,12 @@ mod tests {
         let evaluated = explanation(Some((WayName::Evaluated, Reason::DrvMissing)));
         assert_eq!(
             evaluated.to_string(),
-            "the step would be evaluated (drv-missing)\nbecause\nit would run\n  nix-instantiate 'a b.nix' --argstr x 'it'\\''s'\n  \
+            "the step would take the way `evaluated` (drv-missing)\nbecause\nit would run\n  nix-instantiate 'a b.nix' --argstr x 'it'\\''s'\n  \
              nix-store --realise DRV\nreproduce without eval-once\n  nix-build 'a b.nix'\n"
         );
         let none = explanation(None).to_string();
         assert!(
-            none.starts_with("no way has the outputs: the step would fail\nbecause\n"),
+            none.starts_with("the step would fail: no way leads to the outputs\nbecause\n"),
             "{none}"
         );
         assert!(!none.contains("reproduce"), "{none}");

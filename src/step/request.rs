@@ -90,7 +90,7 @@ impl StepRequest {
         let skip = reader.boolean("skip")?.unwrap_or(false);
         if skip && how.leaves_the_command() {
             return Err(refuse(
-                "`skip` does not go with `command: none`: what another plugin runs may need the outputs",
+                "`skip` cannot be combined with `command: none`: what another plugin runs may need the outputs",
             ));
         }
 

@@ -588,7 +588,7 @@ mod tests {
             let steps = make(&targets, &no_edges(&targets), &[], &command).unwrap();
             let message = steps.errors[0].message.clone().unwrap();
             assert!(
-                message.contains("`command: none` does not go with `emit: command`"),
+                message.contains("`command: none` cannot be combined with `emit: command`"),
                 "{message}"
             );
         }
