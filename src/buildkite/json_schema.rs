@@ -69,7 +69,12 @@ impl JsonSchema {
 
     /// The schema at a JSON pointer; where there is none, one that accepts every value.
     pub(super) fn at(&self, pointer: &str) -> &Value {
-        self.document.pointer(pointer).unwrap_or(&Value::Null)
+        // As `Value::pointer`, which allocates for each name: nearly every property of a step is a reference.
+        if pointer.contains('~') {
+            return self.document.pointer(pointer).unwrap_or(&Value::Null);
+        }
+        let names = pointer.split('/').skip(1);
+        names.fold(&self.document, |schema, name| &schema[name])
     }
 
     /// What the schema refers to, or the schema itself. Draft 7 ignores everything beside a reference.
