@@ -122,7 +122,7 @@ impl HookedJob {
         self.job.hooks.check(command, self.has_command())
     }
 
-    /// Becomes the job's own command. Returns the status where there is none to run.
+    /// Replaces this process with the job's own command (`exec`). Returns the status if there is no command to run.
     fn become_own_command(self, supervisor: Supervisor, log: &Log) -> Result<u8, Failure> {
         let Self { job, task, ours } = self;
         if is_blank(&job.command) {
@@ -144,7 +144,7 @@ impl HookedJob {
     }
 }
 
-/// Builds the step, and then becomes the job's own command. Returns the status where there is none to run.
+/// Builds the step, then replaces this process with the job's own command. Returns the status if there is no command to run.
 ///
 /// # Errors
 /// The step failed, and its command is not run then; or a signal asked us to end.
@@ -169,7 +169,7 @@ pub fn step(
     job.become_own_command(supervisor, log)
 }
 
-/// Records, and then becomes the job's own command. Returns the status where there is none to run.
+/// Records, then replaces this process with the job's own command. Returns the status if there is no command to run.
 ///
 /// # Errors
 /// The recording failed, and the command is not run then; or a signal asked us to end.
@@ -185,8 +185,8 @@ pub fn recording(
     job.become_own_command(supervisor, log)
 }
 
-/// Sums up the build, with temporary files below `temporary`, and then becomes the job's own command. Returns the status where
-/// there is none to run.
+/// Sums up the build, with temporary files below `temporary`, then replaces this process with the job's own command. Returns the
+/// status if there is no command to run.
 ///
 /// # Errors
 /// The summary failed, and the command is not run then; or a signal asked us to end.

@@ -17,7 +17,7 @@ use crate::text::{KeepEscapes, tamed};
 const RED: &str = "\u{1b}[31;1m";
 const PLAIN: &str = "\u{1b}[0m";
 
-/// The words that say how to take a message, with the colours that cargo gives them (and Nix `error:`).
+/// The words that mark the kind of a message, in the colours of cargo (and of Nix for `error:`).
 const COLOURS: [(&str, &str); 4] = [
     ("error:", RED),
     ("failed", RED),
@@ -79,7 +79,7 @@ impl Log {
         }
     }
 
-    /// One of the words that say how to take a message (`failed`, `hint:`), in its colour; any other word as it is.
+    /// A word that marks the kind of a message (`failed`, `hint:`) in its colour; any other word unchanged.
     #[must_use]
     pub fn painted<'w>(&self, word: &'w str) -> Cow<'w, str> {
         match COLOURS.iter().find(|(painted, _)| *painted == word) {

@@ -18,7 +18,7 @@ pub fn without_dots(path: &Path) -> PathBuf {
     plain
 }
 
-/// Where below `folder` `path` lies, by its letters, once all links are followed; none if it lies elsewhere. A path that does not exist yet
+/// The part of `path` below `folder`, once all links in both are followed; none if `path` is outside. A path that does not exist yet
 /// is where its parent is.
 #[must_use]
 pub fn below(path: &Path, folder: &Path) -> Option<PathBuf> {
@@ -76,7 +76,7 @@ mod tests {
             let found = below(&folder.join(inside), &folder).map(PathBuf::into_os_string);
             assert_eq!(found, Some(real.into()), "{inside}");
         }
-        // By its letters, the last one is beside the folder, though the kernel would follow the link first.
+        // The last one is outside as a text, although the kernel would follow the link first.
         for outside in ["..", "out/x", "dangling", "link/../../x"] {
             assert!(!is_inside(&folder.join(outside), &folder), "{outside}");
         }

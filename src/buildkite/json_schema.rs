@@ -37,7 +37,7 @@ enum Segment<'a> {
 pub(super) enum MismatchKind<'a> {
     /// The map has keys that the schema does not know.
     UnknownKeys(Vec<&'a str>),
-    /// The map lacks a key that it has to have.
+    /// The map lacks a required key.
     MissingKey(&'a str),
     /// The map has a key whose name does not meet this schema.
     BadName(&'a str, &'a Value),

@@ -67,7 +67,7 @@ impl DryRun {
         answer
     }
 
-    /// Whether everything that was asked for, and all that it needs, is valid or in a substituter, as far as they could be queried.
+    /// Whether all the paths, and everything that they need, are valid or in a substituter. False if substituters could not be queried.
     #[must_use]
     pub fn has_all(&self) -> bool {
         self.refusal.is_none() && self.missing.is_empty() && !self.lists_missing

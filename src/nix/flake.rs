@@ -24,8 +24,8 @@ pub struct FlakeMetadata {
     url: String,
     /// Its copy in the store.
     path: String,
-    /// The locked reference, field by field. The one that Nix writes as a `url` need not have them all: on 2.8 it lacks
-    /// `submodules`, and the `host` of a forge.
+    /// The locked reference, field by field. Nix's `url` for the same may lack some of them: on 2.8 `submodules`, and the `host` of a
+    /// forge.
     locked: Map<String, Value>,
 }
 
@@ -39,7 +39,7 @@ pub struct LockedFlake {
 }
 
 impl LockedFlake {
-    /// One that is only shown: `text` stands for it.
+    /// A placeholder for showing a command line: `text` in place of the reference.
     #[must_use]
     pub fn shown_as(text: &str) -> Self {
         Self {
@@ -176,7 +176,7 @@ impl FlakeMetadata {
         Some((name.to_owned(), self.locked.get(name)?.clone()))
     }
 
-    /// The copy in the store, with all that a reference to a path can say of it.
+    /// A path reference to the copy in the store, with every field that such a reference can have.
     fn copy(&self) -> String {
         let fields = ["narHash", "lastModified", "rev", "revCount", "dir"];
         let parameters = fields.iter().filter_map(|name| self.parameter(name));

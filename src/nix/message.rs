@@ -99,8 +99,8 @@ impl Message {
             )
     }
 
-    /// Whether an `error:` stands in the middle of it, as where frames end. The text before it may be the end of a frame that the
-    /// expression chose (`addErrorContext`): so none of it can be taken for the system's words.
+    /// Whether the message contains a second `error:`, as at the end of frames. The text before it may come from the expression
+    /// (`addErrorContext`), so no part of the message counts as the system's.
     #[must_use]
     pub fn is_ambiguous(&self) -> bool {
         let lines: Vec<&str> = self.text.lines().collect();

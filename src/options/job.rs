@@ -147,7 +147,7 @@ fn no_checkout(variables: &Variables, folder: &Path) -> bool {
             .map_or(true, |mut entries| entries.next().is_none())
 }
 
-/// Where below its checkout a job records by a command of its own.
+/// The current folder of a job whose own command records, relative to the checkout; none at its root.
 pub(super) fn below_checkout(variables: &Variables, folder: &Path) -> Option<PathBuf> {
     let checkout = variables.path("BUILDKITE_BUILD_CHECKOUT_PATH")?;
     paths::below(folder, &checkout).filter(|below| !below.as_os_str().is_empty())

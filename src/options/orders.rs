@@ -36,7 +36,7 @@ impl From<Failure> for Refusal {
 
 /// A step, as far as it is ordered besides its keys.
 pub(super) struct StepDraft<'a> {
-    /// Where it stands.
+    /// The folder in which its relative paths start, and what may be used there.
     pub(super) checkout: Checkout,
     /// `--report`.
     pub(super) report: Option<PathBuf>,
@@ -91,7 +91,7 @@ pub(super) fn step(
 
 /// A recording, as far as it is ordered besides its keys.
 pub(super) struct RecordingDraft<'a> {
-    /// Where it stands.
+    /// The folder in which its relative paths start, and what may be used there.
     pub(super) checkout: Checkout,
     /// The build it belongs to; none by hand.
     pub(super) build: Result<Option<BuildkiteBuild>, Failure>,

@@ -126,8 +126,8 @@ impl RoleReader<'_> {
         invocation.unwrap_or_else(Invocation::Refused)
     }
 
-    /// What clap has to say. A wrong command line of a step is a refusal like any other where a refusal is reported: in the file of
-    /// `--report`, and in a job.
+    /// The message of clap. A wrong command line of a step is reported like every other refusal: in the file of `--report`, and to
+    /// the build of a job.
     fn message(&self, error: clap::Error, arguments: &[OsString]) -> Invocation {
         if matches!(
             error.kind(),

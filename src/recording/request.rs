@@ -374,8 +374,8 @@ fn tags(value: Value) -> Option<Result<Keys, String>> {
     }
 }
 
-/// A reference without credentials: it stands in every step, where each reader of the build sees it. In a URL of HTTP, a user's
-/// name alone may be a token; elsewhere it is only a name (`ssh://git@…`).
+/// A reference without credentials: it is in every step, visible to every reader of the build. In an HTTP URL, a user name alone may
+/// be a token; elsewhere it is only a name (`ssh://git@…`).
 fn without_credentials(reference: String) -> Result<String, String> {
     let credentials = reference.split_once("://").is_some_and(|(scheme, rest)| {
         let scheme = scheme.to_ascii_lowercase();

@@ -20,8 +20,8 @@ const UNCHANGED: Duration = Duration::from_secs(60);
 /// How much of Nix's messages is held back, in bytes.
 const HELD_BACK_AT_MOST: usize = 64 << 10;
 
-/// How many lines may stand below the end of a builder's log that is still in sight: Nix's message about the build that failed,
-/// and those about what needed it. What it quotes there of that log is not counted.
+/// The end of a builder's log counts as visible with at most this many other lines below it: Nix's message about the failed build,
+/// and about the builds that needed it. Lines of the log that Nix quotes there are not counted.
 const BELOW_AT_MOST: usize = 20;
 
 /// The prefix of a post-build hook's lines, which belong to no running build.
@@ -101,8 +101,11 @@ impl JobLog {
         });
         nix_output.settle();
         pretty.settle(nix_output, true);
-        pretty.sum_up();
         pretty.flush();
+        if let Some(copies) = pretty.sum_of_copies() {
+            pretty.begin();
+            pretty.log.say(copies);
+        }
         // After the last output of a program that was killed, the line still stands there.
         pretty.line.clear();
         FinishedLog {
@@ -124,13 +127,13 @@ pub(super) struct FinishedLog {
     pub(super) last_shown: Option<ShownLines>,
 }
 
-/// The last lines of builders that a log shows, as far as they are one build's and nothing stands between them.
+/// The last builder lines in a log, as far as they are of one build without other lines between them.
 #[derive(Debug)]
 pub(super) struct ShownLines {
     drv: DrvPath,
     /// How many there are.
     count: usize,
-    /// How many other lines stand below them.
+    /// How many other lines are below them.
     below: usize,
 }
 
@@ -328,7 +331,7 @@ impl Pretty {
         self.add_below();
     }
 
-    /// Notes that a line stands below the last of a builder.
+    /// Counts a line below the last builder lines.
     fn add_below(&mut self) {
         if let Some(shown) = &mut self.last_shown {
             shown.below += 1;
@@ -378,14 +381,19 @@ impl Pretty {
         self.add_below();
     }
 
-    fn flush(&mut self) {
-        if self.text.is_empty() {
-            return;
-        }
+    /// Prepares the log for output: without a progress line, and under its heading.
+    fn begin(&mut self) {
         self.line.clear();
         if let Some(group) = self.group.take() {
             self.log.group(group);
         }
+    }
+
+    fn flush(&mut self) {
+        if self.text.is_empty() {
+            return;
+        }
+        self.begin();
         self.log.pass_on(self.text.as_bytes());
         self.text.clear();
         // Gives back the memory of a burst.
@@ -424,10 +432,8 @@ impl Pretty {
     }
 
     /// Prints what was copied from caches, in one line.
-    fn sum_up(&mut self) {
-        let Some(since) = self.copies.since else {
-            return;
-        };
+    fn sum_of_copies(&self) -> Option<String> {
+        let since = self.copies.since?;
         let bytes: u64 = self.copies.bytes.values().sum();
         let paths: usize = self.copies.paths.values().sum();
         let caches: Vec<String> = self
@@ -440,18 +446,13 @@ impl Pretty {
             })
             .collect();
         let from = if caches.len() == 1 { " from " } else { ": " };
-        let line = format!(
+        Some(format!(
             "copied {paths} path{} ({}){from}{} in {:.1} s",
             if paths == 1 { "" } else { "s" },
             mebibytes(bytes),
             caches.join(", "),
             since.elapsed().as_secs_f64()
-        );
-        let _ = writeln!(
-            self.text,
-            "eval-once: {}",
-            tamed(&line, KeepEscapes::Nothing)
-        );
+        ))
     }
 }
 

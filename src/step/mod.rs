@@ -59,7 +59,7 @@ pub use ways::Fact;
 pub struct StepOrder {
     /// What it is asked to do.
     pub request: StepRequest,
-    /// Where the step stands.
+    /// The folder in which its relative paths start, and what may be used there.
     pub place: Checkout,
     /// The host's settings.
     pub host: Host,

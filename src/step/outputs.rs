@@ -77,8 +77,8 @@ impl StepRun<'_> {
         Ok(None)
     }
 
-    /// The outputs of a realised `.drv`: as the `.drv` says; else where the links lead that Nix has made; else what it has printed,
-    /// by the names of the record. (Not the links first: another step may have replaced them by now.)
+    /// The outputs of a realised `.drv`: those that the `.drv` names; else the targets of the links that Nix made; else the printed
+    /// paths that the record names. (The links do not come first: another step may have replaced them by now.)
     fn named_outputs(
         &self,
         drv: &DrvPath,

@@ -36,10 +36,10 @@ impl StepRun<'_> {
         Ok(())
     }
 
-    /// Drops faults of what is not in the closure of `drv`. A builder may print anything, and one that tests Nix prints much about
-    /// derivations of its own: in Nix's text, and in its structured log too, where what a builder prints behind `@nix` becomes a
-    /// message of Nix's (measured on 2.8, 2.26 and 2.34). That a build begins is not printed by builders there; and what is built
-    /// may be outside of the closure: what a content-addressed derivation becomes is another one.
+    /// Drops faults of derivations outside the closure of `drv`. A builder may print anything, and one that tests Nix prints
+    /// messages about derivations of its own. In the structured log, too, a line that a builder prints behind `@nix` becomes a message
+    /// of Nix (measured on 2.8, 2.26 and 2.34), but a builder cannot print there that a build begins. A build that began may be
+    /// outside the closure: a content-addressed derivation is resolved to another one.
     fn drop_foreign_faults(
         &mut self,
         drv: &DrvPath,
@@ -83,9 +83,9 @@ impl StepRun<'_> {
         Ok(())
     }
 
-    /// Adds a fault where Nix ended with an error that is not understood, and yet is about a build: it names the `.drv`, or an
-    /// output, and that is missing. So it is with what a builder has made that Nix does not accept (a pipe, a directory where a
-    /// file is expected, too large an output). And where a build has ended badly, and Nix says nothing more about it.
+    /// Adds a fault if Nix ended with an unknown error that is about a build: the error names the `.drv` or an output, and the output
+    /// is missing. Nix does this when it does not accept what a builder made (a pipe, a directory instead of a file, too large an
+    /// output). Also if a build failed by Nix's count, and no message is about it.
     fn add_unexplained_fault(&mut self, output: &mut NixOutput) -> Result<(), Failure> {
         let Some(error) = output.error.clone().filter(|_| output.is_unexplained()) else {
             return Ok(());

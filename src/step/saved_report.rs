@@ -94,7 +94,7 @@ const LONGEST: f64 = 1e8;
 /// Why a saved report cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SavedReportError {
-    /// It is no report.
+    /// The value is not a report.
     NoReport,
     /// It has a format that this program does not know: another version of eval-once saved it.
     Version(u32),
@@ -104,7 +104,7 @@ impl SavedReport {
     /// Reads the value under a report's key.
     ///
     /// # Errors
-    /// It is no report, or one of another version. Anything that runs in a build can set its meta-data.
+    /// It is not a report, or has another version. Anything that runs in a build can set its meta-data.
     pub fn read(json: &str) -> Result<Self, SavedReportError> {
         #[derive(Deserialize)]
         struct ReportVersion {

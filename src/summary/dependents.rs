@@ -11,8 +11,8 @@ use super::planned_step::PlannedStep;
 use super::row::Row;
 use super::suites::Suite;
 
-/// Marks the targets without a report that depend on one that failed, be it through others that did not run. Each gets the
-/// nearest.
+/// Marks the targets without a report that depend on a failed target, directly or through others that did not run. Each names the
+/// nearest one.
 pub(super) fn mark(data: &BuildData, suites: &mut [Suite]) {
     let mut dependents: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for target in data.recordings.iter().flat_map(|it| &it.targets) {
@@ -54,8 +54,8 @@ pub(super) fn mark(data: &BuildData, suites: &mut [Suite]) {
     }
 }
 
-/// Walks from these targets to the silent ones that depend on them, breadth first from all at once: so the one that comes to a
-/// target first is the nearest.
+/// Walks from these targets to the targets without a report that depend on them, breadth first: so the first that reaches a target
+/// is the nearest.
 fn spread<'k>(
     failed: Vec<(&Row, FailedDependency)>,
     dependents: &BTreeMap<&str, Vec<&'k str>>,

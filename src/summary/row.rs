@@ -19,7 +19,7 @@ pub(super) struct Row {
     pub(super) report: Option<SavedReport>,
     /// What is wrong with it, where that is known.
     pub(super) message: Option<String>,
-    /// The name of the derivation that itself failed, where that is another than the target's own.
+    /// The name of the root cause, if it is not the target's own derivation.
     pub(super) root_cause: Option<String>,
     /// How many attributes give it.
     pub(super) attributes: usize,

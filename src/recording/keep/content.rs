@@ -48,9 +48,9 @@ pub(in crate::recording) struct PinOwner {
     pub(in crate::recording) folder: String,
 }
 
-/// A hash of what is recorded: the same for the same recording in every build, and another one for any other recording of the same
-/// repository. `request` has paths from the checkout's root, where that is known; the checkout's own path is left out, for each
-/// agent has another one.
+/// A hash of what is recorded: the same for the same recording in every build, different for every other recording of the same
+/// repository. The paths in `request` start at the checkout's root, if that is known; the checkout's own path is left out, because it
+/// differs between agents.
 pub(in crate::recording) fn identity(request: &RecordingRequest) -> String {
     let source = Value::Object(source(&request.root, &request.options)).to_string();
     let source = match request.root.folder.to_str() {

@@ -79,11 +79,11 @@ fn rename(folder: &Path) -> Option<PathBuf> {
 
 /// Whether an open file is the one that is at `path` now.
 fn is_at(file: &File, path: &Path) -> bool {
-    let same = |there: &fs::Metadata, held: &fs::Metadata| {
-        (there.dev(), there.ino()) == (held.dev(), held.ino())
+    let same = |one: &fs::Metadata, other: &fs::Metadata| {
+        (one.dev(), one.ino()) == (other.dev(), other.ino())
     };
     match (path.metadata(), file.metadata()) {
-        (Ok(there), Ok(held)) => same(&there, &held),
+        (Ok(at_path), Ok(opened)) => same(&at_path, &opened),
         _ => false,
     }
 }
@@ -102,7 +102,7 @@ pub(in crate::recording) fn hold(folder: &Path) -> io::Result<File> {
             {
                 continue;
             }
-            made => made?,
+            created => created?,
         }
         let path = folder.join(LOCK);
         let lock = match File::options().create(true).append(true).open(&path) {
