@@ -240,7 +240,7 @@ pub const KEYS: &[Key] = &[
         KeyKind::Text("FILE"),
         "The Nix file to evaluate, as for nix-build: a path, <…> for the search path, or a URL",
     )
-    .default("default.nix where nothing is recorded"),
+    .default("default.nix; in a step, only if nothing is recorded"),
     Key::new(
         "expr",
         BOTH,

@@ -114,6 +114,8 @@ pub(super) enum CliCommand {
     #[command(after_help = SUMMARY_HELP)]
     Summary,
     /// Remove expired GC roots of past recordings
+    ///
+    /// A recording sets the expiry of its GC root (`keep-days`, three by default). GC roots of killed steps go, too.
     Prune,
     /// Run as a hook of a Buildkite agent or plugin
     Hook {
@@ -138,7 +140,7 @@ pub(super) enum HookName {
     Environment,
 }
 
-/// The keys of a step or of a recording as flags, made from the [table](crate::keys::table) of keys. Without any of them, the
+/// The keys of a step or of a recording as flags, made from the [table] of keys. Without any of them, the
 /// keys of a step come from `EVAL_ONCE_STEP`.
 #[derive(Debug)]
 pub(super) struct KeyFlags<const OF_RECORDING: bool>(Result<Keys, Failure>);

@@ -141,8 +141,7 @@ impl RoleReader<'_> {
         let report = report_in(arguments).filter(|_| is_step);
         let is_job = || step_job(&self.startup.variables).is_some();
         if report.is_some() || is_step && is_job() {
-            let text = error.to_string();
-            let refusal = refuse(text.trim_end().trim_start_matches("error: "));
+            let refusal = refuse(sentence(&error.to_string()));
             let draft = StepDraft {
                 report,
                 ..self.draft_by_hand()
@@ -406,6 +405,19 @@ impl RoleReader<'_> {
     }
 }
 
+/// What clap says, in one line and without the advice to read the help: for a report, which is read elsewhere.
+fn sentence(printed: &str) -> String {
+    let parts = printed.trim_start_matches("error: ").split("\n\n");
+    let parts = parts.take_while(|part| {
+        !part.starts_with("Usage:") && !part.starts_with("For more information")
+    });
+    let lines = parts.map(|part| {
+        let words: Vec<&str> = part.split_whitespace().collect();
+        words.join(" ")
+    });
+    lines.collect::<Vec<_>>().join("; ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::startup;
@@ -439,6 +451,26 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_reported_in_one_line() {
+        let refusal = |flags: &[&str]| {
+            let words = [&["eval-once", "step"], flags].concat();
+            sentence(&Cli::try_parse_from(words).unwrap_err().to_string())
+        };
+        assert_eq!(
+            refusal(&["--log", "quiet"]),
+            "invalid value 'quiet' for '--log <HOW>' [possible values: pretty, raw]"
+        );
+        let unknown = refusal(&["--flie", "x"]);
+        assert!(
+            unknown.starts_with(
+                "unexpected argument '--flie' found; tip: a similar argument exists: '--file'"
+            ),
+            "{unknown}"
+        );
+        assert!(!unknown.contains('\n') && !unknown.contains("--help"));
     }
 
     #[test]
