@@ -115,7 +115,7 @@ const NO_WORDS: [(&str, &str); 20] = [
 
 #[test]
 fn the_sentences_of_the_program_are_those_that_were_read() {
-    for (area, sentences) in areas(&SOURCE) {
+    for (area, sentences) in all_areas() {
         expect_file![snapshot(&area)].assert_eq(&sentences);
     }
 }
@@ -127,8 +127,7 @@ fn the_help_of_the_program_is_that_which_was_read() {
 
 #[test]
 fn every_file_of_sentences_is_of_an_area() {
-    let mut expected: BTreeSet<PathBuf> =
-        areas(&SOURCE).keys().map(|area| snapshot(area)).collect();
+    let mut expected: BTreeSet<PathBuf> = all_areas().keys().map(|area| snapshot(area)).collect();
     expected.insert(snapshot("help"));
     let entries = fs::read_dir(folder()).unwrap();
     let found: BTreeSet<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -155,10 +154,7 @@ fn every_exception_is_one_of_something() {
 #[test]
 fn every_sentence_has_the_words_of_the_glossary() {
     let mut wrong = Vec::new();
-    for (area, sentences) in areas(&SOURCE)
-        .into_iter()
-        .chain([("help".to_owned(), help())])
-    {
+    for (area, sentences) in all_areas().into_iter().chain([("help".to_owned(), help())]) {
         for line in sentences.lines() {
             wrong.extend(
                 wrong_words(line).map(|(word, better)| {
@@ -168,6 +164,23 @@ fn every_sentence_has_the_words_of_the_glossary() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_sentence_of_a_script_is_what_stands_in_quotes() {
+    let words = ["throw ", "error="];
+    let cases = [
+        (
+            r#"  throw "it is a ${type x}, no set""#,
+            Some("it is a ${type x}, no set"),
+        ),
+        ("  error='no cargo on PATH'", Some("no cargo on PATH")),
+        ("  error=$other", None),
+        ("  say it", None),
+    ];
+    for (line, expected) in cases {
+        assert_eq!(quoted_behind(line, &words), expected, "{line}");
+    }
 }
 
 #[test]
@@ -237,6 +250,66 @@ fn areas(source: &Source) -> BTreeMap<String, String> {
         let _ = writeln!(sentences, "{}", text.value.trim().replace('\n', "\\n"));
     }
     areas
+}
+
+/// The sentences that are not in Rust: of the hooks, which find the program, and of the expressions that Nix evaluates for us. Each is
+/// what stands between the quotes behind one of these words.
+const BESIDES: [(&str, &[&str], &[&str]); 2] = [
+    (
+        "hooks",
+        &["lib/find.bash", "hooks/environment", "hooks/command"],
+        &["eval_once_error=", "eval_once_hint=", "printf "],
+    ),
+    (
+        "expressions",
+        &["src/nix/select.nix", "src/nix/walk.nix"],
+        &["throw ", "refused ", "text = "],
+    ),
+];
+
+/// The sentences of each area, in Rust and besides.
+fn all_areas() -> BTreeMap<String, String> {
+    let mut all = areas(&SOURCE);
+    all.extend(besides());
+    all
+}
+
+/// The sentences of [`BESIDES`], file by file.
+fn besides() -> BTreeMap<String, String> {
+    let mut areas: BTreeMap<String, String> = BTreeMap::new();
+    for (area, files, words) in BESIDES {
+        for file in files {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+            let text = fs::read_to_string(path).unwrap();
+            let found: Vec<String> = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with('#'))
+                // A quote inside quotes, as shells have it.
+                .map(|line| line.replace(r"'\''", "\u{1}"))
+                .filter_map(|line| Some(quoted_behind(&line, words)?.replace('\u{1}', "'")))
+                .filter(|sentence| is_sentence(sentence))
+                .collect();
+            if found.is_empty() {
+                continue;
+            }
+            let sentences = areas.entry(area.to_owned()).or_default();
+            let above = if sentences.is_empty() { "" } else { "\n" };
+            let _ = writeln!(sentences, "{above}# {file}\n\n{}", found.join("\n"));
+        }
+    }
+    areas
+}
+
+/// What stands in quotes behind the first of these words in a line.
+fn quoted_behind<'l>(line: &'l str, words: &[&str]) -> Option<&'l str> {
+    let behind = words
+        .iter()
+        .find_map(|word| line.split_once(word).map(|(_, behind)| behind))?;
+    let quote = behind
+        .chars()
+        .next()
+        .filter(|it| ['"', '\''].contains(it))?;
+    behind[1..].split(quote).next()
 }
 
 /// Literals for people, with the files that they are in: more than one word, and no pattern to compare with.
