@@ -248,7 +248,7 @@ mod tests {
             shown(&failure, &report, &Advice::default(), false)
         };
         let evaluated = of_way(Some(WayName::Evaluated));
-        let begin = "--- eval-once: it does not evaluate (evaluation, exit status 65)\n";
+        let begin = "--- eval-once: app of ci.nix does not evaluate (evaluation, exit status 65)\n";
         assert!(evaluated.starts_with(begin), "{evaluated}");
         let recorded = format!("\nrecorded      {}\n", path("app"));
         assert!(evaluated.contains(&recorded), "{evaluated}");
