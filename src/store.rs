@@ -120,7 +120,7 @@ impl Store {
         &mut self,
         supervisor: &mut Supervisor,
     ) -> Result<Vec<String>, Failure> {
-        let config = self.printed(supervisor, &command::show_config(&self.options))?;
+        let config = self.printed_if_any(supervisor, &command::show_config(&self.options))?;
         let substituters = config.and_then(|config| caches::substituters(&config));
         Ok(substituters.unwrap_or_default())
     }
@@ -354,7 +354,7 @@ impl Store {
     /// # Errors
     /// A signal asked us to end (128 + n).
     pub fn version(&mut self, supervisor: &mut Supervisor) -> Result<Option<String>, Failure> {
-        let printed = self.printed(supervisor, &command::version())?;
+        let printed = self.printed_if_any(supervisor, &command::version())?;
         Ok(printed.and_then(|printed| version::of_program(&printed)))
     }
 
@@ -366,7 +366,7 @@ impl Store {
         &mut self,
         supervisor: &mut Supervisor,
     ) -> Result<Option<(u32, u32)>, Failure> {
-        let printed = self.printed(supervisor, &command::version_of_nix())?;
+        let printed = self.printed_if_any(supervisor, &command::version_of_nix())?;
         let version = printed.and_then(|printed| version::of_program(&printed));
         Ok(version.and_then(|version| version::numbers(&version)))
     }
@@ -422,7 +422,7 @@ impl Store {
             return Ok(Vec::new());
         };
         let line = command::flake_settings(&file, &self.options);
-        let printed = self.printed_or_missing(supervisor, &line)?;
+        let printed = self.printed(supervisor, &line)?;
         let Some(settings) = printed.and_then(|printed| flake_settings(&printed)) else {
             self.log.warn(format_args!(
                 "the flake's nixConfig is not used: cannot read it from {}",
@@ -436,9 +436,7 @@ impl Store {
         let names: Vec<&str> = settings.iter().map(|(name, _)| name.as_str()).collect();
         let names = names.join(", ");
         let line = command::show_config(&self.options);
-        let config = self
-            .printed_or_missing(supervisor, &line)?
-            .unwrap_or_default();
+        let config = self.printed(supervisor, &line)?.unwrap_or_default();
         if caches::setting(&config, "accept-flake-config") == Some("true") {
             self.log
                 .say(format_args!("using the flake's nixConfig: {names}"));
@@ -466,21 +464,20 @@ impl Store {
         Err(class::store_cannot_be_asked(line, finished.ending, &stderr))
     }
 
-    /// What a program prints, where it succeeds: an answer that can be missing, with the program too.
-    fn printed(
+    /// What a program prints if it succeeds; none otherwise, also where the program is missing.
+    fn printed_if_any(
         &mut self,
         supervisor: &mut Supervisor,
         line: &CommandLine,
     ) -> Result<Option<String>, Failure> {
-        match self.run(supervisor, line) {
-            Ok(Answer { finished, .. }) => Ok(Some(finished.text())),
-            Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
-            Err(_) => Ok(None),
+        match self.printed(supervisor, line) {
+            Err(failure) if failure.class == Class::MissingProgram => Ok(None),
+            printed => printed,
         }
     }
 
-    /// What a program prints, where it succeeds. The program itself must be there.
-    fn printed_or_missing(
+    /// What a program prints if it succeeds; none otherwise. The program itself must be there.
+    fn printed(
         &mut self,
         supervisor: &mut Supervisor,
         line: &CommandLine,
