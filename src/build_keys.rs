@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::evaluation_keys::{Checkout, not_here};
+use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::keys::table::{self, KeyOwner};
-use crate::keys::{KeyReader, Keys};
+use crate::keys::{KeyReader, Keys, not_here, string};
+use crate::nix::StoreUrl;
 use crate::paths::{below, without_dots};
 
 /// Where outputs are linked.
@@ -40,6 +41,12 @@ pub(crate) struct BuildKeys {
     pub(crate) fail_on_drift: Option<bool>,
     /// How Nix's output looks in the log.
     pub(crate) form: Option<Form>,
+    /// Whether a share that fails ends the recording or the step.
+    pub(crate) share_required: Option<bool>,
+    /// The store that gets the outputs.
+    pub(crate) push: Option<StoreUrl>,
+    /// Whether it also gets what was built of a target that failed.
+    pub(crate) push_partial: Option<bool>,
 }
 
 impl BuildKeys {
@@ -57,6 +64,11 @@ impl BuildKeys {
             command: reader.choice("command", [("after", true), ("none", false)])?,
             fail_on_drift: reader.choice("on-drift", [("warn", false), ("fail", true)])?,
             form: reader.choice("log", [("pretty", Form::Pretty), ("raw", Form::Raw)])?,
+            share_required: reader.boolean("share-required")?,
+            push: reader.take("push", "the URL of a store", |value| {
+                string(value).map(|text| StoreUrl::parse(&text))
+            })?,
+            push_partial: reader.boolean("push-partial")?,
         })
     }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 use crate::exit::{Class, Failure};
-use crate::keys::{KeyReader, refuse, scalar, string};
+use crate::keys::{KeyReader, not_here, refuse, scalar, string};
 use crate::nix::{Argument, AttrPath, Evaluation, Source, is_url};
 use crate::paths::is_inside;
 
@@ -141,14 +141,6 @@ pub(crate) fn read_options(reader: &mut KeyReader) -> Result<Vec<(String, String
         scalar(value)
     })?;
     Ok(options.into_iter().collect())
-}
-
-/// A refusal on an agent that does not let pipelines choose what is run.
-pub(crate) fn not_here(what: &str) -> Failure {
-    refuse(format_args!(
-        "{what} is not allowed on this agent, which runs only what is in the checkout"
-    ))
-    .hint("ask the agent's operator, who has set no-command-eval")
 }
 
 /// Refuses what a pipeline may not choose on an agent with `no-command-eval`: anything but which file of the checkout is

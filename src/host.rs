@@ -8,6 +8,7 @@ use unix::sys::statvfs::statvfs;
 
 use crate::exit::{Class, Failure};
 use crate::nix::settings::NixSettings;
+use crate::share_keys::ShareSetting;
 
 /// A disk with fewer free bytes than this is low: an output of ordinary size may not fit.
 const LOW: u64 = 2 << 30;
@@ -21,6 +22,8 @@ pub struct Host {
     pub evaluations: NonZeroUsize,
     /// Whether steps never evaluate (`EVAL_ONCE_POLICY=recorded-only`).
     pub recorded_only: bool,
+    /// How recordings share, and where steps fetch, that do not say it themselves (`EVAL_ONCE_SHARE`).
+    pub share: Option<ShareSetting>,
     /// Nix's settings, as far as its configuration files have them.
     pub nix: NixSettings,
     /// Where temporary files are made (`TMPDIR`).

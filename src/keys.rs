@@ -58,6 +58,15 @@ pub fn refuse(message: impl Display) -> Failure {
     Failure::new(Class::Config, message)
 }
 
+/// A refusal on an agent that does not let pipelines choose what is run.
+#[must_use]
+pub fn not_here(what: &str) -> Failure {
+    refuse(format_args!(
+        "{what} is not allowed on this agent, which runs only what is in the checkout"
+    ))
+    .hint("ask the agent's operator, who has set no-command-eval")
+}
+
 /// The keys that are not read yet.
 #[derive(Debug)]
 pub struct KeyReader {
@@ -348,7 +357,7 @@ mod tests {
         assert_eq!(
             refusal.hint.as_deref(),
             Some(
-                "did you mean `on-drift`? (the keys of a target are out-link, command, on-drift, log)"
+                "did you mean `on-drift`? (the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial)"
             )
         );
         assert_eq!(

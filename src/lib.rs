@@ -12,20 +12,22 @@
 //!
 //! | layer | module | is responsible for |
 //! | --- | --- | --- |
-//! | 12 | [`options`] | what the user asked for: the command line and the environment, turned into values |
-//! | 11 | [`job`] | what a job of the agent becomes: a step, a recording or a summary of ours, or the job as it would be without us; the command that follows |
-//! | 10 | [`summary`] | the build at a glance: what recordings planned and steps reported, as an annotation and as JUnit |
-//! | 9 | [`step`] | one target: the list of ways, the choice between them, the report |
-//! | 9 | [`recording`] | all targets: evaluating them once, keeping their `.drv`s, the pipeline that builds them |
-//! | 8 | [`store`] | asking Nix: what is valid, what is missing, locks, roots, logs; each question once |
+//! | 13 | [`options`] | what the user asked for: the command line and the environment, turned into values |
+//! | 12 | [`job`] | what a job of the agent becomes: a step, a recording or a summary of ours, or the job as it would be without us; the command that follows |
+//! | 11 | [`summary`] | the build at a glance: what recordings planned and steps reported, as an annotation and as JUnit |
+//! | 10 | [`step`] | one target: the list of ways, the choice between them, the report |
+//! | 10 | [`recording`] | all targets: evaluating them once, keeping their `.drv`s, the pipeline that builds them |
+//! | 9 | [`share`] | how `.drv`s get from the host that records to those that build: an archive as an artifact, or a store |
+//! | 8 | [`store`] | asking Nix: what is valid, what is missing, locks, roots, logs; each question once; copying |
 //! | 8 | [`agent`] | asking the Buildkite agent; each question once |
 //! | 7 | [`build_keys`] | the keys that say how a target is built: read by a step, passed on by a recording |
 //! | 7 | [`parallel`] | several programs in parallel, whatever they are |
+//! | 7 | [`host`] | this host: its settings, memory and disk |
+//! | 6 | [`share_keys`] | the keys that say how `.drv`s and outputs get to other hosts |
 //! | 6 | [`evaluation_keys`] | the keys that say what is evaluated: the same for a step and for a recording |
 //! | 6 | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
 //! | 6 | [`environment`] | what the agent's `environment` hook puts into a job |
 //! | 6 | [`status_line`] | the line that shows progress |
-//! | 6 | [`host`] | this host: its settings, memory and disk |
 //! | 6 | [`state`] | the host's state folder: evaluation slots, roots that outlive a process |
 //! | 5 | [`log`] | everything that is printed in a job's log |
 //! | 5 | [`nix`] | Nix as data: store paths, command lines, what its programs print and what that means |
@@ -37,7 +39,7 @@
 //! | 1 | [`text`] | text from elsewhere, made safe to show |
 //! | 1 | [`paths`] | paths by their letters, and where they really lead |
 //!
-//! The program itself (`main.rs`) reads the options, calls one of the layers 9 to 11, and turns the result into an exit status.
+//! The program itself (`main.rs`) reads the options, calls one of the layers 10 to 12, and turns the result into an exit status.
 //!
 //! # Glossary
 //!
@@ -57,7 +59,8 @@
 //! | recording | evaluating all targets once and uploading the pipeline: `eval-once pipeline` |
 //! | pin | the store file whose references are the recorded `.drv`s; its GC root keeps them all (what one does to nixpkgs is *lock*) |
 //! | step, job | one target in the pipeline; one run of a step on an agent |
-//! | way | how a step gets its outputs: `realised`, `available`, `evaluated` |
+//! | way | how a step gets its outputs: `realised`, `available`, `fetched`, `evaluated` |
+//! | share | a store, or an artifact of the build, through which one host's `.drv`s reach the others |
 //! | outcome | how a step ended according to Buildkite (its job), which may differ from how its build ended |
 //! | infrastructure failure | class 75 (`surroundings` in JSON): the machine, the daemon, the network or Buildkite failed; a retry may help |
 //! | root cause | the derivation that itself failed, wherever in the closure it is |
@@ -102,6 +105,8 @@ pub mod options;
 pub mod parallel;
 pub mod paths;
 pub mod recording;
+pub mod share;
+pub mod share_keys;
 pub mod state;
 pub mod status_line;
 pub mod step;

@@ -4,6 +4,8 @@
 //! Only questions: what evaluates, builds or substitutes is run by the module that shows its log. What an answer means is
 //! decided by the step or the recording.
 
+mod copying;
+
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::time::Instant;
@@ -18,6 +20,8 @@ use crate::nix::{
 };
 use crate::parallel;
 use crate::supervise::{Finished, OnStop, Supervisor};
+
+pub use copying::{CopyEnd, CopyOrder, CopyProgress, PATIENCE};
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
 /// cases before Nix 2.35.)

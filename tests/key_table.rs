@@ -101,7 +101,7 @@ fn constraints(key: &Key) -> Vec<(&'static str, Value)> {
             ("maximum", json!(to)),
         ],
         KeyKind::Pairs(_) | KeyKind::Paths | KeyKind::Json => vec![("type", json!("object"))],
-        KeyKind::PathOrFalse(..) => {
+        KeyKind::TextOrFalse(..) => {
             vec![("anyOf", json!([{ "type": "string" }, { "enum": [false] }]))]
         }
     }

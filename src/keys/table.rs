@@ -83,8 +83,8 @@ pub enum KeyKind {
     Paths,
     /// A map of anything: as JSON.
     Json,
-    /// A path, or `false`, for which there is another flag: its name, and what it does.
-    PathOrFalse(&'static str, &'static str, &'static str),
+    /// A string, or `false`, for which there is another flag: its name, and what it does.
+    TextOrFalse(&'static str, &'static str, &'static str),
 }
 
 /// A word that a key can have as its value.
@@ -214,6 +214,8 @@ pub fn bounds(name: &str) -> Option<(u64, u64)> {
         _ => None,
     })
 }
+
+const SHARE: KeyKind = KeyKind::TextOrFalse("SHARE", "no-share", "Use no share");
 
 const STEP: &[KeyOwner] = &[KeyOwner::Step];
 const RECORDING: &[KeyOwner] = &[KeyOwner::Recording];
@@ -449,7 +451,7 @@ pub const KEYS: &[Key] = &[
     Key::new(
         "out-link",
         ALL,
-        KeyKind::PathOrFalse(
+        KeyKind::TextOrFalse(
             "LINK",
             "no-out-link",
             "Make no link, and keep the outputs for a day",
@@ -498,6 +500,60 @@ pub const KEYS: &[Key] = &[
     )
     .default("pretty"),
     Key::new(
+        "share",
+        STEP,
+        SHARE,
+        "Where the recorded .drv can be fetched: a store's URL, or artifact:NAME as recordings write it; false: nowhere",
+    )
+    .default("EVAL_ONCE_SHARE, where that is a URL"),
+    Key::new(
+        "share",
+        RECORDING,
+        SHARE,
+        "How steps on other hosts get the .drvs: artifact (of the build), a store's URL, or false",
+    )
+    .default("EVAL_ONCE_SHARE, else artifact in a job"),
+    Key::new(
+        "share-limit",
+        RECORDING,
+        KeyKind::Number("MIB", 1, u64::MAX >> 20),
+        "The most that is shared as an artifact, in MiB, compressed; more is a warning, and nothing is shared",
+    )
+    .default("2048 where share is set, else 128"),
+    Key::new(
+        "share-required",
+        ALL,
+        KeyKind::Boolean,
+        "Whether a share that fails ends the recording, and the step rather than let it evaluate",
+    )
+    .default("false"),
+    Key::new(
+        "push",
+        ALL,
+        KeyKind::Text("URL"),
+        "The URL of a store that gets the outputs, with what they need, after success",
+    ),
+    Key::new(
+        "push-partial",
+        ALL,
+        KeyKind::Boolean,
+        "Whether push also gets what was built of a target that failed",
+    )
+    .default("false"),
+    Key::new(
+        "checkout",
+        BOTH,
+        KeyKind::Choice(
+            "WHEN",
+            &[
+                choice("always", "each step has a checkout"),
+                choice("fallback", "a step makes one where it has to evaluate"),
+            ],
+        ),
+        "When a recorded step gets a checkout",
+    )
+    .default("always"),
+    Key::new(
         "meta",
         RECORDING,
         KeyKind::Boolean,
@@ -524,10 +580,11 @@ pub const KEYS: &[Key] = &[
     .default("100"),
     Key::new(
         "keep-days",
-        RECORDING,
+        BOTH,
         KeyKind::Number("DAYS", 1, 36_500),
-        "Days for which the recorded .drv files are kept from the garbage collector",
+        "Days for which what was unpacked from a share is kept on the step's host",
     )
+    .in_recordings("Days for which the recorded .drv files are kept from the garbage collector")
     .default("3"),
     Key::new(
         "skip",
@@ -536,6 +593,13 @@ pub const KEYS: &[Key] = &[
         "Written by recordings (skip-style: run): end at once where all outputs are in the store or in a cache",
     )
     .default("false")
+    .without_flag(),
+    Key::new(
+        "share-size",
+        STEP,
+        KeyKind::Number("BYTES", 0, u64::MAX),
+        "Written by recordings: how many bytes the archive of the share unpacks to",
+    )
     .without_flag(),
     Key::new(
         "refused",

@@ -6,7 +6,7 @@ use std::path::Path;
 use percent_encoding::{AsciiSet, utf8_percent_encode};
 
 use super::flake::URL_PART;
-use super::{AttrPath, DrvPath, Evaluation, LockedFlake, Source, StorePath};
+use super::{AttrPath, DrvPath, Evaluation, LockedFlake, Source, StorePath, StoreUrl};
 use crate::command_line::CommandLine;
 
 /// Nix settings, in the order in which `--option` gets them: names and values.
@@ -95,6 +95,42 @@ pub fn write_pin(json: &Path, options: &Options) -> CommandLine {
         .arguments
         .extend(["--argstr".into(), "json".into(), json.into()]);
     unrestricted(command)
+}
+
+/// `nix copy` is experimental in all versions so far.
+const COPY: [&str; 3] = ["--extra-experimental-features", "nix-command", "copy"];
+
+/// Copies `.drv`s with what they need to be realised, and not their outputs. (From 2.15 on, a `.drv` means itself; before, it means
+/// its outputs, unless `--derivation` is given, which changes nothing later.)
+#[must_use]
+pub fn copy_drvs_to(to: &StoreUrl, drvs: &[&StorePath], options: &Options) -> CommandLine {
+    let mut arguments = COPY.to_vec();
+    arguments.extend(["--derivation", "--to", to.as_str()]);
+    arguments.extend(drvs.iter().map(|path| path.as_str()));
+    command("nix", &arguments, options)
+}
+
+/// Copies outputs with what they need.
+#[must_use]
+pub fn copy_outputs_to(to: &StoreUrl, outputs: &[&StorePath], options: &Options) -> CommandLine {
+    let mut arguments = COPY.to_vec();
+    arguments.extend(["--to", to.as_str()]);
+    arguments.extend(outputs.iter().map(|path| path.as_str()));
+    command("nix", &arguments, options)
+}
+
+/// Copies a `.drv` with what it needs to be realised into the store that is used here. (An ordinary user may, unsigned: all of it
+/// is content-addressed.)
+#[must_use]
+pub fn copy_drv_from(from: &StoreUrl, drv: &DrvPath, options: &Options) -> CommandLine {
+    let mut arguments = COPY.to_vec();
+    arguments.extend([
+        "--derivation",
+        "--from",
+        from.as_str(),
+        drv.as_store_path().as_str(),
+    ]);
+    command("nix", &arguments, options)
 }
 
 /// Prints what keeps `path` alive, one root on each line: `LINK -> PATH`. With a daemon, these are the roots that the daemon sees.

@@ -236,7 +236,7 @@ fn args(key: &Key, flag: Flag, owner: KeyOwner) -> Vec<Arg> {
             arg.value_name(value)
                 .value_parser(PossibleValuesParser::new(values))
         }
-        KeyKind::PathOrFalse(value, without, doc) => {
+        KeyKind::TextOrFalse(value, without, doc) => {
             let without = Arg::new(without)
                 .long(without)
                 .help(doc)
@@ -271,10 +271,10 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
             let other = key.default != Some("true");
             matches.get_flag(key.name).then_some(Value::Bool(other))
         }
-        KeyKind::PathOrFalse(_, without, _) if matches.get_flag(without) => {
+        KeyKind::TextOrFalse(_, without, _) if matches.get_flag(without) => {
             Some(Value::Bool(false))
         }
-        KeyKind::Text(_) | KeyKind::AttrPath | KeyKind::Choice(..) | KeyKind::PathOrFalse(..) => {
+        KeyKind::Text(_) | KeyKind::AttrPath | KeyKind::Choice(..) | KeyKind::TextOrFalse(..) => {
             text().map(Value::from)
         }
         KeyKind::Pairs(_) => texts().map(|mut words| {

@@ -10,15 +10,15 @@ use crate::environment::{HostEnvironment, nix_folders};
 use crate::exit::Failure;
 use crate::host::Host;
 use crate::keys::refuse;
-use crate::log::Log;
 use crate::nix::settings::NixSettings;
 use crate::paths;
+use crate::share_keys::ShareSetting;
 
 /// The host's settings.
 ///
 /// # Errors
 /// One of them makes no sense (64).
-pub(super) fn host(startup: &Startup, log: &Log) -> Result<Host, Failure> {
+pub(super) fn host(startup: &Startup) -> Result<Host, Failure> {
     let variables = &startup.variables;
     let evaluations = match variables.text("EVAL_ONCE_EVALUATIONS") {
         Some(number) => number.parse().map_err(|_| {
@@ -37,9 +37,13 @@ pub(super) fn host(startup: &Startup, log: &Log) -> Result<Host, Failure> {
             )));
         }
     };
-    if variables.get("EVAL_ONCE_SHARE").is_some() {
-        log.warn("EVAL_ONCE_SHARE is ignored: shares are not in this version of eval-once");
-    }
+    let share = match variables.text("EVAL_ONCE_SHARE") {
+        Some(text) => Some(ShareSetting::parse(&text).map_err(|wrong| {
+            refuse(format_args!("EVAL_ONCE_SHARE {wrong}"))
+                .hint("set it to `artifact`, the URL of a store, or `false`")
+        })?),
+        None => None,
+    };
     // Only the plugin's hooks use EVAL_ONCE_BIN. TMPDIR is Nix's as well, which fails on a relative one in words of its own
     // (2.8: "not an absolute path").
     for name in ["EVAL_ONCE_BIN", "TMPDIR"] {
@@ -49,6 +53,7 @@ pub(super) fn host(startup: &Startup, log: &Log) -> Result<Host, Failure> {
         state: state(variables)?,
         evaluations,
         recorded_only,
+        share,
         nix: nix_settings(variables),
         temporary: temporary(variables),
     })
@@ -126,7 +131,7 @@ mod tests {
     use crate::exit::Class;
 
     fn host_of(variables: &[(&str, &str)]) -> Result<Host, Failure> {
-        host(&startup(variables), &Log::default())
+        host(&startup(variables))
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub(super) fn step(
     draft: StepDraft<'_>,
     log: &Log,
 ) -> Result<StepOrder, Refusal> {
-    let host = host::host(startup, log);
+    let host = host::host(startup);
     let request = keys.and_then(|keys| {
         if let Some(job) = draft.job {
             check_command(job, FollowingCommand::of_step(&keys), log)?;
@@ -110,7 +110,7 @@ pub(super) fn recording(
     draft: RecordingDraft<'_>,
     log: &Log,
 ) -> Result<Box<RecordingOrder>, Refusal> {
-    let host = host::host(startup, log);
+    let host = host::host(startup);
     let (keys, build) = (keys?, draft.build?);
     if let Some(job) = draft.job {
         check_command(job, FollowingCommand::Runs { explicit: false }, log)?;

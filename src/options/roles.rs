@@ -101,7 +101,7 @@ impl RoleReader<'_> {
                     temporary: host::temporary(&self.startup.variables),
                 })
                 .map_err(Refusal::from),
-            CliCommand::Prune => host::host(self.startup, self.log)
+            CliCommand::Prune => host::host(self.startup)
                 .map(Invocation::Prune)
                 .map_err(Refusal::from),
             CliCommand::Hook {

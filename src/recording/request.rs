@@ -12,7 +12,8 @@ use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, refuse, scalar, string};
-use crate::nix::{AttrPath, Evaluation, Source};
+use crate::nix::{AttrPath, Evaluation, Source, StoreUrl};
+use crate::share_keys::{self, ShareSetting};
 
 /// Which sets are walked, besides the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +75,10 @@ pub enum Emit {
 }
 
 /// The request of a recording.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a key of the table is a field, and some are yes or no"
+)]
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordingRequest {
     /// What is evaluated, and the attribute path that the walk starts at.
@@ -104,6 +109,16 @@ pub struct RecordingRequest {
     pub emit: Emit,
     /// The keys that say how a target is built, as they were written: each recorded step has them.
     pub build_keys: Keys,
+    /// How the `.drv`s get to other hosts; none: as the host's setting says.
+    pub share: Option<ShareSetting>,
+    /// The most that an artifact may take, in MiB.
+    pub share_limit: Option<u64>,
+    /// Whether a share that fails ends the recording.
+    pub share_required: bool,
+    /// The store that gets the outputs: what it has is skipped.
+    pub push: Option<StoreUrl>,
+    /// Whether recorded steps make a checkout only where they evaluate.
+    pub checkout_fallback: bool,
     /// The recording's folder, relative to the folder in which its steps start; none where it is the same.
     pub below: Option<PathBuf>,
     /// Merged into every step.
@@ -256,8 +271,16 @@ impl RecordingRequest {
         if let (true, Some(link)) = (place.confined, &how.out_link) {
             build_keys::check_confined(link, place)?;
         }
-        for key in ["share", "share-limit", "share-required", "push"] {
-            reader.not_yet(key)?;
+        let share = share_keys::read_recording_share(reader)?;
+        let share_limit = reader.number("share-limit")?;
+        let checkout_fallback =
+            reader.choice("checkout", [("always", false), ("fallback", true)])?;
+        if place.confined {
+            let store = match &share {
+                Some(ShareSetting::Store(url)) => Some(url),
+                _ => None,
+            };
+            share_keys::check_confined(store, how.push.as_ref())?;
         }
         let summary = reader.boolean("summary")?;
         let chunk = reader.number("chunk")?;
@@ -298,6 +321,11 @@ impl RecordingRequest {
             on_error: on_error.unwrap_or(OnError::Step),
             emit,
             build_keys: Keys::new(),
+            share,
+            share_limit,
+            share_required: how.share_required.unwrap_or(false),
+            push: how.push,
+            checkout_fallback: checkout_fallback.unwrap_or(false),
             below: None,
             step: step.unwrap_or_default(),
             agents,
@@ -526,10 +554,12 @@ mod tests {
             (json!({"plugin": "ssh://u:p@h/x"}), "`plugin`"),
             (json!({"agents": {"x": "queue"}}), "`agents.x`"),
             (json!({"agents": {"x": ["queue"]}}), "`agents.x`"),
-            (json!({"share": "file:///x"}), "`share`"),
-            (json!({"share-limit": 1}), "`share-limit`"),
-            (json!({"share-required": true}), "`share-required`"),
-            (json!({"push": "file:///x"}), "`push`"),
+            (json!({"share": "artifact:x.tar"}), "`share`"),
+            (json!({"share": true}), "`share`"),
+            (json!({"share-limit": 0}), "`share-limit`"),
+            (json!({"share-required": "yes"}), "`share-required`"),
+            (json!({"push": "artifact"}), "`push`"),
+            (json!({"checkout": true}), "`checkout`"),
             (json!({"summary": "true"}), "`summary`"),
         ] {
             let failure = read(&keys).unwrap_err();

@@ -29,6 +29,7 @@ pub(super) fn with_step<T>(keys: &Value, check: impl FnOnce(&mut StepRun<'_>) ->
         state: None,
         evaluations: NonZeroUsize::MIN,
         recorded_only: false,
+        share: None,
         nix: NixSettings {
             files: Vec::new(),
             text: String::new(),

@@ -22,6 +22,8 @@ pub enum WayName {
     Realised,
     /// The recorded outputs were valid, or a cache had them.
     Available,
+    /// The `.drv` was fetched from a share, and realised.
+    Fetched,
     /// The target was evaluated again.
     Evaluated,
 }
@@ -33,6 +35,7 @@ impl WayName {
         match self {
             Self::Realised => "realised",
             Self::Available => "available",
+            Self::Fetched => "fetched",
             Self::Evaluated => "evaluated",
         }
     }
@@ -40,7 +43,12 @@ impl WayName {
     /// The way that this is the word for.
     #[must_use]
     pub fn of_word(word: &str) -> Option<Self> {
-        let ways = [Self::Realised, Self::Available, Self::Evaluated];
+        let ways = [
+            Self::Realised,
+            Self::Available,
+            Self::Fetched,
+            Self::Evaluated,
+        ];
         ways.into_iter().find(|way| way.word() == word)
     }
 }
@@ -54,6 +62,8 @@ pub enum Reason {
     DrvSubstituted,
     /// The `.drv` was not there, its outputs were or came from a cache.
     OutputsAvailable,
+    /// A share had the `.drv`, which was not there.
+    FetchedFromShare,
     /// They are here or in a cache, and nothing was realised: the recording had skipped the step.
     Skipped,
     /// The `.drv`'s file was not there when the step began.
@@ -74,6 +84,7 @@ impl Reason {
             Self::DrvValid => "drv-valid",
             Self::DrvSubstituted => "drv-substituted",
             Self::OutputsAvailable => "outputs-available",
+            Self::FetchedFromShare => "fetched-from-share",
             Self::Skipped => "skipped",
             Self::DrvMissing => "drv-missing",
             Self::DrvCollected => "drv-collected",

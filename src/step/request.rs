@@ -8,7 +8,8 @@ use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, refuse, string};
-use crate::nix::{DrvPath, Evaluation, StorePath, is_output_name};
+use crate::nix::{DrvPath, Evaluation, StorePath, StoreUrl, is_output_name};
+use crate::share_keys::{self, Share, StepShare};
 
 /// What a step is asked to do.
 #[expect(
@@ -37,6 +38,20 @@ pub struct StepRequest {
     pub fail_on_drift: bool,
     /// How what Nix says looks in the log.
     pub form: Form,
+    /// Where the `.drv` can be fetched; none: as the host's setting says.
+    pub share: Option<StepShare>,
+    /// How many bytes the archive of a share unpacks to, where the recording has said so.
+    pub share_size: Option<u64>,
+    /// For how many days what was unpacked is kept; none: as long as by default.
+    pub keep_days: Option<u64>,
+    /// Whether a share that fails ends the step, rather than let it evaluate.
+    pub share_required: bool,
+    /// The store that gets the outputs after success.
+    pub push: Option<StoreUrl>,
+    /// Whether it also gets what was built of a target that failed.
+    pub push_partial: bool,
+    /// Whether the step makes a checkout where it has to evaluate.
+    pub checkout_fallback: bool,
     /// The keys themselves, as they were given.
     pub keys: Keys,
 }
@@ -84,9 +99,11 @@ impl StepRequest {
         }
         let options = evaluation_keys::read_options(reader)?;
         let how = BuildKeys::read(reader, &place.folder)?;
-        for key in ["share", "share-required", "push"] {
-            reader.not_yet(key)?;
-        }
+        let share = share_keys::read_step_share(reader)?;
+        let share_size = reader.number("share-size")?;
+        let keep_days = reader.number("keep-days")?;
+        let checkout_fallback =
+            reader.choice("checkout", [("always", false), ("fallback", true)])?;
         let skip = reader.boolean("skip")?.unwrap_or(false);
         if skip && how.leaves_the_command() {
             return Err(refuse(
@@ -107,6 +124,13 @@ impl StepRequest {
             skip,
             fail_on_drift: how.fail_on_drift.unwrap_or(false),
             form: how.form.unwrap_or(Form::Pretty),
+            share,
+            share_size,
+            keep_days,
+            share_required: how.share_required.unwrap_or(false),
+            push: how.push,
+            push_partial: how.push_partial.unwrap_or(false),
+            checkout_fallback: checkout_fallback.unwrap_or(false),
             keys,
         })
     }
@@ -114,6 +138,11 @@ impl StepRequest {
     /// Holds a pipeline to what an agent with `no-command-eval` lets it choose.
     fn check_confined(&self, place: &Checkout) -> Result<(), Failure> {
         build_keys::check_confined(&self.out_link, place)?;
+        let share = match &self.share {
+            Some(StepShare::From(Share::Store(url))) => Some(url),
+            _ => None,
+        };
+        share_keys::check_confined(share, self.push.as_ref())?;
         evaluation_keys::check_confined(self.evaluation.as_ref(), &self.options, place)
     }
 }
@@ -194,9 +223,15 @@ mod tests {
             (json!({ "command": "before" }), "`command`"),
             (json!({ "on-drift": true }), "`on-drift`"),
             (json!({ "log": "quiet" }), "`log`"),
-            (json!({ "share": "file:///x" }), "`share`"),
-            (json!({ "share-required": false }), "`share-required`"),
-            (json!({ "push": "file:///x" }), "`push`"),
+            (json!({ "share": "artefact" }), "`share`"),
+            (json!({ "share": "artifact" }), "`share`"),
+            (json!({ "share": "artifact:../x.tar" }), "`share`"),
+            (json!({ "share": "artifact:*" }), "`share`"),
+            (json!({ "share": true }), "`share`"),
+            (json!({ "share-required": 1 }), "`share-required`"),
+            (json!({ "push": "https://u:p@x" }), "`push`"),
+            (json!({ "push": false }), "`push`"),
+            (json!({ "checkout": "never" }), "`checkout`"),
         ] {
             let failure = read(&keys).expect_err(&keys.to_string());
             assert_eq!(failure.class, Class::Config, "{keys}");

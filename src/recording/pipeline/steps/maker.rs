@@ -608,13 +608,10 @@ mod tests {
             ),
             (json!({ "on-drift": null }), "`on-drift` is null"),
             (json!({ "file": "x" }), "`file` is not a key of a target"),
+            (json!({ "push": "artifact" }), "`push` is no URL of a store"),
             (
-                json!({ "push": "file:///x" }),
-                "`push` is not in this version",
-            ),
-            (
-                json!({ "share-required": true }),
-                "`share-required` is not in this version",
+                json!({ "share-required": 1 }),
+                "`share-required` is 1, and must be `true` or `false`",
             ),
             (
                 json!({ "artifacts": ["x"] }),

@@ -141,7 +141,7 @@ pub(super) fn build_wishes(keys: &Keys, request: &RecordingRequest) -> Result<Ke
         if build.leaves_the_command() && request.emit == Emit::Command {
             return Err(refuse(NO_OTHER_HOOK));
         }
-        for key in ["push", "share-required", "artifacts", "steps"] {
+        for key in ["artifacts", "steps"] {
             reader.not_yet(key)?;
         }
         reader.finish(KeyOwner::Target)?;

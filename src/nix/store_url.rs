@@ -1,0 +1,110 @@
+//! The URL of a store that `nix copy` can read or write.
+
+use std::fmt;
+
+/// The URL of a store, without credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreUrl(String);
+
+impl StoreUrl {
+    /// Reads the URL of a store: `file://`, `s3://`, `http://`, `https://`, `ssh://`, `ssh-ng://` or any other that Nix knows, with
+    /// parameters.
+    ///
+    /// # Errors
+    /// It is no URL, or holds credentials. The sentence goes on after what it is about, and does not repeat them.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let is_scheme = |scheme: &str| {
+            scheme.starts_with(|first: char| first.is_ascii_lowercase())
+                && scheme
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "+.-".contains(c))
+        };
+        let parts = text.split_once("://");
+        let Some((scheme, rest)) = parts.filter(|(scheme, _)| is_scheme(scheme)) else {
+            return Err(format!("is no URL of a store: {text:?}"));
+        };
+        if rest.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(format!("is no URL of a store: {text:?}"));
+        }
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        if let Some((user, _)) = authority.rsplit_once('@') {
+            // To SSH, a user is only a name.
+            let is_secret = user.contains(':') || !scheme.starts_with("ssh");
+            if is_secret {
+                return Err("holds credentials, which every step would show".into());
+            }
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The URL as it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Its scheme: `file`, `s3`, …
+    #[must_use]
+    pub fn scheme(&self) -> &str {
+        self.0.split_once("://").map_or("", |(scheme, _)| scheme)
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_named_by_its_url_with_parameters() {
+        for url in [
+            "file:///srv/cache?compression=zstd",
+            "s3://bucket?endpoint=http://127.0.0.1:9&region=eu-west-1",
+            "https://cache.example.org",
+            "http://localhost:5000/x",
+            "ssh-ng://nix@builder",
+            "ssh://builder?remote-store=local",
+        ] {
+            let store = StoreUrl::parse(url).unwrap();
+            assert_eq!(store.as_str(), url);
+        }
+        assert_eq!(StoreUrl::parse("ssh-ng://a").unwrap().scheme(), "ssh-ng");
+    }
+
+    #[test]
+    fn what_is_no_url_is_refused() {
+        for text in [
+            "",
+            "artefact",
+            "/srv/cache",
+            "://x",
+            "file://",
+            "a b://c",
+            "s3://a b",
+            "s3://a\nb",
+            "1://x",
+        ] {
+            let wrong = StoreUrl::parse(text).unwrap_err();
+            assert!(wrong.contains("no URL of a store"), "{text}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_refused_and_not_repeated() {
+        for url in [
+            "https://user:secret@cache.example.org",
+            "https://secret@cache.example.org/x",
+            "s3://secret:secret@bucket",
+            "ssh://user:secret@host",
+        ] {
+            let wrong = StoreUrl::parse(url).unwrap_err();
+            assert!(wrong.contains("credentials"), "{wrong}");
+            assert!(!wrong.contains("secret"), "{wrong}");
+        }
+    }
+}
