@@ -362,7 +362,9 @@ mod tests {
         );
         assert_eq!(
             unknown("drv").hint.as_deref(),
-            Some("the keys of a target are out-link, command, on-drift, log")
+            Some(
+                "the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial"
+            )
         );
     }
 
