@@ -289,6 +289,7 @@ fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
         (WayName::Realised, Reason::DrvSubstituted),
         (WayName::Available, Reason::OutputsAvailable),
         (WayName::Available, Reason::Skipped),
+        (WayName::Fetched, Reason::FetchedFromShare),
         (WayName::Evaluated, Reason::DrvMissing),
         (WayName::Evaluated, Reason::DrvCollected),
         (WayName::Evaluated, Reason::OutputsCollected),
