@@ -646,8 +646,24 @@ fn for_each_schema(schema: &Value, visit: &mut impl FnMut(&Map<String, Value>)) 
     }
 }
 
-/// The blocks marked as YAML in the README and the guide, each with the page it is on.
+/// The pipelines in the README and the guide, each with the page it is on: all blocks marked as YAML that are not another file.
 pub(super) fn yaml_blocks() -> Vec<(String, String)> {
+    let mut blocks = all_yaml_blocks();
+    blocks.retain(|(_, block)| !block.starts_with(POD_SETTINGS));
+    blocks
+}
+
+/// The settings of Buildkite's controller for Kubernetes on the pages.
+pub(super) fn pod_settings() -> Vec<(String, String)> {
+    let mut blocks = all_yaml_blocks();
+    blocks.retain(|(_, block)| block.starts_with(POD_SETTINGS));
+    blocks
+}
+
+/// How such a block begins.
+const POD_SETTINGS: &str = "# values.yaml\n";
+
+fn all_yaml_blocks() -> Vec<(String, String)> {
     let mut pages = vec![root().join("README.md")];
     if let Ok(guide) = fs::read_dir(root().join("docs")) {
         pages.extend(guide.map(|page| page.unwrap().path()));

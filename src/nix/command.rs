@@ -100,22 +100,14 @@ pub fn write_pin(json: &Path, options: &Options) -> CommandLine {
 /// `nix copy` is experimental in all versions so far.
 const COPY: [&str; 3] = ["--extra-experimental-features", "nix-command", "copy"];
 
-/// What this host has seen in a store counts for an hour. By default Nix believes it for 30 days, and would not copy again what
-/// the store has deleted since (a bucket with a lifecycle: seen with 2.8, 2.26 and 2.34).
-const WRITTEN_LATELY: [&str; 3] = ["--option", "narinfo-cache-positive-ttl", "3600"];
-
-/// What this host has not seen in a store is looked for again. By default Nix believes for an hour that it is missing, although a
-/// recording may have copied it in the meantime.
-const MISSING_NOW: [&str; 3] = ["--option", "narinfo-cache-negative-ttl", "0"];
-
 /// Copies `.drv`s with what they need to be realised, and not their outputs. (From 2.15 on, a `.drv` means itself; before, it means
 /// its outputs, unless `--derivation` is given, which changes nothing later.)
 #[must_use]
 pub fn copy_drvs_to(to: &StoreUrl, drvs: &[&StorePath], options: &Options) -> CommandLine {
     let mut arguments = COPY.to_vec();
-    arguments.extend(WRITTEN_LATELY);
     arguments.extend(["--derivation", "--to", to.as_str()]);
     arguments.extend(drvs.iter().map(|path| path.as_str()));
+    arguments.extend(remembered(to, SEEN_LATELY));
     command("nix", &arguments, options)
 }
 
@@ -123,9 +115,9 @@ pub fn copy_drvs_to(to: &StoreUrl, drvs: &[&StorePath], options: &Options) -> Co
 #[must_use]
 pub fn copy_outputs_to(to: &StoreUrl, outputs: &[&StorePath], options: &Options) -> CommandLine {
     let mut arguments = COPY.to_vec();
-    arguments.extend(WRITTEN_LATELY);
     arguments.extend(["--to", to.as_str()]);
     arguments.extend(outputs.iter().map(|path| path.as_str()));
+    arguments.extend(remembered(to, SEEN_LATELY));
     command("nix", &arguments, options)
 }
 
@@ -134,14 +126,30 @@ pub fn copy_outputs_to(to: &StoreUrl, outputs: &[&StorePath], options: &Options)
 #[must_use]
 pub fn copy_drv_from(from: &StoreUrl, drv: &DrvPath, options: &Options) -> CommandLine {
     let mut arguments = COPY.to_vec();
-    arguments.extend(MISSING_NOW);
     arguments.extend([
         "--derivation",
         "--from",
         from.as_str(),
         drv.as_store_path().as_str(),
     ]);
+    arguments.extend(remembered(from, MISSED_NEVER));
     command("nix", &arguments, options)
+}
+
+/// What this host has seen in a store counts for an hour. By default Nix believes it for 30 days, and would not copy again what
+/// the store has deleted since (a bucket with a lifecycle: seen over HTTP with 2.8, 2.26 and 2.34).
+const SEEN_LATELY: [&str; 3] = ["--option", "narinfo-cache-positive-ttl", "3600"];
+
+/// What this host has not seen in a store is looked for again. By default Nix believes for an hour that it is missing, although a
+/// recording may have copied it in the meantime.
+const MISSED_NEVER: [&str; 3] = ["--option", "narinfo-cache-negative-ttl", "0"];
+
+/// The options for a store of which Nix remembers what it has.
+fn remembered(store: &StoreUrl, options: [&'static str; 3]) -> Vec<&'static str> {
+    match store.scheme() {
+        "http" | "https" | "s3" => options.to_vec(),
+        _ => Vec::new(),
+    }
 }
 
 /// Prints what keeps `path` alive, one root on each line: `LINK -> PATH`. With a daemon, these are the roots that the daemon sees.
@@ -495,22 +503,28 @@ mod tests {
         let drv = DrvPath::parse(DRV).unwrap();
         let out = StorePath::parse(OUT).unwrap();
         let url = StoreUrl::parse("https://cache").unwrap();
-        let written = "--option narinfo-cache-positive-ttl 3600";
-        let missing = "--option narinfo-cache-negative-ttl 0";
+        let file = StoreUrl::parse("file:///cache").unwrap();
+        let seen = "--option narinfo-cache-positive-ttl 3600";
+        let missed = "--option narinfo-cache-negative-ttl 0";
         // What the user sets comes later, and wins.
         let options = options();
         for (line, expected) in [
             (
                 copy_drvs_to(&url, &[drv.as_store_path()], &options),
-                format!("{written} --derivation --to https://cache {DRV} --option cores 2"),
+                format!("--derivation --to https://cache {DRV} {seen} --option cores 2"),
             ),
             (
                 copy_outputs_to(&url, &[&out], &options),
-                format!("{written} --to https://cache {OUT} --option cores 2"),
+                format!("--to https://cache {OUT} {seen} --option cores 2"),
             ),
             (
                 copy_drv_from(&url, &drv, &options),
-                format!("{missing} --derivation --from https://cache {DRV} --option cores 2"),
+                format!("--derivation --from https://cache {DRV} {missed} --option cores 2"),
+            ),
+            // Nix remembers nothing of it.
+            (
+                copy_drv_from(&file, &drv, &options),
+                format!("--derivation --from file:///cache {DRV} --option cores 2"),
             ),
         ] {
             let copy = "nix --extra-experimental-features nix-command copy";
