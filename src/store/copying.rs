@@ -53,7 +53,8 @@ pub enum CopyEnd {
 
 impl Store {
     /// Copies these `.drv`s with all that they need to be realised (`.drv`s and sources, no outputs) into a store; what it has
-    /// is not copied again. `look` is called at least once a second.
+    /// is not copied again. `look` is called at least once a second. Nix compresses each NAR into a file in its folder for temporary
+    /// files before it is in the other store; where `temporary` is given, that is the folder.
     ///
     /// # Errors
     /// A signal asked us to end (128 + n); the program is missing (69), or cannot be started (75).
@@ -62,18 +63,44 @@ impl Store {
         supervisor: &mut Supervisor,
         to: &StoreUrl,
         drvs: &[&DrvPath],
+        temporary: Option<&str>,
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
-        let paths: Vec<&StorePath> = drvs.iter().map(|drv| drv.as_store_path()).collect();
+        let paths = store_paths_of(drvs);
         for batch in super::batches(&paths) {
             let options = self.options(supervisor)?;
-            let line = command::copy_drvs_to(to, batch, &options);
+            let mut line = command::copy_drvs_to(to, batch, &options);
+            line.variables
+                .extend(temporary.map(|folder| ("TMPDIR", folder.to_owned())));
             match copy(supervisor, &line, &mut look)? {
                 CopyEnd::Done => {}
                 other => return Ok(other),
             }
         }
         Ok(CopyEnd::Done)
+    }
+
+    /// These `.drv`s and all that they need to be realised, each with the size of its NAR in bytes; as much of it as Nix says.
+    ///
+    /// # Errors
+    /// As [`Self::copy_drvs_to`].
+    pub fn sizes_of_closure(
+        &mut self,
+        supervisor: &mut Supervisor,
+        drvs: &[&DrvPath],
+    ) -> Result<HashMap<StorePath, u64>, Failure> {
+        let mut sizes = HashMap::new();
+        for batch in super::batches(&store_paths_of(drvs)) {
+            let options = self.options(supervisor)?;
+            let line = command::sizes_of_closure(batch, &options);
+            let finished = self.run(supervisor, &line)?.finished;
+            sizes.extend(finished.text().lines().filter_map(|line| {
+                let mut words = line.split_whitespace();
+                let path = StorePath::parse(words.next()?).ok()?;
+                Some((path, words.next()?.parse::<u64>().ok()?))
+            }));
+        }
+        Ok(sizes)
     }
 
     /// Copies outputs with all that they need into a store; what it has is not copied again. `look` as in
@@ -127,6 +154,10 @@ impl Store {
         let options = self.options(supervisor)?;
         Ok(command::copy_drv_from(from, drv, &options))
     }
+}
+
+fn store_paths_of<'a>(drvs: &[&'a DrvPath]) -> Vec<&'a StorePath> {
+    drvs.iter().map(|drv| drv.as_store_path()).collect()
 }
 
 /// Runs a `nix copy` until it ends, is to be stopped, or stands still.
