@@ -141,6 +141,12 @@ fn temporary(store: &Store) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
+/// That a log has this part.
+#[track_caller]
+fn has(log: &str, part: &str) {
+    assert!(log.contains(part), "no {part:?} in: {log}");
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -170,7 +176,7 @@ fn a_recording_in_a_build_shares_the_closure_of_its_drvs_as_an_artifact() {
     }
     let paths = cached(&files).len();
     let line = format!("eval-once: shared {paths} paths of 3 targets: {name}, 0.1 MiB\n");
-    assert!(job.plain().contains(&line), "{}", job.plain());
+    has(&job.plain(), &line);
     let document = &build.artifacts()["eval-once.json"];
     let document: Value = serde_json::from_slice(document).unwrap();
     assert!(document["seconds"]["share"].is_number(), "{document:#}");
@@ -189,9 +195,7 @@ fn a_recording_by_hand_shares_through_a_store_what_that_does_not_have() {
     }
     let all = closure(&store, &["a", "b", "c"]);
     assert_eq!(cached(&files(&store.root().join("shared/drvs"))), all);
-    ended.says(&[&format!(
-        "shared 3 targets: {url}, {} paths were new",
-        all.len()
-    )]);
-    record().says(&[&format!("shared 3 targets: {url}, 0 paths were new")]);
+    let line = |new| format!("eval-once: shared 3 targets: {url}, {new} new paths\n");
+    has(&ended.stderr, &line(all.len()));
+    has(&record().stderr, &line(0));
 }

@@ -95,7 +95,7 @@ impl Publisher<'_> {
     pub fn to_store(&mut self, url: &StoreUrl) -> Result<Published, NotShared> {
         let mut copied = 0;
         let end = self.copy(url, None, |progress| {
-            copied = progress.done;
+            copied = usize::try_from(progress.done).unwrap_or(usize::MAX);
             CopyOrder::GoOn
         })?;
         finished(end, &url.to_string())?;
@@ -103,7 +103,7 @@ impl Publisher<'_> {
         Ok(Published {
             share: Share::Store(url.clone()),
             unpacked: None,
-            sentence: format!("shared {targets}: {url}, {copied} paths were new"),
+            sentence: format!("shared {targets}: {url}, {}", number(copied, "new path")),
         })
     }
 
