@@ -14,6 +14,7 @@ pub(crate) mod stand_in;
 pub(crate) mod store;
 pub(crate) mod target;
 pub(crate) mod terminal;
+pub(crate) mod web;
 
 use std::{
     io::Write,
