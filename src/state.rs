@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-pub use common::{CommonFolder, CommonKind, Filling, FolderInUse, KEEP_DAYS, Seen};
+pub use common::{CACHE, CommonFolder, CommonKind, FILLING, Filling, FolderInUse, KEEP_DAYS, Seen};
 
 /// The state folder of this host, known to be usable.
 #[derive(Debug)]

@@ -2,5 +2,9 @@
 //! store. A recording writes a share, a step reads it.
 
 mod archive_name;
+mod download;
+mod unpack;
+mod unpacked;
 
 pub use archive_name::{archive_name, sha256_of_name};
+pub use unpacked::{ArchivePlace, ArchiveRecord, UnpackedArchive, unpacked};

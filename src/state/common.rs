@@ -22,8 +22,10 @@ const UNUSED: Duration = Duration::from_secs(60);
 const DAY: u64 = 24 * 60 * 60;
 
 const LOCK: &str = "lock";
-const CACHE: &str = "cache";
-const FILLING: &str = "filling";
+/// What a common folder was made for.
+pub const CACHE: &str = "cache";
+/// What is being made.
+pub const FILLING: &str = "filling";
 /// Why filling it failed, for those that waited for it.
 const FAILED: &str = "failed";
 /// For how many days it is kept after its last use.
@@ -39,7 +41,9 @@ pub enum CommonKind {
 }
 
 impl CommonKind {
-    fn folder(self) -> &'static str {
+    /// The folder of its kind in the state folder.
+    #[must_use]
+    pub fn folder(self) -> &'static str {
         match self {
             Self::Checkout => "checkouts",
             Self::Share => "shares",
