@@ -40,6 +40,8 @@ mod recording_keys;
 mod recording_store;
 mod recording_walk;
 mod reproduce;
+mod share_recording;
+mod share_step;
 mod shim;
 mod statuses;
 mod step;
