@@ -14,6 +14,9 @@ use tar::{Archive, EntryType, Header};
 use unix::fcntl::{OFlag, openat};
 use unix::sys::stat::{Mode, mkdirat};
 
+use super::ShareError;
+use crate::exit::Failure;
+
 /// How many bytes an entry counts for at least: a file takes room without any content, too.
 const ENTRY_AT_LEAST: u64 = 64;
 
@@ -44,45 +47,36 @@ enum Place<'n> {
 /// and ends it.
 ///
 /// # Errors
-/// Why not, as a clause that goes on after the archive's name; the folder may hold a part of it then.
-pub(super) fn unpack<E>(
+/// It is no archive of a binary cache, or cannot be written; the folder may hold a part of it then. Whatever `check` says.
+pub(super) fn unpack(
     archive: impl Read,
     folder: &Path,
     size: u64,
-    mut check: impl FnMut() -> Result<(), E>,
-) -> Result<Result<(), String>, E> {
-    let mut unpacking = match Unpacking::new(folder, size) {
-        Ok(unpacking) => unpacking,
-        Err(error) => return Ok(Err(cannot_write(&error))),
-    };
+    mut check: impl FnMut() -> Result<(), Failure>,
+) -> Result<(), ShareError> {
+    let mut unpacking = Unpacking::new(folder, size).map_err(|error| cannot_write(&error))?;
     let mut archive = Archive::new(archive);
-    let entries = match archive.entries() {
-        Ok(entries) => entries,
-        Err(error) => return Ok(Err(no_tar(&error))),
-    };
     // Raw: an extension is an entry of its own then, which is refused as any other that is no file or folder.
-    for entry in entries.raw(true) {
+    let entries = archive.entries().map_err(|error| no_tar(&error))?.raw(true);
+    for entry in entries {
         check()?;
-        let unpacked = match entry {
-            Ok(mut entry) => {
-                let header = entry.header().clone();
-                unpacking.entry(&header, &mut entry)
-            }
-            Err(error) => Err(no_tar(&error)),
-        };
-        if let Err(why) = unpacked {
-            return Ok(Err(why));
-        }
+        let mut entry = entry.map_err(|error| no_tar(&error))?;
+        let header = entry.header().clone();
+        unpacking.entry(&header, &mut entry)?;
     }
-    Ok(unpacking.finish())
+    unpacking.finish()
 }
 
-fn no_tar(error: &io::Error) -> String {
-    format!("is no whole tar: {error}")
+fn wrong(why: impl Into<String>) -> ShareError {
+    ShareError::Share(why.into())
 }
 
-fn cannot_write(error: &io::Error) -> String {
-    format!("cannot be unpacked: {error}")
+fn no_tar(error: &io::Error) -> ShareError {
+    wrong(format!("it is no whole tar: {error}"))
+}
+
+fn cannot_write(error: &io::Error) -> ShareError {
+    wrong(format!("it cannot be unpacked: {error}"))
 }
 
 struct Unpacking {
@@ -109,7 +103,7 @@ impl Unpacking {
         })
     }
 
-    fn entry(&mut self, header: &Header, content: &mut impl Read) -> Result<(), String> {
+    fn entry(&mut self, header: &Header, content: &mut impl Read) -> Result<(), ShareError> {
         let name = name_of(header)?;
         let kind = header.entry_type();
         let size = header.entry_size().map_err(|error| no_tar(&error))?;
@@ -127,47 +121,46 @@ impl Unpacking {
                 self.has_info |= name == INFO;
                 write(&self.folder, name, size, content)
             }
-            _ => Err(format!(
-                "has an entry that no binary cache has: {name:?}, {}",
+            _ => Err(wrong(format!(
+                "it has an entry that no binary cache has: {name:?}, {}",
                 kind_of(kind)
-            )),
+            ))),
         }
     }
 
     /// Counts an entry of this size.
-    fn take(&mut self, size: u64) -> Result<(), String> {
+    fn take(&mut self, size: u64) -> Result<(), ShareError> {
         let rest = self.rest.checked_sub(size.max(ENTRY_AT_LEAST));
         let entries = self.entries.checked_sub(1);
         let (Some(rest), Some(entries)) = (rest, entries) else {
-            return Err("unpacks to more than its record says".into());
+            return Err(wrong("it unpacks to more than its record says"));
         };
         (self.rest, self.entries) = (rest, entries);
         Ok(())
     }
 
     fn nar_folder(&mut self) -> io::Result<&OwnedFd> {
-        let nar = match self.nar.take() {
-            Some(nar) => nar,
-            None => {
-                mkdirat(&self.folder, NAR, Mode::S_IRWXU)?;
-                let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                openat(&self.folder, NAR, flags, Mode::empty())?
-            }
+        let nar = if let Some(nar) = self.nar.take() {
+            nar
+        } else {
+            mkdirat(&self.folder, NAR, Mode::S_IRWXU)?;
+            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            openat(&self.folder, NAR, flags, Mode::empty())?
         };
         Ok(self.nar.insert(nar))
     }
 
-    fn finish(self) -> Result<(), String> {
+    fn finish(self) -> Result<(), ShareError> {
         if self.has_info {
             Ok(())
         } else {
-            Err(format!("is no binary cache: it has no {INFO}"))
+            Err(wrong(format!("it is no binary cache: it has no {INFO}")))
         }
     }
 }
 
 /// The name of an entry: text, and all of it.
-fn name_of(header: &Header) -> Result<String, String> {
+fn name_of(header: &Header) -> Result<String, ShareError> {
     // A name ends with its first NUL; what stands behind it, another reader may take for a part of it.
     let old = header.as_old();
     let is_hidden = |field: &[u8]| {
@@ -177,10 +170,10 @@ fn name_of(header: &Header) -> Result<String, String> {
     let bytes = header.path_bytes();
     match std::str::from_utf8(&bytes) {
         Ok(name) if !is_hidden(&old.name) => Ok(name.to_owned()),
-        _ => Err(format!(
-            "has an entry with a name that is no text: {:?}",
+        _ => Err(wrong(format!(
+            "it has an entry with a name that is no text: {:?}",
             String::from_utf8_lossy(&old.name).trim_end_matches('\0')
-        )),
+        ))),
     }
 }
 
@@ -204,7 +197,12 @@ fn place_of(name: &str) -> Option<Place<'_>> {
 }
 
 /// Writes a new file.
-fn write(folder: &OwnedFd, name: &str, size: u64, content: &mut impl Read) -> Result<(), String> {
+fn write(
+    folder: &OwnedFd,
+    name: &str,
+    size: u64,
+    content: &mut impl Read,
+) -> Result<(), ShareError> {
     let mut write = || -> io::Result<u64> {
         let flags =
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -213,9 +211,9 @@ fn write(folder: &OwnedFd, name: &str, size: u64, content: &mut impl Read) -> Re
     };
     match write() {
         Ok(written) if written == size => Ok(()),
-        Ok(_) => Err(format!("ends in the middle of {name:?}")),
+        Ok(_) => Err(wrong(format!("it ends in the middle of {name:?}"))),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(format!("has two entries of one name: {name:?}"))
+            Err(wrong(format!("it has two entries of one name: {name:?}")))
         }
         Err(error) => Err(cannot_write(&error)),
     }

@@ -90,7 +90,6 @@ pub enum Seen {
 #[derive(Debug)]
 pub struct FolderInUse {
     cache: PathBuf,
-    #[expect(dead_code, reason = "holds a lock")]
     lock: File,
 }
 
@@ -126,13 +125,43 @@ impl StateFolder {
         let Ok(entries) = self.folder.join(kind.folder()).read_dir() else {
             return 0;
         };
-        let ours = entries.flatten().filter(|entry| {
-            entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
-                && entry.file_type().is_ok_and(|kind| kind.is_dir())
-        });
+        let ours = entries.flatten().filter(is_ours);
         ours.filter(|entry| remove_unused(&entry.path(), low).unwrap_or(false))
             .count()
     }
+
+    /// Removes common folders of a kind that nothing uses, the one whose last use is longest ago first, as long as the disk `is_low`; counts
+    /// them.
+    pub fn make_room(&self, kind: CommonKind, is_low: impl Fn() -> bool) -> usize {
+        let entries = self.folder.join(kind.folder()).read_dir();
+        let mut folders: Vec<_> = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(is_ours)
+            .filter_map(|entry| Some((used(&entry.path())?, entry.path())))
+            .collect();
+        folders.sort();
+        let mut folders = folders.into_iter();
+        let mut removed = 0;
+        while is_low()
+            && let Some((_, folder)) = folders.next()
+        {
+            removed += usize::from(remove_unused(&folder, true).unwrap_or(false));
+        }
+        removed
+    }
+}
+
+/// Whether this is a common folder.
+fn is_ours(entry: &fs::DirEntry) -> bool {
+    entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+        && entry.file_type().is_ok_and(|kind| kind.is_dir())
+}
+
+/// When a common folder was last used.
+fn used(folder: &Path) -> Option<SystemTime> {
+    folder.join(LOCK).metadata().ok()?.modified().ok()
 }
 
 impl CommonFolder {
@@ -235,6 +264,17 @@ impl FolderInUse {
     pub fn path(&self) -> &Path {
         &self.cache
     }
+
+    /// Removes the folder, which is of no use, unless another process uses it.
+    pub fn discard(self) {
+        // Not in one act: another may use it in between, and then this waits for nothing.
+        if self.lock.try_lock().is_ok()
+            && let Some(folder) = self.cache.parent()
+            && is_at(&self.lock, &folder.join(LOCK))
+        {
+            let _ = remove(folder);
+        }
+    }
 }
 
 impl Filling {
@@ -314,12 +354,17 @@ fn remove_unused(folder: &Path, low: bool) -> io::Result<bool> {
     if lock.try_lock().is_err() || !is_at(&lock, &path) || existed && !is_due() {
         return Ok(false);
     }
-    // Removing takes a while, and it goes by files: under another name, nothing finds half of it.
+    remove(folder)?;
+    Ok(true)
+}
+
+/// Removes a common folder whose lock is ours. Removing takes a while, and it goes by files: under another name, nothing finds half
+/// of it.
+fn remove(folder: &Path) -> io::Result<()> {
     let parent = folder.parent().unwrap_or(folder);
     let removed = folder_of_ours(parent)?;
     fs::rename(folder, removed.path())?;
-    removed.close()?;
-    Ok(true)
+    removed.close()
 }
 
 /// For how many days a folder is kept, as far as that was noted.

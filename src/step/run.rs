@@ -41,6 +41,10 @@ pub(super) struct NixRun {
 }
 
 /// A step while it runs.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what has happened so far is yes or no"
+)]
 pub(super) struct StepRun<'a> {
     pub(super) request: &'a StepRequest,
     pub(super) checkout: &'a Checkout,
@@ -68,6 +72,8 @@ pub(super) struct StepRun<'a> {
     tried: Vec<WayName>,
     /// Why ways led nowhere, where the log does not have it yet.
     dead_ends: Vec<String>,
+    /// What is wrong with the share, where the step can do nothing else: a clause that goes on after the `.drv`.
+    pub(super) share_failure: Option<String>,
     /// An output that was missing right after Nix had realised it.
     pub(super) lost: Option<StorePath>,
     /// Paths because of which an evaluation was repeated, although they were valid when we asked.
@@ -119,6 +125,7 @@ impl<'a> StepRun<'a> {
             reason: None,
             tried: Vec::new(),
             dead_ends: Vec::new(),
+            share_failure: None,
             lost: None,
             doubted: BTreeSet::new(),
             appeared: false,

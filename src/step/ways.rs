@@ -17,7 +17,7 @@ use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Failure};
 use crate::nix::{DrvPath, Evaluation, LockedFlake, StorePath, StoreUrl, Trouble, caches, command};
-use crate::share::ArchivePlace;
+use crate::share::{ArchivePlace, ShareError};
 use crate::share_keys::Share;
 use crate::state::Roots;
 use crate::store::{ATTEMPTS, COLLECTOR_HINT};
@@ -349,25 +349,47 @@ pub(super) fn placeholder(step: &StepRun<'_>, path: &str) -> Option<PathBuf> {
 // ---- fetched
 
 fn go_fetched(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
-    let (Some(drv), Some(share)) = (step.request.drv.clone(), step.share()) else {
+    let Some(drv) = step.request.drv.clone() else {
+        return Ok(None);
+    };
+    let Some(share) = step.share() else {
+        if step.request.share_required {
+            return Err(step
+                .share_is_required(&drv, "the step has no share")
+                .hint("record again with a `share`, or leave out `share-required`"));
+        }
         return Ok(None);
     };
     step.begin_way(WayName::Fetched, None);
-    for _ in 0..ATTEMPTS {
-        if let Err(why) = step.fetch(&drv, &share)? {
-            step.note_dead_end(format_args!(
-                "the .drv cannot be fetched from {share}: {why}"
-            ));
-            return Ok(None);
+    let mut lost = 0;
+    let why = loop {
+        match step.fetch(&drv, &share) {
+            Ok(()) => step.reason = Some(Reason::FetchedFromShare),
+            Err(ShareError::Share(why)) => {
+                break format!("cannot be fetched from {share} ({why})");
+            }
+            Err(ShareError::Ends(failure)) => return Err(failure),
         }
-        step.reason = Some(Reason::FetchedFromShare);
-        match step.realise(&drv)? {
-            Realised::Outputs(outputs) => return Ok(Some(outputs)),
-            Realised::OutputLost => {}
-            Realised::Gone => step.note_dead_end(format_args!(
-                "{drv} is not valid: the garbage collector took it after it was fetched"
-            )),
+        if let Realised::Outputs(outputs) = step.realise(&drv)? {
+            return Ok(Some(outputs));
         }
+        lost += 1;
+        if lost == ATTEMPTS {
+            break format!(
+                "was collected {ATTEMPTS} times right after it was fetched from {share}"
+            );
+        }
+    };
+    if step.request.share_required {
+        return Err(step
+            .share_is_required(&drv, &why)
+            .hint("mend the share, or leave out `share-required`: then the step evaluates again"));
+    }
+    // Where the step cannot evaluate, its failure says it.
+    if to_evaluate(step).is_some() {
+        step.note_dead_end(format_args!("{drv} {why}"));
+    } else {
+        step.share_failure = Some(why);
     }
     Ok(None)
 }
