@@ -46,10 +46,12 @@ pub fn explain(
     let StepOrder {
         request,
         place,
+        repository,
         host,
         ..
     } = order;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
+    step.repository = repository.as_ref();
     step.prepare()?;
     if request.out_link == OutLink::State {
         step.link = placeholder(&step, "outputs/NEW/result");

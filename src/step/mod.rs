@@ -6,6 +6,7 @@
 mod advice;
 mod annotation;
 mod build_log;
+mod checkout;
 mod diagnosis;
 mod drv_outputs;
 mod ending;
@@ -34,6 +35,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::buildkite::git::Repository;
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::host::Host;
@@ -61,6 +63,8 @@ pub struct StepOrder {
     pub request: StepRequest,
     /// The folder in which its relative paths start, and what may be used there.
     pub place: Checkout,
+    /// What the agent would check out for the job; none by hand.
+    pub repository: Option<Repository>,
     /// The host's settings.
     pub host: Host,
     /// Where its ending is reported.
@@ -101,11 +105,13 @@ pub fn perform(
     let StepOrder {
         request,
         place,
+        repository,
         host,
         reporting,
     } = order;
     let file = reporting.prepare()?;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
+    step.repository = repository.as_ref();
     let result = go(&mut step);
     let (result, hints) = match hints::of(&mut step, result.is_ok()) {
         Ok(hints) => (result, hints),
