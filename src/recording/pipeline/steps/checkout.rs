@@ -93,11 +93,16 @@ fn is_vendored(reference: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::exit::Class;
-    use crate::recording::Target;
-    use crate::recording::pipeline::fixtures::{no_edges, request, target, target_wishing};
-    use crate::recording::pipeline::steps::fixtures::{made_steps, make, record_of};
+    use crate::recording::pipeline::fixtures::{
+        no_edges, path, request, schema, target, target_wishing,
+    };
+    use crate::recording::pipeline::steps::fixtures::{made_steps, make, record_of, values};
+    use crate::recording::pipeline::steps::{Records, steps};
+    use crate::recording::{AttrError, Target};
 
     fn fallback(step: &Value) -> RecordingRequest {
         RecordingRequest {
@@ -138,6 +143,31 @@ mod tests {
                 assert!(step.get("checkout").is_none());
             }
         }
+    }
+
+    #[test]
+    fn the_step_of_an_evaluation_error_keeps_its_checkout_and_that_of_a_refusal_skips_it() {
+        let error = AttrError {
+            attr: path(&["a"]),
+            message: None,
+        };
+        let errors = std::slice::from_ref(&error);
+        let made = |evaluation_errors, refused| {
+            let records = Records {
+                targets: &[],
+                evaluation_errors,
+                refused,
+                callable: &BTreeSet::new(),
+                edges: &no_edges(&[]),
+                skip: &[],
+            };
+            let step = fallback(&json!({}));
+            values(&steps(&records, &step, schema()).unwrap()).remove(0)
+        };
+        let step = made(errors, &[]);
+        assert!(step.get("checkout").is_none());
+        assert_eq!(record_of(&step)["checkout"], "fallback");
+        assert_eq!(made(&[], errors)["checkout"], json!({ "skip": true }));
     }
 
     #[test]

@@ -259,6 +259,7 @@ impl<'a> StepMaker<'a> {
         let mut record = Keys::new();
         record.insert("refused".into(), message.into());
         let mut step = self.begin(label(":boom:", &attr), error_key(&refused.attr), record)?;
+        self.skip_checkout(&mut step);
         self.step
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
             .merge_into(&mut step);
@@ -291,10 +292,18 @@ impl<'a> StepMaker<'a> {
             Emit::Command => step.command = Some(StepCommand::One("eval-once summary".into())),
         }
         let mut step = keys_of(&step)?;
+        self.skip_checkout(&mut step);
         self.step
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY])
             .merge_into(&mut step);
         self.finish(step)
+    }
+
+    /// Lets a step that evaluates nothing skip its checkout, where those of targets do.
+    fn skip_checkout(&self, step: &mut Keys) {
+        if checkout::skips(self.request, &[&self.step]).unwrap_or(false) {
+            step.extend(checkout::properties());
+        }
     }
 
     /// Ends making a step that has no system of its own.
