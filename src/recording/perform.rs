@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+use super::checkout::check_agent;
 use super::evaluate::evaluator::EvaluatorRun;
 use super::evaluate::flake;
 use super::evaluate::gaps::{Gaps, Note, agents_without_targets};
@@ -50,6 +51,9 @@ pub fn perform(
         && follow_earlier(build, &identity, &host.temporary, supervisor, log)?
     {
         return Ok(None);
+    }
+    if build.is_some() {
+        check_agent(&request, supervisor)?;
     }
     crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
     let schema = Schema::new()?;

@@ -6,6 +6,7 @@
 mod advice;
 mod annotation;
 mod build_log;
+mod checkout;
 mod diagnosis;
 mod drv_outputs;
 mod ending;
@@ -35,6 +36,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::buildkite::git::Repository;
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::host::Host;
@@ -62,6 +64,8 @@ pub struct StepOrder {
     pub request: StepRequest,
     /// The folder in which its relative paths start, and what may be used there.
     pub place: Checkout,
+    /// What the agent would check out for the job; none by hand.
+    pub repository: Option<Repository>,
     /// The host's settings.
     pub host: Host,
     /// Whether this is a job, which can download artifacts of its build.
@@ -104,12 +108,14 @@ pub fn perform(
     let StepOrder {
         request,
         place,
+        repository,
         host,
         in_build,
         reporting,
     } = order;
     let file = reporting.prepare()?;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
+    step.repository = repository.as_ref();
     step.in_build = in_build;
     let result = go(&mut step);
     let (result, hints) = match hints::of(&mut step, result.is_ok()) {

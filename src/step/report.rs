@@ -222,7 +222,7 @@ pub struct Seconds {
     /// Fetching `.drv`s from a share.
     #[serde(serialize_with = "seconds")]
     pub fetch: Duration,
-    /// Evaluating.
+    /// Evaluating, with the checkout that is made for it.
     #[serde(serialize_with = "seconds")]
     pub evaluate: Duration,
     /// Building and substituting.

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::checkout::MadeCheckout;
 use super::evaluating::Evaluating;
+use super::fetching::share_is_required;
 use super::links;
 use super::outputs::VerifiedOutputs;
 use super::realising::Realised;
@@ -354,8 +356,7 @@ fn go_fetched(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
     };
     let Some(share) = step.share() else {
         if step.request.share_required {
-            return Err(step
-                .share_is_required(&drv, "the step has no share")
+            return Err(share_is_required(&drv, "the step has no share")
                 .hint("record again with a `share`, or leave out `share-required`"));
         }
         return Ok(None);
@@ -381,8 +382,7 @@ fn go_fetched(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
         }
     };
     if step.request.share_required {
-        return Err(step
-            .share_is_required(&drv, &why)
+        return Err(share_is_required(&drv, &why)
             .hint("mend the share, or leave out `share-required`: then the step evaluates again"));
     }
     // Where the step cannot evaluate, its failure says it.
@@ -485,7 +485,13 @@ fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
     let Some(evaluation) = to_evaluate(step) else {
         return Ok(None);
     };
-    check_file(evaluation, false, step.checkout)?;
+    let checkout = step.make_skipped_checkout()?;
+    let evaluation = match &checkout {
+        Some(checkout) => &checkout.evaluation(step, evaluation)?,
+        None => evaluation,
+    };
+    let place = checkout.as_ref().map_or(step.checkout, MadeCheckout::place);
+    check_file(evaluation, false, place)?;
     step.begin_way(WayName::Evaluated, Some(reason_to_evaluate(step)));
     step.lost = None;
     let mut evaluating = Evaluating::new(step, evaluation);
@@ -550,7 +556,19 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(vec![fact("what to evaluate", found)]));
     };
     let mut facts = Vec::new();
-    if let Some(file) = evaluation.needs_file() {
+    let mut commands = Vec::new();
+    let evaluation = &match step.checkout_to_make()? {
+        Some(checkout) => {
+            facts.push(fact(checkout.what, checkout.found));
+            commands = checkout.commands;
+            Evaluation {
+                folder: checkout.folder,
+                ..evaluation.clone()
+            }
+        }
+        None => evaluation.clone(),
+    };
+    if let Some(file) = evaluation.needs_file().filter(|_| commands.is_empty()) {
         let exists = file.exists();
         let found = if exists {
             "exists"
@@ -562,7 +580,6 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
             return Ok(WayAnswer::no(facts));
         }
     }
-    let mut commands = Vec::new();
     commands.extend(step.store.lock_line(step.supervisor, evaluation)?);
     let options = step.options()?;
     let root = placeholder(step, "roots/NEW/root");
