@@ -48,7 +48,10 @@ pub fn without_credentials(text: &str) -> String {
         let (before, after) = rest.split_at(at + 3);
         shown.push_str(before);
         let scheme = rest[..at].rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '-');
-        let is_ssh = scheme.into_iter().next().is_some_and(|scheme| scheme.starts_with("ssh"));
+        let is_ssh = scheme
+            .into_iter()
+            .next()
+            .is_some_and(|scheme| scheme.starts_with("ssh"));
         let ends = |c: char| c.is_whitespace() || "/?#'\"<>".contains(c);
         let (authority, behind) = after.split_at(after.find(ends).unwrap_or(after.len()));
         match authority.rsplit_once('@') {
@@ -179,9 +182,15 @@ mod tests {
     #[test]
     fn a_url_is_shown_without_its_credentials() {
         for (text, shown) in [
-            ("cannot reach 'https://u:p@host/x': no", "cannot reach 'https://…@host/x': no"),
+            (
+                "cannot reach 'https://u:p@host/x': no",
+                "cannot reach 'https://…@host/x': no",
+            ),
             ("https://token@host", "https://…@host"),
-            ("https://a:b@c@host and s3://k:s@b?x=a@b", "https://…@host and s3://…@b?x=a@b"),
+            (
+                "https://a:b@c@host and s3://k:s@b?x=a@b",
+                "https://…@host and s3://…@b?x=a@b",
+            ),
             ("ssh-ng://nix@builder", "ssh-ng://nix@builder"),
             ("ssh: https://token@host", "ssh: https://…@host"),
             ("ssh://u:p@builder", "ssh://…@builder"),

@@ -59,9 +59,15 @@ fn fails_to_push(ended: &Ended, why: &str) {
     assert_eq!(report["exit"], 75);
     assert!(report.get("pushed").is_none(), "{ended}");
     let message = report["failure"]["message"].as_str().unwrap();
-    assert!(message.starts_with("the build succeeded, and the push to "), "{message}");
+    assert!(
+        message.starts_with("the build succeeded, and the push to "),
+        "{message}"
+    );
     assert!(message.contains(why), "not said: {why}: {message}");
-    assert!(ended.stderr.contains("The build itself succeeded"), "{ended}");
+    assert!(
+        ended.stderr.contains("The build itself succeeded"),
+        "{ended}"
+    );
 }
 
 // ---- a step
@@ -73,22 +79,43 @@ fn outputs_are_pushed_with_what_they_need_whatever_the_way() {
         let (folder, url) = cache(store, "cache");
         let target = store.target("top");
         let run = |flags: Vec<String>, way: &str| {
-            let ended = store.step(flags).args(["--push", &url]).envs(client.clone()).run();
+            let ended = store
+                .step(flags)
+                .args(["--push", &url])
+                .envs(client.clone())
+                .run();
             ended.exits(0);
             let report = ended.report();
             assert_eq!(report["way"], way, "{ended}");
             assert_eq!(report["pushed"], json!({ "store": url, "outputs": 1 }));
             assert!(report["seconds"]["push"].as_f64().unwrap() > 0.0, "{ended}");
             assert!(is_in(&folder, target.out()) && is_in(&folder, &store.target("dep").out()));
-            assert!(!is_in(&folder, store.target("tool").out()), "what only the build needs");
-            assert!(ended.stderr.contains(&format!(", pushed to {url}\n")), "{ended}");
+            assert!(
+                !is_in(&folder, store.target("tool").out()),
+                "what only the build needs"
+            );
+            assert!(
+                ended.stderr.contains(&format!(", pushed to {url}\n")),
+                "{ended}"
+            );
             fs::remove_dir_all(&folder).unwrap();
         };
         run(target.flags(), "realised");
         // What is there is pushed too.
         run(target.flags(), "realised");
-        run(vec!["--output".into(), format!("out={}", target.out())], "available");
-        run(vec!["--file".into(), "default.nix".into(), "--attr".into(), "top".into()], "evaluated");
+        run(
+            vec!["--output".into(), format!("out={}", target.out())],
+            "available",
+        );
+        run(
+            vec![
+                "--file".into(),
+                "default.nix".into(),
+                "--attr".into(),
+                "top".into(),
+            ],
+            "evaluated",
+        );
     });
 }
 
@@ -129,9 +156,21 @@ fn a_failed_push_is_no_failed_build_and_a_retry_only_pushes() {
         assert_eq!(report["outputs"]["out"], target.out());
         assert_eq!(report["built"], 3, "{ended}");
         assert_eq!(report["failure"]["drv"], Value::Null);
-        assert!(ended.stderr.contains("top was built, and not pushed (infrastructure failure, exit status 75)")
-            || ended.stderr.contains("the target was built, and not pushed (infrastructure failure, exit status 75)"), "{ended}");
-        assert!(ended.stderr.contains("reproduce     nix --extra-experimental-features nix-command copy --to file://"), "{ended}");
+        assert!(
+            ended
+                .stderr
+                .contains("top was built, and not pushed (infrastructure failure, exit status 75)")
+                || ended.stderr.contains(
+                    "the target was built, and not pushed (infrastructure failure, exit status 75)"
+                ),
+            "{ended}"
+        );
+        assert!(
+            ended.stderr.contains(
+                "reproduce     nix --extra-experimental-features nix-command copy --to file://"
+            ),
+            "{ended}"
+        );
         // The link stands: the outputs are kept for the retry.
         assert_eq!(store.links()["result"], target.out());
         fs::remove_file(&folder).unwrap();
@@ -148,8 +187,20 @@ fn the_steps_own_command_runs_only_after_the_push() {
     store.targets(TARGETS);
     let target = store.target("dep");
     let (folder, url) = cache(&store, "cache");
-    let narinfo = folder.join(format!("{}.narinfo", &Path::new(target.out()).file_name().unwrap().to_str().unwrap()[..32]));
-    let command = ["--".to_owned(), "/bin/sh".into(), "-c".into(), format!("test -e {} && echo ran", narinfo.display())];
+    let narinfo = folder.join(format!(
+        "{}.narinfo",
+        &Path::new(target.out())
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()[..32]
+    ));
+    let command = [
+        "--".to_owned(),
+        "/bin/sh".into(),
+        "-c".into(),
+        format!("test -e {} && echo ran", narinfo.display()),
+    ];
     let ended = push(&store, &target, &url).args(&command).run();
     ended.exits(0).prints("ran\n");
     fs::remove_dir_all(&folder).unwrap();

@@ -17,8 +17,7 @@ use crate::store::{CopyEnd, CopyOrder, PATIENCE};
 use crate::text::without_credentials;
 
 /// What a failed push means, for the log and the annotation.
-const MEANING: &str =
-    "The build itself succeeded, and only the push failed: a retry finds the outputs, and pushes them.";
+const MEANING: &str = "The build itself succeeded, and only the push failed: a retry finds the outputs, and pushes them.";
 
 /// Pushes what a step with this result has built; what was pushed is returned.
 ///
