@@ -209,3 +209,235 @@ fn the_steps_own_command_runs_only_after_the_push() {
     ended.prints("");
     fails_to_push(&ended, "");
 }
+
+// ---- of a target that failed
+
+/// A target whose build fails after what it needs was built, and others that fail beside it.
+const FAILING: &str = r#"
+let good = file "good"; late = file "late"; bad = with' { inherit good; } "bad" "exit 3";
+in { inherit good late; top = with' { inherit bad good late; } "top" "echo > $out"; }
+"#;
+
+#[test]
+fn what_was_built_of_a_target_that_failed_is_pushed_where_that_is_wished() {
+    for (log, keep_going) in [("pretty", false), ("pretty", true), ("raw", true)] {
+        with_and_without_daemon(|store, client| {
+            store.targets(FAILING);
+            let (folder, url) = cache(store, "cache");
+            let target = store.target("top");
+            let good = store.target("good");
+            let run = |more: &[&str]| {
+                let ended = push(store, &target, &url)
+                    .args([
+                        "--log",
+                        log,
+                        "--option",
+                        "keep-going",
+                        if keep_going { "true" } else { "false" },
+                    ])
+                    .args(more)
+                    .envs(client.clone())
+                    .run();
+                ended.exits(100);
+                assert_eq!(ended.report()["failure"]["class"], "build");
+                ended
+            };
+            let ended = run(&[]);
+            assert!(ended.report().get("pushed").is_none());
+            assert!(!folder.exists(), "only with `push-partial`");
+            store.delete([good.out()]);
+            store.try_delete([store.target("late").out()]);
+            let ended = run(&["--push-partial"]);
+            assert!(is_in(&folder, good.out()), "{ended}");
+            assert_eq!(
+                is_in(&folder, store.target("late").out()),
+                store.has(store.target("late").out())
+            );
+            assert!(!is_in(&folder, target.out()));
+            let pushed = &ended.report()["pushed"];
+            assert_eq!(pushed["store"], url);
+            assert_eq!(
+                pushed["outputs"],
+                if keep_going {
+                    2
+                } else {
+                    pushed["outputs"].as_u64().unwrap()
+                }
+            );
+            // What was built before this step is not its own.
+            fs::remove_dir_all(&folder).unwrap();
+            run(&["--push-partial"]);
+            assert!(!is_in(&folder, good.out()));
+        });
+    }
+}
+
+#[test]
+fn a_partial_push_that_fails_is_a_warning_and_the_failure_stays_the_builds() {
+    let Some(store) = Store::new() else { return };
+    store.targets(FAILING);
+    let (folder, url) = cache(&store, "cache");
+    fs::write(&folder, "").unwrap();
+    let ended = push(&store, &store.target("top"), &url)
+        .arg("--push-partial")
+        .run();
+    ended.exits(100);
+    assert_eq!(ended.report()["failure"]["class"], "build");
+    assert!(ended.report().get("pushed").is_none());
+    let warning =
+        format!("warning: what was built of the failed target cannot be pushed to {url}: ");
+    assert_eq!(ended.stderr.matches(&warning).count(), 1, "{ended}");
+}
+
+// ---- a recording
+
+fn record(store: &Store, flags: &[&str]) -> Ended {
+    let ended = store.eval_once(["pipeline", "--dry-run"]).args(flags).run();
+    ended.exits(0);
+    ended
+}
+
+/// Why each target is skipped, by its attribute.
+fn skips(ended: &Ended) -> Vec<(String, String)> {
+    let steps = Pipeline::of(ended).steps();
+    steps
+        .into_iter()
+        .filter_map(|(name, step)| Some((name, step.json.get("skip")?.as_str()?.to_owned())))
+        .collect()
+}
+
+#[test]
+fn with_push_only_what_that_store_has_is_skipped() {
+    with_and_without_daemon(|store, _| {
+        store.targets(TARGETS);
+        let (folder, url) = cache(store, "c");
+        for attr in ["dep", "tool"] {
+            store.build(&store.target(attr).drv);
+        }
+        let here = vec!["dep", "tool"];
+        let names = |ended: &Ended| -> Vec<String> {
+            skips(ended).into_iter().map(|(name, _)| name).collect()
+        };
+        assert_eq!(names(&record(store, &[])).len(), here.len());
+        // They are here, and not there; and asking makes no cache.
+        for skip in ["built", "cached"] {
+            assert!(names(&record(store, &["--push", &url, "--skip", skip])).is_empty());
+        }
+        assert!(!folder.exists());
+        let dep = store.target("dep");
+        store.cache("c", [dep.out()]);
+        // There, and not here.
+        store.delete([dep.out()]);
+        for skip in ["built", "cached"] {
+            let ended = record(store, &["--push", &url, "--skip", skip]);
+            assert_eq!(
+                skips(&ended),
+                [("[\"dep\"]".to_owned(), format!("already in {url}"))]
+            );
+            assert!(
+                ended.stderr.contains("2 to build, 1 already pushed"),
+                "{ended}"
+            );
+        }
+        assert!(names(&record(store, &["--push", &url, "--skip", "none"])).is_empty());
+    });
+}
+
+#[test]
+fn a_target_that_names_a_store_of_its_own_is_looked_for_there() {
+    let Some(store) = Store::new() else { return };
+    let (_, one) = cache(&store, "1");
+    let (_, two) = cache(&store, "2");
+    let body = format!(
+        r#"let own = url: d: d // {{ meta.eval-once.push = url; }};
+        in {{ a = file "a"; b = own "{two}" (file "b"); c = own "{two}" (file "c"); d = own "nowhere" (file "d"); }}"#
+    );
+    store.targets(&body);
+    for (cache, attr) in [("1", "a"), ("1", "b"), ("2", "c"), ("1", "d"), ("2", "d")] {
+        let drv = store.target(attr).drv;
+        let out = store.build(&drv).remove(0);
+        store.cache(cache, [out]);
+    }
+    let names = |flags: &[&str]| -> Vec<String> {
+        let names = skips(&record(&store, flags)).into_iter();
+        names.map(|(name, why)| format!("{name} {why}")).collect()
+    };
+    assert_eq!(
+        names(&["--push", &one]),
+        [
+            format!("[\"a\"] already in {one}"),
+            format!("[\"c\"] already in {two}")
+        ]
+    );
+    assert_eq!(
+        names(&[]),
+        [
+            "[\"a\"] already built here".to_owned(),
+            format!("[\"c\"] already in {two}")
+        ]
+    );
+    let pipeline = Pipeline::of(&record(&store, &["--push", &one]));
+    assert_eq!(pipeline.step(&["b"]).record["push"], two);
+    assert_eq!(pipeline.step(&["a"]).record["push"], one);
+}
+
+#[test]
+fn a_step_that_ends_at_once_does_so_because_of_the_store_it_pushes_to() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let (folder, url) = cache(&store, "cache");
+    let target = store.target("dep");
+    store.build(&target.drv);
+    store.cache("cache", [target.out()]);
+    store.delete([target.out()]);
+    let ended = record(&store, &["--push", &url, "--skip-style", "run"]);
+    let record = Pipeline::of(&ended).step(&["dep"]).record;
+    assert_eq!(record["skip"], true);
+    let step = || {
+        store
+            .eval_once(["step"])
+            .env("EVAL_ONCE_STEP", record.to_string())
+            .reporting_to(store.root().join("report.json"))
+            .run()
+    };
+    // Neither here nor in a substituter: it is there, and that is what counts.
+    let ended = step();
+    ended.exits(0);
+    assert_eq!(ended.report()["reason"], "skipped", "{ended}");
+    assert!(ended.report().get("pushed").is_none());
+    assert!(!store.has(target.out()));
+    // Gone from there: built and pushed, as any other step, and the log says why.
+    fs::remove_dir_all(&folder).unwrap();
+    let ended = step();
+    ended.exits(0);
+    assert_eq!(ended.report()["pushed"]["outputs"], 1, "{ended}");
+    assert!(
+        ended.stderr.contains(&format!(
+            "the outputs are no longer in {url}, where the recording found them"
+        )),
+        "{ended}"
+    );
+    // Here, and not there: pushed again.
+    fs::remove_dir_all(&folder).unwrap();
+    step().exits(0);
+    assert!(is_in(&folder, target.out()));
+}
+
+#[test]
+fn a_store_that_cannot_be_asked_skips_nothing_and_is_one_warning() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    for attr in ["dep", "tool"] {
+        store.build(&store.target(attr).drv);
+    }
+    // Nothing listens on this port.
+    let url = "http://127.0.0.1:1/cache";
+    let ended = record(
+        &store,
+        &["--push", url, "--option", "download-attempts", "1"],
+    );
+    assert!(skips(&ended).is_empty());
+    let warning =
+        format!("warning: {url} cannot be asked, so 3 targets are not skipped because of it: ");
+    assert_eq!(ended.stderr.matches(&warning).count(), 1, "{ended}");
+}
