@@ -111,31 +111,26 @@ pub fn copy_drvs_to(to: &StoreUrl, drvs: &[&StorePath], options: &Options) -> Co
 }
 
 /// Copies outputs with what they need.
-///
-/// What the store has is asked of the store: Nix would believe for 30 days what it remembers of a store on HTTP or S3 (measured on
-/// 2.26: into a cache that was emptied it copies nothing, and succeeds).
 #[must_use]
 pub fn copy_outputs_to(to: &StoreUrl, outputs: &[&StorePath], options: &Options) -> CommandLine {
     let mut arguments = COPY.to_vec();
     arguments.extend(["--to", to.as_str()]);
-    arguments.extend(REMEMBER_NOTHING_THERE);
     arguments.extend(outputs.iter().map(|path| path.as_str()));
     command("nix", &arguments, options)
 }
 
-/// Prints those of `paths` that a store lacks, as it is now, whatever Nix remembers of it. Status 0 says that it could be asked.
+/// Prints those of `paths` that a store lacks, as it is now, whatever this host remembers of it: a store may delete, and other hosts
+/// write to it. Status 0 says that it could be asked.
 #[must_use]
 pub fn lacking_in(store: &StoreUrl, paths: &[&StorePath], options: &Options) -> CommandLine {
     let mut arguments = vec!["--store", store.as_str()];
-    arguments.extend(REMEMBER_NOTHING_THERE);
-    arguments.extend(["--option", "narinfo-cache-negative-ttl", "0"]);
+    for memory in ["narinfo-cache-positive-ttl", "narinfo-cache-negative-ttl"] {
+        arguments.extend(["--option", memory, "0"]);
+    }
     arguments.extend(["--check-validity", "--print-invalid"]);
     arguments.extend(paths.iter().map(|path| path.as_str()));
     command("nix-store", &arguments, options)
 }
-
-/// The setting with which Nix believes nothing that it remembers to be in a store.
-const REMEMBER_NOTHING_THERE: [&str; 3] = ["--option", "narinfo-cache-positive-ttl", "0"];
 
 /// Copies a `.drv` with what it needs to be realised into the store that is used here. (An ordinary user may, unsigned: all of it
 /// is content-addressed.)
