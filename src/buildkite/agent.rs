@@ -89,6 +89,20 @@ pub fn download_artifact(name: &str, job: &str, folder: &Path) -> CommandLine {
     line
 }
 
+/// Prints the SHA-256 of each artifact `name` of this build, also of the jobs that were retried, one on each line.
+#[must_use]
+pub fn sums_of_artifacts(name: &str) -> CommandLine {
+    agent(&[
+        "artifact",
+        "search",
+        name,
+        "--format",
+        r"%T\n",
+        "--include-retried-jobs",
+        "--allow-empty-results",
+    ])
+}
+
 /// Sets variables in the environment of the job, for the hooks and the command that come after.
 #[must_use]
 pub fn set_environment(variables: &[(&str, OsString)]) -> CommandLine {
@@ -145,6 +159,7 @@ mod tests {
                 download_artifact("a", "job", Path::new("/f")),
                 &["--include-retried-jobs"],
             ),
+            (sums_of_artifacts("a"), &["--include-retried-jobs"]),
         ] {
             let words = line.words();
             for flag in flags {

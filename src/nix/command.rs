@@ -110,6 +110,15 @@ pub fn copy_drvs_to(to: &StoreUrl, drvs: &[&StorePath], options: &Options) -> Co
     command("nix", &arguments, options)
 }
 
+/// Prints `drvs` and all that they need to be realised, each with the size of its NAR in bytes.
+#[must_use]
+pub fn sizes_of_closure(drvs: &[&StorePath], options: &Options) -> CommandLine {
+    let mut arguments = vec!["--extra-experimental-features", "nix-command", "path-info"];
+    arguments.extend(["--derivation", "--recursive", "--size"]);
+    arguments.extend(drvs.iter().map(|path| path.as_str()));
+    command("nix", &arguments, options)
+}
+
 /// Copies outputs with what they need.
 #[must_use]
 pub fn copy_outputs_to(to: &StoreUrl, outputs: &[&StorePath], options: &Options) -> CommandLine {

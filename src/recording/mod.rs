@@ -11,6 +11,7 @@ mod perform;
 pub mod pipeline;
 mod report;
 mod request;
+mod share;
 mod targets;
 pub(crate) mod upload;
 
@@ -99,6 +100,8 @@ pub struct BuildkiteBuild {
     pub pipeline: String,
     /// `BUILDKITE_BRANCH`.
     pub branch: String,
+    /// Whether a job of the same step came before (`BUILDKITE_RETRY_COUNT`).
+    pub is_retry: bool,
 }
 
 /// An order to record.

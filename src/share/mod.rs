@@ -2,5 +2,8 @@
 //! store. A recording writes a share, a step reads it.
 
 mod archive_name;
+mod pack;
+mod publish;
 
 pub use archive_name::{archive_name, sha256_of_name};
+pub use publish::{NotShared, Published, Publisher};
