@@ -107,6 +107,7 @@ pub fn copy_drvs_to(to: &StoreUrl, drvs: &[&StorePath], options: &Options) -> Co
     let mut arguments = COPY.to_vec();
     arguments.extend(["--derivation", "--to", to.as_str()]);
     arguments.extend(drvs.iter().map(|path| path.as_str()));
+    arguments.extend(remembered(to, SEEN_LATELY));
     command("nix", &arguments, options)
 }
 
@@ -125,6 +126,7 @@ pub fn copy_outputs_to(to: &StoreUrl, outputs: &[&StorePath], options: &Options)
     let mut arguments = COPY.to_vec();
     arguments.extend(["--to", to.as_str()]);
     arguments.extend(outputs.iter().map(|path| path.as_str()));
+    arguments.extend(remembered(to, SEEN_LATELY));
     command("nix", &arguments, options)
 }
 
@@ -152,7 +154,24 @@ pub fn copy_drv_from(from: &StoreUrl, drv: &DrvPath, options: &Options) -> Comma
         from.as_str(),
         drv.as_store_path().as_str(),
     ]);
+    arguments.extend(remembered(from, MISSED_NEVER));
     command("nix", &arguments, options)
+}
+
+/// What this host has seen in a store counts for an hour. By default Nix believes it for 30 days, and would not copy again what
+/// the store has deleted since (a bucket with a lifecycle: seen over HTTP with 2.8, 2.26 and 2.34).
+const SEEN_LATELY: [&str; 3] = ["--option", "narinfo-cache-positive-ttl", "3600"];
+
+/// What this host has not seen in a store is looked for again. By default Nix believes for an hour that it is missing, although a
+/// recording may have copied it in the meantime.
+const MISSED_NEVER: [&str; 3] = ["--option", "narinfo-cache-negative-ttl", "0"];
+
+/// The options for a store of which Nix remembers what it has.
+fn remembered(store: &StoreUrl, options: [&'static str; 3]) -> Vec<&'static str> {
+    match store.scheme() {
+        "http" | "https" | "s3" => options.to_vec(),
+        _ => Vec::new(),
+    }
 }
 
 /// Prints what keeps `path` alive, one root on each line: `LINK -> PATH`. With a daemon, these are the roots that the daemon sees.
@@ -499,6 +518,40 @@ mod tests {
 
     fn of_file(names: &[&str]) -> Evaluation {
         evaluation(Source::File("ci.nix".into()), names)
+    }
+
+    #[test]
+    fn a_copy_believes_an_hour_at_most_what_this_host_remembers_of_a_store() {
+        let drv = DrvPath::parse(DRV).unwrap();
+        let out = StorePath::parse(OUT).unwrap();
+        let url = StoreUrl::parse("https://cache").unwrap();
+        let file = StoreUrl::parse("file:///cache").unwrap();
+        let seen = "--option narinfo-cache-positive-ttl 3600";
+        let missed = "--option narinfo-cache-negative-ttl 0";
+        // What the user sets comes later, and wins.
+        let options = options();
+        for (line, expected) in [
+            (
+                copy_drvs_to(&url, &[drv.as_store_path()], &options),
+                format!("--derivation --to https://cache {DRV} {seen} --option cores 2"),
+            ),
+            (
+                copy_outputs_to(&url, &[&out], &options),
+                format!("--to https://cache {OUT} {seen} --option cores 2"),
+            ),
+            (
+                copy_drv_from(&url, &drv, &options),
+                format!("--derivation --from https://cache {DRV} {missed} --option cores 2"),
+            ),
+            // Nix remembers nothing of it.
+            (
+                copy_drv_from(&file, &drv, &options),
+                format!("--derivation --from file:///cache {DRV} --option cores 2"),
+            ),
+        ] {
+            let copy = "nix --extra-experimental-features nix-command copy";
+            assert_eq!(line.to_string(), format!("{copy} {expected}"));
+        }
     }
 
     #[test]
