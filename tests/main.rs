@@ -42,6 +42,7 @@ mod recording_store;
 mod recording_walk;
 mod reproduce;
 mod share_recording;
+mod share_step;
 mod shim;
 mod statuses;
 mod step;

@@ -194,6 +194,16 @@ fn is_retry(variables: &Variables) -> bool {
         .is_some_and(|count| count != "0")
 }
 
+/// Whether this is a job, which can download artifacts of its build.
+pub(super) fn is_in_build(variables: &Variables) -> bool {
+    let needed = [
+        "BUILDKITE_JOB_ID",
+        "BUILDKITE_BUILD_ID",
+        "BUILDKITE_AGENT_ACCESS_TOKEN",
+    ];
+    needed.iter().all(|name| variables.get(name).is_some())
+}
+
 /// Checks that this is a job, which can read its build's meta-data and artifacts.
 ///
 /// # Errors

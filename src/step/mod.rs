@@ -12,6 +12,7 @@ mod ending;
 mod evaluating;
 mod exhausted;
 mod explain;
+mod fetching;
 #[cfg(test)]
 mod fixtures;
 mod hints;
@@ -64,6 +65,8 @@ pub struct StepOrder {
     pub place: Checkout,
     /// The host's settings.
     pub host: Host,
+    /// Whether this is a job, which can download artifacts of its build.
+    pub in_build: bool,
     /// Where its ending is reported.
     pub reporting: StepReporting,
 }
@@ -103,10 +106,12 @@ pub fn perform(
         request,
         place,
         host,
+        in_build,
         reporting,
     } = order;
     let file = reporting.prepare()?;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
+    step.in_build = in_build;
     let built = go(&mut step);
     let pushed = pushing::push(&mut step, &built);
     let (built, hints) = match hints::of(&mut step, built.is_ok()) {

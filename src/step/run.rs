@@ -48,6 +48,8 @@ pub(super) struct StepRun<'a> {
     pub(super) log: Log,
     pub(super) supervisor: &'a mut Supervisor,
     pub(super) store: Store,
+    /// Whether this is a job, which can download artifacts of its build.
+    pub(super) in_build: bool,
     /// Whether the file of the recorded `.drv` existed when the step began.
     pub(super) drv_file: bool,
     /// Where the outputs are linked: known from [`StepRun::prepare`] on, and none where nothing can be linked.
@@ -105,6 +107,7 @@ impl<'a> StepRun<'a> {
             log: log.clone(),
             supervisor,
             store: Store::new(&request.options, log),
+            in_build: false,
             drv_file: request
                 .drv
                 .as_ref()
