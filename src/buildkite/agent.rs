@@ -89,6 +89,20 @@ pub fn download_artifact(name: &str, job: &str, folder: &Path) -> CommandLine {
     line
 }
 
+/// Prints the SHA-256 of each artifact `name` of this build, also of the jobs that were retried, one on each line.
+#[must_use]
+pub fn sums_of_artifacts(name: &str) -> CommandLine {
+    agent(&[
+        "artifact",
+        "search",
+        name,
+        "--format",
+        r"%T\n",
+        "--include-retried-jobs",
+        "--allow-empty-results",
+    ])
+}
+
 /// Downloads the artifact `name` of this build into `folder`, whichever of its jobs has uploaded it. As a pattern: a name that
 /// several jobs have uploaded is refused (400, "Multiple artifacts were found"), while of a pattern each is sent.
 #[must_use]
@@ -184,6 +198,7 @@ mod tests {
                 download_artifact("a", "job", Path::new("/f")),
                 &["--include-retried-jobs"],
             ),
+            (sums_of_artifacts("a"), &["--include-retried-jobs"]),
         ] {
             let words = line.words();
             for flag in flags {

@@ -15,6 +15,7 @@ use super::pipeline::document::Document;
 use super::pipeline::placed_step;
 use super::pipeline::steps::{Records, check, source, steps};
 use super::report::RecordingReport;
+use super::share::Sharing;
 use super::upload::Upload;
 use super::upload::annotation::annotation;
 use super::upload::plan::UploadPlan;
@@ -56,6 +57,7 @@ pub fn perform(
         check_agent(&request, supervisor)?;
     }
     crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
+    let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
     let schema = Schema::new()?;
     check(&request, &schema)?;
     let state = open_state_folder(&host)?;
@@ -102,12 +104,24 @@ pub fn perform(
         skip: &skipped,
     };
     let undone = undone(build);
-    let pipeline = steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
+    let mut pipeline =
+        steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
     print_errors("refused", pipeline.refused_targets(&records), log);
     let counts = pipeline.counts(&targets, evaluated.errors.len());
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
     times.end("steps");
+    let shared = sharing.share(
+        &pipeline.drvs_of_steps(&targets),
+        order.build.as_ref(),
+        order.dry_run,
+        &host,
+        &mut store,
+        supervisor,
+        log,
+    );
+    pipeline.add_to_records(&shared.map_err(|failure| failure.context(undone))?)?;
+    times.end("share");
 
     let report = RecordingReport {
         source: &request.description(),

@@ -118,9 +118,10 @@ pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> 
 
 fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     if !are_there(step)? {
-        step.note_dead_end(
-            "the outputs are no longer here or in a substituter, where the recording found them",
-        );
+        step.note_dead_end(format_args!(
+            "the outputs are no longer {}, where the recording found them",
+            where_skipped(step)
+        ));
         return Ok(None);
     }
     step.begin_way(WayName::Available, Some(Reason::Skipped));
@@ -131,12 +132,15 @@ fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
 
 fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
-    let line = step.store.dry_run_line(step.supervisor, &outputs)?;
+    let line = match &step.request.push {
+        Some(to) => command::lacking_in(to, &outputs, &step.options()?),
+        None => step.store.dry_run_line(step.supervisor, &outputs)?,
+    };
     let there = are_there(step)?;
     let found = if there {
-        "are here, or a substituter has them: nothing is realised"
+        format!("are {}: nothing is realised", where_skipped(step))
     } else {
-        "are no longer all here or in a substituter"
+        format!("are no longer all {}", where_skipped(step))
     };
     Ok(WayAnswer {
         takes: there.then_some(Reason::Skipped),
@@ -145,12 +149,24 @@ fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     })
 }
 
-/// Whether all recorded outputs are here, or a substituter has them with all that they need. What cannot be queried counts as
-/// missing: the other ways report why.
+/// Where the recording has found the outputs of a step that may be skipped.
+fn where_skipped(step: &StepRun<'_>) -> String {
+    match &step.request.push {
+        Some(to) => format!("in {to}"),
+        None => "here or in a substituter".into(),
+    }
+}
+
+/// Whether all recorded outputs are here, or a substituter has them with all that they need; with `push`, whether they are in that
+/// store, wherever else they are. What cannot be queried counts as missing: the other ways report why.
 fn are_there(step: &mut StepRun<'_>) -> Result<bool, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
     if outputs.is_empty() {
         return Ok(false);
+    }
+    if let Some(to) = &step.request.push {
+        let lacking = step.store.lacking(step.supervisor, to, &outputs)?;
+        return Ok(lacking.is_ok_and(|lacking| lacking.is_empty()));
     }
     let answer = step.store.dry_run(step.supervisor, &outputs)?;
     // A valid path is in no list; its file may be gone all the same.
