@@ -67,14 +67,22 @@ impl Store {
         temporary: Option<&str>,
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
-        let paths = store_paths_of(drvs);
-        for batch in super::batches(&paths) {
+        let mut before = CopyProgress::default();
+        for batch in super::batches(&store_paths_of(drvs)) {
             let options = self.options(supervisor)?;
             let mut line = command::copy_drvs_to(to, batch, &options);
             line.variables
                 .extend(temporary.map(|folder| ("TMPDIR", folder.to_owned())));
+            let mut progress = before;
+            let mut look = |this: CopyProgress| {
+                progress = CopyProgress {
+                    done: before.done + this.done,
+                    expected: before.expected + this.expected,
+                };
+                look(progress)
+            };
             match copy(supervisor, &line, &mut look)? {
-                CopyEnd::Done => {}
+                CopyEnd::Done => before = progress,
                 other => return Ok(other),
             }
         }
