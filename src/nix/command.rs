@@ -108,6 +108,7 @@ pub fn copy_drvs_to(to: &StoreUrl, drvs: &[&StorePath], options: &Options) -> Co
     arguments.extend(["--derivation", "--to", to.as_str()]);
     arguments.extend(drvs.iter().map(|path| path.as_str()));
     arguments.extend(remembered(to, SEEN_LATELY));
+    arguments.extend(uploading(to));
     command("nix", &arguments, options)
 }
 
@@ -120,14 +121,28 @@ pub fn sizes_of_closure(drvs: &[&StorePath], options: &Options) -> CommandLine {
     command("nix", &arguments, options)
 }
 
-/// Copies outputs with what they need.
+/// Copies outputs with what they need. The store is asked for each of them, whatever this host remembers of it: a step that is green
+/// has pushed them.
 #[must_use]
 pub fn copy_outputs_to(to: &StoreUrl, outputs: &[&StorePath], options: &Options) -> CommandLine {
     let mut arguments = COPY.to_vec();
     arguments.extend(["--to", to.as_str()]);
     arguments.extend(outputs.iter().map(|path| path.as_str()));
-    arguments.extend(remembered(to, SEEN_LATELY));
+    arguments.extend(remembered(to, SEEN_NEVER));
+    arguments.extend(uploading(to));
     command("nix", &arguments, options)
+}
+
+/// Prints those of `paths` that a store lacks, as it is now, whatever this host remembers of it: a store may delete, and other hosts
+/// write to it. Status 0 says that it could be asked.
+#[must_use]
+pub fn lacking_in(store: &StoreUrl, paths: &[&StorePath], options: &Options) -> CommandLine {
+    let mut arguments = vec!["--store", store.as_str()];
+    arguments.extend(remembered(store, SEEN_NEVER));
+    arguments.extend(remembered(store, MISSED_NEVER));
+    arguments.extend(["--check-validity", "--print-invalid"]);
+    arguments.extend(paths.iter().map(|path| path.as_str()));
+    command("nix-store", &arguments, options)
 }
 
 /// Copies a `.drv` with what it needs to be realised into the store that is used here. (An ordinary user may, unsigned: all of it
@@ -153,10 +168,26 @@ const SEEN_LATELY: [&str; 3] = ["--option", "narinfo-cache-positive-ttl", "3600"
 /// recording may have copied it in the meantime.
 const MISSED_NEVER: [&str; 3] = ["--option", "narinfo-cache-negative-ttl", "0"];
 
+/// What this host has seen in a store is looked for again.
+const SEEN_NEVER: [&str; 3] = ["--option", "narinfo-cache-positive-ttl", "0"];
+
 /// The options for a store of which Nix remembers what it has.
 fn remembered(store: &StoreUrl, options: [&'static str; 3]) -> Vec<&'static str> {
     match store.scheme() {
         "http" | "https" | "s3" => options.to_vec(),
+        _ => Vec::new(),
+    }
+}
+
+/// The options for an upload: curl gives up one that stands still for as long as a copy may (30 seconds), also while it
+/// connects. By default that takes five minutes, each time of five.
+fn uploading(store: &StoreUrl) -> Vec<&'static str> {
+    let names = ["stalled-download-timeout", "connect-timeout"];
+    match store.scheme() {
+        "http" | "https" | "s3" => names
+            .iter()
+            .flat_map(|name| ["--option", name, "30"])
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -515,6 +546,9 @@ mod tests {
         let file = StoreUrl::parse("file:///cache").unwrap();
         let seen = "--option narinfo-cache-positive-ttl 3600";
         let missed = "--option narinfo-cache-negative-ttl 0";
+        // curl gives up an upload that stands still.
+        let seen =
+            format!("{seen} --option stalled-download-timeout 30 --option connect-timeout 30");
         // What the user sets comes later, and wins.
         let options = options();
         for (line, expected) in [
@@ -524,13 +558,17 @@ mod tests {
             ),
             (
                 copy_outputs_to(&url, &[&out], &options),
-                format!("--to https://cache {OUT} {seen} --option cores 2"),
+                format!("--to https://cache {OUT} {seen} --option cores 2").replace("3600", "0"),
             ),
             (
                 copy_drv_from(&url, &drv, &options),
                 format!("--derivation --from https://cache {DRV} {missed} --option cores 2"),
             ),
             // Nix remembers nothing of it.
+            (
+                copy_outputs_to(&file, &[&out], &options),
+                format!("--to file:///cache {OUT} --option cores 2"),
+            ),
             (
                 copy_drv_from(&file, &drv, &options),
                 format!("--derivation --from file:///cache {DRV} --option cores 2"),
@@ -539,6 +577,26 @@ mod tests {
             let copy = "nix --extra-experimental-features nix-command copy";
             assert_eq!(line.to_string(), format!("{copy} {expected}"));
         }
+    }
+
+    #[test]
+    fn another_store_is_asked_whatever_this_host_remembers_of_it() {
+        let out = StorePath::parse(OUT).unwrap();
+        let asked = |url: &str| {
+            let url = StoreUrl::parse(url).unwrap();
+            lacking_in(&url, &[&out], &[]).to_string()
+        };
+        let question = format!("--check-validity --print-invalid {OUT}");
+        assert_eq!(
+            asked("s3://b"),
+            format!(
+                "nix-store --store s3://b --option narinfo-cache-positive-ttl 0 --option narinfo-cache-negative-ttl 0 {question}"
+            )
+        );
+        assert_eq!(
+            asked("ssh-ng://h"),
+            format!("nix-store --store ssh-ng://h {question}")
+        );
     }
 
     #[test]
