@@ -296,6 +296,8 @@ impl Movement {
                 let text = without_escapes(event["msg"].as_str().unwrap_or_default());
                 let is_upload = text.contains("unable to upload");
                 self.has_upload_stalled |= is_upload && text.contains("Timeout was reached");
+                // That something will be tried once more moves nothing.
+                return !text.contains("; retrying in ");
             }
             Some("stop") => {
                 self.numbers.remove(&id);
@@ -357,7 +359,7 @@ mod tests {
             let what =
                 format!("\\u001b[31;1merror:\\u001b[0m unable to \\u001b[35;1m{what}\\u001b[0m");
             format!(
-                "@nix {{\"action\":\"msg\",\"level\":1,\"msg\":\"{what} 'http://c/x': (curl error: {why})\"}}\n"
+                "@nix {{\"action\":\"msg\",\"level\":1,\"msg\":\"{what} 'http://c/x': (curl error: {why}); retrying in 253 ms\"}}\n"
             )
         };
         for (what, why, is_stalled) in [
@@ -365,7 +367,7 @@ mod tests {
             ("upload", "Couldn't connect to server", false),
             ("upload", "Timeout was reached", true),
         ] {
-            movement.read(warning(what, why).as_bytes());
+            assert!(!movement.read(warning(what, why).as_bytes()), "a retry");
             assert_eq!(movement.has_upload_stalled, is_stalled, "{what}: {why}");
         }
     }
