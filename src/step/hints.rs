@@ -65,6 +65,9 @@ fn missing_root(step: &StepRun<'_>) -> Option<String> {
         Reason::OutputsCollected => Some(format!(
             "an output was collected right after it was realised, by a collection that was already running: {COLLECTOR_HINT}"
         )),
+        Reason::OtherStore => Some(
+            "the recording's store is in another folder, so drift could be seen by names alone: record on a host whose store is in the same folder as this one's".into(),
+        ),
         _ => None,
     }
 }

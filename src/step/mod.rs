@@ -261,6 +261,9 @@ fn try_ways(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failu
         step.link_in_state_folder();
     }
     for way in ways::in_order(step.request.skip, step.drv_file) {
+        if way.needs_record() && step.note_other_store() {
+            continue;
+        }
         if let Some(outputs) = (way.go)(step)? {
             if step.request.skip {
                 // The recording has announced that this step does nothing: why it did all the same.

@@ -72,6 +72,8 @@ pub enum Reason {
     DrvCollected,
     /// It was realised, and an output was gone right afterwards.
     OutputsCollected,
+    /// The record is of a store in another folder than this host's.
+    OtherStore,
     /// There was no record of a `.drv`.
     NotRecorded,
 }
@@ -89,6 +91,7 @@ impl Reason {
             Self::DrvMissing => "drv-missing",
             Self::DrvCollected => "drv-collected",
             Self::OutputsCollected => "outputs-collected",
+            Self::OtherStore => "other-store",
             Self::NotRecorded => "not-recorded",
         }
     }

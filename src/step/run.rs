@@ -150,6 +150,40 @@ impl<'a> StepRun<'a> {
         self.dead_ends.push(why.to_string());
     }
 
+    /// Notes why a way from the record leads nowhere.
+    pub(super) fn note_dead_end_of_record(&mut self, why: impl Display) {
+        if !self.note_other_store() {
+            self.note_dead_end(why);
+        }
+    }
+
+    /// Notes that the record is of a store in another folder than this host's, where it is: the whole reason why all ways from it
+    /// lead nowhere.
+    pub(super) fn note_other_store(&mut self) -> bool {
+        let other_store = self.other_store();
+        let is_of_other_store = other_store.is_some();
+        if is_of_other_store {
+            self.dead_ends.clear();
+            self.dead_ends.extend(other_store);
+        }
+        is_of_other_store
+    }
+
+    /// That the record is of a store in another folder than this host's, in a clause; none where it is not, or where no question
+    /// had to be asked for which that matters.
+    pub(super) fn other_store(&self) -> Option<String> {
+        let recorded = self.request.drv.as_ref().map(DrvPath::as_store_path);
+        let recorded = recorded.or_else(|| self.request.outputs.values().next())?;
+        let (recorded, own) = (recorded.store(), self.store.folder()?);
+        (recorded != own).then(|| {
+            format!(
+                "the record is of a store at {}, and this host's store is at {}",
+                recorded.display(),
+                own.display()
+            )
+        })
+    }
+
     /// Prints why the ways so far led nowhere, in one line: a step that fails because of it has no group for it.
     pub(super) fn report_dead_ends(&mut self) {
         if let Some(dead_ends) = self.take_dead_ends() {
@@ -208,9 +242,23 @@ impl<'a> StepRun<'a> {
         }
         if let OutLink::At(link) = &self.request.out_link {
             self.link = Some(link.clone());
-            self.check_links(self.request.drv.as_ref())?;
+            self.check_links_of_record()?;
         }
         Ok(())
+    }
+
+    /// Checks whether the links of what is recorded can be made. A link that does not lead into the record's store may lead into
+    /// this host's: that is asked only before it is refused.
+    fn check_links_of_record(&mut self) -> Result<(), Failure> {
+        let recorded = self.request.drv.as_ref();
+        let Err(failure) = self.check_links(recorded) else {
+            return Ok(());
+        };
+        self.store.ask_for_folder(self.supervisor)?;
+        if self.other_store().is_none() {
+            return Err(failure);
+        }
+        self.check_links(recorded)
     }
 
     /// Checks whether the links of the outputs can be made, as far as the outputs are known.
@@ -228,7 +276,8 @@ impl<'a> StepRun<'a> {
         let any = drv
             .map(DrvPath::as_store_path)
             .or_else(|| self.request.outputs.values().next());
-        links::check(link, names.into_iter(), any.map(StorePath::store))
+        let store = self.store.folder().or_else(|| any.map(StorePath::store));
+        links::check(link, names.into_iter(), store)
     }
 
     /// Finds out why links were not made, where Nix was to make some; a reason ends the step.

@@ -65,6 +65,13 @@ pub(super) struct Way {
     pub(super) go: fn(&mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure>,
 }
 
+impl Way {
+    /// Whether it begins at the record: none of those leads anywhere where that is of a store in another folder.
+    pub(super) fn needs_record(&self) -> bool {
+        self.name != WayName::Evaluated
+    }
+}
+
 const REALISED: Way = Way {
     name: WayName::Realised,
     ask: ask_realised,
@@ -104,11 +111,25 @@ pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> 
     skip.then_some(SKIPPED).into_iter().chain(ways)
 }
 
+/// The answer of a way from a record of a store in another folder: it is not taken, after these commands and the one that finds
+/// that out. That fact is one of the evaluation, which is all that is left.
+fn of_other_store(
+    step: &mut StepRun<'_>,
+    mut commands: Vec<CommandLine>,
+) -> Result<WayAnswer, Failure> {
+    commands.push(step.store.folder_line(step.supervisor)?);
+    Ok(WayAnswer {
+        takes: None,
+        facts: Vec::new(),
+        commands,
+    })
+}
+
 // ---- skipped
 
 fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     if !are_there(step)? {
-        step.note_dead_end(
+        step.note_dead_end_of_record(
             "the outputs are no longer here or in a substituter, where the recording found them",
         );
         return Ok(None);
@@ -123,6 +144,9 @@ fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
     let line = step.store.dry_run_line(step.supervisor, &outputs)?;
     let there = are_there(step)?;
+    if step.other_store().is_some() {
+        return of_other_store(step, vec![line]);
+    }
     let found = if there {
         "are here, or a substituter has them: nothing is realised"
     } else {
@@ -170,10 +194,18 @@ fn go_realised(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failur
             } else {
                 ""
             };
-            step.note_dead_end(format_args!("{drv} is not valid{why}"));
+            step.note_dead_end_of_record(format_args!("{drv} is not valid{why}"));
             None
         }
     })
+}
+
+/// The command that realises a `.drv`, as it is run, and the question of why that has failed.
+fn realising(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<[CommandLine; 2], Failure> {
+    let options = step.options()?;
+    let realise = command::realise(drv, step.link.as_deref(), &options);
+    let check = command::check_validity(drv.as_store_path(), &options);
+    Ok([step.as_run(&realise), check])
 }
 
 fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
@@ -181,12 +213,16 @@ fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(vec![fact("the record", "names no .drv")]));
     };
     let path = drv.as_store_path();
+    let [realise, check] = realising(step, &drv)?;
     let file = if step.drv_file {
         "its file exists"
     } else {
         "its file does not exist"
     };
     let valid = step.is_valid(path)?;
+    if step.other_store().is_some() {
+        return of_other_store(step, vec![realise, check]);
+    }
     let validity = if valid { "is valid" } else { "is not valid" };
     let mut facts = vec![fact(drv.to_string(), file), fact(drv.to_string(), validity)];
     let mut there = valid;
@@ -207,11 +243,9 @@ fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
             }
         }
     }
-    let options = step.options()?;
-    let realise = command::realise(&drv, step.link.as_deref(), &options);
-    let mut commands = vec![step.as_run(&realise)];
+    let mut commands = vec![realise];
     if !there {
-        commands.push(command::check_validity(path, &options));
+        commands.push(check);
     }
     Ok(WayAnswer {
         takes: there.then(|| step.realised_reason()),
@@ -282,7 +316,7 @@ fn go_available(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
             lines.push_front(line);
             continue;
         }
-        step.note_dead_end(if run.output.trouble(true) == Some(Trouble::DaemonGone) {
+        step.note_dead_end_of_record(if run.output.trouble(true) == Some(Trouble::DaemonGone) {
             "the store cannot be asked for the recorded outputs"
         } else if step.store.lacks_a_substituter() {
             "the recorded outputs are not here, and a substituter that may have them is unreachable"
@@ -304,6 +338,23 @@ fn ask_available(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(vec![fact("the record", "names no outputs")]));
     }
     let answer = step.store.dry_run(step.supervisor, &outputs)?;
+    let hold = placeholder(step, "roots/NEW/root");
+    let commands = obtaining(step, hold.as_deref())?;
+    let mut commands: Vec<_> = commands.iter().map(|line| step.as_run(line)).collect();
+    if !answer.has_all() {
+        commands.truncate(1);
+        if step.request.drv.is_none() {
+            let options = step.options()?;
+            commands.push(command::invalid_of(&outputs, &options));
+        }
+    }
+    if step.other_store().is_some() {
+        // A step that has a `.drv` finds that out where it realises it.
+        if let Some(drv) = step.request.drv.clone() {
+            commands.extend(realising(step, &drv)?);
+        }
+        return of_other_store(step, commands);
+    }
     if let Some(refusal) = &answer.refusal {
         return Err(Failure::new(
             Class::Infrastructure,
@@ -316,16 +367,6 @@ fn ask_available(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     } else {
         "are not all here or in a substituter"
     };
-    let hold = placeholder(step, "roots/NEW/root");
-    let commands = obtaining(step, hold.as_deref())?;
-    let mut commands: Vec<_> = commands.iter().map(|line| step.as_run(line)).collect();
-    if !there {
-        commands.truncate(1);
-        if step.request.drv.is_none() {
-            let options = step.options()?;
-            commands.push(command::invalid_of(&outputs, &options));
-        }
-    }
     Ok(WayAnswer {
         takes: there.then_some(Reason::OutputsAvailable),
         facts: vec![fact("the recorded outputs", found)],
@@ -340,7 +381,8 @@ pub(super) fn placeholder(step: &StepRun<'_>, path: &str) -> Option<PathBuf> {
 
 // ---- evaluated
 
-/// Why a step evaluates, with or without a recorded `.drv` whose file existed when it began, and an output that was lost.
+/// Why a step evaluates whose record is of this host's store, with or without a recorded `.drv` whose file existed when it began,
+/// and an output that was lost.
 fn evaluated_reason(recorded: bool, drv_file: bool, output_lost: bool) -> Reason {
     match (recorded, drv_file) {
         (false, _) => Reason::NotRecorded,
@@ -351,6 +393,9 @@ fn evaluated_reason(recorded: bool, drv_file: bool, output_lost: bool) -> Reason
 }
 
 fn reason_to_evaluate(step: &StepRun<'_>) -> Reason {
+    if step.other_store().is_some() {
+        return Reason::OtherStore;
+    }
     evaluated_reason(
         step.request.drv.is_some(),
         step.drv_file,
@@ -411,9 +456,16 @@ pub(super) fn drift(drv: &DrvPath, recorded: &DrvPath) -> String {
     format!("drift: evaluating again gave {drv}, where {recorded} was recorded")
 }
 
+/// Whether an evaluation gave another derivation than was recorded. The hash of a `.drv` depends on the store's folder: of stores
+/// in two, only the names can be compared.
+fn is_drift(recorded: &DrvPath, drv: &DrvPath) -> bool {
+    let (ours, theirs) = (recorded.as_store_path(), drv.as_store_path());
+    ours != theirs && (ours.store() == theirs.store() || recorded.name() != drv.name())
+}
+
 fn note_drift(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<(), Failure> {
     let recorded = step.request.drv.as_ref();
-    let Some(recorded) = recorded.filter(|recorded| *recorded != drv) else {
+    let Some(recorded) = recorded.filter(|recorded| is_drift(recorded, drv)) else {
         return Ok(());
     };
     step.drift = true;
@@ -424,15 +476,17 @@ fn note_drift(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<(), Failure> {
 }
 
 fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
+    let mut facts: Vec<Fact> = Vec::new();
+    facts.extend(step.other_store().map(|found| fact("the store", found)));
     let Some(evaluation) = to_evaluate(step) else {
         let found = if step.host.recorded_only {
             "this host does not evaluate"
         } else {
             "the step names nothing"
         };
-        return Ok(WayAnswer::no(vec![fact("what to evaluate", found)]));
+        facts.push(fact("what to evaluate", found));
+        return Ok(WayAnswer::no(facts));
     };
-    let mut facts = Vec::new();
     if let Some(file) = evaluation.needs_file() {
         let exists = file.exists();
         let found = if exists {
@@ -455,7 +509,8 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         root.as_deref(),
         &options,
     ));
-    commands.push(match &step.request.drv {
+    let recorded = step.request.drv.as_ref();
+    commands.push(match recorded.filter(|_| step.other_store().is_none()) {
         Some(drv) => command::realise(drv, step.link.as_deref(), &options),
         None => command::realise_printed(step.link.as_deref(), &options),
     });

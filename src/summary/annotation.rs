@@ -362,6 +362,10 @@ fn evaluated_again(text: &mut String, rows: &Rows) {
             "an output was collected right after it was realised. Run the garbage collector less often, or while no job runs.",
         ),
         (
+            Reason::OtherStore,
+            "the recording's store is in another folder than that of the step's host. Record on a host whose store is in the same folder.",
+        ),
+        (
             Reason::NotRecorded,
             "the step has no `drv`. Let `eval-once pipeline` write it, or set it.",
         ),
