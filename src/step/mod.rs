@@ -47,7 +47,7 @@ use build_log::BuildLog;
 pub use explain::{Explanation, explain};
 pub use links::main_output;
 use publish::{FinishedStep, publish};
-pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
+pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, TriedShare, WayName};
 pub use request::StepRequest;
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};

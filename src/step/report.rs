@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use unix::fcntl::OFlag;
 use unix::unistd::{AccessFlags, access};
 
@@ -130,6 +130,9 @@ pub struct Report {
     pub built: usize,
     /// How many store paths came from a cache.
     pub substituted: usize,
+    /// The share that was tried, where one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<TriedShare>,
     /// How long each part took.
     pub seconds: Seconds,
     /// The exit status of the build. A command that follows it has its own.
@@ -208,12 +211,23 @@ impl Default for Report {
             drift: false,
             built: 0,
             substituted: 0,
+            share: None,
             seconds: Seconds::default(),
             exit: 0,
             failure: None,
             hints: Vec::new(),
         }
     }
+}
+
+/// A share that a step tried to fetch its `.drv` from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TriedShare {
+    /// The share, as the key `share` names it.
+    pub from: String,
+    /// Why it did not give the `.drv`, in words; none where it did.
+    pub failure: Option<String>,
 }
 
 /// How long each part of a step took, in seconds.

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::drv_outputs::{DrvOutputs, Outputs};
 use super::job_log::{FinishedLog, Form, JobLog, ShownLines};
 use super::links;
-use super::report::{FailureReport, Reason, Report, Seconds, WayName};
+use super::report::{FailureReport, Reason, Report, Seconds, TriedShare, WayName};
 use super::request::{OutLink, StepRequest};
 use crate::command_line::CommandLine;
 use crate::evaluation_keys::Checkout;
@@ -66,6 +66,8 @@ pub(super) struct StepRun<'a> {
     tried: Vec<WayName>,
     /// Why ways led nowhere, where the log does not have it yet.
     dead_ends: Vec<String>,
+    /// The share that was tried.
+    pub(super) tried_share: Option<TriedShare>,
     /// An output that was missing right after Nix had realised it.
     pub(super) lost: Option<StorePath>,
     /// Paths because of which an evaluation was repeated, although they were valid when we asked.
@@ -116,6 +118,7 @@ impl<'a> StepRun<'a> {
             reason: None,
             tried: Vec::new(),
             dead_ends: Vec::new(),
+            tried_share: None,
             lost: None,
             doubted: BTreeSet::new(),
             appeared: false,
@@ -451,6 +454,7 @@ impl<'a> StepRun<'a> {
             drift: self.drift,
             built: self.built,
             substituted: self.substituted.len(),
+            share: self.tried_share.clone(),
             seconds: Seconds {
                 total: started.elapsed(),
                 ..self.seconds
