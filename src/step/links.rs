@@ -58,6 +58,21 @@ pub(super) fn probe(base: &Path) -> Result<(), Failure> {
     })
 }
 
+/// Whether one of the links of these outputs leads to a path that may be of another store than `store`.
+pub(super) fn lead_to_another_store<'a>(
+    base: &Path,
+    mut outputs: impl Iterator<Item = &'a str>,
+    store: &Path,
+) -> bool {
+    outputs.any(|output| {
+        let target = link_of(base, output).read_link().ok();
+        let target = target.as_deref().and_then(Path::to_str);
+        target
+            .and_then(|target| StorePath::parse(target).ok())
+            .is_some_and(|target| target.store() != store)
+    })
+}
+
 /// Checks that the links of these outputs can be made: each is absent or a link into the store, and its folder can be written.
 /// Nix itself builds first and fails on the link afterwards (measured).
 ///

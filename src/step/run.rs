@@ -250,17 +250,21 @@ impl<'a> StepRun<'a> {
         Ok(())
     }
 
-    /// Checks whether the links of what is recorded can be made. A link that does not lead into the record's store may lead into
-    /// this host's: that is asked only before it is refused.
+    /// Checks whether the links of what is recorded can be made. One that does not lead into the record's store may lead into
+    /// this host's: only then is this host's asked for its folder.
     fn check_links_of_record(&mut self) -> Result<(), Failure> {
         let recorded = self.request.drv.as_ref();
         let Err(failure) = self.check_links(recorded) else {
             return Ok(());
         };
-        self.store.ask_for_folder(self.supervisor)?;
-        if self.other_store().is_none() {
+        let (Some(link), Some(store)) = (&self.link, self.store_folder()) else {
+            return Err(failure);
+        };
+        let names = self.link_names(recorded);
+        if !links::lead_to_another_store(link, names.iter().map(String::as_str), &store) {
             return Err(failure);
         }
+        self.store.ask_for_folder(self.supervisor)?;
         self.check_links(recorded)
     }
 
@@ -269,18 +273,19 @@ impl<'a> StepRun<'a> {
         let (OutLink::At(_), Some(link)) = (&self.request.out_link, &self.link) else {
             return Ok(());
         };
-        let in_drv = drv.map(DrvOutputs::read).unwrap_or_default();
-        let names: BTreeSet<&str> = in_drv
-            .paths
-            .keys()
-            .chain(self.request.outputs.keys())
-            .map(String::as_str)
-            .collect();
+        let names = self.link_names(drv);
         let any = drv
             .map(DrvPath::as_store_path)
             .or_else(|| self.request.outputs.values().next());
         let store = self.store.folder().or_else(|| any.map(StorePath::store));
-        links::check(link, names.into_iter(), store)
+        links::check(link, names.iter().map(String::as_str), store)
+    }
+
+    /// The outputs that get links, as far as they are known.
+    fn link_names(&self, drv: Option<&DrvPath>) -> BTreeSet<String> {
+        let in_drv = drv.map(DrvOutputs::read).unwrap_or_default();
+        let recorded = self.request.outputs.keys().cloned();
+        in_drv.paths.into_keys().chain(recorded).collect()
     }
 
     /// Finds out why links were not made, where Nix was to make some; a reason ends the step.
