@@ -1,7 +1,10 @@
-//! The host's state folder: evaluation slots, and GC roots that outlive a process or end with it.
+//! The host's state folder: evaluation slots, GC roots that outlive a process or end with it, and folders that one process fills
+//! and others use (`common.rs`).
 //!
 //! All steps of a host share it, and any of them may be killed at any time. So nothing here needs an orderly end: an evaluation
 //! slot is a lock that the kernel releases, and the next step removes the folders of a killed one.
+
+mod common;
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
@@ -11,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::TempDir;
+
+pub use common::{CACHE, CommonFolder, CommonKind, FILLING, Filling, FolderInUse, KEEP_DAYS, Seen};
 
 /// The state folder of this host, known to be usable.
 #[derive(Debug)]

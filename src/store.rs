@@ -15,8 +15,8 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::command::OwnedOptions;
 use crate::nix::{
-    DrvPath, DryRun, Evaluation, FlakeMetadata, LockedFlake, NixOutput, Source, StorePath, caches,
-    class, command, flake_settings, version,
+    DrvPath, DryRun, Evaluation, FlakeMetadata, LockedFlake, NixOutput, Source, StorePath,
+    StoreUrl, caches, class, command, flake_settings, version,
 };
 use crate::parallel;
 use crate::supervise::{Finished, OnStop, Supervisor};
@@ -46,6 +46,8 @@ pub struct Store {
     unreachable: BTreeSet<String>,
     /// The folder of its paths, once it was asked for; inside, none where Nix does not say.
     folder: Option<Option<PathBuf>>,
+    /// All files that could not be downloaded so far.
+    seen_unreachable: BTreeSet<String>,
     log: Log,
 }
 
@@ -67,6 +69,7 @@ impl Store {
             substituters: None,
             unreachable: BTreeSet::new(),
             folder: None,
+            seen_unreachable: BTreeSet::new(),
             log: log.clone(),
         }
     }
@@ -104,6 +107,15 @@ impl Store {
     /// Remembers which substituters a program of Nix's could not reach.
     pub fn note_unreachable(&mut self, output: &NixOutput) {
         self.unreachable.extend(output.unreachable.iter().cloned());
+        self.seen_unreachable
+            .extend(output.unreachable.iter().cloned());
+    }
+
+    /// Whether this store was seen to be unreachable.
+    #[must_use]
+    pub fn is_unreachable(&self, store: &StoreUrl) -> bool {
+        let store = vec![store.as_str().to_owned()];
+        !caches::part(store, &self.seen_unreachable).1.is_empty()
     }
 
     /// Whether a substituter was seen to be unreachable.

@@ -41,6 +41,7 @@ mod recording_keys;
 mod recording_store;
 mod recording_walk;
 mod reproduce;
+mod share_step;
 mod shim;
 mod statuses;
 mod step;

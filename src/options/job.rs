@@ -186,6 +186,16 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
     }))
 }
 
+/// Whether this is a job, which can download artifacts of its build.
+pub(super) fn is_in_build(variables: &Variables) -> bool {
+    let needed = [
+        "BUILDKITE_JOB_ID",
+        "BUILDKITE_BUILD_ID",
+        "BUILDKITE_AGENT_ACCESS_TOKEN",
+    ];
+    needed.iter().all(|name| variables.get(name).is_some())
+}
+
 /// Checks that this is a job, which can read its build's meta-data and artifacts.
 ///
 /// # Errors

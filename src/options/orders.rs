@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use super::job::{below_checkout, step_job};
+use super::job::{below_checkout, is_in_build, step_job};
 use super::{Startup, host};
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::evaluation_keys::Checkout;
@@ -79,6 +79,7 @@ pub(super) fn step(
                 request,
                 place: draft.checkout,
                 host,
+                in_build: is_in_build(&startup.variables),
                 reporting,
             })
         }

@@ -47,9 +47,11 @@ pub fn explain(
         request,
         place,
         host,
+        in_build,
         ..
     } = order;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
+    step.in_build = in_build;
     step.prepare()?;
     if request.out_link == OutLink::State {
         step.link = placeholder(&step, "outputs/NEW/result");

@@ -12,6 +12,7 @@ mod ending;
 mod evaluating;
 mod exhausted;
 mod explain;
+mod fetching;
 #[cfg(test)]
 mod fixtures;
 mod hints;
@@ -63,6 +64,8 @@ pub struct StepOrder {
     pub place: Checkout,
     /// The host's settings.
     pub host: Host,
+    /// Whether this is a job, which can download artifacts of its build.
+    pub in_build: bool,
     /// Where its ending is reported.
     pub reporting: StepReporting,
 }
@@ -102,10 +105,12 @@ pub fn perform(
         request,
         place,
         host,
+        in_build,
         reporting,
     } = order;
     let file = reporting.prepare()?;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
+    step.in_build = in_build;
     let result = go(&mut step);
     let (result, hints) = match hints::of(&mut step, result.is_ok()) {
         Ok(hints) => (result, hints),

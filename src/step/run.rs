@@ -41,6 +41,10 @@ pub(super) struct NixRun {
 }
 
 /// A step while it runs.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what has happened so far is yes or no"
+)]
 pub(super) struct StepRun<'a> {
     pub(super) request: &'a StepRequest,
     pub(super) checkout: &'a Checkout,
@@ -48,6 +52,8 @@ pub(super) struct StepRun<'a> {
     pub(super) log: Log,
     pub(super) supervisor: &'a mut Supervisor,
     pub(super) store: Store,
+    /// Whether this is a job, which can download artifacts of its build.
+    pub(super) in_build: bool,
     /// Whether the file of the recorded `.drv` existed when the step began.
     pub(super) drv_file: bool,
     /// Where the outputs are linked: known from [`StepRun::prepare`] on, and none where nothing can be linked.
@@ -68,6 +74,8 @@ pub(super) struct StepRun<'a> {
     dead_ends: Vec<String>,
     /// The share that was tried.
     pub(super) tried_share: Option<TriedShare>,
+    /// What is wrong with the share, where the step can do nothing else: a clause that goes on after the `.drv`.
+    pub(super) share_failure: Option<String>,
     /// An output that was missing right after Nix had realised it.
     pub(super) lost: Option<StorePath>,
     /// Paths because of which an evaluation was repeated, although they were valid when we asked.
@@ -107,6 +115,7 @@ impl<'a> StepRun<'a> {
             log: log.clone(),
             supervisor,
             store: Store::new(&request.options, log),
+            in_build: false,
             drv_file: request
                 .drv
                 .as_ref()
@@ -119,6 +128,7 @@ impl<'a> StepRun<'a> {
             tried: Vec::new(),
             dead_ends: Vec::new(),
             tried_share: None,
+            share_failure: None,
             lost: None,
             doubted: BTreeSet::new(),
             appeared: false,

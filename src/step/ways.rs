@@ -10,12 +10,15 @@ use super::evaluating::Evaluating;
 use super::links;
 use super::outputs::VerifiedOutputs;
 use super::realising::Realised;
-use super::report::{Reason, WayName};
+use super::report::{Reason, TriedShare, WayName};
 use super::run::StepRun;
+use crate::buildkite::agent;
 use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Failure};
-use crate::nix::{DrvPath, Evaluation, LockedFlake, StorePath, Trouble, command};
+use crate::nix::{DrvPath, Evaluation, LockedFlake, StorePath, StoreUrl, Trouble, caches, command};
+use crate::share::{ArchivePlace, ShareError};
+use crate::share_keys::Share;
 use crate::state::Roots;
 use crate::store::{ATTEMPTS, COLLECTOR_HINT};
 
@@ -82,6 +85,11 @@ const AVAILABLE: Way = Way {
     ask: ask_available,
     go: go_available,
 };
+const FETCHED: Way = Way {
+    name: WayName::Fetched,
+    ask: ask_fetched,
+    go: go_fetched,
+};
 const EVALUATED: Way = Way {
     name: WayName::Evaluated,
     ask: ask_evaluated,
@@ -104,9 +112,9 @@ const SKIPPED: Way = Way {
 /// With `skip`, it is enough that the outputs are there: that is checked before all ways.
 pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> {
     let ways = if drv_file {
-        [REALISED, AVAILABLE, EVALUATED]
+        [REALISED, AVAILABLE, FETCHED, EVALUATED]
     } else {
-        [AVAILABLE, REALISED, EVALUATED]
+        [AVAILABLE, REALISED, FETCHED, EVALUATED]
     };
     skip.then_some(SKIPPED).into_iter().chain(ways)
 }
@@ -379,6 +387,126 @@ pub(super) fn placeholder(step: &StepRun<'_>, path: &str) -> Option<PathBuf> {
     step.host.state.as_ref().map(|folder| folder.join(path))
 }
 
+// ---- fetched
+
+fn go_fetched(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
+    let Some(drv) = step.request.drv.clone() else {
+        return Ok(None);
+    };
+    let Some(share) = step.share() else {
+        if step.request.share_required {
+            return Err(step
+                .share_is_required(&drv, "the step has no share")
+                .hint("record again with a `share`, or leave out `share-required`"));
+        }
+        return Ok(None);
+    };
+    step.begin_way(WayName::Fetched, None);
+    let mut lost = 0;
+    let mut tried = TriedShare {
+        from: share.to_string(),
+        failure: None,
+    };
+    step.tried_share = Some(tried.clone());
+    let why = loop {
+        match step.fetch(&drv, &share) {
+            Ok(()) => step.reason = Some(Reason::FetchedFromShare),
+            Err(ShareError::Share(why)) => {
+                let clause = format!("cannot be fetched from {share} ({why})");
+                tried.failure = Some(why);
+                break clause;
+            }
+            Err(ShareError::Ends(failure)) => return Err(failure),
+        }
+        if let Realised::Outputs(outputs) = step.realise(&drv)? {
+            return Ok(Some(outputs));
+        }
+        lost += 1;
+        if lost == ATTEMPTS {
+            tried.failure = Some(format!(
+                "collected {ATTEMPTS} times right after it was fetched"
+            ));
+            break format!(
+                "was collected {ATTEMPTS} times right after it was fetched from {share}"
+            );
+        }
+    };
+    step.tried_share = Some(tried);
+    if step.request.share_required {
+        return Err(step
+            .share_is_required(&drv, &why)
+            .hint("mend the share, or leave out `share-required`: then the step evaluates again"));
+    }
+    // Where the step cannot evaluate, its failure says it.
+    if to_evaluate(step).is_some() {
+        step.note_dead_end(format_args!("{drv} {why}"));
+    } else {
+        step.share_failure = Some(why);
+    }
+    Ok(None)
+}
+
+fn ask_fetched(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
+    let Some(drv) = step.request.drv.clone() else {
+        return Ok(WayAnswer::no(Vec::new()));
+    };
+    let Some(share) = step.share() else {
+        return Ok(WayAnswer::no(vec![fact("a share", "is not set")]));
+    };
+    let mut commands = Vec::new();
+    let (from, found, takes) = match &share {
+        Share::Store(url) => {
+            let path = drv.as_store_path();
+            let answer = step
+                .store
+                .substituter_has(step.supervisor, url.as_str(), path)?;
+            let found = match answer {
+                Some(true) => "has the .drv",
+                Some(false) => "does not have the .drv",
+                None => "cannot be queried",
+            };
+            (Some(url.clone()), found, answer == Some(true))
+        }
+        Share::Artifact(name) => {
+            let state = step.host.state.as_deref().unwrap_or(Path::new("/"));
+            let place = ArchivePlace::of(state, name);
+            if !place.is_unpacked {
+                commands.push(agent::download_from_build(name, &place.download_to));
+            }
+            let has = |url: &StoreUrl| {
+                caches::file_in_cache(url.as_str(), drv.as_store_path())
+                    .is_some_and(|file| file.exists())
+            };
+            let (found, takes) = match &place.url {
+                Some(url) if place.is_unpacked && has(url) => {
+                    ("is unpacked here, and has the .drv", true)
+                }
+                _ if place.is_unpacked => ("is unpacked here, and does not have the .drv", false),
+                _ if step.in_build => ("is not unpacked here: it would be downloaded", true),
+                _ => (
+                    "is not unpacked here, and only a job can download it",
+                    false,
+                ),
+            };
+            (place.url, found, takes)
+        }
+    };
+    if let Some(from) = from {
+        commands.push(
+            step.store
+                .copy_drv_from_line(step.supervisor, &from, &drv)?,
+        );
+    }
+    let options = step.options()?;
+    let realise = command::realise(&drv, step.link.as_deref(), &options);
+    commands.push(step.as_run(&realise));
+    Ok(WayAnswer {
+        takes: takes.then_some(Reason::FetchedFromShare),
+        facts: vec![fact(share.to_string(), found)],
+        commands,
+    })
+}
+
 // ---- evaluated
 
 /// Why a step evaluates whose record is of this host's store, with or without a recorded `.drv` whose file existed when it began,
@@ -403,10 +531,15 @@ fn reason_to_evaluate(step: &StepRun<'_>) -> Reason {
     )
 }
 
-/// What the step evaluates, where it has something to and this host lets it.
+/// What the step evaluates, where it has something to, and neither this host nor the step forbids it.
 fn to_evaluate<'s>(step: &StepRun<'s>) -> Option<&'s Evaluation> {
     let evaluation = step.request.evaluation.as_ref();
-    evaluation.filter(|_| !step.host.recorded_only)
+    evaluation.filter(|_| !step.host.recorded_only && !needs_share(step))
+}
+
+/// Whether a step fails rather than evaluate where its share does not give the `.drv`.
+fn needs_share(step: &StepRun<'_>) -> bool {
+    step.request.share_required && step.request.drv.is_some()
 }
 
 fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
@@ -481,6 +614,8 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let Some(evaluation) = to_evaluate(step) else {
         let found = if step.host.recorded_only {
             "this host does not evaluate"
+        } else if needs_share(step) && step.request.evaluation.is_some() {
+            "`share-required` does not let the step evaluate"
         } else {
             "the step names nothing"
         };
@@ -533,9 +668,15 @@ mod tests {
 
     #[test]
     fn the_outputs_come_before_a_drv_whose_file_does_not_exist() {
-        use WayName::{Available, Evaluated, Realised};
-        assert_eq!(names(false, true), [Realised, Available, Evaluated]);
-        assert_eq!(names(false, false), [Available, Realised, Evaluated]);
+        use WayName::{Available, Evaluated, Fetched, Realised};
+        assert_eq!(
+            names(false, true),
+            [Realised, Available, Fetched, Evaluated]
+        );
+        assert_eq!(
+            names(false, false),
+            [Available, Realised, Fetched, Evaluated]
+        );
     }
 
     #[test]

@@ -111,7 +111,13 @@ impl Store {
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
         let line = self.copy_drv_from_line(supervisor, from, drv)?;
-        copy(supervisor, &line, &mut look)
+        let (end, output) = copy_with_output(supervisor, &line, &mut look)?;
+        if end != CopyEnd::Done {
+            // Where the share is a substituter, too, no later command is to wait for it again.
+            self.note_unreachable(&output);
+            self.options(supervisor)?;
+        }
+        Ok(end)
     }
 
     /// The command of [`Self::copy_drv_from`].
@@ -124,7 +130,10 @@ impl Store {
         from: &StoreUrl,
         drv: &DrvPath,
     ) -> Result<CommandLine, Failure> {
-        let options = self.options(supervisor)?;
+        let mut options = self.options(supervisor)?;
+        // A step that came too early, or before a recording that was repeated, has seen that it is missing: Nix would believe that for
+        // an hour.
+        options.push(("narinfo-cache-negative-ttl".into(), "0".into()));
         Ok(command::copy_drv_from(from, drv, &options))
     }
 }
@@ -135,6 +144,15 @@ fn copy(
     line: &CommandLine,
     look: &mut impl FnMut(CopyProgress) -> CopyOrder,
 ) -> Result<CopyEnd, Failure> {
+    copy_with_output(supervisor, line, look).map(|(end, _)| end)
+}
+
+/// The same, with what Nix has printed.
+fn copy_with_output(
+    supervisor: &mut Supervisor,
+    line: &CommandLine,
+    look: &mut impl FnMut(CopyProgress) -> CopyOrder,
+) -> Result<(CopyEnd, NixOutput), Failure> {
     // So that it says how far it is.
     let line = command::structured(line);
     let mut running = [supervisor.start(&line, OnStop::TermThenKill)?];
@@ -165,14 +183,16 @@ fn copy(
     supervisor.check()?;
     let [running] = running;
     let ending = running.finished().ending;
-    if ending.success() {
-        return Ok(CopyEnd::Done);
-    }
-    let failed = || CopyEnd::Failed(NixOutput::of(&stderr).final_message(ending));
-    Ok(given_up.unwrap_or_else(failed))
+    let output = NixOutput::of(&stderr);
+    let end = if ending.success() {
+        CopyEnd::Done
+    } else {
+        given_up.unwrap_or_else(|| CopyEnd::Failed(output.final_message(ending)))
+    };
+    Ok((end, output))
 }
 
-/// Whether a copy moves, from what Nix prints in structured form: anything new but the same numbers again. (While a download
+/// Whether a copy moves, from what Nix prints in structured form: anything new but a message, or the same numbers again. (While a download
 /// stands still, curl's numbers are printed all the same, once a second.)
 #[derive(Debug, Default)]
 struct Movement {
@@ -213,6 +233,8 @@ impl Movement {
         match event["action"].as_str() {
             Some("start") if kind == Some(COPY_PATHS) => self.paths = Some(id),
             Some("stop") => drop(self.numbers.remove(&id)),
+            // That something is tried again, say.
+            Some("msg") => return false,
             Some("result") if kind == Some(PROGRESS) => {
                 let fields = event["fields"].clone();
                 if self.paths == Some(id) {

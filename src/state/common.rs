@@ -1,0 +1,568 @@
+//! Folders that one process fills and others use: a checkout, an unpacked archive.
+//!
+//! Such a folder holds a `lock` (whose time says when it was last used, or when filling it last moved), what it was made for in
+//! `cache` (complete once it exists: it is made by a rename), and in between `filling`. The process that fills or removes it has
+//! the lock alone, those that use it have it together; each may be killed at any time.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{PREFIX, StateFolder, folder_of_ours};
+
+/// For how many days a folder is kept after its last use, where its user does not say.
+pub const KEEP_DAYS: u64 = 3;
+
+/// Where the disk is low, a folder goes that was not used for so long: a step that is about to use it has looked at it just now.
+const UNUSED: Duration = Duration::from_secs(60);
+
+const DAY: u64 = 24 * 60 * 60;
+
+const LOCK: &str = "lock";
+/// What a common folder was made for.
+pub const CACHE: &str = "cache";
+/// What is being made.
+pub const FILLING: &str = "filling";
+/// Why filling it failed, for those that waited for it.
+const FAILED: &str = "failed";
+/// For how many days it is kept after its last use.
+const DAYS: &str = "keep-days";
+
+/// What a common folder is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommonKind {
+    /// A checkout that steps evaluate in.
+    Checkout,
+    /// An archive of `.drv`s that was unpacked.
+    Share,
+}
+
+impl CommonKind {
+    /// The folder of its kind in the state folder.
+    #[must_use]
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Checkout => "checkouts",
+            Self::Share => "shares",
+        }
+    }
+}
+
+/// A folder that is looked at until it can be used, or has to be filled.
+#[derive(Debug)]
+pub struct CommonFolder {
+    folder: PathBuf,
+    keep_days: u64,
+    /// How long filling it may stand still.
+    patience: Duration,
+    waiting: Option<Waiting>,
+}
+
+/// What is known of the process that fills a folder.
+#[derive(Debug)]
+struct Waiting {
+    /// When filling it last moved, by the time of the lock, and since when that is known.
+    moved: Option<SystemTime>,
+    since: Instant,
+    /// The failure that was there before.
+    failed: Option<(u64, SystemTime)>,
+}
+
+/// What a look at a folder has shown.
+#[derive(Debug)]
+pub enum Seen {
+    /// It is complete.
+    Complete(FolderInUse),
+    /// It is ours to fill.
+    Ours(Filling),
+    /// Another process fills it: look again in a moment.
+    Busy,
+    /// Another process fills it, and stands still.
+    Stalled,
+    /// The process that we waited for could not fill it, for this reason.
+    Failed(String),
+}
+
+/// A complete folder, which is not removed while this exists. What is in it is never changed.
+#[derive(Debug)]
+pub struct FolderInUse {
+    cache: PathBuf,
+    lock: File,
+}
+
+/// A folder that is ours to fill. Dropped, it is as if it had never been begun.
+#[derive(Debug)]
+pub struct Filling {
+    folder: PathBuf,
+    lock: Option<File>,
+}
+
+impl StateFolder {
+    /// The common folder of this kind and name, which begins with `eval-once-`. It is kept for `keep_days` after its last use.
+    #[must_use]
+    pub fn common(
+        &self,
+        kind: CommonKind,
+        name: &str,
+        keep_days: u64,
+        patience: Duration,
+    ) -> CommonFolder {
+        CommonFolder {
+            folder: self.folder.join(kind.folder()).join(name),
+            keep_days,
+            patience,
+            waiting: None,
+        }
+    }
+
+    /// Removes the common folders of a kind that were not used for as long as they are kept, and counts them; where the disk is
+    /// `low`, all that are not in use. What cannot be removed stays.
+    #[must_use]
+    pub fn sweep_common(&self, kind: CommonKind, low: bool) -> usize {
+        let Ok(entries) = self.folder.join(kind.folder()).read_dir() else {
+            return 0;
+        };
+        let ours = entries.flatten().filter(is_ours);
+        ours.filter(|entry| remove_unused(&entry.path(), low).unwrap_or(false))
+            .count()
+    }
+
+    /// Removes common folders of a kind that nothing uses, the one whose last use is longest ago first, as long as the disk `is_low`; counts
+    /// them.
+    pub fn make_room(&self, kind: CommonKind, is_low: impl Fn() -> bool) -> usize {
+        let entries = self.folder.join(kind.folder()).read_dir();
+        let mut folders: Vec<_> = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(is_ours)
+            .filter_map(|entry| Some((used(&entry.path())?, entry.path())))
+            .collect();
+        folders.sort();
+        let mut folders = folders.into_iter();
+        let mut removed = 0;
+        while is_low()
+            && let Some((_, folder)) = folders.next()
+        {
+            removed += usize::from(remove_unused(&folder, true).unwrap_or(false));
+        }
+        removed
+    }
+}
+
+/// Whether this is a common folder.
+fn is_ours(entry: &fs::DirEntry) -> bool {
+    entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+        && entry.file_type().is_ok_and(|kind| kind.is_dir())
+}
+
+/// When a common folder was last used.
+fn used(folder: &Path) -> Option<SystemTime> {
+    folder.join(LOCK).metadata().ok()?.modified().ok()
+}
+
+impl CommonFolder {
+    /// Looks at the folder. Dropped with the process, whatever this gives is free again.
+    ///
+    /// # Errors
+    /// It cannot be made, or has no locks: another user's, a full disk.
+    pub fn look(&mut self) -> io::Result<Seen> {
+        loop {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.folder)?;
+            let path = self.folder.join(LOCK);
+            let lock = match open_lock(&path) {
+                // It was removed just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
+            let cache = self.folder.join(CACHE);
+            if cache.exists() {
+                match lock.try_lock_shared() {
+                    Ok(()) => {}
+                    Err(TryLockError::WouldBlock) => return Ok(self.busy(&lock)),
+                    Err(TryLockError::Error(error)) => return Err(error),
+                }
+                if is_at(&lock, &path) && cache.exists() {
+                    lock.set_modified(SystemTime::now())?;
+                    self.keep()?;
+                    return Ok(Seen::Complete(FolderInUse { cache, lock }));
+                }
+                continue;
+            }
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(self.busy(&lock)),
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            if !is_at(&lock, &path) || cache.exists() {
+                continue;
+            }
+            return self.begin(lock);
+        }
+    }
+
+    /// The folder is empty, and the lock is ours.
+    fn begin(&self, lock: File) -> io::Result<Seen> {
+        let failed = self.folder.join(FAILED);
+        if let Some(waiting) = &self.waiting
+            && let Some(id) = id(&failed)
+            && waiting.failed != Some(id)
+        {
+            return Ok(Seen::Failed(fs::read_to_string(failed)?));
+        }
+        let filling = Filling {
+            folder: self.folder.clone(),
+            lock: Some(lock),
+        };
+        // Of a process that was killed.
+        remove_if_there(fs::remove_dir_all(filling.path()))?;
+        remove_if_there(fs::remove_file(failed))?;
+        filling.note_movement();
+        self.keep()?;
+        DirBuilder::new().mode(0o700).create(filling.path())?;
+        Ok(Seen::Ours(filling))
+    }
+
+    /// Notes for how long the folder is kept: as long as the user of it that says most.
+    fn keep(&self) -> io::Result<()> {
+        if days(&self.folder) < Some(self.keep_days) {
+            fs::write(self.folder.join(DAYS), self.keep_days.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Another process has the lock.
+    fn busy(&mut self, lock: &File) -> Seen {
+        let moved = lock.metadata().and_then(|it| it.modified()).ok();
+        let now = Instant::now();
+        let failed = || id(&self.folder.join(FAILED));
+        let waiting = self.waiting.get_or_insert_with(|| Waiting {
+            moved,
+            since: now,
+            failed: failed(),
+        });
+        if waiting.moved != moved {
+            (waiting.moved, waiting.since) = (moved, now);
+        }
+        if waiting.since.elapsed() < self.patience {
+            Seen::Busy
+        } else {
+            Seen::Stalled
+        }
+    }
+}
+
+impl FolderInUse {
+    /// The folder that was filled.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.cache
+    }
+
+    /// Removes the folder, which is of no use, unless another process uses it.
+    pub fn discard(self) {
+        // Not in one act: another may use it in between, and then this waits for nothing.
+        if self.lock.try_lock().is_ok()
+            && let Some(folder) = self.cache.parent()
+            && is_at(&self.lock, &folder.join(LOCK))
+        {
+            let _ = remove(folder);
+        }
+    }
+}
+
+impl Filling {
+    /// The folder to fill.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.folder.join(FILLING)
+    }
+
+    /// Tells those that wait that it goes on.
+    pub fn note_movement(&self) {
+        if let Some(lock) = &self.lock {
+            let _ = lock.set_modified(SystemTime::now());
+        }
+    }
+
+    /// The folder is complete.
+    ///
+    /// # Errors
+    /// It cannot be renamed, or was removed at once.
+    pub fn complete(mut self) -> io::Result<FolderInUse> {
+        let cache = self.folder.join(CACHE);
+        fs::rename(self.path(), &cache)?;
+        self.note_movement();
+        let lock = self
+            .lock
+            .take()
+            .ok_or_else(|| io::Error::other("it has no lock"))?;
+        // Not in one act: it could be removed in between, but nothing removes what was used just now.
+        lock.lock_shared()?;
+        if is_at(&lock, &self.folder.join(LOCK)) && cache.exists() {
+            Ok(FolderInUse { cache, lock })
+        } else {
+            Err(io::Error::other("it was removed at once"))
+        }
+    }
+
+    /// The folder could not be filled. Those that wait for it fail for the same reason, and do not try it one after the other.
+    pub fn fail(self, why: &str) {
+        let _ = fs::write(self.folder.join(FAILED), why);
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        if self.lock.is_some() {
+            let _ = fs::remove_dir_all(self.path());
+        }
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Removes a common folder where nothing uses it, and nothing has for as long as it is kept.
+fn remove_unused(folder: &Path, low: bool) -> io::Result<bool> {
+    let path = folder.join(LOCK);
+    let is_due = || {
+        let used = path.metadata().and_then(|it| it.modified()).ok();
+        let unused = used.and_then(|used| used.elapsed().ok());
+        let kept = days(folder).unwrap_or(KEEP_DAYS).saturating_mul(DAY);
+        // Without a lock, a removal was cut short.
+        !path.exists()
+            || unused
+                .is_some_and(|unused| unused > Duration::from_secs(kept) || low && unused > UNUSED)
+    };
+    if !is_due() {
+        return Ok(false);
+    }
+    let existed = path.exists();
+    let lock = open_lock(&path)?;
+    if lock.try_lock().is_err() || !is_at(&lock, &path) || existed && !is_due() {
+        return Ok(false);
+    }
+    remove(folder)?;
+    Ok(true)
+}
+
+/// Removes a common folder whose lock is ours. Removing takes a while, and it goes by files: under another name, nothing finds half
+/// of it.
+fn remove(folder: &Path) -> io::Result<()> {
+    let parent = folder.parent().unwrap_or(folder);
+    let removed = folder_of_ours(parent)?;
+    fs::rename(folder, removed.path())?;
+    removed.close()
+}
+
+/// For how many days a folder is kept, as far as that was noted.
+fn days(folder: &Path) -> Option<u64> {
+    let text = fs::read_to_string(folder.join(DAYS)).ok()?;
+    text.trim().parse().ok()
+}
+
+/// What tells a file from an earlier one of its name.
+fn id(path: &Path) -> Option<(u64, SystemTime)> {
+    let metadata = path.metadata().ok()?;
+    Some((metadata.ino(), metadata.modified().ok()?))
+}
+
+/// Whether an open file is the one that is at `path` now.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |one: &fs::Metadata, other: &fs::Metadata| {
+        (one.dev(), one.ino()) == (other.dev(), other.ino())
+    };
+    match (path.metadata(), file.metadata()) {
+        (Ok(at_path), Ok(opened)) => same(&at_path, &opened),
+        _ => false,
+    }
+}
+
+fn remove_if_there(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::FileTimes;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    struct Host {
+        folder: TempDir,
+        state: StateFolder,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let folder = TempDir::new().unwrap();
+            let state = StateFolder::open(folder.path()).unwrap();
+            Self { folder, state }
+        }
+
+        fn common(&self) -> CommonFolder {
+            self.state
+                .common(CommonKind::Checkout, "eval-once-x", KEEP_DAYS, PATIENCE)
+        }
+
+        fn path(&self) -> PathBuf {
+            self.folder.path().join("checkouts/eval-once-x")
+        }
+
+        /// Makes as if it had not been used for so long.
+        fn age(&self, age: Duration) {
+            let then = FileTimes::new().set_modified(SystemTime::now() - age);
+            let lock = open_lock(&self.path().join(LOCK)).unwrap();
+            lock.set_times(then).unwrap();
+        }
+
+        fn fill(&self) -> FolderInUse {
+            let filling = ours(self.common().look().unwrap());
+            fs::write(filling.path().join("file"), "x").unwrap();
+            filling.complete().unwrap()
+        }
+    }
+
+    fn ours(seen: Seen) -> Filling {
+        match seen {
+            Seen::Ours(filling) => filling,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_fills_it_and_the_others_wait_and_use_it() {
+        let host = Host::new();
+        let filling = ours(host.common().look().unwrap());
+        let mut other = host.common();
+        assert!(matches!(other.look().unwrap(), Seen::Busy));
+        fs::write(filling.path().join("file"), "x").unwrap();
+        let first = filling.complete().unwrap();
+        let Seen::Complete(second) = other.look().unwrap() else {
+            panic!()
+        };
+        assert_eq!(first.path(), second.path());
+        assert!(second.path().join("file").exists());
+    }
+
+    #[test]
+    fn what_a_process_has_half_filled_is_filled_anew() {
+        let host = Host::new();
+        let filling = ours(host.common().look().unwrap());
+        fs::write(filling.path().join("half"), "x").unwrap();
+        // As where the process is killed: nothing is removed, and the lock is free.
+        let mut killed = filling;
+        killed.lock = None;
+        drop(killed);
+        assert!(host.path().join(FILLING).join("half").exists());
+        let filling = ours(host.common().look().unwrap());
+        assert_eq!(filling.path().read_dir().unwrap().count(), 0);
+        drop(filling);
+        assert!(!host.path().join(FILLING).exists());
+    }
+
+    #[test]
+    fn those_that_waited_fail_with_the_one_that_filled_and_later_ones_try_again() {
+        let host = Host::new();
+        let mut others = [host.common(), host.common()];
+        let filling = ours(host.common().look().unwrap());
+        for other in &mut others {
+            assert!(matches!(other.look().unwrap(), Seen::Busy));
+        }
+        filling.fail("no route");
+        for other in &mut others {
+            let Seen::Failed(why) = other.look().unwrap() else {
+                panic!()
+            };
+            assert_eq!(why, "no route");
+        }
+        let again = ours(host.common().look().unwrap());
+        // This one waits for the second try, whatever the first one said.
+        let mut third = host.common();
+        assert!(matches!(third.look().unwrap(), Seen::Busy));
+        drop(again);
+        ours(third.look().unwrap());
+    }
+
+    #[test]
+    fn filling_that_stands_still_is_not_waited_for() {
+        let host = Host::new();
+        let filling = ours(host.common().look().unwrap());
+        let mut other = CommonFolder {
+            patience: Duration::ZERO,
+            ..host.common()
+        };
+        assert!(matches!(other.look().unwrap(), Seen::Stalled));
+        other.patience = PATIENCE;
+        filling.note_movement();
+        assert!(matches!(other.look().unwrap(), Seen::Busy));
+    }
+
+    #[test]
+    fn it_is_kept_for_days_after_its_last_use_and_while_it_is_used() {
+        let host = Host::new();
+        let sweep = |low| host.state.sweep_common(CommonKind::Checkout, low);
+        let in_use = host.fill();
+        host.age(Duration::from_secs((KEEP_DAYS + 1) * DAY));
+        assert_eq!(sweep(false), 0);
+        drop(in_use);
+        // Looked at is used.
+        drop(host.common().look().unwrap());
+        assert_eq!((sweep(false), sweep(true)), (0, 0));
+        host.age(Duration::from_secs(DAY));
+        assert_eq!(sweep(false), 0);
+        assert_eq!(sweep(true), 1);
+        assert!(!host.path().exists());
+        drop(host.fill());
+        host.age(Duration::from_secs((KEEP_DAYS + 1) * DAY));
+        assert_eq!(sweep(false), 1);
+        assert_eq!(host.path().parent().unwrap().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_user_that_keeps_it_longest_counts_and_nothing_of_others_is_removed() {
+        let host = Host::new();
+        drop(host.fill());
+        let mut longer = CommonFolder {
+            keep_days: 9,
+            ..host.common()
+        };
+        drop(longer.look().unwrap());
+        drop(host.common().look().unwrap());
+        host.age(Duration::from_secs(8 * DAY));
+        assert_eq!(host.state.sweep_common(CommonKind::Checkout, false), 0);
+        let other = host.folder.path().join("checkouts/somebody-elses");
+        fs::create_dir(&other).unwrap();
+        host.age(Duration::from_secs(10 * DAY));
+        assert_eq!(host.state.sweep_common(CommonKind::Checkout, false), 1);
+        assert!(other.exists());
+    }
+
+    #[test]
+    fn a_removal_that_was_cut_short_is_ended() {
+        let host = Host::new();
+        drop(host.fill());
+        fs::remove_file(host.path().join(LOCK)).unwrap();
+        assert_eq!(host.state.sweep_common(CommonKind::Checkout, false), 1);
+        assert!(!host.path().exists());
+    }
+}
