@@ -258,3 +258,63 @@ fn a_store_that_does_not_answer_is_not_taken_for_another_one() {
         ended.run().fails(75, "surroundings");
     }
 }
+
+#[test]
+fn a_share_is_neither_tried_nor_blamed() {
+    let Some((recording, store, target)) = two_stores() else {
+        return;
+    };
+    let share = recording.cache("share", [&target.drv]);
+    let step = |more: &[&str]| {
+        let step = store.step(target.flags()).args(["--share", &share]);
+        step.args(more).args(EVALUATION)
+    };
+    let ended = step(&[]).run();
+    is_evaluated(&ended, &target, &store);
+    ended.never_says(&share);
+    assert!(ended.report().get("share").is_none(), "{ended}");
+    clean(&store);
+    // The control: the same share gives the `.drv` to a host whose store is in that folder.
+    clean(&recording);
+    let fetched = recording.step(target.drv_flags()).args(["--share", &share]);
+    let fetched = fetched.run();
+    fetched.takes("fetched", "fetched-from-share");
+    assert_eq!(fetched.report()["share"]["from"], share, "{fetched}");
+
+    let required = step(&["--share-required"]);
+    let sentence = sentence(&target.drv, &store.folder());
+    let ended = required.run();
+    ended.fails(75, "surroundings").passes_on(&format!(
+        "eval-once: error: {sentence}, and `share-required` does not let the step evaluate"
+    ));
+    let explain = store.eval_once(["explain", "--json", "--share", &share, "--share-required"]);
+    let explained = explain.args(target.flags()).args(EVALUATION).run().json();
+    assert_eq!(explained["would"], Value::Null, "{explained}");
+}
+
+#[test]
+fn a_step_whose_share_failed_says_so_in_its_hint_and_its_report() {
+    let Some((_, store, _)) = two_stores() else {
+        return;
+    };
+    let target = store.target("hello");
+    let empty = format!("file://{}", store.root().join("empty").display());
+    for (share, keep) in [(Some(&empty), false), (None, true)] {
+        clean(&store);
+        let mut step = store.step(target.flags()).args(EVALUATION);
+        if let Some(share) = share {
+            step = step.args(["--share", share]);
+        }
+        let ended = step.run();
+        ended.takes("evaluated", "drv-missing");
+        let hint = &ended.report()["hints"][0];
+        let hint = hint.as_str().unwrap();
+        assert_eq!(hint.contains("keep-days"), keep, "{hint}");
+        let tried = &ended.report()["share"];
+        assert_eq!(tried["from"], json!(share), "{ended}");
+        if share.is_some() {
+            let why = tried["failure"].as_str().unwrap();
+            assert!(hint.contains(why) && hint.contains(&empty), "{hint}");
+        }
+    }
+}
