@@ -203,19 +203,22 @@ fn a_link_into_this_hosts_store_is_replaced_and_one_that_leads_elsewhere_is_not(
     let Some((_recording, store, target)) = two_stores() else {
         return;
     };
-    let old = store.target("hello").out().replace("hello", "old");
+    let own = store.target("hello");
+    let old = own.out().replace("hello", "old");
     let link = store.work().join("result");
-    let step = || store.step(target.flags()).args(EVALUATION).run();
-    symlink("/etc/hosts", &link).unwrap();
-    step().fails(64, "config");
-    fs::remove_file(&link).unwrap();
-    symlink(&old, &link).unwrap();
-    is_evaluated(&step(), &target, &store);
-    let expected = store.target("hello").out().to_owned();
-    assert_eq!(
-        store.links(),
-        BTreeMap::from([("result".to_owned(), expected)])
-    );
+    for flags in records(&target) {
+        let step = || store.step(&flags).args(EVALUATION).run();
+        for elsewhere in ["/etc/hosts", &old.replace("/tmp", "/tmp/x")] {
+            symlink(elsewhere, &link).unwrap();
+            step().fails(64, "config");
+            fs::remove_file(&link).unwrap();
+        }
+        symlink(&old, &link).unwrap();
+        is_evaluated(&step(), &target, &store);
+        let expected = BTreeMap::from([("result".to_owned(), own.out().to_owned())]);
+        assert_eq!(store.links(), expected);
+        clean(&store);
+    }
 }
 
 #[test]

@@ -58,17 +58,11 @@ fn why_evaluated_again(step: &StepRun<'_>) -> Option<String> {
     match step.reason? {
         Reason::DrvMissing => Some(match &step.tried_share {
             None => "the recorded .drv is not on this host, and the step has no share to fetch it from: let the recording share (`share`; its log says why, where it did not). On the host that records, `keep-days` and EVAL_ONCE_STATE_DIR say how long and where `eval-once pipeline` keeps its GC root".into(),
-            Some(share) => format!(
-                "the recorded .drv is not on this host, and was not fetched: {}",
-                without_the_drv(share)
-            ),
+            Some(share) => format!("the recorded .drv is not on this host, and {}", not_given_by(share)),
         }),
         Reason::DrvCollected => Some(match &step.tried_share {
             None => "the recorded .drv was collected meanwhile: it had no GC root, and the step has no share to fetch it from. `eval-once pipeline` keeps a root for `keep-days` days in its state folder (EVAL_ONCE_STATE_DIR), which the collector must be able to read".into(),
-            Some(share) => format!(
-                "the recorded .drv was collected meanwhile, and was not fetched: {}",
-                without_the_drv(share)
-            ),
+            Some(share) => format!("the recorded .drv was collected meanwhile, and {}", not_given_by(share)),
         }),
         Reason::OutputsCollected => Some(format!(
             "an output was collected right after it was realised, by a collection that was already running: {COLLECTOR_HINT}"
@@ -80,13 +74,10 @@ fn why_evaluated_again(step: &StepRun<'_>) -> Option<String> {
     }
 }
 
-/// Why a share did not give the `.drv`, and what to look at.
-fn without_the_drv(share: &TriedShare) -> String {
-    let why = share.failure.as_deref().unwrap_or("the collector took it");
-    format!(
-        "{} failed ({why}); check that this host can read it",
-        share.from
-    )
+/// That a share did not give the `.drv`, and why.
+fn not_given_by(share: &TriedShare) -> String {
+    let why = share.failure.as_deref().unwrap_or("collected again");
+    format!("{} did not give it: {why}", share.from)
 }
 
 /// The version of a Nix that may automatically collect paths in use; none where it does not. Nix is asked for its version only
@@ -155,7 +146,7 @@ mod tests {
                 panic!("{hints:?}");
             };
             assert!(
-                hint.contains("https://cache.example.org failed (HTTP error 403)"),
+                hint.contains("https://cache.example.org did not give it: HTTP error 403"),
                 "{hint}"
             );
             assert!(!hint.contains("keep-days"), "{hint}");
