@@ -4,14 +4,23 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::buildkite::agent;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::nix::version::numbers;
 use crate::parallel;
 use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::text::without_escapes;
+
+/// How often a command is looked at that runs for long.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a command that is stopped has to end by itself.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// Runs a command of the agent's that must succeed; `doing` says what it is for.
 ///
@@ -43,6 +52,38 @@ pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished,
     let mut ran = ran.into_iter();
     ran.next()
         .ok_or_else(|| Failure::new(Class::Bug, format_args!("`{line}` ended without a status")))
+}
+
+/// Runs a command of the agent's as [`run`] does, but no longer than `patience`: none where it has to be stopped then. (By itself an
+/// agent tries for many minutes.) `look` is called at least once a second.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_within(
+    supervisor: &mut Supervisor,
+    line: &CommandLine,
+    patience: Duration,
+    mut look: impl FnMut(),
+) -> Result<Option<(Finished, String)>, Failure> {
+    let until = Instant::now() + patience;
+    let mut running = [supervisor.start(line, OnStop::TermThenKill)?];
+    let mut stderr = Vec::new();
+    let mut is_late = false;
+    while running[0].ended.is_none() {
+        let due = Instant::now() + LOOK_EVERY;
+        supervisor.watch(&mut running, Some(due.min(until)), |_, bytes| {
+            stderr.extend_from_slice(bytes);
+        })?;
+        look();
+        if !is_late && Instant::now() >= until && running[0].ended.is_none() {
+            is_late = true;
+            running[0].stop(GRACE);
+        }
+    }
+    supervisor.check()?;
+    let [running] = running;
+    let stderr = without_escapes(&String::from_utf8_lossy(&stderr));
+    Ok((!is_late).then(|| (running.finished(), stderr)))
 }
 
 /// A folder below `temporary`, which is removed with this value.
@@ -133,6 +174,23 @@ pub fn set_environment(
         .map_err(|failure| failure.hint("start the agent without --no-job-api"))
 }
 
+/// The version of the agent that this job's commands are; none where it does not say.
+///
+/// # Errors
+/// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end.
+pub fn version(supervisor: &mut Supervisor) -> Result<Option<String>, Failure> {
+    let (finished, _) = run(supervisor, &agent::version())?;
+    Ok(agent::version_in(&finished.text()).map(str::to_owned))
+}
+
+/// Whether an agent of this version makes a checkout although its step says that it needs none. One that does not say its version
+/// is taken for a new one.
+#[must_use]
+pub fn always_checks_out(version: Option<&str>) -> bool {
+    let numbers = version.and_then(numbers);
+    numbers.is_some_and(|numbers| numbers < agent::SKIPS_CHECKOUTS)
+}
+
 /// The failure of a command that did not succeed, with the last line of its `stderr`.
 #[must_use]
 pub fn unreachable(line: &CommandLine, finished: &Finished, stderr: &str, doing: &str) -> Failure {
@@ -157,6 +215,19 @@ mod tests {
 
     fn supervisor() -> Supervisor {
         Supervisor::install(&Log::default()).unwrap()
+    }
+
+    #[test]
+    fn an_agent_before_3_116_always_checks_out() {
+        for (version, always) in [
+            (Some("3.83.1"), true),
+            (Some("3.115.9"), true),
+            (Some("3.116.0"), false),
+            (Some("4.0.0-beta.15"), false),
+            (None, false),
+        ] {
+            assert_eq!(always_checks_out(version), always, "{version:?}");
+        }
     }
 
     #[test]

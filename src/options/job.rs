@@ -14,6 +14,7 @@ use super::variables::{Variables, is_true};
 use crate::buildkite::EmptyWords;
 use crate::buildkite::command_hooks::{CommandHooks, HookFolders};
 use crate::buildkite::default_command::{self, AgentJob, Ours, is_eval_once};
+use crate::buildkite::git::Repository;
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::keys::refuse;
@@ -140,6 +141,43 @@ pub(super) fn checkout_by_hand(startup: &Startup) -> Checkout {
     }
 }
 
+/// What the agent would check out for this job; none by hand. `folder` is the folder that it runs in.
+pub(super) fn repository(variables: &Variables, folder: &Path) -> Option<Repository> {
+    variables.get("BUILDKITE_JOB_ID")?;
+    let text = |name: &str| variables.text(name).unwrap_or_default();
+    let flags = |name: &str, default: &str| {
+        let set = variables.raw(name);
+        set.map_or_else(
+            || default.to_owned(),
+            |set| set.to_string_lossy().into_owned(),
+        )
+    };
+    let checkout = variables.path("BUILDKITE_BUILD_CHECKOUT_PATH");
+    let checkout = checkout.as_deref().unwrap_or(folder);
+    Some(Repository {
+        url: text("BUILDKITE_REPO"),
+        commit: text("BUILDKITE_COMMIT"),
+        branch: text("BUILDKITE_BRANCH"),
+        refspec: variables.text("BUILDKITE_REFSPEC"),
+        pull_request: variables
+            .text("BUILDKITE_PULL_REQUEST")
+            .filter(|number| number != "false"),
+        merged: variables
+            .get("BUILDKITE_PULL_REQUEST_USING_MERGE_REFSPEC")
+            .is_some_and(is_true),
+        provider: text("BUILDKITE_PIPELINE_PROVIDER"),
+        clone_flags: flags("BUILDKITE_GIT_CLONE_FLAGS", "-v"),
+        fetch_flags: flags("BUILDKITE_GIT_FETCH_FLAGS", "-v --prune"),
+        checkout_flags: flags("BUILDKITE_GIT_CHECKOUT_FLAGS", "-f"),
+        submodules: variables
+            .get("BUILDKITE_GIT_SUBMODULES")
+            .is_none_or(is_true),
+        submodule_config: text("BUILDKITE_GIT_SUBMODULE_CLONE_CONFIG"),
+        build: text("BUILDKITE_BUILD_ID"),
+        folder_name: checkout.file_name().unwrap_or_default().to_owned(),
+    })
+}
+
 fn no_checkout(variables: &Variables, folder: &Path) -> bool {
     variables.is("BUILDKITE_SKIP_CHECKOUT", "true")
         || folder
@@ -183,7 +221,15 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
             slug("BUILDKITE_PIPELINE_SLUG")
         ),
         branch: slug("BUILDKITE_BRANCH"),
+        is_retry: is_retry(variables),
     }))
+}
+
+/// Whether a job of the same step came before.
+fn is_retry(variables: &Variables) -> bool {
+    variables
+        .text("BUILDKITE_RETRY_COUNT")
+        .is_some_and(|count| count != "0")
 }
 
 /// Whether this is a job, which can download artifacts of its build.
@@ -220,7 +266,7 @@ pub(super) fn step_job(variables: &Variables) -> Option<StepJob> {
         step: text("BUILDKITE_STEP_KEY").or_else(|| text("BUILDKITE_STEP_ID"))?,
         label: text("BUILDKITE_LABEL"),
         agent: text("BUILDKITE_AGENT_NAME"),
-        is_retry: text("BUILDKITE_RETRY_COUNT").is_some_and(|count| count != "0"),
+        is_retry: is_retry(variables),
         around: context(variables),
     })
 }
@@ -405,9 +451,12 @@ mod tests {
                 job: "j".into(),
                 step: "s".into(),
                 pipeline: "o/p".into(),
-                branch: "main".into()
+                branch: "main".into(),
+                is_retry: false,
             }
         );
+        let retried = [&JOB[..], &[("BUILDKITE_RETRY_COUNT", "1")]].concat();
+        assert!(build(&retried).unwrap().unwrap().is_retry);
         for (missing, _) in &JOB[1..] {
             let some: Vec<_> = JOB
                 .into_iter()

@@ -3,6 +3,7 @@
 //! From top to bottom: evaluate, pin, skip targets whose outputs exist, find the edges between targets, make the steps, upload.
 //! A recording does not know how a step gets its outputs; it only writes the record that a step reads.
 
+mod checkout;
 pub mod evaluate;
 mod fingerprint;
 mod keep;
@@ -11,6 +12,7 @@ mod perform;
 pub mod pipeline;
 mod report;
 mod request;
+mod share;
 mod targets;
 pub(crate) mod upload;
 
@@ -99,6 +101,8 @@ pub struct BuildkiteBuild {
     pub pipeline: String,
     /// `BUILDKITE_BRANCH`.
     pub branch: String,
+    /// Whether a job of the same step came before (`BUILDKITE_RETRY_COUNT`).
+    pub is_retry: bool,
 }
 
 /// An order to record.

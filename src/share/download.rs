@@ -48,7 +48,7 @@ pub(super) fn sha256_of_artifact(
     }
 }
 
-/// Downloads the artifact `name` into `folder`, which is empty, and checks that it has this SHA-256. `moved` is called with the
+/// Downloads the artifact `name` into `folder`, which is empty, and checks that it has this SHA-256. `grown` is called with the
 /// number of bytes each time there are more. `size`: how many bytes it unpacks to.
 ///
 /// # Errors
@@ -59,7 +59,7 @@ pub(super) fn download(
     sha256: &str,
     folder: &Path,
     size: u64,
-    mut moved: impl FnMut(u64),
+    mut grown: impl FnMut(u64),
 ) -> Result<File, ShareError> {
     let line = command::download_from_build(name, folder);
     let at_most = size.saturating_mul(TAR_AT_MOST).saturating_add(TAR_SLACK);
@@ -72,7 +72,7 @@ pub(super) fn download(
         if largest > at_most {
             Watched::TooLarge
         } else if moves {
-            moved(all);
+            grown(all);
             Watched::Moves
         } else {
             Watched::StandsStill
@@ -106,7 +106,7 @@ enum Watched {
 }
 
 /// A command of the agent's that has ended.
-struct Ended {
+struct AgentRun {
     line: String,
     how: String,
     success: bool,
@@ -114,7 +114,7 @@ struct Ended {
     stderr: String,
 }
 
-impl Ended {
+impl AgentRun {
     /// Why it has not done what it should.
     fn error(&self) -> ShareError {
         wrong(match reason_in(&self.stderr) {
@@ -130,7 +130,7 @@ fn run(
     supervisor: &mut Supervisor,
     line: &CommandLine,
     mut look: impl FnMut() -> Watched,
-) -> Result<Ended, ShareError> {
+) -> Result<AgentRun, ShareError> {
     let started = supervisor
         .start(line, OnStop::TermThenKill)
         .map_err(|failure| match failure.class {
@@ -167,7 +167,7 @@ fn run(
     let finished = running.finished();
     match given_up {
         Some(why) if !finished.ending.success() => Err(wrong(why)),
-        _ => Ok(Ended {
+        _ => Ok(AgentRun {
             line: line.to_string(),
             how: finished.ending.to_string(),
             success: finished.ending.success(),

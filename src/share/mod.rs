@@ -3,12 +3,15 @@
 
 mod archive_name;
 mod download;
+mod pack;
+mod publish;
 mod unpack;
 mod unpacked;
 
 use crate::exit::Failure;
 
 pub use archive_name::{archive_name, sha256_of_name};
+pub use publish::{NotShared, Published, Publisher};
 pub use unpacked::{ArchivePlace, ArchiveRecord, UnpackedArchive, unpacked};
 
 /// Why something could not be had from a share.

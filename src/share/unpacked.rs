@@ -1,6 +1,8 @@
 //! The archive of a recording, unpacked on this host: downloaded once, used by every step that needs it.
 
+use std::fs::{self, DirBuilder};
 use std::io::{self, BufReader};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,8 +21,8 @@ use crate::supervise::Supervisor;
 /// What an archive may unpack to where its record does not say.
 const SIZE_AT_MOST: u64 = 2 << 30;
 
-/// How the name of a download's folder begins, in the one that is filled. No entry of an archive has such a name.
-const DOWNLOAD: &str = "download-";
+/// The folder of a download, in the one that is filled. No entry of an archive has this name.
+const DOWNLOAD: &str = "download";
 
 /// How often a folder is looked at that another step fills.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -76,7 +78,7 @@ impl ArchivePlace {
         let folder = state.join(CommonKind::Share.folder()).join(folder);
         let cache = folder.join(state::CACHE);
         Self {
-            download_to: folder.join(state::FILLING).join(format!("{DOWNLOAD}NEW")),
+            download_to: folder.join(format!("{}NEW", state::FILLING)).join(DOWNLOAD),
             url: store_at(&cache).ok(),
             is_unpacked: cache.is_dir(),
         }
@@ -168,12 +170,12 @@ fn fill(
     log: &Log,
 ) -> Result<(), ShareError> {
     let cache = filling.path();
-    let _ = state.make_room(CommonKind::Share, || host::low_on_disk(&cache).is_some());
-    // In the folder that is filled, so that it goes with it where we are killed; under a new name, because the agent that a killed
-    // step had started may still download.
-    let download_to = tempfile::Builder::new()
-        .prefix(DOWNLOAD)
-        .tempdir_in(&cache)
+    let _ = state.make_room(CommonKind::Share, || host::low_on_disk(cache).is_some());
+    // In the folder that is filled, so that it goes with it where we are killed.
+    let download_to = cache.join(DOWNLOAD);
+    DirBuilder::new()
+        .mode(0o700)
+        .create(&download_to)
         .map_err(|error| no_folder(&error))?;
     let size = archive.size.unwrap_or(SIZE_AT_MOST);
     let mut status = StatusLine::new(log);
@@ -181,7 +183,7 @@ fn fill(
         supervisor,
         archive.name,
         sha256,
-        download_to.path(),
+        &download_to,
         size,
         |bytes| {
             filling.note_movement();
@@ -191,8 +193,8 @@ fn fill(
     status.clear();
     let file = BufReader::new(downloaded?);
     // The file remains open, and its room is free once it is read.
-    download_to.close().map_err(|error| no_folder(&error))?;
-    unpack(file, &cache, size, || {
+    fs::remove_dir_all(&download_to).map_err(|error| no_folder(&error))?;
+    unpack(file, cache, size, || {
         filling.note_movement();
         supervisor.check()
     })

@@ -1,8 +1,8 @@
 //! Folders that one process fills and others use: a checkout, an unpacked archive.
 //!
 //! Such a folder holds a `lock` (whose time says when it was last used, or when filling it last moved), what it was made for in
-//! `cache` (complete once it exists: it is made by a rename), and in between `filling`. The process that fills or removes it has
-//! the lock alone, those that use it have it together; each may be killed at any time.
+//! `cache` (complete once it exists: it is made by a rename), and in between a folder of the process that fills it. That process,
+//! or one that removes it, has the lock alone, those that use it have it together; each may be killed at any time.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -24,8 +24,9 @@ const DAY: u64 = 24 * 60 * 60;
 const LOCK: &str = "lock";
 /// What a common folder was made for.
 pub const CACHE: &str = "cache";
-/// What is being made.
-pub const FILLING: &str = "filling";
+/// How the name of the folder begins that is being filled. A random part follows: programs that a killed process has started may go
+/// on writing into theirs.
+pub const FILLING: &str = "filling-";
 /// Why filling it failed, for those that waited for it.
 const FAILED: &str = "failed";
 /// For how many days it is kept after its last use.
@@ -97,6 +98,8 @@ pub struct FolderInUse {
 #[derive(Debug)]
 pub struct Filling {
     folder: PathBuf,
+    /// The folder to fill.
+    new: PathBuf,
     lock: Option<File>,
 }
 
@@ -216,16 +219,26 @@ impl CommonFolder {
         {
             return Ok(Seen::Failed(fs::read_to_string(failed)?));
         }
+        // Of processes that were killed.
+        for entry in self.folder.read_dir()?.flatten() {
+            if entry.file_name().as_bytes().starts_with(FILLING.as_bytes()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        match fs::remove_file(failed) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let new = tempfile::Builder::new()
+            .prefix(FILLING)
+            .tempdir_in(&self.folder)?;
         let filling = Filling {
             folder: self.folder.clone(),
+            new: new.keep(),
             lock: Some(lock),
         };
-        // Of a process that was killed.
-        remove_if_there(fs::remove_dir_all(filling.path()))?;
-        remove_if_there(fs::remove_file(failed))?;
         filling.note_movement();
         self.keep()?;
-        DirBuilder::new().mode(0o700).create(filling.path())?;
         Ok(Seen::Ours(filling))
     }
 
@@ -280,8 +293,8 @@ impl FolderInUse {
 impl Filling {
     /// The folder to fill.
     #[must_use]
-    pub fn path(&self) -> PathBuf {
-        self.folder.join(FILLING)
+    pub fn path(&self) -> &Path {
+        &self.new
     }
 
     /// Tells those that wait that it goes on.
@@ -320,9 +333,7 @@ impl Filling {
 
 impl Drop for Filling {
     fn drop(&mut self) {
-        if self.lock.is_some() {
-            let _ = fs::remove_dir_all(self.path());
-        }
+        let _ = fs::remove_dir_all(&self.new);
     }
 }
 
@@ -387,13 +398,6 @@ fn is_at(file: &File, path: &Path) -> bool {
     match (path.metadata(), file.metadata()) {
         (Ok(at_path), Ok(opened)) => same(&at_path, &opened),
         _ => false,
-    }
-}
-
-fn remove_if_there(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 
@@ -470,14 +474,15 @@ mod tests {
         let filling = ours(host.common().look().unwrap());
         fs::write(filling.path().join("half"), "x").unwrap();
         // As where the process is killed: nothing is removed, and the lock is free.
-        let mut killed = filling;
-        killed.lock = None;
-        drop(killed);
-        assert!(host.path().join(FILLING).join("half").exists());
+        let mut killed = std::mem::ManuallyDrop::new(filling);
+        drop(killed.lock.take());
+        assert!(killed.path().join("half").exists());
         let filling = ours(host.common().look().unwrap());
         assert_eq!(filling.path().read_dir().unwrap().count(), 0);
+        assert!(!killed.path().exists());
+        let new = filling.path().to_owned();
         drop(filling);
-        assert!(!host.path().join(FILLING).exists());
+        assert!(!new.exists());
     }
 
     #[test]

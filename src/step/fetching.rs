@@ -90,16 +90,16 @@ impl StepRun<'_> {
             Err(failure) => Err(wrong(failure.to_string())),
         }
     }
+}
 
-    /// The failure of a step that may not evaluate, for its share has failed for this reason.
-    pub(super) fn share_is_required(&self, drv: &DrvPath, why: &str) -> Failure {
-        Failure::new(
-            Class::Infrastructure,
-            format_args!(
-                "{drv} is not here, {why}, and `share-required` does not let the step evaluate"
-            ),
-        )
-    }
+/// The failure of a step that may not evaluate, where its share has failed for this reason: a clause that goes on after the `.drv`.
+pub(super) fn share_is_required(drv: &DrvPath, why: &str) -> Failure {
+    Failure::new(
+        Class::Infrastructure,
+        format_args!(
+            "{drv} is not here, {why}, and `share-required` does not let the step evaluate"
+        ),
+    )
 }
 
 /// What a store says of a path that it does not have (the words of 2.8, and of 2.26 and 2.34), without Nix's idea of validity.

@@ -15,6 +15,7 @@ use super::job_log::{FinishedLog, Form, JobLog, ShownLines};
 use super::links;
 use super::report::{FailureReport, Reason, Report, Seconds, TriedShare, WayName};
 use super::request::{OutLink, StepRequest};
+use crate::buildkite::git::Repository;
 use crate::command_line::CommandLine;
 use crate::evaluation_keys::Checkout;
 use crate::exit::{Class, Failure};
@@ -48,6 +49,8 @@ pub(super) struct NixRun {
 pub(super) struct StepRun<'a> {
     pub(super) request: &'a StepRequest,
     pub(super) checkout: &'a Checkout,
+    /// What the agent would check out for the job; none by hand.
+    pub(super) repository: Option<&'a Repository>,
     pub(super) host: &'a Host,
     pub(super) log: Log,
     pub(super) supervisor: &'a mut Supervisor,
@@ -111,6 +114,7 @@ impl<'a> StepRun<'a> {
         Self {
             request,
             checkout,
+            repository: None,
             host,
             log: log.clone(),
             supervisor,
@@ -240,6 +244,7 @@ impl<'a> StepRun<'a> {
     pub(super) fn prepare(&mut self) -> Result<(), Failure> {
         let default_is_missing = self.request.by_default
             && !self.host.recorded_only
+            && self.skipped_checkout().is_none()
             && self
                 .request
                 .evaluation

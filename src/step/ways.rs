@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::checkout::MadeCheckout;
 use super::evaluating::Evaluating;
+use super::fetching::share_is_required;
 use super::links;
 use super::outputs::VerifiedOutputs;
 use super::realising::Realised;
@@ -137,9 +139,11 @@ fn of_other_store(
 
 fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     if !are_there(step)? {
-        step.note_dead_end_of_record(
-            "the outputs are no longer here or in a substituter, where the recording found them",
+        let why = format!(
+            "the outputs are no longer {}, where the recording found them",
+            where_skipped(step)
         );
+        step.note_dead_end_of_record(why);
         return Ok(None);
     }
     step.begin_way(WayName::Available, Some(Reason::Skipped));
@@ -150,15 +154,18 @@ fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
 
 fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
-    let line = step.store.dry_run_line(step.supervisor, &outputs)?;
+    let line = match &step.request.push {
+        Some(to) => command::lacking_in(to, &outputs, &step.options()?),
+        None => step.store.dry_run_line(step.supervisor, &outputs)?,
+    };
     let there = are_there(step)?;
     if step.other_store().is_some() {
         return of_other_store(step, vec![line]);
     }
     let found = if there {
-        "are here, or a substituter has them: nothing is realised"
+        format!("are {}: nothing is realised", where_skipped(step))
     } else {
-        "are no longer all here or in a substituter"
+        format!("are no longer all {}", where_skipped(step))
     };
     Ok(WayAnswer {
         takes: there.then_some(Reason::Skipped),
@@ -167,12 +174,24 @@ fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     })
 }
 
-/// Whether all recorded outputs are here, or a substituter has them with all that they need. What cannot be queried counts as
-/// missing: the other ways report why.
+/// Where the recording has found the outputs of a step that may be skipped.
+fn where_skipped(step: &StepRun<'_>) -> String {
+    match &step.request.push {
+        Some(to) => format!("in {to}"),
+        None => "here or in a substituter".into(),
+    }
+}
+
+/// Whether all recorded outputs are here, or a substituter has them with all that they need; with `push`, whether they are in that
+/// store, wherever else they are. What cannot be queried counts as missing: the other ways report why.
 fn are_there(step: &mut StepRun<'_>) -> Result<bool, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
     if outputs.is_empty() {
         return Ok(false);
+    }
+    if let Some(to) = &step.request.push {
+        let lacking = step.store.lacking(step.supervisor, to, &outputs)?;
+        return Ok(lacking.is_ok_and(|lacking| lacking.is_empty()));
     }
     let answer = step.store.dry_run(step.supervisor, &outputs)?;
     // A valid path is in no list; its file may be gone all the same.
@@ -395,8 +414,7 @@ fn go_fetched(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
     };
     let Some(share) = step.share() else {
         if step.request.share_required {
-            return Err(step
-                .share_is_required(&drv, "the step has no share")
+            return Err(share_is_required(&drv, "the step has no share")
                 .hint("record again with a `share`, or leave out `share-required`"));
         }
         return Ok(None);
@@ -433,8 +451,7 @@ fn go_fetched(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
     };
     step.tried_share = Some(tried);
     if step.request.share_required {
-        return Err(step
-            .share_is_required(&drv, &why)
+        return Err(share_is_required(&drv, &why)
             .hint("mend the share, or leave out `share-required`: then the step evaluates again"));
     }
     // Where the step cannot evaluate, its failure says it.
@@ -546,7 +563,13 @@ fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
     let Some(evaluation) = to_evaluate(step) else {
         return Ok(None);
     };
-    check_file(evaluation, false, step.checkout)?;
+    let checkout = step.make_skipped_checkout()?;
+    let evaluation = match &checkout {
+        Some(checkout) => &checkout.evaluation(step, evaluation)?,
+        None => evaluation,
+    };
+    let place = checkout.as_ref().map_or(step.checkout, MadeCheckout::place);
+    check_file(evaluation, false, place)?;
     step.begin_way(WayName::Evaluated, Some(reason_to_evaluate(step)));
     step.lost = None;
     let mut evaluating = Evaluating::new(step, evaluation);
@@ -622,7 +645,19 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         facts.push(fact("what to evaluate", found));
         return Ok(WayAnswer::no(facts));
     };
-    if let Some(file) = evaluation.needs_file() {
+    let mut commands = Vec::new();
+    let evaluation = &match step.checkout_to_make()? {
+        Some(checkout) => {
+            facts.push(fact(checkout.what, checkout.found));
+            commands = checkout.commands;
+            Evaluation {
+                folder: checkout.folder,
+                ..evaluation.clone()
+            }
+        }
+        None => evaluation.clone(),
+    };
+    if let Some(file) = evaluation.needs_file().filter(|_| commands.is_empty()) {
         let exists = file.exists();
         let found = if exists {
             "exists"
@@ -634,7 +669,6 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
             return Ok(WayAnswer::no(facts));
         }
     }
-    let mut commands = Vec::new();
     commands.extend(step.store.lock_line(step.supervisor, evaluation)?);
     let options = step.options()?;
     let root = placeholder(step, "roots/NEW/root");

@@ -51,6 +51,13 @@ pub(super) struct Artifact {
     pub(super) is_finished: bool,
 }
 
+impl Artifact {
+    /// The folder and the name of its file: the name is the last part of its path.
+    pub(super) fn file(&self) -> (&str, &str) {
+        (&self.id, self.path.rsplit('/').next().unwrap_or_default())
+    }
+}
+
 /// An agent that has registered.
 pub(super) struct Agent {
     pub(super) name: String,
