@@ -53,11 +53,7 @@ impl S3 {
         let policy = json!({ "Version": "2012-10-17", "Statement": [{
             "Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": [of(""), of("/*")],
         }] });
-        fs::write(
-            known.join(BUCKET).join("meta/policy"),
-            policy.to_string(),
-        )
-        .unwrap();
+        fs::write(known.join(BUCKET).join("meta/policy"), policy.to_string()).unwrap();
         // Any port that is free now may be taken when the server starts: then by the next.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap();
