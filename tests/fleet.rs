@@ -296,9 +296,10 @@ fn a_download_that_goes_wrong_ends_in_another_evaluation_and_the_next_that_does_
 
 /// A share over HTTP that goes wrong where the path has this part, and what the step says of it.
 const STORES: [(&str, Trouble, Option<&str>); 8] = [
-    ("", Trouble::Answers(403), Some("403")),
+    ("", Trouble::Answers(403), Some("binary cache")),
     ("", Trouble::Answers(500), Some("500")),
-    (".narinfo", Trouble::Answers(404), Some("hello")),
+    // Nix remembers for an hour that a path was not there.
+    (".narinfo", Trouble::Answers(404), Some("hello.drv")),
     ("/nar/", Trouble::BreaksOff, Some("nar")),
     ("/nar/", Trouble::IsCorrupted, Some("")),
     ("", Trouble::IsSilent, Some("nothing has moved for 30 s")),
@@ -494,7 +495,7 @@ const IMPORT_FROM_DERIVATION: &str = r#"let
   generated = build "generated" "echo '\"hello\"' >$out";
   names = build "names" "echo ${generated} >$out";
   expression = build "expression" "echo '\"'${generated}'\"' >$out";
-  reads = more: with' more "hello" "read x <$src && echo $x >$out";
+  reads = more: with' more "hello" "{ read x || test -n \"$x\"; } <$src && echo $x >$out";
   text = text: reads { src = builtins.toFile "text" text; };
 in {
   import-ed = text (import generated);
