@@ -59,9 +59,11 @@ impl From<Failure> for NotShared {
     fn from(failure: Failure) -> Self {
         match failure.class {
             Class::Signal(_) | Class::Bug => Self::Stopped(failure),
-            _ => Self::Because {
+            class => Self::Because {
                 reason: failure.to_string(),
-                hint: failure.hint,
+                // Its own hint says what to do about a recording that fails, and this one goes on.
+                hint: (class == Class::MissingProgram)
+                    .then(|| "put it on the job's PATH, or set `share: false`".into()),
             },
         }
     }
