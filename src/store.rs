@@ -312,7 +312,7 @@ impl Store {
                     Ending::Killed(_) => format!("no answer within {} s", PATIENCE.as_secs()),
                     ending => NixOutput::of(stderr.as_bytes()).final_message(ending),
                 };
-                why = Some(without_credentials(&said));
+                why = Some(without_credentials(&said).into_owned());
                 // The others would wait for the same store.
                 Err(Failure::new(Class::Infrastructure, said))
             },

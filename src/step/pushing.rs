@@ -167,7 +167,7 @@ fn copy(
         CopyEnd::Stopped | CopyEnd::Stalled => {
             format!("nothing moved for {} s", PATIENCE.as_secs())
         }
-        CopyEnd::Failed(why) => without_credentials(&why),
+        CopyEnd::Failed(why) => without_credentials(&why).into_owned(),
     };
     Ok(Err(why))
 }
