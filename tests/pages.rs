@@ -321,6 +321,7 @@ fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
         (WayName::Evaluated, Reason::DrvMissing),
         (WayName::Evaluated, Reason::DrvCollected),
         (WayName::Evaluated, Reason::OutputsCollected),
+        (WayName::Evaluated, Reason::OtherStore),
         (WayName::Evaluated, Reason::NotRecorded),
     ];
     for (way, reason) in reasons {
