@@ -33,6 +33,7 @@ mod plugin;
 mod plugin_order;
 mod plugin_yml;
 mod publish;
+mod push;
 mod recording_attack;
 mod recording_evaluate;
 mod recording_in_build;

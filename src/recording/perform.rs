@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+use super::checkout::check_agent;
 use super::evaluate::evaluator::EvaluatorRun;
 use super::evaluate::flake;
 use super::evaluate::gaps::{Note, agents_without_targets};
@@ -51,6 +52,9 @@ pub fn perform(
         && follow_earlier(build, &identity, &host.temporary, supervisor, log)?
     {
         return Ok(None);
+    }
+    if build.is_some() {
+        check_agent(&request, supervisor)?;
     }
     crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
     let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;

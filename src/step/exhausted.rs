@@ -19,6 +19,8 @@ const RECORD_AGAIN: &str = "record again: run the pipeline's recording step anew
 struct Exhausted {
     /// The recorded `.drv`, else the main recorded output.
     recorded: Option<String>,
+    /// What is wrong with the share that may have it: a clause that goes on after the path.
+    share_failure: Option<String>,
     /// A substituter that may have it was unreachable.
     lacks_a_substituter: bool,
     /// The step names something to evaluate, and this host does not evaluate.
@@ -38,6 +40,7 @@ pub(super) fn failure(step: &StepRun<'_>) -> Failure {
     let drv = request.drv.as_ref().map(ToString::to_string);
     let exhausted = Exhausted {
         recorded: drv.or_else(|| main_output(&request.outputs).map(ToString::to_string)),
+        share_failure: step.share_failure.clone(),
         lacks_a_substituter: step.store.lacks_a_substituter(),
         evaluation_forbidden: step.host.recorded_only && request.evaluation.is_some(),
     };
@@ -55,10 +58,17 @@ impl Exhausted {
             }
             None => "nothing is recorded".into(),
         };
+        let gone = match &self.share_failure {
+            Some(why) => format!("{gone}, {why}"),
+            None => gone,
+        };
         let (why, hint) = match (self.evaluation_forbidden, &self.recorded) {
             (true, Some(_)) => (
                 "this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)",
-                RECORD_AGAIN.to_owned(),
+                match self.share_failure {
+                    Some(_) => format!("mend the share; or {RECORD_AGAIN}"),
+                    None => RECORD_AGAIN.to_owned(),
+                },
             ),
             (true, None) => (
                 "this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)",
@@ -73,7 +83,9 @@ impl Exhausted {
             Failure::new(Class::Infrastructure, format_args!("{gone}, and {why}")).hint(hint);
         match &self.recorded {
             None if self.evaluation_forbidden => failure.meaning(FORBIDDEN),
-            Some(_) if !self.lacks_a_substituter => failure.meaning(GONE),
+            Some(_) if !self.lacks_a_substituter && self.share_failure.is_none() => {
+                failure.meaning(GONE)
+            }
             _ => failure,
         }
     }
@@ -83,13 +95,37 @@ impl Exhausted {
 mod tests {
     use super::*;
 
-    fn failure(recorded: bool, lacks_a_substituter: bool, evaluation_forbidden: bool) -> Failure {
+    fn exhausted(
+        recorded: bool,
+        lacks_a_substituter: bool,
+        evaluation_forbidden: bool,
+    ) -> Exhausted {
         Exhausted {
             recorded: recorded.then(|| "/s/x.drv".to_owned()),
+            share_failure: None,
             lacks_a_substituter,
             evaluation_forbidden,
         }
-        .failure()
+    }
+
+    fn failure(recorded: bool, lacks_a_substituter: bool, evaluation_forbidden: bool) -> Failure {
+        exhausted(recorded, lacks_a_substituter, evaluation_forbidden).failure()
+    }
+
+    #[test]
+    fn a_share_that_has_failed_is_named_beside_the_host_that_does_not_evaluate() {
+        let failure = Exhausted {
+            share_failure: Some("cannot be fetched from file:///x (no route)".into()),
+            ..exhausted(true, false, true)
+        }
+        .failure();
+        assert_eq!(
+            failure.to_string(),
+            "/s/x.drv is gone, here and in every substituter that was queried, cannot be fetched from file:///x (no route), and this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
+        );
+        // It may work the next time.
+        assert_eq!(failure.meaning, None);
+        assert!(failure.hint.unwrap().starts_with("mend the share"));
     }
 
     #[test]

@@ -46,11 +46,13 @@ pub fn explain(
     let StepOrder {
         request,
         place,
+        repository,
         host,
         in_build,
         ..
     } = order;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
+    step.repository = repository.as_ref();
     step.in_build = in_build;
     step.prepare()?;
     if request.out_link == OutLink::State {

@@ -3,17 +3,16 @@
 use std::time::Instant;
 
 use super::run::StepRun;
-use crate::exit::Failure;
+use crate::exit::{Class, Failure};
 use crate::nix::{DrvPath, StoreUrl};
-use crate::share::{ArchiveRecord, UnpackedArchive, unpacked};
+use crate::share::{ArchiveRecord, ShareError, unpacked};
 use crate::share_keys::{Share, ShareSetting, StepShare};
 use crate::state::KEEP_DAYS;
 use crate::status_line::StatusLine;
 use crate::store::{CopyEnd, CopyOrder, PATIENCE};
 
 impl StepRun<'_> {
-    /// The share that the step can fetch from: its own, else the host's. (As an artifact, a share has a name that only the record
-    /// of a step can say.)
+    /// The share that the step can fetch from: its own, else the host's. (Which artifact it is, only the record of a step can say.)
     pub(super) fn share(&self) -> Option<Share> {
         match (&self.request.share, &self.host.share) {
             (Some(StepShare::From(share)), _) => Some(share.clone()),
@@ -22,74 +21,87 @@ impl StepRun<'_> {
         }
     }
 
-    /// The archive of a share, as the step's record describes it.
-    pub(super) fn archive<'n>(&self, name: &'n str) -> ArchiveRecord<'n> {
-        ArchiveRecord {
-            name,
-            size: self.request.share_size,
-            keep_days: self.request.keep_days.unwrap_or(KEEP_DAYS),
-        }
-    }
-
-    /// Gets a `.drv` with its closure from a share into the store. Inside, why that failed, as a sentence.
-    pub(super) fn fetch(
-        &mut self,
-        drv: &DrvPath,
-        share: &Share,
-    ) -> Result<Result<(), String>, Failure> {
+    /// Gets a `.drv` with its closure from a share into the store.
+    pub(super) fn fetch(&mut self, drv: &DrvPath, share: &Share) -> Result<(), ShareError> {
         let started = Instant::now();
         let fetched = match share {
-            Share::Store(url) => self.copy_from(drv, url),
-            Share::Artifact(name) => match self.unpacked_archive(name)? {
-                Ok(archive) => self.copy_from(drv, &archive.url),
-                Err(why) => Ok(Err(why)),
-            },
+            Share::Store(url) => self.copy_from_store(drv, url),
+            Share::Artifact(name) => self.copy_from_archive(drv, name),
         };
         self.seconds.fetch += started.elapsed();
         fetched
     }
 
-    fn unpacked_archive(&mut self, name: &str) -> Result<Result<UnpackedArchive, String>, Failure> {
-        if !self.in_build {
-            return Ok(Err(
-                "this is no Buildkite job, which could download it".into()
-            ));
+    fn copy_from_store(&mut self, drv: &DrvPath, url: &StoreUrl) -> Result<(), ShareError> {
+        if self.store.is_unreachable(url) {
+            return Err(wrong("it is unreachable"));
         }
-        let archive = self.archive(name);
-        // Opened here, and not by `self.state()`: the supervisor is lent meanwhile.
-        let log = self.log.clone();
-        if self.state().is_none() {
-            return Ok(Err("there is no state folder to unpack it in".into()));
-        }
-        match self.state.get() {
-            Some(Some(state)) => unpacked(&archive, state, self.supervisor, &log),
-            _ => Ok(Err("there is no state folder to unpack it in".into())),
-        }
+        self.copy(drv, url)
     }
 
-    fn copy_from(&mut self, drv: &DrvPath, url: &StoreUrl) -> Result<Result<(), String>, Failure> {
+    fn copy_from_archive(&mut self, drv: &DrvPath, name: &str) -> Result<(), ShareError> {
+        if !self.in_build {
+            return Err(wrong("this is no Buildkite job, which could download it"));
+        }
+        let archive = ArchiveRecord {
+            name,
+            size: self.request.share_size,
+            keep_days: self.request.keep_days.unwrap_or(KEEP_DAYS),
+        };
+        // Opened before the supervisor is lent.
+        self.state();
+        let Some(Some(state)) = self.state.get() else {
+            return Err(wrong("there is no state folder to unpack it in"));
+        };
+        let archive = unpacked(&archive, state, self.supervisor, &self.log)?;
+        let copied = self.copy(drv, &archive.url);
+        if let Err(ShareError::Share(_)) = &copied {
+            archive.discard();
+        }
+        copied
+    }
+
+    fn copy(&mut self, drv: &DrvPath, url: &StoreUrl) -> Result<(), ShareError> {
         let mut status = StatusLine::new(&self.log);
         let end = self
             .store
             .copy_drv_from(self.supervisor, url, drv, |progress| {
                 status.show(|| {
-                    Some(format!(
-                        "fetching {}: {} of {} paths",
-                        drv.name(),
-                        progress.done,
-                        progress.expected
-                    ))
+                    let name = drv.name();
+                    Some(match progress.expected {
+                        0 => format!("fetching {name} from {url}"),
+                        expected => {
+                            format!("fetching {name}: {} of {expected} paths", progress.done)
+                        }
+                    })
                 });
                 CopyOrder::GoOn
             });
         status.clear();
-        Ok(match end? {
-            CopyEnd::Done => Ok(()),
-            CopyEnd::Stopped | CopyEnd::Stalled => {
-                let seconds = PATIENCE.as_secs();
-                Err(format!("nothing has moved for {seconds} s"))
-            }
-            CopyEnd::Failed(why) => Err(why),
-        })
+        match end {
+            Ok(CopyEnd::Done) => Ok(()),
+            Ok(CopyEnd::Stopped | CopyEnd::Stalled) => Err(wrong(format!(
+                "it has not moved for {} s",
+                PATIENCE.as_secs()
+            ))),
+            Ok(CopyEnd::Failed(why)) => Err(wrong(why)),
+            Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure.into()),
+            // A program that is missing here, say: there are other ways.
+            Err(failure) => Err(wrong(failure.to_string())),
+        }
     }
+}
+
+/// The failure of a step that may not evaluate, where its share has failed for this reason: a clause that goes on after the `.drv`.
+pub(super) fn share_is_required(drv: &DrvPath, why: &str) -> Failure {
+    Failure::new(
+        Class::Infrastructure,
+        format_args!(
+            "{drv} is not here, {why}, and `share-required` does not let the step evaluate"
+        ),
+    )
+}
+
+fn wrong(why: impl Into<String>) -> ShareError {
+    ShareError::Share(why.into())
 }

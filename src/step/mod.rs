@@ -6,6 +6,7 @@
 mod advice;
 mod annotation;
 mod build_log;
+mod checkout;
 mod diagnosis;
 mod drv_outputs;
 mod ending;
@@ -20,6 +21,7 @@ mod job_log;
 mod links;
 mod outputs;
 mod publish;
+mod pushing;
 mod realising;
 mod report;
 mod request;
@@ -35,6 +37,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::buildkite::git::Repository;
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::host::Host;
@@ -48,7 +51,7 @@ use build_log::BuildLog;
 pub use explain::{Explanation, explain};
 pub use links::main_output;
 use publish::{FinishedStep, publish};
-pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
+pub use report::{FailureReport, Pushed, Reason, Report, ReportFile, Seconds, WayName};
 pub use request::StepRequest;
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
@@ -62,6 +65,8 @@ pub struct StepOrder {
     pub request: StepRequest,
     /// The folder in which its relative paths start, and what may be used there.
     pub place: Checkout,
+    /// What the agent would check out for the job; none by hand.
+    pub repository: Option<Repository>,
     /// The host's settings.
     pub host: Host,
     /// Whether this is a job, which can download artifacts of its build.
@@ -104,23 +109,41 @@ pub fn perform(
     let StepOrder {
         request,
         place,
+        repository,
         host,
         in_build,
         reporting,
     } = order;
     let file = reporting.prepare()?;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
+    step.repository = repository.as_ref();
     step.in_build = in_build;
-    let result = go(&mut step);
-    let (result, hints) = match hints::of(&mut step, result.is_ok()) {
-        Ok(hints) => (result, hints),
+    let built = go(&mut step);
+    let pushed = pushing::push(&mut step, &built);
+    let (built, hints) = match hints::of(&mut step, built.is_ok()) {
+        Ok(hints) => (built, hints),
         // A signal has come after all: what was built is there, and the job's command is not to begin.
-        Err(failure) => (result.and(Err(failure)), Vec::new()),
+        Err(failure) => (built.and(Err(failure)), Vec::new()),
     };
-    let mut report = step.report(reporting.started, &result, hints);
+    let mut report = step.report(reporting.started, &built, hints);
+    let is_push_failure = built.is_ok() && pushed.is_err();
+    let result = match pushed {
+        Ok(pushed) => {
+            report.pushed = pushed;
+            built
+        }
+        Err(failure) => {
+            if is_push_failure {
+                report.fail(&failure);
+            }
+            built.and(Err(failure))
+        }
+    };
     let build_log = step.build_log(&mut report);
     let is_log_above = step.shows_end_of_log(&report);
-    let advice = if result.is_err() {
+    let advice = if is_push_failure {
+        pushing::advice(&step, &report.outputs)
+    } else if result.is_err() {
         let version = step.nix_version().unwrap_or_default();
         Advice::new(&request, &report, version)
     } else {

@@ -119,7 +119,7 @@ pub struct Report {
     pub tried: Vec<WayName>,
     /// The `.drv`: the recorded one, or the one an evaluation has given.
     pub drv: Option<DrvPath>,
-    /// The outputs by name, after success.
+    /// The outputs by name, where they are there: after success, and where only the push of them failed.
     pub outputs: BTreeMap<String, StorePath>,
     /// An evaluation gave another `.drv` than was recorded.
     pub drift: bool,
@@ -127,6 +127,9 @@ pub struct Report {
     pub built: usize,
     /// How many store paths came from a cache.
     pub substituted: usize,
+    /// What was copied to the store that `push` names, where something was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pushed: Option<Pushed>,
     /// How long each part took.
     pub seconds: Seconds,
     /// The exit status of the build. A command that follows it has its own.
@@ -189,7 +192,13 @@ impl Report {
             (None, Some(output)) => format!(" {output}"),
             (None, None) => String::new(),
         };
-        Some(format!("{way}{what} in {seconds:.1} s{reason}: {counts}"))
+        let pushed = match &self.pushed {
+            Some(pushed) => format!(", pushed to {}", pushed.store),
+            None => String::new(),
+        };
+        Some(format!(
+            "{way}{what} in {seconds:.1} s{reason}: {counts}{pushed}"
+        ))
     }
 }
 
@@ -205,12 +214,22 @@ impl Default for Report {
             drift: false,
             built: 0,
             substituted: 0,
+            pushed: None,
             seconds: Seconds::default(),
             exit: 0,
             failure: None,
             hints: Vec::new(),
         }
     }
+}
+
+/// What was pushed. How much of it the store had already is not known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Pushed {
+    /// The URL of the store.
+    pub store: String,
+    /// How many outputs; each with all that it needs.
+    pub outputs: usize,
 }
 
 /// How long each part of a step took, in seconds.
@@ -222,12 +241,15 @@ pub struct Seconds {
     /// Fetching `.drv`s from a share.
     #[serde(serialize_with = "seconds")]
     pub fetch: Duration,
-    /// Evaluating.
+    /// Evaluating, with the checkout that is made for it.
     #[serde(serialize_with = "seconds")]
     pub evaluate: Duration,
     /// Building and substituting.
     #[serde(serialize_with = "seconds")]
     pub realise: Duration,
+    /// Pushing the outputs.
+    #[serde(serialize_with = "seconds")]
+    pub push: Duration,
     /// Everything, from the start of the program.
     #[serde(serialize_with = "seconds")]
     pub total: Duration,

@@ -15,6 +15,7 @@ use super::job_log::{FinishedLog, Form, JobLog, ShownLines};
 use super::links;
 use super::report::{FailureReport, Reason, Report, Seconds, WayName};
 use super::request::{OutLink, StepRequest};
+use crate::buildkite::git::Repository;
 use crate::command_line::CommandLine;
 use crate::evaluation_keys::Checkout;
 use crate::exit::{Class, Failure};
@@ -41,9 +42,15 @@ pub(super) struct NixRun {
 }
 
 /// A step while it runs.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what has happened so far is yes or no"
+)]
 pub(super) struct StepRun<'a> {
     pub(super) request: &'a StepRequest,
     pub(super) checkout: &'a Checkout,
+    /// What the agent would check out for the job; none by hand.
+    pub(super) repository: Option<&'a Repository>,
     pub(super) host: &'a Host,
     pub(super) log: Log,
     pub(super) supervisor: &'a mut Supervisor,
@@ -68,6 +75,8 @@ pub(super) struct StepRun<'a> {
     tried: Vec<WayName>,
     /// Why ways led nowhere, where the log does not have it yet.
     dead_ends: Vec<String>,
+    /// What is wrong with the share, where the step can do nothing else: a clause that goes on after the `.drv`.
+    pub(super) share_failure: Option<String>,
     /// An output that was missing right after Nix had realised it.
     pub(super) lost: Option<StorePath>,
     /// Paths because of which an evaluation was repeated, although they were valid when we asked.
@@ -103,6 +112,7 @@ impl<'a> StepRun<'a> {
         Self {
             request,
             checkout,
+            repository: None,
             host,
             log: log.clone(),
             supervisor,
@@ -119,6 +129,7 @@ impl<'a> StepRun<'a> {
             reason: None,
             tried: Vec::new(),
             dead_ends: Vec::new(),
+            share_failure: None,
             lost: None,
             doubted: BTreeSet::new(),
             appeared: false,
@@ -196,6 +207,7 @@ impl<'a> StepRun<'a> {
     pub(super) fn prepare(&mut self) -> Result<(), Failure> {
         let default_is_missing = self.request.by_default
             && !self.host.recorded_only
+            && self.skipped_checkout().is_none()
             && self
                 .request
                 .evaluation

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::checkout::MadeCheckout;
 use super::evaluating::Evaluating;
+use super::fetching::share_is_required;
 use super::links;
 use super::outputs::VerifiedOutputs;
 use super::realising::Realised;
@@ -17,7 +19,7 @@ use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Failure};
 use crate::nix::{DrvPath, Evaluation, LockedFlake, StorePath, StoreUrl, Trouble, caches, command};
-use crate::share::ArchivePlace;
+use crate::share::{ArchivePlace, ShareError};
 use crate::share_keys::Share;
 use crate::state::Roots;
 use crate::store::{ATTEMPTS, COLLECTOR_HINT};
@@ -116,9 +118,10 @@ pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> 
 
 fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     if !are_there(step)? {
-        step.note_dead_end(
-            "the outputs are no longer here or in a substituter, where the recording found them",
-        );
+        step.note_dead_end(format_args!(
+            "the outputs are no longer {}, where the recording found them",
+            where_skipped(step)
+        ));
         return Ok(None);
     }
     step.begin_way(WayName::Available, Some(Reason::Skipped));
@@ -129,12 +132,15 @@ fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
 
 fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
-    let line = step.store.dry_run_line(step.supervisor, &outputs)?;
+    let line = match &step.request.push {
+        Some(to) => command::lacking_in(to, &outputs, &step.options()?),
+        None => step.store.dry_run_line(step.supervisor, &outputs)?,
+    };
     let there = are_there(step)?;
     let found = if there {
-        "are here, or a substituter has them: nothing is realised"
+        format!("are {}: nothing is realised", where_skipped(step))
     } else {
-        "are no longer all here or in a substituter"
+        format!("are no longer all {}", where_skipped(step))
     };
     Ok(WayAnswer {
         takes: there.then_some(Reason::Skipped),
@@ -143,12 +149,24 @@ fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     })
 }
 
-/// Whether all recorded outputs are here, or a substituter has them with all that they need. What cannot be queried counts as
-/// missing: the other ways report why.
+/// Where the recording has found the outputs of a step that may be skipped.
+fn where_skipped(step: &StepRun<'_>) -> String {
+    match &step.request.push {
+        Some(to) => format!("in {to}"),
+        None => "here or in a substituter".into(),
+    }
+}
+
+/// Whether all recorded outputs are here, or a substituter has them with all that they need; with `push`, whether they are in that
+/// store, wherever else they are. What cannot be queried counts as missing: the other ways report why.
 fn are_there(step: &mut StepRun<'_>) -> Result<bool, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
     if outputs.is_empty() {
         return Ok(false);
+    }
+    if let Some(to) = &step.request.push {
+        let lacking = step.store.lacking(step.supervisor, to, &outputs)?;
+        return Ok(lacking.is_ok_and(|lacking| lacking.is_empty()));
     }
     let answer = step.store.dry_run(step.supervisor, &outputs)?;
     // A valid path is in no list; its file may be gone all the same.
@@ -349,25 +367,45 @@ pub(super) fn placeholder(step: &StepRun<'_>, path: &str) -> Option<PathBuf> {
 // ---- fetched
 
 fn go_fetched(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
-    let (Some(drv), Some(share)) = (step.request.drv.clone(), step.share()) else {
+    let Some(drv) = step.request.drv.clone() else {
+        return Ok(None);
+    };
+    let Some(share) = step.share() else {
+        if step.request.share_required {
+            return Err(share_is_required(&drv, "the step has no share")
+                .hint("record again with a `share`, or leave out `share-required`"));
+        }
         return Ok(None);
     };
     step.begin_way(WayName::Fetched, None);
-    for _ in 0..ATTEMPTS {
-        if let Err(why) = step.fetch(&drv, &share)? {
-            step.note_dead_end(format_args!(
-                "the .drv cannot be fetched from {share}: {why}"
-            ));
-            return Ok(None);
+    let mut lost = 0;
+    let why = loop {
+        match step.fetch(&drv, &share) {
+            Ok(()) => step.reason = Some(Reason::FetchedFromShare),
+            Err(ShareError::Share(why)) => {
+                break format!("cannot be fetched from {share} ({why})");
+            }
+            Err(ShareError::Ends(failure)) => return Err(failure),
         }
-        step.reason = Some(Reason::FetchedFromShare);
-        match step.realise(&drv)? {
-            Realised::Outputs(outputs) => return Ok(Some(outputs)),
-            Realised::OutputLost => {}
-            Realised::Gone => step.note_dead_end(format_args!(
-                "{drv} is not valid: the garbage collector took it after it was fetched"
-            )),
+        if let Realised::Outputs(outputs) = step.realise(&drv)? {
+            return Ok(Some(outputs));
         }
+        lost += 1;
+        if lost == ATTEMPTS {
+            break format!(
+                "was collected {ATTEMPTS} times right after it was fetched from {share}"
+            );
+        }
+    };
+    if step.request.share_required {
+        return Err(share_is_required(&drv, &why)
+            .hint("mend the share, or leave out `share-required`: then the step evaluates again"));
+    }
+    // Where the step cannot evaluate, its failure says it.
+    if to_evaluate(step).is_some() {
+        step.note_dead_end(format_args!("{drv} {why}"));
+    } else {
+        step.share_failure = Some(why);
     }
     Ok(None)
 }
@@ -463,7 +501,13 @@ fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
     let Some(evaluation) = to_evaluate(step) else {
         return Ok(None);
     };
-    check_file(evaluation, false, step.checkout)?;
+    let checkout = step.make_skipped_checkout()?;
+    let evaluation = match &checkout {
+        Some(checkout) => &checkout.evaluation(step, evaluation)?,
+        None => evaluation,
+    };
+    let place = checkout.as_ref().map_or(step.checkout, MadeCheckout::place);
+    check_file(evaluation, false, place)?;
     step.begin_way(WayName::Evaluated, Some(reason_to_evaluate(step)));
     step.lost = None;
     let mut evaluating = Evaluating::new(step, evaluation);
@@ -528,7 +572,19 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(vec![fact("what to evaluate", found)]));
     };
     let mut facts = Vec::new();
-    if let Some(file) = evaluation.needs_file() {
+    let mut commands = Vec::new();
+    let evaluation = &match step.checkout_to_make()? {
+        Some(checkout) => {
+            facts.push(fact(checkout.what, checkout.found));
+            commands = checkout.commands;
+            Evaluation {
+                folder: checkout.folder,
+                ..evaluation.clone()
+            }
+        }
+        None => evaluation.clone(),
+    };
+    if let Some(file) = evaluation.needs_file().filter(|_| commands.is_empty()) {
         let exists = file.exists();
         let found = if exists {
             "exists"
@@ -540,7 +596,6 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
             return Ok(WayAnswer::no(facts));
         }
     }
-    let mut commands = Vec::new();
     commands.extend(step.store.lock_line(step.supervisor, evaluation)?);
     let options = step.options()?;
     let root = placeholder(step, "roots/NEW/root");

@@ -10,6 +10,7 @@ use crate::command_line::CommandLine;
 use crate::exit::Failure;
 use crate::nix::{DrvPath, NixOutput, StorePath, StoreUrl, command};
 use crate::supervise::{OnStop, Supervisor};
+use crate::text::without_escapes;
 
 /// How long something that is copied may stand still, until it is given up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -146,7 +147,13 @@ impl Store {
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
         let line = self.copy_drv_from_line(supervisor, from, drv)?;
-        copy(supervisor, &line, &mut look)
+        let (end, output) = copy_with_output(supervisor, &line, &mut look)?;
+        if end != CopyEnd::Done {
+            // Where the share is a substituter, too, no later command is to wait for it again.
+            self.note_unreachable(&output);
+            self.options(supervisor)?;
+        }
+        Ok(end)
     }
 
     /// The command of [`Self::copy_drv_from`].
@@ -174,6 +181,15 @@ fn copy(
     line: &CommandLine,
     look: &mut impl FnMut(CopyProgress) -> CopyOrder,
 ) -> Result<CopyEnd, Failure> {
+    copy_with_output(supervisor, line, look).map(|(end, _)| end)
+}
+
+/// The same, with what Nix has printed.
+fn copy_with_output(
+    supervisor: &mut Supervisor,
+    line: &CommandLine,
+    look: &mut impl FnMut(CopyProgress) -> CopyOrder,
+) -> Result<(CopyEnd, NixOutput), Failure> {
     // So that it says how far it is.
     let line = command::structured(line);
     let mut running = [supervisor.start(&line, OnStop::TermThenKill)?];
@@ -200,7 +216,9 @@ fn copy(
         }
         if look(movement.progress) == CopyOrder::Stop {
             given_up = Some(CopyEnd::Stopped);
-        } else if moved.elapsed() >= PATIENCE {
+        } else if movement.has_upload_stalled
+            || moved.elapsed() >= PATIENCE && movement.uploading.is_empty()
+        {
             given_up = Some(CopyEnd::Stalled);
         }
         if given_up.is_some() && running[0].ended.is_none() {
@@ -210,19 +228,21 @@ fn copy(
     supervisor.check()?;
     let [running] = running;
     let ending = running.finished().ending;
-    if ending.success() {
-        return Ok(CopyEnd::Done);
-    }
-    let failed = || CopyEnd::Failed(NixOutput::of(&stderr).final_message(ending));
-    Ok(given_up.unwrap_or_else(failed))
+    let output = NixOutput::of(&stderr);
+    let end = if ending.success() {
+        CopyEnd::Done
+    } else {
+        given_up.unwrap_or_else(|| CopyEnd::Failed(output.final_message(ending)))
+    };
+    Ok((end, output))
 }
 
 /// What a process does while it waits, at most, by the measure of [`work_of`]: it prints a line a second, and looks at the clock.
 const NO_WORK: u64 = 64 << 10;
 
 /// How much a process has done: the bytes that it has read and written, and a thousand for each tick (10 ms) of a processor. Nix
-/// 2.8 prints nothing while it compresses or reads a path, however large that is. (What is sent over HTTP counts in neither, and no
-/// version prints how far it is.) None without `/proc` (macOS).
+/// 2.8 prints nothing while it compresses or reads a path, however large that is. (What is sent over HTTP counts in neither:
+/// [`Movement::uploading`].) None without `/proc` (macOS).
 fn work_of(process: u32) -> Option<u64> {
     let io = std::fs::read_to_string(format!("/proc/{process}/io")).ok()?;
     let bytes = ["rchar: ", "wchar: "].map(|name| {
@@ -237,7 +257,7 @@ fn work_of(process: u32) -> Option<u64> {
     Some(bytes.into_iter().flatten().sum::<u64>() + ticks * 1000)
 }
 
-/// Whether a copy moves, from what Nix prints in structured form: anything new but the same numbers again. (While a download
+/// Whether a copy moves, from what Nix prints in structured form: anything new but a message, or the same numbers again. (While a download
 /// stands still, curl's numbers are printed all the same, once a second.)
 #[derive(Debug, Default)]
 struct Movement {
@@ -248,10 +268,17 @@ struct Movement {
     progress: CopyProgress,
     /// The activities that copy one path each, as long as they last.
     copying: HashSet<u64>,
+    /// The uploads over HTTP that run. Only late versions print how far one is (2.34 does, 2.26 does not), and a large path may take
+    /// minutes. So curl decides whether one stands still ([`command::copy_outputs_to`]).
+    uploading: HashSet<u64>,
+    /// curl has given an upload up. Nix would try it four times more, each as long.
+    has_upload_stalled: bool,
 }
 
-/// The types of the activities that copy one path and several, and of a result that says how far something is.
+/// The types of the activities that copy one path and several, and that transfer a file; and of a result that says how far something
+/// is.
 const COPY_PATH: u64 = 100;
+const FILE_TRANSFER: u64 = 101;
 const COPY_PATHS: u64 = 103;
 const PROGRESS: u64 = 105;
 
@@ -284,8 +311,22 @@ impl Movement {
                 self.progress.expected += number.unwrap_or_default();
             }
             Some("start") if kind == Some(COPY_PATH) => drop(self.copying.insert(id)),
+            Some("start") if kind == Some(FILE_TRANSFER) => {
+                let text = event["text"].as_str().unwrap_or_default();
+                if text.starts_with("uploading ") {
+                    self.uploading.insert(id);
+                }
+            }
+            Some("msg") => {
+                let text = without_escapes(event["msg"].as_str().unwrap_or_default());
+                let is_upload = text.contains("unable to upload");
+                self.has_upload_stalled |= is_upload && text.contains("Timeout was reached");
+                // That something is tried again, say.
+                return false;
+            }
             Some("stop") => {
                 self.numbers.remove(&id);
+                self.uploading.remove(&id);
                 self.progress.done += u64::from(self.copying.remove(&id));
             }
             Some("result") if kind == Some(PROGRESS) => {
@@ -323,6 +364,37 @@ mod tests {
         let (done, expected) = (1, 2);
         assert_eq!(movement.progress, CopyProgress { done, expected });
         assert!(movement.read(b"any other text\n"));
+    }
+
+    #[test]
+    fn an_upload_runs_until_it_ends_or_curl_gives_it_up() {
+        let mut movement = Movement::default();
+        let transfer = |id: u64, what: &str| {
+            format!(
+                "@nix {{\"action\":\"start\",\"id\":{id},\"type\":101,\"text\":\"{what} 'http://c/x'\"}}\n"
+            )
+        };
+        movement.read(transfer(1, "downloading").as_bytes());
+        assert!(movement.uploading.is_empty());
+        movement.read(transfer(2, "uploading").as_bytes());
+        assert_eq!(movement.uploading, [2].into());
+        movement.read(b"@nix {\"action\":\"stop\",\"id\":2}\n");
+        assert!(movement.uploading.is_empty());
+        let warning = |what: &str, why: &str| {
+            let what =
+                format!("\\u001b[31;1merror:\\u001b[0m unable to \\u001b[35;1m{what}\\u001b[0m");
+            format!(
+                "@nix {{\"action\":\"msg\",\"level\":1,\"msg\":\"{what} 'http://c/x': (curl error: {why})\"}}\n"
+            )
+        };
+        for (what, why, is_stalled) in [
+            ("download", "Timeout was reached", false),
+            ("upload", "Couldn't connect to server", false),
+            ("upload", "Timeout was reached", true),
+        ] {
+            movement.read(warning(what, why).as_bytes());
+            assert_eq!(movement.has_upload_stalled, is_stalled, "{what}: {why}");
+        }
     }
 
     #[test]

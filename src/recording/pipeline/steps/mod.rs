@@ -3,6 +3,7 @@
 //! What repositories choose (names, metadata) and what users configure meets here, and the result has to be a pipeline that
 //! Buildkite takes: a step that would get its upload rejected is found here, and is red instead.
 
+mod checkout;
 #[cfg(test)]
 mod fixtures;
 mod labels;
