@@ -194,7 +194,7 @@ fn a_recording_adds_a_last_step_that_sums_up_the_build_however_it_ended() {
             "checked",
             "**failed** (command), after the build | realised (drv&#45;valid) | ",
         ),
-        ("lost", "built | evaluated (drv&#45;missing) | "),
+        ("lost", "built | fetched (fetched&#45;from&#45;share) | "),
         ("broken", "**evaluation error** | "),
         ("behind", "not run: <code>bad</code> failed |  |  |"),
         ("further", "not run: <code>bad</code> failed |  |  |"),
