@@ -105,11 +105,20 @@ impl Scene {
 
     /// The step with more keys.
     fn step_with(&self, keys: &Value) -> Program {
+        self.reporting(self.without_report(keys), 0)
+    }
+
+    /// The same program with a report of this number.
+    fn reporting(&self, program: Program, number: usize) -> Program {
+        program.reporting_to(self.store.root().join(format!("report-{number}.json")))
+    }
+
+    fn without_report(&self, keys: &Value) -> Program {
         let mut record = self.target.record(keys);
         record["file"] = "default.nix".into();
         record["attr"] = json!(["hello"]);
         self.store
-            .step([""; 0])
+            .eval_once(["step"])
             .env("EVAL_ONCE_STEP", record.to_string())
     }
 
@@ -127,6 +136,17 @@ impl Scene {
         script: &str,
         keys: &Value,
     ) -> (Program, StandIns) {
+        let (step, stand_ins) = self.job_without_report(name, bytes, script, keys);
+        (self.reporting(step, 0), stand_ins)
+    }
+
+    fn job_without_report(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        script: &str,
+        keys: &Value,
+    ) -> (Program, StandIns) {
         let from = self.store.root().join("artifact");
         fs::write(&from, bytes).unwrap();
         let agent = format!(
@@ -138,7 +158,7 @@ impl Scene {
         let mut keys = keys.clone();
         keys["share"] = format!("artifact:{name}").into();
         let step = self
-            .step_with(&keys)
+            .without_report(&keys)
             .envs([
                 ("BUILDKITE_JOB_ID", "job"),
                 ("BUILDKITE_BUILD_ID", "build"),
@@ -278,8 +298,7 @@ fn an_archive_that_cannot_be_downloaded_is_one_reason_and_the_step_evaluates() {
         assert_eq!(said, 1, "{what}: {ended}");
         assert!(
             ended.stderr.contains(&format!(
-                "{} cannot be fetched from artifact:{name} (",
-                scene.target.drv
+                "the .drv cannot be fetched from artifact:{name} ("
             )),
             "{what}: {ended}"
         );
@@ -302,11 +321,12 @@ fn an_archive_that_cannot_be_used_is_one_reason_and_the_step_evaluates() {
     scene.cure();
     let file = |name: &str, content: &[u8]| {
         let mut header = tar::Header::new_ustar();
-        header.set_size(content.len() as u64);
+        header.set_size(0);
         let mut archive = tar::Builder::new(Vec::new());
         archive
             .append_data(&mut header, "nix-cache-info", &b""[..])
             .unwrap();
+        header.set_size(content.len() as u64);
         header.as_old_mut().name = [0; 100];
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
         header.set_cksum();
@@ -475,13 +495,13 @@ fn a_share_that_stands_still_is_given_up_after_half_a_minute() {
     web.spoil("narinfo", Trouble::IsSilent);
     let (name, bytes) = scene.archive();
     let script = "head -c 99 \"$FROM\" >\"$TO.tmp\"; exec sleep 300";
-    let (job, _) = scene.job_with(&name, &bytes, script, &json!({ "out-link": false }));
-    let report = scene.store.root().join("other-report.json");
+    let keys = json!({ "out-link": false });
+    let (job, _) = scene.job_without_report(&name, &bytes, script, &keys);
     // Both at once: each takes as long as it takes.
     let running = [
         (scene.step(&web.url()).start(), "it has not moved for 30 s"),
         (
-            job.reporting_to(report).start(),
+            scene.reporting(job, 1).start(),
             "the download has not moved for 30 s",
         ),
     ];
@@ -641,13 +661,10 @@ fn eight_steps_at_once_download_once() {
         fifo(&gate);
         let script = format!("read x <'{}'; {script}", gate.display());
         let keys = json!({ "out-link": false });
-        let (step, stand_ins) = scene.job_with(&name, &bytes, &script, &keys);
+        let (step, stand_ins) = scene.job_without_report(&name, &bytes, &script, &keys);
         let before = stand_ins.calls("buildkite-agent").len();
         let step = step.env("EVAL_ONCE_LOG", "debug");
-        let start = |number: usize| {
-            let report = scene.store.root().join(format!("report-{number}.json"));
-            step.clone().reporting_to(report).start()
-        };
+        let start = |number| scene.reporting(step.clone(), number).start();
         let first = start(0);
         until("the first one downloads", || {
             stand_ins.calls("buildkite-agent").len() > before
