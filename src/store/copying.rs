@@ -126,14 +126,27 @@ impl Store {
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
         for batch in batches(outputs) {
-            let options = self.options(supervisor)?;
-            let line = command::copy_outputs_to(to, batch, &options);
+            let line = self.copy_outputs_to_line(supervisor, to, batch)?;
             match copy(supervisor, &line, &mut look)? {
                 CopyEnd::Done => {}
                 other => return Ok(other),
             }
         }
         Ok(CopyEnd::Done)
+    }
+
+    /// The command of [`Self::copy_outputs_to`].
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn copy_outputs_to_line(
+        &mut self,
+        supervisor: &mut Supervisor,
+        to: &StoreUrl,
+        outputs: &[&StorePath],
+    ) -> Result<CommandLine, Failure> {
+        let options = self.options(supervisor)?;
+        Ok(command::copy_outputs_to(to, outputs, &options))
     }
 
     /// Copies a `.drv`, with all that it needs to be realised, from a store. `look` as in [`Self::copy_drvs_to`].
@@ -210,10 +223,12 @@ fn copy_with_output(
         if given_up.is_some() {
             continue;
         }
-        let done = work_of(running[0].id()).unwrap_or(0);
-        if done > work + NO_WORK {
-            work = done;
-            moved = Instant::now();
+        if moved.elapsed() >= LOOK_EVERY {
+            let done = work_of(running[0].id()).unwrap_or(0);
+            if done > work + NO_WORK {
+                work = done;
+                moved = Instant::now();
+            }
         }
         if look(movement.progress) == CopyOrder::Stop {
             given_up = Some(CopyEnd::Stopped);
@@ -224,6 +239,10 @@ fn copy_with_output(
         }
         if given_up.is_some() && running[0].ended.is_none() {
             running[0].stop(GRACE);
+        }
+        // From 2.26 on, Nix prints about twenty lines for each path.
+        if running[0].ended.is_none() {
+            supervisor.breathe();
         }
     }
     supervisor.check()?;
@@ -322,8 +341,8 @@ impl Movement {
                 let text = without_escapes(event["msg"].as_str().unwrap_or_default());
                 let is_upload = text.contains("unable to upload");
                 self.has_upload_stalled |= is_upload && text.contains("Timeout was reached");
-                // That something is tried again, say.
-                return false;
+                // That something will be tried once more moves nothing.
+                return !text.contains("; retrying in ");
             }
             Some("stop") => {
                 self.numbers.remove(&id);
@@ -385,7 +404,7 @@ mod tests {
             let what =
                 format!("\\u001b[31;1merror:\\u001b[0m unable to \\u001b[35;1m{what}\\u001b[0m");
             format!(
-                "@nix {{\"action\":\"msg\",\"level\":1,\"msg\":\"{what} 'http://c/x': (curl error: {why})\"}}\n"
+                "@nix {{\"action\":\"msg\",\"level\":1,\"msg\":\"{what} 'http://c/x': (curl error: {why}); retrying in 253 ms\"}}\n"
             )
         };
         for (what, why, is_stalled) in [
@@ -393,7 +412,7 @@ mod tests {
             ("upload", "Couldn't connect to server", false),
             ("upload", "Timeout was reached", true),
         ] {
-            movement.read(warning(what, why).as_bytes());
+            assert!(!movement.read(warning(what, why).as_bytes()), "a retry");
             assert_eq!(movement.has_upload_stalled, is_stalled, "{what}: {why}");
         }
     }
