@@ -139,7 +139,7 @@ fn way(job: &Job) -> String {
 const FETCHED: &str = "fetched (fetched-from-share)";
 
 /// What a step says where that way failed.
-const NOT_FETCHED: &str = "the .drv cannot be fetched from";
+const NOT_FETCHED: &str = "cannot be fetched from";
 
 /// The jobs that were not the recording's, each step's last.
 fn steps(build: &Build) -> Vec<Job> {
@@ -258,8 +258,8 @@ const DOWNLOADS: [(Trouble, Option<&str>); 7] = [
     (Trouble::Answers(404), Some("404")),
     (Trouble::BreaksOff, Some("unexpected EOF")),
     (Trouble::IsCorrupted, Some("another SHA-256")),
-    (Trouble::IsSilent, Some("nothing has moved for 30 s")),
-    (Trouble::Stalls, Some("nothing has moved for 30 s")),
+    (Trouble::IsSilent, Some("not moved for 30 s")),
+    (Trouble::Stalls, Some("not moved for 30 s")),
     // Slow, and for longer than what may stand still.
     (Trouble::Trickles(40, Duration::from_secs(1)), None),
 ];
@@ -302,8 +302,8 @@ const STORES: [(&str, Trouble, Option<&str>); 8] = [
     (".narinfo", Trouble::Answers(404), Some("hello.drv")),
     ("/nar/", Trouble::BreaksOff, Some("nar")),
     ("/nar/", Trouble::IsCorrupted, Some("")),
-    ("", Trouble::IsSilent, Some("nothing has moved for 30 s")),
-    ("/nar/", Trouble::Stalls, Some("nothing has moved for 30 s")),
+    ("", Trouble::IsSilent, Some("not moved for 30 s")),
+    ("/nar/", Trouble::Stalls, Some("not moved for 30 s")),
     ("/nar/", Trouble::Trickles(20, Duration::from_secs(1)), None),
 ];
 
@@ -353,7 +353,7 @@ fn a_store_that_goes_wrong_ends_in_another_evaluation_and_one_that_does_not_in_n
             let ended = fleet.step(&target, "ssh-ng://host").envs(sshd.env()).run();
             ended
                 .takes("evaluated", "drv-missing")
-                .passes_on("nothing has moved for 30 s");
+                .passes_on("not moved for 30 s");
         });
     });
 }
