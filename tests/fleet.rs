@@ -261,7 +261,7 @@ const DOWNLOADS: [(Trouble, Option<&str>); 7] = [
     (Trouble::IsSilent, Some("not moved for 30 s")),
     (Trouble::Stalls, Some("not moved for 30 s")),
     // Slow, and for longer than what may stand still.
-    (Trouble::Trickles(40, Duration::from_secs(1)), None),
+    (Trouble::Trickles(33, Duration::from_secs(1)), None),
 ];
 
 #[test]
