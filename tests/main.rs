@@ -18,6 +18,7 @@ mod evaluate;
 mod explain;
 mod failures;
 mod flakes;
+mod fleet;
 mod host_settings;
 mod job_log;
 mod key_table;
