@@ -231,11 +231,9 @@ impl Publisher<'_> {
         let line = command::sums_of_artifacts(name);
         let answer = agent::run_within(self.supervisor, &line, PATIENCE, || ())?;
         Ok(answer.is_some_and(|(finished, _)| {
-            let found = finished.text();
-            finished.ending.success()
-                && found
-                    .lines()
-                    .any(|sum| Some(sum.trim()) == sha256_of_name(name))
+            let sums = finished.text();
+            let mut sums = sums.split(';').map(str::trim);
+            finished.ending.success() && sums.any(|sum| Some(sum) == sha256_of_name(name))
         }))
     }
 

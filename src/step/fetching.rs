@@ -84,7 +84,7 @@ impl StepRun<'_> {
                 "it has not moved for {} s",
                 PATIENCE.as_secs()
             ))),
-            Ok(CopyEnd::Failed(why)) => Err(wrong(why)),
+            Ok(CopyEnd::Failed(why)) => Err(wrong(in_words(why, drv))),
             Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure.into()),
             // A program that is missing here, say: there are other ways.
             Err(failure) => Err(wrong(failure.to_string())),
@@ -102,6 +102,44 @@ pub(super) fn share_is_required(drv: &DrvPath, why: &str) -> Failure {
     )
 }
 
+/// What a store says of a path that it does not have (the words of 2.8, and of 2.26 and 2.34), without Nix's idea of validity.
+fn in_words(why: String, drv: &DrvPath) -> String {
+    let is_missing = why.starts_with("path ")
+        && [" is not valid", " is not a valid store path"]
+            .iter()
+            .any(|end| why.ends_with(end));
+    match why.split(['\'', '"']).nth(1).filter(|_| is_missing) {
+        Some(path) if path == drv.as_store_path().as_str() => "it does not have the .drv".into(),
+        Some(path) => format!("it does not have {path}"),
+        None => why,
+    }
+}
+
 fn wrong(why: impl Into<String>) -> ShareError {
     ShareError::Share(why.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::DRV;
+    use super::*;
+
+    #[test]
+    fn a_share_that_lacks_a_path_is_told_from_one_that_failed() {
+        let drv = DrvPath::parse(DRV).unwrap();
+        let said = |why: &str| in_words(why.to_owned(), &drv);
+        for why in ["is not valid", "is not a valid store path"] {
+            assert_eq!(
+                said(&format!("path '{DRV}' {why}")),
+                "it does not have the .drv"
+            );
+            assert_eq!(said(&format!("path '/s/x' {why}")), "it does not have /s/x");
+        }
+        for why in [
+            "unable to download 'http://x/nix-cache-info'",
+            "path '/s/x' is too long",
+        ] {
+            assert_eq!(said(why), why);
+        }
+    }
 }
