@@ -74,16 +74,8 @@ impl Store {
             let mut line = command::copy_drvs_to(to, batch, &options);
             line.variables
                 .extend(temporary.map(|folder| ("TMPDIR", folder.to_owned())));
-            let mut progress = before;
-            let mut look = |this: CopyProgress| {
-                progress = CopyProgress {
-                    done: before.done + this.done,
-                    expected: before.expected + this.expected,
-                };
-                look(progress)
-            };
             match copy(supervisor, &line, &mut look)? {
-                CopyEnd::Done => before = progress,
+                CopyEnd::Done => {}
                 other => return Ok(other),
             }
         }
@@ -161,13 +153,7 @@ impl Store {
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
         let line = self.copy_drv_from_line(supervisor, from, drv)?;
-        let (end, output) = copy_with_output(supervisor, &line, &mut look)?;
-        if end != CopyEnd::Done {
-            // Where the share is a substituter, too, no later command is to wait for it again.
-            self.note_unreachable(&output);
-            self.options(supervisor)?;
-        }
-        Ok(end)
+        copy(supervisor, &line, &mut look)
     }
 
     /// The command of [`Self::copy_drv_from`].
@@ -195,22 +181,14 @@ fn copy(
     line: &CommandLine,
     look: &mut impl FnMut(CopyProgress) -> CopyOrder,
 ) -> Result<CopyEnd, Failure> {
-    copy_with_output(supervisor, line, look).map(|(end, _)| end)
-}
-
-/// The same, with what Nix has printed.
-fn copy_with_output(
-    supervisor: &mut Supervisor,
-    line: &CommandLine,
-    look: &mut impl FnMut(CopyProgress) -> CopyOrder,
-) -> Result<(CopyEnd, NixOutput), Failure> {
     // So that it says how far it is.
     let line = command::structured(line);
     let mut running = [supervisor.start(&line, OnStop::TermThenKill)?];
     let mut stderr = Vec::new();
     let mut movement = Movement::default();
-    let mut work = 0;
     let mut moved = Instant::now();
+    let mut work = 0;
+    let mut measured = moved;
     let mut given_up = None;
     while running[0].ended.is_none() {
         let due = Instant::now() + LOOK_EVERY;
@@ -223,12 +201,13 @@ fn copy_with_output(
         if given_up.is_some() {
             continue;
         }
-        if moved.elapsed() >= LOOK_EVERY {
+        if measured.elapsed() >= LOOK_EVERY {
+            measured = Instant::now();
             let done = work_of(running[0].id()).unwrap_or(0);
             if done > work + NO_WORK {
-                work = done;
-                moved = Instant::now();
+                moved = measured;
             }
+            work = done;
         }
         if look(movement.progress) == CopyOrder::Stop {
             given_up = Some(CopyEnd::Stopped);
@@ -248,17 +227,16 @@ fn copy_with_output(
     supervisor.check()?;
     let [running] = running;
     let ending = running.finished().ending;
-    let output = NixOutput::of(&stderr);
-    let end = if ending.success() {
-        CopyEnd::Done
-    } else {
-        given_up.unwrap_or_else(|| CopyEnd::Failed(output.final_message(ending)))
-    };
-    Ok((end, output))
+    if ending.success() {
+        return Ok(CopyEnd::Done);
+    }
+    let failed = || CopyEnd::Failed(NixOutput::of(&stderr).final_message(ending));
+    Ok(given_up.unwrap_or_else(failed))
 }
 
-/// What a process does while it waits, at most, by the measure of [`work_of`]: it prints a line a second, and looks at the clock.
-const NO_WORK: u64 = 64 << 10;
+/// What a process does in a second while it waits, at most, by the measure of [`work_of`]: it prints a line, and looks at the clock
+/// (measured: 4 KiB).
+const NO_WORK: u64 = 16 << 10;
 
 /// How much a process has done: the bytes that it has read and written, and a thousand for each tick (10 ms) of a processor. Nix
 /// 2.8 prints nothing while it compresses or reads a path, however large that is. (What is sent over HTTP counts in neither:
@@ -277,7 +255,7 @@ fn work_of(process: u32) -> Option<u64> {
     Some(bytes.into_iter().flatten().sum::<u64>() + ticks * 1000)
 }
 
-/// Whether a copy moves, from what Nix prints in structured form: anything new but a message, or the same numbers again. (While a download
+/// Whether a copy moves, from what Nix prints in structured form: anything new but the same numbers again. (While a download
 /// stands still, curl's numbers are printed all the same, once a second.)
 #[derive(Debug, Default)]
 struct Movement {
