@@ -118,7 +118,7 @@ fn everything() -> Option<(Build, Store)> {
     store.build(&store.instantiate("default.nix", "there"));
     let repositories = TempDir::new().unwrap();
     let plugin = plugin_repository(repositories.path());
-    let keys = json!({ "summary": true, "chunk": 2 });
+    let keys = json!({ "summary": true, "chunk": 2, "share": false });
     let plugins = json!([{ plugin: { "pipeline": keys } }]);
     let step = json!({ "key": "record", "label": "Record", "plugins": plugins });
     let hash = |drv: &str| drv.rsplit('/').next().unwrap()[..32].to_owned();
@@ -194,7 +194,7 @@ fn a_recording_adds_a_last_step_that_sums_up_the_build_however_it_ended() {
             "checked",
             "**failed** (command), after the build | realised (drv&#45;valid) | ",
         ),
-        ("lost", "built | fetched (fetched&#45;from&#45;share) | "),
+        ("lost", "built | evaluated (drv&#45;missing) | "),
         ("broken", "**evaluation error** | "),
         ("behind", "not run: <code>bad</code> failed |  |  |"),
         ("further", "not run: <code>bad</code> failed |  |  |"),
