@@ -6,6 +6,7 @@ use crate::counts::number;
 use crate::exit::Failure;
 use crate::host::Host;
 use crate::log::Log;
+use crate::state::CommonKind;
 
 /// Removes the expired pins, and the roots of killed steps.
 ///
@@ -35,6 +36,13 @@ pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
         log.say(format_args!(
             "removed the outputs of {}, which are more than a day old",
             number(outputs, "step")
+        ));
+    }
+    let checkouts = state.sweep_common(CommonKind::Checkout, false);
+    if checkouts > 0 {
+        log.say(format_args!(
+            "removed {} that no step has used for days",
+            number(checkouts, "checkout")
         ));
     }
     log.say(match removed.len() {
