@@ -121,9 +121,14 @@ impl Scene {
 
     /// A step of a job that has skipped its checkout, with these variables besides.
     fn step(&self, record: &Value, variables: &[(&str, &str)]) -> Program {
+        self.nth_step(0, record, variables)
+    }
+
+    /// One of several such steps, each with a report of its own.
+    fn nth_step(&self, nth: usize, record: &Value, variables: &[(&str, &str)]) -> Program {
         self.store
             .eval_once(["step"])
-            .reporting_to(self.store.root().join("report.json"))
+            .reporting_to(self.store.root().join(format!("report-{nth}.json")))
             .folder(self.job_folder())
             .envs(job_variables())
             .envs([
@@ -493,12 +498,10 @@ fn eight_steps_at_once_clone_once() {
     let stand_ins = StandIns::new(scene.store.bin()).before("git", &hold);
     let steps: Vec<_> = (0..8)
         .map(|number| {
-            let report = scene.store.root().join(format!("report-{number}.json"));
             let folder = scene.store.root().join(format!("builds/{number}/pipeline"));
             fs::create_dir_all(&folder).unwrap();
             scene
-                .recorded_step(&drv, &commit)
-                .reporting_to(report)
+                .nth_step(number, &record(&drv), &[("BUILDKITE_COMMIT", &commit)])
                 .folder(&folder)
                 .env("BUILDKITE_BUILD_CHECKOUT_PATH", folder)
                 .env("PATH", stand_ins.path(&scene.store))
@@ -538,11 +541,9 @@ fn those_that_wait_fail_with_the_one_that_clones() {
         gate.display()
     );
     let stand_ins = StandIns::new(scene.store.bin()).before("git", &fail);
-    let step = |number: u32| {
-        let report = scene.store.root().join(format!("report-{number}.json"));
+    let step = |number| {
         scene
-            .recorded_step(&drv, &commit)
-            .reporting_to(report)
+            .nth_step(number, &record(&drv), &[("BUILDKITE_COMMIT", &commit)])
             .env("PATH", stand_ins.path(&scene.store))
     };
     let first = step(0).start();
@@ -812,8 +813,7 @@ fn a_real_agent_skips_the_checkout_and_the_step_makes_it_where_it_evaluates() {
     assert_eq!(scene.checkouts(), [] as [PathBuf; 0]);
     // Evaluated, in a checkout of the step's own.
     drop(first);
-    let roots = scene.store.our_state();
-    fs::remove_dir_all(roots).unwrap();
+    fs::remove_dir_all(scene.store.our_state()).unwrap();
     scene.forget();
     let Some(mut second) = job() else { return };
     if !is_old() {
@@ -825,9 +825,10 @@ fn a_real_agent_skips_the_checkout_and_the_step_makes_it_where_it_evaluates() {
     assert!(!ran.plain().contains("drift"), "{}", ran.log);
     assert_eq!(scene.checkouts().len(), 1);
     // One whose agent has made the checkout all the same uses that.
+    drop(second);
     if is_old() {
-        scene.forget();
         fs::remove_dir_all(scene.store.our_state()).unwrap();
+        scene.forget();
         let Some(third) = job() else { return };
         git(
             &third.checkout(),

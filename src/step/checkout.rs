@@ -289,7 +289,10 @@ impl<'a> StepRun<'a> {
         Ok(())
     }
 
-    /// Runs git, until it ends or has printed nothing for [`PATIENCE`]: the reason why it failed, where it did.
+    /// Runs git until it ends: the reason why it failed, where it did.
+    ///
+    /// # Errors
+    /// It has printed nothing for [`PATIENCE`]; a signal asked us to end; git is missing.
     fn git(
         &mut self,
         line: &CommandLine,
@@ -332,12 +335,14 @@ impl<'a> StepRun<'a> {
             .filter_map(|word| word.to_str())
             .find(|word| ["clone", "fetch", "checkout", "submodule"].contains(word))
             .unwrap_or_default();
-        Ok(if stalled {
+        if stalled {
+            // No other command would find the network in another state.
             let seconds = PATIENCE.as_secs();
-            Err(format!(
+            return Err(NoCheckout::Failed(format!(
                 "`git {command}` has printed nothing for {seconds} s"
-            ))
-        } else if ending.success() {
+            )));
+        }
+        Ok(if ending.success() {
             Ok(())
         } else {
             let reason = git::reason(&printed);
