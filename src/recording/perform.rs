@@ -21,6 +21,7 @@ use super::upload::plan::UploadPlan;
 use super::{BuildkiteBuild, EvaluationResult, OnError, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
+use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::{Class, Failure};
 use crate::host::Host;
 use crate::log::Log;
@@ -52,12 +53,8 @@ pub fn perform(
     {
         return Ok(None);
     }
-    if build.is_some() {
-        check_agent(&request, supervisor)?;
-    }
-    crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
-    let schema = Schema::new()?;
-    check(&request, &schema)?;
+    let schema = check_request(&request, &order.place)?;
+    check_agent(&request, build, supervisor)?;
     let state = open_state_folder(&host)?;
     keep::remove_expired(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
@@ -146,6 +143,14 @@ pub fn perform(
     upload.save(&plan, &identity)?;
     upload.follow(&plan, true)?;
     Ok(None)
+}
+
+/// Checks what is asked for, before anything is evaluated.
+fn check_request(request: &RecordingRequest, place: &Checkout) -> Result<Schema, Failure> {
+    check_file(&request.root, request.by_default, place)?;
+    let schema = Schema::new()?;
+    check(request, &schema)?;
+    Ok(schema)
 }
 
 /// Follows the plan of an earlier try of the same step, if there is one. Returns whether there is.

@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{PREFIX, StateFolder, folder_of_ours};
+use super::ours::{folder_of_ours, is_ours};
 
 /// For how many days a folder is kept after its last use, where its user does not say.
 pub const KEEP_DAYS: u64 = 3;
@@ -41,7 +41,7 @@ pub enum CommonKind {
 }
 
 impl CommonKind {
-    fn folder(self) -> &'static str {
+    pub(super) fn folder(self) -> &'static str {
         match self {
             Self::Checkout => "checkouts",
             Self::Share => "shares",
@@ -101,41 +101,26 @@ pub struct Filling {
     lock: Option<File>,
 }
 
-impl StateFolder {
-    /// The common folder of this kind and name, which begins with `eval-once-`. It is kept for `keep_days` after its last use.
-    #[must_use]
-    pub fn common(
-        &self,
-        kind: CommonKind,
-        name: &str,
-        keep_days: u64,
-        patience: Duration,
-    ) -> CommonFolder {
-        CommonFolder {
-            folder: self.folder.join(kind.folder()).join(name),
+/// Removes the common folders in `parent` that were not used for as long as they are kept, and counts them; where the disk is
+/// `low`, all that are not in use. What cannot be removed stays.
+pub(super) fn sweep(parent: &Path, low: bool) -> usize {
+    let entries = parent.read_dir().into_iter().flatten().flatten();
+    let ours =
+        entries.filter(|entry| is_ours(entry) && entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    ours.filter(|entry| remove_unused(&entry.path(), low).unwrap_or(false))
+        .count()
+}
+
+impl CommonFolder {
+    pub(super) fn new(folder: PathBuf, keep_days: u64, patience: Duration) -> Self {
+        Self {
+            folder,
             keep_days,
             patience,
             waiting: None,
         }
     }
 
-    /// Removes the common folders of a kind that were not used for as long as they are kept, and counts them; where the disk is
-    /// `low`, all that are not in use. What cannot be removed stays.
-    #[must_use]
-    pub fn sweep_common(&self, kind: CommonKind, low: bool) -> usize {
-        let Ok(entries) = self.folder.join(kind.folder()).read_dir() else {
-            return 0;
-        };
-        let ours = entries.flatten().filter(|entry| {
-            entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
-                && entry.file_type().is_ok_and(|kind| kind.is_dir())
-        });
-        ours.filter(|entry| remove_unused(&entry.path(), low).unwrap_or(false))
-            .count()
-    }
-}
-
-impl CommonFolder {
     /// Looks at the folder. Dropped with the process, whatever this gives is free again.
     ///
     /// # Errors
@@ -365,23 +350,24 @@ mod tests {
 
     struct Host {
         folder: TempDir,
-        state: StateFolder,
     }
 
     impl Host {
         fn new() -> Self {
             let folder = TempDir::new().unwrap();
-            let state = StateFolder::open(folder.path()).unwrap();
-            Self { folder, state }
+            Self { folder }
         }
 
         fn common(&self) -> CommonFolder {
-            self.state
-                .common(CommonKind::Checkout, "eval-once-x", KEEP_DAYS, PATIENCE)
+            CommonFolder::new(self.path(), KEEP_DAYS, PATIENCE)
         }
 
         fn path(&self) -> PathBuf {
             self.folder.path().join("checkouts/eval-once-x")
+        }
+
+        fn sweep(&self, low: bool) -> usize {
+            sweep(&self.folder.path().join("checkouts"), low)
         }
 
         /// Makes as if it had not been used for so long.
@@ -477,7 +463,7 @@ mod tests {
     #[test]
     fn it_is_kept_for_days_after_its_last_use_and_while_it_is_used() {
         let host = Host::new();
-        let sweep = |low| host.state.sweep_common(CommonKind::Checkout, low);
+        let sweep = |low| host.sweep(low);
         let in_use = host.fill();
         host.age(Duration::from_secs((KEEP_DAYS + 1) * DAY));
         assert_eq!(sweep(false), 0);
@@ -506,11 +492,11 @@ mod tests {
         drop(longer.look().unwrap());
         drop(host.common().look().unwrap());
         host.age(Duration::from_secs(8 * DAY));
-        assert_eq!(host.state.sweep_common(CommonKind::Checkout, false), 0);
+        assert_eq!(host.sweep(false), 0);
         let other = host.folder.path().join("checkouts/somebody-elses");
         fs::create_dir(&other).unwrap();
         host.age(Duration::from_secs(10 * DAY));
-        assert_eq!(host.state.sweep_common(CommonKind::Checkout, false), 1);
+        assert_eq!(host.sweep(false), 1);
         assert!(other.exists());
     }
 
@@ -519,7 +505,7 @@ mod tests {
         let host = Host::new();
         drop(host.fill());
         fs::remove_file(host.path().join(LOCK)).unwrap();
-        assert_eq!(host.state.sweep_common(CommonKind::Checkout, false), 1);
+        assert_eq!(host.sweep(false), 1);
         assert!(!host.path().exists());
     }
 }

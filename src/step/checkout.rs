@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::run::StepRun;
-use super::ways::placeholder;
 use crate::agent;
 use crate::buildkite::git::{self, CheckoutLines, Repository};
 use crate::command_line::CommandLine;
@@ -104,7 +103,7 @@ impl<'a> StepRun<'a> {
     }
 
     /// What is to be checked out.
-    fn to_check_out(&mut self) -> Result<Option<&'a Repository>, Failure> {
+    fn missing_checkout(&mut self) -> Result<Option<&'a Repository>, Failure> {
         let Some(repository) = self.skipped_checkout() else {
             return Ok(None);
         };
@@ -130,7 +129,7 @@ impl<'a> StepRun<'a> {
 
     /// The checkout to evaluate in, where the job's own was skipped and the step may make one.
     pub(super) fn make_skipped_checkout(&mut self) -> Result<Option<MadeCheckout>, Failure> {
-        let Some(repository) = self.to_check_out()? else {
+        let Some(repository) = self.missing_checkout()? else {
             return Ok(None);
         };
         if repository.url.is_empty() {
@@ -153,13 +152,16 @@ impl<'a> StepRun<'a> {
         Ok(Some(MadeCheckout { place, in_use }))
     }
 
-    /// What [`Self::make_skipped_checkout`] would do.
-    pub(super) fn checkout_to_make(&mut self) -> Result<Option<CheckoutToMake>, Failure> {
-        let Some(repository) = self.to_check_out()? else {
+    /// What [`Self::make_skipped_checkout`] would do in this folder of checkouts.
+    pub(super) fn checkout_to_make(
+        &mut self,
+        checkouts: Option<PathBuf>,
+    ) -> Result<Option<CheckoutToMake>, Failure> {
+        let Some(repository) = self.missing_checkout()? else {
             return Ok(None);
         };
-        let folder = placeholder(self, "checkouts").unwrap_or_default();
-        let folder = folder.join(repository.name()).join("cache");
+        let folder = checkouts.unwrap_or_default().join(repository.name());
+        let folder = folder.join("cache");
         let folder = folder.join(&repository.folder_name);
         let shown = Repository {
             url: without_credentials(&repository.url).into_owned(),
