@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -13,6 +14,13 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::version::numbers;
 use crate::parallel;
 use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::text::without_escapes;
+
+/// How often a command is looked at that runs for long.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a command that is stopped has to end by itself.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// Runs a command of the agent's that must succeed; `doing` says what it is for.
 ///
@@ -44,6 +52,38 @@ pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished,
     let mut ran = ran.into_iter();
     ran.next()
         .ok_or_else(|| Failure::new(Class::Bug, format_args!("`{line}` ended without a status")))
+}
+
+/// Runs a command of the agent's as [`run`] does, but no longer than `patience`: none where it has to be stopped then. (By itself an
+/// agent tries for many minutes.) `look` is called at least once a second.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_within(
+    supervisor: &mut Supervisor,
+    line: &CommandLine,
+    patience: Duration,
+    mut look: impl FnMut(),
+) -> Result<Option<(Finished, String)>, Failure> {
+    let until = Instant::now() + patience;
+    let mut running = [supervisor.start(line, OnStop::TermThenKill)?];
+    let mut stderr = Vec::new();
+    let mut is_late = false;
+    while running[0].ended.is_none() {
+        let due = Instant::now() + LOOK_EVERY;
+        supervisor.watch(&mut running, Some(due.min(until)), |_, bytes| {
+            stderr.extend_from_slice(bytes);
+        })?;
+        look();
+        if !is_late && Instant::now() >= until && running[0].ended.is_none() {
+            is_late = true;
+            running[0].stop(GRACE);
+        }
+    }
+    supervisor.check()?;
+    let [running] = running;
+    let stderr = without_escapes(&String::from_utf8_lossy(&stderr));
+    Ok((!is_late).then(|| (running.finished(), stderr)))
 }
 
 /// A folder below `temporary`, which is removed with this value.

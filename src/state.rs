@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-pub use common::{CommonFolder, CommonKind, Filling, FolderInUse, KEEP_DAYS, Seen};
+pub use common::{CACHE, CommonFolder, CommonKind, FILLING, Filling, FolderInUse, KEEP_DAYS, Seen};
 use ours::{folder_of_ours, is_ours};
 
 /// The state folder of this host, known to be usable.
@@ -129,11 +129,18 @@ impl StateFolder {
         CommonFolder::new(folder, keep_days, patience)
     }
 
-    /// Removes the common folders of a kind that were not used for as long as they are kept, and counts them; where the disk is
-    /// `low`, all that are not in use. What cannot be removed stays.
+    /// Removes the common folders of a kind that were not used for as long as they are kept, and counts them. What cannot be removed
+    /// stays.
     #[must_use]
-    pub fn sweep_common(&self, kind: CommonKind, low: bool) -> usize {
-        common::sweep(&self.folder.join(kind.folder()), low)
+    pub fn sweep_common(&self, kind: CommonKind) -> usize {
+        common::sweep(&self.folder.join(kind.folder()))
+    }
+
+    /// Removes common folders of a kind that nothing uses, the one whose last use is longest ago first, as long as the disk `is_low`;
+    /// counts them.
+    #[must_use]
+    pub fn make_room(&self, kind: CommonKind, is_low: impl Fn() -> bool) -> usize {
+        common::make_room(&self.folder.join(kind.folder()), is_low)
     }
 
     /// A folder for a link that keeps a step's outputs for a day, unless it is dropped. Those of earlier days are removed first.

@@ -7,19 +7,20 @@
 mod copying;
 
 use std::collections::{BTreeSet, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::command_line::CommandLine;
+use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::command::OwnedOptions;
 use crate::nix::{
-    DrvPath, DryRun, Evaluation, FlakeMetadata, LockedFlake, NixOutput, Source, StorePath, caches,
-    class, command, flake_settings, version,
+    DrvPath, DryRun, Evaluation, FlakeMetadata, LockedFlake, NixOutput, Source, StorePath,
+    StoreUrl, caches, class, command, flake_settings, version,
 };
 use crate::parallel;
 use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::text::without_credentials;
 
 pub use copying::{CopyEnd, CopyOrder, CopyProgress, PATIENCE};
 
@@ -33,6 +34,11 @@ pub const COLLECTOR_HINT: &str = "run the garbage collector less often, or while
 /// How many bytes of paths one command gets. Arguments and environment together may have two MiB on Linux, one on macOS.
 const ARGUMENTS_AT_MOST: usize = 512 << 10;
 
+/// How many paths one program asks another store about, and how many programs ask at once. Each asks for one path after the other:
+/// for 1,000 paths over HTTP one program takes 23 s where an answer takes 20 ms, ten take 3 s.
+const PATHS_PER_QUESTION: usize = 100;
+const QUESTIONS_AT_ONCE: usize = 10;
+
 /// The store that Nix uses here, and the settings with which it is asked.
 #[derive(Debug)]
 pub struct Store {
@@ -44,6 +50,10 @@ pub struct Store {
     substituters: Option<Vec<String>>,
     /// Files that could not be downloaded: their substituters are removed before the next command.
     unreachable: BTreeSet<String>,
+    /// The folder of its paths, once it was asked for; inside, none where Nix does not say.
+    folder: Option<Option<PathBuf>>,
+    /// All files that could not be downloaded so far.
+    seen_unreachable: BTreeSet<String>,
     log: Log,
 }
 
@@ -64,6 +74,8 @@ impl Store {
             has_flake_settings: false,
             substituters: None,
             unreachable: BTreeSet::new(),
+            folder: None,
+            seen_unreachable: BTreeSet::new(),
             log: log.clone(),
         }
     }
@@ -101,6 +113,15 @@ impl Store {
     /// Remembers which substituters a program of Nix's could not reach.
     pub fn note_unreachable(&mut self, output: &NixOutput) {
         self.unreachable.extend(output.unreachable.iter().cloned());
+        self.seen_unreachable
+            .extend(output.unreachable.iter().cloned());
+    }
+
+    /// Whether this store was seen to be unreachable.
+    #[must_use]
+    pub fn is_unreachable(&self, store: &StoreUrl) -> bool {
+        let store = vec![store.as_str().to_owned()];
+        !caches::part(store, &self.seen_unreachable).1.is_empty()
     }
 
     /// Whether a substituter was seen to be unreachable.
@@ -153,7 +174,7 @@ impl Store {
         Ok(self.invalid(supervisor, &[path])?.is_empty())
     }
 
-    /// Those of `paths` that are not valid.
+    /// Those of `paths` that are not valid. Paths of a store in another folder are none of this one's, and so not valid.
     ///
     /// # Errors
     /// The store cannot be asked (75).
@@ -165,10 +186,57 @@ impl Store {
         let mut invalid = HashSet::new();
         for batch in batches(paths) {
             let options = self.options(supervisor)?;
-            let finished = self.ask(supervisor, &command::invalid_of(batch, &options))?;
-            invalid.extend(store_paths(&finished));
+            match self.ask(supervisor, &command::invalid_of(batch, &options)) {
+                Ok(finished) => invalid.extend(store_paths(&finished)),
+                Err(failure) if failure.class == Class::Infrastructure => {
+                    // Nix refuses the question where one path is of a store in another folder. Only now is it asked for its own.
+                    self.ask_for_folder(supervisor)?;
+                    let (others, own): (Vec<_>, Vec<_>) =
+                        batch.iter().partition(|path| self.is_of_another(path));
+                    if others.is_empty() {
+                        return Err(failure);
+                    }
+                    invalid.extend(others.into_iter().cloned());
+                    invalid.extend(self.invalid(supervisor, &own)?);
+                }
+                Err(failure) => return Err(failure),
+            }
         }
         Ok(invalid)
+    }
+
+    /// Asks for the folder of this store's paths, once.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn ask_for_folder(&mut self, supervisor: &mut Supervisor) -> Result<(), Failure> {
+        if self.folder.is_none() {
+            let line = self.folder_line(supervisor)?;
+            let printed = self.printed_if_any(supervisor, &line)?;
+            let folder = printed.and_then(|printed| serde_json::from_str(&printed).ok());
+            self.folder = Some(folder);
+        }
+        Ok(())
+    }
+
+    /// The command that asks for the folder of this store.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn folder_line(&mut self, supervisor: &mut Supervisor) -> Result<CommandLine, Failure> {
+        let options = self.options(supervisor)?;
+        Ok(command::store_folder(&options))
+    }
+
+    /// The folder of this store's paths, where it was asked for: here, because the store had refused a question.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_ref()?.as_deref()
+    }
+
+    /// Whether a path is known to be of a store in another folder.
+    fn is_of_another(&self, path: &StorePath) -> bool {
+        self.folder().is_some_and(|folder| folder != path.store())
     }
 
     /// Whether all of `paths` are there, as Nix says in a form that a program which does nothing cannot give.
@@ -245,6 +313,65 @@ impl Store {
         let Answer { finished, .. } = self.run(supervisor, &line)?;
         let answered = finished.ending.success();
         Ok(answered.then_some(finished.stdout.is_empty()))
+    }
+
+    /// Which of `paths` a store lacks, as it is now; inside, why it cannot be asked. A cache in a folder is looked at as such: Nix
+    /// would make the folder where it is missing, and this only asks.
+    ///
+    /// # Errors
+    /// The program is missing (69); a signal asked us to end (128 + n).
+    pub fn lacking(
+        &mut self,
+        supervisor: &mut Supervisor,
+        store: &StoreUrl,
+        paths: &[&StorePath],
+    ) -> Result<Result<HashSet<StorePath>, String>, Failure> {
+        let in_folder = |path: &&&StorePath| match caches::file_in_cache(store.as_str(), path) {
+            Some(file) => file.try_exists().map(|exists| !exists),
+            None => Ok(true),
+        };
+        if store.scheme() == "file" {
+            let mut lacking = HashSet::new();
+            for path in paths {
+                match in_folder(&path) {
+                    Ok(true) => drop(lacking.insert((*path).clone())),
+                    Ok(false) => {}
+                    Err(error) => return Ok(Err(error.to_string())),
+                }
+            }
+            return Ok(Ok(lacking));
+        }
+        let options = self.options(supervisor)?;
+        let lines: Vec<CommandLine> = paths
+            .chunks(PATHS_PER_QUESTION)
+            .map(|part| command::lacking_in(store, part, &options))
+            .collect();
+        let mut lacking = HashSet::new();
+        let mut why = None;
+        let asked = parallel::each_within(
+            supervisor,
+            &lines,
+            QUESTIONS_AT_ONCE,
+            PATIENCE,
+            |_, finished, stderr| {
+                if finished.ending.success() {
+                    lacking.extend(store_paths(&finished));
+                    return Ok(());
+                }
+                let said = match finished.ending {
+                    Ending::Killed(_) => format!("no answer within {} s", PATIENCE.as_secs()),
+                    ending => NixOutput::of(stderr.as_bytes()).final_message(ending),
+                };
+                why = Some(without_credentials(&said).into_owned());
+                // The others would wait for the same store.
+                Err(Failure::new(Class::Infrastructure, said))
+            },
+        );
+        match (asked, why) {
+            (Ok(()), _) => Ok(Ok(lacking)),
+            (Err(_), Some(why)) => Ok(Err(why)),
+            (Err(failure), None) => Err(class::not_started(failure)),
+        }
     }
 
     // ---- roots, closures, logs

@@ -127,8 +127,8 @@ pub fn shortened(text: &str, at_most: usize) -> String {
     }
 }
 
-/// Text without the credentials in its URLs: `https://user:secret@host` becomes `https://***@host`. In an HTTP URL, a user name alone
-/// may be a token; elsewhere it is only a name (`ssh://git@…`).
+/// Text without the credentials in its URLs: `https://user:secret@host` becomes `https://***@host`. A user name alone may
+/// be a token, but for SSH, to which it is only a name (`ssh://git@…`).
 #[must_use]
 pub fn without_credentials(text: &str) -> Cow<'_, str> {
     let mut shown = String::new();
@@ -141,9 +141,11 @@ pub fn without_credentials(text: &str) -> Cow<'_, str> {
             .find(|c: char| "/?#'\"`<>".contains(c) || c.is_whitespace())
             .unwrap_or(behind.len());
         let user = behind[..end].rfind('@').map(|at| &behind[..at]);
-        let secret = user.filter(|user| {
-            scheme.ends_with("http") || scheme.ends_with("https") || user.contains(':')
-        });
+        let is_ssh = scheme
+            .rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '-')
+            .next()
+            .is_some_and(|scheme| scheme.starts_with("ssh"));
+        let secret = user.filter(|user| !is_ssh || user.contains(':'));
         shown.push_str(before);
         rest = match secret {
             Some(user) => {
@@ -184,6 +186,27 @@ mod tests {
     fn shortened_text_has_at_most_so_many_characters() {
         assert_eq!(shortened("äöü", 3), "äöü");
         assert_eq!(shortened("äöüß", 3), "äö…");
+    }
+
+    #[test]
+    fn a_url_is_shown_without_its_credentials() {
+        for (text, shown) in [
+            (
+                "cannot reach 'https://u:p@host/x': no",
+                "cannot reach 'https://***@host/x': no",
+            ),
+            ("https://token@host", "https://***@host"),
+            (
+                "https://a:b@c@host and s3://k:s@b?x=a@b",
+                "https://***@host and s3://***@b?x=a@b",
+            ),
+            ("ssh-ng://nix@builder", "ssh-ng://nix@builder"),
+            ("ssh: https://token@host", "ssh: https://***@host"),
+            ("ssh://u:p@builder", "ssh://***@builder"),
+            ("https://host/a@b mail@host", "https://host/a@b mail@host"),
+        ] {
+            assert_eq!(without_credentials(text), shown);
+        }
     }
 
     proptest! {

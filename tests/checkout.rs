@@ -666,7 +666,9 @@ fn prune_removes_a_checkout_that_was_not_used_for_days() {
     age(8);
     prune().exits(0).never_says("checkout");
     age(10);
-    prune().exits(0).passes_on("removed 1 checkout");
+    prune()
+        .exits(0)
+        .passes_on("removed 1 checkout: no step has used it");
     assert_eq!(scene.checkouts(), [] as [PathBuf; 0]);
 }
 

@@ -6,7 +6,7 @@ use std::{
     ffi::OsString,
     fmt,
     fs::{self, OpenOptions},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
+    os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     thread,
@@ -655,7 +655,7 @@ impl Cell {
             return;
         };
         if let Some(user) = self.client.user() {
-            self.open_to(user);
+            self.store.open_to(user);
         }
         // Where there is no daemon, it is the step that builds.
         let mut step = self
@@ -754,17 +754,6 @@ impl Cell {
                 .nix("nix-store", ["--realise", "--dry-run", &good.drv]);
             server.unblock();
         });
-    }
-
-    /// Another user may work in this store's working folder.
-    fn open_to(&self, user: u32) {
-        fs::set_permissions(self.store.root(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::create_dir_all(self.store.our_state()).unwrap();
-        for folder in [self.store.work(), self.store.our_state()] {
-            chown(folder, Some(user), Some(user)).unwrap();
-        }
-        let mode = fs::Permissions::from_mode(0o1777);
-        fs::set_permissions(self.store.root().join("tmp"), mode).unwrap();
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    plugin_yml::{for_each_use, for_each_value_of, yaml_blocks},
+    plugin_yml::{for_each_use, for_each_value_of, pod_settings, yaml_blocks},
     support::{
         EVAL_ONCE, agent,
         buildkite::{Build, Outcome},
@@ -123,6 +123,34 @@ fn every_pipeline_on_a_page_is_one_that_buildkite_takes() {
         pipelines += 1;
     }
     assert!(pipelines > 20, "only {pipelines} pipelines were found");
+}
+
+/// The controller merges them into its own: they cannot be run here. A volume that is not there would only show in a cluster.
+#[test]
+fn every_pod_on_a_page_mounts_volumes_that_it_has() {
+    let mut pods = 0;
+    for (page, block) in pod_settings() {
+        let settings: Value = serde_yaml_ng::from_str(&block)
+            .unwrap_or_else(|error| panic!("{page}: not YAML, {error}:\n{block}"));
+        let config = settings["config"].as_object().unwrap();
+        let known = ["tags", "default-command-params", "pod-spec-patch"];
+        for key in config.keys() {
+            assert!(known.contains(&key.as_str()), "{page}: {key}");
+        }
+        let names = |list: &Value| -> BTreeSet<String> {
+            let items = list.as_array().unwrap().iter();
+            items
+                .map(|item| item["name"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        assert_eq!(
+            names(&config["default-command-params"]["extraVolumeMounts"]),
+            names(&config["pod-spec-patch"]["volumes"]),
+            "{page}:\n{block}"
+        );
+        pods += 1;
+    }
+    assert!(pods > 2, "only {pods} pods were found");
 }
 
 /// What is recorded and built on the pages is recorded and built in the example.
@@ -239,7 +267,8 @@ fn the_summary_on_its_page_is_that_of_the_example() {
     );
     let repositories = TempDir::new().unwrap();
     let plugin = agent::plugin_repository(repositories.path());
-    let plugins = json!([{ plugin: { "pipeline": { "file": "ci.nix", "summary": true } } }]);
+    let plugins =
+        json!([{ plugin: { "pipeline": { "file": "ci.nix", "summary": true, "share": false } } }]);
     let step = json!({ "key": "record", "label": ":nix: record", "plugins": plugins });
     let Some(build) = Build::new(&step) else {
         return;
@@ -289,6 +318,7 @@ fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
         (WayName::Realised, Reason::DrvSubstituted),
         (WayName::Available, Reason::OutputsAvailable),
         (WayName::Available, Reason::Skipped),
+        (WayName::Fetched, Reason::FetchedFromShare),
         (WayName::Evaluated, Reason::DrvMissing),
         (WayName::Evaluated, Reason::DrvCollected),
         (WayName::Evaluated, Reason::OutputsCollected),

@@ -11,6 +11,8 @@ use serde_json::{Map, Value, json};
 use crate::support::{EVAL_ONCE, program::Program, stand_in::StandIns};
 
 const DRV: &str = "/nix/store/d0f9sw07xbzs65sx8dqcxp52ng3mmcpx-hello.drv";
+const ARCHIVE: &str =
+    "eval-once-drvs-6a09e667bb67ae853c6ef372a54ff53a510e527f9b05688c1f83d9ab5be0cd19.tar";
 const OUT: &str = "/nix/store/zdyxs9nng4lbwfm8svz1g2g9lqsg5gsx-hello";
 
 /// Each key that says what is evaluated: values it takes, values it refuses.
@@ -125,6 +127,45 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("json"), json!(1)],
         ),
         (
+            "share",
+            vec![
+                json!(format!("artifact:{ARCHIVE}")),
+                json!("s3://your-org-nix?region=eu-west-1"),
+                json!(false),
+            ],
+            vec![json!(true), json!(0)],
+        ),
+        (
+            "share-required",
+            vec![json!(true), json!(false)],
+            vec![json!("true")],
+        ),
+        (
+            "share-size",
+            vec![json!(0), json!(1_u64 << 40)],
+            vec![json!(-1), json!(0.5), json!("1")],
+        ),
+        (
+            "push",
+            vec![json!("s3://your-org-nix"), json!("ssh-ng://nix@cache")],
+            vec![json!(false), json!(["s3://your-org-nix"])],
+        ),
+        (
+            "push-partial",
+            vec![json!(true), json!(false)],
+            vec![json!("true")],
+        ),
+        (
+            "checkout",
+            vec![json!("always"), json!("fallback")],
+            vec![json!("never"), json!(false)],
+        ),
+        (
+            "keep-days",
+            vec![json!(1), json!(365)],
+            vec![json!(0), json!("3")],
+        ),
+        (
             "skip",
             vec![json!(true), json!(false)],
             vec![json!("true"), json!("cached")],
@@ -155,6 +196,7 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("group-by", 3),
         ("chunk", 500),
         ("keep-days", 365),
+        ("share-limit", 1 << 20),
     ] {
         let (good, bad) = at_least_one(largest);
         keys.push((key, good, bad));
@@ -169,10 +211,11 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("command", &["after", "none"]),
         ("on-drift", &["warn", "fail"]),
         ("log", &["pretty", "raw"]),
+        ("checkout", &["always", "fallback"]),
     ] {
         keys.push((key, one_of(names), vec![json!("other"), json!(true)]));
     }
-    for key in ["meta", "summary"] {
+    for key in ["meta", "summary", "share-required", "push-partial"] {
         keys.push((key, vec![json!(true), json!(false)], vec![json!("false")]));
     }
     keys.extend([
@@ -180,6 +223,20 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             "exclude",
             vec![json!(["tests.*", "a.b", ["a", "b.c"]])],
             vec![json!("tests.*"), json!([1]), json!([["a", 1]])],
+        ),
+        (
+            "share",
+            vec![
+                json!("artifact"),
+                json!("file:///srv/share?compression=zstd"),
+                json!(false),
+            ],
+            vec![json!(true), json!(0)],
+        ),
+        (
+            "push",
+            vec![json!("s3://your-org-nix?region=eu-west-1")],
+            vec![json!(false), json!({})],
         ),
         (
             "plugin",
@@ -589,8 +646,24 @@ fn for_each_schema(schema: &Value, visit: &mut impl FnMut(&Map<String, Value>)) 
     }
 }
 
-/// The blocks marked as YAML in the README and the guide, each with the page it is on.
+/// The pipelines in the README and the guide, each with the page it is on: all blocks marked as YAML that are not another file.
 pub(super) fn yaml_blocks() -> Vec<(String, String)> {
+    let mut blocks = all_yaml_blocks();
+    blocks.retain(|(_, block)| !block.starts_with(POD_SETTINGS));
+    blocks
+}
+
+/// The settings of Buildkite's controller for Kubernetes on the pages.
+pub(super) fn pod_settings() -> Vec<(String, String)> {
+    let mut blocks = all_yaml_blocks();
+    blocks.retain(|(_, block)| block.starts_with(POD_SETTINGS));
+    blocks
+}
+
+/// How such a block begins.
+const POD_SETTINGS: &str = "# values.yaml\n";
+
+fn all_yaml_blocks() -> Vec<(String, String)> {
     let mut pages = vec![root().join("README.md")];
     if let Ok(guide) = fs::read_dir(root().join("docs")) {
         pages.extend(guide.map(|page| page.unwrap().path()));

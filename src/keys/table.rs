@@ -503,54 +503,64 @@ pub const KEYS: &[Key] = &[
         "share",
         STEP,
         SHARE,
-        "Where the recorded .drv can be fetched: a store's URL, or artifact:NAME as recordings write it; false: nowhere",
+        "Where a missing .drv is fetched from: the URL of a store, or artifact:NAME, as recordings write it; false fetches nothing",
+    )
+    .flag(
+        "share",
+        "Where a missing .drv is fetched from: the URL of a store, or artifact:NAME, as recordings write it",
     )
     .default("EVAL_ONCE_SHARE, where that is a URL"),
     Key::new(
         "share",
         RECORDING,
         SHARE,
-        "How steps on other hosts get the .drvs: artifact (of the build), a store's URL, or false",
+        "How other hosts get the recorded .drvs: artifact (an artifact of the build), the URL of a store, or false (not at all)",
+    )
+    .flag(
+        "share",
+        "How other hosts get the recorded .drvs: artifact (an artifact of the build), or the URL of a store",
     )
     .default("EVAL_ONCE_SHARE, else artifact in a job"),
     Key::new(
         "share-limit",
         RECORDING,
         KeyKind::Number("MIB", 1, u64::MAX >> 20),
-        "The most that is shared as an artifact, in MiB, compressed; more is a warning, and nothing is shared",
+        "The largest archive that becomes an artifact, in MiB, compressed; a larger one is a warning, and nothing is shared",
     )
     .default("2048 where share is set, else 128"),
     Key::new(
         "share-required",
         ALL,
         KeyKind::Boolean,
-        "Whether a share that fails ends the recording, and the step rather than let it evaluate",
+        "Whether a share that fails is a failure (75): of a recording, and of a step that would have to evaluate",
     )
-    .default("false"),
+    .default("false")
+    .flag("share-required", "Fail with 75 where the share fails"),
     Key::new(
         "push",
         ALL,
         KeyKind::Text("URL"),
-        "The URL of a store that gets the outputs, with what they need, after success",
+        "The URL of the store to which a step copies its outputs, with what they need, after success",
     ),
     Key::new(
         "push-partial",
         ALL,
         KeyKind::Boolean,
-        "Whether push also gets what was built of a target that failed",
+        "Whether a step whose target failed pushes what was built for it",
     )
-    .default("false"),
+    .default("false")
+    .flag("push-partial", "Push what was built, also where the target failed"),
     Key::new(
         "checkout",
         BOTH,
         KeyKind::Choice(
             "WHEN",
             &[
-                choice("always", "each step has a checkout"),
-                choice("fallback", "a step makes one where it has to evaluate"),
+                choice("always", "by the agent, before each step"),
+                choice("fallback", "by the step, only where it has to evaluate"),
             ],
         ),
-        "When a recorded step gets a checkout",
+        "When the repository is checked out for a recorded step",
     )
     .default("always"),
     Key::new(
@@ -582,7 +592,7 @@ pub const KEYS: &[Key] = &[
         "keep-days",
         BOTH,
         KeyKind::Number("DAYS", 1, 36_500),
-        "Days for which what was unpacked from a share is kept on the step's host",
+        "Days for which an unpacked share is kept on the step's host",
     )
     .in_recordings("Days for which the recorded .drv files are kept from the garbage collector")
     .default("3"),
@@ -598,7 +608,7 @@ pub const KEYS: &[Key] = &[
         "share-size",
         STEP,
         KeyKind::Number("BYTES", 0, u64::MAX),
-        "Written by recordings: how many bytes the archive of the share unpacks to",
+        "Written by recordings: how many bytes the share's archive unpacks to",
     )
     .without_flag(),
     Key::new(

@@ -107,16 +107,42 @@ pub fn copy_drvs_to(to: &StoreUrl, drvs: &[&StorePath], options: &Options) -> Co
     let mut arguments = COPY.to_vec();
     arguments.extend(["--derivation", "--to", to.as_str()]);
     arguments.extend(drvs.iter().map(|path| path.as_str()));
+    arguments.extend(remembered(to, SEEN_LATELY));
+    arguments.extend(uploading(to));
     command("nix", &arguments, options)
 }
 
-/// Copies outputs with what they need.
+/// Prints `drvs` and all that they need to be realised, each with the size of its NAR in bytes.
+#[must_use]
+pub fn sizes_of_closure(drvs: &[&StorePath], options: &Options) -> CommandLine {
+    let mut arguments = vec!["--extra-experimental-features", "nix-command", "path-info"];
+    arguments.extend(["--derivation", "--recursive", "--size"]);
+    arguments.extend(drvs.iter().map(|path| path.as_str()));
+    command("nix", &arguments, options)
+}
+
+/// Copies outputs with what they need. The store is asked for each of them, whatever this host remembers of it: a step that is green
+/// has pushed them.
 #[must_use]
 pub fn copy_outputs_to(to: &StoreUrl, outputs: &[&StorePath], options: &Options) -> CommandLine {
     let mut arguments = COPY.to_vec();
     arguments.extend(["--to", to.as_str()]);
     arguments.extend(outputs.iter().map(|path| path.as_str()));
+    arguments.extend(remembered(to, SEEN_NEVER));
+    arguments.extend(uploading(to));
     command("nix", &arguments, options)
+}
+
+/// Prints those of `paths` that a store lacks, as it is now, whatever this host remembers of it: a store may delete, and other hosts
+/// write to it. Status 0 says that it could be asked.
+#[must_use]
+pub fn lacking_in(store: &StoreUrl, paths: &[&StorePath], options: &Options) -> CommandLine {
+    let mut arguments = vec!["--store", store.as_str()];
+    arguments.extend(remembered(store, SEEN_NEVER));
+    arguments.extend(remembered(store, MISSED_NEVER));
+    arguments.extend(["--check-validity", "--print-invalid"]);
+    arguments.extend(paths.iter().map(|path| path.as_str()));
+    command("nix-store", &arguments, options)
 }
 
 /// Copies a `.drv` with what it needs to be realised into the store that is used here. (An ordinary user may, unsigned: all of it
@@ -130,7 +156,40 @@ pub fn copy_drv_from(from: &StoreUrl, drv: &DrvPath, options: &Options) -> Comma
         from.as_str(),
         drv.as_store_path().as_str(),
     ]);
+    arguments.extend(remembered(from, MISSED_NEVER));
     command("nix", &arguments, options)
+}
+
+/// What this host has seen in a store counts for an hour. By default Nix believes it for 30 days, and would not copy again what
+/// the store has deleted since (a bucket with a lifecycle: seen over HTTP with 2.8, 2.26 and 2.34).
+const SEEN_LATELY: [&str; 3] = ["--option", "narinfo-cache-positive-ttl", "3600"];
+
+/// What this host has not seen in a store is looked for again. By default Nix believes for an hour that it is missing, although a
+/// recording may have copied it in the meantime.
+const MISSED_NEVER: [&str; 3] = ["--option", "narinfo-cache-negative-ttl", "0"];
+
+/// What this host has seen in a store is looked for again.
+const SEEN_NEVER: [&str; 3] = ["--option", "narinfo-cache-positive-ttl", "0"];
+
+/// The options for a store of which Nix remembers what it has.
+fn remembered(store: &StoreUrl, options: [&'static str; 3]) -> Vec<&'static str> {
+    match store.scheme() {
+        "http" | "https" | "s3" => options.to_vec(),
+        _ => Vec::new(),
+    }
+}
+
+/// The options for an upload: curl gives up one that stands still for as long as a copy may (30 seconds), also while it
+/// connects. By default that takes five minutes, each time of five.
+fn uploading(store: &StoreUrl) -> Vec<&'static str> {
+    let names = ["stalled-download-timeout", "connect-timeout"];
+    match store.scheme() {
+        "http" | "https" | "s3" => names
+            .iter()
+            .flat_map(|name| ["--option", name, "30"])
+            .collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// Prints what keeps `path` alive, one root on each line: `LINK -> PATH`. With a daemon, these are the roots that the daemon sees.
@@ -333,6 +392,13 @@ pub fn current_system(options: &Options) -> CommandLine {
     command("nix-instantiate", &arguments, options)
 }
 
+/// Prints the folder of store paths, as JSON: of a store elsewhere (`local?root=`), the one that its paths name.
+#[must_use]
+pub fn store_folder(options: &Options) -> CommandLine {
+    let arguments = ["--eval", "--json", "-E", "builtins.storeDir"];
+    command("nix-instantiate", &arguments, options)
+}
+
 /// Prints where a flake is, as JSON, and changes no lock file: one that is missing or stale is an error, where it would be one of
 /// pure evaluation only if an input is new.
 #[must_use]
@@ -477,6 +543,67 @@ mod tests {
 
     fn of_file(names: &[&str]) -> Evaluation {
         evaluation(Source::File("ci.nix".into()), names)
+    }
+
+    #[test]
+    fn a_copy_believes_an_hour_at_most_what_this_host_remembers_of_a_store() {
+        let drv = DrvPath::parse(DRV).unwrap();
+        let out = StorePath::parse(OUT).unwrap();
+        let url = StoreUrl::parse("https://cache").unwrap();
+        let file = StoreUrl::parse("file:///cache").unwrap();
+        let seen = "--option narinfo-cache-positive-ttl 3600";
+        let missed = "--option narinfo-cache-negative-ttl 0";
+        // curl gives up an upload that stands still.
+        let seen =
+            format!("{seen} --option stalled-download-timeout 30 --option connect-timeout 30");
+        // What the user sets comes later, and wins.
+        let options = options();
+        for (line, expected) in [
+            (
+                copy_drvs_to(&url, &[drv.as_store_path()], &options),
+                format!("--derivation --to https://cache {DRV} {seen} --option cores 2"),
+            ),
+            (
+                copy_outputs_to(&url, &[&out], &options),
+                format!("--to https://cache {OUT} {seen} --option cores 2").replace("3600", "0"),
+            ),
+            (
+                copy_drv_from(&url, &drv, &options),
+                format!("--derivation --from https://cache {DRV} {missed} --option cores 2"),
+            ),
+            // Nix remembers nothing of it.
+            (
+                copy_outputs_to(&file, &[&out], &options),
+                format!("--to file:///cache {OUT} --option cores 2"),
+            ),
+            (
+                copy_drv_from(&file, &drv, &options),
+                format!("--derivation --from file:///cache {DRV} --option cores 2"),
+            ),
+        ] {
+            let copy = "nix --extra-experimental-features nix-command copy";
+            assert_eq!(line.to_string(), format!("{copy} {expected}"));
+        }
+    }
+
+    #[test]
+    fn another_store_is_asked_whatever_this_host_remembers_of_it() {
+        let out = StorePath::parse(OUT).unwrap();
+        let asked = |url: &str| {
+            let url = StoreUrl::parse(url).unwrap();
+            lacking_in(&url, &[&out], &[]).to_string()
+        };
+        let question = format!("--check-validity --print-invalid {OUT}");
+        assert_eq!(
+            asked("s3://b"),
+            format!(
+                "nix-store --store s3://b --option narinfo-cache-positive-ttl 0 --option narinfo-cache-negative-ttl 0 {question}"
+            )
+        );
+        assert_eq!(
+            asked("ssh-ng://h"),
+            format!("nix-store --store ssh-ng://h {question}")
+        );
     }
 
     #[test]

@@ -221,7 +221,25 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
             slug("BUILDKITE_PIPELINE_SLUG")
         ),
         branch: slug("BUILDKITE_BRANCH"),
+        is_retry: is_retry(variables),
     }))
+}
+
+/// Whether a job of the same step came before.
+fn is_retry(variables: &Variables) -> bool {
+    variables
+        .text("BUILDKITE_RETRY_COUNT")
+        .is_some_and(|count| count != "0")
+}
+
+/// Whether this is a job, which can download artifacts of its build.
+pub(super) fn is_in_build(variables: &Variables) -> bool {
+    let needed = [
+        "BUILDKITE_JOB_ID",
+        "BUILDKITE_BUILD_ID",
+        "BUILDKITE_AGENT_ACCESS_TOKEN",
+    ];
+    needed.iter().all(|name| variables.get(name).is_some())
 }
 
 /// Checks that this is a job, which can read its build's meta-data and artifacts.
@@ -248,7 +266,7 @@ pub(super) fn step_job(variables: &Variables) -> Option<StepJob> {
         step: text("BUILDKITE_STEP_KEY").or_else(|| text("BUILDKITE_STEP_ID"))?,
         label: text("BUILDKITE_LABEL"),
         agent: text("BUILDKITE_AGENT_NAME"),
-        is_retry: text("BUILDKITE_RETRY_COUNT").is_some_and(|count| count != "0"),
+        is_retry: is_retry(variables),
         around: context(variables),
     })
 }
@@ -433,9 +451,12 @@ mod tests {
                 job: "j".into(),
                 step: "s".into(),
                 pipeline: "o/p".into(),
-                branch: "main".into()
+                branch: "main".into(),
+                is_retry: false,
             }
         );
+        let retried = [&JOB[..], &[("BUILDKITE_RETRY_COUNT", "1")]].concat();
+        assert!(build(&retried).unwrap().unwrap().is_retry);
         for (missing, _) in &JOB[1..] {
             let some: Vec<_> = JOB
                 .into_iter()

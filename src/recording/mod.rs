@@ -12,6 +12,7 @@ mod perform;
 pub mod pipeline;
 mod report;
 mod request;
+mod share;
 mod targets;
 pub(crate) mod upload;
 
@@ -100,6 +101,8 @@ pub struct BuildkiteBuild {
     pub pipeline: String,
     /// `BUILDKITE_BRANCH`.
     pub branch: String,
+    /// Whether a job of the same step came before (`BUILDKITE_RETRY_COUNT`).
+    pub is_retry: bool,
 }
 
 /// An order to record.

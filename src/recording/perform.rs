@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::checkout::check_agent;
 use super::evaluate::evaluator::EvaluatorRun;
 use super::evaluate::flake;
-use super::evaluate::gaps::{Gaps, Note, agents_without_targets};
+use super::evaluate::gaps::{Note, agents_without_targets};
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
 use super::keep::{self, PinOwner, open_state_folder, skip};
 use super::notices::{print_errors, print_notes, warn_of_plugins};
@@ -15,6 +15,7 @@ use super::pipeline::document::Document;
 use super::pipeline::placed_step;
 use super::pipeline::steps::{Records, check, source, steps};
 use super::report::RecordingReport;
+use super::share::Sharing;
 use super::upload::Upload;
 use super::upload::annotation::annotation;
 use super::upload::plan::UploadPlan;
@@ -55,6 +56,7 @@ pub fn perform(
     }
     let schema = check_request(&request, &order.place)?;
     check_agent(&request, build, supervisor)?;
+    let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
     let state = open_state_folder(&host)?;
     keep::remove_expired(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
@@ -81,11 +83,7 @@ pub fn perform(
         targets,
         edges,
     } = pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log)?;
-    refuse_nothing(&evaluated, &request, log)?;
-    print_errors("evaluation error", &evaluated.errors, log);
-    print_errors("refused", &evaluated.refused, log);
-    let notes = notes(&evaluated.gaps, &request, &targets);
-    print_notes(&notes, log);
+    let notes = print_findings(&evaluated, &request, &targets, log)?;
     times.end("evaluate");
 
     let skipped = skip::reasons(&targets, &request, &mut store, supervisor, log)?;
@@ -99,12 +97,16 @@ pub fn perform(
         skip: &skipped,
     };
     let undone = undone(build);
-    let pipeline = steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
+    let mut pipeline =
+        steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
     print_errors("refused", pipeline.refused_targets(&records), log);
     let counts = pipeline.counts(&targets, evaluated.errors.len());
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
     times.end("steps");
+    let shared = sharing.share(&mut pipeline, &targets, &mut store, supervisor, log);
+    shared.map_err(|failure| failure.context(undone))?;
+    times.end("share");
 
     let report = RecordingReport {
         source: &request.description(),
@@ -141,8 +143,7 @@ pub fn perform(
     )?;
     let mut upload = Upload::new(build, temporary, supervisor, log);
     upload.save(&plan, &identity)?;
-    upload.follow(&plan, true)?;
-    Ok(None)
+    upload.follow(&plan, true).map(|()| None)
 }
 
 /// Checks what is asked for, before anything is evaluated.
@@ -185,11 +186,23 @@ fn locked(
     Ok(locked)
 }
 
-/// What the recording did not look at, and what its keys name and the repository does not have.
-fn notes(gaps: &Gaps, request: &RecordingRequest, targets: &[Target]) -> Vec<Note> {
-    let mut notes = gaps.notes();
-    notes.extend(agents_without_targets(request, targets, gaps));
-    notes
+/// Prints the errors, and what the recording did not look at or its keys name and the repository does not have; returns the latter.
+///
+/// # Errors
+/// There is nothing at all (65).
+fn print_findings(
+    evaluated: &EvaluationResult,
+    request: &RecordingRequest,
+    targets: &[Target],
+    log: &Log,
+) -> Result<Vec<Note>, Failure> {
+    refuse_nothing(evaluated, request, log)?;
+    print_errors("evaluation error", &evaluated.errors, log);
+    print_errors("refused", &evaluated.refused, log);
+    let mut notes = evaluated.gaps.notes();
+    notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
+    print_notes(&notes, log);
+    Ok(notes)
 }
 
 /// Fails where there is no target and no error either: such a recording is more likely a mistake than intended.
@@ -276,6 +289,7 @@ fn to_milliseconds(seconds: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::recording::AttrError;
+    use crate::recording::evaluate::gaps::Gaps;
     use crate::recording::pipeline::fixtures::{path, request};
     use std::cell::RefCell;
     use std::rc::Rc;

@@ -30,16 +30,21 @@ pub(super) struct RecordingReport<'a> {
 impl RecordingReport<'_> {
     /// The sentence, without a full stop; it names the `source` where one is given.
     pub(super) fn sentence(&self, source: Option<&str>) -> String {
-        let skipped = |reason: &str| {
-            let is = |step: &&TargetStep| step.skip.as_deref() == Some(reason);
-            self.target_steps.iter().filter(is).count()
-        };
+        let reasons = self.target_steps.iter();
+        let reasons: Vec<&str> = reasons.filter_map(|step| step.skip.as_deref()).collect();
+        let skipped = |reason| reasons.iter().filter(|it| **it == reason).count();
         let (built, cached) = (skipped(BUILT), skipped(CACHED));
+        // The others name the store.
+        let pushed = reasons.len() - built - cached;
         let mut parts = vec![format!(
             "{} to build",
-            self.counts.targets.saturating_sub(built + cached)
+            self.counts.targets.saturating_sub(reasons.len())
         )];
-        for (count, what) in [(built, "already built here"), (cached, "in a cache")] {
+        for (count, what) in [
+            (built, "already built here"),
+            (cached, "in a cache"),
+            (pushed, "already pushed"),
+        ] {
             if count > 0 {
                 parts.push(format!("{count} {what}"));
             }

@@ -351,7 +351,7 @@ pub(super) const NO_OTHER_HOOK: &str =
 const CHUNK: NonZeroUsize = NonZeroUsize::new(100).unwrap();
 
 /// How many days a pin is kept by default: a build is seldom older.
-const KEEP_DAYS: u32 = 3;
+pub(super) const KEEP_DAYS: u32 = 3;
 
 fn attribute_path(value: Value) -> Option<Result<AttrPath, String>> {
     let path = match value {

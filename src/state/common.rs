@@ -22,10 +22,11 @@ const UNUSED: Duration = Duration::from_secs(60);
 const DAY: u64 = 24 * 60 * 60;
 
 const LOCK: &str = "lock";
-const CACHE: &str = "cache";
+/// What a common folder was made for.
+pub const CACHE: &str = "cache";
 /// How the name of the folder begins that is being filled. A random part follows: programs that a killed process has started may go
 /// on writing into theirs.
-const FILLING: &str = "filling-";
+pub const FILLING: &str = "filling-";
 /// Why filling it failed, for those that waited for it.
 const FAILED: &str = "failed";
 /// For how many days it is kept after its last use.
@@ -41,7 +42,9 @@ pub enum CommonKind {
 }
 
 impl CommonKind {
-    pub(super) fn folder(self) -> &'static str {
+    /// The folder of its kind in the state folder.
+    #[must_use]
+    pub fn folder(self) -> &'static str {
         match self {
             Self::Checkout => "checkouts",
             Self::Share => "shares",
@@ -88,7 +91,6 @@ pub enum Seen {
 #[derive(Debug)]
 pub struct FolderInUse {
     cache: PathBuf,
-    #[expect(dead_code, reason = "holds a lock")]
     lock: File,
 }
 
@@ -101,14 +103,45 @@ pub struct Filling {
     lock: Option<File>,
 }
 
-/// Removes the common folders in `parent` that were not used for as long as they are kept, and counts them; where the disk is
-/// `low`, all that are not in use. What cannot be removed stays.
-pub(super) fn sweep(parent: &Path, low: bool) -> usize {
+/// Removes the common folders in `parent` that were not used for as long as they are kept, and counts them. What cannot be removed
+/// stays.
+pub(super) fn sweep(parent: &Path) -> usize {
+    common_folders(parent)
+        .filter(|folder| remove_unused(folder, false).unwrap_or(false))
+        .count()
+}
+
+/// Removes common folders in `parent` that nothing uses, the one whose last use is longest ago first, as long as the disk `is_low`;
+/// counts them.
+pub(super) fn make_room(parent: &Path, is_low: impl Fn() -> bool) -> usize {
+    if !is_low() {
+        return 0;
+    }
+    let mut folders: Vec<_> = common_folders(parent)
+        .filter_map(|folder| Some((used(&folder)?, folder)))
+        .collect();
+    folders.sort();
+    let mut removed = 0;
+    for (_, folder) in folders {
+        if !is_low() {
+            break;
+        }
+        removed += usize::from(remove_unused(&folder, true).unwrap_or(false));
+    }
+    removed
+}
+
+/// The common folders in `parent`.
+fn common_folders(parent: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = parent.read_dir().into_iter().flatten().flatten();
     let ours =
         entries.filter(|entry| is_ours(entry) && entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    ours.filter(|entry| remove_unused(&entry.path(), low).unwrap_or(false))
-        .count()
+    ours.map(|entry| entry.path())
+}
+
+/// When a common folder was last used.
+fn used(folder: &Path) -> Option<SystemTime> {
+    folder.join(LOCK).metadata().ok()?.modified().ok()
 }
 
 impl CommonFolder {
@@ -230,6 +263,17 @@ impl FolderInUse {
     pub fn path(&self) -> &Path {
         &self.cache
     }
+
+    /// Removes the folder, which is of no use, unless another process uses it.
+    pub fn discard(self) {
+        // Not in one act: another may use it in between, and then this waits for nothing.
+        if self.lock.try_lock().is_ok()
+            && let Some(folder) = self.cache.parent()
+            && is_at(&self.lock, &folder.join(LOCK))
+        {
+            let _ = remove(folder);
+        }
+    }
 }
 
 impl Filling {
@@ -307,12 +351,17 @@ fn remove_unused(folder: &Path, low: bool) -> io::Result<bool> {
     if lock.try_lock().is_err() || !is_at(&lock, &path) || existed && !is_due() {
         return Ok(false);
     }
-    // Removing takes a while, and it goes by files: under another name, nothing finds half of it.
+    remove(folder)?;
+    Ok(true)
+}
+
+/// Removes a common folder whose lock is ours. Removing takes a while, and it goes by files: under another name, nothing finds half
+/// of it.
+fn remove(folder: &Path) -> io::Result<()> {
     let parent = folder.parent().unwrap_or(folder);
     let removed = folder_of_ours(parent)?;
     fs::rename(folder, removed.path())?;
-    removed.close()?;
-    Ok(true)
+    removed.close()
 }
 
 /// For how many days a folder is kept, as far as that was noted.
@@ -367,7 +416,8 @@ mod tests {
         }
 
         fn sweep(&self, low: bool) -> usize {
-            sweep(&self.folder.path().join("checkouts"), low)
+            let parent = self.folder.path().join("checkouts");
+            sweep(&parent) + make_room(&parent, || low)
         }
 
         /// Makes as if it had not been used for so long.

@@ -194,13 +194,14 @@ impl<'a> StepRun<'a> {
             )
         };
         let keep_days = self.request.keep_days.unwrap_or(KEEP_DAYS);
-        let low = |folder: &Path| host::low_on_disk(folder).is_some();
-        let low = self.host.state.as_deref().is_some_and(low);
         let Some(state) = self.state() else {
             return Err(cannot("the state folder cannot be used")
                 .hint("set EVAL_ONCE_STATE_DIR to a folder that can be written"));
         };
-        let _ = state.sweep_common(CommonKind::Checkout, low);
+        let _ = state.sweep_common(CommonKind::Checkout);
+        let _ = state.make_room(CommonKind::Checkout, || {
+            host::low_on_disk(&state.pins()).is_some()
+        });
         let name = repository.name();
         let mut common = state.common(CommonKind::Checkout, &name, keep_days, PATIENCE);
         let started = Instant::now();

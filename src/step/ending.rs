@@ -52,10 +52,11 @@ pub(super) fn show(
             (Some(name), 0) => format!("{name} failed"),
             (Some(name), 1) => format!("{name} and another failed"),
             (Some(name), others) => format!("{name} and {others} others failed"),
-            (None, _) if failure.class == Class::Evaluation => match evaluation {
-                Some(evaluation) => format!("{evaluation} {}", failure.verb()),
-                None => format!("the target {}", failure.verb()),
-            },
+            (None, _) if failure.class == Class::Evaluation || failure.verb.is_some() =>
+                match evaluation {
+                    Some(evaluation) => format!("{evaluation} {}", failure.verb()),
+                    None => format!("the target {}", failure.verb()),
+                },
             (None, _) => "failed".into(),
         },
         Class::shown(failure.class.word()),

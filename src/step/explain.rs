@@ -48,10 +48,12 @@ pub fn explain(
         place,
         repository,
         host,
+        in_build,
         ..
     } = order;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
     step.repository = repository.as_ref();
+    step.in_build = in_build;
     step.prepare()?;
     if request.out_link == OutLink::State {
         step.link = placeholder(&step, "outputs/NEW/result");
@@ -65,6 +67,9 @@ pub fn explain(
         nix_build: None,
     };
     for way in in_order(request.skip, step.drv_file) {
+        if way.needs_record() && step.other_store().is_some() {
+            continue;
+        }
         let answer = (way.ask)(&mut step)?;
         explanation.facts.extend(answer.facts);
         explanation

@@ -13,6 +13,7 @@ mod ending;
 mod evaluating;
 mod exhausted;
 mod explain;
+mod fetching;
 #[cfg(test)]
 mod fixtures;
 mod hints;
@@ -20,6 +21,7 @@ mod job_log;
 mod links;
 mod outputs;
 mod publish;
+mod pushing;
 mod realising;
 mod report;
 mod request;
@@ -49,7 +51,7 @@ use build_log::BuildLog;
 pub use explain::{Explanation, explain};
 pub use links::main_output;
 use publish::{FinishedStep, publish};
-pub use report::{FailureReport, Reason, Report, ReportFile, Seconds, WayName};
+pub use report::{FailureReport, Pushed, Reason, Report, ReportFile, Seconds, TriedShare, WayName};
 pub use request::StepRequest;
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
@@ -67,6 +69,8 @@ pub struct StepOrder {
     pub repository: Option<Repository>,
     /// The host's settings.
     pub host: Host,
+    /// Whether this is a job, which can download artifacts of its build.
+    pub in_build: bool,
     /// Where its ending is reported.
     pub reporting: StepReporting,
 }
@@ -107,21 +111,39 @@ pub fn perform(
         place,
         repository,
         host,
+        in_build,
         reporting,
     } = order;
     let file = reporting.prepare()?;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
     step.repository = repository.as_ref();
-    let result = go(&mut step);
-    let (result, hints) = match hints::of(&mut step, result.is_ok()) {
-        Ok(hints) => (result, hints),
+    step.in_build = in_build;
+    let built = go(&mut step);
+    let pushed = pushing::push(&mut step, &built);
+    let (built, hints) = match hints::of(&mut step, built.is_ok()) {
+        Ok(hints) => (built, hints),
         // A signal has come after all: what was built is there, and the job's command is not to begin.
-        Err(failure) => (result.and(Err(failure)), Vec::new()),
+        Err(failure) => (built.and(Err(failure)), Vec::new()),
     };
-    let mut report = step.report(reporting.started, &result, hints);
+    let mut report = step.report(reporting.started, &built, hints);
+    let is_push_failure = built.is_ok() && pushed.is_err();
+    let result = match pushed {
+        Ok(pushed) => {
+            report.pushed = pushed;
+            built
+        }
+        Err(failure) => {
+            if is_push_failure {
+                report.fail(&failure);
+            }
+            built.and(Err(failure))
+        }
+    };
     let build_log = step.build_log(&mut report);
     let is_log_above = step.shows_end_of_log(&report);
-    let advice = if result.is_err() {
+    let advice = if is_push_failure {
+        pushing::advice(&step, &report.outputs)
+    } else if result.is_err() {
         let version = step.nix_version().unwrap_or_default();
         Advice::new(&request, &report, version)
     } else {
@@ -267,6 +289,9 @@ fn try_ways(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failu
         step.link_in_state_folder();
     }
     for way in ways::in_order(step.request.skip, step.drv_file) {
+        if way.needs_record() && step.note_other_store() {
+            continue;
+        }
         if let Some(outputs) = (way.go)(step)? {
             if step.request.skip {
                 // The recording has announced that this step does nothing: why it did all the same.

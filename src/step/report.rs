@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use unix::fcntl::OFlag;
 use unix::unistd::{AccessFlags, access};
 
@@ -72,6 +72,8 @@ pub enum Reason {
     DrvCollected,
     /// It was realised, and an output was gone right afterwards.
     OutputsCollected,
+    /// The record is of a store in another folder than this host's.
+    OtherStore,
     /// There was no record of a `.drv`.
     NotRecorded,
 }
@@ -89,6 +91,7 @@ impl Reason {
             Self::DrvMissing => "drv-missing",
             Self::DrvCollected => "drv-collected",
             Self::OutputsCollected => "outputs-collected",
+            Self::OtherStore => "other-store",
             Self::NotRecorded => "not-recorded",
         }
     }
@@ -119,7 +122,7 @@ pub struct Report {
     pub tried: Vec<WayName>,
     /// The `.drv`: the recorded one, or the one an evaluation has given.
     pub drv: Option<DrvPath>,
-    /// The outputs by name, after success.
+    /// The outputs by name, where they are there: after success, and where only the push of them failed.
     pub outputs: BTreeMap<String, StorePath>,
     /// An evaluation gave another `.drv` than was recorded.
     pub drift: bool,
@@ -127,6 +130,12 @@ pub struct Report {
     pub built: usize,
     /// How many store paths came from a cache.
     pub substituted: usize,
+    /// The share that was tried, where one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<TriedShare>,
+    /// What was copied to the store that `push` names, where something was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pushed: Option<Pushed>,
     /// How long each part took.
     pub seconds: Seconds,
     /// The exit status of the build. A command that follows it has its own.
@@ -189,7 +198,13 @@ impl Report {
             (None, Some(output)) => format!(" {output}"),
             (None, None) => String::new(),
         };
-        Some(format!("{way}{what} in {seconds:.1} s{reason}: {counts}"))
+        let pushed = match &self.pushed {
+            Some(pushed) => format!(", pushed to {}", pushed.store),
+            None => String::new(),
+        };
+        Some(format!(
+            "{way}{what} in {seconds:.1} s{reason}: {counts}{pushed}"
+        ))
     }
 }
 
@@ -205,12 +220,33 @@ impl Default for Report {
             drift: false,
             built: 0,
             substituted: 0,
+            share: None,
+            pushed: None,
             seconds: Seconds::default(),
             exit: 0,
             failure: None,
             hints: Vec::new(),
         }
     }
+}
+
+/// A share that a step tried to fetch its `.drv` from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TriedShare {
+    /// The share, as the key `share` names it.
+    pub from: String,
+    /// Why it did not give the `.drv`, in words; none where it did.
+    pub failure: Option<String>,
+}
+
+/// What was pushed. How much of it the store had already is not known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Pushed {
+    /// The URL of the store.
+    pub store: String,
+    /// How many outputs; each with all that it needs.
+    pub outputs: usize,
 }
 
 /// How long each part of a step took, in seconds.
@@ -228,6 +264,9 @@ pub struct Seconds {
     /// Building and substituting.
     #[serde(serialize_with = "seconds")]
     pub realise: Duration,
+    /// Pushing the outputs.
+    #[serde(serialize_with = "seconds")]
+    pub push: Duration,
     /// Everything, from the start of the program.
     #[serde(serialize_with = "seconds")]
     pub total: Duration,

@@ -8,15 +8,19 @@ use serde::Serialize;
 
 use super::checkout::MadeCheckout;
 use super::evaluating::Evaluating;
+use super::fetching::share_is_required;
 use super::links;
 use super::outputs::VerifiedOutputs;
 use super::realising::Realised;
-use super::report::{Reason, WayName};
+use super::report::{Reason, TriedShare, WayName};
 use super::run::StepRun;
+use crate::buildkite::agent;
 use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Failure};
-use crate::nix::{DrvPath, Evaluation, LockedFlake, StorePath, Trouble, command};
+use crate::nix::{DrvPath, Evaluation, LockedFlake, StorePath, StoreUrl, Trouble, caches, command};
+use crate::share::{ArchivePlace, ShareError};
+use crate::share_keys::Share;
 use crate::state::Roots;
 use crate::store::{ATTEMPTS, COLLECTOR_HINT};
 
@@ -66,6 +70,13 @@ pub(super) struct Way {
     pub(super) go: fn(&mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure>,
 }
 
+impl Way {
+    /// Whether it begins at the record: none of those leads anywhere where that is of a store in another folder.
+    pub(super) fn needs_record(&self) -> bool {
+        self.name != WayName::Evaluated
+    }
+}
+
 const REALISED: Way = Way {
     name: WayName::Realised,
     ask: ask_realised,
@@ -75,6 +86,11 @@ const AVAILABLE: Way = Way {
     name: WayName::Available,
     ask: ask_available,
     go: go_available,
+};
+const FETCHED: Way = Way {
+    name: WayName::Fetched,
+    ask: ask_fetched,
+    go: go_fetched,
 };
 const EVALUATED: Way = Way {
     name: WayName::Evaluated,
@@ -98,20 +114,36 @@ const SKIPPED: Way = Way {
 /// With `skip`, it is enough that the outputs are there: that is checked before all ways.
 pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> {
     let ways = if drv_file {
-        [REALISED, AVAILABLE, EVALUATED]
+        [REALISED, AVAILABLE, FETCHED, EVALUATED]
     } else {
-        [AVAILABLE, REALISED, EVALUATED]
+        [AVAILABLE, REALISED, FETCHED, EVALUATED]
     };
     skip.then_some(SKIPPED).into_iter().chain(ways)
+}
+
+/// The answer of a way from a record of a store in another folder: it is not taken, after these commands and the one that finds
+/// that out. That fact is one of the evaluation, which is all that is left.
+fn of_other_store(
+    step: &mut StepRun<'_>,
+    mut commands: Vec<CommandLine>,
+) -> Result<WayAnswer, Failure> {
+    commands.push(step.store.folder_line(step.supervisor)?);
+    Ok(WayAnswer {
+        takes: None,
+        facts: Vec::new(),
+        commands,
+    })
 }
 
 // ---- skipped
 
 fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     if !are_there(step)? {
-        step.note_dead_end(
-            "the outputs are no longer here or in a substituter, where the recording found them",
+        let why = format!(
+            "the outputs are no longer {}, where the recording found them",
+            where_skipped(step)
         );
+        step.note_dead_end_of_record(why);
         return Ok(None);
     }
     step.begin_way(WayName::Available, Some(Reason::Skipped));
@@ -122,12 +154,18 @@ fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
 
 fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
-    let line = step.store.dry_run_line(step.supervisor, &outputs)?;
+    let line = match &step.request.push {
+        Some(to) => command::lacking_in(to, &outputs, &step.options()?),
+        None => step.store.dry_run_line(step.supervisor, &outputs)?,
+    };
     let there = are_there(step)?;
+    if step.other_store().is_some() {
+        return of_other_store(step, vec![line]);
+    }
     let found = if there {
-        "are here, or a substituter has them: nothing is realised"
+        format!("are {}: nothing is realised", where_skipped(step))
     } else {
-        "are no longer all here or in a substituter"
+        format!("are no longer all {}", where_skipped(step))
     };
     Ok(WayAnswer {
         takes: there.then_some(Reason::Skipped),
@@ -136,12 +174,24 @@ fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     })
 }
 
-/// Whether all recorded outputs are here, or a substituter has them with all that they need. What cannot be queried counts as
-/// missing: the other ways report why.
+/// Where the recording has found the outputs of a step that may be skipped.
+fn where_skipped(step: &StepRun<'_>) -> String {
+    match &step.request.push {
+        Some(to) => format!("in {to}"),
+        None => "here or in a substituter".into(),
+    }
+}
+
+/// Whether all recorded outputs are here, or a substituter has them with all that they need; with `push`, whether they are in that
+/// store, wherever else they are. What cannot be queried counts as missing: the other ways report why.
 fn are_there(step: &mut StepRun<'_>) -> Result<bool, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
     if outputs.is_empty() {
         return Ok(false);
+    }
+    if let Some(to) = &step.request.push {
+        let lacking = step.store.lacking(step.supervisor, to, &outputs)?;
+        return Ok(lacking.is_ok_and(|lacking| lacking.is_empty()));
     }
     let answer = step.store.dry_run(step.supervisor, &outputs)?;
     // A valid path is in no list; its file may be gone all the same.
@@ -171,10 +221,18 @@ fn go_realised(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failur
             } else {
                 ""
             };
-            step.note_dead_end(format_args!("{drv} is not valid{why}"));
+            step.note_dead_end_of_record(format_args!("{drv} is not valid{why}"));
             None
         }
     })
+}
+
+/// The command that realises a `.drv`, as it is run, and the question of why that has failed.
+fn realising(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<[CommandLine; 2], Failure> {
+    let options = step.options()?;
+    let realise = command::realise(drv, step.link.as_deref(), &options);
+    let check = command::check_validity(drv.as_store_path(), &options);
+    Ok([step.as_run(&realise), check])
 }
 
 fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
@@ -182,12 +240,16 @@ fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(vec![fact("the record", "names no .drv")]));
     };
     let path = drv.as_store_path();
+    let [realise, check] = realising(step, &drv)?;
     let file = if step.drv_file {
         "its file exists"
     } else {
         "its file does not exist"
     };
     let valid = step.is_valid(path)?;
+    if step.other_store().is_some() {
+        return of_other_store(step, vec![realise, check]);
+    }
     let validity = if valid { "is valid" } else { "is not valid" };
     let mut facts = vec![fact(drv.to_string(), file), fact(drv.to_string(), validity)];
     let mut there = valid;
@@ -208,11 +270,9 @@ fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
             }
         }
     }
-    let options = step.options()?;
-    let realise = command::realise(&drv, step.link.as_deref(), &options);
-    let mut commands = vec![step.as_run(&realise)];
+    let mut commands = vec![realise];
     if !there {
-        commands.push(command::check_validity(path, &options));
+        commands.push(check);
     }
     Ok(WayAnswer {
         takes: there.then(|| step.realised_reason()),
@@ -283,7 +343,7 @@ fn go_available(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
             lines.push_front(line);
             continue;
         }
-        step.note_dead_end(if run.output.trouble(true) == Some(Trouble::DaemonGone) {
+        step.note_dead_end_of_record(if run.output.trouble(true) == Some(Trouble::DaemonGone) {
             "the store cannot be asked for the recorded outputs"
         } else if step.store.lacks_a_substituter() {
             "the recorded outputs are not here, and a substituter that may have them is unreachable"
@@ -305,6 +365,23 @@ fn ask_available(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(vec![fact("the record", "names no outputs")]));
     }
     let answer = step.store.dry_run(step.supervisor, &outputs)?;
+    let hold = placeholder(step, "roots/NEW/root");
+    let commands = obtaining(step, hold.as_deref())?;
+    let mut commands: Vec<_> = commands.iter().map(|line| step.as_run(line)).collect();
+    if !answer.has_all() {
+        commands.truncate(1);
+        if step.request.drv.is_none() {
+            let options = step.options()?;
+            commands.push(command::invalid_of(&outputs, &options));
+        }
+    }
+    if step.other_store().is_some() {
+        // A step that has a `.drv` finds that out where it realises it.
+        if let Some(drv) = step.request.drv.clone() {
+            commands.extend(realising(step, &drv)?);
+        }
+        return of_other_store(step, commands);
+    }
     if let Some(refusal) = &answer.refusal {
         return Err(Failure::new(
             Class::Infrastructure,
@@ -317,16 +394,6 @@ fn ask_available(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     } else {
         "are not all here or in a substituter"
     };
-    let hold = placeholder(step, "roots/NEW/root");
-    let commands = obtaining(step, hold.as_deref())?;
-    let mut commands: Vec<_> = commands.iter().map(|line| step.as_run(line)).collect();
-    if !there {
-        commands.truncate(1);
-        if step.request.drv.is_none() {
-            let options = step.options()?;
-            commands.push(command::invalid_of(&outputs, &options));
-        }
-    }
     Ok(WayAnswer {
         takes: there.then_some(Reason::OutputsAvailable),
         facts: vec![fact("the recorded outputs", found)],
@@ -339,9 +406,128 @@ pub(super) fn placeholder(step: &StepRun<'_>, path: &str) -> Option<PathBuf> {
     step.host.state.as_ref().map(|folder| folder.join(path))
 }
 
+// ---- fetched
+
+fn go_fetched(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
+    let Some(drv) = step.request.drv.clone() else {
+        return Ok(None);
+    };
+    let Some(share) = step.share() else {
+        if step.request.share_required {
+            return Err(share_is_required(&drv, "the step has no share")
+                .hint("record again with a `share`, or leave out `share-required`"));
+        }
+        return Ok(None);
+    };
+    step.begin_way(WayName::Fetched, None);
+    let mut lost = 0;
+    let mut tried = TriedShare {
+        from: share.to_string(),
+        failure: None,
+    };
+    step.tried_share = Some(tried.clone());
+    let why = loop {
+        match step.fetch(&drv, &share) {
+            Ok(()) => step.reason = Some(Reason::FetchedFromShare),
+            Err(ShareError::Share(why)) => {
+                let clause = format!("cannot be fetched from {share} ({why})");
+                tried.failure = Some(why);
+                break clause;
+            }
+            Err(ShareError::Ends(failure)) => return Err(failure),
+        }
+        if let Realised::Outputs(outputs) = step.realise(&drv)? {
+            return Ok(Some(outputs));
+        }
+        lost += 1;
+        if lost == ATTEMPTS {
+            tried.failure = Some(format!(
+                "collected {ATTEMPTS} times right after it was fetched"
+            ));
+            break format!(
+                "was collected {ATTEMPTS} times right after it was fetched from {share}"
+            );
+        }
+    };
+    step.tried_share = Some(tried);
+    if step.request.share_required {
+        return Err(share_is_required(&drv, &why)
+            .hint("mend the share, or leave out `share-required`: then the step evaluates again"));
+    }
+    // Where the step cannot evaluate, its failure says it.
+    if to_evaluate(step).is_some() {
+        step.note_dead_end(format_args!("{drv} {why}"));
+    } else {
+        step.share_failure = Some(why);
+    }
+    Ok(None)
+}
+
+fn ask_fetched(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
+    let Some(drv) = step.request.drv.clone() else {
+        return Ok(WayAnswer::no(Vec::new()));
+    };
+    let Some(share) = step.share() else {
+        return Ok(WayAnswer::no(vec![fact("a share", "is not set")]));
+    };
+    let mut commands = Vec::new();
+    let (from, found, takes) = match &share {
+        Share::Store(url) => {
+            let path = drv.as_store_path();
+            let answer = step
+                .store
+                .substituter_has(step.supervisor, url.as_str(), path)?;
+            let found = match answer {
+                Some(true) => "has the .drv",
+                Some(false) => "does not have the .drv",
+                None => "cannot be queried",
+            };
+            (Some(url.clone()), found, answer == Some(true))
+        }
+        Share::Artifact(name) => {
+            let state = step.host.state.as_deref().unwrap_or(Path::new("/"));
+            let place = ArchivePlace::of(state, name);
+            if !place.is_unpacked {
+                commands.push(agent::download_from_build(name, &place.download_to));
+            }
+            let has = |url: &StoreUrl| {
+                caches::file_in_cache(url.as_str(), drv.as_store_path())
+                    .is_some_and(|file| file.exists())
+            };
+            let (found, takes) = match &place.url {
+                Some(url) if place.is_unpacked && has(url) => {
+                    ("is unpacked here, and has the .drv", true)
+                }
+                _ if place.is_unpacked => ("is unpacked here, and does not have the .drv", false),
+                _ if step.in_build => ("is not unpacked here: it would be downloaded", true),
+                _ => (
+                    "is not unpacked here, and only a job can download it",
+                    false,
+                ),
+            };
+            (place.url, found, takes)
+        }
+    };
+    if let Some(from) = from {
+        commands.push(
+            step.store
+                .copy_drv_from_line(step.supervisor, &from, &drv)?,
+        );
+    }
+    let options = step.options()?;
+    let realise = command::realise(&drv, step.link.as_deref(), &options);
+    commands.push(step.as_run(&realise));
+    Ok(WayAnswer {
+        takes: takes.then_some(Reason::FetchedFromShare),
+        facts: vec![fact(share.to_string(), found)],
+        commands,
+    })
+}
+
 // ---- evaluated
 
-/// Why a step evaluates, with or without a recorded `.drv` whose file existed when it began, and an output that was lost.
+/// Why a step evaluates whose record is of this host's store, with or without a recorded `.drv` whose file existed when it began,
+/// and an output that was lost.
 fn evaluated_reason(recorded: bool, drv_file: bool, output_lost: bool) -> Reason {
     match (recorded, drv_file) {
         (false, _) => Reason::NotRecorded,
@@ -352,6 +538,9 @@ fn evaluated_reason(recorded: bool, drv_file: bool, output_lost: bool) -> Reason
 }
 
 fn reason_to_evaluate(step: &StepRun<'_>) -> Reason {
+    if step.other_store().is_some() {
+        return Reason::OtherStore;
+    }
     evaluated_reason(
         step.request.drv.is_some(),
         step.drv_file,
@@ -359,10 +548,15 @@ fn reason_to_evaluate(step: &StepRun<'_>) -> Reason {
     )
 }
 
-/// What the step evaluates, where it has something to and this host lets it.
+/// What the step evaluates, where it has something to, and neither this host nor the step forbids it.
 fn to_evaluate<'s>(step: &StepRun<'s>) -> Option<&'s Evaluation> {
     let evaluation = step.request.evaluation.as_ref();
-    evaluation.filter(|_| !step.host.recorded_only)
+    evaluation.filter(|_| !step.host.recorded_only && !needs_share(step))
+}
+
+/// Whether a step fails rather than evaluate where its share does not give the `.drv`.
+fn needs_share(step: &StepRun<'_>) -> bool {
+    step.request.share_required && step.request.drv.is_some()
 }
 
 fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
@@ -418,9 +612,16 @@ pub(super) fn drift(drv: &DrvPath, recorded: &DrvPath) -> String {
     format!("drift: evaluating again gave {drv}, where {recorded} was recorded")
 }
 
+/// Whether an evaluation gave another derivation than was recorded. The hash of a `.drv` depends on the store's folder: of stores
+/// in two, only the names can be compared.
+fn is_drift(recorded: &DrvPath, drv: &DrvPath) -> bool {
+    let (ours, theirs) = (recorded.as_store_path(), drv.as_store_path());
+    ours != theirs && (ours.store() == theirs.store() || recorded.name() != drv.name())
+}
+
 fn note_drift(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<(), Failure> {
     let recorded = step.request.drv.as_ref();
-    let Some(recorded) = recorded.filter(|recorded| *recorded != drv) else {
+    let Some(recorded) = recorded.filter(|recorded| is_drift(recorded, drv)) else {
         return Ok(());
     };
     step.drift = true;
@@ -431,15 +632,19 @@ fn note_drift(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<(), Failure> {
 }
 
 fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
+    let mut facts: Vec<Fact> = Vec::new();
+    facts.extend(step.other_store().map(|found| fact("the store", found)));
     let Some(evaluation) = to_evaluate(step) else {
         let found = if step.host.recorded_only {
             "this host does not evaluate"
+        } else if needs_share(step) && step.request.evaluation.is_some() {
+            "`share-required` does not let the step evaluate"
         } else {
             "the step names nothing"
         };
-        return Ok(WayAnswer::no(vec![fact("what to evaluate", found)]));
+        facts.push(fact("what to evaluate", found));
+        return Ok(WayAnswer::no(facts));
     };
-    let mut facts = Vec::new();
     let mut commands = Vec::new();
     let checkouts = placeholder(step, "checkouts");
     let evaluation = &match step.checkout_to_make(checkouts)? {
@@ -474,7 +679,8 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         root.as_deref(),
         &options,
     ));
-    commands.push(match &step.request.drv {
+    let recorded = step.request.drv.as_ref();
+    commands.push(match recorded.filter(|_| step.other_store().is_none()) {
         Some(drv) => command::realise(drv, step.link.as_deref(), &options),
         None => command::realise_printed(step.link.as_deref(), &options),
     });
@@ -497,9 +703,15 @@ mod tests {
 
     #[test]
     fn the_outputs_come_before_a_drv_whose_file_does_not_exist() {
-        use WayName::{Available, Evaluated, Realised};
-        assert_eq!(names(false, true), [Realised, Available, Evaluated]);
-        assert_eq!(names(false, false), [Available, Realised, Evaluated]);
+        use WayName::{Available, Evaluated, Fetched, Realised};
+        assert_eq!(
+            names(false, true),
+            [Realised, Available, Fetched, Evaluated]
+        );
+        assert_eq!(
+            names(false, false),
+            [Available, Realised, Fetched, Evaluated]
+        );
     }
 
     #[test]

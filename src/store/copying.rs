@@ -1,6 +1,6 @@
 //! Copying between stores, by `nix copy`, with patience that has an end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -10,6 +10,7 @@ use crate::command_line::CommandLine;
 use crate::exit::Failure;
 use crate::nix::{DrvPath, NixOutput, StorePath, StoreUrl, command};
 use crate::supervise::{OnStop, Supervisor};
+use crate::text::without_escapes;
 
 /// How long something that is copied may stand still, until it is given up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,7 +54,8 @@ pub enum CopyEnd {
 
 impl Store {
     /// Copies these `.drv`s with all that they need to be realised (`.drv`s and sources, no outputs) into a store; what it has
-    /// is not copied again. `look` is called at least once a second.
+    /// is not copied again. `look` is called at least once a second. Nix compresses each NAR into a file in its folder for temporary
+    /// files before it is in the other store; where `temporary` is given, that is the folder.
     ///
     /// # Errors
     /// A signal asked us to end (128 + n); the program is missing (69), or cannot be started (75).
@@ -62,18 +64,44 @@ impl Store {
         supervisor: &mut Supervisor,
         to: &StoreUrl,
         drvs: &[&DrvPath],
+        temporary: Option<&str>,
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
-        let paths: Vec<&StorePath> = drvs.iter().map(|drv| drv.as_store_path()).collect();
+        let paths = store_paths_of(drvs);
         for batch in super::batches(&paths) {
             let options = self.options(supervisor)?;
-            let line = command::copy_drvs_to(to, batch, &options);
+            let mut line = command::copy_drvs_to(to, batch, &options);
+            line.variables
+                .extend(temporary.map(|folder| ("TMPDIR", folder.to_owned())));
             match copy(supervisor, &line, &mut look)? {
                 CopyEnd::Done => {}
                 other => return Ok(other),
             }
         }
         Ok(CopyEnd::Done)
+    }
+
+    /// These `.drv`s and all that they need to be realised, each with the size of its NAR in bytes; as much of it as Nix says.
+    ///
+    /// # Errors
+    /// As [`Self::copy_drvs_to`].
+    pub fn sizes_of_closure(
+        &mut self,
+        supervisor: &mut Supervisor,
+        drvs: &[&DrvPath],
+    ) -> Result<HashMap<StorePath, u64>, Failure> {
+        let mut sizes = HashMap::new();
+        for batch in super::batches(&store_paths_of(drvs)) {
+            let options = self.options(supervisor)?;
+            let line = command::sizes_of_closure(batch, &options);
+            let finished = self.run(supervisor, &line)?.finished;
+            sizes.extend(finished.text().lines().filter_map(|line| {
+                let mut words = line.split_whitespace();
+                let path = StorePath::parse(words.next()?).ok()?;
+                Some((path, words.next()?.parse::<u64>().ok()?))
+            }));
+        }
+        Ok(sizes)
     }
 
     /// Copies outputs with all that they need into a store; what it has is not copied again. `look` as in
@@ -129,6 +157,10 @@ impl Store {
     }
 }
 
+fn store_paths_of<'a>(drvs: &[&'a DrvPath]) -> Vec<&'a StorePath> {
+    drvs.iter().map(|drv| drv.as_store_path()).collect()
+}
+
 /// Runs a `nix copy` until it ends, is to be stopped, or stands still.
 fn copy(
     supervisor: &mut Supervisor,
@@ -140,6 +172,7 @@ fn copy(
     let mut running = [supervisor.start(&line, OnStop::TermThenKill)?];
     let mut stderr = Vec::new();
     let mut movement = Movement::default();
+    let mut work = 0;
     let mut moved = Instant::now();
     let mut given_up = None;
     while running[0].ended.is_none() {
@@ -153,9 +186,16 @@ fn copy(
         if given_up.is_some() {
             continue;
         }
+        let done = work_of(running[0].id()).unwrap_or(0);
+        if done > work + NO_WORK {
+            work = done;
+            moved = Instant::now();
+        }
         if look(movement.progress) == CopyOrder::Stop {
             given_up = Some(CopyEnd::Stopped);
-        } else if moved.elapsed() >= PATIENCE {
+        } else if movement.has_upload_stalled
+            || moved.elapsed() >= PATIENCE && movement.uploading.is_empty()
+        {
             given_up = Some(CopyEnd::Stalled);
         }
         if given_up.is_some() && running[0].ended.is_none() {
@@ -172,6 +212,26 @@ fn copy(
     Ok(given_up.unwrap_or_else(failed))
 }
 
+/// What a process does while it waits, at most, by the measure of [`work_of`]: it prints a line a second, and looks at the clock.
+const NO_WORK: u64 = 64 << 10;
+
+/// How much a process has done: the bytes that it has read and written, and a thousand for each tick (10 ms) of a processor. Nix
+/// 2.8 prints nothing while it compresses or reads a path, however large that is. (What is sent over HTTP counts in neither:
+/// [`Movement::uploading`].) None without `/proc` (macOS).
+fn work_of(process: u32) -> Option<u64> {
+    let io = std::fs::read_to_string(format!("/proc/{process}/io")).ok()?;
+    let bytes = ["rchar: ", "wchar: "].map(|name| {
+        let line = io.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|number| number.parse::<u64>().ok())
+    });
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // Behind the program's name, in parentheses, which may hold spaces: its state is field 3, user and system time 14 and 15.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let times = fields.split_whitespace().skip(11).take(2);
+    let ticks: u64 = times.filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Some(bytes.into_iter().flatten().sum::<u64>() + ticks * 1000)
+}
+
 /// Whether a copy moves, from what Nix prints in structured form: anything new but the same numbers again. (While a download
 /// stands still, curl's numbers are printed all the same, once a second.)
 #[derive(Debug, Default)]
@@ -181,11 +241,19 @@ struct Movement {
     /// The last numbers of each activity.
     numbers: HashMap<u64, Value>,
     progress: CopyProgress,
-    /// The activity that counts all paths.
-    paths: Option<u64>,
+    /// The activities that copy one path each, as long as they last.
+    copying: HashSet<u64>,
+    /// The uploads over HTTP that run. Only late versions print how far one is (2.34 does, 2.26 does not), and a large path may take
+    /// minutes. So curl decides whether one stands still ([`command::copy_outputs_to`]).
+    uploading: HashSet<u64>,
+    /// curl has given an upload up. Nix would try it four times more, each as long.
+    has_upload_stalled: bool,
 }
 
-/// The type of the activity that copies several paths, and of a result that says how far something is.
+/// The types of the activities that copy one path and several, and that transfer a file; and of a result that says how far something
+/// is.
+const COPY_PATH: u64 = 100;
+const FILE_TRANSFER: u64 = 101;
 const COPY_PATHS: u64 = 103;
 const PROGRESS: u64 = 105;
 
@@ -211,17 +279,33 @@ impl Movement {
         let id = event["id"].as_u64().unwrap_or_default();
         let kind = event["type"].as_u64();
         match event["action"].as_str() {
-            Some("start") if kind == Some(COPY_PATHS) => self.paths = Some(id),
-            Some("stop") => drop(self.numbers.remove(&id)),
+            // `copying 3 paths`: 2.8 gives the number in no other way.
+            Some("start") if kind == Some(COPY_PATHS) => {
+                let mut words = event["text"].as_str().unwrap_or_default().split(' ');
+                let number = words.find_map(|word| word.parse::<u64>().ok());
+                self.progress.expected += number.unwrap_or_default();
+            }
+            Some("start") if kind == Some(COPY_PATH) => drop(self.copying.insert(id)),
+            Some("start") if kind == Some(FILE_TRANSFER) => {
+                let text = event["text"].as_str().unwrap_or_default();
+                if text.starts_with("uploading ") {
+                    self.uploading.insert(id);
+                }
+            }
+            Some("msg") => {
+                let text = without_escapes(event["msg"].as_str().unwrap_or_default());
+                let is_upload = text.contains("unable to upload");
+                self.has_upload_stalled |= is_upload && text.contains("Timeout was reached");
+                // That something will be tried once more moves nothing.
+                return !text.contains("; retrying in ");
+            }
+            Some("stop") => {
+                self.numbers.remove(&id);
+                self.uploading.remove(&id);
+                self.progress.done += u64::from(self.copying.remove(&id));
+            }
             Some("result") if kind == Some(PROGRESS) => {
                 let fields = event["fields"].clone();
-                if self.paths == Some(id) {
-                    let number = |at: usize| fields[at].as_u64().unwrap_or_default();
-                    self.progress = CopyProgress {
-                        done: number(0),
-                        expected: number(1),
-                    };
-                }
                 return self.numbers.insert(id, fields.clone()).as_ref() != Some(&fields);
             }
             _ => {}
@@ -237,8 +321,8 @@ mod tests {
     #[test]
     fn the_same_numbers_again_are_no_movement() {
         let mut movement = Movement::default();
-        let start =
-            "@nix {\"action\":\"start\",\"id\":7,\"type\":103,\"text\":\"copying 2 paths\"}\n";
+        let start = "@nix {\"action\":\"start\",\"id\":7,\"type\":103,\"text\":\"copying 2 paths\"}\n\
+             @nix {\"action\":\"start\",\"id\":8,\"type\":100,\"text\":\"copying path 'x'\"}\n";
         let numbers = |done| {
             format!(
                 "@nix {{\"action\":\"result\",\"fields\":[{done},2,0,0],\"id\":7,\"type\":105}}\n"
@@ -251,8 +335,58 @@ mod tests {
         let (a, b) = next.as_bytes().split_at(9);
         assert!(!movement.read(a));
         assert!(movement.read(b));
+        assert!(movement.read(b"@nix {\"action\":\"stop\",\"id\":8}\n"));
         let (done, expected) = (1, 2);
         assert_eq!(movement.progress, CopyProgress { done, expected });
         assert!(movement.read(b"any other text\n"));
+    }
+
+    #[test]
+    fn an_upload_runs_until_it_ends_or_curl_gives_it_up() {
+        let mut movement = Movement::default();
+        let transfer = |id: u64, what: &str| {
+            format!(
+                "@nix {{\"action\":\"start\",\"id\":{id},\"type\":101,\"text\":\"{what} 'http://c/x'\"}}\n"
+            )
+        };
+        movement.read(transfer(1, "downloading").as_bytes());
+        assert!(movement.uploading.is_empty());
+        movement.read(transfer(2, "uploading").as_bytes());
+        assert_eq!(movement.uploading, [2].into());
+        movement.read(b"@nix {\"action\":\"stop\",\"id\":2}\n");
+        assert!(movement.uploading.is_empty());
+        let warning = |what: &str, why: &str| {
+            let what =
+                format!("\\u001b[31;1merror:\\u001b[0m unable to \\u001b[35;1m{what}\\u001b[0m");
+            format!(
+                "@nix {{\"action\":\"msg\",\"level\":1,\"msg\":\"{what} 'http://c/x': (curl error: {why}); retrying in 253 ms\"}}\n"
+            )
+        };
+        for (what, why, is_stalled) in [
+            ("download", "Timeout was reached", false),
+            ("upload", "Couldn't connect to server", false),
+            ("upload", "Timeout was reached", true),
+        ] {
+            assert!(!movement.read(warning(what, why).as_bytes()), "a retry");
+            assert_eq!(movement.has_upload_stalled, is_stalled, "{what}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_does_something_is_told_from_one_that_waits() {
+        let mut supervisor = Supervisor::install(&crate::log::Log::default()).unwrap();
+        let mut start = |script: &str| {
+            let line = CommandLine::new("sh", &["-c", script]);
+            supervisor.start(&line, OnStop::TermThenKill).unwrap()
+        };
+        let waits = start("exec sleep 60");
+        let works = start("while :; do :; done");
+        let deadline = Instant::now() + PATIENCE;
+        while work_of(works.id()).unwrap() <= 2 * NO_WORK {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        assert!(work_of(waits.id()).unwrap() < NO_WORK);
+        assert_eq!(work_of(u32::MAX), None);
     }
 }

@@ -18,7 +18,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     sync::MutexGuard,
     time::{Duration, Instant},
@@ -33,7 +33,9 @@ use super::{
     agent::{plain, program},
     processes::{kill_marked, marked},
     stand_in::write_program,
+    store::Store,
     until,
+    web::Web,
 };
 
 /// How a job stands.
@@ -202,7 +204,7 @@ pub(crate) struct Build {
     folder: TempDir,
     agent: PathBuf,
     server: Server,
-    agents: Vec<Vec<String>>,
+    agents: Vec<agents::Plan>,
     environment: Vec<(OsString, OsString)>,
     terminal: bool,
 }
@@ -220,7 +222,7 @@ impl Build {
             .prefix("bk")
             .tempdir_in("/tmp")
             .unwrap();
-        for name in ["hooks", "home", "tmp"] {
+        for name in ["hooks", "home", "tmp", "files"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         fs::write(folder.path().join("agent.cfg"), "").unwrap();
@@ -236,7 +238,7 @@ impl Build {
             folder,
             agent,
             server,
-            agents: vec![Vec::new(); 2],
+            agents: vec![agents::Plan::default(); 2],
             environment,
             terminal: false,
         })
@@ -268,14 +270,46 @@ impl Build {
 
     /// How many agents run the build, in the queue `default`.
     pub(crate) fn agents(mut self, number: usize) -> Self {
-        self.agents = vec![Vec::new(); number];
+        self.agents = vec![agents::Plan::default(); number];
+        self
+    }
+
+    /// More agents: so many, on this host, with the tag `host=NAME`, and with these variables beside the host's own and the
+    /// build's. They are run by this user, where one is named.
+    pub(crate) fn agents_of<N: Into<OsString>, V: Into<OsString>>(
+        mut self,
+        (host, name): (&Store, &str),
+        number: usize,
+        user: Option<u32>,
+        variables: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
+        let variables = variables.into_iter();
+        let mut environment = host.env();
+        environment.extend(variables.map(|(name, value)| (name.into(), value.into())));
+        let plan = agents::Plan {
+            tags: vec![format!("host={name}")],
+            before: user.map_or(host.before().to_vec(), |user| host.before_by(user)),
+            environment,
+            user,
+        };
+        self.agents.extend(vec![plan; number]);
+        if user.is_some() {
+            // The program may be where only root finds it.
+            let agent = self.path().join("buildkite-agent");
+            fs::copy(&self.agent, &agent).unwrap();
+            self.agent = agent;
+            let mode = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(self.path(), mode).unwrap();
+        }
         self
     }
 
     /// One more agent, with these tags (`name=value`), in the queue `default` unless they name another.
     pub(crate) fn agent_with_tags(mut self, tags: &[&str]) -> Self {
-        let tags = tags.iter().map(|&tag| tag.to_owned());
-        self.agents.push(tags.collect());
+        self.agents.push(agents::Plan {
+            tags: tags.iter().map(|&tag| tag.to_owned()).collect(),
+            ..agents::Plan::default()
+        });
         self
     }
 
@@ -511,9 +545,15 @@ impl Build {
     /// The artifacts' contents by their paths; of each path the newest, those of retried jobs included.
     pub(crate) fn artifacts(&self) -> BTreeMap<String, Vec<u8>> {
         let progress = self.progress();
-        let found = progress.find_artifacts("*", "", true);
+        let found = progress.find_artifacts("*", "", true).unwrap();
         let content = |it: &progress::Artifact| (it.path.clone(), it.content.clone().unwrap());
         found.into_iter().map(content).collect()
+    }
+
+    /// The server of the artifacts' files, where their downloads are counted and can go wrong. The address of each ends with the
+    /// name of the artifact.
+    pub(crate) fn files(&self) -> &Web {
+        self.server.files()
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {

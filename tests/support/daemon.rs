@@ -27,7 +27,7 @@ impl Daemon {
     /// The store's folders exist already, and must: told of a socket but without a state folder, the daemon of Nix 2.8 and
     /// 2.26 connects to itself and forks without end.
     pub(crate) fn start(store: &Store) -> Self {
-        Self::start_behind(store, &[])
+        Self::start_behind(store, store.before())
     }
 
     /// As [`start`](Self::start), by the program and arguments in `before`, which end where the daemon's begin.

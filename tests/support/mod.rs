@@ -9,11 +9,14 @@ pub(crate) mod daemon;
 pub(crate) mod processes;
 pub(crate) mod program;
 pub(crate) mod recording;
+pub(crate) mod s3;
 pub(crate) mod source;
+pub(crate) mod ssh;
 pub(crate) mod stand_in;
 pub(crate) mod store;
 pub(crate) mod target;
 pub(crate) mod terminal;
+pub(crate) mod web;
 
 use std::{
     io::Write,

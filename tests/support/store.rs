@@ -3,7 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
 };
 
@@ -34,6 +34,10 @@ flake-registry =
 #[derive(Debug)]
 pub(crate) struct Store {
     root: PathBuf,
+    /// Where programs see it: at its root, but for the store of [another host](Self::another_host).
+    seen: PathBuf,
+    /// What each program of this host is started by.
+    before: Vec<OsString>,
     /// Held for its removal, after [`Drop`] has made everything in it writable.
     _folder: TempDir,
 }
@@ -41,7 +45,34 @@ pub(crate) struct Store {
 impl Store {
     /// A new, empty, initialised store; `None` without Nix, which is said loudly.
     pub(crate) fn new() -> Option<Self> {
-        let nix_store = tool("nix-store")?;
+        let store = Self::empty()?;
+        store.initialise();
+        Some(store)
+    }
+
+    /// Another host: an empty store with the same prefix as this one, on the same machine. Its folder is mounted over this store's,
+    /// which only the programs of that host see; what has any other path they share. `None`, said loudly, where no mount namespace
+    /// can be made.
+    ///
+    /// Of the paths in this struct's methods each is valid everywhere; [`env`](Self::env) and the current folder of its programs
+    /// are those of the first host. It has to be dropped before that.
+    pub(crate) fn another_host(&self) -> Option<Self> {
+        let mut other = Self::empty()?;
+        // The current folder is looked up again: until then it is the first host's.
+        let script = format!(
+            "mount --bind '{}' '{}' && cd \"$PWD\"",
+            other.root.display(),
+            self.seen.display()
+        );
+        other.before = other.with_mounts(&script)?;
+        other.seen.clone_from(&self.seen);
+        other.initialise();
+        Some(other)
+    }
+
+    /// A store's folders, with nothing in them; `None` without Nix, which is said loudly.
+    fn empty() -> Option<Self> {
+        tool("nix-store")?;
         // Directly below /tmp, whatever TMPDIR says: a socket's path has at most 107 bytes.
         let folder = tempfile::Builder::new()
             .prefix("eo")
@@ -53,16 +84,45 @@ impl Store {
             fs::create_dir(root.join(name)).unwrap();
         }
         fs::write(root.join("etc/nix.conf"), NIX_CONF).unwrap();
-        let store = Self {
+        Some(Self {
+            seen: root.clone(),
             root,
+            before: Vec::new(),
             _folder: folder,
-        };
-        Program::new(nix_store)
-            .arg("--init")
-            .envs(store.env())
-            .run()
-            .exits(0);
-        Some(store)
+        })
+    }
+
+    fn initialise(&self) {
+        self.nix("nix-store", ["--init"]);
+    }
+
+    /// What starts a program of this host, to be put [before](Program::behind) it: nothing unless it is another host.
+    pub(crate) fn before(&self) -> &[OsString] {
+        &self.before
+    }
+
+    /// As [`before`](Self::before), and the program is run by this user, with the group of the same number and no other: what only
+    /// root can do.
+    pub(crate) fn before_by(&self, user: u32) -> Vec<OsString> {
+        let mut before = self.before.clone();
+        before.extend([
+            tool("setpriv").unwrap().into_os_string(),
+            format!("--reuid={user}").into(),
+            format!("--regid={user}").into(),
+            "--clear-groups".into(),
+        ]);
+        before
+    }
+
+    /// Lets this user work here as a client of the daemon: what the user's programs write to is theirs.
+    pub(crate) fn open_to(&self, user: u32) {
+        fs::set_permissions(&self.root, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir_all(self.our_state()).unwrap();
+        for folder in [self.work(), self.our_state(), self.root.join("home")] {
+            chown(&folder, Some(user), Some(user)).unwrap();
+        }
+        let mode = fs::Permissions::from_mode(0o1777);
+        fs::set_permissions(self.root.join("tmp"), mode).unwrap();
     }
 
     /// The folder everything is in.
@@ -97,7 +157,7 @@ impl Store {
 
     /// The environment in which Nix's programs use this store: all they need, and nothing of this process but its `PATH`.
     pub(crate) fn env(&self) -> Vec<(OsString, OsString)> {
-        let ours = |name: &str| self.root.join(name).into_os_string();
+        let ours = |name: &str| self.seen.join(name).into_os_string();
         vec![
             ("PATH".into(), self.path()),
             ("HOME".into(), ours("home")),
@@ -151,10 +211,27 @@ impl Store {
         &self,
         arguments: impl IntoIterator<Item = A>,
     ) -> Program {
+        self.of_this_host(EVAL_ONCE).args(arguments)
+    }
+
+    /// As [`eval_once`](Self::eval_once), run by this user, as [`before_by`](Self::before_by).
+    pub(crate) fn eval_once_by<A: AsRef<OsStr>>(
+        &self,
+        user: u32,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Program {
         Program::new(EVAL_ONCE)
             .args(arguments)
+            .behind(&self.before_by(user))
             .envs(self.env())
-            .folder(self.work())
+            .folder(self.seen.join("work"))
+    }
+
+    fn of_this_host(&self, program: impl Into<PathBuf>) -> Program {
+        Program::new(program)
+            .behind(&self.before)
+            .envs(self.env())
+            .folder(self.seen.join("work"))
     }
 
     /// Our binary where a file system is mounted first, by this script, which no other process sees. `None`, said loudly, on a host
@@ -197,9 +274,7 @@ impl Store {
 
     /// Any program in this store and the working folder.
     pub(crate) fn program(&self, program: &str) -> Program {
-        Program::new(tool(program).unwrap())
-            .envs(self.env())
-            .folder(self.work())
+        self.of_this_host(tool(program).unwrap())
     }
 
     /// Runs a program of Nix's, which must succeed, and gives its standard output without the last newline.

@@ -1,14 +1,15 @@
-//! `eval-once prune`: removes the GC roots in the state folder that have expired.
+//! `eval-once prune`: removes the GC roots in the state folder that have expired, and archives that were unpacked there.
 
 use super::folder;
 use super::state_folder::open_state_folder;
 use crate::counts::number;
 use crate::exit::Failure;
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::log::Log;
 use crate::state::CommonKind;
 
-/// Removes the expired pins, and the roots of killed steps.
+/// Removes the expired pins, the roots of killed steps, and archives that no step has used for as long as they are kept (where the
+/// disk is low, all that none uses).
 ///
 /// # Errors
 /// The state folder cannot be used (75).
@@ -38,12 +39,21 @@ pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
             number(outputs, "step")
         ));
     }
-    let checkouts = state.sweep_common(CommonKind::Checkout, false);
-    if checkouts > 0 {
-        log.say(format_args!(
-            "removed {} that no step has used for days",
-            number(checkouts, "checkout")
-        ));
+    for (kind, what) in [
+        (CommonKind::Share, "unpacked archive"),
+        (CommonKind::Checkout, "checkout"),
+    ] {
+        let is_low = || host::low_on_disk(&state.pins());
+        let low = is_low();
+        let mut removed = state.sweep_common(kind);
+        removed += state.make_room(kind, || is_low().is_some());
+        if removed > 0 {
+            let why = match low {
+                Some(free) => format!("the disk is low ({free} free)"),
+                None => "no step has used it for as long as it is kept".to_owned(),
+            };
+            log.say(format_args!("removed {}: {why}", number(removed, what)));
+        }
     }
     log.say(match removed.len() {
         0 => "no pin has expired".to_owned(),

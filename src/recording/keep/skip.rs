@@ -1,4 +1,5 @@
-//! Which targets need no step: what is there already, here or in a cache. One question to Nix for all of them.
+//! Which targets need no step: what is there already, here or in a cache; with `push`, in the store that gets the outputs. One
+//! question to Nix for all of them, and to each such store.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::counts::number;
 use crate::exit::Failure;
 use crate::log::Log;
-use crate::nix::{DryRun, StorePath};
+use crate::nix::{DryRun, StorePath, StoreUrl};
 use crate::recording::{RecordingRequest, SkipWhich, Target};
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -17,10 +18,18 @@ pub(in crate::recording) const BUILT: &str = "already built here";
 /// Why a step is skipped whose outputs a cache has.
 pub(in crate::recording) const CACHED: &str = "a cache has it";
 
+/// Why a step is skipped whose outputs the store has that `push` names, where its URL makes the sentence too long.
+const PUSHED: &str = "already in the store that `push` names";
+
+/// The most characters that Buildkite takes as a reason.
+const REASON_AT_MOST: usize = 70;
+
 /// For each target, why it needs no step; none where it needs one, as every target does whose outputs are not known.
 ///
+/// The outputs of a target with `push` are to be in that store: nowhere else counts for it.
+///
 /// # Errors
-/// The store cannot be asked (75). An unreachable substituter is a warning.
+/// The local store cannot be asked (75). Another one that cannot be asked is a warning.
 pub(in crate::recording) fn reasons(
     targets: &[Target],
     request: &RecordingRequest,
@@ -28,22 +37,93 @@ pub(in crate::recording) fn reasons(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Vec<Option<String>>, Failure> {
-    let paths: Vec<&StorePath> = outputs_of(targets);
-    let answer = match request.skip {
-        SkipWhich::Nothing => return Ok(vec![None; targets.len()]),
-        SkipWhich::Built => DryRun {
+    let mut reasons = vec![None; targets.len()];
+    if request.skip == SkipWhich::Nothing {
+        return Ok(reasons);
+    }
+    let mut local = Vec::new();
+    let mut pushed: Vec<(StoreUrl, Vec<usize>)> = Vec::new();
+    for (at, target) in targets.iter().enumerate() {
+        match push_of(target, request) {
+            Ok(None) => local.push(at),
+            Ok(Some(to)) => match pushed.iter_mut().find(|(other, _)| *other == to) {
+                Some((_, group)) => group.push(at),
+                None => pushed.push((to, vec![at])),
+            },
+            // Its step reports what is wrong.
+            Err(_) => {}
+        }
+    }
+    let of = |group: &[usize]| -> Vec<&Target> { group.iter().map(|at| &targets[*at]).collect() };
+    if !local.is_empty() || pushed.is_empty() {
+        let targets = of(&local);
+        let answer = ask_here(&targets, request, store, supervisor, log)?;
+        for (at, target) in local.iter().zip(targets) {
+            reasons[*at] = reason(target, &answer).map(str::to_owned);
+        }
+    }
+    for (to, group) in pushed {
+        let targets = of(&group);
+        match store.lacking(supervisor, &to, &outputs_of(&targets))? {
+            Ok(missing) => {
+                let answer = DryRun {
+                    missing,
+                    ..DryRun::default()
+                };
+                for (at, target) in group.iter().zip(targets) {
+                    reasons[*at] = reason(target, &answer).map(|_| already_in(&to));
+                }
+            }
+            Err(why) => log.warn(format_args!(
+                "{to} cannot be asked, so {} not skipped because of it: {why}",
+                if group.len() == 1 {
+                    "1 target is".into()
+                } else {
+                    format!("{} are", number(group.len(), "target"))
+                }
+            )),
+        }
+    }
+    Ok(reasons)
+}
+
+/// The store to which the step of a target pushes, as the maker of the steps decides it.
+fn push_of(target: &Target, request: &RecordingRequest) -> Result<Option<StoreUrl>, String> {
+    let own = target.meta.eval_once.as_ref().filter(|_| request.meta);
+    match own.and_then(|keys| keys.get("push")) {
+        None => Ok(request.push.clone()),
+        Some(url) => StoreUrl::parse(url.as_str().unwrap_or_default()).map(Some),
+    }
+}
+
+fn already_in(store: &StoreUrl) -> String {
+    let reason = format!("already in {store}");
+    if reason.chars().count() <= REASON_AT_MOST {
+        reason
+    } else {
+        PUSHED.into()
+    }
+}
+
+/// What of these targets is missing here, or in a cache as well.
+fn ask_here(
+    targets: &[&Target],
+    request: &RecordingRequest,
+    store: &mut Store,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<DryRun, Failure> {
+    let paths = outputs_of(targets);
+    if request.skip == SkipWhich::Built {
+        return Ok(DryRun {
             missing: store.invalid(supervisor, &paths)?,
             ..DryRun::default()
-        },
-        SkipWhich::Cached => {
-            let mut answer = store.dry_run(supervisor, &paths)?;
-            warn(&answer, log);
-            add_incomplete(&mut answer, targets, store, supervisor, log)?;
-            answer
-        }
-    };
-    let reasons = targets.iter().map(|target| reason(target, &answer));
-    Ok(reasons.map(|reason| reason.map(str::to_owned)).collect())
+        });
+    }
+    let mut answer = store.dry_run(supervisor, &paths)?;
+    warn(&answer, log);
+    add_incomplete(&mut answer, targets, store, supervisor, log)?;
+    Ok(answer)
 }
 
 /// Why a target needs no step.
@@ -56,9 +136,9 @@ fn reason(target: &Target, answer: &DryRun) -> Option<&'static str> {
     Some(if cached { CACHED } else { BUILT })
 }
 
-fn outputs_of<'t>(targets: impl IntoIterator<Item = &'t Target>) -> Vec<&'t StorePath> {
-    let targets = targets.into_iter();
-    targets.flat_map(|target| target.outputs.values()).collect()
+fn outputs_of<'t>(targets: &[&'t Target]) -> Vec<&'t StorePath> {
+    let outputs = targets.iter().map(|target| target.outputs.values());
+    outputs.flatten().collect()
 }
 
 /// Says which substituters could not be queried.
@@ -90,13 +170,14 @@ const TIME_TO_FIND_INCOMPLETE: Duration = Duration::from_secs(20);
 /// each, and Nix remembers the substituter's answers.
 fn add_incomplete(
     answer: &mut DryRun,
-    targets: &[Target],
+    targets: &[&Target],
     store: &mut Store,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<(), Failure> {
     let cached: Vec<&Target> = targets
         .iter()
+        .copied()
         .filter(|target| reason(target, answer) == Some(CACHED))
         .collect();
     let outputs: HashSet<&StorePath> = outputs_of(targets).into_iter().collect();
@@ -108,7 +189,7 @@ fn add_incomplete(
     let mut count = 0;
     let mut parts = vec![cached.as_slice()];
     while let Some(part) = parts.pop() {
-        let paths = outputs_of(part.iter().copied());
+        let paths = outputs_of(part);
         let in_time = Instant::now() < until;
         if in_time && store.dry_run(supervisor, &paths)?.missing.is_empty() {
             continue;
@@ -135,6 +216,7 @@ mod tests {
     use super::*;
     use crate::nix::{AttrPath, DrvPath};
     use crate::recording::Meta;
+    use crate::recording::pipeline::fixtures::request;
 
     fn path(name: &str) -> StorePath {
         StorePath::parse(&format!("/s/0123456789abcdfghijklmnpqrsvwxyz-{name}")).unwrap()
@@ -176,6 +258,36 @@ mod tests {
 
     #[test]
     fn a_reason_is_as_short_as_buildkite_has_it() {
-        assert!(BUILT.len() <= 70 && CACHED.len() <= 70);
+        for reason in [BUILT, CACHED, PUSHED] {
+            assert!(reason.len() <= REASON_AT_MOST, "{reason}");
+        }
+        let store = |name: &str| StoreUrl::parse(&format!("s3://{name}")).unwrap();
+        assert_eq!(already_in(&store("a")), "already in s3://a");
+        assert_eq!(already_in(&store(&"a".repeat(54))).len(), REASON_AT_MOST);
+        assert_eq!(already_in(&store(&"a".repeat(55))), PUSHED);
+    }
+
+    #[test]
+    fn the_store_that_a_target_names_itself_wins_where_its_meta_counts() {
+        let push = |own: Option<serde_json::Value>, meta: bool| {
+            let mut target = target(&[]);
+            target.meta.eval_once = own.map(|url| {
+                let mut keys = crate::keys::Keys::new();
+                keys.insert("push".into(), url);
+                keys
+            });
+            let request = RecordingRequest {
+                push: StoreUrl::parse("s3://recordings").ok(),
+                meta,
+                ..request()
+            };
+            push_of(&target, &request).map(|url| url.map(|url| url.to_string()))
+        };
+        let url = |url: &str| Ok(Some(url.to_owned()));
+        assert_eq!(push(None, true), url("s3://recordings"));
+        assert_eq!(push(Some("s3://own".into()), true), url("s3://own"));
+        assert_eq!(push(Some("s3://own".into()), false), url("s3://recordings"));
+        assert!(push(Some("nowhere".into()), true).is_err());
+        assert!(push(Some(5.into()), true).is_err());
     }
 }

@@ -1,14 +1,31 @@
 //! The agents of a build: real ones, each a process with folders of its own, gone with everything they started when they are dropped.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
-    os::unix::{fs::symlink, process::CommandExt},
+    os::unix::{
+        fs::{MetadataExt, lchown, symlink},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
 };
 
 use super::{Build, server::REGISTRATION_TOKEN};
-use crate::support::{agent::is_old, processes::kill_marked};
+use crate::support::{agent::is_old, processes::kill_marked, program::Program};
+
+/// What an agent is to be.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plan {
+    /// Its tags.
+    pub(super) tags: Vec<String>,
+    /// What it is started by.
+    pub(super) before: Vec<OsString>,
+    /// Its variables beside those of all agents.
+    pub(super) environment: Vec<(OsString, OsString)>,
+    /// Whose its folders are.
+    pub(super) user: Option<u32>,
+}
 
 /// An agent that runs.
 pub(super) struct Agent {
@@ -18,20 +35,20 @@ pub(super) struct Agent {
 
 /// Starts the agents of a build.
 pub(super) fn start(build: &Build) -> Vec<Agent> {
-    let tags = build.agents.iter().enumerate();
-    tags.map(|(number, tags)| start_one(build, number + 1, tags))
+    let plans = build.agents.iter().enumerate();
+    plans
+        .map(|(number, plan)| start_one(build, number + 1, plan))
         .collect()
 }
 
-fn start_one(build: &Build, number: usize, tags: &[String]) -> Agent {
+fn start_one(build: &Build, number: usize, plan: &Plan) -> Agent {
     let name = format!("agent-{number}");
     let folder = build.path().join(&name);
     for part in ["builds", "checkout", "plugins", "sockets"] {
         fs::create_dir_all(folder.join(part)).unwrap();
     }
     let log = File::create(folder.join("log")).unwrap();
-    let mut command = Command::new(&build.agent);
-    command
+    let mut command = Program::new(&build.agent)
         .args(["start", "--no-color", "--no-git-submodules"])
         .args(["--endpoint", build.server.url()])
         .args(["--token", REGISTRATION_TOKEN, "--name", &name])
@@ -44,29 +61,34 @@ fn start_one(build: &Build, number: usize, tags: &[String]) -> Agent {
         ("--plugins-path", "plugins"),
         ("--sockets-path", "sockets"),
     ] {
-        command.arg(option).arg(folder.join(part));
+        command = command.arg(option).arg(folder.join(part));
     }
     if !build.terminal {
-        command.arg("--no-pty");
+        command = command.arg("--no-pty");
     }
-    if !tags.is_empty() {
-        command.args(["--tags", &tags.join(",")]);
+    if !plan.tags.is_empty() {
+        command = command.args(["--tags", &plan.tags.join(",")]);
     }
-    command
-        .env_clear()
-        .envs(build.environment.iter().map(|(name, value)| (name, value)))
+    command = command
+        .behind(&plan.before)
+        .envs(build.environment.iter().cloned())
+        .envs(plan.environment.iter().cloned())
         // Of the phases `checkout` is left out: each job finds its checkout made.
         .env("BUILDKITE_BOOTSTRAP_PHASES", "plugin,command")
         .env("BUILDKITE_BUILD_CHECKOUT_PATH", folder.join("checkout"))
         // Newer agents would rather be told of jobs through a stream.
         .env("BUILDKITE_AGENT_PING_MODE", "poll-only");
-    if is_old() {
-        command.env("BUILDKITE_AGENT_EXPERIMENT", "polyglot-hooks");
+    command = if is_old() {
+        command.env("BUILDKITE_AGENT_EXPERIMENT", "polyglot-hooks")
     } else {
-        command.env("_DD_ROOT_GO_SESSION_ID", "marked");
+        command.env("_DD_ROOT_GO_SESSION_ID", "marked")
+    };
+    if let Some(user) = plan.user {
+        give(&folder, user);
     }
     let child = command
-        .current_dir(&folder)
+        .folder(&folder)
+        .command()
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
@@ -106,6 +128,20 @@ pub(super) fn check_out(agent: &Path, source: Option<&Path>) {
     match source {
         Some(source) => copy(source, &checkout),
         None => fs::create_dir(&checkout).unwrap(),
+    }
+    let owner = fs::metadata(agent).unwrap().uid();
+    if owner != fs::metadata(&checkout).unwrap().uid() {
+        give(&checkout, owner);
+    }
+}
+
+/// Makes a file or a folder with all that is in it this user's.
+fn give(path: &Path, user: u32) {
+    lchown(path, Some(user), Some(user)).unwrap();
+    if path.symlink_metadata().unwrap().is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            give(&entry.unwrap().path(), user);
+        }
     }
 }
 

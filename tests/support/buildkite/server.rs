@@ -1,6 +1,7 @@
 //! The Agent API of one build over HTTP: who may call what, and what is answered.
 
 use std::{
+    fs,
     io::{Cursor, Read},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -10,19 +11,22 @@ use std::{
 };
 
 use flate2::read::GzDecoder;
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 use tiny_http::{Header, Method, Request, Response};
 
 use super::progress::{Agent, Artifact, Job, Progress, Uploaded, tag, text};
 use super::{Annotation, Deaf, Fault, JobState, Upload, agents};
-use crate::support::agent::is_old;
+use crate::support::{agent::is_old, web::Web};
 
 /// How long an agent's call is held that waits for something; its client gives up after 60 s.
 const HELD: Duration = Duration::from_secs(20);
 
 /// How long one call more than was awaited is looked out for.
 const A_WHILE: Duration = Duration::from_millis(30);
+
+/// What stands in an address as something else.
+const NOT_PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
 /// What agents register with.
 pub(super) const REGISTRATION_TOKEN: &str = "registration-0190c1a2";
@@ -57,6 +61,8 @@ struct Shared {
     http: tiny_http::Server,
     url: String,
     folder: PathBuf,
+    /// The artifacts' files, which Buildkite too keeps on a server of their own.
+    files: Web,
     progress: Mutex<Progress>,
     changed: Condvar,
     /// When something was called for that says that a job lives.
@@ -77,6 +83,7 @@ impl Server {
             http,
             url,
             folder: folder.to_owned(),
+            files: Web::serve(folder.join("files")),
             progress: Mutex::new(progress),
             changed: Condvar::new(),
             last_call: Mutex::new(Instant::now()),
@@ -104,6 +111,11 @@ impl Server {
     /// The endpoint, as agents are told.
     pub(super) fn url(&self) -> &str {
         &self.shared.url
+    }
+
+    /// The artifacts' files.
+    pub(super) fn files(&self) -> &Web {
+        &self.shared.files
     }
 
     pub(super) fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -274,8 +286,7 @@ impl Shared {
             ("POST", ["register"]) if call.token == REGISTRATION_TOKEN => {
                 return self.register(&call.json());
             }
-            // Addresses that carry their own permission, as those of a store for files do.
-            ("GET", ["files", id]) => return self.file(id),
+            // An address that carries its own permission, as that of a store for files does.
             ("POST", ["files"]) => return self.receive_file(call),
             _ => {}
         }
@@ -703,31 +714,29 @@ impl Shared {
             return Answer::error(400, "the file has another size");
         }
         artifact.content = Some(file.to_vec());
+        let (id, name) = artifact.file();
+        let folder = self.folder.join("files").join(id);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(name), file).unwrap();
         Answer::nothing()
-    }
-
-    fn file(&self, id: &str) -> Answer {
-        let progress = self.progress();
-        let artifact = progress.artifacts.iter().find(|it| it.id == id);
-        match artifact.and_then(|it| it.content.clone()) {
-            Some(body) => Answer {
-                body,
-                ..Answer::nothing()
-            },
-            None => Answer::error(404, "No file found"),
-        }
     }
 
     fn search(&self, call: &Call) -> Answer {
         let progress = self.progress();
         let with_retried = call.query("include_retried_jobs") == "true";
         let found = progress.find_artifacts(call.query("query"), call.query("scope"), with_retried);
+        let found = match found {
+            Ok(found) => found,
+            Err(message) => return Answer::error(400, &message),
+        };
         let found = found.into_iter().map(|artifact| {
+            let (id, name) = artifact.file();
+            let name = utf8_percent_encode(name, NOT_PLAIN);
             let mut described = artifact.described.as_object().cloned().unwrap_or_default();
             for (name, value) in [
                 ("id", artifact.id.clone()),
                 ("job_id", artifact.job.clone()),
-                ("url", format!("{}/files/{}", self.url, artifact.id)),
+                ("url", format!("{}/{id}/{name}", self.files.url())),
                 ("created_at", "2026-01-01T00:00:00Z".to_owned()),
             ] {
                 described.insert(name.to_owned(), value.into());

@@ -17,18 +17,20 @@ use std::collections::{BTreeSet, HashSet};
 
 use self::labels::group;
 use self::maker::{StepMaker, UnlinkedStep};
+use self::record::add_to_record;
 use self::step_key::key;
 use super::edges::Edges;
 use super::limits::fit;
 use super::placed_step::PlacedStep;
-use crate::buildkite::pipeline::Dependency;
+use crate::buildkite::pipeline::{CommandStep, Dependency, StepSkip};
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
 use crate::exit::Failure;
-use crate::nix::AttrPath;
+use crate::keys::Keys;
+use crate::nix::{AttrPath, DrvPath};
 use crate::recording::{AttrError, RecordingRequest, SkipStyle, Target};
 
-pub(in crate::recording) use self::record::source;
+pub(in crate::recording) use self::record::{share_keys, source};
 pub(crate) use self::step_key::error_key;
 
 /// The findings of an evaluation.
@@ -226,6 +228,11 @@ fn drop_missing_dependencies(steps: &mut [PlacedStep]) {
     }
 }
 
+/// Whether a step has jobs that an agent runs.
+fn may_run(step: &CommandStep) -> bool {
+    !step.skip.as_ref().is_some_and(StepSkip::is_skipped)
+}
+
 impl PlannedPipeline {
     /// Counts what was recorded, of these `targets`; the first `evaluation_errors` errors do not evaluate, the others are refused.
     pub(in crate::recording) fn counts(
@@ -256,6 +263,38 @@ impl PlannedPipeline {
     pub(in crate::recording) fn refused_targets(&self, records: &Records<'_>) -> &[AttrError] {
         let before = records.evaluation_errors.len() + records.refused.len();
         self.errors.get(before..).unwrap_or_default()
+    }
+
+    /// The `.drv`s of these targets that have a step which may run.
+    pub(in crate::recording) fn drvs_of_steps<'t>(
+        &self,
+        targets: &'t [Target],
+    ) -> Vec<&'t DrvPath> {
+        let running: HashSet<&str> = self
+            .steps
+            .iter()
+            .filter(|planned| may_run(&planned.step))
+            .map(|planned| planned.step.key.as_str())
+            .collect();
+        let targets = targets
+            .iter()
+            .filter(|target| running.contains(key(target).as_str()));
+        targets.map(|target| &target.drv).collect()
+    }
+
+    /// Adds these keys to the records of those steps.
+    ///
+    /// # Errors
+    /// A record cannot be read: a bug (70).
+    pub(in crate::recording) fn add_to_records(&mut self, keys: &Keys) -> Result<(), Failure> {
+        let mut steps = self.steps.iter_mut();
+        steps.try_for_each(|planned| {
+            if may_run(&planned.step) {
+                add_to_record(&mut planned.step, keys)
+            } else {
+                Ok(())
+            }
+        })
     }
 
     /// The number of steps that are commands and have plugins of their own. An agent runs the command hook of a plugin instead of

@@ -1,0 +1,153 @@
+//! How a recording shares: whether, how, and what follows where that fails.
+
+use std::path::Path;
+
+use super::pipeline::steps::{PlannedPipeline, share_keys};
+use super::{BuildkiteBuild, RecordingRequest, Target};
+use crate::exit::{Class, Failure};
+use crate::host::Host;
+use crate::keys::refuse;
+use crate::log::Log;
+use crate::nix::StoreUrl;
+use crate::share::{NotShared, Publisher};
+use crate::share_keys::{Share, ShareSetting};
+use crate::store::Store;
+use crate::supervise::Supervisor;
+
+/// The most that is shared as an artifact where no key and no setting of the host asks for it, and where one does, in MiB.
+const LIMIT: u64 = 128;
+const LIMIT_WHERE_ASKED: u64 = 2048;
+
+/// How a recording shares.
+#[derive(Debug)]
+pub(super) struct Sharing<'a> {
+    how: How<'a>,
+    required: bool,
+    keep_days: u32,
+}
+
+#[derive(Debug)]
+enum How<'a> {
+    /// Not at all.
+    Off,
+    /// Not at all, and steps do not use their hosts' setting either.
+    OffByKey,
+    /// Through a store that is not written to: a dry run only says which.
+    Named(StoreUrl),
+    /// Through a store.
+    Store(StoreUrl),
+    /// As an artifact of at most `limit` MiB.
+    Artifact {
+        build: &'a BuildkiteBuild,
+        limit: u64,
+        temporary: &'a Path,
+    },
+}
+
+impl<'a> Sharing<'a> {
+    /// How this recording shares: as its key says, or the host's setting; else as an artifact, in a job. A dry run copies and uploads
+    /// nothing.
+    ///
+    /// # Errors
+    /// An artifact is asked for where there is no build to have it (64).
+    pub(super) fn new(
+        request: &RecordingRequest,
+        host: &'a Host,
+        build: Option<&'a BuildkiteBuild>,
+        dry_run: bool,
+    ) -> Result<Self, Failure> {
+        let asked = request.share.as_ref().or(host.share.as_ref());
+        let how = match (asked, build) {
+            (Some(ShareSetting::Off), _) if request.share.is_some() => How::OffByKey,
+            (Some(ShareSetting::Store(url)), _) if dry_run => How::Named(url.clone()),
+            (Some(ShareSetting::Store(url)), _) => How::Store(url.clone()),
+            (Some(ShareSetting::Artifact) | None, _) if dry_run => How::Off,
+            (Some(ShareSetting::Artifact) | None, Some(build)) => {
+                let default = asked.map_or(LIMIT, |_| LIMIT_WHERE_ASKED);
+                How::Artifact {
+                    build,
+                    limit: request.share_limit.unwrap_or(default),
+                    temporary: &host.temporary,
+                }
+            }
+            (Some(ShareSetting::Artifact), None) if request.share.is_some() => {
+                return Err(refuse(
+                    "`share: artifact` needs a job: by hand there is no build for the artifact",
+                )
+                .hint("set `share` to the URL of a store, or print the pipeline with --dry-run"));
+            }
+            (Some(ShareSetting::Off), _) | (Some(ShareSetting::Artifact) | None, None) => How::Off,
+        };
+        Ok(Self {
+            how,
+            required: request.share_required,
+            keep_days: request.keep_days,
+        })
+    }
+
+    /// Shares the `.drv`s of the steps that may run, and writes into their records where they can be fetched.
+    ///
+    /// # Errors
+    /// It fails, and `share-required` is set (75); a signal asked us to end.
+    pub(super) fn share(
+        &self,
+        pipeline: &mut PlannedPipeline,
+        targets: &[Target],
+        store: &mut Store,
+        supervisor: &mut Supervisor,
+        log: &Log,
+    ) -> Result<(), Failure> {
+        let drvs = pipeline.drvs_of_steps(targets);
+        if drvs.is_empty() {
+            return Ok(());
+        }
+        let mut publisher = Publisher {
+            drvs: &drvs,
+            store,
+            supervisor,
+            log,
+        };
+        let shared = match &self.how {
+            How::Off => return Ok(()),
+            How::OffByKey => {
+                let off = [("share".to_owned(), false.into())];
+                return pipeline.add_to_records(&off.into_iter().collect());
+            }
+            How::Named(url) => {
+                let share = Share::Store(url.clone());
+                return pipeline.add_to_records(&share_keys(&share, None, self.keep_days));
+            }
+            How::Store(url) => publisher.to_store(url),
+            How::Artifact {
+                build,
+                limit,
+                temporary,
+            } => {
+                let limit = limit.saturating_mul(1 << 20);
+                publisher.as_artifact(limit, build.is_retry, temporary)
+            }
+        };
+        match shared {
+            Ok(shared) => {
+                log.say(shared.sentence);
+                let keys = share_keys(&shared.share, shared.unpacked, self.keep_days);
+                pipeline.add_to_records(&keys)
+            }
+            Err(NotShared::Stopped(failure)) => Err(failure),
+            Err(NotShared::Because { reason, hint }) if self.required => Err(Failure::new(
+                Class::Infrastructure,
+                format_args!("cannot share the .drv files, and `share-required` is set: {reason}"),
+            )
+            .hint(hint.unwrap_or_else(|| "retry the job".into()))),
+            Err(NotShared::Because { reason, hint }) => {
+                log.warn(format_args!(
+                    "the .drv files are not shared, and steps on other hosts evaluate again: {reason}"
+                ));
+                if let Some(hint) = hint {
+                    log.say(format_args!("hint: {hint}"));
+                }
+                Ok(())
+            }
+        }
+    }
+}

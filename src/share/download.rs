@@ -1,0 +1,291 @@
+//! Downloading an archive that is an artifact of the build, by the agent, with patience that has an end.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest as _, Sha256};
+
+use super::ShareError;
+use crate::agent::last_line;
+use crate::buildkite::agent as command;
+use crate::command_line::CommandLine;
+use crate::exit::Class;
+use crate::store::PATIENCE;
+use crate::supervise::{OnStop, Supervisor};
+
+/// How long a download that is given up has to end by itself.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How often the folder of a download is looked at: the agent prints nothing that says how far it is.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How far a tar may be larger than what it unpacks to: each entry has a header and fills its last block.
+const TAR_AT_MOST: u64 = 4;
+const TAR_SLACK: u64 = 32 << 20;
+
+/// How much of a file is read before the next look at signals, in bytes.
+const READ_AT_ONCE: usize = 1 << 20;
+
+/// The SHA-256 that the agent has computed of an artifact when it uploaded it, in hexadecimal.
+///
+/// # Errors
+/// It is not known; a signal asked us to end.
+pub(super) fn sha256_of_artifact(
+    supervisor: &mut Supervisor,
+    name: &str,
+) -> Result<String, ShareError> {
+    let line = command::artifact_sha256(name);
+    let ended = run(supervisor, &line, || Watched::StandsStill)?;
+    let sha256 = ended.stdout.trim();
+    let is_sum = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if ended.success && is_sum {
+        Ok(sha256.to_ascii_lowercase())
+    } else {
+        Err(ended.error())
+    }
+}
+
+/// Downloads the artifact `name` into `folder`, which is empty, and checks that it has this SHA-256. `grown` is called with the
+/// number of bytes each time there are more. `size`: how many bytes it unpacks to.
+///
+/// # Errors
+/// There is none, or another one; a signal asked us to end.
+pub(super) fn download(
+    supervisor: &mut Supervisor,
+    name: &str,
+    sha256: &str,
+    folder: &Path,
+    size: u64,
+    mut grown: impl FnMut(u64),
+) -> Result<File, ShareError> {
+    let line = command::download_from_build(name, folder);
+    let at_most = size.saturating_mul(TAR_AT_MOST).saturating_add(TAR_SLACK);
+    let mut last = 0;
+    let look = || {
+        let Sizes { all, largest } = sizes(folder);
+        // Of a try that failed, the agent has removed what was there.
+        let moves = all > last;
+        last = all;
+        if largest > at_most {
+            Watched::TooLarge
+        } else if moves {
+            grown(all);
+            Watched::Moves
+        } else {
+            Watched::StandsStill
+        }
+    };
+    let ended = run(supervisor, &line, look)?;
+    // Of several artifacts of one name, one that cannot be downloaded makes the agent fail, although another is there.
+    let Ok(mut file) = File::open(folder.join(name)) else {
+        return Err(ended.error());
+    };
+    let sum = sha256_of(supervisor, &mut file)?;
+    if sum == sha256 {
+        Ok(file)
+    } else if ended.success {
+        Err(wrong("it has another SHA-256 than its name says"))
+    } else {
+        Err(ended.error())
+    }
+}
+
+fn wrong(why: impl Into<String>) -> ShareError {
+    ShareError::Share(why.into())
+}
+
+/// What a look at a download shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watched {
+    Moves,
+    StandsStill,
+    TooLarge,
+}
+
+/// A command of the agent's that has ended.
+struct AgentRun {
+    line: String,
+    how: String,
+    success: bool,
+    stdout: String,
+    stderr: String,
+}
+
+impl AgentRun {
+    /// Why it has not done what it should.
+    fn error(&self) -> ShareError {
+        wrong(match reason_in(&self.stderr) {
+            Some(reason) => reason,
+            None if self.success => format!("`{}` has found nothing", self.line),
+            None => format!("`{}` {}", self.line, self.how),
+        })
+    }
+}
+
+/// Runs a command of the agent's, which is stopped where it stands still.
+fn run(
+    supervisor: &mut Supervisor,
+    line: &CommandLine,
+    mut look: impl FnMut() -> Watched,
+) -> Result<AgentRun, ShareError> {
+    let started = supervisor
+        .start(line, OnStop::TermThenKill)
+        .map_err(|failure| match failure.class {
+            Class::MissingProgram => wrong("there is no buildkite-agent on PATH to download it"),
+            _ => failure.into(),
+        })?;
+    let mut running = [started];
+    let mut stderr = Vec::new();
+    let mut moved = Instant::now();
+    let mut given_up = None;
+    while running[0].ended.is_none() {
+        let due = Instant::now() + LOOK_EVERY;
+        supervisor.watch(&mut running, Some(due), |_, bytes| {
+            stderr.extend_from_slice(bytes);
+        })?;
+        if given_up.is_some() {
+            continue;
+        }
+        match look() {
+            Watched::Moves => moved = Instant::now(),
+            Watched::TooLarge => given_up = Some("it is larger than its record says".to_owned()),
+            Watched::StandsStill if moved.elapsed() >= PATIENCE => {
+                let said = reason_in(&String::from_utf8_lossy(&stderr));
+                given_up = Some(stands_still(said.as_deref()));
+            }
+            Watched::StandsStill => {}
+        }
+        if given_up.is_some() && running[0].ended.is_none() {
+            running[0].stop(GRACE);
+        }
+    }
+    supervisor.check()?;
+    let [running] = running;
+    let finished = running.finished();
+    match given_up {
+        Some(why) if !finished.ending.success() => Err(wrong(why)),
+        _ => Ok(AgentRun {
+            line: line.to_string(),
+            how: finished.ending.to_string(),
+            success: finished.ending.success(),
+            stdout: finished.text(),
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        }),
+    }
+}
+
+/// The reason of a download that is given up, with what was said last.
+fn stands_still(said: Option<&str>) -> String {
+    let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+    format!(
+        "the download has not moved for {} s{said}",
+        PATIENCE.as_secs()
+    )
+}
+
+/// Why a download failed, from what the agent says. Its last line says only that it did; the one before has the address, which
+/// may be signed, and then the reason in parentheses.
+fn reason_in(stderr: &str) -> Option<String> {
+    let tried = stderr
+        .lines()
+        .rev()
+        .find_map(|line| line.split_once("Error trying to download "));
+    if let Some((_, rest)) = tried {
+        let (_url, rest) = rest.split_once(" (").unwrap_or(("", rest));
+        let end = rest.rfind(") Attempt").unwrap_or(rest.len());
+        return Some(without_queries(&rest[..end]));
+    }
+    let last = last_line(stderr)?;
+    let message = ["FATAL", "ERROR", "WARN", "INFO"]
+        .iter()
+        .find_map(|level| last.split_once(level))
+        .map_or(last, |(_, message)| message);
+    let message = message.trim();
+    let message = message.strip_prefix("fatal: ").unwrap_or(message);
+    Some(without_queries(message))
+}
+
+/// A message without what stands behind the `?` of addresses: there are signatures.
+fn without_queries(message: &str) -> String {
+    let words = message.split(' ').map(|word| match word.find("://") {
+        Some(_) => match word.split_once('?') {
+            Some((url, rest)) => {
+                let end = rest.find(['"', ')', '\'', ':']).unwrap_or(rest.len());
+                format!("{url}{}", &rest[end..])
+            }
+            None => word.to_owned(),
+        },
+        None => word.to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[derive(Default)]
+struct Sizes {
+    all: u64,
+    largest: u64,
+}
+
+/// How much there is in a folder of a download: the agent writes beside the file, and retries.
+fn sizes(folder: &Path) -> Sizes {
+    let mut sizes = Sizes::default();
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    for size in entries.filter_map(|entry| Some(entry.metadata().ok()?.len())) {
+        sizes.all += size;
+        sizes.largest = sizes.largest.max(size);
+    }
+    sizes
+}
+
+/// The SHA-256 of a file, which is read again from its beginning then.
+fn sha256_of(supervisor: &mut Supervisor, file: &mut File) -> Result<String, ShareError> {
+    let unreadable = |error: io::Error| wrong(format!("the download cannot be read: {error}"));
+    let mut sum = Sha256::new();
+    let mut buffer = vec![0; READ_AT_ONCE];
+    loop {
+        supervisor.check()?;
+        match file.read(&mut buffer).map_err(unreadable)? {
+            0 => break,
+            read => sum.update(&buffer[..read]),
+        }
+    }
+    file.rewind().map_err(unreadable)?;
+    Ok(sum.finalize().iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_what_the_agent_said_of_the_last_try_and_no_signed_address() {
+        let tried = |reason: &str| {
+            format!(
+                "2026-11-28 21:00:00 INFO   Searching for artifacts: \"x\"\n\
+                 2026-11-28 21:00:01 WARN   Error trying to download https://s3/x?X-Amz-Signature=secret ({reason}) Attempt 5/5\n\
+                 2026-11-28 21:00:01 ERROR  Failed to download artifact: {reason}\n\
+                 fatal: failed to download artifacts: there were errors downloading some of the artifacts\n"
+            )
+        };
+        assert_eq!(
+            reason_in(&tried("403 Forbidden")).as_deref(),
+            Some("403 Forbidden")
+        );
+        let nested = "Error while downloading https://s3/x?X-Amz-Signature=secret (*url.Error: Get \"https://s3/x?X-Amz-Signature=secret\": EOF)";
+        let reason = reason_in(&tried(nested)).unwrap();
+        assert!(!reason.contains("secret"), "{reason}");
+        assert!(reason.ends_with(": EOF)"), "{reason}");
+        let none = "2026-11-28 21:00:00 INFO   Searching\nfatal: failed to download artifacts: no artifacts found for downloading\n";
+        assert_eq!(
+            reason_in(none).as_deref(),
+            Some("failed to download artifacts: no artifacts found for downloading")
+        );
+        assert_eq!(reason_in(" \n"), None);
+    }
+}

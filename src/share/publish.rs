@@ -1,0 +1,353 @@
+//! Publishing a share: what a recording does once it knows which targets get a step.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::pack::{Archive, pack};
+use super::sha256_of_name;
+use crate::agent;
+use crate::buildkite::agent as command;
+use crate::counts::number;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::log::Log;
+use crate::nix::{DrvPath, StorePath, StoreUrl};
+use crate::share_keys::Share;
+use crate::status_line::StatusLine;
+use crate::store::{CopyEnd, CopyOrder, CopyProgress, PATIENCE, Store};
+use crate::supervise::Supervisor;
+
+/// How often the folder of an archive is measured, at most.
+const MEASURE_EVERY: Duration = Duration::from_millis(200);
+
+/// The slowest upload that is waited for, in bytes per second, besides [`PATIENCE`]. An agent does not say how far an upload is, so
+/// that one that stands still cannot be told from a slow one.
+const SLOWEST_UPLOAD: u64 = 1 << 20;
+
+/// How many of the largest paths are named where there is too much to share.
+const NAMED_AT_MOST: usize = 3;
+
+/// What was shared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// Where steps find it.
+    pub share: Share,
+    /// How many bytes an archive unpacks to.
+    pub unpacked: Option<u64>,
+    /// What was done, in one line.
+    pub sentence: String,
+}
+
+/// Why nothing was shared.
+#[derive(Debug)]
+pub enum NotShared {
+    /// It failed, or would be too large.
+    Because {
+        /// The reason, as a clause.
+        reason: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// The recording ends: a signal asked us to.
+    Stopped(Failure),
+}
+
+impl From<Failure> for NotShared {
+    fn from(failure: Failure) -> Self {
+        match failure.class {
+            Class::Signal(_) | Class::Bug => Self::Stopped(failure),
+            class => Self::Because {
+                reason: failure.to_string(),
+                // Its own hint says what to do about a recording that fails, and this one goes on.
+                hint: (class == Class::MissingProgram)
+                    .then(|| "put it on the job's PATH, or set `share: false`".into()),
+            },
+        }
+    }
+}
+
+fn because(reason: impl Into<String>) -> NotShared {
+    NotShared::Because {
+        reason: reason.into(),
+        hint: None,
+    }
+}
+
+/// What publishing needs.
+#[derive(Debug)]
+pub struct Publisher<'a> {
+    /// The `.drv`s that are shared, with all that they need to be realised.
+    pub drvs: &'a [&'a DrvPath],
+    /// The store that has them.
+    pub store: &'a mut Store,
+    /// Runs the programs.
+    pub supervisor: &'a mut Supervisor,
+    /// Where progress is shown.
+    pub log: &'a Log,
+}
+
+impl Publisher<'_> {
+    /// Copies into a store what it does not have.
+    ///
+    /// # Errors
+    /// It fails, or does not move for [`PATIENCE`].
+    pub fn to_store(&mut self, url: &StoreUrl) -> Result<Published, NotShared> {
+        let mut copied = 0;
+        let end = self.copy(url, None, |progress| {
+            copied = usize::try_from(progress.done).unwrap_or(usize::MAX);
+            CopyOrder::GoOn
+        })?;
+        finished(end, &url.to_string())?;
+        let targets = number(self.drvs.len(), "target");
+        Ok(Published {
+            share: Share::Store(url.clone()),
+            unpacked: None,
+            sentence: format!("shared {targets}: {url}, {}", number(copied, "new path")),
+        })
+    }
+
+    /// Uploads an archive of at most `limit` bytes as an artifact of this job. Where `is_retry`, the one that an earlier try has
+    /// uploaded is looked for first.
+    ///
+    /// # Errors
+    /// It fails, does not move for [`PATIENCE`], or is larger.
+    pub fn as_artifact(
+        &mut self,
+        limit: u64,
+        is_retry: bool,
+        temporary: &Path,
+    ) -> Result<Published, NotShared> {
+        let folder = plain_folder(temporary)?;
+        let archive = self.archive(limit, folder.path())?;
+        let is_there = is_retry && self.is_uploaded(&archive.name)?;
+        if !is_there {
+            self.upload(&archive, folder.path())?;
+        }
+        let Archive {
+            name,
+            paths,
+            size,
+            unpacked,
+        } = archive;
+        let sentence = format!(
+            "shared {} of {}: {name}, {}{}",
+            number(paths, "path"),
+            number(self.drvs.len(), "target"),
+            mebibytes(size),
+            if is_there {
+                " (uploaded by an earlier try)"
+            } else {
+                ""
+            }
+        );
+        Ok(Published {
+            share: Share::Artifact(name),
+            unpacked: Some(unpacked),
+            sentence,
+        })
+    }
+
+    /// Makes the archive in `folder`.
+    fn archive(&mut self, limit: u64, folder: &Path) -> Result<Archive, NotShared> {
+        let work = folder.join("work");
+        let (cache, nix) = (work.join("cache"), work.join("nix"));
+        fs::create_dir_all(&nix).classify(Class::Infrastructure, cannot_pack)?;
+        let (Some(to), Some(nix)) = (cache.to_str(), nix.to_str()) else {
+            return Err(because(format!("{} is not UTF-8", folder.display())));
+        };
+        let to = StoreUrl::parse(&format!("file://{to}?compression=zstd")).map_err(because)?;
+        let mut size = FolderSize::new(&work);
+        let end = self.copy(&to, Some(nix), |_| {
+            if size.is_beyond(limit) {
+                CopyOrder::Stop
+            } else {
+                CopyOrder::GoOn
+            }
+        })?;
+        if end == CopyEnd::Stopped || size.measure() > limit {
+            return Err(self.too_large(limit)?);
+        }
+        finished(end, "an archive")?;
+        let archive = pack(&cache, folder).classify(Class::Infrastructure, cannot_pack)?;
+        // The disk may be small, and an upload may last long.
+        let _ = fs::remove_dir_all(work);
+        Ok(archive)
+    }
+
+    fn copy(
+        &mut self,
+        to: &StoreUrl,
+        temporary: Option<&str>,
+        mut look: impl FnMut(CopyProgress) -> CopyOrder,
+    ) -> Result<CopyEnd, Failure> {
+        let mut line = StatusLine::new(self.log);
+        let began = Instant::now();
+        let end = self
+            .store
+            .copy_drvs_to(self.supervisor, to, self.drvs, temporary, |progress| {
+                line.show(|| {
+                    let CopyProgress { done, expected } = progress;
+                    let seconds = began.elapsed().as_secs();
+                    Some(format!("sharing: {done} of {expected} paths, {seconds} s"))
+                });
+                look(progress)
+            });
+        line.clear();
+        end
+    }
+
+    /// Says what is large in what would be shared.
+    fn too_large(&mut self, limit: u64) -> Result<NotShared, Failure> {
+        let sizes = self.store.sizes_of_closure(self.supervisor, self.drvs)?;
+        let all: u64 = sizes.values().sum();
+        let mut sizes: Vec<(StorePath, u64)> = sizes.into_iter().collect();
+        sizes.sort_by(|a, b| (b.1, a.0.as_str()).cmp(&(a.1, b.0.as_str())));
+        let largest: Vec<String> = sizes
+            .iter()
+            .take(NAMED_AT_MOST)
+            .map(|(path, size)| format!("{} ({})", path.as_str(), mebibytes(*size)))
+            .collect();
+        let mut reason = format!("they take more than {} compressed", mebibytes(limit));
+        if !largest.is_empty() {
+            reason = format!(
+                "{reason}, and {} unpacked; the largest: {}",
+                mebibytes(all),
+                largest.join(", ")
+            );
+        }
+        Ok(NotShared::Because {
+            reason,
+            hint: Some(
+                "raise `share-limit` (in MiB), or keep large files out of what the targets use as source".into(),
+            ),
+        })
+    }
+
+    /// Whether an earlier try has uploaded this archive. Where that cannot be known, it has not.
+    fn is_uploaded(&mut self, name: &str) -> Result<bool, Failure> {
+        let line = command::sums_of_artifacts(name);
+        let answer = agent::run_within(self.supervisor, &line, PATIENCE, || ())?;
+        Ok(answer.is_some_and(|(finished, _)| {
+            let sums = finished.text();
+            let mut sums = sums.split(';').map(str::trim);
+            finished.ending.success() && sums.any(|sum| Some(sum) == sha256_of_name(name))
+        }))
+    }
+
+    fn upload(&mut self, archive: &Archive, folder: &Path) -> Result<(), NotShared> {
+        let line = command::upload_artifact(folder, &archive.name);
+        let patience = PATIENCE + Duration::from_secs(archive.size / SLOWEST_UPLOAD);
+        let mut status = StatusLine::new(self.log);
+        let began = Instant::now();
+        let ran = agent::run_within(self.supervisor, &line, patience, || {
+            status.show(|| {
+                let seconds = began.elapsed().as_secs();
+                Some(format!(
+                    "sharing: uploading {}, {seconds} s",
+                    mebibytes(archive.size)
+                ))
+            });
+        });
+        status.clear();
+        let doing = "upload the archive";
+        match ran? {
+            Some((finished, _)) if finished.ending.success() => Ok(()),
+            Some((finished, stderr)) => {
+                Err(agent::unreachable(&line, &finished, &stderr, doing).into())
+            }
+            None => Err(because(format!(
+                "cannot {doing}: {} took longer than {} s",
+                mebibytes(archive.size),
+                patience.as_secs()
+            ))),
+        }
+    }
+}
+
+/// Refuses a copy that did not end well.
+fn finished(end: CopyEnd, to: &str) -> Result<(), NotShared> {
+    match end {
+        CopyEnd::Done => Ok(()),
+        CopyEnd::Stopped | CopyEnd::Stalled => Err(because(format!(
+            "cannot copy to {to}: nothing moved for {} s",
+            PATIENCE.as_secs()
+        ))),
+        CopyEnd::Failed(message) => Err(because(format!("cannot copy to {to}: {message}"))),
+    }
+}
+
+fn cannot_pack() -> String {
+    "cannot pack the archive".into()
+}
+
+/// A temporary folder that every version of Nix takes as the URL of a store as it is: no version takes a space or a quote in there,
+/// 2.26 decodes `%20`, and 2.8 and 2.34 do not (measured). So one whose name has other letters is not used; `/tmp` is.
+fn plain_folder(temporary: &Path) -> Result<TempDir, Failure> {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+~".contains(letter);
+    let is_usable = temporary
+        .to_str()
+        .is_some_and(|path| path.chars().all(is_plain));
+    agent::folder(if is_usable {
+        temporary
+    } else {
+        Path::new("/tmp")
+    })
+}
+
+/// A size in MiB, for people.
+fn mebibytes(bytes: u64) -> String {
+    let tenths = bytes.saturating_mul(10).div_ceil(1 << 20);
+    match tenths % 10 {
+        0 => format!("{} MiB", tenths / 10),
+        tenth => format!("{}.{tenth} MiB", tenths / 10),
+    }
+}
+
+/// The size of a folder that grows.
+struct FolderSize {
+    folder: PathBuf,
+    /// When it is measured next.
+    due: Instant,
+}
+
+impl FolderSize {
+    fn new(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            due: Instant::now() + MEASURE_EVERY,
+        }
+    }
+
+    /// Whether it has more than `limit` bytes, as far as it was measured now. Measuring takes at most a tenth of the time.
+    fn is_beyond(&mut self, limit: u64) -> bool {
+        let began = Instant::now();
+        if began < self.due {
+            return false;
+        }
+        let size = self.measure();
+        self.due = Instant::now() + MEASURE_EVERY.max(began.elapsed() * 10);
+        size > limit
+    }
+
+    fn measure(&self) -> u64 {
+        // What is renamed meanwhile is counted the next time.
+        size_of(&self.folder).unwrap_or(0)
+    }
+}
+
+/// The size of all files in a folder, in bytes. One that is gone when it is looked at has none.
+fn size_of(folder: &Path) -> io::Result<u64> {
+    let mut size = 0;
+    for entry in folder.read_dir()? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            size += size_of(&entry.path()).unwrap_or(0);
+        } else {
+            size += entry.metadata().map_or(0, |file| file.len());
+        }
+    }
+    Ok(size)
+}

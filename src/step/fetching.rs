@@ -1,0 +1,145 @@
+//! Fetching a recorded `.drv` from a share: which share, and getting the `.drv` with its closure into the store from there.
+
+use std::time::Instant;
+
+use super::run::StepRun;
+use crate::exit::{Class, Failure};
+use crate::nix::{DrvPath, StoreUrl};
+use crate::share::{ArchiveRecord, ShareError, unpacked};
+use crate::share_keys::{Share, ShareSetting, StepShare};
+use crate::state::KEEP_DAYS;
+use crate::status_line::StatusLine;
+use crate::store::{CopyEnd, CopyOrder, PATIENCE};
+
+impl StepRun<'_> {
+    /// The share that the step can fetch from: its own, else the host's. (Which artifact it is, only the record of a step can say.)
+    pub(super) fn share(&self) -> Option<Share> {
+        match (&self.request.share, &self.host.share) {
+            (Some(StepShare::From(share)), _) => Some(share.clone()),
+            (None, Some(ShareSetting::Store(url))) => Some(Share::Store(url.clone())),
+            _ => None,
+        }
+    }
+
+    /// Gets a `.drv` with its closure from a share into the store.
+    pub(super) fn fetch(&mut self, drv: &DrvPath, share: &Share) -> Result<(), ShareError> {
+        let started = Instant::now();
+        let fetched = match share {
+            Share::Store(url) => self.copy_from_store(drv, url),
+            Share::Artifact(name) => self.copy_from_archive(drv, name),
+        };
+        self.seconds.fetch += started.elapsed();
+        fetched
+    }
+
+    fn copy_from_store(&mut self, drv: &DrvPath, url: &StoreUrl) -> Result<(), ShareError> {
+        if self.store.is_unreachable(url) {
+            return Err(wrong("it is unreachable"));
+        }
+        self.copy(drv, url)
+    }
+
+    fn copy_from_archive(&mut self, drv: &DrvPath, name: &str) -> Result<(), ShareError> {
+        if !self.in_build {
+            return Err(wrong("this is no Buildkite job, which could download it"));
+        }
+        let archive = ArchiveRecord {
+            name,
+            size: self.request.share_size,
+            keep_days: self.request.keep_days.unwrap_or(KEEP_DAYS),
+        };
+        // Opened before the supervisor is lent.
+        self.state();
+        let Some(Some(state)) = self.state.get() else {
+            return Err(wrong("there is no state folder to unpack it in"));
+        };
+        let archive = unpacked(&archive, state, self.supervisor, &self.log)?;
+        let copied = self.copy(drv, &archive.url);
+        if let Err(ShareError::Share(_)) = &copied {
+            archive.discard();
+        }
+        copied
+    }
+
+    fn copy(&mut self, drv: &DrvPath, url: &StoreUrl) -> Result<(), ShareError> {
+        let mut status = StatusLine::new(&self.log);
+        let end = self
+            .store
+            .copy_drv_from(self.supervisor, url, drv, |progress| {
+                status.show(|| {
+                    let name = drv.name();
+                    Some(match progress.expected {
+                        0 => format!("fetching {name} from {url}"),
+                        expected => {
+                            format!("fetching {name}: {} of {expected} paths", progress.done)
+                        }
+                    })
+                });
+                CopyOrder::GoOn
+            });
+        status.clear();
+        match end {
+            Ok(CopyEnd::Done) => Ok(()),
+            Ok(CopyEnd::Stopped | CopyEnd::Stalled) => Err(wrong(format!(
+                "it has not moved for {} s",
+                PATIENCE.as_secs()
+            ))),
+            Ok(CopyEnd::Failed(why)) => Err(wrong(in_words(why, drv))),
+            Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure.into()),
+            // A program that is missing here, say: there are other ways.
+            Err(failure) => Err(wrong(failure.to_string())),
+        }
+    }
+}
+
+/// The failure of a step that may not evaluate, where its share has failed for this reason: a clause that goes on after the `.drv`.
+pub(super) fn share_is_required(drv: &DrvPath, why: &str) -> Failure {
+    Failure::new(
+        Class::Infrastructure,
+        format_args!(
+            "{drv} is not here, {why}, and `share-required` does not let the step evaluate"
+        ),
+    )
+}
+
+/// What a store says of a path that it does not have (the words of 2.8, and of 2.26 and 2.34), without Nix's idea of validity.
+fn in_words(why: String, drv: &DrvPath) -> String {
+    let is_missing = why.starts_with("path ")
+        && [" is not valid", " is not a valid store path"]
+            .iter()
+            .any(|end| why.ends_with(end));
+    match why.split(['\'', '"']).nth(1).filter(|_| is_missing) {
+        Some(path) if path == drv.as_store_path().as_str() => "it does not have the .drv".into(),
+        Some(path) => format!("it does not have {path}"),
+        None => why,
+    }
+}
+
+fn wrong(why: impl Into<String>) -> ShareError {
+    ShareError::Share(why.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::DRV;
+    use super::*;
+
+    #[test]
+    fn a_share_that_lacks_a_path_is_told_from_one_that_failed() {
+        let drv = DrvPath::parse(DRV).unwrap();
+        let said = |why: &str| in_words(why.to_owned(), &drv);
+        for why in ["is not valid", "is not a valid store path"] {
+            assert_eq!(
+                said(&format!("path '{DRV}' {why}")),
+                "it does not have the .drv"
+            );
+            assert_eq!(said(&format!("path '/s/x' {why}")), "it does not have /s/x");
+        }
+        for why in [
+            "unable to download 'http://x/nix-cache-info'",
+            "path '/s/x' is too long",
+        ] {
+            assert_eq!(said(why), why);
+        }
+    }
+}
