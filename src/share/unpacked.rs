@@ -105,7 +105,7 @@ pub fn unpacked(
         Some(sha256) => sha256.to_owned(),
         None => sha256_of_artifact(supervisor, archive.name)?,
     };
-    let _ = state.sweep_common(CommonKind::Share, false);
+    let _ = state.sweep_common(CommonKind::Share);
     let mut folder = state.common(
         CommonKind::Share,
         &folder_name(&sha256),
