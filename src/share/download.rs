@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 
 use super::ShareError;
-use crate::agent::last_line;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
 use crate::exit::Class;
 use crate::store::PATIENCE;
 use crate::supervise::{OnStop, Supervisor};
+use crate::text::without_escapes;
 
 /// How long a download that is given up has to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
@@ -198,8 +198,11 @@ fn reason_in(stderr: &str) -> Option<String> {
         let end = rest.rfind(") Attempt").unwrap_or(rest.len());
         return Some(without_queries(&rest[..end]));
     }
-    let last = last_line(stderr)?;
-    let message = ["FATAL", "ERROR", "WARN", "INFO"]
+    // The agent colours its lines also where there is no terminal, and says first what goes well.
+    let plain = without_escapes(stderr);
+    let mut lines = plain.lines().map(str::trim).rev();
+    let last = lines.find(|line| !line.is_empty() && !line.contains(" INFO "))?;
+    let message = ["FATAL", "ERROR", "WARN"]
         .iter()
         .find_map(|level| last.split_once(level))
         .map_or(last, |(_, message)| message);
@@ -287,5 +290,10 @@ mod tests {
             Some("failed to download artifacts: no artifacts found for downloading")
         );
         assert_eq!(reason_in(" \n"), None);
+        // As v3.83.1 prints it.
+        let begun = "\u{1b}[38;5;48m2026-11-28 21:00:00 INFO  \u{1b}[0m \u{1b}[0mFound 1 artifacts. Starting to download to: /x\u{1b}[0m\n";
+        assert_eq!(reason_in(begun), None);
+        let failed = "\u{1b}[38;5;48m2026-11-28 21:00:00 ERROR \u{1b}[0m \u{1b}[0mno\u{1b}[0m\n";
+        assert_eq!(reason_in(failed).as_deref(), Some("no"));
     }
 }

@@ -113,6 +113,7 @@ pub fn unpacked(
         PATIENCE,
     );
     let mut status = StatusLine::new(log);
+    let mut waits = false;
     let (folder, is_new) = loop {
         match folder.look().map_err(|error| no_folder(&error))? {
             Seen::Complete(folder) => break (folder, false),
@@ -129,6 +130,12 @@ pub fn unpacked(
                 break (filling.complete().map_err(|error| no_folder(&error))?, true);
             }
             Seen::Busy => {
+                if !std::mem::replace(&mut waits, true) {
+                    log.debug(format_args!(
+                        "waiting for another step that downloads {}",
+                        archive.name
+                    ));
+                }
                 status.show(|| Some(format!("another step downloads {}", archive.name)));
                 supervisor.pause(LOOK_EVERY)?;
             }

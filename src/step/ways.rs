@@ -456,7 +456,7 @@ fn go_fetched(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
     }
     // Where the step cannot evaluate, its failure says it.
     if to_evaluate(step).is_some() {
-        step.note_dead_end(format_args!("{drv} {why}"));
+        step.note_dead_end(format_args!("the .drv {why}"));
     } else {
         step.share_failure = Some(why);
     }

@@ -196,8 +196,9 @@ fn copy_with_output(
     let mut running = [supervisor.start(&line, OnStop::TermThenKill)?];
     let mut stderr = Vec::new();
     let mut movement = Movement::default();
-    let mut work = 0;
     let mut moved = Instant::now();
+    let mut work = 0;
+    let mut measured = moved;
     let mut given_up = None;
     while running[0].ended.is_none() {
         let due = Instant::now() + LOOK_EVERY;
@@ -210,10 +211,13 @@ fn copy_with_output(
         if given_up.is_some() {
             continue;
         }
-        let done = work_of(running[0].id()).unwrap_or(0);
-        if done > work + NO_WORK {
+        if measured.elapsed() >= LOOK_EVERY {
+            measured = Instant::now();
+            let done = work_of(running[0].id()).unwrap_or(0);
+            if done > work + NO_WORK {
+                moved = measured;
+            }
             work = done;
-            moved = Instant::now();
         }
         if look(movement.progress) == CopyOrder::Stop {
             given_up = Some(CopyEnd::Stopped);
@@ -238,8 +242,9 @@ fn copy_with_output(
     Ok((end, output))
 }
 
-/// What a process does while it waits, at most, by the measure of [`work_of`]: it prints a line a second, and looks at the clock.
-const NO_WORK: u64 = 64 << 10;
+/// What a process does in a second while it waits, at most, by the measure of [`work_of`]: it prints a line, and looks at the clock
+/// (measured: 4 KiB).
+const NO_WORK: u64 = 16 << 10;
 
 /// How much a process has done: the bytes that it has read and written, and a thousand for each tick (10 ms) of a processor. Nix
 /// 2.8 prints nothing while it compresses or reads a path, however large that is. (What is sent over HTTP counts in neither:
