@@ -22,7 +22,7 @@ use crate::supervise::Supervisor;
 use crate::text::without_credentials;
 
 /// How often the folder of an archive is measured, at most.
-const MEASURE_EVERY: Duration = Duration::from_millis(200);
+const MEASURE_EVERY: Duration = Duration::from_millis(500);
 
 /// The slowest upload that is waited for, in bytes per second, besides [`PATIENCE`]. An agent does not say how far an upload is, so
 /// that one that stands still cannot be told from a slow one.
