@@ -4,6 +4,7 @@
 //! Only questions: what evaluates, builds or substitutes is run by the module that shows its log. What an answer means is
 //! decided by the step or the recording.
 
+mod batches;
 mod copying;
 
 use std::collections::{BTreeSet, HashSet};
@@ -22,6 +23,7 @@ use crate::parallel;
 use crate::supervise::{Finished, OnStop, Supervisor};
 use crate::text::without_credentials;
 
+use self::batches::batches;
 pub use copying::{CopyEnd, CopyOrder, CopyProgress, PATIENCE};
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
@@ -30,9 +32,6 @@ pub const ATTEMPTS: u32 = 3;
 
 /// What to do about a garbage collector that disturbs.
 pub const COLLECTOR_HINT: &str = "run the garbage collector less often, or while no job runs; from Nix 2.35 on it leaves alone what is in use";
-
-/// How many bytes of paths one command gets. Arguments and environment together may have two MiB on Linux, one on macOS.
-const ARGUMENTS_AT_MOST: usize = 512 << 10;
 
 /// How many paths one program asks another store about, and how many programs ask at once. Each asks for one path after the other:
 /// for 1,000 paths over HTTP one program takes 23 s where an answer takes 20 ms, ten take 3 s.
@@ -587,39 +586,4 @@ fn store_paths(finished: &Finished) -> impl Iterator<Item = StorePath> {
     finished
         .paths()
         .filter_map(|path| StorePath::parse(path.to_str()?).ok())
-}
-
-/// As many paths at once as one command can take.
-fn batches<'a, 'p>(paths: &'a [&'p StorePath]) -> impl Iterator<Item = &'a [&'p StorePath]> {
-    let mut rest = paths;
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = rest.iter().take_while(|path| {
-            bytes += path.as_str().len() + 9;
-            bytes <= ARGUMENTS_AT_MOST
-        });
-        let (batch, others) = rest.split_at(fits.count());
-        rest = others;
-        (!batch.is_empty()).then_some(batch)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn as_many_paths_go_into_a_command_as_it_takes() {
-        let path = StorePath::parse(&format!("/nix/store/{}-x", "0".repeat(32))).unwrap();
-        let paths = vec![&path; 50_000];
-        let sizes: Vec<usize> = batches(&paths).map(<[_]>::len).collect();
-        assert!(sizes.len() > 1, "{sizes:?}");
-        assert_eq!(sizes.iter().sum::<usize>(), 50_000);
-        assert!(
-            sizes
-                .iter()
-                .all(|size| size * (path.as_str().len() + 9) <= ARGUMENTS_AT_MOST)
-        );
-        assert_eq!(batches(&[]).count(), 0);
-    }
 }

@@ -594,11 +594,11 @@ fn a_folder_for_temporary_files_may_have_an_odd_name() {
 #[test]
 fn a_retry_looks_for_the_archive_of_an_earlier_try_and_uploads_it_where_it_is_not_there() {
     let answer = |sum: &str| format!("case \"$*\" in 'artifact search'*) {sum} ;; esac");
-    let own = r#"sum=${3#eval-once-drvs-}; echo "${sum%.tar}""#;
+    let own = r#"sum=${3#eval-once-drvs-}; echo "abc;${sum%.tar};""#;
     let search = "artifact search eval-once-drvs";
     for (sum, is_there) in [
         (own, true),
-        ("echo 0123; echo", false),
+        ("echo '0123;'", false),
         ("true", false),
         ("echo no answer >&2; exit 1", false),
     ] {

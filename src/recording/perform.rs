@@ -41,10 +41,7 @@ pub fn perform(
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (mut request, host) = (order.request, order.host);
     // The same with paths from the root of the checkout, where steps start.
-    let mut at_root = match &order.below_checkout {
-        Some(folder) => request.at_checkout_root(folder)?,
-        None => request.clone(),
-    };
+    let mut at_root = at_root(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     // The identity is that of the keys alone: the settings of a flake are not known yet when a retry looks for its plan.
     let identity = keep::identity(&at_root);
@@ -147,6 +144,14 @@ pub fn perform(
     let mut upload = Upload::new(build, temporary, supervisor, log);
     upload.save(&plan, &identity)?;
     upload.follow(&plan, true).map(|()| None)
+}
+
+/// The request with its paths from the root of the checkout; `below` is the recording's folder there, if it is another one.
+fn at_root(request: &RecordingRequest, below: Option<&Path>) -> Result<RecordingRequest, Failure> {
+    match below {
+        Some(folder) => request.at_checkout_root(folder),
+        None => Ok(request.clone()),
+    }
 }
 
 /// Follows the plan of an earlier try of the same step, if there is one. Returns whether there is.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::Store;
+use super::batches::batches;
 use crate::command_line::CommandLine;
 use crate::exit::Failure;
 use crate::nix::{DrvPath, NixOutput, StorePath, StoreUrl, command};
@@ -68,7 +69,7 @@ impl Store {
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
         let mut before = CopyProgress::default();
-        for batch in super::batches(&store_paths_of(drvs)) {
+        for batch in batches(&store_paths_of(drvs)) {
             let options = self.options(supervisor)?;
             let mut line = command::copy_drvs_to(to, batch, &options);
             line.variables
@@ -99,7 +100,7 @@ impl Store {
         drvs: &[&DrvPath],
     ) -> Result<HashMap<StorePath, u64>, Failure> {
         let mut sizes = HashMap::new();
-        for batch in super::batches(&store_paths_of(drvs)) {
+        for batch in batches(&store_paths_of(drvs)) {
             let options = self.options(supervisor)?;
             let line = command::sizes_of_closure(batch, &options);
             let finished = self.run(supervisor, &line)?.finished;
@@ -124,7 +125,7 @@ impl Store {
         outputs: &[&StorePath],
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
-        for batch in super::batches(outputs) {
+        for batch in batches(outputs) {
             let options = self.options(supervisor)?;
             let line = command::copy_outputs_to(to, batch, &options);
             match copy(supervisor, &line, &mut look)? {
