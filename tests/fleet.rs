@@ -195,7 +195,13 @@ const ARCHIVE: &str = "eval-once-drvs-";
 
 #[test]
 fn an_ordinary_user_behind_a_daemon_fetches_what_a_recording_that_was_killed_has_shared() {
-    let Some(fleet) = Fleet::new(HELLO) else {
+    // The recording builds something itself, which the other host neither needs nor gets.
+    let Some(fleet) = Fleet::new(
+        r#"let greeting = build "greeting" "echo '\"hello\"' >$out"; in rec {
+             dep = build "dep" "read x <${./data}; echo $x >$out";
+             hello = build "hello" "read x <${dep}; echo ${import greeting}, $x >$out";
+           }"#,
+    ) else {
         return;
     };
     if !ordinary_user() {
@@ -290,6 +296,7 @@ fn a_share_that_goes_wrong_is_said_once_and_the_step_evaluates_and_with_one_that
             scope.spawn(move || over_http(part, trouble, says));
         }
         scope.spawn(over_ssh_from_a_host_that_hangs);
+        scope.spawn(several_from_one_download_that_hangs);
     });
 }
 
@@ -313,6 +320,17 @@ fn from_an_artifact(trouble: Trouble, says: Option<&str>) {
     fleet.forget();
     build.retry(&job.id);
     all_go(&build, FETCHED);
+}
+
+fn several_from_one_download_that_hangs() {
+    let Some(fleet) = Fleet::new("{ a = file \"a\"; b = file \"b\"; c = file \"c\"; }") else {
+        return;
+    };
+    let Some(build) = fleet.build("") else { return };
+    let build = build.agents_of((&fleet.builds, "builds"), 3, None, NOTHING);
+    build.files().spoil(ARCHIVE, Trouble::Stalls);
+    assert_eq!(all_go(&build, "evaluated (drv-missing)"), 3);
+    assert_eq!(build.files().downloads(ARCHIVE), 1);
 }
 
 fn over_http(part: &str, trouble: Trouble, says: Option<&str>) {
@@ -436,8 +454,11 @@ fn step_of_archive(fleet: &Fleet, target: &Target, cache: &Path) -> Program {
     fs::write(&file, &archive).unwrap();
     let sum = Program::new(tool("sha256sum").unwrap()).arg(file).run();
     let sum = sum.stdout.split(' ').next().unwrap();
-    // A link, and on one file system: none leads through a mount.
-    let script = format!("#!/bin/sh\nln \"$HOME/archive\" \"$4{ARCHIVE}{sum}.tar\"\n");
+    // A link, where both are on one file system.
+    let to = format!("\"$4{ARCHIVE}{sum}.tar\"");
+    let script = format!(
+        "#!/bin/sh\nln \"$HOME/archive\" {to} 2>/dev/null || exec cp \"$HOME/archive\" {to}\n"
+    );
     let agent = StandIns::new(fleet.builds.bin()).instead("buildkite-agent", &script);
     fleet
         .step(target, &format!("artifact:{ARCHIVE}{sum}.tar"))
@@ -471,6 +492,42 @@ fn a_step_that_is_killed_in_the_middle_of_unpacking_leaves_it_to_the_next() {
         "{ended}"
     );
     step.run().takes("fetched", "fetched-from-share");
+}
+
+#[test]
+fn a_disk_that_is_full_is_one_reason_and_the_step_evaluates() {
+    let Some(fleet) = Fleet::new(HELLO) else {
+        return;
+    };
+    fleet.records.write("data", &"data\n".repeat(100_000));
+    let folder = TempDir::new().unwrap();
+    let target = fleet.shared("hello", folder.path(), "?compression=none");
+    let step = step_of_archive(&fleet, &target, folder.path());
+    let state = fleet.builds.our_state();
+    // No room for the archive of half a MiB; room for it, but not for what it unpacks to; room for both.
+    for (room, fetches) in [("300k", false), ("800k", false), ("2m", true)] {
+        fs::create_dir_all(&state).unwrap();
+        let mount = format!("mount -t tmpfs -o size={room} tmpfs '{}'", state.display());
+        let Some(mounted) = fleet.builds.with_mounts(&mount) else {
+            return;
+        };
+        let ended = step
+            .clone()
+            .without("EVAL_ONCE_POLICY")
+            .behind(&mounted)
+            .run();
+        if fetches {
+            ended.takes("fetched", "fetched-from-share");
+        } else {
+            ended.takes("evaluated", "drv-missing");
+            let told = |line: &&str| {
+                line.contains(NOT_FETCHED) && line.contains("No space left on device")
+            };
+            assert_eq!(ended.stderr.lines().filter(told).count(), 1, "{ended}");
+        }
+        fs::remove_file(fleet.builds.work().join("result")).unwrap();
+        fleet.forget();
+    }
 }
 
 #[test]
