@@ -8,7 +8,7 @@ mod batches;
 mod copying;
 
 use std::collections::{BTreeSet, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::command_line::{CommandLine, Ending};
@@ -49,6 +49,8 @@ pub struct Store {
     substituters: Option<Vec<String>>,
     /// Files that could not be downloaded: their substituters are removed before the next command.
     unreachable: BTreeSet<String>,
+    /// The folder of its paths, once it was asked for; inside, none where Nix does not say.
+    folder: Option<Option<PathBuf>>,
     /// All files that could not be downloaded so far.
     seen_unreachable: BTreeSet<String>,
     log: Log,
@@ -71,6 +73,7 @@ impl Store {
             has_flake_settings: false,
             substituters: None,
             unreachable: BTreeSet::new(),
+            folder: None,
             seen_unreachable: BTreeSet::new(),
             log: log.clone(),
         }
@@ -170,7 +173,7 @@ impl Store {
         Ok(self.invalid(supervisor, &[path])?.is_empty())
     }
 
-    /// Those of `paths` that are not valid.
+    /// Those of `paths` that are not valid. Paths of a store in another folder are none of this one's, and so not valid.
     ///
     /// # Errors
     /// The store cannot be asked (75).
@@ -182,10 +185,57 @@ impl Store {
         let mut invalid = HashSet::new();
         for batch in batches(paths) {
             let options = self.options(supervisor)?;
-            let finished = self.ask(supervisor, &command::invalid_of(batch, &options))?;
-            invalid.extend(store_paths(&finished));
+            match self.ask(supervisor, &command::invalid_of(batch, &options)) {
+                Ok(finished) => invalid.extend(store_paths(&finished)),
+                Err(failure) if failure.class == Class::Infrastructure => {
+                    // Nix refuses the question where one path is of a store in another folder. Only now is it asked for its own.
+                    self.ask_for_folder(supervisor)?;
+                    let (others, own): (Vec<_>, Vec<_>) =
+                        batch.iter().partition(|path| self.is_of_another(path));
+                    if others.is_empty() {
+                        return Err(failure);
+                    }
+                    invalid.extend(others.into_iter().cloned());
+                    invalid.extend(self.invalid(supervisor, &own)?);
+                }
+                Err(failure) => return Err(failure),
+            }
         }
         Ok(invalid)
+    }
+
+    /// Asks for the folder of this store's paths, once.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn ask_for_folder(&mut self, supervisor: &mut Supervisor) -> Result<(), Failure> {
+        if self.folder.is_none() {
+            let line = self.folder_line(supervisor)?;
+            let printed = self.printed_if_any(supervisor, &line)?;
+            let folder = printed.and_then(|printed| serde_json::from_str(&printed).ok());
+            self.folder = Some(folder);
+        }
+        Ok(())
+    }
+
+    /// The command that asks for the folder of this store.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn folder_line(&mut self, supervisor: &mut Supervisor) -> Result<CommandLine, Failure> {
+        let options = self.options(supervisor)?;
+        Ok(command::store_folder(&options))
+    }
+
+    /// The folder of this store's paths, where it was asked for: here, because the store had refused a question.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_ref()?.as_deref()
+    }
+
+    /// Whether a path is known to be of a store in another folder.
+    fn is_of_another(&self, path: &StorePath) -> bool {
+        self.folder().is_some_and(|folder| folder != path.store())
     }
 
     /// Whether all of `paths` are there, as Nix says in a form that a program which does nothing cannot give.

@@ -26,6 +26,7 @@ mod layers;
 mod messages;
 mod nix_shapes;
 mod one_truth;
+mod other_store;
 mod out_link;
 mod outputs;
 mod page_commands;

@@ -3,20 +3,27 @@
 use std::{
     ffi::OsString,
     fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
+use unix::sys::signal::{Signal, kill};
 
 use crate::support::{
     daemon::Daemon,
     processes::marked,
     program::{Ended, Program},
     recording::Pipeline,
-    stand_in::StandIns,
+    ssh::Sshd,
     store::Store,
     target::Target,
     until,
+    web::{Trouble, Web},
 };
 
 /// A target that needs another at run time, and a third only while it is built.
@@ -208,6 +215,343 @@ fn the_steps_own_command_runs_only_after_the_push() {
     let ended = push(&store, &target, &url).args(&command).run();
     ended.prints("");
     fails_to_push(&ended, "");
+}
+
+// ---- what goes wrong
+
+#[test]
+fn a_store_that_takes_nothing_is_named_with_the_reason() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let target = store.target("dep");
+    let (_, other) = cache(&store, "other");
+    fs::create_dir(store.root().join("other")).unwrap();
+    fs::write(
+        store.root().join("other/nix-cache-info"),
+        "StoreDir: /other/store\n",
+    )
+    .unwrap();
+    let web = Web::serve(store.root().join("web"));
+    web.spoil(".narinfo", Trouble::Answers(500));
+    let closed = Web::serve(store.root().join("closed"));
+    let unreachable = closed.url();
+    drop(closed);
+    for (url, why, hint) in [
+        (
+            other.as_str(),
+            "is for Nix stores with prefix '/other/store'",
+            "those of another prefix cannot be copied",
+        ),
+        (
+            &web.url(),
+            "HTTP error 500",
+            "check that this host may write to the store",
+        ),
+        (
+            &unreachable,
+            &unreachable,
+            "check that this host may write to the store",
+        ),
+        (
+            "nothing://x",
+            "nothing://x",
+            "check that this host may write to the store",
+        ),
+    ] {
+        // Nix tries five times, with a pause before each.
+        let ended = push(&store, &target, url)
+            .args(["--option", "download-attempts", "1"])
+            .run();
+        fails_to_push(&ended, why);
+        assert_eq!(
+            ended
+                .stderr
+                .matches("eval-once: error: the build succeeded, and the push to ")
+                .count(),
+            1
+        );
+        assert!(ended.stderr.contains(hint), "{ended}");
+    }
+    // Without what is wrong, the same step is green.
+    web.mend();
+    push(&store, &target, &web.url()).run().exits(0);
+    assert!(is_in(&store.root().join("web"), target.out()));
+}
+
+#[test]
+fn a_full_disk_and_a_folder_that_cannot_be_written_are_the_stores() {
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ big = build "big" "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done > $out"; }"#);
+    let target = store.target("big");
+    let (folder, url) = cache(&store, "cache");
+    fs::create_dir(&folder).unwrap();
+    let folder = folder.display();
+    for (mount, why) in [
+        (
+            format!("mount -t tmpfs -o size=16k none '{folder}'"),
+            "No space left on device",
+        ),
+        (
+            format!(
+                "mount --bind -o ro '{folder}' '{folder}' && mount -o remount,bind,ro '{folder}'"
+            ),
+            "Read-only file system",
+        ),
+    ] {
+        let Some(step) = store.eval_once_with_mounts(&mount) else {
+            return;
+        };
+        let ended = step
+            .arg("step")
+            .reporting_to(store.root().join("report.json"))
+            .args(target.flags())
+            .args(["--push", &format!("{url}?compression=none")])
+            .run();
+        fails_to_push(&ended, why);
+    }
+    push(&store, &target, &format!("{url}?compression=none"))
+        .run()
+        .exits(0);
+}
+
+#[test]
+fn another_hosts_folder_is_no_store_of_an_ordinary_users() {
+    let Some(store) = Store::new() else { return };
+    if !unix::unistd::geteuid().is_root() {
+        return;
+    }
+    store.targets(TARGETS);
+    let target = store.target("dep");
+    let daemon = store.daemon();
+    let (folder, url) = cache(&store, "cache");
+    fs::create_dir(&folder).unwrap();
+    let user = 4711;
+    store.open_to(user);
+    let run = || {
+        store
+            .eval_once_by(user, ["step"])
+            .reporting_to(store.work().join("report.json"))
+            .args(target.flags())
+            .args(["--push", &url])
+            .envs(daemon.env())
+            .run()
+    };
+    fails_to_push(&run(), "Permission denied");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+    run().exits(0);
+    assert!(is_in(&folder, target.out()));
+}
+
+#[test]
+fn a_signal_ends_a_push_and_all_that_it_started() {
+    with_and_without_daemon(|store, client| {
+        store.targets(TARGETS);
+        let target = store.target("dep");
+        let web = Web::serve(store.root().join("web"));
+        web.spoil(".narinfo", Trouble::IsSilent);
+        let running = push(store, &target, &web.url())
+            .envs(client.clone())
+            .env("EO_MARK", store.root())
+            .start();
+        web.until_held(".narinfo");
+        kill(running.pid(), Signal::SIGTERM).unwrap();
+        let ended = running.end();
+        ended.exits(128 + 15);
+        assert!(ended.took < Duration::from_secs(30), "{ended}");
+        assert_eq!(ended.report()["failure"]["class"], "signal");
+        assert_eq!(ended.report()["outputs"]["out"], target.out());
+        let mark = format!("EO_MARK={}", store.root().display());
+        until("all is gone", || marked(&mark).is_empty());
+        web.mend();
+        push(store, &target, &web.url()).envs(client).run().exits(0);
+    });
+}
+
+#[test]
+fn what_a_store_has_lost_is_pushed_again_whatever_this_host_remembers() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let target = store.target("dep");
+    let folder = store.root().join("web");
+    let web = Web::serve(&folder);
+    for _ in 0..2 {
+        push(&store, &target, &web.url()).run().exits(0);
+        assert!(is_in(&folder, target.out()));
+        let ended = record(&store, &["--push", &web.url()]);
+        assert_eq!(skips(&ended).len(), 1, "{ended}");
+        fs::remove_dir_all(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        assert!(skips(&record(&store, &["--push", &web.url()])).is_empty());
+    }
+}
+
+#[test]
+fn outputs_are_pushed_to_another_host_by_ssh() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let target = store.target("top");
+    let Some(there) = store.another_host() else {
+        return;
+    };
+    let Some(sshd) = Sshd::start(&there) else {
+        return;
+    };
+    let url = "ssh-ng://there";
+    let ended = push(&store, &target, url).envs(sshd.env()).run();
+    ended.exits(0);
+    assert!(there.has(target.out()), "{ended}");
+    let recording = store
+        .eval_once(["pipeline", "--dry-run", "--push", url])
+        .envs(sshd.env())
+        .run();
+    let skipped: Vec<String> = skips(&recording)
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(skipped, ["[\"dep\"]", "[\"top\"]"]);
+    // A store that wants signatures takes none of what is not signed, through a daemon or not.
+    there.configure("require-sigs = true");
+    let other = Target::of(
+        &store,
+        r#"derivation { name = "other"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo > $out" ]; }"#,
+    );
+    let daemon = there.daemon();
+    drop(sshd);
+    let Some(sshd) = Sshd::start(&there) else {
+        return;
+    };
+    drop(daemon);
+    let ended = push(&store, &other, url).envs(sshd.env()).run();
+    fails_to_push(&ended, "signature");
+    assert!(
+        ended.stderr.contains("hint: sign what is built here"),
+        "{ended}"
+    );
+}
+
+/// A store on HTTP that reads uploads of paths at this speed; 0: not at all. Its URL.
+fn slow_store(bytes_each_second: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for connection in listener.incoming() {
+            // A client that is gone wants no answer.
+            thread::spawn(move || {
+                serve_slowly(&connection.unwrap(), bytes_each_second).unwrap_or_default()
+            });
+        }
+    });
+    format!("http://{address}?compression=none")
+}
+
+fn serve_slowly(mut connection: &TcpStream, bytes_each_second: usize) -> std::io::Result<()> {
+    let mut reader = BufReader::new(connection);
+    let mut head = Vec::new();
+    for line in reader.by_ref().lines() {
+        let line = line?.to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        head.push(line);
+    }
+    let length = head
+        .iter()
+        .find_map(|line| line.strip_prefix("content-length: ")?.parse::<u64>().ok());
+    if head.iter().any(|line| line.starts_with("expect:")) {
+        connection.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    let is_nar = head
+        .first()
+        .is_some_and(|line| line.starts_with("put /nar/"));
+    let mut body = reader.take(length.unwrap_or_default());
+    if is_nar && bytes_each_second == 0 {
+        thread::park();
+    }
+    let mut piece = vec![0; (bytes_each_second / 10).max(1)];
+    while body.read(&mut piece)? > 0 {
+        if is_nar {
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+    let status = if head.first().is_some_and(|line| line.starts_with("put ")) {
+        200
+    } else {
+        404
+    };
+    write!(
+        connection,
+        "HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+}
+
+#[test]
+fn a_push_that_stands_still_is_given_up_and_a_slow_one_is_not() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{
+          # 16 MiB: more than a connection holds
+          big = build "big" ''l=0123456789abcde; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do l=$l$l; done;
+            for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do echo $l; done > $out'';
+        }"#,
+    );
+    let big = store.target("big");
+    store.build(&big.drv);
+    let size = fs::metadata(big.out()).unwrap().len();
+    assert!(size >= 15 << 20, "{size}");
+    let run = |name: &str, target: &Target, url: &str| {
+        store
+            .eval_once(["step"])
+            .args(target.flags())
+            .args(["--push", url, "--out-link", name])
+            .reporting_to(store.root().join(format!("{name}.json")))
+            .run()
+    };
+    let silent = Web::serve(store.root().join("silent"));
+    silent.spoil(".narinfo", Trouble::IsSilent);
+    thread::scope(|scope| {
+        let stalled = [("asked", silent.url()), ("sent", slow_store(0))].map(|(name, url)| {
+            let (run, big) = (&run, &big);
+            scope.spawn(move || run(name, big, &url))
+        });
+        // 36 seconds, in which no version before 2.34 prints anything.
+        let slow = scope.spawn(|| run("slow", &big, &slow_store(450 << 10)));
+        for ended in stalled {
+            let ended = ended.join().unwrap();
+            fails_to_push(&ended, "nothing moved for 30 s");
+            let seconds = ended.report()["seconds"]["push"].as_f64().unwrap();
+            assert!((25.0..50.0).contains(&seconds), "{ended}");
+            // A line of progress every ten seconds.
+            assert!(
+                ended.stderr.contains("eval-once: pushing to http://"),
+                "{ended}"
+            );
+        }
+        let ended = slow.join().unwrap();
+        ended.exits(0);
+        assert!(
+            ended.report()["seconds"]["push"].as_f64().unwrap() > 31.0,
+            "{ended}"
+        );
+    });
+}
+
+#[test]
+fn what_is_no_store_or_holds_credentials_is_refused_and_not_shown() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let target = store.target("dep");
+    for (url, why) in [
+        ("local", "is no URL of a store"),
+        ("local?root=/tmp/x", "is no URL of a store"),
+        ("/tmp/x", "is no URL of a store"),
+        ("https://user:secret@cache", "holds credentials"),
+    ] {
+        let ended = push(&store, &target, url).run();
+        ended.exits(64);
+        assert!(ended.stderr.contains(why), "{ended}");
+        assert!(!ended.stderr.contains("secret"), "{ended}");
+        assert!(!store.has(target.out()));
+    }
 }
 
 // ---- of a target that failed

@@ -67,6 +67,9 @@ pub fn explain(
         nix_build: None,
     };
     for way in in_order(request.skip, step.drv_file) {
+        if way.needs_record() && step.other_store().is_some() {
+            continue;
+        }
         let answer = (way.ask)(&mut step)?;
         explanation.facts.extend(answer.facts);
         explanation

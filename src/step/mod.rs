@@ -51,7 +51,7 @@ use build_log::BuildLog;
 pub use explain::{Explanation, explain};
 pub use links::main_output;
 use publish::{FinishedStep, publish};
-pub use report::{FailureReport, Pushed, Reason, Report, ReportFile, Seconds, WayName};
+pub use report::{FailureReport, Pushed, Reason, Report, ReportFile, Seconds, TriedShare, WayName};
 pub use request::StepRequest;
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
@@ -289,6 +289,9 @@ fn try_ways(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failu
         step.link_in_state_folder();
     }
     for way in ways::in_order(step.request.skip, step.drv_file) {
+        if way.needs_record() && step.note_other_store() {
+            continue;
+        }
         if let Some(outputs) = (way.go)(step)? {
             if step.request.skip {
                 // The recording has announced that this step does nothing: why it did all the same.

@@ -214,6 +214,19 @@ impl Store {
         self.of_this_host(EVAL_ONCE).args(arguments)
     }
 
+    /// As [`eval_once`](Self::eval_once), run by this user, as [`before_by`](Self::before_by).
+    pub(crate) fn eval_once_by<A: AsRef<OsStr>>(
+        &self,
+        user: u32,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Program {
+        Program::new(EVAL_ONCE)
+            .args(arguments)
+            .behind(&self.before_by(user))
+            .envs(self.env())
+            .folder(self.seen.join("work"))
+    }
+
     fn of_this_host(&self, program: impl Into<PathBuf>) -> Program {
         Program::new(program)
             .behind(&self.before)
