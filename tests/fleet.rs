@@ -56,12 +56,12 @@ impl Fleet {
     /// A build whose first step records on the first host, by these keys of the program (those of the steps apart); all others run on
     /// the second host.
     fn build(&self, flags: &str) -> Option<Build> {
+        // What else the recording's job does the steps wait for.
+        let step = json!({ "agents": { "host": "builds" }, "depends_on": "record" });
         let build = Build::new(&json!({
             "key": "record",
             "label": "Record",
-            "command": format!(
-                "{EVAL_ONCE} pipeline --step '{{ \"agents\": {{ \"host\": \"builds\" }} }}' {flags}"
-            ),
+            "command": format!("{EVAL_ONCE} pipeline --step '{step}' {flags}"),
             "agents": { "host": "records" },
             "retry": { "automatic": [{ "exit_status": "*", "limit": 1 }] },
         }))?;
@@ -154,7 +154,10 @@ fn all_go(build: &Build, expected: &str) -> usize {
     let outcome = build.run();
     let recorded = build.job("record").plain();
     assert_eq!(recorded.matches(" warning: ").count(), 0, "{recorded}");
-    for job in steps(build) {
+    // One that failed before those that depend on it.
+    let mut steps_first = steps(build);
+    steps_first.sort_by_key(|job| job.state == JobState::DependencyFailed);
+    for job in steps_first {
         assert_eq!(way(&job), expected, "{}\n{recorded}", job.plain());
     }
     assert_eq!(outcome, Outcome::Passed, "{recorded}");
@@ -223,6 +226,24 @@ fn an_ordinary_user_behind_a_daemon_fetches_what_a_recording_that_was_killed_has
 }
 
 #[test]
+fn an_archive_that_is_an_artifact_twice_is_downloaded_all_the_same() {
+    let Some(fleet) = Fleet::new(HELLO) else {
+        return;
+    };
+    // As two recordings of the same targets do.
+    let again = format!(
+        "&& buildkite-agent artifact download '{ARCHIVE}*' . && buildkite-agent artifact upload '{ARCHIVE}*'"
+    );
+    let Some(build) = fleet.build(&again) else {
+        return;
+    };
+    let build = build.agents_of((&fleet.builds, "builds"), 1, None, NEVER_EVALUATES);
+    assert_eq!(all_go(&build, FETCHED), 2);
+    // Once by the recording's job, and both of them by the first step.
+    assert_eq!(build.files().downloads(ARCHIVE), 3);
+}
+
+#[test]
 fn a_share_is_any_store_that_nix_copies_to_and_from() {
     let Some(fleet) = Fleet::new(HELLO) else {
         return;
@@ -237,6 +258,7 @@ fn a_share_is_any_store_that_nix_copies_to_and_from() {
         Some(format!("file://{}", at("file").display())),
         Some(web.url()),
         sshd.as_ref().map(|_| "ssh-ng://host".to_owned()),
+        sshd.as_ref().map(|_| "ssh://other".to_owned()),
         s3.as_ref().map(S3::url),
     ];
     for share in shares.into_iter().flatten() {
