@@ -340,11 +340,10 @@ impl Store {
             }
             return Ok(Ok(lacking));
         }
-        let options = self.options(supervisor)?;
         let lines: Vec<CommandLine> = paths
             .chunks(PATHS_PER_QUESTION)
-            .map(|part| command::lacking_in(store, part, &options))
-            .collect();
+            .map(|part| self.lacking_line(supervisor, store, part))
+            .collect::<Result<_, _>>()?;
         let mut lacking = HashSet::new();
         let mut why = None;
         let asked = parallel::each_within(
@@ -357,9 +356,11 @@ impl Store {
                     lacking.extend(store_paths(&finished));
                     return Ok(());
                 }
-                let said = match finished.ending {
-                    Ending::Killed(_) => format!("no answer within {} s", PATIENCE.as_secs()),
-                    ending => NixOutput::of(stderr.as_bytes()).final_message(ending),
+                let ending = finished.ending;
+                let said = if matches!(ending, Ending::Killed(_)) {
+                    format!("no answer within {} s", PATIENCE.as_secs())
+                } else {
+                    NixOutput::of(stderr.as_bytes()).final_message(ending)
                 };
                 why = Some(without_credentials(&said).into_owned());
                 // The others would wait for the same store.
@@ -371,6 +372,20 @@ impl Store {
             (Err(_), Some(why)) => Ok(Err(why)),
             (Err(failure), None) => Err(class::not_started(failure)),
         }
+    }
+
+    /// The command that asks a store which of `paths` it lacks.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn lacking_line(
+        &mut self,
+        supervisor: &mut Supervisor,
+        store: &StoreUrl,
+        paths: &[&StorePath],
+    ) -> Result<CommandLine, Failure> {
+        let options = self.options(supervisor)?;
+        Ok(command::lacking_in(store, paths, &options))
     }
 
     // ---- roots, closures, logs

@@ -155,7 +155,7 @@ fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
 fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
     let line = match &step.request.push {
-        Some(to) => command::lacking_in(to, &outputs, &step.options()?),
+        Some(to) => step.store.lacking_line(step.supervisor, to, &outputs)?,
         None => step.store.dry_run_line(step.supervisor, &outputs)?,
     };
     let there = are_there(step)?;

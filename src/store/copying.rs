@@ -126,14 +126,27 @@ impl Store {
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
         for batch in batches(outputs) {
-            let options = self.options(supervisor)?;
-            let line = command::copy_outputs_to(to, batch, &options);
+            let line = self.copy_outputs_to_line(supervisor, to, batch)?;
             match copy(supervisor, &line, &mut look)? {
                 CopyEnd::Done => {}
                 other => return Ok(other),
             }
         }
         Ok(CopyEnd::Done)
+    }
+
+    /// The command of [`Self::copy_outputs_to`].
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn copy_outputs_to_line(
+        &mut self,
+        supervisor: &mut Supervisor,
+        to: &StoreUrl,
+        outputs: &[&StorePath],
+    ) -> Result<CommandLine, Failure> {
+        let options = self.options(supervisor)?;
+        Ok(command::copy_outputs_to(to, outputs, &options))
     }
 
     /// Copies a `.drv`, with all that it needs to be realised, from a store. `look` as in [`Self::copy_drvs_to`].
