@@ -15,6 +15,7 @@ use unix::sys::signal::{Signal, killpg};
 
 use crate::{
     failures::ordinary_user,
+    outputs::is_nix,
     support::{
         EVAL_ONCE,
         agent::plugin_repository,
@@ -258,7 +259,10 @@ fn a_share_is_any_store_that_nix_copies_to_and_from() {
         Some(format!("file://{}", at("file").display())),
         Some(web.url()),
         sshd.as_ref().map(|_| "ssh-ng://host".to_owned()),
-        sshd.as_ref().map(|_| "ssh://other".to_owned()),
+        // Read by `nix copy` it fails with 2.8: "operation 'getFSAccessor' is not supported by store 'ssh://…'".
+        sshd.as_ref()
+            .filter(|_| !is_nix("2.8"))
+            .map(|_| "ssh://other".to_owned()),
         s3.as_ref().map(S3::url),
     ];
     for share in shares.into_iter().flatten() {
