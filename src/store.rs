@@ -738,7 +738,7 @@ mod tests {
         assert_eq!(stopped, "no answer within 30 s");
         assert_eq!(
             read(Ending::Exited(1), "error: no bucket").unwrap_err(),
-            "error: no bucket"
+            "no bucket"
         );
     }
 
