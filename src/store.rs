@@ -787,19 +787,4 @@ mod tests {
             "no bucket"
         );
     }
-
-    #[test]
-    fn as_many_paths_go_into_a_command_as_it_takes() {
-        let path = StorePath::parse(&format!("/nix/store/{}-x", "0".repeat(32))).unwrap();
-        let paths = vec![&path; 50_000];
-        let sizes: Vec<usize> = batches(&paths).map(<[_]>::len).collect();
-        assert!(sizes.len() > 1, "{sizes:?}");
-        assert_eq!(sizes.iter().sum::<usize>(), 50_000);
-        assert!(
-            sizes
-                .iter()
-                .all(|size| size * (path.as_str().len() + 9) <= ARGUMENTS_AT_MOST)
-        );
-        assert_eq!(batches(&[]).count(), 0);
-    }
 }
