@@ -74,8 +74,16 @@ impl Store {
             let mut line = command::copy_drvs_to(to, batch, &options);
             line.variables
                 .extend(temporary.map(|folder| ("TMPDIR", folder.to_owned())));
+            let mut progress = before;
+            let mut look = |this: CopyProgress| {
+                progress = CopyProgress {
+                    done: before.done + this.done,
+                    expected: before.expected + this.expected,
+                };
+                look(progress)
+            };
             match copy(supervisor, &line, &mut look)? {
-                CopyEnd::Done => {}
+                CopyEnd::Done => before = progress,
                 other => return Ok(other),
             }
         }
