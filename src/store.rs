@@ -4,6 +4,7 @@
 //! Only questions: what evaluates, builds or substitutes is run by the module that shows its log. What an answer means is
 //! decided by the step or the recording.
 
+mod batches;
 mod copying;
 
 use std::collections::{BTreeSet, HashSet};
@@ -22,6 +23,7 @@ use crate::parallel;
 use crate::supervise::{Finished, OnStop, Supervisor};
 use crate::text::without_credentials;
 
+use self::batches::batches;
 pub use copying::{CopyEnd, CopyOrder, CopyProgress, PATIENCE};
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
@@ -30,9 +32,6 @@ pub const ATTEMPTS: u32 = 3;
 
 /// What to do about a garbage collector that disturbs.
 pub const COLLECTOR_HINT: &str = "run the garbage collector less often, or while no job runs; from Nix 2.35 on it leaves alone what is in use";
-
-/// How many bytes of paths one command gets. Arguments and environment together may have two MiB on Linux, one on macOS.
-const ARGUMENTS_AT_MOST: usize = 512 << 10;
 
 /// How many paths one program asks another store about, and how many programs ask at once. Each asks for one path after the other:
 /// for 1,000 paths over HTTP one program takes 23 s where an answer takes 20 ms, ten take 3 s.
@@ -341,11 +340,10 @@ impl Store {
             }
             return Ok(Ok(lacking));
         }
-        let options = self.options(supervisor)?;
         let lines: Vec<CommandLine> = paths
             .chunks(PATHS_PER_QUESTION)
-            .map(|part| command::lacking_in(store, part, &options))
-            .collect();
+            .map(|part| self.lacking_line(supervisor, store, part))
+            .collect::<Result<_, _>>()?;
         let mut lacking = HashSet::new();
         let mut why = None;
         let asked = parallel::each_within(
@@ -358,9 +356,11 @@ impl Store {
                     lacking.extend(store_paths(&finished));
                     return Ok(());
                 }
-                let said = match finished.ending {
-                    Ending::Killed(_) => format!("no answer within {} s", PATIENCE.as_secs()),
-                    ending => NixOutput::of(stderr.as_bytes()).final_message(ending),
+                let ending = finished.ending;
+                let said = if matches!(ending, Ending::Killed(_)) {
+                    format!("no answer within {} s", PATIENCE.as_secs())
+                } else {
+                    NixOutput::of(stderr.as_bytes()).final_message(ending)
                 };
                 why = Some(without_credentials(&said).into_owned());
                 // The others would wait for the same store.
@@ -372,6 +372,20 @@ impl Store {
             (Err(_), Some(why)) => Ok(Err(why)),
             (Err(failure), None) => Err(class::not_started(failure)),
         }
+    }
+
+    /// The command that asks a store which of `paths` it lacks.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn lacking_line(
+        &mut self,
+        supervisor: &mut Supervisor,
+        store: &StoreUrl,
+        paths: &[&StorePath],
+    ) -> Result<CommandLine, Failure> {
+        let options = self.options(supervisor)?;
+        Ok(command::lacking_in(store, paths, &options))
     }
 
     // ---- roots, closures, logs
@@ -637,39 +651,4 @@ fn store_paths(finished: &Finished) -> impl Iterator<Item = StorePath> {
     finished
         .paths()
         .filter_map(|path| StorePath::parse(path.to_str()?).ok())
-}
-
-/// As many paths at once as one command can take.
-fn batches<'a, 'p>(paths: &'a [&'p StorePath]) -> impl Iterator<Item = &'a [&'p StorePath]> {
-    let mut rest = paths;
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = rest.iter().take_while(|path| {
-            bytes += path.as_str().len() + 9;
-            bytes <= ARGUMENTS_AT_MOST
-        });
-        let (batch, others) = rest.split_at(fits.count());
-        rest = others;
-        (!batch.is_empty()).then_some(batch)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn as_many_paths_go_into_a_command_as_it_takes() {
-        let path = StorePath::parse(&format!("/nix/store/{}-x", "0".repeat(32))).unwrap();
-        let paths = vec![&path; 50_000];
-        let sizes: Vec<usize> = batches(&paths).map(<[_]>::len).collect();
-        assert!(sizes.len() > 1, "{sizes:?}");
-        assert_eq!(sizes.iter().sum::<usize>(), 50_000);
-        assert!(
-            sizes
-                .iter()
-                .all(|size| size * (path.as_str().len() + 9) <= ARGUMENTS_AT_MOST)
-        );
-        assert_eq!(batches(&[]).count(), 0);
-    }
 }

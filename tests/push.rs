@@ -517,7 +517,7 @@ fn a_push_that_stands_still_is_given_up_and_a_slow_one_is_not() {
         let slow = scope.spawn(|| run("slow", &big, &slow_store(450 << 10)));
         for ended in stalled {
             let ended = ended.join().unwrap();
-            fails_to_push(&ended, "nothing moved for 30 s");
+            fails_to_push(&ended, "nothing has moved for 30 s");
             let seconds = ended.report()["seconds"]["push"].as_f64().unwrap();
             assert!((25.0..50.0).contains(&seconds), "{ended}");
             // A line of progress every ten seconds.

@@ -22,6 +22,7 @@ use super::upload::plan::UploadPlan;
 use super::{BuildkiteBuild, EvaluationResult, OnError, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
+use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::{Class, Failure};
 use crate::host::Host;
 use crate::log::Log;
@@ -41,10 +42,7 @@ pub fn perform(
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (mut request, host) = (order.request, order.host);
     // The same with paths from the root of the checkout, where steps start.
-    let mut at_root = match &order.below_checkout {
-        Some(folder) => request.at_checkout_root(folder)?,
-        None => request.clone(),
-    };
+    let mut at_root = at_root(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     // The identity is that of the keys alone: the settings of a flake are not known yet when a retry looks for its plan.
     let identity = keep::identity(&at_root);
@@ -53,13 +51,9 @@ pub fn perform(
     {
         return Ok(None);
     }
-    if build.is_some() {
-        check_agent(&request, supervisor)?;
-    }
-    crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
+    let schema = check_request(&request, &order.place)?;
+    check_agent(&request, build, supervisor)?;
     let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
-    let schema = Schema::new()?;
-    check(&request, &schema)?;
     let state = open_state_folder(&host)?;
     keep::remove_expired(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
@@ -147,6 +141,22 @@ pub fn perform(
     let mut upload = Upload::new(build, temporary, supervisor, log);
     upload.save(&plan, &identity)?;
     upload.follow(&plan, true).map(|()| None)
+}
+
+/// The request with its paths from the root of the checkout; `below` is the recording's folder there, if it is another one.
+fn at_root(request: &RecordingRequest, below: Option<&Path>) -> Result<RecordingRequest, Failure> {
+    match below {
+        Some(folder) => request.at_checkout_root(folder),
+        None => Ok(request.clone()),
+    }
+}
+
+/// Checks what is asked for, before anything is evaluated.
+fn check_request(request: &RecordingRequest, place: &Checkout) -> Result<Schema, Failure> {
+    check_file(&request.root, request.by_default, place)?;
+    let schema = Schema::new()?;
+    check(request, &schema)?;
+    Ok(schema)
 }
 
 /// Follows the plan of an earlier try of the same step, if there is one. Returns whether there is.

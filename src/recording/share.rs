@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::StoreUrl;
-use crate::share::{NotShared, Publisher};
+use crate::share::{NotShared, ShareWriter};
 use crate::share_keys::{Share, ShareSetting};
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -101,7 +101,7 @@ impl<'a> Sharing<'a> {
         if drvs.is_empty() {
             return Ok(());
         }
-        let mut publisher = Publisher {
+        let mut writer = ShareWriter {
             drvs: &drvs,
             store,
             supervisor,
@@ -117,14 +117,14 @@ impl<'a> Sharing<'a> {
                 let share = Share::Store(url.clone());
                 return pipeline.add_to_records(&share_keys(&share, None, self.keep_days));
             }
-            How::Store(url) => publisher.to_store(url),
+            How::Store(url) => writer.to_store(url),
             How::Artifact {
                 build,
                 limit,
                 temporary,
             } => {
                 let limit = limit.saturating_mul(1 << 20);
-                publisher.as_artifact(limit, build.is_retry, temporary)
+                writer.as_artifact(limit, build.is_retry, temporary)
             }
         };
         match shared {

@@ -11,7 +11,7 @@ mod unpacked;
 use crate::exit::Failure;
 
 pub use archive_name::{archive_name, sha256_of_name};
-pub use publish::{NotShared, Published, Publisher};
+pub use publish::{NotShared, Published, ShareWriter};
 pub use unpacked::{ArchivePlace, ArchiveRecord, UnpackedArchive, unpacked};
 
 /// Why something could not be had from a share.

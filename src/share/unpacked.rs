@@ -111,7 +111,7 @@ pub fn unpacked(
         None if !archive.in_build => return Err(wrong(NO_JOB)),
         None => sha256_of_artifact(supervisor, archive.name)?,
     };
-    let _ = state.sweep_common(CommonKind::Share, false);
+    let _ = state.sweep_common(CommonKind::Share);
     let mut folder = state.common(
         CommonKind::Share,
         &folder_name(&sha256),

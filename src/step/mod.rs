@@ -142,7 +142,7 @@ pub fn perform(
     let build_log = step.build_log(&mut report);
     let is_log_above = step.shows_end_of_log(&report);
     let advice = if is_push_failure {
-        pushing::advice(&step, &report.outputs)
+        pushing::advice(&mut step, &report.outputs)
     } else if result.is_err() {
         let version = step.nix_version().unwrap_or_default();
         Advice::new(&request, &report, version)

@@ -11,7 +11,7 @@ use super::report::{Pushed, Reason};
 use super::run::StepRun;
 use crate::counts::number;
 use crate::exit::{Class, Failure};
-use crate::nix::{StorePath, StoreUrl, command};
+use crate::nix::{StorePath, StoreUrl};
 use crate::status_line::StatusLine;
 use crate::store::{CopyEnd, CopyOrder, PATIENCE};
 use crate::text::without_credentials;
@@ -70,11 +70,12 @@ fn failure(to: &StoreUrl, why: &str) -> Failure {
 }
 
 /// What can be done about a failed push: the command that pushes.
-pub(super) fn advice(step: &StepRun<'_>, outputs: &Outputs) -> Advice {
+pub(super) fn advice(step: &mut StepRun<'_>, outputs: &Outputs) -> Advice {
     let request = step.request;
-    let line = request.push.as_ref().map(|to| {
+    let line = request.push.as_ref().and_then(|to| {
         let paths: Vec<&StorePath> = outputs.values().collect();
-        command::copy_outputs_to(to, &paths, &request.options)
+        let line = step.store.copy_outputs_to_line(step.supervisor, to, &paths);
+        line.ok()
     });
     Advice {
         reproduce: line.map(|line| line.to_string()),
@@ -165,7 +166,7 @@ fn copy(
             }));
         }
         CopyEnd::Stopped | CopyEnd::Stalled => {
-            format!("nothing moved for {} s", PATIENCE.as_secs())
+            format!("nothing has moved for {} s", PATIENCE.as_secs())
         }
         CopyEnd::Failed(why) => without_credentials(&why).into_owned(),
     };

@@ -155,7 +155,7 @@ fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure
 fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
     let line = match &step.request.push {
-        Some(to) => command::lacking_in(to, &outputs, &step.options()?),
+        Some(to) => step.store.lacking_line(step.supervisor, to, &outputs)?,
         None => step.store.dry_run_line(step.supervisor, &outputs)?,
     };
     let there = are_there(step)?;
@@ -646,7 +646,8 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(facts));
     };
     let mut commands = Vec::new();
-    let evaluation = &match step.checkout_to_make()? {
+    let checkouts = placeholder(step, "checkouts");
+    let evaluation = &match step.checkout_to_make(checkouts)? {
         Some(checkout) => {
             facts.push(fact(checkout.what, checkout.found));
             commands = checkout.commands;
