@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::buildkite::agent;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::nix::version::numbers;
 use crate::parallel;
 use crate::supervise::{Finished, OnStop, Supervisor};
 use crate::text::without_escapes;
@@ -173,6 +174,23 @@ pub fn set_environment(
         .map_err(|failure| failure.hint("start the agent without --no-job-api"))
 }
 
+/// The version of the agent that this job's commands are; none where it does not say.
+///
+/// # Errors
+/// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end.
+pub fn version(supervisor: &mut Supervisor) -> Result<Option<String>, Failure> {
+    let (finished, _) = run(supervisor, &agent::version())?;
+    Ok(agent::version_in(&finished.text()).map(str::to_owned))
+}
+
+/// Whether an agent of this version makes a checkout although its step says that it needs none. One that does not say its version
+/// is taken for a new one.
+#[must_use]
+pub fn always_checks_out(version: Option<&str>) -> bool {
+    let numbers = version.and_then(numbers);
+    numbers.is_some_and(|numbers| numbers < agent::SKIPS_CHECKOUTS)
+}
+
 /// The failure of a command that did not succeed, with the last line of its `stderr`.
 #[must_use]
 pub fn unreachable(line: &CommandLine, finished: &Finished, stderr: &str, doing: &str) -> Failure {
@@ -197,6 +215,19 @@ mod tests {
 
     fn supervisor() -> Supervisor {
         Supervisor::install(&Log::default()).unwrap()
+    }
+
+    #[test]
+    fn an_agent_before_3_116_always_checks_out() {
+        for (version, always) in [
+            (Some("3.83.1"), true),
+            (Some("3.115.9"), true),
+            (Some("3.116.0"), false),
+            (Some("4.0.0-beta.15"), false),
+            (None, false),
+        ] {
+            assert_eq!(always_checks_out(version), always, "{version:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Programs as data: what is to be run, as what, and how it ended. Nothing here runs anything.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -9,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use unix::sys::signal::Signal;
+
+use crate::text::without_credentials;
 
 /// A program and its arguments, as data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +57,7 @@ impl CommandLine {
     }
 }
 
-/// As one could paste it into a shell.
+/// As one could paste it into a shell; without the credentials in its URLs.
 impl fmt::Display for CommandLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value) in &self.variables {
@@ -66,7 +69,12 @@ impl fmt::Display for CommandLine {
         }
         f.write_str(self.program)?;
         for word in &self.arguments {
-            write!(f, " {}", shell_word(word).to_string_lossy())?;
+            let text = word.to_string_lossy();
+            let word = match without_credentials(&text) {
+                Cow::Owned(shown) => shell_word(OsStr::new(&shown)),
+                Cow::Borrowed(_) => shell_word(word),
+            };
+            write!(f, " {}", word.to_string_lossy())?;
         }
         if let Some(stdin) = &self.stdin {
             write!(f, " <{}", shell_word(stdin.as_os_str()).to_string_lossy())?;

@@ -27,6 +27,10 @@ pub struct StateFolder {
 #[derive(Debug)]
 pub struct EvaluationSlot(#[expect(dead_code, reason = "holds a lock")] File);
 
+/// A turn to copy into the store. It is over when this is dropped, or its process dies.
+#[derive(Debug)]
+pub struct CopyTurn(#[expect(dead_code, reason = "holds a lock")] File);
+
 /// A folder for GC roots that end with their process: when this is dropped, or when the next step sweeps.
 #[derive(Debug)]
 pub struct Roots {
@@ -81,6 +85,25 @@ impl StateFolder {
             }
         }
         Ok(None)
+    }
+
+    /// A turn to copy into the store, beside the other steps of this host or `alone`; none as long as another one's prevents it.
+    ///
+    /// # Errors
+    /// The lock cannot be made.
+    pub fn try_copy_turn(&self, alone: bool) -> io::Result<Option<CopyTurn>> {
+        let path = self.folder.join("turns/copy.lock");
+        let lock = File::open(&path).or_else(|_| File::create(&path))?;
+        let locked = if alone {
+            lock.try_lock()
+        } else {
+            lock.try_lock_shared()
+        };
+        match locked {
+            Ok(()) => Ok(Some(CopyTurn(lock))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     /// A folder for GC roots that end with this process. Those of killed steps are removed first.
@@ -216,6 +239,20 @@ mod tests {
         assert!(state.try_evaluation_slot(2).unwrap().is_none());
         drop(first);
         assert!(state.try_evaluation_slot(2).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_copy_waits_for_one_that_must_be_alone_and_that_one_for_all() {
+        let folder = TempDir::new().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let turn = |alone| state.try_copy_turn(alone).unwrap();
+        let both = [turn(false).unwrap(), turn(false).unwrap()];
+        assert!(turn(true).is_none());
+        drop(both);
+        let alone = turn(true).unwrap();
+        assert!(turn(false).is_none() && turn(true).is_none());
+        drop(alone);
+        turn(false).unwrap();
     }
 
     #[test]

@@ -218,7 +218,7 @@ fn what_a_step_refuses_explain_refuses_too() {
     for flags in [
         vec!["--drv", "hello.drv"],
         vec!["--flake", ".#x"],
-        vec!["--share", "file:///share"],
+        vec!["--share", "artifact"],
         vec!["--no-such-flag"],
     ] {
         store

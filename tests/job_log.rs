@@ -421,7 +421,7 @@ fn drift_and_a_missing_root_are_hints_that_say_what_to_do() {
         .run();
     let hints = hints(ended.takes("evaluated", "drv-missing"));
     assert!(hints[0].starts_with("drift: "), "{hints:?}");
-    assert!(hints[1].contains("it had no GC root"), "{hints:?}");
+    assert!(hints[1].contains("the step has no share"), "{hints:?}");
     assert!(hints[1].contains("keep-days"), "{hints:?}");
     assert_eq!(hints.len(), 2);
 }

@@ -301,7 +301,7 @@ const ONCE: [Once; 3] = [
 ];
 
 /// Command lines of Nix that more than one file builds, by who else does and the reason.
-const COMMANDS_TWICE: [(&str, &[(&str, &str)]); 5] = [
+const COMMANDS_TWICE: [(&str, &[(&str, &str)]); 6] = [
     ("instantiate", &[("step/ways.rs", "`explain` shows it")]),
     ("invalid_of", &[("step/ways.rs", "`explain` shows it")]),
     (
@@ -319,6 +319,13 @@ const COMMANDS_TWICE: [(&str, &[(&str, &str)]); 5] = [
             ("step/explain.rs", "shows it"),
             ("step/ways.rs", "`explain` shows it"),
         ],
+    ),
+    (
+        "structured",
+        &[(
+            "store/copying.rs",
+            "a copy is read for its progress, a build for its failures",
+        )],
     ),
 ];
 

@@ -267,7 +267,8 @@ fn the_summary_on_its_page_is_that_of_the_example() {
     );
     let repositories = TempDir::new().unwrap();
     let plugin = agent::plugin_repository(repositories.path());
-    let plugins = json!([{ plugin: { "pipeline": { "file": "ci.nix", "summary": true } } }]);
+    let plugins =
+        json!([{ plugin: { "pipeline": { "file": "ci.nix", "summary": true, "share": false } } }]);
     let step = json!({ "key": "record", "label": ":nix: record", "plugins": plugins });
     let Some(build) = Build::new(&step) else {
         return;

@@ -361,11 +361,13 @@ fn a_value_of_the_wrong_type_is_refused_by_name_with_what_was_expected() {
 }
 
 #[test]
-fn keys_of_sharing_are_refused_until_they_mean_something() {
+fn keys_of_sharing_that_name_no_store_are_refused() {
     for (key, value) in [
-        ("share", json!("s3://bucket")),
-        ("share-required", json!(true)),
-        ("push", json!("s3://bucket")),
+        ("share", json!("bucket")),
+        ("share", json!(true)),
+        ("share", json!("artifact:a/b")),
+        ("share-required", json!("s3://bucket")),
+        ("push", json!("https://name:secret@host")),
     ] {
         refused(&json!({ "attr": "good", key: value }), &[key]);
     }

@@ -605,10 +605,10 @@ fn two_recordings_in_one_build_share_the_steps_of_common_targets() {
 }
 
 /// A recording after whose job this is run, before any of its steps is.
-fn and_then(script: &str) -> Option<Scene> {
+fn and_then(script: &str, keys: &Value) -> Option<Scene> {
     let store = store()?;
     store.targets(CHAIN);
-    let mut scene = plugin_scene(store, &json!({}))?;
+    let mut scene = plugin_scene(store, keys)?;
     let hook = format!("if [ \"$BUILDKITE_STEP_KEY\" = record ]; then\n{script}\nfi\n");
     // With one agent no step can begin as long as the recording's job runs.
     scene.build = scene.build.agents(1).shell_hook("post-command", &hook);
@@ -619,19 +619,24 @@ fn and_then(script: &str) -> Option<Scene> {
 
 #[test]
 fn pinned_drvs_outlive_the_garbage_collector() {
-    let Some(scene) = and_then("nix-store --gc") else {
+    let Some(scene) = and_then("nix-store --gc", &json!({})) else {
         return;
     };
     scene.all_went("realised (drv-valid)");
 }
 
 #[test]
-fn drvs_collected_without_their_pin_are_evaluated_again() {
+fn drvs_collected_without_their_pin_are_fetched_or_evaluated_again() {
     let script = "rm -r \"$EVAL_ONCE_STATE_DIR/pins\"\nnix-store --gc";
-    let Some(scene) = and_then(script) else {
-        return;
-    };
-    scene.all_went("evaluated (drv-missing)");
+    for (keys, way) in [
+        (json!({}), "fetched (fetched-from-share)"),
+        (json!({ "share": false }), "evaluated (drv-missing)"),
+    ] {
+        let Some(scene) = and_then(script, &keys) else {
+            return;
+        };
+        scene.all_went(way);
+    }
 }
 
 #[test]
@@ -1098,6 +1103,7 @@ fn the_missing_part_of_a_chunk_keeps_its_groups() {
 fn on_another_agent(store: Store, keys: &Value) -> Option<Scene> {
     let mut keys = keys.clone();
     // What depends on the recording begins when that job's hooks are through.
+    keys["share"] = false.into();
     keys["step"] = json!({ "agents": { "role": "builder" }, "depends_on": ["record"] });
     let mut scene = plugin_scene(store, &keys)?;
     let hook = "if [ \"$BUILDKITE_STEP_KEY\" = record ]; then\n\
@@ -1264,7 +1270,7 @@ fn the_build_keys_of_a_recording_count_in_steps_of_every_kind() {
               plain = file "plain";
               elsewhere = with_ { out-link = "out/elsewhere"; log = "raw"; } (file "elsewhere");
               wrong = with_ { log = "loud"; } (file "wrong");
-              later = with_ { push = "file:///x"; } (file "later");
+              later = with_ { push = "nowhere"; } (file "later");
             }"#,
         );
         store.write("out/.keep", "");
@@ -1297,7 +1303,7 @@ fn the_build_keys_of_a_recording_count_in_steps_of_every_kind() {
         let said = errors.join("\n");
         for part in [
             "in its `meta.eval-once`, `log` is",
-            "in its `meta.eval-once`, `push` is not in this version",
+            "in its `meta.eval-once`, `push` is no URL of a store",
         ] {
             assert!(said.contains(part), "{emit}: {said}");
         }
@@ -1488,9 +1494,9 @@ kill -9 "$PPID"
     scene.build = scene.build.agents(1).shell_hook("environment", &hook);
     assert_eq!(scene.build.run(), Outcome::Passed);
     scene.recorded();
-    // The plan, its mark, two chunks, their marks, `eval-once.json`, the annotation.
+    // The archive, the plan, its mark, two chunks, their marks, `eval-once.json`, the annotation.
     let record = scene.build.job("record");
-    assert_eq!(record.retry_count, 8, "{}", record.plain());
+    assert_eq!(record.retry_count, 9, "{}", record.plain());
     assert_eq!(scene.follows_its_plan(), 2);
     scene.all_went("realised (drv-valid)");
     assert_eq!(scene.build.annotations().len(), 1);

@@ -155,17 +155,14 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
             ["`plugin`", "credentials"],
         ),
         (
-            json!({ "share": "artifact" }),
-            ["`share`", "not in this version"],
+            json!({ "share": "artefact" }),
+            ["`share`", "no URL of a store"],
         ),
         (
-            json!({ "push": "file:///x" }),
-            ["`push`", "not in this version"],
+            json!({ "push": "https://name:secret@host" }),
+            ["`push`", "credentials"],
         ),
-        (
-            json!({ "share-limit": 1 }),
-            ["`share-limit`", "not in this version"],
-        ),
+        (json!({ "share-limit": 0 }), ["`share-limit`", "from 1"]),
     ] {
         let ended = scene.hook(&json!({ "pipeline": keys })).run();
         scene.refused(&ended, &parts);
@@ -178,6 +175,7 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
         (&["--command", "none"], "`emit: command`"),
         (&["--out-link", "x/"], "`out-link`"),
         (&["--plugin", "HTTPS://t@h/x"], "`plugin`"),
+        (&["--share", "artifact"], "`share: artifact`"),
         (&["--step", "{"], "--step"),
         (&["--step", "[]"], "--step"),
         (&["--agents", "{\"x\":1}"], "`agents.x`"),
@@ -189,7 +187,6 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
         (["--drv", "x"].as_slice(), "--drv"),
         (&["--recurse", "some"], "[possible values: marked, all]"),
         (&["--log", "prety"], "a similar value exists: 'pretty'"),
-        (&["--share", "artifact"], "--share"),
         (&["--workers", "many"], "many"),
         (&["--meta"], "--meta"),
         (&["stray"], "stray"),

@@ -118,7 +118,7 @@ fn everything() -> Option<(Build, Store)> {
     store.build(&store.instantiate("default.nix", "there"));
     let repositories = TempDir::new().unwrap();
     let plugin = plugin_repository(repositories.path());
-    let keys = json!({ "summary": true, "chunk": 2 });
+    let keys = json!({ "summary": true, "chunk": 2, "share": false });
     let plugins = json!([{ plugin: { "pipeline": keys } }]);
     let step = json!({ "key": "record", "label": "Record", "plugins": plugins });
     let hash = |drv: &str| drv.rsplit('/').next().unwrap()[..32].to_owned();

@@ -89,7 +89,8 @@ pub fn download_artifact(name: &str, job: &str, folder: &Path) -> CommandLine {
     line
 }
 
-/// Prints the SHA-256 of each artifact `name` of this build, also of the jobs that were retried, one on each line.
+/// Prints the SHA-256 of each artifact `name` of this build, also of the jobs that were retried, and a semicolon behind each. (No
+/// version takes a line break in a format as all others do: v3.83.1 prints `\n` as it is, v3.137.0 refuses the character itself.)
 #[must_use]
 pub fn sums_of_artifacts(name: &str) -> CommandLine {
     agent(&[
@@ -97,7 +98,7 @@ pub fn sums_of_artifacts(name: &str) -> CommandLine {
         "search",
         name,
         "--format",
-        r"%T\n",
+        "%T;",
         "--include-retried-jobs",
         "--allow-empty-results",
     ])
@@ -148,6 +149,22 @@ pub fn annotate(context: &str, style: &str, append: bool, body: &Path) -> Comman
     line
 }
 
+/// Prints the agent's version.
+#[must_use]
+pub fn version() -> CommandLine {
+    agent(&["--version"])
+}
+
+/// The first version of the agent that knows steps without a checkout (`checkout: { skip: true }`, `BUILDKITE_SKIP_CHECKOUT`).
+pub const SKIPS_CHECKOUTS: (u32, u32) = (3, 116);
+
+/// The version in what the agent prints: `buildkite-agent version 3.137.0+x, build 1`.
+#[must_use]
+pub fn version_in(printed: &str) -> Option<&str> {
+    let version = printed.split_whitespace().nth(2)?;
+    version.split(['+', ',']).next()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt as _;
@@ -188,6 +205,23 @@ mod tests {
             for flag in flags {
                 assert!(words.iter().any(|word| word == flag), "{flag} of {line}");
             }
+        }
+    }
+
+    #[test]
+    fn the_version_is_the_third_word() {
+        for (printed, version) in [
+            (
+                "buildkite-agent version 3.83.1, build 8723\n",
+                Some("3.83.1"),
+            ),
+            (
+                "buildkite-agent version 4.0.0-beta.15+x.7ad8.dirty\n",
+                Some("4.0.0-beta.15"),
+            ),
+            ("", None),
+        ] {
+            assert_eq!(version_in(printed), version);
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod command_hooks;
 pub mod default_command;
+pub mod git;
 mod json_schema;
 pub mod markdown;
 pub mod outcome;

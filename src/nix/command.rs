@@ -407,6 +407,13 @@ pub fn current_system(options: &Options) -> CommandLine {
     command("nix-instantiate", &arguments, options)
 }
 
+/// Prints the folder of store paths, as JSON: of a store elsewhere (`local?root=`), the one that its paths name.
+#[must_use]
+pub fn store_folder(options: &Options) -> CommandLine {
+    let arguments = ["--eval", "--json", "-E", "builtins.storeDir"];
+    command("nix-instantiate", &arguments, options)
+}
+
 /// Prints where a flake is, as JSON, and changes no lock file: one that is missing or stale is an error, where it would be one of
 /// pure evaluation only if an input is new.
 #[must_use]

@@ -14,6 +14,7 @@ use super::variables::{Variables, is_true};
 use crate::buildkite::EmptyWords;
 use crate::buildkite::command_hooks::{CommandHooks, HookFolders};
 use crate::buildkite::default_command::{self, AgentJob, Ours, is_eval_once};
+use crate::buildkite::git::Repository;
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::keys::refuse;
@@ -138,6 +139,43 @@ pub(super) fn checkout_by_hand(startup: &Startup) -> Checkout {
         confined: false,
         no_checkout: no_checkout(&startup.variables, &startup.folder),
     }
+}
+
+/// What the agent would check out for this job; none by hand. `folder` is the folder that it runs in.
+pub(super) fn repository(variables: &Variables, folder: &Path) -> Option<Repository> {
+    variables.get("BUILDKITE_JOB_ID")?;
+    let text = |name: &str| variables.text(name).unwrap_or_default();
+    let flags = |name: &str, default: &str| {
+        let set = variables.raw(name);
+        set.map_or_else(
+            || default.to_owned(),
+            |set| set.to_string_lossy().into_owned(),
+        )
+    };
+    let checkout = variables.path("BUILDKITE_BUILD_CHECKOUT_PATH");
+    let checkout = checkout.as_deref().unwrap_or(folder);
+    Some(Repository {
+        url: text("BUILDKITE_REPO"),
+        commit: text("BUILDKITE_COMMIT"),
+        branch: text("BUILDKITE_BRANCH"),
+        refspec: variables.text("BUILDKITE_REFSPEC"),
+        pull_request: variables
+            .text("BUILDKITE_PULL_REQUEST")
+            .filter(|number| number != "false"),
+        merged: variables
+            .get("BUILDKITE_PULL_REQUEST_USING_MERGE_REFSPEC")
+            .is_some_and(is_true),
+        provider: text("BUILDKITE_PIPELINE_PROVIDER"),
+        clone_flags: flags("BUILDKITE_GIT_CLONE_FLAGS", "-v"),
+        fetch_flags: flags("BUILDKITE_GIT_FETCH_FLAGS", "-v --prune"),
+        checkout_flags: flags("BUILDKITE_GIT_CHECKOUT_FLAGS", "-f"),
+        submodules: variables
+            .get("BUILDKITE_GIT_SUBMODULES")
+            .is_none_or(is_true),
+        submodule_config: text("BUILDKITE_GIT_SUBMODULE_CLONE_CONFIG"),
+        build: text("BUILDKITE_BUILD_ID"),
+        folder_name: checkout.file_name().unwrap_or_default().to_owned(),
+    })
 }
 
 fn no_checkout(variables: &Variables, folder: &Path) -> bool {

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use super::job::{below_checkout, is_in_build, step_job};
+use super::job::{below_checkout, is_in_build, repository, step_job};
 use super::{Startup, host};
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::evaluation_keys::Checkout;
@@ -77,6 +77,7 @@ pub(super) fn step(
             request.skip &= !draft.followed;
             Ok(StepOrder {
                 request,
+                repository: repository(&startup.variables, &draft.checkout.folder),
                 place: draft.checkout,
                 host,
                 in_build: is_in_build(&startup.variables),

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+use super::checkout::check_agent;
 use super::evaluate::evaluator::EvaluatorRun;
 use super::evaluate::flake;
-use super::evaluate::gaps::{Gaps, Note, agents_without_targets};
+use super::evaluate::gaps::{Note, agents_without_targets};
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
 use super::keep::{self, PinOwner, open_state_folder, skip};
 use super::notices::{print_errors, print_notes, warn_of_plugins};
@@ -40,10 +41,7 @@ pub fn perform(
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (mut request, host) = (order.request, order.host);
     // The same with paths from the root of the checkout, where steps start.
-    let mut at_root = match &order.below_checkout {
-        Some(folder) => request.at_checkout_root(folder)?,
-        None => request.clone(),
-    };
+    let mut at_root = at_root(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
     // The identity is that of the keys alone: the settings of a flake are not known yet when a retry looks for its plan.
     let identity = keep::identity(&at_root);
@@ -51,6 +49,9 @@ pub fn perform(
         && follow_earlier(build, &identity, &host.temporary, supervisor, log)?
     {
         return Ok(None);
+    }
+    if build.is_some() {
+        check_agent(&request, supervisor)?;
     }
     crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
     let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
@@ -82,11 +83,7 @@ pub fn perform(
         targets,
         edges,
     } = pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log)?;
-    refuse_nothing(&evaluated, &request, log)?;
-    print_errors("evaluation error", &evaluated.errors, log);
-    print_errors("refused", &evaluated.refused, log);
-    let notes = notes(&evaluated.gaps, &request, &targets);
-    print_notes(&notes, log);
+    let notes = print_findings(&evaluated, &request, &targets, log)?;
     times.end("evaluate");
 
     let skipped = skip::reasons(&targets, &request, &mut store, supervisor, log)?;
@@ -107,16 +104,8 @@ pub fn perform(
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
     times.end("steps");
-    let shared = sharing.share(
-        &pipeline.drvs_of_steps(&targets),
-        order.build.as_ref(),
-        order.dry_run,
-        &host,
-        &mut store,
-        supervisor,
-        log,
-    );
-    pipeline.add_to_records(&shared.map_err(|failure| failure.context(undone))?)?;
+    let shared = sharing.share(&mut pipeline, &targets, &mut store, supervisor, log);
+    shared.map_err(|failure| failure.context(undone))?;
     times.end("share");
 
     let report = RecordingReport {
@@ -154,8 +143,15 @@ pub fn perform(
     )?;
     let mut upload = Upload::new(build, temporary, supervisor, log);
     upload.save(&plan, &identity)?;
-    upload.follow(&plan, true)?;
-    Ok(None)
+    upload.follow(&plan, true).map(|()| None)
+}
+
+/// The request with its paths from the root of the checkout; `below` is the recording's folder there, if it is another one.
+fn at_root(request: &RecordingRequest, below: Option<&Path>) -> Result<RecordingRequest, Failure> {
+    match below {
+        Some(folder) => request.at_checkout_root(folder),
+        None => Ok(request.clone()),
+    }
 }
 
 /// Follows the plan of an earlier try of the same step, if there is one. Returns whether there is.
@@ -190,11 +186,23 @@ fn locked(
     Ok(locked)
 }
 
-/// What the recording did not look at, and what its keys name and the repository does not have.
-fn notes(gaps: &Gaps, request: &RecordingRequest, targets: &[Target]) -> Vec<Note> {
-    let mut notes = gaps.notes();
-    notes.extend(agents_without_targets(request, targets, gaps));
-    notes
+/// Prints the errors, and what the recording did not look at or its keys name and the repository does not have; returns the latter.
+///
+/// # Errors
+/// There is nothing at all (65).
+fn print_findings(
+    evaluated: &EvaluationResult,
+    request: &RecordingRequest,
+    targets: &[Target],
+    log: &Log,
+) -> Result<Vec<Note>, Failure> {
+    refuse_nothing(evaluated, request, log)?;
+    print_errors("evaluation error", &evaluated.errors, log);
+    print_errors("refused", &evaluated.refused, log);
+    let mut notes = evaluated.gaps.notes();
+    notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
+    print_notes(&notes, log);
+    Ok(notes)
 }
 
 /// Fails where there is no target and no error either: such a recording is more likely a mistake than intended.
@@ -281,6 +289,7 @@ fn to_milliseconds(seconds: f64) -> f64 {
 mod tests {
     use super::*;
     use crate::recording::AttrError;
+    use crate::recording::evaluate::gaps::Gaps;
     use crate::recording::pipeline::fixtures::{path, request};
     use std::cell::RefCell;
     use std::rc::Rc;

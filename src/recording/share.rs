@@ -1,13 +1,15 @@
 //! How a recording shares: whether, how, and what follows where that fails.
 
-use super::pipeline::steps::share_keys;
-use super::{BuildkiteBuild, RecordingRequest};
+use std::path::Path;
+
+use super::pipeline::steps::{PlannedPipeline, share_keys};
+use super::{BuildkiteBuild, RecordingRequest, Target};
 use crate::exit::{Class, Failure};
 use crate::host::Host;
-use crate::keys::{Keys, refuse};
+use crate::keys::refuse;
 use crate::log::Log;
-use crate::nix::DrvPath;
-use crate::share::{NotShared, Publisher};
+use crate::nix::StoreUrl;
+use crate::share::{NotShared, ShareWriter};
 use crate::share_keys::{Share, ShareSetting};
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -18,110 +20,125 @@ const LIMIT_WHERE_ASKED: u64 = 2048;
 
 /// How a recording shares.
 #[derive(Debug)]
-pub(super) struct Sharing {
-    setting: ShareSetting,
-    /// Whether the recording's key turns it off: then steps do not use their hosts' setting either.
-    off_by_key: bool,
-    /// The most that an archive may take, in MiB.
-    limit: u64,
+pub(super) struct Sharing<'a> {
+    how: How<'a>,
     required: bool,
     keep_days: u32,
 }
 
-impl Sharing {
-    /// How this recording shares: as its key says, or the host's setting; else as an artifact, in a job.
+#[derive(Debug)]
+enum How<'a> {
+    /// Not at all.
+    Off,
+    /// Not at all, and steps do not use their hosts' setting either.
+    OffByKey,
+    /// Through a store that is not written to: a dry run only says which.
+    Named(StoreUrl),
+    /// Through a store.
+    Store(StoreUrl),
+    /// As an artifact of at most `limit` MiB.
+    Artifact {
+        build: &'a BuildkiteBuild,
+        limit: u64,
+        temporary: &'a Path,
+    },
+}
+
+impl<'a> Sharing<'a> {
+    /// How this recording shares: as its key says, or the host's setting; else as an artifact, in a job. A dry run copies and uploads
+    /// nothing.
     ///
     /// # Errors
     /// An artifact is asked for where there is no build to have it (64).
     pub(super) fn new(
         request: &RecordingRequest,
-        host: &Host,
-        build: Option<&BuildkiteBuild>,
+        host: &'a Host,
+        build: Option<&'a BuildkiteBuild>,
         dry_run: bool,
     ) -> Result<Self, Failure> {
-        if request.share == Some(ShareSetting::Artifact) && build.is_none() && !dry_run {
-            return Err(refuse(
-                "`share: artifact` needs a job: by hand, there is no build that the artifact could belong to",
-            )
-            .hint("set `share` to the URL of a store, or record in a job; `--dry-run` prints the pipeline"));
-        }
-        let asked = request.share.as_ref().or(host.share.as_ref()).cloned();
-        let default_limit = match asked {
-            Some(_) => LIMIT_WHERE_ASKED,
-            None => LIMIT,
-        };
-        let setting = match (asked, build) {
-            (Some(ShareSetting::Artifact) | None, None) => ShareSetting::Off,
-            (None, Some(_)) => ShareSetting::Artifact,
-            (Some(asked), _) => asked,
+        let asked = request.share.as_ref().or(host.share.as_ref());
+        let how = match (asked, build) {
+            (Some(ShareSetting::Off), _) if request.share.is_some() => How::OffByKey,
+            (Some(ShareSetting::Store(url)), _) if dry_run => How::Named(url.clone()),
+            (Some(ShareSetting::Store(url)), _) => How::Store(url.clone()),
+            (Some(ShareSetting::Artifact) | None, _) if dry_run => How::Off,
+            (Some(ShareSetting::Artifact) | None, Some(build)) => {
+                let default = asked.map_or(LIMIT, |_| LIMIT_WHERE_ASKED);
+                How::Artifact {
+                    build,
+                    limit: request.share_limit.unwrap_or(default),
+                    temporary: &host.temporary,
+                }
+            }
+            (Some(ShareSetting::Artifact), None) if request.share.is_some() => {
+                return Err(refuse(
+                    "`share: artifact` needs a job: by hand there is no build for the artifact",
+                )
+                .hint("set `share` to the URL of a store, or print the pipeline with --dry-run"));
+            }
+            (Some(ShareSetting::Off), _) | (Some(ShareSetting::Artifact) | None, None) => How::Off,
         };
         Ok(Self {
-            setting,
-            off_by_key: request.share == Some(ShareSetting::Off),
-            limit: request.share_limit.unwrap_or(default_limit),
+            how,
             required: request.share_required,
             keep_days: request.keep_days,
         })
     }
 
-    /// Shares these `.drv`s. Returns the keys of the records whose steps can fetch them. In a dry run (there is no `build` then)
-    /// nothing is copied.
+    /// Shares the `.drv`s of the steps that may run, and writes into their records where they can be fetched.
     ///
     /// # Errors
     /// It fails, and `share-required` is set (75); a signal asked us to end.
-    #[expect(clippy::too_many_arguments, reason = "each is another thing")]
     pub(super) fn share(
         &self,
-        drvs: &[&DrvPath],
-        build: Option<&BuildkiteBuild>,
-        dry_run: bool,
-        host: &Host,
+        pipeline: &mut PlannedPipeline,
+        targets: &[Target],
         store: &mut Store,
         supervisor: &mut Supervisor,
         log: &Log,
-    ) -> Result<Keys, Failure> {
-        if self.off_by_key {
-            return Ok(Keys::from_iter([("share".to_owned(), false.into())]));
-        }
+    ) -> Result<(), Failure> {
+        let drvs = pipeline.drvs_of_steps(targets);
         if drvs.is_empty() {
-            return Ok(Keys::new());
+            return Ok(());
         }
-        let mut publisher = Publisher {
-            drvs,
+        let mut writer = ShareWriter {
+            drvs: &drvs,
             store,
             supervisor,
             log,
         };
-        let published = match (&self.setting, build) {
-            (ShareSetting::Store(url), _) if dry_run => {
-                return Ok(share_keys(&Share::Store(url.clone()), None, self.keep_days));
+        let shared = match &self.how {
+            How::Off => return Ok(()),
+            How::OffByKey => {
+                let off = [("share".to_owned(), false.into())];
+                return pipeline.add_to_records(&off.into_iter().collect());
             }
-            (ShareSetting::Store(url), _) => publisher.to_store(url),
-            (ShareSetting::Artifact, Some(build)) if !dry_run => {
-                let limit = self.limit.saturating_mul(1 << 20);
-                publisher.as_artifact(limit, build.is_retry, &host.temporary)
+            How::Named(url) => {
+                let share = Share::Store(url.clone());
+                return pipeline.add_to_records(&share_keys(&share, None, self.keep_days));
             }
-            _ => return Ok(Keys::new()),
+            How::Store(url) => writer.to_store(url),
+            How::Artifact {
+                build,
+                limit,
+                temporary,
+            } => {
+                let limit = limit.saturating_mul(1 << 20);
+                writer.as_artifact(limit, build.is_retry, temporary)
+            }
         };
-        match published {
-            Ok(published) => {
-                log.say(published.sentence);
-                Ok(share_keys(
-                    &published.share,
-                    published.unpacked,
-                    self.keep_days,
-                ))
+        match shared {
+            Ok(shared) => {
+                log.say(shared.sentence);
+                let keys = share_keys(&shared.share, shared.unpacked, self.keep_days);
+                pipeline.add_to_records(&keys)
             }
             Err(NotShared::Stopped(failure)) => Err(failure),
-            Err(NotShared::Because { reason, hint }) if self.required => {
-                let failure = Failure::new(
-                    Class::Infrastructure,
-                    format_args!(
-                        "cannot share the .drv files, and `share-required` is set: {reason}"
-                    ),
-                );
-                Err(failure.hint(hint.unwrap_or_else(|| "retry the job".into())))
-            }
+            Err(NotShared::Because { reason, hint }) if self.required => Err(Failure::new(
+                Class::Infrastructure,
+                format_args!("cannot share the .drv files, and `share-required` is set: {reason}"),
+            )
+            .hint(hint.unwrap_or_else(|| "retry the job".into()))),
             Err(NotShared::Because { reason, hint }) => {
                 log.warn(format_args!(
                     "the .drv files are not shared, and steps on other hosts evaluate again: {reason}"
@@ -129,7 +146,7 @@ impl Sharing {
                 if let Some(hint) = hint {
                     log.say(format_args!("hint: {hint}"));
                 }
-                Ok(Keys::new())
+                Ok(())
             }
         }
     }

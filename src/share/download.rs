@@ -1,17 +1,20 @@
 //! Downloading an archive that is an artifact of the build, by the agent, with patience that has an end.
 
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
+use super::ShareError;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
-use crate::exit::{Class, Failure};
+use crate::exit::Class;
 use crate::store::PATIENCE;
 use crate::supervise::{OnStop, Supervisor};
+use crate::text::without_escapes;
 
 /// How long a download that is given up has to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
@@ -23,71 +26,75 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TAR_AT_MOST: u64 = 4;
 const TAR_SLACK: u64 = 32 << 20;
 
+/// How much of a file is read before the next look at signals, in bytes.
+const READ_AT_ONCE: usize = 1 << 20;
+
 /// The SHA-256 that the agent has computed of an artifact when it uploaded it, in hexadecimal.
 ///
 /// # Errors
-/// A signal asked us to end (128 + n). Inside, why it is not known, as a sentence.
+/// It is not known; a signal asked us to end.
 pub(super) fn sha256_of_artifact(
     supervisor: &mut Supervisor,
     name: &str,
-) -> Result<Result<String, String>, Failure> {
+) -> Result<String, ShareError> {
     let line = command::artifact_sha256(name);
-    let ended = match run(supervisor, &line, |_| Watched::Moves)? {
-        Ok(ended) => ended,
-        Err(why) => return Ok(Err(why)),
-    };
+    let ended = run(supervisor, &line, || Watched::StandsStill)?;
     let sha256 = ended.stdout.trim();
     let is_sum = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
-    Ok(if ended.success && is_sum {
-        Ok(sha256.to_owned())
+    if ended.success && is_sum {
+        Ok(sha256.to_ascii_lowercase())
     } else {
-        Err(ended.why())
-    })
+        Err(ended.error())
+    }
 }
 
-/// Downloads the artifact `name` into `folder`, which is empty, and checks that it has this SHA-256. `moved` is called with the
+/// Downloads the artifact `name` into `folder`, which is empty, and checks that it has this SHA-256. `grown` is called with the
 /// number of bytes each time there are more. `size`: how many bytes it unpacks to.
 ///
 /// # Errors
-/// A signal asked us to end (128 + n). Inside, why there is none, as a sentence.
+/// There is none, or another one; a signal asked us to end.
 pub(super) fn download(
     supervisor: &mut Supervisor,
     name: &str,
     sha256: &str,
     folder: &Path,
     size: u64,
-    mut moved: impl FnMut(u64),
-) -> Result<Result<File, String>, Failure> {
+    mut grown: impl FnMut(u64),
+) -> Result<File, ShareError> {
     let line = command::download_from_build(name, folder);
     let at_most = size.saturating_mul(TAR_AT_MOST).saturating_add(TAR_SLACK);
     let mut last = 0;
-    let look = |_: ()| {
+    let look = || {
         let Sizes { all, largest } = sizes(folder);
-        if largest > at_most {
-            return Watched::TooLarge;
-        }
-        if all <= last {
-            return Watched::StandsStill;
-        }
+        // Of a try that failed, the agent has removed what was there.
+        let moves = all > last;
         last = all;
-        moved(all);
-        Watched::Moves
+        if largest > at_most {
+            Watched::TooLarge
+        } else if moves {
+            grown(all);
+            Watched::Moves
+        } else {
+            Watched::StandsStill
+        }
     };
-    let ended = match run(supervisor, &line, look)? {
-        Ok(ended) => ended,
-        Err(why) => return Ok(Err(why)),
-    };
+    let ended = run(supervisor, &line, look)?;
     // Of several artifacts of one name, one that cannot be downloaded makes the agent fail, although another is there.
-    let mut file = match File::open(folder.join(name)) {
-        Ok(file) => file,
-        Err(_) => return Ok(Err(ended.why())),
+    let Ok(mut file) = File::open(folder.join(name)) else {
+        return Err(ended.error());
     };
-    match sha256_of(supervisor, &mut file)? {
-        Ok(sum) if sum == sha256 => Ok(Ok(file)),
-        Ok(_) if ended.success => Ok(Err(format!("{name} has another SHA-256 than its record"))),
-        Ok(_) => Ok(Err(ended.why())),
-        Err(error) => Ok(Err(format!("{name} cannot be read: {error}"))),
+    let sum = sha256_of(supervisor, &mut file)?;
+    if sum == sha256 {
+        Ok(file)
+    } else if ended.success {
+        Err(wrong("it has another SHA-256 than its name says"))
+    } else {
+        Err(ended.error())
     }
+}
+
+fn wrong(why: impl Into<String>) -> ShareError {
+    ShareError::Share(why.into())
 }
 
 /// What a look at a download shows.
@@ -99,7 +106,7 @@ enum Watched {
 }
 
 /// A command of the agent's that has ended.
-struct Ended {
+struct AgentRun {
     line: String,
     how: String,
     success: bool,
@@ -107,34 +114,32 @@ struct Ended {
     stderr: String,
 }
 
-impl Ended {
-    /// Why it has not done what it should, as a sentence.
-    fn why(&self) -> String {
-        match reason_in(&self.stderr) {
+impl AgentRun {
+    /// Why it has not done what it should.
+    fn error(&self) -> ShareError {
+        wrong(match reason_in(&self.stderr) {
             Some(reason) => reason,
             None if self.success => format!("`{}` has found nothing", self.line),
             None => format!("`{}` {}", self.line, self.how),
-        }
+        })
     }
 }
 
-/// Runs a command of the agent's that is stopped where it stands still. Inside, why it could not be run to its end.
+/// Runs a command of the agent's, which is stopped where it stands still.
 fn run(
     supervisor: &mut Supervisor,
     line: &CommandLine,
-    mut look: impl FnMut(()) -> Watched,
-) -> Result<Result<Ended, String>, Failure> {
-    let started = match supervisor.start(line, OnStop::TermThenKill) {
-        Ok(started) => started,
-        Err(failure) if failure.class == Class::MissingProgram => {
-            return Ok(Err("there is no buildkite-agent on PATH".into()));
-        }
-        Err(failure) => return Err(failure),
-    };
+    mut look: impl FnMut() -> Watched,
+) -> Result<AgentRun, ShareError> {
+    let started = supervisor
+        .start(line, OnStop::TermThenKill)
+        .map_err(|failure| match failure.class {
+            Class::MissingProgram => wrong("there is no buildkite-agent on PATH to download it"),
+            _ => failure.into(),
+        })?;
     let mut running = [started];
     let mut stderr = Vec::new();
-    let began = Instant::now();
-    let mut moved = began;
+    let mut moved = Instant::now();
     let mut given_up = None;
     while running[0].ended.is_none() {
         let due = Instant::now() + LOOK_EVERY;
@@ -144,14 +149,12 @@ fn run(
         if given_up.is_some() {
             continue;
         }
-        match look(()) {
+        match look() {
             Watched::Moves => moved = Instant::now(),
             Watched::TooLarge => given_up = Some("it is larger than its record says".to_owned()),
             Watched::StandsStill if moved.elapsed() >= PATIENCE => {
                 let said = reason_in(&String::from_utf8_lossy(&stderr));
-                let said = said.map(|said| format!(": {said}")).unwrap_or_default();
-                let seconds = PATIENCE.as_secs();
-                given_up = Some(format!("nothing has moved for {seconds} s{said}"));
+                given_up = Some(stands_still(said.as_deref()));
             }
             Watched::StandsStill => {}
         }
@@ -162,16 +165,25 @@ fn run(
     supervisor.check()?;
     let [running] = running;
     let finished = running.finished();
-    Ok(match given_up {
-        Some(why) if !finished.ending.success() => Err(why),
-        _ => Ok(Ended {
+    match given_up {
+        Some(why) if !finished.ending.success() => Err(wrong(why)),
+        _ => Ok(AgentRun {
             line: line.to_string(),
             how: finished.ending.to_string(),
             success: finished.ending.success(),
             stdout: finished.text(),
             stderr: String::from_utf8_lossy(&stderr).into_owned(),
         }),
-    })
+    }
+}
+
+/// The reason of a download that is given up, with what was said last.
+fn stands_still(said: Option<&str>) -> String {
+    let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+    format!(
+        "the download has not moved for {} s{said}",
+        PATIENCE.as_secs()
+    )
 }
 
 /// Why a download failed, from what the agent says. Its last line says only that it did; the one before has the address, which
@@ -186,8 +198,11 @@ fn reason_in(stderr: &str) -> Option<String> {
         let end = rest.rfind(") Attempt").unwrap_or(rest.len());
         return Some(without_queries(&rest[..end]));
     }
-    let last = crate::agent::last_line(stderr)?;
-    let message = ["FATAL", "ERROR", "WARN", "INFO"]
+    // The agent colours its lines also where there is no terminal, and says first what goes well.
+    let plain = without_escapes(stderr);
+    let mut lines = plain.lines().map(str::trim).rev();
+    let last = lines.find(|line| !line.is_empty() && !line.contains(" INFO "))?;
+    let message = ["FATAL", "ERROR", "WARN"]
         .iter()
         .find_map(|level| last.split_once(level))
         .map_or(last, |(_, message)| message);
@@ -229,27 +244,56 @@ fn sizes(folder: &Path) -> Sizes {
 }
 
 /// The SHA-256 of a file, which is read again from its beginning then.
-fn sha256_of(
-    supervisor: &mut Supervisor,
-    file: &mut File,
-) -> Result<Result<String, io::Error>, Failure> {
-    use std::fmt::Write as _;
-    use std::io::Seek as _;
-
+fn sha256_of(supervisor: &mut Supervisor, file: &mut File) -> Result<String, ShareError> {
+    let unreadable = |error: io::Error| wrong(format!("the download cannot be read: {error}"));
     let mut sum = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; READ_AT_ONCE];
     loop {
         supervisor.check()?;
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => sum.update(&buffer[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Ok(Err(error)),
+        match file.read(&mut buffer).map_err(unreadable)? {
+            0 => break,
+            read => sum.update(&buffer[..read]),
         }
     }
-    let mut hex = String::new();
-    for byte in sum.finalize() {
+    file.rewind().map_err(unreadable)?;
+    Ok(sum.finalize().iter().fold(String::new(), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_what_the_agent_said_of_the_last_try_and_no_signed_address() {
+        let tried = |reason: &str| {
+            format!(
+                "2026-11-28 21:00:00 INFO   Searching for artifacts: \"x\"\n\
+                 2026-11-28 21:00:01 WARN   Error trying to download https://s3/x?X-Amz-Signature=secret ({reason}) Attempt 5/5\n\
+                 2026-11-28 21:00:01 ERROR  Failed to download artifact: {reason}\n\
+                 fatal: failed to download artifacts: there were errors downloading some of the artifacts\n"
+            )
+        };
+        assert_eq!(
+            reason_in(&tried("403 Forbidden")).as_deref(),
+            Some("403 Forbidden")
+        );
+        let nested = "Error while downloading https://s3/x?X-Amz-Signature=secret (*url.Error: Get \"https://s3/x?X-Amz-Signature=secret\": EOF)";
+        let reason = reason_in(&tried(nested)).unwrap();
+        assert!(!reason.contains("secret"), "{reason}");
+        assert!(reason.ends_with(": EOF)"), "{reason}");
+        let none = "2026-11-28 21:00:00 INFO   Searching\nfatal: failed to download artifacts: no artifacts found for downloading\n";
+        assert_eq!(
+            reason_in(none).as_deref(),
+            Some("failed to download artifacts: no artifacts found for downloading")
+        );
+        assert_eq!(reason_in(" \n"), None);
+        // As v3.83.1 prints it.
+        let begun = "\u{1b}[38;5;48m2026-11-28 21:00:00 INFO  \u{1b}[0m \u{1b}[0mFound 1 artifacts. Starting to download to: /x\u{1b}[0m\n";
+        assert_eq!(reason_in(begun), None);
+        let failed = "\u{1b}[38;5;48m2026-11-28 21:00:00 ERROR \u{1b}[0m \u{1b}[0mno\u{1b}[0m\n";
+        assert_eq!(reason_in(failed).as_deref(), Some("no"));
     }
-    Ok(file.rewind().map(|()| hex))
 }

@@ -8,6 +8,23 @@ mod publish;
 mod unpack;
 mod unpacked;
 
+use crate::exit::Failure;
+
 pub use archive_name::{archive_name, sha256_of_name};
-pub use publish::{NotShared, Published, Publisher};
+pub use publish::{NotShared, Published, ShareWriter};
 pub use unpacked::{ArchivePlace, ArchiveRecord, UnpackedArchive, unpacked};
+
+/// Why something could not be had from a share.
+#[derive(Debug)]
+pub enum ShareError {
+    /// The share is to blame, for this reason: a clause that goes on after the share's name.
+    Share(String),
+    /// The step ends: a signal asked us to.
+    Ends(Failure),
+}
+
+impl From<Failure> for ShareError {
+    fn from(failure: Failure) -> Self {
+        Self::Ends(failure)
+    }
+}

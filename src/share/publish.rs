@@ -19,9 +19,10 @@ use crate::share_keys::Share;
 use crate::status_line::StatusLine;
 use crate::store::{CopyEnd, CopyOrder, CopyProgress, PATIENCE, Store};
 use crate::supervise::Supervisor;
+use crate::text::without_credentials;
 
 /// How often the folder of an archive is measured, at most.
-const MEASURE_EVERY: Duration = Duration::from_millis(200);
+const MEASURE_EVERY: Duration = Duration::from_millis(500);
 
 /// The slowest upload that is waited for, in bytes per second, besides [`PATIENCE`]. An agent does not say how far an upload is, so
 /// that one that stands still cannot be told from a slow one.
@@ -59,9 +60,11 @@ impl From<Failure> for NotShared {
     fn from(failure: Failure) -> Self {
         match failure.class {
             Class::Signal(_) | Class::Bug => Self::Stopped(failure),
-            _ => Self::Because {
+            class => Self::Because {
                 reason: failure.to_string(),
-                hint: failure.hint,
+                // Its own hint says what to do about a recording that fails, and this one goes on.
+                hint: (class == Class::MissingProgram)
+                    .then(|| "put it on the job's PATH, or set `share: false`".into()),
             },
         }
     }
@@ -76,7 +79,7 @@ fn because(reason: impl Into<String>) -> NotShared {
 
 /// What publishing needs.
 #[derive(Debug)]
-pub struct Publisher<'a> {
+pub struct ShareWriter<'a> {
     /// The `.drv`s that are shared, with all that they need to be realised.
     pub drvs: &'a [&'a DrvPath],
     /// The store that has them.
@@ -87,7 +90,7 @@ pub struct Publisher<'a> {
     pub log: &'a Log,
 }
 
-impl Publisher<'_> {
+impl ShareWriter<'_> {
     /// Copies into a store what it does not have.
     ///
     /// # Errors
@@ -229,11 +232,9 @@ impl Publisher<'_> {
         let line = command::sums_of_artifacts(name);
         let answer = agent::run_within(self.supervisor, &line, PATIENCE, || ())?;
         Ok(answer.is_some_and(|(finished, _)| {
-            let found = finished.text();
-            finished.ending.success()
-                && found
-                    .lines()
-                    .any(|sum| Some(sum.trim()) == sha256_of_name(name))
+            let sums = finished.text();
+            let mut sums = sums.split(';').map(str::trim);
+            finished.ending.success() && sums.any(|sum| Some(sum) == sha256_of_name(name))
         }))
     }
 
@@ -275,7 +276,10 @@ fn finished(end: CopyEnd, to: &str) -> Result<(), NotShared> {
             "cannot copy to {to}: nothing moved for {} s",
             PATIENCE.as_secs()
         ))),
-        CopyEnd::Failed(message) => Err(because(format!("cannot copy to {to}: {message}"))),
+        CopyEnd::Failed(message) => Err(because(format!(
+            "cannot copy to {to}: {}",
+            without_credentials(&message)
+        ))),
     }
 }
 

@@ -11,8 +11,12 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use tar::{Archive, EntryType, Header};
+use unix::errno::Errno;
 use unix::fcntl::{OFlag, openat};
 use unix::sys::stat::{Mode, mkdirat};
+
+use super::ShareError;
+use crate::exit::Failure;
 
 /// How many bytes an entry counts for at least: a file takes room without any content, too.
 const ENTRY_AT_LEAST: u64 = 64;
@@ -44,45 +48,36 @@ enum Place<'n> {
 /// and ends it.
 ///
 /// # Errors
-/// Why not, as a clause that goes on after the archive's name; the folder may hold a part of it then.
-pub(super) fn unpack<E>(
+/// It is no archive of a binary cache, or cannot be written; the folder may hold a part of it then. Whatever `check` says.
+pub(super) fn unpack(
     archive: impl Read,
     folder: &Path,
     size: u64,
-    mut check: impl FnMut() -> Result<(), E>,
-) -> Result<Result<(), String>, E> {
-    let mut unpacking = match Unpacking::new(folder, size) {
-        Ok(unpacking) => unpacking,
-        Err(error) => return Ok(Err(cannot_write(&error))),
-    };
+    mut check: impl FnMut() -> Result<(), Failure>,
+) -> Result<(), ShareError> {
+    let mut unpacking = Unpacking::new(folder, size).map_err(|error| cannot_write(&error))?;
     let mut archive = Archive::new(archive);
-    let entries = match archive.entries() {
-        Ok(entries) => entries,
-        Err(error) => return Ok(Err(no_tar(&error))),
-    };
     // Raw: an extension is an entry of its own then, which is refused as any other that is no file or folder.
-    for entry in entries.raw(true) {
+    let entries = archive.entries().map_err(|error| no_tar(&error))?.raw(true);
+    for entry in entries {
         check()?;
-        let unpacked = match entry {
-            Ok(mut entry) => {
-                let header = entry.header().clone();
-                unpacking.entry(&header, &mut entry)
-            }
-            Err(error) => Err(no_tar(&error)),
-        };
-        if let Err(why) = unpacked {
-            return Ok(Err(why));
-        }
+        let mut entry = entry.map_err(|error| no_tar(&error))?;
+        let header = entry.header().clone();
+        unpacking.entry(&header, &mut entry)?;
     }
-    Ok(unpacking.finish())
+    unpacking.finish()
 }
 
-fn no_tar(error: &io::Error) -> String {
-    format!("is no whole tar: {error}")
+fn wrong(why: impl Into<String>) -> ShareError {
+    ShareError::Share(why.into())
 }
 
-fn cannot_write(error: &io::Error) -> String {
-    format!("cannot be unpacked: {error}")
+fn no_tar(error: &io::Error) -> ShareError {
+    wrong(format!("it is no whole tar: {error}"))
+}
+
+fn cannot_write(error: &io::Error) -> ShareError {
+    wrong(format!("it cannot be unpacked: {error}"))
 }
 
 struct Unpacking {
@@ -109,7 +104,7 @@ impl Unpacking {
         })
     }
 
-    fn entry(&mut self, header: &Header, content: &mut impl Read) -> Result<(), String> {
+    fn entry(&mut self, header: &Header, content: &mut impl Read) -> Result<(), ShareError> {
         let name = name_of(header)?;
         let kind = header.entry_type();
         let size = header.entry_size().map_err(|error| no_tar(&error))?;
@@ -119,55 +114,54 @@ impl Unpacking {
                 self.nar_folder().map_err(|error| cannot_write(&error))?;
                 Ok(())
             }
-            (Some(Place::Nar(name)), EntryType::Regular) => {
+            (Some(Place::Nar(file)), EntryType::Regular) => {
                 let nar = self.nar_folder().map_err(|error| cannot_write(&error))?;
-                write(nar, name, size, content)
+                write(nar, file, size, content).map_err(|why| why.error(&name))
             }
-            (Some(Place::Top(name)), EntryType::Regular) => {
-                self.has_info |= name == INFO;
-                write(&self.folder, name, size, content)
+            (Some(Place::Top(file)), EntryType::Regular) => {
+                self.has_info |= file == INFO;
+                write(&self.folder, file, size, content).map_err(|why| why.error(&name))
             }
-            _ => Err(format!(
-                "has an entry that no binary cache has: {name:?}, {}",
+            _ => Err(wrong(format!(
+                "it has an entry that no binary cache has: {name:?}, {}",
                 kind_of(kind)
-            )),
+            ))),
         }
     }
 
     /// Counts an entry of this size.
-    fn take(&mut self, size: u64) -> Result<(), String> {
+    fn take(&mut self, size: u64) -> Result<(), ShareError> {
         let rest = self.rest.checked_sub(size.max(ENTRY_AT_LEAST));
         let entries = self.entries.checked_sub(1);
         let (Some(rest), Some(entries)) = (rest, entries) else {
-            return Err("unpacks to more than its record says".into());
+            return Err(wrong("it unpacks to more than its record says"));
         };
         (self.rest, self.entries) = (rest, entries);
         Ok(())
     }
 
     fn nar_folder(&mut self) -> io::Result<&OwnedFd> {
-        let nar = match self.nar.take() {
-            Some(nar) => nar,
-            None => {
-                mkdirat(&self.folder, NAR, Mode::S_IRWXU)?;
-                let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                openat(&self.folder, NAR, flags, Mode::empty())?
-            }
+        let nar = if let Some(nar) = self.nar.take() {
+            nar
+        } else {
+            mkdirat(&self.folder, NAR, Mode::S_IRWXU)?;
+            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            openat(&self.folder, NAR, flags, Mode::empty())?
         };
         Ok(self.nar.insert(nar))
     }
 
-    fn finish(self) -> Result<(), String> {
+    fn finish(self) -> Result<(), ShareError> {
         if self.has_info {
             Ok(())
         } else {
-            Err(format!("is no binary cache: it has no {INFO}"))
+            Err(wrong(format!("it is no binary cache: it has no {INFO}")))
         }
     }
 }
 
 /// The name of an entry: text, and all of it.
-fn name_of(header: &Header) -> Result<String, String> {
+fn name_of(header: &Header) -> Result<String, ShareError> {
     // A name ends with its first NUL; what stands behind it, another reader may take for a part of it.
     let old = header.as_old();
     let is_hidden = |field: &[u8]| {
@@ -177,10 +171,10 @@ fn name_of(header: &Header) -> Result<String, String> {
     let bytes = header.path_bytes();
     match std::str::from_utf8(&bytes) {
         Ok(name) if !is_hidden(&old.name) => Ok(name.to_owned()),
-        _ => Err(format!(
-            "has an entry with a name that is no text: {:?}",
+        _ => Err(wrong(format!(
+            "it has an entry with a name that is no text: {:?}",
             String::from_utf8_lossy(&old.name).trim_end_matches('\0')
-        )),
+        ))),
     }
 }
 
@@ -203,21 +197,45 @@ fn place_of(name: &str) -> Option<Place<'_>> {
     }
 }
 
-/// Writes a new file.
-fn write(folder: &OwnedFd, name: &str, size: u64, content: &mut impl Read) -> Result<(), String> {
-    let mut write = || -> io::Result<u64> {
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        io::copy(&mut content.take(size), &mut File::from(file))
-    };
-    match write() {
-        Ok(written) if written == size => Ok(()),
-        Ok(_) => Err(format!("ends in the middle of {name:?}")),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(format!("has two entries of one name: {name:?}"))
+/// Why a file could not be written.
+enum NotWritten {
+    /// It exists already.
+    Exists,
+    /// The archive ends before the file does.
+    Short,
+    /// The system refuses.
+    Error(io::Error),
+}
+
+impl NotWritten {
+    /// The same of the entry with this name.
+    fn error(&self, name: &str) -> ShareError {
+        match self {
+            Self::Exists => wrong(format!("it has two entries of one name: {name:?}")),
+            Self::Short => wrong(format!("it ends in the middle of {name:?}")),
+            Self::Error(error) => cannot_write(error),
         }
-        Err(error) => Err(cannot_write(&error)),
+    }
+}
+
+/// Writes a new file.
+fn write(
+    folder: &OwnedFd,
+    name: &str,
+    size: u64,
+    content: &mut impl Read,
+) -> Result<(), NotWritten> {
+    let flags =
+        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = openat(folder, name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
+    let file = file.map_err(|error| match error {
+        Errno::EEXIST => NotWritten::Exists,
+        other => NotWritten::Error(other.into()),
+    })?;
+    match io::copy(&mut content.take(size), &mut File::from(file)) {
+        Ok(written) if written == size => Ok(()),
+        Ok(_) => Err(NotWritten::Short),
+        Err(error) => Err(NotWritten::Error(error)),
     }
 }
 
@@ -234,5 +252,395 @@ fn kind_of(kind: EntryType) -> &'static str {
         EntryType::GNULongName | EntryType::GNULongLink => "a long name",
         EntryType::XHeader | EntryType::XGlobalHeader => "a PAX header",
         _ => "of an unknown kind",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tar::Builder;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::exit::Class;
+
+    /// An archive of raw entries: whatever a tar may hold.
+    #[derive(Default)]
+    struct Raw(Vec<u8>);
+
+    impl Raw {
+        /// A good archive so far.
+        fn good() -> Self {
+            Self::default().file(INFO, b"StoreDir: /s\n")
+        }
+
+        fn file(self, name: &str, content: &[u8]) -> Self {
+            self.entry(name.as_bytes(), EntryType::Regular, content, |_| ())
+        }
+
+        /// An entry with this name, as it is, after `change`.
+        fn entry(
+            mut self,
+            name: &[u8],
+            kind: EntryType,
+            content: &[u8],
+            change: impl FnOnce(&mut Header),
+        ) -> Self {
+            let mut header = Header::new_ustar();
+            header.as_old_mut().name[..name.len()].copy_from_slice(name);
+            header.set_entry_type(kind);
+            header.set_mode(0o644);
+            header.set_size(content.len() as u64);
+            change(&mut header);
+            header.set_cksum();
+            self.0.extend_from_slice(header.as_bytes());
+            self.0.extend_from_slice(content);
+            let last = self.0.len().next_multiple_of(512);
+            self.0.resize(last, 0);
+            self
+        }
+
+        fn link(self, name: &str, kind: EntryType, to: &str) -> Self {
+            self.entry(name.as_bytes(), kind, b"", |header| {
+                header.set_link_name(to).unwrap();
+            })
+        }
+
+        /// A PAX header for the entry that follows.
+        fn pax(self, name: &str, value: &str) -> Self {
+            let rest = format!(" {name}={value}\n");
+            let mut length = rest.len();
+            while length != rest.len() + length.to_string().len() {
+                length = rest.len() + length.to_string().len();
+            }
+            let record = format!("{length}{rest}");
+            self.entry(
+                b"PaxHeaders/x",
+                EntryType::XHeader,
+                record.as_bytes(),
+                |_| (),
+            )
+        }
+
+        fn end(mut self) -> Vec<u8> {
+            self.0.resize(self.0.len() + 1024, 0);
+            self.0
+        }
+    }
+
+    /// Unpacks into a folder of its own beside which nothing may appear; gives what is in there, or why not.
+    fn try_unpack(archive: &[u8], size: u64) -> Result<Vec<String>, String> {
+        let around = TempDir::new().unwrap();
+        let folder = around.path().join("in/folder");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(around.path().join("in/outside"), "untouched").unwrap();
+        let result = unpack(archive, &folder, size, || Ok(()));
+        let outside = fs::read_to_string(around.path().join("in/outside")).unwrap();
+        assert_eq!(outside, "untouched");
+        assert_eq!(around.path().join("in").read_dir().unwrap().count(), 2);
+        assert_eq!(around.path().read_dir().unwrap().count(), 1);
+        match result {
+            Ok(()) => Ok(files(&folder)),
+            Err(ShareError::Share(why)) => Err(why),
+            Err(ShareError::Ends(failure)) => panic!("{failure}"),
+        }
+    }
+
+    fn files(folder: &Path) -> Vec<String> {
+        let mut files: Vec<String> = Vec::new();
+        for entry in folder.read_dir().unwrap().flatten() {
+            let name = entry.file_name().into_string().unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                files.push(format!("{name}/"));
+                files.extend(files_below(&name, &entry.path()));
+            } else {
+                files.push(name);
+            }
+        }
+        files.sort();
+        files
+    }
+
+    fn files_below(name: &str, folder: &Path) -> Vec<String> {
+        let below = files(folder).into_iter();
+        below.map(|file| format!("{name}/{file}")).collect()
+    }
+
+    #[test]
+    fn a_binary_cache_is_unpacked_for_its_user_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let folder = TempDir::new().unwrap();
+        let mut archive = Builder::new(Vec::new());
+        for (name, kind, content) in [
+            ("nar", EntryType::Directory, ""),
+            (INFO, EntryType::Regular, "StoreDir: /s\n"),
+            ("abc.narinfo", EntryType::Regular, "narinfo"),
+            ("nar/abc.nar.zst", EntryType::Regular, "content"),
+        ] {
+            let mut header = Header::new_ustar();
+            header.set_mode(0o777);
+            header.set_entry_type(kind);
+            header.set_size(content.len() as u64);
+            archive
+                .append_data(&mut header, name, content.as_bytes())
+                .unwrap();
+        }
+        let archive = archive.into_inner().unwrap();
+        unpack(&*archive, folder.path(), 1 << 10, || Ok(()))
+            .map_err(drop)
+            .unwrap();
+        assert_eq!(
+            files(folder.path()),
+            ["abc.narinfo", "nar/", "nar/abc.nar.zst", INFO]
+        );
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+        assert_eq!(read("nar/abc.nar.zst"), "content");
+        let mode = |name: &str| {
+            let metadata = folder.path().join(name).metadata().unwrap();
+            metadata.permissions().mode() & 0o777
+        };
+        assert_eq!((mode("nar"), mode(INFO)), (0o700, 0o600));
+    }
+
+    #[test]
+    fn a_folder_need_not_stand_before_its_files() {
+        let archive = Raw::good().file("nar/x", b"1").end();
+        let unpacked = try_unpack(&archive, 1 << 10).unwrap();
+        assert_eq!(unpacked, ["nar/", "nar/x", INFO]);
+    }
+
+    #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
+    fn an_archive_that_is_an_attack_is_refused_and_nothing_is_outside() {
+        let long = "x".repeat(99);
+        let sparse = |header: &mut Header| header.set_size(1 << 40);
+        for (what, archive, why) in [
+            (
+                "an absolute name",
+                Raw::good().file("/outside", b"1"),
+                "\"/outside\", a file",
+            ),
+            (
+                "a name above",
+                Raw::good().file("../outside", b"1"),
+                "\"../outside\", a file",
+            ),
+            (
+                "a name above in the folder",
+                Raw::good().file("nar/../../outside", b"1"),
+                "\"nar/../../outside\", a file",
+            ),
+            (
+                "a dot",
+                Raw::good().file("nar/..", b"1"),
+                "\"nar/..\", a file",
+            ),
+            (
+                "a link, and a file through it",
+                Raw::good()
+                    .link("nar", EntryType::Symlink, "..")
+                    .file("nar/outside", b"1"),
+                "\"nar\", a symbolic link",
+            ),
+            (
+                "a link as a file",
+                Raw::good().link("x.narinfo", EntryType::Symlink, "../outside"),
+                "\"x.narinfo\", a symbolic link",
+            ),
+            (
+                "a hard link, and a file through it",
+                Raw::good()
+                    .link("x.narinfo", EntryType::Link, "../outside")
+                    .file("x.narinfo", b"1"),
+                "\"x.narinfo\", a hard link",
+            ),
+            (
+                "a device",
+                Raw::good().entry(b"nar/null", EntryType::Char, b"", |_| ()),
+                "\"nar/null\", a device",
+            ),
+            (
+                "a block device",
+                Raw::good().entry(b"nar/sda", EntryType::Block, b"", |_| ()),
+                "\"nar/sda\", a device",
+            ),
+            (
+                "a pipe",
+                Raw::good().entry(b"nar/pipe", EntryType::Fifo, b"", |_| ()),
+                "\"nar/pipe\", a pipe",
+            ),
+            (
+                "too large",
+                Raw::good().file("nar/x", &[0; 13 << 10]),
+                "it unpacks to more than its record says",
+            ),
+            (
+                "too many",
+                (0..200).fold(Raw::good(), |raw, number| {
+                    raw.file(&format!("nar/{number}"), b"")
+                }),
+                "it unpacks to more than its record says",
+            ),
+            (
+                "larger than it is",
+                Raw::good().entry(b"nar/x", EntryType::Regular, b"1", |header| {
+                    header.set_size(4 << 10);
+                }),
+                "it ends in the middle of \"nar/x\"",
+            ),
+            (
+                "a sparse file",
+                Raw::good().entry(b"nar/x", EntryType::GNUSparse, b"", |_| ()),
+                "\"nar/x\", a sparse file",
+            ),
+            (
+                "a bomb of a sparse file",
+                Raw::good().entry(b"nar/x", EntryType::GNUSparse, b"", sparse),
+                "it unpacks to more than its record says",
+            ),
+            (
+                "a sparse file by PAX",
+                Raw::good()
+                    .pax("GNU.sparse.realsize", "1099511627776")
+                    .file("nar/x", b"1"),
+                "a PAX header",
+            ),
+            (
+                "two of one name",
+                Raw::good().file("nar/x", b"1").file("nar/x", b"2"),
+                "it has two entries of one name: \"nar/x\"",
+            ),
+            (
+                "two folders",
+                Raw::good()
+                    .entry(b"nar/", EntryType::Directory, b"", |_| ())
+                    .entry(b"nar", EntryType::Directory, b"", |_| ()),
+                "\"nar\", a folder",
+            ),
+            (
+                "another folder",
+                Raw::good().entry(b"log/", EntryType::Directory, b"", |_| ()),
+                "\"log/\", a folder",
+            ),
+            (
+                "a folder with a content",
+                Raw::good().entry(b"nar", EntryType::Directory, b"1", |_| ()),
+                "\"nar\", a folder",
+            ),
+            (
+                "a name with a NUL",
+                Raw::good().entry(b"nar/x\0y", EntryType::Regular, b"1", |_| ()),
+                "a name that is no text: \"nar/x\\0y\"",
+            ),
+            (
+                "a name with a line break",
+                Raw::good().file("nar/x\ny", b"1"),
+                "\"nar/x\\ny\", a file",
+            ),
+            (
+                "a name that is no UTF-8",
+                Raw::good().entry(b"nar/\xff", EntryType::Regular, b"1", |_| ()),
+                "a name that is no text",
+            ),
+            (
+                "a hidden file",
+                Raw::good().file("nar/.x", b"1"),
+                "\"nar/.x\", a file",
+            ),
+            (
+                "another file",
+                Raw::good().file("nix.conf", b"1"),
+                "\"nix.conf\", a file",
+            ),
+            (
+                "another path by PAX",
+                Raw::good().pax("path", "../outside").file("nar/x", b"1"),
+                "a PAX header",
+            ),
+            (
+                "another size by PAX",
+                Raw::good().pax("size", "1099511627776").file("nar/x", b"1"),
+                "a PAX header",
+            ),
+            (
+                "a global PAX header",
+                Raw::good().entry(b"g", EntryType::XGlobalHeader, b"", |_| ()),
+                "a PAX header",
+            ),
+            (
+                "a long name",
+                Raw::good()
+                    .entry(
+                        b"././@LongLink",
+                        EntryType::GNULongName,
+                        long.as_bytes(),
+                        |_| (),
+                    )
+                    .file("nar/x", b"1"),
+                "a long name",
+            ),
+            ("nothing", Raw::default(), "it is no binary cache"),
+            (
+                "no cache",
+                Raw::default().file("nar/x", b"1"),
+                "it is no binary cache: it has no nix-cache-info",
+            ),
+        ] {
+            let refused = try_unpack(&archive.end(), 8 << 10).expect_err(what);
+            assert!(refused.contains(why), "{what}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_tar_is_refused() {
+        let gzip = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03".repeat(100);
+        let good = Raw::good().file("nar/x", &[1; 2000]).end();
+        for (what, archive, why) in [
+            ("an empty file", &b""[..], "it is no binary cache"),
+            ("gzip", &gzip, "it is no whole tar"),
+            ("a text", &[b'x'; 600], "it is no whole tar"),
+            ("a part of a header", &good[..1100], "it is no whole tar"),
+            (
+                "a part",
+                &good[..2000],
+                "it ends in the middle of \"nar/x\"",
+            ),
+        ] {
+            let refused = try_unpack(archive, 8 << 10).expect_err(what);
+            assert!(refused.contains(why), "{what}: {refused}");
+        }
+        // The control: nothing of the above is refused for another reason.
+        assert_eq!(try_unpack(&good, 8 << 10).unwrap(), ["nar/", "nar/x", INFO]);
+    }
+
+    #[test]
+    fn a_signal_ends_it_between_two_entries() {
+        let folder = TempDir::new().unwrap();
+        let archive = Raw::good().file("nar/x", b"1").end();
+        let mut entries = 0;
+        let ended = unpack(&*archive, folder.path(), 1 << 10, || {
+            entries += 1;
+            if entries == 2 {
+                return Err(Failure::new(Class::Signal(15), "stopped"));
+            }
+            Ok(())
+        });
+        assert!(matches!(ended, Err(ShareError::Ends(_))));
+        assert_eq!(files(folder.path()), [INFO]);
+    }
+
+    #[test]
+    fn a_full_disk_is_a_reason() {
+        // A file that exists already stands for anything that cannot be written.
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join(NAR), "").unwrap();
+        let archive = Raw::good().file("nar/x", b"1").end();
+        let Err(ShareError::Share(why)) = unpack(&*archive, folder.path(), 1 << 10, || Ok(()))
+        else {
+            panic!()
+        };
+        assert!(why.starts_with("it cannot be unpacked: "), "{why}");
     }
 }

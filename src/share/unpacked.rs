@@ -1,15 +1,15 @@
 //! The archive of a recording, unpacked on this host: downloaded once, used by every step that needs it.
 
 use std::fs::{self, DirBuilder};
-use std::io::BufReader;
+use std::io::{self, BufReader};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::ShareError;
 use super::archive_name::{archive_name, sha256_of_name};
 use super::download::{download, sha256_of_artifact};
 use super::unpack::unpack;
-use crate::exit::Failure;
 use crate::host;
 use crate::log::Log;
 use crate::nix::StoreUrl;
@@ -43,8 +43,19 @@ pub struct ArchiveRecord<'r> {
 pub struct UnpackedArchive {
     /// The store to copy from.
     pub url: StoreUrl,
-    #[expect(dead_code, reason = "holds a lock")]
+    /// Whether it was downloaded just now.
+    is_new: bool,
     folder: FolderInUse,
+}
+
+impl UnpackedArchive {
+    /// Removes it after it was of no use, so that the next step downloads it anew: a host that lost its power may have kept
+    /// the files without all of their contents. One that was downloaded just now stays, for it would be the same again.
+    pub fn discard(self) {
+        if !self.is_new {
+            self.folder.discard();
+        }
+    }
 }
 
 /// Where an archive is unpacked, or would be.
@@ -67,7 +78,7 @@ impl ArchivePlace {
         let folder = state.join(CommonKind::Share.folder()).join(folder);
         let cache = folder.join(state::CACHE);
         Self {
-            download_to: folder.join(state::FILLING).join(DOWNLOAD),
+            download_to: folder.join(format!("{}NEW", state::FILLING)).join(DOWNLOAD),
             url: store_at(&cache).ok(),
             is_unpacked: cache.is_dir(),
         }
@@ -83,53 +94,77 @@ fn folder_name(sha256: &str) -> String {
 /// Downloads and unpacks an archive, unless that was done; of several steps at once, one does.
 ///
 /// # Errors
-/// A signal asked us to end (128 + n). Inside, why there is none, as a sentence.
+/// It cannot be downloaded or unpacked; a signal asked us to end.
 pub fn unpacked(
     archive: &ArchiveRecord<'_>,
     state: &StateFolder,
     supervisor: &mut Supervisor,
     log: &Log,
-) -> Result<Result<UnpackedArchive, String>, Failure> {
+) -> Result<UnpackedArchive, ShareError> {
     let sha256 = match sha256_of_name(archive.name) {
         Some(sha256) => sha256.to_owned(),
-        None => match sha256_of_artifact(supervisor, archive.name)? {
-            Ok(sha256) => sha256,
-            Err(why) => return Ok(Err(why)),
-        },
+        None => sha256_of_artifact(supervisor, archive.name)?,
     };
+    let _ = state.sweep_common(CommonKind::Share, false);
     let mut folder = state.common(
         CommonKind::Share,
         &folder_name(&sha256),
         archive.keep_days,
         PATIENCE,
     );
-    loop {
-        match folder.look() {
-            Ok(Seen::Complete(folder)) => return Ok(as_store(folder)),
-            Ok(Seen::Ours(filling)) => {
-                let filled = fill(archive, &sha256, &filling, state, supervisor, log)?;
-                return Ok(match filled {
-                    Ok(()) => match filling.complete() {
-                        Ok(folder) => as_store(folder),
-                        Err(error) => Err(format!("it cannot be unpacked: {error}")),
-                    },
-                    Err(why) => {
+    let mut status = StatusLine::new(log);
+    let mut waits = false;
+    let (folder, is_new) = loop {
+        match folder.look().map_err(|error| no_folder(&error))? {
+            Seen::Complete(folder) => break (folder, false),
+            Seen::Ours(filling) => {
+                status.clear();
+                match fill(archive, &sha256, &filling, state, supervisor, log) {
+                    Ok(()) => {}
+                    Err(ShareError::Share(why)) => {
                         filling.fail(&why);
-                        Err(why)
+                        return Err(wrong(why));
                     }
-                });
+                    Err(ends) => return Err(ends),
+                }
+                break (filling.complete().map_err(|error| no_folder(&error))?, true);
             }
-            Ok(Seen::Busy) => supervisor.pause(LOOK_EVERY)?,
-            Ok(Seen::Stalled) => {
-                let seconds = PATIENCE.as_secs();
-                return Ok(Err(format!(
-                    "another step downloads it, and nothing has moved for {seconds} s"
+            Seen::Busy => {
+                if !std::mem::replace(&mut waits, true) {
+                    log.debug(format_args!(
+                        "waiting for another step that downloads {}",
+                        archive.name
+                    ));
+                }
+                status.show(|| Some(format!("another step downloads {}", archive.name)));
+                supervisor.pause(LOOK_EVERY)?;
+            }
+            Seen::Stalled => {
+                return Err(wrong(format!(
+                    "another step downloads it, which has not moved for {} s",
+                    PATIENCE.as_secs()
                 )));
             }
-            Ok(Seen::Failed(why)) => return Ok(Err(why)),
-            Err(error) => return Ok(Err(format!("the state folder cannot be used: {error}"))),
+            Seen::Failed(why) => return Err(wrong(why)),
         }
-    }
+    };
+    status.clear();
+    let url = store_at(folder.path()).map_err(wrong)?;
+    Ok(UnpackedArchive {
+        url,
+        is_new,
+        folder,
+    })
+}
+
+fn wrong(why: impl Into<String>) -> ShareError {
+    ShareError::Share(why.into())
+}
+
+fn no_folder(error: &io::Error) -> ShareError {
+    wrong(format!(
+        "it cannot be unpacked in the state folder: {error}"
+    ))
 }
 
 /// Downloads and unpacks an archive into a folder that is ours to fill.
@@ -140,15 +175,15 @@ fn fill(
     state: &StateFolder,
     supervisor: &mut Supervisor,
     log: &Log,
-) -> Result<Result<(), String>, Failure> {
+) -> Result<(), ShareError> {
     let cache = filling.path();
-    let low = host::low_on_disk(&cache).is_some();
-    let _ = state.sweep_common(CommonKind::Share, low);
+    let _ = state.make_room(CommonKind::Share, || host::low_on_disk(cache).is_some());
     // In the folder that is filled, so that it goes with it where we are killed.
     let download_to = cache.join(DOWNLOAD);
-    if let Err(error) = DirBuilder::new().mode(0o700).create(&download_to) {
-        return Ok(Err(format!("it cannot be downloaded: {error}")));
-    }
+    DirBuilder::new()
+        .mode(0o700)
+        .create(&download_to)
+        .map_err(|error| no_folder(&error))?;
     let size = archive.size.unwrap_or(SIZE_AT_MOST);
     let mut status = StatusLine::new(log);
     let downloaded = download(
@@ -163,25 +198,13 @@ fn fill(
         },
     );
     status.clear();
-    let file = match downloaded? {
-        Ok(file) => file,
-        Err(why) => return Ok(Err(why)),
-    };
-    filling.note_movement();
-    let unpacked = unpack(BufReader::new(file), &cache, size, || {
+    let file = BufReader::new(downloaded?);
+    // The file remains open, and its room is free once it is read.
+    fs::remove_dir_all(&download_to).map_err(|error| no_folder(&error))?;
+    unpack(file, cache, size, || {
         filling.note_movement();
         supervisor.check()
-    });
-    if let Err(why) = unpacked? {
-        return Ok(Err(format!("{} {why}", archive.name)));
-    }
-    Ok(fs::remove_dir_all(&download_to)
-        .map_err(|error| format!("the download cannot be removed: {error}")))
-}
-
-fn as_store(folder: FolderInUse) -> Result<UnpackedArchive, String> {
-    let url = store_at(folder.path())?;
-    Ok(UnpackedArchive { url, folder })
+    })
 }
 
 /// The store in a folder; else why Nix cannot read it, as a sentence.

@@ -1,8 +1,8 @@
 //! Folders that one process fills and others use: a checkout, an unpacked archive.
 //!
 //! Such a folder holds a `lock` (whose time says when it was last used, or when filling it last moved), what it was made for in
-//! `cache` (complete once it exists: it is made by a rename), and in between `filling`. The process that fills or removes it has
-//! the lock alone, those that use it have it together; each may be killed at any time.
+//! `cache` (complete once it exists: it is made by a rename), and in between a folder of the process that fills it. That process,
+//! or one that removes it, has the lock alone, those that use it have it together; each may be killed at any time.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -24,8 +24,9 @@ const DAY: u64 = 24 * 60 * 60;
 const LOCK: &str = "lock";
 /// What a common folder was made for.
 pub const CACHE: &str = "cache";
-/// What is being made.
-pub const FILLING: &str = "filling";
+/// How the name of the folder begins that is being filled. A random part follows: programs that a killed process has started may go
+/// on writing into theirs.
+pub const FILLING: &str = "filling-";
 /// Why filling it failed, for those that waited for it.
 const FAILED: &str = "failed";
 /// For how many days it is kept after its last use.
@@ -90,7 +91,6 @@ pub enum Seen {
 #[derive(Debug)]
 pub struct FolderInUse {
     cache: PathBuf,
-    #[expect(dead_code, reason = "holds a lock")]
     lock: File,
 }
 
@@ -98,6 +98,8 @@ pub struct FolderInUse {
 #[derive(Debug)]
 pub struct Filling {
     folder: PathBuf,
+    /// The folder to fill.
+    new: PathBuf,
     lock: Option<File>,
 }
 
@@ -126,13 +128,43 @@ impl StateFolder {
         let Ok(entries) = self.folder.join(kind.folder()).read_dir() else {
             return 0;
         };
-        let ours = entries.flatten().filter(|entry| {
-            entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
-                && entry.file_type().is_ok_and(|kind| kind.is_dir())
-        });
+        let ours = entries.flatten().filter(is_ours);
         ours.filter(|entry| remove_unused(&entry.path(), low).unwrap_or(false))
             .count()
     }
+
+    /// Removes common folders of a kind that nothing uses, the one whose last use is longest ago first, as long as the disk `is_low`; counts
+    /// them.
+    pub fn make_room(&self, kind: CommonKind, is_low: impl Fn() -> bool) -> usize {
+        let entries = self.folder.join(kind.folder()).read_dir();
+        let mut folders: Vec<_> = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(is_ours)
+            .filter_map(|entry| Some((used(&entry.path())?, entry.path())))
+            .collect();
+        folders.sort();
+        let mut folders = folders.into_iter();
+        let mut removed = 0;
+        while is_low()
+            && let Some((_, folder)) = folders.next()
+        {
+            removed += usize::from(remove_unused(&folder, true).unwrap_or(false));
+        }
+        removed
+    }
+}
+
+/// Whether this is a common folder.
+fn is_ours(entry: &fs::DirEntry) -> bool {
+    entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+        && entry.file_type().is_ok_and(|kind| kind.is_dir())
+}
+
+/// When a common folder was last used.
+fn used(folder: &Path) -> Option<SystemTime> {
+    folder.join(LOCK).metadata().ok()?.modified().ok()
 }
 
 impl CommonFolder {
@@ -187,16 +219,26 @@ impl CommonFolder {
         {
             return Ok(Seen::Failed(fs::read_to_string(failed)?));
         }
+        // Of processes that were killed.
+        for entry in self.folder.read_dir()?.flatten() {
+            if entry.file_name().as_bytes().starts_with(FILLING.as_bytes()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        match fs::remove_file(failed) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let new = tempfile::Builder::new()
+            .prefix(FILLING)
+            .tempdir_in(&self.folder)?;
         let filling = Filling {
             folder: self.folder.clone(),
+            new: new.keep(),
             lock: Some(lock),
         };
-        // Of a process that was killed.
-        remove_if_there(fs::remove_dir_all(filling.path()))?;
-        remove_if_there(fs::remove_file(failed))?;
         filling.note_movement();
         self.keep()?;
-        DirBuilder::new().mode(0o700).create(filling.path())?;
         Ok(Seen::Ours(filling))
     }
 
@@ -235,13 +277,24 @@ impl FolderInUse {
     pub fn path(&self) -> &Path {
         &self.cache
     }
+
+    /// Removes the folder, which is of no use, unless another process uses it.
+    pub fn discard(self) {
+        // Not in one act: another may use it in between, and then this waits for nothing.
+        if self.lock.try_lock().is_ok()
+            && let Some(folder) = self.cache.parent()
+            && is_at(&self.lock, &folder.join(LOCK))
+        {
+            let _ = remove(folder);
+        }
+    }
 }
 
 impl Filling {
     /// The folder to fill.
     #[must_use]
-    pub fn path(&self) -> PathBuf {
-        self.folder.join(FILLING)
+    pub fn path(&self) -> &Path {
+        &self.new
     }
 
     /// Tells those that wait that it goes on.
@@ -280,9 +333,7 @@ impl Filling {
 
 impl Drop for Filling {
     fn drop(&mut self) {
-        if self.lock.is_some() {
-            let _ = fs::remove_dir_all(self.path());
-        }
+        let _ = fs::remove_dir_all(&self.new);
     }
 }
 
@@ -314,12 +365,17 @@ fn remove_unused(folder: &Path, low: bool) -> io::Result<bool> {
     if lock.try_lock().is_err() || !is_at(&lock, &path) || existed && !is_due() {
         return Ok(false);
     }
-    // Removing takes a while, and it goes by files: under another name, nothing finds half of it.
+    remove(folder)?;
+    Ok(true)
+}
+
+/// Removes a common folder whose lock is ours. Removing takes a while, and it goes by files: under another name, nothing finds half
+/// of it.
+fn remove(folder: &Path) -> io::Result<()> {
     let parent = folder.parent().unwrap_or(folder);
     let removed = folder_of_ours(parent)?;
     fs::rename(folder, removed.path())?;
-    removed.close()?;
-    Ok(true)
+    removed.close()
 }
 
 /// For how many days a folder is kept, as far as that was noted.
@@ -342,13 +398,6 @@ fn is_at(file: &File, path: &Path) -> bool {
     match (path.metadata(), file.metadata()) {
         (Ok(at_path), Ok(opened)) => same(&at_path, &opened),
         _ => false,
-    }
-}
-
-fn remove_if_there(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 
@@ -425,14 +474,15 @@ mod tests {
         let filling = ours(host.common().look().unwrap());
         fs::write(filling.path().join("half"), "x").unwrap();
         // As where the process is killed: nothing is removed, and the lock is free.
-        let mut killed = filling;
-        killed.lock = None;
-        drop(killed);
-        assert!(host.path().join(FILLING).join("half").exists());
+        let mut killed = std::mem::ManuallyDrop::new(filling);
+        drop(killed.lock.take());
+        assert!(killed.path().join("half").exists());
         let filling = ours(host.common().look().unwrap());
         assert_eq!(filling.path().read_dir().unwrap().count(), 0);
+        assert!(!killed.path().exists());
+        let new = filling.path().to_owned();
         drop(filling);
-        assert!(!host.path().join(FILLING).exists());
+        assert!(!new.exists());
     }
 
     #[test]

@@ -9,6 +9,9 @@ use crate::exit::{Class, Failure};
 const GONE: &str =
     "What was recorded is gone; retrying only helps on a host that has it, recording again helps.";
 
+/// What it means that a record is of a store in another folder.
+const OTHER_STORE: &str = "Its record is of another store; retrying only helps on a host whose store is in the same folder.";
+
 /// What it means that there is only an evaluation, on a host with `recorded-only`.
 const FORBIDDEN: &str = "This host does not evaluate; retrying only helps on a host that does.";
 
@@ -19,6 +22,8 @@ const RECORD_AGAIN: &str = "record again: run the pipeline's recording step anew
 struct Exhausted {
     /// The recorded `.drv`, else the main recorded output.
     recorded: Option<String>,
+    /// What is wrong with the share that may have it: a clause that goes on after the path.
+    share_failure: Option<String>,
     /// A substituter that may have it was unreachable.
     lacks_a_substituter: bool,
     /// The step names something to evaluate, and this host does not evaluate.
@@ -26,7 +31,7 @@ struct Exhausted {
 }
 
 /// The failure of a step whose ways are exhausted.
-pub(super) fn failure(step: &StepRun<'_>) -> Failure {
+pub(super) fn failure(step: &mut StepRun<'_>) -> Failure {
     if let Some(path) = &step.lost {
         return Failure::new(
             Class::Infrastructure,
@@ -35,13 +40,55 @@ pub(super) fn failure(step: &StepRun<'_>) -> Failure {
         .hint(lost_hint());
     }
     let request = step.request;
+    let evaluation_forbidden = step.host.recorded_only && request.evaluation.is_some();
+    if let Some(other_store) = step.other_store() {
+        // The error says it.
+        let _ = step.take_dead_ends();
+        return of_other_store(step, &other_store);
+    }
     let drv = request.drv.as_ref().map(ToString::to_string);
     let exhausted = Exhausted {
         recorded: drv.or_else(|| main_output(&request.outputs).map(ToString::to_string)),
+        share_failure: step.share_failure.clone(),
         lacks_a_substituter: step.store.lacks_a_substituter(),
-        evaluation_forbidden: step.host.recorded_only && request.evaluation.is_some(),
+        evaluation_forbidden,
     };
     exhausted.failure()
+}
+
+/// Why there is no evaluation.
+fn why_not_evaluated(forbidden: bool) -> &'static str {
+    if forbidden {
+        "this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
+    } else {
+        "the step does not say what to evaluate"
+    }
+}
+
+/// The failure of a step whose record is of a store in another folder, as `other_store` says.
+fn of_other_store(step: &StepRun<'_>, other_store: &str) -> Failure {
+    let request = step.request;
+    let (why, evaluate) = if request.evaluation.is_none() {
+        (
+            why_not_evaluated(false),
+            ", or give it a `file`, `expr` or `flake` to evaluate",
+        )
+    } else if step.host.recorded_only {
+        (why_not_evaluated(true), "")
+    } else {
+        (
+            "`share-required` does not let the step evaluate",
+            ", or leave out `share-required`",
+        )
+    };
+    Failure::new(
+        Class::Infrastructure,
+        format_args!("{other_store}, and {why}"),
+    )
+    .meaning(OTHER_STORE)
+    .hint(format!(
+        "run the step on a host whose store is in the same folder as the recording's{evaluate}"
+    ))
 }
 
 impl Exhausted {
@@ -55,25 +102,30 @@ impl Exhausted {
             }
             None => "nothing is recorded".into(),
         };
-        let (why, hint) = match (self.evaluation_forbidden, &self.recorded) {
-            (true, Some(_)) => (
-                "this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)",
-                RECORD_AGAIN.to_owned(),
-            ),
-            (true, None) => (
-                "this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)",
-                "give the step a `drv`: this host builds only recorded steps".to_owned(),
-            ),
-            (false, _) => (
-                "the step does not say what to evaluate",
-                format!("{RECORD_AGAIN}; or give the step a `file`, `expr` or `flake`"),
-            ),
+        let gone = match &self.share_failure {
+            Some(why) => format!("{gone}, {why}"),
+            None => gone,
+        };
+        let why = why_not_evaluated(self.evaluation_forbidden);
+        let hint = match (self.evaluation_forbidden, &self.recorded) {
+            (true, Some(_)) if self.share_failure.is_some() => {
+                format!("mend the share; or {RECORD_AGAIN}")
+            }
+            (true, Some(_)) => RECORD_AGAIN.to_owned(),
+            (true, None) => {
+                "give the step a `drv`: this host builds only recorded steps".to_owned()
+            }
+            (false, _) => {
+                format!("{RECORD_AGAIN}; or give the step a `file`, `expr` or `flake`")
+            }
         };
         let failure =
             Failure::new(Class::Infrastructure, format_args!("{gone}, and {why}")).hint(hint);
         match &self.recorded {
             None if self.evaluation_forbidden => failure.meaning(FORBIDDEN),
-            Some(_) if !self.lacks_a_substituter => failure.meaning(GONE),
+            Some(_) if !self.lacks_a_substituter && self.share_failure.is_none() => {
+                failure.meaning(GONE)
+            }
             _ => failure,
         }
     }
@@ -83,13 +135,37 @@ impl Exhausted {
 mod tests {
     use super::*;
 
-    fn failure(recorded: bool, lacks_a_substituter: bool, evaluation_forbidden: bool) -> Failure {
+    fn exhausted(
+        recorded: bool,
+        lacks_a_substituter: bool,
+        evaluation_forbidden: bool,
+    ) -> Exhausted {
         Exhausted {
             recorded: recorded.then(|| "/s/x.drv".to_owned()),
+            share_failure: None,
             lacks_a_substituter,
             evaluation_forbidden,
         }
-        .failure()
+    }
+
+    fn failure(recorded: bool, lacks_a_substituter: bool, evaluation_forbidden: bool) -> Failure {
+        exhausted(recorded, lacks_a_substituter, evaluation_forbidden).failure()
+    }
+
+    #[test]
+    fn a_share_that_has_failed_is_named_beside_the_host_that_does_not_evaluate() {
+        let failure = Exhausted {
+            share_failure: Some("cannot be fetched from file:///x (no route)".into()),
+            ..exhausted(true, false, true)
+        }
+        .failure();
+        assert_eq!(
+            failure.to_string(),
+            "/s/x.drv is gone, here and in every substituter that was queried, cannot be fetched from file:///x (no route), and this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
+        );
+        // It may work the next time.
+        assert_eq!(failure.meaning, None);
+        assert!(failure.hint.unwrap().starts_with("mend the share"));
     }
 
     #[test]

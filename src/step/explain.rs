@@ -46,11 +46,13 @@ pub fn explain(
     let StepOrder {
         request,
         place,
+        repository,
         host,
         in_build,
         ..
     } = order;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
+    step.repository = repository.as_ref();
     step.in_build = in_build;
     step.prepare()?;
     if request.out_link == OutLink::State {
@@ -65,6 +67,9 @@ pub fn explain(
         nix_build: None,
     };
     for way in in_order(request.skip, step.drv_file) {
+        if way.needs_record() && step.other_store().is_some() {
+            continue;
+        }
         let answer = (way.ask)(&mut step)?;
         explanation.facts.extend(answer.facts);
         explanation

@@ -1,19 +1,26 @@
 //! Fetching a recorded `.drv` from a share: which share, and getting the `.drv` with its closure into the store from there.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::run::StepRun;
-use crate::exit::Failure;
+use crate::exit::{Class, Failure};
 use crate::nix::{DrvPath, StoreUrl};
-use crate::share::{ArchiveRecord, UnpackedArchive, unpacked};
+use crate::share::{ArchiveRecord, ShareError, unpacked};
 use crate::share_keys::{Share, ShareSetting, StepShare};
-use crate::state::KEEP_DAYS;
+use crate::state::{CopyTurn, KEEP_DAYS};
 use crate::status_line::StatusLine;
-use crate::store::{CopyEnd, CopyOrder, PATIENCE};
+use crate::store::{ATTEMPTS, CopyEnd, CopyOrder, CopyProgress, PATIENCE};
+
+/// What stands in the message of a Nix 2.8 that copies a path which another process has registered meanwhile: it takes the begin of
+/// that path's contents for the next path. (Of eight copies of one closure at once seven failed, each time, with and without a daemon;
+/// none with 2.26 or 2.34.) So such a copy is repeated alone.
+const DISTURBED: &str = "nix-archive-1";
+
+/// How often a turn to copy is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl StepRun<'_> {
-    /// The share that the step can fetch from: its own, else the host's. (As an artifact, a share has a name that only the record
-    /// of a step can say.)
+    /// The share that the step can fetch from: its own, else the host's. (Which artifact it is, only the record of a step can say.)
     pub(super) fn share(&self) -> Option<Share> {
         match (&self.request.share, &self.host.share) {
             (Some(StepShare::From(share)), _) => Some(share.clone()),
@@ -22,74 +29,153 @@ impl StepRun<'_> {
         }
     }
 
-    /// The archive of a share, as the step's record describes it.
-    pub(super) fn archive<'n>(&self, name: &'n str) -> ArchiveRecord<'n> {
-        ArchiveRecord {
-            name,
-            size: self.request.share_size,
-            keep_days: self.request.keep_days.unwrap_or(KEEP_DAYS),
-        }
-    }
-
-    /// Gets a `.drv` with its closure from a share into the store. Inside, why that failed, as a sentence.
-    pub(super) fn fetch(
-        &mut self,
-        drv: &DrvPath,
-        share: &Share,
-    ) -> Result<Result<(), String>, Failure> {
+    /// Gets a `.drv` with its closure from a share into the store.
+    pub(super) fn fetch(&mut self, drv: &DrvPath, share: &Share) -> Result<(), ShareError> {
         let started = Instant::now();
         let fetched = match share {
-            Share::Store(url) => self.copy_from(drv, url),
-            Share::Artifact(name) => match self.unpacked_archive(name)? {
-                Ok(archive) => self.copy_from(drv, &archive.url),
-                Err(why) => Ok(Err(why)),
-            },
+            Share::Store(url) => self.copy_from_store(drv, url),
+            Share::Artifact(name) => self.copy_from_archive(drv, name),
         };
         self.seconds.fetch += started.elapsed();
         fetched
     }
 
-    fn unpacked_archive(&mut self, name: &str) -> Result<Result<UnpackedArchive, String>, Failure> {
+    fn copy_from_store(&mut self, drv: &DrvPath, url: &StoreUrl) -> Result<(), ShareError> {
+        if self.store.is_unreachable(url) {
+            return Err(wrong("it is unreachable"));
+        }
+        self.copy(drv, url)
+    }
+
+    fn copy_from_archive(&mut self, drv: &DrvPath, name: &str) -> Result<(), ShareError> {
         if !self.in_build {
-            return Ok(Err(
-                "this is no Buildkite job, which could download it".into()
-            ));
+            return Err(wrong("this is no Buildkite job, which could download it"));
         }
-        let archive = self.archive(name);
-        // Opened here, and not by `self.state()`: the supervisor is lent meanwhile.
-        let log = self.log.clone();
-        if self.state().is_none() {
-            return Ok(Err("there is no state folder to unpack it in".into()));
+        let archive = ArchiveRecord {
+            name,
+            size: self.request.share_size,
+            keep_days: self.request.keep_days.unwrap_or(KEEP_DAYS),
+        };
+        // Opened before the supervisor is lent.
+        self.state();
+        let Some(Some(state)) = self.state.get() else {
+            return Err(wrong("there is no state folder to unpack it in"));
+        };
+        let archive = unpacked(&archive, state, self.supervisor, &self.log)?;
+        let copied = self.copy(drv, &archive.url);
+        if let Err(ShareError::Share(_)) = &copied {
+            archive.discard();
         }
-        match self.state.get() {
-            Some(Some(state)) => unpacked(&archive, state, self.supervisor, &log),
-            _ => Ok(Err("there is no state folder to unpack it in".into())),
+        copied
+    }
+
+    fn copy(&mut self, drv: &DrvPath, url: &StoreUrl) -> Result<(), ShareError> {
+        let mut attempt = 1;
+        loop {
+            let turn = self.copy_turn(attempt > 1)?;
+            let end = self.copy_once(drv, url);
+            drop(turn);
+            match end {
+                Ok(CopyEnd::Done) => return Ok(()),
+                Ok(CopyEnd::Stopped | CopyEnd::Stalled) => {
+                    let seconds = PATIENCE.as_secs();
+                    return Err(wrong(format!("it has not moved for {seconds} s")));
+                }
+                Ok(CopyEnd::Failed(why)) if why.contains(DISTURBED) && attempt < ATTEMPTS => {
+                    attempt += 1;
+                }
+                Ok(CopyEnd::Failed(why)) => return Err(wrong(in_words(why, drv))),
+                Err(failure) if matches!(failure.class, Class::Signal(_)) => {
+                    return Err(failure.into());
+                }
+                // A program that is missing here, say: there are other ways.
+                Err(failure) => return Err(wrong(failure.to_string())),
+            }
         }
     }
 
-    fn copy_from(&mut self, drv: &DrvPath, url: &StoreUrl) -> Result<Result<(), String>, Failure> {
+    fn copy_once(&mut self, drv: &DrvPath, url: &StoreUrl) -> Result<CopyEnd, Failure> {
         let mut status = StatusLine::new(&self.log);
+        let name = drv.name();
         let end = self
             .store
             .copy_drv_from(self.supervisor, url, drv, |progress| {
+                let CopyProgress { done, expected } = progress;
                 status.show(|| {
-                    Some(format!(
-                        "fetching {}: {} of {} paths",
-                        drv.name(),
-                        progress.done,
-                        progress.expected
-                    ))
+                    Some(match expected {
+                        0 => format!("fetching {name} from {url}"),
+                        _ => format!("fetching {name}: {done} of {expected} paths"),
+                    })
                 });
                 CopyOrder::GoOn
             });
         status.clear();
-        Ok(match end? {
-            CopyEnd::Done => Ok(()),
-            CopyEnd::Stopped | CopyEnd::Stalled => {
-                let seconds = PATIENCE.as_secs();
-                Err(format!("nothing has moved for {seconds} s"))
+        end
+    }
+
+    /// Waits for a turn to copy, beside other steps or `alone`; none without a state folder, or where others have theirs for too long.
+    fn copy_turn(&mut self, alone: bool) -> Result<Option<CopyTurn>, Failure> {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            match self.state().map(|state| state.try_copy_turn(alone)) {
+                Some(Ok(None)) => self.supervisor.pause(LOOK_EVERY)?,
+                Some(Ok(turn)) => return Ok(turn),
+                // Without turns it may be disturbed, and nothing worse.
+                Some(Err(_)) | None => return Ok(None),
             }
-            CopyEnd::Failed(why) => Err(why),
-        })
+        }
+        Ok(None)
+    }
+}
+
+/// The failure of a step that may not evaluate, where its share has failed for this reason: a clause that goes on after the `.drv`.
+pub(super) fn share_is_required(drv: &DrvPath, why: &str) -> Failure {
+    Failure::new(
+        Class::Infrastructure,
+        format_args!(
+            "{drv} is not here, {why}, and `share-required` does not let the step evaluate"
+        ),
+    )
+}
+
+/// What a store says of a path that it does not have (the words of 2.8, and of 2.26 and 2.34), without Nix's idea of validity.
+fn in_words(why: String, drv: &DrvPath) -> String {
+    let is_missing = why.starts_with("path ")
+        && [" is not valid", " is not a valid store path"]
+            .iter()
+            .any(|end| why.ends_with(end));
+    match why.split(['\'', '"']).nth(1).filter(|_| is_missing) {
+        Some(path) if path == drv.as_store_path().as_str() => "it does not have the .drv".into(),
+        Some(path) => format!("it does not have {path}"),
+        None => why,
+    }
+}
+
+fn wrong(why: impl Into<String>) -> ShareError {
+    ShareError::Share(why.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::DRV;
+    use super::*;
+
+    #[test]
+    fn a_share_that_lacks_a_path_is_told_from_one_that_failed() {
+        let drv = DrvPath::parse(DRV).unwrap();
+        let said = |why: &str| in_words(why.to_owned(), &drv);
+        for why in ["is not valid", "is not a valid store path"] {
+            assert_eq!(
+                said(&format!("path '{DRV}' {why}")),
+                "it does not have the .drv"
+            );
+            assert_eq!(said(&format!("path '/s/x' {why}")), "it does not have /s/x");
+        }
+        for why in [
+            "unable to download 'http://x/nix-cache-info'",
+            "path '/s/x' is too long",
+        ] {
+            assert_eq!(said(why), why);
+        }
     }
 }

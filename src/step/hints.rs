@@ -1,6 +1,6 @@
 //! Hints after a step, green or red, for the people who run the host or the pipeline.
 
-use super::report::Reason;
+use super::report::{Reason, TriedShare};
 use super::run::StepRun;
 use super::ways;
 use crate::exit::Failure;
@@ -29,7 +29,7 @@ pub(super) fn of(step: &mut StepRun<'_>, succeeded: bool) -> Result<Vec<String>,
             ways::drift(drv, recorded)
         ));
     }
-    if let Some(why) = missing_root(step) {
+    if let Some(why) = why_evaluated_again(step) {
         let what = if succeeded {
             "evaluated again"
         } else {
@@ -54,19 +54,30 @@ pub(super) fn of(step: &mut StepRun<'_>, succeeded: bool) -> Result<Vec<String>,
 }
 
 /// Why a recorded step was evaluated again, and how to avoid that.
-fn missing_root(step: &StepRun<'_>) -> Option<String> {
+fn why_evaluated_again(step: &StepRun<'_>) -> Option<String> {
     match step.reason? {
-        Reason::DrvMissing => Some(
-            "the recorded .drv is not on this host: it had no GC root, or another host recorded it. `eval-once pipeline` keeps a GC root for `keep-days` days in its state folder (EVAL_ONCE_STATE_DIR); for other hosts, keep outputs in a cache".into(),
-        ),
-        Reason::DrvCollected => Some(
-            "the recorded .drv was collected meanwhile: it had no GC root. `eval-once pipeline` keeps one for `keep-days` days in its state folder (EVAL_ONCE_STATE_DIR), which the collector must be able to read".into(),
-        ),
+        Reason::DrvMissing => Some(match &step.tried_share {
+            None => "the recorded .drv is not on this host, and the step has no share to fetch it from: let the recording share (`share`; its log says why, where it did not). On the host that records, `keep-days` and EVAL_ONCE_STATE_DIR say how long and where `eval-once pipeline` keeps its GC root".into(),
+            Some(share) => format!("the recorded .drv is not on this host, and {}", not_given_by(share)),
+        }),
+        Reason::DrvCollected => Some(match &step.tried_share {
+            None => "the recorded .drv was collected meanwhile: it had no GC root, and the step has no share to fetch it from. `eval-once pipeline` keeps a root for `keep-days` days in its state folder (EVAL_ONCE_STATE_DIR), which the collector must be able to read".into(),
+            Some(share) => format!("the recorded .drv was collected meanwhile, and {}", not_given_by(share)),
+        }),
         Reason::OutputsCollected => Some(format!(
             "an output was collected right after it was realised, by a collection that was already running: {COLLECTOR_HINT}"
         )),
+        Reason::OtherStore => Some(
+            "the recording's store is in another folder, so drift could be seen by names alone: record on a host whose store is in the same folder as this one's".into(),
+        ),
         _ => None,
     }
+}
+
+/// That a share did not give the `.drv`, and why.
+fn not_given_by(share: &TriedShare) -> String {
+    let why = share.failure.as_deref().unwrap_or("collected again");
+    format!("{} did not give it: {why}", share.from)
 }
 
 /// The version of a Nix that may automatically collect paths in use; none where it does not. Nix is asked for its version only
@@ -101,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drv_that_was_missing_or_collected_has_a_hint_at_its_gc_root() {
+    fn a_drv_that_was_missing_or_collected_has_a_hint_at_the_share_that_the_step_has_not() {
         let keys = json!({ "drv": DRV });
         for reason in [Reason::DrvMissing, Reason::DrvCollected] {
             let hints = hints(&keys, reason, false, true);
@@ -112,11 +123,44 @@ mod tests {
                 hint.starts_with("evaluated again because the recorded .drv"),
                 "{hint}"
             );
-            assert!(hint.contains("no GC root"), "{hint}");
+            assert!(hint.contains("has no share"), "{hint}");
+            assert!(hint.contains("keep-days"), "{hint}");
         }
         let collected = hints(&keys, Reason::OutputsCollected, false, false);
         let begin = "the step had to evaluate again because an output was collected";
         assert!(collected[0].starts_with(begin), "{collected:?}");
+    }
+
+    #[test]
+    fn a_share_that_failed_is_the_hint_and_not_how_long_another_host_keeps_its_pins() {
+        for reason in [Reason::DrvMissing, Reason::DrvCollected] {
+            let (hints, _) = with_step(&json!({ "drv": DRV }), |step| {
+                step.begin_way(WayName::Evaluated, Some(reason));
+                step.tried_share = Some(TriedShare {
+                    from: "https://cache.example.org".into(),
+                    failure: Some("HTTP error 403".into()),
+                });
+                of(step, true).unwrap()
+            });
+            let [hint] = &hints[..] else {
+                panic!("{hints:?}");
+            };
+            assert!(
+                hint.contains("https://cache.example.org did not give it: HTTP error 403"),
+                "{hint}"
+            );
+            assert!(!hint.contains("keep-days"), "{hint}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_store_has_a_hint_that_blames_no_share() {
+        let hints = hints(&json!({ "drv": DRV }), Reason::OtherStore, false, true);
+        assert!(
+            hints.len() == 1 && hints[0].contains("another folder"),
+            "{hints:?}"
+        );
+        assert!(!hints[0].contains("`share`"), "{hints:?}");
     }
 
     #[test]

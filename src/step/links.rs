@@ -58,6 +58,32 @@ pub(super) fn probe(base: &Path) -> Result<(), Failure> {
     })
 }
 
+/// These outputs; `out` where none is known.
+fn known_or_out<'a>(outputs: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a str> {
+    let mut outputs = outputs.peekable();
+    let out = if outputs.peek().is_none() {
+        Some("out")
+    } else {
+        None
+    };
+    outputs.chain(out)
+}
+
+/// Whether one of the links of these outputs leads to a path that may be of another store than `store`.
+pub(super) fn lead_to_another_store<'a>(
+    base: &Path,
+    outputs: impl Iterator<Item = &'a str>,
+    store: &Path,
+) -> bool {
+    known_or_out(outputs).any(|output| {
+        let target = link_of(base, output).read_link().ok();
+        let target = target.as_deref().and_then(Path::to_str);
+        target
+            .and_then(|target| StorePath::parse(target).ok())
+            .is_some_and(|target| target.store() != store)
+    })
+}
+
 /// Checks that the links of these outputs can be made: each is absent or a link into the store, and its folder can be written.
 /// Nix itself builds first and fails on the link afterwards (measured).
 ///
@@ -84,13 +110,7 @@ pub(super) fn check<'a>(
             "set another path with `out-link`",
         ));
     }
-    let mut outputs = outputs.peekable();
-    let only_out = if outputs.peek().is_none() {
-        Some("out")
-    } else {
-        None
-    };
-    for output in outputs.chain(only_out) {
+    for output in known_or_out(outputs) {
         let link = link_of(base, output);
         if link
             .file_name()

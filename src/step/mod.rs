@@ -6,6 +6,7 @@
 mod advice;
 mod annotation;
 mod build_log;
+mod checkout;
 mod diagnosis;
 mod drv_outputs;
 mod ending;
@@ -36,6 +37,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::buildkite::git::Repository;
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::host::Host;
@@ -49,7 +51,7 @@ use build_log::BuildLog;
 pub use explain::{Explanation, explain};
 pub use links::main_output;
 use publish::{FinishedStep, publish};
-pub use report::{FailureReport, Pushed, Reason, Report, ReportFile, Seconds, WayName};
+pub use report::{FailureReport, Pushed, Reason, Report, ReportFile, Seconds, TriedShare, WayName};
 pub use request::StepRequest;
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
@@ -63,6 +65,8 @@ pub struct StepOrder {
     pub request: StepRequest,
     /// The folder in which its relative paths start, and what may be used there.
     pub place: Checkout,
+    /// What the agent would check out for the job; none by hand.
+    pub repository: Option<Repository>,
     /// The host's settings.
     pub host: Host,
     /// Whether this is a job, which can download artifacts of its build.
@@ -105,12 +109,14 @@ pub fn perform(
     let StepOrder {
         request,
         place,
+        repository,
         host,
         in_build,
         reporting,
     } = order;
     let file = reporting.prepare()?;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
+    step.repository = repository.as_ref();
     step.in_build = in_build;
     let built = go(&mut step);
     let pushed = pushing::push(&mut step, &built);
@@ -283,6 +289,9 @@ fn try_ways(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failu
         step.link_in_state_folder();
     }
     for way in ways::in_order(step.request.skip, step.drv_file) {
+        if way.needs_record() && step.note_other_store() {
+            continue;
+        }
         if let Some(outputs) = (way.go)(step)? {
             if step.request.skip {
                 // The recording has announced that this step does nothing: why it did all the same.

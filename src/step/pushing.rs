@@ -168,7 +168,7 @@ fn copy(
         CopyEnd::Stopped | CopyEnd::Stalled => {
             format!("nothing has moved for {} s", PATIENCE.as_secs())
         }
-        CopyEnd::Failed(why) => without_credentials(&why),
+        CopyEnd::Failed(why) => without_credentials(&why).into_owned(),
     };
     Ok(Err(why))
 }

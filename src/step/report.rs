@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use unix::fcntl::OFlag;
 use unix::unistd::{AccessFlags, access};
 
@@ -72,6 +72,8 @@ pub enum Reason {
     DrvCollected,
     /// It was realised, and an output was gone right afterwards.
     OutputsCollected,
+    /// The record is of a store in another folder than this host's.
+    OtherStore,
     /// There was no record of a `.drv`.
     NotRecorded,
 }
@@ -89,6 +91,7 @@ impl Reason {
             Self::DrvMissing => "drv-missing",
             Self::DrvCollected => "drv-collected",
             Self::OutputsCollected => "outputs-collected",
+            Self::OtherStore => "other-store",
             Self::NotRecorded => "not-recorded",
         }
     }
@@ -127,6 +130,9 @@ pub struct Report {
     pub built: usize,
     /// How many store paths came from a cache.
     pub substituted: usize,
+    /// The share that was tried, where one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<TriedShare>,
     /// What was copied to the store that `push` names, where something was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pushed: Option<Pushed>,
@@ -214,6 +220,7 @@ impl Default for Report {
             drift: false,
             built: 0,
             substituted: 0,
+            share: None,
             pushed: None,
             seconds: Seconds::default(),
             exit: 0,
@@ -221,6 +228,16 @@ impl Default for Report {
             hints: Vec::new(),
         }
     }
+}
+
+/// A share that a step tried to fetch its `.drv` from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TriedShare {
+    /// The share, as the key `share` names it.
+    pub from: String,
+    /// Why it did not give the `.drv`, in words; none where it did.
+    pub failure: Option<String>,
 }
 
 /// What was pushed. How much of it the store had already is not known.
@@ -241,7 +258,7 @@ pub struct Seconds {
     /// Fetching `.drv`s from a share.
     #[serde(serialize_with = "seconds")]
     pub fetch: Duration,
-    /// Evaluating.
+    /// Evaluating, with the checkout that is made for it.
     #[serde(serialize_with = "seconds")]
     pub evaluate: Duration,
     /// Building and substituting.

@@ -13,8 +13,9 @@ use tempfile::TempDir;
 use super::drv_outputs::{DrvOutputs, Outputs};
 use super::job_log::{FinishedLog, Form, JobLog, ShownLines};
 use super::links;
-use super::report::{FailureReport, Reason, Report, Seconds, WayName};
+use super::report::{FailureReport, Reason, Report, Seconds, TriedShare, WayName};
 use super::request::{OutLink, StepRequest};
+use crate::buildkite::git::Repository;
 use crate::command_line::CommandLine;
 use crate::evaluation_keys::Checkout;
 use crate::exit::{Class, Failure};
@@ -41,9 +42,15 @@ pub(super) struct NixRun {
 }
 
 /// A step while it runs.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what has happened so far is yes or no"
+)]
 pub(super) struct StepRun<'a> {
     pub(super) request: &'a StepRequest,
     pub(super) checkout: &'a Checkout,
+    /// What the agent would check out for the job; none by hand.
+    pub(super) repository: Option<&'a Repository>,
     pub(super) host: &'a Host,
     pub(super) log: Log,
     pub(super) supervisor: &'a mut Supervisor,
@@ -68,6 +75,10 @@ pub(super) struct StepRun<'a> {
     tried: Vec<WayName>,
     /// Why ways led nowhere, where the log does not have it yet.
     dead_ends: Vec<String>,
+    /// The share that was tried.
+    pub(super) tried_share: Option<TriedShare>,
+    /// What is wrong with the share, where the step can do nothing else: a clause that goes on after the `.drv`.
+    pub(super) share_failure: Option<String>,
     /// An output that was missing right after Nix had realised it.
     pub(super) lost: Option<StorePath>,
     /// Paths because of which an evaluation was repeated, although they were valid when we asked.
@@ -103,6 +114,7 @@ impl<'a> StepRun<'a> {
         Self {
             request,
             checkout,
+            repository: None,
             host,
             log: log.clone(),
             supervisor,
@@ -119,6 +131,8 @@ impl<'a> StepRun<'a> {
             reason: None,
             tried: Vec::new(),
             dead_ends: Vec::new(),
+            tried_share: None,
+            share_failure: None,
             lost: None,
             doubted: BTreeSet::new(),
             appeared: false,
@@ -151,6 +165,40 @@ impl<'a> StepRun<'a> {
     /// Notes why a way leads nowhere. It is printed only where the step evaluates or fails because of it.
     pub(super) fn note_dead_end(&mut self, why: impl Display) {
         self.dead_ends.push(why.to_string());
+    }
+
+    /// Notes why a way from the record leads nowhere.
+    pub(super) fn note_dead_end_of_record(&mut self, why: impl Display) {
+        if !self.note_other_store() {
+            self.note_dead_end(why);
+        }
+    }
+
+    /// Notes that the record is of a store in another folder than this host's, where it is: the whole reason why all ways from it
+    /// lead nowhere.
+    pub(super) fn note_other_store(&mut self) -> bool {
+        let other_store = self.other_store();
+        let is_of_other_store = other_store.is_some();
+        if is_of_other_store {
+            self.dead_ends.clear();
+            self.dead_ends.extend(other_store);
+        }
+        is_of_other_store
+    }
+
+    /// That the record is of a store in another folder than this host's, in a clause; none where it is not, or where no question
+    /// had to be asked for which that matters.
+    pub(super) fn other_store(&self) -> Option<String> {
+        let recorded = self.request.drv.as_ref().map(DrvPath::as_store_path);
+        let recorded = recorded.or_else(|| self.request.outputs.values().next())?;
+        let (recorded, own) = (recorded.store(), self.store.folder()?);
+        (recorded != own).then(|| {
+            format!(
+                "the record is of a store at {}, and this host's store is at {}",
+                recorded.display(),
+                own.display()
+            )
+        })
     }
 
     /// Prints why the ways so far led nowhere, in one line: a step that fails because of it has no group for it.
@@ -196,6 +244,7 @@ impl<'a> StepRun<'a> {
     pub(super) fn prepare(&mut self) -> Result<(), Failure> {
         let default_is_missing = self.request.by_default
             && !self.host.recorded_only
+            && self.skipped_checkout().is_none()
             && self
                 .request
                 .evaluation
@@ -211,9 +260,27 @@ impl<'a> StepRun<'a> {
         }
         if let OutLink::At(link) = &self.request.out_link {
             self.link = Some(link.clone());
-            self.check_links(self.request.drv.as_ref())?;
+            self.check_links_of_record()?;
         }
         Ok(())
+    }
+
+    /// Checks whether the links of what is recorded can be made. One that does not lead into the record's store may lead into
+    /// this host's: only then is this host's asked for its folder.
+    fn check_links_of_record(&mut self) -> Result<(), Failure> {
+        let recorded = self.request.drv.as_ref();
+        let Err(failure) = self.check_links(recorded) else {
+            return Ok(());
+        };
+        let (Some(link), Some(store)) = (&self.link, self.store_folder()) else {
+            return Err(failure);
+        };
+        let names = self.link_names(recorded);
+        if !links::lead_to_another_store(link, names.iter().map(String::as_str), &store) {
+            return Err(failure);
+        }
+        self.store.ask_for_folder(self.supervisor)?;
+        self.check_links(recorded)
     }
 
     /// Checks whether the links of the outputs can be made, as far as the outputs are known.
@@ -221,17 +288,19 @@ impl<'a> StepRun<'a> {
         let (OutLink::At(_), Some(link)) = (&self.request.out_link, &self.link) else {
             return Ok(());
         };
-        let in_drv = drv.map(DrvOutputs::read).unwrap_or_default();
-        let names: BTreeSet<&str> = in_drv
-            .paths
-            .keys()
-            .chain(self.request.outputs.keys())
-            .map(String::as_str)
-            .collect();
+        let names = self.link_names(drv);
         let any = drv
             .map(DrvPath::as_store_path)
             .or_else(|| self.request.outputs.values().next());
-        links::check(link, names.into_iter(), any.map(StorePath::store))
+        let store = self.store.folder().or_else(|| any.map(StorePath::store));
+        links::check(link, names.iter().map(String::as_str), store)
+    }
+
+    /// The outputs that get links, as far as they are known.
+    fn link_names(&self, drv: Option<&DrvPath>) -> BTreeSet<String> {
+        let in_drv = drv.map(DrvOutputs::read).unwrap_or_default();
+        let recorded = self.request.outputs.keys().cloned();
+        in_drv.paths.into_keys().chain(recorded).collect()
     }
 
     /// Finds out why links were not made, where Nix was to make some; a reason ends the step.
@@ -405,6 +474,7 @@ impl<'a> StepRun<'a> {
             drift: self.drift,
             built: self.built,
             substituted: self.substituted.len(),
+            share: self.tried_share.clone(),
             seconds: Seconds {
                 total: started.elapsed(),
                 ..self.seconds

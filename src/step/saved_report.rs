@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::report::{Report, Seconds, WayName};
+use super::report::{Report, Seconds, TriedShare, WayName};
 use super::step_job::StepJob;
 use crate::text::shortened;
 
@@ -16,6 +16,9 @@ const VERSION: u32 = 1;
 
 /// How much of a message is saved, in characters: the value is to stay below the kilobyte that Buildkite recommends.
 const MESSAGE_AT_MOST: usize = 200;
+
+/// How much of a share's name is saved, in characters: an artifact's fits.
+const SHARE_AT_MOST: usize = 100;
 
 /// A step's report as it is saved. A field that is absent (an older version saved it) has its type's empty value.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -45,6 +48,9 @@ pub struct SavedReport {
     pub built: usize,
     /// How many store paths came from a cache.
     pub substituted: usize,
+    /// The share that was tried, where one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<TriedShare>,
     /// How long each part took, in seconds.
     pub seconds: SavedSeconds,
     /// Which try of the step the job is, from 1; 0 where that is not known.
@@ -173,6 +179,13 @@ impl SavedReport {
             drift: report.drift,
             built: report.built,
             substituted: report.substituted,
+            share: report.share.as_ref().map(|share| TriedShare {
+                from: shortened(&share.from, SHARE_AT_MOST),
+                failure: share
+                    .failure
+                    .as_ref()
+                    .map(|why| shortened(why, MESSAGE_AT_MOST)),
+            }),
             seconds: report.seconds.into(),
             attempt: around.attempt,
             after: Some(own.into_iter().chain(later).map(str::to_owned).collect()),

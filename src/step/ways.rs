@@ -6,18 +6,20 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::checkout::MadeCheckout;
 use super::evaluating::Evaluating;
+use super::fetching::share_is_required;
 use super::links;
 use super::outputs::VerifiedOutputs;
 use super::realising::Realised;
-use super::report::{Reason, WayName};
+use super::report::{Reason, TriedShare, WayName};
 use super::run::StepRun;
 use crate::buildkite::agent;
 use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
 use crate::exit::{Class, Failure};
 use crate::nix::{DrvPath, Evaluation, LockedFlake, StorePath, StoreUrl, Trouble, caches, command};
-use crate::share::ArchivePlace;
+use crate::share::{ArchivePlace, ShareError};
 use crate::share_keys::Share;
 use crate::state::Roots;
 use crate::store::{ATTEMPTS, COLLECTOR_HINT};
@@ -68,6 +70,13 @@ pub(super) struct Way {
     pub(super) go: fn(&mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure>,
 }
 
+impl Way {
+    /// Whether it begins at the record: none of those leads anywhere where that is of a store in another folder.
+    pub(super) fn needs_record(&self) -> bool {
+        self.name != WayName::Evaluated
+    }
+}
+
 const REALISED: Way = Way {
     name: WayName::Realised,
     ask: ask_realised,
@@ -112,14 +121,29 @@ pub(super) fn in_order(skip: bool, drv_file: bool) -> impl Iterator<Item = Way> 
     skip.then_some(SKIPPED).into_iter().chain(ways)
 }
 
+/// The answer of a way from a record of a store in another folder: it is not taken, after these commands and the one that finds
+/// that out. That fact is one of the evaluation, which is all that is left.
+fn of_other_store(
+    step: &mut StepRun<'_>,
+    mut commands: Vec<CommandLine>,
+) -> Result<WayAnswer, Failure> {
+    commands.push(step.store.folder_line(step.supervisor)?);
+    Ok(WayAnswer {
+        takes: None,
+        facts: Vec::new(),
+        commands,
+    })
+}
+
 // ---- skipped
 
 fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     if !are_there(step)? {
-        step.note_dead_end(format_args!(
+        let why = format!(
             "the outputs are no longer {}, where the recording found them",
             where_skipped(step)
-        ));
+        );
+        step.note_dead_end_of_record(why);
         return Ok(None);
     }
     step.begin_way(WayName::Available, Some(Reason::Skipped));
@@ -135,6 +159,9 @@ fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         None => step.store.dry_run_line(step.supervisor, &outputs)?,
     };
     let there = are_there(step)?;
+    if step.other_store().is_some() {
+        return of_other_store(step, vec![line]);
+    }
     let found = if there {
         format!("are {}: nothing is realised", where_skipped(step))
     } else {
@@ -194,10 +221,18 @@ fn go_realised(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failur
             } else {
                 ""
             };
-            step.note_dead_end(format_args!("{drv} is not valid{why}"));
+            step.note_dead_end_of_record(format_args!("{drv} is not valid{why}"));
             None
         }
     })
+}
+
+/// The command that realises a `.drv`, as it is run, and the question of why that has failed.
+fn realising(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<[CommandLine; 2], Failure> {
+    let options = step.options()?;
+    let realise = command::realise(drv, step.link.as_deref(), &options);
+    let check = command::check_validity(drv.as_store_path(), &options);
+    Ok([step.as_run(&realise), check])
 }
 
 fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
@@ -205,12 +240,16 @@ fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(vec![fact("the record", "names no .drv")]));
     };
     let path = drv.as_store_path();
+    let [realise, check] = realising(step, &drv)?;
     let file = if step.drv_file {
         "its file exists"
     } else {
         "its file does not exist"
     };
     let valid = step.is_valid(path)?;
+    if step.other_store().is_some() {
+        return of_other_store(step, vec![realise, check]);
+    }
     let validity = if valid { "is valid" } else { "is not valid" };
     let mut facts = vec![fact(drv.to_string(), file), fact(drv.to_string(), validity)];
     let mut there = valid;
@@ -231,11 +270,9 @@ fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
             }
         }
     }
-    let options = step.options()?;
-    let realise = command::realise(&drv, step.link.as_deref(), &options);
-    let mut commands = vec![step.as_run(&realise)];
+    let mut commands = vec![realise];
     if !there {
-        commands.push(command::check_validity(path, &options));
+        commands.push(check);
     }
     Ok(WayAnswer {
         takes: there.then(|| step.realised_reason()),
@@ -306,7 +343,7 @@ fn go_available(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failu
             lines.push_front(line);
             continue;
         }
-        step.note_dead_end(if run.output.trouble(true) == Some(Trouble::DaemonGone) {
+        step.note_dead_end_of_record(if run.output.trouble(true) == Some(Trouble::DaemonGone) {
             "the store cannot be asked for the recorded outputs"
         } else if step.store.lacks_a_substituter() {
             "the recorded outputs are not here, and a substituter that may have them is unreachable"
@@ -328,6 +365,23 @@ fn ask_available(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(vec![fact("the record", "names no outputs")]));
     }
     let answer = step.store.dry_run(step.supervisor, &outputs)?;
+    let hold = placeholder(step, "roots/NEW/root");
+    let commands = obtaining(step, hold.as_deref())?;
+    let mut commands: Vec<_> = commands.iter().map(|line| step.as_run(line)).collect();
+    if !answer.has_all() {
+        commands.truncate(1);
+        if step.request.drv.is_none() {
+            let options = step.options()?;
+            commands.push(command::invalid_of(&outputs, &options));
+        }
+    }
+    if step.other_store().is_some() {
+        // A step that has a `.drv` finds that out where it realises it.
+        if let Some(drv) = step.request.drv.clone() {
+            commands.extend(realising(step, &drv)?);
+        }
+        return of_other_store(step, commands);
+    }
     if let Some(refusal) = &answer.refusal {
         return Err(Failure::new(
             Class::Infrastructure,
@@ -340,16 +394,6 @@ fn ask_available(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     } else {
         "are not all here or in a substituter"
     };
-    let hold = placeholder(step, "roots/NEW/root");
-    let commands = obtaining(step, hold.as_deref())?;
-    let mut commands: Vec<_> = commands.iter().map(|line| step.as_run(line)).collect();
-    if !there {
-        commands.truncate(1);
-        if step.request.drv.is_none() {
-            let options = step.options()?;
-            commands.push(command::invalid_of(&outputs, &options));
-        }
-    }
     Ok(WayAnswer {
         takes: there.then_some(Reason::OutputsAvailable),
         facts: vec![fact("the recorded outputs", found)],
@@ -365,25 +409,56 @@ pub(super) fn placeholder(step: &StepRun<'_>, path: &str) -> Option<PathBuf> {
 // ---- fetched
 
 fn go_fetched(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
-    let (Some(drv), Some(share)) = (step.request.drv.clone(), step.share()) else {
+    let Some(drv) = step.request.drv.clone() else {
+        return Ok(None);
+    };
+    let Some(share) = step.share() else {
+        if step.request.share_required {
+            return Err(share_is_required(&drv, "the step has no share")
+                .hint("record again with a `share`, or leave out `share-required`"));
+        }
         return Ok(None);
     };
     step.begin_way(WayName::Fetched, None);
-    for _ in 0..ATTEMPTS {
-        if let Err(why) = step.fetch(&drv, &share)? {
-            step.note_dead_end(format_args!(
-                "the .drv cannot be fetched from {share}: {why}"
+    let mut lost = 0;
+    let mut tried = TriedShare {
+        from: share.to_string(),
+        failure: None,
+    };
+    step.tried_share = Some(tried.clone());
+    let why = loop {
+        match step.fetch(&drv, &share) {
+            Ok(()) => step.reason = Some(Reason::FetchedFromShare),
+            Err(ShareError::Share(why)) => {
+                let clause = format!("cannot be fetched from {share} ({why})");
+                tried.failure = Some(why);
+                break clause;
+            }
+            Err(ShareError::Ends(failure)) => return Err(failure),
+        }
+        if let Realised::Outputs(outputs) = step.realise(&drv)? {
+            return Ok(Some(outputs));
+        }
+        lost += 1;
+        if lost == ATTEMPTS {
+            tried.failure = Some(format!(
+                "collected {ATTEMPTS} times right after it was fetched"
             ));
-            return Ok(None);
+            break format!(
+                "was collected {ATTEMPTS} times right after it was fetched from {share}"
+            );
         }
-        step.reason = Some(Reason::FetchedFromShare);
-        match step.realise(&drv)? {
-            Realised::Outputs(outputs) => return Ok(Some(outputs)),
-            Realised::OutputLost => {}
-            Realised::Gone => step.note_dead_end(format_args!(
-                "{drv} is not valid: the garbage collector took it after it was fetched"
-            )),
-        }
+    };
+    step.tried_share = Some(tried);
+    if step.request.share_required {
+        return Err(share_is_required(&drv, &why)
+            .hint("mend the share, or leave out `share-required`: then the step evaluates again"));
+    }
+    // Where the step cannot evaluate, its failure says it.
+    if to_evaluate(step).is_some() {
+        step.note_dead_end(format_args!("the .drv {why}"));
+    } else {
+        step.share_failure = Some(why);
     }
     Ok(None)
 }
@@ -451,7 +526,8 @@ fn ask_fetched(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
 
 // ---- evaluated
 
-/// Why a step evaluates, with or without a recorded `.drv` whose file existed when it began, and an output that was lost.
+/// Why a step evaluates whose record is of this host's store, with or without a recorded `.drv` whose file existed when it began,
+/// and an output that was lost.
 fn evaluated_reason(recorded: bool, drv_file: bool, output_lost: bool) -> Reason {
     match (recorded, drv_file) {
         (false, _) => Reason::NotRecorded,
@@ -462,6 +538,9 @@ fn evaluated_reason(recorded: bool, drv_file: bool, output_lost: bool) -> Reason
 }
 
 fn reason_to_evaluate(step: &StepRun<'_>) -> Reason {
+    if step.other_store().is_some() {
+        return Reason::OtherStore;
+    }
     evaluated_reason(
         step.request.drv.is_some(),
         step.drv_file,
@@ -469,17 +548,28 @@ fn reason_to_evaluate(step: &StepRun<'_>) -> Reason {
     )
 }
 
-/// What the step evaluates, where it has something to and this host lets it.
+/// What the step evaluates, where it has something to, and neither this host nor the step forbids it.
 fn to_evaluate<'s>(step: &StepRun<'s>) -> Option<&'s Evaluation> {
     let evaluation = step.request.evaluation.as_ref();
-    evaluation.filter(|_| !step.host.recorded_only)
+    evaluation.filter(|_| !step.host.recorded_only && !needs_share(step))
+}
+
+/// Whether a step fails rather than evaluate where its share does not give the `.drv`.
+fn needs_share(step: &StepRun<'_>) -> bool {
+    step.request.share_required && step.request.drv.is_some()
 }
 
 fn go_evaluated(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
     let Some(evaluation) = to_evaluate(step) else {
         return Ok(None);
     };
-    check_file(evaluation, false, step.checkout)?;
+    let checkout = step.make_skipped_checkout()?;
+    let evaluation = match &checkout {
+        Some(checkout) => &checkout.evaluation(step, evaluation)?,
+        None => evaluation,
+    };
+    let place = checkout.as_ref().map_or(step.checkout, MadeCheckout::place);
+    check_file(evaluation, false, place)?;
     step.begin_way(WayName::Evaluated, Some(reason_to_evaluate(step)));
     step.lost = None;
     let mut evaluating = Evaluating::new(step, evaluation);
@@ -522,9 +612,16 @@ pub(super) fn drift(drv: &DrvPath, recorded: &DrvPath) -> String {
     format!("drift: evaluating again gave {drv}, where {recorded} was recorded")
 }
 
+/// Whether an evaluation gave another derivation than was recorded. The hash of a `.drv` depends on the store's folder: of stores
+/// in two, only the names can be compared.
+fn is_drift(recorded: &DrvPath, drv: &DrvPath) -> bool {
+    let (ours, theirs) = (recorded.as_store_path(), drv.as_store_path());
+    ours != theirs && (ours.store() == theirs.store() || recorded.name() != drv.name())
+}
+
 fn note_drift(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<(), Failure> {
     let recorded = step.request.drv.as_ref();
-    let Some(recorded) = recorded.filter(|recorded| *recorded != drv) else {
+    let Some(recorded) = recorded.filter(|recorded| is_drift(recorded, drv)) else {
         return Ok(());
     };
     step.drift = true;
@@ -535,16 +632,32 @@ fn note_drift(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<(), Failure> {
 }
 
 fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
+    let mut facts: Vec<Fact> = Vec::new();
+    facts.extend(step.other_store().map(|found| fact("the store", found)));
     let Some(evaluation) = to_evaluate(step) else {
         let found = if step.host.recorded_only {
             "this host does not evaluate"
+        } else if needs_share(step) && step.request.evaluation.is_some() {
+            "`share-required` does not let the step evaluate"
         } else {
             "the step names nothing"
         };
-        return Ok(WayAnswer::no(vec![fact("what to evaluate", found)]));
+        facts.push(fact("what to evaluate", found));
+        return Ok(WayAnswer::no(facts));
     };
-    let mut facts = Vec::new();
-    if let Some(file) = evaluation.needs_file() {
+    let mut commands = Vec::new();
+    let evaluation = &match step.checkout_to_make()? {
+        Some(checkout) => {
+            facts.push(fact(checkout.what, checkout.found));
+            commands = checkout.commands;
+            Evaluation {
+                folder: checkout.folder,
+                ..evaluation.clone()
+            }
+        }
+        None => evaluation.clone(),
+    };
+    if let Some(file) = evaluation.needs_file().filter(|_| commands.is_empty()) {
         let exists = file.exists();
         let found = if exists {
             "exists"
@@ -556,7 +669,6 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
             return Ok(WayAnswer::no(facts));
         }
     }
-    let mut commands = Vec::new();
     commands.extend(step.store.lock_line(step.supervisor, evaluation)?);
     let options = step.options()?;
     let root = placeholder(step, "roots/NEW/root");
@@ -566,7 +678,8 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         root.as_deref(),
         &options,
     ));
-    commands.push(match &step.request.drv {
+    let recorded = step.request.drv.as_ref();
+    commands.push(match recorded.filter(|_| step.other_store().is_none()) {
         Some(drv) => command::realise(drv, step.link.as_deref(), &options),
         None => command::realise_printed(step.link.as_deref(), &options),
     });

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::Store;
+use super::batches::batches;
 use crate::command_line::CommandLine;
 use crate::exit::Failure;
 use crate::nix::{DrvPath, NixOutput, StorePath, StoreUrl, command};
@@ -67,8 +68,8 @@ impl Store {
         temporary: Option<&str>,
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
-        let paths = store_paths_of(drvs);
-        for batch in super::batches(&paths) {
+        let mut before = CopyProgress::default();
+        for batch in batches(&store_paths_of(drvs)) {
             let options = self.options(supervisor)?;
             let mut line = command::copy_drvs_to(to, batch, &options);
             line.variables
@@ -91,7 +92,7 @@ impl Store {
         drvs: &[&DrvPath],
     ) -> Result<HashMap<StorePath, u64>, Failure> {
         let mut sizes = HashMap::new();
-        for batch in super::batches(&store_paths_of(drvs)) {
+        for batch in batches(&store_paths_of(drvs)) {
             let options = self.options(supervisor)?;
             let line = command::sizes_of_closure(batch, &options);
             let finished = self.run(supervisor, &line)?.finished;
@@ -116,7 +117,7 @@ impl Store {
         outputs: &[&StorePath],
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
-        for batch in super::batches(outputs) {
+        for batch in batches(outputs) {
             let line = self.copy_outputs_to_line(supervisor, to, batch)?;
             match copy(supervisor, &line, &mut look)? {
                 CopyEnd::Done => {}
@@ -185,8 +186,9 @@ fn copy(
     let mut running = [supervisor.start(&line, OnStop::TermThenKill)?];
     let mut stderr = Vec::new();
     let mut movement = Movement::default();
-    let mut work = 0;
     let mut moved = Instant::now();
+    let mut work = 0;
+    let mut measured = moved;
     let mut given_up = None;
     while running[0].ended.is_none() {
         let due = Instant::now() + LOOK_EVERY;
@@ -199,10 +201,13 @@ fn copy(
         if given_up.is_some() {
             continue;
         }
-        let done = work_of(running[0].id()).unwrap_or(0);
-        if done > work + NO_WORK {
+        if measured.elapsed() >= LOOK_EVERY {
+            measured = Instant::now();
+            let done = work_of(running[0].id()).unwrap_or(0);
+            if done > work + NO_WORK {
+                moved = measured;
+            }
             work = done;
-            moved = Instant::now();
         }
         if look(movement.progress) == CopyOrder::Stop {
             given_up = Some(CopyEnd::Stopped);
@@ -213,6 +218,10 @@ fn copy(
         }
         if given_up.is_some() && running[0].ended.is_none() {
             running[0].stop(GRACE);
+        }
+        // From 2.26 on, Nix prints about twenty lines for each path.
+        if running[0].ended.is_none() {
+            supervisor.breathe();
         }
     }
     supervisor.check()?;
@@ -225,8 +234,9 @@ fn copy(
     Ok(given_up.unwrap_or_else(failed))
 }
 
-/// What a process does while it waits, at most, by the measure of [`work_of`]: it prints a line a second, and looks at the clock.
-const NO_WORK: u64 = 64 << 10;
+/// What a process does in a second while it waits, at most, by the measure of [`work_of`]: it prints a line, and looks at the clock
+/// (measured: 4 KiB).
+const NO_WORK: u64 = 16 << 10;
 
 /// How much a process has done: the bytes that it has read and written, and a thousand for each tick (10 ms) of a processor. Nix
 /// 2.8 prints nothing while it compresses or reads a path, however large that is. (What is sent over HTTP counts in neither:

@@ -1,6 +1,7 @@
 //! The annotation. No name and no word in it can be trusted: they come from a repository, or from meta-data that any job of the
 //! build may set. So all of it is [inert](crate::buildkite::markdown), and shortened.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -23,6 +24,9 @@ const NAMES_AT_MOST: usize = 10;
 
 /// How much of a word is shown, in characters.
 const WORD_AT_MOST: usize = 80;
+
+/// How much of a share's failure is shown, in characters.
+const REASON_AT_MOST: usize = 200;
 
 /// The annotation: its Markdown, and its style.
 pub(super) fn of(rows: &Rows) -> (String, &'static str) {
@@ -93,7 +97,7 @@ fn kind(outcome: &TargetOutcome) -> &'static str {
         TargetOutcome::NotRun(_) | TargetOutcome::NeverRun | TargetOutcome::NoStep => "not run",
         TargetOutcome::Unfinished(_) => "not finished",
         TargetOutcome::Built => "built",
-        TargetOutcome::Fetched => "from a cache",
+        TargetOutcome::Substituted => "from a cache",
         TargetOutcome::There => "already there",
         TargetOutcome::Skipped(_) => "skipped",
     }
@@ -126,7 +130,7 @@ fn attention(outcome: &TargetOutcome) -> Attention {
         TargetOutcome::NotRun(_)
         | TargetOutcome::NeverRun
         | TargetOutcome::Built
-        | TargetOutcome::Fetched
+        | TargetOutcome::Substituted
         | TargetOutcome::There
         | TargetOutcome::Skipped(_) => Attention::None,
     }
@@ -173,7 +177,7 @@ fn table(text: &mut String, rows: &Rows) {
         | TargetOutcome::NotKnown
         | TargetOutcome::NoStep => 4,
         TargetOutcome::NotRun(_) | TargetOutcome::NeverRun | TargetOutcome::Unfinished(_) => 5,
-        TargetOutcome::Built | TargetOutcome::Fetched | TargetOutcome::There => 6,
+        TargetOutcome::Built | TargetOutcome::Substituted | TargetOutcome::There => 6,
         TargetOutcome::Skipped(_) => 7,
     };
     steps.sort_by(|(_, a), (_, b)| {
@@ -337,10 +341,16 @@ fn without_report(text: &mut String, rows: &Rows) {
 /// Why steps evaluated again, and what to do about it.
 fn evaluated_again(text: &mut String, rows: &Rows) {
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    // By what a share had said.
+    let mut failed_shares: BTreeMap<&str, usize> = BTreeMap::new();
     for (_, row) in rows.steps() {
         if let Some(report) = row.evaluated_again() {
             let reason = report.reason.as_deref().unwrap_or_default();
             *reasons.entry(reason).or_default() += 1;
+            if let Some(share) = &report.share {
+                let failure = share.failure.as_deref().unwrap_or_default();
+                *failed_shares.entry(failure).or_default() += 1;
+            }
         }
     }
     let all: usize = reasons.values().sum();
@@ -348,25 +358,28 @@ fn evaluated_again(text: &mut String, rows: &Rows) {
         return;
     }
     let _ = writeln!(text, "**Evaluated again:** {}.\n", number(all, "step"));
-    let remedies = [
+    for (reason, remedy) in [
         (
             Reason::DrvMissing,
-            "the recorded `.drv` was not on the step's host: another host recorded it, or it was collected before. Run steps on the host that records, and keep its state folder.",
+            "the recorded `.drv` was not on the step's host: another host recorded it, or it was collected before.",
         ),
         (
             Reason::DrvCollected,
-            "the recorded `.drv` was collected while the step ran. Raise `keep-days`, so that its pin lives longer.",
+            "the recorded `.drv` was collected while the step ran.",
         ),
         (
             Reason::OutputsCollected,
             "an output was collected right after it was realised. Run the garbage collector less often, or while no job runs.",
         ),
         (
+            Reason::OtherStore,
+            "the recording's store is in another folder than that of the step's host. Record on a host whose store is in the same folder.",
+        ),
+        (
             Reason::NotRecorded,
             "the step has no `drv`. Let `eval-once pipeline` write it, or set it.",
         ),
-    ];
-    for (reason, remedy) in remedies {
+    ] {
         if let Some(count) = reasons.remove(reason.word()) {
             let _ = writeln!(text, "- {count} × `{}`: {remedy}", reason.word());
         }
@@ -374,6 +387,47 @@ fn evaluated_again(text: &mut String, rows: &Rows) {
     // Of another version of eval-once, or made up.
     for (reason, count) in reasons.into_iter().take(NAMES_AT_MOST) {
         let _ = writeln!(text, "- {count} × {}", code(reason));
+    }
+    text.push('\n');
+    without_share(text, rows);
+    shares_that_failed(text, failed_shares);
+}
+
+/// How many steps had no `.drv` and no share, and what to do about it.
+fn without_share(text: &mut String, rows: &Rows) {
+    let is_missing = |reason: &str| {
+        [Reason::DrvMissing, Reason::DrvCollected]
+            .map(Reason::word)
+            .contains(&reason)
+    };
+    let reports = rows.steps().filter_map(|(_, row)| row.evaluated_again());
+    let count = reports
+        .filter(|report| report.share.is_none() && report.reason.as_deref().is_some_and(is_missing))
+        .count();
+    if count > 0 {
+        let _ = writeln!(
+            text,
+            "**No share:** {} could fetch the `.drv` from nowhere. Let the recording share (`share`; its log says why, where it did not); for steps on the host that records, raise `keep-days` and keep its state folder.\n",
+            number(count, "step")
+        );
+    }
+}
+
+/// What was wrong with shares, by their own words.
+fn shares_that_failed(text: &mut String, failed: BTreeMap<&str, usize>) {
+    if failed.is_empty() {
+        return;
+    }
+    let count = failed.values().sum();
+    let _ = writeln!(text, "**Share failed:** at {}.\n", number(count, "step"));
+    let mut failed: Vec<_> = failed.into_iter().collect();
+    failed.sort_by_key(|(_, count)| Reverse(*count));
+    for (why, count) in failed.into_iter().take(NAMES_AT_MOST) {
+        let _ = writeln!(
+            text,
+            "- {count} × {}",
+            inert(&shortened(why, REASON_AT_MOST))
+        );
     }
     text.push('\n');
 }
@@ -489,11 +543,50 @@ mod tests {
             "- 1 × `drv-collected`: ",
             "- 1 × `not-recorded`: ",
             "- 1 × <code>new&#124;reason</code>",
+            "**No share:** 3 steps could fetch the `.drv` from nowhere.",
             "**Drift:** 1 target evaluated to another `.drv` than was recorded: <code>b</code>.",
             "**Evaluation saved:** none.",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn what_shares_have_failed_with_is_counted_and_is_only_text() {
+        let names = ["a", "b", "c", "d", "e"];
+        let failed = |why: &str| {
+            let mut report = evaluated("drv-missing", false);
+            report["share"] = json!({ "from": "artifact:x.tar", "failure": why });
+            super::super::fixtures::report(&report, 6.0)
+        };
+        let fetched = json!({
+            "way": "fetched", "reason": "fetched-from-share", "built": 1, "share": { "from": "artifact:x.tar" }
+        });
+        let data = build_data(
+            vec![recorded(&json!(names.map(target)), &json!([]))],
+            [
+                ("drv-a", failed("<b>403|")),
+                ("drv-b", failed("nothing has moved for 30 s")),
+                ("drv-c", failed("nothing has moved for 30 s")),
+                ("drv-d", report(&fetched, 1.0)),
+                // Its evaluation is no fault of a share.
+                ("drv-e", report(&evaluated("other-store", false), 6.0)),
+            ],
+        );
+        let (text, style) = of(&Rows::new(&data));
+        assert_eq!(style, "warning");
+        for part in [
+            "| fetched (fetched&#45;from&#45;share) |",
+            "**Evaluated again:** 4 steps.",
+            "- 3 × `drv-missing`: ",
+            "- 1 × `other-store`: ",
+            "**Share failed:** at 3 steps.\n\n- 2 × nothing has moved for 30 s\n- 1 × ",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("**No share:**"), "{text}");
+        assert!(!text.contains("<b>"), "{text}");
+        assert!(!text.contains("keep-days"), "{text}");
     }
 
     #[test]

@@ -93,7 +93,9 @@ impl Case {
             | TargetOutcome::OtherVersion(_)
             | TargetOutcome::NotKnown
             | TargetOutcome::NoStep => Self::Error,
-            TargetOutcome::Built | TargetOutcome::Fetched | TargetOutcome::There => Self::Success,
+            TargetOutcome::Built | TargetOutcome::Substituted | TargetOutcome::There => {
+                Self::Success
+            }
             // A failure counts once, at the target that failed.
             TargetOutcome::NotRun(_)
             | TargetOutcome::NeverRun
@@ -166,7 +168,7 @@ fn error(outcome: &TargetOutcome) -> Option<(&'static str, String)> {
         ),
         // Listed one by one, so that a new outcome is not a success by mistake.
         TargetOutcome::Built
-        | TargetOutcome::Fetched
+        | TargetOutcome::Substituted
         | TargetOutcome::There
         | TargetOutcome::Failed(_)
         | TargetOutcome::SoftFailed(_)

@@ -38,7 +38,7 @@ pub(super) enum TargetOutcome {
     /// Something was built for it.
     Built,
     /// Nothing was built, and some path came from a cache.
-    Fetched,
+    Substituted,
     /// Everything was in the store already.
     There,
     /// The recording has skipped it, and why.

@@ -87,7 +87,7 @@ impl Row {
     pub(super) fn has_passed(&self) -> bool {
         matches!(
             self.outcome,
-            TargetOutcome::Built | TargetOutcome::Fetched | TargetOutcome::There
+            TargetOutcome::Built | TargetOutcome::Substituted | TargetOutcome::There
         )
     }
 
@@ -113,7 +113,7 @@ impl Row {
             | TargetOutcome::OtherVersion(_)
             | TargetOutcome::Failed(_)
             | TargetOutcome::SoftFailed(_) => true,
-            TargetOutcome::Built | TargetOutcome::Fetched | TargetOutcome::There => {
+            TargetOutcome::Built | TargetOutcome::Substituted | TargetOutcome::There => {
                 after().is_none_or(|after| !after.is_empty())
             }
             _ => false,
@@ -192,7 +192,7 @@ fn stopped(report: Option<&SavedReport>, now: u64) -> TargetOutcome {
 fn built(report: &SavedReport) -> TargetOutcome {
     match (report.built, report.substituted) {
         (0, 0) => TargetOutcome::There,
-        (0, _) => TargetOutcome::Fetched,
+        (0, _) => TargetOutcome::Substituted,
         _ => TargetOutcome::Built,
     }
 }
@@ -247,7 +247,7 @@ mod tests {
                 json!({ "built": 2, "substituted": 1 }),
                 TargetOutcome::Built,
             ),
-            (json!({ "substituted": 1 }), TargetOutcome::Fetched),
+            (json!({ "substituted": 1 }), TargetOutcome::Substituted),
             (json!({}), TargetOutcome::There),
             (
                 json!({ "exit": 100, "built": 1 }),

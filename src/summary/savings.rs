@@ -2,7 +2,7 @@
 //!
 //! A step that evaluated has measured how long one evaluation takes here. A step that did not evaluate would have taken about
 //! the median of those. The time of the recording is deducted in full, although some of it would have been needed to find the
-//! targets in any case. Where no step evaluated, nothing was measured, and no number is made up.
+//! targets in any case; and so is the time for fetching from shares. Where no step evaluated, nothing was measured, and no number is made up.
 
 use std::fmt;
 
@@ -17,6 +17,8 @@ pub(super) enum Savings {
     NotMeasured {
         /// How many steps used their records.
         reusing: usize,
+        /// How long steps were fetching from shares, in seconds.
+        fetching: f64,
         /// The time of the recordings, in seconds.
         recording: f64,
     },
@@ -24,6 +26,8 @@ pub(super) enum Savings {
     Measured {
         /// How many steps used their records.
         reusing: usize,
+        /// How long steps were fetching from shares, in seconds.
+        fetching: f64,
         /// How many evaluated.
         evaluated: usize,
         /// The median time of their evaluations, in seconds.
@@ -39,8 +43,10 @@ impl Savings {
         let recording = rows.recording?;
         let mut measured = Vec::new();
         let mut reusing = 0;
+        let mut fetching = 0.0;
         for (_, row) in rows.steps() {
             let Some(report) = &row.report else { continue };
+            fetching += report.seconds.fetch;
             // An evaluation that failed or was stopped was shorter than a whole one.
             let is_whole = report.stopped.is_none()
                 && report.class.as_deref() != Some(Class::Evaluation.word());
@@ -50,14 +56,19 @@ impl Savings {
                 }
                 // A step that the recording skipped would not have run at all.
                 _ if report.reason.as_deref() == Some(Reason::Skipped.word()) => {}
-                Some(WayName::Realised | WayName::Available) => reusing += 1,
-                _ => {}
+                Some(WayName::Realised | WayName::Available | WayName::Fetched) => reusing += 1,
+                None | Some(WayName::Evaluated) => {}
             }
         }
         Some(match median(&mut measured) {
-            None => Self::NotMeasured { reusing, recording },
+            None => Self::NotMeasured {
+                reusing,
+                fetching,
+                recording,
+            },
             Some(median) => Self::Measured {
                 reusing,
+                fetching,
                 evaluated: measured.len(),
                 median,
                 recording,
@@ -81,32 +92,38 @@ fn median(values: &mut [f64]) -> Option<f64> {
 impl fmt::Display for Savings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::NotMeasured { reusing, recording } => write!(
+            Self::NotMeasured {
+                reusing,
+                fetching,
+                recording,
+            } => write!(
                 f,
-                "not measured. No step evaluated, so the time of one evaluation is unknown: {}, and recording took {}.",
+                "not measured. No step evaluated, so the time of one evaluation is unknown: {}, and {}.",
                 used(reusing),
-                Time(recording)
+                took(recording, fetching)
             ),
             Self::Measured {
                 reusing,
+                fetching,
                 evaluated,
                 median,
                 recording,
             } => {
                 #[expect(clippy::cast_precision_loss, reason = "a build has no 2⁵³ steps")]
                 let would_have = median * reusing as f64;
-                if would_have > recording {
+                let spent = recording + fetching;
+                if would_have > spent {
                     write!(
                         f,
                         "about {} of the agents' time. ",
-                        Time(would_have - recording)
+                        Time(would_have - spent)
                     )?;
                 } else {
                     f.write_str("none. ")?;
                 }
                 write!(
                     f,
-                    "{} instead of evaluating, which takes {} ({}): {} in all. Recording took {}, which is deducted.",
+                    "{} instead of evaluating, which takes {} ({}): {} in all. Deducted: {}.",
                     used(reusing),
                     Time(median),
                     if evaluated == 1 {
@@ -115,10 +132,20 @@ impl fmt::Display for Savings {
                         format!("the median of the {evaluated} steps that did")
                     },
                     Time(would_have),
-                    Time(recording),
+                    took(recording, fetching),
                 )
             }
         }
+    }
+}
+
+/// What was spent to save it.
+fn took(recording: f64, fetching: f64) -> String {
+    let recording = format!("recording took {}", Time(recording));
+    if fetching > 0.0 {
+        format!("{recording}, fetching from shares {}", Time(fetching))
+    } else {
+        recording
     }
 }
 
@@ -183,6 +210,7 @@ mod tests {
         let savings = savings(&[skipped, json!({})]);
         let expected = Savings::NotMeasured {
             reusing: 1,
+            fetching: 0.0,
             recording: 12.0,
         };
         assert_eq!(savings, expected);
@@ -192,8 +220,9 @@ mod tests {
     fn steps_that_did_not_evaluate_would_have_taken_the_median_of_those_that_did() {
         let realised = json!({});
         let failed = json!({ "exit": 100, "way": "available" });
-        // Not a whole evaluation.
-        let unfinished = json!({ "exit": 65, "class": "evaluation", "way": "evaluated", "seconds": { "evaluate": 1.0 } });
+        let fetched = json!({ "way": "fetched", "reason": "fetched-from-share", "seconds": { "fetch": 1.5 } });
+        // Not a whole evaluation, after a share that failed.
+        let unfinished = json!({ "exit": 65, "class": "evaluation", "way": "evaluated", "seconds": { "evaluate": 1.0, "fetch": 1.0 } });
         let reports = [
             evaluated(8.0),
             evaluated(30.0),
@@ -202,12 +231,14 @@ mod tests {
             realised.clone(),
             realised,
             failed,
+            fetched,
         ];
         let savings = savings(&reports);
         assert_eq!(
             savings,
             Savings::Measured {
-                reusing: 3,
+                reusing: 4,
+                fetching: 2.5,
                 evaluated: 3,
                 median: 10.0,
                 recording: 12.0
@@ -215,7 +246,7 @@ mod tests {
         );
         assert_eq!(
             savings.to_string(),
-            "about 18.0 s of the agents' time. 3 steps used their records instead of evaluating, which takes 10.0 s (the median of the 3 steps that did): 30.0 s in all. Recording took 12.0 s, which is deducted."
+            "about 25.5 s of the agents' time. 4 steps used their records instead of evaluating, which takes 10.0 s (the median of the 3 steps that did): 40.0 s in all. Deducted: recording took 12.0 s, fetching from shares 2.5 s."
         );
     }
 

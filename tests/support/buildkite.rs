@@ -545,7 +545,7 @@ impl Build {
     /// The artifacts' contents by their paths; of each path the newest, those of retried jobs included.
     pub(crate) fn artifacts(&self) -> BTreeMap<String, Vec<u8>> {
         let progress = self.progress();
-        let found = progress.find_artifacts("*", "", true);
+        let found = progress.find_artifacts("*", "", true).unwrap();
         let content = |it: &progress::Artifact| (it.path.clone(), it.content.clone().unwrap());
         found.into_iter().map(content).collect()
     }

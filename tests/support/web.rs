@@ -85,8 +85,12 @@ impl Web {
                     state.connections.push(connection.try_clone().unwrap());
                     drop(state);
                     let here = &here;
-                    // A client that is gone wants no answer.
-                    scope.spawn(move || here.answer(&connection).unwrap_or_default());
+                    scope.spawn(move || {
+                        // A client that is gone wants no answer.
+                        let _ = here.answer(&connection);
+                        // It is still open elsewhere.
+                        let _ = connection.shutdown(Shutdown::Both);
+                    });
                 }
             });
         });
@@ -195,7 +199,7 @@ impl Shared {
         }
         if trouble == Some(Trouble::IsSilent) {
             self.hold(&path);
-            return connection.shutdown(Shutdown::Both);
+            return Ok(());
         }
         let Some(file) = self.file(&path) else {
             return head(writer, 400, 0);
@@ -237,7 +241,7 @@ impl Shared {
             Some(Trouble::Stalls) => {
                 writer.write_all(half)?;
                 self.hold(path);
-                writer.shutdown(Shutdown::Both)
+                Ok(())
             }
             Some(Trouble::Trickles(pieces, pause)) => {
                 let size = body.len().div_ceil(pieces as usize).max(1);

@@ -1,13 +1,15 @@
-//! `eval-once prune`: removes the GC roots in the state folder that have expired.
+//! `eval-once prune`: removes the GC roots in the state folder that have expired, and archives that were unpacked there.
 
 use super::folder;
 use super::state_folder::open_state_folder;
 use crate::counts::number;
 use crate::exit::Failure;
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::log::Log;
+use crate::state::CommonKind;
 
-/// Removes the expired pins, and the roots of killed steps.
+/// Removes the expired pins, the roots of killed steps, and archives that no step has used for as long as they are kept (where the
+/// disk is low, all that none uses).
 ///
 /// # Errors
 /// The state folder cannot be used (75).
@@ -35,6 +37,21 @@ pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
         log.say(format_args!(
             "removed the outputs of {}, which are more than a day old",
             number(outputs, "step")
+        ));
+    }
+    let low = host::low_on_disk(&state.pins());
+    let mut archives = state.sweep_common(CommonKind::Share, false);
+    archives += state.make_room(CommonKind::Share, || {
+        host::low_on_disk(&state.pins()).is_some()
+    });
+    if archives > 0 {
+        let why = match low {
+            Some(free) => format!("the disk is low ({free} free)"),
+            None => "no step has used it for as long as it is kept".to_owned(),
+        };
+        log.say(format_args!(
+            "removed {}: {why}",
+            number(archives, "unpacked archive")
         ));
     }
     log.say(match removed.len() {

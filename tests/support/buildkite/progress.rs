@@ -608,17 +608,17 @@ impl Progress {
         })
     }
 
-    /// The finished artifacts that a query finds: of each path the newest, and none of a job that was retried.
+    /// The finished artifacts that a query finds, in the order in which they came: none of a job that was retried, unless that is
+    /// asked for. A name that means several of them is refused with this message; a pattern finds each.
     pub(super) fn find_artifacts(
         &self,
         query: &str,
         scope: &str,
         with_retried: bool,
-    ) -> Vec<&Artifact> {
-        let mut found: BTreeMap<&str, &Artifact> = BTreeMap::new();
-        for artifact in self.artifacts.iter().filter(|it| it.is_finished) {
+    ) -> Result<Vec<&Artifact>, String> {
+        let is_found = |artifact: &&Artifact| {
             let Some(job) = self.jobs.iter().find(|job| job.id == artifact.job) else {
-                continue;
+                return false;
             };
             let (step, step_id, _) = self.step_of(job);
             let names = [
@@ -628,11 +628,19 @@ impl Progress {
                 step.label.as_deref(),
             ];
             let in_scope = scope.is_empty() || names.contains(&Some(scope));
-            if in_scope && (with_retried || !self.is_retried(job)) && glob(query, &artifact.path) {
-                found.insert(&artifact.path, artifact);
-            }
+            artifact.is_finished
+                && in_scope
+                && (with_retried || !self.is_retried(job))
+                && glob(query, &artifact.path)
+        };
+        let found: Vec<&Artifact> = self.artifacts.iter().filter(is_found).collect();
+        if found.len() > 1 && !query.contains('*') {
+            // Seen in buildkite/agent#803.
+            return Err(format!(
+                "Multiple artifacts were found for query: `{query}`. Try scoping by the job ID or name."
+            ));
         }
-        found.into_values().collect()
+        Ok(found)
     }
 }
 

@@ -725,6 +725,10 @@ impl Shared {
         let progress = self.progress();
         let with_retried = call.query("include_retried_jobs") == "true";
         let found = progress.find_artifacts(call.query("query"), call.query("scope"), with_retried);
+        let found = match found {
+            Ok(found) => found,
+            Err(message) => return Answer::error(400, &message),
+        };
         let found = found.into_iter().map(|artifact| {
             let (id, name) = artifact.file();
             let name = utf8_percent_encode(name, NOT_PLAIN);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use super::checkout;
 use super::labels::{attr_name, inert, label};
 use super::record::{size, source};
 use super::retry::retry_rules;
@@ -56,6 +57,8 @@ impl<'a> StepMaker<'a> {
     pub(super) fn new(request: &'a RecordingRequest, schema: &'a Schema) -> Result<Self, Failure> {
         let wrong = |message: String| refuse(format_args!("in the key `step`, {message}"));
         let step = StepWishes::read(&request.step, &request.emit, schema).map_err(wrong)?;
+        checkout::check_plugin(request).map_err(refuse)?;
+        checkout::skips(request, &[&step]).map_err(wrong)?;
         let mut agents = BTreeMap::new();
         for (name, tags) in &request.agents {
             let mut probe = Keys::new();
@@ -120,6 +123,8 @@ impl<'a> StepMaker<'a> {
         let build_keys = eval_once
             .map_or(Ok(Keys::new()), |keys| build_wishes(keys, self.request))
             .map_err(|message| format!("in its `meta.eval-once`, {message}"))?;
+        let skips_checkout =
+            checkout::skips(self.request, &[&self.step, &wishes]).map_err(in_buildkite)?;
         let own_command = self.step.has("command") || wishes.has("command");
         let other_plugin = self.step.has("plugins") || wishes.has("plugins");
         let mut record = self.record(&target.attr);
@@ -143,6 +148,9 @@ impl<'a> StepMaker<'a> {
         if ends_at_once {
             record.insert("skip".into(), true.into());
         }
+        if skips_checkout {
+            record.insert("checkout".into(), "fallback".into());
+        }
         add_findings(&mut record, target);
         let bytes = size(&record);
         if bytes > RECORD_AT_MOST {
@@ -157,6 +165,9 @@ impl<'a> StepMaker<'a> {
         let mut step = self
             .begin(label(":nix:", &name), key(target), record)
             .map_err(|failure| failure.to_string())?;
+        if skips_checkout {
+            step.extend(checkout::properties());
+        }
         self.merge_wishes(&mut step, target, &wishes);
         let mut step = self.check(step).map_err(|message| match buildkite {
             Some(_) => in_buildkite(message),
@@ -225,6 +236,10 @@ impl<'a> StepMaker<'a> {
         record.extend(self.request.build_keys.clone());
         // The step has no command of the user's, so there is none to leave to another plugin.
         record.remove("command");
+        if self.request.checkout_fallback {
+            // It evaluates for certain, so it keeps its checkout; unless the user's `step` says something else.
+            record.insert("checkout".into(), "fallback".into());
+        }
         if size(&record) > RECORD_AT_MOST {
             return self.refused(error);
         }
@@ -244,6 +259,7 @@ impl<'a> StepMaker<'a> {
         let mut record = Keys::new();
         record.insert("refused".into(), message.into());
         let mut step = self.begin(label(":boom:", &attr), error_key(&refused.attr), record)?;
+        self.skip_checkout(&mut step);
         self.step
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
             .merge_into(&mut step);
@@ -276,10 +292,18 @@ impl<'a> StepMaker<'a> {
             Emit::Command => step.command = Some(StepCommand::One("eval-once summary".into())),
         }
         let mut step = keys_of(&step)?;
+        self.skip_checkout(&mut step);
         self.step
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY])
             .merge_into(&mut step);
         self.finish(step)
+    }
+
+    /// Lets a step that evaluates nothing skip its checkout, where those of targets do.
+    fn skip_checkout(&self, step: &mut Keys) {
+        if checkout::skips(self.request, &[&self.step]).unwrap_or(false) {
+            step.extend(checkout::properties());
+        }
     }
 
     /// Ends making a step that has no system of its own.

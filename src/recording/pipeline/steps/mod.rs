@@ -3,6 +3,7 @@
 //! What repositories choose (names, metadata) and what users configure meets here, and the result has to be a pipeline that
 //! Buildkite takes: a step that would get its upload rejected is found here, and is red instead.
 
+mod checkout;
 #[cfg(test)]
 mod fixtures;
 mod labels;
@@ -286,13 +287,13 @@ impl PlannedPipeline {
     /// # Errors
     /// A record cannot be read: a bug (70).
     pub(in crate::recording) fn add_to_records(&mut self, keys: &Keys) -> Result<(), Failure> {
-        if keys.is_empty() {
-            return Ok(());
-        }
         let mut steps = self.steps.iter_mut();
-        steps.try_for_each(|planned| match may_run(&planned.step) {
-            true => add_to_record(&mut planned.step, keys),
-            false => Ok(()),
+        steps.try_for_each(|planned| {
+            if may_run(&planned.step) {
+                add_to_record(&mut planned.step, keys)
+            } else {
+                Ok(())
+            }
         })
     }
 

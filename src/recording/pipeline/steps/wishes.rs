@@ -93,6 +93,11 @@ impl StepWishes {
         Ok(Self { keys })
     }
 
+    /// The wish under `key`.
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        self.keys.get(key)
+    }
+
     /// Whether there is a wish under `key`.
     pub(super) fn has(&self, key: &str) -> bool {
         match self.keys.get(key) {

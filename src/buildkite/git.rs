@@ -1,0 +1,491 @@
+//! The checkout that the agent makes for a job, as data: which commands of git it runs, with which arguments.
+//!
+//! Followed are the rules of the agent's default checkout (`internal/job/checkout.go`, `checkout_workdir.go` and
+//! `checkout_fetch.go` of v3.137.0) into an empty folder: `git clone` with the clone flags; `git fetch` of the refspec, else of the
+//! pull request's reference and the commit (GitHub), else of the branch (where the commit is `HEAD`), else of the commit, with the
+//! fetch flags, and of all branches and tags where a known commit cannot be fetched by its name; `git checkout` with the checkout
+//! flags; `git submodule sync` and `update`.
+//!
+//! Not followed: mirrors, sparse checkouts, `ssh-keyscan`, `BUILDKITE_GIT_SSH_KEY`, Git LFS beyond the filters that git's own
+//! configuration has, the verification of commits, and `checkout` hooks. A folder that is new needs no `git clean`.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+use super::shell_words::{self, EmptyWords};
+use crate::command_line::CommandLine;
+use crate::text::without_credentials;
+
+/// The commit of a build that is to find its branch's latest one.
+const HEAD: &str = "HEAD";
+
+/// All branches and tags.
+const EVERYTHING: [&str; 2] = [
+    "+refs/heads/*:refs/remotes/origin/*",
+    "+refs/tags/*:refs/tags/*",
+];
+
+/// What the agent would check out for a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repository {
+    /// `BUILDKITE_REPO`, which may hold credentials; empty where the job has none.
+    pub url: String,
+    /// `BUILDKITE_COMMIT`: usually a full hash; or `HEAD`, or another name.
+    pub commit: String,
+    /// `BUILDKITE_BRANCH`.
+    pub branch: String,
+    /// `BUILDKITE_REFSPEC`: one or several, which are fetched instead.
+    pub refspec: Option<String>,
+    /// `BUILDKITE_PULL_REQUEST`: its number.
+    pub pull_request: Option<String>,
+    /// `BUILDKITE_PULL_REQUEST_USING_MERGE_REFSPEC`: the merge of the pull request is built, not its head.
+    pub merged: bool,
+    /// `BUILDKITE_PIPELINE_PROVIDER`.
+    pub provider: String,
+    /// `BUILDKITE_GIT_CLONE_FLAGS`.
+    pub clone_flags: String,
+    /// `BUILDKITE_GIT_FETCH_FLAGS`.
+    pub fetch_flags: String,
+    /// `BUILDKITE_GIT_CHECKOUT_FLAGS`.
+    pub checkout_flags: String,
+    /// `BUILDKITE_GIT_SUBMODULES`.
+    pub submodules: bool,
+    /// `BUILDKITE_GIT_SUBMODULE_CLONE_CONFIG`: settings of git, separated by commas.
+    pub submodule_config: String,
+    /// `BUILDKITE_BUILD_ID`: what is not named by its hash may be another commit in another build.
+    pub build: String,
+    /// The name of the folder of the agent's own checkout. Nix takes it into the store path of `./.`, and so into the `.drv`.
+    pub folder_name: OsString,
+}
+
+/// The repository and the commit, without credentials.
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { commit, url, .. } = self;
+        write!(f, "{commit} of {}", without_credentials(url))
+    }
+}
+
+/// The commands that make a checkout, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckoutLines {
+    /// Clones the repository, without files.
+    pub clone: CommandLine,
+    /// Fetches what is checked out.
+    pub fetch: CommandLine,
+    /// Fetches all branches and tags, where the former fails: a known commit may be among them.
+    pub fetch_all: Option<CommandLine>,
+    /// Checks out.
+    pub check_out: CommandLine,
+    /// Gets the submodules, where the commit has some.
+    pub submodules: Vec<CommandLine>,
+}
+
+impl Repository {
+    /// The commands that make the checkout in an empty `folder`.
+    ///
+    /// # Errors
+    /// A variable makes no sense; the sentence names it.
+    pub fn lines(&self, folder: &Path) -> Result<CheckoutLines, String> {
+        let clone_flags = split("BUILDKITE_GIT_CLONE_FLAGS", &self.clone_flags)?;
+        let fetch_flags = split("BUILDKITE_GIT_FETCH_FLAGS", &self.fetch_flags)?;
+        let checkout_flags = split("BUILDKITE_GIT_CHECKOUT_FLAGS", &self.checkout_flags)?;
+        if !is_reference(&self.commit) {
+            return Err(format!(
+                "BUILDKITE_COMMIT is {:?}, which names no commit",
+                self.commit
+            ));
+        }
+        let is_known = self.commit != HEAD;
+        let refs = self.fetched()?;
+        // A refspec is fetched as it is, or not at all.
+        let has_second_try = is_known && self.refspec.is_none();
+        let git = |words: &[&[&str]]| git(folder, words);
+        let fetch = |refs: &[&str]| {
+            let flags: Vec<&str> = fetch_flags.iter().map(String::as_str).collect();
+            git(&[&["fetch", "--progress"], &flags, &["--", "origin"], refs])
+        };
+        let clone_flags: Vec<&str> = clone_flags.iter().map(String::as_str).collect();
+        let checkout_flags: Vec<&str> = checkout_flags.iter().map(String::as_str).collect();
+        let refs: Vec<&str> = refs.iter().map(String::as_str).collect();
+        let commit = if is_known { &self.commit } else { "FETCH_HEAD" };
+        let config = self.submodule_config.split(',');
+        let config: Vec<&str> = config
+            .filter(|setting| !setting.is_empty())
+            .flat_map(|setting| ["-c", setting])
+            .collect();
+        let update: &[&str] = &["submodule", "update", "--init", "--recursive", "--force"];
+        Ok(CheckoutLines {
+            clone: git(&[
+                &["clone", "--progress", "--no-checkout"],
+                &clone_flags,
+                &["--", &self.url, "."],
+            ]),
+            fetch: fetch(&refs),
+            fetch_all: has_second_try.then(|| fetch(&EVERYTHING)),
+            check_out: git(&[
+                &["checkout", "--progress"],
+                &checkout_flags,
+                &[commit, "--"],
+            ]),
+            submodules: if self.submodules {
+                vec![
+                    git(&[&["submodule", "sync", "--recursive"]]),
+                    git(&[&config, update, &["--progress"]]),
+                ]
+            } else {
+                Vec::new()
+            },
+        })
+    }
+
+    /// What is fetched, each as one argument.
+    fn fetched(&self) -> Result<Vec<String>, String> {
+        let pull_request = self
+            .pull_request
+            .as_ref()
+            .filter(|_| self.provider.contains("github"));
+        Ok(match (&self.refspec, pull_request) {
+            (Some(refspec), _) => split("BUILDKITE_REFSPEC", refspec)?,
+            (None, Some(number)) => {
+                let which = if self.merged { "merge" } else { "head" };
+                let mut refs = vec![format!("refs/pull/{number}/{which}")];
+                // It may not be in the history of the reference any more.
+                refs.extend((self.commit != HEAD).then(|| self.commit.clone()));
+                refs
+            }
+            (None, None) if self.commit == HEAD => vec![self.branch.clone()],
+            (None, None) => vec![self.commit.clone()],
+        })
+    }
+
+    /// A name for a folder that holds this checkout: the same for all jobs that get the same files.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let is_hash = matches!(self.commit.len(), 40 | 64)
+            && self.commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let build = if is_hash { "" } else { &self.build };
+        // Credentials may be new in each job.
+        let url = without_credentials(&self.url);
+        let parts: [&str; 12] = [
+            &url,
+            &self.commit,
+            &self.branch,
+            self.refspec.as_deref().unwrap_or_default(),
+            self.pull_request.as_deref().unwrap_or_default(),
+            &self.provider,
+            &self.clone_flags,
+            &self.fetch_flags,
+            &self.checkout_flags,
+            &self.submodule_config,
+            if self.submodules { "submodules" } else { "" },
+            build,
+        ];
+        let mut hash = Sha256::new();
+        let bytes = parts.iter().map(|part| part.as_bytes());
+        for part in bytes.chain([self.folder_name.as_encoded_bytes()]) {
+            // With their lengths, so that no two lists are the same bytes.
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        let digits = hash.finalize()[..16]
+            .iter()
+            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        format!("eval-once-checkout-{digits}")
+    }
+}
+
+/// A command of git, which asks nothing, leaves nothing to a process behind it, and speaks English.
+fn git(folder: &Path, words: &[&[&str]]) -> CommandLine {
+    let settings = [
+        "-c",
+        "advice.detachedHead=false",
+        "-c",
+        "gc.auto=0",
+        "-c",
+        "maintenance.auto=false",
+    ];
+    let mut line = CommandLine::new("git", &settings);
+    line.arguments
+        .extend(words.iter().copied().flatten().map(OsString::from));
+    line.folder = Some(folder.to_owned());
+    line.variables = vec![("GIT_TERMINAL_PROMPT", "0".into()), ("LC_ALL", "C".into())];
+    line
+}
+
+fn split(name: &str, value: &str) -> Result<Vec<String>, String> {
+    shell_words::split(value, EmptyWords::Keep)
+        .map_err(|error| format!("{name} is {value:?}, which cannot be split into words: {error}"))
+}
+
+/// Whether the agent takes this as the name of what it checks out (`gitCheckRefFormat`): above all, no option of git.
+fn is_reference(name: &str) -> bool {
+    let forbidden = |c: char| c.is_ascii_control() || " ~^:\\".contains(c);
+    !(name.is_empty()
+        || name.contains("..")
+        || name.contains(forbidden)
+        || name.ends_with('.')
+        || name == "@"
+        || name.starts_with('-'))
+}
+
+/// Why a command of git failed, from what it printed: the first line that says so, with the one before it where that is git's or
+/// the transport's (`git@host: Permission denied`).
+#[must_use]
+pub fn reason(printed: &[u8]) -> String {
+    let text = String::from_utf8_lossy(printed);
+    let lines: Vec<&str> = text
+        .split(['\n', '\r'])
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !is_progress(line))
+        .collect();
+    let says_so = |line: &&str| line.starts_with("fatal: ") || line.starts_with("error: ");
+    let end = lines.iter().position(says_so).unwrap_or(lines.len());
+    let begin = end.saturating_sub(1);
+    let shown = lines.iter().skip(begin).take(end - begin + 1);
+    let shown: Vec<&str> = shown.copied().collect();
+    without_credentials(&shown.join("; ")).into_owned()
+}
+
+/// Whether git prints this where nothing is wrong.
+fn is_progress(line: &str) -> bool {
+    let begins = ["Cloning into", "From ", "POST ", "remote: ", "* ", "hint: "];
+    line.contains('%') || begins.iter().any(|begin| line.starts_with(begin))
+}
+
+/// Whether git could not check out because there is no such commit, by its [`reason`].
+#[must_use]
+pub fn is_missing(reason: &str) -> bool {
+    ["is not a tree", "invalid reference", "unable to read tree"]
+        .iter()
+        .any(|words| reason.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMIT: &str = "0123456789012345678901234567890123456789";
+
+    fn repository() -> Repository {
+        Repository {
+            url: "https://h/r.git".into(),
+            commit: COMMIT.into(),
+            branch: "main".into(),
+            refspec: None,
+            pull_request: None,
+            merged: false,
+            provider: "github".into(),
+            clone_flags: "-v".into(),
+            fetch_flags: "-v --prune".into(),
+            checkout_flags: "-f".into(),
+            submodules: true,
+            submodule_config: String::new(),
+            build: "b".into(),
+            folder_name: "pipeline".into(),
+        }
+    }
+
+    fn shown(line: &CommandLine) -> String {
+        let text = line.to_string();
+        let (_, words) = text.split_once("maintenance.auto=false ").unwrap();
+        words.to_owned()
+    }
+
+    fn fetches(repository: &Repository) -> (String, bool, String) {
+        let lines = repository.lines(Path::new("/f")).unwrap();
+        (
+            shown(&lines.fetch),
+            lines.fetch_all.is_some(),
+            shown(&lines.check_out),
+        )
+    }
+
+    #[test]
+    fn a_commit_is_cloned_fetched_and_checked_out_as_the_agent_does() {
+        let lines = repository().lines(Path::new("/f")).unwrap();
+        assert_eq!(
+            lines.clone.to_string(),
+            "GIT_TERMINAL_PROMPT=0 LC_ALL=C git -c advice.detachedHead=false -c gc.auto=0 -c maintenance.auto=false \
+             clone --progress --no-checkout -v -- https://h/r.git ."
+        );
+        assert_eq!(lines.clone.folder.as_deref(), Some(Path::new("/f")));
+        assert_eq!(
+            shown(&lines.fetch),
+            format!("fetch --progress -v --prune -- origin {COMMIT}")
+        );
+        assert_eq!(
+            shown(&lines.fetch_all.unwrap()),
+            "fetch --progress -v --prune -- origin '+refs/heads/*:refs/remotes/origin/*' '+refs/tags/*:refs/tags/*'"
+        );
+        assert_eq!(
+            shown(&lines.check_out),
+            format!("checkout --progress -f {COMMIT} --")
+        );
+        let submodules: Vec<String> = lines.submodules.iter().map(shown).collect();
+        assert_eq!(
+            submodules,
+            [
+                "submodule sync --recursive",
+                "submodule update --init --recursive --force --progress"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_fetched_depends_on_the_build() {
+        let head = Repository {
+            commit: "HEAD".into(),
+            ..repository()
+        };
+        let of_pull_request = |repository: Repository, merged| Repository {
+            pull_request: Some("7".into()),
+            merged,
+            ..repository
+        };
+        let of_refspec = |repository: Repository| Repository {
+            refspec: Some("refs/a 'refs/b c'".into()),
+            ..repository
+        };
+        let elsewhere = Repository {
+            provider: "gitlab".into(),
+            ..repository()
+        };
+        let fetch_head = "checkout --progress -f FETCH_HEAD --";
+        let commit = format!("checkout --progress -f {COMMIT} --");
+        for (repository, refs, second, checkout) in [
+            (head.clone(), "main", false, fetch_head),
+            (
+                of_pull_request(repository(), false),
+                &format!("refs/pull/7/head {COMMIT}"),
+                true,
+                &commit,
+            ),
+            (
+                of_pull_request(repository(), true),
+                &format!("refs/pull/7/merge {COMMIT}"),
+                true,
+                &commit,
+            ),
+            (
+                of_pull_request(head.clone(), false),
+                "refs/pull/7/head",
+                false,
+                fetch_head,
+            ),
+            (of_pull_request(elsewhere, false), COMMIT, true, &commit),
+            (
+                of_refspec(repository()),
+                "refs/a 'refs/b c'",
+                false,
+                &commit,
+            ),
+            (of_refspec(head), "refs/a 'refs/b c'", false, fetch_head),
+        ] {
+            let fetch = format!("fetch --progress -v --prune -- origin {refs}");
+            assert_eq!(fetches(&repository), (fetch, second, checkout.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_a_repository_names_is_no_option_of_git() {
+        let branch = Repository {
+            commit: "HEAD".into(),
+            branch: "--upload-pack=touch /x".into(),
+            ..repository()
+        };
+        let lines = branch.lines(Path::new("/f")).unwrap();
+        let words = lines.fetch.words();
+        assert_eq!(words.last().unwrap(), "--upload-pack=touch /x");
+        assert_eq!(words[words.len() - 3], "--");
+        let url = Repository {
+            url: "--upload-pack=x".into(),
+            ..repository()
+        };
+        let words = url.lines(Path::new("/f")).unwrap().clone.words();
+        assert_eq!(words[words.len() - 3..], ["--", "--upload-pack=x", "."]);
+        for commit in [
+            "",
+            "--orphan=x",
+            "-f",
+            "a b",
+            "a..b",
+            "@",
+            "a:b",
+            "a^",
+            "a.",
+        ] {
+            let repository = Repository {
+                commit: commit.into(),
+                ..repository()
+            };
+            let wrong = repository.lines(Path::new("/f")).unwrap_err();
+            assert!(wrong.starts_with("BUILDKITE_COMMIT is "), "{wrong}");
+        }
+        let flags = Repository {
+            fetch_flags: "--depth='1".into(),
+            ..repository()
+        };
+        let wrong = flags.lines(Path::new("/f")).unwrap_err();
+        assert!(
+            wrong.starts_with("BUILDKITE_GIT_FETCH_FLAGS is "),
+            "{wrong}"
+        );
+    }
+
+    #[test]
+    fn the_same_files_have_one_name_and_others_another() {
+        let name = repository().name();
+        assert!(
+            name.starts_with("eval-once-checkout-") && name.len() == 51,
+            "{name}"
+        );
+        let with = |change: fn(&mut Repository)| {
+            let mut repository = repository();
+            change(&mut repository);
+            repository.name()
+        };
+        assert_eq!(with(|it| it.build = "c".into()), name);
+        let first = with(|it| it.url = "https://a:b@h/r.git".into());
+        assert_eq!(with(|it| it.url = "https://a:c@h/r.git".into()), first);
+        let head = with(|it| it.commit = "HEAD".into());
+        let later = with(|it| {
+            it.commit = "HEAD".into();
+            it.build = "c".into();
+        });
+        assert_ne!(head, later);
+        for other in [
+            with(|it| it.url = "https://h/s.git".into()),
+            with(|it| it.commit = COMMIT.replace('0', "f")),
+            with(|it| it.folder_name = "other".into()),
+            with(|it| it.submodules = false),
+        ] {
+            assert_ne!(other, name);
+        }
+    }
+
+    #[test]
+    fn the_reason_is_the_line_that_says_so() {
+        for (printed, shown) in [
+            (
+                "Cloning into '.'...\nremote: Counting: 5%\rReceiving: 7%\nfatal: early EOF\nfatal: more\n",
+                "fatal: early EOF",
+            ),
+            (
+                "git@h: Permission denied (publickey).\r\nfatal: Could not read from remote repository.\n\nPlease make sure\n",
+                "git@h: Permission denied (publickey).; fatal: Could not read from remote repository.",
+            ),
+            (
+                "fatal: unable to access 'https://u:p@h/': no route\n",
+                "fatal: unable to access 'https://***@h/': no route",
+            ),
+            ("killed\n", "killed"),
+            ("", ""),
+        ] {
+            assert_eq!(reason(printed.as_bytes()), shown);
+        }
+    }
+}
