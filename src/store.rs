@@ -9,6 +9,7 @@ mod copying;
 mod lacking;
 mod printed;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -47,7 +48,7 @@ pub struct Store {
     /// Files that could not be downloaded: their substituters are removed before the next command.
     unreachable: BTreeSet<String>,
     /// The folder of its paths, once it was asked for; inside, none where Nix does not say.
-    folder: Option<Option<PathBuf>>,
+    folder: OnceCell<Option<PathBuf>>,
     /// All files that could not be downloaded so far.
     seen_unreachable: BTreeSet<String>,
     log: Log,
@@ -70,7 +71,7 @@ impl Store {
             has_flake_settings: false,
             substituters: None,
             unreachable: BTreeSet::new(),
-            folder: None,
+            folder: OnceCell::new(),
             seen_unreachable: BTreeSet::new(),
             log: log.clone(),
         }
@@ -206,11 +207,11 @@ impl Store {
     /// # Errors
     /// A signal asked us to end (128 + n).
     pub fn ask_for_folder(&mut self, supervisor: &mut Supervisor) -> Result<(), Failure> {
-        if self.folder.is_none() {
+        if self.folder.get().is_none() {
             let line = self.folder_line(supervisor)?;
             let printed = self.printed_if_any(supervisor, &line)?;
             let folder = printed.and_then(|printed| serde_json::from_str(&printed).ok());
-            self.folder = Some(folder);
+            let _ = self.folder.set(folder);
         }
         Ok(())
     }
@@ -227,7 +228,7 @@ impl Store {
     /// The folder of this store's paths, where it was asked for: here, because the store had refused a question.
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
-        self.folder.as_ref()?.as_deref()
+        self.folder.get()?.as_deref()
     }
 
     /// Whether a path is known to be of a store in another folder.
