@@ -242,6 +242,10 @@ fn copy_with_output(
         if given_up.is_some() && running[0].ended.is_none() {
             running[0].stop(GRACE);
         }
+        // From 2.26 on, Nix prints about twenty lines for each path.
+        if running[0].ended.is_none() {
+            supervisor.breathe();
+        }
     }
     supervisor.check()?;
     let [running] = running;
