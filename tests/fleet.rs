@@ -307,7 +307,8 @@ const STORES: [(&str, Trouble, Option<&str>); 8] = [
     ("/nar/", Trouble::IsCorrupted, Some("")),
     ("", Trouble::IsSilent, Some("not moved for 30 s")),
     ("/nar/", Trouble::Stalls, Some("not moved for 30 s")),
-    ("/nar/", Trouble::Trickles(20, Duration::from_secs(1)), None),
+    // Three files, one after the other.
+    ("/nar/", Trouble::Trickles(11, Duration::from_secs(1)), None),
 ];
 
 /// All at the same time: most of it is waiting.
