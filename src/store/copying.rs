@@ -68,6 +68,7 @@ impl Store {
         temporary: Option<&str>,
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
+        let mut before = CopyProgress::default();
         for batch in batches(&store_paths_of(drvs)) {
             let options = self.options(supervisor)?;
             let mut line = command::copy_drvs_to(to, batch, &options);
