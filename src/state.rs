@@ -5,6 +5,7 @@
 //! slot is a lock that the kernel releases, and the next step removes the folders of a killed one.
 
 mod common;
+mod ours;
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub use common::{CACHE, CommonFolder, CommonKind, FILLING, Filling, FolderInUse, KEEP_DAYS, Seen};
+use ours::{folder_of_ours, is_ours};
 
 /// The state folder of this host, known to be usable.
 #[derive(Debug)]
@@ -136,6 +138,34 @@ impl StateFolder {
         self.folder.join("pins")
     }
 
+    /// The common folder of this kind and name, which begins with `eval-once-`. It is kept for `keep_days` after its last use; one
+    /// that another process fills is waited for as long as that moves, with this `patience`.
+    #[must_use]
+    pub fn common(
+        &self,
+        kind: CommonKind,
+        name: &str,
+        keep_days: u64,
+        patience: Duration,
+    ) -> CommonFolder {
+        let folder = self.folder.join(kind.folder()).join(name);
+        CommonFolder::new(folder, keep_days, patience)
+    }
+
+    /// Removes the common folders of a kind that were not used for as long as they are kept, and counts them. What cannot be removed
+    /// stays.
+    #[must_use]
+    pub fn sweep_common(&self, kind: CommonKind) -> usize {
+        common::sweep(&self.folder.join(kind.folder()))
+    }
+
+    /// Removes common folders of a kind that nothing uses, the one whose last use is longest ago first, as long as the disk `is_low`;
+    /// counts them.
+    #[must_use]
+    pub fn make_room(&self, kind: CommonKind, is_low: impl Fn() -> bool) -> usize {
+        common::make_room(&self.folder.join(kind.folder()), is_low)
+    }
+
     /// A folder for a link that keeps a step's outputs for a day, unless it is dropped. Those of earlier days are removed first.
     ///
     /// # Errors
@@ -163,13 +193,6 @@ impl Roots {
     pub fn probe(&self) -> io::Result<()> {
         can_link_in(self.folder.path())
     }
-}
-
-/// How the names of our folders begin: in a folder that was configured by mistake, nothing else is touched.
-const PREFIX: &str = "eval-once-";
-
-fn folder_of_ours(parent: &Path) -> io::Result<TempDir> {
-    tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)
 }
 
 /// Checks that a link can be made in `folder`, by making one as Nix does: with a long name and a long target.
@@ -200,12 +223,11 @@ fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) -> usi
     };
     let mut removed = 0;
     for entry in entries.flatten() {
-        let ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes());
         // Of the entry itself: a link is not our folder, wherever it leads.
         let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_dir);
         let changed = metadata.and_then(|metadata| metadata.modified().ok());
         let unchanged = changed.and_then(|changed| changed.elapsed().ok());
-        if ours
+        if is_ours(&entry)
             && unchanged.is_some_and(|unchanged| unchanged > age)
             && abandoned(&entry.path())
             && remove(&entry.path()).is_ok()

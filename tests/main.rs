@@ -9,6 +9,7 @@ mod agent_recording;
 mod agent_step;
 mod buildkite_server;
 mod cancellation;
+mod checkout;
 mod classes;
 mod configuration;
 mod counts;

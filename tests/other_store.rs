@@ -1,4 +1,5 @@
-//! A record of a store in another folder than this host's: no way leads from it but evaluating again, and that is said once.
+//! Hosts of another kind. A record of a store in another folder than this host's: no way leads from it but evaluating again, and
+//! that is said once. A record of another system: it is fetched as any other.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::symlink, path::Path};
 
@@ -319,5 +320,36 @@ fn a_step_whose_share_failed_says_so_in_its_hint_and_its_report() {
             let why = tried["failure"].as_str().unwrap();
             assert!(hint.contains(why) && hint.contains(&empty), "{hint}");
         }
+    }
+}
+
+#[test]
+fn a_drv_of_another_system_is_fetched_and_the_share_is_not_to_blame_that_nothing_builds_it() {
+    let Some(store) = Store::new() else { return };
+    for (system, builds) in [("aarch64-darwin", false), ("x86_64-linux", true)] {
+        store.targets(&format!(
+            "{{ hello = with' {{ system = \"{system}\"; }} \"hello\" \"echo > $out\"; }}"
+        ));
+        let target = store.target("hello");
+        let share = store.cache("share", [&target.drv]);
+        clean(&store);
+        let step = store.step(target.flags()).args(EVALUATION);
+        let ended = step.args(["--share", &share]).run();
+        if builds
+            && store.nix(
+                "nix-instantiate",
+                ["--eval", "-E", "builtins.currentSystem"],
+            ) == format!("\"{system}\"")
+        {
+            ended.takes("fetched", "fetched-from-share");
+            continue;
+        }
+        ended
+            .fails(100, "build")
+            .passes_on("hint: send the step to an agent that can build it");
+        assert_eq!(ended.report()["way"], "fetched", "{ended}");
+        assert!(ended.report().get("hints").is_none(), "{ended}");
+        ended.never_says("did not give it");
+        ended.never_says("evaluating");
     }
 }

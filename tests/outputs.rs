@@ -384,7 +384,7 @@ fn only_a_fixed_output_that_was_built_just_now_is_asked_for() {
 }
 
 /// Whether the Nix on `PATH` is of this version.
-fn is_nix(version: &str) -> bool {
+pub(super) fn is_nix(version: &str) -> bool {
     let ended = crate::support::program::Program::new(tool("nix-store").unwrap())
         .arg("--version")
         .env("PATH", std::env::var_os("PATH").unwrap())

@@ -322,6 +322,7 @@ fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
         (WayName::Evaluated, Reason::DrvMissing),
         (WayName::Evaluated, Reason::DrvCollected),
         (WayName::Evaluated, Reason::OutputsCollected),
+        (WayName::Evaluated, Reason::OtherStore),
         (WayName::Evaluated, Reason::NotRecorded),
     ];
     for (way, reason) in reasons {
@@ -333,6 +334,33 @@ fn every_reason_of_a_report_is_explained_and_stands_beside_its_way() {
         });
         assert!(row.is_some(), "the README's {way} lacks {reason}");
     }
+}
+
+#[test]
+fn what_the_log_says_on_the_page_about_fleets_is_what_the_program_can_say() {
+    let root = root();
+    let page = fs::read_to_string(root.join("docs/fleet.md")).unwrap();
+    let files = fs::read_dir(root.join("tests/messages")).unwrap();
+    let sentences: String = files
+        .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+        .collect();
+    let rows = page
+        .lines()
+        .skip_while(|line| !line.starts_with("| the log says |"))
+        .take_while(|line| line.starts_with('|'));
+    let mut said = 0;
+    for row in rows.filter(|row| !row.contains("(Nix; ")) {
+        let cell = row.split('|').nth(1).unwrap();
+        for sentence in cell.split('`').skip(1).step_by(2) {
+            if sentence.contains(' ') {
+                said += 1;
+                for part in sentence.split('…').map(str::trim) {
+                    assert!(sentences.contains(part), "the program never says {part:?}");
+                }
+            }
+        }
+    }
+    assert!(said > 6, "only {said} sentences were found");
 }
 
 pub(super) fn root() -> &'static Path {

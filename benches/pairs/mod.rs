@@ -47,16 +47,28 @@ pub(crate) fn compare(
         milliseconds(other());
     }
     let times: Vec<(f64, f64)> = (0..pairs)
-        .map(|pair| {
-            if pair % 2 == 0 {
-                let one = milliseconds(one());
-                (one, milliseconds(other()))
-            } else {
-                let other = milliseconds(other());
-                (milliseconds(one()), other)
-            }
-        })
+        .map(|pair| in_turn(pair, || milliseconds(one()), || milliseconds(other())))
         .collect();
+    print_line(what, &times);
+}
+
+/// Both of a pair, in an order that alternates.
+pub(crate) fn in_turn<T>(
+    pair: usize,
+    one: impl FnOnce() -> T,
+    other: impl FnOnce() -> T,
+) -> (T, T) {
+    if pair.is_multiple_of(2) {
+        let one = one();
+        (one, other())
+    } else {
+        let other = other();
+        (one(), other)
+    }
+}
+
+/// Prints how the values of pairs differ: medians, and in brackets the quartiles.
+pub(crate) fn print_line(what: &str, times: &[(f64, f64)]) {
     let spread = |of: fn(&(f64, f64)) -> f64| quartiles(times.iter().map(of).collect());
     let [_, one, _] = spread(|(one, _)| *one);
     let [_, other, _] = spread(|(_, other)| *other);

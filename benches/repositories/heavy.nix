@@ -1,6 +1,9 @@
 # Targets as heavy as machines composed of modules: each merges thousands of small sets, and no other target needs what comes
-# of it. A hundred milliseconds for each, and garbage for the collector.
-{ targets }:
+# of it. A hundred milliseconds for each, and garbage for the collector; with twice as many modules ten times that.
+{
+  targets,
+  modules ? 4000,
+}:
 let
   merge =
     a: b:
@@ -25,8 +28,12 @@ let
       name = "machine-${toString n}";
       system = builtins.currentSystem;
       builder = "/bin/sh";
+      args = [
+        "-c"
+        "echo > $out"
+      ];
       config = builtins.hashString "sha256" (
-        builtins.toJSON (builtins.foldl' merge { } (builtins.genList (module n) 4000))
+        builtins.toJSON (builtins.foldl' merge { } (builtins.genList (module n) modules))
       );
     };
 in

@@ -592,7 +592,7 @@ pub const KEYS: &[Key] = &[
         "keep-days",
         BOTH,
         KeyKind::Number("DAYS", 1, 36_500),
-        "Days for which an unpacked share is kept on the step's host",
+        "Days without use after which the step's host removes an unpacked share, or a checkout of ours",
     )
     .in_recordings("Days for which the recorded .drv files are kept from the garbage collector")
     .default("3"),

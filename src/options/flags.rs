@@ -113,7 +113,7 @@ pub(super) enum CliCommand {
     /// Sum up the build, in its last step: the outcome of every target, as an annotation and as JUnit
     #[command(after_help = SUMMARY_HELP)]
     Summary,
-    /// Remove expired GC roots of past recordings
+    /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use
     ///
     /// A recording sets the expiry of its GC root (`keep-days`, three by default). GC roots of killed steps go, too.
     Prune,

@@ -61,7 +61,7 @@ pub enum Invocation {
         /// The job.
         job: HookedJob,
     },
-    /// Remove expired GC roots of past recordings.
+    /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use.
     Prune(Host),
     /// Run a job of the agent's that is not ours.
     OtherJob(AgentJob),

@@ -1,21 +1,23 @@
 //! Whether the agents can skip checkouts, before steps are recorded that do (`checkout: fallback`).
 
-use super::RecordingRequest;
+use super::{BuildkiteBuild, RecordingRequest};
 use crate::agent;
 use crate::buildkite::agent::SKIPS_CHECKOUTS;
 use crate::exit::Failure;
 use crate::keys::refuse;
 use crate::supervise::Supervisor;
 
-/// Refuses `checkout: fallback` where this job's agent does not know it. Those of the steps are taken to be as new.
+/// Refuses `checkout: fallback` where this job's agent does not know it. Those of the steps are taken to be as new. Where nothing is
+/// uploaded, no agent is asked.
 ///
 /// # Errors
 /// It does not know it (64); there is no `buildkite-agent` (69); a signal asked us to end.
 pub(super) fn check_agent(
     request: &RecordingRequest,
+    build: Option<&BuildkiteBuild>,
     supervisor: &mut Supervisor,
 ) -> Result<(), Failure> {
-    if !request.checkout_fallback {
+    if build.is_none() || !request.checkout_fallback {
         return Ok(());
     }
     let version = agent::version(supervisor)?;

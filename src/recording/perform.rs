@@ -22,6 +22,7 @@ use super::upload::plan::UploadPlan;
 use super::{BuildkiteBuild, EvaluationResult, OnError, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
+use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::{Class, Failure};
 use crate::host::Host;
 use crate::log::Log;
@@ -50,13 +51,9 @@ pub fn perform(
     {
         return Ok(None);
     }
-    if build.is_some() {
-        check_agent(&request, supervisor)?;
-    }
-    crate::evaluation_keys::check_file(&request.root, request.by_default, &order.place)?;
+    let schema = check_request(&request, &order.place)?;
+    check_agent(&request, build, supervisor)?;
     let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
-    let schema = Schema::new()?;
-    check(&request, &schema)?;
     let state = open_state_folder(&host)?;
     keep::remove_expired(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
@@ -152,6 +149,14 @@ fn at_root(request: &RecordingRequest, below: Option<&Path>) -> Result<Recording
         Some(folder) => request.at_checkout_root(folder),
         None => Ok(request.clone()),
     }
+}
+
+/// Checks what is asked for, before anything is evaluated.
+fn check_request(request: &RecordingRequest, place: &Checkout) -> Result<Schema, Failure> {
+    check_file(&request.root, request.by_default, place)?;
+    let schema = Schema::new()?;
+    check(request, &schema)?;
+    Ok(schema)
 }
 
 /// Follows the plan of an earlier try of the same step, if there is one. Returns whether there is.

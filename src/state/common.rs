@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{PREFIX, StateFolder, folder_of_ours};
+use super::ours::{folder_of_ours, is_ours};
 
 /// For how many days a folder is kept after its last use, where its user does not say.
 pub const KEEP_DAYS: u64 = 3;
@@ -103,63 +103,40 @@ pub struct Filling {
     lock: Option<File>,
 }
 
-impl StateFolder {
-    /// The common folder of this kind and name, which begins with `eval-once-`. It is kept for `keep_days` after its last use.
-    #[must_use]
-    pub fn common(
-        &self,
-        kind: CommonKind,
-        name: &str,
-        keep_days: u64,
-        patience: Duration,
-    ) -> CommonFolder {
-        CommonFolder {
-            folder: self.folder.join(kind.folder()).join(name),
-            keep_days,
-            patience,
-            waiting: None,
-        }
-    }
-
-    /// Removes the common folders of a kind that were not used for as long as they are kept, and counts them; where the disk is
-    /// `low`, all that are not in use. What cannot be removed stays.
-    #[must_use]
-    pub fn sweep_common(&self, kind: CommonKind, low: bool) -> usize {
-        let Ok(entries) = self.folder.join(kind.folder()).read_dir() else {
-            return 0;
-        };
-        let ours = entries.flatten().filter(is_ours);
-        ours.filter(|entry| remove_unused(&entry.path(), low).unwrap_or(false))
-            .count()
-    }
-
-    /// Removes common folders of a kind that nothing uses, the one whose last use is longest ago first, as long as the disk `is_low`; counts
-    /// them.
-    pub fn make_room(&self, kind: CommonKind, is_low: impl Fn() -> bool) -> usize {
-        let entries = self.folder.join(kind.folder()).read_dir();
-        let mut folders: Vec<_> = entries
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(is_ours)
-            .filter_map(|entry| Some((used(&entry.path())?, entry.path())))
-            .collect();
-        folders.sort();
-        let mut folders = folders.into_iter();
-        let mut removed = 0;
-        while is_low()
-            && let Some((_, folder)) = folders.next()
-        {
-            removed += usize::from(remove_unused(&folder, true).unwrap_or(false));
-        }
-        removed
-    }
+/// Removes the common folders in `parent` that were not used for as long as they are kept, and counts them. What cannot be removed
+/// stays.
+pub(super) fn sweep(parent: &Path) -> usize {
+    common_folders(parent)
+        .filter(|folder| remove_unused(folder, false).unwrap_or(false))
+        .count()
 }
 
-/// Whether this is a common folder.
-fn is_ours(entry: &fs::DirEntry) -> bool {
-    entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
-        && entry.file_type().is_ok_and(|kind| kind.is_dir())
+/// Removes common folders in `parent` that nothing uses, the one whose last use is longest ago first, as long as the disk `is_low`;
+/// counts them.
+pub(super) fn make_room(parent: &Path, is_low: impl Fn() -> bool) -> usize {
+    if !is_low() {
+        return 0;
+    }
+    let mut folders: Vec<_> = common_folders(parent)
+        .filter_map(|folder| Some((used(&folder)?, folder)))
+        .collect();
+    folders.sort();
+    let mut removed = 0;
+    for (_, folder) in folders {
+        if !is_low() {
+            break;
+        }
+        removed += usize::from(remove_unused(&folder, true).unwrap_or(false));
+    }
+    removed
+}
+
+/// The common folders in `parent`.
+fn common_folders(parent: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = parent.read_dir().into_iter().flatten().flatten();
+    let ours =
+        entries.filter(|entry| is_ours(entry) && entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    ours.map(|entry| entry.path())
 }
 
 /// When a common folder was last used.
@@ -168,6 +145,15 @@ fn used(folder: &Path) -> Option<SystemTime> {
 }
 
 impl CommonFolder {
+    pub(super) fn new(folder: PathBuf, keep_days: u64, patience: Duration) -> Self {
+        Self {
+            folder,
+            keep_days,
+            patience,
+            waiting: None,
+        }
+    }
+
     /// Looks at the folder. Dropped with the process, whatever this gives is free again.
     ///
     /// # Errors
@@ -413,23 +399,25 @@ mod tests {
 
     struct Host {
         folder: TempDir,
-        state: StateFolder,
     }
 
     impl Host {
         fn new() -> Self {
             let folder = TempDir::new().unwrap();
-            let state = StateFolder::open(folder.path()).unwrap();
-            Self { folder, state }
+            Self { folder }
         }
 
         fn common(&self) -> CommonFolder {
-            self.state
-                .common(CommonKind::Checkout, "eval-once-x", KEEP_DAYS, PATIENCE)
+            CommonFolder::new(self.path(), KEEP_DAYS, PATIENCE)
         }
 
         fn path(&self) -> PathBuf {
             self.folder.path().join("checkouts/eval-once-x")
+        }
+
+        fn sweep(&self, low: bool) -> usize {
+            let parent = self.folder.path().join("checkouts");
+            sweep(&parent) + make_room(&parent, || low)
         }
 
         /// Makes as if it had not been used for so long.
@@ -525,7 +513,7 @@ mod tests {
     #[test]
     fn it_is_kept_for_days_after_its_last_use_and_while_it_is_used() {
         let host = Host::new();
-        let sweep = |low| host.state.sweep_common(CommonKind::Checkout, low);
+        let sweep = |low| host.sweep(low);
         let in_use = host.fill();
         host.age(Duration::from_secs((KEEP_DAYS + 1) * DAY));
         assert_eq!(sweep(false), 0);
@@ -554,11 +542,11 @@ mod tests {
         drop(longer.look().unwrap());
         drop(host.common().look().unwrap());
         host.age(Duration::from_secs(8 * DAY));
-        assert_eq!(host.state.sweep_common(CommonKind::Checkout, false), 0);
+        assert_eq!(host.sweep(false), 0);
         let other = host.folder.path().join("checkouts/somebody-elses");
         fs::create_dir(&other).unwrap();
         host.age(Duration::from_secs(10 * DAY));
-        assert_eq!(host.state.sweep_common(CommonKind::Checkout, false), 1);
+        assert_eq!(host.sweep(false), 1);
         assert!(other.exists());
     }
 
@@ -567,7 +555,7 @@ mod tests {
         let host = Host::new();
         drop(host.fill());
         fs::remove_file(host.path().join(LOCK)).unwrap();
-        assert_eq!(host.state.sweep_common(CommonKind::Checkout, false), 1);
+        assert_eq!(host.sweep(false), 1);
         assert!(!host.path().exists());
     }
 }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::run::StepRun;
-use super::ways::placeholder;
 use crate::agent;
 use crate::buildkite::git::{self, CheckoutLines, Repository};
 use crate::command_line::CommandLine;
@@ -104,7 +103,7 @@ impl<'a> StepRun<'a> {
     }
 
     /// What is to be checked out.
-    fn to_check_out(&mut self) -> Result<Option<&'a Repository>, Failure> {
+    fn missing_checkout(&mut self) -> Result<Option<&'a Repository>, Failure> {
         let Some(repository) = self.skipped_checkout() else {
             return Ok(None);
         };
@@ -130,7 +129,7 @@ impl<'a> StepRun<'a> {
 
     /// The checkout to evaluate in, where the job's own was skipped and the step may make one.
     pub(super) fn make_skipped_checkout(&mut self) -> Result<Option<MadeCheckout>, Failure> {
-        let Some(repository) = self.to_check_out()? else {
+        let Some(repository) = self.missing_checkout()? else {
             return Ok(None);
         };
         if repository.url.is_empty() {
@@ -153,13 +152,16 @@ impl<'a> StepRun<'a> {
         Ok(Some(MadeCheckout { place, in_use }))
     }
 
-    /// What [`Self::make_skipped_checkout`] would do.
-    pub(super) fn checkout_to_make(&mut self) -> Result<Option<CheckoutToMake>, Failure> {
-        let Some(repository) = self.to_check_out()? else {
+    /// What [`Self::make_skipped_checkout`] would do in this folder of checkouts.
+    pub(super) fn checkout_to_make(
+        &mut self,
+        checkouts: Option<PathBuf>,
+    ) -> Result<Option<CheckoutToMake>, Failure> {
+        let Some(repository) = self.missing_checkout()? else {
             return Ok(None);
         };
-        let folder = placeholder(self, "checkouts").unwrap_or_default();
-        let folder = folder.join(repository.name()).join("cache");
+        let folder = checkouts.unwrap_or_default().join(repository.name());
+        let folder = folder.join("cache");
         let folder = folder.join(&repository.folder_name);
         let shown = Repository {
             url: without_credentials(&repository.url).into_owned(),
@@ -192,13 +194,14 @@ impl<'a> StepRun<'a> {
             )
         };
         let keep_days = self.request.keep_days.unwrap_or(KEEP_DAYS);
-        let low = |folder: &Path| host::low_on_disk(folder).is_some();
-        let low = self.host.state.as_deref().is_some_and(low);
         let Some(state) = self.state() else {
             return Err(cannot("the state folder cannot be used")
                 .hint("set EVAL_ONCE_STATE_DIR to a folder that can be written"));
         };
-        let _ = state.sweep_common(CommonKind::Checkout, low);
+        let _ = state.sweep_common(CommonKind::Checkout);
+        let _ = state.make_room(CommonKind::Checkout, || {
+            host::low_on_disk(&state.pins()).is_some()
+        });
         let name = repository.name();
         let mut common = state.common(CommonKind::Checkout, &name, keep_days, PATIENCE);
         let started = Instant::now();
@@ -289,7 +292,10 @@ impl<'a> StepRun<'a> {
         Ok(())
     }
 
-    /// Runs git, until it ends or has printed nothing for [`PATIENCE`]: the reason why it failed, where it did.
+    /// Runs git until it ends: the reason why it failed, where it did.
+    ///
+    /// # Errors
+    /// It has printed nothing for [`PATIENCE`]; a signal asked us to end; git is missing.
     fn git(
         &mut self,
         line: &CommandLine,
@@ -332,12 +338,14 @@ impl<'a> StepRun<'a> {
             .filter_map(|word| word.to_str())
             .find(|word| ["clone", "fetch", "checkout", "submodule"].contains(word))
             .unwrap_or_default();
-        Ok(if stalled {
+        if stalled {
+            // No other command would find the network in another state.
             let seconds = PATIENCE.as_secs();
-            Err(format!(
+            return Err(NoCheckout::Failed(format!(
                 "`git {command}` has printed nothing for {seconds} s"
-            ))
-        } else if ending.success() {
+            )));
+        }
+        Ok(if ending.success() {
             Ok(())
         } else {
             let reason = git::reason(&printed);

@@ -10,7 +10,7 @@ const GONE: &str =
     "What was recorded is gone; retrying only helps on a host that has it, recording again helps.";
 
 /// What it means that a record is of a store in another folder.
-const OTHER_STORE: &str = "Its record is of another store; retrying only helps on a host whose store is in the same folder.";
+const OTHER_STORE: &str = "Its record is of a store with another prefix; retrying only helps on a host whose store has the same.";
 
 /// What it means that there is only an evaluation, on a host with `recorded-only`.
 const FORBIDDEN: &str = "This host does not evaluate; retrying only helps on a host that does.";
@@ -87,7 +87,7 @@ fn of_other_store(step: &StepRun<'_>, other_store: &str) -> Failure {
     )
     .meaning(OTHER_STORE)
     .hint(format!(
-        "run the step on a host whose store is in the same folder as the recording's{evaluate}"
+        "run the step on a host whose store has the recording's prefix{evaluate}"
     ))
 }
 

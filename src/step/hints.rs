@@ -68,7 +68,7 @@ fn why_evaluated_again(step: &StepRun<'_>) -> Option<String> {
             "an output was collected right after it was realised, by a collection that was already running: {COLLECTOR_HINT}"
         )),
         Reason::OtherStore => Some(
-            "the recording's store is in another folder, so drift could be seen by names alone: record on a host whose store is in the same folder as this one's".into(),
+            "the recording's store has another prefix, so drift could be seen by names alone: record on a host whose store has this host's prefix".into(),
         ),
         _ => None,
     }
@@ -157,7 +157,7 @@ mod tests {
     fn a_record_of_another_store_has_a_hint_that_blames_no_share() {
         let hints = hints(&json!({ "drv": DRV }), Reason::OtherStore, false, true);
         assert!(
-            hints.len() == 1 && hints[0].contains("another folder"),
+            hints.len() == 1 && hints[0].contains("another prefix"),
             "{hints:?}"
         );
         assert!(!hints[0].contains("`share`"), "{hints:?}");

@@ -646,7 +646,8 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(facts));
     };
     let mut commands = Vec::new();
-    let evaluation = &match step.checkout_to_make()? {
+    let checkouts = placeholder(step, "checkouts");
+    let evaluation = &match step.checkout_to_make(checkouts)? {
         Some(checkout) => {
             facts.push(fact(checkout.what, checkout.found));
             commands = checkout.commands;

@@ -161,7 +161,13 @@ impl Store {
         mut look: impl FnMut(CopyProgress) -> CopyOrder,
     ) -> Result<CopyEnd, Failure> {
         let line = self.copy_drv_from_line(supervisor, from, drv)?;
-        copy(supervisor, &line, &mut look)
+        let (end, output) = copy_with_output(supervisor, &line, &mut look)?;
+        if end != CopyEnd::Done {
+            // Where the share is a substituter, too, no later command is to wait for it again.
+            self.note_unreachable(&output);
+            self.options(supervisor)?;
+        }
+        Ok(end)
     }
 
     /// The command of [`Self::copy_drv_from`].
@@ -189,6 +195,15 @@ fn copy(
     line: &CommandLine,
     look: &mut impl FnMut(CopyProgress) -> CopyOrder,
 ) -> Result<CopyEnd, Failure> {
+    copy_with_output(supervisor, line, look).map(|(end, _)| end)
+}
+
+/// The same, with what Nix has printed.
+fn copy_with_output(
+    supervisor: &mut Supervisor,
+    line: &CommandLine,
+    look: &mut impl FnMut(CopyProgress) -> CopyOrder,
+) -> Result<(CopyEnd, NixOutput), Failure> {
     // So that it says how far it is.
     let line = command::structured(line);
     let mut running = [supervisor.start(&line, OnStop::TermThenKill)?];
@@ -235,11 +250,13 @@ fn copy(
     supervisor.check()?;
     let [running] = running;
     let ending = running.finished().ending;
-    if ending.success() {
-        return Ok(CopyEnd::Done);
-    }
-    let failed = || CopyEnd::Failed(NixOutput::of(&stderr).final_message(ending));
-    Ok(given_up.unwrap_or_else(failed))
+    let output = NixOutput::of(&stderr);
+    let end = if ending.success() {
+        CopyEnd::Done
+    } else {
+        given_up.unwrap_or_else(|| CopyEnd::Failed(output.final_message(ending)))
+    };
+    Ok((end, output))
 }
 
 /// What a process does in a second while it waits, at most, by the measure of [`work_of`]: it prints a line, and looks at the clock
@@ -263,7 +280,7 @@ fn work_of(process: u32) -> Option<u64> {
     Some(bytes.into_iter().flatten().sum::<u64>() + ticks * 1000)
 }
 
-/// Whether a copy moves, from what Nix prints in structured form: anything new but the same numbers again. (While a download
+/// Whether a copy moves, from what Nix prints in structured form: anything new but a message, or the same numbers again. (While a download
 /// stands still, curl's numbers are printed all the same, once a second.)
 #[derive(Debug, Default)]
 struct Movement {
@@ -327,8 +344,8 @@ impl Movement {
                 let text = without_escapes(event["msg"].as_str().unwrap_or_default());
                 let is_upload = text.contains("unable to upload");
                 self.has_upload_stalled |= is_upload && text.contains("Timeout was reached");
-                // That something will be tried once more moves nothing.
-                return !text.contains("; retrying in ");
+                // That something is tried again, say.
+                return false;
             }
             Some("stop") => {
                 self.numbers.remove(&id);
@@ -390,7 +407,7 @@ mod tests {
             let what =
                 format!("\\u001b[31;1merror:\\u001b[0m unable to \\u001b[35;1m{what}\\u001b[0m");
             format!(
-                "@nix {{\"action\":\"msg\",\"level\":1,\"msg\":\"{what} 'http://c/x': (curl error: {why}); retrying in 253 ms\"}}\n"
+                "@nix {{\"action\":\"msg\",\"level\":1,\"msg\":\"{what} 'http://c/x': (curl error: {why})\"}}\n"
             )
         };
         for (what, why, is_stalled) in [
@@ -398,7 +415,7 @@ mod tests {
             ("upload", "Couldn't connect to server", false),
             ("upload", "Timeout was reached", true),
         ] {
-            assert!(!movement.read(warning(what, why).as_bytes()), "a retry");
+            movement.read(warning(what, why).as_bytes());
             assert_eq!(movement.has_upload_stalled, is_stalled, "{what}: {why}");
         }
     }

@@ -373,7 +373,7 @@ fn evaluated_again(text: &mut String, rows: &Rows) {
         ),
         (
             Reason::OtherStore,
-            "the recording's store is in another folder than that of the step's host. Record on a host whose store is in the same folder.",
+            "the recording's store has another prefix than that of the step's host. Record on a host whose store has the same prefix.",
         ),
         (
             Reason::NotRecorded,

@@ -60,7 +60,7 @@ impl Store {
         let mut other = Self::empty()?;
         // The current folder is looked up again: until then it is the first host's.
         let script = format!(
-            "mount --bind '{}' '{}' && cd \"$PWD\"",
+            "mount --rbind '{}' '{}' && cd \"$PWD\"",
             other.root.display(),
             self.seen.display()
         );

@@ -39,20 +39,21 @@ pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
             number(outputs, "step")
         ));
     }
-    let low = host::low_on_disk(&state.pins());
-    let mut archives = state.sweep_common(CommonKind::Share, false);
-    archives += state.make_room(CommonKind::Share, || {
-        host::low_on_disk(&state.pins()).is_some()
-    });
-    if archives > 0 {
-        let why = match low {
-            Some(free) => format!("the disk is low ({free} free)"),
-            None => "no step has used it for as long as it is kept".to_owned(),
-        };
-        log.say(format_args!(
-            "removed {}: {why}",
-            number(archives, "unpacked archive")
-        ));
+    for (kind, what) in [
+        (CommonKind::Share, "unpacked archive"),
+        (CommonKind::Checkout, "checkout"),
+    ] {
+        let is_low = || host::low_on_disk(&state.pins());
+        let low = is_low();
+        let mut removed = state.sweep_common(kind);
+        removed += state.make_room(kind, || is_low().is_some());
+        if removed > 0 {
+            let why = match low {
+                Some(free) => format!("the disk is low ({free} free)"),
+                None => "no step has used it for as long as it is kept".to_owned(),
+            };
+            log.say(format_args!("removed {}: {why}", number(removed, what)));
+        }
     }
     log.say(match removed.len() {
         0 => "no pin has expired".to_owned(),

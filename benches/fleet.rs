@@ -1,0 +1,457 @@
+//! What a share costs the host that records, and saves the hosts that build.
+//!
+//! Run by `script/bench`, which makes the store. The second host is the same machine, where another folder is mounted over the
+//! store's: so both have the same prefix. The agent is a script that keeps artifacts in a folder: what a network adds is not
+//! measured. It fails for no time.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a program that is run by hand, and reports to its user alone"
+)]
+
+mod pairs;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use pairs::{command, compare, heading, in_turn, print_line};
+use serde_json::Value;
+use unix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike,
+};
+
+/// What is measured: its name, how many pairs of runs there are if nothing else is said, and how.
+type Part = (&'static str, usize, fn(&Fleet, usize));
+
+/// The parts, in their order.
+const PARTS: [Part; 3] = [
+    ("fetched", 30, fetched),
+    ("shared", 5, shared),
+    ("bytes", 1, bytes),
+];
+
+fn main() {
+    // Cargo adds `--bench`.
+    let arguments: Vec<String> = env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench")
+        .collect();
+    let given = arguments.iter().find_map(|argument| argument.parse().ok());
+    for (name, pairs, part) in PARTS {
+        if arguments.iter().any(|argument| argument == name) {
+            let fleet = Fleet::new();
+            part(&fleet, given.unwrap_or(pairs));
+            println!();
+        }
+    }
+}
+
+/// Goal: at least ten times less time and processor time, a ratio of 0.1.
+fn fetched(fleet: &Fleet, pairs: usize) {
+    for targets in [Targets::heavy(1_000, 4_000), Targets::heavy(pairs, 8_000)] {
+        let Some([fetching, evaluating]) = fleet.two_hosts() else {
+            return;
+        };
+        fleet.forget_build();
+        run(fleet.record(targets, &["--workers", "2"]));
+        let records = fleet.records();
+        assert_eq!(records.len(), targets.number, "steps");
+        let pairs = pairs.min(records.len() - 1);
+        println!(
+            "Steps on a second host for {} targets of {} modules each, that fetch their .drv, beside steps that evaluate: {pairs} pairs.\n",
+            targets.number, targets.modules
+        );
+        let first = run(fetching.step(fleet, &records[0]));
+        run(evaluating.step(fleet, &without_share(&records[0])));
+        let spent: Vec<(Spent, Spent)> = records[1..=pairs]
+            .iter()
+            .enumerate()
+            .map(|(pair, record)| {
+                in_turn(
+                    pair,
+                    || run(evaluating.step(fleet, &without_share(record))),
+                    || run(fetching.step(fleet, record)),
+                )
+            })
+            .collect();
+        heading("evaluated", "fetched");
+        let pairs_of = |of: fn(&Spent) -> f64| -> Vec<(f64, f64)> {
+            spent
+                .iter()
+                .map(|(one, other)| (of(one), of(other)))
+                .collect()
+        };
+        print_line("time", &pairs_of(|spent| spent.time));
+        print_line("processor time", &pairs_of(|spent| spent.processor));
+        println!(
+            "\nThe first step of the host, which gets the archive of {}: {:.0} ms, {:.0} ms of processor time\n",
+            mebibytes(size_of(&fleet.archive())),
+            first.time,
+            first.processor
+        );
+    }
+}
+
+/// Goals: at most 0.1 s for a store that has all of it, at most 5 % for an archive.
+fn shared(fleet: &Fleet, pairs: usize) {
+    let store = format!("file://{}", fleet.folder().join("share").display());
+    let targets = Targets::closures(1_000, 0);
+    println!(
+        "An unchanged recording of {} targets, whose .drvs are shared, beside one that shares nothing: {pairs} pairs.\n",
+        targets.number
+    );
+    heading("alone", "shared");
+    let recording = |share: &str| {
+        fleet.forget_build();
+        fleet.record(targets, &["--share", share])
+    };
+    for (what, share) in [("a store", store.as_str()), ("an archive", "artifact")] {
+        compare(what, 1, pairs, &|| recording("false"), &|| recording(share));
+    }
+    println!();
+    for targets in [Targets::closures(1_000, 0), Targets::machines(1_000)] {
+        fleet.forget_build();
+        let _ = run(fleet.record(targets, &["--workers", "2", "--share", "artifact"]));
+        let seconds = &fleet.document()["seconds"];
+        let part = |name: &str| seconds[name].as_f64().unwrap();
+        println!(
+            "{}, {} targets: sharing an archive of {} took {:.1} s of {:.1} s, {:.1} %",
+            targets.file,
+            targets.number,
+            mebibytes(size_of(&fleet.archive())),
+            part("share"),
+            part("total"),
+            100.0 * part("share") / part("total")
+        );
+    }
+}
+
+/// How much is copied, cold and where 1 % has changed.
+fn bytes(fleet: &Fleet, _: usize) {
+    let folder = fleet.folder().join("share");
+    let store = format!("file://{}?compression=zstd", folder.display());
+    let mut before = 0;
+    for changed in [0, 10] {
+        let targets = Targets::closures(1_000, changed);
+        let number = targets.number;
+        fleet.forget_build();
+        run(fleet.record(targets, &["--share", &store]));
+        let all = size_of(&folder);
+        println!(
+            "{number} targets, {changed} of them changed: {} new in a store, {} for each target",
+            mebibytes(all - before),
+            per(all - before, number)
+        );
+        before = all;
+        fleet.forget_build();
+        run(fleet.record(targets, &["--share", "artifact"]));
+        let archive = size_of(&fleet.archive());
+        println!(
+            "{number} targets, {changed} of them changed: an archive of {}, {} for each target",
+            mebibytes(archive),
+            per(archive, number)
+        );
+    }
+}
+
+fn per(bytes: u64, number: usize) -> String {
+    format!("{} bytes", bytes / u64::try_from(number).unwrap())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// The bytes of a file, or of all files in a folder.
+fn size_of(path: &Path) -> u64 {
+    let Ok(entries) = path.read_dir() else {
+        return path.metadata().map_or(0, |metadata| metadata.len());
+    };
+    entries.map(|entry| size_of(&entry.unwrap().path())).sum()
+}
+
+/// What a command took, in milliseconds.
+struct Spent {
+    time: f64,
+    /// Of all its processes.
+    processor: f64,
+}
+
+/// Runs a command, which must succeed.
+fn run(command: Command) -> Spent {
+    #[expect(clippy::cast_precision_loss, reason = "microseconds of seconds")]
+    let processor = || {
+        let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
+        (usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1000.0
+    };
+    let before = processor();
+    let time = pairs::milliseconds(command);
+    Spent {
+        time,
+        processor: processor() - before,
+    }
+}
+
+/// What is evaluated.
+#[derive(Clone, Copy)]
+struct Targets {
+    file: &'static str,
+    number: usize,
+    modules: usize,
+    changed: usize,
+}
+
+impl Targets {
+    fn heavy(number: usize, modules: usize) -> Self {
+        Self {
+            file: "heavy.nix",
+            number,
+            modules,
+            changed: 0,
+        }
+    }
+
+    fn closures(number: usize, changed: usize) -> Self {
+        Self {
+            file: "closures.nix",
+            number,
+            modules: 0,
+            changed,
+        }
+    }
+
+    /// With the closures of the one, and the weight of the other.
+    fn machines(number: usize) -> Self {
+        Self {
+            file: "machines.nix",
+            number,
+            modules: 0,
+            changed: 0,
+        }
+    }
+
+    fn arguments(self) -> Vec<String> {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("benches/repositories")
+            .join(self.file);
+        let mut arguments = vec!["--file".to_owned(), file.to_str().unwrap().to_owned()];
+        let values = [
+            ("targets", self.number),
+            ("modules", self.modules),
+            ("changed", self.changed),
+        ];
+        for (name, value) in values {
+            if value > 0 {
+                arguments.extend(["--arg".into(), name.into(), value.to_string()]);
+            }
+        }
+        arguments
+    }
+}
+
+/// The agent: artifacts are files in a folder, and pipelines too.
+const AGENT: &str = r#"#!/bin/sh
+for last; do :; done
+case "$1 $2" in
+  '--version '*) echo 'buildkite-agent version 3.137.0, build 1' ;;
+  'artifact upload') cp "$3" ARTIFACTS/ ;;
+  'artifact download') cp ARTIFACTS/"${3%\*}" "$4" ;;
+  'pipeline upload') cp "$last" ARTIFACTS/pipeline-"$$".json ;;
+  'meta-data exists') exit 100 ;;
+esac
+"#;
+
+/// The host that records, and what others have of its build.
+struct Fleet {
+    folder: tempfile::TempDir,
+    /// The folder with the store, which `script/bench` has made.
+    nix: PathBuf,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let nix = PathBuf::from(env::var_os("NIX_STORE_DIR").unwrap());
+        let fleet = Self {
+            folder: tempfile::tempdir().unwrap(),
+            nix: nix.parent().unwrap().to_owned(),
+        };
+        fs::create_dir(fleet.folder().join("bin")).unwrap();
+        let artifacts = fleet.artifacts();
+        fs::create_dir(&artifacts).unwrap();
+        let agent = AGENT.replace("ARTIFACTS", artifacts.to_str().unwrap());
+        program(&fleet.folder().join("bin/buildkite-agent"), &agent);
+        fleet
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn artifacts(&self) -> PathBuf {
+        self.folder().join("artifacts")
+    }
+
+    /// Forgets what was uploaded: the next recording is another build.
+    fn forget_build(&self) {
+        for entry in self.artifacts().read_dir().unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+    }
+
+    /// A recording in a job.
+    fn record(&self, targets: Targets, flags: &[&str]) -> Command {
+        let mut command = self.in_job(env!("CARGO_BIN_EXE_eval-once"), &["pipeline"]);
+        command
+            .args(targets.arguments())
+            .args(["--skip", "none"])
+            .args(flags);
+        command
+    }
+
+    /// A program in a job of the build.
+    fn in_job(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = command(self.folder(), program, arguments);
+        let folders = [self.folder().join("bin")];
+        let path = env::var_os("PATH").unwrap();
+        let path = folders.into_iter().chain(env::split_paths(&path));
+        command.env("PATH", env::join_paths(path).unwrap());
+        for (name, value) in [
+            ("BUILDKITE", "true"),
+            ("BUILDKITE_AGENT_ACCESS_TOKEN", "x"),
+            ("BUILDKITE_BUILD_ID", "b"),
+            ("BUILDKITE_JOB_ID", "j"),
+            ("BUILDKITE_STEP_ID", "s"),
+        ] {
+            command.env(name, value);
+        }
+        command
+    }
+
+    /// The file of the build's archive.
+    fn archive(&self) -> PathBuf {
+        let mut files = self.artifacts().read_dir().unwrap();
+        let found = files.find_map(|entry| {
+            let path = entry.unwrap().path();
+            (path.extension()? == "tar").then_some(path)
+        });
+        found.unwrap()
+    }
+
+    /// The build's `eval-once.json`.
+    fn document(&self) -> Value {
+        let file = self.artifacts().join("eval-once.json");
+        serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+    }
+
+    /// What the steps of the build carry.
+    fn records(&self) -> Vec<Value> {
+        let mut records = Vec::new();
+        for entry in self.artifacts().read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if !path
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with("pipeline-")
+            {
+                continue;
+            }
+            let pipeline: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+            for step in pipeline["steps"].as_array().unwrap() {
+                let record = step["env"]["EVAL_ONCE_STEP"].as_str();
+                records.extend(record.map(|record| serde_json::from_str::<Value>(record).unwrap()));
+            }
+        }
+        records
+    }
+
+    /// Two more hosts, with empty stores of the same prefix.
+    fn two_hosts(&self) -> Option<[Host; 2]> {
+        let hosts = ["one", "other"].map(|name| Host::new(self, name));
+        let probe = hosts[0].command(self, "true", &[]).status();
+        if !probe.is_ok_and(|status| status.success()) {
+            println!("Not measured: no mount namespace can be made here.");
+            return None;
+        }
+        Some(hosts)
+    }
+}
+
+/// The record of a step that is given no share, and so evaluates.
+fn without_share(record: &Value) -> Value {
+    let mut record = record.clone();
+    record["share"] = false.into();
+    record.as_object_mut().unwrap().remove("share-size");
+    record
+}
+
+/// Another host on the same machine.
+struct Host {
+    /// What it has in the place of the store's folder.
+    nix: PathBuf,
+    state: PathBuf,
+}
+
+impl Host {
+    fn new(fleet: &Fleet, name: &str) -> Self {
+        // Beside the first store, and not in memory where that is on a disk.
+        let parent = fleet.nix.parent().unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix(name)
+            .tempdir_in(parent)
+            .unwrap()
+            .keep();
+        let nix = folder.join("nix");
+        for folder in ["store", "state", "log"] {
+            fs::create_dir_all(nix.join(folder)).unwrap();
+        }
+        let settings = Command::new("cp")
+            .arg("-r")
+            .args([fleet.nix.join("conf"), nix.join("conf")])
+            .status();
+        assert!(settings.unwrap().success());
+        Self {
+            nix,
+            state: folder.join("eval-once"),
+        }
+    }
+
+    /// A program on this host.
+    fn command(&self, fleet: &Fleet, program: &str, arguments: &[&str]) -> Command {
+        let script = format!(
+            "mount --bind '{}' '{}' && exec \"$@\"",
+            self.nix.display(),
+            fleet.nix.display()
+        );
+        let before = ["--mount", "/bin/sh", "-c", &script, "sh", program];
+        let mut command = fleet.in_job("unshare", &before);
+        command
+            .args(arguments)
+            .env("EVAL_ONCE_STATE_DIR", &self.state)
+            .stdout(Stdio::null());
+        command
+    }
+
+    /// A step on this host.
+    fn step(&self, fleet: &Fleet, record: &Value) -> Command {
+        let arguments = ["step", "--report", "/dev/null"];
+        let mut step = self.command(fleet, env!("CARGO_BIN_EXE_eval-once"), &arguments);
+        let mut record = record.clone();
+        record["out-link"] = false.into();
+        step.env("EVAL_ONCE_STEP", record.to_string());
+        step
+    }
+}
+
+fn program(file: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(file, text).unwrap();
+    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+}
