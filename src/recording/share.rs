@@ -49,7 +49,7 @@ impl<'a> Sharing<'a> {
     /// nothing.
     ///
     /// # Errors
-    /// An artifact is asked for where there is no build to have it (64).
+    /// An artifact is asked for where there is no build to have it, or a share is required and turned off (64).
     pub(super) fn new(
         request: &RecordingRequest,
         host: &'a Host,
@@ -58,6 +58,16 @@ impl<'a> Sharing<'a> {
     ) -> Result<Self, Failure> {
         let asked = request.share.as_ref().or(host.share.as_ref());
         let how = match (asked, build) {
+            (Some(ShareSetting::Off), _) if request.share_required => {
+                let by = match request.share {
+                    Some(_) => "`share: false`",
+                    None => "EVAL_ONCE_SHARE=false",
+                };
+                return Err(refuse(format_args!(
+                    "`share-required` cannot be combined with {by}"
+                ))
+                .hint("leave out one of them"));
+            }
             (Some(ShareSetting::Off), _) if request.share.is_some() => How::OffByKey,
             (Some(ShareSetting::Store(url)), _) if dry_run => How::Named(url.clone()),
             (Some(ShareSetting::Store(url)), _) => How::Store(url.clone()),
@@ -164,9 +174,20 @@ mod tests {
 
     /// How a recording shares whose key and whose host's setting say this, in a word.
     fn how(key: Option<&str>, host: Option<&str>, in_job: bool, dry_run: bool) -> String {
+        how_required(false, key, host, in_job, dry_run)
+    }
+
+    fn how_required(
+        share_required: bool,
+        key: Option<&str>,
+        host: Option<&str>,
+        in_job: bool,
+        dry_run: bool,
+    ) -> String {
         let setting = |text: Option<&str>| text.map(|text| ShareSetting::parse(text).unwrap());
         let request = RecordingRequest {
             share: setting(key),
+            share_required,
             ..request()
         };
         let host = Host {
@@ -228,6 +249,19 @@ mod tests {
             for is_job in [true, false] {
                 assert_eq!(how(key, host, is_job, true), dry_run, "{key:?} {host:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_required_cannot_be_turned_off() {
+        for (key, host, expected) in [
+            (Some("false"), None, "refused"),
+            (Some("false"), Some(URL), "refused"),
+            (None, Some("false"), "refused"),
+            (Some(URL), Some("false"), URL),
+            (None, None, "artifact 128"),
+        ] {
+            assert_eq!(how_required(true, key, host, true, false), expected);
         }
     }
 }
