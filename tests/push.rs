@@ -20,6 +20,7 @@ use crate::support::{
     program::{Ended, Program},
     recording::Pipeline,
     ssh::Sshd,
+    stand_in::write_program,
     store::Store,
     target::Target,
     until,
@@ -215,6 +216,46 @@ fn the_steps_own_command_runs_only_after_the_push() {
     let ended = push(&store, &target, &url).args(&command).run();
     ended.prints("");
     fails_to_push(&ended, "");
+}
+
+#[test]
+fn a_post_build_hook_and_a_push_to_the_same_store_live_together() {
+    for through_daemon in [false, true] {
+        let Some(store) = Store::new() else { return };
+        let store = &store;
+        store.targets(TARGETS);
+        let (folder, url) = cache(store, "cache");
+        let hook = store.root().join("hook");
+        let hooked = |script: &str| {
+            write_program(&hook, &format!("#!/bin/sh\n{script}\n"));
+        };
+        store.configure(&format!("post-build-hook = {}", hook.display()));
+        let daemon = through_daemon.then(|| store.daemon());
+        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
+        let target = store.target("top");
+        // Nix 2.8 leaves OUT_PATHS empty.
+        hooked(&format!(
+            "paths=$(nix-store --query --outputs $DRV_PATH)\necho copied $paths\nexec nix copy --to '{url}' $paths"
+        ));
+        let ended = push(store, &target, &url).envs(client.clone()).run();
+        ended.exits(0);
+        assert_eq!(ended.report()["pushed"]["outputs"], 1);
+        assert!(ended.stderr.contains("post-build-hook> copied "), "{ended}");
+        // The hook copies every build, what only others need while they are built included.
+        for attr in ["top", "dep", "tool"] {
+            assert!(is_in(&folder, store.target(attr).out()), "{attr}");
+        }
+        // Where the hook fails, Nix fails the build, although its output is there; a retry finds it, and pushes it.
+        fs::remove_dir_all(&folder).unwrap();
+        store.delete([target.out()]);
+        hooked("exit 3");
+        let ended = push(store, &target, &url).envs(client.clone()).run();
+        assert_ne!(ended.status.code(), Some(0), "{ended}");
+        assert!(!folder.exists() && store.has(target.out()), "{ended}");
+        let ended = push(store, &target, &url).envs(client).run();
+        ended.exits(0);
+        assert!(is_in(&folder, target.out()));
+    }
 }
 
 // ---- what goes wrong
