@@ -340,7 +340,7 @@ impl Fleet {
             let path = entry.unwrap().path();
             (path.extension()? == "tar").then_some(path)
         });
-        found.expect("an archive was uploaded")
+        found.unwrap()
     }
 
     /// The build's `eval-once.json`.

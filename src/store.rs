@@ -6,12 +6,15 @@
 
 mod batches;
 mod copying;
+mod lacking;
+mod printed;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::command_line::{CommandLine, Ending};
+use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::command::OwnedOptions;
@@ -21,9 +24,9 @@ use crate::nix::{
 };
 use crate::parallel;
 use crate::supervise::{Finished, OnStop, Supervisor};
-use crate::text::without_credentials;
 
 use self::batches::batches;
+use self::printed::store_paths;
 pub use copying::{CopyEnd, CopyOrder, CopyProgress, PATIENCE};
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
@@ -32,11 +35,6 @@ pub const ATTEMPTS: u32 = 3;
 
 /// What to do about a garbage collector that disturbs.
 pub const COLLECTOR_HINT: &str = "run the garbage collector less often, or while no job runs; from Nix 2.35 on it leaves alone what is in use";
-
-/// How many paths one program asks another store about, and how many programs ask at once. Each asks for one path after the other:
-/// for 1,000 paths over HTTP one program takes 23 s where an answer takes 20 ms, ten take 3 s.
-const PATHS_PER_QUESTION: usize = 100;
-const QUESTIONS_AT_ONCE: usize = 10;
 
 /// The store that Nix uses here, and the settings with which it is asked.
 #[derive(Debug)]
@@ -50,7 +48,7 @@ pub struct Store {
     /// Files that could not be downloaded: their substituters are removed before the next command.
     unreachable: BTreeSet<String>,
     /// The folder of its paths, once it was asked for; inside, none where Nix does not say.
-    folder: Option<Option<PathBuf>>,
+    folder: OnceCell<Option<PathBuf>>,
     /// All files that could not be downloaded so far.
     seen_unreachable: BTreeSet<String>,
     log: Log,
@@ -73,7 +71,7 @@ impl Store {
             has_flake_settings: false,
             substituters: None,
             unreachable: BTreeSet::new(),
-            folder: None,
+            folder: OnceCell::new(),
             seen_unreachable: BTreeSet::new(),
             log: log.clone(),
         }
@@ -209,11 +207,11 @@ impl Store {
     /// # Errors
     /// A signal asked us to end (128 + n).
     pub fn ask_for_folder(&mut self, supervisor: &mut Supervisor) -> Result<(), Failure> {
-        if self.folder.is_none() {
+        if self.folder.get().is_none() {
             let line = self.folder_line(supervisor)?;
             let printed = self.printed_if_any(supervisor, &line)?;
             let folder = printed.and_then(|printed| serde_json::from_str(&printed).ok());
-            self.folder = Some(folder);
+            let _ = self.folder.set(folder);
         }
         Ok(())
     }
@@ -230,7 +228,7 @@ impl Store {
     /// The folder of this store's paths, where it was asked for: here, because the store had refused a question.
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
-        self.folder.as_ref()?.as_deref()
+        self.folder.get()?.as_deref()
     }
 
     /// Whether a path is known to be of a store in another folder.
@@ -312,80 +310,6 @@ impl Store {
         let Answer { finished, .. } = self.run(supervisor, &line)?;
         let answered = finished.ending.success();
         Ok(answered.then_some(finished.stdout.is_empty()))
-    }
-
-    /// Which of `paths` a store lacks, as it is now; inside, why it cannot be asked. A cache in a folder is looked at as such: Nix
-    /// would make the folder where it is missing, and this only asks.
-    ///
-    /// # Errors
-    /// The program is missing (69); a signal asked us to end (128 + n).
-    pub fn lacking(
-        &mut self,
-        supervisor: &mut Supervisor,
-        store: &StoreUrl,
-        paths: &[&StorePath],
-    ) -> Result<Result<HashSet<StorePath>, String>, Failure> {
-        let in_folder = |path: &&&StorePath| match caches::file_in_cache(store.as_str(), path) {
-            Some(file) => file.try_exists().map(|exists| !exists),
-            None => Ok(true),
-        };
-        if store.scheme() == "file" {
-            let mut lacking = HashSet::new();
-            for path in paths {
-                match in_folder(&path) {
-                    Ok(true) => drop(lacking.insert((*path).clone())),
-                    Ok(false) => {}
-                    Err(error) => return Ok(Err(error.to_string())),
-                }
-            }
-            return Ok(Ok(lacking));
-        }
-        let lines: Vec<CommandLine> = paths
-            .chunks(PATHS_PER_QUESTION)
-            .map(|part| self.lacking_line(supervisor, store, part))
-            .collect::<Result<_, _>>()?;
-        let mut lacking = HashSet::new();
-        let mut why = None;
-        let asked = parallel::each_within(
-            supervisor,
-            &lines,
-            QUESTIONS_AT_ONCE,
-            PATIENCE,
-            |_, finished, stderr| {
-                if finished.ending.success() {
-                    lacking.extend(store_paths(&finished));
-                    return Ok(());
-                }
-                let ending = finished.ending;
-                let said = if matches!(ending, Ending::Killed(_)) {
-                    format!("no answer within {} s", PATIENCE.as_secs())
-                } else {
-                    NixOutput::of(stderr.as_bytes()).final_message(ending)
-                };
-                why = Some(without_credentials(&said).into_owned());
-                // The others would wait for the same store.
-                Err(Failure::new(Class::Infrastructure, said))
-            },
-        );
-        match (asked, why) {
-            (Ok(()), _) => Ok(Ok(lacking)),
-            (Err(_), Some(why)) => Ok(Err(why)),
-            (Err(failure), None) => Err(class::not_started(failure)),
-        }
-    }
-
-    /// The command that asks a store which of `paths` it lacks.
-    ///
-    /// # Errors
-    /// A signal asked us to end (128 + n).
-    pub fn lacking_line(
-        &mut self,
-        supervisor: &mut Supervisor,
-        store: &StoreUrl,
-        paths: &[&StorePath],
-    ) -> Result<CommandLine, Failure> {
-        let options = self.options(supervisor)?;
-        Ok(command::lacking_in(store, paths, &options))
     }
 
     // ---- roots, closures, logs
@@ -644,11 +568,4 @@ impl Store {
         self.note_unreachable(&NixOutput::of(&stderr));
         Ok(Answer { finished, stderr })
     }
-}
-
-/// The store paths that a program has printed; anything else is dropped.
-fn store_paths(finished: &Finished) -> impl Iterator<Item = StorePath> {
-    finished
-        .paths()
-        .filter_map(|path| StorePath::parse(path.to_str()?).ok())
 }

@@ -5,13 +5,15 @@ use std::{
     fmt::Write as _,
     fs,
     io::Read,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
 };
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use unix::unistd::chown;
 
+use crate::failures::ordinary_user;
 use crate::support::{
     DEADLINE, EVAL_ONCE,
     buildkite::{Build, Job, JobState, Outcome},
@@ -36,6 +38,9 @@ fn store() -> Option<Store> {
     store.write("source", "source\n");
     Some(store)
 }
+
+/// An ordinary user.
+const NOBODY: u32 = 65_534;
 
 /// A build that records what is in the store's working folder, with these flags.
 fn build(store: &Store, flags: &str) -> Option<Build> {
@@ -144,6 +149,17 @@ fn closure(store: &Store, attrs: &[&str]) -> BTreeSet<String> {
 fn temporary(store: &Store) -> Vec<PathBuf> {
     let entries = fs::read_dir(store.root().join("tmp")).unwrap();
     entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// So many bytes that no program can compress.
+fn noise(bytes: usize, mut state: u32) -> Vec<u8> {
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[0]
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
 }
 
 /// That a log has this part.
@@ -388,6 +404,34 @@ fn the_archive_is_uploaded_before_the_plan_and_the_first_step() {
 }
 
 #[test]
+fn an_ordinary_user_of_a_daemon_shares_through_both() {
+    let Some(job) = odd_job("") else { return };
+    let root = job.store.root();
+    fs::set_permissions(root, fs::Permissions::from_mode(0o755)).unwrap();
+    let url = format!("file://{}", root.join("home/shared").display());
+    let all = closure(&job.store, &["a", "b", "c"]);
+    let daemon = job.store.daemon();
+    let is_another = ordinary_user();
+    let by_user = |program: Program| {
+        let program = program.envs(daemon.env());
+        if !is_another {
+            return program;
+        }
+        for name in ["work", "tmp", "home", "kept"] {
+            chown(&root.join(name), Some(NOBODY.into()), None).unwrap();
+        }
+        program
+            .by_user(NOBODY)
+            .env("EVAL_ONCE_STATE_DIR", root.join("home/eo"))
+    };
+    by_user(job.recording(&[])).run().exits(0);
+    assert_eq!(job.changes(), ALL_CHANGES);
+    assert_eq!(job.shared(), all);
+    by_user(job.recording(&["--share", &url])).run().exits(0);
+    assert_eq!(cached(&files(&root.join("home/shared"))), all);
+}
+
+#[test]
 fn what_needs_no_step_is_not_shared() {
     let Some(job) = odd_job("") else { return };
     let a = job.store.instantiate("default.nix", "a");
@@ -501,15 +545,6 @@ fn only_what_a_store_does_not_have_is_copied() {
 #[test]
 fn more_than_the_limit_is_not_shared_and_the_largest_paths_are_named() {
     let Some(job) = odd_job("") else { return };
-    let noise = |bytes: usize, mut state: u32| -> Vec<u8> {
-        let next = || {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            state.to_le_bytes()[0]
-        };
-        std::iter::repeat_with(next).take(bytes).collect()
-    };
     fs::write(job.store.work().join("source"), noise(900_000, 1)).unwrap();
     job.record(&["--share-limit", "1"]).exits(0);
     assert_eq!(job.changes(), ALL_CHANGES, "as much is shared");
@@ -566,10 +601,7 @@ fn without_the_program_nix_nothing_is_shared() {
 #[test]
 fn a_full_disk_is_a_warning() {
     let Some(job) = odd_job("") else { return };
-    let noise: Vec<u8> = (0..3_000_000_u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
-        .collect();
-    fs::write(job.store.work().join("source"), noise).unwrap();
+    fs::write(job.store.work().join("source"), noise(3_000_000, 3)).unwrap();
     let tmp = job.store.root().join("small");
     fs::create_dir(&tmp).unwrap();
     let script = format!("mount -t tmpfs -o size=512k small {}", tmp.display());

@@ -223,33 +223,62 @@ fn a_drv_that_is_not_here_comes_from_an_archive_that_is_downloaded_once() {
 }
 
 #[test]
-fn a_real_agent_downloads_the_archive_of_its_build() {
+fn a_real_agent_downloads_the_archive_of_its_build_whichever_of_its_jobs_have_uploaded_it() {
     let Some(scene) = Scene::new() else { return };
     let Some(_) = program() else { return };
     let (name, bytes) = scene.archive();
-    fs::write(scene.store.work().join(&name), bytes).unwrap();
-    let record = scene.target.record(
-        &json!({ "share": format!("artifact:{name}"), "attr": ["hello"], "file": "default.nix" }),
-    );
-    let steps = json!({ "steps": [{
-        "key": "build", "command": format!("{EVAL_ONCE} step"), "env": { "EVAL_ONCE_STEP": record.to_string() },
-    }] });
-    fs::write(scene.store.work().join("steps.json"), steps.to_string()).unwrap();
-    let upload = format!(
-        "buildkite-agent artifact upload {name} && rm {name} && buildkite-agent pipeline upload --no-interpolation steps.json"
-    );
-    let Some(build) = Build::new(&json!({ "key": "record", "command": upload })) else {
-        return;
-    };
-    let build = build.checkout(scene.store.work()).envs(scene.store.env());
-    assert_eq!(
-        build.run(),
-        Outcome::Passed,
-        "{}",
-        build.job("build").plain()
-    );
-    let log = build.job("build").plain();
-    assert!(log.contains("fetched-from-share"), "{log}");
+    // The other one does not name its content; of that the agent says the sum, if there is one of its name.
+    for (name, uploads) in [(name.as_str(), 2), ("drvs.tar", 1)] {
+        fs::write(scene.store.work().join(name), &bytes).unwrap();
+        let record = scene.target.record(&json!({
+            "share": format!("artifact:{name}"), "file": "default.nix", "attr": ["hello"], "out-link": false,
+        }));
+        let steps = json!({ "steps": [{
+            "key": "build", "command": format!("{EVAL_ONCE} step"),
+            "env": { "EVAL_ONCE_STEP": record.to_string() },
+        }] });
+        fs::write(scene.store.work().join("steps.json"), steps.to_string()).unwrap();
+        let upload = format!("buildkite-agent artifact upload {name} && ").repeat(uploads);
+        let command = format!(
+            "{upload} rm {name} && buildkite-agent pipeline upload --no-interpolation steps.json"
+        );
+        let Some(build) = Build::new(&json!({ "key": "record", "command": command })) else {
+            return;
+        };
+        let build = build.checkout(scene.store.work()).envs(scene.store.env());
+        let outcome = build.run();
+        let log = build.job("build").plain();
+        assert_eq!(outcome, Outcome::Passed, "{log}");
+        assert!(log.contains("fetched-from-share"), "{log}");
+        fs::remove_dir_all(scene.store.our_state()).unwrap();
+        scene.forget();
+    }
+}
+
+#[test]
+fn what_a_job_has_unpacked_serves_a_step_by_hand_too() {
+    let Some(scene) = Scene::new() else { return };
+    let (name, bytes) = scene.archive();
+    let by_hand = scene.step(&format!("artifact:{name}"));
+    by_hand
+        .run()
+        .exits(65)
+        .passes_on("this is no Buildkite job");
+    let (job, _) = scene.job(&name, &bytes, DOWNLOADS);
+    job.run().takes("fetched", "fetched-from-share");
+    scene.forget();
+    by_hand.run().takes("fetched", "fetched-from-share");
+}
+
+#[test]
+fn a_download_that_takes_its_time_shows_how_far_it_is() {
+    let Some(scene) = Scene::new() else { return };
+    let (name, bytes) = scene.archive();
+    let slowly = "for second in 1 2 3 4 5 6 7 8 9 10 11 12; do head -c 99 \"$FROM\" >>\"$TO.tmp\"; sleep 1; done; cp \"$FROM\" \"$TO\"";
+    let (step, _) = scene.job(&name, &bytes, slowly);
+    step.run()
+        .takes("fetched", "fetched-from-share")
+        .says(&[&format!("downloading {name}: 0 MiB"), "fetched-from-share"]);
 }
 
 // ---- what a share can do to a step
@@ -401,6 +430,61 @@ fn an_archive_that_is_larger_than_its_record_is_refused() {
         if way == "evaluated" {
             ended.passes_on("it unpacks to more than its record says");
         }
+        scene.forget();
+    }
+}
+
+#[test]
+fn a_download_that_is_larger_than_its_record_is_stopped() {
+    let Some(scene) = Scene::new() else { return };
+    scene.cure();
+    let (name, bytes) = scene.archive();
+    let keys = json!({ "share-size": 20_000 });
+    let large = "truncate -s 40M \"$TO.tmp\"; exec sleep 300";
+    let (step, _) = scene.job_with(&name, &bytes, large, &keys);
+    let ended = step.run();
+    ended.takes("evaluated", "drv-missing");
+    assert_eq!(
+        reasons(&ended, "it is larger than its record says"),
+        1,
+        "{ended}"
+    );
+    scene.forget();
+    let (step, _) = scene.job_with(&name, &bytes, DOWNLOADS, &keys);
+    step.run().takes("fetched", "fetched-from-share");
+}
+
+#[test]
+fn a_full_disk_is_one_reason_and_the_step_evaluates() {
+    let Some(scene) = Scene::new() else { return };
+    scene.cure();
+    fs::write(scene.cache.join("nar/large.nar"), vec![0; 600_000]).unwrap();
+    let (name, bytes) = scene.archive();
+    let state = scene.store.root().join("small");
+    fs::create_dir(&state).unwrap();
+    // Less than the download, less than that and what it unpacks to, and enough.
+    for (size, way) in [
+        ("512k", "evaluated"),
+        ("1m", "evaluated"),
+        ("4m", "fetched"),
+    ] {
+        let mount = format!("mount -t tmpfs -o size={size} tmpfs '{}'", state.display());
+        let Some(mounted) = scene.store.with_mounts(&mount) else {
+            return;
+        };
+        let (step, _) = scene.job(&name, &bytes, DOWNLOADS);
+        let ended = step
+            .behind(&mounted)
+            .env("EVAL_ONCE_STATE_DIR", &state)
+            .run();
+        ended.exits(0);
+        assert_eq!(ended.report()["way"], way, "{ended}");
+        let expected = usize::from(way == "evaluated");
+        assert_eq!(
+            reasons(&ended, "No space left on device"),
+            expected,
+            "{ended}"
+        );
         scene.forget();
     }
 }

@@ -145,6 +145,21 @@ pub fn lacking_in(store: &StoreUrl, paths: &[&StorePath], options: &Options) -> 
     command("nix-store", &arguments, options)
 }
 
+/// Says on standard error which of `paths` would be fetched from a store, as it is now, and which it lacks: into a store that has
+/// nothing, so that all of them count.
+#[must_use]
+pub fn would_obtain_from(store: &StoreUrl, paths: &[&StorePath], options: &Options) -> CommandLine {
+    let mut arguments = vec!["--store", "dummy://", "--realise", "--dry-run"];
+    arguments.extend(paths.iter().map(|path| path.as_str()));
+    let mut command = command("nix-store", &arguments, options);
+    let memory = [SEEN_NEVER, MISSED_NEVER].concat();
+    let substituters = ["--option", "substituters", store.as_str()];
+    // Behind what the user sets, which is about this host.
+    let last = memory.into_iter().chain(substituters);
+    command.arguments.extend(last.map(OsString::from));
+    command
+}
+
 /// Copies a `.drv` with what it needs to be realised into the store that is used here. (An ordinary user may, unsigned: all of it
 /// is content-addressed.)
 #[must_use]
@@ -603,6 +618,15 @@ mod tests {
         assert_eq!(
             asked("ssh-ng://h"),
             format!("nix-store --store ssh-ng://h {question}")
+        );
+        let cache = StoreUrl::parse("s3://b").unwrap();
+        let options = [("substituters".into(), "https://a".into())];
+        assert_eq!(
+            would_obtain_from(&cache, &[&out], &options).to_string(),
+            format!(
+                "nix-store --store dummy:// --realise --dry-run {OUT} --option substituters https://a \
+                 --option narinfo-cache-positive-ttl 0 --option narinfo-cache-negative-ttl 0 --option substituters s3://b"
+            )
         );
     }
 

@@ -151,3 +151,83 @@ impl<'a> Sharing<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::nix::settings::NixSettings;
+    use crate::recording::pipeline::fixtures::request;
+
+    const URL: &str = "file:///cache";
+
+    /// How a recording shares whose key and whose host's setting say this, in a word.
+    fn how(key: Option<&str>, host: Option<&str>, in_job: bool, dry_run: bool) -> String {
+        let setting = |text: Option<&str>| text.map(|text| ShareSetting::parse(text).unwrap());
+        let request = RecordingRequest {
+            share: setting(key),
+            ..request()
+        };
+        let host = Host {
+            state: None,
+            evaluations: NonZeroUsize::MIN,
+            recorded_only: false,
+            share: setting(host),
+            nix: NixSettings::default(),
+            temporary: "/tmp".into(),
+        };
+        let build = BuildkiteBuild {
+            build: "b".into(),
+            job: "j".into(),
+            step: "s".into(),
+            pipeline: "p".into(),
+            branch: "main".into(),
+            is_retry: false,
+        };
+        let build = Some(&build).filter(|_| in_job);
+        match Sharing::new(&request, &host, build, dry_run).map(|sharing| sharing.how) {
+            Ok(How::Off) => "off".into(),
+            Ok(How::OffByKey) => "off by key".into(),
+            Ok(How::Named(url)) => format!("named {url}"),
+            Ok(How::Store(url)) => url.to_string(),
+            Ok(How::Artifact { limit, .. }) => format!("artifact {limit}"),
+            Err(failure) => {
+                assert_eq!(failure.class, Class::Config);
+                "refused".into()
+            }
+        }
+    }
+
+    #[test]
+    fn a_recording_shares_as_its_key_says_or_its_host_or_in_a_job_as_an_artifact() {
+        let named = format!("named {URL}");
+        for (key, host, in_job, by_hand, dry_run) in [
+            (None, None, "artifact 128", "off", "off"),
+            (None, Some("artifact"), "artifact 2048", "off", "off"),
+            (
+                Some("artifact"),
+                Some(URL),
+                "artifact 2048",
+                "refused",
+                "off",
+            ),
+            (None, Some(URL), URL, URL, named.as_str()),
+            (Some(URL), Some("false"), URL, URL, named.as_str()),
+            (None, Some("false"), "off", "off", "off"),
+            (
+                Some("false"),
+                Some(URL),
+                "off by key",
+                "off by key",
+                "off by key",
+            ),
+        ] {
+            assert_eq!(how(key, host, true, false), in_job, "{key:?} {host:?}");
+            assert_eq!(how(key, host, false, false), by_hand, "{key:?} {host:?}");
+            for is_job in [true, false] {
+                assert_eq!(how(key, host, is_job, true), dry_run, "{key:?} {host:?}");
+            }
+        }
+    }
+}

@@ -30,12 +30,19 @@ const CACHE_INFO: &str = "nix-cache-info";
 /// The folder of its NARs.
 const NARS: &str = "nar";
 
+/// After how many bytes it is asked whether to go on.
+const ASK_EVERY: u64 = 4 << 20;
+
 /// Packs the binary cache in the folder `cache` into a file in `folder`. Only what a step reads is packed: Nix makes empty folders
-/// beside it, and not the same in each version.
+/// beside it, and not the same in each version. `goes_on` is asked now and then.
 ///
 /// # Errors
-/// A file cannot be read, or the archive cannot be written.
-pub(super) fn pack(cache: &Path, folder: &Path) -> io::Result<Archive> {
+/// A file cannot be read, the archive cannot be written, or it is not to go on.
+pub(super) fn pack(
+    cache: &Path,
+    folder: &Path,
+    goes_on: &mut dyn FnMut() -> bool,
+) -> io::Result<Archive> {
     let mut narinfos = names(cache)?;
     narinfos.retain(|name| name.ends_with(".narinfo"));
     let partial = folder.join("partial.tar");
@@ -43,6 +50,8 @@ pub(super) fn pack(cache: &Path, folder: &Path) -> io::Result<Archive> {
         file: BufWriter::with_capacity(1 << 20, File::create(&partial)?),
         sha256: Sha256::new(),
         size: 0,
+        asked: 0,
+        goes_on,
     });
     let mut unpacked = add_file(&mut tar, cache, CACHE_INFO)?;
     for narinfo in &narinfos {
@@ -81,7 +90,7 @@ fn names(folder: &Path) -> io::Result<Vec<String>> {
 }
 
 /// Adds a file of the cache; its size in bytes.
-fn add_file(tar: &mut Builder<Hashing>, cache: &Path, name: &str) -> io::Result<u64> {
+fn add_file(tar: &mut Builder<Hashing<'_>>, cache: &Path, name: &str) -> io::Result<u64> {
     let file = File::open(cache.join(name))?;
     let size = file.metadata()?.len();
     let mut header = header(EntryType::Regular, 0o644, size);
@@ -101,14 +110,23 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
 }
 
 /// Writes into a file, and hashes what it writes.
-struct Hashing {
+struct Hashing<'a> {
     file: BufWriter<File>,
     sha256: Sha256,
     size: u64,
+    /// The size when it was last asked whether to go on.
+    asked: u64,
+    goes_on: &'a mut dyn FnMut() -> bool,
 }
 
-impl Write for Hashing {
+impl Write for Hashing<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.size - self.asked >= ASK_EVERY {
+            self.asked = self.size;
+            if !(self.goes_on)() {
+                return Err(io::Error::other("stopped"));
+            }
+        }
         let written = self.file.write(bytes)?;
         self.sha256.update(&bytes[..written]);
         self.size += written as u64;
@@ -153,7 +171,7 @@ mod tests {
         fs::write(cache.path().join("nar/.tmp-1"), "x").unwrap();
         fs::write(cache.path().join("other"), "x").unwrap();
         let folder = TempDir::new().unwrap();
-        let archive = pack(cache.path(), folder.path()).unwrap();
+        let archive = pack(cache.path(), folder.path(), &mut || true).unwrap();
         let file = File::open(folder.path().join(&archive.name)).unwrap();
         let mut archived = tar::Archive::new(file);
         let mut entries = Vec::new();
@@ -187,7 +205,7 @@ mod tests {
     fn an_archive_is_named_by_its_bytes_which_its_content_alone_decides() {
         let packed = || {
             let folder = TempDir::new().unwrap();
-            let archive = pack(cache(&FILES).path(), folder.path()).unwrap();
+            let archive = pack(cache(&FILES).path(), folder.path(), &mut || true).unwrap();
             let bytes = fs::read(folder.path().join(&archive.name)).unwrap();
             let left = folder.path().read_dir().unwrap().count();
             assert_eq!(left, 1, "nothing remains beside it");
@@ -204,9 +222,25 @@ mod tests {
     }
 
     #[test]
+    fn a_large_archive_is_left_where_it_is_not_to_go_on() {
+        let large = "x".repeat(9 << 20);
+        let cache = cache(&[("nix-cache-info", ""), ("nar/1.nar.zst", &large)]);
+        let folder = TempDir::new().unwrap();
+        for (goes_on, is_packed) in [(1, false), (2, true)] {
+            let mut asked = 0;
+            let mut goes_on = || {
+                asked += 1;
+                asked <= goes_on
+            };
+            let packed = pack(cache.path(), folder.path(), &mut goes_on);
+            assert_eq!(packed.is_ok(), is_packed, "{packed:?}");
+        }
+    }
+
+    #[test]
     fn what_is_no_cache_is_not_packed() {
         let folder = TempDir::new().unwrap();
         let empty = TempDir::new().unwrap();
-        assert!(pack(empty.path(), folder.path()).is_err());
+        assert!(pack(empty.path(), folder.path(), &mut || true).is_err());
     }
 }

@@ -160,7 +160,7 @@ impl ShareWriter<'_> {
             return Err(because(format!("{} is not UTF-8", folder.display())));
         };
         let to = StoreUrl::parse(&format!("file://{to}?compression=zstd")).map_err(because)?;
-        let mut size = FolderSize::new(&work);
+        let mut size = ArchiveSize::new([cache.clone(), nix.into()]);
         let end = self.copy(&to, Some(nix), |_| {
             if size.is_beyond(limit) {
                 CopyOrder::Stop
@@ -172,7 +172,10 @@ impl ShareWriter<'_> {
             return Err(self.too_large(limit)?);
         }
         finished(end, "an archive")?;
-        let archive = pack(&cache, folder).classify(Class::Infrastructure, cannot_pack)?;
+        let supervisor = &mut *self.supervisor;
+        let packed = pack(&cache, folder, &mut || supervisor.check().is_ok());
+        self.supervisor.check()?;
+        let archive = packed.classify(Class::Infrastructure, cannot_pack)?;
         // The disk may be small, and an upload may last long.
         let _ = fs::remove_dir_all(work);
         Ok(archive)
@@ -310,17 +313,18 @@ fn mebibytes(bytes: u64) -> String {
     }
 }
 
-/// The size of a folder that grows.
-struct FolderSize {
-    folder: PathBuf,
+/// The size of an archive that grows.
+struct ArchiveSize {
+    /// The binary cache, and where Nix compresses what it moves there. (What is being moved may be in both.)
+    folders: [PathBuf; 2],
     /// When it is measured next.
     due: Instant,
 }
 
-impl FolderSize {
-    fn new(folder: &Path) -> Self {
+impl ArchiveSize {
+    fn new(folders: [PathBuf; 2]) -> Self {
         Self {
-            folder: folder.to_owned(),
+            folders,
             due: Instant::now() + MEASURE_EVERY,
         }
     }
@@ -338,7 +342,11 @@ impl FolderSize {
 
     fn measure(&self) -> u64 {
         // What is renamed meanwhile is counted the next time.
-        size_of(&self.folder).unwrap_or(0)
+        let sizes = self
+            .folders
+            .iter()
+            .map(|folder| size_of(folder).unwrap_or(0));
+        sizes.max().unwrap_or(0)
     }
 }
 

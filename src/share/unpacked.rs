@@ -24,6 +24,9 @@ const SIZE_AT_MOST: u64 = 2 << 30;
 /// The folder of a download, in the one that is filled. No entry of an archive has this name.
 const DOWNLOAD: &str = "download";
 
+/// Why nothing is downloaded outside a job.
+const NO_JOB: &str = "this is no Buildkite job, which could download it";
+
 /// How often a folder is looked at that another step fills.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -36,6 +39,8 @@ pub struct ArchiveRecord<'r> {
     pub size: Option<u64>,
     /// For how many days it is kept after its last use.
     pub keep_days: u64,
+    /// Whether this is a job of its build, which can download it.
+    pub in_build: bool,
 }
 
 /// An archive that is unpacked here, as a store. It is not removed while this exists.
@@ -103,6 +108,7 @@ pub fn unpacked(
 ) -> Result<UnpackedArchive, ShareError> {
     let sha256 = match sha256_of_name(archive.name) {
         Some(sha256) => sha256.to_owned(),
+        None if !archive.in_build => return Err(wrong(NO_JOB)),
         None => sha256_of_artifact(supervisor, archive.name)?,
     };
     let _ = state.sweep_common(CommonKind::Share);
@@ -117,6 +123,7 @@ pub fn unpacked(
     let (folder, is_new) = loop {
         match folder.look().map_err(|error| no_folder(&error))? {
             Seen::Complete(folder) => break (folder, false),
+            Seen::Ours(_) if !archive.in_build => return Err(wrong(NO_JOB)),
             Seen::Ours(filling) => {
                 status.clear();
                 match fill(archive, &sha256, &filling, state, supervisor, log) {

@@ -48,13 +48,11 @@ impl StepRun<'_> {
     }
 
     fn copy_from_archive(&mut self, drv: &DrvPath, name: &str) -> Result<(), ShareError> {
-        if !self.in_build {
-            return Err(wrong("this is no Buildkite job, which could download it"));
-        }
         let archive = ArchiveRecord {
             name,
             size: self.request.share_size,
             keep_days: self.request.keep_days.unwrap_or(KEEP_DAYS),
+            in_build: self.in_build,
         };
         // Opened before the supervisor is lent.
         self.state();

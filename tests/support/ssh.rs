@@ -1,6 +1,7 @@
 //! A real `sshd` on loopback that lets its client into one host: with keys, a port and a configuration of its own.
 
 use std::{
+    fmt::Write as _,
     fs::{self, File},
     net::{TcpListener, TcpStream},
     os::unix::process::CommandExt,
@@ -48,7 +49,7 @@ impl Sshd {
         let mut script = "#!/bin/sh\n".to_owned();
         for (name, value) in host.env() {
             let (name, value) = (name.into_string().unwrap(), value.into_string().unwrap());
-            script.push_str(&format!("export {name}='{value}'\n"));
+            let _ = writeln!(script, "export {name}='{value}'");
         }
         script.push_str("exec sh -c \"$SSH_ORIGINAL_COMMAND\"\n");
         write_program(&at("host"), &script);

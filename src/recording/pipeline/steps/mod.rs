@@ -313,15 +313,61 @@ mod tests {
     use super::fixtures::{make, record_of, values};
     use super::*;
     use crate::exit::Class;
-    use crate::nix::Source;
+    use crate::nix::{Source, StoreUrl};
     use crate::recording::Emit;
     use crate::recording::pipeline::fixtures::*;
     use crate::recording::pipeline::limits::{JOBS_PER_BUILD, RECORD_AT_MOST};
     use crate::recording::pipeline::placed_step;
     use crate::recording::pipeline::steps::retry::retry_rules;
+    use crate::share_keys::Share;
     use proptest::prelude::*;
     use serde_json::{Value, json};
     use std::collections::BTreeMap;
+
+    #[test]
+    fn the_share_is_in_the_records_of_those_targets_whose_steps_may_run() {
+        for emit in [Emit::Command, request().emit] {
+            let request = RecordingRequest { emit, ..request() };
+            let targets = [
+                target(0, &["runs"]),
+                target(1, &["skipped"]),
+                target_wishing(2, &json!({ "comand": "refused" })),
+                target_wishing(3, &json!({ "skip": true })),
+                target_wishing(4, &json!({ "skip": false, "plugins": ["docker#v5"] })),
+            ];
+            let skip = [None, Some("there".to_owned()), None, None, None];
+            let edges = no_edges(&targets);
+            let mut steps = make(&targets, &edges, &skip, &request).unwrap();
+            let drvs: Vec<_> = steps.drvs_of_steps(&targets).into_iter().collect();
+            assert_eq!(drvs, [&targets[0].drv, &targets[4].drv]);
+            let share = Share::Artifact("a.tar".into());
+            let before: Vec<_> = values(&steps).iter().map(record_of).collect();
+            steps
+                .add_to_records(&share_keys(&share, Some(7), 9))
+                .unwrap();
+            let added =
+                keys(&json!({ "share": "artifact:a.tar", "share-size": 7, "keep-days": 9 }));
+            for (mut before, step) in before.into_iter().zip(values(&steps)) {
+                let runs = step["label"] == ":nix: runs" || step["label"] == ":nix: p.t4";
+                if runs {
+                    before.extend(added.clone());
+                }
+                assert_eq!(record_of(&step), before, "{step}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_step_finds_a_store_by_its_url_alone_and_keeps_what_it_unpacks_as_long_as_it_is_told() {
+        let url = Share::Store(StoreUrl::parse("file:///cache").unwrap());
+        assert_eq!(
+            share_keys(&url, None, 9),
+            keys(&json!({ "share": "file:///cache" }))
+        );
+        let artifact = Share::Artifact("a.tar".into());
+        let expected = keys(&json!({ "share": "artifact:a.tar", "share-size": 7 }));
+        assert_eq!(share_keys(&artifact, Some(7), 3), expected);
+    }
 
     #[test]
     fn a_target_with_a_wrong_wish_has_an_error_step() {
