@@ -11,6 +11,7 @@
 )]
 
 mod pairs;
+mod parts;
 
 use std::{
     env, fs,
@@ -19,36 +20,23 @@ use std::{
 };
 
 use pairs::{command, compare, heading, in_turn, print_line};
+use parts::{Part, run_named};
 use serde_json::Value;
 use unix::sys::{
     resource::{UsageWho, getrusage},
     time::TimeValLike,
 };
 
-/// What is measured: its name, how many pairs of runs there are if nothing else is said, and how.
-type Part = (&'static str, usize, fn(&Fleet, usize));
-
 /// The parts, in their order.
-const PARTS: [Part; 3] = [
+const PARTS: [Part<Fleet>; 3] = [
     ("fetched", 30, fetched),
     ("shared", 5, shared),
     ("bytes", 1, bytes),
 ];
 
 fn main() {
-    // Cargo adds `--bench`.
-    let arguments: Vec<String> = env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
-        .collect();
-    let given = arguments.iter().find_map(|argument| argument.parse().ok());
-    for (name, pairs, part) in PARTS {
-        if arguments.iter().any(|argument| argument == name) {
-            let fleet = Fleet::new();
-            part(&fleet, given.unwrap_or(pairs));
-            println!();
-        }
-    }
+    println!("Medians in milliseconds; in brackets the quartiles.");
+    run_named(&PARTS, Fleet::new);
 }
 
 /// Goal: at least ten times less time and processor time, a ratio of 0.1.

@@ -10,6 +10,7 @@
 )]
 
 mod pairs;
+mod parts;
 
 use std::{
     env, fs,
@@ -19,6 +20,7 @@ use std::{
 };
 
 use pairs::{command, compare, heading};
+use parts::{Part, run_named};
 
 /// How many targets of `heavy.nix` are evaluated: some seconds of work.
 const HEAVY: usize = 24;
@@ -31,11 +33,8 @@ const LIGHT: usize = 1_000;
 const MANY: usize = 10_000;
 const THROW: usize = 100;
 
-/// What is measured: its name, how many pairs of runs there are if nothing else is said, and how.
-type Part = (&'static str, usize, fn(&Folder, usize));
-
 /// The parts, in their order.
-const PARTS: [Part; 4] = [
+const PARTS: [Part<Folder>; 4] = [
     ("worker", 7, one_worker),
     ("workers", 7, two_workers),
     ("many", 9, many),
@@ -43,20 +42,8 @@ const PARTS: [Part; 4] = [
 ];
 
 fn main() {
-    // Cargo adds `--bench`.
-    let arguments: Vec<String> = env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
-        .collect();
-    let given = arguments.iter().find_map(|argument| argument.parse().ok());
-    let folder = Folder(tempfile::tempdir().unwrap());
     println!("Medians in milliseconds; in brackets the quartiles.");
-    for (name, pairs, part) in PARTS {
-        if arguments.iter().any(|argument| argument == name) {
-            println!();
-            part(&folder, given.unwrap_or(pairs));
-        }
-    }
+    run_named(&PARTS, || Folder(tempfile::tempdir().unwrap()));
 }
 
 /// Goal: at most 1.1 times.
