@@ -127,6 +127,24 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("json"), json!(1)],
         ),
         (
+            "skip",
+            vec![json!(true), json!(false)],
+            vec![json!("true"), json!("cached")],
+        ),
+        (
+            "refused",
+            vec![json!("web: its metadata makes no step")],
+            vec![json!(true), json!(["web"])],
+        ),
+    ]);
+    keys.extend(share_keys());
+    keys
+}
+
+/// The keys of a step that say how it shares with other hosts.
+fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
+    vec![
+        (
             "share",
             vec![
                 json!(format!("artifact:{ARCHIVE}")),
@@ -165,18 +183,7 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!(1), json!(365)],
             vec![json!(0), json!("3")],
         ),
-        (
-            "skip",
-            vec![json!(true), json!(false)],
-            vec![json!("true"), json!("cached")],
-        ),
-        (
-            "refused",
-            vec![json!("web: its metadata makes no step")],
-            vec![json!(true), json!(["web"])],
-        ),
-    ]);
-    keys
+    ]
 }
 
 /// The keys of a recording.

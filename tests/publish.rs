@@ -246,6 +246,39 @@ fn a_retry_that_fails_again_gets_a_line() {
 }
 
 #[test]
+fn a_failed_push_is_annotated_as_such_and_a_retry_only_pushes() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    // A file where the folder is to be.
+    std::fs::write(&cache, "").unwrap();
+    let url = format!("file://{}", cache.display());
+    let pushed = json!({ "attr": "good", "push": url, "out-link": false });
+    let mend = json!({ "key": "mend", "command": format!("rm '{}'", cache.display()), "depends_on": "fails", "allow_dependency_failure": true });
+    let mut again = step("again", &pushed);
+    again["depends_on"] = json!("mend");
+    let Some(scene) = scene(&[step("fails", &pushed), mend, again]) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed, "{}", scene.logs());
+    let text = scene.annotation();
+    for part in [
+        "<b><code>good</code> was built, and not pushed</b>",
+        "the build succeeded, and the push to ",
+        "The build itself succeeded, and only the push failed: a retry finds the outputs, and pushes them.",
+        "Class <code>surroundings</code>, exit status 75,",
+        "<p>Reproduce:</p>\n<pre>nix --extra-experimental-features nix-command copy --to ",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(text.matches("<details").count(), 1, "{text}");
+    let report = scene.report("fails");
+    assert_eq!((&report["exit"], &report["built"]), (&json!(75), &json!(1)));
+    let report = scene.report("again");
+    assert_eq!((&report["exit"], &report["built"]), (&json!(0), &json!(0)));
+    assert!(cache.join("nix-cache-info").exists());
+}
+
+#[test]
 fn failures_without_a_root_cause_have_a_section_each() {
     let refused = step("refused", &json!({ "attr": "good", "unknown": 1 }));
     let Some(scene) = scene(&[attr("throws"), refused]) else {

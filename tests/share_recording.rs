@@ -609,7 +609,8 @@ fn a_full_disk_is_a_warning() {
         return;
     };
     let small = |program: Program| program.behind(&mounted).env("TMPDIR", &tmp);
-    fails_to_share(&job, small, &[], &["No space left on device"]);
+    let reason = format!("(the disk of {} has 0 MiB free)", tmp.display());
+    fails_to_share(&job, small, &[], &["cannot copy to an archive: ", &reason]);
 }
 
 #[test]

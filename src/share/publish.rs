@@ -13,6 +13,7 @@ use crate::agent;
 use crate::buildkite::agent as command;
 use crate::counts::number;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::host::low_on_disk;
 use crate::log::Log;
 use crate::nix::{DrvPath, StorePath, StoreUrl};
 use crate::share_keys::Share;
@@ -122,7 +123,8 @@ impl ShareWriter<'_> {
         temporary: &Path,
     ) -> Result<Published, NotShared> {
         let folder = plain_folder(temporary)?;
-        let archive = self.archive(limit, folder.path())?;
+        let archive = self.archive(limit, folder.path());
+        let archive = archive.map_err(|why| with_disk(why, folder.path()))?;
         let is_there = is_retry && self.is_uploaded(&archive.name)?;
         if !is_there {
             self.upload(&archive, folder.path())?;
@@ -283,6 +285,17 @@ fn finished(end: CopyEnd, to: &str) -> Result<(), NotShared> {
             "cannot copy to {to}: {}",
             without_credentials(&message)
         ))),
+    }
+}
+
+/// Where it failed in a folder whose disk is low, that is added: a Nix that finds it full may say so, or abort (2.8).
+fn with_disk(why: NotShared, folder: &Path) -> NotShared {
+    match (why, low_on_disk(folder)) {
+        (NotShared::Because { reason, hint: None }, Some(free)) => {
+            let folder = folder.parent().unwrap_or(folder).display();
+            because(format!("{reason} (the disk of {folder} has {free} free)"))
+        }
+        (why, _) => why,
     }
 }
 

@@ -1,8 +1,7 @@
 //! Asking another store what it lacks: as it is now, whatever this host remembers of it.
 
 use std::collections::HashSet;
-
-use signal_hook::consts::{SIGKILL, SIGTERM};
+use std::time::Instant;
 
 use super::Store;
 use super::copying::PATIENCE;
@@ -59,6 +58,7 @@ impl Store {
             .collect();
         let mut lacking = HashSet::new();
         let mut why = None;
+        let begun = Instant::now();
         let asked = parallel::each_within(
             supervisor,
             &lines,
@@ -73,6 +73,13 @@ impl Store {
                 match read {
                     Ok(part) => lacking.extend(part),
                     Err(said) => {
+                        let is_late = begun.elapsed() >= PATIENCE;
+                        let said = match finished.ending {
+                            Ending::Killed(_) if is_late => {
+                                format!("no answer within {} s", PATIENCE.as_secs())
+                            }
+                            _ => said,
+                        };
                         let failure = Failure::new(Class::Infrastructure, &said);
                         why = Some(without_credentials(&said).into_owned());
                         // The others would wait for the same store.
@@ -141,7 +148,7 @@ fn lacking_by_dry_run(
     finished: &Finished,
     stderr: &str,
 ) -> Result<Vec<StorePath>, String> {
-    refuse_silence(finished, stderr)?;
+    refuse_failure(finished, stderr)?;
     let answer = DryRun::read(stderr.as_bytes());
     // Nix warns of a substituter that it cannot use, and all of its paths are missing then.
     let (url, _parameters) = store
@@ -169,19 +176,16 @@ fn lacking_by_dry_run(
 
 /// Which paths a store lacks that was asked for their validity; or why it could not be asked.
 fn lacking_by_check(finished: &Finished, stderr: &str) -> Result<Vec<StorePath>, String> {
-    refuse_silence(finished, stderr)?;
+    refuse_failure(finished, stderr)?;
     Ok(store_paths(finished).collect())
 }
 
-/// Refuses a question that failed, or that was stopped because no answer came.
-fn refuse_silence(finished: &Finished, stderr: &str) -> Result<(), String> {
-    match finished.ending {
-        ending if ending.success() => Ok(()),
-        Ending::Killed(SIGTERM | SIGKILL) => {
-            Err(format!("no answer within {} s", PATIENCE.as_secs()))
-        }
-        ending => Err(NixOutput::of(stderr.as_bytes()).final_message(ending)),
+/// Refuses the answer to a question that failed.
+fn refuse_failure(finished: &Finished, stderr: &str) -> Result<(), String> {
+    if finished.ending.success() {
+        return Ok(());
     }
+    Err(NixOutput::of(stderr.as_bytes()).final_message(finished.ending))
 }
 
 #[cfg(test)]
@@ -220,8 +224,6 @@ mod tests {
         // Of this host, and not of the store.
         let other = format!("warning: unknown setting 'x'\n{nothing}");
         assert!(read(Ending::Exited(0), &other).is_ok());
-        let stopped = read(Ending::Killed(SIGTERM), "").unwrap_err();
-        assert_eq!(stopped, "no answer within 30 s");
         assert_eq!(
             read(Ending::Exited(1), "error: no bucket").unwrap_err(),
             "no bucket"
