@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::TcpListener,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -575,6 +576,38 @@ fn a_store_over_http_that_does_not_answer_well_is_one_reason_and_the_step_evalua
         scene.forget();
         step().run().exits(0).takes("fetched", "fetched-from-share");
     }
+}
+
+#[test]
+fn a_share_that_was_unreachable_as_a_substituter_is_not_asked_again() {
+    let Some(scene) = Scene::new() else { return };
+    scene.cure();
+    // A port at which nothing listens any more.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let step = |substituter: &str| {
+        let options = json!({ "substituters": substituter, "download-attempts": 1 });
+        scene
+            .step_with(&json!({ "share": url, "options": options }))
+            .env("EVAL_ONCE_LOG", "debug")
+            .run()
+    };
+    let as_both = step(&url);
+    as_both.takes("evaluated", "drv-missing");
+    assert_eq!(reasons(&as_both, "(it is unreachable)"), 1, "{as_both}");
+    as_both.never_says("copy --derivation");
+    scene.forget();
+    // The control: one that is a share alone is asked once, and no substituter is changed because of it.
+    let alone = step("");
+    alone.takes("evaluated", "drv-missing");
+    assert_eq!(reasons(&alone, &url), 1, "{alone}");
+    assert_eq!(
+        alone.stderr.matches("copy --derivation").count(),
+        1,
+        "{alone}"
+    );
+    alone.never_says("not asked again");
 }
 
 #[test]

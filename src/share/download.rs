@@ -26,6 +26,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TAR_AT_MOST: u64 = 4;
 const TAR_SLACK: u64 = 32 << 20;
 
+/// How many artifacts of its size may come at once: as many as jobs have uploaded one of its name, and there are few.
+const COPIES_AT_MOST: u64 = 8;
+
 /// How much of a file is read before the next look at signals, in bytes.
 const READ_AT_ONCE: usize = 1 << 20;
 
@@ -69,7 +72,7 @@ pub(super) fn download(
         // Of a try that failed, the agent has removed what was there.
         let moves = all > last;
         last = all;
-        if largest > at_most {
+        if largest > at_most || all > at_most.saturating_mul(COPIES_AT_MOST) {
             Watched::TooLarge
         } else if moves {
             grown(all);
@@ -201,7 +204,7 @@ fn reason_in(stderr: &str) -> Option<String> {
     // The agent colours its lines also where there is no terminal, and says first what goes well.
     let plain = without_escapes(stderr);
     let mut lines = plain.lines().map(str::trim).rev();
-    let last = lines.find(|line| !line.is_empty() && !line.contains(" INFO "))?;
+    let last = lines.find(|line| !line.is_empty() && !is_progress(line))?;
     let message = ["FATAL", "ERROR", "WARN"]
         .iter()
         .find_map(|level| last.split_once(level))
@@ -209,6 +212,11 @@ fn reason_in(stderr: &str) -> Option<String> {
     let message = message.trim();
     let message = message.strip_prefix("fatal: ").unwrap_or(message);
     Some(without_queries(message))
+}
+
+/// Whether a line of the agent's is about what goes well.
+fn is_progress(line: &str) -> bool {
+    line.contains(" INFO ") || line.contains(" DEBUG ")
 }
 
 /// A message without what stands behind the `?` of addresses: there are signatures.
