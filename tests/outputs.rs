@@ -388,6 +388,8 @@ pub(super) fn is_nix(version: &str) -> bool {
     let ended = crate::support::program::Program::new(tool("nix-store").unwrap())
         .arg("--version")
         .env("PATH", std::env::var_os("PATH").unwrap())
+        // Without any, 2.8 aborts where the user has no home either.
+        .env("HOME", "/")
         .run();
     ended.stdout.contains(&format!(") {version}."))
 }

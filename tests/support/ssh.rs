@@ -51,7 +51,13 @@ impl Sshd {
             let (name, value) = (name.into_string().unwrap(), value.into_string().unwrap());
             let _ = writeln!(script, "export {name}='{value}'");
         }
-        script.push_str("exec sh -c \"$SSH_ORIGINAL_COMMAND\"\n");
+        // The namespace is entered here: where it is not root's, sshd itself could be nobody in it.
+        let before = host.before().iter().map(|word| word.to_str().unwrap());
+        let before: Vec<String> = before
+            .map(|word| format!("'{}'", word.replace('\'', "'\\''")))
+            .collect();
+        let before = before.join(" ");
+        let _ = writeln!(script, "exec {before} sh -c \"$SSH_ORIGINAL_COMMAND\"");
         write_program(&at("host"), &script);
         if geteuid().is_root() {
             // It refuses to start without, and systemd makes it only where it runs.
@@ -61,7 +67,7 @@ impl Sshd {
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap();
             let port = port.local_addr().unwrap().port();
-            if let Some(child) = Self::try_start(host, folder.path(), port) {
+            if let Some(child) = Self::try_start(folder.path(), port) {
                 return Some(Self { child, folder });
             }
         }
@@ -69,7 +75,7 @@ impl Sshd {
         panic!("sshd does not start: {log}");
     }
 
-    fn try_start(host: &Store, folder: &Path, port: u16) -> Option<Child> {
+    fn try_start(folder: &Path, port: u16) -> Option<Child> {
         let at = |name: &str| folder.join(name).display().to_string();
         let configuration = format!(
             "ListenAddress 127.0.0.1:{port}\nHostKey {}\nAuthorizedKeysFile {}\nForceCommand {}\n\
@@ -89,7 +95,6 @@ impl Sshd {
         let mut child = Program::new(SSHD)
             .args(["-D", "-e", "-f"])
             .arg(folder.join("sshd_config"))
-            .behind(host.before())
             .command()
             .process_group(0)
             .stdin(Stdio::null())
