@@ -19,6 +19,7 @@ use crate::support::{
     processes::marked,
     program::{Ended, Program},
     recording::Pipeline,
+    s3::S3,
     ssh::Sshd,
     stand_in::write_program,
     store::Store,
@@ -125,6 +126,35 @@ fn outputs_are_pushed_with_what_they_need_whatever_the_way() {
             "evaluated",
         );
     });
+}
+
+#[test]
+fn explain_says_what_would_be_pushed_and_pushes_nothing() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let target = store.target("dep");
+    let (folder, url) = cache(&store, "cache");
+    let explain = |more: &[&str]| {
+        let explain = store.eval_once(["explain", "--json"]).args(target.flags());
+        explain.args(more).run().json()
+    };
+    let last = |explanation: &Value| {
+        explanation["commands"]
+            .as_array()
+            .unwrap()
+            .last()
+            .unwrap()
+            .to_string()
+    };
+    let explanation = explain(&["--push", &url]);
+    assert_eq!(explanation["would"], "realised");
+    let command = last(&explanation);
+    assert!(
+        command.contains(&format!("\"copy\",\"--to\",\"{url}\",\"{}\"", target.out())),
+        "{command}"
+    );
+    assert!(!last(&explain(&[])).contains("copy"));
+    assert!(!folder.exists());
 }
 
 #[test]
@@ -468,6 +498,24 @@ fn outputs_are_pushed_to_another_host_by_ssh() {
         ended.stderr.contains("hint: sign what is built here"),
         "{ended}"
     );
+}
+
+#[test]
+fn outputs_are_pushed_to_a_bucket_and_found_there() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let target = store.target("top");
+    let Some(s3) = S3::start(&store) else { return };
+    let url = s3.url();
+    assert!(skips(&record(&store, &["--push", &url])).is_empty());
+    push(&store, &target, &url).run().exits(0);
+    // A host that has nothing of it.
+    store.delete([target.out()]);
+    let skipped = skips(&record(&store, &["--push", &url]));
+    let names: Vec<&str> = skipped.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["[\"dep\"]", "[\"top\"]"]);
+    // With its parameters, the URL is longer than a reason may be.
+    assert_eq!(skipped[0].1, "already in s3://bucket");
 }
 
 /// A store on HTTP that reads uploads of paths at this speed; 0: not at all. Its URL.

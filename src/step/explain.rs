@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::StepOrder;
 use super::advice;
+use super::pushing::push_line;
 use super::report::{Reason, WayName};
 use super::request::{OutLink, StepRequest};
 use super::run::StepRun;
@@ -80,6 +81,13 @@ pub fn explain(
             explanation.reason = Some(reason);
             break;
         }
+    }
+    // Of outputs that are not recorded, the paths are not known before.
+    let is_pushed = explanation
+        .reason
+        .is_some_and(|reason| reason != Reason::Skipped);
+    if is_pushed && let Some(line) = push_line(&mut step, &request.outputs)? {
+        explanation.commands.push(line.words());
     }
     let version = step.nix_version()?;
     let reproduce = explanation

@@ -9,6 +9,7 @@ use super::advice::Advice;
 use super::drv_outputs::{DrvOutputs, Outputs};
 use super::report::{Pushed, Reason};
 use super::run::StepRun;
+use crate::command_line::CommandLine;
 use crate::counts::number;
 use crate::exit::{Class, Failure};
 use crate::nix::{StorePath, StoreUrl};
@@ -71,16 +72,31 @@ fn failure(to: &StoreUrl, why: &str) -> Failure {
 
 /// What can be done about a failed push: the command that pushes.
 pub(super) fn advice(step: &mut StepRun<'_>, outputs: &Outputs) -> Advice {
-    let request = step.request;
-    let line = request.push.as_ref().and_then(|to| {
-        let paths: Vec<&StorePath> = outputs.values().collect();
-        let line = step.store.copy_outputs_to_line(step.supervisor, to, &paths);
-        line.ok()
-    });
+    // Where a signal came, there is no advice.
+    let line = push_line(step, outputs).ok().flatten();
     Advice {
         reproduce: line.map(|line| line.to_string()),
         ..Advice::default()
     }
+}
+
+/// The command that pushes these outputs; none where there is nothing to push.
+///
+/// # Errors
+/// A signal asked us to end (128 + n).
+pub(super) fn push_line(
+    step: &mut StepRun<'_>,
+    outputs: &Outputs,
+) -> Result<Option<CommandLine>, Failure> {
+    let request = step.request;
+    let Some(to) = request.push.as_ref().filter(|_| !outputs.is_empty()) else {
+        return Ok(None);
+    };
+    let paths: Vec<&StorePath> = outputs.values().collect();
+    let line = step
+        .store
+        .copy_outputs_to_line(step.supervisor, to, &paths)?;
+    Ok(Some(line))
 }
 
 /// Pushes the outputs of the derivations that were built although the target failed. Which builds ended well Nix says only in

@@ -90,6 +90,8 @@ pub struct SavedSeconds {
     pub evaluate: f64,
     /// Building and substituting.
     pub realise: f64,
+    /// Pushing the outputs.
+    pub push: f64,
     /// Everything.
     pub total: f64,
 }
@@ -129,6 +131,7 @@ impl SavedReport {
             &mut seconds.fetch,
             &mut seconds.evaluate,
             &mut seconds.realise,
+            &mut seconds.push,
             &mut seconds.total,
         ] {
             *part = part.clamp(0.0, LONGEST);
@@ -212,6 +215,7 @@ impl From<Seconds> for SavedSeconds {
             fetch: seconds.fetch.as_secs_f64(),
             evaluate: seconds.evaluate.as_secs_f64(),
             realise: seconds.realise.as_secs_f64(),
+            push: seconds.push.as_secs_f64(),
             total: seconds.total.as_secs_f64(),
         }
     }

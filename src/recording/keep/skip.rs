@@ -96,13 +96,16 @@ fn push_of(target: &Target, request: &RecordingRequest) -> Result<Option<StoreUr
     }
 }
 
+/// Where it is too long, the URL is shown without its parameters, or not at all.
 fn already_in(store: &StoreUrl) -> String {
-    let reason = format!("already in {store}");
-    if reason.chars().count() <= REASON_AT_MOST {
-        reason
-    } else {
-        PUSHED.into()
-    }
+    let url = store.as_str();
+    let (address, _parameters) = url.split_once('?').unwrap_or((url, ""));
+    let reasons = [url, address].map(|url| format!("already in {url}"));
+    let fits = |reason: &String| reason.chars().count() <= REASON_AT_MOST;
+    reasons
+        .into_iter()
+        .find(fits)
+        .unwrap_or_else(|| PUSHED.into())
 }
 
 /// What of these targets is missing here, or in a cache as well.
@@ -265,6 +268,8 @@ mod tests {
         assert_eq!(already_in(&store("a")), "already in s3://a");
         assert_eq!(already_in(&store(&"a".repeat(54))).len(), REASON_AT_MOST);
         assert_eq!(already_in(&store(&"a".repeat(55))), PUSHED);
+        let parameters = format!("a?endpoint={}", "b".repeat(60));
+        assert_eq!(already_in(&store(&parameters)), "already in s3://a");
     }
 
     #[test]
