@@ -35,6 +35,7 @@ pub(crate) fn heading(one: &str, other: &str) {
 
 /// Runs both in pairs, after `warm_up` runs that are not measured, and prints how they differ: medians in milliseconds, and
 /// in brackets the quartiles.
+#[allow(dead_code, reason = "not in every benchmark")]
 pub(crate) fn compare(
     what: &str,
     warm_up: usize,
@@ -90,7 +91,7 @@ pub(crate) fn milliseconds(mut command: Command) -> f64 {
 }
 
 /// The lower quartile, the median, and the upper quartile.
-fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+pub(crate) fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_by(f64::total_cmp);
     [1, 2, 3].map(|quarter| values[(values.len() - 1) * quarter / 4])
 }
