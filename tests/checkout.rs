@@ -425,6 +425,7 @@ fn a_checkout_that_cannot_be_made_is_an_infrastructure_failure_that_says_why() {
             &[
                 &format!("{gone} of {} cannot be checked out", scene.url()),
                 "it may have been force-pushed away",
+                "hint: build a commit that the repository has",
             ][..],
         ),
         (

@@ -34,6 +34,11 @@ const PRINTED_AT_MOST: usize = 64 << 10;
 /// What to do about a checkout that cannot be made.
 const HINT: &str = "check that git on this host can reach the repository, and retry; or record with `checkout: always`";
 
+/// Why a commit cannot be checked out that the repository does not have, and what to do about it.
+const GONE: &str = "the repository has no such commit: it may have been force-pushed away";
+const GONE_HINT: &str =
+    "build a commit that the repository has: what was recorded for this one is not on this host";
+
 /// A checkout that was made for this step or another one. It is not removed while this exists.
 pub(super) struct MadeCheckout {
     place: Checkout,
@@ -192,6 +197,7 @@ impl<'a> StepRun<'a> {
                 Class::Infrastructure,
                 format_args!("{repository} cannot be checked out: {why}"),
             )
+            .hint(if why == GONE { GONE_HINT } else { HINT })
         };
         let keep_days = self.request.keep_days.unwrap_or(KEEP_DAYS);
         let Some(state) = self.state() else {
@@ -207,9 +213,7 @@ impl<'a> StepRun<'a> {
         let started = Instant::now();
         let mut reported = false;
         loop {
-            let seen = common
-                .look()
-                .map_err(|error| cannot(&error.to_string()).hint(HINT))?;
+            let seen = common.look().map_err(|error| cannot(&error.to_string()))?;
             match seen {
                 Seen::Complete(in_use) => {
                     self.seconds.wait += if reported {
@@ -224,25 +228,21 @@ impl<'a> StepRun<'a> {
                     let why = match made {
                         Ok(()) => match filling.complete() {
                             Ok(in_use) => return Ok(in_use),
-                            Err(error) => return Err(cannot(&error.to_string()).hint(HINT)),
+                            Err(error) => return Err(cannot(&error.to_string())),
                         },
                         Err(NoCheckout::Ended(failure)) => return Err(failure),
-                        Err(NoCheckout::Gone) => {
-                            "the repository has no such commit: it may have been force-pushed away"
-                                .to_owned()
-                        }
+                        Err(NoCheckout::Gone) => GONE.to_owned(),
                         Err(NoCheckout::Failed(why)) => why,
                     };
                     filling.fail(&why);
-                    return Err(cannot(&why).hint(HINT));
+                    return Err(cannot(&why));
                 }
-                Seen::Failed(why) => return Err(cannot(&why).hint(HINT)),
+                Seen::Failed(why) => return Err(cannot(&why)),
                 Seen::Stalled => {
                     let seconds = PATIENCE.as_secs();
                     return Err(cannot(&format!(
                         "another step of this host makes the checkout, and has not moved for {seconds} s"
-                    ))
-                    .hint(HINT));
+                    )));
                 }
                 Seen::Busy => {}
             }
