@@ -37,6 +37,7 @@
 //! | 3 | [`command_line`] | programs as data: what is run, as what, and how it ended |
 //! | 2 | [`exit`] | what a failure means for a retry: classes and exit statuses |
 //! | 1 | [`text`] | text from elsewhere, made safe to show |
+//! | 1 | [`fingerprint`] | hashes as text |
 //! | 1 | [`paths`] | paths by their letters, and where they really lead |
 //!
 //! The program itself (`main.rs`) reads the options, calls one of the layers 10 to 12, and turns the result into an exit status.
@@ -96,6 +97,7 @@ pub mod counts;
 pub mod environment;
 pub mod evaluation_keys;
 pub mod exit;
+pub mod fingerprint;
 pub mod host;
 pub mod job;
 pub mod keys;

@@ -98,7 +98,7 @@ fn outputs_are_pushed_with_what_they_need_whatever_the_way() {
             assert_eq!(report["way"], way, "{ended}");
             assert_eq!(report["pushed"], json!({ "store": url, "outputs": 1 }));
             assert!(report["seconds"]["push"].as_f64().unwrap() > 0.0, "{ended}");
-            assert!(is_in(&folder, target.out()) && is_in(&folder, &store.target("dep").out()));
+            assert!(is_in(&folder, target.out()) && is_in(&folder, store.target("dep").out()));
             assert!(
                 !is_in(&folder, store.target("tool").out()),
                 "what only the build needs"
@@ -526,7 +526,7 @@ fn slow_store(bytes_each_second: usize) -> String {
         for connection in listener.incoming() {
             // A client that is gone wants no answer.
             thread::spawn(move || {
-                serve_slowly(&connection.unwrap(), bytes_each_second).unwrap_or_default()
+                serve_slowly(&connection.unwrap(), bytes_each_second).unwrap_or_default();
             });
         }
     });
@@ -747,7 +747,7 @@ fn with_push_only_what_that_store_has_is_skipped() {
         for attr in ["dep", "tool"] {
             store.build(&store.target(attr).drv);
         }
-        let here = vec!["dep", "tool"];
+        let here = ["dep", "tool"];
         let names = |ended: &Ended| -> Vec<String> {
             skips(ended).into_iter().map(|(name, _)| name).collect()
         };

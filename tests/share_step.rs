@@ -184,10 +184,9 @@ impl Scene {
 
 /// The name of the archive with these bytes.
 fn name_of(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes)
+    let hex = Sha256::digest(bytes)
         .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+        .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     format!("eval-once-drvs-{hex}.tar")
 }
 

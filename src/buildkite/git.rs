@@ -13,10 +13,9 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 
-use sha2::{Digest as _, Sha256};
-
 use super::shell_words::{self, EmptyWords};
 use crate::command_line::CommandLine;
+use crate::fingerprint::fingerprint;
 use crate::text::without_credentials;
 
 /// The commit of a build that is to find its branch's latest one.
@@ -184,16 +183,8 @@ impl Repository {
             if self.submodules { "submodules" } else { "" },
             build,
         ];
-        let mut hash = Sha256::new();
         let bytes = parts.iter().map(|part| part.as_bytes());
-        for part in bytes.chain([self.folder_name.as_encoded_bytes()]) {
-            // With their lengths, so that no two lists are the same bytes.
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
-        let digits = hash.finalize()[..16]
-            .iter()
-            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        let digits = fingerprint(bytes.chain([self.folder_name.as_encoded_bytes()]));
         format!("eval-once-checkout-{digits}")
     }
 }

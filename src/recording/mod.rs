@@ -5,7 +5,6 @@
 
 mod checkout;
 pub mod evaluate;
-mod fingerprint;
 mod keep;
 mod notices;
 mod perform;

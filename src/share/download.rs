@@ -1,6 +1,5 @@
 //! Downloading an archive that is an artifact of the build, by the agent, with patience that has an end.
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
@@ -12,6 +11,7 @@ use super::ShareError;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
 use crate::exit::Class;
+use crate::fingerprint::in_hex;
 use crate::store::PATIENCE;
 use crate::supervise::{OnStop, Supervisor};
 use crate::text::without_escapes;
@@ -264,10 +264,7 @@ fn sha256_of(supervisor: &mut Supervisor, file: &mut File) -> Result<String, Sha
         }
     }
     file.rewind().map_err(unreadable)?;
-    Ok(sum.finalize().iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    }))
+    Ok(in_hex(&sum.finalize()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Packing a binary cache into one archive. What is in it decides its bytes: no time, no owner, and the files in the order of
 //! their names. So a recording that is done again has an archive of the same name.
 
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -10,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
 use super::archive_name;
+use crate::fingerprint::in_hex;
 
 /// An archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,10 +64,7 @@ pub(super) fn pack(
     }
     let mut hashing = tar.into_inner()?;
     hashing.flush()?;
-    let mut sha256 = String::new();
-    for byte in hashing.sha256.finalize() {
-        let _ = write!(sha256, "{byte:02x}");
-    }
+    let sha256 = in_hex(&hashing.sha256.finalize());
     let name = archive_name(&sha256);
     fs::rename(partial, folder.join(&name))?;
     Ok(Archive {
@@ -213,10 +210,7 @@ mod tests {
         };
         let (archive, bytes) = packed();
         assert_eq!(archive.size, bytes.len() as u64);
-        let mut sha256 = String::new();
-        for byte in Sha256::digest(&bytes) {
-            write!(sha256, "{byte:02x}").unwrap();
-        }
+        let sha256 = in_hex(&Sha256::digest(&bytes));
         assert_eq!(sha256_of_name(&archive.name), Some(sha256.as_str()));
         assert_eq!(packed(), (archive, bytes));
     }

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::folder::PREFIX;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::fingerprint::fingerprint;
 use crate::nix::{AttrPath, DrvPath};
-use crate::recording::fingerprint::fingerprint;
 use crate::recording::pipeline::steps::source;
 use crate::recording::{BuildkiteBuild, RecordingRequest};
 use crate::state::StateFolder;

@@ -1,9 +1,9 @@
 //! The keys by which a build knows our steps. Dashboards and retried recordings rely on them: the same record gives the same
 //! key in every run and every version.
 
+use crate::fingerprint::fingerprint;
 use crate::nix::AttrPath;
 use crate::recording::Target;
-use crate::recording::fingerprint::fingerprint;
 
 /// The key of a target's step: `drv-` and the hash of its `.drv`.
 pub(super) fn key(target: &Target) -> String {
