@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::known::KnownCopy;
 use super::pack::{Archive, pack};
 use super::sha256_of_name;
 use crate::agent;
@@ -17,6 +18,7 @@ use crate::host::low_on_disk;
 use crate::log::Log;
 use crate::nix::{DrvPath, StorePath, StoreUrl};
 use crate::share_keys::Share;
+use crate::state::StateFolder;
 use crate::status_line::StatusLine;
 use crate::store::{CopyEnd, CopyOrder, CopyProgress, PATIENCE, Store};
 use crate::supervise::Supervisor;
@@ -92,17 +94,25 @@ pub struct ShareWriter<'a> {
 }
 
 impl ShareWriter<'_> {
-    /// Copies into a store what it does not have.
+    /// Copies into a store what it does not have. What this host has copied there lately is noted in `state`, and not asked for again.
     ///
     /// # Errors
     /// It fails, or does not move for [`PATIENCE`].
-    pub fn to_store(&mut self, url: &StoreUrl) -> Result<Published, NotShared> {
+    pub fn to_store(
+        &mut self,
+        url: &StoreUrl,
+        state: &StateFolder,
+    ) -> Result<Published, NotShared> {
+        let known = KnownCopy::new(state, url, self.drvs);
         let mut copied = 0;
-        let end = self.copy(url, None, |progress| {
-            copied = usize::try_from(progress.done).unwrap_or(usize::MAX);
-            CopyOrder::GoOn
-        })?;
-        finished(end, &url.to_string())?;
+        if !known.is_there() {
+            let end = self.copy(url, None, |progress| {
+                copied = usize::try_from(progress.done).unwrap_or(usize::MAX);
+                CopyOrder::GoOn
+            })?;
+            finished(end, &url.to_string())?;
+            known.note();
+        }
         let targets = number(self.drvs.len(), "target");
         Ok(Published {
             share: Share::Store(url.clone()),
