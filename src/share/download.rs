@@ -82,7 +82,8 @@ pub(super) fn download(
         }
     };
     let ended = run(supervisor, &line, look)?;
-    // Of several artifacts of one name, one that cannot be downloaded makes the agent fail, although another is there.
+    // Of several artifacts that match the name, one that cannot be downloaded, or that never ends, makes the agent fail, although
+    // another is there.
     let Ok(mut file) = File::open(folder.join(name)) else {
         return Err(ended.error());
     };
@@ -110,6 +111,8 @@ enum Watched {
 
 /// A command of the agent's that has ended.
 struct AgentRun {
+    /// Why it was stopped.
+    given_up: Option<String>,
     line: String,
     how: String,
     success: bool,
@@ -119,7 +122,10 @@ struct AgentRun {
 
 impl AgentRun {
     /// Why it has not done what it should.
-    fn error(&self) -> ShareError {
+    fn error(self) -> ShareError {
+        if let Some(why) = self.given_up {
+            return wrong(why);
+        }
         wrong(match reason_in(&self.stderr) {
             Some(reason) => reason,
             None if self.success => format!("`{}` has found nothing", self.line),
@@ -168,16 +174,15 @@ fn run(
     supervisor.check()?;
     let [running] = running;
     let finished = running.finished();
-    match given_up {
-        Some(why) if !finished.ending.success() => Err(wrong(why)),
-        _ => Ok(AgentRun {
-            line: line.to_string(),
-            how: finished.ending.to_string(),
-            success: finished.ending.success(),
-            stdout: finished.text(),
-            stderr: String::from_utf8_lossy(&stderr).into_owned(),
-        }),
-    }
+    let success = finished.ending.success();
+    Ok(AgentRun {
+        given_up: given_up.filter(|_| !success),
+        line: line.to_string(),
+        how: finished.ending.to_string(),
+        success,
+        stdout: finished.text(),
+        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+    })
 }
 
 /// The reason of a download that is given up, with what was said last.
@@ -240,13 +245,23 @@ struct Sizes {
     largest: u64,
 }
 
-/// How much there is in a folder of a download: the agent writes beside the file, and retries.
+/// How much there is in a folder of a download: the agent writes beside the file, and retries. An artifact whose path only begins
+/// with the name comes too, in a folder of its own where it has a slash.
 fn sizes(folder: &Path) -> Sizes {
     let mut sizes = Sizes::default();
-    let entries = folder.read_dir().into_iter().flatten().flatten();
-    for size in entries.filter_map(|entry| Some(entry.metadata().ok()?.len())) {
-        sizes.all += size;
-        sizes.largest = sizes.largest.max(size);
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().into_iter().flatten().flatten() {
+            // Of the entry itself, wherever a link leads.
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            }
+            sizes.all += metadata.len();
+            sizes.largest = sizes.largest.max(metadata.len());
+        }
     }
     sizes
 }
