@@ -368,7 +368,7 @@ fn a_drv_of_another_system_is_fetched_and_the_share_is_not_to_blame_that_nothing
             .passes_on("hint: send the step to an agent that can build it");
         assert_eq!(ended.report()["way"], "fetched", "{ended}");
         assert!(ended.report().get("hints").is_none(), "{ended}");
-        ended.never_says("did not give it");
+        ended.never_says("its share failed");
         ended.never_says("evaluating");
     }
 }

@@ -150,7 +150,9 @@ impl<'a> Sharing<'a> {
                 Class::Infrastructure,
                 format_args!("cannot share the .drv files, and `share-required` is set: {reason}"),
             )
-            .hint(hint.unwrap_or_else(|| "retry the job".into()))),
+            .hint(hint.unwrap_or_else(|| {
+                "mend the share, and retry the job; or leave out `share-required`: then the steps evaluate again".into()
+            }))),
             Err(NotShared::Because { reason, hint }) => {
                 log.warn(format_args!(
                     "the .drv files are not shared, and steps on other hosts evaluate again: {reason}"
