@@ -18,9 +18,8 @@ use crate::log::Log;
 use crate::nix::{DrvPath, StorePath, StoreUrl};
 use crate::share_keys::Share;
 use crate::status_line::StatusLine;
-use crate::store::{CopyEnd, CopyOrder, CopyProgress, PATIENCE, Store};
-use crate::supervise::Supervisor;
-use crate::text::without_credentials;
+use crate::store::{NotCopied, Store};
+use crate::supervise::{PATIENCE, Supervisor};
 
 /// How often the folder of an archive is measured, at most.
 const MEASURE_EVERY: Duration = Duration::from_millis(500);
@@ -97,12 +96,9 @@ impl ShareWriter<'_> {
     /// # Errors
     /// It fails, or does not move for [`PATIENCE`].
     pub fn to_store(&mut self, url: &StoreUrl) -> Result<Published, NotShared> {
-        let mut copied = 0;
-        let end = self.copy(url, None, |progress| {
-            copied = usize::try_from(progress.done).unwrap_or(usize::MAX);
-            CopyOrder::GoOn
-        })?;
-        finished(end, &url.to_string())?;
+        let copied = self.copy(url, None, || true)?;
+        let copied = copied.map_err(|why| cannot_copy(&url.to_string(), &why))?;
+        let copied = usize::try_from(copied).unwrap_or(usize::MAX);
         let targets = number(self.drvs.len(), "target");
         Ok(Published {
             share: Share::Store(url.clone()),
@@ -163,17 +159,11 @@ impl ShareWriter<'_> {
         };
         let to = StoreUrl::parse(&format!("file://{to}?compression=zstd")).map_err(because)?;
         let mut size = ArchiveSize::new([cache.clone(), nix.into()]);
-        let end = self.copy(&to, Some(nix), |_| {
-            if size.is_beyond(limit) {
-                CopyOrder::Stop
-            } else {
-                CopyOrder::GoOn
-            }
-        })?;
-        if end == CopyEnd::Stopped || size.measure() > limit {
+        let copied = self.copy(&to, Some(nix), || !size.is_beyond(limit))?;
+        if copied == Err(NotCopied::Stopped) || size.measure() > limit {
             return Err(self.too_large(limit)?);
         }
-        finished(end, "an archive")?;
+        copied.map_err(|why| cannot_copy("an archive", &why))?;
         let supervisor = &mut *self.supervisor;
         let packed = pack(&cache, folder, &mut || supervisor.check().is_ok());
         self.supervisor.check()?;
@@ -187,22 +177,16 @@ impl ShareWriter<'_> {
         &mut self,
         to: &StoreUrl,
         temporary: Option<&str>,
-        mut look: impl FnMut(CopyProgress) -> CopyOrder,
-    ) -> Result<CopyEnd, Failure> {
-        let mut line = StatusLine::new(self.log);
-        let began = Instant::now();
-        let end = self
-            .store
-            .copy_drvs_to(self.supervisor, to, self.drvs, temporary, |progress| {
-                line.show(|| {
-                    let CopyProgress { done, expected } = progress;
-                    let seconds = began.elapsed().as_secs();
-                    Some(format!("sharing: {done} of {expected} paths, {seconds} s"))
-                });
-                look(progress)
-            });
-        line.clear();
-        end
+        goes_on: impl FnMut() -> bool,
+    ) -> Result<Result<u64, NotCopied>, Failure> {
+        self.store.copy_drvs_to(
+            self.supervisor,
+            to,
+            self.drvs,
+            temporary,
+            "sharing",
+            goes_on,
+        )
     }
 
     /// Says what is large in what would be shared.
@@ -273,19 +257,8 @@ impl ShareWriter<'_> {
     }
 }
 
-/// Refuses a copy that did not end well.
-fn finished(end: CopyEnd, to: &str) -> Result<(), NotShared> {
-    match end {
-        CopyEnd::Done => Ok(()),
-        CopyEnd::Stopped | CopyEnd::Stalled => Err(because(format!(
-            "cannot copy to {to}: nothing moved for {} s",
-            PATIENCE.as_secs()
-        ))),
-        CopyEnd::Failed(message) => Err(because(format!(
-            "cannot copy to {to}: {}",
-            without_credentials(&message)
-        ))),
-    }
+fn cannot_copy(to: &str, why: &NotCopied) -> NotShared {
+    because(format!("cannot copy to {to}: {why}"))
 }
 
 /// Where it failed in a folder whose disk is low, that is added: a Nix that finds it full may say so, or abort (2.8).

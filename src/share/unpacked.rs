@@ -15,8 +15,7 @@ use crate::log::Log;
 use crate::nix::StoreUrl;
 use crate::state::{self, CommonKind, Filling, FolderInUse, Seen, StateFolder};
 use crate::status_line::StatusLine;
-use crate::store::PATIENCE;
-use crate::supervise::Supervisor;
+use crate::supervise::{PATIENCE, Supervisor};
 
 /// What an archive may unpack to where its record does not say.
 const SIZE_AT_MOST: u64 = 2 << 30;

@@ -4,13 +4,12 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use super::Store;
-use super::copying::PATIENCE;
 use super::printed::store_paths;
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 use crate::nix::{DryRun, NixOutput, StorePath, StoreUrl, caches, class, command, version};
 use crate::parallel;
-use crate::supervise::{Finished, Supervisor};
+use crate::supervise::{Finished, PATIENCE, Supervisor};
 use crate::text::without_credentials;
 
 /// From this version of Nix on other stores are asked by dry runs: the first one that it was seen to work with.
