@@ -215,11 +215,7 @@ fn fill(
 
 /// The store in a folder; else why Nix cannot read it, as a sentence.
 fn store_at(folder: &Path) -> Result<StoreUrl, String> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+~@=:,".contains(c);
-    // Not each version of Nix decodes what stands for another character in a URL.
-    let text = folder.to_str().filter(|text| text.chars().all(is_plain));
-    let url = text.and_then(|text| StoreUrl::parse(&format!("file://{text}")).ok());
-    url.ok_or_else(|| {
+    StoreUrl::of_folder(folder).ok_or_else(|| {
         format!(
             "Nix cannot read a store at {}: set EVAL_ONCE_STATE_DIR to a folder with a plain name",
             folder.display()
