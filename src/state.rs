@@ -17,7 +17,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub use common::{CACHE, CommonFolder, CommonKind, FILLING, Filling, FolderInUse, KEEP_DAYS, Seen};
-use ours::{folder_of_ours, is_ours};
+use ours::folder_of_ours;
+pub use ours::{LOCK, PREFIX, is_at, is_ours, open_lock, open_with_lock, remove_whole};
 
 /// The state folder of this host, known to be usable.
 #[derive(Debug)]
@@ -260,8 +261,7 @@ fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) -> usi
     };
     let mut removed = 0;
     for entry in entries.flatten() {
-        // Of the entry itself: a link is not our folder, wherever it leads.
-        let metadata = entry.metadata().ok().filter(std::fs::Metadata::is_dir);
+        let metadata = entry.metadata().ok();
         let changed = metadata.and_then(|metadata| metadata.modified().ok());
         let unchanged = changed.and_then(|changed| changed.elapsed().ok());
         if is_ours(&entry)

@@ -125,18 +125,6 @@ const HELLO: &str = r#"rec {
   hello = build "hello" "read x <${dep}; echo hello, $x >$out";
 }"#;
 
-/// `WAY (REASON)`, from the line that a step ends in.
-fn way(job: &Job) -> String {
-    let log = job.plain();
-    let line = log.lines().rev().find_map(|line| {
-        let (way, rest) = line.strip_prefix("eval-once: ")?.split_once(" /")?;
-        let (_, rest) = rest.split_once(" s (")?;
-        let (reason, _) = rest.split_once("): built ")?;
-        Some(format!("{way} ({reason})"))
-    });
-    line.unwrap_or_else(|| format!("no way in {:?} {:?}: {log}", job.state, job.exit_status))
-}
-
 const FETCHED: &str = "fetched (fetched-from-share)";
 
 /// What a step says where that way failed.
@@ -159,7 +147,7 @@ fn all_go(build: &Build, expected: &str) -> usize {
     let mut steps_first = steps(build);
     steps_first.sort_by_key(|job| job.state == JobState::DependencyFailed);
     for job in steps_first {
-        assert_eq!(way(&job), expected, "{}\n{recorded}", job.plain());
+        assert_eq!(job.way(), expected, "{}\n{recorded}", job.plain());
     }
     assert_eq!(outcome, Outcome::Passed, "{recorded}");
     steps(build).len()
@@ -336,8 +324,8 @@ const STORES: [(&str, Trouble, Option<&str>); 8] = [
     (".narinfo", Trouble::Answers(404), Some("hello.drv")),
     ("/nar/", Trouble::BreaksOff, Some("nar")),
     ("/nar/", Trouble::IsCorrupted, Some("")),
-    ("", Trouble::IsSilent, Some("not moved for 30 s")),
-    ("/nar/", Trouble::Stalls, Some("not moved for 30 s")),
+    ("", Trouble::IsSilent, Some("nothing has moved for 30 s")),
+    ("/nar/", Trouble::Stalls, Some("nothing has moved for 30 s")),
     // Three files, one after the other.
     ("/nar/", Trouble::Trickles(11, Duration::from_secs(1)), None),
 ];
@@ -431,7 +419,7 @@ fn over_ssh_from_a_host_that_hangs() {
     let ended = fleet.step(&target, "ssh-ng://host").envs(sshd.env()).run();
     ended
         .takes("evaluated", "drv-missing")
-        .passes_on("not moved for 30 s");
+        .passes_on("nothing has moved for 30 s");
 }
 
 #[test]

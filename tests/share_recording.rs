@@ -810,7 +810,7 @@ fn a_store_that_answers_nothing_is_given_up_after_30_seconds() {
     ended.exits(0);
     has(
         &ended.stderr,
-        &format!("cannot copy to {}: nothing moved for 30 s", web.url()),
+        &format!("cannot copy to {}: nothing has moved for 30 s", web.url()),
     );
     assert!(began.elapsed() < DEADLINE, "{ended}");
 }
