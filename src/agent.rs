@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -13,14 +13,8 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::version::numbers;
 use crate::parallel;
-use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::supervise::{Finished, OnStop, Sight, Supervisor};
 use crate::text::without_escapes;
-
-/// How often a command is looked at that runs for long.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// How long a command that is stopped has to end by itself.
-const GRACE: Duration = Duration::from_millis(100);
 
 /// Runs a command of the agent's that must succeed; `doing` says what it is for.
 ///
@@ -65,25 +59,15 @@ pub fn run_within(
     patience: Duration,
     mut look: impl FnMut(),
 ) -> Result<Option<(Finished, String)>, Failure> {
-    let until = Instant::now() + patience;
-    let mut running = [supervisor.start(line, OnStop::TermThenKill)?];
     let mut stderr = Vec::new();
-    let mut is_late = false;
-    while running[0].ended.is_none() {
-        let due = Instant::now() + LOOK_EVERY;
-        supervisor.watch(&mut running, Some(due.min(until)), |_, bytes| {
-            stderr.extend_from_slice(bytes);
-        })?;
+    let (finished, given_up) = supervisor.run_patiently(line, patience, |_, printed| {
+        stderr.extend_from_slice(printed);
         look();
-        if !is_late && Instant::now() >= until && running[0].ended.is_none() {
-            is_late = true;
-            running[0].stop(GRACE);
-        }
-    }
-    supervisor.check()?;
-    let [running] = running;
+        // It does not say how far it is: all that it does counts as one.
+        Sight::StandsStill
+    })?;
     let stderr = without_escapes(&String::from_utf8_lossy(&stderr));
-    Ok((!is_late).then(|| (running.finished(), stderr)))
+    Ok(given_up.is_none().then_some((finished, stderr)))
 }
 
 /// A folder below `temporary`, which is removed with this value.

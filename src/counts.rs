@@ -75,6 +75,18 @@ pub fn number(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
+/// A size in MiB, for people, with tenths where there are any; rounded up, so that what is there is never nothing.
+#[must_use]
+pub fn mebibytes(bytes: u64) -> String {
+    // Tenths of them: whole numbers lose nothing on the way.
+    let tenths = u128::from(bytes) * 10;
+    let tenths = tenths.div_ceil(1 << 20);
+    match tenths % 10 {
+        0 => format!("{} MiB", tenths / 10),
+        tenth => format!("{}.{tenth} MiB", tenths / 10),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,5 +110,19 @@ mod tests {
             "5 attributes: 0 targets, 2 evaluation errors, 3 refused"
         );
         assert_eq!(counts(3, 0, 0, 3).errors().as_deref(), Some("3 refused"));
+    }
+
+    #[test]
+    fn a_size_has_tenths_where_there_are_any_and_what_is_there_is_not_nothing() {
+        for (bytes, text) in [
+            (0, "0 MiB"),
+            (1, "0.1 MiB"),
+            (1 << 20, "1 MiB"),
+            ((1 << 20) + 1, "1.1 MiB"),
+            (128 << 20, "128 MiB"),
+            (u64::MAX, "17592186044416 MiB"),
+        ] {
+            assert_eq!(mebibytes(bytes), text);
+        }
     }
 }

@@ -6,7 +6,10 @@
 //! agent's may be a terminal without a person at it. [`Supervisor::run`] waits for one process to end, [`Supervisor::watch`] for
 //! the next event of several.
 //!
-//! This module does not know what the programs do, only how they may be stopped ([`OnStop`]).
+//! This module does not know what the programs do, only how they may be stopped ([`OnStop`]), and for how long one may stand still
+//! ([`Supervisor::run_patiently`]).
+
+mod patience;
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read as _, Write};
@@ -34,6 +37,8 @@ use crate::command_line::{CommandLine, Ending, Program, signal_name};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::text::shortened;
+
+pub use patience::{GivenUp, PATIENCE, Sight};
 
 /// How a process is stopped when we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use unix::sys::signal::{Signal, killpg};
 
 use crate::support::{
     agent::{self, Job, is_old},
-    program::{Ended, Program},
+    program::{Ended, Program, Running},
     recording::Pipeline,
     stand_in::StandIns,
     store::Store,
@@ -181,6 +181,25 @@ fn open_gate(gate: &Path) -> File {
         open.is_some()
     });
     open.unwrap()
+}
+
+/// A git that waits at a gate when it is to do this, and then does `then`.
+fn held_git(scene: &Scene, doing: &str, then: &str) -> (StandIns, PathBuf) {
+    let gate = scene.store.root().join("gate");
+    fifo(&gate);
+    let hold = format!(
+        "case \"$*\" in *{doing}*) read line <'{}'; {then} ;; esac",
+        gate.display()
+    );
+    (StandIns::new(scene.store.bin()).before("git", &hold), gate)
+}
+
+/// Starts this step, which makes the checkout, and waits in the middle of it until the gate is dropped: the clone is there, and the
+/// fetch begins.
+fn halfway(scene: &Scene, step: Program) -> (Running, File) {
+    let (stand_ins, gate) = held_git(scene, "fetch", ":");
+    let step = step.env("PATH", stand_ins.path(&scene.store)).start();
+    (step, open_gate(&gate))
 }
 
 #[track_caller]
@@ -490,13 +509,7 @@ fn eight_steps_at_once_clone_once() {
     let Some(scene) = Scene::new() else { return };
     let commit = scene.head();
     let drv = scene.recorded(&commit);
-    let gate = scene.store.root().join("gate");
-    fifo(&gate);
-    let hold = format!(
-        "case \"$*\" in *clone*) read line <'{}' ;; esac",
-        gate.display()
-    );
-    let stand_ins = StandIns::new(scene.store.bin()).before("git", &hold);
+    let (stand_ins, gate) = held_git(&scene, "clone", ":");
     let steps: Vec<_> = (0..8)
         .map(|number| {
             let folder = scene.store.root().join(format!("builds/{number}/pipeline"));
@@ -535,13 +548,8 @@ fn those_that_wait_fail_with_the_one_that_clones() {
     let Some(scene) = Scene::new() else { return };
     let commit = scene.head();
     let drv = scene.recorded(&commit);
-    let gate = scene.store.root().join("gate");
-    fifo(&gate);
-    let fail = format!(
-        "case \"$*\" in *clone*) read line <'{}'; echo 'fatal: no route' >&2; exit 128 ;; esac",
-        gate.display()
-    );
-    let stand_ins = StandIns::new(scene.store.bin()).before("git", &fail);
+    let fail = "echo 'fatal: no route' >&2; exit 128";
+    let (stand_ins, gate) = held_git(&scene, "clone", fail);
     let step = |number| {
         scene
             .nth_step(number, &record(&drv), &[("BUILDKITE_COMMIT", &commit)])
@@ -569,19 +577,7 @@ fn a_checkout_whose_maker_was_killed_is_made_again() {
     let Some(scene) = Scene::new() else { return };
     let commit = scene.head();
     let drv = scene.recorded(&commit);
-    let gate = scene.store.root().join("gate");
-    fifo(&gate);
-    // Killed when the clone is there and the fetch begins.
-    let hold = format!(
-        "case \"$*\" in *fetch*) read line <'{}' ;; esac",
-        gate.display()
-    );
-    let stand_ins = StandIns::new(scene.store.bin()).before("git", &hold);
-    let step = scene
-        .recorded_step(&drv, &commit)
-        .env("PATH", stand_ins.path(&scene.store))
-        .start();
-    let open = open_gate(&gate);
+    let (step, open) = halfway(&scene, scene.recorded_step(&drv, &commit));
     let half = || {
         let made = scene.checkouts();
         let entries = made[0].read_dir().unwrap().map(|entry| entry.unwrap());
@@ -603,18 +599,7 @@ fn a_step_that_is_stopped_leaves_nothing_half_done() {
     let Some(scene) = Scene::new() else { return };
     let commit = scene.head();
     let drv = scene.recorded(&commit);
-    let gate = scene.store.root().join("gate");
-    fifo(&gate);
-    let hold = format!(
-        "case \"$*\" in *fetch*) read line <'{}' ;; esac",
-        gate.display()
-    );
-    let stand_ins = StandIns::new(scene.store.bin()).before("git", &hold);
-    let step = scene
-        .recorded_step(&drv, &commit)
-        .env("PATH", stand_ins.path(&scene.store))
-        .start();
-    let open = open_gate(&gate);
+    let (step, open) = halfway(&scene, scene.recorded_step(&drv, &commit));
     unix::sys::signal::kill(step.pid(), Signal::SIGTERM).unwrap();
     drop(open);
     step.end().exits(143);

@@ -125,18 +125,6 @@ const HELLO: &str = r#"rec {
   hello = build "hello" "read x <${dep}; echo hello, $x >$out";
 }"#;
 
-/// `WAY (REASON)`, from the line that a step ends in.
-fn way(job: &Job) -> String {
-    let log = job.plain();
-    let line = log.lines().rev().find_map(|line| {
-        let (way, rest) = line.strip_prefix("eval-once: ")?.split_once(" /")?;
-        let (_, rest) = rest.split_once(" s (")?;
-        let (reason, _) = rest.split_once("): built ")?;
-        Some(format!("{way} ({reason})"))
-    });
-    line.unwrap_or_else(|| format!("no way in {:?} {:?}: {log}", job.state, job.exit_status))
-}
-
 const FETCHED: &str = "fetched (fetched-from-share)";
 
 /// What a step says where that way failed.
@@ -159,7 +147,7 @@ fn all_go(build: &Build, expected: &str) -> usize {
     let mut steps_first = steps(build);
     steps_first.sort_by_key(|job| job.state == JobState::DependencyFailed);
     for job in steps_first {
-        assert_eq!(way(&job), expected, "{}\n{recorded}", job.plain());
+        assert_eq!(job.way(), expected, "{}\n{recorded}", job.plain());
     }
     assert_eq!(outcome, Outcome::Passed, "{recorded}");
     steps(build).len()
@@ -196,6 +184,37 @@ fn with_nothing_configured_eight_steps_on_a_second_host_fetch_from_one_download(
 
 /// What the names of archives begin with.
 const ARCHIVE: &str = "eval-once-drvs-";
+
+#[test]
+fn the_summary_says_which_steps_were_fetched_and_whose_share_failed() {
+    for (trouble, row, what) in [
+        (
+            None,
+            "| built | fetched (fetched&#45;from&#45;share) |",
+            "fetching from shares",
+        ),
+        (
+            Some(Trouble::IsCorrupted),
+            "| built | evaluated (drv&#45;missing) |",
+            "**Share failed:** at 2 steps.",
+        ),
+    ] {
+        let Some(fleet) = Fleet::new(HELLO) else {
+            return;
+        };
+        let Some(build) = fleet.build("--summary") else {
+            return;
+        };
+        let build = build.agents_of((&fleet.builds, "builds"), 1, None, NOTHING);
+        if let Some(trouble) = trouble {
+            build.files().spoil(ARCHIVE, trouble);
+        }
+        assert_eq!(build.run(), Outcome::Passed);
+        let body = &build.annotations()["eval-once-summary"].body;
+        assert_eq!(body.matches(row).count(), 2, "{body}");
+        assert_eq!(body.matches(what).count(), 1, "{body}");
+    }
+}
 
 #[test]
 fn an_ordinary_user_behind_a_daemon_fetches_what_a_recording_that_was_killed_has_shared() {
@@ -351,8 +370,8 @@ const STORES: [(&str, Trouble, Option<&str>); 8] = [
     (".narinfo", Trouble::Answers(404), Some("hello.drv")),
     ("/nar/", Trouble::BreaksOff, Some("nar")),
     ("/nar/", Trouble::IsCorrupted, Some("")),
-    ("", Trouble::IsSilent, Some("not moved for 30 s")),
-    ("/nar/", Trouble::Stalls, Some("not moved for 30 s")),
+    ("", Trouble::IsSilent, Some("nothing has moved for 30 s")),
+    ("/nar/", Trouble::Stalls, Some("nothing has moved for 30 s")),
     // Three files, one after the other.
     ("/nar/", Trouble::Trickles(11, Duration::from_secs(1)), None),
 ];
@@ -446,7 +465,7 @@ fn over_ssh_from_a_host_that_hangs() {
     let ended = fleet.step(&target, "ssh-ng://host").envs(sshd.env()).run();
     ended
         .takes("evaluated", "drv-missing")
-        .passes_on("not moved for 30 s");
+        .passes_on("nothing has moved for 30 s");
 }
 
 #[test]

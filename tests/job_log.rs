@@ -83,7 +83,7 @@ fn what_comes_from_a_cache_is_summed_up() {
         .into_iter()
         .filter(|line| line.starts_with("eval-once: copied "))
         .collect();
-    let expected = format!("eval-once: copied 3 paths (0.0 MiB) from {cache} in ");
+    let expected = format!("eval-once: copied 3 paths (0.1 MiB) from {cache} in ");
     assert!(
         matches!(summed.as_slice(), [line] if line.starts_with(&expected)),
         "{ended}"

@@ -214,7 +214,7 @@ impl Scene {
     #[track_caller]
     fn ways(&self) -> BTreeMap<String, String> {
         let keys = self.keys().into_iter();
-        keys.map(|(attr, key)| (attr, way(&self.build.job(&key))))
+        keys.map(|(attr, key)| (attr, self.build.job(&key).way()))
             .collect()
     }
 
@@ -264,18 +264,6 @@ fn dotted(attr: &Value) -> String {
 fn depends_on(step: &Value) -> Vec<String> {
     let keys = step.get("depends_on").and_then(Value::as_array);
     keys.into_iter().flatten().map(text).collect()
-}
-
-/// `WAY (REASON)`, from the line that a step ends in.
-fn way(job: &Job) -> String {
-    let log = job.plain();
-    let line = log.lines().rev().find_map(|line| {
-        let (way, rest) = line.strip_prefix("eval-once: ")?.split_once(" /")?;
-        let (_, rest) = rest.split_once(" s (")?;
-        let (reason, _) = rest.split_once("): built ")?;
-        Some(format!("{way} ({reason})"))
-    });
-    line.unwrap_or_else(|| format!("no way in {:?} {:?}: {log}", job.state, job.exit_status))
 }
 
 /// What a reader sees of HTML whose characters are written as their numbers.
@@ -779,7 +767,7 @@ fn a_built_target_has_a_skipped_step_that_no_step_waits_for() {
     assert!(reason("here").contains("built"), "{}", reason("here"));
     assert!(reason("cached").contains("cache"), "{}", reason("cached"));
     assert_eq!(depends_on(&scene.step_of("user")), [""; 0]);
-    assert_eq!(way(&scene.job_of("user")), "realised (drv-valid)");
+    assert_eq!(scene.job_of("user").way(), "realised (drv-valid)");
     let document = scene.document();
     for target in document["targets"].as_array().unwrap() {
         assert_eq!(

@@ -1,6 +1,7 @@
 //! The URL of a store that `nix copy` can read or write.
 
 use std::fmt;
+use std::path::Path;
 
 /// The URL of a store, without credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +38,16 @@ impl StoreUrl {
         Ok(Self(text.to_owned()))
     }
 
+    /// The URL of a binary cache in a folder, where every version of Nix takes its name as it is: no version takes a space or a quote in
+    /// there, 2.26 decodes `%20`, and 2.8 and 2.34 do not (measured).
+    #[must_use]
+    pub fn of_folder(folder: &Path) -> Option<Self> {
+        let is_plain =
+            |letter: char| letter.is_ascii_alphanumeric() || "/._-+~@=:,".contains(letter);
+        let name = folder.to_str().filter(|name| name.chars().all(is_plain))?;
+        Self::parse(&format!("file://{name}")).ok()
+    }
+
     /// The URL as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -47,6 +58,13 @@ impl StoreUrl {
     #[must_use]
     pub fn scheme(&self) -> &str {
         self.0.split_once("://").map_or("", |(scheme, _)| scheme)
+    }
+
+    /// The names of its parameters, as they were written.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> {
+        let (_, parameters) = self.0.split_once('?').unwrap_or_default();
+        let parameters = parameters.split('&').filter(|it| !it.is_empty());
+        parameters.map(|it| it.split_once('=').map_or(it, |(name, _)| name))
     }
 }
 
@@ -59,6 +77,15 @@ impl fmt::Display for StoreUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_whose_name_a_url_would_change_has_none() {
+        let url = |folder: &str| StoreUrl::of_folder(Path::new(folder)).map(|url| url.0);
+        assert_eq!(url("/a+b/c_d").as_deref(), Some("file:///a+b/c_d"));
+        for folder in ["/a b", "/a'b", "/a%20b", "/a?b", "/a#b", "/\u{e9}"] {
+            assert_eq!(url(folder), None, "{folder}");
+        }
+    }
 
     #[test]
     fn a_store_is_named_by_its_url_with_parameters() {

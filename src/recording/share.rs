@@ -11,6 +11,7 @@ use crate::log::Log;
 use crate::nix::StoreUrl;
 use crate::share::{NotShared, ShareWriter};
 use crate::share_keys::{Share, ShareSetting};
+use crate::state::StateFolder;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -103,6 +104,7 @@ impl<'a> Sharing<'a> {
         &self,
         pipeline: &mut PlannedPipeline,
         targets: &[Target],
+        state: &StateFolder,
         store: &mut Store,
         supervisor: &mut Supervisor,
         log: &Log,
@@ -127,7 +129,7 @@ impl<'a> Sharing<'a> {
                 let share = Share::Store(url.clone());
                 return pipeline.add_to_records(&share_keys(&share, None, self.keep_days));
             }
-            How::Store(url) => writer.to_store(url),
+            How::Store(url) => writer.to_store(url, state),
             How::Artifact {
                 build,
                 limit,

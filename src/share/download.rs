@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
@@ -12,15 +11,8 @@ use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
 use crate::exit::Class;
 use crate::fingerprint::in_hex;
-use crate::store::PATIENCE;
-use crate::supervise::{OnStop, Supervisor};
+use crate::supervise::{GivenUp, PATIENCE, Sight, Supervisor};
 use crate::text::without_escapes;
-
-/// How long a download that is given up has to end by itself.
-const GRACE: Duration = Duration::from_secs(1);
-
-/// How often the folder of a download is looked at: the agent prints nothing that says how far it is.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How far a tar may be larger than what it unpacks to: each entry has a header and fills its last block.
 const TAR_AT_MOST: u64 = 4;
@@ -41,7 +33,7 @@ pub(super) fn sha256_of_artifact(
     name: &str,
 ) -> Result<String, ShareError> {
     let line = command::artifact_sha256(name);
-    let ended = run(supervisor, &line, || Watched::StandsStill)?;
+    let ended = run(supervisor, &line, || Sight::StandsStill)?;
     let sha256 = ended.stdout.trim();
     let is_sum = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
     if ended.success && is_sum {
@@ -67,22 +59,24 @@ pub(super) fn download(
     let line = command::download_from_build(name, folder);
     let at_most = size.saturating_mul(TAR_AT_MOST).saturating_add(TAR_SLACK);
     let mut last = 0;
+    // The agent prints nothing that says how far it is.
     let look = || {
         let Sizes { all, largest } = sizes(folder);
         // Of a try that failed, the agent has removed what was there.
         let moves = all > last;
         last = all;
         if largest > at_most || all > at_most.saturating_mul(COPIES_AT_MOST) {
-            Watched::TooLarge
+            Sight::Enough
         } else if moves {
             grown(all);
-            Watched::Moves
+            Sight::Moves
         } else {
-            Watched::StandsStill
+            Sight::StandsStill
         }
     };
     let ended = run(supervisor, &line, look)?;
-    // Of several artifacts of one name, one that cannot be downloaded makes the agent fail, although another is there.
+    // Of several artifacts that match the name, one that cannot be downloaded, or that never ends, makes the agent fail, although
+    // another is there.
     let Ok(mut file) = File::open(folder.join(name)) else {
         return Err(ended.error());
     };
@@ -100,16 +94,10 @@ fn wrong(why: impl Into<String>) -> ShareError {
     ShareError::Share(why.into())
 }
 
-/// What a look at a download shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Watched {
-    Moves,
-    StandsStill,
-    TooLarge,
-}
-
 /// A command of the agent's that has ended.
 struct AgentRun {
+    /// Why it was stopped.
+    given_up: Option<String>,
     line: String,
     how: String,
     success: bool,
@@ -119,7 +107,10 @@ struct AgentRun {
 
 impl AgentRun {
     /// Why it has not done what it should.
-    fn error(&self) -> ShareError {
+    fn error(self) -> ShareError {
+        if let Some(why) = self.given_up {
+            return wrong(why);
+        }
         wrong(match reason_in(&self.stderr) {
             Some(reason) => reason,
             None if self.success => format!("`{}` has found nothing", self.line),
@@ -128,56 +119,35 @@ impl AgentRun {
     }
 }
 
-/// Runs a command of the agent's, which is stopped where it stands still.
+/// Runs a command of the agent's, which is stopped where it stands still, or where what it downloads is too large.
 fn run(
     supervisor: &mut Supervisor,
     line: &CommandLine,
-    mut look: impl FnMut() -> Watched,
+    mut look: impl FnMut() -> Sight,
 ) -> Result<AgentRun, ShareError> {
-    let started = supervisor
-        .start(line, OnStop::TermThenKill)
-        .map_err(|failure| match failure.class {
-            Class::MissingProgram => wrong("there is no buildkite-agent on PATH to download it"),
-            _ => failure.into(),
-        })?;
-    let mut running = [started];
     let mut stderr = Vec::new();
-    let mut moved = Instant::now();
-    let mut given_up = None;
-    while running[0].ended.is_none() {
-        let due = Instant::now() + LOOK_EVERY;
-        supervisor.watch(&mut running, Some(due), |_, bytes| {
-            stderr.extend_from_slice(bytes);
-        })?;
-        if given_up.is_some() {
-            continue;
-        }
-        match look() {
-            Watched::Moves => moved = Instant::now(),
-            Watched::TooLarge => given_up = Some("it is larger than its record says".to_owned()),
-            Watched::StandsStill if moved.elapsed() >= PATIENCE => {
-                let said = reason_in(&String::from_utf8_lossy(&stderr));
-                given_up = Some(stands_still(said.as_deref()));
-            }
-            Watched::StandsStill => {}
-        }
-        if given_up.is_some() && running[0].ended.is_none() {
-            running[0].stop(GRACE);
-        }
-    }
-    supervisor.check()?;
-    let [running] = running;
-    let finished = running.finished();
-    match given_up {
-        Some(why) if !finished.ending.success() => Err(wrong(why)),
-        _ => Ok(AgentRun {
-            line: line.to_string(),
-            how: finished.ending.to_string(),
-            success: finished.ending.success(),
-            stdout: finished.text(),
-            stderr: String::from_utf8_lossy(&stderr).into_owned(),
-        }),
-    }
+    let ran = supervisor.run_patiently(line, PATIENCE, |_, printed| {
+        stderr.extend_from_slice(printed);
+        look()
+    });
+    let (finished, given_up) = ran.map_err(|failure| match failure.class {
+        Class::MissingProgram => wrong("there is no buildkite-agent on PATH to download it"),
+        _ => failure.into(),
+    })?;
+    let stderr = String::from_utf8_lossy(&stderr).into_owned();
+    let success = finished.ending.success();
+    let given_up = given_up.filter(|_| !success).map(|why| match why {
+        GivenUp::Enough => "it is larger than its record says".to_owned(),
+        GivenUp::Stalled => stands_still(reason_in(&stderr).as_deref()),
+    });
+    Ok(AgentRun {
+        given_up,
+        line: line.to_string(),
+        how: finished.ending.to_string(),
+        success,
+        stdout: finished.text(),
+        stderr,
+    })
 }
 
 /// The reason of a download that is given up, with what was said last.
@@ -240,13 +210,23 @@ struct Sizes {
     largest: u64,
 }
 
-/// How much there is in a folder of a download: the agent writes beside the file, and retries.
+/// How much there is in a folder of a download: the agent writes beside the file, and retries. An artifact whose path only begins
+/// with the name comes too, in a folder of its own where it has a slash.
 fn sizes(folder: &Path) -> Sizes {
     let mut sizes = Sizes::default();
-    let entries = folder.read_dir().into_iter().flatten().flatten();
-    for size in entries.filter_map(|entry| Some(entry.metadata().ok()?.len())) {
-        sizes.all += size;
-        sizes.largest = sizes.largest.max(size);
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().into_iter().flatten().flatten() {
+            // Of the entry itself, wherever a link leads.
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            }
+            sizes.all += metadata.len();
+            sizes.largest = sizes.largest.max(metadata.len());
+        }
     }
     sizes
 }

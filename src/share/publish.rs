@@ -7,20 +7,21 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::known::KnownCopy;
 use super::pack::{Archive, pack};
 use super::sha256_of_name;
 use crate::agent;
 use crate::buildkite::agent as command;
-use crate::counts::number;
+use crate::counts::{mebibytes, number};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::host::low_on_disk;
 use crate::log::Log;
 use crate::nix::{DrvPath, StorePath, StoreUrl};
 use crate::share_keys::Share;
+use crate::state::StateFolder;
 use crate::status_line::StatusLine;
-use crate::store::{CopyEnd, CopyOrder, CopyProgress, PATIENCE, Store};
-use crate::supervise::Supervisor;
-use crate::text::without_credentials;
+use crate::store::{NotCopied, Store};
+use crate::supervise::{PATIENCE, Supervisor};
 
 /// How often the folder of an archive is measured, at most.
 const MEASURE_EVERY: Duration = Duration::from_millis(500);
@@ -92,17 +93,24 @@ pub struct ShareWriter<'a> {
 }
 
 impl ShareWriter<'_> {
-    /// Copies into a store what it does not have.
+    /// Copies into a store what it does not have. What this host has copied there lately is noted in `state`, and not asked for again.
     ///
     /// # Errors
     /// It fails, or does not move for [`PATIENCE`].
-    pub fn to_store(&mut self, url: &StoreUrl) -> Result<Published, NotShared> {
-        let mut copied = 0;
-        let end = self.copy(url, None, |progress| {
-            copied = usize::try_from(progress.done).unwrap_or(usize::MAX);
-            CopyOrder::GoOn
-        })?;
-        finished(end, &url.to_string())?;
+    pub fn to_store(
+        &mut self,
+        url: &StoreUrl,
+        state: &StateFolder,
+    ) -> Result<Published, NotShared> {
+        let known = KnownCopy::new(state, url, self.drvs);
+        let copied = if known.is_there() {
+            0
+        } else {
+            let copied = self.copy(url, None, || true)?;
+            let copied = copied.map_err(|why| cannot_copy(&url.to_string(), &why))?;
+            known.note();
+            usize::try_from(copied).unwrap_or(usize::MAX)
+        };
         let targets = number(self.drvs.len(), "target");
         Ok(Published {
             share: Share::Store(url.clone()),
@@ -158,22 +166,17 @@ impl ShareWriter<'_> {
         let work = folder.join("work");
         let (cache, nix) = (work.join("cache"), work.join("nix"));
         fs::create_dir_all(&nix).classify(Class::Infrastructure, cannot_pack)?;
-        let (Some(to), Some(nix)) = (cache.to_str(), nix.to_str()) else {
-            return Err(because(format!("{} is not UTF-8", folder.display())));
+        let (Some(to), Some(nix)) = (StoreUrl::of_folder(&cache), nix.to_str()) else {
+            let folder = folder.display();
+            return Err(because(format!("Nix cannot write a store at {folder}")));
         };
-        let to = StoreUrl::parse(&format!("file://{to}?compression=zstd")).map_err(because)?;
+        let to = StoreUrl::parse(&format!("{to}?compression=zstd")).map_err(because)?;
         let mut size = ArchiveSize::new([cache.clone(), nix.into()]);
-        let end = self.copy(&to, Some(nix), |_| {
-            if size.is_beyond(limit) {
-                CopyOrder::Stop
-            } else {
-                CopyOrder::GoOn
-            }
-        })?;
-        if end == CopyEnd::Stopped || size.measure() > limit {
+        let copied = self.copy(&to, Some(nix), || !size.is_beyond(limit))?;
+        if copied == Err(NotCopied::Stopped) || size.measure() > limit {
             return Err(self.too_large(limit)?);
         }
-        finished(end, "an archive")?;
+        copied.map_err(|why| cannot_copy("an archive", &why))?;
         let supervisor = &mut *self.supervisor;
         let packed = pack(&cache, folder, &mut || supervisor.check().is_ok());
         self.supervisor.check()?;
@@ -187,22 +190,16 @@ impl ShareWriter<'_> {
         &mut self,
         to: &StoreUrl,
         temporary: Option<&str>,
-        mut look: impl FnMut(CopyProgress) -> CopyOrder,
-    ) -> Result<CopyEnd, Failure> {
-        let mut line = StatusLine::new(self.log);
-        let began = Instant::now();
-        let end = self
-            .store
-            .copy_drvs_to(self.supervisor, to, self.drvs, temporary, |progress| {
-                line.show(|| {
-                    let CopyProgress { done, expected } = progress;
-                    let seconds = began.elapsed().as_secs();
-                    Some(format!("sharing: {done} of {expected} paths, {seconds} s"))
-                });
-                look(progress)
-            });
-        line.clear();
-        end
+        goes_on: impl FnMut() -> bool,
+    ) -> Result<Result<u64, NotCopied>, Failure> {
+        self.store.copy_drvs_to(
+            self.supervisor,
+            to,
+            self.drvs,
+            temporary,
+            "sharing",
+            goes_on,
+        )
     }
 
     /// Says what is large in what would be shared.
@@ -273,19 +270,8 @@ impl ShareWriter<'_> {
     }
 }
 
-/// Refuses a copy that did not end well.
-fn finished(end: CopyEnd, to: &str) -> Result<(), NotShared> {
-    match end {
-        CopyEnd::Done => Ok(()),
-        CopyEnd::Stopped | CopyEnd::Stalled => Err(because(format!(
-            "cannot copy to {to}: nothing moved for {} s",
-            PATIENCE.as_secs()
-        ))),
-        CopyEnd::Failed(message) => Err(because(format!(
-            "cannot copy to {to}: {}",
-            without_credentials(&message)
-        ))),
-    }
+fn cannot_copy(to: &str, why: &NotCopied) -> NotShared {
+    because(format!("cannot copy to {to}: {why}"))
 }
 
 /// Where it failed in a folder whose disk is low, that is added: a Nix that finds it full may say so, or abort (2.8).
@@ -303,27 +289,14 @@ fn cannot_pack() -> String {
     "cannot pack the archive".into()
 }
 
-/// A temporary folder that every version of Nix takes as the URL of a store as it is: no version takes a space or a quote in there,
-/// 2.26 decodes `%20`, and 2.8 and 2.34 do not (measured). So one whose name has other letters is not used; `/tmp` is.
+/// A temporary folder that Nix takes as a store: where the host's own is none, in `/tmp`.
 fn plain_folder(temporary: &Path) -> Result<TempDir, Failure> {
-    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+~".contains(letter);
-    let is_usable = temporary
-        .to_str()
-        .is_some_and(|path| path.chars().all(is_plain));
+    let is_usable = StoreUrl::of_folder(temporary).is_some();
     agent::folder(if is_usable {
         temporary
     } else {
         Path::new("/tmp")
     })
-}
-
-/// A size in MiB, for people.
-fn mebibytes(bytes: u64) -> String {
-    let tenths = bytes.saturating_mul(10).div_ceil(1 << 20);
-    match tenths % 10 {
-        0 => format!("{} MiB", tenths / 10),
-        tenth => format!("{}.{tenth} MiB", tenths / 10),
-    }
 }
 
 /// The size of an archive that grows.
@@ -375,4 +348,58 @@ fn size_of(folder: &Path) -> io::Result<u64> {
         }
     }
     Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_has_the_size_of_the_larger_of_its_folders_and_is_measured_when_that_is_due() {
+        let root = TempDir::new().unwrap();
+        let folders = ["cache", "nix"].map(|name| root.path().join(name));
+        let mut size = ArchiveSize::new(folders.clone());
+        assert_eq!(size.measure(), 0, "neither is there yet");
+        fs::create_dir_all(folders[0].join("nar")).unwrap();
+        fs::write(folders[0].join("a.narinfo"), "12").unwrap();
+        fs::write(folders[0].join("nar/a"), "345").unwrap();
+        fs::create_dir(&folders[1]).unwrap();
+        fs::write(folders[1].join("b"), "1234").unwrap();
+        assert_eq!(size.measure(), 5);
+        fs::write(folders[1].join("c"), "56").unwrap();
+        assert_eq!(size.measure(), 6);
+        assert!(!size.is_beyond(5), "it is not due");
+        for (limit, is_beyond) in [(5, true), (6, false)] {
+            size.due = Instant::now();
+            assert_eq!(size.is_beyond(limit), is_beyond, "{limit}");
+        }
+        assert!(size.due > Instant::now());
+    }
+
+    #[test]
+    fn an_archive_is_made_where_nix_takes_the_name_of_the_folder() {
+        let root = TempDir::new().unwrap();
+        let made = plain_folder(root.path()).unwrap();
+        assert_eq!(made.path().parent(), Some(root.path()));
+        let spaced = root.path().join("a b");
+        fs::create_dir(&spaced).unwrap();
+        let made = plain_folder(&spaced).unwrap();
+        assert_eq!(made.path().parent(), Some(Path::new("/tmp")));
+    }
+
+    #[test]
+    fn a_failure_is_a_reason_not_to_share_and_a_signal_ends_the_recording() {
+        let of = |class| NotShared::from(Failure::new(class, "x").hint("y"));
+        assert!(matches!(of(Class::Signal(15)), NotShared::Stopped(_)));
+        for (class, has_hint) in [
+            (Class::Infrastructure, false),
+            (Class::MissingProgram, true),
+        ] {
+            let NotShared::Because { reason, hint } = of(class) else {
+                panic!("{class:?}")
+            };
+            assert_eq!((reason.as_str(), hint.is_some()), ("x", has_hint));
+            assert_ne!(hint.as_deref(), Some("y"));
+        }
+    }
 }

@@ -15,8 +15,7 @@ use crate::log::Log;
 use crate::nix::StoreUrl;
 use crate::state::{self, CommonKind, Filling, FolderInUse, Seen, StateFolder};
 use crate::status_line::StatusLine;
-use crate::store::PATIENCE;
-use crate::supervise::Supervisor;
+use crate::supervise::{PATIENCE, Supervisor};
 
 /// What an archive may unpack to where its record does not say.
 const SIZE_AT_MOST: u64 = 2 << 30;
@@ -216,11 +215,7 @@ fn fill(
 
 /// The store in a folder; else why Nix cannot read it, as a sentence.
 fn store_at(folder: &Path) -> Result<StoreUrl, String> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+~@=:,".contains(c);
-    // Not each version of Nix decodes what stands for another character in a URL.
-    let text = folder.to_str().filter(|text| text.chars().all(is_plain));
-    let url = text.and_then(|text| StoreUrl::parse(&format!("file://{text}")).ok());
-    url.ok_or_else(|| {
+    StoreUrl::of_folder(folder).ok_or_else(|| {
         format!(
             "Nix cannot read a store at {}: set EVAL_ONCE_STATE_DIR to a folder with a plain name",
             folder.display()

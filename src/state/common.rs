@@ -4,14 +4,14 @@
 //! `cache` (complete once it exists: it is made by a rename), and in between a folder of the process that fills it. That process,
 //! or one that removes it, has the lock alone, those that use it have it together; each may be killed at any time.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::ours::{folder_of_ours, is_ours};
+use super::ours::{LOCK, is_at, is_ours, open_lock, open_with_lock, remove_whole};
 
 /// For how many days a folder is kept after its last use, where its user does not say.
 pub const KEEP_DAYS: u64 = 3;
@@ -21,7 +21,9 @@ const UNUSED: Duration = Duration::from_secs(60);
 
 const DAY: u64 = 24 * 60 * 60;
 
-const LOCK: &str = "lock";
+/// The mode of a common folder, which is its user's alone.
+const MODE: u32 = 0o700;
+
 /// What a common folder was made for.
 pub const CACHE: &str = "cache";
 /// How the name of the folder begins that is being filled. A random part follows: programs that a killed process has started may go
@@ -134,9 +136,7 @@ pub(super) fn make_room(parent: &Path, is_low: impl Fn() -> bool) -> usize {
 /// The common folders in `parent`.
 fn common_folders(parent: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = parent.read_dir().into_iter().flatten().flatten();
-    let ours =
-        entries.filter(|entry| is_ours(entry) && entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    ours.map(|entry| entry.path())
+    entries.filter(is_ours).map(|entry| entry.path())
 }
 
 /// When a common folder was last used.
@@ -160,16 +160,8 @@ impl CommonFolder {
     /// It cannot be made, or has no locks: another user's, a full disk.
     pub fn look(&mut self) -> io::Result<Seen> {
         loop {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&self.folder)?;
+            let lock = open_with_lock(&self.folder, MODE)?;
             let path = self.folder.join(LOCK);
-            let lock = match open_lock(&path) {
-                // It was removed just now.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                opened => opened?,
-            };
             let cache = self.folder.join(CACHE);
             if cache.exists() {
                 match lock.try_lock_shared() {
@@ -271,7 +263,7 @@ impl FolderInUse {
             && let Some(folder) = self.cache.parent()
             && is_at(&self.lock, &folder.join(LOCK))
         {
-            let _ = remove(folder);
+            let _ = remove_whole(folder);
         }
     }
 }
@@ -323,14 +315,6 @@ impl Drop for Filling {
     }
 }
 
-fn open_lock(path: &Path) -> io::Result<File> {
-    File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-}
-
 /// Removes a common folder where nothing uses it, and nothing has for as long as it is kept.
 fn remove_unused(folder: &Path, low: bool) -> io::Result<bool> {
     let path = folder.join(LOCK);
@@ -347,21 +331,12 @@ fn remove_unused(folder: &Path, low: bool) -> io::Result<bool> {
         return Ok(false);
     }
     let existed = path.exists();
-    let lock = open_lock(&path)?;
+    let lock = open_lock(&path, MODE)?;
     if lock.try_lock().is_err() || !is_at(&lock, &path) || existed && !is_due() {
         return Ok(false);
     }
-    remove(folder)?;
+    remove_whole(folder)?;
     Ok(true)
-}
-
-/// Removes a common folder whose lock is ours. Removing takes a while, and it goes by files: under another name, nothing finds half
-/// of it.
-fn remove(folder: &Path) -> io::Result<()> {
-    let parent = folder.parent().unwrap_or(folder);
-    let removed = folder_of_ours(parent)?;
-    fs::rename(folder, removed.path())?;
-    removed.close()
 }
 
 /// For how many days a folder is kept, as far as that was noted.
@@ -376,26 +351,24 @@ fn id(path: &Path) -> Option<(u64, SystemTime)> {
     Some((metadata.ino(), metadata.modified().ok()?))
 }
 
-/// Whether an open file is the one that is at `path` now.
-fn is_at(file: &File, path: &Path) -> bool {
-    let same = |one: &fs::Metadata, other: &fs::Metadata| {
-        (one.dev(), one.ino()) == (other.dev(), other.ino())
-    };
-    match (path.metadata(), file.metadata()) {
-        (Ok(at_path), Ok(opened)) => same(&at_path, &opened),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::FileTimes;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
     use tempfile::TempDir;
 
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// Ends the threads also where an assertion fails: the scope would wait for them.
+    struct Stops<'a>(&'a AtomicBool);
+    impl Drop for Stops<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, SeqCst);
+        }
+    }
 
     struct Host {
         folder: TempDir,
@@ -423,7 +396,7 @@ mod tests {
         /// Makes as if it had not been used for so long.
         fn age(&self, age: Duration) {
             let then = FileTimes::new().set_modified(SystemTime::now() - age);
-            let lock = open_lock(&self.path().join(LOCK)).unwrap();
+            let lock = open_lock(&self.path().join(LOCK), MODE).unwrap();
             lock.set_times(then).unwrap();
         }
 
@@ -548,6 +521,46 @@ mod tests {
         host.age(Duration::from_secs(10 * DAY));
         assert_eq!(host.sweep(false), 1);
         assert!(other.exists());
+    }
+
+    #[test]
+    fn what_is_in_use_stays_whole_while_others_remove_all_that_is_not() {
+        let host = Host::new();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _stops = Stops(&stop);
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(SeqCst) {
+                        host.sweep(true);
+                    }
+                });
+            }
+            let mut filled = 0;
+            let deadline = Instant::now() + PATIENCE;
+            let mut looks = 0;
+            // Until something was removed as well: on a busy host, the threads may come late.
+            while looks < 500 || filled < 2 {
+                assert!(Instant::now() < deadline, "filled {filled} times");
+                looks += 1;
+                let in_use = match host.common().look().unwrap() {
+                    Seen::Complete(in_use) => in_use,
+                    Seen::Ours(filling) => {
+                        filled += 1;
+                        fs::write(filling.path().join("file"), "x").unwrap();
+                        filling.complete().unwrap()
+                    }
+                    // One that removes it has the lock for a moment.
+                    Seen::Busy => continue,
+                    other => panic!("{other:?}"),
+                };
+                // As if it had been used long ago: nothing but its lock keeps it.
+                let then = FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
+                in_use.lock.set_times(then).unwrap();
+                std::thread::yield_now();
+                assert!(in_use.path().join("file").exists());
+            }
+        });
     }
 
     #[test]

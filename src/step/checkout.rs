@@ -15,18 +15,11 @@ use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::Evaluation;
 use crate::state::{CommonKind, Filling, FolderInUse, KEEP_DAYS, Seen};
-use crate::store::PATIENCE;
-use crate::supervise::OnStop;
+use crate::supervise::{PATIENCE, Sight};
 use crate::text::without_credentials;
 
 /// How often a checkout is looked for that another step makes.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// How often git is looked at while it prints nothing.
-const WATCH_EVERY: Duration = Duration::from_secs(1);
-
-/// How long a git that is given up has to end by itself.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// How much of what git prints last is read where it fails, in bytes.
 const PRINTED_AT_MOST: usize = 64 << 10;
@@ -301,36 +294,22 @@ impl<'a> StepRun<'a> {
         line: &CommandLine,
         filling: &Filling,
     ) -> Result<Result<(), String>, NoCheckout> {
-        let mut running =
-            [self
-                .supervisor
-                .start(line, OnStop::TermThenKill)
-                .map_err(|failure| match failure.class {
-                    Class::MissingProgram => {
-                        failure.hint("install git on this host, or record with `checkout: always`")
-                    }
-                    _ => failure,
-                })?];
-        let mut printed = Vec::new();
-        let mut moved = Instant::now();
-        let mut stalled = false;
-        while running[0].ended.is_none() {
-            let due = Instant::now() + WATCH_EVERY;
-            let watched = self.supervisor.watch(&mut running, Some(due), |_, bytes| {
-                printed.extend_from_slice(bytes);
-                moved = Instant::now();
-                filling.note_movement();
-            });
-            watched?;
-            printed.drain(..printed.len().saturating_sub(PRINTED_AT_MOST));
-            if !stalled && moved.elapsed() >= PATIENCE && running[0].ended.is_none() {
-                stalled = true;
-                running[0].stop(GRACE);
+        let mut last = Vec::new();
+        let ran = self.supervisor.run_patiently(line, PATIENCE, |_, printed| {
+            if printed.is_empty() {
+                return Sight::StandsStill;
             }
-        }
-        self.supervisor.check()?;
-        let [running] = running;
-        let ending = running.finished().ending;
+            last.extend_from_slice(printed);
+            last.drain(..last.len().saturating_sub(PRINTED_AT_MOST));
+            filling.note_movement();
+            Sight::Moves
+        });
+        let (finished, given_up) = ran.map_err(|failure| match failure.class {
+            Class::MissingProgram => {
+                failure.hint("install git on this host, or record with `checkout: always`")
+            }
+            _ => failure,
+        })?;
         // What is run is named without the settings that are given to it.
         let command = line
             .arguments
@@ -338,18 +317,20 @@ impl<'a> StepRun<'a> {
             .filter_map(|word| word.to_str())
             .find(|word| ["clone", "fetch", "checkout", "submodule"].contains(word))
             .unwrap_or_default();
-        if stalled {
+        if given_up.is_some() {
             // No other command would find the network in another state.
             let seconds = PATIENCE.as_secs();
             return Err(NoCheckout::Failed(format!(
                 "`git {command}` has printed nothing for {seconds} s"
             )));
         }
-        Ok(if ending.success() {
-            Ok(())
-        } else {
-            let reason = git::reason(&printed);
-            Err(format!("`git {command}` {ending}: {reason}"))
-        })
+        if finished.ending.success() {
+            return Ok(Ok(()));
+        }
+        let reason = git::reason(&last);
+        Ok(Err(format!(
+            "`git {command}` {}: {reason}",
+            finished.ending
+        )))
     }
 }

@@ -8,8 +8,8 @@ use crate::nix::{DrvPath, StoreUrl};
 use crate::share::{ArchiveRecord, ShareError, unpacked};
 use crate::share_keys::{Share, ShareSetting, StepShare};
 use crate::state::{CopyTurn, KEEP_DAYS};
-use crate::status_line::StatusLine;
-use crate::store::{ATTEMPTS, CopyEnd, CopyOrder, CopyProgress, PATIENCE};
+use crate::store::{ATTEMPTS, NotCopied};
+use crate::supervise::PATIENCE;
 
 /// What stands in the message of a Nix 2.8 that copies a path which another process has registered meanwhile: it takes the begin of
 /// that path's contents for the next path. (Of eight copies of one closure at once seven failed, each time, with and without a daemon;
@@ -71,18 +71,16 @@ impl StepRun<'_> {
         let mut attempt = 1;
         loop {
             let turn = self.copy_turn(attempt > 1)?;
-            let end = self.copy_once(drv, url);
+            let copied = self.store.copy_drv_from(self.supervisor, url, drv);
             drop(turn);
-            match end {
-                Ok(CopyEnd::Done) => return Ok(()),
-                Ok(CopyEnd::Stopped | CopyEnd::Stalled) => {
-                    let seconds = PATIENCE.as_secs();
-                    return Err(wrong(format!("it has not moved for {seconds} s")));
-                }
-                Ok(CopyEnd::Failed(why)) if why.contains(DISTURBED) && attempt < ATTEMPTS => {
+            match copied {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(NotCopied::Failed(why)))
+                    if why.contains(DISTURBED) && attempt < ATTEMPTS =>
+                {
                     attempt += 1;
                 }
-                Ok(CopyEnd::Failed(why)) => return Err(wrong(in_words(why, drv))),
+                Ok(Err(why)) => return Err(wrong(in_words(why.to_string(), drv))),
                 Err(failure) if matches!(failure.class, Class::Signal(_)) => {
                     return Err(failure.into());
                 }
@@ -90,25 +88,6 @@ impl StepRun<'_> {
                 Err(failure) => return Err(wrong(failure.to_string())),
             }
         }
-    }
-
-    fn copy_once(&mut self, drv: &DrvPath, url: &StoreUrl) -> Result<CopyEnd, Failure> {
-        let mut status = StatusLine::new(&self.log);
-        let name = drv.name();
-        let end = self
-            .store
-            .copy_drv_from(self.supervisor, url, drv, |progress| {
-                let CopyProgress { done, expected } = progress;
-                status.show(|| {
-                    Some(match expected {
-                        0 => format!("fetching {name} from {url}"),
-                        _ => format!("fetching {name}: {done} of {expected} paths"),
-                    })
-                });
-                CopyOrder::GoOn
-            });
-        status.clear();
-        end
     }
 
     /// Waits for a turn to copy, beside other steps or `alone`; none without a state folder, or where others have theirs for too long.

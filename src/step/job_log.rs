@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use crate::counts::mebibytes;
 use crate::log::{Log, is_group_mark};
 use crate::nix::structured::{BuildCounts, Ended, Event, LogReader};
 use crate::nix::{DrvPath, NixOutput, begins_missing};
@@ -489,12 +490,6 @@ fn progress(
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
-fn mebibytes(bytes: u64) -> String {
-    // Tenths of them: whole numbers lose nothing on the way.
-    let tenths = bytes * 10 / (1 << 20);
-    format!("{}.{} MiB", tenths / 10, tenths % 10)
-}
-
 /// How many derivations Nix plans to build, where a message says so.
 fn planned(message: &str) -> Option<u64> {
     let rest = message.strip_prefix("th")?;
@@ -746,7 +741,7 @@ mod tests {
         ]);
         assert_eq!(
             scene.end().0,
-            "eval-once: copied 3 paths (3.0 MiB): 2 from https://a, 1 from https://b in N s\n"
+            "eval-once: copied 3 paths (3 MiB): 2 from https://a, 1 from https://b in N s\n"
         );
     }
 

@@ -10,12 +10,9 @@ use super::drv_outputs::{DrvOutputs, Outputs};
 use super::report::{Pushed, Reason};
 use super::run::StepRun;
 use crate::command_line::CommandLine;
-use crate::counts::number;
 use crate::exit::{Class, Failure};
 use crate::nix::{StorePath, StoreUrl};
-use crate::status_line::StatusLine;
-use crate::store::{CopyEnd, CopyOrder, PATIENCE};
-use crate::text::without_credentials;
+use crate::store::NotCopied;
 
 /// What a failed push means, for the log and the annotation.
 const MEANING: &str = "The build itself succeeded, and only the push failed: a retry finds the outputs, and pushes them.";
@@ -40,7 +37,7 @@ pub(super) fn push(
             let paths: Vec<&StorePath> = outputs.values().collect();
             match copy(step, to, &paths) {
                 Ok(Ok(pushed)) => Ok(Some(pushed)),
-                Ok(Err(why)) => Err(failure(to, &why)),
+                Ok(Err(why)) => Err(failure(to, &why.to_string())),
                 Err(failure) if failure.class == Class::MissingProgram => {
                     Err(failure.context("the build succeeded, and cannot be pushed"))
                 }
@@ -153,38 +150,12 @@ fn copy(
     step: &mut StepRun<'_>,
     to: &StoreUrl,
     paths: &[&StorePath],
-) -> Result<Result<Pushed, String>, Failure> {
+) -> Result<Result<Pushed, NotCopied>, Failure> {
     let started = Instant::now();
-    let mut line = StatusLine::new(&step.log);
-    let ended = step
-        .store
-        .copy_outputs_to(step.supervisor, to, paths, |progress| {
-            line.show(|| {
-                let paths = match progress.expected {
-                    0 => String::new(),
-                    expected => format!(
-                        ": {} of {} copied",
-                        progress.done,
-                        number(usize::try_from(expected).unwrap_or(usize::MAX), "path")
-                    ),
-                };
-                Some(format!("pushing to {to}{paths}"))
-            });
-            CopyOrder::GoOn
-        });
-    line.clear();
+    let copied = step.store.copy_outputs_to(step.supervisor, to, paths);
     step.seconds.push += started.elapsed();
-    let why = match ended? {
-        CopyEnd::Done => {
-            return Ok(Ok(Pushed {
-                store: to.to_string(),
-                outputs: paths.len(),
-            }));
-        }
-        CopyEnd::Stopped | CopyEnd::Stalled => {
-            format!("nothing has moved for {} s", PATIENCE.as_secs())
-        }
-        CopyEnd::Failed(why) => without_credentials(&why).into_owned(),
-    };
-    Ok(Err(why))
+    Ok(copied?.map(|()| Pushed {
+        store: to.to_string(),
+        outputs: paths.len(),
+    }))
 }

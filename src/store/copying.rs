@@ -1,6 +1,7 @@
-//! Copying between stores, by `nix copy`, with patience that has an end.
+//! Copying between stores, by `nix copy`, with patience that has an end. How far a copy is, a status line shows.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -8,55 +9,40 @@ use serde_json::Value;
 use super::Store;
 use super::batches::batches;
 use crate::command_line::CommandLine;
+use crate::counts::number;
 use crate::exit::Failure;
+use crate::log::Log;
 use crate::nix::{DrvPath, NixOutput, StorePath, StoreUrl, command};
-use crate::supervise::{OnStop, Supervisor};
-use crate::text::without_escapes;
+use crate::status_line::StatusLine;
+use crate::supervise::{GivenUp, PATIENCE, Sight, Supervisor};
+use crate::text::{without_credentials, without_escapes};
 
-/// How long something that is copied may stand still, until it is given up.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long a copy that is given up has to end by itself.
-const GRACE: Duration = Duration::from_secs(1);
-
-/// How often a copy is looked at that prints nothing.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// How far a copy is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CopyProgress {
-    /// Paths that are copied.
-    pub done: u64,
-    /// Paths that are to be copied, as far as that is known.
-    pub expected: u64,
-}
-
-/// What may be done about a copy, each time it has been looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CopyOrder {
-    /// It goes on.
-    GoOn,
-    /// It is stopped.
-    Stop,
-}
-
-/// How a copy ended.
+/// Why a copy is not complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CopyEnd {
-    /// All is there.
-    Done,
-    /// It was stopped, as ordered.
+pub enum NotCopied {
+    /// It was not to go on.
     Stopped,
     /// Nothing moved for as long as [`PATIENCE`].
     Stalled,
-    /// Nix failed, with this message.
+    /// Nix failed, with this message, which is without credentials.
     Failed(String),
+}
+
+impl fmt::Display for NotCopied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopped => f.write_str("it was stopped"),
+            Self::Stalled => write!(f, "nothing has moved for {} s", PATIENCE.as_secs()),
+            Self::Failed(message) => f.write_str(message),
+        }
+    }
 }
 
 impl Store {
     /// Copies these `.drv`s with all that they need to be realised (`.drv`s and sources, no outputs) into a store; what it has
-    /// is not copied again. `look` is called at least once a second. Nix compresses each NAR into a file in its folder for temporary
-    /// files before it is in the other store; where `temporary` is given, that is the folder.
+    /// is not copied again. Nix compresses each NAR into a file in its folder for temporary files before it is in the other
+    /// store; where `temporary` is given, that is the folder. `doing` says in the log what is done. `goes_on` is asked at least
+    /// once a second whether it is to go on. Returned is how many paths were copied; inside, why not all of them were.
     ///
     /// # Errors
     /// A signal asked us to end (128 + n); the program is missing (69), or cannot be started (75).
@@ -66,28 +52,19 @@ impl Store {
         to: &StoreUrl,
         drvs: &[&DrvPath],
         temporary: Option<&str>,
-        mut look: impl FnMut(CopyProgress) -> CopyOrder,
-    ) -> Result<CopyEnd, Failure> {
-        let mut before = CopyProgress::default();
-        for batch in batches(&store_paths_of(drvs)) {
-            let options = self.options(supervisor)?;
-            let mut line = command::copy_drvs_to(to, batch, &options);
-            line.variables
-                .extend(temporary.map(|folder| ("TMPDIR", folder.to_owned())));
-            let mut progress = before;
-            let mut look = |this: CopyProgress| {
-                progress = CopyProgress {
-                    done: before.done + this.done,
-                    expected: before.expected + this.expected,
-                };
-                look(progress)
-            };
-            match copy(supervisor, &line, &mut look)? {
-                CopyEnd::Done => before = progress,
-                other => return Ok(other),
-            }
+        doing: &str,
+        goes_on: impl FnMut() -> bool,
+    ) -> Result<Result<u64, NotCopied>, Failure> {
+        let options = self.options(supervisor)?;
+        let mut lines: Vec<CommandLine> = batches(&store_paths_of(drvs))
+            .map(|batch| command::copy_drvs_to(to, batch, &options))
+            .collect();
+        for line in &mut lines {
+            let temporary = temporary.map(|folder| ("TMPDIR", folder.to_owned()));
+            line.variables.extend(temporary);
         }
-        Ok(CopyEnd::Done)
+        let copied = copy(supervisor, &self.log, &lines, doing, goes_on)?;
+        Ok(copied.map_err(|(why, _)| why))
     }
 
     /// These `.drv`s and all that they need to be realised, each with the size of its NAR in bytes; as much of it as Nix says.
@@ -113,8 +90,7 @@ impl Store {
         Ok(sizes)
     }
 
-    /// Copies outputs with all that they need into a store; what it has is not copied again. `look` as in
-    /// [`Self::copy_drvs_to`].
+    /// Copies outputs with all that they need into a store; what it has is not copied again. Inside, why not all of them were.
     ///
     /// # Errors
     /// As [`Self::copy_drvs_to`].
@@ -123,16 +99,14 @@ impl Store {
         supervisor: &mut Supervisor,
         to: &StoreUrl,
         outputs: &[&StorePath],
-        mut look: impl FnMut(CopyProgress) -> CopyOrder,
-    ) -> Result<CopyEnd, Failure> {
-        for batch in batches(outputs) {
-            let line = self.copy_outputs_to_line(supervisor, to, batch)?;
-            match copy(supervisor, &line, &mut look)? {
-                CopyEnd::Done => {}
-                other => return Ok(other),
-            }
-        }
-        Ok(CopyEnd::Done)
+    ) -> Result<Result<(), NotCopied>, Failure> {
+        let options = self.options(supervisor)?;
+        let lines: Vec<CommandLine> = batches(outputs)
+            .map(|batch| command::copy_outputs_to(to, batch, &options))
+            .collect();
+        let doing = format!("pushing to {to}");
+        let copied = copy(supervisor, &self.log, &lines, &doing, || true)?;
+        Ok(copied.map(drop).map_err(|(why, _)| why))
     }
 
     /// The command of [`Self::copy_outputs_to`].
@@ -149,7 +123,7 @@ impl Store {
         Ok(command::copy_outputs_to(to, outputs, &options))
     }
 
-    /// Copies a `.drv`, with all that it needs to be realised, from a store. `look` as in [`Self::copy_drvs_to`].
+    /// Copies a `.drv`, with all that it needs to be realised, from a store. Inside, why not all of it was.
     ///
     /// # Errors
     /// As [`Self::copy_drvs_to`].
@@ -158,16 +132,18 @@ impl Store {
         supervisor: &mut Supervisor,
         from: &StoreUrl,
         drv: &DrvPath,
-        mut look: impl FnMut(CopyProgress) -> CopyOrder,
-    ) -> Result<CopyEnd, Failure> {
-        let line = self.copy_drv_from_line(supervisor, from, drv)?;
-        let (end, output) = copy_with_output(supervisor, &line, &mut look)?;
-        if end != CopyEnd::Done {
-            // Where the share is a substituter, too, no later command is to wait for it again.
-            self.note_unreachable(&output);
-            self.options(supervisor)?;
+    ) -> Result<Result<(), NotCopied>, Failure> {
+        let lines = [self.copy_drv_from_line(supervisor, from, drv)?];
+        let doing = format!("fetching {} from {from}", drv.name());
+        match copy(supervisor, &self.log, &lines, &doing, || true)? {
+            Ok(_) => Ok(Ok(())),
+            Err((why, output)) => {
+                // Where the share is a substituter, too, no later command is to wait for it again.
+                self.note_unreachable(&output);
+                self.options(supervisor)?;
+                Ok(Err(why))
+            }
         }
-        Ok(end)
     }
 
     /// The command of [`Self::copy_drv_from`].
@@ -189,79 +165,123 @@ fn store_paths_of<'a>(drvs: &[&'a DrvPath]) -> Vec<&'a StorePath> {
     drvs.iter().map(|drv| drv.as_store_path()).collect()
 }
 
-/// Runs a `nix copy` until it ends, is to be stopped, or stands still.
+/// Runs one `nix copy` after the other, as parts of one copy, until one fails or is given up: how many paths were copied; or why
+/// not all, with what that one has printed.
 fn copy(
     supervisor: &mut Supervisor,
-    line: &CommandLine,
-    look: &mut impl FnMut(CopyProgress) -> CopyOrder,
-) -> Result<CopyEnd, Failure> {
-    copy_with_output(supervisor, line, look).map(|(end, _)| end)
+    log: &Log,
+    lines: &[CommandLine],
+    doing: &str,
+    mut goes_on: impl FnMut() -> bool,
+) -> Result<Result<u64, (NotCopied, NixOutput)>, Failure> {
+    let mut status = StatusLine::new(log);
+    let began = Instant::now();
+    let mut before = CopyProgress::default();
+    for line in lines {
+        // So that it says how far it is.
+        let line = command::structured(line);
+        let mut stderr = Vec::new();
+        let mut movement = Movement::default();
+        let mut work = Work::default();
+        let ran = supervisor.run_patiently(&line, PATIENCE, |process, printed| {
+            stderr.extend_from_slice(printed);
+            let says_more = movement.read(printed);
+            let works = work.goes_on(process);
+            status.show(|| Some(before.and(movement.progress).text(doing, began.elapsed())));
+            if movement.has_upload_stalled || !goes_on() {
+                Sight::Enough
+            } else if says_more || works || !movement.uploading.is_empty() {
+                Sight::Moves
+            } else {
+                Sight::StandsStill
+            }
+        });
+        status.clear();
+        let (finished, given_up) = ran?;
+        if !finished.ending.success() {
+            let output = NixOutput::of(&stderr);
+            let why = match given_up {
+                Some(GivenUp::Enough) if !movement.has_upload_stalled => NotCopied::Stopped,
+                Some(_) => NotCopied::Stalled,
+                None => {
+                    let message = output.final_message(finished.ending);
+                    NotCopied::Failed(without_credentials(&message).into_owned())
+                }
+            };
+            return Ok(Err((why, output)));
+        }
+        before = before.and(movement.progress);
+    }
+    Ok(Ok(before.done))
 }
 
-/// The same, with what Nix has printed.
-fn copy_with_output(
-    supervisor: &mut Supervisor,
-    line: &CommandLine,
-    look: &mut impl FnMut(CopyProgress) -> CopyOrder,
-) -> Result<(CopyEnd, NixOutput), Failure> {
-    // So that it says how far it is.
-    let line = command::structured(line);
-    let mut running = [supervisor.start(&line, OnStop::TermThenKill)?];
-    let mut stderr = Vec::new();
-    let mut movement = Movement::default();
-    let mut moved = Instant::now();
-    let mut work = 0;
-    let mut measured = moved;
-    let mut given_up = None;
-    while running[0].ended.is_none() {
-        let due = Instant::now() + LOOK_EVERY;
-        supervisor.watch(&mut running, Some(due), |_, bytes| {
-            stderr.extend_from_slice(bytes);
-            if movement.read(bytes) {
-                moved = Instant::now();
-            }
-        })?;
-        if given_up.is_some() {
-            continue;
-        }
-        if measured.elapsed() >= LOOK_EVERY {
-            measured = Instant::now();
-            let done = work_of(running[0].id()).unwrap_or(0);
-            if done > work + NO_WORK {
-                moved = measured;
-            }
-            work = done;
-        }
-        if look(movement.progress) == CopyOrder::Stop {
-            given_up = Some(CopyEnd::Stopped);
-        } else if movement.has_upload_stalled
-            || moved.elapsed() >= PATIENCE && movement.uploading.is_empty()
-        {
-            given_up = Some(CopyEnd::Stalled);
-        }
-        if given_up.is_some() && running[0].ended.is_none() {
-            running[0].stop(GRACE);
-        }
-        // From 2.26 on, Nix prints about twenty lines for each path.
-        if running[0].ended.is_none() {
-            supervisor.breathe();
+/// How far a copy is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct CopyProgress {
+    /// Paths that are copied.
+    done: u64,
+    /// Paths that are to be copied, as far as that is known.
+    expected: u64,
+}
+
+impl CopyProgress {
+    /// This and what comes after it.
+    fn and(self, next: Self) -> Self {
+        Self {
+            done: self.done + next.done,
+            expected: self.expected + next.expected,
         }
     }
-    supervisor.check()?;
-    let [running] = running;
-    let ending = running.finished().ending;
-    let output = NixOutput::of(&stderr);
-    let end = if ending.success() {
-        CopyEnd::Done
-    } else {
-        given_up.unwrap_or_else(|| CopyEnd::Failed(output.final_message(ending)))
-    };
-    Ok((end, output))
+
+    /// How far what we are `doing` is after this time.
+    fn text(self, doing: &str, elapsed: Duration) -> String {
+        let seconds = elapsed.as_secs();
+        let expected = usize::try_from(self.expected).unwrap_or(usize::MAX);
+        match expected {
+            0 => format!("{doing}: {seconds} s"),
+            _ => format!(
+                "{doing}: {} of {}, {seconds} s",
+                self.done,
+                number(expected, "path")
+            ),
+        }
+    }
 }
 
-/// What a process does in a second while it waits, at most, by the measure of [`work_of`]: it prints a line, and looks at the clock
-/// (measured: 4 KiB).
+/// How often it is measured what a process has done.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
+
+/// What a process does in [`MEASURE_EVERY`] while it waits, at most, by the measure of [`work_of`]: it prints a line, and looks at
+/// the clock (measured: 4 KiB).
 const NO_WORK: u64 = 16 << 10;
+
+/// What a process has done so far, as far as it was measured.
+#[derive(Debug)]
+struct Work {
+    done: u64,
+    measured: Instant,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self {
+            done: 0,
+            measured: Instant::now(),
+        }
+    }
+}
+
+impl Work {
+    /// Whether the process is seen to have done more than waiting, where that is measured now.
+    fn goes_on(&mut self, process: u32) -> bool {
+        if self.measured.elapsed() < MEASURE_EVERY {
+            return false;
+        }
+        self.measured = Instant::now();
+        let before = std::mem::replace(&mut self.done, work_of(process).unwrap_or(0));
+        self.done > before + NO_WORK
+    }
+}
 
 /// How much a process has done: the bytes that it has read and written, and a thousand for each tick (10 ms) of a processor. Nix
 /// 2.8 prints nothing while it compresses or reads a path, however large that is. (What is sent over HTTP counts in neither:
@@ -365,6 +385,60 @@ impl Movement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervise::OnStop;
+
+    /// A program that prints as a `nix copy` of this many paths, and ends with this status.
+    fn copies(paths: u64, status: i32) -> CommandLine {
+        let mut script = format!(
+            "echo '@nix {{\"action\":\"start\",\"id\":1,\"type\":103,\"text\":\"copying {paths} paths\"}}' >&2\n"
+        );
+        for id in 2..2 + paths {
+            script += &format!(
+                "echo '@nix {{\"action\":\"start\",\"id\":{id},\"type\":100}}' >&2\n\
+                 echo '@nix {{\"action\":\"stop\",\"id\":{id}}}' >&2\n"
+            );
+        }
+        script += &format!("exit {status}\n");
+        CommandLine::new("sh", &["-c", &script, "sh"])
+    }
+
+    #[test]
+    fn the_paths_of_all_parts_of_a_copy_count_and_the_first_that_fails_ends_it() {
+        let log = Log::default();
+        let mut supervisor = Supervisor::install(&log).unwrap();
+        let mut copy = |parts: &[(u64, i32)]| {
+            let lines: Vec<_> = parts
+                .iter()
+                .map(|(paths, status)| copies(*paths, *status))
+                .collect();
+            copy(&mut supervisor, &log, &lines, "x", || true)
+                .unwrap()
+                .map_err(|(why, _)| why.to_string())
+        };
+        assert_eq!(copy(&[]), Ok(0));
+        assert_eq!(copy(&[(2, 0), (3, 0)]), Ok(5));
+        let failed = copy(&[(2, 0), (3, 7), (4, 0)]);
+        assert_eq!(failed, Err("Nix ended with status 7".into()));
+    }
+
+    #[test]
+    fn a_copy_that_is_not_to_go_on_is_stopped() {
+        let log = Log::default();
+        let mut supervisor = Supervisor::install(&log).unwrap();
+        let lines = [CommandLine::new("sh", &["-c", "exec sleep 60", "sh"])];
+        let stopped = copy(&mut supervisor, &log, &lines, "x", || false).unwrap();
+        assert_eq!(stopped.map_err(|(why, _)| why), Err(NotCopied::Stopped));
+    }
+
+    #[test]
+    fn a_status_line_counts_over_all_parts_as_far_as_numbers_are_known() {
+        let progress = |done, expected| CopyProgress { done, expected };
+        let text = |progress: CopyProgress| progress.text("x", Duration::from_secs(7));
+        assert_eq!(text(progress(0, 0)), "x: 7 s");
+        assert_eq!(text(progress(0, 1)), "x: 0 of 1 path, 7 s");
+        let both = progress(2, 2).and(progress(1, 3));
+        assert_eq!(text(both), "x: 3 of 5 paths, 7 s");
+    }
 
     #[test]
     fn the_same_numbers_again_are_no_movement() {
@@ -422,7 +496,7 @@ mod tests {
 
     #[test]
     fn a_process_that_does_something_is_told_from_one_that_waits() {
-        let mut supervisor = Supervisor::install(&crate::log::Log::default()).unwrap();
+        let mut supervisor = Supervisor::install(&Log::default()).unwrap();
         let mut start = |script: &str| {
             let line = CommandLine::new("sh", &["-c", script]);
             supervisor.start(&line, OnStop::TermThenKill).unwrap()

@@ -4,13 +4,12 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use super::Store;
-use super::copying::PATIENCE;
 use super::printed::store_paths;
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 use crate::nix::{DryRun, NixOutput, StorePath, StoreUrl, caches, class, command, version};
 use crate::parallel;
-use crate::supervise::{Finished, Supervisor};
+use crate::supervise::{Finished, PATIENCE, Supervisor};
 use crate::text::without_credentials;
 
 /// From this version of Nix on other stores are asked by dry runs: the first one that it was seen to work with.
@@ -111,9 +110,11 @@ impl Store {
         Ok(lacking_line(store, paths, by_dry_run, &options))
     }
 
-    /// Whether a store is asked by a dry run that has nothing but that store as substituter. One program then asks for many paths at
-    /// the same time: 1,000 over HTTP take 2.7 s where an answer takes 20 ms. Nix 2.8 cannot, and its answer would be that nothing is
-    /// there. The other way round, the `nix-store` of 2.34 dies of SIGSEGV when it is asked for the validity of a path over HTTP.
+    /// Whether a store is asked by a dry run that has nothing but that store as substituter: where this Nix can, over HTTP. There is no
+    /// question that all versions can be asked: to a dry run, 2.8 would answer that nothing is there, and the `nix-store` of 2.34 dies
+    /// of SIGSEGV when it is asked for the validity of a path over HTTP. (`nix path-info --json` is understood by all, but asks twice
+    /// for each path, and the substituters for what is missing.) A dry run asks for many paths at the same time: 1,000 over HTTP take
+    /// 2.7 s where an answer takes 20 ms.
     fn asks_by_dry_run(
         &mut self,
         supervisor: &mut Supervisor,

@@ -131,6 +131,18 @@ impl Job {
     pub(crate) fn plain(&self) -> String {
         plain(&self.log)
     }
+
+    /// `WAY (REASON)`, from the line that a step of ours ends in.
+    pub(crate) fn way(&self) -> String {
+        let log = self.plain();
+        let line = log.lines().rev().find_map(|line| {
+            let (way, rest) = line.strip_prefix("eval-once: ")?.split_once(" /")?;
+            let (_, rest) = rest.split_once(" s (")?;
+            let (reason, _) = rest.split_once("): built ")?;
+            Some(format!("{way} ({reason})"))
+        });
+        line.unwrap_or_else(|| format!("no way in {:?} {:?}: {log}", self.state, self.exit_status))
+    }
 }
 
 /// An annotation of the build.

@@ -5,13 +5,12 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::folder::PREFIX;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::fingerprint::fingerprint;
 use crate::nix::{AttrPath, DrvPath};
 use crate::recording::pipeline::steps::source;
 use crate::recording::{BuildkiteBuild, RecordingRequest};
-use crate::state::StateFolder;
+use crate::state::{PREFIX, StateFolder};
 
 /// What a pin's file says.
 #[derive(Debug, Serialize, Deserialize)]

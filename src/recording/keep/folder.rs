@@ -2,19 +2,14 @@
 //!
 //! Recordings and `prune` meet here, and any of them may be killed at any time.
 
-use std::fs::{self, DirBuilder, File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::StateFolder;
-
-/// What the names of our folders begin with: in a state folder that was given by mistake, nothing else is touched.
-pub(in crate::recording) const PREFIX: &str = "eval-once-";
+use crate::state::{LOCK, StateFolder, is_at, is_ours, open_lock, open_with_lock, remove_whole};
 
 /// How long a pin is kept: a file beside it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,15 +27,13 @@ pub(in crate::recording) fn remove_expired(state: &StateFolder) -> Vec<PathBuf> 
     let mut removed = Vec::new();
     for entry in entries.flatten() {
         let folder = entry.path();
-        let ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
-            && entry.file_type().is_ok_and(|kind| kind.is_dir());
         let is_due = || until(&folder).is_some_and(|until| until < now);
-        if !ours || !is_due() {
+        if !is_ours(&entry) || !is_due() {
             continue;
         }
         // Made where it is missing (a removal that was cut short removes it first): else a recording could make it meanwhile.
         let path = folder.join(LOCK);
-        let Ok(lock) = File::options().create(true).append(true).open(&path) else {
+        let Ok(lock) = open_lock(&path, MODE) else {
             continue;
         };
         if let Err(TryLockError::WouldBlock) = lock.try_lock() {
@@ -50,69 +43,23 @@ pub(in crate::recording) fn remove_expired(state: &StateFolder) -> Vec<PathBuf> 
         if !is_at(&lock, &path) || !is_due() {
             continue;
         }
-        // Removing takes a while, and a recording that finds the folder without its lock makes one and takes it as its own. So
-        // the folder is renamed first; what remains where that is cut short is pruned under the other name.
-        let Some(renamed) = rename(&folder) else {
-            continue;
-        };
-        if fs::remove_dir_all(renamed).is_ok() {
+        if remove_whole(&folder).is_ok() {
             removed.push(folder);
         }
     }
     removed
 }
 
-/// Gives a folder another name of ours, and returns that.
-fn rename(folder: &Path) -> Option<PathBuf> {
-    let place = tempfile::Builder::new()
-        .prefix(PREFIX)
-        .tempdir_in(folder.parent()?)
-        .ok()?
-        .keep();
-    // Onto an empty folder, in one act.
-    if fs::rename(folder, &place).is_ok() {
-        return Some(place);
-    }
-    let _ = fs::remove_dir(place);
-    None
-}
-
-/// Whether an open file is the one that is at `path` now.
-fn is_at(file: &File, path: &Path) -> bool {
-    let same = |one: &fs::Metadata, other: &fs::Metadata| {
-        (one.dev(), one.ino()) == (other.dev(), other.ino())
-    };
-    match (path.metadata(), file.metadata()) {
-        (Ok(at_path), Ok(opened)) => same(&at_path, &opened),
-        _ => false,
-    }
-}
-
-/// What lies in a pin's folder so that it can be held.
-const LOCK: &str = "lock";
+/// The mode of a pin's folder.
+const MODE: u32 = 0o755;
 
 /// Makes a pin's folder, and protects it from `prune` as long as the file is open. On a file system without locks it is only made.
 pub(in crate::recording) fn hold(folder: &Path) -> io::Result<File> {
     loop {
-        match DirBuilder::new().recursive(true).mode(0o755).create(folder) {
-            // It existed, and was pruned before it could be opened.
-            Err(error)
-                if error.kind() == io::ErrorKind::AlreadyExists
-                    && folder.symlink_metadata().map_or(true, |it| it.is_dir()) =>
-            {
-                continue;
-            }
-            created => created?,
-        }
-        let path = folder.join(LOCK);
-        let lock = match File::options().create(true).append(true).open(&path) {
-            // It was pruned just now.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            opened => opened?,
-        };
+        let lock = open_with_lock(folder, MODE)?;
         // `prune` holds it for a moment only.
         let _ = lock.lock_shared();
-        if is_at(&lock, &path) {
+        if is_at(&lock, &folder.join(LOCK)) {
             return Ok(lock);
         }
     }
