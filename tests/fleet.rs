@@ -18,7 +18,7 @@ use crate::{
     outputs::is_nix,
     support::{
         EVAL_ONCE,
-        agent::plugin_repository,
+        agent::{commit, is_old, plugin_repository},
         buildkite::{Build, Fault, Job, JobState, Outcome},
         processes::kill_marked,
         program::Program,
@@ -243,6 +243,52 @@ fn an_ordinary_user_behind_a_daemon_fetches_what_a_recording_that_was_killed_has
     assert_eq!(build.files().downloads(ARCHIVE), 1);
     let archives = build.artifacts().into_keys();
     assert_eq!(archives.filter(|name| name.starts_with(ARCHIVE)).count(), 1);
+}
+
+#[test]
+fn a_step_on_a_second_host_needs_no_checkout_and_makes_one_where_it_has_to_evaluate() {
+    let Some(fleet) = Fleet::new(HELLO) else {
+        return;
+    };
+    let Some(_) = tool("git") else { return };
+    // Where the second host sees it, too.
+    let folder = TempDir::new().unwrap();
+    for name in ["default.nix", "data"] {
+        fs::write(folder.path().join(name), read(&fleet.records, name)).unwrap();
+    }
+    let repository = commit(folder.path());
+    let repository = repository.strip_suffix("#main").unwrap();
+    for (trouble, expected) in [
+        (None, FETCHED),
+        (Some(Trouble::Answers(404)), "evaluated (drv-missing)"),
+    ] {
+        let Some(build) = fleet.build("--file default.nix --checkout fallback") else {
+            return;
+        };
+        let instead = format!("url.{repository}.insteadOf");
+        let build = build
+            .envs([
+                ("GIT_CONFIG_COUNT", "1"),
+                ("GIT_CONFIG_KEY_0", &instead),
+                ("GIT_CONFIG_VALUE_0", "https://example.com/repository.git"),
+            ])
+            .agents_of((&fleet.builds, "builds"), 1, None, NOTHING);
+        if let Some(trouble) = trouble {
+            build.files().spoil(ARCHIVE, trouble);
+        }
+        if is_old() {
+            // It would make a checkout.
+            build.run();
+            let log = build.job("record").plain();
+            assert!(log.contains("needs buildkite-agent 3.116"), "{log}");
+            return;
+        }
+        assert_eq!(all_go(&build, expected), 2);
+        let checkouts = fleet.builds.our_state().join("checkouts");
+        let made = fs::read_dir(checkouts).map_or(0, Iterator::count);
+        assert_eq!(made, usize::from(trouble.is_some()));
+        fleet.forget();
+    }
 }
 
 #[test]

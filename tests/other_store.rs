@@ -337,7 +337,11 @@ fn a_step_whose_share_failed_says_so_in_its_hint_and_its_report() {
         assert_eq!(tried["from"], json!(share), "{ended}");
         if share.is_some() {
             let why = tried["failure"].as_str().unwrap();
-            assert!(hint.contains(why) && hint.contains(&empty), "{hint}");
+            // The log says the reason once.
+            assert!(hint.contains("its share failed"), "{hint}");
+            let told = format!("cannot be fetched from {empty} ({why})");
+            assert_eq!(ended.stderr.matches(&told).count(), 1, "{ended}");
+            assert_eq!(ended.stderr.matches(why).count(), 1, "{ended}");
         }
     }
 }

@@ -6,14 +6,19 @@
 use std::sync::LazyLock;
 
 use jsonschema::Validator;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Jobs in one upload; a group counts as one, beside its members.
 pub(super) const JOBS_IN_AN_UPLOAD: usize = 500;
 
-/// Buildkite's own description of pipelines, the same that the program checks its steps against.
+/// Buildkite's own description of pipelines, the same that the program checks its steps against. It lacks `checkout`, which
+/// Buildkite's documentation has.
 static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../../src/buildkite/pipeline-schema.json")).unwrap()
+    let text = include_str!("../../../src/buildkite/pipeline-schema.json");
+    let mut schema: Value = serde_json::from_str(text).unwrap();
+    schema["definitions"]["commandStep"]["properties"]["checkout"] =
+        json!({ "type": "object", "properties": { "skip": { "type": "boolean" } } });
+    schema
 });
 
 static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| jsonschema::draft7::new(&SCHEMA).unwrap());

@@ -503,7 +503,9 @@ impl Shared {
             return Answer::error(422, "The job was assigned to another agent");
         }
         let env = environment(&progress, job, agent, &self.url);
-        let (name, checkout) = (agent.name.clone(), progress.checkout.clone());
+        let skips = env.contains_key("BUILDKITE_SKIP_CHECKOUT");
+        let checkout = progress.checkout.clone().filter(|_| !skips);
+        let name = agent.name.clone();
         drop(progress);
         agents::check_out(&self.folder.join(name), checkout.as_deref());
         Answer::json(&json!({
@@ -806,6 +808,12 @@ fn environment(progress: &Progress, job: &Job, agent: &Agent, url: &str) -> Map<
         ("BUILDKITE_TRIGGERED_FROM_BUILD_ID", ""),
     ] {
         env.insert(name.to_owned(), value.into());
+    }
+    if properties
+        .get("checkout")
+        .is_some_and(|it| it["skip"] == true)
+    {
+        env.insert("BUILDKITE_SKIP_CHECKOUT".to_owned(), "true".into());
     }
     if let Some(group) = group {
         env.insert("BUILDKITE_GROUP_LABEL".to_owned(), group.into());
