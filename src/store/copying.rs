@@ -389,16 +389,16 @@ mod tests {
 
     /// A program that prints as a `nix copy` of this many paths, and ends with this status.
     fn copies(paths: u64, status: i32) -> CommandLine {
-        let mut script = format!(
-            "echo '@nix {{\"action\":\"start\",\"id\":1,\"type\":103,\"text\":\"copying {paths} paths\"}}' >&2\n"
+        let start = format!(
+            "\"action\":\"start\",\"id\":1,\"type\":103,\"text\":\"copying {paths} paths\""
         );
-        for id in 2..2 + paths {
-            script += &format!(
-                "echo '@nix {{\"action\":\"start\",\"id\":{id},\"type\":100}}' >&2\n\
-                 echo '@nix {{\"action\":\"stop\",\"id\":{id}}}' >&2\n"
-            );
-        }
-        script += &format!("exit {status}\n");
+        let copied = (2..2 + paths).flat_map(|id| {
+            let start = format!("\"action\":\"start\",\"id\":{id},\"type\":100");
+            [start, format!("\"action\":\"stop\",\"id\":{id}")]
+        });
+        let events = std::iter::once(start).chain(copied);
+        let lines: Vec<String> = events.map(|event| format!("@nix {{{event}}}")).collect();
+        let script = format!("echo '{}' >&2; exit {status}", lines.join("\n"));
         CommandLine::new("sh", &["-c", &script, "sh"])
     }
 
