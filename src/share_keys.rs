@@ -111,9 +111,27 @@ fn is_artifact_name(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphanumeric()) && name.chars().all(is_plain)
 }
 
+/// The parameters of a store that name neither a file of the host's nor its credentials.
+const HARMLESS_PARAMETERS: [&str; 13] = [
+    "addressing-style",
+    "buffer-size",
+    "compression",
+    "compression-level",
+    "endpoint",
+    "index-debug-info",
+    "multipart-upload",
+    "parallel-compression",
+    "priority",
+    "region",
+    "scheme",
+    "want-mass-query",
+    "write-nar-listing",
+];
+
 /// Refuses a share or a push that a pipeline may not choose on an agent with `no-command-eval`. A share is read without any of the
 /// host's credentials that could be given away: over HTTP or S3, or as an artifact. (`ssh` runs programs, `file` reads any
-/// folder.) A push writes with them.
+/// folder.) Of its parameters, none may name a file or credentials of the host's: Nix writes each path that it fetches into
+/// `local-nar-cache`, whatever folder that is, and reads `secret-key`. A push writes with credentials.
 ///
 /// # Errors
 /// It is not allowed here (64).
@@ -126,6 +144,12 @@ pub(crate) fn check_confined(
         return Err(not_here(
             "a `share` other than an artifact or an http, https or s3 store",
         ));
+    }
+    let mut parameters = share.into_iter().flat_map(StoreUrl::parameters);
+    if let Some(name) = parameters.find(|name| !HARMLESS_PARAMETERS.contains(name)) {
+        return Err(not_here(&format!(
+            "the parameter {name:?} in the URL of a `share`"
+        )));
     }
     if push.is_some() {
         return Err(not_here("a `push`"));
@@ -170,5 +194,21 @@ mod tests {
             assert_eq!(failure.class, Class::Config, "{share}");
         }
         assert!(check_confined(None, Some(&url("https://x"))).is_err());
+        let plain = "s3://b?region=eu-west-1&endpoint=http://m:9000&compression=zstd";
+        assert!(check_confined(Some(&url(plain)), None).is_ok());
+        for (share, named) in [
+            ("https://x?local-nar-cache=/root", "local-nar-cache"),
+            (
+                "https://x?compression=xz&secret-key=/etc/nix/key",
+                "secret-key",
+            ),
+            ("s3://b?profile=admin", "profile"),
+            ("https://x?local%2Dnar-cache=/root", "local%2Dnar-cache"),
+            ("https://x#?secret-keys=/k", "secret-keys"),
+        ] {
+            let failure = check_confined(Some(&url(share)), None).unwrap_err();
+            assert_eq!(failure.class, Class::Config, "{share}");
+            assert!(failure.to_string().contains(named), "{failure}");
+        }
     }
 }

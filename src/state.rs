@@ -45,6 +45,9 @@ pub struct Roots {
     lock: File,
 }
 
+/// The folder of notes.
+const NOTES: &str = "notes";
+
 /// How long the GC roots of a step without an out-link last.
 const OUTPUTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -61,7 +64,7 @@ impl StateFolder {
         if folder.as_os_str().as_bytes().contains(&b'\n') {
             return Err(io::Error::other("its name contains a line break"));
         }
-        for part in ["turns", "roots", "outputs", "pins"] {
+        for part in ["turns", "roots", "outputs", "pins", NOTES] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
@@ -70,6 +73,33 @@ impl StateFolder {
         Ok(Self {
             folder: folder.to_owned(),
         })
+    }
+
+    /// What was noted under this name, if that is no older than `age`.
+    #[must_use]
+    pub fn note(&self, name: &str, age: Duration) -> Option<String> {
+        let file = self.folder.join(NOTES).join(name);
+        if is_older(&file, age) {
+            return None;
+        }
+        std::fs::read_to_string(file).ok()
+    }
+
+    /// Notes something under a name, in place of an earlier note. Notes older than `age` are removed.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_note(&self, name: &str, text: &str, age: Duration) -> io::Result<()> {
+        let notes = self.folder.join(NOTES);
+        for entry in notes.read_dir()?.flatten() {
+            if is_older(&entry.path(), age) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        let file = tempfile::NamedTempFile::new_in(&notes)?;
+        std::fs::write(file.path(), text)?;
+        file.persist(notes.join(name))?;
+        Ok(())
     }
 
     /// An evaluation slot, or none where all of these `slots` are in use.
@@ -178,6 +208,13 @@ impl StateFolder {
         can_link_in(folder.path())?;
         Ok(folder)
     }
+}
+
+/// Whether a file was written longer ago than that, or this is not known.
+fn is_older(file: &Path, age: Duration) -> bool {
+    let written = file.metadata().and_then(|metadata| metadata.modified());
+    let elapsed = written.ok().and_then(|written| written.elapsed().ok());
+    elapsed.is_none_or(|elapsed| elapsed > age)
 }
 
 impl Roots {
@@ -312,5 +349,23 @@ mod tests {
         assert!(!old.exists());
         assert!(other.exists());
         assert!(new.path().exists());
+    }
+
+    #[test]
+    fn a_note_is_read_until_it_is_too_old_and_removed_by_the_next() {
+        const AGE: Duration = Duration::from_secs(60);
+        let folder = TempDir::new().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        assert_eq!(state.note("a", AGE), None);
+        state.write_note("a", "one", AGE).unwrap();
+        state.write_note("a", "two", AGE).unwrap();
+        assert_eq!(state.note("a", AGE).as_deref(), Some("two"));
+        let file = folder.path().join("notes/a");
+        let before = FileTimes::new().set_modified(SystemTime::now() - 2 * AGE);
+        File::open(&file).unwrap().set_times(before).unwrap();
+        assert_eq!(state.note("a", AGE), None);
+        state.write_note("b", "", AGE).unwrap();
+        assert!(!file.exists());
+        assert_eq!(state.note("b", AGE).as_deref(), Some(""));
     }
 }

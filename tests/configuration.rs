@@ -1,6 +1,6 @@
 //! The keys of a step, wherever they are written: what is not understood is refused by name, and nothing is run.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use serde_json::{Value, json};
 
@@ -248,68 +248,6 @@ fn a_number_sign_in_a_flake_is_refused_with_what_to_do() {
         &scene.keyed(&json!({ "flake": ".#hello" })).run(),
         &["`flake`", "#", "attr"],
     );
-}
-
-#[test]
-fn what_has_its_own_time_to_come_is_refused_with_a_sentence() {
-    let Some(scene) = Scene::new() else { return };
-    for (keys, flags) in [
-        (
-            json!({ "share": "file:///share" }),
-            ["--share", "file:///share"].as_slice(),
-        ),
-        (json!({ "share-required": true }), &["--share-required"]),
-        (
-            json!({ "push": "file:///cache" }),
-            &["--push", "file:///cache"],
-        ),
-    ] {
-        let name = keys.as_object().unwrap().keys().next().unwrap().clone();
-        let all = scene.target.record(&keys);
-        scene.refused(&scene.keyed(&all).run(), &[&name]);
-        scene.refused(&scene.step(flags).run(), &[&name]);
-    }
-}
-
-#[test]
-fn what_is_refused_so_far_is_advertised_nowhere() {
-    let Some(scene) = Scene::new() else { return };
-    let said = |arguments: &[&str]| {
-        let ended = scene.store.eval_once(arguments).run();
-        ended.exits(0);
-        ended.stdout
-    };
-    let record = scene.target.flags();
-    let mut explain = vec!["explain"];
-    explain.extend(record.iter().map(String::as_str));
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read = |page: &str| fs::read_to_string(root.join(page)).unwrap();
-    let texts = [
-        said(&["step", "--help"]),
-        said(&["pipeline", "--help"]),
-        said(&["completions", "bash"]),
-        said(&["completions", "zsh"]),
-        said(&["completions", "fish"]),
-        said(&explain),
-        read("plugin.yml"),
-        read("README.md"),
-        read("docs/pipeline.md"),
-        read("docs/steps.md"),
-    ];
-    for text in texts {
-        for word in [
-            "--share",
-            "--push",
-            "`share",
-            "`push`",
-            "share:",
-            "push:",
-            "a share",
-            "`fetched`",
-        ] {
-            assert!(!text.contains(word), "{word}: {text}");
-        }
-    }
 }
 
 #[test]

@@ -186,6 +186,37 @@ fn with_nothing_configured_eight_steps_on_a_second_host_fetch_from_one_download(
 const ARCHIVE: &str = "eval-once-drvs-";
 
 #[test]
+fn the_summary_says_which_steps_were_fetched_and_whose_share_failed() {
+    for (trouble, row, what) in [
+        (
+            None,
+            "| built | fetched (fetched&#45;from&#45;share) |",
+            "fetching from shares",
+        ),
+        (
+            Some(Trouble::IsCorrupted),
+            "| built | evaluated (drv&#45;missing) |",
+            "**Share failed:** at 2 steps.",
+        ),
+    ] {
+        let Some(fleet) = Fleet::new(HELLO) else {
+            return;
+        };
+        let Some(build) = fleet.build("--summary") else {
+            return;
+        };
+        let build = build.agents_of((&fleet.builds, "builds"), 1, None, NOTHING);
+        if let Some(trouble) = trouble {
+            build.files().spoil(ARCHIVE, trouble);
+        }
+        assert_eq!(build.run(), Outcome::Passed);
+        let body = &build.annotations()["eval-once-summary"].body;
+        assert_eq!(body.matches(row).count(), 2, "{body}");
+        assert_eq!(body.matches(what).count(), 1, "{body}");
+    }
+}
+
+#[test]
 fn an_ordinary_user_behind_a_daemon_fetches_what_a_recording_that_was_killed_has_shared() {
     // The recording builds something itself, which the other host neither needs nor gets.
     let Some(fleet) = Fleet::new(

@@ -83,6 +83,25 @@ fn it_is_evaluated_again_with_one_sentence() {
     }
 }
 
+#[test]
+fn a_store_whose_folder_is_not_here_is_known_before_nix_fails_for_it() {
+    let Some((_recording, store, target)) = two_stores() else {
+        return;
+    };
+    let daemon = store.daemon();
+    for flags in records(&of_no_host(&target)) {
+        for through in [Vec::new(), daemon.env()] {
+            let ended = store.step(&flags).args(EVALUATION).envs(through).run();
+            ended.takes("evaluated", "other-store");
+            let errors = ended.stderr.lines().filter(|line| line.contains("error: "));
+            assert_eq!(errors.count(), 0, "{ended}");
+            assert_eq!(ended.stderr.matches("--- ").count(), 2, "{ended}");
+            assert_eq!(ended.report()["tried"], json!(["evaluated"]), "{ended}");
+            clean(&store);
+        }
+    }
+}
+
 /// The same record of a store whose files are not on this host. (Those of the first are: it is the same machine.)
 fn of_no_host(target: &Target) -> Target {
     let folder = Path::new(&target.drv).parent().unwrap().to_str().unwrap();
@@ -349,7 +368,7 @@ fn a_drv_of_another_system_is_fetched_and_the_share_is_not_to_blame_that_nothing
             .passes_on("hint: send the step to an agent that can build it");
         assert_eq!(ended.report()["way"], "fetched", "{ended}");
         assert!(ended.report().get("hints").is_none(), "{ended}");
-        ended.never_says("did not give it");
+        ended.never_says("its share failed");
         ended.never_says("evaluating");
     }
 }

@@ -543,6 +543,35 @@ fn only_what_a_store_does_not_have_is_copied() {
 }
 
 #[test]
+fn an_unchanged_recording_asks_a_store_nothing_unless_that_has_changed() {
+    let Some(store) = store() else { return };
+    let bin = store.bin();
+    for name in ["nix-store", "nix-instantiate"] {
+        symlink(tool(name).unwrap(), bin.join(name)).unwrap();
+    }
+    let shared = store.root().join("shared");
+    let url = format!("file://{}", shared.display());
+    let record = || store.eval_once(["pipeline", "--share", &url]);
+    let says = |program: &Program, part: &str| {
+        let ended = program.run();
+        ended.exits(0);
+        has(&ended.stderr, part);
+    };
+    says(&record(), "4 new paths");
+    // Where it would have to be asked, it cannot be: there is no `nix`.
+    let cannot_ask = record().env("PATH", &bin);
+    says(&cannot_ask, "0 new paths");
+    let files = files(&shared);
+    let narinfo = files.iter().find(|(name, _)| name.ends_with(".narinfo"));
+    fs::remove_file(shared.join(&narinfo.unwrap().0)).unwrap();
+    says(&cannot_ask, "are not shared");
+    says(&record(), "1 new path");
+    says(&cannot_ask, "0 new paths");
+    fs::remove_dir_all(&shared).unwrap();
+    says(&record(), "4 new paths");
+}
+
+#[test]
 fn more_than_the_limit_is_not_shared_and_the_largest_paths_are_named() {
     let Some(job) = odd_job("") else { return };
     fs::write(job.store.work().join("source"), noise(900_000, 1)).unwrap();

@@ -455,6 +455,40 @@ fn a_download_that_is_larger_than_its_record_is_stopped() {
 }
 
 #[test]
+fn what_another_job_uploads_beside_an_archive_neither_spoils_it_nor_fills_the_disk() {
+    let Some(scene) = Scene::new() else { return };
+    scene.cure();
+    let (name, bytes) = scene.archive();
+    let keys = json!({ "share-size": 20_000 });
+    for (script, way) in [
+        // Whatever else matches the name, the archive is there.
+        (
+            "cp \"$FROM\" \"$TO\"; truncate -s 40M \"$TO.x\"; exec sleep 300",
+            "fetched",
+        ),
+        // What is large is found in a folder too, before the patience ends.
+        (
+            "mkdir \"$TO.d\"; truncate -s 40M \"$TO.d/x\"; exec sleep 300",
+            "evaluated",
+        ),
+    ] {
+        let (step, _) = scene.job_with(&name, &bytes, script, &keys);
+        let ended = step.run();
+        ended.exits(0);
+        assert_eq!(ended.report()["way"], way, "{ended}");
+        if way == "evaluated" {
+            assert_eq!(
+                reasons(&ended, "it is larger than its record says"),
+                1,
+                "{ended}"
+            );
+        }
+        fs::remove_dir_all(scene.store.our_state()).unwrap();
+        scene.forget();
+    }
+}
+
+#[test]
 fn a_full_disk_is_one_reason_and_the_step_evaluates() {
     let Some(scene) = Scene::new() else { return };
     scene.cure();

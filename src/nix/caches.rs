@@ -37,11 +37,15 @@ pub fn part(caches: Vec<String>, unreachable: &BTreeSet<String>) -> (Vec<String>
 /// The file that says that a cache in a folder of this host has `path`; none for any other cache.
 #[must_use]
 pub fn file_in_cache(cache: &str, path: &StorePath) -> Option<PathBuf> {
-    let (folder, _parameters) = cache
-        .strip_prefix("file://")?
-        .split_once('?')
-        .unwrap_or((&cache[7..], ""));
-    Some(PathBuf::from(folder).join(format!("{}.narinfo", path.hash())))
+    Some(folder_of_cache(cache)?.join(format!("{}.narinfo", path.hash())))
+}
+
+/// The folder of a cache that is one of this host; none for any other cache.
+#[must_use]
+pub fn folder_of_cache(cache: &str) -> Option<PathBuf> {
+    let path = cache.strip_prefix("file://")?;
+    let (folder, _parameters) = path.split_once('?').unwrap_or((path, ""));
+    Some(PathBuf::from(folder))
 }
 
 #[cfg(test)]

@@ -59,6 +59,13 @@ impl StoreUrl {
     pub fn scheme(&self) -> &str {
         self.0.split_once("://").map_or("", |(scheme, _)| scheme)
     }
+
+    /// The names of its parameters, as they were written.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> {
+        let (_, parameters) = self.0.split_once('?').unwrap_or_default();
+        let parameters = parameters.split('&').filter(|it| !it.is_empty());
+        parameters.map(|it| it.split_once('=').map_or(it, |(name, _)| name))
+    }
 }
 
 impl fmt::Display for StoreUrl {

@@ -101,7 +101,7 @@ pub fn perform(
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
     times.end("steps");
-    let shared = sharing.share(&mut pipeline, &targets, &mut store, supervisor, log);
+    let shared = sharing.share(&mut pipeline, &targets, &state, &mut store, supervisor, log);
     shared.map_err(|failure| failure.context(undone))?;
     times.end("share");
 

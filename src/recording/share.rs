@@ -11,6 +11,7 @@ use crate::log::Log;
 use crate::nix::StoreUrl;
 use crate::share::{NotShared, ShareWriter};
 use crate::share_keys::{Share, ShareSetting};
+use crate::state::StateFolder;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -103,6 +104,7 @@ impl<'a> Sharing<'a> {
         &self,
         pipeline: &mut PlannedPipeline,
         targets: &[Target],
+        state: &StateFolder,
         store: &mut Store,
         supervisor: &mut Supervisor,
         log: &Log,
@@ -127,7 +129,7 @@ impl<'a> Sharing<'a> {
                 let share = Share::Store(url.clone());
                 return pipeline.add_to_records(&share_keys(&share, None, self.keep_days));
             }
-            How::Store(url) => writer.to_store(url),
+            How::Store(url) => writer.to_store(url, state),
             How::Artifact {
                 build,
                 limit,
@@ -148,7 +150,9 @@ impl<'a> Sharing<'a> {
                 Class::Infrastructure,
                 format_args!("cannot share the .drv files, and `share-required` is set: {reason}"),
             )
-            .hint(hint.unwrap_or_else(|| "retry the job".into()))),
+            .hint(hint.unwrap_or_else(|| {
+                "mend the share, and retry the job; or leave out `share-required`: then the steps evaluate again".into()
+            }))),
             Err(NotShared::Because { reason, hint }) => {
                 log.warn(format_args!(
                     "the .drv files are not shared, and steps on other hosts evaluate again: {reason}"

@@ -75,7 +75,8 @@ pub(super) fn download(
         }
     };
     let ended = run(supervisor, &line, look)?;
-    // Of several artifacts of one name, one that cannot be downloaded makes the agent fail, although another is there.
+    // Of several artifacts that match the name, one that cannot be downloaded, or that never ends, makes the agent fail, although
+    // another is there.
     let Ok(mut file) = File::open(folder.join(name)) else {
         return Err(ended.error());
     };
@@ -95,6 +96,8 @@ fn wrong(why: impl Into<String>) -> ShareError {
 
 /// A command of the agent's that has ended.
 struct AgentRun {
+    /// Why it was stopped.
+    given_up: Option<String>,
     line: String,
     how: String,
     success: bool,
@@ -104,7 +107,10 @@ struct AgentRun {
 
 impl AgentRun {
     /// Why it has not done what it should.
-    fn error(&self) -> ShareError {
+    fn error(self) -> ShareError {
+        if let Some(why) = self.given_up {
+            return wrong(why);
+        }
         wrong(match reason_in(&self.stderr) {
             Some(reason) => reason,
             None if self.success => format!("`{}` has found nothing", self.line),
@@ -129,17 +135,19 @@ fn run(
         _ => failure.into(),
     })?;
     let stderr = String::from_utf8_lossy(&stderr).into_owned();
-    match given_up {
-        Some(GivenUp::Enough) => Err(wrong("it is larger than its record says")),
-        Some(GivenUp::Stalled) => Err(wrong(stands_still(reason_in(&stderr).as_deref()))),
-        None => Ok(AgentRun {
-            line: line.to_string(),
-            how: finished.ending.to_string(),
-            success: finished.ending.success(),
-            stdout: finished.text(),
-            stderr,
-        }),
-    }
+    let success = finished.ending.success();
+    let given_up = given_up.filter(|_| !success).map(|why| match why {
+        GivenUp::Enough => "it is larger than its record says".to_owned(),
+        GivenUp::Stalled => stands_still(reason_in(&stderr).as_deref()),
+    });
+    Ok(AgentRun {
+        given_up,
+        line: line.to_string(),
+        how: finished.ending.to_string(),
+        success,
+        stdout: finished.text(),
+        stderr,
+    })
 }
 
 /// The reason of a download that is given up, with what was said last.
@@ -202,13 +210,23 @@ struct Sizes {
     largest: u64,
 }
 
-/// How much there is in a folder of a download: the agent writes beside the file, and retries.
+/// How much there is in a folder of a download: the agent writes beside the file, and retries. An artifact whose path only begins
+/// with the name comes too, in a folder of its own where it has a slash.
 fn sizes(folder: &Path) -> Sizes {
     let mut sizes = Sizes::default();
-    let entries = folder.read_dir().into_iter().flatten().flatten();
-    for size in entries.filter_map(|entry| Some(entry.metadata().ok()?.len())) {
-        sizes.all += size;
-        sizes.largest = sizes.largest.max(size);
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().into_iter().flatten().flatten() {
+            // Of the entry itself, wherever a link leads.
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            }
+            sizes.all += metadata.len();
+            sizes.largest = sizes.largest.max(metadata.len());
+        }
     }
     sizes
 }

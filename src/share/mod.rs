@@ -3,6 +3,7 @@
 
 mod archive_name;
 mod download;
+mod known;
 mod pack;
 mod publish;
 mod unpack;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::known::KnownCopy;
 use super::pack::{Archive, pack};
 use super::sha256_of_name;
 use crate::agent;
@@ -17,6 +18,7 @@ use crate::host::low_on_disk;
 use crate::log::Log;
 use crate::nix::{DrvPath, StorePath, StoreUrl};
 use crate::share_keys::Share;
+use crate::state::StateFolder;
 use crate::status_line::StatusLine;
 use crate::store::{NotCopied, Store};
 use crate::supervise::{PATIENCE, Supervisor};
@@ -91,14 +93,24 @@ pub struct ShareWriter<'a> {
 }
 
 impl ShareWriter<'_> {
-    /// Copies into a store what it does not have.
+    /// Copies into a store what it does not have. What this host has copied there lately is noted in `state`, and not asked for again.
     ///
     /// # Errors
     /// It fails, or does not move for [`PATIENCE`].
-    pub fn to_store(&mut self, url: &StoreUrl) -> Result<Published, NotShared> {
-        let copied = self.copy(url, None, || true)?;
-        let copied = copied.map_err(|why| cannot_copy(&url.to_string(), &why))?;
-        let copied = usize::try_from(copied).unwrap_or(usize::MAX);
+    pub fn to_store(
+        &mut self,
+        url: &StoreUrl,
+        state: &StateFolder,
+    ) -> Result<Published, NotShared> {
+        let known = KnownCopy::new(state, url, self.drvs);
+        let copied = if known.is_there() {
+            0
+        } else {
+            let copied = self.copy(url, None, || true)?;
+            let copied = copied.map_err(|why| cannot_copy(&url.to_string(), &why))?;
+            known.note();
+            usize::try_from(copied).unwrap_or(usize::MAX)
+        };
         let targets = number(self.drvs.len(), "target");
         Ok(Published {
             share: Share::Store(url.clone()),

@@ -107,16 +107,17 @@ impl Exhausted {
             None => gone,
         };
         let why = why_not_evaluated(self.evaluation_forbidden);
+        let mend = match &self.share_failure {
+            Some(_) => "mend the share; or ",
+            None => "",
+        };
         let hint = match (self.evaluation_forbidden, &self.recorded) {
-            (true, Some(_)) if self.share_failure.is_some() => {
-                format!("mend the share; or {RECORD_AGAIN}")
-            }
-            (true, Some(_)) => RECORD_AGAIN.to_owned(),
+            (true, Some(_)) => format!("{mend}{RECORD_AGAIN}"),
             (true, None) => {
                 "give the step a `drv`: this host builds only recorded steps".to_owned()
             }
             (false, _) => {
-                format!("{RECORD_AGAIN}; or give the step a `file`, `expr` or `flake`")
+                format!("{mend}{RECORD_AGAIN}; or give the step a `file`, `expr` or `flake`")
             }
         };
         let failure =
@@ -153,19 +154,29 @@ mod tests {
     }
 
     #[test]
-    fn a_share_that_has_failed_is_named_beside_the_host_that_does_not_evaluate() {
-        let failure = Exhausted {
-            share_failure: Some("cannot be fetched from file:///x (no route)".into()),
-            ..exhausted(true, false, true)
+    fn a_share_that_has_failed_is_named_beside_why_nothing_is_evaluated() {
+        for (forbidden, why) in [
+            (
+                true,
+                "this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)",
+            ),
+            (false, "the step does not say what to evaluate"),
+        ] {
+            let failure = Exhausted {
+                share_failure: Some("cannot be fetched from file:///x (no route)".into()),
+                ..exhausted(true, false, forbidden)
+            }
+            .failure();
+            assert_eq!(
+                failure.to_string(),
+                format!(
+                    "/s/x.drv is gone, here and in every substituter that was queried, cannot be fetched from file:///x (no route), and {why}"
+                )
+            );
+            // It may work the next time.
+            assert_eq!(failure.meaning, None);
+            assert!(failure.hint.unwrap().starts_with("mend the share"));
         }
-        .failure();
-        assert_eq!(
-            failure.to_string(),
-            "/s/x.drv is gone, here and in every substituter that was queried, cannot be fetched from file:///x (no route), and this host does not evaluate (EVAL_ONCE_POLICY=recorded-only)"
-        );
-        // It may work the next time.
-        assert_eq!(failure.meaning, None);
-        assert!(failure.hint.unwrap().starts_with("mend the share"));
     }
 
     #[test]

@@ -74,10 +74,14 @@ fn why_evaluated_again(step: &StepRun<'_>) -> Option<String> {
     }
 }
 
-/// That a share did not give the `.drv`, and why.
-fn not_given_by(share: &TriedShare) -> String {
-    let why = share.failure.as_deref().unwrap_or("collected again");
-    format!("{} did not give it: {why}", share.from)
+/// That a share did not help, and what to do. The log has the reason already, and so has the report.
+fn not_given_by(share: &TriedShare) -> &'static str {
+    match share.failure {
+        Some(_) => {
+            "its share failed: look the reason up in docs/fleet.md (\"Where a share fails\")"
+        }
+        None => "what its share gave was collected again: collect garbage when no step runs",
+    }
 }
 
 /// The version of a Nix that may automatically collect paths in use; none where it does not. Nix is asked for its version only
@@ -145,10 +149,8 @@ mod tests {
             let [hint] = &hints[..] else {
                 panic!("{hints:?}");
             };
-            assert!(
-                hint.contains("https://cache.example.org did not give it: HTTP error 403"),
-                "{hint}"
-            );
+            assert!(hint.contains("its share failed: look"), "{hint}");
+            assert!(!hint.contains("HTTP error 403"), "said twice: {hint}");
             assert!(!hint.contains("keep-days"), "{hint}");
         }
     }

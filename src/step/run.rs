@@ -258,11 +258,24 @@ impl<'a> StepRun<'a> {
             )
             .hint("give the step a `drv`, or a `file`, `expr` or `flake` to evaluate"));
         }
+        self.look_for_store_of_record()?;
         if let OutLink::At(link) = &self.request.out_link {
             self.link = Some(link.clone());
             self.check_links_of_record()?;
         }
         Ok(())
+    }
+
+    /// Asks for the folder of this host's store where the record's is not here: a store of another prefix is known then before Nix
+    /// prints its own errors of it in a step that evaluates and is green. (One that has the record's prefix may have its files
+    /// elsewhere: a chroot store.)
+    fn look_for_store_of_record(&mut self) -> Result<(), Failure> {
+        match self.store_folder() {
+            Some(folder) if folder.symlink_metadata().is_err() => {
+                self.store.ask_for_folder(self.supervisor)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks whether the links of what is recorded can be made. One that does not lead into the record's store may lead into

@@ -419,7 +419,11 @@ fn shares_that_failed(text: &mut String, failed: BTreeMap<&str, usize>) {
         return;
     }
     let count = failed.values().sum();
-    let _ = writeln!(text, "**Share failed:** at {}.\n", number(count, "step"));
+    let _ = writeln!(
+        text,
+        "**Share failed:** at {}. Look the reasons up in docs/fleet.md (\"Where a share fails\").\n",
+        number(count, "step")
+    );
     let mut failed: Vec<_> = failed.into_iter().collect();
     failed.sort_by_key(|(_, count)| Reverse(*count));
     for (why, count) in failed.into_iter().take(NAMES_AT_MOST) {
@@ -580,7 +584,7 @@ mod tests {
             "**Evaluated again:** 4 steps.",
             "- 3 × `drv-missing`: ",
             "- 1 × `other-store`: ",
-            "**Share failed:** at 3 steps.\n\n- 2 × nothing has moved for 30 s\n- 1 × ",
+            "**Share failed:** at 3 steps. Look the reasons up in docs/fleet.md (\"Where a share fails\").\n\n- 2 × nothing has moved for 30 s\n- 1 × ",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
