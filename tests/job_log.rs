@@ -442,14 +442,10 @@ fn a_disk_that_is_nearly_full_is_a_hint() {
     let mount = format!(
         "cp -a {folder} {folder}.aside && mount -t tmpfs -o size=50m eo {folder} && cp -a {folder}.aside/. {folder}"
     );
-    let Some(step) = store.eval_once_with_mounts(&mount) else {
+    let Some(step) = store.step_with_mounts(&mount, target.flags()) else {
         return;
     };
-    let ended = step
-        .arg("step")
-        .reporting_to(store.root().join("report.json"))
-        .args(target.flags())
-        .run();
+    let ended = step.run();
     let hints = hints(ended.takes("realised", "drv-valid"));
     assert_eq!(hints.len(), 1, "{ended}");
     assert!(hints[0].contains("nearly full, with 4"), "{hints:?}");
