@@ -194,6 +194,17 @@ fn name_of(bytes: &[u8]) -> String {
 const DOWNLOADS: &str = "cp \"$FROM\" \"$TO\"";
 
 #[test]
+fn an_archive_is_found_by_its_name_where_patterns_are_not_known() {
+    let Some(scene) = Scene::new() else { return };
+    let (name, bytes) = scene.archive();
+    let none = "echo 'fatal: failed to download artifacts: no artifacts found for downloading' >&2; exit 1";
+    let script = format!("case $3 in *'*') {none};; esac; {DOWNLOADS}");
+    let (job, stand_ins) = scene.job(&name, &bytes, &script);
+    job.run().exits(0).takes("fetched", "fetched-from-share");
+    assert_eq!(stand_ins.calls("buildkite-agent").len(), 2);
+}
+
+#[test]
 fn a_drv_that_is_not_here_comes_from_a_store() {
     let Some(scene) = Scene::new() else { return };
     let ended = scene.step(&scene.url()).run();

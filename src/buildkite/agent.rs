@@ -104,15 +104,27 @@ pub fn sums_of_artifacts(name: &str) -> CommandLine {
     ])
 }
 
-/// Downloads the artifact `name` of this build into `folder`, whichever of its jobs has uploaded it. As a pattern: a name that
-/// several jobs have uploaded is refused (400, "Multiple artifacts were found"), while of a pattern each is sent.
+/// The query that finds the artifact `name` of whatever jobs have uploaded it. A name that several have uploaded is refused (400,
+/// "Multiple artifacts were found"), while of a pattern each is sent.
 #[must_use]
-pub fn download_from_build(name: &str, folder: &Path) -> CommandLine {
-    let mut line = agent(&["artifact", "download"]);
-    line.arguments.push(format!("{name}*").into());
+pub fn every_upload_of(name: &str) -> String {
+    format!("{name}*")
+}
+
+/// Downloads the artifacts of this build that `query` finds into `folder`, also those of jobs that were retried.
+#[must_use]
+pub fn download_from_build(query: &str, folder: &Path) -> CommandLine {
+    let mut line = agent(&["artifact", "download", query]);
     line.arguments.push(folder.join("").into());
     line.arguments.push("--include-retried-jobs".into());
     line
+}
+
+/// Whether the agent has found no artifact to download, by what it prints (v3.83.1 begins with a capital); its status is the same for
+/// every failure.
+#[must_use]
+pub fn found_no_artifact(message: &str) -> bool {
+    message.to_ascii_lowercase().contains("no artifacts found")
 }
 
 /// Prints the SHA-256 of the artifact `name` of this build.

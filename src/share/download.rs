@@ -56,11 +56,10 @@ pub(super) fn download(
     size: u64,
     mut grown: impl FnMut(u64),
 ) -> Result<File, ShareError> {
-    let line = command::download_from_build(name, folder);
     let at_most = size.saturating_mul(TAR_AT_MOST).saturating_add(TAR_SLACK);
     let mut last = 0;
     // The agent prints nothing that says how far it is.
-    let look = || {
+    let mut look = || {
         let Sizes { all, largest } = sizes(folder);
         // Of a try that failed, the agent has removed what was there.
         let moves = all > last;
@@ -74,7 +73,15 @@ pub(super) fn download(
             Sight::StandsStill
         }
     };
-    let ended = run(supervisor, &line, look)?;
+    // Where something in between knows no patterns, the name finds it.
+    let mut download = |query: &str| {
+        let line = command::download_from_build(query, folder);
+        run(supervisor, &line, &mut look)
+    };
+    let mut ended = download(&command::every_upload_of(name))?;
+    if !ended.success && command::found_no_artifact(&ended.stderr) {
+        ended = download(name)?;
+    }
     // Of several artifacts that match the name, one that cannot be downloaded, or that never ends, makes the agent fail, although
     // another is there.
     let Ok(mut file) = File::open(folder.join(name)) else {

@@ -488,7 +488,10 @@ fn ask_fetched(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
             let state = step.host.state.as_deref().unwrap_or(Path::new("/"));
             let place = ArchivePlace::of(state, name);
             if !place.is_unpacked {
-                commands.push(agent::download_from_build(name, &place.download_to));
+                commands.push(agent::download_from_build(
+                    &agent::every_upload_of(name),
+                    &place.download_to,
+                ));
             }
             let has = |url: &StoreUrl| {
                 caches::file_in_cache(url.as_str(), drv.as_store_path())

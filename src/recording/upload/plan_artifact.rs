@@ -12,9 +12,6 @@ use crate::supervise::Supervisor;
 /// The artifact's name.
 pub(in crate::recording) const PLAN: &str = "eval-once-plan.json";
 
-/// The agent's message where there is no such artifact (v3.83.1 begins with a capital); its status is the same for every failure.
-const NONE_FOUND: &str = "no artifacts found";
-
 const PREFIX: &str = "eval-once:";
 const SUFFIX: &str = ":plan";
 
@@ -76,7 +73,7 @@ pub(crate) fn download(
     let line = command::download_artifact(PLAN, job, folder.path());
     let (finished, message) = agent::run(supervisor, &line)?;
     if !finished.ending.success() {
-        if message.to_ascii_lowercase().contains(NONE_FOUND) {
+        if command::found_no_artifact(&message) {
             return Ok(None);
         }
         return Err(agent::unreachable(&line, &finished, &message, doing));
