@@ -7,6 +7,7 @@
 mod batches;
 mod copying;
 mod lacking;
+mod movement;
 mod printed;
 
 use std::cell::OnceCell;

@@ -566,15 +566,20 @@ fn step_of_archive(fleet: &Fleet, target: &Target, cache: &Path) -> Program {
         .envs(NEVER_EVALUATES)
 }
 
+/// The same, with an archive of half a MiB.
+fn step_of_large_archive(fleet: &Fleet) -> Program {
+    fleet.records.write("data", &"data\n".repeat(100_000));
+    let folder = TempDir::new().unwrap();
+    let target = fleet.shared("hello", folder.path(), "?compression=none");
+    step_of_archive(fleet, &target, folder.path())
+}
+
 #[test]
 fn a_step_that_is_killed_in_the_middle_of_unpacking_leaves_it_to_the_next() {
     let Some(fleet) = Fleet::new(HELLO) else {
         return;
     };
-    fleet.records.write("data", &"data\n".repeat(100_000));
-    let folder = TempDir::new().unwrap();
-    let target = fleet.shared("hello", folder.path(), "?compression=none");
-    let step = step_of_archive(&fleet, &target, folder.path());
+    let step = step_of_large_archive(&fleet);
     // Whoever writes more to one file gets a signal that kills: in the middle of the one that is large.
     let limit = ["prlimit", "--fsize=200000"].map(Into::into);
     let ended = step.clone().behind(&limit).run();
@@ -591,10 +596,7 @@ fn a_disk_that_is_full_is_one_reason_and_the_step_evaluates() {
     let Some(fleet) = Fleet::new(HELLO) else {
         return;
     };
-    fleet.records.write("data", &"data\n".repeat(100_000));
-    let folder = TempDir::new().unwrap();
-    let target = fleet.shared("hello", folder.path(), "?compression=none");
-    let step = step_of_archive(&fleet, &target, folder.path());
+    let step = step_of_large_archive(&fleet);
     let state = fleet.builds.our_state();
     // No room for the archive of half a MiB; room for it, but not for what it unpacks to; room for both.
     for (room, fetches) in [("300k", false), ("800k", false), ("2m", true)] {

@@ -83,9 +83,15 @@ fn what_comes_from_a_cache_is_summed_up() {
         .into_iter()
         .filter(|line| line.starts_with("eval-once: copied "))
         .collect();
-    let expected = format!("eval-once: copied 3 paths (0.1 MiB) from {cache} in ");
+    // Not each version of Nix says how large so small a path is.
+    let is_expected = |line: &str| {
+        let sizes = ["0 MiB", "0.1 MiB"].iter();
+        sizes
+            .map(|size| format!("eval-once: copied 3 paths ({size}) from {cache} in "))
+            .any(|expected| line.starts_with(&expected))
+    };
     assert!(
-        matches!(summed.as_slice(), [line] if line.starts_with(&expected)),
+        matches!(summed.as_slice(), [line] if is_expected(line)),
         "{ended}"
     );
 }
@@ -436,14 +442,10 @@ fn a_disk_that_is_nearly_full_is_a_hint() {
     let mount = format!(
         "cp -a {folder} {folder}.aside && mount -t tmpfs -o size=50m eo {folder} && cp -a {folder}.aside/. {folder}"
     );
-    let Some(step) = store.eval_once_with_mounts(&mount) else {
+    let Some(step) = store.step_with_mounts(&mount, target.flags()) else {
         return;
     };
-    let ended = step
-        .arg("step")
-        .reporting_to(store.root().join("report.json"))
-        .args(target.flags())
-        .run();
+    let ended = step.run();
     let hints = hints(ended.takes("realised", "drv-valid"));
     assert_eq!(hints.len(), 1, "{ended}");
     assert!(hints[0].contains("nearly full, with 4"), "{hints:?}");

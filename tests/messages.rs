@@ -30,7 +30,6 @@ const NOT_OURS: [(&str, &[&str]); 4] = [
             "BODY",
             "DISK_NOTE",
             "NIXS_OWN",
-            "NONE_FOUND",
             "NO_MACHINE",
             "OF_A_FILE",
             "OF_THE_SYSTEM",

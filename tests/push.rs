@@ -369,13 +369,10 @@ fn a_full_disk_and_a_folder_that_cannot_be_written_are_the_stores() {
             "Read-only file system",
         ),
     ] {
-        let Some(step) = store.eval_once_with_mounts(&mount) else {
+        let Some(step) = store.step_with_mounts(&mount, target.flags()) else {
             return;
         };
         let ended = step
-            .arg("step")
-            .reporting_to(store.root().join("report.json"))
-            .args(target.flags())
             .args(["--push", &format!("{url}?compression=none")])
             .run();
         fails_to_push(&ended, why);

@@ -496,15 +496,10 @@ fn a_full_state_folder_is_a_warning() {
     let full = store.root().join("full");
     fs::create_dir(&full).unwrap();
     let mount = format!("mount -t tmpfs -o nr_inodes=1 none '{}'", full.display());
-    let Some(step) = store.eval_once_with_mounts(&mount) else {
+    let Some(step) = store.step_with_mounts(&mount, ["--attr", "target"]) else {
         return;
     };
-    let ended = step
-        .arg("step")
-        .reporting_to(store.root().join("report.json"))
-        .args(["--attr", "target"])
-        .env("EVAL_ONCE_STATE_DIR", full.join("state"))
-        .run();
+    let ended = step.env("EVAL_ONCE_STATE_DIR", full.join("state")).run();
     ended
         .takes("evaluated", "not-recorded")
         .passes_on("No space left");

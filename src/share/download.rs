@@ -142,8 +142,7 @@ fn run(
         _ => failure.into(),
     })?;
     let stderr = String::from_utf8_lossy(&stderr).into_owned();
-    let success = finished.ending.success();
-    let given_up = given_up.filter(|_| !success).map(|why| match why {
+    let given_up = given_up.map(|why| match why {
         GivenUp::Enough => "it is larger than its record says".to_owned(),
         GivenUp::Stalled => stands_still(reason_in(&stderr).as_deref()),
     });
@@ -151,7 +150,7 @@ fn run(
         given_up,
         line: line.to_string(),
         how: finished.ending.to_string(),
-        success,
+        success: finished.ending.success(),
         stdout: finished.text(),
         stderr,
     })

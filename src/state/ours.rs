@@ -34,7 +34,8 @@ pub fn is_ours(entry: &DirEntry) -> bool {
 /// It cannot be made.
 pub fn open_with_lock(folder: &Path, mode: u32) -> io::Result<File> {
     loop {
-        match DirBuilder::new().recursive(true).mode(mode).create(folder) {
+        let created = DirBuilder::new().recursive(true).mode(mode).create(folder);
+        match created {
             // It existed, and was removed before it could be seen that it is a folder.
             Err(error)
                 if error.kind() == io::ErrorKind::AlreadyExists
@@ -42,7 +43,7 @@ pub fn open_with_lock(folder: &Path, mode: u32) -> io::Result<File> {
             {
                 continue;
             }
-            made => made?,
+            other => other?,
         }
         match open_lock(&folder.join(LOCK), mode) {
             // It was removed just now.

@@ -206,6 +206,17 @@ impl Store {
             .args(arguments)
     }
 
+    /// As [`step`](Self::step), where a file system is mounted first, as [`eval_once_with_mounts`](Self::eval_once_with_mounts).
+    pub(crate) fn step_with_mounts<A: AsRef<OsStr>>(
+        &self,
+        script: &str,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Option<Program> {
+        let step = self.eval_once_with_mounts(script)?.arg("step");
+        let step = step.reporting_to(self.root.join("report.json"));
+        Some(step.args(arguments))
+    }
+
     /// Our binary in this store and the working folder.
     pub(crate) fn eval_once<A: AsRef<OsStr>>(
         &self,
