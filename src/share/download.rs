@@ -12,7 +12,7 @@ use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
 use crate::exit::Class;
 use crate::fingerprint::in_hex;
-use crate::store::PATIENCE;
+use crate::store::{PATIENCE, TRICKLE};
 use crate::supervise::{OnStop, Supervisor};
 use crate::text::without_escapes;
 
@@ -66,18 +66,23 @@ pub(super) fn download(
 ) -> Result<File, ShareError> {
     let line = command::download_from_build(name, folder);
     let at_most = size.saturating_mul(TAR_AT_MOST).saturating_add(TAR_SLACK);
-    let mut last = 0;
+    let (mut last, mut came) = (0, 0);
     let look = || {
         let Sizes { all, largest } = sizes(folder);
         // Of a try that failed, the agent has removed what was there.
-        let moves = all > last;
+        let more = all.saturating_sub(last);
         last = all;
+        came += more;
         if largest > at_most || all > at_most.saturating_mul(COPIES_AT_MOST) {
             Watched::TooLarge
-        } else if moves {
+        } else if came >= TRICKLE {
             grown(all);
+            came = 0;
             Watched::Moves
         } else {
+            if more > 0 {
+                grown(all);
+            }
             Watched::StandsStill
         }
     };

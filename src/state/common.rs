@@ -11,6 +11,8 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use unix::fcntl::OFlag;
+
 use super::ours::{folder_of_ours, is_ours};
 
 /// For how many days a folder is kept after its last use, where its user does not say.
@@ -323,11 +325,13 @@ impl Drop for Filling {
     }
 }
 
+/// Opens a lock. What stands in its place (a link, a pipe) is an error: neither followed nor waited for.
 fn open_lock(path: &Path) -> io::Result<File> {
     File::options()
         .create(true)
         .append(true)
         .mode(0o600)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
         .open(path)
 }
 
@@ -438,6 +442,21 @@ mod tests {
         match seen {
             Seen::Ours(filling) => filling,
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_stands_in_place_of_a_lock_is_an_error_at_once() {
+        for link in [true, false] {
+            let host = Host::new();
+            fs::create_dir_all(host.path()).unwrap();
+            let lock = host.path().join(LOCK);
+            if link {
+                std::os::unix::fs::symlink("/nowhere/at/all", &lock).unwrap();
+            } else {
+                unix::unistd::mkfifo(&lock, unix::sys::stat::Mode::S_IRWXU).unwrap();
+            }
+            assert!(host.common().look().is_err(), "link: {link}");
         }
     }
 
