@@ -29,6 +29,7 @@ use crate::supervise::{Finished, OnStop, Supervisor};
 use self::batches::batches;
 use self::printed::store_paths;
 pub use copying::NotCopied;
+pub use movement::TRICKLE;
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
 /// cases before Nix 2.35.)

@@ -500,6 +500,19 @@ fn what_another_job_uploads_beside_an_archive_neither_spoils_it_nor_fills_the_di
 }
 
 #[test]
+fn a_download_that_trickles_is_given_up_as_one_that_stands_still() {
+    let Some(scene) = Scene::new() else { return };
+    scene.cure();
+    let (name, bytes) = scene.archive();
+    let trickles = "while :; do echo x >>\"$TO.tmp\"; sleep 1; done";
+    let (step, _) = scene.job(&name, &bytes, trickles);
+    let ended = step.run();
+    ended.exits(0).takes("evaluated", "drv-missing");
+    let why = "the download has not moved for 30 s";
+    assert_eq!(reasons(&ended, why), 1, "{ended}");
+}
+
+#[test]
 fn a_full_disk_is_one_reason_and_the_step_evaluates() {
     let Some(scene) = Scene::new() else { return };
     scene.cure();

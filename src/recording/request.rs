@@ -11,7 +11,7 @@ use crate::build_keys::{self, BuildKeys};
 use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
 use crate::keys::table::KeyOwner;
-use crate::keys::{KeyReader, Keys, refuse, scalar, string};
+use crate::keys::{KeyReader, Keys, not_here, refuse, scalar, string};
 use crate::nix::{AttrPath, Evaluation, Source, StoreUrl};
 use crate::share_keys::{self, ShareSetting};
 
@@ -276,11 +276,12 @@ impl RecordingRequest {
         let checkout_fallback =
             reader.choice("checkout", [("always", false), ("fallback", true)])?;
         if place.confined {
-            let store = match &share {
-                Some(ShareSetting::Store(url)) => Some(url),
-                _ => None,
-            };
-            share_keys::check_confined(store, how.push.as_ref())?;
+            if let Some(ShareSetting::Store(_)) = &share {
+                return Err(not_here(
+                    "a `share` to write to (but EVAL_ONCE_SHARE of the host)",
+                ));
+            }
+            share_keys::check_confined(None, how.push.as_ref())?;
         }
         let summary = reader.boolean("summary")?;
         let chunk = reader.number("chunk")?;
@@ -593,6 +594,8 @@ mod tests {
             json!({"file": "ci.nix", "include": ["/etc"]}),
             json!({"out-link": "../a"}),
             json!({"out-link": ".git/hooks/pre-push"}),
+            json!({"share": "https://cache.example.org"}),
+            json!({"push": "https://cache.example.org"}),
             json!({"file": "ci.nix", "options": {"post-build-hook": "x"}}),
         ] {
             let failure = read(&bad).expect_err(&bad.to_string());

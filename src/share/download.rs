@@ -11,6 +11,7 @@ use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
 use crate::exit::Class;
 use crate::fingerprint::in_hex;
+use crate::store::TRICKLE;
 use crate::supervise::{GivenUp, PATIENCE, Sight, Supervisor};
 use crate::text::without_escapes;
 
@@ -57,19 +58,24 @@ pub(super) fn download(
     mut grown: impl FnMut(u64),
 ) -> Result<File, ShareError> {
     let at_most = size.saturating_mul(TAR_AT_MOST).saturating_add(TAR_SLACK);
-    let mut last = 0;
+    let (mut last, mut came) = (0, 0);
     // The agent prints nothing that says how far it is.
     let mut look = || {
         let Sizes { all, largest } = sizes(folder);
         // Of a try that failed, the agent has removed what was there.
-        let moves = all > last;
+        let more = all.saturating_sub(last);
         last = all;
+        came += more;
         if largest > at_most || all > at_most.saturating_mul(COPIES_AT_MOST) {
             Sight::Enough
-        } else if moves {
+        } else if came >= TRICKLE {
             grown(all);
+            came = 0;
             Sight::Moves
         } else {
+            if more > 0 {
+                grown(all);
+            }
             Sight::StandsStill
         }
     };

@@ -415,6 +415,21 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_in_place_of_a_lock_is_an_error_at_once() {
+        for link in [true, false] {
+            let host = Host::new();
+            fs::create_dir_all(host.path()).unwrap();
+            let lock = host.path().join(LOCK);
+            if link {
+                std::os::unix::fs::symlink("/nowhere/at/all", &lock).unwrap();
+            } else {
+                unix::unistd::mkfifo(&lock, unix::sys::stat::Mode::S_IRWXU).unwrap();
+            }
+            assert!(host.common().look().is_err(), "link: {link}");
+        }
+    }
+
+    #[test]
     fn one_fills_it_and_the_others_wait_and_use_it() {
         let host = Host::new();
         let filling = ours(host.common().look().unwrap());

@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::Path;
 
 use tempfile::TempDir;
+use unix::fcntl::OFlag;
 
 /// How the names of our folders begin: in a folder that was configured by mistake, nothing else is touched.
 pub const PREFIX: &str = "eval-once-";
@@ -53,7 +54,8 @@ pub fn open_with_lock(folder: &Path, mode: u32) -> io::Result<File> {
     }
 }
 
-/// Opens the lock of a folder with this mode; it is made where it is missing.
+/// Opens the lock of a folder with this mode; it is made where it is missing. What stands in its place (a link, a pipe) is an error:
+/// neither followed nor waited for.
 ///
 /// # Errors
 /// It can be neither opened nor made.
@@ -62,6 +64,7 @@ pub fn open_lock(lock: &Path, mode: u32) -> io::Result<File> {
         .create(true)
         .append(true)
         .mode(mode & 0o666)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
         .open(lock)
 }
 

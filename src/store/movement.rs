@@ -41,6 +41,10 @@ impl CopyProgress {
     }
 }
 
+/// How much has to come of a download, in bytes, until it counts as movement: a server that sends a byte now and then would hold a step
+/// up for as long as it likes.
+pub const TRICKLE: u64 = 16 << 10;
+
 /// How often it is measured what a process has done.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
@@ -93,8 +97,8 @@ fn work_of(process: u32) -> Option<u64> {
     Some(bytes.into_iter().flatten().sum::<u64>() + ticks * 1000)
 }
 
-/// Whether a copy moves, from what Nix prints in structured form: anything new but a message, or the same numbers again. (While a download
-/// stands still, curl's numbers are printed all the same, once a second.)
+/// Whether a copy moves, from what Nix prints in structured form: anything new but a message, or the same numbers again, or a file of
+/// which less than [`TRICKLE`] has come. (While a download stands still, curl's numbers are printed all the same, once a second.)
 #[derive(Debug, Default)]
 pub(super) struct Movement {
     /// A line without its end.
@@ -105,6 +109,9 @@ pub(super) struct Movement {
     pub(super) progress: CopyProgress,
     /// The activities that copy one path each, as long as they last.
     copying: HashSet<u64>,
+    /// The downloads over HTTP that run, and how much of them has come since that counted as movement, in bytes.
+    downloading: HashSet<u64>,
+    came: u64,
     /// The uploads over HTTP that run. Only late versions print how far one is (2.34 does, 2.26 does not), and a large path may take
     /// minutes. So curl decides whether one stands still ([`command::copy_outputs_to`](crate::nix::command::copy_outputs_to)).
     pub(super) uploading: HashSet<u64>,
@@ -152,6 +159,8 @@ impl Movement {
                 let text = event["text"].as_str().unwrap_or_default();
                 if text.starts_with("uploading ") {
                     self.uploading.insert(id);
+                } else {
+                    self.downloading.insert(id);
                 }
             }
             Some("msg") => {
@@ -164,11 +173,24 @@ impl Movement {
             Some("stop") => {
                 self.numbers.remove(&id);
                 self.uploading.remove(&id);
+                self.downloading.remove(&id);
                 self.progress.done += u64::from(self.copying.remove(&id));
             }
             Some("result") if kind == Some(PROGRESS) => {
                 let fields = event["fields"].clone();
-                return self.numbers.insert(id, fields.clone()).as_ref() != Some(&fields);
+                let before = self.numbers.insert(id, fields.clone());
+                return match before {
+                    Some(before) if self.downloading.contains(&id) => {
+                        let bytes = |fields: &Value| fields[0].as_u64().unwrap_or_default();
+                        self.came += bytes(&fields).saturating_sub(bytes(&before));
+                        let moved = self.came >= TRICKLE;
+                        if moved {
+                            self.came = 0;
+                        }
+                        moved
+                    }
+                    before => before.as_ref() != Some(&fields),
+                };
             }
             _ => {}
         }
@@ -214,6 +236,30 @@ mod tests {
         let (done, expected) = (1, 2);
         assert_eq!(movement.progress, CopyProgress { done, expected });
         assert!(movement.read(b"any other text\n"));
+    }
+
+    #[test]
+    fn a_download_that_trickles_is_no_movement() {
+        let mut movement = Movement::default();
+        let start = "@nix {\"action\":\"start\",\"id\":7,\"type\":101,\"text\":\"downloading 'http://c/x'\"}\n";
+        assert!(movement.read(start.as_bytes()));
+        let mut numbers = |done: u64| {
+            let line = format!(
+                "@nix {{\"action\":\"result\",\"fields\":[{done},99999,0,0],\"id\":7,\"type\":105}}\n"
+            );
+            movement.read(line.as_bytes())
+        };
+        assert!(numbers(0));
+        let least = TRICKLE;
+        for (done, moved) in [
+            (1, false),
+            (2, false),
+            (least, true),
+            (least + 1, false),
+            (2 * least, true),
+        ] {
+            assert_eq!(numbers(done), moved, "{done}");
+        }
     }
 
     #[test]
