@@ -278,7 +278,7 @@ impl RecordingRequest {
         if place.confined {
             if let Some(ShareSetting::Store(_)) = &share {
                 return Err(not_here(
-                    "a `share` to write to (but EVAL_ONCE_SHARE of the host)",
+                    "a `share` that is a store, in a recording,",
                 ));
             }
             share_keys::check_confined(None, how.push.as_ref())?;
