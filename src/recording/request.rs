@@ -277,9 +277,7 @@ impl RecordingRequest {
             reader.choice("checkout", [("always", false), ("fallback", true)])?;
         if place.confined {
             if let Some(ShareSetting::Store(_)) = &share {
-                return Err(not_here(
-                    "a `share` that is a store, in a recording,",
-                ));
+                return Err(not_here("a `share` that is a store, in a recording,"));
             }
             share_keys::check_confined(None, how.push.as_ref())?;
         }
