@@ -43,7 +43,7 @@ impl CopyProgress {
 
 /// How much has to come of a download, in bytes, until it counts as movement: a server that sends a byte now and then would hold a step
 /// up for as long as it likes.
-pub const TRICKLE: u64 = 16 << 10;
+pub const TRICKLE: u64 = 1 << 10;
 
 /// How often it is measured what a process has done.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
