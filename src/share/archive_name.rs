@@ -1,5 +1,5 @@
 //! The name of an archive says what is in it: the SHA-256 of its bytes, which is what the agent has as the artifact's sum too. So
-//! whoever has the name of one needs to trust nobody else.
+//! a step that has the name needs to trust neither the server nor other jobs.
 
 const BEGIN: &str = "eval-once-drvs-";
 const END: &str = ".tar";

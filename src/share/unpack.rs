@@ -1,6 +1,6 @@
 //! Unpacking an archive that may be an attack: of a tar, only what a binary cache of `.drv`s is made of, into files that are new.
 //!
-//! The archive comes from a host that evaluates code which nobody has reviewed. So every entry is looked at as it stands in the
+//! The archive comes from a host that evaluates unreviewed code. So every entry is looked at as it stands in the
 //! archive, extensions (long names, PAX headers, sparse files) are none that a binary cache needs, and nothing is refused
 //! halfway: what is written before is in a folder that the caller throws away.
 

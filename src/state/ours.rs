@@ -1,4 +1,4 @@
-//! Our folders in the state folder: how they are told from others, whether the lock of one is still its own, and how one is removed
+//! Our folders in the state folder: how they differ from others, whether the lock of one is still its own, and how one is removed
 //! that others may look for.
 
 use std::fs::{self, DirBuilder, DirEntry, File};
