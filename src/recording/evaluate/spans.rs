@@ -33,6 +33,11 @@ impl AttrIndex {
         path
     }
 
+    /// Whether it is `set`, or in it.
+    pub(super) fn is_at_or_below(&self, set: &Self) -> bool {
+        self.0.starts_with(&set.0)
+    }
+
     /// The sets that it is in, from the root on, and then itself.
     pub(super) fn with_parents(&self) -> impl Iterator<Item = Self> {
         (0..=self.0.len()).map(|end| Self(self.0[..end].to_vec()))
@@ -67,6 +72,13 @@ impl Span {
             to: number + 1,
             count,
         })
+    }
+
+    /// As `walk.nix` reads it. Each byte of a line takes time (1 to 2 µs).
+    pub(super) fn nix(&self) -> String {
+        let at = self.at.0.iter().map(ToString::to_string);
+        let at = at.collect::<Vec<_>>().join(" ");
+        format!("[[{at}]{} {} {}]", self.from, self.to, self.count)
     }
 
     fn length(&self) -> u64 {
