@@ -23,6 +23,11 @@ pub(in crate::recording) mod flake;
 pub mod gaps;
 mod invocation;
 pub(in crate::recording) mod memory;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the walk uses `schedule` still")
+)]
+mod plan;
 mod processes;
 mod progress;
 mod protocol;
