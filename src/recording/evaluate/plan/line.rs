@@ -5,10 +5,22 @@ use std::time::Duration;
 use super::Task;
 use crate::recording::evaluate::spans::{self, AttrIndex, ChildCounts, Position, Span};
 
+/// Where a task waited, and waits again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// With everything else.
+    Waiting,
+    /// With what needs a new worker.
+    Repetitions,
+    /// With what needs all the memory.
+    Alone,
+}
+
 /// A task of a worker, and its progress.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) task: Task,
+    pub(super) queue: Queue,
     position: Option<Position>,
     /// The attribute at the position is a set whose attributes are tasks of their own: nothing of it has to be evaluated again.
     is_large: bool,
@@ -20,9 +32,10 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(task: Task) -> Self {
+    pub(super) fn new(task: Task, queue: Queue) -> Self {
         Self {
             task,
+            queue,
             position: None,
             is_large: false,
             in_meta: false,

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use self::estimate::{Curve, Remaining, as_float};
-use self::line::Line;
+use self::line::{Line, Queue};
 use self::waiting::Waiting;
 use super::spans::{AttrIndex, ChildCounts, Position, Span};
 
@@ -172,7 +172,7 @@ pub(super) struct Schedule {
     repetitions: VecDeque<Task>,
     waiting: Waiting,
     /// Attributes that need all the memory, which come last.
-    alone: VecDeque<Span>,
+    alone: VecDeque<Task>,
     /// The sets that were given up.
     dropped: BTreeSet<AttrIndex>,
     workers: BTreeMap<WorkerId, Worker>,
@@ -465,21 +465,22 @@ impl Schedule {
         }
         let (is_new, is_alone) = (one.is_new(), one.alone);
         let task = if is_alone {
-            let span = self.alone.pop_front().filter(|_| is_new);
-            span.map(|span| Task::spans(vec![span]))
+            let task = if is_new { self.alone.pop_front() } else { None };
+            task.map(|task| (task, Queue::Alone))
         } else if is_new && !self.repetitions.is_empty() {
-            self.repetitions.pop_front()
+            let task = self.repetitions.pop_front();
+            task.map(|task| (task, Queue::Repetitions))
         } else if self.is_to_end(worker) {
             None
         } else if self.root_waits {
             self.root_waits = false;
-            Some(Task::root())
+            Some((Task::root(), Queue::Waiting))
         } else if !self.waiting.is_empty() {
-            Some(self.cut(worker))
+            Some((self.cut(worker), Queue::Waiting))
         } else if !self.is_busy() && self.repetitions.is_empty() {
             None
         } else if is_new && !self.counts.contains_key(&AttrIndex::default()) {
-            Some(Task::spans(Vec::new()))
+            Some((Task::spans(Vec::new()), Queue::Waiting))
         } else {
             return Next::Wait;
         };
@@ -487,9 +488,9 @@ impl Schedule {
             return Next::End;
         };
         match task {
-            Some(task) => {
+            Some((task, queue)) => {
                 one.since.get_or_insert(now);
-                one.line = Some(Line::new(task.clone()));
+                one.line = Some(Line::new(task.clone(), queue));
                 Next::Task(task)
             }
             None => {
@@ -677,12 +678,11 @@ impl Schedule {
                 one.measure(now);
             }
             let line = one.line.take();
-            let is_alone = one.alone;
             if how == LineEnd::Finished {
                 self.root_is_evaluated(worker, now);
             }
             if let Some(line) = line {
-                self.settle(&line, how, is_alone);
+                self.settle(&line, how);
             }
         }
         if process_is_gone {
@@ -691,7 +691,7 @@ impl Schedule {
     }
 
     /// What follows for the rest of a task.
-    fn settle(&mut self, line: &Line, how: LineEnd, is_alone: bool) {
+    fn settle(&mut self, line: &Line, how: LineEnd) {
         match how {
             LineEnd::Finished => {}
             LineEnd::GaveUp => {
@@ -705,23 +705,25 @@ impl Schedule {
             }
             LineEnd::Again { catch } => {
                 if let Some(again) = self.once_more(line) {
-                    self.repetitions.push_front(Task { catch, ..again });
-                }
-            }
-            LineEnd::Alone => {
-                self.one_fewer();
-                match self.once_more(line) {
-                    Some(again) if line.position().is_some() => {
-                        self.alone.extend(again.spans.into_iter().flatten());
+                    let again = Task { catch, ..again };
+                    match line.queue {
+                        Queue::Alone => self.alone.push_front(again),
+                        Queue::Waiting | Queue::Repetitions => self.repetitions.push_front(again),
                     }
-                    Some(again) => self.wait_again(again, is_alone),
-                    None => {}
                 }
             }
-            LineEnd::Fewer => {
+            LineEnd::Alone | LineEnd::Fewer => {
                 self.one_fewer();
+                let is_attribute = how == LineEnd::Alone && line.position().is_some();
                 if let Some(again) = self.once_more(line) {
-                    self.wait_again(again, is_alone);
+                    self.wait_again(
+                        again,
+                        if is_attribute {
+                            Queue::Alone
+                        } else {
+                            line.queue
+                        },
+                    );
                 }
             }
         }
@@ -753,15 +755,20 @@ impl Schedule {
             }
         };
         let spans = self.without_dropped(spans);
-        (!spans.is_empty()).then(|| Task::spans(spans))
+        let catch = line.task.catch;
+        (!spans.is_empty()).then_some(Task {
+            spans: Some(spans),
+            catch,
+        })
     }
 
     /// A task waits again from which nothing has begun.
-    fn wait_again(&mut self, task: Task, is_alone: bool) {
-        match task.spans {
-            None => self.root_waits = true,
-            Some(spans) if is_alone => self.alone.extend(spans),
-            Some(spans) => self.wait(spans),
+    fn wait_again(&mut self, task: Task, queue: Queue) {
+        match (queue, task.spans) {
+            (Queue::Repetitions, spans) => self.repetitions.push_back(Task { spans, ..task }),
+            (Queue::Alone, spans) => self.alone.push_back(Task { spans, ..task }),
+            (Queue::Waiting, None) => self.root_waits = true,
+            (Queue::Waiting, Some(spans)) => self.wait(spans),
         }
     }
 
@@ -796,18 +803,23 @@ impl Schedule {
     fn drop_set(&mut self, set: AttrIndex) {
         self.known -= self.waiting.drop_in(&set);
         self.dropped.insert(set);
-        let tasks = std::mem::take(&mut self.repetitions);
-        for task in tasks {
-            let spans = task.spans.unwrap_or_default();
-            let spans = self.without_dropped(spans);
-            if !spans.is_empty() {
-                self.repetitions.push_back(Task {
-                    spans: Some(spans),
-                    ..task
-                });
-            }
-        }
+        let repetitions = std::mem::take(&mut self.repetitions);
+        self.repetitions = self.without_dropped_of(repetitions);
         let alone = std::mem::take(&mut self.alone);
-        self.alone = self.without_dropped(alone.into()).into();
+        self.alone = self.without_dropped_of(alone);
+    }
+
+    fn without_dropped_of(&mut self, tasks: VecDeque<Task>) -> VecDeque<Task> {
+        let without = |task: Task| {
+            let spans = self.without_dropped(task.spans.unwrap_or_default());
+            (!spans.is_empty()).then(|| Task {
+                spans: Some(spans),
+                ..task
+            })
+        };
+        tasks.into_iter().filter_map(without).collect()
     }
 }
+
+#[cfg(test)]
+mod properties;
