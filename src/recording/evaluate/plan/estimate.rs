@@ -55,50 +55,106 @@ impl Costs {
 /// A quantity of a process that grows with each attribute (its time, its memory), at some of them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Curve {
-    /// The number of attributes, and the quantity there. The number at least doubles from one to the next.
-    marks: Vec<(f64, f64)>,
-    last: Option<(f64, f64)>,
+    /// The number of attributes at least doubles from one to the next.
+    marks: Vec<Mark>,
+    attributes: f64,
+    quantity: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    attributes: f64,
+    quantity: f64,
+    /// The largest step since then.
+    largest: f64,
 }
 
 impl Curve {
     /// What was measured after this number of attributes, which is not smaller than any before.
     pub(super) fn measure(&mut self, attributes: u64, quantity: f64) {
-        let point = (as_float(attributes), quantity);
-        self.last = Some(point);
-        if self
-            .marks
-            .last()
-            .is_none_or(|mark| point.0 >= 2.0 * mark.0.max(0.5))
-        {
-            self.marks.push(point);
+        let step = quantity - self.quantity;
+        for mark in &mut self.marks {
+            mark.largest = mark.largest.max(step);
+        }
+        self.attributes = as_float(attributes);
+        self.quantity = quantity;
+        let is_due = |mark: &Mark| self.attributes >= 2.0 * mark.attributes.max(0.5);
+        if self.marks.last().is_none_or(is_due) {
+            self.marks.push(Mark {
+                attributes: self.attributes,
+                quantity,
+                largest: 0.0,
+            });
         }
     }
 
     pub(super) fn attributes(&self) -> f64 {
-        self.last.map_or(0.0, |(attributes, _)| attributes)
+        self.attributes
+    }
+
+    pub(super) fn quantity(&self) -> f64 {
+        self.quantity
+    }
+
+    /// The start of the later half.
+    fn half(&self) -> Option<usize> {
+        let is_half = |mark: &Mark| mark.attributes <= self.attributes / 2.0;
+        let half = self.marks.iter().rposition(is_half).unwrap_or_default();
+        (self.marks.get(half)?.attributes < self.attributes).then_some(half)
     }
 
     /// The mean for one attribute, over the later half; none before there are two measurements.
     pub(super) fn slope(&self) -> Option<f64> {
-        let (attributes, quantity) = self.last?;
-        let half = |mark: &&(f64, f64)| mark.0 <= attributes / 2.0;
-        let (before, then) = self.marks.iter().rev().find(half).or(self.marks.first())?;
-        let slope = (quantity - then) / (attributes - before);
-        (attributes > *before).then(|| slope.max(0.0))
+        let half = self.marks[self.half()?];
+        let slope = (self.quantity - half.quantity) / (self.attributes - half.attributes);
+        Some(slope.max(0.0))
     }
 
-    /// Whether the slope can be relied on: few attributes, of which the later ones are more expensive, may be an exception.
-    pub(super) fn is_steady(&self) -> bool {
-        let (Some((attributes, quantity)), Some(slope)) = (self.last, self.slope()) else {
+    /// The same without the largest step, where there are several: one attribute may be the first that needs what others need too.
+    pub(super) fn usual(&self) -> Option<f64> {
+        let half = self.marks[self.half()?];
+        let steps = self.attributes - half.attributes;
+        if steps < 2.0 {
+            return self.slope();
+        }
+        Some((self.quantity - half.quantity - half.largest).max(0.0) / (steps - 1.0))
+    }
+
+    /// Whether enough was measured to predict the next `count` attributes. Few attributes, of which the later ones are more expensive,
+    /// may be exceptions; and where the cost still falls, nothing shows how far, so that a tenth has to be known.
+    pub(super) fn is_steady(&self, count: f64) -> bool {
+        let (Some(slope), Some(first)) = (self.slope(), self.marks.first()) else {
             return false;
         };
-        attributes >= 4.0 || slope <= 1.25 * quantity / attributes
+        if self.attributes < 4.0 {
+            return slope <= 1.25 * self.quantity / self.attributes;
+        }
+        let mean = (self.quantity - first.quantity) / (self.attributes - first.attributes);
+        slope >= 0.9 * mean || self.attributes >= 0.1 * (self.attributes + count)
     }
 
-    /// What the attributes do not account for.
-    pub(super) fn intercept(&self) -> Option<f64> {
-        let (attributes, quantity) = self.last?;
-        Some((quantity - self.slope()? * attributes).max(0.0))
+    /// The mean for each of the next `count` attributes, if it falls as it has fallen until now: the more is evaluated, the less of
+    /// what an attribute needs is new.
+    pub(super) fn predicted(&self, count: f64) -> Option<f64> {
+        let (usual, half) = (self.usual()?, self.half()?);
+        let Some(before) = half.checked_sub(1).map(|before| self.marks[before]) else {
+            return Some(usual);
+        };
+        let half = self.marks[half];
+        let earlier = (half.quantity - before.quantity) / (half.attributes - before.attributes);
+        if usual >= earlier || count <= 0.0 {
+            return Some(usual);
+        }
+        // It is proportional to a power of the number of attributes.
+        let doublings = (self.attributes / half.attributes).log2().max(1.0);
+        let power = (1.0 + (usual / earlier).log2() / doublings).max(0.01);
+        let more = count / self.attributes;
+        Some(usual * ((1.0 + more).powf(power) - 1.0) / (power * more))
+    }
+
+    /// What the attributes do not account for, if each of them costs so much.
+    pub(super) fn rest(&self, each: f64) -> f64 {
+        (self.quantity - each * self.attributes).max(0.0)
     }
 }
 

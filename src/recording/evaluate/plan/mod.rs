@@ -32,6 +32,9 @@ const SHORT_TASK: f64 = 0.2;
 const FIRST_TASK: u64 = 2;
 const NEXT_TASK: u64 = 7;
 
+/// How long attributes have to be measured before that counts, in seconds: what the first ones have in common is not known before.
+const EVIDENCE: f64 = 1.0;
+
 /// A worker: a process, from its start to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct WorkerId(u32);
@@ -322,26 +325,32 @@ impl Schedule {
 
     /// The time for an attribute of a task, in seconds: of this worker, or of all.
     fn pace(&self, worker: &Worker) -> Option<f64> {
-        let of_all = || self.most_measured(|one| &one.times, &self.times).slope();
+        let of_all = || self.most_measured(|one| &one.times, &self.times).usual();
         let remembered = || Some(self.remembered?.each);
-        worker.times.slope().or_else(of_all).or_else(remembered)
+        worker.times.usual().or_else(of_all).or_else(remembered)
     }
 
     /// What the walk costs, if enough was measured.
     fn measured_costs(&self) -> Option<Costs> {
         let times = self.most_measured(|one| &one.times, &self.times);
         let memory = self.most_measured(|one| &one.memory, &self.memory);
-        if !times.is_steady() {
+        let waiting = self.waiting.length();
+        if !times.is_steady(as_float(waiting)) || times.quantity() < EVIDENCE {
             return None;
         }
-        let is_limited = self.budget != u64::MAX;
+        let each = times.predicted(as_float(waiting))?;
+        // Without a limit, memory does not count.
+        let growth = match memory.slope() {
+            _ if self.budget == u64::MAX => 0.0,
+            growth => growth?,
+        };
         Some(Costs {
-            attributes: self.waiting.length(),
+            attributes: waiting,
             root: self.root?,
-            warm_up: times.intercept()?,
-            each: times.slope()?,
-            base: if is_limited { memory.intercept()? } else { 0.0 },
-            growth: if is_limited { memory.slope()? } else { 0.0 },
+            warm_up: times.rest(each),
+            each,
+            base: memory.rest(growth),
+            growth,
         })
     }
 
@@ -414,9 +423,11 @@ impl Schedule {
     /// Whether one worker more than are running pays. If it does not, those that are running share the memory.
     fn another_pays(&mut self) -> bool {
         let running = self.workers.len();
-        let is_idle = |worker: &Worker| worker.line.is_none() && !worker.closing;
+        let is_idle =
+            |worker: &Worker| worker.line.is_none() && !worker.closing && !worker.is_new();
         let is_root_known = self.counts.contains_key(&AttrIndex::default());
-        let has_work = !self.waiting.is_empty() || !is_root_known && self.is_busy();
+        let is_root_next = !is_root_known && (self.root_waits || self.is_busy());
+        let has_work = !self.waiting.is_empty() || is_root_next;
         if running >= self.most || !has_work || self.workers.values().any(is_idle) {
             return false;
         }
@@ -518,9 +529,10 @@ impl Schedule {
     fn room(&self, worker: &Worker) -> Option<f64> {
         let resident = as_float(worker.resident?);
         let memory = self.most_measured(|one| &one.memory, &self.memory);
+        let growth = memory.slope().unwrap_or_default();
         let costs = Costs {
-            base: memory.intercept().unwrap_or_default(),
-            growth: memory.slope().unwrap_or_default(),
+            base: memory.rest(growth),
+            growth,
             ..Costs::default()
         };
         let budget = (self.budget != u64::MAX).then(|| as_float(self.budget));
@@ -823,3 +835,6 @@ impl Schedule {
 
 #[cfg(test)]
 mod properties;
+
+#[cfg(test)]
+mod simulation;
