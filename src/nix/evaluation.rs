@@ -341,13 +341,11 @@ impl Evaluation {
     }
 
     /// An expression for the function that walks the targets below this, one task after the other: `walk.nix` with these `settings`,
-    /// in JSON. It holds the function arguments.
+    /// in JSON. It holds the function arguments. Its lines stay as they are: Nix shows them in messages, and many times in some.
     pub(super) fn walking(&self, settings: &str, locked: Option<&LockedFlake>) -> String {
         let walk = format!(
-            "nix: root: names: ({}) (builtins.fromJSON {}) nix (({}) nix.call root names)",
-            in_one_line(WALK),
-            string_literal(settings),
-            in_one_line(SELECT)
+            "nix: root: names: (\n{WALK}\n) (builtins.fromJSON {}) nix ((\n{SELECT}\n) nix.call root names)",
+            string_literal(settings)
         );
         self.applied_to(&walk, Some(&self.argument_set()), locked)
     }

@@ -48,12 +48,9 @@ impl WorkerEnd {
 pub(super) enum Verdict {
     /// The attribute does not evaluate, with this message.
     EvaluationError(String),
-    /// The attribute is evaluated once more, and what it throws is caught. The line for the log says why.
-    Repeat {
-        line: String,
-        /// By a new worker: this one remembers what it evaluated, also what is gone.
-        fresh: bool,
-    },
+    /// The attribute is evaluated once more, by a new worker (this one remembers what it evaluated, and on 2.34 what failed), and
+    /// what it throws is caught. The line for the log says why.
+    Repeat(String),
     /// The attribute is evaluated again alone, with all the memory.
     RepeatAlone,
     /// The task is done again with fewer workers in parallel; the line for the log says why.
@@ -171,10 +168,9 @@ impl<'a> Diagnosis<'a> {
         if is_doubtful && self.repeated.insert(at.clone()) {
             let shown = in_one_line(&message);
             self.suspected.insert(at.clone(), message);
-            return Ok(Verdict::Repeat {
-                line: format!("{name}: {shown}; evaluating it once more"),
-                fresh: false,
-            });
+            return Ok(Verdict::Repeat(format!(
+                "{name}: {shown}; evaluating it once more"
+            )));
         }
         if class == Class::Infrastructure {
             let what = format!("{name} was not evaluated");
@@ -212,12 +208,9 @@ impl<'a> Diagnosis<'a> {
                 let is_valid = ask(Question::IsValid(&path))?;
                 // Something has registered it meanwhile. Only once: an expression may name such a path as well.
                 if is_valid && self.repeated.insert(at.clone()) {
-                    return Ok(Some(Verdict::Repeat {
-                        line: format!(
-                            "{path} was missing during the evaluation and is valid now; evaluating {name} once more"
-                        ),
-                        fresh: true,
-                    }));
+                    return Ok(Some(Verdict::Repeat(format!(
+                        "{path} was missing during the evaluation and is valid now; evaluating {name} once more"
+                    ))));
                 }
                 if is_valid || nix_output.is_of_named_path() || self.is_named(at, path) {
                     return Ok(None);
@@ -226,7 +219,7 @@ impl<'a> Diagnosis<'a> {
             }
         };
         let verdict = match self.disturbed(at, name, daemon_message) {
-            Ok(line) => Verdict::Repeat { line, fresh: true },
+            Ok(line) => Verdict::Repeat(line),
             Err(failure) => Verdict::Fail(failure),
         };
         Ok(Some(verdict))
@@ -410,8 +403,7 @@ mod tests {
     fn in_a_word(verdict: Verdict) -> String {
         match verdict {
             Verdict::EvaluationError(message) => format!("error: {message}"),
-            Verdict::Repeat { line, fresh: false } => format!("repeat: {line}"),
-            Verdict::Repeat { line, fresh: true } => format!("repeat afresh: {line}"),
+            Verdict::Repeat(line) => format!("repeat: {line}"),
             Verdict::RepeatAlone => "alone".into(),
             Verdict::RepeatWithFewer(line) => format!("fewer: {line}"),
             Verdict::Fail(failure) => format!("{:?}: {failure}", failure.class),
@@ -497,7 +489,7 @@ mod tests {
         let mut verdict = |again| judge(&mut diagnosis, attr(), again, end, nothing_valid);
         for time in 1..ATTEMPTS {
             let verdict = verdict(time > 1);
-            let expected = "repeat afresh: the garbage collector removed what web needs";
+            let expected = "repeat: the garbage collector removed what web needs";
             assert!(verdict.starts_with(expected), "{verdict}");
         }
         let last = verdict(true);
@@ -515,7 +507,7 @@ mod tests {
         let end = (Ending::Exited(1), &*printed);
         let mut verdict = |again| judge(&mut diagnosis, attr(), again, end, nothing_valid);
         for time in 1..ATTEMPTS {
-            assert!(verdict(time > 1).starts_with("repeat afresh: "));
+            assert!(verdict(time > 1).starts_with("repeat: "));
         }
         assert_eq!(verdict(true), format!("error: path '{PATH}' is not valid"));
     }
@@ -531,7 +523,7 @@ mod tests {
             Question::Answers => Ok(true),
         };
         let mut verdict = |again| judge(&mut diagnosis, attr(), again, end, valid);
-        assert!(verdict(false).starts_with(&format!("repeat afresh: {PATH} was missing")));
+        assert!(verdict(false).starts_with(&format!("repeat: {PATH} was missing")));
         assert_eq!(verdict(true), format!("error: path '{PATH}' is not valid"));
     }
 
@@ -542,7 +534,7 @@ mod tests {
         let end = (Ending::Exited(1), &*printed);
         let mut diagnosis = diagnosis(&root);
         let verdict = judge(&mut diagnosis, attr(), false, end, nothing_valid);
-        assert!(verdict.starts_with("repeat afresh: "), "{verdict}");
+        assert!(verdict.starts_with("repeat: "), "{verdict}");
         let verdict = in_a_word(diagnosis.threw(&attr()));
         assert_eq!(verdict, format!("error: path '{PATH}' is not valid"));
     }

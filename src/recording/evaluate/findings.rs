@@ -143,7 +143,7 @@ impl Findings {
 
     /// It is a set of which nothing counts, with this message: what was found in it is forgotten, and so is what is still found.
     pub(super) fn give_up_set(&mut self, path: &AttrIndex, message: &str) {
-        let is_below = |other: &AttrIndex| other.is_at_or_below(path);
+        let is_below = |other: &AttrIndex| other.is_in(path);
         self.outcomes.retain(|other, _| !is_below(other));
         self.unmarked.retain(|other| !is_below(other));
         self.callable.retain(|other| !is_below(other));
@@ -153,7 +153,7 @@ impl Findings {
 
     /// Whether it lies in a set of which nothing counts.
     pub(super) fn is_given_up(&self, path: &AttrIndex) -> bool {
-        self.given_up.iter().any(|set| path.is_at_or_below(set))
+        self.given_up.iter().any(|set| path.is_in(set))
     }
 
     /// The version of Nix that evaluated.

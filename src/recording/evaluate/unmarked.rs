@@ -61,7 +61,7 @@ fn search(
     let spans = sets.iter().filter_map(|path| schedule.span(path));
     let task = Task::spans(spans.collect());
     let worker = WorkerId::default();
-    let part = schedule.part_of_one();
+    let part = schedule.even_part();
     let mut processes = Processes::new();
     processes.start(worker, &invocation.searcher(part), supervisor)?;
     processes.send(worker, &invocation.first_lines());

@@ -111,7 +111,7 @@ impl<'a> Walk<'a> {
             log: log.clone(),
             progress: Progress::new(log),
             invocation: WorkerInvocation::new(request, locked, systems, temporary)?,
-            schedule: Schedule::new(most, memory),
+            schedule: Schedule::new(most, memory, None),
             processes: Processes::new(),
             workers: BTreeMap::new(),
             diagnosis: Diagnosis::new(&request.root, request.description(), temporary),
@@ -126,7 +126,7 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// The root does not evaluate, or has no attributes (65); the infrastructure failed (75); a signal asked us to end (128 + n).
     pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
-        self.run(vec![Task::everything()], store)?;
+        self.run(vec![Task::root()], store)?;
         self.find_gaps()
     }
 
@@ -147,7 +147,7 @@ impl<'a> Walk<'a> {
             }
         }
         if everything {
-            self.run(vec![Task::everything()], store)
+            self.run(vec![Task::root()], store)
         } else if spans.is_empty() {
             Ok(())
         } else {
@@ -343,7 +343,7 @@ impl<'a> Walk<'a> {
                 findings.exclude(path, by, name);
             }
             WalkerMessage::Set(path, _) if findings.is_given_up(&path) => {}
-            WalkerMessage::Set(path, count) => schedule.set(worker, path, count),
+            WalkerMessage::Set(path, count) => schedule.large(worker, path, count),
             WalkerMessage::End(version) => {
                 if let Some(Doing::Walking { is_complete, .. }) = doing {
                     *is_complete = true;
@@ -542,9 +542,9 @@ impl<'a> Walk<'a> {
                 self.findings.fail(&at, in_meta, &message);
                 LineEnd::GaveUp
             }
-            Verdict::Repeat { line, fresh } => {
+            Verdict::Repeat(line) => {
                 self.log.say(line);
-                LineEnd::Again { catch: true, fresh }
+                LineEnd::Again { catch: true }
             }
             Verdict::RepeatAlone => LineEnd::Alone,
             Verdict::RepeatWithFewer(line) => {
