@@ -71,7 +71,7 @@ pub fn perform(
     )?;
     let (temporary, cores) = (host.temporary.as_path(), order.cores);
     let mut evaluation = EvaluatorRun::new(
-        &request, locked, temporary, cores, &mut store, supervisor, log,
+        &request, locked, (temporary, &state), cores, &mut store, supervisor, log,
     )?;
     evaluation.all(&mut store)?;
     let PinnedEvaluation {

@@ -11,6 +11,7 @@ use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::{DrvPath, LockedFlake};
 use crate::recording::{Evaluator, RecordingRequest};
+use crate::state::StateFolder;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -37,7 +38,7 @@ impl<'a> EvaluatorRun<'a> {
     pub(in crate::recording) fn new(
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
-        temporary: &'a Path,
+        (temporary, state): (&'a Path, &StateFolder),
         cores: NonZeroUsize,
         store: &mut Store,
         supervisor: &'a mut Supervisor,
@@ -45,7 +46,13 @@ impl<'a> EvaluatorRun<'a> {
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
             Evaluator::Nix => Self::Walker(Box::new(Walk::new(
-                request, locked, temporary, cores, store, supervisor, log,
+                request,
+                locked,
+                (temporary, state),
+                cores,
+                store,
+                supervisor,
+                log,
             )?)),
             Evaluator::NixEvalJobs => Self::EvalJobs {
                 request,

@@ -22,6 +22,7 @@ use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, Evaluation, LockedFlake, NixOutput};
 use crate::recording::{RecordingRequest, Recurse};
+use crate::state::StateFolder;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -90,7 +91,7 @@ impl<'a> Walk<'a> {
     pub fn new(
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
-        temporary: &'a Path,
+        (temporary, state): (&'a Path, &StateFolder),
         cores: NonZeroUsize,
         store: &mut Store,
         supervisor: &'a mut Supervisor,
@@ -110,7 +111,7 @@ impl<'a> Walk<'a> {
             supervisor,
             log: log.clone(),
             progress: Progress::new(log),
-            invocation: WorkerInvocation::new(request, locked, systems, temporary)?,
+            invocation: WorkerInvocation::new(request, locked, systems, state)?,
             schedule: Schedule::new(most, memory, None),
             processes: Processes::new(),
             workers: BTreeMap::new(),
