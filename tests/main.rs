@@ -41,6 +41,7 @@ mod recording_attack;
 mod recording_evaluate;
 mod recording_in_build;
 mod recording_keys;
+mod recording_stopped;
 mod recording_store;
 mod recording_walk;
 mod reproduce;

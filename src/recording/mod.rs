@@ -12,6 +12,7 @@ pub mod pipeline;
 mod report;
 mod request;
 mod share;
+mod stopped;
 mod targets;
 pub(crate) mod upload;
 
@@ -19,6 +20,8 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
 
 use crate::evaluation_keys::Checkout;
 use crate::host::Host;
@@ -32,7 +35,8 @@ pub use perform::perform;
 pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
 
 /// The part of a target's `meta` that a recording reads. It is plain data: the walker drops everything else in Nix.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Meta {
     /// `meta.buildkite`: keys that are merged into the target's step.
     pub buildkite: Option<Keys>,
@@ -47,7 +51,7 @@ pub struct Meta {
 }
 
 /// An attribute that is a derivation.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FoundTarget {
     /// Its full attribute path.
     pub attr: AttrPath,
@@ -100,6 +104,8 @@ pub struct BuildkiteBuild {
     pub pipeline: String,
     /// `BUILDKITE_BRANCH`.
     pub branch: String,
+    /// `BUILDKITE_COMMIT`, where it is a full hash.
+    pub commit: Option<String>,
     /// Whether a job of the same step came before (`BUILDKITE_RETRY_COUNT`).
     pub is_retry: bool,
 }

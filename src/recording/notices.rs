@@ -1,35 +1,64 @@
 //! What a recording prints of its findings while it goes on: evaluation errors, what it did not look at, what may go wrong later.
 
+use std::collections::BTreeSet;
+
 use super::AttrError;
 use super::evaluate::gaps::Note;
 use super::pipeline::steps::PlannedPipeline;
 use crate::counts::number;
 use crate::log::Log;
+use crate::nix::AttrPath;
 use crate::nix::message::in_one_line;
 
-/// How many errors of a kind are printed; the pipeline has a step for each of them.
-const ERRORS_AT_MOST: usize = 10;
+/// How many errors of a kind are printed with their messages; the pipeline has a step for each of them.
+pub(in crate::recording) const ERRORS_AT_MOST: usize = 10;
+
+/// How many of the others are named.
+const NAMES_AT_MOST: usize = 10;
 
 /// The message of an evaluation error that was not evaluated again to get Nix's own: that costs a process for each.
 pub(super) const MESSAGE_IN_STEP: &str = "its step prints the message";
 
-/// Prints the attributes that have an error of this kind.
-pub(super) fn print_errors(kind: &str, errors: &[AttrError], log: &Log) {
-    for error in errors.iter().take(ERRORS_AT_MOST) {
-        let message = error.message.as_deref().map(in_one_line);
-        log.say(format_args!(
-            "{kind}: {}: {}",
-            error.attr,
-            message.unwrap_or_else(|| MESSAGE_IN_STEP.into())
-        ));
-    }
-    if let Some(more) = errors
-        .len()
-        .checked_sub(ERRORS_AT_MOST)
-        .filter(|more| *more > 0)
+/// Prints an attribute that has an error of this kind.
+pub(in crate::recording) fn print_error(kind: &str, error: &AttrError, log: &Log) {
+    let message = error.message.as_deref().map(in_one_line);
+    log.say(format_args!(
+        "{kind}: {}: {}",
+        error.attr,
+        message.unwrap_or_else(|| MESSAGE_IN_STEP.into())
+    ));
+}
+
+/// Prints the attributes that have an error of this kind, except for those that were `printed` as they came: the first of them with
+/// their messages, and some of the others by name.
+pub(super) fn print_errors(
+    kind: &str,
+    errors: &[AttrError],
+    printed: &BTreeSet<AttrPath>,
+    log: &Log,
+) {
+    let mut rest = errors.iter().filter(|error| !printed.contains(&error.attr));
+    for error in rest
+        .by_ref()
+        .take(ERRORS_AT_MOST.saturating_sub(printed.len()))
     {
-        log.say(format_args!("{kind}: and {more} more"));
+        print_error(kind, error, log);
     }
+    let rest: Vec<String> = rest.map(|error| error.attr.to_string()).collect();
+    if rest.is_empty() {
+        return;
+    }
+    let more = if rest.len() > NAMES_AT_MOST {
+        ", …"
+    } else {
+        ""
+    };
+    let names = &rest[..rest.len().min(NAMES_AT_MOST)];
+    log.say(format_args!(
+        "{kind}: and {} more: {}{more}",
+        rest.len(),
+        names.join(", ")
+    ));
 }
 
 /// Prints what the recording did not look at, and what its keys name and the repository does not have.
@@ -65,7 +94,6 @@ pub(super) fn warn_of_plugins(pipeline: &PlannedPipeline, log: &Log) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nix::AttrPath;
     use std::cell::RefCell;
     use std::rc::Rc;
 
@@ -86,18 +114,34 @@ mod tests {
     }
 
     #[test]
-    fn ten_errors_are_printed_in_one_line_each_and_the_others_counted() {
-        let lines = |count| printed(|log| print_errors("refused", &errors(count), log));
-        assert_eq!(lines(0), "");
-        let ten = lines(10);
+    fn ten_errors_are_printed_in_one_line_each_and_the_others_named_and_counted() {
+        let printed_as_they_came = |count: usize| {
+            let errors = errors(count);
+            errors.into_iter().map(|error| error.attr).collect()
+        };
+        let lines = |count, before| {
+            let before = printed_as_they_came(before);
+            printed(|log| print_errors("refused", &errors(count), &before, log))
+        };
+        assert_eq!(lines(0, 0), "");
+        let ten = lines(10, 0);
         assert_eq!(ten.lines().count(), 10, "{ten}");
         assert!(ten.starts_with("eval-once: refused: a0: its step prints the message\n"));
         assert!(ten.contains("eval-once: refused: a1: line 1"), "{ten}");
-        let twelve = lines(12);
+        let twelve = lines(12, 0);
         assert!(twelve.starts_with(&ten));
+        let more = "eval-once: refused: and 2 more: a10, a11\n";
+        assert!(twelve.ends_with(more), "{twelve}");
+        // What came first is not printed again.
+        assert_eq!(lines(3, 3), "");
+        assert_eq!(lines(12, 10), more);
+        let nine = lines(12, 3);
+        assert_eq!(nine.lines().count(), 8, "{nine}");
+        assert!(nine.starts_with("eval-once: refused: a3: "), "{nine}");
+        let many = lines(30, 10);
         assert!(
-            twelve.ends_with("eval-once: refused: and 2 more\n"),
-            "{twelve}"
+            many.ends_with("and 20 more: a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, …\n"),
+            "{many}"
         );
     }
 

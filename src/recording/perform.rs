@@ -1,6 +1,6 @@
 //! A recording from top to bottom.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
@@ -8,6 +8,8 @@ use super::checkout::check_agent;
 use super::evaluate::evaluator::EvaluatorRun;
 use super::evaluate::flake;
 use super::evaluate::gaps::{Note, agents_without_targets};
+use super::evaluate::known::KnownTargets;
+use super::keep::partial::PartialRecording;
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
 use super::keep::{self, PinOwner, open_state_folder, skip};
 use super::notices::{print_errors, print_notes, warn_of_plugins};
@@ -16,6 +18,7 @@ use super::pipeline::placed_step;
 use super::pipeline::steps::{Records, check, source, steps};
 use super::report::RecordingReport;
 use super::share::Sharing;
+use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
 use super::upload::annotation::annotation;
 use super::upload::plan::UploadPlan;
@@ -26,7 +29,7 @@ use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::{Class, Failure};
 use crate::host::Host;
 use crate::log::Log;
-use crate::nix::LockedFlake;
+use crate::nix::{AttrPath, LockedFlake};
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -58,6 +61,7 @@ pub fn perform(
     keep::remove_expired(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
+    let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
     let mut times = PartTimes::start(log);
 
     let mut store = Store::new(&request.options, log);
@@ -70,20 +74,63 @@ pub fn perform(
         log,
     )?;
     let (temporary, cores) = (host.temporary.as_path(), order.cores);
+    let known = match &partial {
+        Some(partial) => partial.load(locked.as_ref(), &state, &mut store, supervisor, log)?,
+        None => KnownTargets::default(),
+    };
+    let unfinished = Unfinished {
+        request: &request,
+        at_root: &at_root,
+        build,
+        partial: partial.as_ref(),
+        locked: locked.as_ref(),
+        known: &known,
+        state: &state,
+        temporary,
+        started: order.started,
+        log,
+    };
     let mut evaluation = EvaluatorRun::new(
-        &request, locked, temporary, cores, &mut store, supervisor, log,
+        &request,
+        locked.clone(),
+        temporary,
+        cores,
+        known.clone(),
+        &mut store,
+        supervisor,
+        log,
     )?;
-    evaluation.all(&mut store)?;
+    let pinned = evaluation
+        .all(&mut store)
+        .and_then(|()| pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log));
     let PinnedEvaluation {
         evaluated,
         pin,
         targets,
         edges,
-    } = pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log)?;
-    let notes = print_findings(&evaluated, &request, &targets, log)?;
+    } = match pinned {
+        Err(failure) => {
+            let (evaluated, at) = (evaluation.evaluated(), evaluation.at());
+            let reached = Reached {
+                evaluated: &evaluated,
+                at: at.as_ref(),
+            };
+            unfinished.leave(&failure, &reached, &mut store, evaluation.supervisor());
+            return Err(failure);
+        }
+        Ok(pinned) => pinned,
+    };
+    let printed = evaluation.printed_errors();
+    drop(evaluation);
+    let notes = print_findings(&evaluated, &printed, &request, &targets, log)?;
     times.end("evaluate");
 
-    let skipped = skip::reasons(&targets, &request, &mut store, supervisor, log)?;
+    let reached = Reached {
+        evaluated: &evaluated,
+        at: None,
+    };
+    let skipped = skip::reasons(&targets, &request, &mut store, supervisor, log);
+    let skipped = unfinished.or_leave(skipped, &reached, &mut store, supervisor)?;
     times.end("skip");
     let records = Records {
         targets: &targets,
@@ -96,13 +143,19 @@ pub fn perform(
     let undone = undone(build);
     let mut pipeline =
         steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
-    print_errors("refused", pipeline.refused_targets(&records), log);
+    print_errors(
+        "refused",
+        pipeline.refused_targets(&records),
+        &BTreeSet::new(),
+        log,
+    );
     let counts = pipeline.counts(&targets, evaluated.errors.len());
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
     times.end("steps");
     let shared = sharing.share(&mut pipeline, &targets, &state, &mut store, supervisor, log);
-    shared.map_err(|failure| failure.context(undone))?;
+    let shared = shared.map_err(|failure| failure.context(undone));
+    unfinished.or_leave(shared, &reached, &mut store, supervisor)?;
     times.end("share");
 
     let report = RecordingReport {
@@ -138,8 +191,13 @@ pub fn perform(
         document.to_json()?,
         annotation(&report),
     )?;
+    let saved = Upload::new(build, temporary, supervisor, log).save(&plan, &identity);
+    unfinished.or_leave(saved, &reached, &mut store, supervisor)?;
+    // From now on, a retry follows the plan.
+    if let Some(partial) = &partial {
+        partial.remove(&state);
+    }
     let mut upload = Upload::new(build, temporary, supervisor, log);
-    upload.save(&plan, &identity)?;
     upload.follow(&plan, true).map(|()| None)
 }
 
@@ -191,19 +249,20 @@ fn locked(
     Ok(locked)
 }
 
-/// Prints the errors, and what the recording did not look at or its keys name and the repository does not have; returns the latter.
+/// Prints the errors that were not `printed` as they came, and what the recording did not look at or its keys name and the repository does not have; returns the latter.
 ///
 /// # Errors
 /// There is nothing at all (65).
 fn print_findings(
     evaluated: &EvaluationResult,
+    printed: &BTreeSet<AttrPath>,
     request: &RecordingRequest,
     targets: &[Target],
     log: &Log,
 ) -> Result<Vec<Note>, Failure> {
     refuse_nothing(evaluated, request, log)?;
-    print_errors("evaluation error", &evaluated.errors, log);
-    print_errors("refused", &evaluated.refused, log);
+    print_errors("evaluation error", &evaluated.errors, printed, log);
+    print_errors("refused", &evaluated.refused, &BTreeSet::new(), log);
     let mut notes = evaluated.gaps.notes();
     notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
     print_notes(&notes, log);

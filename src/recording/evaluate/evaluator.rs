@@ -1,15 +1,17 @@
 //! The choice of the evaluator: our own walker, or `nix-eval-jobs`. Both give the same result; only the walker can evaluate
 //! single attributes again.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
+use super::known::KnownTargets;
 use super::{EvaluationResult, Walk, eval_jobs};
 use crate::counts;
 use crate::exit::Failure;
 use crate::log::Log;
-use crate::nix::{DrvPath, LockedFlake};
+use crate::nix::{AttrPath, DrvPath, LockedFlake};
 use crate::recording::{Evaluator, RecordingRequest};
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -30,7 +32,8 @@ pub(in crate::recording) enum EvaluatorRun<'a> {
 }
 
 impl<'a> EvaluatorRun<'a> {
-    /// The evaluator that the request asks for; `temporary` is the host's folder for temporary files.
+    /// The evaluator that the request asks for; `temporary` is the host's folder for temporary files. Only the walker leaves out the
+    /// `known` targets.
     ///
     /// # Errors
     /// The store cannot be asked (75).
@@ -39,13 +42,14 @@ impl<'a> EvaluatorRun<'a> {
         locked: Option<LockedFlake>,
         temporary: &'a Path,
         cores: NonZeroUsize,
+        known: KnownTargets,
         store: &mut Store,
         supervisor: &'a mut Supervisor,
         log: &Log,
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
             Evaluator::Nix => Self::Walker(Box::new(Walk::new(
-                request, locked, temporary, cores, store, supervisor, log,
+                request, locked, temporary, cores, known, store, supervisor, log,
             )?)),
             Evaluator::NixEvalJobs => Self::EvalJobs {
                 request,
@@ -117,6 +121,22 @@ impl<'a> EvaluatorRun<'a> {
         match self {
             Self::Walker(walk) => walk.evaluated(),
             Self::EvalJobs { evaluated, .. } => (**evaluated).clone(),
+        }
+    }
+
+    /// The attribute that is evaluated, as far as that is known.
+    pub(in crate::recording) fn at(&self) -> Option<AttrPath> {
+        match self {
+            Self::Walker(walk) => walk.at(),
+            Self::EvalJobs { .. } => None,
+        }
+    }
+
+    /// The attributes whose errors were printed as they came.
+    pub(in crate::recording) fn printed_errors(&self) -> BTreeSet<AttrPath> {
+        match self {
+            Self::Walker(walk) => walk.printed_errors().clone(),
+            Self::EvalJobs { .. } => BTreeSet::new(),
         }
     }
 

@@ -1,6 +1,9 @@
 //! The command lines of the processes that evaluate.
 
+use serde_json::{Map, Value};
+
 use super::exclusions::exclusions;
+use super::known::KnownTargets;
 use super::memory::{self, MIB};
 use super::protocol::WalkerSettings;
 use super::schedule::Task;
@@ -12,6 +15,9 @@ use crate::recording::{RecordingRequest, Recurse};
 /// The heap that a process asks for at its start, at most, in bytes.
 const HEAP_AT_MOST: u64 = 1000 * MIB;
 
+/// How many bytes of known targets a process is given: Linux takes 128 KiB in one argument, and the walker is in it, too.
+const KNOWN_AT_MOST: usize = 80 << 10;
+
 /// What is the same for all processes of a walk.
 #[derive(Debug)]
 pub(super) struct WorkerInvocation<'a> {
@@ -22,6 +28,8 @@ pub(super) struct WorkerInvocation<'a> {
     /// Relative to the root of the walk.
     exclude: Vec<Vec<String>>,
     systems: Option<Vec<String>>,
+    /// As [`WalkerSettings`] has them.
+    known: Value,
 }
 
 impl<'a> WorkerInvocation<'a> {
@@ -40,7 +48,13 @@ impl<'a> WorkerInvocation<'a> {
             marker: marker()?,
             exclude: exclusions(&request.exclude, &request.root.attr),
             systems,
+            known: Value::Object(Map::new()),
         })
+    }
+
+    /// From now on, these targets are not evaluated.
+    pub(super) fn know(&mut self, known: &KnownTargets) {
+        self.known = known.nested(&self.request.root.attr, KNOWN_AT_MOST);
     }
 
     /// What each message of the walker begins with.
@@ -81,6 +95,7 @@ impl<'a> WorkerInvocation<'a> {
             marker: &self.marker,
             start: task.spans.as_deref(),
             exclude: &self.exclude,
+            known: &self.known,
             all: self.request.recurse == Recurse::All,
             systems: self.systems.as_deref(),
             buildkite: self.request.meta,

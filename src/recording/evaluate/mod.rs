@@ -9,6 +9,7 @@
 //! | `protocol` | the settings and messages of the walker (`walk.nix`) |
 //! | `diagnosis` | what the end of a worker means |
 //! | `findings` | what was found of each attribute |
+//! | `known` | what is taken over from a recording that was stopped |
 //! | `flake` | locking the flake, before anything is evaluated |
 //! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` matches |
 //! | `progress`, `memory` | the status line; how much memory is free and in use |
@@ -22,6 +23,7 @@ mod findings;
 pub(in crate::recording) mod flake;
 pub mod gaps;
 mod invocation;
+pub(in crate::recording) mod known;
 pub(in crate::recording) mod memory;
 mod processes;
 mod progress;

@@ -1,6 +1,7 @@
 //! The walk over all targets: starts the workers that the schedule asks for, records their messages, and carries out what follows
 //! from their ends.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use super::diagnosis::{Death, Diagnosis, OversizedWorker, Question, Verdict, Wor
 use super::findings::Findings;
 use super::gaps::Gaps;
 use super::invocation::WorkerInvocation;
+use super::known::KnownTargets;
 use super::processes::{EndedWorker, Processes, StopCause, WorkerLimits};
 use super::progress::Progress;
 use super::protocol::{self, WalkerMessage};
@@ -40,6 +42,7 @@ pub struct Walk<'a> {
     diagnosis: Diagnosis<'a>,
     findings: Findings,
     gaps: Gaps,
+    known: KnownTargets,
 }
 
 impl<'a> Walk<'a> {
@@ -47,11 +50,16 @@ impl<'a> Walk<'a> {
     ///
     /// # Errors
     /// Nix is missing (69), or cannot be asked (75).
-    pub fn new(
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what is walked, what is known of it, and what the workers need"
+    )]
+    pub(in crate::recording) fn new(
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         temporary: &'a Path,
         cores: NonZeroUsize,
+        known: KnownTargets,
         store: &mut Store,
         supervisor: &'a mut Supervisor,
         log: &Log,
@@ -65,17 +73,20 @@ impl<'a> Walk<'a> {
         // Where it is not known how much is free, there is no limit.
         let memory = memory::for_evaluation(request, supervisor).unwrap_or(u64::MAX);
         let slots = request.workers.unwrap_or(cores).get();
+        let mut invocation = WorkerInvocation::new(request, locked, systems)?;
+        invocation.know(&known);
         Ok(Self {
             request,
             supervisor,
             log: log.clone(),
             progress: Progress::new(log),
-            invocation: WorkerInvocation::new(request, locked, systems)?,
+            invocation,
             schedule: Schedule::new(slots, memory),
             processes: Processes::new(),
             diagnosis: Diagnosis::new(&request.root, request.description(), temporary),
             findings: Findings::new(&request.root.attr),
             gaps: Gaps::default(),
+            known,
         })
     }
 
@@ -86,7 +97,10 @@ impl<'a> Walk<'a> {
     pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
         self.run(vec![Task::everything()], store)?;
         self.explain(store)?;
-        self.find_gaps()
+        self.find_gaps()?;
+        // It is nowhere any more.
+        self.progress.root();
+        Ok(())
     }
 
     /// Evaluates the targets with these `.drv`s again: they were collected.
@@ -94,6 +108,8 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// As [`Walk::all`]; one of them was disturbed too often (75).
     pub fn again(&mut self, gone: &[DrvPath], store: &mut Store) -> Result<(), Failure> {
+        // Nor are they known any more.
+        self.invocation.know(&KnownTargets::default());
         let mut spans = Vec::new();
         let mut everything = false;
         for path in self.findings.drop_gone(gone) {
@@ -123,6 +139,17 @@ impl<'a> Walk<'a> {
     #[must_use]
     pub fn evaluated(&self) -> EvaluationResult {
         self.findings.result(&self.gaps)
+    }
+
+    /// The attribute that is evaluated; none for the root, and where everything is.
+    pub(in crate::recording) fn at(&self) -> Option<AttrPath> {
+        let at = self.progress.attribute();
+        at.map(|path| self.findings.attr(path))
+    }
+
+    /// The attributes whose errors were printed as they came.
+    pub(in crate::recording) fn printed_errors(&self) -> &BTreeSet<AttrPath> {
+        self.progress.printed()
     }
 
     /// Logs in one line what was evaluated.
@@ -189,12 +216,17 @@ impl<'a> Walk<'a> {
                 }
             }
             let (begun, known) = self.schedule.names();
-            self.progress.show(begun, known, self.findings.count());
+            let findings = &self.findings;
+            let name = |path: &AttrIndex| findings.attr(path);
+            self.progress.show(begun, known, findings.count(), name);
         }
     }
 
     /// Starts the workers that the schedule has slots and tasks for.
     fn start(&mut self) -> Result<(), Failure> {
+        if self.processes.is_empty() {
+            self.progress.root();
+        }
         while let Some(worker) = self.schedule.assign(Instant::now()) {
             let Some(assignment) = self.schedule.assignment(worker) else {
                 break;
@@ -248,6 +280,7 @@ impl<'a> Walk<'a> {
             WalkerMessage::Begin(path, name) => {
                 if schedule.begin(worker, path.clone(), Instant::now()) {
                     findings.begin(&path, name);
+                    self.progress.at(&path);
                 } else {
                     self.processes.stop(worker, StopCause::Overtaken);
                 }
@@ -256,6 +289,15 @@ impl<'a> Walk<'a> {
             WalkerMessage::Excluded(path, by, name) => {
                 schedule.exclude();
                 findings.exclude(path, by, name);
+            }
+            WalkerMessage::Known(path, name) => {
+                schedule.exclude();
+                let attr = findings.attr_named(&path, &name);
+                let known = self
+                    .known
+                    .get(&attr)
+                    .ok_or_else(|| Failure::new(Class::Bug, format_args!("{attr} is not known")))?;
+                findings.know(&path, name, known);
             }
             WalkerMessage::Set(path, count) => schedule.enter(worker, path, count),
             WalkerMessage::End(version) => {
@@ -271,7 +313,10 @@ impl<'a> Walk<'a> {
                 findings.throws(path, assignment.is_some_and(Assignment::is_in_meta));
             }
             WalkerMessage::Refused(path, why) => findings.refuse(&path, &why),
-            WalkerMessage::Error(path, why) => findings.error(&path, &why),
+            WalkerMessage::Error(path, why) => {
+                findings.error(&path, &why);
+                self.print_error(&path);
+            }
             WalkerMessage::Deep(path) => return Err(self.cyclic(&path)),
             WalkerMessage::Other(what) => {
                 return Err(Failure::new(
@@ -371,7 +416,9 @@ impl<'a> Walk<'a> {
             Verdict::EvaluationError(message) => {
                 if let Some(assignment) = self.schedule.assignment(worker) {
                     let in_meta = assignment.is_in_meta();
-                    self.findings.fail(&assignment.attr(), in_meta, &message);
+                    let path = assignment.attr();
+                    self.findings.fail(&path, in_meta, &message);
+                    self.print_error(&path);
                 }
                 self.schedule.continue_after(worker);
             }
@@ -389,6 +436,13 @@ impl<'a> Walk<'a> {
             Verdict::Fail(failure) => return Err(failure),
         }
         Ok(())
+    }
+
+    /// Prints the attribute's evaluation error, if it has one.
+    fn print_error(&mut self, path: &AttrIndex) {
+        if let Some(error) = self.findings.error_of(path) {
+            self.progress.error(error);
+        }
     }
 
     /// The attribute in words; at the root, all that is evaluated.

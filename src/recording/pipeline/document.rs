@@ -20,6 +20,8 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::recording) struct Document<'a> {
     version: u32,
+    /// Whether everything was evaluated. Where it was not, no step exists, and no target has `depends_on` or `skip`.
+    pub(in crate::recording) complete: bool,
     /// The version of Nix that evaluated.
     pub(in crate::recording) nix: &'a str,
     /// What was evaluated, as the keys of a record; `attr` is where the walk started.
@@ -106,6 +108,7 @@ impl<'a> Document<'a> {
         source.insert("attr".into(), root.names().into());
         Self {
             version: VERSION,
+            complete: true,
             nix,
             source,
             pin: None,
@@ -300,6 +303,7 @@ mod tests {
             read,
             json!({
                 "version": 1,
+                "complete": true,
                 "nix": "2.26",
                 "source": { "file": "ci.nix", "attr": [] },
                 "pin": null,

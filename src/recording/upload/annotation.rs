@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::buildkite::markdown::{NAME_AT_MOST, code, inert};
-use crate::counts::number;
+use crate::counts::{RecordingCounts, number};
 use crate::nix::AttrPath;
 use crate::nix::message::in_one_line;
 use crate::recording::evaluate::gaps::Note;
@@ -44,6 +44,63 @@ pub(in crate::recording) fn annotation(report: &RecordingReport<'_>) -> (String,
     let fine = report.errors.is_empty() && !report.notes.iter().any(|note| note.is_warning);
     let style = if fine { "info" } else { "warning" };
     (text, style.to_owned())
+}
+
+/// What a recording has found that was stopped.
+#[derive(Debug)]
+pub(in crate::recording) struct StoppedReport<'a> {
+    /// Why it was stopped.
+    pub(in crate::recording) failure: &'a str,
+    /// What was evaluated.
+    pub(in crate::recording) source: &'a str,
+    /// First the evaluation errors, then the refused; `counts` has the number of each.
+    pub(in crate::recording) errors: &'a [AttrError],
+    /// The number of each kind so far.
+    pub(in crate::recording) counts: RecordingCounts,
+    /// The attribute that was being evaluated.
+    pub(in crate::recording) at: Option<&'a AttrPath>,
+    pub(in crate::recording) seconds: f64,
+    /// Whether a retry on this host begins with the targets.
+    pub(in crate::recording) is_kept: bool,
+}
+
+impl StoppedReport<'_> {
+    /// How far it has come, in one sentence without a full stop.
+    pub(in crate::recording) fn sentence(&self) -> String {
+        let at = self.at.map(|at| format!(", at {at}"));
+        self.found(&at.unwrap_or_default())
+    }
+
+    fn found(&self, at: &str) -> String {
+        let took = format!(" in {:.1} s{at}", self.seconds);
+        let rest = if self.is_kept {
+            "; a retry on this host continues with these targets"
+        } else {
+            ""
+        };
+        format!("found {}{rest}", self.counts.clause(&took, ""))
+    }
+}
+
+/// The annotation of a recording that was stopped, as Markdown.
+pub(in crate::recording) fn stopped(report: &StoppedReport<'_>) -> String {
+    let mut text = String::new();
+    let at = report
+        .at
+        .map(|at| format!(", at {}", code(&at.to_string())));
+    let _ = writeln!(
+        text,
+        "**eval-once** did not finish recording {}: {}. It {}. No step is uploaded.\n",
+        code(report.source),
+        inert(&shortened(report.failure, MESSAGE_AT_MOST)),
+        report.found(&at.unwrap_or_default())
+    );
+    let split = report.counts.evaluation_errors.min(report.errors.len());
+    let (evaluation, refused) = report.errors.split_at(split);
+    let counted = number(evaluation.len(), "evaluation error");
+    errors(&mut text, &counted, evaluation);
+    errors(&mut text, &format!("{} refused", refused.len()), refused);
+    text
 }
 
 fn errors(text: &mut String, counted: &str, errors: &[AttrError]) {

@@ -27,13 +27,19 @@ use crate::parallel;
 use crate::recording::BuildkiteBuild;
 use crate::supervise::{Finished, Supervisor};
 
-const DOCUMENT: &str = "eval-once.json";
+/// The name of the artifact for other programs.
+pub(in crate::recording) const DOCUMENT: &str = "eval-once.json";
 
 /// How long the agent may take to find a step. Agents of v3 ask again and again for a step that does not exist.
 const TIME_TO_FIND: Duration = Duration::from_secs(4);
 
 /// How many steps are looked for in parallel.
 const LOOKUPS_AT_ONCE: usize = 16;
+
+/// The context of a recording's annotation, in which there is one: the last of its tries.
+pub(in crate::recording) fn annotation_context(build: &BuildkiteBuild) -> String {
+    format!("eval-once-{}", build.step)
+}
 
 /// An upload on its way.
 pub(in crate::recording) struct Upload<'a> {
@@ -161,7 +167,7 @@ impl<'a> Upload<'a> {
         let published =
             agent::keep_artifact(self.supervisor, self.temporary, DOCUMENT, &plan.document)
                 .and_then(|()| {
-                    let context = format!("eval-once-{}", self.build.step);
+                    let context = annotation_context(self.build);
                     let (body, style) = &plan.annotation;
                     agent::annotate(self.supervisor, self.temporary, &context, style, body)
                 });

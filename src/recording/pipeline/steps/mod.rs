@@ -18,7 +18,6 @@ use std::collections::{BTreeSet, HashSet};
 use self::labels::group;
 use self::maker::{StepMaker, UnlinkedStep};
 use self::record::add_to_record;
-use self::step_key::key;
 use super::edges::Edges;
 use super::limits::fit;
 use super::placed_step::PlacedStep;
@@ -32,6 +31,7 @@ use crate::recording::{AttrError, RecordingRequest, SkipStyle, Target};
 
 pub(in crate::recording) use self::record::{share_keys, source};
 pub(crate) use self::step_key::error_key;
+pub(in crate::recording) use self::step_key::key;
 
 /// The findings of an evaluation.
 #[derive(Debug, Clone, Copy)]
