@@ -20,7 +20,7 @@ use super::report::RecordingReport;
 use super::share::Sharing;
 use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
-use super::upload::annotation::annotation;
+use super::upload::annotation::{Place, annotation};
 use super::upload::plan::UploadPlan;
 use super::{BuildkiteBuild, EvaluationResult, OnError, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
@@ -100,8 +100,9 @@ pub fn perform(
         supervisor,
         log,
     )?;
-    let pinned = evaluation
-        .all(&mut store)
+    let all = evaluation.all(&mut store);
+    let is_complete = all.is_ok();
+    let pinned = all
         .and_then(|()| pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log));
     let PinnedEvaluation {
         evaluated,
@@ -110,10 +111,14 @@ pub fn perform(
         edges,
     } = match pinned {
         Err(failure) => {
-            let (evaluated, at) = (evaluation.evaluated(), evaluation.at());
+            let place = match evaluation.place() {
+                _ if is_complete => Some(Place::Behind),
+                place => place,
+            };
+            let evaluated = evaluation.evaluated();
             let reached = Reached {
                 evaluated: &evaluated,
-                at: at.as_ref(),
+                place: place.as_ref(),
             };
             unfinished.leave(&failure, &reached, &mut store, evaluation.supervisor());
             return Err(failure);
@@ -127,7 +132,7 @@ pub fn perform(
 
     let reached = Reached {
         evaluated: &evaluated,
-        at: None,
+        place: Some(&Place::Behind),
     };
     let skipped = skip::reasons(&targets, &request, &mut store, supervisor, log);
     let skipped = unfinished.or_leave(skipped, &reached, &mut store, supervisor)?;

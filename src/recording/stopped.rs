@@ -9,7 +9,7 @@ use super::keep::partial::PartialRecording;
 use super::pipeline::document::Document;
 use super::pipeline::steps::{TargetStep, key, source};
 use super::targets::targets;
-use super::upload::annotation::{self, StoppedReport};
+use super::upload::annotation::{self, Place, StoppedReport};
 use super::upload::{DOCUMENT, annotation_context};
 use super::{AttrError, BuildkiteBuild, EvaluationResult, RecordingRequest};
 use crate::agent;
@@ -17,7 +17,7 @@ use crate::buildkite::agent as command;
 use crate::counts::RecordingCounts;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, LockedFlake};
+use crate::nix::LockedFlake;
 use crate::parallel;
 use crate::state::StateFolder;
 use crate::store::Store;
@@ -54,8 +54,8 @@ pub(super) struct Unfinished<'a> {
 /// How far an evaluation has come.
 pub(super) struct Reached<'a> {
     pub(super) evaluated: &'a EvaluationResult,
-    /// The attribute that it was at; none where it was at the root, or is complete.
-    pub(super) at: Option<&'a AttrPath>,
+    /// Where it is; none where that is not known.
+    pub(super) place: Option<&'a Place>,
 }
 
 impl Unfinished<'_> {
@@ -173,7 +173,7 @@ impl Unfinished<'_> {
             source: &self.request.description(),
             errors: &errors,
             counts,
-            at: reached.at,
+            place: reached.place,
             seconds: self.started.elapsed().as_secs_f64(),
             is_kept,
         };

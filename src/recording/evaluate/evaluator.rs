@@ -12,6 +12,7 @@ use crate::counts;
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake};
+use crate::recording::upload::annotation::Place;
 use crate::recording::{Evaluator, RecordingRequest};
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -124,10 +125,10 @@ impl<'a> EvaluatorRun<'a> {
         }
     }
 
-    /// The attribute that is evaluated, as far as that is known.
-    pub(in crate::recording) fn at(&self) -> Option<AttrPath> {
+    /// Where the evaluation is, as far as that is known.
+    pub(in crate::recording) fn place(&self) -> Option<Place> {
         match self {
-            Self::Walker(walk) => walk.at(),
+            Self::Walker(walk) => Some(walk.at().map_or(Place::Root, Place::Attribute)),
             Self::EvalJobs { .. } => None,
         }
     }

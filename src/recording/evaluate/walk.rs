@@ -97,10 +97,7 @@ impl<'a> Walk<'a> {
     pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
         self.run(vec![Task::everything()], store)?;
         self.explain(store)?;
-        self.find_gaps()?;
-        // It is nowhere any more.
-        self.progress.root();
-        Ok(())
+        self.find_gaps()
     }
 
     /// Evaluates the targets with these `.drv`s again: they were collected.
@@ -141,7 +138,7 @@ impl<'a> Walk<'a> {
         self.findings.result(&self.gaps)
     }
 
-    /// The attribute that is evaluated; none for the root, and where everything is.
+    /// The attribute that is evaluated, or was last; none for the root.
     pub(in crate::recording) fn at(&self) -> Option<AttrPath> {
         let at = self.progress.attribute();
         at.map(|path| self.findings.attr(path))

@@ -164,7 +164,7 @@ impl PartialRecording {
         let json = serde_json::to_vec(&content)
             .classify(Class::Bug, || "cannot write what was found".into())?;
         let folder = self.folder(state);
-        let in_state = || format!("cannot keep what was found in {}", folder.display());
+        let in_state = || format!("cannot write to {}", folder.display());
         {
             // The pin says until when it is kept, too; but making the pin may fail.
             let _held = hold(&folder).classify(Class::Infrastructure, in_state)?;

@@ -57,43 +57,67 @@ pub(in crate::recording) struct StoppedReport<'a> {
     pub(in crate::recording) errors: &'a [AttrError],
     /// The number of each kind so far.
     pub(in crate::recording) counts: RecordingCounts,
-    /// The attribute that was being evaluated.
-    pub(in crate::recording) at: Option<&'a AttrPath>,
+    /// Where it was; none where that is not known.
+    pub(in crate::recording) place: Option<&'a Place>,
     pub(in crate::recording) seconds: f64,
     /// Whether a retry on this host begins with the targets.
     pub(in crate::recording) is_kept: bool,
 }
 
+/// Where a recording is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::recording) enum Place {
+    /// The root is evaluated.
+    Root,
+    /// This attribute is evaluated.
+    Attribute(AttrPath),
+    /// Everything is evaluated.
+    Behind,
+}
+
 impl StoppedReport<'_> {
     /// How far it has come, in one sentence without a full stop.
     pub(in crate::recording) fn sentence(&self) -> String {
-        let at = self.at.map(|at| format!(", at {at}"));
-        self.found(&at.unwrap_or_default())
-    }
-
-    fn found(&self, at: &str) -> String {
-        let took = format!(" in {:.1} s{at}", self.seconds);
         let rest = if self.is_kept {
             "; a retry on this host continues with these targets"
         } else {
             ""
         };
-        format!("found {}{rest}", self.counts.clause(&took, ""))
+        self.found("", ToString::to_string) + rest
+    }
+
+    /// Where it was stopped, and what was found by then; `name` shows an attribute.
+    fn found(&self, of: &str, name: impl Fn(&AttrPath) -> String) -> String {
+        let place = match self.place {
+            None => String::new(),
+            Some(Place::Root) => " at the root".to_owned(),
+            Some(Place::Attribute(attr)) => format!(" at {}", name(attr)),
+            Some(Place::Behind) => " behind the evaluation".to_owned(),
+        };
+        let targets = number(self.counts.targets, "target");
+        let errors = self.counts.errors().map(|errors| format!(", {errors}"));
+        format!(
+            "stopped{place} after {:.1} s: {targets}{}{of} so far",
+            self.seconds,
+            errors.unwrap_or_default()
+        )
     }
 }
 
 /// The annotation of a recording that was stopped, as Markdown.
 pub(in crate::recording) fn stopped(report: &StoppedReport<'_>) -> String {
     let mut text = String::new();
-    let at = report
-        .at
-        .map(|at| format!(", at {}", code(&at.to_string())));
+    let of = format!(" of {}", code(report.source));
     let _ = writeln!(
         text,
-        "**eval-once** did not finish recording {}: {}. It {}. No step is uploaded.\n",
-        code(report.source),
+        "**eval-once** {}. No step is uploaded{}.\n\nThe recording ended with: {}\n",
+        report.found(&of, |attr| code(&attr.to_string())),
+        if report.is_kept {
+            "; a retry on the same host continues with these targets"
+        } else {
+            ""
+        },
         inert(&shortened(report.failure, MESSAGE_AT_MOST)),
-        report.found(&at.unwrap_or_default())
     );
     let split = report.counts.evaluation_errors.min(report.errors.len());
     let (evaluation, refused) = report.errors.split_at(split);
@@ -250,6 +274,48 @@ mod tests {
         assert_eq!(text.matches("<details>").count(), 10);
         assert!(text.contains("and 490 more"));
         assert!(text.len() < 1 << 20);
+    }
+
+    #[test]
+    fn what_a_stopped_recording_found_is_shown_as_plain_text() {
+        let place = Place::Attribute(AttrPath::new(vec!["<b>".into()]));
+        let errors = [error_with("<script>")];
+        let mut report = StoppedReport {
+            failure: "stopped by **SIGTERM**",
+            source: "ci.nix",
+            errors: &errors,
+            counts: facts(&errors, None).counts,
+            place: Some(&place),
+            seconds: 12.34,
+            is_kept: true,
+        };
+        assert_eq!(
+            report.sentence(),
+            "stopped at \"<b>\" after 12.3 s: 0 targets, 1 evaluation error so far; \
+             a retry on this host continues with these targets"
+        );
+        let text = stopped(&report);
+        for meaning in ["<b>", "<script>", "**SIGTERM**"] {
+            assert!(!text.contains(meaning), "{text}");
+        }
+        assert!(text.contains("a retry on the same host"), "{text}");
+        report.is_kept = false;
+        for (place, words) in [
+            (None, "stopped after 12.3 s: "),
+            (Some(&Place::Root), "stopped at the root after 12.3 s: "),
+            (
+                Some(&Place::Behind),
+                "stopped behind the evaluation after 12.3 s: ",
+            ),
+        ] {
+            report.place = place;
+            assert!(
+                report.sentence().starts_with(words),
+                "{}",
+                report.sentence()
+            );
+            assert!(!stopped(&report).contains("a retry"));
+        }
     }
 
     #[test]
