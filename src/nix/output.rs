@@ -208,7 +208,7 @@ impl NixOutput {
                 self.ends_well = ended == Some(Ended::Done) && self.running.len() == 1;
                 self.counts = *counts;
             }
-            Event::Copied { .. } | Event::TooLong => {}
+            Event::Copied { .. } | Event::Begins(_) | Event::TooLong => {}
         }
     }
 

@@ -65,6 +65,9 @@ pub enum Event<'a> {
         /// How many bytes.
         bytes: u64,
     },
+    /// What Nix does from now on, in its words, where it says so only because it is asked for structure: a copy into the store, a
+    /// download.
+    Begins(Cow<'a, str>),
     /// How far all builds are.
     Builds(BuildCounts),
     /// A structured line that is longer than [`STRUCTURED_AT_MOST`], and was not read.
@@ -291,11 +294,11 @@ fn event_of<'a>(message: JsonMessage<'a>, activities: &mut Activities) -> Option
                     activities.insert(id, Activity::Builds);
                     return None;
                 }
-                _ => return begin_in_words(message.level, &message.text),
+                _ => return begin_in_words(message.level, message.text),
             };
             // Nix begins no copy without a store path: this is a builder's message, and only shown.
             let Some(event) = event else {
-                return begin_in_words(message.level, &message.text);
+                return begin_in_words(message.level, message.text);
             };
             activities.insert(id, kind);
             Some(event)
@@ -331,12 +334,19 @@ fn event_of<'a>(message: JsonMessage<'a>, activities: &mut Activities) -> Option
     }
 }
 
-/// The begin of an activity, as Nix prints it where it is not asked for structure.
-fn begin_in_words<'a>(level: u64, text: &str) -> Option<Event<'a>> {
-    (level <= SHOWN && !text.is_empty()).then(|| Event::Message {
-        text: Cow::Owned(format!("{text}...")),
-        // A builder may begin a download, with a text of its choice.
-        passed_on: true,
+/// The begin of an activity, as Nix prints it where it is not asked for structure, if it does.
+fn begin_in_words(level: u64, text: Cow<'_, str>) -> Option<Event<'_>> {
+    if text.is_empty() {
+        return None;
+    }
+    Some(if level > SHOWN {
+        Event::Begins(text)
+    } else {
+        Event::Message {
+            text: Cow::Owned(format!("{text}...")),
+            // A builder may begin a download, with a text of its choice.
+            passed_on: true,
+        }
     })
 }
 

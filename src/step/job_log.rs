@@ -277,6 +277,8 @@ impl Pretty {
                 }
                 self.counts = *counts;
             }
+            // A build's log would be full of it.
+            Event::Begins(_) => {}
             Event::TooLong => {
                 self.text
                     .push_str("(a line of more than 16 MiB is omitted)\n");
