@@ -15,6 +15,7 @@
 //! | `progress`, `memory` | the status line; how much memory is free and in use |
 //! | `evaluator`, `eval_jobs` | the choice between the walk and `nix-eval-jobs`; evaluating with the latter |
 
+mod circles;
 mod diagnosis;
 mod eval_jobs;
 pub(in crate::recording) mod evaluator;
@@ -28,7 +29,7 @@ pub(in crate::recording) mod memory;
 mod processes;
 mod progress;
 mod protocol;
-mod schedule;
+mod plan;
 mod spans;
 mod unmarked;
 mod walk;
