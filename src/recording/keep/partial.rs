@@ -3,6 +3,7 @@
 //! The same are the keys, the pipeline and the commit, in a clean checkout; by hand nothing is kept, since the checkout may have
 //! changed. Nobody but us reads the file, and what is wrong with it only means that everything is evaluated again.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -15,6 +16,7 @@ use super::content::PinOwner;
 use super::folder::{self, hold, seconds, write_expiry, write_whole};
 use super::pin::{PinResult, pin};
 use crate::buildkite::git;
+use crate::counts::number;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::fingerprint::fingerprint;
 use crate::log::Log;
@@ -126,9 +128,11 @@ impl PartialRecording {
             .filter(|target| !invalid.contains(drv(target)))
             .collect();
         if known.count() > 0 {
+            // Several attributes may be one target.
+            let drvs: BTreeSet<&StorePath> = known.iter().map(drv).collect();
             log.say(format_args!(
                 "continuing with {} of a recording that was stopped",
-                crate::counts::number(known.count(), "target")
+                number(drvs.len(), "target")
             ));
         }
         Ok(known)
