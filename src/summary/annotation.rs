@@ -13,6 +13,7 @@ use super::suites::Suite;
 use crate::buildkite::markdown::{code, inert, job_link};
 use crate::counts::{RecordingCounts, number};
 use crate::exit::Class;
+use crate::nix::message::in_one_line_of;
 use crate::step::Reason;
 use crate::text::shortened;
 
@@ -27,6 +28,9 @@ const WORD_AT_MOST: usize = 80;
 
 /// How much of a share's failure is shown, in characters.
 const REASON_AT_MOST: usize = 200;
+
+/// How much of the message of an error is shown in its row, in characters.
+const MESSAGE_AT_MOST: usize = 200;
 
 /// The annotation: its Markdown, and its style.
 pub(super) fn of(rows: &Rows) -> (String, &'static str) {
@@ -245,9 +249,14 @@ fn outcome(row: &Row) -> String {
         (FailedPart::NotKnown, _) => format!("{how}, without a report"),
     };
     // The step of an error has the error's class, unless it failed for a reason of its own.
-    let error = |what: &str, usual: Class| match class() {
-        Some(class) if class != usual.word() => format!("**{what}** ({class})"),
-        _ => format!("**{what}**"),
+    let error = |what: &str, usual: Class| {
+        let class = class().filter(|class| class != usual.word());
+        let class = class.map_or_else(String::new, |class| format!(" ({class})"));
+        let message = row.message.as_deref().map(|message| {
+            let message = in_one_line_of(message, MESSAGE_AT_MOST);
+            format!(": {}", inert(&message))
+        });
+        format!("**{what}**{class}{}", message.unwrap_or_default())
     };
     let text = match &row.outcome {
         TargetOutcome::Failed(what) => failed("**failed**", what),

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::buildkite::markdown::{NAME_AT_MOST, code, inert};
+use crate::buildkite::markdown::{NAME_AT_MOST, code, inert, inert_within};
 use crate::counts::number;
 use crate::nix::AttrPath;
-use crate::nix::message::in_one_line;
+use crate::nix::message::in_one_line_of;
 use crate::recording::evaluate::gaps::Note;
 use crate::recording::notices::MESSAGE_IN_STEP;
 use crate::recording::report::RecordingReport;
@@ -17,8 +17,11 @@ use crate::text::shortened;
 /// How many errors of a kind are shown with their messages, and how many changed attributes by name.
 const SHOWN: usize = 10;
 
-/// How much of a message is shown, in characters.
-const MESSAGE_AT_MOST: usize = 2_000;
+/// How much of a note is shown, in characters.
+const NOTE_AT_MOST: usize = 2_000;
+
+/// How much of a message is shown, in bytes of Markdown: a whole annotation may have 1 MiB.
+const MESSAGE_AT_MOST: usize = 16 << 10;
 
 /// The annotation: its Markdown, and its style.
 pub(in crate::recording) fn annotation(report: &RecordingReport<'_>) -> (String, String) {
@@ -57,8 +60,8 @@ fn errors(text: &mut String, counted: &str, errors: &[AttrError]) {
             text,
             "<details><summary>{}: {}</summary>\n<pre>{}</pre>\n</details>\n",
             code(&error.attr.to_string()),
-            inert(&shortened(&in_one_line(message), NAME_AT_MOST)),
-            inert(&shortened(message, MESSAGE_AT_MOST))
+            inert(&in_one_line_of(message, NAME_AT_MOST)),
+            inert_within(message, MESSAGE_AT_MOST)
         );
     }
     if errors.len() > SHOWN {
@@ -72,7 +75,7 @@ fn notes(text: &mut String, notes: &[Note]) {
         if let Some(hint) = &note.hint {
             let _ = write!(line, " ({hint})");
         }
-        let _ = writeln!(text, "- {}", inert(&shortened(&line, MESSAGE_AT_MOST)));
+        let _ = writeln!(text, "- {}", inert(&shortened(&line, NOTE_AT_MOST)));
     }
     if notes.len() > SHOWN {
         let _ = writeln!(text, "- and {} more", notes.len() - SHOWN);

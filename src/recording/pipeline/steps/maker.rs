@@ -17,6 +17,7 @@ use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
 use crate::nix::AttrPath;
+use crate::nix::message::in_one_line_of;
 use crate::recording::pipeline::limits::{
     JOBS_PER_UPLOAD, MESSAGE_AT_MOST, REASON_AT_MOST, RECORD_AT_MOST,
 };
@@ -255,7 +256,8 @@ impl<'a> StepMaker<'a> {
             .message
             .as_deref()
             .unwrap_or("it cannot have a step");
-        let message = shortened(&inert(&format!("{attr}: {message}")), MESSAGE_AT_MOST);
+        let message = in_one_line_of(&format!("{attr}: {message}"), MESSAGE_AT_MOST);
+        let message = inert(&message);
         let mut record = Keys::new();
         record.insert("refused".into(), message.into());
         let mut step = self.begin(label(":boom:", &attr), error_key(&refused.attr), record)?;
