@@ -25,6 +25,7 @@ mod job_log;
 mod key_table;
 mod layers;
 mod messages;
+mod nix_messages;
 mod nix_shapes;
 mod one_truth;
 mod other_store;
