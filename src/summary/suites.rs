@@ -96,10 +96,11 @@ fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
         row.attributes += also.get(attr).copied().unwrap_or_default();
         let was_built = row.report.as_ref().is_some_and(|report| report.exit == 0);
         if !was_built {
-            row.outcome = if error.refused {
-                TargetOutcome::Refused
-            } else {
-                TargetOutcome::EvaluationError
+            row.outcome = match error {
+                RecordedError { refused: true, .. } => TargetOutcome::Refused,
+                RecordedError { expected: true, .. } => TargetOutcome::ExpectedError,
+                RecordedError { step: false, .. } => TargetOutcome::ReportedError,
+                _ => TargetOutcome::EvaluationError,
             };
             row.message = row.message.or_else(|| error.message.clone());
         }
@@ -172,8 +173,14 @@ mod tests {
 
     #[test]
     fn an_error_of_the_recording_stays_one_until_its_step_has_built_it() {
-        let errors = [&["failing"], &["refused"], &["mended"]]
-            .map(|attr| json!({ "attr": attr, "message": "m", "refused": *attr == ["refused"] }));
+        let mut errors = [&["failing"], &["refused"], &["mended"]]
+            .map(|attr| json!({ "attr": attr, "message": "m", "refused": *attr == ["refused"] }))
+            .to_vec();
+        errors.extend([
+            json!({ "attr": ["old"], "message": "m", "expected": true, "step": true }),
+            json!({ "attr": ["older"], "message": "m", "expected": true, "step": false }),
+            json!({ "attr": ["unfree"], "message": "m", "step": false }),
+        ]);
         let key = |attr: &str| error_key(&AttrPath::new(vec![attr.into()]));
         let data = build_data(
             vec![recorded(&json!([target("refused")]), &json!(errors))],
@@ -188,13 +195,16 @@ mod tests {
         let suites = of(&data);
         let rows = rows_by_target(&suites);
         let row = |target: &str| (&rows[target].outcome, rows[target].message.as_deref());
-        assert_eq!(rows.len(), 3);
+        assert_eq!(rows.len(), 6);
         assert_eq!(
             row("failing"),
             (&TargetOutcome::EvaluationError, Some("of Nix"))
         );
         assert_eq!(row("refused"), (&TargetOutcome::Refused, Some("m")));
         assert_eq!(row("mended"), (&TargetOutcome::Built, None));
+        assert_eq!(row("old"), (&TargetOutcome::ExpectedError, Some("m")));
+        assert_eq!(row("older"), (&TargetOutcome::ExpectedError, Some("m")));
+        assert_eq!(row("unfree"), (&TargetOutcome::ReportedError, Some("m")));
     }
 
     #[test]
