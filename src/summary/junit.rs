@@ -75,7 +75,7 @@ enum Case {
     Failure,
     /// Its step was stopped, its outcome is not known, or it does not evaluate.
     Error,
-    /// It did not run, or has not ended.
+    /// It did not run, has not ended, or does not evaluate and has no step that would be red.
     Skipped,
 }
 
@@ -101,6 +101,8 @@ impl Case {
             TargetOutcome::NotRun(_)
             | TargetOutcome::NeverRun
             | TargetOutcome::Unfinished(_)
+            | TargetOutcome::ReportedError
+            | TargetOutcome::ExpectedError
             | TargetOutcome::Skipped(_) => Self::Skipped,
         }
     }
@@ -174,6 +176,8 @@ fn error(outcome: &TargetOutcome) -> Option<(&'static str, String)> {
         | TargetOutcome::Failed(_)
         | TargetOutcome::SoftFailed(_)
         | TargetOutcome::EvaluationError
+        | TargetOutcome::ReportedError
+        | TargetOutcome::ExpectedError
         | TargetOutcome::Refused
         | TargetOutcome::NotRun(_)
         | TargetOutcome::NeverRun
@@ -228,6 +232,14 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
         TargetOutcome::NotRun(failed) => {
             let message = format!("not run: {} {}", failed.target, failed.what);
             ("skipped", None, message)
+        }
+        TargetOutcome::ReportedError => {
+            let message = message_or("the target does not evaluate");
+            ("skipped", None, format!("evaluation error: {message}"))
+        }
+        TargetOutcome::ExpectedError => {
+            let message = message_or("the target does not evaluate");
+            ("skipped", None, format!("expected error: {message}"))
         }
         TargetOutcome::NeverRun => ("skipped", None, "not run".into()),
         TargetOutcome::Unfinished(state) => (

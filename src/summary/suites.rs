@@ -97,10 +97,11 @@ fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
         row.attributes += also.get(attr).copied().unwrap_or_default();
         let was_built = row.report.as_ref().is_some_and(|report| report.exit == 0);
         if !was_built {
-            row.outcome = if error.refused {
-                TargetOutcome::Refused
-            } else {
-                TargetOutcome::EvaluationError
+            row.outcome = match error {
+                RecordedError { refused: true, .. } => TargetOutcome::Refused,
+                RecordedError { expected: true, .. } => TargetOutcome::ExpectedError,
+                RecordedError { step: false, .. } => TargetOutcome::ReportedError,
+                _ => TargetOutcome::EvaluationError,
             };
             // Its step says the same, shortened, unless it failed for a reason of its own.
             let class = row.report.as_ref().and_then(|it| it.class.as_deref());
@@ -188,16 +189,16 @@ mod tests {
 
     #[test]
     fn an_error_of_the_recording_stays_one_until_its_step_has_built_it() {
-        let errors = [
-            &["failing"],
-            &["refused"],
-            &["mended"],
-            &["killed"],
-            &["unknown"],
-        ]
-        .map(|attr| json!({ "attr": attr, "message": "m", "refused": *attr == ["refused"] }));
-        let mut errors = errors.to_vec();
+        let names = ["failing", "refused", "mended", "killed", "unknown"];
+        let mut errors = names
+            .map(|name| json!({ "attr": [name], "message": "m", "refused": name == "refused" }))
+            .to_vec();
         errors[4]["message"] = Value::Null;
+        errors.extend([
+            json!({ "attr": ["old"], "message": "m", "expected": true, "step": true }),
+            json!({ "attr": ["older"], "message": "m", "expected": true, "step": false }),
+            json!({ "attr": ["unfree"], "message": "m", "step": false }),
+        ]);
         let failed = |class: &str| json!({ "exit": 65, "class": class, "message": "of Nix" });
         let key = |attr: &str| error_key(&AttrPath::new(vec![attr.into()]));
         let data = build_data(
@@ -212,7 +213,7 @@ mod tests {
         let suites = of(&data);
         let rows = rows_by_target(&suites);
         let row = |target: &str| (&rows[target].outcome, rows[target].message.as_deref());
-        assert_eq!(rows.len(), 5);
+        assert_eq!(rows.len(), 8);
         // The recording has the whole message; its step's report the begin of it.
         for (target, message) in [
             ("failing", "m"),
@@ -224,6 +225,9 @@ mod tests {
         }
         assert_eq!(row("refused"), (&TargetOutcome::Refused, Some("m")));
         assert_eq!(row("mended"), (&TargetOutcome::Built, None));
+        assert_eq!(row("old"), (&TargetOutcome::ExpectedError, Some("m")));
+        assert_eq!(row("older"), (&TargetOutcome::ExpectedError, Some("m")));
+        assert_eq!(row("unfree"), (&TargetOutcome::ReportedError, Some("m")));
     }
 
     #[test]
