@@ -2,6 +2,7 @@
 
 use super::errors::ErrorLists;
 use super::evaluate::gaps::Note;
+use super::pipeline::excess::Excess;
 use super::pipeline::steps::PlannedPipeline;
 use super::{AttrError, OnError};
 use crate::counts::number;
@@ -86,6 +87,13 @@ pub(super) fn warn_of_plugins(pipeline: &PlannedPipeline, log: &Log) {
         ));
         log.say("hint: use `emit: plugin`, which builds before the hooks of other plugins");
     }
+}
+
+/// Warns of a pipeline that has too many jobs, where it is only printed.
+pub(super) fn warn_of_excess(excess: &Excess, log: &Log) {
+    log.say(excess.by_attribute());
+    log.warn(format_args!("an upload would be refused: {excess}"));
+    log.say(format_args!("hint: {}", excess.hint()));
 }
 
 #[cfg(test)]

@@ -12,15 +12,16 @@ use super::evaluate::gaps::{Note, agents_without_targets};
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
 use super::keep::{self, PinOwner, open_state_folder, skip};
 use super::notices::{
-    MESSAGE_IN_STEP, print_error_lists, print_errors, print_notes, warn_of_plugins,
+    MESSAGE_IN_STEP, print_error_lists, print_errors, print_notes, warn_of_excess, warn_of_plugins,
 };
 use super::pipeline::document::Document;
+use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
 use super::pipeline::steps::{Records, check, source, steps};
 use super::report::RecordingReport;
 use super::share::Sharing;
 use super::upload::Upload;
-use super::upload::annotation::annotation;
+use super::upload::annotation::{annotation, annotation_of_excess};
 use super::upload::plan::UploadPlan;
 use super::{BuildkiteBuild, EvaluationResult, OnError, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
@@ -105,9 +106,12 @@ pub fn perform(
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
     times.end("steps");
-    let shared = sharing.share(&mut pipeline, &targets, &state, &mut store, supervisor, log);
-    shared.map_err(|failure| failure.context(undone))?;
-    times.end("share");
+    let excess = Excess::of(&pipeline, &targets, &at_root);
+    if excess.is_none() || build.is_none() {
+        let shared = sharing.share(&mut pipeline, &targets, &state, &mut store, supervisor, log);
+        shared.map_err(|failure| failure.context(undone))?;
+        times.end("share");
+    }
 
     let report = RecordingReport {
         source: &request.description(),
@@ -123,6 +127,9 @@ pub fn perform(
     };
     log.say(report.sentence(None));
     let Some(build) = build else {
+        if let Some(excess) = &excess {
+            warn_of_excess(excess, log);
+        }
         return placed_step::json(&pipeline.steps).map(|text| Some((text + "\n").into_bytes()));
     };
     let mut document = Document::new(
@@ -135,14 +142,20 @@ pub fn perform(
     );
     document.pin = pin.as_ref();
     document.seconds = times.with_total(report.seconds);
+    let document = document.to_json()?;
+    let mut upload = Upload::new(build, temporary, supervisor, log);
+    if let Some(excess) = &excess {
+        log.say(excess.by_attribute());
+        upload.publish(&document, &annotation_of_excess(&report, excess))?;
+        return Err(excess.failure().context(undone));
+    }
     let plan = UploadPlan::new(
         &build.step,
         &pipeline.steps,
         request.chunk,
-        document.to_json()?,
+        document,
         annotation(&report),
     )?;
-    let mut upload = Upload::new(build, temporary, supervisor, log);
     upload.save(&plan, &identity)?;
     upload.follow(&plan, true).map(|()| None)
 }

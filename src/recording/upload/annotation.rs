@@ -11,6 +11,7 @@ use crate::nix::message::in_one_line_of;
 use crate::recording::errors::ErrorLists;
 use crate::recording::evaluate::gaps::Note;
 use crate::recording::notices::{MESSAGE_IN_STEP, MESSAGE_UNKNOWN};
+use crate::recording::pipeline::excess::Excess;
 use crate::recording::report::RecordingReport;
 use crate::recording::{AttrError, OnError, Target};
 use crate::text::shortened;
@@ -64,6 +65,27 @@ pub(in crate::recording) fn annotation(report: &RecordingReport<'_>) -> (String,
     let fine = as_expected && !report.notes.iter().any(|note| note.is_warning);
     let style = if fine { "info" } else { "warning" };
     (text, style.to_owned())
+}
+
+/// The annotation of a recording that is refused because its pipeline has too many jobs.
+pub(in crate::recording) fn annotation_of_excess(
+    report: &RecordingReport<'_>,
+    excess: &Excess,
+) -> (String, String) {
+    let (found, _) = annotation(report);
+    let mut text = format!(
+        "**Nothing is uploaded:** {}.\n\nHint: {}.\n\n| Attribute | Jobs |\n| --- | ---: |\n",
+        inert(&excess.to_string()),
+        inert(&excess.hint())
+    );
+    for (attr, jobs) in excess.shown() {
+        let _ = writeln!(text, "| {} | {jobs} |", code(&attr.to_string()));
+    }
+    if let Some(rest) = excess.rest() {
+        let _ = writeln!(text, "\nand {rest}.");
+    }
+    text.push('\n');
+    (text + &found, "error".into())
 }
 
 fn errors(text: &mut String, counted: &str, errors: &[AttrError]) {

@@ -15,7 +15,6 @@ mod wishes;
 
 use std::collections::{BTreeSet, HashSet};
 
-use self::labels::group;
 use self::maker::{StepMaker, UnlinkedStep};
 use self::record::add_to_record;
 use self::step_key::key;
@@ -31,6 +30,7 @@ use crate::nix::{AttrPath, DrvPath};
 use crate::recording::errors::ErrorLists;
 use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle, Target};
 
+pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
 pub(crate) use self::step_key::error_key;
 
@@ -87,11 +87,10 @@ pub(in crate::recording) fn check(
     StepMaker::new(request, schema).map(drop)
 }
 
-/// Makes the steps. Whether any [`PlannedPipeline::errors`] fail the recording (`on-error: fail`) is the caller's decision.
+/// Makes the steps, also where they are more than a build can have ([`Excess`](super::excess::Excess)). Whether any [`PlannedPipeline::errors`] fail the recording (`on-error: fail`) is the caller's decision.
 ///
 /// # Errors
-/// The user's `step` or `agents` make no step that Buildkite would take, the expression is too large to be in every step, or
-/// there is more to build than a build can have jobs (64).
+/// The user's `step` or `agents` make no step that Buildkite would take, or the expression is too large to be in every step (64).
 pub(in crate::recording) fn steps(
     records: &Records<'_>,
     request: &RecordingRequest,
@@ -148,7 +147,7 @@ pub(in crate::recording) fn steps(
             skipped: false,
         });
     }
-    let (mut steps, omitted) = fit(planned, request)?;
+    let (mut steps, omitted) = fit(planned, request.chunk);
     if request.summary {
         drop_missing_dependencies(&mut steps);
     }
@@ -332,6 +331,7 @@ mod tests {
     use crate::exit::Class;
     use crate::nix::{Source, StoreUrl};
     use crate::recording::Emit;
+    use crate::recording::pipeline::excess::Excess;
     use crate::recording::pipeline::fixtures::*;
     use crate::recording::pipeline::limits::{JOBS_PER_BUILD, RECORD_AT_MOST};
     use crate::recording::pipeline::placed_step;
@@ -746,9 +746,12 @@ mod tests {
         let steps = make(&targets, &edges, &skip, &grouped).unwrap();
         let groups = steps.steps.len().div_ceil(100);
         assert!((3_990..=3_999).contains(&(steps.steps.len() + groups)));
-        let failure = make(&targets, &edges, &[], &request()).unwrap_err();
-        assert_eq!(failure.class, Class::Config);
-        assert!(failure.to_string().contains("4100 jobs") && failure.hint.is_some());
+        // Where skipped steps are not enough, all are made, to be shown.
+        let steps = make(&targets, &edges, &[], &request()).unwrap();
+        assert_eq!((steps.steps.len(), steps.omitted), (4_100, 0));
+        let excess = Excess::of(&steps, &targets, &request()).unwrap();
+        assert_eq!(excess.failure().class, Class::Config);
+        assert!(excess.to_string().contains("4100 jobs"), "{excess}");
     }
 
     #[test]
@@ -840,7 +843,8 @@ mod tests {
             summary: true,
             ..request()
         };
-        assert!(make(&targets, &edges, &[], &request).is_err());
+        let steps = make(&targets, &edges, &[], &request).unwrap();
+        assert!(Excess::of(&steps, &targets, &request).is_some());
         let mut skip = vec![None; targets.len()];
         skip[7] = Some("a cache has it".into());
         let steps = make(&targets, &edges, &skip, &request).unwrap();
