@@ -16,6 +16,7 @@ mod counts;
 mod derivation;
 mod environment;
 mod evaluate;
+mod expected_errors;
 mod explain;
 mod failures;
 mod flakes;
