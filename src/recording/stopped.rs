@@ -4,14 +4,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::errors::ErrorLists;
 use super::evaluate::known::KnownTargets;
 use super::keep::partial::PartialRecording;
 use super::pipeline::document::Document;
-use super::pipeline::steps::{TargetStep, key, source};
+use super::pipeline::steps::{PlannedPipeline, TargetStep, key, source};
 use super::targets::targets;
 use super::upload::annotation::{self, Place, StoppedReport};
 use super::upload::{DOCUMENT, annotation_context};
-use super::{AttrError, BuildkiteBuild, EvaluationResult, RecordingRequest};
+use super::{BuildkiteBuild, EvaluationResult, RecordingRequest};
 use crate::agent;
 use crate::buildkite::agent as command;
 use crate::counts::RecordingCounts;
@@ -156,44 +157,43 @@ impl Unfinished<'_> {
         let targets = targets(&found)
             .map(|(targets, _)| targets)
             .unwrap_or_default();
-        let errors: Vec<AttrError> = evaluated
-            .errors
-            .iter()
-            .chain(&evaluated.refused)
-            .cloned()
-            .collect();
+        let errors = ErrorLists::of(evaluated, &self.request.expect_errors);
         let counts = RecordingCounts {
             attributes: evaluated.targets.len() + errors.len(),
             targets: targets.len(),
-            evaluation_errors: evaluated.errors.len(),
-            refused: evaluated.refused.len(),
+            evaluation_errors: errors.evaluation.len(),
+            expected_errors: errors.expected.len(),
+            refused: errors.refused.len(),
         };
         let report = StoppedReport {
             failure: &failure.to_string(),
             source: &self.request.description(),
             errors: &errors,
+            on_error: self.request.on_error,
             counts,
             place: reached.place,
             seconds: self.started.elapsed().as_secs_f64(),
             is_kept,
         };
         self.log.say(report.sentence());
-        let target_steps: Vec<TargetStep> = targets
-            .iter()
-            .map(|target| TargetStep {
-                key: key(target),
-                depends_on: Vec::new(),
-                skip: None,
-            })
-            .collect();
+        let steps = targets.iter().map(|target| TargetStep {
+            key: key(target),
+            depends_on: Vec::new(),
+            skip: None,
+        });
+        let pipeline = PlannedPipeline {
+            steps: Vec::new(),
+            targets: steps.collect(),
+            errors: errors.clone(),
+            omitted: 0,
+        };
         let root = &self.at_root.root;
         let mut document = Document::new(
             &evaluated.nix,
             source(root, &self.at_root.options),
             &self.request.root.attr,
             &targets,
-            &target_steps,
-            &errors,
+            &pipeline,
             counts,
         );
         document.complete = false;

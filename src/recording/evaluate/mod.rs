@@ -11,7 +11,7 @@
 //! | `findings` | what was found of each attribute |
 //! | `known` | what is taken over from a recording that was stopped |
 //! | `flake` | locking the flake, before anything is evaluated |
-//! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` matches |
+//! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` and `expect-errors` match |
 //! | `progress`, `memory` | the status line; how much memory is free and in use |
 //! | `evaluator`, `eval_jobs` | the choice between the walk and `nix-eval-jobs`; evaluating with the latter |
 
@@ -19,7 +19,7 @@ mod circles;
 mod diagnosis;
 mod eval_jobs;
 pub(in crate::recording) mod evaluator;
-mod exclusions;
+pub(in crate::recording) mod exclusions;
 mod findings;
 pub(in crate::recording) mod flake;
 pub mod gaps;

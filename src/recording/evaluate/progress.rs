@@ -8,7 +8,7 @@ use crate::counts::{evaluated, number};
 use crate::log::Log;
 use crate::nix::AttrPath;
 use crate::recording::AttrError;
-use crate::recording::notices::{ERRORS_AT_MOST, print_error};
+use crate::recording::notices::{ERRORS_AT_MOST, MESSAGE_IN_STEP, print_error};
 use crate::status_line::StatusLine;
 
 /// The progress of an evaluation.
@@ -54,7 +54,7 @@ impl Progress {
     pub(super) fn error(&mut self, error: &AttrError) {
         if self.printed.len() < ERRORS_AT_MOST && self.printed.insert(error.attr.clone()) {
             self.clear();
-            print_error("evaluation error", error, &self.log);
+            print_error("evaluation error", error, MESSAGE_IN_STEP, &self.log);
         }
     }
 
