@@ -237,8 +237,8 @@ fn hostile_messages_and_names_that_are_not_utf_8_are_only_text() {
           good = file "good";
           hostile = throw "\e[31m|<b>`x`</b> :boom: ]1339;url=x\n+++ second\n\n| third";
           "<img src=x> | :boom:" = throw "m";
-          "name-A" = throw "m";
-          "name-B" = throw "m";
+          "name-A" = file "odd-a";
+          "name-B" = file "odd-b";
         }"#,
     );
     let mut bytes = Vec::new();

@@ -23,9 +23,8 @@ pub(super) struct ErrorLists {
 impl ErrorLists {
     /// The errors of an evaluation, where these paths are expected not to evaluate.
     pub(super) fn of(evaluated: &EvaluationResult, expected: &[AttrPath]) -> Self {
-        let is_expected = |error: &AttrError| expected.iter().any(|path| covers(path, &error.attr));
         let errors = evaluated.errors.iter().cloned();
-        let (expected, evaluation) = errors.partition(is_expected);
+        let (expected, evaluation) = errors.partition(|it| is_expected(it, expected));
         Self {
             evaluation,
             expected,
@@ -37,6 +36,11 @@ impl ErrorLists {
     pub(super) fn len(&self) -> usize {
         self.evaluation.len() + self.expected.len() + self.refused.len()
     }
+}
+
+/// Whether this evaluation error is expected, by these paths.
+pub(super) fn is_expected(error: &AttrError, expected: &[AttrPath]) -> bool {
+    expected.iter().any(|path| covers(path, &error.attr))
 }
 
 /// What `expect-errors` names that has no error: nothing at all, or only attributes that evaluate.
