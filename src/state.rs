@@ -51,6 +51,9 @@ const NOTES: &str = "notes";
 /// How long the GC roots of a step without an out-link last.
 const OUTPUTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The folder for what conversations with evaluators need.
+const CONVERSATIONS: &str = "conversations";
+
 /// How long the folder of a conversation may stay that was not removed.
 const CONVERSATIONS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -67,7 +70,7 @@ impl StateFolder {
         if folder.as_os_str().as_bytes().contains(&b'\n') {
             return Err(io::Error::other("its name contains a line break"));
         }
-        for part in ["turns", "roots", "outputs", "pins", NOTES] {
+        for part in ["turns", "roots", "outputs", "pins", CONVERSATIONS, NOTES] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
@@ -205,7 +208,7 @@ impl StateFolder {
     /// # Errors
     /// It cannot be made.
     pub fn conversation(&self) -> io::Result<TempDir> {
-        let conversations = self.folder.join("conversations");
+        let conversations = self.folder.join(CONVERSATIONS);
         sweep(&conversations, CONVERSATIONS_LAST, |_| true);
         folder_of_ours(&conversations)
     }
