@@ -3,6 +3,8 @@
 //! | room | responsible for |
 //! | --- | --- |
 //! | `walk` | the walk over all targets: connects the rooms below |
+//! | `plan` | what waits, which worker evaluates what, how many there are and with how much memory: a plain value |
+//! | `remembered` | what the same evaluation cost the last time |
 //! | `schedule`, `spans` | which worker has which part of the walk, and which parts wait: a plain value |
 //! | `processes` | the workers' processes: starting, reading lines, measuring, stopping |
 //! | `invocation` | the workers' command lines |
@@ -31,6 +33,8 @@ mod plan;
 mod processes;
 mod progress;
 mod protocol;
+#[cfg_attr(not(test), expect(dead_code, reason = "the walk does not use it yet"))]
+pub(in crate::recording) mod remembered;
 mod schedule;
 mod spans;
 mod unmarked;
