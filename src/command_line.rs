@@ -22,12 +22,23 @@ pub struct CommandLine {
     pub arguments: Vec<OsString>,
     /// The folder it runs in; ours where there is none.
     pub folder: Option<PathBuf>,
-    /// A file that is its standard input; `/dev/null` where there is none.
-    pub stdin: Option<PathBuf>,
+    /// Its standard input.
+    pub stdin: Stdin,
     /// A file that its standard output is written to, replacing it; none: we read the output.
     pub stdout: Option<PathBuf>,
     /// Variables that are set for it, besides our own environment.
-    pub variables: Vec<(&'static str, String)>,
+    pub variables: Vec<(&'static str, OsString)>,
+}
+
+/// The standard input of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stdin {
+    /// `/dev/null`.
+    Nothing,
+    /// This file.
+    File(PathBuf),
+    /// What is sent to it while it runs.
+    Lines,
 }
 
 impl CommandLine {
@@ -38,7 +49,7 @@ impl CommandLine {
             program,
             arguments: arguments.iter().map(OsString::from).collect(),
             folder: None,
-            stdin: None,
+            stdin: Stdin::Nothing,
             stdout: None,
             variables: Vec::new(),
         }
@@ -64,7 +75,7 @@ impl fmt::Display for CommandLine {
             write!(
                 f,
                 "{name}={} ",
-                shell_word(OsStr::new(value)).to_string_lossy()
+                shell_word(value).to_string_lossy()
             )?;
         }
         f.write_str(self.program)?;
@@ -76,7 +87,7 @@ impl fmt::Display for CommandLine {
             };
             write!(f, " {}", word.to_string_lossy())?;
         }
-        if let Some(stdin) = &self.stdin {
+        if let Stdin::File(stdin) = &self.stdin {
             write!(f, " <{}", shell_word(stdin.as_os_str()).to_string_lossy())?;
         }
         if let Some(stdout) = &self.stdout {

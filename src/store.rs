@@ -401,6 +401,26 @@ impl Store {
         Ok(finished.text().trim().to_owned())
     }
 
+    /// What Nix says when it evaluates this attribute, or the whole expression where none is named, by itself.
+    ///
+    /// # Errors
+    /// The program is missing (69); a signal asked us to end (128 + n).
+    pub fn words(
+        &mut self,
+        supervisor: &mut Supervisor,
+        evaluation: &Evaluation,
+        locked: Option<&LockedFlake>,
+    ) -> Result<NixOutput, Failure> {
+        let options = self.options(supervisor)?;
+        let line = if evaluation.attr.names().is_empty() {
+            command::show_value(evaluation, locked, &options)
+        } else {
+            command::instantiate(evaluation, locked, None, &options)
+        };
+        let Answer { stderr, .. } = self.run(supervisor, &line)?;
+        Ok(NixOutput::of(&stderr))
+    }
+
     /// The system that Nix builds for here.
     ///
     /// # Errors

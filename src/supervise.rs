@@ -2,8 +2,8 @@
 //!
 //! One thread waits for signals and children alike, in one `poll`. The handlers are installed before the first child starts, so
 //! no signal is lost; a child is signalled only until it has been waited for, so no foreign process ever is. Children stay in
-//! our process group (the agent's), so that whatever ends the job ends them; their standard input is `/dev/null`, because the
-//! agent's may be a terminal without a person at it. [`Supervisor::run`] waits for one process to end, [`Supervisor::watch`] for
+//! our process group (the agent's), so that whatever ends the job ends them; their standard input is never ours: the agent's may
+//! be a terminal without a person at it. [`Supervisor::run`] waits for one process to end, [`Supervisor::watch`] for
 //! the next event of several.
 //!
 //! This module does not know what the programs do, only how they may be stopped ([`OnStop`]), and for how long one may stand still
@@ -13,11 +13,11 @@ mod patience;
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read as _, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ use unix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use unix::sys::signal::{SigSet, Signal, kill, killpg};
 use unix::unistd::{Pid, getpgid};
 
-use crate::command_line::{CommandLine, Ending, Program, signal_name};
+use crate::command_line::{CommandLine, Ending, Program, Stdin, signal_name};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::text::shortened;
@@ -254,12 +254,7 @@ impl Supervisor {
             self.signals.get_read().as_fd(),
             PollFlags::POLLIN,
         )];
-        waited_for.extend(
-            running
-                .iter()
-                .flat_map(Running::pipes)
-                .map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)),
-        );
+        waited_for.extend(running.iter().flat_map(Running::pipes));
         let next = running
             .iter()
             .filter(|one| one.ended.is_none())
@@ -364,6 +359,10 @@ impl Supervisor {
 pub struct Running {
     child: Child,
     pid: Pid,
+    /// Where it is sent lines, until there are no more.
+    input: Option<ChildStdin>,
+    /// What is sent and not yet taken.
+    unsent: Vec<u8>,
     out: Option<ChildStdout>,
     err: Option<ChildStderr>,
     stdout: Vec<u8>,
@@ -389,6 +388,8 @@ impl Running {
             pid: Pid::from_raw(
                 i32::try_from(child.id()).context("the process number is out of range")?,
             ),
+            input: child.stdin.take(),
+            unsent: Vec::new(),
             out: child.stdout.take(),
             err: child.stderr.take(),
             child,
@@ -397,9 +398,37 @@ impl Running {
             stopping: None,
             ended: None,
         };
+        set_nonblocking(running.input.as_ref())?;
         set_nonblocking(running.out.as_ref())?;
         set_nonblocking(running.err.as_ref())?;
         Ok(running)
+    }
+
+    /// Sends it these bytes on its standard input, now or while it is watched: it need not read them at once. What is sent to a
+    /// program that has ended, or is being stopped, is lost.
+    pub fn send(&mut self, bytes: &[u8]) {
+        if self.input.is_some() {
+            self.unsent.extend_from_slice(bytes);
+            self.send_unsent();
+        }
+    }
+
+    /// It is sent nothing more: its standard input ends.
+    pub fn end_input(&mut self) {
+        self.input = None;
+        self.unsent.clear();
+    }
+
+    fn send_unsent(&mut self) {
+        while let Some(input) = self.input.as_mut().filter(|_| !self.unsent.is_empty()) {
+            match input.write(&self.unsent) {
+                Ok(sent) => drop(self.unsent.drain(..sent)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // It does not read any more, and ends or has ended: that is seen elsewhere.
+                Err(_) => self.end_input(),
+            }
+        }
     }
 
     /// Stops it as [`OnStop`] says; it has `grace` to end by itself.
@@ -451,6 +480,8 @@ impl Running {
             return;
         };
         let late = stopping.since.elapsed() >= stopping.grace;
+        // An evaluator that is interrupted at one line would go on with the next.
+        self.input = None;
         let signal = match self.on_stop {
             OnStop::TermThenKill if late => Signal::SIGKILL,
             _ => Signal::SIGTERM,
@@ -468,6 +499,7 @@ impl Running {
         if self.ended.is_some() {
             return Ok(false);
         }
+        self.send_unsent();
         // Ended first, drained second: the child's output is complete then. Its own children may still write, which is not
         // waited for.
         let ended = self.child.try_wait()?;
@@ -486,14 +518,17 @@ impl Running {
         Ok(read || self.ended.is_some())
     }
 
-    fn pipes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    /// What is waited for of it: output, and that it takes what is sent to it.
+    fn pipes(&self) -> impl Iterator<Item = PollFd<'_>> {
         let running = self.ended.is_none();
+        let input = self.input.as_ref().filter(|_| !self.unsent.is_empty());
         [
-            self.out.as_ref().map(AsFd::as_fd),
-            self.err.as_ref().map(AsFd::as_fd),
+            (self.out.as_ref().map(AsFd::as_fd), PollFlags::POLLIN),
+            (self.err.as_ref().map(AsFd::as_fd), PollFlags::POLLIN),
+            (input.map(AsFd::as_fd), PollFlags::POLLOUT),
         ]
         .into_iter()
-        .flatten()
+        .filter_map(|(pipe, events)| Some(PollFd::new(pipe?, events)))
         .filter(move |_| running)
     }
 }
@@ -527,8 +562,9 @@ fn kill_children_of(pid: Pid) {
 /// Starts a program as a child, whose output we read where it does not go into a file.
 fn spawn(line: &CommandLine) -> Result<Child, Failure> {
     let stdin = match &line.stdin {
-        None => Stdio::null(),
-        Some(file) => std::fs::File::open(file)
+        Stdin::Nothing => Stdio::null(),
+        Stdin::Lines => Stdio::piped(),
+        Stdin::File(file) => std::fs::File::open(file)
             .classify(Class::Infrastructure, || {
                 format!("cannot read {}", file.display())
             })?

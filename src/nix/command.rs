@@ -1,13 +1,14 @@
 //! The command lines of Nix's programs. Each is a function from values to an argument vector.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, utf8_percent_encode};
 
 use super::flake::URL_PART;
 use super::{AttrPath, DrvPath, Evaluation, LockedFlake, Source, StorePath, StoreUrl};
-use crate::command_line::CommandLine;
+use crate::command_line::{CommandLine, Stdin};
 
 /// Nix settings, in the order in which `--option` gets them: names and values.
 pub type Options = [(String, String)];
@@ -348,30 +349,99 @@ pub fn catch(
     command
 }
 
-/// Walks the targets below `evaluation`, and says on standard error what it finds (walk.nix). Writes their `.drv`s, which
-/// `--eval` alone would not.
+/// How the walker comes into a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalkerFile {
+    /// By a file that every Nix carries.
+    OfNix,
+    /// By this file of ours, which has to be readable for the expression's evaluation.
+    Ours,
+    /// By this file of ours, as an entry of the search path: the one way to a file under `restrict-eval`, and on 2.8 in pure
+    /// evaluation.
+    OnSearchPath,
+}
+
+/// What a file of ours has to hold that gives an expression the name [`WALKER`].
+pub const WALKER_FILE: &str = "{ url }: { inherit url; }\n";
+
+/// The name of the walker in a conversation, which is the name of an argument of a file that every Nix carries.
+pub const WALKER: &str = "url";
+
+/// The name of our file on the search path.
+const ON_SEARCH_PATH: &str = "eval-once-walker";
+
+/// Evaluates what it is sent line by line, and says on standard error what the walker finds (walk.nix) in what is below
+/// `evaluation`. Writes `.drv`s. [`load_walker`] is its first line; then [`WALKER`] is a function that takes tasks.
 ///
-/// `settings` is what walk.nix takes, as JSON; `heap` the size of the heap that the evaluator begins with, in bytes: growing
-/// to it step by step costs as much again as the evaluation. None: what Nix begins with by itself, which is less where it
-/// cannot have that much; a size that is set explicitly it must have.
+/// The expression travels as an argument, since lines hold neither line breaks nor, where readline reads them, tabs; and Nix gives
+/// arguments only to the value of a file. `settings` is what walk.nix takes, as JSON; `heap` the size of the heap that the evaluator
+/// begins with, in bytes: growing to it step by step costs as much again as the evaluation. None: what Nix begins with by itself,
+/// which is less where it cannot have that much; a size that is set explicitly it must have. `folder` holds our file,
+/// `walker.nix`, and what Nix keeps of the lines.
 #[must_use]
-pub fn walk(
+pub fn converse(
     evaluation: &Evaluation,
     settings: &str,
     locked: Option<&LockedFlake>,
     heap: Option<u64>,
+    (file, folder): (WalkerFile, &Path),
     options: &Options,
 ) -> CommandLine {
-    let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
+    // The output of builders included, as `nix-instantiate` shows it.
+    let arguments = [
+        "--extra-experimental-features",
+        "nix-command",
+        "repl",
+        "--log-format",
+        "raw-with-logs",
+    ];
+    let mut command = command("nix", &arguments, options);
+    command.arguments.extend(evaluation.purity());
+    command.arguments.extend(evaluation.search_path());
+    if file == WalkerFile::OnSearchPath {
+        let mut entry = OsString::from(format!("{ON_SEARCH_PATH}="));
+        entry.push(our_file(folder));
+        command.arguments.extend(["-I".into(), entry]);
+    }
+    let walker = evaluation.walking(settings, locked);
     command
         .arguments
-        .extend(evaluation.walking(settings, locked));
+        .extend(["--arg", WALKER, &walker].map(OsString::from));
     command.folder = Some(evaluation.folder.clone());
+    command.stdin = Stdin::Lines;
+    // It echoes the lines, and prints what they evaluate to.
+    command.stdout = Some("/dev/null".into());
+    command.variables = vec![
+        // A person's settings for a terminal, and the file in which Nix keeps what a person has typed. (2.8 needs its folder.)
+        ("INPUTRC", "/dev/null".into()),
+        ("TERM", "dumb".into()),
+        ("XDG_DATA_HOME", folder.into()),
+        ("NIX_DATA_HOME", folder.into()),
+    ];
     if let Some(heap) = heap {
         let heap = heap.to_string();
-        command.variables.push(("GC_INITIAL_HEAP_SIZE", heap));
+        command
+            .variables
+            .push(("GC_INITIAL_HEAP_SIZE", heap.into()));
     }
     command
+}
+
+/// Our file in its folder.
+#[must_use]
+pub fn our_file(folder: &Path) -> PathBuf {
+    folder.join("walker.nix")
+}
+
+/// The line of a conversation that loads the walker.
+#[must_use]
+pub fn load_walker((file, folder): (WalkerFile, &Path)) -> Vec<u8> {
+    let path = match file {
+        WalkerFile::OfNix => "<nix/fetchurl.nix>".into(),
+        WalkerFile::OnSearchPath => format!("<{ON_SEARCH_PATH}>").into(),
+        WalkerFile::Ours => our_file(folder).into_os_string(),
+    };
+    [b":load ", path.as_bytes(), b"\n"].concat()
 }
 
 /// Prints a line of JSON for every target below `evaluation`, by `nix-eval-jobs`, in as many `workers`, each of which begins

@@ -3,9 +3,8 @@
 //! | room | responsible for |
 //! | --- | --- |
 //! | `walk` | the walk over all targets: connects the rooms below |
-//! | `plan` | what waits, which worker evaluates what, how many there are and with how much memory: a plain value |
+//! | `plan`, `spans` | what waits, which worker evaluates what, how many there are and with how much memory: a plain value |
 //! | `remembered` | what the same evaluation cost the last time |
-//! | `schedule`, `spans` | which worker has which part of the walk, and which parts wait: a plain value |
 //! | `processes` | the workers' processes: starting, reading lines, measuring, stopping |
 //! | `invocation` | the workers' command lines |
 //! | `protocol` | the settings and messages of the walker (`walk.nix`) |
@@ -16,6 +15,7 @@
 //! | `progress`, `memory` | the status line; how much memory is free and in use |
 //! | `evaluator`, `eval_jobs` | the choice between the walk and `nix-eval-jobs`; evaluating with the latter |
 
+mod circles;
 mod diagnosis;
 mod eval_jobs;
 pub(in crate::recording) mod evaluator;
@@ -25,17 +25,12 @@ pub(in crate::recording) mod flake;
 pub mod gaps;
 mod invocation;
 pub(in crate::recording) mod memory;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the walk uses `schedule` still")
-)]
 mod plan;
 mod processes;
 mod progress;
 mod protocol;
-#[cfg_attr(not(test), expect(dead_code, reason = "the walk does not use it yet"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "the walk does not remember yet"))]
 pub(in crate::recording) mod remembered;
-mod schedule;
 mod spans;
 mod unmarked;
 mod walk;

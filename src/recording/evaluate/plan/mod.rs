@@ -36,7 +36,7 @@ const NEXT_TASK: u64 = 7;
 const EVIDENCE: f64 = 1.0;
 
 /// A worker: a process, from its start to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct WorkerId(u32);
 
 /// A part of the walk, which a worker evaluates in one go.
@@ -252,6 +252,16 @@ impl Schedule {
     /// How many workers share the memory now.
     pub(super) fn most(&self) -> usize {
         self.allowed.max(self.workers.len())
+    }
+
+    /// Whether the memory is limited.
+    pub(super) fn has_memory_limit(&self) -> bool {
+        self.budget != u64::MAX
+    }
+
+    /// The memory for one worker of as many as there may be, in bytes.
+    pub(super) fn even_part(&self) -> u64 {
+        self.budget / self.most as u64
     }
 
     /// How much memory this worker may use, in bytes; [`u64::MAX`]: unlimited.
