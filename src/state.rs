@@ -48,6 +48,9 @@ pub struct Roots {
 /// The folder of notes.
 const NOTES: &str = "notes";
 
+/// How long a note is kept, if its reader does not want a newer one.
+pub const NOTES_LAST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// How long the GC roots of a step without an out-link last.
 const OUTPUTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -91,14 +94,14 @@ impl StateFolder {
         std::fs::read_to_string(file).ok()
     }
 
-    /// Notes something under a name, in place of an earlier note. Notes older than `age` are removed.
+    /// Notes something under a name, in place of an earlier note. Notes older than [`NOTES_LAST`] are removed.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write_note(&self, name: &str, text: &str, age: Duration) -> io::Result<()> {
+    pub fn write_note(&self, name: &str, text: &str) -> io::Result<()> {
         let notes = self.folder.join(NOTES);
         for entry in notes.read_dir()?.flatten() {
-            if is_older(&entry.path(), age) {
+            if is_older(&entry.path(), NOTES_LAST) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -373,14 +376,20 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let state = StateFolder::open(folder.path()).unwrap();
         assert_eq!(state.note("a", AGE), None);
-        state.write_note("a", "one", AGE).unwrap();
-        state.write_note("a", "two", AGE).unwrap();
+        state.write_note("a", "one").unwrap();
+        state.write_note("a", "two").unwrap();
         assert_eq!(state.note("a", AGE).as_deref(), Some("two"));
         let file = folder.path().join("notes/a");
-        let before = FileTimes::new().set_modified(SystemTime::now() - 2 * AGE);
-        File::open(&file).unwrap().set_times(before).unwrap();
+        let age = |age| {
+            let before = FileTimes::new().set_modified(SystemTime::now() - age);
+            File::open(&file).unwrap().set_times(before).unwrap();
+        };
+        age(2 * AGE);
         assert_eq!(state.note("a", AGE), None);
-        state.write_note("b", "", AGE).unwrap();
+        state.write_note("b", "").unwrap();
+        assert!(file.exists(), "another reader may want it");
+        age(NOTES_LAST + AGE);
+        state.write_note("b", "").unwrap();
         assert!(!file.exists());
         assert_eq!(state.note("b", AGE).as_deref(), Some(""));
     }

@@ -540,7 +540,7 @@ let
 in
 # A task:
 {
-  # What to walk: null for the root, or spans of attributes.
+  # What to walk: null for the root, or spans of attributes; without any, the root is only evaluated.
   spans,
   # Whether to catch what throws.
   catch ? false,
@@ -557,6 +557,8 @@ builtins.seq (
     builtins.seq (if others == [ ] then null else say "beside" "" (list others)) (
       visit task call here value
     )
+  else if spans == [ ] then
+    builtins.seq top.set null
   else
     builtins.foldl' (_: span task call top) null spans
 ) (say "end" "" builtins.nixVersion)

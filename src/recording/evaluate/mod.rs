@@ -3,7 +3,8 @@
 //! | room | responsible for |
 //! | --- | --- |
 //! | `walk` | the walk over all targets: connects the rooms below |
-//! | `schedule`, `spans` | which worker has which part of the walk, and which parts wait: a plain value |
+//! | `plan`, `spans` | what waits, which worker evaluates what, how many there are and with how much memory: a plain value |
+//! | `remembered` | what the same evaluation cost the last time |
 //! | `processes` | the workers' processes: starting, reading lines, measuring, stopping |
 //! | `invocation` | the workers' command lines |
 //! | `protocol` | the settings and messages of the walker (`walk.nix`) |
@@ -26,10 +27,12 @@ pub mod gaps;
 mod invocation;
 pub(in crate::recording) mod known;
 pub(in crate::recording) mod memory;
+mod plan;
 mod processes;
 mod progress;
 mod protocol;
-mod plan;
+#[cfg_attr(not(test), expect(dead_code, reason = "the walk does not remember yet"))]
+pub(in crate::recording) mod remembered;
 mod spans;
 mod unmarked;
 mod walk;

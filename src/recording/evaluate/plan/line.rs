@@ -88,7 +88,8 @@ impl Line {
         }
         let is_entered = self.entered.last() == Some(&set)
             && counts.get(&set).is_some_and(|count| number < *count);
-        if !is_entered && !(self.task.spans.is_some() && self.is_of_task(&path)) {
+        let is_of_spans = self.task.spans.is_some() && self.is_of_task(&path);
+        if !(is_entered || is_of_spans) {
             return false;
         }
         self.position = Some(Position::At(path));

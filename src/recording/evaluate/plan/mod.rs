@@ -96,6 +96,17 @@ pub(super) enum LineEnd {
     Fewer,
 }
 
+/// How far a worker has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It was never given a task.
+    New,
+    /// It was given its first task at this time, and evaluates the root for it.
+    Root(Duration),
+    /// It has evaluated the root.
+    Ready,
+}
+
 /// A worker, and what was measured of it.
 #[derive(Debug)]
 struct Worker {
@@ -106,10 +117,7 @@ struct Worker {
     closing: bool,
     /// Whether it takes the last of the attributes that wait, instead of the first.
     from_end: bool,
-    /// When it was given its first task.
-    since: Option<Duration>,
-    /// Whether it has evaluated the root.
-    has_root: bool,
+    stage: Stage,
     /// How many attributes have begun.
     begun: u32,
     /// How many attributes of tasks were measured.
@@ -129,8 +137,7 @@ impl Worker {
             alone,
             closing: false,
             from_end,
-            since: None,
-            has_root: false,
+            stage: Stage::New,
             begun: 0,
             measured: 0,
             seconds: 0.0,
@@ -142,7 +149,7 @@ impl Worker {
 
     /// Whether it was never given a task.
     fn is_new(&self) -> bool {
-        self.since.is_none()
+        self.stage == Stage::New
     }
 
     /// The attribute of the task that began `since` ends. A set is no measure of what attributes cost.
@@ -405,14 +412,11 @@ impl Schedule {
         let waits = self.root_waits || !self.waiting.is_empty();
         let running = self.workers.len();
         let alone = running == 0 && !waits && self.repetitions.is_empty();
-        let opens = if alone {
-            !self.alone.is_empty()
-        } else if running == 0 {
-            true
-        } else if self.repetitions.len() > self.new_workers() && running < self.allowed {
-            true
-        } else {
-            self.another_pays()
+        let is_repetition_due =
+            self.repetitions.len() > self.new_workers() && running < self.allowed;
+        let opens = match running {
+            0 => !alone || !self.alone.is_empty(),
+            _ => is_repetition_due || self.another_pays(),
         };
         if !opens {
             return None;
@@ -453,7 +457,7 @@ impl Schedule {
                     .as_ref()
                     .and_then(|line| line.task.spans.as_deref());
                 let evaluating: u64 = spans.unwrap_or_default().iter().map(Span::length).sum();
-                let resident = worker.resident.filter(|_| worker.has_root);
+                let resident = worker.resident.filter(|_| worker.stage == Stage::Ready);
                 let resident = resident.map_or(remaining.costs.base, as_float);
                 resident + as_float(evaluating) * remaining.costs.growth
             })
@@ -477,7 +481,7 @@ impl Schedule {
         }
         one.resident = resident;
         if let Some(resident) = resident
-            && one.has_root
+            && one.stage == Stage::Ready
         {
             one.memory.measure(one.measured, as_float(resident));
         }
@@ -508,17 +512,15 @@ impl Schedule {
         let Some(one) = self.workers.get_mut(&worker) else {
             return Next::End;
         };
-        match task {
-            Some((task, queue)) => {
-                one.since.get_or_insert(now);
-                one.line = Some(Line::new(task.clone(), queue));
-                Next::Task(task)
-            }
-            None => {
-                one.closing = true;
-                Next::End
-            }
+        let Some((task, queue)) = task else {
+            one.closing = true;
+            return Next::End;
+        };
+        if one.is_new() {
+            one.stage = Stage::Root(now);
         }
+        one.line = Some(Line::new(task.clone(), queue));
+        Next::Task(task)
     }
 
     /// Whether this idle worker has to make room for a new one.
@@ -623,10 +625,9 @@ impl Schedule {
     /// The root of this worker is evaluated, at the latest now.
     fn root_is_evaluated(&mut self, worker: WorkerId, now: Duration) {
         if let Some(one) = self.workers.get_mut(&worker)
-            && !one.has_root
-            && let Some(since) = one.since
+            && let Stage::Root(since) = one.stage
         {
-            one.has_root = true;
+            one.stage = Stage::Ready;
             self.root = Some(now.saturating_sub(since).as_secs_f64());
         }
     }
@@ -834,7 +835,7 @@ impl Schedule {
     fn without_dropped_of(&mut self, tasks: VecDeque<Task>) -> VecDeque<Task> {
         let without = |task: Task| {
             let spans = self.without_dropped(task.spans.unwrap_or_default());
-            (!spans.is_empty()).then(|| Task {
+            (!spans.is_empty()).then_some(Task {
                 spans: Some(spans),
                 ..task
             })
@@ -848,3 +849,6 @@ mod properties;
 
 #[cfg(test)]
 mod simulation;
+
+#[cfg(test)]
+mod tests;

@@ -92,6 +92,7 @@ fn run(workload: &Workload, most: usize) -> Run {
     run_with(workload, most, None)
 }
 
+#[expect(clippy::too_many_lines, reason = "one loop over events")]
 fn run_with(workload: &Workload, most: usize, remembered: Option<Costs>) -> Run {
     let mut schedule = Schedule::new(most, workload.budget(), remembered);
     schedule.plan(vec![Task::root()]);
