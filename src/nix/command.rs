@@ -91,6 +91,7 @@ pub fn write_pin(json: &Path, options: &Options) -> CommandLine {
         &["--eval", "--read-write-mode", "-E", include_str!("pin.nix")],
         options,
     );
+    command.name_argument(3, "pin");
     command
         .arguments
         .extend(["--argstr".into(), "json".into(), json.into()]);
@@ -343,6 +344,8 @@ pub fn catch(
     options: &Options,
 ) -> CommandLine {
     let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
+    // Behind `-E`.
+    command.name_argument(command.arguments.len() + 1, "catch");
     command.arguments.extend(evaluation.catching(locked));
     command.folder = Some(evaluation.folder.clone());
     command
@@ -363,6 +366,8 @@ pub fn walk(
     options: &Options,
 ) -> CommandLine {
     let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
+    // Behind `-E`.
+    command.name_argument(command.arguments.len() + 1, "walk");
     command
         .arguments
         .extend(evaluation.walking(settings, locked));

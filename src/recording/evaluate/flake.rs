@@ -6,7 +6,7 @@ use crate::exit::Failure;
 use crate::host;
 use crate::log::Log;
 use crate::nix::command::OwnedOptions;
-use crate::nix::{LockedFlake, NixOutput, Phase, Source, class};
+use crate::nix::{LockedFlake, NixOutput, NoiseFilter, Phase, Source, class};
 use crate::recording::RecordingRequest;
 use crate::store::Store;
 use crate::supervise::{OnStop, Supervisor};
@@ -57,7 +57,7 @@ pub(in crate::recording) fn lock(
             return Err(class::infrastructure_failure(what, &output, &message));
         }
     };
-    log.pass_on(&stderr);
+    log.pass_on(&NoiseFilter::new(log.debug).filtered(&stderr));
     let (locked, settings) = store.read_lock(supervisor, &line, &finished)?;
     Ok((Some(locked), settings))
 }

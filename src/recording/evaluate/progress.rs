@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::counts::{evaluated, number};
 use crate::log::Log;
+use crate::nix::NoiseFilter;
 use crate::status_line::StatusLine;
 
 /// The progress of an evaluation.
@@ -11,6 +12,7 @@ use crate::status_line::StatusLine;
 pub(super) struct Progress {
     log: Log,
     line: StatusLine,
+    noise: NoiseFilter,
     started: Instant,
 }
 
@@ -19,6 +21,7 @@ impl Progress {
         Self {
             log: log.clone(),
             line: StatusLine::new(log),
+            noise: NoiseFilter::new(log.debug),
             started: Instant::now(),
         }
     }
@@ -44,11 +47,15 @@ impl Progress {
         self.line.clear();
     }
 
-    /// Passes on output of Nix.
-    pub(super) fn pass_on(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            self.clear();
-            self.log.pass_on(bytes);
+    /// Passes on whole lines of Nix's output.
+    pub(super) fn pass_on(&mut self, lines: &[u8]) {
+        let Self {
+            log, line, noise, ..
+        } = self;
+        let shown = noise.filtered(lines);
+        if !shown.is_empty() {
+            line.clear();
+            log.pass_on(&shown);
         }
     }
 
