@@ -79,11 +79,12 @@ pub fn perform(
         pin,
         targets,
         edges,
+        answers,
     } = pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log)?;
     let notes = print_findings(&evaluated, &request, &targets, log)?;
     times.end("evaluate");
 
-    let skipped = skip::reasons(&targets, &request, &mut store, supervisor, log)?;
+    let skipped = skip::reasons(&targets, &request, answers, &mut store, supervisor, log)?;
     times.end("skip");
     let records = Records {
         targets: &targets,
