@@ -793,7 +793,7 @@ fn nixs_message_is_whole_whatever_the_user_says_in_it() {
     );
     let ended = record(&store).run();
     mentions(&ended, "a: the plugin reported error: disk missing");
-    mentions(&ended, "b: one …");
+    mentions(&ended, "b: one error: two three");
 }
 
 // ---- limits

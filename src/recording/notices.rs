@@ -1,8 +1,10 @@
 //! What a recording prints of its findings while it goes on: evaluation errors, what it did not look at, what may go wrong later.
 
-use super::AttrError;
+use super::errors::ErrorLists;
 use super::evaluate::gaps::Note;
+use super::pipeline::excess::Excess;
 use super::pipeline::steps::PlannedPipeline;
+use super::{AttrError, OnError};
 use crate::counts::number;
 use crate::log::Log;
 use crate::nix::message::in_one_line;
@@ -13,14 +15,17 @@ const ERRORS_AT_MOST: usize = 10;
 /// The message of an evaluation error that was not evaluated again to get Nix's own: that costs a process for each.
 pub(super) const MESSAGE_IN_STEP: &str = "its step prints the message";
 
-/// Prints the attributes that have an error of this kind.
-pub(super) fn print_errors(kind: &str, errors: &[AttrError], log: &Log) {
+/// The same, where no step runs.
+pub(super) const MESSAGE_UNKNOWN: &str = "its message is not known";
+
+/// Prints the attributes that have an error of this kind; an unknown message is `otherwise`.
+pub(super) fn print_errors(kind: &str, errors: &[AttrError], otherwise: &str, log: &Log) {
     for error in errors.iter().take(ERRORS_AT_MOST) {
         let message = error.message.as_deref().map(in_one_line);
         log.say(format_args!(
             "{kind}: {}: {}",
             error.attr,
-            message.unwrap_or_else(|| MESSAGE_IN_STEP.into())
+            message.unwrap_or_else(|| otherwise.into())
         ));
     }
     if let Some(more) = errors
@@ -30,6 +35,28 @@ pub(super) fn print_errors(kind: &str, errors: &[AttrError], log: &Log) {
     {
         log.say(format_args!("{kind}: and {more} more"));
     }
+}
+
+/// Prints the errors, by what they count as. Errors without steps are a warning: nothing else in the build is red because of them.
+pub(super) fn print_error_lists(errors: &ErrorLists, on_error: OnError, log: &Log) {
+    let reports = on_error == OnError::Report;
+    let otherwise = if reports {
+        MESSAGE_UNKNOWN
+    } else {
+        MESSAGE_IN_STEP
+    };
+    print_errors("evaluation error", &errors.evaluation, otherwise, log);
+    if reports && !errors.evaluation.is_empty() {
+        let count = errors.evaluation.len();
+        let have = if count == 1 { "has" } else { "have" };
+        log.warn(format_args!(
+            "{} {have} no step, because `on-error: report` is set",
+            number(count, "evaluation error")
+        ));
+        log.say("hint: name those that are expected in `expect-errors`");
+    }
+    print_errors("expected error", &errors.expected, MESSAGE_UNKNOWN, log);
+    print_errors("refused", &errors.refused, MESSAGE_IN_STEP, log);
 }
 
 /// Prints what the recording did not look at, and what its keys name and the repository does not have.
@@ -62,6 +89,13 @@ pub(super) fn warn_of_plugins(pipeline: &PlannedPipeline, log: &Log) {
     }
 }
 
+/// Warns of a pipeline that has too many jobs, where it is only printed.
+pub(super) fn warn_of_excess(excess: &Excess, log: &Log) {
+    log.say(excess.by_attribute());
+    log.warn(format_args!("an upload would be refused: {excess}"));
+    log.say(format_args!("hint: {}", excess.hint()));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,7 +121,8 @@ mod tests {
 
     #[test]
     fn ten_errors_are_printed_in_one_line_each_and_the_others_counted() {
-        let lines = |count| printed(|log| print_errors("refused", &errors(count), log));
+        let lines =
+            |count| printed(|log| print_errors("refused", &errors(count), MESSAGE_IN_STEP, log));
         assert_eq!(lines(0), "");
         let ten = lines(10);
         assert_eq!(ten.lines().count(), 10, "{ten}");
@@ -99,6 +134,37 @@ mod tests {
             twelve.ends_with("eval-once: refused: and 2 more\n"),
             "{twelve}"
         );
+    }
+
+    #[test]
+    fn errors_without_steps_are_a_warning_and_expected_ones_are_not() {
+        let lines = |on_error, evaluation, expected| {
+            let lists = ErrorLists {
+                evaluation: errors(evaluation),
+                expected: errors(expected),
+                refused: Vec::new(),
+            };
+            printed(|log| print_error_lists(&lists, on_error, log))
+        };
+        let red = "eval-once: evaluation error: a0: its step prints the message\n";
+        assert_eq!(lines(OnError::Step, 1, 0), red);
+        let warning = "eval-once: evaluation error: a0: its message is not known\n\
+            eval-once: warning: 1 evaluation error has no step, because `on-error: report` is set\n\
+            eval-once: hint: name those that are expected in `expect-errors`\n";
+        assert_eq!(lines(OnError::Report, 1, 0), warning);
+        let several = lines(OnError::Report, 12, 0);
+        assert!(several.contains("error: and 2 more\n"), "{several}");
+        assert!(
+            several.contains(" 12 evaluation errors have no step"),
+            "{several}"
+        );
+        for on_error in [OnError::Step, OnError::Fail, OnError::Report] {
+            assert_eq!(
+                lines(on_error, 0, 2),
+                "eval-once: expected error: a0: its message is not known\n\
+                 eval-once: expected error: a1: line 1 and another\n"
+            );
+        }
     }
 
     #[test]
@@ -137,7 +203,7 @@ mod tests {
             PlannedPipeline {
                 steps: (0..=count).map(with_plugin).collect(),
                 targets: Vec::new(),
-                errors: Vec::new(),
+                errors: ErrorLists::default(),
                 omitted: 0,
             }
         };

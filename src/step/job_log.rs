@@ -224,7 +224,9 @@ impl Pretty {
                 self.message(text, nix_output);
                 self.settle(nix_output, false);
             }
-            Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), nix_output),
+            Event::Plain(bytes) | Event::Rest(bytes) => {
+                self.message(&String::from_utf8_lossy(bytes), nix_output)
+            }
             Event::BuildBegins { id, drv, machine } => {
                 let name = drv.name().to_owned();
                 let on = if machine.is_empty() {

@@ -10,14 +10,14 @@
 //! | `diagnosis` | what the end of a worker means |
 //! | `findings` | what was found of each attribute |
 //! | `flake` | locking the flake, before anything is evaluated |
-//! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` matches |
+//! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` and `expect-errors` match |
 //! | `progress`, `memory` | the status line; how much memory is free and in use |
 //! | `evaluator`, `eval_jobs` | the choice between the walk and `nix-eval-jobs`; evaluating with the latter |
 
 mod diagnosis;
 mod eval_jobs;
 pub(in crate::recording) mod evaluator;
-mod exclusions;
+pub(in crate::recording) mod exclusions;
 mod findings;
 pub(in crate::recording) mod flake;
 pub mod gaps;

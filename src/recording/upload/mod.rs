@@ -157,14 +157,24 @@ impl<'a> Upload<'a> {
             let line = command::set_meta_data(&mark, "applied");
             self.ask(&line, "mark a chunk as uploaded")?;
         }
-        // The steps exist and will run, whether or not the build gets the document and the annotation.
-        let published =
-            agent::keep_artifact(self.supervisor, self.temporary, DOCUMENT, &plan.document)
-                .and_then(|()| {
-                    let context = format!("eval-once-{}", self.build.step);
-                    let (body, style) = &plan.annotation;
-                    agent::annotate(self.supervisor, self.temporary, &context, style, body)
-                });
+        self.publish(&plan.document, &plan.annotation)
+    }
+
+    /// Uploads the text of `eval-once.json`, and annotates the build. A failure is a warning: the steps exist and will run, whether
+    /// or not the build gets these; and a recording that is refused fails for a reason of its own.
+    ///
+    /// # Errors
+    /// A signal asks us to end.
+    pub(in crate::recording) fn publish(
+        &mut self,
+        document: &str,
+        (body, style): &(String, String),
+    ) -> Result<(), Failure> {
+        let published = agent::keep_artifact(self.supervisor, self.temporary, DOCUMENT, document)
+            .and_then(|()| {
+                let context = format!("eval-once-{}", self.build.step);
+                agent::annotate(self.supervisor, self.temporary, &context, style, body)
+            });
         match published {
             Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
             Err(failure) => {
