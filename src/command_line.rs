@@ -60,12 +60,16 @@ impl CommandLine {
     /// expressions, and the beginnings of long words. Without the credentials in its URLs.
     #[must_use]
     pub fn in_short(&self) -> String {
-        let mut short = self.program.to_owned();
+        let mut short = String::new();
+        for (name, value) in &self.variables {
+            short.extend([name, "=", &short_word(OsStr::new(value)), " "]);
+        }
+        short.push_str(self.program);
         for (number, word) in self.arguments.iter().enumerate() {
             // A question about ten thousand paths is one command.
             if short.chars().count() > SHORT_AT_MOST {
                 let rest = self.arguments.len() - number;
-                short.push_str(&format!(" … and {rest} more"));
+                short.extend([" … and ", &rest.to_string(), " more"]);
                 break;
             }
             short.push(' ');
