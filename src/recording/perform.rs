@@ -85,6 +85,8 @@ pub fn perform(
         edges,
         answers,
     } = pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log)?;
+    // What it has found of each attribute takes as much memory as the targets.
+    drop(evaluation);
     let errors = ErrorLists::of(&evaluated, &request.expect_errors);
     let notes = print_findings(&evaluated, &errors, &request, &targets, log)?;
     times.end("evaluate");
