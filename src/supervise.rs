@@ -36,7 +36,6 @@ use unix::unistd::{Pid, getpgid};
 use crate::command_line::{CommandLine, Ending, Program, Stdin, signal_name};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::text::shortened;
 
 pub use patience::{GivenUp, PATIENCE, Sight};
 
@@ -60,9 +59,6 @@ const REPEAT: Duration = Duration::from_millis(100);
 
 /// How long output may gather before it is read: too short for the reader of a log to notice.
 const BREATH: Duration = Duration::from_millis(3);
-
-/// How many characters of a command a debug message shows.
-const DEBUG_AT_MOST: usize = 1_000;
 
 /// What a pipe holds at most, in bytes (Linux's `pipe-max-size` for those who are not root).
 const PIPE_AT_MOST: usize = 1 << 20;
@@ -205,10 +201,9 @@ impl Supervisor {
     /// The program is missing (69) or cannot be started (75); or a signal has asked us to end (128 + n).
     pub fn start(&mut self, line: &CommandLine, on_stop: OnStop) -> Result<Running, Failure> {
         self.check()?;
-        let shown = line.to_string();
-        // A command may hold an expression of several kilobytes.
-        self.log
-            .debug(format_args!("$ {}", shortened(&shown, DEBUG_AT_MOST)));
+        if self.log.debug {
+            self.log.debug(format_args!("$ {}", line.in_short()));
+        }
         Running::new(spawn(line)?, on_stop).classify(Class::Infrastructure, || {
             format!("cannot wait for `{line}`")
         })

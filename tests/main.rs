@@ -39,6 +39,7 @@ mod plugin_order;
 mod plugin_yml;
 mod publish;
 mod push;
+mod quiet_log;
 mod recording_attack;
 mod recording_evaluate;
 mod recording_in_build;

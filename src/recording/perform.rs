@@ -118,6 +118,7 @@ pub fn perform(
         pin,
         targets,
         edges,
+        answers,
     } = match pinned {
         Err(failure) => {
             let place = match evaluation.place() {
@@ -135,6 +136,7 @@ pub fn perform(
         Ok(pinned) => pinned,
     };
     let printed = evaluation.printed_errors();
+    // What it has found of each attribute takes as much memory as the targets.
     drop(evaluation);
     let errors = ErrorLists::of(&evaluated, &request.expect_errors);
     let notes = print_findings(&evaluated, &errors, &printed, &request, &targets, log)?;
@@ -144,7 +146,7 @@ pub fn perform(
         evaluated: &evaluated,
         place: Some(&Place::Behind),
     };
-    let skipped = skip::reasons(&targets, &request, &mut store, supervisor, log);
+    let skipped = skip::reasons(&targets, &request, answers, &mut store, supervisor, log);
     let skipped = unfinished.or_leave(skipped, &reached, &mut store, supervisor)?;
     times.end("skip");
     let records = Records {
