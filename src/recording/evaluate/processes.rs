@@ -296,7 +296,7 @@ impl Processes {
             lines.extend(complete.map(|line| (process.worker, line)));
         })?;
         if has_output {
-            supervisor.breathe();
+            supervisor.breathe(&self.running);
         }
         Ok(lines)
     }
