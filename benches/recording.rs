@@ -118,6 +118,7 @@ fn fails(place: &Place, pairs: usize) {
     );
     heading("none", "some");
     let good = Targets::of("fails.nix", GOOD);
+    let mut lost = 0;
     for kind in ["throws", "aborts"] {
         let some = good.and(kind, BAD);
         compare(
@@ -130,8 +131,9 @@ fn fails(place: &Place, pairs: usize) {
         );
         let found = place.messages(some);
         println!("{:<22} {found} of {BAD} messages", "");
-        assert_eq!(found, BAD, "messages of attributes that do not evaluate");
+        lost += BAD - found;
     }
+    assert_eq!(lost, 0, "messages of attributes that do not evaluate");
 }
 
 /// Goal: two workers take at most 1.1 times the processor time of one.
