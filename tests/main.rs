@@ -12,6 +12,7 @@ mod cancellation;
 mod checkout;
 mod classes;
 mod configuration;
+mod conversation;
 mod counts;
 mod derivation;
 mod environment;
