@@ -97,7 +97,7 @@ pub fn perform(
     let mut evaluation = EvaluatorRun::new(
         &request,
         locked.clone(),
-        temporary,
+        (temporary, &state),
         cores,
         known.clone(),
         &mut store,

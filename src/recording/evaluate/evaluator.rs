@@ -14,6 +14,7 @@ use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake};
 use crate::recording::upload::annotation::Place;
 use crate::recording::{Evaluator, RecordingRequest};
+use crate::state::StateFolder;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -41,7 +42,7 @@ impl<'a> EvaluatorRun<'a> {
     pub(in crate::recording) fn new(
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
-        temporary: &'a Path,
+        (temporary, state): (&'a Path, &StateFolder),
         cores: NonZeroUsize,
         known: KnownTargets,
         store: &mut Store,
@@ -50,7 +51,14 @@ impl<'a> EvaluatorRun<'a> {
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
             Evaluator::Nix => Self::Walker(Box::new(Walk::new(
-                request, locked, temporary, cores, known, store, supervisor, log,
+                request,
+                locked,
+                (temporary, state),
+                cores,
+                known,
+                store,
+                supervisor,
+                log,
             )?)),
             Evaluator::NixEvalJobs => Self::EvalJobs {
                 request,

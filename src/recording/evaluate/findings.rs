@@ -292,7 +292,7 @@ impl Findings {
             gaps: gaps.clone(),
             ..EvaluationResult::default()
         };
-        for (path, outcome) in &self.outcomes {
+        for outcome in self.outcomes.values() {
             match outcome {
                 AttrOutcome::Found(found) => result.targets.push(found.clone()),
                 AttrOutcome::Error(error) => result.errors.push(error.clone()),

@@ -14,6 +14,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::LockedFlake;
 use crate::nix::command::{self, WalkerFile};
 use crate::recording::{RecordingRequest, Recurse};
+use crate::state::StateFolder;
 
 /// The heap that a process asks for at its start, at most, in bytes.
 const HEAP_AT_MOST: u64 = 1000 * MIB;
@@ -40,7 +41,7 @@ pub(super) struct WorkerInvocation<'a> {
 }
 
 impl<'a> WorkerInvocation<'a> {
-    /// `systems`: as [`WalkerSettings`] has them; `temporary` is the host's folder for temporary files.
+    /// `systems`: as [`WalkerSettings`] has them.
     ///
     /// # Errors
     /// The system has no random bytes, or no file can be written (75).
@@ -48,17 +49,15 @@ impl<'a> WorkerInvocation<'a> {
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         systems: Option<Vec<String>>,
-        temporary: &Path,
+        state: &StateFolder,
     ) -> Result<Self, Failure> {
         let make = || {
-            let folder = tempfile::Builder::new()
-                .prefix("eval-once-")
-                .tempdir_in(temporary)?;
+            let folder = state.conversation()?;
             std::fs::write(command::our_file(folder.path()), command::WALKER_FILE)?;
             Ok::<_, std::io::Error>(folder)
         };
         let folder = make().classify(Class::Infrastructure, || {
-            format!("cannot write in {}", temporary.display())
+            "cannot write in the state folder".into()
         })?;
         Ok(Self {
             files: if request.root.is_flake() {
@@ -178,7 +177,9 @@ mod tests {
         request: &RecordingRequest,
         systems: Option<Vec<String>>,
     ) -> WorkerInvocation<'_> {
-        WorkerInvocation::new(request, None, systems, &std::env::temp_dir()).unwrap()
+        let state = TempDir::new().unwrap();
+        let state = StateFolder::open(state.path()).unwrap();
+        WorkerInvocation::new(request, None, systems, &state).unwrap()
     }
 
     /// Whether the walker's settings in a command line have this.

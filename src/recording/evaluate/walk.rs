@@ -24,6 +24,7 @@ use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, Evaluation, LockedFlake, NixOutput};
 use crate::recording::errors::is_expected;
 use crate::recording::{RecordingRequest, Recurse};
+use crate::state::StateFolder;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -97,7 +98,7 @@ impl<'a> Walk<'a> {
     pub(in crate::recording) fn new(
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
-        temporary: &'a Path,
+        (temporary, state): (&'a Path, &StateFolder),
         cores: NonZeroUsize,
         known: KnownTargets,
         store: &mut Store,
@@ -113,7 +114,7 @@ impl<'a> Walk<'a> {
         // Where it is not known how much is free, there is no limit.
         let memory = memory::for_evaluation(request, supervisor).unwrap_or(u64::MAX);
         let most = request.workers.unwrap_or(cores).get();
-        let mut invocation = WorkerInvocation::new(request, locked, systems, temporary)?;
+        let mut invocation = WorkerInvocation::new(request, locked, systems, state)?;
         invocation.know(&known);
         Ok(Self {
             request,
