@@ -309,7 +309,7 @@ fn is_place(lines: &[&str]) -> bool {
 const NOTES: [&str; 2] = ["Did you mean ", "note: "];
 
 /// Whether a line is blank, or one of an expression as Nix shows it: `3|   x = 1;`, `|   ^`.
-fn is_code(line: &&&str) -> bool {
+fn is_code(line: &str) -> bool {
     let line = line.trim_start();
     let number = line.trim_start_matches(|c: char| c.is_ascii_digit());
     line.is_empty() || number.starts_with('|')

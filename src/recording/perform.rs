@@ -17,7 +17,7 @@ use super::notices::{
 use super::pipeline::document::Document;
 use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
-use super::pipeline::steps::{Records, check, source, steps};
+use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
 use super::report::RecordingReport;
 use super::share::Sharing;
 use super::upload::Upload;
@@ -100,8 +100,8 @@ pub fn perform(
     let undone = undone(build);
     let mut pipeline =
         steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
-    let refused = pipeline.refused_targets(&records);
-    print_errors("refused", refused, MESSAGE_IN_STEP, log);
+    let refused_targets = pipeline.refused_targets(&records);
+    print_errors("refused", refused_targets, MESSAGE_IN_STEP, log);
     let counts = pipeline.counts(&targets);
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
@@ -127,10 +127,7 @@ pub fn perform(
     };
     log.say(report.sentence(None));
     let Some(build) = build else {
-        if let Some(excess) = &excess {
-            warn_of_excess(excess, log);
-        }
-        return placed_step::json(&pipeline.steps).map(|text| Some((text + "\n").into_bytes()));
+        return printed(&pipeline, excess.as_ref(), log).map(Some);
     };
     let mut document = Document::new(
         &evaluated.nix,
@@ -145,17 +142,11 @@ pub fn perform(
     let document = document.to_json()?;
     let mut upload = Upload::new(build, temporary, supervisor, log);
     if let Some(excess) = &excess {
-        log.say(excess.by_attribute());
         upload.publish(&document, &annotation_of_excess(&report, excess))?;
-        return Err(excess.failure().context(undone));
+        return Err(refused(excess, log).context(undone));
     }
-    let plan = UploadPlan::new(
-        &build.step,
-        &pipeline.steps,
-        request.chunk,
-        document,
-        annotation(&report),
-    )?;
+    let body = annotation(&report);
+    let plan = UploadPlan::new(&build.step, &pipeline.steps, request.chunk, document, body)?;
     upload.save(&plan, &identity)?;
     upload.follow(&plan, true).map(|()| None)
 }
@@ -277,6 +268,25 @@ fn refuse_errors_alone(
         ),
     )
     .hint(hint))
+}
+
+/// What goes to standard output: the pipeline, also where an upload of it would be refused.
+fn printed(
+    pipeline: &PlannedPipeline,
+    excess: Option<&Excess>,
+    log: &Log,
+) -> Result<Vec<u8>, Failure> {
+    if let Some(excess) = excess {
+        warn_of_excess(excess, log);
+    }
+    let text = placed_step::json(&pipeline.steps)?;
+    Ok((text + "\n").into_bytes())
+}
+
+/// The failure of a recording whose pipeline has too many jobs. The log has them by attribute.
+fn refused(excess: &Excess, log: &Log) -> Failure {
+    log.say(excess.by_attribute());
+    excess.failure()
 }
 
 /// What a failing recording has not done, so that a reader knows that nothing has to be cleaned up.

@@ -508,10 +508,11 @@ mod tests {
 
     #[test]
     fn many_attributes_of_one_job_each_have_no_exclusion() {
-        let mut found = Found::default();
-        found.targets = (0..9_000)
-            .map(|i| vec![path(&[&format!("t{i}")])])
-            .collect();
+        let targets = (0..9_000).map(|i| vec![path(&[&format!("t{i}")])]);
+        let found = Found {
+            targets: targets.collect(),
+            errors: Vec::new(),
+        };
         let excess = found.excess(&everything()).unwrap();
         assert_eq!((&excess.exclusion, excess.sets.len()), (&None, 0));
         assert!(
