@@ -236,7 +236,7 @@ impl MessageLines {
                 self.part = MessagePart::End;
             }
             MessagePart::Begin | MessagePart::Body | MessagePart::End => {
-                self.part = MessagePart::End
+                self.part = MessagePart::End;
             }
         }
     }
