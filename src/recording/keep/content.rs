@@ -1,6 +1,8 @@
 //! What a pin says, and which recording it belongs to: for the next recording of the same branch to compare with.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -28,6 +30,18 @@ struct PinContent {
     /// When it was made, in seconds since 1970.
     created: u64,
     targets: Vec<PinEntry>,
+}
+
+/// What a pin's file says of the recording.
+#[derive(Debug, Deserialize)]
+struct PinHead {
+    pipeline: String,
+    branch: String,
+    #[serde(default)]
+    build: String,
+    #[serde(default)]
+    recording: String,
+    created: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -147,6 +161,40 @@ pub(in crate::recording) fn pin_input(
     input.classify(Class::Bug, || "cannot write the content of the pin".into())
 }
 
+/// What stands in a pin before its targets; none where the file is no pin, or cannot be read.
+///
+/// A host may have hundreds of pins, of megabytes each: only the beginning of each is read.
+fn head(file: &Path) -> Option<PinHead> {
+    let mut file = File::open(file).ok()?;
+    let mut text = Vec::new();
+    loop {
+        let read = file
+            .by_ref()
+            .take(HEAD_AT_ONCE)
+            .read_to_end(&mut text)
+            .ok()?;
+        // In a string, its quotes would be escaped.
+        if let Some(end) = find(&text, BEFORE_TARGETS) {
+            text.truncate(end);
+            text.push(b'}');
+            return serde_json::from_slice(&text).ok();
+        }
+        if read == 0 {
+            return serde_json::from_slice(&text).ok();
+        }
+    }
+}
+
+/// How much of a pin is read at once, in bytes: more than its beginning takes.
+const HEAD_AT_ONCE: u64 = 4 << 10;
+
+/// What stands between the beginning of a pin and its targets.
+const BEFORE_TARGETS: &[u8] = b",\"targets\":";
+
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
+
 /// The targets of the newest recording of the same things in the same branch whose pin still exists; to be read before the new pin
 /// is made. Other recordings of this build, and earlier tries of this one, do not count.
 pub(in crate::recording) fn previous(
@@ -154,18 +202,20 @@ pub(in crate::recording) fn previous(
     state: &StateFolder,
 ) -> Option<Vec<(AttrPath, String)>> {
     let entries = state.pins().read_dir().ok()?.flatten();
-    let texts = entries.filter_map(|entry| {
-        let text = fs::read(entry.path().join("pin")).ok()?;
-        serde_json::from_slice::<PinContent>(&text).ok()
-    });
-    let newest = texts
-        .filter(|text| {
-            text.pipeline == owner.pipeline
-                && text.branch == owner.branch
-                && text.recording == owner.recording
-                && (text.build != owner.build || owner.build.is_empty())
+    let files = entries.map(|entry| entry.path().join("pin"));
+    let (newest, _) = files
+        .filter_map(|file| {
+            let head = head(&file)?;
+            Some((file, head))
         })
-        .max_by_key(|text| text.created)?;
+        .filter(|(_, head)| {
+            head.pipeline == owner.pipeline
+                && head.branch == owner.branch
+                && head.recording == owner.recording
+                && (head.build != owner.build || owner.build.is_empty())
+        })
+        .max_by_key(|(_, head)| head.created)?;
+    let newest: PinContent = serde_json::from_slice(&fs::read(newest).ok()?).ok()?;
     let targets = newest.targets.into_iter();
     Some(
         targets
@@ -206,9 +256,51 @@ mod tests {
             });
             fs::write(pin.join("pin"), text.to_string()).unwrap();
         }
+        // One that is not written to its end, and whatever else there may be, does not count.
+        for (name, text) in [
+            ("half", r#"{"version":1,"pipeline":"p","bra"#),
+            ("other", "text"),
+            ("empty", ""),
+        ] {
+            let pin = state.pins().join(format!("eval-once-{name}"));
+            fs::create_dir(&pin).unwrap();
+            fs::write(pin.join("pin"), text).unwrap();
+        }
         let found = |owner: &PinOwner| Some(previous(owner, &state)?[0].0.to_string());
         assert_eq!(found(&owner("4", "a")).as_deref(), Some("newer"));
         assert_eq!(found(&owner("4", "b")).as_deref(), Some("other-things"));
         assert_eq!(found(&owner("4", "c")), None);
+    }
+
+    #[test]
+    fn of_a_pin_only_the_beginning_is_read_whatever_stands_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pin");
+        let odd = r#"x","targets":[ \ ""#;
+        for (branch, recording) in [("main", ""), (odd, ""), (&*"b".repeat(10_000), odd)] {
+            let owner = PinOwner {
+                pipeline: odd.into(),
+                branch: branch.into(),
+                build: "7".into(),
+                recording: recording.into(),
+                folder: String::new(),
+            };
+            let (attr, drv) = (
+                AttrPath::default(),
+                DrvPath::parse("/s/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv").unwrap(),
+            );
+            let input = pin_input(&[(&attr, &drv)], &owner, 5).unwrap();
+            let input: Value = serde_json::from_slice(&input).unwrap();
+            let text = input["text"].as_str().unwrap();
+            let begin = text.rfind(",\"targets\":").unwrap() + 11;
+            // What follows is not looked at.
+            for text in [text, &format!("{}!", &text[..begin])] {
+                fs::write(&file, text).unwrap();
+                let head = head(&file).unwrap();
+                assert_eq!(head.pipeline, owner.pipeline);
+                assert_eq!((&*head.branch, &*head.build), (branch, "7"));
+                assert_eq!((&*head.recording, head.created), (recording, 5));
+            }
+        }
     }
 }

@@ -16,7 +16,7 @@ use crate::log::Log;
 use crate::nix::{AttrPath, Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
 use crate::recording::RecordingRequest;
 use crate::state::StateFolder;
-use crate::store::{ATTEMPTS, Answer, COLLECTOR_HINT, Store};
+use crate::store::{ATTEMPTS, Answer, COLLECTOR_HINT, PathQuestion, Store};
 use crate::supervise::{Finished, OnStop, Supervisor};
 
 /// The result of pinning.
@@ -110,9 +110,9 @@ pub(in crate::recording) fn pin(
         let rooted = asked.next();
         answers.extend(asked);
         // A collection that was running already may have taken it all the same.
-        let is_there = command::check_validity(&pin, &store_options);
-        let roots = command::roots_of(&pin, &store_options);
-        let mut asked = store.ask_all(supervisor, &[is_there, roots])?.into_iter();
+        let mut lines = Store::asked_by(PathQuestion::Invalid, &[&pin], &store_options);
+        lines.push(command::roots_of(&pin, &store_options));
+        let mut asked = store.ask_all(supervisor, &lines)?.into_iter();
         let is_there = asked.next().into_iter().collect();
         if !store
             .read_invalid(supervisor, &[&pin], is_there)?
