@@ -1,30 +1,37 @@
-# Targets that need much memory while they are evaluated and leave little behind, like tests of whole machines: each holds some hundred
-# thousand small sets at once.
+# Targets that need ever more memory while they are evaluated, and leave little behind, like tests of whole machines: each makes
+# table after table of thousands of small sets, and reads all of them again at the end.
 {
   targets,
-  entries ? 400000,
+  tables ? 40,
 }:
 let
   target =
     n:
     let
-      table = builtins.listToAttrs (
-        builtins.genList (i: {
-          name = "entry-${toString i}";
-          value = {
-            number = i + n;
-            text = "entry ${toString i} of ${toString n}";
-          };
-        }) entries
+      table =
+        number:
+        builtins.listToAttrs (
+          builtins.genList (i: {
+            name = "entry-${toString i}";
+            value = {
+              number = i + n;
+              text = "entry ${toString i} of table ${toString number} of ${toString n}";
+            };
+          }) 25000
+        );
+      all = builtins.genList table tables;
+      sum = builtins.foldl' (
+        sum: table:
+        builtins.foldl' (sum: entry: sum + builtins.stringLength entry.text + entry.number) sum (
+          builtins.attrValues table
+        )
       );
     in
     derivation {
       name = "large-${toString n}";
       system = builtins.currentSystem;
       builder = "/bin/sh";
-      sum = builtins.foldl' (sum: entry: sum + builtins.stringLength entry.text + entry.number) 0 (
-        builtins.attrValues table
-      );
+      sum = sum (sum 0 all) all;
     };
 in
 builtins.listToAttrs (
