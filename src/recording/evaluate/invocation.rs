@@ -9,8 +9,8 @@ use super::memory::{self, MIB};
 use super::protocol::{WalkerSettings, with_ends};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::command::{self, WalkerFile};
 use crate::nix::LockedFlake;
+use crate::nix::command::{self, WalkerFile};
 use crate::recording::{RecordingRequest, Recurse};
 
 /// The heap that a process asks for at its start, at most, in bytes.
