@@ -54,6 +54,12 @@ pub const NOTES_LAST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How long the GC roots of a step without an out-link last.
 const OUTPUTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The folder for what conversations with evaluators need.
+const CONVERSATIONS: &str = "conversations";
+
+/// How long the folder of a conversation may stay that was not removed.
+const CONVERSATIONS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How long a folder may be without a lock: its owner may not have locked it yet.
 const TIME_TO_LOCK: Duration = Duration::from_secs(60);
 
@@ -67,7 +73,7 @@ impl StateFolder {
         if folder.as_os_str().as_bytes().contains(&b'\n') {
             return Err(io::Error::other("its name contains a line break"));
         }
-        for part in ["turns", "roots", "outputs", "pins", NOTES] {
+        for part in ["turns", "roots", "outputs", "pins", CONVERSATIONS, NOTES] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
@@ -198,6 +204,16 @@ impl StateFolder {
     #[must_use]
     pub fn make_room(&self, kind: CommonKind, is_low: impl Fn() -> bool) -> usize {
         common::make_room(&self.folder.join(kind.folder()), is_low)
+    }
+
+    /// A folder for what a conversation with an evaluator needs; not in the host's folder for temporary files, which may be missing.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn conversation(&self) -> io::Result<TempDir> {
+        let conversations = self.folder.join(CONVERSATIONS);
+        sweep(&conversations, CONVERSATIONS_LAST, |_| true);
+        folder_of_ours(&conversations)
     }
 
     /// A folder for a link that keeps a step's outputs for a day, unless it is dropped. Those of earlier days are removed first.

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -102,6 +102,8 @@ pub struct Supervisor {
     signals: SignalDelivery<UnixStream, SignalOnly>,
     /// The first signal that asked us to end.
     stop: Option<i32>,
+    /// When what is done [once more](Self::once_more) has to end.
+    deadline: Option<Instant>,
     /// The signal mask that we were started with, for the program that replaces us.
     mask: SigSet,
     /// Set when signals are no longer ours: then each does what it does by default.
@@ -149,6 +151,7 @@ impl Supervisor {
             Ok(Self {
                 signals,
                 stop: None,
+                deadline: None,
                 mask,
                 handed_over,
                 log: log.clone(),
@@ -260,6 +263,7 @@ impl Supervisor {
             .filter(|one| one.ended.is_none())
             .filter_map(|one| one.stopping.map(|stopping| stopping.next))
             .chain(until)
+            .chain(self.deadline)
             .min();
         let timeout = next.map_or(PollTimeout::NONE, |next| {
             // Rounded up, so that the time is over when this returns.
@@ -322,12 +326,17 @@ impl Supervisor {
         self.stop.is_some()
     }
 
-    /// Does one more thing although a signal has asked us to end; another signal ends that as well. The first signal remains the
-    /// one that we end with.
-    pub fn once_more<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> T {
+    /// Does one more thing although a signal has asked us to end; another signal ends that as well, and so does the time `until` which
+    /// it may take. The first signal remains the one that we end with.
+    pub fn once_more<T>(&mut self, until: Instant, act: impl FnOnce(&mut Self) -> T) -> T {
         let stop = self.stop.take();
+        let outer = self.deadline;
+        self.deadline = Some(outer.map_or(until, |outer| outer.min(until)));
         let done = act(self);
-        self.stop = stop.or(self.stop);
+        // Where the time was over, that was no signal.
+        let other = self.stop.filter(|_| self.deadline.is_some());
+        self.deadline = outer;
+        self.stop = stop.or(other);
         done
     }
 
@@ -349,6 +358,11 @@ impl Supervisor {
                 self.stop.get_or_insert(signal);
                 stopping = true;
             }
+        }
+        if self.stop.is_none() && self.deadline.is_some_and(|until| until <= Instant::now()) {
+            self.deadline = None;
+            self.stop = Some(SIGALRM);
+            stopping = true;
         }
         stopping
     }

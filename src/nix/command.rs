@@ -763,24 +763,37 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_begins_with_the_heap_that_it_is_given() {
-        let walk = |heap| walk(&of_file(&["a"]), "{}", None, heap, &options());
-        let heap = ("GC_INITIAL_HEAP_SIZE", "1048576".to_owned());
-        assert_eq!(walk(Some(1 << 20)).variables, [heap]);
-        assert_eq!(walk(None).variables, []);
-        assert_eq!(walk(None).folder.as_deref(), Some(Path::new("/checkout")));
-        let words = walk(None).words();
-        assert_eq!(
-            words[..6],
-            [
-                "nix-instantiate",
-                "--eval",
-                "--read-write-mode",
-                "--option",
-                "cores",
-                "2"
-            ]
-        );
+    fn a_conversation_begins_with_the_heap_that_it_is_given() {
+        let folder = (WalkerFile::Ours, Path::new("/state/x"));
+        let converse = |heap| converse(&of_file(&["a"]), "{}", None, heap, folder, &options());
+        let heap = |line: &CommandLine| {
+            let mut variables = line.variables.iter();
+            let heap = variables.find(|(name, _)| *name == "GC_INITIAL_HEAP_SIZE");
+            heap.map(|(_, value)| value.clone())
+        };
+        assert_eq!(heap(&converse(Some(1 << 20))), Some("1048576".into()));
+        assert_eq!(heap(&converse(None)), None);
+        assert_eq!(converse(None).folder.as_deref(), Some(Path::new("/checkout")));
+        assert_eq!(converse(None).stdin, Stdin::Lines);
+        let words = converse(None).words();
+        let settings = words.iter().position(|word| word == "--option").unwrap();
+        assert!(words[..settings].contains(&"repl".to_owned()), "{words:?}");
+        assert_eq!(words[settings..settings + 3], ["--option", "cores", "2"]);
+    }
+
+    #[test]
+    fn a_walker_is_loaded_by_a_file_that_can_be_typed() {
+        let folder = Path::new("/state/x y");
+        let load = |file| String::from_utf8(load_walker((file, folder))).unwrap();
+        assert_eq!(load(WalkerFile::OfNix), ":load <nix/fetchurl.nix>\n");
+        assert_eq!(load(WalkerFile::Ours), ":load /state/x y/walker.nix\n");
+        let entry = |file| {
+            let line = converse(&of_file(&["a"]), "{}", None, None, (file, folder), &[]);
+            let name = "eval-once-walker=/state/x y/walker.nix".to_owned();
+            line.words().contains(&name)
+        };
+        assert_eq!(load(WalkerFile::OnSearchPath), ":load <eval-once-walker>\n");
+        assert!(entry(WalkerFile::OnSearchPath) && !entry(WalkerFile::Ours));
     }
 
     #[test]

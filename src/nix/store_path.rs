@@ -158,6 +158,13 @@ impl DrvPath {
     }
 }
 
+impl<'de> serde::Deserialize<'de> for DrvPath {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let path = String::deserialize(deserializer)?;
+        Self::parse(&path).map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Display for DrvPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

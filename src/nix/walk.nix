@@ -10,6 +10,7 @@
 #
 #   begin    PATH NAME     the evaluation of this attribute begins (its name as `escaped` writes it)
 #   excluded PATH N,N NAME the attribute is excluded, by the exclusions with these numbers
+#   known    PATH NAME     the attribute is a target that is known already, and is not evaluated
 #   unmarked PATH          a set that is not walked, because it is not marked
 #   beside   PATH NAMES    not walked in a flake: its outputs with these names (at the root), else these systems
 #   holds    PATH          an unmarked set in which there are derivations
@@ -29,6 +30,8 @@
   marker,
   # The attribute paths to exclude, relative to the root; `*` matches one name.
   exclude,
+  # The targets that are known already: a set for each set with some, in which `true` stands for a target.
+  known,
   # Whether to walk each set, marked or not.
   all,
   # Null; or, where the root is the outputs of a flake, the systems to record.
@@ -363,6 +366,8 @@ let
           one: builtins.head one.path == "*" || builtins.head one.path == name
         ) here.exclude
       );
+      # A selection from what is no set finds nothing.
+      known = here.known.${name} or { };
       # The systems of a flake's packages and checks that are not recorded. Evaluated only after the packages and checks
       # themselves, which may throw.
       beside =
@@ -377,6 +382,7 @@ let
     depth = 0;
     walk = if systems != null then 3 else 1;
     systems = null;
+    inherit known;
     exclude = builtins.filter (one: one.path != [ ]) (
       builtins.genList (number: {
         inherit number;
@@ -394,6 +400,8 @@ let
     in
     if excludedBy != [ ] then
       say "excluded" here.at "${list (map (one: toString one.number) excludedBy)} ${escaped here.name}"
+    else if here.known == true then
+      say "known" here.at (escaped here.name)
     else
       builtins.seq (say "begin" here.at (escaped here.name)) (visit task call here value);
 

@@ -222,7 +222,9 @@ impl Pretty {
                 self.message(text, nix_output);
                 self.settle(nix_output, false);
             }
-            Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), nix_output),
+            Event::Plain(bytes) | Event::Rest(bytes) => {
+                self.message(&String::from_utf8_lossy(bytes), nix_output)
+            }
             Event::BuildBegins { id, drv, machine } => {
                 let name = drv.name().to_owned();
                 let on = if machine.is_empty() {
@@ -277,6 +279,8 @@ impl Pretty {
                 }
                 self.counts = *counts;
             }
+            // A build's log would be full of it.
+            Event::Begins(_) => {}
             Event::TooLong => {
                 self.text
                     .push_str("(a line of more than 16 MiB is omitted)\n");

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::EvaluationResult;
 use super::exclusions::excluding;
 use super::gaps::{self, Gaps};
+use super::known::KnownTarget;
 use super::protocol::{AttrName, DescribedTarget};
 use super::spans::AttrIndex;
 use crate::nix::{AttrPath, DrvPath};
@@ -76,6 +77,16 @@ impl Findings {
     pub(super) fn exclude(&mut self, path: AttrIndex, by: Vec<usize>, name: AttrName) {
         self.names.insert(path, name);
         self.effective.extend(by);
+    }
+
+    /// It has this name, and is this target.
+    pub(super) fn know(&mut self, path: &AttrIndex, name: AttrName, target: &KnownTarget) {
+        self.names.insert(path.clone(), name);
+        if target.callable {
+            self.callable.insert(path.clone());
+        }
+        let outcome = AttrOutcome::Found(target.found.clone());
+        self.outcomes.insert(path.clone(), outcome);
     }
 
     /// It is a set that is not marked.
@@ -191,6 +202,22 @@ impl Findings {
         self.outcomes.len()
     }
 
+    /// The attribute's evaluation error, if it has one.
+    pub(super) fn error_of(&self, path: &AttrIndex) -> Option<&AttrError> {
+        match self.outcomes.get(path) {
+            Some(AttrOutcome::Error(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The full attribute path of an attribute with this name, which is not recorded yet.
+    pub(super) fn attr_named(&self, path: &AttrIndex, name: &AttrName) -> AttrPath {
+        let parent = path.split().map(|(parent, _)| self.attr(&parent));
+        let mut names = parent.unwrap_or_default().names().to_vec();
+        names.push(name.text.clone());
+        AttrPath::new(names)
+    }
+
     /// The full attribute path.
     pub(super) fn attr(&self, path: &AttrIndex) -> AttrPath {
         self.attr_in_utf8(path).0
@@ -265,7 +292,7 @@ impl Findings {
             gaps: gaps.clone(),
             ..EvaluationResult::default()
         };
-        for (path, outcome) in &self.outcomes {
+        for outcome in self.outcomes.values() {
             match outcome {
                 AttrOutcome::Found(found) => result.targets.push(found.clone()),
                 AttrOutcome::Error(error) => result.errors.push(error.clone()),

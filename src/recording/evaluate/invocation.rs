@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
 use tempfile::TempDir;
 
 use super::exclusions::exclusions;
+use super::known::KnownTargets;
 use super::memory::{self, MIB};
 use super::protocol::{WalkerSettings, with_ends};
 use crate::command_line::CommandLine;
@@ -12,9 +14,13 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::LockedFlake;
 use crate::nix::command::{self, WalkerFile};
 use crate::recording::{RecordingRequest, Recurse};
+use crate::state::StateFolder;
 
 /// The heap that a process asks for at its start, at most, in bytes.
 const HEAP_AT_MOST: u64 = 1000 * MIB;
+
+/// How many bytes of known targets a process is given: Linux takes 128 KiB in one argument, and the walker is in it, too.
+const KNOWN_AT_MOST: usize = 80 << 10;
 
 /// What is the same for all workers of a walk.
 #[derive(Debug)]
@@ -26,6 +32,8 @@ pub(super) struct WorkerInvocation<'a> {
     /// Relative to the root of the walk.
     exclude: Vec<Vec<String>>,
     systems: Option<Vec<String>>,
+    /// As [`WalkerSettings`] has them.
+    known: Value,
     /// Holds [`command::WALKER_FILE`], and what Nix keeps of the lines.
     folder: TempDir,
     /// The files by which the walker may come into a conversation. The first that this Nix loads stays.
@@ -33,7 +41,7 @@ pub(super) struct WorkerInvocation<'a> {
 }
 
 impl<'a> WorkerInvocation<'a> {
-    /// `systems`: as [`WalkerSettings`] has them; `temporary` is the host's folder for temporary files.
+    /// `systems`: as [`WalkerSettings`] has them.
     ///
     /// # Errors
     /// The system has no random bytes, or no file can be written (75).
@@ -41,17 +49,15 @@ impl<'a> WorkerInvocation<'a> {
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         systems: Option<Vec<String>>,
-        temporary: &Path,
+        state: &StateFolder,
     ) -> Result<Self, Failure> {
         let make = || {
-            let folder = tempfile::Builder::new()
-                .prefix("eval-once-")
-                .tempdir_in(temporary)?;
+            let folder = state.conversation()?;
             std::fs::write(command::our_file(folder.path()), command::WALKER_FILE)?;
             Ok::<_, std::io::Error>(folder)
         };
         let folder = make().classify(Class::Infrastructure, || {
-            format!("cannot write in {}", temporary.display())
+            "cannot write in the state folder".into()
         })?;
         Ok(Self {
             files: if request.root.is_flake() {
@@ -64,8 +70,14 @@ impl<'a> WorkerInvocation<'a> {
             marker: marker()?,
             exclude: exclusions(&request.exclude, &request.root.attr),
             systems,
+            known: Value::Object(Map::new()),
             folder,
         })
+    }
+
+    /// From now on, these targets are not evaluated.
+    pub(super) fn know(&mut self, known: &KnownTargets) {
+        self.known = known.nested(&self.request.root.attr, KNOWN_AT_MOST);
     }
 
     /// What each message of the walker begins with.
@@ -121,6 +133,7 @@ impl<'a> WorkerInvocation<'a> {
         let settings = WalkerSettings {
             marker: &self.marker,
             exclude: &self.exclude,
+            known: &self.known,
             all: self.request.recurse == Recurse::All,
             systems: self.systems.as_deref(),
             buildkite: self.request.meta,
@@ -164,7 +177,9 @@ mod tests {
         request: &RecordingRequest,
         systems: Option<Vec<String>>,
     ) -> WorkerInvocation<'_> {
-        WorkerInvocation::new(request, None, systems, &std::env::temp_dir()).unwrap()
+        let state = TempDir::new().unwrap();
+        let state = StateFolder::open(state.path()).unwrap();
+        WorkerInvocation::new(request, None, systems, &state).unwrap()
     }
 
     /// Whether the walker's settings in a command line have this.

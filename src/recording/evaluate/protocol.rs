@@ -14,6 +14,8 @@ pub(super) struct WalkerSettings<'a> {
     pub(super) marker: &'a str,
     /// Relative to the root of the walk.
     pub(super) exclude: &'a [Vec<String>],
+    /// The targets that are known already, nested, relative to the root of the walk.
+    pub(super) known: &'a serde_json::Value,
     pub(super) all: bool,
     pub(super) systems: Option<&'a [String]>,
     pub(super) buildkite: bool,
@@ -54,7 +56,8 @@ pub(super) fn with_ends(line: &[u8], marker: &str) -> Vec<u8> {
 /// editline prints at each line (2.8).
 pub(super) fn is_chatter(line: &[u8], is_loading: bool) -> bool {
     let is_of = |begins: &[&[u8]]| begins.iter().any(|begin| line.starts_with(begin));
-    is_of(&[b"Failed tcsetattr("]) || is_loading && !is_of(&[b"warning:", b"error:", b" "])
+    is_of(&[b"Failed tcsetattr("])
+        || is_loading && !is_of(&[b"warning:", b"error:", b" "])
 }
 
 /// A message of the walker, most of them about one attribute.
@@ -64,6 +67,8 @@ pub(super) enum WalkerMessage {
     Begin(AttrIndex, AttrName),
     /// The attribute with this name is excluded, by the exclusions with these numbers.
     Excluded(AttrIndex, Vec<usize>, AttrName),
+    /// The attribute with this name is a known target, and not evaluated.
+    Known(AttrIndex, AttrName),
     /// A set that is not walked, because it is not marked.
     Unmarked(AttrIndex),
     /// Not walked in a flake: outputs at the root, else systems.
@@ -224,6 +229,7 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
             let numbers = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
             WalkerMessage::Excluded(path, numbers, self::name(&name[1..]))
         }
+        b"known" => WalkerMessage::Known(path, name(rest)),
         b"unmarked" => WalkerMessage::Unmarked(path),
         b"beside" => WalkerMessage::Beside(path, text().split(',').map(str::to_owned).collect()),
         b"holds" => WalkerMessage::Holds(path, true),

@@ -1,9 +1,7 @@
 //! The walk over all targets: starts the workers that the schedule asks for, gives them their tasks, records their messages, and
 //! carries out what follows from their failures.
 
-use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::circles::circle;
@@ -11,12 +9,13 @@ use super::diagnosis::{Diagnosis, FailedTask, OversizedWorker, Question, Verdict
 use super::findings::Findings;
 use super::gaps::Gaps;
 use super::invocation::WorkerInvocation;
+use super::known::KnownTargets;
 use super::plan::{LineEnd, Next, Schedule, Task, WorkerId};
 use super::processes::{EndedWorker, Processes, WorkerLimits};
 use super::progress::Progress;
 use super::protocol::{self, WalkerMessage};
 use super::spans::AttrIndex;
-use super::{EvaluationResult, flake, memory, unmarked};
+use super::{EvaluationHost, EvaluationResult, flake, memory, unmarked};
 use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
@@ -79,6 +78,7 @@ pub struct Walk<'a> {
     diagnosis: Diagnosis<'a>,
     findings: Findings,
     gaps: Gaps,
+    known: KnownTargets,
     started: Instant,
 }
 
@@ -87,11 +87,11 @@ impl<'a> Walk<'a> {
     ///
     /// # Errors
     /// Nix is missing (69), or cannot be asked (75).
-    pub fn new(
+    pub(in crate::recording) fn new(
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
-        temporary: &'a Path,
-        cores: NonZeroUsize,
+        host: &EvaluationHost<'a>,
+        known: KnownTargets,
         store: &mut Store,
         supervisor: &'a mut Supervisor,
         log: &Log,
@@ -104,19 +104,22 @@ impl<'a> Walk<'a> {
         };
         // Where it is not known how much is free, there is no limit.
         let memory = memory::for_evaluation(request, supervisor).unwrap_or(u64::MAX);
-        let most = request.workers.unwrap_or(cores).get();
+        let most = request.workers.unwrap_or(host.cores).get();
+        let mut invocation = WorkerInvocation::new(request, locked, systems, host.state)?;
+        invocation.know(&known);
         Ok(Self {
             request,
             supervisor,
             log: log.clone(),
             progress: Progress::new(log),
-            invocation: WorkerInvocation::new(request, locked, systems, temporary)?,
+            invocation,
             schedule: Schedule::new(most, memory, None),
             processes: Processes::new(),
             workers: BTreeMap::new(),
-            diagnosis: Diagnosis::new(&request.root, request.description(), temporary),
+            diagnosis: Diagnosis::new(&request.root, request.description(), host.temporary),
             findings: Findings::new(&request.root.attr),
             gaps: Gaps::default(),
+            known,
             started: Instant::now(),
         })
     }
@@ -135,6 +138,8 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// As [`Walk::all`]; one of them was disturbed too often (75).
     pub fn again(&mut self, gone: &[DrvPath], store: &mut Store) -> Result<(), Failure> {
+        // Nor are they known any more.
+        self.invocation.know(&KnownTargets::default());
         let mut spans = Vec::new();
         let mut everything = false;
         for path in self.findings.drop_gone(gone) {
@@ -164,6 +169,17 @@ impl<'a> Walk<'a> {
     #[must_use]
     pub fn evaluated(&self) -> EvaluationResult {
         self.findings.result(&self.gaps)
+    }
+
+    /// The attribute that is evaluated, or was last; none for the root.
+    pub(in crate::recording) fn at(&self) -> Option<AttrPath> {
+        let at = self.progress.attribute();
+        at.map(|path| self.findings.attr(path))
+    }
+
+    /// The attributes whose errors were printed as they came.
+    pub(in crate::recording) fn printed_errors(&self) -> &BTreeSet<AttrPath> {
+        self.progress.printed()
     }
 
     /// Logs in one line what was evaluated.
@@ -225,7 +241,9 @@ impl<'a> Walk<'a> {
                 }
             }
             let (begun, known) = self.schedule.names();
-            self.progress.show(begun, known, self.findings.count());
+            let findings = &self.findings;
+            let name = |path: &AttrIndex| findings.attr(path);
+            self.progress.show(begun, known, findings.count(), name);
         }
     }
 
@@ -235,6 +253,9 @@ impl<'a> Walk<'a> {
 
     /// Starts the workers that the schedule asks for.
     fn start(&mut self) -> Result<(), Failure> {
+        if self.processes.is_empty() {
+            self.progress.root();
+        }
         while let Some(worker) = self.schedule.open(self.now()) {
             let line = self.invocation.worker(self.schedule.part(worker));
             self.processes.start(worker, &line, self.supervisor)?;
@@ -256,10 +277,7 @@ impl<'a> Walk<'a> {
             } else {
                 None
             };
-            match self
-                .schedule
-                .next(*worker, resident, self.started.elapsed())
-            {
+            match self.schedule.next(*worker, resident, self.started.elapsed()) {
                 Next::Task(task) => {
                     let lines = protocol::task_lines(&task, false, self.invocation.marker());
                     self.processes.send(*worker, &lines);
@@ -283,7 +301,9 @@ impl<'a> Walk<'a> {
         let limits = |worker| {
             let is_walking = schedule.task(worker).is_some();
             WorkerLimits {
-                memory: schedule.has_memory_limit().then(|| schedule.part(worker)),
+                memory: schedule
+                    .has_memory_limit()
+                    .then(|| schedule.part(worker)),
                 silence: self.request.evaluation_timeout.filter(|_| is_walking),
             }
         };
@@ -326,10 +346,7 @@ impl<'a> Walk<'a> {
     fn message(&mut self, worker: WorkerId, message: WalkerMessage) -> Result<(), Failure> {
         let now = self.now();
         let (schedule, findings) = (&mut self.schedule, &mut self.findings);
-        let doing = self
-            .workers
-            .get_mut(&worker)
-            .map(|worker| &mut worker.doing);
+        let doing = self.workers.get_mut(&worker).map(|worker| &mut worker.doing);
         match message {
             WalkerMessage::Begin(path, name) => {
                 if !schedule.begin(worker, path.clone(), now) {
@@ -340,11 +357,21 @@ impl<'a> Walk<'a> {
                     ));
                 }
                 findings.begin(&path, name);
+                self.progress.at(&path);
             }
             WalkerMessage::Meta(_) => schedule.begin_meta(worker),
             WalkerMessage::Excluded(path, by, name) => {
                 schedule.exclude();
                 findings.exclude(path, by, name);
+            }
+            WalkerMessage::Known(path, name) => {
+                schedule.exclude();
+                let attr = findings.attr_named(&path, &name);
+                let known = self
+                    .known
+                    .get(&attr)
+                    .ok_or_else(|| Failure::new(Class::Bug, format_args!("{attr} is not known")))?;
+                findings.know(&path, name, known);
             }
             WalkerMessage::Set(path, _) if findings.is_given_up(&path) => {}
             WalkerMessage::Set(path, count) => schedule.large(worker, path, count),
@@ -364,10 +391,14 @@ impl<'a> Walk<'a> {
             WalkerMessage::Callable(path) => findings.callable(path),
             WalkerMessage::Target(path, described) => findings.target(path, described),
             WalkerMessage::Refused(path, why) => findings.refuse(&path, &why),
-            WalkerMessage::Error(path, why) => findings.error(&path, &why),
+            WalkerMessage::Error(path, why) => {
+                findings.error(&path, &why);
+                self.print_error(&path);
+            }
             WalkerMessage::Throws(path) => match self.diagnosis.threw(&path) {
                 Verdict::EvaluationError(message) => {
                     findings.fail(&path, schedule.is_in_meta(worker), &message);
+                    self.print_error(&path);
                 }
                 Verdict::Fail(failure) => return Err(failure),
                 _ => {}
@@ -462,25 +493,17 @@ impl<'a> Walk<'a> {
         );
         let message = match found {
             Some(_) => format!("the set contains itself: {shown}.…"),
-            None => format!(
-                "sets are nested deeper than {} levels here",
-                names.len() - 1
-            ),
+            None => format!("sets are nested deeper than {} levels here", names.len() - 1),
         };
         let exclude = self.findings.attr(&set);
         let hint = match self.request.recurse {
-            Recurse::All => format!(
-                "exclude it (`exclude: {exclude}`), or walk only marked sets (`recurse: marked`)"
-            ),
-            Recurse::Marked => {
-                format!("exclude it (`exclude: {exclude}`), or remove its `recurseForDerivations`")
-            }
+            Recurse::All => format!("exclude it (`exclude: {exclude}`), or walk only marked sets (`recurse: marked`)"),
+            Recurse::Marked => format!("exclude it (`exclude: {exclude}`), or remove its `recurseForDerivations`"),
         };
-        self.findings
-            .give_up_set(&set, &format!("{message}\n{hint}"));
+        self.findings.give_up_set(&set, &format!("{message}\n{hint}"));
+        self.print_error(&set);
         let now = self.now();
-        self.schedule
-            .ended(worker, LineEnd::GaveUpSet(set), false, now);
+        self.schedule.ended(worker, LineEnd::GaveUpSet(set), false, now);
         Ok(())
     }
 
@@ -553,6 +576,7 @@ impl<'a> Walk<'a> {
                 let in_meta = self.schedule.is_in_meta(worker);
                 let at = self.schedule.at(worker);
                 self.findings.fail(&at, in_meta, &message);
+                self.print_error(&at);
                 LineEnd::GaveUp
             }
             Verdict::Repeat(line) => {
@@ -569,6 +593,13 @@ impl<'a> Walk<'a> {
         let now = self.now();
         self.schedule.ended(worker, end, is_gone, now);
         Ok(())
+    }
+
+    /// Prints the attribute's evaluation error, if it has one.
+    fn print_error(&mut self, path: &AttrIndex) {
+        if let Some(error) = self.findings.error_of(path) {
+            self.progress.error(error);
+        }
     }
 
     /// The attribute in words; at the root, all that is evaluated.

@@ -17,12 +17,13 @@ use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
 use crate::nix::AttrPath;
+use crate::nix::message::{in_one_line, in_one_line_of};
 use crate::recording::pipeline::limits::{
     JOBS_PER_UPLOAD, MESSAGE_AT_MOST, REASON_AT_MOST, RECORD_AT_MOST,
 };
 use crate::recording::pipeline::placed_step::PlacedStep;
 use crate::recording::{AttrError, Emit, RecordingRequest, SkipStyle, Target};
-use crate::text::shortened;
+use crate::text::{shortened, without_escapes};
 
 /// The command of a step that does not use our plugin.
 const STEP: &str = "eval-once step";
@@ -248,6 +249,22 @@ impl<'a> StepMaker<'a> {
         self.finish(step)
     }
 
+    /// The step of an expected error: as that of any other, and skipped, with the beginning of the message as the reason.
+    pub(super) fn expected_error(&self, error: &AttrError) -> Result<CommandStep, Failure> {
+        let message = error.message.as_deref().map(without_escapes);
+        let message = message.as_deref().map(in_one_line).unwrap_or_default();
+        // A reason such as `false`, or an empty one, might not skip the step.
+        let reason = match message.trim() {
+            "" => "does not evaluate".to_owned(),
+            message => shortened(&inert(&format!("error: {message}")), REASON_AT_MOST),
+        };
+        Ok(CommandStep {
+            label: label(":nix:", &attr_name(&error.attr)),
+            skip: Some(StepSkip::Reason(reason)),
+            ..self.evaluation_error(error)?
+        })
+    }
+
     /// The step of an attribute that evaluates, but cannot have the step that it wishes: it says why, and fails.
     pub(super) fn refused(&self, refused: &AttrError) -> Result<CommandStep, Failure> {
         let attr = attr_name(&refused.attr);
@@ -255,7 +272,8 @@ impl<'a> StepMaker<'a> {
             .message
             .as_deref()
             .unwrap_or("it cannot have a step");
-        let message = shortened(&inert(&format!("{attr}: {message}")), MESSAGE_AT_MOST);
+        let message = in_one_line_of(&format!("{attr}: {message}"), MESSAGE_AT_MOST);
+        let message = inert(&message);
         let mut record = Keys::new();
         record.insert("refused".into(), message.into());
         let mut step = self.begin(label(":boom:", &attr), error_key(&refused.attr), record)?;
@@ -412,6 +430,7 @@ mod tests {
     use crate::evaluation_keys::{self, Checkout};
     use crate::keys::KeyReader;
     use crate::nix::{Evaluation, Source};
+    use crate::recording::errors::ErrorLists;
     use crate::recording::pipeline::fixtures::*;
     use crate::recording::pipeline::steps::{Records, steps};
     use std::path::{Path, PathBuf};
@@ -565,14 +584,16 @@ mod tests {
             build_keys: keys(&json!({ "command": "none", "log": "raw", "out-link": false })),
             ..request_wishing(&json!({ "plugins": ["docker#v5"], "command": "make" }))
         };
-        let errors = [AttrError {
-            attr: path(&["b"]),
-            message: None,
-        }];
+        let errors = ErrorLists {
+            evaluation: vec![AttrError {
+                attr: path(&["b"]),
+                message: None,
+            }],
+            ..ErrorLists::default()
+        };
         let records = Records {
             targets: &[],
-            evaluation_errors: &errors,
-            refused: &[],
+            errors: &errors,
             edges: &no_edges(&[]),
             skip: &[],
             callable: &BTreeSet::new(),
@@ -593,7 +614,7 @@ mod tests {
         with_command.meta.eval_once = Some(none.clone());
         let targets = [with_command.clone(), target(1, &["b"])];
         let steps = make(&targets, &no_edges(&targets), &[], &request()).unwrap();
-        let message = steps.errors[0].message.clone().unwrap();
+        let message = steps.errors.refused[0].message.clone().unwrap();
         assert!(message.contains("it has no other plugin"), "{message}");
         assert_eq!(steps.steps.len(), 2);
 
@@ -610,7 +631,7 @@ mod tests {
         for target in [bare, with_command] {
             let targets = [target];
             let steps = make(&targets, &no_edges(&targets), &[], &command).unwrap();
-            let message = steps.errors[0].message.clone().unwrap();
+            let message = steps.errors.refused[0].message.clone().unwrap();
             assert!(
                 message.contains("`command: none` cannot be combined with `emit: command`"),
                 "{message}"
@@ -645,7 +666,7 @@ mod tests {
         ] {
             let targets = [target_building(0, &wishes)];
             let steps = make(&targets, &no_edges(&targets), &[], &request()).unwrap();
-            let message = steps.errors[0].message.clone().unwrap();
+            let message = steps.errors.refused[0].message.clone().unwrap();
             let expected = format!("in its `meta.eval-once`, {sentence}");
             assert!(message.starts_with(&expected), "{wishes}: {message}");
         }
