@@ -354,7 +354,10 @@ fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
         ("good", "built | realised (drv&#45;valid) | "),
         ("late", "**timed out** | tried realised | "),
         ("not-today", "not run |  |  |"),
-        ("refused", "**refused**: in its &#96;meta&#46;buildkite&#96;, "),
+        (
+            "refused",
+            "**refused**: in its &#96;meta&#46;buildkite&#96;, ",
+        ),
         (
             "soft",
             "soft failed (build) | tried realised (drv&#45;valid) | ",

@@ -92,6 +92,7 @@ pub fn write_pin(json: &Path, options: &Options) -> CommandLine {
         &["--eval", "--read-write-mode", "-E", include_str!("pin.nix")],
         options,
     );
+    command.name_argument(3, "pin");
     command
         .arguments
         .extend(["--argstr".into(), "json".into(), json.into()]);
@@ -344,6 +345,8 @@ pub fn catch(
     options: &Options,
 ) -> CommandLine {
     let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
+    // Behind `-E`.
+    command.name_argument(command.arguments.len() + 1, "catch");
     command.arguments.extend(evaluation.catching(locked));
     command.folder = Some(evaluation.folder.clone());
     command
@@ -404,6 +407,8 @@ pub fn converse(
         command.arguments.extend(["-I".into(), entry]);
     }
     let walker = evaluation.walking(settings, locked);
+    // Behind `--arg` and its name.
+    command.name_argument(command.arguments.len() + 2, "walk");
     command
         .arguments
         .extend(["--arg", WALKER, &walker].map(OsString::from));

@@ -39,7 +39,7 @@ impl ErrorLists {
 }
 
 /// Whether this evaluation error is expected, by these paths.
-pub(super) fn is_expected(error: &AttrError, expected: &[AttrPath]) -> bool {
+pub(in crate::recording) fn is_expected(error: &AttrError, expected: &[AttrPath]) -> bool {
     expected.iter().any(|path| covers(path, &error.attr))
 }
 

@@ -10,7 +10,7 @@ use crate::log::Log;
 use crate::nix::command::{self, OwnedOptions};
 use crate::nix::message::in_one_line;
 use crate::nix::structured::{Event, LogReader};
-use crate::nix::{LockedFlake, NixOutput, Phase, Source, class};
+use crate::nix::{LockedFlake, NixOutput, NoiseFilter, Phase, Source, class};
 use crate::recording::RecordingRequest;
 use crate::status_line::StatusLine;
 use crate::store::Store;
@@ -63,7 +63,7 @@ pub(in crate::recording) fn lock(
             return Err(class::infrastructure_failure(what, &output, &message));
         }
     };
-    log.pass_on(stderr.as_bytes());
+    log.pass_on(&NoiseFilter::new(log.debug).filtered(stderr.as_bytes()));
     let (locked, settings) = store.read_lock(supervisor, &line, &finished)?;
     Ok((Some(locked), settings))
 }

@@ -311,7 +311,7 @@ impl Processes {
         })?;
         // Many lines at a time, unless a worker would wait for it.
         if has_output && !lines.iter().any(|(_, line)| is_last(line)) {
-            supervisor.breathe();
+            supervisor.breathe(&self.running);
         }
         Ok(lines)
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::spans::AttrIndex;
 use crate::counts::{evaluated, number};
 use crate::log::Log;
-use crate::nix::AttrPath;
+use crate::nix::{AttrPath, NoiseFilter};
 use crate::recording::AttrError;
 use crate::recording::notices::{ERRORS_AT_MOST, MESSAGE_IN_STEP, print_error};
 use crate::status_line::StatusLine;
@@ -16,6 +16,7 @@ use crate::status_line::StatusLine;
 pub(super) struct Progress {
     log: Log,
     line: StatusLine,
+    noise: NoiseFilter,
     started: Instant,
     /// The attribute whose evaluation began last; none as long as it is the root's.
     at: Option<AttrIndex>,
@@ -28,6 +29,7 @@ impl Progress {
         Self {
             log: log.clone(),
             line: StatusLine::new(log),
+            noise: NoiseFilter::new(log.debug),
             started: Instant::now(),
             at: None,
             printed: BTreeSet::new(),
@@ -94,11 +96,15 @@ impl Progress {
         self.line.clear();
     }
 
-    /// Passes on output of Nix.
-    pub(super) fn pass_on(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            self.clear();
-            self.log.pass_on(bytes);
+    /// Passes on whole lines of Nix's output.
+    pub(super) fn pass_on(&mut self, lines: &[u8]) {
+        let Self {
+            log, line, noise, ..
+        } = self;
+        let shown = noise.filtered(lines);
+        if !shown.is_empty() {
+            line.clear();
+            log.pass_on(&shown);
         }
     }
 

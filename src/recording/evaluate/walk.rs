@@ -20,6 +20,7 @@ use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, Evaluation, LockedFlake, NixOutput};
+use crate::recording::errors::is_expected;
 use crate::recording::{RecordingRequest, Recurse};
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -595,9 +596,11 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Prints the attribute's evaluation error, if it has one.
+    /// Prints the attribute's evaluation error, if it has one that is not expected.
     fn print_error(&mut self, path: &AttrIndex) {
-        if let Some(error) = self.findings.error_of(path) {
+        if let Some(error) = self.findings.error_of(path)
+            && !is_expected(error, &self.request.expect_errors)
+        {
             self.progress.error(error);
         }
     }

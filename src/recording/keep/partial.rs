@@ -209,9 +209,9 @@ impl PartialRecording {
                 store,
                 supervisor,
                 log,
-                || (),
+                |_| Vec::new(),
             )? {
-                PinResult::Pinned(_) => return Ok(()),
+                PinResult::Pinned(..) => return Ok(()),
                 PinResult::Gone(gone) => pinned.retain(|(_, drv)| !gone.contains(drv)),
             }
         }

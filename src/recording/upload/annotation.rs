@@ -467,8 +467,12 @@ mod tests {
     #[test]
     fn what_a_stopped_recording_found_is_shown_as_plain_text() {
         let place = Place::Attribute(AttrPath::new(vec!["<b>".into()]));
-        let errors = [error_with("<script>")];
+        let errors = ErrorLists {
+            evaluation: vec![error_with("<script>")],
+            ..ErrorLists::default()
+        };
         let mut report = StoppedReport {
+            on_error: OnError::Step,
             failure: "stopped by **SIGTERM**",
             source: "ci.nix",
             errors: &errors,
