@@ -31,10 +31,6 @@ mod plan;
 mod processes;
 mod progress;
 mod protocol;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the walk does not remember yet")
-)]
 pub(in crate::recording) mod remembered;
 mod spans;
 mod unmarked;
@@ -45,6 +41,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use self::gaps::Gaps;
+use self::plan::Costs;
 use crate::nix::AttrPath;
 use crate::recording::{AttrError, FoundTarget};
 use crate::state::StateFolder;
@@ -58,6 +55,8 @@ pub(in crate::recording) struct EvaluationHost<'a> {
     pub(in crate::recording) temporary: &'a Path,
     pub(in crate::recording) state: &'a StateFolder,
     pub(in crate::recording) cores: NonZeroUsize,
+    /// What the same evaluation cost here the last time.
+    pub(in crate::recording) remembered: Option<Costs>,
 }
 
 /// What an evaluation of all targets found.

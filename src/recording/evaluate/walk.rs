@@ -10,7 +10,7 @@ use super::findings::Findings;
 use super::gaps::Gaps;
 use super::invocation::WorkerInvocation;
 use super::known::KnownTargets;
-use super::plan::{LineEnd, Next, Schedule, Task, WorkerId};
+use super::plan::{Costs, LineEnd, Next, Schedule, Task, WorkerId};
 use super::processes::{EndedWorker, Processes, WorkerLimits};
 use super::progress::Progress;
 use super::protocol::{self, WalkerMessage};
@@ -114,7 +114,7 @@ impl<'a> Walk<'a> {
             log: log.clone(),
             progress: Progress::new(log),
             invocation,
-            schedule: Schedule::new(most, memory, None),
+            schedule: Schedule::new(most, memory, host.remembered),
             processes: Processes::new(),
             workers: BTreeMap::new(),
             diagnosis: Diagnosis::new(&request.root, request.description(), host.temporary),
@@ -123,6 +123,11 @@ impl<'a> Walk<'a> {
             known,
             started: Instant::now(),
         })
+    }
+
+    /// What the evaluation costs, for the next one of the same.
+    pub(in crate::recording) fn costs(&self) -> Costs {
+        self.schedule.costs()
     }
 
     /// Evaluates all targets.
