@@ -8,7 +8,7 @@ use super::checkout::check_agent;
 use super::errors::{self, ErrorLists};
 use super::evaluate::EvaluationHost;
 use super::evaluate::evaluator::EvaluatorRun;
-use super::evaluate::flake;
+use super::evaluate::{flake, remembered};
 use super::evaluate::gaps::{Note, agents_without_targets};
 use super::evaluate::known::KnownTargets;
 use super::keep::partial::PartialRecording;
@@ -99,7 +99,7 @@ pub fn perform(
         temporary,
         state: &state,
         cores,
-        identity: &identity,
+        remembered: remembered::load(&state, &identity),
     };
     let mut evaluation = EvaluatorRun::new(
         &request,
@@ -112,6 +112,11 @@ pub fn perform(
     )?;
     let all = evaluation.all(&mut store);
     let is_complete = all.is_ok();
+    // Known targets cost nothing.
+    let is_measured = is_complete && known.count() == 0;
+    if let Some(costs) = evaluation.costs().filter(|_| is_measured) {
+        remembered::save(&state, &identity, &costs);
+    }
     let pinned = all
         .and_then(|()| pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log));
     let PinnedEvaluation {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::known::KnownTargets;
+use super::plan::Costs;
 use super::{EvaluationHost, EvaluationResult, Walk, eval_jobs};
 use crate::counts;
 use crate::exit::Failure;
@@ -111,6 +112,14 @@ impl<'a> EvaluatorRun<'a> {
                 log.say("the garbage collector removed a recorded derivation; evaluating everything once more");
                 self.all(store)
             }
+        }
+    }
+
+    /// What the evaluation costs, as far as it is measured.
+    pub(in crate::recording) fn costs(&self) -> Option<Costs> {
+        match self {
+            Self::Walker(walk) => Some(walk.costs()),
+            Self::EvalJobs { .. } => None,
         }
     }
 

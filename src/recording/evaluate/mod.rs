@@ -41,6 +41,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use self::gaps::Gaps;
+use self::plan::Costs;
 use crate::nix::AttrPath;
 use crate::recording::{AttrError, FoundTarget};
 use crate::state::StateFolder;
@@ -54,8 +55,8 @@ pub(in crate::recording) struct EvaluationHost<'a> {
     pub(in crate::recording) temporary: &'a Path,
     pub(in crate::recording) state: &'a StateFolder,
     pub(in crate::recording) cores: NonZeroUsize,
-    /// The identity of the recording's keys, by which its costs are remembered.
-    pub(in crate::recording) identity: &'a str,
+    /// What the same evaluation cost here the last time.
+    pub(in crate::recording) remembered: Option<Costs>,
 }
 
 /// What an evaluation of all targets found.

@@ -30,10 +30,10 @@ impl WalkerSettings<'_> {
 /// How a task is walked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WalkKind {
-    /// The attributes of sets become tasks of their own.
+    /// In a conversation.
     Spans,
-    /// The attributes of sets are walked at once, and what throws is caught: it would end the process.
-    Whole,
+    /// In a process of its own, so that what throws is caught: it would end that.
+    Alone,
     /// Unmarked sets are searched for derivations.
     Search,
 }
@@ -47,16 +47,13 @@ pub(super) fn task_text(task: &Task, kind: WalkKind) -> String {
             format!("[{spans}]")
         }
     };
-    let is_whole = kind == WalkKind::Whole;
     let flags = [
-        (task.catch || is_whole, "catch=true;"),
+        (task.catch || kind == WalkKind::Alone, "catch=true;"),
         (kind == WalkKind::Search, "search=true;"),
-        (is_whole, "whole=true;"),
     ];
     let flags: String = flags
         .iter()
-        .filter(|(set, _)| *set)
-        .map(|(_, flag)| *flag)
+        .filter_map(|(is_set, flag)| is_set.then_some(*flag))
         .collect();
     format!("{{spans={spans};{flags}}}")
 }
@@ -111,8 +108,6 @@ pub(super) enum WalkerMessage {
     Callable(AttrIndex),
     /// A set or a list of this many attributes.
     Set(AttrIndex, u32),
-    /// The same, and its attributes follow.
-    Enter(AttrIndex, u32),
     /// A derivation; or what is wrong with its description.
     Target(AttrIndex, Result<DescribedTarget, String>),
     /// A derivation that evaluates; the evaluation of its metadata begins.
@@ -272,7 +267,6 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
         b"empty" => WalkerMessage::Holds(path, false),
         b"callable" => WalkerMessage::Callable(path),
         b"set" => WalkerMessage::Set(path, text().parse().ok()?),
-        b"enter" => WalkerMessage::Enter(path, text().parse().ok()?),
         b"target" => WalkerMessage::Target(
             path,
             serde_json::from_slice(rest)

@@ -1,7 +1,6 @@
 //! Attribute paths by number, and spans of attributes: the parts of a walk.
 //!
-//! A walk is depth-first, so that its order is the order of the paths. What remains of it after any attribute is a few spans, which
-//! another worker can walk.
+//! The order of a walk is the order of the paths. What remains of it behind an attribute is spans, which any worker can walk.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -106,75 +105,21 @@ impl Span {
 /// How many attributes the sets have that were entered.
 pub(super) type ChildCounts = BTreeMap<AttrIndex, u32>;
 
-/// The position of a walk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Position {
-    /// This attribute is being evaluated.
-    At(AttrIndex),
-    /// This is a set, and its first attribute comes next.
-    Entered(AttrIndex),
+/// The one of these spans, which are in the order of the walk, that has this attribute.
+pub(super) fn holding(spans: &[Span], path: &AttrIndex) -> Option<usize> {
+    let number = spans.partition_point(|span| span.start() <= *path);
+    let number = number.checked_sub(1)?;
+    spans[number].holds(path).then_some(number)
 }
 
-impl Position {
-    /// The attribute at this position.
-    pub(super) fn path(&self) -> &AttrIndex {
-        match self {
-            Self::At(path) | Self::Entered(path) => path,
-        }
-    }
-}
-
-/// What remains, in its order, of a walk over `spans` (none: over everything) after `position`: without the attribute there.
-pub(super) fn behind(
-    spans: Option<&[Span]>,
-    position: &Position,
-    counts: &ChildCounts,
-) -> Vec<Span> {
-    let path = position.path();
-    let mut rest = Vec::new();
-    let mut push = |span: Span| {
-        if span.length() > 0 {
-            rest.push(span);
-        }
+/// What remains of these spans, which are in the order of the walk, behind one of their attributes.
+pub(super) fn behind(spans: &[Span], path: &AttrIndex) -> Vec<Span> {
+    let Some((number, (_, index))) = holding(spans, path).zip(path.split()) else {
+        return Vec::new();
     };
-    let whole = |at: AttrIndex, from: u32| {
-        let count = counts.get(&at).copied().unwrap_or_default();
-        Span {
-            at,
-            from,
-            to: count,
-            count,
-        }
-    };
-    if let Position::Entered(path) = position {
-        push(whole(path.clone(), 0));
-    }
-    // The span that the position is in, and the levels of sets that were entered below it.
-    let current = spans.map(|spans| {
-        spans
-            .iter()
-            .rposition(|span| span.start() <= *path)
-            .unwrap_or_default()
-    });
-    let top = match (spans, current) {
-        (Some(spans), Some(current)) => spans.get(current),
-        _ => None,
-    };
-    let mut at = path.clone();
-    while let Some((parent, number)) = at.split() {
-        if let Some(top) = top.filter(|top| top.at == parent) {
-            push(Span {
-                from: number + 1,
-                ..top.clone()
-            });
-            break;
-        }
-        push(whole(parent.clone(), number + 1));
-        at = parent;
-    }
-    if let (Some(spans), Some(current)) = (spans, current) {
-        spans[current + 1..].iter().cloned().for_each(push);
-    }
+    let mut rest = spans[number..].to_vec();
+    rest[0].from = index + 1;
+    rest.retain(|span| span.length() > 0);
     rest
 }
 
@@ -204,55 +149,31 @@ pub(super) mod tests {
         })
     }
 
-    /// The positions of a walk, as `walk.nix` walks.
-    pub(in super::super) fn walk(spans: Option<&[Span]>, counts: &ChildCounts) -> Vec<Position> {
-        fn visit(path: &AttrIndex, counts: &ChildCounts, positions: &mut Vec<Position>) {
-            positions.push(Position::At(path.clone()));
-            if let Some(count) = counts.get(path) {
-                positions.push(Position::Entered(path.clone()));
-                for number in 0..*count {
-                    visit(&path.child(number), counts, positions);
-                }
-            }
+    #[test]
+    fn what_remains_behind_an_attribute_is_what_would_have_followed() {
+        let span = |at: &str, from, to| Span {
+            at: path(at),
+            from,
+            to,
+            count: 9,
+        };
+        let spans = [span("/1", 2, 4), span("/3/0", 0, 1), span("", 5, 8)];
+        let attributes = |spans: &[Span]| -> Vec<AttrIndex> {
+            let each = |span: &Span| {
+                let at = span.at.clone();
+                (span.from..span.to).map(move |number| at.child(number))
+            };
+            spans.iter().flat_map(each).collect()
+        };
+        let all = attributes(&spans);
+        assert_eq!(all.len(), 6);
+        for (number, path) in all.iter().enumerate() {
+            assert_eq!(attributes(&behind(&spans, path)), all[number + 1..]);
         }
-        let mut positions = Vec::new();
-        match spans {
-            None => visit(&AttrIndex::default(), counts, &mut positions),
-            Some(spans) => {
-                for span in spans {
-                    assert_eq!(span.count, counts[&span.at]);
-                    for number in span.from..span.to {
-                        visit(&span.at.child(number), counts, &mut positions);
-                    }
-                }
-            }
-        }
-        positions
-    }
-
-    proptest! {
-        #[test]
-        fn what_remains_after_a_position_is_what_would_have_followed(counts in tree(), dice in 0..1000usize, again in 0..1000usize) {
-            let mut spans: Option<Vec<Span>> = None;
-            let mut expected = walk(None, &counts);
-            for dice in [dice, again] {
-                if expected.is_empty() {
-                    break;
-                }
-                let stop = dice % expected.len();
-                let rest = behind(spans.as_deref(), &expected[stop], &counts);
-                expected = match &expected[stop] {
-                    // Neither the attribute nor anything below it.
-                    Position::At(path) => expected[stop + 1..]
-                        .iter()
-                        .filter(|position| !position.path().with_parents().any(|above| above == *path))
-                        .cloned()
-                        .collect(),
-                    Position::Entered(_) => expected[stop + 1..].to_vec(),
-                };
-                prop_assert_eq!(walk(Some(&rest), &counts), expected.clone());
-                spans = Some(rest);
-            }
+        for other in [
+            "", "/1", "/1/1", "/1/4", "/3/0", "/3/0/1", "/4", "/5/0", "/8",
+        ] {
+            assert_eq!(holding(&spans, &path(other)), None, "{other}");
         }
     }
 

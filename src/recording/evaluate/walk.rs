@@ -10,12 +10,12 @@ use super::findings::Findings;
 use super::gaps::Gaps;
 use super::invocation::WorkerInvocation;
 use super::known::KnownTargets;
-use super::plan::{LineEnd, Next, Schedule, Task, WorkerId};
+use super::plan::{Costs, LineEnd, Next, Schedule, Task, WorkerId};
 use super::processes::{EndedWorker, Processes, WorkerLimits};
 use super::progress::Progress;
 use super::protocol::{self, WalkKind, WalkerMessage};
 use super::spans::AttrIndex;
-use super::{EvaluationHost, EvaluationResult, flake, memory, remembered, unmarked};
+use super::{EvaluationHost, EvaluationResult, flake, memory, unmarked};
 use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
@@ -90,7 +90,6 @@ impl Worker {
 /// A walk over all targets, and what it has found so far.
 pub struct Walk<'a> {
     request: &'a RecordingRequest,
-    host: EvaluationHost<'a>,
     supervisor: &'a mut Supervisor,
     log: Log,
     progress: Progress,
@@ -134,12 +133,11 @@ impl<'a> Walk<'a> {
         invocation.know(&known);
         Ok(Self {
             request,
-            host: *host,
             supervisor,
             log: log.clone(),
             progress: Progress::new(log),
             invocation,
-            schedule: Schedule::new(most, memory, remembered::load(host.state, host.identity)),
+            schedule: Schedule::new(most, memory, host.remembered),
             processes: Processes::new(),
             workers: BTreeMap::new(),
             diagnosis: Diagnosis::new(&request.root, request.description(), host.temporary),
@@ -151,13 +149,17 @@ impl<'a> Walk<'a> {
         })
     }
 
+    /// What the evaluation costs, for the next one of the same.
+    pub(in crate::recording) fn costs(&self) -> Costs {
+        self.schedule.costs()
+    }
+
     /// Evaluates all targets.
     ///
     /// # Errors
     /// The root does not evaluate, or has no attributes (65); the infrastructure failed (75); a signal asked us to end (128 + n).
     pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
         self.run(vec![Task::root()], store)?;
-        remembered::save(self.host.state, self.host.identity, &self.schedule.costs());
         self.find_gaps()
     }
 
@@ -291,7 +293,7 @@ impl<'a> Walk<'a> {
                     self.schedule.gone(worker);
                     break;
                 };
-                let task = protocol::task_text(&task, WalkKind::Whole);
+                let task = protocol::task_text(&task, WalkKind::Alone);
                 let line = self.invocation.worker_for(&task, part);
                 self.processes.start(worker, &line, self.supervisor)?;
                 self.workers.insert(worker, Worker::walking());
@@ -423,14 +425,13 @@ impl<'a> Walk<'a> {
                     .ok_or_else(|| Failure::new(Class::Bug, format_args!("{attr} is not known")))?;
                 findings.know(&path, name, known);
             }
-            WalkerMessage::Enter(path, count) => schedule.enter(worker, path, count),
             WalkerMessage::Impure => {
                 if let Some(Doing::Loading { is_impure, .. }) = doing {
                     *is_impure = true;
                 }
             }
             WalkerMessage::Set(path, _) if findings.is_given_up(&path) => {}
-            WalkerMessage::Set(path, count) => schedule.large(worker, path, count),
+            WalkerMessage::Set(path, count) => schedule.set(worker, path, count),
             WalkerMessage::End(version) => {
                 if let Some(Doing::Walking { is_complete, .. }) = doing {
                     *is_complete = true;

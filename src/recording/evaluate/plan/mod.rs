@@ -7,17 +7,17 @@
 //! A plain value, which knows no process, no clock and no file: the time since the start of the walk and what a process uses are
 //! passed in. Why a task ended is decided by `diagnosis`; what follows for the rest of it is done by [`Schedule::ended`].
 
+mod assignment;
 mod estimate;
-mod line;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use self::assignment::{Assignment, Queue};
 use self::estimate::{Curve, Remaining, as_float};
-use self::line::{Line, Queue};
-use self::waiting::Waiting;
-use super::spans::{AttrIndex, ChildCounts, Position, Span};
+use self::waiting::WaitingSpans;
+use super::spans::{AttrIndex, ChildCounts, Span};
 
 pub(in crate::recording) use self::estimate::Costs;
 
@@ -99,9 +99,12 @@ pub(super) enum LineEnd {
 /// How far a worker has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// It was never given a task.
-    New,
-    /// It was given its first task at this time, and evaluates the root for it.
+    /// It was started at this time.
+    Started(Duration),
+    /// It took this long to start, and waits for its first task.
+    New(Duration),
+    /// It evaluates the root for its first task. As if it had been given that task at this time, when it started: the time for which
+    /// it waited is left out.
     Root(Duration),
     /// It has evaluated the root.
     Ready,
@@ -110,7 +113,7 @@ enum Stage {
 /// A worker, and what was measured of it.
 #[derive(Debug)]
 struct Worker {
-    line: Option<Line>,
+    assignment: Option<Assignment>,
     /// Started for an attribute that needs all the memory.
     alone: bool,
     /// It is to be ended.
@@ -131,13 +134,13 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(alone: bool, from_end: bool) -> Self {
+    fn new(alone: bool, from_end: bool, now: Duration) -> Self {
         Self {
-            line: None,
+            assignment: None,
             alone,
             closing: false,
             from_end,
-            stage: Stage::New,
+            stage: Stage::Started(now),
             begun: 0,
             measured: 0,
             seconds: 0.0,
@@ -149,14 +152,16 @@ impl Worker {
 
     /// Whether it was never given a task.
     fn is_new(&self) -> bool {
-        self.stage == Stage::New
+        matches!(self.stage, Stage::Started(_) | Stage::New(_))
     }
 
     /// The attribute of the task that began `since` ends. A set is no measure of what attributes cost.
     fn measure(&mut self, now: Duration) {
-        let Some(line) = &mut self.line else { return };
-        if let Some(since) = line.since.take()
-            && !line.is_large()
+        let Some(assignment) = &mut self.assignment else {
+            return;
+        };
+        if let Some(since) = assignment.since.take()
+            && !assignment.is_set
         {
             self.measured += 1;
             self.seconds += now.saturating_sub(since).as_secs_f64();
@@ -182,7 +187,7 @@ pub(super) struct Schedule {
     root_waits: bool,
     /// Tasks for new workers, which come first.
     repetitions: VecDeque<Task>,
-    waiting: Waiting,
+    waiting: WaitingSpans,
     /// Attributes that need all the memory, which come last.
     alone: VecDeque<Task>,
     /// The sets that were given up.
@@ -216,7 +221,7 @@ impl Schedule {
             counts: ChildCounts::new(),
             root_waits: false,
             repetitions: VecDeque::new(),
-            waiting: Waiting::default(),
+            waiting: WaitingSpans::default(),
             alone: VecDeque::new(),
             dropped: BTreeSet::new(),
             workers: BTreeMap::new(),
@@ -239,7 +244,7 @@ impl Schedule {
     pub(super) fn plan(&mut self, tasks: Vec<Task>) {
         self.root_waits = false;
         self.repetitions.clear();
-        self.waiting = Waiting::default();
+        self.waiting = WaitingSpans::default();
         self.alone.clear();
         self.dropped.clear();
         for task in tasks {
@@ -287,7 +292,9 @@ impl Schedule {
 
     /// The attribute that is being evaluated; before the first of a task, the root.
     pub(super) fn at(&self, worker: WorkerId) -> AttrIndex {
-        self.line(worker).map(Line::at).unwrap_or_default()
+        self.assignment(worker)
+            .map(Assignment::at)
+            .unwrap_or_default()
     }
 
     /// How many attributes this worker has begun.
@@ -297,12 +304,13 @@ impl Schedule {
 
     /// What this worker evaluates.
     pub(super) fn task(&self, worker: WorkerId) -> Option<&Task> {
-        self.line(worker).map(|line| &line.task)
+        self.assignment(worker).map(|assignment| &assignment.task)
     }
 
     /// Whether the metadata of the attribute is being evaluated, which is a derivation that evaluates.
     pub(super) fn is_in_meta(&self, worker: WorkerId) -> bool {
-        self.line(worker).is_some_and(|line| line.in_meta)
+        self.assignment(worker)
+            .is_some_and(|assignment| assignment.in_meta)
     }
 
     /// How many names have begun, and how many are known.
@@ -322,12 +330,14 @@ impl Schedule {
         Some(span)
     }
 
-    fn line(&self, worker: WorkerId) -> Option<&Line> {
-        self.workers.get(&worker)?.line.as_ref()
+    fn assignment(&self, worker: WorkerId) -> Option<&Assignment> {
+        self.workers.get(&worker)?.assignment.as_ref()
     }
 
     fn is_busy(&self) -> bool {
-        self.workers.values().any(|worker| worker.line.is_some())
+        self.workers
+            .values()
+            .any(|worker| worker.assignment.is_some())
     }
 
     fn new_workers(&self) -> usize {
@@ -413,7 +423,6 @@ impl Schedule {
 
     /// A worker to start, if there is something for it to do and it pays. To be asked after any event, until there is none.
     pub(super) fn open(&mut self, now: Duration) -> Option<WorkerId> {
-        let _ = now;
         if self.workers.values().any(|worker| worker.alone) {
             return None;
         }
@@ -438,7 +447,8 @@ impl Schedule {
             .filter(|worker| worker.from_end)
             .count();
         let from_end = from_end * 2 < running;
-        self.workers.insert(worker, Worker::new(alone, from_end));
+        self.workers
+            .insert(worker, Worker::new(alone, from_end, now));
         Some(worker)
     }
 
@@ -446,7 +456,7 @@ impl Schedule {
     fn another_pays(&mut self) -> bool {
         let running = self.workers.len();
         let is_idle =
-            |worker: &Worker| worker.line.is_none() && !worker.closing && !worker.is_new();
+            |worker: &Worker| worker.assignment.is_none() && !worker.closing && !worker.is_new();
         let is_root_known = self.counts.contains_key(&AttrIndex::default());
         let is_root_next = !is_root_known && (self.root_waits || self.is_busy());
         let has_work = !self.waiting.is_empty() || is_root_next;
@@ -461,9 +471,9 @@ impl Schedule {
             .values()
             .map(|worker| {
                 let spans = worker
-                    .line
+                    .assignment
                     .as_ref()
-                    .and_then(|line| line.task.spans.as_deref());
+                    .and_then(|assignment| assignment.task.spans.as_deref());
                 let evaluating: u64 = spans.unwrap_or_default().iter().map(Span::length).sum();
                 let resident = worker.resident.filter(|_| worker.stage == Stage::Ready);
                 let resident = resident.map_or(remaining.costs.base, as_float);
@@ -484,8 +494,11 @@ impl Schedule {
         let Some(one) = self.workers.get_mut(&worker) else {
             return Next::End;
         };
-        if one.line.is_some() {
+        if one.assignment.is_some() {
             return Next::Wait;
+        }
+        if let Stage::Started(then) = one.stage {
+            one.stage = Stage::New(now.saturating_sub(then));
         }
         one.resident = resident;
         if let Some(resident) = resident
@@ -524,10 +537,10 @@ impl Schedule {
             one.closing = true;
             return Next::End;
         };
-        if one.is_new() {
-            one.stage = Stage::Root(now);
+        if let Stage::New(start) = one.stage {
+            one.stage = Stage::Root(now.saturating_sub(start));
         }
-        one.line = Some(Line::new(task.clone(), queue));
+        one.assignment = Some(Assignment::new(task.clone(), queue));
         Next::Task(task)
     }
 
@@ -610,25 +623,14 @@ impl Schedule {
         let Some(one) = self.workers.get_mut(&worker) else {
             return false;
         };
-        let Some(line) = &one.line else {
-            return false;
-        };
-        let is_of_task = line.is_of_task(&path);
-        if is_of_task {
-            one.measure(now);
-        }
-        let Some(line) = &mut one.line else {
-            return false;
-        };
-        if !line.begin(path, &self.counts) {
+        one.measure(now);
+        let assignment = one.assignment.as_mut();
+        if !assignment.is_some_and(|assignment| assignment.begin(path, now)) {
             return false;
         }
-        if is_of_task {
-            line.since = Some(now);
-            self.seen += 1;
-        }
-        self.begun += 1;
         one.begun += 1;
+        self.seen += 1;
+        self.begun += 1;
         self.root_is_evaluated(worker, now);
         true
     }
@@ -643,29 +645,19 @@ impl Schedule {
         }
     }
 
-    /// The attribute is a set of `count` attributes, which come next.
-    pub(super) fn enter(&mut self, worker: WorkerId, path: AttrIndex, count: u32) {
-        let one = self.workers.get_mut(&worker);
-        let Some(line) = one.and_then(|one| one.line.as_mut()) else {
-            return;
-        };
-        if line.is_at(&path) {
-            line.enter(path.clone());
-            self.found(path, count);
-        }
-    }
-
     /// The attribute is a set of `count` attributes, which wait from now on.
-    pub(super) fn large(&mut self, worker: WorkerId, path: AttrIndex, count: u32) {
+    pub(super) fn set(&mut self, worker: WorkerId, path: AttrIndex, count: u32) {
         let one = self.workers.get_mut(&worker);
-        let Some(line) = one.and_then(|one| one.line.as_mut()) else {
+        let Some(assignment) = one.and_then(|one| one.assignment.as_mut()) else {
             return;
         };
-        if !line.is_at(&path) {
+        if !assignment.is_at(&path) {
             return;
         }
-        line.report_large();
-        if self.found(path.clone(), count) {
+        assignment.is_set = true;
+        // One that is evaluated again has attributes that wait already, or are evaluated.
+        if self.counts.insert(path.clone(), count).is_none() {
+            self.known += u64::from(count);
             self.wait(vec![Span {
                 at: path,
                 from: 0,
@@ -675,20 +667,11 @@ impl Schedule {
         }
     }
 
-    /// Counts the attributes of a set. Gives false if it was found before.
-    fn found(&mut self, path: AttrIndex, count: u32) -> bool {
-        let is_new = self.counts.insert(path, count).is_none();
-        if is_new {
-            self.known += u64::from(count);
-        }
-        is_new
-    }
-
     /// The evaluation of the attribute's metadata begins.
     pub(super) fn begin_meta(&mut self, worker: WorkerId) {
         let one = self.workers.get_mut(&worker);
-        if let Some(line) = one.and_then(|one| one.line.as_mut()) {
-            line.in_meta = true;
+        if let Some(assignment) = one.and_then(|one| one.assignment.as_mut()) {
+            assignment.in_meta = true;
         }
     }
 
@@ -711,12 +694,12 @@ impl Schedule {
             if matches!(how, LineEnd::Finished | LineEnd::GaveUp) {
                 one.measure(now);
             }
-            let line = one.line.take();
+            let assignment = one.assignment.take();
             if how == LineEnd::Finished {
                 self.root_is_evaluated(worker, now);
             }
-            if let Some(line) = line {
-                self.settle(&line, how);
+            if let Some(assignment) = assignment {
+                self.settle(&assignment, how);
             }
         }
         if process_is_gone {
@@ -725,22 +708,22 @@ impl Schedule {
     }
 
     /// What follows for the rest of a task.
-    fn settle(&mut self, line: &Line, how: LineEnd) {
+    fn settle(&mut self, assignment: &Assignment, how: LineEnd) {
         match how {
             LineEnd::Finished => {}
             LineEnd::GaveUp => {
-                if !line.at().is_root() {
-                    self.wait(line.rest_without_set(&self.counts));
+                if assignment.position().is_some() {
+                    self.wait(assignment.rest());
                 }
             }
             LineEnd::GaveUpSet(set) => {
                 self.drop_set(set);
-                self.wait(line.rest_without_set(&self.counts));
+                self.wait(assignment.rest());
             }
             LineEnd::Again { catch } => {
-                if let Some(again) = self.once_more(line) {
+                if let Some(again) = self.once_more(assignment) {
                     let again = Task { catch, ..again };
-                    match line.queue {
+                    match assignment.queue {
                         Queue::Alone => self.alone.push_front(again),
                         Queue::Waiting | Queue::Repetitions => self.repetitions.push_front(again),
                     }
@@ -748,14 +731,14 @@ impl Schedule {
             }
             LineEnd::Alone | LineEnd::Fewer => {
                 self.one_fewer();
-                let is_attribute = how == LineEnd::Alone && line.position().is_some();
-                if let Some(again) = self.once_more(line) {
+                let is_attribute = how == LineEnd::Alone && assignment.position().is_some();
+                if let Some(again) = self.once_more(assignment) {
                     self.wait_again(
                         again,
                         if is_attribute {
                             Queue::Alone
                         } else {
-                            line.queue
+                            assignment.queue
                         },
                     );
                 }
@@ -764,32 +747,24 @@ impl Schedule {
     }
 
     /// What is evaluated again of a task: the attribute at the position, or all of it if nothing has begun. The rest waits.
-    fn once_more(&mut self, line: &Line) -> Option<Task> {
-        if line.is_large() {
-            self.wait(line.rest(&self.counts));
-            return None;
-        }
-        let spans = match line.position() {
-            None => match &line.task.spans {
+    fn once_more(&mut self, assignment: &Assignment) -> Option<Task> {
+        let spans = match assignment.position() {
+            None if assignment.is_set => return None,
+            None => match &assignment.task.spans {
                 None => return Some(Task::root()),
                 Some(spans) => spans.clone(),
             },
-            Some(Position::At(path)) => {
-                self.wait(line.rest(&self.counts));
+            Some(path) => {
+                self.wait(assignment.rest());
+                if assignment.is_set {
+                    return None;
+                }
                 self.begun = self.begun.saturating_sub(1);
                 Vec::from_iter(self.span(path))
             }
-            // The attributes of a set that was entered.
-            Some(Position::Entered(path)) => {
-                let mut rest = line.rest(&self.counts);
-                let has_some = self.counts.get(path).is_some_and(|count| *count > 0);
-                let first = has_some.then(|| rest.remove(0));
-                self.wait(rest);
-                Vec::from_iter(first)
-            }
         };
         let spans = self.without_dropped(spans);
-        let catch = line.task.catch;
+        let catch = assignment.task.catch;
         (!spans.is_empty()).then_some(Task {
             spans: Some(spans),
             catch,

@@ -14,38 +14,23 @@ const BUDGET: u64 = 1000;
 #[derive(Debug, Clone)]
 enum Report {
     Begin(AttrIndex),
-    Enter(AttrIndex, u32),
-    Large(AttrIndex, u32),
+    Set(AttrIndex, u32),
 }
 
-/// The reports of a task. The attributes of some sets follow in the same task.
-fn reports(task: &Task, counts: &ChildCounts, entered: u64) -> VecDeque<Report> {
+/// The reports of a task.
+fn reports(task: &Task, counts: &ChildCounts) -> VecDeque<Report> {
+    let attributes = task.spans.iter().flatten().flat_map(|span| {
+        assert_eq!(span.count, counts[&span.at]);
+        (span.from..span.to).map(|number| span.at.child(number))
+    });
+    let root = task.spans.is_none().then(|| path(""));
     let mut reports = VecDeque::new();
-    let is_entered = |path: &AttrIndex| {
-        let number = counts.keys().position(|set| set == path).unwrap();
-        entered >> number & 1 == 1
-    };
-    let mut todo: Vec<AttrIndex> = match &task.spans {
-        None => vec![path("")],
-        Some(spans) => {
-            let attributes = spans.iter().flat_map(|span| {
-                assert_eq!(span.count, counts[&span.at]);
-                (span.from..span.to).map(|number| span.at.child(number))
-            });
-            attributes.rev().collect()
-        }
-    };
-    while let Some(path) = todo.pop() {
+    for path in root.into_iter().chain(attributes) {
         if !path.is_root() {
             reports.push_back(Report::Begin(path.clone()));
         }
-        match counts.get(&path) {
-            Some(count) if is_entered(&path) => {
-                todo.extend((0..*count).rev().map(|number| path.child(number)));
-                reports.push_back(Report::Enter(path, *count));
-            }
-            Some(count) => reports.push_back(Report::Large(path, *count)),
-            None => {}
+        if let Some(count) = counts.get(&path) {
+            reports.push_back(Report::Set(path, *count));
         }
     }
     reports
@@ -58,8 +43,6 @@ struct Simulated {
     reports: Option<VecDeque<Report>>,
     /// The attribute that has begun, and not ended.
     current: Option<AttrIndex>,
-    /// The set whose attributes come next.
-    entered: Option<AttrIndex>,
     is_closing: bool,
 }
 
@@ -101,7 +84,6 @@ proptest! {
     #[test]
     fn however_workers_behave_each_attribute_ends_once_within_the_memory(
         counts in tree(),
-        entered in 0..4096u64,
         most in 1..5usize,
         is_remembered in any::<bool>(),
         mut dice in proptest::collection::vec(dice(), 0..120),
@@ -118,7 +100,7 @@ proptest! {
             let now = Duration::from_secs(step);
             let Dice { which, action, number } = dice.pop().unwrap_or(Dice { which: 0, action: 99, number: 1 });
             while let Some(worker) = schedule.open(now) {
-                workers.push(Simulated { worker, reports: None, current: None, entered: None, is_closing: false });
+                workers.push(Simulated { worker, reports: None, current: None, is_closing: false });
                 prop_assert!(workers.len() <= most);
                 check(&schedule, &workers)?;
             }
@@ -132,7 +114,7 @@ proptest! {
                         if task.catch {
                             prop_assert_eq!(schedule.begun(one.worker), 0);
                         }
-                        one.reports = Some(reports(&task, &counts, entered));
+                        one.reports = Some(reports(&task, &counts));
                     }
                     Next::Wait => {}
                     Next::End => one.is_closing = true,
@@ -193,7 +175,6 @@ proptest! {
                     None => Some((LineEnd::Finished, is_gone)),
                     Some(Report::Begin(path)) => {
                         ended.attributes.extend(one.current.take());
-                        one.entered = None;
                         for alone in [false, true] {
                             if anew.remove(&(path.clone(), alone)) {
                                 prop_assert_eq!(schedule.begun(worker), 0, "{} in a used worker", path);
@@ -204,33 +185,26 @@ proptest! {
                         one.current = Some(path);
                         None
                     }
-                    Some(Report::Enter(path, count)) => {
+                    Some(Report::Set(path, count)) => {
                         ended.attributes.extend(one.current.take());
-                        schedule.enter(worker, path.clone(), count);
-                        one.entered = Some(path);
-                        None
-                    }
-                    Some(Report::Large(path, count)) => {
-                        ended.attributes.extend(one.current.take());
-                        schedule.large(worker, path.clone(), count);
+                        schedule.set(worker, path.clone(), count);
                         // Said twice, it changes nothing.
-                        schedule.large(worker, path, count);
+                        schedule.set(worker, path, count);
                         None
                     }
                 }
             };
             let Some((how, is_gone)) = end else { continue };
             let current = one.current.take();
-            let entered = one.entered.take();
             match &how {
                 LineEnd::Finished => ended.attributes.extend(current),
                 LineEnd::GaveUp => {
-                    ended.given_up.extend(current.clone().or(entered));
+                    ended.given_up.extend(current.clone());
                     ended.attributes.extend(current);
                 }
                 LineEnd::GaveUpSet(set) => {
                     ended.given_up.push(set.clone());
-                    ended.given_up.extend(current.clone().or(entered));
+                    ended.given_up.extend(current.clone());
                     anew.retain(|(path, _)| !path.is_in(set));
                     ended.attributes.extend(current);
                 }

@@ -163,7 +163,7 @@ fn run_with(workload: &Workload, most: usize, remembered: Option<Costs>) -> Run 
                 end = Some(LineEnd::Fewer);
             } else if one.task == Some(Task::root()) {
                 let count = u32::try_from(workload.attributes.len()).unwrap();
-                schedule.large(one.worker, root.clone(), count);
+                schedule.set(one.worker, root.clone(), count);
             }
         }
         if let Some(number) = one.current.take() {

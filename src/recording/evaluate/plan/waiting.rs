@@ -6,12 +6,12 @@ use crate::recording::evaluate::spans::{AttrIndex, Span};
 
 /// Spans that do not overlap, by their first attribute.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct WaitingSpans {
     spans: BTreeMap<AttrIndex, Span>,
     length: u64,
 }
 
-impl Waiting {
+impl WaitingSpans {
     /// How many attributes wait, without those in sets among them.
     pub(super) fn length(&self) -> u64 {
         self.length
@@ -115,8 +115,8 @@ mod tests {
         }
     }
 
-    fn waiting() -> Waiting {
-        let mut waiting = Waiting::default();
+    fn waiting() -> WaitingSpans {
+        let mut waiting = WaitingSpans::default();
         for span in [span("", 3, 9), span("/1", 0, 4), span("/2", 5, 5)] {
             waiting.insert(span);
         }
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn neighbouring_parts_are_taken_as_one() {
-        let mut waiting = Waiting::default();
+        let mut waiting = WaitingSpans::default();
         waiting.insert(span("", 3, 5));
         waiting.insert(span("", 5, 9));
         assert_eq!(waiting.take(9, true), [span("", 3, 9)]);
