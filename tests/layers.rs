@@ -322,10 +322,16 @@ const COMMANDS_TWICE: [(&str, &[(&str, &str)]); 6] = [
     ),
     (
         "structured",
-        &[(
-            "store/copying.rs",
-            "a copy is read for its progress, a build for its failures",
-        )],
+        &[
+            (
+                "store/copying.rs",
+                "a copy is read for its progress, a build for its failures",
+            ),
+            (
+                "recording/evaluate/flake.rs",
+                "locking a flake is read for what it copies",
+            ),
+        ],
     ),
 ];
 

@@ -3,7 +3,7 @@
 //!
 //! The evaluation knows nothing of it: its errors are divided afterwards.
 
-use super::evaluate::exclusions::covers;
+use super::evaluate::exclusions::{covers, is_expected};
 use super::evaluate::gaps::{LISTED, Note, next_to, pattern};
 use super::{AttrError, EvaluationResult, RecordingRequest};
 use crate::counts::number;
@@ -36,11 +36,6 @@ impl ErrorLists {
     pub(super) fn len(&self) -> usize {
         self.evaluation.len() + self.expected.len() + self.refused.len()
     }
-}
-
-/// Whether this evaluation error is expected, by these paths.
-pub(in crate::recording) fn is_expected(error: &AttrError, expected: &[AttrPath]) -> bool {
-    expected.iter().any(|path| covers(path, &error.attr))
 }
 
 /// What `expect-errors` names that has no error: nothing at all, or only attributes that evaluate.

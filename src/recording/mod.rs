@@ -4,6 +4,7 @@
 //! A recording does not know how a step gets its outputs; it only writes the record that a step reads.
 
 mod checkout;
+mod error_line;
 mod errors;
 pub mod evaluate;
 mod keep;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::error_line::{ERRORS_AT_MOST, MESSAGE_IN_STEP, print_error};
 use super::errors::ErrorLists;
 use super::evaluate::gaps::Note;
 use super::pipeline::excess::Excess;
@@ -10,29 +11,12 @@ use super::{AttrError, OnError};
 use crate::counts::number;
 use crate::log::Log;
 use crate::nix::AttrPath;
-use crate::nix::message::in_one_line;
-
-/// How many errors of a kind are printed with their messages; the pipeline has a step for each of them.
-pub(in crate::recording) const ERRORS_AT_MOST: usize = 10;
 
 /// How many of the others are named.
 const NAMES_AT_MOST: usize = 10;
 
-/// The message of an evaluation error that was not evaluated again to get Nix's own: that costs a process for each.
-pub(in crate::recording) const MESSAGE_IN_STEP: &str = "its step prints the message";
-
 /// The same, where no step runs.
 pub(super) const MESSAGE_UNKNOWN: &str = "its message is not known";
-
-/// Prints an attribute that has an error of this kind; an unknown message is `otherwise`.
-pub(in crate::recording) fn print_error(kind: &str, error: &AttrError, otherwise: &str, log: &Log) {
-    let message = error.message.as_deref().map(in_one_line);
-    log.say(format_args!(
-        "{kind}: {}: {}",
-        error.attr,
-        message.unwrap_or_else(|| otherwise.into())
-    ));
-}
 
 /// Prints the attributes that have an error of this kind, except for those that were `printed` as they came: the first of them with
 /// their messages, and some of the others by name. An unknown message is `otherwise`.

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::checkout::check_agent;
+use super::error_line::MESSAGE_IN_STEP;
 use super::errors::{self, ErrorLists};
 use super::evaluate::EvaluationHost;
-use super::evaluate::evaluator::EvaluatorRun;
+use super::evaluate::evaluator::{EvaluatorRun, WalkPlace};
 use super::evaluate::{flake, remembered};
 use super::evaluate::gaps::{Note, agents_without_targets};
 use super::evaluate::known::KnownTargets;
@@ -15,7 +16,7 @@ use super::keep::partial::PartialRecording;
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
 use super::keep::{self, PinOwner, open_state_folder, skip};
 use super::notices::{
-    MESSAGE_IN_STEP, print_error_lists, print_errors, print_notes, warn_of_excess, warn_of_plugins,
+    print_error_lists, print_errors, print_notes, warn_of_excess, warn_of_plugins,
 };
 use super::pipeline::document::Document;
 use super::pipeline::excess::Excess;
@@ -25,7 +26,7 @@ use super::report::RecordingReport;
 use super::share::Sharing;
 use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
-use super::upload::annotation::{Place, annotation, annotation_of_excess};
+use super::upload::annotation::{annotation, annotation_of_excess};
 use super::upload::plan::UploadPlan;
 use super::{BuildkiteBuild, EvaluationResult, OnError, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
@@ -128,7 +129,7 @@ pub fn perform(
     } = match pinned {
         Err(failure) => {
             let place = match evaluation.place() {
-                _ if is_complete => Some(Place::Behind),
+                _ if is_complete => Some(WalkPlace::Behind),
                 place => place,
             };
             let evaluated = evaluation.evaluated();
@@ -157,7 +158,7 @@ pub fn perform(
 
     let reached = Reached {
         evaluated: &evaluated,
-        place: Some(&Place::Behind),
+        place: Some(&WalkPlace::Behind),
     };
     let skipped = skip::reasons(&targets, &request, answers, &mut store, supervisor, log);
     let skipped = unfinished.or_leave(skipped, &reached, &mut store, supervisor)?;

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::errors::ErrorLists;
+use super::evaluate::evaluator::WalkPlace;
 use super::evaluate::known::KnownTargets;
 use super::keep::partial::PartialRecording;
 use super::pipeline::document::Document;
 use super::pipeline::steps::{PlannedPipeline, TargetStep, key, source};
 use super::targets::targets;
-use super::upload::annotation::{self, Place, StoppedReport};
+use super::upload::annotation::{self, StoppedReport};
 use super::upload::{DOCUMENT, annotation_context};
 use super::{BuildkiteBuild, EvaluationResult, RecordingRequest};
 use crate::agent;
@@ -56,7 +57,7 @@ pub(super) struct Unfinished<'a> {
 pub(super) struct Reached<'a> {
     pub(super) evaluated: &'a EvaluationResult,
     /// Where it is; none where that is not known.
-    pub(super) place: Option<&'a Place>,
+    pub(super) place: Option<&'a WalkPlace>,
 }
 
 impl Unfinished<'_> {

@@ -11,10 +11,20 @@ use crate::counts;
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake};
-use crate::recording::upload::annotation::Place;
 use crate::recording::{Evaluator, RecordingRequest};
 use crate::store::Store;
 use crate::supervise::Supervisor;
+
+/// Where a recording is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::recording) enum WalkPlace {
+    /// The root is evaluated.
+    Root,
+    /// This attribute is evaluated.
+    Attribute(AttrPath),
+    /// Everything is evaluated.
+    Behind,
+}
 
 /// An evaluator at work.
 pub(in crate::recording) enum EvaluatorRun<'a> {
@@ -132,9 +142,9 @@ impl<'a> EvaluatorRun<'a> {
     }
 
     /// Where the evaluation is, as far as that is known.
-    pub(in crate::recording) fn place(&self) -> Option<Place> {
+    pub(in crate::recording) fn place(&self) -> Option<WalkPlace> {
         match self {
-            Self::Walker(walk) => Some(walk.at().map_or(Place::Root, Place::Attribute)),
+            Self::Walker(walk) => Some(walk.at().map_or(WalkPlace::Root, WalkPlace::Attribute)),
             Self::EvalJobs { .. } => None,
         }
     }

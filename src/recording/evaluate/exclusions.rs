@@ -1,6 +1,7 @@
 //! Which attributes a path matches in which `*` stands for one name: those of `exclude` and `expect-errors`.
 
 use crate::nix::AttrPath;
+use crate::recording::AttrError;
 
 /// The exclusions below `root`, relative to it; those elsewhere match nothing, and are empty.
 pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<String>> {
@@ -40,6 +41,11 @@ pub(in crate::recording) fn covers(path: &AttrPath, attr: &AttrPath) -> bool {
             .iter()
             .zip(names)
             .all(|(part, name)| part == "*" || part == name)
+}
+
+/// Whether this evaluation error is expected, by these paths.
+pub(in crate::recording) fn is_expected(error: &AttrError, expected: &[AttrPath]) -> bool {
+    expected.iter().any(|path| covers(path, &error.attr))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::counts::{evaluated, number};
 use crate::log::Log;
 use crate::nix::{AttrPath, NoiseFilter};
 use crate::recording::AttrError;
-use crate::recording::notices::{ERRORS_AT_MOST, MESSAGE_IN_STEP, print_error};
+use crate::recording::error_line::{ERRORS_AT_MOST, MESSAGE_IN_STEP, print_error};
 use crate::status_line::StatusLine;
 
 /// The progress of an evaluation.

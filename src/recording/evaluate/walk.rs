@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::circles::circle;
 use super::diagnosis::{Diagnosis, FailedTask, OversizedWorker, Question, Verdict, WorkerEnd};
+use super::exclusions::is_expected;
 use super::findings::Findings;
 use super::gaps::Gaps;
 use super::invocation::WorkerInvocation;
@@ -20,7 +21,6 @@ use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, Evaluation, LockedFlake, NixOutput};
-use crate::recording::errors::is_expected;
 use crate::recording::{RecordingRequest, Recurse};
 use crate::store::Store;
 use crate::supervise::Supervisor;

@@ -8,9 +8,11 @@ use crate::buildkite::markdown::{NAME_AT_MOST, code, inert, inert_within};
 use crate::counts::{RecordingCounts, number};
 use crate::nix::AttrPath;
 use crate::nix::message::in_one_line_of;
+use crate::recording::error_line::MESSAGE_IN_STEP;
 use crate::recording::errors::ErrorLists;
+use crate::recording::evaluate::evaluator::WalkPlace;
 use crate::recording::evaluate::gaps::Note;
-use crate::recording::notices::{MESSAGE_IN_STEP, MESSAGE_UNKNOWN};
+use crate::recording::notices::MESSAGE_UNKNOWN;
 use crate::recording::pipeline::excess::Excess;
 use crate::recording::report::RecordingReport;
 use crate::recording::{AttrError, OnError, Target};
@@ -106,21 +108,10 @@ pub(in crate::recording) struct StoppedReport<'a> {
     /// The number of each kind so far.
     pub(in crate::recording) counts: RecordingCounts,
     /// Where it was; none where that is not known.
-    pub(in crate::recording) place: Option<&'a Place>,
+    pub(in crate::recording) place: Option<&'a WalkPlace>,
     pub(in crate::recording) seconds: f64,
     /// Whether a retry on this host begins with the targets.
     pub(in crate::recording) is_kept: bool,
-}
-
-/// Where a recording is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::recording) enum Place {
-    /// The root is evaluated.
-    Root,
-    /// This attribute is evaluated.
-    Attribute(AttrPath),
-    /// Everything is evaluated.
-    Behind,
 }
 
 impl StoppedReport<'_> {
@@ -138,9 +129,9 @@ impl StoppedReport<'_> {
     fn found(&self, of: &str, name: impl Fn(&AttrPath) -> String) -> String {
         let place = match self.place {
             None => String::new(),
-            Some(Place::Root) => " at the root".to_owned(),
-            Some(Place::Attribute(attr)) => format!(" at {}", name(attr)),
-            Some(Place::Behind) => " behind the evaluation".to_owned(),
+            Some(WalkPlace::Root) => " at the root".to_owned(),
+            Some(WalkPlace::Attribute(attr)) => format!(" at {}", name(attr)),
+            Some(WalkPlace::Behind) => " behind the evaluation".to_owned(),
         };
         let targets = number(self.counts.targets, "target");
         let errors = self.counts.errors().map(|errors| format!(", {errors}"));
@@ -466,7 +457,7 @@ mod tests {
 
     #[test]
     fn what_a_stopped_recording_found_is_shown_as_plain_text() {
-        let place = Place::Attribute(AttrPath::new(vec!["<b>".into()]));
+        let place = WalkPlace::Attribute(AttrPath::new(vec!["<b>".into()]));
         let errors = ErrorLists {
             evaluation: vec![error_with("<script>")],
             ..ErrorLists::default()
@@ -494,9 +485,9 @@ mod tests {
         report.is_kept = false;
         for (place, words) in [
             (None, "stopped after 12.3 s: "),
-            (Some(&Place::Root), "stopped at the root after 12.3 s: "),
+            (Some(&WalkPlace::Root), "stopped at the root after 12.3 s: "),
             (
-                Some(&Place::Behind),
+                Some(&WalkPlace::Behind),
                 "stopped behind the evaluation after 12.3 s: ",
             ),
         ] {
