@@ -129,7 +129,7 @@ impl Excess {
         let jobs = rest.iter().map(|(_, jobs)| jobs).sum();
         (!rest.is_empty()).then(|| {
             let attributes = number(rest.len(), "other attribute");
-            format!("{attributes} {}", number(jobs, "job"))
+            format!("{attributes} with {}", number(jobs, "job"))
         })
     }
 
@@ -515,7 +515,7 @@ mod tests {
         assert!(
             excess
                 .by_attribute()
-                .ends_with("; 8990 other attributes 8990 jobs")
+                .ends_with("; 8990 other attributes with 8990 jobs")
         );
         assert!(
             excess
