@@ -1,6 +1,7 @@
 //! What real Nix prints of an error, and what of it is the message: every text that an expression may throw comes out whole, by
 //! `nix-instantiate` and by `nix repl` on a pipe. With each Nix that is on the PATH of the tests.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 
 use eval_once::{
@@ -49,8 +50,8 @@ fn printed(store: &Store, count: usize) -> Vec<[Vec<u8>; 2]> {
     };
     let mut lines = String::from("messages = import ./messages.nix\n");
     for i in 0..count {
-        lines += &format!("builtins.trace \"MARK begin\" messages.m{i}\n");
-        lines += "builtins.trace \"MARK end\" null\n";
+        let _ = writeln!(lines, "builtins.trace \"MARK begin\" messages.m{i}");
+        lines.push_str("builtins.trace \"MARK end\" null\n");
     }
     let input = store.write("lines", &lines);
     let mut repl = store

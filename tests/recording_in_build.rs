@@ -705,6 +705,71 @@ fn more_steps_than_a_build_can_have_are_refused_before_anything_is_uploaded() {
     }
 }
 
+#[test]
+fn a_message_is_whole_in_everything_that_has_the_room() {
+    let Some(store) = store() else { return };
+    // More than a log's line, the old limits of an annotation (2,000 characters) and of a line of Nix's (4 KiB).
+    store.targets(
+        r#"let lines = builtins.concatStringsSep "\n" (builtins.genList (i: "error: line ${toString i}, at /x:1:1:") 300); in {
+          good = file "good";
+          long = throw "the first line\n${lines}\n… while the last line";
+          aborted = abort "a\n\nerror: b";
+        }"#,
+    );
+    let Some(scene) = plugin_scene(store, &json!({ "summary": true })) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    let lines = (0..300).map(|i| format!("error: line {i}, at /x:1:1:\n"));
+    let lines: String = lines.collect();
+    let message = format!("the first line\n{lines}… while the last line");
+    let document = scene.document();
+    let errors = document["errors"].as_array().unwrap();
+    let abort = "evaluation aborted with the following error message: 'a\n\nerror: b'";
+    assert_eq!(errors[0]["message"], abort);
+    assert_eq!(errors[1]["message"], message);
+
+    let printed = scene.build.job("record").plain().replace('\r', "");
+    let begin = "eval-once: evaluation error: long: the first line error: line 0, at /x:1:1: error: line 1, ";
+    let line = printed
+        .lines()
+        .find(|line| line.starts_with(begin))
+        .unwrap();
+    assert!(line.ends_with('…'), "{line}");
+
+    let annotations = scene.build.annotations();
+    let bodies = annotations
+        .iter()
+        .map(|(context, it)| (context.as_str(), shown(&it.body)));
+    let bodies: BTreeMap<&str, String> = bodies.collect();
+    for (context, body) in &bodies {
+        match *context {
+            "eval-once-failures" => assert!(body.contains("error: line 100, at /x:1:1:"), "{body}"),
+            "eval-once-summary" => assert!(
+                body.contains("**evaluation error**: the first line error: line 0,"),
+                "{body}"
+            ),
+            _ => assert!(body.contains(&format!("<pre>{message}</pre>")), "{body}"),
+        }
+    }
+    assert_eq!(bodies.len(), 3, "{:?}", bodies.keys());
+
+    let junit = scene
+        .build
+        .artifacts()
+        .remove("eval-once-junit.xml")
+        .unwrap();
+    let junit = String::from_utf8(junit).unwrap();
+    assert!(junit.contains(&format!(">{message}</error>")), "{junit}");
+    let job = scene
+        .error_jobs()
+        .into_iter()
+        .find(|it| it.plain().contains("the first line"));
+    let log = job.unwrap().plain().replace('\r', "");
+    let last = format!("eval-once: error: long of default.nix does not evaluate: {message}\n");
+    assert!(log.contains(&last), "{log}");
+}
+
 /// More jobs than a build can have. Most of them are evaluation errors, which have steps too, and need no file.
 const TOO_MANY: &str = r#"
   let set = count: { recurseForDerivations = true; } // builtins.listToAttrs

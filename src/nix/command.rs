@@ -423,13 +423,36 @@ pub fn converse(
         ("XDG_DATA_HOME", folder.into()),
         ("NIX_DATA_HOME", folder.into()),
     ];
-    if let Some(heap) = heap {
-        let heap = heap.to_string();
-        command
-            .variables
-            .push(("GC_INITIAL_HEAP_SIZE", heap.into()));
-    }
+    command.variables.extend(heap_variable(heap));
     command
+}
+
+/// The same for one task, which ends with the first error: for a Nix that converses only in evaluation that is not pure (2.8, 2.9).
+#[must_use]
+pub fn walk_once(
+    evaluation: &Evaluation,
+    settings: &str,
+    locked: Option<&LockedFlake>,
+    heap: Option<u64>,
+    task: &str,
+    options: &Options,
+) -> CommandLine {
+    let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
+    command.arguments.extend(evaluation.purity());
+    command.arguments.extend(evaluation.search_path());
+    let walker = evaluation.walking(settings, locked);
+    // Behind `-E`.
+    command.name_argument(command.arguments.len() + 1, "walk");
+    command
+        .arguments
+        .extend(["-E".into(), format!("({walker}\n) {task}").into()]);
+    command.folder = Some(evaluation.folder.clone());
+    command.variables.extend(heap_variable(heap));
+    command
+}
+
+fn heap_variable(heap: Option<u64>) -> Option<(&'static str, OsString)> {
+    Some(("GC_INITIAL_HEAP_SIZE", heap?.to_string().into()))
 }
 
 /// Our file in its folder.
@@ -778,7 +801,10 @@ mod tests {
         };
         assert_eq!(heap(&converse(Some(1 << 20))), Some("1048576".into()));
         assert_eq!(heap(&converse(None)), None);
-        assert_eq!(converse(None).folder.as_deref(), Some(Path::new("/checkout")));
+        assert_eq!(
+            converse(None).folder.as_deref(),
+            Some(Path::new("/checkout"))
+        );
         assert_eq!(converse(None).stdin, Stdin::Lines);
         let words = converse(None).words();
         let settings = words.iter().position(|word| word == "--option").unwrap();

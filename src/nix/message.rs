@@ -123,7 +123,7 @@ impl Message {
 /// only indented lines: so the last line that begins with `error:` is Nix's.
 #[derive(Debug, Clone, Default)]
 pub struct MessageLines {
-    part: Part,
+    part: MessagePart,
     frames: VecDeque<String>,
     /// What stands behind the last `error:` that is a border, without Nix's indentation.
     body: String,
@@ -135,7 +135,7 @@ pub struct MessageLines {
 
 /// The part of a message that the next line belongs to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Part {
+enum MessagePart {
     /// None: no message has begun.
     #[default]
     None,
@@ -154,9 +154,9 @@ impl MessageLines {
         let is_blank = line.trim().is_empty();
         if let Some(first) = after_error(line) {
             let part = if first.is_empty() {
-                Part::Begin
+                MessagePart::Begin
             } else {
-                Part::Body
+                MessagePart::Body
             };
             *self = Self {
                 part,
@@ -165,22 +165,22 @@ impl MessageLines {
             self.push(first);
         } else if !continues(line) || line.starts_with(TRACE_NOTE) {
             self.end();
-        } else if self.part == Part::Frames
+        } else if self.part == MessagePart::Frames
             && self.after_blank
             && let Some(first) = indented_error(line)
         {
-            self.part = Part::Body;
+            self.part = MessagePart::Body;
             self.body.clear();
             self.is_full = false;
             self.push(first);
         } else {
-            if self.part == Part::Begin && !is_blank {
+            if self.part == MessagePart::Begin && !is_blank {
                 self.part = match frame(line) {
-                    Some(_) => Part::Frames,
-                    None => Part::Body,
+                    Some(_) => MessagePart::Frames,
+                    None => MessagePart::Body,
                 };
             }
-            if self.part == Part::Frames
+            if self.part == MessagePart::Frames
                 && let Some(frame) = frame(line)
             {
                 if self.frames.len() == FRAMES_AT_MOST {
@@ -195,7 +195,7 @@ impl MessageLines {
 
     /// Notes that the last line goes on, and that its rest is not known.
     pub fn cut(&mut self) {
-        if !matches!(self.part, Part::None | Part::End) && !self.is_full {
+        if !matches!(self.part, MessagePart::None | MessagePart::End) && !self.is_full {
             self.body.push('…');
             self.is_full = true;
         }
@@ -205,16 +205,18 @@ impl MessageLines {
     #[must_use]
     pub fn message(&self) -> Option<Message> {
         let frames = match self.part {
-            Part::None => return None,
+            MessagePart::None => return None,
             // No text has come behind them: they are the text.
-            Part::Frames => Vec::new(),
-            Part::Begin | Part::Body | Part::End => self.frames.iter().cloned().collect(),
+            MessagePart::Frames => Vec::new(),
+            MessagePart::Begin | MessagePart::Body | MessagePart::End => {
+                self.frames.iter().cloned().collect()
+            }
         };
         Some(Message::of(&self.body, frames))
     }
 
     fn push(&mut self, line: &str) {
-        if self.is_full || matches!(self.part, Part::None | Part::End) {
+        if self.is_full || matches!(self.part, MessagePart::None | MessagePart::End) {
             return;
         }
         if !self.body.is_empty() {
@@ -228,12 +230,14 @@ impl MessageLines {
 
     fn end(&mut self) {
         match self.part {
-            Part::None => {}
-            Part::Frames => {
+            MessagePart::None => {}
+            MessagePart::Frames => {
                 self.frames.clear();
-                self.part = Part::End;
+                self.part = MessagePart::End;
             }
-            Part::Begin | Part::Body | Part::End => self.part = Part::End,
+            MessagePart::Begin | MessagePart::Body | MessagePart::End => {
+                self.part = MessagePart::End;
+            }
         }
     }
 }
@@ -309,7 +313,7 @@ fn is_place(lines: &[&str]) -> bool {
 const NOTES: [&str; 2] = ["Did you mean ", "note: "];
 
 /// Whether a line is blank, or one of an expression as Nix shows it: `3|   x = 1;`, `|   ^`.
-fn is_code(line: &&&str) -> bool {
+fn is_code(line: &str) -> bool {
     let line = line.trim_start();
     let number = line.trim_start_matches(|c: char| c.is_ascii_digit());
     line.is_empty() || number.starts_with('|')

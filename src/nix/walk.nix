@@ -3,7 +3,7 @@
 # when the evaluation fails.
 #
 # It is a function that is given one task after the other, and is applied to the root once, so that each task finds what the ones
-# before it have evaluated. A set is only reported: its attributes are tasks of their own.
+# before it have evaluated. A set is only reported: its attributes are tasks of their own. (Only a `whole` task walks sets at once.)
 #
 # An attribute is identified by its index among its siblings, and an attribute path by a list of these (`/3/0/2`): a name need not
 # be UTF-8, and would not survive being printed. Each line is a marker that no repository can guess, a word, a path, and text:
@@ -17,6 +17,7 @@
 #   empty    PATH          an unmarked set in which no derivations were found
 #   callable PATH          its step must not call it: a derivation that can be called, or a set whose mark may be wrong
 #   set      PATH COUNT    a set or a list of this many attributes
+#   enter    PATH COUNT    the same, and its attributes follow
 #   meta     PATH          a derivation that evaluates; the evaluation of its metadata begins
 #   target   PATH JSON     a derivation (`named`: its drvPath is a plain string, so this evaluation need not have written it)
 #   throws   PATH          it throws, and the task catches that
@@ -430,8 +431,14 @@ let
       if here.depth >= deepest then
         builtins.seq (say "deep" here.at "") (throw "nested too deeply")
       else
-        builtins.seq (say "set" here.at (toString (builtins.length found.names))) (
-          if here.beside == [ ] then null else say "beside" here.at (list here.beside)
+        let
+          count = builtins.length found.names;
+          one = index: attribute task call (step here found index) (found.get (builtins.elemAt found.names index));
+        in
+        builtins.seq (say (if task.whole then "enter" else "set") here.at (toString count)) (
+          builtins.seq (if here.beside == [ ] then null else say "beside" here.at (list here.beside)) (
+            if task.whole then builtins.foldl' (_: one) null (builtins.genList (index: index) count) else null
+          )
         )
     else if here.at == "" then
       say "other" "" (article found.other)
@@ -546,10 +553,12 @@ in
   catch ? false,
   # Whether the spans are unmarked sets, to be searched for derivations instead of walked.
   search ? false,
+  # Whether to walk the sets as well that are found.
+  whole ? false,
 }:
 let
   task = {
-    inherit catch search;
+    inherit catch search whole;
   };
 in
 builtins.seq (

@@ -20,7 +20,7 @@ use super::notices::{
 use super::pipeline::document::Document;
 use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
-use super::pipeline::steps::{Records, check, source, steps};
+use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
 use super::report::RecordingReport;
 use super::share::Sharing;
 use super::stopped::{Reached, Unfinished};
@@ -99,6 +99,7 @@ pub fn perform(
         temporary,
         state: &state,
         cores,
+        identity: &identity,
     };
     let mut evaluation = EvaluatorRun::new(
         &request,
@@ -135,11 +136,18 @@ pub fn perform(
         }
         Ok(pinned) => pinned,
     };
-    let printed = evaluation.printed_errors();
+    let errors_printed = evaluation.printed_errors();
     // What it has found of each attribute takes as much memory as the targets.
     drop(evaluation);
     let errors = ErrorLists::of(&evaluated, &request.expect_errors);
-    let notes = print_findings(&evaluated, &errors, &printed, &request, &targets, log)?;
+    let notes = print_findings(
+        &evaluated,
+        &errors,
+        &errors_printed,
+        &request,
+        &targets,
+        log,
+    )?;
     times.end("evaluate");
 
     let reached = Reached {
@@ -159,8 +167,14 @@ pub fn perform(
     let undone = undone(build);
     let mut pipeline =
         steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
-    let refused = pipeline.refused_targets(&records);
-    print_errors("refused", refused, &BTreeSet::new(), MESSAGE_IN_STEP, log);
+    let refused_targets = pipeline.refused_targets(&records);
+    print_errors(
+        "refused",
+        refused_targets,
+        &BTreeSet::new(),
+        MESSAGE_IN_STEP,
+        log,
+    );
     let counts = pipeline.counts(&targets);
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
@@ -187,10 +201,7 @@ pub fn perform(
     };
     log.say(report.sentence(None));
     let Some(build) = build else {
-        if let Some(excess) = &excess {
-            warn_of_excess(excess, log);
-        }
-        return placed_step::json(&pipeline.steps).map(|text| Some((text + "\n").into_bytes()));
+        return printed(&pipeline, excess.as_ref(), log).map(Some);
     };
     let mut document = Document::new(
         &evaluated.nix,
@@ -205,9 +216,8 @@ pub fn perform(
     let document = document.to_json()?;
     let mut upload = Upload::new(build, temporary, supervisor, log);
     if let Some(excess) = &excess {
-        log.say(excess.by_attribute());
         upload.publish(&document, &annotation_of_excess(&report, excess))?;
-        return Err(excess.failure().context(undone));
+        return Err(refused(excess, log).context(undone));
     }
     let plan = UploadPlan::new(
         &build.step,
@@ -345,6 +355,25 @@ fn refuse_errors_alone(
         ),
     )
     .hint(hint))
+}
+
+/// What goes to standard output: the pipeline, also where an upload of it would be refused.
+fn printed(
+    pipeline: &PlannedPipeline,
+    excess: Option<&Excess>,
+    log: &Log,
+) -> Result<Vec<u8>, Failure> {
+    if let Some(excess) = excess {
+        warn_of_excess(excess, log);
+    }
+    let text = placed_step::json(&pipeline.steps)?;
+    Ok((text + "\n").into_bytes())
+}
+
+/// The failure of a recording whose pipeline has too many jobs. The log has them by attribute.
+fn refused(excess: &Excess, log: &Log) -> Failure {
+    log.say(excess.by_attribute());
+    excess.failure()
 }
 
 /// What a failing recording has not done, so that a reader knows that nothing has to be cleaned up.

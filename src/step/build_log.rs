@@ -96,7 +96,7 @@ impl BuildLog {
         let mut add = |event: Event<'_>| {
             match event {
                 Event::Plain(line) | Event::Rest(line) => {
-                    text.push_str(&String::from_utf8_lossy(line))
+                    text.push_str(&String::from_utf8_lossy(line));
                 }
                 Event::Message { text: said, .. } | Event::BuildLine { line: said, .. } => {
                     text.push_str(&said);

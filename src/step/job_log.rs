@@ -225,7 +225,7 @@ impl Pretty {
                 self.settle(nix_output, false);
             }
             Event::Plain(bytes) | Event::Rest(bytes) => {
-                self.message(&String::from_utf8_lossy(bytes), nix_output)
+                self.message(&String::from_utf8_lossy(bytes), nix_output);
             }
             Event::BuildBegins { id, drv, machine } => {
                 let name = drv.name().to_owned();

@@ -181,6 +181,16 @@ impl<'a> Diagnosis<'a> {
         Ok(self.evaluation_error(at, message))
     }
 
+    /// This message may be the infrastructure's, or the expression's own words.
+    pub(super) fn suspect(&mut self, at: &AttrIndex, message: String) {
+        self.suspected.insert(at.clone(), message);
+    }
+
+    /// Whether the attribute has failed with a message that may be the expression's own words.
+    pub(super) fn is_suspected(&self, at: &AttrIndex) -> bool {
+        self.suspected.contains_key(at)
+    }
+
     /// A repetition has thrown: so what failed before were the expression's own words, whatever they sound like. (Nix says that by
     /// itself only from 2.2x on.)
     pub(super) fn threw(&mut self, at: &AttrIndex) -> Verdict {
@@ -470,12 +480,21 @@ mod tests {
         let root = root();
         for at in [attr(), AttrIndex::default()] {
             let mut diagnosis = diagnosis(&root);
-            let end = (Ending::Exited(1), "error: writing to file: No space left on device\n");
+            let end = (
+                Ending::Exited(1),
+                "error: writing to file: No space left on device\n",
+            );
             let first = judge(&mut diagnosis, at.clone(), false, end, nothing_valid);
             assert!(first.starts_with("repeat: web: writing"), "{first}");
             let threw = in_a_word(diagnosis.threw(&at));
-            assert!(threw.ends_with("writing to file: No space left on device"), "{threw}");
-            assert!(threw.starts_with("error: ") || threw.starts_with("Evaluation: "), "{threw}");
+            assert!(
+                threw.ends_with("writing to file: No space left on device"),
+                "{threw}"
+            );
+            assert!(
+                threw.starts_with("error: ") || threw.starts_with("Evaluation: "),
+                "{threw}"
+            );
         }
     }
 

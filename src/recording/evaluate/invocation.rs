@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::exclusions::exclusions;
 use super::known::KnownTargets;
 use super::memory::{self, MIB};
-use super::protocol::{WalkerSettings, with_ends};
+use super::protocol::{WalkerSettings, purity_line, with_ends};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::LockedFlake;
@@ -36,6 +36,7 @@ pub(super) struct WorkerInvocation<'a> {
     known: Value,
     /// Holds [`command::WALKER_FILE`], and what Nix keeps of the lines.
     folder: TempDir,
+    converses: bool,
     /// The files by which the walker may come into a conversation. The first that this Nix loads stays.
     files: &'static [WalkerFile],
 }
@@ -72,6 +73,7 @@ impl<'a> WorkerInvocation<'a> {
             systems,
             known: Value::Object(Map::new()),
             folder,
+            converses: true,
         })
     }
 
@@ -114,12 +116,38 @@ impl<'a> WorkerInvocation<'a> {
 
     /// The lines that begin a conversation.
     pub(super) fn first_lines(&self) -> Vec<u8> {
-        with_ends(&command::load_walker(self.file()), &self.marker)
+        let mut lines = command::load_walker(self.file());
+        if self.request.root.is_flake() {
+            lines.extend(purity_line(&self.marker));
+        }
+        with_ends(&lines, &self.marker)
+    }
+
+    /// Whether workers are conversations; otherwise each has one task.
+    pub(super) fn converses(&self) -> bool {
+        self.converses
+    }
+
+    /// This Nix converses only in evaluation that is not pure.
+    pub(super) fn cannot_converse(&mut self) {
+        self.converses = false;
     }
 
     /// A worker with this part of the memory, in bytes.
     pub(super) fn worker(&self, part: u64) -> CommandLine {
         self.line(part, &self.request.options)
+    }
+
+    /// A worker for one task.
+    pub(super) fn worker_for(&self, task: &str, part: u64) -> CommandLine {
+        command::walk_once(
+            &self.request.root,
+            &self.settings(),
+            self.locked.as_ref(),
+            heap_of(part),
+            task,
+            &self.request.options,
+        )
     }
 
     /// A worker that searches unmarked sets for derivations. It builds nothing.
@@ -129,7 +157,7 @@ impl<'a> WorkerInvocation<'a> {
         self.line(part, &options)
     }
 
-    fn line(&self, part: u64, options: &command::Options) -> CommandLine {
+    fn settings(&self) -> String {
         let settings = WalkerSettings {
             marker: &self.marker,
             exclude: &self.exclude,
@@ -138,17 +166,25 @@ impl<'a> WorkerInvocation<'a> {
             systems: self.systems.as_deref(),
             buildkite: self.request.meta,
         };
-        // With a large heap from the start, evaluation is 1.5 to 1.9 times faster: the evaluator's collector runs rarely.
-        let heap = memory::heap((part / 2).min(HEAP_AT_MOST));
+        settings.json()
+    }
+
+    fn line(&self, part: u64, options: &command::Options) -> CommandLine {
         command::converse(
             &self.request.root,
-            &settings.json(),
+            &self.settings(),
             self.locked.as_ref(),
-            heap,
+            heap_of(part),
             self.file(),
             options,
         )
     }
+}
+
+/// The heap of a worker with this part of the memory. With a large one from the start, evaluation is 1.5 to 1.9 times faster: the
+/// evaluator's collector runs rarely.
+fn heap_of(part: u64) -> Option<u64> {
+    memory::heap((part / 2).min(HEAP_AT_MOST))
 }
 
 /// A word that a repository cannot guess.

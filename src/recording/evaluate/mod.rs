@@ -31,7 +31,6 @@ mod plan;
 mod processes;
 mod progress;
 mod protocol;
-#[cfg_attr(not(test), expect(dead_code, reason = "the walk does not remember yet"))]
 pub(in crate::recording) mod remembered;
 mod spans;
 mod unmarked;
@@ -55,6 +54,8 @@ pub(in crate::recording) struct EvaluationHost<'a> {
     pub(in crate::recording) temporary: &'a Path,
     pub(in crate::recording) state: &'a StateFolder,
     pub(in crate::recording) cores: NonZeroUsize,
+    /// The identity of the recording's keys, by which its costs are remembered.
+    pub(in crate::recording) identity: &'a str,
 }
 
 /// What an evaluation of all targets found.

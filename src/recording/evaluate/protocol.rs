@@ -27,8 +27,19 @@ impl WalkerSettings<'_> {
     }
 }
 
-/// The lines of a conversation that walk a task.
-pub(super) fn task_lines(task: &Task, search: bool, marker: &str) -> Vec<u8> {
+/// How a task is walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WalkKind {
+    /// The attributes of sets become tasks of their own.
+    Spans,
+    /// The attributes of sets are walked at once, and what throws is caught: it would end the process.
+    Whole,
+    /// Unmarked sets are searched for derivations.
+    Search,
+}
+
+/// A task as `walk.nix` takes it.
+pub(super) fn task_text(task: &Task, kind: WalkKind) -> String {
     let spans = match &task.spans {
         None => "null".to_owned(),
         Some(spans) => {
@@ -36,10 +47,32 @@ pub(super) fn task_lines(task: &Task, search: bool, marker: &str) -> Vec<u8> {
             format!("[{spans}]")
         }
     };
-    let catch = if task.catch { "catch=true;" } else { "" };
-    let search = if search { "search=true;" } else { "" };
-    let line = format!("{WALKER} {{spans={spans};{catch}{search}}}\n");
+    let is_whole = kind == WalkKind::Whole;
+    let flags = [
+        (task.catch || is_whole, "catch=true;"),
+        (kind == WalkKind::Search, "search=true;"),
+        (is_whole, "whole=true;"),
+    ];
+    let flags: String = flags
+        .iter()
+        .filter(|(set, _)| *set)
+        .map(|(_, flag)| *flag)
+        .collect();
+    format!("{{spans={spans};{flags}}}")
+}
+
+/// The lines of a conversation that walk a task.
+pub(super) fn task_lines(task: &Task, kind: WalkKind, marker: &str) -> Vec<u8> {
+    let line = format!("{WALKER} {}\n", task_text(task, kind));
     with_ends(line.as_bytes(), marker)
+}
+
+/// The line of a conversation that says whether the evaluation is not pure. (In pure evaluation there is no `currentSystem`.)
+pub(super) fn purity_line(marker: &str) -> Vec<u8> {
+    format!(
+        "if builtins ? currentSystem then builtins.trace \"{marker} impure  \" null else null\n"
+    )
+    .into_bytes()
 }
 
 /// A line of a conversation, and those that say that it has been evaluated, or has failed: what Nix says before `done` belongs to it.
@@ -56,8 +89,7 @@ pub(super) fn with_ends(line: &[u8], marker: &str) -> Vec<u8> {
 /// editline prints at each line (2.8).
 pub(super) fn is_chatter(line: &[u8], is_loading: bool) -> bool {
     let is_of = |begins: &[&[u8]]| begins.iter().any(|begin| line.starts_with(begin));
-    is_of(&[b"Failed tcsetattr("])
-        || is_loading && !is_of(&[b"warning:", b"error:", b" "])
+    is_of(&[b"Failed tcsetattr("]) || is_loading && !is_of(&[b"warning:", b"error:", b" "])
 }
 
 /// A message of the walker, most of them about one attribute.
@@ -79,6 +111,8 @@ pub(super) enum WalkerMessage {
     Callable(AttrIndex),
     /// A set or a list of this many attributes.
     Set(AttrIndex, u32),
+    /// The same, and its attributes follow.
+    Enter(AttrIndex, u32),
     /// A derivation; or what is wrong with its description.
     Target(AttrIndex, Result<DescribedTarget, String>),
     /// A derivation that evaluates; the evaluation of its metadata begins.
@@ -99,6 +133,8 @@ pub(super) enum WalkerMessage {
     Done,
     /// The next line begins.
     Next,
+    /// The evaluation is not pure.
+    Impure,
 }
 
 /// The name of an attribute, which need not be UTF-8.
@@ -236,6 +272,7 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
         b"empty" => WalkerMessage::Holds(path, false),
         b"callable" => WalkerMessage::Callable(path),
         b"set" => WalkerMessage::Set(path, text().parse().ok()?),
+        b"enter" => WalkerMessage::Enter(path, text().parse().ok()?),
         b"target" => WalkerMessage::Target(
             path,
             serde_json::from_slice(rest)
@@ -250,6 +287,7 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
         b"end" => WalkerMessage::End(text()),
         b"done" => WalkerMessage::Done,
         b"next" => WalkerMessage::Next,
+        b"impure" => WalkerMessage::Impure,
         _ => return None,
     })
 }

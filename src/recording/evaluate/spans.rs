@@ -178,54 +178,6 @@ pub(super) fn behind(
     rest
 }
 
-/// The part of `spans` before the attribute `until`, which is the start of a span that was split off.
-pub(super) fn before(spans: Vec<Span>, until: &AttrIndex) -> Vec<Span> {
-    let mut rest = spans;
-    rest.retain(|span| span.start() < *until);
-    if let (Some(last), Some((at, number))) = (rest.last_mut(), until.split())
-        && last.at == at
-    {
-        last.to = last.to.min(number);
-    }
-    rest
-}
-
-/// Splits `spans` into an earlier and a later half; one attribute alone is a later half.
-pub(super) fn split(spans: &[Span]) -> (Vec<Span>, Vec<Span>) {
-    let mut wanted = length(spans) / 2;
-    let mut first = Vec::new();
-    let mut second = Vec::new();
-    for span in spans {
-        let taken = span.length().min(wanted);
-        wanted -= taken;
-        // At most the length of the span, which is a u32.
-        let middle = span.from + u32::try_from(taken).unwrap_or_default();
-        for (part, from, to) in [
-            (&mut first, span.from, middle),
-            (&mut second, middle, span.to),
-        ] {
-            if from < to {
-                part.push(Span {
-                    from,
-                    to,
-                    ..span.clone()
-                });
-            }
-        }
-    }
-    (first, second)
-}
-
-/// How many attributes these are, without those in sets among them.
-pub(super) fn length(spans: &[Span]) -> u64 {
-    spans.iter().map(Span::length).sum()
-}
-
-/// The first attribute of these.
-pub(super) fn start(spans: &[Span]) -> Option<AttrIndex> {
-    spans.first().map(Span::start)
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -300,19 +252,6 @@ pub(super) mod tests {
                 };
                 prop_assert_eq!(walk(Some(&rest), &counts), expected.clone());
                 spans = Some(rest);
-            }
-        }
-
-        #[test]
-        fn two_halves_are_the_whole_in_its_order(counts in tree(), dice in 0..1000usize) {
-            let positions = walk(None, &counts);
-            let rest = behind(None, &positions[dice % positions.len()], &counts);
-            let (first, second) = split(&rest);
-            let both = [walk(Some(&first), &counts), walk(Some(&second), &counts)].concat();
-            prop_assert_eq!(both, walk(Some(&rest), &counts));
-            prop_assert!(length(&first) <= length(&second) && length(&second) <= length(&first) + 1);
-            if let Some(until) = start(&second) {
-                prop_assert_eq!(before(rest, &until), first);
             }
         }
     }

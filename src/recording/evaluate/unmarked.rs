@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::invocation::WorkerInvocation;
 use super::plan::{Schedule, Task, WorkerId};
 use super::processes::{Processes, StopCause, WorkerLimits};
-use super::protocol::{self, WalkerMessage};
+use super::protocol::{self, WalkKind, WalkerMessage};
 use super::spans::AttrIndex;
 use crate::exit::{Class, Failure};
 use crate::store::ATTEMPTS;
@@ -66,7 +66,10 @@ fn search(
     processes.start(worker, &invocation.searcher(part), supervisor)?;
     processes.send(worker, &invocation.first_lines());
     let marker = invocation.marker();
-    processes.send(worker, &protocol::task_lines(&task, true, marker));
+    processes.send(
+        worker,
+        &protocol::task_lines(&task, WalkKind::Search, marker),
+    );
     processes.close(worker);
     let limits = WorkerLimits {
         memory: Some(part),

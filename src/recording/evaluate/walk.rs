@@ -13,9 +13,9 @@ use super::known::KnownTargets;
 use super::plan::{LineEnd, Next, Schedule, Task, WorkerId};
 use super::processes::{EndedWorker, Processes, WorkerLimits};
 use super::progress::Progress;
-use super::protocol::{self, WalkerMessage};
+use super::protocol::{self, WalkKind, WalkerMessage};
 use super::spans::AttrIndex;
-use super::{EvaluationHost, EvaluationResult, flake, memory, unmarked};
+use super::{EvaluationHost, EvaluationResult, flake, memory, remembered, unmarked};
 use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
@@ -28,14 +28,22 @@ use crate::supervise::Supervisor;
 /// How many names are shown of a path into sets that are nested too deeply.
 const NAMES_OF_CIRCLE: usize = 6;
 
+/// For how many attributes that throw in a worker with one task the message is found out: each costs a process.
+const HEARD: usize = 10;
+
 /// How a living worker's failed task counts: as a program that fails.
 const FAILED: Ending = Ending::Exited(1);
 
 /// What a worker does.
 #[derive(Debug)]
 enum Doing {
-    /// It loads the walker, by the file that its lines name.
-    Loading(Vec<u8>),
+    /// It loads the walker.
+    Loading {
+        /// By the file that these lines name.
+        lines: Vec<u8>,
+        /// It evaluates a flake, and not purely.
+        is_impure: bool,
+    },
     /// It waits for a task.
     Waiting,
     /// It walks a task.
@@ -58,9 +66,22 @@ struct Worker {
 }
 
 impl Worker {
+    fn walking() -> Self {
+        Self {
+            doing: Doing::Walking {
+                is_complete: false,
+                deep: None,
+            },
+            is_between: false,
+        }
+    }
+
     fn loading(lines: Vec<u8>) -> Self {
         Self {
-            doing: Doing::Loading(lines),
+            doing: Doing::Loading {
+                lines,
+                is_impure: false,
+            },
             is_between: false,
         }
     }
@@ -69,6 +90,7 @@ impl Worker {
 /// A walk over all targets, and what it has found so far.
 pub struct Walk<'a> {
     request: &'a RecordingRequest,
+    host: EvaluationHost<'a>,
     supervisor: &'a mut Supervisor,
     log: Log,
     progress: Progress,
@@ -81,6 +103,8 @@ pub struct Walk<'a> {
     gaps: Gaps,
     known: KnownTargets,
     started: Instant,
+    /// How many attributes threw whose messages a worker could not show.
+    unheard: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -110,11 +134,12 @@ impl<'a> Walk<'a> {
         invocation.know(&known);
         Ok(Self {
             request,
+            host: *host,
             supervisor,
             log: log.clone(),
             progress: Progress::new(log),
             invocation,
-            schedule: Schedule::new(most, memory, None),
+            schedule: Schedule::new(most, memory, remembered::load(host.state, host.identity)),
             processes: Processes::new(),
             workers: BTreeMap::new(),
             diagnosis: Diagnosis::new(&request.root, request.description(), host.temporary),
@@ -122,6 +147,7 @@ impl<'a> Walk<'a> {
             gaps: Gaps::default(),
             known,
             started: Instant::now(),
+            unheard: 0,
         })
     }
 
@@ -131,6 +157,7 @@ impl<'a> Walk<'a> {
     /// The root does not evaluate, or has no attributes (65); the infrastructure failed (75); a signal asked us to end (128 + n).
     pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
         self.run(vec![Task::root()], store)?;
+        remembered::save(self.host.state, self.host.identity, &self.schedule.costs());
         self.find_gaps()
     }
 
@@ -258,7 +285,19 @@ impl<'a> Walk<'a> {
             self.progress.root();
         }
         while let Some(worker) = self.schedule.open(self.now()) {
-            let line = self.invocation.worker(self.schedule.part(worker));
+            let part = self.schedule.part(worker);
+            if !self.invocation.converses() {
+                let Next::Task(task) = self.schedule.next(worker, None, self.now()) else {
+                    self.schedule.gone(worker);
+                    break;
+                };
+                let task = protocol::task_text(&task, WalkKind::Whole);
+                let line = self.invocation.worker_for(&task, part);
+                self.processes.start(worker, &line, self.supervisor)?;
+                self.workers.insert(worker, Worker::walking());
+                continue;
+            }
+            let line = self.invocation.worker(part);
             self.processes.start(worker, &line, self.supervisor)?;
             let lines = self.invocation.first_lines();
             self.processes.send(worker, &lines);
@@ -278,9 +317,13 @@ impl<'a> Walk<'a> {
             } else {
                 None
             };
-            match self.schedule.next(*worker, resident, self.started.elapsed()) {
+            match self
+                .schedule
+                .next(*worker, resident, self.started.elapsed())
+            {
                 Next::Task(task) => {
-                    let lines = protocol::task_lines(&task, false, self.invocation.marker());
+                    let lines =
+                        protocol::task_lines(&task, WalkKind::Spans, self.invocation.marker());
                     self.processes.send(*worker, &lines);
                     *doing = Doing::Walking {
                         is_complete: false,
@@ -302,9 +345,7 @@ impl<'a> Walk<'a> {
         let limits = |worker| {
             let is_walking = schedule.task(worker).is_some();
             WorkerLimits {
-                memory: schedule
-                    .has_memory_limit()
-                    .then(|| schedule.part(worker)),
+                memory: schedule.has_memory_limit().then(|| schedule.part(worker)),
                 silence: self.request.evaluation_timeout.filter(|_| is_walking),
             }
         };
@@ -327,6 +368,11 @@ impl<'a> Walk<'a> {
                 Ok(())
             }
             Some(WalkerMessage::Next) => self.is_silent(worker, store),
+            Some(WalkerMessage::Throws(path))
+                if !self.invocation.converses() && !self.diagnosis.is_suspected(&path) =>
+            {
+                self.throws_unheard(worker, &path, store)
+            }
             Some(message) => {
                 let other = self.processes.continued(worker);
                 self.progress.pass_on(&other);
@@ -334,8 +380,8 @@ impl<'a> Walk<'a> {
             }
             // A line of Nix, or of the expression.
             None => {
-                let is_chatter =
-                    *is_between || protocol::is_chatter(line, matches!(doing, Doing::Loading(_)));
+                let is_chatter = *is_between
+                    || protocol::is_chatter(line, matches!(doing, Doing::Loading { .. }));
                 if !is_chatter && self.processes.read(worker, line) {
                     self.progress.pass_on(line);
                 }
@@ -347,7 +393,10 @@ impl<'a> Walk<'a> {
     fn message(&mut self, worker: WorkerId, message: WalkerMessage) -> Result<(), Failure> {
         let now = self.now();
         let (schedule, findings) = (&mut self.schedule, &mut self.findings);
-        let doing = self.workers.get_mut(&worker).map(|worker| &mut worker.doing);
+        let doing = self
+            .workers
+            .get_mut(&worker)
+            .map(|worker| &mut worker.doing);
         match message {
             WalkerMessage::Begin(path, name) => {
                 if !schedule.begin(worker, path.clone(), now) {
@@ -373,6 +422,12 @@ impl<'a> Walk<'a> {
                     .get(&attr)
                     .ok_or_else(|| Failure::new(Class::Bug, format_args!("{attr} is not known")))?;
                 findings.know(&path, name, known);
+            }
+            WalkerMessage::Enter(path, count) => schedule.enter(worker, path, count),
+            WalkerMessage::Impure => {
+                if let Some(Doing::Loading { is_impure, .. }) = doing {
+                    *is_impure = true;
+                }
             }
             WalkerMessage::Set(path, _) if findings.is_given_up(&path) => {}
             WalkerMessage::Set(path, count) => schedule.large(worker, path, count),
@@ -433,7 +488,15 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         match was {
-            Doing::Loading(lines) if output.error.is_some() => {
+            Doing::Loading {
+                is_impure: true, ..
+            } if output.error.is_none() => {
+                self.invocation.cannot_converse();
+                self.schedule.one_task_each();
+                self.processes.close(worker);
+                *doing = Doing::Ending;
+            }
+            Doing::Loading { lines, .. } if output.error.is_some() => {
                 let is_current = self.invocation.first_lines() == lines;
                 if is_current && !self.invocation.try_next_file() {
                     return self.failed(worker, FAILED, &output, store);
@@ -445,7 +508,7 @@ impl<'a> Walk<'a> {
                 is_complete: false,
                 deep,
             } => match deep {
-                Some(path) => self.give_up_circle(worker, &path)?,
+                Some(path) => self.give_up_circle(worker, &path, false)?,
                 None => self.failed(worker, FAILED, &output, store)?,
             },
             Doing::Walking { .. } => {
@@ -453,7 +516,7 @@ impl<'a> Walk<'a> {
                 let now = self.now();
                 self.schedule.ended(worker, LineEnd::Finished, false, now);
             }
-            Doing::Loading(_) | Doing::Waiting => {}
+            Doing::Loading { .. } | Doing::Waiting => {}
             Doing::Ending => *doing = Doing::Ending,
         }
         Ok(())
@@ -462,25 +525,51 @@ impl<'a> Walk<'a> {
     /// A task failed, and Nix does not say why: so it is asked.
     fn is_silent(&mut self, worker: WorkerId, store: &mut Store) -> Result<(), Failure> {
         self.processes.continued(worker);
-        let at = self.schedule.at(worker);
-        let root = &self.request.root;
-        let evaluation = Evaluation {
-            attr: if at == AttrIndex::default() {
-                root.attr.clone()
-            } else {
-                self.findings.attr(&at)
-            },
-            ..root.clone()
-        };
-        let output = store.words(self.supervisor, &evaluation, self.invocation.locked())?;
+        let output = self.words(&self.schedule.at(worker), store)?;
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.doing = Doing::Waiting;
         }
         self.failed(worker, FAILED, &output, store)
     }
 
+    /// An attribute throws, which a worker with one task has to catch. The first of them are evaluated once more for their messages.
+    fn throws_unheard(
+        &mut self,
+        worker: WorkerId,
+        path: &AttrIndex,
+        store: &mut Store,
+    ) -> Result<(), Failure> {
+        self.unheard += 1;
+        let message = if self.unheard <= HEARD || *path == AttrIndex::default() {
+            self.words(path, store)?.final_message(FAILED)
+        } else {
+            "it throws; its step shows the message".into()
+        };
+        self.diagnosis.suspect(path, message);
+        self.message(worker, WalkerMessage::Throws(path.clone()))
+    }
+
+    /// What Nix says of an attribute when it evaluates nothing else.
+    fn words(&mut self, at: &AttrIndex, store: &mut Store) -> Result<NixOutput, Failure> {
+        let root = &self.request.root;
+        let evaluation = Evaluation {
+            attr: if *at == AttrIndex::default() {
+                root.attr.clone()
+            } else {
+                self.findings.attr(at)
+            },
+            ..root.clone()
+        };
+        store.words(self.supervisor, &evaluation, self.invocation.locked())
+    }
+
     /// A set is nested too deeply: where it lies in a set that contains itself, nothing of that counts, and otherwise nothing of it.
-    fn give_up_circle(&mut self, worker: WorkerId, path: &AttrIndex) -> Result<(), Failure> {
+    fn give_up_circle(
+        &mut self,
+        worker: WorkerId,
+        path: &AttrIndex,
+        is_gone: bool,
+    ) -> Result<(), Failure> {
         let root = self.request.root.attr.names().len();
         let attr = self.findings.attr(path);
         let names = &attr.names()[root..];
@@ -494,17 +583,26 @@ impl<'a> Walk<'a> {
         );
         let message = match found {
             Some(_) => format!("the set contains itself: {shown}.…"),
-            None => format!("sets are nested deeper than {} levels here", names.len() - 1),
+            None => format!(
+                "sets are nested deeper than {} levels here",
+                names.len() - 1
+            ),
         };
         let exclude = self.findings.attr(&set);
         let hint = match self.request.recurse {
-            Recurse::All => format!("exclude it (`exclude: {exclude}`), or walk only marked sets (`recurse: marked`)"),
-            Recurse::Marked => format!("exclude it (`exclude: {exclude}`), or remove its `recurseForDerivations`"),
+            Recurse::All => format!(
+                "exclude it (`exclude: {exclude}`), or walk only marked sets (`recurse: marked`)"
+            ),
+            Recurse::Marked => {
+                format!("exclude it (`exclude: {exclude}`), or remove its `recurseForDerivations`")
+            }
         };
-        self.findings.give_up_set(&set, &format!("{message}\n{hint}"));
+        self.findings
+            .give_up_set(&set, &format!("{message}\n{hint}"));
         self.print_error(&set);
         let now = self.now();
-        self.schedule.ended(worker, LineEnd::GaveUpSet(set), false, now);
+        self.schedule
+            .ended(worker, LineEnd::GaveUpSet(set), is_gone, now);
         Ok(())
     }
 
@@ -513,10 +611,25 @@ impl<'a> Walk<'a> {
     fn ended(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<(), Failure> {
         let worker = ended.worker;
         let doing = self.workers.remove(&worker).map(|worker| worker.doing);
-        let is_loading = matches!(doing, Some(Doing::Loading(_)));
+        let is_loading = matches!(doing, Some(Doing::Loading { .. }));
         if self.schedule.task(worker).is_none() && !is_loading {
             self.schedule.gone(worker);
             return Ok(());
+        }
+        match doing {
+            // A worker with one task.
+            Some(Doing::Walking {
+                is_complete: true, ..
+            }) if ended.ending.success() => {
+                self.progress.pass_on(&ended.final_output);
+                let now = self.now();
+                self.schedule.ended(worker, LineEnd::Finished, true, now);
+                return Ok(());
+            }
+            Some(Doing::Walking {
+                deep: Some(path), ..
+            }) => return self.give_up_circle(worker, &path, true),
+            _ => {}
         }
         match WorkerEnd::of(ended.stop_cause, ended.ending) {
             WorkerEnd::Died => self.failed(worker, ended.ending, &ended.nix_output, store),

@@ -7,16 +7,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use super::limits::{JOBS_PER_BUILD, StepSize, jobs_of_build};
+use super::limits::{JOBS_AT_MOST, JOBS_PER_BUILD, StepSize, jobs_of_build};
 use super::steps::{PlannedPipeline, error_key, group};
 use crate::counts::number;
 use crate::exit::Failure;
 use crate::keys::refuse;
 use crate::nix::AttrPath;
 use crate::recording::{RecordingRequest, Target};
-
-/// The most jobs of a pipeline: the job that records is one of the build's.
-pub(super) const JOBS_AT_MOST: usize = JOBS_PER_BUILD - 1;
 
 /// How many attributes are shown with their jobs.
 const SHOWN: usize = 10;
@@ -202,7 +199,7 @@ struct CountedStep<'a> {
 }
 
 /// An attribute, with everything below it.
-struct Part {
+struct AttrJobs {
     path: AttrPath,
     /// The jobs of the steps whose first attribute it has, and of those that no other attribute gives.
     jobs: usize,
@@ -262,9 +259,9 @@ impl<'a> CountedSteps<'a> {
     }
 
     /// The attributes directly below this one, the largest first.
-    fn parts(&self, below: &AttrPath) -> Vec<Part> {
+    fn parts(&self, below: &AttrPath) -> Vec<AttrJobs> {
         let depth = below.names().len() + 1;
-        let mut parts: BTreeMap<&[String], Part> = BTreeMap::new();
+        let mut parts: BTreeMap<&[String], AttrJobs> = BTreeMap::new();
         for step in &self.steps {
             let of_step = step.attrs.iter().filter(|attr| is_below(attr, below));
             let mut inside = of_step.filter_map(|attr| Some((attr.names().get(..depth)?, attr)));
@@ -273,7 +270,7 @@ impl<'a> CountedSteps<'a> {
             };
             let is_own = inside.clone().count() == step.attrs.len()
                 && inside.clone().all(|(part, _)| part == first);
-            let part = parts.entry(first).or_insert_with(|| Part {
+            let part = parts.entry(first).or_insert_with(|| AttrJobs {
                 path: AttrPath::new(first.to_vec()),
                 jobs: 0,
                 own_jobs: 0,
@@ -283,15 +280,15 @@ impl<'a> CountedSteps<'a> {
             part.own_jobs += if is_own { step.jobs } else { 0 };
             part.is_set |= inside.any(|(at, attr)| at == first && attr.names().len() > depth);
         }
-        let mut parts: Vec<Part> = parts.into_values().collect();
+        let mut parts: Vec<AttrJobs> = parts.into_values().collect();
         parts.sort_by_key(|part| Reverse(part.jobs));
         parts
     }
 
     /// The fewest of the largest parts without which the rest fits, and the jobs of the rest.
-    fn exclusion(&self, parts: &[Part]) -> Option<(Vec<AttrPath>, usize)> {
+    fn exclusion(&self, parts: &[AttrJobs]) -> Option<(Vec<AttrPath>, usize)> {
         // In `exclude`, a `*` stands for any name.
-        let mut parts: Vec<&Part> = parts
+        let mut parts: Vec<&AttrJobs> = parts
             .iter()
             .filter(|part| part.own_jobs > 0 && !part.path.names().iter().any(|it| it == "*"))
             .collect();
@@ -508,10 +505,11 @@ mod tests {
 
     #[test]
     fn many_attributes_of_one_job_each_have_no_exclusion() {
-        let mut found = Found::default();
-        found.targets = (0..9_000)
-            .map(|i| vec![path(&[&format!("t{i}")])])
-            .collect();
+        let targets = (0..9_000).map(|i| vec![path(&[&format!("t{i}")])]);
+        let found = Found {
+            targets: targets.collect(),
+            errors: Vec::new(),
+        };
         let excess = found.excess(&everything()).unwrap();
         assert_eq!((&excess.exclusion, excess.sets.len()), (&None, 0));
         assert!(

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
-use super::excess::JOBS_AT_MOST;
 use super::placed_step::PlacedStep;
 
 /// The most jobs of a build, with those that it had before the recording, and with each retry.
 pub(in crate::recording) const JOBS_PER_BUILD: usize = 4_000;
+
+/// The most jobs of a pipeline: the job that records is one of the build's.
+pub(super) const JOBS_AT_MOST: usize = JOBS_PER_BUILD - 1;
 
 /// The most jobs that Buildkite takes in one upload; each group counts as one more.
 pub(in crate::recording) const JOBS_PER_UPLOAD: usize = 500;
@@ -97,7 +99,7 @@ fn uploads(sizes: &[StepSize], chunk: NonZeroUsize) -> Vec<SizedUpload> {
 }
 
 /// Drops skipped steps, from the end, until the others fit into a build; also returns the number of dropped steps. Where the
-/// others do not fit at all, nothing is dropped ([`Excess`](super::excess::Excess)).
+/// others do not fit at all, nothing is dropped.
 pub(super) fn fit(steps: Vec<PlacedStep>, chunk: NonZeroUsize) -> (Vec<PlacedStep>, usize) {
     let mut sizes: Vec<StepSize> = steps.iter().map(StepSize::of).collect();
     let mut stays: Vec<usize> = (0..steps.len()).collect();

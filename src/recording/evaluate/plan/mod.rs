@@ -170,6 +170,8 @@ impl Worker {
 pub(super) struct Schedule {
     /// How many workers there may be at most.
     most: usize,
+    /// A worker has one task: all that waits.
+    one_task: bool,
     /// How many share the memory now.
     allowed: usize,
     /// The memory for all workers together, in bytes; [`u64::MAX`] where it has no limit.
@@ -207,6 +209,7 @@ impl Schedule {
     pub(super) fn new(most: usize, budget: u64, remembered: Option<Costs>) -> Self {
         Self {
             most: most.max(1),
+            one_task: false,
             allowed: 1,
             budget,
             remembered: remembered.filter(Costs::is_plausible),
@@ -225,6 +228,11 @@ impl Schedule {
             known: 0,
             begun: 0,
         }
+    }
+
+    /// Each worker has one task from now on, so that it is all that waits.
+    pub(super) fn one_task_each(&mut self) {
+        self.one_task = true;
     }
 
     /// Replaces what waits. Idle workers stay.
@@ -558,6 +566,9 @@ impl Schedule {
     /// Cuts a task for this worker from what waits.
     fn cut(&mut self, worker: WorkerId) -> Task {
         let waiting = self.waiting.length();
+        if self.one_task {
+            return Task::spans(self.waiting.take(waiting, false));
+        }
         let mut wanted = as_float(FIRST_TASK + NEXT_TASK * self.seen);
         let Some(one) = self.workers.get(&worker) else {
             return Task::spans(Vec::new());

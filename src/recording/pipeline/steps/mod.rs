@@ -87,7 +87,7 @@ pub(in crate::recording) fn check(
     StepMaker::new(request, schema).map(drop)
 }
 
-/// Makes the steps, also where they are more than a build can have ([`Excess`](super::excess::Excess)). Whether any [`PlannedPipeline::errors`] fail the recording (`on-error: fail`) is the caller's decision.
+/// Makes the steps, also where they are more than a build can have. Whether any [`PlannedPipeline::errors`] fail the recording (`on-error: fail`) is the caller's decision.
 ///
 /// # Errors
 /// The user's `step` or `agents` make no step that Buildkite would take, or the expression is too large to be in every step (64).
