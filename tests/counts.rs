@@ -73,9 +73,9 @@ fn a_recording_is_counted_alike_in_every_place() {
         .run()
         .exits(65)
         .says(&[
-            "evaluated 11 attributes in ",
             "evaluation error: missing: attribute 'nope' missing",
             "evaluation error: thrown: it needs Python 2",
+            "evaluated 11 attributes in ",
             "expected error: old: it has always needed Python 2",
             "refused: no-data: meta.buildkite.env.X is a path",
             "warning: 1 set without `recurseForDerivations` holds derivations that are not recorded: unmarked",
