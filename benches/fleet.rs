@@ -10,6 +10,7 @@
     reason = "a program that is run by hand, and reports to its user alone"
 )]
 
+mod build;
 mod pairs;
 mod parts;
 
@@ -19,13 +20,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use pairs::{command, heading, in_turn, print_line, quartiles};
+use build::Build;
+use pairs::{Goal, Spent, heading, in_turn, print_line, quartiles, spend};
 use parts::{Part, run_named};
 use serde_json::Value;
-use unix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeValLike,
-};
 
 /// The parts, in their order.
 const PARTS: [Part<Fleet>; 3] = [
@@ -45,8 +43,8 @@ fn fetched(fleet: &Fleet, pairs: usize) {
         let Some([fetching, evaluating]) = fleet.two_hosts() else {
             return;
         };
-        fleet.forget_build();
-        run(fleet.record(targets, &["--workers", "2"]));
+        fleet.build.forget();
+        spend(fleet.record(targets, &["--workers", "2"]));
         let records = fleet.records();
         assert_eq!(records.len(), targets.number, "steps");
         let pairs = pairs.min(records.len() - 1);
@@ -54,16 +52,16 @@ fn fetched(fleet: &Fleet, pairs: usize) {
             "Steps on a second host for {} targets of {} modules each, that fetch their .drv, beside steps that evaluate: {pairs} pairs.\n",
             targets.number, targets.modules
         );
-        let first = run(fetching.step(fleet, &records[0]));
-        run(evaluating.step(fleet, &without_share(&records[0])));
+        let first = spend(fetching.step(fleet, &records[0]));
+        spend(evaluating.step(fleet, &without_share(&records[0])));
         let spent: Vec<(Spent, Spent)> = records[1..=pairs]
             .iter()
             .enumerate()
             .map(|(pair, record)| {
                 in_turn(
                     pair,
-                    || run(evaluating.step(fleet, &without_share(record))),
-                    || run(fetching.step(fleet, record)),
+                    || spend(evaluating.step(fleet, &without_share(record))),
+                    || spend(fetching.step(fleet, record)),
                 )
             })
             .collect();
@@ -74,8 +72,12 @@ fn fetched(fleet: &Fleet, pairs: usize) {
                 .map(|(one, other)| (of(one), of(other)))
                 .collect()
         };
-        print_line("time", &pairs_of(|spent| spent.time));
-        print_line("processor time", &pairs_of(|spent| spent.processor));
+        print_line("time", &pairs_of(|spent| spent.time), Goal::Ratio(0.1));
+        print_line(
+            "processor time",
+            &pairs_of(|spent| spent.processor),
+            Goal::Ratio(0.1),
+        );
         println!(
             "\nThe first step of the host, which gets the archive of {}: {:.0} ms, {:.0} ms of processor time\n",
             mebibytes(size_of(&fleet.archive())),
@@ -94,9 +96,9 @@ fn shared(fleet: &Fleet, runs: usize) {
     for targets in [Targets::closures(1_000, 0), Targets::machines(1_000)] {
         for (what, share) in [("a store", store.as_str()), ("an archive", "artifact")] {
             let seconds = || {
-                fleet.forget_build();
-                run(fleet.record(targets, &["--share", share]));
-                let seconds = fleet.document()["seconds"].clone();
+                fleet.build.forget();
+                spend(fleet.record(targets, &["--share", share]));
+                let seconds = fleet.build.document()["seconds"].clone();
                 ["share", "total"].map(|part| seconds[part].as_f64().unwrap())
             };
             // What is not there yet is copied.
@@ -121,8 +123,8 @@ fn bytes(fleet: &Fleet, _: usize) {
     for changed in [0, 10] {
         let targets = Targets::closures(1_000, changed);
         let number = targets.number;
-        fleet.forget_build();
-        run(fleet.record(targets, &["--share", &store]));
+        fleet.build.forget();
+        spend(fleet.record(targets, &["--share", &store]));
         let all = size_of(&folder);
         println!(
             "{number} targets, {changed} of them changed: {} new in a store, {} for each target",
@@ -130,8 +132,8 @@ fn bytes(fleet: &Fleet, _: usize) {
             per(all - before, number)
         );
         before = all;
-        fleet.forget_build();
-        run(fleet.record(targets, &["--share", "artifact"]));
+        fleet.build.forget();
+        spend(fleet.record(targets, &["--share", "artifact"]));
         let archive = size_of(&fleet.archive());
         println!(
             "{number} targets, {changed} of them changed: an archive of {}, {} for each target",
@@ -156,28 +158,6 @@ fn size_of(path: &Path) -> u64 {
         return path.metadata().map_or(0, |metadata| metadata.len());
     };
     entries.map(|entry| size_of(&entry.unwrap().path())).sum()
-}
-
-/// What a command took, in milliseconds.
-struct Spent {
-    time: f64,
-    /// Of all its processes.
-    processor: f64,
-}
-
-/// Runs a command, which must succeed.
-fn run(command: Command) -> Spent {
-    #[expect(clippy::cast_precision_loss, reason = "microseconds of seconds")]
-    let processor = || {
-        let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
-        (usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1000.0
-    };
-    let before = processor();
-    let time = pairs::milliseconds(command);
-    Spent {
-        time,
-        processor: processor() - before,
-    }
 }
 
 /// What is evaluated.
@@ -237,21 +217,9 @@ impl Targets {
     }
 }
 
-/// The agent: artifacts are files in a folder, and pipelines too.
-const AGENT: &str = r#"#!/bin/sh
-for last; do :; done
-case "$1 $2" in
-  '--version '*) echo 'buildkite-agent version 3.137.0, build 1' ;;
-  'artifact upload') cp "$3" ARTIFACTS/ ;;
-  'artifact download') cp ARTIFACTS/"${3%\*}" "$4" ;;
-  'pipeline upload') cp "$last" ARTIFACTS/pipeline-"$$".json ;;
-  'meta-data exists') exit 100 ;;
-esac
-"#;
-
 /// The host that records, and what others have of its build.
 struct Fleet {
-    folder: tempfile::TempDir,
+    build: Build,
     /// The folder with the store, which `script/bench` has made.
     nix: PathBuf,
 }
@@ -259,36 +227,21 @@ struct Fleet {
 impl Fleet {
     fn new() -> Self {
         let nix = PathBuf::from(env::var_os("NIX_STORE_DIR").unwrap());
-        let fleet = Self {
-            folder: tempfile::tempdir().unwrap(),
+        Self {
+            build: Build::new(),
             nix: nix.parent().unwrap().to_owned(),
-        };
-        fs::create_dir(fleet.folder().join("bin")).unwrap();
-        let artifacts = fleet.artifacts();
-        fs::create_dir(&artifacts).unwrap();
-        let agent = AGENT.replace("ARTIFACTS", artifacts.to_str().unwrap());
-        program(&fleet.folder().join("bin/buildkite-agent"), &agent);
-        fleet
+        }
     }
 
     fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn artifacts(&self) -> PathBuf {
-        self.folder().join("artifacts")
-    }
-
-    /// Forgets what was uploaded: the next recording is another build.
-    fn forget_build(&self) {
-        for entry in self.artifacts().read_dir().unwrap() {
-            fs::remove_file(entry.unwrap().path()).unwrap();
-        }
+        self.build.folder()
     }
 
     /// A recording in a job.
     fn record(&self, targets: Targets, flags: &[&str]) -> Command {
-        let mut command = self.in_job(env!("CARGO_BIN_EXE_eval-once"), &["pipeline"]);
+        let mut command = self
+            .build
+            .in_job(env!("CARGO_BIN_EXE_eval-once"), &["pipeline"]);
         command
             .args(targets.arguments())
             .args(["--skip", "none"])
@@ -296,28 +249,9 @@ impl Fleet {
         command
     }
 
-    /// A program in a job of the build.
-    fn in_job(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = command(self.folder(), program, arguments);
-        let folders = [self.folder().join("bin")];
-        let path = env::var_os("PATH").unwrap();
-        let path = folders.into_iter().chain(env::split_paths(&path));
-        command.env("PATH", env::join_paths(path).unwrap());
-        for (name, value) in [
-            ("BUILDKITE", "true"),
-            ("BUILDKITE_AGENT_ACCESS_TOKEN", "x"),
-            ("BUILDKITE_BUILD_ID", "b"),
-            ("BUILDKITE_JOB_ID", "j"),
-            ("BUILDKITE_STEP_ID", "s"),
-        ] {
-            command.env(name, value);
-        }
-        command
-    }
-
     /// The file of the build's archive.
     fn archive(&self) -> PathBuf {
-        let mut files = self.artifacts().read_dir().unwrap();
+        let mut files = self.build.artifacts().read_dir().unwrap();
         let found = files.find_map(|entry| {
             let path = entry.unwrap().path();
             (path.extension()? == "tar").then_some(path)
@@ -325,16 +259,10 @@ impl Fleet {
         found.unwrap()
     }
 
-    /// The build's `eval-once.json`.
-    fn document(&self) -> Value {
-        let file = self.artifacts().join("eval-once.json");
-        serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
-    }
-
     /// What the steps of the build carry.
     fn records(&self) -> Vec<Value> {
         let mut records = Vec::new();
-        for entry in self.artifacts().read_dir().unwrap() {
+        for entry in self.build.artifacts().read_dir().unwrap() {
             let path = entry.unwrap().path();
             if !path
                 .file_name()
@@ -413,7 +341,7 @@ impl Host {
             fleet.nix.display()
         );
         let before = ["--mount", "/bin/sh", "-c", &script, "sh", program];
-        let mut command = fleet.in_job("unshare", &before);
+        let mut command = fleet.build.in_job("unshare", &before);
         command
             .args(arguments)
             .env("EVAL_ONCE_STATE_DIR", &self.state)
@@ -430,10 +358,4 @@ impl Host {
         step.env("EVAL_ONCE_STEP", record.to_string());
         step
     }
-}
-
-fn program(file: &Path, text: &str) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::write(file, text).unwrap();
-    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
 }

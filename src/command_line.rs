@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 
 use unix::sys::signal::Signal;
 
-use crate::text::without_credentials;
+use crate::text::{shortened, without_credentials};
 
 /// A program and its arguments, as data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,13 +22,30 @@ pub struct CommandLine {
     pub arguments: Vec<OsString>,
     /// The folder it runs in; ours where there is none.
     pub folder: Option<PathBuf>,
-    /// A file that is its standard input; `/dev/null` where there is none.
-    pub stdin: Option<PathBuf>,
+    /// Its standard input.
+    pub stdin: Stdin,
     /// A file that its standard output is written to, replacing it; none: we read the output.
     pub stdout: Option<PathBuf>,
     /// Variables that are set for it, besides our own environment.
-    pub variables: Vec<(&'static str, String)>,
+    pub variables: Vec<(&'static str, OsString)>,
+    /// The arguments that are expressions of ours, by their numbers, and the names that they are shown by.
+    names: Vec<(usize, &'static str)>,
 }
+
+/// The standard input of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stdin {
+    /// `/dev/null`.
+    Nothing,
+    /// This file.
+    File(PathBuf),
+    /// What is sent to it while it runs.
+    Lines,
+}
+
+/// How many characters the short form of a command has, and of one of its words.
+const SHORT_AT_MOST: usize = 1_000;
+const WORD_AT_MOST: usize = 200;
 
 impl CommandLine {
     /// `program` with these arguments, in our own folder.
@@ -38,10 +55,41 @@ impl CommandLine {
             program,
             arguments: arguments.iter().map(OsString::from).collect(),
             folder: None,
-            stdin: None,
+            stdin: Stdin::Nothing,
             stdout: None,
             variables: Vec::new(),
+            names: Vec::new(),
         }
+    }
+
+    /// Names an argument that is an expression of ours: a reader wants to know which one it is, and not read it.
+    pub fn name_argument(&mut self, number: usize, name: &'static str) {
+        self.names.push((number, name));
+    }
+
+    /// In one line of about a thousand characters, for a reader who wants to know which commands are run: with the names of our own
+    /// expressions, and the beginnings of long words. Without the credentials in its URLs.
+    #[must_use]
+    pub fn in_short(&self) -> String {
+        let mut short = String::new();
+        for (name, value) in &self.variables {
+            short.extend([name, "=", &short_word(OsStr::new(value)), " "]);
+        }
+        short.push_str(self.program);
+        for (number, word) in self.arguments.iter().enumerate() {
+            // A question about ten thousand paths is one command.
+            if short.chars().count() > SHORT_AT_MOST {
+                let rest = self.arguments.len() - number;
+                short.extend([" … and ", &rest.to_string(), " more"]);
+                break;
+            }
+            short.push(' ');
+            match self.names.iter().find(|(named, _)| *named == number) {
+                Some((_, name)) => short.extend(["<", name, ">"]),
+                None => short.push_str(&short_word(word)),
+            }
+        }
+        short
     }
 
     /// The argument vector, the program's name first.
@@ -64,7 +112,7 @@ impl fmt::Display for CommandLine {
             write!(
                 f,
                 "{name}={} ",
-                shell_word(OsStr::new(value)).to_string_lossy()
+                shell_word(value).to_string_lossy()
             )?;
         }
         f.write_str(self.program)?;
@@ -76,7 +124,7 @@ impl fmt::Display for CommandLine {
             };
             write!(f, " {}", word.to_string_lossy())?;
         }
-        if let Some(stdin) = &self.stdin {
+        if let Stdin::File(stdin) = &self.stdin {
             write!(f, " <{}", shell_word(stdin.as_os_str()).to_string_lossy())?;
         }
         if let Some(stdout) = &self.stdout {
@@ -96,6 +144,21 @@ pub fn shell_word(word: &OsStr) -> OsString {
     }
     let parts: Vec<&[u8]> = bytes.split(|byte| *byte == b'\'').collect();
     OsString::from_vec([b"'", parts.join(&br"'\''"[..]).as_slice(), b"'"].concat())
+}
+
+/// The beginning of a word, in one line, as a POSIX shell reads it back.
+fn short_word(word: &OsStr) -> String {
+    let text = word.to_string_lossy();
+    // Before it is cut: of a URL that ends in its password, nothing would be recognised.
+    let text = without_credentials(&text);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let line = if text.contains('\n') {
+        words.join(" ").into()
+    } else {
+        text
+    };
+    let line = shortened(&line, WORD_AT_MOST);
+    shell_word(OsStr::new(&line)).to_string_lossy().into_owned()
 }
 
 /// How a process ended.
@@ -186,6 +249,30 @@ mod tests {
     fn a_command_line_can_be_pasted() {
         let line = CommandLine::new("nix-store", &["--realise", "it's", "", "${x}"]);
         assert_eq!(line.to_string(), r"nix-store --realise 'it'\''s' '' '${x}'");
+    }
+
+    #[test]
+    fn a_short_command_is_one_line_with_the_names_of_our_expressions() {
+        let mut line = CommandLine::new("nix-instantiate", &["-E", "# ours\n1\n"]);
+        line.name_argument(1, "walk");
+        line.arguments
+            .extend(["--arg", "x", "{\n  a = 1;\n}", ""].map(OsString::from));
+        assert_eq!(
+            line.in_short(),
+            "nix-instantiate -E <walk> --arg x '{ a = 1; }' ''"
+        );
+        let url = format!("https://user:{}@h/", "x".repeat(300));
+        let line = CommandLine::new("nix", &[&url, &"y".repeat(300)]);
+        let short = line.in_short();
+        assert!(short.starts_with("nix 'https://***@h/' 'yyyy"), "{short}");
+        assert!(short.ends_with("y…'") && short.len() < 300, "{short}");
+        let many = CommandLine::new(
+            "nix-store",
+            &["/s/0123456789abcdfghijklmnpqrsvwxyz-a"; 10_000],
+        );
+        let short = many.in_short();
+        assert!(short.len() < 1_100, "{short}");
+        assert!(short.ends_with("-a … and 9973 more"), "{short}");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! - *Attributes* are the attribute paths of a derivation or an error; sets that are only looked into do not count.
 //! - *Targets* are the distinct `.drv`s of the attributes: each gets a step of its own, and several attributes may have the same.
-//! - *Evaluation errors* are the attributes that do not evaluate.
+//! - *Evaluation errors* are the attributes that do not evaluate, except for those that `expect-errors` names.
+//! - *Expected errors* are those: they do not evaluate either, and no attribute counts as both.
 //! - *Refused* are the attributes that evaluate, but whose metadata makes no step. They are not targets.
 
 use std::fmt;
@@ -17,15 +18,17 @@ pub struct RecordingCounts {
     pub attributes: usize,
     /// The targets.
     pub targets: usize,
-    /// The evaluation errors.
+    /// The evaluation errors, without the expected ones.
     pub evaluation_errors: usize,
+    /// The expected errors.
+    pub expected_errors: usize,
     /// The refused.
     pub refused: usize,
 }
 
 impl RecordingCounts {
-    /// The numbers in one clause: `12 attributes in 0.2 s: 10 targets (9 to build, 1 in a cache), 1 evaluation error, 1 refused`.
-    /// `took` stands behind the attributes; `targets`, which may be empty, describes the targets.
+    /// The numbers in one clause: `12 attributes in 0.2 s: 10 targets (9 to build, 1 in a cache), 1 evaluation error, 1 refused,
+    /// 2 expected errors`. `took` stands behind the attributes; `targets`, which may be empty, describes the targets.
     #[must_use]
     pub fn clause(&self, took: &str, targets: &str) -> String {
         let mut text = format!("{}{took}: ", number(self.attributes, "attribute"));
@@ -35,14 +38,16 @@ impl RecordingCounts {
             text.push_str(targets);
             text.push(')');
         }
-        if let Some(errors) = self.errors() {
+        let expected = Some(self.expected_errors).filter(|count| *count > 0);
+        let expected = expected.map(|count| number(count, "expected error"));
+        for errors in [self.errors(), expected].into_iter().flatten() {
             text.push_str(", ");
             text.push_str(&errors);
         }
         text
     }
 
-    /// The errors alone, where there are any: `1 evaluation error, 2 refused`.
+    /// The errors alone that are not expected, where there are any: `1 evaluation error, 2 refused`.
     #[must_use]
     pub fn errors(&self) -> Option<String> {
         let evaluation = number(self.evaluation_errors, "evaluation error");
@@ -98,6 +103,7 @@ mod tests {
             targets,
             evaluation_errors,
             refused,
+            ..RecordingCounts::default()
         };
         assert_eq!(counts(0, 0, 0, 0).to_string(), "0 attributes: 0 targets");
         assert_eq!(counts(1, 1, 0, 0).to_string(), "1 attribute: 1 target");
@@ -110,6 +116,25 @@ mod tests {
             "5 attributes: 0 targets, 2 evaluation errors, 3 refused"
         );
         assert_eq!(counts(3, 0, 0, 3).errors().as_deref(), Some("3 refused"));
+        let expecting = |expected_errors, other| RecordingCounts {
+            expected_errors,
+            ..other
+        };
+        assert_eq!(
+            expecting(1, counts(2, 1, 0, 0)).to_string(),
+            "2 attributes: 1 target, 1 expected error"
+        );
+        let both = expecting(305, counts(310, 2, 1, 2));
+        assert_eq!(
+            both.to_string(),
+            "310 attributes: 2 targets, 1 evaluation error, 2 refused, 305 expected errors"
+        );
+        assert_eq!(
+            both.errors().as_deref(),
+            Some("1 evaluation error, 2 refused"),
+            "what is expected is no reason to fail"
+        );
+        assert_eq!(expecting(3, counts(3, 0, 0, 0)).errors(), None);
     }
 
     #[test]

@@ -55,6 +55,7 @@
 //! | closure | a store path with everything that it refers to, directly or not |
 //! | evaluation | what turns a Nix expression into derivations |
 //! | evaluation error | an attribute that does not evaluate (not "broken": `meta.broken` of Nixpkgs is another thing) |
+//! | expected error | an evaluation error of an attribute that `expect-errors` names: it is shown, and is not red |
 //! | target | an attribute that is a derivation, and gets a step |
 //! | record | what the evaluation found of a target: attribute path, `.drv`, outputs, metadata |
 //! | recording | evaluating all targets once and uploading the pipeline: `eval-once pipeline` |

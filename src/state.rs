@@ -48,8 +48,17 @@ pub struct Roots {
 /// The folder of notes.
 const NOTES: &str = "notes";
 
+/// How long a note is kept, if its reader does not want a newer one.
+pub const NOTES_LAST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// How long the GC roots of a step without an out-link last.
 const OUTPUTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The folder for what conversations with evaluators need.
+const CONVERSATIONS: &str = "conversations";
+
+/// How long the folder of a conversation may stay that was not removed.
+const CONVERSATIONS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long a folder may be without a lock: its owner may not have locked it yet.
 const TIME_TO_LOCK: Duration = Duration::from_secs(60);
@@ -64,7 +73,7 @@ impl StateFolder {
         if folder.as_os_str().as_bytes().contains(&b'\n') {
             return Err(io::Error::other("its name contains a line break"));
         }
-        for part in ["turns", "roots", "outputs", "pins", NOTES] {
+        for part in ["turns", "roots", "outputs", "pins", CONVERSATIONS, NOTES] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o755)
@@ -85,14 +94,14 @@ impl StateFolder {
         std::fs::read_to_string(file).ok()
     }
 
-    /// Notes something under a name, in place of an earlier note. Notes older than `age` are removed.
+    /// Notes something under a name, in place of an earlier note. Notes older than [`NOTES_LAST`] are removed.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write_note(&self, name: &str, text: &str, age: Duration) -> io::Result<()> {
+    pub fn write_note(&self, name: &str, text: &str) -> io::Result<()> {
         let notes = self.folder.join(NOTES);
         for entry in notes.read_dir()?.flatten() {
-            if is_older(&entry.path(), age) {
+            if is_older(&entry.path(), NOTES_LAST) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -195,6 +204,16 @@ impl StateFolder {
     #[must_use]
     pub fn make_room(&self, kind: CommonKind, is_low: impl Fn() -> bool) -> usize {
         common::make_room(&self.folder.join(kind.folder()), is_low)
+    }
+
+    /// A folder for what a conversation with an evaluator needs; not in the host's folder for temporary files, which may be missing.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn conversation(&self) -> io::Result<TempDir> {
+        let conversations = self.folder.join(CONVERSATIONS);
+        sweep(&conversations, CONVERSATIONS_LAST, |_| true);
+        folder_of_ours(&conversations)
     }
 
     /// A folder for a link that keeps a step's outputs for a day, unless it is dropped. Those of earlier days are removed first.
@@ -357,14 +376,20 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let state = StateFolder::open(folder.path()).unwrap();
         assert_eq!(state.note("a", AGE), None);
-        state.write_note("a", "one", AGE).unwrap();
-        state.write_note("a", "two", AGE).unwrap();
+        state.write_note("a", "one").unwrap();
+        state.write_note("a", "two").unwrap();
         assert_eq!(state.note("a", AGE).as_deref(), Some("two"));
         let file = folder.path().join("notes/a");
-        let before = FileTimes::new().set_modified(SystemTime::now() - 2 * AGE);
-        File::open(&file).unwrap().set_times(before).unwrap();
+        let age = |age| {
+            let before = FileTimes::new().set_modified(SystemTime::now() - age);
+            File::open(&file).unwrap().set_times(before).unwrap();
+        };
+        age(2 * AGE);
         assert_eq!(state.note("a", AGE), None);
-        state.write_note("b", "", AGE).unwrap();
+        state.write_note("b", "").unwrap();
+        assert!(file.exists(), "another reader may want it");
+        age(NOTES_LAST + AGE);
+        state.write_note("b", "").unwrap();
         assert!(!file.exists());
         assert_eq!(state.note("b", AGE).as_deref(), Some(""));
     }

@@ -35,6 +35,9 @@ pub use movement::TRICKLE;
 /// cases before Nix 2.35.)
 pub const ATTEMPTS: u32 = 3;
 
+/// How many questions are asked at once: a Nix that waits for no other computes, and there are two cores at least where time counts.
+const ASKED_AT_ONCE: usize = 2;
+
 /// What to do about a garbage collector that disturbs.
 pub const COLLECTOR_HINT: &str = "run the garbage collector less often, or while no job runs; from Nix 2.35 on it leaves alone what is in use";
 
@@ -58,10 +61,21 @@ pub struct Store {
 
 /// What Nix has answered.
 #[derive(Debug)]
-struct Answer {
-    finished: Finished,
+pub struct Answer {
+    /// How it ended, and its standard output.
+    pub finished: Finished,
     /// Its standard error.
-    stderr: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+/// Something that is asked of several paths, for which Nix may run beside other programs: [`Store::asked_by`] has the commands, and
+/// [`Store::read_invalid`] or [`Store::read_dry_run`] reads what they have answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathQuestion {
+    /// Which of them are not valid.
+    Invalid,
+    /// Which of them would be fetched, and which are missing.
+    DryRun,
 }
 
 impl Store {
@@ -182,10 +196,24 @@ impl Store {
         supervisor: &mut Supervisor,
         paths: &[&StorePath],
     ) -> Result<HashSet<StorePath>, Failure> {
+        let answers = self.answers(supervisor, PathQuestion::Invalid, paths)?;
+        self.read_invalid(supervisor, paths, answers)
+    }
+
+    /// The same, from the `answers` to the commands that ask it.
+    ///
+    /// # Errors
+    /// As [`Store::invalid`].
+    pub fn read_invalid(
+        &mut self,
+        supervisor: &mut Supervisor,
+        paths: &[&StorePath],
+        answers: Vec<Answer>,
+    ) -> Result<HashSet<StorePath>, Failure> {
         let mut invalid = HashSet::new();
-        for batch in batches(paths) {
-            let options = self.options(supervisor)?;
-            match self.ask(supervisor, &command::invalid_of(batch, &options)) {
+        for (batch, answer) in batches(paths).zip(answers) {
+            let line = command::invalid_of(batch, &self.options);
+            match succeeded(answer, &line) {
                 Ok(finished) => invalid.extend(store_paths(&finished)),
                 Err(failure) if failure.class == Class::Infrastructure => {
                     // Nix refuses the question where one path is of a store in another folder. Only now is it asked for its own.
@@ -263,10 +291,22 @@ impl Store {
         supervisor: &mut Supervisor,
         paths: &[&StorePath],
     ) -> Result<DryRun, Failure> {
+        let answers = self.answers(supervisor, PathQuestion::DryRun, paths)?;
+        self.read_dry_run(supervisor, paths, answers)
+    }
+
+    /// The same, from the `answers` to the commands that ask it.
+    ///
+    /// # Errors
+    /// As [`Store::dry_run`].
+    pub fn read_dry_run(
+        &mut self,
+        supervisor: &mut Supervisor,
+        paths: &[&StorePath],
+        answers: Vec<Answer>,
+    ) -> Result<DryRun, Failure> {
         let mut answer = DryRun::default();
-        for batch in batches(paths) {
-            let line = self.dry_run_line(supervisor, batch)?;
-            let Answer { finished, stderr } = self.run(supervisor, &line)?;
+        for (batch, Answer { finished, stderr }) in batches(paths).zip(answers) {
             let mut part = DryRun::read(&stderr);
             if !finished.ending.success() {
                 // Where it is the store that fails, this says so.
@@ -287,10 +327,37 @@ impl Store {
         supervisor: &mut Supervisor,
         paths: &[&StorePath],
     ) -> Result<CommandLine, Failure> {
-        let mut options = self.options(supervisor)?;
-        // Without it one substituter that answers with an error ends the whole question, and what the others have stays unknown.
-        options.push(("fallback".into(), "true".into()));
-        Ok(command::would_obtain(paths, &options))
+        let options = self.options(supervisor)?;
+        Ok(dry_run_line(paths, &options))
+    }
+
+    /// The commands that ask this of `paths`, with these settings of the store's: one for as many as a command can take.
+    #[must_use]
+    pub fn asked_by(
+        question: PathQuestion,
+        paths: &[&StorePath],
+        options: &command::Options,
+    ) -> Vec<CommandLine> {
+        let line = |batch: &[&StorePath]| match question {
+            PathQuestion::Invalid => command::invalid_of(batch, options),
+            PathQuestion::DryRun => dry_run_line(batch, options),
+        };
+        batches(paths).map(line).collect()
+    }
+
+    fn answers(
+        &mut self,
+        supervisor: &mut Supervisor,
+        question: PathQuestion,
+        paths: &[&StorePath],
+    ) -> Result<Vec<Answer>, Failure> {
+        let options = self.options(supervisor)?;
+        let lines = Self::asked_by(question, paths, &options);
+        let mut answers = Vec::with_capacity(lines.len());
+        for line in lines {
+            answers.push(self.run(supervisor, &line)?);
+        }
+        Ok(answers)
     }
 
     /// Whether a substituter has a path; none where it cannot be asked. One in a folder is looked at as such: Nix would make the
@@ -315,21 +382,6 @@ impl Store {
     }
 
     // ---- roots, closures, logs
-
-    /// What keeps a path from being collected, `LINK -> PATH` each: through a daemon, as the daemon sees it. None where Nix does
-    /// not say.
-    ///
-    /// # Errors
-    /// A signal asked us to end (128 + n).
-    pub fn roots(
-        &mut self,
-        supervisor: &mut Supervisor,
-        path: &StorePath,
-    ) -> Result<Option<Finished>, Failure> {
-        let options = self.options(supervisor)?;
-        let Answer { finished, .. } = self.run(supervisor, &command::roots_of(path, &options))?;
-        Ok(Some(finished).filter(|finished| finished.ending.success()))
-    }
 
     /// A derivation with all that it is built from; none where Nix does not say.
     ///
@@ -399,6 +451,26 @@ impl Store {
         let line = command::show_value(evaluation, locked, &options);
         let Answer { finished, .. } = self.run(supervisor, &line)?;
         Ok(finished.text().trim().to_owned())
+    }
+
+    /// What Nix says when it evaluates this attribute, or the whole expression where none is named, by itself.
+    ///
+    /// # Errors
+    /// The program is missing (69); a signal asked us to end (128 + n).
+    pub fn words(
+        &mut self,
+        supervisor: &mut Supervisor,
+        evaluation: &Evaluation,
+        locked: Option<&LockedFlake>,
+    ) -> Result<NixOutput, Failure> {
+        let options = self.options(supervisor)?;
+        let line = if evaluation.attr.names().is_empty() {
+            command::show_value(evaluation, locked, &options)
+        } else {
+            command::instantiate(evaluation, locked, None, &options)
+        };
+        let Answer { stderr, .. } = self.run(supervisor, &line)?;
+        Ok(NixOutput::of(&stderr))
     }
 
     /// The system that Nix builds for here.
@@ -521,18 +593,39 @@ impl Store {
 
     // ---- running
 
+    /// Runs all of these, two at a time, and returns their answers in their order.
+    ///
+    /// # Errors
+    /// A program is missing (69), or cannot be started (75); a signal asked us to end (128 + n).
+    pub fn ask_all(
+        &mut self,
+        supervisor: &mut Supervisor,
+        lines: &[CommandLine],
+    ) -> Result<Vec<Answer>, Failure> {
+        let mut answers: Vec<_> = lines.iter().map(|_| None).collect();
+        parallel::each(
+            supervisor,
+            lines,
+            ASKED_AT_ONCE,
+            |number, finished, stderr| {
+                let stderr = stderr.into_bytes();
+                self.note_unreachable(&NixOutput::of(&stderr));
+                answers[number] = Some(Answer { finished, stderr });
+                Ok(())
+            },
+        )
+        .map_err(class::not_started)?;
+        Ok(answers.into_iter().flatten().collect())
+    }
+
     /// Asks a question whose failure is the store's.
     fn ask(
         &mut self,
         supervisor: &mut Supervisor,
         line: &CommandLine,
     ) -> Result<Finished, Failure> {
-        let Answer { finished, stderr } = self.run(supervisor, line)?;
-        if finished.ending.success() {
-            return Ok(finished);
-        }
-        let stderr = String::from_utf8_lossy(&stderr);
-        Err(class::store_cannot_be_asked(line, finished.ending, &stderr))
+        let answer = self.run(supervisor, line)?;
+        succeeded(answer, line)
     }
 
     /// What a program prints if it succeeds; none otherwise, also where the program is missing.
@@ -570,4 +663,21 @@ impl Store {
         self.note_unreachable(&NixOutput::of(&stderr));
         Ok(Answer { finished, stderr })
     }
+}
+
+/// What a question has printed whose failure is the store's.
+fn succeeded(answer: Answer, line: &CommandLine) -> Result<Finished, Failure> {
+    let Answer { finished, stderr } = answer;
+    if finished.ending.success() {
+        return Ok(finished);
+    }
+    let stderr = String::from_utf8_lossy(&stderr);
+    Err(class::store_cannot_be_asked(line, finished.ending, &stderr))
+}
+
+fn dry_run_line(paths: &[&StorePath], options: &command::Options) -> CommandLine {
+    let mut options = options.to_vec();
+    // Without it one substituter that answers with an error ends the whole question, and what the others have stays unknown.
+    options.push(("fallback".into(), "true".into()));
+    command::would_obtain(paths, &options)
 }

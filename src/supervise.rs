@@ -2,8 +2,8 @@
 //!
 //! One thread waits for signals and children alike, in one `poll`. The handlers are installed before the first child starts, so
 //! no signal is lost; a child is signalled only until it has been waited for, so no foreign process ever is. Children stay in
-//! our process group (the agent's), so that whatever ends the job ends them; their standard input is `/dev/null`, because the
-//! agent's may be a terminal without a person at it. [`Supervisor::run`] waits for one process to end, [`Supervisor::watch`] for
+//! our process group (the agent's), so that whatever ends the job ends them; their standard input is never ours: the agent's may
+//! be a terminal without a person at it. [`Supervisor::run`] waits for one process to end, [`Supervisor::watch`] for
 //! the next event of several.
 //!
 //! This module does not know what the programs do, only how they may be stopped ([`OnStop`]), and for how long one may stand still
@@ -13,17 +13,17 @@ mod patience;
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read as _, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -33,10 +33,9 @@ use unix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use unix::sys::signal::{SigSet, Signal, kill, killpg};
 use unix::unistd::{Pid, getpgid};
 
-use crate::command_line::{CommandLine, Ending, Program, signal_name};
+use crate::command_line::{CommandLine, Ending, Program, Stdin, signal_name};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
-use crate::text::shortened;
 
 pub use patience::{GivenUp, PATIENCE, Sight};
 
@@ -60,9 +59,6 @@ const REPEAT: Duration = Duration::from_millis(100);
 
 /// How long output may gather before it is read: too short for the reader of a log to notice.
 const BREATH: Duration = Duration::from_millis(3);
-
-/// How many characters of a command a debug message shows.
-const DEBUG_AT_MOST: usize = 1_000;
 
 /// What a pipe holds at most, in bytes (Linux's `pipe-max-size` for those who are not root).
 const PIPE_AT_MOST: usize = 1 << 20;
@@ -102,11 +98,16 @@ pub struct Supervisor {
     signals: SignalDelivery<UnixStream, SignalOnly>,
     /// The first signal that asked us to end.
     stop: Option<i32>,
+    /// When what is done [once more](Self::once_more) has to end.
+    deadline: Option<Instant>,
     /// The signal mask that we were started with, for the program that replaces us.
     mask: SigSet,
     /// Set when signals are no longer ours: then each does what it does by default.
     handed_over: Arc<AtomicBool>,
     log: Log,
+    /// How often output was given time to gather.
+    #[cfg(test)]
+    breaths: usize,
 }
 
 impl Supervisor {
@@ -149,9 +150,12 @@ impl Supervisor {
             Ok(Self {
                 signals,
                 stop: None,
+                deadline: None,
                 mask,
                 handed_over,
                 log: log.clone(),
+                #[cfg(test)]
+                breaths: 0,
             })
         };
         install().classify(Class::Infrastructure, || {
@@ -202,10 +206,9 @@ impl Supervisor {
     /// The program is missing (69) or cannot be started (75); or a signal has asked us to end (128 + n).
     pub fn start(&mut self, line: &CommandLine, on_stop: OnStop) -> Result<Running, Failure> {
         self.check()?;
-        let shown = line.to_string();
-        // A command may hold an expression of several kilobytes.
-        self.log
-            .debug(format_args!("$ {}", shortened(&shown, DEBUG_AT_MOST)));
+        if self.log.debug {
+            self.log.debug(format_args!("$ {}", line.in_short()));
+        }
         Running::new(spawn(line)?, on_stop).classify(Class::Infrastructure, || {
             format!("cannot wait for `{line}`")
         })
@@ -254,17 +257,13 @@ impl Supervisor {
             self.signals.get_read().as_fd(),
             PollFlags::POLLIN,
         )];
-        waited_for.extend(
-            running
-                .iter()
-                .flat_map(Running::pipes)
-                .map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)),
-        );
+        waited_for.extend(running.iter().flat_map(Running::pipes));
         let next = running
             .iter()
             .filter(|one| one.ended.is_none())
             .filter_map(|one| one.stopping.map(|stopping| stopping.next))
             .chain(until)
+            .chain(self.deadline)
             .min();
         let timeout = next.map_or(PollTimeout::NONE, |next| {
             // Rounded up, so that the time is over when this returns.
@@ -295,8 +294,18 @@ impl Supervisor {
 
     /// Waits a moment, or until a signal comes, so that output gathers and is then read many lines at a time. Reading line by line
     /// took a third of an evaluation's time on two cores, and more time than the build itself in one that printed 200,000 lines.
-    /// The next [`watch`](Self::watch) notices signals.
-    pub fn breathe(&mut self) {
+    /// Called after output has been read and shown. The next [`watch`](Self::watch) notices signals.
+    ///
+    /// The end of a program is a signal as well. But where one has ended already, its signal has come, and the pause would last for
+    /// the whole moment: there is none then. (Steps whose outputs existed took up to 3 ms longer.)
+    pub fn breathe(&mut self, running: &[Running]) {
+        if running.iter().any(|one| one.ended.is_some()) {
+            return;
+        }
+        #[cfg(test)]
+        {
+            self.breaths += 1;
+        }
         let _ = self.pause(BREATH);
     }
 
@@ -327,12 +336,17 @@ impl Supervisor {
         self.stop.is_some()
     }
 
-    /// Does one more thing although a signal has asked us to end; another signal ends that as well. The first signal remains the
-    /// one that we end with.
-    pub fn once_more<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> T {
+    /// Does one more thing although a signal has asked us to end; another signal ends that as well, and so does the time `until` which
+    /// it may take. The first signal remains the one that we end with.
+    pub fn once_more<T>(&mut self, until: Instant, act: impl FnOnce(&mut Self) -> T) -> T {
         let stop = self.stop.take();
+        let outer = self.deadline;
+        self.deadline = Some(outer.map_or(until, |outer| outer.min(until)));
         let done = act(self);
-        self.stop = stop.or(self.stop);
+        // Where the time was over, that was no signal.
+        let other = self.stop.filter(|_| self.deadline.is_some());
+        self.deadline = outer;
+        self.stop = stop.or(other);
         done
     }
 
@@ -355,6 +369,11 @@ impl Supervisor {
                 stopping = true;
             }
         }
+        if self.stop.is_none() && self.deadline.is_some_and(|until| until <= Instant::now()) {
+            self.deadline = None;
+            self.stop = Some(SIGALRM);
+            stopping = true;
+        }
         stopping
     }
 }
@@ -364,6 +383,10 @@ impl Supervisor {
 pub struct Running {
     child: Child,
     pid: Pid,
+    /// Where it is sent lines, until there are no more.
+    input: Option<ChildStdin>,
+    /// What is sent and not yet taken.
+    unsent: Vec<u8>,
     out: Option<ChildStdout>,
     err: Option<ChildStderr>,
     stdout: Vec<u8>,
@@ -389,6 +412,8 @@ impl Running {
             pid: Pid::from_raw(
                 i32::try_from(child.id()).context("the process number is out of range")?,
             ),
+            input: child.stdin.take(),
+            unsent: Vec::new(),
             out: child.stdout.take(),
             err: child.stderr.take(),
             child,
@@ -397,9 +422,37 @@ impl Running {
             stopping: None,
             ended: None,
         };
+        set_nonblocking(running.input.as_ref())?;
         set_nonblocking(running.out.as_ref())?;
         set_nonblocking(running.err.as_ref())?;
         Ok(running)
+    }
+
+    /// Sends it these bytes on its standard input, now or while it is watched: it need not read them at once. What is sent to a
+    /// program that has ended, or is being stopped, is lost.
+    pub fn send(&mut self, bytes: &[u8]) {
+        if self.input.is_some() {
+            self.unsent.extend_from_slice(bytes);
+            self.send_unsent();
+        }
+    }
+
+    /// It is sent nothing more: its standard input ends.
+    pub fn end_input(&mut self) {
+        self.input = None;
+        self.unsent.clear();
+    }
+
+    fn send_unsent(&mut self) {
+        while let Some(input) = self.input.as_mut().filter(|_| !self.unsent.is_empty()) {
+            match input.write(&self.unsent) {
+                Ok(sent) => drop(self.unsent.drain(..sent)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // It does not read any more, and ends or has ended: that is seen elsewhere.
+                Err(_) => self.end_input(),
+            }
+        }
     }
 
     /// Stops it as [`OnStop`] says; it has `grace` to end by itself.
@@ -451,6 +504,8 @@ impl Running {
             return;
         };
         let late = stopping.since.elapsed() >= stopping.grace;
+        // An evaluator that is interrupted at one line would go on with the next.
+        self.input = None;
         let signal = match self.on_stop {
             OnStop::TermThenKill if late => Signal::SIGKILL,
             _ => Signal::SIGTERM,
@@ -468,6 +523,7 @@ impl Running {
         if self.ended.is_some() {
             return Ok(false);
         }
+        self.send_unsent();
         // Ended first, drained second: the child's output is complete then. Its own children may still write, which is not
         // waited for.
         let ended = self.child.try_wait()?;
@@ -486,14 +542,17 @@ impl Running {
         Ok(read || self.ended.is_some())
     }
 
-    fn pipes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    /// What is waited for of it: output, and that it takes what is sent to it.
+    fn pipes(&self) -> impl Iterator<Item = PollFd<'_>> {
         let running = self.ended.is_none();
+        let input = self.input.as_ref().filter(|_| !self.unsent.is_empty());
         [
-            self.out.as_ref().map(AsFd::as_fd),
-            self.err.as_ref().map(AsFd::as_fd),
+            (self.out.as_ref().map(AsFd::as_fd), PollFlags::POLLIN),
+            (self.err.as_ref().map(AsFd::as_fd), PollFlags::POLLIN),
+            (input.map(AsFd::as_fd), PollFlags::POLLOUT),
         ]
         .into_iter()
-        .flatten()
+        .filter_map(|(pipe, events)| Some(PollFd::new(pipe?, events)))
         .filter(move |_| running)
     }
 }
@@ -527,8 +586,9 @@ fn kill_children_of(pid: Pid) {
 /// Starts a program as a child, whose output we read where it does not go into a file.
 fn spawn(line: &CommandLine) -> Result<Child, Failure> {
     let stdin = match &line.stdin {
-        None => Stdio::null(),
-        Some(file) => std::fs::File::open(file)
+        Stdin::Nothing => Stdio::null(),
+        Stdin::Lines => Stdio::piped(),
+        Stdin::File(file) => std::fs::File::open(file)
             .classify(Class::Infrastructure, || {
                 format!("cannot read {}", file.display())
             })?
@@ -664,6 +724,27 @@ mod tests {
             (Ending::Exited(7), 300_000)
         );
         assert_eq!(stderr, b"oops\n");
+    }
+
+    #[test]
+    fn output_gathers_while_a_program_runs_and_no_longer() {
+        let mut supervisor = Supervisor::install(&Log::default()).unwrap();
+        // It runs until it is killed.
+        let line = CommandLine::new("sh", &["-c", "echo oops >&2; exec sleep 60"]);
+        let mut running = [supervisor.start(&line, OnStop::Term).unwrap()];
+        let mut output = Vec::new();
+        while output.is_empty() {
+            let read = |_, bytes: &[u8]| output.extend_from_slice(bytes);
+            supervisor.watch(&mut running, None, read).unwrap();
+        }
+        supervisor.breathe(&running);
+        assert_eq!(supervisor.breaths, 1);
+        running[0].stop(Duration::ZERO);
+        while running[0].ended.is_none() {
+            supervisor.watch(&mut running, None, |_, _| ()).unwrap();
+        }
+        supervisor.breathe(&running);
+        assert_eq!(supervisor.breaths, 1);
     }
 
     #[test]

@@ -127,6 +127,16 @@ pub fn shortened(text: &str, at_most: usize) -> String {
     }
 }
 
+/// The begin of `text`, at most so many bytes; where there is more, an ellipsis follows.
+#[must_use]
+pub fn begin_of(text: &str, at_most: usize) -> Cow<'_, str> {
+    if text.len() <= at_most {
+        return Cow::Borrowed(text);
+    }
+    let end = (0..=at_most).rev().find(|end| text.is_char_boundary(*end));
+    Cow::Owned(format!("{}…", &text[..end.unwrap_or(0)]))
+}
+
 /// Text without the credentials in its URLs: `https://user:secret@host` becomes `https://***@host`. A user name alone may
 /// be a token, but for SSH, to which it is only a name (`ssh://git@…`).
 #[must_use]
@@ -186,6 +196,9 @@ mod tests {
     fn shortened_text_has_at_most_so_many_characters() {
         assert_eq!(shortened("äöü", 3), "äöü");
         assert_eq!(shortened("äöüß", 3), "äö…");
+        assert_eq!(begin_of("äöü", 6), "äöü");
+        assert_eq!(begin_of("äöüß", 5), "äö…");
+        assert_eq!(begin_of("ä", 0), "…");
     }
 
     #[test]

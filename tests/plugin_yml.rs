@@ -213,7 +213,7 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("evaluator", &["nix", "nix-eval-jobs"]),
         ("skip", &["built", "cached", "none"]),
         ("skip-style", &["mark", "run", "omit"]),
-        ("on-error", &["step", "fail"]),
+        ("on-error", &["step", "fail", "report"]),
         ("emit", &["plugin", "command"]),
         ("command", &["after", "none"]),
         ("on-drift", &["warn", "fail"]),
@@ -230,6 +230,11 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             "exclude",
             vec![json!(["tests.*", "a.b", ["a", "b.c"]])],
             vec![json!("tests.*"), json!([1]), json!([["a", 1]])],
+        ),
+        (
+            "expect-errors",
+            vec![json!(["python2.*", "a.*.b", ["a", "b.c"]])],
+            vec![json!("a.*"), json!([1]), json!([["a", 1]])],
         ),
         (
             "share",

@@ -5,7 +5,7 @@ use std::fs;
 use crate::support::{
     program::{Ended, Program},
     recording::Pipeline,
-    stand_in::StandIns,
+    stand_in::{StandIns, dies},
     store::Store,
     target::expression,
     until,
@@ -635,7 +635,7 @@ fn a_recording_that_is_cancelled_leaves_no_process_behind() {
     store.targets(
         "builtins.listToAttrs (builtins.genList (i: { name = \"t${toString i}\"; value = file \"t${toString (builtins.foldl' (a: b: a + b) i (builtins.genList (x: x) 30000000))}\"; }) 8)",
     );
-    let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", "echo started >&2");
+    let stand_ins = StandIns::new(store.bin()).before("nix", "echo started >&2");
     let running = record(&store, &["--workers", "2"])
         .env("PATH", stand_ins.path(&store))
         .start();
@@ -664,12 +664,9 @@ fn an_evaluation_that_the_collector_disturbs_is_done_again_for_that_attribute() 
     let gone = store
         .folder()
         .join("00000000000000000000000000000000-gone.drv");
-    let script = format!(
-        "if [ $NTH = 1 ]; then \"$REAL\" \"$@\" 2>&1 | while IFS= read -r line; do printf '%s\\n' \"$line\" >&2; case \"$line\" in *'begin /1 '*) \
-         echo \"error: path '{}' is not valid\" >&2; exit 1;; esac; done; exit 1; fi",
-        gone.display()
-    );
-    let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", &script);
+    let message = format!("path '{}' is not valid", gone.display());
+    let script = dies("begin /1", &message, 1);
+    let stand_ins = StandIns::new(store.bin()).before("nix", &script);
     let ended = record(&store, &["--workers", "1"])
         .env("PATH", stand_ins.path(&store))
         .run();
@@ -685,12 +682,9 @@ fn an_attribute_that_missed_a_path_which_is_valid_by_now_is_evaluated_again_once
     let path = store.target("b").drv;
     // The path that Nix calls missing has been registered again before anybody looks.
     for (times, broken) in [(1, 0), (2, 1)] {
-        let script = format!(
-            "if [ $NTH -le {times} ]; then \"$REAL\" \"$@\" 2>&1 | while IFS= read -r line; do printf '%s\\n' \"$line\" >&2; case \"$line\" in *'begin /1 '*) \
-             echo \"error: path '{path}' is not valid\" >&2; exit 1;; esac; done; exit 1; fi"
-        );
+        let script = dies("begin /1", &format!("path '{path}' is not valid"), times);
         let bin = store.root().join(format!("bin-{times}"));
-        let stand_ins = StandIns::new(bin).before("nix-instantiate", &script);
+        let stand_ins = StandIns::new(bin).before("nix", &script);
         let ended = record(&store, &["--workers", "1"])
             .env("PATH", stand_ins.path(&store))
             .run();

@@ -15,6 +15,7 @@ use crate::support::{
     EVAL_ONCE,
     agent::{commit, other_plugin, plugin_repository, program},
     buildkite::{Build, Fault, Job, JobState, Outcome},
+    recording::Pipeline,
     stand_in::write_program,
     store::Store,
     target::expression,
@@ -662,21 +663,148 @@ fn the_failure_of_a_rejected_chunk_names_the_step() {
 #[test]
 fn more_steps_than_a_build_can_have_are_refused_before_anything_is_uploaded() {
     let Some(store) = store() else { return };
-    // Most of them are evaluation errors, which have steps too, and need no file.
-    store.targets(
-        r#"let target = i: if i < 4000 then throw "broken" else file "t${toString i}"; in
-        builtins.listToAttrs (builtins.genList (i: { name = "t${toString i}"; value = target i; }) 4001)"#,
-    );
-    let Some(scene) = plugin_scene(store, &json!({ "skip": "none" })) else {
+    store.targets(TOO_MANY);
+    let keys = json!({ "skip": "none", "share": "artifact", "summary": true });
+    let Some(scene) = plugin_scene(store, &keys) else {
         return;
     };
     assert_eq!(scene.build.run(), Outcome::Failed);
     let job = scene.build.job("record");
     assert_eq!(job.exit_status, Some(64), "{}", job.plain());
-    let refusal = "nothing is uploaded: the pipeline has 4001 jobs";
-    assert!(job.plain().contains(refusal), "{}", job.plain());
+    let printed = job.plain();
+    for part in [
+        "jobs by attribute: broken 2500, old 2499, good 1\n",
+        "nothing is uploaded: the pipeline has 5001 jobs, and a build can have 4000",
+        "add `broken` to `exclude`, which leaves 2501 jobs; ",
+        "`attr: broken` (2501 jobs)\n",
+    ] {
+        assert!(
+            printed.replace('\r', "").contains(part),
+            "{part}: {printed}"
+        );
+    }
     assert_eq!(scene.build.uploads(), [Value::Null; 0]);
-    assert!(!scene.build.artifacts().contains_key("eval-once-plan.json"));
+    // Neither a plan nor an archive, but what it has found.
+    let artifacts = scene.build.artifacts();
+    assert_eq!(artifacts.keys().collect::<Vec<_>>(), ["eval-once.json"]);
+    let document = scene.document();
+    assert_eq!(document["counts"]["evaluation_errors"], 4_999);
+    assert_eq!(document["targets"][0]["attr"], json!(["good", "a"]));
+    let annotations = scene.build.annotations();
+    assert_eq!(annotations.len(), 1);
+    let annotation = annotations.values().next().unwrap();
+    assert_eq!(annotation.style, "error");
+    let body = shown(&annotation.body);
+    for part in [
+        "**Nothing is uploaded:** the pipeline has 5001 jobs",
+        "Hint: add `broken` to `exclude`, which leaves 2501 jobs;",
+        "| <code>old</code> | 2499 |",
+        "4999 evaluation errors:",
+    ] {
+        assert!(body.contains(part), "{part}: {body}");
+    }
+}
+
+#[test]
+fn a_message_is_whole_in_everything_that_has_the_room() {
+    let Some(store) = store() else { return };
+    // More than a log's line, the old limits of an annotation (2,000 characters) and of a line of Nix's (4 KiB).
+    store.targets(
+        r#"let lines = builtins.concatStringsSep "\n" (builtins.genList (i: "error: line ${toString i}, at /x:1:1:") 300); in {
+          good = file "good";
+          long = throw "the first line\n${lines}\n… while the last line";
+          aborted = abort "a\n\nerror: b";
+        }"#,
+    );
+    let Some(scene) = plugin_scene(store, &json!({ "summary": true })) else {
+        return;
+    };
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    let lines = (0..300).map(|i| format!("error: line {i}, at /x:1:1:\n"));
+    let lines: String = lines.collect();
+    let message = format!("the first line\n{lines}… while the last line");
+    let document = scene.document();
+    let errors = document["errors"].as_array().unwrap();
+    let abort = "evaluation aborted with the following error message: 'a\n\nerror: b'";
+    assert_eq!(errors[0]["message"], abort);
+    assert_eq!(errors[1]["message"], message);
+
+    let printed = scene.build.job("record").plain().replace('\r', "");
+    let begin = "eval-once: evaluation error: long: the first line error: line 0, at /x:1:1: error: line 1, ";
+    let line = printed
+        .lines()
+        .find(|line| line.starts_with(begin))
+        .unwrap();
+    assert!(line.ends_with('…'), "{line}");
+
+    let annotations = scene.build.annotations();
+    let bodies = annotations
+        .iter()
+        .map(|(context, it)| (context.as_str(), shown(&it.body)));
+    let bodies: BTreeMap<&str, String> = bodies.collect();
+    for (context, body) in &bodies {
+        match *context {
+            "eval-once-failures" => assert!(body.contains("error: line 100, at /x:1:1:"), "{body}"),
+            "eval-once-summary" => assert!(
+                body.contains("**evaluation error**: the first line error: line 0,"),
+                "{body}"
+            ),
+            _ => assert!(body.contains(&format!("<pre>{message}</pre>")), "{body}"),
+        }
+    }
+    assert_eq!(bodies.len(), 3, "{:?}", bodies.keys());
+
+    let junit = scene
+        .build
+        .artifacts()
+        .remove("eval-once-junit.xml")
+        .unwrap();
+    let junit = String::from_utf8(junit).unwrap();
+    assert!(junit.contains(&format!(">{message}</error>")), "{junit}");
+    let job = scene
+        .error_jobs()
+        .into_iter()
+        .find(|it| it.plain().contains("the first line"));
+    let log = job.unwrap().plain().replace('\r', "");
+    let last = format!("eval-once: error: long of default.nix does not evaluate: {message}\n");
+    assert!(log.contains(&last), "{log}");
+}
+
+/// More jobs than a build can have. Most of them are evaluation errors, which have steps too, and need no file.
+const TOO_MANY: &str = r#"
+  let set = count: { recurseForDerivations = true; } // builtins.listToAttrs
+    (builtins.genList (i: { name = "t${toString i}"; value = throw "broken"; }) count);
+  in {
+    broken = set 2500;
+    old = set 2499;
+    good = { recurseForDerivations = true; a = file "a"; };
+  }"#;
+
+#[test]
+fn by_hand_more_steps_than_a_build_can_have_are_printed_and_what_is_suggested_makes_them_fit() {
+    let Some(store) = store() else { return };
+    store.targets(TOO_MANY);
+    let recorded = |flags: &[&str]| {
+        let line = ["pipeline", "--dry-run", "--skip", "none"];
+        let ended = store.eval_once(line).args(flags).run();
+        let steps = Pipeline::of(&ended).list().len();
+        (steps, ended)
+    };
+    let (steps, ended) = recorded(&[]);
+    assert_eq!(steps, 5_000);
+    for part in [
+        "eval-once: jobs by attribute: broken 2500, old 2499, good 1\n",
+        "eval-once: warning: an upload would be refused: the pipeline has 5000 jobs, and a build can have 4000, ",
+        "eval-once: hint: add `broken` to `exclude`, which leaves 2500 jobs; ",
+        "`attr: broken` (2500 jobs)\n",
+    ] {
+        assert!(ended.stderr.contains(part), "{part}: {ended}");
+    }
+    for flags in [["--exclude", "broken"], ["--attr", "broken"]] {
+        let (steps, ended) = recorded(&flags);
+        assert_eq!(steps, 2_500);
+        assert!(!ended.stderr.contains("refused"), "{ended}");
+    }
 }
 
 #[test]

@@ -195,7 +195,7 @@ fn a_recording_adds_a_last_step_that_sums_up_the_build_however_it_ended() {
             "**failed** (command), after the build | realised (drv&#45;valid) | ",
         ),
         ("lost", "built | evaluated (drv&#45;missing) | "),
-        ("broken", "**evaluation error** | "),
+        ("broken", "**evaluation error**: it needs Python 2 | "),
         ("behind", "not run: <code>bad</code> failed |  |  |"),
         ("further", "not run: <code>bad</code> failed |  |  |"),
         ("unwell", "**failed**, without a report |  |  |"),
@@ -337,7 +337,7 @@ fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
             "behind-command",
             "not run: <code>command</code> failed |  |  |",
         ),
-        ("broken", "**evaluation error** | "),
+        ("broken", "**evaluation error**: it needs Python 2 | "),
         ("cancelled", "**cancelled** | tried realised | "),
         (
             "command",
@@ -354,7 +354,10 @@ fn every_outcome_of_a_step_is_a_row_as_buildkite_knows_it() {
         ("good", "built | realised (drv&#45;valid) | "),
         ("late", "**timed out** | tried realised | "),
         ("not-today", "not run |  |  |"),
-        ("refused", "**refused** | "),
+        (
+            "refused",
+            "**refused**: in its &#96;meta&#46;buildkite&#96;, ",
+        ),
         (
             "soft",
             "soft failed (build) | tried realised (drv&#45;valid) | ",

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::command_line::CommandLine;
+use crate::command_line::{CommandLine, Stdin};
 
 fn agent(words: &[&str]) -> CommandLine {
     CommandLine::new("buildkite-agent", words)
@@ -157,7 +157,7 @@ pub fn annotate(context: &str, style: &str, append: bool, body: &Path) -> Comman
     let append = format!("--append={append}");
     let mut line = agent(&["annotate", "--context", context, "--style", style, &append]);
     // On standard input, because one argument can have at most 128 KiB.
-    line.stdin = Some(body.to_owned());
+    line.stdin = Stdin::File(body.to_owned());
     line
 }
 

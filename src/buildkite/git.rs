@@ -164,9 +164,11 @@ impl Repository {
     /// A name for a folder that holds this checkout: the same for all jobs that get the same files.
     #[must_use]
     pub fn name(&self) -> String {
-        let is_hash = matches!(self.commit.len(), 40 | 64)
-            && self.commit.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let build = if is_hash { "" } else { &self.build };
+        let build = if is_hash(&self.commit) {
+            ""
+        } else {
+            &self.build
+        };
         // Credentials may be new in each job.
         let url = without_credentials(&self.url);
         let parts: [&str; 12] = [
@@ -187,6 +189,41 @@ impl Repository {
         let digits = fingerprint(bytes.chain([self.folder_name.as_encoded_bytes()]));
         format!("eval-once-checkout-{digits}")
     }
+}
+
+/// Whether this is the full hash of a commit.
+#[must_use]
+pub fn is_hash(commit: &str) -> bool {
+    matches!(commit.len(), 40 | 64) && commit.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Prints which commit is checked out in `folder`, and what of it was changed or added since; files that it ignores do not count. It
+/// writes nothing, not even what it would have to look at less often.
+#[must_use]
+pub fn status(folder: &Path) -> CommandLine {
+    let before: &[&str] = &[
+        "--no-optional-locks",
+        "status",
+        "--porcelain=v2",
+        "--branch",
+    ];
+    git(
+        folder,
+        &[
+            before,
+            &["--untracked-files=normal", "--ignore-submodules=none"],
+        ],
+    )
+}
+
+/// Whether exactly this commit is checked out, by what [`status`] prints.
+#[must_use]
+pub fn is_clean(printed: &[u8], commit: &str) -> bool {
+    let text = String::from_utf8_lossy(printed);
+    let head = text
+        .lines()
+        .find_map(|line| line.strip_prefix("# branch.oid "));
+    head == Some(commit) && text.lines().all(|line| line.starts_with("# "))
 }
 
 /// A command of git, which asks nothing, leaves nothing to a process behind it, and speaks English.
@@ -293,6 +330,25 @@ mod tests {
             lines.fetch_all.is_some(),
             shown(&lines.check_out),
         )
+    }
+
+    #[test]
+    fn a_checkout_is_clean_where_it_is_exactly_that_commit() {
+        let head = format!("# branch.oid {COMMIT}\n# branch.head (detached)\n");
+        assert!(is_clean(head.as_bytes(), COMMIT));
+        for (printed, commit) in [
+            (head.clone(), "HEAD"),
+            (format!("{head}? new\n"), COMMIT),
+            (
+                format!("{head}1 .M N... 100644 100644 100644 a a f\n"),
+                COMMIT,
+            ),
+            ("# branch.oid (initial)\n".into(), COMMIT),
+            (String::new(), COMMIT),
+        ] {
+            assert!(!is_clean(printed.as_bytes(), commit), "{printed}");
+        }
+        assert!(is_hash(COMMIT) && !is_hash("HEAD") && !is_hash(&COMMIT[1..]));
     }
 
     #[test]

@@ -10,28 +10,28 @@ use crate::keys::Keys;
 
 /// A pipeline, as it is uploaded.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Pipeline {
+pub struct Pipeline<'a> {
     /// Its steps.
-    pub steps: Vec<PipelineStep>,
+    pub steps: Vec<PipelineStep<'a>>,
 }
 
 /// A step of a pipeline.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
-pub enum PipelineStep {
+pub enum PipelineStep<'a> {
     /// One job, or several alike.
-    Command(Box<CommandStep>),
+    Command(&'a CommandStep),
     /// Steps that are shown together.
-    Group(GroupStep),
+    Group(GroupStep<'a>),
 }
 
 /// Steps that are shown together. Buildkite does not merge groups of several uploads, and groups cannot be nested.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct GroupStep {
+pub struct GroupStep<'a> {
     /// Its name.
-    pub group: String,
+    pub group: &'a str,
     /// Its steps, at least one.
-    pub steps: Vec<CommandStep>,
+    pub steps: Vec<&'a CommandStep>,
 }
 
 /// One job, or several alike.
@@ -263,7 +263,7 @@ mod tests {
         };
         assert_eq!(
             to_json(&Pipeline {
-                steps: vec![PipelineStep::Command(Box::new(step))]
+                steps: vec![PipelineStep::Command(&step)]
             })
             .unwrap(),
             r#"{"steps":[{"label":"l","key":"k","depends_on":[]}]}"#

@@ -401,11 +401,23 @@ pub const KEYS: &[Key] = &[
             &[
                 choice("step", "it becomes a red step"),
                 choice("fail", "it fails the recording before anything is uploaded"),
+                choice("report", "it gets no step, only a line in the annotation and in eval-once.json"),
             ],
         ),
         "What an evaluation error does",
     )
     .default("step"),
+    Key::new(
+        "expect-errors",
+        RECORDING,
+        KeyKind::AttrPaths,
+        "Attribute paths whose evaluation errors are expected, with everything below them: shown as skipped; * stands for one name",
+    )
+    .flag(
+        "expect-errors",
+        "Expect the evaluation errors of an attribute path and everything below it: show them as skipped; * stands for one name",
+    )
+    .hyphens(),
     Key::new(
         "emit",
         RECORDING,

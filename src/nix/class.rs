@@ -5,7 +5,7 @@ use std::fmt::Display;
 use unix::sys::signal::Signal;
 
 use super::message::in_one_line;
-use super::{Cause, Disturbance, Fault, NixOutput, Trouble};
+use super::{Cause, Disturbance, Fault, NixOutput, NoiseFilter, Trouble};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 
@@ -192,13 +192,18 @@ fn of_status(status: i32) -> Option<Class> {
 /// The failure of a command that queries the store: the command, how it ended, and what it `printed`.
 #[must_use]
 pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, printed: &str) -> Failure {
+    let printed = NoiseFilter::default().filtered(printed.as_bytes());
+    let printed = String::from_utf8_lossy(&printed);
     let printed = printed
         .trim()
         .trim_start_matches("error: ")
         .replace('\n', "; ");
     Failure::new(
         Class::Infrastructure,
-        format_args!("cannot query the Nix store: `{line}` {ending}: {printed}"),
+        format_args!(
+            "cannot query the Nix store: `{}` {ending}: {printed}",
+            line.in_short()
+        ),
     )
     .hint("check that the Nix daemon runs, and that NIX_REMOTE (if set) names a store of this host")
 }

@@ -1,13 +1,14 @@
 //! The command lines of Nix's programs. Each is a function from values to an argument vector.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, utf8_percent_encode};
 
 use super::flake::URL_PART;
 use super::{AttrPath, DrvPath, Evaluation, LockedFlake, Source, StorePath, StoreUrl};
-use crate::command_line::CommandLine;
+use crate::command_line::{CommandLine, Stdin};
 
 /// Nix settings, in the order in which `--option` gets them: names and values.
 pub type Options = [(String, String)];
@@ -91,6 +92,7 @@ pub fn write_pin(json: &Path, options: &Options) -> CommandLine {
         &["--eval", "--read-write-mode", "-E", include_str!("pin.nix")],
         options,
     );
+    command.name_argument(3, "pin");
     command
         .arguments
         .extend(["--argstr".into(), "json".into(), json.into()]);
@@ -343,35 +345,108 @@ pub fn catch(
     options: &Options,
 ) -> CommandLine {
     let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
+    // Behind `-E`.
+    command.name_argument(command.arguments.len() + 1, "catch");
     command.arguments.extend(evaluation.catching(locked));
     command.folder = Some(evaluation.folder.clone());
     command
 }
 
-/// Walks the targets below `evaluation`, and says on standard error what it finds (walk.nix). Writes their `.drv`s, which
-/// `--eval` alone would not.
+/// How the walker comes into a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalkerFile {
+    /// By a file that every Nix carries.
+    OfNix,
+    /// By this file of ours, which has to be readable for the expression's evaluation.
+    Ours,
+    /// By this file of ours, as an entry of the search path: the one way to a file under `restrict-eval`, and on 2.8 in pure
+    /// evaluation.
+    OnSearchPath,
+}
+
+/// What a file of ours has to hold that gives an expression the name [`WALKER`].
+pub const WALKER_FILE: &str = "{ url }: { inherit url; }\n";
+
+/// The name of the walker in a conversation, which is the name of an argument of a file that every Nix carries.
+pub const WALKER: &str = "url";
+
+/// The name of our file on the search path.
+const ON_SEARCH_PATH: &str = "eval-once-walker";
+
+/// Evaluates what it is sent line by line, and says on standard error what the walker finds (walk.nix) in what is below
+/// `evaluation`. Writes `.drv`s. [`load_walker`] is its first line; then [`WALKER`] is a function that takes tasks.
 ///
-/// `settings` is what walk.nix takes, as JSON; `heap` the size of the heap that the evaluator begins with, in bytes: growing
-/// to it step by step costs as much again as the evaluation. None: what Nix begins with by itself, which is less where it
-/// cannot have that much; a size that is set explicitly it must have.
+/// The expression travels as an argument, since lines hold neither line breaks nor, where readline reads them, tabs; and Nix gives
+/// arguments only to the value of a file. `settings` is what walk.nix takes, as JSON; `heap` the size of the heap that the evaluator
+/// begins with, in bytes: growing to it step by step costs as much again as the evaluation. None: what Nix begins with by itself,
+/// which is less where it cannot have that much; a size that is set explicitly it must have. `folder` holds our file,
+/// `walker.nix`, and what Nix keeps of the lines.
 #[must_use]
-pub fn walk(
+pub fn converse(
     evaluation: &Evaluation,
     settings: &str,
     locked: Option<&LockedFlake>,
     heap: Option<u64>,
+    (file, folder): (WalkerFile, &Path),
     options: &Options,
 ) -> CommandLine {
-    let mut command = command("nix-instantiate", &["--eval", "--read-write-mode"], options);
+    // The output of builders included, as `nix-instantiate` shows it.
+    let arguments = [
+        "--extra-experimental-features",
+        "nix-command",
+        "repl",
+        "--log-format",
+        "raw-with-logs",
+    ];
+    let mut command = command("nix", &arguments, options);
+    command.arguments.extend(evaluation.purity());
+    command.arguments.extend(evaluation.search_path());
+    if file == WalkerFile::OnSearchPath {
+        let mut entry = OsString::from(format!("{ON_SEARCH_PATH}="));
+        entry.push(our_file(folder));
+        command.arguments.extend(["-I".into(), entry]);
+    }
+    let walker = evaluation.walking(settings, locked);
+    // Behind `--arg` and its name.
+    command.name_argument(command.arguments.len() + 2, "walk");
     command
         .arguments
-        .extend(evaluation.walking(settings, locked));
+        .extend(["--arg", WALKER, &walker].map(OsString::from));
     command.folder = Some(evaluation.folder.clone());
+    command.stdin = Stdin::Lines;
+    // It echoes the lines, and prints what they evaluate to.
+    command.stdout = Some("/dev/null".into());
+    command.variables = vec![
+        // A person's settings for a terminal, and the file in which Nix keeps what a person has typed. (2.8 needs its folder.)
+        ("INPUTRC", "/dev/null".into()),
+        ("TERM", "dumb".into()),
+        ("XDG_DATA_HOME", folder.into()),
+        ("NIX_DATA_HOME", folder.into()),
+    ];
     if let Some(heap) = heap {
         let heap = heap.to_string();
-        command.variables.push(("GC_INITIAL_HEAP_SIZE", heap));
+        command
+            .variables
+            .push(("GC_INITIAL_HEAP_SIZE", heap.into()));
     }
     command
+}
+
+/// Our file in its folder.
+#[must_use]
+pub fn our_file(folder: &Path) -> PathBuf {
+    folder.join("walker.nix")
+}
+
+/// The line of a conversation that loads the walker.
+#[must_use]
+pub fn load_walker((file, folder): (WalkerFile, &Path)) -> Vec<u8> {
+    let path = match file {
+        WalkerFile::OfNix => "<nix/fetchurl.nix>".into(),
+        WalkerFile::OnSearchPath => format!("<{ON_SEARCH_PATH}>").into(),
+        WalkerFile::Ours => our_file(folder).into_os_string(),
+    };
+    [b":load ", path.as_bytes(), b"\n"].concat()
 }
 
 /// Prints a line of JSON for every target below `evaluation`, by `nix-eval-jobs`, in as many `workers`, each of which begins
@@ -693,24 +768,37 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_begins_with_the_heap_that_it_is_given() {
-        let walk = |heap| walk(&of_file(&["a"]), "{}", None, heap, &options());
-        let heap = ("GC_INITIAL_HEAP_SIZE", "1048576".to_owned());
-        assert_eq!(walk(Some(1 << 20)).variables, [heap]);
-        assert_eq!(walk(None).variables, []);
-        assert_eq!(walk(None).folder.as_deref(), Some(Path::new("/checkout")));
-        let words = walk(None).words();
-        assert_eq!(
-            words[..6],
-            [
-                "nix-instantiate",
-                "--eval",
-                "--read-write-mode",
-                "--option",
-                "cores",
-                "2"
-            ]
-        );
+    fn a_conversation_begins_with_the_heap_that_it_is_given() {
+        let folder = (WalkerFile::Ours, Path::new("/state/x"));
+        let converse = |heap| converse(&of_file(&["a"]), "{}", None, heap, folder, &options());
+        let heap = |line: &CommandLine| {
+            let mut variables = line.variables.iter();
+            let heap = variables.find(|(name, _)| *name == "GC_INITIAL_HEAP_SIZE");
+            heap.map(|(_, value)| value.clone())
+        };
+        assert_eq!(heap(&converse(Some(1 << 20))), Some("1048576".into()));
+        assert_eq!(heap(&converse(None)), None);
+        assert_eq!(converse(None).folder.as_deref(), Some(Path::new("/checkout")));
+        assert_eq!(converse(None).stdin, Stdin::Lines);
+        let words = converse(None).words();
+        let settings = words.iter().position(|word| word == "--option").unwrap();
+        assert!(words[..settings].contains(&"repl".to_owned()), "{words:?}");
+        assert_eq!(words[settings..settings + 3], ["--option", "cores", "2"]);
+    }
+
+    #[test]
+    fn a_walker_is_loaded_by_a_file_that_can_be_typed() {
+        let folder = Path::new("/state/x y");
+        let load = |file| String::from_utf8(load_walker((file, folder))).unwrap();
+        assert_eq!(load(WalkerFile::OfNix), ":load <nix/fetchurl.nix>\n");
+        assert_eq!(load(WalkerFile::Ours), ":load /state/x y/walker.nix\n");
+        let entry = |file| {
+            let line = converse(&of_file(&["a"]), "{}", None, None, (file, folder), &[]);
+            let name = "eval-once-walker=/state/x y/walker.nix".to_owned();
+            line.words().contains(&name)
+        };
+        assert_eq!(load(WalkerFile::OnSearchPath), ":load <eval-once-walker>\n");
+        assert!(entry(WalkerFile::OnSearchPath) && !entry(WalkerFile::Ours));
     }
 
     #[test]

@@ -185,27 +185,39 @@ impl Evaluation {
 
     /// The arguments that determine how an expression is evaluated.
     fn context(&self) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = Vec::new();
+        let mut arguments = self.purity();
         let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
-        if self.is_flake() {
-            push(&[
-                "--extra-experimental-features",
-                "nix-command flakes",
-                "--option",
-                "pure-eval",
-                "true",
-            ]);
-        }
         for (name, argument) in &self.arguments {
             match argument {
                 Argument::Expr(expr) => push(&["--arg", name, expr]),
                 Argument::String(string) => push(&["--argstr", name, string]),
             }
         }
-        for entry in &self.include {
-            push(&["-I", entry]);
-        }
+        arguments.extend(self.search_path());
         arguments
+    }
+
+    /// A flake is evaluated purely.
+    pub(super) fn purity(&self) -> Vec<OsString> {
+        let arguments: &[&str] = if self.is_flake() {
+            &[
+                "--extra-experimental-features",
+                "nix-command flakes",
+                "--option",
+                "pure-eval",
+                "true",
+            ]
+        } else {
+            &[]
+        };
+        arguments.iter().map(OsString::from).collect()
+    }
+
+    pub(super) fn search_path(&self) -> Vec<OsString> {
+        let entries = self.include.iter();
+        entries
+            .flat_map(|entry| ["-I", entry].map(OsString::from))
+            .collect()
     }
 
     /// Whether Nix may call the attribute, whatever it is.
@@ -265,15 +277,26 @@ impl Evaluation {
     /// The expression is a function, which Nix calls with the automatic arguments; but `nix-instantiate --eval` calls it only where
     /// there are any (measured).
     fn applied(&self, function: &str, locked: Option<&LockedFlake>) -> String {
+        self.applied_to(function, None, locked)
+    }
+
+    /// The same for these `arguments` instead of the automatic ones.
+    fn applied_to(
+        &self,
+        function: &str,
+        arguments: Option<&str>,
+        locked: Option<&LockedFlake>,
+    ) -> String {
         let names: Vec<String> = self
             .attr
             .names()
             .iter()
             .map(|name| string_literal(name))
             .collect();
-        let (called, arguments) = match self.arguments.as_slice() {
-            [] => ("", "{ }"),
-            [..] => ("{ ... }@arguments: ", "arguments"),
+        let (called, given) = match (self.arguments.as_slice(), arguments) {
+            ([], _) => ("", "{ }"),
+            (_, None) => ("{ ... }@arguments: ", "arguments"),
+            (_, Some(_)) => ("arguments: ", "arguments"),
         };
         // `nix build FLAKE#a` calls nothing, not even functors.
         let (call, calls) = if self.is_flake() {
@@ -281,13 +304,17 @@ impl Evaluation {
         } else {
             (&*in_one_line(CALL), "true")
         };
+        let arguments = arguments.filter(|_| !self.arguments.is_empty());
         // On lines of their own: the expression may end in a comment.
         format!(
-            "(function: call: root: names: {called}function {{ call = call {arguments}; given = {arguments}; calls = {calls}; }} root names) \
-             ({function}\n) ({call}) (\n{}\n) [ {} ]",
+            "(function: call: root: names: {called}function {{ call = call {given}; given = {given}; calls = {calls}; }} root names) \
+             ({function}\n) ({call}) (\n{}\n) [ {} ] {}",
             self.root(locked),
-            names.join(" ")
+            names.join(" "),
+            arguments.unwrap_or_default()
         )
+        .trim_end()
+        .to_owned()
     }
 
     /// The arguments with which `nix-instantiate --eval` prints the value itself.
@@ -313,15 +340,26 @@ impl Evaluation {
         arguments
     }
 
-    /// The arguments with which `nix-instantiate --eval` walks the targets below this: `walk.nix` with these `settings`, in JSON.
-    pub(super) fn walking(&self, settings: &str, locked: Option<&LockedFlake>) -> Vec<OsString> {
+    /// An expression for the function that walks the targets below this, one task after the other: `walk.nix` with these `settings`,
+    /// in JSON. It holds the function arguments. Its lines stay as they are: Nix shows them in messages, and many times in some.
+    pub(super) fn walking(&self, settings: &str, locked: Option<&LockedFlake>) -> String {
         let walk = format!(
-            "nix: root: names: ({WALK}) (builtins.fromJSON {}) nix (({SELECT}) nix.call root names)",
+            "nix: root: names: (\n{WALK}\n) (builtins.fromJSON {}) nix ((\n{SELECT}\n) nix.call root names)",
             string_literal(settings)
         );
-        let mut arguments = vec!["-E".into(), self.applied(&walk, locked).into()];
-        arguments.extend(self.context());
-        arguments
+        self.applied_to(&walk, Some(&self.argument_set()), locked)
+    }
+
+    /// The function arguments as a set. An expression stands on lines of its own, because it may end in a comment.
+    fn argument_set(&self) -> String {
+        let arguments = self.arguments.iter().map(|(name, argument)| {
+            let name = string_literal(name);
+            match argument {
+                Argument::Expr(expr) => format!("{name} = (\n{expr}\n);"),
+                Argument::String(string) => format!("{name} = {};", string_literal(string)),
+            }
+        });
+        format!("{{ {} }}", arguments.collect::<String>())
     }
 
     /// The arguments with which `nix-eval-jobs` evaluates what is below this: always an expression, because it takes no attribute

@@ -48,6 +48,12 @@ impl LockedFlake {
         }
     }
 
+    /// What names it: the same for the same source.
+    #[must_use]
+    pub fn reference(&self) -> &str {
+        &self.reference
+    }
+
     /// An expression for its outputs.
     pub(super) fn outputs(&self) -> String {
         let reference = string_literal(&self.reference);

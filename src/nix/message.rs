@@ -1,8 +1,16 @@
 //! The message with which a Nix program ends: which part of its output that is, and its parts.
 //!
-//! Read off 2.8, 2.26 and 2.34. All of them begin it with `error:` at the beginning of a line, and indent what follows by seven
-//! blanks. 2.8 prints the message first. 2.26 and 2.34 first print how the evaluation came there, in frames that begin with `…`,
-//! and then the message, behind an indented `error:`. All may add its place in an expression, with the lines around it.
+//! Read off 2.8, 2.26 and 2.34, of `nix-instantiate` and of `nix repl` on a pipe. All of them begin it with `error:` at the
+//! beginning of a line, and indent what follows by seven blanks. 2.8 prints the message first. 2.26 and 2.34 first print how the
+//! evaluation came there, in frames that begin with `…`, and then the message, behind an indented `error:`. All may add its place
+//! in an expression, with the lines around it.
+//!
+//! The text may be an expression's own (`throw`), which may hold anything: `error: `, `trace: `, `at /x:1:1:`, a whole message of
+//! Nix's. So nothing in it is a border: what is not certainly Nix's belongs to it. Only its end is ever cut.
+
+use std::collections::VecDeque;
+
+use crate::text::{begin_of, shortened};
 
 /// By how much Nix indents what belongs to a message.
 const INDENT: &str = "       ";
@@ -12,6 +20,20 @@ const ABORT: &str = "evaluation aborted with the following error message: '";
 
 /// The line before a page that a server sent instead of a file: what follows is not Nix's text.
 const BODY: &str = "response body:";
+
+/// What a line begins with that Nix adds to a message, not indented (2.8).
+const TRACE_NOTE: &str = "(use '--show-trace'";
+
+/// How much of a message is kept, in bytes, its frames apart.
+pub const MESSAGE_AT_MOST: usize = 64 << 10;
+
+/// How many frames are kept, the innermost ones, and how much of each, in characters: `addErrorContext` makes as many as an
+/// expression wants.
+const FRAMES_AT_MOST: usize = 200;
+const FRAME_AT_MOST: usize = 1_000;
+
+/// How much of a message is shown in one line of a log, in characters, without its place.
+const ONE_LINE_AT_MOST: usize = 300;
 
 /// A message of Nix's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,64 +46,34 @@ pub struct Message {
     /// The lines around that place, and Nix's suggestions, as it prints them; or the page that a server sent.
     pub around: String,
     /// How the evaluation came there, from the outermost frame to the innermost (from 2.2x on): `while calling the 'throw'
-    /// builtin`.
+    /// builtin`. Of very many the innermost.
     pub frames: Vec<String>,
 }
 
 impl Message {
     /// The last message in the output of a program, from which escape sequences were removed.
-    ///
-    /// A line of a trace or of a builder may look like the begin of a message. But Nix's last message comes after it, and has
-    /// only indented lines: so the last line that begins with `error:` is Nix's.
     #[must_use]
     pub fn last(printed: &str) -> Option<Self> {
-        let begins = |line: &str| is_begin(line);
-        let mut start = None;
-        let mut at = 0;
-        for line in printed.split_inclusive('\n') {
-            if begins(line) {
-                start = Some(at);
-            }
-            at += line.len();
-        }
-        let mut lines = printed[start?..].lines();
-        let first = lines.next()?.strip_prefix("error:")?;
-        let rest = lines.take_while(|line| continues(line));
-        let lines = std::iter::once(first.strip_prefix(' ').unwrap_or(first)).chain(rest);
-        Some(Self::of(&lines.collect::<Vec<_>>()))
+        let mut gathered = MessageLines::default();
+        printed.lines().for_each(|line| gathered.add(line));
+        gathered.message()
     }
 
-    /// A message that consists of these lines; the first without the `error:` before it.
-    fn of(lines: &[&str]) -> Self {
-        let mut frames = Vec::new();
-        let mut body = lines;
-        let second = lines.iter().skip(1).find(|line| !line.trim().is_empty());
-        if lines[0].trim().is_empty() && second.is_some_and(|line| frame(line).is_some()) {
-            let is_message = |pair: &[&str]| pair[0].trim().is_empty() && indented_error(pair[1]);
-            let at = lines.windows(2).position(is_message);
-            let end = at.map_or(lines.len(), |at| at + 1);
-            frames.extend(lines[..end].iter().copied().filter_map(frame));
-            body = &lines[end..];
+    /// The message of this body: what Nix prints behind its `error:`.
+    fn of(body: &str, frames: Vec<String>) -> Self {
+        let lines: Vec<&str> = body.lines().collect();
+        let end = (0..lines.len()).find(|&at| is_place(&lines[at..]) || is_page(&lines, at));
+        let (text, mut around) = lines.split_at(end.unwrap_or(lines.len()));
+        let place = around.first().and_then(|line| split_place(line));
+        let is_ours = place.is_some_and(|place| place.starts_with('«'));
+        if is_ours {
+            // Its lines would say nothing, and each may be as long as all of our expression.
+            let code = around[1..].iter().take_while(|line| is_code(line));
+            around = &around[1 + code.count()..];
         }
-        let Some((first, rest)) = body.split_first() else {
-            return Self {
-                frames,
-                ..Self::default()
-            };
-        };
-        let first = first.trim_start_matches(INDENT);
-        let first = first.strip_prefix("error:").map_or(first, str::trim_start);
-        let rest: Vec<&str> = rest
-            .iter()
-            .map(|line| line.strip_prefix(INDENT).unwrap_or(line.trim()).trim_end())
-            .filter(|line| !line.contains("use '--show-trace'"))
-            .collect();
-        let end = (0..rest.len()).find(|&at| is_place(&rest[at..]) || rest[at] == BODY);
-        let (text, around) = rest.split_at(end.unwrap_or(rest.len()));
-        let text = [&[first], text].concat().join("\n");
         Self {
-            text: text.trim().to_owned(),
-            place: around.first().and_then(|line| place_of(line)),
+            text: text.join("\n").trim().to_owned(),
+            place: place.filter(|_| !is_ours).map(str::to_owned),
             around: around.join("\n").trim_end().to_owned(),
             frames,
         }
@@ -125,58 +117,211 @@ impl Message {
     }
 }
 
-/// Nix's last message in one line: its first line with the place; an ellipsis stands for the other lines.
+/// The last message in lines that come one by one, in bounded memory.
+///
+/// A line of a trace or of a builder may look like the begin of a message. But Nix's last message comes after it, and has
+/// only indented lines: so the last line that begins with `error:` is Nix's.
+#[derive(Debug, Clone, Default)]
+pub struct MessageLines {
+    part: MessagePart,
+    frames: VecDeque<String>,
+    /// What stands behind the last `error:` that is a border, without Nix's indentation.
+    body: String,
+    /// More of the body is not kept.
+    is_full: bool,
+    /// The line before was blank.
+    after_blank: bool,
+}
+
+/// The part of a message that the next line belongs to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum MessagePart {
+    /// None: no message has begun.
+    #[default]
+    None,
+    /// What follows an `error:` that stands alone: frames, or a text that begins with a blank line.
+    Begin,
+    /// Frames; or, as long as no second `error:` has come, a text that looks like them.
+    Frames,
+    Body,
+    /// None: the message has ended.
+    End,
+}
+
+impl MessageLines {
+    /// Adds a line, without its end.
+    pub fn add(&mut self, line: &str) {
+        let is_blank = line.trim().is_empty();
+        if let Some(first) = after_error(line) {
+            let part = if first.is_empty() {
+                MessagePart::Begin
+            } else {
+                MessagePart::Body
+            };
+            *self = Self {
+                part,
+                ..Self::default()
+            };
+            self.push(first);
+        } else if !continues(line) || line.starts_with(TRACE_NOTE) {
+            self.end();
+        } else if self.part == MessagePart::Frames
+            && self.after_blank
+            && let Some(first) = indented_error(line)
+        {
+            self.part = MessagePart::Body;
+            self.body.clear();
+            self.is_full = false;
+            self.push(first);
+        } else {
+            if self.part == MessagePart::Begin && !is_blank {
+                self.part = match frame(line) {
+                    Some(_) => MessagePart::Frames,
+                    None => MessagePart::Body,
+                };
+            }
+            if self.part == MessagePart::Frames
+                && let Some(frame) = frame(line)
+            {
+                if self.frames.len() == FRAMES_AT_MOST {
+                    self.frames.pop_front();
+                }
+                self.frames.push_back(shortened(frame, FRAME_AT_MOST));
+            }
+            self.push(line);
+        }
+        self.after_blank = is_blank;
+    }
+
+    /// Notes that the last line goes on, and that its rest is not known.
+    pub fn cut(&mut self) {
+        if !matches!(self.part, MessagePart::None | MessagePart::End) && !self.is_full {
+            self.body.push('…');
+            self.is_full = true;
+        }
+    }
+
+    /// The message so far; none where none has begun.
+    #[must_use]
+    pub fn message(&self) -> Option<Message> {
+        let frames = match self.part {
+            MessagePart::None => return None,
+            // No text has come behind them: they are the text.
+            MessagePart::Frames => Vec::new(),
+            MessagePart::Begin | MessagePart::Body | MessagePart::End => {
+                self.frames.iter().cloned().collect()
+            }
+        };
+        Some(Message::of(&self.body, frames))
+    }
+
+    fn push(&mut self, line: &str) {
+        if self.is_full || matches!(self.part, MessagePart::None | MessagePart::End) {
+            return;
+        }
+        if !self.body.is_empty() {
+            self.body.push('\n');
+        }
+        let line = line.strip_prefix(INDENT).unwrap_or(line.trim()).trim_end();
+        let room = MESSAGE_AT_MOST.saturating_sub(self.body.len());
+        self.is_full = line.len() > room;
+        self.body.push_str(&begin_of(line, room));
+    }
+
+    fn end(&mut self) {
+        match self.part {
+            MessagePart::None => {}
+            MessagePart::Frames => {
+                self.frames.clear();
+                self.part = MessagePart::End;
+            }
+            MessagePart::Begin | MessagePart::Body | MessagePart::End => {
+                self.part = MessagePart::End;
+            }
+        }
+    }
+}
+
+/// A message in one line, at most so many characters: its text, then its place. An ellipsis stands for what has no room.
 #[must_use]
-pub fn in_one_line(message: &str) -> String {
+pub fn in_one_line_of(message: &str, at_most: usize) -> String {
     let lines: Vec<&str> = message.lines().map(str::trim_end).collect();
-    let place = (0..lines.len()).find(|&at| is_place(&lines[at..]));
-    let mut text = lines[..place.unwrap_or(lines.len())]
+    let at = (0..lines.len()).find(|&at| is_place(&lines[at..]));
+    let words = lines[..at.unwrap_or(lines.len())]
         .iter()
         .map(|line| line.trim())
         .filter(|line| !line.is_empty());
-    let first = text.next().unwrap_or_default();
-    let more = if text.next().is_some() { " …" } else { "" };
-    match place.and_then(|at| place_of(lines[at])) {
-        Some(place) if !first.contains(&place) => format!("{first}{more}, at {place}"),
-        _ => format!("{first}{more}"),
-    }
+    let text = words.collect::<Vec<_>>().join(" ");
+    let place = at.and_then(|at| split_place(lines[at]));
+    let place = match place.filter(|place| !text.contains(place)) {
+        Some(place) => format!(", at {place}"),
+        None => String::new(),
+    };
+    let room = at_most.saturating_sub(place.chars().count());
+    let text = shortened(&text, room.max(at_most / 2));
+    shortened(&(text + &place), at_most)
+}
+
+/// A message in one line of a log.
+#[must_use]
+pub fn in_one_line(message: &str) -> String {
+    in_one_line_of(message, ONE_LINE_AT_MOST)
 }
 
 /// Whether a line begins a message of Nix's.
 #[must_use]
 pub fn is_begin(line: &str) -> bool {
-    line.strip_prefix("error:")
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\n', '\r']))
+    after_error(line).is_some()
+}
+
+/// What stands behind the `error:` of a line that begins a message.
+fn after_error(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("error:")?;
+    (rest.is_empty() || rest.starts_with([' ', '\n', '\r'])).then(|| rest.trim_start())
 }
 
 /// Whether a line may belong to a message that began before it.
 #[must_use]
 pub fn continues(line: &str) -> bool {
-    line.trim().is_empty() || line.starts_with(' ') || line.starts_with("(use '--show-trace'")
+    line.trim().is_empty() || line.starts_with(' ') || line.starts_with(TRACE_NOTE)
 }
 
-fn indented_error(line: &str) -> bool {
-    line.strip_prefix(INDENT).is_some_and(is_begin)
+fn indented_error(line: &str) -> Option<&str> {
+    line.strip_prefix(INDENT).and_then(after_error)
 }
 
 /// The first line of a frame, where a line is one.
-fn frame(line: &str) -> Option<String> {
+fn frame(line: &str) -> Option<&str> {
     let frame = line.strip_prefix(INDENT)?.strip_prefix("… ")?;
-    Some(frame.trim_end().to_owned())
+    Some(frame.trim_end())
 }
 
-/// Whether these lines begin with a place in an expression: `at FILE:LINE:COLUMN:`, and the lines around it.
+/// Whether these lines are a place in an expression, `at FILE:LINE:COLUMN:`, with the lines around it, and what Nix may add to
+/// it. An expression's text that has such lines and goes on after them is all text.
 fn is_place(lines: &[&str]) -> bool {
-    let is_code = |line: &str| {
-        let line = line.trim_start();
-        let number = line.trim_start_matches(|c: char| c.is_ascii_digit());
-        number.starts_with('|')
-    };
     let Some((first, rest)) = lines.split_first() else {
         return false;
     };
-    let after = rest.iter().find(|line| !line.trim().is_empty());
-    split_place(first).is_some() && after.is_none_or(|line| is_code(line))
+    let mut after = rest.iter().skip_while(|line| is_code(line));
+    split_place(first).is_some()
+        && after
+            .next()
+            .is_none_or(|line| NOTES.iter().any(|note| line.starts_with(note)))
+}
+
+/// What Nix adds behind a place.
+const NOTES: [&str; 2] = ["Did you mean ", "note: "];
+
+/// Whether a line is blank, or one of an expression as Nix shows it: `3|   x = 1;`, `|   ^`.
+fn is_code(line: &str) -> bool {
+    let line = line.trim_start();
+    let number = line.trim_start_matches(|c: char| c.is_ascii_digit());
+    line.is_empty() || number.starts_with('|')
+}
+
+/// Whether a page begins at this line that a server sent instead of a file.
+fn is_page(lines: &[&str], at: usize) -> bool {
+    lines[at] == BODY && lines[..at].iter().any(|line| line.contains("HTTP error"))
 }
 
 /// `FILE:LINE:COLUMN` of a line that names a place.
@@ -186,11 +331,6 @@ fn split_place(line: &str) -> Option<&str> {
     let mut parts = place.rsplitn(3, ':');
     let is_number = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_digit());
     (is_number(parts.next()?) && is_number(parts.next()?)).then_some(place)
-}
-
-fn place_of(line: &str) -> Option<String> {
-    let place = split_place(line)?;
-    (!place.starts_with('«')).then(|| place.to_owned())
 }
 
 #[cfg(test)]
@@ -216,12 +356,31 @@ mod tests {
             "line one\nerror: line two\n\n  indented\nlast: No space left on device",
             "a\n\nerror: b",
             "look at /x:1:2: it is odd",
+            "look\nat /x:1:1:\n     1| foo\n      |  ^\nmore of mine",
+            "look\nat /x:1:1:\nmore of mine",
+            "a\n… while evaluating x\n\n(stack trace truncated; use '--show-trace' to show it)\n\nerror: b",
+            "see (use '--show-trace' to show detailed location information)\nend",
+            "error: a",
+            "error:\n… while evaluating x\n\nerror: b",
+            "trace: a\nwarning: b\nhint: c",
+            "no page\nresponse body:\nmine",
         ] {
             for (number, printed) in printed(text).iter().enumerate() {
                 let message = Message::last(printed).unwrap();
                 assert_eq!(message.text, text, "{printed}");
+                assert_eq!(message.whole(), text, "{printed}");
                 assert_eq!(message.is_expressions_own(), number == 1, "{printed}");
             }
+        }
+    }
+
+    #[test]
+    fn a_text_that_looks_like_frames_is_a_text_where_no_message_follows_it() {
+        for after in ["", "warning: x\n"] {
+            let printed = format!("error:\n       … while evaluating x\n       more\n{after}");
+            let message = Message::last(&printed).unwrap();
+            assert_eq!(message.text, "… while evaluating x\nmore");
+            assert!(message.frames.is_empty());
         }
     }
 
@@ -249,8 +408,14 @@ mod tests {
                 "attribute 'nope' missing, at /x/t.nix:8:10"
             );
         }
-        let ours = "error: no\n       at «string»:1:2:\n            1| x\n             |  ^\n";
-        assert_eq!(Message::last(ours).unwrap().place, None);
+        for blank in ["", "\n"] {
+            let ours = format!(
+                "error: no\n{blank}       at «string»:1:2:\n{blank}            1| x\n             |  ^\n       Did you mean c?\n"
+            );
+            let message = Message::last(&ours).unwrap();
+            assert_eq!(message.place, None);
+            assert_eq!(message.whole(), "no\nDid you mean c?");
+        }
     }
 
     #[test]
@@ -282,8 +447,22 @@ mod tests {
 
     #[test]
     fn what_is_longer_than_a_line_ends_with_an_ellipsis() {
-        assert_eq!(in_one_line("a\nerror: b"), "a …");
-        assert_eq!(in_one_line("a\n\n"), "a");
+        for (message, at_most, line) in [
+            ("a\nerror: b\n\n  c", 300, "a error: b c"),
+            ("a\n\n", 300, "a"),
+            ("abcdef", 5, "abcd…"),
+            (
+                "abcdefghijklmnop\nat /x:1:2:\n  1| x",
+                24,
+                "abcdefghijkl…, at /x:1:2",
+            ),
+            ("abcdef\nat /xxxxxxxxx:1:2:", 12, "abcdef, at …"),
+            ("at /x:1:2: abc\nat /x:1:2:", 300, "at /x:1:2: abc"),
+        ] {
+            assert_eq!(in_one_line_of(message, at_most), line);
+        }
+        let long = in_one_line(&"x\n".repeat(500));
+        assert_eq!(long.chars().count(), ONE_LINE_AT_MOST);
     }
 
     proptest! {

@@ -7,25 +7,19 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::mem::discriminant;
 
 use super::fault::{Cause, Fault, NO_MACHINE, cause_of_builder, drv_of, fault, is_time_alone};
-use super::message::{self, Message};
+use super::message::{self, Message, MessageLines};
 use super::structured::{BuildCounts, Ended, Event, LogReader};
 use super::trouble::{Trouble, is_git_without_network, may_be_of_git, trouble};
 use super::{DrvPath, StorePath};
 use crate::command_line::Ending;
-use crate::text::{shortened, without_escapes};
+use crate::text::{begin_of, shortened, without_escapes};
 
 /// How many of a builder's last lines are kept, and how much of each, in characters.
 pub const LAST_LINES: usize = 25;
 const LINE_AT_MOST: usize = 1_000;
 
-/// How much of an unstructured line is read, in bytes: no message that means something here is longer.
+/// How much of an unstructured line is read for what it may say of builds and caches, in bytes.
 const PLAIN_AT_MOST: usize = 4 << 10;
-
-/// How much of the message that Nix ended with is shown, in characters.
-const FINAL_MESSAGE_AT_MOST: usize = 2 << 10;
-
-/// How much of a message that comes line by line is kept, in bytes.
-const MESSAGE_AT_MOST: usize = 64 << 10;
 
 /// What a Nix program printed so far, as far as it matters.
 ///
@@ -78,28 +72,6 @@ pub struct NixOutput {
     faults_before: usize,
 }
 
-/// The lines of a message so far, and whether more of it may come.
-#[derive(Debug, Default)]
-struct MessageLines {
-    lines: String,
-    goes_on: bool,
-}
-
-impl MessageLines {
-    fn add(&mut self, line: &str) {
-        if message::is_begin(line) {
-            self.lines.clear();
-            self.goes_on = true;
-        } else {
-            self.goes_on &= message::continues(line);
-        }
-        if self.goes_on && self.lines.len() + line.len() < MESSAGE_AT_MOST {
-            self.lines.push_str(line);
-            self.lines.push('\n');
-        }
-    }
-}
-
 /// A build, and the last lines of its log.
 #[derive(Debug)]
 struct RunningBuild {
@@ -130,8 +102,8 @@ impl NixOutput {
 
     /// Ends the reading: a message that came line by line is complete.
     pub fn settle(&mut self) {
-        if !self.gathered.lines.is_empty() {
-            self.end_with(Message::last(&self.gathered.lines));
+        if let Some(message) = self.gathered.message() {
+            self.end_with(Some(message));
         }
     }
 
@@ -162,11 +134,12 @@ impl NixOutput {
                 self.about = None;
             }
             Event::Plain(bytes) => {
-                let begin = &bytes[..bytes.len().min(PLAIN_AT_MOST)];
-                let line = without_escapes(&String::from_utf8_lossy(begin));
-                self.gathered.add(line.trim_end());
-                self.read_line(line.trim_end(), false);
+                let line = without_escapes(&String::from_utf8_lossy(bytes));
+                let line = line.trim_end();
+                self.gathered.add(line);
+                self.read_line(&begin_of(line, PLAIN_AT_MOST), false);
             }
+            Event::Rest(_) => self.gathered.cut(),
             Event::BuildBegins { id, drv, .. } => {
                 self.begun.insert(drv.clone());
                 let build = RunningBuild {
@@ -180,7 +153,7 @@ impl NixOutput {
                     if build.lines.len() == LAST_LINES {
                         build.lines.pop_front();
                     }
-                    build.lines.push_back(shortened_line(line).to_owned());
+                    build.lines.push_back(shortened_line(line));
                 }
             }
             Event::BuildEnds { id } => {
@@ -208,7 +181,7 @@ impl NixOutput {
                 self.ends_well = ended == Some(Ended::Done) && self.running.len() == 1;
                 self.counts = *counts;
             }
-            Event::Copied { .. } | Event::TooLong => {}
+            Event::Copied { .. } | Event::Begins(_) | Event::TooLong => {}
         }
     }
 
@@ -475,25 +448,21 @@ impl NixOutput {
         self.other_troubles.contains(&Trouble::BuilderGone)
     }
 
-    /// The message that Nix ended with, with its place and the lines around it.
+    /// The message that Nix ended with, with its place and the lines around it; none where it has printed none, or an empty one.
+    /// Of a very long one the begin ([`message::MESSAGE_AT_MOST`]).
     #[must_use]
     pub fn whole_message(&self) -> Option<String> {
-        self.message.as_ref().map(Message::whole)
+        let whole = self.message.as_ref().map(Message::whole);
+        whole.filter(|whole| !whole.is_empty())
     }
 
     /// The message that Nix ended with, whole; where it has printed none, how it ended.
     #[must_use]
     pub fn final_message(&self, ending: Ending) -> String {
-        let message = self.whole_message().unwrap_or_default();
-        let message = if message.is_empty() {
-            match ending {
-                Ending::Killed(11) => "Nix was killed by SIGSEGV: a recursion without end?".into(),
-                ending => format!("Nix {ending}"),
-            }
-        } else {
-            message
-        };
-        shortened(&message, FINAL_MESSAGE_AT_MOST)
+        self.whole_message().unwrap_or_else(|| match ending {
+            Ending::Killed(11) => "Nix was killed by SIGSEGV: a recursion without end?".into(),
+            ending => format!("Nix {ending}"),
+        })
     }
 
     /// The builds that an error without a name may be about: those that began and did not certainly succeed.
@@ -564,11 +533,8 @@ impl NixOutput {
 
 /// The part of a log's line that is kept.
 #[must_use]
-pub fn shortened_line(line: &str) -> &str {
-    match line.char_indices().nth(LINE_AT_MOST) {
-        Some((end, _)) => &line[..end],
-        None => line,
-    }
+pub fn shortened_line(line: &str) -> String {
+    shortened(line, LINE_AT_MOST)
 }
 
 /// The end of Nix's message about a failed build on a disk that is (nearly) full.
@@ -623,6 +589,60 @@ mod tests {
                 (1, 1)
             );
             assert_eq!(nix_output.error.as_deref(), Some("no"));
+        }
+    }
+
+    #[test]
+    fn a_message_of_any_length_is_whole_or_ends_with_an_ellipsis() {
+        for length in [3_000, 60_000] {
+            let text = format!("{}\nend", "é".repeat(length / 2));
+            let printed = format!("error: {}\n", text.replace('\n', "\n       "));
+            for nix_output in [nix_output(&printed), nix_output(&message(&printed))] {
+                let ending = Ending::Exited(1);
+                assert_eq!(nix_output.final_message(ending), text, "{length}");
+                assert_eq!(nix_output.whole_message(), Some(text.clone()));
+            }
+        }
+        // In one line, longer than what is one event; and in many.
+        let line = format!("error: {}", "x".repeat(200_000));
+        let lines = format!("error: x\n{}", "       y\n".repeat(50_000));
+        for printed in [line, lines] {
+            for nix_output in [nix_output(&printed), nix_output(&message(&printed))] {
+                let message = nix_output.whole_message().unwrap();
+                assert!(message.ends_with('…'), "{}", &message[message.len() - 9..]);
+                assert_eq!(message.matches('…').count(), 1);
+                let at_most = message::MESSAGE_AT_MOST;
+                assert!((at_most - 100..at_most + 9).contains(&message.len()));
+            }
+        }
+        // What looks like the begin of a message within a long line is none.
+        let odd = format!(
+            "error: {}error: x",
+            "y".repeat(crate::nix::structured::PLAIN_AT_MOST - 7)
+        );
+        let message = nix_output(&odd).whole_message().unwrap();
+        assert!(message.starts_with('y') && message.ends_with("y…"));
+    }
+
+    #[test]
+    fn frames_without_end_do_not_take_the_place_of_the_message() {
+        let frames = "       … while evaluating something with a name\n         at /x:1:1:\n\n"
+            .repeat(20_000);
+        let printed = format!("error:\n{frames}       error: the end\n");
+        let nix_output = nix_output(&printed);
+        assert_eq!(nix_output.whole_message().as_deref(), Some("the end"));
+        assert!(nix_output.frames().len() < 1_000);
+    }
+
+    #[test]
+    fn an_empty_message_is_none() {
+        for printed in ["", "error:\n", "\n"] {
+            let nix_output = nix_output(printed);
+            assert_eq!(nix_output.whole_message(), None, "{printed:?}");
+            assert_eq!(
+                nix_output.final_message(Ending::Exited(1)),
+                "Nix ended with status 1"
+            );
         }
     }
 

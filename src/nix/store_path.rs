@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Why a string is not a store path, as the end of a sentence that begins with the string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,10 +18,11 @@ impl std::error::Error for BadStorePath {}
 
 /// A path of a Nix store: the store's folder, a hash of 32 characters, and a name.
 ///
-/// Whether such a path exists is another question; only Nix can answer it.
+/// Whether such a path exists is another question; only Nix can answer it. A clone shares its text: a recording has each path in
+/// several places.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StorePath {
-    path: String,
+    path: Arc<str>,
     /// Where the base name begins in `path`.
     base: usize,
 }
@@ -75,7 +77,7 @@ impl StorePath {
             ));
         }
         Ok(Self {
-            path: path.to_owned(),
+            path: path.into(),
             base: slash + 1,
         })
     }
@@ -89,7 +91,7 @@ impl StorePath {
     /// The whole path, for looking at the file system.
     #[must_use]
     pub fn as_path(&self) -> &Path {
-        Path::new(&self.path)
+        Path::new(&*self.path)
     }
 
     /// The hash in its name.
@@ -155,6 +157,13 @@ impl DrvPath {
     #[must_use]
     pub fn as_store_path(&self) -> &StorePath {
         &self.0
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for DrvPath {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let path = String::deserialize(deserializer)?;
+        Self::parse(&path).map_err(serde::de::Error::custom)
     }
 }
 

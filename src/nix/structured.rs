@@ -25,9 +25,11 @@ pub enum Event<'a> {
         /// lacks the raw text that errors of Nix's own have. A message that a daemon passes on lacks it as well.
         passed_on: bool,
     },
-    /// An unstructured line without its end, or a part of one that is longer than [`PLAIN_AT_MOST`]: Nix's own text, where it
+    /// An unstructured line without its end, or the begin of one that is longer than [`PLAIN_AT_MOST`]: Nix's own text, where it
     /// was not asked for structure, or that of something that writes beside it.
     Plain(&'a [u8]),
+    /// The next part of an unstructured line that is longer than [`PLAIN_AT_MOST`].
+    Rest(&'a [u8]),
     /// A build begins.
     BuildBegins {
         /// The number of its activity.
@@ -65,6 +67,9 @@ pub enum Event<'a> {
         /// How many bytes.
         bytes: u64,
     },
+    /// What Nix does from now on, in its words, where it says so only because it is asked for structure: a copy into the store, a
+    /// download.
+    Begins(Cow<'a, str>),
     /// How far all builds are.
     Builds(BuildCounts),
     /// A structured line that is longer than [`STRUCTURED_AT_MOST`], and was not read.
@@ -143,6 +148,8 @@ pub struct LogReader {
     line: Vec<u8>,
     /// The incomplete line is structured and too long: the rest of it is ignored.
     skipping: bool,
+    /// The begin of the incomplete line was an event already.
+    in_rest: bool,
     activities: Activities,
 }
 
@@ -163,7 +170,8 @@ impl LogReader {
             let (line, rest) = bytes.split_at(end);
             bytes = &rest[1..];
             // Most lines come whole, and are read without a copy.
-            if self.line.is_empty() && !self.skipping && line.len() <= PLAIN_AT_MOST {
+            let is_whole = self.line.is_empty() && !self.skipping && !self.in_rest;
+            if is_whole && line.len() <= PLAIN_AT_MOST {
                 line_event(line, &mut self.activities, &mut give);
             } else {
                 self.add(line, &mut give);
@@ -175,14 +183,14 @@ impl LogReader {
 
     /// Ends the reading: a last line without an end is an event, too.
     pub fn finish(&mut self, mut give: impl FnMut(Event<'_>)) {
-        if !self.line.is_empty() || self.skipping {
+        if !self.line.is_empty() || self.skipping || self.in_rest {
             self.end_line(&mut give);
         }
     }
 
     fn add(&mut self, mut bytes: &[u8], give: &mut impl FnMut(Event<'_>)) {
         while !bytes.is_empty() && !self.skipping {
-            let structured = may_be_structured(&self.line, bytes);
+            let structured = !self.in_rest && may_be_structured(&self.line, bytes);
             let at_most = if structured {
                 STRUCTURED_AT_MOST
             } else {
@@ -193,7 +201,7 @@ impl LogReader {
                 if structured {
                     self.skipping = true;
                 } else {
-                    give(Event::Plain(&self.line));
+                    self.give_part(give);
                 }
                 self.line = Vec::new();
                 continue;
@@ -204,9 +212,20 @@ impl LogReader {
         }
     }
 
+    fn give_part(&mut self, give: &mut impl FnMut(Event<'_>)) {
+        if std::mem::replace(&mut self.in_rest, true) {
+            give(Event::Rest(&self.line));
+        } else {
+            give(Event::Plain(&self.line));
+        }
+    }
+
     fn end_line(&mut self, give: &mut impl FnMut(Event<'_>)) {
         if std::mem::take(&mut self.skipping) {
             give(Event::TooLong);
+        } else if self.in_rest {
+            self.give_part(give);
+            self.in_rest = false;
         } else {
             line_event(&self.line, &mut self.activities, give);
         }
@@ -291,11 +310,11 @@ fn event_of<'a>(message: JsonMessage<'a>, activities: &mut Activities) -> Option
                     activities.insert(id, Activity::Builds);
                     return None;
                 }
-                _ => return begin_in_words(message.level, &message.text),
+                _ => return begin_in_words(message.level, message.text),
             };
             // Nix begins no copy without a store path: this is a builder's message, and only shown.
             let Some(event) = event else {
-                return begin_in_words(message.level, &message.text);
+                return begin_in_words(message.level, message.text);
             };
             activities.insert(id, kind);
             Some(event)
@@ -331,12 +350,19 @@ fn event_of<'a>(message: JsonMessage<'a>, activities: &mut Activities) -> Option
     }
 }
 
-/// The begin of an activity, as Nix prints it where it is not asked for structure.
-fn begin_in_words<'a>(level: u64, text: &str) -> Option<Event<'a>> {
-    (level <= SHOWN && !text.is_empty()).then(|| Event::Message {
-        text: Cow::Owned(format!("{text}...")),
-        // A builder may begin a download, with a text of its choice.
-        passed_on: true,
+/// The begin of an activity, as Nix prints it where it is not asked for structure, if it does.
+fn begin_in_words(level: u64, text: Cow<'_, str>) -> Option<Event<'_>> {
+    if text.is_empty() {
+        return None;
+    }
+    Some(if level > SHOWN {
+        Event::Begins(text)
+    } else {
+        Event::Message {
+            text: Cow::Owned(format!("{text}...")),
+            // A builder may begin a download, with a text of its choice.
+            passed_on: true,
+        }
     })
 }
 

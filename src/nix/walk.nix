@@ -1,44 +1,43 @@
 # Finds the targets below a value, and reports its progress in lines of `builtins.trace`: the one output that each version of Nix
 # writes immediately, and that an expression cannot suppress. From these lines a reader knows which attribute was being evaluated
-# when the process ends.
+# when the evaluation fails.
+#
+# It is a function that is given one task after the other, and is applied to the root once, so that each task finds what the ones
+# before it have evaluated. A set is only reported: its attributes are tasks of their own.
 #
 # An attribute is identified by its index among its siblings, and an attribute path by a list of these (`/3/0/2`): a name need not
 # be UTF-8, and would not survive being printed. Each line is a marker that no repository can guess, a word, a path, and text:
 #
 #   begin    PATH NAME     the evaluation of this attribute begins (its name as `escaped` writes it)
 #   excluded PATH N,N NAME the attribute is excluded, by the exclusions with these numbers
+#   known    PATH NAME     the attribute is a target that is known already, and is not evaluated
 #   unmarked PATH          a set that is not walked, because it is not marked
 #   beside   PATH NAMES    not walked in a flake: its outputs with these names (at the root), else these systems
 #   holds    PATH          an unmarked set in which there are derivations
 #   empty    PATH          an unmarked set in which no derivations were found
 #   callable PATH          its step must not call it: a derivation that can be called, or a set whose mark may be wrong
-#   set      PATH COUNT    a set or a list; its attributes follow
+#   set      PATH COUNT    a set or a list of this many attributes
 #   meta     PATH          a derivation that evaluates; the evaluation of its metadata begins
 #   target   PATH JSON     a derivation (`named`: its drvPath is a plain string, so this evaluation need not have written it)
-#   throws   PATH          it throws; the message shows only where that is not caught
+#   throws   PATH          it throws, and the task catches that
 #   refused  PATH TEXT     its metadata cannot be used
 #   error    PATH TEXT     it does not evaluate, for a reason that Nix gives only where it finds it in a set
 #   deep     PATH          nested too deeply: the sets are cyclic, or infinite
 #   other    PATH TYPE     the root is neither a set, a list nor a derivation
-#   end      VERSION       everything was walked, by this version of Nix
+#   end      VERSION       the task is done, by this version of Nix
 {
   # The first word of each line.
   marker,
-  # What to walk: null for the root and everything below it, or spans of attributes: { at = [ 3 0 ]; from = 2; to = 7; count = 9; }
-  # are the attributes 2 to 6 of the set /3/0, which has 9.
-  start,
   # The attribute paths to exclude, relative to the root; `*` matches one name.
   exclude,
+  # The targets that are known already: a set for each set with some, in which `true` stands for a target.
+  known,
   # Whether to walk each set, marked or not.
   all,
   # Null; or, where the root is the outputs of a flake, the systems to record.
   systems,
   # Whether to read `meta.buildkite` and `meta.eval-once`.
   buildkite,
-  # Whether to catch what throws, so that the next attribute needs no new process.
-  catch,
-  # Whether the spans are unmarked sets, to be searched for derivations instead of walked.
-  search,
 }:
 let
   # Cyclic sets would be walked without end.
@@ -367,6 +366,8 @@ let
           one: builtins.head one.path == "*" || builtins.head one.path == name
         ) here.exclude
       );
+      # A selection from what is no set finds nothing.
+      known = here.known.${name} or { };
       # The systems of a flake's packages and checks that are not recorded. Evaluated only after the packages and checks
       # themselves, which may throw.
       beside =
@@ -381,6 +382,7 @@ let
     depth = 0;
     walk = if systems != null then 3 else 1;
     systems = null;
+    inherit known;
     exclude = builtins.filter (one: one.path != [ ]) (
       builtins.genList (number: {
         inherit number;
@@ -390,27 +392,24 @@ let
     beside = [ ];
   };
 
-  attributes =
-    call: here: set: from: to:
-    builtins.foldl' (_: index: attribute call (step here set index) (set.get (builtins.elemAt set.names index))) null (
-      builtins.genList (index: index + from) (if to > from then to - from else 0)
-    );
-
+  # Whether an attribute is excluded is said before anything of it is evaluated.
   attribute =
-    call: here: value:
+    task: call: here: value:
     let
       excludedBy = builtins.filter (one: one.path == [ ]) here.exclude;
     in
     if excludedBy != [ ] then
       say "excluded" here.at "${list (map (one: toString one.number) excludedBy)} ${escaped here.name}"
+    else if here.known == true then
+      say "known" here.at (escaped here.name)
     else
-      builtins.seq (say "begin" here.at (escaped here.name)) (visit call here value);
+      builtins.seq (say "begin" here.at (escaped here.name)) (visit task call here value);
 
   visit =
-    call: here: value:
+    task: call: here: value:
     let
       tried =
-        if catch && here.at != "" then
+        if task.catch then
           builtins.tryEval (classify call here value)
         else
           {
@@ -429,15 +428,10 @@ let
       say "error" here.at found.error
     else if found ? names then
       if here.depth >= deepest then
-        say "deep" here.at ""
+        builtins.seq (say "deep" here.at "") (throw "nested too deeply")
       else
-        let
-          count = builtins.length found.names;
-        in
-        builtins.seq (say "set" here.at (toString count)) (
-          builtins.seq (if here.beside == [ ] then null else say "beside" here.at (list here.beside)) (
-            attributes call here found 0 count
-          )
+        builtins.seq (say "set" here.at (toString (builtins.length found.names))) (
+          if here.beside == [ ] then null else say "beside" here.at (list here.beside)
         )
     else if here.at == "" then
       say "other" "" (article found.other)
@@ -484,37 +478,42 @@ let
     in
     say (if tried.success && tried.value then "holds" else "empty") here.at "";
 
-  # Descends to the start of a span without reporting anything, and walks it.
+  # ---- sets, by their place
+
+  # A set that tasks descend to: what it is, and the sets in it by their index, each of them evaluated at most once.
+  place = call: here: value: rec {
+    inherit here;
+    set = classify call here value;
+    below = builtins.genList (
+      index:
+      let
+        next = step here set index;
+      in
+      place call next (set.get next.name)
+    ) (builtins.length set.names);
+  };
+
+  # Walks the attributes of a span: [ [ 3 0 ] 2 7 9 ] are the attributes 2 to 6 of the set /3/0, which has 9.
   span =
-    call: value:
-    { at, from, to, count }:
+    task: call: root: span:
     let
-      down =
-        { here, set }:
+      inherit (builtins.foldl' (place: builtins.elemAt place.below) root (builtins.elemAt span 0)) here set;
+      from = builtins.elemAt span 1;
+      to = builtins.elemAt span 2;
+      count = builtins.elemAt span 3;
+      found = builtins.length set.names;
+      one =
         index:
         let
-          below = step here set index;
+          next = step here set index;
+          value = set.get next.name;
         in
-        {
-          here = below;
-          set = classify call below (set.get below.name);
-        };
-      parent = builtins.foldl' down {
-        here = root;
-        set = classify call root value;
-      } at;
-      found = builtins.length parent.set.names;
+        if task.search then searchIn call next value else attribute task call next value;
     in
     if found != count then
-      throw "the set at ${parent.here.at} had ${toString count} attributes when it was first evaluated, and has ${toString found} now"
-    else if search then
-      let
-        index = from;
-        here = step parent.here parent.set index;
-      in
-      searchIn call here (parent.set.get here.name)
+      throw "the set at ${here.at} had ${toString count} attributes when it was first evaluated, and has ${toString found} now"
     else
-      attributes call parent.here parent.set from to;
+      builtins.foldl' (_: one) null (builtins.genList (index: index + from) (to - from));
 
   # The outputs of a flake that are recorded where `attr` does not name any.
   ofFlake =
@@ -535,13 +534,31 @@ in
 call: value':
 let
   value = if systems == null then value' else ofFlake value';
+  here = if systems == null then root else root // { outputs = value'; };
   others = builtins.filter (name: systems != null && value' ? ${name}) otherOutputs;
+  top = place call here value;
+in
+# A task:
+{
+  # What to walk: null for the root, or spans of attributes; without any, the root is only evaluated.
+  spans,
+  # Whether to catch what throws.
+  catch ? false,
+  # Whether the spans are unmarked sets, to be searched for derivations instead of walked.
+  search ? false,
+}:
+let
+  task = {
+    inherit catch search;
+  };
 in
 builtins.seq (
-  if start == null then
+  if spans == null then
     builtins.seq (if others == [ ] then null else say "beside" "" (list others)) (
-      visit call (if systems == null then root else root // { outputs = value'; }) value
+      visit task call here value
     )
+  else if spans == [ ] then
+    builtins.seq top.set null
   else
-    builtins.foldl' (_: one: span call value one) null start
+    builtins.foldl' (_: span task call top) null spans
 ) (say "end" "" builtins.nixVersion)

@@ -49,9 +49,9 @@ Examples:
   eval-once pipeline --flake . --agents '{\"aarch64-linux\":{\"queue\":\"arm\"}}' --dry-run
 
 Exit statuses:
-   0  the steps are uploaded or printed, a red one for each evaluation error
+   0  the steps are uploaded or printed, a red one for each evaluation error (see --on-error)
   64  the configuration is wrong, or Buildkite rejects a step
-  65  nothing evaluates; with --on-error fail, also one evaluation error
+  65  nothing evaluates; with --on-error fail, also an evaluation error that is not expected
   69  a program is missing
   75  infrastructure failure: the store, Buildkite, the state folder (safe to retry)";
 
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(
             keys(
                 "pipeline --file ci.nix -A a --recurse all --exclude a.*.b --exclude c --workers 2 --memory 512 \
-                 --evaluation-timeout 9 --evaluator nix --skip none --skip-style omit --on-error fail --emit plugin \
+                 --evaluation-timeout 9 --evaluator nix --skip none --skip-style omit --on-error report --expect-errors d.* --expect-errors e --emit plugin \
                  --plugin o/p#v1 --step {\"priority\":1} --agents {\"x\":{\"queue\":\"q\"}} --group-by 1 --no-meta \
                  --summary --command none --log raw --on-drift fail --out-link out/x --chunk 5 --keep-days 7 \
                  --option cores 2 -I lib=./lib --argstr y z --dry-run"
@@ -373,7 +373,7 @@ mod tests {
             json!({
                 "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", "c"], "workers": 2,
                 "memory": 512, "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "skip-style": "omit",
-                "on-error": "fail", "emit": "plugin", "plugin": "o/p#v1", "step": { "priority": 1 },
+                "on-error": "report", "expect-errors": ["d.*", "e"], "emit": "plugin", "plugin": "o/p#v1", "step": { "priority": 1 },
                 "agents": { "x": { "queue": "q" } }, "group-by": 1, "meta": false, "summary": true,
                 "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/x", "chunk": 5,
                 "keep-days": 7, "options": { "cores": "2" }, "include": ["lib=./lib"], "argstr": { "y": "z" }

@@ -14,7 +14,7 @@ use super::variables::{Variables, is_true};
 use crate::buildkite::EmptyWords;
 use crate::buildkite::command_hooks::{CommandHooks, HookFolders};
 use crate::buildkite::default_command::{self, AgentJob, Ours, is_eval_once};
-use crate::buildkite::git::Repository;
+use crate::buildkite::git::{self, Repository};
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::keys::refuse;
@@ -221,6 +221,9 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
             slug("BUILDKITE_PIPELINE_SLUG")
         ),
         branch: slug("BUILDKITE_BRANCH"),
+        commit: variables
+            .text("BUILDKITE_COMMIT")
+            .filter(|commit| git::is_hash(commit)),
         is_retry: is_retry(variables),
     }))
 }
@@ -452,6 +455,7 @@ mod tests {
                 step: "s".into(),
                 pipeline: "o/p".into(),
                 branch: "main".into(),
+                commit: None,
                 is_retry: false,
             }
         );

@@ -4,6 +4,7 @@
 //! A recording does not know how a step gets its outputs; it only writes the record that a step reads.
 
 mod checkout;
+mod errors;
 pub mod evaluate;
 mod keep;
 mod notices;
@@ -12,6 +13,7 @@ pub mod pipeline;
 mod report;
 mod request;
 mod share;
+mod stopped;
 mod targets;
 pub(crate) mod upload;
 
@@ -19,6 +21,8 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
 
 use crate::evaluation_keys::Checkout;
 use crate::host::Host;
@@ -32,7 +36,8 @@ pub use perform::perform;
 pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
 
 /// The part of a target's `meta` that a recording reads. It is plain data: the walker drops everything else in Nix.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Meta {
     /// `meta.buildkite`: keys that are merged into the target's step.
     pub buildkite: Option<Keys>,
@@ -47,7 +52,7 @@ pub struct Meta {
 }
 
 /// An attribute that is a derivation.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FoundTarget {
     /// Its full attribute path.
     pub attr: AttrPath,
@@ -100,6 +105,8 @@ pub struct BuildkiteBuild {
     pub pipeline: String,
     /// `BUILDKITE_BRANCH`.
     pub branch: String,
+    /// `BUILDKITE_COMMIT`, where it is a full hash.
+    pub commit: Option<String>,
     /// Whether a job of the same step came before (`BUILDKITE_RETRY_COUNT`).
     pub is_retry: bool,
 }

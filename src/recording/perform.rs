@@ -1,32 +1,40 @@
 //! A recording from top to bottom.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
 use super::checkout::check_agent;
+use super::errors::{self, ErrorLists};
+use super::evaluate::EvaluationHost;
 use super::evaluate::evaluator::EvaluatorRun;
 use super::evaluate::flake;
 use super::evaluate::gaps::{Note, agents_without_targets};
+use super::evaluate::known::KnownTargets;
+use super::keep::partial::PartialRecording;
 use super::keep::pinned::{PinnedEvaluation, pin_evaluation};
 use super::keep::{self, PinOwner, open_state_folder, skip};
-use super::notices::{print_errors, print_notes, warn_of_plugins};
+use super::notices::{
+    MESSAGE_IN_STEP, print_error_lists, print_errors, print_notes, warn_of_excess, warn_of_plugins,
+};
 use super::pipeline::document::Document;
+use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
-use super::pipeline::steps::{Records, check, source, steps};
+use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
 use super::report::RecordingReport;
 use super::share::Sharing;
+use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
-use super::upload::annotation::annotation;
+use super::upload::annotation::{Place, annotation, annotation_of_excess};
 use super::upload::plan::UploadPlan;
 use super::{BuildkiteBuild, EvaluationResult, OnError, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
-use crate::counts::RecordingCounts;
+use crate::counts::{RecordingCounts, number};
 use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::{Class, Failure};
 use crate::host::Host;
 use crate::log::Log;
-use crate::nix::LockedFlake;
+use crate::nix::{AttrPath, LockedFlake};
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -58,6 +66,7 @@ pub fn perform(
     keep::remove_expired(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
+    let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
     let mut times = PartTimes::start(log);
 
     let mut store = Store::new(&request.options, log);
@@ -70,25 +79,79 @@ pub fn perform(
         log,
     )?;
     let (temporary, cores) = (host.temporary.as_path(), order.cores);
+    let known = match &partial {
+        Some(partial) => partial.load(locked.as_ref(), &state, &mut store, supervisor, log)?,
+        None => KnownTargets::default(),
+    };
+    let unfinished = Unfinished {
+        request: &request,
+        at_root: &at_root,
+        build,
+        partial: partial.as_ref(),
+        locked: locked.as_ref(),
+        known: &known,
+        state: &state,
+        temporary,
+        started: order.started,
+        log,
+    };
+    let place = EvaluationHost {
+        temporary,
+        state: &state,
+        cores,
+    };
     let mut evaluation = EvaluatorRun::new(
-        &request, locked, temporary, cores, &mut store, supervisor, log,
+        &request,
+        locked.clone(),
+        &place,
+        known.clone(),
+        &mut store,
+        supervisor,
+        log,
     )?;
-    evaluation.all(&mut store)?;
+    let all = evaluation.all(&mut store);
+    let is_complete = all.is_ok();
+    let pinned = all
+        .and_then(|()| pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log));
     let PinnedEvaluation {
         evaluated,
         pin,
         targets,
         edges,
-    } = pin_evaluation(&mut evaluation, &owner, &request, &state, &mut store, log)?;
-    let notes = print_findings(&evaluated, &request, &targets, log)?;
+        answers,
+    } = match pinned {
+        Err(failure) => {
+            let place = match evaluation.place() {
+                _ if is_complete => Some(Place::Behind),
+                place => place,
+            };
+            let evaluated = evaluation.evaluated();
+            let reached = Reached {
+                evaluated: &evaluated,
+                place: place.as_ref(),
+            };
+            unfinished.leave(&failure, &reached, &mut store, evaluation.supervisor());
+            return Err(failure);
+        }
+        Ok(pinned) => pinned,
+    };
+    let errors_printed = evaluation.printed_errors();
+    // What it has found of each attribute takes as much memory as the targets.
+    drop(evaluation);
+    let errors = ErrorLists::of(&evaluated, &request.expect_errors);
+    let notes = print_findings(&evaluated, &errors, &errors_printed, &request, &targets, log)?;
     times.end("evaluate");
 
-    let skipped = skip::reasons(&targets, &request, &mut store, supervisor, log)?;
+    let reached = Reached {
+        evaluated: &evaluated,
+        place: Some(&Place::Behind),
+    };
+    let skipped = skip::reasons(&targets, &request, answers, &mut store, supervisor, log);
+    let skipped = unfinished.or_leave(skipped, &reached, &mut store, supervisor)?;
     times.end("skip");
     let records = Records {
         targets: &targets,
-        evaluation_errors: &evaluated.errors,
-        refused: &evaluated.refused,
+        errors: &errors,
         callable: &evaluated.callable,
         edges: &edges,
         skip: &skipped,
@@ -96,20 +159,26 @@ pub fn perform(
     let undone = undone(build);
     let mut pipeline =
         steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
-    print_errors("refused", pipeline.refused_targets(&records), log);
-    let counts = pipeline.counts(&targets, evaluated.errors.len());
+    let refused_targets = pipeline.refused_targets(&records);
+    print_errors("refused", refused_targets, &BTreeSet::new(), MESSAGE_IN_STEP, log);
+    let counts = pipeline.counts(&targets);
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
     times.end("steps");
-    let shared = sharing.share(&mut pipeline, &targets, &state, &mut store, supervisor, log);
-    shared.map_err(|failure| failure.context(undone))?;
-    times.end("share");
+    let excess = Excess::of(&pipeline, &targets, &at_root);
+    if excess.is_none() || build.is_none() {
+        let shared = sharing.share(&mut pipeline, &targets, &state, &mut store, supervisor, log);
+        let shared = shared.map_err(|failure| failure.context(undone));
+        unfinished.or_leave(shared, &reached, &mut store, supervisor)?;
+        times.end("share");
+    }
 
     let report = RecordingReport {
         source: &request.description(),
         targets: &targets,
         target_steps: &pipeline.targets,
         errors: &pipeline.errors,
+        on_error: request.on_error,
         notes: &notes,
         counts,
         omitted: pipeline.omitted,
@@ -118,28 +187,39 @@ pub fn perform(
     };
     log.say(report.sentence(None));
     let Some(build) = build else {
-        return placed_step::json(&pipeline.steps).map(|text| Some((text + "\n").into_bytes()));
+        return printed(&pipeline, excess.as_ref(), log).map(Some);
     };
     let mut document = Document::new(
         &evaluated.nix,
         source(&at_root.root, &at_root.options),
         &request.root.attr,
         &targets,
-        &pipeline.targets,
-        &pipeline.errors,
+        &pipeline,
         counts,
     );
     document.pin = pin.as_ref();
     document.seconds = times.with_total(report.seconds);
+    let document = document.to_json()?;
+    let mut upload = Upload::new(build, temporary, supervisor, log);
+    if let Some(excess) = &excess {
+        upload.publish(&document, &annotation_of_excess(&report, excess))?;
+        return Err(refused(excess, log).context(undone));
+    }
     let plan = UploadPlan::new(
         &build.step,
         &pipeline.steps,
         request.chunk,
-        document.to_json()?,
+        document,
         annotation(&report),
     )?;
+    let saved = upload.save(&plan, &identity);
+    drop(upload);
+    unfinished.or_leave(saved, &reached, &mut store, supervisor)?;
+    // From now on, a retry follows the plan.
+    if let Some(partial) = &partial {
+        partial.remove(&state);
+    }
     let mut upload = Upload::new(build, temporary, supervisor, log);
-    upload.save(&plan, &identity)?;
     upload.follow(&plan, true).map(|()| None)
 }
 
@@ -191,20 +271,23 @@ fn locked(
     Ok(locked)
 }
 
-/// Prints the errors, and what the recording did not look at or its keys name and the repository does not have; returns the latter.
+/// Prints the errors that were not `printed` as they came, and what the recording did not look at or its keys name and the repository does not have; returns the latter.
 ///
 /// # Errors
-/// There is nothing at all (65).
+/// There is nothing at all, or nothing but errors without a red step (65).
 fn print_findings(
     evaluated: &EvaluationResult,
+    errors: &ErrorLists,
+    printed: &BTreeSet<AttrPath>,
     request: &RecordingRequest,
     targets: &[Target],
     log: &Log,
 ) -> Result<Vec<Note>, Failure> {
     refuse_nothing(evaluated, request, log)?;
-    print_errors("evaluation error", &evaluated.errors, log);
-    print_errors("refused", &evaluated.refused, log);
+    print_error_lists(errors, printed, request.on_error, log);
+    refuse_errors_alone(targets, errors, request)?;
     let mut notes = evaluated.gaps.notes();
+    notes.extend(errors::without_error(evaluated, request));
     notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
     print_notes(&notes, log);
     Ok(notes)
@@ -234,6 +317,51 @@ fn refuse_nothing(
     }))
 }
 
+/// Fails where nothing evaluates and no step would be red for it: the build would be green, and have built nothing.
+fn refuse_errors_alone(
+    targets: &[Target],
+    errors: &ErrorLists,
+    request: &RecordingRequest,
+) -> Result<(), Failure> {
+    let is_seen = !errors.evaluation.is_empty() && request.on_error != OnError::Report;
+    if is_seen || !targets.is_empty() || !errors.refused.is_empty() {
+        return Ok(());
+    }
+    let hint = if errors.evaluation.is_empty() {
+        "remove from `expect-errors` what is to evaluate"
+    } else {
+        "use `on-error: step` to see each error in a red step"
+    };
+    Err(Failure::new(
+        Class::Evaluation,
+        format_args!(
+            "nothing in {} evaluates ({}), and no step would be red",
+            request.description(),
+            number(errors.len(), "attribute")
+        ),
+    )
+    .hint(hint))
+}
+
+/// What goes to standard output: the pipeline, also where an upload of it would be refused.
+fn printed(
+    pipeline: &PlannedPipeline,
+    excess: Option<&Excess>,
+    log: &Log,
+) -> Result<Vec<u8>, Failure> {
+    if let Some(excess) = excess {
+        warn_of_excess(excess, log);
+    }
+    let text = placed_step::json(&pipeline.steps)?;
+    Ok((text + "\n").into_bytes())
+}
+
+/// The failure of a recording whose pipeline has too many jobs. The log has them by attribute.
+fn refused(excess: &Excess, log: &Log) -> Failure {
+    log.say(excess.by_attribute());
+    excess.failure()
+}
+
 /// What a failing recording has not done, so that a reader knows that nothing has to be cleaned up.
 fn undone(build: Option<&BuildkiteBuild>) -> &'static str {
     match build {
@@ -242,7 +370,7 @@ fn undone(build: Option<&BuildkiteBuild>) -> &'static str {
     }
 }
 
-/// Fails where there are errors, and errors fail the recording.
+/// Fails where there are errors that are not expected, and errors fail the recording.
 fn fail_on_errors(counts: RecordingCounts, on_error: OnError, undone: &str) -> Result<(), Failure> {
     let Some(errors) = counts.errors().filter(|_| on_error == OnError::Fail) else {
         return Ok(());
@@ -295,7 +423,7 @@ mod tests {
     use super::*;
     use crate::recording::AttrError;
     use crate::recording::evaluate::gaps::Gaps;
-    use crate::recording::pipeline::fixtures::{path, request};
+    use crate::recording::pipeline::fixtures::{path, request, target};
     use std::cell::RefCell;
     use std::rc::Rc;
 
@@ -305,9 +433,14 @@ mod tests {
             attributes: 5,
             targets: 1,
             evaluation_errors,
+            expected_errors: 7,
             refused,
         };
-        for (counts, on_error) in [(counts(0, 0), OnError::Fail), (counts(2, 1), OnError::Step)] {
+        for (counts, on_error) in [
+            (counts(0, 0), OnError::Fail),
+            (counts(2, 1), OnError::Step),
+            (counts(2, 1), OnError::Report),
+        ] {
             assert!(fail_on_errors(counts, on_error, "").is_ok());
         }
         let failure = fail_on_errors(counts(2, 1), OnError::Fail, "nothing is uploaded");
@@ -349,6 +482,40 @@ mod tests {
             message: None,
         });
         assert!(refuse_nothing(&evaluated, &request(), &log).is_ok());
+    }
+
+    #[test]
+    fn a_recording_of_errors_alone_fails_unless_a_step_is_red_for_it() {
+        let error = |name: &str| AttrError {
+            attr: path(&[name]),
+            message: None,
+        };
+        let lists = |evaluation: usize, expected: usize, refused: usize| ErrorLists {
+            evaluation: vec![error("a"); evaluation],
+            expected: vec![error("b"); expected],
+            refused: vec![error("c"); refused],
+        };
+        let refuse = |targets: &[Target], lists: &ErrorLists, on_error| {
+            let request = RecordingRequest {
+                on_error,
+                ..request()
+            };
+            refuse_errors_alone(targets, lists, &request)
+        };
+        for on_error in [OnError::Step, OnError::Fail] {
+            assert!(refuse(&[], &lists(1, 1, 0), on_error).is_ok());
+            assert!(refuse(&[], &lists(0, 1, 0), on_error).is_err());
+        }
+        assert!(refuse(&[], &lists(1, 1, 1), OnError::Report).is_ok());
+        let target = target(0, &["a"]);
+        assert!(refuse(&[target], &lists(1, 1, 0), OnError::Report).is_ok());
+        let failure = refuse(&[], &lists(2, 1, 0), OnError::Report).unwrap_err();
+        assert_eq!(failure.class, Class::Evaluation);
+        assert_eq!(
+            failure.to_string(),
+            "nothing in p of ci.nix evaluates (3 attributes), and no step would be red"
+        );
+        assert!(failure.hint.unwrap().contains("`on-error: step`"));
     }
 
     #[test]

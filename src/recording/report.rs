@@ -1,9 +1,10 @@
 //! What a recording found, in one sentence: the end of its log, and the beginning of its annotation.
 
+use super::errors::ErrorLists;
 use super::evaluate::gaps::Note;
 use super::keep::skip::{BUILT, CACHED};
 use super::pipeline::steps::TargetStep;
-use super::{AttrError, Target};
+use super::{OnError, Target};
 use crate::counts::{RecordingCounts, number};
 use crate::nix::AttrPath;
 
@@ -15,8 +16,9 @@ pub(super) struct RecordingReport<'a> {
     pub(super) targets: &'a [Target],
     /// The place of each target in the pipeline.
     pub(super) target_steps: &'a [TargetStep],
-    /// First the evaluation errors, then the refused; `counts` has the number of each.
-    pub(super) errors: &'a [AttrError],
+    pub(super) errors: &'a ErrorLists,
+    /// What evaluation errors do.
+    pub(super) on_error: OnError,
     /// What was not looked at, and what the keys name and the repository does not have.
     pub(super) notes: &'a [Note],
     pub(super) counts: RecordingCounts,
@@ -86,21 +88,18 @@ mod tests {
             depends_on: Vec::new(),
             skip: skip.map(str::to_owned),
         };
-        let errors = [AttrError {
-            attr: attr("a"),
-            message: None,
-        }];
         let mut report = RecordingReport {
             targets: &[target("a"), target("b"), target("c")],
             target_steps: &[step(None), step(None), step(Some(BUILT))],
             counts: RecordingCounts {
                 attributes: 4,
                 targets: 2,
-                evaluation_errors: 0,
                 refused: 1,
+                ..RecordingCounts::default()
             },
             source: "ci.nix",
-            errors: &errors,
+            errors: &ErrorLists::default(),
+            on_error: OnError::Step,
             notes: &[],
             omitted: 0,
             seconds: 1.25,

@@ -63,6 +63,8 @@ pub enum OnError {
     Step,
     /// It fails the recording, and nothing is uploaded.
     Fail,
+    /// It gets no step: the annotation and `eval-once.json` have it.
+    Report,
 }
 
 /// How a step carries its record.
@@ -103,8 +105,10 @@ pub struct RecordingRequest {
     pub skip: SkipWhich,
     /// How a target that needs no step is shown.
     pub skip_style: SkipStyle,
-    /// The effect of an evaluation error.
+    /// The effect of an evaluation error that is not expected.
     pub on_error: OnError,
+    /// Full attribute paths that are expected not to evaluate, with everything below them; the name `*` stands for any one name.
+    pub expect_errors: Vec<AttrPath>,
     /// How a step carries its record.
     pub emit: Emit,
     /// The keys that say how a target is built, as they were written: each recorded step has them.
@@ -208,14 +212,7 @@ impl RecordingRequest {
             "recurse",
             [("marked", Recurse::Marked), ("all", Recurse::All)],
         )?;
-        let exclude = reader.take(
-            "exclude",
-            "a list of attribute paths",
-            |value| match value {
-                Value::Array(paths) => paths.into_iter().map(attribute_path).collect(),
-                _ => None,
-            },
-        )?;
+        let exclude = attribute_paths(reader, "exclude")?;
         let workers = reader.number("workers")?;
         let memory = reader.number("memory")?;
         let evaluation_timeout = reader.number("evaluation-timeout")?;
@@ -249,8 +246,13 @@ impl RecordingRequest {
         )?;
         let on_error = reader.choice(
             "on-error",
-            [("step", OnError::Step), ("fail", OnError::Fail)],
+            [
+                ("step", OnError::Step),
+                ("fail", OnError::Fail),
+                ("report", OnError::Report),
+            ],
         )?;
+        let expect_errors = attribute_paths(reader, "expect-errors")?;
         let emit = reader.choice("emit", [("plugin", true), ("command", false)])?;
         let named = reader.take("plugin", "a plugin's reference", |value| {
             let reference = string(value).filter(|text| !text.trim().is_empty())?;
@@ -310,7 +312,7 @@ impl RecordingRequest {
             by_default,
             options,
             recurse: recurse.unwrap_or(Recurse::Marked),
-            exclude: exclude.unwrap_or_default(),
+            exclude,
             workers: workers.and_then(size),
             memory,
             evaluation_timeout: evaluation_timeout.map(Duration::from_secs),
@@ -318,6 +320,7 @@ impl RecordingRequest {
             skip: skip.unwrap_or(SkipWhich::Cached),
             skip_style: skip_style.unwrap_or(SkipStyle::Mark),
             on_error: on_error.unwrap_or(OnError::Step),
+            expect_errors,
             emit,
             build_keys: Keys::new(),
             share,
@@ -352,6 +355,15 @@ const CHUNK: NonZeroUsize = NonZeroUsize::new(100).unwrap();
 /// How many days a pin is kept by default: a build is seldom older.
 pub(super) const KEEP_DAYS: u32 = 3;
 
+/// Attribute paths in which `*` stands for one name.
+fn attribute_paths(reader: &mut KeyReader, key: &'static str) -> Result<Vec<AttrPath>, Failure> {
+    let paths = reader.take(key, "a list of attribute paths", |value| match value {
+        Value::Array(paths) => paths.into_iter().map(attribute_path).collect(),
+        _ => None,
+    })?;
+    Ok(paths.unwrap_or_default())
+}
+
 fn attribute_path(value: Value) -> Option<Result<AttrPath, String>> {
     let path = match value {
         Value::String(text) => AttrPath::parse(&text)
@@ -372,7 +384,7 @@ fn attribute_path(value: Value) -> Option<Result<AttrPath, String>> {
     };
     Some(path.and_then(|path| {
         if path.names().is_empty() {
-            Err("holds the root, so that no target remains".into())
+            Err("holds the root, which has every attribute below it".into())
         } else {
             Ok(path)
         }
@@ -472,13 +484,16 @@ mod tests {
         let request = read(&json!({
             "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", ["x", "y.z"]], "workers": 4,
             "memory": 2048, "evaluation-timeout": 60, "evaluator": "nix", "skip": "built", "skip-style": "omit",
-            "on-error": "fail", "emit": "plugin", "plugin": "o/eval-once#v1", "step": {"priority": 1},
+            "on-error": "report", "expect-errors": ["*.old", ["x", "a.b"]], "emit": "plugin", "plugin": "o/eval-once#v1", "step": {"priority": 1},
             "agents": {"x86_64-linux": {"queue": "big", "cores": 8}, "feature:kvm": ["kvm=true"]}, "group-by": 1,
             "meta": false, "command": "none", "log": "raw", "on-drift": "fail", "out-link": false, "summary": true, "chunk": 500, "keep-days": 7
         }))
         .unwrap();
         assert_eq!(request.exclude[0].names(), ["a", "*", "b"]);
         assert_eq!(request.exclude[1].names(), ["x", "y.z"]);
+        assert_eq!(request.on_error, OnError::Report);
+        assert_eq!(request.expect_errors[0].names(), ["*", "old"]);
+        assert_eq!(request.expect_errors[1].names(), ["x", "a.b"]);
         assert_eq!(request.emit, Emit::Plugin("o/eval-once#v1".into()));
         assert_eq!(
             Value::from(request.agents["x86_64-linux"].clone()),
@@ -536,6 +551,11 @@ mod tests {
             (json!({"exclude": ["a..b"]}), "`exclude`"),
             (json!({"exclude": [""]}), "`exclude`"),
             (json!({"exclude": ["a.b*"]}), "`exclude`"),
+            (json!({"on-error": "ignore"}), "`on-error`"),
+            (json!({"expect-errors": "a"}), "`expect-errors`"),
+            (json!({"expect-errors": [""]}), "`expect-errors`"),
+            (json!({"expect-errors": ["a.b*"]}), "`expect-errors`"),
+            (json!({"expect-errors": [5]}), "`expect-errors`"),
             (json!({"workers": 0}), "`workers`"),
             (json!({"workers": "2"}), "`workers`"),
             (json!({"memory": 1.5}), "`memory`"),

@@ -208,6 +208,7 @@ mod tests {
             step: "s".into(),
             pipeline: "p".into(),
             branch: "main".into(),
+            commit: None,
             is_retry: false,
         };
         let build = Some(&build).filter(|_| in_job);

@@ -22,10 +22,13 @@ pub(super) fn targets_and_edges(
 }
 
 /// The inputs of each derivation that was read.
-type DrvInputs = HashMap<DrvPath, Vec<DrvPath>>;
+pub(super) type DrvInputs = HashMap<DrvPath, Vec<DrvPath>>;
 
 /// One target for each `.drv`, in the order of their first attributes; and the inputs of their derivations.
-fn targets(evaluated: &EvaluationResult) -> Result<(Vec<Target>, DrvInputs), Failure> {
+///
+/// # Errors
+/// A `.drv` cannot be read (75).
+pub(super) fn targets(evaluated: &EvaluationResult) -> Result<(Vec<Target>, DrvInputs), Failure> {
     let mut known: HashMap<&DrvPath, usize> = HashMap::new();
     let mut targets: Vec<Target> = Vec::new();
     let mut inputs = DrvInputs::new();

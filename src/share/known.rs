@@ -48,7 +48,7 @@ impl<'a> KnownCopy<'a> {
     /// Notes that they are there. Where that cannot be noted, the next recording asks.
     pub(super) fn note(&self) {
         if let Some(stamp) = self.stamp() {
-            let _ = self.state.write_note(&self.name, &stamp, AGE);
+            let _ = self.state.write_note(&self.name, &stamp);
         }
     }
 

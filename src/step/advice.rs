@@ -73,7 +73,8 @@ pub(super) fn reproduce(
 /// A subcommand of ours with these keys of a step.
 fn with_keys(keys: &Keys, subcommand: &str) -> CommandLine {
     let mut line = CommandLine::new("eval-once", &[subcommand]);
-    line.variables.push(("EVAL_ONCE_STEP", in_ascii(keys)));
+    line.variables
+        .push(("EVAL_ONCE_STEP", in_ascii(keys).into()));
     line
 }
 

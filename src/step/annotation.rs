@@ -78,11 +78,7 @@ pub(super) fn section(failed: &FailedStep<'_>) -> String {
     };
     // No blank line anywhere in it: the HTML would end there.
     let mut text = format!("<details{open}><summary><b>{what}</b></summary>\n");
-    let _ = writeln!(
-        text,
-        "<p>{}</p>",
-        inert_within(&failed.report.message, MESSAGE_AT_MOST)
-    );
+    text.push_str(&message(failed.report));
     if let Some(hint) = &failed.failure.hint {
         let _ = writeln!(text, "<p>Hint: {}</p>", inert_within(hint, HINT_AT_MOST));
     }
@@ -132,6 +128,20 @@ pub(super) fn section(failed: &FailedStep<'_>) -> String {
     }
     text.push_str("</details>\n\n");
     text
+}
+
+/// What failed: a message of several lines (an evaluation's) as Nix has set them. Where there is no log, it has its room too.
+fn message(report: &FailureReport) -> String {
+    let room = match &report.log {
+        Some(_) => MESSAGE_AT_MOST,
+        None => MESSAGE_AT_MOST + LOG_AT_MOST,
+    };
+    let inert = inert_within(&report.message, room);
+    if report.message.trim_end().contains('\n') {
+        format!("<pre>{inert}</pre>\n")
+    } else {
+        format!("<p>{inert}</p>\n")
+    }
 }
 
 /// A line about a step that failed by the same derivation as another, whose `mark` has its job and label.
@@ -344,6 +354,23 @@ mod tests {
             !text.contains("<code>web</code> does not evaluate"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_message_of_several_lines_is_shown_as_it_is_and_has_the_room_of_a_log() {
+        let report = |message: &str, log: Option<&str>| FailureReport {
+            log: log.map(str::to_owned),
+            ..FailureReport::new(&Failure::new(Class::Evaluation, message), &[], None)
+        };
+        assert_eq!(
+            message(&report("one\ntwo", None)),
+            "<pre>one&#10;two</pre>\n"
+        );
+        assert_eq!(message(&report("one", None)), "<p>one</p>\n");
+        let long = "x".repeat(6_000);
+        assert_eq!(message(&report(&long, None)), format!("<p>{long}</p>\n"));
+        let cut = message(&report(&long, Some("log")));
+        assert!(cut.ends_with("x…</p>\n") && cut.len() < 2_000, "{cut}");
     }
 
     #[test]

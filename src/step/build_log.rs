@@ -95,7 +95,9 @@ impl BuildLog {
         let mut reader = LogReader::default();
         let mut add = |event: Event<'_>| {
             match event {
-                Event::Plain(line) => text.push_str(&String::from_utf8_lossy(line)),
+                Event::Plain(line) | Event::Rest(line) => {
+                    text.push_str(&String::from_utf8_lossy(line));
+                }
                 Event::Message { text: said, .. } | Event::BuildLine { line: said, .. } => {
                     text.push_str(&said);
                 }
@@ -110,7 +112,7 @@ impl BuildLog {
         let last = lines.iter().skip(lines.len().saturating_sub(LAST_LINES));
         // A carriage return overwrites what stands before it.
         let shown = last.map(|line| line.rsplit('\r').find(|part| !part.is_empty()));
-        let last: Vec<&str> = shown
+        let last: Vec<String> = shown
             .map(|line| shortened_line(line.unwrap_or_default()))
             .collect();
         (!last.is_empty()).then(|| last.join("\n"))

@@ -20,9 +20,6 @@ use crate::store::{ATTEMPTS, COLLECTOR_HINT};
 use crate::supervise::Finished;
 use crate::text::shortened;
 
-/// How much of Nix's message is repeated in the failure, in characters; all of it is in the log.
-const MESSAGE_AT_MOST: usize = 4 << 10;
-
 /// How much of a value that is no derivation is shown, in characters.
 const VALUE_AT_MOST: usize = 200;
 
@@ -295,10 +292,10 @@ fn failure_of(
     finished: &Finished,
     output: &NixOutput,
 ) -> Failure {
-    let error = output.error.as_ref().map_or_else(
-        || format!("`{line}` {}", finished.ending),
-        |error| shortened(error, MESSAGE_AT_MOST),
-    );
+    let error = output
+        .error
+        .as_ref()
+        .map_or_else(|| format!("`{line}` {}", finished.ending), Clone::clone);
     if matches!(class, Class::Evaluation | Class::Infrastructure)
         && !output.is_expressions_own()
         && let Some(failure) = host::no_temporary_folder(&step.host.temporary, &error)

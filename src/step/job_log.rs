@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::counts::mebibytes;
 use crate::log::{Log, is_group_mark};
 use crate::nix::structured::{BuildCounts, Ended, Event, LogReader};
-use crate::nix::{DrvPath, NixOutput, begins_missing};
+use crate::nix::{DrvPath, NixOutput, NoiseFilter, begins_missing};
 use crate::status_line::StatusLine;
 use crate::text::{KeepEscapes, tamed, without_escapes};
 
@@ -151,6 +151,7 @@ struct Pretty {
     log: Log,
     line: StatusLine,
     keep: KeepEscapes,
+    noise: NoiseFilter,
     /// The heading, until it is printed.
     group: Option<String>,
     hold: bool,
@@ -200,6 +201,7 @@ impl Pretty {
             } else {
                 KeepEscapes::Nothing
             },
+            noise: NoiseFilter::new(log.debug),
             group,
             hold,
             held_back: String::new(),
@@ -222,7 +224,9 @@ impl Pretty {
                 self.message(text, nix_output);
                 self.settle(nix_output, false);
             }
-            Event::Plain(bytes) => self.message(&String::from_utf8_lossy(bytes), nix_output),
+            Event::Plain(bytes) | Event::Rest(bytes) => {
+                self.message(&String::from_utf8_lossy(bytes), nix_output);
+            }
             Event::BuildBegins { id, drv, machine } => {
                 let name = drv.name().to_owned();
                 let on = if machine.is_empty() {
@@ -277,6 +281,8 @@ impl Pretty {
                 }
                 self.counts = *counts;
             }
+            // A build's log would be full of it.
+            Event::Begins(_) => {}
             Event::TooLong => {
                 self.text
                     .push_str("(a line of more than 16 MiB is omitted)\n");
@@ -351,6 +357,9 @@ impl Pretty {
         }
         // Some messages quote a builder's lines, and what a builder prints behind `@nix` is a message as well.
         for line in message.trim_end_matches('\n').split('\n') {
+            if self.noise.is_noise(line) {
+                continue;
+            }
             if is_group_mark(line) {
                 self.text.push(' ');
             }

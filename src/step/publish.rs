@@ -76,9 +76,11 @@ pub(super) fn publish(
 ) {
     if supervisor.check().is_err() {
         if let Ok(line) = save_report(job, &target(job, step), step, true) {
-            let until = Some(Instant::now() + TIME_WHEN_STOPPED);
+            let until = Instant::now() + TIME_WHEN_STOPPED;
             // Whether it was saved changes nothing now, and would be one more line in a log that is over.
-            let _ = supervisor.once_more(|supervisor| parallel::all(supervisor, &[line], until));
+            let _ = supervisor.once_more(until, |supervisor| {
+                parallel::all(supervisor, &[line], Some(until))
+            });
         }
         return;
     }

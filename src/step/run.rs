@@ -6,7 +6,7 @@ use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
@@ -27,12 +27,8 @@ use crate::state::StateFolder;
 use crate::store::Store;
 use crate::supervise::{Finished, OnStop, Supervisor};
 
-/// Output that comes so soon after other output belongs to a burst; reading pauses briefly in a burst of so many.
-const BURST_GAP: Duration = Duration::from_millis(3);
-const BURST_LENGTH: u32 = 8;
-
 /// From so many bytes at once on reading does not pause: a pipe would be full, and Nix would wait for us.
-const BURST_BYTES: usize = 32 << 10;
+const FLOOD: usize = 32 << 10;
 
 /// How a Nix program ended, the parsed output, and messages about missing paths that were not shown.
 pub(super) struct NixRun {
@@ -99,8 +95,8 @@ pub(super) struct StepRun<'a> {
     /// The lines of a builder at the end of the job's log.
     last_shown: Option<ShownLines>,
     pub(super) seconds: Seconds,
-    /// How many processes the kernel had killed for lack of memory when the step began.
-    killed_before: u64,
+    /// How many processes the kernel had killed for lack of memory when the step's first Nix program began.
+    killed_before: OnceCell<u64>,
 }
 
 impl<'a> StepRun<'a> {
@@ -145,7 +141,7 @@ impl<'a> StepRun<'a> {
             last_lines: None,
             last_shown: None,
             seconds: Seconds::default(),
-            killed_before: host::killed_for_memory().unwrap_or_default(),
+            killed_before: OnceCell::new(),
         }
     }
 
@@ -367,10 +363,11 @@ impl<'a> StepRun<'a> {
         mut log: JobLog,
     ) -> Result<NixRun, Failure> {
         let line = self.as_run(line);
-        let mut last = Instant::now();
-        let mut burst = 0_u32;
         let started = self.supervisor.start(&line, on_stop);
         let mut running = [started.map_err(class::not_started)?];
+        // Asked while Nix starts, which takes longer. It does not need much memory so soon.
+        self.killed_before
+            .get_or_init(|| host::killed_for_memory().unwrap_or_default());
         while running[0].ended.is_none() {
             let due = log.due();
             let mut bytes_read = 0;
@@ -379,17 +376,10 @@ impl<'a> StepRun<'a> {
                 log.read(bytes);
             })?;
             log.progress();
-            if bytes_read > 0 {
-                burst = if last.elapsed() < BURST_GAP {
-                    burst + 1
-                } else {
-                    0
-                };
-                // Reading every line by itself cost a third of an evaluation on two cores.
-                if burst > BURST_LENGTH && bytes_read < BURST_BYTES {
-                    self.supervisor.breathe();
-                }
-                last = Instant::now();
+            // A Nix with nothing to do prints a dozen messages within two milliseconds. Waking up for each of them delayed it on
+            // a machine with less than two free cores, and its end is noticed in a pause as well.
+            if (1..FLOOD).contains(&bytes_read) {
+                self.supervisor.breathe(&running);
             }
         }
         let FinishedLog {
@@ -441,10 +431,11 @@ impl<'a> StepRun<'a> {
         }
     }
 
-    /// How many processes the kernel has killed on this host for lack of memory since the step began.
+    /// How many processes the kernel has killed on this host for lack of memory since the step's first Nix program began.
     pub(super) fn killed_for_memory(&self) -> u64 {
         let killed = host::killed_for_memory().unwrap_or_default();
-        killed.saturating_sub(self.killed_before)
+        let before = self.killed_before.get();
+        before.map_or(0, |before| killed.saturating_sub(*before))
     }
 
     /// The folder of store paths, as far as a path is known.

@@ -58,7 +58,7 @@ impl Store {
             .map(|batch| command::copy_drvs_to(to, batch, &options))
             .collect();
         for line in &mut lines {
-            let temporary = temporary.map(|folder| ("TMPDIR", folder.to_owned()));
+            let temporary = temporary.map(|folder| ("TMPDIR", folder.into()));
             line.variables.extend(temporary);
         }
         let copied = copy(supervisor, &self.log, &lines, doing, goes_on)?;

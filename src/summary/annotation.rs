@@ -13,6 +13,7 @@ use super::suites::Suite;
 use crate::buildkite::markdown::{code, inert, job_link};
 use crate::counts::{RecordingCounts, number};
 use crate::exit::Class;
+use crate::nix::message::in_one_line_of;
 use crate::step::Reason;
 use crate::text::shortened;
 
@@ -27,6 +28,9 @@ const WORD_AT_MOST: usize = 80;
 
 /// How much of a share's failure is shown, in characters.
 const REASON_AT_MOST: usize = 200;
+
+/// How much of the message of an error is shown in its row, in characters.
+const MESSAGE_AT_MOST: usize = 200;
 
 /// The annotation: its Markdown, and its style.
 pub(super) fn of(rows: &Rows) -> (String, &'static str) {
@@ -49,7 +53,10 @@ pub(super) fn counts(rows: &Rows) -> String {
     for (_, row) in rows.steps() {
         counts.attributes += row.attributes;
         match row.outcome {
-            TargetOutcome::EvaluationError => counts.evaluation_errors += 1,
+            TargetOutcome::EvaluationError | TargetOutcome::ReportedError => {
+                counts.evaluation_errors += 1;
+            }
+            TargetOutcome::ExpectedError => counts.expected_errors += 1,
             TargetOutcome::Refused => counts.refused += 1,
             _ => {
                 counts.targets += 1;
@@ -88,6 +95,8 @@ fn kind(outcome: &TargetOutcome) -> &'static str {
         TargetOutcome::Cancelled => "cancelled",
         TargetOutcome::Stopped => "cancelled or timed out",
         TargetOutcome::EvaluationError => "evaluation error",
+        TargetOutcome::ReportedError => "evaluation error, without a step",
+        TargetOutcome::ExpectedError => "expected error",
         TargetOutcome::Refused => "refused",
         TargetOutcome::NoReport
         | TargetOutcome::PassedWithoutReport
@@ -120,6 +129,7 @@ fn attention(outcome: &TargetOutcome) -> Attention {
         | TargetOutcome::EvaluationError
         | TargetOutcome::Refused => Attention::Error,
         TargetOutcome::SoftFailed(_)
+        | TargetOutcome::ReportedError
         | TargetOutcome::NoReport
         | TargetOutcome::PassedWithoutReport
         | TargetOutcome::Unreadable
@@ -129,6 +139,7 @@ fn attention(outcome: &TargetOutcome) -> Attention {
         | TargetOutcome::Unfinished(_) => Attention::Warning,
         TargetOutcome::NotRun(_)
         | TargetOutcome::NeverRun
+        | TargetOutcome::ExpectedError
         | TargetOutcome::Built
         | TargetOutcome::Substituted
         | TargetOutcome::There
@@ -169,7 +180,7 @@ fn table(text: &mut String, rows: &Rows) {
         TargetOutcome::Failed(_) => 0,
         TargetOutcome::TimedOut | TargetOutcome::Cancelled | TargetOutcome::Stopped => 1,
         TargetOutcome::EvaluationError | TargetOutcome::Refused => 2,
-        TargetOutcome::SoftFailed(_) => 3,
+        TargetOutcome::SoftFailed(_) | TargetOutcome::ReportedError => 3,
         TargetOutcome::NoReport
         | TargetOutcome::PassedWithoutReport
         | TargetOutcome::Unreadable
@@ -178,7 +189,7 @@ fn table(text: &mut String, rows: &Rows) {
         | TargetOutcome::NoStep => 4,
         TargetOutcome::NotRun(_) | TargetOutcome::NeverRun | TargetOutcome::Unfinished(_) => 5,
         TargetOutcome::Built | TargetOutcome::Substituted | TargetOutcome::There => 6,
-        TargetOutcome::Skipped(_) => 7,
+        TargetOutcome::Skipped(_) | TargetOutcome::ExpectedError => 7,
     };
     steps.sort_by(|(_, a), (_, b)| {
         rank(a)
@@ -245,9 +256,10 @@ fn outcome(row: &Row) -> String {
         (FailedPart::NotKnown, _) => format!("{how}, without a report"),
     };
     // The step of an error has the error's class, unless it failed for a reason of its own.
-    let error = |what: &str, usual: Class| match class() {
-        Some(class) if class != usual.word() => format!("**{what}** ({class})"),
-        _ => format!("**{what}**"),
+    let error = |what: &str, usual: Class| {
+        let class = class().filter(|class| class != usual.word());
+        let class = class.map_or_else(String::new, |class| format!(" ({class})"));
+        format!("**{what}**{class}{}", message(row))
     };
     let text = match &row.outcome {
         TargetOutcome::Failed(what) => failed("**failed**", what),
@@ -257,6 +269,9 @@ fn outcome(row: &Row) -> String {
         TargetOutcome::Stopped => "**cancelled or timed out**".into(),
         TargetOutcome::EvaluationError => error("evaluation error", Class::Evaluation),
         TargetOutcome::Refused => error("refused", Class::Config),
+        TargetOutcome::ReportedError | TargetOutcome::ExpectedError => {
+            format!("{}{}", kind(&row.outcome), message(row))
+        }
         TargetOutcome::NotRun(failed) => {
             format!("not run: {} {}", code(&failed.target), failed.what)
         }
@@ -280,6 +295,13 @@ fn outcome(row: &Row) -> String {
         Some(attempt) => format!("{text}, on try {attempt}"),
         None => text,
     }
+}
+
+/// The message of an error, behind a colon; nothing where there is none.
+fn message(row: &Row) -> String {
+    let message = row.message.as_deref();
+    let message = message.map(|message| inert(&in_one_line_of(message, MESSAGE_AT_MOST)));
+    message.map_or_else(String::new, |message| format!(": {message}"))
 }
 
 fn way(row: &Row) -> String {
@@ -522,6 +544,31 @@ mod tests {
         assert_eq!(style, "error");
         assert!(text.starts_with(table), "{text}");
         assert!(text.contains("**No report:** 1 step."), "{text}");
+    }
+
+    #[test]
+    fn errors_without_a_red_step_are_counted_and_do_not_make_the_build_red() {
+        let error = |attr: &str, expected: bool| json!({ "attr": [attr], "message": "|un|free\nmore", "expected": expected, "step": expected });
+        let of_errors = |errors: Value| {
+            of(&Rows::new(&build_data(
+                vec![recorded(&json!([target("a")]), &errors)],
+                [("drv-a", report(&json!({ "built": 1 }), 1.0))],
+            )))
+        };
+        let (text, style) = of_errors(json!([error("old", true), error("older", true)]));
+        assert_eq!(style, "success");
+        let counts = "3 attributes: 1 target (1 built), 2 expected errors.";
+        assert!(text.contains(counts), "{text}");
+        let (text, style) = of_errors(json!([error("old", true), error("new", false)]));
+        assert_eq!(style, "warning");
+        let counts = "3 attributes: 1 target (1 built), 1 evaluation error, 1 expected error.";
+        assert!(text.contains(counts), "{text}");
+        let table = "\
+| <code>new</code> | evaluation error, without a step: &#124;un&#124;free more |  |  |
+| <code>a</code> | built | realised (drv&#45;valid) | 1.0 s |
+| <code>old</code> | expected error: &#124;un&#124;free more |  |  |
+";
+        assert!(text.contains(table), "{text}");
     }
 
     #[test]

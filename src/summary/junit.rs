@@ -15,6 +15,7 @@ use super::row::Row;
 use super::rows::Rows;
 use super::suites::Suite;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::nix::message::in_one_line;
 
 /// The document.
 ///
@@ -74,7 +75,7 @@ enum Case {
     Failure,
     /// Its step was stopped, its outcome is not known, or it does not evaluate.
     Error,
-    /// It did not run, or has not ended.
+    /// It did not run, has not ended, or does not evaluate and has no step that would be red.
     Skipped,
 }
 
@@ -100,6 +101,8 @@ impl Case {
             TargetOutcome::NotRun(_)
             | TargetOutcome::NeverRun
             | TargetOutcome::Unfinished(_)
+            | TargetOutcome::ReportedError
+            | TargetOutcome::ExpectedError
             | TargetOutcome::Skipped(_) => Self::Skipped,
         }
     }
@@ -173,6 +176,8 @@ fn error(outcome: &TargetOutcome) -> Option<(&'static str, String)> {
         | TargetOutcome::Failed(_)
         | TargetOutcome::SoftFailed(_)
         | TargetOutcome::EvaluationError
+        | TargetOutcome::ReportedError
+        | TargetOutcome::ExpectedError
         | TargetOutcome::Refused
         | TargetOutcome::NotRun(_)
         | TargetOutcome::NeverRun
@@ -228,6 +233,14 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
             let message = format!("not run: {} {}", failed.target, failed.what);
             ("skipped", None, message)
         }
+        TargetOutcome::ReportedError => {
+            let message = message_or("the target does not evaluate");
+            ("skipped", None, format!("evaluation error: {message}"))
+        }
+        TargetOutcome::ExpectedError => {
+            let message = message_or("the target does not evaluate");
+            ("skipped", None, format!("expected error: {message}"))
+        }
         TargetOutcome::NeverRun => ("skipped", None, "not run".into()),
         TargetOutcome::Unfinished(state) => (
             "skipped",
@@ -249,11 +262,15 @@ fn case(writer: &mut Xml, suite: &str, row: &Row) -> io::Result<()> {
             None => inner,
             Some(kind) => inner.with_attribute(("type", attribute(kind).as_str())),
         };
-        let inner = inner.with_attribute(("message", attribute(&message).as_str()));
-        match drv {
-            Some(drv) => {
-                inner.write_text_content(BytesText::new(&valid(&format!("{message}\n{drv}"))))?
-            }
+        let title = in_one_line(&message);
+        let inner = inner.with_attribute(("message", attribute(&title).as_str()));
+        // A message that has no room in the attribute is whole in the text.
+        let text = match drv {
+            Some(drv) => Some(format!("{message}\n{drv}")),
+            None => Some(message).filter(|message| *message != title),
+        };
+        match text {
+            Some(text) => inner.write_text_content(BytesText::new(&valid(&text)))?,
             None => inner.write_empty()?,
         };
         Ok(())
@@ -333,7 +350,8 @@ mod tests {
       <skipped message="not run: red failed"/>
     </testcase>
     <testcase name="&quot;a \&quot;b\&quot;&quot;" classname="ci.nix" time="0.000">
-      <error type="evaluation" message="line &lt;1&gt; line 2"/>
+      <error type="evaluation" message="line &lt;1&gt; line 2">line &lt;1&gt;
+line 2</error>
     </testcase>
   </testsuite>
   <testsuite name="steps without a recording" tests="1" failures="0" errors="0" skipped="0" time="0.500">

@@ -15,6 +15,10 @@ pub(super) enum TargetOutcome {
     Stopped,
     /// It did not evaluate when it was recorded, and no step has built it since.
     EvaluationError,
+    /// It did not evaluate when it was recorded, and has no step that could be red (`on-error: report`).
+    ReportedError,
+    /// It did not evaluate when it was recorded, as `expect-errors` says.
+    ExpectedError,
     /// It evaluates, and its metadata gives no valid step.
     Refused,
     /// Its step did not run, because of a target that it depends on.

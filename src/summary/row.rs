@@ -79,7 +79,10 @@ impl Row {
     pub(super) fn is_error(&self) -> bool {
         matches!(
             self.outcome,
-            TargetOutcome::EvaluationError | TargetOutcome::Refused
+            TargetOutcome::EvaluationError
+                | TargetOutcome::ReportedError
+                | TargetOutcome::ExpectedError
+                | TargetOutcome::Refused
         )
     }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::build_data::BuildData;
 use super::outcome::TargetOutcome;
 use super::row::Row;
+use crate::exit::Class;
 use crate::keys::Keys;
 use crate::nix::AttrPath;
 use crate::recording::pipeline::document::{Recorded, RecordedError};
@@ -96,12 +97,28 @@ fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
         row.attributes += also.get(attr).copied().unwrap_or_default();
         let was_built = row.report.as_ref().is_some_and(|report| report.exit == 0);
         if !was_built {
-            row.outcome = if error.refused {
-                TargetOutcome::Refused
-            } else {
-                TargetOutcome::EvaluationError
+            row.outcome = match error {
+                RecordedError { refused: true, .. } => TargetOutcome::Refused,
+                RecordedError { expected: true, .. } => TargetOutcome::ExpectedError,
+                RecordedError { step: false, .. } => TargetOutcome::ReportedError,
+                _ => TargetOutcome::EvaluationError,
             };
-            row.message = row.message.or_else(|| error.message.clone());
+            // Its step says the same, shortened, unless it failed for a reason of its own.
+            let class = row.report.as_ref().and_then(|it| it.class.as_deref());
+            let says_the_same = class.is_none_or(|class| {
+                let usual = if error.refused {
+                    Class::Config
+                } else {
+                    Class::Evaluation
+                };
+                class == usual.word()
+            });
+            let recorded = error.message.clone();
+            row.message = if says_the_same {
+                recorded.or(row.message)
+            } else {
+                row.message.or(recorded)
+            };
         }
         row
     });
@@ -172,29 +189,45 @@ mod tests {
 
     #[test]
     fn an_error_of_the_recording_stays_one_until_its_step_has_built_it() {
-        let errors = [&["failing"], &["refused"], &["mended"]]
-            .map(|attr| json!({ "attr": attr, "message": "m", "refused": *attr == ["refused"] }));
+        let names = ["failing", "refused", "mended", "killed", "unknown"];
+        let mut errors = names
+            .map(|name| json!({ "attr": [name], "message": "m", "refused": name == "refused" }))
+            .to_vec();
+        errors[4]["message"] = Value::Null;
+        errors.extend([
+            json!({ "attr": ["old"], "message": "m", "expected": true, "step": true }),
+            json!({ "attr": ["older"], "message": "m", "expected": true, "step": false }),
+            json!({ "attr": ["unfree"], "message": "m", "step": false }),
+        ]);
+        let failed = |class: &str| json!({ "exit": 65, "class": class, "message": "of Nix" });
         let key = |attr: &str| error_key(&AttrPath::new(vec![attr.into()]));
         let data = build_data(
             vec![recorded(&json!([target("refused")]), &json!(errors))],
             [
-                (
-                    &key("failing"),
-                    report(&json!({ "exit": 65, "message": "of Nix" }), 1.0),
-                ),
+                (&key("failing"), report(&failed("evaluation"), 1.0)),
+                (&key("killed"), report(&failed("surroundings"), 1.0)),
+                (&key("unknown"), report(&failed("evaluation"), 1.0)),
                 (&key("mended"), report(&json!({ "built": 1 }), 1.0)),
             ],
         );
         let suites = of(&data);
         let rows = rows_by_target(&suites);
         let row = |target: &str| (&rows[target].outcome, rows[target].message.as_deref());
-        assert_eq!(rows.len(), 3);
-        assert_eq!(
-            row("failing"),
-            (&TargetOutcome::EvaluationError, Some("of Nix"))
-        );
+        assert_eq!(rows.len(), 8);
+        // The recording has the whole message; its step's report the begin of it.
+        for (target, message) in [
+            ("failing", "m"),
+            ("killed", "of Nix"),
+            ("unknown", "of Nix"),
+        ] {
+            let expected = (&TargetOutcome::EvaluationError, Some(message));
+            assert_eq!(row(target), expected, "{target}");
+        }
         assert_eq!(row("refused"), (&TargetOutcome::Refused, Some("m")));
         assert_eq!(row("mended"), (&TargetOutcome::Built, None));
+        assert_eq!(row("old"), (&TargetOutcome::ExpectedError, Some("m")));
+        assert_eq!(row("older"), (&TargetOutcome::ExpectedError, Some("m")));
+        assert_eq!(row("unfree"), (&TargetOutcome::ReportedError, Some("m")));
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Supervisor {
                 }
             }
             // From 2.26 on, a Nix that copies prints about twenty lines for each path.
-            self.breathe();
+            self.breathe(&running);
         }
         self.check()?;
         let [running] = running;

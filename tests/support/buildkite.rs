@@ -262,6 +262,12 @@ impl Build {
         self
     }
 
+    /// The commit that the build is of, by its hash; without one it is `HEAD`.
+    pub(crate) fn commit(self, hash: &str) -> Self {
+        hash.clone_into(&mut self.progress().commit);
+        self
+    }
+
     /// Variables that the agents are started with, and so every job has: nothing of this process's gets there but `PATH`. `HOME` and
     /// `TMPDIR` are folders of the build's unless they are given here.
     pub(crate) fn envs<N: Into<OsString>, V: Into<OsString>>(

@@ -78,6 +78,22 @@ impl StandIns {
     }
 }
 
+/// A script for [`StandIns::before`] of `nix`: the first `times` evaluators are killed as soon as they say `at`, and then a message
+/// stands there as if it were theirs.
+pub(crate) fn dies(at: &str, message: &str, times: u32) -> String {
+    format!(
+        r#"if [ $NTH -le {times} ]; then
+             exec 3<&0; said=$(mktemp -u "$(dirname "$0")/said-XXXXXX"); mkfifo "$said"
+             "$REAL" "$@" <&3 2>"$said" & nix=$!; exec 3<&-
+             while IFS= read -r line; do
+               printf '%s\n' "$line" >&2
+               case "$line" in *'{at} '*) kill -KILL $nix; echo "error: {message}" >&2; exit 1;; esac
+             done <"$said"
+             wait $nix; exit
+           fi"#
+    )
+}
+
 /// Writes an executable file.
 ///
 /// By way of another process: while a file is open for writing it cannot be executed (`ETXTBSY`), and a process that

@@ -13,7 +13,9 @@ use super::protocol::DescribedMeta;
 use crate::exit::{Class, Failure};
 use crate::keys::refuse;
 use crate::log::Log;
-use crate::nix::{AttrPath, DrvPath, LockedFlake, NixOutput, Phase, Source, class, command};
+use crate::nix::{
+    AttrPath, DrvPath, LockedFlake, NixOutput, NoiseFilter, Phase, Source, class, command,
+};
 use crate::recording::{AttrError, EvaluationResult, FoundTarget, RecordingRequest, Recurse};
 use crate::store::Store;
 use crate::supervise::{OnStop, Supervisor};
@@ -69,7 +71,7 @@ pub(in crate::recording) fn evaluate(
                 ),
                 _ => class::not_started(failure),
             })?;
-        log.pass_on(&stderr);
+        log.pass_on(&NoiseFilter::new(log.debug).filtered(&stderr));
         let failure = if finished.ending.success() {
             match read(&finished.stdout, request) {
                 Err(failure) => failure,

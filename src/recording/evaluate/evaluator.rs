@@ -1,15 +1,16 @@
 //! The choice of the evaluator: our own walker, or `nix-eval-jobs`. Both give the same result; only the walker can evaluate
 //! single attributes again.
 
-use std::num::NonZeroUsize;
-use std::path::Path;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::{EvaluationResult, Walk, eval_jobs};
+use super::known::KnownTargets;
+use super::{EvaluationHost, EvaluationResult, Walk, eval_jobs};
 use crate::counts;
 use crate::exit::Failure;
 use crate::log::Log;
-use crate::nix::{DrvPath, LockedFlake};
+use crate::nix::{AttrPath, DrvPath, LockedFlake};
+use crate::recording::upload::annotation::Place;
 use crate::recording::{Evaluator, RecordingRequest};
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -30,27 +31,28 @@ pub(in crate::recording) enum EvaluatorRun<'a> {
 }
 
 impl<'a> EvaluatorRun<'a> {
-    /// The evaluator that the request asks for; `temporary` is the host's folder for temporary files.
+    /// The evaluator that the request asks for; `temporary` is the host's folder for temporary files. Only the walker leaves out the
+    /// `known` targets.
     ///
     /// # Errors
     /// The store cannot be asked (75).
     pub(in crate::recording) fn new(
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
-        temporary: &'a Path,
-        cores: NonZeroUsize,
+        host: &EvaluationHost<'a>,
+        known: KnownTargets,
         store: &mut Store,
         supervisor: &'a mut Supervisor,
         log: &Log,
     ) -> Result<Self, Failure> {
         Ok(match request.evaluator {
             Evaluator::Nix => Self::Walker(Box::new(Walk::new(
-                request, locked, temporary, cores, store, supervisor, log,
+                request, locked, host, known, store, supervisor, log,
             )?)),
             Evaluator::NixEvalJobs => Self::EvalJobs {
                 request,
                 locked,
-                workers: request.workers.unwrap_or(cores).get(),
+                workers: request.workers.unwrap_or(host.cores).get(),
                 supervisor,
                 evaluated: Box::default(),
                 log: log.clone(),
@@ -117,6 +119,22 @@ impl<'a> EvaluatorRun<'a> {
         match self {
             Self::Walker(walk) => walk.evaluated(),
             Self::EvalJobs { evaluated, .. } => (**evaluated).clone(),
+        }
+    }
+
+    /// Where the evaluation is, as far as that is known.
+    pub(in crate::recording) fn place(&self) -> Option<Place> {
+        match self {
+            Self::Walker(walk) => Some(walk.at().map_or(Place::Root, Place::Attribute)),
+            Self::EvalJobs { .. } => None,
+        }
+    }
+
+    /// The attributes whose errors were printed as they came.
+    pub(in crate::recording) fn printed_errors(&self) -> BTreeSet<AttrPath> {
+        match self {
+            Self::Walker(walk) => walk.printed_errors().clone(),
+            Self::EvalJobs { .. } => BTreeSet::new(),
         }
     }
 

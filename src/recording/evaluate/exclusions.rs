@@ -1,4 +1,4 @@
-//! Which attributes `exclude` matches.
+//! Which attributes a path matches in which `*` stands for one name: those of `exclude` and `expect-errors`.
 
 use crate::nix::AttrPath;
 
@@ -24,20 +24,22 @@ pub(super) fn is_excluded(attr: &AttrPath, exclude: &[AttrPath]) -> bool {
 
 /// The exclusions, by their numbers, that match `attr` or a set that it is in.
 pub(super) fn excluding(attr: &AttrPath, exclude: &[AttrPath]) -> Vec<usize> {
-    let excludes = |path: &AttrPath| {
-        let (path, names) = (path.names(), attr.names());
-        !path.is_empty()
-            && path.len() <= names.len()
-            && path
-                .iter()
-                .zip(names)
-                .all(|(part, name)| part == "*" || part == name)
-    };
     let numbered = exclude.iter().enumerate();
     numbered
-        .filter(|(_, path)| excludes(path))
+        .filter(|(_, path)| covers(path, attr))
         .map(|(number, _)| number)
         .collect()
+}
+
+/// Whether `path` matches `attr` or a set that it is in.
+pub(in crate::recording) fn covers(path: &AttrPath, attr: &AttrPath) -> bool {
+    let (path, names) = (path.names(), attr.names());
+    !path.is_empty()
+        && path.len() <= names.len()
+        && path
+            .iter()
+            .zip(names)
+            .all(|(part, name)| part == "*" || part == name)
 }
 
 #[cfg(test)]

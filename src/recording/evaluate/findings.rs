@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::EvaluationResult;
 use super::exclusions::excluding;
 use super::gaps::{self, Gaps};
+use super::known::KnownTarget;
 use super::protocol::{AttrName, DescribedTarget};
 use super::spans::AttrIndex;
 use crate::nix::{AttrPath, DrvPath};
@@ -20,10 +21,6 @@ enum AttrOutcome {
     Error(AttrError),
     /// It evaluates, but its metadata cannot be used.
     Refused(AttrError),
-    /// It throws, or its metadata does; the message is not known yet.
-    Throws {
-        in_meta: bool,
-    },
 }
 
 /// What the walk has found so far.
@@ -43,6 +40,8 @@ pub(super) struct Findings {
     beside: BTreeMap<AttrIndex, Vec<String>>,
     /// The exclusions that have matched something, by their numbers.
     effective: BTreeSet<usize>,
+    /// The sets of which nothing counts.
+    given_up: BTreeSet<AttrIndex>,
     /// The version of Nix.
     nix: String,
 }
@@ -58,6 +57,7 @@ impl Findings {
             unmarked: BTreeSet::new(),
             beside: BTreeMap::new(),
             effective: BTreeSet::new(),
+            given_up: BTreeSet::new(),
             nix: String::new(),
         }
     }
@@ -77,6 +77,16 @@ impl Findings {
     pub(super) fn exclude(&mut self, path: AttrIndex, by: Vec<usize>, name: AttrName) {
         self.names.insert(path, name);
         self.effective.extend(by);
+    }
+
+    /// It has this name, and is this target.
+    pub(super) fn know(&mut self, path: &AttrIndex, name: AttrName, target: &KnownTarget) {
+        self.names.insert(path.clone(), name);
+        if target.callable {
+            self.callable.insert(path.clone());
+        }
+        let outcome = AttrOutcome::Found(target.found.clone());
+        self.outcomes.insert(path.clone(), outcome);
     }
 
     /// It is a set that is not marked.
@@ -115,15 +125,7 @@ impl Findings {
         }
     }
 
-    /// It throws, or its metadata does.
-    pub(super) fn throws(&mut self, path: AttrIndex, in_meta: bool) {
-        // If anything is known already, it says more: the message, for example.
-        let outcome = AttrOutcome::Throws { in_meta };
-        self.outcomes.entry(path).or_insert(outcome);
-    }
-
-    /// It does not evaluate. This replaces an earlier outcome: an attribute that throws may do otherwise when it is evaluated for its
-    /// message.
+    /// It does not evaluate.
     pub(super) fn error(&mut self, path: &AttrIndex, message: &str) {
         let error = self.attr_error(path, message);
         let outcome = AttrOutcome::Error(error);
@@ -137,7 +139,7 @@ impl Findings {
         self.outcomes.insert(path.clone(), outcome);
     }
 
-    /// A worker ended at it, or at its metadata. A target that was found remains one: the worker ended on the way to the next
+    /// Its evaluation failed, or that of its metadata. A target that was found remains one: its worker died on the way to the next
     /// attribute.
     pub(super) fn fail(&mut self, path: &AttrIndex, in_meta: bool, message: &str) {
         if matches!(self.outcomes.get(path), Some(AttrOutcome::Found(_))) {
@@ -148,6 +150,21 @@ impl Findings {
         } else {
             self.error(path, message);
         }
+    }
+
+    /// It is a set of which nothing counts, with this message: what was found in it is forgotten, and so is what is still found.
+    pub(super) fn give_up_set(&mut self, path: &AttrIndex, message: &str) {
+        let is_below = |other: &AttrIndex| other.is_in(path);
+        self.outcomes.retain(|other, _| !is_below(other));
+        self.unmarked.retain(|other| !is_below(other));
+        self.callable.retain(|other| !is_below(other));
+        self.error(path, message);
+        self.given_up.insert(path.clone());
+    }
+
+    /// Whether it lies in a set of which nothing counts.
+    pub(super) fn is_given_up(&self, path: &AttrIndex) -> bool {
+        self.given_up.iter().any(|set| path.is_in(set))
     }
 
     /// The version of Nix that evaluated.
@@ -185,6 +202,22 @@ impl Findings {
         self.outcomes.len()
     }
 
+    /// The attribute's evaluation error, if it has one.
+    pub(super) fn error_of(&self, path: &AttrIndex) -> Option<&AttrError> {
+        match self.outcomes.get(path) {
+            Some(AttrOutcome::Error(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// The full attribute path of an attribute with this name, which is not recorded yet.
+    pub(super) fn attr_named(&self, path: &AttrIndex, name: &AttrName) -> AttrPath {
+        let parent = path.split().map(|(parent, _)| self.attr(&parent));
+        let mut names = parent.unwrap_or_default().names().to_vec();
+        names.push(name.text.clone());
+        AttrPath::new(names)
+    }
+
     /// The full attribute path.
     pub(super) fn attr(&self, path: &AttrIndex) -> AttrPath {
         self.attr_in_utf8(path).0
@@ -208,15 +241,6 @@ impl Findings {
             attr: self.attr(path),
             message: Some(message.to_owned()),
         }
-    }
-
-    /// Those of the first `count` attributes with errors whose message is not known yet.
-    pub(super) fn unexplained(&self, count: usize) -> Vec<AttrIndex> {
-        self.errors()
-            .take(count)
-            .filter(|(_, outcome)| matches!(outcome, AttrOutcome::Throws { .. }))
-            .map(|(path, _)| path.clone())
-            .collect()
     }
 
     fn errors(&self) -> impl Iterator<Item = (&AttrIndex, &AttrOutcome)> {
@@ -268,19 +292,11 @@ impl Findings {
             gaps: gaps.clone(),
             ..EvaluationResult::default()
         };
-        for (path, outcome) in &self.outcomes {
+        for outcome in self.outcomes.values() {
             match outcome {
                 AttrOutcome::Found(found) => result.targets.push(found.clone()),
                 AttrOutcome::Error(error) => result.errors.push(error.clone()),
                 AttrOutcome::Refused(error) => result.refused.push(error.clone()),
-                AttrOutcome::Throws { in_meta: true } => {
-                    let error = self.attr_error(path, "its metadata throws");
-                    result.refused.push(error);
-                }
-                AttrOutcome::Throws { in_meta: false } => result.errors.push(AttrError {
-                    attr: self.attr(path),
-                    message: None,
-                }),
             }
         }
         result
@@ -338,19 +354,23 @@ mod tests {
     fn an_attribute_is_a_target_an_error_or_refused() {
         let mut findings = findings();
         findings.target(path("/2"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
-        findings.throws(path("/0"), false);
-        findings.throws(path("/1"), true);
-        assert_eq!(
-            summary(&findings),
-            [["x.c"], ["x.a: ?"], ["x.b: its metadata throws"]]
-        );
-        assert_eq!(findings.unexplained(9), [path("/0"), path("/1")]);
-        assert_eq!(findings.unexplained(1), [path("/0")]);
         findings.fail(&path("/0"), false, "no");
         findings.fail(&path("/1"), true, "no data");
-        // The message stays, whatever a later worker reports.
-        findings.throws(path("/0"), false);
         assert_eq!(summary(&findings), [["x.c"], ["x.a: no"], ["x.b: no data"]]);
+    }
+
+    #[test]
+    fn nothing_in_a_set_that_is_given_up_counts() {
+        let mut findings = findings();
+        for inside in ["/0", "/0/1", "/1"] {
+            findings.target(path(inside), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        }
+        findings.give_up_set(&path("/0"), "it contains itself");
+        assert_eq!(
+            summary(&findings),
+            [vec!["x.b"], vec!["x.a: it contains itself"], vec![]]
+        );
+        assert!(findings.is_given_up(&path("/0/7")) && !findings.is_given_up(&path("/1")));
     }
 
     #[test]

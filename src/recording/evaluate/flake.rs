@@ -1,15 +1,24 @@
 //! The flake of a recording, locked once before anything is evaluated.
 
 use std::path::Path;
+use std::time::Instant;
 
+use crate::command_line::CommandLine;
 use crate::exit::Failure;
 use crate::host;
 use crate::log::Log;
-use crate::nix::command::OwnedOptions;
-use crate::nix::{LockedFlake, NixOutput, Phase, Source, class};
+use crate::nix::command::{self, OwnedOptions};
+use crate::nix::message::in_one_line;
+use crate::nix::structured::{Event, LogReader};
+use crate::nix::{LockedFlake, NixOutput, NoiseFilter, Phase, Source, class};
 use crate::recording::RecordingRequest;
+use crate::status_line::StatusLine;
 use crate::store::Store;
-use crate::supervise::{OnStop, Supervisor};
+use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::text::{shortened, without_escapes};
+
+/// How much is shown of what Nix says that it does, in characters.
+const DOING_AT_MOST: usize = 120;
 
 /// Locks the flake, where it is one. Also gives the settings that it asks for, where this host trusts it with them: they count
 /// from then on.
@@ -31,15 +40,12 @@ pub(in crate::recording) fn lock(
     };
     let mut was_repeated = false;
     let (finished, stderr) = loop {
-        let mut stderr = Vec::new();
-        let finished = supervisor
-            .run(&line, OnStop::TermThenKill, &mut stderr)
-            .map_err(class::not_started)?;
+        let (finished, stderr) = run(&line, supervisor, log)?;
         if finished.ending.success() {
             break (finished, stderr);
         }
         store.check_answers(supervisor)?;
-        let output = NixOutput::of(&stderr);
+        let output = NixOutput::of(stderr.as_bytes());
         let message = output.final_message(finished.ending);
         let class = class::of(Phase::Fetching, finished.ending, &output);
         let what = format!("the flake {flake} cannot be locked");
@@ -57,9 +63,62 @@ pub(in crate::recording) fn lock(
             return Err(class::infrastructure_failure(what, &output, &message));
         }
     };
-    log.pass_on(&stderr);
+    log.pass_on(&NoiseFilter::new(log.debug).filtered(stderr.as_bytes()));
     let (locked, settings) = store.read_lock(supervisor, &line, &finished)?;
     Ok((Some(locked), settings))
+}
+
+/// Runs a command that locks, and shows for how long, and what Nix does: it copies the whole tree into the store, and says so only if
+/// it is asked for structure. Returned is also what it prints otherwise.
+fn run(
+    line: &CommandLine,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<(Finished, String), Failure> {
+    let started = Instant::now();
+    let mut status = StatusLine::new(log);
+    let mut reader = LogReader::default();
+    let mut said = Said::default();
+    let line = command::structured(line);
+    let started_program = supervisor.start(&line, OnStop::TermThenKill);
+    let mut running = [started_program.map_err(class::not_started)?];
+    while running[0].ended.is_none() {
+        supervisor.watch(&mut running, Some(status.due()), |_, bytes| {
+            reader.read(bytes, |event| said.take(&event));
+        })?;
+        let seconds = started.elapsed().as_secs();
+        status.show(|| Some(format!("locking the flake{}, {seconds} s", said.doing)));
+    }
+    status.clear();
+    supervisor.check()?;
+    reader.finish(|event| said.take(&event));
+    let [running] = running;
+    Ok((running.finished(), said.printed))
+}
+
+/// What Nix says while it locks a flake.
+#[derive(Debug, Default)]
+struct Said {
+    /// What it would say without being asked for structure.
+    printed: String,
+    /// What it does, behind a colon; empty where it has not said.
+    doing: String,
+}
+
+impl Said {
+    fn take(&mut self, event: &Event<'_>) {
+        let printed = &mut self.printed;
+        match event {
+            Event::Plain(line) => printed.push_str(&String::from_utf8_lossy(line)),
+            Event::Message { text, .. } => printed.push_str(&without_escapes(text)),
+            Event::Begins(text) => {
+                self.doing = format!(": {}", shortened(&in_one_line(text), DOING_AT_MOST));
+                return;
+            }
+            _ => return,
+        }
+        printed.push('\n');
+    }
 }
 
 /// The systems whose outputs of a flake are targets: those that agents are named for, and last this host's.
@@ -77,4 +136,26 @@ pub(super) fn systems(
         .keys()
         .filter(|name| !name.starts_with("feature:") && **name != ours);
     Ok(others.cloned().chain([ours.clone()]).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nix_does_is_shown_and_what_it_says_is_passed_on() {
+        let mut said = Said::default();
+        let mut reader = LogReader::default();
+        let lines = [
+            r#"@nix {"action":"msg","level":1,"msg":"\u001b[35;1mwarning:\u001b[0m Git tree '/f' is dirty"}"#,
+            "plain",
+            r#"@nix {"action":"start","id":1,"level":4,"text":"copying '/f/' to the store","type":0}"#,
+            r#"@nix {"action":"stop","id":1}"#,
+        ];
+        reader.read((lines.join("\n") + "\n").as_bytes(), |event| {
+            said.take(&event)
+        });
+        assert_eq!(said.printed, "warning: Git tree '/f' is dirty\nplain\n");
+        assert_eq!(said.doing, ": copying '/f/' to the store");
+    }
 }

@@ -8,7 +8,7 @@ use crate::nix::AttrPath;
 use crate::recording::{RecordingRequest, Target};
 
 /// How many names are listed in one line.
-const LISTED: usize = 10;
+pub(in crate::recording) const LISTED: usize = 10;
 
 /// How many names are suggested where none is similar.
 const SUGGESTED: usize = 5;
@@ -168,8 +168,12 @@ pub(in crate::recording) fn without_effect(
     unused.filter_map(without).collect()
 }
 
-/// A hint at a path that does not exist.
-fn next_to(path: &AttrPath, root: &AttrPath, known: &[AttrPath]) -> Option<String> {
+/// A hint at a path that does not exist; `known` are the attributes that were found, below `root`.
+pub(in crate::recording) fn next_to(
+    path: &AttrPath,
+    root: &AttrPath,
+    known: &[AttrPath],
+) -> Option<String> {
     let names = path.names();
     let matches = |known: &[String], length: usize| {
         known.len() >= length
@@ -236,8 +240,8 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, name)| name)
 }
 
-/// A path as it is written in `exclude`, where `*` matches any name.
-fn pattern(names: &[String]) -> String {
+/// A path as it is written in `exclude` and `expect-errors`, where `*` matches any name.
+pub(in crate::recording) fn pattern(names: &[String]) -> String {
     let part = |name: &String| match name.as_str() {
         "*" => name.clone(),
         _ => AttrPath::new(vec![name.clone()]).to_string(),

@@ -1,18 +1,28 @@
 //! The command lines of the processes that evaluate.
 
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use tempfile::TempDir;
+
 use super::exclusions::exclusions;
+use super::known::KnownTargets;
 use super::memory::{self, MIB};
-use super::protocol::WalkerSettings;
-use super::schedule::Task;
+use super::protocol::{WalkerSettings, with_ends};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{LockedFlake, command};
+use crate::nix::LockedFlake;
+use crate::nix::command::{self, WalkerFile};
 use crate::recording::{RecordingRequest, Recurse};
+use crate::state::StateFolder;
 
 /// The heap that a process asks for at its start, at most, in bytes.
 const HEAP_AT_MOST: u64 = 1000 * MIB;
 
-/// What is the same for all processes of a walk.
+/// How many bytes of known targets a process is given: Linux takes 128 KiB in one argument, and the walker is in it, too.
+const KNOWN_AT_MOST: usize = 80 << 10;
+
+/// What is the same for all workers of a walk.
 #[derive(Debug)]
 pub(super) struct WorkerInvocation<'a> {
     request: &'a RecordingRequest,
@@ -22,25 +32,52 @@ pub(super) struct WorkerInvocation<'a> {
     /// Relative to the root of the walk.
     exclude: Vec<Vec<String>>,
     systems: Option<Vec<String>>,
+    /// As [`WalkerSettings`] has them.
+    known: Value,
+    /// Holds [`command::WALKER_FILE`], and what Nix keeps of the lines.
+    folder: TempDir,
+    /// The files by which the walker may come into a conversation. The first that this Nix loads stays.
+    files: &'static [WalkerFile],
 }
 
 impl<'a> WorkerInvocation<'a> {
     /// `systems`: as [`WalkerSettings`] has them.
     ///
     /// # Errors
-    /// The system has no random bytes (75).
+    /// The system has no random bytes, or no file can be written (75).
     pub(super) fn new(
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         systems: Option<Vec<String>>,
+        state: &StateFolder,
     ) -> Result<Self, Failure> {
+        let make = || {
+            let folder = state.conversation()?;
+            std::fs::write(command::our_file(folder.path()), command::WALKER_FILE)?;
+            Ok::<_, std::io::Error>(folder)
+        };
+        let folder = make().classify(Class::Infrastructure, || {
+            "cannot write in the state folder".into()
+        })?;
         Ok(Self {
+            files: if request.root.is_flake() {
+                &[WalkerFile::OfNix, WalkerFile::OnSearchPath]
+            } else {
+                &[WalkerFile::Ours, WalkerFile::OnSearchPath]
+            },
             request,
             locked,
             marker: marker()?,
             exclude: exclusions(&request.exclude, &request.root.attr),
             systems,
+            known: Value::Object(Map::new()),
+            folder,
         })
+    }
+
+    /// From now on, these targets are not evaluated.
+    pub(super) fn know(&mut self, known: &KnownTargets) {
+        self.known = known.nested(&self.request.root.attr, KNOWN_AT_MOST);
     }
 
     /// What each message of the walker begins with.
@@ -58,42 +95,57 @@ impl<'a> WorkerInvocation<'a> {
         self.systems.as_ref()?.last().map(String::as_str)
     }
 
-    /// A process that walks this part, with this share of the memory.
-    pub(super) fn walk(&self, task: &Task, share: u64) -> CommandLine {
-        self.line(task, share, false, &self.request.options)
+    /// This Nix does not load the walker by the file that was tried. Gives whether there is another one to try.
+    pub(super) fn try_next_file(&mut self) -> bool {
+        let [_, rest @ ..] = self.files else {
+            return false;
+        };
+        let has_next = !rest.is_empty();
+        if has_next {
+            self.files = rest;
+        }
+        has_next
     }
 
-    /// A process that searches these unmarked sets for derivations. It builds nothing.
-    pub(super) fn search(&self, task: &Task, share: u64) -> CommandLine {
+    fn file(&self) -> (WalkerFile, &Path) {
+        let file = self.files.first().copied();
+        (file.unwrap_or(WalkerFile::OnSearchPath), self.folder.path())
+    }
+
+    /// The lines that begin a conversation.
+    pub(super) fn first_lines(&self) -> Vec<u8> {
+        with_ends(&command::load_walker(self.file()), &self.marker)
+    }
+
+    /// A worker with this part of the memory, in bytes.
+    pub(super) fn worker(&self, part: u64) -> CommandLine {
+        self.line(part, &self.request.options)
+    }
+
+    /// A worker that searches unmarked sets for derivations. It builds nothing.
+    pub(super) fn searcher(&self, part: u64) -> CommandLine {
         let mut options = self.request.options.clone();
         options.push(("allow-import-from-derivation".into(), "false".into()));
-        self.line(task, share, true, &options)
+        self.line(part, &options)
     }
 
-    fn line(
-        &self,
-        task: &Task,
-        share: u64,
-        search: bool,
-        options: &command::Options,
-    ) -> CommandLine {
+    fn line(&self, part: u64, options: &command::Options) -> CommandLine {
         let settings = WalkerSettings {
             marker: &self.marker,
-            start: task.spans.as_deref(),
             exclude: &self.exclude,
+            known: &self.known,
             all: self.request.recurse == Recurse::All,
             systems: self.systems.as_deref(),
             buildkite: self.request.meta,
-            catch: task.catch,
-            search,
         };
         // With a large heap from the start, evaluation is 1.5 to 1.9 times faster: the evaluator's collector runs rarely.
-        let heap = memory::heap((share / 2).min(HEAP_AT_MOST));
-        command::walk(
+        let heap = memory::heap((part / 2).min(HEAP_AT_MOST));
+        command::converse(
             &self.request.root,
             &settings.json(),
             self.locked.as_ref(),
             heap,
+            self.file(),
             options,
         )
     }
@@ -114,11 +166,20 @@ mod tests {
     use crate::nix::AttrPath;
     use crate::recording::pipeline::fixtures::request;
 
-    const SHARE: u64 = 64 * MIB;
+    const PART: u64 = 64 * MIB;
 
     fn invocation(request: &RecordingRequest) -> WorkerInvocation<'_> {
         let systems = ["x86_64-darwin", "x86_64-linux"].map(str::to_owned);
-        WorkerInvocation::new(request, None, Some(systems.to_vec())).unwrap()
+        invocation_for(request, Some(systems.to_vec()))
+    }
+
+    fn invocation_for(
+        request: &RecordingRequest,
+        systems: Option<Vec<String>>,
+    ) -> WorkerInvocation<'_> {
+        let state = TempDir::new().unwrap();
+        let state = StateFolder::open(state.path()).unwrap();
+        WorkerInvocation::new(request, None, systems, &state).unwrap()
     }
 
     /// Whether the walker's settings in a command line have this.
@@ -139,18 +200,12 @@ mod tests {
             words[last + 1].clone()
         };
         let invocation = invocation(&request);
-        let task = Task::everything();
-        let (walk, search) = (
-            invocation.walk(&task, SHARE),
-            invocation.search(&task, SHARE),
-        );
-        assert_eq!(last_value(&walk), "true");
-        assert_eq!(last_value(&search), "false");
-        assert!(has(&walk, r#""search":false"#) && has(&search, r#""search":true"#));
+        assert_eq!(last_value(&invocation.worker(PART)), "true");
+        assert_eq!(last_value(&invocation.searcher(PART)), "false");
     }
 
     #[test]
-    fn a_walk_has_what_the_request_and_its_task_say() {
+    fn a_walk_has_what_the_request_says() {
         let request = RecordingRequest {
             recurse: Recurse::All,
             meta: false,
@@ -160,31 +215,26 @@ mod tests {
             ..request()
         };
         let invocation = invocation(&request);
-        let walk = invocation.walk(&Task::everything(), SHARE);
+        let walk = invocation.worker(PART);
         for setting in [
             r#""all":true"#,
             r#""buildkite":false"#,
-            r#""catch":true"#,
             r#""exclude":[["slow"],[]]"#,
-            r#""start":null"#,
         ] {
             assert!(has(&walk, setting), "{setting} of {walk}");
         }
-        let uncaught = Task {
-            catch: false,
-            ..Task::everything()
-        };
-        assert!(has(&invocation.walk(&uncaught, SHARE), r#""catch":false"#));
     }
 
     #[test]
-    fn a_heap_is_half_of_the_share_up_to_a_limit() {
+    fn a_heap_is_half_of_the_part_up_to_a_limit() {
         let request = request();
         let invocation = invocation(&request);
-        for (share, heap) in [(SHARE, SHARE / 2), (1 << 40, HEAP_AT_MOST)] {
-            let heap = memory::heap(heap).map(|heap| ("GC_INITIAL_HEAP_SIZE", heap.to_string()));
-            let walk = invocation.walk(&Task::everything(), share);
-            assert_eq!(walk.variables, Vec::from_iter(heap));
+        for (part, heap) in [(PART, PART / 2), (1 << 40, HEAP_AT_MOST)] {
+            let heap = memory::heap(heap).map(|heap| heap.to_string().into());
+            let walk = invocation.worker(part);
+            let mut variables = walk.variables.into_iter();
+            let set = variables.find(|(name, _)| *name == "GC_INITIAL_HEAP_SIZE");
+            assert_eq!(set.map(|(_, heap)| heap), heap);
         }
     }
 
@@ -194,14 +244,23 @@ mod tests {
         let (one, other) = (invocation(&request), invocation(&request));
         assert_ne!(one.marker(), other.marker());
         assert_eq!(one.marker().len(), "eval-once:".len() + 32);
-        assert!(has(&one.walk(&Task::everything(), SHARE), one.marker()));
+        assert!(has(&one.worker(PART), one.marker()));
     }
 
     #[test]
     fn a_flake_is_recorded_on_the_last_of_its_systems() {
         let request = request();
         assert_eq!(invocation(&request).system(), Some("x86_64-linux"));
-        let file = WorkerInvocation::new(&request, None, None).unwrap();
-        assert_eq!(file.system(), None);
+        assert_eq!(invocation_for(&request, None).system(), None);
+    }
+
+    #[test]
+    fn each_file_by_which_a_walker_may_come_is_tried_once() {
+        let request = request();
+        let mut invocation = invocation(&request);
+        let first = invocation.first_lines();
+        assert!(invocation.try_next_file());
+        assert_ne!(invocation.first_lines(), first);
+        assert!(!invocation.try_next_file());
     }
 }

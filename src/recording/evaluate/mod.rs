@@ -3,41 +3,59 @@
 //! | room | responsible for |
 //! | --- | --- |
 //! | `walk` | the walk over all targets: connects the rooms below |
-//! | `schedule`, `spans` | which worker has which part of the walk, and which parts wait: a plain value |
+//! | `plan`, `spans` | what waits, which worker evaluates what, how many there are and with how much memory: a plain value |
+//! | `remembered` | what the same evaluation cost the last time |
 //! | `processes` | the workers' processes: starting, reading lines, measuring, stopping |
 //! | `invocation` | the workers' command lines |
 //! | `protocol` | the settings and messages of the walker (`walk.nix`) |
 //! | `diagnosis` | what the end of a worker means |
 //! | `findings` | what was found of each attribute |
+//! | `known` | what is taken over from a recording that was stopped |
 //! | `flake` | locking the flake, before anything is evaluated |
-//! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` matches |
+//! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` and `expect-errors` match |
 //! | `progress`, `memory` | the status line; how much memory is free and in use |
 //! | `evaluator`, `eval_jobs` | the choice between the walk and `nix-eval-jobs`; evaluating with the latter |
 
+mod circles;
 mod diagnosis;
 mod eval_jobs;
 pub(in crate::recording) mod evaluator;
-mod exclusions;
+pub(in crate::recording) mod exclusions;
 mod findings;
 pub(in crate::recording) mod flake;
 pub mod gaps;
 mod invocation;
+pub(in crate::recording) mod known;
 pub(in crate::recording) mod memory;
+mod plan;
 mod processes;
 mod progress;
 mod protocol;
-mod schedule;
+#[cfg_attr(not(test), expect(dead_code, reason = "the walk does not remember yet"))]
+pub(in crate::recording) mod remembered;
 mod spans;
 mod unmarked;
 mod walk;
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::path::Path;
 
 use self::gaps::Gaps;
 use crate::nix::AttrPath;
 use crate::recording::{AttrError, FoundTarget};
+use crate::state::StateFolder;
 
 pub use self::walk::Walk;
+
+/// What this host has for an evaluation.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::recording) struct EvaluationHost<'a> {
+    /// The folder for temporary files, which may be missing.
+    pub(in crate::recording) temporary: &'a Path,
+    pub(in crate::recording) state: &'a StateFolder,
+    pub(in crate::recording) cores: NonZeroUsize,
+}
 
 /// What an evaluation of all targets found.
 #[derive(Debug, Clone, Default)]

@@ -1,11 +1,11 @@
-//! The processes of the workers: starting them, reading their lines, measuring their memory and time, stopping them.
+//! The processes of the workers: starting them, sending and reading lines, measuring their memory and time, stopping them.
 //!
 //! This module does not know what the lines of the walker mean, nor what follows from the end of a process.
 
 use std::time::{Duration, Instant};
 
 use super::memory;
-use super::schedule::WorkerId;
+use super::plan::WorkerId;
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::Failure;
 use crate::nix::structured::Event;
@@ -25,8 +25,6 @@ const FINAL_OUTPUT_AT_MOST: usize = 64 << 10;
 /// Why a worker was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StopCause {
-    /// It has reached the attribute at which another worker took over.
-    Overtaken,
     /// It has more memory than its share.
     TooLarge,
     /// An attribute takes longer than `evaluation-timeout`.
@@ -37,8 +35,6 @@ impl StopCause {
     /// How long a worker has to end by itself before it is killed.
     fn grace(self) -> Duration {
         match self {
-            // Another worker evaluates the rest.
-            Self::Overtaken => Duration::from_millis(100),
             // An evaluator does not look at signals while it computes, and continues to allocate.
             Self::TooLarge => Duration::from_millis(20),
             // A build that the evaluation waits for ends immediately.
@@ -52,7 +48,7 @@ impl StopCause {
 pub(super) struct WorkerLimits {
     /// Resident memory, in bytes; none without a limit.
     pub(super) memory: Option<u64>,
-    /// The time without output; none without a limit.
+    /// The time without output while it has a task; none without a limit.
     pub(super) silence: Option<Duration>,
 }
 
@@ -73,8 +69,8 @@ pub(super) struct EndedWorker {
 #[derive(Debug)]
 struct WorkerProcess {
     worker: WorkerId,
-    /// When it last printed something.
-    last_output: Instant,
+    /// When it last printed something, or was sent something.
+    last_active: Instant,
     /// The beginning of a line that is not complete yet.
     line: Vec<u8>,
     stop_cause: Option<StopCause>,
@@ -87,7 +83,7 @@ impl WorkerProcess {
     fn new(worker: WorkerId) -> Self {
         Self {
             worker,
-            last_output: Instant::now(),
+            last_active: Instant::now(),
             line: Vec::new(),
             stop_cause: None,
             final_output: Vec::new(),
@@ -217,7 +213,7 @@ impl Processes {
                 continue;
             }
             let worker = process.worker;
-            let silence = process.last_output.elapsed();
+            let silence = process.last_active.elapsed();
             if let (Some(limit), Some(resident)) = (limits.memory, resident) {
                 if resident > limit / 2 {
                     self.tick = CLOSE_TICK;
@@ -235,6 +231,27 @@ impl Processes {
         }
         self.measure = Instant::now() + self.tick;
         stopped
+    }
+
+    /// Sends lines to a worker.
+    pub(super) fn send(&mut self, worker: WorkerId, lines: &[u8]) {
+        if let Some(number) = self.number(worker) {
+            self.all[number].last_active = Instant::now();
+            self.running[number].send(lines);
+        }
+    }
+
+    /// A worker is sent nothing more, and ends by itself.
+    pub(super) fn close(&mut self, worker: WorkerId) {
+        if let Some(number) = self.number(worker) {
+            self.running[number].end_input();
+        }
+    }
+
+    /// The resident memory of a worker, in bytes; none where it is not known.
+    pub(super) fn resident(&self, worker: WorkerId, supervisor: &mut Supervisor) -> Option<u64> {
+        let process = self.running[self.number(worker)?].id();
+        memory::resident(&[process], supervisor).pop()?
     }
 
     /// Stops a worker.
@@ -266,23 +283,20 @@ impl Processes {
         self.stop_cause(worker).is_some()
     }
 
-    /// Whether another worker has taken over, so that the messages of this one do not count any more.
-    pub(super) fn is_overtaken(&self, worker: WorkerId) -> bool {
-        self.stop_cause(worker) == Some(StopCause::Overtaken)
-    }
-
     fn stop_cause(&self, worker: WorkerId) -> Option<StopCause> {
         let number = self.number(worker)?;
         self.all[number].stop_cause
     }
 
     /// Waits until a worker prints something or ends, and at most until the next measurement. Gives the complete lines, in order.
+    /// `is_last` holds for a line after which a worker waits for us.
     ///
     /// # Errors
     /// As [`Supervisor::watch`].
     pub(super) fn watch(
         &mut self,
         supervisor: &mut Supervisor,
+        is_last: impl Fn(&[u8]) -> bool,
     ) -> Result<Vec<(WorkerId, Vec<u8>)>, Failure> {
         let mut lines = Vec::new();
         let processes = &mut self.all;
@@ -291,14 +305,24 @@ impl Processes {
         supervisor.watch(&mut self.running, until, |number, bytes| {
             has_output = true;
             let process = &mut processes[number];
-            process.last_output = Instant::now();
+            process.last_active = Instant::now();
             let complete = process.lines(bytes).into_iter();
             lines.extend(complete.map(|line| (process.worker, line)));
         })?;
-        if has_output {
-            supervisor.breathe();
+        // Many lines at a time, unless a worker would wait for it.
+        if has_output && !lines.iter().any(|(_, line)| is_last(line)) {
+            supervisor.breathe(&self.running);
         }
         Ok(lines)
+    }
+
+    /// What a worker and its children printed after the walker's last message, read as Nix's.
+    pub(super) fn output(&mut self, worker: WorkerId) -> NixOutput {
+        let number = self.number(worker);
+        let output = number.and_then(|number| self.all[number].nix_output.take());
+        let mut output = output.unwrap_or_default();
+        output.settle();
+        output
     }
 
     /// The walker has sent a message, so what Nix printed before was not its final message. Gives the part that was not passed to the
@@ -342,12 +366,9 @@ impl Processes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recording::evaluate::schedule::{Schedule, Task};
 
     fn process() -> WorkerProcess {
-        let mut schedule = Schedule::new(1, u64::MAX);
-        schedule.plan(vec![Task::everything()]);
-        WorkerProcess::new(schedule.assign(Instant::now()).unwrap())
+        WorkerProcess::new(WorkerId::default())
     }
 
     #[test]

@@ -1,9 +1,14 @@
 //! The progress of an evaluation, on a status line.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::spans::AttrIndex;
 use crate::counts::{evaluated, number};
 use crate::log::Log;
+use crate::nix::{AttrPath, NoiseFilter};
+use crate::recording::AttrError;
+use crate::recording::notices::{ERRORS_AT_MOST, MESSAGE_IN_STEP, print_error};
 use crate::status_line::StatusLine;
 
 /// The progress of an evaluation.
@@ -11,7 +16,12 @@ use crate::status_line::StatusLine;
 pub(super) struct Progress {
     log: Log,
     line: StatusLine,
+    noise: NoiseFilter,
     started: Instant,
+    /// The attribute whose evaluation began last; none as long as it is the root's.
+    at: Option<AttrIndex>,
+    /// The attributes whose errors were printed.
+    printed: BTreeSet<AttrPath>,
 }
 
 impl Progress {
@@ -19,18 +29,60 @@ impl Progress {
         Self {
             log: log.clone(),
             line: StatusLine::new(log),
+            noise: NoiseFilter::new(log.debug),
             started: Instant::now(),
+            at: None,
+            printed: BTreeSet::new(),
         }
     }
 
-    /// Shows how many of the `known` names have begun, if a line is due. Names of sets count as names, but not as `attributes`.
-    pub(super) fn show(&mut self, begun: u64, known: u64, attributes: usize) {
+    /// The root is evaluated.
+    pub(super) fn root(&mut self) {
+        self.at = None;
+    }
+
+    /// This attribute is evaluated.
+    pub(super) fn at(&mut self, path: &AttrIndex) {
+        self.at = Some(path.clone());
+    }
+
+    /// The attribute that is evaluated; none for the root.
+    pub(super) fn attribute(&self) -> Option<&AttrIndex> {
+        self.at.as_ref()
+    }
+
+    /// Prints an evaluation error as it comes, unless there were many. What they are may be known only after an hour; and what is
+    /// printed here is not printed once more in the end.
+    pub(super) fn error(&mut self, error: &AttrError) {
+        if self.printed.len() < ERRORS_AT_MOST && self.printed.insert(error.attr.clone()) {
+            self.clear();
+            print_error("evaluation error", error, MESSAGE_IN_STEP, &self.log);
+        }
+    }
+
+    /// The attributes whose errors were printed.
+    pub(super) fn printed(&self) -> &BTreeSet<AttrPath> {
+        &self.printed
+    }
+
+    /// Shows where the evaluation is, and how many of the `known` names have begun, if a line is due. Names of sets count as names,
+    /// but not as `attributes`. `name` gives an attribute's path.
+    pub(super) fn show(
+        &mut self,
+        begun: u64,
+        known: u64,
+        attributes: usize,
+        name: impl FnOnce(&AttrIndex) -> AttrPath,
+    ) {
+        let seconds = self.started.elapsed().as_secs();
         self.line.show(|| {
-            Some(format!(
-                "evaluating: {begun} of {known} names, {}, {} s",
-                number(attributes, "attribute"),
-                self.started.elapsed().as_secs()
-            ))
+            Some(match self.at.as_ref().map(name) {
+                None => format!("evaluating the root, {seconds} s"),
+                Some(at) => format!(
+                    "evaluating {at}: {begun} of {known} names, {}, {seconds} s",
+                    number(attributes, "attribute"),
+                ),
+            })
         });
     }
 
@@ -44,11 +96,15 @@ impl Progress {
         self.line.clear();
     }
 
-    /// Passes on output of Nix.
-    pub(super) fn pass_on(&mut self, bytes: &[u8]) {
-        if !bytes.is_empty() {
-            self.clear();
-            self.log.pass_on(bytes);
+    /// Passes on whole lines of Nix's output.
+    pub(super) fn pass_on(&mut self, lines: &[u8]) {
+        let Self {
+            log, line, noise, ..
+        } = self;
+        let shown = noise.filtered(lines);
+        if !shown.is_empty() {
+            line.clear();
+            log.pass_on(&shown);
         }
     }
 

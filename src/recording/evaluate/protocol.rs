@@ -1,34 +1,63 @@
-//! The walker's settings and messages as data. `walk.nix` is the other side.
+//! The walker's settings, tasks and messages as data. `walk.nix` is the other side.
 
 use serde::{Deserialize, Serialize};
 
+use super::plan::Task;
 use super::spans::{AttrIndex, Span};
 use crate::keys::Keys;
+use crate::nix::command::WALKER;
 use crate::recording::Meta;
 
 /// The walker's settings, as `walk.nix` describes them.
 #[derive(Debug, Serialize)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is an argument of walk.nix"
-)]
 pub(super) struct WalkerSettings<'a> {
     pub(super) marker: &'a str,
-    /// None: the root, and everything below it.
-    pub(super) start: Option<&'a [Span]>,
     /// Relative to the root of the walk.
     pub(super) exclude: &'a [Vec<String>],
+    /// The targets that are known already, nested, relative to the root of the walk.
+    pub(super) known: &'a serde_json::Value,
     pub(super) all: bool,
     pub(super) systems: Option<&'a [String]>,
     pub(super) buildkite: bool,
-    pub(super) catch: bool,
-    pub(super) search: bool,
 }
 
 impl WalkerSettings<'_> {
     pub(super) fn json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
+}
+
+/// The lines of a conversation that walk a task.
+pub(super) fn task_lines(task: &Task, search: bool, marker: &str) -> Vec<u8> {
+    let spans = match &task.spans {
+        None => "null".to_owned(),
+        Some(spans) => {
+            let spans: String = spans.iter().map(Span::nix).collect();
+            format!("[{spans}]")
+        }
+    };
+    let catch = if task.catch { "catch=true;" } else { "" };
+    let search = if search { "search=true;" } else { "" };
+    let line = format!("{WALKER} {{spans={spans};{catch}{search}}}\n");
+    with_ends(line.as_bytes(), marker)
+}
+
+/// A line of a conversation, and those that say that it has been evaluated, or has failed: what Nix says before `done` belongs to it.
+///
+/// Where a file ends too early (`syntax error, unexpected end of file`), Nix 2.8 takes the *line* for unfinished: it says nothing, and
+/// waits for the rest of it, of which `done` is then a part. No line goes on with a parenthesis; so this one ends it, with an error
+/// that means nothing, and `next` comes without `done` before it.
+pub(super) fn with_ends(line: &[u8], marker: &str) -> Vec<u8> {
+    let say = |word: &str| format!("builtins.trace \"{marker} {word}  \" null\n").into_bytes();
+    [line, &say("done"), b")\n", &say("next")].concat()
+}
+
+/// Whether Nix says this of the conversation itself, and not of what is evaluated: its greeting while the walker is loaded, and what
+/// editline prints at each line (2.8).
+pub(super) fn is_chatter(line: &[u8], is_loading: bool) -> bool {
+    let is_of = |begins: &[&[u8]]| begins.iter().any(|begin| line.starts_with(begin));
+    is_of(&[b"Failed tcsetattr("])
+        || is_loading && !is_of(&[b"warning:", b"error:", b" "])
 }
 
 /// A message of the walker, most of them about one attribute.
@@ -38,6 +67,8 @@ pub(super) enum WalkerMessage {
     Begin(AttrIndex, AttrName),
     /// The attribute with this name is excluded, by the exclusions with these numbers.
     Excluded(AttrIndex, Vec<usize>, AttrName),
+    /// The attribute with this name is a known target, and not evaluated.
+    Known(AttrIndex, AttrName),
     /// A set that is not walked, because it is not marked.
     Unmarked(AttrIndex),
     /// Not walked in a flake: outputs at the root, else systems.
@@ -52,7 +83,7 @@ pub(super) enum WalkerMessage {
     Target(AttrIndex, Result<DescribedTarget, String>),
     /// A derivation that evaluates; the evaluation of its metadata begins.
     Meta(AttrIndex),
-    /// It throws, and that was caught.
+    /// It throws, which the task catches.
     Throws(AttrIndex),
     /// Its metadata cannot be used: the end of a sentence.
     Refused(AttrIndex, String),
@@ -62,8 +93,12 @@ pub(super) enum WalkerMessage {
     Deep(AttrIndex),
     /// The root is neither a set, a list nor a derivation, but this: `a string`.
     Other(String),
-    /// Everything was walked, by this version of Nix.
+    /// The task is done, by this version of Nix.
     End(String),
+    /// The line before this one was evaluated, or has failed.
+    Done,
+    /// The next line begins.
+    Next,
 }
 
 /// The name of an attribute, which need not be UTF-8.
@@ -159,17 +194,27 @@ fn seconds(name: &str, value: Option<serde_json::Value>) -> Result<Option<u64>, 
     }
 }
 
-/// Reads a message of the walker; none where the line is not one.
-pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
+/// Whether this line says that a line was evaluated, or has failed.
+pub(super) fn is_end_of_line(line: &[u8], marker: &str) -> bool {
+    after_marker(line, marker)
+        .is_some_and(|rest| rest.starts_with(b" done ") || rest.starts_with(b" next "))
+}
+
+/// What stands behind the marker.
+fn after_marker<'a>(line: &'a [u8], marker: &str) -> Option<&'a [u8]> {
     // Nix writes `trace: ` before it, which may be coloured.
     const BEFORE: usize = 64;
     let marker = marker.as_bytes();
     let line = line.strip_suffix(b"\n").unwrap_or(line);
-    let at = line
-        .get(..line.len().min(BEFORE))?
+    let at = line[..line.len().min(BEFORE)]
         .windows(marker.len())
         .position(|part| part == marker)?;
-    let mut parts = line[at + marker.len()..]
+    Some(&line[at + marker.len()..])
+}
+
+/// Reads a message of the walker; none where the line is not one.
+pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
+    let mut parts = after_marker(line, marker)?
         .strip_prefix(b" ")?
         .splitn(3, |byte| *byte == b' ');
     let word = parts.next()?;
@@ -184,6 +229,7 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
             let numbers = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
             WalkerMessage::Excluded(path, numbers, self::name(&name[1..]))
         }
+        b"known" => WalkerMessage::Known(path, name(rest)),
         b"unmarked" => WalkerMessage::Unmarked(path),
         b"beside" => WalkerMessage::Beside(path, text().split(',').map(str::to_owned).collect()),
         b"holds" => WalkerMessage::Holds(path, true),
@@ -202,6 +248,8 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
         b"deep" => WalkerMessage::Deep(path),
         b"other" => WalkerMessage::Other(text()),
         b"end" => WalkerMessage::End(text()),
+        b"done" => WalkerMessage::Done,
+        b"next" => WalkerMessage::Next,
         _ => return None,
     })
 }

@@ -27,7 +27,17 @@ impl AttrIndex {
         Some((Self(parent.to_vec()), *last))
     }
 
-    fn child(&self, number: u32) -> Self {
+    /// Whether it is the root of the walk.
+    pub(super) fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether it is `set`, or below it.
+    pub(super) fn is_in(&self, set: &Self) -> bool {
+        self.0.starts_with(&set.0)
+    }
+
+    pub(super) fn child(&self, number: u32) -> Self {
         let mut path = self.clone();
         path.0.push(number);
         path
@@ -69,11 +79,26 @@ impl Span {
         })
     }
 
-    fn length(&self) -> u64 {
+    /// As `walk.nix` reads it. Each byte of a line takes time (1 to 2 µs).
+    pub(super) fn nix(&self) -> String {
+        let at = self.at.0.iter().map(ToString::to_string);
+        let at = at.collect::<Vec<_>>().join(" ");
+        format!("[[{at}]{} {} {}]", self.from, self.to, self.count)
+    }
+
+    /// Whether this attribute is one of them, and not only in a set among them.
+    pub(super) fn holds(&self, path: &AttrIndex) -> bool {
+        let place = path.split();
+        place.is_some_and(|(at, number)| at == self.at && (self.from..self.to).contains(&number))
+    }
+
+    /// How many attributes these are, without those in sets among them.
+    pub(super) fn length(&self) -> u64 {
         u64::from(self.to.saturating_sub(self.from))
     }
 
-    fn start(&self) -> AttrIndex {
+    /// The first of these attributes.
+    pub(super) fn start(&self) -> AttrIndex {
         self.at.child(self.from)
     }
 }

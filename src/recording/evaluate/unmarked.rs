@@ -6,9 +6,9 @@
 use std::time::{Duration, Instant};
 
 use super::invocation::WorkerInvocation;
+use super::plan::{Schedule, Task, WorkerId};
 use super::processes::{Processes, StopCause, WorkerLimits};
 use super::protocol::{self, WalkerMessage};
-use super::schedule::{Schedule, Task};
 use super::spans::AttrIndex;
 use crate::exit::{Class, Failure};
 use crate::store::ATTEMPTS;
@@ -29,7 +29,7 @@ pub(super) fn with_derivations(
     mut sets: Vec<AttrIndex>,
     evaluation_took: Duration,
     invocation: &WorkerInvocation<'_>,
-    schedule: &mut Schedule,
+    schedule: &Schedule,
     supervisor: &mut Supervisor,
 ) -> Result<Vec<AttrIndex>, Failure> {
     let until = Instant::now() + evaluation_took.clamp(AT_LEAST, AT_MOST);
@@ -55,29 +55,27 @@ fn search(
     sets: &[AttrIndex],
     until: Instant,
     invocation: &WorkerInvocation<'_>,
-    schedule: &mut Schedule,
+    schedule: &Schedule,
     supervisor: &mut Supervisor,
 ) -> Result<Vec<(AttrIndex, bool)>, Failure> {
     let spans = sets.iter().filter_map(|path| schedule.span(path));
     let task = Task::spans(spans.collect());
-    let share = schedule.share(&task);
-    let line = invocation.search(&task, share);
-    schedule.plan(vec![task]);
-    let Some(worker) = schedule.assign(Instant::now()) else {
-        return Ok(Vec::new());
-    };
+    let worker = WorkerId::default();
+    let part = schedule.even_part();
     let mut processes = Processes::new();
-    processes.start(worker, &line, supervisor)?;
+    processes.start(worker, &invocation.searcher(part), supervisor)?;
+    processes.send(worker, &invocation.first_lines());
+    let marker = invocation.marker();
+    processes.send(worker, &protocol::task_lines(&task, true, marker));
+    processes.close(worker);
     let limits = WorkerLimits {
-        memory: Some(share),
+        memory: Some(part),
         silence: None,
     };
     let mut answers = Vec::new();
     while !processes.is_empty() {
-        for (_, line) in processes.watch(supervisor)? {
-            if let Some(WalkerMessage::Holds(path, holds)) =
-                protocol::read(&line, invocation.marker())
-            {
+        for (_, line) in processes.watch(supervisor, |_| false)? {
+            if let Some(WalkerMessage::Holds(path, holds)) = protocol::read(&line, marker) {
                 answers.push((path, holds));
             }
         }
@@ -87,7 +85,6 @@ fn search(
             processes.stop(worker, StopCause::TooLarge);
         }
     }
-    schedule.finish(worker);
     supervisor.check()?;
     Ok(answers)
 }

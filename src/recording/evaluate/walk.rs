@@ -1,32 +1,70 @@
-//! The walk over all targets: starts the workers that the schedule asks for, records their messages, and carries out what follows
-//! from their ends.
+//! The walk over all targets: starts the workers that the schedule asks for, gives them their tasks, records their messages, and
+//! carries out what follows from their failures.
 
-use std::num::NonZeroUsize;
-use std::path::Path;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
-use super::diagnosis::{Death, Diagnosis, OversizedWorker, Question, Verdict, WorkerEnd};
+use super::circles::circle;
+use super::diagnosis::{Diagnosis, FailedTask, OversizedWorker, Question, Verdict, WorkerEnd};
 use super::findings::Findings;
 use super::gaps::Gaps;
 use super::invocation::WorkerInvocation;
-use super::processes::{EndedWorker, Processes, StopCause, WorkerLimits};
+use super::known::KnownTargets;
+use super::plan::{LineEnd, Next, Schedule, Task, WorkerId};
+use super::processes::{EndedWorker, Processes, WorkerLimits};
 use super::progress::Progress;
 use super::protocol::{self, WalkerMessage};
-use super::schedule::{Assignment, Schedule, Task, WorkerId};
 use super::spans::AttrIndex;
-use super::{EvaluationResult, flake, memory, unmarked};
+use super::{EvaluationHost, EvaluationResult, flake, memory, unmarked};
+use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, DrvPath, LockedFlake};
+use crate::nix::{AttrPath, DrvPath, Evaluation, LockedFlake, NixOutput};
+use crate::recording::errors::is_expected;
 use crate::recording::{RecordingRequest, Recurse};
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
-/// For how many attributes that throw the message is found out: each costs a process.
-const EXPLAINED: usize = 10;
+/// How many names are shown of a path into sets that are nested too deeply.
+const NAMES_OF_CIRCLE: usize = 6;
 
-/// How many names are shown of a path into cyclic sets.
-const NAMES_OF_CYCLE: usize = 6;
+/// How a living worker's failed task counts: as a program that fails.
+const FAILED: Ending = Ending::Exited(1);
+
+/// What a worker does.
+#[derive(Debug)]
+enum Doing {
+    /// It loads the walker, by the file that its lines name.
+    Loading(Vec<u8>),
+    /// It waits for a task.
+    Waiting,
+    /// It walks a task.
+    Walking {
+        /// The walker has reported the end of the task.
+        is_complete: bool,
+        /// The set that is nested too deeply.
+        deep: Option<AttrIndex>,
+    },
+    /// It gets no more tasks, and ends.
+    Ending,
+}
+
+/// A worker, and what it does.
+#[derive(Debug)]
+struct Worker {
+    doing: Doing,
+    /// It has done what it was sent, and says something that means nothing ([`protocol::with_ends`]).
+    is_between: bool,
+}
+
+impl Worker {
+    fn loading(lines: Vec<u8>) -> Self {
+        Self {
+            doing: Doing::Loading(lines),
+            is_between: false,
+        }
+    }
+}
 
 /// A walk over all targets, and what it has found so far.
 pub struct Walk<'a> {
@@ -37,9 +75,12 @@ pub struct Walk<'a> {
     invocation: WorkerInvocation<'a>,
     schedule: Schedule,
     processes: Processes,
+    workers: BTreeMap<WorkerId, Worker>,
     diagnosis: Diagnosis<'a>,
     findings: Findings,
     gaps: Gaps,
+    known: KnownTargets,
+    started: Instant,
 }
 
 impl<'a> Walk<'a> {
@@ -47,11 +88,11 @@ impl<'a> Walk<'a> {
     ///
     /// # Errors
     /// Nix is missing (69), or cannot be asked (75).
-    pub fn new(
+    pub(in crate::recording) fn new(
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
-        temporary: &'a Path,
-        cores: NonZeroUsize,
+        host: &EvaluationHost<'a>,
+        known: KnownTargets,
         store: &mut Store,
         supervisor: &'a mut Supervisor,
         log: &Log,
@@ -64,18 +105,23 @@ impl<'a> Walk<'a> {
         };
         // Where it is not known how much is free, there is no limit.
         let memory = memory::for_evaluation(request, supervisor).unwrap_or(u64::MAX);
-        let slots = request.workers.unwrap_or(cores).get();
+        let most = request.workers.unwrap_or(host.cores).get();
+        let mut invocation = WorkerInvocation::new(request, locked, systems, host.state)?;
+        invocation.know(&known);
         Ok(Self {
             request,
             supervisor,
             log: log.clone(),
             progress: Progress::new(log),
-            invocation: WorkerInvocation::new(request, locked, systems)?,
-            schedule: Schedule::new(slots, memory),
+            invocation,
+            schedule: Schedule::new(most, memory, None),
             processes: Processes::new(),
-            diagnosis: Diagnosis::new(&request.root, request.description(), temporary),
+            workers: BTreeMap::new(),
+            diagnosis: Diagnosis::new(&request.root, request.description(), host.temporary),
             findings: Findings::new(&request.root.attr),
             gaps: Gaps::default(),
+            known,
+            started: Instant::now(),
         })
     }
 
@@ -84,8 +130,7 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// The root does not evaluate, or has no attributes (65); the infrastructure failed (75); a signal asked us to end (128 + n).
     pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
-        self.run(vec![Task::everything()], store)?;
-        self.explain(store)?;
+        self.run(vec![Task::root()], store)?;
         self.find_gaps()
     }
 
@@ -94,6 +139,8 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// As [`Walk::all`]; one of them was disturbed too often (75).
     pub fn again(&mut self, gone: &[DrvPath], store: &mut Store) -> Result<(), Failure> {
+        // Nor are they known any more.
+        self.invocation.know(&KnownTargets::default());
         let mut spans = Vec::new();
         let mut everything = false;
         for path in self.findings.drop_gone(gone) {
@@ -106,7 +153,7 @@ impl<'a> Walk<'a> {
             }
         }
         if everything {
-            self.run(vec![Task::everything()], store)
+            self.run(vec![Task::root()], store)
         } else if spans.is_empty() {
             Ok(())
         } else {
@@ -125,17 +172,20 @@ impl<'a> Walk<'a> {
         self.findings.result(&self.gaps)
     }
 
+    /// The attribute that is evaluated, or was last; none for the root.
+    pub(in crate::recording) fn at(&self) -> Option<AttrPath> {
+        let at = self.progress.attribute();
+        at.map(|path| self.findings.attr(path))
+    }
+
+    /// The attributes whose errors were printed as they came.
+    pub(in crate::recording) fn printed_errors(&self) -> &BTreeSet<AttrPath> {
+        self.progress.printed()
+    }
+
     /// Logs in one line what was evaluated.
     pub fn say_summary(&self) {
         self.log.say(self.progress.summary(self.findings.count()));
-    }
-
-    /// Finds out the messages of the first attributes that throw, each with a process that does not catch it.
-    fn explain(&mut self, store: &mut Store) -> Result<(), Failure> {
-        let throws = self.findings.unexplained(EXPLAINED);
-        let spans = throws.iter().filter_map(|path| self.schedule.span(path));
-        let tasks = spans.map(Task::uncaught).collect();
-        self.run(tasks, store)
     }
 
     /// Finds out what was not walked although it may be meant.
@@ -147,7 +197,7 @@ impl<'a> Walk<'a> {
             self.findings.unmarked_sets(unmarked::SEARCHED),
             self.progress.took(),
             &self.invocation,
-            &mut self.schedule,
+            &self.schedule,
             self.supervisor,
         )?;
         gaps.sets = holding
@@ -172,16 +222,19 @@ impl<'a> Walk<'a> {
     }
 
     fn until_all_are_done(&mut self, store: &mut Store) -> Result<(), Failure> {
+        let marker = self.invocation.marker().to_owned();
+        let is_last = |line: &[u8]| protocol::is_end_of_line(line, &marker);
         loop {
             if !self.supervisor.is_stopped() {
+                self.give_tasks();
                 self.start()?;
                 self.enforce_limits();
             }
             if self.processes.is_empty() {
                 return Ok(());
             }
-            for (worker, line) in self.processes.watch(self.supervisor)? {
-                self.line(worker, &line)?;
+            for (worker, line) in self.processes.watch(self.supervisor, is_last)? {
+                self.line(worker, &line, store)?;
             }
             for ended in self.processes.ended() {
                 if !self.supervisor.is_stopped() {
@@ -189,44 +242,91 @@ impl<'a> Walk<'a> {
                 }
             }
             let (begun, known) = self.schedule.names();
-            self.progress.show(begun, known, self.findings.count());
+            let findings = &self.findings;
+            let name = |path: &AttrIndex| findings.attr(path);
+            self.progress.show(begun, known, findings.count(), name);
         }
     }
 
-    /// Starts the workers that the schedule has slots and tasks for.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Starts the workers that the schedule asks for.
     fn start(&mut self) -> Result<(), Failure> {
-        while let Some(worker) = self.schedule.assign(Instant::now()) {
-            let Some(assignment) = self.schedule.assignment(worker) else {
-                break;
-            };
-            let task = assignment.task();
-            let line = self.invocation.walk(task, self.schedule.share(task));
+        if self.processes.is_empty() {
+            self.progress.root();
+        }
+        while let Some(worker) = self.schedule.open(self.now()) {
+            let line = self.invocation.worker(self.schedule.part(worker));
             self.processes.start(worker, &line, self.supervisor)?;
+            let lines = self.invocation.first_lines();
+            self.processes.send(worker, &lines);
+            self.workers.insert(worker, Worker::loading(lines));
         }
         Ok(())
+    }
+
+    /// Gives tasks to the workers that wait for one.
+    fn give_tasks(&mut self) {
+        for (worker, Worker { doing, .. }) in &mut self.workers {
+            if !matches!(doing, Doing::Waiting) {
+                continue;
+            }
+            let resident = if self.schedule.has_memory_limit() {
+                self.processes.resident(*worker, self.supervisor)
+            } else {
+                None
+            };
+            match self.schedule.next(*worker, resident, self.started.elapsed()) {
+                Next::Task(task) => {
+                    let lines = protocol::task_lines(&task, false, self.invocation.marker());
+                    self.processes.send(*worker, &lines);
+                    *doing = Doing::Walking {
+                        is_complete: false,
+                        deep: None,
+                    };
+                }
+                Next::Wait => {}
+                Next::End => {
+                    self.processes.close(*worker);
+                    *doing = Doing::Ending;
+                }
+            }
+        }
     }
 
     /// Stops the workers that have too much memory, or take too long.
     fn enforce_limits(&mut self) {
         let schedule = &self.schedule;
-        let memory = |worker| {
-            let assignment = schedule.assignment(worker);
-            assignment.map(|assignment| schedule.share(assignment.task()))
+        let limits = |worker| {
+            let is_walking = schedule.task(worker).is_some();
+            WorkerLimits {
+                memory: schedule
+                    .has_memory_limit()
+                    .then(|| schedule.part(worker)),
+                silence: self.request.evaluation_timeout.filter(|_| is_walking),
+            }
         };
-        let limits = |worker| WorkerLimits {
-            memory: memory(worker).filter(|_| schedule.has_memory_limit()),
-            silence: self.request.evaluation_timeout,
-        };
-        for worker in self.processes.enforce(limits, self.supervisor) {
-            self.schedule.stop(worker);
-        }
+        self.processes.enforce(limits, self.supervisor);
     }
 
-    // ---- messages
+    // ---- lines
 
-    fn line(&mut self, worker: WorkerId, line: &[u8]) -> Result<(), Failure> {
+    fn line(&mut self, worker: WorkerId, line: &[u8], store: &mut Store) -> Result<(), Failure> {
+        let Some(Worker { doing, is_between }) = self.workers.get_mut(&worker) else {
+            return Ok(());
+        };
         match protocol::read(line, self.invocation.marker()) {
-            Some(_) if self.processes.is_overtaken(worker) => Ok(()),
+            Some(WalkerMessage::Done) => {
+                *is_between = true;
+                self.done(worker, store)
+            }
+            Some(WalkerMessage::Next) if *is_between => {
+                *is_between = false;
+                Ok(())
+            }
+            Some(WalkerMessage::Next) => self.is_silent(worker, store),
             Some(message) => {
                 let other = self.processes.continued(worker);
                 self.progress.pass_on(&other);
@@ -234,7 +334,9 @@ impl<'a> Walk<'a> {
             }
             // A line of Nix, or of the expression.
             None => {
-                if self.processes.read(worker, line) {
+                let is_chatter =
+                    *is_between || protocol::is_chatter(line, matches!(doing, Doing::Loading(_)));
+                if !is_chatter && self.processes.read(worker, line) {
                     self.progress.pass_on(line);
                 }
                 Ok(())
@@ -243,36 +345,65 @@ impl<'a> Walk<'a> {
     }
 
     fn message(&mut self, worker: WorkerId, message: WalkerMessage) -> Result<(), Failure> {
+        let now = self.now();
         let (schedule, findings) = (&mut self.schedule, &mut self.findings);
+        let doing = self.workers.get_mut(&worker).map(|worker| &mut worker.doing);
         match message {
             WalkerMessage::Begin(path, name) => {
-                if schedule.begin(worker, path.clone(), Instant::now()) {
-                    findings.begin(&path, name);
-                } else {
-                    self.processes.stop(worker, StopCause::Overtaken);
+                if !schedule.begin(worker, path.clone(), now) {
+                    let path = findings.attr(&path);
+                    return Err(Failure::new(
+                        Class::Bug,
+                        format_args!("{path} was evaluated out of turn"),
+                    ));
                 }
+                findings.begin(&path, name);
+                self.progress.at(&path);
             }
             WalkerMessage::Meta(_) => schedule.begin_meta(worker),
             WalkerMessage::Excluded(path, by, name) => {
                 schedule.exclude();
                 findings.exclude(path, by, name);
             }
-            WalkerMessage::Set(path, count) => schedule.enter(worker, path, count),
+            WalkerMessage::Known(path, name) => {
+                schedule.exclude();
+                let attr = findings.attr_named(&path, &name);
+                let known = self
+                    .known
+                    .get(&attr)
+                    .ok_or_else(|| Failure::new(Class::Bug, format_args!("{attr} is not known")))?;
+                findings.know(&path, name, known);
+            }
+            WalkerMessage::Set(path, _) if findings.is_given_up(&path) => {}
+            WalkerMessage::Set(path, count) => schedule.large(worker, path, count),
             WalkerMessage::End(version) => {
-                schedule.complete(worker);
+                if let Some(Doing::Walking { is_complete, .. }) = doing {
+                    *is_complete = true;
+                }
                 findings.version(version);
+            }
+            WalkerMessage::Deep(path) => {
+                if let Some(Doing::Walking { deep, .. }) = doing {
+                    *deep = Some(path);
+                }
             }
             WalkerMessage::Unmarked(path) => findings.unmarked(path),
             WalkerMessage::Beside(path, names) => findings.beside(path, names),
             WalkerMessage::Callable(path) => findings.callable(path),
             WalkerMessage::Target(path, described) => findings.target(path, described),
-            WalkerMessage::Throws(path) => {
-                let assignment = schedule.assignment(worker);
-                findings.throws(path, assignment.is_some_and(Assignment::is_in_meta));
-            }
             WalkerMessage::Refused(path, why) => findings.refuse(&path, &why),
-            WalkerMessage::Error(path, why) => findings.error(&path, &why),
-            WalkerMessage::Deep(path) => return Err(self.cyclic(&path)),
+            WalkerMessage::Error(path, why) => {
+                findings.error(&path, &why);
+                self.print_error(&path);
+            }
+            WalkerMessage::Throws(path) => match self.diagnosis.threw(&path) {
+                Verdict::EvaluationError(message) => {
+                    findings.fail(&path, schedule.is_in_meta(worker), &message);
+                    self.print_error(&path);
+                }
+                Verdict::Fail(failure) => return Err(failure),
+                _ => {}
+            },
             WalkerMessage::Other(what) => {
                 return Err(Failure::new(
                     Class::Evaluation,
@@ -282,113 +413,196 @@ impl<'a> Walk<'a> {
                     ),
                 ));
             }
-            // Only a process that searches unmarked sets sends it.
-            WalkerMessage::Holds(..) => {}
+            // Only a worker that searches unmarked sets sends the first; the others are no messages of the walker's.
+            WalkerMessage::Holds(..) | WalkerMessage::Done | WalkerMessage::Next => {}
         }
         Ok(())
     }
 
-    fn cyclic(&self, path: &AttrIndex) -> Failure {
-        let mut names = self.findings.attr(path).names().to_vec();
-        names.truncate(self.request.root.attr.names().len() + NAMES_OF_CYCLE);
-        Failure::new(
-            Class::Evaluation,
-            format_args!(
-                "the attribute sets below {} are cyclic",
-                AttrPath::new(names)
-            ),
-        )
-        .hint(match self.request.recurse {
-            Recurse::All => {
-                "exclude it with `exclude`, or walk only marked sets (`recurse: marked`)"
-            }
-            Recurse::Marked => "exclude it with `exclude`, or remove its `recurseForDerivations`",
-        })
-    }
-
-    // ---- ends of workers
-
-    fn ended(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<(), Failure> {
-        let Some(assignment) = self.schedule.assignment(ended.worker) else {
+    /// A worker has done what it was sent last, or failed to.
+    fn done(&mut self, worker: WorkerId, store: &mut Store) -> Result<(), Failure> {
+        let output = self.processes.output(worker);
+        let printed = self.processes.continued(worker);
+        let Some(Worker { doing, .. }) = self.workers.get_mut(&worker) else {
             return Ok(());
         };
-        let task = assignment.task();
-        let end = WorkerEnd::of(
-            ended.stop_cause,
-            ended.ending,
-            assignment.is_complete(),
-            task.catch,
-        );
-        let verdict = match end {
-            WorkerEnd::Finished | WorkerEnd::Stopped => {
-                if end == WorkerEnd::Finished {
-                    self.progress.pass_on(&ended.final_output);
+        let was = std::mem::replace(doing, Doing::Waiting);
+        if self.processes.is_stopping(worker) {
+            // Its end says more.
+            *doing = was;
+            return Ok(());
+        }
+        match was {
+            Doing::Loading(lines) if output.error.is_some() => {
+                let is_current = self.invocation.first_lines() == lines;
+                if is_current && !self.invocation.try_next_file() {
+                    return self.failed(worker, FAILED, &output, store);
                 }
-                self.schedule.finish(ended.worker);
-                return Ok(());
+                self.processes.close(worker);
+                *doing = Doing::Ending;
             }
-            WorkerEnd::TooLarge => self.diagnosis.too_large(&OversizedWorker {
-                at: assignment.attr(),
-                begun: assignment.begun(),
-                share: self.schedule.share(task),
-                has_all: task.alone,
-                slots: self.schedule.slots(),
-                was_stopped: ended.stop_cause.is_some(),
-            }),
-            WorkerEnd::TooLong => {
-                let timeout = self.request.evaluation_timeout.unwrap_or_default();
-                self.diagnosis
-                    .too_long(&assignment.attr(), timeout.as_secs())
+            Doing::Walking {
+                is_complete: false,
+                deep,
+            } => match deep {
+                Some(path) => self.give_up_circle(worker, &path)?,
+                None => self.failed(worker, FAILED, &output, store)?,
+            },
+            Doing::Walking { .. } => {
+                self.progress.pass_on(&printed);
+                let now = self.now();
+                self.schedule.ended(worker, LineEnd::Finished, false, now);
             }
-            WorkerEnd::Died => self.died(ended, store)?,
-        };
-        self.carry_out(verdict, ended.worker)
-    }
-
-    fn died(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<Verdict, Failure> {
-        let assignment = self.schedule.assignment(ended.worker);
-        let at = assignment.map(Assignment::attr).unwrap_or_default();
-        let name = self.name_of(&at);
-        // An expression is not to blame where the store is dead.
-        store.check_answers(self.supervisor)?;
-        let death = Death {
-            catch: assignment.is_none_or(|assignment| assignment.task().catch),
-            at,
-            name: &name,
-            ending: ended.ending,
-            nix_output: &ended.nix_output,
-        };
-        let (root, supervisor) = (&self.request.root, &mut *self.supervisor);
-        let locked = self.invocation.locked();
-        self.diagnosis.died(&death, |question| match question {
-            Question::RootThrows => store.throws(supervisor, root, locked),
-            Question::IsValid(path) => store.is_valid(supervisor, path),
-        })
-    }
-
-    fn carry_out(&mut self, verdict: Verdict, worker: WorkerId) -> Result<(), Failure> {
-        match verdict {
-            Verdict::EvaluationError(message) => {
-                if let Some(assignment) = self.schedule.assignment(worker) {
-                    let in_meta = assignment.is_in_meta();
-                    self.findings.fail(&assignment.attr(), in_meta, &message);
-                }
-                self.schedule.continue_after(worker);
-            }
-            Verdict::Repeat(line) => {
-                if let Some(line) = line {
-                    self.log.say(line);
-                }
-                self.schedule.repeat(worker);
-            }
-            Verdict::RepeatAlone => self.schedule.repeat_alone(worker),
-            Verdict::RepeatWithFewer(line) => {
-                self.log.say(line);
-                self.schedule.repeat_with_fewer(worker);
-            }
-            Verdict::Fail(failure) => return Err(failure),
+            Doing::Loading(_) | Doing::Waiting => {}
+            Doing::Ending => *doing = Doing::Ending,
         }
         Ok(())
+    }
+
+    /// A task failed, and Nix does not say why: so it is asked.
+    fn is_silent(&mut self, worker: WorkerId, store: &mut Store) -> Result<(), Failure> {
+        self.processes.continued(worker);
+        let at = self.schedule.at(worker);
+        let root = &self.request.root;
+        let evaluation = Evaluation {
+            attr: if at == AttrIndex::default() {
+                root.attr.clone()
+            } else {
+                self.findings.attr(&at)
+            },
+            ..root.clone()
+        };
+        let output = store.words(self.supervisor, &evaluation, self.invocation.locked())?;
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.doing = Doing::Waiting;
+        }
+        self.failed(worker, FAILED, &output, store)
+    }
+
+    /// A set is nested too deeply: where it lies in a set that contains itself, nothing of that counts, and otherwise nothing of it.
+    fn give_up_circle(&mut self, worker: WorkerId, path: &AttrIndex) -> Result<(), Failure> {
+        let root = self.request.root.attr.names().len();
+        let attr = self.findings.attr(path);
+        let names = &attr.names()[root..];
+        let found = circle(names);
+        let depth = found.map_or(names.len(), |(begin, length)| begin + length);
+        let Some(set) = path.with_parents().nth(depth) else {
+            return Ok(());
+        };
+        let shown = AttrPath::new(
+            attr.names()[..(root + depth + NAMES_OF_CIRCLE).min(attr.names().len())].to_vec(),
+        );
+        let message = match found {
+            Some(_) => format!("the set contains itself: {shown}.…"),
+            None => format!("sets are nested deeper than {} levels here", names.len() - 1),
+        };
+        let exclude = self.findings.attr(&set);
+        let hint = match self.request.recurse {
+            Recurse::All => format!("exclude it (`exclude: {exclude}`), or walk only marked sets (`recurse: marked`)"),
+            Recurse::Marked => format!("exclude it (`exclude: {exclude}`), or remove its `recurseForDerivations`"),
+        };
+        self.findings.give_up_set(&set, &format!("{message}\n{hint}"));
+        self.print_error(&set);
+        let now = self.now();
+        self.schedule.ended(worker, LineEnd::GaveUpSet(set), false, now);
+        Ok(())
+    }
+
+    // ---- failures
+
+    fn ended(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<(), Failure> {
+        let worker = ended.worker;
+        let doing = self.workers.remove(&worker).map(|worker| worker.doing);
+        let is_loading = matches!(doing, Some(Doing::Loading(_)));
+        if self.schedule.task(worker).is_none() && !is_loading {
+            self.schedule.gone(worker);
+            return Ok(());
+        }
+        match WorkerEnd::of(ended.stop_cause, ended.ending) {
+            WorkerEnd::Died => self.failed(worker, ended.ending, &ended.nix_output, store),
+            WorkerEnd::TooLarge => {
+                let verdict = self.diagnosis.too_large(&OversizedWorker {
+                    at: self.schedule.at(worker),
+                    begun: self.schedule.begun(worker),
+                    part: self.schedule.part(worker),
+                    has_all: self.schedule.is_alone(worker),
+                    slots: self.schedule.most(),
+                    was_stopped: ended.stop_cause.is_some(),
+                });
+                self.carry_out(verdict, worker, true)
+            }
+            WorkerEnd::TooLong => {
+                let timeout = self.request.evaluation_timeout.unwrap_or_default();
+                let at = self.schedule.at(worker);
+                let verdict = self.diagnosis.too_long(&at, timeout.as_secs());
+                self.carry_out(verdict, worker, true)
+            }
+        }
+    }
+
+    fn failed(
+        &mut self,
+        worker: WorkerId,
+        ending: Ending,
+        nix_output: &NixOutput,
+        store: &mut Store,
+    ) -> Result<(), Failure> {
+        let at = self.schedule.at(worker);
+        let name = self.name_of(&at);
+        let task = self.schedule.task(worker);
+        let failed = FailedTask {
+            at,
+            name: &name,
+            is_repetition: task.is_some_and(|task| task.catch),
+            ending,
+            nix_output,
+        };
+        let supervisor = &mut *self.supervisor;
+        let verdict = self.diagnosis.failed(&failed, |question| match question {
+            Question::Answers => store.check_answers(supervisor).map(|()| true),
+            Question::IsValid(path) => store.is_valid(supervisor, path),
+        })?;
+        let is_gone = !self.workers.contains_key(&worker);
+        self.carry_out(verdict, worker, is_gone)
+    }
+
+    fn carry_out(
+        &mut self,
+        verdict: Verdict,
+        worker: WorkerId,
+        is_gone: bool,
+    ) -> Result<(), Failure> {
+        let end = match verdict {
+            Verdict::EvaluationError(message) => {
+                let in_meta = self.schedule.is_in_meta(worker);
+                let at = self.schedule.at(worker);
+                self.findings.fail(&at, in_meta, &message);
+                self.print_error(&at);
+                LineEnd::GaveUp
+            }
+            Verdict::Repeat(line) => {
+                self.log.say(line);
+                LineEnd::Again { catch: true }
+            }
+            Verdict::RepeatAlone => LineEnd::Alone,
+            Verdict::RepeatWithFewer(line) => {
+                self.log.say(line);
+                LineEnd::Fewer
+            }
+            Verdict::Fail(failure) => return Err(failure),
+        };
+        let now = self.now();
+        self.schedule.ended(worker, end, is_gone, now);
+        Ok(())
+    }
+
+    /// Prints the attribute's evaluation error, if it has one that is not expected.
+    fn print_error(&mut self, path: &AttrIndex) {
+        if let Some(error) = self.findings.error_of(path)
+            && !is_expected(error, &self.request.expect_errors)
+        {
+            self.progress.error(error);
+        }
     }
 
     /// The attribute in words; at the root, all that is evaluated.

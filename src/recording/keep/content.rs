@@ -94,6 +94,21 @@ impl PinOwner {
     }
 }
 
+impl PinOwner {
+    /// The same recording, where it was stopped: its pin is no recording to compare with. `what` is what else of it has to be the same
+    /// for another one to go on with what it has found, in whichever build.
+    pub(in crate::recording) fn stopped(&self, what: &str) -> Self {
+        let hash = fingerprint([self.pipeline.as_str(), &self.recording, what]);
+        Self {
+            pipeline: self.pipeline.clone(),
+            branch: self.branch.clone(),
+            build: self.build.clone(),
+            recording: format!("stopped {}", self.recording),
+            folder: format!("{PREFIX}stopped-{hash}"),
+        }
+    }
+}
+
 /// What pin.nix reads: the text of the pin, and the `.drv`s that it refers to.
 ///
 /// # Errors

@@ -28,26 +28,25 @@ pub(in crate::recording) fn remove_expired(state: &StateFolder) -> Vec<PathBuf> 
     for entry in entries.flatten() {
         let folder = entry.path();
         let is_due = || until(&folder).is_some_and(|until| until < now);
-        if !is_ours(&entry) || !is_due() {
-            continue;
-        }
-        // Made where it is missing (a removal that was cut short removes it first): else a recording could make it meanwhile.
-        let path = folder.join(LOCK);
-        let Ok(lock) = open_lock(&path, MODE) else {
-            continue;
-        };
-        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-            continue;
-        }
-        // Between the two checks, a recording may have made it anew, or another prune may have removed it.
-        if !is_at(&lock, &path) || !is_due() {
-            continue;
-        }
-        if remove_whole(&folder).is_ok() {
+        if is_ours(&entry) && is_due() && remove(&folder, is_due) {
             removed.push(folder);
         }
     }
     removed
+}
+
+/// Removes the folder of a pin, unless it is held, or not due once nobody else can hold it. Whether it is removed.
+pub(super) fn remove(folder: &Path, is_due: impl Fn() -> bool) -> bool {
+    // Made where it is missing (a removal that was cut short removes it first): else a recording could make it meanwhile.
+    let path = folder.join(LOCK);
+    let Ok(lock) = open_lock(&path, MODE) else {
+        return false;
+    };
+    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+        return false;
+    }
+    // Meanwhile a recording may have made it anew, or another prune may have removed it.
+    is_at(&lock, &path) && is_due() && remove_whole(folder).is_ok()
 }
 
 /// The mode of a pin's folder.
@@ -92,7 +91,7 @@ pub(in crate::recording) fn write_expiry(folder: &Path, until: u64) -> io::Resul
 }
 
 /// Writes a file completely or not at all.
-fn write_whole(file: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_whole(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
     temporary.write_all(bytes)?;

@@ -3,6 +3,7 @@
 
 mod content;
 mod folder;
+pub(in crate::recording) mod partial;
 mod pin;
 pub(in crate::recording) mod pinned;
 pub(in crate::recording) mod prune;

@@ -10,24 +10,26 @@ use std::time::SystemTime;
 
 use super::content::{PinOwner, pin_input};
 use super::folder::{hold, seconds, write_expiry};
+use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
 use crate::recording::RecordingRequest;
 use crate::state::StateFolder;
-use crate::store::{ATTEMPTS, COLLECTOR_HINT, Store};
+use crate::store::{ATTEMPTS, Answer, COLLECTOR_HINT, Store};
 use crate::supervise::{Finished, OnStop, Supervisor};
 
 /// The result of pinning.
 #[derive(Debug)]
 pub(in crate::recording) enum PinResult {
-    /// This file keeps all `.drv`s.
-    Pinned(StorePath),
+    /// This file keeps all `.drv`s; and the answers to the questions that were asked meanwhile, in their order.
+    Pinned(StorePath, Vec<Answer>),
     /// These are not valid any more.
     Gone(Vec<DrvPath>),
 }
 
-/// Keeps the `.drv`s of `targets`; `beside` runs while Nix writes the pin.
+/// Keeps the `.drv`s of `targets`. `beside` runs while Nix writes the pin, and returns the questions that Nix is asked while the pin
+/// is rooted: one program after the other would take most of the time that a recording of light targets takes.
 ///
 /// # Errors
 /// The state folder or the store fails (75).
@@ -43,7 +45,7 @@ pub(in crate::recording) fn pin(
     store: &mut Store,
     supervisor: &mut Supervisor,
     log: &Log,
-    beside: impl FnOnce(),
+    beside: impl FnOnce(&command::Options) -> Vec<CommandLine>,
 ) -> Result<PinResult, Failure> {
     let folder = state.pins().join(&owner.folder);
     let in_state = || format!("cannot keep a pin in {}", folder.display());
@@ -58,18 +60,20 @@ pub(in crate::recording) fn pin(
         .classify(Class::Infrastructure, in_state)?;
     // A `.drv` that is gone is evaluated again. A substituter that has it would send its whole closure, and one that is unreachable
     // costs seconds before that is known.
-    let mut options = store.options(supervisor)?;
+    let store_options = store.options(supervisor)?;
+    let mut options = store_options.clone();
     options.push(("substitute".into(), "false".into()));
     let write = command::write_pin(json.path(), &options);
     let link = folder.join("pin");
     let mut beside = Some(beside);
+    let (mut questions, mut answers) = (Vec::new(), Vec::new());
     // What fails because of a missing path is repeated once where that path is valid by the time we ask.
     let mut repeated = false;
     for _ in 0..ATTEMPTS {
         let mut stderr = Vec::new();
         let written = supervisor.run_beside(&write, OnStop::TermThenKill, &mut stderr, || {
             if let Some(beside) = beside.take() {
-                beside();
+                questions = beside(&store_options);
             }
         })?;
         if !written.ending.success() {
@@ -100,20 +104,36 @@ pub(in crate::recording) fn pin(
         let pin = StorePath::parse(printed.trim_matches('"'))
             .map_err(|wrong| anyhow::anyhow!("{wrong}: {printed}"))
             .classify(Class::Bug, || format!("cannot read what `{write}` printed"))?;
-        let root = command::obtain(&[&pin], Some(&link), &options);
-        let mut stderr = Vec::new();
-        let rooted = supervisor.run(&root, OnStop::Term, &mut stderr)?;
+        let mut lines = vec![command::obtain(&[&pin], Some(&link), &options)];
+        lines.append(&mut questions);
+        let mut asked = store.ask_all(supervisor, &lines)?.into_iter();
+        let rooted = asked.next();
+        answers.extend(asked);
         // A collection that was running already may have taken it all the same.
-        if !store.is_valid(supervisor, &pin)? {
+        let is_there = command::check_validity(&pin, &store_options);
+        let roots = command::roots_of(&pin, &store_options);
+        let mut asked = store.ask_all(supervisor, &[is_there, roots])?.into_iter();
+        let is_there = asked.next().into_iter().collect();
+        if !store
+            .read_invalid(supervisor, &[&pin], is_there)?
+            .is_empty()
+        {
             continue;
         }
-        if rooted.ending.success() {
-            check_root(&pin, &link, store, supervisor, log)?;
-            return Ok(PinResult::Pinned(pin));
-        }
-        if repeated {
-            let what = format!("cannot root the pin at {}", link.display());
-            return Err(copying_failure(&what, &rooted, &NixOutput::of(&stderr)));
+        match rooted {
+            Some(rooted) if !rooted.finished.ending.success() => {
+                if repeated {
+                    let what = format!("cannot root the pin at {}", link.display());
+                    let output = NixOutput::of(&rooted.stderr);
+                    return Err(copying_failure(&what, &rooted.finished, &output));
+                }
+            }
+            _ => {
+                if let Some(roots) = asked.next() {
+                    check_root(&roots.finished, &link, log);
+                }
+                return Ok(PinResult::Pinned(pin, answers));
+            }
         }
         repeated = true;
         log.say(format_args!(
@@ -137,17 +157,11 @@ fn copying_failure(what: &str, finished: &Finished, output: &NixOutput) -> Failu
 }
 
 /// Warns where the daemon does not see the root, as in a container whose folders it does not share: the next collection would take
-/// everything.
-fn check_root(
-    pin: &StorePath,
-    link: &Path,
-    store: &mut Store,
-    supervisor: &mut Supervisor,
-    log: &Log,
-) -> Result<(), Failure> {
-    let Some(roots) = store.roots(supervisor, pin)? else {
-        return Ok(());
-    };
+/// everything. `roots` is what Nix says that keeps the pin; through a daemon, as the daemon sees it.
+fn check_root(roots: &Finished, link: &Path, log: &Log) {
+    if !roots.ending.success() {
+        return;
+    }
     let ours = [link.as_os_str().as_bytes(), b" -> "].concat();
     if !roots
         .paths()
@@ -159,7 +173,6 @@ fn check_root(
             link.display()
         ));
     }
-    Ok(())
 }
 
 #[cfg(test)]

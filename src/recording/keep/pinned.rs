@@ -2,6 +2,7 @@
 
 use super::content::PinOwner;
 use super::pin::{PinResult, pin};
+use super::skip;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath};
@@ -10,7 +11,7 @@ use crate::recording::pipeline::edges::Edges;
 use crate::recording::targets::targets_and_edges;
 use crate::recording::{EvaluationResult, RecordingRequest, Target};
 use crate::state::StateFolder;
-use crate::store::{ATTEMPTS, COLLECTOR_HINT, Store};
+use crate::store::{ATTEMPTS, Answer, COLLECTOR_HINT, Store};
 
 /// An evaluation whose `.drv`s are pinned.
 pub(in crate::recording) struct PinnedEvaluation {
@@ -19,6 +20,8 @@ pub(in crate::recording) struct PinnedEvaluation {
     pub(in crate::recording) pin: Option<StorePath>,
     pub(in crate::recording) targets: Vec<Target>,
     pub(in crate::recording) edges: Edges,
+    /// The answers to the questions of [`skip::questions`] about these targets; none where they were not asked.
+    pub(in crate::recording) answers: Option<Vec<Answer>>,
 }
 
 /// Pins what was evaluated, and reads the `.drv`s while Nix writes the pin. `.drv`s that are gone by then are evaluated again.
@@ -42,6 +45,7 @@ pub(in crate::recording) fn pin_evaluation(
                 pin: None,
                 targets,
                 edges,
+                answers: None,
             });
         }
         let recorded: Vec<(&AttrPath, &DrvPath)> = evaluated
@@ -58,20 +62,27 @@ pub(in crate::recording) fn pin_evaluation(
             store,
             evaluation.supervisor(),
             log,
-            || read = Some(targets_and_edges(&evaluated)),
+            |options| {
+                let found = targets_and_edges(&evaluated);
+                let targets = found.as_ref().map_or(&[][..], |(targets, _)| targets);
+                let questions = skip::questions(targets, request, options);
+                read = Some(found);
+                questions
+            },
         )?;
         match pinned {
-            PinResult::Pinned(pin) => {
-                let (targets, edges) = match read {
-                    Some(Ok(read)) => read,
+            PinResult::Pinned(pin, answers) => {
+                let ((targets, edges), answers) = match read {
+                    Some(Ok(read)) => (read, Some(answers)),
                     // A `.drv` may have been gone when it was read, and written again before it was pinned.
-                    _ => targets_and_edges(&evaluated)?,
+                    _ => (targets_and_edges(&evaluated)?, None),
                 };
                 return Ok(PinnedEvaluation {
                     evaluated,
                     pin: Some(pin),
                     targets,
                     edges,
+                    answers,
                 });
             }
             PinResult::Gone(gone) => evaluation.again(&gone, store)?,

@@ -4,12 +4,13 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use crate::command_line::CommandLine;
 use crate::counts::number;
 use crate::exit::Failure;
 use crate::log::Log;
-use crate::nix::{DryRun, StorePath, StoreUrl};
+use crate::nix::{DryRun, StorePath, StoreUrl, command};
 use crate::recording::{RecordingRequest, SkipWhich, Target};
-use crate::store::Store;
+use crate::store::{Answer, PathQuestion, Store};
 use crate::supervise::Supervisor;
 
 /// Why a step is skipped whose outputs are in this host's store. At most 70 characters, as Buildkite has it.
@@ -24,7 +25,8 @@ const PUSHED: &str = "already in the store that `push` names";
 /// The most characters that Buildkite takes as a reason.
 const REASON_AT_MOST: usize = 70;
 
-/// For each target, why it needs no step; none where it needs one, as every target does whose outputs are not known.
+/// For each target, why it needs no step; none where it needs one, as every target does whose outputs are not known. `answers` are
+/// those to [`questions`], if they were asked already.
 ///
 /// The outputs of a target with `push` are to be in that store: nowhere else counts for it.
 ///
@@ -33,31 +35,20 @@ const REASON_AT_MOST: usize = 70;
 pub(in crate::recording) fn reasons(
     targets: &[Target],
     request: &RecordingRequest,
+    answers: Option<Vec<Answer>>,
     store: &mut Store,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Vec<Option<String>>, Failure> {
     let mut reasons = vec![None; targets.len()];
-    if request.skip == SkipWhich::Nothing {
+    let Some(question) = question(request) else {
         return Ok(reasons);
-    }
-    let mut local = Vec::new();
-    let mut pushed: Vec<(StoreUrl, Vec<usize>)> = Vec::new();
-    for (at, target) in targets.iter().enumerate() {
-        match push_of(target, request) {
-            Ok(None) => local.push(at),
-            Ok(Some(to)) => match pushed.iter_mut().find(|(other, _)| *other == to) {
-                Some((_, group)) => group.push(at),
-                None => pushed.push((to, vec![at])),
-            },
-            // Its step reports what is wrong.
-            Err(_) => {}
-        }
-    }
+    };
     let of = |group: &[usize]| -> Vec<&Target> { group.iter().map(|at| &targets[*at]).collect() };
-    if !local.is_empty() || pushed.is_empty() {
+    let (local, pushed) = groups(targets, request);
+    if !local.is_empty() {
         let targets = of(&local);
-        let answer = ask_here(&targets, request, store, supervisor, log)?;
+        let answer = ask_here(&targets, question, answers, store, supervisor, log)?;
         for (at, target) in local.iter().zip(targets) {
             reasons[*at] = reason(target, &answer).map(str::to_owned);
         }
@@ -87,6 +78,51 @@ pub(in crate::recording) fn reasons(
     Ok(reasons)
 }
 
+/// What this host is asked about these targets; [`reasons`] takes the answers. They are asked while something else has to be waited
+/// for.
+pub(in crate::recording) fn questions(
+    targets: &[Target],
+    request: &RecordingRequest,
+    options: &command::Options,
+) -> Vec<CommandLine> {
+    let Some(question) = question(request) else {
+        return Vec::new();
+    };
+    let (local, _) = groups(targets, request);
+    let local: Vec<&Target> = local.into_iter().map(|at| &targets[at]).collect();
+    Store::asked_by(question, &outputs_of(&local), options)
+}
+
+/// What this host's store is asked about outputs; nothing where no target is skipped.
+fn question(request: &RecordingRequest) -> Option<PathQuestion> {
+    match request.skip {
+        SkipWhich::Nothing => None,
+        SkipWhich::Built => Some(PathQuestion::Invalid),
+        SkipWhich::Cached => Some(PathQuestion::DryRun),
+    }
+}
+
+/// The targets that are looked for here, and those that are looked for in the store that gets their outputs, by their numbers.
+fn groups(
+    targets: &[Target],
+    request: &RecordingRequest,
+) -> (Vec<usize>, Vec<(StoreUrl, Vec<usize>)>) {
+    let mut local = Vec::new();
+    let mut pushed: Vec<(StoreUrl, Vec<usize>)> = Vec::new();
+    for (at, target) in targets.iter().enumerate() {
+        match push_of(target, request) {
+            Ok(None) => local.push(at),
+            Ok(Some(to)) => match pushed.iter_mut().find(|(other, _)| *other == to) {
+                Some((_, group)) => group.push(at),
+                None => pushed.push((to, vec![at])),
+            },
+            // Its step reports what is wrong.
+            Err(_) => {}
+        }
+    }
+    (local, pushed)
+}
+
 /// The store to which the step of a target pushes, as the maker of the steps decides it.
 fn push_of(target: &Target, request: &RecordingRequest) -> Result<Option<StoreUrl>, String> {
     let own = target.meta.eval_once.as_ref().filter(|_| request.meta);
@@ -111,19 +147,26 @@ fn already_in(store: &StoreUrl) -> String {
 /// What of these targets is missing here, or in a cache as well.
 fn ask_here(
     targets: &[&Target],
-    request: &RecordingRequest,
+    question: PathQuestion,
+    answers: Option<Vec<Answer>>,
     store: &mut Store,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<DryRun, Failure> {
     let paths = outputs_of(targets);
-    if request.skip == SkipWhich::Built {
+    if question == PathQuestion::Invalid {
         return Ok(DryRun {
-            missing: store.invalid(supervisor, &paths)?,
+            missing: match answers {
+                Some(answers) => store.read_invalid(supervisor, &paths, answers)?,
+                None => store.invalid(supervisor, &paths)?,
+            },
             ..DryRun::default()
         });
     }
-    let mut answer = store.dry_run(supervisor, &paths)?;
+    let mut answer = match answers {
+        Some(answers) => store.read_dry_run(supervisor, &paths, answers)?,
+        None => store.dry_run(supervisor, &paths)?,
+    };
     warn(&answer, log);
     add_incomplete(&mut answer, targets, store, supervisor, log)?;
     Ok(answer)

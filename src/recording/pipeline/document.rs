@@ -2,11 +2,11 @@
 //!
 //! Stable: a field is added, never renamed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::steps::TargetStep;
+use super::steps::{PlannedPipeline, TargetStep, error_key};
 use crate::counts::RecordingCounts;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
@@ -20,6 +20,8 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::recording) struct Document<'a> {
     version: u32,
+    /// Whether everything was evaluated. Where it was not, no step exists, and no target has `depends_on` or `skip`.
+    pub(in crate::recording) complete: bool,
     /// The version of Nix that evaluated.
     pub(in crate::recording) nix: &'a str,
     /// What was evaluated, as the keys of a record; `attr` is where the walk started.
@@ -28,7 +30,7 @@ pub(in crate::recording) struct Document<'a> {
     pub(in crate::recording) pin: Option<&'a StorePath>,
     /// The targets, in the order in which they were found.
     pub(in crate::recording) targets: Vec<TargetEntry<'a>>,
-    /// The attributes that have an error step.
+    /// The attributes with an error: the evaluation errors, the refused, the expected errors.
     pub(in crate::recording) errors: Vec<ErrorEntry<'a>>,
     /// The number of each kind.
     pub(in crate::recording) counts: RecordingCounts,
@@ -78,7 +80,7 @@ pub(in crate::recording) struct MetaEntry<'a> {
     description: Option<&'a str>,
 }
 
-/// An attribute that has an error step.
+/// An attribute with an error.
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::recording) struct ErrorEntry<'a> {
     /// Its attribute path.
@@ -87,41 +89,52 @@ pub(in crate::recording) struct ErrorEntry<'a> {
     pub(in crate::recording) message: Option<&'a str>,
     /// Whether it evaluates, but its metadata makes no step.
     pub(in crate::recording) refused: bool,
+    /// Whether `expect-errors` names it.
+    pub(in crate::recording) expected: bool,
+    /// Whether it has a step: a red one, or a skipped one if it is expected.
+    pub(in crate::recording) step: bool,
 }
 
 impl<'a> Document<'a> {
     /// The document of these findings. `source` are the keys of [`super::steps::source`], `root` is the attribute path at which
-    /// the walk started, `target_steps` are the places of the `targets`, and the first `errors` are those that do not evaluate, as many
-    /// as there are in `counts`.
+    /// the walk started, and `pipeline` is that of the `targets`.
     #[must_use]
     pub(in crate::recording) fn new(
         nix: &'a str,
         mut source: Keys,
         root: &AttrPath,
         targets: &'a [Target],
-        target_steps: &'a [TargetStep],
-        errors: &'a [AttrError],
+        pipeline: &'a PlannedPipeline,
         counts: RecordingCounts,
     ) -> Self {
+        let steps = pipeline.steps.iter();
+        let steps: HashSet<&str> = steps.map(|it| it.step.key.as_str()).collect();
+        let entries = |errors: &'a [AttrError], refused, expected| {
+            let steps = &steps;
+            errors.iter().map(move |error| ErrorEntry {
+                attr: &error.attr,
+                message: error.message.as_deref(),
+                refused,
+                expected,
+                step: steps.contains(error_key(&error.attr).as_str()),
+            })
+        };
+        let errors = &pipeline.errors;
         source.insert("attr".into(), root.names().into());
         Self {
             version: VERSION,
+            complete: true,
             nix,
             source,
             pin: None,
             targets: targets
                 .iter()
-                .zip(target_steps)
+                .zip(&pipeline.targets)
                 .map(|(target, step)| TargetEntry::new(target, step))
                 .collect(),
-            errors: errors
-                .iter()
-                .enumerate()
-                .map(|(number, error)| ErrorEntry {
-                    attr: &error.attr,
-                    message: error.message.as_deref(),
-                    refused: number >= counts.evaluation_errors,
-                })
+            errors: entries(&errors.evaluation, false, false)
+                .chain(entries(&errors.refused, true, false))
+                .chain(entries(&errors.expected, false, true))
                 .collect(),
             counts,
             seconds: BTreeMap::new(),
@@ -178,7 +191,7 @@ pub(crate) struct Recorded {
     pub(crate) source: Keys,
     /// The targets.
     pub(crate) targets: Vec<RecordedTarget>,
-    /// The attributes that have an error step: some of them are targets all the same.
+    /// The attributes with an error: some of the refused are targets all the same.
     pub(crate) errors: Vec<RecordedError>,
     /// How long each part took, in seconds.
     pub(crate) seconds: BTreeMap<String, f64>,
@@ -204,7 +217,7 @@ pub(crate) struct RecordedTarget {
     pub(crate) skip: Option<String>,
 }
 
-/// An attribute that has an error step.
+/// An attribute with an error.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct RecordedError {
@@ -214,6 +227,15 @@ pub(crate) struct RecordedError {
     pub(crate) message: Option<String>,
     /// Whether it evaluates, but its metadata makes no step. Older versions did not write it.
     pub(crate) refused: bool,
+    /// Whether it is an evaluation error that `expect-errors` names. Older versions did not write it.
+    pub(crate) expected: bool,
+    /// Whether it has a step. With older versions, each has.
+    #[serde(default = "has_step")]
+    pub(crate) step: bool,
+}
+
+fn has_step() -> bool {
+    true
 }
 
 impl Recorded {
@@ -238,6 +260,7 @@ impl Recorded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recording::errors::ErrorLists;
     use serde_json::{Value, json};
 
     #[test]
@@ -265,27 +288,30 @@ mod tests {
             depends_on: vec!["drv-y".into()],
             skip: None,
         }];
-        let errors = [AttrError {
-            attr: path(&["broken"]),
+        let error = |name: &str| AttrError {
+            attr: path(&[name]),
             message: None,
-        }];
+        };
+        let pipeline = PlannedPipeline {
+            steps: Vec::new(),
+            targets: target_steps.into(),
+            errors: ErrorLists {
+                evaluation: vec![error("broken")],
+                expected: vec![error("old")],
+                refused: vec![error("odd")],
+            },
+            omitted: 0,
+        };
         let source = Keys::from_iter([("file".to_owned(), json!("ci.nix"))]);
         let counts = RecordingCounts {
-            attributes: 3,
+            attributes: 5,
             targets: 1,
             evaluation_errors: 1,
-            refused: 0,
+            expected_errors: 1,
+            refused: 1,
         };
         let root = path(&[]);
-        let mut document = Document::new(
-            "2.26",
-            source,
-            &root,
-            &targets,
-            &target_steps,
-            &errors,
-            counts,
-        );
+        let mut document = Document::new("2.26", source, &root, &targets, &pipeline, counts);
         document.seconds.insert("total", 1.5);
         let json = document.to_json().unwrap();
         let recorded = Recorded::read(&json).unwrap();
@@ -294,12 +320,15 @@ mod tests {
         assert_eq!(recorded.targets[0].depends_on, ["drv-y"]);
         assert_eq!(recorded.errors[0].attr, path(&["broken"]));
         assert_eq!(recorded.seconds, BTreeMap::from([("total".into(), 1.5)]));
+        let old = Recorded::read(r#"{"version":1,"errors":[{"attr":["a"]}]}"#).unwrap();
+        assert!(old.errors[0].step, "each had a step");
         assert!(Recorded::read(r#"{"version":2}"#).is_err());
         let read: Value = serde_json::from_str(&json).unwrap();
         assert_eq!(
             read,
             json!({
                 "version": 1,
+                "complete": true,
                 "nix": "2.26",
                 "source": { "file": "ci.nix", "attr": [] },
                 "pin": null,
@@ -309,8 +338,14 @@ mod tests {
                     "system": "x86_64-linux", "features": ["kvm"], "key": "drv-x", "depends_on": ["drv-y"],
                     "skip": null, "meta": { "timeout": 60 }
                 }],
-                "errors": [{ "attr": ["broken"], "message": null, "refused": false }],
-                "counts": { "attributes": 3, "targets": 1, "evaluation_errors": 1, "refused": 0 },
+                "errors": [
+                    { "attr": ["broken"], "message": null, "refused": false, "expected": false, "step": false },
+                    { "attr": ["odd"], "message": null, "refused": true, "expected": false, "step": false },
+                    { "attr": ["old"], "message": null, "refused": false, "expected": true, "step": false },
+                ],
+                "counts": {
+                    "attributes": 5, "targets": 1, "evaluation_errors": 1, "expected_errors": 1, "refused": 1
+                },
                 "seconds": { "total": 1.5 }
             })
         );

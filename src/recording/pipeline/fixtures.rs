@@ -79,6 +79,7 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         skip: SkipWhich::Nothing,
         skip_style: SkipStyle::Mark,
         on_error: OnError::Step,
+        expect_errors: Vec::new(),
         emit: Emit::Plugin("your-org/eval-once#v1".into()),
         build_keys: Keys::new(),
         share: None,

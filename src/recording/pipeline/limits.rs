@@ -5,12 +5,12 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use super::placed_step::PlacedStep;
-use crate::exit::Failure;
-use crate::keys::refuse;
-use crate::recording::RecordingRequest;
 
 /// The most jobs of a build, with those that it had before the recording, and with each retry.
 pub(in crate::recording) const JOBS_PER_BUILD: usize = 4_000;
+
+/// The most jobs of a pipeline: the job that records is one of the build's.
+pub(super) const JOBS_AT_MOST: usize = JOBS_PER_BUILD - 1;
 
 /// The most jobs that Buildkite takes in one upload; each group counts as one more.
 pub(in crate::recording) const JOBS_PER_UPLOAD: usize = 500;
@@ -28,97 +28,112 @@ pub(super) const REASON_AT_MOST: usize = 70;
 /// The most characters of a message in the record of a refused attribute.
 pub(super) const MESSAGE_AT_MOST: usize = 4096;
 
-/// The number of jobs that Buildkite counts in an upload of these steps.
-fn jobs(steps: &[PlacedStep]) -> usize {
-    let groups: BTreeSet<_> = steps
-        .iter()
-        .filter_map(|step| step.group.as_ref())
-        .collect();
-    steps
-        .iter()
-        .map(|planned| planned.step.jobs())
-        .fold(groups.len(), usize::saturating_add)
+/// What a step takes of the limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StepSize {
+    /// Its jobs.
+    pub(super) jobs: usize,
+    /// Its group.
+    pub(super) group: Option<String>,
+}
+
+impl StepSize {
+    fn of(planned: &PlacedStep) -> Self {
+        Self {
+            jobs: planned.step.jobs(),
+            group: planned.group.clone(),
+        }
+    }
 }
 
 /// Divides steps into uploads of at most `chunk` steps and [`JOBS_PER_UPLOAD`] jobs, without changing their order.
 pub(in crate::recording) fn divide(steps: &[PlacedStep], chunk: NonZeroUsize) -> Vec<Range<usize>> {
-    let mut chunks = Vec::new();
+    let sizes: Vec<StepSize> = steps.iter().map(StepSize::of).collect();
+    let uploads = uploads(&sizes, chunk).into_iter();
+    uploads.map(|upload| upload.steps).collect()
+}
+
+/// The jobs that Buildkite counts in a build of these steps: each group counts in each upload.
+pub(super) fn jobs_of_build(sizes: &[StepSize], chunk: NonZeroUsize) -> usize {
+    let uploads = uploads(sizes, chunk).into_iter();
+    uploads.fold(0, |jobs, upload| jobs.saturating_add(upload.jobs))
+}
+
+/// Steps that are uploaded together, and their jobs with their groups.
+struct SizedUpload {
+    steps: Range<usize>,
+    jobs: usize,
+}
+
+fn uploads(sizes: &[StepSize], chunk: NonZeroUsize) -> Vec<SizedUpload> {
+    let mut uploads = Vec::new();
     let mut begin = 0;
     let mut jobs = 0_usize;
     let mut groups = BTreeSet::new();
-    for (i, PlacedStep { step, group, .. }) in steps.iter().enumerate() {
-        let new_group =
-            |groups: &BTreeSet<_>| group.as_ref().is_some_and(|group| !groups.contains(group));
-        let more = step.jobs().saturating_add(usize::from(new_group(&groups)));
-        if i > begin && (i - begin >= chunk.get() || jobs.saturating_add(more) > JOBS_PER_UPLOAD) {
-            chunks.push(begin..i);
+    for (i, step) in sizes.iter().enumerate() {
+        let group = step.group.as_deref();
+        let with_group = |groups: &BTreeSet<&str>| {
+            let is_new = group.is_some_and(|group| !groups.contains(group));
+            step.jobs.saturating_add(usize::from(is_new))
+        };
+        let with_step = jobs.saturating_add(with_group(&groups));
+        if i > begin && (i - begin >= chunk.get() || with_step > JOBS_PER_UPLOAD) {
+            uploads.push(SizedUpload {
+                steps: begin..i,
+                jobs,
+            });
             begin = i;
             jobs = 0;
             groups.clear();
         }
-        jobs = jobs
-            .saturating_add(step.jobs())
-            .saturating_add(usize::from(new_group(&groups)));
-        groups.extend(group.as_ref());
+        jobs = jobs.saturating_add(with_group(&groups));
+        groups.extend(group);
     }
-    if begin < steps.len() {
-        chunks.push(begin..steps.len());
+    if begin < sizes.len() {
+        uploads.push(SizedUpload {
+            steps: begin..sizes.len(),
+            jobs,
+        });
     }
-    chunks
+    uploads
 }
 
-/// Drops skipped steps, from the end, until the others fit into a build; also returns the number of dropped steps.
-///
-/// # Errors
-/// The steps that are not skipped do not fit into a build (64).
-pub(super) fn fit(
-    mut steps: Vec<PlacedStep>,
-    request: &RecordingRequest,
-) -> Result<(Vec<PlacedStep>, usize), Failure> {
-    // The job that records is one of the build's.
-    let most = JOBS_PER_BUILD - 1;
-    let all = steps.len();
+/// Drops skipped steps, from the end, until the others fit into a build; also returns the number of dropped steps. Where the
+/// others do not fit at all, nothing is dropped.
+pub(super) fn fit(steps: Vec<PlacedStep>, chunk: NonZeroUsize) -> (Vec<PlacedStep>, usize) {
+    let mut sizes: Vec<StepSize> = steps.iter().map(StepSize::of).collect();
+    let mut stays: Vec<usize> = (0..steps.len()).collect();
     loop {
-        let jobs: usize = divide(&steps, request.chunk)
-            .into_iter()
-            .map(|range| jobs(&steps[range]))
-            .fold(0, usize::saturating_add);
-        if jobs <= most {
-            let dropped = all - steps.len();
-            return Ok((steps, dropped));
+        let jobs = jobs_of_build(&sizes, chunk);
+        if jobs <= JOBS_AT_MOST {
+            break;
         }
-        if !steps.iter().any(|planned| planned.skipped) {
-            let groups = if request.group_by == 0 {
-                ""
-            } else {
-                ", groups counted"
-            };
-            return Err(refuse(format_args!(
-                "the pipeline has {jobs} jobs{groups}, and a build can have {JOBS_PER_BUILD}, with the one that records"
-            ))
-            .hint("exclude targets with `exclude`, or record parts of them in builds of their own, each with its `attr`"));
+        if !stays.iter().any(|at| steps[*at].skipped) {
+            return (steps, 0);
         }
         // A dropped step may take its group with it, which is one job more. So now and then a step or two are dropped that
         // would have fitted, which is cheaper than counting again after each.
-        let mut over = jobs - most;
-        let mut fitting = Vec::with_capacity(steps.len());
-        for planned in steps.into_iter().rev() {
-            if planned.skipped && over > 0 {
-                over = over.saturating_sub(planned.step.jobs());
+        let mut over = jobs - JOBS_AT_MOST;
+        let mut fitting = Vec::with_capacity(stays.len());
+        for (at, size) in stays.into_iter().zip(sizes).rev() {
+            if steps[at].skipped && over > 0 {
+                over = over.saturating_sub(size.jobs);
             } else {
-                fitting.push(planned);
+                fitting.push((at, size));
             }
         }
-        fitting.reverse();
-        steps = fitting;
+        (stays, sizes) = fitting.into_iter().rev().unzip();
     }
+    let dropped = steps.len() - stays.len();
+    let stays: BTreeSet<usize> = stays.into_iter().collect();
+    let steps = steps.into_iter().enumerate();
+    let fitting = steps.filter(|(at, _)| stays.contains(at));
+    (fitting.map(|(_, step)| step).collect(), dropped)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::Class;
-    use crate::recording::pipeline::fixtures::request;
 
     fn chunk(n: usize) -> NonZeroUsize {
         NonZeroUsize::new(n).unwrap()
@@ -140,7 +155,10 @@ mod tests {
             PlacedStep::numbered(1, None),
             PlacedStep::numbered(2, Some("a")),
         ];
-        assert_eq!(jobs(&grouped), 4);
+        let sizes: Vec<StepSize> = grouped.iter().map(StepSize::of).collect();
+        assert_eq!(jobs_of_build(&sizes, chunk(100)), 4);
+        // In a second upload, a group counts once more.
+        assert_eq!(jobs_of_build(&sizes, chunk(2)), 5);
     }
 
     #[test]
@@ -151,18 +169,17 @@ mod tests {
         for i in [0, 1, 2, JOBS_PER_BUILD] {
             steps[i].skipped = true;
         }
-        let (fitting, dropped) = fit(steps.clone(), &request()).unwrap();
+        let (fitting, dropped) = fit(steps.clone(), chunk(100));
         assert_eq!((fitting.len(), dropped), (JOBS_PER_BUILD - 1, 2));
         assert_eq!(
             [&fitting[0].step.key, &fitting[2].step.key],
             ["0", "3"],
             "the last two of them"
         );
-        steps.retain(|planned| !planned.skipped);
+        // Where that is not enough, none is dropped.
         let mut over = steps;
         over.extend((0..3).map(|i| PlacedStep::numbered(i, None)));
-        let failure = fit(over, &request()).unwrap_err();
-        assert_eq!(failure.class, Class::Config);
-        assert!(failure.to_string().contains("4000 jobs"), "{failure}");
+        let (all, dropped) = fit(over.clone(), chunk(100));
+        assert_eq!((all.len(), dropped), (over.len(), 0));
     }
 }

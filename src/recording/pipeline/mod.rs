@@ -4,6 +4,7 @@
 
 pub(crate) mod document;
 pub mod edges;
+pub(in crate::recording) mod excess;
 pub(in crate::recording) mod limits;
 pub(in crate::recording) mod placed_step;
 pub(crate) mod steps;

@@ -41,23 +41,23 @@ pub(in crate::recording) fn json(steps: &[PlacedStep]) -> Result<String, Failure
 }
 
 /// These steps as one pipeline. A group stands where the first of its steps would.
-fn pipeline(steps: &[PlacedStep]) -> Pipeline {
-    let mut written: Vec<PipelineStep> = Vec::new();
+fn pipeline(steps: &[PlacedStep]) -> Pipeline<'_> {
+    let mut written: Vec<PipelineStep<'_>> = Vec::new();
     let mut groups = BTreeMap::new();
     for PlacedStep { step, group, .. } in steps {
         let Some(group) = group else {
-            written.push(PipelineStep::Command(Box::new(step.clone())));
+            written.push(PipelineStep::Command(step));
             continue;
         };
         let at = *groups.entry(group).or_insert_with(|| {
             written.push(PipelineStep::Group(GroupStep {
-                group: group.clone(),
+                group,
                 steps: Vec::new(),
             }));
             written.len() - 1
         });
         if let PipelineStep::Group(group) = &mut written[at] {
-            group.steps.push(step.clone());
+            group.steps.push(step);
         }
     }
     Pipeline { steps: written }

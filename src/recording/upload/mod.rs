@@ -27,13 +27,19 @@ use crate::parallel;
 use crate::recording::BuildkiteBuild;
 use crate::supervise::{Finished, Supervisor};
 
-const DOCUMENT: &str = "eval-once.json";
+/// The name of the artifact for other programs.
+pub(in crate::recording) const DOCUMENT: &str = "eval-once.json";
 
 /// How long the agent may take to find a step. Agents of v3 ask again and again for a step that does not exist.
 const TIME_TO_FIND: Duration = Duration::from_secs(4);
 
 /// How many steps are looked for in parallel.
 const LOOKUPS_AT_ONCE: usize = 16;
+
+/// The context of a recording's annotation, in which there is one: the last of its tries.
+pub(in crate::recording) fn annotation_context(build: &BuildkiteBuild) -> String {
+    format!("eval-once-{}", build.step)
+}
 
 /// An upload on its way.
 pub(in crate::recording) struct Upload<'a> {
@@ -157,14 +163,24 @@ impl<'a> Upload<'a> {
             let line = command::set_meta_data(&mark, "applied");
             self.ask(&line, "mark a chunk as uploaded")?;
         }
-        // The steps exist and will run, whether or not the build gets the document and the annotation.
-        let published =
-            agent::keep_artifact(self.supervisor, self.temporary, DOCUMENT, &plan.document)
-                .and_then(|()| {
-                    let context = format!("eval-once-{}", self.build.step);
-                    let (body, style) = &plan.annotation;
-                    agent::annotate(self.supervisor, self.temporary, &context, style, body)
-                });
+        self.publish(&plan.document, &plan.annotation)
+    }
+
+    /// Uploads the text of `eval-once.json`, and annotates the build. A failure is a warning: the steps exist and will run, whether
+    /// or not the build gets these; and a recording that is refused fails for a reason of its own.
+    ///
+    /// # Errors
+    /// A signal asks us to end.
+    pub(in crate::recording) fn publish(
+        &mut self,
+        document: &str,
+        (body, style): &(String, String),
+    ) -> Result<(), Failure> {
+        let published = agent::keep_artifact(self.supervisor, self.temporary, DOCUMENT, document)
+            .and_then(|()| {
+                let context = annotation_context(self.build);
+                agent::annotate(self.supervisor, self.temporary, &context, style, body)
+            });
         match published {
             Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
             Err(failure) => {

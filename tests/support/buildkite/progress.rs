@@ -110,6 +110,8 @@ pub(super) struct Progress {
     pub(super) is_silent_on_steps: bool,
     /// What each job finds a copy of as its checkout.
     pub(super) checkout: Option<PathBuf>,
+    /// The commit that is built.
+    pub(super) commit: String,
     identifiers: u64,
 }
 
@@ -140,6 +142,7 @@ impl Progress {
             exports: Vec::new(),
             is_silent_on_steps: false,
             checkout: None,
+            commit: "HEAD".to_owned(),
             identifiers: 0,
         };
         progress.id = progress.identifier();

@@ -784,7 +784,7 @@ fn environment(progress: &Progress, job: &Job, agent: &Agent, url: &str) -> Map<
         ("BUILDKITE_BUILD_NUMBER", "1"),
         ("BUILDKITE_BUILD_URL", &build_url),
         ("BUILDKITE_COMMAND", &command),
-        ("BUILDKITE_COMMIT", "HEAD"),
+        ("BUILDKITE_COMMIT", &progress.commit),
         ("BUILDKITE_JOB_ID", &job.id),
         ("BUILDKITE_LABEL", step.label.as_deref().unwrap_or_default()),
         ("BUILDKITE_MESSAGE", "A commit"),

@@ -97,6 +97,7 @@ mod tests {
 
     use super::*;
     use crate::exit::Class;
+    use crate::recording::errors::ErrorLists;
     use crate::recording::pipeline::fixtures::{
         no_edges, path, request, schema, target, target_wishing,
     };
@@ -116,7 +117,7 @@ mod tests {
     fn refused(target: &Target, step: &Value) -> String {
         let targets = std::slice::from_ref(target);
         let made = make(targets, &no_edges(targets), &[], &fallback(step)).unwrap();
-        made.errors[0].message.clone().unwrap()
+        made.errors.refused[0].message.clone().unwrap()
     }
 
     #[test]
@@ -151,12 +152,16 @@ mod tests {
             attr: path(&["a"]),
             message: None,
         };
-        let errors = std::slice::from_ref(&error);
-        let made = |evaluation_errors, refused| {
+        let errors = [error];
+        let made = |evaluation: &[AttrError], refused: &[AttrError]| {
+            let errors = ErrorLists {
+                evaluation: evaluation.to_vec(),
+                refused: refused.to_vec(),
+                ..ErrorLists::default()
+            };
             let records = Records {
                 targets: &[],
-                evaluation_errors,
-                refused,
+                errors: &errors,
                 callable: &BTreeSet::new(),
                 edges: &no_edges(&[]),
                 skip: &[],
@@ -164,10 +169,10 @@ mod tests {
             let step = fallback(&json!({}));
             values(&steps(&records, &step, schema()).unwrap()).remove(0)
         };
-        let step = made(errors, &[]);
+        let step = made(&errors, &[]);
         assert!(step.get("checkout").is_none());
         assert_eq!(record_of(&step)["checkout"], "fallback");
-        assert_eq!(made(&[], errors)["checkout"], json!({ "skip": true }));
+        assert_eq!(made(&[], &errors)["checkout"], json!({ "skip": true }));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{PlannedPipeline, Records, steps};
 use crate::exit::Failure;
 use crate::keys::Keys;
+use crate::recording::errors::ErrorLists;
 use crate::recording::pipeline::edges::Edges;
 use crate::recording::pipeline::fixtures::{no_edges, schema};
 use crate::recording::{RecordingRequest, Target};
@@ -19,8 +20,7 @@ pub(super) fn make(
 ) -> Result<PlannedPipeline, Failure> {
     let records = Records {
         targets,
-        evaluation_errors: &[],
-        refused: &[],
+        errors: &ErrorLists::default(),
         callable: &BTreeSet::new(),
         edges,
         skip,

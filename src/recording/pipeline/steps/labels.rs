@@ -14,7 +14,7 @@ pub(super) fn attr_name(attr: &AttrPath) -> String {
 }
 
 /// The name of an attribute path's group, which is the first `names` of its names; none where it has no more than those.
-pub(super) fn group(attr: &AttrPath, names: usize) -> Option<String> {
+pub(in crate::recording::pipeline) fn group(attr: &AttrPath, names: usize) -> Option<String> {
     let first = attr
         .names()
         .get(..names)

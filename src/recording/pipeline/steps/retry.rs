@@ -68,7 +68,7 @@ mod tests {
             let targets = [target_wishing(1, &json!({ "retry": target }))];
             let request = request_wishing(&json!({ "retry": step }));
             let steps = make(&targets, &no_edges(&targets), &[], &request).unwrap();
-            assert_eq!(steps.errors, [], "{target}");
+            assert_eq!(steps.errors.refused, [], "{target}");
             values(&steps)[0]["retry"].clone()
         };
         let ours = serde_json::to_value(retry_rules()).unwrap();
@@ -181,7 +181,7 @@ mod tests {
                 &json!({ "retry": { "automatic": automatic } }),
             )];
             let steps = make(&targets, &no_edges(&targets), &[], &request()).unwrap();
-            let message = steps.errors[0].message.clone().unwrap();
+            let message = steps.errors.refused[0].message.clone().unwrap();
             assert!(message.contains(sentence), "{automatic}: {message}");
         }
     }

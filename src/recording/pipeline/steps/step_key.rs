@@ -6,7 +6,7 @@ use crate::nix::AttrPath;
 use crate::recording::Target;
 
 /// The key of a target's step: `drv-` and the hash of its `.drv`.
-pub(super) fn key(target: &Target) -> String {
+pub(in crate::recording) fn key(target: &Target) -> String {
     format!("drv-{}", target.drv.as_store_path().hash())
 }
 

@@ -1,0 +1,854 @@
+//! The schedule: what waits for a worker, which worker evaluates what, how much memory it may use, and how many workers there are.
+//!
+//! A worker is a process that is given one task after the other. Each has to evaluate the root first, and what the attributes have
+//! in common, so that another one is started only if it pays (`estimate`). Tasks are cut from what waits (`waiting`): small at
+//! first, then so that each takes about half a second.
+//!
+//! A plain value, which knows no process, no clock and no file: the time since the start of the walk and what a process uses are
+//! passed in. Why a task ended is decided by `diagnosis`; what follows for the rest of it is done by [`Schedule::ended`].
+
+mod estimate;
+mod line;
+mod waiting;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use self::estimate::{Curve, Remaining, as_float};
+use self::line::{Line, Queue};
+use self::waiting::Waiting;
+use super::spans::{AttrIndex, ChildCounts, Position, Span};
+
+pub(in crate::recording) use self::estimate::Costs;
+
+/// How long a task should take, in seconds.
+const TASK: f64 = 0.5;
+
+/// A task is not cut shorter than this for the sake of an even end, in seconds: between two tasks a worker is idle for some
+/// milliseconds.
+const SHORT_TASK: f64 = 0.2;
+
+/// The first task has this many attributes, and a later one at most so many times as many as are known.
+const FIRST_TASK: u64 = 2;
+const NEXT_TASK: u64 = 7;
+
+/// How long attributes have to be measured before that counts, in seconds: what the first ones have in common is not known before.
+const EVIDENCE: f64 = 1.0;
+
+/// A worker: a process, from its start to its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct WorkerId(u32);
+
+/// A part of the walk, which a worker evaluates in one go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Task {
+    /// Attributes; none: the root. An empty list: the root is evaluated, and nothing is reported, so that the worker is ready.
+    pub(super) spans: Option<Vec<Span>>,
+    /// Whether to catch what throws: a repetition.
+    pub(super) catch: bool,
+}
+
+impl Task {
+    pub(super) fn root() -> Self {
+        Self {
+            spans: None,
+            catch: false,
+        }
+    }
+
+    pub(super) fn spans(spans: Vec<Span>) -> Self {
+        Self {
+            spans: Some(spans),
+            catch: false,
+        }
+    }
+}
+
+/// What an idle worker does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Next {
+    /// It evaluates this.
+    Task(Task),
+    /// Nothing now: another worker may find sets. To be asked again after any event.
+    Wait,
+    /// Its process is ended.
+    End,
+}
+
+/// How a worker's task ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LineEnd {
+    /// All of it is evaluated.
+    Finished,
+    /// The attribute at the position does not evaluate. The rest of the task waits again. (At the root: nothing of the task does.)
+    GaveUp,
+    /// A set at the position, or that the position is in, cannot be walked. Nothing in it waits any longer.
+    GaveUpSet(AttrIndex),
+    /// The attribute at the position is evaluated again: first of all, in a new worker. The rest of the task waits again.
+    Again {
+        /// Whether to catch what it throws.
+        catch: bool,
+    },
+    /// The attribute at the position is too large: it is evaluated again, in a new worker with all the memory and without any other
+    /// worker. The rest of the task waits again, for one worker fewer than before.
+    Alone,
+    /// Not even the root fits its part of the memory: the task waits again, for one worker fewer than before.
+    Fewer,
+}
+
+/// How far a worker has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It was never given a task.
+    New,
+    /// It was given its first task at this time, and evaluates the root for it.
+    Root(Duration),
+    /// It has evaluated the root.
+    Ready,
+}
+
+/// A worker, and what was measured of it.
+#[derive(Debug)]
+struct Worker {
+    line: Option<Line>,
+    /// Started for an attribute that needs all the memory.
+    alone: bool,
+    /// It is to be ended.
+    closing: bool,
+    /// Whether it takes the last of the attributes that wait, instead of the first.
+    from_end: bool,
+    stage: Stage,
+    /// How many attributes have begun.
+    begun: u32,
+    /// How many attributes of tasks were measured.
+    measured: u64,
+    /// Its time, in seconds, and memory, by these.
+    seconds: f64,
+    times: Curve,
+    memory: Curve,
+    /// Its memory when it was last idle, in bytes.
+    resident: Option<u64>,
+}
+
+impl Worker {
+    fn new(alone: bool, from_end: bool) -> Self {
+        Self {
+            line: None,
+            alone,
+            closing: false,
+            from_end,
+            stage: Stage::New,
+            begun: 0,
+            measured: 0,
+            seconds: 0.0,
+            times: Curve::default(),
+            memory: Curve::default(),
+            resident: None,
+        }
+    }
+
+    /// Whether it was never given a task.
+    fn is_new(&self) -> bool {
+        self.stage == Stage::New
+    }
+
+    /// The attribute of the task that began `since` ends. A set is no measure of what attributes cost.
+    fn measure(&mut self, now: Duration) {
+        let Some(line) = &mut self.line else { return };
+        if let Some(since) = line.since.take()
+            && !line.is_large()
+        {
+            self.measured += 1;
+            self.seconds += now.saturating_sub(since).as_secs_f64();
+            self.times.measure(self.measured, self.seconds);
+        }
+    }
+}
+
+/// What waits, and the workers.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    /// How many workers there may be at most.
+    most: usize,
+    /// How many share the memory now.
+    allowed: usize,
+    /// The memory for all workers together, in bytes; [`u64::MAX`] where it has no limit.
+    budget: u64,
+    remembered: Option<Costs>,
+    /// How many attributes the sets have that were found.
+    counts: ChildCounts,
+    root_waits: bool,
+    /// Tasks for new workers, which come first.
+    repetitions: VecDeque<Task>,
+    waiting: Waiting,
+    /// Attributes that need all the memory, which come last.
+    alone: VecDeque<Task>,
+    /// The sets that were given up.
+    dropped: BTreeSet<AttrIndex>,
+    workers: BTreeMap<WorkerId, Worker>,
+    /// How many workers there have been.
+    started: u32,
+    /// How many attributes of tasks have begun.
+    seen: u64,
+    /// The time from the start of a worker to its first attribute, in seconds.
+    root: Option<f64>,
+    /// Of the workers that have ended, what was measured of that with the most attributes.
+    times: Curve,
+    memory: Curve,
+    /// How many names the sets have that were found.
+    known: u64,
+    /// How many of them have begun.
+    begun: u64,
+}
+
+impl Schedule {
+    /// At most so many workers, and so much memory for all of them, in bytes ([`u64::MAX`]: unlimited). `remembered`: what the same
+    /// walk cost last time.
+    pub(super) fn new(most: usize, budget: u64, remembered: Option<Costs>) -> Self {
+        Self {
+            most: most.max(1),
+            allowed: 1,
+            budget,
+            remembered: remembered.filter(Costs::is_plausible),
+            counts: ChildCounts::new(),
+            root_waits: false,
+            repetitions: VecDeque::new(),
+            waiting: Waiting::default(),
+            alone: VecDeque::new(),
+            dropped: BTreeSet::new(),
+            workers: BTreeMap::new(),
+            started: 0,
+            seen: 0,
+            root: None,
+            times: Curve::default(),
+            memory: Curve::default(),
+            known: 0,
+            begun: 0,
+        }
+    }
+
+    /// Replaces what waits. Idle workers stay.
+    pub(super) fn plan(&mut self, tasks: Vec<Task>) {
+        self.root_waits = false;
+        self.repetitions.clear();
+        self.waiting = Waiting::default();
+        self.alone.clear();
+        self.dropped.clear();
+        for task in tasks {
+            match task.spans {
+                None => {
+                    self.root_waits = true;
+                    self.counts.clear();
+                    (self.known, self.begun) = (0, 0);
+                }
+                Some(_) if task.catch => self.repetitions.push_back(task),
+                Some(spans) => spans.into_iter().for_each(|span| self.waiting.insert(span)),
+            }
+        }
+    }
+
+    // ---- what there is
+
+    /// How many workers share the memory now.
+    pub(super) fn most(&self) -> usize {
+        self.allowed.max(self.workers.len())
+    }
+
+    /// Whether the memory is limited.
+    pub(super) fn has_memory_limit(&self) -> bool {
+        self.budget != u64::MAX
+    }
+
+    /// The memory for one worker of as many as there may be, in bytes.
+    pub(super) fn even_part(&self) -> u64 {
+        self.budget / self.most as u64
+    }
+
+    /// How much memory this worker may use, in bytes; [`u64::MAX`]: unlimited.
+    pub(super) fn part(&self, worker: WorkerId) -> u64 {
+        if self.budget == u64::MAX || self.workers.get(&worker).is_some_and(|one| one.alone) {
+            return self.budget;
+        }
+        self.budget / self.most() as u64
+    }
+
+    /// Whether this worker has all the memory.
+    pub(super) fn is_alone(&self, worker: WorkerId) -> bool {
+        self.most() == 1 || self.workers.get(&worker).is_some_and(|one| one.alone)
+    }
+
+    /// The attribute that is being evaluated; before the first of a task, the root.
+    pub(super) fn at(&self, worker: WorkerId) -> AttrIndex {
+        self.line(worker).map(Line::at).unwrap_or_default()
+    }
+
+    /// How many attributes this worker has begun.
+    pub(super) fn begun(&self, worker: WorkerId) -> u32 {
+        self.workers.get(&worker).map_or(0, |one| one.begun)
+    }
+
+    /// What this worker evaluates.
+    pub(super) fn task(&self, worker: WorkerId) -> Option<&Task> {
+        self.line(worker).map(|line| &line.task)
+    }
+
+    /// Whether the metadata of the attribute is being evaluated, which is a derivation that evaluates.
+    pub(super) fn is_in_meta(&self, worker: WorkerId) -> bool {
+        self.line(worker).is_some_and(|line| line.in_meta)
+    }
+
+    /// How many names have begun, and how many are known.
+    pub(super) fn names(&self) -> (u64, u64) {
+        (self.begun, self.known.max(self.begun))
+    }
+
+    /// The attribute alone; none for the root.
+    pub(super) fn span(&self, path: &AttrIndex) -> Option<Span> {
+        Span::of(path, &self.counts)
+    }
+
+    /// An attribute has to be evaluated again. Gives it alone; none for the root.
+    pub(super) fn reopen(&mut self, path: &AttrIndex) -> Option<Span> {
+        let span = self.span(path)?;
+        self.begun = self.begun.saturating_sub(1);
+        Some(span)
+    }
+
+    fn line(&self, worker: WorkerId) -> Option<&Line> {
+        self.workers.get(&worker)?.line.as_ref()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.workers.values().any(|worker| worker.line.is_some())
+    }
+
+    fn new_workers(&self) -> usize {
+        self.workers
+            .values()
+            .filter(|worker| worker.is_new())
+            .count()
+    }
+
+    // ---- what it costs
+
+    /// What the walk costs; zeros where that is not known.
+    pub(super) fn costs(&self) -> Costs {
+        let costs = self.measured_costs().or(self.remembered);
+        Costs {
+            attributes: self.seen,
+            ..costs.unwrap_or_default()
+        }
+    }
+
+    /// The time for an attribute of a task, in seconds: of this worker, or of all.
+    fn pace(&self, worker: &Worker) -> Option<f64> {
+        let of_all = || self.most_measured(|one| &one.times, &self.times).usual();
+        let remembered = || Some(self.remembered?.each);
+        worker.times.usual().or_else(of_all).or_else(remembered)
+    }
+
+    /// What the walk costs, if enough was measured.
+    fn measured_costs(&self) -> Option<Costs> {
+        let times = self.most_measured(|one| &one.times, &self.times);
+        let memory = self.most_measured(|one| &one.memory, &self.memory);
+        let waiting = self.waiting.length();
+        if !times.is_steady(as_float(waiting)) || times.quantity() < EVIDENCE {
+            return None;
+        }
+        let each = times.predicted(as_float(waiting))?;
+        // Without a limit, memory does not count.
+        let growth = match memory.slope() {
+            _ if self.budget == u64::MAX => 0.0,
+            growth => growth?,
+        };
+        Some(Costs {
+            attributes: waiting,
+            root: self.root?,
+            warm_up: times.rest(each),
+            each,
+            base: memory.rest(growth),
+            growth,
+        })
+    }
+
+    /// The curve with the most attributes.
+    fn most_measured<'a>(
+        &'a self,
+        curve: impl Fn(&'a Worker) -> &'a Curve,
+        ended: &'a Curve,
+    ) -> &'a Curve {
+        self.workers.values().map(curve).fold(ended, |most, curve| {
+            if curve.attributes() > most.attributes() {
+                curve
+            } else {
+                most
+            }
+        })
+    }
+
+    /// What remains; none before enough is known.
+    fn remaining(&self) -> Option<Remaining> {
+        let is_root_known = self.counts.contains_key(&AttrIndex::default());
+        let costs = match (self.measured_costs(), self.remembered) {
+            (Some(measured), _) => measured,
+            (None, Some(remembered)) if is_root_known => Costs {
+                attributes: self.waiting.length(),
+                ..remembered
+            },
+            (None, remembered) => remembered?,
+        };
+        let budget = (self.budget != u64::MAX).then(|| as_float(self.budget));
+        Some(Remaining { costs, budget })
+    }
+
+    // ---- workers
+
+    /// A worker to start, if there is something for it to do and it pays. To be asked after any event, until there is none.
+    pub(super) fn open(&mut self, now: Duration) -> Option<WorkerId> {
+        let _ = now;
+        if self.workers.values().any(|worker| worker.alone) {
+            return None;
+        }
+        let waits = self.root_waits || !self.waiting.is_empty();
+        let running = self.workers.len();
+        let alone = running == 0 && !waits && self.repetitions.is_empty();
+        let is_repetition_due =
+            self.repetitions.len() > self.new_workers() && running < self.allowed;
+        let opens = match running {
+            0 => !alone || !self.alone.is_empty(),
+            _ => is_repetition_due || self.another_pays(),
+        };
+        if !opens {
+            return None;
+        }
+        self.allowed = self.allowed.max(running + 1);
+        let worker = WorkerId(self.started);
+        self.started += 1;
+        let from_end = self
+            .workers
+            .values()
+            .filter(|worker| worker.from_end)
+            .count();
+        let from_end = from_end * 2 < running;
+        self.workers.insert(worker, Worker::new(alone, from_end));
+        Some(worker)
+    }
+
+    /// Whether one worker more than are running pays. If it does not, those that are running share the memory.
+    fn another_pays(&mut self) -> bool {
+        let running = self.workers.len();
+        let is_idle =
+            |worker: &Worker| worker.line.is_none() && !worker.closing && !worker.is_new();
+        let is_root_known = self.counts.contains_key(&AttrIndex::default());
+        let is_root_next = !is_root_known && (self.root_waits || self.is_busy());
+        let has_work = !self.waiting.is_empty() || is_root_next;
+        if running >= self.most || !has_work || self.workers.values().any(is_idle) {
+            return false;
+        }
+        let Some(remaining) = self.remaining() else {
+            return false;
+        };
+        let memory: Vec<f64> = self
+            .workers
+            .values()
+            .map(|worker| {
+                let spans = worker
+                    .line
+                    .as_ref()
+                    .and_then(|line| line.task.spans.as_deref());
+                let evaluating: u64 = spans.unwrap_or_default().iter().map(Span::length).sum();
+                let resident = worker.resident.filter(|_| worker.stage == Stage::Ready);
+                let resident = resident.map_or(remaining.costs.base, as_float);
+                resident + as_float(evaluating) * remaining.costs.growth
+            })
+            .collect();
+        let full = remaining.full(running + 1);
+        let fits = full.is_none_or(|full| memory.iter().all(|memory| *memory <= full));
+        let pays = remaining.another_pays(&memory);
+        if !pays && running < self.allowed {
+            self.allowed = running;
+        }
+        pays && (fits || running < self.allowed)
+    }
+
+    /// What this idle worker does, which uses `resident` bytes.
+    pub(super) fn next(&mut self, worker: WorkerId, resident: Option<u64>, now: Duration) -> Next {
+        let Some(one) = self.workers.get_mut(&worker) else {
+            return Next::End;
+        };
+        if one.line.is_some() {
+            return Next::Wait;
+        }
+        one.resident = resident;
+        if let Some(resident) = resident
+            && one.stage == Stage::Ready
+        {
+            one.memory.measure(one.measured, as_float(resident));
+        }
+        if one.closing {
+            return Next::End;
+        }
+        let (is_new, is_alone) = (one.is_new(), one.alone);
+        let task = if is_alone {
+            let task = if is_new { self.alone.pop_front() } else { None };
+            task.map(|task| (task, Queue::Alone))
+        } else if is_new && !self.repetitions.is_empty() {
+            let task = self.repetitions.pop_front();
+            task.map(|task| (task, Queue::Repetitions))
+        } else if self.is_to_end(worker) {
+            None
+        } else if self.root_waits {
+            self.root_waits = false;
+            Some((Task::root(), Queue::Waiting))
+        } else if !self.waiting.is_empty() {
+            Some((self.cut(worker), Queue::Waiting))
+        } else if !self.is_busy() && self.repetitions.is_empty() {
+            None
+        } else if is_new && !self.counts.contains_key(&AttrIndex::default()) {
+            Some((Task::spans(Vec::new()), Queue::Waiting))
+        } else {
+            return Next::Wait;
+        };
+        let Some(one) = self.workers.get_mut(&worker) else {
+            return Next::End;
+        };
+        let Some((task, queue)) = task else {
+            one.closing = true;
+            return Next::End;
+        };
+        if one.is_new() {
+            one.stage = Stage::Root(now);
+        }
+        one.line = Some(Line::new(task.clone(), queue));
+        Next::Task(task)
+    }
+
+    /// Whether this idle worker has to make room for a new one.
+    fn is_to_end(&self, worker: WorkerId) -> bool {
+        let Some(one) = self.workers.get(&worker).filter(|one| !one.is_new()) else {
+            return false;
+        };
+        let running = self.workers.len();
+        if running > self.allowed
+            || running >= self.allowed && self.repetitions.len() > self.new_workers()
+        {
+            return true;
+        }
+        one.begun > 0 && self.room(one).is_some_and(|room| room < 1.0)
+    }
+
+    /// How many attributes fit into the memory that is left to this worker; none without a limit.
+    fn room(&self, worker: &Worker) -> Option<f64> {
+        let resident = as_float(worker.resident?);
+        let memory = self.most_measured(|one| &one.memory, &self.memory);
+        let growth = memory.slope().unwrap_or_default();
+        let costs = Costs {
+            base: memory.rest(growth),
+            growth,
+            ..Costs::default()
+        };
+        let budget = (self.budget != u64::MAX).then(|| as_float(self.budget));
+        let full = Remaining { costs, budget }.full(self.most())?;
+        if resident >= full {
+            return Some(0.0);
+        }
+        Some(((full - resident) / costs.growth.max(1.0)).max(1.0))
+    }
+
+    /// Cuts a task for this worker from what waits.
+    fn cut(&mut self, worker: WorkerId) -> Task {
+        let waiting = self.waiting.length();
+        let mut wanted = as_float(FIRST_TASK + NEXT_TASK * self.seen);
+        let Some(one) = self.workers.get(&worker) else {
+            return Task::spans(Vec::new());
+        };
+        let pace = self.pace(one);
+        let within = |seconds: f64| pace.map(|pace| seconds / pace.max(1e-9));
+        wanted = wanted.min(within(TASK).unwrap_or(f64::INFINITY));
+        if self.most > 1 {
+            // Each worker gets half of its share of what waits, so that all end at about the same time.
+            let even = as_float(waiting.div_ceil(2 * self.most as u64));
+            wanted = wanted.min(even.max(within(SHORT_TASK).unwrap_or_default()));
+        }
+        wanted = wanted.min(self.room(one).unwrap_or(f64::INFINITY)).max(1.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "at least 1, and a cast to an integer is at most its maximum"
+        )]
+        let wanted = wanted as u64;
+        Task::spans(self.waiting.take(wanted, one.from_end))
+    }
+
+    /// The process of an idle worker has ended.
+    pub(super) fn gone(&mut self, worker: WorkerId) {
+        let Some(one) = self.workers.remove(&worker) else {
+            return;
+        };
+        for (ended, most) in [(one.times, &mut self.times), (one.memory, &mut self.memory)] {
+            if ended.attributes() > most.attributes() {
+                *most = ended;
+            }
+        }
+    }
+
+    // ---- progress of a task
+
+    /// The evaluation of an attribute begins. Gives false if the worker has no such attribute in its task, or is already behind it.
+    pub(super) fn begin(&mut self, worker: WorkerId, path: AttrIndex, now: Duration) -> bool {
+        let Some(one) = self.workers.get_mut(&worker) else {
+            return false;
+        };
+        let Some(line) = &one.line else {
+            return false;
+        };
+        let is_of_task = line.is_of_task(&path);
+        if is_of_task {
+            one.measure(now);
+        }
+        let Some(line) = &mut one.line else {
+            return false;
+        };
+        if !line.begin(path, &self.counts) {
+            return false;
+        }
+        if is_of_task {
+            line.since = Some(now);
+            self.seen += 1;
+        }
+        self.begun += 1;
+        one.begun += 1;
+        self.root_is_evaluated(worker, now);
+        true
+    }
+
+    /// The root of this worker is evaluated, at the latest now.
+    fn root_is_evaluated(&mut self, worker: WorkerId, now: Duration) {
+        if let Some(one) = self.workers.get_mut(&worker)
+            && let Stage::Root(since) = one.stage
+        {
+            one.stage = Stage::Ready;
+            self.root = Some(now.saturating_sub(since).as_secs_f64());
+        }
+    }
+
+    /// The attribute is a set of `count` attributes, which come next.
+    pub(super) fn enter(&mut self, worker: WorkerId, path: AttrIndex, count: u32) {
+        let one = self.workers.get_mut(&worker);
+        let Some(line) = one.and_then(|one| one.line.as_mut()) else {
+            return;
+        };
+        if line.is_at(&path) {
+            line.enter(path.clone());
+            self.found(path, count);
+        }
+    }
+
+    /// The attribute is a set of `count` attributes, which wait from now on.
+    pub(super) fn large(&mut self, worker: WorkerId, path: AttrIndex, count: u32) {
+        let one = self.workers.get_mut(&worker);
+        let Some(line) = one.and_then(|one| one.line.as_mut()) else {
+            return;
+        };
+        if !line.is_at(&path) {
+            return;
+        }
+        line.report_large();
+        if self.found(path.clone(), count) {
+            self.wait(vec![Span {
+                at: path,
+                from: 0,
+                to: count,
+                count,
+            }]);
+        }
+    }
+
+    /// Counts the attributes of a set. Gives false if it was found before.
+    fn found(&mut self, path: AttrIndex, count: u32) -> bool {
+        let is_new = self.counts.insert(path, count).is_none();
+        if is_new {
+            self.known += u64::from(count);
+        }
+        is_new
+    }
+
+    /// The evaluation of the attribute's metadata begins.
+    pub(super) fn begin_meta(&mut self, worker: WorkerId) {
+        let one = self.workers.get_mut(&worker);
+        if let Some(line) = one.and_then(|one| one.line.as_mut()) {
+            line.in_meta = true;
+        }
+    }
+
+    /// An attribute is excluded.
+    pub(super) fn exclude(&mut self) {
+        self.begun += 1;
+    }
+
+    // ---- end of a task
+
+    /// The task of a worker has ended, and its process too if that `is_gone`.
+    pub(super) fn ended(
+        &mut self,
+        worker: WorkerId,
+        how: LineEnd,
+        process_is_gone: bool,
+        now: Duration,
+    ) {
+        if let Some(one) = self.workers.get_mut(&worker) {
+            if matches!(how, LineEnd::Finished | LineEnd::GaveUp) {
+                one.measure(now);
+            }
+            let line = one.line.take();
+            if how == LineEnd::Finished {
+                self.root_is_evaluated(worker, now);
+            }
+            if let Some(line) = line {
+                self.settle(&line, how);
+            }
+        }
+        if process_is_gone {
+            self.gone(worker);
+        }
+    }
+
+    /// What follows for the rest of a task.
+    fn settle(&mut self, line: &Line, how: LineEnd) {
+        match how {
+            LineEnd::Finished => {}
+            LineEnd::GaveUp => {
+                if !line.at().is_root() {
+                    self.wait(line.rest_without_set(&self.counts));
+                }
+            }
+            LineEnd::GaveUpSet(set) => {
+                self.drop_set(set);
+                self.wait(line.rest_without_set(&self.counts));
+            }
+            LineEnd::Again { catch } => {
+                if let Some(again) = self.once_more(line) {
+                    let again = Task { catch, ..again };
+                    match line.queue {
+                        Queue::Alone => self.alone.push_front(again),
+                        Queue::Waiting | Queue::Repetitions => self.repetitions.push_front(again),
+                    }
+                }
+            }
+            LineEnd::Alone | LineEnd::Fewer => {
+                self.one_fewer();
+                let is_attribute = how == LineEnd::Alone && line.position().is_some();
+                if let Some(again) = self.once_more(line) {
+                    self.wait_again(
+                        again,
+                        if is_attribute {
+                            Queue::Alone
+                        } else {
+                            line.queue
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    /// What is evaluated again of a task: the attribute at the position, or all of it if nothing has begun. The rest waits.
+    fn once_more(&mut self, line: &Line) -> Option<Task> {
+        if line.is_large() {
+            self.wait(line.rest(&self.counts));
+            return None;
+        }
+        let spans = match line.position() {
+            None => match &line.task.spans {
+                None => return Some(Task::root()),
+                Some(spans) => spans.clone(),
+            },
+            Some(Position::At(path)) => {
+                self.wait(line.rest(&self.counts));
+                self.begun = self.begun.saturating_sub(1);
+                Vec::from_iter(self.span(path))
+            }
+            // The attributes of a set that was entered.
+            Some(Position::Entered(path)) => {
+                let mut rest = line.rest(&self.counts);
+                let has_some = self.counts.get(path).is_some_and(|count| *count > 0);
+                let first = has_some.then(|| rest.remove(0));
+                self.wait(rest);
+                Vec::from_iter(first)
+            }
+        };
+        let spans = self.without_dropped(spans);
+        let catch = line.task.catch;
+        (!spans.is_empty()).then_some(Task {
+            spans: Some(spans),
+            catch,
+        })
+    }
+
+    /// A task waits again from which nothing has begun.
+    fn wait_again(&mut self, task: Task, queue: Queue) {
+        match (queue, task.spans) {
+            (Queue::Repetitions, spans) => self.repetitions.push_back(Task { spans, ..task }),
+            (Queue::Alone, spans) => self.alone.push_back(Task { spans, ..task }),
+            (Queue::Waiting, None) => self.root_waits = true,
+            (Queue::Waiting, Some(spans)) => self.wait(spans),
+        }
+    }
+
+    fn one_fewer(&mut self) {
+        self.most = (self.allowed.min(self.most) - 1).max(1);
+        self.allowed = self.most;
+    }
+
+    /// These attributes wait, unless they are in a set that was given up.
+    fn wait(&mut self, spans: Vec<Span>) {
+        for span in self.without_dropped(spans) {
+            self.waiting.insert(span);
+        }
+    }
+
+    fn without_dropped(&mut self, mut spans: Vec<Span>) -> Vec<Span> {
+        if self.dropped.is_empty() {
+            return spans;
+        }
+        let (dropped, known) = (&self.dropped, &mut self.known);
+        spans.retain(|span| {
+            let is_dropped = span.at.with_parents().any(|set| dropped.contains(&set));
+            if is_dropped {
+                *known -= span.length();
+            }
+            !is_dropped
+        });
+        spans
+    }
+
+    /// Nothing in this set waits any longer.
+    fn drop_set(&mut self, set: AttrIndex) {
+        self.known -= self.waiting.drop_in(&set);
+        self.dropped.insert(set);
+        let repetitions = std::mem::take(&mut self.repetitions);
+        self.repetitions = self.without_dropped_of(repetitions);
+        let alone = std::mem::take(&mut self.alone);
+        self.alone = self.without_dropped_of(alone);
+    }
+
+    fn without_dropped_of(&mut self, tasks: VecDeque<Task>) -> VecDeque<Task> {
+        let without = |task: Task| {
+            let spans = self.without_dropped(task.spans.unwrap_or_default());
+            (!spans.is_empty()).then_some(Task {
+                spans: Some(spans),
+                ..task
+            })
+        };
+        tasks.into_iter().filter_map(without).collect()
+    }
+}
+
+#[cfg(test)]
+mod properties;
+
+#[cfg(test)]
+mod simulation;
+
+#[cfg(test)]
+mod tests;
