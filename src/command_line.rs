@@ -109,11 +109,7 @@ impl CommandLine {
 impl fmt::Display for CommandLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, value) in &self.variables {
-            write!(
-                f,
-                "{name}={} ",
-                shell_word(value).to_string_lossy()
-            )?;
+            write!(f, "{name}={} ", shell_word(value).to_string_lossy())?;
         }
         f.write_str(self.program)?;
         for word in &self.arguments {

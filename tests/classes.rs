@@ -516,9 +516,9 @@ impl Gate {
 /// The Nix that evaluates for this process.
 fn nix_of(parent: Pid) -> Process {
     let nix = || {
-        children(parent)
-            .into_iter()
-            .find(|child| child.command.contains("nix-instantiate") || child.command.contains(" repl "))
+        children(parent).into_iter().find(|child| {
+            child.command.contains("nix-instantiate") || child.command.contains(" repl ")
+        })
     };
     until("its Nix runs", || nix().is_some());
     nix().unwrap()

@@ -95,7 +95,10 @@ impl Conversation {
         let at = rest.find(&line).unwrap();
         // Whatever is not UTF-8 was asked for by bytes.
         self.read = self.said.lock().unwrap().len() - (rest.len() - at - line.len());
-        rest[..at].to_owned()
+        // Nix before 2.10 with editline says at each line that it is not at a terminal.
+        let said = rest[..at].split_inclusive('\n');
+        said.filter(|line| !line.starts_with("Failed tcsetattr("))
+            .collect()
     }
 
     /// Sends a line, and gives what it says until that is evaluated.

@@ -778,7 +778,10 @@ mod tests {
         };
         assert_eq!(heap(&converse(Some(1 << 20))), Some("1048576".into()));
         assert_eq!(heap(&converse(None)), None);
-        assert_eq!(converse(None).folder.as_deref(), Some(Path::new("/checkout")));
+        assert_eq!(
+            converse(None).folder.as_deref(),
+            Some(Path::new("/checkout"))
+        );
         assert_eq!(converse(None).stdin, Stdin::Lines);
         let words = converse(None).words();
         let settings = words.iter().position(|word| word == "--option").unwrap();

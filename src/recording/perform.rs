@@ -139,7 +139,14 @@ pub fn perform(
     // What it has found of each attribute takes as much memory as the targets.
     drop(evaluation);
     let errors = ErrorLists::of(&evaluated, &request.expect_errors);
-    let notes = print_findings(&evaluated, &errors, &errors_printed, &request, &targets, log)?;
+    let notes = print_findings(
+        &evaluated,
+        &errors,
+        &errors_printed,
+        &request,
+        &targets,
+        log,
+    )?;
     times.end("evaluate");
 
     let reached = Reached {
@@ -160,7 +167,13 @@ pub fn perform(
     let mut pipeline =
         steps(&records, &at_root, &schema).map_err(|failure| failure.context(undone))?;
     let refused_targets = pipeline.refused_targets(&records);
-    print_errors("refused", refused_targets, &BTreeSet::new(), MESSAGE_IN_STEP, log);
+    print_errors(
+        "refused",
+        refused_targets,
+        &BTreeSet::new(),
+        MESSAGE_IN_STEP,
+        log,
+    );
     let counts = pipeline.counts(&targets);
     fail_on_errors(counts, request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);

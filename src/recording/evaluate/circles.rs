@@ -21,7 +21,11 @@ pub(super) fn circle(names: &[String]) -> Option<(usize, usize)> {
         // The longest way round, and of those the first and shortest: `a.b.b.b.b` rather than its last three.
         .max_by_key(|(begin, length)| {
             let around = turns((*begin, *length)) * length;
-            (around, std::cmp::Reverse(*begin), std::cmp::Reverse(*length))
+            (
+                around,
+                std::cmp::Reverse(*begin),
+                std::cmp::Reverse(*length),
+            )
         })
 }
 

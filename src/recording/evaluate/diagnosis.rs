@@ -470,12 +470,21 @@ mod tests {
         let root = root();
         for at in [attr(), AttrIndex::default()] {
             let mut diagnosis = diagnosis(&root);
-            let end = (Ending::Exited(1), "error: writing to file: No space left on device\n");
+            let end = (
+                Ending::Exited(1),
+                "error: writing to file: No space left on device\n",
+            );
             let first = judge(&mut diagnosis, at.clone(), false, end, nothing_valid);
             assert!(first.starts_with("repeat: web: writing"), "{first}");
             let threw = in_a_word(diagnosis.threw(&at));
-            assert!(threw.ends_with("writing to file: No space left on device"), "{threw}");
-            assert!(threw.starts_with("error: ") || threw.starts_with("Evaluation: "), "{threw}");
+            assert!(
+                threw.ends_with("writing to file: No space left on device"),
+                "{threw}"
+            );
+            assert!(
+                threw.starts_with("error: ") || threw.starts_with("Evaluation: "),
+                "{threw}"
+            );
         }
     }
 

@@ -31,7 +31,10 @@ mod plan;
 mod processes;
 mod progress;
 mod protocol;
-#[cfg_attr(not(test), expect(dead_code, reason = "the walk does not remember yet"))]
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the walk does not remember yet")
+)]
 pub(in crate::recording) mod remembered;
 mod spans;
 mod unmarked;

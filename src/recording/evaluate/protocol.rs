@@ -56,8 +56,7 @@ pub(super) fn with_ends(line: &[u8], marker: &str) -> Vec<u8> {
 /// editline prints at each line (2.8).
 pub(super) fn is_chatter(line: &[u8], is_loading: bool) -> bool {
     let is_of = |begins: &[&[u8]]| begins.iter().any(|begin| line.starts_with(begin));
-    is_of(&[b"Failed tcsetattr("])
-        || is_loading && !is_of(&[b"warning:", b"error:", b" "])
+    is_of(&[b"Failed tcsetattr("]) || is_loading && !is_of(&[b"warning:", b"error:", b" "])
 }
 
 /// A message of the walker, most of them about one attribute.

@@ -278,7 +278,10 @@ impl<'a> Walk<'a> {
             } else {
                 None
             };
-            match self.schedule.next(*worker, resident, self.started.elapsed()) {
+            match self
+                .schedule
+                .next(*worker, resident, self.started.elapsed())
+            {
                 Next::Task(task) => {
                     let lines = protocol::task_lines(&task, false, self.invocation.marker());
                     self.processes.send(*worker, &lines);
@@ -302,9 +305,7 @@ impl<'a> Walk<'a> {
         let limits = |worker| {
             let is_walking = schedule.task(worker).is_some();
             WorkerLimits {
-                memory: schedule
-                    .has_memory_limit()
-                    .then(|| schedule.part(worker)),
+                memory: schedule.has_memory_limit().then(|| schedule.part(worker)),
                 silence: self.request.evaluation_timeout.filter(|_| is_walking),
             }
         };
@@ -347,7 +348,10 @@ impl<'a> Walk<'a> {
     fn message(&mut self, worker: WorkerId, message: WalkerMessage) -> Result<(), Failure> {
         let now = self.now();
         let (schedule, findings) = (&mut self.schedule, &mut self.findings);
-        let doing = self.workers.get_mut(&worker).map(|worker| &mut worker.doing);
+        let doing = self
+            .workers
+            .get_mut(&worker)
+            .map(|worker| &mut worker.doing);
         match message {
             WalkerMessage::Begin(path, name) => {
                 if !schedule.begin(worker, path.clone(), now) {
@@ -494,17 +498,26 @@ impl<'a> Walk<'a> {
         );
         let message = match found {
             Some(_) => format!("the set contains itself: {shown}.…"),
-            None => format!("sets are nested deeper than {} levels here", names.len() - 1),
+            None => format!(
+                "sets are nested deeper than {} levels here",
+                names.len() - 1
+            ),
         };
         let exclude = self.findings.attr(&set);
         let hint = match self.request.recurse {
-            Recurse::All => format!("exclude it (`exclude: {exclude}`), or walk only marked sets (`recurse: marked`)"),
-            Recurse::Marked => format!("exclude it (`exclude: {exclude}`), or remove its `recurseForDerivations`"),
+            Recurse::All => format!(
+                "exclude it (`exclude: {exclude}`), or walk only marked sets (`recurse: marked`)"
+            ),
+            Recurse::Marked => {
+                format!("exclude it (`exclude: {exclude}`), or remove its `recurseForDerivations`")
+            }
         };
-        self.findings.give_up_set(&set, &format!("{message}\n{hint}"));
+        self.findings
+            .give_up_set(&set, &format!("{message}\n{hint}"));
         self.print_error(&set);
         let now = self.now();
-        self.schedule.ended(worker, LineEnd::GaveUpSet(set), false, now);
+        self.schedule
+            .ended(worker, LineEnd::GaveUpSet(set), false, now);
         Ok(())
     }
 
