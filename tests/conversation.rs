@@ -617,7 +617,8 @@ fn other_settings_count_as_for_nix_instantiate() {
 fn a_long_line_of_any_bytes_but_control_characters_arrives_as_it_was_sent() {
     let Some(host) = Host::local() else { return };
     let mut conversation = host.converse(&[]);
-    for text in [&b"\xc3\xa4"[..], b"\xff\xfe", &[b'a'; 1_000_000]] {
+    let long = vec![b'a'; 1_000_000];
+    for text in [&b"\xc3\xa4"[..], b"\xff\xfe", &long] {
         let line = [
             b"builtins.trace \"length ${toString (builtins.stringLength \"",
             text,
