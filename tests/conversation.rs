@@ -21,7 +21,7 @@ use unix::{
 use eval_once::nix::Message;
 
 use super::support::{
-    daemon::Daemon, processes::marked, program::Program, store::Store, tool, until,
+    daemon::Daemon, loudly, processes::marked, program::Program, store::Store, until,
 };
 
 /// The user of the clients that go through a daemon.
@@ -95,7 +95,10 @@ impl Conversation {
         let at = rest.find(&line).unwrap();
         // Whatever is not UTF-8 was asked for by bytes.
         self.read = self.said.lock().unwrap().len() - (rest.len() - at - line.len());
-        rest[..at].to_owned()
+        // Nix before 2.10 with editline says at each line that it is not at a terminal.
+        let said = rest[..at].split_inclusive('\n');
+        said.filter(|line| !line.starts_with("Failed tcsetattr("))
+            .collect()
     }
 
     /// Sends a line, and gives what it says until that is evaluated.
@@ -249,7 +252,7 @@ const FAILING: [(&str, &str, &str); 12] = [
         "one\nerror: two\n\nthree",
     ),
     ("aborted", "abort \"own words\"", "evaluation aborted"),
-    ("asserted", "assert 1 == 2; 1", "assertion"),
+    ("asserted", "assert false; 1", "assertion"),
     ("missing", "{ name = 1; }.nme", "attribute 'nme' missing"),
     ("kind", "1 + { }", "cannot"),
     ("argument", "({ a }: a) { b = 1; }", "called"),
@@ -410,14 +413,16 @@ fn term_ends_a_build_and_its_line_but_not_the_conversation() {
     }
 }
 
+/// With readline a signal ends none that waits for a line; with editline it may. So a status means nothing.
 #[test]
-fn only_the_end_of_its_input_ends_a_conversation_that_waits() {
+fn the_end_of_its_input_ends_a_conversation_that_waits_whatever_signals_it_had() {
     let Some(host) = Host::local() else { return };
+    assert_eq!(host.converse(&[]).close().code(), Some(0));
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let mut conversation = host.converse(&[]);
         kill(conversation.pid(), signal).unwrap();
-        assert_eq!(conversation.value("\"still there\""), "still there");
-        assert_eq!(conversation.close().code(), Some(0), "{signal}");
+        let status = conversation.close();
+        assert!(matches!(status.code(), Some(0 | 1)), "{signal}: {status}");
     }
 }
 
@@ -612,7 +617,8 @@ fn other_settings_count_as_for_nix_instantiate() {
 fn a_long_line_of_any_bytes_but_control_characters_arrives_as_it_was_sent() {
     let Some(host) = Host::local() else { return };
     let mut conversation = host.converse(&[]);
-    for text in [&b"\xc3\xa4"[..], b"\xff\xfe", &[b'a'; 1_000_000]] {
+    let long = vec![b'a'; 1_000_000];
+    for text in [&b"\xc3\xa4"[..], b"\xff\xfe", &long] {
         let line = [
             b"builtins.trace \"length ${toString (builtins.stringLength \"",
             text,
@@ -675,30 +681,47 @@ fn a_persons_settings_for_a_terminal_do_not_count_and_no_line_is_kept() {
     }
 }
 
-/// How an expression comes into a conversation: the value of a file that every Nix carries.
+/// How an expression comes into a conversation, with control characters and all: as an argument of a file that is loaded.
 #[test]
-fn an_argument_becomes_a_name_by_loading_a_file_of_nixs_own() {
+fn an_argument_becomes_a_name_by_loading_a_file() {
     for host in Host::each() {
+        let file = host.store.write("named.nix", "{ url }: { inherit url; }\n");
+        let file = file.to_str().unwrap();
+        let entry = format!("named={file}");
         let many = "/* a comment */ name: # another\n\t\"\t${name}\n\"";
-        let mut conversation = host.converse(&["--arg", "url", many]);
-        let said = conversation.ask(":load <nix/fetchurl.nix>");
-        assert!(!said.contains("error"), "{said}");
-        assert_eq!(
-            conversation.value("toString (builtins.stringLength (url \"x\"))"),
-            "3"
-        );
-        // It is evaluated only when it is used.
-        let mut lazy = host.converse(&["--arg", "url", "throw \"too early\""]);
-        let said = lazy.ask(":load <nix/fetchurl.nix>");
-        assert!(!said.contains("too early"), "{said}");
-        assert!(lazy.ask("builtins.seq url null").contains("too early"));
+        let restricted = ["--option", "restrict-eval", "true", "-I", &entry];
+        let mut ways = vec![
+            (vec![], format!(":load {file}")),
+            (restricted.to_vec(), ":load <named>".to_owned()),
+        ];
+        if host.version() >= (2, 26) {
+            // Before it, this one is in no folder that can be read.
+            let pure = ["--option", "pure-eval", "true"].to_vec();
+            ways.push((pure, ":load <nix/fetchurl.nix>".to_owned()));
+        }
+        for (arguments, load) in ways {
+            let with = |text| [&arguments[..], &["--arg", "url", text]].concat();
+            let mut conversation = host.converse(&with(many));
+            let said = conversation.ask(&load);
+            assert!(said.contains("Added "), "{load}: {said}");
+            assert_eq!(
+                conversation.value("toString (builtins.stringLength (url \"x\"))"),
+                "3"
+            );
+            // It is evaluated only when it is used.
+            let mut lazy = host.converse(&with("throw \"too early\""));
+            let said = lazy.ask(&load);
+            assert!(!said.contains("too early"), "{said}");
+            assert!(lazy.ask("builtins.seq url null").contains("too early"));
+        }
     }
 }
 
 #[test]
 fn the_heap_to_begin_with_is_taken_from_the_environment() {
     let Some(host) = Host::local() else { return };
-    if tool("cat").is_none() || !PathBuf::from("/proc/self/status").exists() {
+    if !PathBuf::from("/proc/self/status").exists() {
+        loudly("how large a process is, is not in /proc here");
         return;
     }
     let size = |heap: u64| {

@@ -243,7 +243,8 @@ fn a_stopped_recording_leaves_what_it_found_and_a_retry_goes_on_with_it() {
     let annotation = scene.annotation();
     assert!(
         annotation.contains("stopped by SIGTERM")
-            && annotation.contains("stopped at <code>z") && annotation.contains("slow</code> after"),
+            && annotation.contains("stopped at <code>z")
+            && annotation.contains("slow</code> after"),
         "{annotation}"
     );
     let kept = scene.kept();
