@@ -112,7 +112,7 @@ enum Stage {
 
 /// A worker, and what was measured of it.
 #[derive(Debug)]
-struct Worker {
+struct WorkerState {
     assignment: Option<Assignment>,
     /// Started for an attribute that needs all the memory.
     alone: bool,
@@ -133,7 +133,7 @@ struct Worker {
     resident: Option<u64>,
 }
 
-impl Worker {
+impl WorkerState {
     fn new(alone: bool, from_end: bool, now: Duration) -> Self {
         Self {
             assignment: None,
@@ -192,7 +192,7 @@ pub(super) struct Schedule {
     alone: VecDeque<Task>,
     /// The sets that were given up.
     dropped: BTreeSet<AttrIndex>,
-    workers: BTreeMap<WorkerId, Worker>,
+    workers: BTreeMap<WorkerId, WorkerState>,
     /// How many workers there have been.
     started: u32,
     /// How many attributes of tasks have begun.
@@ -359,7 +359,7 @@ impl Schedule {
     }
 
     /// The time for an attribute of a task, in seconds: of this worker, or of all.
-    fn pace(&self, worker: &Worker) -> Option<f64> {
+    fn pace(&self, worker: &WorkerState) -> Option<f64> {
         let of_all = || self.most_measured(|one| &one.times, &self.times).usual();
         let remembered = || Some(self.remembered?.each);
         worker.times.usual().or_else(of_all).or_else(remembered)
@@ -392,7 +392,7 @@ impl Schedule {
     /// The curve with the most attributes.
     fn most_measured<'a>(
         &'a self,
-        curve: impl Fn(&'a Worker) -> &'a Curve,
+        curve: impl Fn(&'a WorkerState) -> &'a Curve,
         ended: &'a Curve,
     ) -> &'a Curve {
         self.workers.values().map(curve).fold(ended, |most, curve| {
@@ -448,15 +448,16 @@ impl Schedule {
             .count();
         let from_end = from_end * 2 < running;
         self.workers
-            .insert(worker, Worker::new(alone, from_end, now));
+            .insert(worker, WorkerState::new(alone, from_end, now));
         Some(worker)
     }
 
     /// Whether one worker more than are running pays. If it does not, those that are running share the memory.
     fn another_pays(&mut self) -> bool {
         let running = self.workers.len();
-        let is_idle =
-            |worker: &Worker| worker.assignment.is_none() && !worker.closing && !worker.is_new();
+        let is_idle = |worker: &WorkerState| {
+            worker.assignment.is_none() && !worker.closing && !worker.is_new()
+        };
         let is_root_known = self.counts.contains_key(&AttrIndex::default());
         let is_root_next = !is_root_known && (self.root_waits || self.is_busy());
         let has_work = !self.waiting.is_empty() || is_root_next;
@@ -559,7 +560,7 @@ impl Schedule {
     }
 
     /// How many attributes fit into the memory that is left to this worker; none without a limit.
-    fn room(&self, worker: &Worker) -> Option<f64> {
+    fn room(&self, worker: &WorkerState) -> Option<f64> {
         let resident = as_float(worker.resident?);
         let memory = self.most_measured(|one| &one.memory, &self.memory);
         let growth = memory.slope().unwrap_or_default();
