@@ -3,7 +3,7 @@
 //! | room | responsible for |
 //! | --- | --- |
 //! | `walk` | the walk over all targets: connects the rooms below |
-//! | `plan`, `spans` | what waits, which worker evaluates what, how many there are and with how much memory: a plain value |
+//! | `schedule`, `spans` | what waits, which worker evaluates what, how many there are and with how much memory: a plain value |
 //! | `remembered` | what the same evaluation cost the last time |
 //! | `processes` | the workers' processes: starting, reading lines, measuring, stopping |
 //! | `invocation` | the workers' command lines |
@@ -27,11 +27,12 @@ pub mod gaps;
 mod invocation;
 pub(in crate::recording) mod known;
 pub(in crate::recording) mod memory;
-mod plan;
+
 mod processes;
 mod progress;
 mod protocol;
 pub(in crate::recording) mod remembered;
+mod schedule;
 mod spans;
 mod unmarked;
 mod walk;
@@ -41,7 +42,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use self::gaps::Gaps;
-use self::plan::Costs;
+use self::schedule::Costs;
 use crate::nix::AttrPath;
 use crate::recording::{AttrError, FoundTarget};
 use crate::state::StateFolder;
