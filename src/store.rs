@@ -472,7 +472,7 @@ impl Store {
     ///
     /// # Errors
     /// The program is missing (69); a signal asked us to end (128 + n).
-    pub fn words(
+    pub fn output_of(
         &mut self,
         supervisor: &mut Supervisor,
         evaluation: &Evaluation,
