@@ -385,6 +385,10 @@ mod tests {
     }
 
     /// The store answers; no path is valid.
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "the type of what answers a question"
+    )]
     fn nothing_valid(_: Question<'_>) -> Result<bool, Failure> {
         Ok(false)
     }

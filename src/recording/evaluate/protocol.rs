@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::Task;
+use super::schedule::Task;
 use super::spans::{AttrIndex, Span};
 use crate::keys::Keys;
 use crate::nix::command::WALKER;
