@@ -49,11 +49,13 @@ pub(super) fn purity_line(marker: &str) -> Vec<u8> {
 /// A line of a conversation, and those that say that it has been evaluated, or has failed: what Nix says before `done` belongs to it.
 ///
 /// Where a file ends too early (`syntax error, unexpected end of file`), Nix before 2.30 takes the *line* for unfinished: it says
-/// nothing, and waits for the rest of it, of which `done` is then a part. No line goes on with a parenthesis; so this one ends it,
-/// with an error that means nothing, and `next` comes without `done` before it. The message has to be asked for elsewhere.
+/// nothing, and waits for the rest of it, of which the next line is then a part. So `done` begins with a word that no line goes on
+/// with: the two are a syntax error, and `next` comes without `done` before it. (A line that goes on is evaluated from its begin:
+/// the attributes before that file would be reported twice.) The message has to be asked for elsewhere.
 pub(super) fn with_ends(line: &[u8], marker: &str) -> Vec<u8> {
-    let say = |word: &str| format!("builtins.trace \"{marker} {word}  \" null\n").into_bytes();
-    [line, &say("done"), b")\n", &say("next")].concat()
+    let done = format!("assert true; builtins.trace \"{marker} done  \" null\n");
+    let next = format!("builtins.trace \"{marker} next  \" null\n");
+    [line, done.as_bytes(), next.as_bytes()].concat()
 }
 
 /// Whether Nix says this of the conversation itself, and not of what is evaluated: its greeting while the walker is loaded, and what
@@ -76,8 +78,7 @@ mod tests {
             lines,
             [
                 "url {spans=null;}",
-                r#"builtins.trace "M done  " null"#,
-                ")",
+                r#"assert true; builtins.trace "M done  " null"#,
                 r#"builtins.trace "M next  " null"#,
             ]
         );
