@@ -152,6 +152,16 @@ impl Findings {
         }
     }
 
+    /// It does not evaluate, with a message that is not known.
+    pub(super) fn throws(&mut self, path: &AttrIndex) {
+        let error = AttrError {
+            attr: self.attr(path),
+            message: None,
+        };
+        self.outcomes
+            .insert(path.clone(), AttrOutcome::Error(error));
+    }
+
     /// It is a set of which nothing counts, with this message: what was found in it is forgotten, and so is what is still found.
     pub(super) fn give_up_set(&mut self, path: &AttrIndex, message: &str) {
         let is_below = |other: &AttrIndex| other.is_in(path);
