@@ -748,8 +748,14 @@ fn a_file_that_ends_too_early_is_the_error_of_the_attribute_that_imports_it() {
             .run();
         ended.exits(0);
         let pipeline = Pipeline::of(&ended);
-        assert_eq!(Vec::from_iter(pipeline.drvs().keys()), [r#"["a"]"#, r#"["f"]"#]);
-        assert_eq!(pipeline.broken(), ["b", "c", "d", "e"].map(|name| format!("[\"{name}\"]")));
+        assert_eq!(
+            Vec::from_iter(pipeline.drvs().keys()),
+            [r#"["a"]"#, r#"["f"]"#]
+        );
+        assert_eq!(
+            pipeline.broken(),
+            ["b", "c", "d", "e"].map(|name| format!("[\"{name}\"]"))
+        );
         for broken in ["b", "d", "e"] {
             mentions(
                 &ended,
