@@ -74,12 +74,13 @@ pub(super) fn purity_line(marker: &str) -> Vec<u8> {
 
 /// A line of a conversation, and those that say that it has been evaluated, or has failed: what Nix says before `done` belongs to it.
 ///
-/// Where a file ends too early (`syntax error, unexpected end of file`), Nix 2.8 takes the *line* for unfinished: it says nothing, and
-/// waits for the rest of it, of which `done` is then a part. No line goes on with a parenthesis; so this one ends it, with an error
-/// that means nothing, and `next` comes without `done` before it.
+/// Where a file ends too early (`syntax error, unexpected end of file`), Nix before 2.30 takes the *line* for unfinished: it says
+/// nothing, appends the next line, and reads both again. Together they must be no expression, which would evaluate the line once
+/// more; so `done` is said by a command (`:p`), which is one only at the begin of what Nix reads. Then it is a syntax error that means
+/// nothing, it ends the line, and `next` comes without `done` before it.
 pub(super) fn with_ends(line: &[u8], marker: &str) -> Vec<u8> {
     let say = |word: &str| format!("builtins.trace \"{marker} {word}  \" null\n").into_bytes();
-    [line, &say("done"), b")\n", &say("next")].concat()
+    [line, b":p ", &say("done"), &say("next")].concat()
 }
 
 /// Whether Nix says this of the conversation itself, and not of what is evaluated: its greeting while the walker is loaded, and what
