@@ -100,6 +100,7 @@ pub fn perform(
         temporary,
         state: &state,
         cores,
+        nix: &host.nix,
         remembered: remembered::load(&state, &identity),
     };
     let mut evaluation = EvaluatorRun::new(

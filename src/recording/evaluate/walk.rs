@@ -41,7 +41,7 @@ enum Doing {
     Loading {
         /// By the file that these lines name.
         lines: Vec<u8>,
-        /// It evaluates a flake, and not purely.
+        /// It does not evaluate purely, though it has to.
         is_impure: bool,
     },
     /// It waits for a task.
@@ -129,7 +129,7 @@ impl<'a> Walk<'a> {
         // Where it is not known how much is free, there is no limit.
         let memory = memory::for_evaluation(request, supervisor).unwrap_or(u64::MAX);
         let most = request.workers.unwrap_or(host.cores).get();
-        let mut invocation = WorkerInvocation::new(request, locked, systems, host.state)?;
+        let mut invocation = WorkerInvocation::new(request, locked, systems, host)?;
         invocation.know(&known);
         Ok(Self {
             request,
@@ -489,9 +489,10 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         match was {
+            // Whether or not it has loaded the walker.
             Doing::Loading {
                 is_impure: true, ..
-            } if output.error.is_none() => {
+            } => {
                 self.invocation.cannot_converse();
                 self.schedule.one_task_each();
                 self.processes.close(worker);
