@@ -74,19 +74,21 @@ pub(super) fn purity_line(marker: &str) -> Vec<u8> {
 
 /// A line of a conversation, and those that say that it has been evaluated, or has failed: what Nix says before `done` belongs to it.
 ///
-/// Where a file ends too early (`syntax error, unexpected end of file`), Nix 2.8 takes the *line* for unfinished: it says nothing, and
-/// waits for the rest of it, of which `done` is then a part. No line goes on with a parenthesis; so this one ends it, with an error
-/// that means nothing, and `next` comes without `done` before it.
+/// Where a file ends too early (`syntax error, unexpected end of file`), Nix before 2.30 takes the *line* for unfinished: it says nothing,
+/// and waits for the rest of it, of which `done` is then a part. Without its colon that would be the same line with three more
+/// arguments, and be evaluated once more. With it, it is a syntax error before anything is evaluated, and `next` comes without `done`
+/// before it.
 pub(super) fn with_ends(line: &[u8], marker: &str) -> Vec<u8> {
-    let say = |word: &str| format!("builtins.trace \"{marker} {word}  \" null\n").into_bytes();
-    [line, &say("done"), b")\n", &say("next")].concat()
+    let say = |word: &str| format!(":p builtins.trace \"{marker} {word}  \" null\n").into_bytes();
+    [line, &say("done"), &say("next")].concat()
 }
 
 /// Whether Nix says this of the conversation itself, and not of what is evaluated: its greeting while the walker is loaded, and what
 /// editline prints at each line (2.8).
 pub(super) fn is_chatter(line: &[u8], is_loading: bool) -> bool {
     let is_of = |begins: &[&[u8]]| begins.iter().any(|begin| line.starts_with(begin));
-    is_of(&[b"Failed tcsetattr("]) || is_loading && !is_of(&[b"warning:", b"error:", b" "])
+    is_of(&[b"Failed tcsetattr("])
+        || is_loading && !is_of(&[b"warning:", b"error:", b"error (ignored):", b" "])
 }
 
 /// A message of the walker, most of them about one attribute.
