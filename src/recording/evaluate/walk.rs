@@ -377,7 +377,10 @@ impl<'a> Walk<'a> {
             }
             Some(message) => {
                 let other = self.processes.continued(worker);
-                self.progress.pass_on(&other);
+                // What loading failed with (2.8) does not matter where nothing is evaluated in a conversation.
+                if message != WalkerMessage::Impure {
+                    self.progress.pass_on(&other);
+                }
                 self.message(worker, message)
             }
             // A line of Nix, or of the expression.
@@ -583,23 +586,20 @@ impl<'a> Walk<'a> {
             attr.names()[..(root + depth + NAMES_OF_CIRCLE).min(attr.names().len())].to_vec(),
         );
         let message = match found {
-            Some(_) => format!("the set contains itself: {shown}.…"),
-            None => format!(
-                "sets are nested deeper than {} levels here",
-                names.len() - 1
-            ),
+            Some(_) => format!("the set contains itself ({shown}.…)"),
+            None => format!("sets are nested deeper than {} levels", names.len() - 1),
+        };
+        let or = match self.request.recurse {
+            // In a flake sets of some outputs are walked without a mark.
+            _ if self.invocation.system().is_some() => "",
+            Recurse::All => ", or walk only marked sets (`recurse: marked`)",
+            Recurse::Marked => ", or remove its `recurseForDerivations`",
         };
         let exclude = self.findings.attr(&set);
-        let hint = match self.request.recurse {
-            Recurse::All => format!(
-                "exclude it (`exclude: {exclude}`), or walk only marked sets (`recurse: marked`)"
-            ),
-            Recurse::Marked => {
-                format!("exclude it (`exclude: {exclude}`), or remove its `recurseForDerivations`")
-            }
-        };
-        self.findings
-            .give_up_set(&set, &format!("{message}\n{hint}"));
+        self.findings.give_up_set(
+            &set,
+            &format!("{message}:\nexclude it (`exclude: {exclude}`){or}"),
+        );
         self.print_error(&set);
         let now = self.now();
         self.schedule
