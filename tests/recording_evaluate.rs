@@ -576,34 +576,6 @@ fn what_cannot_be_walked_is_one_sentence_that_names_the_place() {
 
 // ---- limits
 
-/// Before 2.30 a conversation says nothing of such a file.
-#[test]
-fn a_file_that_ends_too_early_costs_the_attributes_that_import_it() {
-    let Some(store) = Store::new() else { return };
-    store.write("early.nix", "{ a = 1;\n");
-    store.targets(
-        r#"{
-          first = import ./early.nix;
-          good = build "good" "echo > $out";
-          set = {
-            recurseForDerivations = true;
-            again = (import ./early.nix).a;
-            also = build "also" "echo > $out";
-          };
-        }"#,
-    );
-    let ended = record(&store, &["--workers", "1"]).run();
-    let pipeline = Pipeline::of(&ended);
-    assert_eq!(pipeline.drvs().len(), 2, "{ended}");
-    for attr in ["first", "set.again"] {
-        mentions(
-            &ended,
-            &format!("evaluation error: {attr}: syntax error, unexpected end of file, at "),
-        );
-    }
-    mentions(&ended, "2 targets (2 to build), 2 evaluation errors");
-}
-
 #[test]
 fn an_attribute_that_hangs_ends_with_the_timeout() {
     let Some(store) = Store::new() else { return };
@@ -746,4 +718,41 @@ fn nix_eval_jobs_gives_the_same_records() {
     assert_eq!(ours.step(&["a"]).record["log"], "raw");
     let arguments = fs::read_to_string(store.root().join("arguments")).unwrap();
     assert!(arguments.contains("--workers\n2\n"), "{arguments}");
+}
+
+/// Nix before 2.30 takes the line of a conversation for unfinished then, and says nothing.
+#[test]
+fn a_file_that_ends_too_early_is_the_error_of_the_attribute_that_imports_it() {
+    let Some(store) = Store::new() else { return };
+    store.write("early.nix", "{ a = ");
+    store.write(
+        "ci.nix",
+        &expression(
+            r#"{ argument ? 1 }: { a = file "a"; b = import ./early.nix; c = throw "c"; d = argument; e = import ./early.nix; f = file "f"; }"#,
+        ),
+    );
+    for workers in ["1", "3"] {
+        let argument = ["--arg", "argument", "import ./early.nix"];
+        let ended = record(&store, &["--file", "ci.nix", "--workers", workers])
+            .args(argument)
+            .run();
+        ended.exits(0);
+        let pipeline = Pipeline::of(&ended);
+        assert_eq!(
+            Vec::from_iter(pipeline.drvs().keys()),
+            [r#"["a"]"#, r#"["f"]"#]
+        );
+        assert_eq!(
+            pipeline.broken(),
+            ["b", "c", "d", "e"].map(|name| format!("[\"{name}\"]"))
+        );
+        for broken in ["b", "d", "e"] {
+            mentions(
+                &ended,
+                &format!("evaluation error: {broken}: syntax error, unexpected end of file"),
+            );
+        }
+        mentions(&ended, "evaluation error: c: c\n");
+        mentions(&ended, "2 targets (2 to build), 4 evaluation errors");
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::Task;
+use super::schedule::Task;
 use super::spans::{AttrIndex, Span};
 use crate::keys::Keys;
 use crate::nix::command::WALKER;
@@ -74,13 +74,14 @@ pub(super) fn purity_line(marker: &str) -> Vec<u8> {
 
 /// A line of a conversation, and those that say that it has been evaluated, or has failed: what Nix says before `done` belongs to it.
 ///
-/// Where a file ends too early (`syntax error, unexpected end of file`), Nix before 2.30 takes the *line* for unfinished: it says nothing,
-/// and waits for the rest of it, of which `done` is then a part. Without its colon that would be the same line with three more
-/// arguments, and be evaluated once more. With it, it is a syntax error before anything is evaluated, and `next` comes without `done`
-/// before it.
+/// Where a file ends too early (`syntax error, unexpected end of file`), Nix before 2.30 takes the *line* for unfinished: it says
+/// nothing, and waits for the rest of it, of which the next line is then a part. So `done` begins with a word that no line goes on
+/// with: the two are a syntax error, and `next` comes without `done` before it. (A line that goes on is evaluated from its begin:
+/// the attributes before that file would be reported twice.)
 pub(super) fn with_ends(line: &[u8], marker: &str) -> Vec<u8> {
-    let say = |word: &str| format!(":p builtins.trace \"{marker} {word}  \" null\n").into_bytes();
-    [line, &say("done"), &say("next")].concat()
+    let done = format!("assert true; builtins.trace \"{marker} done  \" null\n");
+    let next = format!("builtins.trace \"{marker} next  \" null\n");
+    [line, done.as_bytes(), next.as_bytes()].concat()
 }
 
 /// Whether Nix says this of the conversation itself, and not of what is evaluated: its greeting while the walker is loaded, and what

@@ -6,9 +6,9 @@
 use std::time::{Duration, Instant};
 
 use super::invocation::WorkerInvocation;
-use super::plan::{Schedule, Task, WorkerId};
 use super::processes::{Processes, StopCause, WorkerLimits};
 use super::protocol::{self, WalkKind, WalkerMessage};
+use super::schedule::{Schedule, Task, WorkerId};
 use super::spans::AttrIndex;
 use crate::exit::{Class, Failure};
 use crate::store::ATTEMPTS;
