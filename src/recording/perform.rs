@@ -91,7 +91,14 @@ pub fn perform(
         started: order.started,
         log,
     };
-    let (mut pinned, printed) = evaluate(&unfinished, &owner, &identity, (cores, &host.nix), store, supervisor)?;
+    let (mut pinned, printed) = evaluate(
+        &unfinished,
+        &owner,
+        &identity,
+        (cores, &host.nix),
+        store,
+        supervisor,
+    )?;
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
