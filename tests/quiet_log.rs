@@ -3,7 +3,8 @@
 use crate::support::{stand_in::StandIns, store::Store};
 
 /// What several programs of Nix at once, and 2.34 by itself, print beside everything that they do.
-const NOISE: [&str; 3] = [
+const NOISE: [&str; 4] = [
+    "warning: error: SQLite database '/nix/var/nix/db/db.sqlite' is busy",
     "warning: SQLite database '/nix/var/nix/db/db.sqlite' is busy",
     "error (ignored): error: cannot close the connection",
     "       because of what no reader can change",

@@ -20,7 +20,8 @@ pub(super) struct TooDeep {
 }
 
 /// What is not walked because the set at this path is nested too deeply. The first `root` names lead to the root of the walk.
-pub(super) fn too_deep(path: &AttrPath, root: usize, recurse: Recurse) -> TooDeep {
+/// `recurse` is none where sets are walked without a mark all the same, as some of a flake's outputs.
+pub(super) fn too_deep(path: &AttrPath, root: usize, recurse: Option<Recurse>) -> TooDeep {
     let (to_root, names) = path.names().split_at(root.min(path.names().len()));
     let upto = |depth: usize| {
         let below = names.iter().take(depth);
@@ -30,27 +31,24 @@ pub(super) fn too_deep(path: &AttrPath, root: usize, recurse: Recurse) -> TooDee
     let depth = found.map_or(names.len(), |(begin, length)| begin + length);
     let message = if found.is_some() {
         format!(
-            "the set contains itself: {}.…",
+            "the set contains itself ({}.…)",
             upto(depth + NAMES_OF_CIRCLE)
         )
     } else {
         format!(
-            "sets are nested deeper than {} levels here",
+            "sets are nested deeper than {} levels",
             names.len().saturating_sub(1)
         )
     };
     let set = upto(depth);
-    let hint = match recurse {
-        Recurse::All => {
-            format!("exclude it (`exclude: {set}`), or walk only marked sets (`recurse: marked`)")
-        }
-        Recurse::Marked => {
-            format!("exclude it (`exclude: {set}`), or remove its `recurseForDerivations`")
-        }
+    let or = match recurse {
+        None => "",
+        Some(Recurse::All) => ", or walk only marked sets (`recurse: marked`)",
+        Some(Recurse::Marked) => ", or remove its `recurseForDerivations`",
     };
     TooDeep {
         depth,
-        message: format!("{message}\n{hint}"),
+        message: format!("{message}:\nexclude it (`exclude: {set}`){or}"),
     }
 }
 
@@ -107,20 +105,20 @@ mod tests {
         let path = |names: &[&str]| AttrPath::new(names.iter().map(|&it| it.to_owned()).collect());
         let around = path(&[&["ci", "x"][..], &["a"; 30]].concat());
         assert_eq!(
-            too_deep(&around, 1, Recurse::All),
+            too_deep(&around, 1, Some(Recurse::All)),
             TooDeep {
                 depth: 2,
-                message: "the set contains itself: ci.x.a.a.a.a.a.a.a.…\n\
+                message: "the set contains itself (ci.x.a.a.a.a.a.a.a.…):\n\
                     exclude it (`exclude: ci.x.a`), or walk only marked sets (`recurse: marked`)"
                     .into(),
             }
         );
         let straight = path(&["ci", "a", "b", "c"]);
         assert_eq!(
-            too_deep(&straight, 1, Recurse::Marked),
+            too_deep(&straight, 1, Some(Recurse::Marked)),
             TooDeep {
                 depth: 3,
-                message: "sets are nested deeper than 2 levels here\n\
+                message: "sets are nested deeper than 2 levels:\n\
                     exclude it (`exclude: ci.a.b.c`), or remove its `recurseForDerivations`"
                     .into(),
             }

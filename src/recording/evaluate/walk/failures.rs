@@ -123,7 +123,10 @@ impl Walk<'_> {
     /// A set is nested too deeply: it, or the circle of sets that leads to it, is one evaluation error.
     pub(super) fn give_up_deep(&mut self, worker: WorkerId, path: &AttrIndex, is_gone: bool) {
         let root = self.request.root.attr.names().len();
-        let too_deep = too_deep(&self.findings.attr(path), root, self.request.recurse);
+        // Without `attr`, the sets of some of a flake's outputs need no mark.
+        let is_whole_flake = self.invocation.system().is_some();
+        let recurse = (!is_whole_flake).then_some(self.request.recurse);
+        let too_deep = too_deep(&self.findings.attr(path), root, recurse);
         let Some(set) = path.with_parents().nth(too_deep.depth) else {
             return;
         };

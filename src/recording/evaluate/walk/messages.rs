@@ -46,7 +46,10 @@ impl Walk<'_> {
             }
             Some(message) => {
                 let other = self.processes.continued(worker);
-                self.progress.pass_on(&other);
+                // What loading failed with (2.8) does not matter where nothing is evaluated in a conversation.
+                if message != WalkerMessage::Impure {
+                    self.progress.pass_on(&other);
+                }
                 self.message(worker, message)
             }
             // A line of Nix, or of the expression.
