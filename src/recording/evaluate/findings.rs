@@ -85,8 +85,7 @@ impl Findings {
         if target.callable {
             self.callable.insert(path.clone());
         }
-        let outcome = AttrOutcome::Found(target.found.clone());
-        self.outcomes.insert(path.clone(), outcome);
+        self.found(path, AttrOutcome::Found(target.found.clone()));
     }
 
     /// It is a set that is not marked.
@@ -119,7 +118,7 @@ impl Findings {
                     self.named.insert(path.clone());
                 }
                 let target = FoundTarget { attr, drv, meta };
-                self.outcomes.insert(path, AttrOutcome::Found(target));
+                self.found(&path, AttrOutcome::Found(target));
             }
             Err(wrong) => self.refuse(&path, &wrong),
         }
@@ -128,15 +127,20 @@ impl Findings {
     /// It does not evaluate.
     pub(super) fn error(&mut self, path: &AttrIndex, message: &str) {
         let error = self.attr_error(path, message);
-        let outcome = AttrOutcome::Error(error);
-        self.outcomes.insert(path.clone(), outcome);
+        self.found(path, AttrOutcome::Error(error));
     }
 
     /// Its metadata cannot be used.
     pub(super) fn refuse(&mut self, path: &AttrIndex, message: &str) {
         let error = self.attr_error(path, message);
-        let outcome = AttrOutcome::Refused(error);
-        self.outcomes.insert(path.clone(), outcome);
+        self.found(path, AttrOutcome::Refused(error));
+    }
+
+    /// What it is; unless it lies in a set of which nothing counts, where another worker may still be.
+    fn found(&mut self, path: &AttrIndex, outcome: AttrOutcome) {
+        if !self.is_given_up(path) {
+            self.outcomes.insert(path.clone(), outcome);
+        }
     }
 
     /// Its evaluation failed, or that of its metadata. A target that was found remains one: its worker died on the way to the next
@@ -156,15 +160,24 @@ impl Findings {
     pub(super) fn give_up_set(&mut self, path: &AttrIndex, message: &str) {
         let is_below = |other: &AttrIndex| other.is_in(path);
         self.outcomes.retain(|other, _| !is_below(other));
+        self.given_up.retain(|other| !is_below(other));
         self.unmarked.retain(|other| !is_below(other));
         self.callable.retain(|other| !is_below(other));
         self.error(path, message);
         self.given_up.insert(path.clone());
     }
 
-    /// Whether it lies in a set of which nothing counts.
+    /// Whether it is a set of which nothing counts, or lies in one.
     pub(super) fn is_given_up(&self, path: &AttrIndex) -> bool {
-        self.given_up.iter().any(|set| path.is_in(set))
+        self.set_given_up(path).is_some()
+    }
+
+    /// The set of which nothing counts that it is, or lies in.
+    pub(super) fn set_given_up(&self, path: &AttrIndex) -> Option<AttrIndex> {
+        if self.given_up.is_empty() {
+            return None;
+        }
+        path.with_parents().find(|set| self.given_up.contains(set))
     }
 
     /// The version of Nix that evaluated.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::circles::circle;
+use super::circles::{GIVEN_UP_AT_MOST, GivenUpSets, circle};
 use super::diagnosis::{Diagnosis, FailedTask, OversizedWorker, Question, Verdict, WorkerEnd};
 use super::exclusions::is_expected;
 use super::findings::Findings;
@@ -101,6 +101,7 @@ pub struct Walk<'a> {
     findings: Findings,
     gaps: Gaps,
     known: KnownTargets,
+    given_up: GivenUpSets,
     started: Instant,
     /// How many attributes threw whose messages a worker could not show.
     unheard: usize,
@@ -144,6 +145,7 @@ impl<'a> Walk<'a> {
             findings: Findings::new(&request.root.attr),
             gaps: Gaps::default(),
             known,
+            given_up: GivenUpSets::default(),
             started: Instant::now(),
             unheard: 0,
         })
@@ -564,13 +566,21 @@ impl<'a> Walk<'a> {
         store.words(self.supervisor, &evaluation, self.invocation.locked())
     }
 
-    /// A set is nested too deeply: where it lies in a set that contains itself, nothing of that counts, and otherwise nothing of it.
+    /// A set is nested too deeply: where it lies in a set that contains itself, nothing of that counts, and otherwise nothing of it. Where
+    /// there are too many of them in one set, nothing of that counts.
     fn give_up_circle(
         &mut self,
         worker: WorkerId,
         path: &AttrIndex,
         is_gone: bool,
     ) -> Result<(), Failure> {
+        let now = self.now();
+        if let Some(set) = self.findings.set_given_up(path) {
+            // Meanwhile, by another worker.
+            let end = LineEnd::GaveUpSet(set);
+            self.schedule.ended(worker, end, is_gone, now);
+            return Ok(());
+        }
         let root = self.request.root.attr.names().len();
         let attr = self.findings.attr(path);
         let names = &attr.names()[root..];
@@ -582,13 +592,18 @@ impl<'a> Walk<'a> {
         let shown = AttrPath::new(
             attr.names()[..(root + depth + NAMES_OF_CIRCLE).min(attr.names().len())].to_vec(),
         );
+        let widened = self.given_up.widened(set.clone());
         let message = match found {
+            _ if widened != set => format!(
+                "more than {GIVEN_UP_AT_MOST} sets in it contain themselves, or are nested too deeply: {shown}.…"
+            ),
             Some(_) => format!("the set contains itself: {shown}.…"),
             None => format!(
                 "sets are nested deeper than {} levels here",
                 names.len() - 1
             ),
         };
+        let set = widened;
         let exclude = self.findings.attr(&set);
         let hint = match self.request.recurse {
             Recurse::All => format!(
@@ -601,7 +616,6 @@ impl<'a> Walk<'a> {
         self.findings
             .give_up_set(&set, &format!("{message}\n{hint}"));
         self.print_error(&set);
-        let now = self.now();
         self.schedule
             .ended(worker, LineEnd::GaveUpSet(set), is_gone, now);
         Ok(())
