@@ -1,20 +1,23 @@
 //! The command lines of the processes that evaluate.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
+use super::EvaluationHost;
+use super::conversation::{purity_line, with_ends};
 use super::exclusions::exclusions;
 use super::known::KnownTargets;
 use super::memory::{self, MIB};
-use super::protocol::{WalkerSettings, purity_line, with_ends};
+use super::protocol::WalkerSettings;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::LockedFlake;
 use crate::nix::command::{self, WalkerFile};
+use crate::nix::settings::PURE_EVAL;
 use crate::recording::{RecordingRequest, Recurse};
-use crate::state::StateFolder;
 
 /// The heap that a process asks for at its start, at most, in bytes.
 const HEAP_AT_MOST: u64 = 1000 * MIB;
@@ -37,6 +40,8 @@ pub(super) struct WorkerInvocation<'a> {
     /// Holds [`command::WALKER_FILE`], and what Nix keeps of the lines.
     folder: TempDir,
     converses: bool,
+    /// Evaluation has to be pure: of a flake, or because the settings say so.
+    is_pure: bool,
     /// The files by which the walker may come into a conversation. The first that this Nix loads stays.
     files: &'static [WalkerFile],
 }
@@ -50,10 +55,11 @@ impl<'a> WorkerInvocation<'a> {
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         systems: Option<Vec<String>>,
-        state: &StateFolder,
+        host: &EvaluationHost<'_>,
     ) -> Result<Self, Failure> {
+        let is_pure = request.root.is_flake() || host.nix.is_pure(&request.options);
         let make = || {
-            let folder = state.conversation()?;
+            let folder = host.state.conversation()?;
             std::fs::write(command::our_file(folder.path()), command::WALKER_FILE)?;
             Ok::<_, std::io::Error>(folder)
         };
@@ -61,8 +67,11 @@ impl<'a> WorkerInvocation<'a> {
             "cannot write in the state folder".into()
         })?;
         Ok(Self {
-            files: if request.root.is_flake() {
+            is_pure,
+            files: if is_pure {
                 &[WalkerFile::OfNix, WalkerFile::OnSearchPath]
+            } else if has_control_characters(folder.path()) {
+                &[WalkerFile::OnSearchPath]
             } else {
                 &[WalkerFile::Ours, WalkerFile::OnSearchPath]
             },
@@ -116,10 +125,12 @@ impl<'a> WorkerInvocation<'a> {
 
     /// The lines that begin a conversation.
     pub(super) fn first_lines(&self) -> Vec<u8> {
-        let mut lines = command::load_walker(self.file());
-        if self.request.root.is_flake() {
+        let mut lines = Vec::new();
+        if self.is_pure {
+            // First, because a Nix that is not pure may fail to load the walker, and that means nothing then.
             lines.extend(purity_line(&self.marker));
         }
+        lines.extend(command::load_walker(self.file()));
         with_ends(&lines, &self.marker)
     }
 
@@ -170,15 +181,26 @@ impl<'a> WorkerInvocation<'a> {
     }
 
     fn line(&self, part: u64, options: &command::Options) -> CommandLine {
+        let mut options = options.to_vec();
+        if self.is_pure {
+            // From 2.10 on, a conversation is pure only where an argument says so: it does not ask nix.conf.
+            options.push((PURE_EVAL.into(), "true".into()));
+        }
         command::converse(
             &self.request.root,
             &self.settings(),
             self.locked.as_ref(),
             heap_of(part),
             self.file(),
-            options,
+            &options,
         )
     }
+}
+
+/// Whether a path cannot stand in a line of a conversation: readline takes such a character for a key, and may forget the line without
+/// a word (BEL, ^C, ^D).
+fn has_control_characters(path: &Path) -> bool {
+    path.as_os_str().as_bytes().iter().any(u8::is_ascii_control)
 }
 
 /// The heap of a worker with this part of the memory. With a large one from the start, evaluation is 1.5 to 1.9 times faster: the
@@ -198,9 +220,13 @@ fn marker() -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use super::*;
     use crate::nix::AttrPath;
+    use crate::nix::settings::NixSettings;
     use crate::recording::pipeline::fixtures::request;
+    use crate::state::StateFolder;
 
     const PART: u64 = 64 * MIB;
 
@@ -215,7 +241,14 @@ mod tests {
     ) -> WorkerInvocation<'_> {
         let state = TempDir::new().unwrap();
         let state = StateFolder::open(state.path()).unwrap();
-        WorkerInvocation::new(request, None, systems, &state).unwrap()
+        let host = EvaluationHost {
+            temporary: Path::new("/tmp"),
+            state: &state,
+            cores: NonZeroUsize::MIN,
+            nix: &NixSettings::default(),
+            remembered: None,
+        };
+        WorkerInvocation::new(request, None, systems, &host).unwrap()
     }
 
     /// Whether the walker's settings in a command line have this.
