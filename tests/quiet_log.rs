@@ -17,10 +17,7 @@ fn noise_of_nix_is_only_in_a_debug_log() {
         "{ a = builtins.trace \"a trace\" (build \"a\" \"echo error ignored: no > $out\"); }",
     );
     let target = store.target("a");
-    let noise: String = NOISE
-        .iter()
-        .map(|line| format!("echo \"{line}\" >&2; "))
-        .collect();
+    let noise = NOISE.map(|line| format!("echo \"{line}\" >&2; ")).concat();
     let stand_ins = ["nix-instantiate", "nix-store", "nix"]
         .into_iter()
         .fold(StandIns::new(store.bin()), |all, program| {

@@ -739,7 +739,7 @@ fn a_file_that_ends_too_early_is_the_error_of_the_attribute_that_imports_it() {
         ended.exits(0);
         let pipeline = Pipeline::of(&ended);
         assert_eq!(
-            Vec::from_iter(pipeline.drvs().keys()),
+            pipeline.drvs().keys().collect::<Vec<_>>(),
             [r#"["a"]"#, r#"["f"]"#]
         );
         assert_eq!(

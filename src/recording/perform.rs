@@ -50,7 +50,7 @@ pub fn perform(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Option<Vec<u8>>, Failure> {
-    let (mut request, host) = (order.request, order.host);
+    let (mut request, host, cores) = (order.request, order.host, order.cores);
     // The same with paths from the root of the checkout, where steps start.
     let mut at_root = at_root(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
@@ -90,14 +90,7 @@ pub fn perform(
         started: order.started,
         log,
     };
-    let (mut pinned, printed) = evaluate(
-        &unfinished,
-        &owner,
-        &identity,
-        order.cores,
-        store,
-        supervisor,
-    )?;
+    let (mut pinned, printed) = evaluate(&unfinished, &owner, &identity, cores, store, supervisor)?;
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
@@ -149,14 +142,8 @@ pub fn perform(
         upload.publish(&document, &annotation_of_excess(&report, excess))?;
         return Err(refused(excess, log).context(undone));
     }
-    let annotation = annotation(&report);
-    let plan = UploadPlan::new(
-        &build.step,
-        &pipeline.steps,
-        request.chunk,
-        document,
-        annotation,
-    )?;
+    let (steps, body) = (&pipeline.steps, annotation(&report));
+    let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
     let saved = Upload::new(build, &host.temporary, supervisor, log).save(&plan, &identity);
     unfinished.or_leave(saved, evaluated, store, supervisor)?;
     // From now on, a retry follows the plan.

@@ -183,6 +183,7 @@ impl Findings {
     /// Removes the targets with these `.drv`s, which were collected, to be evaluated again. One whose `.drv` an evaluation does not
     /// write is refused.
     pub(super) fn drop_gone(&mut self, gone: &[DrvPath]) -> Vec<AttrIndex> {
+        let gone: BTreeSet<&DrvPath> = gone.iter().collect();
         let is_gone = |outcome: &AttrOutcome| matches!(outcome, AttrOutcome::Found(found) if gone.contains(&found.drv));
         let paths: Vec<AttrIndex> = self
             .outcomes

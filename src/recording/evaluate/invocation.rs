@@ -5,10 +5,11 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
+use super::conversation::{purity_line, with_ends};
 use super::exclusions::exclusions;
 use super::known::KnownTargets;
 use super::memory::{self, MIB};
-use super::protocol::{WalkerSettings, purity_line, with_ends};
+use super::protocol::WalkerSettings;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::LockedFlake;
@@ -61,7 +62,7 @@ impl<'a> WorkerInvocation<'a> {
             "cannot write in the state folder".into()
         })?;
         Ok(Self {
-            files: if request.root.is_flake() {
+            files: if is_pure(request) {
                 &[WalkerFile::OfNix, WalkerFile::OnSearchPath]
             } else {
                 &[WalkerFile::Ours, WalkerFile::OnSearchPath]
@@ -117,7 +118,7 @@ impl<'a> WorkerInvocation<'a> {
     /// The lines that begin a conversation.
     pub(super) fn first_lines(&self) -> Vec<u8> {
         let mut lines = command::load_walker(self.file());
-        if self.request.root.is_flake() {
+        if is_pure(self.request) {
             lines.extend(purity_line(&self.marker));
         }
         with_ends(&lines, &self.marker)
@@ -179,6 +180,13 @@ impl<'a> WorkerInvocation<'a> {
             options,
         )
     }
+}
+
+/// Whether the evaluation has to be pure.
+fn is_pure(request: &RecordingRequest) -> bool {
+    let options = request.options.iter().rev();
+    let mut set = options.filter(|(name, _)| name == "pure-eval");
+    request.root.is_flake() || set.next().is_some_and(|(_, value)| value == "true")
 }
 
 /// The heap of a worker with this part of the memory. With a large one from the start, evaluation is 1.5 to 1.9 times faster: the

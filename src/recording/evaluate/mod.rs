@@ -19,6 +19,7 @@
 //! | `evaluator`, `eval_jobs` | the choice between the walk and `nix-eval-jobs`; evaluating with the latter |
 
 mod circles;
+mod conversation;
 mod diagnosis;
 mod eval_jobs;
 pub(in crate::recording) mod evaluator;

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::conversation;
 use super::invocation::WorkerInvocation;
 use super::processes::{Processes, StopCause, WorkerLimits};
 use super::protocol::{self, WalkKind, WalkerMessage};
@@ -68,7 +69,7 @@ fn search(
     let marker = invocation.marker();
     processes.send(
         worker,
-        &protocol::task_lines(&task, WalkKind::Search, marker),
+        &conversation::task_lines(&task, WalkKind::Search, marker),
     );
     processes.close(worker);
     let limits = WorkerLimits {

@@ -1,5 +1,6 @@
 //! What follows from what the workers print.
 
+use super::super::conversation;
 use super::super::diagnosis::Verdict;
 use super::super::protocol::{self, WalkerMessage};
 use super::super::schedule::{LineEnd, WorkerId};
@@ -54,7 +55,7 @@ impl Walk<'_> {
             // A line of Nix, or of the expression.
             None => {
                 let is_chatter = *is_between
-                    || protocol::is_chatter(line, matches!(doing, Doing::Loading { .. }));
+                    || conversation::is_chatter(line, matches!(doing, Doing::Loading { .. }));
                 if !is_chatter && self.processes.read(worker, line) {
                     self.progress.pass_on(line);
                 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use self::worker::{Doing, Worker};
+use super::conversation;
 use super::diagnosis::Diagnosis;
 use super::findings::Findings;
 use super::gaps::Gaps;
@@ -265,7 +266,7 @@ impl<'a> Walk<'a> {
             {
                 Next::Task(task) => {
                     let lines =
-                        protocol::task_lines(&task, WalkKind::Spans, self.invocation.marker());
+                        conversation::task_lines(&task, WalkKind::Spans, self.invocation.marker());
                     self.processes.send(*worker, &lines);
                     *doing = Doing::walking();
                 }
