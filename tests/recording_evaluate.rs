@@ -1,6 +1,6 @@
 //! A recording evaluates every target once: which targets there are, what a broken one costs, how processes share the work.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
 
 use crate::support::{
     program::{Ended, Program},
@@ -252,18 +252,20 @@ fn a_recording_that_only_prints_does_not_speak_of_uploading() {
     );
     let alike = ["--step", r#"{"parallelism":500}"#];
     let fails = ["--on-error", "fail"];
-    for (flags, status, why) in [
-        (alike, 64, "the pipeline has 4001 jobs"),
-        (fails, 65, "`on-error: fail` is set"),
-    ] {
-        // By hand, and in a job that only wants to see it.
-        for (name, value) in [("EVAL_ONCE_LOG", ""), ("BUILDKITE_JOB_ID", "job")] {
-            let ended = record(&store, &flags).env(name, value).run();
-            ended.exits(status).prints("");
-            mentions(&ended, why);
-            mentions(&ended, "no pipeline is printed");
-            assert!(!ended.stderr.contains("upload"), "{ended}");
-        }
+    // By hand, and in a job that only wants to see it.
+    for (name, value) in [("EVAL_ONCE_LOG", ""), ("BUILDKITE_JOB_ID", "job")] {
+        let ended = record(&store, &fails).env(name, value).run();
+        ended.exits(65).prints("");
+        mentions(&ended, "`on-error: fail` is set");
+        mentions(&ended, "no pipeline is printed");
+        assert!(!ended.stderr.contains("upload"), "{ended}");
+        // Too many jobs are no reason not to print them.
+        let ended = record(&store, &alike).env(name, value).run();
+        assert_eq!(Pipeline::of(&ended).drvs().len(), 8);
+        mentions(
+            &ended,
+            "an upload would be refused: the pipeline has 4001 jobs",
+        );
     }
 }
 
@@ -516,6 +518,162 @@ fn a_flake_gives_the_drvs_that_nix_build_gives() {
     assert_eq!(below.drvs().len(), 2);
 }
 
+/// Attributes of which pure evaluation allows but one, and what gives each its `.drv`.
+const IMPURE: &str = r#"
+  pure = build "pure";
+  system = build "system-${builtins.currentSystem}";
+  time = build "time-${toString builtins.currentTime}";
+  environment = build "environment-${builtins.getEnv "NAME"}";
+  file = build "file-${builtins.hashFile "md5" /etc/passwd}";
+  search = build (toString <nixpkgs>);
+"#;
+
+/// The `.drv`s of [`IMPURE`] that this command gives, by the last name of their attribute paths.
+fn instantiated_each(command: impl Fn(&str) -> Program) -> BTreeMap<&'static str, String> {
+    let names = ["environment", "file", "pure", "search", "system", "time"];
+    let each = names.into_iter().filter_map(|name| {
+        let ended = command(name).env("NAME", "value").run();
+        let drv = ended.stdout.trim_end().to_owned();
+        ended.status.success().then_some((name, drv))
+    });
+    each.collect()
+}
+
+/// What a recording with these flags gives of [`IMPURE`].
+fn recorded_each(record: Program, prefix: &[&str]) -> BTreeMap<String, String> {
+    let ended = record.env("NAME", "value").run();
+    // What was tried before, and did not serve, is no error of the expression.
+    for line in ended.stderr.lines() {
+        assert!(line.starts_with("eval-once: "), "{line}: {ended}");
+    }
+    let drvs = Pipeline::of(&ended).drvs().into_iter();
+    drvs.map(|(attr, drv)| {
+        let names: Vec<String> = serde_json::from_str(&attr).unwrap();
+        assert_eq!(names[..names.len() - 1], *prefix);
+        (names.last().unwrap().clone(), drv)
+    })
+    .collect()
+}
+
+fn is_pure(drvs: &BTreeMap<&str, String>) -> bool {
+    !drvs.contains_key("system") && drvs.contains_key("pure")
+}
+
+fn owned(drvs: BTreeMap<&str, String>) -> BTreeMap<String, String> {
+    let each = drvs.into_iter();
+    each.map(|(name, drv)| (name.to_owned(), drv)).collect()
+}
+
+#[test]
+fn a_flake_is_evaluated_as_purely_as_nix_build_evaluates_it() {
+    let Some(store) = Store::new() else { return };
+    let system = store.nix(
+        "nix-instantiate",
+        ["--eval", "-E", "builtins.currentSystem"],
+    );
+    let system = system.trim_matches('"');
+    let text = format!(
+        r#"{{ outputs = {{ self }}: let
+             build = name: derivation {{ inherit name; system = "{system}"; builder = "/bin/sh"; }};
+           in {{ packages.{system} = {{ {IMPURE} }}; }}; }}"#
+    );
+    store.write("flake.nix", &text);
+    let expected = instantiated_each(|name| {
+        let installable = format!("path:.#packages.{system}.{name}");
+        store
+            .program("nix")
+            .args(["path-info", "--derivation", &installable])
+    });
+    assert!(is_pure(&expected), "{expected:?}");
+    let expected = owned(expected);
+    for flags in [
+        &["--workers", "1"][..],
+        &["--workers", "2"],
+        &["--option", "pure-eval", "false"],
+    ] {
+        let record = record(&store, &["--flake", "path:."]).args(flags);
+        let found = recorded_each(record, &["packages", system]);
+        assert_eq!(found, expected, "{flags:?}");
+    }
+}
+
+#[test]
+fn an_expression_is_evaluated_purely_where_the_settings_say_so_as_by_nix_instantiate() {
+    let Some(store) = Store::new() else { return };
+    let text = format!(
+        r#"let build = name: derivation {{ inherit name; system = "s"; builder = "/bin/sh"; }}; in {{ {IMPURE} }}"#
+    );
+    let text = text.replace("builtins.currentTime", "1");
+    let option = |value| ["--option", "pure-eval", value];
+    let no_flags: [&str; 0] = [];
+    for (config, flags, pure) in [
+        ("", &no_flags[..], false),
+        ("", &option("true"), true),
+        ("pure-eval = true", &no_flags, true),
+        ("pure-eval = true", &option("false"), false),
+        ("pure-eval = false", &option("true"), true),
+    ] {
+        let expected = instantiated_each(|name| {
+            store
+                .program("nix-instantiate")
+                .args(["--expr", &text, "-A", name])
+                .args(flags)
+                .env("NIX_CONFIG", config)
+        });
+        assert_eq!(is_pure(&expected), pure, "{config} {flags:?}: {expected:?}");
+        let record = record(&store, &["--expr", &text]).args(flags);
+        let found = recorded_each(record.env("NIX_CONFIG", config), &[]);
+        assert_eq!(found, owned(expected), "{config} {flags:?}");
+    }
+}
+
+#[test]
+fn a_file_that_ends_too_early_costs_the_attributes_that_import_it() {
+    let Some(store) = Store::new() else { return };
+    store.write("early.nix", "{ a = {");
+    store.write(
+        "ci.nix",
+        &expression(
+            r#"{
+              a = file "a"; b = import ./early.nix; c = builtins.trace "c, once" (file "c"); d = throw "thrown";
+              e = import ./early.nix; f = import ./early.nix; g = file "g"; set = { recurseForDerivations = true;
+              a = file "x"; b = (import ./early.nix).y; c = builtins.trace "set.c, once" (file "y"); };
+            }"#,
+        ),
+    );
+    for workers in ["1", "2"] {
+        let ended = record(&store, &["--file", "ci.nix", "--workers", workers]).run();
+        let pipeline = Pipeline::of(&ended);
+        let broken = [
+            r#"["b"]"#,
+            r#"["d"]"#,
+            r#"["e"]"#,
+            r#"["f"]"#,
+            r#"["set","b"]"#,
+        ];
+        assert_eq!(pipeline.broken(), broken);
+        assert_eq!(pipeline.drvs().len(), 5, "{ended}");
+        for (name, message) in [
+            ("b", "early.nix:1"),
+            ("d", "thrown"),
+            ("e", "early.nix:1"),
+            ("f", "early.nix:1"),
+            ("set.b", "early.nix:1"),
+        ] {
+            let said = format!("evaluation error: {name}: ");
+            let line = ended.stderr.lines().find(|line| line.contains(&said));
+            assert!(
+                line.is_some_and(|line| line.contains(message)),
+                "{name}: {ended}"
+            );
+        }
+        // Nothing is evaluated again because something after it fails.
+        for traced in ["trace: c, once", "trace: set.c, once"] {
+            assert_eq!(ended.stderr.matches(traced).count(), 1, "{ended}");
+        }
+    }
+}
+
 // ---- bad input
 
 #[test]
@@ -537,7 +695,7 @@ fn what_cannot_be_walked_is_one_sentence_that_names_the_place() {
     for (text, status, place) in cases {
         store.write("ci.nix", &expression(text));
         let ended = record(&store, &["--file", "ci.nix"]).run();
-        mentions(ended.exits(status).prints(""), place);
+        mentions(ended.exits(status), place);
         let errors: Vec<_> = ended
             .ours()
             .into_iter()
@@ -608,15 +766,17 @@ fn an_attribute_beyond_the_memory_budget_costs_only_itself() {
 }
 
 #[test]
-fn a_root_too_large_for_its_part_is_evaluated_by_fewer_processes() {
+fn a_root_too_large_for_the_memory_is_one_sentence() {
     let Some(store) = Store::new() else { return };
     store.targets(
         "let root = builtins.foldl' (a: b: a // { \"k${toString b}\" = b; }) { } (builtins.genList (x: x) 20000);\
          in builtins.seq (builtins.length (builtins.attrNames root)) { a = file \"a${toString root.k5}\"; b = file \"b\"; }",
     );
     let ended = record(&store, &["--memory", "40"]).run();
-    mentions(ended.exits(65).prints(""), "continuing with 1 process");
-    mentions(&ended, "needs more memory than the 40 MiB");
+    mentions(
+        ended.exits(65).prints(""),
+        "needs more memory than the 40 MiB",
+    );
 }
 
 #[test]

@@ -57,12 +57,12 @@ impl NoiseFilter {
     }
 }
 
-/// Nix waits for its database as long as others write to it, and says so every ten seconds (`handleSQLiteBusy`). It prints the message
-/// of an error as a warning, and some versions (2.8) print its prefix as well.
+/// Nix waits for its database as long as others write to it, and says so every ten seconds (`handleSQLiteBusy`); 2.8 with the words
+/// of an error behind those of a warning.
 fn is_about_busy_database(line: &str) -> bool {
     let warning = line.strip_prefix("warning: ");
-    let message = warning.map(|text| text.strip_prefix("error: ").unwrap_or(text));
-    let path_on = message.and_then(|text| text.strip_prefix("SQLite database '"));
+    let warning = warning.map(|rest| rest.strip_prefix("error: ").unwrap_or(rest));
+    let path_on = warning.and_then(|rest| rest.strip_prefix("SQLite database '"));
     path_on.is_some_and(|rest| {
         rest.ends_with("' is busy") || rest.ends_with("' is busy (SQLITE_PROTOCOL)")
     })
@@ -82,6 +82,8 @@ mod tests {
     #[test]
     fn noise_is_left_out_with_the_lines_that_belong_to_it() {
         let printed = "warning: SQLite database '/nix/var/nix/db/db.sqlite' is busy\n\
+            warning: error: SQLite database '/nix/var/nix/db/db.sqlite' is busy\n\
+            \u{1b}[35;1mwarning:\u{1b}[0m \u{1b}[31;1merror:\u{1b}[0m SQLite database '/x' is busy\n\
             \u{1b}[35;1mwarning:\u{1b}[0m SQLite database '/x y/db.sqlite' is busy (SQLITE_PROTOCOL)\n\
             \u{1b}[35;1mwarning:\u{1b}[0m \u{1b}[31;1merror:\u{1b}[0m SQLite database '/db.sqlite' is busy\n\
             trace: a\n\

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 /// How deep files may include one another.
 const DEPTH: usize = 8;
 
+/// The setting for pure evaluation.
+pub const PURE_EVAL: &str = "pure-eval";
+
 /// Where settings come from, in the order in which Nix reads them: of two for the same name the later one counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NixSettings {
@@ -26,6 +29,15 @@ impl NixSettings {
         }
         read(&self.text, Path::new("/"), name, &mut found, DEPTH);
         found
+    }
+
+    /// Whether evaluation is pure, with these options; of two for the same name the later one counts.
+    #[must_use]
+    pub fn is_pure(&self, options: &[(String, String)]) -> bool {
+        let mut named = options.iter().rev().filter(|(name, _)| name == PURE_EVAL);
+        let value = named.next().map(|(_, value)| value.clone());
+        let value = value.or_else(|| self.get(PURE_EVAL)).unwrap_or_default();
+        ["true", "yes", "1"].contains(&value.as_str())
     }
 
     /// Whether the files of the store lie where its paths say, as far as its name tells: not with `root=` or `real=`, nor on
@@ -94,6 +106,28 @@ mod tests {
         assert_eq!(settings.get("max-free"), None);
         settings.text = "cores = 1\nmin-free = 0\n".into();
         assert_eq!(settings.get("min-free").as_deref(), Some("0"));
+    }
+
+    #[test]
+    fn evaluation_is_pure_where_the_nearest_setting_says_so() {
+        let option = |value: &str| (PURE_EVAL.to_owned(), value.to_owned());
+        let other = ("restrict-eval".to_owned(), "true".to_owned());
+        for (text, options, pure) in [
+            ("", vec![], false),
+            ("restrict-eval = true", vec![other], false),
+            ("pure-eval = true", vec![], true),
+            ("pure-eval = yes", vec![], true),
+            ("pure-eval = 1", vec![], true),
+            ("pure-eval = true", vec![option("false")], false),
+            ("pure-eval = false", vec![option("true")], true),
+            ("", vec![option("true"), option("false")], false),
+        ] {
+            let settings = NixSettings {
+                text: text.into(),
+                ..NixSettings::default()
+            };
+            assert_eq!(settings.is_pure(&options), pure, "{text} {options:?}");
+        }
     }
 
     #[test]

@@ -36,6 +36,7 @@ use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::Failure;
 use crate::host::Host;
 use crate::log::Log;
+use crate::nix::settings::NixSettings;
 use crate::nix::{AttrPath, LockedFlake};
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -90,7 +91,14 @@ pub fn perform(
         started: order.started,
         log,
     };
-    let (mut pinned, printed) = evaluate(&unfinished, &owner, &identity, cores, store, supervisor)?;
+    let (mut pinned, printed) = evaluate(
+        &unfinished,
+        &owner,
+        &identity,
+        (cores, &host.nix),
+        store,
+        supervisor,
+    )?;
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
@@ -208,7 +216,7 @@ fn evaluate(
     unfinished: &Unfinished<'_>,
     owner: &PinOwner,
     identity: &str,
-    cores: NonZeroUsize,
+    (cores, nix): (NonZeroUsize, &NixSettings),
     store: &mut Store,
     supervisor: &mut Supervisor,
 ) -> Result<(PinnedEvaluation, BTreeSet<AttrPath>), Failure> {
@@ -217,6 +225,7 @@ fn evaluate(
         temporary: unfinished.temporary,
         state,
         cores,
+        nix,
         remembered: remembered::load(state, identity),
     };
     let mut evaluation = EvaluatorRun::new(

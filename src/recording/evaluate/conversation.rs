@@ -58,12 +58,22 @@ pub(super) fn with_ends(line: &[u8], marker: &str) -> Vec<u8> {
     [line, done.as_bytes(), next.as_bytes()].concat()
 }
 
-/// Whether Nix says this of the conversation itself, and not of what is evaluated: its greeting while the walker is loaded, and what
-/// editline prints at each line (2.8).
+/// Whether Nix says this of the conversation itself, and not of what is evaluated: its greeting and what it has loaded, while the
+/// walker is loaded; and what editline prints at each line (2.8).
 pub(super) fn is_chatter(line: &[u8], is_loading: bool) -> bool {
-    let is_of = |begins: &[&[u8]]| begins.iter().any(|begin| line.starts_with(begin));
-    is_of(&[b"Failed tcsetattr("])
-        || is_loading && !is_of(&[b"warning:", b"error:", b"error (ignored):", b" "])
+    const WHILE_LOADING: [&[u8]; 6] = [
+        b"Welcome to Nix ",
+        b"Nix 2.",
+        b"Type :? for help",
+        b"Added ",
+        // The names that were added (2.34), of the two files by which the walker may come.
+        b"url\n",
+        b"all, builder, ",
+    ];
+    line.starts_with(b"Failed tcsetattr(")
+        || is_loading
+            && (line.trim_ascii().is_empty()
+                || WHILE_LOADING.iter().any(|begin| line.starts_with(begin)))
 }
 
 #[cfg(test)]
@@ -91,7 +101,6 @@ mod tests {
         assert!(is_chatter(greeting, true));
         assert!(!is_chatter(greeting, false));
         assert!(!is_chatter(b"error: no such file", true));
-        assert!(!is_chatter(b"error (ignored): no such file", true));
         assert!(is_chatter(b"Failed tcsetattr(TCSADRAIN): x", false));
     }
 }

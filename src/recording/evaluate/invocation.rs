@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
+use super::EvaluationHost;
 use super::conversation::{purity_line, with_ends};
 use super::exclusions::exclusions;
 use super::known::KnownTargets;
@@ -14,8 +15,8 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::LockedFlake;
 use crate::nix::command::{self, WalkerFile};
+use crate::nix::settings::PURE_EVAL;
 use crate::recording::{RecordingRequest, Recurse};
-use crate::state::StateFolder;
 
 /// The heap that a process asks for at its start, at most, in bytes.
 const HEAP_AT_MOST: u64 = 1000 * MIB;
@@ -38,6 +39,8 @@ pub(super) struct WorkerInvocation<'a> {
     /// Holds [`command::WALKER_FILE`], and what Nix keeps of the lines.
     folder: TempDir,
     converses: bool,
+    /// Evaluation has to be pure: of a flake, or because the settings say so.
+    is_pure: bool,
     /// The files by which the walker may come into a conversation. The first that this Nix loads stays.
     files: &'static [WalkerFile],
 }
@@ -51,10 +54,11 @@ impl<'a> WorkerInvocation<'a> {
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         systems: Option<Vec<String>>,
-        state: &StateFolder,
+        host: &EvaluationHost<'_>,
     ) -> Result<Self, Failure> {
+        let is_pure = request.root.is_flake() || host.nix.is_pure(&request.options);
         let make = || {
-            let folder = state.conversation()?;
+            let folder = host.state.conversation()?;
             std::fs::write(command::our_file(folder.path()), command::WALKER_FILE)?;
             Ok::<_, std::io::Error>(folder)
         };
@@ -62,7 +66,8 @@ impl<'a> WorkerInvocation<'a> {
             "cannot write in the state folder".into()
         })?;
         Ok(Self {
-            files: if is_pure(request) {
+            is_pure,
+            files: if is_pure {
                 &[WalkerFile::OfNix, WalkerFile::OnSearchPath]
             } else {
                 &[WalkerFile::Ours, WalkerFile::OnSearchPath]
@@ -117,10 +122,12 @@ impl<'a> WorkerInvocation<'a> {
 
     /// The lines that begin a conversation.
     pub(super) fn first_lines(&self) -> Vec<u8> {
-        let mut lines = command::load_walker(self.file());
-        if is_pure(self.request) {
+        let mut lines = Vec::new();
+        if self.is_pure {
+            // First, because a Nix that is not pure may fail to load the walker, and that means nothing then.
             lines.extend(purity_line(&self.marker));
         }
+        lines.extend(command::load_walker(self.file()));
         with_ends(&lines, &self.marker)
     }
 
@@ -171,22 +178,20 @@ impl<'a> WorkerInvocation<'a> {
     }
 
     fn line(&self, part: u64, options: &command::Options) -> CommandLine {
+        let mut options = options.to_vec();
+        if self.is_pure {
+            // From 2.10 on, a conversation is pure only where an argument says so: it does not ask nix.conf.
+            options.push((PURE_EVAL.into(), "true".into()));
+        }
         command::converse(
             &self.request.root,
             &self.settings(),
             self.locked.as_ref(),
             heap_of(part),
             self.file(),
-            options,
+            &options,
         )
     }
-}
-
-/// Whether the evaluation has to be pure.
-fn is_pure(request: &RecordingRequest) -> bool {
-    let options = request.options.iter().rev();
-    let mut set = options.filter(|(name, _)| name == "pure-eval");
-    request.root.is_flake() || set.next().is_some_and(|(_, value)| value == "true")
 }
 
 /// The heap of a worker with this part of the memory. With a large one from the start, evaluation is 1.5 to 1.9 times faster: the
@@ -206,9 +211,13 @@ fn marker() -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use super::*;
     use crate::nix::AttrPath;
+    use crate::nix::settings::NixSettings;
     use crate::recording::pipeline::fixtures::request;
+    use crate::state::StateFolder;
 
     const PART: u64 = 64 * MIB;
 
@@ -223,7 +232,14 @@ mod tests {
     ) -> WorkerInvocation<'_> {
         let state = TempDir::new().unwrap();
         let state = StateFolder::open(state.path()).unwrap();
-        WorkerInvocation::new(request, None, systems, &state).unwrap()
+        let host = EvaluationHost {
+            temporary: Path::new("/tmp"),
+            state: &state,
+            cores: NonZeroUsize::MIN,
+            nix: &NixSettings::default(),
+            remembered: None,
+        };
+        WorkerInvocation::new(request, None, systems, &host).unwrap()
     }
 
     /// Whether the walker's settings in a command line have this.

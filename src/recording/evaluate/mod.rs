@@ -47,6 +47,7 @@ use std::path::Path;
 use self::gaps::Gaps;
 use self::schedule::Costs;
 use crate::nix::AttrPath;
+use crate::nix::settings::NixSettings;
 use crate::recording::{AttrError, FoundTarget};
 use crate::state::StateFolder;
 
@@ -59,6 +60,8 @@ pub(in crate::recording) struct EvaluationHost<'a> {
     pub(in crate::recording) temporary: &'a Path,
     pub(in crate::recording) state: &'a StateFolder,
     pub(in crate::recording) cores: NonZeroUsize,
+    /// Nix's settings here.
+    pub(in crate::recording) nix: &'a NixSettings,
     /// What the same evaluation cost here the last time.
     pub(in crate::recording) remembered: Option<Costs>,
 }

@@ -161,9 +161,10 @@ impl Walk<'_> {
             return Ok(());
         }
         match was {
+            // Whether or not it has loaded the walker.
             Doing::Loading {
                 is_impure: true, ..
-            } if output.error.is_none() => {
+            } => {
                 self.invocation.cannot_converse();
                 self.schedule.one_task_each();
                 self.processes.close(worker);

@@ -70,7 +70,7 @@ impl<'a> Walk<'a> {
         // Where it is not known how much is free, there is no limit.
         let memory = memory::for_evaluation(request, supervisor).unwrap_or(u64::MAX);
         let most = request.workers.unwrap_or(host.cores).get();
-        let mut invocation = WorkerInvocation::new(request, locked, systems, host.state)?;
+        let mut invocation = WorkerInvocation::new(request, locked, systems, host)?;
         invocation.know(&known);
         Ok(Self {
             request,
