@@ -64,14 +64,17 @@ fn search(
     let worker = WorkerId::default();
     let part = schedule.even_part();
     let mut processes = Processes::new();
-    processes.start(worker, &invocation.searcher(part), supervisor)?;
-    processes.send(worker, &invocation.first_lines());
     let marker = invocation.marker();
-    processes.send(
-        worker,
-        &conversation::task_lines(&task, WalkKind::Search, marker),
-    );
-    processes.close(worker);
+    if invocation.converses() {
+        processes.start(worker, &invocation.searcher(part), supervisor)?;
+        processes.send(worker, &invocation.first_lines());
+        let lines = conversation::task_lines(&task, WalkKind::Search, marker);
+        processes.send(worker, &lines);
+        processes.close(worker);
+    } else {
+        let task = protocol::task_text(&task, WalkKind::Search);
+        processes.start(worker, &invocation.searcher_for(&task, part), supervisor)?;
+    }
     let limits = WorkerLimits {
         memory: Some(part),
         silence: None,
