@@ -68,13 +68,16 @@ fn search(
     if invocation.converses() {
         processes.start(worker, &invocation.searcher(part), supervisor)?;
         processes.send(worker, &invocation.first_lines());
-        let lines = conversation::task_lines(&task, WalkKind::Search, marker);
-        processes.send(worker, &lines);
-        processes.close(worker);
+        processes.send(
+            worker,
+            &conversation::task_lines(&task, WalkKind::Search, marker),
+        );
     } else {
         let task = protocol::task_text(&task, WalkKind::Search);
-        processes.start(worker, &invocation.searcher_for(&task, part), supervisor)?;
+        let line = invocation.searcher_for(&task, part);
+        processes.start(worker, &line, supervisor)?;
     }
+    processes.close(worker);
     let limits = WorkerLimits {
         memory: Some(part),
         silence: None,
