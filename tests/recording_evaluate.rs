@@ -880,43 +880,6 @@ fn nix_eval_jobs_gives_the_same_records() {
     assert!(arguments.contains("--workers\n2\n"), "{arguments}");
 }
 
-/// Nix before 2.30 takes the line of a conversation for unfinished then, and says nothing.
-#[test]
-fn a_file_that_ends_too_early_is_the_error_of_the_attribute_that_imports_it() {
-    let Some(store) = Store::new() else { return };
-    store.write("early.nix", "{ a = ");
-    store.write(
-        "ci.nix",
-        &expression(
-            r#"{ argument ? 1 }: { a = file "a"; b = import ./early.nix; c = throw "c"; d = argument; e = import ./early.nix; f = file "f"; }"#,
-        ),
-    );
-    for workers in ["1", "3"] {
-        let argument = ["--arg", "argument", "import ./early.nix"];
-        let ended = record(&store, &["--file", "ci.nix", "--workers", workers])
-            .args(argument)
-            .run();
-        ended.exits(0);
-        let pipeline = Pipeline::of(&ended);
-        assert_eq!(
-            pipeline.drvs().keys().collect::<Vec<_>>(),
-            [r#"["a"]"#, r#"["f"]"#]
-        );
-        assert_eq!(
-            pipeline.broken(),
-            ["b", "c", "d", "e"].map(|name| format!("[\"{name}\"]"))
-        );
-        for broken in ["b", "d", "e"] {
-            mentions(
-                &ended,
-                &format!("evaluation error: {broken}: syntax error, unexpected end of file"),
-            );
-        }
-        mentions(&ended, "evaluation error: c: c\n");
-        mentions(&ended, "2 targets (2 to build), 4 evaluation errors");
-    }
-}
-
 /// Two to the 32nd paths are too long there.
 #[test]
 fn sets_that_contain_each_other_in_several_ways_cost_themselves_and_nothing_else() {
