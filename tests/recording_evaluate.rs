@@ -904,32 +904,30 @@ fn sets_that_contain_each_other_in_several_ways_cost_themselves_and_nothing_else
             "#,
         ),
     );
-    for workers in ["1", "2"] {
-        let ended = record(&store, &["--file", "ci.nix", "--workers", workers]).run();
-        ended.exits(0);
-        let pipeline = Pipeline::of(&ended);
-        let names = |attrs: &[&[&str]]| -> Vec<String> {
-            attrs
-                .iter()
-                .map(|attr| serde_json::to_string(attr).unwrap())
-                .collect()
-        };
-        let several = (0..10).map(|i| format!(r#"["several","s{i}","simple"]"#));
-        // Where the walk is given up in these depends on the order in which it comes there.
-        let (endless, broken): (Vec<_>, Vec<_>) = pipeline.broken().into_iter().partition(|attr| {
-            [r#"["x""#, r#"["list""#]
-                .iter()
-                .any(|set| attr.starts_with(set))
-        });
-        assert!((2..=8).contains(&endless.len()), "{endless:?}");
-        let mut expected = names(&[&["simple"]]);
-        expected.extend(several);
-        expected.sort();
-        assert_eq!(broken, expected, "{ended}");
-        let drvs = pipeline.drvs();
-        for attr in names(&[&["a"], &["z"], &["several", "ok"]]) {
-            assert!(drvs.contains_key(&attr), "{attr} of {drvs:?}");
-        }
+    let ended = record(&store, &["--file", "ci.nix", "--workers", "2"]).run();
+    ended.exits(0);
+    let pipeline = Pipeline::of(&ended);
+    let names = |attrs: &[&[&str]]| -> Vec<String> {
+        attrs
+            .iter()
+            .map(|attr| serde_json::to_string(attr).unwrap())
+            .collect()
+    };
+    let several = (0..10).map(|i| format!(r#"["several","s{i}","simple"]"#));
+    // Where the walk is given up in these depends on the order in which it comes there.
+    let (endless, broken): (Vec<_>, Vec<_>) = pipeline.broken().into_iter().partition(|attr| {
+        [r#"["x""#, r#"["list""#]
+            .iter()
+            .any(|set| attr.starts_with(set))
+    });
+    assert!((2..=8).contains(&endless.len()), "{endless:?}");
+    let mut expected = names(&[&["simple"]]);
+    expected.extend(several);
+    expected.sort();
+    assert_eq!(broken, expected, "{ended}");
+    let drvs = pipeline.drvs();
+    for attr in names(&[&["a"], &["z"], &["several", "ok"]]) {
+        assert!(drvs.contains_key(&attr), "{attr} of {drvs:?}");
     }
 }
 
@@ -945,4 +943,39 @@ fn a_state_folder_may_have_a_name_that_cannot_be_typed() {
         ended.exits(0);
         assert_eq!(Pipeline::of(&ended).drvs().len(), 1, "{name:?}: {ended}");
     }
+}
+
+/// A set is evaluated again where a stack overflow ended a process (2.8), and may be another one then.
+#[test]
+fn a_set_whose_number_of_attributes_changes_is_named() {
+    let Some(store) = Store::new() else { return };
+    store.write(
+        "ci.nix",
+        &expression(
+            r#"
+            let
+              marked = set: set // { recurseForDerivations = true; };
+              endless = n: 1 + endless (n + 1);
+              written = import (build "written" "echo > ${toString ./seen}; echo 1 > $out");
+              more = if builtins.pathExists ./seen then { more = file "more"; } else { };
+            in
+            { outer = marked { set = marked ({ a = file "a"; b = builtins.seq written (endless 0); c = file "c"; } // more); }; }
+            "#,
+        ),
+    );
+    let record = || record(&store, &["--file", "ci.nix", "--workers", "1"]).run();
+    let ended = record();
+    if ended.status.success() {
+        mentions(&ended, "evaluation error: outer.set.b: stack overflow");
+    } else {
+        ended.exits(65);
+        mentions(
+            &ended,
+            "outer.set had 4 attributes when it was first evaluated, and has 5 now",
+        );
+    }
+    // Now it does not change any more.
+    let ended = record();
+    ended.exits(0);
+    assert_eq!(Pipeline::of(&ended).drvs().len(), 3, "{ended}");
 }
