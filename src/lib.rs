@@ -59,6 +59,12 @@
 //! | target | an attribute that is a derivation, and gets a step |
 //! | record | what the evaluation found of a target: attribute path, `.drv`, outputs, metadata |
 //! | recording | evaluating all targets once and uploading the pipeline: `eval-once pipeline` |
+//! | walk, walker | finding all targets below the root; the Nix function that does so (`nix/walk.nix`) |
+//! | root | what is walked: the value of the expression, or of the attribute that `attr` names |
+//! | worker | a Nix process that evaluates the root once, and then one task after the other |
+//! | conversation | a worker that is `nix repl` on a pipe: an error ends a line, not the process |
+//! | task, span | what a worker is given at a time; neighbouring attributes of one set, of which a task consists |
+//! | schedule | what waits, and which worker is given what: a plain value |
 //! | pin | the store file whose references are the recorded `.drv`s; its GC root keeps them all (what one does to nixpkgs is *lock*) |
 //! | step, job | one target in the pipeline; one run of a step on an agent |
 //! | way | how a step gets its outputs: `realised`, `available`, `fetched`, `evaluated` |

@@ -329,7 +329,7 @@ fn a_build_during_the_evaluation_says_what_it_says_to_nix_instantiate() {
 }
 
 #[test]
-fn a_recursion_without_end_ends_nix_before_2_26() {
+fn a_recursion_without_end_ends_nix_before_2_20() {
     let Some(host) = Host::local() else { return };
     let endless = "let f = n: 1 + f (n + 1); in f 0";
     let mut conversation = host.converse(&[]);
@@ -737,4 +737,21 @@ fn the_heap_to_begin_with_is_taken_from_the_environment() {
     };
     let [small, large] = [50 << 20, 2000 << 20].map(size);
     assert!(large > small + 1000, "{small} and {large} MiB");
+}
+
+/// The table of these facts stands beside the code that relies on them.
+#[test]
+fn every_fact_beside_the_code_names_its_test() {
+    let table = include_str!("../src/recording/evaluate/conversation.rs");
+    let named: Vec<&str> = table
+        .lines()
+        .filter(|line| line.starts_with("//! | "))
+        .flat_map(|line| line.split('`'))
+        .filter_map(|word| word.strip_suffix("_…"))
+        .collect();
+    assert!(named.len() >= 17, "{named:?}");
+    let tests = include_str!("conversation.rs");
+    for name in named {
+        assert!(tests.contains(&format!("#[test]\nfn {name}_")), "{name}");
+    }
 }

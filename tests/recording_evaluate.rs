@@ -916,3 +916,70 @@ fn a_file_that_ends_too_early_is_the_error_of_the_attribute_that_imports_it() {
         mentions(&ended, "2 targets (2 to build), 4 evaluation errors");
     }
 }
+
+/// Two to the 32nd paths are too long there.
+#[test]
+fn sets_that_contain_each_other_in_several_ways_cost_themselves_and_nothing_else() {
+    let Some(store) = Store::new() else { return };
+    store.write(
+        "ci.nix",
+        &expression(
+            r#"
+            let
+              marked = set: set // { recurseForDerivations = true; };
+              x = marked { inherit y z; inside = file "x"; };
+              y = marked { inherit x z; inside = file "y"; };
+              z = marked { inherit x y; inside = file "z"; };
+              list = [ list list (file "list") ];
+              simple = marked { inherit simple; inside = file "simple"; };
+            in
+            {
+              a = file "a"; inherit x list simple; z = file "z";
+              # Many of them in one set cost one set each, as far as that goes.
+              several = marked (builtins.listToAttrs (builtins.genList (i: { name = "s${toString i}"; value = simple; }) 10) // { ok = file "ok"; });
+            }
+            "#,
+        ),
+    );
+    for workers in ["1", "2"] {
+        let ended = record(&store, &["--file", "ci.nix", "--workers", workers]).run();
+        ended.exits(0);
+        let pipeline = Pipeline::of(&ended);
+        let names = |attrs: &[&[&str]]| -> Vec<String> {
+            attrs
+                .iter()
+                .map(|attr| serde_json::to_string(attr).unwrap())
+                .collect()
+        };
+        let several = (0..10).map(|i| format!(r#"["several","s{i}","simple"]"#));
+        // Where the walk is given up in these depends on the order in which it comes there.
+        let (endless, broken): (Vec<_>, Vec<_>) = pipeline.broken().into_iter().partition(|attr| {
+            [r#"["x""#, r#"["list""#]
+                .iter()
+                .any(|set| attr.starts_with(set))
+        });
+        assert!((2..=8).contains(&endless.len()), "{endless:?}");
+        let mut expected = names(&[&["simple"]]);
+        expected.extend(several);
+        expected.sort();
+        assert_eq!(broken, expected, "{ended}");
+        let drvs = pipeline.drvs();
+        for attr in names(&[&["a"], &["z"], &["several", "ok"]]) {
+            assert!(drvs.contains_key(&attr), "{attr} of {drvs:?}");
+        }
+    }
+}
+
+/// readline takes such a character for a key.
+#[test]
+fn a_state_folder_may_have_a_name_that_cannot_be_typed() {
+    let Some(store) = Store::new() else { return };
+    store.write("ci.nix", &expression(r#"{ a = file "a"; }"#));
+    for name in ["plain", "tab\t", "bell\u{7}", "cancel\u{3}", "end\u{4}"] {
+        let ended = record(&store, &["--file", "ci.nix"])
+            .env("EVAL_ONCE_STATE_DIR", store.root().join(name))
+            .run();
+        ended.exits(0);
+        assert_eq!(Pipeline::of(&ended).drvs().len(), 1, "{name:?}: {ended}");
+    }
+}

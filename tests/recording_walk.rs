@@ -169,6 +169,44 @@ fn a_root_that_is_a_callable_derivation_is_one_target() {
     assert_eq!(ended.report()["drv"], step.record["drv"]);
 }
 
+/// A Nix before 2.10 is asked once more for each message of pure evaluation.
+#[test]
+fn the_first_messages_of_a_flake_are_known_and_since_2_10_all_of_them() {
+    let Some(store) = Store::new() else { return };
+    let names: Vec<String> = (10..24).map(|number| format!("t{number}")).collect();
+    let throwing = names
+        .iter()
+        .map(|name| format!("{name} = throw \"words of {name}\";"))
+        .collect::<Vec<_>>()
+        .concat();
+    let metadata = r#"b = file "b" // { meta = { description = throw "words of b"; }; };"#;
+    flake(
+        &store,
+        &format!("{{ packages.SYSTEM = {{ a = file \"a\"; {throwing} {metadata} }}; }}"),
+    );
+    let system = system(&store);
+    let pipeline = recorded(&store, &["--flake", ".", "--expect-errors", "packages.*.*"]);
+    let version = store.program("nix").arg("--version").run().stdout;
+    let is_old = ["2.8.", "2.9."].iter().any(|old| version.contains(old));
+    for (number, name) in names.iter().enumerate() {
+        let reason = if is_old && number >= 10 {
+            "does not evaluate".to_owned()
+        } else {
+            format!("error: words of {name}")
+        };
+        let step = pipeline.step(&["packages", &system, name]);
+        assert_eq!(step.json["skip"], reason.as_str(), "{name}");
+    }
+    let message = if is_old {
+        "its metadata throws"
+    } else {
+        "words of b"
+    };
+    // A build of it evaluates no metadata, so that Nix says nothing of that.
+    let all = pipeline.json.to_string();
+    assert!(all.contains(&format!(".b: {message}")), "{all}");
+}
+
 #[test]
 fn nothing_of_a_flake_is_called() {
     let Some(store) = Store::new() else { return };

@@ -427,7 +427,8 @@ pub fn converse(
     command
 }
 
-/// The same for one task, which ends with the first error: for a Nix that converses only in evaluation that is not pure (2.8, 2.9).
+/// The same for one task, in a process that the first error would end: for pure evaluation by a Nix that converses only in evaluation
+/// that is not pure (2.8, 2.9).
 #[must_use]
 pub fn walk_once(
     evaluation: &Evaluation,

@@ -1,5 +1,8 @@
 //! Attribute sets that are nested too deeply, mostly because they contain themselves.
 
+use std::collections::BTreeMap;
+
+use super::spans::AttrIndex;
 use crate::nix::AttrPath;
 use crate::recording::Recurse;
 
@@ -8,6 +11,30 @@ const NAMES_OF_CIRCLE: usize = 6;
 
 /// How often the same names have to follow one another.
 const TURNS: usize = 4;
+
+/// In how many sets of one set the walk may be given up before that is given up itself. Two sets that contain each other in two ways
+/// have two to the 32nd paths that are too long, and all but a few of them show no circle.
+const GIVEN_UP_AT_MOST: u32 = 16;
+
+/// How many sets were given up in each set, those in sets that were given up later included.
+#[derive(Debug, Default)]
+pub(super) struct GivenUpSets(BTreeMap<AttrIndex, u32>);
+
+impl GivenUpSets {
+    /// `set` is to be given up. Gives the innermost set around it in which too many were, if there is one, which is to be given up
+    /// instead: where there is no end of them, each further one costs the next set around it. Never the root.
+    pub(super) fn too_many_in(&mut self, set: &AttrIndex) -> Option<AttrIndex> {
+        let mut innermost = None;
+        for around in set.with_parents().skip(1).filter(|around| around != set) {
+            let inside = self.0.entry(around.clone()).or_default();
+            *inside += 1;
+            if *inside > GIVEN_UP_AT_MOST {
+                innermost = Some(around);
+            }
+        }
+        innermost
+    }
+}
 
 /// What is not walked because of a set that is nested too deeply.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,16 +65,28 @@ pub(super) fn too_deep(path: &AttrPath, root: usize, recurse: Option<Recurse>) -
         // The root is one of them.
         format!("sets are nested deeper than {} levels", names.len())
     };
-    let set = upto(depth);
+    TooDeep {
+        depth,
+        message: format!("{message}:\n{}", hint(&upto(depth), recurse)),
+    }
+}
+
+/// The evaluation error of this set, in which too many sets were given up.
+pub(super) fn too_many(set: &AttrPath, recurse: Option<Recurse>) -> String {
+    format!(
+        "more than {GIVEN_UP_AT_MOST} sets in it contain themselves, or are nested too deeply:\n{}",
+        hint(set, recurse)
+    )
+}
+
+/// How to record the rest.
+fn hint(set: &AttrPath, recurse: Option<Recurse>) -> String {
     let or = match recurse {
         None => "",
         Some(Recurse::All) => ", or walk only marked sets (`recurse: marked`)",
         Some(Recurse::Marked) => ", or remove its `recurseForDerivations`",
     };
-    TooDeep {
-        depth,
-        message: format!("{message}:\nexclude it (`exclude: {set}`){or}"),
-    }
+    format!("exclude it (`exclude: {set}`){or}")
 }
 
 /// The first set of a path that leads in circles: how many of its names lead there, and how many lead from there to itself.
@@ -82,6 +121,22 @@ fn circle(names: &[String]) -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_set_with_too_many_sets_that_are_given_up_is_given_up_and_then_the_one_around_it() {
+        let path = |text: &str| AttrIndex::parse(text).unwrap();
+        let mut given_up = GivenUpSets::default();
+        for number in 0..GIVEN_UP_AT_MOST {
+            assert_eq!(given_up.too_many_in(&path(&format!("/0/1/{number}"))), None);
+        }
+        assert_eq!(given_up.too_many_in(&path("/0/1/77")), Some(path("/0/1")));
+        assert_eq!(given_up.too_many_in(&path("/1/1/0")), None);
+        assert_eq!(given_up.too_many_in(&path("/0/2/0")), Some(path("/0")));
+        for number in 2..100 {
+            let set = path(&format!("/{number}"));
+            assert_eq!(given_up.too_many_in(&set), None, "the root is not given up");
+        }
+    }
 
     fn circle_of(path: &str) -> Option<(usize, usize)> {
         circle(&path.split('.').map(str::to_owned).collect::<Vec<_>>())

@@ -12,7 +12,7 @@
 //! | An error has the text, place and frames that `nix-instantiate` prints, a failed build its log. (2.8 leaves out `(use '--show-trace' …)`.) | it is read as one of `nix-instantiate` | `an_error_ends_the_line_…`, `a_build_during_…` |
 //! | Deep recursion ends the process before 2.20, as a stack overflow, and the line since then. | the schedule knows the attribute by its `begin` | `a_recursion_without_end_…` |
 //! | Before 2.30, a *file* that ends too early makes the line an unfinished one: no message, and what follows is appended. | [`with_ends`] | `a_file_that_ends_too_early_…` |
-//! | It switches purity off: before 2.10 after it has read its arguments, since then before that. Host settings never count. | purity is an argument; 2.8 and 2.9 get one process per task for flakes ([`purity_line`]) | `purity_is_an_argument_…` |
+//! | It switches purity off: before 2.10 after it has read its arguments, since then before that. What the host sets does not count. | purity is an argument; before 2.10 pure evaluation is one process per task ([`purity_line`]) | `purity_is_an_argument_…` |
 //! | Other settings, `-I`, `NIX_PATH`, the environment and the folder count as for `nix-instantiate`; so does the heap to begin with. | the same arguments | `other_settings_count_…`, `the_heap_…` |
 //! | TERM, INT and HUP end a build and its line, within 10 ms; the next line runs. In pure computation they do nothing, as with `nix-instantiate`. | it is killed after a grace time; one task is sent at a time | `term_ends_a_build_…` |
 //! | While it waits, a signal ends it with editline (status 0 or 1), and does nothing with readline. The end of its input ends it, with 0. | a status of 0 means nothing without `done`; to end it, its input is closed | `the_end_of_its_input_…` |
@@ -21,7 +21,7 @@
 //! | It remembers failures: 2.34 that of a value, 2.26 and 2.34 that a file was missing; 2.8 tries again. | the same | `what_failed_is_tried_again_…` |
 //! | Lines of a megabyte and of any bytes arrive, except for control characters: readline completes at a tab and takes what follows ^V as it is; editline, and 2.35 on a pipe, do neither. | the walker is an argument; lines are short and ASCII | `a_long_line_…`, `control_characters_…`, `an_argument_becomes_a_name_…` |
 //! | An `.inputrc` breaks lines (readline), and 2.8 ends where it cannot make its folder. No line is kept in a history. | `INPUTRC`, `XDG_DATA_HOME`, `NIX_DATA_HOME` | `a_persons_settings_…` |
-//! | It greets, and at each line editline prints `Failed tcsetattr(…)` (2.8). | [`is_chatter`] | none |
+//! | It greets, and says what it loads; with editline 2.8 prints `Failed tcsetattr(…)` at each line. | [`is_chatter`] | below |
 //!
 //! Measured once, on a busy machine: a start takes 17 to 48 ms (`nix-instantiate`: 20 to 30 ms of processor time), a line and its
 //! end 0.1 to 0.2 ms, 305 lines that throw 0.1 to 0.24 s; 2,000 light `.drv`s, 500 a line, take 0.98 to 1.24 × as long as by one

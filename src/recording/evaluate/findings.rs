@@ -160,19 +160,38 @@ impl Findings {
         }
     }
 
+    /// It does not evaluate, with a message that is not known.
+    pub(super) fn throws(&mut self, path: &AttrIndex) {
+        let error = AttrError {
+            attr: self.attr(path),
+            message: None,
+        };
+        self.outcomes
+            .insert(path.clone(), AttrOutcome::Error(error));
+    }
+
     /// It is a set of which nothing counts, with this message: what was found in it is forgotten, and so is what is still found.
     pub(super) fn give_up_set(&mut self, path: &AttrIndex, message: &str) {
         let is_below = |other: &AttrIndex| other.is_in(path);
         self.outcomes.retain(|other, _| !is_below(other));
+        self.given_up.retain(|other| !is_below(other));
         self.unmarked.retain(|other| !is_below(other));
         self.callable.retain(|other| !is_below(other));
         self.error(path, message);
         self.given_up.insert(path.clone());
     }
 
-    /// Whether it lies in a set of which nothing counts.
+    /// Whether it is a set of which nothing counts, or lies in one.
     pub(super) fn is_given_up(&self, path: &AttrIndex) -> bool {
-        self.given_up.iter().any(|set| path.is_in(set))
+        self.set_given_up(path).is_some()
+    }
+
+    /// The set of which nothing counts that it is, or lies in.
+    pub(super) fn set_given_up(&self, path: &AttrIndex) -> Option<AttrIndex> {
+        if self.given_up.is_empty() {
+            return None;
+        }
+        path.with_parents().find(|set| self.given_up.contains(set))
     }
 
     /// The version of Nix that evaluated.

@@ -1,5 +1,6 @@
 //! The command lines of the processes that evaluate.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -69,6 +70,8 @@ impl<'a> WorkerInvocation<'a> {
             is_pure,
             files: if is_pure {
                 &[WalkerFile::OfNix, WalkerFile::OnSearchPath]
+            } else if has_control_characters(folder.path()) {
+                &[WalkerFile::OnSearchPath]
             } else {
                 &[WalkerFile::Ours, WalkerFile::OnSearchPath]
             },
@@ -192,6 +195,12 @@ impl<'a> WorkerInvocation<'a> {
             &options,
         )
     }
+}
+
+/// Whether a path cannot stand in a line of a conversation: readline takes such a character for a key, and may forget the line without
+/// a word (BEL, ^C, ^D).
+fn has_control_characters(path: &Path) -> bool {
+    path.as_os_str().as_bytes().iter().any(u8::is_ascii_control)
 }
 
 /// The heap of a worker with this part of the memory. With a large one from the start, evaluation is 1.5 to 1.9 times faster: the

@@ -42,6 +42,11 @@ impl AttrIndex {
         path
     }
 
+    /// In how many sets it is.
+    pub(super) fn depth(&self) -> usize {
+        self.0.len()
+    }
+
     /// The sets that it is in, from the root on, and then itself.
     pub(super) fn with_parents(&self) -> impl Iterator<Item = Self> {
         (0..=self.0.len()).map(|end| Self(self.0[..end].to_vec()))

@@ -35,6 +35,11 @@ const NEXT_TASK: u64 = 7;
 /// How long attributes have to be measured before that counts, in seconds: what the first ones have in common is not known before.
 const EVIDENCE: f64 = 1.0;
 
+/// From how many levels on sets are walked one after the other: the next one that is found is walked before its neighbours. Sets that
+/// are nested so deeply often contain themselves. Then the walk has to come to the end of one path soon, and not to that of thousands
+/// of paths at the same time.
+const DEEP: usize = 12;
+
 /// A worker: a process, from its start to its end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct WorkerId(u32);
@@ -579,14 +584,17 @@ impl Schedule {
 
     /// Cuts a task for this worker from what waits.
     fn cut(&mut self, worker: WorkerId) -> Task {
-        let waiting = self.waiting.length();
-        if self.one_task {
-            return Task::spans(self.waiting.take(waiting, false));
-        }
-        let mut wanted = as_float(FIRST_TASK + NEXT_TASK * self.seen);
         let Some(one) = self.workers.get(&worker) else {
             return Task::spans(Vec::new());
         };
+        let waiting = self.waiting.length();
+        let next = self.waiting.next(one.from_end);
+        let deep = next.filter(|span| span.at.depth() >= DEEP);
+        let at_most = deep.map_or(waiting, Span::length);
+        if self.one_task {
+            return Task::spans(self.waiting.take(at_most, one.from_end));
+        }
+        let mut wanted = as_float((FIRST_TASK + NEXT_TASK * self.seen).min(at_most));
         let pace = self.pace(one);
         let within = |seconds: f64| pace.map(|pace| seconds / pace.max(1e-9));
         wanted = wanted.min(within(TASK).unwrap_or(f64::INFINITY));

@@ -21,6 +21,16 @@ impl WaitingSpans {
         self.length == 0
     }
 
+    /// What is taken next, from this end.
+    pub(super) fn next(&self, from_end: bool) -> Option<&Span> {
+        let mut spans = self.spans.values();
+        if from_end {
+            spans.next_back()
+        } else {
+            spans.next()
+        }
+    }
+
     /// Adds attributes that do not wait yet.
     pub(super) fn insert(&mut self, span: Span) {
         let length = span.length();

@@ -1,6 +1,6 @@
 //! What follows from tasks that fail and from workers that end.
 
-use super::super::circles::too_deep;
+use super::super::circles::{too_deep, too_many};
 use super::super::diagnosis::{FailedTask, OversizedWorker, Question, Verdict, WorkerEnd};
 use super::super::exclusions::is_expected;
 use super::super::processes::EndedWorker;
@@ -120,8 +120,15 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A set is nested too deeply: it, or the circle of sets that leads to it, is one evaluation error.
+    /// A set is nested too deeply: it, or the circle of sets that leads to it, is one evaluation error; or a set with too many of them.
     pub(super) fn give_up_deep(&mut self, worker: WorkerId, path: &AttrIndex, is_gone: bool) {
+        let now = self.now();
+        if let Some(set) = self.findings.set_given_up(path) {
+            // Meanwhile, because of what another worker found.
+            let end = LineEnd::GaveUpSet(set);
+            self.schedule.ended(worker, end, is_gone, now);
+            return;
+        }
         let root = self.request.root.attr.names().len();
         // Without `attr`, the sets of some of a flake's outputs need no mark.
         let is_whole_flake = self.invocation.system().is_some();
@@ -130,9 +137,15 @@ impl Walk<'_> {
         let Some(set) = path.with_parents().nth(too_deep.depth) else {
             return;
         };
-        self.findings.give_up_set(&set, &too_deep.message);
+        let (set, message) = match self.given_up.too_many_in(&set) {
+            None => (set, too_deep.message),
+            Some(around) => {
+                let message = too_many(&self.findings.attr(&around), recurse);
+                (around, message)
+            }
+        };
+        self.findings.give_up_set(&set, &message);
         self.print_error(&set);
-        let now = self.now();
         let end = LineEnd::GaveUpSet(set);
         self.schedule.ended(worker, end, is_gone, now);
     }

@@ -213,12 +213,17 @@ impl Walk<'_> {
         path: &AttrIndex,
         store: &mut Store,
     ) -> Result<(), Failure> {
+        if self.schedule.is_in_meta(worker) {
+            // Asked for the attribute, Nix does not evaluate its metadata, and finds no error.
+            self.findings.refuse(path, "its metadata throws");
+            return Ok(());
+        }
         self.unseen += 1;
-        let message = if self.unseen <= MESSAGES_AT_MOST || *path == AttrIndex::default() {
-            self.output_of(path, store)?.final_message(FAILED)
-        } else {
-            "it throws; its step shows the message".into()
-        };
+        if self.unseen > MESSAGES_AT_MOST && *path != AttrIndex::default() {
+            self.findings.throws(path);
+            return Ok(());
+        }
+        let message = self.output_of(path, store)?.final_message(FAILED);
         self.diagnosis.suspect(path, message);
         self.message(worker, WalkerMessage::Throws(path.clone()))
     }

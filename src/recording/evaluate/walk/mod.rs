@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use self::worker::{Doing, Worker};
+use super::circles::GivenUpSets;
 use super::conversation;
 use super::diagnosis::Diagnosis;
 use super::findings::Findings;
@@ -42,6 +43,7 @@ pub struct Walk<'a> {
     findings: Findings,
     gaps: Gaps,
     known: KnownTargets,
+    given_up: GivenUpSets,
     started: Instant,
     /// How many attributes threw in workers with one task, whose messages Nix does not show.
     unseen: usize,
@@ -85,6 +87,7 @@ impl<'a> Walk<'a> {
             findings: Findings::new(&request.root.attr),
             gaps: Gaps::default(),
             known,
+            given_up: GivenUpSets::default(),
             started: Instant::now(),
             unseen: 0,
         })

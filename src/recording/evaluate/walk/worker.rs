@@ -39,7 +39,7 @@ impl Doing {
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) doing: Doing,
-    /// It is between `done` and `next`: what Nix prints there means nothing ([`super::super::conversation::with_ends`]).
+    /// It is between `done` and `next`, where nothing is evaluated: what Nix prints there means nothing ([`super::super::conversation::with_ends`]).
     pub(super) is_between: bool,
 }
 
