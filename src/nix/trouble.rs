@@ -81,6 +81,16 @@ const OF_THE_SYSTEM: [(&str, Trouble); 32] = [
     ("Structure needs cleaning", Trouble::System),
 ];
 
+/// What SQLite says.
+const OF_THE_DATABASE: [(&str, Trouble); 5] = [
+    (" is busy", Trouble::System),
+    (" is locked", Trouble::System),
+    // No more files can be opened, for example.
+    ("unable to open database file", Trouble::Limit),
+    ("disk is full", Trouble::DiskFull),
+    ("I/O error", Trouble::DiskFull),
+];
+
 /// Errors of the system about a file that is not as expected. An expression may have named that file.
 const OF_A_FILE: [&str; 12] = [
     "No such file or directory",
@@ -123,16 +133,11 @@ const NIXS_OWN: [&str; 17] = [
 /// missing file: any error of the system counts then.
 pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     if unquoted(message).contains("SQLite ")
-        && ["disk is full", "I/O error", "is busy", "is locked"]
+        && let Some((_, trouble)) = OF_THE_DATABASE
             .iter()
-            .any(|words| message.contains(words))
+            .find(|(words, _)| message.contains(words))
     {
-        let is_busy = message.contains(" is busy") || message.contains(" is locked");
-        return Some(if is_busy {
-            Trouble::System
-        } else {
-            Trouble::DiskFull
-        });
+        return Some(*trouble);
     }
     // 2.8, while it downloads.
     let download = message.starts_with("download of '") && message.ends_with("' was interrupted");
@@ -263,6 +268,11 @@ mod tests {
             ),
             ("No space left on device is what it says", None, None),
             ("the disk: No space left on device!", None, None),
+            (
+                "executing SQLite statement 'pragma synchronous = normal': unable to open database file (in '/var/db/db.sqlite')",
+                Some(Trouble::Limit),
+                Some(Trouble::Limit),
+            ),
             // A name that the expression chose, which 2.8 prints as it is.
             ("attribute 'SQLite is busy' missing", None, None),
             ("attribute 'a: Broken pipe\nb' missing", None, None),

@@ -108,15 +108,15 @@ impl Findings {
     }
 
     /// It is a derivation.
-    pub(super) fn target(&mut self, path: AttrIndex, described: Result<DescribedTarget, String>) {
-        let (attr, is_utf8) = self.attr_in_utf8(&path);
+    pub(super) fn target(&mut self, path: &AttrIndex, described: Result<DescribedTarget, String>) {
+        let (attr, is_utf8) = self.attr_in_utf8(path);
         let read = described.and_then(|described| {
             let drv = DrvPath::parse(&described.drv)
                 .map_err(|wrong| format!("its drvPath {wrong}: {:?}", described.drv))?;
             Ok((drv, described.meta.read()?, described.named))
         });
         match read {
-            _ if !is_utf8 => self.error(&path, NOT_UTF_8),
+            _ if !is_utf8 => self.error(path, NOT_UTF_8),
             Ok((drv, meta, named)) => {
                 if named {
                     self.named.insert(path.clone());
@@ -124,7 +124,7 @@ impl Findings {
                 let target = FoundTarget { attr, drv, meta };
                 self.finish(path, AttrOutcome::Found(target));
             }
-            Err(wrong) => self.refuse(&path, &wrong),
+            Err(wrong) => self.refuse(path, &wrong),
         }
     }
 
@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn an_attribute_is_a_target_an_error_or_refused() {
         let mut findings = findings();
-        findings.target(path("/2"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        findings.target(&path("/2"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
         findings.fail(&path("/0"), false, "no");
         findings.fail(&path("/1"), true, "no data");
         assert_eq!(summary(&findings), [["x.c"], ["x.a: no"], ["x.b: no data"]]);
@@ -391,7 +391,7 @@ mod tests {
     fn nothing_in_a_set_that_is_given_up_counts() {
         let mut findings = findings();
         for inside in ["/0", "/0/1", "/1"] {
-            findings.target(path(inside), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+            findings.target(&path(inside), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
         }
         findings.give_up_set(&path("/0"), "it contains itself");
         assert_eq!(
@@ -399,7 +399,7 @@ mod tests {
             [vec!["x.b"], vec!["x.a: it contains itself"], vec![]]
         );
         // Other workers may be in it.
-        findings.target(path("/0/1"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        findings.target(&path("/0/1"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
         findings.callable(path("/0/1"));
         findings.fail(&path("/0/2"), false, "no");
         findings.refuse(&path("/0/3"), "no data");
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn a_worker_that_ends_after_a_target_does_not_change_it() {
         let mut findings = findings();
-        findings.target(path("/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        findings.target(&path("/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
         findings.fail(&path("/0"), false, "killed");
         assert_eq!(summary(&findings)[0], ["x.a"]);
     }
@@ -425,9 +425,9 @@ mod tests {
     #[test]
     fn a_description_that_cannot_be_used_is_refused() {
         let mut findings = findings();
-        findings.target(path("/0"), described(r#"{"drv":"/tmp/a"}"#));
+        findings.target(&path("/0"), described(r#"{"drv":"/tmp/a"}"#));
         let meta = format!(r#"{{"drv":"{DRV}","meta":{{"timeout":"1h"}}}}"#);
-        findings.target(path("/1"), described(&meta));
+        findings.target(&path("/1"), described(&meta));
         let [found, errors, refused] = summary(&findings);
         assert_eq!((found.len(), errors.len()), (0, 0));
         assert!(refused[0].starts_with("x.a: its drvPath "), "{refused:?}");
@@ -442,7 +442,7 @@ mod tests {
         let mut findings = findings();
         findings.begin(&path("/3"), name("\u{fffd}"));
         findings.begin(&path("/3/0"), name("d"));
-        findings.target(path("/3/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        findings.target(&path("/3/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
         let [found, errors, _] = summary(&findings);
         assert_eq!(found, [""; 0]);
         assert_eq!(errors.len(), 2, "{errors:?}");
@@ -451,9 +451,9 @@ mod tests {
     #[test]
     fn a_collected_drv_that_no_evaluation_writes_is_refused() {
         let mut findings = findings();
-        findings.target(path("/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        findings.target(&path("/0"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
         let named = format!(r#"{{"drv":"{DRV}","named":true}}"#);
-        findings.target(path("/1"), described(&named));
+        findings.target(&path("/1"), described(&named));
         let drv = DrvPath::parse(DRV).unwrap();
         assert_eq!(findings.drop_gone(&[drv]), [path("/0")]);
         let [found, _, refused] = summary(&findings);

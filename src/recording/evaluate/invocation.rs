@@ -151,21 +151,23 @@ impl<'a> WorkerInvocation<'a> {
 
     /// A worker for one task.
     pub(super) fn worker_for(&self, task: &str, part: u64) -> CommandLine {
-        command::walk_once(
-            &self.request.root,
-            &self.settings(),
-            self.locked.as_ref(),
-            heap_of(part),
-            task,
-            &self.request.options,
-        )
+        self.line_for(task, part, &self.request.options)
     }
 
     /// A worker that searches unmarked sets for derivations. It builds nothing.
     pub(super) fn searcher(&self, part: u64) -> CommandLine {
+        self.line(part, &self.search_options())
+    }
+
+    /// The same for one task.
+    pub(super) fn searcher_for(&self, task: &str, part: u64) -> CommandLine {
+        self.line_for(task, part, &self.search_options())
+    }
+
+    fn search_options(&self) -> Vec<(String, String)> {
         let mut options = self.request.options.clone();
         options.push(("allow-import-from-derivation".into(), "false".into()));
-        self.line(part, &options)
+        options
     }
 
     fn settings(&self) -> String {
@@ -178,6 +180,17 @@ impl<'a> WorkerInvocation<'a> {
             buildkite: self.request.meta,
         };
         settings.json()
+    }
+
+    fn line_for(&self, task: &str, part: u64, options: &command::Options) -> CommandLine {
+        command::walk_once(
+            &self.request.root,
+            &self.settings(),
+            self.locked.as_ref(),
+            heap_of(part),
+            task,
+            options,
+        )
     }
 
     fn line(&self, part: u64, options: &command::Options) -> CommandLine {
@@ -271,6 +284,8 @@ mod tests {
         let invocation = invocation(&request);
         assert_eq!(last_value(&invocation.worker(PART)), "true");
         assert_eq!(last_value(&invocation.searcher(PART)), "false");
+        assert_eq!(last_value(&invocation.worker_for("null", PART)), "true");
+        assert_eq!(last_value(&invocation.searcher_for("null", PART)), "false");
     }
 
     #[test]

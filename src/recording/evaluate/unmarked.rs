@@ -64,13 +64,19 @@ fn search(
     let worker = WorkerId::default();
     let part = schedule.even_part();
     let mut processes = Processes::new();
-    processes.start(worker, &invocation.searcher(part), supervisor)?;
-    processes.send(worker, &invocation.first_lines());
     let marker = invocation.marker();
-    processes.send(
-        worker,
-        &conversation::task_lines(&task, WalkKind::Search, marker),
-    );
+    if invocation.converses() {
+        processes.start(worker, &invocation.searcher(part), supervisor)?;
+        processes.send(worker, &invocation.first_lines());
+        processes.send(
+            worker,
+            &conversation::task_lines(&task, WalkKind::Search, marker),
+        );
+    } else {
+        let task = protocol::task_text(&task, WalkKind::Search);
+        let line = invocation.searcher_for(&task, part);
+        processes.start(worker, &line, supervisor)?;
+    }
     processes.close(worker);
     let limits = WorkerLimits {
         memory: Some(part),

@@ -118,7 +118,7 @@ impl Walk<'_> {
             WalkerMessage::Unmarked(path) => findings.unmarked(path),
             WalkerMessage::Beside(path, names) => findings.beside(path, names),
             WalkerMessage::Callable(path) => findings.callable(path),
-            WalkerMessage::Target(path, described) => findings.target(path, described),
+            WalkerMessage::Target(path, described) => findings.target(&path, described),
             WalkerMessage::Refused(path, why) => findings.refuse(&path, &why),
             WalkerMessage::Error(path, why) => {
                 findings.error(&path, &why);
