@@ -85,7 +85,7 @@ impl Findings {
         if target.callable {
             self.callable.insert(path.clone());
         }
-        self.finish(path.clone(), AttrOutcome::Found(target.found.clone()));
+        self.finish(path, AttrOutcome::Found(target.found.clone()));
     }
 
     /// It is a set that is not marked.
@@ -131,19 +131,19 @@ impl Findings {
     /// It does not evaluate.
     pub(super) fn error(&mut self, path: &AttrIndex, message: &str) {
         let error = self.attr_error(path, message);
-        self.finish(path.clone(), AttrOutcome::Error(error));
+        self.finish(path, AttrOutcome::Error(error));
     }
 
     /// Its metadata cannot be used.
     pub(super) fn refuse(&mut self, path: &AttrIndex, message: &str) {
         let error = self.attr_error(path, message);
-        self.finish(path.clone(), AttrOutcome::Refused(error));
+        self.finish(path, AttrOutcome::Refused(error));
     }
 
     /// Its outcome is this, unless it lies in a set of which nothing counts.
-    fn finish(&mut self, path: AttrIndex, outcome: AttrOutcome) {
-        if !self.is_given_up(&path) {
-            self.outcomes.insert(path, outcome);
+    fn finish(&mut self, path: &AttrIndex, outcome: AttrOutcome) {
+        if !self.is_given_up(path) {
+            self.outcomes.insert(path.clone(), outcome);
         }
     }
 
