@@ -63,8 +63,7 @@ pub fn perform(
         return Ok(None);
     }
 
-    let schema = check_request(&request, &order.place)?;
-    check_agent(&request, build, supervisor)?;
+    let schema = check_request(&request, &order.place, build, supervisor)?;
     let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
     let state = open_state_folder(&host)?;
     keep::remove_expired(&state);
@@ -95,7 +94,8 @@ pub fn perform(
         &unfinished,
         &owner,
         &identity,
-        (cores, &host.nix),
+        cores,
+        &host.nix,
         store,
         supervisor,
     )?;
@@ -171,10 +171,16 @@ fn at_root(request: &RecordingRequest, below: Option<&Path>) -> Result<Recording
 }
 
 /// Checks what is asked for, before anything is evaluated.
-fn check_request(request: &RecordingRequest, place: &Checkout) -> Result<Schema, Failure> {
+fn check_request(
+    request: &RecordingRequest,
+    place: &Checkout,
+    build: Option<&BuildkiteBuild>,
+    supervisor: &mut Supervisor,
+) -> Result<Schema, Failure> {
     check_file(&request.root, request.by_default, place)?;
     let schema = Schema::new()?;
     check(request, &schema)?;
+    check_agent(request, build, supervisor)?;
     Ok(schema)
 }
 
@@ -216,7 +222,8 @@ fn evaluate(
     unfinished: &Unfinished<'_>,
     owner: &PinOwner,
     identity: &str,
-    (cores, nix): (NonZeroUsize, &NixSettings),
+    cores: NonZeroUsize,
+    nix: &NixSettings,
     store: &mut Store,
     supervisor: &mut Supervisor,
 ) -> Result<(PinnedEvaluation, BTreeSet<AttrPath>), Failure> {

@@ -15,7 +15,7 @@ use super::protocol::WalkerSettings;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::LockedFlake;
-use crate::nix::command::{self, WalkerFile};
+use crate::nix::command::{self, OwnedOptions, WalkerFile};
 use crate::nix::settings::PURE_EVAL;
 use crate::recording::{RecordingRequest, Recurse};
 
@@ -164,7 +164,7 @@ impl<'a> WorkerInvocation<'a> {
         self.line_for(task, part, &self.search_options())
     }
 
-    fn search_options(&self) -> Vec<(String, String)> {
+    fn search_options(&self) -> OwnedOptions {
         let mut options = self.request.options.clone();
         options.push(("allow-import-from-derivation".into(), "false".into()));
         options
@@ -284,8 +284,7 @@ mod tests {
         let invocation = invocation(&request);
         assert_eq!(last_value(&invocation.worker(PART)), "true");
         assert_eq!(last_value(&invocation.searcher(PART)), "false");
-        assert_eq!(last_value(&invocation.worker_for("null", PART)), "true");
-        assert_eq!(last_value(&invocation.searcher_for("null", PART)), "false");
+        assert_eq!(last_value(&invocation.searcher_for("{}", PART)), "false");
     }
 
     #[test]

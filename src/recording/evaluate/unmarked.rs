@@ -68,16 +68,13 @@ fn search(
     if invocation.converses() {
         processes.start(worker, &invocation.searcher(part), supervisor)?;
         processes.send(worker, &invocation.first_lines());
-        processes.send(
-            worker,
-            &conversation::task_lines(&task, WalkKind::Search, marker),
-        );
+        let lines = conversation::task_lines(&task, WalkKind::Search, marker);
+        processes.send(worker, &lines);
+        processes.close(worker);
     } else {
         let task = protocol::task_text(&task, WalkKind::Search);
-        let line = invocation.searcher_for(&task, part);
-        processes.start(worker, &line, supervisor)?;
+        processes.start(worker, &invocation.searcher_for(&task, part), supervisor)?;
     }
-    processes.close(worker);
     let limits = WorkerLimits {
         memory: Some(part),
         silence: None,
