@@ -264,7 +264,7 @@ mod tests {
         assert!(short.ends_with("y…'") && short.len() < 300, "{short}");
         let many = CommandLine::new(
             "nix-store",
-            &["/s/0123456789abcdfghijklmnpqrsvwxyz-a"; 10_000],
+            &vec!["/s/0123456789abcdfghijklmnpqrsvwxyz-a"; 10_000],
         );
         let short = many.in_short();
         assert!(short.len() < 1_100, "{short}");

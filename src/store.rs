@@ -453,21 +453,36 @@ impl Store {
         Ok(finished.text().trim().to_owned())
     }
 
+    /// The command that evaluates an attribute as a build of it would, and roots its `.drv` at `root`.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn instantiate_line(
+        &mut self,
+        supervisor: &mut Supervisor,
+        evaluation: &Evaluation,
+        locked: Option<&LockedFlake>,
+        root: Option<&Path>,
+    ) -> Result<CommandLine, Failure> {
+        let options = self.options(supervisor)?;
+        Ok(command::instantiate(evaluation, locked, root, &options))
+    }
+
     /// What Nix says when it evaluates this attribute, or the whole expression where none is named, by itself.
     ///
     /// # Errors
     /// The program is missing (69); a signal asked us to end (128 + n).
-    pub fn words(
+    pub fn output_of(
         &mut self,
         supervisor: &mut Supervisor,
         evaluation: &Evaluation,
         locked: Option<&LockedFlake>,
     ) -> Result<NixOutput, Failure> {
-        let options = self.options(supervisor)?;
         let line = if evaluation.attr.names().is_empty() {
+            let options = self.options(supervisor)?;
             command::show_value(evaluation, locked, &options)
         } else {
-            command::instantiate(evaluation, locked, None, &options)
+            self.instantiate_line(supervisor, evaluation, locked, None)?
         };
         let Answer { stderr, .. } = self.run(supervisor, &line)?;
         Ok(NixOutput::of(&stderr))

@@ -359,7 +359,7 @@ fn a_file_that_ends_too_early_is_an_unfinished_line_before_2_30() {
         let mut after = |line: &str| {
             for line in [
                 line,
-                ":p builtins.trace \"done\" null",
+                "assert true; builtins.trace \"done\" null",
                 "builtins.trace \"next\" null",
             ] {
                 conversation.send(line);
@@ -369,6 +369,7 @@ fn a_file_that_ends_too_early_is_an_unfinished_line_before_2_30() {
         let silent = host.version() < (2, 30);
         let said = after("builtins.trace \"began\" (import ./early.nix)");
         assert!(said.starts_with("trace: began\n"), "{said}");
+        // Evaluated once, also where the next line is taken for its rest.
         assert_eq!(said.matches("trace: began\n").count(), 1, "{said}");
         assert_eq!(said.contains("trace: done\n"), !silent, "{said}");
         assert_eq!(said.contains("early.nix:"), !silent, "{said}");

@@ -43,7 +43,6 @@ const NOT_OURS: [(&str, &[&str]); 4] = [
     (
         "Nix code",
         &[
-            "applied",
             "catching",
             "flake_settings",
             "outputs",

@@ -3,7 +3,8 @@
 use crate::support::{stand_in::StandIns, store::Store};
 
 /// What several programs of Nix at once, and 2.34 by itself, print beside everything that they do.
-const NOISE: [&str; 3] = [
+const NOISE: [&str; 4] = [
+    "warning: error: SQLite database '/nix/var/nix/db/db.sqlite' is busy",
     "warning: SQLite database '/nix/var/nix/db/db.sqlite' is busy",
     "error (ignored): error: cannot close the connection",
     "       because of what no reader can change",
@@ -16,10 +17,7 @@ fn noise_of_nix_is_only_in_a_debug_log() {
         "{ a = builtins.trace \"a trace\" (build \"a\" \"echo error ignored: no > $out\"); }",
     );
     let target = store.target("a");
-    let noise: String = NOISE
-        .iter()
-        .map(|line| format!("echo \"{line}\" >&2; "))
-        .collect();
+    let noise = NOISE.map(|line| format!("echo \"{line}\" >&2; ")).concat();
     let stand_ins = ["nix-instantiate", "nix-store", "nix"]
         .into_iter()
         .fold(StandIns::new(store.bin()), |all, program| {

@@ -135,17 +135,6 @@ exit 0"#,
         ]
     }
 
-    /// A recording that is stopped where it never ends.
-    #[track_caller]
-    fn stopped(&self, job: &Program) -> Ended {
-        let running = job.start();
-        running.until_it_says("it has begun");
-        stop(&running, Signal::SIGTERM);
-        let ended = running.end();
-        ended.exits(143);
-        ended
-    }
-
     fn document(&self) -> Value {
         read_json(&self.left().join("eval-once.json"))
     }
@@ -217,12 +206,23 @@ fn attrs(document: &Value) -> Vec<String> {
     targets.map(|target| target["attr"].to_string()).collect()
 }
 
+/// A recording that is stopped where it never ends.
+#[track_caller]
+fn stopped(job: &Program) -> Ended {
+    let running = job.start();
+    running.until_it_says("it has begun");
+    stop(&running, Signal::SIGTERM);
+    let ended = running.end();
+    ended.exits(143);
+    ended
+}
+
 const CONTINUING: &str = "continuing with 5 targets of a recording that was stopped";
 
 #[test]
 fn a_stopped_recording_leaves_what_it_found_and_a_retry_goes_on_with_it() {
     let Some(scene) = Scene::new() else { return };
-    let ended = scene.stopped(&scene.job("p"));
+    let ended = stopped(&scene.job("p"));
     ended.says(&[
         "evaluation error: bad: its words",
         "; a retry on this host continues with these targets",
@@ -275,9 +275,9 @@ fn a_stopped_recording_leaves_what_it_found_and_a_retry_goes_on_with_it() {
 #[test]
 fn a_retry_that_is_stopped_earlier_loses_nothing() {
     let Some(scene) = Scene::new() else { return };
-    scene.stopped(&scene.job("p"));
+    stopped(&scene.job("p"));
     // It is stopped again at the same place, where it has evaluated nothing itself.
-    let ended = scene.stopped(&scene.job("p"));
+    let ended = stopped(&scene.job("p"));
     ended.passes_on(CONTINUING);
     assert_eq!(evaluated(&ended), [""; 0]);
     assert_eq!(attrs(&scene.document()).len(), 5);
@@ -291,7 +291,7 @@ fn a_retry_that_is_stopped_earlier_loses_nothing() {
 #[test]
 fn a_recording_of_something_else_goes_on_with_nothing() {
     let Some(scene) = Scene::new() else { return };
-    scene.stopped(&scene.job("p"));
+    stopped(&scene.job("p"));
     scene.go();
     let all = |job: Program, said: Option<&str>| {
         let ended = job.run();
@@ -323,7 +323,7 @@ fn a_recording_of_something_else_goes_on_with_nothing() {
 #[test]
 fn what_is_damaged_is_evaluated_again() {
     let Some(scene) = Scene::new() else { return };
-    scene.stopped(&scene.job("p"));
+    stopped(&scene.job("p"));
     let file = scene.kept()[0].join("found.json");
     let text = fs::read_to_string(&file).unwrap();
     fs::create_dir(scene.store.root().join("x")).unwrap();
@@ -341,19 +341,19 @@ fn what_is_damaged_is_evaluated_again() {
     for damage in damages {
         let _ = fs::remove_file(&file);
         damage();
-        let ended = scene.stopped(&scene.job("p"));
+        let ended = stopped(&scene.job("p"));
         ended.never_says("continuing");
         assert!(evaluated(&ended).contains(&"a"), "{ended}");
         let _ = fs::remove_dir(&file);
     }
     fs::write(&file, &text).unwrap();
-    scene.stopped(&scene.job("p")).passes_on(CONTINUING);
+    stopped(&scene.job("p")).passes_on(CONTINUING);
 }
 
 #[test]
 fn what_was_collected_is_evaluated_again() {
     let Some(scene) = Scene::new() else { return };
-    scene.stopped(&scene.job("p"));
+    stopped(&scene.job("p"));
     fs::remove_file(scene.kept()[0].join("pin")).unwrap();
     scene.store.collect();
     scene.go();
@@ -370,7 +370,7 @@ fn a_buildkite_that_does_not_answer_is_not_waited_for() {
     let hanging = "case \"$1\" in annotate|artifact) exec sleep 600 ;; esac\nexit 0";
     scene.agent(hanging);
     let begin = Instant::now();
-    scene.stopped(&scene.job("p"));
+    stopped(&scene.job("p"));
     assert!(
         begin.elapsed() < Duration::from_secs(9),
         "{:?}",

@@ -562,20 +562,50 @@ fn a_mark_that_is_no_boolean_is_an_evaluation_error_of_that_attribute() {
 }
 
 #[test]
-fn the_hint_at_cyclic_sets_depends_on_recurse() {
+fn a_set_that_contains_itself_costs_itself_and_says_how_to_leave_it_out() {
     let Some(store) = Store::new() else { return };
-    store.targets("let s = { inherit s; x = file \"x\"; }; in s");
-    let ended = record(&store, &["--recurse", "all"]).run();
-    ended
-        .exits(65)
-        .passes_on("the attribute sets below s.s.s.s.s.s are cyclic")
-        .passes_on("`recurse: marked`");
+    let set = "recurseForDerivations = true; inherit s; x = file \"x\"; other = file \"other\";";
+    let itself = |at: &str, sets: &str, or: &str| {
+        format!(
+            "evaluation error: {at}: the set contains itself ({sets}.…): exclude it (`exclude: {at}`){or}"
+        )
+    };
+    let sets = "s.s.s.s.s.s.s";
+    for (flags, mark, or) in [
+        (
+            &["--recurse", "all"][..],
+            "",
+            ", or walk only marked sets (`recurse: marked`)",
+        ),
+        (
+            &[],
+            "recurseForDerivations = true;",
+            ", or remove its `recurseForDerivations`",
+        ),
+    ] {
+        let set = set.replace("recurseForDerivations = true;", mark);
+        store.targets(&format!("let s = {{ {set} }}; in s"));
+        let ended = record(&store, flags).run();
+        let pipeline = Pipeline::of(&ended);
+        assert_eq!(pipeline.drvs().len(), 2);
+        assert_eq!(pipeline.broken(), [r#"["s"]"#]);
+        ended.passes_on(&itself("s", sets, or));
+    }
+    // What the hint says is true.
+    let pipeline = recorded(&store, &["--exclude", "s"]);
+    assert_eq!(pipeline.drvs().len(), 2);
+    assert_eq!(pipeline.broken(), [""; 0]);
+    // In `hydraJobs` every set is walked, marked or not.
+    flake(
+        &store,
+        r#"{ hydraJobs = let s = { inherit s; x = file "x"; }; in s; }"#,
+    );
+    let ended = record(&store, &["--flake", "."]).run();
+    assert_eq!(Pipeline::of(&ended).drvs().len(), 1);
+    ended.passes_on(&itself("hydraJobs.s", &format!("hydraJobs.{sets}"), ""));
     ended.never_says("recurseForDerivations");
-    store.targets("let s = { recurseForDerivations = true; inherit s; x = file \"x\"; }; in s");
-    let ended = record(&store, &[]).run();
-    ended
-        .exits(65)
-        .passes_on("remove its `recurseForDerivations`");
+    // Before 2.10 it is not evaluated in a conversation, and nothing is said of that.
+    ended.never_says("fetchurl.nix");
 }
 
 // ---- what was not walked

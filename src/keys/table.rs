@@ -335,7 +335,7 @@ pub const KEYS: &[Key] = &[
         "workers",
         RECORDING,
         KeyKind::Number("N", 1, 1024),
-        "How many processes evaluate",
+        "How many processes evaluate at most; another one begins where it pays",
     )
     .default("the number of cores"),
     Key::new(

@@ -85,6 +85,7 @@ mod tests {
             warning: error: SQLite database '/nix/var/nix/db/db.sqlite' is busy\n\
             \u{1b}[35;1mwarning:\u{1b}[0m \u{1b}[31;1merror:\u{1b}[0m SQLite database '/x' is busy\n\
             \u{1b}[35;1mwarning:\u{1b}[0m SQLite database '/x y/db.sqlite' is busy (SQLITE_PROTOCOL)\n\
+            \u{1b}[35;1mwarning:\u{1b}[0m \u{1b}[31;1merror:\u{1b}[0m SQLite database '/db.sqlite' is busy\n\
             trace: a\n\
             \u{1b}[31;1merror (ignored):\u{1b}[0m error: cannot close a connection\n       because of x\n       and y\n\
             error (ignored): interrupted by the user\n\

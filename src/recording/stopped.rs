@@ -61,22 +61,27 @@ pub(super) struct Reached<'a> {
 }
 
 impl Unfinished<'_> {
-    /// The result; where it is a failure after which a retry makes sense, what was found so far is left first. A second signal ends that
-    /// at once, and nothing that goes wrong on the way changes the failure.
+    /// The result of something behind the evaluation; where it is a failure after which a retry makes sense, what was evaluated is left
+    /// first.
     pub(super) fn or_leave<T>(
         &self,
         result: Result<T, Failure>,
-        reached: &Reached<'_>,
+        evaluated: &EvaluationResult,
         store: &mut Store,
         supervisor: &mut Supervisor,
     ) -> Result<T, Failure> {
         if let Err(failure) = &result {
-            self.leave(failure, reached, store, supervisor);
+            let reached = Reached {
+                evaluated,
+                place: Some(&WalkPlace::Behind),
+            };
+            self.leave(failure, &reached, store, supervisor);
         }
         result
     }
 
-    /// Leaves what was found so far, if this is a failure after which a retry makes sense.
+    /// Leaves what was found so far, if this is a failure after which a retry makes sense. A second signal ends that at once, and
+    /// nothing that goes wrong on the way changes the failure.
     pub(super) fn leave(
         &self,
         failure: &Failure,

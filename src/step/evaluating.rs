@@ -13,7 +13,7 @@ use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::{
-    Disturbance, DrvPath, Evaluation, LockedFlake, NixOutput, Phase, StorePath, class, command,
+    Disturbance, DrvPath, Evaluation, LockedFlake, NixOutput, Phase, StorePath, class,
 };
 use crate::state::{Roots, StateFolder};
 use crate::store::{ATTEMPTS, COLLECTOR_HINT};
@@ -142,8 +142,9 @@ fn evaluate(
         }
         None => None,
     };
-    let options = step.options()?;
-    let line = command::instantiate(evaluation, locked.as_ref(), root, &options);
+    let line = step
+        .store
+        .instantiate_line(step.supervisor, evaluation, locked.as_ref(), root)?;
     // Whether it throws is asked only where it has failed before.
     let suspicion = Suspicion {
         ask_throws: repeated,

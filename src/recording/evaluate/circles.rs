@@ -1,10 +1,62 @@
-//! Attribute sets that contain themselves, seen from a path that is too long.
+//! Attribute sets that are nested too deeply, mostly because they contain themselves.
+
+use crate::nix::AttrPath;
+use crate::recording::Recurse;
+
+/// How many names are shown of a path that leads in circles.
+const NAMES_OF_CIRCLE: usize = 6;
+
+/// How often the same names have to follow one another.
+const TURNS: usize = 4;
+
+/// What is not walked because of a set that is nested too deeply.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooDeep {
+    /// How many names, below the root of the walk, lead to the set that is given up: the first of those that contain themselves, or
+    /// the set itself.
+    pub(super) depth: usize,
+    /// Its evaluation error: what is wrong, and how to record the rest.
+    pub(super) message: String,
+}
+
+/// What is not walked because the set at this path is nested too deeply. The first `root` names lead to the root of the walk.
+/// `recurse` is none where sets are walked without a mark all the same, as some of a flake's outputs.
+pub(super) fn too_deep(path: &AttrPath, root: usize, recurse: Option<Recurse>) -> TooDeep {
+    let (to_root, names) = path.names().split_at(root.min(path.names().len()));
+    let upto = |depth: usize| {
+        let below = names.iter().take(depth);
+        AttrPath::new(to_root.iter().chain(below).cloned().collect())
+    };
+    let found = circle(names);
+    let depth = found.map_or(names.len(), |(begin, length)| begin + length);
+    let message = if found.is_some() {
+        format!(
+            "the set contains itself ({}.…)",
+            upto(depth + NAMES_OF_CIRCLE)
+        )
+    } else {
+        format!(
+            "sets are nested deeper than {} levels",
+            names.len().saturating_sub(1)
+        )
+    };
+    let set = upto(depth);
+    let or = match recurse {
+        None => "",
+        Some(Recurse::All) => ", or walk only marked sets (`recurse: marked`)",
+        Some(Recurse::Marked) => ", or remove its `recurseForDerivations`",
+    };
+    TooDeep {
+        depth,
+        message: format!("{message}:\nexclude it (`exclude: {set}`){or}"),
+    }
+}
 
 /// The first set of a path that leads in circles: how many of its names lead there, and how many lead from there to itself.
 ///
 /// A set is one of a circle if the names that lead back to it are repeated, [`TURNS`] times at least: Nix cannot say whether two sets
 /// are the same.
-pub(super) fn circle(names: &[String]) -> Option<(usize, usize)> {
+fn circle(names: &[String]) -> Option<(usize, usize)> {
     let longest = names.len() / TURNS;
     let found = (0..names.len()).flat_map(|begin| (1..=longest).map(move |length| (begin, length)));
     let turns = |(begin, length): (usize, usize)| {
@@ -29,9 +81,6 @@ pub(super) fn circle(names: &[String]) -> Option<(usize, usize)> {
         })
 }
 
-/// How often the same names have to follow one another.
-const TURNS: usize = 4;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,5 +98,30 @@ mod tests {
         assert_eq!(circle_of("a.b.c.d.e.f"), None);
         assert_eq!(circle_of("a.a.b.a.a.c"), None);
         assert_eq!(circle_of("x"), None);
+    }
+
+    #[test]
+    fn of_a_circle_the_first_set_that_repeats_is_given_up_and_otherwise_the_set_itself() {
+        let path = |names: &[&str]| AttrPath::new(names.iter().map(|&it| it.to_owned()).collect());
+        let around = path(&[&["ci", "x"][..], &["a"; 30]].concat());
+        assert_eq!(
+            too_deep(&around, 1, Some(Recurse::All)),
+            TooDeep {
+                depth: 2,
+                message: "the set contains itself (ci.x.a.a.a.a.a.a.a.…):\n\
+                    exclude it (`exclude: ci.x.a`), or walk only marked sets (`recurse: marked`)"
+                    .into(),
+            }
+        );
+        let straight = path(&["ci", "a", "b", "c"]);
+        assert_eq!(
+            too_deep(&straight, 1, Some(Recurse::Marked)),
+            TooDeep {
+                depth: 3,
+                message: "sets are nested deeper than 2 levels:\n\
+                    exclude it (`exclude: ci.a.b.c`), or remove its `recurseForDerivations`"
+                    .into(),
+            }
+        );
     }
 }

@@ -148,8 +148,9 @@ impl<'a> Diagnosis<'a> {
         let message = nix_output.final_message(*ending);
         let class = class::of(Phase::Evaluating, *ending, nix_output);
         let is_own = nix_output.is_expressions_own();
-        if class != Class::Evaluation || nix_output.disturbance().is_some() && !is_own {
-            // An expression is not to blame where the store is dead.
+        let is_doubtful_cause = nix_output.disturbance().is_some() && !is_own;
+        if class != Class::Evaluation || is_doubtful_cause || *at == AttrIndex::default() {
+            // An expression is not to blame where the store is dead. The other messages, which may be many, are certain.
             ask(Question::Answers)?;
         }
         if !is_own
@@ -384,6 +385,10 @@ mod tests {
     }
 
     /// The store answers; no path is valid.
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "the type of what answers a question"
+    )]
     fn nothing_valid(_: Question<'_>) -> Result<bool, Failure> {
         Ok(false)
     }
@@ -453,7 +458,7 @@ mod tests {
         let root = root();
         let end = (Ending::Exited(1), "error: attribute 'x' missing\n");
         let at = AttrIndex::default();
-        let verdict = judge(&mut diagnosis(&root), at, false, end, no_question);
+        let verdict = judge(&mut diagnosis(&root), at, false, end, nothing_valid);
         assert!(
             verdict.starts_with("Evaluation: ci.nix does not evaluate: attribute 'x' missing"),
             "{verdict}"

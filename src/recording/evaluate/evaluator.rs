@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::known::KnownTargets;
-use super::plan::Costs;
+use super::schedule::Costs;
 use super::{EvaluationHost, EvaluationResult, Walk, eval_jobs};
 use crate::counts;
 use crate::exit::Failure;

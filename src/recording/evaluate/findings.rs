@@ -85,13 +85,14 @@ impl Findings {
         if target.callable {
             self.callable.insert(path.clone());
         }
-        let outcome = AttrOutcome::Found(target.found.clone());
-        self.outcomes.insert(path.clone(), outcome);
+        self.finish(path, AttrOutcome::Found(target.found.clone()));
     }
 
     /// It is a set that is not marked.
     pub(super) fn unmarked(&mut self, path: AttrIndex) {
-        self.unmarked.insert(path);
+        if !self.is_given_up(&path) {
+            self.unmarked.insert(path);
+        }
     }
 
     /// These are not walked.
@@ -101,7 +102,9 @@ impl Findings {
 
     /// It can be called as well.
     pub(super) fn callable(&mut self, path: AttrIndex) {
-        self.callable.insert(path);
+        if !self.is_given_up(&path) {
+            self.callable.insert(path);
+        }
     }
 
     /// It is a derivation.
@@ -119,7 +122,7 @@ impl Findings {
                     self.named.insert(path.clone());
                 }
                 let target = FoundTarget { attr, drv, meta };
-                self.outcomes.insert(path, AttrOutcome::Found(target));
+                self.finish(&path, AttrOutcome::Found(target));
             }
             Err(wrong) => self.refuse(&path, &wrong),
         }
@@ -128,15 +131,20 @@ impl Findings {
     /// It does not evaluate.
     pub(super) fn error(&mut self, path: &AttrIndex, message: &str) {
         let error = self.attr_error(path, message);
-        let outcome = AttrOutcome::Error(error);
-        self.outcomes.insert(path.clone(), outcome);
+        self.finish(path, AttrOutcome::Error(error));
     }
 
     /// Its metadata cannot be used.
     pub(super) fn refuse(&mut self, path: &AttrIndex, message: &str) {
         let error = self.attr_error(path, message);
-        let outcome = AttrOutcome::Refused(error);
-        self.outcomes.insert(path.clone(), outcome);
+        self.finish(path, AttrOutcome::Refused(error));
+    }
+
+    /// Its outcome is this, unless it lies in a set of which nothing counts.
+    fn finish(&mut self, path: &AttrIndex, outcome: AttrOutcome) {
+        if !self.is_given_up(path) {
+            self.outcomes.insert(path.clone(), outcome);
+        }
     }
 
     /// Its evaluation failed, or that of its metadata. A target that was found remains one: its worker died on the way to the next
@@ -175,6 +183,7 @@ impl Findings {
     /// Removes the targets with these `.drv`s, which were collected, to be evaluated again. One whose `.drv` an evaluation does not
     /// write is refused.
     pub(super) fn drop_gone(&mut self, gone: &[DrvPath]) -> Vec<AttrIndex> {
+        let gone: BTreeSet<&DrvPath> = gone.iter().collect();
         let is_gone = |outcome: &AttrOutcome| matches!(outcome, AttrOutcome::Found(found) if gone.contains(&found.drv));
         let paths: Vec<AttrIndex> = self
             .outcomes
@@ -370,6 +379,19 @@ mod tests {
             summary(&findings),
             [vec!["x.b"], vec!["x.a: it contains itself"], vec![]]
         );
+        // Other workers may be in it.
+        findings.target(path("/0/1"), described(&format!(r#"{{"drv":"{DRV}"}}"#)));
+        findings.callable(path("/0/1"));
+        findings.fail(&path("/0/2"), false, "no");
+        findings.refuse(&path("/0/3"), "no data");
+        findings.unmarked(path("/0/4"));
+        findings.give_up_set(&path("/0/5"), "it contains itself as well");
+        assert_eq!(
+            summary(&findings),
+            [vec!["x.b"], vec!["x.a: it contains itself"], vec![]]
+        );
+        assert!(findings.error_of(&path("/0/2")).is_none());
+        assert!(findings.callable.is_empty() && findings.unmarked.is_empty());
         assert!(findings.is_given_up(&path("/0/7")) && !findings.is_given_up(&path("/1")));
     }
 

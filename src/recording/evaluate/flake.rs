@@ -153,7 +153,7 @@ mod tests {
             r#"@nix {"action":"stop","id":1}"#,
         ];
         reader.read((lines.join("\n") + "\n").as_bytes(), |event| {
-            said.take(&event)
+            said.take(&event);
         });
         assert_eq!(said.printed, "warning: Git tree '/f' is dirty\nplain\n");
         assert_eq!(said.doing, ": copying '/f/' to the store");

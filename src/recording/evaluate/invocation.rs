@@ -6,10 +6,11 @@ use serde_json::{Map, Value};
 use tempfile::TempDir;
 
 use super::EvaluationHost;
+use super::conversation::{purity_line, with_ends};
 use super::exclusions::exclusions;
 use super::known::KnownTargets;
 use super::memory::{self, MIB};
-use super::protocol::{WalkerSettings, purity_line, with_ends};
+use super::protocol::WalkerSettings;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::LockedFlake;

@@ -3,20 +3,23 @@
 //! | room | responsible for |
 //! | --- | --- |
 //! | `walk` | the walk over all targets: connects the rooms below |
-//! | `plan`, `spans` | what waits, which worker evaluates what, how many there are and with how much memory: a plain value |
+//! | `schedule`, `spans` | what waits, which worker evaluates what, how many there are and with how much memory: a plain value |
 //! | `remembered` | what the same evaluation cost the last time |
-//! | `processes` | the workers' processes: starting, reading lines, measuring, stopping |
+//! | `processes` | the workers' processes: starting, sending and reading lines, measuring, stopping |
 //! | `invocation` | the workers' command lines |
-//! | `protocol` | the settings and messages of the walker (`walk.nix`) |
-//! | `diagnosis` | what the end of a worker means |
+//! | `conversation` | what `nix repl` is sent line by line, and what it does |
+//! | `protocol` | the settings, tasks and messages of the walker (`walk.nix`) |
+//! | `diagnosis` | what the end of a task or a worker means |
+//! | `circles` | what is not walked of sets that are nested too deeply |
 //! | `findings` | what was found of each attribute |
 //! | `known` | what is taken over from a recording that was stopped |
 //! | `flake` | locking the flake, before anything is evaluated |
 //! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` and `expect-errors` match |
-//! | `progress`, `memory` | the status line; how much memory is free and in use |
+//! | `progress`, `memory` | the status line, and errors as they come; how much memory is free and in use |
 //! | `evaluator`, `eval_jobs` | the choice between the walk and `nix-eval-jobs`; evaluating with the latter |
 
 mod circles;
+mod conversation;
 mod diagnosis;
 mod eval_jobs;
 pub(in crate::recording) mod evaluator;
@@ -27,11 +30,12 @@ pub mod gaps;
 mod invocation;
 pub(in crate::recording) mod known;
 pub(in crate::recording) mod memory;
-mod plan;
+
 mod processes;
 mod progress;
 mod protocol;
 pub(in crate::recording) mod remembered;
+mod schedule;
 mod spans;
 mod unmarked;
 mod walk;
@@ -41,7 +45,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use self::gaps::Gaps;
-use self::plan::Costs;
+use self::schedule::Costs;
 use crate::nix::AttrPath;
 use crate::nix::settings::NixSettings;
 use crate::recording::{AttrError, FoundTarget};

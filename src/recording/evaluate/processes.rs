@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::memory;
-use super::plan::WorkerId;
+use super::schedule::WorkerId;
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::Failure;
 use crate::nix::structured::Event;

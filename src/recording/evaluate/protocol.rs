@@ -2,10 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::Task;
+use super::schedule::Task;
 use super::spans::{AttrIndex, Span};
 use crate::keys::Keys;
-use crate::nix::command::WALKER;
 use crate::recording::Meta;
 
 /// The walker's settings, as `walk.nix` describes them.
@@ -56,38 +55,6 @@ pub(super) fn task_text(task: &Task, kind: WalkKind) -> String {
         .filter_map(|(is_set, flag)| is_set.then_some(*flag))
         .collect();
     format!("{{spans={spans};{flags}}}")
-}
-
-/// The lines of a conversation that walk a task.
-pub(super) fn task_lines(task: &Task, kind: WalkKind, marker: &str) -> Vec<u8> {
-    let line = format!("{WALKER} {}\n", task_text(task, kind));
-    with_ends(line.as_bytes(), marker)
-}
-
-/// The line of a conversation that says whether the evaluation is not pure. (In pure evaluation there is no `currentSystem`.)
-pub(super) fn purity_line(marker: &str) -> Vec<u8> {
-    format!(
-        "if builtins ? currentSystem then builtins.trace \"{marker} impure  \" null else null\n"
-    )
-    .into_bytes()
-}
-
-/// A line of a conversation, and those that say that it has been evaluated, or has failed: what Nix says before `done` belongs to it.
-///
-/// Where a file ends too early (`syntax error, unexpected end of file`), Nix before 2.30 takes the *line* for unfinished: it says
-/// nothing, appends the next line, and reads both again. Together they must be no expression, which would evaluate the line once
-/// more; so `done` is said by a command (`:p`), which is one only at the begin of what Nix reads. Then it is a syntax error that means
-/// nothing, it ends the line, and `next` comes without `done` before it.
-pub(super) fn with_ends(line: &[u8], marker: &str) -> Vec<u8> {
-    let say = |word: &str| format!("builtins.trace \"{marker} {word}  \" null\n").into_bytes();
-    [line, b":p ", &say("done"), &say("next")].concat()
-}
-
-/// Whether Nix says this of the conversation itself, and not of what is evaluated: its greeting while the walker is loaded, and what
-/// editline prints at each line (2.8).
-pub(super) fn is_chatter(line: &[u8], is_loading: bool) -> bool {
-    let is_of = |begins: &[&[u8]]| begins.iter().any(|begin| line.starts_with(begin));
-    is_of(&[b"Failed tcsetattr("]) || is_loading && !is_of(&[b"warning:", b"error:", b" "])
 }
 
 /// A message of the walker, most of them about one attribute.

@@ -1,6 +1,6 @@
 //! What the evaluation of the same recording cost the last time on this host: a note in the state folder.
 
-use super::plan::Costs;
+use super::schedule::Costs;
 use crate::state::{NOTES_LAST, StateFolder};
 
 /// The note's name for a recording with this identity ([`identity`](crate::recording::keep::identity)).

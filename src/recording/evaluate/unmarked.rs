@@ -5,10 +5,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::conversation;
 use super::invocation::WorkerInvocation;
-use super::plan::{Schedule, Task, WorkerId};
 use super::processes::{Processes, StopCause, WorkerLimits};
 use super::protocol::{self, WalkKind, WalkerMessage};
+use super::schedule::{Schedule, Task, WorkerId};
 use super::spans::AttrIndex;
 use crate::exit::{Class, Failure};
 use crate::store::ATTEMPTS;
@@ -69,7 +70,7 @@ fn search(
         processes.send(worker, &invocation.first_lines());
         processes.send(
             worker,
-            &protocol::task_lines(&task, WalkKind::Search, marker),
+            &conversation::task_lines(&task, WalkKind::Search, marker),
         );
     } else {
         let task = protocol::task_text(&task, WalkKind::Search);

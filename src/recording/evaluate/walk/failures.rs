@@ -1,0 +1,148 @@
+//! What follows from tasks that fail and from workers that end.
+
+use super::super::circles::too_deep;
+use super::super::diagnosis::{FailedTask, OversizedWorker, Question, Verdict, WorkerEnd};
+use super::super::exclusions::is_expected;
+use super::super::processes::EndedWorker;
+use super::super::schedule::{LineEnd, WorkerId};
+use super::super::spans::AttrIndex;
+use super::Walk;
+use super::worker::Doing;
+use crate::command_line::Ending;
+use crate::exit::Failure;
+use crate::nix::NixOutput;
+use crate::store::Store;
+
+impl Walk<'_> {
+    /// A worker's process has ended.
+    pub(super) fn ended(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<(), Failure> {
+        let worker = ended.worker;
+        let doing = self.workers.remove(&worker).map(|worker| worker.doing);
+        let is_loading = matches!(doing, Some(Doing::Loading { .. }));
+        if self.schedule.task(worker).is_none() && !is_loading {
+            self.schedule.gone(worker);
+            return Ok(());
+        }
+        match doing {
+            // A worker with one task.
+            Some(Doing::Walking {
+                is_complete: true, ..
+            }) if ended.ending.success() => {
+                self.progress.pass_on(&ended.final_output);
+                let now = self.now();
+                self.schedule.ended(worker, LineEnd::Finished, true, now);
+                return Ok(());
+            }
+            Some(Doing::Walking {
+                deep: Some(path), ..
+            }) => {
+                self.give_up_deep(worker, &path, true);
+                return Ok(());
+            }
+            _ => {}
+        }
+        match WorkerEnd::of(ended.stop_cause, ended.ending) {
+            WorkerEnd::Died => self.failed(worker, ended.ending, &ended.nix_output, store),
+            WorkerEnd::TooLarge => {
+                let verdict = self.diagnosis.too_large(&OversizedWorker {
+                    at: self.schedule.at(worker),
+                    begun: self.schedule.begun(worker),
+                    part: self.schedule.part(worker),
+                    has_all: self.schedule.is_alone(worker),
+                    slots: self.schedule.most(),
+                    was_stopped: ended.stop_cause.is_some(),
+                });
+                self.carry_out(verdict, worker, true)
+            }
+            WorkerEnd::TooLong => {
+                let timeout = self.request.evaluation_timeout.unwrap_or_default();
+                let at = self.schedule.at(worker);
+                let verdict = self.diagnosis.too_long(&at, timeout.as_secs());
+                self.carry_out(verdict, worker, true)
+            }
+        }
+    }
+
+    /// A task failed, or its worker died.
+    pub(super) fn failed(
+        &mut self,
+        worker: WorkerId,
+        ending: Ending,
+        nix_output: &NixOutput,
+        store: &mut Store,
+    ) -> Result<(), Failure> {
+        let at = self.schedule.at(worker);
+        let name = self.name_of(&at);
+        let task = self.schedule.task(worker);
+        let failed = FailedTask {
+            at,
+            name: &name,
+            is_repetition: task.is_some_and(|task| task.catch),
+            ending,
+            nix_output,
+        };
+        let supervisor = &mut *self.supervisor;
+        let verdict = self.diagnosis.failed(&failed, |question| match question {
+            Question::Answers => store.check_answers(supervisor).map(|()| true),
+            Question::IsValid(path) => store.is_valid(supervisor, path),
+        })?;
+        let is_gone = !self.workers.contains_key(&worker);
+        self.carry_out(verdict, worker, is_gone)
+    }
+
+    fn carry_out(
+        &mut self,
+        verdict: Verdict,
+        worker: WorkerId,
+        is_gone: bool,
+    ) -> Result<(), Failure> {
+        let end = match verdict {
+            Verdict::EvaluationError(message) => {
+                let in_meta = self.schedule.is_in_meta(worker);
+                let at = self.schedule.at(worker);
+                self.findings.fail(&at, in_meta, &message);
+                self.print_error(&at);
+                LineEnd::GaveUp
+            }
+            Verdict::Repeat(line) => {
+                self.log.say(line);
+                LineEnd::Again { catch: true }
+            }
+            Verdict::RepeatAlone => LineEnd::Alone,
+            Verdict::RepeatWithFewer(line) => {
+                self.log.say(line);
+                LineEnd::Fewer
+            }
+            Verdict::Fail(failure) => return Err(failure),
+        };
+        let now = self.now();
+        self.schedule.ended(worker, end, is_gone, now);
+        Ok(())
+    }
+
+    /// A set is nested too deeply: it, or the circle of sets that leads to it, is one evaluation error.
+    pub(super) fn give_up_deep(&mut self, worker: WorkerId, path: &AttrIndex, is_gone: bool) {
+        let root = self.request.root.attr.names().len();
+        // Without `attr`, the sets of some of a flake's outputs need no mark.
+        let is_whole_flake = self.invocation.system().is_some();
+        let recurse = (!is_whole_flake).then_some(self.request.recurse);
+        let too_deep = too_deep(&self.findings.attr(path), root, recurse);
+        let Some(set) = path.with_parents().nth(too_deep.depth) else {
+            return;
+        };
+        self.findings.give_up_set(&set, &too_deep.message);
+        self.print_error(&set);
+        let now = self.now();
+        let end = LineEnd::GaveUpSet(set);
+        self.schedule.ended(worker, end, is_gone, now);
+    }
+
+    /// Prints the attribute's evaluation error, if it has one that is not expected.
+    pub(super) fn print_error(&mut self, path: &AttrIndex) {
+        if let Some(error) = self.findings.error_of(path)
+            && !is_expected(error, &self.request.expect_errors)
+        {
+            self.progress.error(error);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The walk over all targets: starts the workers that the schedule asks for, and gives them their tasks. What follows from their
+//! messages stands in `messages`, what follows from their failures and ends in `failures`.
+
+mod failures;
+mod messages;
+mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use self::worker::{Doing, Worker};
+use super::conversation;
+use super::diagnosis::Diagnosis;
+use super::findings::Findings;
+use super::gaps::Gaps;
+use super::invocation::WorkerInvocation;
+use super::known::KnownTargets;
+use super::processes::{Processes, WorkerLimits};
+use super::progress::Progress;
+use super::protocol::{self, WalkKind};
+use super::schedule::{Costs, Next, Schedule, Task, WorkerId};
+use super::spans::AttrIndex;
+use super::{EvaluationHost, EvaluationResult, flake, memory, unmarked};
+use crate::exit::Failure;
+use crate::log::Log;
+use crate::nix::{AttrPath, DrvPath, LockedFlake};
+use crate::recording::RecordingRequest;
+use crate::store::Store;
+use crate::supervise::Supervisor;
+
+/// A walk over all targets, and what it has found so far.
+pub struct Walk<'a> {
+    request: &'a RecordingRequest,
+    supervisor: &'a mut Supervisor,
+    log: Log,
+    progress: Progress,
+    invocation: WorkerInvocation<'a>,
+    schedule: Schedule,
+    processes: Processes,
+    workers: BTreeMap<WorkerId, Worker>,
+    diagnosis: Diagnosis<'a>,
+    findings: Findings,
+    gaps: Gaps,
+    known: KnownTargets,
+    started: Instant,
+    /// How many attributes threw in workers with one task, whose messages Nix does not show.
+    unseen: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// Prepares a walk: measures the memory. A flake is `locked` before.
+    ///
+    /// # Errors
+    /// Nix is missing (69), or cannot be asked (75).
+    pub(in crate::recording) fn new(
+        request: &'a RecordingRequest,
+        locked: Option<LockedFlake>,
+        host: &EvaluationHost<'a>,
+        known: KnownTargets,
+        store: &mut Store,
+        supervisor: &'a mut Supervisor,
+        log: &Log,
+    ) -> Result<Self, Failure> {
+        let whole_flake = locked.is_some() && request.root.attr.names().is_empty();
+        let systems = if whole_flake {
+            Some(flake::systems(request, store, supervisor)?)
+        } else {
+            None
+        };
+        // Where it is not known how much is free, there is no limit.
+        let memory = memory::for_evaluation(request, supervisor).unwrap_or(u64::MAX);
+        let most = request.workers.unwrap_or(host.cores).get();
+        let mut invocation = WorkerInvocation::new(request, locked, systems, host)?;
+        invocation.know(&known);
+        Ok(Self {
+            request,
+            supervisor,
+            log: log.clone(),
+            progress: Progress::new(log),
+            invocation,
+            schedule: Schedule::new(most, memory, host.remembered),
+            processes: Processes::new(),
+            workers: BTreeMap::new(),
+            diagnosis: Diagnosis::new(&request.root, request.description(), host.temporary),
+            findings: Findings::new(&request.root.attr),
+            gaps: Gaps::default(),
+            known,
+            started: Instant::now(),
+            unseen: 0,
+        })
+    }
+
+    /// What the evaluation costs, for the next one of the same.
+    pub(in crate::recording) fn costs(&self) -> Costs {
+        self.schedule.costs()
+    }
+
+    /// Evaluates all targets.
+    ///
+    /// # Errors
+    /// The root does not evaluate, or has no attributes (65); the infrastructure failed (75); a signal asked us to end (128 + n).
+    pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
+        self.run(vec![Task::root()], store)?;
+        self.find_gaps()
+    }
+
+    /// Evaluates the targets with these `.drv`s again: they were collected.
+    ///
+    /// # Errors
+    /// As [`Walk::all`]; one of them was disturbed too often (75).
+    pub fn again(&mut self, gone: &[DrvPath], store: &mut Store) -> Result<(), Failure> {
+        // Nor are they known any more.
+        self.invocation.know(&KnownTargets::default());
+        let mut spans = Vec::new();
+        let mut everything = false;
+        for path in self.findings.drop_gone(gone) {
+            let name = self.name_of(&path);
+            let line = self.diagnosis.disturbed(&path, &name, None)?;
+            self.log.say(line);
+            match self.schedule.reopen(&path) {
+                Some(span) => spans.push(span),
+                None => everything = true,
+            }
+        }
+        if everything {
+            self.run(vec![Task::root()], store)
+        } else if spans.is_empty() {
+            Ok(())
+        } else {
+            self.run(vec![Task::spans(spans)], store)
+        }
+    }
+
+    /// The supervisor, for what is done between two walks.
+    pub fn supervisor(&mut self) -> &mut Supervisor {
+        self.supervisor
+    }
+
+    /// What was found, in the order of the attributes.
+    #[must_use]
+    pub fn evaluated(&self) -> EvaluationResult {
+        self.findings.result(&self.gaps)
+    }
+
+    /// The attribute that is evaluated, or was last; none for the root.
+    pub(in crate::recording) fn at(&self) -> Option<AttrPath> {
+        let at = self.progress.attribute();
+        at.map(|path| self.findings.attr(path))
+    }
+
+    /// The attributes whose errors were printed as they came.
+    pub(in crate::recording) fn printed_errors(&self) -> &BTreeSet<AttrPath> {
+        self.progress.printed()
+    }
+
+    /// Logs in one line what was evaluated.
+    pub fn say_summary(&self) {
+        self.log.say(self.progress.summary(self.findings.count()));
+    }
+
+    /// Finds out what was not walked although it may be meant.
+    fn find_gaps(&mut self) -> Result<(), Failure> {
+        let mut gaps = self.findings.gaps(&self.request.exclude);
+        let system = self.invocation.system().unwrap_or_default();
+        system.clone_into(&mut gaps.system);
+        let holding = unmarked::with_derivations(
+            self.findings.unmarked_sets(unmarked::SEARCHED),
+            self.progress.took(),
+            &self.invocation,
+            &self.schedule,
+            self.supervisor,
+        )?;
+        gaps.sets = holding
+            .iter()
+            .map(|path| self.findings.attr(path))
+            .collect();
+        self.gaps = gaps;
+        Ok(())
+    }
+
+    /// Runs workers until these tasks are done.
+    fn run(&mut self, tasks: Vec<Task>, store: &mut Store) -> Result<(), Failure> {
+        self.schedule.plan(tasks);
+        let done = self.until_all_are_done(store);
+        self.progress.clear();
+        if done.is_err() {
+            // The recording fails, so the results of the other workers are not needed.
+            self.processes.stop_all(self.supervisor)?;
+        }
+        self.supervisor.check()?;
+        done
+    }
+
+    fn until_all_are_done(&mut self, store: &mut Store) -> Result<(), Failure> {
+        let marker = self.invocation.marker().to_owned();
+        let is_last = |line: &[u8]| protocol::is_end_of_line(line, &marker);
+        loop {
+            if !self.supervisor.is_stopped() {
+                self.give_tasks();
+                self.start()?;
+                self.enforce_limits();
+            }
+            if self.processes.is_empty() {
+                return Ok(());
+            }
+            for (worker, line) in self.processes.watch(self.supervisor, is_last)? {
+                self.line(worker, &line, store)?;
+            }
+            for ended in self.processes.ended() {
+                if !self.supervisor.is_stopped() {
+                    self.ended(&ended, store)?;
+                }
+            }
+            let (begun, known) = self.schedule.names();
+            let findings = &self.findings;
+            let name = |path: &AttrIndex| findings.attr(path);
+            self.progress.show(begun, known, findings.count(), name);
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Starts the workers that the schedule asks for.
+    fn start(&mut self) -> Result<(), Failure> {
+        if self.processes.is_empty() {
+            self.progress.root();
+        }
+        while let Some(worker) = self.schedule.open(self.now()) {
+            let part = self.schedule.part(worker);
+            if !self.invocation.converses() {
+                let Next::Task(task) = self.schedule.next(worker, None, self.now()) else {
+                    self.schedule.gone(worker);
+                    break;
+                };
+                let task = protocol::task_text(&task, WalkKind::Alone);
+                let line = self.invocation.worker_for(&task, part);
+                self.processes.start(worker, &line, self.supervisor)?;
+                self.workers.insert(worker, Worker::walking());
+                continue;
+            }
+            let line = self.invocation.worker(part);
+            self.processes.start(worker, &line, self.supervisor)?;
+            let lines = self.invocation.first_lines();
+            self.processes.send(worker, &lines);
+            self.workers.insert(worker, Worker::loading(lines));
+        }
+        Ok(())
+    }
+
+    /// Gives tasks to the workers that wait for one.
+    fn give_tasks(&mut self) {
+        for (worker, Worker { doing, .. }) in &mut self.workers {
+            if !matches!(doing, Doing::Waiting) {
+                continue;
+            }
+            let resident = if self.schedule.has_memory_limit() {
+                self.processes.resident(*worker, self.supervisor)
+            } else {
+                None
+            };
+            match self
+                .schedule
+                .next(*worker, resident, self.started.elapsed())
+            {
+                Next::Task(task) => {
+                    let lines =
+                        conversation::task_lines(&task, WalkKind::Spans, self.invocation.marker());
+                    self.processes.send(*worker, &lines);
+                    *doing = Doing::walking();
+                }
+                Next::Wait => {}
+                Next::End => {
+                    self.processes.close(*worker);
+                    *doing = Doing::Ending;
+                }
+            }
+        }
+    }
+
+    /// Stops the workers that have too much memory, or take too long.
+    fn enforce_limits(&mut self) {
+        let schedule = &self.schedule;
+        let limits = |worker| {
+            let is_walking = schedule.task(worker).is_some();
+            WorkerLimits {
+                memory: schedule.has_memory_limit().then(|| schedule.part(worker)),
+                silence: self.request.evaluation_timeout.filter(|_| is_walking),
+            }
+        };
+        self.processes.enforce(limits, self.supervisor);
+    }
+
+    /// The attribute in words; at the root, all that is evaluated.
+    fn name_of(&self, path: &AttrIndex) -> String {
+        match self.findings.attr(path) {
+            attr if attr.names().is_empty() => self.request.description(),
+            attr => attr.to_string(),
+        }
+    }
+}
