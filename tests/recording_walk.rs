@@ -633,6 +633,17 @@ fn a_set_that_contains_itself_costs_itself_and_says_how_to_leave_it_out() {
     let pipeline = recorded(&store, &["--exclude", "s"]);
     assert_eq!(pipeline.drvs().len(), 2);
     assert_eq!(pipeline.broken(), [""; 0]);
+    // One in which no name is repeated is too deep where the 33rd set begins.
+    store.targets("let set = n: { recurseForDerivations = true; x = file \"x${toString n}\"; \"s${toString n}\" = set (n + 1); }; in set 1");
+    let ended = record(&store, &[]).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.drvs().len(), 32);
+    assert_eq!(pipeline.broken().len(), 1);
+    let deep: Vec<String> = (1..=32).map(|n| format!("s{n}")).collect();
+    let deep = deep.join(".");
+    ended.passes_on(&format!(
+        "evaluation error: {deep}: sets are nested deeper than 32 levels: exclude it (`exclude: {deep}`), or "
+    ));
     // In `hydraJobs` every set is walked, marked or not.
     flake(
         &store,

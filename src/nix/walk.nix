@@ -354,6 +354,7 @@ let
     in
     {
       inherit name;
+      path = here.path ++ [ name ];
       at = "${here.at}/${toString index}";
       depth = here.depth + 1;
       # How many levels of sets are walked without a mark.
@@ -378,6 +379,7 @@ let
     };
 
   root = {
+    path = [ ];
     at = "";
     depth = 0;
     walk = if systems != null then 3 else 1;
@@ -511,7 +513,9 @@ let
         if task.search then searchIn call next value else attribute task call next value;
     in
     if found != count then
-      throw "the set at ${here.at} had ${toString count} attributes when it was first evaluated, and has ${toString found} now"
+      throw "${
+        if here.path == [ ] then "the root" else builtins.concatStringsSep "." here.path
+      } had ${toString count} attributes when it was first evaluated, and has ${toString found} now"
     else
       builtins.foldl' (_: one) null (builtins.genList (index: index + from) (to - from));
 

@@ -62,10 +62,8 @@ pub(super) fn too_deep(path: &AttrPath, root: usize, recurse: Option<Recurse>) -
             upto(depth + NAMES_OF_CIRCLE)
         )
     } else {
-        format!(
-            "sets are nested deeper than {} levels",
-            names.len().saturating_sub(1)
-        )
+        // The root is one of them.
+        format!("sets are nested deeper than {} levels", names.len())
     };
     TooDeep {
         depth,
@@ -173,7 +171,7 @@ mod tests {
             too_deep(&straight, 1, Some(Recurse::Marked)),
             TooDeep {
                 depth: 3,
-                message: "sets are nested deeper than 2 levels:\n\
+                message: "sets are nested deeper than 3 levels:\n\
                     exclude it (`exclude: ci.a.b.c`), or remove its `recurseForDerivations`"
                     .into(),
             }

@@ -284,8 +284,7 @@ mod tests {
         let invocation = invocation(&request);
         assert_eq!(last_value(&invocation.worker(PART)), "true");
         assert_eq!(last_value(&invocation.searcher(PART)), "false");
-        assert_eq!(last_value(&invocation.worker_for("null", PART)), "true");
-        assert_eq!(last_value(&invocation.searcher_for("null", PART)), "false");
+        assert_eq!(last_value(&invocation.searcher_for("{}", PART)), "false");
     }
 
     #[test]

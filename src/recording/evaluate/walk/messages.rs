@@ -18,6 +18,10 @@ const MESSAGES_AT_MOST: usize = 10;
 /// How a living worker's failed task counts: as a program that fails.
 const FAILED: Ending = Ending::Exited(1);
 
+/// What Nix leaves unsaid of a line: there is one reason for that ([`conversation::with_ends`](super::super::conversation::with_ends)).
+const ENDS_TOO_EARLY: &[u8] =
+    b"error: syntax error, unexpected end of file, in a file that it imports\n";
+
 impl Walk<'_> {
     /// A worker has printed a line.
     pub(super) fn line(
@@ -199,7 +203,11 @@ impl Walk<'_> {
     /// A task failed, and Nix does not say why: so it is asked.
     fn failed_silently(&mut self, worker: WorkerId, store: &mut Store) -> Result<(), Failure> {
         self.processes.continued(worker);
-        let output = self.output_of(&self.schedule.at(worker), store)?;
+        let mut output = self.output_of(&self.schedule.at(worker), store)?;
+        if output.error.is_none() {
+            // It lies in what is not evaluated for a derivation: its metadata, the mark of a set.
+            output = NixOutput::of(ENDS_TOO_EARLY);
+        }
         if let Some(worker) = self.workers.get_mut(&worker) {
             worker.doing = Doing::Waiting;
         }
