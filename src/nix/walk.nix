@@ -504,6 +504,7 @@ let
       to = builtins.elemAt span 2;
       count = builtins.elemAt span 3;
       found = builtins.length set.names;
+      which = if here.path == [ ] then "the root" else builtins.concatStringsSep "." here.path;
       one =
         index:
         let
@@ -513,9 +514,7 @@ let
         if task.search then searchIn call next value else attribute task call next value;
     in
     if found != count then
-      throw "${
-        if here.path == [ ] then "the root" else builtins.concatStringsSep "." here.path
-      } had ${toString count} attributes when it was first evaluated, and has ${toString found} now"
+      throw "${which} had ${toString count} attributes when it was first evaluated, and has ${toString found} now"
     else
       builtins.foldl' (_: one) null (builtins.genList (index: index + from) (to - from));
 
