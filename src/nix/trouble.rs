@@ -81,7 +81,7 @@ const OF_THE_SYSTEM: [(&str, Trouble); 32] = [
     ("Structure needs cleaning", Trouble::System),
 ];
 
-/// What SQLite says.
+/// What `SQLite` says.
 const OF_THE_DATABASE: [(&str, Trouble); 5] = [
     (" is busy", Trouble::System),
     (" is locked", Trouble::System),
