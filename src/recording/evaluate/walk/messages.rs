@@ -18,7 +18,7 @@ const MESSAGES_AT_MOST: usize = 10;
 /// How a living worker's failed task counts: as a program that fails.
 const FAILED: Ending = Ending::Exited(1);
 
-/// What Nix leaves unsaid of a line: there is one reason for that ([`conversation::with_ends`](super::super::conversation::with_ends)).
+/// What Nix leaves unsaid of a line: there is one reason for that ([`conversation::with_ends`]).
 const ENDS_TOO_EARLY: &[u8] =
     b"error: syntax error, unexpected end of file, in a file that it imports\n";
 
