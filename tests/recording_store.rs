@@ -177,10 +177,9 @@ fn a_pin_that_missed_a_drv_which_is_valid_by_now_is_written_again_once() {
         store.targets(TARGETS);
         let high = store.target("high").drv;
         let script = format!(
-            "case \"$*\" in *eval-once-pin*|*'pin.json'*) if [ $NTH -le {} ]; then \
+            "case \"$*\" in *eval-once-pin*|*'pin.json'*) if [ $NTH -le {times} ]; then \
              env -u NIX_REMOTE nix-store --delete --ignore-liveness '{high}' >/dev/null 2>&1; \"$REAL\" \"$@\"; status=$?; \
-             \"$REAL\" default.nix -A high >/dev/null 2>&1; exit $status; fi;; esac",
-            times
+             \"$REAL\" default.nix -A high >/dev/null 2>&1; exit $status; fi;; esac"
         );
         let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", &script);
         let ended = record(&store, &["--skip", "none", "--workers", "1"])
