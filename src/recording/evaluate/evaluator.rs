@@ -42,8 +42,7 @@ pub(in crate::recording) enum EvaluatorRun<'a> {
 }
 
 impl<'a> EvaluatorRun<'a> {
-    /// The evaluator that the request asks for; `temporary` is the host's folder for temporary files. Only the walker leaves out the
-    /// `known` targets.
+    /// The evaluator that the request asks for. Only the walker leaves out the `known` targets.
     ///
     /// # Errors
     /// The store cannot be asked (75).

@@ -184,15 +184,15 @@ impl Processes {
         Ok(())
     }
 
-    /// Stops the workers that exceed their limits, if a measurement is due. Gives those that were stopped.
+    /// Stops the workers that exceed their limits, if a measurement is due.
     pub(super) fn enforce(
         &mut self,
         limits: impl Fn(WorkerId) -> WorkerLimits,
         supervisor: &mut Supervisor,
-    ) -> Vec<WorkerId> {
+    ) {
         // Not whenever a worker prints something: with small targets, that is thousands of times a second.
         if self.measure > Instant::now() {
-            return Vec::new();
+            return;
         }
         let limits: Vec<WorkerLimits> = self
             .all
@@ -205,7 +205,6 @@ impl Processes {
         } else {
             vec![None; limits.len()]
         };
-        let mut stopped = Vec::new();
         self.tick = TICK;
         for (number, (limits, resident)) in limits.into_iter().zip(resident).enumerate() {
             let process = &self.all[number];
@@ -221,16 +220,13 @@ impl Processes {
                 // Slightly below the limit: it continues to grow until it has ended.
                 if resident > limit / 20 * 19 {
                     self.stop(worker, StopCause::TooLarge);
-                    stopped.push(worker);
                 }
             }
             if limits.silence.is_some_and(|limit| silence > limit) {
                 self.stop(worker, StopCause::TooLong);
-                stopped.push(worker);
             }
         }
         self.measure = Instant::now() + self.tick;
-        stopped
     }
 
     /// Sends lines to a worker.

@@ -1,7 +1,7 @@
 //! What a stopped recording has found, kept for a later job that records the same: a file beside a pin of its own.
 //!
 //! The same are the keys, the pipeline and the commit, in a clean checkout; by hand nothing is kept, since the checkout may have
-//! changed. Nobody but us reads the file, and what is wrong with it only means that everything is evaluated again.
+//! changed. Only eval-once reads the file, and damage to it only means that everything is evaluated again.
 
 use std::collections::BTreeSet;
 use std::fs::File;
