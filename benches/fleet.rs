@@ -13,6 +13,7 @@
 mod build;
 mod pairs;
 mod parts;
+mod spent;
 
 use std::{
     env, fs,
@@ -21,9 +22,10 @@ use std::{
 };
 
 use build::Build;
-use pairs::{Goal, Spent, heading, in_turn, print_line, quartiles, spend};
+use pairs::{goal, heading, in_turn, print_line, quartiles};
 use parts::{Part, run_named};
 use serde_json::Value;
+use spent::{Spent, spend};
 
 /// The parts, in their order.
 const PARTS: [Part<Fleet>; 3] = [
@@ -72,11 +74,11 @@ fn fetched(fleet: &Fleet, pairs: usize) {
                 .map(|(one, other)| (of(one), of(other)))
                 .collect()
         };
-        print_line("time", &pairs_of(|spent| spent.time), Goal::Ratio(0.1));
+        print_line("time", &pairs_of(|spent| spent.time), goal(Some(0.1), None));
         print_line(
             "processor time",
             &pairs_of(|spent| spent.processor),
-            Goal::Ratio(0.1),
+            goal(Some(0.1), None),
         );
         println!(
             "\nThe first step of the host, which gets the archive of {}: {:.0} ms, {:.0} ms of processor time\n",

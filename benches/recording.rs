@@ -10,8 +10,10 @@
 )]
 
 mod build;
+mod compare;
 mod pairs;
 mod parts;
+mod spent;
 
 use std::{
     env, fs,
@@ -21,8 +23,10 @@ use std::{
 };
 
 use build::Build;
-use pairs::{Goal, command, compare, heading, in_turn, print_line, spend};
+use compare::compare;
+use pairs::{command, goal, heading, in_turn, print_line};
 use parts::{Part, run_named};
+use spent::{Spent, spend};
 
 /// How many targets of `heavy.nix` are evaluated: some seconds of work.
 const HEAVY: usize = 24;
@@ -72,7 +76,7 @@ fn one_worker(place: &Place, pairs: usize) {
         pairs,
         &|| place.bare(targets),
         &|| place.record(targets, &["--workers", "1"]),
-        Goal::Ratio(1.0),
+        goal(Some(1.0), None),
     );
 }
 
@@ -89,7 +93,7 @@ fn two_workers(place: &Place, pairs: usize) {
         pairs,
         &|| place.bare(targets),
         &|| place.record(targets, &["--workers", "2"]),
-        Goal::Ratio(0.55),
+        goal(Some(0.55), None),
     );
 }
 
@@ -104,9 +108,9 @@ fn tight(place: &Place, pairs: usize) {
     let one = || place.record(targets, &["--workers", "1", "--memory", TIGHT]);
     let two = || place.record(targets, &["--workers", "2", "--memory", TIGHT]);
     heading("bare", "one");
-    compare("one worker", 1, pairs, &bare, &one, Goal::None);
+    compare("one worker", 1, pairs, &bare, &one, goal(None, None));
     heading("one", "two");
-    compare("two workers", 0, pairs, &one, &two, Goal::Ratio(1.1));
+    compare("two workers", 0, pairs, &one, &two, goal(Some(1.1), None));
 }
 
 /// Goals: at most 1.1 times what the targets alone take, and the message of each attribute that does not evaluate.
@@ -125,7 +129,7 @@ fn fails(place: &Place, pairs: usize) {
             pairs,
             &|| place.record(good, &[]),
             &|| place.record(some, &[]),
-            Goal::Ratio(1.1),
+            goal(Some(1.1), None),
         );
         let found = place.messages(some);
         println!("{:<22} {found} of {BAD} messages", "");
@@ -146,15 +150,15 @@ fn sharing(place: &Place, pairs: usize) {
     let spent: Vec<_> = (0..pairs)
         .map(|pair| in_turn(pair, || workers("1"), || workers("2")))
         .collect();
-    let of = |of: fn(&pairs::Spent) -> f64| -> Vec<(f64, f64)> {
+    let of = |of: fn(&Spent) -> f64| -> Vec<(f64, f64)> {
         spent.iter().map(|(one, two)| (of(one), of(two))).collect()
     };
     print_line(
         "processor time",
         &of(|spent| spent.processor),
-        Goal::Ratio(1.1),
+        goal(Some(1.1), None),
     );
-    print_line("time", &of(|spent| spent.time), Goal::None);
+    print_line("time", &of(|spent| spent.time), goal(None, None));
 }
 
 /// Goals: at most 1.5, 1.25 and 1.3 times the bare command with 1,000, 2,000 and 10,000 targets, 60 MiB of our own, and no more than
@@ -166,7 +170,7 @@ fn many(place: &Place, pairs: usize) {
     heading("bare", "ours");
     // A build cannot have 10,000 jobs: almost all of them are skipped where there are so many.
     let record = |number| place.with_skip(Targets::of("light.nix", number), "built", &[]);
-    for (number, goal) in LIGHT {
+    for (number, ratio) in LIGHT {
         let targets = Targets::of("light.nix", number);
         place.have_outputs(targets);
         compare(
@@ -175,7 +179,7 @@ fn many(place: &Place, pairs: usize) {
             pairs,
             &|| place.bare(targets),
             &|| record(number),
-            Goal::Ratio(goal),
+            goal(Some(ratio), None),
         );
     }
     let [(few, _), _, (most, _)] = LIGHT;
@@ -187,7 +191,7 @@ fn many(place: &Place, pairs: usize) {
         pairs,
         &|| record(few),
         &|| record(most),
-        Goal::Ratio(10.0),
+        goal(Some(10.0), None),
     );
     println!();
     for (number, _) in LIGHT {

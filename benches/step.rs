@@ -10,6 +10,7 @@
     reason = "a program that is run by hand, and reports to its user alone"
 )]
 
+mod compare;
 mod pairs;
 
 use std::{
@@ -21,17 +22,18 @@ use std::{
     process::Command,
 };
 
-use pairs::{Goal, command, compare, milliseconds};
+use compare::compare;
+use pairs::{Goal, command, goal, milliseconds};
 
 /// Runs before anything is measured: caches are warm then, and links are made.
 const WARM_UP: usize = 10;
 
 /// What a step may cost that has nothing to do.
-const GOAL: Goal = Goal::Difference(2.0);
+const GOAL: Goal = goal(None, Some(2.0));
 
 /// How many lines a builder prints in the long log, and what it may cost to show them.
 const LINES: usize = 200_000;
-const LOG_GOAL: Goal = Goal::Difference(300.0);
+const LOG_GOAL: Goal = goal(None, Some(300.0));
 
 fn main() {
     // Cargo adds `--bench`.
@@ -85,7 +87,7 @@ fn step(folder: &Path, drv: &str, pairs: usize) {
         pairs,
         &bare,
         &plugin,
-        Goal::None,
+        goal(None, None),
     );
     println!();
     look_at_memory(folder, step("pretty"));

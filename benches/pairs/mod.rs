@@ -8,31 +8,28 @@ use std::{
     time::Instant,
 };
 
-use unix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeValLike,
-};
-
-/// What the median should be at most. A missed goal is shown, and fails nothing: the machine may have been busy.
+/// What a median should be at most. A missed goal is shown, and fails nothing: the machine may have been busy.
 #[derive(Clone, Copy)]
-#[allow(dead_code, reason = "not all in every benchmark")]
-pub(crate) enum Goal {
-    None,
-    Ratio(f64),
-    /// In milliseconds.
-    Difference(f64),
+pub(crate) struct Goal {
+    ratio: Option<f64>,
+    difference: Option<f64>,
+}
+
+/// The goal that the other's value divided by the one's, and the other's value without the one's (in milliseconds), are at most this.
+pub(crate) const fn goal(ratio: Option<f64>, difference: Option<f64>) -> Goal {
+    Goal { ratio, difference }
 }
 
 impl Goal {
     /// In words, for these medians.
     fn shown(self, difference: f64, ratio: f64) -> String {
-        let (what, limit, median) = match self {
-            Self::None => return String::new(),
-            Self::Ratio(limit) => ("ratio", limit, ratio),
-            Self::Difference(limit) => ("difference", limit, difference),
+        let shown = |what, limit: Option<f64>, median| {
+            limit.map_or_else(String::new, |limit| {
+                let met = if median <= limit { "met" } else { "MISSED" };
+                format!("   {what} at most {limit}: {met}")
+            })
         };
-        let met = if median <= limit { "met" } else { "MISSED" };
-        format!("   {what} at most {limit}: {met}")
+        shown("ratio", self.ratio, ratio) + &shown("difference", self.difference, difference)
     }
 }
 
@@ -59,27 +56,6 @@ pub(crate) fn heading(one: &str, other: &str) {
         "{:<22} {one:>9} {other:>9}   {:<29} ratio",
         "", "difference"
     );
-}
-
-/// Runs both in pairs, after `warm_up` runs that are not measured, and prints how they differ: medians in milliseconds, and
-/// in brackets the quartiles.
-#[allow(dead_code, reason = "not in every benchmark")]
-pub(crate) fn compare(
-    what: &str,
-    warm_up: usize,
-    pairs: usize,
-    one: &dyn Fn() -> Command,
-    other: &dyn Fn() -> Command,
-    goal: Goal,
-) {
-    for _ in 0..warm_up {
-        milliseconds(one());
-        milliseconds(other());
-    }
-    let times: Vec<(f64, f64)> = (0..pairs)
-        .map(|pair| in_turn(pair, || milliseconds(one()), || milliseconds(other())))
-        .collect();
-    print_line(what, &times, goal);
 }
 
 /// Both of a pair, in an order that alternates.
@@ -117,30 +93,6 @@ pub(crate) fn milliseconds(mut command: Command) -> f64 {
     let took = start.elapsed();
     assert!(status.success(), "{status}: {command:?}");
     took.as_secs_f64() * 1000.0
-}
-
-/// What a command took, in milliseconds.
-#[allow(dead_code, reason = "not in every benchmark")]
-pub(crate) struct Spent {
-    pub(crate) time: f64,
-    /// Of all its processes.
-    pub(crate) processor: f64,
-}
-
-/// Runs a command, which must succeed.
-#[allow(dead_code, reason = "not in every benchmark")]
-pub(crate) fn spend(command: Command) -> Spent {
-    #[expect(clippy::cast_precision_loss, reason = "microseconds of seconds")]
-    let processor = || {
-        let usage = getrusage(UsageWho::RUSAGE_CHILDREN).unwrap();
-        (usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1000.0
-    };
-    let before = processor();
-    let time = milliseconds(command);
-    Spent {
-        time,
-        processor: processor() - before,
-    }
 }
 
 /// The lower quartile, the median, and the upper quartile.
