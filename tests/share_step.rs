@@ -399,11 +399,12 @@ fn an_archive_that_cannot_be_used_is_one_reason_and_the_step_evaluates() {
             .unwrap();
         archive.into_inner().unwrap()
     };
-    let outside = scene.store.work().join("outside");
+    let outside = scene.store.root().join("outside");
+    // An archive is unpacked four folders below the root of the store: shares/ARCHIVE/filling-… in the state folder.
     for (what, bytes, why) in [
         (
             "a name above",
-            file("nar/../../../../../work/outside", b"x"),
+            file("nar/../../../../../outside", b"x"),
             "that no binary cache has",
         ),
         (

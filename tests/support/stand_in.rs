@@ -83,7 +83,7 @@ impl StandIns {
 pub(crate) fn dies(at: &str, message: &str, times: u32) -> String {
     format!(
         r#"if [ $NTH -le {times} ]; then
-             exec 3<&0; said=$(mktemp -u "$(dirname "$0")/said-XXXXXX"); mkfifo "$said"
+             exec 3<&0; said=$0.said-$$; mkfifo "$said"
              "$REAL" "$@" <&3 2>"$said" & nix=$!; exec 3<&-
              while IFS= read -r line; do
                printf '%s\n' "$line" >&2
