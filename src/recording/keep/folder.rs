@@ -35,7 +35,7 @@ pub(in crate::recording) fn remove_expired(state: &StateFolder) -> Vec<PathBuf> 
     removed
 }
 
-/// Removes the folder of a pin, unless it is held, or not due once nobody else can hold it. Whether it is removed.
+/// Removes the folder of a pin, unless a recording holds it, or it is no longer due once it is locked. Gives whether it is removed.
 pub(super) fn remove(folder: &Path, is_due: impl Fn() -> bool) -> bool {
     // Made where it is missing (a removal that was cut short removes it first): else a recording could make it meanwhile.
     let path = folder.join(LOCK);
