@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use crate::exit::Failure;
 
-pub use safe_text::{LINE_AT_MOST, MESSAGE_AT_MOST, SafeText};
+pub use safe_text::{LINE_AT_MOST, MESSAGE_AT_MOST, SafeText, for_output};
 
 /// Where our lines go, and which of them are printed. A clone writes to the same place.
 #[derive(Clone)]
@@ -96,7 +96,8 @@ impl Log {
 
     /// Prints lines that are part of something larger, without our name before them.
     pub fn plain(&self, lines: impl Display) {
-        self.write(|text| lines.to_string().split('\n').for_each(|line| text.line(line)));
+        let lines = lines.to_string();
+        self.write(|text| lines.split('\n').for_each(|line| text.line(line)));
     }
 
     /// Prints the failure that the program ends with, and its hint.
@@ -217,7 +218,10 @@ mod tests {
     #[test]
     fn of_what_a_program_prints_text_and_colours_are_passed_on() {
         let printed = b"\x1b[1m a\r\n--- b\n\n  c\xff";
-        assert_eq!(written(|log| log.pass_on(printed)), " a\n --- b\n\n  c\u{fffd}\n");
+        assert_eq!(
+            written(|log| log.pass_on(printed)),
+            " a\n --- b\n\n  c\u{fffd}\n"
+        );
         let coloured = |log: &Log| {
             Log {
                 colours: true,
@@ -225,7 +229,10 @@ mod tests {
             }
             .pass_on(printed);
         };
-        assert_eq!(written(coloured), "\u{1b}[1m a\u{1b}[0m\n --- b\n\n  c\u{fffd}\n");
+        assert_eq!(
+            written(coloured),
+            "\u{1b}[1m a\u{1b}[0m\n --- b\n\n  c\u{fffd}\n"
+        );
         assert_eq!(written(|log| log.pass_on(b"")), "");
     }
 }

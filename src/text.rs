@@ -20,7 +20,7 @@ pub enum KeepEscapes {
 #[must_use]
 pub fn tamed(line: &str, keep: KeepEscapes) -> Cow<'_, str> {
     let is_plain = |byte: u8| matches!(byte, b' '..=b'~' | b'\t');
-    let wild = |c: char| c.is_control() && c != '\t' || is_unseen(c);
+    let wild = |c: char| c != '\t' && is_hidden(c);
     if line.bytes().all(is_plain) || !line.contains(wild) {
         return Cow::Borrowed(line);
     }
@@ -128,7 +128,7 @@ pub fn is_unseen(character: char) -> bool {
 /// them only within its strings; what writes it (`serde_json`) leaves those beyond `\u{1f}` as they are.
 #[must_use]
 pub fn seen_json(json: &str) -> Cow<'_, str> {
-    let wild = |c: char| c.is_control() && c != '\n' || is_unseen(c);
+    let wild = |c: char| c != '\n' && is_hidden(c);
     if !json.contains(wild) {
         return Cow::Borrowed(json);
     }
@@ -143,6 +143,12 @@ pub fn seen_json(json: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(seen)
+}
+
+/// Whether a reader does not see a character, but what it does: a control character, or one that is [unseen](is_unseen).
+#[must_use]
+pub fn is_hidden(character: char) -> bool {
+    character.is_control() || is_unseen(character)
 }
 
 /// The begin of `text`, at most so many characters; where there are more, the last one is an ellipsis.
@@ -215,7 +221,10 @@ mod tests {
             "a\u{1b}[31mred\u{1b}[0m\tbcdE\u{1b}[0m"
         );
         assert_eq!(tamed("plain ä", KeepEscapes::Nothing), "plain ä");
-        assert_eq!(tamed("a\u{202e}b\u{9b}31m", KeepEscapes::Colours), "a\u{fffd}b31m");
+        assert_eq!(
+            tamed("a\u{202e}b\u{9b}31m", KeepEscapes::Colours),
+            "a\u{fffd}b31m"
+        );
         assert_eq!(tamed("\u{1b}_bk;t=1\u{7}a", KeepEscapes::Colours), "a");
         assert_eq!(without_escapes("a\u{1b}[1mb\n\u{1b}[0m c"), "ab\n c");
         assert_eq!(without_escapes("a\u{1b}"), "a");

@@ -215,6 +215,18 @@ fn cut(text: &str, at_most: usize) -> (&str, usize) {
     (begin, rest.len())
 }
 
+/// Text of our own for standard output, which may be a terminal or a job's log as well: every line as it may stand there, at its whole
+/// length.
+#[must_use]
+pub fn for_output(text: &str) -> String {
+    let guarded = |line| {
+        let before = if is_group_mark(line) { " " } else { "" };
+        format!("{before}{}", tamed(line, KeepEscapes::Nothing))
+    };
+    let lines: Vec<String> = text.split('\n').map(guarded).collect();
+    lines.join("\n")
+}
+
 /// What stands for so many bytes that are not printed.
 fn note(omitted: usize) -> String {
     format!("… ({} omitted)", mebibytes(omitted as u64))

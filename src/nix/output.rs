@@ -343,10 +343,15 @@ impl NixOutput {
 
     /// Reads a line of a Nix that was not asked for structure, or of something that writes beside it.
     fn read_text(&mut self, text: &str) {
+        // Nix's own text, but a builder and a trace may print the same.
         if let Some(drv) = quoted_after(text, "building '") {
-            self.begun.extend(DrvPath::parse(drv));
+            if self.begun.len() < IN_TEXT_AT_MOST {
+                self.begun.extend(DrvPath::parse(drv));
+            }
         } else if let Some(path) = quoted_after(text, "copying path '") {
-            self.substituted.extend(StorePath::parse(path));
+            if self.substituted.len() < IN_TEXT_AT_MOST {
+                self.substituted.extend(StorePath::parse(path));
+            }
         } else if text.contains(": Assertion `") && text.ends_with("' failed.") {
             self.assertion = Some(text.to_owned());
         } else if is_git_without_network(text) {
@@ -364,6 +369,7 @@ impl NixOutput {
             // While something is built, a builder may print it too, and Nix has asked its caches before.
             let ours = self.begun.is_empty();
             if ours
+                && self.unreachable.len() < UNREACHABLE_AT_MOST
                 && !["; retrying in", "; using cached version", "HTTP error"]
                     .iter()
                     .any(|other| text.contains(other))
@@ -403,7 +409,9 @@ impl NixOutput {
         if !is_platform {
             self.failed = self.failed.saturating_sub(1);
         }
-        self.faults.push(fault);
+        if self.faults.len() < FAULTS_AT_MOST {
+            self.faults.push(fault);
+        }
     }
 
     /// Whether nothing that Nix printed explains its failure.
@@ -549,6 +557,13 @@ pub fn shortened_line(line: &str) -> String {
 
 /// The end of Nix's message about a failed build on a disk that is (nearly) full.
 const DISK_NOTE: &str = "note: build failure may have been caused by lack of free disk space";
+
+/// How many paths are kept that stand in text, which anything may print.
+const IN_TEXT_AT_MOST: usize = 10_000;
+
+/// How many URLs that could not be reached are kept, and how many faults.
+const UNREACHABLE_AT_MOST: usize = 100;
+const FAULTS_AT_MOST: usize = 1_000;
 
 /// How many ended builds keep their last lines.
 const ENDED_AT_MOST: usize = 64;

@@ -14,6 +14,7 @@ use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::command;
 use crate::supervise::Supervisor;
+use crate::text::is_hidden;
 
 /// What a step would do.
 #[derive(Debug, Serialize)]
@@ -141,7 +142,15 @@ impl std::fmt::Display for Explanation {
                 .iter()
                 .map(|word| shell_word(word.as_ref()).to_string_lossy().into_owned())
                 .collect();
-            writeln!(f, "  {}", words.join(" "))?;
+            let line = words.join(" ");
+            if line.contains(|c| c != '\n' && is_hidden(c)) {
+                writeln!(
+                    f,
+                    "  a command with characters that are not seen: `explain --json` prints it"
+                )?;
+            } else {
+                writeln!(f, "  {line}")?;
+            }
         }
         if let Some(nix_build) = &self.nix_build {
             writeln!(f, "reproduce without eval-once\n  {nix_build}")?;
@@ -162,6 +171,7 @@ mod tests {
             reason: would.map(|(_, reason)| reason),
             facts: Vec::new(),
             commands: vec![
+                command(&["nix-build", "a\u{1b}[2Jb"]),
                 command(&["nix-instantiate", "a b.nix", "--argstr", "x", "it's"]),
                 command(&["nix-store", "--realise", "DRV"]),
             ],
@@ -174,7 +184,8 @@ mod tests {
         let evaluated = explanation(Some((WayName::Evaluated, Reason::DrvMissing)));
         assert_eq!(
             evaluated.to_string(),
-            "the step would take the way `evaluated` (drv-missing)\nbecause\nit would run\n  nix-instantiate 'a b.nix' --argstr x 'it'\\''s'\n  \
+            "the step would take the way `evaluated` (drv-missing)\nbecause\nit would run\n  \
+             a command with characters that are not seen: `explain --json` prints it\n  nix-instantiate 'a b.nix' --argstr x 'it'\\''s'\n  \
              nix-store --realise DRV\nreproduce without eval-once\n  nix-build 'a b.nix'\n"
         );
         let none = explanation(None).to_string();

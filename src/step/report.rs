@@ -14,6 +14,7 @@ use unix::unistd::{AccessFlags, access};
 use super::links::main_output;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{DrvPath, Fault, StorePath};
+use crate::text::seen_json;
 
 /// A way, by its name in logs and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -361,8 +362,9 @@ impl ReportFile {
     pub fn write(self, report: &Report) -> Result<(), Failure> {
         let Self(path) = self;
         let write = || -> anyhow::Result<()> {
-            let mut text = serde_json::to_vec_pretty(report)?;
-            text.push(b'\n');
+            // It may be a terminal, and the same JSON otherwise.
+            let text = serde_json::to_string_pretty(report)? + "\n";
+            let text = seen_json(&text).into_owned().into_bytes();
             match kind_of(&path)? {
                 ReportSink::Stdout => return Ok(io::stdout().write_all(&text)?),
                 // Not through the log: this is the file that `--report` names, and a failure to write it is one of the step.

@@ -354,7 +354,7 @@ impl<'a> StepRun<'a> {
         on_stop: OnStop,
         mut log: JobLog,
     ) -> Result<NixRun, Failure> {
-        let line = command::structured(line);
+        let line = as_run(line);
         let started = self.supervisor.start(&line, on_stop);
         let mut running = [started.map_err(class::not_started)?];
         // Asked while Nix starts, which takes longer. It does not need much memory so soon.
@@ -479,6 +479,11 @@ impl<'a> StepRun<'a> {
             ..Report::default()
         }
     }
+}
+
+/// A command as it is run: with structured output.
+pub(super) fn as_run(line: &CommandLine) -> CommandLine {
+    command::structured(line)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::{DrvPath, NixOutput, StorePath, StoreUrl, command};
 use crate::status_line::StatusLine;
-use crate::supervise::{GivenUp, PATIENCE, Sight, Supervisor};
+use crate::supervise::{GivenUp, PATIENCE, Printed, Sight, Supervisor};
 use crate::text::without_credentials;
 
 /// Why a copy is not complete.
@@ -178,11 +178,11 @@ fn copy(
     for line in lines {
         // So that it says how far it is.
         let line = command::structured(line);
-        let mut stderr = Vec::new();
+        let mut stderr = Printed::default();
         let mut movement = Movement::default();
         let mut work = Work::default();
         let ran = supervisor.run_patiently(&line, PATIENCE, |process, printed| {
-            stderr.extend_from_slice(printed);
+            stderr.add(printed);
             let says_more = movement.read(printed);
             let works = work.goes_on(process);
             status.show(|| Some(before.and(movement.progress).text(doing, began.elapsed())));
@@ -197,7 +197,7 @@ fn copy(
         status.clear();
         let (finished, given_up) = ran?;
         if !finished.ending.success() {
-            let output = NixOutput::of(&stderr);
+            let output = NixOutput::of(&stderr.into_bytes());
             let why = match given_up {
                 Some(GivenUp::Enough) if !movement.has_upload_stalled => NotCopied::Stopped,
                 Some(_) => NotCopied::Stalled,

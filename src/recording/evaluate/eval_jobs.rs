@@ -18,7 +18,7 @@ use crate::nix::{
 };
 use crate::recording::{AttrError, EvaluationResult, FoundTarget, RecordingRequest, Recurse};
 use crate::store::Store;
-use crate::supervise::{OnStop, Supervisor};
+use crate::supervise::{OnStop, Printed, Supervisor};
 use crate::text::without_escapes;
 
 /// A line of its output, as its README shows it.
@@ -62,7 +62,7 @@ pub(in crate::recording) fn evaluate(
     );
     let mut was_repeated = false;
     loop {
-        let mut stderr = Vec::new();
+        let mut stderr = Printed::default();
         let finished = supervisor
             .run(&line, OnStop::TermThenKill, &mut stderr)
             .map_err(|failure| match failure.class {
@@ -71,6 +71,7 @@ pub(in crate::recording) fn evaluate(
                 ),
                 _ => class::not_started(failure),
             })?;
+        let stderr = stderr.into_bytes();
         log.pass_on(&NoiseFilter::new(log.debug).filtered(&stderr));
         let failure = if finished.ending.success() {
             match read(&finished.stdout, request) {
