@@ -271,27 +271,13 @@ fn cut_event(
     activities: &mut Activities,
     give: &mut impl FnMut(Event<'_>),
 ) {
-    // Neither a character nor an escape sequence is cut in two.
-    let mut kept = match std::str::from_utf8(begin) {
-        Ok(_) => begin.len(),
-        Err(error) => error.valid_up_to(),
-    };
-    if let Some(escape) = begin[kept.saturating_sub(LONGEST_ESCAPE)..kept]
-        .iter()
-        .position(|byte| *byte == b'\\')
-    {
-        kept = kept.saturating_sub(LONGEST_ESCAPE) + escape;
-        // All of those that stand before it.
-        while begin[..kept].ends_with(b"\\") {
-            kept -= 1;
-        }
-    }
+    let kept = whole_characters(begin);
     let behind = end_of_result(end);
     let behind = behind.map(|behind| [b"\"]", behind].concat());
     // Behind a message, its trace may come.
     let closings = [Some(&b"\"}"[..]), behind.as_deref(), Some(b"\"}]}")];
     for closing in closings.into_iter().flatten() {
-        let line = [&begin[..kept], closing].concat();
+        let line = [kept, closing].concat();
         if let Some(message) = read_structured(&line) {
             let mut event = event_of(message, activities);
             if let Some(Event::Message { omitted, .. } | Event::BuildLine { omitted, .. }) =
@@ -308,8 +294,34 @@ fn cut_event(
     give(Event::TooLong(begin.len() + left_out));
 }
 
-/// How long an escape sequence of JSON is at most.
-const LONGEST_ESCAPE: usize = 6;
+/// The begin of JSON without a character or an escape sequence (`\n`, `\u001b`) that it ends within.
+fn whole_characters(json: &[u8]) -> &[u8] {
+    let end = match std::str::from_utf8(json) {
+        Ok(_) => json.len(),
+        Err(error) => error.valid_up_to(),
+    };
+    let json = &json[..end];
+    let is_backslash = |byte: &u8| *byte == b'\\';
+    let Some(from_end) = json.iter().rev().take(6).position(is_backslash) else {
+        return json;
+    };
+    let at = end - 1 - from_end;
+    let run = json[..=at]
+        .iter()
+        .rev()
+        .take_while(|byte| is_backslash(byte));
+    let length = if json.get(at + 1) == Some(&b'u') {
+        6
+    } else {
+        2
+    };
+    // Of an even number, the last is the second half of one that stands for itself.
+    if run.count() % 2 == 1 && end - at < length {
+        &json[..at]
+    } else {
+        json
+    }
+}
 
 /// The end of a result behind its fields: `,"id":1,"type":101}`. A quote within a field would be escaped.
 fn end_of_result(end: &[u8]) -> Option<&[u8]> {
@@ -674,6 +686,29 @@ mod tests {
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn json_is_cut_between_its_characters() {
+        for (json, whole) in [
+            ("ab", "ab"),
+            ("a\\", "a"),
+            ("a\\n", "a\\n"),
+            ("a\\\\", "a\\\\"),
+            ("a\\\\\\", "a\\\\"),
+            ("a\\u001", "a"),
+            ("a\\u001b", "a\\u001b"),
+            ("a\\\\u001", "a\\\\u001"),
+            ("a\\nbcdefgh", "a\\nbcdefgh"),
+            ("", ""),
+        ] {
+            assert_eq!(
+                whole_characters(json.as_bytes()),
+                whole.as_bytes(),
+                "{json}"
+            );
+        }
+        assert_eq!(whole_characters(b"a\xc3"), b"a");
     }
 
     #[test]

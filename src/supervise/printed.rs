@@ -81,7 +81,7 @@ mod tests {
         let printed = printed.into_bytes();
         let text = String::from_utf8(printed).unwrap();
         assert!(text.starts_with("beginx") && text.ends_with("xend"));
-        assert!(text.contains("x\n… (98 MiB omitted)\nx"));
+        assert!(text.contains("x\n… (99 MiB omitted)\nx"));
         assert!(text.len() < 4 << 20);
     }
 }
