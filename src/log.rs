@@ -143,6 +143,8 @@ impl Log {
 mod tests {
     use super::*;
     use crate::exit::Class;
+    use crate::text::hostile::{bytes, is_tame, text};
+    use proptest::prelude::*;
 
     /// What `print` writes to a log.
     fn written(print: impl FnOnce(&Log)) -> String {
@@ -234,5 +236,63 @@ mod tests {
             "\u{1b}[1m a\u{1b}[0m\n --- b\n\n  c\u{fffd}\n"
         );
         assert_eq!(written(|log| log.pass_on(b"")), "");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_printed_only_colours_and_groups_of_ours_are_in_it(
+            text in text(), name in text(), colours: bool, bytes in bytes(),
+        ) {
+            let printed = written(|log| {
+                let log = Log { colours, debug: true, ..log.clone() };
+                log.say(&text);
+                log.say(format_args!("failed {text}"));
+                log.warn(&text);
+                log.debug(&text);
+                log.plain(&text);
+                log.failure(&Failure::new(Class::Build, &text).hint(&name));
+                log.pass_on(&bytes);
+                log.pass_on(text.as_bytes());
+                log.replace_line(Some(&text));
+                log.replace_line(None);
+                let mut more = log.text();
+                more.line(&text);
+                more.output_line(&text, 0);
+                more.output_line(&text, 7);
+                more.output_line_of(&name, &text, 0);
+                more.words_of(&name, &text);
+                more.omitted(3);
+                log.print(&mut more);
+            });
+            is_tame(&printed, 0, colours)?;
+            let printed = written(|log| {
+                let log = Log { colours, ..log.clone() };
+                log.group(&text);
+                log.failed_group(&text);
+                log.heading(&text);
+                log.open_group();
+            });
+            is_tame(&printed, 4, colours)?;
+            prop_assert_eq!(printed.lines().count(), 4);
+            is_tame(&for_output(&text), 0, false)?;
+        }
+    }
+
+    #[test]
+    fn what_is_long_is_cut_and_how_much_is_said() {
+        let long = "x".repeat(1 << 20);
+        let line = format!("{}… (1 MiB omitted)\n", "x".repeat(LINE_AT_MOST));
+        assert_eq!(written(|log| log.plain(&long)), line);
+        assert_eq!(written(|log| log.pass_on(long.as_bytes())), line);
+        let short = written(|log| log.failed_group(&long));
+        assert!(short.len() < LINE_AT_MOST + 100);
+        let lines = "y\n".repeat(1 << 20);
+        let said = written(|log| log.say(&lines));
+        assert!(said.len() < MESSAGE_AT_MOST + 100);
+        assert!(
+            said.ends_with("y\ny\n\n… (1.8 MiB omitted)\n"),
+            "{}",
+            &said[said.len() - 50..]
+        );
     }
 }

@@ -208,6 +208,9 @@ pub fn without_credentials(text: &str) -> Cow<'_, str> {
 }
 
 #[cfg(test)]
+pub(crate) mod hostile;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -68,6 +68,9 @@ fn push_inert(plain: &mut String, character: char) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::hostile::text;
+    use crate::text::is_hidden;
+    use proptest::prelude::*;
 
     #[test]
     fn invisible_characters_are_replaced() {
@@ -84,6 +87,24 @@ mod tests {
             assert_eq!(inert(&format!("a{hidden}b")), "a\u{fffd}b", "{hidden:?}");
         }
         assert_eq!(inert("größe, 大 λ"), "größe, 大 λ");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_of_a_text_is_markup_or_hidden(text in text(), bytes in 0_usize..100) {
+            for shown in [inert(&text), inert_within(&text, bytes.max(3)), code(&text)] {
+                let shown = shown.trim_start_matches("<code>").trim_end_matches("</code>");
+                let mut rest = shown;
+                while let Some(at) = rest.find('&') {
+                    let number = rest[at..].strip_prefix("&#").and_then(|it| it.split_once(';'));
+                    prop_assert!(number.is_some_and(|(it, _)| it.parse::<u32>().is_ok_and(|it| it == 10 || it > 31)));
+                    rest = number.map_or("", |(_, rest)| rest);
+                }
+                let other = shown.replace("&#", "").replace(';', "");
+                let plain = |c: char| !c.is_ascii() && !is_hidden(c) || c.is_ascii_alphanumeric() || " ,".contains(c);
+                prop_assert!(other.chars().all(plain), "{shown:?}");
+            }
+        }
     }
 
     #[test]

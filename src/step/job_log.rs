@@ -569,9 +569,11 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::text::hostile::{bytes, is_tame, text};
 
     const ONE: &str = "/s/store/00000000000000000000000000000000-one.drv";
     const TWO: &str = "/s/store/11111111111111111111111111111111-two.drv";
@@ -881,5 +883,34 @@ mod tests {
         );
         assert_eq!(finished.nix_output.begun.len(), 1);
         assert!(finished.last_shown.is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_nix_and_builders_print_no_form_has_more_than_text_and_colours(
+            texts in proptest::collection::vec(text(), 8), raw in bytes(), colours: bool, is_raw: bool, debug: bool,
+        ) {
+            let form = if is_raw { Form::Raw } else { Form::Pretty };
+            let mut scene = Scene::new(form, |log| {
+                log.colours = colours;
+                log.debug = debug;
+            });
+            let mut build = begin(2, ONE);
+            build["text"] = json!(texts[0]);
+            build["fields"][1] = json!(texts[1]);
+            let path = format!("/s/store/{}-x", "0".repeat(32));
+            let copy = json!({ "action": "start", "id": 5, "type": 100, "level": 3, "text": texts[2], "fields": [path, texts[3], "local"] });
+            let begun = json!({ "action": "start", "id": 6, "type": 101, "level": 3, "text": texts[4], "fields": [] });
+            scene.take(&[
+                builds(), build, copy, begun, line(2, &texts[5]), line(9, &texts[6]), message(&texts[7]),
+                counted([0, 1, 1, 0]), counted([0, 1, 0, 1]), stop(2),
+            ]);
+            scene.log.read(&raw);
+            let (shown, finished) = scene.end();
+            is_tame(&shown, 0, colours)?;
+            let held = Rc::new(RefCell::new(Vec::new()));
+            Log::to(held.clone()).pass_on(finished.held_back.as_bytes());
+            is_tame(&String::from_utf8(held.take()).unwrap(), 0, false)?;
+        }
     }
 }
