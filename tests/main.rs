@@ -23,6 +23,7 @@ mod failures;
 mod flakes;
 mod fleet;
 mod host_settings;
+mod hostile_output;
 mod job_log;
 mod key_table;
 mod layers;
