@@ -22,6 +22,7 @@ mod explain;
 mod failures;
 mod flakes;
 mod fleet;
+mod fuzz;
 mod host_settings;
 mod hostile_output;
 mod job_log;
