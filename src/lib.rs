@@ -36,6 +36,7 @@
 //! | 3 | [`counts`] | how a recording is counted, and in which words |
 //! | 3 | [`command_line`] | programs as data: what is run, as what, and how it ended |
 //! | 2 | [`exit`] | what a failure means for a retry: classes and exit statuses |
+//! | 1 | [`secrets`] | the one detector of credentials: what of a text is secret, and where it belongs |
 //! | 1 | [`text`] | text from elsewhere, made safe to show |
 //! | 1 | [`fingerprint`] | hashes as text |
 //! | 1 | [`paths`] | paths by their letters, and where they really lead |
@@ -114,6 +115,7 @@ pub mod options;
 pub mod parallel;
 pub mod paths;
 pub mod recording;
+pub mod secrets;
 pub mod share;
 pub mod share_keys;
 pub mod state;

@@ -16,7 +16,7 @@ use std::path::Path;
 use super::shell_words::{self, EmptyWords};
 use crate::command_line::CommandLine;
 use crate::fingerprint::fingerprint;
-use crate::text::without_credentials;
+use crate::secrets::redacted;
 
 /// The commit of a build that is to find its branch's latest one.
 const HEAD: &str = "HEAD";
@@ -64,7 +64,7 @@ pub struct Repository {
 impl fmt::Display for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { commit, url, .. } = self;
-        write!(f, "{commit} of {}", without_credentials(url))
+        write!(f, "{commit} of {}", redacted(url))
     }
 }
 
@@ -170,7 +170,7 @@ impl Repository {
             &self.build
         };
         // Credentials may be new in each job.
-        let url = without_credentials(&self.url);
+        let url = redacted(&self.url);
         let parts: [&str; 12] = [
             &url,
             &self.commit,
@@ -275,7 +275,7 @@ pub fn reason(printed: &[u8]) -> String {
     let begin = end.saturating_sub(1);
     let shown = lines.iter().skip(begin).take(end - begin + 1);
     let shown: Vec<&str> = shown.copied().collect();
-    without_credentials(&shown.join("; ")).into_owned()
+    redacted(&shown.join("; ")).into_owned()
 }
 
 /// Whether git prints this where nothing is wrong.

@@ -14,9 +14,9 @@ use crate::evaluation_keys::{self, Checkout};
 use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::Evaluation;
+use crate::secrets::redacted;
 use crate::state::{CommonKind, Filling, FolderInUse, KEEP_DAYS, Seen};
 use crate::supervise::{PATIENCE, Sight};
-use crate::text::without_credentials;
 
 /// How often a checkout is looked for that another step makes.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -162,7 +162,7 @@ impl<'a> StepRun<'a> {
         let folder = folder.join("cache");
         let folder = folder.join(&repository.folder_name);
         let shown = Repository {
-            url: without_credentials(&repository.url).into_owned(),
+            url: redacted(&repository.url).into_owned(),
             ..repository.clone()
         };
         let is_there = folder.exists();
