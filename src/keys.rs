@@ -4,6 +4,7 @@
 //! was written, and is checked in one place. Which keys there are is declared in [`table`]. What they mean to a step or a
 //! recording is known there.
 
+pub mod secret_values;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -79,7 +80,7 @@ impl KeyReader {
     /// Begins to read.
     ///
     /// # Errors
-    /// A value is null, or contains a character that no program's argument can contain.
+    /// A value is null, contains a character that no program's argument can contain, or holds a secret.
     pub fn new(keys: Keys) -> Result<Self, Failure> {
         if let Some(key) = find_value(&keys, &Value::is_null) {
             return Err(refuse(format_args!(
@@ -90,6 +91,9 @@ impl KeyReader {
             value.as_str().is_some_and(|text| text.contains('\0'))
         }) {
             return Err(refuse(format_args!("`{key}` contains a NUL character")));
+        }
+        if let Some(sentence) = secret_values::secret_in(&keys) {
+            return Err(refuse(sentence));
         }
         Ok(Self {
             keys,

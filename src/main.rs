@@ -1,5 +1,6 @@
 //! The program `eval-once`: reads what it is asked for, does it, and ends with the status that says how it went.
 
+use std::borrow::Cow;
 use std::io::{ErrorKind, Write as _};
 use std::panic::catch_unwind;
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use eval_once::job::{self, TrailingCommand};
 use eval_once::log::Log;
 use eval_once::options::{self, Invocation, Refusal};
 use eval_once::recording;
+use eval_once::secrets::redacted;
 use eval_once::step::{self, StepOrder};
 use eval_once::summary;
 use eval_once::supervise::Supervisor;
@@ -73,6 +75,11 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
         )?,
         Invocation::Completions(shell) => print(options::completions(shell))?,
         Invocation::Message(message, status) => {
+            // It repeats what it does not understand.
+            if let Cow::Owned(shown) = redacted(&message.to_string()) {
+                log.plain(shown.trim_end());
+                return Ok(status);
+            }
             // clap prints it: it knows by itself where to, and whether in colour. Nothing else runs then.
             let _ = message.print();
             return Ok(status);

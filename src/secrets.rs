@@ -47,13 +47,13 @@ impl SecretHome {
                 "put it into a file on the agents, and name that in `secret-key-files` in their nix.conf"
             }
             Self::Environment => "export it in the agents' `environment` hook",
-            Self::Argument => "let the expression read it from a file of the agents'",
+            Self::Argument => "let the expression read it from a file on the agents",
         }
     }
 }
 
 /// What stands for a secret where it is printed.
-const HIDDEN: &str = "***";
+pub const HIDDEN: &str = "***";
 
 /// How many bytes a URL or a value is looked for in, so that a line which begins a thousand of them takes no longer than others.
 const AT_MOST: usize = 4096;
@@ -159,7 +159,9 @@ fn words(name: &str) -> Vec<String> {
 /// replace.
 fn is_literal(value: &str) -> bool {
     let stands_for_one = ["$", "{", "<", "%(", "%s", "[REDACTED", "…", "..."];
-    let is_masked = value.len() <= 40 && value.chars().all(|letter| "*xX".contains(letter));
+    let is_masked = value.len() <= 40
+        && (value.bytes().all(|letter| letter == b'*')
+            || value.len() > 2 && value.bytes().all(|letter| b"xX".contains(&letter)));
     !value.is_empty() && !is_masked && !stands_for_one.iter().any(|begin| value.starts_with(begin))
 }
 
@@ -315,7 +317,9 @@ fn home_of_url(url: &str) -> SecretHome {
         "github" | "gitlab" | "sourcehut" => SecretHome::AccessTokens,
         _ if transport.starts_with("ssh") => SecretHome::Ssh,
         "git" => SecretHome::Git,
-        _ if scheme.to_ascii_lowercase().starts_with("git+") || path.ends_with(".git") => {
+        _ if scheme.to_ascii_lowercase().starts_with("git+")
+            || path.to_ascii_lowercase().ends_with(".git") =>
+        {
             SecretHome::Git
         }
         _ => SecretHome::Netrc,

@@ -14,6 +14,7 @@ use unix::unistd::{AccessFlags, access};
 use super::links::main_output;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{DrvPath, Fault, StorePath};
+use crate::secrets::redacted;
 
 /// A way, by its name in logs and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,12 +318,12 @@ impl FailureReport {
             drv: root_cause.and_then(|fault| fault.drv.clone()),
             log: last_lines
                 .filter(|_| root_cause.is_some())
-                .map(|lines| lines.join("\n")),
-            message: failure.to_string(),
+                .map(|lines| redacted(&lines.join("\n")).into_owned()),
+            message: redacted(&failure.to_string()).into_owned(),
             others: faults
                 .map(|fault| OtherFailure {
                     drv: fault.drv.clone(),
-                    message: fault.cause.to_string(),
+                    message: redacted(&fault.cause.to_string()).into_owned(),
                 })
                 .collect(),
         }

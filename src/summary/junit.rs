@@ -16,6 +16,7 @@ use super::rows::Rows;
 use super::suites::Suite;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::message::in_one_line;
+use crate::secrets::redacted;
 
 /// The document.
 ///
@@ -288,10 +289,11 @@ fn attribute(text: &str) -> String {
     valid(text).replace(['\n', '\r', '\t'], " ")
 }
 
-/// Text with every character that XML 1.0 cannot hold, not even by its number, replaced.
+/// Text without credentials, and with every character that XML 1.0 cannot hold, not even by its number, replaced.
 fn valid(text: &str) -> String {
     let holds = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
-    text.chars()
+    redacted(text)
+        .chars()
         .map(|c| if holds(c) { c } else { '\u{fffd}' })
         .collect()
 }
