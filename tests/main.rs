@@ -49,6 +49,7 @@ mod recording_stopped;
 mod recording_store;
 mod recording_walk;
 mod reproduce;
+mod secrets;
 mod share_recording;
 mod share_step;
 mod shim;

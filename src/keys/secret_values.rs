@@ -24,6 +24,14 @@ pub fn secret_in(keys: &Keys) -> Option<String> {
     places.map(|(place, home)| sentence(&format!("`{place}`"), home))
 }
 
+/// The first of these settings of Nix that holds a secret, and where that belongs.
+#[must_use]
+pub fn secret_in_options(options: &[(String, String)]) -> Option<(&str, SecretHome)> {
+    options
+        .iter()
+        .find_map(|(name, value)| Some((name.as_str(), in_option(name, value)?)))
+}
+
 /// As [`secret_in`], of the properties of a step, as `step` and `meta.buildkite` have them.
 #[must_use]
 pub fn secret_in_step(step: &Keys) -> Option<String> {
