@@ -2,6 +2,7 @@
 //! What else it may mean where it is shown is not known here.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 /// Which escape sequences remain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,12 +13,15 @@ pub enum KeepEscapes {
     Nothing,
 }
 
-/// One line as a log may hold it behind a prefix of ours: it moves no cursor, rings no bell, and is no picture or link of
-/// Buildkite's (`ESC ] 1338`, `1339`), whatever a builder printed. Tabs remain.
+/// One line as a log may hold it behind a prefix of ours: it moves no cursor, rings no bell, sets no title, and is no picture, link
+/// or time of Buildkite's (`ESC ] 1338`, `ESC ] 1339`, `ESC _ bk;t=`), whatever a builder printed. Control characters go, with
+/// the sequences that they begin. [Unseen](is_unseen) characters become `\u{fffd}`: a log names derivations, which must not be
+/// shown in another order than they have. Tabs remain.
 #[must_use]
 pub fn tamed(line: &str, keep: KeepEscapes) -> Cow<'_, str> {
-    let wild = |c: char| c.is_control() && c != '\t';
-    if !line.contains(wild) {
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~' | b'\t');
+    let wild = |c: char| c.is_control() && c != '\t' || is_unseen(c);
+    if line.bytes().all(is_plain) || !line.contains(wild) {
         return Cow::Borrowed(line);
     }
     let mut tame = String::with_capacity(line.len());
@@ -26,7 +30,9 @@ pub fn tamed(line: &str, keep: KeepEscapes) -> Cow<'_, str> {
     while let Some(at) = rest.find(wild) {
         tame.push_str(&rest[..at]);
         let (sequence, after) = split_sequence(&rest[at..]);
-        if keep == KeepEscapes::Colours && is_colour(sequence) {
+        if sequence.starts_with(is_unseen) {
+            tame.push(char::REPLACEMENT_CHARACTER);
+        } else if keep == KeepEscapes::Colours && is_colour(sequence) {
             tame.push_str(sequence);
             coloured = true;
         }
@@ -118,6 +124,27 @@ pub fn is_unseen(character: char) -> bool {
     )
 }
 
+/// JSON of the same meaning, in which every character is escaped that a terminal or a reader would take for something else. JSON has
+/// them only within its strings; what writes it (`serde_json`) leaves those beyond `\u{1f}` as they are.
+#[must_use]
+pub fn seen_json(json: &str) -> Cow<'_, str> {
+    let wild = |c: char| c.is_control() && c != '\n' || is_unseen(c);
+    if !json.contains(wild) {
+        return Cow::Borrowed(json);
+    }
+    let mut seen = String::with_capacity(json.len());
+    for c in json.chars() {
+        if wild(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(seen, "\\u{unit:04x}");
+            }
+        } else {
+            seen.push(c);
+        }
+    }
+    Cow::Owned(seen)
+}
+
 /// The begin of `text`, at most so many characters; where there are more, the last one is an ellipsis.
 #[must_use]
 pub fn shortened(text: &str, at_most: usize) -> String {
@@ -151,8 +178,21 @@ mod tests {
             "a\u{1b}[31mred\u{1b}[0m\tbcdE\u{1b}[0m"
         );
         assert_eq!(tamed("plain ä", KeepEscapes::Nothing), "plain ä");
+        assert_eq!(tamed("a\u{202e}b\u{9b}31m", KeepEscapes::Colours), "a\u{fffd}b31m");
+        assert_eq!(tamed("\u{1b}_bk;t=1\u{7}a", KeepEscapes::Colours), "a");
         assert_eq!(without_escapes("a\u{1b}[1mb\n\u{1b}[0m c"), "ab\n c");
         assert_eq!(without_escapes("a\u{1b}"), "a");
+    }
+
+    #[test]
+    fn json_is_the_same_and_hides_nothing() {
+        for text in ["a\u{7f}\u{9b}\u{202e}\u{e0041}\n\u{1b}é", "plain"] {
+            let json = serde_json::to_string_pretty(&[text]).unwrap();
+            let seen = seen_json(&json);
+            assert!(!seen.contains(|c: char| c.is_control() && c != '\n' || is_unseen(c)));
+            let read: Vec<String> = serde_json::from_str(&seen).unwrap();
+            assert_eq!(read, [text]);
+        }
     }
 
     #[test]
@@ -166,10 +206,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_control_character_remains(line in ".*", wild in "[\u{1b}\\[\\]m;0-9\u{7}\u{9b}x]*") {
+        fn no_control_character_remains(line in ".*", wild in "[\u{1b}\\[\\]m;0-9\u{7}\u{9b}\u{202e}x]*") {
             let line = format!("{line}{wild}{line}");
             let tame = tamed(&line, KeepEscapes::Nothing);
-            prop_assert!(!tame.contains(|c: char| c.is_control() && c != '\t'));
+            prop_assert!(!tame.contains(|c: char| c.is_control() && c != '\t' || is_unseen(c)));
             let coloured = tamed(&line, KeepEscapes::Colours);
             prop_assert_eq!(without_escapes(&coloured), tame.into_owned());
         }

@@ -89,6 +89,12 @@ pub enum Disturbance {
 }
 
 impl NixOutput {
+    /// Whether a build has this activity.
+    #[must_use]
+    pub fn is_running(&self, activity: u64) -> bool {
+        self.running.contains_key(&activity)
+    }
+
     /// What a program printed altogether.
     #[must_use]
     pub fn of(printed: &[u8]) -> Self {
@@ -116,7 +122,9 @@ impl NixOutput {
     /// Reads one more event.
     pub fn read(&mut self, event: &Event<'_>) {
         match event {
-            Event::Message { text, passed_on } => {
+            Event::Message {
+                text, passed_on, ..
+            } => {
                 self.about = None;
                 self.is_certain = !passed_on;
                 self.faults_before = self.faults.len();
@@ -133,13 +141,15 @@ impl NixOutput {
                 }
                 self.about = None;
             }
-            Event::Plain(bytes) => {
-                let line = without_escapes(&String::from_utf8_lossy(bytes));
-                let line = line.trim_end();
-                self.gathered.add(line);
-                self.read_line(&begin_of(line, PLAIN_AT_MOST), false);
+            Event::Plain(line) => {
+                let begin = without_escapes(&String::from_utf8_lossy(line.bytes));
+                let begin = begin.trim_end();
+                self.gathered.add(begin);
+                if line.omitted > 0 {
+                    self.gathered.cut();
+                }
+                self.read_line(&begin_of(begin, PLAIN_AT_MOST), false);
             }
-            Event::Rest(_) => self.gathered.cut(),
             Event::BuildBegins { id, drv, .. } => {
                 self.begun.insert(drv.clone());
                 let build = RunningBuild {
@@ -148,7 +158,7 @@ impl NixOutput {
                 };
                 self.running.insert(*id, build);
             }
-            Event::BuildLine { id, line } => {
+            Event::BuildLine { id, line, .. } => {
                 if let Some(build) = self.running.get_mut(id) {
                     if build.lines.len() == LAST_LINES {
                         build.lines.pop_front();
@@ -181,7 +191,7 @@ impl NixOutput {
                 self.ends_well = ended == Some(Ended::Done) && self.running.len() == 1;
                 self.counts = *counts;
             }
-            Event::Copied { .. } | Event::Begins(_) | Event::TooLong => {}
+            Event::Copied { .. } | Event::Begins(_) | Event::TooLong(_) => {}
         }
     }
 

@@ -95,8 +95,8 @@ impl BuildLog {
         let mut reader = LogReader::default();
         let mut add = |event: Event<'_>| {
             match event {
-                Event::Plain(line) | Event::Rest(line) => {
-                    text.push_str(&String::from_utf8_lossy(line));
+                Event::Plain(line) => {
+                    text.push_str(&String::from_utf8_lossy(line.bytes));
                 }
                 Event::Message { text: said, .. } | Event::BuildLine { line: said, .. } => {
                     text.push_str(&said);

@@ -109,7 +109,7 @@ impl Said {
     fn take(&mut self, event: &Event<'_>) {
         let printed = &mut self.printed;
         match event {
-            Event::Plain(line) => printed.push_str(&String::from_utf8_lossy(line)),
+            Event::Plain(line) => printed.push_str(&String::from_utf8_lossy(line.bytes)),
             Event::Message { text, .. } => printed.push_str(&without_escapes(text)),
             Event::Begins(text) => {
                 self.doing = format!(": {}", shortened(&in_one_line(text), DOING_AT_MOST));

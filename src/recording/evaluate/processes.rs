@@ -120,7 +120,7 @@ impl WorkerProcess {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         self.nix_output
             .get_or_insert_default()
-            .read(&Event::Plain(line));
+            .read(&Event::Plain(line.into()));
     }
 
     fn end(mut self, ending: Ending) -> EndedWorker {
