@@ -82,6 +82,10 @@ impl KeyReader {
     /// # Errors
     /// A value is null, contains a character that no program's argument can contain, or holds a secret.
     pub fn new(keys: Keys) -> Result<Self, Failure> {
+        // First: the other refusals repeat what they refuse.
+        if let Some(sentence) = secret_values::secret_in(&keys) {
+            return Err(refuse(sentence));
+        }
         if let Some(key) = find_value(&keys, &Value::is_null) {
             return Err(refuse(format_args!(
                 "`{key}` is null: leave it out, or give it a value"
@@ -91,9 +95,6 @@ impl KeyReader {
             value.as_str().is_some_and(|text| text.contains('\0'))
         }) {
             return Err(refuse(format_args!("`{key}` contains a NUL character")));
-        }
-        if let Some(sentence) = secret_values::secret_in(&keys) {
-            return Err(refuse(sentence));
         }
         Ok(Self {
             keys,

@@ -109,10 +109,11 @@ fn in_map(
     let mut values = map
         .iter()
         .filter_map(|(name, value)| Some((name, value.as_str()?)));
-    values
-        .find_map(|(name, text)| Some((name, find(name, text)?)))
-        .map(|(name, home)| (below(key, name), home))
-        .or_else(|| in_any(key, value))
+    let found = values.find_map(|(name, text)| Some((name, find(name, text)?)));
+    match found {
+        Some((name, home)) if secrets::find(name).is_none() => Some((below(key, name), home)),
+        _ => in_any(key, value),
+    }
 }
 
 /// As a line of nix.conf: of some settings each value is a secret.

@@ -180,7 +180,7 @@ impl Shared {
             match name.to_ascii_lowercase().as_str() {
                 "content-length" => length = value.parse().unwrap_or_default(),
                 "expect" => is_awaited = true,
-                "authorization" => login = value.to_owned(),
+                "authorization" => value.clone_into(&mut login),
                 _ => {}
             }
         }
