@@ -7,6 +7,7 @@
 mod agent_hook;
 mod agent_recording;
 mod agent_step;
+mod attacks;
 mod buildkite_server;
 mod cancellation;
 mod checkout;
