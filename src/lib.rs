@@ -85,6 +85,9 @@
 //!
 //! *Architecture invariant:* [`log`] alone writes to standard error, except that `--report /dev/stderr` writes the report there.
 //!
+//! *Architecture invariant:* [`secrets`] alone knows what a secret is. A key that holds one is refused; of what is printed or
+//! published, all text from elsewhere passes [`secrets::redacted`].
+//!
 //! *Architecture invariant:* nothing passes through a shell but the user's own step command. Attribute names and paths come from
 //! untrusted repositories; they travel as single arguments.
 //!

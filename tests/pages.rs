@@ -80,8 +80,8 @@ fn every_test_that_the_page_on_security_names_exists() {
                 .any(|line| line.trim() == "#[test]")
         })
     };
-    let names = page.split('`').skip(1).step_by(2);
-    let named: Vec<(&str, &str)> = names.filter_map(|name| name.split_once("::")).collect();
+    let quoted = page.split('`').skip(1).step_by(2);
+    let named: Vec<(&str, &str)> = quoted.filter_map(|name| name.split_once("::")).collect();
     assert!(named.len() > 30, "{named:?}");
     for (module, test) in named {
         assert!(
