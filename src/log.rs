@@ -96,7 +96,12 @@ impl Log {
 
     /// Prints lines that are part of something larger, without our name before them.
     pub fn plain(&self, lines: impl Display) {
-        self.write(|text| lines.to_string().split('\n').for_each(|line| text.line(line)));
+        self.write(|text| {
+            lines
+                .to_string()
+                .split('\n')
+                .for_each(|line| text.line(line))
+        });
     }
 
     /// Prints the failure that the program ends with, and its hint.
@@ -217,7 +222,10 @@ mod tests {
     #[test]
     fn of_what_a_program_prints_text_and_colours_are_passed_on() {
         let printed = b"\x1b[1m a\r\n--- b\n\n  c\xff";
-        assert_eq!(written(|log| log.pass_on(printed)), " a\n --- b\n\n  c\u{fffd}\n");
+        assert_eq!(
+            written(|log| log.pass_on(printed)),
+            " a\n --- b\n\n  c\u{fffd}\n"
+        );
         let coloured = |log: &Log| {
             Log {
                 colours: true,
@@ -225,7 +233,10 @@ mod tests {
             }
             .pass_on(printed);
         };
-        assert_eq!(written(coloured), "\u{1b}[1m a\u{1b}[0m\n --- b\n\n  c\u{fffd}\n");
+        assert_eq!(
+            written(coloured),
+            "\u{1b}[1m a\u{1b}[0m\n --- b\n\n  c\u{fffd}\n"
+        );
         assert_eq!(written(|log| log.pass_on(b"")), "");
     }
 }

@@ -178,7 +178,10 @@ mod tests {
             "a\u{1b}[31mred\u{1b}[0m\tbcdE\u{1b}[0m"
         );
         assert_eq!(tamed("plain ä", KeepEscapes::Nothing), "plain ä");
-        assert_eq!(tamed("a\u{202e}b\u{9b}31m", KeepEscapes::Colours), "a\u{fffd}b31m");
+        assert_eq!(
+            tamed("a\u{202e}b\u{9b}31m", KeepEscapes::Colours),
+            "a\u{fffd}b31m"
+        );
         assert_eq!(tamed("\u{1b}_bk;t=1\u{7}a", KeepEscapes::Colours), "a");
         assert_eq!(without_escapes("a\u{1b}[1mb\n\u{1b}[0m c"), "ab\n c");
         assert_eq!(without_escapes("a\u{1b}"), "a");

@@ -211,15 +211,21 @@ impl LogReader {
 
     fn add(&mut self, bytes: &[u8]) {
         // What a line may become is known once its mark is complete.
-        let (mark, bytes) = bytes.split_at(bytes.len().min(MARK.len().saturating_sub(self.line.len())));
+        let (mark, bytes) =
+            bytes.split_at(bytes.len().min(MARK.len().saturating_sub(self.line.len())));
         self.line.extend_from_slice(mark);
         let structured = self.line.starts_with(MARK);
-        let at_most = if structured { STRUCTURED_AT_MOST } else { PLAIN_AT_MOST };
+        let at_most = if structured {
+            STRUCTURED_AT_MOST
+        } else {
+            PLAIN_AT_MOST
+        };
         let (now, later) = bytes.split_at(bytes.len().min(at_most.saturating_sub(self.line.len())));
         self.line.extend_from_slice(now);
         self.omitted += later.len();
         if structured && !later.is_empty() {
-            self.end.extend_from_slice(&later[later.len().saturating_sub(END_AT_MOST)..]);
+            self.end
+                .extend_from_slice(&later[later.len().saturating_sub(END_AT_MOST)..]);
             let surplus = self.end.len().saturating_sub(END_AT_MOST);
             self.end.drain(..surplus);
         }
@@ -270,7 +276,10 @@ fn cut_event(
         Ok(_) => begin.len(),
         Err(error) => error.valid_up_to(),
     };
-    if let Some(escape) = begin[kept.saturating_sub(LONGEST_ESCAPE)..kept].iter().position(|byte| *byte == b'\\') {
+    if let Some(escape) = begin[kept.saturating_sub(LONGEST_ESCAPE)..kept]
+        .iter()
+        .position(|byte| *byte == b'\\')
+    {
         kept = kept.saturating_sub(LONGEST_ESCAPE) + escape;
         // All of those that stand before it.
         while begin[..kept].ends_with(b"\\") {
@@ -285,7 +294,9 @@ fn cut_event(
         let line = [&begin[..kept], closing].concat();
         if let Some(message) = read_structured(&line) {
             let mut event = event_of(message, activities);
-            if let Some(Event::Message { omitted, .. } | Event::BuildLine { omitted, .. }) = &mut event {
+            if let Some(Event::Message { omitted, .. } | Event::BuildLine { omitted, .. }) =
+                &mut event
+            {
                 *omitted = left_out;
             }
             if let Some(event) = event {

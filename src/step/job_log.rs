@@ -404,7 +404,8 @@ impl Pretty {
                 continue;
             }
             let is_last = lines.peek().is_none();
-            self.text.output_line(line, if is_last { omitted } else { 0 });
+            self.text
+                .output_line(line, if is_last { omitted } else { 0 });
             if !without_escapes(line).trim_start().starts_with("> ") {
                 self.add_below();
             }
