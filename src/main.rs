@@ -12,6 +12,7 @@ use eval_once::job::{self, TrailingCommand};
 use eval_once::log::{Log, for_output};
 use eval_once::options::{self, Invocation, Refusal};
 use eval_once::recording;
+use eval_once::secrets::redacted;
 use eval_once::step::{self, StepOrder};
 use eval_once::summary;
 use eval_once::supervise::Supervisor;
@@ -77,10 +78,11 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
         )?,
         Invocation::Completions(shell) => print(options::completions(shell))?,
         Invocation::Message(message, status) => {
-            // clap prints it: it knows by itself where to, and whether in colour. Nothing else runs then. But it prints arguments as they
-            // are, and those of a generated command come from a repository.
+            // clap prints it: it knows by itself where to, and whether in colour. Nothing else runs then. But it repeats arguments as they
+            // are, and those of a generated command come from a repository, or hold a credential.
             let text = message.render().to_string();
-            if message.use_stderr() && for_output(&text) != text {
+            let is_plain = redacted(&text) == text && for_output(&text) == text;
+            if message.use_stderr() && !is_plain {
                 log.plain(text.trim_end());
             } else {
                 let _ = message.print();

@@ -170,43 +170,6 @@ pub fn begin_of(text: &str, at_most: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}…", &text[..end.unwrap_or(0)]))
 }
 
-/// Text without the credentials in its URLs: `https://user:secret@host` becomes `https://***@host`. A user name alone may
-/// be a token, but for SSH, to which it is only a name (`ssh://git@…`).
-#[must_use]
-pub fn without_credentials(text: &str) -> Cow<'_, str> {
-    let mut shown = String::new();
-    let mut found = false;
-    let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let (before, behind) = rest.split_at(at + 3);
-        let scheme = before[..at].to_ascii_lowercase();
-        let end = behind
-            .find(|c: char| "/?#'\"`<>".contains(c) || c.is_whitespace())
-            .unwrap_or(behind.len());
-        let user = behind[..end].rfind('@').map(|at| &behind[..at]);
-        let is_ssh = scheme
-            .rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '-')
-            .next()
-            .is_some_and(|scheme| scheme.starts_with("ssh"));
-        let secret = user.filter(|user| !is_ssh || user.contains(':'));
-        shown.push_str(before);
-        rest = match secret {
-            Some(user) => {
-                found = true;
-                shown.push_str("***");
-                &behind[user.len()..]
-            }
-            None => behind,
-        };
-    }
-    shown.push_str(rest);
-    if found {
-        Cow::Owned(shown)
-    } else {
-        Cow::Borrowed(text)
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod hostile;
 
@@ -253,27 +216,6 @@ mod tests {
         assert_eq!(begin_of("ä", 0), "…");
     }
 
-    #[test]
-    fn a_url_is_shown_without_its_credentials() {
-        for (text, shown) in [
-            (
-                "cannot reach 'https://u:p@host/x': no",
-                "cannot reach 'https://***@host/x': no",
-            ),
-            ("https://token@host", "https://***@host"),
-            (
-                "https://a:b@c@host and s3://k:s@b?x=a@b",
-                "https://***@host and s3://***@b?x=a@b",
-            ),
-            ("ssh-ng://nix@builder", "ssh-ng://nix@builder"),
-            ("ssh: https://token@host", "ssh: https://***@host"),
-            ("ssh://u:p@builder", "ssh://***@builder"),
-            ("https://host/a@b mail@host", "https://host/a@b mail@host"),
-        ] {
-            assert_eq!(without_credentials(text), shown);
-        }
-    }
-
     proptest! {
         #[test]
         fn no_control_character_remains(line in ".*", wild in "[\u{1b}\\[\\]m;0-9\u{7}\u{9b}\u{202e}x]*") {
@@ -282,21 +224,6 @@ mod tests {
             prop_assert!(!tame.contains(|c: char| c.is_control() && c != '\t' || is_unseen(c)));
             let coloured = tamed(&line, KeepEscapes::Colours);
             prop_assert_eq!(without_escapes(&coloured), tame.into_owned());
-        }
-    }
-
-    #[test]
-    fn the_credentials_of_urls_are_not_shown() {
-        for (text, shown) in [
-            ("https://u:p@h/r.git", "https://***@h/r.git"),
-            ("https://token@h/r", "https://***@h/r"),
-            ("a 'git+HTTPS://t:x@y@h' b", "a 'git+HTTPS://***@h' b"),
-            ("ssh://git@h/r", "ssh://git@h/r"),
-            ("ssh://git:p@h/r http://a@b", "ssh://***@h/r http://***@b"),
-            ("git@h:r https://h/@x", "git@h:r https://h/@x"),
-            ("none", "none"),
-        ] {
-            assert_eq!(without_credentials(text), shown);
         }
     }
 }

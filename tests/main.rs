@@ -7,6 +7,7 @@
 mod agent_hook;
 mod agent_recording;
 mod agent_step;
+mod attacks;
 mod buildkite_server;
 mod cancellation;
 mod checkout;
@@ -51,6 +52,7 @@ mod recording_stopped;
 mod recording_store;
 mod recording_walk;
 mod reproduce;
+mod secrets;
 mod share_recording;
 mod share_step;
 mod shim;

@@ -1,8 +1,9 @@
 //! Text for annotations. Names and messages come from repositories that cannot be trusted: all that they contain is shown, and
-//! none of it is Markdown, HTML, an emoji or an escape sequence.
+//! none of it is Markdown, HTML, an emoji or an escape sequence. Credentials are not shown.
 
 use std::fmt::Write as _;
 
+use crate::secrets::redacted;
 use crate::text::{is_unseen, shortened};
 
 /// How much of a name is shown, in characters.
@@ -11,7 +12,10 @@ pub const NAME_AT_MOST: usize = 200;
 /// `text` as code within a line, shortened to [`NAME_AT_MOST`].
 #[must_use]
 pub fn code(text: &str) -> String {
-    format!("<code>{}</code>", inert(&shortened(text, NAME_AT_MOST)))
+    format!(
+        "<code>{}</code>",
+        inert(&shortened(&redacted(text), NAME_AT_MOST))
+    )
 }
 
 /// `html` as a link to a job on the build's page; without a link where `job` cannot be a job's id.
@@ -32,7 +36,9 @@ pub fn job_link(job: &str, html: &str) -> String {
 #[must_use]
 pub fn inert(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
-    text.chars().for_each(|it| push_inert(&mut plain, it));
+    for character in redacted(text).chars() {
+        push_inert(&mut plain, character);
+    }
     plain
 }
 
@@ -40,7 +46,7 @@ pub fn inert(text: &str) -> String {
 #[must_use]
 pub fn inert_within(text: &str, bytes: usize) -> String {
     let mut plain = String::new();
-    for character in text.chars() {
+    for character in redacted(text).chars() {
         let before = plain.len();
         push_inert(&mut plain, character);
         if plain.len() > bytes.saturating_sub('…'.len_utf8()) {
@@ -104,6 +110,15 @@ mod tests {
                 let plain = |c: char| !c.is_ascii() && !is_hidden(c) || c.is_ascii_alphanumeric() || " ,".contains(c);
                 prop_assert!(other.chars().all(plain), "{shown:?}");
             }
+        }
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let url = "https://user:pw@host/x";
+        for shown in [inert(url), inert_within(url, 100), code(url)] {
+            assert!(!shown.contains("user") && !shown.contains("pw"), "{shown}");
+            assert!(shown.contains("host"), "{shown}");
         }
     }
 

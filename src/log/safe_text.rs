@@ -1,4 +1,4 @@
-//! Text that may be printed as it is. Whatever it is made of: only colours and groups of ours are in it.
+//! Text that may be printed as it is. Whatever it is made of: only colours and groups of ours are in it, and no credentials.
 //!
 //! *Architecture invariant:* [`Log`](super::Log) writes nothing else, and only this module can make one. What is ours is a
 //! literal (`&'static str`), which no text from elsewhere can be.
@@ -6,6 +6,7 @@
 use std::fmt::Display;
 
 use crate::counts::mebibytes;
+use crate::secrets::redacted;
 use crate::text::{KeepEscapes, tamed};
 
 /// How much of one line is printed, in bytes: names and messages come from repositories, and may have megabytes.
@@ -13,6 +14,9 @@ pub const LINE_AT_MOST: usize = 16 << 10;
 
 /// How much of one message of several lines is printed, in bytes.
 pub const MESSAGE_AT_MOST: usize = 256 << 10;
+
+/// How long a word may be that is not cut, in bytes.
+const WORD_AT_MOST: usize = 4 << 10;
 
 /// Our name, at the beginning of our lines.
 const NAME: &str = "eval-once: ";
@@ -179,11 +183,12 @@ impl SafeText {
     /// Adds words within a line, of which so many bytes are left out already.
     fn words(&mut self, text: &str, omitted: usize, keep: KeepEscapes) {
         let (begin, more) = cut(text, LINE_AT_MOST);
-        if begin.contains('\n') {
-            self.text.push_str(&tamed(&begin.replace('\n', " "), keep));
+        let tame = if begin.contains('\n') {
+            tamed(&begin.replace('\n', " "), keep).into_owned().into()
         } else {
-            self.text.push_str(&tamed(begin, keep));
-        }
+            tamed(begin, keep)
+        };
+        self.text.push_str(&redacted(&tame));
         let omitted = omitted + more;
         if omitted > 0 {
             self.text.push_str(&note(omitted));
@@ -211,7 +216,11 @@ fn cut(text: &str, at_most: usize) -> (&str, usize) {
         return (text, 0);
     }
     let end = (0..=at_most).rev().find(|end| text.is_char_boundary(*end));
-    let (begin, rest) = text.split_at(end.unwrap_or(0));
+    let end = end.unwrap_or(0);
+    // Not within a word, if there is a choice: in half of a URL, its password would not be recognised.
+    let word = text[..end].rfind(char::is_whitespace);
+    let end = word.filter(|word| end - word < WORD_AT_MOST).unwrap_or(end);
+    let (begin, rest) = text.split_at(end);
     (begin, rest.len())
 }
 

@@ -1,5 +1,7 @@
 //! `explain`: what `step` would do with the same keys, and why. It only asks.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::StepOrder;
@@ -13,6 +15,7 @@ use crate::command_line::{CommandLine, shell_word};
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::command;
+use crate::secrets::redacted;
 use crate::supervise::Supervisor;
 use crate::text::is_hidden;
 
@@ -95,7 +98,21 @@ pub fn explain(
         .would
         .and_then(|way| reproduce(&request, way, version));
     explanation.nix_build = reproduce.map(|line| line.to_string());
+    explanation.redact();
     Ok(explanation)
+}
+
+impl Explanation {
+    /// Hides the credentials in it: the host's own settings may have some.
+    fn redact(&mut self) {
+        let facts = self.facts.iter_mut().map(|fact| &mut fact.found);
+        let texts = facts.chain(self.commands.iter_mut().flatten());
+        for text in texts.chain(&mut self.nix_build) {
+            if let Cow::Owned(shown) = redacted(text) {
+                *text = shown;
+            }
+        }
+    }
 }
 
 /// One command that gives what `way` gives.

@@ -11,9 +11,9 @@ use crate::command_line::CommandLine;
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::{DrvPath, NixOutput, StorePath, StoreUrl, command};
+use crate::secrets::redacted;
 use crate::status_line::StatusLine;
 use crate::supervise::{GivenUp, PATIENCE, Printed, Sight, Supervisor};
-use crate::text::without_credentials;
 
 /// Why a copy is not complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,7 +203,7 @@ fn copy(
                 Some(_) => NotCopied::Stalled,
                 None => {
                     let message = output.final_message(finished.ending);
-                    NotCopied::Failed(without_credentials(&message).into_owned())
+                    NotCopied::Failed(redacted(&message).into_owned())
                 }
             };
             return Ok(Err((why, output)));

@@ -16,6 +16,7 @@ use super::rows::Rows;
 use super::suites::Suite;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::message::in_one_line;
+use crate::secrets::redacted;
 use crate::text::{is_hidden, shortened};
 
 /// The document.
@@ -289,16 +290,18 @@ const ATTRIBUTE_AT_MOST: usize = 1_000;
 
 /// Text as an attribute of an element: a line break would be read as a space, so it is one.
 fn attribute(text: &str) -> String {
-    valid(&shortened(text, ATTRIBUTE_AT_MOST)).replace(['\n', '\r', '\t'], " ")
+    // Cut first, a credential would not be recognised.
+    shortened(&valid(text), ATTRIBUTE_AT_MOST).replace(['\n', '\r', '\t'], " ")
 }
 
-/// Text with every character replaced that XML 1.0 cannot hold, not even by its number, and every hidden one: what shows a result
-/// shows it as it is here.
+/// Text without credentials, and with every character replaced that XML 1.0 cannot hold, not even by its number, and every hidden one:
+/// what shows a result shows it as it is here.
 fn valid(text: &str) -> String {
     let holds = |c: char| {
         matches!(c, '\t' | '\n' | '\r') || !is_hidden(c) && !matches!(c, '\u{fffe}' | '\u{ffff}')
     };
-    text.chars()
+    redacted(text)
+        .chars()
         .map(|c| if holds(c) { c } else { '\u{fffd}' })
         .collect()
 }

@@ -17,6 +17,7 @@ use crate::nix::{
     AttrPath, DrvPath, LockedFlake, NixOutput, NoiseFilter, Phase, Source, class, command,
 };
 use crate::recording::{AttrError, EvaluationResult, FoundTarget, RecordingRequest, Recurse};
+use crate::secrets::redacted;
 use crate::store::Store;
 use crate::supervise::{OnStop, Printed, Supervisor};
 use crate::text::without_escapes;
@@ -131,7 +132,7 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
             }
             evaluated.errors.push(AttrError {
                 attr,
-                message: (!message.is_empty()).then_some(message),
+                message: (!message.is_empty()).then(|| redacted(&message).into_owned()),
             });
             continue;
         };
@@ -147,7 +148,7 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
             Ok((drv, meta)) => evaluated.targets.push(FoundTarget { attr, drv, meta }),
             Err(message) => evaluated.refused.push(AttrError {
                 attr,
-                message: Some(message),
+                message: Some(redacted(&message).into_owned()),
             }),
         }
     }
