@@ -13,7 +13,7 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::version::numbers;
 use crate::parallel;
-use crate::supervise::{Finished, OnStop, Sight, Supervisor};
+use crate::supervise::{Finished, OnStop, Printed, Sight, Supervisor};
 use crate::text::without_escapes;
 
 /// Runs a command of the agent's that must succeed; `doing` says what it is for.
@@ -59,14 +59,14 @@ pub fn run_within(
     patience: Duration,
     mut look: impl FnMut(),
 ) -> Result<Option<(Finished, String)>, Failure> {
-    let mut stderr = Vec::new();
+    let mut stderr = Printed::default();
     let (finished, given_up) = supervisor.run_patiently(line, patience, |_, printed| {
-        stderr.extend_from_slice(printed);
+        stderr.add(printed);
         look();
         // It does not say how far it is: all that it does counts as one.
         Sight::StandsStill
     })?;
-    let stderr = without_escapes(&String::from_utf8_lossy(&stderr));
+    let stderr = without_escapes(&String::from_utf8_lossy(&stderr.into_bytes()));
     Ok(given_up.is_none().then_some((finished, stderr)))
 }
 

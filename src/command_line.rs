@@ -11,7 +11,8 @@ use std::process::ExitStatus;
 
 use unix::sys::signal::Signal;
 
-use crate::text::{shortened, without_credentials};
+use crate::secrets::redacted;
+use crate::text::shortened;
 
 /// A program and its arguments, as data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +115,7 @@ impl fmt::Display for CommandLine {
         f.write_str(self.program)?;
         for word in &self.arguments {
             let text = word.to_string_lossy();
-            let word = match without_credentials(&text) {
+            let word = match redacted(&text) {
                 Cow::Owned(shown) => shell_word(OsStr::new(&shown)),
                 Cow::Borrowed(_) => shell_word(word),
             };
@@ -146,7 +147,7 @@ pub fn shell_word(word: &OsStr) -> OsString {
 fn short_word(word: &OsStr) -> String {
     let text = word.to_string_lossy();
     // Before it is cut: of a URL that ends in its password, nothing would be recognised.
-    let text = without_credentials(&text);
+    let text = redacted(&text);
     let words: Vec<&str> = text.split_whitespace().collect();
     let line = if text.contains('\n') {
         words.join(" ").into()

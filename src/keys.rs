@@ -4,6 +4,7 @@
 //! was written, and is checked in one place. Which keys there are is declared in [`table`]. What they mean to a step or a
 //! recording is known there.
 
+pub mod secret_values;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -79,8 +80,12 @@ impl KeyReader {
     /// Begins to read.
     ///
     /// # Errors
-    /// A value is null, or contains a character that no program's argument can contain.
+    /// A value is null, contains a character that no program's argument can contain, or holds a secret.
     pub fn new(keys: Keys) -> Result<Self, Failure> {
+        // First: the other refusals repeat what they refuse.
+        if let Some(sentence) = secret_values::secret_in(&keys) {
+            return Err(refuse(sentence));
+        }
         if let Some(key) = find_value(&keys, &Value::is_null) {
             return Err(refuse(format_args!(
                 "`{key}` is null: leave it out, or give it a value"

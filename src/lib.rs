@@ -36,6 +36,7 @@
 //! | 3 | [`counts`] | how a recording is counted, and in which words |
 //! | 3 | [`command_line`] | programs as data: what is run, as what, and how it ended |
 //! | 2 | [`exit`] | what a failure means for a retry: classes and exit statuses |
+//! | 1 | [`secrets`] | the one detector of credentials: what of a text is secret, and where it belongs |
 //! | 1 | [`text`] | text from elsewhere, made safe to show |
 //! | 1 | [`fingerprint`] | hashes as text |
 //! | 1 | [`paths`] | paths by their letters, and where they really lead |
@@ -84,6 +85,9 @@
 //!
 //! *Architecture invariant:* [`log`] alone writes to standard error, except that `--report /dev/stderr` writes the report there.
 //!
+//! *Architecture invariant:* [`secrets`] alone knows what a secret is. A key that holds one is refused; of what is printed or
+//! published, all text from elsewhere passes [`secrets::redacted`].
+//!
 //! *Architecture invariant:* nothing passes through a shell but the user's own step command. Attribute names and paths come from
 //! untrusted repositories; they travel as single arguments.
 //!
@@ -114,6 +118,7 @@ pub mod options;
 pub mod parallel;
 pub mod paths;
 pub mod recording;
+pub mod secrets;
 pub mod share;
 pub mod share_keys;
 pub mod state;

@@ -1,29 +1,21 @@
 //! Everything that is printed to a job's log: our own lines, each behind the program's name, and the output of Nix.
 //!
 //! *Architecture invariant:* nothing else writes to standard error while something runs, `--report /dev/stderr` apart. So a test
-//! can hold all of it, and one place removes what a terminal or Buildkite would take for more than text.
+//! can hold all of it. What is written is a [`SafeText`]: text from elsewhere cannot become one without losing what a terminal or
+//! Buildkite would take for more than text.
 //!
 //! Nothing here fails: a log that cannot be written (a closed terminal, a full disk) is no reason to stop a build.
 
-use std::borrow::Cow;
+mod safe_text;
+
 use std::cell::RefCell;
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::rc::Rc;
 
 use crate::exit::Failure;
-use crate::text::{KeepEscapes, tamed};
 
-const RED: &str = "\u{1b}[31;1m";
-const PLAIN: &str = "\u{1b}[0m";
-
-/// The words that mark the kind of a message, in the colours of cargo (and of Nix for `error:`).
-const COLOURS: [(&str, &str); 4] = [
-    ("error:", RED),
-    ("failed", RED),
-    ("warning:", "\u{1b}[33;1m"),
-    ("hint:", "\u{1b}[36;1m"),
-];
+pub use safe_text::{LINE_AT_MOST, MESSAGE_AT_MOST, SafeText, for_output};
 
 /// Where our lines go, and which of them are printed. A clone writes to the same place.
 #[derive(Clone)]
@@ -67,25 +59,7 @@ impl Log {
 
     /// Prints a message behind our name. A word that says how to take the message has its colour, where there are colours.
     pub fn say(&self, message: impl Display) {
-        let message = message.to_string();
-        let (first, rest) = message.split_once('\n').unwrap_or((&message, ""));
-        let first = tamed(first, KeepEscapes::Nothing);
-        let word = first.split(' ').next().unwrap_or_default();
-        let after = &first[word.len()..];
-        self.write(format!("eval-once: {}{after}\n", self.painted(word)).as_bytes());
-        for line in rest.lines() {
-            let before = if is_group_mark(line) { " " } else { "" };
-            self.plain(format_args!("{before}{line}"));
-        }
-    }
-
-    /// A word that marks the kind of a message (`failed`, `hint:`) in its colour; any other word unchanged.
-    #[must_use]
-    pub fn painted<'w>(&self, word: &'w str) -> Cow<'w, str> {
-        match COLOURS.iter().find(|(painted, _)| *painted == word) {
-            Some((_, colour)) if self.colours => format!("{colour}{word}{PLAIN}").into(),
-            _ => word.into(),
-        }
+        self.write(|text| text.message(&message.to_string()));
     }
 
     /// Prints a warning: something is wrong, but stops nothing.
@@ -102,38 +76,28 @@ impl Log {
 
     /// Begins a group of ours in a job's log, which Buildkite folds up (`---` at the beginning of a line).
     pub fn group(&self, heading: impl Display) {
-        // A second line of it could open another group.
-        let heading = heading.to_string().replace('\n', " ");
-        self.plain(format_args!("--- eval-once: {heading}"));
+        self.write(|text| text.group(&heading.to_string(), false));
     }
 
     /// Begins a group that shows a failure: its heading has the colour of one.
     pub fn failed_group(&self, heading: impl Display) {
-        let heading = heading.to_string();
-        let tame = tamed(&heading, KeepEscapes::Nothing);
-        let (colour, plain) = if self.colours { (RED, PLAIN) } else { ("", "") };
-        self.write(format!("--- eval-once: {colour}{tame}{plain}\n").as_bytes());
+        self.write(|text| text.group(&heading.to_string(), true));
     }
 
     /// Begins a group under this title alone, as where it is all that a job does: `:nix: recording`.
     pub fn heading(&self, title: impl Display) {
-        self.plain(format_args!("--- {title}"));
+        self.write(|text| text.heading(&title.to_string()));
     }
 
     /// Opens the group that was begun last: it stays open where others come after it.
     pub fn open_group(&self) {
-        self.plain("^^^ +++");
+        self.write(SafeText::open_group);
     }
 
-    /// Prints a line that is part of something larger, without our name before it.
-    pub fn plain(&self, line: impl Display) {
-        // Many of our lines hold text that repositories choose: names of attributes, messages of Nix.
-        let line = line.to_string();
-        let tame: Vec<_> = line
-            .split('\n')
-            .map(|line| tamed(line, KeepEscapes::Nothing))
-            .collect();
-        self.write(format!("{}\n", tame.join("\n")).as_bytes());
+    /// Prints lines that are part of something larger, without our name before them.
+    pub fn plain(&self, lines: impl Display) {
+        let lines = lines.to_string();
+        self.write(|text| lines.split('\n').for_each(|line| text.line(line)));
     }
 
     /// Prints the failure that the program ends with, and its hint.
@@ -144,34 +108,43 @@ impl Log {
         }
     }
 
-    /// Passes the output of a program on, byte for byte.
-    pub fn pass_on(&self, bytes: &[u8]) {
-        self.write(bytes);
+    /// Prints whole lines of a program's output. Of what is more than text, only colours remain.
+    pub fn pass_on(&self, lines: &[u8]) {
+        if !lines.is_empty() {
+            self.write(|text| text.output(lines));
+        }
     }
 
-    /// Replaces the line that a terminal shows last; an empty line removes it.
-    pub fn replace_line(&self, line: impl Display) {
-        self.write(format!("\r\x1b[K{line}").as_bytes());
+    /// Replaces the line that a terminal shows last; none removes it.
+    pub fn replace_line(&self, line: Option<&str>) {
+        self.write(|text| text.status(line));
     }
 
-    fn write(&self, bytes: &[u8]) {
-        let _ = self.sink.borrow_mut().write_all(bytes);
+    /// An empty text for this log.
+    #[must_use]
+    pub fn text(&self) -> SafeText {
+        SafeText::new(self.colours)
     }
-}
 
-/// Whether Buildkite would take a line for one that opens, closes or names a group, once its escape sequences are gone.
-#[must_use]
-pub fn is_group_mark(line: &str) -> bool {
-    let plain = tamed(line, KeepEscapes::Nothing);
-    ["---", "+++", "~~~", "^^^"]
-        .iter()
-        .any(|mark| plain.starts_with(mark))
+    /// Prints a text, and empties it.
+    pub fn print(&self, text: &mut SafeText) {
+        let _ = self.sink.borrow_mut().write_all(text.as_bytes());
+        text.clear();
+    }
+
+    fn write(&self, add: impl FnOnce(&mut SafeText)) {
+        let mut text = self.text();
+        add(&mut text);
+        self.print(&mut text);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::exit::Class;
+    use crate::text::hostile::{bytes, is_tame, text};
+    use proptest::prelude::*;
 
     /// What `print` writes to a log.
     fn written(print: impl FnOnce(&Log)) -> String {
@@ -245,7 +218,80 @@ mod tests {
     }
 
     #[test]
-    fn what_a_program_prints_is_passed_on_byte_for_byte() {
-        assert_eq!(written(|log| log.pass_on(b"\x1b[1m a\r")), "\u{1b}[1m a\r");
+    fn of_what_a_program_prints_text_and_colours_are_passed_on() {
+        let printed = b"\x1b[1m a\r\n--- b\n\n  c\xff";
+        assert_eq!(
+            written(|log| log.pass_on(printed)),
+            " a\n --- b\n\n  c\u{fffd}\n"
+        );
+        let coloured = |log: &Log| {
+            Log {
+                colours: true,
+                ..log.clone()
+            }
+            .pass_on(printed);
+        };
+        assert_eq!(
+            written(coloured),
+            "\u{1b}[1m a\u{1b}[0m\n --- b\n\n  c\u{fffd}\n"
+        );
+        assert_eq!(written(|log| log.pass_on(b"")), "");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_printed_only_colours_and_groups_of_ours_are_in_it(
+            text in text(), name in text(), colours: bool, bytes in bytes(),
+        ) {
+            let printed = written(|log| {
+                let log = Log { colours, debug: true, ..log.clone() };
+                log.say(&text);
+                log.say(format_args!("failed {text}"));
+                log.warn(&text);
+                log.debug(&text);
+                log.plain(&text);
+                log.failure(&Failure::new(Class::Build, &text).hint(&name));
+                log.pass_on(&bytes);
+                log.pass_on(text.as_bytes());
+                log.replace_line(Some(&text));
+                log.replace_line(None);
+                let mut more = log.text();
+                more.line(&text);
+                more.output_line(&text, 0);
+                more.output_line(&text, 7);
+                more.output_line_of(&name, &text, 0);
+                more.words_of(&name, &text);
+                more.omitted(3);
+                log.print(&mut more);
+            });
+            is_tame(&printed, 0, colours)?;
+            let printed = written(|log| {
+                let log = Log { colours, ..log.clone() };
+                log.group(&text);
+                log.failed_group(&text);
+                log.heading(&text);
+                log.open_group();
+            });
+            is_tame(&printed, 4, colours)?;
+            prop_assert_eq!(printed.lines().count(), 4);
+            is_tame(&for_output(&text), 0, false)?;
+        }
+    }
+
+    #[test]
+    fn what_is_long_is_cut_and_how_much_is_said() {
+        let long = "x".repeat(1 << 20);
+        let line = format!("{}… (1 MiB omitted)\n", "x".repeat(LINE_AT_MOST));
+        assert_eq!(written(|log| log.plain(&long)), line);
+        assert_eq!(written(|log| log.pass_on(long.as_bytes())), line);
+        let short = written(|log| log.failed_group(&long));
+        assert!(short.len() < LINE_AT_MOST + 100);
+        let lines = "y\n".repeat(1 << 20);
+        let said = written(|log| log.say(&lines));
+        assert!(said.len() < MESSAGE_AT_MOST + 100);
+        assert!(
+            said.ends_with("y\n… (1.8 MiB omitted)\n")
+                || said.ends_with("y\n\n… (1.8 MiB omitted)\n")
+        );
     }
 }

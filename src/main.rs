@@ -9,12 +9,14 @@ use eval_once::agent;
 use eval_once::environment;
 use eval_once::exit::{Class, Classify as _, Failure};
 use eval_once::job::{self, TrailingCommand};
-use eval_once::log::Log;
+use eval_once::log::{Log, for_output};
 use eval_once::options::{self, Invocation, Refusal};
 use eval_once::recording;
+use eval_once::secrets::redacted;
 use eval_once::step::{self, StepOrder};
 use eval_once::summary;
 use eval_once::supervise::Supervisor;
+use eval_once::text::seen_json;
 use unix::errno::Errno;
 
 fn main() -> ExitCode {
@@ -43,7 +45,9 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
         Invocation::Pipeline(order) => {
             order.open_group(log);
             let pipeline = recording::perform(*order, &mut Supervisor::install(log)?, log)?;
-            print(pipeline.unwrap_or_default())?;
+            print(&*seen_json(&String::from_utf8_lossy(
+                &pipeline.unwrap_or_default(),
+            )))?;
         }
         Invocation::JobPipeline(order, job) => {
             return job::recording(*order, job, Supervisor::install(log)?, log);
@@ -59,9 +63,10 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
             let explanation = step::explain(order, &mut Supervisor::install(log)?, log)?;
             if json {
                 let json = serde_json::to_string_pretty(&explanation);
-                print(json.classify(Class::Bug, || "cannot write JSON".into())? + "\n")?;
+                let json = json.classify(Class::Bug, || "cannot write JSON".into())? + "\n";
+                print(&*seen_json(&json))?;
             } else {
-                print(explanation.to_string())?;
+                print(for_output(&explanation.to_string()))?;
             }
         }
         Invocation::PrintEnvironment(host) => {
@@ -73,8 +78,15 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
         )?,
         Invocation::Completions(shell) => print(options::completions(shell))?,
         Invocation::Message(message, status) => {
-            // clap prints it: it knows by itself where to, and whether in colour. Nothing else runs then.
-            let _ = message.print();
+            // clap prints it: it knows by itself where to, and whether in colour. Nothing else runs then. But it repeats arguments as they
+            // are, and those of a generated command come from a repository, or hold a credential.
+            let text = message.render().to_string();
+            let is_plain = redacted(&text) == text && for_output(&text) == text;
+            if message.use_stderr() && !is_plain {
+                log.plain(text.trim_end());
+            } else {
+                let _ = message.print();
+            }
             return Ok(status);
         }
         Invocation::Refused(refusal) => return Err(report(refusal, log)?),

@@ -3,12 +3,16 @@
 use std::time::{Duration, Instant};
 
 use crate::log::Log;
+use crate::text::shortened;
 
 /// How often a terminal's line changes, at most.
 const ON_TERMINAL: Duration = Duration::from_millis(200);
 
 /// How often a log gets a line, at most.
 const IN_LOG: Duration = Duration::from_secs(10);
+
+/// How long a line is, in characters, at most: a terminal would break it, and then not replace all of it.
+const LINE_AT_MOST: usize = 150;
 
 /// A line that shows progress.
 #[derive(Debug)]
@@ -51,8 +55,9 @@ impl StatusLine {
         let Some(line) = line() else {
             return;
         };
+        let line = shortened(&line, LINE_AT_MOST);
         if self.log.terminal {
-            self.log.replace_line(format_args!("eval-once: {line}"));
+            self.log.replace_line(Some(&line));
             self.is_shown = true;
         } else {
             self.log.say(line);
@@ -62,7 +67,7 @@ impl StatusLine {
     /// Removes the line from the terminal, before something else is written.
     pub fn clear(&mut self) {
         if std::mem::take(&mut self.is_shown) {
-            self.log.replace_line("");
+            self.log.replace_line(None);
         }
     }
 

@@ -10,6 +10,7 @@
 //! ([`Supervisor::run_patiently`]).
 
 mod patience;
+mod printed;
 
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read as _, Write};
@@ -38,6 +39,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 
 pub use patience::{GivenUp, PATIENCE, Sight};
+pub use printed::Printed;
 
 /// How a process is stopped when we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

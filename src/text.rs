@@ -2,6 +2,7 @@
 //! What else it may mean where it is shown is not known here.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 /// Which escape sequences remain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,12 +13,15 @@ pub enum KeepEscapes {
     Nothing,
 }
 
-/// One line as a log may hold it behind a prefix of ours: it moves no cursor, rings no bell, and is no picture or link of
-/// Buildkite's (`ESC ] 1338`, `1339`), whatever a builder printed. Tabs remain.
+/// One line as a log may hold it behind a prefix of ours: it moves no cursor, rings no bell, sets no title, and is no picture, link
+/// or time of Buildkite's (`ESC ] 1338`, `ESC ] 1339`, `ESC _ bk;t=`), whatever a builder printed. Control characters go, with
+/// the sequences that they begin. [Unseen](is_unseen) characters become `\u{fffd}`: a log names derivations, which must not be
+/// shown in another order than they have. Tabs remain.
 #[must_use]
 pub fn tamed(line: &str, keep: KeepEscapes) -> Cow<'_, str> {
-    let wild = |c: char| c.is_control() && c != '\t';
-    if !line.contains(wild) {
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~' | b'\t');
+    let wild = |c: char| c != '\t' && is_hidden(c);
+    if line.bytes().all(is_plain) || !line.contains(wild) {
         return Cow::Borrowed(line);
     }
     let mut tame = String::with_capacity(line.len());
@@ -26,7 +30,9 @@ pub fn tamed(line: &str, keep: KeepEscapes) -> Cow<'_, str> {
     while let Some(at) = rest.find(wild) {
         tame.push_str(&rest[..at]);
         let (sequence, after) = split_sequence(&rest[at..]);
-        if keep == KeepEscapes::Colours && is_colour(sequence) {
+        if sequence.starts_with(is_unseen) {
+            tame.push(char::REPLACEMENT_CHARACTER);
+        } else if keep == KeepEscapes::Colours && is_colour(sequence) {
             tame.push_str(sequence);
             coloured = true;
         }
@@ -118,6 +124,33 @@ pub fn is_unseen(character: char) -> bool {
     )
 }
 
+/// JSON of the same meaning, in which every character is escaped that a terminal or a reader would take for something else. JSON has
+/// them only within its strings; what writes it (`serde_json`) leaves those beyond `\u{1f}` as they are.
+#[must_use]
+pub fn seen_json(json: &str) -> Cow<'_, str> {
+    let wild = |c: char| c != '\n' && is_hidden(c);
+    if !json.contains(wild) {
+        return Cow::Borrowed(json);
+    }
+    let mut seen = String::with_capacity(json.len());
+    for c in json.chars() {
+        if wild(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(seen, "\\u{unit:04x}");
+            }
+        } else {
+            seen.push(c);
+        }
+    }
+    Cow::Owned(seen)
+}
+
+/// Whether a reader does not see a character, but what it does: a control character, or one that is [unseen](is_unseen).
+#[must_use]
+pub fn is_hidden(character: char) -> bool {
+    character.is_control() || is_unseen(character)
+}
+
 /// The begin of `text`, at most so many characters; where there are more, the last one is an ellipsis.
 #[must_use]
 pub fn shortened(text: &str, at_most: usize) -> String {
@@ -137,42 +170,8 @@ pub fn begin_of(text: &str, at_most: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}…", &text[..end.unwrap_or(0)]))
 }
 
-/// Text without the credentials in its URLs: `https://user:secret@host` becomes `https://***@host`. A user name alone may
-/// be a token, but for SSH, to which it is only a name (`ssh://git@…`).
-#[must_use]
-pub fn without_credentials(text: &str) -> Cow<'_, str> {
-    let mut shown = String::new();
-    let mut found = false;
-    let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let (before, behind) = rest.split_at(at + 3);
-        let scheme = before[..at].to_ascii_lowercase();
-        let end = behind
-            .find(|c: char| "/?#'\"`<>".contains(c) || c.is_whitespace())
-            .unwrap_or(behind.len());
-        let user = behind[..end].rfind('@').map(|at| &behind[..at]);
-        let is_ssh = scheme
-            .rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '-')
-            .next()
-            .is_some_and(|scheme| scheme.starts_with("ssh"));
-        let secret = user.filter(|user| !is_ssh || user.contains(':'));
-        shown.push_str(before);
-        rest = match secret {
-            Some(user) => {
-                found = true;
-                shown.push_str("***");
-                &behind[user.len()..]
-            }
-            None => behind,
-        };
-    }
-    shown.push_str(rest);
-    if found {
-        Cow::Owned(shown)
-    } else {
-        Cow::Borrowed(text)
-    }
-}
+#[cfg(test)]
+pub(crate) mod hostile;
 
 #[cfg(test)]
 mod tests {
@@ -188,8 +187,24 @@ mod tests {
             "a\u{1b}[31mred\u{1b}[0m\tbcdE\u{1b}[0m"
         );
         assert_eq!(tamed("plain ä", KeepEscapes::Nothing), "plain ä");
+        assert_eq!(
+            tamed("a\u{202e}b\u{9b}31m", KeepEscapes::Colours),
+            "a\u{fffd}b31m"
+        );
+        assert_eq!(tamed("\u{1b}_bk;t=1\u{7}a", KeepEscapes::Colours), "a");
         assert_eq!(without_escapes("a\u{1b}[1mb\n\u{1b}[0m c"), "ab\n c");
         assert_eq!(without_escapes("a\u{1b}"), "a");
+    }
+
+    #[test]
+    fn json_is_the_same_and_hides_nothing() {
+        for text in ["a\u{7f}\u{9b}\u{202e}\u{e0041}\n\u{1b}é", "plain"] {
+            let json = serde_json::to_string_pretty(&[text]).unwrap();
+            let seen = seen_json(&json);
+            assert!(!seen.contains(|c: char| c.is_control() && c != '\n' || is_unseen(c)));
+            let read: Vec<String> = serde_json::from_str(&seen).unwrap();
+            assert_eq!(read, [text]);
+        }
     }
 
     #[test]
@@ -201,50 +216,14 @@ mod tests {
         assert_eq!(begin_of("ä", 0), "…");
     }
 
-    #[test]
-    fn a_url_is_shown_without_its_credentials() {
-        for (text, shown) in [
-            (
-                "cannot reach 'https://u:p@host/x': no",
-                "cannot reach 'https://***@host/x': no",
-            ),
-            ("https://token@host", "https://***@host"),
-            (
-                "https://a:b@c@host and s3://k:s@b?x=a@b",
-                "https://***@host and s3://***@b?x=a@b",
-            ),
-            ("ssh-ng://nix@builder", "ssh-ng://nix@builder"),
-            ("ssh: https://token@host", "ssh: https://***@host"),
-            ("ssh://u:p@builder", "ssh://***@builder"),
-            ("https://host/a@b mail@host", "https://host/a@b mail@host"),
-        ] {
-            assert_eq!(without_credentials(text), shown);
-        }
-    }
-
     proptest! {
         #[test]
-        fn no_control_character_remains(line in ".*", wild in "[\u{1b}\\[\\]m;0-9\u{7}\u{9b}x]*") {
+        fn no_control_character_remains(line in ".*", wild in "[\u{1b}\\[\\]m;0-9\u{7}\u{9b}\u{202e}x]*") {
             let line = format!("{line}{wild}{line}");
             let tame = tamed(&line, KeepEscapes::Nothing);
-            prop_assert!(!tame.contains(|c: char| c.is_control() && c != '\t'));
+            prop_assert!(!tame.contains(|c: char| c.is_control() && c != '\t' || is_unseen(c)));
             let coloured = tamed(&line, KeepEscapes::Colours);
             prop_assert_eq!(without_escapes(&coloured), tame.into_owned());
-        }
-    }
-
-    #[test]
-    fn the_credentials_of_urls_are_not_shown() {
-        for (text, shown) in [
-            ("https://u:p@h/r.git", "https://***@h/r.git"),
-            ("https://token@h/r", "https://***@h/r"),
-            ("a 'git+HTTPS://t:x@y@h' b", "a 'git+HTTPS://***@h' b"),
-            ("ssh://git@h/r", "ssh://git@h/r"),
-            ("ssh://git:p@h/r http://a@b", "ssh://***@h/r http://***@b"),
-            ("git@h:r https://h/@x", "git@h:r https://h/@x"),
-            ("none", "none"),
-        ] {
-            assert_eq!(without_credentials(text), shown);
         }
     }
 }

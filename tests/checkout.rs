@@ -21,6 +21,7 @@ use crate::support::{
     store::Store,
     target::fifo,
     tool, until,
+    web::{Trouble, Web},
 };
 
 /// The repository's expression. The name of `./.` in the store is the name of the checkout's folder.
@@ -429,6 +430,66 @@ fn a_job_with_a_checkout_and_a_step_by_hand_use_what_is_there() {
         evaluates_the_same(&step);
         assert_eq!(scene.checkouts().len(), made, "{version}");
     }
+}
+
+#[test]
+fn the_login_in_a_repositorys_url_reaches_git_and_stands_in_no_argument_and_no_checkout() {
+    let Some(scene) = Scene::new() else { return };
+    let commit = scene.head();
+    let drv = scene.recorded(&commit);
+    scene.git(&["update-server-info"]);
+    let web = Web::serve(scene.origin());
+    // user:p@ss, as `curl` sends it.
+    web.spoil("", Trouble::WantsLogin("Basic dXNlcjpwQHNz"));
+    let with = |login: &str| web.url().replace("http://", &format!("http://{login}@")) + "/.git";
+    let trace = scene.store.root().join("trace");
+    let temporary = scene.store.root().join("it's temporary");
+    fs::create_dir(&temporary).unwrap();
+    let run = |login: &str| {
+        let _ = fs::remove_file(&trace);
+        let step = scene.step(
+            &record(&drv),
+            &[
+                ("BUILDKITE_COMMIT", &commit),
+                ("BUILDKITE_REPO", &with(login)),
+            ],
+        );
+        let ended = step
+            .env("GIT_TRACE", &trace)
+            .env("TMPDIR", &temporary)
+            .run();
+        // All commands of git, with those that it runs itself.
+        let commands = fs::read_to_string(&trace).unwrap();
+        assert!(commands.contains("remote-http"), "{commands}");
+        for secret in ["p%40ss", "p@ss", "wrong"] {
+            assert!(!commands.contains(secret), "{commands}");
+            ended.never_says(secret);
+        }
+        assert_eq!(temporary.read_dir().unwrap().count(), 0);
+        ended
+    };
+    run("user:wrong").fails(75, "surroundings");
+    let ended = run("user:p%40ss");
+    ended.exits(0).takes("evaluated", "drv-missing");
+    let checkouts: Vec<_> = scene.checkouts();
+    let config = checkouts
+        .iter()
+        .filter_map(|made| fs::read_to_string(made.join("cache/pipeline/.git/config")).ok());
+    let config: Vec<String> = config.collect();
+    assert_eq!(config.len(), 1, "{checkouts:?}");
+    assert!(
+        config[0].contains(&web.url()) && !config[0].contains("user"),
+        "{config:?}"
+    );
+    // Without us it would be in the arguments.
+    let _ = fs::remove_file(&trace);
+    let plain = Command::new("git")
+        .args(["ls-remote", &with("user:p%40ss")])
+        .env("GIT_TRACE", &trace)
+        .output()
+        .unwrap();
+    assert!(plain.status.success(), "{plain:?}");
+    assert!(fs::read_to_string(&trace).unwrap().contains("p%40ss"));
 }
 
 #[test]

@@ -51,6 +51,62 @@ fn every_link_on_a_page_leads_to_a_file_and_a_heading_that_exist() {
     assert!(links > 50, "only {links} links were found");
 }
 
+/// `docs/security.md` names the test of each claim as `module::test`.
+#[test]
+fn every_test_that_the_page_on_security_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let mut files = rust_files(&root.join("src"));
+    files.extend(rust_files(&root.join("tests")));
+    let is_there = |module: &str, test: &str| {
+        let is_module = |file: &&PathBuf| file.file_stem().is_some_and(|stem| stem == module);
+        let text = files
+            .iter()
+            .filter(is_module)
+            .map(|file| fs::read_to_string(file).unwrap());
+        let lines: Vec<String> = text
+            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
+        let function = format!("fn {test}(");
+        let at = lines
+            .iter()
+            .position(|line| line.trim_start().starts_with(&function));
+        // Within a `proptest!`, too.
+        at.is_some_and(|at| {
+            lines[..at]
+                .iter()
+                .rev()
+                .take(3)
+                .any(|line| line.trim() == "#[test]")
+        })
+    };
+    let quoted = page.split('`').skip(1).step_by(2);
+    let named: Vec<(&str, &str)> = quoted.filter_map(|name| name.split_once("::")).collect();
+    assert!(named.len() > 30, "{named:?}");
+    for (module, test) in named {
+        assert!(
+            is_there(module, test),
+            "docs/security.md: there is no test {module}::{test}"
+        );
+    }
+    // The control.
+    assert!(!is_there("pages", "rust_files"));
+    assert!(!is_there("pages", "no_such_test"));
+}
+
+/// The Rust files below a folder.
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let below = folders.iter().flat_map(|folder| rust_files(folder));
+    let files = files
+        .into_iter()
+        .filter(|file| file.extension().is_some_and(|it| it == "rs"));
+    files.chain(below).collect()
+}
+
 #[test]
 fn anchors_are_made_as_github_makes_them() {
     let page = "# `a`, `b-c`\n## The step's own command: `command`\n```console\n# no heading\n```\n## Again\n## Again\n";

@@ -622,7 +622,7 @@ fn a_push_that_stands_still_is_given_up_and_a_slow_one_is_not() {
 }
 
 #[test]
-fn what_is_no_store_or_holds_credentials_is_refused_and_not_shown() {
+fn what_is_no_store_or_holds_a_secret_is_refused_and_not_shown() {
     let Some(store) = Store::new() else { return };
     store.targets(TARGETS);
     let target = store.target("dep");
@@ -630,12 +630,13 @@ fn what_is_no_store_or_holds_credentials_is_refused_and_not_shown() {
         ("local", "is no URL of a store"),
         ("local?root=/tmp/x", "is no URL of a store"),
         ("/tmp/x", "is no URL of a store"),
-        ("https://user:secret@cache", "holds credentials"),
+        ("https://user:pw@cache", "holds a secret"),
+        ("https://cache?token=pw", "holds a secret"),
     ] {
         let ended = push(&store, &target, url).run();
         ended.exits(64);
         assert!(ended.stderr.contains(why), "{ended}");
-        assert!(!ended.stderr.contains("secret"), "{ended}");
+        assert!(!ended.stderr.contains("pw"), "{ended}");
         assert!(!store.has(target.out()));
     }
 }

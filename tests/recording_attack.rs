@@ -1,6 +1,8 @@
 //! A recording of a hostile repository, or of a very unusual one: one attribute never takes another with it, and no
 //! step builds anything but the attribute it is named for.
 
+use eval_once::text::is_hidden;
+
 use crate::support::{program::Program, recording::Pipeline, store::Store};
 
 /// A recording by hand, of built targets too, with these flags.
@@ -53,21 +55,26 @@ fn a_name_of_any_characters_is_recorded_as_it_is() {
 #[test]
 fn what_a_recording_prints_of_an_attribute_is_plain_text() {
     let Some(store) = Store::new() else { return };
-    let odd = r#"${builtins.fromJSON ''"\u001b]1339;url=x\u0007\u001b[31mred\u009b2K\b\r"''}"#;
+    let odd = r#"${builtins.fromJSON ''"\u001b]1339;url=x\u0007\u001b[31mred\u009b2K\b\r\u202e\u200b"''}"#;
     store.targets(&format!(
         r#"{{
           "a{odd}b" = throw "its {odd}\n~~~ words";
           "c{odd}d" = file "c" // {{ meta.buildkite."e{odd}f" = 1; }};
           "g{odd}h" = file "g" // {{ meta.timeout = "{odd}\n~~~ x"; }};
+          "i{odd}j" = builtins.trace "{odd}\n+++ a\n--- b\n~~~ c\n^^^ +++" (file "i");
         }}"#
     ));
     for flags in [&[][..], &["--on-error", "fail"]] {
-        let ended = record(&store, flags).run();
-        let wild = |c: char| c.is_control() && c != '\n' && c != '\t';
+        let ended = record(&store, flags).env("EVAL_ONCE_LOG", "debug").run();
+        let wild = |c: char| is_hidden(c) && c != '\n' && c != '\t';
+        assert!(!ended.stdout.contains(wild), "{:?}", ended.stdout);
+        ended.passes_on("\n +++ a\n --- b\n ~~~ c\n ^^^ +++\n");
         let ours = ended.ours().join("\n");
         assert!(ours.contains("evaluation error: "), "{ended}");
         assert!(!ended.stderr.contains(wild), "{:?}", ended.stderr);
-        let opened = ended.stderr.lines().find(|line| line.starts_with("~~~"));
+        let marks = ["~~~", "+++", "---", "^^^"];
+        let mut lines = ended.stderr.lines();
+        let opened = lines.find(|line| marks.iter().any(|mark| line.starts_with(mark)));
         assert_eq!(opened, None, "{ended}");
     }
 }

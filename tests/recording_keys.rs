@@ -152,7 +152,7 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
         (json!({ "meta": "no" }), ["`meta`", "`false`"]),
         (
             json!({ "plugin": "https://t@h/x" }),
-            ["`plugin`", "credentials"],
+            ["`plugin`", "holds a secret"],
         ),
         (
             json!({ "share": "artefact" }),
@@ -160,7 +160,7 @@ fn a_wrong_key_of_a_recording_is_refused_by_its_name_wherever_it_is_written() {
         ),
         (
             json!({ "push": "https://name:secret@host" }),
-            ["`push`", "credentials"],
+            ["`push`", "holds a secret"],
         ),
         (json!({ "share-limit": 0 }), ["`share-limit`", "from 1"]),
     ] {

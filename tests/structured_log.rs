@@ -6,7 +6,7 @@ use std::path::Path;
 
 use eval_once::command_line::Ending;
 use eval_once::exit::Class;
-use eval_once::nix::structured::{Event, LogReader, PLAIN_AT_MOST};
+use eval_once::nix::structured::{Event, LogReader, PLAIN_AT_MOST, STRUCTURED_AT_MOST};
 use eval_once::nix::{NixOutput, Phase, class};
 use proptest::prelude::*;
 
@@ -134,7 +134,7 @@ fn each_failure_is_the_same_on_every_nix_and_through_a_daemon() {
     assert_eq!(seen.len(), FAILURES.len(), "no sample of some of them");
 }
 
-/// All events, as text, with plain lines put together again.
+/// All events, as text.
 fn events(pieces: &[&[u8]]) -> Vec<String> {
     let mut reader = LogReader::default();
     let mut events = Vec::new();
@@ -169,7 +169,15 @@ fn line() -> impl Strategy<Value = Vec<u8>> {
         2 => proptest::collection::vec(any::<u8>(), 0..50),
         1 => Just(b"@nix {\"action\":\"msg\",\"msg\":\"half".to_vec()),
         1 => Just(b"@ni".to_vec()),
-        1 => long,
+        1 => long.clone(),
+        1 => long.prop_map(|mut long| {
+            // Longer than what is kept of a structured line.
+            long.resize(1_200_000, b'y');
+            let mut line = b"@nix {\"action\":\"msg\",\"msg\":\"".to_vec();
+            line.extend(long);
+            line.extend(b"\"}");
+            line
+        }),
     ]
 }
 
@@ -209,30 +217,74 @@ fn each_sample_cut_at_every_place_is_the_same() {
     }
 }
 
-#[test]
-fn a_line_of_megabytes_is_read_and_one_without_end_costs_no_memory_without_end() {
-    let long = "x".repeat(3 << 20);
-    let printed = format!(
-        "@nix {{\"action\":\"start\",\"id\":1,\"type\":105,\"fields\":[\"/s/0123456789abcdfghijklmnpqrsvwxyz-a.drv\",\"\",1,1]}}\n@nix {{\"action\":\"result\",\"id\":1,\"type\":101,\"fields\":[\"{long}\"]}}\n"
-    );
-    let mut lengths = Vec::new();
+/// What is kept of each of these lines, and how much of it is said to be left out.
+fn kept(lines: &[String]) -> Vec<(String, usize)> {
+    let mut kept = Vec::new();
     let mut reader = LogReader::default();
-    for piece in printed.as_bytes().chunks(65_536) {
-        reader.read(piece, |event| {
-            if let Event::BuildLine { line, .. } = event {
-                lengths.push(line.len());
-            }
-        });
+    for line in lines {
+        for piece in line.as_bytes().chunks(65_536).chain([&b"\n"[..]]) {
+            reader.read(piece, |event| {
+                kept.push(match event {
+                    Event::BuildLine {
+                        line,
+                        omitted,
+                        id: 1,
+                    } => (line.into_owned(), omitted),
+                    Event::Message { text, omitted, .. } => (text.into_owned(), omitted),
+                    Event::Plain(line) => (
+                        String::from_utf8(line.bytes.to_vec()).unwrap(),
+                        line.omitted,
+                    ),
+                    Event::TooLong(bytes) => (String::new(), bytes),
+                    other => panic!("{other:?}"),
+                });
+            });
+        }
     }
-    assert_eq!(lengths, [long.len()]);
+    kept
+}
 
-    let mut events = Vec::new();
-    reader.read(b"@nix \"", |_| unreachable!());
-    for _ in 0..40 {
-        reader.read(&vec![b'x'; 1 << 20], |event| {
-            events.push(format!("{event:?}"));
-        });
+#[test]
+fn of_a_line_of_megabytes_the_begin_is_kept_and_the_rest_counted() {
+    for text in ["x", "\\", "\n", "é", "\u{1b}", "\"],\"id\":2,\"type\":101}"] {
+        let long = text.repeat((3 << 20) / text.len());
+        let json = serde_json::to_string(&long).unwrap();
+        let lines = [
+            format!("@nix {{\"action\":\"result\",\"fields\":[{json}],\"id\":1,\"type\":101}}"),
+            format!("@nix {{\"action\":\"msg\",\"level\":0,\"msg\":{json},\"raw_msg\":{json}}}"),
+        ];
+        let kept = kept(&lines);
+        assert_eq!(kept.len(), 2);
+        for ((begin, omitted), line) in kept.iter().zip(&lines) {
+            assert!(
+                long.starts_with(begin.as_str()) && begin.len() > 100_000,
+                "{text:?}"
+            );
+            assert_eq!(*omitted, line.len() - STRUCTURED_AT_MOST);
+        }
     }
-    reader.read(b"\nplain\n", |event| events.push(format!("{event:?}")));
-    assert_eq!(events, ["TooLong", "Plain([112, 108, 97, 105, 110])"]);
+    let begin = "@nix {\"action\":";
+    let unclear = format!("{begin}[{}", "1,".repeat(1 << 20));
+    assert_eq!(
+        kept(std::slice::from_ref(&unclear)),
+        [(String::new(), unclear.len())]
+    );
+    let plain = "a".repeat(PLAIN_AT_MOST) + "bc";
+    assert_eq!(kept(&[plain]), [("a".repeat(PLAIN_AT_MOST), 2)]);
+}
+
+#[test]
+fn a_line_without_end_costs_no_memory_without_end() {
+    // Its reader is all that could hold it; what it is given each time is gone before the next.
+    let mut reader = LogReader::default();
+    for begin in ["@nix {\"action\":\"msg\",\"msg\":\"", "trace: "] {
+        reader.read(begin.as_bytes(), |_| unreachable!());
+        for _ in 0..40 {
+            reader.read(&vec![b'x'; 1 << 20], |_| unreachable!());
+        }
+        assert!(format!("{reader:?}").len() < 8 * STRUCTURED_AT_MOST);
+        let mut events = 0;
+        reader.read(b"\n", |_| events += 1);
+        assert_eq!(events, 1);
+    }
 }

@@ -9,14 +9,15 @@
 //! Not followed: mirrors, sparse checkouts, `ssh-keyscan`, `BUILDKITE_GIT_SSH_KEY`, Git LFS beyond the filters that git's own
 //! configuration has, the verification of commits, and `checkout` hooks. A folder that is new needs no `git clean`.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 
 use super::shell_words::{self, EmptyWords};
-use crate::command_line::CommandLine;
+use crate::command_line::{CommandLine, shell_word};
 use crate::fingerprint::fingerprint;
-use crate::text::without_credentials;
+use crate::secrets::{self, redacted};
 
 /// The commit of a build that is to find its branch's latest one.
 const HEAD: &str = "HEAD";
@@ -64,7 +65,7 @@ pub struct Repository {
 impl fmt::Display for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { commit, url, .. } = self;
-        write!(f, "{commit} of {}", without_credentials(url))
+        write!(f, "{commit} of {}", redacted(url))
     }
 }
 
@@ -83,12 +84,49 @@ pub struct CheckoutLines {
     pub submodules: Vec<CommandLine>,
 }
 
+/// A URL that holds a login, in parts.
+struct Login<'a> {
+    /// The URL of the server, without the login.
+    server: String,
+    /// What follows.
+    path: &'a str,
+    /// The login as git's helper `credential-store` reads it.
+    text: String,
+}
+
 impl Repository {
-    /// The commands that make the checkout in an empty `folder`.
+    /// The login in the repository's URL, where that holds one. It is given to git in a file: the URL would be in the arguments of git
+    /// and of its transport, which every user of the host can read, and in the checkout.
+    fn login(&self) -> Option<Login<'_>> {
+        let (scheme, rest) = self.url.split_once("://")?;
+        let authority = rest.split(['/', '?', '#']).next()?;
+        let (user, host) = authority.rsplit_once('@')?;
+        let is_http = ["http", "https"]
+            .iter()
+            .any(|it| scheme.eq_ignore_ascii_case(it));
+        if !is_http || secrets::find(&self.url).is_none() {
+            return None;
+        }
+        // A token alone is a user with an empty password.
+        let colon = if user.contains(':') { "" } else { ":" };
+        Some(Login {
+            server: format!("{scheme}://{host}"),
+            path: &rest[authority.len()..],
+            text: format!("{scheme}://{user}{colon}@{host}\n"),
+        })
+    }
+
+    /// What has to be in a file that only this user can read, for [`Self::lines`] to name: the login that the URL holds.
+    #[must_use]
+    pub fn login_file(&self) -> Option<String> {
+        self.login().map(|login| login.text)
+    }
+
+    /// The commands that make the checkout in an empty `folder`; `login` is the file with [`Self::login_file`].
     ///
     /// # Errors
     /// A variable makes no sense; the sentence names it.
-    pub fn lines(&self, folder: &Path) -> Result<CheckoutLines, String> {
+    pub fn lines(&self, folder: &Path, login: Option<&Path>) -> Result<CheckoutLines, String> {
         let clone_flags = split("BUILDKITE_GIT_CLONE_FLAGS", &self.clone_flags)?;
         let fetch_flags = split("BUILDKITE_GIT_FETCH_FLAGS", &self.fetch_flags)?;
         let checkout_flags = split("BUILDKITE_GIT_CHECKOUT_FLAGS", &self.checkout_flags)?;
@@ -102,7 +140,19 @@ impl Repository {
         let refs = self.fetched()?;
         // A refspec is fetched as it is, or not at all.
         let has_second_try = is_known && self.refspec.is_none();
-        let git = |words: &[&[&str]]| git(folder, words);
+        let mut url = Cow::Borrowed(self.url.as_str());
+        let mut settings = Vec::new();
+        if let (Some(Login { server, path, .. }), Some(file)) = (self.login(), login) {
+            // What other helpers know of this server does not count: the URL would not have asked them.
+            let setting = format!("credential.{server}.helper=");
+            // Git passes a helper to a shell.
+            let file = shell_word(file.as_os_str());
+            let ours = format!("{setting}store --file={}", file.to_string_lossy());
+            settings = vec!["-c".to_owned(), setting, "-c".to_owned(), ours];
+            url = Cow::Owned(server + path);
+        }
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        let git = |words: &[&[&str]]| git(folder, &[&[&settings[..]], words].concat());
         let fetch = |refs: &[&str]| {
             let flags: Vec<&str> = fetch_flags.iter().map(String::as_str).collect();
             git(&[&["fetch", "--progress"], &flags, &["--", "origin"], refs])
@@ -121,7 +171,7 @@ impl Repository {
             clone: git(&[
                 &["clone", "--progress", "--no-checkout"],
                 &clone_flags,
-                &["--", &self.url, "."],
+                &["--", &url, "."],
             ]),
             fetch: fetch(&refs),
             fetch_all: has_second_try.then(|| fetch(&EVERYTHING)),
@@ -170,7 +220,7 @@ impl Repository {
             &self.build
         };
         // Credentials may be new in each job.
-        let url = without_credentials(&self.url);
+        let url = redacted(&self.url);
         let parts: [&str; 12] = [
             &url,
             &self.commit,
@@ -275,7 +325,7 @@ pub fn reason(printed: &[u8]) -> String {
     let begin = end.saturating_sub(1);
     let shown = lines.iter().skip(begin).take(end - begin + 1);
     let shown: Vec<&str> = shown.copied().collect();
-    without_credentials(&shown.join("; ")).into_owned()
+    redacted(&shown.join("; ")).into_owned()
 }
 
 /// Whether git prints this where nothing is wrong.
@@ -324,7 +374,7 @@ mod tests {
     }
 
     fn fetches(repository: &Repository) -> (String, bool, String) {
-        let lines = repository.lines(Path::new("/f")).unwrap();
+        let lines = repository.lines(Path::new("/f"), None).unwrap();
         (
             shown(&lines.fetch),
             lines.fetch_all.is_some(),
@@ -353,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_commit_is_cloned_fetched_and_checked_out_as_the_agent_does() {
-        let lines = repository().lines(Path::new("/f")).unwrap();
+        let lines = repository().lines(Path::new("/f"), None).unwrap();
         assert_eq!(
             lines.clone.to_string(),
             "GIT_TERMINAL_PROMPT=0 LC_ALL=C git -c advice.detachedHead=false -c gc.auto=0 -c maintenance.auto=false \
@@ -438,13 +488,63 @@ mod tests {
     }
 
     #[test]
+    fn a_login_in_the_url_is_given_to_git_in_a_file() {
+        let file = Path::new("/t/it's");
+        for (url, text, server, plain) in [
+            (
+                "https://u:p@h:8/r?x",
+                "https://u:p@h:8\n",
+                "https://h:8",
+                "https://h:8/r?x",
+            ),
+            (
+                "https://t@h/r",
+                "https://t:@h\n",
+                "https://h",
+                "https://h/r",
+            ),
+        ] {
+            let with_login = Repository {
+                url: url.into(),
+                ..repository()
+            };
+            assert_eq!(with_login.login_file().as_deref(), Some(text));
+            let lines = with_login.lines(Path::new("/f"), Some(file)).unwrap();
+            for line in [&lines.clone, &lines.fetch, &lines.submodules[1]] {
+                let words = line.words().join(" ");
+                let ours = format!(
+                    "-c credential.{server}.helper= -c credential.{server}.helper=store --file='/t/it'\\''s'"
+                );
+                assert!(words.contains(&ours), "{words}");
+            }
+            assert!(lines.clone.words().contains(&plain.to_owned()));
+        }
+        for url in [
+            "https://h/r",
+            "https://git@h/r",
+            "ssh://git@h/r",
+            "git@h:r",
+            "/r",
+            "",
+        ] {
+            let without = Repository {
+                url: url.into(),
+                ..repository()
+            };
+            assert_eq!(without.login_file(), None, "{url}");
+            let words = without.lines(Path::new("/f"), None).unwrap().clone.words();
+            assert!(words.contains(&url.to_owned()), "{words:?}");
+        }
+    }
+
+    #[test]
     fn what_a_repository_names_is_no_option_of_git() {
         let branch = Repository {
             commit: "HEAD".into(),
             branch: "--upload-pack=touch /x".into(),
             ..repository()
         };
-        let lines = branch.lines(Path::new("/f")).unwrap();
+        let lines = branch.lines(Path::new("/f"), None).unwrap();
         let words = lines.fetch.words();
         assert_eq!(words.last().unwrap(), "--upload-pack=touch /x");
         assert_eq!(words[words.len() - 3], "--");
@@ -452,7 +552,7 @@ mod tests {
             url: "--upload-pack=x".into(),
             ..repository()
         };
-        let words = url.lines(Path::new("/f")).unwrap().clone.words();
+        let words = url.lines(Path::new("/f"), None).unwrap().clone.words();
         assert_eq!(words[words.len() - 3..], ["--", "--upload-pack=x", "."]);
         for commit in [
             "",
@@ -469,14 +569,14 @@ mod tests {
                 commit: commit.into(),
                 ..repository()
             };
-            let wrong = repository.lines(Path::new("/f")).unwrap_err();
+            let wrong = repository.lines(Path::new("/f"), None).unwrap_err();
             assert!(wrong.starts_with("BUILDKITE_COMMIT is "), "{wrong}");
         }
         let flags = Repository {
             fetch_flags: "--depth='1".into(),
             ..repository()
         };
-        let wrong = flags.lines(Path::new("/f")).unwrap_err();
+        let wrong = flags.lines(Path::new("/f"), None).unwrap_err();
         assert!(
             wrong.starts_with("BUILDKITE_GIT_FETCH_FLAGS is "),
             "{wrong}"

@@ -1,8 +1,9 @@
 //! Text for annotations. Names and messages come from repositories that cannot be trusted: all that they contain is shown, and
-//! none of it is Markdown, HTML, an emoji or an escape sequence.
+//! none of it is Markdown, HTML, an emoji or an escape sequence. Credentials are not shown.
 
 use std::fmt::Write as _;
 
+use crate::secrets::redacted;
 use crate::text::{is_unseen, shortened};
 
 /// How much of a name is shown, in characters.
@@ -11,7 +12,10 @@ pub const NAME_AT_MOST: usize = 200;
 /// `text` as code within a line, shortened to [`NAME_AT_MOST`].
 #[must_use]
 pub fn code(text: &str) -> String {
-    format!("<code>{}</code>", inert(&shortened(text, NAME_AT_MOST)))
+    format!(
+        "<code>{}</code>",
+        inert(&shortened(&redacted(text), NAME_AT_MOST))
+    )
 }
 
 /// `html` as a link to a job on the build's page; without a link where `job` cannot be a job's id.
@@ -32,7 +36,9 @@ pub fn job_link(job: &str, html: &str) -> String {
 #[must_use]
 pub fn inert(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
-    text.chars().for_each(|it| push_inert(&mut plain, it));
+    for character in redacted(text).chars() {
+        push_inert(&mut plain, character);
+    }
     plain
 }
 
@@ -40,7 +46,7 @@ pub fn inert(text: &str) -> String {
 #[must_use]
 pub fn inert_within(text: &str, bytes: usize) -> String {
     let mut plain = String::new();
-    for character in text.chars() {
+    for character in redacted(text).chars() {
         let before = plain.len();
         push_inert(&mut plain, character);
         if plain.len() > bytes.saturating_sub('…'.len_utf8()) {
@@ -68,6 +74,9 @@ fn push_inert(plain: &mut String, character: char) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::hostile::text;
+    use crate::text::is_hidden;
+    use proptest::prelude::*;
 
     #[test]
     fn invisible_characters_are_replaced() {
@@ -84,6 +93,33 @@ mod tests {
             assert_eq!(inert(&format!("a{hidden}b")), "a\u{fffd}b", "{hidden:?}");
         }
         assert_eq!(inert("größe, 大 λ"), "größe, 大 λ");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_of_a_text_is_markup_or_hidden(text in text(), bytes in 0_usize..100) {
+            for shown in [inert(&text), inert_within(&text, bytes.max(3)), code(&text)] {
+                let shown = shown.trim_start_matches("<code>").trim_end_matches("</code>");
+                let mut rest = shown;
+                while let Some(at) = rest.find('&') {
+                    let number = rest[at..].strip_prefix("&#").and_then(|it| it.split_once(';'));
+                    prop_assert!(number.is_some_and(|(it, _)| it.parse::<u32>().is_ok_and(|it| it == 10 || it > 31)));
+                    rest = number.map_or("", |(_, rest)| rest);
+                }
+                let other = shown.replace("&#", "").replace(';', "");
+                let plain = |c: char| !c.is_ascii() && !is_hidden(c) || c.is_ascii_alphanumeric() || " ,".contains(c);
+                prop_assert!(other.chars().all(plain), "{shown:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let url = "https://user:pw@host/x";
+        for shown in [inert(url), inert_within(url, 100), code(url)] {
+            assert!(!shown.contains("user") && !shown.contains("pw"), "{shown}");
+            assert!(shown.contains("host"), "{shown}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::attr_path::string_literal;
+use crate::secrets;
 
 const FLAKE: &str = include_str!("flake.nix");
 const NIX_CONFIG: &[u8] = b"nixConfig";
@@ -123,20 +124,24 @@ impl FlakeMetadata {
     #[must_use]
     pub fn locked(&self) -> LockedFlake {
         let from_git = self.text("type") == Some("git");
-        if from_git && self.text("rev").is_some() && self.is_identified_by_revision() {
+        // The reference is an argument of processes; the host's registry may have put a login into it.
+        let is_harmless = |reference: &String| secrets::find(reference).is_none();
+        let of_git = (from_git && self.text("rev").is_some() && self.is_identified_by_revision())
+            .then(|| self.of_git());
+        if let Some(reference) = of_git.filter(is_harmless) {
             let mut source_info = Map::new();
             // Of a shallow clone, 2.26.3 counts other revisions when it fetches than when it finds it in place.
             if self.is_set("shallow") {
                 source_info.extend(self.field("revCount"));
             }
             return LockedFlake {
-                reference: self.of_git(),
+                reference,
                 source_info,
             };
         }
         if self.text("dir").is_some()
             && !self.is_final()
-            && let Some(reference) = self.in_folder()
+            && let Some(reference) = self.in_folder().filter(is_harmless)
         {
             return LockedFlake {
                 reference,
@@ -315,6 +320,20 @@ mod tests {
             ]
         );
         assert_eq!(flake_settings("[]"), None);
+    }
+
+    #[test]
+    fn a_login_that_the_registry_has_put_into_a_reference_is_no_argument() {
+        for url in ["https://u:p@h/r", "https://h/r?token=x"] {
+            let flake = locked(&json!({
+                "url": format!("git+{url}&rev=1ac0"), "path": "/nix/store/x-source", "lastModified": 7,
+                "locked": { "type": "git", "url": url, "rev": "1ac0", "narHash": "h", "lastModified": 7, "revCount": 3 },
+            }));
+            assert_eq!(
+                flake.reference,
+                "path:/nix/store/x-source?narHash=h&lastModified=7&rev=1ac0&revCount=3"
+            );
+        }
     }
 
     #[test]

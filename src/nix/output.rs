@@ -89,6 +89,12 @@ pub enum Disturbance {
 }
 
 impl NixOutput {
+    /// Whether a build has this activity.
+    #[must_use]
+    pub fn is_running(&self, activity: u64) -> bool {
+        self.running.contains_key(&activity)
+    }
+
     /// What a program printed altogether.
     #[must_use]
     pub fn of(printed: &[u8]) -> Self {
@@ -116,7 +122,9 @@ impl NixOutput {
     /// Reads one more event.
     pub fn read(&mut self, event: &Event<'_>) {
         match event {
-            Event::Message { text, passed_on } => {
+            Event::Message {
+                text, passed_on, ..
+            } => {
                 self.about = None;
                 self.is_certain = !passed_on;
                 self.faults_before = self.faults.len();
@@ -133,13 +141,15 @@ impl NixOutput {
                 }
                 self.about = None;
             }
-            Event::Plain(bytes) => {
-                let line = without_escapes(&String::from_utf8_lossy(bytes));
-                let line = line.trim_end();
-                self.gathered.add(line);
-                self.read_line(&begin_of(line, PLAIN_AT_MOST), false);
+            Event::Plain(line) => {
+                let begin = without_escapes(&String::from_utf8_lossy(line.bytes));
+                let begin = begin.trim_end();
+                self.gathered.add(begin);
+                if line.omitted > 0 {
+                    self.gathered.cut();
+                }
+                self.read_line(&begin_of(begin, PLAIN_AT_MOST), false);
             }
-            Event::Rest(_) => self.gathered.cut(),
             Event::BuildBegins { id, drv, .. } => {
                 self.begun.insert(drv.clone());
                 let build = RunningBuild {
@@ -148,7 +158,7 @@ impl NixOutput {
                 };
                 self.running.insert(*id, build);
             }
-            Event::BuildLine { id, line } => {
+            Event::BuildLine { id, line, .. } => {
                 if let Some(build) = self.running.get_mut(id) {
                     if build.lines.len() == LAST_LINES {
                         build.lines.pop_front();
@@ -181,7 +191,7 @@ impl NixOutput {
                 self.ends_well = ended == Some(Ended::Done) && self.running.len() == 1;
                 self.counts = *counts;
             }
-            Event::Copied { .. } | Event::Begins(_) | Event::TooLong => {}
+            Event::Copied { .. } | Event::Begins(_) | Event::TooLong(_) => {}
         }
     }
 
@@ -333,10 +343,15 @@ impl NixOutput {
 
     /// Reads a line of a Nix that was not asked for structure, or of something that writes beside it.
     fn read_text(&mut self, text: &str) {
+        // Nix's own text, but a builder and a trace may print the same.
         if let Some(drv) = quoted_after(text, "building '") {
-            self.begun.extend(DrvPath::parse(drv));
+            if self.begun.len() < IN_TEXT_AT_MOST {
+                self.begun.extend(DrvPath::parse(drv));
+            }
         } else if let Some(path) = quoted_after(text, "copying path '") {
-            self.substituted.extend(StorePath::parse(path));
+            if self.substituted.len() < IN_TEXT_AT_MOST {
+                self.substituted.extend(StorePath::parse(path));
+            }
         } else if text.contains(": Assertion `") && text.ends_with("' failed.") {
             self.assertion = Some(text.to_owned());
         } else if is_git_without_network(text) {
@@ -354,6 +369,7 @@ impl NixOutput {
             // While something is built, a builder may print it too, and Nix has asked its caches before.
             let ours = self.begun.is_empty();
             if ours
+                && self.unreachable.len() < UNREACHABLE_AT_MOST
                 && !["; retrying in", "; using cached version", "HTTP error"]
                     .iter()
                     .any(|other| text.contains(other))
@@ -393,7 +409,9 @@ impl NixOutput {
         if !is_platform {
             self.failed = self.failed.saturating_sub(1);
         }
-        self.faults.push(fault);
+        if self.faults.len() < FAULTS_AT_MOST {
+            self.faults.push(fault);
+        }
     }
 
     /// Whether nothing that Nix printed explains its failure.
@@ -539,6 +557,13 @@ pub fn shortened_line(line: &str) -> String {
 
 /// The end of Nix's message about a failed build on a disk that is (nearly) full.
 const DISK_NOTE: &str = "note: build failure may have been caused by lack of free disk space";
+
+/// How many paths are kept that stand in text, which anything may print.
+const IN_TEXT_AT_MOST: usize = 10_000;
+
+/// How many URLs that could not be reached are kept, and how many faults.
+const UNREACHABLE_AT_MOST: usize = 100;
+const FAULTS_AT_MOST: usize = 1_000;
 
 /// How many ended builds keep their last lines.
 const ENDED_AT_MOST: usize = 64;

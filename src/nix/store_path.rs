@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::text::is_hidden;
+
 /// Why a string is not a store path, as the end of a sentence that begins with the string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadStorePath(&'static str);
@@ -46,6 +48,12 @@ impl StorePath {
         {
             return Err(BadStorePath(
                 "is not a store path: it does not lie directly in a store",
+            ));
+        }
+        // Nix takes any folder. Where its name would be read as something else than a path, no store is.
+        if folder.contains(is_hidden) {
+            return Err(BadStorePath(
+                "is not a store path: its folder has characters that are not seen",
             ));
         }
         let Some((hash, name)) = base.split_at_checked(32) else {
@@ -212,6 +220,9 @@ mod tests {
             format!("/nix/store/{}-x", HASH.replace('0', "e")),
             format!("/nix/store/{HASH}-{}", "x".repeat(212)),
             "/nix/store/ä".into(),
+            format!("/nix/st\u{1b}ore/{HASH}-x"),
+            format!("/nix/st\nore/{HASH}-x"),
+            format!("/nix/st\u{202e}ore/{HASH}-x"),
         ] {
             assert!(StorePath::parse(&bad).is_err(), "{bad}");
         }

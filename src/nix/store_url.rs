@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::secrets;
+
 /// The URL of a store, without credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreUrl(String);
@@ -12,7 +14,7 @@ impl StoreUrl {
     /// parameters.
     ///
     /// # Errors
-    /// It is no URL, or holds credentials. The sentence goes on after what it is about, and does not repeat them.
+    /// It is no URL, or holds a secret. The sentence goes on after what it is about, and does not repeat them.
     pub fn parse(text: &str) -> Result<Self, String> {
         let is_scheme = |scheme: &str| {
             scheme.starts_with(|first: char| first.is_ascii_lowercase())
@@ -21,19 +23,14 @@ impl StoreUrl {
                     .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "+.-".contains(c))
         };
         let parts = text.split_once("://");
-        let Some((scheme, rest)) = parts.filter(|(scheme, _)| is_scheme(scheme)) else {
+        let Some((_, rest)) = parts.filter(|(scheme, _)| is_scheme(scheme)) else {
             return Err(format!("is no URL of a store: {text:?}"));
         };
         if rest.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(format!("is no URL of a store: {text:?}"));
         }
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        if let Some((user, _)) = authority.rsplit_once('@') {
-            // To SSH, a user is only a name.
-            let is_secret = user.contains(':') || !scheme.starts_with("ssh");
-            if is_secret {
-                return Err("holds credentials, which every step would show".into());
-            }
+        if let Some(home) = secrets::find(text) {
+            return Err(format!("holds a secret: {}", home.advice()));
         }
         Ok(Self(text.to_owned()))
     }
@@ -128,10 +125,14 @@ mod tests {
             "https://secret@cache.example.org/x",
             "s3://secret:secret@bucket",
             "ssh://user:secret@host",
+            "https://cache.example.org?token=secret",
         ] {
             let wrong = StoreUrl::parse(url).unwrap_err();
-            assert!(wrong.contains("credentials"), "{wrong}");
-            assert!(!wrong.contains("secret"), "{wrong}");
+            assert!(wrong.contains("holds a secret"), "{wrong}");
+            assert!(
+                !wrong.contains("https") && !wrong.contains("secret@"),
+                "{wrong}"
+            );
         }
     }
 }

@@ -24,12 +24,11 @@ pub enum Event<'a> {
         /// Whether it may be a builder's: what a builder prints behind `@nix` becomes a message, or the begin of an activity, and
         /// lacks the raw text that errors of Nix's own have. A message that a daemon passes on lacks it as well.
         passed_on: bool,
+        /// How many bytes of it are left out, about: it was [too long](STRUCTURED_AT_MOST).
+        omitted: usize,
     },
-    /// An unstructured line without its end, or the begin of one that is longer than [`PLAIN_AT_MOST`]: Nix's own text, where it
-    /// was not asked for structure, or that of something that writes beside it.
-    Plain(&'a [u8]),
-    /// The next part of an unstructured line that is longer than [`PLAIN_AT_MOST`].
-    Rest(&'a [u8]),
+    /// An unstructured line: Nix's own text, where it was not asked for structure, or that of something that writes beside it.
+    Plain(PlainLine<'a>),
     /// A build begins.
     BuildBegins {
         /// The number of its activity.
@@ -38,6 +37,8 @@ pub enum Event<'a> {
         drv: DrvPath,
         /// The machine that builds it; empty for this host.
         machine: Cow<'a, str>,
+        /// What Nix prints where it is not asked for structure; empty where it prints nothing.
+        words: Cow<'a, str>,
     },
     /// A line of a builder's log, or of a post-build hook's.
     BuildLine {
@@ -45,6 +46,8 @@ pub enum Event<'a> {
         id: u64,
         /// The line, without its end. Nix has replaced bytes that are not UTF-8.
         line: Cow<'a, str>,
+        /// How many bytes of it are left out, about: it was [too long](STRUCTURED_AT_MOST).
+        omitted: usize,
     },
     /// A build ends, successful or not.
     BuildEnds {
@@ -59,6 +62,8 @@ pub enum Event<'a> {
         path: StorePath,
         /// The cache's URL.
         from: Cow<'a, str>,
+        /// What Nix prints where it is not asked for structure; empty where it prints nothing.
+        words: Cow<'a, str>,
     },
     /// How many bytes of a path have been copied.
     Copied {
@@ -72,8 +77,23 @@ pub enum Event<'a> {
     Begins(Cow<'a, str>),
     /// How far all builds are.
     Builds(BuildCounts),
-    /// A structured line that is longer than [`STRUCTURED_AT_MOST`], and was not read.
-    TooLong,
+    /// A structured line of this many bytes, longer than [`STRUCTURED_AT_MOST`], of which the begin says too little.
+    TooLong(usize),
+}
+
+/// A line of output, without its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlainLine<'a> {
+    /// The line, or its begin.
+    pub bytes: &'a [u8],
+    /// How many more bytes it had: of a line that is longer than [`PLAIN_AT_MOST`].
+    pub omitted: usize,
+}
+
+impl<'a> From<&'a [u8]> for PlainLine<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, omitted: 0 }
+    }
 }
 
 /// How many builds there are.
@@ -115,11 +135,14 @@ impl BuildCounts {
     }
 }
 
-/// How much of a line that is not structured is one event, in bytes.
+/// How much of a line that is not structured is kept, in bytes.
 pub const PLAIN_AT_MOST: usize = 64 << 10;
 
-/// How long a structured line may be, in bytes: a builder may print megabytes without a line's end.
-pub const STRUCTURED_AT_MOST: usize = 16 << 20;
+/// How much of a structured line is kept, in bytes: a builder may print, and an expression may trace, megabytes without a line's end.
+pub const STRUCTURED_AT_MOST: usize = 1 << 20;
+
+/// How much of the end of a longer one is kept: Nix says there which activity it belongs to.
+const END_AT_MOST: usize = 100;
 
 /// What a structured line begins with.
 const MARK: &[u8] = b"@nix ";
@@ -144,12 +167,11 @@ mod result {
 /// Reads output that comes in pieces.
 #[derive(Debug, Default)]
 pub struct LogReader {
-    /// The incomplete line.
+    /// The incomplete line, or its begin.
     line: Vec<u8>,
-    /// The incomplete line is structured and too long: the rest of it is ignored.
-    skipping: bool,
-    /// The begin of the incomplete line was an event already.
-    in_rest: bool,
+    /// How many bytes of the incomplete line came behind that, and the last of them, if it is structured.
+    omitted: usize,
+    end: Vec<u8>,
     activities: Activities,
 }
 
@@ -170,82 +192,62 @@ impl LogReader {
             let (line, rest) = bytes.split_at(end);
             bytes = &rest[1..];
             // Most lines come whole, and are read without a copy.
-            let is_whole = self.line.is_empty() && !self.skipping && !self.in_rest;
-            if is_whole && line.len() <= PLAIN_AT_MOST {
-                line_event(line, &mut self.activities, &mut give);
+            if self.line.is_empty() && line.len() <= PLAIN_AT_MOST {
+                line_event(line.into(), &mut self.activities, &mut give);
             } else {
-                self.add(line, &mut give);
+                self.add(line);
                 self.end_line(&mut give);
             }
         }
-        self.add(bytes, &mut give);
+        self.add(bytes);
     }
 
     /// Ends the reading: a last line without an end is an event, too.
     pub fn finish(&mut self, mut give: impl FnMut(Event<'_>)) {
-        if !self.line.is_empty() || self.skipping || self.in_rest {
+        if !self.line.is_empty() {
             self.end_line(&mut give);
         }
     }
 
-    fn add(&mut self, mut bytes: &[u8], give: &mut impl FnMut(Event<'_>)) {
-        while !bytes.is_empty() && !self.skipping {
-            let structured = !self.in_rest && may_be_structured(&self.line, bytes);
-            let at_most = if structured {
-                STRUCTURED_AT_MOST
-            } else {
-                PLAIN_AT_MOST
-            };
-            // Only now is it known that the line goes on.
-            if self.line.len() == at_most {
-                if structured {
-                    self.skipping = true;
-                } else {
-                    self.give_part(give);
-                }
-                self.line = Vec::new();
-                continue;
-            }
-            let (now, later) = bytes.split_at(bytes.len().min(at_most - self.line.len()));
-            self.line.extend_from_slice(now);
-            bytes = later;
-        }
-    }
-
-    fn give_part(&mut self, give: &mut impl FnMut(Event<'_>)) {
-        if std::mem::replace(&mut self.in_rest, true) {
-            give(Event::Rest(&self.line));
+    fn add(&mut self, bytes: &[u8]) {
+        // What a line may become is known once its mark is complete.
+        let (mark, bytes) =
+            bytes.split_at(bytes.len().min(MARK.len().saturating_sub(self.line.len())));
+        self.line.extend_from_slice(mark);
+        let structured = self.line.starts_with(MARK);
+        let at_most = if structured {
+            STRUCTURED_AT_MOST
         } else {
-            give(Event::Plain(&self.line));
+            PLAIN_AT_MOST
+        };
+        let (now, later) = bytes.split_at(bytes.len().min(at_most.saturating_sub(self.line.len())));
+        self.line.extend_from_slice(now);
+        self.omitted += later.len();
+        if structured && !later.is_empty() {
+            self.end
+                .extend_from_slice(&later[later.len().saturating_sub(END_AT_MOST)..]);
+            let surplus = self.end.len().saturating_sub(END_AT_MOST);
+            self.end.drain(..surplus);
         }
     }
 
     fn end_line(&mut self, give: &mut impl FnMut(Event<'_>)) {
-        if std::mem::take(&mut self.skipping) {
-            give(Event::TooLong);
-        } else if self.in_rest {
-            self.give_part(give);
-            self.in_rest = false;
+        let omitted = std::mem::take(&mut self.omitted);
+        if omitted > 0 && self.line.starts_with(MARK) {
+            cut_event(&self.line, omitted, &self.end, &mut self.activities, give);
         } else {
-            line_event(&self.line, &mut self.activities, give);
+            let bytes = &self.line[..];
+            line_event(PlainLine { bytes, omitted }, &mut self.activities, give);
         }
+        self.end.clear();
         self.line.clear();
         // Gives back the memory of a long line.
         self.line.shrink_to(PLAIN_AT_MOST);
     }
 }
 
-/// Whether a line that begins so may become a structured one.
-fn may_be_structured(begin: &[u8], more: &[u8]) -> bool {
-    let begin = begin.iter().chain(more).take(MARK.len());
-    begin.zip(MARK).all(|(byte, mark)| byte == mark)
-}
-
-fn line_event(line: &[u8], activities: &mut Activities, give: &mut impl FnMut(Event<'_>)) {
-    let message = line
-        .strip_prefix(MARK)
-        .and_then(|json| serde_json::from_slice::<JsonMessage<'_>>(json).ok());
-    match message {
+fn line_event(line: PlainLine<'_>, activities: &mut Activities, give: &mut impl FnMut(Event<'_>)) {
+    match read_structured(line.bytes) {
         Some(message) => {
             if let Some(event) = event_of(message, activities) {
                 give(event);
@@ -253,6 +255,79 @@ fn line_event(line: &[u8], activities: &mut Activities, give: &mut impl FnMut(Ev
         }
         None => give(Event::Plain(line)),
     }
+}
+
+fn read_structured(line: &[u8]) -> Option<JsonMessage<'_>> {
+    let json = line.strip_prefix(MARK)?;
+    serde_json::from_slice(json).ok()
+}
+
+/// Reads a structured line of which the middle was left out. Nix sorts the names in its JSON, and so the long text of a message comes
+/// behind all that says what it is; and behind a line of a builder's log comes only which build that is.
+fn cut_event(
+    begin: &[u8],
+    left_out: usize,
+    end: &[u8],
+    activities: &mut Activities,
+    give: &mut impl FnMut(Event<'_>),
+) {
+    let kept = whole_characters(begin);
+    let behind = end_of_result(end);
+    let behind = behind.map(|behind| [b"\"]", behind].concat());
+    // Behind a message, its trace may come.
+    let closings = [Some(&b"\"}"[..]), behind.as_deref(), Some(b"\"}]}")];
+    for closing in closings.into_iter().flatten() {
+        let line = [kept, closing].concat();
+        if let Some(message) = read_structured(&line) {
+            let mut event = event_of(message, activities);
+            if let Some(Event::Message { omitted, .. } | Event::BuildLine { omitted, .. }) =
+                &mut event
+            {
+                *omitted = left_out;
+            }
+            if let Some(event) = event {
+                give(event);
+            }
+            return;
+        }
+    }
+    give(Event::TooLong(begin.len() + left_out));
+}
+
+/// The begin of JSON without a character or an escape sequence (`\n`, `\u001b`) that it ends within.
+fn whole_characters(json: &[u8]) -> &[u8] {
+    let end = match std::str::from_utf8(json) {
+        Ok(_) => json.len(),
+        Err(error) => error.valid_up_to(),
+    };
+    let json = &json[..end];
+    let is_backslash = |byte: &u8| *byte == b'\\';
+    let Some(from_end) = json.iter().rev().take(6).position(is_backslash) else {
+        return json;
+    };
+    let at = end - 1 - from_end;
+    let run = json[..=at]
+        .iter()
+        .rev()
+        .take_while(|byte| is_backslash(byte));
+    let length = if json.get(at + 1) == Some(&b'u') {
+        6
+    } else {
+        2
+    };
+    // Of an even number, the last is the second half of one that stands for itself.
+    if run.count() % 2 == 1 && end - at < length {
+        &json[..at]
+    } else {
+        json
+    }
+}
+
+/// The end of a result behind its fields: `,"id":1,"type":101}`. A quote within a field would be escaped.
+fn end_of_result(end: &[u8]) -> Option<&[u8]> {
+    const BEFORE: &[u8] = b"\"],\"id\":";
+    let at = end.windows(BEFORE.len()).rposition(|part| part == BEFORE)?;
+    Some(&end[at + 2..])
 }
 
 /// A structured line, as Nix prints it.
@@ -277,11 +352,17 @@ struct JsonMessage<'a> {
 
 fn event_of<'a>(message: JsonMessage<'a>, activities: &mut Activities) -> Option<Event<'a>> {
     let id = message.id;
+    let (level, words) = (message.level, &message.text);
+    let words = || match words {
+        words if words.is_empty() || level > SHOWN => Cow::Borrowed(""),
+        words => Cow::Owned(format!("{words}...")),
+    };
     let mut fields = message.fields.into_iter();
     match &*message.action {
         "msg" => Some(Event::Message {
             text: message.msg,
             passed_on: message.raw_msg.is_none(),
+            omitted: 0,
         }),
         "start" => {
             let mut text = || fields.next().and_then(Field::text);
@@ -293,6 +374,7 @@ fn event_of<'a>(message: JsonMessage<'a>, activities: &mut Activities) -> Option
                             id,
                             drv,
                             machine: text().unwrap_or_default(),
+                            words: words(),
                         }
                     }),
                 ),
@@ -304,6 +386,7 @@ fn event_of<'a>(message: JsonMessage<'a>, activities: &mut Activities) -> Option
                             id,
                             path,
                             from: text().unwrap_or_default(),
+                            words: words(),
                         }),
                 ),
                 activity::BUILDS => {
@@ -327,6 +410,7 @@ fn event_of<'a>(message: JsonMessage<'a>, activities: &mut Activities) -> Option
             result::BUILD_LINE | result::POST_BUILD_LINE => Some(Event::BuildLine {
                 id,
                 line: fields.next()?.text()?,
+                omitted: 0,
             }),
             result::PROGRESS => {
                 let mut number = || fields.next().and_then(Field::number);
@@ -362,6 +446,7 @@ fn begin_in_words(level: u64, text: Cow<'_, str>) -> Option<Event<'_>> {
             text: Cow::Owned(format!("{text}...")),
             // A builder may begin a download, with a text of its choice.
             passed_on: true,
+            omitted: 0,
         }
     })
 }
@@ -485,13 +570,19 @@ mod tests {
         ];
         let drv = DrvPath::parse(DRV).unwrap();
         let (machine, line) = ("ssh://builder".into(), "compiling".into());
+        let words = "".into();
         let expected = [
             Event::BuildBegins {
                 id: 1,
                 drv,
                 machine,
+                words,
             },
-            Event::BuildLine { id: 1, line },
+            Event::BuildLine {
+                id: 1,
+                line,
+                omitted: 0,
+            },
             Event::BuildEnds { id: 1 },
         ];
         assert_eq!(events(&lines), expected.map(|event| format!("{event:?}")));
@@ -532,6 +623,7 @@ mod tests {
         let message = Event::Message {
             text: "downloading x...".into(),
             passed_on: true,
+            omitted: 0,
         };
         for kind in [101, 105, 100] {
             assert_eq!(begin(kind, 3, "downloading x"), [format!("{message:?}")]);
@@ -556,7 +648,11 @@ mod tests {
             (json!({ "action": "msg", "msg": "no" }), true),
         ] {
             let text = "no".into();
-            let message = Event::Message { text, passed_on };
+            let message = Event::Message {
+                text,
+                passed_on,
+                omitted: 0,
+            };
             assert_eq!(events(&[line]), [format!("{message:?}")]);
         }
     }
@@ -583,13 +679,36 @@ mod tests {
             " @nix {}",
             "",
         ] {
-            let plain = Event::Plain(line.as_bytes());
+            let plain = Event::Plain(line.as_bytes().into());
             assert_eq!(
                 events_of(format!("{line}\n").as_bytes()),
                 [format!("{plain:?}")],
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn json_is_cut_between_its_characters() {
+        for (json, whole) in [
+            ("ab", "ab"),
+            ("a\\", "a"),
+            ("a\\n", "a\\n"),
+            ("a\\\\", "a\\\\"),
+            ("a\\\\\\", "a\\\\"),
+            ("a\\u001", "a"),
+            ("a\\u001b", "a\\u001b"),
+            ("a\\\\u001", "a\\\\u001"),
+            ("a\\nbcdefgh", "a\\nbcdefgh"),
+            ("", ""),
+        ] {
+            assert_eq!(
+                whole_characters(json.as_bytes()),
+                whole.as_bytes(),
+                "{json}"
+            );
+        }
+        assert_eq!(whole_characters(b"a\xc3"), b"a");
     }
 
     #[test]

@@ -3,6 +3,10 @@
 use super::AttrError;
 use crate::log::Log;
 use crate::nix::message::in_one_line;
+use crate::text::shortened;
+
+/// How much of an attribute's name is printed before its message, in characters.
+const NAME_AT_MOST: usize = 200;
 
 /// How many errors of a kind are printed with their messages; the pipeline has a step for each of them.
 pub(in crate::recording) const ERRORS_AT_MOST: usize = 10;
@@ -15,7 +19,7 @@ pub(in crate::recording) fn print_error(kind: &str, error: &AttrError, otherwise
     let message = error.message.as_deref().map(in_one_line);
     log.say(format_args!(
         "{kind}: {}: {}",
-        error.attr,
+        shortened(&error.attr.to_string(), NAME_AT_MOST),
         message.unwrap_or_else(|| otherwise.into())
     ));
 }

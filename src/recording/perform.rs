@@ -35,6 +35,8 @@ use crate::buildkite::schema::Schema;
 use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::Failure;
 use crate::host::Host;
+use crate::keys::refuse;
+use crate::keys::secret_values::{secret_in_options, sentence};
 use crate::log::Log;
 use crate::nix::settings::NixSettings;
 use crate::nix::{AttrPath, LockedFlake};
@@ -211,6 +213,12 @@ fn lock(
     log: &Log,
 ) -> Result<Option<LockedFlake>, Failure> {
     let (locked, settings) = flake::lock(request, &host.temporary, store, supervisor, log)?;
+    if let Some((name, home)) = secret_in_options(&settings) {
+        return Err(refuse(sentence(
+            &format!("`nixConfig.{name}` of the flake"),
+            home,
+        )));
+    }
     request.options.extend(settings.iter().cloned());
     at_root.options.extend(settings);
     Ok(locked)

@@ -10,9 +10,11 @@ use serde_json::Value;
 use crate::build_keys::{self, BuildKeys};
 use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
+use crate::keys::secret_values::sentence;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, not_here, refuse, scalar, string};
 use crate::nix::{AttrPath, Evaluation, Source, StoreUrl};
+use crate::secrets::{self, SecretHome};
 use crate::share_keys::{self, ShareSetting};
 
 /// Which sets are walked, besides the root.
@@ -255,8 +257,7 @@ impl RecordingRequest {
         let expect_errors = attribute_paths(reader, "expect-errors")?;
         let emit = reader.choice("emit", [("plugin", true), ("command", false)])?;
         let named = reader.take("plugin", "a plugin's reference", |value| {
-            let reference = string(value).filter(|text| !text.trim().is_empty())?;
-            Some(without_credentials(reference))
+            string(value).filter(|text| !text.trim().is_empty()).map(Ok)
         })?;
         let step = reader.take("step", "a map", |value| match value {
             Value::Object(step) => Some(Ok(step)),
@@ -290,10 +291,12 @@ impl RecordingRequest {
         let to_plugin = emit.unwrap_or(plugin.is_some() || named.is_some());
         let emit = match (to_plugin, named.or_else(|| plugin.map(str::to_owned))) {
             (true, Some(reference)) => {
-                Emit::Plugin(without_credentials(reference).map_err(|wrong| {
-                    refuse(format_args!("the plugin's reference {wrong}"))
-                        .hint("give agents the credentials with which to clone it, or set `plugin`")
-                })?)
+                // It is in every step. A reference that is given as a key has been read as any other key.
+                if secrets::find(&reference).is_some() {
+                    let sentence = sentence("the plugin's reference", SecretHome::Git);
+                    return Err(refuse(sentence).hint("set `plugin` to a reference without it"));
+                }
+                Emit::Plugin(reference)
             }
             (true, None) => {
                 return Err(
@@ -413,22 +416,6 @@ fn tags(value: Value) -> Option<Result<Keys, String>> {
     }
 }
 
-/// A reference without credentials: it is in every step, visible to every reader of the build. In an HTTP URL, a user name alone may
-/// be a token; elsewhere it is only a name (`ssh://git@…`).
-fn without_credentials(reference: String) -> Result<String, String> {
-    let credentials = reference.split_once("://").is_some_and(|(scheme, rest)| {
-        let scheme = scheme.to_ascii_lowercase();
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        authority.rsplit_once('@').is_some_and(|(user, _)| {
-            scheme.ends_with("http") || scheme.ends_with("https") || user.contains(':')
-        })
-    });
-    if credentials {
-        return Err("holds credentials, which every step would show".into());
-    }
-    Ok(reference)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -523,7 +510,8 @@ mod tests {
         let failure =
             read_as(&json!({}), Some("https://user:secret@example.com/p.git#v1")).unwrap_err();
         assert!(
-            failure.to_string().contains("credentials") && !failure.to_string().contains("secret"),
+            failure.to_string().contains("reference holds a secret")
+                && !failure.to_string().contains("user"),
             "{failure}"
         );
         for without in [
@@ -571,6 +559,12 @@ mod tests {
             (json!({"plugin": "https://t@h/x"}), "`plugin`"),
             (json!({"plugin": "HTTPS://t@h/x"}), "`plugin`"),
             (json!({"plugin": "ssh://u:p@h/x"}), "`plugin`"),
+            (json!({"plugin": "https://h/x?token=t"}), "`plugin`"),
+            (json!({"flake": "git+https://u:p@h/x"}), "`flake`"),
+            (
+                json!({"options": {"access-tokens": "github.com=x"}}),
+                "`options.access-tokens`",
+            ),
             (json!({"agents": {"x": "queue"}}), "`agents.x`"),
             (json!({"agents": {"x": ["queue"]}}), "`agents.x`"),
             (json!({"share": "artifact:x.tar"}), "`share`"),

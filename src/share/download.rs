@@ -12,7 +12,7 @@ use crate::command_line::CommandLine;
 use crate::exit::Class;
 use crate::fingerprint::in_hex;
 use crate::store::TRICKLE;
-use crate::supervise::{GivenUp, PATIENCE, Sight, Supervisor};
+use crate::supervise::{GivenUp, PATIENCE, Printed, Sight, Supervisor};
 use crate::text::without_escapes;
 
 /// How far a tar may be larger than what it unpacks to: each entry has a header and fills its last block.
@@ -138,16 +138,16 @@ fn run(
     line: &CommandLine,
     mut look: impl FnMut() -> Sight,
 ) -> Result<AgentRun, ShareError> {
-    let mut stderr = Vec::new();
+    let mut stderr = Printed::default();
     let ran = supervisor.run_patiently(line, PATIENCE, |_, printed| {
-        stderr.extend_from_slice(printed);
+        stderr.add(printed);
         look()
     });
     let (finished, given_up) = ran.map_err(|failure| match failure.class {
         Class::MissingProgram => wrong("there is no buildkite-agent on PATH to download it"),
         _ => failure.into(),
     })?;
-    let stderr = String::from_utf8_lossy(&stderr).into_owned();
+    let stderr = String::from_utf8_lossy(&stderr.into_bytes()).into_owned();
     let given_up = given_up.map(|why| match why {
         GivenUp::Enough => "it is larger than its record says".to_owned(),
         GivenUp::Stalled => stands_still(reason_in(&stderr).as_deref()),

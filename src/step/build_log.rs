@@ -1,7 +1,10 @@
 //! The log of a derivation that failed, in a file: it becomes an artifact, and its last lines are shown.
 
-use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io::{
+    self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _,
+};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,6 +15,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::DrvPath;
 use crate::nix::output::{LAST_LINES, shortened_line};
 use crate::nix::structured::{Event, LogReader};
+use crate::secrets::redacted;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -20,6 +24,9 @@ const TIME: Duration = Duration::from_secs(5);
 
 /// How much of a log is read for its last lines, in bytes.
 const END: u64 = 64 << 10;
+
+/// How much of a line is looked at for credentials at once, in bytes.
+const LINE_AT_MOST: u64 = 1 << 20;
 
 /// A log in a file, which is removed with this value.
 #[derive(Debug)]
@@ -42,6 +49,10 @@ impl BuildLog {
         let log = Self::new(drv, temporary)?;
         let until = Instant::now() + TIME;
         let is_whole = store.write_build_log(supervisor, drv, &log.file(), until)?;
+        if is_whole {
+            log.hide_secrets()
+                .classify(Class::Infrastructure, || "cannot copy a log".into())?;
+        }
         Ok(is_whole.then_some(log))
     }
 
@@ -51,7 +62,7 @@ impl BuildLog {
     /// There is no room for it (75).
     pub(super) fn of_lines(drv: &DrvPath, lines: &str, temporary: &Path) -> Result<Self, Failure> {
         let log = Self::new(drv, temporary)?;
-        agent::write(&log.file(), lines)?;
+        agent::write(&log.file(), &redacted(lines))?;
         Ok(log)
     }
 
@@ -61,11 +72,43 @@ impl BuildLog {
             name: artifact_of(drv),
         };
         if let Some(folder) = log.file().parent() {
-            std::fs::create_dir_all(folder).classify(Class::Infrastructure, || {
+            fs::create_dir_all(folder).classify(Class::Infrastructure, || {
                 format!("cannot make {}", folder.display())
             })?;
         }
         Ok(log)
+    }
+
+    /// Replaces the file by one without credentials, where it has some: every reader of the build can read an artifact.
+    fn hide_secrets(&self) -> io::Result<()> {
+        let beside = self.file().with_extension("shown");
+        let mut shown = BufWriter::new(File::create(&beside)?);
+        let mut log = BufReader::new(File::open(self.file())?);
+        let mut has_some = false;
+        let mut line = Vec::new();
+        // Of a longer line, the rest is another one: a builder may print gigabytes without a line break.
+        while log
+            .by_ref()
+            .take(LINE_AT_MOST)
+            .read_until(b'\n', &mut line)?
+            > 0
+        {
+            match redacted(&String::from_utf8_lossy(&line)) {
+                Cow::Owned(without) => {
+                    has_some = true;
+                    shown.write_all(without.as_bytes())?;
+                }
+                // What is no UTF-8 remains as it is.
+                Cow::Borrowed(_) => shown.write_all(&line)?,
+            }
+            line.clear();
+        }
+        shown.flush()?;
+        if has_some {
+            fs::rename(beside, self.file())
+        } else {
+            fs::remove_file(beside)
+        }
     }
 
     fn file(&self) -> PathBuf {
@@ -95,8 +138,8 @@ impl BuildLog {
         let mut reader = LogReader::default();
         let mut add = |event: Event<'_>| {
             match event {
-                Event::Plain(line) | Event::Rest(line) => {
-                    text.push_str(&String::from_utf8_lossy(line));
+                Event::Plain(line) => {
+                    text.push_str(&String::from_utf8_lossy(line.bytes));
                 }
                 Event::Message { text: said, .. } | Event::BuildLine { line: said, .. } => {
                     text.push_str(&said);

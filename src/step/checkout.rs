@@ -3,8 +3,11 @@
 //!
 //! It lies in the state folder, is never changed once it is complete, and does not know what is evaluated in it.
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
 
 use super::run::StepRun;
 use crate::agent;
@@ -14,9 +17,9 @@ use crate::evaluation_keys::{self, Checkout};
 use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::Evaluation;
+use crate::secrets::redacted;
 use crate::state::{CommonKind, Filling, FolderInUse, KEEP_DAYS, Seen};
 use crate::supervise::{PATIENCE, Sight};
-use crate::text::without_credentials;
 
 /// How often a checkout is looked for that another step makes.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -162,11 +165,11 @@ impl<'a> StepRun<'a> {
         let folder = folder.join("cache");
         let folder = folder.join(&repository.folder_name);
         let shown = Repository {
-            url: without_credentials(&repository.url).into_owned(),
+            url: redacted(&repository.url).into_owned(),
             ..repository.clone()
         };
         let is_there = folder.exists();
-        let commands = match shown.lines(&folder) {
+        let commands = match shown.lines(&folder, None) {
             Ok(lines) if !is_there => vec![lines.clone, lines.fetch, lines.check_out],
             _ => Vec::new(),
         };
@@ -251,15 +254,25 @@ impl<'a> StepRun<'a> {
     /// Makes a checkout.
     fn check_out(&mut self, repository: &Repository, filling: &Filling) -> Result<(), NoCheckout> {
         let folder = filling.path().join(&repository.folder_name);
-        let failed = |error: std::io::Error| NoCheckout::Failed(error.to_string());
+        let failed = |error: io::Error| NoCheckout::Failed(error.to_string());
         std::fs::create_dir(&folder).map_err(failed)?;
+        let login = repository.login_file().map(|text| -> io::Result<_> {
+            let mut file = tempfile::Builder::new()
+                .prefix("eval-once-login-")
+                .tempfile_in(&self.host.temporary)?;
+            file.write_all(text.as_bytes())?;
+            Ok(file)
+        });
+        let login = login.transpose().map_err(failed)?;
         let CheckoutLines {
             clone,
             fetch,
             fetch_all,
             check_out,
             submodules,
-        } = repository.lines(&folder).map_err(NoCheckout::Failed)?;
+        } = repository
+            .lines(&folder, login.as_ref().map(NamedTempFile::path))
+            .map_err(NoCheckout::Failed)?;
         self.begin_group(format_args!("checking out {repository}"));
         self.git(&clone, filling)?.map_err(NoCheckout::Failed)?;
         let fetched = self.git(&fetch, filling)?;

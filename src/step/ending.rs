@@ -7,7 +7,6 @@ use super::request::StepRequest;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::DrvPath;
-use crate::text::{KeepEscapes, tamed};
 
 /// How many other failures are listed.
 const OTHERS: usize = 10;
@@ -64,10 +63,7 @@ pub(super) fn show(
     ));
     log.open_group();
     let line = |what: &str, text: &str| {
-        log.plain(format_args!(
-            "{what:<14}{}",
-            tamed(text, KeepEscapes::Nothing)
-        ));
+        log.plain(format_args!("{what:<14}{text}"));
     };
     if let Some(evaluation) = evaluation {
         line("target", &evaluation.to_string());
@@ -109,10 +105,7 @@ pub(super) fn show(
         log.plain("the end of its log:");
         let name = name.unwrap_or_default();
         for text in lines.lines() {
-            log.plain(format_args!(
-                "{name}> {}",
-                tamed(text, KeepEscapes::Nothing)
-            ));
+            log.plain(format_args!("{name}> {text}"));
         }
     } else if build_log.is_some() {
         log.plain("the end of its log: it has printed nothing");

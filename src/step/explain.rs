@@ -1,5 +1,7 @@
 //! `explain`: what `step` would do with the same keys, and why. It only asks.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::StepOrder;
@@ -13,7 +15,9 @@ use crate::command_line::{CommandLine, shell_word};
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::command;
+use crate::secrets::redacted;
 use crate::supervise::Supervisor;
+use crate::text::is_hidden;
 
 /// What a step would do.
 #[derive(Debug, Serialize)]
@@ -94,7 +98,21 @@ pub fn explain(
         .would
         .and_then(|way| reproduce(&request, way, version));
     explanation.nix_build = reproduce.map(|line| line.to_string());
+    explanation.redact();
     Ok(explanation)
+}
+
+impl Explanation {
+    /// Hides the credentials in it: the host's own settings may have some.
+    fn redact(&mut self) {
+        let facts = self.facts.iter_mut().map(|fact| &mut fact.found);
+        let texts = facts.chain(self.commands.iter_mut().flatten());
+        for text in texts.chain(&mut self.nix_build) {
+            if let Cow::Owned(shown) = redacted(text) {
+                *text = shown;
+            }
+        }
+    }
 }
 
 /// One command that gives what `way` gives.
@@ -141,7 +159,15 @@ impl std::fmt::Display for Explanation {
                 .iter()
                 .map(|word| shell_word(word.as_ref()).to_string_lossy().into_owned())
                 .collect();
-            writeln!(f, "  {}", words.join(" "))?;
+            let line = words.join(" ");
+            if line.contains(|c| c != '\n' && is_hidden(c)) {
+                writeln!(
+                    f,
+                    "  a command with characters that are not seen: `explain --json` prints it"
+                )?;
+            } else {
+                writeln!(f, "  {line}")?;
+            }
         }
         if let Some(nix_build) = &self.nix_build {
             writeln!(f, "reproduce without eval-once\n  {nix_build}")?;
@@ -162,6 +188,7 @@ mod tests {
             reason: would.map(|(_, reason)| reason),
             facts: Vec::new(),
             commands: vec![
+                command(&["nix-build", "a\u{1b}[2Jb"]),
                 command(&["nix-instantiate", "a b.nix", "--argstr", "x", "it's"]),
                 command(&["nix-store", "--realise", "DRV"]),
             ],
@@ -174,7 +201,8 @@ mod tests {
         let evaluated = explanation(Some((WayName::Evaluated, Reason::DrvMissing)));
         assert_eq!(
             evaluated.to_string(),
-            "the step would take the way `evaluated` (drv-missing)\nbecause\nit would run\n  nix-instantiate 'a b.nix' --argstr x 'it'\\''s'\n  \
+            "the step would take the way `evaluated` (drv-missing)\nbecause\nit would run\n  \
+             a command with characters that are not seen: `explain --json` prints it\n  nix-instantiate 'a b.nix' --argstr x 'it'\\''s'\n  \
              nix-store --realise DRV\nreproduce without eval-once\n  nix-build 'a b.nix'\n"
         );
         let none = explanation(None).to_string();

@@ -1,19 +1,19 @@
 //! The output of a Nix program in the job's log.
 //!
 //! A builder's line stands behind its derivation's name, each build has a line when it begins and one when it ends, copies from
-//! caches are summed up, and a long build shows its progress. Messages of Nix's own remain as they are. With `log: raw`, Nix's
-//! own text passes through untouched.
+//! caches are summed up, and a long build shows its progress. Messages of Nix's own remain as they are. With `log: raw`, the log has
+//! the text that Nix prints where it is not asked for structure (its `SimpleLogger`), line by line: Nix is asked all the same, for only so is
+//! it known what is Nix's and what a builder's, and how many builds there were.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::counts::mebibytes;
-use crate::log::{Log, is_group_mark};
+use crate::log::{Log, SafeText};
 use crate::nix::structured::{BuildCounts, Ended, Event, LogReader};
 use crate::nix::{DrvPath, NixOutput, NoiseFilter, begins_missing};
 use crate::status_line::StatusLine;
-use crate::text::{KeepEscapes, tamed, without_escapes};
+use crate::text::without_escapes;
 
 /// After how long a log gets another line about progress although nothing has changed.
 const UNCHANGED: Duration = Duration::from_secs(60);
@@ -35,9 +35,14 @@ pub(super) use crate::build_keys::Form;
 pub(super) struct JobLog {
     reader: LogReader,
     nix_output: NixOutput,
-    /// None where Nix's own text passes through.
-    pretty: Option<Pretty>,
-    log: Log,
+    shown: Shown,
+}
+
+/// How it is shown.
+#[derive(Debug)]
+enum Shown {
+    Pretty(Box<Pretty>),
+    Raw(Log, SafeText),
 }
 
 impl JobLog {
@@ -47,8 +52,10 @@ impl JobLog {
         Self {
             reader: LogReader::default(),
             nix_output: NixOutput::default(),
-            pretty: (form == Form::Pretty).then(|| Pretty::new(log, group, hold)),
-            log: log.clone(),
+            shown: match form {
+                Form::Pretty => Shown::Pretty(Box::new(Pretty::new(log, group, hold))),
+                Form::Raw => Shown::Raw(log.clone(), log.text()),
+            },
         }
     }
 
@@ -57,63 +64,103 @@ impl JobLog {
         let Self {
             reader,
             nix_output,
-            pretty,
-            log,
+            shown,
         } = self;
-        let Some(pretty) = pretty else {
-            log.pass_on(bytes);
-            reader.read(bytes, |event| nix_output.read(&event));
-            return;
-        };
         reader.read(bytes, |event| {
             nix_output.read(&event);
-            pretty.show(&event, nix_output);
+            shown.show(&event, nix_output);
         });
-        pretty.flush();
+        shown.flush();
     }
 
     /// When the next line about progress is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.pretty.as_ref().map(|pretty| pretty.line.due())
+        match &self.shown {
+            Shown::Pretty(pretty) => Some(pretty.line.due()),
+            Shown::Raw(..) => None,
+        }
     }
 
     /// Prints a line about progress, if one is due.
     pub(super) fn progress(&mut self) {
-        if let Some(pretty) = &mut self.pretty {
+        if let Shown::Pretty(pretty) = &mut self.shown {
             pretty.progress();
         }
     }
 
     /// Ends the log, once the program has ended.
-    pub(super) fn finish(mut self) -> FinishedLog {
-        let nix_output = &mut self.nix_output;
-        let Some(mut pretty) = self.pretty.take() else {
-            self.reader.finish(|event| nix_output.read(&event));
-            nix_output.settle();
-            return FinishedLog {
-                nix_output: self.nix_output,
-                held_back: String::new(),
-                last_shown: None,
-            };
-        };
-        self.reader.finish(|event| {
+    pub(super) fn finish(self) -> FinishedLog {
+        let Self {
+            mut reader,
+            mut nix_output,
+            mut shown,
+        } = self;
+        reader.finish(|event| {
             nix_output.read(&event);
-            pretty.show(&event, nix_output);
+            shown.show(&event, &nix_output);
         });
         nix_output.settle();
-        pretty.settle(nix_output, true);
-        pretty.flush();
-        if let Some(copies) = pretty.sum_of_copies() {
-            pretty.begin();
-            pretty.log.say(copies);
-        }
-        // After the last output of a program that was killed, the line still stands there.
-        pretty.line.clear();
+        let (held_back, last_shown) = match shown {
+            Shown::Pretty(pretty) => pretty.finish(&nix_output),
+            Shown::Raw(..) => {
+                shown.flush();
+                (String::new(), None)
+            }
+        };
         FinishedLog {
-            nix_output: self.nix_output,
-            held_back: pretty.held_back,
-            last_shown: pretty.last_shown,
+            nix_output,
+            held_back,
+            last_shown,
         }
+    }
+}
+
+impl Shown {
+    fn show(&mut self, event: &Event<'_>, nix_output: &NixOutput) {
+        match self {
+            Self::Pretty(pretty) => pretty.show(event, nix_output),
+            Self::Raw(_, text) => show_raw(event, nix_output, text),
+        }
+    }
+
+    fn flush(&mut self) {
+        match self {
+            Self::Pretty(pretty) => pretty.flush(),
+            Self::Raw(log, text) => log.print(text),
+        }
+    }
+}
+
+/// Adds what Nix prints where it is not asked for structure.
+fn show_raw(event: &Event<'_>, nix_output: &NixOutput, shown: &mut SafeText) {
+    match event {
+        Event::Message { text, omitted, .. } => add_lines(text, *omitted, shown),
+        Event::Plain(line) => {
+            shown.output_line(&String::from_utf8_lossy(line.bytes), line.omitted);
+        }
+        Event::BuildBegins { words, .. } | Event::CopyBegins { words, .. } => {
+            if !words.is_empty() {
+                shown.output_line(words, 0);
+            }
+        }
+        Event::BuildLine { id, line, omitted } => {
+            if nix_output.is_running(*id) {
+                shown.output_line(line, *omitted);
+            } else {
+                shown.output_line(&format!("{HOOK}: {line}"), *omitted);
+            }
+        }
+        Event::TooLong(bytes) => shown.omitted(*bytes),
+        Event::BuildEnds { .. } | Event::Copied { .. } | Event::Begins(_) | Event::Builds(_) => {}
+    }
+}
+
+/// Adds the lines of a message, of whose end so many bytes are left out.
+fn add_lines(message: &str, omitted: usize, shown: &mut SafeText) {
+    let mut lines = message.split('\n').peekable();
+    while let Some(line) = lines.next() {
+        let is_last = lines.peek().is_none();
+        shown.output_line(line, if is_last { omitted } else { 0 });
     }
 }
 
@@ -150,14 +197,13 @@ impl ShownLines {
 struct Pretty {
     log: Log,
     line: StatusLine,
-    keep: KeepEscapes,
     noise: NoiseFilter,
     /// The heading, until it is printed.
     group: Option<String>,
     hold: bool,
     held_back: String,
     /// The lines that are printed next, all at once.
-    text: String,
+    text: SafeText,
     running: HashMap<u64, ShownBuild>,
     counts: BuildCounts,
     /// How many builds Nix has announced.
@@ -196,16 +242,11 @@ impl Pretty {
         Self {
             log: log.clone(),
             line: StatusLine::new(log),
-            keep: if log.colours {
-                KeepEscapes::Colours
-            } else {
-                KeepEscapes::Nothing
-            },
             noise: NoiseFilter::new(log.debug),
             group,
             hold,
             held_back: String::new(),
-            text: String::new(),
+            text: log.text(),
             running: HashMap::new(),
             counts: BuildCounts::default(),
             planned: 0,
@@ -220,14 +261,17 @@ impl Pretty {
 
     fn show(&mut self, event: &Event<'_>, nix_output: &NixOutput) {
         match event {
-            Event::Message { text, .. } => {
-                self.message(text, nix_output);
+            Event::Message { text, omitted, .. } => {
+                self.message(text, *omitted, nix_output);
                 self.settle(nix_output, false);
             }
-            Event::Plain(bytes) | Event::Rest(bytes) => {
-                self.message(&String::from_utf8_lossy(bytes), nix_output);
+            Event::Plain(line) => {
+                let text = String::from_utf8_lossy(line.bytes);
+                self.message(&text, line.omitted, nix_output);
             }
-            Event::BuildBegins { id, drv, machine } => {
+            Event::BuildBegins {
+                id, drv, machine, ..
+            } => {
                 let name = drv.name().to_owned();
                 let on = if machine.is_empty() {
                     String::new()
@@ -242,11 +286,10 @@ impl Pretty {
                 };
                 self.running.insert(*id, build);
             }
-            Event::BuildLine { id, line } => {
-                let line = tamed(line, self.keep);
+            Event::BuildLine { id, line, omitted } => {
                 let build = self.running.get(id);
                 let name = build.map_or(HOOK, |build| &build.name);
-                let _ = writeln!(self.text, "{name}> {line}");
+                self.text.output_line_of(name, line, *omitted);
                 match (&mut self.last_shown, build) {
                     (Some(shown), Some(build)) if shown.drv == build.drv && shown.below == 0 => {
                         shown.count += 1;
@@ -283,9 +326,8 @@ impl Pretty {
             }
             // A build's log would be full of it.
             Event::Begins(_) => {}
-            Event::TooLong => {
-                self.text
-                    .push_str("(a line of more than 16 MiB is omitted)\n");
+            Event::TooLong(bytes) => {
+                self.text.omitted(*bytes);
                 self.last_shown = None;
             }
         }
@@ -332,9 +374,8 @@ impl Pretty {
     }
 
     fn print_end(&mut self, build: &ShownBuild, how: &str, seconds: f64) {
-        let (word, after) = how.split_once(' ').unwrap_or((how, ""));
-        let (name, word) = (&build.name, self.log.painted(word));
-        let _ = writeln!(self.text, "{name}> {word} {after} {seconds:.1} s");
+        let words = format_args!("{how} {seconds:.1} s");
+        self.text.words_of(&build.name, words);
         self.add_below();
     }
 
@@ -345,7 +386,8 @@ impl Pretty {
         }
     }
 
-    fn message(&mut self, message: &str, nix_output: &NixOutput) {
+    /// Adds a message, of whose end so many bytes are left out.
+    fn message(&mut self, message: &str, omitted: usize, nix_output: &NixOutput) {
         let plain = without_escapes(message);
         if let Some(planned) = planned(&plain) {
             self.planned = planned;
@@ -356,14 +398,14 @@ impl Pretty {
             return;
         }
         // Some messages quote a builder's lines, and what a builder prints behind `@nix` is a message as well.
-        for line in message.trim_end_matches('\n').split('\n') {
+        let mut lines = message.trim_end_matches('\n').split('\n').peekable();
+        while let Some(line) = lines.next() {
             if self.noise.is_noise(line) {
                 continue;
             }
-            if is_group_mark(line) {
-                self.text.push(' ');
-            }
-            let _ = writeln!(self.text, "{}", tamed(line, self.keep));
+            let is_last = lines.peek().is_none();
+            self.text
+                .output_line(line, if is_last { omitted } else { 0 });
             if !without_escapes(line).trim_start().starts_with("> ") {
                 self.add_below();
             }
@@ -387,7 +429,7 @@ impl Pretty {
     }
 
     fn write(&mut self, name: &str, text: &str) {
-        let _ = writeln!(self.text, "{name}> {}", tamed(text, KeepEscapes::Nothing));
+        self.text.words_of(name, text);
         self.add_below();
     }
 
@@ -404,10 +446,20 @@ impl Pretty {
             return;
         }
         self.begin();
-        self.log.pass_on(self.text.as_bytes());
-        self.text.clear();
-        // Gives back the memory of a burst.
-        self.text.shrink_to(64 << 10);
+        self.log.print(&mut self.text);
+    }
+
+    /// Ends the log. Gives the messages that were held back, and the last builder lines.
+    fn finish(mut self, nix_output: &NixOutput) -> (String, Option<ShownLines>) {
+        self.settle(nix_output, true);
+        self.flush();
+        if let Some(copies) = self.sum_of_copies() {
+            self.begin();
+            self.log.say(copies);
+        }
+        // After the last output of a program that was killed, the line still stands there.
+        self.line.clear();
+        (self.held_back, self.last_shown)
     }
 
     fn progress(&mut self) {
@@ -517,9 +569,11 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::text::hostile::{bytes, is_tame, text};
 
     const ONE: &str = "/s/store/00000000000000000000000000000000-one.drv";
     const TWO: &str = "/s/store/11111111111111111111111111111111-two.drv";
@@ -758,7 +812,9 @@ mod tests {
     fn progress_is_logged_when_it_is_due_and_again_only_when_it_has_changed() {
         let mut scene = Scene::pretty();
         let progress = |scene: &mut Scene| {
-            let pretty = scene.log.pretty.as_mut().unwrap();
+            let Shown::Pretty(pretty) = &mut scene.log.shown else {
+                panic!("a raw log has no line about progress");
+            };
             pretty.line.expire();
             let before = scene.sink.borrow().len();
             scene.log.progress();
@@ -807,14 +863,54 @@ mod tests {
     }
 
     #[test]
-    fn raw_text_passes_through_and_is_read_all_the_same() {
+    fn a_raw_log_is_what_nix_prints_without_structure() {
         let mut scene = Scene::new(Form::Raw, |_| {});
-        let text = format!("building '{ONE}'...\n\u{1b}[31m+++ \r\n");
-        scene.log.read(text.as_bytes());
+        let mut build = begin(2, ONE);
+        build["text"] = json!(format!("building '{ONE}'"));
+        scene.take(&[
+            build,
+            line(2, "+++ \u{1b}[31m a\u{1b}[2K"),
+            line(9, "b"),
+            message("error: c\n--- d"),
+            json!("e"),
+        ]);
         scene.log.progress();
         let (shown, finished) = scene.end();
-        assert_eq!(shown, text);
+        let begun = format!("building '{ONE}'...");
+        assert_eq!(
+            shown,
+            format!("{begun}\n +++  a\npost-build-hook: b\nerror: c\n --- d\ne\n")
+        );
         assert_eq!(finished.nix_output.begun.len(), 1);
         assert!(finished.last_shown.is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_nix_and_builders_print_no_form_has_more_than_text_and_colours(
+            texts in proptest::collection::vec(text(), 8), raw in bytes(), colours: bool, is_raw: bool, debug: bool,
+        ) {
+            let form = if is_raw { Form::Raw } else { Form::Pretty };
+            let mut scene = Scene::new(form, |log| {
+                log.colours = colours;
+                log.debug = debug;
+            });
+            let mut build = begin(2, ONE);
+            build["text"] = json!(texts[0]);
+            build["fields"][1] = json!(texts[1]);
+            let path = format!("/s/store/{}-x", "0".repeat(32));
+            let copy = json!({ "action": "start", "id": 5, "type": 100, "level": 3, "text": texts[2], "fields": [path, texts[3], "local"] });
+            let begun = json!({ "action": "start", "id": 6, "type": 101, "level": 3, "text": texts[4], "fields": [] });
+            scene.take(&[
+                builds(), build, copy, begun, line(2, &texts[5]), line(9, &texts[6]), message(&texts[7]),
+                counted([0, 1, 1, 0]), counted([0, 1, 0, 1]), stop(2),
+            ]);
+            scene.log.read(&raw);
+            let (shown, finished) = scene.end();
+            is_tame(&shown, 0, colours)?;
+            let held = Rc::new(RefCell::new(Vec::new()));
+            Log::to(held.clone()).pass_on(finished.held_back.as_bytes());
+            is_tame(&String::from_utf8(held.take()).unwrap(), 0, false)?;
+        }
     }
 }

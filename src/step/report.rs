@@ -1,7 +1,7 @@
 //! The report of a step: one line for people, one JSON document for programs.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ use unix::unistd::{AccessFlags, access};
 use super::links::main_output;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{DrvPath, Fault, StorePath};
+use crate::secrets::redacted;
+use crate::text::seen_json;
 
 /// A way, by its name in logs and reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,12 +319,12 @@ impl FailureReport {
             drv: root_cause.and_then(|fault| fault.drv.clone()),
             log: last_lines
                 .filter(|_| root_cause.is_some())
-                .map(|lines| lines.join("\n")),
-            message: failure.to_string(),
+                .map(|lines| redacted(&lines.join("\n")).into_owned()),
+            message: redacted(&failure.to_string()).into_owned(),
             others: faults
                 .map(|fault| OtherFailure {
                     drv: fault.drv.clone(),
-                    message: fault.cause.to_string(),
+                    message: redacted(&fault.cause.to_string()).into_owned(),
                 })
                 .collect(),
         }
@@ -361,21 +363,14 @@ impl ReportFile {
     pub fn write(self, report: &Report) -> Result<(), Failure> {
         let Self(path) = self;
         let write = || -> anyhow::Result<()> {
-            let mut text = serde_json::to_vec_pretty(report)?;
-            text.push(b'\n');
+            // It may be a terminal, and the same JSON otherwise.
+            let text = serde_json::to_string_pretty(report)? + "\n";
+            let text = seen_json(&text).into_owned().into_bytes();
             match kind_of(&path)? {
                 ReportSink::Stdout => return Ok(io::stdout().write_all(&text)?),
                 // Not through the log: this is the file that `--report` names, and a failure to write it is one of the step.
                 ReportSink::Stderr => return Ok(io::stderr().write_all(&text)?),
-                ReportSink::Stream => {
-                    // A pipe without a reader would block us here, and signals with us.
-                    let nonblocking = OFlag::O_NONBLOCK.bits();
-                    let stream = OpenOptions::new()
-                        .append(true)
-                        .custom_flags(nonblocking)
-                        .open(&path);
-                    return Ok(stream?.write_all(&text)?);
-                }
+                ReportSink::Stream => return Ok(open_stream(&path)?.write_all(&text)?),
                 ReportSink::File => {}
             }
             // As any new file: `tempfile` would let only this user read the report.
@@ -414,18 +409,40 @@ fn kind_of(path: &Path) -> io::Result<ReportSink> {
         Some(name) if name.ends_with('/') => return Err(io::ErrorKind::IsADirectory.into()),
         _ => {}
     }
-    let streams = ["/dev/fd", "/proc/self/fd"].map(Path::new);
-    let stream = path
-        .parent()
-        .is_some_and(|folder| streams.contains(&folder));
     match path.symlink_metadata() {
-        Ok(there) if there.is_symlink() && !stream => Err(io::Error::other(
+        Ok(there) if there.is_symlink() && !is_open_stream(path) => Err(io::Error::other(
             "it is a link: name the file that it leads to",
         )),
         Ok(_) if path.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
         Ok(there) if !there.is_file() => Ok(ReportSink::Stream),
         _ => Ok(ReportSink::File),
     }
+}
+
+/// Opens a pipe or a terminal. By now something else may have its name, in a folder that others can write: a link to a file, or a file.
+fn open_stream(path: &Path) -> io::Result<File> {
+    // A pipe without a reader would block us here, and signals with us.
+    let mut flags = OFlag::O_NONBLOCK;
+    if !is_open_stream(path) {
+        flags |= OFlag::O_NOFOLLOW;
+    }
+    let stream = OpenOptions::new()
+        .append(true)
+        .custom_flags(flags.bits())
+        .open(path)?;
+    if !is_open_stream(path) && stream.metadata()?.is_file() {
+        return Err(io::Error::other(
+            "it was a pipe or a terminal, and is a file now",
+        ));
+    }
+    Ok(stream)
+}
+
+/// Whether this is the name of a stream that is open already, which is a link.
+fn is_open_stream(path: &Path) -> bool {
+    let streams = ["/dev/fd", "/proc/self/fd"].map(Path::new);
+    path.parent()
+        .is_some_and(|folder| streams.contains(&folder))
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -454,6 +471,24 @@ mod tests {
         assert_eq!(read["seconds"]["total"], 1.235);
         assert_eq!(read["failure"]["class"], "drift");
         assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_has_the_name_of_a_pipe_by_now_is_not_written_to() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let victim = folder.path().join("victim");
+        std::fs::write(&victim, "precious").unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        let hard = folder.path().join("hard");
+        std::fs::hard_link(&victim, &hard).unwrap();
+        for swapped in [link, hard] {
+            assert!(open_stream(&swapped).is_err(), "{}", swapped.display());
+        }
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        // The control: a stream is opened, also by a link that is its name.
+        assert!(open_stream(Path::new("/dev/null")).is_ok());
+        assert!(open_stream(Path::new("/proc/self/fd/2")).is_ok());
     }
 
     #[test]

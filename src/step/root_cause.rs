@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use super::build_log::BuildLog;
 use super::drv_outputs::DrvOutputs;
-use super::job_log::Form;
 use super::report::Report;
 use super::run::StepRun;
 use crate::exit::{Class, Failure};
@@ -23,11 +22,6 @@ impl StepRun<'_> {
         }
         self.add_unexplained_fault(output)?;
         self.name_unnamed_fault(output)?;
-        if self.request.form == Form::Raw {
-            let begun: Vec<DrvPath> = output.suspects().collect();
-            let count = begun.len();
-            self.built += count - self.with_missing_outputs(begun)?.len();
-        }
         self.faults.clone_from(&output.faults);
         if let Some(drv) = output.root_cause().and_then(|fault| fault.drv.as_ref()) {
             let lines = output.last_lines(drv).filter(|lines| !lines.is_empty());
@@ -45,8 +39,7 @@ impl StepRun<'_> {
         drv: &DrvPath,
         output: &mut NixOutput,
     ) -> Result<(), Failure> {
-        let structured = self.request.form == Form::Pretty;
-        let is_ours = |drv: &DrvPath, output: &NixOutput| structured && output.begun.contains(drv);
+        let is_ours = |drv: &DrvPath, output: &NixOutput| output.begun.contains(drv);
         let is_known = |fault: &Fault| fault.drv.as_ref().is_none_or(|drv| is_ours(drv, output));
         if output.faults.iter().all(is_known) {
             return Ok(());

@@ -328,14 +328,6 @@ impl<'a> StepRun<'a> {
         }
     }
 
-    /// A command as it is run: with structured output, unless the user wants Nix's own text.
-    pub(super) fn as_run(&self, line: &CommandLine) -> CommandLine {
-        match self.request.form {
-            Form::Pretty => command::structured(line),
-            Form::Raw => line.clone(),
-        }
-    }
-
     /// Runs a Nix program that evaluates; its output goes to the log.
     pub(super) fn run_evaluating(&mut self, line: &CommandLine) -> Result<NixRun, Failure> {
         let log = JobLog::new(&self.log, self.request.form, None, false);
@@ -362,7 +354,7 @@ impl<'a> StepRun<'a> {
         on_stop: OnStop,
         mut log: JobLog,
     ) -> Result<NixRun, Failure> {
-        let line = self.as_run(line);
+        let line = as_run(line);
         let started = self.supervisor.start(&line, on_stop);
         let mut running = [started.map_err(class::not_started)?];
         // Asked while Nix starts, which takes longer. It does not need much memory so soon.
@@ -391,7 +383,7 @@ impl<'a> StepRun<'a> {
         self.supervisor.check()?;
         let [running] = running;
         let finished = running.finished();
-        self.count(&output, finished.ending.success());
+        self.count(&output);
         Ok(NixRun {
             finished,
             output,
@@ -399,13 +391,9 @@ impl<'a> StepRun<'a> {
         })
     }
 
-    /// Counts what was done. Nix's own text does not say which builds ended well: all that began, if Nix ended well.
-    fn count(&mut self, output: &NixOutput, success: bool) {
-        self.built += match self.request.form {
-            Form::Pretty => output.built(),
-            Form::Raw if success => output.begun.len(),
-            Form::Raw => 0,
-        };
+    /// Counts what was done.
+    fn count(&mut self, output: &NixOutput) {
+        self.built += output.built();
         self.begun.extend(output.begun.iter().cloned());
         self.substituted.extend(output.substituted.iter().cloned());
         self.store.note_unreachable(output);
@@ -493,6 +481,11 @@ impl<'a> StepRun<'a> {
     }
 }
 
+/// A command as it is run: with structured output.
+pub(super) fn as_run(line: &CommandLine) -> CommandLine {
+    command::structured(line)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -546,31 +539,5 @@ mod tests {
         assert_eq!(report.way, Some(WayName::Evaluated));
         assert_eq!(report.reason, Some(Reason::DrvCollected));
         assert_eq!(report.exit, 0);
-    }
-
-    #[test]
-    fn a_raw_log_counts_builds_only_where_nix_succeeded() {
-        let output = NixOutput::of(format!("building '{DRV}'...\n").as_bytes());
-        let built = |success| {
-            let keys = json!({ "drv": DRV, "log": "raw" });
-            with_step(&keys, |step| {
-                step.count(&output, success);
-                (step.built, step.begun.len())
-            })
-            .0
-        };
-        assert_eq!(built(true), (1, 1));
-        assert_eq!(built(false), (0, 1));
-    }
-
-    #[test]
-    fn a_command_is_run_with_structured_output_unless_nixs_own_text_is_wanted() {
-        let is_structured = |log: &str| {
-            let keys = json!({ "drv": DRV, "log": log });
-            let (line, _) = with_step(&keys, |step| step.as_run(&command::version()).to_string());
-            line.contains("internal-json")
-        };
-        assert!(is_structured("pretty"));
-        assert!(!is_structured("raw"));
     }
 }

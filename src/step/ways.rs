@@ -13,7 +13,7 @@ use super::links;
 use super::outputs::VerifiedOutputs;
 use super::realising::Realised;
 use super::report::{Reason, TriedShare, WayName};
-use super::run::StepRun;
+use super::run::{StepRun, as_run};
 use crate::buildkite::agent;
 use crate::command_line::{CommandLine, Ending};
 use crate::evaluation_keys::check_file;
@@ -232,7 +232,7 @@ fn realising(step: &mut StepRun<'_>, drv: &DrvPath) -> Result<[CommandLine; 2], 
     let options = step.options()?;
     let realise = command::realise(drv, step.link.as_deref(), &options);
     let check = command::check_validity(drv.as_store_path(), &options);
-    Ok([step.as_run(&realise), check])
+    Ok([as_run(&realise), check])
 }
 
 fn ask_realised(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
@@ -367,7 +367,7 @@ fn ask_available(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     let answer = step.store.dry_run(step.supervisor, &outputs)?;
     let hold = placeholder(step, "roots/NEW/root");
     let commands = obtaining(step, hold.as_deref())?;
-    let mut commands: Vec<_> = commands.iter().map(|line| step.as_run(line)).collect();
+    let mut commands: Vec<_> = commands.iter().map(as_run).collect();
     if !answer.has_all() {
         commands.truncate(1);
         if step.request.drv.is_none() {
@@ -519,7 +519,7 @@ fn ask_fetched(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     }
     let options = step.options()?;
     let realise = command::realise(&drv, step.link.as_deref(), &options);
-    commands.push(step.as_run(&realise));
+    commands.push(as_run(&realise));
     Ok(WayAnswer {
         takes: takes.then_some(Reason::FetchedFromShare),
         facts: vec![fact(share.to_string(), found)],
@@ -687,7 +687,7 @@ fn ask_evaluated(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         Some(drv) => command::realise(drv, step.link.as_deref(), &options),
         None => command::realise_printed(step.link.as_deref(), &options),
     });
-    let commands = commands.iter().map(|line| step.as_run(line)).collect();
+    let commands = commands.iter().map(as_run).collect();
     Ok(WayAnswer {
         takes: Some(reason_to_evaluate(step)),
         facts,

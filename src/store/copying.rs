@@ -11,9 +11,9 @@ use crate::command_line::CommandLine;
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::{DrvPath, NixOutput, StorePath, StoreUrl, command};
+use crate::secrets::redacted;
 use crate::status_line::StatusLine;
-use crate::supervise::{GivenUp, PATIENCE, Sight, Supervisor};
-use crate::text::without_credentials;
+use crate::supervise::{GivenUp, PATIENCE, Printed, Sight, Supervisor};
 
 /// Why a copy is not complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,11 +178,11 @@ fn copy(
     for line in lines {
         // So that it says how far it is.
         let line = command::structured(line);
-        let mut stderr = Vec::new();
+        let mut stderr = Printed::default();
         let mut movement = Movement::default();
         let mut work = Work::default();
         let ran = supervisor.run_patiently(&line, PATIENCE, |process, printed| {
-            stderr.extend_from_slice(printed);
+            stderr.add(printed);
             let says_more = movement.read(printed);
             let works = work.goes_on(process);
             status.show(|| Some(before.and(movement.progress).text(doing, began.elapsed())));
@@ -197,13 +197,13 @@ fn copy(
         status.clear();
         let (finished, given_up) = ran?;
         if !finished.ending.success() {
-            let output = NixOutput::of(&stderr);
+            let output = NixOutput::of(&stderr.into_bytes());
             let why = match given_up {
                 Some(GivenUp::Enough) if !movement.has_upload_stalled => NotCopied::Stopped,
                 Some(_) => NotCopied::Stalled,
                 None => {
                     let message = output.final_message(finished.ending);
-                    NotCopied::Failed(without_credentials(&message).into_owned())
+                    NotCopied::Failed(redacted(&message).into_owned())
                 }
             };
             return Ok(Err((why, output)));

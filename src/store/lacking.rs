@@ -9,8 +9,8 @@ use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
 use crate::nix::{DryRun, NixOutput, StorePath, StoreUrl, caches, class, command, version};
 use crate::parallel;
+use crate::secrets::redacted;
 use crate::supervise::{Finished, PATIENCE, Supervisor};
-use crate::text::without_credentials;
 
 /// From this version of Nix on other stores are asked by dry runs: the first one that it was seen to work with.
 const ASKS_BY_DRY_RUN: (u32, u32) = (2, 26);
@@ -80,7 +80,7 @@ impl Store {
                             _ => said,
                         };
                         let failure = Failure::new(Class::Infrastructure, &said);
-                        why = Some(without_credentials(&said).into_owned());
+                        why = Some(redacted(&said).into_owned());
                         // The others would wait for the same store.
                         return Err(failure);
                     }

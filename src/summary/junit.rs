@@ -16,6 +16,8 @@ use super::rows::Rows;
 use super::suites::Suite;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::message::in_one_line;
+use crate::secrets::redacted;
+use crate::text::{is_hidden, shortened};
 
 /// The document.
 ///
@@ -283,15 +285,23 @@ fn seconds(seconds: f64) -> String {
     format!("{seconds:.3}")
 }
 
+/// How much an attribute of an element holds, in characters: a name may have megabytes.
+const ATTRIBUTE_AT_MOST: usize = 1_000;
+
 /// Text as an attribute of an element: a line break would be read as a space, so it is one.
 fn attribute(text: &str) -> String {
-    valid(text).replace(['\n', '\r', '\t'], " ")
+    // Cut first, a credential would not be recognised.
+    shortened(&valid(text), ATTRIBUTE_AT_MOST).replace(['\n', '\r', '\t'], " ")
 }
 
-/// Text with every character that XML 1.0 cannot hold, not even by its number, replaced.
+/// Text without credentials, and with every character replaced that XML 1.0 cannot hold, not even by its number, and every hidden one:
+/// what shows a result shows it as it is here.
 fn valid(text: &str) -> String {
-    let holds = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
-    text.chars()
+    let holds = |c: char| {
+        matches!(c, '\t' | '\n' | '\r') || !is_hidden(c) && !matches!(c, '\u{fffe}' | '\u{ffff}')
+    };
+    redacted(text)
+        .chars()
         .map(|c| if holds(c) { c } else { '\u{fffd}' })
         .collect()
 }
@@ -301,6 +311,8 @@ mod tests {
     use super::super::fixtures::{build_data, recorded, report, target};
     use super::*;
     use crate::step::SavedReportError;
+    use crate::text::hostile::text;
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     #[test]
@@ -366,9 +378,42 @@ line 2</error>
     #[test]
     fn what_xml_cannot_hold_is_replaced() {
         assert_eq!(
-            valid("a\u{0}\u{1b}[1m\u{b}\u{fffe}\u{ffff}😀\u{85}\n"),
-            "a\u{fffd}\u{fffd}[1m\u{fffd}\u{fffd}\u{fffd}😀\u{85}\n"
+            valid("a\u{0}\u{1b}[1m\u{b}\u{fffe}\u{ffff}😀\u{85}\u{202e}\n"),
+            "a\u{fffd}\u{fffd}[1m\u{fffd}\u{fffd}\u{fffd}😀\u{fffd}\u{fffd}\n"
         );
         assert_eq!(attribute("a\r\n\tb"), "a   b");
+        assert_eq!(
+            attribute(&"é".repeat(1 << 20)).chars().count(),
+            ATTRIBUTE_AT_MOST
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_or_message_is_markup(name in text(), message in text()) {
+            let mut red = target("red");
+            red["attr"] = json!([name, "red"]);
+            let failed = report(&json!({ "exit": 100, "class": "build", "message": message, "drv": "/nix/store/x.drv" }), 3.0);
+            let errors = json!([{ "attr": [name], "message": message }]);
+            let data = build_data(vec![recorded(&json!([red]), &errors)], [("drv-red", failed)]);
+            let document = document(&Rows::new(&data)).unwrap();
+            prop_assert!(!document.contains(|c| is_hidden(c) && !matches!(c, '\t' | '\n' | '\r')));
+            let mut reader = quick_xml::Reader::from_str(&document);
+            let mut cases = 0;
+            loop {
+                match reader.read_event() {
+                    Ok(Event::Eof) => break,
+                    Ok(Event::Start(it) | Event::Empty(it)) => {
+                        let known = ["testsuites", "testsuite", "testcase", "failure", "error"];
+                        let tag = it.name().as_ref().to_owned();
+                        prop_assert!(known.contains(&&*tag), "{tag} in {document}");
+                        cases += usize::from(tag == "testcase");
+                    }
+                    Ok(_) => {}
+                    Err(error) => prop_assert!(false, "{error} in {document}"),
+                }
+            }
+            prop_assert_eq!(cases, 2);
+        }
     }
 }

@@ -26,6 +26,8 @@ pub(crate) enum Trouble {
     BreaksOff,
     /// A byte in the middle of the body is another one.
     IsCorrupted,
+    /// Only who gives this login (as the header `Authorization` has it) gets an answer.
+    WantsLogin(&'static str),
     /// No byte is answered.
     IsSilent,
     /// Half of the body comes, and no more.
@@ -168,7 +170,7 @@ impl Shared {
         let path = words.next().unwrap_or_default();
         let path = path.split('?').next().unwrap_or_default();
         let path = percent_decode_str(path).decode_utf8_lossy().into_owned();
-        let (mut length, mut is_awaited) = (0, false);
+        let (mut length, mut is_awaited, mut login) = (0, false, String::new());
         loop {
             let mut line = String::new();
             reader.read_line(&mut line)?;
@@ -178,6 +180,7 @@ impl Shared {
             match name.to_ascii_lowercase().as_str() {
                 "content-length" => length = value.parse().unwrap_or_default(),
                 "expect" => is_awaited = true,
+                "authorization" => value.clone_into(&mut login),
                 _ => {}
             }
         }
@@ -196,6 +199,14 @@ impl Shared {
         reader.read_exact(&mut sent)?;
         if let Some(Trouble::Answers(status)) = trouble {
             return head(writer, status, 0);
+        }
+        if let Some(Trouble::WantsLogin(wanted)) = trouble
+            && wanted != login
+        {
+            return write!(
+                writer,
+                "HTTP/1.1 401 Status\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n"
+            );
         }
         if trouble == Some(Trouble::IsSilent) {
             self.hold(&path);

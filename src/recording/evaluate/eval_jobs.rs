@@ -17,8 +17,9 @@ use crate::nix::{
     AttrPath, DrvPath, LockedFlake, NixOutput, NoiseFilter, Phase, Source, class, command,
 };
 use crate::recording::{AttrError, EvaluationResult, FoundTarget, RecordingRequest, Recurse};
+use crate::secrets::redacted;
 use crate::store::Store;
-use crate::supervise::{OnStop, Supervisor};
+use crate::supervise::{OnStop, Printed, Supervisor};
 use crate::text::without_escapes;
 
 /// A line of its output, as its README shows it.
@@ -62,7 +63,7 @@ pub(in crate::recording) fn evaluate(
     );
     let mut was_repeated = false;
     loop {
-        let mut stderr = Vec::new();
+        let mut stderr = Printed::default();
         let finished = supervisor
             .run(&line, OnStop::TermThenKill, &mut stderr)
             .map_err(|failure| match failure.class {
@@ -71,6 +72,7 @@ pub(in crate::recording) fn evaluate(
                 ),
                 _ => class::not_started(failure),
             })?;
+        let stderr = stderr.into_bytes();
         log.pass_on(&NoiseFilter::new(log.debug).filtered(&stderr));
         let failure = if finished.ending.success() {
             match read(&finished.stdout, request) {
@@ -130,7 +132,7 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
             }
             evaluated.errors.push(AttrError {
                 attr,
-                message: (!message.is_empty()).then_some(message),
+                message: (!message.is_empty()).then(|| redacted(&message).into_owned()),
             });
             continue;
         };
@@ -146,7 +148,7 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
             Ok((drv, meta)) => evaluated.targets.push(FoundTarget { attr, drv, meta }),
             Err(message) => evaluated.refused.push(AttrError {
                 attr,
-                message: Some(message),
+                message: Some(redacted(&message).into_owned()),
             }),
         }
     }

@@ -10,6 +10,7 @@ use super::protocol::{AttrName, DescribedTarget};
 use super::spans::AttrIndex;
 use crate::nix::{AttrPath, DrvPath};
 use crate::recording::{AttrError, FoundTarget};
+use crate::secrets::redacted;
 
 const NOT_UTF_8: &str = "its name is not UTF-8";
 
@@ -267,7 +268,8 @@ impl Findings {
     fn attr_error(&self, path: &AttrIndex, message: &str) -> AttrError {
         AttrError {
             attr: self.attr(path),
-            message: Some(message.to_owned()),
+            // It stands in steps, annotations and documents.
+            message: Some(redacted(message).into_owned()),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::nix::{LockedFlake, NixOutput, NoiseFilter, Phase, Source, class};
 use crate::recording::RecordingRequest;
 use crate::status_line::StatusLine;
 use crate::store::Store;
-use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::supervise::{Finished, OnStop, Printed, Supervisor};
 use crate::text::{shortened, without_escapes};
 
 /// How much is shown of what Nix says that it does, in characters.
@@ -93,14 +93,18 @@ fn run(
     supervisor.check()?;
     reader.finish(|event| said.take(&event));
     let [running] = running;
-    Ok((running.finished(), said.printed))
+    let printed = said.printed.into_bytes();
+    Ok((
+        running.finished(),
+        String::from_utf8_lossy(&printed).into_owned(),
+    ))
 }
 
 /// What Nix says while it locks a flake.
 #[derive(Debug, Default)]
 struct Said {
     /// What it would say without being asked for structure.
-    printed: String,
+    printed: Printed,
     /// What it does, behind a colon; empty where it has not said.
     doing: String,
 }
@@ -109,15 +113,15 @@ impl Said {
     fn take(&mut self, event: &Event<'_>) {
         let printed = &mut self.printed;
         match event {
-            Event::Plain(line) => printed.push_str(&String::from_utf8_lossy(line)),
-            Event::Message { text, .. } => printed.push_str(&without_escapes(text)),
+            Event::Plain(line) => printed.add(line.bytes),
+            Event::Message { text, .. } => printed.add(without_escapes(text).as_bytes()),
             Event::Begins(text) => {
                 self.doing = format!(": {}", shortened(&in_one_line(text), DOING_AT_MOST));
                 return;
             }
             _ => return,
         }
-        printed.push('\n');
+        printed.add(b"\n");
     }
 }
 
@@ -155,7 +159,10 @@ mod tests {
         reader.read((lines.join("\n") + "\n").as_bytes(), |event| {
             said.take(&event);
         });
-        assert_eq!(said.printed, "warning: Git tree '/f' is dirty\nplain\n");
+        assert_eq!(
+            said.printed.into_bytes(),
+            b"warning: Git tree '/f' is dirty\nplain\n"
+        );
         assert_eq!(said.doing, ": copying '/f/' to the store");
     }
 }

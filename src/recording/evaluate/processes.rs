@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::memory;
 use super::schedule::WorkerId;
 use crate::command_line::{CommandLine, Ending};
+use crate::counts::mebibytes;
 use crate::exit::Failure;
 use crate::nix::structured::Event;
 use crate::nix::{NixOutput, class, message};
@@ -21,6 +22,13 @@ const CLOSE_TICK: Duration = Duration::from_millis(10);
 
 /// How much output is stored that may belong to Nix's final message, in bytes.
 const FINAL_OUTPUT_AT_MOST: usize = 64 << 10;
+
+/// How long a line may be, in bytes. Those of the walker have names and metadata, which it limits; those of a trace have what an
+/// expression likes.
+const LINE_AT_MOST: usize = 2 << 20;
+
+/// How much is kept of a line that is longer: less than a log prints of one.
+const CUT_AT: usize = 8 << 10;
 
 /// Why a worker was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +79,9 @@ struct WorkerProcess {
     worker: WorkerId,
     /// When it last printed something, or was sent something.
     last_active: Instant,
-    /// The beginning of a line that is not complete yet.
+    /// The beginning of a line that is not complete yet, and how much more of it has come.
     line: Vec<u8>,
+    omitted: usize,
     stop_cause: Option<StopCause>,
     final_output: Vec<u8>,
     /// What Nix and its children printed after the walker's last message.
@@ -85,6 +94,7 @@ impl WorkerProcess {
             worker,
             last_active: Instant::now(),
             line: Vec::new(),
+            omitted: 0,
             stop_cause: None,
             final_output: Vec::new(),
             nix_output: None,
@@ -95,17 +105,34 @@ impl WorkerProcess {
     fn lines(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
         let mut lines = Vec::new();
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            self.line.extend_from_slice(part);
+            let room = LINE_AT_MOST.saturating_sub(self.line.len());
+            let (now, later) = part.split_at(part.len().min(room));
+            self.line.extend_from_slice(now);
+            self.omitted += later.len();
             if part.ends_with(b"\n") {
-                lines.push(std::mem::take(&mut self.line));
+                lines.push(self.take_line());
             }
         }
         lines
     }
 
+    /// The line so far. One that is too long is no line of the walker's, and ends with how much of it is missing.
+    fn take_line(&mut self) -> Vec<u8> {
+        let mut line = std::mem::take(&mut self.line);
+        let omitted = std::mem::take(&mut self.omitted);
+        if omitted > 0 {
+            let omitted = omitted + line.len() - CUT_AT;
+            line.truncate(CUT_AT);
+            let note = format!("… ({} omitted)\n", mebibytes(omitted as u64));
+            line.extend_from_slice(note.as_bytes());
+        }
+        line
+    }
+
     /// Reads a line that is not the walker's. Gives true if it is for the log; false if it may belong to Nix's final message.
     fn read(&mut self, line: &[u8]) -> bool {
-        let is_error = || message::is_begin(&without_escapes(&String::from_utf8_lossy(line)));
+        let begin = &line[..line.len().min(CUT_AT)];
+        let is_error = || message::is_begin(&without_escapes(&String::from_utf8_lossy(begin)));
         self.read_output(line);
         if self.final_output.is_empty() && !is_error() {
             return true;
@@ -120,11 +147,11 @@ impl WorkerProcess {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         self.nix_output
             .get_or_insert_default()
-            .read(&Event::Plain(line));
+            .read(&Event::Plain(line.into()));
     }
 
     fn end(mut self, ending: Ending) -> EndedWorker {
-        let rest = std::mem::take(&mut self.line);
+        let rest = self.take_line();
         if !rest.is_empty() {
             self.read_output(&rest);
         }
@@ -374,6 +401,23 @@ mod tests {
         assert_eq!(process.lines(b"c"), Vec::<Vec<u8>>::new());
         assert_eq!(process.lines(b"\n\nd"), [b"bc\n".to_vec(), b"\n".to_vec()]);
         assert_eq!(process.end(Ending::Exited(0)).final_output, b"d");
+    }
+
+    #[test]
+    fn of_a_line_of_any_length_the_begin_is_kept_and_the_rest_is_counted() {
+        let mut process = process();
+        let piece = vec![b'x'; 1 << 20];
+        for _ in 0..100 {
+            assert!(process.lines(&piece).is_empty());
+            assert!(process.line.len() <= LINE_AT_MOST);
+        }
+        let lines = process.lines(b"x\nshort\n");
+        let [long, short] = lines.as_slice() else {
+            panic!("{} lines", lines.len());
+        };
+        assert!(long.starts_with(b"xxx") && long.len() < 2 * CUT_AT);
+        assert!(long.ends_with("x… (100 MiB omitted)\n".as_bytes()));
+        assert_eq!(short, b"short\n");
     }
 
     #[test]

@@ -10,6 +10,10 @@ use crate::nix::{AttrPath, NoiseFilter};
 use crate::recording::AttrError;
 use crate::recording::error_line::{ERRORS_AT_MOST, MESSAGE_IN_STEP, print_error};
 use crate::status_line::StatusLine;
+use crate::text::shortened;
+
+/// How much of an attribute's name a status line shows, in characters.
+const NAME_AT_MOST: usize = 80;
 
 /// The progress of an evaluation.
 #[derive(Debug)]
@@ -79,7 +83,8 @@ impl Progress {
             Some(match self.at.as_ref().map(name) {
                 None => format!("evaluating the root, {seconds} s"),
                 Some(at) => format!(
-                    "evaluating {at}: {begun} of {known} names, {}, {seconds} s",
+                    "evaluating {}: {begun} of {known} names, {}, {seconds} s",
+                    shortened(&at.to_string(), NAME_AT_MOST),
                     number(attributes, "attribute"),
                 ),
             })

@@ -280,6 +280,7 @@ fn name(escaped: &[u8]) -> AttrName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn path(text: &str) -> AttrIndex {
         AttrIndex::parse(text).unwrap()
@@ -356,6 +357,28 @@ mod tests {
             r#"{"buildkite":[]}"#,
         ] {
             assert!(meta(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_of_any_bytes_is_no_message_or_one_of_the_walkers(
+            before in prop_oneof![Just("trace: M "), Just("M "), Just("trace: "), Just("")],
+            word in proptest::sample::select(&["begin", "excluded", "set", "target", "beside", "known", "done", "x"][..]),
+            path in prop_oneof![Just("/1/2"), Just(""), Just("/01"), Just("/-1"), Just("/4294967296"), Just("a")],
+            rest in proptest::collection::vec(any::<u8>(), 0..30),
+        ) {
+            let line = [format!("{before}{word} {path} ").as_bytes(), &rest].concat();
+            let message = read(&line, "M");
+            // Without the marker it is a line of Nix or of the expression, and so it is with a path that is none.
+            let has_marker = before.ends_with("M ");
+            let has_path = matches!(path, "/1/2" | "");
+            prop_assert!(message.is_none() || has_marker && has_path && word != "x", "{message:?}");
+            if has_marker && has_path && matches!(word, "begin" | "target" | "done") {
+                prop_assert!(message.is_some());
+            }
+            let _ = read(&rest, "M");
+            let _ = is_end_of_line(&rest, "M");
         }
     }
 }

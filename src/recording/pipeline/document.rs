@@ -2,6 +2,7 @@
 //!
 //! Stable: a field is added, never renamed.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
@@ -9,9 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::steps::{PlannedPipeline, TargetStep, error_key};
 use crate::counts::RecordingCounts;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::keys::secret_values::RedactedKeys;
 use crate::keys::{Keys, refuse};
 use crate::nix::{AttrPath, DrvPath, StorePath};
 use crate::recording::{AttrError, Meta, Target};
+use crate::secrets::redacted;
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -69,15 +72,15 @@ pub(in crate::recording) struct TargetEntry<'a> {
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::recording) struct MetaEntry<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    buildkite: Option<&'a Keys>,
+    buildkite: Option<RedactedKeys<'a>>,
     #[serde(rename = "eval-once", skip_serializing_if = "Option::is_none")]
-    eval_once: Option<&'a Keys>,
+    eval_once: Option<RedactedKeys<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<u64>,
     #[serde(rename = "maxSilent", skip_serializing_if = "Option::is_none")]
     max_silent: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    description: Option<&'a str>,
+    description: Option<Cow<'a, str>>,
 }
 
 /// An attribute with an error.
@@ -172,11 +175,11 @@ impl<'a> TargetEntry<'a> {
             depends_on: &step.depends_on,
             skip: step.skip.as_deref(),
             meta: MetaEntry {
-                buildkite: buildkite.as_ref(),
-                eval_once: eval_once.as_ref(),
+                buildkite: buildkite.as_ref().map(RedactedKeys),
+                eval_once: eval_once.as_ref().map(RedactedKeys),
                 timeout: *timeout,
                 max_silent: *max_silent,
-                description: description.as_deref(),
+                description: description.as_deref().map(redacted),
             },
         }
     }

@@ -43,6 +43,9 @@ pub(super) fn inert(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::recording::pipeline::fixtures::path;
+    use crate::text::hostile::text;
+    use crate::text::is_hidden;
+    use proptest::prelude::*;
 
     #[test]
     fn a_label_shows_every_character_and_has_no_emoji_of_the_repositorys() {
@@ -54,6 +57,16 @@ mod tests {
         );
         let text = label(":nix:", &"é".repeat(5_000));
         assert_eq!(text.chars().count(), 6 + 200);
+    }
+
+    proptest! {
+        #[test]
+        fn a_label_is_one_line_with_our_emoji_alone(name in text()) {
+            let shown = label(":nix:", &path(&[&name]).to_string());
+            prop_assert!(shown.starts_with(":nix: "));
+            prop_assert_eq!(shown.matches(':').count(), 2);
+            prop_assert!(!shown.contains(is_hidden));
+        }
     }
 
     #[test]

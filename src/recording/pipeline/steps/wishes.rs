@@ -7,6 +7,7 @@ use super::retry::with_rules;
 use crate::build_keys::{self, BuildKeys};
 use crate::buildkite::schema::Schema;
 use crate::exit::Failure;
+use crate::keys::secret_values::secret_in_step;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, refuse};
 use crate::recording::request::NO_OTHER_HOOK;
@@ -38,9 +39,12 @@ impl StepWishes {
     /// Reads wishes as they were written.
     ///
     /// # Errors
-    /// A property cannot be set by a wish, or Buildkite would reject it. The sentence names the property as it was written,
+    /// A property cannot be set by a wish, or holds a secret, or Buildkite would reject it. The sentence names the property as it was written,
     /// which it could not after the merge.
     pub(super) fn read(written: &Keys, emit: &Emit, schema: &Schema) -> Result<Self, String> {
+        if let Some(sentence) = secret_in_step(written) {
+            return Err(sentence);
+        }
         let mut keys = written.clone();
         for (alias, name) in [("name", "label"), ("commands", "command")] {
             if let Some(value) = keys.remove(alias)

@@ -1,0 +1,108 @@
+//! Output of Nix, of builders and of expressions that is hostile, or only very long: what of it reaches a log, what it counts for, and
+//! how much memory it takes.
+
+use std::fs;
+
+use crate::support::program::{Ended, Program};
+use crate::support::recording::Pipeline;
+use crate::support::stand_in::StandIns;
+use crate::support::store::Store;
+
+/// What a step or a recording may have at most, in KiB, whatever is printed: without any output it has a fifth of that.
+const MEMORY_AT_MOST: u64 = 50 << 10;
+
+/// Runs a program, and gives the most memory that it had itself when a `nix` of these names ended, in KiB.
+fn peak(store: &Store, names: &[&str], program: Program) -> (Ended, u64) {
+    let peaks = store.root().join("tmp/peaks");
+    let script = format!(
+        "\"$REAL\" \"$@\"; status=$?; grep VmHWM /proc/$PPID/status >>'{}'; exit $status",
+        peaks.display()
+    );
+    let stand_ins = names
+        .iter()
+        .fold(StandIns::new(store.bin()), |stand_ins, name| {
+            stand_ins.before(name, &script)
+        });
+    let ended = program.env("PATH", stand_ins.path(store)).run();
+    let peaks = fs::read_to_string(peaks).unwrap();
+    let kib = |line: &str| line.split_whitespace().nth(1)?.parse().ok();
+    let most = peaks.lines().filter_map(kib).max();
+    (ended, most.unwrap())
+}
+
+#[test]
+fn a_trace_of_many_megabytes_is_cut_and_takes_little_memory() {
+    let Some(store) = Store::new() else { return };
+    // 2 to the power of 26 characters in one line.
+    store.targets(
+        r#"let long = builtins.foldl' (text: _: text + text) "x" (builtins.genList (x: x) 26);
+           in { a = builtins.trace "before ${long}" (file "a"); b = throw "words ${long}"; c = file "c"; }"#,
+    );
+    let program = store.eval_once(["pipeline", "--dry-run", "--skip", "none"]);
+    let (ended, most) = peak(&store, &["nix"], program);
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.drvs().len(), 2, "{}", ended.stderr);
+    assert_eq!(pipeline.broken().len(), 1);
+    assert!(ended.stderr.len() < 100_000, "{}", ended.stderr.len());
+    ended
+        .passes_on("trace: before xxx")
+        .passes_on("x… (64 MiB omitted)\n");
+    ended.passes_on("evaluation error: b: words xxx");
+    assert!(most < MEMORY_AT_MOST, "{most} KiB");
+}
+
+#[test]
+fn a_builder_that_prints_megabytes_in_one_line_takes_little_memory() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{ long = build "long" "i=x; n=0; while [ $n -lt 18 ]; do i=$i$i; n=$((n+1)); done
+             n=0; while [ $n -lt 200 ]; do printf %s $i; n=$((n+1)); done; echo; echo after; echo > $out"; }"#,
+    );
+    for form in ["pretty", "raw"] {
+        let target = store.target("long");
+        let program = store.step(target.flags()).args(["--log", form]);
+        let (ended, most) = peak(&store, &["nix-store"], program);
+        ended.exits(0).counts(1, 0);
+        let name = if form == "pretty" { "long> " } else { "" };
+        ended
+            .passes_on(&format!("\n{name}xxx"))
+            .passes_on(&format!("\n{name}after\n"));
+        ended.passes_on("x… (50 MiB omitted)\n");
+        assert!(ended.stderr.len() < 100_000, "{}", ended.stderr.len());
+        assert!(most < MEMORY_AT_MOST, "{form}: {most} KiB");
+        store.delete([target.out()]);
+    }
+}
+
+#[test]
+fn what_a_builder_prints_is_no_build_in_any_form_of_the_log() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{ liar = build "liar" "n=100000; while [ $n -lt 150000 ]; do
+               echo \"building '/nix/store/00000000000000000000000000$n-x.drv'...\"; n=$((n+1)); done
+             echo \"copying path '/nix/store/00000000000000000000000000000000-x' from 'https://x'...\"; echo > $out"; }"#,
+    );
+    for form in ["pretty", "raw"] {
+        let target = store.target("liar");
+        let program = store.step(target.flags()).args(["--log", form]);
+        let (ended, most) = peak(&store, &["nix-store"], program);
+        ended.exits(0).counts(1, 0);
+        assert!(most < MEMORY_AT_MOST, "{form}: {most} KiB");
+        store.delete([target.out()]);
+    }
+}
+
+#[test]
+fn a_name_of_a_megabyte_is_cut_where_it_is_shown() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"let long = builtins.foldl' (text: _: text + text) "x" (builtins.genList (x: x) 20);
+           in { ${long} = file "a"; "b${long}" = throw "its words"; c = file "c"; }"#,
+    );
+    let ended = store
+        .eval_once(["pipeline", "--dry-run", "--skip", "none"])
+        .run();
+    ended.exits(0);
+    ended.passes_on("xxx…: its words\n");
+    assert!(ended.stderr.len() < 10_000, "{}", ended.stderr.len());
+}
