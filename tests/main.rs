@@ -50,6 +50,7 @@ mod recording_in_build;
 mod recording_keys;
 mod recording_stopped;
 mod recording_store;
+mod recording_trust;
 mod recording_walk;
 mod reproduce;
 mod secrets;

@@ -104,6 +104,23 @@ pub fn sums_of_artifacts(name: &str) -> CommandLine {
     ])
 }
 
+/// Prints `JOB SIZE SHA-256;` of each artifact that begins with `name`, of the jobs of the step with this key, or of the job with
+/// this id, the jobs that were retried included. All three are Buildkite's own; the path is not printed, because the job chose it.
+#[must_use]
+pub fn artifacts_of_step(name: &str, step_key_or_job: &str) -> CommandLine {
+    agent(&[
+        "artifact",
+        "search",
+        &every_upload_of(name),
+        "--format",
+        "%j %s %T;",
+        "--include-retried-jobs",
+        "--allow-empty-results",
+        "--step",
+        step_key_or_job,
+    ])
+}
+
 /// The query that finds the artifact `name` of whatever jobs have uploaded it. A name that several have uploaded is refused (400,
 /// "Multiple artifacts were found"), while of a pattern each is sent.
 #[must_use]
@@ -212,6 +229,7 @@ mod tests {
                 &["--include-retried-jobs"],
             ),
             (sums_of_artifacts("a"), &["--include-retried-jobs"]),
+            (artifacts_of_step("a", "k"), &["--include-retried-jobs"]),
         ] {
             let words = line.words();
             for flag in flags {

@@ -19,7 +19,7 @@ use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::keys::refuse;
 use crate::paths;
-use crate::recording::BuildkiteBuild;
+use crate::recording::{BuildkiteBuild, Signing};
 use crate::step::{AfterBuild, JobContext, StepJob};
 
 /// Whether this is a job, whose log is read in a browser even though it is a terminal's.
@@ -225,7 +225,21 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
             .text("BUILDKITE_COMMIT")
             .filter(|commit| git::is_hash(commit)),
         is_retry: is_retry(variables),
+        step_key: variables.text("BUILDKITE_STEP_KEY"),
+        signing: signing(variables),
     }))
+}
+
+/// How the agent signs what this job uploads: `pipeline upload` takes the same variables in this order.
+fn signing(variables: &Variables) -> Signing {
+    let services = ["BUILDKITE_AGENT_AWS_KMS_KEY", "BUILDKITE_AGENT_GCP_KMS_KEY"];
+    if services.iter().any(|name| variables.text(name).is_some()) {
+        return Signing::ByService;
+    }
+    match variables.path("BUILDKITE_AGENT_JWKS_FILE") {
+        Some(file) => Signing::WithFile(file),
+        None => Signing::Unsigned,
+    }
 }
 
 /// Whether a job of the same step came before.
@@ -457,10 +471,25 @@ mod tests {
                 branch: "main".into(),
                 commit: None,
                 is_retry: false,
+                step_key: None,
+                signing: Signing::Unsigned,
             }
         );
         let retried = [&JOB[..], &[("BUILDKITE_RETRY_COUNT", "1")]].concat();
         assert!(build(&retried).unwrap().unwrap().is_retry);
+        let file = ("BUILDKITE_AGENT_JWKS_FILE", "/key.json");
+        for (more, signing) in [
+            (&[file][..], Signing::WithFile("/key.json".into())),
+            (&[("BUILDKITE_AGENT_JWKS_FILE", "")], Signing::Unsigned),
+            (
+                &[("BUILDKITE_AGENT_AWS_KMS_KEY", "k"), file],
+                Signing::ByService,
+            ),
+            (&[("BUILDKITE_AGENT_GCP_KMS_KEY", "k")], Signing::ByService),
+        ] {
+            let build = build(&[&JOB[..], more].concat()).unwrap().unwrap();
+            assert_eq!(build.signing, signing, "{more:?}");
+        }
         for (missing, _) in &JOB[1..] {
             let some: Vec<_> = JOB
                 .into_iter()

@@ -95,6 +95,17 @@ pub struct Target {
     pub meta: Meta,
 }
 
+/// How an agent signs the steps that its jobs upload, from what it tells them for `pipeline upload`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Signing {
+    /// Not at all.
+    Unsigned,
+    /// With the key in this file (`BUILDKITE_AGENT_JWKS_FILE`).
+    WithFile(PathBuf),
+    /// With a key that never leaves a key management service (`BUILDKITE_AGENT_AWS_KMS_KEY`, `BUILDKITE_AGENT_GCP_KMS_KEY`).
+    ByService,
+}
+
 /// The build that a recording belongs to, from the agent's variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildkiteBuild {
@@ -112,6 +123,10 @@ pub struct BuildkiteBuild {
     pub commit: Option<String>,
     /// Whether a job of the same step came before (`BUILDKITE_RETRY_COUNT`).
     pub is_retry: bool,
+    /// `BUILDKITE_STEP_KEY`, where the step has one.
+    pub step_key: Option<String>,
+    /// How the agent signs the steps that its jobs upload.
+    pub signing: Signing,
 }
 
 /// An order to record.

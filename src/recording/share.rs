@@ -210,6 +210,8 @@ mod tests {
             branch: "main".into(),
             commit: None,
             is_retry: false,
+            step_key: None,
+            signing: crate::recording::Signing::Unsigned,
         };
         let build = Some(&build).filter(|_| in_job);
         match Sharing::new(&request, &host, build, dry_run).map(|sharing| sharing.how) {

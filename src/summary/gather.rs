@@ -96,14 +96,7 @@ fn recorded(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Option<(Recorded, UploadPlan)>, Failure> {
-    // Anything that runs in a build can set its meta-data: only a job's id is passed on to the agent.
-    let is_id = |job: &&str| {
-        !job.starts_with('-')
-            && job
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    };
-    let Some(job) = PlanMark::read(mark).map(|mark| mark.job).filter(is_id) else {
+    let Some(job) = PlanMark::read(mark).map(|mark| mark.job) else {
         log.warn("a recording is omitted: the mark of its plan names no job");
         return Ok(None);
     };

@@ -3,6 +3,26 @@
 //! The plan is an artifact, byte for byte, before the first chunk is uploaded, and a retry of the same recording follows it. Each
 //! chunk that is known to be applied has a mark in the build's meta-data. One without a mark may be applied all the same, also
 //! after its client died. Asking first cannot exclude that; only the rejection of its keys by Buildkite shows it.
+//!
+//! # Whose plan is followed
+//!
+//! Every job of a build can set its meta-data, and can upload an artifact *for any other job*: Buildkite's page on agent tokens says
+//! so of job tokens. So neither a mark nor the job of an artifact shows who made a plan. What is followed would be signed by an
+//! agent that signs, though. So:
+//!
+//! - Where the agent signs with a key in a file (`BUILDKITE_AGENT_JWKS_FILE`), the mark carries a seal: an HMAC by that file over
+//!   build, step, job, the recording's identity and the plan's SHA-256. No job can make it that has not got the key, and one that has
+//!   it signs whatever it likes. A plan without this seal is not followed.
+//! - Where a key management service signs there is nothing to seal with: no plan is followed.
+//! - Where nothing is signed, Buildkite is asked whether a job of the step with this step's key has that one artifact with the hash of
+//!   the mark (of a step without a key, whether the job has it: nothing else is documented to be asked by). Another job can get past that by
+//!   uploading for an earlier try; it gets steps into the build thereby, as `pipeline upload` does for it anyway.
+//!
+//! In all three the plan's `step` has to be this one, its bytes those of the mark's hash, and this job a retry by Buildkite's count.
+//! A plan in doubt is no failure: the targets are evaluated again, and the steps that exist already are found by their keys.
+//!
+//! A mark of a chunk means only that its keys are looked for before they are uploaded, so that a forged one hides no step. What
+//! stays: a job that uploads a step under a key of ours takes its place, for keys are all by which Buildkite tells steps apart.
 
 pub(in crate::recording) mod annotation;
 mod chunk;
@@ -15,16 +35,17 @@ use std::time::{Duration, Instant};
 
 use self::chunk::Chunk;
 use self::plan::UploadPlan;
-use self::plan_artifact::PlanMark;
+use self::plan_artifact::{ListedArtifact, PlanMark};
 use self::rejection::{is_used, rejected, rejection};
 use crate::agent;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
 use crate::counts;
 use crate::exit::{Class, Failure};
+use crate::fingerprint::sha256;
 use crate::log::Log;
 use crate::parallel;
-use crate::recording::BuildkiteBuild;
+use crate::recording::{BuildkiteBuild, Signing};
 use crate::supervise::{Finished, Supervisor};
 
 /// The name of the artifact for other programs.
@@ -68,9 +89,10 @@ impl<'a> Upload<'a> {
 
     /// The plan of an earlier try of this recording, if there is one. `recording` is the recording's identity.
     ///
+    /// A plan that may be of somebody else is not followed, with a warning.
+    ///
     /// # Errors
-    /// Buildkite cannot be asked, or has lost the plan (75); there is no `buildkite-agent` (69); this job has uploaded another
-    /// recording before (64).
+    /// Buildkite cannot be asked (75); there is no `buildkite-agent` (69); this job has uploaded another recording before (64).
     pub(in crate::recording) fn earlier_plan(
         &mut self,
         recording: &str,
@@ -81,21 +103,27 @@ impl<'a> Upload<'a> {
             "look for the plan of an earlier try of this recording",
         )?;
         let mark = mark.text();
-        let Some(PlanMark {
-            job,
-            recording: earlier,
-        }) = PlanMark::read(&mark)
-        else {
+        let Some(mark) = PlanMark::read(&mark) else {
             return Ok(None);
         };
-        let is_other = earlier.is_some_and(|other| other != recording);
-        if is_other && job == self.build.job {
+        let is_other = mark.recording.is_some_and(|other| other != recording);
+        if is_other && mark.job == self.build.job {
             return Err(Failure::new(
                 Class::Config,
                 "this job has uploaded another recording already, and a step can upload only one",
             )
             .hint("give each recording a step of its own, or record all of them as one"));
         }
+        let plan = match self.plan_of(mark)? {
+            Ok(plan) => plan,
+            Err(doubt) => {
+                // Not a failure: steps that are uploaded already are found by their keys.
+                self.log.warn(format_args!(
+                    "the plan of an earlier try is not followed, because {doubt}; the targets are evaluated again"
+                ));
+                return Ok(None);
+            }
+        };
         self.log.say(
             "an earlier try of this recording has planned its upload: following that plan, without another evaluation",
         );
@@ -104,20 +132,101 @@ impl<'a> Upload<'a> {
             self.log
                 .warn("the earlier try had other keys than this one; its plan counts");
         }
+        Ok(Some(plan))
+    }
+
+    /// The plan that this mark names, or what raises a doubt that an earlier try of this step made it.
+    fn plan_of(&mut self, mark: PlanMark<'_>) -> Result<Result<UploadPlan, String>, Failure> {
+        if let Some(doubt) = self.doubt(mark)? {
+            return Ok(Err(doubt));
+        }
         let doing = "get the plan of the earlier try";
-        let Some(json) = plan_artifact::download(self.supervisor, self.temporary, job, doing)?
-        else {
-            return Err(Failure::new(
-                Class::Infrastructure,
-                format_args!(
-                    "cannot {doing}: Buildkite no longer has the artifact of the job {job}"
-                ),
-            )
-            .hint(
-                "run the whole build again: another evaluation may find other steps than those that are uploaded",
-            ));
+        let json = plan_artifact::download(self.supervisor, self.temporary, mark.job, doing)?;
+        let Some(json) = json else {
+            return Ok(Err(format!(
+                "Buildkite does not have the artifact of job {}",
+                mark.job
+            )));
         };
-        UploadPlan::read(&json).map(Some)
+        if Some(&*sha256(json.as_bytes())) != mark.sha256 {
+            return Ok(Err(format!(
+                "the artifact of job {} is not the one that its mark names",
+                mark.job
+            )));
+        }
+        Ok(match UploadPlan::read(&json) {
+            Ok(plan) if plan.step != self.build.step => {
+                Err(format!("it is the plan of the step {}", plan.step))
+            }
+            read => read.map_err(|failure| failure.to_string()),
+        })
+    }
+
+    /// What raises a doubt, before a plan is downloaded, that an earlier try of this step made it; see the module's documentation.
+    fn doubt(&mut self, mark: PlanMark<'_>) -> Result<Option<String>, Failure> {
+        let PlanMark { job, sha256, .. } = mark;
+        let is_own = job == self.build.job;
+        if !is_own && !self.build.is_retry {
+            return Ok(Some(
+                "this job is the first try of its step (BUILDKITE_RETRY_COUNT)".to_owned(),
+            ));
+        }
+        let Some(sha256) = sha256 else {
+            return Ok(Some("an older version of eval-once made it".to_owned()));
+        };
+        match self.seal(mark) {
+            Err(doubt) => return Ok(Some(doubt)),
+            Ok(Some(seal)) if mark.seal != Some(&seal) => {
+                return Ok(Some(
+                    "its seal is not made with the signing key of this agent".to_owned(),
+                ));
+            }
+            Ok(_) => {}
+        }
+        let scope = match (&self.build.signing, &self.build.step_key) {
+            (Signing::Unsigned, Some(key)) => key,
+            _ => job,
+        };
+        let line = command::artifacts_of_step(plan_artifact::PLAN, scope);
+        let listed = self.ask(
+            &line,
+            "look for the plan of an earlier try of this recording",
+        )?;
+        let listed: Vec<_> = ListedArtifact::all_in(&listed.text())
+            .into_iter()
+            .filter(|artifact| artifact.job == job)
+            .collect();
+        Ok(match &listed[..] {
+            [] => Some(format!("no try of this step, job {job}, has that artifact")),
+            [artifact] if artifact.sha256.eq_ignore_ascii_case(sha256) => {
+                let size = artifact.size;
+                (size > plan_artifact::LARGEST).then(|| format!("it has {size} bytes"))
+            }
+            [_] => Some(format!(
+                "the artifact of job {job} is not the one that its mark names"
+            )),
+            [_, _, ..] => Some(format!("job {job} has several artifacts of its name")),
+        })
+    }
+
+    /// The seal of a plan that was made where this agent's signing key is; none where it signs nothing.
+    ///
+    /// # Errors
+    /// This agent signs, but has no key for seals: why not.
+    fn seal(&self, mark: PlanMark<'_>) -> Result<Option<String>, String> {
+        match &self.build.signing {
+            Signing::Unsigned => Ok(None),
+            Signing::ByService => Err(
+                "this agent signs steps with a key in a key management service, which no plan can be sealed with"
+                    .to_owned(),
+            ),
+            Signing::WithFile(file) => {
+                let key = std::fs::read(file).map_err(|error| {
+                    format!("the signing key {} cannot be read: {error}", file.display())
+                })?;
+                Ok(Some(plan_artifact::seal(&key, self.build, mark)))
+            }
+        }
     }
 
     /// Saves a new plan, before any of its steps is uploaded.
@@ -129,9 +238,20 @@ impl<'a> Upload<'a> {
         plan: &UploadPlan,
         recording: &str,
     ) -> Result<(), Failure> {
-        plan_artifact::upload(self.supervisor, self.temporary, plan)?;
-        let value = PlanMark::write(&self.build.job, recording);
-        let line = command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &value);
+        let plan = plan.to_json()?;
+        plan_artifact::upload(self.supervisor, self.temporary, &plan)?;
+        let sum = sha256(plan.as_bytes());
+        let mut mark = PlanMark {
+            job: &self.build.job,
+            recording: Some(recording),
+            sha256: Some(&sum),
+            seal: None,
+        };
+        // A retry says why it cannot follow a plan without a seal.
+        let seal = self.seal(mark).ok().flatten();
+        mark.seal = seal.as_deref();
+        let line =
+            command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &mark.write());
         self.ask(&line, "mark the plan as saved").map(drop)
     }
 
@@ -156,10 +276,16 @@ impl<'a> Upload<'a> {
         let count = plan.chunks.len();
         for (number, chunk) in plan.chunks.iter().enumerate() {
             let mark = plan_artifact::mark(&self.build.step, number);
+            let mut missing = chunk.keys.clone();
             if marks.lines().any(|line| line.trim() == mark) {
-                continue;
+                // Any job of the build can set a mark: it only says that asking comes before uploading.
+                let existing = self.existing(&missing)?;
+                missing.retain(|key| !existing.contains(key));
+                if missing.is_empty() {
+                    continue;
+                }
             }
-            self.upload_chunk(chunk, number + 1, count)?;
+            self.upload_chunk(chunk, missing, number + 1, count)?;
             let line = command::set_meta_data(&mark, "applied");
             self.ask(&line, "mark a chunk as uploaded")?;
         }
@@ -191,9 +317,14 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// Uploads a chunk, or the part of it that does not exist yet.
-    fn upload_chunk(&mut self, chunk: &Chunk, number: usize, count: usize) -> Result<(), Failure> {
-        let mut missing = chunk.keys.clone();
+    /// Uploads the steps of a chunk with the keys `missing`, or those of them that do not exist yet.
+    fn upload_chunk(
+        &mut self,
+        chunk: &Chunk,
+        mut missing: Vec<String>,
+        number: usize,
+        count: usize,
+    ) -> Result<(), Failure> {
         let mut looked_up = false;
         loop {
             let Some(message) = self.upload_pipeline(&chunk.part(&missing)?)? else {

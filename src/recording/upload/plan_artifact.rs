@@ -2,15 +2,23 @@
 //! recording looks for its own plan; a summary looks for all plans of the build.
 
 use std::path::Path;
+use std::time::Duration;
 
-use super::plan::UploadPlan;
 use crate::agent;
 use crate::buildkite::agent as command;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::fingerprint;
+use crate::recording::BuildkiteBuild;
 use crate::supervise::Supervisor;
 
 /// The artifact's name.
 pub(in crate::recording) const PLAN: &str = "eval-once-plan.json";
+
+/// The most bytes of a plan: 4,000 steps, as many as a build can have, with 128 KiB for each.
+pub(super) const LARGEST: u64 = 512 << 20;
+
+/// How long a download may take. By itself an agent tries for many minutes.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 const PREFIX: &str = "eval-once:";
 const SUFFIX: &str = ":plan";
@@ -40,29 +48,80 @@ pub(crate) struct PlanMark<'a> {
     /// The job that has the artifact.
     pub(crate) job: &'a str,
     /// The identity of the recording; older versions did not write it.
-    pub(crate) recording: Option<&'a str>,
+    pub(in crate::recording) recording: Option<&'a str>,
+    /// The SHA-256 of the plan; older versions did not write it.
+    pub(super) sha256: Option<&'a str>,
+    /// The plan's [`seal`], where the agent of the try signs with a key in a file.
+    pub(super) seal: Option<&'a str>,
 }
 
 impl<'a> PlanMark<'a> {
-    /// Reads the value; none where there is no mark.
+    /// Reads the value; none where there is no mark, or where it names no job: anything that runs in a build can set its meta-data,
+    /// and only a job's id is passed on to the agent.
     pub(crate) fn read(value: &'a str) -> Option<Self> {
         let mut words = value.split_whitespace();
+        let is_in_id = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let job = words
+            .next()
+            .filter(|job| !job.starts_with('-') && job.bytes().all(is_in_id))?;
         Some(Self {
-            job: words.next()?,
+            job,
             recording: words.next(),
+            sha256: words.next(),
+            seal: words.next(),
         })
     }
 
     /// The value as it is written.
-    pub(in crate::recording) fn write(job: &str, recording: &str) -> String {
-        format!("{job} {recording}")
+    pub(super) fn write(self) -> String {
+        let words = [Some(self.job), self.recording, self.sha256, self.seal];
+        let words: Vec<&str> = words.into_iter().map_while(|word| word).collect();
+        words.join(" ")
     }
 }
 
-/// Downloads the plan of this job, as text for [`UploadPlan::read`]; none where Buildkite no longer has it.
+/// What shows that a plan was made where the signing key is: an HMAC by that key of what the plan is for. Without the build and the
+/// step, a plan of another build could be left in this one.
+pub(super) fn seal(key: &[u8], build: &BuildkiteBuild, mark: PlanMark<'_>) -> String {
+    let recording = mark.recording.unwrap_or_default();
+    let sha256 = mark.sha256.unwrap_or_default();
+    let what = [&*build.build, &*build.step, mark.job, recording, sha256];
+    fingerprint::seal(key, std::iter::once("eval-once plan").chain(what))
+}
+
+/// An artifact as Buildkite lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ListedArtifact {
+    pub(super) job: String,
+    /// In bytes.
+    pub(super) size: u64,
+    /// As the job that uploaded it says.
+    pub(super) sha256: String,
+}
+
+impl ListedArtifact {
+    /// Reads what [`command::artifacts_of_step`] prints.
+    pub(super) fn all_in(printed: &str) -> Vec<Self> {
+        let listed = printed.split(';').filter_map(|entry| {
+            let words: Vec<&str> = entry.split_whitespace().collect();
+            let [job, size, sha256] = words[..] else {
+                return None;
+            };
+            Some(Self {
+                job: job.to_owned(),
+                size: size.parse().ok()?,
+                sha256: sha256.to_owned(),
+            })
+        });
+        listed.collect()
+    }
+}
+
+/// Downloads the plan of this job, as text for [`super::plan::UploadPlan::read`]; none where Buildkite does not have it.
 ///
 /// # Errors
-/// Buildkite cannot be asked (75); there is no `buildkite-agent` (69).
+/// Buildkite cannot be asked, does not answer in time, or has a file that is too large for a plan (75); there is no
+/// `buildkite-agent` (69).
 pub(crate) fn download(
     supervisor: &mut Supervisor,
     temporary: &Path,
@@ -71,16 +130,35 @@ pub(crate) fn download(
 ) -> Result<Option<String>, Failure> {
     let folder = agent::folder(temporary)?;
     let line = command::download_artifact(PLAN, job, folder.path());
-    let (finished, message) = agent::run(supervisor, &line)?;
+    let Some((finished, message)) = agent::run_within(supervisor, &line, PATIENCE, || ())? else {
+        return Err(Failure::new(
+            Class::Infrastructure,
+            format_args!(
+                "cannot {doing}: `{line}` takes more than {} s",
+                PATIENCE.as_secs()
+            ),
+        ));
+    };
     if !finished.ending.success() {
         if command::found_no_artifact(&message) {
             return Ok(None);
         }
         return Err(agent::unreachable(&line, &finished, &message, doing));
     }
-    std::fs::read_to_string(folder.path().join(PLAN))
+    let cannot = || format!("cannot {doing}");
+    let file = folder.path().join(PLAN);
+    let size = std::fs::metadata(&file)
+        .classify(Class::Infrastructure, cannot)?
+        .len();
+    if size > LARGEST {
+        return Err(Failure::new(
+            Class::Infrastructure,
+            format_args!("cannot {doing}: it has {size} bytes"),
+        ));
+    }
+    std::fs::read_to_string(&file)
         .map(Some)
-        .classify(Class::Infrastructure, || format!("cannot {doing}"))
+        .classify(Class::Infrastructure, cannot)
 }
 
 /// Uploads a plan as an artifact of this job.
@@ -90,9 +168,9 @@ pub(crate) fn download(
 pub(in crate::recording) fn upload(
     supervisor: &mut Supervisor,
     temporary: &Path,
-    plan: &UploadPlan,
+    plan: &str,
 ) -> Result<(), Failure> {
-    agent::keep_artifact(supervisor, temporary, PLAN, &plan.to_json()?)
+    agent::keep_artifact(supervisor, temporary, PLAN, plan)
 }
 
 #[cfg(test)]
@@ -116,11 +194,37 @@ mod tests {
 
     #[test]
     fn a_mark_reads_back_as_it_was_written() {
-        let value = PlanMark::write("job", "letters");
-        let (job, recording) = ("job", Some("letters"));
-        assert_eq!(PlanMark::read(&value), Some(PlanMark { job, recording }));
-        let recording = None;
-        assert_eq!(PlanMark::read("job\n"), Some(PlanMark { job, recording }));
-        assert_eq!(PlanMark::read(" \n"), None);
+        let mut mark = PlanMark {
+            job: "0190-job",
+            recording: Some("letters"),
+            sha256: Some("sum"),
+            seal: Some("seal"),
+        };
+        assert_eq!(PlanMark::read(&mark.write()), Some(mark));
+        mark.seal = None;
+        assert_eq!(PlanMark::read(&mark.write()), Some(mark));
+        // As older versions wrote it.
+        (mark.recording, mark.sha256) = (None, None);
+        assert_eq!(PlanMark::read("0190-job\n"), Some(mark));
+    }
+
+    #[test]
+    fn a_mark_that_is_no_id_of_a_job_is_none() {
+        for value in ["", " \n", "--step x", "../x x", "a_b x", "a;b"] {
+            assert_eq!(PlanMark::read(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn listed_artifacts_are_read_and_what_is_none_is_not() {
+        let listed = ListedArtifact {
+            job: "0190-a".into(),
+            size: 12,
+            sha256: "ab".into(),
+        };
+        assert_eq!(
+            ListedArtifact::all_in("0190-a 12 ab;0190-b -1 cd;0190-c 1;x y z w;\n"),
+            [listed]
+        );
     }
 }

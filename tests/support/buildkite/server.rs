@@ -425,6 +425,17 @@ impl Shared {
         let Some(state) = self.progress().job(id).map(|job| job.state) else {
             return Answer::error(404, "No job found");
         };
+        // A job's token acts for that job alone, except that "job tokens can create (push) metadata, annotations, and artifacts to other
+        // jobs" (documentation, "Agent tokens"): neither is a proof of who made it.
+        let is_pushed = matches!(rest, ["data" | "annotations" | "artifacts", ..]);
+        let is_its_own = {
+            let mut progress = self.progress();
+            let caller = progress.agents.get(&call.token).map(|it| it.name.clone());
+            progress.job(id).is_some_and(|job| job.agent == caller)
+        };
+        if !is_pushed && !is_its_own {
+            return Answer::error(403, "The job is not this agent's");
+        }
         let body = call.json();
         match (call.method.as_str(), rest) {
             ("PUT", ["accept"]) => self.accept(call, id),
