@@ -12,6 +12,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::DrvPath;
 use crate::nix::output::{LAST_LINES, shortened_line};
 use crate::nix::structured::{Event, LogReader};
+use crate::private;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -61,7 +62,7 @@ impl BuildLog {
             name: artifact_of(drv),
         };
         if let Some(folder) = log.file().parent() {
-            std::fs::create_dir_all(folder).classify(Class::Infrastructure, || {
+            private::make_folders(folder).classify(Class::Infrastructure, || {
                 format!("cannot make {}", folder.display())
             })?;
         }
