@@ -459,6 +459,42 @@ mod tests {
     }
 
     #[test]
+    fn what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writes_is_not() {
+        let folder = TempDir::new().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let long_ago = FileTimes::new().set_modified(SystemTime::now() - 2 * TIME_TO_LOCK);
+        let age = |file: &Path| {
+            let file = File::options().append(true).open(file).unwrap();
+            file.set_times(long_ago).unwrap();
+        };
+        let living = state.temporary_file(b"living").unwrap();
+        let killed = state.temporary_file(b"killed").unwrap();
+        killed.0.as_file().unlock().unwrap();
+        let new = state.temporary_file(b"new").unwrap();
+        new.0.as_file().unlock().unwrap();
+        age(living.path());
+        age(killed.path());
+        state
+            .write_whole(&folder.path().join("whole"), b"x")
+            .unwrap();
+        assert!(!killed.path().exists());
+        assert!(living.path().exists() && new.path().exists());
+        // The same for a conversation.
+        let talking = state.conversation().unwrap();
+        let ended = folder.path().join(CONVERSATIONS).join("eval-once-ended");
+        std::fs::create_dir(&ended).unwrap();
+        std::fs::write(ended.join(LOCK), "").unwrap();
+        for folder in [talking.path(), &ended] {
+            File::open(folder).unwrap().set_times(long_ago).unwrap();
+        }
+        let _other = state.conversation().unwrap();
+        assert!(talking.path().exists() && !ended.exists());
+        drop((living, killed, new));
+        let left = folder.path().join(TEMPORARY).read_dir().unwrap();
+        assert_eq!(left.count(), 0);
+    }
+
+    #[test]
     fn the_roots_of_outputs_last_for_a_day() {
         let folder = TempDir::new().unwrap();
         let state = StateFolder::open(folder.path()).unwrap();
