@@ -390,20 +390,12 @@ fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) -> usi
         if is_ours(&entry)
             && unchanged.is_some_and(|unchanged| unchanged > age)
             && abandoned(&entry.path())
-            && remove(&entry.path()).is_ok()
+            && std::fs::remove_dir_all(entry.path()).is_ok()
         {
             removed += 1;
         }
     }
     removed
-}
-
-/// Removes one of our folders, which contains links and a lock, but no folders.
-fn remove(folder: &Path) -> io::Result<()> {
-    for entry in folder.read_dir()?.flatten() {
-        std::fs::remove_file(entry.path())?;
-    }
-    std::fs::remove_dir(folder)
 }
 
 #[cfg(test)]
@@ -482,7 +474,9 @@ mod tests {
         // The same for a conversation.
         let talking = state.conversation().unwrap();
         let ended = folder.path().join(CONVERSATIONS).join("eval-once-ended");
-        std::fs::create_dir(&ended).unwrap();
+        // Nix makes folders in it.
+        std::fs::create_dir_all(ended.join("nix")).unwrap();
+        std::fs::write(ended.join("nix/repl-history"), "").unwrap();
         std::fs::write(ended.join(LOCK), "").unwrap();
         for folder in [talking.path(), &ended] {
             File::open(folder).unwrap().set_times(long_ago).unwrap();

@@ -21,6 +21,7 @@ use unix::{
 use crate::support::{
     program::{Program, Running},
     skip,
+    stand_in::StandIns,
     store::Store,
     tool,
 };
@@ -333,4 +334,48 @@ fn a_pipe_in_the_place_of_a_file_is_waited_for_by_nothing() {
         unix::unistd::mkfifo(file, unix::sys::stat::Mode::S_IRWXU).unwrap();
     }
     run();
+}
+
+#[test]
+fn whatever_the_umask_what_a_recording_uploads_is_its_users_alone() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let seen = store.root().join("seen");
+    // Each time the agent is called, it looks at what lies in the folder for temporary files, and at its own input.
+    let script = format!(
+        "#!/bin/sh\n\
+         find \"$TMPDIR\" -mindepth 1 -exec stat -c '%a %F %n' {{}} + >>'{}'\n",
+        seen.display()
+    );
+    let stand_ins = StandIns::new(store.bin()).instead("buildkite-agent", &script);
+    let before = ["/bin/sh", "-c", "umask 000 && exec \"$@\"", "sh"].map(OsString::from);
+    store
+        .eval_once(["pipeline", "--share", "artifact"])
+        .behind(&before)
+        .env("PATH", stand_ins.path(&store))
+        .env("BUILDKITE", "true")
+        .env("BUILDKITE_JOB_ID", "job")
+        .env("BUILDKITE_STEP_ID", "step")
+        .env("BUILDKITE_BUILD_ID", "build")
+        .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
+        .run()
+        .exits(0);
+    let seen = fs::read_to_string(seen).unwrap();
+    for part in ["plan", "pipeline", ".tar", "eval-once.json"] {
+        assert!(seen.contains(part), "no {part}: {seen}");
+    }
+    let temporary = store.root().join("tmp");
+    for line in seen.lines() {
+        let (mode, path) = line.split_once(' ').unwrap();
+        let (kind, path) = path.split_once(" /").unwrap();
+        let path = Path::new("/").join(path);
+        let is_outer = path.parent() == Some(&*temporary);
+        // What is in a closed folder may be Nix's, with Nix's modes.
+        let private = match kind {
+            "directory" if is_outer => "700",
+            "directory" => continue,
+            _ => "600",
+        };
+        assert_eq!(mode, private, "{line}");
+    }
 }
