@@ -60,13 +60,20 @@ pub fn make_folder(folder: &Path) -> io::Result<()> {
 /// # Errors
 /// It cannot be made.
 pub fn make_folders(folder: &Path) -> io::Result<()> {
-    match make_folder(folder) {
+    match make_or_find(folder) {
+        // Not everything that is missing has a parent that is: nothing can be made in `/proc`.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let parent = folder.parent().ok_or(error)?;
-            make_folders(parent)?;
-            make_folders(folder)
+            let parent = folder.parent().filter(|parent| !parent.exists());
+            make_folders(parent.ok_or(error)?)?;
+            make_or_find(folder)
         }
-        // Another process may have made it meanwhile.
+        made => made,
+    }
+}
+
+/// Makes a folder, unless it exists: another process may have made it meanwhile.
+fn make_or_find(folder: &Path) -> io::Result<()> {
+    match make_folder(folder) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
         made => made,
     }
@@ -176,6 +183,8 @@ mod tests {
         make_folders(&outer.join("a/b/c")).unwrap();
         make_folders(&outer.join("a/b/c")).unwrap();
         assert!(make_folder(&outer.join("a")).is_err());
+        assert!(make_folders(Path::new("/proc/none/at/all")).is_err());
+        assert!(make_folders(Path::new("")).is_err());
         for folder in ["a", "a/b", "a/b/c"] {
             assert_eq!(mode(&outer.join(folder)), FOLDER);
         }
