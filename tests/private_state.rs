@@ -311,6 +311,27 @@ fn what_waits_for_a_pin_says_for_which_process_and_a_signal_ends_it() {
 }
 
 #[test]
+fn what_waits_for_a_slot_says_for_which_processes_and_a_signal_ends_it() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    let held = ["turns/0.lock", "turns/1.lock"]
+        .map(|lock| Flock::lock(store.our_lock(lock), FlockArg::LockExclusiveNonblock).unwrap());
+    let running = store
+        .step(["--attr", "a", "--out-link", "false"])
+        .env("EVAL_ONCE_EVALUATIONS", "2")
+        .start();
+    running.until_it_says("waiting for an evaluation slot (2 of 2 in use)");
+    running.until_it_says("still waiting for an evaluation slot");
+    kill(running.pid(), Signal::SIGINT).unwrap();
+    let ended = running.end();
+    ended.exits(130);
+    if cfg!(target_os = "linux") {
+        ended.passes_on(&format!("which the process {} has", std::process::id()));
+    }
+    drop(held);
+}
+
+#[test]
 fn a_pipe_in_the_place_of_a_file_is_waited_for_by_nothing() {
     let Some(store) = Store::new() else { return };
     store.targets(TARGETS);

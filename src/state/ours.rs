@@ -91,7 +91,8 @@ pub fn open_lock(lock: &Path) -> io::Result<File> {
             return Err(io::Error::other("the lock is not a file"));
         }
         check_owner(&metadata)?;
-        if metadata.mode() & 0o077 == 0 {
+        let is_open = metadata.mode() & 0o077 != 0;
+        if !is_open {
             private::set_file_mode(&file)?;
             return Ok(file);
         }
