@@ -84,7 +84,8 @@ eval_once_find_built() {
   # share that folder.
   eval_once_commit "$plugin" || eval_once_checksum "$plugin"
   place=$state/bin/$MACHTYPE/$eval_once_key
-  if [[ -x $place/eval-once ]]; then
+  # What another user has put there is not run.
+  if [[ -x $place/eval-once && -O $place/eval-once ]]; then
     eval_once_bin=$place/eval-once
     return 0
   fi
@@ -126,6 +127,8 @@ eval_once_checksum() {
 # Builds the program. In a subshell, so that the lock and the change of folder end with it.
 eval_once_build() (
   plugin=$1 place=$2
+  # The program is run by later jobs: whatever the umask, it and the state folder are this user's alone.
+  umask 077
   mkdir -p "$place" && cd "$plugin" || exit
 
   # Several jobs may start on one host at the same time. The kernel frees the lock when its holder ends, in whatever way.
@@ -133,7 +136,7 @@ eval_once_build() (
   if type -P flock >/dev/null; then
     exec 9>"$place/lock" && flock 9 || exit
     locked=9
-    [[ ! -x $place/eval-once ]] || exit 0
+    [[ ! -x $place/eval-once || ! -O $place/eval-once ]] || exit 0
   fi
 
   # With CARGO_BUILD_TARGET, which a job that cross-compiles may set, cargo would put the program into another folder. Descriptor 9

@@ -2,7 +2,6 @@
 //! not know what they are for.
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::version::numbers;
 use crate::parallel;
+use crate::private;
 use crate::supervise::{Finished, OnStop, Printed, Sight, Supervisor};
 use crate::text::without_escapes;
 
@@ -75,7 +75,7 @@ pub fn run_within(
 /// # Errors
 /// It cannot be made (75).
 pub fn folder(temporary: &Path) -> Result<TempDir, Failure> {
-    TempDir::new_in(temporary).classify(Class::Infrastructure, || {
+    private::temporary_folder(temporary, ".tmp").classify(Class::Infrastructure, || {
         "cannot make a temporary folder".into()
     })
 }
@@ -85,11 +85,9 @@ pub fn folder(temporary: &Path) -> Result<TempDir, Failure> {
 /// # Errors
 /// It cannot be written (75).
 pub fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    std::fs::File::create(file)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .classify(Class::Infrastructure, || {
-            format!("cannot write {}", file.display())
-        })
+    private::write(file, text.as_bytes()).classify(Class::Infrastructure, || {
+        format!("cannot write {}", file.display())
+    })
 }
 
 /// Uploads `text` as an artifact of this name, by way of a file below `temporary`.

@@ -23,12 +23,12 @@
 //! | 7 | [`build_keys`] | the keys that say how a target is built: read by a step, passed on by a recording |
 //! | 7 | [`parallel`] | several programs in parallel, whatever they are |
 //! | 7 | [`host`] | this host: its settings, memory and disk |
+//! | 7 | [`state`] | the host's state folder: evaluation slots, roots that outlive a process |
 //! | 6 | [`share_keys`] | the keys that say how `.drv`s and outputs get to other hosts |
 //! | 6 | [`evaluation_keys`] | the keys that say what is evaluated: the same for a step and for a recording |
 //! | 6 | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
 //! | 6 | [`environment`] | what the agent's `environment` hook puts into a job |
 //! | 6 | [`status_line`] | the line that shows progress |
-//! | 6 | [`state`] | the host's state folder: evaluation slots, roots that outlive a process |
 //! | 5 | [`log`] | everything that is printed in a job's log |
 //! | 5 | [`nix`] | Nix as data: store paths, command lines, what its programs print and what that means |
 //! | 5 | [`buildkite`] | Buildkite as data: plugin configuration, the agent's rules, the pipeline as types |
@@ -40,6 +40,7 @@
 //! | 1 | [`text`] | text from elsewhere, made safe to show |
 //! | 1 | [`fingerprint`] | hashes as text |
 //! | 1 | [`paths`] | paths by their letters, and where they really lead |
+//! | 1 | [`private`] | files and folders that are their user's alone, whatever the umask |
 //!
 //! The program itself (`main.rs`) reads the options, calls one of the layers 10 to 12, and turns the result into an exit status.
 //!
@@ -117,6 +118,7 @@ pub mod nix;
 pub mod options;
 pub mod parallel;
 pub mod paths;
+pub mod private;
 pub mod recording;
 pub mod secrets;
 pub mod share;

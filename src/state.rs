@@ -6,19 +6,25 @@
 
 mod common;
 mod ours;
+mod place;
+mod waiting;
 
-use std::fs::{DirBuilder, File, TryLockError};
-use std::io;
+use std::fs::{File, TryLockError};
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::private;
 
 pub use common::{CACHE, CommonFolder, CommonKind, FILLING, Filling, FolderInUse, KEEP_DAYS, Seen};
 use ours::folder_of_ours;
 pub use ours::{LOCK, PREFIX, is_at, is_ours, open_lock, open_with_lock, remove_whole};
+pub use place::UnusableState;
+pub use waiting::{LockWait, holders};
 
 /// The state folder of this host, known to be usable.
 #[derive(Debug)]
@@ -34,9 +40,9 @@ pub struct EvaluationSlot(#[expect(dead_code, reason = "holds a lock")] File);
 #[derive(Debug)]
 pub struct CopyTurn(#[expect(dead_code, reason = "holds a lock")] File);
 
-/// A folder for GC roots that end with their process: when this is dropped, or when the next step sweeps.
+/// A folder that ends with its process: when this is dropped, or when another process sweeps.
 #[derive(Debug)]
-pub struct Roots {
+pub struct OwnFolder {
     folder: TempDir,
     #[expect(
         dead_code,
@@ -44,6 +50,15 @@ pub struct Roots {
     )]
     lock: File,
 }
+
+/// A folder for GC roots that end with their process.
+#[derive(Debug)]
+pub struct Roots(OwnFolder);
+
+/// A file that gets its place once it is complete. It ends with its process: when this is dropped, or when another process sweeps.
+/// (It is locked from the beginning, which shows that process that this one lives.)
+#[derive(Debug)]
+pub struct TemporaryFile(NamedTempFile);
 
 /// The folder of notes.
 const NOTES: &str = "notes";
@@ -54,30 +69,49 @@ pub const NOTES_LAST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How long the GC roots of a step without an out-link last.
 const OUTPUTS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// How long a note may be, in bytes.
+const NOTE_AT_MOST: u64 = 1 << 20;
+
 /// The folder for what conversations with evaluators need.
 const CONVERSATIONS: &str = "conversations";
 
-/// How long the folder of a conversation may stay that was not removed.
-const CONVERSATIONS_LAST: Duration = Duration::from_secs(24 * 60 * 60);
+/// The folder of files that are being written.
+const TEMPORARY: &str = "temporary";
 
-/// How long a folder may be without a lock: its owner may not have locked it yet.
+/// How long a folder or file may be without a lock: its owner may not have locked it yet.
 const TIME_TO_LOCK: Duration = Duration::from_secs(60);
 
 impl StateFolder {
-    /// Makes the state folder where it is missing.
+    /// Makes the state folder where it is missing. It and what is in it are closed to other users, also where an earlier version has
+    /// left them open.
     ///
     /// # Errors
-    /// It cannot be made, or nothing can be made in it.
-    pub fn open(folder: &Path) -> io::Result<Self> {
+    /// It cannot be made, or nothing can be made in it; or another user can get at it.
+    pub fn open(folder: &Path) -> Result<Self, UnusableState> {
         // Nix prints paths below it, one a line.
         if folder.as_os_str().as_bytes().contains(&b'\n') {
-            return Err(io::Error::other("its name contains a line break"));
+            return Err(UnusableState::because("its name contains a line break"));
         }
-        for part in ["turns", "roots", "outputs", "pins", CONVERSATIONS, NOTES] {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(folder.join(part))?;
+        place::check_way(folder)?;
+        private::make_folders(folder)?;
+        place::take(folder, true)?;
+        for part in [
+            "turns",
+            "roots",
+            "outputs",
+            "pins",
+            CONVERSATIONS,
+            NOTES,
+            TEMPORARY,
+        ] {
+            private::make_folders(&folder.join(part))?;
+            place::take(&folder.join(part), false)?;
+        }
+        for kind in [CommonKind::Checkout, CommonKind::Share] {
+            let part = folder.join(kind.folder());
+            if part.symlink_metadata().is_ok() {
+                place::take(&part, false)?;
+            }
         }
         Ok(Self {
             folder: folder.to_owned(),
@@ -91,7 +125,7 @@ impl StateFolder {
         if is_older(&file, age) {
             return None;
         }
-        std::fs::read_to_string(file).ok()
+        private::read(&file, NOTE_AT_MOST).ok()
     }
 
     /// Notes something under a name, in place of an earlier note. Notes older than [`NOTES_LAST`] are removed.
@@ -105,10 +139,31 @@ impl StateFolder {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-        let file = tempfile::NamedTempFile::new_in(&notes)?;
-        std::fs::write(file.path(), text)?;
-        file.persist(notes.join(name))?;
+        self.write_whole(&notes.join(name), text.as_bytes())
+    }
+
+    /// Writes a file below the state folder completely, or not at all.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_whole(&self, file: &Path, bytes: &[u8]) -> io::Result<()> {
+        let temporary = self.temporary_file(bytes)?;
+        temporary.0.persist(file).map_err(|error| error.error)?;
         Ok(())
+    }
+
+    /// A file with this content. Those of killed processes are removed first.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn temporary_file(&self, bytes: &[u8]) -> io::Result<TemporaryFile> {
+        let folder = self.folder.join(TEMPORARY);
+        sweep_files(&folder);
+        let mut file = private::temporary_file(&folder, PREFIX)?;
+        // On a file system without locks none is ever swept.
+        let _ = file.as_file().try_lock();
+        file.write_all(bytes)?;
+        Ok(TemporaryFile(file))
     }
 
     /// An evaluation slot, or none where all of these `slots` are in use.
@@ -117,9 +172,7 @@ impl StateFolder {
     /// The locks cannot be made.
     pub fn try_evaluation_slot(&self, slots: usize) -> io::Result<Option<EvaluationSlot>> {
         for slot in 0..slots {
-            let path = self.folder.join(format!("turns/{slot}.lock"));
-            // A file of another user can be locked as well.
-            let lock = File::open(&path).or_else(|_| File::create(&path))?;
+            let lock = open_lock(&self.evaluation_lock(slot))?;
             match lock.try_lock() {
                 Ok(()) => return Ok(Some(EvaluationSlot(lock))),
                 Err(TryLockError::WouldBlock) => {}
@@ -129,13 +182,28 @@ impl StateFolder {
         Ok(None)
     }
 
+    /// The locks of these `slots`, for one that waits for them.
+    #[must_use]
+    pub fn evaluation_locks(&self, slots: usize) -> Vec<PathBuf> {
+        (0..slots).map(|slot| self.evaluation_lock(slot)).collect()
+    }
+
+    fn evaluation_lock(&self, slot: usize) -> PathBuf {
+        self.folder.join(format!("turns/{slot}.lock"))
+    }
+
+    /// The lock of the turns to copy.
+    #[must_use]
+    pub fn copy_lock(&self) -> PathBuf {
+        self.folder.join("turns/copy.lock")
+    }
+
     /// A turn to copy into the store, beside the other steps of this host or `alone`; none as long as another one's prevents it.
     ///
     /// # Errors
     /// The lock cannot be made.
     pub fn try_copy_turn(&self, alone: bool) -> io::Result<Option<CopyTurn>> {
-        let path = self.folder.join("turns/copy.lock");
-        let lock = File::open(&path).or_else(|_| File::create(&path))?;
+        let lock = open_lock(&self.copy_lock())?;
         let locked = if alone {
             lock.try_lock()
         } else {
@@ -153,12 +221,7 @@ impl StateFolder {
     /// # Errors
     /// No link can be made there: the disk is full, or not writable.
     pub fn roots(&self) -> io::Result<Roots> {
-        let roots = self.folder.join("roots");
-        sweep_roots(&roots);
-        let folder = folder_of_ours(&roots)?;
-        let lock = File::create(folder.path().join("lock"))?;
-        lock.lock()?;
-        let roots = Roots { folder, lock };
+        let roots = Roots(own_folder(&self.folder.join("roots"))?);
         roots.probe()?;
         Ok(roots)
     }
@@ -166,8 +229,10 @@ impl StateFolder {
     /// Removes the roots of killed steps, and the roots of outputs whose day is over: how many of each.
     #[must_use]
     pub fn sweep(&self) -> (usize, usize) {
+        sweep_files(&self.folder.join(TEMPORARY));
+        sweep_own(&self.folder.join(CONVERSATIONS));
         (
-            sweep_roots(&self.folder.join("roots")),
+            sweep_own(&self.folder.join("roots")),
             sweep(&self.folder.join("outputs"), OUTPUTS_LAST, |_| true),
         )
     }
@@ -207,13 +272,12 @@ impl StateFolder {
     }
 
     /// A folder for what a conversation with an evaluator needs; not in the host's folder for temporary files, which may be missing.
+    /// Those of killed processes are removed first.
     ///
     /// # Errors
     /// It cannot be made.
-    pub fn conversation(&self) -> io::Result<TempDir> {
-        let conversations = self.folder.join(CONVERSATIONS);
-        sweep(&conversations, CONVERSATIONS_LAST, |_| true);
-        folder_of_ours(&conversations)
+    pub fn conversation(&self) -> io::Result<OwnFolder> {
+        own_folder(&self.folder.join(CONVERSATIONS))
     }
 
     /// A folder for a link that keeps a step's outputs for a day, unless it is dropped. Those of earlier days are removed first.
@@ -236,11 +300,27 @@ fn is_older(file: &Path, age: Duration) -> bool {
     elapsed.is_none_or(|elapsed| elapsed > age)
 }
 
+impl OwnFolder {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl TemporaryFile {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
 impl Roots {
     /// The path of the link that is the root.
     #[must_use]
     pub fn link(&self) -> PathBuf {
-        self.folder.path().join("root")
+        self.0.path().join("root")
     }
 
     /// Checks that a link can be made here now.
@@ -248,7 +328,7 @@ impl Roots {
     /// # Errors
     /// It cannot be made: the disk is full.
     pub fn probe(&self) -> io::Result<()> {
-        can_link_in(self.folder.path())
+        can_link_in(self.0.path())
     }
 }
 
@@ -265,11 +345,35 @@ pub fn can_link_in(folder: &Path) -> io::Result<()> {
     std::fs::remove_file(probe)
 }
 
-/// Removes the roots of killed steps.
-fn sweep_roots(roots: &Path) -> usize {
-    sweep(roots, TIME_TO_LOCK, |folder| {
-        File::open(folder.join("lock")).map_or(true, |lock| lock.try_lock().is_ok())
+/// A folder in `parent` that ends with this process. Those of killed ones are removed first.
+fn own_folder(parent: &Path) -> io::Result<OwnFolder> {
+    sweep_own(parent);
+    let folder = folder_of_ours(parent)?;
+    let lock = open_lock(&folder.path().join(LOCK))?;
+    lock.try_lock()?;
+    Ok(OwnFolder { folder, lock })
+}
+
+/// Removes the folders of killed processes, and counts them.
+fn sweep_own(parent: &Path) -> usize {
+    sweep(parent, TIME_TO_LOCK, |folder| {
+        private::open(&folder.join(LOCK)).map_or(true, |lock| lock.try_lock().is_ok())
     })
+}
+
+/// Removes the temporary files of killed processes.
+fn sweep_files(folder: &Path) {
+    for entry in folder.read_dir().into_iter().flatten().flatten() {
+        let file = entry.path();
+        if is_older(&file, TIME_TO_LOCK)
+            && let Ok(lock) = private::open(&file)
+            && lock.try_lock().is_ok()
+            // It may have got its place meanwhile.
+            && is_at(&lock, &file)
+        {
+            let _ = std::fs::remove_file(file);
+        }
+    }
 }
 
 /// Removes our folders in `parent` that have not changed for `age` and are `abandoned`, and counts them. One that cannot be
@@ -286,20 +390,12 @@ fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) -> usi
         if is_ours(&entry)
             && unchanged.is_some_and(|unchanged| unchanged > age)
             && abandoned(&entry.path())
-            && remove(&entry.path()).is_ok()
+            && std::fs::remove_dir_all(entry.path()).is_ok()
         {
             removed += 1;
         }
     }
     removed
-}
-
-/// Removes one of our folders, which contains links and a lock, but no folders.
-fn remove(folder: &Path) -> io::Result<()> {
-    for entry in folder.read_dir()?.flatten() {
-        std::fs::remove_file(entry.path())?;
-    }
-    std::fs::remove_dir(folder)
 }
 
 #[cfg(test)]
@@ -342,7 +438,7 @@ mod tests {
         std::fs::create_dir(&killed).unwrap();
         std::fs::write(killed.join("lock"), "").unwrap();
         let long_ago = FileTimes::new().set_modified(SystemTime::now() - 2 * TIME_TO_LOCK);
-        for folder in [killed.as_path(), living.folder.path()] {
+        for folder in [killed.as_path(), living.0.path()] {
             File::open(folder).unwrap().set_times(long_ago).unwrap();
         }
         let link = living.link();
@@ -352,6 +448,44 @@ mod tests {
         assert!(link.parent().unwrap().exists());
         drop(living);
         assert!(!link.parent().unwrap().exists());
+    }
+
+    #[test]
+    fn what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writes_is_not() {
+        let folder = TempDir::new().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let long_ago = FileTimes::new().set_modified(SystemTime::now() - 2 * TIME_TO_LOCK);
+        let age = |file: &Path| {
+            let file = File::options().append(true).open(file).unwrap();
+            file.set_times(long_ago).unwrap();
+        };
+        let living = state.temporary_file(b"living").unwrap();
+        let killed = state.temporary_file(b"killed").unwrap();
+        killed.0.as_file().unlock().unwrap();
+        let new = state.temporary_file(b"new").unwrap();
+        new.0.as_file().unlock().unwrap();
+        age(living.path());
+        age(killed.path());
+        state
+            .write_whole(&folder.path().join("whole"), b"x")
+            .unwrap();
+        assert!(!killed.path().exists());
+        assert!(living.path().exists() && new.path().exists());
+        // The same for a conversation.
+        let talking = state.conversation().unwrap();
+        let ended = folder.path().join(CONVERSATIONS).join("eval-once-ended");
+        // Nix makes folders in it.
+        std::fs::create_dir_all(ended.join("nix")).unwrap();
+        std::fs::write(ended.join("nix/repl-history"), "").unwrap();
+        std::fs::write(ended.join(LOCK), "").unwrap();
+        for folder in [talking.path(), &ended] {
+            File::open(folder).unwrap().set_times(long_ago).unwrap();
+        }
+        let _other = state.conversation().unwrap();
+        assert!(talking.path().exists() && !ended.exists());
+        drop((living, killed, new));
+        let left = folder.path().join(TEMPORARY).read_dir().unwrap();
+        assert_eq!(left.count(), 0);
     }
 
     #[test]

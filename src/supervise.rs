@@ -37,6 +37,7 @@ use unix::unistd::{Pid, getpgid};
 use crate::command_line::{CommandLine, Ending, Program, Stdin, signal_name};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
+use crate::private;
 
 pub use patience::{GivenUp, PATIENCE, Sight};
 pub use printed::Printed;
@@ -598,7 +599,7 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
     };
     let stdout = match &line.stdout {
         None => Stdio::piped(),
-        Some(file) => std::fs::File::create(file)
+        Some(file) => private::create(file)
             .classify(Class::Infrastructure, || {
                 format!("cannot write {}", file.display())
             })?

@@ -170,12 +170,11 @@ impl Drop for Scene {
 
 /// Takes the only turn there is, or nothing where it is taken.
 fn hold_slot(store: &Store) -> Option<Flock<File>> {
-    let file = File::options()
-        .create(true)
-        .append(true)
-        .open(store.our_state().join("turns/0.lock"))
-        .unwrap();
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
+    Flock::lock(
+        store.our_lock("turns/0.lock"),
+        FlockArg::LockExclusiveNonblock,
+    )
+    .ok()
 }
 
 fn group(child: &Child) -> Pid {

@@ -96,7 +96,7 @@ struct Only {
     in_tests: bool,
 }
 
-const ONLY: [Only; 5] = [
+const ONLY: [Only; 6] = [
     Only {
         what: "writes to standard error",
         paths: &[
@@ -159,6 +159,30 @@ const ONLY: [Only; 5] = [
         in_tests: true,
     },
     Only {
+        what: "makes files or folders",
+        paths: &[
+            "std::fs::write",
+            "std::fs::copy",
+            "std::fs::create_dir",
+            "std::fs::DirBuilder",
+            "std::fs::File::create",
+            "tempfile::Builder",
+            "tempfile::tempdir_in",
+            "tempfile::tempfile_in",
+            "tempfile::TempDir::new_in",
+            "tempfile::TempDir::with_prefix_in",
+            "tempfile::NamedTempFile::new_in",
+            "tempfile::NamedTempFile::with_prefix_in",
+        ],
+        besides: &[],
+        by: "private.rs",
+        exceptions: &[(
+            "step/report.rs",
+            "who asks for a report decides who reads it",
+        )],
+        in_tests: true,
+    },
+    Only {
         what: "starts, signals or waits for processes",
         paths: &[
             "std::process",
@@ -213,7 +237,10 @@ fn what_is_done_elsewhere_is_reported() {
             "options/mod.rs",
             "fn f() { std::env::args_os(); std::io::stderr(); let it: std::process::Command; }",
         ),
-        ("step/report.rs", "fn f() { std::io::stderr(); }"),
+        (
+            "step/report.rs",
+            "fn f() { std::io::stderr(); tempfile::Builder::new(); }",
+        ),
         (
             "a.rs",
             r#"use std::io::{self, Write as _};
@@ -244,6 +271,7 @@ fn what_is_done_elsewhere_is_reported() {
             "src/a.rs:4: `eprintln` writes to standard error, which only log.rs does",
             "src/a.rs:5: `std::env::var` reads the environment, the command line or the terminal, which only options/ does",
             "src/b.rs:1: `tempfile::TempDir::new` makes a temporary file where TMPDIR says, which only options/ does",
+            "src/b.rs:1: `tempfile::TempDir::new_in` makes files or folders, which only private.rs does",
             "src/options/mod.rs:1: `std::process::Command` starts, signals or waits for processes, which only supervise.rs does",
             "src/a.rs:7: `std::process::exit` starts, signals or waits for processes, which only supervise.rs does",
             "src/c.rs:1: `unix::sys::signal::kill` starts, signals or waits for processes, which only supervise.rs does",

@@ -41,6 +41,7 @@ mod pages;
 mod plugin;
 mod plugin_order;
 mod plugin_yml;
+mod private_state;
 mod publish;
 mod push;
 mod quiet_log;

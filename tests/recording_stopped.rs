@@ -489,13 +489,12 @@ fn wherever_it_is_killed_a_retry_records_the_same() {
 fn a_full_disk_is_said_and_changes_no_status() {
     let Some(scene) = Scene::new() else { return };
     let state = scene.store.our_state();
-    for part in ["turns", "roots", "outputs", "pins", "notes"] {
-        fs::create_dir_all(state.join(part)).unwrap();
-    }
+    let written = state.join("temporary");
+    fs::create_dir_all(&written).unwrap();
     // So small that what was found does not fit beside what fills it.
     let script = format!(
-        "mount -t tmpfs -o size=64k none {pins} && head -c 1000000 /dev/zero >{pins}/full; true",
-        pins = state.join("pins").display()
+        "mount -t tmpfs -o size=64k none {written} && head -c 1000000 /dev/zero >{written}/full; true",
+        written = written.display()
     );
     let Some(mounted) = scene.store.eval_once_with_mounts(&script) else {
         return;

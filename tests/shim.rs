@@ -4,9 +4,10 @@
 //! what it does. What the real agent does with the hooks is for other tests.
 
 use std::{
+    ffi::OsString,
     fs,
     io::Write,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -239,6 +240,29 @@ fn a_program_that_is_nowhere_is_built_once_for_each_commit() {
     host.write("plugin/.git/HEAD", &format!("{OTHER_COMMIT}\n"));
     ran(&host.command_hook().run(), "built");
     assert_eq!(host.cargo_calls().len(), 2);
+}
+
+#[test]
+fn a_program_is_built_for_this_user_alone_and_that_of_another_user_is_not_run() {
+    let host = Host::new();
+    host.cargo("");
+    let mut hook = host.command_hook();
+    hook = hook.behind(&["/bin/sh", "-c", "umask 000 && exec \"$@\"", "sh"].map(OsString::from));
+    ran(&hook.run(), "built");
+    let state = host.path("home/.local/state/eval-once");
+    let built = state.join(host.built(COMMIT));
+    for folder in built.ancestors().skip(1) {
+        let mode = fs::metadata(folder).unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o700, "{}", folder.display());
+        if folder == state {
+            break;
+        }
+    }
+    if unix::unistd::geteuid().is_root() {
+        std::os::unix::fs::chown(&built, Some(65_531), None).unwrap();
+        ran(&hook.run(), "built");
+        assert_eq!(host.cargo_calls().len(), 2, "it ran another user's program");
+    }
 }
 
 #[test]

@@ -827,9 +827,7 @@ fn a_step_waits_for_its_turn_to_evaluate() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
     store.collect();
-    let turns = store.our_state().join("turns");
-    fs::create_dir_all(&turns).unwrap();
-    let turn = fs::File::create(turns.join("0.lock")).unwrap();
+    let turn = store.our_lock("turns/0.lock");
     let turn = Flock::lock(turn, FlockArg::LockExclusiveNonblock).unwrap();
     let running = store
         .step(recorded(&target))
@@ -851,9 +849,7 @@ fn a_step_waits_for_its_turn_to_evaluate() {
 fn a_step_that_evaluates_nothing_waits_for_no_turn() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);
-    let turns = store.our_state().join("turns");
-    fs::create_dir_all(&turns).unwrap();
-    let turn = fs::File::create(turns.join("0.lock")).unwrap();
+    let turn = store.our_lock("turns/0.lock");
     let _turn = Flock::lock(turn, FlockArg::LockExclusiveNonblock).unwrap();
     let ended = store
         .step(recorded(&target))

@@ -68,7 +68,7 @@ pub fn perform(
     let schema = check_request(&request, &order.place, build, supervisor)?;
     let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
     let state = open_state_folder(&host)?;
-    keep::remove_expired(&state);
+    keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);

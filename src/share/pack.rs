@@ -10,6 +10,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::archive_name;
 use crate::fingerprint::in_hex;
+use crate::private;
 
 /// An archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub(super) fn pack(
     narinfos.retain(|name| name.ends_with(".narinfo"));
     let partial = folder.join("partial.tar");
     let mut tar = Builder::new(Hashing {
-        file: BufWriter::with_capacity(1 << 20, File::create(&partial)?),
+        file: BufWriter::with_capacity(1 << 20, private::create(&partial)?),
         sha256: Sha256::new(),
         size: 0,
         asked: 0,

@@ -17,6 +17,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::host::low_on_disk;
 use crate::log::Log;
 use crate::nix::{DrvPath, StorePath, StoreUrl};
+use crate::private;
 use crate::share_keys::Share;
 use crate::state::StateFolder;
 use crate::status_line::StatusLine;
@@ -165,7 +166,7 @@ impl ShareWriter<'_> {
     fn archive(&mut self, limit: u64, folder: &Path) -> Result<Archive, NotShared> {
         let work = folder.join("work");
         let (cache, nix) = (work.join("cache"), work.join("nix"));
-        fs::create_dir_all(&nix).classify(Class::Infrastructure, cannot_pack)?;
+        private::make_folders(&nix).classify(Class::Infrastructure, cannot_pack)?;
         let (Some(to), Some(nix)) = (StoreUrl::of_folder(&cache), nix.to_str()) else {
             let folder = folder.display();
             return Err(because(format!("Nix cannot write a store at {folder}")));

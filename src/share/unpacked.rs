@@ -1,10 +1,8 @@
 //! The archive of a recording, unpacked on this host: downloaded once, used by every step that needs it.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::{self, BufReader};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::ShareError;
 use super::archive_name::{archive_name, sha256_of_name};
@@ -13,6 +11,7 @@ use super::unpack::unpack;
 use crate::host;
 use crate::log::Log;
 use crate::nix::StoreUrl;
+use crate::private;
 use crate::state::{self, CommonKind, Filling, FolderInUse, Seen, StateFolder};
 use crate::status_line::StatusLine;
 use crate::supervise::{PATIENCE, Supervisor};
@@ -25,9 +24,6 @@ const DOWNLOAD: &str = "download";
 
 /// Why nothing is downloaded outside a job.
 const NO_JOB: &str = "this is no Buildkite job, which could download it";
-
-/// How often a folder is looked at that another step fills.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// An archive as the record of a step names it.
 #[derive(Debug, Clone, Copy)]
@@ -119,9 +115,18 @@ pub fn unpacked(
     );
     let mut status = StatusLine::new(log);
     let mut waits = false;
-    let (folder, is_new) = loop {
-        match folder.look().map_err(|error| no_folder(&error))? {
-            Seen::Complete(folder) => break (folder, false),
+    let mut is_new = false;
+    let what = format!("another step that downloads {}", archive.name);
+    let folder = loop {
+        let seen = folder.wait(&what, supervisor, log, || {
+            if !std::mem::replace(&mut waits, true) {
+                log.debug(format_args!("waiting for {what}"));
+            }
+            status.show(|| Some(format!("another step downloads {}", archive.name)));
+        })?;
+        match seen.map_err(|error| no_folder(&error))? {
+            Seen::Complete(folder) => break folder,
+            Seen::Ours(_) if is_new => return Err(wrong("it was removed at once")),
             Seen::Ours(_) if !archive.in_build => return Err(wrong(NO_JOB)),
             Seen::Ours(filling) => {
                 status.clear();
@@ -133,17 +138,8 @@ pub fn unpacked(
                     }
                     Err(ends) => return Err(ends),
                 }
-                break (filling.complete().map_err(|error| no_folder(&error))?, true);
-            }
-            Seen::Busy => {
-                if !std::mem::replace(&mut waits, true) {
-                    log.debug(format_args!(
-                        "waiting for another step that downloads {}",
-                        archive.name
-                    ));
-                }
-                status.show(|| Some(format!("another step downloads {}", archive.name)));
-                supervisor.pause(LOOK_EVERY)?;
+                filling.complete().map_err(|error| no_folder(&error))?;
+                is_new = true;
             }
             Seen::Stalled => {
                 return Err(wrong(format!(
@@ -186,10 +182,7 @@ fn fill(
     let _ = state.make_room(CommonKind::Share, || host::low_on_disk(cache).is_some());
     // In the folder that is filled, so that it goes with it where we are killed.
     let download_to = cache.join(DOWNLOAD);
-    DirBuilder::new()
-        .mode(0o700)
-        .create(&download_to)
-        .map_err(|error| no_folder(&error))?;
+    private::make_folder(&download_to).map_err(|error| no_folder(&error))?;
     let size = archive.size.unwrap_or(SIZE_AT_MOST);
     let mut status = StatusLine::new(log);
     let downloaded = download(

@@ -12,6 +12,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::ours::{LOCK, is_at, is_ours, open_lock, open_with_lock, remove_whole};
+use super::waiting::LockWait;
+use crate::exit::Failure;
+use crate::log::Log;
+use crate::private;
+use crate::supervise::Supervisor;
 
 /// For how many days a folder is kept after its last use, where its user does not say.
 pub const KEEP_DAYS: u64 = 3;
@@ -20,9 +25,6 @@ pub const KEEP_DAYS: u64 = 3;
 const UNUSED: Duration = Duration::from_secs(60);
 
 const DAY: u64 = 24 * 60 * 60;
-
-/// The mode of a common folder, which is its user's alone.
-const MODE: u32 = 0o700;
 
 /// What a common folder was made for.
 pub const CACHE: &str = "cache";
@@ -33,6 +35,8 @@ pub const FILLING: &str = "filling-";
 const FAILED: &str = "failed";
 /// For how many days it is kept after its last use.
 const DAYS: &str = "keep-days";
+/// How long such a note may be, in bytes.
+const NOTE_AT_MOST: u64 = 64 << 10;
 
 /// What a common folder is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,10 +83,8 @@ struct Waiting {
 pub enum Seen {
     /// It is complete.
     Complete(FolderInUse),
-    /// It is ours to fill.
+    /// It is ours to fill. Once that is [complete](Filling::complete), the next look shows it.
     Ours(Filling),
-    /// Another process fills it: look again in a moment.
-    Busy,
     /// Another process fills it, and stands still.
     Stalled,
     /// The process that we waited for could not fill it, for this reason.
@@ -102,7 +104,7 @@ pub struct Filling {
     folder: PathBuf,
     /// The folder to fill.
     new: PathBuf,
-    lock: Option<File>,
+    lock: File,
 }
 
 /// Removes the common folders in `parent` that were not used for as long as they are kept, and counts them. What cannot be removed
@@ -154,13 +156,35 @@ impl CommonFolder {
         }
     }
 
-    /// Looks at the folder. Dropped with the process, whatever this gives is free again.
+    /// Waits as long as another process fills the folder, and that moves; `busy` is called meanwhile. `what` is waited for.
+    /// Dropped with the process, whatever this gives is free again.
     ///
     /// # Errors
-    /// It cannot be made, or has no locks: another user's, a full disk.
-    pub fn look(&mut self) -> io::Result<Seen> {
+    /// Inside, the folder cannot be made, or has no locks: another user's, a full disk. Outside, a signal asked us to end (128 + n).
+    pub fn wait(
+        &mut self,
+        what: &str,
+        supervisor: &mut Supervisor,
+        log: &Log,
+        mut busy: impl FnMut(),
+    ) -> Result<io::Result<Seen>, Failure> {
+        let lock = self.folder.join(LOCK);
+        let mut wait = LockWait::new(what);
         loop {
-            let lock = open_with_lock(&self.folder, MODE)?;
+            match self.look() {
+                Ok(None) => {}
+                Ok(Some(seen)) => return Ok(Ok(seen)),
+                Err(error) => return Ok(Err(error)),
+            }
+            busy();
+            wait.pause(&[&lock], supervisor, log)?;
+        }
+    }
+
+    /// Looks at the folder; none where another process fills it, and it has to be looked at again in a moment.
+    fn look(&mut self) -> io::Result<Option<Seen>> {
+        loop {
+            let lock = open_with_lock(&self.folder)?;
             let path = self.folder.join(LOCK);
             let cache = self.folder.join(CACHE);
             if cache.exists() {
@@ -172,7 +196,7 @@ impl CommonFolder {
                 if is_at(&lock, &path) && cache.exists() {
                     lock.set_modified(SystemTime::now())?;
                     self.keep()?;
-                    return Ok(Seen::Complete(FolderInUse { cache, lock }));
+                    return Ok(Some(Seen::Complete(FolderInUse { cache, lock })));
                 }
                 continue;
             }
@@ -184,7 +208,7 @@ impl CommonFolder {
             if !is_at(&lock, &path) || cache.exists() {
                 continue;
             }
-            return self.begin(lock);
+            return self.begin(lock).map(Some);
         }
     }
 
@@ -195,7 +219,7 @@ impl CommonFolder {
             && let Some(id) = id(&failed)
             && waiting.failed != Some(id)
         {
-            return Ok(Seen::Failed(fs::read_to_string(failed)?));
+            return Ok(Seen::Failed(private::read(&failed, NOTE_AT_MOST)?));
         }
         // Of processes that were killed.
         for entry in self.folder.read_dir()?.flatten() {
@@ -207,13 +231,11 @@ impl CommonFolder {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let new = tempfile::Builder::new()
-            .prefix(FILLING)
-            .tempdir_in(&self.folder)?;
+        let new = private::temporary_folder(&self.folder, FILLING)?;
         let filling = Filling {
             folder: self.folder.clone(),
             new: new.keep(),
-            lock: Some(lock),
+            lock,
         };
         filling.note_movement();
         self.keep()?;
@@ -223,13 +245,16 @@ impl CommonFolder {
     /// Notes for how long the folder is kept: as long as the user of it that says most.
     fn keep(&self) -> io::Result<()> {
         if days(&self.folder) < Some(self.keep_days) {
-            fs::write(self.folder.join(DAYS), self.keep_days.to_string())?;
+            private::write(
+                &self.folder.join(DAYS),
+                self.keep_days.to_string().as_bytes(),
+            )?;
         }
         Ok(())
     }
 
     /// Another process has the lock.
-    fn busy(&mut self, lock: &File) -> Seen {
+    fn busy(&mut self, lock: &File) -> Option<Seen> {
         let moved = lock.metadata().and_then(|it| it.modified()).ok();
         let now = Instant::now();
         let failed = || id(&self.folder.join(FAILED));
@@ -241,11 +266,7 @@ impl CommonFolder {
         if waiting.moved != moved {
             (waiting.moved, waiting.since) = (moved, now);
         }
-        if waiting.since.elapsed() < self.patience {
-            Seen::Busy
-        } else {
-            Seen::Stalled
-        }
+        (waiting.since.elapsed() >= self.patience).then_some(Seen::Stalled)
     }
 }
 
@@ -277,35 +298,22 @@ impl Filling {
 
     /// Tells those that wait that it goes on.
     pub fn note_movement(&self) {
-        if let Some(lock) = &self.lock {
-            let _ = lock.set_modified(SystemTime::now());
-        }
+        let _ = self.lock.set_modified(SystemTime::now());
     }
 
-    /// The folder is complete.
+    /// The folder is complete, and free: it has to be looked at again, as by every other that uses it.
     ///
     /// # Errors
-    /// It cannot be renamed, or was removed at once.
-    pub fn complete(mut self) -> io::Result<FolderInUse> {
-        let cache = self.folder.join(CACHE);
-        fs::rename(self.path(), &cache)?;
+    /// It cannot be renamed.
+    pub fn complete(self) -> io::Result<()> {
+        fs::rename(self.path(), self.folder.join(CACHE))?;
         self.note_movement();
-        let lock = self
-            .lock
-            .take()
-            .ok_or_else(|| io::Error::other("it has no lock"))?;
-        // Not in one act: it could be removed in between, but nothing removes what was used just now.
-        lock.lock_shared()?;
-        if is_at(&lock, &self.folder.join(LOCK)) && cache.exists() {
-            Ok(FolderInUse { cache, lock })
-        } else {
-            Err(io::Error::other("it was removed at once"))
-        }
+        Ok(())
     }
 
     /// The folder could not be filled. Those that wait for it fail for the same reason, and do not try it one after the other.
     pub fn fail(self, why: &str) {
-        let _ = fs::write(self.folder.join(FAILED), why);
+        let _ = private::write(&self.folder.join(FAILED), why.as_bytes());
     }
 }
 
@@ -331,7 +339,7 @@ fn remove_unused(folder: &Path, low: bool) -> io::Result<bool> {
         return Ok(false);
     }
     let existed = path.exists();
-    let lock = open_lock(&path, MODE)?;
+    let lock = open_lock(&path)?;
     if lock.try_lock().is_err() || !is_at(&lock, &path) || existed && !is_due() {
         return Ok(false);
     }
@@ -341,7 +349,7 @@ fn remove_unused(folder: &Path, low: bool) -> io::Result<bool> {
 
 /// For how many days a folder is kept, as far as that was noted.
 fn days(folder: &Path) -> Option<u64> {
-    let text = fs::read_to_string(folder.join(DAYS)).ok()?;
+    let text = private::read(&folder.join(DAYS), NOTE_AT_MOST).ok()?;
     text.trim().parse().ok()
 }
 
@@ -396,20 +404,29 @@ mod tests {
         /// Makes as if it had not been used for so long.
         fn age(&self, age: Duration) {
             let then = FileTimes::new().set_modified(SystemTime::now() - age);
-            let lock = open_lock(&self.path().join(LOCK), MODE).unwrap();
+            let lock = open_lock(&self.path().join(LOCK)).unwrap();
             lock.set_times(then).unwrap();
         }
 
         fn fill(&self) -> FolderInUse {
-            let filling = ours(self.common().look().unwrap());
+            let mut common = self.common();
+            let filling = ours(common.look().unwrap());
             fs::write(filling.path().join("file"), "x").unwrap();
-            filling.complete().unwrap()
+            filling.complete().unwrap();
+            complete(common.look().unwrap())
         }
     }
 
-    fn ours(seen: Seen) -> Filling {
+    fn ours(seen: Option<Seen>) -> Filling {
         match seen {
-            Seen::Ours(filling) => filling,
+            Some(Seen::Ours(filling)) => filling,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn complete(seen: Option<Seen>) -> FolderInUse {
+        match seen {
+            Some(Seen::Complete(in_use)) => in_use,
             other => panic!("{other:?}"),
         }
     }
@@ -434,12 +451,11 @@ mod tests {
         let host = Host::new();
         let filling = ours(host.common().look().unwrap());
         let mut other = host.common();
-        assert!(matches!(other.look().unwrap(), Seen::Busy));
+        assert!(other.look().unwrap().is_none());
         fs::write(filling.path().join("file"), "x").unwrap();
-        let first = filling.complete().unwrap();
-        let Seen::Complete(second) = other.look().unwrap() else {
-            panic!()
-        };
+        filling.complete().unwrap();
+        let first = complete(host.common().look().unwrap());
+        let second = complete(other.look().unwrap());
         assert_eq!(first.path(), second.path());
         assert!(second.path().join("file").exists());
     }
@@ -450,8 +466,8 @@ mod tests {
         let filling = ours(host.common().look().unwrap());
         fs::write(filling.path().join("half"), "x").unwrap();
         // As where the process is killed: nothing is removed, and the lock is free.
-        let mut killed = std::mem::ManuallyDrop::new(filling);
-        drop(killed.lock.take());
+        let killed = std::mem::ManuallyDrop::new(filling);
+        killed.lock.unlock().unwrap();
         assert!(killed.path().join("half").exists());
         let filling = ours(host.common().look().unwrap());
         assert_eq!(filling.path().read_dir().unwrap().count(), 0);
@@ -467,11 +483,11 @@ mod tests {
         let mut others = [host.common(), host.common()];
         let filling = ours(host.common().look().unwrap());
         for other in &mut others {
-            assert!(matches!(other.look().unwrap(), Seen::Busy));
+            assert!(other.look().unwrap().is_none());
         }
         filling.fail("no route");
         for other in &mut others {
-            let Seen::Failed(why) = other.look().unwrap() else {
+            let Some(Seen::Failed(why)) = other.look().unwrap() else {
                 panic!()
             };
             assert_eq!(why, "no route");
@@ -479,7 +495,7 @@ mod tests {
         let again = ours(host.common().look().unwrap());
         // This one waits for the second try, whatever the first one said.
         let mut third = host.common();
-        assert!(matches!(third.look().unwrap(), Seen::Busy));
+        assert!(third.look().unwrap().is_none());
         drop(again);
         ours(third.look().unwrap());
     }
@@ -492,10 +508,10 @@ mod tests {
             patience: Duration::ZERO,
             ..host.common()
         };
-        assert!(matches!(other.look().unwrap(), Seen::Stalled));
+        assert!(matches!(other.look().unwrap(), Some(Seen::Stalled)));
         other.patience = PATIENCE;
         filling.note_movement();
-        assert!(matches!(other.look().unwrap(), Seen::Busy));
+        assert!(other.look().unwrap().is_none());
     }
 
     #[test]
@@ -559,14 +575,15 @@ mod tests {
                 assert!(Instant::now() < deadline, "filled {filled} times");
                 looks += 1;
                 let in_use = match host.common().look().unwrap() {
-                    Seen::Complete(in_use) => in_use,
-                    Seen::Ours(filling) => {
+                    Some(Seen::Complete(in_use)) => in_use,
+                    Some(Seen::Ours(filling)) => {
                         filled += 1;
                         fs::write(filling.path().join("file"), "x").unwrap();
-                        filling.complete().unwrap()
+                        filling.complete().unwrap();
+                        continue;
                     }
                     // One that removes it has the lock for a moment.
-                    Seen::Busy => continue,
+                    None => continue,
                     other => panic!("{other:?}"),
                 };
                 // As if it had been used long ago: nothing but its lock keeps it.

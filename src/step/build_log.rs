@@ -15,6 +15,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::DrvPath;
 use crate::nix::output::{LAST_LINES, shortened_line};
 use crate::nix::structured::{Event, LogReader};
+use crate::private;
 use crate::secrets::redacted;
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -72,7 +73,7 @@ impl BuildLog {
             name: artifact_of(drv),
         };
         if let Some(folder) = log.file().parent() {
-            fs::create_dir_all(folder).classify(Class::Infrastructure, || {
+            private::make_folders(folder).classify(Class::Infrastructure, || {
                 format!("cannot make {}", folder.display())
             })?;
         }
@@ -82,7 +83,7 @@ impl BuildLog {
     /// Replaces the file by one without credentials, where it has some: every reader of the build can read an artifact.
     fn hide_secrets(&self) -> io::Result<()> {
         let beside = self.file().with_extension("shown");
-        let mut shown = BufWriter::new(File::create(&beside)?);
+        let mut shown = BufWriter::new(private::create(&beside)?);
         let mut log = BufReader::new(File::open(self.file())?);
         let mut has_some = false;
         let mut line = Vec::new();

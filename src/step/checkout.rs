@@ -17,12 +17,10 @@ use crate::evaluation_keys::{self, Checkout};
 use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::Evaluation;
+use crate::private;
 use crate::secrets::redacted;
 use crate::state::{CommonKind, Filling, FolderInUse, KEEP_DAYS, Seen};
 use crate::supervise::{PATIENCE, Sight};
-
-/// How often a checkout is looked for that another step makes.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How much of what git prints last is read where it fails, in bytes.
 const PRINTED_AT_MOST: usize = 64 << 10;
@@ -206,26 +204,28 @@ impl<'a> StepRun<'a> {
         });
         let name = repository.name();
         let mut common = state.common(CommonKind::Checkout, &name, keep_days, PATIENCE);
-        let started = Instant::now();
-        let mut reported = false;
+        let mut made = false;
         loop {
-            let seen = common.look().map_err(|error| cannot(&error.to_string()))?;
-            match seen {
-                Seen::Complete(in_use) => {
-                    self.seconds.wait += if reported {
-                        started.elapsed()
-                    } else {
-                        Duration::ZERO
-                    };
-                    return Ok(in_use);
+            let mut waited_since = None;
+            let (log, supervisor) = (&self.log, &mut *self.supervisor);
+            let seen = common.wait("the checkout", supervisor, log, || {
+                if waited_since.is_none() {
+                    waited_since = Some(Instant::now());
+                    log.say("waiting for the checkout, which another step of this host makes");
                 }
+            })?;
+            self.seconds.wait += waited_since.map_or(Duration::ZERO, |since| since.elapsed());
+            match seen.map_err(|error| cannot(&error.to_string()))? {
+                Seen::Complete(in_use) => return Ok(in_use),
+                Seen::Ours(_) if made => return Err(cannot("it was removed at once")),
                 Seen::Ours(filling) => {
-                    let made = self.check_out(repository, &filling);
-                    let why = match made {
-                        Ok(()) => match filling.complete() {
-                            Ok(in_use) => return Ok(in_use),
-                            Err(error) => return Err(cannot(&error.to_string())),
-                        },
+                    let why = match self.check_out(repository, &filling) {
+                        Ok(()) => {
+                            let completed = filling.complete();
+                            completed.map_err(|error| cannot(&error.to_string()))?;
+                            made = true;
+                            continue;
+                        }
                         Err(NoCheckout::Ended(failure)) => return Err(failure),
                         Err(NoCheckout::Gone) => GONE.to_owned(),
                         Err(NoCheckout::Failed(why)) => why,
@@ -240,14 +240,7 @@ impl<'a> StepRun<'a> {
                         "another step of this host makes the checkout, and has not moved for {seconds} s"
                     )));
                 }
-                Seen::Busy => {}
             }
-            if !reported {
-                self.log
-                    .say("waiting for the checkout, which another step of this host makes");
-                reported = true;
-            }
-            self.supervisor.pause(LOOK_EVERY)?;
         }
     }
 
@@ -255,11 +248,9 @@ impl<'a> StepRun<'a> {
     fn check_out(&mut self, repository: &Repository, filling: &Filling) -> Result<(), NoCheckout> {
         let folder = filling.path().join(&repository.folder_name);
         let failed = |error: io::Error| NoCheckout::Failed(error.to_string());
-        std::fs::create_dir(&folder).map_err(failed)?;
+        private::make_folder(&folder).map_err(failed)?;
         let login = repository.login_file().map(|text| -> io::Result<_> {
-            let mut file = tempfile::Builder::new()
-                .prefix("eval-once-login-")
-                .tempfile_in(&self.host.temporary)?;
+            let mut file = private::temporary_file(&self.host.temporary, "eval-once-login-")?;
             file.write_all(text.as_bytes())?;
             Ok(file)
         });

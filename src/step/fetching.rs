@@ -1,13 +1,13 @@
 //! Fetching a recorded `.drv` from a share: which share, and getting the `.drv` with its closure into the store from there.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::run::StepRun;
 use crate::exit::{Class, Failure};
 use crate::nix::{DrvPath, StoreUrl};
 use crate::share::{ArchiveRecord, ShareError, unpacked};
 use crate::share_keys::{Share, ShareSetting, StepShare};
-use crate::state::{CopyTurn, KEEP_DAYS};
+use crate::state::{CopyTurn, KEEP_DAYS, LockWait};
 use crate::store::{ATTEMPTS, NotCopied};
 use crate::supervise::PATIENCE;
 
@@ -15,9 +15,6 @@ use crate::supervise::PATIENCE;
 /// that path's contents for the next path. (Of eight copies of one closure at once seven failed, each time, with and without a daemon;
 /// none with 2.26 or 2.34.) So such a copy is repeated alone.
 const DISTURBED: &str = "nix-archive-1";
-
-/// How often a turn to copy is looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl StepRun<'_> {
     /// The share that the step can fetch from: its own, else the host's. (Which artifact it is, only the record of a step can say.)
@@ -92,13 +89,18 @@ impl StepRun<'_> {
 
     /// Waits for a turn to copy, beside other steps or `alone`; none without a state folder, or where others have theirs for too long.
     fn copy_turn(&mut self, alone: bool) -> Result<Option<CopyTurn>, Failure> {
-        let began = Instant::now();
-        while began.elapsed() < PATIENCE {
-            match self.state().map(|state| state.try_copy_turn(alone)) {
-                Some(Ok(None)) => self.supervisor.pause(LOOK_EVERY)?,
-                Some(Ok(turn)) => return Ok(turn),
+        let mut wait = LockWait::new("a turn to copy");
+        // Opened before the supervisor is lent.
+        self.state();
+        let Some(Some(state)) = self.state.get() else {
+            return Ok(None);
+        };
+        while wait.elapsed() < PATIENCE {
+            match state.try_copy_turn(alone) {
+                Ok(None) => wait.pause(&[state.copy_lock()], self.supervisor, &self.log)?,
+                Ok(turn) => return Ok(turn),
                 // Without turns it may be disturbed, and nothing worse.
-                Some(Err(_)) | None => return Ok(None),
+                Err(_) => return Ok(None),
             }
         }
         Ok(None)

@@ -2,8 +2,8 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs,
-    os::unix::fs::{PermissionsExt, chown},
+    fs::{self, File},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
     path::{Path, PathBuf},
 };
 
@@ -148,6 +148,18 @@ impl Store {
     /// The state folder of eval-once, which does not exist until it makes it.
     pub(crate) fn our_state(&self) -> PathBuf {
         self.root.join("eo")
+    }
+
+    /// A lock in the state folder of eval-once, as that makes it; nothing has it.
+    pub(crate) fn our_lock(&self, name: &str) -> File {
+        let lock = self.our_state().join(name);
+        fs::create_dir_all(lock.parent().unwrap()).unwrap();
+        File::options()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(lock)
+            .unwrap()
     }
 
     /// A folder for [stand-ins](super::stand_in::StandIns).

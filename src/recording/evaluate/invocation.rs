@@ -4,7 +4,6 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use tempfile::TempDir;
 
 use super::EvaluationHost;
 use super::conversation::{purity_line, with_ends};
@@ -17,7 +16,9 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::LockedFlake;
 use crate::nix::command::{self, OwnedOptions, WalkerFile};
 use crate::nix::settings::PURE_EVAL;
+use crate::private;
 use crate::recording::{RecordingRequest, Recurse};
+use crate::state::OwnFolder;
 
 /// The heap that a process asks for at its start, at most, in bytes.
 const HEAP_AT_MOST: u64 = 1000 * MIB;
@@ -38,7 +39,7 @@ pub(super) struct WorkerInvocation<'a> {
     /// As [`WalkerSettings`] has them.
     known: Value,
     /// Holds [`command::WALKER_FILE`], and what Nix keeps of the lines.
-    folder: TempDir,
+    folder: OwnFolder,
     converses: bool,
     /// Evaluation has to be pure: of a flake, or because the settings say so.
     is_pure: bool,
@@ -60,7 +61,10 @@ impl<'a> WorkerInvocation<'a> {
         let is_pure = request.root.is_flake() || host.nix.is_pure(&request.options);
         let make = || {
             let folder = host.state.conversation()?;
-            std::fs::write(command::our_file(folder.path()), command::WALKER_FILE)?;
+            private::write(
+                &command::our_file(folder.path()),
+                command::WALKER_FILE.as_bytes(),
+            )?;
             Ok::<_, std::io::Error>(folder)
         };
         let folder = make().classify(Class::Infrastructure, || {
@@ -234,6 +238,8 @@ fn marker() -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
+
+    use tempfile::TempDir;
 
     use super::*;
     use crate::nix::AttrPath;

@@ -1,7 +1,8 @@
 //! What a pin says, and which recording it belongs to: for the next recording of the same branch to compare with.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use serde_json::Value;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::fingerprint::fingerprint;
 use crate::nix::{AttrPath, DrvPath};
+use crate::private;
 use crate::recording::pipeline::steps::source;
 use crate::recording::{BuildkiteBuild, RecordingRequest};
 use crate::state::{PREFIX, StateFolder};
@@ -29,19 +31,9 @@ struct PinContent {
     recording: String,
     /// When it was made, in seconds since 1970.
     created: u64,
+    /// None where only the beginning was read.
+    #[serde(default)]
     targets: Vec<PinEntry>,
-}
-
-/// What a pin's file says of the recording.
-#[derive(Debug, Deserialize)]
-struct PinHead {
-    pipeline: String,
-    branch: String,
-    #[serde(default)]
-    build: String,
-    #[serde(default)]
-    recording: String,
-    created: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,6 +49,9 @@ pub(in crate::recording) struct PinOwner {
     branch: String,
     build: String,
     recording: String,
+    /// How the names of the folders begin that have pins of the same things in the same branch, of whatever build: the next
+    /// recording finds them without a look at others.
+    series: String,
     /// The name of the pin's folder.
     pub(in crate::recording) folder: String,
 }
@@ -97,13 +92,16 @@ impl PinOwner {
                 "",
             ),
         };
-        let hash = fingerprint([pipeline.as_str(), &branch, &build, step, &recording]);
+        let series = fingerprint([pipeline.as_str(), &branch, &recording]);
+        let hash = fingerprint([build.as_str(), step]);
+        let series = format!("{PREFIX}{series}-");
         Self {
             pipeline,
             branch,
             build,
             recording,
-            folder: format!("{PREFIX}{hash}"),
+            folder: format!("{series}{hash}"),
+            series,
         }
     }
 }
@@ -118,6 +116,7 @@ impl PinOwner {
             branch: self.branch.clone(),
             build: self.build.clone(),
             recording: format!("stopped {}", self.recording),
+            series: format!("{PREFIX}stopped-"),
             folder: format!("{PREFIX}stopped-{hash}"),
         }
     }
@@ -163,9 +162,9 @@ pub(in crate::recording) fn pin_input(
 
 /// What stands in a pin before its targets; none where the file is no pin, or cannot be read.
 ///
-/// A host may have hundreds of pins, of megabytes each: only the beginning of each is read.
-fn head(file: &Path) -> Option<PinHead> {
-    let mut file = File::open(file).ok()?;
+/// A pin may have megabytes: only its beginning is read.
+fn head(file: &Path) -> Option<PinContent> {
+    let mut file = open(file)?;
     let mut text = Vec::new();
     loop {
         let read = file
@@ -191,6 +190,11 @@ const HEAD_AT_ONCE: u64 = 4 << 10;
 /// What stands between the beginning of a pin and its targets.
 const BEFORE_TARGETS: &[u8] = b",\"targets\":";
 
+/// Opens the file of a pin, to which its root leads.
+fn open(root: &Path) -> Option<File> {
+    private::open(&root.read_link().unwrap_or_else(|_| root.to_owned())).ok()
+}
+
 fn find(text: &[u8], part: &[u8]) -> Option<usize> {
     text.windows(part.len()).position(|window| window == part)
 }
@@ -202,20 +206,30 @@ pub(in crate::recording) fn previous(
     state: &StateFolder,
 ) -> Option<Vec<(AttrPath, String)>> {
     let entries = state.pins().read_dir().ok()?.flatten();
-    let files = entries.map(|entry| entry.path().join("pin"));
-    let (newest, _) = files
-        .filter_map(|file| {
-            let head = head(&file)?;
-            Some((file, head))
+    let mut pins: Vec<_> = entries
+        .filter(|entry| {
+            let name = entry.file_name();
+            name.as_bytes().starts_with(owner.series.as_bytes())
         })
-        .filter(|(_, head)| {
-            head.pipeline == owner.pipeline
-                && head.branch == owner.branch
-                && head.recording == owner.recording
-                && (head.build != owner.build || owner.build.is_empty())
+        .filter_map(|entry| {
+            let file = entry.path().join("pin");
+            // The root is made anew with the pin.
+            let made = file.symlink_metadata().ok()?.modified().ok()?;
+            Some((made, file))
         })
-        .max_by_key(|(_, head)| head.created)?;
-    let newest: PinContent = serde_json::from_slice(&fs::read(newest).ok()?).ok()?;
+        .collect();
+    pins.sort_unstable();
+    let newest = pins.into_iter().rev().find_map(|(_, file)| {
+        let head = head(&file)?;
+        let is_previous = head.pipeline == owner.pipeline
+            && head.branch == owner.branch
+            && head.recording == owner.recording
+            && (head.build != owner.build || owner.build.is_empty());
+        is_previous.then_some(file)
+    })?;
+    let mut text = Vec::new();
+    open(&newest)?.read_to_end(&mut text).ok()?;
+    let newest: PinContent = serde_json::from_slice(&text).ok()?;
     let targets = newest.targets.into_iter();
     Some(
         targets
@@ -226,6 +240,9 @@ pub(in crate::recording) fn previous(
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, FileTimes};
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
     #[test]
@@ -237,6 +254,7 @@ mod tests {
             branch: "main".into(),
             build: build.into(),
             recording: recording.into(),
+            series: format!("{PREFIX}{recording}-"),
             folder: String::new(),
         };
         let texts = [
@@ -248,13 +266,24 @@ mod tests {
             ("q", "main", "6", "a", 60, "other-pipeline"),
         ];
         for (pipeline, branch, build, recording, created, attr) in texts {
-            let pin = state.pins().join(format!("eval-once-{created}"));
+            let pin = state.pins().join(format!("{PREFIX}{recording}-{created}"));
             fs::create_dir(&pin).unwrap();
-            let text = serde_json::json!({
-                "version": 1, "pipeline": pipeline, "branch": branch, "build": build, "recording": recording,
-                "created": created, "targets": [{"attr": [attr], "drv": "/x"}],
-            });
-            fs::write(pin.join("pin"), text.to_string()).unwrap();
+            let content = PinContent {
+                version: 1,
+                pipeline: pipeline.into(),
+                branch: branch.into(),
+                build: build.into(),
+                recording: recording.into(),
+                created,
+                targets: vec![PinEntry {
+                    attr: vec![attr.into()],
+                    drv: "/x".into(),
+                }],
+            };
+            fs::write(pin.join("pin"), serde_json::to_string(&content).unwrap()).unwrap();
+            let made = FileTimes::new().set_modified(UNIX_EPOCH + Duration::from_secs(created));
+            let file = File::options().append(true).open(pin.join("pin")).unwrap();
+            file.set_times(made).unwrap();
         }
         // One that is not written to its end, and whatever else there may be, does not count.
         for (name, text) in [
@@ -262,7 +291,7 @@ mod tests {
             ("other", "text"),
             ("empty", ""),
         ] {
-            let pin = state.pins().join(format!("eval-once-{name}"));
+            let pin = state.pins().join(format!("{PREFIX}a-{name}"));
             fs::create_dir(&pin).unwrap();
             fs::write(pin.join("pin"), text).unwrap();
         }
@@ -283,6 +312,7 @@ mod tests {
                 branch: branch.into(),
                 build: "7".into(),
                 recording: recording.into(),
+                series: String::new(),
                 folder: String::new(),
             };
             let (attr, drv) = (

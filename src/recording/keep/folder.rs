@@ -2,20 +2,43 @@
 //!
 //! Recordings and `prune` meet here, and any of them may be killed at any time.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Write as _};
+use std::fs::{File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{LOCK, StateFolder, is_at, is_ours, open_lock, open_with_lock, remove_whole};
+use crate::exit::{Class, Classify as _, Failure};
+use crate::log::Log;
+use crate::private;
+use crate::state::{
+    LOCK, LockWait, StateFolder, holders, is_at, is_ours, open_lock, open_with_lock, remove_whole,
+};
+use crate::supervise::{PATIENCE, Supervisor};
 
 /// How long a pin is kept: a file beside it.
 #[derive(Debug, Serialize, Deserialize)]
 struct PinExpiry {
     /// Until when, in seconds since 1970.
     until: u64,
+}
+
+/// The note of the last recording that has removed expired pins.
+const PRUNED: &str = "pruned";
+
+/// How often recordings remove expired pins: it is a look at every pin of the host, and days are what they expire by.
+const PRUNE_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// How long the file beside a pin may be, in bytes.
+const EXPIRY_AT_MOST: u64 = 4 << 10;
+
+/// Removes expired pins, unless a recording of this host did in the last hour.
+pub(in crate::recording) fn remove_expired_at_times(state: &StateFolder) {
+    if state.note(PRUNED, PRUNE_EVERY).is_none() {
+        let _ = state.write_note(PRUNED, "");
+        remove_expired(state);
+    }
 }
 
 /// Removes expired pins, and gives their folders. What cannot be removed (another user made it, say) stays.
@@ -39,7 +62,7 @@ pub(in crate::recording) fn remove_expired(state: &StateFolder) -> Vec<PathBuf> 
 pub(super) fn remove(folder: &Path, is_due: impl Fn() -> bool) -> bool {
     // Made where it is missing (a removal that was cut short removes it first): else a recording could make it meanwhile.
     let path = folder.join(LOCK);
-    let Ok(lock) = open_lock(&path, MODE) else {
+    let Ok(lock) = open_lock(&path) else {
         return false;
     };
     if let Err(TryLockError::WouldBlock) = lock.try_lock() {
@@ -49,26 +72,51 @@ pub(super) fn remove(folder: &Path, is_due: impl Fn() -> bool) -> bool {
     is_at(&lock, &path) && is_due() && remove_whole(folder).is_ok()
 }
 
-/// The mode of a pin's folder.
-const MODE: u32 = 0o755;
-
 /// Makes a pin's folder, and protects it from `prune` as long as the file is open. On a file system without locks it is only made.
-pub(in crate::recording) fn hold(folder: &Path) -> io::Result<File> {
+///
+/// # Errors
+/// It cannot be made, or another process has its lock for too long (75): `prune` has it for a moment only. A signal asked us to end
+/// (128 + n).
+pub(in crate::recording) fn hold(
+    folder: &Path,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<File, Failure> {
+    let in_state = || format!("cannot keep a pin in {}", folder.display());
+    let locks = [folder.join(LOCK)];
+    let mut wait = LockWait::new("the lock of a pin");
     loop {
-        let lock = open_with_lock(folder, MODE)?;
-        // `prune` holds it for a moment only.
-        let _ = lock.lock_shared();
-        if is_at(&lock, &folder.join(LOCK)) {
-            return Ok(lock);
+        if let Some(held) = try_hold(folder).classify(Class::Infrastructure, in_state)? {
+            return Ok(held);
         }
+        if wait.elapsed() >= PATIENCE {
+            let (seconds, holders) = (PATIENCE.as_secs(), holders(&locks));
+            return Err(Failure::new(
+                Class::Infrastructure,
+                format_args!(
+                    "{}: its lock was not free for {seconds} s{holders}",
+                    in_state()
+                ),
+            ));
+        }
+        wait.pause(&locks, supervisor, log)?;
     }
+}
+
+/// The same; none where another process removes it just now.
+fn try_hold(folder: &Path) -> io::Result<Option<File>> {
+    let lock = open_with_lock(folder)?;
+    if let Err(TryLockError::WouldBlock) = lock.try_lock_shared() {
+        return Ok(None);
+    }
+    Ok(is_at(&lock, &folder.join(LOCK)).then_some(lock))
 }
 
 /// Until when a pin is kept, in seconds since 1970; one without that file is being made, or its recording was killed.
 fn until(folder: &Path) -> Option<u64> {
-    let said = fs::read(folder.join("keep.json"))
+    let said = private::read(&folder.join("keep.json"), EXPIRY_AT_MOST)
         .ok()
-        .and_then(|text| serde_json::from_slice::<PinExpiry>(&text).ok());
+        .and_then(|text| serde_json::from_str::<PinExpiry>(&text).ok());
     match said {
         Some(PinExpiry { until }) => Some(until),
         None => Some(seconds(folder.symlink_metadata().ok()?.modified().ok()?) + 24 * 60 * 60),
@@ -85,22 +133,19 @@ pub(in crate::recording) fn seconds(time: SystemTime) -> u64 {
 ///
 /// # Errors
 /// The file cannot be written.
-pub(in crate::recording) fn write_expiry(folder: &Path, until: u64) -> io::Result<()> {
+pub(in crate::recording) fn write_expiry(
+    state: &StateFolder,
+    folder: &Path,
+    until: u64,
+) -> io::Result<()> {
     let expiry = serde_json::to_vec(&PinExpiry { until })?;
-    write_whole(&folder.join("keep.json"), &expiry)
-}
-
-/// Writes a file completely or not at all.
-pub(super) fn write_whole(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-    temporary.write_all(bytes)?;
-    temporary.persist(file).map_err(|error| error.error)?;
-    Ok(())
+    state.write_whole(&folder.join("keep.json"), &expiry)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -120,7 +165,7 @@ mod tests {
         fs::create_dir(state.pins().join("eval-once-begun")).unwrap();
         // One that a recording holds stays.
         let held = state.pins().join("eval-once-held");
-        let lock = hold(&held).unwrap();
+        let lock = try_hold(&held).unwrap().unwrap();
         fs::write(held.join("keep.json"), "{\"until\":1}").unwrap();
         assert_eq!(remove_expired(&state), [state.pins().join("eval-once-old")]);
         let left = |name: &str| state.pins().join(name).exists();
@@ -155,9 +200,14 @@ mod tests {
                     }
                 });
             }
-            for _ in 0..500 {
-                let _held = hold(&pin).unwrap();
-                write_whole(&pin.join("keep.json"), b"{\"until\":1}").unwrap();
+            let mut held = 0;
+            while held < 500 {
+                let Some(_held) = try_hold(&pin).unwrap() else {
+                    std::thread::yield_now();
+                    continue;
+                };
+                write_expiry(&state, &pin, 1).unwrap();
+                held += 1;
                 fs::write(pin.join("pin"), "").unwrap();
                 std::thread::yield_now();
                 assert!(pin.join("pin").exists());

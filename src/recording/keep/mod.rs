@@ -11,5 +11,5 @@ pub(in crate::recording) mod skip;
 mod state_folder;
 
 pub(in crate::recording) use content::{PinOwner, identity, previous};
-pub(in crate::recording) use folder::remove_expired;
+pub(in crate::recording) use folder::remove_expired_at_times;
 pub(in crate::recording) use state_folder::open_state_folder;

@@ -4,16 +4,12 @@
 //! changed. Only eval-once reads the file, and damage to it only means that everything is evaluated again.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use unix::fcntl::OFlag;
 
 use super::content::PinOwner;
-use super::folder::{self, hold, seconds, write_expiry, write_whole};
+use super::folder::{self, hold, seconds, write_expiry};
 use super::pin::{PinResult, pin};
 use crate::buildkite::git;
 use crate::counts::number;
@@ -22,6 +18,7 @@ use crate::fingerprint::fingerprint;
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake, Source, StorePath, is_url};
 use crate::paths;
+use crate::private;
 use crate::recording::evaluate::known::{KnownTarget, KnownTargets};
 use crate::recording::{BuildkiteBuild, Evaluator, RecordingRequest};
 use crate::state::StateFolder;
@@ -171,12 +168,13 @@ impl PartialRecording {
         let in_state = || format!("cannot write to {}", folder.display());
         {
             // The pin says until when it is kept, too; but making the pin may fail.
-            let _held = hold(&folder).classify(Class::Infrastructure, in_state)?;
+            let _held = hold(&folder, supervisor, log)?;
             let until =
                 seconds(std::time::SystemTime::now()) + u64::from(request.keep_days) * 24 * 60 * 60;
-            write_expiry(&folder, until).classify(Class::Infrastructure, in_state)?;
-            // A temporary file is its owner's alone, and so is what it becomes.
-            write_whole(&folder.join(FILE), &json).classify(Class::Infrastructure, in_state)?;
+            write_expiry(state, &folder, until).classify(Class::Infrastructure, in_state)?;
+            state
+                .write_whole(&folder.join(FILE), &json)
+                .classify(Class::Infrastructure, in_state)?;
         }
         self.pin(known, request, state, store, supervisor, log)?;
         Ok(None)
@@ -280,16 +278,7 @@ fn undetermined(request: &RecordingRequest, checkout: &Path) -> Option<String> {
 
 /// Reads the file; none where there is none, or it is damaged.
 fn read(file: &Path) -> Option<PartialContent<Vec<KnownTarget>>> {
-    let file = File::options()
-        .read(true)
-        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
-        .open(file)
-        .ok()?;
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
-    let mut json = Vec::new();
-    file.take(READ_AT_MOST).read_to_end(&mut json).ok()?;
-    let content: PartialContent<Vec<KnownTarget>> = serde_json::from_slice(&json).ok()?;
+    let json = private::read(file, READ_AT_MOST).ok()?;
+    let content: PartialContent<Vec<KnownTarget>> = serde_json::from_str(&json).ok()?;
     (content.version == VERSION).then_some(content)
 }

@@ -3,7 +3,6 @@
 //! The file is JSON, and each `.drv` path in it has plain string context: so its references are exactly the `.drv`s, and nothing is
 //! built.
 
-use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::SystemTime;
@@ -49,14 +48,13 @@ pub(in crate::recording) fn pin(
 ) -> Result<PinResult, Failure> {
     let folder = state.pins().join(&owner.folder);
     let in_state = || format!("cannot keep a pin in {}", folder.display());
-    let _held = hold(&folder).classify(Class::Infrastructure, in_state)?;
+    let _held = hold(&folder, supervisor, log)?;
     let now = seconds(SystemTime::now());
     let until = now + u64::from(request.keep_days) * 24 * 60 * 60;
-    write_expiry(&folder, until).classify(Class::Infrastructure, in_state)?;
+    write_expiry(state, &folder, until).classify(Class::Infrastructure, in_state)?;
 
-    let mut json =
-        tempfile::NamedTempFile::new_in(&folder).classify(Class::Infrastructure, in_state)?;
-    json.write_all(&pin_input(targets, owner, now)?)
+    let json = state
+        .temporary_file(&pin_input(targets, owner, now)?)
         .classify(Class::Infrastructure, in_state)?;
     // A `.drv` that is gone is evaluated again. A substituter that has it would send its whole closure, and one that is unreachable
     // costs seconds before that is known.

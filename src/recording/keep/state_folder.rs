@@ -23,6 +23,9 @@ pub(in crate::recording) fn open_state_folder(host: &Host) -> Result<StateFolder
                 folder.display()
             ),
         )
-        .hint("set EVAL_ONCE_STATE_DIR to another folder: without a pin, a garbage collection deletes the recorded .drvs")
+        .hint(match error.mend() {
+            Some(mend) => format!("{mend}, or set EVAL_ONCE_STATE_DIR to another folder"),
+            None => "set EVAL_ONCE_STATE_DIR to another folder: without a pin, a garbage collection deletes the recorded .drvs".to_owned(),
+        })
     })
 }
