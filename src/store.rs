@@ -6,6 +6,7 @@
 
 mod batches;
 mod copying;
+mod examined;
 mod lacking;
 mod movement;
 mod printed;
@@ -29,6 +30,7 @@ use crate::supervise::{Finished, OnStop, Supervisor};
 use self::batches::batches;
 use self::printed::store_paths;
 pub use copying::NotCopied;
+pub use examined::{LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, names_root};
 pub use movement::TRICKLE;
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
