@@ -46,7 +46,18 @@ impl Doctor<'_> {
         let Some(path) = self.found.missing.clone() else {
             return Ok(Outcome::not_applicable("there is no store that answers"));
         };
-        Ok(match self.store.reads_from(self.supervisor, &url, &path)? {
+        let empty = match private::temporary_folder(&self.order.temporary, "eval-once-") {
+            Ok(folder) => folder,
+            Err(_) => {
+                return Ok(Outcome::not_applicable(
+                    "no temporary folder can be made: see `temporary-folder`",
+                ));
+            }
+        };
+        let answer = self
+            .store
+            .reads_from(self.supervisor, &url, &path, empty.path())?;
+        Ok(match answer {
             Ok(()) => Outcome::ok(format!("{url} can be read")),
             Err(why) => Outcome::failure(format!("{url} cannot be read: {why}"), MEND),
         })

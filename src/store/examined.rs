@@ -4,10 +4,10 @@
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{ATTEMPTS, Answer, Store};
-use crate::command_line::{CommandLine, Ending};
+use crate::command_line::CommandLine;
 use crate::exit::{Class, Failure};
 use crate::nix::{NixOutput, StorePath, StoreUrl, caches, command, version};
 use crate::parallel;
@@ -248,14 +248,15 @@ impl Store {
             })
             .collect();
         let mut wrong: Vec<Option<NoAnswer>> = substituters.iter().map(folder_missing).collect();
+        let began = Instant::now();
         let ran = parallel::each_within(
             supervisor,
             &lines,
             lines.len(),
             NETWORK_LIMIT,
             |number, finished, stderr| {
-                // Stopped by us.
-                let complaint = if matches!(finished.ending, Ending::Killed(_)) {
+                // Stopped by us. (All of them were started at once, and Nix may end by itself then.)
+                let complaint = if began.elapsed() >= NETWORK_LIMIT {
                     Some(in_time(NETWORK_LIMIT))
                 } else {
                     let said = caches::complaint(&stderr, asked[number]);
@@ -278,7 +279,8 @@ impl Store {
         Ok(wrong)
     }
 
-    /// Whether a store can be read.
+    /// Whether a store can be read. What Nix remembers of it does not count, for which `empty` is a folder: else it would ask for one
+    /// path alone, and take a refusal (401) for a path that is missing.
     ///
     /// # Errors
     /// A signal asked us to end (128 + n).
@@ -287,8 +289,12 @@ impl Store {
         supervisor: &mut Supervisor,
         store: &StoreUrl,
         path: &StorePath,
+        empty: &Path,
     ) -> Result<Result<(), NoAnswer>, Failure> {
-        let line = command::lacking_in(store, &[path], &[]);
+        let mut line = command::lacking_in(store, &[path], &[]);
+        line.variables = ["XDG_CACHE_HOME", "NIX_CACHE_HOME"]
+            .map(|name| (name, empty.into()))
+            .to_vec();
         let printed = self.printed_in(supervisor, &line, NETWORK_LIMIT)?;
         Ok(printed.map(drop))
     }
