@@ -226,9 +226,7 @@ impl StateFolder {
     /// # Errors
     /// No link can be made there: the disk is full, or not writable.
     pub fn roots(&self) -> io::Result<Roots> {
-        let roots = Roots(own_folder(&self.folder.join("roots"))?);
-        roots.probe()?;
-        Ok(roots)
+        Roots::below(&self.folder)
     }
 
     /// Removes the roots of killed steps, and the roots of outputs whose day is over: how many of each.
@@ -322,6 +320,13 @@ impl TemporaryFile {
 }
 
 impl Roots {
+    /// One below the state folder, whose folder for them exists.
+    fn below(state: &Path) -> io::Result<Self> {
+        let roots = Self(own_folder(&state.join("roots"))?);
+        roots.probe()?;
+        Ok(roots)
+    }
+
     /// The path of the link that is the root.
     #[must_use]
     pub fn link(&self) -> PathBuf {

@@ -27,6 +27,10 @@ use crate::support::{
 /// A user who is not root, by number.
 const OTHER: u32 = 1234;
 
+/// What an agent does that is asked for its version.
+const VERSION: &str =
+    "case $1 in --version) echo 'buildkite-agent version 3.137.0, build 1'; exit;; esac";
+
 /// All names of checks, which other programs look for.
 const NAMES: [&str; 20] = [
     "host-settings",
@@ -60,7 +64,7 @@ struct Checkup {
 impl Checkup {
     /// Runs it, and looks whether its status is that of its worst outcome, and its form the documented one.
     #[track_caller]
-    fn of(program: Program) -> Self {
+    fn of(program: &Program) -> Self {
         let ended = program.run();
         let json: Value =
             serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended}"));
@@ -143,7 +147,7 @@ fn a_host_with_nothing_wrong_has_no_failure_and_stays_as_it_is() {
         )
     };
     let before = ours();
-    let checkup = Checkup::of(doctor(&store));
+    let checkup = Checkup::of(&doctor(&store));
     checkup.ended.exits(0);
     checkup
         .has("nix", "ok", "Nix 2.")
@@ -165,7 +169,7 @@ fn a_host_with_nothing_wrong_has_no_failure_and_stays_as_it_is() {
     store.targets("{ a = file \"a\"; }");
     store.step(["--attr", "a", "--no-out-link"]).run().exits(0);
     let before = ours();
-    Checkup::of(doctor(&store)).has("state-folder", "ok", "this user's alone");
+    Checkup::of(&doctor(&store)).has("state-folder", "ok", "this user's alone");
     assert_eq!(ours(), before);
 }
 
@@ -192,7 +196,7 @@ fn people_get_a_line_for_each_check_and_a_hint_where_something_is_wrong() {
 
 #[test]
 fn without_anything_every_check_is_still_a_line() {
-    let checkup = Checkup::of(Program::new(EVAL_ONCE).args(["doctor", "--json"]));
+    let checkup = Checkup::of(&Program::new(EVAL_ONCE).args(["doctor", "--json"]));
     checkup.ended.exits(1);
     checkup
         .has("nix", "failure", "nix-store is not on PATH")
@@ -213,7 +217,7 @@ fn a_program_that_is_no_nix_is_named() {
         let _ = fs::remove_dir_all(store.bin());
         let stand_ins =
             StandIns::new(store.bin()).instead(program, &format!("#!/bin/sh\n{script}"));
-        Checkup::of(doctor(&store).env("PATH", stand_ins.path(&store)))
+        Checkup::of(&doctor(&store).env("PATH", stand_ins.path(&store)))
     };
     for (script, why) in [
         ("exit 0", "prints no version"),
@@ -240,7 +244,7 @@ fn a_program_that_is_no_nix_is_named() {
         )
         .unwrap();
     }
-    let checkup = Checkup::of(doctor(&store).env("PATH", store.bin()));
+    let checkup = Checkup::of(&doctor(&store).env("PATH", store.bin()));
     checkup
         .has("nix", "warning", "nix is not on PATH")
         .has("store", "ok", "answers")
@@ -255,7 +259,7 @@ fn settings_that_hurt_are_warnings() {
     store.configure("keep-derivations = false");
     store.configure("keep-outputs = true");
     store.configure("min-free = 1000");
-    let checkup = Checkup::of(doctor(&store));
+    let checkup = Checkup::of(&doctor(&store));
     checkup.ended.exits(0);
     checkup
         .has("keep-derivations", "warning", "evaluates again")
@@ -273,14 +277,14 @@ fn through_a_daemon_the_collectors_settings_are_those_of_the_host() {
     let daemon = store.daemon();
     let of_user = store.root().join("user.conf");
     fs::write(&of_user, "keep-derivations = false\nkeep-outputs = true\n").unwrap();
-    let local = Checkup::of(doctor(&store).env("NIX_USER_CONF_FILES", &of_user));
+    let local = Checkup::of(&doctor(&store).env("NIX_USER_CONF_FILES", &of_user));
     local
         .has("keep-derivations", "warning", "")
         .has("keep-outputs", "warning", "");
     let client = doctor(&store)
         .envs(daemon.env())
         .env("NIX_USER_CONF_FILES", &of_user);
-    Checkup::of(client)
+    Checkup::of(&client)
         .has("store", "ok", "through the daemon (Nix 2.")
         .has("trust", "ok", "as root")
         .has("keep-derivations", "ok", "= true")
@@ -303,7 +307,7 @@ fn a_user_whom_the_daemon_does_not_trust_is_named_so_and_can_do_all_that_is_need
             .envs(daemon.env())
             .env("HOME", store.root().join("home"))
     };
-    let checkup = Checkup::of(by(OTHER));
+    let checkup = Checkup::of(&by(OTHER));
     checkup.ended.exits(0);
     checkup
         .has("trust", "ok", "not trusted by the daemon, which is enough")
@@ -311,7 +315,7 @@ fn a_user_whom_the_daemon_does_not_trust_is_named_so_and_can_do_all_that_is_need
         .has("state-folder", "ok", "this user's alone");
     // Another user's state folder is not touched.
     let before = listing(&store.our_state());
-    Checkup::of(by(OTHER + 1))
+    Checkup::of(&by(OTHER + 1))
         .has("state-folder", "failure", "belongs to the user 1234")
         .mends("state-folder", "chown")
         .has("roots", "not-applicable", "state-folder");
@@ -323,13 +327,13 @@ fn a_store_that_does_not_answer_is_a_failure_within_its_limit() {
     let Some(store) = Store::new() else { return };
     let socket = store.root().join("socket");
     let client = || doctor(&store).envs(client_env(&socket));
-    let gone = Checkup::of(client());
+    let gone = Checkup::of(&client());
     gone.has("store", "failure", "does not answer")
         .mends("store", "daemon");
     gone.has("roots", "not-applicable", "no store that answers");
     // One that hangs at the handshake.
     let _listener = UnixListener::bind(&socket).unwrap();
-    let hangs = Checkup::of(client());
+    let hangs = Checkup::of(&client());
     hangs.has("store", "failure", "no answer within 10 s");
     assert!(
         hangs.ended.took < Duration::from_secs(45),
@@ -352,10 +356,10 @@ fn a_state_folder_that_the_daemon_does_not_see_keeps_nothing() {
     let Some(container) = store.eval_once_with_mounts(&mount) else {
         return;
     };
-    Checkup::of(container.args(["doctor", "--json"]).envs(daemon.env()))
+    Checkup::of(&container.args(["doctor", "--json"]).envs(daemon.env()))
         .has("roots", "failure", "does not see")
         .mends("roots", "mount the state folder");
-    Checkup::of(doctor(&store).envs(daemon.env())).has("roots", "ok", "is seen");
+    Checkup::of(&doctor(&store).envs(daemon.env())).has("roots", "ok", "is seen");
 }
 
 #[test]
@@ -366,23 +370,23 @@ fn a_state_folder_that_is_open_or_cannot_be_written_is_named_and_stays_so() {
     for folder in [&state, &state.join("pins")] {
         fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
         let before = listing(&store.our_state());
-        Checkup::of(doctor(&store))
+        Checkup::of(&doctor(&store))
             .has("state-folder", "warning", "is open to other users")
             .mends("state-folder", &format!("chmod 0700 {}", folder.display()))
             .has("roots", "ok", "");
         assert_eq!(listing(&store.our_state()), before);
         fs::set_permissions(folder, Permissions::from_mode(0o700)).unwrap();
     }
-    Checkup::of(doctor(&store)).has("state-folder", "ok", "alone");
+    Checkup::of(&doctor(&store)).has("state-folder", "ok", "alone");
     let mount = format!("mount -t tmpfs -o ro,mode=0700 none '{}'", state.display());
     if let Some(read_only) = store.eval_once_with_mounts(&mount) {
-        Checkup::of(read_only.args(["doctor", "--json"]))
+        Checkup::of(&read_only.args(["doctor", "--json"]))
             .has("roots", "failure", "nothing can be made")
             .mends("roots", "EVAL_ONCE_STATE_DIR");
     }
     let file = store.root().join("file");
     fs::write(&file, "").unwrap();
-    Checkup::of(doctor(&store).env("EVAL_ONCE_STATE_DIR", &file)).has(
+    Checkup::of(&doctor(&store).env("EVAL_ONCE_STATE_DIR", &file)).has(
         "state-folder",
         "failure",
         "is not a folder",
@@ -438,7 +442,7 @@ fn substituters_that_do_not_answer_are_told_from_those_that_do() {
     let web = Web::serve(&folder);
     let refuses = "http://127.0.0.1:1";
     let with = |substituters: &str| {
-        Checkup::of(doctor(&store).env("NIX_CONFIG", format!("substituters = {substituters}")))
+        Checkup::of(&doctor(&store).env("NIX_CONFIG", format!("substituters = {substituters}")))
     };
     with(&web.url()).has("substituters", "ok", "answer");
     with(&format!("{} {refuses}", web.url()))
@@ -467,7 +471,7 @@ fn a_share_is_read_and_written() {
     let Some(store) = Store::new() else { return };
     let folder = store.root().join("share");
     let with = |share: &str, flags: &[&str]| {
-        Checkup::of(doctor(&store).args(flags).env("EVAL_ONCE_SHARE", share))
+        Checkup::of(&doctor(&store).args(flags).env("EVAL_ONCE_SHARE", share))
     };
     let of_folder = format!("file://{}", folder.display());
     with(&of_folder, &[])
@@ -504,7 +508,7 @@ fn a_share_is_read_and_written() {
 #[test]
 fn wrong_settings_of_the_host_are_a_line() {
     let Some(store) = Store::new() else { return };
-    Checkup::of(doctor(&store).env("EVAL_ONCE_STATE_DIR", "state"))
+    Checkup::of(&doctor(&store).env("EVAL_ONCE_STATE_DIR", "state"))
         .has(
             "host-settings",
             "failure",
@@ -513,7 +517,7 @@ fn wrong_settings_of_the_host_are_a_line() {
         .mends("host-settings", "absolute")
         .has("state-folder", "not-applicable", "host-settings")
         .has("nix", "ok", "");
-    Checkup::of(doctor(&store).env("EVAL_ONCE_POLICY", "recorded-only")).has(
+    Checkup::of(&doctor(&store).env("EVAL_ONCE_POLICY", "recorded-only")).has(
         "host-settings",
         "ok",
         "recorded-only",
@@ -524,13 +528,13 @@ fn wrong_settings_of_the_host_are_a_line() {
 fn a_missing_folder_for_temporary_files_and_a_full_disk_are_named() {
     let Some(store) = Store::new() else { return };
     let missing = store.root().join("missing");
-    Checkup::of(doctor(&store).env("TMPDIR", &missing))
+    Checkup::of(&doctor(&store).env("TMPDIR", &missing))
         .has("temporary-folder", "failure", "missing")
         .mends("temporary-folder", "TMPDIR");
     let temporary = store.root().join("tmp");
     let mount = format!("mount -t tmpfs -o size=1m none '{}'", temporary.display());
     if let Some(small) = store.eval_once_with_mounts(&mount) {
-        Checkup::of(small.args(["doctor", "--json"]))
+        Checkup::of(&small.args(["doctor", "--json"]))
             .has("disk", "warning", "MiB free")
             .has("temporary-folder", "ok", "");
     }
@@ -543,10 +547,10 @@ fn files_from_the_future_show_that_the_clock_was_set_back() {
     store.eval_once(["prune"]).run().exits(0);
     fs::create_dir_all(note.parent().unwrap()).unwrap();
     fs::write(&note, "").unwrap();
-    Checkup::of(doctor(&store)).has("clock", "ok", "");
+    Checkup::of(&doctor(&store)).has("clock", "ok", "");
     let future = FileTimes::new().set_modified(SystemTime::now() + Duration::from_secs(7200));
     fs::File::open(&note).unwrap().set_times(future).unwrap();
-    Checkup::of(doctor(&store))
+    Checkup::of(&doctor(&store))
         .has("clock", "warning", "was set back")
         .mends("clock", "network");
 }
@@ -559,14 +563,12 @@ fn an_agent_is_asked_for_its_version_and_in_a_job_for_an_answer_of_buildkite() {
         let stand_ins = StandIns::new(store.bin())
             .instead("buildkite-agent", &format!("#!/bin/sh\n{script}\n"));
         let program = doctor(&store).env("PATH", stand_ins.path(&store));
-        Checkup::of(if job {
+        Checkup::of(&if job {
             program.env("BUILDKITE_JOB_ID", "1")
         } else {
             program
         })
     };
-    const VERSION: &str =
-        "case $1 in --version) echo 'buildkite-agent version 3.137.0, build 1'; exit;; esac";
     with(VERSION, false).has("agent", "ok", "3.137.0").has(
         "buildkite",
         "not-applicable",
@@ -586,7 +588,7 @@ fn an_agent_is_asked_for_its_version_and_in_a_job_for_an_answer_of_buildkite() {
         .has("buildkite", "not-applicable", "no agent");
     let checkup = with("exec sleep 600", false);
     checkup.has("agent", "failure", "no answer within 10 s");
-    let alone = Checkup::of(doctor(&store).env("BUILDKITE_JOB_ID", "1"));
+    let alone = Checkup::of(&doctor(&store).env("BUILDKITE_JOB_ID", "1"));
     if alone.check("agent")["message"]
         .as_str()
         .unwrap()
@@ -606,7 +608,7 @@ fn hooks_of_the_agent_are_ours_or_wrong_in_ways_that_are_named() {
         let agent = format!("#!/bin/sh\necho 'buildkite-agent version {version}, build 1'\n");
         let stand_ins = StandIns::new(store.bin()).instead("buildkite-agent", &agent);
         let program = doctor(&store).env("PATH", stand_ins.path(&store));
-        Checkup::of(program.env("BUILDKITE_HOOKS_PATH", &hooks))
+        Checkup::of(&program.env("BUILDKITE_HOOKS_PATH", &hooks))
     };
     let now = || checkup("3.137.0");
     now().has("command-hook", "not-applicable", "no command hook");
@@ -644,7 +646,7 @@ fn hooks_of_the_agent_are_ours_or_wrong_in_ways_that_are_named() {
     fs::create_dir(&further).unwrap();
     write_program(&further.join("command"), "#!/bin/sh\n");
     Checkup::of(
-        doctor(&store)
+        &doctor(&store)
             .env("BUILDKITE_HOOKS_PATH", &hooks)
             .env("BUILDKITE_ADDITIONAL_HOOKS_PATHS", &further),
     )
@@ -661,7 +663,7 @@ fn outside_of_a_job_the_agents_settings_are_read_from_its_file() {
     let with = |more: &str| {
         let text = format!("hooks-path=\"{}\"\n{more}\n", hooks.display());
         fs::write(&config, text).unwrap();
-        Checkup::of(doctor(&store).env("BUILDKITE_AGENT_CONFIG", &config))
+        Checkup::of(&doctor(&store).env("BUILDKITE_AGENT_CONFIG", &config))
     };
     with("")
         .has("command-hook", "failure", "does not exist")
@@ -671,7 +673,7 @@ fn outside_of_a_job_the_agents_settings_are_read_from_its_file() {
         .mends("strict-single-hooks", "first below `plugins`");
     // In a job the variable counts.
     let job = doctor(&store).env("BUILDKITE_AGENT_CONFIG", &config);
-    Checkup::of(job.env("BUILDKITE_STRICT_SINGLE_HOOKS", "false")).has(
+    Checkup::of(&job.env("BUILDKITE_STRICT_SINGLE_HOOKS", "false")).has(
         "strict-single-hooks",
         "ok",
         "",
@@ -714,6 +716,6 @@ fn a_checkup_by_root_leaves_the_folder_of_another_user_to_that_user() {
     }
     fs::create_dir(store.our_state()).unwrap();
     chown(store.our_state(), Some(OTHER), Some(OTHER)).unwrap();
-    Checkup::of(doctor(&store)).has("state-folder", "failure", "belongs to the user 1234");
+    Checkup::of(&doctor(&store)).has("state-folder", "failure", "belongs to the user 1234");
     assert!(listing(&store.our_state()).is_empty());
 }

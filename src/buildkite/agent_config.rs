@@ -3,11 +3,11 @@
 /// The value of a setting: the last line `name=value` or `name="value"` that is no comment (`cliconfig/file.go` of the agent).
 #[must_use]
 pub fn setting<'t>(text: &'t str, name: &str) -> Option<&'t str> {
-    let values = text.lines().filter_map(|line| {
+    let mut values = text.lines().rev().filter_map(|line| {
         let (key, value) = line.trim().split_once('=')?;
         (key.trim() == name).then(|| value.trim())
     });
-    let value = values.last()?;
+    let value = values.next()?;
     let quoted = ['"', '\''].iter().find_map(|quote| {
         let (inner, _) = value.strip_prefix(*quote)?.split_once(*quote)?;
         Some(inner)

@@ -6,8 +6,11 @@
 
 mod agent;
 mod checkup;
+#[expect(clippy::unnecessary_wraps, reason = "checks are functions of one type")]
 mod hooks;
+#[expect(clippy::unnecessary_wraps, reason = "checks are functions of one type")]
 mod nix;
+#[expect(clippy::unnecessary_wraps, reason = "checks are functions of one type")]
 mod place;
 mod share;
 
@@ -45,7 +48,7 @@ pub struct DoctorOrder {
 
 /// What the checks have found that later ones need.
 #[derive(Debug, Default)]
-struct Findings {
+struct Gathered {
     /// The version of the program `nix`.
     nix: Option<String>,
     /// Both `nix-store` and `nix-instantiate` work.
@@ -63,7 +66,7 @@ struct Doctor<'a> {
     order: &'a DoctorOrder,
     supervisor: &'a mut Supervisor,
     store: Store,
-    found: Findings,
+    found: Gathered,
 }
 
 type CheckOf<'a> = fn(&mut Doctor<'a>) -> Result<Outcome, Failure>;
@@ -108,7 +111,7 @@ pub fn examine(
         order,
         supervisor,
         store: Store::new(&[], log),
-        found: Findings::default(),
+        found: Gathered::default(),
     };
     let mut checkup = Checkup::default();
     for (name, check) in checks() {

@@ -7,6 +7,7 @@ use crate::command_line::find_program;
 use crate::exit::Failure;
 use crate::fingerprint::fingerprint;
 use crate::nix::{StorePath, caches, version};
+use crate::store::StoreIdentity;
 
 /// The first version of Nix that this program works with.
 const OLDEST: (u32, u32) = (2, 8);
@@ -99,19 +100,12 @@ impl Doctor<'_> {
         if let Some(nix) = self.found.nix.clone() {
             match self.store.identity(self.supervisor, &nix)? {
                 Ok(identity) => {
-                    seen.push_str(&if identity.is_daemon() {
-                        let version = identity.version.as_deref().unwrap_or("of unknown version");
-                        format!(", through the daemon (Nix {version})")
-                    } else if identity.url == "local" {
-                        ", without a daemon".into()
-                    } else {
-                        format!(", as {}", identity.url)
-                    });
+                    seen.push_str(&used_how(&identity));
                     self.found.identity = Some(identity);
                 }
                 Err(why) => {
                     return Ok(Outcome::warning(
-                        format!("{seen}, but not to `nix store`: {why}"),
+                        format!("{seen}, but not the program nix: {why}"),
                         "run `nix --extra-experimental-features nix-command store ping` by hand",
                     ));
                 }
@@ -268,5 +262,18 @@ impl Doctor<'_> {
     pub(super) fn local_store(&self) -> Option<&Path> {
         let folder = self.found.store.as_deref()?;
         folder.is_dir().then_some(folder)
+    }
+}
+
+/// How Nix uses a store.
+fn used_how(identity: &StoreIdentity) -> String {
+    let version = identity.version.as_deref();
+    match identity.url.as_str() {
+        _ if identity.is_daemon() => format!(
+            ", through the daemon (Nix {})",
+            version.unwrap_or("of unknown version")
+        ),
+        "local" => ", without a daemon".into(),
+        url => format!(", as {url}"),
     }
 }

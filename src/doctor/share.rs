@@ -14,13 +14,10 @@ const MEND: &str =
 impl Doctor<'_> {
     /// The host's share, where it is a store.
     fn share(&self) -> Result<StoreUrl, Outcome> {
-        let host = match &self.order.host {
-            Ok(host) => host,
-            Err(_) => {
-                return Err(Outcome::not_applicable(
-                    "the host's settings are refused: see `host-settings`",
-                ));
-            }
+        let Ok(host) = &self.order.host else {
+            return Err(Outcome::not_applicable(
+                "the host's settings are refused: see `host-settings`",
+            ));
         };
         match &host.share {
             Some(ShareSetting::Store(url)) => Ok(url.clone()),
@@ -46,13 +43,10 @@ impl Doctor<'_> {
         let Some(path) = self.found.missing.clone() else {
             return Ok(Outcome::not_applicable("there is no store that answers"));
         };
-        let empty = match private::temporary_folder(&self.order.temporary, "eval-once-") {
-            Ok(folder) => folder,
-            Err(_) => {
-                return Ok(Outcome::not_applicable(
-                    "no temporary folder can be made: see `temporary-folder`",
-                ));
-            }
+        let Ok(empty) = private::temporary_folder(&self.order.temporary, "eval-once-") else {
+            return Ok(Outcome::not_applicable(
+                "no temporary folder can be made: see `temporary-folder`",
+            ));
         };
         let answer = self
             .store

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{OwnFolder, PARTS, Roots, UnusableState, own_folder, place};
+use super::{PARTS, Roots, UnusableState, place};
 use crate::private;
 
 /// The state folder as it is.
@@ -33,7 +33,10 @@ pub fn inspect(folder: &Path) -> Result<StateSight, UnusableState> {
         return Err(UnusableState::because("its name contains a line break"));
     }
     place::check_way(folder)?;
-    if folder.symlink_metadata().is_err_and(is_missing) {
+    if folder
+        .symlink_metadata()
+        .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    {
         return Ok(StateSight::Missing);
     }
     let parts = PARTS.map(|part| folder.join(part));
@@ -50,10 +53,6 @@ pub fn inspect(folder: &Path) -> Result<StateSight, UnusableState> {
         }
     }
     Ok(StateSight::Closed)
-}
-
-fn is_missing(error: io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
 }
 
 /// When the latest of what lies in the state folder was written; none where nothing does.
@@ -95,9 +94,7 @@ impl TrialRoot {
             made.0.insert(0, folder.to_owned());
         }
         private::make_folders(&roots)?;
-        let own: OwnFolder = own_folder(&roots)?;
-        let roots = Roots(own);
-        roots.probe()?;
+        let roots = Roots::below(folder)?;
         Ok(Self { roots, made })
     }
 

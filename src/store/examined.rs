@@ -6,12 +6,14 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{ATTEMPTS, Answer, Store};
+use super::lacking::{lacking_line, read_lacking};
+use super::{ATTEMPTS, Answer, PathQuestion, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Failure};
 use crate::nix::{NixOutput, StorePath, StoreUrl, caches, command, version};
 use crate::parallel;
 use crate::supervise::{Finished, Sight, Supervisor};
+use crate::text::without_escapes;
 
 /// How long a question may take that this host answers by itself.
 pub const LOCAL_LIMIT: Duration = Duration::from_secs(10);
@@ -144,10 +146,12 @@ impl Store {
         &mut self,
         supervisor: &mut Supervisor,
     ) -> Result<Result<PathBuf, NoAnswer>, Failure> {
-        if let Err(why) = self.printed_within(supervisor, &command::ask_store(&[]))? {
+        let line = self.ask_store_line(supervisor)?;
+        if let Err(why) = self.printed_within(supervisor, &line)? {
             return Ok(Err(why));
         }
-        let printed = self.printed_within(supervisor, &command::store_folder(&[]))?;
+        let line = self.folder_line(supervisor)?;
+        let printed = self.printed_within(supervisor, &line)?;
         Ok(printed.and_then(|printed| {
             serde_json::from_str(&printed).map_err(|_| {
                 NoAnswer::Because(format!("the folder of the store is {printed:?} to Nix"))
@@ -167,7 +171,7 @@ impl Store {
         let line = if of_host {
             command::show_config_of_host()
         } else {
-            command::show_config(&[])
+            self.show_config_line()
         };
         self.printed_within(supervisor, &line)
     }
@@ -188,6 +192,12 @@ impl Store {
         }))
     }
 
+    /// The command that prints what keeps `path`, for [`names_root`].
+    #[must_use]
+    pub fn roots_line(path: &StorePath, options: &command::Options) -> CommandLine {
+        command::roots_of(path, options)
+    }
+
     /// Roots a small file at `link`, and looks whether that keeps it.
     ///
     /// # Errors
@@ -198,31 +208,31 @@ impl Store {
         text: &str,
         link: &Path,
     ) -> Result<RootSight, Failure> {
-        let mut last = RootSight::Unseen;
+        let mut sight = RootSight::Unseen;
         // A collection may take the file before it is rooted.
         for _ in 0..ATTEMPTS {
             let path = match self.write_small_file(supervisor, text)? {
                 Ok(path) => path,
                 Err(why) => return Ok(RootSight::No(why)),
             };
-            let line = command::obtain(&[&path], Some(link), &[]);
-            if let Err(why) = self.printed_within(supervisor, &line)? {
-                last = RootSight::No(why);
+            let root = command::obtain(&[&path], Some(link), &[]);
+            if let Err(why) = self.printed_within(supervisor, &root)? {
+                sight = RootSight::No(why);
                 continue;
             }
-            let line = command::roots_of(&path, &[]);
-            match self.answer_within(supervisor, &line, LOCAL_LIMIT)? {
+            let question = Self::roots_line(&path, &[]);
+            match self.answer_within(supervisor, &question, LOCAL_LIMIT)? {
                 Err(why) => return Ok(RootSight::No(why)),
                 Ok(Answer { finished, stderr }) if !finished.ending.success() => {
-                    last = RootSight::No(because(&finished, &stderr));
+                    sight = RootSight::No(because(&finished, &stderr));
                 }
                 Ok(Answer { finished, .. }) if names_root(&finished, link) => {
                     return Ok(RootSight::Kept);
                 }
-                Ok(_) => last = RootSight::Unseen,
+                Ok(_) => sight = RootSight::Unseen,
             }
         }
-        Ok(last)
+        Ok(sight)
     }
 
     /// Asks each of these substituters for `path`, which none of them has: what is wrong with it, or none where it answers. They are
@@ -242,12 +252,13 @@ impl Store {
             .collect();
         let lines: Vec<CommandLine> = asked
             .iter()
-            .map(|one| {
+            .flat_map(|one| {
                 let only = ("substituters".into(), (*one).clone());
-                super::dry_run_line(&[path], &[only])
+                Self::asked_by(PathQuestion::DryRun, &[path], &[only])
             })
             .collect();
-        let mut wrong: Vec<Option<NoAnswer>> = substituters.iter().map(folder_missing).collect();
+        let mut wrong: Vec<Option<NoAnswer>> =
+            substituters.iter().map(|one| folder_missing(one)).collect();
         let began = Instant::now();
         let ran = parallel::each_within(
             supervisor,
@@ -291,12 +302,17 @@ impl Store {
         path: &StorePath,
         empty: &Path,
     ) -> Result<Result<(), NoAnswer>, Failure> {
-        let mut line = command::lacking_in(store, &[path], &[]);
+        let by_dry_run = self.asks_by_dry_run(supervisor, store)?;
+        let mut line = lacking_line(store, &[path], by_dry_run, &[]);
         line.variables = ["XDG_CACHE_HOME", "NIX_CACHE_HOME"]
             .map(|name| (name, empty.into()))
             .to_vec();
-        let printed = self.printed_in(supervisor, &line, NETWORK_LIMIT)?;
-        Ok(printed.map(drop))
+        let answer = self.answer_within(supervisor, &line, NETWORK_LIMIT)?;
+        Ok(answer.and_then(|Answer { finished, stderr }| {
+            let stderr = without_escapes(&String::from_utf8_lossy(&stderr));
+            let lacking = read_lacking(store, &[path], by_dry_run, &finished, &stderr);
+            lacking.map(drop).map_err(NoAnswer::Because)
+        }))
     }
 
     /// Whether `path` can be copied to a store, where it stays.
@@ -354,7 +370,10 @@ impl Store {
             Sight::StandsStill
         });
         match ran {
-            Ok((_, Some(_))) => Ok(Err(in_time(limit))),
+            Ok((_, Some(_))) => {
+                self.log.debug(format_args!("stopped: {}", line.in_short()));
+                Ok(Err(in_time(limit)))
+            }
             Ok((finished, None)) => Ok(Ok(Answer { finished, stderr })),
             Err(failure) => not_started(failure).map(Err),
         }
@@ -379,7 +398,7 @@ fn because(finished: &Finished, stderr: &[u8]) -> NoAnswer {
 }
 
 /// A substituter in a folder is looked at as such: Nix would make the folder where it is missing.
-fn folder_missing(substituter: &String) -> Option<NoAnswer> {
+fn folder_missing(substituter: &str) -> Option<NoAnswer> {
     let folder = caches::folder_of_cache(substituter)?;
     let is_missing = !folder.is_dir();
     is_missing.then(|| NoAnswer::Because(format!("{} is not a folder", folder.display())))

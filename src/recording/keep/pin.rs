@@ -108,7 +108,7 @@ pub(in crate::recording) fn pin(
         answers.extend(asked);
         // A collection that was running already may have taken it all the same.
         let mut lines = Store::asked_by(PathQuestion::Invalid, &[&pin], &store_options);
-        lines.push(command::roots_of(&pin, &store_options));
+        lines.push(Store::roots_line(&pin, &store_options));
         let mut asked = store.ask_all(supervisor, &lines)?.into_iter();
         let is_there = asked.next().into_iter().collect();
         if !store
