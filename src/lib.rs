@@ -17,6 +17,7 @@
 //! | 11 | [`summary`] | the build at a glance: what recordings planned and steps reported, as an annotation and as JUnit |
 //! | 10 | [`step`] | one target: the list of ways, the choice between them, the report |
 //! | 10 | [`recording`] | all targets: evaluating them once, keeping their `.drv`s, the pipeline that builds them |
+//! | 9 | [`doctor`] | what on this host makes steps and recordings fail: a list of checks, each with how to mend it |
 //! | 9 | [`share`] | how `.drv`s get from the host that records to those that build: an archive as an artifact, or a store |
 //! | 8 | [`store`] | asking Nix: what is valid, what is missing, locks, roots, logs; each question once; copying |
 //! | 8 | [`agent`] | asking the Buildkite agent; each question once |
@@ -42,7 +43,7 @@
 //! | 1 | [`paths`] | paths by their letters, and where they really lead |
 //! | 1 | [`private`] | files and folders that are their user's alone, whatever the umask |
 //!
-//! The program itself (`main.rs`) reads the options, calls one of the layers 10 to 12, and turns the result into an exit status.
+//! The program itself (`main.rs`) reads the options, calls one of the layers 9 to 12, and turns the result into an exit status.
 //!
 //! # Glossary
 //!
@@ -106,6 +107,7 @@ pub mod build_keys;
 pub mod buildkite;
 pub mod command_line;
 pub mod counts;
+pub mod doctor;
 pub mod environment;
 pub mod evaluation_keys;
 pub mod exit;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use eval_once::agent;
+use eval_once::doctor::{self, Check};
 use eval_once::environment;
 use eval_once::exit::{Class, Classify as _, Failure};
 use eval_once::job::{self, TrailingCommand};
@@ -68,6 +69,24 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
             } else {
                 print(for_output(&explanation.to_string()))?;
             }
+        }
+        Invocation::Doctor { order, json } => {
+            let mut supervisor = Supervisor::install(log)?;
+            let show = |check: &Check| {
+                if json {
+                    Ok(())
+                } else {
+                    print(check.to_string())
+                }
+            };
+            let checkup = doctor::examine(&order, &mut supervisor, log, show)?;
+            if json {
+                let json = serde_json::to_string_pretty(&checkup);
+                print(json.classify(Class::Bug, || "cannot write JSON".into())? + "\n")?;
+            } else {
+                print(checkup.to_string())?;
+            }
+            return Ok(checkup.status());
         }
         Invocation::PrintEnvironment(host) => {
             print(environment::as_shell(&environment::variables(&host)))?;

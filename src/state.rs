@@ -7,6 +7,7 @@
 mod common;
 mod ours;
 mod place;
+mod sight;
 mod waiting;
 
 use std::fs::{File, TryLockError};
@@ -24,6 +25,7 @@ pub use common::{CACHE, CommonFolder, CommonKind, FILLING, Filling, FolderInUse,
 use ours::folder_of_ours;
 pub use ours::{LOCK, PREFIX, is_at, is_ours, open_lock, open_with_lock, remove_whole};
 pub use place::UnusableState;
+pub use sight::{StateSight, TrialRoot, inspect, latest};
 pub use waiting::{LockWait, holders};
 
 /// The state folder of this host, known to be usable.
@@ -78,6 +80,17 @@ const CONVERSATIONS: &str = "conversations";
 /// The folder of files that are being written.
 const TEMPORARY: &str = "temporary";
 
+/// The folders that it always has.
+const PARTS: [&str; 7] = [
+    "turns",
+    "roots",
+    "outputs",
+    "pins",
+    CONVERSATIONS,
+    NOTES,
+    TEMPORARY,
+];
+
 /// How long a folder or file may be without a lock: its owner may not have locked it yet.
 const TIME_TO_LOCK: Duration = Duration::from_secs(60);
 
@@ -95,15 +108,7 @@ impl StateFolder {
         place::check_way(folder)?;
         private::make_folders(folder)?;
         place::take(folder, true)?;
-        for part in [
-            "turns",
-            "roots",
-            "outputs",
-            "pins",
-            CONVERSATIONS,
-            NOTES,
-            TEMPORARY,
-        ] {
+        for part in PARTS {
             private::make_folders(&folder.join(part))?;
             place::take(&folder.join(part), false)?;
         }
@@ -221,9 +226,7 @@ impl StateFolder {
     /// # Errors
     /// No link can be made there: the disk is full, or not writable.
     pub fn roots(&self) -> io::Result<Roots> {
-        let roots = Roots(own_folder(&self.folder.join("roots"))?);
-        roots.probe()?;
-        Ok(roots)
+        Roots::below(&self.folder)
     }
 
     /// Removes the roots of killed steps, and the roots of outputs whose day is over: how many of each.
@@ -317,6 +320,13 @@ impl TemporaryFile {
 }
 
 impl Roots {
+    /// One below the state folder, whose folder for them exists.
+    fn below(state: &Path) -> io::Result<Self> {
+        let roots = Self(own_folder(&state.join("roots"))?);
+        roots.probe()?;
+        Ok(roots)
+    }
+
     /// The path of the link that is the root.
     #[must_use]
     pub fn link(&self) -> PathBuf {

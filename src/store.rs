@@ -6,6 +6,7 @@
 
 mod batches;
 mod copying;
+mod examined;
 mod lacking;
 mod movement;
 mod printed;
@@ -29,6 +30,7 @@ use crate::supervise::{Finished, OnStop, Supervisor};
 use self::batches::batches;
 use self::printed::store_paths;
 pub use copying::NotCopied;
+pub use examined::{LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, names_root};
 pub use movement::TRICKLE;
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
@@ -158,9 +160,14 @@ impl Store {
         &mut self,
         supervisor: &mut Supervisor,
     ) -> Result<Vec<String>, Failure> {
-        let config = self.printed_if_any(supervisor, &command::show_config(&self.options))?;
+        let config = self.printed_if_any(supervisor, &self.show_config_line())?;
         let substituters = config.and_then(|config| caches::substituters(&config));
         Ok(substituters.unwrap_or_default())
+    }
+
+    /// The command that prints Nix's settings.
+    fn show_config_line(&self) -> CommandLine {
+        command::show_config(&self.options)
     }
 
     // ---- validity
@@ -170,9 +177,13 @@ impl Store {
     /// # Errors
     /// It cannot (75).
     pub fn check_answers(&mut self, supervisor: &mut Supervisor) -> Result<(), Failure> {
+        let line = self.ask_store_line(supervisor)?;
+        self.ask(supervisor, &line).map(drop)
+    }
+
+    fn ask_store_line(&mut self, supervisor: &mut Supervisor) -> Result<CommandLine, Failure> {
         let options = self.options(supervisor)?;
-        self.ask(supervisor, &command::ask_store(&options))
-            .map(drop)
+        Ok(command::ask_store(&options))
     }
 
     /// Whether a path is valid.
@@ -593,7 +604,7 @@ impl Store {
         }
         let names: Vec<&str> = settings.iter().map(|(name, _)| name.as_str()).collect();
         let names = names.join(", ");
-        let line = command::show_config(&self.options);
+        let line = self.show_config_line();
         let config = self.printed(supervisor, &line)?.unwrap_or_default();
         if caches::setting(&config, "accept-flake-config") == Some("true") {
             self.log

@@ -329,13 +329,18 @@ const ONCE: [Once; 3] = [
 ];
 
 /// Command lines of Nix that more than one file builds, by who else does and the reason.
-const COMMANDS_TWICE: [(&str, &[(&str, &str)]); 6] = [
+const COMMANDS_TWICE: [(&str, &[(&str, &str)]); 7] = [
+    (
+        "copy_outputs_to",
+        &[("store/examined.rs", "a small file is written on trial")],
+    ),
     ("instantiate", &[("step/ways.rs", "`explain` shows it")]),
     ("invalid_of", &[("step/ways.rs", "`explain` shows it")]),
     (
         "obtain",
         &[
             ("recording/keep/pin.rs", "it makes the root of a pin"),
+            ("store/examined.rs", "it makes a root on trial"),
             ("step/explain.rs", "shows it"),
         ],
     ),

@@ -16,6 +16,7 @@ mod configuration;
 mod conversation;
 mod counts;
 mod derivation;
+mod doctor;
 mod environment;
 mod evaluate;
 mod expected_errors;

@@ -5,6 +5,7 @@
 //! agent by the integration tests.
 
 pub mod agent;
+pub mod agent_config;
 pub mod command_hooks;
 pub mod default_command;
 pub mod git;

@@ -21,6 +21,33 @@ pub fn setting<'c>(config: &'c str, name: &str) -> Option<&'c str> {
         .map(str::trim)
 }
 
+/// What Nix has said about a cache that it cannot use; none where it has used it. A try that is repeated does not count.
+#[must_use]
+pub fn complaint(stderr: &str, cache: &str) -> Option<String> {
+    let (url, _parameters) = cache.split_once('?').unwrap_or((cache, ""));
+    let url = url.trim_end_matches('/');
+    let names_it = |line: &&str| {
+        line.match_indices(url).any(|(at, _)| {
+            let next = line[at + url.len()..].chars().next();
+            next.is_none_or(|next| ['/', '\'', '"', '?'].contains(&next))
+        })
+    };
+    let said = stderr
+        .lines()
+        .map(str::trim)
+        .filter(names_it)
+        .find(|line| {
+            ["warning: ", "error: "]
+                .iter()
+                .any(|it| line.starts_with(it))
+                && !["; retrying in", "; using cached version"]
+                    .iter()
+                    .any(|it| line.contains(it))
+        })?;
+    let said = said.trim_start_matches("warning: ");
+    Some(said.trim_start_matches("error: ").to_owned())
+}
+
 /// Splits caches into the reachable ones and those to which one of the `unreachable` files belongs.
 #[must_use]
 pub fn part(caches: Vec<String>, unreachable: &BTreeSet<String>) -> (Vec<String>, Vec<String>) {
@@ -69,6 +96,35 @@ mod tests {
             part(left, &unreachable).1,
             ["http://10.0.0.10:8080?priority=10"]
         );
+    }
+
+    #[test]
+    fn what_nix_says_about_a_cache_is_its_last_word_on_that_one() {
+        let said = "warning: error: unable to download 'http://h:1/nix-cache-info': Could not connect; retrying in 323 ms\n\
+                    disabling binary cache 'http://h:1' for 60 seconds\n\
+                    warning: unable to download 'http://h:1/nix-cache-info': Could not connect to server (7)\n\
+                    warning: 'http://h:8181/none' does not appear to be a binary cache\n\
+                    warning: ignoring untrusted substituter 'http://u', you are not a trusted user.\n";
+        for (cache, expected) in [
+            (
+                "http://h:1/",
+                Some(
+                    "unable to download 'http://h:1/nix-cache-info': Could not connect to server (7)",
+                ),
+            ),
+            (
+                "http://h:8181/none?priority=1",
+                Some("'http://h:8181/none' does not appear to be a binary cache"),
+            ),
+            (
+                "http://u",
+                Some("ignoring untrusted substituter 'http://u', you are not a trusted user."),
+            ),
+            ("http://h:818", None),
+            ("http://other", None),
+        ] {
+            assert_eq!(complaint(said, cache).as_deref(), expected, "{cache}");
+        }
     }
 
     #[test]

@@ -243,13 +243,19 @@ pub fn read_log(drv: &DrvPath, options: &Options) -> CommandLine {
 /// Prints the version of Nix.
 #[must_use]
 pub fn version() -> CommandLine {
-    CommandLine::new("nix-instantiate", &["--version"])
+    version_of("nix-instantiate")
+}
+
+/// Prints the version of a program of Nix's.
+#[must_use]
+pub fn version_of(program: &'static str) -> CommandLine {
+    CommandLine::new(program, &["--version"])
 }
 
 /// Prints the version of the program `nix`, which builds flakes.
 #[must_use]
 pub fn version_of_nix() -> CommandLine {
-    CommandLine::new("nix", &["--version"])
+    version_of("nix")
 }
 
 /// Says on standard error which of `paths` would be fetched, and which Nix would not know how to come by.
@@ -307,6 +313,42 @@ pub fn show_config(options: &Options) -> CommandLine {
         ],
         options,
     )
+}
+
+/// Prints the settings that this host has for every user: those of a daemon, whatever this user's files and variables say.
+#[must_use]
+pub fn show_config_of_host() -> CommandLine {
+    let mut command = show_config(&[]);
+    command.variables = ["NIX_USER_CONF_FILES", "NIX_CONFIG"]
+        .map(|name| (name, OsString::new()))
+        .to_vec();
+    command
+}
+
+/// Says which store this is, and from 2.26 on whether it trusts this user. Before, a daemon that does not trust the user says that it
+/// ignores the substituter named here, which is not asked for anything. (The same on 2.8, 2.26 and 2.34; `ping` is the name before
+/// 2.19.)
+#[must_use]
+pub fn store_identity(has_info: bool) -> CommandLine {
+    let question = if has_info { "info" } else { "ping" };
+    let substituters = ("substituters".into(), "http://untrusted.invalid".into());
+    let arguments = ["--extra-experimental-features", "nix-command"];
+    command(
+        "nix",
+        &[&arguments[..], &["store", question]].concat(),
+        &[substituters],
+    )
+}
+
+/// Writes a small file into the store, with this text, and prints its path as a string.
+#[must_use]
+pub fn write_small_file(text: &str) -> CommandLine {
+    let expression = "{ text }: builtins.toFile \"eval-once-doctor\" text";
+    let arguments = ["--eval", "--read-write-mode", "-E", expression];
+    let mut command = command("nix-instantiate", &arguments, &[]);
+    let text = ["--argstr", "text", text];
+    command.arguments.extend(text.map(OsString::from));
+    unrestricted(command)
 }
 
 /// Evaluates, writes the `.drv`, roots it at `root`, and prints one line for every derivation there is.

@@ -21,6 +21,15 @@ pub fn numbers(version: &str) -> Option<(u32, u32)> {
     Some((number()?, number()?))
 }
 
+/// From this version of Nix on, an automatic collection keeps what is in use (NixOS/nix#15469).
+const COLLECTOR_FIXED: (u32, u32) = (2, 35);
+
+/// Whether a Nix of this version collects what running builds use, where `min-free` makes it collect.
+#[must_use]
+pub fn collects_what_is_in_use(version: &str) -> bool {
+    numbers(version).is_some_and(|numbers| numbers < COLLECTOR_FIXED)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

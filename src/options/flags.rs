@@ -27,6 +27,8 @@ Examples:
         build, then run a command
   eval-once explain --drv /nix/store/….drv
         print what step would do, and do nothing
+  eval-once doctor
+        check this host: Nix, its store, the state folder, the agent
 
 In a Buildkite pipeline, use the plugin.
 
@@ -64,6 +66,15 @@ Exit statuses:
   64  this is not a Buildkite job
   69  buildkite-agent is missing
   75  infrastructure failure: Buildkite cannot be reached (safe to retry)";
+
+const DOCTOR_HELP: &str = "\
+It changes nothing but one GC root, which it makes and removes. A question that is not answered within 10 seconds, or 15 over the network,
+is a failure of its check.
+
+Exit statuses:
+   0  no check is a failure; there may be warnings
+   1  a check is a failure
+  64  the command line is wrong";
 
 /// Nix CI on Buildkite that evaluates every target once: steps realise the recorded .drv, and evaluate again only where it is gone.
 #[derive(Debug, Parser)]
@@ -117,6 +128,16 @@ pub(super) enum CliCommand {
     ///
     /// A recording sets the expiry of its GC root (`keep-days`, three by default). GC roots of killed steps go, too.
     Prune,
+    /// Check what steps and recordings need of this host, and say how to mend what is wrong
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Copy a file of 100 bytes to the share of `EVAL_ONCE_SHARE`, where it stays
+        #[arg(long)]
+        write_share: bool,
+    },
     /// Run as a hook of a Buildkite agent or plugin
     Hook {
         /// Which hook

@@ -2,10 +2,12 @@
 //! into a job.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Startup;
-use super::variables::Variables;
+use super::job::further_hook_folders;
+use super::variables::{Variables, is_true};
+use crate::doctor::{AgentHooks, DoctorOrder};
 use crate::environment::{HostEnvironment, nix_folders};
 use crate::exit::Failure;
 use crate::host::Host;
@@ -57,6 +59,37 @@ pub(super) fn host(startup: &Startup) -> Result<Host, Failure> {
         nix: nix_settings(variables),
         temporary: temporary(variables),
     })
+}
+
+/// What a checkup of this host looks at. A wrong setting is one of its findings.
+pub(super) fn doctor(startup: &Startup, write_share: bool) -> DoctorOrder {
+    let variables = &startup.variables;
+    let folders = variables.path("BUILDKITE_HOOKS_PATH").into_iter();
+    let strict = variables.get("BUILDKITE_STRICT_SINGLE_HOOKS");
+    let experiments = variables.text("BUILDKITE_AGENT_EXPERIMENT");
+    // Where an agent looks for its settings (`DefaultConfigFilePaths` of its `clicommand/agent_start.go`).
+    let named = ["BUILDKITE_CONFIG_PATH", "BUILDKITE_AGENT_CONFIG"];
+    let configs = named.iter().filter_map(|name| variables.path(name));
+    let home = variables.path("HOME");
+    let configs = configs.chain(home.map(|home| home.join(".buildkite-agent/buildkite-agent.cfg")));
+    let everywhere = ["/opt/homebrew/etc", "/usr/local/etc", "/etc"];
+    let everywhere =
+        everywhere.map(|folder| Path::new(folder).join("buildkite-agent/buildkite-agent.cfg"));
+    DoctorOrder {
+        host: host(startup),
+        temporary: temporary(variables),
+        path: variables.raw("PATH").unwrap_or_default().to_owned(),
+        program: startup.program.clone(),
+        is_job: variables.get("BUILDKITE_JOB_ID").is_some(),
+        hooks: AgentHooks {
+            folders: folders.chain(further_hook_folders(variables)).collect(),
+            strict: strict.map(is_true),
+            polyglot: experiments
+                .is_some_and(|names| names.split(',').any(|name| name == "polyglot-hooks")),
+            configs: configs.chain(everywhere).collect(),
+        },
+        write_share,
+    }
 }
 
 /// The folder for temporary files, also where the host's settings are refused.

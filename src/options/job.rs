@@ -111,7 +111,7 @@ pub(super) fn agents_command_hooks(startup: &Startup) -> CommandHooks {
 }
 
 /// The agent's folders of hooks besides its `hooks-path`.
-fn further_hook_folders(variables: &Variables) -> Vec<PathBuf> {
+pub(super) fn further_hook_folders(variables: &Variables) -> Vec<PathBuf> {
     let folders = variables.get("BUILDKITE_ADDITIONAL_HOOKS_PATHS");
     folders
         .into_iter()

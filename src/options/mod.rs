@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::buildkite::default_command::AgentJob;
+use crate::doctor::DoctorOrder;
 use crate::environment::HostEnvironment;
 use crate::host::Host;
 use crate::job::{HookedJob, TrailingCommand};
@@ -63,6 +64,13 @@ pub enum Invocation {
     },
     /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use.
     Prune(Host),
+    /// Check this host.
+    Doctor {
+        /// What is checked.
+        order: Box<DoctorOrder>,
+        /// As JSON, instead of for people.
+        json: bool,
+    },
     /// Run a job of the agent's that is not ours.
     OtherJob(AgentJob),
     /// Print the environment of a job, for a shell.

@@ -104,6 +104,10 @@ impl RoleReader<'_> {
             CliCommand::Prune => host::host(self.startup)
                 .map(Invocation::Prune)
                 .map_err(Refusal::from),
+            CliCommand::Doctor { json, write_share } => Ok(Invocation::Doctor {
+                order: Box::new(host::doctor(self.startup, write_share)),
+                json,
+            }),
             CliCommand::Hook {
                 hook: HookName::Environment,
             } => Ok(Invocation::SetEnvironment(host_environment(self.startup))),

@@ -139,6 +139,18 @@ fn check_entry(
 
 /// Checks that the folder belongs to this user, and closes it to others. A link to one is no folder of the state folder's own.
 pub(super) fn take(folder: &Path, may_be_link: bool) -> Result<(), UnusableState> {
+    is_open(folder, may_be_link)?;
+    private::set_folder_mode(folder).map_err(|error| UnusableState {
+        why: format!("{} is open to other users: {error}", folder.display()),
+        mend: Some(closed_by(folder)),
+    })
+}
+
+/// Whether a folder is open to other users.
+///
+/// # Errors
+/// It is not this user's folder.
+pub(super) fn is_open(folder: &Path, may_be_link: bool) -> Result<bool, UnusableState> {
     let metadata = if may_be_link {
         folder.metadata()?
     } else {
@@ -153,10 +165,12 @@ pub(super) fn take(folder: &Path, may_be_link: bool) -> Result<(), UnusableState
     if metadata.uid() != us() {
         return Err(belongs_to_another(folder, metadata.uid()));
     }
-    private::set_folder_mode(folder).map_err(|error| UnusableState {
-        why: format!("{} is open to other users: {error}", folder.display()),
-        mend: Some(format!("run `chmod 0700 {}`", word(folder))),
-    })
+    Ok(metadata.permissions().mode() & 0o777 & !private::FOLDER != 0)
+}
+
+/// How a folder is closed to other users.
+pub(super) fn closed_by(folder: &Path) -> String {
+    format!("run `chmod 0700 {}`", word(folder))
 }
 
 fn belongs_to_another(path: &Path, owner: u32) -> UnusableState {

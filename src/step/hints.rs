@@ -8,9 +8,6 @@ use crate::host;
 use crate::nix::version;
 use crate::store::COLLECTOR_HINT;
 
-/// From this version of Nix on, an automatic collection keeps what is in use (NixOS/nix#15469).
-const COLLECTOR_FIXED: (u32, u32) = (2, 35);
-
 /// The hints about `step`, a sentence each. A refused step has none.
 ///
 /// # Errors
@@ -92,9 +89,7 @@ fn collects_what_is_in_use(step: &mut StepRun<'_>) -> Result<Option<String>, Fai
         return Ok(None);
     }
     let version = step.store.version(step.supervisor)?;
-    Ok(version.filter(|version| {
-        version::numbers(version).is_some_and(|numbers| numbers < COLLECTOR_FIXED)
-    }))
+    Ok(version.filter(|version| version::collects_what_is_in_use(version)))
 }
 
 #[cfg(test)]

@@ -64,12 +64,7 @@ impl Store {
             at_once,
             PATIENCE,
             |number, finished, stderr| {
-                let read = if by_dry_run {
-                    lacking_by_dry_run(store, parts[number], &finished, &stderr)
-                } else {
-                    lacking_by_check(&finished, &stderr)
-                };
-                match read {
+                match read_lacking(store, parts[number], by_dry_run, &finished, &stderr) {
                     Ok(part) => lacking.extend(part),
                     Err(said) => {
                         let is_late = begun.elapsed() >= PATIENCE;
@@ -115,7 +110,7 @@ impl Store {
     /// of SIGSEGV when it is asked for the validity of a path over HTTP. (`nix path-info --json` is understood by all, but asks twice
     /// for each path, and the substituters for what is missing.) A dry run asks for many paths at the same time: 1,000 over HTTP take
     /// 2.7 s where an answer takes 20 ms.
-    fn asks_by_dry_run(
+    pub(super) fn asks_by_dry_run(
         &mut self,
         supervisor: &mut Supervisor,
         store: &StoreUrl,
@@ -129,7 +124,7 @@ impl Store {
     }
 }
 
-fn lacking_line(
+pub(super) fn lacking_line(
     store: &StoreUrl,
     paths: &[&StorePath],
     by_dry_run: bool,
@@ -139,6 +134,21 @@ fn lacking_line(
         command::would_obtain_from(store, paths, options)
     } else {
         command::lacking_in(store, paths, options)
+    }
+}
+
+/// Which of `paths` a store lacks that was asked by [`lacking_line`]; or why it could not be asked.
+pub(super) fn read_lacking(
+    store: &StoreUrl,
+    paths: &[&StorePath],
+    by_dry_run: bool,
+    finished: &Finished,
+    stderr: &str,
+) -> Result<Vec<StorePath>, String> {
+    if by_dry_run {
+        lacking_by_dry_run(store, paths, finished, stderr)
+    } else {
+        lacking_by_check(finished, stderr)
     }
 }
 

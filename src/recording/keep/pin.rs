@@ -3,7 +3,6 @@
 //! The file is JSON, and each `.drv` path in it has plain string context: so its references are exactly the `.drv`s, and nothing is
 //! built.
 
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -15,7 +14,7 @@ use crate::log::Log;
 use crate::nix::{AttrPath, Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
 use crate::recording::RecordingRequest;
 use crate::state::StateFolder;
-use crate::store::{ATTEMPTS, Answer, COLLECTOR_HINT, PathQuestion, Store};
+use crate::store::{ATTEMPTS, Answer, COLLECTOR_HINT, PathQuestion, Store, names_root};
 use crate::supervise::{Finished, OnStop, Supervisor};
 
 /// The result of pinning.
@@ -109,7 +108,7 @@ pub(in crate::recording) fn pin(
         answers.extend(asked);
         // A collection that was running already may have taken it all the same.
         let mut lines = Store::asked_by(PathQuestion::Invalid, &[&pin], &store_options);
-        lines.push(command::roots_of(&pin, &store_options));
+        lines.push(Store::roots_line(&pin, &store_options));
         let mut asked = store.ask_all(supervisor, &lines)?.into_iter();
         let is_there = asked.next().into_iter().collect();
         if !store
@@ -160,11 +159,7 @@ fn check_root(roots: &Finished, link: &Path, log: &Log) {
     if !roots.ending.success() {
         return;
     }
-    let ours = [link.as_os_str().as_bytes(), b" -> "].concat();
-    if !roots
-        .paths()
-        .any(|root| root.as_os_str().as_bytes().starts_with(&ours))
-    {
+    if !names_root(roots, link) {
         log.warn(format_args!(
             "the Nix daemon does not see {}, so its next collection takes what was recorded: \
              mount the state folder at the same path where the daemon runs, or set EVAL_ONCE_STATE_DIR to a folder that is",
