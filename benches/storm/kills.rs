@@ -9,6 +9,7 @@ use std::{
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, ExitStatus},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -39,8 +40,14 @@ pub(crate) const COLUMNS: [&str; 6] = ["early", "0", "128+n", "75", SURVIVED, "l
 /// How often programs went on running after KILL: what a builder has started, above all.
 const SURVIVED: &str = "run on";
 
+/// Among so many kills there are some that leave something.
+const ENOUGH: usize = 100;
+
 /// How long everything may take to be gone: Nix that evaluates is given a second, and the machine may be busy.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a command takes undisturbed, in milliseconds, as long as that is not known.
+const AT_FIRST: u64 = 500;
 
 /// How long the command itself may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
@@ -190,8 +197,8 @@ struct Scene {
     artifact_record: Value,
     /// The URL of a store with the `.drv`.
     cache: String,
-    /// How long each takes undisturbed.
-    typical: Vec<Duration>,
+    /// How long each took when it was last undisturbed, in milliseconds.
+    typical: [AtomicU64; WHATS.len()],
 }
 
 impl Scene {
@@ -208,19 +215,10 @@ impl Scene {
             cache: place.store.cache("cache", [&fetched.drv]),
             fetched,
             artifact_record: Value::Null,
-            typical: Vec::new(),
+            typical: std::array::from_fn(|_| AtomicU64::new(AT_FIRST)),
             place,
         };
         scene.artifact_record = scene.record_with_artifact();
-        scene.typical = WHATS
-            .iter()
-            .map(|what| {
-                scene.prepare(*what);
-                let began = Instant::now();
-                scene.succeeds(*what).unwrap();
-                began.elapsed()
-            })
-            .collect();
         scene
     }
 
@@ -345,6 +343,8 @@ impl Scene {
     /// Runs a command to its end, which is to be a good one.
     fn succeeds(&self, what: What) -> Result<(), String> {
         let ended = self.command(what).run();
+        let took = u64::try_from(ended.took.as_millis()).unwrap();
+        self.typical[what.index()].store(took, Ordering::SeqCst);
         if !ended.status.success() {
             return Err(format!("the same command again: {}\n{ended}", ended.status));
         }
@@ -513,16 +513,23 @@ pub(crate) fn run(stage: &Stage) {
     let targets = expression(&targets());
     // They wait most of the time, for what they are about to kill.
     stage.run(
-        4,
+        if stage.is_patient() { 4 } else { 2 },
         || Place::both(stage, &targets).map(Scene::new),
         |scenes, seed| trial(stage, &scenes[Plan::of(seed).place], seed),
     );
     let tally = stage.tally;
+    let (ran_on, left) = (tally.total("", SURVIVED), tally.total("", "left"));
     tally.note(format!(
-        "After KILL, programs ran on in {} cases, and files for the next sweep were left in {}.",
-        tally.total("", SURVIVED),
-        tally.total("", "left")
+        "{} kills. After KILL, programs ran on in {ran_on} cases, and files for the next sweep were left in {left}.",
+        tally.tries("") - tally.total("", "early")
     ));
+    // So it is known that they would be seen after the other signals, too.
+    if tally.tries("") > ENOUGH && ran_on.min(left) == 0 {
+        tally.note(
+            "KILL LEFT NOTHING: what is left was not seen, and this storm says nothing about it."
+                .to_owned(),
+        );
+    }
 }
 
 fn trial(stage: &Stage, scene: &Scene, seed: u64) {
@@ -540,7 +547,8 @@ fn trial(stage: &Stage, scene: &Scene, seed: u64) {
         .unwrap();
     let row = format!("{}, {}", plan.what.name(), scene.place.kind());
     // The storm itself: a moment that no sign determines.
-    thread::sleep(scene.typical[plan.what.index()].mul_f64(plan.at));
+    let typical = scene.typical[plan.what.index()].load(Ordering::SeqCst);
+    thread::sleep(Duration::from_millis(typical).mul_f64(plan.at));
     let was_struck = scene.strike(plan, &mut child);
     stage.tally.tried(&row);
     let result = after(stage, scene, plan, &mut child, was_struck, &row);

@@ -39,6 +39,14 @@ fn targets() -> String {
     )
 }
 
+/// The pins of earlier recordings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pins {
+    Removed,
+    Kept,
+    Expired,
+}
+
 /// What is done at once.
 #[derive(Debug)]
 struct Plan {
@@ -47,10 +55,7 @@ struct Plan {
     with_others: bool,
     /// Both recordings are of the same arguments, and so have the same pin.
     same: bool,
-    /// The pins of earlier recordings are there.
-    warm: bool,
-    /// They have expired.
-    expired: bool,
+    pins: Pins,
     with_bare: bool,
 }
 
@@ -61,9 +66,8 @@ impl Plan {
             place: random.below(2),
             with_others: random.one_in(3),
             same: random.one_in(2),
-            warm: random.one_in(3),
-            expired: random.one_in(2),
-            with_bare: random.one_in(3),
+            pins: random.pick(&[Pins::Removed, Pins::Removed, Pins::Kept, Pins::Expired]),
+            with_bare: random.one_in(2),
         }
     }
 }
@@ -71,9 +75,8 @@ impl Plan {
 /// Runs the part.
 pub(crate) fn run(stage: &Stage) {
     let targets = expression(&targets());
-    // Two at a time: there are two cores at least, and each has a collector beside it.
     stage.run(
-        2,
+        if stage.is_patient() { 4 } else { 2 },
         || Place::both(stage, &targets),
         |places, seed| trial(stage, places, seed),
     );
@@ -101,10 +104,10 @@ pub(crate) fn run(stage: &Stage) {
 fn trial(stage: &Stage, places: &[Place; 2], seed: u64) {
     let plan = Plan::of(seed);
     let place = &places[plan.place];
-    if !plan.warm {
-        forget(place);
-    } else if plan.expired {
-        expire(place);
+    match plan.pins {
+        Pins::Removed => forget(place),
+        Pins::Kept => {}
+        Pins::Expired => expire(place),
     }
     let what = if plan.with_others {
         "two recordings and prune"

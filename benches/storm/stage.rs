@@ -110,7 +110,7 @@ impl<'a> Stage<'a> {
         thread::scope(|scope| {
             for _ in 0..lanes {
                 scope.spawn(|| {
-                    let Some(lane) = self.watch(self.seed, || prepare()) else {
+                    let Some(lane) = self.watch(self.seed, &prepare) else {
                         return;
                     };
                     while let Some(seed) = self.next() {
