@@ -20,7 +20,7 @@ impl Arguments {
     ) -> Result<Self, String> {
         let mut read = Self {
             names: Vec::new(),
-            minutes: 10.0,
+            minutes: 25.0,
             seed: 1,
             trials: None,
         };

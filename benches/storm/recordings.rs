@@ -12,10 +12,10 @@ use crate::{
     support::{program::Ended, recording::Pipeline, target::expression},
 };
 
-/// How the tries ended, and whether one of three ended with 0.
+/// How the first try ended, and whether one of three ended with 0.
 pub(crate) const COLUMNS: [&str; 3] = ["0", "75", AT_LAST];
 
-const AT_LAST: &str = "0 of 3";
+const AT_LAST: &str = "0 in the end";
 
 /// How many targets are recorded.
 const TARGETS: usize = 24;

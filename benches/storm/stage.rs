@@ -6,7 +6,7 @@ use std::{
     process,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicI32, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -22,7 +22,8 @@ use crate::{arguments::Arguments, place, tally::Tally};
 /// Whether the storm is to end early, and what is to be removed then.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stop {
-    is_set: Arc<AtomicBool>,
+    /// The signal that said so, or 0.
+    signal: Arc<AtomicI32>,
     roots: Arc<Mutex<Vec<PathBuf>>>,
 }
 
@@ -35,7 +36,7 @@ impl Stop {
         let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).unwrap();
         thread::spawn(move || {
             for signal in &mut signals {
-                if here.is_set.swap(true, Ordering::SeqCst) {
+                if here.signal.swap(signal, Ordering::SeqCst) != 0 {
                     place::remove_all(&here.roots.lock().unwrap());
                     process::exit(128 + signal);
                 }
@@ -45,9 +46,9 @@ impl Stop {
         stop
     }
 
-    /// Whether the storm is to end.
-    pub(crate) fn is_set(&self) -> bool {
-        self.is_set.load(Ordering::SeqCst)
+    /// The signal after which the storm is to end.
+    pub(crate) fn signal(&self) -> Option<i32> {
+        Some(self.signal.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
     }
 
     /// A folder that is removed by the second signal, with all processes that have its path in their environment.
@@ -129,7 +130,7 @@ impl<'a> Stage<'a> {
         let is_over = number > 0 && self.began.elapsed() > self.given;
         let is_enough = self.trials.is_some_and(|trials| number >= trials);
         let seed = self.seed.wrapping_add(u64::try_from(number).unwrap());
-        (!is_over && !is_enough && !self.stop.is_set()).then_some(seed)
+        (!is_over && !is_enough && self.stop.signal().is_none()).then_some(seed)
     }
 
     fn watch<T>(&self, seed: u64, run: impl FnOnce() -> T) -> Option<T> {

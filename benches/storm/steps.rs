@@ -18,15 +18,7 @@ use crate::{
 };
 
 /// The ways that were taken, and the failures that were expected.
-pub(crate) const COLUMNS: [&str; 7] = [
-    "realised",
-    "available",
-    "fetched",
-    "evaluated",
-    "100",
-    "65",
-    GONE,
-];
+pub(crate) const COLUMNS: [&str; 6] = ["realised", "available", "evaluated", "100", "65", GONE];
 
 /// The bare command alone: the `.drv` is gone before anything is done, so somebody would have to evaluate.
 const GONE: &str = "invalid";
@@ -352,7 +344,7 @@ fn judge(
         return Err(format!("{out} contains {content:?}"));
     }
     let way = report["way"].as_str().unwrap_or_default();
-    let known = ["realised", "available", "fetched", "evaluated"];
+    let known = ["realised", "available", "evaluated"];
     let way = known.into_iter().find(|it| *it == way);
     way.ok_or_else(|| format!("the way is {}", report["way"]))
 }
