@@ -75,6 +75,7 @@ pub(crate) fn run(stage: &Stage) {
         };
         let done = build(stage, &scene, None);
         assert_eq!(done.outcome, Ok(()), "without a mishap: {}", done.log);
+        assert!(done.requests > 0, "no request came by: {}", done.log);
         scene.requests.store(done.requests, Ordering::SeqCst);
         scene
     };
@@ -152,7 +153,11 @@ fn build(stage: &Stage, scene: &Scene, mishap: Option<(usize, Mishap)>) -> Done 
     let first = json!({
         "key": "record",
         "label": "Record",
-        "command": format!("{EVAL_ONCE} pipeline --file default.nix --chunk 2 --skip none"),
+        // Agents of v4 let no hook change it.
+        "command": format!(
+            "BUILDKITE_AGENT_ENDPOINT={} {EVAL_ONCE} pipeline --file default.nix --chunk 2 --skip none",
+            proxy.url()
+        ),
         "retry": retry,
     });
     let at = folder.path().display();
@@ -162,9 +167,7 @@ fn build(stage: &Stage, scene: &Scene, mishap: Option<(usize, Mishap)>) -> Done 
            printf %s \"$BUILDKITE_JOB_ID\" >{at}/new && mv {at}/new {at}/job\n\
            printf %s \"$BUILDKITE_AGENT_ENDPOINT\" >{at}/endpoint\n\
            until [ -e {at}/ready ]; do sleep 0.01; done\n\
-           export BUILDKITE_AGENT_ENDPOINT={}\n\
-         fi\n",
-        proxy.url()
+         fi\n"
     );
     let build = Build::new(&first)
         .unwrap()
