@@ -1,0 +1,254 @@
+//! Recordings beside a collector that never rests, alone, and two of them beside `prune`. One that ends with 0 has kept every `.drv`;
+//! one that the collector disturbed too often may end with 75, and is retried as the rules in the guide have it.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use serde_json::json;
+
+use crate::{
+    place::{Place, beside_collectors},
+    seed::Random,
+    stage::Stage,
+    support::{program::Ended, recording::Pipeline, target::expression},
+};
+
+/// How the first try ended, and whether one of three ended with 0.
+pub(crate) const COLUMNS: [&str; 3] = ["0", "75", AT_LAST];
+
+const AT_LAST: &str = "0 in the end";
+
+/// How many targets are recorded.
+const TARGETS: usize = 24;
+
+/// How often it is tried where it ends with 75: the limit of the rule in the guide is two retries.
+const TRIES: usize = 3;
+
+/// How many of a hundred recordings are to end with 0 at the first try.
+const GOAL: usize = 99;
+
+/// Targets of which each takes a while to evaluate, and differs with the argument.
+fn targets() -> String {
+    let target = |number: usize| {
+        format!(
+            "t{number} = slow (build \"t{number}-${{of}}\" \"read x <${{file \"d{number}-${{of}}\"}}; echo $x >$out\");\n"
+        )
+    };
+    let all: String = (0..TARGETS).map(target).collect();
+    format!(
+        "{{ of ? \"x\" }}: let slow = builtins.seq (builtins.foldl' (a: b: a + b) 0 (builtins.genList (n: n) 40000)); in {{ {all} }}"
+    )
+}
+
+/// The pins of earlier recordings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pins {
+    Removed,
+    Kept,
+    Expired,
+}
+
+/// What is done at once.
+#[derive(Debug)]
+struct Plan {
+    place: usize,
+    /// Another recording and `prune` run beside it.
+    with_others: bool,
+    /// Both recordings are of the same arguments, and so have the same pin.
+    same: bool,
+    pins: Pins,
+    with_bare: bool,
+}
+
+impl Plan {
+    fn of(seed: u64) -> Self {
+        let mut random = Random::of(seed);
+        Self {
+            place: random.below(2),
+            with_others: random.one_in(3),
+            same: random.one_in(2),
+            pins: random.pick(&[Pins::Removed, Pins::Removed, Pins::Kept, Pins::Expired]),
+            with_bare: random.one_in(2),
+        }
+    }
+}
+
+/// Runs the part.
+pub(crate) fn run(stage: &Stage) {
+    let targets = expression(&targets());
+    stage.run(
+        if stage.is_patient() { 4 } else { 2 },
+        || Place::both(stage, &targets),
+        |places, seed| trial(stage, places, seed),
+    );
+    let tally = stage.tally;
+    let tries = tally.total("record", "0") + tally.total("record", "75");
+    if tries > 0 {
+        let good = tally.total("record", "0");
+        let missed = if good * 100 < tries * GOAL {
+            format!(" (at least {GOAL} of 100: MISSED)")
+        } else {
+            String::new()
+        };
+        tally.note(format!(
+            "{good} of {tries} recordings ended with 0 at once{missed}."
+        ));
+    }
+    if tally.tries("bare") > 0 && tally.total("bare", "wrong") == 0 {
+        tally.note(
+            "THE BARE COMMAND SHOWED NOTHING WRONG EITHER: this storm was none, and says nothing about eval-once."
+                .to_owned(),
+        );
+    }
+}
+
+fn trial(stage: &Stage, places: &[Place; 2], seed: u64) {
+    let plan = Plan::of(seed);
+    let place = &places[plan.place];
+    match plan.pins {
+        Pins::Removed => forget(place),
+        Pins::Kept => {}
+        Pins::Expired => expire(place),
+    }
+    let what = if plan.with_others {
+        "two recordings and prune"
+    } else {
+        "one recording"
+    };
+    let row = format!("{what}, {}", place.kind());
+    beside_collectors(&[place.collector()], || {
+        if plan.with_others {
+            two_and_prune(stage, place, &plan, &row, seed);
+        } else {
+            one(stage, place, &plan, &row, seed);
+        }
+    });
+    if plan.with_bare {
+        forget(place);
+        let row = format!("bare nix-instantiate, {}", place.kind());
+        beside_collectors(&[place.collector()], || bare(stage, place, &row));
+    }
+}
+
+fn one(stage: &Stage, place: &Place, plan: &Plan, row: &str, seed: u64) {
+    for number in 0..TRIES {
+        let ended = record(place, "x").run();
+        let first = number == 0;
+        if first {
+            stage.tally.tried(row);
+        }
+        match judge(place, &ended) {
+            Ok(column) => {
+                if first {
+                    stage.tally.count(row, column);
+                }
+                if column == "0" {
+                    stage.tally.count(row, AT_LAST);
+                    return;
+                }
+            }
+            Err(what) => {
+                let log = format!("{plan:?}, try {number}\n{ended}");
+                return stage.tally.wrong(row, seed, &what, &log);
+            }
+        }
+    }
+}
+
+fn two_and_prune(stage: &Stage, place: &Place, plan: &Plan, row: &str, seed: u64) {
+    let others = if plan.same { ["x", "x"] } else { ["x", "y"] };
+    let recordings = others.map(|of| record(place, of).start());
+    let prune = place.eval_once(&["prune"]).run();
+    stage.tally.tried(row);
+    let ended = recordings.map(crate::support::program::Running::end);
+    let mut columns = BTreeSet::new();
+    for ended in &ended {
+        match judge(place, ended) {
+            Ok(column) => drop(columns.insert(column)),
+            Err(what) => {
+                return stage
+                    .tally
+                    .wrong(row, seed, &what, &format!("{plan:?}\n{ended}\n{prune}"));
+            }
+        }
+    }
+    if !prune.status.success() {
+        let what = format!("prune: {}", prune.status);
+        return stage
+            .tally
+            .wrong(row, seed, &what, &format!("{plan:?}\n{prune}"));
+    }
+    // Of both the worse one.
+    let worse = columns.last().copied().unwrap_or("75");
+    stage.tally.count(row, worse);
+    let again = |ended: &Ended, of| {
+        ended.status.success() || (1..TRIES).any(|_| record(place, of).run().status.success())
+    };
+    if ended.iter().zip(others).all(|(ended, of)| again(ended, of)) {
+        stage.tally.count(row, AT_LAST);
+    }
+}
+
+fn record(place: &Place, of: &str) -> crate::support::program::Program {
+    place.eval_once(&[
+        "pipeline",
+        "--dry-run",
+        "--file",
+        "default.nix",
+        "--skip",
+        "none",
+        "--argstr",
+        "of",
+        of,
+    ])
+}
+
+/// What is counted of a recording, or what is wrong with it.
+fn judge(place: &Place, ended: &Ended) -> Result<&'static str, String> {
+    match ended.status.code() {
+        Some(0) => {}
+        Some(75) => return Ok("75"),
+        _ => return Err(format!("{} instead of 0 or 75", ended.status)),
+    }
+    let drvs = Pipeline::of(ended).drvs();
+    let paths: Vec<&str> = drvs.values().map(String::as_str).collect();
+    if paths.len() != TARGETS {
+        return Err(format!("{} steps instead of {TARGETS}", paths.len()));
+    }
+    let invalid = place.invalid(&paths);
+    if invalid.is_empty() {
+        Ok("0")
+    } else {
+        Err(format!("{} .drvs are not kept: {invalid:?}", invalid.len()))
+    }
+}
+
+/// Evaluates all targets, and looks whether their `.drv`s are there afterwards.
+fn bare(stage: &Stage, place: &Place, row: &str) {
+    let ended = place.client("nix-instantiate").arg("default.nix").run();
+    stage.tally.tried(row);
+    let drvs: Vec<&str> = ended.stdout.lines().collect();
+    if ended.status.success() && drvs.len() == TARGETS && place.invalid(&drvs).is_empty() {
+        stage.tally.count(row, "0");
+    } else {
+        stage.tally.wrong_elsewhere(row);
+    }
+}
+
+/// Removes all pins.
+fn forget(place: &Place) {
+    let pins = place.store.our_state().join("pins");
+    if pins.exists() {
+        fs::remove_dir_all(pins).unwrap();
+    }
+}
+
+/// Makes all pins such as `prune` removes.
+fn expire(place: &Place) {
+    let pins = place.store.our_state().join("pins");
+    for pin in fs::read_dir(pins).into_iter().flatten() {
+        let file = pin.unwrap().path().join("keep.json");
+        if Path::new(&file).exists() {
+            fs::write(file, json!({ "until": 1 }).to_string()).unwrap();
+        }
+    }
+}
