@@ -5,7 +5,8 @@ use std::fmt;
 use serde::Serialize;
 use serde::ser::SerializeStruct as _;
 
-use crate::text::{KeepEscapes, is_unseen, shortened, tamed, without_credentials};
+use crate::secrets::redacted;
+use crate::text::{KeepEscapes, shortened, tamed};
 
 /// How many characters of a message are shown: what a program prints may be long.
 const MESSAGE_AT_MOST: usize = 500;
@@ -64,9 +65,10 @@ impl Check {
         let tame = |text: String| {
             // What a program prints is in it, and what files hold.
             let line = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-            let line = without_credentials(&line).into_owned();
-            let line = tamed(&line, KeepEscapes::Nothing).replace(is_unseen, "");
-            shortened(&line, MESSAGE_AT_MOST)
+            shortened(
+                &redacted(&tamed(&line, KeepEscapes::Nothing)),
+                MESSAGE_AT_MOST,
+            )
         };
         let outcome = match outcome {
             Outcome::Ok(seen) => Outcome::Ok(tame(seen)),
@@ -193,7 +195,7 @@ mod tests {
         let shown = check.to_string();
         assert_eq!(shown.lines().count(), 2);
         assert!(
-            shown.starts_with("warning         name                 a b https://***@h xxx"),
+            shown.starts_with("warning         name                 a b \u{fffd}https://***@h xxx"),
             "{shown}"
         );
         assert!(shown.len() < 700, "{shown}");
