@@ -5,6 +5,7 @@
 //! decided by the step or the recording.
 
 mod batches;
+mod collection;
 mod copying;
 mod examined;
 mod lacking;
@@ -29,6 +30,7 @@ use crate::supervise::{Finished, OnStop, Supervisor};
 
 use self::batches::batches;
 use self::printed::store_paths;
+pub use collection::Collection;
 pub use copying::NotCopied;
 pub use examined::{LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, names_root};
 pub use movement::TRICKLE;

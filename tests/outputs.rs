@@ -1,7 +1,8 @@
 //! What a green step reports, links and exports is valid in the store; and what is done once more before a failure is
 //! believed.
 
-use std::{collections::BTreeMap, fs};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::{collections::BTreeMap, fs, thread};
 
 use serde_json::Value;
 
@@ -102,6 +103,41 @@ fn a_nix_store_that_does_nothing_makes_no_green_step() {
             assert!(tried(&ended).contains(&way.to_owned()), "{ended}");
             assert_eq!(store.links(), BTreeMap::new());
         }
+    }
+}
+
+#[test]
+fn an_output_is_watched_until_a_collection_has_ended_that_was_under_way_when_it_was_rooted() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let flags = recorded(&target);
+    let state = store.state().join("gc-socket");
+    for takes in [false, true] {
+        // In the place of a collector, which cannot be made to stand still between its look at the roots and what it takes.
+        fs::create_dir_all(&state).unwrap();
+        let socket = state.join("socket");
+        let _ = fs::remove_file(&socket);
+        let collector = UnixListener::bind(&socket).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (step, _) = collector.accept().unwrap();
+                if takes {
+                    store.delete(target.paths());
+                }
+                drop(step);
+            });
+            let ended = store.step(&flags).run();
+            // Where the step has not come, the collector would wait for ever.
+            let _ = UnixStream::connect(&socket);
+            is_true(&ended, &store);
+            if takes {
+                ended
+                    .takes("evaluated", "outputs-collected")
+                    .passes_on("-hello does not exist, although Nix has just realised it");
+            } else {
+                ended.takes("realised", "drv-valid");
+            }
+        });
     }
 }
 
