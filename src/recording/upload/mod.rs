@@ -14,12 +14,13 @@
 //!   build, step, job, the recording's identity and the plan's SHA-256. No job can make it that has not got the key, and one that has
 //!   it signs whatever it likes. A plan without this seal is not followed.
 //! - Where a key management service signs there is nothing to seal with: no plan is followed.
-//! - Where nothing is signed, Buildkite is asked whether a job of the step with this step's key has that one artifact with the hash of
-//!   the mark (of a step without a key, whether the job has it: nothing else is documented to be asked by). Another job can get past that by
-//!   uploading for an earlier try; it gets steps into the build thereby, as `pipeline upload` does for it anyway.
+//! - Where nothing is signed, the host that saved the plan has a note of the mark in its state folder. A mark without this note is not
+//!   followed: a plan that another job left would end green, and the targets that it does not name would be lost. So a retry on
+//!   another host evaluates again.
 //!
-//! In all three the plan's `step` has to be this one, its bytes those of the mark's hash, and this job a retry by Buildkite's count.
-//! A plan in doubt is no failure: the targets are evaluated again, and the steps that exist already are found by their keys.
+//! In all three Buildkite has to have one artifact of that name at that job, with the mark's hash, its bytes have to have that hash too,
+//! the plan's `step` has to be this one, and this job a retry by Buildkite's count. A plan in doubt is no failure: the targets are
+//! evaluated again, and the steps that exist already are found by their keys.
 //!
 //! A mark of a chunk means only that its keys are looked for before they are uploaded, so that a forged one hides no step. What
 //! stays: a job that uploads a step under a key of ours takes its place, for keys are all by which Buildkite tells steps apart.
@@ -42,10 +43,11 @@ use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
 use crate::counts;
 use crate::exit::{Class, Failure};
-use crate::fingerprint::sha256;
+use crate::fingerprint::{fingerprint, sha256};
 use crate::log::Log;
 use crate::parallel;
 use crate::recording::{BuildkiteBuild, Signing};
+use crate::state::{NOTES_LAST, StateFolder};
 use crate::supervise::{Finished, Supervisor};
 
 /// The name of the artifact for other programs.
@@ -89,13 +91,14 @@ impl<'a> Upload<'a> {
 
     /// The plan of an earlier try of this recording, if there is one. `recording` is the recording's identity.
     ///
-    /// A plan that may be of somebody else is not followed, with a warning.
+    /// A plan that another job may have made is not followed, with a warning.
     ///
     /// # Errors
     /// Buildkite cannot be asked (75); there is no `buildkite-agent` (69); this job has uploaded another recording before (64).
     pub(in crate::recording) fn earlier_plan(
         &mut self,
         recording: &str,
+        state: &StateFolder,
     ) -> Result<Option<UploadPlan>, Failure> {
         let line = command::get_meta_data(&plan_artifact::plan_mark(&self.build.step));
         let mark = self.ask(
@@ -114,7 +117,7 @@ impl<'a> Upload<'a> {
             )
             .hint("give each recording a step of its own, or record all of them as one"));
         }
-        let plan = match self.plan_of(mark)? {
+        let plan = match self.plan_of(mark, state)? {
             Ok(plan) => plan,
             Err(doubt) => {
                 // Not a failure: steps that are uploaded already are found by their keys.
@@ -136,8 +139,12 @@ impl<'a> Upload<'a> {
     }
 
     /// The plan that this mark names, or what raises a doubt that an earlier try of this step made it.
-    fn plan_of(&mut self, mark: PlanMark<'_>) -> Result<Result<UploadPlan, String>, Failure> {
-        if let Some(doubt) = self.doubt(mark)? {
+    fn plan_of(
+        &mut self,
+        mark: PlanMark<'_>,
+        state: &StateFolder,
+    ) -> Result<Result<UploadPlan, String>, Failure> {
+        if let Some(doubt) = self.doubt(mark, state)? {
             return Ok(Err(doubt));
         }
         let doing = "get the plan of the earlier try";
@@ -163,7 +170,11 @@ impl<'a> Upload<'a> {
     }
 
     /// What raises a doubt, before a plan is downloaded, that an earlier try of this step made it; see the module's documentation.
-    fn doubt(&mut self, mark: PlanMark<'_>) -> Result<Option<String>, Failure> {
+    fn doubt(
+        &mut self,
+        mark: PlanMark<'_>,
+        state: &StateFolder,
+    ) -> Result<Option<String>, Failure> {
         let PlanMark { job, sha256, .. } = mark;
         let is_own = job == self.build.job;
         if !is_own && !self.build.is_retry {
@@ -181,13 +192,14 @@ impl<'a> Upload<'a> {
                     "its seal is not made with the signing key of this agent".to_owned(),
                 ));
             }
+            Ok(None) if self.noted(state) != Some(mark.write()) => {
+                return Ok(Some(
+                    "this host has not made it (another host or another job has)".to_owned(),
+                ));
+            }
             Ok(_) => {}
         }
-        let scope = match (&self.build.signing, &self.build.step_key) {
-            (Signing::Unsigned, Some(key)) => key,
-            _ => job,
-        };
-        let line = command::artifacts_of_step(plan_artifact::PLAN, scope);
+        let line = command::artifacts_of_job(plan_artifact::PLAN, job);
         let listed = self.ask(
             &line,
             "look for the plan of an earlier try of this recording",
@@ -197,7 +209,7 @@ impl<'a> Upload<'a> {
             .filter(|artifact| artifact.job == job)
             .collect();
         Ok(match &listed[..] {
-            [] => Some(format!("no try of this step, job {job}, has that artifact")),
+            [] => Some(format!("job {job} does not have that artifact")),
             [artifact] if artifact.sha256.eq_ignore_ascii_case(sha256) => {
                 let size = artifact.size;
                 (size > plan_artifact::LARGEST).then(|| format!("it has {size} bytes"))
@@ -229,6 +241,19 @@ impl<'a> Upload<'a> {
         }
     }
 
+    /// The mark of the plan that this host has saved last for this step.
+    fn noted(&self, state: &StateFolder) -> Option<String> {
+        state.note(&self.note(), NOTES_LAST)
+    }
+
+    /// The name of that note.
+    fn note(&self) -> String {
+        format!(
+            "plan-{}",
+            fingerprint([&self.build.build, &self.build.step])
+        )
+    }
+
     /// Saves a new plan, before any of its steps is uploaded.
     ///
     /// # Errors
@@ -237,6 +262,7 @@ impl<'a> Upload<'a> {
         &mut self,
         plan: &UploadPlan,
         recording: &str,
+        state: &StateFolder,
     ) -> Result<(), Failure> {
         let plan = plan.to_json()?;
         plan_artifact::upload(self.supervisor, self.temporary, &plan)?;
@@ -247,11 +273,12 @@ impl<'a> Upload<'a> {
             sha256: Some(&sum),
             seal: None,
         };
-        // A retry says why it cannot follow a plan without a seal.
+        // A retry says why it cannot follow a plan without a seal, or without a note.
         let seal = self.seal(mark).ok().flatten();
         mark.seal = seal.as_deref();
-        let line =
-            command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &mark.write());
+        let mark = mark.write();
+        let _ = state.write_note(&self.note(), &mark);
+        let line = command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &mark);
         self.ask(&line, "mark the plan as saved").map(drop)
     }
 
