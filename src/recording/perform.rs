@@ -149,20 +149,19 @@ pub fn perform(
     };
     let document = document(&pinned, &pipeline, &report, &at_root, times)?;
     if let Some(excess) = &excess {
-        let mut upload = Upload::new(build, &host.temporary, supervisor, log);
+        let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
         upload.publish(&document, &annotation_of_excess(&report, excess))?;
         return Err(refused(excess, log).context(undone));
     }
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
-    let mut upload = Upload::new(build, &host.temporary, supervisor, log);
-    let saved = upload.save(&plan, &identity, &state);
+    let saved = Upload::new(build, &host.temporary, &state, supervisor, log).save(&plan, &identity);
     unfinished.or_leave(saved, evaluated, store, supervisor)?;
     // From now on, a retry follows the plan.
     if let Some(partial) = &partial {
         partial.remove(&state);
     }
-    let mut upload = Upload::new(build, &host.temporary, supervisor, log);
+    let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
     upload.follow(&plan, true).map(|()| None)
 }
 
@@ -197,8 +196,8 @@ fn follow_earlier(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<bool, Failure> {
-    let mut upload = Upload::new(build, temporary, supervisor, log);
-    let Some(plan) = upload.earlier_plan(identity, state)? else {
+    let mut upload = Upload::new(build, temporary, state, supervisor, log);
+    let Some(plan) = upload.earlier_plan(identity)? else {
         return Ok(false);
     };
     upload.follow(&plan, false)?;

@@ -69,6 +69,7 @@ pub(in crate::recording) struct Upload<'a> {
     build: &'a BuildkiteBuild,
     /// The folder for temporary files.
     temporary: &'a Path,
+    state: &'a StateFolder,
     supervisor: &'a mut Supervisor,
     log: Log,
 }
@@ -78,12 +79,14 @@ impl<'a> Upload<'a> {
     pub(in crate::recording) fn new(
         build: &'a BuildkiteBuild,
         temporary: &'a Path,
+        state: &'a StateFolder,
         supervisor: &'a mut Supervisor,
         log: &Log,
     ) -> Self {
         Self {
             build,
             temporary,
+            state,
             supervisor,
             log: log.clone(),
         }
@@ -98,7 +101,6 @@ impl<'a> Upload<'a> {
     pub(in crate::recording) fn earlier_plan(
         &mut self,
         recording: &str,
-        state: &StateFolder,
     ) -> Result<Option<UploadPlan>, Failure> {
         let line = command::get_meta_data(&plan_artifact::plan_mark(&self.build.step));
         let mark = self.ask(
@@ -117,7 +119,7 @@ impl<'a> Upload<'a> {
             )
             .hint("give each recording a step of its own, or record all of them as one"));
         }
-        let plan = match self.plan_of(mark, state)? {
+        let plan = match self.plan_of(mark)? {
             Ok(plan) => plan,
             Err(doubt) => {
                 // Not a failure: steps that are uploaded already are found by their keys.
@@ -139,12 +141,8 @@ impl<'a> Upload<'a> {
     }
 
     /// The plan that this mark names, or what raises a doubt that an earlier try of this step made it.
-    fn plan_of(
-        &mut self,
-        mark: PlanMark<'_>,
-        state: &StateFolder,
-    ) -> Result<Result<UploadPlan, String>, Failure> {
-        if let Some(doubt) = self.doubt(mark, state)? {
+    fn plan_of(&mut self, mark: PlanMark<'_>) -> Result<Result<UploadPlan, String>, Failure> {
+        if let Some(doubt) = self.doubt(mark)? {
             return Ok(Err(doubt));
         }
         let doing = "get the plan of the earlier try";
@@ -170,11 +168,7 @@ impl<'a> Upload<'a> {
     }
 
     /// What raises a doubt, before a plan is downloaded, that an earlier try of this step made it; see the module's documentation.
-    fn doubt(
-        &mut self,
-        mark: PlanMark<'_>,
-        state: &StateFolder,
-    ) -> Result<Option<String>, Failure> {
+    fn doubt(&mut self, mark: PlanMark<'_>) -> Result<Option<String>, Failure> {
         let PlanMark { job, sha256, .. } = mark;
         let is_own = job == self.build.job;
         if !is_own && !self.build.is_retry {
@@ -192,7 +186,7 @@ impl<'a> Upload<'a> {
                     "its seal is not made with the signing key of this agent".to_owned(),
                 ));
             }
-            Ok(None) if self.noted(state) != Some(mark.write()) => {
+            Ok(None) if self.noted() != Some(mark.write()) => {
                 return Ok(Some(
                     "this host has not made it (another host or another job has)".to_owned(),
                 ));
@@ -242,8 +236,8 @@ impl<'a> Upload<'a> {
     }
 
     /// The mark of the plan that this host has saved last for this step.
-    fn noted(&self, state: &StateFolder) -> Option<String> {
-        state.note(&self.note(), NOTES_LAST)
+    fn noted(&self) -> Option<String> {
+        self.state.note(&self.note(), NOTES_LAST)
     }
 
     /// The name of that note.
@@ -262,7 +256,6 @@ impl<'a> Upload<'a> {
         &mut self,
         plan: &UploadPlan,
         recording: &str,
-        state: &StateFolder,
     ) -> Result<(), Failure> {
         let plan = plan.to_json()?;
         plan_artifact::upload(self.supervisor, self.temporary, &plan)?;
@@ -277,7 +270,7 @@ impl<'a> Upload<'a> {
         let seal = self.seal(mark).ok().flatten();
         mark.seal = seal.as_deref();
         let mark = mark.write();
-        let _ = state.write_note(&self.note(), &mark);
+        let _ = self.state.write_note(&self.note(), &mark);
         let line = command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &mark);
         self.ask(&line, "mark the plan as saved").map(drop)
     }
