@@ -166,13 +166,20 @@ impl<'a> Walk<'a> {
         let mut gaps = self.findings.gaps(&self.request.exclude);
         let system = self.invocation.system().unwrap_or_default();
         system.clone_into(&mut gaps.system);
-        let holding = unmarked::with_derivations(
-            self.findings.unmarked_sets(unmarked::SEARCHED),
-            self.progress.took(),
-            &self.invocation,
-            &self.schedule,
-            self.supervisor,
-        )?;
+        let sets = self.findings.unmarked_sets(unmarked::SEARCHED);
+        let holding = if sets.is_empty() {
+            Vec::new()
+        } else {
+            let idle = self.processes.idle_resident(self.supervisor);
+            unmarked::with_derivations(
+                sets,
+                self.progress.took(),
+                &self.invocation,
+                &self.schedule,
+                self.schedule.part_beside(idle),
+                self.supervisor,
+            )?
+        };
         gaps.sets = holding
             .iter()
             .map(|path| self.findings.attr(path))
@@ -200,6 +207,10 @@ impl<'a> Walk<'a> {
         loop {
             if !self.supervisor.is_stopped() {
                 self.give_tasks();
+                if self.schedule.has_waiting() {
+                    // The memory of idle processes is promised to those that are to come.
+                    self.processes.end_idle();
+                }
                 self.start()?;
                 self.enforce_limits();
             }
@@ -252,8 +263,10 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Gives tasks to the workers that wait for one.
+    /// Gives tasks to the workers that wait for one. One that gets no more lives on: Nix keeps from the collector what it has written
+    /// as long as it does, and so until the pin is rooted.
     fn give_tasks(&mut self) {
+        let mut idle = Vec::new();
         for (worker, Worker { doing, .. }) in &mut self.workers {
             if !matches!(doing, Doing::Waiting) {
                 continue;
@@ -274,11 +287,13 @@ impl<'a> Walk<'a> {
                     *doing = Doing::walking();
                 }
                 Next::Wait => {}
-                Next::End => {
-                    self.processes.close(*worker);
-                    *doing = Doing::Ending;
-                }
+                Next::End => idle.push(*worker),
             }
+        }
+        for worker in idle {
+            self.workers.remove(&worker);
+            self.schedule.gone(worker);
+            self.processes.keep_idle(worker);
         }
     }
 
