@@ -7,6 +7,7 @@
 mod batches;
 mod copying;
 mod examined;
+mod keeping;
 mod lacking;
 mod movement;
 mod printed;
@@ -31,6 +32,7 @@ use self::batches::batches;
 use self::printed::store_paths;
 pub use copying::NotCopied;
 pub use examined::{LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, names_root};
+pub use keeping::{Keeper, Kept};
 pub use movement::TRICKLE;
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all

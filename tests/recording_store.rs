@@ -136,11 +136,15 @@ fn a_drv_that_vanished_before_it_was_pinned_is_evaluated_again() {
     store.targets("{ a = file \"a\"; b = file \"b\"; set = { recurseForDerivations = true; c = file \"c\"; }; }");
     let gone = store.target("set.c").drv;
     store.delete([&gone]);
-    // The first call is the one that writes the pin.
+    let garbage = store.nix("nix-store", ["--add", "default.nix"]);
+    // The first call is the one that writes the pin. The other .drvs are kept while the next evaluator works.
     let script = format!("if [ $NTH = 1 ]; then {}; fi", take(&gone));
     let stand_ins = StandIns::new(store.bin())
         .before("nix-instantiate", &script)
-        .counting("nix");
+        .before(
+            "nix",
+            "if [ $NTH = 2 ]; then nix-store --gc >/dev/null 2>&1; fi",
+        );
     let ended = record(&store, &["--skip", "none", "--workers", "1"])
         .env("PATH", stand_ins.path(&store))
         .run();
@@ -152,9 +156,22 @@ fn a_drv_that_vanished_before_it_was_pinned_is_evaluated_again() {
         "{ended}"
     );
     mentions(&ended, "the garbage collector removed what set.c needs");
+    assert!(!store.has(&garbage), "there was no collection: {ended}");
     assert!(store.has(&gone));
     let calls = |program| stand_ins.calls(program).len();
-    assert_eq!(calls("nix-instantiate"), 2, "the pin is written again");
+    assert_eq!(
+        calls("nix-instantiate"),
+        3,
+        "the pin, what is left, the pin again"
+    );
+    assert!(
+        !store
+            .our_state()
+            .join("roots")
+            .read_dir()
+            .unwrap()
+            .any(|_| true)
+    );
     assert_eq!(calls("nix"), 2, "a new evaluator writes the .drv again");
 }
 
@@ -338,7 +355,7 @@ fn what_is_gone_is_evaluated_again_and_no_cache_is_asked_for_it() {
     assert_eq!(drvs(&Pipeline::of(&ended)).len(), 2);
     assert!(cache.accept().is_err(), "it was asked: {ended}");
     let calls = stand_ins.calls("nix-instantiate").len();
-    assert_eq!(calls, 2, "pinned, and again");
+    assert_eq!(calls, 3, "pinned, what is left is rooted, pinned again");
     assert!(store.has(&gone));
 }
 

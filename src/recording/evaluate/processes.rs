@@ -282,6 +282,11 @@ impl Processes {
         }
     }
 
+    /// Whether there are idle processes.
+    pub(super) fn has_idle(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
     /// The resident memory of the idle processes, in bytes, as far as it is known.
     pub(super) fn idle_resident(&self, supervisor: &mut Supervisor) -> u64 {
         let processes: Vec<u32> = self.idle.iter().map(Running::id).collect();

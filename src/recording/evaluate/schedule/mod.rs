@@ -805,7 +805,7 @@ impl Schedule {
     }
 
     /// These attributes wait, unless they are in a set that was given up.
-    fn wait(&mut self, spans: Vec<Span>) {
+    pub(super) fn wait(&mut self, spans: Vec<Span>) {
         for span in self.without_dropped(spans) {
             self.waiting.insert(span);
         }
