@@ -8,6 +8,7 @@ mod batches;
 mod collection;
 mod copying;
 mod examined;
+mod keeping;
 mod lacking;
 mod movement;
 mod printed;
@@ -33,6 +34,7 @@ use self::printed::store_paths;
 pub use collection::Collection;
 pub use copying::NotCopied;
 pub use examined::{LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, names_root};
+pub use keeping::{Keeper, Kept};
 pub use movement::TRICKLE;
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all

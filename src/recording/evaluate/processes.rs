@@ -178,6 +178,8 @@ pub(super) struct Processes {
     /// In the order of `running`.
     all: Vec<WorkerProcess>,
     running: Vec<Running>,
+    /// Those that have no task any more, and still live: as long as they do, Nix keeps what they have written.
+    idle: Vec<Running>,
     /// When memory is measured next, and the time until the measurement after that.
     measure: Instant,
     tick: Duration,
@@ -188,6 +190,7 @@ impl Processes {
         Self {
             all: Vec::new(),
             running: Vec::new(),
+            idle: Vec::new(),
             measure: Instant::now(),
             tick: TICK,
         }
@@ -275,6 +278,31 @@ impl Processes {
         }
     }
 
+    /// A worker gets no task any more, and lives on: it is no worker from now on.
+    pub(super) fn keep_idle(&mut self, worker: WorkerId) {
+        if let Some(number) = self.number(worker) {
+            self.all.swap_remove(number);
+            self.idle.push(self.running.swap_remove(number));
+        }
+    }
+
+    /// Whether there are idle processes.
+    pub(super) fn has_idle(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
+    /// The resident memory of the idle processes, in bytes, as far as it is known.
+    pub(super) fn idle_resident(&self, supervisor: &mut Supervisor) -> u64 {
+        let processes: Vec<u32> = self.idle.iter().map(Running::id).collect();
+        let resident = memory::resident(&processes, supervisor);
+        resident.into_iter().flatten().sum()
+    }
+
+    /// Ends the idle processes, which have nothing to lose, and waits until they have.
+    pub(super) fn end_idle(&mut self) {
+        self.idle.clear();
+    }
+
     /// The resident memory of a worker, in bytes; none where it is not known.
     pub(super) fn resident(&self, worker: WorkerId, supervisor: &mut Supervisor) -> Option<u64> {
         let process = self.running[self.number(worker)?].id();
@@ -289,7 +317,7 @@ impl Processes {
         }
     }
 
-    /// Stops all workers, and waits until they have ended.
+    /// Stops all workers, and waits until they have ended. The idle processes live on.
     ///
     /// # Errors
     /// As [`Supervisor::watch`].
