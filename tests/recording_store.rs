@@ -130,7 +130,7 @@ fn a_drv_that_vanished_before_it_was_pinned_is_evaluated_again() {
     store.delete([&gone]);
     // The first call is the one that writes the pin.
     let script = format!(
-        "if [ $NTH = 1 ]; then nix-store --delete --ignore-liveness '{gone}' >/dev/null 2>&1; fi"
+        "if [ $NTH = 1 ]; then env -u NIX_REMOTE nix-store --delete --ignore-liveness '{gone}' >/dev/null 2>&1; fi"
     );
     let stand_ins = StandIns::new(store.bin())
         .before("nix-instantiate", &script)
@@ -158,7 +158,7 @@ fn a_pin_that_a_running_collection_took_is_made_again() {
     store.targets(TARGETS);
     // The first question whether it is there comes when it was rooted; just before that, it goes.
     let script = "case \"$1 $3\" in '--check-validity '*-eval-once-pin.json) if [ ! -e taken ]; then touch taken; \
-                  \"$REAL\" --delete --ignore-liveness \"$3\" >/dev/null 2>&1; fi;; esac";
+                  env -u NIX_REMOTE \"$REAL\" --delete --ignore-liveness \"$3\" >/dev/null 2>&1; fi;; esac";
     let stand_ins = StandIns::new(store.bin()).before("nix-store", script);
     let ended = record(&store, &["--skip", "none"])
         .env("PATH", stand_ins.path(&store))
@@ -288,7 +288,7 @@ fn what_is_gone_is_evaluated_again_and_no_cache_is_asked_for_it() {
     let gone = store.target("high").drv;
     // The first call is the one that writes the pin.
     let script = format!(
-        "if [ $NTH = 1 ]; then nix-store --delete --ignore-liveness '{gone}' >/dev/null 2>&1; fi"
+        "if [ $NTH = 1 ]; then env -u NIX_REMOTE nix-store --delete --ignore-liveness '{gone}' >/dev/null 2>&1; fi"
     );
     let stand_ins = StandIns::new(store.bin()).before("nix-instantiate", &script);
     // A client that asks this one is still in its queue afterwards.
