@@ -53,6 +53,15 @@ impl Store {
         Some(store)
     }
 
+    /// As [`new`](Self::new), for what is different without a daemon: `None`, said loudly, where each test goes through one.
+    pub(crate) fn without_daemon() -> Option<Self> {
+        if daemon::is_for_all() {
+            loudly("this is about Nix without a daemon, and all tests go through one");
+            return None;
+        }
+        Self::new()
+    }
+
     /// Another host: an empty store with the same prefix as this one, on the same machine. Its folder is mounted over this store's,
     /// which only the programs of that host see; what has any other path they share. `None`, said loudly, where no mount namespace
     /// can be made.
