@@ -45,7 +45,7 @@ fn drvs(pipeline: &Pipeline) -> Vec<String> {
 /// that runs has written the `.drv` meanwhile.
 fn take(drv: &str) -> String {
     format!(
-        "rm -f \"$NIX_STATE_DIR\"/temproots/*; nix-store --delete --ignore-liveness '{drv}' >/dev/null 2>&1"
+        "rm -f \"$NIX_STATE_DIR\"/temproots/*; env -u NIX_REMOTE nix-store --delete --ignore-liveness '{drv}' >/dev/null 2>&1"
     )
 }
 
@@ -143,7 +143,7 @@ fn a_drv_that_vanished_before_it_was_pinned_is_evaluated_again() {
         .before("nix-instantiate", &script)
         .before(
             "nix",
-            "if [ $NTH = 2 ]; then nix-store --gc >/dev/null 2>&1; fi",
+            "if [ $NTH = 2 ]; then env -u NIX_REMOTE nix-store --gc >/dev/null 2>&1; fi",
         );
     let ended = record(&store, &["--skip", "none", "--workers", "1"])
         .env("PATH", stand_ins.path(&store))
@@ -211,7 +211,7 @@ fn a_pin_that_a_running_collection_took_is_made_again() {
     store.targets(TARGETS);
     // The first question whether it is there comes when it was rooted; just before that, it goes.
     let script = "case \"$1 $3\" in '--check-validity '*-eval-once-pin.json) if [ ! -e taken ]; then touch taken; \
-                  \"$REAL\" --delete --ignore-liveness \"$3\" >/dev/null 2>&1; fi;; esac";
+                  env -u NIX_REMOTE \"$REAL\" --delete --ignore-liveness \"$3\" >/dev/null 2>&1; fi;; esac";
     let stand_ins = StandIns::new(store.bin()).before("nix-store", script);
     let ended = record(&store, &["--skip", "none"])
         .env("PATH", stand_ins.path(&store))

@@ -109,7 +109,9 @@ fn stride(all: usize) -> usize {
         if b == 0 { a } else { divisor(b, a % b) }
     }
     let near = all * 618 / 1000;
-    (near.max(1)..=all).find(|it| divisor(*it, all) == 1).unwrap()
+    (near.max(1)..=all)
+        .find(|it| divisor(*it, all) == 1)
+        .unwrap()
 }
 
 /// Runs the part.
