@@ -152,6 +152,25 @@ pub fn is_fixed_output(text: &[u8]) -> bool {
     read().unwrap_or(false)
 }
 
+/// Whether the text is the begin of a derivation, or nothing, as after a power failure. Another format than the usual one is left to
+/// Nix.
+#[must_use]
+pub fn is_cut_off(text: &[u8]) -> bool {
+    let Some(rest) = text.strip_prefix(b"Derive(") else {
+        return b"Derive(".starts_with(text);
+    };
+    let mut term = Term(rest);
+    let mut read = || {
+        term.skip_value()?;
+        for _part in 1..7 {
+            term.expect(b',')?;
+            term.skip_value()?;
+        }
+        term.expect(b')')
+    };
+    read().is_err()
+}
+
 /// The input derivations of a derivation, from the text of its `.drv` file.
 ///
 /// # Errors
