@@ -395,6 +395,19 @@ mod tests {
     }
 
     #[test]
+    fn every_begin_of_a_derivation_is_cut_off_and_a_whole_one_is_not() {
+        let text = format!(
+            r#"Derive([("out","/s/store/{HASH}-a","",""),("x","/y","","")],[("/s/store/{HASH}-b.drv",["out"])],["/s/store/{HASH}-src"],"x","/bin/sh",["-c","[(\"x\")])"],[("name",")"),("text","é\n\"])")])"#
+        );
+        assert!(!is_cut_off(text.as_bytes()));
+        for length in 0..text.len() {
+            assert!(is_cut_off(&text.as_bytes()[..length]), "{length}");
+        }
+        // Another format is Nix's affair.
+        assert!(!is_cut_off(b"DrvWithVersion(") && !is_cut_off(b"{"));
+    }
+
+    #[test]
     fn structured_attributes_have_their_features_in_json() {
         let text = r#"Derive([("out","","r:sha256","")],[],[],"x","y",[],[("__json","{\"name\":\"n\",\"requiredSystemFeatures\":[\"kvm\",\"a b\"],\"deep\":{\"x\":[1]}}"),("out","")])"#;
         let read = Derivation::parse(text.as_bytes(), &drv("n")).unwrap();

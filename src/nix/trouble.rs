@@ -254,6 +254,11 @@ mod tests {
     fn an_error_of_the_system_is_not_confused_with_a_missing_file_of_the_user() {
         for (message, while_evaluating, while_building) in [
             (
+                "error parsing derivation '/s/x.drv': error: expected string 'Derive(['",
+                None,
+                Some(Trouble::DamagedDrv),
+            ),
+            (
                 "opening file '/x/ci.nix': No such file or directory",
                 None,
                 Some(Trouble::System),
