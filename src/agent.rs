@@ -11,10 +11,17 @@ use crate::buildkite::agent;
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::version::numbers;
-use crate::parallel;
 use crate::private;
 use crate::supervise::{Finished, OnStop, Printed, Sight, Supervisor};
 use crate::text::without_escapes;
+
+/// What to do where Buildkite cannot be reached.
+const UNREACHABLE: &str =
+    "check that this host can reach Buildkite, then retry the job: it continues where it stopped";
+
+/// How long a command of the agent's may take. By itself it tries again for minutes where Buildkite does not answer (an upload: 60
+/// times, every five seconds), and a retry of the job would not be faster. What takes longer does not end at all.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Runs a command of the agent's that must succeed; `doing` says what it is for.
 ///
@@ -35,17 +42,33 @@ pub fn ask(
 /// Runs a command of the agent's, however that ends, and returns what it prints on standard error.
 ///
 /// # Errors
-/// There is no `buildkite-agent` (69), or it cannot be started (75); a signal asked us to end.
+/// There is no `buildkite-agent` (69), it cannot be started, or does not end (75); a signal asked us to end.
 pub fn run(supervisor: &mut Supervisor, line: &CommandLine) -> Result<(Finished, String), Failure> {
-    let ran = parallel::all(supervisor, std::slice::from_ref(line), None);
+    run_to_its_end(supervisor, line, PATIENCE)
+}
+
+fn run_to_its_end(
+    supervisor: &mut Supervisor,
+    line: &CommandLine,
+    patience: Duration,
+) -> Result<(Finished, String), Failure> {
+    let ran = run_within(supervisor, line, patience, || ());
     let ran = ran.map_err(|failure| match failure.class {
         Class::MissingProgram => failure
             .hint("run it in a job, where the agent puts buildkite-agent on PATH; elsewhere, --dry-run prints the pipeline"),
         _ => failure,
     })?;
-    let mut ran = ran.into_iter();
-    ran.next()
-        .ok_or_else(|| Failure::new(Class::Bug, format_args!("`{line}` ended without a status")))
+    ran.ok_or_else(|| {
+        Failure::new(
+            Class::Infrastructure,
+            format_args!(
+                "`{}` did not end within {} s",
+                line.in_short(),
+                patience.as_secs()
+            ),
+        )
+        .hint(UNREACHABLE)
+    })
 }
 
 /// Runs a command of the agent's as [`run`] does, but no longer than `patience`: none where it has to be stopped then. (By itself an
@@ -181,7 +204,7 @@ pub fn unreachable(line: &CommandLine, finished: &Finished, stderr: &str, doing:
         Class::Infrastructure,
         format_args!("cannot {doing}: `{line}` {}: {last}", finished.ending),
     )
-    .hint("check that this host can reach Buildkite, then retry the job: it continues where it stopped")
+    .hint(UNREACHABLE)
 }
 
 /// The last line of what a command has printed, which says why it failed; none where it has printed nothing.
@@ -233,6 +256,20 @@ mod tests {
             failure.to_string(),
             format!("cannot annotate the build: `{line}` ended with status 1: no route")
         );
+    }
+
+    #[test]
+    fn a_command_of_the_agent_that_does_not_end_is_an_infrastructure_failure() {
+        let run = |script: &str, patience| {
+            let line = CommandLine::new("sh", &["-c", script]);
+            run_to_its_end(&mut supervisor(), &line, patience)
+        };
+        let failure = run("exec sleep 60", Duration::ZERO).unwrap_err();
+        assert_eq!(failure.class, Class::Infrastructure);
+        let said = failure.to_string();
+        assert!(said.ends_with("did not end within 0 s"), "{said}");
+        assert_eq!(failure.hint.as_deref(), Some(UNREACHABLE));
+        run("exit 1", PATIENCE).unwrap();
     }
 
     #[test]

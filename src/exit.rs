@@ -5,6 +5,7 @@
 //! know Nix: [`crate::nix::class`] decides the class of a Nix program's failure.
 
 use std::fmt;
+use std::io;
 
 /// Why something failed, in terms that decide whether to retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,6 +224,20 @@ impl fmt::Display for Failure {
     }
 }
 
+/// What to do about a full disk.
+pub const DISK_FULL: &str = "make room on this host's disk: `eval-once prune` removes expired GC roots of past recordings, `nix-collect-garbage` what no root keeps";
+
+/// Whether an error of the system is the cause that says that a disk is full.
+fn is_for_a_full_disk(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+    causes.any(|cause: &io::Error| {
+        matches!(
+            cause.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    })
+}
+
 /// Gives an error its class, together with what we were doing.
 pub trait Classify<T> {
     /// Turns an error into a [`Failure`] of `class`; `doing` becomes the outermost part of its message.
@@ -234,12 +249,16 @@ pub trait Classify<T> {
 
 impl<T, E: Into<anyhow::Error>> Classify<T> for Result<T, E> {
     fn classify(self, class: Class, doing: impl FnOnce() -> String) -> Result<T, Failure> {
-        self.map_err(|error| Failure {
-            class,
-            error: error.into().context(doing()),
-            hint: None,
-            meaning: None,
-            verb: None,
+        self.map_err(|error| {
+            let error = error.into();
+            let hint = is_for_a_full_disk(&error).then(|| DISK_FULL.to_owned());
+            Failure {
+                class,
+                error: error.context(doing()),
+                hint,
+                meaning: None,
+                verb: None,
+            }
         })
     }
 }

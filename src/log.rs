@@ -7,11 +7,14 @@
 //! Nothing here fails: a log that cannot be written (a closed terminal, a full disk) is no reason to stop a build.
 
 mod safe_text;
+mod stderr;
 
 use std::cell::RefCell;
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::exit::Failure;
 
@@ -26,6 +29,8 @@ pub struct Log {
     pub terminal: bool,
     /// Colours are printed: standard error is a terminal that has them. The agent gives a job one, unless it runs with `--no-pty`.
     pub colours: bool,
+    /// Set by the signal that asks us to end: a log that takes nothing any more is not waited for then.
+    pub stopped: Arc<AtomicBool>,
     sink: Rc<RefCell<dyn Write>>,
 }
 
@@ -42,7 +47,12 @@ impl fmt::Debug for Log {
 impl Default for Log {
     /// Plain lines on standard error.
     fn default() -> Self {
-        Self::to(Rc::new(RefCell::new(io::stderr())))
+        let stopped = Arc::new(AtomicBool::new(false));
+        let sink = stderr::Stderr::new(io::stderr(), Arc::clone(&stopped));
+        Self {
+            stopped,
+            ..Self::to(Rc::new(RefCell::new(sink)))
+        }
     }
 }
 
@@ -53,6 +63,7 @@ impl Log {
             debug: false,
             terminal: false,
             colours: false,
+            stopped: Arc::default(),
             sink,
         }
     }

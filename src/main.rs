@@ -132,6 +132,7 @@ fn step_by_hand(
     if let Some(command) = command {
         return Err(job::become_trailing(command, &done.outputs, supervisor));
     }
+    supervisor.hand_over()?;
     for path in done.outputs.values() {
         print(format!("{path}\n"))?;
     }

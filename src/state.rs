@@ -123,6 +123,12 @@ impl StateFolder {
         })
     }
 
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.folder
+    }
+
     /// What was noted under this name, if that is no older than `age`.
     #[must_use]
     pub fn note(&self, name: &str, age: Duration) -> Option<String> {
@@ -298,9 +304,13 @@ impl StateFolder {
 
 /// Whether a file was written longer ago than that, or this is not known.
 fn is_older(file: &Path, age: Duration) -> bool {
-    let written = file.metadata().and_then(|metadata| metadata.modified());
-    let elapsed = written.ok().and_then(|written| written.elapsed().ok());
-    elapsed.is_none_or(|elapsed| elapsed > age)
+    age_of(file).is_none_or(|elapsed| elapsed > age)
+}
+
+/// How long ago a file was written; none where that is not known, as where the clock was set back since, or a file server's is fast.
+fn age_of(file: &Path) -> Option<Duration> {
+    let metadata = file.symlink_metadata().ok()?;
+    metadata.modified().ok()?.elapsed().ok()
 }
 
 impl OwnFolder {
@@ -387,7 +397,7 @@ fn sweep_own(parent: &Path) -> usize {
 fn sweep_files(folder: &Path) {
     for entry in folder.read_dir().into_iter().flatten().flatten() {
         let file = entry.path();
-        if is_older(&file, TIME_TO_LOCK)
+        if age_of(&file).is_some_and(|age| age > TIME_TO_LOCK)
             && let Ok(lock) = private::open(&file)
             && lock.try_lock().is_ok()
             // It may have got its place meanwhile.
@@ -406,11 +416,8 @@ fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) -> usi
     };
     let mut removed = 0;
     for entry in entries.flatten() {
-        let metadata = entry.metadata().ok();
-        let changed = metadata.and_then(|metadata| metadata.modified().ok());
-        let unchanged = changed.and_then(|changed| changed.elapsed().ok());
         if is_ours(&entry)
-            && unchanged.is_some_and(|unchanged| unchanged > age)
+            && age_of(&entry.path()).is_some_and(|unchanged| unchanged > age)
             && abandoned(&entry.path())
             && std::fs::remove_dir_all(entry.path()).is_ok()
         {

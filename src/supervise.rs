@@ -46,7 +46,9 @@ pub use printed::Printed;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnStop {
     /// TERM, and no more. For a Nix that builds: it stops its builders and ends within milliseconds, while KILL would leave
-    /// the builder's children behind (measured on three versions). Where it does not, its builders are killed after a second.
+    /// the builder's children behind (measured on three versions). Where it does not, its builders are killed after a second; and
+    /// after another one, where it has none, it is killed too: it waits for what no signal interrupts (a database that another process
+    /// has locked), or computes without end (2.8 and 2.26 read a `.drv` that is cut off until memory runs out).
     Term,
     /// TERM, and KILL after a second. For a Nix that evaluates: it looks at no signal for seconds, as long as it only
     /// computes (measured). A build that its evaluation needed would have ended it at once.
@@ -65,6 +67,9 @@ const BREATH: Duration = Duration::from_millis(3);
 
 /// What a pipe holds at most, in bytes (Linux's `pipe-max-size` for those who are not root).
 const PIPE_AT_MOST: usize = 1 << 20;
+
+/// What to do about arguments that the system does not take (`E2BIG`).
+const TOO_LONG: &str = "shorten the longest key, or put it into a Nix file: the system limits one argument of a program to 128 KiB, and all together";
 
 /// How much of a child's output is read before the next look at signals, in bytes.
 const READ_AT_ONCE: usize = 64 << 10;
@@ -130,6 +135,7 @@ impl Supervisor {
             let handed_over = Arc::new(AtomicBool::new(false));
             for stop in &stops {
                 flag::register_conditional_default(*stop, Arc::clone(&handed_over))?;
+                flag::register(*stop, Arc::clone(&log.stopped))?;
             }
             let signals = SignalDelivery::with_pipe(
                 read,
@@ -381,6 +387,13 @@ impl Supervisor {
     }
 }
 
+impl Drop for Supervisor {
+    /// Where there is nothing left to stop, a signal ends us at once: what we print may have a reader that does not read.
+    fn drop(&mut self) {
+        self.handed_over.store(true, Ordering::SeqCst);
+    }
+}
+
 /// A program that was started.
 #[derive(Debug)]
 pub struct Running {
@@ -509,13 +522,13 @@ impl Running {
         let late = stopping.since.elapsed() >= stopping.grace;
         // An evaluator that is interrupted at one line would go on with the next.
         self.input = None;
+        let very_late = stopping.since.elapsed() >= 2 * stopping.grace.max(REPEAT);
+        let builds = late && self.on_stop == OnStop::Term && kill_builders_of(self.pid);
         let signal = match self.on_stop {
             OnStop::TermThenKill if late => Signal::SIGKILL,
+            OnStop::Term if very_late && !builds => Signal::SIGKILL,
             _ => Signal::SIGTERM,
         };
-        if late && self.on_stop == OnStop::Term {
-            kill_children_of(self.pid);
-        }
         stopping.next = now + REPEAT.min(stopping.grace.max(Duration::from_millis(10)));
         // It has not been waited for, so this number is still its own. Where it has ended already, the error means nothing.
         let _ = kill(self.pid, signal);
@@ -572,18 +585,27 @@ impl Drop for Running {
 
 /// Kills the process groups of the children of `pid`: for a Nix that lost its TERM for good, as happens to one in fifty that come
 /// while it begins to build (measured on 2.8: the interrupt is thrown once, and in the wrong place is caught). Its builders lead
-/// groups of their own; when they are gone, it ends. Without `/proc` (macOS) this does nothing.
-fn kill_children_of(pid: Pid) {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    for child in children.unwrap_or_default().split_whitespace() {
-        let Ok(child) = child.parse().map(Pid::from_raw) else {
-            continue;
-        };
-        // Never our own group, which is Nix's as well.
-        if getpgid(Some(child)) == Ok(child) {
-            let _ = killpg(child, Signal::SIGKILL);
+/// groups of their own; when they are gone, it ends. Gives whether it may have any: without `/proc` (macOS) this does nothing, and
+/// it may.
+fn kill_builders_of(pid: Pid) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return true;
+    };
+    let mut any = false;
+    for thread in threads.flatten() {
+        let children = std::fs::read_to_string(thread.path().join("children"));
+        for child in children.unwrap_or_default().split_whitespace() {
+            let Ok(child) = child.parse().map(Pid::from_raw) else {
+                continue;
+            };
+            // Never our own group, which is Nix's as well.
+            if getpgid(Some(child)) == Ok(child) {
+                any = true;
+                let _ = killpg(child, Signal::SIGKILL);
+            }
         }
     }
+    any
 }
 
 /// Starts a program as a child, whose output we read where it does not go into a file.
@@ -624,13 +646,18 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
             io::ErrorKind::ArgumentListTooLong | io::ErrorKind::InvalidInput => Class::Config,
             _ => Class::Infrastructure,
         };
-        Failure {
+        let is_too_long = error.kind() == io::ErrorKind::ArgumentListTooLong;
+        let failure = Failure {
             class,
             error: anyhow::Error::new(error).context(format!("cannot run {}", line.program)),
             hint: None,
             meaning: None,
             verb: None,
+        };
+        if is_too_long {
+            return failure.hint(TOO_LONG);
         }
+        failure
     })
 }
 

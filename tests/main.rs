@@ -22,6 +22,7 @@ mod evaluate;
 mod expected_errors;
 mod explain;
 mod failures;
+mod faults;
 mod flakes;
 mod fleet;
 mod fuzz;

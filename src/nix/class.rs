@@ -193,6 +193,10 @@ fn of_status(status: i32) -> Option<Class> {
 #[must_use]
 pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, printed: &str) -> Failure {
     let printed = NoiseFilter::default().filtered(printed.as_bytes());
+    let hint = match NixOutput::of(&printed).trouble(true) {
+        Some(trouble @ (Trouble::DiskFull | Trouble::Limit)) => trouble.hint(),
+        _ => None,
+    };
     let printed = String::from_utf8_lossy(&printed);
     let printed = printed
         .trim()
@@ -205,7 +209,9 @@ pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, printed: &str) 
             line.in_short()
         ),
     )
-    .hint("check that the Nix daemon runs, and that NIX_REMOTE (if set) names a store of this host")
+    .hint(hint.unwrap_or(
+        "check that the Nix daemon runs, and that NIX_REMOTE (if set) names a store of this host",
+    ))
 }
 
 /// The failure of `what` for a reason that is no fault of the expression, with what can be done about it where that is known.

@@ -152,6 +152,25 @@ pub fn is_fixed_output(text: &[u8]) -> bool {
     read().unwrap_or(false)
 }
 
+/// Whether the text is the begin of a derivation, or nothing, as after a power failure. Another format than the usual one is left to
+/// Nix.
+#[must_use]
+pub fn is_cut_off(text: &[u8]) -> bool {
+    let Some(rest) = text.strip_prefix(b"Derive(") else {
+        return b"Derive(".starts_with(text);
+    };
+    let mut term = Term(rest);
+    let mut read = || {
+        term.skip_value()?;
+        for _part in 1..7 {
+            term.expect(b',')?;
+            term.skip_value()?;
+        }
+        term.expect(b')')
+    };
+    read().is_err()
+}
+
 /// The input derivations of a derivation, from the text of its `.drv` file.
 ///
 /// # Errors
@@ -373,6 +392,19 @@ mod tests {
         assert_eq!(read.features, ["kvm", "big-parallel"]);
         assert_eq!(outputs_of_derivation(text.as_bytes()), Some(read.outputs));
         assert_eq!(inputs_of_derivation(text.as_bytes()), Ok(read.inputs));
+    }
+
+    #[test]
+    fn every_begin_of_a_derivation_is_cut_off_and_a_whole_one_is_not() {
+        let text = format!(
+            r#"Derive([("out","/s/store/{HASH}-a","",""),("x","/y","","")],[("/s/store/{HASH}-b.drv",["out"])],["/s/store/{HASH}-src"],"x","/bin/sh",["-c","[(\"x\")])"],[("name",")"),("text","é\n\"])")])"#
+        );
+        assert!(!is_cut_off(text.as_bytes()));
+        for length in 0..text.len() {
+            assert!(is_cut_off(&text.as_bytes()[..length]), "{length}");
+        }
+        // Another format is Nix's affair.
+        assert!(!is_cut_off(b"DrvWithVersion(") && !is_cut_off(b"{"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub mod version;
 pub use attr_path::{AttrPath, BadAttrPath, string_literal};
 pub use class::Phase;
 pub use derivation::{
-    BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk,
+    BadDerivation, Derivation, derivation_text, inputs_of_derivation, inputs_on_disk, is_cut_off,
     is_fixed_output, outputs_of_derivation,
 };
 pub use dry_run::{DryRun, begins_missing};

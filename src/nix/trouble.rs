@@ -1,5 +1,7 @@
 //! Infrastructure failures, as the messages name them with which Nix ends: those of 2.8, 2.26 and 2.34.
 
+use crate::exit::DISK_FULL;
+
 /// An infrastructure failure of an evaluation or a build: neither an expression nor a derivation can help it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
@@ -15,6 +17,8 @@ pub enum Trouble {
     Interrupted,
     /// A limit of this host was reached: processes, open files, memory.
     Limit,
+    /// The store has a `.drv` that is empty or cut off.
+    DamagedDrv,
     /// Another error of the operating system.
     System,
 }
@@ -24,9 +28,7 @@ impl Trouble {
     #[must_use]
     pub fn hint(self) -> Option<&'static str> {
         Some(match self {
-            Self::DiskFull => {
-                "make room on this host's disk: `eval-once prune` removes expired GC roots of past recordings, `nix-collect-garbage` what no root keeps"
-            }
+            Self::DiskFull => DISK_FULL,
             Self::DaemonGone => {
                 "retry; if it happens again, look in the Nix daemon's log: it was restarted, or killed when memory ran out"
             }
@@ -38,6 +40,9 @@ impl Trouble {
             }
             Self::Limit => {
                 "raise the agent's limits (`ulimit -a`: processes, open files, memory), or run fewer jobs at once on this host"
+            }
+            Self::DamagedDrv => {
+                "run `nix-store --verify --check-contents --repair` on this host: its store has lost contents of files, as after a power failure"
             }
             Self::BuilderGone | Self::System => return None,
         })
@@ -154,6 +159,9 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     if is_about_the_daemon(message) {
         return Some(Trouble::DaemonGone);
     }
+    if building && message.starts_with("error parsing derivation ") {
+        return Some(Trouble::DamagedDrv);
+    }
     if is_not_downloaded(message) {
         return Some(Trouble::NotDownloaded);
     }
@@ -245,6 +253,11 @@ mod tests {
     #[test]
     fn an_error_of_the_system_is_not_confused_with_a_missing_file_of_the_user() {
         for (message, while_evaluating, while_building) in [
+            (
+                "error parsing derivation '/s/x.drv': error: expected string 'Derive(['",
+                None,
+                Some(Trouble::DamagedDrv),
+            ),
             (
                 "opening file '/x/ci.nix': No such file or directory",
                 None,

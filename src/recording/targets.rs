@@ -80,7 +80,7 @@ fn unreadable(drv: &DrvPath, error: &std::io::Error) -> Failure {
         Class::Infrastructure,
         format_args!("cannot read {drv}, which was just evaluated: {error}"),
     )
-    .hint("record with a store whose files lie at their store paths")
+    .hint("run `nix-store --verify --check-contents --repair` where the store has lost the file; a recording needs a store whose files lie at their store paths")
 }
 
 #[cfg(test)]

@@ -62,6 +62,18 @@ pub(super) fn of_realise(
     with_hint(failure, nix_output)
 }
 
+/// The failure of a step whose `.drv` is registered in the store, and is not whole.
+pub(super) fn of_damaged(drv: &DrvPath) -> Failure {
+    let failure = Failure::new(
+        Class::Infrastructure,
+        format_args!("{drv} was not built: its file is empty or cut off"),
+    );
+    match Trouble::DamagedDrv.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
 /// The failure of an evaluation of `what` that is of `class`, and no evaluation error: a builder that it needed failed, or the
 /// infrastructure did. `error` is what Nix ended with.
 pub(super) fn of_evaluation(

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::nix::{DrvPath, StorePath, derivation_text, is_fixed_output, outputs_of_derivation};
+use crate::nix::{
+    DrvPath, StorePath, derivation_text, is_cut_off, is_fixed_output, outputs_of_derivation,
+};
 
 /// The outputs of a derivation, by name.
 pub(super) type Outputs = BTreeMap<String, StorePath>;
@@ -15,15 +17,20 @@ pub(super) struct DrvOutputs {
     pub(super) paths: BTreeMap<String, Option<StorePath>>,
     /// Whether the derivation has a fixed output.
     pub(super) fixed: bool,
+    /// Whether there is a file that is no whole derivation.
+    pub(super) cut_off: bool,
 }
 
 impl DrvOutputs {
     /// Reads the file of `drv`; empty where it cannot be read, as in a store that is not where its paths say.
     pub(super) fn read(drv: &DrvPath) -> Self {
-        let text = derivation_text(drv).unwrap_or_default();
+        let Ok(text) = derivation_text(drv) else {
+            return Self::default();
+        };
         Self {
             paths: outputs_of_derivation(&text).unwrap_or_default(),
             fixed: is_fixed_output(&text),
+            cut_off: is_cut_off(&text),
         }
     }
 
@@ -54,7 +61,7 @@ mod tests {
                 .map(|(name, path)| ((*name).to_owned(), path.clone()));
             DrvOutputs {
                 paths: paths.collect(),
-                fixed: false,
+                ..DrvOutputs::default()
             }
             .all_known()
         };

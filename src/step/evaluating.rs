@@ -3,6 +3,7 @@
 //! It gives a `.drv`, or says why not. What is done with the `.drv` is the way's to decide.
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::Instant;
@@ -162,6 +163,11 @@ fn evaluate(
         let value = step
             .store
             .value(step.supervisor, evaluation, locked.as_ref())?;
+        if value.is_empty() {
+            let what =
+                format_args!("{evaluation} was not evaluated: nix-instantiate printed nothing");
+            return Err(no_answer(what).into());
+        }
         format!("no derivation, but {}", shortened(&value, VALUE_AT_MOST))
     } else {
         several(&drvs)
@@ -171,6 +177,12 @@ fn evaluate(
         .meaning("The Nix expression evaluates, but not to one derivation; retrying cannot help.")
         .hint("name one derivation with `attr`: a step builds one");
     Err(failure.into())
+}
+
+/// The failure of a `nix-instantiate` that ended well, and did not do what Nix's does.
+fn no_answer(what: impl Display) -> Failure {
+    Failure::new(Class::Infrastructure, what)
+        .hint("check that `nix-instantiate` on the job's PATH is Nix's own program")
 }
 
 /// Derivations where one was expected.
@@ -335,13 +347,10 @@ fn read_instantiated(printed: &Path) -> Result<DrvPath, Failure> {
     parse(&path)
         .or_else(|| parse(&path.read_link().ok()?))
         .ok_or_else(|| {
-            Failure::new(
-                Class::Bug,
-                format_args!(
-                    "cannot read what nix-instantiate printed: {}",
-                    printed.display()
-                ),
-            )
+            no_answer(format_args!(
+                "nix-instantiate printed no .drv, but {}",
+                shortened(&printed.to_string_lossy(), VALUE_AT_MOST)
+            ))
         })
 }
 
@@ -365,7 +374,9 @@ mod tests {
         let root = root.to_str().unwrap();
         assert_eq!(read(root).unwrap(), path);
         assert_eq!(read(&format!("{root}!out")).unwrap(), path);
-        assert_eq!(read("/s/nothing").unwrap_err().class, Class::Bug);
+        let other = read("/s/nothing").unwrap_err();
+        assert_eq!(other.class, Class::Infrastructure);
+        assert!(other.hint.is_some());
     }
 
     #[test]

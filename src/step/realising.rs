@@ -41,6 +41,9 @@ impl StepRun<'_> {
             let options = self.options()?;
             // Read before the collector can take it.
             let in_drv = DrvOutputs::read(drv);
+            if in_drv.cut_off && self.is_damaged(drv)? {
+                return Err(diagnosis::of_damaged(drv));
+            }
             let line = command::realise(drv, self.link.as_deref(), &options);
             let heading = format_args!("building {}", drv.name());
             let NixRun {
@@ -114,6 +117,16 @@ impl StepRun<'_> {
                 &how,
             ));
         }
+    }
+
+    /// Whether a `.drv` whose file is no whole derivation stays so: a process that is writing it registers it afterwards. Nix must not
+    /// read it: 2.8 and 2.26 do until memory runs out.
+    fn is_damaged(&mut self, drv: &DrvPath) -> Result<bool, Failure> {
+        let damaged = self.is_valid(drv.as_store_path())? && DrvOutputs::read(drv).cut_off;
+        if damaged && self.way == Some(WayName::Realised) {
+            self.reason = Some(self.realised_reason());
+        }
+        Ok(damaged)
     }
 
     /// Why the recorded `.drv` is realised: to be asked once it was.

@@ -68,7 +68,7 @@ impl<'a> WorkerInvocation<'a> {
             Ok::<_, std::io::Error>(folder)
         };
         let folder = make().classify(Class::Infrastructure, || {
-            "cannot write in the state folder".into()
+            format!("cannot write in {}", host.state.path().display())
         })?;
         Ok(Self {
             is_pure,
