@@ -8,7 +8,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    panic::resume_unwind,
     sync::{Arc, Mutex, OnceLock},
+    thread,
 };
 
 use serde_json::{Value, json};
@@ -199,14 +201,20 @@ fn measure(stage: &Stage, place: &Place) -> Requests {
     let second = second.unwrap_or_else(|| panic!("no second chunk: {}", done.log));
     let (second_chunk, _) = second.split_once(' ').unwrap();
     let second_chunk = second_chunk.parse().unwrap();
-    let [resumed, elsewhere] = [Try::Resumed, Try::Elsewhere].map(|in_try| {
+    let with_kill = |in_try| {
         let done = build(stage, place, in_try, &[(second_chunk, Mishap::KilledAfter)]);
         assert_eq!(done.outcome, Ok(()), "with one kill: {}", done.log);
         assert_eq!(done.retries, 1, "with one kill: {}", done.log);
         let follows = done.log.contains("following that plan");
         assert_eq!(follows, in_try == Try::Resumed, "{in_try:?}: {}", done.log);
         done.requests
+    };
+    let (resumed, elsewhere) = thread::scope(|scope| {
+        let resumed = scope.spawn(|| with_kill(Try::Resumed));
+        let elsewhere = with_kill(Try::Elsewhere);
+        (resumed.join(), elsewhere)
     });
+    let resumed = resumed.unwrap_or_else(|panic| resume_unwind(panic));
     Requests {
         second_chunk,
         of: [done.requests, resumed, elsewhere],
@@ -314,7 +322,7 @@ fn build(stage: &Stage, place: &Place, in_try: Try, mishaps: &[(usize, Mishap)])
         });
     });
     fs::write(folder.path().join("proxy"), proxy.url()).unwrap();
-    let outcome = std::thread::scope(|scope| {
+    let outcome = thread::scope(|scope| {
         scope.spawn(|| {
             // The address is known only to the jobs.
             let endpoint = folder.path().join("endpoint");
