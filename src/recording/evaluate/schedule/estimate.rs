@@ -50,6 +50,13 @@ impl Costs {
         let numbers = [root, warm_up, each, base, growth];
         each > 0.0 && numbers.iter().all(|number| (0.0..1e18).contains(number))
     }
+
+    /// Whether the first attributes, which took so long, cost half to twice as much as these. How much of the warm-up is theirs is not
+    /// known.
+    pub(super) fn agree(&self, times: &Curve) -> bool {
+        let without = times.attributes() * self.each;
+        (0.5 * without..=2.0 * (self.warm_up + without)).contains(&times.quantity())
+    }
 }
 
 /// A quantity of a process that grows with each attribute (its time, its memory), at some of them.
@@ -67,6 +74,14 @@ struct Mark {
     quantity: f64,
     /// The largest step since then.
     largest: f64,
+}
+
+impl Mark {
+    const ZERO: Self = Self {
+        attributes: 0.0,
+        quantity: 0.0,
+        largest: 0.0,
+    };
 }
 
 impl Curve {
@@ -120,26 +135,30 @@ impl Curve {
         Some((self.quantity - half.quantity - half.largest).max(0.0) / (steps - 1.0))
     }
 
-    /// Whether enough was measured to predict the next `count` attributes. Few attributes, of which the later ones are more expensive,
-    /// may be exceptions; and where the cost still falls, nothing shows how far, so that a tenth has to be known.
+    /// Whether enough was measured to predict the next `count` attributes, if this is 0 before the first of them. Few attributes, of
+    /// which the later ones are more expensive, may be exceptions; and where the cost still falls, nothing shows how far, so that a
+    /// tenth has to be known.
     pub(super) fn is_steady(&self, count: f64) -> bool {
-        let (Some(slope), Some(first)) = (self.slope(), self.marks.first()) else {
+        let Some(slope) = self.slope() else {
             return false;
         };
-        if self.attributes < 4.0 {
-            return slope <= 1.25 * self.quantity / self.attributes;
+        let mean = self.quantity / self.attributes;
+        if self.attributes < 4.0 && slope > 1.25 * mean {
+            return false;
         }
-        let mean = (self.quantity - first.quantity) / (self.attributes - first.attributes);
-        slope >= 0.9 * mean || self.attributes >= 0.1 * (self.attributes + count)
+        slope >= 0.9 * mean || self.is_tenth(count)
+    }
+
+    /// Whether a tenth is known if `count` attributes follow.
+    pub(super) fn is_tenth(&self, count: f64) -> bool {
+        self.attributes >= 0.1 * (self.attributes + count)
     }
 
     /// The mean for each of the next `count` attributes, if it falls as it has fallen until now: the more is evaluated, the less of
-    /// what an attribute needs is new.
+    /// what an attribute needs is new. The quantity is 0 before the first attribute.
     pub(super) fn predicted(&self, count: f64) -> Option<f64> {
         let (usual, half) = (self.usual()?, self.half()?);
-        let Some(before) = half.checked_sub(1).map(|before| self.marks[before]) else {
-            return Some(usual);
-        };
+        let before = half.checked_sub(1).map_or(Mark::ZERO, |at| self.marks[at]);
         let half = self.marks[half];
         let earlier = (half.quantity - before.quantity) / (half.attributes - before.attributes);
         if usual >= earlier || count <= 0.0 {

@@ -35,6 +35,9 @@ const NEXT_TASK: u64 = 7;
 /// How long attributes have to be measured before that counts, in seconds: what the first ones have in common is not known before.
 const EVIDENCE: f64 = 1.0;
 
+/// Of how many attributes at least a tenth has to be measured before that counts more than what is remembered.
+const REMEMBERED_UNTIL: f64 = 4.0;
+
 /// From how many levels on sets are walked one after the other: the next one that is found is walked before its neighbours. Sets that
 /// are nested so deeply often contain themselves. Then the walk has to come to the end of one path soon, and not to that of thousands
 /// of paths at the same time.
@@ -277,9 +280,18 @@ impl Schedule {
         self.budget != u64::MAX
     }
 
-    /// The memory for one worker of as many as there may be, in bytes.
-    pub(super) fn even_part(&self) -> u64 {
-        self.budget / self.most as u64
+    /// The memory for one worker of as many as there may be, in bytes, beside processes that have `others`.
+    pub(super) fn part_beside(&self, others: u64) -> u64 {
+        let even = self.budget / self.most as u64;
+        even.min(self.budget.saturating_sub(others))
+    }
+
+    /// Whether anything waits for a worker.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.root_waits
+            || !self.waiting.is_empty()
+            || !self.repetitions.is_empty()
+            || !self.alone.is_empty()
     }
 
     /// How much memory this worker may use, in bytes; [`u64::MAX`]: unlimited.
@@ -409,16 +421,28 @@ impl Schedule {
         })
     }
 
-    /// What remains; none before enough is known.
+    /// What remains; none before enough is known. What is remembered counts more than the first attributes, unless these contradict it:
+    /// it is of all of them.
     fn remaining(&self) -> Option<Remaining> {
-        let is_root_known = self.counts.contains_key(&AttrIndex::default());
-        let costs = match (self.measured_costs(), self.remembered) {
-            (Some(measured), _) => measured,
-            (None, Some(remembered)) if is_root_known => Costs {
-                attributes: self.waiting.length(),
-                ..remembered
-            },
-            (None, remembered) => remembered?,
+        let times = self.most_measured(|one| &one.times, &self.times);
+        let waiting = self.waiting.length();
+        let is_enough = times.attributes() >= REMEMBERED_UNTIL && times.is_tenth(as_float(waiting));
+        let remembered = self.remembered.filter(|costs| costs.agree(times));
+        let costs = match (remembered, self.measured_costs()) {
+            (_, Some(measured)) if is_enough => measured,
+            (Some(remembered), _) => {
+                let is_root_known = self.counts.contains_key(&AttrIndex::default());
+                let attributes = if is_root_known {
+                    waiting
+                } else {
+                    remembered.attributes
+                };
+                Costs {
+                    attributes,
+                    ..remembered
+                }
+            }
+            (None, measured) => measured?,
         };
         let budget = (self.budget != u64::MAX).then(|| as_float(self.budget));
         Some(Remaining { costs, budget })
@@ -796,7 +820,7 @@ impl Schedule {
     }
 
     /// These attributes wait, unless they are in a set that was given up.
-    fn wait(&mut self, spans: Vec<Span>) {
+    pub(super) fn wait(&mut self, spans: Vec<Span>) {
         for span in self.without_dropped(spans) {
             self.waiting.insert(span);
         }
