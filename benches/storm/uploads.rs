@@ -1,14 +1,16 @@
 //! Recordings in builds of real agents, of which one request to Buildkite goes wrong: the job is killed, the answer is lost, it is 500, it
 //! never comes. The build passes, no step is lost, and none is there twice.
 //!
-//! All requests of the recording's jobs go through a [proxy](crate::proxy). So many seeds in a row as there are pairs of a request and
-//! a mishap try each of them once: those of an undisturbed recording, and those of a retry that completes the upload of a first try
-//! whose job was killed in the middle.
+//! All requests of the recording's jobs go through a [proxy](crate::proxy). Seeds in a row try each pair of a request and a mishap once:
+//! those of an undisturbed recording, those of a retry that follows the plan of a first try whose job was killed in the middle, and
+//! those of a retry of it on another host, which evaluates again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    panic::resume_unwind,
     sync::{Arc, Mutex, OnceLock},
+    thread,
 };
 
 use serde_json::{Value, json};
@@ -56,21 +58,36 @@ const QUICK: usize = 4;
 /// Of so many seeds in a row one is for a mishap that takes a minute.
 const SLOW: usize = 8;
 
+/// Which job the mishap comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Try {
+    First,
+    /// A retry that follows the plan.
+    Resumed,
+    /// A retry on another host.
+    Elsewhere,
+}
+
+/// All of them, and how a row says so.
+const TRIES: [(Try, &str); 3] = [
+    (Try::First, ""),
+    (Try::Resumed, ", in a retry"),
+    (Try::Elsewhere, ", in a retry elsewhere"),
+];
+
 /// The requests of a recording; measured by each run.
 struct Requests {
-    /// When nothing goes wrong.
-    fresh: usize,
-    /// The first try's request that uploads its second chunk.
+    /// The first try's request that uploads its second chunk; its job is killed by that where the mishap is to come in a retry.
     second_chunk: usize,
-    /// Of a retry of a recording whose job was killed by that.
-    resumed: usize,
+    /// How many there are in each of [`TRIES`].
+    of: [usize; TRIES.len()],
 }
 
 /// What a seed stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Plan {
-    /// The mishap comes in a retry that completes the upload.
-    is_resumed: bool,
+    /// Its place in [`TRIES`].
+    in_try: usize,
     /// It happens to the request of this number, from 1.
     nth: usize,
     /// Its place in [`MISHAPS`].
@@ -80,26 +97,21 @@ struct Plan {
 impl Requests {
     /// What this seed stands for, among all that there is.
     fn plan(&self, seed: usize) -> Plan {
+        let (seed, in_try) = (seed / TRIES.len(), seed % TRIES.len());
         let is_slow = seed % SLOW == SLOW - 1;
         let (number, first, mishaps) = if is_slow {
             (seed / SLOW, QUICK, MISHAPS.len() - QUICK)
         } else {
             (seed - seed / SLOW, 0, QUICK)
         };
-        let requests = self.fresh + self.resumed;
         // Neighbouring seeds have nothing in common, and none is missing.
-        let at = number.wrapping_mul(stride(requests * mishaps)) % (requests * mishaps);
-        let (request, mishap) = (at / mishaps, first + at % mishaps);
+        let pairs = self.of[in_try] * mishaps;
+        let at = number.wrapping_mul(stride(pairs)) % pairs;
         Plan {
-            is_resumed: request >= self.fresh,
-            nth: 1 + request.checked_sub(self.fresh).unwrap_or(request),
-            mishap,
+            in_try,
+            nth: 1 + at / mishaps,
+            mishap: first + at % mishaps,
         }
-    }
-
-    /// How many plans take no minute.
-    fn quick_plans(&self) -> usize {
-        (self.fresh + self.resumed) * QUICK
     }
 }
 
@@ -128,7 +140,8 @@ pub(crate) fn run(stage: &Stage) {
         requests.get_or_init(|| measure(stage, &place));
         place
     };
-    stage.run(2, prepare, |place, seed| {
+    let lanes = if stage.is_patient() { 4 } else { 2 };
+    stage.run(lanes, prepare, |place, seed| {
         let requests = requests.get().unwrap();
         let plan = requests.plan(usize::try_from(seed).unwrap());
         if let Some(lines) = trial(stage, place, requests, plan, seed) {
@@ -141,13 +154,12 @@ pub(crate) fn run(stage: &Stage) {
     let Some(requests) = requests.get() else {
         return;
     };
-    let done = done.into_inner().unwrap();
+    let done: BTreeSet<Plan> = done.into_inner().unwrap();
+    let [first, resumed, elsewhere] = requests.of;
     let quick = done.iter().filter(|plan| plan.mishap < QUICK).count();
     stage.tally.note(format!(
-        "{} requests of a recording and {} of a retry: {quick} of {} pairs with what takes no minute, {} others.",
-        requests.fresh,
-        requests.resumed,
-        requests.quick_plans(),
+        "{first} requests of a recording, {resumed} of a retry, {elsewhere} of a retry elsewhere; tried: {quick} of {} pairs that take no minute, {} others.",
+        (first + resumed + elsewhere) * QUICK,
         done.len() - quick
     ));
     let hit: BTreeMap<String, usize> = hit.into_inner().unwrap();
@@ -180,22 +192,32 @@ fn kind(line: &str) -> String {
     format!("{method} {about}")
 }
 
-/// Runs the recording once without a mishap, and once with a job that is killed in the middle.
+/// Runs the recording once without a mishap, and twice with a job that is killed in the middle.
 fn measure(stage: &Stage, place: &Place) -> Requests {
-    let done = build(stage, place, &[]);
+    let done = build(stage, place, Try::First, &[]);
     assert_eq!(done.outcome, Ok(()), "without a mishap: {}", done.log);
     let is_upload = |line: &&String| kind(line.split_once(' ').unwrap().1) == "POST pipelines";
     let second = done.lines.iter().filter(is_upload).nth(1);
     let second = second.unwrap_or_else(|| panic!("no second chunk: {}", done.log));
     let (second_chunk, _) = second.split_once(' ').unwrap();
     let second_chunk = second_chunk.parse().unwrap();
-    let resumed = build(stage, place, &[(second_chunk, Mishap::KilledAfter)]);
-    assert_eq!(resumed.outcome, Ok(()), "with one kill: {}", resumed.log);
-    assert_eq!(resumed.retries, 1, "with one kill: {}", resumed.log);
+    let with_kill = |in_try| {
+        let done = build(stage, place, in_try, &[(second_chunk, Mishap::KilledAfter)]);
+        assert_eq!(done.outcome, Ok(()), "with one kill: {}", done.log);
+        assert_eq!(done.retries, 1, "with one kill: {}", done.log);
+        let follows = done.log.contains("following that plan");
+        assert_eq!(follows, in_try == Try::Resumed, "{in_try:?}: {}", done.log);
+        done.requests
+    };
+    let (resumed, elsewhere) = thread::scope(|scope| {
+        let resumed = scope.spawn(|| with_kill(Try::Resumed));
+        let elsewhere = with_kill(Try::Elsewhere);
+        (resumed.join(), elsewhere)
+    });
+    let resumed = resumed.unwrap_or_else(|panic| resume_unwind(panic));
     Requests {
-        fresh: done.requests,
         second_chunk,
-        resumed: resumed.requests,
+        of: [done.requests, resumed, elsewhere],
     }
 }
 
@@ -212,13 +234,13 @@ fn trial(
         return None;
     }
     let (mishap, name) = MISHAPS[plan.mishap];
+    let (in_try, where_) = TRIES[plan.in_try];
+    let row = format!("{name}{where_}");
     let mut mishaps = vec![(plan.nth, mishap)];
-    let mut row = name.to_owned();
-    if plan.is_resumed {
+    if in_try != Try::First {
         mishaps.insert(0, (requests.second_chunk, Mishap::KilledAfter));
-        row.push_str(", in a retry");
     }
-    let done = build(stage, place, &mishaps);
+    let done = build(stage, place, in_try, &mishaps);
     stage.tally.tried(&row);
     match done.outcome {
         Ok(()) if done.hit.len() < mishaps.len() => stage.tally.count(&row, "no such"),
@@ -230,8 +252,7 @@ fn trial(
             stage.tally.wrong(&row, seed, &what, &log);
         }
     }
-    let first_kill = usize::from(plan.is_resumed);
-    Some(done.hit.into_iter().skip(first_kill).collect())
+    Some(done.hit.into_iter().skip(mishaps.len() - 1).collect())
 }
 
 /// A build that is over.
@@ -247,7 +268,7 @@ struct Done {
     log: String,
 }
 
-fn build(stage: &Stage, place: &Place, mishaps: &[(usize, Mishap)]) -> Done {
+fn build(stage: &Stage, place: &Place, in_try: Try, mishaps: &[(usize, Mishap)]) -> Done {
     let folder = tempfile::Builder::new()
         .prefix("storm")
         .tempdir_in("/tmp")
@@ -275,10 +296,18 @@ fn build(stage: &Stage, place: &Place, mishaps: &[(usize, Mishap)]) -> Done {
            until [ -e {at}/ready ]; do sleep 0.01; done\n\
          fi\n"
     );
+    // Another host is one whose state folder is another.
+    let environment = match in_try {
+        Try::Elsewhere => {
+            format!("export EVAL_ONCE_STATE_DIR={at}/host-$BUILDKITE_RETRY_COUNT\n")
+        }
+        Try::First | Try::Resumed => String::new(),
+    };
     let build = Build::new(&first)
         .unwrap()
         .checkout(place.store.work())
         .our_hook("command")
+        .shell_hook("environment", &environment)
         .shell_hook("pre-command", &hook)
         .envs(place.store.env());
     let job = Arc::new(folder.path().join("job"));
@@ -293,7 +322,7 @@ fn build(stage: &Stage, place: &Place, mishaps: &[(usize, Mishap)]) -> Done {
         });
     });
     fs::write(folder.path().join("proxy"), proxy.url()).unwrap();
-    let outcome = std::thread::scope(|scope| {
+    let outcome = thread::scope(|scope| {
         scope.spawn(|| {
             // The address is known only to the jobs.
             let endpoint = folder.path().join("endpoint");

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use self::chunk::Chunk;
 use self::plan::UploadPlan;
 use self::plan_artifact::{ListedArtifact, PlanMark};
-use self::rejection::{is_used, rejected, rejection};
+use self::rejection::{is_used, named, rejected, rejection};
 use crate::agent;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
@@ -355,14 +355,10 @@ impl<'a> Upload<'a> {
                 return Ok(());
             };
             // Another recording of this build, or an earlier try of this one, has uploaded some of the steps.
-            let used = is_used(&message).then(|| {
-                missing
-                    .iter()
-                    .position(|key| message.contains(key.as_str()))
-            });
-            let Some(used) = used else {
+            if !is_used(&message) {
                 return Err(rejected(&message, chunk, number));
-            };
+            }
+            let used = named(&message, &missing);
             match used {
                 _ if !looked_up => {
                     looked_up = true;

@@ -20,13 +20,22 @@ pub(super) fn is_used(message: &str) -> bool {
     message.contains("already been used")
 }
 
+/// The place of the key that the message names: the longest one, for a key may begin as another one does.
+pub(super) fn named(message: &str, keys: &[String]) -> Option<usize> {
+    let named = keys.iter().enumerate();
+    let named = named.filter(|(_, key)| message.contains(key.as_str()));
+    named.max_by_key(|(_, key)| key.len()).map(|(at, _)| at)
+}
+
 /// The failure of a chunk that Buildkite rejects, with the step that the message names.
 pub(super) fn rejected(message: &str, chunk: &Chunk, number: usize) -> Failure {
-    let named = chunk.keys.iter().find(|key| message.contains(key.as_str()));
-    let about = match named {
-        Some(key) => format!(
-            "the step {} ({key})",
-            chunk.label(key).unwrap_or_else(|| "without a label".into())
+    let about = match named(message, &chunk.keys) {
+        Some(at) => format!(
+            "the step {} ({})",
+            chunk
+                .label(&chunk.keys[at])
+                .unwrap_or_else(|| "without a label".into()),
+            chunk.keys[at]
         ),
         None if chunk.keys.len() == 1 => format!(
             "the step {}",
@@ -76,6 +85,16 @@ mod tests {
         }
         assert_eq!(rejection("fatal: dial tcp: connection refused"), None);
         assert_eq!(rejection("500 Internal Server Error"), None);
+    }
+
+    #[test]
+    fn a_message_names_a_key_and_not_one_that_it_begins_with() {
+        let keys = ["drv-a", "drv-a-test", "drv-b"].map(str::to_owned);
+        for (at, key) in keys.iter().enumerate() {
+            let message = format!("The key \"{key}\" has already been used by another step");
+            assert_eq!(named(&message, &keys), Some(at), "{key}");
+        }
+        assert_eq!(named("nothing", &keys), None);
     }
 
     #[test]
