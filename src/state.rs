@@ -333,6 +333,18 @@ impl Roots {
         self.0.path().join("root")
     }
 
+    /// The path of the link that is the root with this number, for one who makes several.
+    #[must_use]
+    pub fn numbered(&self, number: u32) -> PathBuf {
+        self.0.path().join(format!("root-{number}"))
+    }
+
+    /// The folder in which links are roots.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.0.path()
+    }
+
     /// Checks that a link can be made here now.
     ///
     /// # Errors

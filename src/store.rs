@@ -5,8 +5,10 @@
 //! decided by the step or the recording.
 
 mod batches;
+mod collection;
 mod copying;
 mod examined;
+mod keeping;
 mod lacking;
 mod movement;
 mod printed;
@@ -29,8 +31,10 @@ use crate::supervise::{Finished, OnStop, Supervisor};
 
 use self::batches::batches;
 use self::printed::store_paths;
+pub use collection::Collection;
 pub use copying::NotCopied;
 pub use examined::{LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, names_root};
+pub use keeping::{Keeper, Kept};
 pub use movement::TRICKLE;
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all

@@ -138,7 +138,9 @@ fn listing(folder: &Path) -> Vec<(String, u32)> {
 
 #[test]
 fn a_host_with_nothing_wrong_has_no_failure_and_stays_as_it_is() {
-    let Some(store) = Store::new() else { return };
+    let Some(store) = Store::without_daemon() else {
+        return;
+    };
     let ours = || {
         (
             store.our_state().exists(),
@@ -273,7 +275,9 @@ fn settings_that_hurt_are_warnings() {
 
 #[test]
 fn through_a_daemon_the_collectors_settings_are_those_of_the_host() {
-    let Some(store) = Store::new() else { return };
+    let Some(store) = Store::without_daemon() else {
+        return;
+    };
     let daemon = store.daemon();
     let of_user = store.root().join("user.conf");
     fs::write(&of_user, "keep-derivations = false\nkeep-outputs = true\n").unwrap();

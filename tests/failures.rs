@@ -819,7 +819,11 @@ fn all_rows(client: Client, log: &'static str) {
         if !has {
             continue;
         }
-        let Some(store) = Store::new() else { return };
+        let store = match client {
+            Client::NoDaemon => Store::without_daemon(),
+            Client::Root | Client::Ordinary => Store::new(),
+        };
+        let Some(store) = store else { return };
         let cell = Cell {
             row,
             client,

@@ -339,8 +339,8 @@ const COMMANDS_TWICE: [(&str, &[(&str, &str)]); 7] = [
     (
         "obtain",
         &[
-            ("recording/keep/pin.rs", "it makes the root of a pin"),
             ("store/examined.rs", "it makes a root on trial"),
+            ("store/keeping.rs", "it makes the root of a pin"),
             ("step/explain.rs", "shows it"),
         ],
     ),

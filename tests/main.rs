@@ -64,3 +64,4 @@ mod step;
 mod structured_log;
 mod summary;
 mod support;
+mod versions;

@@ -112,7 +112,7 @@ const ROWS: [Row; 16] = [
         ..ROW
     },
     Row {
-        nix_store: "if [ $NTH = 1 ]; then \"$REAL\" --delete --ignore-liveness \"$2\" >/dev/null 2>&1; fi",
+        nix_store: "if [ $NTH = 1 ]; then env -u NIX_REMOTE \"$REAL\" --delete --ignore-liveness \"$2\" >/dev/null 2>&1; fi",
         then: |store, _| store.poison(),
         status: 65,
         line: Some((

@@ -317,7 +317,7 @@ fn the_summary_on_its_page_is_that_of_the_example() {
     let hook = format!(
         "[ \"$BUILDKITE_STEP_KEY\" != drv-{} ] || {{
           rm -r \"$EVAL_ONCE_STATE_DIR/pins\"
-          nix-store --delete --ignore-liveness $(nix-store -q --referrers {manual}) {manual}
+          env -u NIX_REMOTE nix-store --delete --ignore-liveness $(nix-store -q --referrers {manual}) {manual}
         }}\n",
         &manual.rsplit('/').next().unwrap()[..32]
     );

@@ -939,7 +939,7 @@ fn a_built_target_can_have_a_step_that_ends_at_once_and_builds_if_the_output_is_
         };
         // With one agent no step can begin as long as the recording's job runs.
         let hook = format!(
-            "[ \"$BUILDKITE_STEP_KEY\" != record ] || nix-store --delete --ignore-liveness {lost}\n"
+            "[ \"$BUILDKITE_STEP_KEY\" != record ] || env -u NIX_REMOTE nix-store --delete --ignore-liveness {lost}\n"
         );
         scene.build = scene
             .build

@@ -1,7 +1,7 @@
 //! What other jobs of a build can do to a recording: they can set any meta-data, and upload artifacts for any job. A retry follows
 //! no plan of theirs, and skips no step because of their marks.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use eval_once::fingerprint::sha256;
 use serde_json::{Value, json};
@@ -21,54 +21,64 @@ const TARGETS: &str = r#"{
   c = build "c" "echo c > $out";
 }"#;
 
-/// A build of which the recording uploads each target in a chunk of its own.
+/// The command of a recording that uploads each target in a chunk of its own.
+fn command() -> String {
+    format!("'{EVAL_ONCE}' pipeline --chunk 1")
+}
+
+/// A build with such a recording.
 struct Scene {
     build: Build,
     step: String,
-    _store: Store,
+    store: Store,
 }
 
 impl Scene {
     /// The build before its first job.
-    fn new(configure: impl FnOnce(Build) -> Build) -> Option<Self> {
+    fn new(first_step: &Value, configure: impl FnOnce(Build) -> Build) -> Option<Self> {
         program()?;
         let store = Store::new()?;
         store.targets(TARGETS);
-        let build = Build::new(&json!({
-            "key": "record",
-            "label": "Record",
-            "command": format!("'{EVAL_ONCE}' pipeline --chunk 1"),
-        }))?
-        .checkout(store.work())
-        .envs(store.env());
+        let build = Build::new(first_step)?
+            .checkout(store.work())
+            .envs(store.env());
         let build = configure(build);
-        let step = build.job("record").step_id;
-        Some(Self {
-            build,
-            step,
-            _store: store,
-        })
+        let step = build.jobs()[0].step_id.clone();
+        Some(Self { build, step, store })
     }
 
     /// The build after a try of the recording whose second chunk was rejected.
     fn interrupted(configure: impl FnOnce(Build) -> Build) -> Option<Self> {
-        let scene = Self::new(configure)?;
+        Self::interrupted_of(&first_step(), configure)
+    }
+
+    /// The same with this step for the recording.
+    fn interrupted_of(first_step: &Value, configure: impl FnOnce(Build) -> Build) -> Option<Self> {
+        let scene = Self::new(first_step, configure)?;
         scene
             .build
             .on_upload(2, Fault::Reject("Not today".to_owned()));
         assert_eq!(scene.build.run(), Outcome::Failed);
-        let job = scene.build.job("record");
+        let job = scene.record();
         assert!(job.plain().contains("Not today"), "{}", job.plain());
         assert_eq!(scene.recorded_steps(), 1);
         Some(scene)
     }
 
+    /// The last try of the recording.
+    #[track_caller]
+    fn record(&self) -> Job {
+        let jobs = self.build.jobs().into_iter();
+        let mut tries = jobs.filter(|job| job.label.as_deref() == Some("Record"));
+        tries.next_back().unwrap()
+    }
+
     /// The recording once more.
     #[track_caller]
     fn retry(&self) -> Job {
-        self.build.retry(&self.build.job("record").id);
+        self.build.retry(&self.record().id);
         self.build.run();
-        self.build.job("record")
+        self.record()
     }
 
     /// The retry follows no plan, for this reason, and every target has one step, and nothing else has.
@@ -99,7 +109,7 @@ impl Scene {
     /// How many steps were uploaded; none of them is foreign, and none was uploaded twice.
     #[track_caller]
     fn recorded_steps(&self) -> usize {
-        let keys: Vec<String> = self.keys();
+        let keys = self.keys();
         assert!(!keys.iter().any(|key| key == "evil"), "{keys:?}");
         let mut unique = keys.clone();
         unique.sort();
@@ -129,11 +139,31 @@ impl Scene {
 
     /// A plan that uploads a foreign step instead of the recorded ones, left at this job and marked in the way that ours are.
     fn leaves_plan(&self, job: &str, step: &str) {
+        let sum = self.leaves_artifact(job, step);
+        self.marks_plan(&format!("{job} {} {sum}", self.identity()));
+    }
+
+    /// Such a plan without a mark; gives its hash.
+    fn leaves_artifact(&self, job: &str, step: &str) -> String {
         let plan = plan(step);
         let sum = sha256(plan.as_bytes());
         self.build
             .push_artifact(job, "eval-once-plan.json", plan.as_bytes(), &sum);
-        self.marks_plan(&format!("{job} {} {sum}", self.identity()));
+        sum
+    }
+
+    /// Notes on the host that it has saved the plan that the mark names.
+    fn notes_mark(&self) {
+        let notes = self.store.our_state().join("notes").read_dir().unwrap();
+        let is_plan = |note: &PathBuf| note.to_str().unwrap().contains("/plan-");
+        let notes: Vec<_> = notes
+            .map(|note| note.unwrap().path())
+            .filter(is_plan)
+            .collect();
+        let [note] = &notes[..] else {
+            panic!("{notes:?}")
+        };
+        std::fs::write(note, &self.build.meta_data()[&self.mark("plan")]).unwrap();
     }
 
     /// The recording's identity, as its own mark had it.
@@ -142,12 +172,17 @@ impl Scene {
         mark.split(' ').nth(1).unwrap().to_owned()
     }
 
-    /// Any job of the step of a target.
-    fn other_job(&self) -> String {
-        let jobs = self.build.jobs();
-        let is_other = |job: &&Job| job.key.as_deref() != Some("record");
-        jobs.iter().find(is_other).unwrap().id.clone()
+    /// A job of the step of each target that is uploaded.
+    fn other_jobs(&self) -> Vec<String> {
+        let jobs = self.build.jobs().into_iter();
+        let others = jobs.filter(|job| job.label.as_deref() != Some("Record"));
+        others.map(|job| job.id).collect()
     }
+}
+
+/// The recording's step.
+fn first_step() -> Value {
+    json!({ "key": "record", "label": "Record", "command": command() })
 }
 
 /// A plan that uploads a foreign step for the recording of this step.
@@ -165,13 +200,13 @@ fn plan(step: &str) -> String {
 
 #[test]
 fn a_first_try_follows_no_plan() {
-    let Some(scene) = Scene::new(|build| build) else {
+    let Some(scene) = Scene::new(&first_step(), |build| build) else {
         return;
     };
     let plan = plan(&scene.step);
     scene.marks_plan(&format!("0190-other x {}", sha256(plan.as_bytes())));
     scene.build.run();
-    let job = scene.build.job("record");
+    let job = scene.record();
     let log = job.plain();
     assert_eq!(job.exit_status, Some(0), "{log}");
     assert!(
@@ -181,51 +216,117 @@ fn a_first_try_follows_no_plan() {
     assert_eq!(scene.recorded_steps(), 3);
 }
 
+/// Why a retry follows no plan that this host has not saved.
+const NOT_OURS: &str = "this host has not made it (another host or another job has)";
+
 #[test]
 fn a_retry_follows_no_plan_that_another_job_left() {
     let Some(scene) = Scene::interrupted(|build| build) else {
         return;
     };
-    let first = scene.build.job("record").id;
-    let own = scene.build.meta_data()[&scene.mark("plan")].clone();
-
-    // The plan is at the job of another step.
-    scene.leaves_plan(&scene.other_job(), &scene.step);
-    scene.is_not_deceived("no try of this step, job ");
-    // The mark names the first try, whose plan is another.
-    let sum = sha256(b"another plan");
-    scene.marks_plan(&format!("{first} {} {sum}", scene.identity()));
-    scene.is_not_deceived(&format!(
-        "the artifact of job {first} is not the one that its mark names"
-    ));
-    // As an older version wrote it.
-    scene.marks_plan(&first);
-    scene.is_not_deceived("an older version of eval-once made it");
-    // A job that does not exist.
-    scene.marks_plan(&format!("0190-nonesuch x {sum}"));
-    scene.is_not_deceived("no try of this step, job 0190-nonesuch,");
-
-    // The control: the first try's own plan is followed. This retry leaves none itself.
-    scene.marks_plan(&own);
+    // A try that has left no plan itself.
     let second = scene.follows().id;
     assert_eq!(scene.recorded_steps(), 3);
-    // A plan at a try of this very step, of another step; and one whose bytes are not those of the hash that its uploader claims.
-    scene.leaves_plan(&second, "another-step");
+
+    // All that a job can leave for an earlier try: a plan like ours, and its mark.
+    scene.leaves_plan(&second, &scene.step);
+    scene.is_not_deceived(NOT_OURS);
+    // As an older version wrote it.
+    scene.marks_plan(&second);
+    scene.is_not_deceived("an older version of eval-once made it");
+    // The plan is ours, but of two artifacts it is not known which will be downloaded.
+    let last = scene.record().id;
+    scene.leaves_artifact(&last, &scene.step);
+    scene.is_not_deceived(&format!("job {last} has several artifacts of its name"));
+    // The control: that retry's own plan is followed.
+    scene.follows();
+    assert_eq!(scene.recorded_steps(), 3);
+}
+
+#[test]
+fn a_plan_that_this_host_has_noted_is_followed_if_its_bytes_and_its_step_are_right() {
+    let Some(scene) = Scene::interrupted(|build| build) else {
+        return;
+    };
+    // Any job will do, so the reasons are in the plans.
+    scene.leaves_plan(&scene.other_jobs()[0], "another-step");
+    scene.notes_mark();
     scene.is_not_deceived("it is the plan of the step another-step");
-    scene.marks_plan(&own);
-    let third = scene.follows().id;
-    scene.build.push_artifact(
-        &third,
-        "eval-once-plan.json",
-        plan(&scene.step).as_bytes(),
-        &sum,
-    );
+    // The bytes are not those of the hash that their uploader claims.
+    let [_, second, third] = &scene.other_jobs()[..] else {
+        panic!("three targets");
+    };
+    let sum = sha256(b"another plan");
+    let bytes = plan(&scene.step);
+    let build = &scene.build;
+    build.push_artifact(second, "eval-once-plan.json", bytes.as_bytes(), &sum);
+    scene.marks_plan(&format!("{second} {} {sum}", scene.identity()));
+    scene.notes_mark();
+    scene.is_not_deceived(&format!("the artifact of job {second} is not the one"));
     scene.marks_plan(&format!("{third} {} {sum}", scene.identity()));
-    scene.is_not_deceived(&format!("the artifact of job {third} is not the one"));
-    // Of two it is not known which of them will be downloaded.
-    scene.leaves_plan(&first, &scene.step);
-    scene.marks_plan(&own);
-    scene.is_not_deceived(&format!("job {first} has several artifacts of its name"));
+    scene.notes_mark();
+    scene.is_not_deceived(&format!("job {third} does not have that artifact"));
+    // The control of all the others: but for the note, a foreign plan is as good as this one.
+    scene.leaves_plan(third, &scene.step);
+    scene.notes_mark();
+    scene.follows();
+    assert!(scene.keys().contains(&"evil".to_owned()));
+}
+
+#[test]
+fn a_retry_on_another_host_evaluates_again_and_uploads_what_is_missing() {
+    let other = TempDir::new().unwrap();
+    let hook = format!(
+        "[ \"$BUILDKITE_RETRY_COUNT\" = 0 ] || export EVAL_ONCE_STATE_DIR={}/state\n",
+        other.path().display()
+    );
+    let Some(scene) = Scene::interrupted(|build| build.shell_hook("environment", &hook)) else {
+        return;
+    };
+    scene.is_not_deceived(NOT_OURS);
+    // There, the next retry follows its plan.
+    scene.follows();
+    assert_eq!(scene.recorded_steps(), 3);
+}
+
+#[test]
+fn a_recording_whose_step_has_no_key_is_retried_likewise() {
+    let Some(scene) = Scene::interrupted_of(
+        &json!({ "label": "Record", "command": command() }),
+        |build| build,
+    ) else {
+        return;
+    };
+    let second = scene.follows().id;
+    assert_eq!(scene.recorded_steps(), 3);
+    scene.leaves_plan(&second, &scene.step);
+    scene.is_not_deceived(NOT_OURS);
+}
+
+#[test]
+fn a_job_that_uploads_a_step_under_a_key_of_ours_takes_its_place() {
+    // What docs/security.md says of it: keys are all by which Buildkite tells steps apart.
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("evil.json");
+    let hook = format!(
+        "[ ! -e {0} ] || buildkite-agent pipeline upload {0}\n",
+        file.display()
+    );
+    let Some(scene) = Scene::interrupted(|build| build.shell_hook("pre-command", &hook)) else {
+        return;
+    };
+    let plan: Value =
+        serde_json::from_slice(&scene.build.artifacts()["eval-once-plan.json"]).unwrap();
+    let key = plan["chunks"][1]["keys"][0].as_str().unwrap();
+    let foreign = json!({ "steps": [{ "key": key, "label": "foreign", "command": "true" }] });
+    std::fs::write(&file, foreign.to_string()).unwrap();
+    let log = scene.follows().plain();
+    assert!(
+        log.contains("all steps of upload 2 of 3 exist already"),
+        "{log}"
+    );
+    assert_eq!(scene.recorded_steps(), 3);
+    assert_eq!(scene.build.job(key).label.as_deref(), Some("foreign"));
 }
 
 #[test]
@@ -248,7 +349,7 @@ fn forged_marks_of_chunks_hide_no_step() {
 }
 
 /// A key that agents sign with, in its file.
-fn signing_key(folder: &TempDir, name: &str) -> Option<std::path::PathBuf> {
+fn signing_key(folder: &TempDir, name: &str) -> Option<PathBuf> {
     let private = folder.path().join(format!("{name}.json"));
     let made = Command::new(program()?)
         .args(["tool", "keygen", "--alg", "EdDSA", "--key-id", name])
@@ -297,18 +398,6 @@ fn where_the_agent_signs_only_a_plan_that_is_sealed_with_its_key_is_followed() {
     scene.marks_plan(&own);
     scene.follows();
     assert_eq!(scene.recorded_steps(), 3);
-}
-
-#[test]
-fn where_nothing_is_signed_a_job_that_uploads_for_an_earlier_try_gets_its_steps_into_the_build() {
-    // What docs/security.md says of it; and the control of the tests above, whose plans are as good as this one.
-    let Some(scene) = Scene::interrupted(|build| build) else {
-        return;
-    };
-    let second = scene.follows().id;
-    scene.leaves_plan(&second, &scene.step);
-    scene.follows();
-    assert!(scene.keys().contains(&"evil".to_owned()));
 }
 
 #[test]

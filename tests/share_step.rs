@@ -782,7 +782,7 @@ fn what_the_collector_takes_after_it_was_fetched_is_fetched_again_three_times_in
         // `nix-store --realise` of the `.drv` finds it gone.
         let script = format!(
             "case \"$*\" in *--realise*{drv}*) if [ -e '{drv}' ] && [ $(cat '{count}' 2>/dev/null | wc -l) -lt {times} ]; then \
-             echo >>'{count}'; \"$REAL\" --delete --ignore-liveness '{drv}' >/dev/null 2>&1; fi;; esac",
+             echo >>'{count}'; env -u NIX_REMOTE \"$REAL\" --delete --ignore-liveness '{drv}' >/dev/null 2>&1; fi;; esac",
             drv = scene.target.drv,
             count = scene.store.root().join("count").display(),
         );

@@ -1164,7 +1164,7 @@ fn after_the_real_one(script: &str) -> String {
 fn deletes(drv: &str) -> String {
     let nix_store = crate::support::tool("nix-store").unwrap();
     format!(
-        "{} --delete --ignore-liveness '{drv}' >/dev/null 2>&1",
+        "env -u NIX_REMOTE {} --delete --ignore-liveness '{drv}' >/dev/null 2>&1",
         nix_store.display()
     )
 }

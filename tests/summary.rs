@@ -124,7 +124,7 @@ fn everything() -> Option<(Build, Store)> {
     let hash = |drv: &str| drv.rsplit('/').next().unwrap()[..32].to_owned();
     let unwell = hash(&store.instantiate("default.nix", "unwell"));
     let hook = format!(
-        "[ \"$BUILDKITE_STEP_KEY\" != drv-{unwell} ] || exit 1\n[ \"$BUILDKITE_STEP_KEY\" != drv-{} ] || {{ rm -r \"$EVAL_ONCE_STATE_DIR/pins\"; nix-store --delete --ignore-liveness $(nix-store -q --referrers {lost}) {lost}; }}\n",
+        "[ \"$BUILDKITE_STEP_KEY\" != drv-{unwell} ] || exit 1\n[ \"$BUILDKITE_STEP_KEY\" != drv-{} ] || {{ rm -r \"$EVAL_ONCE_STATE_DIR/pins\"; env -u NIX_REMOTE nix-store --delete --ignore-liveness $(nix-store -q --referrers {lost}) {lost}; }}\n",
         hash(&lost)
     );
     let build = Build::new(&step)?

@@ -1,12 +1,12 @@
-//! What stands between an agent and Buildkite: it counts the requests, and does with one of them what a network does.
+//! What stands between an agent and Buildkite: it counts the requests, and does with some of them what a network does.
+//!
+//! The contents of artifacts pass it too, up and down: in Buildkite's answers its own address stands in the place of the servers'.
 
 use std::{
+    collections::VecDeque,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc, Condvar, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Condvar, Mutex},
     thread::{self, JoinHandle},
 };
 
@@ -27,6 +27,18 @@ pub(crate) enum Mishap {
     HangsAfter,
 }
 
+/// What has come by, and what is still to happen.
+struct Course {
+    /// The number of requests since the last mishap.
+    requests: usize,
+    /// Each happens to the request of that number, from 1, after the mishap before it.
+    mishaps: VecDeque<(usize, Mishap)>,
+    /// The requests' first lines.
+    lines: Vec<String>,
+    /// The lines of those to which something has happened.
+    hit: Vec<String>,
+}
+
 /// A running proxy; it ends when this is dropped.
 pub(crate) struct Proxy {
     shared: Arc<Shared>,
@@ -37,31 +49,35 @@ struct Shared {
     address: SocketAddr,
     /// Where Buildkite is, once it is known.
     server: Mutex<Option<String>>,
-    requests: AtomicUsize,
-    mishap: Option<(usize, Mishap)>,
+    /// Where Buildkite keeps the artifacts.
+    files: String,
+    course: Mutex<Course>,
     /// Ends the job that sent it.
     kill: Box<dyn Fn() + Send + Sync>,
-    has_happened: AtomicBool,
-    lines: Mutex<Vec<String>>,
     is_closed: Mutex<bool>,
     closed: Condvar,
 }
 
 impl Proxy {
-    /// One in which this happens to the `nth` request, from 1. `kill` ends the job, and returns when it is gone.
+    /// One in which these happen, one after the other: to the `nth` request, from 1, after the one before. `kill` ends the job, and
+    /// returns when it is gone. Buildkite keeps the artifacts at `files`: `HOST:PORT`.
     pub(crate) fn start(
-        mishap: Option<(usize, Mishap)>,
+        mishaps: &[(usize, Mishap)],
+        files: &str,
         kill: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let shared = Arc::new(Shared {
             address: listener.local_addr().unwrap(),
             server: Mutex::default(),
-            requests: AtomicUsize::new(0),
-            mishap,
+            files: files.to_owned(),
+            course: Mutex::new(Course {
+                requests: 0,
+                mishaps: mishaps.iter().copied().collect(),
+                lines: Vec::new(),
+                hit: Vec::new(),
+            }),
             kill: Box::new(kill),
-            has_happened: AtomicBool::new(false),
-            lines: Mutex::default(),
             is_closed: Mutex::new(false),
             closed: Condvar::new(),
         });
@@ -97,19 +113,19 @@ impl Proxy {
         *self.shared.server.lock().unwrap() = Some(server.to_owned());
     }
 
-    /// How many requests there were.
+    /// How many requests there were since the last mishap.
     pub(crate) fn requests(&self) -> usize {
-        self.shared.requests.load(Ordering::SeqCst)
+        self.shared.course.lock().unwrap().requests
     }
 
-    /// Whether there was such a request.
-    pub(crate) fn has_happened(&self) -> bool {
-        self.shared.has_happened.load(Ordering::SeqCst)
+    /// The first lines of the requests to which something has happened.
+    pub(crate) fn hit(&self) -> Vec<String> {
+        self.shared.course.lock().unwrap().hit.clone()
     }
 
     /// The requests' first lines.
-    pub(crate) fn log(&self) -> String {
-        self.shared.lines.lock().unwrap().join("\n")
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.shared.course.lock().unwrap().lines.clone()
     }
 }
 
@@ -128,18 +144,7 @@ impl Shared {
         let Some((line, request)) = read_request(connection)? else {
             return Ok(());
         };
-        let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
-        let mishap = match self.mishap {
-            Some((nth, mishap)) if nth == number => Some(mishap),
-            _ => None,
-        };
-        let noted = mishap.map(|it| format!(" <- {it:?}")).unwrap_or_default();
-        self.lines
-            .lock()
-            .unwrap()
-            .push(format!("{number} {line}{noted}"));
-        self.has_happened
-            .fetch_or(mishap.is_some(), Ordering::SeqCst);
+        let mishap = self.course.lock().unwrap().next(&line);
         match mishap {
             Some(Mishap::KilledBefore) => {
                 (self.kill)();
@@ -157,7 +162,7 @@ impl Shared {
             }
             _ => {}
         }
-        let answer = self.forward(&request)?;
+        let answer = self.forward(&line, &request)?;
         match mishap {
             Some(Mishap::KilledAfter) => (self.kill)(),
             Some(Mishap::AnswerLost) => {}
@@ -171,18 +176,54 @@ impl Shared {
     }
 
     /// Buildkite's whole answer.
-    fn forward(&self, request: &[u8]) -> std::io::Result<Vec<u8>> {
-        let server = self.server.lock().unwrap().clone();
-        let mut server = TcpStream::connect(server.unwrap_or_default())?;
+    fn forward(&self, line: &str, request: &[u8]) -> std::io::Result<Vec<u8>> {
+        let buildkite = self.server.lock().unwrap().clone().unwrap_or_default();
+        let is_file = line.starts_with("GET /") && !line.starts_with("GET /v3/");
+        let mut server = TcpStream::connect(if is_file { &self.files } else { &buildkite })?;
         server.write_all(request)?;
         let mut answer = Vec::new();
         server.read_to_end(&mut answer)?;
+        if !is_file {
+            let here = self.address.to_string();
+            for address in [&buildkite, &self.files] {
+                replace(&mut answer, address.as_bytes(), here.as_bytes());
+            }
+        }
         Ok(answer)
     }
 
     fn wait_for_the_end(&self) {
         let closed = self.is_closed.lock().unwrap();
         drop(self.closed.wait_while(closed, |closed| !*closed).unwrap());
+    }
+}
+
+impl Course {
+    /// Counts a request, and gives what happens to it.
+    fn next(&mut self, line: &str) -> Option<Mishap> {
+        self.requests += 1;
+        let number = self.requests;
+        let is_due = self.mishaps.front().is_some_and(|it| it.0 == number);
+        let due = is_due.then(|| self.mishaps.pop_front()).flatten();
+        let mishap = due.map(|(_, mishap)| mishap);
+        let noted = mishap.map(|it| format!(" <- {it:?}")).unwrap_or_default();
+        self.lines.push(format!("{number} {line}{noted}"));
+        if mishap.is_some() {
+            self.hit.push(line.to_owned());
+            self.requests = 0;
+        }
+        mishap
+    }
+}
+
+/// Puts one address in the place of another in an answer, whose length stays.
+fn replace(answer: &mut [u8], address: &[u8], by: &[u8]) {
+    assert_eq!(address.len(), by.len(), "the ports have as many digits");
+    for at in 0..(answer.len() + 1).saturating_sub(address.len()) {
+        let part = &mut answer[at..at + address.len()];
+        if *part == *address {
+            part.copy_from_slice(by);
+        }
     }
 }
 

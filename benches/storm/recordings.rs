@@ -140,6 +140,7 @@ fn one(stage: &Stage, place: &Place, plan: &Plan, row: &str, seed: u64) {
             Ok(column) => {
                 if first {
                     stage.tally.count(row, column);
+                    note_75(stage, &ended, seed);
                 }
                 if column == "0" {
                     stage.tally.count(row, AT_LAST);
@@ -163,7 +164,10 @@ fn two_and_prune(stage: &Stage, place: &Place, plan: &Plan, row: &str, seed: u64
     let mut columns = BTreeSet::new();
     for ended in &ended {
         match judge(place, ended) {
-            Ok(column) => drop(columns.insert(column)),
+            Ok(column) => {
+                columns.insert(column);
+                note_75(stage, ended, seed);
+            }
             Err(what) => {
                 return stage
                     .tally
@@ -185,6 +189,15 @@ fn two_and_prune(stage: &Stage, place: &Place, plan: &Plan, row: &str, seed: u64
     };
     if ended.iter().zip(others).all(|(ended, of)| again(ended, of)) {
         stage.tally.count(row, AT_LAST);
+    }
+}
+
+/// Says why a recording ended with 75.
+fn note_75(stage: &Stage, ended: &Ended, seed: u64) {
+    if ended.status.code() == Some(75) {
+        let error = ended.stderr.lines().find(|line| line.contains("error: "));
+        let error = error.unwrap_or("no error");
+        stage.tally.note(format!("75 with seed {seed}: {error}"));
     }
 }
 

@@ -1,16 +1,14 @@
 //! Recordings in builds of real agents, of which one request to Buildkite goes wrong: the job is killed, the answer is lost, it is 500, it
 //! never comes. The build passes, no step is lost, and none is there twice.
 //!
-//! All requests of the recording's job go through a [proxy](crate::proxy), that of each artifact's content apart, which goes to
-//! where Buildkite says.
+//! All requests of the recording's jobs go through a [proxy](crate::proxy). So many seeds in a row as there are pairs of a request and
+//! a mishap try each of them once: those of an undisturbed recording, and those of a retry that completes the upload of a first try
+//! whose job was killed in the middle.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use serde_json::{Value, json};
@@ -18,7 +16,6 @@ use serde_json::{Value, json};
 use crate::{
     place::Place,
     proxy::{Mishap, Proxy},
-    seed::Random,
     stage::Stage,
     support::{
         EVAL_ONCE,
@@ -56,10 +53,65 @@ const MISHAPS: [(Mishap, &str); 6] = [
 /// How many of those take no minute.
 const QUICK: usize = 4;
 
-/// How many requests there are when nothing goes wrong; measured by each run.
-struct Scene {
-    place: Place,
-    requests: AtomicUsize,
+/// Of so many seeds in a row one is for a mishap that takes a minute.
+const SLOW: usize = 8;
+
+/// The requests of a recording; measured by each run.
+struct Requests {
+    /// When nothing goes wrong.
+    fresh: usize,
+    /// The first try's request that uploads its second chunk.
+    second_chunk: usize,
+    /// Of a retry of a recording whose job was killed by that.
+    resumed: usize,
+}
+
+/// What a seed stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Plan {
+    /// The mishap comes in a retry that completes the upload.
+    is_resumed: bool,
+    /// It happens to the request of this number, from 1.
+    nth: usize,
+    /// Its place in [`MISHAPS`].
+    mishap: usize,
+}
+
+impl Requests {
+    /// What this seed stands for, among all that there is.
+    fn plan(&self, seed: usize) -> Plan {
+        let is_slow = seed % SLOW == SLOW - 1;
+        let (number, first, mishaps) = if is_slow {
+            (seed / SLOW, QUICK, MISHAPS.len() - QUICK)
+        } else {
+            (seed - seed / SLOW, 0, QUICK)
+        };
+        let requests = self.fresh + self.resumed;
+        // Neighbouring seeds have nothing in common, and none is missing.
+        let at = number.wrapping_mul(stride(requests * mishaps)) % (requests * mishaps);
+        let (request, mishap) = (at / mishaps, first + at % mishaps);
+        Plan {
+            is_resumed: request >= self.fresh,
+            nth: 1 + request.checked_sub(self.fresh).unwrap_or(request),
+            mishap,
+        }
+    }
+
+    /// How many plans take no minute.
+    fn quick_plans(&self) -> usize {
+        (self.fresh + self.resumed) * QUICK
+    }
+}
+
+/// A number without a common divisor with `all`, near its golden section.
+fn stride(all: usize) -> usize {
+    fn divisor(a: usize, b: usize) -> usize {
+        if b == 0 { a } else { divisor(b, a % b) }
+    }
+    let near = all * 618 / 1000;
+    (near.max(1)..=all)
+        .find(|it| divisor(*it, all) == 1)
+        .unwrap()
 }
 
 /// Runs the part.
@@ -68,84 +120,140 @@ pub(crate) fn run(stage: &Stage) {
         return;
     }
     let targets = expression(TARGETS);
+    let requests = OnceLock::new();
+    let done = Mutex::new(BTreeSet::new());
+    let hit = Mutex::new(BTreeMap::new());
     let prepare = || {
-        let scene = Scene {
-            place: Place::new(stage, false, &targets),
-            requests: AtomicUsize::new(0),
-        };
-        let done = build(stage, &scene, None);
-        assert_eq!(done.outcome, Ok(()), "without a mishap: {}", done.log);
-        assert!(done.requests > 0, "no request came by: {}", done.log);
-        scene.requests.store(done.requests, Ordering::SeqCst);
-        scene
+        let place = Place::new(stage, false, &targets);
+        requests.get_or_init(|| measure(stage, &place));
+        place
     };
-    stage.run(2, prepare, |scene, seed| trial(stage, scene, seed));
+    stage.run(2, prepare, |place, seed| {
+        let requests = requests.get().unwrap();
+        let plan = requests.plan(usize::try_from(seed).unwrap());
+        if let Some(lines) = trial(stage, place, requests, plan, seed) {
+            done.lock().unwrap().insert(plan);
+            for line in lines {
+                *hit.lock().unwrap().entry(kind(&line)).or_default() += 1;
+            }
+        }
+    });
+    let Some(requests) = requests.get() else {
+        return;
+    };
+    let done = done.into_inner().unwrap();
+    let quick = done.iter().filter(|plan| plan.mishap < QUICK).count();
+    stage.tally.note(format!(
+        "{} requests of a recording and {} of a retry: {quick} of {} pairs with what takes no minute, {} others.",
+        requests.fresh,
+        requests.resumed,
+        requests.quick_plans(),
+        done.len() - quick
+    ));
+    let hit: BTreeMap<String, usize> = hit.into_inner().unwrap();
+    let hit: Vec<_> = hit
+        .iter()
+        .map(|(kind, number)| format!("{number} {kind}"))
+        .collect();
+    if !hit.is_empty() {
+        stage
+            .tally
+            .note(format!("Interrupted: {}.", hit.join(", ")));
+    }
 }
 
-fn trial(stage: &Stage, scene: &Scene, seed: u64) {
-    let mut random = Random::of(seed);
-    // A seed is for one request, whatever their number is.
-    let at = random.part();
-    let mut mishap = random.below(QUICK);
-    if random.one_in(8) {
-        // They take a minute each: the agent's own time for an answer.
-        if !stage.is_patient() {
-            return;
-        }
-        mishap = QUICK + random.below(MISHAPS.len() - QUICK);
+/// What a request is about, from its first line: `POST pipelines`.
+fn kind(line: &str) -> String {
+    let mut words = line.split([' ', '?']);
+    let method = words.next().unwrap_or_default();
+    let path = words.next().unwrap_or_default();
+    let Some(path) = path.strip_prefix("/v3/") else {
+        return format!("{method} of a file");
+    };
+    let parts: Vec<&str> = path.split('/').collect();
+    let about = match &parts[..] {
+        ["steps", _, rest @ ..] => format!("steps {}", rest.join(" ")),
+        ["jobs" | "builds", _, "pipelines", ..] => "pipelines".to_owned(),
+        ["jobs" | "builds", _, rest @ ..] => rest.join(" "),
+        _ => path.to_owned(),
+    };
+    format!("{method} {about}")
+}
+
+/// Runs the recording once without a mishap, and once with a job that is killed in the middle.
+fn measure(stage: &Stage, place: &Place) -> Requests {
+    let done = build(stage, place, &[]);
+    assert_eq!(done.outcome, Ok(()), "without a mishap: {}", done.log);
+    let is_upload = |line: &&String| kind(line.split_once(' ').unwrap().1) == "POST pipelines";
+    let second = done.lines.iter().filter(is_upload).nth(1);
+    let second = second.unwrap_or_else(|| panic!("no second chunk: {}", done.log));
+    let (second_chunk, _) = second.split_once(' ').unwrap();
+    let second_chunk = second_chunk.parse().unwrap();
+    let resumed = build(stage, place, &[(second_chunk, Mishap::KilledAfter)]);
+    assert_eq!(resumed.outcome, Ok(()), "with one kill: {}", resumed.log);
+    assert_eq!(resumed.retries, 1, "with one kill: {}", resumed.log);
+    Requests {
+        fresh: done.requests,
+        second_chunk,
+        resumed: resumed.requests,
     }
-    let (mishap, row) = MISHAPS[mishap];
-    let requests = scene.requests.load(Ordering::SeqCst);
-    let nth = 1 + scaled(at, requests);
-    let done = build(stage, scene, Some((nth, mishap)));
-    stage.tally.tried(row);
+}
+
+/// A recording and what is to happen; gives the lines of the requests to which it has, or none where that would take too long.
+fn trial(
+    stage: &Stage,
+    place: &Place,
+    requests: &Requests,
+    plan: Plan,
+    seed: u64,
+) -> Option<Vec<String>> {
+    // They take a minute each: the agent's own time for an answer.
+    if plan.mishap >= QUICK && !stage.is_patient() {
+        return None;
+    }
+    let (mishap, name) = MISHAPS[plan.mishap];
+    let mut mishaps = vec![(plan.nth, mishap)];
+    let mut row = name.to_owned();
+    if plan.is_resumed {
+        mishaps.insert(0, (requests.second_chunk, Mishap::KilledAfter));
+        row.push_str(", in a retry");
+    }
+    let done = build(stage, place, &mishaps);
+    stage.tally.tried(&row);
     match done.outcome {
-        Ok(()) if !done.has_happened => stage.tally.count(row, "no such"),
-        Ok(()) if done.retries > 0 => stage.tally.count(row, "retried"),
-        Ok(()) => stage.tally.count(row, "went on"),
+        Ok(()) if done.hit.len() < mishaps.len() => stage.tally.count(&row, "no such"),
+        Ok(()) if done.retries >= mishaps.len() => stage.tally.count(&row, "retried"),
+        Ok(()) => stage.tally.count(&row, "went on"),
         Err(what) => {
-            let log = format!("{mishap:?} at request {nth} of {requests}\n{}", done.log);
-            stage
-                .tally
-                .wrong(row, seed, &format!("at request {nth}: {what}"), &log);
+            let log = format!("{mishaps:?}\n{}", done.log);
+            let what = format!("at request {}: {what}", plan.nth);
+            stage.tally.wrong(&row, seed, &what, &log);
         }
     }
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    reason = "a part of a small number"
-)]
-fn scaled(part: f64, whole: usize) -> usize {
-    (part * whole as f64) as usize
+    let first_kill = usize::from(plan.is_resumed);
+    Some(done.hit.into_iter().skip(first_kill).collect())
 }
 
 /// A build that is over.
 struct Done {
     outcome: Result<(), String>,
-    has_happened: bool,
+    /// The first lines of the requests to which something has happened.
+    hit: Vec<String>,
+    /// How many there were since then.
     requests: usize,
+    /// All requests, with their numbers.
+    lines: Vec<String>,
     retries: usize,
     log: String,
 }
 
-fn build(stage: &Stage, scene: &Scene, mishap: Option<(usize, Mishap)>) -> Done {
+fn build(stage: &Stage, place: &Place, mishaps: &[(usize, Mishap)]) -> Done {
     let folder = tempfile::Builder::new()
         .prefix("storm")
         .tempdir_in("/tmp")
         .unwrap();
     stage.stop.remember(folder.path());
-    let job = Arc::new(folder.path().join("job"));
-    let proxy = Proxy::start(mishap, move || {
-        let id = fs::read_to_string(&*job).unwrap();
-        let id = id.trim();
-        until("the job is gone", || {
-            kill_marked(id);
-            marked(id).is_empty()
-        });
-    });
+    let at = folder.path().display();
     let retry = json!({ "automatic": [
         { "exit_status": 75, "limit": 2 },
         { "exit_status": -1, "signal_reason": "none", "limit": 2 },
@@ -155,12 +263,10 @@ fn build(stage: &Stage, scene: &Scene, mishap: Option<(usize, Mishap)>) -> Done 
         "label": "Record",
         // Agents of v4 let no hook change it.
         "command": format!(
-            "BUILDKITE_AGENT_ENDPOINT={} {EVAL_ONCE} pipeline --file default.nix --chunk 2 --skip none",
-            proxy.url()
+            "BUILDKITE_AGENT_ENDPOINT=$(cat {at}/proxy) {EVAL_ONCE} pipeline --file default.nix --chunk 2 --skip none"
         ),
         "retry": retry,
     });
-    let at = folder.path().display();
     // What the agent itself does is not ours, so it asks Buildkite as ever.
     let hook = format!(
         "if [ \"$BUILDKITE_STEP_KEY\" = record ]; then\n\
@@ -171,10 +277,22 @@ fn build(stage: &Stage, scene: &Scene, mishap: Option<(usize, Mishap)>) -> Done 
     );
     let build = Build::new(&first)
         .unwrap()
-        .checkout(scene.place.store.work())
+        .checkout(place.store.work())
         .our_hook("command")
         .shell_hook("pre-command", &hook)
-        .envs(scene.place.store.env());
+        .envs(place.store.env());
+    let job = Arc::new(folder.path().join("job"));
+    let files = build.files().url();
+    let files = files.trim_start_matches("http://");
+    let proxy = Proxy::start(mishaps, files, move || {
+        let id = fs::read_to_string(&*job).unwrap();
+        let id = id.trim();
+        until("the job is gone", || {
+            kill_marked(id);
+            marked(id).is_empty()
+        });
+    });
+    fs::write(folder.path().join("proxy"), proxy.url()).unwrap();
     let outcome = std::thread::scope(|scope| {
         scope.spawn(|| {
             // The address is known only to the jobs.
@@ -200,11 +318,13 @@ fn build(stage: &Stage, scene: &Scene, mishap: Option<(usize, Mishap)>) -> Done 
         .iter()
         .map(|job| format!("=== {:?}, {:?}\n{}", job.key, job.state, job.plain()))
         .collect();
-    let log = format!("{}\n{}", proxy.log(), logs.join("\n"));
+    let lines = proxy.lines();
+    let log = format!("{}\n{}", lines.join("\n"), logs.join("\n"));
     Done {
         outcome: judge(&build, &outcome),
-        has_happened: proxy.has_happened(),
+        hit: proxy.hit(),
         requests: proxy.requests(),
+        lines,
         retries,
         log,
     }

@@ -104,10 +104,10 @@ pub fn sums_of_artifacts(name: &str) -> CommandLine {
     ])
 }
 
-/// Prints `JOB SIZE SHA-256;` of each artifact that begins with `name`, of the jobs of the step with this key, or of the job with
-/// this id, the jobs that were retried included. All three are Buildkite's own; the path is not printed, because the job chose it.
+/// Prints `JOB SIZE SHA-256;` of each artifact that begins with `name`, of the job with this id, also where that was retried. The path
+/// is not printed, because the job that uploads it chooses it.
 #[must_use]
-pub fn artifacts_of_step(name: &str, step_key_or_job: &str) -> CommandLine {
+pub fn artifacts_of_job(name: &str, job: &str) -> CommandLine {
     agent(&[
         "artifact",
         "search",
@@ -117,7 +117,7 @@ pub fn artifacts_of_step(name: &str, step_key_or_job: &str) -> CommandLine {
         "--include-retried-jobs",
         "--allow-empty-results",
         "--step",
-        step_key_or_job,
+        job,
     ])
 }
 
@@ -229,7 +229,7 @@ mod tests {
                 &["--include-retried-jobs"],
             ),
             (sums_of_artifacts("a"), &["--include-retried-jobs"]),
-            (artifacts_of_step("a", "k"), &["--include-retried-jobs"]),
+            (artifacts_of_job("a", "k"), &["--include-retried-jobs"]),
         ] {
             let words = line.words();
             for flag in flags {

@@ -17,6 +17,8 @@ pub struct NixSettings {
     pub text: String,
     /// `NIX_REMOTE`: the store, where no setting names one.
     pub remote: String,
+    /// The folder of Nix's own state (`NIX_STATE_DIR`).
+    pub state: PathBuf,
 }
 
 impl NixSettings {

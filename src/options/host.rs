@@ -115,6 +115,9 @@ fn nix_settings(variables: &Variables) -> NixSettings {
         files,
         text: variables.text("NIX_CONFIG").unwrap_or_default(),
         remote: variables.text("NIX_REMOTE").unwrap_or_default(),
+        state: variables
+            .path("NIX_STATE_DIR")
+            .unwrap_or_else(|| "/nix/var/nix".into()),
     }
 }
 

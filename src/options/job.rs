@@ -225,7 +225,6 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
             .text("BUILDKITE_COMMIT")
             .filter(|commit| git::is_hash(commit)),
         is_retry: is_retry(variables),
-        step_key: variables.text("BUILDKITE_STEP_KEY"),
         signing: signing(variables),
     }))
 }
@@ -471,7 +470,6 @@ mod tests {
                 branch: "main".into(),
                 commit: None,
                 is_retry: false,
-                step_key: None,
                 signing: Signing::Unsigned,
             }
         );

@@ -123,8 +123,6 @@ pub struct BuildkiteBuild {
     pub commit: Option<String>,
     /// Whether a job of the same step came before (`BUILDKITE_RETRY_COUNT`).
     pub is_retry: bool,
-    /// `BUILDKITE_STEP_KEY`, where the step has one.
-    pub step_key: Option<String>,
     /// How the agent signs the steps that its jobs upload.
     pub signing: Signing,
 }

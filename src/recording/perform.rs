@@ -40,6 +40,7 @@ use crate::keys::secret_values::{secret_in_options, sentence};
 use crate::log::Log;
 use crate::nix::settings::NixSettings;
 use crate::nix::{AttrPath, LockedFlake};
+use crate::state::StateFolder;
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -57,17 +58,17 @@ pub fn perform(
     // The same with paths from the root of the checkout, where steps start.
     let mut at_root = at_root(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
+    let state = open_state_folder(&host)?;
     // The identity is that of the keys alone: the settings of a flake are not known yet when a retry looks for its plan.
     let identity = keep::identity(&at_root);
     if let Some(build) = build
-        && follow_earlier(build, &identity, &host.temporary, supervisor, log)?
+        && follow_earlier(build, &identity, &state, &host.temporary, supervisor, log)?
     {
         return Ok(None);
     }
 
     let schema = check_request(&request, &order.place, build, supervisor)?;
     let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
-    let state = open_state_folder(&host)?;
     keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
@@ -157,19 +158,19 @@ pub fn perform(
         return Err(failure);
     }
     if let Some(excess) = &excess {
-        let mut upload = Upload::new(build, &host.temporary, supervisor, log);
+        let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
         upload.publish(&document, &annotation_of_excess(&report, excess))?;
         return Err(refused(excess, log).context(undone));
     }
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
-    let saved = Upload::new(build, &host.temporary, supervisor, log).save(&plan, &identity);
+    let saved = Upload::new(build, &host.temporary, &state, supervisor, log).save(&plan, &identity);
     unfinished.or_leave(saved, evaluated, store, supervisor)?;
     // From now on, a retry follows the plan.
     if let Some(partial) = &partial {
         partial.remove(&state);
     }
-    let mut upload = Upload::new(build, &host.temporary, supervisor, log);
+    let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
     upload.follow(&plan, true).map(|()| None)
 }
 
@@ -199,11 +200,12 @@ fn check_request(
 fn follow_earlier(
     build: &BuildkiteBuild,
     identity: &str,
+    state: &StateFolder,
     temporary: &Path,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<bool, Failure> {
-    let mut upload = Upload::new(build, temporary, supervisor, log);
+    let mut upload = Upload::new(build, temporary, state, supervisor, log);
     let Some(plan) = upload.earlier_plan(identity)? else {
         return Ok(false);
     };

@@ -210,7 +210,6 @@ mod tests {
             branch: "main".into(),
             commit: None,
             is_retry: false,
-            step_key: None,
             signing: crate::recording::Signing::Unsigned,
         };
         let build = Some(&build).filter(|_| in_job);

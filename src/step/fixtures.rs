@@ -30,11 +30,7 @@ pub(super) fn with_step<T>(keys: &Value, check: impl FnOnce(&mut StepRun<'_>) ->
         evaluations: NonZeroUsize::MIN,
         recorded_only: false,
         share: None,
-        nix: NixSettings {
-            files: Vec::new(),
-            text: String::new(),
-            remote: String::new(),
-        },
+        nix: NixSettings::default(),
         temporary: folder.path().into(),
     };
     let request = StepRequest::read(keys.as_object().unwrap().clone(), &checkout).unwrap();

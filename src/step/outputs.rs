@@ -1,13 +1,25 @@
 //! The outputs of a derivation after Nix has realised it: where they really are, and whether they are there.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::drv_outputs::{DrvOutputs, Outputs};
 use super::links;
 use super::run::StepRun;
 use crate::exit::{Class, Failure};
 use crate::nix::{Cause, DrvPath, Fault, NixOutput, StorePath};
+use crate::store::Collection;
 use crate::supervise::Finished;
+
+/// How long outputs are watched while a collection is under way that may still take them. Nearly always it does so at once, or has
+/// ended before; and one that takes half an hour must not hold up all steps for so long.
+const WATCHED_AT_MOST: Duration = Duration::from_secs(5);
+
+/// After how long that is said.
+const SAID_AFTER: Duration = Duration::from_secs(1);
+
+/// How often they are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Outputs that were there after their GC root was made. Only [`StepRun::verify`] makes one of a realised derivation, and no way
 /// succeeds without.
@@ -57,12 +69,11 @@ impl StepRun<'_> {
     /// missing file is a missing output. Nix is asked only where that store may lie elsewhere, in a way that a program which does nothing
     /// cannot answer.
     pub(super) fn verify(&mut self, outputs: Outputs) -> Result<Option<VerifiedOutputs>, Failure> {
-        let is_missing = |path: &&StorePath| path.as_path().symlink_metadata().is_err();
-        let Some(missing) = outputs.values().find(is_missing).cloned() else {
+        let Some(missing) = self.missing_output(&outputs)? else {
             return Ok(Some(VerifiedOutputs(outputs)));
         };
         // An output that exists shows that the folder is the store's, as the `.drv` does where it was used.
-        let any_is_here = outputs.values().any(|path| !is_missing(&path));
+        let any_is_here = outputs.values().any(|path| !is_missing(path));
         if !self.store_is_here(any_is_here) {
             let paths: Vec<&StorePath> = outputs.values().collect();
             if self.store.has_hashes(self.supervisor, &paths)? {
@@ -75,6 +86,28 @@ impl StepRun<'_> {
         ));
         self.lost = Some(missing);
         Ok(None)
+    }
+
+    /// An output that does not exist, or that a collection takes which was under way already when its GC root was made.
+    fn missing_output(&mut self, outputs: &Outputs) -> Result<Option<StorePath>, Failure> {
+        let collection = Collection::under_way(&self.host.nix.state);
+        let begin = Instant::now();
+        let mut is_said = false;
+        loop {
+            let is_over = collection.as_ref().is_none_or(Collection::is_over);
+            let missing = outputs.values().find(|path| is_missing(path));
+            if missing.is_some() || is_over || begin.elapsed() >= WATCHED_AT_MOST {
+                return Ok(missing.cloned());
+            }
+            if !is_said && begin.elapsed() >= SAID_AFTER {
+                is_said = true;
+                self.log.say(format_args!(
+                    "a garbage collection is under way that began before the outputs were rooted: looking for {} s whether it takes them",
+                    WATCHED_AT_MOST.as_secs()
+                ));
+            }
+            self.supervisor.pause(LOOK_EVERY)?;
+        }
     }
 
     /// The outputs of a realised `.drv`: those that the `.drv` names; else the targets of the links that Nix made; else the printed
@@ -200,6 +233,10 @@ impl StepRun<'_> {
             .map(|link| links::read_link(base, link))
             .collect()
     }
+}
+
+fn is_missing(path: &StorePath) -> bool {
+    path.as_path().symlink_metadata().is_err()
 }
 
 /// Those of the recorded outputs whose paths Nix has printed.

@@ -1,7 +1,7 @@
 //! A `nix-daemon` of a private store, on a socket of its own.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     os::unix::{net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -12,7 +12,46 @@ use unix::{
     unistd::Pid,
 };
 
-use super::{processes::children, program::Program, store::Store, tool, until};
+use super::{processes::children, program::Program, store::Store, until};
+
+/// The folder with the Nix of all daemons, where it is another one than the clients', the first on `PATH`: clients and daemons of two
+/// versions, as on hosts whose system and jobs do not have the same (`script/versions`).
+const DAEMONS: &str = "EVAL_ONCE_TEST_DAEMON";
+
+/// Set where all tests are to be run through a daemon, also those that have none of their own.
+const FOR_ALL: &str = "EVAL_ONCE_TEST_THROUGH_DAEMON";
+
+/// Is every store to have a daemon that its programs go through?
+pub(crate) fn is_for_all() -> bool {
+    std::env::var_os(FOR_ALL).is_some()
+}
+
+/// The version of the first Nix in the folders of this `PATH`.
+pub(crate) fn version_on(path: &OsStr) -> String {
+    let mut programs = std::env::split_paths(path).map(|folder| folder.join("nix-store"));
+    let ended = Program::new(programs.find(|file| file.is_file()).unwrap())
+        .arg("--version")
+        .env("PATH", path)
+        // Without any, 2.8 aborts where the user has no home either.
+        .env("HOME", "/")
+        .run();
+    ended.exits(0);
+    ended.stdout.trim().rsplit(' ').next().unwrap().to_owned()
+}
+
+/// The `PATH` of a daemon of this store.
+pub(crate) fn path_of_daemons(store: &Store) -> OsString {
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&store.path()).collect();
+    if let Some(folder) = std::env::var_os(DAEMONS).map(PathBuf::from) {
+        assert!(
+            folder.join("nix-daemon").is_file(),
+            "{DAEMONS} is {}, which has no nix-daemon",
+            folder.display()
+        );
+        folders.insert(0, folder);
+    }
+    std::env::join_paths(folders).unwrap()
+}
 
 /// A running daemon; it ends with this value.
 #[derive(Debug)]
@@ -32,14 +71,22 @@ impl Daemon {
 
     /// As [`start`](Self::start), by the program and arguments in `before`, which end where the daemon's begin.
     pub(crate) fn start_behind(store: &Store, before: &[OsString]) -> Self {
+        Self::start_on(store, before, store.root().join("socket"))
+    }
+
+    /// As [`start_behind`](Self::start_behind), on this socket.
+    pub(super) fn start_on(store: &Store, before: &[OsString], socket: PathBuf) -> Self {
         assert!(
             store.state().join("db").is_dir(),
             "the store is not initialised"
         );
-        let socket = store.root().join("socket");
-        let mut command = Program::new(tool("nix-daemon").unwrap())
+        let path = path_of_daemons(store);
+        let mut programs = std::env::split_paths(&path).map(|folder| folder.join("nix-daemon"));
+        let program = programs.find(|file| file.is_file()).unwrap();
+        let mut command = Program::new(program)
             .behind(before)
-            .envs(store.env())
+            .envs(store.local_env())
+            .env("PATH", &path)
             .env("NIX_DAEMON_SOCKET_PATH", &socket)
             .command();
         command

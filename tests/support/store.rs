@@ -5,13 +5,14 @@ use std::{
     fs::{self, File},
     os::unix::fs::{OpenOptionsExt, PermissionsExt, chown},
     path::{Path, PathBuf},
+    sync::Mutex,
 };
 
 use tempfile::TempDir;
 
 use super::{
     EVAL_ONCE,
-    daemon::Daemon,
+    daemon::{self, Daemon},
     loudly,
     program::{Ended, Program},
     tool,
@@ -38,6 +39,8 @@ pub(crate) struct Store {
     seen: PathBuf,
     /// What each program of this host is started by.
     before: Vec<OsString>,
+    /// Where all programs but the tests' own go through one ([`for_all`](daemon::is_for_all)): it starts with the first of them.
+    daemon: Mutex<Option<Daemon>>,
     /// Held for its removal, after [`Drop`] has made everything in it writable.
     _folder: TempDir,
 }
@@ -48,6 +51,15 @@ impl Store {
         let store = Self::empty()?;
         store.initialise();
         Some(store)
+    }
+
+    /// As [`new`](Self::new), for what is different without a daemon: `None`, said loudly, where each test goes through one.
+    pub(crate) fn without_daemon() -> Option<Self> {
+        if daemon::is_for_all() {
+            loudly("this is about Nix without a daemon, and all tests go through one");
+            return None;
+        }
+        Self::new()
     }
 
     /// Another host: an empty store with the same prefix as this one, on the same machine. Its folder is mounted over this store's,
@@ -88,6 +100,7 @@ impl Store {
             seen: root.clone(),
             root,
             before: Vec::new(),
+            daemon: Mutex::new(None),
             _folder: folder,
         })
     }
@@ -167,8 +180,22 @@ impl Store {
         self.root.join("bin")
     }
 
-    /// The environment in which Nix's programs use this store: all they need, and nothing of this process but its `PATH`.
+    /// The environment in which eval-once and Nix use this store: all they need, and nothing of this process but its `PATH`.
     pub(crate) fn env(&self) -> Vec<(OsString, OsString)> {
+        let mut env = self.local_env();
+        if daemon::is_for_all() {
+            let mut daemon = self.daemon.lock().unwrap();
+            env.extend(daemon.get_or_insert_with(|| self.daemon_for_all()).env());
+        }
+        env
+    }
+
+    fn daemon_for_all(&self) -> Daemon {
+        Daemon::start_on(self, &self.before, self.root.join("socket-for-all"))
+    }
+
+    /// As [`env`](Self::env), without a daemon.
+    pub(super) fn local_env(&self) -> Vec<(OsString, OsString)> {
         let ours = |name: &str| self.seen.join(name).into_os_string();
         vec![
             ("PATH".into(), self.path()),
@@ -201,6 +228,11 @@ impl Store {
         text.push_str(line);
         text.push('\n');
         fs::write(file, text).unwrap();
+        // It reads the file at its start only.
+        let mut daemon = self.daemon.lock().unwrap();
+        if daemon.take().is_some() {
+            *daemon = Some(self.daemon_for_all());
+        }
     }
 
     /// A file in the working folder, with the folders above it.
@@ -234,7 +266,7 @@ impl Store {
         &self,
         arguments: impl IntoIterator<Item = A>,
     ) -> Program {
-        self.of_this_host(EVAL_ONCE).args(arguments)
+        self.of_this_host(EVAL_ONCE, self.env()).args(arguments)
     }
 
     /// As [`eval_once`](Self::eval_once), run by this user, as [`before_by`](Self::before_by).
@@ -250,10 +282,10 @@ impl Store {
             .folder(self.seen.join("work"))
     }
 
-    fn of_this_host(&self, program: impl Into<PathBuf>) -> Program {
+    fn of_this_host(&self, program: impl Into<PathBuf>, env: Vec<(OsString, OsString)>) -> Program {
         Program::new(program)
             .behind(&self.before)
-            .envs(self.env())
+            .envs(env)
             .folder(self.seen.join("work"))
     }
 
@@ -281,7 +313,7 @@ impl Store {
             let probe = Program::new(&unshare)
                 .args(before)
                 .arg(script)
-                .envs(self.env())
+                .envs(self.local_env())
                 .run();
             if probe.status.success() {
                 let mut whole = vec![unshare.into_os_string()];
@@ -295,9 +327,9 @@ impl Store {
         None
     }
 
-    /// Any program in this store and the working folder.
+    /// Any program in this store and the working folder, without a daemon.
     pub(crate) fn program(&self, program: &str) -> Program {
-        self.of_this_host(tool(program).unwrap())
+        self.of_this_host(tool(program).unwrap(), self.local_env())
     }
 
     /// Runs a program of Nix's, which must succeed, and gives its standard output without the last newline.
@@ -403,6 +435,7 @@ impl Store {
 impl Drop for Store {
     /// Whatever is in a store is read-only, and so are folders that a test locked: nothing of it could be removed.
     fn drop(&mut self) {
+        self.daemon.lock().unwrap().take();
         make_writable(&self.root);
     }
 }

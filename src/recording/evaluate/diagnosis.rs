@@ -300,6 +300,11 @@ impl<'a> Diagnosis<'a> {
         }
     }
 
+    /// Whether the collector or the daemon has disturbed any attribute.
+    pub(super) fn has_disturbed(&self) -> bool {
+        !self.disturbed.is_empty()
+    }
+
     /// An attribute took longer than these `seconds`.
     pub(super) fn too_long(&self, at: &AttrIndex, seconds: u64) -> Verdict {
         let message = format!("evaluation took longer than {seconds} s (`evaluation-timeout`)");

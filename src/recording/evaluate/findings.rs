@@ -226,6 +226,14 @@ impl Findings {
 
     // ---- queries
 
+    /// The `.drv`s of the targets that were found.
+    pub(super) fn drvs(&self) -> impl Iterator<Item = &DrvPath> {
+        self.outcomes.values().filter_map(|outcome| match outcome {
+            AttrOutcome::Found(found) => Some(&found.drv),
+            _ => None,
+        })
+    }
+
     /// How many attributes were found, including errors.
     pub(super) fn count(&self) -> usize {
         self.outcomes.len()

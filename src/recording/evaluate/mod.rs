@@ -12,6 +12,7 @@
 //! | `diagnosis` | what the end of a task or a worker means |
 //! | `circles` | what is not walked of sets that are nested too deeply |
 //! | `findings` | what was found of each attribute |
+//! | `found_roots` | GC roots for what was found by workers that end before the pin is rooted |
 //! | `known` | what is taken over from a recording that was stopped |
 //! | `flake` | locking the flake, before anything is evaluated |
 //! | `gaps`, `unmarked`, `exclusions` | what was not walked; what `exclude` and `expect-errors` match |
@@ -26,6 +27,7 @@ pub(in crate::recording) mod evaluator;
 pub(in crate::recording) mod exclusions;
 mod findings;
 pub(in crate::recording) mod flake;
+mod found_roots;
 pub mod gaps;
 mod invocation;
 pub(in crate::recording) mod known;

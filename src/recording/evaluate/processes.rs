@@ -27,8 +27,12 @@ const FINAL_OUTPUT_AT_MOST: usize = 64 << 10;
 /// expression likes.
 const LINE_AT_MOST: usize = 2 << 20;
 
-/// How much is kept of a line that is longer: less than a log prints of one.
-const CUT_AT: usize = 8 << 10;
+/// How much is kept of a line that is longer, in bytes: of a name more than an agent can pass to a job (128 KiB on Linux), so that
+/// what is left of it is refused, and never another attribute.
+const CUT_AT: usize = 256 << 10;
+
+/// How much of a line is looked at for the begin of a message, in bytes.
+const BEGIN: usize = 8 << 10;
 
 /// Why a worker was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +135,7 @@ impl WorkerProcess {
 
     /// Reads a line that is not the walker's. Gives true if it is for the log; false if it may belong to Nix's final message.
     fn read(&mut self, line: &[u8]) -> bool {
-        let begin = &line[..line.len().min(CUT_AT)];
+        let begin = &line[..line.len().min(BEGIN)];
         let is_error = || message::is_begin(&without_escapes(&String::from_utf8_lossy(begin)));
         self.read_output(line);
         if self.final_output.is_empty() && !is_error() {
@@ -174,6 +178,8 @@ pub(super) struct Processes {
     /// In the order of `running`.
     all: Vec<WorkerProcess>,
     running: Vec<Running>,
+    /// Those that have no task any more, and still live: as long as they do, Nix keeps what they have written.
+    idle: Vec<Running>,
     /// When memory is measured next, and the time until the measurement after that.
     measure: Instant,
     tick: Duration,
@@ -184,6 +190,7 @@ impl Processes {
         Self {
             all: Vec::new(),
             running: Vec::new(),
+            idle: Vec::new(),
             measure: Instant::now(),
             tick: TICK,
         }
@@ -271,6 +278,31 @@ impl Processes {
         }
     }
 
+    /// A worker gets no task any more, and lives on: it is no worker from now on.
+    pub(super) fn keep_idle(&mut self, worker: WorkerId) {
+        if let Some(number) = self.number(worker) {
+            self.all.swap_remove(number);
+            self.idle.push(self.running.swap_remove(number));
+        }
+    }
+
+    /// Whether there are idle processes.
+    pub(super) fn has_idle(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
+    /// The resident memory of the idle processes, in bytes, as far as it is known.
+    pub(super) fn idle_resident(&self, supervisor: &mut Supervisor) -> u64 {
+        let processes: Vec<u32> = self.idle.iter().map(Running::id).collect();
+        let resident = memory::resident(&processes, supervisor);
+        resident.into_iter().flatten().sum()
+    }
+
+    /// Ends the idle processes, which have nothing to lose, and waits until they have.
+    pub(super) fn end_idle(&mut self) {
+        self.idle.clear();
+    }
+
     /// The resident memory of a worker, in bytes; none where it is not known.
     pub(super) fn resident(&self, worker: WorkerId, supervisor: &mut Supervisor) -> Option<u64> {
         let process = self.running[self.number(worker)?].id();
@@ -285,7 +317,7 @@ impl Processes {
         }
     }
 
-    /// Stops all workers, and waits until they have ended.
+    /// Stops all workers, and waits until they have ended. The idle processes live on.
     ///
     /// # Errors
     /// As [`Supervisor::watch`].
@@ -416,7 +448,8 @@ mod tests {
             panic!("{} lines", lines.len());
         };
         assert!(long.starts_with(b"xxx") && long.len() < 2 * CUT_AT);
-        assert!(long.ends_with("x… (100 MiB omitted)\n".as_bytes()));
+        let omitted = mebibytes(((100 << 20) - CUT_AT) as u64);
+        assert!(long.ends_with(format!("x… ({omitted} omitted)\n").as_bytes()));
         assert_eq!(short, b"short\n");
     }
 

@@ -22,7 +22,7 @@ pub(super) const SEARCHED: usize = 200;
 const AT_LEAST: Duration = Duration::from_secs(2);
 const AT_MOST: Duration = Duration::from_secs(10);
 
-/// Those of these sets that hold derivations, after an evaluation that took this long.
+/// Those of these sets that hold derivations, after an evaluation that took this long. The search has `part` of the memory, in bytes.
 ///
 /// # Errors
 /// A signal asked us to end (128 + n).
@@ -31,6 +31,7 @@ pub(super) fn with_derivations(
     evaluation_took: Duration,
     invocation: &WorkerInvocation<'_>,
     schedule: &Schedule,
+    part: u64,
     supervisor: &mut Supervisor,
 ) -> Result<Vec<AttrIndex>, Failure> {
     let until = Instant::now() + evaluation_took.clamp(AT_LEAST, AT_MOST);
@@ -38,7 +39,7 @@ pub(super) fn with_derivations(
     let mut attempts = 0;
     while !sets.is_empty() && attempts < ATTEMPTS && Instant::now() < until {
         attempts += 1;
-        let answers = match search(&sets, until, invocation, schedule, supervisor) {
+        let answers = match search(&sets, until, invocation, schedule, part, supervisor) {
             Ok(answers) => answers,
             Err(failure) if matches!(failure.class, Class::Signal(_)) => return Err(failure),
             Err(_) => break,
@@ -57,12 +58,12 @@ fn search(
     until: Instant,
     invocation: &WorkerInvocation<'_>,
     schedule: &Schedule,
+    part: u64,
     supervisor: &mut Supervisor,
 ) -> Result<Vec<(AttrIndex, bool)>, Failure> {
     let spans = sets.iter().filter_map(|path| schedule.span(path));
     let task = Task::spans(spans.collect());
     let worker = WorkerId::default();
-    let part = schedule.even_part();
     let mut processes = Processes::new();
     let marker = invocation.marker();
     if invocation.converses() {

@@ -122,20 +122,15 @@ impl PinOwner {
     }
 }
 
-/// What pin.nix reads: the text of the pin, and the `.drv`s that it refers to.
+/// The text of the pin.
 ///
 /// # Errors
 /// It cannot be written as JSON (70).
-pub(in crate::recording) fn pin_input(
+pub(in crate::recording) fn pin_text(
     targets: &[(&AttrPath, &DrvPath)],
     owner: &PinOwner,
     created: u64,
-) -> Result<Vec<u8>, Failure> {
-    #[derive(Serialize)]
-    struct PinInput<'a> {
-        text: String,
-        drvs: Vec<&'a DrvPath>,
-    }
+) -> Result<String, Failure> {
     let text = PinContent {
         version: 1,
         pipeline: owner.pipeline.clone(),
@@ -151,13 +146,8 @@ pub(in crate::recording) fn pin_input(
             })
             .collect(),
     };
-    let input = serde_json::to_string(&text).and_then(|text| {
-        serde_json::to_vec(&PinInput {
-            text,
-            drvs: targets.iter().map(|(_, drv)| *drv).collect(),
-        })
-    });
-    input.classify(Class::Bug, || "cannot write the content of the pin".into())
+    serde_json::to_string(&text)
+        .classify(Class::Bug, || "cannot write the content of the pin".into())
 }
 
 /// What stands in a pin before its targets; none where the file is no pin, or cannot be read.
@@ -319,12 +309,10 @@ mod tests {
                 AttrPath::default(),
                 DrvPath::parse("/s/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv").unwrap(),
             );
-            let input = pin_input(&[(&attr, &drv)], &owner, 5).unwrap();
-            let input: Value = serde_json::from_slice(&input).unwrap();
-            let text = input["text"].as_str().unwrap();
+            let text = pin_text(&[(&attr, &drv)], &owner, 5).unwrap();
             let begin = text.rfind(",\"targets\":").unwrap() + 11;
             // What follows is not looked at.
-            for text in [text, &format!("{}!", &text[..begin])] {
+            for text in [&text, &format!("{}!", &text[..begin])] {
                 fs::write(&file, text).unwrap();
                 let head = head(&file).unwrap();
                 assert_eq!(head.pipeline, owner.pipeline);

@@ -14,12 +14,13 @@
 //!   build, step, job, the recording's identity and the plan's SHA-256. No job can make it that has not got the key, and one that has
 //!   it signs whatever it likes. A plan without this seal is not followed.
 //! - Where a key management service signs there is nothing to seal with: no plan is followed.
-//! - Where nothing is signed, Buildkite is asked whether a job of the step with this step's key has that one artifact with the hash of
-//!   the mark (of a step without a key, whether the job has it: nothing else is documented to be asked by). Another job can get past that by
-//!   uploading for an earlier try; it gets steps into the build thereby, as `pipeline upload` does for it anyway.
+//! - Where nothing is signed, the host that saved the plan has a note of the mark in its state folder. A mark without this note is not
+//!   followed: a plan that another job left would end green, and the targets that it does not name would be lost. So a retry on
+//!   another host evaluates again.
 //!
-//! In all three the plan's `step` has to be this one, its bytes those of the mark's hash, and this job a retry by Buildkite's count.
-//! A plan in doubt is no failure: the targets are evaluated again, and the steps that exist already are found by their keys.
+//! In all three Buildkite has to have one artifact of that name at that job, with the mark's hash, its bytes have to have that hash too,
+//! the plan's `step` has to be this one, and this job a retry by Buildkite's count. A plan in doubt is no failure: the targets are
+//! evaluated again, and the steps that exist already are found by their keys.
 //!
 //! A mark of a chunk means only that its keys are looked for before they are uploaded, so that a forged one hides no step. What
 //! stays: a job that uploads a step under a key of ours takes its place, for keys are all by which Buildkite tells steps apart.
@@ -42,10 +43,11 @@ use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
 use crate::counts;
 use crate::exit::{Class, Failure};
-use crate::fingerprint::sha256;
+use crate::fingerprint::{fingerprint, sha256};
 use crate::log::Log;
 use crate::parallel;
 use crate::recording::{BuildkiteBuild, Signing};
+use crate::state::{NOTES_LAST, StateFolder};
 use crate::supervise::{Finished, Supervisor};
 
 /// The name of the artifact for other programs.
@@ -67,6 +69,7 @@ pub(in crate::recording) struct Upload<'a> {
     build: &'a BuildkiteBuild,
     /// The folder for temporary files.
     temporary: &'a Path,
+    state: &'a StateFolder,
     supervisor: &'a mut Supervisor,
     log: Log,
 }
@@ -76,12 +79,14 @@ impl<'a> Upload<'a> {
     pub(in crate::recording) fn new(
         build: &'a BuildkiteBuild,
         temporary: &'a Path,
+        state: &'a StateFolder,
         supervisor: &'a mut Supervisor,
         log: &Log,
     ) -> Self {
         Self {
             build,
             temporary,
+            state,
             supervisor,
             log: log.clone(),
         }
@@ -89,7 +94,7 @@ impl<'a> Upload<'a> {
 
     /// The plan of an earlier try of this recording, if there is one. `recording` is the recording's identity.
     ///
-    /// A plan that may be of somebody else is not followed, with a warning.
+    /// A plan that another job may have made is not followed, with a warning.
     ///
     /// # Errors
     /// Buildkite cannot be asked (75); there is no `buildkite-agent` (69); this job has uploaded another recording before (64).
@@ -181,13 +186,14 @@ impl<'a> Upload<'a> {
                     "its seal is not made with the signing key of this agent".to_owned(),
                 ));
             }
+            Ok(None) if self.noted() != Some(mark.write()) => {
+                return Ok(Some(
+                    "this host has not made it (another host or another job has)".to_owned(),
+                ));
+            }
             Ok(_) => {}
         }
-        let scope = match (&self.build.signing, &self.build.step_key) {
-            (Signing::Unsigned, Some(key)) => key,
-            _ => job,
-        };
-        let line = command::artifacts_of_step(plan_artifact::PLAN, scope);
+        let line = command::artifacts_of_job(plan_artifact::PLAN, job);
         let listed = self.ask(
             &line,
             "look for the plan of an earlier try of this recording",
@@ -197,7 +203,7 @@ impl<'a> Upload<'a> {
             .filter(|artifact| artifact.job == job)
             .collect();
         Ok(match &listed[..] {
-            [] => Some(format!("no try of this step, job {job}, has that artifact")),
+            [] => Some(format!("job {job} does not have that artifact")),
             [artifact] if artifact.sha256.eq_ignore_ascii_case(sha256) => {
                 let size = artifact.size;
                 (size > plan_artifact::LARGEST).then(|| format!("it has {size} bytes"))
@@ -229,6 +235,19 @@ impl<'a> Upload<'a> {
         }
     }
 
+    /// The mark of the plan that this host has saved last for this step.
+    fn noted(&self) -> Option<String> {
+        self.state.note(&self.note(), NOTES_LAST)
+    }
+
+    /// The name of that note.
+    fn note(&self) -> String {
+        format!(
+            "plan-{}",
+            fingerprint([&self.build.build, &self.build.step])
+        )
+    }
+
     /// Saves a new plan, before any of its steps is uploaded.
     ///
     /// # Errors
@@ -247,11 +266,12 @@ impl<'a> Upload<'a> {
             sha256: Some(&sum),
             seal: None,
         };
-        // A retry says why it cannot follow a plan without a seal.
+        // A retry says why it cannot follow a plan without a seal, or without a note.
         let seal = self.seal(mark).ok().flatten();
         mark.seal = seal.as_deref();
-        let line =
-            command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &mark.write());
+        let mark = mark.write();
+        let _ = self.state.write_note(&self.note(), &mark);
+        let line = command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &mark);
         self.ask(&line, "mark the plan as saved").map(drop)
     }
 

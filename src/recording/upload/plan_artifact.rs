@@ -100,7 +100,7 @@ pub(super) struct ListedArtifact {
 }
 
 impl ListedArtifact {
-    /// Reads what [`command::artifacts_of_step`] prints.
+    /// Reads what [`command::artifacts_of_job`] prints.
     pub(super) fn all_in(printed: &str) -> Vec<Self> {
         let listed = printed.split(';').filter_map(|entry| {
             let words: Vec<&str> = entry.split_whitespace().collect();

@@ -280,9 +280,18 @@ impl Schedule {
         self.budget != u64::MAX
     }
 
-    /// The memory for one worker of as many as there may be, in bytes.
-    pub(super) fn even_part(&self) -> u64 {
-        self.budget / self.most as u64
+    /// The memory for one worker of as many as there may be, in bytes, beside processes that have `others`.
+    pub(super) fn part_beside(&self, others: u64) -> u64 {
+        let even = self.budget / self.most as u64;
+        even.min(self.budget.saturating_sub(others))
+    }
+
+    /// Whether anything waits for a worker.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.root_waits
+            || !self.waiting.is_empty()
+            || !self.repetitions.is_empty()
+            || !self.alone.is_empty()
     }
 
     /// How much memory this worker may use, in bytes; [`u64::MAX`]: unlimited.
@@ -811,7 +820,7 @@ impl Schedule {
     }
 
     /// These attributes wait, unless they are in a set that was given up.
-    fn wait(&mut self, spans: Vec<Span>) {
+    pub(super) fn wait(&mut self, spans: Vec<Span>) {
         for span in self.without_dropped(spans) {
             self.waiting.insert(span);
         }

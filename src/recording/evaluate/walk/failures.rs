@@ -17,6 +17,7 @@ impl Walk<'_> {
     /// A worker's process has ended.
     pub(super) fn ended(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<(), Failure> {
         let worker = ended.worker;
+        self.has_ended = true;
         let doing = self.workers.remove(&worker).map(|worker| worker.doing);
         let is_loading = matches!(doing, Some(Doing::Loading { .. }));
         if self.schedule.task(worker).is_none() && !is_loading {

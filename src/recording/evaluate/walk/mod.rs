@@ -13,6 +13,7 @@ use super::circles::GivenUpSets;
 use super::conversation;
 use super::diagnosis::Diagnosis;
 use super::findings::Findings;
+use super::found_roots::FoundRoots;
 use super::gaps::Gaps;
 use super::invocation::WorkerInvocation;
 use super::known::KnownTargets;
@@ -22,11 +23,11 @@ use super::protocol::{self, WalkKind};
 use super::schedule::{Costs, Next, Schedule, Task, WorkerId};
 use super::spans::AttrIndex;
 use super::{EvaluationHost, EvaluationResult, flake, memory, unmarked};
-use crate::exit::Failure;
+use crate::exit::{Class, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake};
 use crate::recording::RecordingRequest;
-use crate::store::Store;
+use crate::store::{ATTEMPTS, Store};
 use crate::supervise::Supervisor;
 
 /// A walk over all targets, and what it has found so far.
@@ -41,6 +42,9 @@ pub struct Walk<'a> {
     workers: BTreeMap<WorkerId, Worker>,
     diagnosis: Diagnosis<'a>,
     findings: Findings,
+    roots: FoundRoots<'a>,
+    /// A process has ended since then, with its temporary roots.
+    has_ended: bool,
     gaps: Gaps,
     known: KnownTargets,
     given_up: GivenUpSets,
@@ -85,6 +89,8 @@ impl<'a> Walk<'a> {
             workers: BTreeMap::new(),
             diagnosis: Diagnosis::new(&request.root, request.description(), host.temporary),
             findings: Findings::new(&request.root.attr),
+            roots: FoundRoots::new(host.state),
+            has_ended: false,
             gaps: Gaps::default(),
             known,
             given_up: GivenUpSets::default(),
@@ -103,7 +109,8 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// The root does not evaluate, or has no attributes (65); the infrastructure failed (75); a signal asked us to end (128 + n).
     pub fn all(&mut self, store: &mut Store) -> Result<(), Failure> {
-        self.run(vec![Task::root()], store)?;
+        self.schedule.plan(vec![Task::root()]);
+        self.run(store)?;
         self.find_gaps()
     }
 
@@ -112,26 +119,30 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// As [`Walk::all`]; one of them was disturbed too often (75).
     pub fn again(&mut self, gone: &[DrvPath], store: &mut Store) -> Result<(), Failure> {
+        self.reopen(gone)?;
+        if self.schedule.has_waiting() {
+            self.run(store)?;
+        }
+        Ok(())
+    }
+
+    /// The targets with these `.drv`s wait once more.
+    fn reopen(&mut self, gone: &[DrvPath]) -> Result<(), Failure> {
         // Nor are they known any more.
         self.invocation.know(&KnownTargets::default());
+        self.roots.forget(gone);
         let mut spans = Vec::new();
-        let mut everything = false;
         for path in self.findings.drop_gone(gone) {
             let name = self.name_of(&path);
             let line = self.diagnosis.disturbed(&path, &name, None)?;
             self.log.say(line);
             match self.schedule.reopen(&path) {
                 Some(span) => spans.push(span),
-                None => everything = true,
+                None => self.schedule.plan(vec![Task::root()]),
             }
         }
-        if everything {
-            self.run(vec![Task::root()], store)
-        } else if spans.is_empty() {
-            Ok(())
-        } else {
-            self.run(vec![Task::spans(spans)], store)
-        }
+        self.schedule.wait(spans);
+        Ok(())
     }
 
     /// The supervisor, for what is done between two walks.
@@ -166,13 +177,20 @@ impl<'a> Walk<'a> {
         let mut gaps = self.findings.gaps(&self.request.exclude);
         let system = self.invocation.system().unwrap_or_default();
         system.clone_into(&mut gaps.system);
-        let holding = unmarked::with_derivations(
-            self.findings.unmarked_sets(unmarked::SEARCHED),
-            self.progress.took(),
-            &self.invocation,
-            &self.schedule,
-            self.supervisor,
-        )?;
+        let sets = self.findings.unmarked_sets(unmarked::SEARCHED);
+        let holding = if sets.is_empty() {
+            Vec::new()
+        } else {
+            let idle = self.processes.idle_resident(self.supervisor);
+            unmarked::with_derivations(
+                sets,
+                self.progress.took(),
+                &self.invocation,
+                &self.schedule,
+                self.schedule.part_beside(idle),
+                self.supervisor,
+            )?
+        };
         gaps.sets = holding
             .iter()
             .map(|path| self.findings.attr(path))
@@ -181,9 +199,8 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Runs workers until these tasks are done.
-    fn run(&mut self, tasks: Vec<Task>, store: &mut Store) -> Result<(), Failure> {
-        self.schedule.plan(tasks);
+    /// Runs workers until all that waits is done.
+    fn run(&mut self, store: &mut Store) -> Result<(), Failure> {
         let done = self.until_all_are_done(store);
         self.progress.clear();
         if done.is_err() {
@@ -200,6 +217,7 @@ impl<'a> Walk<'a> {
         loop {
             if !self.supervisor.is_stopped() {
                 self.give_tasks();
+                self.keep_found(store)?;
                 self.start()?;
                 self.enforce_limits();
             }
@@ -252,8 +270,10 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Gives tasks to the workers that wait for one.
+    /// Gives tasks to the workers that wait for one. One that gets no more lives on: Nix keeps from the collector what it has written
+    /// as long as it does, and so until the pin is rooted.
     fn give_tasks(&mut self) {
+        let mut idle = Vec::new();
         for (worker, Worker { doing, .. }) in &mut self.workers {
             if !matches!(doing, Doing::Waiting) {
                 continue;
@@ -274,12 +294,45 @@ impl<'a> Walk<'a> {
                     *doing = Doing::walking();
                 }
                 Next::Wait => {}
-                Next::End => {
-                    self.processes.close(*worker);
-                    *doing = Doing::Ending;
+                Next::End => idle.push(*worker),
+            }
+        }
+        for worker in idle {
+            self.workers.remove(&worker);
+            self.schedule.gone(worker);
+            self.processes.keep_idle(worker);
+        }
+    }
+
+    /// Roots what was found by workers that end before the pin is rooted, and lets them end: where something waits, the memory of those
+    /// that are idle is promised to the next ones. What is gone by then waits as well.
+    fn keep_found(&mut self, store: &mut Store) -> Result<(), Failure> {
+        let is_due = self.has_ended || self.processes.has_idle();
+        if !is_due || !self.schedule.has_waiting() {
+            return Ok(());
+        }
+        self.has_ended = false;
+        if self.diagnosis.has_disturbed() || self.roots.takes_little(self.now()) {
+            for _ in 0..ATTEMPTS {
+                let kept = self
+                    .roots
+                    .keep(self.findings.drvs(), store, self.supervisor);
+                match kept {
+                    Ok(gone) if gone.is_empty() => break,
+                    Ok(gone) => self.reopen(&gone)?,
+                    Err(failure) if matches!(failure.class, Class::Signal(_)) => {
+                        return Err(failure);
+                    }
+                    // What the collector takes is evaluated again.
+                    Err(failure) => {
+                        self.log.warn(failure);
+                        break;
+                    }
                 }
             }
         }
+        self.processes.end_idle();
+        Ok(())
     }
 
     /// Stops the workers that have too much memory, or take too long.

@@ -1,0 +1,230 @@
+//! Keeping many `.drv`s by one root: a small store file that refers to all of them.
+//!
+//! Each `.drv` path in it has plain string context: so its references are exactly the `.drv`s, and nothing is built.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{ATTEMPTS, Answer, COLLECTOR_HINT, PathQuestion, Store};
+use crate::command_line::CommandLine;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
+use crate::state::StateFolder;
+use crate::supervise::{Finished, OnStop, Supervisor};
+
+/// A file that keeps `.drv`s.
+#[derive(Debug)]
+pub struct Keeper<'a> {
+    /// What it is called in messages.
+    pub name: &'static str,
+    /// What it says.
+    pub text: String,
+    /// What it keeps.
+    pub drvs: Vec<&'a DrvPath>,
+    /// Its root.
+    pub link: &'a Path,
+    /// Whether Nix is asked what keeps it.
+    pub asks_roots: bool,
+}
+
+/// The result of keeping `.drv`s.
+#[derive(Debug)]
+pub enum Kept {
+    /// This file is rooted, and keeps all of them.
+    By {
+        /// The file.
+        file: StorePath,
+        /// What Nix says that keeps it, for [`names_root`](super::names_root), if it was asked.
+        roots: Option<Finished>,
+        /// The answers to the questions that were asked meanwhile, in their order.
+        answers: Vec<Answer>,
+    },
+    /// These are not valid any more.
+    Gone(Vec<DrvPath>),
+}
+
+impl Keeper<'_> {
+    /// What pin.nix reads.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON (70).
+    pub fn input(&self) -> Result<Vec<u8>, Failure> {
+        #[derive(Serialize)]
+        struct PinInput<'a> {
+            text: &'a str,
+            drvs: &'a [&'a DrvPath],
+        }
+        let input = PinInput {
+            text: &self.text,
+            drvs: &self.drvs,
+        };
+        serde_json::to_vec(&input)
+            .classify(Class::Bug, || format!("cannot write {} as JSON", self.name))
+    }
+}
+
+impl Store {
+    /// Writes the file and roots it. `beside` runs while Nix writes it, and returns the questions that Nix is asked while it is
+    /// rooted: one program after the other would take most of the time that a recording of light targets takes.
+    ///
+    /// # Errors
+    /// The state folder or the store fails, or the collector takes the file each time (75).
+    pub fn keep(
+        &mut self,
+        keeper: &Keeper<'_>,
+        state: &StateFolder,
+        supervisor: &mut Supervisor,
+        beside: impl FnOnce(&command::Options) -> Vec<CommandLine>,
+    ) -> Result<Kept, Failure> {
+        let Keeper { name, link, .. } = keeper;
+        let cannot_root = || format!("cannot root {name} at {}", link.display());
+        let json = state
+            .temporary_file(&keeper.input()?)
+            .classify(Class::Infrastructure, cannot_root)?;
+        // A `.drv` that is gone is evaluated again. A substituter that has it would send its whole closure, and one that is
+        // unreachable costs seconds before that is known.
+        let store_options = self.options(supervisor)?;
+        let mut options = store_options.clone();
+        options.push(("substitute".into(), "false".into()));
+        let write = command::write_pin(json.path(), &options);
+        let mut beside = Some(beside);
+        let (mut questions, mut answers) = (Vec::new(), Vec::new());
+        // What fails because of a missing path is repeated once where that path is valid by the time we ask.
+        let mut repeated = false;
+        for _ in 0..ATTEMPTS {
+            let mut stderr = Vec::new();
+            let written =
+                supervisor.run_beside(&write, OnStop::TermThenKill, &mut stderr, || {
+                    if let Some(beside) = beside.take() {
+                        questions = beside(&store_options);
+                    }
+                })?;
+            if !written.ending.success() {
+                let drvs: Vec<&StorePath> =
+                    keeper.drvs.iter().map(|drv| drv.as_store_path()).collect();
+                let gone = self.invalid(supervisor, &drvs)?;
+                if !gone.is_empty() {
+                    let gone = gone.iter().map(StorePath::as_str);
+                    return Ok(Kept::Gone(
+                        gone.filter_map(|path| DrvPath::parse(path).ok()).collect(),
+                    ));
+                }
+                self.check_answers(supervisor)?;
+                let output = NixOutput::of(&stderr);
+                if !repeated
+                    && let Some(Disturbance::Gone(path)) = output.disturbance()
+                    && self.is_valid(supervisor, &path)?
+                {
+                    repeated = true;
+                    self.log.say(format_args!(
+                        "{path} was missing, and is valid now: writing {name} again"
+                    ));
+                    continue;
+                }
+                let what = format!("cannot write {name}");
+                return Err(copying_failure(&what, &written, &output));
+            }
+            let printed = written.text();
+            let file = StorePath::parse(printed.trim_matches('"'))
+                .map_err(|wrong| anyhow::anyhow!("{wrong}: {printed}"))
+                .classify(Class::Bug, || format!("cannot read what `{write}` printed"))?;
+            let mut lines = vec![command::obtain(&[&file], Some(link), &options)];
+            lines.append(&mut questions);
+            let mut asked = self.ask_all(supervisor, &lines)?.into_iter();
+            let rooted = asked.next();
+            answers.extend(asked);
+            // A collection that was running already may have taken it all the same.
+            let mut lines = Self::asked_by(PathQuestion::Invalid, &[&file], &store_options);
+            if keeper.asks_roots {
+                lines.push(Self::roots_line(&file, &store_options));
+            }
+            let mut asked = self.ask_all(supervisor, &lines)?.into_iter();
+            let is_there = asked.next().into_iter().collect();
+            if !self
+                .read_invalid(supervisor, &[&file], is_there)?
+                .is_empty()
+            {
+                continue;
+            }
+            match rooted {
+                Some(rooted) if !rooted.finished.ending.success() => {
+                    if repeated {
+                        let output = NixOutput::of(&rooted.stderr);
+                        return Err(copying_failure(&cannot_root(), &rooted.finished, &output));
+                    }
+                }
+                _ => {
+                    return Ok(Kept::By {
+                        file,
+                        roots: asked.next().map(|roots| roots.finished),
+                        answers,
+                    });
+                }
+            }
+            repeated = true;
+            self.log.say(format_args!(
+                "{file} could not be rooted, and is valid: rooting it again"
+            ));
+        }
+        Err(Failure::new(
+            Class::Infrastructure,
+            format_args!("the garbage collector took {name} {ATTEMPTS} times"),
+        )
+        .hint(COLLECTOR_HINT))
+    }
+}
+
+/// The failure of writing or rooting the file.
+fn copying_failure(what: &str, finished: &Finished, output: &NixOutput) -> Failure {
+    let message = output.final_message(finished.ending);
+    Failure::new(
+        class::of(Phase::Copying, finished.ending, output),
+        format_args!("{what}: {message}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command_line::Ending;
+
+    fn failure(ending: Ending, printed: &str) -> (Class, String) {
+        let stdout = Vec::new();
+        let output = NixOutput::of(printed.as_bytes());
+        let failure = copying_failure(
+            "cannot write the pin",
+            &Finished { ending, stdout },
+            &output,
+        );
+        (failure.class, failure.to_string())
+    }
+
+    #[test]
+    fn a_pin_that_cannot_be_written_is_an_infrastructure_failure_with_nixs_last_message() {
+        for (printed, message) in [
+            (
+                "error: cannot open '/x': Read-only file system\n",
+                "cannot open '/x': Read-only file system",
+            ),
+            // Nothing that is pinned is the user's: an error of the expression would be ours.
+            ("error: undefined variable 'x'\n", "undefined variable 'x'"),
+            ("", "Nix ended with status 1"),
+        ] {
+            assert_eq!(
+                failure(Ending::Exited(1), printed),
+                (
+                    Class::Infrastructure,
+                    format!("cannot write the pin: {message}")
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_signal_that_ends_nix_while_it_writes_the_pin_remains_one() {
+        let killed = failure(Ending::Killed(9), "");
+        let message = "cannot write the pin: Nix was killed by SIGKILL".to_owned();
+        assert_eq!(killed, (Class::Signal(9), message));
+    }
+}
