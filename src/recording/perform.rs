@@ -153,7 +153,7 @@ pub fn perform(
     };
     let document = document(&pinned, &pipeline, &report, &at_root, times)?;
     if let Some(failure) = failed {
-        let mut upload = Upload::new(build, &host.temporary, supervisor, log);
+        let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
         upload.publish(&document, &annotation_of_errors(&report))?;
         return Err(failure);
     }
