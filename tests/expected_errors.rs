@@ -411,6 +411,25 @@ fn a_build_is_red_for_a_new_error_only_and_shows_those_that_are_known() {
         .filter_map(|job| job.label)
         .collect();
     assert_eq!(failed, [":boom: new", ":boom: odd"]);
+
+    // What was found can be read all the same.
+    let Some(none) = scene(&store, &keys("default.nix", "fail")) else {
+        return;
+    };
+    assert_eq!(none.build.run(), Outcome::Failed);
+    assert_eq!(none.steps_in_uploads(), [0; 0]);
+    let (style, annotation) = none.annotation();
+    assert_eq!(style, "error");
+    let begin = "**Nothing is uploaded:** `on-error: fail` is set.\n\n**eval-once** recorded ";
+    assert!(annotation.starts_with(begin), "{annotation}");
+    assert!(annotation.contains("<code>new</code>"), "{annotation}");
+    let (these, those) = (step.document(), none.document());
+    assert_eq!(those["counts"], these["counts"]);
+    let attrs = |document: &Value| -> Vec<Value> {
+        let errors = document["errors"].as_array().unwrap().iter();
+        errors.map(|error| error["attr"].clone()).collect()
+    };
+    assert_eq!(attrs(&those), attrs(&these));
 }
 
 #[test]

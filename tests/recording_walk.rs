@@ -605,7 +605,7 @@ fn a_set_that_contains_itself_costs_itself_and_says_how_to_leave_it_out() {
     let set = "recurseForDerivations = true; inherit s; x = file \"x\"; other = file \"other\";";
     let itself = |at: &str, sets: &str, or: &str| {
         format!(
-            "evaluation error: {at}: the set contains itself ({sets}.…): exclude it (`exclude: {at}`){or}"
+            "evaluation error: {at}: sets are nested deeper than 32 levels, and their names repeat: the set seems to contain itself ({sets}.…): exclude it (`exclude: {at}`){or}"
         )
     };
     let sets = "s.s.s.s.s.s.s";
@@ -655,6 +655,119 @@ fn a_set_that_contains_itself_costs_itself_and_says_how_to_leave_it_out() {
     ended.never_says("recurseForDerivations");
     // Before 2.10 it is not evaluated in a conversation, and nothing is said of that.
     ended.never_says("fetchurl.nix");
+}
+
+// ---- messages
+
+#[test]
+fn an_error_without_words_has_words() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; empty = throw \"\"; line = throw \"\\n\"; }");
+    let ended = record(&store, &[]).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.broken(), [r#"["empty"]"#, r#"["line"]"#]);
+    for name in ["empty", "line"] {
+        ended.passes_on(&format!(
+            "evaluation error: {name}: it throws an empty message"
+        ));
+    }
+}
+
+#[test]
+fn an_argument_that_is_no_expression_is_named() {
+    let Some(store) = Store::new() else { return };
+    store.write(
+        "ci.nix",
+        &expression("CI").replace("CI", "{ a = file \"a\"; }"),
+    );
+    let ended = |more: &[&str]| {
+        let flags = [&["--file", "ci.nix", "--argstr", "text", ")"], more].concat();
+        record(&store, &flags).run()
+    };
+    ended(&["--arg", "n", "1"]).exits(0);
+    for wrong in ["1 +", "undefined"] {
+        let wrong = ["--arg", "wrong", wrong];
+        ended(&wrong)
+            .exits(65)
+            .passes_on("hint: correct the expression of `wrong` in `arg`");
+        ended(&[&["--arg", "fine", "1"][..], &wrong].concat())
+            .exits(65)
+            .passes_on("hint: correct the expressions in `arg`: one of fine, wrong");
+    }
+    // A mistake in the file has its place.
+    store.write("ci.nix", "{ n }: 1 +");
+    ended(&["--arg", "n", "1"])
+        .exits(65)
+        .passes_on("ci.nix:1:")
+        .never_says("in `arg`");
+}
+
+#[test]
+fn an_exclusion_matches_by_names_and_by_wildcards() {
+    let Some(store) = Store::new() else { return };
+    let set = |of: &str| {
+        let target =
+            |name: &str| format!("{name} = file \"{of}-{}\";", name.replace(['"', '*'], ""));
+        let targets = ["x", "y", "\"*\""].map(target).concat();
+        format!("{{ recurseForDerivations = true; {targets} }}")
+    };
+    let (a, b, star) = (set("a"), set("b"), set("star"));
+    store.targets(&format!("{{ a = {a}; b = {b}; \"*\" = {star}; }}"));
+    for (exclude, left) in [
+        (&["a.x"][..], 8),
+        (&["*.x"], 6),
+        (&["a.*"], 6),
+        (&["*.x", "a.x", "a.*", "a.x"], 4),
+        (&["*"], 0),
+        (&["*.*", "b"], 0),
+    ] {
+        let flags: Vec<&str> = exclude
+            .iter()
+            .flat_map(|path| ["--exclude", path])
+            .collect();
+        let ended = record(&store, &flags).run();
+        if left == 0 {
+            ended.exits(65).passes_on("there are no targets");
+        } else {
+            assert_eq!(Pipeline::of(&ended).drvs().len(), left, "{exclude:?}");
+        }
+        ended.never_says("matches nothing");
+    }
+}
+
+// ---- memory
+
+/// It costs as much as the last time, as far as is known, and so a second worker begins with the first. But then the root has grown.
+#[test]
+fn a_root_that_has_outgrown_its_part_of_the_memory_is_evaluated_by_fewer_processes() {
+    let Some(store) = Store::new() else { return };
+    let names = ["a", "b", "c", "d"];
+    // Each takes as long as this however fast the machine is.
+    let slow = |name: &&str| {
+        format!(
+            "{name} = file \"{name}${{toString (import (build \"waits-{name}\" \"/bin/sleep 0.4; echo 1 > $out\"))}}\";"
+        )
+    };
+    let entries =
+        r#"builtins.genList (n: { inherit n; text = "entry ${toString n}"; }) (import ./size)"#;
+    store.targets(&format!(
+        "let all = {entries}; sum = builtins.foldl' (sum: one: sum + one.n + builtins.stringLength one.text); \
+         in builtins.seq (sum (sum 0 all) all) {{ {} }}",
+        names.iter().map(slow).collect::<String>()
+    ));
+    let flags = ["--workers", "2", "--memory", "360"];
+    // Of the 360 MiB that takes more than a half, and all of it with no version of Nix.
+    for (size, is_grown) in [("100", false), ("800000", true)] {
+        store.write("size", size);
+        let ended = record(&store, &flags).run();
+        assert_eq!(Pipeline::of(&ended).drvs().len(), names.len(), "{ended}");
+        let line = "the root alone needs more memory than 180 MiB; continuing with 1 process";
+        assert_eq!(
+            said(&ended).iter().any(|said| said == line),
+            is_grown,
+            "{ended}"
+        );
+    }
 }
 
 // ---- what was not walked

@@ -623,6 +623,36 @@ fn without_the_program_nix_nothing_is_recorded() {
     assert_eq!(job.changes(), [""; 0]);
 }
 
+/// `nix-eval-jobs` evaluates without it.
+#[test]
+fn where_only_the_share_needs_the_program_nix_its_absence_is_a_warning() {
+    let Some(job) = odd_job("") else { return };
+    let lines: String = ["a", "b", "c"]
+        .iter()
+        .map(|attr| {
+            let drv = job.store.instantiate("default.nix", attr);
+            let line = json!({ "attr": attr, "attrPath": [attr], "drvPath": drv, "inputDrvs": {} });
+            format!("echo '{line}'\n")
+        })
+        .collect();
+    let folder = job.store.root().join("without-nix");
+    StandIns::new(&folder)
+        .instead("nix-eval-jobs", &format!("#!/bin/sh\n{lines}"))
+        .instead(
+            "buildkite-agent",
+            &fs::read_to_string(job.store.bin().join("buildkite-agent")).unwrap(),
+        );
+    for name in ["nix-store", "nix-instantiate", "sh", "cp", "echo"] {
+        symlink(tool(name).unwrap(), folder.join(name)).unwrap();
+    }
+    fails_to_share(
+        &job,
+        |recording| recording.env("PATH", &folder),
+        &["--skip", "none", "--evaluator", "nix-eval-jobs"],
+        &["cannot run nix: No such file or directory"],
+    );
+}
+
 #[test]
 fn a_full_disk_is_a_warning() {
     let Some(job) = odd_job("") else { return };

@@ -361,12 +361,12 @@ let
       walk = if jobs then deepest else here.walk - 1;
       # The systems to record below it; below the name of a system it was chosen by that.
       systems = if jobs then systems else here.systems;
-      # The exclusions that may match below it, each without its first name.
-      exclude = map (one: one // { path = builtins.tail one.path; }) (
-        builtins.filter (
-          one: builtins.head one.path == "*" || builtins.head one.path == name
-        ) here.exclude
-      );
+      # The exclusions that may match below it.
+      exclude = builtins.concatMap (
+        one:
+        (if one.below ? ${name} then [ one.below.${name} ] else [ ])
+        ++ (if name != "*" && one.below ? "*" then [ one.below."*" ] else [ ])
+      ) here.exclude;
       # A selection from what is no set finds nothing.
       known = here.known.${name} or { };
       # The systems of a flake's packages and checks that are not recorded. Evaluated only after the packages and checks
@@ -378,6 +378,21 @@ let
           [ ];
     };
 
+  # The exclusions by the first names of their paths, so that an attribute is not compared with each of them; and the numbers of those
+  # that end here.
+  exclusions =
+    paths:
+    let
+      longer = builtins.filter (one: one.path != [ ]) paths;
+      without = map (one: one // { path = builtins.tail one.path; });
+    in
+    {
+      numbers = map (one: one.number) (builtins.filter (one: one.path == [ ]) paths);
+      below = builtins.mapAttrs (_: ones: exclusions (without ones)) (
+        builtins.groupBy (one: builtins.head one.path) longer
+      );
+    };
+
   root = {
     path = [ ];
     at = "";
@@ -385,12 +400,14 @@ let
     walk = if systems != null then 3 else 1;
     systems = null;
     inherit known;
-    exclude = builtins.filter (one: one.path != [ ]) (
-      builtins.genList (number: {
-        inherit number;
-        path = builtins.elemAt exclude number;
-      }) (builtins.length exclude)
-    );
+    exclude = [
+      (exclusions (
+        builtins.genList (number: {
+          inherit number;
+          path = builtins.elemAt exclude number;
+        }) (builtins.length exclude)
+      ))
+    ];
     beside = [ ];
   };
 
@@ -398,10 +415,10 @@ let
   attribute =
     task: call: here: value:
     let
-      excludedBy = builtins.filter (one: one.path == [ ]) here.exclude;
+      excludedBy = builtins.concatMap (one: one.numbers) here.exclude;
     in
     if excludedBy != [ ] then
-      say "excluded" here.at "${list (map (one: toString one.number) excludedBy)} ${escaped here.name}"
+      say "excluded" here.at "${list (map toString excludedBy)} ${escaped here.name}"
     else if here.known == true then
       say "known" here.at (escaped here.name)
     else

@@ -28,7 +28,7 @@ use super::report::RecordingReport;
 use super::share::Sharing;
 use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
-use super::upload::annotation::{annotation, annotation_of_excess};
+use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
 use super::upload::plan::UploadPlan;
 use super::{BuildkiteBuild, EvaluationResult, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
@@ -120,11 +120,12 @@ pub fn perform(
         skip: &skip,
     };
     let undone = undone(build);
-    let mut pipeline = plan(&records, &request, &at_root, &schema, undone, log)?;
+    let mut pipeline = plan(&records, &at_root, &schema, undone, log)?;
     times.end("steps");
 
+    let failed = fail_on_errors(pipeline.counts(targets), request.on_error, undone).err();
     let excess = Excess::of(&pipeline, targets, &at_root);
-    if excess.is_none() || build.is_none() {
+    if failed.is_none() && (excess.is_none() || build.is_none()) {
         let shared = sharing.share(&mut pipeline, targets, &state, store, supervisor, log);
         let shared = shared.map_err(|failure| failure.context(undone));
         unfinished.or_leave(shared, evaluated, store, supervisor)?;
@@ -143,11 +144,19 @@ pub fn perform(
         seconds: order.started.elapsed().as_secs_f64(),
         previous: previous.as_deref(),
     };
-    log.say(report.sentence(None));
+    if failed.is_none() {
+        log.say(report.sentence(None));
+    }
     let Some(build) = build else {
+        failed.map_or(Ok(()), Err)?;
         return printed_pipeline(&pipeline, excess.as_ref(), log).map(Some);
     };
     let document = document(&pinned, &pipeline, &report, &at_root, times)?;
+    if let Some(failure) = failed {
+        let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
+        upload.publish(&document, &annotation_of_errors(&report))?;
+        return Err(failure);
+    }
     if let Some(excess) = &excess {
         let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
         upload.publish(&document, &annotation_of_excess(&report, excess))?;
@@ -305,10 +314,9 @@ fn print_findings(
 /// The pipeline that these records make.
 ///
 /// # Errors
-/// A step cannot be made (64, 65); there are errors, and `on-error: fail` is set (65).
+/// A step cannot be made (64, 65).
 fn plan(
     records: &Records<'_>,
-    request: &RecordingRequest,
     at_root: &RecordingRequest,
     schema: &Schema,
     undone: &'static str,
@@ -317,7 +325,6 @@ fn plan(
     let pipeline = steps(records, at_root, schema).map_err(|failure| failure.context(undone))?;
     let refused = pipeline.refused_targets(records);
     print_errors("refused", refused, &BTreeSet::new(), MESSAGE_IN_STEP, log);
-    fail_on_errors(pipeline.counts(records.targets), request.on_error, undone)?;
     warn_of_plugins(&pipeline, log);
     Ok(pipeline)
 }

@@ -56,14 +56,15 @@ pub(super) fn too_deep(path: &AttrPath, root: usize, recurse: Option<Recurse>) -
     };
     let found = circle(names);
     let depth = found.map_or(names.len(), |(begin, length)| begin + length);
+    // The root is one of them.
+    let nested = format!("sets are nested deeper than {} levels", names.len());
     let message = if found.is_some() {
         format!(
-            "the set contains itself ({}.…)",
+            "{nested}, and their names repeat: the set seems to contain itself ({}.…)",
             upto(depth + NAMES_OF_CIRCLE)
         )
     } else {
-        // The root is one of them.
-        format!("sets are nested deeper than {} levels", names.len())
+        nested
     };
     TooDeep {
         depth,
@@ -74,7 +75,7 @@ pub(super) fn too_deep(path: &AttrPath, root: usize, recurse: Option<Recurse>) -
 /// The evaluation error of this set, in which too many sets were given up.
 pub(super) fn too_many(set: &AttrPath, recurse: Option<Recurse>) -> String {
     format!(
-        "more than {GIVEN_UP_AT_MOST} sets in it contain themselves, or are nested too deeply:\n{}",
+        "more than {GIVEN_UP_AT_MOST} sets in it seem to contain themselves, or are nested too deeply:\n{}",
         hint(set, recurse)
     )
 }
@@ -91,8 +92,8 @@ fn hint(set: &AttrPath, recurse: Option<Recurse>) -> String {
 
 /// The first set of a path that leads in circles: how many of its names lead there, and how many lead from there to itself.
 ///
-/// A set is one of a circle if the names that lead back to it are repeated, [`TURNS`] times at least: Nix cannot say whether two sets
-/// are the same.
+/// A set is taken for one of a circle if the names that lead back to it are repeated, [`TURNS`] times at least: Nix cannot say whether
+/// two sets are the same, and a long chain of sets looks like that as well.
 fn circle(names: &[String]) -> Option<(usize, usize)> {
     let longest = names.len() / TURNS;
     let found = (0..names.len()).flat_map(|begin| (1..=longest).map(move |length| (begin, length)));
@@ -161,7 +162,7 @@ mod tests {
             too_deep(&around, 1, Some(Recurse::All)),
             TooDeep {
                 depth: 2,
-                message: "the set contains itself (ci.x.a.a.a.a.a.a.a.…):\n\
+                message: "sets are nested deeper than 31 levels, and their names repeat: the set seems to contain itself (ci.x.a.a.a.a.a.a.a.…):\n\
                     exclude it (`exclude: ci.x.a`), or walk only marked sets (`recurse: marked`)"
                     .into(),
             }

@@ -17,7 +17,9 @@ use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
 use crate::host;
 use crate::nix::message::in_one_line;
-use crate::nix::{Disturbance, DrvPath, Evaluation, NixOutput, Phase, StorePath, class};
+use crate::nix::{
+    Argument, Disturbance, DrvPath, Evaluation, NixOutput, Phase, Source, StorePath, class,
+};
 use crate::store::{ATTEMPTS, COLLECTOR_HINT};
 
 /// How a worker's process has ended before its task was done.
@@ -98,6 +100,9 @@ pub(super) struct OversizedWorker {
     pub(super) was_stopped: bool,
 }
 
+/// The message of an attribute that throws an empty one, of which Nix prints nothing.
+const NO_WORDS: &str = "it throws an empty message";
+
 /// What is known from earlier ends.
 #[derive(Debug)]
 pub(super) struct Diagnosis<'a> {
@@ -146,6 +151,11 @@ impl<'a> Diagnosis<'a> {
             nix_output,
         } = failed;
         let message = nix_output.final_message(*ending);
+        // If a repetition shows that it throws.
+        let own_words = match nix_output.whole_message() {
+            None if *ending == Ending::Exited(1) => NO_WORDS.to_owned(),
+            _ => message.clone(),
+        };
         let class = class::of(Phase::Evaluating, *ending, nix_output);
         let is_own = nix_output.is_expressions_own();
         let is_doubtful_cause = nix_output.disturbance().is_some() && !is_own;
@@ -157,7 +167,7 @@ impl<'a> Diagnosis<'a> {
             && matches!(class, Class::Evaluation | Class::Infrastructure)
             && let Some(verdict) = self.disturbance(failed, &message, ask)?
         {
-            self.suspected.insert(at.clone(), message);
+            self.suspected.insert(at.clone(), own_words);
             return Ok(verdict);
         }
         // Whatever the class: a repetition does not make that folder. But an expression may throw a path in it as well.
@@ -168,7 +178,7 @@ impl<'a> Diagnosis<'a> {
         let is_doubtful = class::is_worth_another_try(class) || no_folder.is_some();
         if is_doubtful && self.repeated.insert(at.clone()) {
             let shown = in_one_line(&message);
-            self.suspected.insert(at.clone(), message);
+            self.suspected.insert(at.clone(), own_words);
             return Ok(Verdict::Repeat(format!(
                 "{name}: {shown}; evaluating it once more"
             )));
@@ -341,6 +351,28 @@ impl<'a> Diagnosis<'a> {
         }
     }
 
+    /// The hint where this message is about the expression of an argument: one about a file has its place.
+    fn hint_at_arguments(&self, message: &str) -> Option<String> {
+        let is_of_text = ["syntax error", "undefined variable"]
+            .iter()
+            .any(|begin| message.starts_with(begin));
+        if !is_of_text || message.contains("\nat ") || matches!(self.root.source, Source::Expr(_)) {
+            return None;
+        }
+        let expressions = self.root.arguments.iter().filter_map(|(name, argument)| {
+            matches!(argument, Argument::Expr(_)).then_some(name.as_str())
+        });
+        let names: Vec<&str> = expressions.collect();
+        match names[..] {
+            [] => None,
+            [name] => Some(format!("correct the expression of `{name}` in `arg`")),
+            _ => Some(format!(
+                "correct the expressions in `arg`: one of {}",
+                names.join(", ")
+            )),
+        }
+    }
+
     /// The attribute does not evaluate; if it is the root, the recording fails.
     fn evaluation_error(&self, at: &AttrIndex, message: String) -> Verdict {
         if *at != AttrIndex::default() {
@@ -356,7 +388,8 @@ impl<'a> Diagnosis<'a> {
                 failure.hint("set the function's arguments with `arg` or `argstr`"),
             );
         }
-        Verdict::Fail(match self.root.hint_at(&message) {
+        let hint = self.root.hint_at(&message);
+        Verdict::Fail(match hint.or_else(|| self.hint_at_arguments(&message)) {
             Some(hint) => failure.hint(hint),
             None => failure,
         })
@@ -366,7 +399,7 @@ impl<'a> Diagnosis<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nix::{AttrPath, Source};
+    use crate::nix::AttrPath;
 
     const PATH: &str = "/nix/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-src";
 

@@ -18,11 +18,6 @@ pub(super) fn exclusions(exclude: &[AttrPath], root: &AttrPath) -> Vec<Vec<Strin
     relative.map(Option::unwrap_or_default).collect()
 }
 
-/// Whether `attr`, or a set that it is in, is excluded.
-pub(super) fn is_excluded(attr: &AttrPath, exclude: &[AttrPath]) -> bool {
-    !excluding(attr, exclude).is_empty()
-}
-
 /// The exclusions, by their numbers, that match `attr` or a set that it is in.
 pub(super) fn excluding(attr: &AttrPath, exclude: &[AttrPath]) -> Vec<usize> {
     let numbered = exclude.iter().enumerate();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::exclusions::is_excluded;
+use super::exclusions::covers;
 use crate::nix::AttrPath;
 use crate::recording::{RecordingRequest, Target};
 
@@ -24,7 +24,7 @@ pub struct Gaps {
     pub systems: BTreeSet<String>,
     /// The system that a flake is recorded on.
     pub system: String,
-    /// The exclusions that match nothing, each with a hint.
+    /// The first [`LISTED`] exclusions that match nothing, each with a hint.
     pub exclusions: Vec<(AttrPath, Option<String>)>,
 }
 
@@ -89,7 +89,7 @@ impl Gaps {
                 is_warning: false,
             });
         }
-        for (path, near) in self.exclusions.iter().take(LISTED) {
+        for (path, near) in &self.exclusions {
             notes.push(Note {
                 text: format!("`exclude: {}` matches nothing", pattern(path.names())),
                 hint: near.clone(),
@@ -138,8 +138,8 @@ pub(in crate::recording) fn agents_without_targets(
     request.agents.keys().filter_map(note).collect()
 }
 
-/// The exclusions that matched nothing, each with a hint: those that are not in `used`, by their numbers. `known` are the attributes
-/// that were found; `fails` holds for those that do not evaluate.
+/// The first exclusions that matched nothing, each with a hint: those that are not in `used`, by their numbers. `known` are the
+/// attributes that were found; `fails` holds for those that do not evaluate.
 pub(in crate::recording) fn without_effect(
     exclude: &[AttrPath],
     used: &BTreeSet<usize>,
@@ -152,20 +152,20 @@ pub(in crate::recording) fn without_effect(
         .enumerate()
         .filter(|(number, _)| !used.contains(number));
     let without = |(number, path): (usize, &AttrPath)| {
-        let others: Vec<AttrPath> = exclude
+        let others = exclude
             .iter()
             .enumerate()
             .filter(|(other, _)| *other != number)
-            .map(|(_, path)| path.clone())
-            .collect();
+            .map(|(_, path)| path);
         // Below an attribute that another one excludes, or that does not evaluate, nothing could be found.
         let hidden = (1..=path.names().len()).any(|length| {
             let above = AttrPath::new(path.names()[..length].to_vec());
-            is_excluded(&above, &others) || fails(&above)
+            fails(&above) || others.clone().any(|path| covers(path, &above))
         });
         (!hidden).then(|| (path.clone(), next_to(path, root, known)))
     };
-    unused.filter_map(without).collect()
+    // A hint compares a name with all others; no more than these are shown.
+    unused.filter_map(without).take(LISTED).collect()
 }
 
 /// A hint at a path that does not exist; `known` are the attributes that were found, below `root`.

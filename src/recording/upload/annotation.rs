@@ -95,6 +95,13 @@ pub(in crate::recording) fn annotation_of_excess(
     (text + &found, "error".into())
 }
 
+/// The annotation of a recording that fails because of its errors, as `on-error: fail` has it.
+pub(in crate::recording) fn annotation_of_errors(report: &RecordingReport<'_>) -> (String, String) {
+    let (found, _) = annotation(report);
+    let text = format!("**Nothing is uploaded:** `on-error: fail` is set.\n\n{found}");
+    (text, "error".into())
+}
+
 /// What a recording has found that was stopped.
 #[derive(Debug)]
 pub(in crate::recording) struct StoppedReport<'a> {
