@@ -374,7 +374,7 @@ fn pruning_says_what_it_removes() {
     let removed = format!("removed {}", pin.display());
     store.eval_once(["prune"]).run().exits(0).says(&[
         &removed,
-        "removed the roots of 1 killed step",
+        "removed the roots of 1 killed run",
         "removed 1 pin",
     ]);
     assert!(!killed.exists());

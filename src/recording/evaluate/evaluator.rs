@@ -12,6 +12,7 @@ use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake};
 use crate::recording::{Evaluator, RecordingRequest};
+use crate::state::{Roots, StateFolder};
 use crate::store::Store;
 use crate::supervise::Supervisor;
 
@@ -35,6 +36,9 @@ pub(in crate::recording) enum EvaluatorRun<'a> {
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         workers: usize,
+        state: &'a StateFolder,
+        /// What each try has found, until the pin keeps it.
+        roots: Vec<Roots>,
         supervisor: &'a mut Supervisor,
         evaluated: Box<EvaluationResult>,
         log: Log,
@@ -63,6 +67,8 @@ impl<'a> EvaluatorRun<'a> {
                 request,
                 locked,
                 workers: request.workers.unwrap_or(host.cores).get(),
+                state: host.state,
+                roots: Vec::new(),
                 supervisor,
                 evaluated: Box::default(),
                 log: log.clone(),
@@ -84,15 +90,20 @@ impl<'a> EvaluatorRun<'a> {
                 request,
                 locked,
                 workers,
+                state,
+                roots,
                 supervisor,
                 evaluated,
                 log,
             } => {
                 let started = Instant::now();
+                // A new folder each time: it makes no root where there is a link already, also to what is gone.
+                roots.extend(state.roots());
                 **evaluated = eval_jobs::evaluate(
                     request,
                     locked.as_ref(),
                     *workers,
+                    roots.last().map(Roots::folder),
                     store,
                     supervisor,
                     log,
