@@ -110,13 +110,13 @@ impl<'a> Sharing<'a> {
         log: &Log,
     ) -> Result<(), Failure> {
         // To look for them takes as long as to make half of the steps.
-        let writes = matches!(self.how, How::Store(_) | How::Artifact { .. });
-        let drvs = if writes {
+        let needs_drvs = matches!(self.how, How::Store(_) | How::Artifact { .. });
+        let drvs = if needs_drvs {
             pipeline.drvs_of_steps(targets)
         } else {
             Vec::new()
         };
-        if writes && drvs.is_empty() {
+        if needs_drvs && drvs.is_empty() {
             return Ok(());
         }
         let mut writer = ShareWriter {
