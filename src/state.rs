@@ -227,7 +227,7 @@ impl StateFolder {
         }
     }
 
-    /// A folder for GC roots that end with this process. Those of killed steps are removed first.
+    /// A folder for GC roots that end with this process. Those of killed ones are removed first.
     ///
     /// # Errors
     /// No link can be made there: the disk is full, or not writable.
@@ -235,7 +235,7 @@ impl StateFolder {
         Roots::below(&self.folder)
     }
 
-    /// Removes the roots of killed steps, and the roots of outputs whose day is over: how many of each.
+    /// Removes the roots of killed processes, and the roots of outputs whose day is over: how many of each.
     #[must_use]
     pub fn sweep(&self) -> (usize, usize) {
         sweep_files(&self.folder.join(TEMPORARY));

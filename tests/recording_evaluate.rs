@@ -887,6 +887,11 @@ fn nix_eval_jobs_gives_the_same_records() {
     assert_eq!(ours.step(&["a"]).record["log"], "raw");
     let arguments = fs::read_to_string(store.root().join("arguments")).unwrap();
     assert!(arguments.contains("--workers\n2\n"), "{arguments}");
+    // What it has found is kept by its own roots until the pin does.
+    let roots = store.our_state().join("roots");
+    let argument = format!("--gc-roots-dir\n{}/eval-once-", roots.display());
+    assert!(arguments.contains(&argument), "{arguments}");
+    assert!(!roots.read_dir().unwrap().any(|_| true));
 }
 
 /// Two to the 32nd paths are too long there.

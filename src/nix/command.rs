@@ -524,6 +524,7 @@ pub fn eval_jobs(
     workers: usize,
     memory: Option<u64>,
     all: bool,
+    roots: Option<&Path>,
     options: &Options,
 ) -> CommandLine {
     let workers = workers.to_string();
@@ -536,6 +537,11 @@ pub fn eval_jobs(
         arguments.push("--force-recurse");
     }
     let mut command = command("nix-eval-jobs", &arguments, options);
+    if let Some(roots) = roots {
+        command
+            .arguments
+            .extend(["--gc-roots-dir".into(), roots.into()]);
+    }
     command.arguments.extend(evaluation.selecting(locked));
     command.folder = Some(evaluation.folder.clone());
     command
@@ -871,17 +877,18 @@ mod tests {
     }
 
     #[test]
-    fn nix_eval_jobs_has_a_memory_limit_and_recurses_only_where_that_is_wanted() {
-        let words = |memory, all| {
+    fn nix_eval_jobs_has_a_memory_limit_recurses_and_makes_roots_only_where_that_is_wanted() {
+        let words = |memory, all, roots: Option<&str>| {
             let evaluation = evaluation(Source::Expr("x".into()), &[]);
-            let words = eval_jobs(&evaluation, None, 3, memory, all, &[]).words();
+            let words =
+                eval_jobs(&evaluation, None, 3, memory, all, roots.map(Path::new), &[]).words();
             let end = words.iter().position(|word| word == "--expr").unwrap();
             words[..end].join(" ")
         };
-        assert_eq!(words(None, false), "nix-eval-jobs --meta --workers 3");
+        assert_eq!(words(None, false, None), "nix-eval-jobs --meta --workers 3");
         assert_eq!(
-            words(Some(512), true),
-            "nix-eval-jobs --meta --workers 3 --max-memory-size 512 --force-recurse"
+            words(Some(512), true, Some("/roots")),
+            "nix-eval-jobs --meta --workers 3 --max-memory-size 512 --force-recurse --gc-roots-dir /roots"
         );
     }
 

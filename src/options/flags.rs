@@ -126,7 +126,7 @@ pub(super) enum CliCommand {
     Summary,
     /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use
     ///
-    /// A recording sets the expiry of its GC root (`keep-days`, three by default). GC roots of killed steps go, too.
+    /// A recording sets the expiry of its GC root (`keep-days`, three by default). GC roots of killed runs go, too.
     Prune,
     /// Check what steps and recordings need of this host, and say how to mend what is wrong
     #[command(after_help = DOCTOR_HELP)]

@@ -109,8 +109,14 @@ impl<'a> Sharing<'a> {
         supervisor: &mut Supervisor,
         log: &Log,
     ) -> Result<(), Failure> {
-        let drvs = pipeline.drvs_of_steps(targets);
-        if drvs.is_empty() {
+        // To look for them takes as long as to make half of the steps.
+        let needs_drvs = matches!(self.how, How::Store(_) | How::Artifact { .. });
+        let drvs = if needs_drvs {
+            pipeline.drvs_of_steps(targets)
+        } else {
+            Vec::new()
+        };
+        if needs_drvs && drvs.is_empty() {
             return Ok(());
         }
         let mut writer = ShareWriter {

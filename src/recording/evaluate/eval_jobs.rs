@@ -3,6 +3,7 @@
 //! It walks marked sets (all sets with `--force-recurse`), and no lists.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -33,7 +34,7 @@ struct Line {
     meta: Option<DescribedMeta>,
 }
 
-/// Evaluates all targets, in `workers` processes.
+/// Evaluates all targets, in `workers` processes, and roots their `.drv`s in the folder `roots`.
 ///
 /// # Errors
 /// The program is missing (69) or fails (65); the store fails (75); a flake has no `attr` (64).
@@ -41,6 +42,7 @@ pub(in crate::recording) fn evaluate(
     request: &RecordingRequest,
     locked: Option<&LockedFlake>,
     workers: usize,
+    roots: Option<&Path>,
     store: &mut Store,
     supervisor: &mut Supervisor,
     log: &Log,
@@ -59,6 +61,7 @@ pub(in crate::recording) fn evaluate(
         workers,
         memory,
         request.recurse == Recurse::All,
+        roots,
         &request.options,
     );
     let mut was_repeated = false;

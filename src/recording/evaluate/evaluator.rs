@@ -12,8 +12,9 @@ use crate::exit::Failure;
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake};
 use crate::recording::{Evaluator, RecordingRequest};
+use crate::state::{Roots, StateFolder};
 use crate::store::Store;
-use crate::supervise::Supervisor;
+use crate::supervise::{Running, Supervisor};
 
 /// Where a recording is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,9 @@ pub(in crate::recording) enum EvaluatorRun<'a> {
         request: &'a RecordingRequest,
         locked: Option<LockedFlake>,
         workers: usize,
+        state: &'a StateFolder,
+        /// What each try has found, until the pin keeps it.
+        roots: Vec<Roots>,
         supervisor: &'a mut Supervisor,
         evaluated: Box<EvaluationResult>,
         log: Log,
@@ -63,6 +67,8 @@ impl<'a> EvaluatorRun<'a> {
                 request,
                 locked,
                 workers: request.workers.unwrap_or(host.cores).get(),
+                state: host.state,
+                roots: Vec::new(),
                 supervisor,
                 evaluated: Box::default(),
                 log: log.clone(),
@@ -84,15 +90,20 @@ impl<'a> EvaluatorRun<'a> {
                 request,
                 locked,
                 workers,
+                state,
+                roots,
                 supervisor,
                 evaluated,
                 log,
             } => {
                 let started = Instant::now();
+                // A new folder each time: it makes no root where there is a link already, also to what is gone.
+                roots.extend(state.roots());
                 **evaluated = eval_jobs::evaluate(
                     request,
                     locked.as_ref(),
                     *workers,
+                    roots.last().map(Roots::folder),
                     store,
                     supervisor,
                     log,
@@ -153,6 +164,14 @@ impl<'a> EvaluatorRun<'a> {
         match self {
             Self::Walker(walk) => walk.printed_errors().clone(),
             Self::EvalJobs { .. } => BTreeSet::new(),
+        }
+    }
+
+    /// Gives the evaluators away, which end by themselves from now on: what they have written is rooted.
+    pub(in crate::recording) fn release(&mut self) -> Vec<Running> {
+        match self {
+            Self::Walker(walk) => walk.release(),
+            Self::EvalJobs { .. } => Vec::new(),
         }
     }
 

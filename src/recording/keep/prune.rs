@@ -8,7 +8,7 @@ use crate::host::{self, Host};
 use crate::log::Log;
 use crate::state::CommonKind;
 
-/// Removes the expired pins, the roots of killed steps, and archives that no step has used for as long as they are kept (where the
+/// Removes the expired pins, the roots of killed runs, and archives that no step has used for as long as they are kept (where the
 /// disk is low, all that none uses).
 ///
 /// # Errors
@@ -30,7 +30,7 @@ pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
     if roots > 0 {
         log.say(format_args!(
             "removed the roots of {}",
-            number(roots, "killed step")
+            number(roots, "killed run")
         ));
     }
     if outputs > 0 {
