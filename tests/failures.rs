@@ -750,8 +750,14 @@ impl Cell {
                     let _ = request.respond(answer);
                 }
             });
+            // Asked by the Nix that is to remember the answer.
+            let daemon = (self.client != Client::NoDaemon).then(|| self.store.daemon());
             self.store
-                .nix("nix-store", ["--realise", "--dry-run", &good.drv]);
+                .program("nix-store")
+                .args(["--realise", "--dry-run", &good.drv])
+                .envs(daemon.iter().flat_map(Daemon::env))
+                .run()
+                .exits(0);
             server.unblock();
         });
     }

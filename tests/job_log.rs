@@ -123,6 +123,7 @@ fn raw_is_the_text_of_nix_line_by_line_and_opens_no_group() {
         let bare = store
             .program("nix-store")
             .args(["--realise", &target.drv, "--add-root", "bare"])
+            .envs(store.env())
             .bytes();
         if name == "good" {
             store.delete([target.out()]);
@@ -438,7 +439,9 @@ fn drift_and_a_missing_root_are_hints_that_say_what_to_do() {
 
 #[test]
 fn a_disk_that_is_nearly_full_is_a_hint() {
-    let Some(store) = Store::new() else { return };
+    let Some(store) = Store::without_daemon() else {
+        return;
+    };
     store.targets("{ hello = file \"hello\"; }");
     let target = store.target("hello");
     let folder = store.folder();

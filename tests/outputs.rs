@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, ffi::OsStr, fs, thread};
 use serde_json::Value;
 
 use crate::support::{
-    daemon::{path_of_daemons, version_on},
+    daemon::{is_for_all, path_of_daemons, version_on},
     program::Ended,
     stand_in::StandIns,
     store::Store,
@@ -391,7 +391,7 @@ fn a_fixed_output_that_keeps_references_is_green_only_with_what_is_valid() {
                     })
                     .collect();
                 let green = is_green_with_what_is_valid_or_red(&store, &drv, &environment);
-                let builds = if with_daemon {
+                let builds = if with_daemon || is_for_all() {
                     path_of_daemons(&store)
                 } else {
                     store.path()

@@ -764,7 +764,7 @@ fn a_message_is_whole_in_everything_that_has_the_room() {
     let job = scene
         .error_jobs()
         .into_iter()
-        .find(|it| it.plain().contains("the first line"));
+        .find(|it| it.plain().contains("evaluating long of default.nix"));
     let log = job.unwrap().plain().replace('\r', "");
     let last = format!("eval-once: error: long of default.nix does not evaluate: {message}\n");
     assert!(log.contains(&last), "{log}");

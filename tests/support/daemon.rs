@@ -85,7 +85,7 @@ impl Daemon {
         let program = programs.find(|file| file.is_file()).unwrap();
         let mut command = Program::new(program)
             .behind(before)
-            .envs(store.local_env())
+            .envs(store.daemon_env())
             .env("PATH", &path)
             .env("NIX_DAEMON_SOCKET_PATH", &socket)
             .command();

@@ -31,6 +31,19 @@ experimental-features = nix-command flakes
 flake-registry =
 ";
 
+/// What is in a store's root at first.
+const FOLDERS: [&str; 9] = [
+    "store",
+    "var",
+    "log",
+    "etc",
+    "home",
+    "daemons-home",
+    "tmp",
+    "work",
+    "bin",
+];
+
 /// A private store.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -92,7 +105,7 @@ impl Store {
             .unwrap();
         // Nix refuses a store that is reached through a symbolic link, as /tmp is on some systems.
         let root = folder.path().canonicalize().unwrap();
-        for name in ["store", "var", "log", "etc", "home", "tmp", "work", "bin"] {
+        for name in FOLDERS {
             fs::create_dir(root.join(name)).unwrap();
         }
         fs::write(root.join("etc/nix.conf"), NIX_CONF).unwrap();
@@ -192,6 +205,13 @@ impl Store {
 
     fn daemon_for_all(&self) -> Daemon {
         Daemon::start_on(self, &self.before, self.root.join("socket-for-all"))
+    }
+
+    /// The environment of a daemon. Its home is not the clients': Nix ignores one that belongs to another user, with what it caches there.
+    pub(super) fn daemon_env(&self) -> Vec<(OsString, OsString)> {
+        let mut env = self.local_env();
+        env.push(("HOME".into(), self.seen.join("daemons-home").into()));
+        env
     }
 
     /// As [`env`](Self::env), without a daemon.
