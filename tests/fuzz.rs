@@ -1,15 +1,23 @@
-//! Whatever Nix, a builder or a file of the store holds, the parsers of it neither panic, nor keep more than a bounded part of it, nor
-//! accept what is none of theirs.
+//! Whatever Nix, a builder, a file of the store or a job's configuration holds, the parsers of it neither panic, nor keep more than a bounded
+//! part of it, nor accept what is none of theirs; and no text of a configuration is a flag of Nix's. (A plan and the walker's lines are
+//! tried beside their parsers, which are private.)
 //!
 //! `EVAL_ONCE_FUZZ=1000000` tries that many inputs for each parser instead of a few:
 //! `cargo test --release --test integration -- fuzz::`.
 
+use eval_once::buildkite::plugin;
+use eval_once::command_line::CommandLine;
+use eval_once::evaluation_keys::Checkout;
+use eval_once::keys::Keys;
+use eval_once::nix::command;
 use eval_once::nix::message::{MESSAGE_AT_MOST, Message, in_one_line};
 use eval_once::nix::structured::{Event, LogReader, PLAIN_AT_MOST, STRUCTURED_AT_MOST};
 use eval_once::nix::{AttrPath, Derivation, DrvPath, NixOutput, StorePath};
+use eval_once::step::StepRequest;
 use eval_once::text::is_hidden;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
@@ -199,6 +207,151 @@ proptest! {
     }
 }
 
+/// A value of a key: of any type, often a text.
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        6 => flaglike().prop_map(Value::from),
+        1 => any::<bool>().prop_map(Value::from),
+        1 => any::<u64>().prop_map(Value::from),
+        1 => Just(Value::Null),
+    ];
+    leaf.prop_recursive(2, 8, 3, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..3).prop_map(Value::from),
+            vec((flaglike(), inner), 0..3)
+                .prop_map(|entries| Value::from_iter(entries.into_iter().collect::<Keys>())),
+        ]
+    })
+}
+
+/// A text that may look like a flag, an expression or a path.
+fn flaglike() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => proptest::sample::select(&[
+            "-A", "--arg", "--expr", "-E", "-f", "--", "-", "--option", "--help", "-I", "ci.nix", "a", "a.b", "", "1 + 1", "{ }: 1",
+            "--out-link", "-ls", "<nixpkgs>", "https://h/x.tar.gz", "x=y", "out", ".#a", "./.", "\"a.b\".c", "''", "${x}", "\n", "true",
+        ][..]).prop_map(str::to_owned),
+        1 => text(),
+        1 => "-{1,2}[a-z-]{1,9}( [a-z]{1,3})?",
+    ]
+}
+
+/// Keys of a step: what it evaluates, and how, with texts that may be anything.
+fn keys_of_a_step() -> impl Strategy<Value = Keys> {
+    let source = prop_oneof![Just("file"), Just("expr"), Just("flake")];
+    let attr = prop_oneof![
+        flaglike().prop_map(Value::from),
+        vec(flaglike(), 0..3).prop_map(Value::from)
+    ];
+    let arguments = || {
+        vec((flaglike(), flaglike()), 0..2).prop_map(|pairs| {
+            pairs
+                .into_iter()
+                .map(|(name, text)| (name, text.into()))
+                .collect::<Keys>()
+        })
+    };
+    (source, flaglike(), attr, arguments(), arguments(), vec(flaglike(), 0..3)).prop_map(
+        |(source, what, attr, arg, argstr, include)| {
+            let keys = json!({ source: what, "attr": attr, "arg": arg, "argstr": argstr, "include": include });
+            keys.as_object().unwrap().clone()
+        },
+    )
+}
+
+/// A flag and its values.
+type Flag = (String, Vec<String>);
+
+/// Reads a command line as Nix's programs do (`MixEvalArgs`, `LegacyArgs`): its flags and their values, and what is no flag. A flag that
+/// is none of these is an error.
+fn read_as_nix(line: &CommandLine) -> Result<(Vec<Flag>, Vec<String>), String> {
+    let mut words = line
+        .arguments
+        .iter()
+        .map(|word| word.to_str().unwrap().to_owned());
+    let (mut flags, mut others) = (Vec::new(), Vec::new());
+    while let Some(word) = words.next() {
+        let values = match word.as_str() {
+            "-E" | "--expr" | "--no-out-link" | "--no-link" | "--no-update-lock-file" => 0,
+            "-A" | "-I" | "--extra-experimental-features" | "--log-format" => 1,
+            "--arg" | "--argstr" | "--option" => 2,
+            flag if flag.starts_with('-') => return Err(format!("{flag:?} is a flag")),
+            _ => {
+                others.push(word);
+                continue;
+            }
+        };
+        flags.push((word, words.by_ref().take(values).collect()));
+    }
+    Ok((flags, others))
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_configuration_of_any_text_is_read_or_refused(text in text(), value in value(), key in "[a-z-]{1,9}") {
+        for text in [text, value.to_string(), json!([{ key: value }]).to_string()] {
+            if let Err(failure) = plugin::configuration(Some(&text), None) {
+                prop_assert_eq!(failure.class.status(), 64);
+            }
+            let _ = plugin::configuration(None, Some(&text));
+            for entry in plugin::entries(&text).unwrap_or_default() {
+                let _ = (entry.name(), entry.identifier(), entry.folder_of_repository());
+            }
+        }
+    }
+
+    #[test]
+    fn keys_of_a_step_of_any_values_are_read_or_refused(
+        keys in vec((proptest::sample::select(&["drv", "outputs", "file", "attr", "arg", "out-link", "options", "share", "push", "log", "refused", "skip"][..]), value()), 0..5),
+        confined in any::<bool>(),
+    ) {
+        let keys: Keys = keys.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let place = Checkout { folder: "/checkout".into(), confined, no_checkout: false };
+        if let Err(failure) = StepRequest::read(keys, &place) {
+            prop_assert_eq!(failure.class.status(), 64);
+        }
+    }
+
+    #[test]
+    fn no_text_of_a_step_is_a_flag_of_nix(keys in keys_of_a_step()) {
+        let place = Checkout { folder: "/checkout".into(), confined: false, no_checkout: false };
+        let Ok(request) = StepRequest::read(keys.clone(), &place) else {
+            return Ok(());
+        };
+        let Some(evaluation) = &request.evaluation else {
+            return Ok(());
+        };
+        let lines = [
+            Some(command::instantiate(evaluation, None, None, &request.options)),
+            command::nix_build(evaluation, None, &request.options, Some((2, 34))),
+        ];
+        for line in lines.into_iter().flatten() {
+            let (flags, others) = read_as_nix(&line).map_err(TestCaseError::fail)?;
+            let of = |flag: &str| {
+                let flags = flags.iter().filter(|(name, _)| name == flag);
+                flags.map(|(_, values)| values.clone()).collect::<Vec<_>>()
+            };
+            // What is evaluated is one word, besides the command of `nix build`.
+            let words = if line.program == "nix" { 2 } else { 1 };
+            prop_assert_eq!(others.len(), words, "{}", &line);
+            let pairs = |key: &str| -> Vec<Vec<String>> {
+                let pairs = keys[key].as_object().unwrap().iter();
+                pairs.map(|(name, text)| vec![name.clone(), text.as_str().unwrap().to_owned()]).collect()
+            };
+            if line.program == "nix-build" && evaluation.call {
+                prop_assert_eq!(of("--arg"), pairs("arg"), "{}", &line);
+                prop_assert_eq!(of("--argstr"), pairs("argstr"), "{}", &line);
+            }
+            for selection in of("-A") {
+                let names = AttrPath::parse(&selection[0]).map(|path| path.names().to_vec());
+                prop_assert_eq!(names.as_deref(), Ok(evaluation.attr.names()), "{}", &line);
+            }
+        }
+    }
+}
+
 /// The control: what the properties look at is there in ordinary output.
 #[test]
 fn what_the_inputs_are_made_of_is_understood() {
@@ -210,4 +363,17 @@ fn what_the_inputs_are_made_of_is_understood() {
     assert_eq!((output.begun.len(), output.faults.len()), (1, 1));
     assert!(output.whole_message().is_some());
     assert!(StorePath::parse(&drv).is_ok());
+    let place = Checkout {
+        folder: "/checkout".into(),
+        confined: false,
+        no_checkout: false,
+    };
+    let keys = json!({ "file": "-x.nix", "attr": "a", "arg": { "n": "--x" } });
+    let request = StepRequest::read(keys.as_object().unwrap().clone(), &place).unwrap();
+    let mut line = command::instantiate(request.evaluation.as_ref().unwrap(), None, None, &[]);
+    let (flags, others) = read_as_nix(&line).unwrap();
+    assert!(flags.contains(&("--arg".to_owned(), vec!["n".to_owned(), "--x".to_owned()])));
+    assert_eq!(others, ["./-x.nix"]);
+    line.arguments.push("--x".into());
+    assert!(read_as_nix(&line).is_err());
 }

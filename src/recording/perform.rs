@@ -61,9 +61,7 @@ pub fn perform(
     let state = open_state_folder(&host)?;
     // The identity is that of the keys alone: the settings of a flake are not known yet when a retry looks for its plan.
     let identity = keep::identity(&at_root);
-    if let Some(build) = build
-        && follow_earlier(build, &identity, &state, &host.temporary, supervisor, log)?
-    {
+    if follow_earlier(build, &identity, &state, &host.temporary, supervisor, log)? {
         return Ok(None);
     }
 
@@ -77,15 +75,13 @@ pub fn perform(
     let mut times = PartTimes::start(log);
     let store = &mut Store::new(&request.options, log);
     let locked = lock(&mut request, &mut at_root, &host, store, supervisor, log)?;
-    let known = match &partial {
-        Some(partial) => partial.load(locked.as_ref(), &state, store, supervisor, log)?,
-        None => KnownTargets::default(),
-    };
+    let partial = partial.as_ref();
+    let known = known_targets(partial, locked.as_ref(), &state, store, supervisor, log)?;
     let unfinished = Unfinished {
         request: &request,
         at_root: &at_root,
         build,
-        partial: partial.as_ref(),
+        partial,
         locked: locked.as_ref(),
         known: &known,
         state: &state,
@@ -152,26 +148,34 @@ pub fn perform(
         return printed_pipeline(&pipeline, excess.as_ref(), log).map(Some);
     };
     let document = document(&pinned, &pipeline, &report, &at_root, times)?;
+    let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
     if let Some(failure) = failed {
-        let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
         upload.publish(&document, &annotation_of_errors(&report))?;
         return Err(failure);
     }
     if let Some(excess) = &excess {
-        let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
         upload.publish(&document, &annotation_of_excess(&report, excess))?;
         return Err(refused(excess, log).context(undone));
     }
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
-    let saved = Upload::new(build, &host.temporary, &state, supervisor, log).save(&plan, &identity);
+    let saved = upload.save(&plan, &identity);
     unfinished.or_leave(saved, evaluated, store, supervisor)?;
-    // From now on, a retry follows the plan.
-    if let Some(partial) = &partial {
-        partial.remove(&state);
+    follow(&plan, build, &unfinished, supervisor).map(|()| None)
+}
+
+/// Follows the plan that was saved: from now on, a retry does as well.
+fn follow(
+    plan: &UploadPlan,
+    build: &BuildkiteBuild,
+    unfinished: &Unfinished<'_>,
+    supervisor: &mut Supervisor,
+) -> Result<(), Failure> {
+    let (temporary, state, log) = (unfinished.temporary, unfinished.state, unfinished.log);
+    if let Some(partial) = unfinished.partial {
+        partial.remove(state);
     }
-    let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
-    upload.follow(&plan, true).map(|()| None)
+    Upload::new(build, temporary, state, supervisor, log).follow(plan, true)
 }
 
 /// The request with its paths from the root of the checkout; `below` is the recording's folder there, if it is another one.
@@ -198,19 +202,37 @@ fn check_request(
 
 /// Follows the plan of an earlier try of the same step, if there is one. Returns whether there is.
 fn follow_earlier(
-    build: &BuildkiteBuild,
+    build: Option<&BuildkiteBuild>,
     identity: &str,
     state: &StateFolder,
     temporary: &Path,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<bool, Failure> {
+    let Some(build) = build else {
+        return Ok(false);
+    };
     let mut upload = Upload::new(build, temporary, state, supervisor, log);
     let Some(plan) = upload.earlier_plan(identity)? else {
         return Ok(false);
     };
     upload.follow(&plan, false)?;
     Ok(true)
+}
+
+/// The targets that a recording of the same keys which was stopped has found.
+fn known_targets(
+    partial: Option<&PartialRecording>,
+    locked: Option<&LockedFlake>,
+    state: &StateFolder,
+    store: &mut Store,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<KnownTargets, Failure> {
+    match partial {
+        Some(partial) => partial.load(locked, state, store, supervisor, log),
+        None => Ok(KnownTargets::default()),
+    }
 }
 
 /// The locked flake, if a flake is recorded. Its settings, as far as this host accepts them, count from now on, and in every
