@@ -217,7 +217,24 @@ fn a_first_try_follows_no_plan() {
 }
 
 /// Why a retry follows no plan that this host has not saved.
-const NOT_OURS: &str = "this host has not made it (another host or another job has)";
+const NOT_OURS: &str = "this host has no note of it (another host or another job may have made it)";
+
+#[test]
+fn a_mark_that_names_the_recordings_own_job_fails_nothing() {
+    // As another job can set it that has learnt the id.
+    let hook = r#"[ "$BUILDKITE_STEP_KEY" != record ] ||
+        buildkite-agent meta-data set "eval-once:$BUILDKITE_STEP_ID:plan" "$BUILDKITE_JOB_ID another $BUILDKITE_JOB_ID"
+    "#;
+    let configure = |build: Build| build.shell_hook("pre-command", hook);
+    let Some(scene) = Scene::new(&first_step(), configure) else {
+        return;
+    };
+    scene.build.run();
+    let job = scene.record();
+    assert_eq!(job.exit_status, Some(0), "{}", job.plain());
+    assert!(job.plain().contains(NOT_OURS), "{}", job.plain());
+    assert_eq!(scene.recorded_steps(), 3);
+}
 
 #[test]
 fn a_retry_follows_no_plan_that_another_job_left() {

@@ -112,7 +112,9 @@ impl<'a> Upload<'a> {
             return Ok(None);
         };
         let is_other = mark.recording.is_some_and(|other| other != recording);
-        if is_other && mark.job == self.build.job {
+        // A mark that another job sets would fail this one.
+        let is_noted = self.noted() == Some(mark.write());
+        if is_other && mark.job == self.build.job && is_noted {
             return Err(Failure::new(
                 Class::Config,
                 "this job has uploaded another recording already, and a step can upload only one",
@@ -188,7 +190,8 @@ impl<'a> Upload<'a> {
             }
             Ok(None) if self.noted() != Some(mark.write()) => {
                 return Ok(Some(
-                    "this host has not made it (another host or another job has)".to_owned(),
+                    "this host has no note of it (another host or another job may have made it)"
+                        .to_owned(),
                 ));
             }
             Ok(_) => {}
