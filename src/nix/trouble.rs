@@ -87,12 +87,14 @@ const OF_THE_SYSTEM: [(&str, Trouble); 32] = [
 ];
 
 /// What `SQLite` says.
-const OF_THE_DATABASE: [(&str, Trouble); 5] = [
+const OF_THE_DATABASE: [(&str, Trouble); 7] = [
     (" is busy", Trouble::System),
     (" is locked", Trouble::System),
     // No more files can be opened, for example.
     ("unable to open database file", Trouble::Limit),
     ("disk is full", Trouble::DiskFull),
+    ("readonly database", Trouble::System),
+    ("image is malformed", Trouble::System),
     ("I/O error", Trouble::DiskFull),
 ];
 
@@ -137,7 +139,7 @@ const NIXS_OWN: [&str; 17] = [
 /// The infrastructure failure that a message names, if any. While Nix builds, there is no expression that could have named a
 /// missing file: any error of the system counts then.
 pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
-    if unquoted(message).contains("SQLite ")
+    if is_about_a_database(message)
         && let Some((_, trouble)) = OF_THE_DATABASE
             .iter()
             .find(|(words, _)| message.contains(words))
@@ -184,6 +186,15 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     let own = building || NIXS_OWN.iter().any(|start| message.starts_with(start));
     let of_a_file = |line: &str| OF_A_FILE.iter().any(|words| says(line, words));
     (own && ends.any(of_a_file)).then_some(Trouble::System)
+}
+
+/// Whether an error is of one of Nix's databases: that it is busy, or another one, which ends with the name of its file. (A text that
+/// an expression throws is known for its own.)
+fn is_about_a_database(message: &str) -> bool {
+    let name = message
+        .strip_suffix("')")
+        .and_then(|message| message.rsplit_once(" (in '"));
+    unquoted(message).contains("SQLite ") || name.is_some_and(|(_, file)| file.ends_with(".sqlite"))
 }
 
 /// A message up to its first quote: what is quoted may be a name that the expression chose, and hold anything.
@@ -253,6 +264,17 @@ mod tests {
     #[test]
     fn an_error_of_the_system_is_not_confused_with_a_missing_file_of_the_user() {
         for (message, while_evaluating, while_building) in [
+            (
+                "committing transaction: database or disk is full, database or disk is full (in '/nix/var/nix/db/db.sqlite')",
+                Some(Trouble::DiskFull),
+                Some(Trouble::DiskFull),
+            ),
+            (
+                "executing SQLite statement 'x': attempt to write a readonly database (in '/nix/var/nix/db/db.sqlite')",
+                Some(Trouble::System),
+                Some(Trouble::System),
+            ),
+            ("the database or disk is full", None, None),
             (
                 "error parsing derivation '/s/x.drv': error: expected string 'Derive(['",
                 None,
