@@ -30,13 +30,12 @@ pub(super) fn named(message: &str, keys: &[String]) -> Option<usize> {
 /// The failure of a chunk that Buildkite rejects, with the step that the message names.
 pub(super) fn rejected(message: &str, chunk: &Chunk, number: usize) -> Failure {
     let about = match named(message, &chunk.keys) {
-        Some(at) => format!(
-            "the step {} ({})",
-            chunk
-                .label(&chunk.keys[at])
-                .unwrap_or_else(|| "without a label".into()),
-            chunk.keys[at]
-        ),
+        Some(at) => {
+            let key = &chunk.keys[at];
+            let label = chunk.label(key);
+            let label = label.unwrap_or_else(|| "without a label".into());
+            format!("the step {label} ({key})")
+        }
         None if chunk.keys.len() == 1 => format!(
             "the step {}",
             chunk
