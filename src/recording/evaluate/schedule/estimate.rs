@@ -103,6 +103,10 @@ impl Curve {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.marks.is_empty()
+    }
+
     pub(super) fn attributes(&self) -> f64 {
         self.attributes
     }
@@ -236,8 +240,9 @@ impl Remaining {
     /// Whether one worker more pays than are running, which have this much memory.
     pub(super) fn another_pays(&self, running: &[f64]) -> bool {
         let (now, then) = (running.len(), running.len() + 1);
-        let root_fits = |budget| self.costs.base < budget / as_float(then as u64);
-        if !self.budget.is_none_or(root_fits) {
+        let one_fits =
+            |budget| self.costs.base + self.costs.growth < budget / as_float(then as u64);
+        if !self.budget.is_none_or(one_fits) {
             return false;
         }
         let work = as_float(self.costs.attributes) * self.costs.each;

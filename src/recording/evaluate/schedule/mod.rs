@@ -210,6 +210,8 @@ pub(super) struct Schedule {
     /// Of the workers that have ended, what was measured of that with the most attributes.
     times: Curve,
     memory: Curve,
+    /// The memory of a worker that has evaluated the root, and no attribute of a task: only the one that finds the attributes waits then.
+    base: Option<f64>,
     /// How many names the sets have that were found.
     known: u64,
     /// How many of them have begun.
@@ -238,6 +240,7 @@ impl Schedule {
             root: None,
             times: Curve::default(),
             memory: Curve::default(),
+            base: None,
             known: 0,
             begun: 0,
         }
@@ -534,7 +537,13 @@ impl Schedule {
         if let Some(resident) = resident
             && one.stage == Stage::Ready
         {
-            one.memory.measure(one.measured, as_float(resident));
+            let resident = as_float(resident);
+            if one.measured == 0 {
+                self.base = Some(resident);
+            } else if let Some(base) = self.base.filter(|_| one.memory.is_empty()) {
+                one.memory.measure(0, base);
+            }
+            one.memory.measure(one.measured, resident);
         }
         if one.closing {
             return Next::End;
@@ -592,11 +601,16 @@ impl Schedule {
     fn room(&self, worker: &WorkerState) -> Option<f64> {
         let resident = as_float(worker.resident?);
         let memory = self.most_measured(|one| &one.memory, &self.memory);
-        let growth = memory.slope().unwrap_or_default();
-        let costs = Costs {
-            base: memory.rest(growth),
-            growth,
-            ..Costs::default()
+        let costs = match (memory.slope(), self.remembered) {
+            (None, Some(remembered)) => remembered,
+            (growth, _) => {
+                let growth = growth.unwrap_or_default();
+                Costs {
+                    base: memory.rest(growth),
+                    growth,
+                    ..Costs::default()
+                }
+            }
         };
         let budget = (self.budget != u64::MAX).then(|| as_float(self.budget));
         let full = Remaining { costs, budget }.full(self.most())?;
