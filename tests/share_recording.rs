@@ -627,14 +627,12 @@ fn without_the_program_nix_nothing_is_recorded() {
 #[test]
 fn where_only_the_share_needs_the_program_nix_its_absence_is_a_warning() {
     let Some(job) = odd_job("") else { return };
-    let lines: String = ["a", "b", "c"]
-        .iter()
-        .map(|attr| {
-            let drv = job.store.instantiate("default.nix", attr);
-            let line = json!({ "attr": attr, "attrPath": [attr], "drvPath": drv, "inputDrvs": {} });
-            format!("echo '{line}'\n")
-        })
-        .collect();
+    let lines = ["a", "b", "c"].map(|attr| {
+        let drv = job.store.instantiate("default.nix", attr);
+        let line = json!({ "attr": attr, "attrPath": [attr], "drvPath": drv, "inputDrvs": {} });
+        format!("echo '{line}'\n")
+    });
+    let lines = lines.concat();
     let folder = job.store.root().join("without-nix");
     StandIns::new(&folder)
         .instead("nix-eval-jobs", &format!("#!/bin/sh\n{lines}"))
