@@ -66,8 +66,10 @@ let
     word: at: text:
     builtins.trace "${marker} ${word} ${at} ${text}" null;
 
-  # Nix removes tabs, carriage returns, bells and escape sequences from a trace, which would change the name.
+  # Nix removes tabs, carriage returns, bells and escape sequences from a trace, which would change the name. Of a name that is longer than
+  # an agent can pass to a job (128 KiB), as much is said as is refused for that.
   escaped =
+    name:
     builtins.replaceStrings
       (
         [
@@ -85,7 +87,8 @@ let
         "\\r"
         "\\a"
         "\\e"
-      ];
+      ]
+      (builtins.substring 0 131073 name);
 
   isDerivation = value: builtins.isAttrs value && value.type or null == "derivation";
 

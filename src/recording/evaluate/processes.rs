@@ -31,12 +31,8 @@ const FINAL_OUTPUT_AT_MOST: usize = 64 << 10;
 /// expression likes.
 const LINE_AT_MOST: usize = 2 << 20;
 
-/// How much is kept of a line that is longer, in bytes: of a name more than an agent can pass to a job (128 KiB on Linux), so that
-/// what is left of it is refused, and never another attribute.
-const CUT_AT: usize = 256 << 10;
-
-/// How much of a line is looked at for the begin of a message, in bytes.
-const BEGIN: usize = 8 << 10;
+/// How much is kept of a line that is longer: less than a log prints of one.
+const CUT_AT: usize = 8 << 10;
 
 /// Why a worker was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +149,7 @@ impl WorkerProcess {
 
     /// Reads a line that is not the walker's. Gives true if it is for the log; false if it may belong to Nix's final message.
     fn read(&mut self, line: &[u8]) -> bool {
-        let begin = &line[..line.len().min(BEGIN)];
+        let begin = &line[..line.len().min(CUT_AT)];
         let is_error = || message::is_begin(&without_escapes(&String::from_utf8_lossy(begin)));
         self.read_output(line);
         if self.final_output.is_empty() && !is_error() {
