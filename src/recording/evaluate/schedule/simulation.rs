@@ -314,10 +314,9 @@ fn targets_that_share_nearly_everything_are_evaluated_by_one_worker() {
         eighth_is_first,
         package_set(),
         libraries(400, 0.01),
-        libraries(400, 0.04),
         libraries(100, 0.02),
         power_law(400, 1.0, 0.2),
-        power_law(3000, 0.5, 0.3),
+        power_law(600, 0.5, 0.3),
         chain(1000, 0.0005),
     ];
     for (number, workload) in workloads.iter().enumerate() {
