@@ -144,18 +144,13 @@ pub fn perform(
         log.say(report.sentence(None));
     }
     let Some(build) = build else {
-        failed.map_or(Ok(()), Err)?;
-        return printed_pipeline(&pipeline, excess.as_ref(), log).map(Some);
+        return printed_pipeline(failed, &pipeline, excess.as_ref(), log).map(Some);
     };
     let document = document(&pinned, &pipeline, &report, &at_root, times)?;
     let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
-    if let Some(failure) = failed {
-        upload.publish(&document, &annotation_of_errors(&report))?;
+    if let Some((failure, body)) = refusal(failed, excess.as_ref(), &report, undone, log) {
+        upload.publish(&document, &body)?;
         return Err(failure);
-    }
-    if let Some(excess) = &excess {
-        upload.publish(&document, &annotation_of_excess(&report, excess))?;
-        return Err(refused(excess, log).context(undone));
     }
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
@@ -372,12 +367,15 @@ fn document(
     document.to_json()
 }
 
-/// What goes to standard output: the pipeline, also where an upload of it would be refused.
+/// What goes to standard output: the pipeline, also where an upload of it would be refused; not where errors have `failed` the
+/// recording.
 fn printed_pipeline(
+    failed: Option<Failure>,
     pipeline: &PlannedPipeline,
     excess: Option<&Excess>,
     log: &Log,
 ) -> Result<Vec<u8>, Failure> {
+    failed.map_or(Ok(()), Err)?;
     if let Some(excess) = excess {
         warn_of_excess(excess, log);
     }
@@ -385,10 +383,22 @@ fn printed_pipeline(
     Ok((text + "\n").into_bytes())
 }
 
-/// The failure of a recording whose pipeline has too many jobs. The log has them by attribute.
-fn refused(excess: &Excess, log: &Log) -> Failure {
+/// Why no step is uploaded, and the annotation that says so: the errors have `failed` the recording, or its pipeline has too many
+/// jobs, which the log has by attribute.
+fn refusal(
+    failed: Option<Failure>,
+    excess: Option<&Excess>,
+    report: &RecordingReport<'_>,
+    undone: &'static str,
+    log: &Log,
+) -> Option<(Failure, (String, String))> {
+    if let Some(failure) = failed {
+        return Some((failure, annotation_of_errors(report)));
+    }
+    let excess = excess?;
     log.say(excess.by_attribute());
-    excess.failure()
+    let failure = excess.failure().context(undone);
+    Some((failure, annotation_of_excess(report, excess)))
 }
 
 /// What a failing recording has not done, so that a reader knows that nothing has to be cleaned up.

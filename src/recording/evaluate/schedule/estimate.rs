@@ -240,8 +240,9 @@ impl Remaining {
     /// Whether one worker more pays than are running, which have this much memory.
     pub(super) fn another_pays(&self, running: &[f64]) -> bool {
         let (now, then) = (running.len(), running.len() + 1);
+        // While it is evaluated it may need more than remains.
         let one_fits =
-            |budget| self.costs.base + self.costs.growth < budget / as_float(then as u64);
+            |budget| self.costs.growth < FULL * (budget / as_float(then as u64) - self.costs.base);
         if !self.budget.is_none_or(one_fits) {
             return false;
         }

@@ -314,10 +314,9 @@ fn targets_that_share_nearly_everything_are_evaluated_by_one_worker() {
         eighth_is_first,
         package_set(),
         libraries(400, 0.01),
-        libraries(400, 0.04),
         libraries(100, 0.02),
         power_law(400, 1.0, 0.2),
-        power_law(3000, 0.5, 0.3),
+        power_law(600, 0.5, 0.3),
         chain(1000, 0.0005),
     ];
     for (number, workload) in workloads.iter().enumerate() {
@@ -418,6 +417,7 @@ fn a_budget_for_one_and_a_half_workers_costs_little() {
         with_memory(300.0, 4.0, 2000.0, Workload::new(2.0, 1000, 0.02)),
         with_memory(850.0, 1.0, 1000.0, Workload::new(2.0, 400, 0.05)),
         with_memory(50.0, 450.0, 680.0, Workload::new(0.2, 6, 2.5)),
+        with_memory(26.0, 310.0, 680.0, Workload::new(0.2, 6, 2.5)),
         with_memory(300.0, 100.0, 1500.0, Workload::new(1.0, 15, 2.0)),
         with_memory(300.0, 100.0, 1500.0, Workload::new(5.0, 15, 2.0)),
         with_memory(300.0, 100.0, 1500.0, Workload::new(10.0, 15, 2.0)),
