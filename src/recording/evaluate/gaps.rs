@@ -24,7 +24,7 @@ pub struct Gaps {
     pub systems: BTreeSet<String>,
     /// The system that a flake is recorded on.
     pub system: String,
-    /// The first [`LISTED`] exclusions that match nothing, each with a hint.
+    /// The first exclusions that match nothing, each with a hint.
     pub exclusions: Vec<(AttrPath, Option<String>)>,
 }
 

@@ -1,14 +1,12 @@
 //! The pin: one small store file that refers to every recorded `.drv`, and the GC root that keeps it.
 
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::content::{PinOwner, pin_text};
 use super::folder::{hold, seconds, write_expiry};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
-use crate::fingerprint::fingerprint;
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath, command};
 use crate::recording::RecordingRequest;
@@ -51,13 +49,12 @@ pub(in crate::recording) fn pin(
     let until = now + u64::from(request.keep_days) * 24 * 60 * 60;
     write_expiry(state, &folder, until).classify(Class::Infrastructure, in_state)?;
     let link = folder.join("pin");
-    let seen = seen(state, targets);
     let keeper = Keeper {
         name: "the pin",
         text: pin_text(targets, owner, now)?,
         drvs: targets.iter().map(|(_, drv)| *drv).collect(),
         link: &link,
-        asks_roots: state.note(&seen, SEEN_LASTS).is_none(),
+        asks_roots: true,
     };
     match store.keep(&keeper, state, supervisor, beside)? {
         Kept::Gone(gone) => Ok(PinResult::Gone(gone)),
@@ -66,45 +63,25 @@ pub(in crate::recording) fn pin(
             roots,
             answers,
         } => {
-            if let Some(roots) = roots
-                && check_root(&roots, &link, log)
-            {
-                // Without the note it is looked for again.
-                let _ = state.write_note(&seen, "");
+            if let Some(roots) = roots {
+                check_root(&roots, &link, log);
             }
             Ok(PinResult::Pinned(file, answers))
         }
     }
 }
 
-/// How long it counts that the daemon has seen a root in the state folder: it looks for all roots then, which takes longer than
-/// everything else that is done with the pin.
-const SEEN_LASTS: Duration = Duration::from_secs(60 * 60);
-
-/// The name of the note that says so of the state folder at this place, and of the store that has these targets.
-fn seen(state: &StateFolder, targets: &[(&AttrPath, &DrvPath)]) -> String {
-    let store = targets
-        .first()
-        .map(|(_, drv)| drv.as_store_path().as_path());
-    let store = store.and_then(Path::parent).unwrap_or(Path::new(""));
-    let state = state.pins();
-    let places = [state.as_path(), store].map(|place| place.as_os_str().as_bytes());
-    format!("root-seen-{}", fingerprint(places))
-}
-
 /// Warns where the daemon does not see the root, as in a container whose folders it does not share: the next collection would take
-/// everything. `roots` is what Nix says that keeps the pin; through a daemon, as the daemon sees it. Gives whether it sees the root.
-fn check_root(roots: &Finished, link: &Path, log: &Log) -> bool {
+/// everything. `roots` is what Nix says that keeps the pin; through a daemon, as the daemon sees it.
+fn check_root(roots: &Finished, link: &Path, log: &Log) {
     if !roots.ending.success() {
-        return false;
+        return;
     }
-    let is_seen = names_root(roots, link);
-    if !is_seen {
+    if !names_root(roots, link) {
         log.warn(format_args!(
             "the Nix daemon does not see {}, so its next collection takes what was recorded: \
              mount the state folder at the same path where the daemon runs, or set EVAL_ONCE_STATE_DIR to a folder that is",
             link.display()
         ));
     }
-    is_seen
 }
