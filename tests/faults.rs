@@ -581,8 +581,8 @@ fn lock_database(store: &Store) -> File {
         .unwrap();
     // SQLite's shared bytes, which every connection locks.
     let lock = unix::libc::flock {
-        l_type: unix::libc::F_WRLCK as _,
-        l_whence: unix::libc::SEEK_SET as _,
+        l_type: unix::libc::F_WRLCK.try_into().unwrap(),
+        l_whence: unix::libc::SEEK_SET.try_into().unwrap(),
         l_start: 0x4000_0002,
         l_len: 510,
         l_pid: 0,
