@@ -670,6 +670,7 @@ fn an_expressions_own_words_are_its_own_whatever_they_sound_like() {
         "unexpected end-of-file",
         "interrupted by the user",
         "unable to download 'https://x/y': Couldn't resolve host name (6)",
+        "committing transaction: database or disk is full (in '/nix/var/nix/db/db.sqlite')",
     ];
     for said in words {
         for how in ["throw", "abort"] {
@@ -710,6 +711,7 @@ fn names_and_traces_that_sound_like_the_system_are_the_expressions_own() {
     for said in [
         r#"{ }."unable to download 'http://x/y': foo""#,
         r#"{ }."SQLite x is busy""#,
+        r#"{ }."x: database or disk is full (in '/x.sqlite')""#,
         r#"{ }."a: Connection reset by peer\nb""#,
         r#"builtins.trace "x\nfatal: unable to access 'https://x/'" ({ }.digit)"#,
         r#"builtins.addErrorContext "x\n\nerror: y: Connection reset by peer" (1 + { })"#,
