@@ -144,24 +144,22 @@ pub fn perform(
         seconds: order.started.elapsed().as_secs_f64(),
         previous: previous.as_deref(),
     };
-    if failed.is_none() {
-        log.say(report.sentence(None));
-    }
+    say_recorded(&report, failed.as_ref(), log);
     let Some(build) = build else {
         return printed_pipeline(failed, &pipeline, excess.as_ref(), log).map(Some);
     };
     let document = document(&pinned, &pipeline, &report, &at_root, times)?;
     let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
-    if let Some((failure, body)) = refusal(failed, excess.as_ref(), &report, undone, log) {
-        upload.publish(&document, &body)?;
-        return Err(failure);
-    }
+    let refusal = refusal(failed, excess.as_ref(), &report, undone, log);
+    publish_refusal(refusal, &document, &mut upload)?;
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
     let saved = upload.save(&plan, &identity);
     unfinished.or_leave(saved, evaluated, store, supervisor)?;
     // From now on, a retry follows the plan.
-    partial.iter().for_each(|partial| partial.remove(&state));
+    if let Some(partial) = &partial {
+        partial.remove(&state);
+    }
     let mut upload = Upload::new(build, &host.temporary, &state, supervisor, log);
     upload.follow(&plan, true).map(|()| None)
 }
@@ -342,6 +340,13 @@ fn document(
     document.to_json()
 }
 
+/// Says how much was recorded, unless errors have `failed` it.
+fn say_recorded(report: &RecordingReport<'_>, failed: Option<&Failure>, log: &Log) {
+    if failed.is_none() {
+        log.say(report.sentence(None));
+    }
+}
+
 /// What goes to standard output: the pipeline, also where an upload of it would be refused; not where errors have `failed` the
 /// recording.
 fn printed_pipeline(
@@ -374,6 +379,19 @@ fn refusal(
     log.say(excess.by_attribute());
     let failure = excess.failure().context(undone);
     Some((failure, annotation_of_excess(report, excess)))
+}
+
+/// Publishes what was found where no step is uploaded, and fails.
+fn publish_refusal(
+    refusal: Option<(Failure, (String, String))>,
+    document: &str,
+    upload: &mut Upload<'_>,
+) -> Result<(), Failure> {
+    let Some((failure, body)) = refusal else {
+        return Ok(());
+    };
+    upload.publish(document, &body)?;
+    Err(failure)
 }
 
 /// What a failing recording has not done, so that a reader knows that nothing has to be cleaned up.
