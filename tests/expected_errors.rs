@@ -423,13 +423,13 @@ fn a_build_is_red_for_a_new_error_only_and_shows_those_that_are_known() {
     let begin = "**Nothing is uploaded:** `on-error: fail` is set.\n\n**eval-once** recorded ";
     assert!(annotation.starts_with(begin), "{annotation}");
     assert!(annotation.contains("<code>new</code>"), "{annotation}");
-    let (these, those) = (step.document(), none.document());
-    assert_eq!(those["counts"], these["counts"]);
+    let (with_steps, without) = (step.document(), none.document());
+    assert_eq!(without["counts"], with_steps["counts"]);
     let attrs = |document: &Value| -> Vec<Value> {
         let errors = document["errors"].as_array().unwrap().iter();
         errors.map(|error| error["attr"].clone()).collect()
     };
-    assert_eq!(attrs(&those), attrs(&these));
+    assert_eq!(attrs(&without), attrs(&with_steps));
 }
 
 #[test]

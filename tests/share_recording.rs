@@ -627,17 +627,15 @@ fn without_the_program_nix_nothing_is_recorded() {
 #[test]
 fn where_only_the_share_needs_the_program_nix_its_absence_is_a_warning() {
     let Some(job) = odd_job("") else { return };
-    let lines: String = ["a", "b", "c"]
-        .iter()
-        .map(|attr| {
-            let drv = job.store.instantiate("default.nix", attr);
-            let line = json!({ "attr": attr, "attrPath": [attr], "drvPath": drv, "inputDrvs": {} });
-            format!("echo '{line}'\n")
-        })
-        .collect();
+    let mut script = String::from("#!/bin/sh\n");
+    for attr in ["a", "b", "c"] {
+        let drv = job.store.instantiate("default.nix", attr);
+        let line = json!({ "attr": attr, "attrPath": [attr], "drvPath": drv, "inputDrvs": {} });
+        writeln!(script, "echo '{line}'").unwrap();
+    }
     let folder = job.store.root().join("without-nix");
     StandIns::new(&folder)
-        .instead("nix-eval-jobs", &format!("#!/bin/sh\n{lines}"))
+        .instead("nix-eval-jobs", &script)
         .instead(
             "buildkite-agent",
             &fs::read_to_string(job.store.bin().join("buildkite-agent")).unwrap(),
