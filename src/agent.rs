@@ -20,8 +20,8 @@ const UNREACHABLE: &str =
     "check that this host can reach Buildkite, then retry the job: it continues where it stopped";
 
 /// How long a command of the agent's may take. By itself it tries again for minutes where Buildkite does not answer (an upload: 60
-/// times, every five seconds), and an archive of a large closure takes its time. What takes longer does not end at all.
-const PATIENCE: Duration = Duration::from_secs(1_800);
+/// times, every five seconds), and a retry of the job would not be faster. What takes longer does not end at all.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Runs a command of the agent's that must succeed; `doing` says what it is for.
 ///
