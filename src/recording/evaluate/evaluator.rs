@@ -14,7 +14,7 @@ use crate::nix::{AttrPath, DrvPath, LockedFlake};
 use crate::recording::{Evaluator, RecordingRequest};
 use crate::state::{Roots, StateFolder};
 use crate::store::Store;
-use crate::supervise::{Running, Supervisor};
+use crate::supervise::Supervisor;
 
 /// Where a recording is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,14 +164,6 @@ impl<'a> EvaluatorRun<'a> {
         match self {
             Self::Walker(walk) => walk.printed_errors().clone(),
             Self::EvalJobs { .. } => BTreeSet::new(),
-        }
-    }
-
-    /// Gives the evaluators away, which end by themselves from now on: what they have written is rooted.
-    pub(in crate::recording) fn release(&mut self) -> Vec<Running> {
-        match self {
-            Self::Walker(walk) => walk.release(),
-            Self::EvalJobs { .. } => Vec::new(),
         }
     }
 

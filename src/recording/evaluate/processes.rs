@@ -312,13 +312,6 @@ impl Processes {
         resident.into_iter().flatten().sum()
     }
 
-    /// Gives the idle processes away, which end by themselves from now on.
-    pub(super) fn release_idle(&mut self) -> Vec<Running> {
-        let mut idle = std::mem::take(&mut self.idle);
-        idle.iter_mut().for_each(Running::end_input);
-        idle
-    }
-
     /// Ends the idle processes, which have nothing to lose, and waits until they have.
     pub(super) fn end_idle(&mut self) {
         self.idle.clear();

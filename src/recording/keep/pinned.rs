@@ -12,7 +12,6 @@ use crate::recording::targets::targets_and_edges;
 use crate::recording::{EvaluationResult, RecordingRequest, Target};
 use crate::state::StateFolder;
 use crate::store::{ATTEMPTS, Answer, COLLECTOR_HINT, Store};
-use crate::supervise::Running;
 
 /// An evaluation whose `.drv`s are pinned.
 pub(in crate::recording) struct PinnedEvaluation {
@@ -23,9 +22,6 @@ pub(in crate::recording) struct PinnedEvaluation {
     pub(in crate::recording) edges: Edges,
     /// The answers to the questions of [`skip::questions`] about these targets; none where they were not asked.
     pub(in crate::recording) answers: Option<Vec<Answer>>,
-    /// The evaluators, which end while other things are done, and with this at the latest.
-    #[expect(dead_code, reason = "processes that end with this")]
-    evaluators: Vec<Running>,
 }
 
 /// Pins what was evaluated, and reads the `.drv`s while Nix writes the pin. `.drv`s that are gone by then are evaluated again.
@@ -50,7 +46,6 @@ pub(in crate::recording) fn pin_evaluation(
                 targets,
                 edges,
                 answers: None,
-                evaluators: evaluation.release(),
             });
         }
         let recorded: Vec<(&AttrPath, &DrvPath)> = evaluated
@@ -88,7 +83,6 @@ pub(in crate::recording) fn pin_evaluation(
                     targets,
                     edges,
                     answers,
-                    evaluators: evaluation.release(),
                 });
             }
             PinResult::Gone(gone) => evaluation.again(&gone, store)?,

@@ -28,7 +28,7 @@ use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, LockedFlake};
 use crate::recording::RecordingRequest;
 use crate::store::{ATTEMPTS, Store};
-use crate::supervise::{Running, Supervisor};
+use crate::supervise::Supervisor;
 
 /// A walk over all targets, and what it has found so far.
 pub struct Walk<'a> {
@@ -36,9 +36,10 @@ pub struct Walk<'a> {
     supervisor: &'a mut Supervisor,
     log: Log,
     progress: Progress,
-    invocation: WorkerInvocation<'a>,
     schedule: Schedule,
+    // Before the invocation, whose folder they may write into until they have ended.
     processes: Processes,
+    invocation: WorkerInvocation<'a>,
     workers: BTreeMap<WorkerId, Worker>,
     diagnosis: Diagnosis<'a>,
     findings: Findings,
@@ -148,11 +149,6 @@ impl<'a> Walk<'a> {
     /// The supervisor, for what is done between two walks.
     pub fn supervisor(&mut self) -> &mut Supervisor {
         self.supervisor
-    }
-
-    /// Gives the evaluators away, which end by themselves from now on: what they have written is rooted.
-    pub(in crate::recording) fn release(&mut self) -> Vec<Running> {
-        self.processes.release_idle()
     }
 
     /// What was found, in the order of the attributes.
