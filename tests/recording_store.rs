@@ -290,6 +290,23 @@ fn a_state_folder_that_the_daemon_does_not_see_is_a_failure_with_its_name() {
 }
 
 #[test]
+fn a_root_that_a_collection_removes_with_an_older_one_is_made_again() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    // A collection that comes upon a link that leads nowhere removes it, though it leads to the new root by now.
+    let script = "case \"$*\" in *--add-root*/pins/*) \"$REAL\" \"$@\"; status=$?; if mkdir \"$0.once\" 2>/dev/null; then \
+                  rm -f \"$NIX_STATE_DIR\"/gcroots/auto/*; fi; exit $status;; esac";
+    let stand_ins = StandIns::new(store.bin()).before("nix-store", script);
+    let ended = record(&store, &["--skip", "none"])
+        .env("PATH", stand_ins.path(&store))
+        .run();
+    let recorded = drvs(&Pipeline::of(&ended));
+    assert!(!ended.stderr.contains("does not see"), "{ended}");
+    store.collect();
+    assert!(recorded.iter().all(|drv| store.has(drv)), "{ended}");
+}
+
+#[test]
 fn a_state_folder_is_read_by_its_letters_as_nix_reads_it() {
     let Some(store) = Store::new() else { return };
     store.targets(TARGETS);

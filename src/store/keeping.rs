@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::examined::names_root;
 use super::{ATTEMPTS, Answer, COLLECTOR_HINT, PathQuestion, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
@@ -35,8 +36,8 @@ pub enum Kept {
     By {
         /// The file.
         file: StorePath,
-        /// What Nix says that keeps it, for [`names_root`](super::names_root), if it was asked.
-        roots: Option<Finished>,
+        /// Whether Nix says that this root keeps it, as far as it was asked and has answered.
+        is_seen: bool,
         /// The answers to the questions that were asked meanwhile, in their order.
         answers: Vec<Answer>,
     },
@@ -92,7 +93,9 @@ impl Store {
         let (mut questions, mut answers) = (Vec::new(), Vec::new());
         // What fails because of a missing path is repeated once where that path is valid by the time we ask.
         let mut repeated = false;
-        for _ in 0..ATTEMPTS {
+        // A collection that was running already may have removed the new root with an older one that led nowhere.
+        let mut unseen = false;
+        for attempt in 1..=ATTEMPTS {
             let mut stderr = Vec::new();
             let written =
                 supervisor.run_beside(&write, OnStop::TermThenKill, &mut stderr, || {
@@ -155,11 +158,18 @@ impl Store {
                     }
                 }
                 _ => {
-                    return Ok(Kept::By {
-                        file,
-                        roots: asked.next().map(|roots| roots.finished),
-                        answers,
+                    let is_seen = asked.next().is_none_or(|roots| {
+                        !roots.finished.ending.success() || names_root(&roots.finished, link)
                     });
+                    if is_seen || unseen || attempt == ATTEMPTS {
+                        return Ok(Kept::By {
+                            file,
+                            is_seen,
+                            answers,
+                        });
+                    }
+                    unseen = true;
+                    continue;
                 }
             }
             repeated = true;

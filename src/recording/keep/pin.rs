@@ -11,8 +11,8 @@ use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath, command};
 use crate::recording::RecordingRequest;
 use crate::state::StateFolder;
-use crate::store::{Answer, Keeper, Kept, Store, names_root};
-use crate::supervise::{Finished, Supervisor};
+use crate::store::{Answer, Keeper, Kept, Store};
+use crate::supervise::Supervisor;
 
 /// The result of pinning.
 #[derive(Debug)]
@@ -60,28 +60,23 @@ pub(in crate::recording) fn pin(
         Kept::Gone(gone) => Ok(PinResult::Gone(gone)),
         Kept::By {
             file,
-            roots,
+            is_seen,
             answers,
         } => {
-            if let Some(roots) = roots {
-                check_root(&roots, &link, log);
+            if !is_seen {
+                warn_of_root(&link, log);
             }
             Ok(PinResult::Pinned(file, answers))
         }
     }
 }
 
-/// Warns where the daemon does not see the root, as in a container whose folders it does not share: the next collection would take
-/// everything. `roots` is what Nix says that keeps the pin; through a daemon, as the daemon sees it.
-fn check_root(roots: &Finished, link: &Path, log: &Log) {
-    if !roots.ending.success() {
-        return;
-    }
-    if !names_root(roots, link) {
-        log.warn(format_args!(
-            "the Nix daemon does not see {}, so its next collection takes what was recorded: \
-             mount the state folder at the same path where the daemon runs, or set EVAL_ONCE_STATE_DIR to a folder that is",
-            link.display()
-        ));
-    }
+/// Warns that the daemon does not see the root, as in a container whose folders it does not share: the next collection would take
+/// everything.
+fn warn_of_root(link: &Path, log: &Log) {
+    log.warn(format_args!(
+        "the Nix daemon does not see {}, so its next collection takes what was recorded: \
+         mount the state folder at the same path where the daemon runs, or set EVAL_ONCE_STATE_DIR to a folder that is",
+        link.display()
+    ));
 }
