@@ -742,10 +742,10 @@ fn an_exclusion_matches_by_names_and_by_wildcards() {
 fn a_root_that_has_outgrown_its_part_of_the_memory_is_evaluated_by_fewer_processes() {
     let Some(store) = Store::new() else { return };
     let names = ["a", "b", "c", "d"];
-    // Each takes as long as this however fast the machine is.
+    // Each takes as long as this however fast the machine is: a second process pays, also where the root takes a second or two.
     let slow = |name: &&str| {
         format!(
-            "{name} = file \"{name}${{toString (import (build \"waits-{name}\" \"/bin/sleep 0.4; echo 1 > $out\"))}}\";"
+            "{name} = file \"{name}${{toString (import (build \"waits-{name}\" \"/bin/sleep 1.5; echo 1 > $out\"))}}\";"
         )
     };
     let entries =
