@@ -103,7 +103,7 @@ pub fn open_lock(lock: &Path) -> io::Result<File> {
     Err(io::Error::other("the lock is open to other users"))
 }
 
-/// Whether this is a file of ours that nobody can open.
+/// Whether this is a file of ours that no user can open.
 fn is_closed(lock: &Path) -> bool {
     lock.symlink_metadata()
         .is_ok_and(|lock| lock.is_file() && lock.uid() == us() && lock.mode() & 0o600 != 0o600)
