@@ -151,7 +151,7 @@ impl<'a> Diagnosis<'a> {
             nix_output,
         } = failed;
         let message = nix_output.final_message(*ending);
-        // If a repetition shows that it throws.
+        // Without a message, it is one that is empty.
         let own_words = match nix_output.whole_message() {
             None if *ending == Ending::Exited(1) => NO_WORDS.to_owned(),
             _ => message.clone(),
@@ -189,7 +189,7 @@ impl<'a> Diagnosis<'a> {
                 what, nix_output, &message,
             )));
         }
-        Ok(self.evaluation_error(at, message))
+        Ok(self.evaluation_error(at, own_words))
     }
 
     /// This message may be the infrastructure's, or the expression's own words.
