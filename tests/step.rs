@@ -690,6 +690,7 @@ fn the_ways_are_the_same_through_a_daemon() {
     ended.takes("available", "outputs-available").counts(0, 0);
     gives(&ended, &store, &target);
     fs::remove_file(store.work().join("result")).unwrap();
+    store.forget_temporary_roots();
     store.collect();
     let ended = step.run();
     ended.takes("evaluated", "drv-missing").counts(1, 0);

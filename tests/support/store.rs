@@ -386,15 +386,17 @@ impl Store {
     /// Takes paths out of the store, rooted or not; only what another path refers to cannot go.
     #[track_caller]
     pub(crate) fn delete<P: AsRef<OsStr>>(&self, paths: impl IntoIterator<Item = P>) {
-        // A daemon's process may not have ended yet that served a client which has: its temporary roots would count.
-        for roots in fs::read_dir(self.state().join("temproots"))
-            .into_iter()
-            .flatten()
-        {
-            let _ = fs::remove_file(roots.unwrap().path());
-        }
+        self.forget_temporary_roots();
         let ended = self.try_delete(paths);
         ended.exits(0);
+    }
+
+    /// Forgets the temporary roots: a daemon's process may not have ended yet that served a client which has.
+    pub(crate) fn forget_temporary_roots(&self) {
+        let roots = fs::read_dir(self.state().join("temproots"));
+        for file in roots.into_iter().flatten() {
+            let _ = fs::remove_file(file.unwrap().path());
+        }
     }
 
     /// As [`delete`](Self::delete), where it may not work.
