@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// A collection that was under way when it was looked for: it closes this connection, on which it is told nothing, when it ends.
+/// A collection that was under way when it was looked for: it closes this connection, on which nothing is sent, when it ends.
 #[derive(Debug)]
 pub struct Collection(UnixStream);
 
