@@ -452,7 +452,7 @@ pub const KEYS: &[Key] = &[
         KeyKind::Texts("PHASE"),
         "Which steps are made: build (those of targets), release (those that follow them)",
     )
-    .flag("phase", "Make only these steps: build (those of targets), or release (those that follow them)")
+    .flag("phases", "Make only these steps: build (those of targets), or release (those that follow them)")
     .default("both"),
     Key::new(
         "emit",

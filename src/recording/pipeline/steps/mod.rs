@@ -24,7 +24,7 @@ use super::limits::fit;
 use super::placed_step::PlacedStep;
 use serde::Serialize;
 
-use crate::buildkite::pipeline::{CommandStep, Dependency, StepSkip};
+use crate::buildkite::pipeline::{CommandStep, Dependency};
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
 use crate::exit::Failure;
@@ -392,11 +392,6 @@ fn drop_missing_dependencies(steps: &mut [PlacedStep]) {
     }
 }
 
-/// Whether a step has jobs that an agent runs.
-fn may_run(step: &CommandStep) -> bool {
-    !step.skip.as_ref().is_some_and(StepSkip::is_skipped)
-}
-
 impl PlannedPipeline {
     /// Counts what was recorded, of these `targets`.
     pub(in crate::recording) fn counts(&self, targets: &[Target]) -> RecordingCounts {
@@ -431,7 +426,7 @@ impl PlannedPipeline {
         let running: HashSet<&str> = self
             .steps
             .iter()
-            .filter(|planned| may_run(&planned.step))
+            .filter(|planned| planned.step.may_run())
             .map(|planned| planned.step.key.as_str())
             .collect();
         let runs = |key: String| running.contains(key.as_str());
@@ -458,7 +453,7 @@ impl PlannedPipeline {
     pub(in crate::recording) fn add_to_records(&mut self, keys: &Keys) -> Result<(), Failure> {
         let mut steps = self.steps.iter_mut();
         steps.try_for_each(|planned| {
-            if may_run(&planned.step) {
+            if planned.step.may_run() {
                 add_to_record(&mut planned.step, keys)
             } else {
                 Ok(())
@@ -685,7 +680,7 @@ mod tests {
             assert_eq!(keys, expected, "{on_error:?} {skip_style:?}");
             for planned in steps {
                 let is_old = planned.step.key == old_key;
-                assert_eq!(!may_run(&planned.step), is_old);
+                assert_eq!(!planned.step.may_run(), is_old);
                 assert_eq!(planned.skipped, is_old);
             }
             let waits = serde_json::to_string(&summary.step.depends_on).unwrap();
