@@ -30,7 +30,7 @@ use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
 use super::upload::plan::UploadPlan;
-use super::{BuildkiteBuild, EvaluationResult, RecordingOrder, RecordingRequest, Target};
+use super::{BuildkiteBuild, EvaluationResult, KeyStyle, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
 use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::Failure;
@@ -151,6 +151,10 @@ pub fn perform(
     if let Some((failure, body)) = refusal(failed, excess.as_ref(), &report, undone, log) {
         upload.publish(&document, &body)?;
         return Err(failure);
+    }
+    if at_root.key_style == KeyStyle::Attr {
+        let claimed = upload.claim_keys(&at_root.key_prefix, &identity);
+        claimed.map_err(|failure| failure.context(undone))?;
     }
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
@@ -354,11 +358,16 @@ fn document(
     at_root: &RecordingRequest,
     times: PartTimes<'_>,
 ) -> Result<String, Failure> {
+    // A release has no steps of targets, which are in the document of the build.
+    let targets = match at_root.phases.build {
+        true => &pinned.targets[..],
+        false => &[],
+    };
     let mut document = Document::new(
         &pinned.evaluated.nix,
         source(&at_root.root, &at_root.options),
         &at_root.root.attr,
-        &pinned.targets,
+        targets,
         pipeline,
         report.counts,
     );
