@@ -359,9 +359,10 @@ fn document(
     times: PartTimes<'_>,
 ) -> Result<String, Failure> {
     // A release has no steps of targets, which are in the document of the build.
-    let targets = match at_root.phases.build {
-        true => &pinned.targets[..],
-        false => &[],
+    let targets = if at_root.phases.build {
+        &pinned.targets[..]
+    } else {
+        &[]
     };
     let mut document = Document::new(
         &pinned.evaluated.nix,

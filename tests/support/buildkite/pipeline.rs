@@ -113,26 +113,7 @@ fn read_step(step: &Value, group: Option<usize>, steps: &mut Vec<Step>) -> Resul
         other => return Err(format!("Step is missing a type `{other}`")),
     };
     let has = |name: &str| properties.contains_key(name);
-    if let Some(type_) = ["input", "trigger"].iter().find(|it| has(it)) {
-        return Err(not_played(&format!("a `{type_}` step")));
-    }
-    let (kind, name) = if has("group") {
-        (Kind::Group, "group")
-    } else if has("block") {
-        (Kind::Block, "block")
-    } else if has("wait") || has("waiter") {
-        let continue_on_failure = is_true(properties.get("continue_on_failure"));
-        (
-            Kind::Wait {
-                continue_on_failure,
-            },
-            "wait",
-        )
-    } else if ["command", "commands", "plugins"].iter().any(|it| has(it)) {
-        (Kind::Command, "command")
-    } else {
-        return Err(format!("Step is missing a type `{step}`"));
-    };
+    let (kind, name) = kind_of(&properties)?;
     if group.is_some() && !matches!(kind, Kind::Command | Kind::Block) {
         return Err(match kind {
             Kind::Group => "Group steps can not be nested within other group steps".to_owned(),
@@ -209,6 +190,32 @@ fn read_step(step: &Value, group: Option<usize>, steps: &mut Vec<Step>) -> Resul
         }
     }
     Ok(())
+}
+
+/// The kind of a step, and its name in the schema.
+fn kind_of(properties: &Map<String, Value>) -> Result<(Kind, &'static str), String> {
+    let has = |name: &str| properties.contains_key(name);
+    if let Some(type_) = ["input", "trigger"].iter().find(|it| has(it)) {
+        return Err(not_played(&format!("a `{type_}` step")));
+    }
+    Ok(if has("group") {
+        (Kind::Group, "group")
+    } else if has("block") {
+        (Kind::Block, "block")
+    } else if has("wait") || has("waiter") {
+        let continue_on_failure = is_true(properties.get("continue_on_failure"));
+        (
+            Kind::Wait {
+                continue_on_failure,
+            },
+            "wait",
+        )
+    } else if ["command", "commands", "plugins"].iter().any(|it| has(it)) {
+        (Kind::Command, "command")
+    } else {
+        let step = Value::Object(properties.clone());
+        return Err(format!("Step is missing a type `{step}`"));
+    })
 }
 
 /// What is said about a group is said about each of its members.

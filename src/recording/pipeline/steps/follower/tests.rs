@@ -14,7 +14,7 @@ use crate::recording::following::{
     Follower, FollowerMeta, FollowerState, RunDerivation, RunTarget,
 };
 use crate::recording::pipeline::fixtures::*;
-use crate::recording::pipeline::placed_step;
+use crate::recording::pipeline::placed_step::{self, PlacedStep};
 use crate::recording::{AttrError, Emit, KeyStyle, Phases, RecordingRequest, SkipStyle, Target};
 use crate::text::hostile;
 
@@ -228,7 +228,7 @@ fn a_question_stands_before_its_step_in_one_group() {
     );
     let planned = make(
         std::slice::from_ref(&target),
-        &no_edges(&[target.clone()]),
+        &no_edges(std::slice::from_ref(&target)),
         &[],
         &by_attr(),
     );
@@ -408,7 +408,7 @@ proptest! {
         let document = placed_step::json(&planned.steps).unwrap();
         let as_yaml: Value = serde_yaml_ng::from_str(&document).unwrap();
         prop_assert_eq!(&as_yaml, &serde_json::from_str::<Value>(&document).unwrap());
-        let keys: Vec<&str> = planned.steps.iter().flat_map(|it| it.keys()).collect();
+        let keys: Vec<&str> = planned.steps.iter().flat_map(PlacedStep::keys).collect();
         prop_assert_eq!(made.len(), keys.len(), "no key is used twice");
         // Each of them is there: as itself, as its error, or left out.
         for (i, target) in targets.iter().enumerate() {
