@@ -53,6 +53,13 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
         Invocation::JobPipeline(order, job) => {
             return job::recording(*order, job, Supervisor::install(log)?, log);
         }
+        Invocation::Pin(order) => {
+            print(recording::pin_drvs(
+                &order,
+                &mut Supervisor::install(log)?,
+                log,
+            )?)?;
+        }
         Invocation::Summary { temporary } => {
             summary::perform(&temporary, &mut Supervisor::install(log)?, log)?;
         }

@@ -38,6 +38,7 @@ mod one_truth;
 mod other_store;
 mod out_link;
 mod outputs;
+mod own_pin;
 mod page_commands;
 mod pages;
 mod plugin;

@@ -14,6 +14,8 @@ pub enum KeyOwner {
     Recording,
     /// Of a target that is recorded: in its `meta.eval-once`.
     Target,
+    /// Of a pin by hand: as flags of `eval-once pin`.
+    Pin,
 }
 
 impl KeyOwner {
@@ -24,6 +26,7 @@ impl KeyOwner {
             Self::Step => "a step",
             Self::Recording => "a recording",
             Self::Target => "a target",
+            Self::Pin => "a pin",
         }
     }
 }
@@ -162,7 +165,7 @@ impl Key {
     #[must_use]
     pub fn doc_for(&self, owner: KeyOwner) -> &'static str {
         match (owner, self.recording_doc) {
-            (KeyOwner::Recording, Some(doc)) => doc,
+            (KeyOwner::Recording | KeyOwner::Pin, Some(doc)) => doc,
             _ => self.doc,
         }
     }
@@ -220,7 +223,15 @@ const SHARE: KeyKind = KeyKind::TextOrFalse("SHARE", "no-share", "Use no share")
 const STEP: &[KeyOwner] = &[KeyOwner::Step];
 const RECORDING: &[KeyOwner] = &[KeyOwner::Recording];
 const BOTH: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording];
+const WITH_PINS: &[KeyOwner] = &[KeyOwner::Recording, KeyOwner::Pin];
+const BOTH_AND_PINS: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Pin];
 const ALL: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target];
+const ALL_AND_PINS: &[KeyOwner] = &[
+    KeyOwner::Step,
+    KeyOwner::Recording,
+    KeyOwner::Target,
+    KeyOwner::Pin,
+];
 
 const fn choice(word: &'static str, doc: &'static str) -> Choice {
     Choice { word, doc }
@@ -294,7 +305,7 @@ pub const KEYS: &[Key] = &[
     )
     .flag("include", "Add an entry to the Nix search path")
     .short('I'),
-    Key::new("options", BOTH, KeyKind::Pairs("VALUE"), "Nix settings")
+    Key::new("options", BOTH_AND_PINS, KeyKind::Pairs("VALUE"), "Nix settings")
         .flag("option", "Set a Nix setting"),
     Key::new(
         "call",
@@ -524,7 +535,7 @@ pub const KEYS: &[Key] = &[
     .default("EVAL_ONCE_SHARE, where that is a URL"),
     Key::new(
         "share",
-        RECORDING,
+        WITH_PINS,
         SHARE,
         "How other hosts get the recorded .drvs: artifact (an artifact of the build), the URL of a store, or false (not at all)",
     )
@@ -535,14 +546,14 @@ pub const KEYS: &[Key] = &[
     .default("EVAL_ONCE_SHARE, else artifact in a job"),
     Key::new(
         "share-limit",
-        RECORDING,
+        WITH_PINS,
         KeyKind::Number("MIB", 1, u64::MAX >> 20),
         "The largest archive that becomes an artifact, in MiB, compressed; a larger one is a warning, and nothing is shared",
     )
     .default("2048 where share is set, else 128"),
     Key::new(
         "share-required",
-        ALL,
+        ALL_AND_PINS,
         KeyKind::Boolean,
         "Whether a share that fails is a failure (75): of a recording, and of a step that would have to evaluate",
     )
@@ -602,7 +613,7 @@ pub const KEYS: &[Key] = &[
     .default("100"),
     Key::new(
         "keep-days",
-        BOTH,
+        BOTH_AND_PINS,
         KeyKind::Number("DAYS", 1, 36_500),
         "Days without use after which the step's host removes an unpacked share, or a checkout of ours",
     )
@@ -638,7 +649,12 @@ mod tests {
 
     #[test]
     fn a_name_is_declared_once_for_each_owner_and_means_one_kind_to_readers() {
-        for owner in [KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target] {
+        for owner in [
+            KeyOwner::Step,
+            KeyOwner::Recording,
+            KeyOwner::Target,
+            KeyOwner::Pin,
+        ] {
             let names: Vec<_> = of(owner).map(|key| key.name).collect();
             for (at, name) in names.iter().enumerate() {
                 assert!(!names[..at].contains(name), "{name} of {}", owner.noun());

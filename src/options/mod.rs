@@ -25,7 +25,7 @@ use crate::environment::HostEnvironment;
 use crate::host::Host;
 use crate::job::{HookedJob, TrailingCommand};
 use crate::log::Log;
-use crate::recording::RecordingOrder;
+use crate::recording::{PinOrder, RecordingOrder};
 use crate::step::StepOrder;
 
 pub use flags::completions;
@@ -62,6 +62,8 @@ pub enum Invocation {
         /// The job.
         job: HookedJob,
     },
+    /// Keep and share `.drv`s.
+    Pin(Box<PinOrder>),
     /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use.
     Prune(Host),
     /// Check this host.

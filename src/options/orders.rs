@@ -3,17 +3,20 @@
 //! Mistakes are reported in one order: the keys as they were written, then their context (the build, the
 //! job's command), then what each key means, then the host. (A recording reads the host's settings before its keys.)
 
+use std::io::Read as _;
 use std::path::PathBuf;
 
-use super::job::{below_checkout, is_in_build, repository, step_job};
+use super::job::{below_checkout, build, is_in_build, repository, step_job};
 use super::{Startup, host};
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::evaluation_keys::Checkout;
-use crate::exit::Failure;
+use crate::exit::{Class, Classify as _, Failure};
 use crate::job::HookedJob;
 use crate::keys::Keys;
 use crate::log::Log;
-use crate::recording::{BuildkiteBuild, RecordingOrder, RecordingRequest};
+use crate::recording::{
+    BuildkiteBuild, PinOrder, PinRequest, RecordingOrder, RecordingRequest, read_drvs,
+};
 use crate::step::{StepOrder, StepReporting, StepRequest};
 
 /// Something that was asked for, and is refused: nothing of it is done, and no command runs after it.
@@ -128,6 +131,39 @@ pub(super) fn recording(
         cores: startup.cores,
         started: startup.started,
     }))
+}
+
+/// The order to pin these `.drv`s; `-` reads them from standard input.
+pub(super) fn pin(
+    startup: &Startup,
+    keys: Result<Keys, Failure>,
+    words: &[String],
+) -> Result<PinOrder, Failure> {
+    let host = host::host(startup)?;
+    let request = PinRequest::read(keys?)?;
+    let build = build(&startup.variables)
+        .map_err(|failure| failure.hint("pass the job's variables on, into a container too"))?;
+    let mut text = words.join("\n");
+    if words.iter().any(|word| word == "-") {
+        text = words
+            .iter()
+            .filter(|word| *word != "-")
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n")
+            + "\n";
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .classify(Class::Infrastructure, || {
+                "cannot read .drv files from standard input".into()
+            })?;
+    }
+    Ok(PinOrder {
+        drvs: read_drvs(text.lines().map(str::trim).filter(|line| !line.is_empty()))?,
+        request,
+        host,
+        build,
+    })
 }
 
 /// Looks whether the job's own command can follow, and warns where it may run twice.

@@ -96,6 +96,9 @@ impl RoleReader<'_> {
             CliCommand::Pipeline { keys, dry_run } => {
                 self.pipeline(keys.into_keys(), dry_run, checkout_by_hand(self.startup))
             }
+            CliCommand::Pin { drvs, keys } => orders::pin(self.startup, keys.into_keys(), &drvs)
+                .map(|order| Invocation::Pin(Box::new(order)))
+                .map_err(Refusal::from),
             CliCommand::Summary => check_summary(&self.startup.variables)
                 .map(|()| Invocation::Summary {
                     temporary: host::temporary(&self.startup.variables),

@@ -9,6 +9,7 @@ mod errors;
 pub mod evaluate;
 mod keep;
 mod notices;
+mod own_pin;
 mod part_times;
 mod perform;
 pub mod pipeline;
@@ -35,6 +36,7 @@ use crate::nix::{AttrPath, DrvPath, StorePath};
 
 pub use evaluate::{EvaluationResult, Walk};
 pub use keep::prune::prune;
+pub use own_pin::{PinOrder, PinRequest, pin_drvs, read_drvs};
 pub use perform::perform;
 pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
 

@@ -25,7 +25,7 @@ use super::pipeline::placed_step;
 use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
 use super::report::RecordingReport;
-use super::share::Sharing;
+use super::share::{ShareWish, Sharing};
 use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
@@ -66,7 +66,12 @@ pub fn perform(
     }
 
     let schema = check_request(&request, &order.place, build, supervisor)?;
-    let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
+    let sharing = Sharing::new(
+        &ShareWish::of(&request),
+        &host,
+        order.build.as_ref(),
+        order.dry_run,
+    )?;
     keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);

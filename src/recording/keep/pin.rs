@@ -9,7 +9,6 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath, command};
-use crate::recording::RecordingRequest;
 use crate::state::StateFolder;
 use crate::store::{Answer, Keeper, Kept, Store};
 use crate::supervise::Supervisor;
@@ -35,7 +34,7 @@ pub(in crate::recording) enum PinResult {
 pub(in crate::recording) fn pin(
     targets: &[(&AttrPath, &DrvPath)],
     owner: &PinOwner,
-    request: &RecordingRequest,
+    keep_days: u32,
     state: &StateFolder,
     store: &mut Store,
     supervisor: &mut Supervisor,
@@ -46,7 +45,7 @@ pub(in crate::recording) fn pin(
     let in_state = || format!("cannot keep a pin in {}", folder.display());
     let _held = hold(&folder, supervisor, log)?;
     let now = seconds(SystemTime::now());
-    let until = now + u64::from(request.keep_days) * 24 * 60 * 60;
+    let until = now + u64::from(keep_days) * 24 * 60 * 60;
     write_expiry(state, &folder, until).classify(Class::Infrastructure, in_state)?;
     let link = folder.join("pin");
     let keeper = Keeper {
