@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use super::job::{below_checkout, is_in_build, repository, step_job};
+use super::job::{below_checkout, check_summary, is_in_build, repository, step_job};
 use super::{Startup, host};
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::evaluation_keys::Checkout;
@@ -15,6 +15,7 @@ use crate::keys::Keys;
 use crate::log::Log;
 use crate::recording::{BuildkiteBuild, RecordingOrder, RecordingRequest};
 use crate::step::{StepOrder, StepReporting, StepRequest};
+use crate::summary::SummaryOrder;
 
 /// Something that was asked for, and is refused: nothing of it is done, and no command runs after it.
 #[derive(Debug)]
@@ -128,6 +129,18 @@ pub(super) fn recording(
         cores: startup.cores,
         started: startup.started,
     }))
+}
+
+/// A summary's order.
+pub(super) fn summary(startup: &Startup) -> Result<SummaryOrder, Refusal> {
+    let variables = &startup.variables;
+    check_summary(variables)?;
+    Ok(SummaryOrder {
+        temporary: host::temporary(variables),
+        build_number: variables
+            .text("BUILDKITE_BUILD_NUMBER")
+            .and_then(|number| number.parse().ok()),
+    })
 }
 
 /// Looks whether the job's own command can follow, and warns where it may run twice.
