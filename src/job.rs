@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::Path;
 
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::buildkite::default_command::{
@@ -20,7 +19,7 @@ use crate::log::Log;
 use crate::nix::StorePath;
 use crate::recording::{self, RecordingOrder};
 use crate::step::{self, StepOrder, main_output};
-use crate::summary;
+use crate::summary::{self, SummaryOrder};
 use crate::supervise::{Supervisor, become_program};
 
 /// The status with which the agent ends a job whose command it refuses to run, or cannot start.
@@ -185,18 +184,17 @@ pub fn recording(
     job.become_own_command(supervisor, log)
 }
 
-/// Sums up the build, with temporary files below `temporary`, then replaces this process with the job's own command. Returns the
-/// status if there is no command to run.
+/// Sums up the build, then replaces this process with the job's own command. Returns the status if there is no command to run.
 ///
 /// # Errors
 /// The summary failed, and the command is not run then; or a signal asked us to end.
 pub fn summary(
-    temporary: &Path,
+    order: &SummaryOrder,
     mut job: HookedJob,
     mut supervisor: Supervisor,
     log: &Log,
 ) -> Result<u8, Failure> {
-    summary::perform(temporary, &mut supervisor, log)?;
+    summary::perform(order, &mut supervisor, log)?;
     job.job.environment.retain(|(name, _)| !is_for_us(name));
     job.become_own_command(supervisor, log)
 }

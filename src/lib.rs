@@ -29,6 +29,7 @@
 //! | 6 | [`evaluation_keys`] | the keys that say what is evaluated: the same for a step and for a recording |
 //! | 6 | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
 //! | 6 | [`environment`] | what the agent's `environment` hook puts into a job |
+//! | 6 | [`outcomes`] | the outcome of every target of a build, as a file that later recordings and other programs read |
 //! | 6 | [`status_line`] | the line that shows progress |
 //! | 5 | [`log`] | everything that is printed in a job's log |
 //! | 5 | [`nix`] | Nix as data: store paths, command lines, what its programs print and what that means |
@@ -118,6 +119,7 @@ pub mod keys;
 pub mod log;
 pub mod nix;
 pub mod options;
+pub mod outcomes;
 pub mod parallel;
 pub mod paths;
 pub mod private;

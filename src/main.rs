@@ -60,11 +60,11 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
                 log,
             )?)?;
         }
-        Invocation::Summary { temporary } => {
-            summary::perform(&temporary, &mut Supervisor::install(log)?, log)?;
+        Invocation::Summary(order) => {
+            summary::perform(&order, &mut Supervisor::install(log)?, log)?;
         }
-        Invocation::JobSummary { temporary, job } => {
-            return job::summary(&temporary, job, Supervisor::install(log)?, log);
+        Invocation::JobSummary { order, job } => {
+            return job::summary(&order, job, Supervisor::install(log)?, log);
         }
         Invocation::Prune(host) => recording::prune(&host, log)?,
         Invocation::Explain { order, json } => {

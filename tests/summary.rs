@@ -232,6 +232,24 @@ fn a_recording_adds_a_last_step_that_sums_up_the_build_however_it_ended() {
     ] {
         assert!(junit.contains(part), "{part}: {junit}");
     }
+    let outcomes: Value =
+        serde_json::from_slice(&build.artifacts()["eval-once-outcomes.json"]).unwrap();
+    assert_eq!(outcomes["build"], 1);
+    assert_eq!(
+        outcomes["counts"],
+        json!({
+            "passed": 2, "skipped": 1, "failed": 4, "evaluation-error": 1, "not-run": 2
+        })
+    );
+    let targets = outcomes["targets"].as_array().unwrap();
+    let good = targets.iter().find(|it| it["attr"] == json!(["good"]));
+    let good = good.unwrap();
+    assert_eq!(good["outcome"], "passed");
+    assert!(good["seconds"].as_f64() > Some(0.0), "{good}");
+    assert!(
+        good["drv"].as_str().unwrap().ends_with("-good.drv"),
+        "{good}"
+    );
 }
 
 /// A build with a target for each outcome that a step can have. `{begun}` is a folder in which those say that they run that do not

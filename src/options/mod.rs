@@ -27,6 +27,7 @@ use crate::job::{HookedJob, TrailingCommand};
 use crate::log::Log;
 use crate::recording::{PinOrder, RecordingOrder};
 use crate::step::StepOrder;
+use crate::summary::SummaryOrder;
 
 pub use flags::completions;
 pub use orders::Refusal;
@@ -51,14 +52,11 @@ pub enum Invocation {
     /// Record all targets; then become the job's own command, if there is one.
     JobPipeline(Box<RecordingOrder>, HookedJob),
     /// Sum the build up.
-    Summary {
-        /// The folder for temporary files.
-        temporary: PathBuf,
-    },
+    Summary(SummaryOrder),
     /// Sum the build up; then become the job's own command, if there is one.
     JobSummary {
-        /// The folder for temporary files.
-        temporary: PathBuf,
+        /// The summary.
+        order: SummaryOrder,
         /// The job.
         job: HookedJob,
     },

@@ -6,7 +6,7 @@
 use std::io::Read as _;
 use std::path::PathBuf;
 
-use super::job::{below_checkout, build, is_in_build, repository, step_job};
+use super::job::{below_checkout, build, check_summary, is_in_build, repository, step_job};
 use super::{Startup, host};
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::evaluation_keys::Checkout;
@@ -18,6 +18,7 @@ use crate::recording::{
     BuildkiteBuild, PinOrder, PinRequest, RecordingOrder, RecordingRequest, read_drvs,
 };
 use crate::step::{StepOrder, StepReporting, StepRequest};
+use crate::summary::SummaryOrder;
 
 /// Something that was asked for, and is refused: nothing of it is done, and no command runs after it.
 #[derive(Debug)]
@@ -143,26 +144,36 @@ pub(super) fn pin(
     let request = PinRequest::read(keys?)?;
     let build = build(&startup.variables)
         .map_err(|failure| failure.hint("pass the job's variables on, into a container too"))?;
-    let mut text = words.join("\n");
-    if words.iter().any(|word| word == "-") {
-        text = words
-            .iter()
-            .filter(|word| *word != "-")
-            .cloned()
-            .collect::<Vec<_>>()
-            .join("\n")
-            + "\n";
+    let (stdin, named): (Vec<&str>, Vec<&str>) = words
+        .iter()
+        .map(String::as_str)
+        .partition(|word| *word == "-");
+    let mut text = String::new();
+    if !stdin.is_empty() {
         std::io::stdin()
             .read_to_string(&mut text)
             .classify(Class::Infrastructure, || {
                 "cannot read .drv files from standard input".into()
             })?;
     }
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     Ok(PinOrder {
-        drvs: read_drvs(text.lines().map(str::trim).filter(|line| !line.is_empty()))?,
+        drvs: read_drvs(named.into_iter().chain(lines))?,
         request,
         host,
         build,
+    })
+}
+
+/// A summary's order.
+pub(super) fn summary(startup: &Startup) -> Result<SummaryOrder, Refusal> {
+    let variables = &startup.variables;
+    check_summary(variables)?;
+    Ok(SummaryOrder {
+        temporary: host::temporary(variables),
+        build_number: variables
+            .text("BUILDKITE_BUILD_NUMBER")
+            .and_then(|number| number.parse().ok()),
     })
 }
 

@@ -12,8 +12,8 @@ use serde_json::Value;
 use super::flags::{Cli, CliCommand, HookName, StepFlags, report_in};
 use super::host::{self, host_environment};
 use super::job::{
-    agent_job, agents_command_hooks, build, check_summary, checkout_by_hand, checkout_of_hook,
-    command_eval, plugins_command_hooks, step_job, with_command,
+    agent_job, agents_command_hooks, build, checkout_by_hand, checkout_of_hook, command_eval,
+    plugins_command_hooks, step_job, with_command,
 };
 use super::orders::{self, RecordingDraft, StepDraft, check_command};
 use super::{Invocation, Refusal, Startup};
@@ -99,11 +99,7 @@ impl RoleReader<'_> {
             CliCommand::Pin { drvs, keys } => orders::pin(self.startup, keys.into_keys(), &drvs)
                 .map(|order| Invocation::Pin(Box::new(order)))
                 .map_err(Refusal::from),
-            CliCommand::Summary => check_summary(&self.startup.variables)
-                .map(|()| Invocation::Summary {
-                    temporary: host::temporary(&self.startup.variables),
-                })
-                .map_err(Refusal::from),
+            CliCommand::Summary => orders::summary(self.startup).map(Invocation::Summary),
             CliCommand::Prune => host::host(self.startup)
                 .map(Invocation::Prune)
                 .map_err(Refusal::from),
@@ -341,13 +337,10 @@ impl RoleReader<'_> {
 
     fn plugins_summary(&self, keys: &Keys, job: AgentJob) -> Result<Invocation, Refusal> {
         check_summary_alone(keys)?;
-        check_summary(&self.startup.variables)?;
+        let order = orders::summary(self.startup)?;
         let job = HookedJob::new(job, HookTask::Summary);
         check_command(&job, FollowingCommand::Runs { explicit: false }, self.log)?;
-        Ok(Invocation::JobSummary {
-            temporary: host::temporary(&self.startup.variables),
-            job,
-        })
+        Ok(Invocation::JobSummary { order, job })
     }
 
     fn plugins_recording(&self, mut keys: Keys, job: AgentJob) -> Result<Invocation, Refusal> {
@@ -595,7 +588,7 @@ mod tests {
     #[test]
     fn a_summary_is_made_in_a_job_and_stands_alone() {
         let by_hand = |job: &[(&str, &str)]| invocation(job, &["eval-once", "summary"]);
-        assert!(matches!(by_hand(&JOB), Invocation::Summary { .. }));
+        assert!(matches!(by_hand(&JOB), Invocation::Summary(_)));
         refusal(by_hand(&[]));
         refusal(by_hand(&JOB[..1]));
         let hook = |configuration: &str| {

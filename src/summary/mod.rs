@@ -13,6 +13,7 @@ mod fixtures;
 mod gather;
 mod junit;
 mod outcome;
+mod outcomes;
 mod planned_step;
 mod row;
 mod rows;
@@ -20,12 +21,13 @@ mod savings;
 mod step_outcomes;
 mod suites;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::agent;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
+use crate::outcomes::OUTCOMES;
 use crate::supervise::Supervisor;
 
 use build_data::BuildData;
@@ -37,13 +39,26 @@ const JUNIT: &str = "eval-once-junit.xml";
 /// The annotation's context: a build has one summary, and a later one replaces it.
 const CONTEXT: &str = "eval-once-summary";
 
-/// Sums up the build; temporary files are made below `temporary`. That steps of it failed is shown, and is no failure of the summary.
+/// An order to sum a build up.
+#[derive(Debug)]
+pub struct SummaryOrder {
+    /// The folder below which temporary files are made.
+    pub temporary: PathBuf,
+    /// `BUILDKITE_BUILD_NUMBER`.
+    pub build_number: Option<u64>,
+}
+
+/// Sums up the build. That steps of it failed is shown, and is no failure of the summary.
 ///
 /// # Errors
 /// Buildkite cannot be reached (75); there is no `buildkite-agent` (69).
-pub fn perform(temporary: &Path, supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
+pub fn perform(
+    order: &SummaryOrder,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<(), Failure> {
     log.heading(":nix: summary");
-    sum_up(temporary, supervisor, log).map_err(|failure| match failure.class {
+    sum_up(order, supervisor, log).map_err(|failure| match failure.class {
         Class::MissingProgram => {
             failure.hint("run `summary` in a job, where the agent puts buildkite-agent on PATH")
         }
@@ -54,7 +69,8 @@ pub fn perform(temporary: &Path, supervisor: &mut Supervisor, log: &Log) -> Resu
     })
 }
 
-fn sum_up(temporary: &Path, supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
+fn sum_up(order: &SummaryOrder, supervisor: &mut Supervisor, log: &Log) -> Result<(), Failure> {
+    let temporary = &order.temporary;
     let mut data = gather::gather(temporary, supervisor, log)?;
     if data.is_empty() {
         log.say(
@@ -64,6 +80,8 @@ fn sum_up(temporary: &Path, supervisor: &mut Supervisor, log: &Log) -> Result<()
     }
     let rows = with_outcomes(&mut data, supervisor, log)?;
     agent::keep_artifact(supervisor, temporary, JUNIT, &junit::document(&rows)?)?;
+    let outcomes = outcomes::of(&rows, &data, order.build_number).to_json()?;
+    agent::keep_artifact(supervisor, temporary, OUTCOMES, &outcomes)?;
     let (body, style) = annotation::of(&rows);
     agent::annotate(supervisor, temporary, CONTEXT, style, &body)?;
     log.say(annotation::counts(&rows));
