@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::BuildkiteBuild;
-use super::keep::pin::{PinResult, pin};
+use super::keep::pin::{PinResult, PinnedDrvs, pin};
 use super::keep::{PinOwner, open_state_folder, remove_expired_at_times};
 use super::request::KEEP_DAYS;
 use super::share::{ShareWish, Sharing};
@@ -16,7 +16,7 @@ use crate::host::Host;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, refuse};
 use crate::log::Log;
-use crate::nix::{AttrPath, DrvPath};
+use crate::nix::DrvPath;
 use crate::share_keys::{self, ShareSetting};
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -104,8 +104,7 @@ pub fn pin_drvs(
     let sharing = Sharing::new(&wish, host, order.build.as_ref(), false)?;
     remove_expired_at_times(&state);
     let store = &mut Store::new(&request.options, log);
-    let no_attr = AttrPath::default();
-    let pinned: Vec<(&AttrPath, &DrvPath)> = order.drvs.iter().map(|drv| (&no_attr, drv)).collect();
+    let pinned = PinnedDrvs::without_paths(&order.drvs);
     let owner = PinOwner::of_drvs(&order.drvs, order.build.as_ref());
     let days = request.keep_days;
     let file = match pin(
