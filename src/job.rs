@@ -184,7 +184,8 @@ pub fn recording(
     job.become_own_command(supervisor, log)
 }
 
-/// Sums up the build, then replaces this process with the job's own command. Returns the status if there is no command to run.
+/// Sums up the build, then replaces this process with the job's own command. Returns the status if there is no command to run, or the
+/// summary is asked to fail and does.
 ///
 /// # Errors
 /// The summary failed, and the command is not run then; or a signal asked us to end.
@@ -194,7 +195,10 @@ pub fn summary(
     mut supervisor: Supervisor,
     log: &Log,
 ) -> Result<u8, Failure> {
-    summary::perform(order, &mut supervisor, log)?;
+    let status = summary::perform(order, &mut supervisor, log)?;
+    if status != 0 {
+        return Ok(status);
+    }
     job.job.environment.retain(|(name, _)| !is_for_us(name));
     job.become_own_command(supervisor, log)
 }

@@ -61,7 +61,7 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
             )?)?;
         }
         Invocation::Summary(order) => {
-            summary::perform(&order, &mut Supervisor::install(log)?, log)?;
+            return summary::perform(&order, &mut Supervisor::install(log)?, log);
         }
         Invocation::JobSummary { order, job } => {
             return job::summary(&order, job, Supervisor::install(log)?, log);

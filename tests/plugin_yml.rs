@@ -372,6 +372,7 @@ fn each_key_takes_what_it_may_be() {
     accept(&validator, &json!({}));
     accept(&validator, &json!({ "pipeline": {} }));
     accept(&validator, &json!({ "summary": true }));
+    accept(&validator, &json!({ "summary": "fail" }));
     for (key, good, _) in step_keys() {
         for value in good {
             accept(&validator, &json!({ key: value }));

@@ -76,6 +76,8 @@ pub enum KeyKind {
     AttrPaths,
     /// `true` or `false`: the flag is for the one that is not the default.
     Boolean,
+    /// `true`, `false` or this word; the flag alone is `true`.
+    BooleanOr(&'static str),
     /// One of a few words.
     Choice(&'static str, &'static [Choice]),
     /// A whole number, from the least to the most, both included.
@@ -600,8 +602,8 @@ pub const KEYS: &[Key] = &[
     Key::new(
         "summary",
         RECORDING,
-        KeyKind::Boolean,
-        "Add a last step that sums up the build, also after failures",
+        KeyKind::BooleanOr("fail"),
+        "Add a last step that sums up the build, also after failures; with fail it is red where a target failed",
     )
     .default("false"),
     Key::new(
@@ -676,7 +678,9 @@ mod tests {
         for key in KEYS {
             let default = key.default.unwrap_or_default();
             match key.kind {
-                KeyKind::Boolean => assert!(["true", "false"].contains(&default), "{}", key.name),
+                KeyKind::Boolean | KeyKind::BooleanOr(_) => {
+                    assert!(["true", "false"].contains(&default), "{}", key.name);
+                }
                 KeyKind::Choice(_, choices) => {
                     let words = choices.iter().map(|choice| choice.word);
                     let mut named = words.filter(|word| default.contains(word));

@@ -77,6 +77,7 @@ It reads the plans of the build's recordings and the reports of its steps; a ste
 
 Exit statuses:
    0  the build is summed up, whether its steps passed or failed
+   1  with --fail: a target failed, or its outcome is not known
   64  this is not a Buildkite job
   69  buildkite-agent is missing
   75  infrastructure failure: Buildkite cannot be reached (safe to retry)";
@@ -148,7 +149,11 @@ pub(super) enum CliCommand {
     },
     /// Sum up the build, in its last step: the outcome of every target, as an annotation and as JUnit
     #[command(after_help = SUMMARY_HELP)]
-    Summary,
+    Summary {
+        /// End with 1 where a target failed, or its outcome is not known
+        #[arg(long)]
+        fail: bool,
+    },
     /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use
     ///
     /// A recording sets the expiry of its GC root (`keep-days`, three by default). GC roots of killed runs go, too.
@@ -301,6 +306,12 @@ fn args(key: &Key, flag: Flag, owner: KeyOwner) -> Vec<Arg> {
             .value_names(["NAME", value])
             .allow_hyphen_values(true),
         KeyKind::Boolean => arg.action(ArgAction::SetTrue),
+        KeyKind::BooleanOr(word) => arg
+            .value_name("HOW")
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_parser(["true", "false", word]),
         KeyKind::Number(value, ..) => arg.value_name(value).value_parser(value_parser!(u64)),
         KeyKind::Choice(value, choices) => {
             let values = choices
@@ -344,6 +355,10 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
             let other = key.default != Some("true");
             matches.get_flag(key.name).then_some(Value::Bool(other))
         }
+        KeyKind::BooleanOr(_) => text().map(|text| match text.parse::<bool>() {
+            Ok(value) => Value::Bool(value),
+            Err(_) => Value::String(text),
+        }),
         KeyKind::TextOrFalse(_, without, _) if matches.get_flag(without) => {
             Some(Value::Bool(false))
         }

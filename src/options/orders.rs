@@ -165,8 +165,8 @@ pub(super) fn pin(
     })
 }
 
-/// A summary's order.
-pub(super) fn summary(startup: &Startup) -> Result<SummaryOrder, Refusal> {
+/// A summary's order; `fail` says whether it fails where a target did.
+pub(super) fn summary(startup: &Startup, fail: bool) -> Result<SummaryOrder, Refusal> {
     let variables = &startup.variables;
     check_summary(variables)?;
     Ok(SummaryOrder {
@@ -174,6 +174,7 @@ pub(super) fn summary(startup: &Startup) -> Result<SummaryOrder, Refusal> {
         build_number: variables
             .text("BUILDKITE_BUILD_NUMBER")
             .and_then(|number| number.parse().ok()),
+        fail,
     })
 }
 
