@@ -16,6 +16,7 @@ mod configuration;
 mod conversation;
 mod counts;
 mod derivation;
+mod docker;
 mod doctor;
 mod environment;
 mod evaluate;
