@@ -285,7 +285,7 @@ fn flags(keys: &Value) -> Vec<String> {
                     flags.extend([flag.clone(), name.clone(), text(value)]);
                 }
             }
-            ("exclude" | "expect-errors" | "include", Value::Array(items)) => {
+            ("exclude" | "expect-errors" | "include" | "phases", Value::Array(items)) => {
                 for item in items {
                     let names = item.as_array().map(|names| {
                         let names: Vec<String> = names.iter().map(Value::to_string).collect();

@@ -132,6 +132,16 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("true"), json!("cached")],
         ),
         (
+            "run",
+            vec![json!("deploy"), json!("*")],
+            vec![json!(true), json!(["deploy"])],
+        ),
+        (
+            "needs",
+            vec![json!({}), json!({ "attr": ["web"] })],
+            vec![json!("web"), json!(["web"])],
+        ),
+        (
             "refused",
             vec![json!("web: its metadata makes no step")],
             vec![json!(true), json!(["web"])],
@@ -230,6 +240,21 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             "exclude",
             vec![json!(["tests.*", "a.b", ["a", "b.c"]])],
             vec![json!("tests.*"), json!([1]), json!([["a", 1]])],
+        ),
+        (
+            "keys",
+            vec![json!("drv"), json!("attr")],
+            vec![json!("name"), json!(["attr"])],
+        ),
+        (
+            "key-prefix",
+            vec![json!("arm-"), json!("a:b_")],
+            vec![json!(5), json!(["a"])],
+        ),
+        (
+            "phases",
+            vec![json!(["build"]), json!(["release", "build"])],
+            vec![json!("build"), json!([1])],
         ),
         (
             "expect-errors",

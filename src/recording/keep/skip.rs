@@ -281,6 +281,7 @@ mod tests {
             system: String::new(),
             features: Vec::new(),
             meta: Meta::default(),
+            followers: Vec::new(),
         }
     }
 
