@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use super::base::Base;
 use super::checkout::check_agent;
 use super::error_line::MESSAGE_IN_STEP;
 use super::errors::{self, ErrorLists};
@@ -24,7 +25,7 @@ use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
 use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
-use super::report::RecordingReport;
+use super::report::{Earlier, EarlierRecording, RecordingReport};
 use super::share::Sharing;
 use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
@@ -70,6 +71,7 @@ pub fn perform(
     keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
+    let (base, base_note) = Base::read(&request);
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
@@ -101,11 +103,16 @@ pub fn perform(
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
-    let notes = print_findings(evaluated, &errors, &printed, &request, targets, log)?;
+    let notes = print_findings(
+        evaluated, &errors, &printed, base_note, &request, targets, log,
+    )?;
     times.end("evaluate");
 
     let skip = skip::reasons(targets, &request, answers, store, supervisor, log);
-    let skip = unfinished.or_leave(skip, evaluated, store, supervisor)?;
+    let mut skip = unfinished.or_leave(skip, evaluated, store, supervisor)?;
+    if let Some(base) = &base {
+        base.add_reasons(&mut skip, targets, &request);
+    }
     times.end("skip");
 
     let records = Records {
@@ -128,6 +135,14 @@ pub fn perform(
         times.end("share");
     }
 
+    let earlier = match &base {
+        Some(base) => base.earlier(&source(&at_root.root, &at_root.options), &at_root.root.attr),
+        None => previous.map(|drvs| Earlier {
+            recording: EarlierRecording::OfBranch,
+            drvs,
+            red: BTreeSet::new(),
+        }),
+    };
     let report = RecordingReport {
         source: &request.description(),
         targets,
@@ -138,7 +153,7 @@ pub fn perform(
         counts: pipeline.counts(targets),
         omitted: pipeline.omitted,
         seconds: order.started.elapsed().as_secs_f64(),
-        previous: previous.as_deref(),
+        earlier: earlier.as_ref(),
     };
     if failed.is_none() {
         log.say(report.sentence(None));
@@ -314,6 +329,7 @@ fn print_findings(
     evaluated: &EvaluationResult,
     errors: &ErrorLists,
     printed: &BTreeSet<AttrPath>,
+    base_note: Option<Note>,
     request: &RecordingRequest,
     targets: &[Target],
     log: &Log,
@@ -324,6 +340,7 @@ fn print_findings(
     let mut notes = evaluated.gaps.notes();
     notes.extend(errors::without_error(evaluated, request));
     notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
+    notes.extend(base_note);
     print_notes(&notes, log);
     Ok(notes)
 }
