@@ -8,6 +8,7 @@ mod checkout;
 mod error_line;
 mod errors;
 pub mod evaluate;
+pub mod following;
 mod keep;
 mod notices;
 mod part_times;
@@ -35,6 +36,7 @@ use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath};
 
 pub use evaluate::{EvaluationResult, Walk};
+use following::FollowerMeta;
 pub use keep::prune::prune;
 pub use perform::perform;
 pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
@@ -53,6 +55,16 @@ pub struct Meta {
     pub max_silent: Option<u64>,
     /// `meta.description`.
     pub description: Option<String>,
+    /// `meta.eval-once.steps`: the steps that follow the target, by name.
+    pub followers: Vec<FollowerMeta>,
+}
+
+impl Meta {
+    /// The `.drv`s that steps behind the target run.
+    fn run_drvs(&self) -> impl Iterator<Item = &DrvPath> {
+        let runs = self.followers.iter().filter_map(FollowerMeta::run);
+        runs.map(|run| &run.drv)
+    }
 }
 
 /// An attribute that is a derivation.
@@ -64,6 +76,13 @@ pub struct FoundTarget {
     pub drv: DrvPath,
     /// The part of its `meta` that is read.
     pub meta: Meta,
+}
+
+impl FoundTarget {
+    /// Its `.drv`, and those that steps behind it run.
+    fn drvs(&self) -> impl Iterator<Item = &DrvPath> {
+        std::iter::once(&self.drv).chain(self.meta.run_drvs())
+    }
 }
 
 /// An attribute with an error: it does not evaluate, or is refused.

@@ -9,7 +9,7 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath, command};
-use crate::recording::RecordingRequest;
+use crate::recording::{FoundTarget, RecordingRequest};
 use crate::state::StateFolder;
 use crate::store::{Answer, Keeper, Kept, Store};
 use crate::supervise::Supervisor;
@@ -23,7 +23,38 @@ pub(in crate::recording) enum PinResult {
     Gone(Vec<DrvPath>),
 }
 
-/// Keeps the `.drv`s of `targets`. `beside` runs while Nix writes the pin, and returns the questions that Nix is asked while the pin
+/// What a pin keeps.
+#[derive(Debug)]
+pub(in crate::recording) struct PinnedDrvs<'a> {
+    /// The targets, with their attribute paths.
+    pub(super) targets: Vec<(&'a AttrPath, &'a DrvPath)>,
+    /// What steps behind them run.
+    pub(super) run: Vec<&'a DrvPath>,
+}
+
+impl<'a> PinnedDrvs<'a> {
+    /// All `.drv`s of these targets.
+    pub(super) fn of(found: impl IntoIterator<Item = &'a FoundTarget>) -> Self {
+        let (mut targets, mut run) = (Vec::new(), Vec::new());
+        for found in found {
+            targets.push((&found.attr, &found.drv));
+            run.extend(found.meta.run_drvs());
+        }
+        Self { targets, run }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.targets.is_empty()
+    }
+
+    /// Leaves these out.
+    pub(super) fn remove(&mut self, gone: &[DrvPath]) {
+        self.targets.retain(|(_, drv)| !gone.contains(drv));
+        self.run.retain(|drv| !gone.contains(drv));
+    }
+}
+
+/// Keeps these `.drv`s. `beside` runs while Nix writes the pin, and returns the questions that Nix is asked while the pin
 /// is rooted.
 ///
 /// # Errors
@@ -33,7 +64,7 @@ pub(in crate::recording) enum PinResult {
     reason = "what is pinned, whose it is, and what asks Nix are three things each"
 )]
 pub(in crate::recording) fn pin(
-    targets: &[(&AttrPath, &DrvPath)],
+    recorded: &PinnedDrvs<'_>,
     owner: &PinOwner,
     request: &RecordingRequest,
     state: &StateFolder,
@@ -49,10 +80,11 @@ pub(in crate::recording) fn pin(
     let until = now + u64::from(request.keep_days) * 24 * 60 * 60;
     write_expiry(state, &folder, until).classify(Class::Infrastructure, in_state)?;
     let link = folder.join("pin");
+    let targets = recorded.targets.iter().map(|(_, drv)| *drv);
     let keeper = Keeper {
         name: "the pin",
-        text: pin_text(targets, owner, now)?,
-        drvs: targets.iter().map(|(_, drv)| *drv).collect(),
+        text: pin_text(&recorded.targets, owner, now)?,
+        drvs: targets.chain(recorded.run.iter().copied()).collect(),
         link: &link,
         asks_roots: true,
     };

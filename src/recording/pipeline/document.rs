@@ -162,6 +162,7 @@ impl<'a> TargetEntry<'a> {
             timeout,
             max_silent,
             description,
+            followers: _,
         } = &target.meta;
         Self {
             attr: &target.attr,

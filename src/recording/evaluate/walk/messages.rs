@@ -123,6 +123,20 @@ impl Walk<'_> {
             WalkerMessage::Beside(path, names) => findings.beside(path, names),
             WalkerMessage::Callable(path) => findings.callable(path),
             WalkerMessage::Target(path, described) => findings.target(&path, described),
+            WalkerMessage::Follow(path, step) => findings.follow(path, step),
+            WalkerMessage::Follower(path, step, described) => {
+                findings.follower(&path, step, described);
+            }
+            WalkerMessage::Lost(path, step) => {
+                // Where the task is done again, the message is that of the first time.
+                let message = match self.diagnosis.threw(&path) {
+                    Verdict::EvaluationError(message) => Some(message),
+                    Verdict::Fail(failure) => return Err(failure),
+                    _ => None,
+                };
+                let message = message.filter(|message| !message.is_empty());
+                findings.lose_follower(&path, step, message.as_deref());
+            }
             WalkerMessage::Refused(path, why) => findings.refuse(&path, &why),
             WalkerMessage::Error(path, why) => {
                 findings.error(&path, &why);

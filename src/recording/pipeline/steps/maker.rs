@@ -123,6 +123,11 @@ impl<'a> StepMaker<'a> {
         skip: Option<&str>,
     ) -> Result<UnlinkedStep, String> {
         let meta = &target.meta;
+        if !meta.followers.is_empty() {
+            return Err(
+                "in its `meta.eval-once`, `steps` is not in this version of eval-once".into(),
+            );
+        }
         let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
         let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
         let wishes = buildkite.map_or(Ok(StepWishes::default()), |keys| {
@@ -794,7 +799,6 @@ mod tests {
                 json!({ "artifacts": ["x"] }),
                 "`artifacts` is not in this version",
             ),
-            (json!({ "steps": {} }), "`steps` is not in this version"),
         ] {
             let targets = [target_building(0, &wishes)];
             let steps = make(&targets, &no_edges(&targets), &[], &request()).unwrap();

@@ -150,9 +150,7 @@ pub(super) fn build_wishes(keys: &Keys, request: &RecordingRequest) -> Result<Ke
         if build.leaves_the_command() && request.emit == Emit::Command {
             return Err(refuse(NO_OTHER_HOOK));
         }
-        for key in ["artifacts", "steps"] {
-            reader.not_yet(key)?;
-        }
+        reader.not_yet("artifacts")?;
         reader.finish(KeyOwner::Target)?;
         let keys = build_keys::as_written(keys);
         match &request.below {
