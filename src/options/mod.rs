@@ -19,6 +19,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::base::BaseOrder;
 use crate::buildkite::default_command::AgentJob;
 use crate::doctor::DoctorOrder;
 use crate::environment::HostEnvironment;
@@ -60,6 +61,8 @@ pub enum Invocation {
         /// The job.
         job: HookedJob,
     },
+    /// Fetch what an earlier build has recorded, and its outcomes.
+    Base(BaseOrder),
     /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use.
     Prune(Host),
     /// Check this host.

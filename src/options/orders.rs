@@ -3,17 +3,19 @@
 //! Mistakes are reported in one order: the keys as they were written, then their context (the build, the
 //! job's command), then what each key means, then the host. (A recording reads the host's settings before its keys.)
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::job::{below_checkout, check_summary, is_in_build, repository, step_job};
 use super::{Startup, host};
+use crate::base::BaseOrder;
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
 use crate::job::HookedJob;
-use crate::keys::Keys;
+use crate::keys::{Keys, refuse};
 use crate::log::Log;
 use crate::recording::{BuildkiteBuild, RecordingOrder, RecordingRequest};
+use crate::rest::{self, ApiToken, PipelineName};
 use crate::step::{StepOrder, StepReporting, StepRequest};
 use crate::summary::SummaryOrder;
 
@@ -140,6 +142,54 @@ pub(super) fn summary(startup: &Startup) -> Result<SummaryOrder, Refusal> {
         build_number: variables
             .text("BUILDKITE_BUILD_NUMBER")
             .and_then(|number| number.parse().ok()),
+    })
+}
+
+/// The order to fetch a base into this folder. What is not named is that of the job: a change is compared with the branch that it is
+/// to be merged into, everything else with the pipeline's default branch.
+pub(super) fn base(
+    startup: &Startup,
+    folder: &Path,
+    branch: Option<String>,
+    pipeline: Option<String>,
+) -> Result<BaseOrder, Refusal> {
+    let variables = &startup.variables;
+    let own = || {
+        Some(format!(
+            "{}/{}",
+            variables.text("BUILDKITE_ORGANIZATION_SLUG")?,
+            variables.text("BUILDKITE_PIPELINE_SLUG")?
+        ))
+    };
+    let pipeline = pipeline
+        .or_else(own)
+        .map(|name| match name.split_once('/') {
+            Some((organization, pipeline)) if !organization.is_empty() && !pipeline.is_empty() => {
+                Ok(PipelineName {
+                    organization: organization.to_owned(),
+                    pipeline: pipeline.to_owned(),
+                })
+            }
+            _ => Err(refuse(format_args!(
+                "--pipeline {name} is not of the form ORGANIZATION/PIPELINE"
+            ))),
+        });
+    let named = [
+        "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
+        "BUILDKITE_PIPELINE_DEFAULT_BRANCH",
+    ];
+    let proxies = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+    let first = |names: &[&str]| names.iter().find_map(|name| variables.text(name));
+    Ok(BaseOrder {
+        folder: startup.folder.join(folder),
+        pipeline: pipeline.transpose()?,
+        branch: branch.or_else(|| first(&named)),
+        own_build: variables.text("BUILDKITE_BUILD_ID"),
+        token: variables.text("BUILDKITE_API_TOKEN").map(ApiToken::new),
+        api: variables
+            .text("BUILDKITE_REST_API_ENDPOINT")
+            .unwrap_or_else(|| rest::API.to_owned()),
+        proxy: first(&proxies),
     })
 }
 

@@ -97,6 +97,11 @@ impl RoleReader<'_> {
                 self.pipeline(keys.into_keys(), dry_run, checkout_by_hand(self.startup))
             }
             CliCommand::Summary => orders::summary(self.startup).map(Invocation::Summary),
+            CliCommand::Base {
+                folder,
+                branch,
+                pipeline,
+            } => orders::base(self.startup, &folder, branch, pipeline).map(Invocation::Base),
             CliCommand::Prune => host::host(self.startup)
                 .map(Invocation::Prune)
                 .map_err(Refusal::from),

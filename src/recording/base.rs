@@ -163,13 +163,14 @@ fn recordings(text: &str) -> Result<Vec<Recorded>, String> {
 mod tests {
     use super::*;
     use crate::recording::pipeline::fixtures::{request, target, target_building};
+    use crate::recording::upload::DOCUMENT;
     use serde_json::{Value, json};
     use tempfile::TempDir;
 
     /// Writes a base, and reads it as a recording does.
     fn base(recordings: &[Value], outcomes: Option<&Value>) -> (Option<Base>, Option<Note>) {
         let folder = TempDir::new().unwrap();
-        let file = folder.path().join("eval-once.json");
+        let file = folder.path().join(DOCUMENT);
         let texts: Vec<String> = recordings.iter().map(ToString::to_string).collect();
         fs::write(&file, texts.join("\n")).unwrap();
         if let Some(outcomes) = outcomes {
