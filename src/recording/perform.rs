@@ -135,14 +135,7 @@ pub fn perform(
         times.end("share");
     }
 
-    let earlier = match &base {
-        Some(base) => base.earlier(&source(&at_root.root, &at_root.options), &at_root.root.attr),
-        None => previous.map(|drvs| Earlier {
-            recording: EarlierRecording::OfBranch,
-            drvs,
-            red: BTreeSet::new(),
-        }),
-    };
+    let earlier = earlier(base.as_ref(), previous, &at_root);
     let report = RecordingReport {
         source: &request.description(),
         targets,
@@ -172,6 +165,23 @@ pub fn perform(
     let saved = upload.save(&plan, &identity);
     unfinished.or_leave(saved, evaluated, store, supervisor)?;
     follow(&plan, build, &unfinished, supervisor).map(|()| None)
+}
+
+/// What the recording is compared with: the base where there is one, else the previous recording of the branch.
+fn earlier(
+    base: Option<&Base>,
+    previous: Option<Vec<(AttrPath, String)>>,
+    at_root: &RecordingRequest,
+) -> Option<Earlier> {
+    let Some(base) = base else {
+        return previous.map(|drvs| Earlier {
+            recording: EarlierRecording::OfBranch,
+            drvs,
+            red: BTreeSet::new(),
+        });
+    };
+    let source = source(&at_root.root, &at_root.options);
+    base.earlier(&source, &at_root.root.attr)
 }
 
 /// Follows the plan that was saved: from now on, a retry does as well.
