@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
 
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::buildkite::default_command::{
@@ -18,7 +19,7 @@ use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::StorePath;
 use crate::recording::{self, RecordingOrder};
-use crate::step::{self, StepOrder, main_output};
+use crate::step::{self, BuiltStep, StepOrder, main_output};
 use crate::summary::{self, SummaryOrder};
 use crate::supervise::{Supervisor, become_program};
 
@@ -161,10 +162,15 @@ pub fn step(
     if !outputs.is_empty() {
         log.say(outputs.join(", "));
     }
+    let environment = environment_of_command(job.job.environment, &done.outputs);
+    if let Some(path) = done.program {
+        log.group(format_args!("running {}", path.display()));
+        return Err(become_built(path, environment, supervisor));
+    }
     if !done.command {
         return Ok(0);
     }
-    job.job.environment = environment_of_command(job.job.environment, &done.outputs);
+    job.job.environment = environment;
     job.become_own_command(supervisor, log)
 }
 
@@ -223,14 +229,17 @@ pub struct TrailingCommand {
     pub environment: Vec<(OsString, OsString)>,
 }
 
-/// Becomes the command after `--`. Returns only where that fails.
+/// Becomes the program that a step has built, or the command after `--`. Returns only where that fails.
 #[must_use]
 pub fn become_trailing(
     command: TrailingCommand,
-    outputs: &BTreeMap<String, StorePath>,
+    done: BuiltStep,
     supervisor: Supervisor,
 ) -> Failure {
-    let environment = environment_of_command(command.environment, outputs);
+    let environment = environment_of_command(command.environment, &done.outputs);
+    if let Some(path) = done.program {
+        return become_built(path, environment, supervisor);
+    }
     let name = command.words.first().cloned().unwrap_or_default();
     let path = environment
         .iter()
@@ -249,10 +258,28 @@ pub fn become_trailing(
         arguments: command.words,
         environment,
     };
+    become_or_fail(&program, supervisor)
+}
+
+/// Becomes a program that a step has built. Returns only where that fails.
+fn become_built(
+    path: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+    supervisor: Supervisor,
+) -> Failure {
+    let program = Program {
+        arguments: vec![path.clone().into()],
+        path,
+        environment,
+    };
+    become_or_fail(&program, supervisor)
+}
+
+fn become_or_fail(program: &Program, supervisor: Supervisor) -> Failure {
     if let Err(failure) = supervisor.hand_over() {
         return failure;
     }
-    let error = become_program(&program);
+    let error = become_program(program);
     Failure::new(
         Class::MissingProgram,
         format_args!("cannot run {}: {error}", program.path.display()),

@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(
             refusal.hint.as_deref(),
             Some(
-                "did you mean `on-drift`? (the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial)"
+                "did you mean `on-drift`? (the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial, steps)"
             )
         );
         assert_eq!(

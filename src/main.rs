@@ -132,7 +132,7 @@ fn step_by_hand(
     let mut supervisor = Supervisor::install(log)?;
     let done = step::perform(order, &mut supervisor, log)?;
     if let Some(command) = command {
-        return Err(job::become_trailing(command, &done.outputs, supervisor));
+        return Err(job::become_trailing(command, done, supervisor));
     }
     supervisor.hand_over()?;
     for path in done.outputs.values() {

@@ -14,6 +14,8 @@ pub enum KeyOwner {
     Recording,
     /// Of a target that is recorded: in its `meta.eval-once`.
     Target,
+    /// Of a step that follows a target: in its `meta.eval-once.steps.<name>`.
+    Follower,
 }
 
 impl KeyOwner {
@@ -24,6 +26,7 @@ impl KeyOwner {
             Self::Step => "a step",
             Self::Recording => "a recording",
             Self::Target => "a target",
+            Self::Follower => "a step that follows a target",
         }
     }
 }
@@ -220,6 +223,8 @@ const SHARE: KeyKind = KeyKind::TextOrFalse("SHARE", "no-share", "Use no share")
 const STEP: &[KeyOwner] = &[KeyOwner::Step];
 const RECORDING: &[KeyOwner] = &[KeyOwner::Recording];
 const BOTH: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording];
+const TARGET: &[KeyOwner] = &[KeyOwner::Target];
+const FOLLOWER: &[KeyOwner] = &[KeyOwner::Follower];
 const ALL: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target];
 
 const fn choice(word: &'static str, doc: &'static str) -> Choice {
@@ -424,6 +429,37 @@ pub const KEYS: &[Key] = &[
         "Expect the evaluation errors of an attribute path and everything below it: show them as skipped; * stands for one name",
     )
     .hyphens(),
+    Key::new(
+        "keys",
+        RECORDING,
+        KeyKind::Choice(
+            "WHAT",
+            &[
+                choice("drv", "the .drv's hash: the same key is the same build"),
+                choice(
+                    "attr",
+                    "the attribute path, as nix-packages-app: the same key is the same target in every build",
+                ),
+            ],
+        ),
+        "What the keys of steps are made of",
+    )
+    .default("drv"),
+    Key::new(
+        "key-prefix",
+        RECORDING,
+        KeyKind::Text("PREFIX"),
+        "What the keys of steps begin with: another one for each recording of a build with keys: attr",
+    )
+    .default("nix- with keys: attr, else none"),
+    Key::new(
+        "phases",
+        RECORDING,
+        KeyKind::Texts("PHASE"),
+        "Which steps are made: build (those of targets), release (those that follow them)",
+    )
+    .flag("phase", "Make only these steps: build (those of targets), or release (those that follow them)")
+    .default("both"),
     Key::new(
         "emit",
         RECORDING,
@@ -630,10 +666,98 @@ pub const KEYS: &[Key] = &[
     )
     .without_flag(),
     Key::new(
+        "run",
+        STEP,
+        KeyKind::Text("PROGRAM"),
+        "Written by recordings: the program in the outputs that is run after the build, by its name in bin; * is the only one",
+    )
+    .without_flag(),
+    Key::new(
+        "needs",
+        STEP,
+        KeyKind::Json,
+        "Written by recordings: a target that is realised first, for the program of run, by attr, call, drv, outputs and out-link",
+    )
+    .without_flag(),
+    Key::new(
         "refused",
         STEP,
         KeyKind::Text("TEXT"),
         "Written by recordings: what is wrong with a target that can have no step; report it, build nothing and end with 64",
+    )
+    .without_flag(),
+    Key::new(
+        "steps",
+        TARGET,
+        KeyKind::Json,
+        "Steps that follow the target, by name",
+    )
+    .without_flag(),
+    Key::new(
+        "run",
+        FOLLOWER,
+        KeyKind::Json,
+        "A derivation whose main program is run: meta.mainProgram, else its only executable",
+    )
+    .without_flag(),
+    Key::new(
+        "command",
+        FOLLOWER,
+        KeyKind::Text("COMMAND"),
+        "Text for the shell, as Buildkite has it, instead of run",
+    )
+    .without_flag(),
+    Key::new(
+        "needs-output",
+        FOLLOWER,
+        KeyKind::Boolean,
+        "Whether the target's outputs are realised first: at result, and in EVAL_ONCE_OUT",
+    )
+    .default("false")
+    .without_flag(),
+    Key::new(
+        "after",
+        FOLLOWER,
+        KeyKind::Choice(
+            "WHAT",
+            &[
+                choice("target", "the target's step"),
+                choice("all", "the steps of all targets of the recording"),
+                choice("nothing", "nothing"),
+            ],
+        ),
+        "What it waits for",
+    )
+    .default("target")
+    .without_flag(),
+    Key::new(
+        "always",
+        FOLLOWER,
+        KeyKind::Boolean,
+        "Whether it also runs where what it waits for has failed",
+    )
+    .default("false")
+    .without_flag(),
+    Key::new(
+        "unless-skipped",
+        FOLLOWER,
+        KeyKind::Boolean,
+        "Whether it is left out where the target is skipped",
+    )
+    .default("false")
+    .without_flag(),
+    Key::new(
+        "confirm",
+        FOLLOWER,
+        KeyKind::Text("QUESTION"),
+        "A question that a person has to answer before: a block step in one group with it",
+    )
+    .without_flag(),
+    Key::new(
+        "buildkite",
+        FOLLOWER,
+        KeyKind::Json,
+        "Properties of a Buildkite step, merged into it",
     )
     .without_flag(),
 ];
@@ -644,7 +768,12 @@ mod tests {
 
     #[test]
     fn a_name_is_declared_once_for_each_owner_and_means_one_kind_to_readers() {
-        for owner in [KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target] {
+        for owner in [
+            KeyOwner::Step,
+            KeyOwner::Recording,
+            KeyOwner::Target,
+            KeyOwner::Follower,
+        ] {
             let names: Vec<_> = of(owner).map(|key| key.name).collect();
             for (at, name) in names.iter().enumerate() {
                 assert!(!names[..at].contains(name), "{name} of {}", owner.noun());

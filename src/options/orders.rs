@@ -65,7 +65,8 @@ pub(super) fn step(
     });
     let mut job = step_job(&startup.variables);
     // A command that was recorded with the step does not stand in the job's `BUILDKITE_COMMAND`.
-    if let Some(job) = job.as_mut().filter(|_| draft.followed) {
+    let runs = request.as_ref().is_ok_and(|it| it.run.is_some());
+    if let Some(job) = job.as_mut().filter(|_| draft.followed || runs) {
         job.around.command = true;
     }
     let reporting = StepReporting {
@@ -73,7 +74,14 @@ pub(super) fn step(
         job,
         temporary: host::temporary(&startup.variables),
         started: startup.started,
+        only_failures: false,
     };
+    let request = request.and_then(|request| match &request.run {
+        Some(_) if draft.followed => Err(refuse(
+            "`run` cannot be combined with a command of the job's own",
+        )),
+        _ => Ok(request),
+    });
     match request.and_then(|request| Ok((request, host?))) {
         Ok((mut request, host)) => {
             // A command needs the outputs.

@@ -199,6 +199,13 @@ impl RoleReader<'_> {
             keys = keys.and(Err(two_commands("the one after `--`")));
         }
         let order = self.step(keys, draft)?;
+        let runs = order.request.run.is_some();
+        let trailing = trailing.or_else(|| {
+            runs.then(|| TrailingCommand {
+                words: Vec::new(),
+                environment: self.startup.variables.all(),
+            })
+        });
         Ok(Invocation::Step(order, trailing))
     }
 

@@ -3,10 +3,12 @@
 //! Each is evaluated by itself, after the target: an error in one concerns neither the target nor the others. What they become in
 //! the pipeline is known there.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::keys::Keys;
-use crate::nix::{AttrPath, DrvPath};
+use crate::nix::{AttrPath, DrvPath, StorePath};
 
 /// A step that follows a target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,11 +66,36 @@ impl FollowerMeta {
     pub(super) fn is_read(&self) -> bool {
         matches!(self.state, FollowerState::Read { .. })
     }
+}
 
-    /// The attribute path of this step of the target `attr`.
-    pub(super) fn attr(&self, attr: &AttrPath) -> AttrPath {
-        let below = ["meta", "eval-once", "steps", &self.name];
+/// A step that follows a target, with the data of the derivation that it runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Follower {
+    /// The attribute in whose `meta` it stands.
+    pub owner: AttrPath,
+    /// What the evaluation found of it.
+    pub meta: FollowerMeta,
+    /// The derivation that it runs, if it runs one.
+    pub run: Option<RunTarget>,
+}
+
+/// A derivation that a step runs, as its `.drv` says it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunTarget {
+    /// Its outputs; none where their paths are not known before they are built.
+    pub outputs: BTreeMap<String, StorePath>,
+    /// The system it is built on, and runs on.
+    pub system: String,
+    /// `requiredSystemFeatures`.
+    pub features: Vec<String>,
+}
+
+impl Follower {
+    /// Its attribute path.
+    pub(super) fn attr(&self) -> AttrPath {
+        let below = ["meta", "eval-once", "steps", &self.meta.name];
         let below = below.into_iter().map(str::to_owned);
-        AttrPath::new(attr.names().iter().cloned().chain(below).collect())
+        let names = self.owner.names().iter().cloned();
+        AttrPath::new(names.chain(below).collect())
     }
 }

@@ -36,10 +36,12 @@ use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath};
 
 pub use evaluate::{EvaluationResult, Walk};
-use following::FollowerMeta;
+use following::{Follower, FollowerMeta};
 pub use keep::prune::prune;
 pub use perform::perform;
-pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
+pub use request::{
+    Emit, Evaluator, KeyStyle, OnError, Phases, RecordingRequest, Recurse, SkipStyle, SkipWhich,
+};
 
 /// The part of a target's `meta` that a recording reads. It is plain data: the walker drops everything else in Nix.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -113,6 +115,8 @@ pub struct Target {
     pub features: Vec<String>,
     /// The metadata of `attr`.
     pub meta: Meta,
+    /// The steps that follow it, from the metadata of all its attributes.
+    pub followers: Vec<Follower>,
 }
 
 /// How an agent signs the steps that its jobs upload, from what it tells them for `pipeline upload`.

@@ -110,6 +110,7 @@ mod tests {
             outputs: BTreeMap::new(),
             system: "x86_64-linux".into(),
             features: Vec::new(),
+            followers: Vec::new(),
             meta: Meta::default(),
         };
         let step = |skip: Option<&str>| TargetStep {

@@ -70,6 +70,24 @@ pub enum OnError {
     Report,
 }
 
+/// What the keys of steps are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyStyle {
+    /// The `.drv`: the same key is the same build.
+    Drv,
+    /// The attribute path: the same key is the same target, in every build.
+    Attr,
+}
+
+/// The parts of a pipeline that a recording makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phases {
+    /// The steps of the targets.
+    pub build: bool,
+    /// The steps that follow them.
+    pub release: bool,
+}
+
 /// How a step carries its record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Emit {
@@ -115,6 +133,12 @@ pub struct RecordingRequest {
     pub on_error: OnError,
     /// Full attribute paths that are expected not to evaluate, with everything below them; the name `*` stands for any one name.
     pub expect_errors: Vec<AttrPath>,
+    /// What the keys of steps are made of.
+    pub key_style: KeyStyle,
+    /// What the keys of steps begin with.
+    pub key_prefix: String,
+    /// The parts of the pipeline that are made.
+    pub phases: Phases,
     /// How a step carries its record.
     pub emit: Emit,
     /// The keys that say how a target is built, as they were written: each recorded step has them.
@@ -265,6 +289,13 @@ impl RecordingRequest {
             ],
         )?;
         let expect_errors = attribute_paths(reader, "expect-errors")?;
+        let key_style =
+            reader.choice("keys", [("drv", KeyStyle::Drv), ("attr", KeyStyle::Attr)])?;
+        let key_style = key_style.unwrap_or(KeyStyle::Drv);
+        let key_prefix = reader.take("key-prefix", "a string", |value| {
+            string(value).map(key_prefix)
+        })?;
+        let phases = reader.take("phases", "a list of `build` and `release`", phases)?;
         let emit = reader.choice("emit", [("plugin", true), ("command", false)])?;
         let named = reader.take("plugin", "a plugin's reference", |value| {
             string(value).filter(|text| !text.trim().is_empty()).map(Ok)
@@ -335,6 +366,15 @@ impl RecordingRequest {
             skip_style: skip_style.unwrap_or(SkipStyle::Mark),
             on_error: on_error.unwrap_or(OnError::Step),
             expect_errors,
+            key_style,
+            key_prefix: key_prefix.unwrap_or_else(|| match key_style {
+                KeyStyle::Drv => String::new(),
+                KeyStyle::Attr => "nix-".into(),
+            }),
+            phases: phases.unwrap_or(Phases {
+                build: true,
+                release: true,
+            }),
             emit,
             build_keys: Keys::new(),
             share,
@@ -368,6 +408,44 @@ const CHUNK: NonZeroUsize = NonZeroUsize::new(100).unwrap();
 
 /// How many days a pin is kept by default: a build is seldom older.
 pub(super) const KEEP_DAYS: u32 = 3;
+
+/// The most characters of `key-prefix`: there has to be room for what tells keys apart.
+const PREFIX_AT_MOST: usize = 40;
+
+fn key_prefix(text: String) -> Result<String, String> {
+    let is_taken = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':');
+    if text.is_empty() || text.len() > PREFIX_AT_MOST || !text.chars().all(is_taken) {
+        return Err(format!(
+            "is {text:?}, and must be 1 to {PREFIX_AT_MOST} letters, digits, `-`, `_` or `:`"
+        ));
+    }
+    Ok(text)
+}
+
+fn phases(value: Value) -> Option<Result<Phases, String>> {
+    let Value::Array(names) = value else {
+        return None;
+    };
+    let mut phases = Phases {
+        build: false,
+        release: false,
+    };
+    for name in &names {
+        match name.as_str()? {
+            "build" => phases.build = true,
+            "release" => phases.release = true,
+            other => {
+                return Some(Err(format!(
+                    "holds {other:?}, and must be a list of `build` and `release`"
+                )));
+            }
+        }
+    }
+    if names.is_empty() {
+        return Some(Err("is empty: name `build`, `release` or both".into()));
+    }
+    Some(Ok(phases))
+}
 
 /// Attribute paths in which `*` stands for one name.
 fn attribute_paths(reader: &mut KeyReader, key: &'static str) -> Result<Vec<AttrPath>, Failure> {

@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::following::{Follower, RunTarget};
 use super::pipeline::edges::{BadGraph, Edges};
-use super::{EvaluationResult, Target};
+use super::{EvaluationResult, FoundTarget, Target};
 use crate::exit::{Class, Failure};
 use crate::nix::{Derivation, DrvPath, StorePath, inputs_on_disk};
 
@@ -35,31 +36,60 @@ pub(super) fn targets(evaluated: &EvaluationResult) -> Result<(Vec<Target>, DrvI
     for found in &evaluated.targets {
         if let Some(at) = known.get(&found.drv) {
             targets[*at].also.push(found.attr.clone());
+            add_followers(&mut targets[*at], found)?;
             continue;
         }
         let derivation =
             Derivation::read(&found.drv).map_err(|error| unreadable(&found.drv, &error))?;
         known.insert(&found.drv, targets.len());
-        // A step that knows only some of the outputs could not know whether it is done. So either all paths are known, or none
-        // is used.
-        let outputs: Option<BTreeMap<String, StorePath>> = derivation
-            .outputs
-            .into_iter()
-            .map(|(name, path)| Some((name, path?)))
-            .collect();
-        targets.push(Target {
+        let mut target = Target {
             attr: found.attr.clone(),
             also: Vec::new(),
             name: derivation.name,
             drv: found.drv.clone(),
-            outputs: outputs.unwrap_or_default(),
+            outputs: known_outputs(derivation.outputs),
             system: derivation.system,
             features: derivation.features,
             meta: found.meta.clone(),
-        });
+            followers: Vec::new(),
+        };
+        add_followers(&mut target, found)?;
+        targets.push(target);
         inputs.insert(found.drv.clone(), derivation.inputs);
     }
     Ok((targets, inputs))
+}
+
+/// The outputs of a derivation, where all of their paths are known. A step that knows only some of the outputs could not know
+/// whether it is done.
+fn known_outputs(outputs: BTreeMap<String, Option<StorePath>>) -> BTreeMap<String, StorePath> {
+    let outputs = outputs.into_iter();
+    let known: Option<_> = outputs.map(|(name, path)| Some((name, path?))).collect();
+    known.unwrap_or_default()
+}
+
+/// Adds the steps that follow a target because of this attribute. What another attribute of it says as well is there once.
+fn add_followers(target: &mut Target, found: &FoundTarget) -> Result<(), Failure> {
+    for meta in &found.meta.followers {
+        if target.followers.iter().any(|known| known.meta == *meta) {
+            continue;
+        }
+        let run = meta.run().map(|run| {
+            let derivation =
+                Derivation::read(&run.drv).map_err(|error| unreadable(&run.drv, &error))?;
+            Ok(RunTarget {
+                outputs: known_outputs(derivation.outputs),
+                system: derivation.system,
+                features: derivation.features,
+            })
+        });
+        target.followers.push(Follower {
+            owner: found.attr.clone(),
+            meta: meta.clone(),
+            run: run.transpose()?,
+        });
+    }
+    Ok(())
 }
 
 /// The edges between targets; derivations that are no targets are read where they lie on the way.

@@ -20,6 +20,7 @@ mod hints;
 mod job_log;
 mod links;
 mod outputs;
+mod program;
 mod publish;
 mod pushing;
 mod realising;
@@ -76,7 +77,7 @@ pub struct StepOrder {
 }
 
 /// Where the ending of a step is reported, besides its log: that of a refused one too.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StepReporting {
     /// The file of the report, if one is wanted (`--report`).
     pub report: Option<PathBuf>,
@@ -86,26 +87,54 @@ pub struct StepReporting {
     pub temporary: PathBuf,
     /// When the program began.
     pub started: Instant,
+    /// Report it only where the step fails: more is built in this job.
+    pub only_failures: bool,
 }
 
 /// A step whose outputs are there.
 #[derive(Debug)]
 pub struct BuiltStep {
-    /// Its outputs by name.
+    /// Its outputs by name; of a step that runs a program of its outputs, those of the target that the program needs.
     pub outputs: BTreeMap<String, StorePath>,
     /// Whether a hook is to run the job's own command now.
     pub command: bool,
+    /// The program that is to be run now instead.
+    pub program: Option<PathBuf>,
 }
 
-/// Builds one target and reports how that went.
+/// Builds one target, and another one before it where that is needed, and reports how that went.
 ///
 /// # Errors
-/// Whatever the step ends with; it is in the report too.
+/// Whatever the step ends with; it is in the report too, but for a program that is not there (64).
 pub fn perform(
-    order: StepOrder,
+    mut order: StepOrder,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<BuiltStep, Failure> {
+    let Some(needs) = order.request.needs.take() else {
+        return build(order, supervisor, log);
+    };
+    let first = StepOrder {
+        request: *needs,
+        place: order.place.clone(),
+        repository: order.repository.clone(),
+        host: order.host.clone(),
+        in_build: order.in_build,
+        reporting: StepReporting {
+            only_failures: true,
+            ..order.reporting.clone()
+        },
+    };
+    let needed = build(first, supervisor, log)?;
+    let built = build(order, supervisor, log)?;
+    Ok(BuiltStep {
+        outputs: needed.outputs,
+        ..built
+    })
+}
+
+/// Builds one target and reports how that went.
+fn build(order: StepOrder, supervisor: &mut Supervisor, log: &Log) -> Result<BuiltStep, Failure> {
     let StepOrder {
         request,
         place,
@@ -150,10 +179,6 @@ pub fn perform(
         Advice::default()
     };
     drop(step);
-    let done = |outputs| BuiltStep {
-        outputs,
-        command: request.command,
-    };
     let ended = EndedStep {
         report,
         request: Some(&request),
@@ -161,7 +186,19 @@ pub fn perform(
         build_log,
         is_log_above,
     };
-    ended.publish(result.map(done), file, &reporting, supervisor, log)
+    let outputs = ended.publish(result, file, &reporting, supervisor, log)?;
+    Ok(match &request.run {
+        None => BuiltStep {
+            outputs,
+            command: request.command,
+            program: None,
+        },
+        Some(run) => BuiltStep {
+            program: Some(run.find(&outputs)?),
+            outputs: BTreeMap::new(),
+            command: false,
+        },
+    })
 }
 
 /// Reports that a step is refused, as any other ending is reported. Returns the failure that the program ends with.
@@ -226,6 +263,7 @@ impl EndedStep<'_> {
         if let Some(line) = report.in_one_line() {
             log.say(line);
         }
+        let is_reported = result.is_err() || !reporting.only_failures;
         if result.is_ok() && !report.hints.is_empty() {
             // One line: a green step prints at most three of its own, with the outputs that the hook prints.
             let hints = report.hints.join("; also: ");
@@ -239,6 +277,7 @@ impl EndedStep<'_> {
                 log.say(format_args!("hint: {hint}"));
             }
         }
+        let file = file.filter(|_| is_reported);
         let result = match file.map(|file| file.write(&report)) {
             Some(Err(failure)) if result.is_ok() => {
                 report.fail(&failure);
@@ -250,7 +289,7 @@ impl EndedStep<'_> {
             }
             _ => result,
         };
-        if let Some(job) = &reporting.job {
+        if let Some(job) = reporting.job.as_ref().filter(|_| is_reported) {
             let over = FinishedStep {
                 report: &report,
                 failure: result.as_ref().err(),

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
+use super::program::StepProgram;
 pub(super) use crate::build_keys::OutLink;
 use crate::build_keys::{self, BuildKeys, Form};
 use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
 use crate::keys::table::KeyOwner;
-use crate::keys::{KeyReader, Keys, refuse, string};
+use crate::keys::{KeyReader, Keys, not_here, refuse, string};
 use crate::nix::{DrvPath, Evaluation, StorePath, StoreUrl, is_output_name};
 use crate::share_keys::{self, Share, StepShare};
 
@@ -52,6 +55,10 @@ pub struct StepRequest {
     pub push_partial: bool,
     /// Whether the step makes a checkout where it has to evaluate.
     pub checkout_fallback: bool,
+    /// The program in its outputs that is run after the build.
+    pub run: Option<StepProgram>,
+    /// The target whose outputs that program needs: it is realised first.
+    pub needs: Option<Box<StepRequest>>,
     /// The keys themselves, as they were given.
     pub keys: Keys,
 }
@@ -104,6 +111,24 @@ impl StepRequest {
         let keep_days = reader.number("keep-days")?;
         let checkout_fallback =
             reader.choice("checkout", [("always", false), ("fallback", true)])?;
+        let run = reader.take("run", "the name of a program", |value| {
+            Some(Ok(StepProgram::read(value.as_str()?)?))
+        })?;
+        let needs = reader.take("needs", "a map", |value| match value {
+            Value::Object(keys) => Some(Ok(keys)),
+            _ => None,
+        })?;
+        let needs = match (needs, &run) {
+            (None, _) => None,
+            (Some(_), None) => return Err(refuse("`needs` cannot be without `run`")),
+            (Some(needs), Some(_)) => {
+                let request = Self::read(keys_of_needs(&keys, needs)?, place)?;
+                Some(Box::new(request))
+            }
+        };
+        if place.confined && run.is_some() {
+            return Err(not_here("`run`, which is a program in the store,"));
+        }
         let skip = reader.boolean("skip")?.unwrap_or(false);
         if skip && how.leaves_the_command() {
             return Err(refuse(
@@ -131,6 +156,8 @@ impl StepRequest {
             push: how.push,
             push_partial: how.push_partial.unwrap_or(false),
             checkout_fallback: checkout_fallback.unwrap_or(false),
+            run,
+            needs,
             keys,
         })
     }
@@ -145,6 +172,21 @@ impl StepRequest {
         share_keys::check_confined(share, self.push.as_ref())?;
         evaluation_keys::check_confined(self.evaluation.as_ref(), &self.options, place)
     }
+}
+
+/// The keys of the target that a step of these `keys` needs: all that is not said of it is as for the step.
+fn keys_of_needs(keys: &Keys, needs: Keys) -> Result<Keys, Failure> {
+    const OWN: [&str; 5] = ["attr", "call", "drv", "outputs", "out-link"];
+    if let Some(name) = needs.keys().find(|name| !OWN.contains(&name.as_str())) {
+        return Err(refuse(format_args!(
+            "`needs.{name}` cannot be set: `needs` has {}",
+            OWN.join(", ")
+        )));
+    }
+    let is_common = |name: &str| !OWN.contains(&name) && !["run", "needs", "skip"].contains(&name);
+    let common = keys.iter().filter(|(name, _)| is_common(name));
+    let common = common.map(|(name, value)| (name.clone(), value.clone()));
+    Ok(common.chain(needs).collect())
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use crate::exit::Class;
 use crate::keys::Keys;
 use crate::nix::AttrPath;
 use crate::recording::pipeline::document::{Recorded, RecordedError};
-use crate::recording::pipeline::steps::error_key;
 
 /// The targets of one recording; or all steps that belong to none.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,7 +92,7 @@ fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
             [] => "the root".into(),
             _ => attr.to_string(),
         };
-        let mut row = Row::new(&error_key(attr), name, data);
+        let mut row = Row::new(&error.key(), name, data);
         row.attributes += also.get(attr).copied().unwrap_or_default();
         let was_built = row.report.as_ref().is_some_and(|report| report.exit == 0);
         if !was_built {
@@ -142,6 +141,7 @@ mod tests {
     use super::super::fixtures::{build_data, recorded, report, target};
     use super::super::outcome::FailedPart;
     use super::*;
+    use crate::recording::pipeline::steps::error_key;
     use crate::step::SavedReportError;
     use serde_json::{Value, json};
 

@@ -137,8 +137,12 @@ impl Findings {
     }
 
     /// The evaluation of this step begins, which follows it.
-    pub(super) fn follow(&mut self, path: AttrIndex, step: usize) {
-        self.follower.insert(path, step);
+    pub(super) fn follow(&mut self, path: &AttrIndex, step: usize) {
+        let before = self.follower.insert(path.clone(), step);
+        if let Some(before) = before.filter(|before| *before != step) {
+            // It threw, unless it was read.
+            self.lose_follower(path, before, None);
+        }
     }
 
     /// What is known of this step, which follows it.
@@ -416,15 +420,16 @@ mod tests {
             format!(r#"{{"keys":{{}},"run":{{"drv":"{DRV}"}}}}"#),
         );
         let step = |json: &str| Ok(serde_json::from_str(json).unwrap());
-        let target = format!(r#"{{"drv":"{DRV}","steps":["a","b","c","d","e"]}}"#);
+        let target = format!(r#"{{"drv":"{DRV}","steps":["a","b","c","d","e","f"]}}"#);
         findings.target(&at, described(&target));
-        findings.follow(at.clone(), 0);
+        findings.follow(&at, 0);
         findings.follower(&at, 0, step(&run));
-        findings.follow(at.clone(), 1);
+        findings.follow(&at, 1);
         findings.follower(&at, 1, step(r#"{"text":"no"}"#));
-        findings.follow(at.clone(), 2);
+        findings.follow(&at, 2);
         findings.follower(&at, 2, step(r#"{"keys":[],"run":null}"#));
-        findings.follow(at.clone(), 3);
+        findings.follow(&at, 3);
+        findings.follow(&at, 4);
         findings.fail(&at, true, "aborted");
         let result = findings.result(&Gaps::default());
         let states = result.targets[0].meta.followers.iter();
@@ -436,12 +441,13 @@ mod tests {
             [
                 r#"Lost(Some("no"))"#,
                 &format!("Lost(Some({lists:?}))"),
+                "Lost(None)",
                 r#"Lost(Some("aborted"))"#,
                 "Unread"
             ]
         );
         // Its worker dies on the way to the next attribute.
-        findings.follow(at.clone(), 0);
+        findings.follow(&at, 0);
         findings.fail(&at, true, "killed");
         assert_eq!(findings.result(&Gaps::default()).targets, result.targets);
         let drv = DrvPath::parse(DRV).unwrap();

@@ -287,6 +287,7 @@ mod tests {
             system: String::new(),
             features: Vec::new(),
             meta: Meta::default(),
+            followers: Vec::new(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::steps::{PlannedPipeline, TargetStep, error_key};
+use super::steps::{PlannedFollower, PlannedPipeline, TargetStep, error_key};
 use crate::counts::RecordingCounts;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::secret_values::RedactedKeys;
@@ -33,6 +33,8 @@ pub(in crate::recording) struct Document<'a> {
     pub(in crate::recording) pin: Option<&'a StorePath>,
     /// The targets, in the order in which they were found.
     pub(in crate::recording) targets: Vec<TargetEntry<'a>>,
+    /// The steps that follow targets.
+    pub(in crate::recording) steps: &'a [PlannedFollower],
     /// The attributes with an error: the evaluation errors, the refused, the expected errors.
     pub(in crate::recording) errors: Vec<ErrorEntry<'a>>,
     /// The number of each kind.
@@ -96,6 +98,8 @@ pub(in crate::recording) struct ErrorEntry<'a> {
     pub(in crate::recording) expected: bool,
     /// Whether it has a step: a red one, or a skipped one if it is expected.
     pub(in crate::recording) step: bool,
+    /// The key of that step.
+    pub(in crate::recording) key: String,
 }
 
 impl<'a> Document<'a> {
@@ -114,12 +118,16 @@ impl<'a> Document<'a> {
         let steps: HashSet<&str> = steps.map(|it| it.step.key.as_str()).collect();
         let entries = |errors: &'a [AttrError], refused, expected| {
             let steps = &steps;
-            errors.iter().map(move |error| ErrorEntry {
-                attr: &error.attr,
-                message: error.message.as_deref(),
-                refused,
-                expected,
-                step: steps.contains(error_key(&error.attr).as_str()),
+            errors.iter().map(move |error| {
+                let key = pipeline.keys.error(&error.attr);
+                ErrorEntry {
+                    attr: &error.attr,
+                    message: error.message.as_deref(),
+                    refused,
+                    expected,
+                    step: steps.contains(key.as_str()),
+                    key,
+                }
             })
         };
         let errors = &pipeline.errors;
@@ -135,6 +143,7 @@ impl<'a> Document<'a> {
                 .zip(&pipeline.targets)
                 .map(|(target, step)| TargetEntry::new(target, step))
                 .collect(),
+            steps: &pipeline.followers,
             errors: entries(&errors.evaluation, false, false)
                 .chain(entries(&errors.refused, true, false))
                 .chain(entries(&errors.expected, false, true))
@@ -236,6 +245,15 @@ pub(crate) struct RecordedError {
     /// Whether it has a step. With older versions, each has.
     #[serde(default = "has_step")]
     pub(crate) step: bool,
+    /// The key of that step; none with older versions.
+    key: Option<String>,
+}
+
+impl RecordedError {
+    /// The key of its step.
+    pub(crate) fn key(&self) -> String {
+        self.key.clone().unwrap_or_else(|| error_key(&self.attr))
+    }
 }
 
 fn has_step() -> bool {
@@ -274,6 +292,7 @@ impl Recorded {
 mod tests {
     use super::*;
     use crate::recording::errors::ErrorLists;
+    use crate::recording::pipeline::steps::StepKeys;
     use serde_json::{Value, json};
 
     #[test]
@@ -295,6 +314,7 @@ mod tests {
                 timeout: Some(60),
                 ..Meta::default()
             },
+            followers: Vec::new(),
         }];
         let target_steps = [TargetStep {
             key: "drv-x".into(),
@@ -306,6 +326,8 @@ mod tests {
             message: None,
         };
         let pipeline = PlannedPipeline {
+            keys: StepKeys::default(),
+            followers: Vec::new(),
             steps: Vec::new(),
             targets: target_steps.into(),
             errors: ErrorLists {
@@ -337,6 +359,7 @@ mod tests {
         assert!(old.errors[0].step, "each had a step");
         assert!(Recorded::read(r#"{"version":2}"#).is_err());
         let read: Value = serde_json::from_str(&json).unwrap();
+        let key = |name: &str| error_key(&path(&[name]));
         assert_eq!(
             read,
             json!({
@@ -351,10 +374,11 @@ mod tests {
                     "system": "x86_64-linux", "features": ["kvm"], "key": "drv-x", "depends_on": ["drv-y"],
                     "skip": null, "meta": { "timeout": 60 }
                 }],
+                "steps": [],
                 "errors": [
-                    { "attr": ["broken"], "message": null, "refused": false, "expected": false, "step": false },
-                    { "attr": ["odd"], "message": null, "refused": true, "expected": false, "step": false },
-                    { "attr": ["old"], "message": null, "refused": false, "expected": true, "step": false },
+                    { "attr": ["broken"], "message": null, "refused": false, "expected": false, "step": false, "key": key("broken") },
+                    { "attr": ["odd"], "message": null, "refused": true, "expected": false, "step": false, "key": key("odd") },
+                    { "attr": ["old"], "message": null, "refused": false, "expected": true, "step": false, "key": key("old") },
                 ],
                 "counts": {
                     "attributes": 5, "targets": 1, "evaluation_errors": 1, "expected_errors": 1, "refused": 1

@@ -11,7 +11,8 @@ use crate::buildkite::schema::Schema;
 use crate::keys::Keys;
 use crate::nix::{Argument, AttrPath, DrvPath, Evaluation, Source, StorePath};
 use crate::recording::{
-    Emit, Evaluator, Meta, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich, Target,
+    Emit, Evaluator, KeyStyle, Meta, OnError, Phases, RecordingRequest, Recurse, SkipStyle,
+    SkipWhich, Target,
 };
 
 /// Made once: in a debug build that takes longer than many tests.
@@ -41,6 +42,7 @@ pub(in crate::recording) fn target(i: usize, names: &[&str]) -> Target {
         system: "x86_64-linux".into(),
         features: Vec::new(),
         meta: Meta::default(),
+        followers: Vec::new(),
     }
 }
 
@@ -81,6 +83,12 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         skip_style: SkipStyle::Mark,
         on_error: OnError::Step,
         expect_errors: Vec::new(),
+        key_style: KeyStyle::Drv,
+        key_prefix: String::new(),
+        phases: Phases {
+            build: true,
+            release: true,
+        },
         emit: Emit::Plugin("your-org/eval-once#v1".into()),
         build_keys: Keys::new(),
         share: None,

@@ -48,7 +48,7 @@ impl UploadPlan {
             Ok(Chunk {
                 keys: steps
                     .iter()
-                    .map(|planned| planned.step.key.clone())
+                    .flat_map(|planned| planned.keys().map(str::to_owned))
                     .collect(),
                 pipeline: placed_step::json(steps)?,
             })

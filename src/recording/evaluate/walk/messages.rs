@@ -123,7 +123,7 @@ impl Walk<'_> {
             WalkerMessage::Beside(path, names) => findings.beside(path, names),
             WalkerMessage::Callable(path) => findings.callable(path),
             WalkerMessage::Target(path, described) => findings.target(&path, described),
-            WalkerMessage::Follow(path, step) => findings.follow(path, step),
+            WalkerMessage::Follow(path, step) => findings.follow(&path, step),
             WalkerMessage::Follower(path, step, described) => {
                 findings.follower(&path, step, described);
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{PlannedPipeline, Records, steps};
+use super::{PlannedPipeline, Records, StepKeys, steps};
 use crate::exit::Failure;
 use crate::keys::Keys;
 use crate::recording::errors::ErrorLists;
@@ -26,6 +26,11 @@ pub(super) fn make(
         skip,
     };
     steps(&records, request, schema())
+}
+
+/// The key of a target's step.
+pub(super) fn key(target: &Target) -> String {
+    StepKeys::default().target(target)
 }
 
 pub(super) fn made_steps(targets: &[Target], request: &RecordingRequest) -> Vec<Value> {

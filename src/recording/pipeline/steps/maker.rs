@@ -9,7 +9,7 @@ use super::checkout;
 use super::labels::{attr_name, inert, label};
 use super::record::{size, source, text};
 use super::retry::retry_rules;
-use super::step_key::{error_key, key, summary_key};
+use super::step_key::{StepKeys, summary_key};
 use super::wishes::{FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, merge};
 use crate::buildkite::pipeline::{
     Automatic, CommandStep, Dependency, Plugin, Retry, StepCommand, StepSkip,
@@ -17,8 +17,8 @@ use crate::buildkite::pipeline::{
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
-use crate::nix::AttrPath;
 use crate::nix::message::{in_one_line, in_one_line_of};
+use crate::nix::{AttrPath, DrvPath, StorePath};
 use crate::recording::pipeline::limits::{
     JOBS_PER_UPLOAD, MESSAGE_AT_MOST, REASON_AT_MOST, RECORD_AT_MOST,
 };
@@ -38,12 +38,14 @@ pub(super) struct UnlinkedStep {
 
 /// What all steps of a recording have in common.
 pub(super) struct StepMaker<'a> {
-    request: &'a RecordingRequest,
-    schema: &'a Schema,
+    pub(super) request: &'a RecordingRequest,
+    pub(super) schema: &'a Schema,
     /// What is evaluated, as keys.
     source: Keys,
     /// The user's `step`.
-    step: StepWishes,
+    pub(super) step: StepWishes,
+    /// The keys of the steps.
+    pub(super) keys: StepKeys,
     /// The agent tags of steps without a system of their own: those of the system that most targets have.
     common_agents: Option<Keys>,
     /// The user's `agents`, by system or feature.
@@ -89,6 +91,7 @@ impl<'a> StepMaker<'a> {
             schema,
             source,
             step,
+            keys: StepKeys::default(),
             common_agents: None,
             agents,
             callable: BTreeSet::new(),
@@ -105,7 +108,9 @@ impl<'a> StepMaker<'a> {
         mut self,
         targets: &[Target],
         callable: &BTreeSet<AttrPath>,
+        keys: &StepKeys,
     ) -> Self {
+        self.keys.clone_from(keys);
         self.common_agents = most_common_system(targets)
             .and_then(|system| self.agents.get(system))
             .cloned();
@@ -123,11 +128,6 @@ impl<'a> StepMaker<'a> {
         skip: Option<&str>,
     ) -> Result<UnlinkedStep, String> {
         let meta = &target.meta;
-        if !meta.followers.is_empty() {
-            return Err(
-                "in its `meta.eval-once`, `steps` is not in this version of eval-once".into(),
-            );
-        }
         let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
         let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
         let wishes = buildkite.map_or(Ok(StepWishes::default()), |keys| {
@@ -224,7 +224,7 @@ impl<'a> StepMaker<'a> {
         if self.step.get("label").is_none() {
             step.label = label;
         }
-        step.key = key(target);
+        step.key = self.keys.target(target);
         if timeout.is_some() {
             step.timeout_in_minutes = timeout;
         }
@@ -258,7 +258,7 @@ impl<'a> StepMaker<'a> {
         skips_checkout: bool,
     ) -> Result<CommandStep, String> {
         let mut step = self
-            .begin(label, key(target), record)
+            .begin(label, self.keys.target(target), record)
             .map_err(|failure| failure.to_string())?;
         if skips_checkout {
             step.extend(checkout::properties());
@@ -271,25 +271,37 @@ impl<'a> StepMaker<'a> {
     /// system, of its features, and of the target itself.
     fn merge_wishes(&self, step: &mut Keys, target: &Target, wishes: &StepWishes) {
         self.step.merge_into(step);
-        let features = target
-            .features
-            .iter()
-            .map(|feature| format!("feature:{feature}"));
-        for name in std::iter::once(target.system.clone()).chain(features) {
-            if let Some(tags) = self.agents.get(name.as_str()) {
-                merge(step, "agents", &Value::Object(tags.clone()));
-            }
-        }
+        self.merge_agents(step, &target.system, &target.features);
         if let Some(minutes) = timeout_in_minutes(target) {
             step.insert("timeout_in_minutes".into(), minutes.into());
         }
         wishes.merge_into(step);
     }
 
+    /// Merges the agent tags of this system and these features.
+    pub(super) fn merge_agents(&self, step: &mut Keys, system: &str, features: &[String]) {
+        let features = features.iter().map(|feature| format!("feature:{feature}"));
+        for name in std::iter::once(system.to_owned()).chain(features) {
+            if let Some(tags) = self.agents.get(name.as_str()) {
+                merge(step, "agents", &Value::Object(tags.clone()));
+            }
+        }
+    }
+
+    /// Merges the agent tags of steps without a system of their own.
+    pub(super) fn merge_common_agents(&self, step: &mut Keys) {
+        if let Some(tags) = &self.common_agents {
+            merge(step, "agents", &Value::Object(tags.clone()));
+        }
+    }
+
     /// With `emit: command`, a command of the user's own is carried beside the record, and `eval-once step` runs it after the
     /// build. As the step's own command, an agent without our hook would run it with nothing built before it.
-    fn with_command_carried(&self, mut step: CommandStep) -> Result<CommandStep, String> {
-        if self.request.emit != Emit::Command {
+    pub(super) fn with_command_carried(
+        &self,
+        mut step: CommandStep,
+    ) -> Result<CommandStep, String> {
+        if self.request.emit != Emit::Command || !step.env.contains_key("EVAL_ONCE_STEP") {
             return Ok(step);
         }
         let step_command = Some(StepCommand::One(STEP.into()));
@@ -324,7 +336,7 @@ impl<'a> StepMaker<'a> {
         if size(&record) > RECORD_AT_MOST {
             return self.refused(error);
         }
-        let mut step = self.begin(label, error_key(&error.attr), record)?;
+        let mut step = self.begin(label, self.keys.error(&error.attr), record)?;
         self.step.without(&[&FOR_TARGETS]).merge_into(&mut step);
         self.finish(step)
     }
@@ -356,7 +368,11 @@ impl<'a> StepMaker<'a> {
         let message = inert(&message);
         let mut record = Keys::new();
         record.insert("refused".into(), message.into());
-        let mut step = self.begin(label(":boom:", &attr), error_key(&refused.attr), record)?;
+        let mut step = self.begin(
+            label(":boom:", &attr),
+            self.keys.error(&refused.attr),
+            record,
+        )?;
         self.skip_checkout(&mut step);
         self.step
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
@@ -366,13 +382,15 @@ impl<'a> StepMaker<'a> {
 
     /// The step that sums the build up when all of these have ended, whatever their outcome. A `wait` step would do so too, but
     /// would also hold back the steps that the user's pipeline has behind the recording.
-    pub(super) fn summary(&self, planned: &[PlacedStep]) -> Result<CommandStep, Failure> {
+    pub(super) fn summary<'p>(
+        &self,
+        planned: impl Iterator<Item = &'p PlacedStep> + Clone,
+    ) -> Result<CommandStep, Failure> {
         let mut step = CommandStep {
             label: ":bar_chart: eval-once summary".into(),
-            key: summary_key(planned.iter().map(|planned| planned.step.key.as_str())),
+            key: summary_key(planned.clone().map(|planned| planned.step.key.as_str())),
             // A step that is marked as skipped has ended already.
             depends_on: planned
-                .iter()
                 .filter(|planned| planned.step.skip.is_none() || !planned.skipped)
                 .map(|planned| Dependency::Step {
                     step: planned.step.key.clone(),
@@ -406,15 +424,13 @@ impl<'a> StepMaker<'a> {
 
     /// Ends making a step that has no system of its own.
     fn finish(&self, mut step: Keys) -> Result<CommandStep, Failure> {
-        if let Some(tags) = &self.common_agents {
-            merge(&mut step, "agents", &Value::Object(tags.clone()));
-        }
+        self.merge_common_agents(&mut step);
         self.check(step)
             .map_err(|message| Failure::new(Class::Bug, message))
     }
 
     /// The record of an attribute, without the findings of the evaluation.
-    fn record(&self, attr: &AttrPath) -> Keys {
+    pub(super) fn record(&self, attr: &AttrPath) -> Keys {
         let mut record = self.source.clone();
         record.insert("attr".into(), attr.names().into());
         if self.callable.contains(attr) {
@@ -424,7 +440,7 @@ impl<'a> StepMaker<'a> {
     }
 
     /// A step before any wishes.
-    fn begin(&self, label: String, key: String, record: Keys) -> Result<Keys, Failure> {
+    pub(super) fn begin(&self, label: String, key: String, record: Keys) -> Result<Keys, Failure> {
         let mut step = CommandStep {
             label,
             key,
@@ -442,7 +458,7 @@ impl<'a> StepMaker<'a> {
         keys_of(&step)
     }
 
-    fn check(&self, step: Keys) -> Result<CommandStep, String> {
+    pub(super) fn check(&self, step: Keys) -> Result<CommandStep, String> {
         let step = Value::Object(step);
         self.schema.check_step(&step)?;
         serde_json::from_value(step).map_err(|error| error.to_string())
@@ -461,9 +477,14 @@ fn add_findings(record: &mut Keys, target: &Target) {
         let options = record.entry("options").or_insert_with(|| json!({}));
         options["max-silent-time"] = seconds.into();
     }
-    record.insert("drv".into(), target.drv.as_store_path().as_str().into());
-    if !target.outputs.is_empty() {
-        let outputs = target.outputs.iter();
+    add_outputs(record, &target.drv, &target.outputs);
+}
+
+/// Adds a `.drv` and its outputs, as far as their paths are known.
+pub(super) fn add_outputs(record: &mut Keys, drv: &DrvPath, outputs: &BTreeMap<String, StorePath>) {
+    record.insert("drv".into(), drv.as_store_path().as_str().into());
+    if !outputs.is_empty() {
+        let outputs = outputs.iter();
         record.insert(
             "outputs".into(),
             outputs
@@ -501,7 +522,8 @@ fn most_common_system(targets: &[Target]) -> Option<&str> {
         .map(|(system, _)| system)
 }
 
-fn keys_of(step: &CommandStep) -> Result<Keys, Failure> {
+/// The properties of a step.
+pub(super) fn keys_of(step: &CommandStep) -> Result<Keys, Failure> {
     match serde_json::to_value(step).classify(Class::Bug, || "cannot write a step".to_owned())? {
         Value::Object(keys) => Ok(keys),
         _ => Err(Failure::new(Class::Bug, "a step is not a map")),

@@ -6,6 +6,7 @@
 mod checkout;
 #[cfg(test)]
 mod fixtures;
+mod follower;
 mod labels;
 mod maker;
 mod record;
@@ -15,11 +16,14 @@ mod wishes;
 
 use std::collections::{BTreeSet, HashSet};
 
+use self::follower::{After, FollowerStep, needs_output};
 use self::maker::{StepMaker, UnlinkedStep};
 use self::record::add_to_record;
 use super::edges::Edges;
 use super::limits::fit;
 use super::placed_step::PlacedStep;
+use serde::Serialize;
+
 use crate::buildkite::pipeline::{CommandStep, Dependency, StepSkip};
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
@@ -31,8 +35,8 @@ use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle, Target};
 
 pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
+pub(in crate::recording) use self::step_key::StepKeys;
 pub(crate) use self::step_key::error_key;
-pub(in crate::recording) use self::step_key::key;
 
 /// The findings of an evaluation.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +61,10 @@ pub(in crate::recording) struct PlannedPipeline {
     pub(in crate::recording) steps: Vec<PlacedStep>,
     /// The place of each target in the pipeline, in the order of the records.
     pub(in crate::recording) targets: Vec<TargetStep>,
+    /// The steps that follow targets.
+    pub(in crate::recording) followers: Vec<PlannedFollower>,
+    /// The keys of all steps.
+    pub(in crate::recording) keys: StepKeys,
     /// The errors of the records. The last of the refused are the targets whose own metadata makes no step that Buildkite would
     /// take.
     pub(in crate::recording) errors: ErrorLists,
@@ -73,6 +81,21 @@ pub(in crate::recording) struct TargetStep {
     pub(in crate::recording) depends_on: Vec<String>,
     /// Why its step is skipped or omitted, if it is.
     pub(in crate::recording) skip: Option<String>,
+}
+
+/// A step that follows a target, as `eval-once.json` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(in crate::recording) struct PlannedFollower {
+    /// The attribute of the target.
+    attr: AttrPath,
+    /// Its name there.
+    name: String,
+    /// The key of its step.
+    key: String,
+    /// The key of the question before it.
+    confirm: Option<String>,
+    /// The `.drv` that it runs.
+    run: Option<DrvPath>,
 }
 
 /// Checks a user's wishes for every step, before anything is evaluated.
@@ -96,7 +119,9 @@ pub(in crate::recording) fn steps(
     request: &RecordingRequest,
     schema: &Schema,
 ) -> Result<PlannedPipeline, Failure> {
-    let maker = StepMaker::new(request, schema)?.with_targets(records.targets, records.callable);
+    let keys = StepKeys::new(records.targets, records.errors, request);
+    let maker = StepMaker::new(request, schema)?;
+    let maker = maker.with_targets(records.targets, records.callable, &keys);
     let mut errors = records.errors.clone();
 
     let mut drafts = Vec::with_capacity(records.targets.len());
@@ -109,43 +134,66 @@ pub(in crate::recording) fn steps(
             });
         }));
     }
-    let target_steps = place(records, &drafts);
+    let target_steps = place(records, &drafts, &keys);
 
-    let mut planned = error_steps(&maker, &errors, request)?;
+    let red = error_steps(&maker, &errors, request)?;
+    let behind_all = behind_all(&red, &target_steps);
+    let mut planned = if request.phases.build {
+        red
+    } else {
+        Vec::new()
+    };
+    let mut followers = Vec::new();
+    let mut last = Vec::new();
     let mut drafts: Vec<Option<UnlinkedStep>> = drafts.into_iter().map(Result::ok).collect();
     for i in records.edges.order() {
-        let Some(UnlinkedStep { mut step, skip }) = drafts[*i].take() else {
-            continue;
-        };
-        if skip.is_some() && request.skip_style == SkipStyle::Omit {
+        let (target, place) = (&records.targets[*i], &target_steps[*i]);
+        if request.phases.build
+            && let Some(draft) = drafts[*i].take()
+        {
+            planned.extend(target_step(draft, target, place, request));
+        }
+        if !request.phases.release {
             continue;
         }
-        let targets = target_steps[*i]
-            .depends_on
-            .iter()
-            .cloned()
-            .map(Dependency::Key);
-        let wished = std::mem::take(&mut step.depends_on);
-        step.depends_on = targets.collect();
-        for dependency in wished {
-            if !step.depends_on.contains(&dependency) {
-                step.depends_on.push(dependency);
+        for follower in &target.followers {
+            match maker.follower(target, follower) {
+                Ok(step) if step.unless_skipped && place.skip.is_some() => {}
+                Ok(step) => {
+                    followers.push(PlannedFollower {
+                        attr: follower.owner.clone(),
+                        name: follower.meta.name.clone(),
+                        key: step.step.key.clone(),
+                        confirm: step.confirm.as_ref().map(|block| block.key.clone()),
+                        run: follower.meta.run().map(|run| run.drv.clone()),
+                    });
+                    let steps = match step.after {
+                        After::All => &mut last,
+                        After::Target | After::Nothing => &mut planned,
+                    };
+                    let group = group(&target.attr, request.group_by);
+                    steps.push(follower_step(step, place, &behind_all, group));
+                }
+                Err(message) => {
+                    let error = AttrError {
+                        attr: follower.attr(),
+                        message: Some(message),
+                    };
+                    planned.push(PlacedStep::new(maker.refused(&error)?, None));
+                    errors.refused.push(error);
+                }
             }
         }
-        planned.push(PlacedStep {
-            step,
-            group: group(&records.targets[*i].attr, request.group_by),
-            skipped: skip.is_some(),
-        });
     }
-    planned.extend(expected_steps(&maker, &errors, request)?);
+    planned.extend(last);
+    if request.phases.build {
+        planned.extend(expected_steps(&maker, &errors, request)?);
+    }
     if request.summary {
-        let step = maker.summary(&planned)?;
-        planned.push(PlacedStep {
-            step,
-            group: None,
-            skipped: false,
-        });
+        let behind: HashSet<&str> = followers.iter().map(|it| it.key.as_str()).collect();
+        let waits = |planned: &&PlacedStep| !behind.contains(planned.step.key.as_str());
+        let step = maker.summary(planned.iter().filter(waits))?;
+        planned.push(PlacedStep::new(step, None));
     }
     let (mut steps, omitted) = fit(planned, request.chunk);
     if request.summary {
@@ -154,13 +202,108 @@ pub(in crate::recording) fn steps(
     Ok(PlannedPipeline {
         steps,
         targets: target_steps,
+        followers,
+        keys,
         errors,
         omitted,
     })
 }
 
+/// The step of a target in its place; none where it is left out.
+fn target_step(
+    draft: UnlinkedStep,
+    target: &Target,
+    place: &TargetStep,
+    request: &RecordingRequest,
+) -> Option<PlacedStep> {
+    let UnlinkedStep { mut step, skip } = draft;
+    if skip.is_some() && request.skip_style == SkipStyle::Omit {
+        return None;
+    }
+    let targets = place.depends_on.iter().cloned().map(Dependency::Key);
+    wait_first(&mut step.depends_on, targets);
+    Some(PlacedStep {
+        skipped: skip.is_some(),
+        ..PlacedStep::new(step, group(&target.attr, request.group_by))
+    })
+}
+
+/// A step that follows a target, in its place. A target that is skipped has its outputs somewhere, so that nothing is waited for.
+fn follower_step(
+    follower: FollowerStep,
+    target: &TargetStep,
+    behind_all: &[String],
+    group: Option<String>,
+) -> PlacedStep {
+    let own = match target.skip {
+        None => std::slice::from_ref(&target.key),
+        Some(_) => &[],
+    };
+    let waits = match follower.after {
+        After::Target => own,
+        After::All => behind_all,
+        After::Nothing => &[],
+    };
+    let allow_failure = follower.always.then(|| true.into());
+    let waits: Vec<Dependency> = waits
+        .iter()
+        .map(|key| match &allow_failure {
+            None => Dependency::Key(key.clone()),
+            Some(_) => Dependency::Step {
+                step: key.clone(),
+                allow_failure: allow_failure.clone(),
+            },
+        })
+        .collect();
+    let FollowerStep {
+        mut step,
+        mut confirm,
+        ..
+    } = follower;
+    wait_first(&mut step.depends_on, waits);
+    let mut group = group;
+    if let Some(block) = &mut confirm {
+        // It is asked when nothing else is waited for.
+        block.depends_on.clone_from(&step.depends_on);
+        step.depends_on.push(Dependency::Key(block.key.clone()));
+        group = Some(step.label.clone());
+    }
+    PlacedStep {
+        confirm,
+        ..PlacedStep::new(step, group)
+    }
+}
+
+/// Puts dependencies of ours before a user's.
+fn wait_first(dependencies: &mut Vec<Dependency>, ours: impl IntoIterator<Item = Dependency>) {
+    let wished = std::mem::replace(dependencies, ours.into_iter().collect());
+    for dependency in wished {
+        if !dependencies.contains(&dependency) {
+            dependencies.push(dependency);
+        }
+    }
+}
+
+/// What a step waits for that waits for all targets: those that no other target waits for, and the red steps of errors.
+fn behind_all(red: &[PlacedStep], targets: &[TargetStep]) -> Vec<String> {
+    let building = targets.iter().filter(|target| target.skip.is_none());
+    let waited_for: HashSet<&String> = building
+        .clone()
+        .flat_map(|target| &target.depends_on)
+        .collect();
+    let red = red.iter().map(|planned| &planned.step.key);
+    let last = building.map(|target| &target.key);
+    let mut seen = HashSet::new();
+    let all = red.chain(last.filter(|key| !waited_for.contains(key)));
+    all.filter(|key| seen.insert(*key)).cloned().collect()
+}
+
 /// The place of each target. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
-fn place(records: &Records<'_>, drafts: &[Result<UnlinkedStep, ()>]) -> Vec<TargetStep> {
+fn place(
+    records: &Records<'_>,
+    drafts: &[Result<UnlinkedStep, ()>],
+    keys: &StepKeys,
+) -> Vec<TargetStep> {
     let builds_nothing: Vec<bool> = drafts
         .iter()
         .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
@@ -173,13 +316,13 @@ fn place(records: &Records<'_>, drafts: &[Result<UnlinkedStep, ()>]) -> Vec<Targ
         .enumerate()
         .map(|(i, (target, draft))| TargetStep {
             key: match draft {
-                Ok(_) => key(target),
-                Err(()) => error_key(&target.attr),
+                Ok(_) => keys.target(target),
+                Err(()) => keys.error(&target.attr),
             },
             depends_on: edges
                 .of(i)
                 .iter()
-                .map(|at| key(&records.targets[*at]))
+                .map(|at| keys.target(&records.targets[*at]))
                 .collect(),
             skip: draft.as_ref().map_or(None, |draft| draft.skip.clone()),
         })
@@ -225,9 +368,8 @@ fn once_each(
         let step = step?;
         if seen.insert(step.key.clone()) {
             planned.push(PlacedStep {
-                step,
-                group: None,
                 skipped,
+                ..PlacedStep::new(step, None)
             });
         }
     }
@@ -281,7 +423,7 @@ impl PlannedPipeline {
         self.errors.refused.get(before..).unwrap_or_default()
     }
 
-    /// The `.drv`s of these targets that have a step which may run.
+    /// The `.drv`s of these targets and of what follows them that a step needs which may run.
     pub(in crate::recording) fn drvs_of_steps<'t>(
         &self,
         targets: &'t [Target],
@@ -292,10 +434,21 @@ impl PlannedPipeline {
             .filter(|planned| may_run(&planned.step))
             .map(|planned| planned.step.key.as_str())
             .collect();
-        let targets = targets
-            .iter()
-            .filter(|target| running.contains(key(target).as_str()));
-        targets.map(|target| &target.drv).collect()
+        let runs = |key: String| running.contains(key.as_str());
+        let mut drvs = BTreeSet::new();
+        for target in targets {
+            if runs(self.keys.target(target)) {
+                drvs.insert(&target.drv);
+            }
+            for follower in &target.followers {
+                if !runs(self.keys.follower(&follower.attr()).0) {
+                    continue;
+                }
+                drvs.extend(follower.meta.run().map(|run| &run.drv));
+                drvs.extend(needs_output(follower).then_some(&target.drv));
+            }
+        }
+        drvs.into_iter().collect()
     }
 
     /// Adds these keys to the records of those steps.
@@ -326,7 +479,7 @@ impl PlannedPipeline {
 
 #[cfg(test)]
 mod tests {
-    use super::fixtures::{make, record_of, values};
+    use super::fixtures::{key, make, record_of, values};
     use super::*;
     use crate::exit::Class;
     use crate::nix::{Source, StoreUrl};

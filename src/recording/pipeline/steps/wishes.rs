@@ -151,6 +151,8 @@ pub(super) fn build_wishes(keys: &Keys, request: &RecordingRequest) -> Result<Ke
             return Err(refuse(NO_OTHER_HOOK));
         }
         reader.not_yet("artifacts")?;
+        // The evaluation has taken them out.
+        reader.take::<()>("steps", "a map", |_| None)?;
         reader.finish(KeyOwner::Target)?;
         let keys = build_keys::as_written(keys);
         match &request.below {
