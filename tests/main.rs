@@ -8,6 +8,7 @@ mod agent_hook;
 mod agent_recording;
 mod agent_step;
 mod attacks;
+mod base;
 mod buildkite_server;
 mod cancellation;
 mod checkout;

@@ -276,6 +276,11 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!(false), json!({})],
         ),
         (
+            "base",
+            vec![json!(".git/base/eval-once.json")],
+            vec![json!(false), json!(["x"])],
+        ),
+        (
             "plugin",
             vec![json!("your-org/eval-once#v0.1.0")],
             vec![json!({ "your-org/eval-once#v0.1.0": {} })],

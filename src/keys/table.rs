@@ -398,6 +398,12 @@ pub const KEYS: &[Key] = &[
     )
     .default("cached"),
     Key::new(
+        "base",
+        RECORDING,
+        KeyKind::Text("FILE"),
+        "The eval-once.json of an earlier build, with its eval-once-outcomes.json beside it; what is the same and was green there needs no step",
+    ),
+    Key::new(
         "skip-style",
         RECORDING,
         KeyKind::Choice(

@@ -82,6 +82,18 @@ Exit statuses:
   69  buildkite-agent is missing
   75  infrastructure failure: Buildkite cannot be reached (safe to retry)";
 
+const BASE_HELP: &str = "\
+It takes the newest of the branch's last 30 builds, running or finished, that has both files; a build has the second when its summary is
+made. BUILDKITE_API_TOKEN is a token with the scopes read_builds and read_artifacts.
+
+Examples:
+  eval-once base .git/base
+  eval-once pipeline --file ci.nix --summary --base .git/base/eval-once.json
+
+Exit statuses:
+   0  the base is fetched; or it is not, with a warning, and there are no files
+  64  the command line is wrong";
+
 const DOCTOR_HELP: &str = "\
 It changes nothing but one GC root, which it makes and removes. A question that is not answered within 10 seconds, or 15 over the network,
 is a failure of its check.
@@ -153,6 +165,19 @@ pub(super) enum CliCommand {
         /// End with 1 where a target failed, or its outcome is not known
         #[arg(long)]
         fail: bool,
+    },
+    /// Fetch what an earlier build has recorded, and its outcomes, for `pipeline --base`
+    #[command(after_help = BASE_HELP)]
+    Base {
+        /// The folder that gets eval-once.json and eval-once-outcomes.json; not in what is evaluated
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+        /// The branch; default: the base branch of the pull request, else the pipeline's default branch
+        #[arg(long, value_name = "BRANCH")]
+        branch: Option<String>,
+        /// The pipeline; default: that of the job
+        #[arg(long, value_name = "ORGANIZATION/PIPELINE")]
+        pipeline: Option<String>,
     },
     /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use
     ///
@@ -453,14 +478,14 @@ mod tests {
         assert_eq!(
             keys(
                 "pipeline --file ci.nix -A a --recurse all --exclude a.*.b --exclude c --workers 2 --memory 512 \
-                 --evaluation-timeout 9 --evaluator nix --skip none --skip-style omit --on-error report --expect-errors d.* --expect-errors e --emit plugin \
+                 --evaluation-timeout 9 --evaluator nix --skip none --base b.json --skip-style omit --on-error report --expect-errors d.* --expect-errors e --emit plugin \
                  --plugin o/p#v1 --step {\"priority\":1} --agents {\"x\":{\"queue\":\"q\"}} --group-by 1 --no-meta \
                  --summary --command none --log raw --on-drift fail --out-link out/x --chunk 5 --keep-days 7 \
                  --option cores 2 -I lib=./lib --argstr y z --dry-run"
             ),
             json!({
                 "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", "c"], "workers": 2,
-                "memory": 512, "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "skip-style": "omit",
+                "memory": 512, "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "base": "b.json", "skip-style": "omit",
                 "on-error": "report", "expect-errors": ["d.*", "e"], "emit": "plugin", "plugin": "o/p#v1", "step": { "priority": 1 },
                 "agents": { "x": { "queue": "q" } }, "group-by": 1, "meta": false, "summary": true,
                 "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/x", "chunk": 5,

@@ -19,6 +19,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::base::BaseOrder;
 use crate::buildkite::default_command::AgentJob;
 use crate::doctor::DoctorOrder;
 use crate::environment::HostEnvironment;
@@ -62,6 +63,8 @@ pub enum Invocation {
     },
     /// Keep and share `.drv`s.
     Pin(Box<PinOrder>),
+    /// Fetch what an earlier build has recorded, and its outcomes.
+    Base(BaseOrder),
     /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use.
     Prune(Host),
     /// Check this host.

@@ -4,10 +4,11 @@
 //! job's command), then what each key means, then the host. (A recording reads the host's settings before its keys.)
 
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::job::{below_checkout, build, check_summary, is_in_build, repository, step_job};
 use super::{Startup, host};
+use crate::base::BaseOrder;
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::evaluation_keys::Checkout;
 use crate::exit::{Class, Classify as _, Failure};
@@ -17,6 +18,7 @@ use crate::log::Log;
 use crate::recording::{
     BuildkiteBuild, PinOrder, PinRequest, RecordingOrder, RecordingRequest, read_drvs,
 };
+use crate::rest::{self, ApiToken, PipelineName};
 use crate::step::{StepOrder, StepReporting, StepRequest};
 use crate::summary::SummaryOrder;
 
@@ -183,6 +185,54 @@ pub(super) fn summary(startup: &Startup, fail: bool) -> Result<SummaryOrder, Ref
             .text("BUILDKITE_BUILD_NUMBER")
             .and_then(|number| number.parse().ok()),
         fail,
+    })
+}
+
+/// The order to fetch a base into this folder. What is not named is that of the job: a change is compared with the branch that it is
+/// to be merged into, everything else with the pipeline's default branch.
+pub(super) fn base(
+    startup: &Startup,
+    folder: &Path,
+    branch: Option<String>,
+    pipeline: Option<String>,
+) -> Result<BaseOrder, Refusal> {
+    let variables = &startup.variables;
+    let own = || {
+        Some(format!(
+            "{}/{}",
+            variables.text("BUILDKITE_ORGANIZATION_SLUG")?,
+            variables.text("BUILDKITE_PIPELINE_SLUG")?
+        ))
+    };
+    let pipeline = pipeline
+        .or_else(own)
+        .map(|name| match name.split_once('/') {
+            Some((organization, pipeline)) if !organization.is_empty() && !pipeline.is_empty() => {
+                Ok(PipelineName {
+                    organization: organization.to_owned(),
+                    pipeline: pipeline.to_owned(),
+                })
+            }
+            _ => Err(refuse(format_args!(
+                "--pipeline {name} is not of the form ORGANIZATION/PIPELINE"
+            ))),
+        });
+    let named = [
+        "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
+        "BUILDKITE_PIPELINE_DEFAULT_BRANCH",
+    ];
+    let proxies = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+    let first = |names: &[&str]| names.iter().find_map(|name| variables.text(name));
+    Ok(BaseOrder {
+        folder: startup.folder.join(folder),
+        pipeline: pipeline.transpose()?,
+        branch: branch.or_else(|| first(&named)),
+        own_build: variables.text("BUILDKITE_BUILD_ID"),
+        token: variables.text("BUILDKITE_API_TOKEN").map(ApiToken::new),
+        api: variables
+            .text("BUILDKITE_REST_API_ENDPOINT")
+            .unwrap_or_else(|| rest::API.to_owned()),
+        proxy: first(&proxies),
     })
 }
 

@@ -106,6 +106,11 @@ impl RoleReader<'_> {
             CliCommand::Summary { fail } => {
                 orders::summary(self.startup, fail).map(Invocation::Summary)
             }
+            CliCommand::Base {
+                folder,
+                branch,
+                pipeline,
+            } => orders::base(self.startup, &folder, branch, pipeline).map(Invocation::Base),
             CliCommand::Prune => host::host(self.startup)
                 .map(Invocation::Prune)
                 .map_err(Refusal::from),

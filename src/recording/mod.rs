@@ -3,6 +3,7 @@
 //! From top to bottom: evaluate, pin, skip targets whose outputs exist, find the edges between targets, make the steps, upload.
 //! A recording does not know how a step gets its outputs; it only writes the record that a step reads.
 
+mod base;
 mod checkout;
 mod error_line;
 mod errors;

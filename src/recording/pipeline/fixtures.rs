@@ -79,6 +79,7 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         evaluation_timeout: None,
         evaluator: Evaluator::Nix,
         skip: SkipWhich::Nothing,
+        base: None,
         skip_style: SkipStyle::Mark,
         on_error: OnError::Step,
         expect_errors: Vec::new(),
