@@ -261,6 +261,11 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!(false), json!({})],
         ),
         (
+            "base",
+            vec![json!(".git/base/eval-once.json")],
+            vec![json!(false), json!(["x"])],
+        ),
+        (
             "plugin",
             vec![json!("your-org/eval-once#v0.1.0")],
             vec![json!({ "your-org/eval-once#v0.1.0": {} })],
@@ -404,6 +409,7 @@ fn each_key_takes_what_it_may_be() {
     accept(&validator, &json!({}));
     accept(&validator, &json!({ "pipeline": {} }));
     accept(&validator, &json!({ "summary": true }));
+    accept(&validator, &json!({ "summary": "fail" }));
     for (key, good, _) in step_keys() {
         for value in good {
             accept(&validator, &json!({ key: value }));

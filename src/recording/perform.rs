@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use super::base::Base;
 use super::checkout::check_agent;
 use super::error_line::MESSAGE_IN_STEP;
 use super::errors::{self, ErrorLists};
@@ -24,8 +25,8 @@ use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
 use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
-use super::report::RecordingReport;
-use super::share::Sharing;
+use super::report::{Earlier, EarlierRecording, RecordingReport};
+use super::share::{ShareWish, Sharing};
 use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
@@ -66,10 +67,16 @@ pub fn perform(
     }
 
     let schema = check_request(&request, &order.place, build, supervisor)?;
-    let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
+    let sharing = Sharing::new(
+        &ShareWish::of(&request),
+        &host,
+        order.build.as_ref(),
+        order.dry_run,
+    )?;
     keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
+    let (base, base_note) = Base::read(&request);
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
@@ -101,11 +108,16 @@ pub fn perform(
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
-    let notes = print_findings(evaluated, &errors, &printed, &request, targets, log)?;
+    let notes = print_findings(
+        evaluated, &errors, &printed, base_note, &request, targets, log,
+    )?;
     times.end("evaluate");
 
     let skip = skip::reasons(targets, &request, answers, store, supervisor, log);
-    let skip = unfinished.or_leave(skip, evaluated, store, supervisor)?;
+    let mut skip = unfinished.or_leave(skip, evaluated, store, supervisor)?;
+    if let Some(base) = &base {
+        base.add_reasons(&mut skip, targets, &request);
+    }
     times.end("skip");
 
     let records = Records {
@@ -128,6 +140,7 @@ pub fn perform(
         times.end("share");
     }
 
+    let earlier = earlier(base.as_ref(), previous, &at_root);
     let report = RecordingReport {
         source: &request.description(),
         targets,
@@ -138,7 +151,7 @@ pub fn perform(
         counts: pipeline.counts(targets),
         omitted: pipeline.omitted,
         seconds: order.started.elapsed().as_secs_f64(),
-        previous: previous.as_deref(),
+        earlier: earlier.as_ref(),
     };
     if failed.is_none() {
         log.say(report.sentence(None));
@@ -161,6 +174,23 @@ pub fn perform(
     let saved = upload.save(&plan, &identity);
     unfinished.or_leave(saved, evaluated, store, supervisor)?;
     follow(&plan, build, &unfinished, supervisor).map(|()| None)
+}
+
+/// What the recording is compared with: the base where there is one, else the previous recording of the branch.
+fn earlier(
+    base: Option<&Base>,
+    previous: Option<Vec<(AttrPath, String)>>,
+    at_root: &RecordingRequest,
+) -> Option<Earlier> {
+    let Some(base) = base else {
+        return previous.map(|drvs| Earlier {
+            recording: EarlierRecording::OfBranch,
+            drvs,
+            red: BTreeSet::new(),
+        });
+    };
+    let source = source(&at_root.root, &at_root.options);
+    base.earlier(&source, &at_root.root.attr)
 }
 
 /// Follows the plan that was saved: from now on, a retry does as well.
@@ -318,6 +348,7 @@ fn print_findings(
     evaluated: &EvaluationResult,
     errors: &ErrorLists,
     printed: &BTreeSet<AttrPath>,
+    base_note: Option<Note>,
     request: &RecordingRequest,
     targets: &[Target],
     log: &Log,
@@ -328,6 +359,7 @@ fn print_findings(
     let mut notes = evaluated.gaps.notes();
     notes.extend(errors::without_error(evaluated, request));
     notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
+    notes.extend(base_note);
     print_notes(&notes, log);
     Ok(notes)
 }

@@ -1,8 +1,10 @@
 //! What a recording found, in one sentence: the end of its log, and the beginning of its annotation.
 
+use std::collections::BTreeSet;
+
 use super::errors::ErrorLists;
 use super::evaluate::gaps::Note;
-use super::keep::skip::{BUILT, CACHED};
+use super::keep::skip::{BUILT, CACHED, UNCHANGED};
 use super::pipeline::steps::TargetStep;
 use super::{OnError, Target};
 use crate::counts::{RecordingCounts, number};
@@ -25,8 +27,27 @@ pub(super) struct RecordingReport<'a> {
     /// The number of skipped steps that are omitted because a build cannot have so many jobs.
     pub(super) omitted: usize,
     pub(super) seconds: f64,
-    /// Attribute paths and `.drv`s of the previous recording of the branch, if its pin still exists.
-    pub(super) previous: Option<&'a [(AttrPath, String)]>,
+    /// What it is compared with: the base, else the previous recording of the branch, if its pin still exists.
+    pub(super) earlier: Option<&'a Earlier>,
+}
+
+/// An earlier recording of the same things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Earlier {
+    pub(super) recording: EarlierRecording,
+    /// Its attribute paths and their `.drv`s.
+    pub(super) drvs: Vec<(AttrPath, String)>,
+    /// The attributes that are known to have failed in its build.
+    pub(super) red: BTreeSet<AttrPath>,
+}
+
+/// Which recording it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum EarlierRecording {
+    /// The previous one of the same branch.
+    OfBranch,
+    /// That of the base, whose build is called so.
+    Base(String),
 }
 
 impl RecordingReport<'_> {
@@ -36,8 +57,13 @@ impl RecordingReport<'_> {
         let reasons: Vec<&str> = reasons.filter_map(|step| step.skip.as_deref()).collect();
         let skipped = |reason| reasons.iter().filter(|it| **it == reason).count();
         let (built, cached) = (skipped(BUILT), skipped(CACHED));
+        let unchanged: Vec<&str> = reasons
+            .iter()
+            .copied()
+            .filter(|reason| reason.starts_with(UNCHANGED))
+            .collect();
         // The others name the store.
-        let pushed = reasons.len() - built - cached;
+        let pushed = reasons.len() - built - cached - unchanged.len();
         let mut parts = vec![format!(
             "{} to build",
             self.counts.targets.saturating_sub(reasons.len())
@@ -50,6 +76,9 @@ impl RecordingReport<'_> {
             if count > 0 {
                 parts.push(format!("{count} {what}"));
             }
+        }
+        if let Some(reason) = unchanged.first() {
+            parts.push(format!("{} {reason}", unchanged.len()));
         }
         if self.omitted > 0 {
             let steps = number(self.omitted, "skipped step");
@@ -104,7 +133,7 @@ mod tests {
             notes: &[],
             omitted: 0,
             seconds: 1.25,
-            previous: None,
+            earlier: None,
         };
         assert_eq!(
             report.sentence(None),

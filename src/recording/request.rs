@@ -14,6 +14,7 @@ use crate::keys::secret_values::sentence;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, not_here, refuse, scalar, string};
 use crate::nix::{AttrPath, Evaluation, Source, StoreUrl};
+use crate::paths::is_inside;
 use crate::secrets::{self, SecretHome};
 use crate::share_keys::{self, ShareSetting};
 
@@ -123,6 +124,9 @@ pub struct RecordingRequest {
     pub evaluator: Evaluator,
     /// Which targets need no step.
     pub skip: SkipWhich,
+    /// The `eval-once.json` of an earlier build, with its `eval-once-outcomes.json` beside it: what is the same and was green there
+    /// needs no step.
+    pub base: Option<PathBuf>,
     /// How a target that needs no step is shown.
     pub skip_style: SkipStyle,
     /// The effect of an evaluation error that is not expected.
@@ -161,6 +165,8 @@ pub struct RecordingRequest {
     pub meta: bool,
     /// Whether a last step sums the build up.
     pub summary: bool,
+    /// Whether that step fails where a target did.
+    pub summary_fails: bool,
     /// Steps per upload.
     pub chunk: NonZeroUsize,
     /// How many days the pin is kept.
@@ -262,6 +268,12 @@ impl RecordingRequest {
                 ("none", SkipWhich::Nothing),
             ],
         )?;
+        let base = reader.string("base")?.map(|file| place.folder.join(file));
+        if let (true, Some(file)) = (place.confined, &base)
+            && !is_inside(file, &place.folder)
+        {
+            return Err(not_here("a `base` outside the checkout"));
+        }
         let skip_style = reader.choice(
             "skip-style",
             [
@@ -315,7 +327,14 @@ impl RecordingRequest {
             }
             share_keys::check_confined(None, how.push.as_ref())?;
         }
-        let summary = reader.boolean("summary")?;
+        let summary = reader.take("summary", "`true`, `false` or `fail`", |value| {
+            match (value.as_bool(), value.as_str()) {
+                (Some(is_wanted), _) => Some(Ok((is_wanted, false))),
+                (None, Some("fail")) => Some(Ok((true, true))),
+                _ => None,
+            }
+        })?;
+        let (summary, summary_fails) = summary.unwrap_or_default();
         let chunk = reader.number("chunk")?;
         let keep_days = reader.number("keep-days")?;
 
@@ -352,6 +371,7 @@ impl RecordingRequest {
             evaluation_timeout: evaluation_timeout.map(Duration::from_secs),
             evaluator: evaluator.unwrap_or(Evaluator::Nix),
             skip: skip.unwrap_or(SkipWhich::Cached),
+            base,
             skip_style: skip_style.unwrap_or(SkipStyle::Mark),
             on_error: on_error.unwrap_or(OnError::Step),
             expect_errors,
@@ -378,7 +398,8 @@ impl RecordingRequest {
                 .and_then(|number| usize::try_from(number).ok())
                 .unwrap_or(0),
             meta: meta.unwrap_or(true),
-            summary: summary.unwrap_or(false),
+            summary,
+            summary_fails,
             chunk: chunk.and_then(size).unwrap_or(CHUNK),
             keep_days: keep_days
                 .and_then(|days| u32::try_from(days).ok())

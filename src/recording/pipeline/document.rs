@@ -269,13 +269,22 @@ impl Recorded {
         let recorded: Self = serde_json::from_str(json).classify(Class::Infrastructure, || {
             "cannot read the eval-once.json of a recording".into()
         })?;
-        if recorded.version != VERSION {
-            return Err(refuse(format_args!(
-                "the eval-once.json of a recording has version {}, and this eval-once reads version {VERSION}",
-                recorded.version
-            )));
-        }
+        recorded.check()?;
         Ok(recorded)
+    }
+
+    /// Checks the version of a document.
+    ///
+    /// # Errors
+    /// It has another version (64).
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.version == VERSION {
+            return Ok(());
+        }
+        Err(refuse(format_args!(
+            "the eval-once.json of a recording has version {}, and this eval-once reads version {VERSION}",
+            self.version
+        )))
     }
 }
 

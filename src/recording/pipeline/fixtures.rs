@@ -79,6 +79,7 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         evaluation_timeout: None,
         evaluator: Evaluator::Nix,
         skip: SkipWhich::Nothing,
+        base: None,
         skip_style: SkipStyle::Mark,
         on_error: OnError::Step,
         expect_errors: Vec::new(),
@@ -101,6 +102,7 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         group_by: 0,
         meta: true,
         summary: false,
+        summary_fails: false,
         chunk: NonZeroUsize::new(100).unwrap(),
         keep_days: 3,
     }

@@ -971,6 +971,10 @@ mod tests {
                 "retry": { "automatic": rules, "manual": false },
             })
         );
+        let request_of_check = RecordingRequest {
+            summary_fails: true,
+            ..request.clone()
+        };
         let command = RecordingRequest {
             emit: Emit::Command,
             ..request
@@ -979,6 +983,27 @@ mod tests {
         let again = &values(&again)[4];
         assert_eq!(again["command"], "eval-once summary");
         assert_eq!(again["key"], last["key"]);
+        // One that fails where a target did is a required check: it is never soft.
+        for (request, name, value) in [
+            (
+                &request_of_check,
+                "plugins",
+                json!({ "your-org/eval-once#v1": { "summary": "fail" } }),
+            ),
+            (
+                &RecordingRequest {
+                    emit: Emit::Command,
+                    ..request_of_check.clone()
+                },
+                "command",
+                json!("eval-once summary --fail"),
+            ),
+        ] {
+            let steps = super::steps(&records, request, schema()).unwrap();
+            let last = &values(&steps)[4];
+            let found = last[name].get(0).unwrap_or(&last[name]);
+            assert_eq!((found, last.get("soft_fail")), (&value, None));
+        }
     }
 
     #[test]
