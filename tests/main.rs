@@ -7,6 +7,7 @@
 mod agent_hook;
 mod agent_recording;
 mod agent_step;
+mod artifacts;
 mod attacks;
 mod base;
 mod buildkite_server;

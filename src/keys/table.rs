@@ -230,6 +230,7 @@ const RECORDING: &[KeyOwner] = &[KeyOwner::Recording];
 const BOTH: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording];
 const WITH_PINS: &[KeyOwner] = &[KeyOwner::Recording, KeyOwner::Pin];
 const BOTH_AND_PINS: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Pin];
+const STEP_AND_TARGET: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Target];
 const TARGET: &[KeyOwner] = &[KeyOwner::Target];
 const FOLLOWER: &[KeyOwner] = &[KeyOwner::Follower];
 const ALL: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target];
@@ -617,6 +618,16 @@ pub const KEYS: &[Key] = &[
     )
     .default("false")
     .flag("push-partial", "Push what was built, also where the target failed"),
+    Key::new(
+        "artifacts",
+        STEP_AND_TARGET,
+        KeyKind::Texts("GLOB"),
+        "Globs below the outputs: files that become artifacts of the build, under the target's attribute path",
+    )
+    .flag(
+        "artifacts",
+        "Upload files of the outputs as artifacts of the build: a glob below the outputs",
+    ),
     Key::new(
         "checkout",
         BOTH,

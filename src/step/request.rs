@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::program::StepProgram;
+use crate::artifact_globs::{self, ArtifactGlob};
 pub(super) use crate::build_keys::OutLink;
 use crate::build_keys::{self, BuildKeys, Form};
 use crate::evaluation_keys::{self, Checkout};
@@ -53,6 +54,8 @@ pub struct StepRequest {
     pub push: Option<StoreUrl>,
     /// Whether it also gets what was built of a target that failed.
     pub push_partial: bool,
+    /// Which files of its outputs become artifacts of the build.
+    pub artifacts: Vec<ArtifactGlob>,
     /// Whether the step makes a checkout where it has to evaluate.
     pub checkout_fallback: bool,
     /// The program in its outputs that is run after the build.
@@ -106,6 +109,7 @@ impl StepRequest {
         }
         let options = evaluation_keys::read_options(reader)?;
         let how = BuildKeys::read(reader, &place.folder)?;
+        let artifacts = artifact_globs::read(reader)?;
         let share = share_keys::read_step_share(reader)?;
         let share_size = reader.number("share-size")?;
         let keep_days = reader.number("keep-days")?;
@@ -149,6 +153,7 @@ impl StepRequest {
             keep_days,
             share_required: how.share_required.unwrap_or(false),
             push: how.push,
+            artifacts,
             push_partial: how.push_partial.unwrap_or(false),
             checkout_fallback: checkout_fallback.unwrap_or(false),
             run,

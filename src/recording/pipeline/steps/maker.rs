@@ -833,8 +833,8 @@ mod tests {
                 "`share-required` is 1, and must be `true` or `false`",
             ),
             (
-                json!({ "artifacts": ["x"] }),
-                "`artifacts` is not in this version",
+                json!({ "artifacts": ["../x"] }),
+                "`artifacts` holds \"../x\", which is not a path below the output",
             ),
         ] {
             let targets = [target_building(0, &wishes)];

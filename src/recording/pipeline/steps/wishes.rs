@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::retry::with_rules;
+use crate::artifact_globs;
 use crate::build_keys::{self, BuildKeys};
 use crate::buildkite::schema::Schema;
 use crate::exit::Failure;
@@ -153,7 +154,7 @@ pub(super) fn build_wishes(keys: &Keys, request: &RecordingRequest) -> Result<Ke
         if build.leaves_the_command() && request.emit == Emit::Command {
             return Err(refuse(NO_OTHER_HOOK));
         }
-        reader.not_yet("artifacts")?;
+        artifact_globs::read(&mut reader)?;
         // The evaluation has taken them out.
         reader.take::<()>("steps", "a map", |_| None)?;
         reader.finish(KeyOwner::Target)?;
