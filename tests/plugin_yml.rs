@@ -174,6 +174,11 @@ fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!(-1), json!(0.5), json!("1")],
         ),
         (
+            "artifacts",
+            vec![json!([]), json!(["share/doc/**", "*"])],
+            vec![json!("share/**"), json!([1])],
+        ),
+        (
             "push",
             vec![json!("s3://your-org-nix"), json!("ssh-ng://nix@cache")],
             vec![json!(false), json!(["s3://your-org-nix"])],

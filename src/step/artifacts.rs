@@ -243,7 +243,7 @@ fn find(globs: &[ArtifactGlob], outputs: &Outputs, folder: &str, step: &StepRun<
 }
 
 /// A folder that is looked into.
-struct Place<'a> {
+struct LookedFolder<'a> {
     /// The folder itself.
     real: &'a Path,
     /// By way of the output.
@@ -261,7 +261,7 @@ impl FoundFiles {
         };
         self.store = store;
         if real.is_dir() {
-            let place = Place {
+            let place = LookedFolder {
                 real: &real,
                 shown: path,
                 artifact: folder,
@@ -283,7 +283,12 @@ impl FoundFiles {
     }
 
     /// The same for a folder. `above` are the folders that lead here: a link to one of them is not followed.
-    fn below(&mut self, place: &Place<'_>, parts: &[GlobPart], above: &mut Vec<PathBuf>) -> usize {
+    fn below(
+        &mut self,
+        place: &LookedFolder<'_>,
+        parts: &[GlobPart],
+        above: &mut Vec<PathBuf>,
+    ) -> usize {
         let Some((part, rest)) = parts.split_first() else {
             return 0;
         };
@@ -315,7 +320,7 @@ impl FoundFiles {
                     continue;
                 }
                 above.push(real.clone());
-                let inner = Place {
+                let inner = LookedFolder {
                     real: &real,
                     shown: &shown,
                     artifact: &artifact,
