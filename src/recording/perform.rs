@@ -22,7 +22,7 @@ use super::part_times::PartTimes;
 use super::pipeline::document::Document;
 use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
-use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
+use super::pipeline::steps::{PlannedPipeline, Records, check, key_area, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
 use super::report::RecordingReport;
 use super::share::Sharing;
@@ -153,7 +153,7 @@ pub fn perform(
         return Err(failure);
     }
     if at_root.key_style == KeyStyle::Attr {
-        let claimed = upload.claim_keys(&at_root.key_prefix, &identity);
+        let claimed = upload.claim_keys(&key_area(&at_root), &identity);
         claimed.map_err(|failure| failure.context(undone))?;
     }
     let (steps, body) = (&pipeline.steps, annotation(&report));

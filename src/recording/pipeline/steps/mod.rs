@@ -35,8 +35,8 @@ use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle, Target};
 
 pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
-pub(in crate::recording) use self::step_key::StepKeys;
 pub(crate) use self::step_key::error_key;
+pub(in crate::recording) use self::step_key::{StepKeys, key_area};
 
 /// The findings of an evaluation.
 #[derive(Debug, Clone, Copy)]

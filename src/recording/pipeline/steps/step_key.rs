@@ -156,12 +156,24 @@ fn error_text(attr: &AttrPath, request: &RecordingRequest) -> String {
 }
 
 fn attr_text(attr: &AttrPath, request: &RecordingRequest) -> String {
-    let names: Vec<String> = attr.names().iter().map(|name| word(name)).collect();
-    let names = match &names[..] {
+    let names = match attr.names() {
         [] => "root".to_owned(),
-        names => names.join("-"),
+        names => words(names),
     };
     format!("{}{names}", request.key_prefix)
+}
+
+/// What all keys of a recording with `keys: attr` begin with, if there is a `-` behind each.
+pub(in crate::recording) fn key_area(request: &RecordingRequest) -> String {
+    match request.root.attr.names() {
+        [] => request.key_prefix.clone(),
+        names => format!("{}{}-", request.key_prefix, words(names)),
+    }
+}
+
+fn words(names: &[String]) -> String {
+    let words: Vec<String> = names.iter().map(|name| word(name)).collect();
+    words.join("-")
 }
 
 /// A name with every character replaced that a key cannot have. (The schema takes `.`, `,` and `${}` too; Buildkite's documentation
