@@ -28,6 +28,7 @@ mod failures;
 mod faults;
 mod flakes;
 mod fleet;
+mod following;
 mod fuzz;
 mod host_settings;
 mod hostile_output;

@@ -255,7 +255,9 @@ fn every_recording_and_every_step_on_a_page_runs_in_the_example() {
             continue;
         }
         let steps = ended.exits(0).json()["steps"].as_array().unwrap().len();
-        assert!(steps > 0, "{flags:?}: {ended}");
+        // Nothing follows a target in the example.
+        let is_release = flags.windows(2).any(|flag| flag == ["--phases", "release"]);
+        assert_eq!(steps > 0, !is_release, "{flags:?}: {ended}");
     }
     for record in steps {
         let record = record.replace("/nix/store", &store.folder().display().to_string());

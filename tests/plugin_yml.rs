@@ -247,21 +247,6 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("tests.*"), json!([1]), json!([["a", 1]])],
         ),
         (
-            "keys",
-            vec![json!("drv"), json!("attr")],
-            vec![json!("name"), json!(["attr"])],
-        ),
-        (
-            "key-prefix",
-            vec![json!("arm-"), json!("a:b_")],
-            vec![json!(5), json!(["a"])],
-        ),
-        (
-            "phases",
-            vec![json!(["build"]), json!(["release", "build"])],
-            vec![json!("build"), json!([1])],
-        ),
-        (
             "expect-errors",
             vec![json!(["python2.*", "a.*.b", ["a", "b.c"]])],
             vec![json!("a.*"), json!([1]), json!([["a", 1]])],
@@ -314,7 +299,29 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!(true), json!(0)],
         ),
     ]);
+    keys.extend(keys_of_steps());
     keys
+}
+
+/// The keys of a recording that concern the keys of steps.
+fn keys_of_steps() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
+    vec![
+        (
+            "keys",
+            vec![json!("drv"), json!("attr")],
+            vec![json!("name"), json!(["attr"])],
+        ),
+        (
+            "key-prefix",
+            vec![json!("arm-"), json!("a:b_")],
+            vec![json!(5), json!(["a"])],
+        ),
+        (
+            "phases",
+            vec![json!(["build"]), json!(["release", "build"])],
+            vec![json!("build"), json!([1])],
+        ),
+    ]
 }
 
 #[test]

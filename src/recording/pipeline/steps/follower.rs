@@ -294,3 +294,6 @@ impl StepMaker<'_> {
         Ok(record)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,8 +35,8 @@ use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle, Target};
 
 pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
-pub(in crate::recording) use self::step_key::StepKeys;
 pub(crate) use self::step_key::error_key;
+pub(in crate::recording) use self::step_key::{StepKeys, key_area};
 
 /// The findings of an evaluation.
 #[derive(Debug, Clone, Copy)]
@@ -474,7 +474,7 @@ impl PlannedPipeline {
 
 #[cfg(test)]
 mod tests {
-    use super::fixtures::{key, make, record_of, values};
+    use super::fixtures::{anything, key, make, record_of, values};
     use super::*;
     use crate::exit::Class;
     use crate::nix::{Source, StoreUrl};
@@ -1045,30 +1045,6 @@ mod tests {
             .map(|step| step.group.as_deref())
             .collect();
         assert_eq!(groups, [Some(":nix: a.b"), None, Some(":nix: a.b")]);
-    }
-
-    /// Anything that a cleaned `meta.buildkite` can hold, more often than not about properties that mean something.
-    fn anything() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i32>().prop_map(Value::from),
-            "[a-z:\u{80}\u{2028}]{0,4}".prop_map(Value::from),
-        ];
-        let name = prop_oneof![
-            4 => proptest::sample::select(vec![
-                "agents", "env", "plugins", "depends_on", "command", "commands", "label", "name", "key", "retry", "automatic",
-                "skip", "matrix", "parallelism", "soft_fail", "timeout_in_minutes", "exit_status", "limit", "setup",
-            ]).prop_map(str::to_owned),
-            1 => "[a-z]{1,3}",
-        ];
-        leaf.prop_recursive(3, 24, 4, move |inner| {
-            prop_oneof![
-                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                proptest::collection::vec((name.clone(), inner), 0..4)
-                    .prop_map(|entries| Value::Object(entries.into_iter().collect())),
-            ]
-        })
     }
 
     proptest! {

@@ -105,7 +105,7 @@ impl StepKeys {
             let holder = KeyHolder::Error(attr.clone());
             wanted.push(by_itself(holder, error_text(attr, request)));
         }
-        Self(settled(wanted))
+        Self(settled(&wanted))
     }
 
     /// The key of a target's step.
@@ -156,12 +156,24 @@ fn error_text(attr: &AttrPath, request: &RecordingRequest) -> String {
 }
 
 fn attr_text(attr: &AttrPath, request: &RecordingRequest) -> String {
-    let names: Vec<String> = attr.names().iter().map(|name| word(name)).collect();
-    let names = match &names[..] {
+    let names = match attr.names() {
         [] => "root".to_owned(),
-        names => names.join("-"),
+        names => words(names),
     };
     format!("{}{names}", request.key_prefix)
+}
+
+/// What all keys of a recording with `keys: attr` begin with, if there is a `-` behind each.
+pub(in crate::recording) fn key_area(request: &RecordingRequest) -> String {
+    match request.root.attr.names() {
+        [] => request.key_prefix.clone(),
+        names => format!("{}{}-", request.key_prefix, words(names)),
+    }
+}
+
+fn words(names: &[String]) -> String {
+    let words: Vec<String> = names.iter().map(|name| word(name)).collect();
+    words.join("-")
 }
 
 /// A name with every character replaced that a key cannot have. (The schema takes `.`, `,` and `${}` too; Buildkite's documentation
@@ -175,11 +187,11 @@ fn word(name: &str) -> String {
 }
 
 /// The keys that these get.
-fn settled(wanted: Vec<Wanted>) -> BTreeMap<KeyHolder, String> {
+fn settled(wanted: &[Wanted]) -> BTreeMap<KeyHolder, String> {
     // What each would be if no two were the same.
     let mut plain: HashMap<&KeyHolder, String> = HashMap::new();
     let mut holders: HashMap<String, BTreeSet<String>> = HashMap::new();
-    for one in &wanted {
+    for one in wanted {
         let begin = one.behind.as_ref().and_then(|behind| plain.get(behind));
         let text = format!("{}{}", begin.map_or("", String::as_str), one.text);
         let same = holders.entry(text.clone()).or_default();
@@ -188,7 +200,7 @@ fn settled(wanted: Vec<Wanted>) -> BTreeMap<KeyHolder, String> {
     }
     let mut keys: BTreeMap<KeyHolder, String> = BTreeMap::new();
     let mut used: HashMap<String, String> = HashMap::new();
-    for one in &wanted {
+    for one in wanted {
         let begin = one.behind.as_ref().and_then(|behind| keys.get(behind));
         let text = format!("{}{}", begin.map_or("", String::as_str), one.text);
         let hash = one.holder.hash();
