@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(
             refusal.hint.as_deref(),
             Some(
-                "did you mean `on-drift`? (the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial, artifacts, steps)"
+                "did you mean `on-drift`? (the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial, artifacts, attr, file, expr, steps)"
             )
         );
         assert_eq!(

@@ -25,6 +25,7 @@ mod evaluate;
 mod expected_errors;
 mod explain;
 mod failures;
+mod fallback;
 mod faults;
 mod flakes;
 mod fleet;

@@ -174,6 +174,11 @@ fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!(-1), json!(0.5), json!("1")],
         ),
         (
+            "target",
+            vec![json!("a.b"), json!(["a", "b c"])],
+            vec![json!(1), json!([1])],
+        ),
+        (
             "artifacts",
             vec![json!([]), json!(["share/doc/**", "*"])],
             vec![json!("share/**"), json!([1])],

@@ -711,6 +711,34 @@ pub const KEYS: &[Key] = &[
     )
     .without_flag(),
     Key::new(
+        "target",
+        STEP,
+        KeyKind::AttrPath,
+        "Written by recordings: the target's attribute path, where attr is another one that its step evaluates",
+    )
+    .without_flag(),
+    Key::new(
+        "attr",
+        TARGET,
+        KeyKind::AttrPath,
+        "The attribute path that a step of the target evaluates where it has to, instead of the recorded one",
+    )
+    .without_flag(),
+    Key::new(
+        "file",
+        TARGET,
+        KeyKind::Text("FILE"),
+        "The Nix file that a step of the target evaluates where it has to, instead of what was recorded",
+    )
+    .without_flag(),
+    Key::new(
+        "expr",
+        TARGET,
+        KeyKind::Text("EXPR"),
+        "The expression that a step of the target evaluates where it has to, instead of what was recorded",
+    )
+    .without_flag(),
+    Key::new(
         "steps",
         TARGET,
         KeyKind::Json,

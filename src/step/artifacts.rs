@@ -83,13 +83,8 @@ pub(super) fn upload(
             .say("the artifacts are not uploaded: this is no Buildkite job");
         return Ok(());
     }
-    let target = match &step.request.evaluation {
-        Some(evaluation) if !evaluation.attr.names().is_empty() => evaluation.attr.to_string(),
-        _ => step
-            .drv
-            .as_ref()
-            .map_or_else(String::new, |drv| drv.name().to_owned()),
-    };
+    let drv_name = || Some(step.drv.as_ref()?.name().to_owned());
+    let target = step.request.name().or_else(drv_name).unwrap_or_default();
     let found = find(globs, outputs, &folder_of(&target), step);
     if found.files.is_empty() {
         return Ok(());

@@ -12,7 +12,7 @@ use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, not_here, refuse, string};
-use crate::nix::{DrvPath, Evaluation, StorePath, StoreUrl, is_output_name};
+use crate::nix::{AttrPath, DrvPath, Evaluation, StorePath, StoreUrl, is_output_name};
 use crate::share_keys::{self, Share, StepShare};
 
 /// What a step is asked to do.
@@ -58,6 +58,8 @@ pub struct StepRequest {
     pub artifacts: Vec<ArtifactGlob>,
     /// Whether the step makes a checkout where it has to evaluate.
     pub checkout_fallback: bool,
+    /// The target's attribute path, where the one that is evaluated is another.
+    pub target: Option<AttrPath>,
     /// The program in its outputs that is run after the build.
     pub run: Option<StepProgram>,
     /// The target whose outputs that program needs: it is realised first.
@@ -80,6 +82,14 @@ impl StepRequest {
             request.check_confined(place)?;
         }
         Ok(request)
+    }
+
+    /// The attribute path by which people know the target, if it has one.
+    pub(super) fn name(&self) -> Option<String> {
+        let evaluated = self.evaluation.as_ref().map(|evaluation| &evaluation.attr);
+        let attr = self.target.as_ref().or(evaluated);
+        let attr = attr.filter(|attr| !attr.names().is_empty());
+        attr.map(ToString::to_string)
     }
 
     fn read_keys(reader: &mut KeyReader, keys: Keys, place: &Checkout) -> Result<Self, Failure> {
@@ -115,6 +125,7 @@ impl StepRequest {
         let keep_days = reader.number("keep-days")?;
         let checkout_fallback =
             reader.choice("checkout", [("always", false), ("fallback", true)])?;
+        let target = evaluation_keys::read_attr(reader, "target")?;
         let run = reader.take("run", "the name of a program", |value| {
             Some(Ok(StepProgram::read(value.as_str()?)?))
         })?;
@@ -153,6 +164,7 @@ impl StepRequest {
             keep_days,
             share_required: how.share_required.unwrap_or(false),
             push: how.push,
+            target,
             artifacts,
             push_partial: how.push_partial.unwrap_or(false),
             checkout_fallback: checkout_fallback.unwrap_or(false),
@@ -183,7 +195,8 @@ fn keys_of_needs(keys: &Keys, needs: Keys) -> Result<Keys, Failure> {
             OWN.join(", ")
         )));
     }
-    let is_common = |name: &str| !OWN.contains(&name) && !["run", "needs", "skip"].contains(&name);
+    let is_common =
+        |name: &str| !OWN.contains(&name) && !["run", "needs", "skip", "target"].contains(&name);
     let common = keys.iter().filter(|(name, _)| is_common(name));
     let common = common.map(|(name, value)| (name.clone(), value.clone()));
     Ok(common.chain(needs).collect())

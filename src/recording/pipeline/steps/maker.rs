@@ -11,7 +11,8 @@ use super::record::{size, source, text};
 use super::retry::retry_rules;
 use super::step_key::{StepKeys, summary_key};
 use super::wishes::{
-    FOR_NO_CHECK, FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, merge,
+    BuildWishes, FOR_NO_CHECK, FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes,
+    merge,
 };
 use crate::buildkite::pipeline::{
     Automatic, CommandStep, Dependency, Plugin, Retry, StepCommand, StepSkip,
@@ -136,8 +137,10 @@ impl<'a> StepMaker<'a> {
             StepWishes::read(keys, &self.request.emit, self.schema).map_err(in_buildkite)
         })?;
         let eval_once = meta.eval_once.as_ref().filter(|_| self.request.meta);
-        let build_keys = eval_once
-            .map_or(Ok(Keys::new()), |keys| build_wishes(keys, self.request))
+        let BuildWishes { keys, fallback } = eval_once
+            .map_or(Ok(BuildWishes::default()), |keys| {
+                build_wishes(keys, self.request)
+            })
             .map_err(|message| format!("in its `meta.eval-once`, {message}"))?;
         let skips_checkout =
             checkout::skips(self.request, &[&self.step, &wishes]).map_err(in_buildkite)?;
@@ -145,7 +148,10 @@ impl<'a> StepMaker<'a> {
         let other_plugin = self.step.has("plugins") || wishes.has("plugins");
         let mut record = self.record(&target.attr);
         record.extend(self.request.build_keys.clone());
-        record.extend(build_keys);
+        record.extend(keys);
+        if let Some(fallback) = fallback {
+            fallback.replace_in(&mut record, target);
+        }
         let leaves_command = record.get("command").is_some_and(|when| when == "none");
         if leaves_command && !other_plugin {
             if own_command {
@@ -826,7 +832,7 @@ mod tests {
                 "`out-link` cannot be the path of a link",
             ),
             (json!({ "on-drift": null }), "`on-drift` is null"),
-            (json!({ "file": "x" }), "`file` is not a key of a target"),
+            (json!({ "flake": "x" }), "`flake` is not a key of a target"),
             (json!({ "push": "artifact" }), "`push` is no URL of a store"),
             (
                 json!({ "share-required": 1 }),

@@ -4,6 +4,7 @@
 //! Buildkite takes: a step that would get its upload rejected is found here, and is red instead.
 
 mod checkout;
+mod fallback;
 #[cfg(test)]
 mod fixtures;
 mod follower;
