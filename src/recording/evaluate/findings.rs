@@ -161,7 +161,10 @@ impl Findings {
     /// This step, which follows it, does not evaluate; for this reason, where that is known.
     pub(super) fn lose_follower(&mut self, path: &AttrIndex, step: usize, message: Option<&str>) {
         if let Some(follower) = self.follower_of(path, step)
-            && !follower.is_read()
+            && matches!(
+                follower.state,
+                FollowerState::Unread | FollowerState::Lost(None)
+            )
         {
             follower.state = message.map_or(FollowerState::Lost(None), lost);
         }
