@@ -170,6 +170,14 @@ impl Findings {
         }
     }
 
+    /// The attribute path of what this step runs, which follows it.
+    pub(super) fn attr_of_run(&self, path: &AttrIndex, step: usize) -> Option<AttrPath> {
+        let Some(AttrOutcome::Found(found)) = self.outcomes.get(path) else {
+            return None;
+        };
+        Some(found.meta.followers.get(step)?.attr_of_run(&found.attr))
+    }
+
     fn follower_of(&mut self, path: &AttrIndex, step: usize) -> Option<&mut FollowerMeta> {
         match self.outcomes.get_mut(path) {
             Some(AttrOutcome::Found(found)) => found.meta.followers.get_mut(step),
