@@ -150,6 +150,8 @@ pub fn perform(
         notes: &notes,
         counts: pipeline.counts(targets),
         omitted: pipeline.omitted,
+        builds: request.phases.build,
+        followers: pipeline.followers.len(),
         seconds: order.started.elapsed().as_secs_f64(),
         earlier: earlier.as_ref(),
     };

@@ -283,9 +283,7 @@ impl StepMaker<'_> {
             }
             return Ok(of_target);
         };
-        let mut names = follower.attr().names().to_vec();
-        names.push("run".into());
-        let mut record = self.record(&crate::nix::AttrPath::new(names));
+        let mut record = self.record(&follower.meta.attr_of_run(&follower.owner));
         let out_link = build_keys.remove("out-link");
         record.extend(build_keys);
         record.insert("out-link".into(), false.into());

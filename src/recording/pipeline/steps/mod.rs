@@ -404,8 +404,12 @@ impl PlannedPipeline {
             .iter()
             .filter(|target| refused.contains(&target.attr))
             .count();
+        // A step that follows a target is no attribute that was walked.
+        let refused_steps = self.errors.refused.iter();
+        let refused_steps = refused_steps.filter(|it| self.keys.is_follower(&it.attr));
+        let known = refused_targets + refused_steps.count();
         RecordingCounts {
-            attributes: attributes.sum::<usize>() + self.errors.len() - refused_targets,
+            attributes: attributes.sum::<usize>() + self.errors.len() - known,
             targets: targets.len() - refused_targets,
             evaluation_errors: self.errors.evaluation.len(),
             expected_errors: self.errors.expected.len(),

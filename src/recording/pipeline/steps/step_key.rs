@@ -124,6 +124,11 @@ impl StepKeys {
         key.cloned().unwrap_or_else(|| error_key(attr))
     }
 
+    /// Whether this is the attribute path of a step that follows a target.
+    pub(super) fn is_follower(&self, attr: &AttrPath) -> bool {
+        self.0.contains_key(&KeyHolder::Follower(attr.clone()))
+    }
+
     /// The key of a step that follows a target, and that of the question before it.
     pub(super) fn follower(&self, attr: &AttrPath) -> (String, String) {
         let key = |holder| self.0.get(&holder).cloned().unwrap_or_default();
