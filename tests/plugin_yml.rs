@@ -159,6 +159,11 @@ fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("true")],
         ),
         (
+            "targets",
+            vec![json!([{ "key": "drv-x", "drv": "/nix/store/x.drv" }])],
+            vec![json!({}), json!(["x"])],
+        ),
+        (
             "share-size",
             vec![json!(0), json!(1_u64 << 40)],
             vec![json!(-1), json!(0.5), json!("1")],
@@ -201,6 +206,7 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("memory", 1 << 20),
         ("evaluation-timeout", 86_400),
         ("group-by", 3),
+        ("batch", 30),
         ("chunk", 500),
         ("keep-days", 365),
         ("share-limit", 1 << 20),

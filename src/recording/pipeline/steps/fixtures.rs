@@ -24,6 +24,7 @@ pub(super) fn make(
         callable: &BTreeSet::new(),
         edges,
         skip,
+        seconds: &[],
     };
     steps(&records, request, schema())
 }
