@@ -58,6 +58,8 @@ pub struct Store {
     substituters: Option<Vec<String>>,
     /// Files that could not be downloaded: their substituters are removed before the next command.
     unreachable: BTreeSet<String>,
+    /// The folder of Nix's own state on this host, where collections are looked for.
+    state: Option<PathBuf>,
     /// The folder of its paths, once it was asked for; inside, none where Nix does not say.
     folder: OnceCell<Option<PathBuf>>,
     /// All files that could not be downloaded so far.
@@ -85,10 +87,11 @@ pub enum PathQuestion {
 }
 
 impl Store {
-    /// The store that Nix uses with these settings.
+    /// The store that Nix uses with these settings, and with this folder for its own state, if that is known.
     #[must_use]
-    pub fn new(options: &command::Options, log: &Log) -> Self {
+    pub fn new(options: &command::Options, state: Option<&Path>, log: &Log) -> Self {
         Self {
+            state: state.map(Path::to_owned),
             options: options.to_vec(),
             has_flake_settings: false,
             substituters: None,
@@ -172,6 +175,12 @@ impl Store {
     /// The command that prints Nix's settings.
     fn show_config_line(&self) -> CommandLine {
         command::show_config(&self.options)
+    }
+
+    /// The collection that is under way, as far as that is known.
+    #[must_use]
+    pub fn collection(&self) -> Option<Collection> {
+        Collection::under_way(self.state.as_deref()?)
     }
 
     // ---- validity

@@ -1,7 +1,9 @@
 //! What a recording does with the store: the pin that keeps what was found, and what needs no step because it is there.
 
 use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::thread;
 
 use serde_json::Value;
 
@@ -220,6 +222,59 @@ fn a_pin_that_a_running_collection_took_is_made_again() {
     assert!(store.work().join("taken").exists());
     store.collect();
     assert!(recorded.iter().all(|drv| store.has(drv)));
+}
+
+/// A collection that has read the roots before the pin's was made calls the pin valid until it takes it.
+#[test]
+fn a_pin_outlives_a_collection_that_began_while_it_was_rooted() {
+    for lasts in [false, true] {
+        let Some(store) = Store::new() else { return };
+        store.targets(TARGETS);
+        // In the place of a collector, which cannot be made to stand still between its look at the roots and what it takes.
+        let folder = store.state().join("gc-socket");
+        fs::create_dir_all(&folder).unwrap();
+        let socket = folder.join("socket");
+        let collector = UnixListener::bind(&socket).unwrap();
+        thread::scope(|scope| {
+            let collections = scope.spawn(|| {
+                // One was under way before the pin was written, and has ended.
+                drop(collector.accept().unwrap());
+                // The next one has taken the pin, or will do so some time.
+                let (next, _) = collector.accept().unwrap();
+                let link = pins(&store)[0].join("pin");
+                let first = fs::read_link(&link).unwrap();
+                if lasts {
+                    let (known, _) = collector.accept().unwrap();
+                    return (first, Some((next, known)));
+                }
+                // (Whoever deletes listens at the same place.)
+                let aside = folder.join("aside");
+                fs::rename(&socket, &aside).unwrap();
+                store.delete([&first]);
+                fs::rename(&aside, &socket).unwrap();
+                drop(next);
+                // It is written again, which the collection after that one is told of.
+                let (known, _) = collector.accept().unwrap();
+                (first, Some((known.try_clone().unwrap(), known)))
+            });
+            let ended = record(&store, &["--skip", "none"]).run();
+            // Where the recording has not come, the collector would wait for ever.
+            for _ in 0..3 {
+                let _ = UnixStream::connect(&socket);
+            }
+            let (first, _) = collections.join().unwrap();
+            ended.exits(0);
+            let pin = fs::read_link(pins(&store)[0].join("pin")).unwrap();
+            assert_ne!(
+                pin, first,
+                "Nix may call the first one valid until it is taken"
+            );
+            assert!(pin.exists());
+            let _ = fs::remove_file(&socket);
+            store.collect();
+            assert!(drvs(&Pipeline::of(&ended)).iter().all(|drv| store.has(drv)));
+        });
+    }
 }
 
 #[test]
@@ -479,7 +534,7 @@ fn a_cache_that_answers_with_errors_hides_nothing_of_what_others_have() {
     let port = server.server_addr().to_ip().unwrap().port();
     let bad = format!("http://127.0.0.1:{port}");
     let info = format!("StoreDir: {}\nPriority: 1\n", store.folder().display());
-    let ended = std::thread::scope(|scope| {
+    let ended = thread::scope(|scope| {
         scope.spawn(|| {
             for request in server.incoming_requests() {
                 let (text, status) = if request.url() == "/nix-cache-info" {

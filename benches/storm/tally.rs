@@ -22,6 +22,9 @@ struct Counted {
     wrong: usize,
 }
 
+/// How many lines of a wrong outcome are shown at once.
+const SHOWN_AT_MOST: usize = 20;
+
 /// The columns that every table begins and ends with.
 const TRIED: &str = "tried";
 const WRONG: &str = "wrong";
@@ -96,6 +99,11 @@ impl Tally {
                 Err(error) => format!("not written: {error}"),
             }
         );
+        // What is read where the file is not: in the log of another machine.
+        let said = log.lines().filter(|line| line.starts_with("eval-once: "));
+        for line in said.take(SHOWN_AT_MOST) {
+            eprintln!("  {line}");
+        }
     }
 
     /// A wrong outcome of what a row compares us with: only counted.

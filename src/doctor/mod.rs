@@ -110,7 +110,7 @@ pub fn examine(
     let mut doctor = Doctor {
         order,
         supervisor,
-        store: Store::new(&[], log),
+        store: Store::new(&[], None, log),
         found: Gathered::default(),
     };
     let mut checkup = Checkup::default();

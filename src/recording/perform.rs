@@ -75,7 +75,7 @@ pub fn perform(
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
-    let store = &mut Store::new(&request.options, log);
+    let store = &mut Store::new(&request.options, Some(&host.nix.state), log);
     let locked = lock(&mut request, &mut at_root, &host, store, supervisor, log)?;
     let partial = partial.as_ref();
     let known = known_targets(partial, locked.as_ref(), &state, store, supervisor, log)?;

@@ -274,26 +274,22 @@ fn run(
     })
 }
 
-/// Whether an evaluation that failed because `path` was missing is repeated: the collector has taken it, or it was registered
-/// before we asked. For the latter once: an expression may say the same of a path that was there all the time. No evaluation makes
-/// a path that does not exist and that the expression itself `names` (`storePath`).
+/// Whether an evaluation that failed because `path` was missing was disturbed: the collector has taken it, or it was registered before
+/// we asked. (Whatever an expression says of a path that is there, it does not fail because of it.) No evaluation makes a path that does
+/// not exist and that the expression itself `names` (`storePath`).
 fn is_disturbed(step: &mut StepRun<'_>, path: &StorePath, names: bool) -> Result<bool, Failure> {
-    if !step.is_valid(path)? {
-        if names {
-            return Ok(false);
-        }
-        step.log.say(format_args!(
-            "{path} is not valid: the garbage collector disturbed the evaluation"
-        ));
-        return Ok(true);
-    }
-    let is_first = step.doubted.insert(path.clone());
-    if is_first {
+    if step.is_valid(path)? {
         step.log.say(format_args!(
             "{path} was missing during the evaluation, and is valid now"
         ));
+        return Ok(true);
     }
-    Ok(is_first)
+    if !names {
+        step.log.say(format_args!(
+            "{path} is not valid: the garbage collector disturbed the evaluation"
+        ));
+    }
+    Ok(!names)
 }
 
 /// The failure of an evaluation that is of `class`.

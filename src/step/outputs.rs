@@ -1,14 +1,13 @@
 //! The outputs of a derivation after Nix has realised it: where they really are, and whether they are there.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::drv_outputs::{DrvOutputs, Outputs};
 use super::links;
 use super::run::StepRun;
 use crate::exit::{Class, Failure};
 use crate::nix::{Cause, DrvPath, Fault, NixOutput, StorePath};
-use crate::store::Collection;
 use crate::supervise::Finished;
 
 /// How long outputs are watched while a collection is under way that may still take them. Nearly always it does so at once, or has
@@ -17,9 +16,6 @@ const WATCHED_AT_MOST: Duration = Duration::from_secs(5);
 
 /// After how long that is said.
 const SAID_AFTER: Duration = Duration::from_secs(1);
-
-/// How often they are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Outputs that were there after their GC root was made. Only [`StepRun::verify`] makes one of a realised derivation, and no way
 /// succeeds without.
@@ -90,24 +86,24 @@ impl StepRun<'_> {
 
     /// An output that does not exist, or that a collection takes which was under way already when its GC root was made.
     fn missing_output(&mut self, outputs: &Outputs) -> Result<Option<StorePath>, Failure> {
-        let collection = Collection::under_way(&self.host.nix.state);
-        let begin = Instant::now();
+        let find = || outputs.values().find(|path| is_missing(path));
+        let Some(collection) = self.store.collection() else {
+            return Ok(find().cloned());
+        };
+        let mut missing = None;
         let mut is_said = false;
-        loop {
-            let is_over = collection.as_ref().is_none_or(Collection::is_over);
-            let missing = outputs.values().find(|path| is_missing(path));
-            if missing.is_some() || is_over || begin.elapsed() >= WATCHED_AT_MOST {
-                return Ok(missing.cloned());
-            }
-            if !is_said && begin.elapsed() >= SAID_AFTER {
+        collection.watch(WATCHED_AT_MOST, self.supervisor, |watched| {
+            missing = find();
+            if !is_said && watched >= SAID_AFTER {
                 is_said = true;
                 self.log.say(format_args!(
                     "a garbage collection is under way that began before the outputs were rooted: looking for {} s whether it takes them",
                     WATCHED_AT_MOST.as_secs()
                 ));
             }
-            self.supervisor.pause(LOOK_EVERY)?;
-        }
+            missing.is_some()
+        })?;
+        Ok(missing.cloned())
     }
 
     /// The outputs of a realised `.drv`: those that the `.drv` names; else the targets of the links that Nix made; else the printed

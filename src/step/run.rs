@@ -77,8 +77,6 @@ pub(super) struct StepRun<'a> {
     pub(super) share_failure: Option<String>,
     /// An output that was missing right after Nix had realised it.
     pub(super) lost: Option<StorePath>,
-    /// Paths because of which an evaluation was repeated, although they were valid when we asked.
-    pub(super) doubted: BTreeSet<StorePath>,
     /// Something registered a `.drv` after Nix had reported it missing.
     pub(super) appeared: bool,
     pub(super) drv: Option<DrvPath>,
@@ -114,7 +112,7 @@ impl<'a> StepRun<'a> {
             host,
             log: log.clone(),
             supervisor,
-            store: Store::new(&request.options, log),
+            store: Store::new(&request.options, Some(&host.nix.state), log),
             in_build: false,
             drv_file: request
                 .drv
@@ -130,7 +128,6 @@ impl<'a> StepRun<'a> {
             tried_share: None,
             share_failure: None,
             lost: None,
-            doubted: BTreeSet::new(),
             appeared: false,
             drv: request.drv.clone(),
             drift: false,

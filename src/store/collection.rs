@@ -7,6 +7,13 @@
 use std::io::{ErrorKind, Read as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::exit::Failure;
+use crate::supervise::Supervisor;
+
+/// How often it is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A collection that was under way when it was looked for: it closes this connection, on which nothing is sent, when it ends.
 #[derive(Debug)]
@@ -28,6 +35,29 @@ impl Collection {
     pub fn is_over(&self) -> bool {
         let read = (&self.0).read(&mut [0]);
         !read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
+    /// Waits until it has ended, or until `is_enough`, which is told for how long it has been watched; at most so long. Gives whether it
+    /// has ended.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn watch(
+        &self,
+        at_most: Duration,
+        supervisor: &mut Supervisor,
+        mut is_enough: impl FnMut(Duration) -> bool,
+    ) -> Result<bool, Failure> {
+        let begin = Instant::now();
+        loop {
+            // In this order: what it took before it ended is seen.
+            let is_over = self.is_over();
+            let watched = begin.elapsed();
+            if is_enough(watched) || is_over || watched >= at_most {
+                return Ok(is_over);
+            }
+            supervisor.pause(LOOK_EVERY)?;
+        }
     }
 }
 

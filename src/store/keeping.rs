@@ -3,16 +3,24 @@
 //! Each `.drv` path in it has plain string context: so its references are exactly the `.drv`s, and nothing is built.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::examined::names_root;
-use super::{ATTEMPTS, Answer, COLLECTOR_HINT, PathQuestion, Store};
+use super::{Answer, COLLECTOR_HINT, Collection, PathQuestion, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
 use crate::state::StateFolder;
 use crate::supervise::{Finished, OnStop, Supervisor};
+
+/// How often a file is written. The collector can take one only in the few hundredths of a second before its root is made: so of
+/// collections that follow one another without a pause, most come too late.
+const ATTEMPTS: u32 = 10;
+
+/// How long a collection is waited for that may have begun before the root was made: one that lasts is told of the next file.
+const WATCHED_AT_MOST: Duration = Duration::from_secs(1);
 
 /// A file that keeps `.drv`s.
 #[derive(Debug)]
@@ -46,18 +54,19 @@ pub enum Kept {
 }
 
 impl Keeper<'_> {
-    /// What pin.nix reads.
+    /// What pin.nix reads. The text of each attempt differs, and with it the path: a collection may be about to take the last one,
+    /// which Nix calls valid until then.
     ///
     /// # Errors
     /// It cannot be written as JSON (70).
-    pub fn input(&self) -> Result<Vec<u8>, Failure> {
+    pub fn input(&self, attempt: u32) -> Result<Vec<u8>, Failure> {
         #[derive(Serialize)]
         struct PinInput<'a> {
-            text: &'a str,
+            text: String,
             drvs: &'a [&'a DrvPath],
         }
         let input = PinInput {
-            text: &self.text,
+            text: format!("{}{}", self.text, "\n".repeat(attempt as usize)),
             drvs: &self.drvs,
         };
         serde_json::to_vec(&input)
@@ -80,15 +89,11 @@ impl Store {
     ) -> Result<Kept, Failure> {
         let Keeper { name, link, .. } = keeper;
         let cannot_root = || format!("cannot root {name} at {}", link.display());
-        let json = state
-            .temporary_file(&keeper.input()?)
-            .classify(Class::Infrastructure, cannot_root)?;
         // A `.drv` that is gone is evaluated again. A substituter that has it would send its whole closure, and one that is
         // unreachable costs seconds before that is known.
         let store_options = self.options(supervisor)?;
         let mut options = store_options.clone();
         options.push(("substitute".into(), "false".into()));
-        let write = command::write_pin(json.path(), &options);
         let mut beside = Some(beside);
         let (mut questions, mut answers) = (Vec::new(), Vec::new());
         // What fails because of a missing path is repeated once where that path is valid by the time we ask.
@@ -96,6 +101,11 @@ impl Store {
         // A collection that was running already may have removed the new root with an older one that led nowhere.
         let mut unseen = false;
         for attempt in 1..=ATTEMPTS {
+            let json = state
+                .temporary_file(&keeper.input(attempt)?)
+                .classify(Class::Infrastructure, cannot_root)?;
+            let write = command::write_pin(json.path(), &options);
+            let known = self.collection();
             let mut stderr = Vec::new();
             let written =
                 supervisor.run_beside(&write, OnStop::TermThenKill, &mut stderr, || {
@@ -137,17 +147,15 @@ impl Store {
             let mut asked = self.ask_all(supervisor, &lines)?.into_iter();
             let rooted = asked.next();
             answers.extend(asked);
-            // A collection that was running already may have taken it all the same.
+            let is_certain = self.outlives_collection(known, supervisor)?;
             let mut lines = Self::asked_by(PathQuestion::Invalid, &[&file], &store_options);
             if keeper.asks_roots {
                 lines.push(Self::roots_line(&file, &store_options));
             }
             let mut asked = self.ask_all(supervisor, &lines)?.into_iter();
             let is_there = asked.next().into_iter().collect();
-            if !self
-                .read_invalid(supervisor, &[&file], is_there)?
-                .is_empty()
-            {
+            let invalid = self.read_invalid(supervisor, &[&file], is_there)?;
+            if !invalid.is_empty() || !is_certain {
                 continue;
             }
             match rooted {
@@ -182,6 +190,23 @@ impl Store {
             format_args!("the garbage collector took {name} {ATTEMPTS} times"),
         )
         .hint(COLLECTOR_HINT))
+    }
+
+    /// Whether a file that is rooted now stays, if it is valid. A collection reads the roots when it begins, and takes what had none
+    /// then, maybe long after Nix has called it valid. One that was under way before the file was written, and still is, does not: Nix
+    /// has told it of the new path. For any other one it is waited.
+    fn outlives_collection(
+        &self,
+        known: Option<Collection>,
+        supervisor: &mut Supervisor,
+    ) -> Result<bool, Failure> {
+        if known.is_some_and(|known| !known.is_over()) {
+            return Ok(true);
+        }
+        match self.collection() {
+            Some(collection) => collection.watch(WATCHED_AT_MOST, supervisor, |_| false),
+            None => Ok(true),
+        }
     }
 }
 

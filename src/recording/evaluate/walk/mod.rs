@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use self::worker::{Doing, Worker};
 use super::circles::GivenUpSets;
 use super::conversation;
-use super::diagnosis::Diagnosis;
+use super::diagnosis::{Diagnosis, DisturbedBy};
 use super::findings::Findings;
 use super::found_roots::FoundRoots;
 use super::gaps::Gaps;
@@ -135,7 +135,9 @@ impl<'a> Walk<'a> {
         let mut spans = Vec::new();
         for path in self.findings.drop_gone(gone) {
             let name = self.name_of(&path);
-            let line = self.diagnosis.disturbed(&path, &name, None)?;
+            let line = self
+                .diagnosis
+                .disturbed(&path, &name, DisturbedBy::Collector)?;
             self.log.say(line);
             match self.schedule.reopen(&path) {
                 Some(span) => spans.push(span),
