@@ -54,8 +54,15 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
         Invocation::JobPipeline(order, job) => {
             return job::recording(*order, job, Supervisor::install(log)?, log);
         }
+        Invocation::Pin(order) => {
+            print(recording::pin_drvs(
+                &order,
+                &mut Supervisor::install(log)?,
+                log,
+            )?)?;
+        }
         Invocation::Summary(order) => {
-            summary::perform(&order, &mut Supervisor::install(log)?, log)?;
+            return summary::perform(&order, &mut Supervisor::install(log)?, log);
         }
         Invocation::JobSummary { order, job } => {
             return job::summary(&order, job, Supervisor::install(log)?, log);

@@ -85,6 +85,7 @@ fn constraints(key: &Key) -> Vec<(&'static str, Value)> {
             ),
         ],
         KeyKind::Boolean => vec![("type", json!("boolean")), ("enum", Value::Null)],
+        KeyKind::BooleanOr(word) => vec![("enum", json!([true, false, word]))],
         KeyKind::Choice(_, choices) => vec![
             ("type", json!("string")),
             ("enum", words(choices).collect()),

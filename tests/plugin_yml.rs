@@ -132,6 +132,16 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("true"), json!("cached")],
         ),
         (
+            "run",
+            vec![json!("deploy"), json!("*")],
+            vec![json!(true), json!(["deploy"])],
+        ),
+        (
+            "needs",
+            vec![json!({}), json!({ "attr": ["web"] })],
+            vec![json!("web"), json!(["web"])],
+        ),
+        (
             "refused",
             vec![json!("web: its metadata makes no step")],
             vec![json!(true), json!(["web"])],
@@ -290,7 +300,29 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!(true), json!(0)],
         ),
     ]);
+    keys.extend(keys_of_steps());
     keys
+}
+
+/// The keys of a recording that concern the keys of steps.
+fn keys_of_steps() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
+    vec![
+        (
+            "keys",
+            vec![json!("drv"), json!("attr")],
+            vec![json!("name"), json!(["attr"])],
+        ),
+        (
+            "key-prefix",
+            vec![json!("arm-"), json!("a:b_")],
+            vec![json!(5), json!(["a"])],
+        ),
+        (
+            "phases",
+            vec![json!(["build"]), json!(["release", "build"])],
+            vec![json!("build"), json!([1])],
+        ),
+    ]
 }
 
 #[test]
@@ -383,6 +415,7 @@ fn each_key_takes_what_it_may_be() {
     accept(&validator, &json!({}));
     accept(&validator, &json!({ "pipeline": {} }));
     accept(&validator, &json!({ "summary": true }));
+    accept(&validator, &json!({ "summary": "fail" }));
     for (key, good, _) in step_keys() {
         for value in good {
             accept(&validator, &json!({ key: value }));

@@ -729,6 +729,43 @@ fn a_plan_that_is_lost_or_cannot_be_read_is_named_and_no_failure() {
 }
 
 #[test]
+fn a_summary_that_is_a_required_check_is_green_only_where_every_target_is_known_to_be() {
+    let check = |meta_data: &[(String, String)]| {
+        let step = json!({ "key": "summary", "command": format!("'{EVAL_ONCE}' summary --fail") });
+        let build = Build::new(&step)?.with_meta_data(meta_data.to_vec());
+        build.run();
+        Some(build)
+    };
+    let good = report("good", &json!({}));
+    let Some(build) = check(std::slice::from_ref(&good)) else {
+        return;
+    };
+    let job = build.job("summary");
+    assert_eq!(job.state, JobState::Passed, "{}", job.plain());
+    assert_eq!(build.meta_data()["eval-once:failed"], "0");
+
+    let bad = report("bad", &json!({ "exit": 100, "class": "build" }));
+    let build = check(&[good, bad]).unwrap();
+    let job = build.job("summary");
+    assert_eq!(job.exit_status, Some(1), "{}", job.plain());
+    assert!(
+        job.plain().contains("error: 1 target failed: bad\n"),
+        "{}",
+        job.plain()
+    );
+    assert_eq!(build.meta_data()["eval-once:failed"], "1");
+
+    // The recording failed, say.
+    let build = check(&[]).unwrap();
+    let job = build.job("summary");
+    assert_eq!(job.exit_status, Some(1), "{}", job.plain());
+    assert!(
+        job.plain()
+            .contains("error: no target is known to be green")
+    );
+}
+
+#[test]
 fn our_plugins_hook_sums_up_and_then_runs_the_jobs_own_command_once() {
     if tool("git").is_none() || program().is_none() {
         return;

@@ -94,6 +94,12 @@ pub struct CommandStep {
 }
 
 impl CommandStep {
+    /// Whether it has jobs that an agent runs.
+    #[must_use]
+    pub fn may_run(&self) -> bool {
+        !self.skip.as_ref().is_some_and(StepSkip::is_skipped)
+    }
+
     /// The number of its jobs; with a matrix, the most that there can be.
     #[must_use]
     pub fn jobs(&self) -> usize {

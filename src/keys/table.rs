@@ -14,6 +14,8 @@ pub enum KeyOwner {
     Recording,
     /// Of a target that is recorded: in its `meta.eval-once`.
     Target,
+    /// Of a pin by hand: as flags of `eval-once pin`.
+    Pin,
     /// Of a step that follows a target: in its `meta.eval-once.steps.<name>`.
     Follower,
 }
@@ -26,6 +28,7 @@ impl KeyOwner {
             Self::Step => "a step",
             Self::Recording => "a recording",
             Self::Target => "a target",
+            Self::Pin => "a pin",
             Self::Follower => "a step that follows a target",
         }
     }
@@ -76,6 +79,8 @@ pub enum KeyKind {
     AttrPaths,
     /// `true` or `false`: the flag is for the one that is not the default.
     Boolean,
+    /// `true`, `false` or this word; the flag alone is `true`.
+    BooleanOr(&'static str),
     /// One of a few words.
     Choice(&'static str, &'static [Choice]),
     /// A whole number, from the least to the most, both included.
@@ -167,7 +172,7 @@ impl Key {
     #[must_use]
     pub fn doc_for(&self, owner: KeyOwner) -> &'static str {
         match (owner, self.recording_doc) {
-            (KeyOwner::Recording, Some(doc)) => doc,
+            (KeyOwner::Recording | KeyOwner::Pin, Some(doc)) => doc,
             _ => self.doc,
         }
     }
@@ -225,9 +230,17 @@ const SHARE: KeyKind = KeyKind::TextOrFalse("SHARE", "no-share", "Use no share")
 const STEP: &[KeyOwner] = &[KeyOwner::Step];
 const RECORDING: &[KeyOwner] = &[KeyOwner::Recording];
 const BOTH: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording];
+const WITH_PINS: &[KeyOwner] = &[KeyOwner::Recording, KeyOwner::Pin];
+const BOTH_AND_PINS: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Pin];
 const TARGET: &[KeyOwner] = &[KeyOwner::Target];
 const FOLLOWER: &[KeyOwner] = &[KeyOwner::Follower];
 const ALL: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target];
+const ALL_AND_PINS: &[KeyOwner] = &[
+    KeyOwner::Step,
+    KeyOwner::Recording,
+    KeyOwner::Target,
+    KeyOwner::Pin,
+];
 
 const fn choice(word: &'static str, doc: &'static str) -> Choice {
     Choice { word, doc }
@@ -301,7 +314,7 @@ pub const KEYS: &[Key] = &[
     )
     .flag("include", "Add an entry to the Nix search path")
     .short('I'),
-    Key::new("options", BOTH, KeyKind::Pairs("VALUE"), "Nix settings")
+    Key::new("options", BOTH_AND_PINS, KeyKind::Pairs("VALUE"), "Nix settings")
         .flag("option", "Set a Nix setting"),
     Key::new(
         "call",
@@ -466,7 +479,7 @@ pub const KEYS: &[Key] = &[
         KeyKind::Texts("PHASE"),
         "Which steps are made: build (those of targets), release (those that follow them)",
     )
-    .flag("phase", "Make only these steps: build (those of targets), or release (those that follow them)")
+    .flag("phases", "Make only these steps: build (those of targets), or release (those that follow them)")
     .default("both"),
     Key::new(
         "emit",
@@ -574,7 +587,7 @@ pub const KEYS: &[Key] = &[
     .default("EVAL_ONCE_SHARE, where that is a URL"),
     Key::new(
         "share",
-        RECORDING,
+        WITH_PINS,
         SHARE,
         "How other hosts get the recorded .drvs: artifact (an artifact of the build), the URL of a store, or false (not at all)",
     )
@@ -585,14 +598,14 @@ pub const KEYS: &[Key] = &[
     .default("EVAL_ONCE_SHARE, else artifact in a job"),
     Key::new(
         "share-limit",
-        RECORDING,
+        WITH_PINS,
         KeyKind::Number("MIB", 1, u64::MAX >> 20),
         "The largest archive that becomes an artifact, in MiB, compressed; a larger one is a warning, and nothing is shared",
     )
     .default("2048 where share is set, else 128"),
     Key::new(
         "share-required",
-        ALL,
+        ALL_AND_PINS,
         KeyKind::Boolean,
         "Whether a share that fails is a failure (75): of a recording, and of a step that would have to evaluate",
     )
@@ -639,8 +652,8 @@ pub const KEYS: &[Key] = &[
     Key::new(
         "summary",
         RECORDING,
-        KeyKind::Boolean,
-        "Add a last step that sums up the build, also after failures",
+        KeyKind::BooleanOr("fail"),
+        "Add a last step that sums up the build, also after failures; with fail it is red where a target failed",
     )
     .default("false"),
     Key::new(
@@ -652,7 +665,7 @@ pub const KEYS: &[Key] = &[
     .default("100"),
     Key::new(
         "keep-days",
-        BOTH,
+        BOTH_AND_PINS,
         KeyKind::Number("DAYS", 1, 36_500),
         "Days without use after which the step's host removes an unpacked share, or a checkout of ours",
     )
@@ -787,6 +800,7 @@ mod tests {
             KeyOwner::Step,
             KeyOwner::Recording,
             KeyOwner::Target,
+            KeyOwner::Pin,
             KeyOwner::Follower,
         ] {
             let names: Vec<_> = of(owner).map(|key| key.name).collect();
@@ -810,7 +824,9 @@ mod tests {
         for key in KEYS {
             let default = key.default.unwrap_or_default();
             match key.kind {
-                KeyKind::Boolean => assert!(["true", "false"].contains(&default), "{}", key.name),
+                KeyKind::Boolean | KeyKind::BooleanOr(_) => {
+                    assert!(["true", "false"].contains(&default), "{}", key.name);
+                }
                 KeyKind::Choice(_, choices) => {
                     let words = choices.iter().map(|choice| choice.word);
                     let mut named = words.filter(|word| default.contains(word));

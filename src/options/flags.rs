@@ -1,6 +1,7 @@
 //! The command line: subcommands, flags, and the keys of a step that flags stand for.
 
 use std::ffi::{OsStr, OsString};
+use std::marker::PhantomData;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
@@ -57,12 +58,26 @@ Exit statuses:
   69  a program is missing
   75  infrastructure failure: the store, Buildkite, the state folder (safe to retry)";
 
+const PIN_EXAMPLES: &str = "\
+Examples:
+  nix-instantiate ci.nix | eval-once pin -
+        keep the .drvs of all targets for three days
+  eval-once pin --share https://cache.example.org --keep-days 7 /nix/store/….drv
+        keep one for a week, and copy it to a cache for other hosts
+
+Exit statuses:
+   0  the .drvs are kept, and shared where they can be
+  64  the configuration is wrong
+  69  a program is missing
+  75  a .drv does not exist, or infrastructure failure: the store, the state folder (safe to retry)";
+
 const SUMMARY_HELP: &str = "\
 It reads the plans of the build's recordings and the reports of its steps; a step without a report has a row that says so.
 `eval-once pipeline --summary` uploads a last step that runs this.
 
 Exit statuses:
    0  the build is summed up, whether its steps passed or failed
+   1  with --fail: a target failed, or its outcome is not known
   64  this is not a Buildkite job
   69  buildkite-agent is missing
   75  infrastructure failure: Buildkite cannot be reached (safe to retry)";
@@ -133,9 +148,24 @@ pub(super) enum CliCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Keep .drvs from the garbage collector, and share them: for pipelines that another program generates
+    ///
+    /// Prints one JSON document: the pin, and the keys that each step needs beside `drv` to fetch it on another host.
+    #[command(after_help = PIN_EXAMPLES)]
+    Pin {
+        /// The .drv files, as store paths; `-` reads them from standard input, one a line
+        #[arg(required = true, value_name = "DRV")]
+        drvs: Vec<String>,
+        #[command(flatten)]
+        keys: PinFlags,
+    },
     /// Sum up the build, in its last step: the outcome of every target, as an annotation and as JUnit
     #[command(after_help = SUMMARY_HELP)]
-    Summary,
+    Summary {
+        /// End with 1 where a target failed, or its outcome is not known
+        #[arg(long)]
+        fail: bool,
+    },
     /// Fetch what an earlier build has recorded, and its outcomes, for `pipeline --base`
     #[command(after_help = BASE_HELP)]
     Base {
@@ -186,34 +216,61 @@ pub(super) enum HookName {
     Environment,
 }
 
-/// The keys of a step or of a recording as flags, made from the [table] of keys. Without any of them, the
-/// keys of a step come from `EVAL_ONCE_STEP`.
+/// The keys of one owner as flags, made from the [table] of keys. Without any of them, the keys of a step come from
+/// `EVAL_ONCE_STEP`.
 #[derive(Debug)]
-pub(super) struct KeyFlags<const OF_RECORDING: bool>(Result<Keys, Failure>);
+pub(super) struct KeyFlags<O>(Result<Keys, Failure>, PhantomData<O>);
+
+/// Whose keys flags stand for.
+pub(super) trait FlagOwner {
+    /// That owner.
+    const OWNER: KeyOwner;
+}
+
+/// A step.
+#[derive(Debug)]
+pub(super) enum OfStep {}
+
+/// A recording.
+#[derive(Debug)]
+pub(super) enum OfRecording {}
+
+/// A pin by hand.
+#[derive(Debug)]
+pub(super) enum OfPin {}
+
+impl FlagOwner for OfStep {
+    const OWNER: KeyOwner = KeyOwner::Step;
+}
+
+impl FlagOwner for OfRecording {
+    const OWNER: KeyOwner = KeyOwner::Recording;
+}
+
+impl FlagOwner for OfPin {
+    const OWNER: KeyOwner = KeyOwner::Pin;
+}
 
 /// The keys of a step as flags.
-pub(super) type StepFlags = KeyFlags<false>;
+pub(super) type StepFlags = KeyFlags<OfStep>;
 
 /// The keys of a recording as flags.
-pub(super) type RecordingFlags = KeyFlags<true>;
+pub(super) type RecordingFlags = KeyFlags<OfRecording>;
 
-impl<const OF_RECORDING: bool> KeyFlags<OF_RECORDING> {
-    const OWNER: KeyOwner = if OF_RECORDING {
-        KeyOwner::Recording
-    } else {
-        KeyOwner::Step
-    };
+/// The keys of a pin by hand as flags.
+pub(super) type PinFlags = KeyFlags<OfPin>;
 
+impl<O> KeyFlags<O> {
     /// The same object that a plugin's configuration is, so that both are read by the same rules.
     pub(super) fn into_keys(self) -> Result<Keys, Failure> {
         self.0
     }
 }
 
-impl<const OF_RECORDING: bool> Args for KeyFlags<OF_RECORDING> {
+impl<O: FlagOwner> Args for KeyFlags<O> {
     fn augment_args(command: Command) -> Command {
-        let flags = table::of(Self::OWNER).filter_map(|key| Some((key, key.flag?)));
-        command.args(flags.flat_map(|(key, flag)| args(key, flag, Self::OWNER)))
+        let flags = table::of(O::OWNER).filter_map(|key| Some((key, key.flag?)));
+        command.args(flags.flat_map(|(key, flag)| args(key, flag, O::OWNER)))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -221,9 +278,9 @@ impl<const OF_RECORDING: bool> Args for KeyFlags<OF_RECORDING> {
     }
 }
 
-impl<const OF_RECORDING: bool> FromArgMatches for KeyFlags<OF_RECORDING> {
+impl<O: FlagOwner> FromArgMatches for KeyFlags<O> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self(keys(Self::OWNER, matches)))
+        Ok(Self(keys(O::OWNER, matches), PhantomData))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -274,6 +331,12 @@ fn args(key: &Key, flag: Flag, owner: KeyOwner) -> Vec<Arg> {
             .value_names(["NAME", value])
             .allow_hyphen_values(true),
         KeyKind::Boolean => arg.action(ArgAction::SetTrue),
+        KeyKind::BooleanOr(word) => arg
+            .value_name("HOW")
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_parser(["true", "false", word]),
         KeyKind::Number(value, ..) => arg.value_name(value).value_parser(value_parser!(u64)),
         KeyKind::Choice(value, choices) => {
             let values = choices
@@ -317,6 +380,10 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
             let other = key.default != Some("true");
             matches.get_flag(key.name).then_some(Value::Bool(other))
         }
+        KeyKind::BooleanOr(_) => text().map(|text| match text.parse::<bool>() {
+            Ok(value) => Value::Bool(value),
+            Err(_) => Value::String(text),
+        }),
         KeyKind::TextOrFalse(_, without, _) if matches.get_flag(without) => {
             Some(Value::Bool(false))
         }

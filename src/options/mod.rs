@@ -26,7 +26,7 @@ use crate::environment::HostEnvironment;
 use crate::host::Host;
 use crate::job::{HookedJob, TrailingCommand};
 use crate::log::Log;
-use crate::recording::RecordingOrder;
+use crate::recording::{PinOrder, RecordingOrder};
 use crate::step::StepOrder;
 use crate::summary::SummaryOrder;
 
@@ -61,6 +61,8 @@ pub enum Invocation {
         /// The job.
         job: HookedJob,
     },
+    /// Keep and share `.drv`s.
+    Pin(Box<PinOrder>),
     /// Fetch what an earlier build has recorded, and its outcomes.
     Base(BaseOrder),
     /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use.

@@ -3,18 +3,21 @@
 //! Mistakes are reported in one order: the keys as they were written, then their context (the build, the
 //! job's command), then what each key means, then the host. (A recording reads the host's settings before its keys.)
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::job::{below_checkout, check_summary, is_in_build, repository, step_job};
+use super::job::{below_checkout, build, check_summary, is_in_build, repository, step_job};
 use super::{Startup, host};
 use crate::base::BaseOrder;
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::evaluation_keys::Checkout;
-use crate::exit::Failure;
+use crate::exit::{Class, Classify as _, Failure};
 use crate::job::HookedJob;
 use crate::keys::{Keys, refuse};
 use crate::log::Log;
-use crate::recording::{BuildkiteBuild, RecordingOrder, RecordingRequest};
+use crate::recording::{
+    BuildkiteBuild, PinOrder, PinRequest, RecordingOrder, RecordingRequest, read_drvs,
+};
 use crate::rest::{self, ApiToken, PipelineName};
 use crate::step::{StepOrder, StepReporting, StepRequest};
 use crate::summary::SummaryOrder;
@@ -141,8 +144,39 @@ pub(super) fn recording(
     }))
 }
 
-/// A summary's order.
-pub(super) fn summary(startup: &Startup) -> Result<SummaryOrder, Refusal> {
+/// The order to pin these `.drv`s; `-` reads them from standard input.
+pub(super) fn pin(
+    startup: &Startup,
+    keys: Result<Keys, Failure>,
+    words: &[String],
+) -> Result<PinOrder, Failure> {
+    let host = host::host(startup)?;
+    let request = PinRequest::read(keys?)?;
+    let build = build(&startup.variables)
+        .map_err(|failure| failure.hint("pass the job's variables on, into a container too"))?;
+    let (stdin, named): (Vec<&str>, Vec<&str>) = words
+        .iter()
+        .map(String::as_str)
+        .partition(|word| *word == "-");
+    let mut text = String::new();
+    if !stdin.is_empty() {
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .classify(Class::Infrastructure, || {
+                "cannot read .drv files from standard input".into()
+            })?;
+    }
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    Ok(PinOrder {
+        drvs: read_drvs(named.into_iter().chain(lines))?,
+        request,
+        host,
+        build,
+    })
+}
+
+/// A summary's order; `fail` says whether it fails where a target did.
+pub(super) fn summary(startup: &Startup, fail: bool) -> Result<SummaryOrder, Refusal> {
     let variables = &startup.variables;
     check_summary(variables)?;
     Ok(SummaryOrder {
@@ -150,6 +184,7 @@ pub(super) fn summary(startup: &Startup) -> Result<SummaryOrder, Refusal> {
         build_number: variables
             .text("BUILDKITE_BUILD_NUMBER")
             .and_then(|number| number.parse().ok()),
+        fail,
     })
 }
 

@@ -41,19 +41,23 @@ fn two_commands(other: &str) -> Failure {
     .hint("leave the command at `eval-once step`: it runs the recorded one after the build")
 }
 
-/// Refuses keys beside `summary` in a plugin's configuration.
-fn check_summary_alone(keys: &Keys) -> Result<(), Failure> {
-    if keys.get("summary") != Some(&Value::Bool(true)) {
-        return Err(refuse(
-            "`summary` must be `true`, which sums up the build, or be left out",
-        ));
-    }
+/// Whether `summary` in a plugin's configuration asks for a failure where a target failed. Refuses keys beside it.
+fn read_summary_alone(keys: &Keys) -> Result<bool, Failure> {
+    let fail = match keys.get("summary") {
+        Some(Value::Bool(true)) => false,
+        Some(Value::String(word)) if word == "fail" => true,
+        _ => {
+            return Err(refuse(
+                "`summary` must be `true`, which sums up the build, or `fail`, which also fails where a target did, or be left out",
+            ));
+        }
+    };
     match keys.keys().find(|key| *key != "summary") {
         Some(other) => Err(refuse(format_args!(
             "`{other}` cannot be combined with `summary`, which builds nothing"
         ))
         .hint("give the summary a step of its own")),
-        None => Ok(()),
+        None => Ok(fail),
     }
 }
 
@@ -96,7 +100,12 @@ impl RoleReader<'_> {
             CliCommand::Pipeline { keys, dry_run } => {
                 self.pipeline(keys.into_keys(), dry_run, checkout_by_hand(self.startup))
             }
-            CliCommand::Summary => orders::summary(self.startup).map(Invocation::Summary),
+            CliCommand::Pin { drvs, keys } => orders::pin(self.startup, keys.into_keys(), &drvs)
+                .map(|order| Invocation::Pin(Box::new(order)))
+                .map_err(Refusal::from),
+            CliCommand::Summary { fail } => {
+                orders::summary(self.startup, fail).map(Invocation::Summary)
+            }
             CliCommand::Base {
                 folder,
                 branch,
@@ -345,8 +354,7 @@ impl RoleReader<'_> {
     }
 
     fn plugins_summary(&self, keys: &Keys, job: AgentJob) -> Result<Invocation, Refusal> {
-        check_summary_alone(keys)?;
-        let order = orders::summary(self.startup)?;
+        let order = orders::summary(self.startup, read_summary_alone(keys)?)?;
         let job = HookedJob::new(job, HookTask::Summary);
         check_command(&job, FollowingCommand::Runs { explicit: false }, self.log)?;
         Ok(Invocation::JobSummary { order, job })
@@ -607,11 +615,18 @@ mod tests {
         };
         assert!(matches!(
             hook(r#"{"summary":true}"#),
-            Invocation::JobSummary { .. }
+            Invocation::JobSummary { order, .. } if !order.fail
         ));
+        assert!(matches!(
+            hook(r#"{"summary":"fail"}"#),
+            Invocation::JobSummary { order, .. } if order.fail
+        ));
+        let flag = invocation(&JOB, &["eval-once", "summary", "--fail"]);
+        assert!(matches!(flag, Invocation::Summary(order) if order.fail));
         for (configuration, named) in [
             (r#"{"summary":false}"#, "`summary`"),
             (r#"{"summary":"true"}"#, "`summary`"),
+            (r#"{"summary":"fails"}"#, "`summary`"),
             (r#"{"summary":null}"#, "`summary`"),
             (r#"{"summary":true,"drv":"x"}"#, "`drv`"),
             (r#"{"pipeline":{},"summary":true}"#, "`pipeline`"),

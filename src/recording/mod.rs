@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod following;
 mod keep;
 mod notices;
+mod own_pin;
 mod part_times;
 mod perform;
 pub mod pipeline;
@@ -38,6 +39,7 @@ use crate::nix::{AttrPath, DrvPath, StorePath};
 pub use evaluate::{EvaluationResult, Walk};
 use following::{Follower, FollowerMeta};
 pub use keep::prune::prune;
+pub use own_pin::{PinOrder, PinRequest, pin_drvs, read_drvs};
 pub use perform::perform;
 pub use request::{
     Emit, Evaluator, KeyStyle, OnError, Phases, RecordingRequest, Recurse, SkipStyle, SkipWhich,

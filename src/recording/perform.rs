@@ -26,12 +26,12 @@ use super::pipeline::placed_step;
 use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
 use super::report::{Earlier, EarlierRecording, RecordingReport};
-use super::share::Sharing;
+use super::share::{ShareWish, Sharing};
 use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
 use super::upload::plan::UploadPlan;
-use super::{BuildkiteBuild, EvaluationResult, RecordingOrder, RecordingRequest, Target};
+use super::{BuildkiteBuild, EvaluationResult, KeyStyle, RecordingOrder, RecordingRequest, Target};
 use crate::buildkite::schema::Schema;
 use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::Failure;
@@ -67,7 +67,12 @@ pub fn perform(
     }
 
     let schema = check_request(&request, &order.place, build, supervisor)?;
-    let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
+    let sharing = Sharing::new(
+        &ShareWish::of(&request),
+        &host,
+        order.build.as_ref(),
+        order.dry_run,
+    )?;
     keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
@@ -163,6 +168,10 @@ pub fn perform(
     if let Some((failure, body)) = refusal(failed, excess.as_ref(), &report, undone, log) {
         upload.publish(&document, &body)?;
         return Err(failure);
+    }
+    if at_root.key_style == KeyStyle::Attr {
+        let claimed = upload.claim_keys(&at_root.key_prefix, &identity);
+        claimed.map_err(|failure| failure.context(undone))?;
     }
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
@@ -385,11 +394,17 @@ fn document(
     at_root: &RecordingRequest,
     times: PartTimes<'_>,
 ) -> Result<String, Failure> {
+    // A release has no steps of targets, which are in the document of the build.
+    let targets = if at_root.phases.build {
+        &pinned.targets[..]
+    } else {
+        &[]
+    };
     let mut document = Document::new(
         &pinned.evaluated.nix,
         source(&at_root.root, &at_root.options),
         &at_root.root.attr,
-        &pinned.targets,
+        targets,
         pipeline,
         report.counts,
     );

@@ -167,6 +167,8 @@ pub struct RecordingRequest {
     pub meta: bool,
     /// Whether a last step sums the build up.
     pub summary: bool,
+    /// Whether that step fails where a target did.
+    pub summary_fails: bool,
     /// Steps per upload.
     pub chunk: NonZeroUsize,
     /// How many days the pin is kept.
@@ -334,7 +336,14 @@ impl RecordingRequest {
             }
             share_keys::check_confined(None, how.push.as_ref())?;
         }
-        let summary = reader.boolean("summary")?;
+        let summary = reader.take("summary", "`true`, `false` or `fail`", |value| {
+            match (value.as_bool(), value.as_str()) {
+                (Some(is_wanted), _) => Some(Ok((is_wanted, false))),
+                (None, Some("fail")) => Some(Ok((true, true))),
+                _ => None,
+            }
+        })?;
+        let (summary, summary_fails) = summary.unwrap_or_default();
         let chunk = reader.number("chunk")?;
         let keep_days = reader.number("keep-days")?;
 
@@ -399,7 +408,8 @@ impl RecordingRequest {
                 .and_then(|number| usize::try_from(number).ok())
                 .unwrap_or(0),
             meta: meta.unwrap_or(true),
-            summary: summary.unwrap_or(false),
+            summary,
+            summary_fails,
             chunk: chunk.and_then(size).unwrap_or(CHUNK),
             keep_days: keep_days
                 .and_then(|days| u32::try_from(days).ok())

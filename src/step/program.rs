@@ -164,7 +164,7 @@ mod tests {
             let program = StepProgram::read(run).unwrap().find(&outputs);
             match (program, found) {
                 (Ok(path), Ok(end)) => {
-                    assert!(path.ends_with(end), "{files:?}: {}", path.display())
+                    assert!(path.ends_with(end), "{files:?}: {}", path.display());
                 }
                 (Err(failure), Err(end)) => {
                     assert!(failure.to_string().ends_with(end), "{failure}");

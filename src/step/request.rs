@@ -149,14 +149,9 @@ impl StepRequest {
             Value::Object(keys) => Some(Ok(keys)),
             _ => None,
         })?;
-        let needs = match (needs, &run) {
-            (None, _) => None,
-            (Some(_), None) => return Err(refuse("`needs` cannot be without `run`")),
-            (Some(needs), Some(_)) => {
-                let request = Self::read(keys_of_needs(&keys, needs)?, place)?;
-                Some(Box::new(request))
-            }
-        };
+        let needs = needs
+            .map(|needs| Self::read(keys_of_needs(&keys, needs)?, place).map(Box::new))
+            .transpose()?;
         if place.confined && run.is_some() {
             return Err(not_here("`run`, which is a program in the store,"));
         }

@@ -103,6 +103,7 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         group_by: 0,
         meta: true,
         summary: false,
+        summary_fails: false,
         chunk: NonZeroUsize::new(100).unwrap(),
         keep_days: 3,
     }

@@ -44,6 +44,7 @@ use crate::command_line::CommandLine;
 use crate::counts;
 use crate::exit::{Class, Failure};
 use crate::fingerprint::{fingerprint, sha256};
+use crate::keys::refuse;
 use crate::log::Log;
 use crate::parallel;
 use crate::recording::{BuildkiteBuild, Signing};
@@ -249,6 +250,40 @@ impl<'a> Upload<'a> {
             "plan-{}",
             fingerprint([&self.build.build, &self.build.step])
         )
+    }
+
+    /// Claims the keys that begin with `prefix` and go on with attribute paths, for a recording with this identity. Another one would
+    /// find its keys used, and take the steps for its own, as those of an earlier try.
+    ///
+    /// Each sets its own claim before it looks for others: of two that do so at once, one at least sees the other.
+    ///
+    /// # Errors
+    /// Another step of the build has recorded something else with such keys (64); Buildkite cannot be asked (75).
+    pub(in crate::recording) fn claim_keys(
+        &mut self,
+        prefix: &str,
+        recording: &str,
+    ) -> Result<(), Failure> {
+        let doing = "look for other recordings with `keys: attr`";
+        let all = format!("eval-once-keys:{prefix}:");
+        let own = format!("{all}{recording}");
+        self.ask(&command::set_meta_data(&own, &self.build.step), doing)?;
+        let keys = self.ask(&command::meta_data_keys(), doing)?;
+        let keys = keys.text();
+        let is_other = |key: &&str| {
+            let identity = key.strip_prefix(&all);
+            *key != own && identity.is_some_and(|identity| !identity.contains(':'))
+        };
+        for other in keys.lines().map(str::trim).filter(is_other) {
+            let step = self.ask(&command::get_meta_data(other), doing)?;
+            if step.text().trim() != self.build.step {
+                return Err(refuse(format_args!(
+                    "another recording of this build has `keys: attr` and the key-prefix {prefix} too, so their keys would be the same"
+                ))
+                .hint("give each recording its own `key-prefix`"));
+            }
+        }
+        Ok(())
     }
 
     /// Saves a new plan, before any of its steps is uploaded.

@@ -42,7 +42,7 @@ pub(super) struct FollowerStep {
 }
 
 /// What the step does.
-enum Doing<'a> {
+enum FollowerTask<'a> {
     Run(&'a RunDerivation, &'a RunTarget),
     Command(Value),
 }
@@ -88,8 +88,8 @@ impl StepMaker<'_> {
         };
         let wishes = self.follower_wishes(keys.clone())?;
         let doing = match (run, wishes.command) {
-            (Some((run, as_drv)), None) => Doing::Run(run, as_drv),
-            (None, Some(command)) => Doing::Command(command),
+            (Some((run, as_drv)), None) => FollowerTask::Run(run, as_drv),
+            (None, Some(command)) => FollowerTask::Command(command),
             (Some(_), Some(_)) => return Err("it has `run` and `command`: keep one".into()),
             (None, None) => {
                 return Err(
@@ -117,11 +117,11 @@ impl StepMaker<'_> {
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
             .merge_into(&mut step);
         match &doing {
-            Doing::Run(_, run) => self.merge_agents(&mut step, &run.system, &run.features),
-            Doing::Command(_) if wishes.needs_output => {
+            FollowerTask::Run(_, run) => self.merge_agents(&mut step, &run.system, &run.features),
+            FollowerTask::Command(_) if wishes.needs_output => {
                 self.merge_agents(&mut step, &target.system, &target.features);
             }
-            Doing::Command(_) => self.merge_common_agents(&mut step),
+            FollowerTask::Command(_) => self.merge_common_agents(&mut step),
         }
         buildkite.merge_into(&mut step);
         let step = self.check(step)?;
@@ -132,7 +132,7 @@ impl StepMaker<'_> {
             ));
         }
         // Where the step is not there, nobody is asked.
-        let confirm = wishes.confirm.filter(|_| super::may_run(&step));
+        let confirm = wishes.confirm.filter(|_| step.may_run());
         let confirm = confirm.map(|question| BlockStep {
             block: shortened(&inert(&question), LABEL_AT_MOST),
             key: confirm_key,
@@ -218,11 +218,11 @@ impl StepMaker<'_> {
         key: String,
         target: &Target,
         follower: &Follower,
-        doing: &Doing<'_>,
+        doing: &FollowerTask<'_>,
         needs_output: bool,
     ) -> Result<Keys, String> {
         let mut step = match doing {
-            Doing::Command(_) if !needs_output => {
+            FollowerTask::Command(_) if !needs_output => {
                 let step = CommandStep {
                     label,
                     key,
@@ -249,7 +249,7 @@ impl StepMaker<'_> {
                 step
             }
         };
-        if let Doing::Command(command) = doing {
+        if let FollowerTask::Command(command) = doing {
             step.insert("command".into(), command.clone());
         }
         Ok(step)
@@ -260,7 +260,7 @@ impl StepMaker<'_> {
         &self,
         target: &Target,
         follower: &Follower,
-        doing: &Doing<'_>,
+        doing: &FollowerTask<'_>,
         needs_output: bool,
     ) -> Result<Keys, String> {
         let eval_once = target.meta.eval_once.as_ref();
@@ -273,7 +273,7 @@ impl StepMaker<'_> {
         }
         let mut of_target = self.record(&target.attr);
         add_outputs(&mut of_target, &target.drv, &target.outputs);
-        let Doing::Run(run, as_drv) = doing else {
+        let FollowerTask::Run(run, as_drv) = doing else {
             of_target.extend(build_keys);
             return Ok(of_target);
         };
@@ -294,3 +294,6 @@ impl StepMaker<'_> {
         Ok(record)
     }
 }
+
+#[cfg(test)]
+mod tests;

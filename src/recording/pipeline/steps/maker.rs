@@ -10,7 +10,9 @@ use super::labels::{attr_name, inert, label};
 use super::record::{size, source, text};
 use super::retry::retry_rules;
 use super::step_key::{StepKeys, summary_key};
-use super::wishes::{FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, merge};
+use super::wishes::{
+    FOR_NO_CHECK, FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, merge,
+};
 use crate::buildkite::pipeline::{
     Automatic, CommandStep, Dependency, Plugin, Retry, StepCommand, StepSkip,
 };
@@ -484,15 +486,28 @@ impl<'a> StepMaker<'a> {
         };
         match &self.request.emit {
             Emit::Plugin(reference) => {
-                let keys = json!({ "summary": true });
+                let fail = self.request.summary_fails;
+                let keys = json!({ "summary": if fail { json!("fail") } else { json!(true) } });
                 step.plugins.push(our_plugin(reference, keys));
             }
-            Emit::Command => step.command = Some(StepCommand::One("eval-once summary".into())),
+            Emit::Command => {
+                let command = if self.request.summary_fails {
+                    "eval-once summary --fail"
+                } else {
+                    "eval-once summary"
+                };
+                step.command = Some(StepCommand::One(command.into()));
+            }
         }
         let mut step = keys_of(&step)?;
         self.skip_checkout(&mut step);
+        let softness: &[&str] = if self.request.summary_fails {
+            &FOR_NO_CHECK
+        } else {
+            &[]
+        };
         self.step
-            .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY])
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY, softness])
             .merge_into(&mut step);
         self.finish(step)
     }

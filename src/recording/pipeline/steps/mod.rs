@@ -26,7 +26,7 @@ use super::limits::{JOBS_AT_MOST, fit};
 use super::placed_step::PlacedStep;
 use serde::Serialize;
 
-use crate::buildkite::pipeline::{CommandStep, Dependency, StepSkip};
+use crate::buildkite::pipeline::{CommandStep, Dependency};
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
 use crate::exit::Failure;
@@ -490,11 +490,6 @@ fn drop_missing_dependencies(steps: &mut [PlacedStep]) {
     }
 }
 
-/// Whether a step has jobs that an agent runs.
-fn may_run(step: &CommandStep) -> bool {
-    !step.skip.as_ref().is_some_and(StepSkip::is_skipped)
-}
-
 impl PlannedPipeline {
     /// Counts what was recorded, of these `targets`.
     pub(in crate::recording) fn counts(&self, targets: &[Target]) -> RecordingCounts {
@@ -529,7 +524,7 @@ impl PlannedPipeline {
         let running: HashSet<&str> = self
             .steps
             .iter()
-            .filter(|planned| may_run(&planned.step))
+            .filter(|planned| planned.step.may_run())
             .map(|planned| planned.step.key.as_str())
             .collect();
         let runs = |key: String| running.contains(key.as_str());
@@ -557,7 +552,7 @@ impl PlannedPipeline {
     pub(in crate::recording) fn add_to_records(&mut self, keys: &Keys) -> Result<(), Failure> {
         let mut steps = self.steps.iter_mut();
         steps.try_for_each(|planned| {
-            if may_run(&planned.step) {
+            if planned.step.may_run() {
                 add_to_record(&mut planned.step, keys)
             } else {
                 Ok(())
@@ -578,7 +573,7 @@ impl PlannedPipeline {
 
 #[cfg(test)]
 mod tests {
-    use super::fixtures::{key, make, record_of, values};
+    use super::fixtures::{anything, key, make, record_of, values};
     use super::*;
     use crate::exit::Class;
     use crate::nix::{Source, StoreUrl};
@@ -785,7 +780,7 @@ mod tests {
             assert_eq!(keys, expected, "{on_error:?} {skip_style:?}");
             for planned in steps {
                 let is_old = planned.step.key == old_key;
-                assert_eq!(!may_run(&planned.step), is_old);
+                assert_eq!(!planned.step.may_run(), is_old);
                 assert_eq!(planned.skipped, is_old);
             }
             let waits = serde_json::to_string(&summary.step.depends_on).unwrap();
@@ -1221,6 +1216,10 @@ mod tests {
                 "retry": { "automatic": rules, "manual": false },
             })
         );
+        let request_of_check = RecordingRequest {
+            summary_fails: true,
+            ..request.clone()
+        };
         let command = RecordingRequest {
             emit: Emit::Command,
             ..request
@@ -1229,6 +1228,27 @@ mod tests {
         let again = &values(&again)[4];
         assert_eq!(again["command"], "eval-once summary");
         assert_eq!(again["key"], last["key"]);
+        // One that fails where a target did is a required check: it is never soft.
+        for (request, name, value) in [
+            (
+                &request_of_check,
+                "plugins",
+                json!({ "your-org/eval-once#v1": { "summary": "fail" } }),
+            ),
+            (
+                &RecordingRequest {
+                    emit: Emit::Command,
+                    ..request_of_check.clone()
+                },
+                "command",
+                json!("eval-once summary --fail"),
+            ),
+        ] {
+            let steps = super::steps(&records, request, schema()).unwrap();
+            let last = &values(&steps)[4];
+            let found = last[name].get(0).unwrap_or(&last[name]);
+            assert_eq!((found, last.get("soft_fail")), (&value, None));
+        }
     }
 
     #[test]
@@ -1270,30 +1290,6 @@ mod tests {
             .map(|step| step.group.as_deref())
             .collect();
         assert_eq!(groups, [Some(":nix: a.b"), None, Some(":nix: a.b")]);
-    }
-
-    /// Anything that a cleaned `meta.buildkite` can hold, more often than not about properties that mean something.
-    fn anything() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i32>().prop_map(Value::from),
-            "[a-z:\u{80}\u{2028}]{0,4}".prop_map(Value::from),
-        ];
-        let name = prop_oneof![
-            4 => proptest::sample::select(vec![
-                "agents", "env", "plugins", "depends_on", "command", "commands", "label", "name", "key", "retry", "automatic",
-                "skip", "matrix", "parallelism", "soft_fail", "timeout_in_minutes", "exit_status", "limit", "setup",
-            ]).prop_map(str::to_owned),
-            1 => "[a-z]{1,3}",
-        ];
-        leaf.prop_recursive(3, 24, 4, move |inner| {
-            prop_oneof![
-                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                proptest::collection::vec((name.clone(), inner), 0..4)
-                    .prop_map(|entries| Value::Object(entries.into_iter().collect())),
-            ]
-        })
     }
 
     proptest! {

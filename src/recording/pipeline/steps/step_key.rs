@@ -115,7 +115,7 @@ impl StepKeys {
             let holder = KeyHolder::Error(attr.clone());
             wanted.push(by_itself(holder, error_text(attr, request)));
         }
-        Self(settled(wanted))
+        Self(settled(&wanted))
     }
 
     /// The key of a target's step.
@@ -185,11 +185,11 @@ fn word(name: &str) -> String {
 }
 
 /// The keys that these get.
-fn settled(wanted: Vec<Wanted>) -> BTreeMap<KeyHolder, String> {
+fn settled(wanted: &[Wanted]) -> BTreeMap<KeyHolder, String> {
     // What each would be if no two were the same.
     let mut plain: HashMap<&KeyHolder, String> = HashMap::new();
     let mut holders: HashMap<String, BTreeSet<String>> = HashMap::new();
-    for one in &wanted {
+    for one in wanted {
         let begin = one.behind.as_ref().and_then(|behind| plain.get(behind));
         let text = format!("{}{}", begin.map_or("", String::as_str), one.text);
         let same = holders.entry(text.clone()).or_default();
@@ -198,7 +198,7 @@ fn settled(wanted: Vec<Wanted>) -> BTreeMap<KeyHolder, String> {
     }
     let mut keys: BTreeMap<KeyHolder, String> = BTreeMap::new();
     let mut used: HashMap<String, String> = HashMap::new();
-    for one in &wanted {
+    for one in wanted {
         let begin = one.behind.as_ref().and_then(|behind| keys.get(behind));
         let text = format!("{}{}", begin.map_or("", String::as_str), one.text);
         let hash = one.holder.hash();
