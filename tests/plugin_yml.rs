@@ -170,7 +170,9 @@ fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ),
         (
             "targets",
-            vec![json!([{ "key": "drv-x", "drv": "/nix/store/x.drv" }])],
+            vec![
+                json!([{ "key": "drv-x", "drv": "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-x.drv" }]),
+            ],
             vec![json!({}), json!(["x"])],
         ),
         (
@@ -486,8 +488,11 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
             .run()
     };
     let of_a_step: fn(&str, Value) -> Value = |key, value| json!({ key: value });
-    let of_a_recording: fn(&str, Value) -> Value =
-        |key, value| json!({ "pipeline": { key: value } });
+    let of_a_recording: fn(&str, Value) -> Value = |key, value| match key {
+        // It is refused without the other.
+        "batch" => json!({ "pipeline": { key: value, "base": "eval-once.json" } }),
+        _ => json!({ "pipeline": { key: value } }),
+    };
     let keys = [(step_keys(), of_a_step), (recording_keys(), of_a_recording)]
         .into_iter()
         .flat_map(|(keys, of)| keys.into_iter().map(move |keys| (keys, of)));
