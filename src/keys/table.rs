@@ -91,6 +91,8 @@ pub enum KeyKind {
     Paths,
     /// A map of anything: as JSON.
     Json,
+    /// A list of maps: only recordings write one.
+    Maps,
     /// A string, or `false`, for which there is another flag: its name, and what it does.
     TextOrFalse(&'static str, &'static str, &'static str),
 }
@@ -405,6 +407,12 @@ pub const KEYS: &[Key] = &[
         "The eval-once.json of an earlier build, with its eval-once-outcomes.json beside it; what is the same and was green there needs no step",
     ),
     Key::new(
+        "batch",
+        RECORDING,
+        KeyKind::Number("SECONDS", 1, 3_600),
+        "Put targets that took less than that in the base into common steps, at most 50 each",
+    ),
+    Key::new(
         "skip-style",
         RECORDING,
         KeyKind::Choice(
@@ -681,6 +689,13 @@ pub const KEYS: &[Key] = &[
         "Written by recordings (skip-style: run): end at once where all outputs are in the store or in a cache",
     )
     .default("false")
+    .without_flag(),
+    Key::new(
+        "targets",
+        STEP,
+        KeyKind::Maps,
+        "Written by recordings (batch): the targets that the step builds one after the other, each with its own keys and the key of its report",
+    )
     .without_flag(),
     Key::new(
         "share-size",

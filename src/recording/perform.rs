@@ -120,12 +120,16 @@ pub fn perform(
     }
     times.end("skip");
 
+    let seconds = base
+        .as_ref()
+        .map_or_else(Vec::new, |base| base.seconds(targets));
     let records = Records {
         targets,
         errors: &errors,
         callable: &evaluated.callable,
         edges: &pinned.edges,
         skip: &skip,
+        seconds: &seconds,
     };
     let undone = undone(build);
     let mut pipeline = plan(&records, &at_root, &schema, undone, log)?;

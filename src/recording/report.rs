@@ -126,8 +126,8 @@ mod tests {
         };
         let step = |skip: Option<&str>| TargetStep {
             key: "key".into(),
-            depends_on: Vec::new(),
             skip: skip.map(str::to_owned),
+            ..TargetStep::default()
         };
         let mut report = RecordingReport {
             targets: &[target("a"), target("b"), target("c")],

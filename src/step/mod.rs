@@ -6,6 +6,7 @@
 mod advice;
 mod annotation;
 mod artifacts;
+mod batch;
 mod build_log;
 mod checkout;
 mod diagnosis;
@@ -54,7 +55,7 @@ pub use explain::{Explanation, explain};
 pub use links::main_output;
 use publish::{FinishedStep, publish};
 pub use report::{FailureReport, Pushed, Reason, Report, ReportFile, Seconds, TriedShare, WayName};
-pub use request::StepRequest;
+pub use request::{BatchTarget, StepRequest};
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
 pub use step_job::{AfterBuild, JobContext, StepJob};
@@ -134,8 +135,11 @@ pub fn perform(
     })
 }
 
-/// Builds one target and reports how that went.
+/// Builds one target, or those of a batch, and reports how that went.
 fn build(order: StepOrder, supervisor: &mut Supervisor, log: &Log) -> Result<BuiltStep, Failure> {
+    if !order.request.targets.is_empty() {
+        return batch::perform(&order, perform, supervisor, log);
+    }
     let StepOrder {
         request,
         place,

@@ -26,6 +26,16 @@ pub(super) fn summary_key<'a>(keys: impl IntoIterator<Item = &'a str>) -> String
     format!("summary-{}", fingerprint(keys))
 }
 
+/// The key of the step that builds the targets which would have these keys.
+pub(super) fn batch_key(
+    targets: impl IntoIterator<Item = String>,
+    request: &RecordingRequest,
+) -> String {
+    let targets: BTreeSet<String> = targets.into_iter().collect();
+    let hash = fingerprint(targets.iter().map(String::as_str));
+    format!("{}batch-{hash}", request.key_prefix)
+}
+
 /// What a step is of: the identity that its key stands for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum KeyHolder {
