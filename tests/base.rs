@@ -428,3 +428,93 @@ fn a_base_that_cannot_be_read_is_a_warning_and_nothing_is_skipped() {
     let pipeline = Pipeline::of(&ended);
     assert!(pipeline.step(&["a"]).json.get("skip").is_none());
 }
+
+#[test]
+fn short_targets_have_a_step_in_common_and_a_report_each() {
+    if tool("git").is_none() || program().is_none() {
+        return;
+    }
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"rec {
+  one = build "one" "echo 1 > $out";
+  two = build "two" "echo 2 > $out";
+  bad = build "bad" "echo no; exit 1";
+  above = build "above" "read x < ${one}; echo $x > $out";
+  behind = build "behind" "read x < ${bad}; echo $x > $out";
+}"#,
+    );
+    // It has recorded other things, so nothing is the same.
+    let folder = TempDir::new().unwrap();
+    let took = |name: &str| json!({ "attr": [name], "outcome": "passed", "seconds": 2.0 });
+    let targets = ["one", "two", "bad"].map(took);
+    let outcomes = json!({ "version": 1, "targets": targets });
+    fs::write(folder.path().join("eval-once.json"), RECORDING).unwrap();
+    fs::write(
+        folder.path().join("eval-once-outcomes.json"),
+        outcomes.to_string(),
+    )
+    .unwrap();
+    let base = folder.path().join("eval-once.json");
+    let script = format!(
+        "'{EVAL_ONCE}' pipeline --summary --no-share --base '{}' --batch 3",
+        base.display()
+    );
+    let Some(build) = Build::new(&json!({ "key": "record", "command": script })) else {
+        return;
+    };
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .our_hook("command")
+        .agents(1);
+    assert_eq!(build.run(), Outcome::Failed, "bad is red");
+    let jobs = build.jobs();
+    let batch = jobs.iter().find(|job| {
+        let key = job.key.as_deref();
+        key.is_some_and(|key| key.starts_with("batch-"))
+    });
+    let batch = batch.unwrap();
+    assert_eq!(batch.label.as_deref(), Some(":nix: bad and 2 more"));
+    assert_eq!(batch.exit_status, Some(100), "{}", batch.plain());
+    let log = batch.plain();
+    for line in [
+        "1 of 3: bad",
+        "2 of 3: one",
+        "3 of 3: two",
+        "1 of 3 targets failed: bad",
+    ] {
+        assert!(log.contains(line), "{line}: {log}");
+    }
+    // Recording, batch, above, behind, summary.
+    assert_eq!(jobs.len(), 5);
+    let artifacts = build.artifacts();
+    let outcomes: Value = serde_json::from_slice(&artifacts["eval-once-outcomes.json"]).unwrap();
+    let targets = outcomes["targets"].as_array().unwrap().iter();
+    let found: BTreeMap<&str, &str> = targets
+        .map(|it| {
+            (
+                it["attr"][0].as_str().unwrap(),
+                it["outcome"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("above", "passed"),
+        ("bad", "failed"),
+        ("behind", "failed"),
+        ("one", "passed"),
+        ("two", "passed"),
+    ];
+    assert_eq!(found, BTreeMap::from(expected));
+    let junit = String::from_utf8(artifacts["eval-once-junit.xml"].clone()).unwrap();
+    assert!(
+        junit.contains("tests=\"5\" failures=\"2\" errors=\"0\""),
+        "{junit}"
+    );
+    let failures = &build.annotations()["eval-once-failures"].body;
+    assert!(
+        failures.contains("bad") && !failures.contains("two"),
+        "{failures}"
+    );
+}

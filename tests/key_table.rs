@@ -102,6 +102,10 @@ fn constraints(key: &Key) -> Vec<(&'static str, Value)> {
             ("maximum", json!(to)),
         ],
         KeyKind::Pairs(_) | KeyKind::Paths | KeyKind::Json => vec![("type", json!("object"))],
+        KeyKind::Maps => vec![
+            ("type", json!("array")),
+            ("items", json!({ "type": "object" })),
+        ],
         KeyKind::TextOrFalse(..) => {
             vec![("anyOf", json!([{ "type": "string" }, { "enum": [false] }]))]
         }

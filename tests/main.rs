@@ -7,6 +7,7 @@
 mod agent_hook;
 mod agent_recording;
 mod agent_step;
+mod artifacts;
 mod attacks;
 mod base;
 mod buildkite_server;
@@ -24,6 +25,7 @@ mod evaluate;
 mod expected_errors;
 mod explain;
 mod failures;
+mod fallback;
 mod faults;
 mod flakes;
 mod fleet;

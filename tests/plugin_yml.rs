@@ -169,9 +169,26 @@ fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("true")],
         ),
         (
+            "targets",
+            vec![
+                json!([{ "key": "drv-x", "drv": "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-x.drv" }]),
+            ],
+            vec![json!({}), json!(["x"])],
+        ),
+        (
             "share-size",
             vec![json!(0), json!(1_u64 << 40)],
             vec![json!(-1), json!(0.5), json!("1")],
+        ),
+        (
+            "target",
+            vec![json!("a.b"), json!(["a", "b c"])],
+            vec![json!(1), json!([1])],
+        ),
+        (
+            "artifacts",
+            vec![json!([]), json!(["share/doc/**", "*"])],
+            vec![json!("share/**"), json!([1])],
         ),
         (
             "push",
@@ -211,6 +228,7 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("memory", 1 << 20),
         ("evaluation-timeout", 86_400),
         ("group-by", 3),
+        ("batch", 30),
         ("chunk", 500),
         ("keep-days", 365),
         ("share-limit", 1 << 20),
@@ -480,8 +498,11 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
             .run()
     };
     let of_a_step: fn(&str, Value) -> Value = |key, value| json!({ key: value });
-    let of_a_recording: fn(&str, Value) -> Value =
-        |key, value| json!({ "pipeline": { key: value } });
+    let of_a_recording: fn(&str, Value) -> Value = |key, value| match key {
+        // It is refused without the other.
+        "batch" => json!({ "pipeline": { key: value, "base": "eval-once.json" } }),
+        _ => json!({ "pipeline": { key: value } }),
+    };
     let keys = [(step_keys(), of_a_step), (recording_keys(), of_a_recording)]
         .into_iter()
         .flat_map(|(keys, of)| keys.into_iter().map(move |keys| (keys, of)));

@@ -91,6 +91,8 @@ pub enum KeyKind {
     Paths,
     /// A map of anything: as JSON.
     Json,
+    /// A list of maps: only recordings write one.
+    Maps,
     /// A string, or `false`, for which there is another flag: its name, and what it does.
     TextOrFalse(&'static str, &'static str, &'static str),
 }
@@ -230,6 +232,7 @@ const RECORDING: &[KeyOwner] = &[KeyOwner::Recording];
 const BOTH: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording];
 const WITH_PINS: &[KeyOwner] = &[KeyOwner::Recording, KeyOwner::Pin];
 const BOTH_AND_PINS: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Pin];
+const STEP_AND_TARGET: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Target];
 const TARGET: &[KeyOwner] = &[KeyOwner::Target];
 const FOLLOWER: &[KeyOwner] = &[KeyOwner::Follower];
 const ALL: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target];
@@ -402,6 +405,12 @@ pub const KEYS: &[Key] = &[
         RECORDING,
         KeyKind::Text("FILE"),
         "The eval-once.json of an earlier build, with its eval-once-outcomes.json beside it; what is the same and was green there needs no step",
+    ),
+    Key::new(
+        "batch",
+        RECORDING,
+        KeyKind::Number("SECONDS", 1, 3_600),
+        "Put targets that took less than that in the base into common steps, at most 50 each",
     ),
     Key::new(
         "skip-style",
@@ -618,6 +627,16 @@ pub const KEYS: &[Key] = &[
     .default("false")
     .flag("push-partial", "Push what was built, also where the target failed"),
     Key::new(
+        "artifacts",
+        STEP_AND_TARGET,
+        KeyKind::Texts("GLOB"),
+        "Globs below the outputs: files that become artifacts of the build, under the target's attribute path",
+    )
+    .flag(
+        "artifacts",
+        "Upload files of the outputs as artifacts of the build: a glob below the outputs",
+    ),
+    Key::new(
         "checkout",
         BOTH,
         KeyKind::Choice(
@@ -672,6 +691,13 @@ pub const KEYS: &[Key] = &[
     .default("false")
     .without_flag(),
     Key::new(
+        "targets",
+        STEP,
+        KeyKind::Maps,
+        "Written by recordings (batch): the targets that the step builds one after the other, each with its own keys and the key of its report",
+    )
+    .without_flag(),
+    Key::new(
         "share-size",
         STEP,
         KeyKind::Number("BYTES", 0, u64::MAX),
@@ -697,6 +723,34 @@ pub const KEYS: &[Key] = &[
         STEP,
         KeyKind::Text("TEXT"),
         "Written by recordings: what is wrong with a target that can have no step; report it, build nothing and end with 64",
+    )
+    .without_flag(),
+    Key::new(
+        "target",
+        STEP,
+        KeyKind::AttrPath,
+        "Written by recordings: the target's attribute path, where attr is another one that its step evaluates",
+    )
+    .without_flag(),
+    Key::new(
+        "attr",
+        TARGET,
+        KeyKind::AttrPath,
+        "The attribute path that a step of the target evaluates where it has to, instead of the recorded one",
+    )
+    .without_flag(),
+    Key::new(
+        "file",
+        TARGET,
+        KeyKind::Text("FILE"),
+        "The Nix file that a step of the target evaluates where it has to, instead of what was recorded",
+    )
+    .without_flag(),
+    Key::new(
+        "expr",
+        TARGET,
+        KeyKind::Text("EXPR"),
+        "The expression that a step of the target evaluates where it has to, instead of what was recorded",
     )
     .without_flag(),
     Key::new(

@@ -324,7 +324,7 @@ fn args(key: &Key, flag: Flag, owner: KeyOwner) -> Vec<Arg> {
     vec![match key.kind {
         KeyKind::Text(value) | KeyKind::Texts(value) => arg.value_name(value),
         KeyKind::AttrPath | KeyKind::AttrPaths => arg.value_name("PATH"),
-        KeyKind::Json => arg.value_name("JSON"),
+        KeyKind::Json | KeyKind::Maps => arg.value_name("JSON"),
         KeyKind::Paths => arg.value_name("NAME=PATH"),
         KeyKind::Pairs(value) => arg
             .num_args(2)
@@ -401,6 +401,7 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
             Some(mut words) => Some(Value::Object(words.try_fold(Keys::new(), assigned)?)),
             None => None,
         },
+        KeyKind::Maps => None,
         KeyKind::Json => match text() {
             Some(json) => Some(keys::parse(&json, &format!("--{}", key.name))?.into()),
             None => None,
@@ -478,14 +479,14 @@ mod tests {
         assert_eq!(
             keys(
                 "pipeline --file ci.nix -A a --recurse all --exclude a.*.b --exclude c --workers 2 --memory 512 \
-                 --evaluation-timeout 9 --evaluator nix --skip none --base b.json --skip-style omit --on-error report --expect-errors d.* --expect-errors e --emit plugin \
+                 --evaluation-timeout 9 --evaluator nix --skip none --base b.json --batch 10 --skip-style omit --on-error report --expect-errors d.* --expect-errors e --emit plugin \
                  --plugin o/p#v1 --step {\"priority\":1} --agents {\"x\":{\"queue\":\"q\"}} --group-by 1 --no-meta \
                  --summary --command none --log raw --on-drift fail --out-link out/x --chunk 5 --keep-days 7 \
                  --option cores 2 -I lib=./lib --argstr y z --dry-run"
             ),
             json!({
                 "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", "c"], "workers": 2,
-                "memory": 512, "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "base": "b.json", "skip-style": "omit",
+                "memory": 512, "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "base": "b.json", "batch": 10, "skip-style": "omit",
                 "on-error": "report", "expect-errors": ["d.*", "e"], "emit": "plugin", "plugin": "o/p#v1", "step": { "priority": 1 },
                 "agents": { "x": { "queue": "q" } }, "group-by": 1, "meta": false, "summary": true,
                 "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/x", "chunk": 5,

@@ -79,6 +79,23 @@ impl Base {
         }
     }
 
+    /// How long each of these targets took there, in seconds, where that is known: by their attributes, for most of those that are
+    /// built have another `.drv`.
+    pub(super) fn seconds(&self, targets: &[Target]) -> Vec<Option<f64>> {
+        let mut known: BTreeMap<&AttrPath, f64> = BTreeMap::new();
+        for entry in &self.outcomes.targets {
+            let seconds = entry.seconds.filter(|it| it.is_finite() && *it >= 0.0);
+            if let (Some(seconds), true) = (seconds, entry.outcome.is_green()) {
+                let attrs = std::iter::once(&entry.attr).chain(&entry.also);
+                known.extend(attrs.map(|attr| (attr, seconds)));
+            }
+        }
+        let targets = targets.iter();
+        targets
+            .map(|target| known.get(&target.attr).copied())
+            .collect()
+    }
+
     /// What the recording is compared with: the base's recording of the same `source` from the same root.
     pub(super) fn earlier(&self, source: &Keys, root: &AttrPath) -> Option<Earlier> {
         let recorded = match &self.recordings[..] {

@@ -23,7 +23,7 @@ use super::part_times::PartTimes;
 use super::pipeline::document::Document;
 use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
-use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
+use super::pipeline::steps::{PlannedPipeline, Records, check, key_area, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
 use super::report::{Earlier, EarlierRecording, RecordingReport};
 use super::share::{ShareWish, Sharing};
@@ -120,12 +120,16 @@ pub fn perform(
     }
     times.end("skip");
 
+    let seconds = base
+        .as_ref()
+        .map_or_else(Vec::new, |base| base.seconds(targets));
     let records = Records {
         targets,
         errors: &errors,
         callable: &evaluated.callable,
         edges: &pinned.edges,
         skip: &skip,
+        seconds: &seconds,
     };
     let undone = undone(build);
     let mut pipeline = plan(&records, &at_root, &schema, undone, log)?;
@@ -150,6 +154,8 @@ pub fn perform(
         notes: &notes,
         counts: pipeline.counts(targets),
         omitted: pipeline.omitted,
+        builds: request.phases.build,
+        followers: pipeline.followers.len(),
         seconds: order.started.elapsed().as_secs_f64(),
         earlier: earlier.as_ref(),
     };
@@ -166,7 +172,7 @@ pub fn perform(
         return Err(failure);
     }
     if at_root.key_style == KeyStyle::Attr {
-        let claimed = upload.claim_keys(&at_root.key_prefix, &identity);
+        let claimed = upload.claim_keys(&key_area(&at_root), &identity);
         claimed.map_err(|failure| failure.context(undone))?;
     }
     let (steps, body) = (&pipeline.steps, annotation(&report));

@@ -127,6 +127,8 @@ pub struct RecordingRequest {
     /// The `eval-once.json` of an earlier build, with its `eval-once-outcomes.json` beside it: what is the same and was green there
     /// needs no step.
     pub base: Option<PathBuf>,
+    /// Targets that took less in the base have steps in common; none: each has its own.
+    pub batch: Option<Duration>,
     /// How a target that needs no step is shown.
     pub skip_style: SkipStyle,
     /// The effect of an evaluation error that is not expected.
@@ -274,6 +276,13 @@ impl RecordingRequest {
         {
             return Err(not_here("a `base` outside the checkout"));
         }
+        let batch = reader.number("batch")?;
+        if batch.is_some() && base.is_none() {
+            return Err(
+                refuse("`batch` needs `base`, which knows how long the targets took")
+                    .hint("set `base`, or leave out `batch`"),
+            );
+        }
         let skip_style = reader.choice(
             "skip-style",
             [
@@ -372,6 +381,7 @@ impl RecordingRequest {
             evaluator: evaluator.unwrap_or(Evaluator::Nix),
             skip: skip.unwrap_or(SkipWhich::Cached),
             base,
+            batch: batch.map(Duration::from_secs),
             skip_style: skip_style.unwrap_or(SkipStyle::Mark),
             on_error: on_error.unwrap_or(OnError::Step),
             expect_errors,

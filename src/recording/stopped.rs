@@ -186,7 +186,7 @@ impl Unfinished<'_> {
         let steps = targets.iter().map(|target| TargetStep {
             key: keys.target(target),
             depends_on: Vec::new(),
-            skip: None,
+            ..TargetStep::default()
         });
         let pipeline = PlannedPipeline {
             steps: Vec::new(),

@@ -5,6 +5,8 @@
 
 mod advice;
 mod annotation;
+mod artifacts;
+mod batch;
 mod build_log;
 mod checkout;
 mod diagnosis;
@@ -53,7 +55,7 @@ pub use explain::{Explanation, explain};
 pub use links::main_output;
 use publish::{FinishedStep, publish};
 pub use report::{FailureReport, Pushed, Reason, Report, ReportFile, Seconds, TriedShare, WayName};
-pub use request::StepRequest;
+pub use request::{BatchTarget, StepRequest};
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
 pub use step_job::{AfterBuild, JobContext, StepJob};
@@ -133,8 +135,11 @@ pub fn perform(
     })
 }
 
-/// Builds one target and reports how that went.
+/// Builds one target, or those of a batch, and reports how that went.
 fn build(order: StepOrder, supervisor: &mut Supervisor, log: &Log) -> Result<BuiltStep, Failure> {
+    if !order.request.targets.is_empty() {
+        return batch::perform(&order, perform, supervisor, log);
+    }
     let StepOrder {
         request,
         place,
@@ -149,6 +154,10 @@ fn build(order: StepOrder, supervisor: &mut Supervisor, log: &Log) -> Result<Bui
     step.in_build = in_build;
     let built = go(&mut step);
     let pushed = pushing::push(&mut step, &built);
+    let uploaded = match (&built, &pushed) {
+        (Ok(outputs), Ok(_)) => artifacts::upload(&mut step, outputs, &reporting),
+        _ => Ok(()),
+    };
     let (built, hints) = match hints::of(&mut step, built.is_ok()) {
         Ok(hints) => (built, hints),
         // A signal has come after all: what was built is there, and the job's command is not to begin.
@@ -159,7 +168,10 @@ fn build(order: StepOrder, supervisor: &mut Supervisor, log: &Log) -> Result<Bui
     let result = match pushed {
         Ok(pushed) => {
             report.pushed = pushed;
-            built
+            if let (Ok(_), Err(failure)) = (&built, &uploaded) {
+                report.fail(failure);
+            }
+            built.and_then(|outputs| uploaded.map(|()| outputs))
         }
         Err(failure) => {
             if is_push_failure {

@@ -24,11 +24,15 @@ fn entries(rows: &[Row], recorded: &Recorded) -> Vec<OutcomeEntry> {
     let targets = recorded.targets.iter();
     let attrs: BTreeSet<&AttrPath> = targets.clone().map(|target| &target.attr).collect();
     let targets = targets.filter_map(|target| {
-        let row = by_key.get(target.key.as_str())?;
+        let report = target.report.as_ref().unwrap_or(&target.key);
+        let row = by_key.get(report.as_str())?;
+        let entry = entry(&target.attr, row);
         Some(OutcomeEntry {
             also: target.also.clone(),
             drv: Some(target.drv.clone()),
-            ..entry(&target.attr, row)
+            // One that did not run may run in the next build.
+            seconds: entry.seconds.or(target.seconds),
+            ..entry
         })
     });
     // A refused target is among the targets.
@@ -43,7 +47,7 @@ fn entry(attr: &AttrPath, row: &Row) -> OutcomeEntry {
         attr: attr.clone(),
         also: Vec::new(),
         drv: None,
-        key: row.key.clone(),
+        key: row.step.clone(),
         outcome: word(&row.outcome),
         seconds: row.report.as_ref().map(|report| report.seconds.total),
     }

@@ -62,6 +62,12 @@ pub(in crate::recording) struct TargetEntry<'a> {
     pub(in crate::recording) features: &'a [String],
     /// The key of its step.
     pub(in crate::recording) key: &'a str,
+    /// The key under which its report is saved, where its step builds several targets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::recording) report: Option<&'a str>,
+    /// How long it took in the base, in seconds, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::recording) seconds: Option<f64>,
     /// The keys of the steps that it waits for because of its `.drv`.
     pub(in crate::recording) depends_on: &'a [String],
     /// Why it needs no step; null where it has one that builds.
@@ -182,6 +188,8 @@ impl<'a> TargetEntry<'a> {
             system: &target.system,
             features: &target.features,
             key: &step.key,
+            report: step.report.as_deref(),
+            seconds: step.seconds,
             depends_on: &step.depends_on,
             skip: step.skip.as_deref(),
             meta: MetaEntry {
@@ -224,6 +232,10 @@ pub(crate) struct RecordedTarget {
     pub(crate) drv: String,
     /// The key of its step.
     pub(crate) key: String,
+    /// The key under which its report is saved, where its step builds several targets.
+    pub(crate) report: Option<String>,
+    /// How long it took in the base of the recording, in seconds, where that is known.
+    pub(crate) seconds: Option<f64>,
     /// The keys of the steps that it waits for because of its `.drv`.
     pub(crate) depends_on: Vec<String>,
     /// Why it needs no step; none where it has one that builds.
@@ -319,7 +331,7 @@ mod tests {
         let target_steps = [TargetStep {
             key: "drv-x".into(),
             depends_on: vec!["drv-y".into()],
-            skip: None,
+            ..TargetStep::default()
         }];
         let error = |name: &str| AttrError {
             attr: path(&[name]),

@@ -165,6 +165,7 @@ mod tests {
                 callable: &BTreeSet::new(),
                 edges: &no_edges(&[]),
                 skip: &[],
+                seconds: &[],
             };
             let step = fallback(&json!({}));
             values(&steps(&records, &step, schema()).unwrap()).remove(0)

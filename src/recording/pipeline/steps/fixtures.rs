@@ -25,6 +25,7 @@ pub(super) fn make(
         callable: &BTreeSet::new(),
         edges,
         skip,
+        seconds: &[],
     };
     steps(&records, request, schema())
 }

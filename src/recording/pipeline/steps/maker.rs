@@ -11,7 +11,8 @@ use super::record::{size, source, text};
 use super::retry::retry_rules;
 use super::step_key::{StepKeys, summary_key};
 use super::wishes::{
-    FOR_NO_CHECK, FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, merge,
+    BuildWishes, FOR_NO_CHECK, FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes,
+    merge,
 };
 use crate::buildkite::pipeline::{
     Automatic, CommandStep, Dependency, Plugin, Retry, StepCommand, StepSkip,
@@ -36,6 +37,9 @@ pub(super) struct UnlinkedStep {
     pub(super) step: CommandStep,
     /// Why its target needs no build, if it needs none.
     pub(super) skip: Option<String>,
+    /// Its record, where its target can be built by a step for several: nothing but the record tells its step from others of its
+    /// system.
+    pub(super) record: Option<Keys>,
 }
 
 /// What all steps of a recording have in common.
@@ -71,6 +75,15 @@ impl<'a> StepMaker<'a> {
         let step = StepWishes::read(&request.step, &request.emit, schema).map_err(wrong)?;
         checkout::check_plugin(request).map_err(refuse)?;
         checkout::skips(request, &[&step]).map_err(wrong)?;
+        if request.batch.is_some() {
+            // What each target's step would do besides would have to be done for each target of a batch.
+            let other = ["command", "skip", "matrix", "parallelism"];
+            if let Some(key) = other.into_iter().find(|key| step.has(key)) {
+                return Err(refuse(format_args!(
+                    "`batch` cannot be combined with `{key}` in `step`"
+                )));
+            }
+        }
         let mut agents = BTreeMap::new();
         for (name, tags) in &request.agents {
             let mut probe = Keys::new();
@@ -136,8 +149,10 @@ impl<'a> StepMaker<'a> {
             StepWishes::read(keys, &self.request.emit, self.schema).map_err(in_buildkite)
         })?;
         let eval_once = meta.eval_once.as_ref().filter(|_| self.request.meta);
-        let build_keys = eval_once
-            .map_or(Ok(Keys::new()), |keys| build_wishes(keys, self.request))
+        let BuildWishes { keys, fallback } = eval_once
+            .map_or(Ok(BuildWishes::default()), |keys| {
+                build_wishes(keys, self.request)
+            })
             .map_err(|message| format!("in its `meta.eval-once`, {message}"))?;
         let skips_checkout =
             checkout::skips(self.request, &[&self.step, &wishes]).map_err(in_buildkite)?;
@@ -145,7 +160,10 @@ impl<'a> StepMaker<'a> {
         let other_plugin = self.step.has("plugins") || wishes.has("plugins");
         let mut record = self.record(&target.attr);
         record.extend(self.request.build_keys.clone());
-        record.extend(build_keys);
+        record.extend(keys);
+        if let Some(fallback) = fallback {
+            fallback.replace_in(&mut record, target);
+        }
         let leaves_command = record.get("command").is_some_and(|when| when == "none");
         if leaves_command && !other_plugin {
             if own_command {
@@ -179,6 +197,16 @@ impl<'a> StepMaker<'a> {
             _ => target.attr.to_string(),
         };
         let label = label(":nix:", &name);
+        let is_plain = buildkite.is_none()
+            && eval_once.is_none()
+            && target.followers.is_empty()
+            && timeout_in_minutes(target).is_none()
+            && skip.is_none();
+        let alone = self
+            .request
+            .batch
+            .filter(|_| is_plain)
+            .map(|_| record.clone());
         let mut step = match buildkite {
             Some(_) => self
                 .checked_step(target, label, record, &wishes, skips_checkout)
@@ -195,7 +223,67 @@ impl<'a> StepMaker<'a> {
             step.skip = Some(StepSkip::Reason(reason.clone()));
         }
         let step = self.with_command_carried(step)?;
-        Ok(UnlinkedStep { step, skip })
+        Ok(UnlinkedStep {
+            step,
+            skip,
+            record: alone,
+        })
+    }
+
+    /// The step with this key that builds several targets, one after the other.
+    ///
+    /// # Errors
+    /// It is no step that Buildkite would take: a bug (70), for that of each target is one.
+    pub(super) fn batch(
+        &self,
+        key: &str,
+        mut members: Vec<(&Target, UnlinkedStep)>,
+    ) -> Result<UnlinkedStep, Failure> {
+        members.sort_by(|(one, _), (other, _)| one.attr.cmp(&other.attr));
+        let Some((first, _)) = members.first() else {
+            return Err(Failure::new(Class::Bug, "a batch is empty"));
+        };
+        let first = *first;
+        let name = format!("{} and {} more", attr_name(&first.attr), members.len() - 1);
+        let mut records: Vec<(String, Keys)> = members
+            .into_iter()
+            .map(|(target, draft)| (self.keys.target(target), draft.record.unwrap_or_default()))
+            .collect();
+        // What all of them say is said once.
+        let mut common = records
+            .first()
+            .map(|(_, record)| record.clone())
+            .unwrap_or_default();
+        common.retain(|key, value| records.iter().all(|(_, it)| it.get(key) == Some(value)));
+        for (key, record) in &mut records {
+            record.retain(|name, _| !common.contains_key(name));
+            record.insert("key".into(), key.as_str().into());
+        }
+        // They have no link in common, and none of them needs one.
+        common.insert("out-link".into(), false.into());
+        let targets = records.into_iter().map(|(_, record)| record);
+        common.insert("targets".into(), targets.map(Value::Object).collect());
+        let skips_checkout = common.contains_key("checkout");
+        let step = self
+            .checked_step(
+                first,
+                label(":nix:", &name),
+                common,
+                &StepWishes::default(),
+                skips_checkout,
+            )
+            .and_then(|step| {
+                self.with_command_carried(CommandStep {
+                    key: key.to_owned(),
+                    ..step
+                })
+            })
+            .map_err(|message| Failure::new(Class::Bug, message))?;
+        Ok(UnlinkedStep {
+            step,
+            skip: None,
+            record: None,
+        })
     }
 
     /// The step of a target that has no wishes. The first of its kind is made and checked; the others are the same with other labels,
@@ -770,6 +858,7 @@ mod tests {
             errors: &errors,
             edges: &no_edges(&[]),
             skip: &[],
+            seconds: &[],
             callable: &BTreeSet::new(),
         };
         let steps = steps(&records, &request, schema()).unwrap();
@@ -826,15 +915,15 @@ mod tests {
                 "`out-link` cannot be the path of a link",
             ),
             (json!({ "on-drift": null }), "`on-drift` is null"),
-            (json!({ "file": "x" }), "`file` is not a key of a target"),
+            (json!({ "flake": "x" }), "`flake` is not a key of a target"),
             (json!({ "push": "artifact" }), "`push` is no URL of a store"),
             (
                 json!({ "share-required": 1 }),
                 "`share-required` is 1, and must be `true` or `false`",
             ),
             (
-                json!({ "artifacts": ["x"] }),
-                "`artifacts` is not in this version",
+                json!({ "artifacts": ["../x"] }),
+                "`artifacts` holds \"../x\", which is not a path below the output",
             ),
         ] {
             let targets = [target_building(0, &wishes)];

@@ -26,6 +26,16 @@ pub(super) fn summary_key<'a>(keys: impl IntoIterator<Item = &'a str>) -> String
     format!("summary-{}", fingerprint(keys))
 }
 
+/// The key of the step that builds the targets which would have these keys.
+pub(super) fn batch_key(
+    targets: impl IntoIterator<Item = String>,
+    request: &RecordingRequest,
+) -> String {
+    let targets: BTreeSet<String> = targets.into_iter().collect();
+    let hash = fingerprint(targets.iter().map(String::as_str));
+    format!("{}batch-{hash}", request.key_prefix)
+}
+
 /// What a step is of: the identity that its key stands for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum KeyHolder {
@@ -124,6 +134,11 @@ impl StepKeys {
         key.cloned().unwrap_or_else(|| error_key(attr))
     }
 
+    /// Whether this is the attribute path of a step that follows a target.
+    pub(super) fn is_follower(&self, attr: &AttrPath) -> bool {
+        self.0.contains_key(&KeyHolder::Follower(attr.clone()))
+    }
+
     /// The key of a step that follows a target, and that of the question before it.
     pub(super) fn follower(&self, attr: &AttrPath) -> (String, String) {
         let key = |holder| self.0.get(&holder).cloned().unwrap_or_default();
@@ -156,12 +171,24 @@ fn error_text(attr: &AttrPath, request: &RecordingRequest) -> String {
 }
 
 fn attr_text(attr: &AttrPath, request: &RecordingRequest) -> String {
-    let names: Vec<String> = attr.names().iter().map(|name| word(name)).collect();
-    let names = match &names[..] {
+    let names = match attr.names() {
         [] => "root".to_owned(),
-        names => names.join("-"),
+        names => words(names),
     };
     format!("{}{names}", request.key_prefix)
+}
+
+/// What all keys of a recording with `keys: attr` begin with, if there is a `-` behind each.
+pub(in crate::recording) fn key_area(request: &RecordingRequest) -> String {
+    match request.root.attr.names() {
+        [] => request.key_prefix.clone(),
+        names => format!("{}{}-", request.key_prefix, words(names)),
+    }
+}
+
+fn words(names: &[String]) -> String {
+    let words: Vec<String> = names.iter().map(|name| word(name)).collect();
+    words.join("-")
 }
 
 /// A name with every character replaced that a key cannot have. (The schema takes `.`, `,` and `${}` too; Buildkite's documentation
