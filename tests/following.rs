@@ -183,6 +183,7 @@ fn a_step_that_does_not_evaluate_is_red_by_itself_and_names_what_nix_says() {
         c-wrong.run = "x";
         d-named.run = (file "run") // { drvPath = "/nix/store/x.drv"; };
         e-program.run = (file "run") // { meta.mainProgram = "../x"; };
+        e-refers.command = "${file "x"}/bin/x";
         f-good = { command = "x"; };
     }; }"#;
     let abort = target.replace("c-wrong.run = \"x\"", "c-aborts.run = abort \"really\"");
@@ -201,6 +202,7 @@ fn a_step_that_does_not_evaluate_is_red_by_itself_and_names_what_nix_says() {
         "nix-web-c-wrong",
         "nix-web-d-named",
         "nix-web-e-program",
+        "nix-web-e-refers",
         "nix-web-f-good",
     ];
     assert_eq!(keys, expected);
@@ -218,6 +220,7 @@ fn a_step_that_does_not_evaluate_is_red_by_itself_and_names_what_nix_says() {
             "e-program",
             "meta.mainProgram is \"../x\"; expected the name of a file in bin",
         ),
+        ("e-refers", "e-refers.command refers to a store path"),
     ] {
         let found = refusal(&steps[&format!("nix-web-{name}")]);
         let begin = format!("web.meta.eval-once.steps.{name}: ");
