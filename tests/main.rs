@@ -37,6 +37,7 @@ mod job_log;
 mod key_table;
 mod layers;
 mod messages;
+mod migration;
 mod nix_messages;
 mod nix_shapes;
 mod one_truth;
