@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::base::Base;
 use super::checkout::check_agent;
+use super::common_inputs::CommonInputs;
 use super::error_line::MESSAGE_IN_STEP;
 use super::errors::{self, ErrorLists};
 use super::evaluate::EvaluationHost;
@@ -123,11 +124,16 @@ pub fn perform(
     let seconds = base
         .as_ref()
         .map_or_else(Vec::new, |base| base.seconds(targets));
+    let common = CommonInputs::find(targets, &skip, &request, store, supervisor, log);
+    let common = unfinished.or_leave(common, evaluated, store, supervisor)?;
     let records = Records {
         targets,
+        shared: common.as_ref().map_or(&[], |common| &common.drvs),
         errors: &errors,
         callable: &evaluated.callable,
-        edges: &pinned.edges,
+        edges: common
+            .as_ref()
+            .map_or(&pinned.edges, |common| &common.edges),
         skip: &skip,
         seconds: &seconds,
     };

@@ -38,20 +38,22 @@ use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle, Target};
 pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
 pub(in crate::recording) use self::step_key::StepKeys;
-use self::step_key::batch_key;
 pub(crate) use self::step_key::error_key;
+use self::step_key::{batch_key, shared_key};
 
 /// The findings of an evaluation.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::recording) struct Records<'a> {
     /// The targets.
     pub(in crate::recording) targets: &'a [Target],
+    /// The derivations that have a step because several targets need them, as targets without an attribute.
+    pub(in crate::recording) shared: &'a [Target],
     /// The attributes with an error. The refused ones evaluate: a step that evaluates them again would find no error, so their
     /// steps only say what is wrong.
     pub(in crate::recording) errors: &'a ErrorLists,
     /// The derivations that can be called as well: their steps must not call them.
     pub(in crate::recording) callable: &'a BTreeSet<AttrPath>,
-    /// The edges between the targets.
+    /// The edges between the targets and, behind them, the shared derivations.
     pub(in crate::recording) edges: &'a Edges,
     /// For each target, why it needs no build, if it needs none.
     pub(in crate::recording) skip: &'a [Option<String>],
@@ -66,6 +68,8 @@ pub(in crate::recording) struct PlannedPipeline {
     pub(in crate::recording) steps: Vec<PlacedStep>,
     /// The place of each target in the pipeline, in the order of the records.
     pub(in crate::recording) targets: Vec<TargetStep>,
+    /// The steps of shared derivations.
+    pub(in crate::recording) shared: Vec<SharedStep>,
     /// The steps that follow targets.
     pub(in crate::recording) followers: Vec<PlannedFollower>,
     /// The keys of all steps.
@@ -92,6 +96,19 @@ pub(in crate::recording) struct TargetStep {
     pub(in crate::recording) seconds: Option<f64>,
     /// Whether it runs whatever the steps did that it waits for.
     pub(in crate::recording) runs_anyway: bool,
+}
+
+/// A step of a derivation that several targets need, as `eval-once.json` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(in crate::recording) struct SharedStep {
+    /// The derivation's name.
+    name: String,
+    /// Its `.drv`.
+    drv: DrvPath,
+    /// The key of its step.
+    key: String,
+    /// The keys of the steps that it waits for.
+    depends_on: Vec<String>,
 }
 
 /// A step that follows a target, as `eval-once.json` has it.
@@ -145,13 +162,17 @@ pub(in crate::recording) fn steps(
             });
         }));
     }
+    for drv in records.shared {
+        drafts.push(Ok(maker.shared(drv)?));
+    }
     let builds_nothing: Vec<bool> = drafts
         .iter()
         .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
         .collect();
     let edges = records.edges.without(&builds_nothing);
     let batches = batches(records, &drafts, &edges, request);
-    let target_steps = place(records, &drafts, &edges, &batches, &keys, request);
+    let mut target_steps = place(records, &drafts, &edges, &batches, &keys, request);
+    let shared_steps = target_steps.split_off(records.targets.len());
 
     let red = error_steps(&maker, &errors, request)?;
     let behind_all = behind_all(&red, &target_steps);
@@ -165,7 +186,16 @@ pub(in crate::recording) fn steps(
     let mut drafts: Vec<Option<UnlinkedStep>> = drafts.into_iter().map(Result::ok).collect();
     let batch_keys = batch_keys(&target_steps);
     for i in batches.order(&edges) {
-        let (target, place) = (&records.targets[i], &target_steps[i]);
+        let Some(target) = records.targets.get(i) else {
+            if request.phases.build
+                && let Some(draft) = drafts[i].take()
+            {
+                let place = &shared_steps[i - records.targets.len()];
+                planned.extend(target_step(draft, None, place, &batch_keys, request));
+            }
+            continue;
+        };
+        let place = &target_steps[i];
         if request.phases.build
             && let Some(draft) = drafts[i].take()
         {
@@ -180,7 +210,8 @@ pub(in crate::recording) fn steps(
                 }
                 None => draft,
             };
-            planned.extend(target_step(draft, target, place, &batch_keys, request));
+            let group = group(&target.attr, request.group_by);
+            planned.extend(target_step(draft, group, place, &batch_keys, request));
         }
         if !request.phases.release {
             continue;
@@ -231,6 +262,17 @@ pub(in crate::recording) fn steps(
     Ok(PlannedPipeline {
         steps,
         targets: target_steps,
+        shared: records
+            .shared
+            .iter()
+            .zip(shared_steps)
+            .map(|(drv, step)| SharedStep {
+                name: drv.name.clone(),
+                drv: drv.drv.clone(),
+                key: step.key,
+                depends_on: step.depends_on,
+            })
+            .collect(),
         followers,
         keys,
         errors,
@@ -241,7 +283,7 @@ pub(in crate::recording) fn steps(
 /// The step of a target in its place; none where it is left out.
 fn target_step(
     draft: UnlinkedStep,
-    target: &Target,
+    group: Option<String>,
     place: &TargetStep,
     batches: &HashSet<String>,
     request: &RecordingRequest,
@@ -262,7 +304,7 @@ fn target_step(
     wait_first(&mut step.depends_on, targets);
     Some(PlacedStep {
         skipped: skip.is_some(),
-        ..PlacedStep::new(step, group(&target.attr, request.group_by))
+        ..PlacedStep::new(step, group)
     })
 }
 
@@ -340,7 +382,7 @@ fn behind_all(red: &[PlacedStep], targets: &[TargetStep]) -> Vec<String> {
     all.filter(|key| seen.insert(*key)).cloned().collect()
 }
 
-/// The place of each target. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
+/// The place of each target, and of each shared derivation behind them. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
 fn place(
     records: &Records<'_>,
     drafts: &[Result<UnlinkedStep, ()>],
@@ -359,7 +401,10 @@ fn place(
         .collect();
     let step_key = |at: usize| match batches.of(at) {
         Some(batch) => batch_keys[batch].clone(),
-        None => keys.target(&records.targets[at]),
+        None => match records.targets.get(at) {
+            Some(target) => keys.target(target),
+            None => shared_key(&records.shared[at - records.targets.len()].drv, request),
+        },
     };
     let waits = |at: usize| -> Vec<String> {
         let own = [at];
@@ -372,7 +417,8 @@ fn place(
         let keys = below.map(|at| step_key(*at));
         keys.filter(|key| seen.insert(key.clone())).collect()
     };
-    let targets = records.targets.iter().zip(drafts).enumerate();
+    let nodes = records.targets.iter().chain(records.shared);
+    let targets = nodes.zip(drafts).enumerate();
     let places = targets.map(|(i, (target, draft))| TargetStep {
         key: match draft {
             Ok(_) => step_key(i),
@@ -398,7 +444,8 @@ fn batches(
     let Some(limit) = request.batch else {
         return Batches::default();
     };
-    let targets = records.targets.iter().zip(drafts).enumerate();
+    let nodes = records.targets.iter().chain(records.shared);
+    let targets = nodes.zip(drafts).enumerate();
     let kinds: Vec<_> = targets
         .map(|(i, (target, draft))| {
             let seconds = records.seconds.get(i).copied().flatten();
@@ -737,6 +784,7 @@ mod tests {
             edges: &no_edges(&targets),
             skip: &[],
             seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, request, schema()).unwrap();
         let counts = steps.counts(&targets);
@@ -852,6 +900,7 @@ mod tests {
             edges: &no_edges(&[]),
             skip: &[],
             seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
         assert_eq!(steps.errors, errors);
@@ -896,6 +945,7 @@ mod tests {
             edges,
             skip: &[],
             seconds,
+            shared: &[],
         };
         let request = RecordingRequest {
             base: Some("eval-once.json".into()),
@@ -984,6 +1034,66 @@ mod tests {
                 .to_string()
                 .contains("`batch` cannot be combined with `command`")
         );
+    }
+
+    #[test]
+    fn what_several_targets_need_has_a_step_that_they_wait_for_and_that_never_evaluates() {
+        for emit in [Emit::Command, request().emit] {
+            let targets: Vec<Target> = (0..3)
+                .map(|i| target(i, &["p", &format!("t{i}")]))
+                .collect();
+            let mut shared = target(7, &[]);
+            shared.name = "zlib-1.3.1".into();
+            shared.system = "aarch64-linux".into();
+            let nodes: Vec<Target> = targets.iter().chain([&shared]).cloned().collect();
+            // The first and the second need it, and it needs the third.
+            let edges = edges_between(&nodes, &[(0, 7), (1, 7), (7, 2)]);
+            let records = Records {
+                targets: &targets,
+                shared: std::slice::from_ref(&shared),
+                errors: &ErrorLists::default(),
+                callable: &BTreeSet::new(),
+                edges: &edges,
+                skip: &[],
+                seconds: &[],
+            };
+            let request = RecordingRequest {
+                emit,
+                summary: true,
+                agents: BTreeMap::from([(
+                    "aarch64-linux".into(),
+                    keys(&json!({ "queue": "arm" })),
+                )]),
+                ..request_wishing(&json!({ "command": "test", "priority": 1 }))
+            };
+            let planned = steps(&records, &request, schema()).unwrap();
+            let made = values(&planned);
+            let keys: Vec<&str> = made
+                .iter()
+                .map(|step| step["key"].as_str().unwrap())
+                .collect();
+            let shared_key = format!("shared-{}", shared.drv.as_store_path().hash());
+            assert_eq!(keys[..2], [key(&targets[2]), shared_key.clone()]);
+            let step = &made[1];
+            assert_eq!(step["label"], ":nix: zlib-1.3.1 (shared)");
+            assert_eq!(step["agents"], json!({ "queue": "arm" }));
+            assert_eq!(step["priority"], 1);
+            assert_eq!(step["depends_on"], json!([key(&targets[2])]));
+            let command = step.get("command").cloned();
+            assert!(command.is_none() || command == Some(json!("eval-once step")));
+            let record = Value::Object(record_of(step));
+            let expected = json!({
+                "drv": shared.drv.as_store_path().as_str(), "options": { "cores": "2" },
+                "outputs": { "out": shared.outputs["out"].as_str() }, "out-link": false
+            });
+            assert_eq!(record, expected);
+            for target in &targets[..2] {
+                let step = made.iter().find(|step| step["key"] == key(target)).unwrap();
+                assert_eq!(step["depends_on"], json!([shared_key]));
+            }
+            assert_eq!(planned.targets.len(), 3);
+            assert_eq!(planned.shared[0].key, shared_key);
+        }
     }
 
     #[test]
@@ -1180,6 +1290,7 @@ mod tests {
             edges: &edges,
             skip: &[None, None, Some("a cache has it".into())],
             seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
         let last = &values(&steps)[4];

@@ -104,6 +104,7 @@ fn a_step_waits_for_its_target_for_all_or_for_nothing() {
     };
     let records = Records {
         seconds: &[],
+        shared: &[],
         targets: &targets,
         errors: &errors,
         callable: &BTreeSet::new(),
