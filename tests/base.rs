@@ -518,3 +518,56 @@ fn short_targets_have_a_step_in_common_and_a_report_each() {
         "{failures}"
     );
 }
+
+#[test]
+fn what_several_targets_need_has_a_step_until_it_is_built() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"let zlib = build "zlib-1.3.1" "echo z > $out"; in {
+  one = build "one" "read x < ${zlib}; echo $x > $out";
+  two = build "two" "read x < ${zlib}; echo $x > $out";
+  other = file "other";
+}"#,
+    );
+    let recorded = |least: &str| {
+        let flags = [
+            "pipeline",
+            "--dry-run",
+            "--shared-steps",
+            least,
+            "--skip",
+            "none",
+        ];
+        let ended = store.eval_once(flags).run();
+        ended.exits(0);
+        serde_json::from_str::<Value>(&ended.stdout).unwrap()["steps"].clone()
+    };
+    let steps = recorded("2");
+    let steps = steps.as_array().unwrap();
+    assert_eq!(steps.len(), 4);
+    let shared = steps
+        .iter()
+        .find(|step| step["label"] == ":nix: zlib-1.3.1 (shared)");
+    let shared = shared.unwrap();
+    for step in steps {
+        let is_above = step["label"] == ":nix: one" || step["label"] == ":nix: two";
+        let expected = if is_above {
+            json!([shared["key"]])
+        } else {
+            json!([])
+        };
+        assert_eq!(step["depends_on"], expected, "{step}");
+    }
+    assert_eq!(
+        recorded("3").as_array().unwrap().len(),
+        3,
+        "too few need it"
+    );
+    let record = shared["env"]["EVAL_ONCE_STEP"].as_str().unwrap();
+    let step = store
+        .eval_once(["step"])
+        .env("EVAL_ONCE_STEP", record)
+        .run();
+    step.exits(0);
+    assert_eq!(recorded("2").as_array().unwrap().len(), 3, "it is there");
+}

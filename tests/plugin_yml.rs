@@ -229,6 +229,7 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("evaluation-timeout", 86_400),
         ("group-by", 3),
         ("batch", 30),
+        ("shared-steps", 5),
         ("chunk", 500),
         ("keep-days", 365),
         ("share-limit", 1 << 20),

@@ -413,6 +413,13 @@ pub const KEYS: &[Key] = &[
         "Put targets that took less than that in the base into common steps, at most 50 each",
     ),
     Key::new(
+        "shared-steps",
+        RECORDING,
+        KeyKind::Number("N", 2, 100_000),
+        "Give a derivation that is no target a step of its own where at least so many targets need it directly",
+    )
+    .default("no such steps"),
+    Key::new(
         "skip-style",
         RECORDING,
         KeyKind::Choice(

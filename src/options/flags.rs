@@ -479,14 +479,14 @@ mod tests {
         assert_eq!(
             keys(
                 "pipeline --file ci.nix -A a --recurse all --exclude a.*.b --exclude c --workers 2 --memory 512 \
-                 --evaluation-timeout 9 --evaluator nix --skip none --base b.json --batch 10 --skip-style omit --on-error report --expect-errors d.* --expect-errors e --emit plugin \
+                 --evaluation-timeout 9 --evaluator nix --skip none --base b.json --batch 10 --shared-steps 5 --skip-style omit --on-error report --expect-errors d.* --expect-errors e --emit plugin \
                  --plugin o/p#v1 --step {\"priority\":1} --agents {\"x\":{\"queue\":\"q\"}} --group-by 1 --no-meta \
                  --summary --command none --log raw --on-drift fail --out-link out/x --chunk 5 --keep-days 7 \
                  --option cores 2 -I lib=./lib --argstr y z --dry-run"
             ),
             json!({
                 "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", "c"], "workers": 2,
-                "memory": 512, "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "base": "b.json", "batch": 10, "skip-style": "omit",
+                "memory": 512, "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "base": "b.json", "batch": 10, "shared-steps": 5, "skip-style": "omit",
                 "on-error": "report", "expect-errors": ["d.*", "e"], "emit": "plugin", "plugin": "o/p#v1", "step": { "priority": 1 },
                 "agents": { "x": { "queue": "q" } }, "group-by": 1, "meta": false, "summary": true,
                 "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/x", "chunk": 5,

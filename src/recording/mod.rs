@@ -5,6 +5,7 @@
 
 mod base;
 mod checkout;
+mod common_inputs;
 mod error_line;
 mod errors;
 pub mod evaluate;

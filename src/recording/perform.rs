@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::base::Base;
 use super::checkout::check_agent;
+use super::common_inputs::CommonInputs;
 use super::error_line::MESSAGE_IN_STEP;
 use super::errors::{self, ErrorLists};
 use super::evaluate::EvaluationHost;
@@ -42,7 +43,7 @@ use crate::log::Log;
 use crate::nix::settings::NixSettings;
 use crate::nix::{AttrPath, LockedFlake};
 use crate::state::StateFolder;
-use crate::store::Store;
+use crate::store::{Answer, Store};
 use crate::supervise::Supervisor;
 
 /// Records: from the keys to the uploaded pipeline. Returns what goes to standard output: the pipeline, of a dry run and of a
@@ -113,24 +114,17 @@ pub fn perform(
     )?;
     times.end("evaluate");
 
-    let skip = skip::reasons(targets, &request, answers, store, supervisor, log);
-    let mut skip = unfinished.or_leave(skip, evaluated, store, supervisor)?;
-    if let Some(base) = &base {
-        base.add_reasons(&mut skip, targets, &request);
-    }
+    let needs = Needs::find(
+        &unfinished,
+        &pinned,
+        base.as_ref(),
+        answers,
+        store,
+        supervisor,
+    )?;
     times.end("skip");
 
-    let seconds = base
-        .as_ref()
-        .map_or_else(Vec::new, |base| base.seconds(targets));
-    let records = Records {
-        targets,
-        errors: &errors,
-        callable: &evaluated.callable,
-        edges: &pinned.edges,
-        skip: &skip,
-        seconds: &seconds,
-    };
+    let records = needs.records(&pinned, &errors);
     let undone = undone(build);
     let mut pipeline = plan(&records, &at_root, &schema, undone, log)?;
     times.end("steps");
@@ -180,6 +174,55 @@ pub fn perform(
     let saved = upload.save(&plan, &identity);
     unfinished.or_leave(saved, evaluated, store, supervisor)?;
     follow(&plan, build, &unfinished, supervisor).map(|()| None)
+}
+
+/// Which targets need a step, and what else does.
+struct Needs {
+    /// For each target, why it needs none, if it needs none.
+    skip: Vec<Option<String>>,
+    /// For each target, how long it took in the base, where that is known.
+    seconds: Vec<Option<f64>>,
+    /// The derivations that have a step because several targets need them.
+    common: Option<CommonInputs>,
+}
+
+impl Needs {
+    /// Finds them; `answers` are those that were asked beside the pin.
+    fn find(
+        unfinished: &Unfinished<'_>,
+        pinned: &PinnedEvaluation,
+        base: Option<&Base>,
+        answers: Option<Vec<Answer>>,
+        store: &mut Store,
+        supervisor: &mut Supervisor,
+    ) -> Result<Self, Failure> {
+        let (request, targets, log) = (unfinished.request, &pinned.targets[..], unfinished.log);
+        let skip = skip::reasons(targets, request, answers, store, supervisor, log);
+        let mut skip = unfinished.or_leave(skip, &pinned.evaluated, store, supervisor)?;
+        if let Some(base) = base {
+            base.add_reasons(&mut skip, targets, request);
+        }
+        let common = CommonInputs::find(targets, &skip, request, store, supervisor, log);
+        Ok(Self {
+            common: unfinished.or_leave(common, &pinned.evaluated, store, supervisor)?,
+            seconds: base.map_or_else(Vec::new, |base| base.seconds(targets)),
+            skip,
+        })
+    }
+
+    /// What the pipeline is made from.
+    fn records<'a>(&'a self, pinned: &'a PinnedEvaluation, errors: &'a ErrorLists) -> Records<'a> {
+        let common = self.common.as_ref();
+        Records {
+            targets: &pinned.targets,
+            shared: common.map_or(&[], |common| &common.drvs),
+            errors,
+            callable: &pinned.evaluated.callable,
+            edges: common.map_or(&pinned.edges, |common| &common.edges),
+            skip: &self.skip,
+            seconds: &self.seconds,
+        }
+    }
 }
 
 /// What the recording is compared with: the base where there is one, else the previous recording of the branch.

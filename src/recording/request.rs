@@ -129,6 +129,8 @@ pub struct RecordingRequest {
     pub base: Option<PathBuf>,
     /// Targets that took less in the base have steps in common; none: each has its own.
     pub batch: Option<Duration>,
+    /// A derivation that is no target has a step where at least so many targets need it directly; none: none has.
+    pub shared_steps: Option<NonZeroUsize>,
     /// How a target that needs no step is shown.
     pub skip_style: SkipStyle,
     /// The effect of an evaluation error that is not expected.
@@ -283,6 +285,7 @@ impl RecordingRequest {
                     .hint("set `base`, or leave out `batch`"),
             );
         }
+        let shared_steps = reader.number("shared-steps")?;
         let skip_style = reader.choice(
             "skip-style",
             [
@@ -382,6 +385,7 @@ impl RecordingRequest {
             skip: skip.unwrap_or(SkipWhich::Cached),
             base,
             batch: batch.map(Duration::from_secs),
+            shared_steps: shared_steps.and_then(size),
             skip_style: skip_style.unwrap_or(SkipStyle::Mark),
             on_error: on_error.unwrap_or(OnError::Step),
             expect_errors,

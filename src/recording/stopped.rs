@@ -192,6 +192,7 @@ impl Unfinished<'_> {
             steps: Vec::new(),
             targets: steps.collect(),
             followers: Vec::new(),
+            shared: Vec::new(),
             keys: keys.clone(),
             errors: errors.clone(),
             omitted: 0,

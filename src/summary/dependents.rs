@@ -25,6 +25,11 @@ pub(super) fn mark(data: &BuildData, suites: &mut [Suite]) {
             dependents.entry(dependency).or_default().push(key);
         }
     }
+    for shared in data.recordings.iter().flat_map(|it| &it.shared) {
+        for dependency in &shared.depends_on {
+            dependents.entry(dependency).or_default().push(&shared.key);
+        }
+    }
     let rows = || suites.iter().flat_map(|suite| &suite.rows);
     let mut silent: BTreeSet<&str> = rows()
         .filter(|row| may_not_have_run(row))

@@ -122,7 +122,13 @@ fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
         }
         row
     });
-    targets.chain(errors).collect()
+    let shared = recorded.shared.iter().map(|shared| {
+        let mut row = Row::new(&shared.key, shared.name.clone(), data);
+        // It is no target, and no attribute.
+        row.attributes = 0;
+        row
+    });
+    targets.chain(errors).chain(shared).collect()
 }
 
 /// What was evaluated, in a few words.

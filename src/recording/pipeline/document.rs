@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::steps::{PlannedFollower, PlannedPipeline, TargetStep, error_key};
+use super::steps::{PlannedFollower, PlannedPipeline, SharedStep, TargetStep, error_key};
 use crate::counts::RecordingCounts;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::secret_values::RedactedKeys;
@@ -35,6 +35,8 @@ pub(in crate::recording) struct Document<'a> {
     pub(in crate::recording) targets: Vec<TargetEntry<'a>>,
     /// The steps that follow targets.
     pub(in crate::recording) steps: &'a [PlannedFollower],
+    /// The derivations that have a step because several targets need them.
+    pub(in crate::recording) shared: &'a [SharedStep],
     /// The attributes with an error: the evaluation errors, the refused, the expected errors.
     pub(in crate::recording) errors: Vec<ErrorEntry<'a>>,
     /// The number of each kind.
@@ -150,6 +152,7 @@ impl<'a> Document<'a> {
                 .map(|(target, step)| TargetEntry::new(target, step))
                 .collect(),
             steps: &pipeline.followers,
+            shared: &pipeline.shared,
             errors: entries(&errors.evaluation, false, false)
                 .chain(entries(&errors.refused, true, false))
                 .chain(entries(&errors.expected, false, true))
@@ -212,6 +215,8 @@ pub(crate) struct Recorded {
     pub(crate) source: Keys,
     /// The targets.
     pub(crate) targets: Vec<RecordedTarget>,
+    /// The derivations that have a step because several targets need them.
+    pub(crate) shared: Vec<RecordedShared>,
     /// The attributes with an error: some of the refused are targets all the same.
     pub(crate) errors: Vec<RecordedError>,
     /// How long each part took, in seconds.
@@ -240,6 +245,18 @@ pub(crate) struct RecordedTarget {
     pub(crate) depends_on: Vec<String>,
     /// Why it needs no step; none where it has one that builds.
     pub(crate) skip: Option<String>,
+}
+
+/// A derivation that has a step because several targets need it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct RecordedShared {
+    /// Its name.
+    pub(crate) name: String,
+    /// The key of its step.
+    pub(crate) key: String,
+    /// The keys of the steps that it waits for.
+    pub(crate) depends_on: Vec<String>,
 }
 
 /// An attribute with an error.
@@ -339,6 +356,7 @@ mod tests {
         };
         let pipeline = PlannedPipeline {
             keys: StepKeys::default(),
+            shared: Vec::new(),
             followers: Vec::new(),
             steps: Vec::new(),
             targets: target_steps.into(),
@@ -386,7 +404,7 @@ mod tests {
                     "system": "x86_64-linux", "features": ["kvm"], "key": "drv-x", "depends_on": ["drv-y"],
                     "skip": null, "meta": { "timeout": 60 }
                 }],
-                "steps": [],
+                "steps": [], "shared": [],
                 "errors": [
                     { "attr": ["broken"], "message": null, "refused": false, "expected": false, "step": false, "key": key("broken") },
                     { "attr": ["odd"], "message": null, "refused": true, "expected": false, "step": false, "key": key("odd") },

@@ -376,6 +376,7 @@ mod tests {
             let pipeline = PlannedPipeline {
                 steps: errors.chain(of_targets).chain(summary).collect(),
                 followers: Vec::new(),
+                shared: Vec::new(),
                 keys: StepKeys::default(),
                 targets: (0..self.targets.len())
                     .map(|i| TargetStep {

@@ -81,6 +81,7 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         skip: SkipWhich::Nothing,
         base: None,
         batch: None,
+        shared_steps: None,
         skip_style: SkipStyle::Mark,
         on_error: OnError::Step,
         expect_errors: Vec::new(),

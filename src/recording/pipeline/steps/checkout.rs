@@ -166,6 +166,7 @@ mod tests {
                 edges: &no_edges(&[]),
                 skip: &[],
                 seconds: &[],
+                shared: &[],
             };
             let step = fallback(&json!({}));
             values(&steps(&records, &step, schema()).unwrap()).remove(0)

@@ -26,6 +26,7 @@ pub(super) fn make(
         edges,
         skip,
         seconds: &[],
+        shared: &[],
     };
     steps(&records, request, schema())
 }

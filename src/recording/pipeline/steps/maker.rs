@@ -9,7 +9,7 @@ use super::checkout;
 use super::labels::{attr_name, inert, label};
 use super::record::{size, source, text};
 use super::retry::retry_rules;
-use super::step_key::{StepKeys, summary_key};
+use super::step_key::{StepKeys, shared_key, summary_key};
 use super::wishes::{
     BuildWishes, FOR_NO_CHECK, FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes,
     merge,
@@ -227,6 +227,36 @@ impl<'a> StepMaker<'a> {
             step,
             skip,
             record: alone,
+        })
+    }
+
+    /// The step of a derivation that several targets need. It has no attribute, so that it never evaluates.
+    ///
+    /// # Errors
+    /// It is no step that Buildkite would take: a bug (70).
+    pub(super) fn shared(&self, drv: &Target) -> Result<UnlinkedStep, Failure> {
+        let mut record = self.request.build_keys.clone();
+        // Nothing else is done in its step, and nothing looks for its outputs.
+        record.remove("command");
+        record.insert("out-link".into(), false.into());
+        if let Some(options) = self.source.get("options") {
+            record.insert("options".into(), options.clone());
+        }
+        add_findings(&mut record, drv);
+        let label = label(":nix:", &format!("{} (shared)", drv.name));
+        let mut step = self.begin(label, shared_key(&drv.drv, self.request), record)?;
+        self.skip_checkout(&mut step);
+        self.step
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
+            .merge_into(&mut step);
+        self.merge_agents(&mut step, &drv.system, &drv.features);
+        let step = self
+            .check(step)
+            .map_err(|message| Failure::new(Class::Bug, message))?;
+        Ok(UnlinkedStep {
+            step,
+            skip: None,
+            record: None,
         })
     }
 
@@ -859,6 +889,7 @@ mod tests {
             edges: &no_edges(&[]),
             skip: &[],
             seconds: &[],
+            shared: &[],
             callable: &BTreeSet::new(),
         };
         let steps = steps(&records, &request, schema()).unwrap();

@@ -4,6 +4,7 @@
 //! Buildkite takes: a step that would get its upload rejected is found here, and is red instead.
 
 mod batches;
+mod building;
 mod checkout;
 mod fallback;
 #[cfg(test)]
@@ -18,12 +19,12 @@ mod wishes;
 
 use std::collections::{BTreeSet, HashSet};
 
-use self::batches::Batches;
+use self::building::{Building, drafts, wait_first};
 use self::follower::{After, FollowerStep, needs_output};
-use self::maker::{StepMaker, UnlinkedStep};
+use self::maker::StepMaker;
 use self::record::add_to_record;
 use super::edges::Edges;
-use super::limits::{JOBS_AT_MOST, fit};
+use super::limits::fit;
 use super::placed_step::PlacedStep;
 use serde::Serialize;
 
@@ -38,7 +39,6 @@ use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle, Target};
 
 pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
-use self::step_key::batch_key;
 pub(crate) use self::step_key::error_key;
 pub(in crate::recording) use self::step_key::{StepKeys, key_area};
 
@@ -47,12 +47,14 @@ pub(in crate::recording) use self::step_key::{StepKeys, key_area};
 pub(in crate::recording) struct Records<'a> {
     /// The targets.
     pub(in crate::recording) targets: &'a [Target],
+    /// The derivations that have a step because several targets need them, as targets without an attribute.
+    pub(in crate::recording) shared: &'a [Target],
     /// The attributes with an error. The refused ones evaluate: a step that evaluates them again would find no error, so their
     /// steps only say what is wrong.
     pub(in crate::recording) errors: &'a ErrorLists,
     /// The derivations that can be called as well: their steps must not call them.
     pub(in crate::recording) callable: &'a BTreeSet<AttrPath>,
-    /// The edges between the targets.
+    /// The edges between the targets and, behind them, the shared derivations.
     pub(in crate::recording) edges: &'a Edges,
     /// For each target, why it needs no build, if it needs none.
     pub(in crate::recording) skip: &'a [Option<String>],
@@ -67,6 +69,8 @@ pub(in crate::recording) struct PlannedPipeline {
     pub(in crate::recording) steps: Vec<PlacedStep>,
     /// The place of each target in the pipeline, in the order of the records.
     pub(in crate::recording) targets: Vec<TargetStep>,
+    /// The steps of shared derivations.
+    pub(in crate::recording) shared: Vec<SharedStep>,
     /// The steps that follow targets.
     pub(in crate::recording) followers: Vec<PlannedFollower>,
     /// The keys of all steps.
@@ -93,6 +97,19 @@ pub(in crate::recording) struct TargetStep {
     pub(in crate::recording) seconds: Option<f64>,
     /// Whether it runs whatever the steps did that it waits for.
     pub(in crate::recording) runs_anyway: bool,
+}
+
+/// A step of a derivation that several targets need, as `eval-once.json` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(in crate::recording) struct SharedStep {
+    /// The derivation's name.
+    pub(super) name: String,
+    /// Its `.drv`.
+    pub(super) drv: DrvPath,
+    /// The key of its step.
+    pub(super) key: String,
+    /// The keys of the steps that it waits for.
+    pub(super) depends_on: Vec<String>,
 }
 
 /// A step that follows a target, as `eval-once.json` has it.
@@ -136,26 +153,11 @@ pub(in crate::recording) fn steps(
     let maker = maker.with_targets(records.targets, records.callable, &keys);
     let mut errors = records.errors.clone();
 
-    let mut drafts = Vec::with_capacity(records.targets.len());
-    for (i, target) in records.targets.iter().enumerate() {
-        let skip = records.skip.get(i).and_then(Option::as_deref);
-        drafts.push(maker.target(target, skip).map_err(|message| {
-            errors.refused.push(AttrError {
-                attr: target.attr.clone(),
-                message: Some(message),
-            });
-        }));
-    }
-    let builds_nothing: Vec<bool> = drafts
-        .iter()
-        .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
-        .collect();
-    let edges = records.edges.without(&builds_nothing);
-    let batches = batches(records, &drafts, &edges, request);
-    let target_steps = place(records, &drafts, &edges, &batches, &keys, request);
+    let drafts = drafts(records, &maker, &mut errors.refused)?;
+    let mut building = Building::new(records, drafts, &maker, &keys, request);
 
     let red = error_steps(&maker, &errors, request)?;
-    let behind_all = behind_all(&red, &target_steps);
+    let behind_all = building.behind_all(&red);
     let mut planned = if request.phases.build {
         red
     } else {
@@ -163,26 +165,12 @@ pub(in crate::recording) fn steps(
     };
     let mut followers = Vec::new();
     let mut last = Vec::new();
-    let mut drafts: Vec<Option<UnlinkedStep>> = drafts.into_iter().map(Result::ok).collect();
-    let batch_keys = batch_keys(&target_steps);
-    for i in batches.order(&edges) {
-        let (target, place) = (&records.targets[i], &target_steps[i]);
-        if request.phases.build
-            && let Some(draft) = drafts[i].take()
-        {
-            let draft = match batches.of(i).map(|batch| &batches.members()[batch]) {
-                Some(members) => {
-                    let mut members: Vec<_> = members
-                        .iter()
-                        .filter_map(|at| Some((&records.targets[*at], drafts[*at].take()?)))
-                        .collect();
-                    members.push((target, draft));
-                    maker.batch(&place.key, members)?
-                }
-                None => draft,
-            };
-            planned.extend(target_step(draft, target, place, &batch_keys, request));
-        }
+    for i in building.order() {
+        planned.extend(building.step(i)?);
+        let Some(target) = records.targets.get(i) else {
+            continue;
+        };
+        let place = building.place(i);
         if !request.phases.release {
             continue;
         }
@@ -229,41 +217,15 @@ pub(in crate::recording) fn steps(
     if request.summary {
         drop_missing_dependencies(&mut steps);
     }
+    let (targets, shared) = building.into_places();
     Ok(PlannedPipeline {
         steps,
-        targets: target_steps,
+        targets,
+        shared,
         followers,
         keys,
         errors,
         omitted,
-    })
-}
-
-/// The step of a target in its place; none where it is left out.
-fn target_step(
-    draft: UnlinkedStep,
-    target: &Target,
-    place: &TargetStep,
-    batches: &HashSet<String>,
-    request: &RecordingRequest,
-) -> Option<PlacedStep> {
-    let UnlinkedStep { mut step, skip, .. } = draft;
-    if skip.is_some() && request.skip_style == SkipStyle::Omit {
-        return None;
-    }
-    let targets = place.depends_on.iter().cloned();
-    // Of a batch that is red, most targets are not: what depends on those is to be built.
-    let targets = targets.map(|key| match place.runs_anyway || batches.contains(&key) {
-        false => Dependency::Key(key),
-        true => Dependency::Step {
-            step: key,
-            allow_failure: Some(true.into()),
-        },
-    });
-    wait_first(&mut step.depends_on, targets);
-    Some(PlacedStep {
-        skipped: skip.is_some(),
-        ..PlacedStep::new(step, group(&target.attr, request.group_by))
     })
 }
 
@@ -311,121 +273,6 @@ fn follower_step(
         confirm,
         ..PlacedStep::new(step, group)
     }
-}
-
-/// Puts dependencies of ours before a user's.
-fn wait_first(dependencies: &mut Vec<Dependency>, ours: impl IntoIterator<Item = Dependency>) {
-    let wished = std::mem::replace(dependencies, ours.into_iter().collect());
-    for dependency in wished {
-        if !dependencies.contains(&dependency) {
-            dependencies.push(dependency);
-        }
-    }
-}
-
-/// What a step waits for that waits for all targets: those that no other target waits for, and the red steps of errors.
-fn behind_all(red: &[PlacedStep], targets: &[TargetStep]) -> Vec<String> {
-    let batches = batch_keys(targets);
-    let building = targets.iter().filter(|target| target.skip.is_none());
-    let waited_for: HashSet<&String> = building
-        .clone()
-        .filter(|target| !target.runs_anyway)
-        .flat_map(|target| &target.depends_on)
-        // What waits for a batch runs also where that is red.
-        .filter(|key| !batches.contains(*key))
-        .collect();
-    let red = red.iter().map(|planned| &planned.step.key);
-    let last = building.map(|target| &target.key);
-    let mut seen = HashSet::new();
-    let all = red.chain(last.filter(|key| !waited_for.contains(key)));
-    all.filter(|key| seen.insert(*key)).cloned().collect()
-}
-
-/// The place of each target. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
-fn place(
-    records: &Records<'_>,
-    drafts: &[Result<UnlinkedStep, ()>],
-    edges: &Edges,
-    batches: &Batches,
-    keys: &StepKeys,
-    request: &RecordingRequest,
-) -> Vec<TargetStep> {
-    let batch_keys: Vec<String> = batches
-        .members()
-        .iter()
-        .map(|members| {
-            let members = members.iter().map(|at| keys.target(&records.targets[*at]));
-            batch_key(members, request)
-        })
-        .collect();
-    let step_key = |at: usize| match batches.of(at) {
-        Some(batch) => batch_keys[batch].clone(),
-        None => keys.target(&records.targets[at]),
-    };
-    let waits = |at: usize| -> Vec<String> {
-        let own = [at];
-        let targets = match batches.of(at) {
-            Some(batch) => &batches.members()[batch][..],
-            None => &own,
-        };
-        let mut seen = HashSet::new();
-        let below = targets.iter().flat_map(|at| edges.of(*at));
-        let keys = below.map(|at| step_key(*at));
-        keys.filter(|key| seen.insert(key.clone())).collect()
-    };
-    let targets = records.targets.iter().zip(drafts).enumerate();
-    let places = targets.map(|(i, (target, draft))| TargetStep {
-        key: match draft {
-            Ok(_) => step_key(i),
-            Err(()) => keys.error(&target.attr),
-        },
-        depends_on: waits(i),
-        skip: draft.as_ref().map_or(None, |draft| draft.skip.clone()),
-        report: batches.of(i).map(|_| keys.target(target)),
-        seconds: records.seconds.get(i).copied().flatten(),
-        runs_anyway: batches.are_mixed && batches.of(i).is_some(),
-    });
-    places.collect()
-}
-
-/// What of the targets has a step in common with others: what took less in the base than the request says, and is built as any other
-/// target of its system.
-fn batches(
-    records: &Records<'_>,
-    drafts: &[Result<UnlinkedStep, ()>],
-    edges: &Edges,
-    request: &RecordingRequest,
-) -> Batches {
-    let Some(limit) = request.batch else {
-        return Batches::default();
-    };
-    let targets = records.targets.iter().zip(drafts).enumerate();
-    let kinds: Vec<_> = targets
-        .map(|(i, (target, draft))| {
-            let seconds = records.seconds.get(i).copied().flatten();
-            let is_short = seconds.is_some_and(|seconds| seconds < limit.as_secs_f64());
-            let is_plain = draft.as_ref().is_ok_and(|draft| draft.record.is_some());
-            (is_short && is_plain).then(|| {
-                let mut features = target.features.clone();
-                features.sort_unstable();
-                (
-                    &target.system,
-                    features,
-                    group(&target.attr, request.group_by),
-                )
-            })
-        })
-        .collect();
-    // Other steps and groups are jobs too; steps that are skipped are left out where there is no room.
-    let skipped = drafts.iter().flatten();
-    let skipped = skipped.filter(|draft| draft.skip.is_some()).count();
-    Batches::new(&kinds, edges, JOBS_AT_MOST / 4 * 3 + skipped)
-}
-
-/// The keys of the steps that are batches.
-fn batch_keys(targets: &[TargetStep]) -> HashSet<String> {
-    let batches = targets.iter().filter(|target| target.report.is_some());
-    batches.map(|target| target.key.clone()).collect()
 }
 
 /// One step for each attribute with an error that is to be seen: of the evaluation errors, unless they are only reported; of the
@@ -742,6 +589,7 @@ mod tests {
             edges: &no_edges(&targets),
             skip: &[],
             seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, request, schema()).unwrap();
         let counts = steps.counts(&targets);
@@ -857,6 +705,7 @@ mod tests {
             edges: &no_edges(&[]),
             skip: &[],
             seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
         assert_eq!(steps.errors, errors);
@@ -901,13 +750,25 @@ mod tests {
             edges,
             skip: &[],
             seconds,
+            shared: &[],
         };
         let request = RecordingRequest {
             base: Some("eval-once.json".into()),
             batch: Some(std::time::Duration::from_secs(10)),
             ..request.clone()
         };
-        steps(&records, &request, schema()).unwrap()
+        // Whatever waits for the batches, what follows everything waits for them too: a batch that is red keeps nothing else from running.
+        let maker = StepMaker::new(&request, schema()).unwrap();
+        let keys = StepKeys::default();
+        let mut refused = Vec::new();
+        let drafts = drafts(&records, &maker, &mut refused).unwrap();
+        let building = Building::new(&records, drafts, &maker, &keys, &request);
+        let behind = building.behind_all(&[]);
+        let planned = steps(&records, &request, schema()).unwrap();
+        for target in planned.targets.iter().filter(|it| it.report.is_some()) {
+            assert!(behind.contains(&target.key), "{behind:?}");
+        }
+        planned
     }
 
     #[test]
@@ -974,9 +835,6 @@ mod tests {
                 all.iter()
                     .all(|step| record_of(step)["share"] == "artifact:a.tar")
             );
-            // Those that wait for everything wait for the batch too, although something else does.
-            let behind = behind_all(&[], &steps.targets);
-            assert!(behind.contains(&steps.targets[1].key), "{behind:?}");
         }
         let with_command = RecordingRequest {
             base: Some("x".into()),
@@ -989,6 +847,66 @@ mod tests {
                 .to_string()
                 .contains("`batch` cannot be combined with `command`")
         );
+    }
+
+    #[test]
+    fn what_several_targets_need_has_a_step_that_they_wait_for_and_that_never_evaluates() {
+        for emit in [Emit::Command, request().emit] {
+            let targets: Vec<Target> = (0..3)
+                .map(|i| target(i, &["p", &format!("t{i}")]))
+                .collect();
+            let mut shared = target(7, &[]);
+            shared.name = "zlib-1.3.1".into();
+            shared.system = "aarch64-linux".into();
+            let nodes: Vec<Target> = targets.iter().chain([&shared]).cloned().collect();
+            // The first and the second need it, and it needs the third.
+            let edges = edges_between(&nodes, &[(0, 7), (1, 7), (7, 2)]);
+            let records = Records {
+                targets: &targets,
+                shared: std::slice::from_ref(&shared),
+                errors: &ErrorLists::default(),
+                callable: &BTreeSet::new(),
+                edges: &edges,
+                skip: &[],
+                seconds: &[],
+            };
+            let request = RecordingRequest {
+                emit,
+                summary: true,
+                agents: BTreeMap::from([(
+                    "aarch64-linux".into(),
+                    keys(&json!({ "queue": "arm" })),
+                )]),
+                ..request_wishing(&json!({ "command": "test", "priority": 1 }))
+            };
+            let planned = steps(&records, &request, schema()).unwrap();
+            let made = values(&planned);
+            let keys: Vec<&str> = made
+                .iter()
+                .map(|step| step["key"].as_str().unwrap())
+                .collect();
+            let shared_key = format!("shared-{}", shared.drv.as_store_path().hash());
+            assert_eq!(keys[..2], [key(&targets[2]), shared_key.clone()]);
+            let step = &made[1];
+            assert_eq!(step["label"], ":nix: zlib-1.3.1 (shared)");
+            assert_eq!(step["agents"], json!({ "queue": "arm" }));
+            assert_eq!(step["priority"], 1);
+            assert_eq!(step["depends_on"], json!([key(&targets[2])]));
+            let command = step.get("command").cloned();
+            assert!(command.is_none() || command == Some(json!("eval-once step")));
+            let record = Value::Object(record_of(step));
+            let expected = json!({
+                "drv": shared.drv.as_store_path().as_str(), "options": { "cores": "2" },
+                "outputs": { "out": shared.outputs["out"].as_str() }, "out-link": false
+            });
+            assert_eq!(record, expected);
+            for target in &targets[..2] {
+                let step = made.iter().find(|step| step["key"] == key(target)).unwrap();
+                assert_eq!(step["depends_on"], json!([shared_key]));
+            }
+            assert_eq!(planned.targets.len(), 3);
+            assert_eq!(planned.shared[0].key, shared_key);
+        }
     }
 
     #[test]
@@ -1185,6 +1103,7 @@ mod tests {
             edges: &edges,
             skip: &[None, None, Some("a cache has it".into())],
             seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
         let last = &values(&steps)[4];

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::fingerprint::fingerprint;
-use crate::nix::AttrPath;
+use crate::nix::{AttrPath, DrvPath};
 use crate::recording::errors::ErrorLists;
 use crate::recording::{KeyStyle, RecordingRequest, Target};
 
@@ -34,6 +34,15 @@ pub(super) fn batch_key(
     let targets: BTreeSet<String> = targets.into_iter().collect();
     let hash = fingerprint(targets.iter().map(String::as_str));
     format!("{}batch-{hash}", request.key_prefix)
+}
+
+/// The key of the step of a derivation that several targets need.
+pub(super) fn shared_key(drv: &DrvPath, request: &RecordingRequest) -> String {
+    format!(
+        "{}shared-{}",
+        request.key_prefix,
+        drv.as_store_path().hash()
+    )
 }
 
 /// What a step is of: the identity that its key stands for.

@@ -104,6 +104,7 @@ fn a_step_waits_for_its_target_for_all_or_for_nothing() {
     };
     let records = Records {
         seconds: &[],
+        shared: &[],
         targets: &targets,
         errors: &errors,
         callable: &BTreeSet::new(),
@@ -411,7 +412,7 @@ proptest! {
             message: Some(errors[i].1.clone()),
         }];
         let errors = ErrorLists { evaluation: error(0), refused: error(1), expected: error(2) };
-        let records = Records { targets: &targets, errors: &errors, callable: &BTreeSet::new(), edges: &edges, skip: &skip, seconds: &[] };
+        let records = Records { targets: &targets, shared: &[], errors: &errors, callable: &BTreeSet::new(), edges: &edges, skip: &skip, seconds: &[] };
         let planned = steps(&records, &request, schema()).unwrap();
         let made = written(&planned);
         let document = placed_step::json(&planned.steps).unwrap();
