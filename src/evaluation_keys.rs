@@ -137,9 +137,17 @@ pub(crate) fn read(
 /// # Errors
 /// One of them is no setting's value (64).
 pub(crate) fn read_options(reader: &mut KeyReader) -> Result<Vec<(String, String)>, Failure> {
-    let options = reader.map("options", "a string, a number or a boolean", |_, value| {
-        scalar(value)
-    })?;
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    let options = reader.map(
+        "options",
+        "a string, a number or a boolean",
+        |name, value| {
+            if name.is_empty() || !name.chars().all(is_of_name) {
+                return Some(Err("is not the name of a Nix setting".into()));
+            }
+            scalar(value)
+        },
+    )?;
     Ok(options.into_iter().collect())
 }
 

@@ -36,8 +36,9 @@
 //! | 4 | [`keys`] | reading what a user has configured, strictly, whatever it means |
 //! | 3 | [`counts`] | how a recording is counted, and in which words |
 //! | 3 | [`command_line`] | programs as data: what is run, as what, and how it ended |
+//! | 3 | [`secret_lines`] | credentials that take several lines of a stream |
 //! | 2 | [`exit`] | what a failure means for a retry: classes and exit statuses |
-//! | 1 | [`secrets`] | the one detector of credentials: what of a text is secret, and where it belongs |
+//! | 2 | [`secrets`] | the one detector of credentials: what of a text is secret, and where it belongs |
 //! | 1 | [`text`] | text from elsewhere, made safe to show |
 //! | 1 | [`fingerprint`] | hashes as text |
 //! | 1 | [`paths`] | paths by their letters, and where they really lead |
@@ -122,6 +123,7 @@ pub mod parallel;
 pub mod paths;
 pub mod private;
 pub mod recording;
+pub mod secret_lines;
 pub mod secrets;
 pub mod share;
 pub mod share_keys;
