@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(
             unknown("drv").hint.as_deref(),
             Some(
-                "the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial"
+                "the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial, steps"
             )
         );
     }
