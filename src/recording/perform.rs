@@ -165,10 +165,7 @@ pub fn perform(
         upload.publish(&document, &body)?;
         return Err(failure);
     }
-    if at_root.key_style == KeyStyle::Attr {
-        let claimed = upload.claim_keys(&key_area(&at_root), &identity);
-        claimed.map_err(|failure| failure.context(undone))?;
-    }
+    claim_keys(&mut upload, &at_root, &identity)?;
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
     let saved = upload.save(&plan, &identity);
@@ -240,6 +237,19 @@ fn earlier(
     };
     let source = source(&at_root.root, &at_root.options);
     base.earlier(&source, &at_root.root.attr)
+}
+
+/// Claims the keys of the steps, where another recording of the build may have the same.
+fn claim_keys(
+    upload: &mut Upload<'_>,
+    at_root: &RecordingRequest,
+    identity: &str,
+) -> Result<(), Failure> {
+    if at_root.key_style == KeyStyle::Drv {
+        return Ok(());
+    }
+    let claimed = upload.claim_keys(&key_area(at_root), identity);
+    claimed.map_err(|failure| failure.context("nothing is uploaded"))
 }
 
 /// Follows the plan that was saved: from now on, a retry does as well.
