@@ -5,6 +5,7 @@
 
 mod batches;
 mod checkout;
+mod commit_status;
 mod fallback;
 #[cfg(test)]
 mod fixtures;
