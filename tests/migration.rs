@@ -14,6 +14,8 @@ use crate::support::{
     EVAL_ONCE,
     agent::{plugin_repository, program},
     buildkite::{Build, JobState, Outcome},
+    program::Program,
+    stand_in::write_program,
     store::Store,
     tool,
 };
@@ -260,4 +262,64 @@ fn a_phase_alone_and_a_build_that_stops_at_its_first_failure_are_keys_of_the_rec
     let stopping = recorded(&["--step", r#"{"cancel_on_build_failing":true}"#]);
     let app = stopping.iter().find(|step| step["key"] == "nix-web-app");
     assert_eq!(app.unwrap()["cancel_on_build_failing"], true);
+}
+
+/// The reporter of the guide, with stand-ins for the agent and for ssh.
+#[test]
+fn the_guides_reporter_to_gerrit_votes_and_names_what_failed() {
+    let (Some(bash), Some(_)) = (tool("bash"), tool("jq")) else {
+        return;
+    };
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/migrating.md");
+    let page = fs::read_to_string(page).unwrap();
+    let (_, script) = page.split_once("```sh\n").unwrap();
+    let (script, _) = script.split_once("```").unwrap();
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("report"), script).unwrap();
+    let agent = r#"#!/bin/sh
+case "$1 $2" in
+  "meta-data get") cat failed ;;
+  "artifact download") ;;
+  *) exit 9 ;;
+esac
+"#;
+    write_program(&at("buildkite-agent"), agent);
+    write_program(&at("ssh"), "#!/bin/sh\nprintf '%s\\n' \"$@\"\n");
+    let path = std::env::var_os("PATH").unwrap();
+    let mut folders = vec![folder.path().to_owned()];
+    folders.extend(std::env::split_paths(&path));
+    let run = |failed: &str, outcomes: &Value| {
+        fs::write(at("failed"), failed).unwrap();
+        fs::write(at("eval-once-outcomes.json"), outcomes.to_string()).unwrap();
+        let variables = [
+            ("GERRIT_HOST", "review.example.org"),
+            ("CHANGE", "5"),
+            ("PATCHSET", "2"),
+            ("BUILDKITE_BUILD_URL", "https://b/1"),
+        ];
+        let ended = Program::new(&bash)
+            .arg("report")
+            .folder(folder.path())
+            .env("PATH", std::env::join_paths(&folders).unwrap())
+            .envs(variables)
+            .run();
+        ended.exits(0).stdout.clone()
+    };
+    let target = |attr: &[&str], outcome: &str| json!({ "attr": attr, "outcome": outcome });
+    let targets = [
+        target(&["web", "it's"], "failed"),
+        target(&["docs"], "passed"),
+        target(&["old"], "skipped"),
+        target(&["cli"], "evaluation-error"),
+    ];
+    let said = run("2", &json!({ "targets": targets }));
+    assert!(said.contains("Verified=-1"), "{said}");
+    assert!(
+        said.contains("'2 failed: https://b/1\nweb.its\ncli'"),
+        "{said}"
+    );
+    assert!(said.ends_with("5,2\n"), "{said}");
+    let said = run("0", &json!({ "targets": [] }));
+    assert!(said.contains("Verified=+1"), "{said}");
 }

@@ -243,6 +243,7 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("skip", &["built", "cached", "none"]),
         ("skip-style", &["mark", "run", "omit"]),
         ("on-error", &["step", "fail", "report"]),
+        ("notify", &["none", "github-status"]),
         ("emit", &["plugin", "command"]),
         ("command", &["after", "none"]),
         ("on-drift", &["warn", "fail"]),

@@ -668,6 +668,19 @@ pub const KEYS: &[Key] = &[
         "Ignore the targets' own meta.buildkite and meta.eval-once",
     ),
     Key::new(
+        "notify",
+        RECORDING,
+        KeyKind::Choice(
+            "WHAT",
+            &[
+                choice("none", "nothing besides the build itself"),
+                choice("github-status", "a commit status for each target, by its attribute path"),
+            ],
+        ),
+        "What Buildkite reports to the code host",
+    )
+    .default("none"),
+    Key::new(
         "summary",
         RECORDING,
         KeyKind::BooleanOr("fail"),

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::checkout;
+use super::commit_status;
 use super::labels::{attr_name, inert, label};
 use super::record::{size, source, text};
 use super::retry::retry_rules;
@@ -76,6 +77,11 @@ impl<'a> StepMaker<'a> {
         checkout::check_plugin(request).map_err(refuse)?;
         checkout::skips(request, &[&step]).map_err(wrong)?;
         if request.batch.is_some() {
+            if request.notify_statuses {
+                return Err(refuse(
+                    "`batch` cannot be combined with `notify`: a status is of one step",
+                ));
+            }
             // What each target's step would do besides would have to be done for each target of a batch.
             let other = ["command", "skip", "matrix", "parallelism"];
             if let Some(key) = other.into_iter().find(|key| step.has(key)) {
@@ -222,6 +228,7 @@ impl<'a> StepMaker<'a> {
         if let Some(reason) = skip.as_ref().filter(|_| !ends_at_once) {
             step.skip = Some(StepSkip::Reason(reason.clone()));
         }
+        let step = self.with_status(step, Some(&name));
         let step = self.with_command_carried(step)?;
         Ok(UnlinkedStep {
             step,
@@ -458,7 +465,7 @@ impl<'a> StepMaker<'a> {
         }
         let mut step = self.begin(label, self.keys.error(&error.attr), record)?;
         self.step.without(&[&FOR_TARGETS]).merge_into(&mut step);
-        self.finish(step)
+        Ok(self.with_status(self.finish(step)?, Some(&attr_name(&error.attr))))
     }
 
     /// The step of an expected error: as that of any other, and skipped, with the beginning of the message as the reason.
@@ -497,7 +504,15 @@ impl<'a> StepMaker<'a> {
         self.step
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
             .merge_into(&mut step);
-        self.finish(step)
+        Ok(self.with_status(self.finish(step)?, Some(&attr)))
+    }
+
+    /// The step, reported as the commit status of this target, or of all, where that is asked for.
+    fn with_status(&self, mut step: CommandStep, target: Option<&str>) -> CommandStep {
+        if self.request.notify_statuses {
+            commit_status::add(&mut step, target);
+        }
+        step
     }
 
     /// The step that sums the build up when all of these have ended, whatever their outcome. A `wait` step would do so too, but
@@ -545,7 +560,7 @@ impl<'a> StepMaker<'a> {
         self.step
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY, softness])
             .merge_into(&mut step);
-        self.finish(step)
+        Ok(self.with_status(self.finish(step)?, None))
     }
 
     /// Lets a step that evaluates nothing skip its checkout, where those of targets do.

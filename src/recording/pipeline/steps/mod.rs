@@ -6,6 +6,7 @@
 mod batches;
 mod building;
 mod checkout;
+mod commit_status;
 mod fallback;
 #[cfg(test)]
 mod fixtures;
