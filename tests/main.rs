@@ -9,6 +9,7 @@ mod agent_recording;
 mod agent_step;
 mod attacks;
 mod buildkite_server;
+mod built_program;
 mod cancellation;
 mod checkout;
 mod classes;
