@@ -11,6 +11,7 @@ mod artifacts;
 mod attacks;
 mod base;
 mod buildkite_server;
+mod built_program;
 mod cancellation;
 mod checkout;
 mod classes;
