@@ -68,16 +68,13 @@ pub fn perform(
     }
 
     let schema = check_request(&request, &order.place, build, supervisor)?;
-    let sharing = Sharing::new(
-        &ShareWish::of(&request),
-        &host,
-        order.build.as_ref(),
-        order.dry_run,
-    )?;
+    let wish = ShareWish::of(&request);
+    let sharing = Sharing::new(&wish, &host, order.build.as_ref(), order.dry_run)?;
     keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
     let (base, base_note) = Base::read(&request);
+    let base = base.as_ref();
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
@@ -114,14 +111,7 @@ pub fn perform(
     )?;
     times.end("evaluate");
 
-    let needs = Needs::find(
-        &unfinished,
-        &pinned,
-        base.as_ref(),
-        answers,
-        store,
-        supervisor,
-    )?;
+    let needs = Needs::find(&unfinished, &pinned, base, answers, store, supervisor)?;
     times.end("skip");
 
     let records = needs.records(&pinned, &errors);
@@ -138,7 +128,7 @@ pub fn perform(
         times.end("share");
     }
 
-    let earlier = earlier(base.as_ref(), previous, &at_root);
+    let earlier = earlier(base, previous, &at_root);
     let report = RecordingReport {
         source: &request.description(),
         targets,
