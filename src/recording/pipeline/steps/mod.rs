@@ -1071,10 +1071,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one pipeline, looked at step by step"
-    )]
     fn a_summary_waits_for_all_other_steps_whatever_their_outcome() {
         let mut targets: Vec<_> = (0..3).map(|i| target(i, &["p", &i.to_string()])).collect();
         targets[1].system = "aarch64-linux".into();
