@@ -14,6 +14,7 @@
 //! | --- | --- | --- |
 //! | 13 | [`options`] | what the user asked for: the command line and the environment, turned into values |
 //! | 12 | [`job`] | what a job of the agent becomes: a step, a recording or a summary of ours, or the job as it would be without us; the command that follows |
+//! | 11 | [`base`] | fetching what an earlier build has recorded and how it ended, for a recording that skips what is the same |
 //! | 11 | [`summary`] | the build at a glance: what recordings planned and steps reported, as an annotation and as JUnit |
 //! | 10 | [`step`] | one target: the list of ways, the choice between them, the report |
 //! | 10 | [`recording`] | all targets: evaluating them once, keeping their `.drv`s, the pipeline that builds them |
@@ -21,6 +22,7 @@
 //! | 9 | [`share`] | how `.drv`s get from the host that records to those that build: an archive as an artifact, or a store |
 //! | 8 | [`store`] | asking Nix: what is valid, what is missing, locks, roots, logs; each question once; copying |
 //! | 8 | [`agent`] | asking the Buildkite agent; each question once |
+//! | 8 | [`rest`] | asking Buildkite's REST API; each question once |
 //! | 7 | [`build_keys`] | the keys that say how a target is built: read by a step, passed on by a recording |
 //! | 7 | [`parallel`] | several programs in parallel, whatever they are |
 //! | 7 | [`host`] | this host: its settings, memory and disk |
@@ -29,6 +31,7 @@
 //! | 6 | [`evaluation_keys`] | the keys that say what is evaluated: the same for a step and for a recording |
 //! | 6 | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
 //! | 6 | [`environment`] | what the agent's `environment` hook puts into a job |
+//! | 6 | [`outcomes`] | the outcome of every target of a build, as a file that later recordings and other programs read |
 //! | 6 | [`status_line`] | the line that shows progress |
 //! | 5 | [`log`] | everything that is printed in a job's log |
 //! | 5 | [`nix`] | Nix as data: store paths, command lines, what its programs print and what that means |
@@ -72,6 +75,7 @@
 //! | pin | the store file whose references are the recorded `.drv`s; its GC root keeps them all (what one does to nixpkgs is *lock*) |
 //! | step, job | one target in the pipeline; one run of a step on an agent |
 //! | way | how a step gets its outputs: `realised`, `available`, `fetched`, `evaluated` |
+//! | base | an earlier build with its recordings and outcomes: what is the same and was green there is skipped |
 //! | share | a store, or an artifact of the build, through which one host's `.drv`s reach the others |
 //! | outcome | how a step ended according to Buildkite (its job), which may differ from how its build ended |
 //! | infrastructure failure | class 75 (`surroundings` in JSON): the machine, the daemon, the network or Buildkite failed; a retry may help |
@@ -104,6 +108,7 @@
 compile_error!("eval-once runs where Nix runs: on Linux and macOS. On Windows, use it inside WSL.");
 
 pub mod agent;
+pub mod base;
 pub mod build_keys;
 pub mod buildkite;
 pub mod command_line;
@@ -119,10 +124,12 @@ pub mod keys;
 pub mod log;
 pub mod nix;
 pub mod options;
+pub mod outcomes;
 pub mod parallel;
 pub mod paths;
 pub mod private;
 pub mod recording;
+pub mod rest;
 pub mod secret_lines;
 pub mod secrets;
 pub mod share;

@@ -226,7 +226,7 @@ fn every_recording_and_every_step_on_a_page_runs_in_the_example() {
     for (_, block) in yaml_blocks() {
         let pipeline: Value = serde_yaml_ng::from_str(&block).unwrap();
         for_each_use(&pipeline, &mut |_, keys| match &keys["pipeline"] {
-            Value::Null if keys["summary"] == true => {}
+            Value::Null if !keys["summary"].is_null() => {}
             Value::Null => drop(steps.insert(keys.to_string())),
             keys => drop(recordings.insert(flags(keys))),
         });

@@ -169,6 +169,13 @@ fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("true")],
         ),
         (
+            "targets",
+            vec![
+                json!([{ "key": "drv-x", "drv": "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-x.drv" }]),
+            ],
+            vec![json!({}), json!(["x"])],
+        ),
+        (
             "share-size",
             vec![json!(0), json!(1_u64 << 40)],
             vec![json!(-1), json!(0.5), json!("1")],
@@ -211,6 +218,8 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("memory", 1 << 20),
         ("evaluation-timeout", 86_400),
         ("group-by", 3),
+        ("batch", 30),
+        ("shared-steps", 5),
         ("chunk", 500),
         ("keep-days", 365),
         ("share-limit", 1 << 20),
@@ -259,6 +268,11 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             "push",
             vec![json!("s3://your-org-nix?region=eu-west-1")],
             vec![json!(false), json!({})],
+        ),
+        (
+            "base",
+            vec![json!(".git/base/eval-once.json")],
+            vec![json!(false), json!(["x"])],
         ),
         (
             "plugin",
@@ -404,6 +418,7 @@ fn each_key_takes_what_it_may_be() {
     accept(&validator, &json!({}));
     accept(&validator, &json!({ "pipeline": {} }));
     accept(&validator, &json!({ "summary": true }));
+    accept(&validator, &json!({ "summary": "fail" }));
     for (key, good, _) in step_keys() {
         for value in good {
             accept(&validator, &json!({ key: value }));
@@ -474,8 +489,11 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
             .run()
     };
     let of_a_step: fn(&str, Value) -> Value = |key, value| json!({ key: value });
-    let of_a_recording: fn(&str, Value) -> Value =
-        |key, value| json!({ "pipeline": { key: value } });
+    let of_a_recording: fn(&str, Value) -> Value = |key, value| match key {
+        // It is refused without the other.
+        "batch" => json!({ "pipeline": { key: value, "base": "eval-once.json" } }),
+        _ => json!({ "pipeline": { key: value } }),
+    };
     let keys = [(step_keys(), of_a_step), (recording_keys(), of_a_recording)]
         .into_iter()
         .flat_map(|(keys, of)| keys.into_iter().map(move |keys| (keys, of)));

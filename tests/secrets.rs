@@ -35,6 +35,7 @@ fn every_key_that_has_room_for_a_secret_refuses_one_by_its_name() {
                 KeyKind::Text(_)
                 | KeyKind::TextOrFalse(..)
                 | KeyKind::Boolean
+                | KeyKind::BooleanOr(_)
                 | KeyKind::Choice(..)
                 | KeyKind::Number(..) => vec![json!(url())],
                 KeyKind::Texts(_) | KeyKind::AttrPath | KeyKind::AttrPaths => {
@@ -43,6 +44,7 @@ fn every_key_that_has_room_for_a_secret_refuses_one_by_its_name() {
                 KeyKind::Pairs(_) | KeyKind::Paths => {
                     vec![json!({ "x": url() }), json!({ url(): "x" })]
                 }
+                KeyKind::Maps => vec![json!([{ "x": url() }])],
                 KeyKind::Json => vec![
                     json!({ "x": url() }),
                     json!({ "x": { "y": [1, url()] } }),

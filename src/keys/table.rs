@@ -14,6 +14,8 @@ pub enum KeyOwner {
     Recording,
     /// Of a target that is recorded: in its `meta.eval-once`.
     Target,
+    /// Of a pin by hand: as flags of `eval-once pin`.
+    Pin,
     /// Of a step that follows a target: in its `meta.eval-once.steps.<name>`.
     Follower,
 }
@@ -26,6 +28,7 @@ impl KeyOwner {
             Self::Step => "a step",
             Self::Recording => "a recording",
             Self::Target => "a target",
+            Self::Pin => "a pin",
             Self::Follower => "a step that follows a target",
         }
     }
@@ -76,6 +79,8 @@ pub enum KeyKind {
     AttrPaths,
     /// `true` or `false`: the flag is for the one that is not the default.
     Boolean,
+    /// `true`, `false` or this word; the flag alone is `true`.
+    BooleanOr(&'static str),
     /// One of a few words.
     Choice(&'static str, &'static [Choice]),
     /// A whole number, from the least to the most, both included.
@@ -86,6 +91,8 @@ pub enum KeyKind {
     Paths,
     /// A map of anything: as JSON.
     Json,
+    /// A list of maps: only recordings write one.
+    Maps,
     /// A string, or `false`, for which there is another flag: its name, and what it does.
     TextOrFalse(&'static str, &'static str, &'static str),
 }
@@ -165,7 +172,7 @@ impl Key {
     #[must_use]
     pub fn doc_for(&self, owner: KeyOwner) -> &'static str {
         match (owner, self.recording_doc) {
-            (KeyOwner::Recording, Some(doc)) => doc,
+            (KeyOwner::Recording | KeyOwner::Pin, Some(doc)) => doc,
             _ => self.doc,
         }
     }
@@ -223,9 +230,17 @@ const SHARE: KeyKind = KeyKind::TextOrFalse("SHARE", "no-share", "Use no share")
 const STEP: &[KeyOwner] = &[KeyOwner::Step];
 const RECORDING: &[KeyOwner] = &[KeyOwner::Recording];
 const BOTH: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording];
+const WITH_PINS: &[KeyOwner] = &[KeyOwner::Recording, KeyOwner::Pin];
+const BOTH_AND_PINS: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Pin];
 const TARGET: &[KeyOwner] = &[KeyOwner::Target];
 const FOLLOWER: &[KeyOwner] = &[KeyOwner::Follower];
 const ALL: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target];
+const ALL_AND_PINS: &[KeyOwner] = &[
+    KeyOwner::Step,
+    KeyOwner::Recording,
+    KeyOwner::Target,
+    KeyOwner::Pin,
+];
 
 const fn choice(word: &'static str, doc: &'static str) -> Choice {
     Choice { word, doc }
@@ -299,7 +314,7 @@ pub const KEYS: &[Key] = &[
     )
     .flag("include", "Add an entry to the Nix search path")
     .short('I'),
-    Key::new("options", BOTH, KeyKind::Pairs("VALUE"), "Nix settings")
+    Key::new("options", BOTH_AND_PINS, KeyKind::Pairs("VALUE"), "Nix settings")
         .flag("option", "Set a Nix setting"),
     Key::new(
         "call",
@@ -384,6 +399,25 @@ pub const KEYS: &[Key] = &[
         "Which targets need no step",
     )
     .default("cached"),
+    Key::new(
+        "base",
+        RECORDING,
+        KeyKind::Text("FILE"),
+        "The eval-once.json of an earlier build, with its eval-once-outcomes.json beside it; what is the same and was green there needs no step",
+    ),
+    Key::new(
+        "batch",
+        RECORDING,
+        KeyKind::Number("SECONDS", 1, 3_600),
+        "Put targets that took less than that in the base into common steps, at most 50 each",
+    ),
+    Key::new(
+        "shared-steps",
+        RECORDING,
+        KeyKind::Number("N", 2, 100_000),
+        "Give a derivation that is no target a step of its own where at least so many targets need it directly",
+    )
+    .default("no such steps"),
     Key::new(
         "skip-style",
         RECORDING,
@@ -560,7 +594,7 @@ pub const KEYS: &[Key] = &[
     .default("EVAL_ONCE_SHARE, where that is a URL"),
     Key::new(
         "share",
-        RECORDING,
+        WITH_PINS,
         SHARE,
         "How other hosts get the recorded .drvs: artifact (an artifact of the build), the URL of a store, or false (not at all)",
     )
@@ -571,14 +605,14 @@ pub const KEYS: &[Key] = &[
     .default("EVAL_ONCE_SHARE, else artifact in a job"),
     Key::new(
         "share-limit",
-        RECORDING,
+        WITH_PINS,
         KeyKind::Number("MIB", 1, u64::MAX >> 20),
         "The largest archive that becomes an artifact, in MiB, compressed; a larger one is a warning, and nothing is shared",
     )
     .default("2048 where share is set, else 128"),
     Key::new(
         "share-required",
-        ALL,
+        ALL_AND_PINS,
         KeyKind::Boolean,
         "Whether a share that fails is a failure (75): of a recording, and of a step that would have to evaluate",
     )
@@ -625,8 +659,8 @@ pub const KEYS: &[Key] = &[
     Key::new(
         "summary",
         RECORDING,
-        KeyKind::Boolean,
-        "Add a last step that sums up the build, also after failures",
+        KeyKind::BooleanOr("fail"),
+        "Add a last step that sums up the build, also after failures; with fail it is red where a target failed",
     )
     .default("false"),
     Key::new(
@@ -638,7 +672,7 @@ pub const KEYS: &[Key] = &[
     .default("100"),
     Key::new(
         "keep-days",
-        BOTH,
+        BOTH_AND_PINS,
         KeyKind::Number("DAYS", 1, 36_500),
         "Days without use after which the step's host removes an unpacked share, or a checkout of ours",
     )
@@ -651,6 +685,13 @@ pub const KEYS: &[Key] = &[
         "Written by recordings (skip-style: run): end at once where all outputs are in the store or in a cache",
     )
     .default("false")
+    .without_flag(),
+    Key::new(
+        "targets",
+        STEP,
+        KeyKind::Maps,
+        "Written by recordings (batch): the targets that the step builds one after the other, each with its own keys and the key of its report",
+    )
     .without_flag(),
     Key::new(
         "share-size",
@@ -766,6 +807,7 @@ mod tests {
             KeyOwner::Step,
             KeyOwner::Recording,
             KeyOwner::Target,
+            KeyOwner::Pin,
             KeyOwner::Follower,
         ] {
             let names: Vec<_> = of(owner).map(|key| key.name).collect();
@@ -789,7 +831,9 @@ mod tests {
         for key in KEYS {
             let default = key.default.unwrap_or_default();
             match key.kind {
-                KeyKind::Boolean => assert!(["true", "false"].contains(&default), "{}", key.name),
+                KeyKind::Boolean | KeyKind::BooleanOr(_) => {
+                    assert!(["true", "false"].contains(&default), "{}", key.name);
+                }
                 KeyKind::Choice(_, choices) => {
                     let words = choices.iter().map(|choice| choice.word);
                     let mut named = words.filter(|word| default.contains(word));

@@ -3,13 +3,16 @@
 //! From top to bottom: evaluate, pin, skip targets whose outputs exist, find the edges between targets, make the steps, upload.
 //! A recording does not know how a step gets its outputs; it only writes the record that a step reads.
 
+mod base;
 mod checkout;
+mod common_inputs;
 mod error_line;
 mod errors;
 pub mod evaluate;
 pub mod following;
 mod keep;
 mod notices;
+mod own_pin;
 mod part_times;
 mod perform;
 pub mod pipeline;
@@ -37,6 +40,7 @@ use crate::nix::{AttrPath, DrvPath, StorePath};
 pub use evaluate::{EvaluationResult, Walk};
 use following::{Follower, FollowerMeta};
 pub use keep::prune::prune;
+pub use own_pin::{PinOrder, PinRequest, pin_drvs, read_drvs};
 pub use perform::perform;
 pub use request::{
     Emit, Evaluator, KeyStyle, OnError, Phases, RecordingRequest, Recurse, SkipStyle, SkipWhich,

@@ -253,6 +253,7 @@ mod tests {
             PlannedPipeline {
                 keys: StepKeys::default(),
                 followers: Vec::new(),
+                shared: Vec::new(),
                 steps: (0..=count).map(with_plugin).collect(),
                 targets: Vec::new(),
                 errors: ErrorLists::default(),

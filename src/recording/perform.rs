@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use super::base::Base;
 use super::checkout::check_agent;
+use super::common_inputs::CommonInputs;
 use super::error_line::MESSAGE_IN_STEP;
 use super::errors::{self, ErrorLists};
 use super::evaluate::EvaluationHost;
@@ -24,8 +26,8 @@ use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
 use super::pipeline::steps::{PlannedPipeline, Records, check, key_area, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
-use super::report::RecordingReport;
-use super::share::Sharing;
+use super::report::{Earlier, EarlierRecording, RecordingReport};
+use super::share::{ShareWish, Sharing};
 use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
@@ -66,10 +68,16 @@ pub fn perform(
     }
 
     let schema = check_request(&request, &order.place, build, supervisor)?;
-    let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
+    let sharing = Sharing::new(
+        &ShareWish::of(&request),
+        &host,
+        order.build.as_ref(),
+        order.dry_run,
+    )?;
     keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
+    let (base, base_note) = Base::read(&request);
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
@@ -101,19 +109,33 @@ pub fn perform(
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
-    let notes = print_findings(evaluated, &errors, &printed, &request, targets, log)?;
+    let notes = print_findings(
+        evaluated, &errors, &printed, base_note, &request, targets, log,
+    )?;
     times.end("evaluate");
 
     let skip = skip::reasons(targets, &request, answers, store, supervisor, log);
-    let skip = unfinished.or_leave(skip, evaluated, store, supervisor)?;
+    let mut skip = unfinished.or_leave(skip, evaluated, store, supervisor)?;
+    if let Some(base) = &base {
+        base.add_reasons(&mut skip, targets, &request);
+    }
     times.end("skip");
 
+    let seconds = base
+        .as_ref()
+        .map_or_else(Vec::new, |base| base.seconds(targets));
+    let common = CommonInputs::find(targets, &skip, &request, store, supervisor, log);
+    let common = unfinished.or_leave(common, evaluated, store, supervisor)?;
     let records = Records {
         targets,
+        shared: common.as_ref().map_or(&[], |common| &common.drvs),
         errors: &errors,
         callable: &evaluated.callable,
-        edges: &pinned.edges,
+        edges: common
+            .as_ref()
+            .map_or(&pinned.edges, |common| &common.edges),
         skip: &skip,
+        seconds: &seconds,
     };
     let undone = undone(build);
     let mut pipeline = plan(&records, &at_root, &schema, undone, log)?;
@@ -128,6 +150,7 @@ pub fn perform(
         times.end("share");
     }
 
+    let earlier = earlier(base.as_ref(), previous, &at_root);
     let report = RecordingReport {
         source: &request.description(),
         targets,
@@ -140,7 +163,7 @@ pub fn perform(
         builds: request.phases.build,
         followers: pipeline.followers.len(),
         seconds: order.started.elapsed().as_secs_f64(),
-        previous: previous.as_deref(),
+        earlier: earlier.as_ref(),
     };
     if failed.is_none() {
         log.say(report.sentence(None));
@@ -173,6 +196,23 @@ fn claim_keys(
     }
     let claimed = upload.claim_keys(&key_area(at_root), identity);
     claimed.map_err(|failure| failure.context("nothing is uploaded"))
+}
+
+/// What the recording is compared with: the base where there is one, else the previous recording of the branch.
+fn earlier(
+    base: Option<&Base>,
+    previous: Option<Vec<(AttrPath, String)>>,
+    at_root: &RecordingRequest,
+) -> Option<Earlier> {
+    let Some(base) = base else {
+        return previous.map(|drvs| Earlier {
+            recording: EarlierRecording::OfBranch,
+            drvs,
+            red: BTreeSet::new(),
+        });
+    };
+    let source = source(&at_root.root, &at_root.options);
+    base.earlier(&source, &at_root.root.attr)
 }
 
 /// Follows the plan that was saved: from now on, a retry does as well.
@@ -330,6 +370,7 @@ fn print_findings(
     evaluated: &EvaluationResult,
     errors: &ErrorLists,
     printed: &BTreeSet<AttrPath>,
+    base_note: Option<Note>,
     request: &RecordingRequest,
     targets: &[Target],
     log: &Log,
@@ -340,6 +381,7 @@ fn print_findings(
     let mut notes = evaluated.gaps.notes();
     notes.extend(errors::without_error(evaluated, request));
     notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
+    notes.extend(base_note);
     print_notes(&notes, log);
     Ok(notes)
 }

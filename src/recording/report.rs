@@ -1,8 +1,10 @@
 //! What a recording found, in one sentence: the end of its log, and the beginning of its annotation.
 
+use std::collections::BTreeSet;
+
 use super::errors::ErrorLists;
 use super::evaluate::gaps::Note;
-use super::keep::skip::{BUILT, CACHED};
+use super::keep::skip::{BUILT, CACHED, UNCHANGED};
 use super::pipeline::steps::TargetStep;
 use super::{OnError, Target};
 use crate::counts::{RecordingCounts, number};
@@ -29,8 +31,27 @@ pub(super) struct RecordingReport<'a> {
     pub(super) builds: bool,
     /// The number of steps that follow targets.
     pub(super) followers: usize,
-    /// Attribute paths and `.drv`s of the previous recording of the branch, if its pin still exists.
-    pub(super) previous: Option<&'a [(AttrPath, String)]>,
+    /// What it is compared with: the base, else the previous recording of the branch, if its pin still exists.
+    pub(super) earlier: Option<&'a Earlier>,
+}
+
+/// An earlier recording of the same things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Earlier {
+    pub(super) recording: EarlierRecording,
+    /// Its attribute paths and their `.drv`s.
+    pub(super) drvs: Vec<(AttrPath, String)>,
+    /// The attributes that are known to have failed in its build.
+    pub(super) red: BTreeSet<AttrPath>,
+}
+
+/// Which recording it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum EarlierRecording {
+    /// The previous one of the same branch.
+    OfBranch,
+    /// That of the base, whose build is called so.
+    Base(String),
 }
 
 impl RecordingReport<'_> {
@@ -40,8 +61,13 @@ impl RecordingReport<'_> {
         let reasons: Vec<&str> = reasons.filter_map(|step| step.skip.as_deref()).collect();
         let skipped = |reason| reasons.iter().filter(|it| **it == reason).count();
         let (built, cached) = (skipped(BUILT), skipped(CACHED));
+        let unchanged: Vec<&str> = reasons
+            .iter()
+            .copied()
+            .filter(|reason| reason.starts_with(UNCHANGED))
+            .collect();
         // The others name the store.
-        let pushed = reasons.len() - built - cached;
+        let pushed = reasons.len() - built - cached - unchanged.len();
         let to_build = self.counts.targets.saturating_sub(reasons.len());
         let mut parts = if self.builds {
             vec![format!("{to_build} to build")]
@@ -56,6 +82,9 @@ impl RecordingReport<'_> {
             if count > 0 {
                 parts.push(format!("{count} {what}"));
             }
+        }
+        if let Some(reason) = unchanged.first() {
+            parts.push(format!("{} {reason}", unchanged.len()));
         }
         match self.followers {
             0 => {}
@@ -97,8 +126,8 @@ mod tests {
         };
         let step = |skip: Option<&str>| TargetStep {
             key: "key".into(),
-            depends_on: Vec::new(),
             skip: skip.map(str::to_owned),
+            ..TargetStep::default()
         };
         let mut report = RecordingReport {
             targets: &[target("a"), target("b"), target("c")],
@@ -117,7 +146,7 @@ mod tests {
             builds: true,
             followers: 0,
             seconds: 1.25,
-            previous: None,
+            earlier: None,
         };
         assert_eq!(
             report.sentence(None),

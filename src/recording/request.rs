@@ -14,6 +14,7 @@ use crate::keys::secret_values::sentence;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, not_here, refuse, scalar, string};
 use crate::nix::{AttrPath, Evaluation, Source, StoreUrl};
+use crate::paths::is_inside;
 use crate::secrets::{self, SecretHome};
 use crate::share_keys::{self, ShareSetting};
 
@@ -123,6 +124,13 @@ pub struct RecordingRequest {
     pub evaluator: Evaluator,
     /// Which targets need no step.
     pub skip: SkipWhich,
+    /// The `eval-once.json` of an earlier build, with its `eval-once-outcomes.json` beside it: what is the same and was green there
+    /// needs no step.
+    pub base: Option<PathBuf>,
+    /// Targets that took less in the base have steps in common; none: each has its own.
+    pub batch: Option<Duration>,
+    /// A derivation that is no target has a step where at least so many targets need it directly; none: none has.
+    pub shared_steps: Option<NonZeroUsize>,
     /// How a target that needs no step is shown.
     pub skip_style: SkipStyle,
     /// The effect of an evaluation error that is not expected.
@@ -161,6 +169,8 @@ pub struct RecordingRequest {
     pub meta: bool,
     /// Whether a last step sums the build up.
     pub summary: bool,
+    /// Whether that step fails where a target did.
+    pub summary_fails: bool,
     /// Steps per upload.
     pub chunk: NonZeroUsize,
     /// How many days the pin is kept.
@@ -262,6 +272,20 @@ impl RecordingRequest {
                 ("none", SkipWhich::Nothing),
             ],
         )?;
+        let base = reader.string("base")?.map(|file| place.folder.join(file));
+        if let (true, Some(file)) = (place.confined, &base)
+            && !is_inside(file, &place.folder)
+        {
+            return Err(not_here("a `base` outside the checkout"));
+        }
+        let batch = reader.number("batch")?;
+        if batch.is_some() && base.is_none() {
+            return Err(
+                refuse("`batch` needs `base`, which knows how long the targets took")
+                    .hint("set `base`, or leave out `batch`"),
+            );
+        }
+        let shared_steps = reader.number("shared-steps")?;
         let skip_style = reader.choice(
             "skip-style",
             [
@@ -315,7 +339,14 @@ impl RecordingRequest {
             }
             share_keys::check_confined(None, how.push.as_ref())?;
         }
-        let summary = reader.boolean("summary")?;
+        let summary = reader.take("summary", "`true`, `false` or `fail`", |value| {
+            match (value.as_bool(), value.as_str()) {
+                (Some(is_wanted), _) => Some(Ok((is_wanted, false))),
+                (None, Some("fail")) => Some(Ok((true, true))),
+                _ => None,
+            }
+        })?;
+        let (summary, summary_fails) = summary.unwrap_or_default();
         let chunk = reader.number("chunk")?;
         let keep_days = reader.number("keep-days")?;
 
@@ -352,6 +383,9 @@ impl RecordingRequest {
             evaluation_timeout: evaluation_timeout.map(Duration::from_secs),
             evaluator: evaluator.unwrap_or(Evaluator::Nix),
             skip: skip.unwrap_or(SkipWhich::Cached),
+            base,
+            batch: batch.map(Duration::from_secs),
+            shared_steps: shared_steps.and_then(size),
             skip_style: skip_style.unwrap_or(SkipStyle::Mark),
             on_error: on_error.unwrap_or(OnError::Step),
             expect_errors,
@@ -378,7 +412,8 @@ impl RecordingRequest {
                 .and_then(|number| usize::try_from(number).ok())
                 .unwrap_or(0),
             meta: meta.unwrap_or(true),
-            summary: summary.unwrap_or(false),
+            summary,
+            summary_fails,
             chunk: chunk.and_then(size).unwrap_or(CHUNK),
             keep_days: keep_days
                 .and_then(|days| u32::try_from(days).ok())

@@ -186,12 +186,13 @@ impl Unfinished<'_> {
         let steps = targets.iter().map(|target| TargetStep {
             key: keys.target(target),
             depends_on: Vec::new(),
-            skip: None,
+            ..TargetStep::default()
         });
         let pipeline = PlannedPipeline {
             steps: Vec::new(),
             targets: steps.collect(),
             followers: Vec::new(),
+            shared: Vec::new(),
             keys: keys.clone(),
             errors: errors.clone(),
             omitted: 0,

@@ -5,6 +5,7 @@
 
 mod advice;
 mod annotation;
+mod batch;
 mod build_log;
 mod checkout;
 mod diagnosis;
@@ -53,7 +54,7 @@ pub use explain::{Explanation, explain};
 pub use links::main_output;
 use publish::{FinishedStep, publish};
 pub use report::{FailureReport, Pushed, Reason, Report, ReportFile, Seconds, TriedShare, WayName};
-pub use request::StepRequest;
+pub use request::{BatchTarget, StepRequest};
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
 pub use step_job::{AfterBuild, JobContext, StepJob};
@@ -133,8 +134,11 @@ pub fn perform(
     })
 }
 
-/// Builds one target and reports how that went.
+/// Builds one target, or those of a batch, and reports how that went.
 fn build(order: StepOrder, supervisor: &mut Supervisor, log: &Log) -> Result<BuiltStep, Failure> {
+    if !order.request.targets.is_empty() {
+        return batch::perform(&order, perform, supervisor, log);
+    }
     let StepOrder {
         request,
         place,

@@ -59,8 +59,19 @@ pub struct StepRequest {
     pub run: Option<StepProgram>,
     /// The target whose outputs that program needs: it is realised first.
     pub needs: Option<Box<StepRequest>>,
+    /// The targets of a batch, which are built one after the other; none where this is one target.
+    pub targets: Vec<BatchTarget>,
     /// The keys themselves, as they were given.
     pub keys: Keys,
+}
+
+/// One of the targets of a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchTarget {
+    /// The key under which its report is saved: that of the step that it would have by itself.
+    pub key: String,
+    /// What is asked of it.
+    pub request: StepRequest,
 }
 
 impl StepRequest {
@@ -84,6 +95,26 @@ impl StepRequest {
             // No other key counts then: the recording found that this target must not be built.
             return Err(refuse(message).hint("correct it, and record again"));
         }
+        let targets = reader.take("targets", "a list of targets", |value| {
+            let Value::Array(targets) = value else {
+                return None;
+            };
+            let maps = targets.into_iter().map(|target| match target {
+                Value::Object(keys) => Some(keys),
+                _ => None,
+            });
+            let targets = keys_of_targets(&keys, maps.collect::<Option<_>>()?);
+            Some(targets.ok_or_else(|| "holds a target without a `key`".into()))
+        })?;
+        let targets = targets.unwrap_or_default().into_iter();
+        let targets = targets
+            .map(|(key, keys)| {
+                Ok(BatchTarget {
+                    key,
+                    request: Self::read(keys, place)?,
+                })
+            })
+            .collect::<Result<_, Failure>>()?;
         let drv = reader.take("drv", "the store path of a .drv", |value| {
             let text = string(value)?;
             Some(DrvPath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}")))
@@ -153,6 +184,7 @@ impl StepRequest {
             checkout_fallback: checkout_fallback.unwrap_or(false),
             run,
             needs,
+            targets,
             keys,
         })
     }
@@ -182,6 +214,22 @@ fn keys_of_needs(keys: &Keys, needs: Keys) -> Result<Keys, Failure> {
     let common = keys.iter().filter(|(name, _)| is_common(name));
     let common = common.map(|(name, value)| (name.clone(), value.clone()));
     Ok(common.chain(needs).collect())
+}
+
+/// The keys of each target: what all have in common, and what is its own. Gives the key of its report as well.
+fn keys_of_targets(common: &Keys, targets: Vec<Keys>) -> Option<Vec<(String, Keys)>> {
+    let targets = targets.into_iter().map(|mut own| {
+        let key = own.remove("key")?.as_str()?.to_owned();
+        // A batch in a batch would not end.
+        if key.is_empty() || own.contains_key("targets") {
+            return None;
+        }
+        let mut keys = common.clone();
+        keys.remove("targets");
+        keys.extend(own);
+        Some((key, keys))
+    });
+    targets.collect()
 }
 
 #[cfg(test)]
@@ -347,6 +395,26 @@ mod tests {
                 read(bad.clone()).expect_err(&bad.to_string()).class,
                 Class::Config
             );
+        }
+    }
+
+    #[test]
+    fn a_target_of_a_batch_has_the_common_keys_and_its_own() {
+        let map = |value: &Value| value.as_object().unwrap().clone();
+        let common = map(&json!({ "file": "ci.nix", "log": "raw", "targets": [] }));
+        let own = vec![map(
+            &json!({ "key": "drv-a", "attr": ["a"], "log": "pretty" }),
+        )];
+        let read = keys_of_targets(&common, own).unwrap();
+        let expected = map(&json!({ "file": "ci.nix", "log": "pretty", "attr": ["a"] }));
+        assert_eq!(read, [("drv-a".to_owned(), expected)]);
+        for bad in [
+            json!({}),
+            json!({ "key": 5 }),
+            json!({ "key": "" }),
+            json!({ "key": "k", "targets": [] }),
+        ] {
+            assert_eq!(keys_of_targets(&common, vec![map(&bad)]), None, "{bad}");
         }
     }
 }

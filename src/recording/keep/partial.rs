@@ -199,7 +199,7 @@ impl PartialRecording {
             match pin(
                 &pinned,
                 owner,
-                request,
+                request.keep_days,
                 state,
                 store,
                 supervisor,

@@ -9,7 +9,7 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath, command};
-use crate::recording::{FoundTarget, RecordingRequest};
+use crate::recording::FoundTarget;
 use crate::state::StateFolder;
 use crate::store::{Answer, Keeper, Kept, Store};
 use crate::supervise::Supervisor;
@@ -28,7 +28,7 @@ pub(in crate::recording) enum PinResult {
 pub(in crate::recording) struct PinnedDrvs<'a> {
     /// The targets, with their attribute paths.
     pub(super) targets: Vec<(&'a AttrPath, &'a DrvPath)>,
-    /// What steps behind them run.
+    /// Others: what steps behind the targets run.
     pub(super) run: Vec<&'a DrvPath>,
 }
 
@@ -41,6 +41,14 @@ impl<'a> PinnedDrvs<'a> {
             run.extend(found.meta.run_drvs());
         }
         Self { targets, run }
+    }
+
+    /// These `.drv`s, of which no attribute path is known.
+    pub(in crate::recording) fn without_paths(drvs: impl IntoIterator<Item = &'a DrvPath>) -> Self {
+        Self {
+            targets: Vec::new(),
+            run: drvs.into_iter().collect(),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -66,7 +74,7 @@ impl<'a> PinnedDrvs<'a> {
 pub(in crate::recording) fn pin(
     recorded: &PinnedDrvs<'_>,
     owner: &PinOwner,
-    request: &RecordingRequest,
+    keep_days: u32,
     state: &StateFolder,
     store: &mut Store,
     supervisor: &mut Supervisor,
@@ -77,7 +85,7 @@ pub(in crate::recording) fn pin(
     let in_state = || format!("cannot keep a pin in {}", folder.display());
     let _held = hold(&folder, supervisor, log)?;
     let now = seconds(SystemTime::now());
-    let until = now + u64::from(request.keep_days) * 24 * 60 * 60;
+    let until = now + u64::from(keep_days) * 24 * 60 * 60;
     write_expiry(state, &folder, until).classify(Class::Infrastructure, in_state)?;
     let link = folder.join("pin");
     let targets = recorded.targets.iter().map(|(_, drv)| *drv);

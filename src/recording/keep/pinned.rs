@@ -53,7 +53,7 @@ pub(in crate::recording) fn pin_evaluation(
         let pinned = pin(
             &recorded,
             owner,
-            request,
+            request.keep_days,
             state,
             store,
             evaluation.supervisor(),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::steps::{PlannedFollower, PlannedPipeline, TargetStep, error_key};
+use super::steps::{PlannedFollower, PlannedPipeline, SharedStep, TargetStep, error_key};
 use crate::counts::RecordingCounts;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::secret_values::RedactedKeys;
@@ -35,6 +35,8 @@ pub(in crate::recording) struct Document<'a> {
     pub(in crate::recording) targets: Vec<TargetEntry<'a>>,
     /// The steps that follow targets.
     pub(in crate::recording) steps: &'a [PlannedFollower],
+    /// The derivations that have a step because several targets need them.
+    pub(in crate::recording) shared: &'a [SharedStep],
     /// The attributes with an error: the evaluation errors, the refused, the expected errors.
     pub(in crate::recording) errors: Vec<ErrorEntry<'a>>,
     /// The number of each kind.
@@ -62,6 +64,12 @@ pub(in crate::recording) struct TargetEntry<'a> {
     pub(in crate::recording) features: &'a [String],
     /// The key of its step.
     pub(in crate::recording) key: &'a str,
+    /// The key under which its report is saved, where its step builds several targets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::recording) report: Option<&'a str>,
+    /// How long it took in the base, in seconds, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::recording) seconds: Option<f64>,
     /// The keys of the steps that it waits for because of its `.drv`.
     pub(in crate::recording) depends_on: &'a [String],
     /// Why it needs no step; null where it has one that builds.
@@ -144,6 +152,7 @@ impl<'a> Document<'a> {
                 .map(|(target, step)| TargetEntry::new(target, step))
                 .collect(),
             steps: &pipeline.followers,
+            shared: &pipeline.shared,
             errors: entries(&errors.evaluation, false, false)
                 .chain(entries(&errors.refused, true, false))
                 .chain(entries(&errors.expected, false, true))
@@ -182,6 +191,8 @@ impl<'a> TargetEntry<'a> {
             system: &target.system,
             features: &target.features,
             key: &step.key,
+            report: step.report.as_deref(),
+            seconds: step.seconds,
             depends_on: &step.depends_on,
             skip: step.skip.as_deref(),
             meta: MetaEntry {
@@ -204,6 +215,8 @@ pub(crate) struct Recorded {
     pub(crate) source: Keys,
     /// The targets.
     pub(crate) targets: Vec<RecordedTarget>,
+    /// The derivations that have a step because several targets need them.
+    pub(crate) shared: Vec<RecordedShared>,
     /// The attributes with an error: some of the refused are targets all the same.
     pub(crate) errors: Vec<RecordedError>,
     /// How long each part took, in seconds.
@@ -224,10 +237,26 @@ pub(crate) struct RecordedTarget {
     pub(crate) drv: String,
     /// The key of its step.
     pub(crate) key: String,
+    /// The key under which its report is saved, where its step builds several targets.
+    pub(crate) report: Option<String>,
+    /// How long it took in the base of the recording, in seconds, where that is known.
+    pub(crate) seconds: Option<f64>,
     /// The keys of the steps that it waits for because of its `.drv`.
     pub(crate) depends_on: Vec<String>,
     /// Why it needs no step; none where it has one that builds.
     pub(crate) skip: Option<String>,
+}
+
+/// A derivation that has a step because several targets need it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct RecordedShared {
+    /// Its name.
+    pub(crate) name: String,
+    /// The key of its step.
+    pub(crate) key: String,
+    /// The keys of the steps that it waits for.
+    pub(crate) depends_on: Vec<String>,
 }
 
 /// An attribute with an error.
@@ -269,13 +298,22 @@ impl Recorded {
         let recorded: Self = serde_json::from_str(json).classify(Class::Infrastructure, || {
             "cannot read the eval-once.json of a recording".into()
         })?;
-        if recorded.version != VERSION {
-            return Err(refuse(format_args!(
-                "the eval-once.json of a recording has version {}, and this eval-once reads version {VERSION}",
-                recorded.version
-            )));
-        }
+        recorded.check()?;
         Ok(recorded)
+    }
+
+    /// Checks the version of a document.
+    ///
+    /// # Errors
+    /// It has another version (64).
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.version == VERSION {
+            return Ok(());
+        }
+        Err(refuse(format_args!(
+            "the eval-once.json of a recording has version {}, and this eval-once reads version {VERSION}",
+            self.version
+        )))
     }
 }
 
@@ -310,7 +348,7 @@ mod tests {
         let target_steps = [TargetStep {
             key: "drv-x".into(),
             depends_on: vec!["drv-y".into()],
-            skip: None,
+            ..TargetStep::default()
         }];
         let error = |name: &str| AttrError {
             attr: path(&[name]),
@@ -318,6 +356,7 @@ mod tests {
         };
         let pipeline = PlannedPipeline {
             keys: StepKeys::default(),
+            shared: Vec::new(),
             followers: Vec::new(),
             steps: Vec::new(),
             targets: target_steps.into(),
@@ -365,7 +404,7 @@ mod tests {
                     "system": "x86_64-linux", "features": ["kvm"], "key": "drv-x", "depends_on": ["drv-y"],
                     "skip": null, "meta": { "timeout": 60 }
                 }],
-                "steps": [],
+                "steps": [], "shared": [],
                 "errors": [
                     { "attr": ["broken"], "message": null, "refused": false, "expected": false, "step": false, "key": key("broken") },
                     { "attr": ["odd"], "message": null, "refused": true, "expected": false, "step": false, "key": key("odd") },

@@ -223,7 +223,7 @@ impl<'a> CountedSteps<'a> {
         for (target, step) in targets.iter().zip(&pipeline.targets) {
             let (of_step, is_target) = attrs.entry(step.key.clone()).or_default();
             // The step of a refused target is an error's.
-            *is_target = of_step.is_empty();
+            *is_target |= of_step.is_empty();
             of_step.extend(std::iter::once(&target.attr).chain(&target.also));
         }
         let running = pipeline.steps.iter().filter(|planned| !planned.skipped);
@@ -376,12 +376,13 @@ mod tests {
             let pipeline = PlannedPipeline {
                 steps: errors.chain(of_targets).chain(summary).collect(),
                 followers: Vec::new(),
+                shared: Vec::new(),
                 keys: StepKeys::default(),
                 targets: (0..self.targets.len())
                     .map(|i| TargetStep {
                         key: format!("t{i}"),
                         depends_on: Vec::new(),
-                        skip: None,
+                        ..TargetStep::default()
                     })
                     .collect(),
                 errors: ErrorLists {

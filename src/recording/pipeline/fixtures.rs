@@ -79,6 +79,9 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         evaluation_timeout: None,
         evaluator: Evaluator::Nix,
         skip: SkipWhich::Nothing,
+        base: None,
+        batch: None,
+        shared_steps: None,
         skip_style: SkipStyle::Mark,
         on_error: OnError::Step,
         expect_errors: Vec::new(),
@@ -101,6 +104,7 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         group_by: 0,
         meta: true,
         summary: false,
+        summary_fails: false,
         chunk: NonZeroUsize::new(100).unwrap(),
         keep_days: 3,
     }
@@ -122,11 +126,11 @@ pub(in crate::recording) fn no_edges(targets: &[Target]) -> Edges {
 /// Targets of which some depend on others, by their numbers.
 pub(in crate::recording) fn edges_between(targets: &[Target], pairs: &[(usize, usize)]) -> Edges {
     let drvs: Vec<_> = targets.iter().map(|target| target.drv.clone()).collect();
-    Edges::load(&drvs, |read| {
-        let inputs = pairs.iter().filter(|(from, _)| drv(*from) == *read);
-        Ok(inputs.map(|(_, to)| drv(*to)).collect())
-    })
-    .unwrap()
+    let mut inputs: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (from, to) in pairs {
+        inputs.entry(drv(*from)).or_default().push(drv(*to));
+    }
+    Edges::load(&drvs, |read| Ok(inputs.remove(read).unwrap_or_default())).unwrap()
 }
 
 pub(in crate::recording) fn keys(value: &Value) -> Keys {

@@ -52,7 +52,7 @@ use crate::state::{NOTES_LAST, StateFolder};
 use crate::supervise::{Finished, Supervisor};
 
 /// The name of the artifact for other programs.
-pub(in crate::recording) const DOCUMENT: &str = "eval-once.json";
+pub(crate) const DOCUMENT: &str = "eval-once.json";
 
 /// How long the agent may take to find a step. Agents of v3 ask again and again for a step that does not exist.
 const TIME_TO_FIND: Duration = Duration::from_secs(4);

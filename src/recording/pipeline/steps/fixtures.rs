@@ -25,6 +25,8 @@ pub(super) fn make(
         callable: &BTreeSet::new(),
         edges,
         skip,
+        seconds: &[],
+        shared: &[],
     };
     steps(&records, request, schema())
 }

@@ -9,8 +9,10 @@ use super::checkout;
 use super::labels::{attr_name, inert, label};
 use super::record::{size, source, text};
 use super::retry::retry_rules;
-use super::step_key::{StepKeys, summary_key};
-use super::wishes::{FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, merge};
+use super::step_key::{StepKeys, shared_key, summary_key};
+use super::wishes::{
+    FOR_NO_CHECK, FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, merge,
+};
 use crate::buildkite::pipeline::{
     Automatic, CommandStep, Dependency, Plugin, Retry, StepCommand, StepSkip,
 };
@@ -34,6 +36,9 @@ pub(super) struct UnlinkedStep {
     pub(super) step: CommandStep,
     /// Why its target needs no build, if it needs none.
     pub(super) skip: Option<String>,
+    /// Its record, where its target can be built by a step for several: nothing but the record tells its step from others of its
+    /// system.
+    pub(super) record: Option<Keys>,
 }
 
 /// What all steps of a recording have in common.
@@ -69,6 +74,15 @@ impl<'a> StepMaker<'a> {
         let step = StepWishes::read(&request.step, &request.emit, schema).map_err(wrong)?;
         checkout::check_plugin(request).map_err(refuse)?;
         checkout::skips(request, &[&step]).map_err(wrong)?;
+        if request.batch.is_some() {
+            // What each target's step would do besides would have to be done for each target of a batch.
+            let other = ["command", "skip", "matrix", "parallelism"];
+            if let Some(key) = other.into_iter().find(|key| step.has(key)) {
+                return Err(refuse(format_args!(
+                    "`batch` cannot be combined with `{key}` in `step`"
+                )));
+            }
+        }
         let mut agents = BTreeMap::new();
         for (name, tags) in &request.agents {
             let mut probe = Keys::new();
@@ -177,6 +191,16 @@ impl<'a> StepMaker<'a> {
             _ => target.attr.to_string(),
         };
         let label = label(":nix:", &name);
+        let is_plain = buildkite.is_none()
+            && eval_once.is_none()
+            && target.followers.is_empty()
+            && timeout_in_minutes(target).is_none()
+            && skip.is_none();
+        let alone = self
+            .request
+            .batch
+            .filter(|_| is_plain)
+            .map(|_| record.clone());
         let mut step = match buildkite {
             Some(_) => self
                 .checked_step(target, label, record, &wishes, skips_checkout)
@@ -193,7 +217,97 @@ impl<'a> StepMaker<'a> {
             step.skip = Some(StepSkip::Reason(reason.clone()));
         }
         let step = self.with_command_carried(step)?;
-        Ok(UnlinkedStep { step, skip })
+        Ok(UnlinkedStep {
+            step,
+            skip,
+            record: alone,
+        })
+    }
+
+    /// The step of a derivation that several targets need. It has no attribute, so that it never evaluates.
+    ///
+    /// # Errors
+    /// It is no step that Buildkite would take: a bug (70).
+    pub(super) fn shared(&self, drv: &Target) -> Result<UnlinkedStep, Failure> {
+        let mut record = self.request.build_keys.clone();
+        // Nothing else is done in its step, and nothing looks for its outputs.
+        record.remove("command");
+        record.insert("out-link".into(), false.into());
+        if let Some(options) = self.source.get("options") {
+            record.insert("options".into(), options.clone());
+        }
+        add_findings(&mut record, drv);
+        let label = label(":nix:", &format!("{} (shared)", drv.name));
+        let mut step = self.begin(label, shared_key(&drv.drv, self.request), record)?;
+        self.skip_checkout(&mut step);
+        self.step
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
+            .merge_into(&mut step);
+        self.merge_agents(&mut step, &drv.system, &drv.features);
+        let step = self
+            .check(step)
+            .map_err(|message| Failure::new(Class::Bug, message))?;
+        Ok(UnlinkedStep {
+            step,
+            skip: None,
+            record: None,
+        })
+    }
+
+    /// The step with this key that builds several targets, one after the other.
+    ///
+    /// # Errors
+    /// It is no step that Buildkite would take: a bug (70), for that of each target is one.
+    pub(super) fn batch(
+        &self,
+        key: &str,
+        mut members: Vec<(&Target, UnlinkedStep)>,
+    ) -> Result<UnlinkedStep, Failure> {
+        members.sort_by(|(one, _), (other, _)| one.attr.cmp(&other.attr));
+        let Some((first, _)) = members.first() else {
+            return Err(Failure::new(Class::Bug, "a batch is empty"));
+        };
+        let first = *first;
+        let name = format!("{} and {} more", attr_name(&first.attr), members.len() - 1);
+        let mut records: Vec<(String, Keys)> = members
+            .into_iter()
+            .map(|(target, draft)| (self.keys.target(target), draft.record.unwrap_or_default()))
+            .collect();
+        // What all of them say is said once.
+        let mut common = records
+            .first()
+            .map(|(_, record)| record.clone())
+            .unwrap_or_default();
+        common.retain(|key, value| records.iter().all(|(_, it)| it.get(key) == Some(value)));
+        for (key, record) in &mut records {
+            record.retain(|name, _| !common.contains_key(name));
+            record.insert("key".into(), key.as_str().into());
+        }
+        // They have no link in common, and none of them needs one.
+        common.insert("out-link".into(), false.into());
+        let targets = records.into_iter().map(|(_, record)| record);
+        common.insert("targets".into(), targets.map(Value::Object).collect());
+        let skips_checkout = common.contains_key("checkout");
+        let step = self
+            .checked_step(
+                first,
+                label(":nix:", &name),
+                common,
+                &StepWishes::default(),
+                skips_checkout,
+            )
+            .and_then(|step| {
+                self.with_command_carried(CommandStep {
+                    key: key.to_owned(),
+                    ..step
+                })
+            })
+            .map_err(|message| Failure::new(Class::Bug, message))?;
+        Ok(UnlinkedStep {
+            step,
+            skip: None,
+            record: None,
+        })
     }
 
     /// The step of a target that has no wishes. The first of its kind is made and checked; the others are the same with other labels,
@@ -402,15 +516,28 @@ impl<'a> StepMaker<'a> {
         };
         match &self.request.emit {
             Emit::Plugin(reference) => {
-                let keys = json!({ "summary": true });
+                let fail = self.request.summary_fails;
+                let keys = json!({ "summary": if fail { json!("fail") } else { json!(true) } });
                 step.plugins.push(our_plugin(reference, keys));
             }
-            Emit::Command => step.command = Some(StepCommand::One("eval-once summary".into())),
+            Emit::Command => {
+                let command = if self.request.summary_fails {
+                    "eval-once summary --fail"
+                } else {
+                    "eval-once summary"
+                };
+                step.command = Some(StepCommand::One(command.into()));
+            }
         }
         let mut step = keys_of(&step)?;
         self.skip_checkout(&mut step);
+        let softness: &[&str] = if self.request.summary_fails {
+            &FOR_NO_CHECK
+        } else {
+            &[]
+        };
         self.step
-            .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY])
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY, softness])
             .merge_into(&mut step);
         self.finish(step)
     }
@@ -755,6 +882,8 @@ mod tests {
             errors: &errors,
             edges: &no_edges(&[]),
             skip: &[],
+            seconds: &[],
+            shared: &[],
             callable: &BTreeSet::new(),
         };
         let steps = steps(&records, &request, schema()).unwrap();

@@ -3,6 +3,7 @@
 //! What repositories choose (names, metadata) and what users configure meets here, and the result has to be a pipeline that
 //! Buildkite takes: a step that would get its upload rejected is found here, and is red instead.
 
+mod batches;
 mod checkout;
 #[cfg(test)]
 mod fixtures;
@@ -16,11 +17,12 @@ mod wishes;
 
 use std::collections::{BTreeSet, HashSet};
 
+use self::batches::Batches;
 use self::follower::{After, FollowerStep, needs_output};
 use self::maker::{StepMaker, UnlinkedStep};
 use self::record::add_to_record;
 use super::edges::Edges;
-use super::limits::fit;
+use super::limits::{JOBS_AT_MOST, fit};
 use super::placed_step::PlacedStep;
 use serde::Serialize;
 
@@ -37,21 +39,26 @@ pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
 pub(crate) use self::step_key::error_key;
 pub(in crate::recording) use self::step_key::{StepKeys, key_area};
+use self::step_key::{batch_key, shared_key};
 
 /// The findings of an evaluation.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::recording) struct Records<'a> {
     /// The targets.
     pub(in crate::recording) targets: &'a [Target],
+    /// The derivations that have a step because several targets need them, as targets without an attribute.
+    pub(in crate::recording) shared: &'a [Target],
     /// The attributes with an error. The refused ones evaluate: a step that evaluates them again would find no error, so their
     /// steps only say what is wrong.
     pub(in crate::recording) errors: &'a ErrorLists,
     /// The derivations that can be called as well: their steps must not call them.
     pub(in crate::recording) callable: &'a BTreeSet<AttrPath>,
-    /// The edges between the targets.
+    /// The edges between the targets and, behind them, the shared derivations.
     pub(in crate::recording) edges: &'a Edges,
     /// For each target, why it needs no build, if it needs none.
     pub(in crate::recording) skip: &'a [Option<String>],
+    /// For each target, how long it took in the base, in seconds, where that is known.
+    pub(in crate::recording) seconds: &'a [Option<f64>],
 }
 
 /// The pipeline of a recording.
@@ -61,6 +68,8 @@ pub(in crate::recording) struct PlannedPipeline {
     pub(in crate::recording) steps: Vec<PlacedStep>,
     /// The place of each target in the pipeline, in the order of the records.
     pub(in crate::recording) targets: Vec<TargetStep>,
+    /// The steps of shared derivations.
+    pub(in crate::recording) shared: Vec<SharedStep>,
     /// The steps that follow targets.
     pub(in crate::recording) followers: Vec<PlannedFollower>,
     /// The keys of all steps.
@@ -73,7 +82,7 @@ pub(in crate::recording) struct PlannedPipeline {
 }
 
 /// The place of a target in the pipeline.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::recording) struct TargetStep {
     /// The key of its step.
     pub(in crate::recording) key: String,
@@ -81,6 +90,25 @@ pub(in crate::recording) struct TargetStep {
     pub(in crate::recording) depends_on: Vec<String>,
     /// Why its step is skipped or omitted, if it is.
     pub(in crate::recording) skip: Option<String>,
+    /// The key under which its report is saved, where that is not its step's: it is one of a batch.
+    pub(in crate::recording) report: Option<String>,
+    /// How long it took in the base, in seconds, where that is known.
+    pub(in crate::recording) seconds: Option<f64>,
+    /// Whether it runs whatever the steps did that it waits for.
+    pub(in crate::recording) runs_anyway: bool,
+}
+
+/// A step of a derivation that several targets need, as `eval-once.json` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(in crate::recording) struct SharedStep {
+    /// The derivation's name.
+    name: String,
+    /// Its `.drv`.
+    drv: DrvPath,
+    /// The key of its step.
+    key: String,
+    /// The keys of the steps that it waits for.
+    depends_on: Vec<String>,
 }
 
 /// A step that follows a target, as `eval-once.json` has it.
@@ -134,7 +162,17 @@ pub(in crate::recording) fn steps(
             });
         }));
     }
-    let target_steps = place(records, &drafts, &keys);
+    for drv in records.shared {
+        drafts.push(Ok(maker.shared(drv)?));
+    }
+    let builds_nothing: Vec<bool> = drafts
+        .iter()
+        .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
+        .collect();
+    let edges = records.edges.without(&builds_nothing);
+    let batches = batches(records, &drafts, &edges, request);
+    let mut target_steps = place(records, &drafts, &edges, &batches, &keys, request);
+    let shared_steps = target_steps.split_off(records.targets.len());
 
     let red = error_steps(&maker, &errors, request)?;
     let behind_all = behind_all(&red, &target_steps);
@@ -146,12 +184,34 @@ pub(in crate::recording) fn steps(
     let mut followers = Vec::new();
     let mut last = Vec::new();
     let mut drafts: Vec<Option<UnlinkedStep>> = drafts.into_iter().map(Result::ok).collect();
-    for i in records.edges.order() {
-        let (target, place) = (&records.targets[*i], &target_steps[*i]);
+    let batch_keys = batch_keys(&target_steps);
+    for i in batches.order(&edges) {
+        let Some(target) = records.targets.get(i) else {
+            if request.phases.build
+                && let Some(draft) = drafts[i].take()
+            {
+                let place = &shared_steps[i - records.targets.len()];
+                planned.extend(target_step(draft, None, place, &batch_keys, request));
+            }
+            continue;
+        };
+        let place = &target_steps[i];
         if request.phases.build
-            && let Some(draft) = drafts[*i].take()
+            && let Some(draft) = drafts[i].take()
         {
-            planned.extend(target_step(draft, target, place, request));
+            let draft = match batches.of(i).map(|batch| &batches.members()[batch]) {
+                Some(members) => {
+                    let mut members: Vec<_> = members
+                        .iter()
+                        .filter_map(|at| Some((&records.targets[*at], drafts[*at].take()?)))
+                        .collect();
+                    members.push((target, draft));
+                    maker.batch(&place.key, members)?
+                }
+                None => draft,
+            };
+            let group = group(&target.attr, request.group_by);
+            planned.extend(target_step(draft, group, place, &batch_keys, request));
         }
         if !request.phases.release {
             continue;
@@ -202,6 +262,17 @@ pub(in crate::recording) fn steps(
     Ok(PlannedPipeline {
         steps,
         targets: target_steps,
+        shared: records
+            .shared
+            .iter()
+            .zip(shared_steps)
+            .map(|(drv, step)| SharedStep {
+                name: drv.name.clone(),
+                drv: drv.drv.clone(),
+                key: step.key,
+                depends_on: step.depends_on,
+            })
+            .collect(),
         followers,
         keys,
         errors,
@@ -212,19 +283,28 @@ pub(in crate::recording) fn steps(
 /// The step of a target in its place; none where it is left out.
 fn target_step(
     draft: UnlinkedStep,
-    target: &Target,
+    group: Option<String>,
     place: &TargetStep,
+    batches: &HashSet<String>,
     request: &RecordingRequest,
 ) -> Option<PlacedStep> {
-    let UnlinkedStep { mut step, skip } = draft;
+    let UnlinkedStep { mut step, skip, .. } = draft;
     if skip.is_some() && request.skip_style == SkipStyle::Omit {
         return None;
     }
-    let targets = place.depends_on.iter().cloned().map(Dependency::Key);
+    let targets = place.depends_on.iter().cloned();
+    // Of a batch that is red, most targets are not: what depends on those is to be built.
+    let targets = targets.map(|key| match place.runs_anyway || batches.contains(&key) {
+        false => Dependency::Key(key),
+        true => Dependency::Step {
+            step: key,
+            allow_failure: Some(true.into()),
+        },
+    });
     wait_first(&mut step.depends_on, targets);
     Some(PlacedStep {
         skipped: skip.is_some(),
-        ..PlacedStep::new(step, group(&target.attr, request.group_by))
+        ..PlacedStep::new(step, group)
     })
 }
 
@@ -286,10 +366,14 @@ fn wait_first(dependencies: &mut Vec<Dependency>, ours: impl IntoIterator<Item =
 
 /// What a step waits for that waits for all targets: those that no other target waits for, and the red steps of errors.
 fn behind_all(red: &[PlacedStep], targets: &[TargetStep]) -> Vec<String> {
+    let batches = batch_keys(targets);
     let building = targets.iter().filter(|target| target.skip.is_none());
     let waited_for: HashSet<&String> = building
         .clone()
+        .filter(|target| !target.runs_anyway)
         .flat_map(|target| &target.depends_on)
+        // What waits for a batch runs also where that is red.
+        .filter(|key| !batches.contains(*key))
         .collect();
     let red = red.iter().map(|planned| &planned.step.key);
     let last = building.map(|target| &target.key);
@@ -298,35 +382,96 @@ fn behind_all(red: &[PlacedStep], targets: &[TargetStep]) -> Vec<String> {
     all.filter(|key| seen.insert(*key)).cloned().collect()
 }
 
-/// The place of each target. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
+/// The place of each target, and of each shared derivation behind them. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
 fn place(
     records: &Records<'_>,
     drafts: &[Result<UnlinkedStep, ()>],
+    edges: &Edges,
+    batches: &Batches,
     keys: &StepKeys,
+    request: &RecordingRequest,
 ) -> Vec<TargetStep> {
-    let builds_nothing: Vec<bool> = drafts
+    let batch_keys: Vec<String> = batches
+        .members()
         .iter()
-        .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
-        .collect();
-    let edges = records.edges.without(&builds_nothing);
-    records
-        .targets
-        .iter()
-        .zip(drafts)
-        .enumerate()
-        .map(|(i, (target, draft))| TargetStep {
-            key: match draft {
-                Ok(_) => keys.target(target),
-                Err(()) => keys.error(&target.attr),
-            },
-            depends_on: edges
-                .of(i)
-                .iter()
-                .map(|at| keys.target(&records.targets[*at]))
-                .collect(),
-            skip: draft.as_ref().map_or(None, |draft| draft.skip.clone()),
+        .map(|members| {
+            let members = members.iter().map(|at| keys.target(&records.targets[*at]));
+            batch_key(members, request)
         })
-        .collect()
+        .collect();
+    let step_key = |at: usize| match batches.of(at) {
+        Some(batch) => batch_keys[batch].clone(),
+        None => match records.targets.get(at) {
+            Some(target) => keys.target(target),
+            None => shared_key(&records.shared[at - records.targets.len()].drv, request),
+        },
+    };
+    let waits = |at: usize| -> Vec<String> {
+        let own = [at];
+        let targets = match batches.of(at) {
+            Some(batch) => &batches.members()[batch][..],
+            None => &own,
+        };
+        let mut seen = HashSet::new();
+        let below = targets.iter().flat_map(|at| edges.of(*at));
+        let keys = below.map(|at| step_key(*at));
+        keys.filter(|key| seen.insert(key.clone())).collect()
+    };
+    let nodes = records.targets.iter().chain(records.shared);
+    let targets = nodes.zip(drafts).enumerate();
+    let places = targets.map(|(i, (target, draft))| TargetStep {
+        key: match draft {
+            Ok(_) => step_key(i),
+            Err(()) => keys.error(&target.attr),
+        },
+        depends_on: waits(i),
+        skip: draft.as_ref().map_or(None, |draft| draft.skip.clone()),
+        report: batches.of(i).map(|_| keys.target(target)),
+        seconds: records.seconds.get(i).copied().flatten(),
+        runs_anyway: batches.are_mixed && batches.of(i).is_some(),
+    });
+    places.collect()
+}
+
+/// What of the targets has a step in common with others: what took less in the base than the request says, and is built as any other
+/// target of its system.
+fn batches(
+    records: &Records<'_>,
+    drafts: &[Result<UnlinkedStep, ()>],
+    edges: &Edges,
+    request: &RecordingRequest,
+) -> Batches {
+    let Some(limit) = request.batch else {
+        return Batches::default();
+    };
+    let nodes = records.targets.iter().chain(records.shared);
+    let targets = nodes.zip(drafts).enumerate();
+    let kinds: Vec<_> = targets
+        .map(|(i, (target, draft))| {
+            let seconds = records.seconds.get(i).copied().flatten();
+            let is_short = seconds.is_some_and(|seconds| seconds < limit.as_secs_f64());
+            let is_plain = draft.as_ref().is_ok_and(|draft| draft.record.is_some());
+            (is_short && is_plain).then(|| {
+                let mut features = target.features.clone();
+                features.sort_unstable();
+                (
+                    &target.system,
+                    features,
+                    group(&target.attr, request.group_by),
+                )
+            })
+        })
+        .collect();
+    // Other steps and groups are jobs too; steps that are skipped are left out where there is no room.
+    let skipped = drafts.iter().flatten();
+    let skipped = skipped.filter(|draft| draft.skip.is_some()).count();
+    Batches::new(&kinds, edges, JOBS_AT_MOST / 4 * 3 + skipped)
+}
+
+/// The keys of the steps that are batches.
+fn batch_keys(targets: &[TargetStep]) -> HashSet<String> {
+    let batches = targets.iter().filter(|target| target.report.is_some());
+    batches.map(|target| target.key.clone()).collect()
 }
 
 /// One step for each attribute with an error that is to be seen: of the evaluation errors, unless they are only reported; of the
@@ -435,8 +580,9 @@ impl PlannedPipeline {
             .collect();
         let runs = |key: String| running.contains(key.as_str());
         let mut drvs = BTreeSet::new();
-        for target in targets {
-            if runs(self.keys.target(target)) {
+        for (target, step) in targets.iter().zip(&self.targets) {
+            let batch = step.report.is_some().then(|| step.key.clone());
+            if runs(batch.unwrap_or_else(|| self.keys.target(target))) {
                 drvs.insert(&target.drv);
             }
             for follower in &target.followers {
@@ -641,6 +787,8 @@ mod tests {
             callable: &BTreeSet::new(),
             edges: &no_edges(&targets),
             skip: &[],
+            seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, request, schema()).unwrap();
         let counts = steps.counts(&targets);
@@ -755,6 +903,8 @@ mod tests {
             callable: &BTreeSet::new(),
             edges: &no_edges(&[]),
             skip: &[],
+            seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
         assert_eq!(steps.errors, errors);
@@ -783,6 +933,210 @@ mod tests {
             Value::Object(record_of(refused)),
             json!({ "refused": "p.r: its `meta.buildkite.x` is a path $(boom)" })
         );
+    }
+
+    /// The pipeline of these targets with batches of those that take less than 10 s.
+    fn in_batches(
+        targets: &[Target],
+        edges: &Edges,
+        seconds: &[Option<f64>],
+        request: &RecordingRequest,
+    ) -> PlannedPipeline {
+        let records = Records {
+            targets,
+            errors: &ErrorLists::default(),
+            callable: &BTreeSet::new(),
+            edges,
+            skip: &[],
+            seconds,
+            shared: &[],
+        };
+        let request = RecordingRequest {
+            base: Some("eval-once.json".into()),
+            batch: Some(std::time::Duration::from_secs(10)),
+            ..request.clone()
+        };
+        steps(&records, &request, schema()).unwrap()
+    }
+
+    #[test]
+    fn short_targets_are_built_by_one_step_and_only_their_own_dependents_suffer() {
+        for emit in [Emit::Command, request().emit] {
+            let request = RecordingRequest { emit, ..request() };
+            // 0 is slow; 1 to 3 depend on it, 4 on 1; 5 has wishes, 6 is new, 7 is slow.
+            let mut targets: Vec<Target> = (0..8)
+                .map(|i| target(i, &["p", &format!("t{i}")]))
+                .collect();
+            targets[5] = target_building(5, &json!({ "log": "raw" }));
+            targets[2].meta.max_silent = Some(60);
+            let pairs = [(1, 0), (2, 0), (3, 0), (4, 1), (5, 0), (7, 3)];
+            let edges = edges_between(&targets, &pairs);
+            let seconds = [99.0, 1.0, 9.9, 0.0, 2.0, 1.0].map(Some).into_iter();
+            let seconds: Vec<_> = seconds.chain([None, Some(10.0)]).collect();
+            let steps = in_batches(&targets, &edges, &seconds, &request);
+            let planned = values(&steps);
+            assert_eq!(planned.len(), 6);
+            let batch = planned
+                .iter()
+                .find(|it| it["key"].as_str().unwrap().starts_with("batch-"))
+                .unwrap();
+            assert_eq!(batch["label"], ":nix: p.t1 and 2 more");
+            assert_eq!(batch["depends_on"], json!([key(&targets[0])]));
+            let record = record_of(batch);
+            assert_eq!(record["file"], "ci.nix");
+            assert_eq!(record["out-link"], false);
+            assert!(!record.contains_key("drv") && !record.contains_key("attr"));
+            let own = record["targets"].as_array().unwrap();
+            assert_eq!(own.len(), 3);
+            for (own, target) in own.iter().zip(&targets[1..4]) {
+                assert_eq!(own["drv"], target.drv.as_store_path().as_str());
+                assert_eq!(
+                    (&own["attr"], &own["key"]),
+                    (&json!(target.attr), &json!(key(target)))
+                );
+                assert!(own.get("file").is_none());
+            }
+            assert_eq!(own[1]["options"]["max-silent-time"], 60);
+            // What needs one of its targets runs whatever the others did.
+            let above = planned
+                .iter()
+                .find(|it| it["key"] == key(&targets[4]))
+                .unwrap();
+            assert_eq!(
+                above["depends_on"],
+                json!([{ "step": batch["key"], "allow_failure": true }])
+            );
+            assert_eq!(steps.targets[1].key, batch["key"].as_str().unwrap());
+            assert_eq!(steps.targets[1].report, Some(key(&targets[1])));
+            assert_eq!(
+                (&steps.targets[0].report, steps.targets[6].seconds),
+                (&None, None)
+            );
+            assert_eq!(steps.drvs_of_steps(&targets).len(), 8);
+            let mut with_share = steps.clone();
+            let share = Share::Artifact("a.tar".into());
+            with_share
+                .add_to_records(&share_keys(&share, None, 3))
+                .unwrap();
+            let all = values(&with_share);
+            assert!(
+                all.iter()
+                    .all(|step| record_of(step)["share"] == "artifact:a.tar")
+            );
+            // Those that wait for everything wait for the batch too, although something else does.
+            let behind = behind_all(&[], &steps.targets);
+            assert!(behind.contains(&steps.targets[1].key), "{behind:?}");
+        }
+        let with_command = RecordingRequest {
+            base: Some("x".into()),
+            batch: Some(std::time::Duration::from_secs(1)),
+            ..request_wishing(&json!({ "command": "x" }))
+        };
+        let failure = make(&[], &no_edges(&[]), &[], &with_command).unwrap_err();
+        assert!(
+            failure
+                .to_string()
+                .contains("`batch` cannot be combined with `command`")
+        );
+    }
+
+    #[test]
+    fn what_several_targets_need_has_a_step_that_they_wait_for_and_that_never_evaluates() {
+        for emit in [Emit::Command, request().emit] {
+            let targets: Vec<Target> = (0..3)
+                .map(|i| target(i, &["p", &format!("t{i}")]))
+                .collect();
+            let mut shared = target(7, &[]);
+            shared.name = "zlib-1.3.1".into();
+            shared.system = "aarch64-linux".into();
+            let nodes: Vec<Target> = targets.iter().chain([&shared]).cloned().collect();
+            // The first and the second need it, and it needs the third.
+            let edges = edges_between(&nodes, &[(0, 7), (1, 7), (7, 2)]);
+            let records = Records {
+                targets: &targets,
+                shared: std::slice::from_ref(&shared),
+                errors: &ErrorLists::default(),
+                callable: &BTreeSet::new(),
+                edges: &edges,
+                skip: &[],
+                seconds: &[],
+            };
+            let request = RecordingRequest {
+                emit,
+                summary: true,
+                agents: BTreeMap::from([(
+                    "aarch64-linux".into(),
+                    keys(&json!({ "queue": "arm" })),
+                )]),
+                ..request_wishing(&json!({ "command": "test", "priority": 1 }))
+            };
+            let planned = steps(&records, &request, schema()).unwrap();
+            let made = values(&planned);
+            let keys: Vec<&str> = made
+                .iter()
+                .map(|step| step["key"].as_str().unwrap())
+                .collect();
+            let shared_key = format!("shared-{}", shared.drv.as_store_path().hash());
+            assert_eq!(keys[..2], [key(&targets[2]), shared_key.clone()]);
+            let step = &made[1];
+            assert_eq!(step["label"], ":nix: zlib-1.3.1 (shared)");
+            assert_eq!(step["agents"], json!({ "queue": "arm" }));
+            assert_eq!(step["priority"], 1);
+            assert_eq!(step["depends_on"], json!([key(&targets[2])]));
+            let command = step.get("command").cloned();
+            assert!(command.is_none() || command == Some(json!("eval-once step")));
+            let record = Value::Object(record_of(step));
+            let expected = json!({
+                "drv": shared.drv.as_store_path().as_str(), "options": { "cores": "2" },
+                "outputs": { "out": shared.outputs["out"].as_str() }, "out-link": false
+            });
+            assert_eq!(record, expected);
+            for target in &targets[..2] {
+                let step = made.iter().find(|step| step["key"] == key(target)).unwrap();
+                assert_eq!(step["depends_on"], json!([shared_key]));
+            }
+            assert_eq!(planned.targets.len(), 3);
+            assert_eq!(planned.shared[0].key, shared_key);
+        }
+    }
+
+    #[test]
+    fn ten_thousand_short_targets_fit_into_a_build_whatever_depends_on_what() {
+        let targets: Vec<Target> = (0..10_000)
+            .map(|i| target(i, &["p", &format!("t{i}")]))
+            .collect();
+        // Each depends on a few before it: a deep graph in which hardly two depend on the same.
+        let mut random = 1_usize;
+        let mut pairs = Vec::new();
+        for i in 1..targets.len() {
+            for _ in 0..3 {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                pairs.push((i, (random >> 33) % i));
+            }
+        }
+        let edges = edges_between(&targets, &pairs);
+        // One in ten is slow.
+        let seconds: Vec<_> = (0..targets.len())
+            .map(|i| Some(if i % 10 == 3 { 60.0 } else { 1.0 }))
+            .collect();
+        let steps = in_batches(&targets, &edges, &seconds, &request());
+        let jobs: usize = steps.steps.iter().map(PlacedStep::jobs).sum();
+        assert!(jobs < JOBS_PER_BUILD, "{jobs} jobs");
+        assert_eq!(steps.drvs_of_steps(&targets).len(), targets.len());
+        let mut seen = BTreeSet::new();
+        for planned in &steps.steps {
+            for dependency in &planned.step.depends_on {
+                let (Dependency::Key(key) | Dependency::Step { step: key, .. }) = dependency;
+                assert!(
+                    seen.contains(key),
+                    "{key} is not before {}",
+                    planned.step.key
+                );
+            }
+            seen.insert(&planned.step.key);
+        }
     }
 
     #[test]
@@ -939,6 +1293,8 @@ mod tests {
             callable: &BTreeSet::new(),
             edges: &edges,
             skip: &[None, None, Some("a cache has it".into())],
+            seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
         let last = &values(&steps)[4];
@@ -975,6 +1331,10 @@ mod tests {
                 "retry": { "automatic": rules, "manual": false },
             })
         );
+        let request_of_check = RecordingRequest {
+            summary_fails: true,
+            ..request.clone()
+        };
         let command = RecordingRequest {
             emit: Emit::Command,
             ..request
@@ -983,6 +1343,27 @@ mod tests {
         let again = &values(&again)[4];
         assert_eq!(again["command"], "eval-once summary");
         assert_eq!(again["key"], last["key"]);
+        // One that fails where a target did is a required check: it is never soft.
+        for (request, name, value) in [
+            (
+                &request_of_check,
+                "plugins",
+                json!({ "your-org/eval-once#v1": { "summary": "fail" } }),
+            ),
+            (
+                &RecordingRequest {
+                    emit: Emit::Command,
+                    ..request_of_check.clone()
+                },
+                "command",
+                json!("eval-once summary --fail"),
+            ),
+        ] {
+            let steps = super::steps(&records, request, schema()).unwrap();
+            let last = &values(&steps)[4];
+            let found = last[name].get(0).unwrap_or(&last[name]);
+            assert_eq!((found, last.get("soft_fail")), (&value, None));
+        }
     }
 
     #[test]

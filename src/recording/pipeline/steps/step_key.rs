@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::fingerprint::fingerprint;
-use crate::nix::AttrPath;
+use crate::nix::{AttrPath, DrvPath};
 use crate::recording::errors::ErrorLists;
 use crate::recording::{KeyStyle, RecordingRequest, Target};
 
@@ -24,6 +24,25 @@ pub(crate) fn error_key(attr: &AttrPath) -> String {
 /// same recording gives the same key.
 pub(super) fn summary_key<'a>(keys: impl IntoIterator<Item = &'a str>) -> String {
     format!("summary-{}", fingerprint(keys))
+}
+
+/// The key of the step that builds the targets which would have these keys.
+pub(super) fn batch_key(
+    targets: impl IntoIterator<Item = String>,
+    request: &RecordingRequest,
+) -> String {
+    let targets: BTreeSet<String> = targets.into_iter().collect();
+    let hash = fingerprint(targets.iter().map(String::as_str));
+    format!("{}batch-{hash}", request.key_prefix)
+}
+
+/// The key of the step of a derivation that several targets need.
+pub(super) fn shared_key(drv: &DrvPath, request: &RecordingRequest) -> String {
+    format!(
+        "{}shared-{}",
+        request.key_prefix,
+        drv.as_store_path().hash()
+    )
 }
 
 /// What a step is of: the identity that its key stands for.

@@ -29,6 +29,9 @@ pub(super) const FOR_ONE_OF_MANY: [&str; 4] = [
     "notify",
 ];
 
+/// The wishes that do not concern a summary that fails where a target did: it is a check that is required.
+pub(super) const FOR_NO_CHECK: [&str; 1] = ["soft_fail"];
+
 /// Wished properties of a step, each in the one spelling that is merged.
 #[derive(Debug, Clone, Default)]
 pub(super) struct StepWishes {

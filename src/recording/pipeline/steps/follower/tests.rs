@@ -1,6 +1,7 @@
 //! Tests of steps that follow targets, by what is in the pipeline.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -103,6 +104,8 @@ fn a_step_waits_for_its_target_for_all_or_for_nothing() {
         ..ErrorLists::default()
     };
     let records = Records {
+        seconds: &[],
+        shared: &[],
         targets: &targets,
         errors: &errors,
         callable: &BTreeSet::new(),
@@ -383,9 +386,11 @@ proptest! {
             (hostile::text(), proptest::collection::btree_map(hostile::text(), any_keys(), 0..4), anything()), 1..5),
         errors in proptest::collection::vec((hostile::text(), hostile::text()), 3),
         skipped in any::<u8>(),
-        choices in any::<[bool; 4]>(),
+        choices in any::<[bool; 5]>(),
+        short in any::<u8>(),
+        linked in any::<u8>(),
     ) {
-        let [by_attr, command, summary, group] = choices;
+        let [by_attr, command, summary, group, batch] = choices;
         let mut seen = BTreeSet::new();
         let targets: Vec<Target> = all.iter().enumerate().filter(|(_, (name, ..))| seen.insert(name.clone())).map(|(i, (name, steps, wish))| {
             let steps: serde_json::Map<_, _> = steps.clone().into_iter().collect();
@@ -393,7 +398,7 @@ proptest! {
             target.meta.buildkite = wish.as_object().cloned();
             target
         }).collect();
-        let pairs: Vec<_> = (1..targets.len()).map(|i| (i, i - 1)).collect();
+        let pairs: Vec<_> = (1..targets.len()).filter(|i| linked >> i & 1 == 1).map(|i| (i, i - 1)).collect();
         let edges = edges_between(&targets, &pairs);
         let skip: Vec<_> = (0..targets.len()).map(|i| (skipped >> i & 1 == 1).then(|| "built".to_owned())).collect();
         let request = RecordingRequest {
@@ -402,15 +407,17 @@ proptest! {
             emit: if command { Emit::Command } else { request().emit },
             summary,
             group_by: usize::from(group),
+            batch: batch.then(|| Duration::from_secs(10)),
             ..request()
         };
+        let seconds: Vec<_> = (0..targets.len()).map(|i| (short >> i & 1 == 1).then_some(1.0)).collect();
         // Errors of each kind.
         let error = |i: usize| vec![AttrError {
             attr: path(&["e", &i.to_string(), &errors[i].0]),
             message: Some(errors[i].1.clone()),
         }];
         let errors = ErrorLists { evaluation: error(0), refused: error(1), expected: error(2) };
-        let records = Records { targets: &targets, errors: &errors, callable: &BTreeSet::new(), edges: &edges, skip: &skip };
+        let records = Records { targets: &targets, errors: &errors, callable: &BTreeSet::new(), edges: &edges, skip: &skip, seconds: &seconds, shared: &[] };
         let planned = steps(&records, &request, schema()).unwrap();
         let made = written(&planned);
         let document = placed_step::json(&planned.steps).unwrap();
