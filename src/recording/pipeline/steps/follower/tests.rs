@@ -354,6 +354,36 @@ fn each_phase_has_its_steps_alone_and_the_summary_waits_for_no_release() {
     assert_eq!(waits.collect::<Vec<_>>(), ["nix-app", "nix-app-bad"]);
 }
 
+#[test]
+fn a_target_that_steps_follow_is_in_no_batch_and_a_release_waits_for_batches() {
+    let release = json!({ "release": { "command": "x", "after": "all" } });
+    let targets = [
+        followed(0, &["web"], &release),
+        target(1, &["first"]),
+        target(2, &["second"]),
+    ];
+    let edges = no_edges(&targets);
+    let records = Records {
+        targets: &targets,
+        errors: &ErrorLists::default(),
+        callable: &BTreeSet::new(),
+        edges: &edges,
+        skip: &[],
+        seconds: &[Some(1.0); 3],
+        shared: &[],
+    };
+    let request = RecordingRequest {
+        batch: Some(Duration::from_secs(10)),
+        ..by_attr()
+    };
+    let planned = steps(&records, &request, schema()).unwrap();
+    let batch = planned.targets[1].key.clone();
+    assert_eq!(planned.targets[2].key, batch);
+    let made = written(&planned);
+    let waits = &made["nix-web-release"]["depends_on"];
+    assert_eq!(*waits, json!(["nix-web", batch]));
+}
+
 /// The keys of a step that follows, right ones more often than not.
 fn any_keys() -> impl Strategy<Value = Value> {
     let flag = || prop_oneof![6 => any::<bool>().prop_map(Value::from), 1 => anything()];
