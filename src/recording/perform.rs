@@ -43,7 +43,7 @@ use crate::log::Log;
 use crate::nix::settings::NixSettings;
 use crate::nix::{AttrPath, LockedFlake};
 use crate::state::StateFolder;
-use crate::store::Store;
+use crate::store::{Answer, Store};
 use crate::supervise::Supervisor;
 
 /// Records: from the keys to the uploaded pipeline. Returns what goes to standard output: the pipeline, of a dry run and of a
@@ -68,16 +68,13 @@ pub fn perform(
     }
 
     let schema = check_request(&request, &order.place, build, supervisor)?;
-    let sharing = Sharing::new(
-        &ShareWish::of(&request),
-        &host,
-        order.build.as_ref(),
-        order.dry_run,
-    )?;
+    let wish = ShareWish::of(&request);
+    let sharing = Sharing::new(&wish, &host, order.build.as_ref(), order.dry_run)?;
     keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
     let (base, base_note) = Base::read(&request);
+    let base = base.as_ref();
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
@@ -114,29 +111,10 @@ pub fn perform(
     )?;
     times.end("evaluate");
 
-    let skip = skip::reasons(targets, &request, answers, store, supervisor, log);
-    let mut skip = unfinished.or_leave(skip, evaluated, store, supervisor)?;
-    if let Some(base) = &base {
-        base.add_reasons(&mut skip, targets, &request);
-    }
+    let needs = Needs::find(&unfinished, &pinned, base, answers, store, supervisor)?;
     times.end("skip");
 
-    let seconds = base
-        .as_ref()
-        .map_or_else(Vec::new, |base| base.seconds(targets));
-    let common = CommonInputs::find(targets, &skip, &request, store, supervisor, log);
-    let common = unfinished.or_leave(common, evaluated, store, supervisor)?;
-    let records = Records {
-        targets,
-        shared: common.as_ref().map_or(&[], |common| &common.drvs),
-        errors: &errors,
-        callable: &evaluated.callable,
-        edges: common
-            .as_ref()
-            .map_or(&pinned.edges, |common| &common.edges),
-        skip: &skip,
-        seconds: &seconds,
-    };
+    let records = needs.records(&pinned, &errors);
     let undone = undone(build);
     let mut pipeline = plan(&records, &at_root, &schema, undone, log)?;
     times.end("steps");
@@ -150,7 +128,7 @@ pub fn perform(
         times.end("share");
     }
 
-    let earlier = earlier(base.as_ref(), previous, &at_root);
+    let earlier = earlier(base, previous, &at_root);
     let report = RecordingReport {
         source: &request.description(),
         targets,
@@ -185,17 +163,53 @@ pub fn perform(
     follow(&plan, build, &unfinished, supervisor).map(|()| None)
 }
 
-/// Claims the keys of the steps, where another recording of the build may have the same.
-fn claim_keys(
-    upload: &mut Upload<'_>,
-    at_root: &RecordingRequest,
-    identity: &str,
-) -> Result<(), Failure> {
-    if at_root.key_style == KeyStyle::Drv {
-        return Ok(());
+/// Which targets need a step, and what else does.
+struct Needs {
+    /// For each target, why it needs none, if it needs none.
+    skip: Vec<Option<String>>,
+    /// For each target, how long it took in the base, where that is known.
+    seconds: Vec<Option<f64>>,
+    /// The derivations that have a step because several targets need them.
+    common: Option<CommonInputs>,
+}
+
+impl Needs {
+    /// Finds them; `answers` are those that were asked beside the pin.
+    fn find(
+        unfinished: &Unfinished<'_>,
+        pinned: &PinnedEvaluation,
+        base: Option<&Base>,
+        answers: Option<Vec<Answer>>,
+        store: &mut Store,
+        supervisor: &mut Supervisor,
+    ) -> Result<Self, Failure> {
+        let (request, targets, log) = (unfinished.request, &pinned.targets[..], unfinished.log);
+        let skip = skip::reasons(targets, request, answers, store, supervisor, log);
+        let mut skip = unfinished.or_leave(skip, &pinned.evaluated, store, supervisor)?;
+        if let Some(base) = base {
+            base.add_reasons(&mut skip, targets, request);
+        }
+        let common = CommonInputs::find(targets, &skip, request, store, supervisor, log);
+        Ok(Self {
+            common: unfinished.or_leave(common, &pinned.evaluated, store, supervisor)?,
+            seconds: base.map_or_else(Vec::new, |base| base.seconds(targets)),
+            skip,
+        })
     }
-    let claimed = upload.claim_keys(&key_area(at_root), identity);
-    claimed.map_err(|failure| failure.context("nothing is uploaded"))
+
+    /// What the pipeline is made from.
+    fn records<'a>(&'a self, pinned: &'a PinnedEvaluation, errors: &'a ErrorLists) -> Records<'a> {
+        let common = self.common.as_ref();
+        Records {
+            targets: &pinned.targets,
+            shared: common.map_or(&[], |common| &common.drvs),
+            errors,
+            callable: &pinned.evaluated.callable,
+            edges: common.map_or(&pinned.edges, |common| &common.edges),
+            skip: &self.skip,
+            seconds: &self.seconds,
+        }
+    }
 }
 
 /// What the recording is compared with: the base where there is one, else the previous recording of the branch.
@@ -213,6 +227,19 @@ fn earlier(
     };
     let source = source(&at_root.root, &at_root.options);
     base.earlier(&source, &at_root.root.attr)
+}
+
+/// Claims the keys of the steps, where another recording of the build may have the same.
+fn claim_keys(
+    upload: &mut Upload<'_>,
+    at_root: &RecordingRequest,
+    identity: &str,
+) -> Result<(), Failure> {
+    if at_root.key_style == KeyStyle::Drv {
+        return Ok(());
+    }
+    let claimed = upload.claim_keys(&key_area(at_root), identity);
+    claimed.map_err(|failure| failure.context("nothing is uploaded"))
 }
 
 /// Follows the plan that was saved: from now on, a retry does as well.

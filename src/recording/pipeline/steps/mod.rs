@@ -4,7 +4,10 @@
 //! Buildkite takes: a step that would get its upload rejected is found here, and is red instead.
 
 mod batches;
+mod building;
 mod checkout;
+mod commit_status;
+mod fallback;
 #[cfg(test)]
 mod fixtures;
 mod follower;
@@ -17,12 +20,12 @@ mod wishes;
 
 use std::collections::{BTreeSet, HashSet};
 
-use self::batches::Batches;
+use self::building::{Building, drafts, wait_first};
 use self::follower::{After, FollowerStep, needs_output};
-use self::maker::{StepMaker, UnlinkedStep};
+use self::maker::StepMaker;
 use self::record::add_to_record;
 use super::edges::Edges;
-use super::limits::{JOBS_AT_MOST, fit};
+use super::limits::fit;
 use super::placed_step::PlacedStep;
 use serde::Serialize;
 
@@ -39,7 +42,6 @@ pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
 pub(crate) use self::step_key::error_key;
 pub(in crate::recording) use self::step_key::{StepKeys, key_area};
-use self::step_key::{batch_key, shared_key};
 
 /// The findings of an evaluation.
 #[derive(Debug, Clone, Copy)]
@@ -102,13 +104,13 @@ pub(in crate::recording) struct TargetStep {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(in crate::recording) struct SharedStep {
     /// The derivation's name.
-    name: String,
+    pub(super) name: String,
     /// Its `.drv`.
-    drv: DrvPath,
+    pub(super) drv: DrvPath,
     /// The key of its step.
-    key: String,
+    pub(super) key: String,
     /// The keys of the steps that it waits for.
-    depends_on: Vec<String>,
+    pub(super) depends_on: Vec<String>,
 }
 
 /// A step that follows a target, as `eval-once.json` has it.
@@ -152,30 +154,11 @@ pub(in crate::recording) fn steps(
     let maker = maker.with_targets(records.targets, records.callable, &keys);
     let mut errors = records.errors.clone();
 
-    let mut drafts = Vec::with_capacity(records.targets.len());
-    for (i, target) in records.targets.iter().enumerate() {
-        let skip = records.skip.get(i).and_then(Option::as_deref);
-        drafts.push(maker.target(target, skip).map_err(|message| {
-            errors.refused.push(AttrError {
-                attr: target.attr.clone(),
-                message: Some(message),
-            });
-        }));
-    }
-    for drv in records.shared {
-        drafts.push(Ok(maker.shared(drv)?));
-    }
-    let builds_nothing: Vec<bool> = drafts
-        .iter()
-        .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
-        .collect();
-    let edges = records.edges.without(&builds_nothing);
-    let batches = batches(records, &drafts, &edges, request);
-    let mut target_steps = place(records, &drafts, &edges, &batches, &keys, request);
-    let shared_steps = target_steps.split_off(records.targets.len());
+    let drafts = drafts(records, &maker, &mut errors.refused)?;
+    let mut building = Building::new(records, drafts, &maker, &keys, request);
 
     let red = error_steps(&maker, &errors, request)?;
-    let behind_all = behind_all(&red, &target_steps);
+    let behind_all = building.behind_all(&red);
     let mut planned = if request.phases.build {
         red
     } else {
@@ -183,36 +166,12 @@ pub(in crate::recording) fn steps(
     };
     let mut followers = Vec::new();
     let mut last = Vec::new();
-    let mut drafts: Vec<Option<UnlinkedStep>> = drafts.into_iter().map(Result::ok).collect();
-    let batch_keys = batch_keys(&target_steps);
-    for i in batches.order(&edges) {
+    for i in building.order() {
+        planned.extend(building.step(i)?);
         let Some(target) = records.targets.get(i) else {
-            if request.phases.build
-                && let Some(draft) = drafts[i].take()
-            {
-                let place = &shared_steps[i - records.targets.len()];
-                planned.extend(target_step(draft, None, place, &batch_keys, request));
-            }
             continue;
         };
-        let place = &target_steps[i];
-        if request.phases.build
-            && let Some(draft) = drafts[i].take()
-        {
-            let draft = match batches.of(i).map(|batch| &batches.members()[batch]) {
-                Some(members) => {
-                    let mut members: Vec<_> = members
-                        .iter()
-                        .filter_map(|at| Some((&records.targets[*at], drafts[*at].take()?)))
-                        .collect();
-                    members.push((target, draft));
-                    maker.batch(&place.key, members)?
-                }
-                None => draft,
-            };
-            let group = group(&target.attr, request.group_by);
-            planned.extend(target_step(draft, group, place, &batch_keys, request));
-        }
+        let place = building.place(i);
         if !request.phases.release {
             continue;
         }
@@ -259,52 +218,15 @@ pub(in crate::recording) fn steps(
     if request.summary {
         drop_missing_dependencies(&mut steps);
     }
+    let (targets, shared) = building.into_places();
     Ok(PlannedPipeline {
         steps,
-        targets: target_steps,
-        shared: records
-            .shared
-            .iter()
-            .zip(shared_steps)
-            .map(|(drv, step)| SharedStep {
-                name: drv.name.clone(),
-                drv: drv.drv.clone(),
-                key: step.key,
-                depends_on: step.depends_on,
-            })
-            .collect(),
+        targets,
+        shared,
         followers,
         keys,
         errors,
         omitted,
-    })
-}
-
-/// The step of a target in its place; none where it is left out.
-fn target_step(
-    draft: UnlinkedStep,
-    group: Option<String>,
-    place: &TargetStep,
-    batches: &HashSet<String>,
-    request: &RecordingRequest,
-) -> Option<PlacedStep> {
-    let UnlinkedStep { mut step, skip, .. } = draft;
-    if skip.is_some() && request.skip_style == SkipStyle::Omit {
-        return None;
-    }
-    let targets = place.depends_on.iter().cloned();
-    // Of a batch that is red, most targets are not: what depends on those is to be built.
-    let targets = targets.map(|key| match place.runs_anyway || batches.contains(&key) {
-        false => Dependency::Key(key),
-        true => Dependency::Step {
-            step: key,
-            allow_failure: Some(true.into()),
-        },
-    });
-    wait_first(&mut step.depends_on, targets);
-    Some(PlacedStep {
-        skipped: skip.is_some(),
-        ..PlacedStep::new(step, group)
     })
 }
 
@@ -352,126 +274,6 @@ fn follower_step(
         confirm,
         ..PlacedStep::new(step, group)
     }
-}
-
-/// Puts dependencies of ours before a user's.
-fn wait_first(dependencies: &mut Vec<Dependency>, ours: impl IntoIterator<Item = Dependency>) {
-    let wished = std::mem::replace(dependencies, ours.into_iter().collect());
-    for dependency in wished {
-        if !dependencies.contains(&dependency) {
-            dependencies.push(dependency);
-        }
-    }
-}
-
-/// What a step waits for that waits for all targets: those that no other target waits for, and the red steps of errors.
-fn behind_all(red: &[PlacedStep], targets: &[TargetStep]) -> Vec<String> {
-    let batches = batch_keys(targets);
-    let building = targets.iter().filter(|target| target.skip.is_none());
-    let waited_for: HashSet<&String> = building
-        .clone()
-        .filter(|target| !target.runs_anyway)
-        .flat_map(|target| &target.depends_on)
-        // What waits for a batch runs also where that is red.
-        .filter(|key| !batches.contains(*key))
-        .collect();
-    let red = red.iter().map(|planned| &planned.step.key);
-    let last = building.map(|target| &target.key);
-    let mut seen = HashSet::new();
-    let all = red.chain(last.filter(|key| !waited_for.contains(key)));
-    all.filter(|key| seen.insert(*key)).cloned().collect()
-}
-
-/// The place of each target, and of each shared derivation behind them. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
-fn place(
-    records: &Records<'_>,
-    drafts: &[Result<UnlinkedStep, ()>],
-    edges: &Edges,
-    batches: &Batches,
-    keys: &StepKeys,
-    request: &RecordingRequest,
-) -> Vec<TargetStep> {
-    let batch_keys: Vec<String> = batches
-        .members()
-        .iter()
-        .map(|members| {
-            let members = members.iter().map(|at| keys.target(&records.targets[*at]));
-            batch_key(members, request)
-        })
-        .collect();
-    let step_key = |at: usize| match batches.of(at) {
-        Some(batch) => batch_keys[batch].clone(),
-        None => match records.targets.get(at) {
-            Some(target) => keys.target(target),
-            None => shared_key(&records.shared[at - records.targets.len()].drv, request),
-        },
-    };
-    let waits = |at: usize| -> Vec<String> {
-        let own = [at];
-        let targets = match batches.of(at) {
-            Some(batch) => &batches.members()[batch][..],
-            None => &own,
-        };
-        let mut seen = HashSet::new();
-        let below = targets.iter().flat_map(|at| edges.of(*at));
-        let keys = below.map(|at| step_key(*at));
-        keys.filter(|key| seen.insert(key.clone())).collect()
-    };
-    let nodes = records.targets.iter().chain(records.shared);
-    let targets = nodes.zip(drafts).enumerate();
-    let places = targets.map(|(i, (target, draft))| TargetStep {
-        key: match draft {
-            Ok(_) => step_key(i),
-            Err(()) => keys.error(&target.attr),
-        },
-        depends_on: waits(i),
-        skip: draft.as_ref().map_or(None, |draft| draft.skip.clone()),
-        report: batches.of(i).map(|_| keys.target(target)),
-        seconds: records.seconds.get(i).copied().flatten(),
-        runs_anyway: batches.are_mixed && batches.of(i).is_some(),
-    });
-    places.collect()
-}
-
-/// What of the targets has a step in common with others: what took less in the base than the request says, and is built as any other
-/// target of its system.
-fn batches(
-    records: &Records<'_>,
-    drafts: &[Result<UnlinkedStep, ()>],
-    edges: &Edges,
-    request: &RecordingRequest,
-) -> Batches {
-    let Some(limit) = request.batch else {
-        return Batches::default();
-    };
-    let nodes = records.targets.iter().chain(records.shared);
-    let targets = nodes.zip(drafts).enumerate();
-    let kinds: Vec<_> = targets
-        .map(|(i, (target, draft))| {
-            let seconds = records.seconds.get(i).copied().flatten();
-            let is_short = seconds.is_some_and(|seconds| seconds < limit.as_secs_f64());
-            let is_plain = draft.as_ref().is_ok_and(|draft| draft.record.is_some());
-            (is_short && is_plain).then(|| {
-                let mut features = target.features.clone();
-                features.sort_unstable();
-                (
-                    &target.system,
-                    features,
-                    group(&target.attr, request.group_by),
-                )
-            })
-        })
-        .collect();
-    // Other steps and groups are jobs too; steps that are skipped are left out where there is no room.
-    let skipped = drafts.iter().flatten();
-    let skipped = skipped.filter(|draft| draft.skip.is_some()).count();
-    Batches::new(&kinds, edges, JOBS_AT_MOST / 4 * 3 + skipped)
-}
-
-/// The keys of the steps that are batches.
-fn batch_keys(targets: &[TargetStep]) -> HashSet<String> {
-    let batches = targets.iter().filter(|target| target.report.is_some());
-    batches.map(|target| target.key.clone()).collect()
 }
 
 /// One step for each attribute with an error that is to be seen: of the evaluation errors, unless they are only reported; of the
@@ -956,7 +758,18 @@ mod tests {
             batch: Some(std::time::Duration::from_secs(10)),
             ..request.clone()
         };
-        steps(&records, &request, schema()).unwrap()
+        // Whatever waits for the batches, what follows everything waits for them too: a batch that is red keeps nothing else from running.
+        let maker = StepMaker::new(&request, schema()).unwrap();
+        let keys = StepKeys::default();
+        let mut refused = Vec::new();
+        let drafts = drafts(&records, &maker, &mut refused).unwrap();
+        let building = Building::new(&records, drafts, &maker, &keys, &request);
+        let behind = building.behind_all(&[]);
+        let planned = steps(&records, &request, schema()).unwrap();
+        for target in planned.targets.iter().filter(|it| it.report.is_some()) {
+            assert!(behind.contains(&target.key), "{behind:?}");
+        }
+        planned
     }
 
     #[test]
@@ -1023,9 +836,6 @@ mod tests {
                 all.iter()
                     .all(|step| record_of(step)["share"] == "artifact:a.tar")
             );
-            // Those that wait for everything wait for the batch too, although something else does.
-            let behind = behind_all(&[], &steps.targets);
-            assert!(behind.contains(&steps.targets[1].key), "{behind:?}");
         }
         let with_command = RecordingRequest {
             base: Some("x".into()),
@@ -1261,6 +1071,10 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one pipeline, looked at step by step"
+    )]
     fn a_summary_waits_for_all_other_steps_whatever_their_outcome() {
         let mut targets: Vec<_> = (0..3).map(|i| target(i, &["p", &i.to_string()])).collect();
         targets[1].system = "aarch64-linux".into();
