@@ -32,7 +32,7 @@ use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
 use super::upload::plan::UploadPlan;
-use super::{BuildkiteBuild, EvaluationResult, KeyStyle, RecordingOrder, RecordingRequest, Target};
+use super::{BuildkiteBuild, KeyStyle, RecordingOrder, RecordingRequest};
 use crate::buildkite::schema::Schema;
 use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::Failure;
@@ -68,12 +68,8 @@ pub fn perform(
     }
 
     let schema = check_request(&request, &order.place, build, supervisor)?;
-    let sharing = Sharing::new(
-        &ShareWish::of(&request),
-        &host,
-        order.build.as_ref(),
-        order.dry_run,
-    )?;
+    let wish = ShareWish::of(&request);
+    let sharing = Sharing::new(&wish, &host, order.build.as_ref(), order.dry_run)?;
     keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
@@ -109,9 +105,7 @@ pub fn perform(
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
-    let notes = print_findings(
-        evaluated, &errors, &printed, base_note, &request, targets, log,
-    )?;
+    let notes = print_findings(&pinned, &errors, &printed, base_note, &request, log)?;
     times.end("evaluate");
 
     let needs = Needs::find(
@@ -163,10 +157,7 @@ pub fn perform(
         upload.publish(&document, &body)?;
         return Err(failure);
     }
-    if at_root.key_style == KeyStyle::Attr {
-        let claimed = upload.claim_keys(&at_root.key_prefix, &identity);
-        claimed.map_err(|failure| failure.context(undone))?;
-    }
+    claim_keys(&mut upload, &at_root, &identity, undone)?;
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
     let saved = upload.save(&plan, &identity);
@@ -238,6 +229,20 @@ fn earlier(
     };
     let source = source(&at_root.root, &at_root.options);
     base.earlier(&source, &at_root.root.attr)
+}
+
+/// Claims the keys of this recording's steps in the build, where they are not those of its `.drv`s.
+fn claim_keys(
+    upload: &mut Upload<'_>,
+    at_root: &RecordingRequest,
+    identity: &str,
+    undone: &'static str,
+) -> Result<(), Failure> {
+    if at_root.key_style != KeyStyle::Attr {
+        return Ok(());
+    }
+    let claimed = upload.claim_keys(&at_root.key_prefix, identity);
+    claimed.map_err(|failure| failure.context(undone))
 }
 
 /// Follows the plan that was saved: from now on, a retry does as well.
@@ -392,14 +397,14 @@ fn evaluate(
 /// # Errors
 /// There is nothing at all, or nothing but errors without a red step (65).
 fn print_findings(
-    evaluated: &EvaluationResult,
+    pinned: &PinnedEvaluation,
     errors: &ErrorLists,
     printed: &BTreeSet<AttrPath>,
     base_note: Option<Note>,
     request: &RecordingRequest,
-    targets: &[Target],
     log: &Log,
 ) -> Result<Vec<Note>, Failure> {
+    let (evaluated, targets) = (&pinned.evaluated, &pinned.targets);
     refuse_nothing(evaluated, request, log)?;
     print_error_lists(errors, printed, request.on_error, log);
     refuse_errors_alone(targets, errors, request)?;
