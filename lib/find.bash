@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # Finds the program `eval-once` for the hooks, which source this file.
 #
-# Every step runs this code, so as long as no program has to be built it starts no process: tests and builtins only. It is sourced
-# into the agent's own shell, so it has no `set -e`, and exports nothing.
+# Every step runs this code, so it starts no process where a program is installed: tests and builtins only. One that was built here is
+# looked at before it is run, which takes two processes of `find`. The code is sourced into the agent's own shell, so it has no
+# `set -e`, and exports nothing.
 
 # The hooks read the variables that this file sets.
 # shellcheck disable=SC2034
@@ -84,8 +85,8 @@ eval_once_find_built() {
   # share that folder.
   eval_once_commit "$plugin" || eval_once_checksum "$plugin"
   place=$state/bin/$MACHTYPE/$eval_once_key
-  # What another user has put there is not run.
-  if [[ -x $place/eval-once && -O $place/eval-once ]]; then
+  eval_once_is_private "$state" "$place" || return
+  if [[ -x $place/eval-once ]]; then
     eval_once_bin=$place/eval-once
     return 0
   fi
@@ -95,11 +96,131 @@ eval_once_find_built() {
     return 1
   fi
   printf 'eval-once: the program is not installed; building it once, into %s\n' "$place" >&2
+  # Another user may have made a part of it first, or have put something there before it was closed. So it is looked at again, before
+  # anything in it is used, and before what was built is run.
+  if ! (umask 077 && mkdir -p "$place") >&2; then
+    eval_once_error="the program eval-once was not found, and $place, to build it into, cannot be made (see the messages above)"
+    return 1
+  fi
+  eval_once_is_private "$state" "$place" || return
   if ! eval_once_build "$plugin" "$place" >&2; then
     eval_once_error="the program eval-once was not found, and building it into $place failed (see the messages above)"
     return 1
   fi
+  eval_once_is_private "$state" "$place" || return
   eval_once_bin=$place/eval-once
+}
+
+# Fails if another user of this host can have put something into the folder `place` in the state folder, or can yet: the rules are those
+# of the program (`src/state/place.rs`), which is not there to be asked.
+eval_once_is_private() {
+  local state=$1 place=$2 part found parts=()
+  # Below, one line is one path.
+  if [[ $state == *$'\n'* ]]; then
+    eval_once_hint='set EVAL_ONCE_STATE_DIR to another folder'
+    eval_once_refuse 'its name contains a line break'
+    return 1
+  fi
+  eval_once_is_way_safe "$state" || return
+  [[ -e $state ]] || return 0
+  # It may be reached by a link, but none of its parts is one.
+  if ! [[ -d $state && -O $state ]]; then
+    eval_once_hint='set EVAL_ONCE_STATE_DIR to a folder of this user'\''s own'
+    eval_once_refuse "$state is not a folder of this user's"
+    return 1
+  fi
+  for part in "$state/bin" "${place%/*}" "$place" "$place/eval-once" "$place/lock"; do
+    [[ -e $part || -L $part ]] || continue
+    parts+=("$part")
+    if [[ $part == */eval-once || $part == */lock ]]; then
+      [[ -f $part && ! -L $part && -O $part ]] && continue
+    else
+      [[ -d $part && ! -L $part && -O $part ]] && continue
+    fi
+    eval_once_hint="remove $state/bin: the program is built again"
+    eval_once_refuse "$part is not this user's, or is a link"
+    return 1
+  done
+  # The slash makes it the folder, also behind a link.
+  if ! found=$(find "$state/" ${parts[@]+"${parts[@]}"} -prune \( -perm -0002 -o -perm -0020 \) -print); then
+    eval_once_hint='put find on PATH'
+    eval_once_refuse 'find cannot look at it'
+    return 1
+  fi
+  found=${found%%$'\n'*}
+  [[ -z $found ]] && return
+  if [[ $found == "$state/bin"* ]]; then
+    eval_once_hint="remove $state/bin: the program is built again"
+    eval_once_refuse "other users can write to $found"
+  else
+    eval_once_hint='set EVAL_ONCE_STATE_DIR to a folder that only this user can write to'
+    eval_once_refuse "other users can write to $state"
+  fi
+  return 1
+}
+
+# Fails if another user can put something else in the place of a folder: on the way to it is a folder that all may write to, and either
+# not sticky, or what follows in it is not this user's or root's. Links are followed as the kernel follows them.
+eval_once_is_way_safe() {
+  local rest=$1 here='' name next links=0 target found folder i folders=() entries=()
+  while [[ -n $rest ]]; do
+    rest=${rest#"${rest%%[!/]*}"}
+    name=${rest%%/*}
+    rest=${rest#"$name"}
+    case $name in
+      '' | .) continue ;;
+      ..)
+        here=${here%/*}
+        continue
+        ;;
+    esac
+    next=$here/$name
+    folders+=("${here:-/}")
+    entries+=("$next")
+    if [[ -L $next ]]; then
+      if ((++links > 40)) || ! target=$(readlink "$next"); then
+        eval_once_hint='set EVAL_ONCE_STATE_DIR to another folder'
+        eval_once_refuse "the link $next leads nowhere"
+        return 1
+      fi
+      [[ $target != /* ]] || here=
+      rest=$target/$rest
+    elif [[ -e $next ]]; then
+      here=$next
+    else
+      break
+    fi
+  done
+  [[ ${#folders[@]} != 0 ]] || return 0
+  if ! found=$(find "${folders[@]}" -prune -perm -0002 -print); then
+    eval_once_hint='put find on PATH'
+    eval_once_refuse "find cannot look at the folders on the way to $1"
+    return 1
+  fi
+  [[ -n $found ]] || return 0
+  while IFS= read -r folder; do
+    if ! [[ -k $folder ]]; then
+      eval_once_hint="run \`chmod +t $(printf %q "$folder")\`"
+      eval_once_refuse "every user of this host can replace it: $folder is writable by all, and not sticky"
+      return 1
+    fi
+    for i in "${!folders[@]}"; do
+      [[ ${folders[i]} == "$folder" ]] || continue
+      next=${entries[i]}
+      [[ -e $next || -L $next ]] || continue
+      if [[ -z $(find "$next" -prune \( -user "$EUID" -o -user 0 \) -print) ]]; then
+        eval_once_hint='set EVAL_ONCE_STATE_DIR to a folder of this user'\''s own'
+        eval_once_refuse "$next belongs to another user"
+        return 1
+      fi
+    done
+  done <<<"$found"
+}
+
+# Sets the error for a state folder in which no program is built or run, whose hint is set.
+eval_once_refuse() {
+  eval_once_error="the state folder cannot be used for the program eval-once, which is not installed: $1"
+  eval_once_status=75
 }
 
 # Sets the key to the commit of the plugin's clone, read from git's files because git would be another process.
@@ -129,14 +250,14 @@ eval_once_build() (
   plugin=$1 place=$2
   # The program is run by later jobs: whatever the umask, it and the state folder are this user's alone.
   umask 077
-  mkdir -p "$place" && cd "$plugin" || exit
+  cd "$plugin" || exit
 
   # Several jobs may start on one host at the same time. The kernel frees the lock when its holder ends, in whatever way.
   locked=
   if type -P flock >/dev/null; then
-    exec 9>"$place/lock" && flock 9 || exit
+    exec 9>>"$place/lock" && eval_once_lock "$place/lock" 5 1800 || exit
     locked=9
-    [[ ! -x $place/eval-once || ! -O $place/eval-once ]] || exit 0
+    [[ ! -x $place/eval-once ]] || exit 0
   fi
 
   # With CARGO_BUILD_TARGET, which a job that cross-compiles may set, cargo would put the program into another folder. Descriptor 9
@@ -149,3 +270,20 @@ eval_once_build() (
   # Without flock another job may be building in this folder, waiting for cargo's own lock.
   [[ -z $locked ]] || rm -rf "$place/target"
 )
+
+# Takes the lock that is open as descriptor 9. Says after so many seconds that it waits, and gives up after so many.
+eval_once_lock() {
+  local lock=$1 say_after=$2 give_up_after=$3 waited=0
+  # Not every flock has `-w`, and a shell that waits for a process ends by a signal only afterwards: in a second at most.
+  until flock -n 9; do
+    if ((waited >= give_up_after)); then
+      printf "eval-once: the lock %s was not free for %s s (\`lsof %s\` shows which process has it)\n" "$lock" "$waited" "$lock"
+      return 1
+    fi
+    if ((waited == say_after)); then
+      printf "eval-once: still waiting for another job, which builds the program (\`lsof %s\` shows its process)\n" "$lock"
+    fi
+    sleep 1 || return
+    ((waited += 1))
+  done
+}

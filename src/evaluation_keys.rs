@@ -50,21 +50,7 @@ pub(crate) fn read(
             Ok(text)
         })
     })?;
-    let attr = reader.take(
-        "attr",
-        "a list of strings, or one dotted string",
-        |value| match value {
-            Value::String(text) => {
-                Some(AttrPath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}")))
-            }
-            Value::Array(names) => names
-                .into_iter()
-                .map(string)
-                .collect::<Option<_>>()
-                .map(|names| Ok(AttrPath::new(names))),
-            _ => None,
-        },
-    )?;
+    let attr = read_attr(reader, "attr")?;
     let arg = reader.map(
         "arg",
         "a Nix expression as a string, a number or a boolean",
@@ -130,6 +116,31 @@ pub(crate) fn read(
         folder: place.folder.clone(),
     });
     Ok((evaluation, by_default))
+}
+
+/// Reads the attribute path under `key`, if there is one.
+///
+/// # Errors
+/// It is none (64).
+pub(crate) fn read_attr(
+    reader: &mut KeyReader,
+    key: &'static str,
+) -> Result<Option<AttrPath>, Failure> {
+    reader.take(
+        key,
+        "a list of strings, or one dotted string",
+        |value| match value {
+            Value::String(text) => {
+                Some(AttrPath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}")))
+            }
+            Value::Array(names) => names
+                .into_iter()
+                .map(string)
+                .collect::<Option<_>>()
+                .map(|names| Ok(AttrPath::new(names))),
+            _ => None,
+        },
+    )
 }
 
 /// Reads Nix settings, in the order of their names.

@@ -28,6 +28,7 @@
 //! | 7 | [`host`] | this host: its settings, memory and disk |
 //! | 7 | [`state`] | the host's state folder: evaluation slots, roots that outlive a process |
 //! | 6 | [`share_keys`] | the keys that say how `.drv`s and outputs get to other hosts |
+//! | 6 | [`artifact_globs`] | the key that says which files of a step's outputs become artifacts |
 //! | 6 | [`evaluation_keys`] | the keys that say what is evaluated: the same for a step and for a recording |
 //! | 6 | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
 //! | 6 | [`environment`] | what the agent's `environment` hook puts into a job |
@@ -108,6 +109,7 @@
 compile_error!("eval-once runs where Nix runs: on Linux and macOS. On Windows, use it inside WSL.");
 
 pub mod agent;
+pub mod artifact_globs;
 pub mod base;
 pub mod build_keys;
 pub mod buildkite;

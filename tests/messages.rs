@@ -261,7 +261,12 @@ const BESIDES: [(&str, &[&str], &[&str]); 2] = [
     (
         "hooks",
         &["lib/find.bash", "hooks/environment", "hooks/command"],
-        &["eval_once_error=", "eval_once_hint=", "printf "],
+        &[
+            "eval_once_error=",
+            "eval_once_hint=",
+            "eval_once_refuse ",
+            "printf ",
+        ],
     ),
     (
         "expressions",

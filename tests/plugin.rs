@@ -573,6 +573,8 @@ fn without_cargo(first: &Path, folder: &Path) -> OsString {
         "install",
         "chmod",
         "sed",
+        "readlink",
+        "sleep",
     ] {
         let link = tools.join(name);
         if let Some(real) = tool(name).filter(|_| !link.exists()) {

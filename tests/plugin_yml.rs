@@ -181,6 +181,16 @@ fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!(-1), json!(0.5), json!("1")],
         ),
         (
+            "target",
+            vec![json!("a.b"), json!(["a", "b c"])],
+            vec![json!(1), json!([1])],
+        ),
+        (
+            "artifacts",
+            vec![json!([]), json!(["share/doc/**", "*"])],
+            vec![json!("share/**"), json!([1])],
+        ),
+        (
             "push",
             vec![json!("s3://your-org-nix"), json!("ssh-ng://nix@cache")],
             vec![json!(false), json!(["s3://your-org-nix"])],
@@ -205,26 +215,26 @@ fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
 
 /// The keys of a recording.
 fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
-    let at_least_one = |largest: u32| {
+    let from_to = |least: u32, largest: u32| {
         (
-            vec![json!(1), json!(largest)],
-            vec![json!(0), json!(-1), json!(1.5), json!("1")],
+            vec![json!(least), json!(largest)],
+            vec![json!(least - 1), json!(-1), json!(2.5), json!("2")],
         )
     };
     let one_of = |names: &[&str]| -> Vec<Value> { names.iter().map(|name| json!(name)).collect() };
     let mut keys = evaluation_keys();
-    for (key, largest) in [
-        ("workers", 256),
-        ("memory", 1 << 20),
-        ("evaluation-timeout", 86_400),
-        ("group-by", 3),
-        ("batch", 30),
-        ("shared-steps", 5),
-        ("chunk", 500),
-        ("keep-days", 365),
-        ("share-limit", 1 << 20),
+    for (key, least, largest) in [
+        ("workers", 1, 256),
+        ("memory", 1, 1 << 20),
+        ("evaluation-timeout", 1, 86_400),
+        ("group-by", 1, 3),
+        ("batch", 1, 30),
+        ("shared-steps", 2, 5),
+        ("chunk", 1, 500),
+        ("keep-days", 1, 365),
+        ("share-limit", 1, 1 << 20),
     ] {
-        let (good, bad) = at_least_one(largest);
+        let (good, bad) = from_to(least, largest);
         keys.push((key, good, bad));
     }
     for (key, names) in [
@@ -233,6 +243,7 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("skip", &["built", "cached", "none"]),
         ("skip-style", &["mark", "run", "omit"]),
         ("on-error", &["step", "fail", "report"]),
+        ("notify", &["none", "github-status"]),
         ("emit", &["plugin", "command"]),
         ("command", &["after", "none"]),
         ("on-drift", &["warn", "fail"]),
@@ -244,17 +255,12 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
     for key in ["meta", "summary", "share-required", "push-partial"] {
         keys.push((key, vec![json!(true), json!(false)], vec![json!("false")]));
     }
+    for key in ["exclude", "expect-errors"] {
+        let good = json!(["tests.*", "a.*.b", ["a", "b.c"]]);
+        let bad = vec![json!("tests.*"), json!([1]), json!([["a", 1]])];
+        keys.push((key, vec![good], bad));
+    }
     keys.extend([
-        (
-            "exclude",
-            vec![json!(["tests.*", "a.b", ["a", "b.c"]])],
-            vec![json!("tests.*"), json!([1]), json!([["a", 1]])],
-        ),
-        (
-            "expect-errors",
-            vec![json!(["python2.*", "a.*.b", ["a", "b.c"]])],
-            vec![json!("a.*"), json!([1]), json!([["a", 1]])],
-        ),
         (
             "share",
             vec![

@@ -232,6 +232,7 @@ const RECORDING: &[KeyOwner] = &[KeyOwner::Recording];
 const BOTH: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording];
 const WITH_PINS: &[KeyOwner] = &[KeyOwner::Recording, KeyOwner::Pin];
 const BOTH_AND_PINS: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Pin];
+const STEP_AND_TARGET: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Target];
 const TARGET: &[KeyOwner] = &[KeyOwner::Target];
 const FOLLOWER: &[KeyOwner] = &[KeyOwner::Follower];
 const ALL: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target];
@@ -633,6 +634,16 @@ pub const KEYS: &[Key] = &[
     .default("false")
     .flag("push-partial", "Push what was built, also where the target failed"),
     Key::new(
+        "artifacts",
+        STEP_AND_TARGET,
+        KeyKind::Texts("GLOB"),
+        "Globs below the outputs: files that become artifacts of the build, under the target's attribute path",
+    )
+    .flag(
+        "artifacts",
+        "Upload files of the outputs as artifacts of the build: a glob below the outputs",
+    ),
+    Key::new(
         "checkout",
         BOTH,
         KeyKind::Choice(
@@ -656,6 +667,19 @@ pub const KEYS: &[Key] = &[
         "no-meta",
         "Ignore the targets' own meta.buildkite and meta.eval-once",
     ),
+    Key::new(
+        "notify",
+        RECORDING,
+        KeyKind::Choice(
+            "WHAT",
+            &[
+                choice("none", "nothing besides the build itself"),
+                choice("github-status", "a commit status for each target, by its attribute path"),
+            ],
+        ),
+        "What Buildkite reports to the code host",
+    )
+    .default("none"),
     Key::new(
         "summary",
         RECORDING,
@@ -719,6 +743,34 @@ pub const KEYS: &[Key] = &[
         STEP,
         KeyKind::Text("TEXT"),
         "Written by recordings: what is wrong with a target that can have no step; report it, build nothing and end with 64",
+    )
+    .without_flag(),
+    Key::new(
+        "target",
+        STEP,
+        KeyKind::AttrPath,
+        "Written by recordings: the target's attribute path, where attr is another one that its step evaluates",
+    )
+    .without_flag(),
+    Key::new(
+        "attr",
+        TARGET,
+        KeyKind::AttrPath,
+        "The attribute path that a step of the target evaluates where it has to, instead of the recorded one",
+    )
+    .without_flag(),
+    Key::new(
+        "file",
+        TARGET,
+        KeyKind::Text("FILE"),
+        "The Nix file that a step of the target evaluates where it has to, instead of what was recorded",
+    )
+    .without_flag(),
+    Key::new(
+        "expr",
+        TARGET,
+        KeyKind::Text("EXPR"),
+        "The expression that a step of the target evaluates where it has to, instead of what was recorded",
     )
     .without_flag(),
     Key::new(

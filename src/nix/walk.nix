@@ -288,9 +288,14 @@ let
       runs = builtins.isAttrs value && value ? run && !isDerivation value;
       keys = clean where 2 65536 (if runs then builtins.removeAttrs value [ "run" ] else value);
       run = if runs then runOf "${where}.run" value.run else { data = null; };
+      # A command loses its context as all text does, and nothing would bring what it refers to to the step's host.
+      command = if builtins.isAttrs value then value.command or "" else "";
+      refers = text: builtins.isString text && builtins.hasContext text;
     in
     if keys ? text then
       keys
+    else if builtins.any refers (if builtins.isList command then command else [ command ]) then
+      refused "${where}.command refers to a store path, which nothing brings to the host of the step: use run, or EVAL_ONCE_OUT for the output of the target"
     else if run ? text then
       run
     else

@@ -334,7 +334,6 @@ fn args(key: &Key, flag: Flag, owner: KeyOwner) -> Vec<Arg> {
         KeyKind::BooleanOr(word) => arg
             .value_name("HOW")
             .num_args(0..=1)
-            .require_equals(true)
             .default_missing_value("true")
             .value_parser(["true", "false", word]),
         KeyKind::Number(value, ..) => arg.value_name(value).value_parser(value_parser!(u64)),

@@ -62,6 +62,20 @@ impl FollowerMeta {
         }
     }
 
+    /// The attribute path of this step of the target `owner`.
+    fn attr(&self, owner: &AttrPath) -> AttrPath {
+        let below = ["meta", "eval-once", "steps", &self.name];
+        let below = below.into_iter().map(str::to_owned);
+        AttrPath::new(owner.names().iter().cloned().chain(below).collect())
+    }
+
+    /// The attribute path of what it runs.
+    pub(super) fn attr_of_run(&self, owner: &AttrPath) -> AttrPath {
+        let mut names = self.attr(owner).names().to_vec();
+        names.push("run".into());
+        AttrPath::new(names)
+    }
+
     /// Whether it was evaluated without an error.
     pub(super) fn is_read(&self) -> bool {
         matches!(self.state, FollowerState::Read { .. })
@@ -93,9 +107,6 @@ pub struct RunTarget {
 impl Follower {
     /// Its attribute path.
     pub(super) fn attr(&self) -> AttrPath {
-        let below = ["meta", "eval-once", "steps", &self.meta.name];
-        let below = below.into_iter().map(str::to_owned);
-        let names = self.owner.names().iter().cloned();
-        AttrPath::new(names.chain(below).collect())
+        self.meta.attr(&self.owner)
     }
 }

@@ -24,7 +24,7 @@ use super::part_times::PartTimes;
 use super::pipeline::document::Document;
 use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
-use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
+use super::pipeline::steps::{PlannedPipeline, Records, check, key_area, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
 use super::report::{Earlier, EarlierRecording, RecordingReport};
 use super::share::{ShareWish, Sharing};
@@ -74,6 +74,7 @@ pub fn perform(
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
     let (base, base_note) = Base::read(&request);
+    let base = base.as_ref();
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
@@ -108,14 +109,7 @@ pub fn perform(
     let notes = print_findings(&pinned, &errors, &printed, base_note, &request, log)?;
     times.end("evaluate");
 
-    let needs = Needs::find(
-        &unfinished,
-        &pinned,
-        base.as_ref(),
-        answers,
-        store,
-        supervisor,
-    )?;
+    let needs = Needs::find(&unfinished, &pinned, base, answers, store, supervisor)?;
     times.end("skip");
 
     let records = needs.records(&pinned, &errors);
@@ -132,7 +126,7 @@ pub fn perform(
         times.end("share");
     }
 
-    let earlier = earlier(base.as_ref(), previous, &at_root);
+    let earlier = earlier(base, previous, &at_root);
     let report = RecordingReport {
         source: &request.description(),
         targets,
@@ -142,6 +136,8 @@ pub fn perform(
         notes: &notes,
         counts: pipeline.counts(targets),
         omitted: pipeline.omitted,
+        builds: request.phases.build,
+        followers: pipeline.followers.len(),
         seconds: order.started.elapsed().as_secs_f64(),
         earlier: earlier.as_ref(),
     };
@@ -157,7 +153,7 @@ pub fn perform(
         upload.publish(&document, &body)?;
         return Err(failure);
     }
-    claim_keys(&mut upload, &at_root, &identity, undone)?;
+    claim_keys(&mut upload, &at_root, &identity)?;
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
     let saved = upload.save(&plan, &identity);
@@ -231,18 +227,17 @@ fn earlier(
     base.earlier(&source, &at_root.root.attr)
 }
 
-/// Claims the keys of this recording's steps in the build, where they are not those of its `.drv`s.
+/// Claims the keys of the steps, where another recording of the build may have the same.
 fn claim_keys(
     upload: &mut Upload<'_>,
     at_root: &RecordingRequest,
     identity: &str,
-    undone: &'static str,
 ) -> Result<(), Failure> {
-    if at_root.key_style != KeyStyle::Attr {
+    if at_root.key_style == KeyStyle::Drv {
         return Ok(());
     }
-    let claimed = upload.claim_keys(&at_root.key_prefix, identity);
-    claimed.map_err(|failure| failure.context(undone))
+    let claimed = upload.claim_keys(&key_area(at_root), identity);
+    claimed.map_err(|failure| failure.context("nothing is uploaded"))
 }
 
 /// Follows the plan that was saved: from now on, a retry does as well.

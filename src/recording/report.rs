@@ -27,6 +27,10 @@ pub(super) struct RecordingReport<'a> {
     /// The number of skipped steps that are omitted because a build cannot have so many jobs.
     pub(super) omitted: usize,
     pub(super) seconds: f64,
+    /// Whether the targets have steps (`phases`).
+    pub(super) builds: bool,
+    /// The number of steps that follow targets.
+    pub(super) followers: usize,
     /// What it is compared with: the base, else the previous recording of the branch, if its pin still exists.
     pub(super) earlier: Option<&'a Earlier>,
 }
@@ -64,10 +68,12 @@ impl RecordingReport<'_> {
             .collect();
         // The others name the store.
         let pushed = reasons.len() - built - cached - unchanged.len();
-        let mut parts = vec![format!(
-            "{} to build",
-            self.counts.targets.saturating_sub(reasons.len())
-        )];
+        let to_build = self.counts.targets.saturating_sub(reasons.len());
+        let mut parts = if self.builds {
+            vec![format!("{to_build} to build")]
+        } else {
+            vec!["none to build".to_owned()]
+        };
         for (count, what) in [
             (built, "already built here"),
             (cached, "in a cache"),
@@ -79,6 +85,11 @@ impl RecordingReport<'_> {
         }
         if let Some(reason) = unchanged.first() {
             parts.push(format!("{} {reason}", unchanged.len()));
+        }
+        match self.followers {
+            0 => {}
+            1 => parts.push("1 step follows".into()),
+            steps => parts.push(format!("{steps} steps follow")),
         }
         if self.omitted > 0 {
             let steps = number(self.omitted, "skipped step");
@@ -132,6 +143,8 @@ mod tests {
             on_error: OnError::Step,
             notes: &[],
             omitted: 0,
+            builds: true,
+            followers: 0,
             seconds: 1.25,
             earlier: None,
         };
@@ -139,6 +152,13 @@ mod tests {
             report.sentence(None),
             "recorded 4 attributes in 1.2 s: 2 targets (1 to build, 1 already built here), 1 refused"
         );
+        report.followers = 1;
+        report.builds = false;
+        assert_eq!(
+            report.sentence(None),
+            "recorded 4 attributes in 1.2 s: 2 targets (none to build, 1 already built here, 1 step follows), 1 refused"
+        );
+        (report.followers, report.builds) = (0, true);
         report.omitted = 7;
         assert_eq!(JOBS_PER_BUILD, 4_000, "as the sentence says");
         assert_eq!(

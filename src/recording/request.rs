@@ -167,6 +167,8 @@ pub struct RecordingRequest {
     pub group_by: usize,
     /// Whether targets' own `meta.buildkite` and `meta.eval-once` count.
     pub meta: bool,
+    /// Whether Buildkite reports each target's step as a commit status.
+    pub notify_statuses: bool,
     /// Whether a last step sums the build up.
     pub summary: bool,
     /// Whether that step fails where a target did.
@@ -339,6 +341,8 @@ impl RecordingRequest {
             }
             share_keys::check_confined(None, how.push.as_ref())?;
         }
+        let notify_statuses =
+            reader.choice("notify", [("none", false), ("github-status", true)])?;
         let summary = reader.take("summary", "`true`, `false` or `fail`", |value| {
             match (value.as_bool(), value.as_str()) {
                 (Some(is_wanted), _) => Some(Ok((is_wanted, false))),
@@ -412,6 +416,7 @@ impl RecordingRequest {
                 .and_then(|number| usize::try_from(number).ok())
                 .unwrap_or(0),
             meta: meta.unwrap_or(true),
+            notify_statuses: notify_statuses.unwrap_or(false),
             summary,
             summary_fails,
             chunk: chunk.and_then(size).unwrap_or(CHUNK),

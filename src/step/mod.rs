@@ -5,6 +5,7 @@
 
 mod advice;
 mod annotation;
+mod artifacts;
 mod batch;
 mod build_log;
 mod checkout;
@@ -153,6 +154,10 @@ fn build(order: StepOrder, supervisor: &mut Supervisor, log: &Log) -> Result<Bui
     step.in_build = in_build;
     let built = go(&mut step);
     let pushed = pushing::push(&mut step, &built);
+    let uploaded = match (&built, &pushed) {
+        (Ok(outputs), Ok(_)) => artifacts::upload(&mut step, outputs, &reporting),
+        _ => Ok(()),
+    };
     let (built, hints) = match hints::of(&mut step, built.is_ok()) {
         Ok(hints) => (built, hints),
         // A signal has come after all: what was built is there, and the job's command is not to begin.
@@ -163,7 +168,10 @@ fn build(order: StepOrder, supervisor: &mut Supervisor, log: &Log) -> Result<Bui
     let result = match pushed {
         Ok(pushed) => {
             report.pushed = pushed;
-            built
+            if let (Ok(_), Err(failure)) = (&built, &uploaded) {
+                report.fail(failure);
+            }
+            built.and_then(|outputs| uploaded.map(|()| outputs))
         }
         Err(failure) => {
             if is_push_failure {

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::program::StepProgram;
+use crate::artifact_globs::{self, ArtifactGlob};
 pub(super) use crate::build_keys::OutLink;
 use crate::build_keys::{self, BuildKeys, Form};
 use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, not_here, refuse, string};
-use crate::nix::{DrvPath, Evaluation, StorePath, StoreUrl, is_output_name};
+use crate::nix::{AttrPath, DrvPath, Evaluation, StorePath, StoreUrl, is_output_name};
 use crate::share_keys::{self, Share, StepShare};
 
 /// What a step is asked to do.
@@ -53,8 +54,12 @@ pub struct StepRequest {
     pub push: Option<StoreUrl>,
     /// Whether it also gets what was built of a target that failed.
     pub push_partial: bool,
+    /// Which files of its outputs become artifacts of the build.
+    pub artifacts: Vec<ArtifactGlob>,
     /// Whether the step makes a checkout where it has to evaluate.
     pub checkout_fallback: bool,
+    /// The target's attribute path, where the one that is evaluated is another.
+    pub target: Option<AttrPath>,
     /// The program in its outputs that is run after the build.
     pub run: Option<StepProgram>,
     /// The target whose outputs that program needs: it is realised first.
@@ -88,6 +93,14 @@ impl StepRequest {
             request.check_confined(place)?;
         }
         Ok(request)
+    }
+
+    /// The attribute path by which people know the target, if it has one.
+    pub(super) fn name(&self) -> Option<String> {
+        let evaluated = self.evaluation.as_ref().map(|evaluation| &evaluation.attr);
+        let attr = self.target.as_ref().or(evaluated);
+        let attr = attr.filter(|attr| !attr.names().is_empty());
+        attr.map(ToString::to_string)
     }
 
     fn read_keys(reader: &mut KeyReader, keys: Keys, place: &Checkout) -> Result<Self, Failure> {
@@ -137,11 +150,13 @@ impl StepRequest {
         }
         let options = evaluation_keys::read_options(reader)?;
         let how = BuildKeys::read(reader, &place.folder)?;
+        let artifacts = artifact_globs::read(reader)?;
         let share = share_keys::read_step_share(reader)?;
         let share_size = reader.number("share-size")?;
         let keep_days = reader.number("keep-days")?;
         let checkout_fallback =
             reader.choice("checkout", [("always", false), ("fallback", true)])?;
+        let target = evaluation_keys::read_attr(reader, "target")?;
         let run = reader.take("run", "the name of a program", |value| {
             Some(Ok(StepProgram::read(value.as_str()?)?))
         })?;
@@ -180,6 +195,8 @@ impl StepRequest {
             keep_days,
             share_required: how.share_required.unwrap_or(false),
             push: how.push,
+            target,
+            artifacts,
             push_partial: how.push_partial.unwrap_or(false),
             checkout_fallback: checkout_fallback.unwrap_or(false),
             run,
@@ -210,7 +227,8 @@ fn keys_of_needs(keys: &Keys, needs: Keys) -> Result<Keys, Failure> {
             OWN.join(", ")
         )));
     }
-    let is_common = |name: &str| !OWN.contains(&name) && !["run", "needs", "skip"].contains(&name);
+    let is_common =
+        |name: &str| !OWN.contains(&name) && !["run", "needs", "skip", "target"].contains(&name);
     let common = keys.iter().filter(|(name, _)| is_common(name));
     let common = common.map(|(name, value)| (name.clone(), value.clone()));
     Ok(common.chain(needs).collect())

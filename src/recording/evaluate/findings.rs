@@ -161,10 +161,21 @@ impl Findings {
     /// This step, which follows it, does not evaluate; for this reason, where that is known.
     pub(super) fn lose_follower(&mut self, path: &AttrIndex, step: usize, message: Option<&str>) {
         if let Some(follower) = self.follower_of(path, step)
-            && !follower.is_read()
+            && matches!(
+                follower.state,
+                FollowerState::Unread | FollowerState::Lost(None)
+            )
         {
             follower.state = message.map_or(FollowerState::Lost(None), lost);
         }
+    }
+
+    /// The attribute path of what this step runs, which follows it.
+    pub(super) fn attr_of_run(&self, path: &AttrIndex, step: usize) -> Option<AttrPath> {
+        let Some(AttrOutcome::Found(found)) = self.outcomes.get(path) else {
+            return None;
+        };
+        Some(found.meta.followers.get(step)?.attr_of_run(&found.attr))
     }
 
     fn follower_of(&mut self, path: &AttrIndex, step: usize) -> Option<&mut FollowerMeta> {

@@ -165,6 +165,19 @@ mod tests {
     }
 
     #[test]
+    fn a_target_with_a_step_that_was_not_read_is_evaluated_again() {
+        let mut evaluated = EvaluationResult {
+            targets: vec![known(&["a"]).found, known(&["b"]).found],
+            ..EvaluationResult::default()
+        };
+        let step = FollowerMeta::unread("deploy".into());
+        evaluated.targets[0].meta.followers.push(step);
+        let known = KnownTargets::of(&evaluated);
+        let attrs: Vec<_> = known.iter().map(|it| it.found.attr.to_string()).collect();
+        assert_eq!(attrs, ["b"]);
+    }
+
+    #[test]
     fn a_known_target_reads_back_as_it_was_written() {
         let mut target = known(&["a", "b.\u{1}\""]);
         target.found.meta = Meta {

@@ -473,6 +473,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn steps_that_are_plain_data_are_read_as_they_are() {
+        let meta = |json: &str| serde_json::from_str::<DescribedMeta>(json).unwrap().read();
+        let read = meta(r#"{"eval-once":{"log":"raw","steps":{"a":{"command":"x"},"b":5}}}"#);
+        let read = read.unwrap();
+        assert_eq!(read.eval_once.unwrap().len(), 1, "the rest");
+        let [a, b] = &read.followers[..] else {
+            panic!("{:?}", read.followers);
+        };
+        assert!(a.is_read() && a.name == "a" && a.run().is_none());
+        assert!(matches!(&b.state, FollowerState::Lost(Some(why)) if why.contains("is a number")));
+        assert!(meta(r#"{"eval-once":{"steps":"x"}}"#).is_err());
+        let none = meta(r#"{"eval-once":{"steps":{}}}"#).unwrap();
+        assert_eq!(none.followers, []);
+    }
+
     proptest! {
         #[test]
         fn a_line_of_any_bytes_is_no_message_or_one_of_the_walkers(

@@ -103,6 +103,7 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         agents: BTreeMap::new(),
         group_by: 0,
         meta: true,
+        notify_statuses: false,
         summary: false,
         summary_fails: false,
         chunk: NonZeroUsize::new(100).unwrap(),

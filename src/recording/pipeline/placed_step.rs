@@ -32,6 +32,7 @@ impl PlacedStep {
     }
 
     /// The keys that are used for it, in the order of its steps.
+    #[cfg(test)]
     pub(in crate::recording) fn keys(&self) -> impl Iterator<Item = &str> {
         let confirm = self.confirm.iter().map(|block| block.key.as_str());
         confirm.chain(std::iter::once(self.step.key.as_str()))

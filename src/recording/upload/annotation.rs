@@ -345,6 +345,8 @@ mod tests {
                 evaluation_errors: errors.evaluation.len(),
                 ..RecordingCounts::default()
             },
+            builds: true,
+            followers: 0,
             omitted: 0,
             seconds: 1.25,
             earlier,

@@ -57,6 +57,9 @@ pub(crate) const DOCUMENT: &str = "eval-once.json";
 /// How long the agent may take to find a step. Agents of v3 ask again and again for a step that does not exist.
 const TIME_TO_FIND: Duration = Duration::from_secs(4);
 
+/// How the names of meta-data begin in which recordings claim keys.
+const CLAIM: &str = "eval-once-keys:";
+
 /// How many steps are looked for in parallel.
 const LOOKUPS_AT_ONCE: usize = 16;
 
@@ -252,33 +255,35 @@ impl<'a> Upload<'a> {
         )
     }
 
-    /// Claims the keys that begin with `prefix` and go on with attribute paths, for a recording with this identity. Another one would
+    /// Claims the keys that begin with `area`, and go on with attribute paths, for a recording with this identity. Another one would
     /// find its keys used, and take the steps for its own, as those of an earlier try.
     ///
     /// Each sets its own claim before it looks for others: of two that do so at once, one at least sees the other.
     ///
     /// # Errors
-    /// Another step of the build has recorded something else with such keys (64); Buildkite cannot be asked (75).
+    /// Another step of the build has recorded something else, which may have such keys (64); Buildkite cannot be asked (75).
     pub(in crate::recording) fn claim_keys(
         &mut self,
-        prefix: &str,
+        area: &str,
         recording: &str,
     ) -> Result<(), Failure> {
         let doing = "look for other recordings with `keys: attr`";
-        let all = format!("eval-once-keys:{prefix}:");
-        let own = format!("{all}{recording}");
-        self.ask(&command::set_meta_data(&own, &self.build.step), doing)?;
+        let own = format!("{CLAIM}{recording}");
+        let claim = format!("{} {area}", self.build.step);
+        self.ask(&command::set_meta_data(&own, &claim), doing)?;
         let keys = self.ask(&command::meta_data_keys(), doing)?;
         let keys = keys.text();
-        let is_other = |key: &&str| {
-            let identity = key.strip_prefix(&all);
-            *key != own && identity.is_some_and(|identity| !identity.contains(':'))
-        };
+        let is_other = |key: &&str| *key != own && key.starts_with(CLAIM);
         for other in keys.lines().map(str::trim).filter(is_other) {
-            let step = self.ask(&command::get_meta_data(other), doing)?;
-            if step.text().trim() != self.build.step {
+            let claim = self.ask(&command::get_meta_data(other), doing)?;
+            let claim = claim.text();
+            let Some((step, other)) = claim.trim().split_once(' ') else {
+                continue;
+            };
+            let overlaps = area.starts_with(other) || other.starts_with(area);
+            if step != self.build.step && overlaps {
                 return Err(refuse(format_args!(
-                    "another recording of this build has `keys: attr` and the key-prefix {prefix} too, so their keys would be the same"
+                    "another recording of this build has `keys: attr` too, and keys that begin with {other}; those of this one begin with {area}"
                 ))
                 .hint("give each recording its own `key-prefix`"));
             }

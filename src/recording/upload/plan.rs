@@ -48,7 +48,7 @@ impl UploadPlan {
             Ok(Chunk {
                 keys: steps
                     .iter()
-                    .flat_map(|planned| planned.keys().map(str::to_owned))
+                    .map(|planned| planned.step.key.clone())
                     .collect(),
                 pipeline: placed_step::json(steps)?,
             })

@@ -8,7 +8,7 @@ use super::labels::{attr_name, inert, label};
 use super::maker::{StepMaker, add_outputs};
 use super::record::size;
 use super::retry::infrastructure_rules;
-use super::wishes::{FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes};
+use super::wishes::{BuildWishes, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes};
 use crate::buildkite::pipeline::{BlockStep, CommandStep};
 use crate::exit::Failure;
 use crate::keys::table::KeyOwner;
@@ -264,22 +264,26 @@ impl StepMaker<'_> {
         needs_output: bool,
     ) -> Result<Keys, String> {
         let eval_once = target.meta.eval_once.as_ref();
-        let own = eval_once.map_or(Ok(Keys::new()), |keys| build_wishes(keys, self.request))?;
+        let BuildWishes { keys, fallback } = eval_once
+            .map_or(Ok(BuildWishes::default()), |keys| {
+                build_wishes(keys, self.request)
+            })?;
         let mut build_keys = self.request.build_keys.clone();
-        build_keys.extend(own);
-        // The target's step pushes its outputs, and what follows has a command of its own.
-        for key in ["command", "push", "push-partial"] {
+        build_keys.extend(keys);
+        // The target's step pushes and uploads its outputs, and what follows has a command of its own.
+        for key in ["artifacts", "command", "push", "push-partial"] {
             build_keys.remove(key);
         }
         let mut of_target = self.record(&target.attr);
         add_outputs(&mut of_target, &target.drv, &target.outputs);
         let FollowerTask::Run(run, as_drv) = doing else {
             of_target.extend(build_keys);
+            if let Some(fallback) = fallback {
+                fallback.replace_in(&mut of_target, target);
+            }
             return Ok(of_target);
         };
-        let mut names = follower.attr().names().to_vec();
-        names.push("run".into());
-        let mut record = self.record(&crate::nix::AttrPath::new(names));
+        let mut record = self.record(&follower.meta.attr_of_run(&follower.owner));
         let out_link = build_keys.remove("out-link");
         record.extend(build_keys);
         record.insert("out-link".into(), false.into());

@@ -6,12 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::checkout;
+use super::commit_status;
 use super::labels::{attr_name, inert, label};
 use super::record::{size, source, text};
 use super::retry::retry_rules;
 use super::step_key::{StepKeys, shared_key, summary_key};
 use super::wishes::{
-    FOR_NO_CHECK, FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, merge,
+    BuildWishes, FOR_NO_CHECK, FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes,
+    merge,
 };
 use crate::buildkite::pipeline::{
     Automatic, CommandStep, Dependency, Plugin, Retry, StepCommand, StepSkip,
@@ -75,6 +77,11 @@ impl<'a> StepMaker<'a> {
         checkout::check_plugin(request).map_err(refuse)?;
         checkout::skips(request, &[&step]).map_err(wrong)?;
         if request.batch.is_some() {
+            if request.notify_statuses {
+                return Err(refuse(
+                    "`batch` cannot be combined with `notify`: a status is of one step",
+                ));
+            }
             // What each target's step would do besides would have to be done for each target of a batch.
             let other = ["command", "skip", "matrix", "parallelism"];
             if let Some(key) = other.into_iter().find(|key| step.has(key)) {
@@ -148,8 +155,10 @@ impl<'a> StepMaker<'a> {
             StepWishes::read(keys, &self.request.emit, self.schema).map_err(in_buildkite)
         })?;
         let eval_once = meta.eval_once.as_ref().filter(|_| self.request.meta);
-        let build_keys = eval_once
-            .map_or(Ok(Keys::new()), |keys| build_wishes(keys, self.request))
+        let BuildWishes { keys, fallback } = eval_once
+            .map_or(Ok(BuildWishes::default()), |keys| {
+                build_wishes(keys, self.request)
+            })
             .map_err(|message| format!("in its `meta.eval-once`, {message}"))?;
         let skips_checkout =
             checkout::skips(self.request, &[&self.step, &wishes]).map_err(in_buildkite)?;
@@ -157,7 +166,10 @@ impl<'a> StepMaker<'a> {
         let other_plugin = self.step.has("plugins") || wishes.has("plugins");
         let mut record = self.record(&target.attr);
         record.extend(self.request.build_keys.clone());
-        record.extend(build_keys);
+        record.extend(keys);
+        if let Some(fallback) = fallback {
+            fallback.replace_in(&mut record, target);
+        }
         let leaves_command = record.get("command").is_some_and(|when| when == "none");
         if leaves_command && !other_plugin {
             if own_command {
@@ -216,6 +228,7 @@ impl<'a> StepMaker<'a> {
         if let Some(reason) = skip.as_ref().filter(|_| !ends_at_once) {
             step.skip = Some(StepSkip::Reason(reason.clone()));
         }
+        let step = self.with_status(step, Some(&name));
         let step = self.with_command_carried(step)?;
         Ok(UnlinkedStep {
             step,
@@ -452,7 +465,7 @@ impl<'a> StepMaker<'a> {
         }
         let mut step = self.begin(label, self.keys.error(&error.attr), record)?;
         self.step.without(&[&FOR_TARGETS]).merge_into(&mut step);
-        self.finish(step)
+        Ok(self.with_status(self.finish(step)?, Some(&attr_name(&error.attr))))
     }
 
     /// The step of an expected error: as that of any other, and skipped, with the beginning of the message as the reason.
@@ -491,7 +504,15 @@ impl<'a> StepMaker<'a> {
         self.step
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
             .merge_into(&mut step);
-        self.finish(step)
+        Ok(self.with_status(self.finish(step)?, Some(&attr)))
+    }
+
+    /// The step, reported as the commit status of this target, or of all, where that is asked for.
+    fn with_status(&self, mut step: CommandStep, target: Option<&str>) -> CommandStep {
+        if self.request.notify_statuses {
+            commit_status::add(&mut step, target);
+        }
+        step
     }
 
     /// The step that sums the build up when all of these have ended, whatever their outcome. A `wait` step would do so too, but
@@ -539,7 +560,7 @@ impl<'a> StepMaker<'a> {
         self.step
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY, softness])
             .merge_into(&mut step);
-        self.finish(step)
+        Ok(self.with_status(self.finish(step)?, None))
     }
 
     /// Lets a step that evaluates nothing skip its checkout, where those of targets do.
@@ -940,15 +961,15 @@ mod tests {
                 "`out-link` cannot be the path of a link",
             ),
             (json!({ "on-drift": null }), "`on-drift` is null"),
-            (json!({ "file": "x" }), "`file` is not a key of a target"),
+            (json!({ "flake": "x" }), "`flake` is not a key of a target"),
             (json!({ "push": "artifact" }), "`push` is no URL of a store"),
             (
                 json!({ "share-required": 1 }),
                 "`share-required` is 1, and must be `true` or `false`",
             ),
             (
-                json!({ "artifacts": ["x"] }),
-                "`artifacts` is not in this version",
+                json!({ "artifacts": ["../x"] }),
+                "`artifacts` holds \"../x\", which is not a path below the output",
             ),
         ] {
             let targets = [target_building(0, &wishes)];

@@ -6,6 +6,8 @@
 mod batches;
 mod building;
 mod checkout;
+mod commit_status;
+mod fallback;
 #[cfg(test)]
 mod fixtures;
 mod follower;
@@ -38,8 +40,8 @@ use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle, Target};
 
 pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
-pub(in crate::recording) use self::step_key::StepKeys;
 pub(crate) use self::step_key::error_key;
+pub(in crate::recording) use self::step_key::{StepKeys, key_area};
 
 /// The findings of an evaluation.
 #[derive(Debug, Clone, Copy)]
@@ -348,8 +350,12 @@ impl PlannedPipeline {
             .iter()
             .filter(|target| refused.contains(&target.attr))
             .count();
+        // A step that follows a target is no attribute that was walked.
+        let refused_steps = self.errors.refused.iter();
+        let refused_steps = refused_steps.filter(|it| self.keys.is_follower(&it.attr));
+        let known = refused_targets + refused_steps.count();
         RecordingCounts {
-            attributes: attributes.sum::<usize>() + self.errors.len() - refused_targets,
+            attributes: attributes.sum::<usize>() + self.errors.len() - known,
             targets: targets.len() - refused_targets,
             evaluation_errors: self.errors.evaluation.len(),
             expected_errors: self.errors.expected.len(),

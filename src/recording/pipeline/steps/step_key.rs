@@ -143,6 +143,11 @@ impl StepKeys {
         key.cloned().unwrap_or_else(|| error_key(attr))
     }
 
+    /// Whether this is the attribute path of a step that follows a target.
+    pub(super) fn is_follower(&self, attr: &AttrPath) -> bool {
+        self.0.contains_key(&KeyHolder::Follower(attr.clone()))
+    }
+
     /// The key of a step that follows a target, and that of the question before it.
     pub(super) fn follower(&self, attr: &AttrPath) -> (String, String) {
         let key = |holder| self.0.get(&holder).cloned().unwrap_or_default();
@@ -175,12 +180,24 @@ fn error_text(attr: &AttrPath, request: &RecordingRequest) -> String {
 }
 
 fn attr_text(attr: &AttrPath, request: &RecordingRequest) -> String {
-    let names: Vec<String> = attr.names().iter().map(|name| word(name)).collect();
-    let names = match &names[..] {
+    let names = match attr.names() {
         [] => "root".to_owned(),
-        names => names.join("-"),
+        names => words(names),
     };
     format!("{}{names}", request.key_prefix)
+}
+
+/// What all keys of a recording with `keys: attr` begin with, if there is a `-` behind each.
+pub(in crate::recording) fn key_area(request: &RecordingRequest) -> String {
+    match request.root.attr.names() {
+        [] => request.key_prefix.clone(),
+        names => format!("{}{}-", request.key_prefix, words(names)),
+    }
+}
+
+fn words(names: &[String]) -> String {
+    let words: Vec<String> = names.iter().map(|name| word(name)).collect();
+    words.join("-")
 }
 
 /// A name with every character replaced that a key cannot have. (The schema takes `.`, `,` and `${}` too; Buildkite's documentation

@@ -383,6 +383,7 @@ proptest! {
     fn buildkite_takes_what_follows_and_every_step_waits_for_earlier_ones_alone(
         all in proptest::collection::vec(
             (hostile::text(), proptest::collection::btree_map(hostile::text(), any_keys(), 0..4), anything()), 1..5),
+        errors in proptest::collection::vec((hostile::text(), hostile::text()), 3),
         skipped in any::<u8>(),
         choices in any::<[bool; 4]>(),
     ) {
@@ -405,7 +406,14 @@ proptest! {
             group_by: usize::from(group),
             ..request()
         };
-        let planned = make(&targets, &edges, &skip, &request).unwrap();
+        // Errors of each kind.
+        let error = |i: usize| vec![AttrError {
+            attr: path(&["e", &i.to_string(), &errors[i].0]),
+            message: Some(errors[i].1.clone()),
+        }];
+        let errors = ErrorLists { evaluation: error(0), refused: error(1), expected: error(2) };
+        let records = Records { targets: &targets, shared: &[], errors: &errors, callable: &BTreeSet::new(), edges: &edges, skip: &skip, seconds: &[] };
+        let planned = steps(&records, &request, schema()).unwrap();
         let made = written(&planned);
         let document = placed_step::json(&planned.steps).unwrap();
         let as_yaml: Value = serde_yaml_ng::from_str(&document).unwrap();
