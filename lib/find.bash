@@ -90,7 +90,7 @@ eval_once_find_built() {
     return 1
   fi
   if ! type -P find >/dev/null; then
-    eval_once_error='the program eval-once was not found, and one in the state folder is neither built nor run: find is not on PATH, which tells who can write there'
+    eval_once_error='the program eval-once was not found, and one in the state folder is neither built nor run: find, which looks at who can write there, is not on PATH'
     return 1
   fi
   eval_once_is_private "$state" "$place" || return
