@@ -28,12 +28,15 @@ const TOKEN: &str = "bkua_0123456789abcdef0123456789abcdef01234567";
 /// What is answered: a status, a body, and where it leads.
 type Answer = (u16, String, Option<String>);
 
+/// A request: its URL, and its `Authorization`.
+type Asked = (String, Option<String>);
+
 /// Buildkite's REST API, as far as a base is fetched by it, with an other server to which downloads lead.
 struct Api {
     server: Arc<Server>,
     routes: Arc<Mutex<BTreeMap<String, Answer>>>,
     /// Each request with its `Authorization`.
-    requests: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    requests: Arc<Mutex<Vec<Asked>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -41,7 +44,7 @@ impl Api {
     fn new() -> Self {
         let server = Arc::new(Server::http("127.0.0.1:0").unwrap());
         let routes = Arc::<Mutex<BTreeMap<String, Answer>>>::default();
-        let requests = Arc::<Mutex<Vec<(String, Option<String>)>>>::default();
+        let requests = Arc::<Mutex<Vec<Asked>>>::default();
         let (here, answers, asked) = (
             Arc::clone(&server),
             Arc::clone(&routes),
@@ -78,7 +81,7 @@ impl Api {
         format!("http://{}", self.server.server_addr())
     }
 
-    fn answers(&self, path: &str, status: u16, body: impl ToString, leads_to: Option<String>) {
+    fn answers(&self, path: &str, status: u16, body: &dyn ToString, leads_to: Option<String>) {
         let mut routes = self.routes.lock().unwrap();
         routes.insert(path.to_owned(), (status, body.to_string(), leads_to));
     }
@@ -93,7 +96,7 @@ impl Api {
                 let id = format!("0190-{at}");
                 let download = format!("{builds}/{number}/jobs/job-1/artifacts/{id}/download");
                 let stored = format!("/{number}/{id}");
-                self.answers(&download, 302, "{}", Some(storage.url() + &stored));
+                self.answers(&download, 302, &"{}", Some(storage.url() + &stored));
                 storage.answers(&stored, 200, content, None);
                 json!({ "id": id, "job_id": "job-1", "path": path, "state": "finished" })
             })
@@ -101,7 +104,7 @@ impl Api {
         self.answers(
             &format!("{builds}/{number}/artifacts"),
             200,
-            json!(listed),
+            &json!(listed),
             None,
         );
     }
@@ -224,22 +227,22 @@ fn whatever_fails_is_a_warning_and_leaves_no_files() {
     ];
     let spoiled: [(&str, &dyn Fn()); 9] = [
         ("Buildkite answers 401 to GET", &|| {
-            api.answers(builds, 401, "", None)
+            api.answers(builds, 401, &"", None);
         }),
         ("Buildkite answers 404 to GET", &|| {
-            api.answers(builds, 404, "", None)
+            api.answers(builds, 404, &"", None);
         }),
         ("Buildkite answers 500 to GET", &|| {
-            api.answers(builds, 500, "", None)
+            api.answers(builds, 500, &"", None);
         }),
         ("is not as expected", &|| {
-            api.answers(builds, 200, "<html>", None)
+            api.answers(builds, 200, &"<html>", None);
         }),
         ("none of the newest 0 builds of ma in&x has", &|| {
-            api.lists(&json!([]))
+            api.lists(&json!([]));
         }),
         ("none of the newest 1 build of", &|| {
-            api.has_build(7, &good[1..], &storage)
+            api.has_build(7, &good[1..], &storage);
         }),
         ("cannot read eval-once-outcomes.json", &|| {
             api.has_build(
@@ -253,7 +256,7 @@ fn whatever_fails_is_a_warning_and_leaves_no_files() {
             api.has_build(7, &[("eval-once.json", &later), good[1]], &storage);
         }),
         ("Buildkite answers 403 to GET", &|| {
-            storage.answers("/7/0190-1", 403, "", None)
+            storage.answers("/7/0190-1", 403, &"", None);
         }),
     ];
     for (says, spoil) in spoiled {
@@ -288,6 +291,33 @@ fn whatever_fails_is_a_warning_and_leaves_no_files() {
         by_hand.exits(0),
         &["the pipeline is not known", "--pipeline"],
     );
+}
+
+/// The annotation of the recording says what changed since the base.
+#[track_caller]
+fn compares_with_build_1(build: &Build) {
+    let annotations = build.annotations();
+    let (_, annotation) = annotations
+        .iter()
+        .find(|(context, _)| {
+            context.starts_with("eval-once-")
+                && !context.ends_with("summary")
+                && !context.ends_with("failures")
+        })
+        .unwrap();
+    for line in [
+        "Since build 1:",
+        "- 1 attribute new: <code>new</code>",
+        "- 1 attribute changed: <code>changing</code>",
+        "- 1 attribute removed: <code>old</code>",
+        "- 1 attribute still failing: <code>bad</code>",
+    ] {
+        assert!(
+            annotation.body.contains(line),
+            "{line}: {}",
+            annotation.body
+        );
+    }
 }
 
 #[test]
@@ -371,28 +401,7 @@ fn what_was_green_in_the_base_is_skipped_and_what_failed_there_is_built_again() 
         skipped,
         expected.map(|(name, skip)| (name.to_owned(), skip))
     );
-    let annotations = second.annotations();
-    let (_, annotation) = annotations
-        .iter()
-        .find(|(context, _)| {
-            context.starts_with("eval-once-")
-                && !context.ends_with("summary")
-                && !context.ends_with("failures")
-        })
-        .unwrap();
-    for line in [
-        "Since build 1:",
-        "- 1 attribute new: <code>new</code>",
-        "- 1 attribute changed: <code>changing</code>",
-        "- 1 attribute removed: <code>old</code>",
-        "- 1 attribute still failing: <code>bad</code>",
-    ] {
-        assert!(
-            annotation.body.contains(line),
-            "{line}: {}",
-            annotation.body
-        );
-    }
+    compares_with_build_1(&second);
     let log = second.job("record").plain();
     assert!(
         log.contains("the base is build 1 of main (failed): 1 recording, 5 targets"),

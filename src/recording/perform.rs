@@ -32,7 +32,7 @@ use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
 use super::upload::plan::UploadPlan;
-use super::{BuildkiteBuild, EvaluationResult, KeyStyle, RecordingOrder, RecordingRequest, Target};
+use super::{BuildkiteBuild, KeyStyle, RecordingOrder, RecordingRequest};
 use crate::buildkite::schema::Schema;
 use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::Failure;
@@ -106,9 +106,7 @@ pub fn perform(
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
-    let notes = print_findings(
-        evaluated, &errors, &printed, base_note, &request, targets, log,
-    )?;
+    let notes = print_findings(&pinned, &errors, &printed, base_note, &request, log)?;
     times.end("evaluate");
 
     let needs = Needs::find(&unfinished, &pinned, base, answers, store, supervisor)?;
@@ -394,14 +392,14 @@ fn evaluate(
 /// # Errors
 /// There is nothing at all, or nothing but errors without a red step (65).
 fn print_findings(
-    evaluated: &EvaluationResult,
+    pinned: &PinnedEvaluation,
     errors: &ErrorLists,
     printed: &BTreeSet<AttrPath>,
     base_note: Option<Note>,
     request: &RecordingRequest,
-    targets: &[Target],
     log: &Log,
 ) -> Result<Vec<Note>, Failure> {
+    let (evaluated, targets) = (&pinned.evaluated, &pinned.targets);
     refuse_nothing(evaluated, request, log)?;
     print_error_lists(errors, printed, request.on_error, log);
     refuse_errors_alone(targets, errors, request)?;

@@ -1070,6 +1070,17 @@ mod tests {
         assert!(excess.to_string().contains("4100 jobs"), "{excess}");
     }
 
+    /// One evaluation error, of this attribute.
+    fn one_error(attr: &[&str]) -> ErrorLists {
+        ErrorLists {
+            evaluation: vec![AttrError {
+                attr: path(attr),
+                message: None,
+            }],
+            ..ErrorLists::default()
+        }
+    }
+
     #[test]
     fn a_summary_waits_for_all_other_steps_whatever_their_outcome() {
         let mut targets: Vec<_> = (0..3).map(|i| target(i, &["p", &i.to_string()])).collect();
@@ -1091,15 +1102,10 @@ mod tests {
             ]),
             ..request()
         };
+        let errors = one_error(&["p", "bad"]);
         let records = Records {
             targets: &targets,
-            errors: &ErrorLists {
-                evaluation: vec![AttrError {
-                    attr: path(&["p", "bad"]),
-                    message: None,
-                }],
-                ..ErrorLists::default()
-            },
+            errors: &errors,
             callable: &BTreeSet::new(),
             edges: &edges,
             skip: &[None, None, Some("a cache has it".into())],
