@@ -248,8 +248,7 @@ fn a_phase_alone_and_a_build_that_stops_at_its_first_failure_are_keys_of_the_rec
             flags,
         ];
         let ended = monorepo.store.eval_once(flags.concat()).run();
-        let steps = ended.exits(0).json()["steps"].as_array().unwrap().clone();
-        steps
+        ended.exits(0).json()["steps"].as_array().unwrap().clone()
     };
     let targets = |steps: &[Value]| {
         let keys = steps.iter().filter_map(|step| step["key"].as_str());

@@ -1147,10 +1147,6 @@ mod tests {
                 "retry": { "automatic": rules, "manual": false },
             })
         );
-        let request_of_check = RecordingRequest {
-            summary_fails: true,
-            ..request.clone()
-        };
         let command = RecordingRequest {
             emit: Emit::Command,
             ..request
@@ -1159,26 +1155,73 @@ mod tests {
         let again = &values(&again)[4];
         assert_eq!(again["command"], "eval-once summary");
         assert_eq!(again["key"], last["key"]);
-        // One that fails where a target did is a required check: it is never soft.
+    }
+
+    #[test]
+    fn a_summary_that_is_a_required_check_is_never_soft_and_each_step_has_its_status() {
+        let targets = [
+            target(0, &["p", "0"]),
+            target_building(1, &json!({ "log": 1 })),
+        ];
+        let edges = no_edges(&targets);
+        let errors = ErrorLists {
+            evaluation: vec![AttrError {
+                attr: path(&["p", "bad"]),
+                message: None,
+            }],
+            ..ErrorLists::default()
+        };
+        let records = Records {
+            targets: &targets,
+            errors: &errors,
+            callable: &BTreeSet::new(),
+            edges: &edges,
+            skip: &[None, None],
+            seconds: &[],
+            shared: &[],
+        };
+        let soft = json!({ "soft_fail": true, "notify": ["github_commit_status"] });
+        let of_plugin = RecordingRequest {
+            summary: true,
+            summary_fails: true,
+            notify_statuses: true,
+            step: soft.as_object().unwrap().clone(),
+            ..request()
+        };
+        let of_command = RecordingRequest {
+            emit: Emit::Command,
+            ..of_plugin.clone()
+        };
         for (request, name, value) in [
             (
-                &request_of_check,
+                &of_plugin,
                 "plugins",
-                json!({ "your-org/eval-once#v1": { "summary": "fail" } }),
+                json!([{ "your-org/eval-once#v1": { "summary": "fail" } }]),
             ),
-            (
-                &RecordingRequest {
-                    emit: Emit::Command,
-                    ..request_of_check.clone()
-                },
-                "command",
-                json!("eval-once summary --fail"),
-            ),
+            (&of_command, "command", json!("eval-once summary --fail")),
         ] {
-            let steps = super::steps(&records, request, schema()).unwrap();
-            let last = &values(&steps)[4];
-            let found = last[name].get(0).unwrap_or(&last[name]);
-            assert_eq!((found, last.get("soft_fail")), (&value, None));
+            let steps = steps(&records, request, schema()).unwrap();
+            let steps = values(&steps);
+            let last = steps.last().unwrap();
+            assert_eq!((&last[name], last.get("soft_fail")), (&value, None));
+            let mut contexts: Vec<&Value> = steps
+                .iter()
+                .map(|step| {
+                    let own = step["notify"].as_array().unwrap().last().unwrap();
+                    &own["github_commit_status"]["context"]
+                })
+                .collect();
+            contexts.sort_by_key(ToString::to_string);
+            assert_eq!(
+                json!(contexts),
+                json!([
+                    "eval-once",
+                    "eval-once/p.0",
+                    "eval-once/p.bad",
+                    "eval-once/p.t1"
+                ])
+            );
+            assert_eq!(steps[0]["notify"][0], "github_commit_status");
         }
     }
 

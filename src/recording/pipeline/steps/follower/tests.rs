@@ -1,6 +1,7 @@
 //! Tests of steps that follow targets, by what is in the pipeline.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -353,6 +354,36 @@ fn each_phase_has_its_steps_alone_and_the_summary_waits_for_no_release() {
     assert_eq!(waits.collect::<Vec<_>>(), ["nix-app", "nix-app-bad"]);
 }
 
+#[test]
+fn a_target_that_steps_follow_is_in_no_batch_and_a_release_waits_for_batches() {
+    let release = json!({ "release": { "command": "x", "after": "all" } });
+    let targets = [
+        followed(0, &["web"], &release),
+        target(1, &["first"]),
+        target(2, &["second"]),
+    ];
+    let edges = no_edges(&targets);
+    let records = Records {
+        targets: &targets,
+        errors: &ErrorLists::default(),
+        callable: &BTreeSet::new(),
+        edges: &edges,
+        skip: &[],
+        seconds: &[Some(1.0); 3],
+        shared: &[],
+    };
+    let request = RecordingRequest {
+        batch: Some(Duration::from_secs(10)),
+        ..by_attr()
+    };
+    let planned = steps(&records, &request, schema()).unwrap();
+    let batch = planned.targets[1].key.clone();
+    assert_eq!(planned.targets[2].key, batch);
+    let made = written(&planned);
+    let waits = &made["nix-web-release"]["depends_on"];
+    assert_eq!(*waits, json!(["nix-web", batch]));
+}
+
 /// The keys of a step that follows, right ones more often than not.
 fn any_keys() -> impl Strategy<Value = Value> {
     let flag = || prop_oneof![6 => any::<bool>().prop_map(Value::from), 1 => anything()];
@@ -385,9 +416,11 @@ proptest! {
             (hostile::text(), proptest::collection::btree_map(hostile::text(), any_keys(), 0..4), anything()), 1..5),
         errors in proptest::collection::vec((hostile::text(), hostile::text()), 3),
         skipped in any::<u8>(),
-        choices in any::<[bool; 4]>(),
+        choices in any::<[bool; 5]>(),
+        short in any::<u8>(),
+        linked in any::<u8>(),
     ) {
-        let [by_attr, command, summary, group] = choices;
+        let [by_attr, command, summary, group, batch] = choices;
         let mut seen = BTreeSet::new();
         let targets: Vec<Target> = all.iter().enumerate().filter(|(_, (name, ..))| seen.insert(name.clone())).map(|(i, (name, steps, wish))| {
             let steps: serde_json::Map<_, _> = steps.clone().into_iter().collect();
@@ -395,7 +428,7 @@ proptest! {
             target.meta.buildkite = wish.as_object().cloned();
             target
         }).collect();
-        let pairs: Vec<_> = (1..targets.len()).map(|i| (i, i - 1)).collect();
+        let pairs: Vec<_> = (1..targets.len()).filter(|i| linked >> i & 1 == 1).map(|i| (i, i - 1)).collect();
         let edges = edges_between(&targets, &pairs);
         let skip: Vec<_> = (0..targets.len()).map(|i| (skipped >> i & 1 == 1).then(|| "built".to_owned())).collect();
         let request = RecordingRequest {
@@ -404,15 +437,17 @@ proptest! {
             emit: if command { Emit::Command } else { request().emit },
             summary,
             group_by: usize::from(group),
+            batch: batch.then(|| Duration::from_secs(10)),
             ..request()
         };
+        let seconds: Vec<_> = (0..targets.len()).map(|i| (short >> i & 1 == 1).then_some(1.0)).collect();
         // Errors of each kind.
         let error = |i: usize| vec![AttrError {
             attr: path(&["e", &i.to_string(), &errors[i].0]),
             message: Some(errors[i].1.clone()),
         }];
         let errors = ErrorLists { evaluation: error(0), refused: error(1), expected: error(2) };
-        let records = Records { targets: &targets, shared: &[], errors: &errors, callable: &BTreeSet::new(), edges: &edges, skip: &skip, seconds: &[] };
+        let records = Records { targets: &targets, errors: &errors, callable: &BTreeSet::new(), edges: &edges, skip: &skip, seconds: &seconds, shared: &[] };
         let planned = steps(&records, &request, schema()).unwrap();
         let made = written(&planned);
         let document = placed_step::json(&planned.steps).unwrap();
