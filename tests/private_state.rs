@@ -193,7 +193,12 @@ fn an_older_state_folder_is_closed_and_one_of_another_user_is_refused_with_what_
             fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         }
     }
-    record().exits(0);
+    let closed = format!(
+        "warning: {} was open to other users of this host, and is closed to them now",
+        state.display()
+    );
+    record().exits(0).passes_on(&closed);
+    record().exits(0).never_says("was open to other users");
     let open: BTreeMap<_, _> = open_to_others(&state).into_iter().collect();
     assert!(open.keys().all(|path| !path.is_dir()), "{open:?}");
     assert_eq!(mode(&state), 0o700);

@@ -21,7 +21,7 @@ pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
         ));
         return Ok(());
     }
-    let state = open_state_folder(host)?;
+    let state = open_state_folder(host, log)?;
     let removed = folder::remove_expired(&state);
     for folder in &removed {
         log.say(format_args!("removed {}", folder.display()));
