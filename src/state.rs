@@ -8,6 +8,7 @@ mod common;
 mod ours;
 mod place;
 mod sight;
+mod temporary;
 mod waiting;
 
 use std::fs::{File, TryLockError};
@@ -27,6 +28,7 @@ pub use ours::{LOCK, PREFIX, is_at, is_ours, open_lock, open_with_lock, remove_w
 use ours::{folder_of_ours, is_file_of_ours};
 pub use place::UnusableState;
 pub use sight::{StateSight, TrialRoot, inspect, latest};
+pub use temporary::{check_temporary, sweep_temporary, temporary_folder};
 pub use waiting::{LockWait, holders};
 
 /// The state folder of this host, known to be usable.

@@ -375,17 +375,19 @@ fn whatever_the_umask_what_a_recording_uploads_is_its_users_alone() {
     );
     let stand_ins = StandIns::new(store.bin()).instead("buildkite-agent", &script);
     let before = ["/bin/sh", "-c", "umask 000 && exec \"$@\"", "sh"].map(OsString::from);
-    store
-        .eval_once(["pipeline", "--share", "artifact"])
-        .behind(&before)
-        .env("PATH", stand_ins.path(&store))
-        .env("BUILDKITE", "true")
-        .env("BUILDKITE_JOB_ID", "job")
-        .env("BUILDKITE_STEP_ID", "step")
-        .env("BUILDKITE_BUILD_ID", "build")
-        .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
-        .run()
-        .exits(0);
+    let record = || {
+        store
+            .eval_once(["pipeline", "--share", "artifact"])
+            .behind(&before)
+            .env("PATH", stand_ins.path(&store))
+            .env("BUILDKITE", "true")
+            .env("BUILDKITE_JOB_ID", "job")
+            .env("BUILDKITE_STEP_ID", "step")
+            .env("BUILDKITE_BUILD_ID", "build")
+            .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
+            .run()
+    };
+    record().exits(0);
     let seen = fs::read_to_string(seen).unwrap();
     for part in ["plan", "pipeline", ".tar", "eval-once.json"] {
         assert!(seen.contains(part), "no {part}: {seen}");
@@ -404,4 +406,16 @@ fn whatever_the_umask_what_a_recording_uploads_is_its_users_alone() {
         };
         assert_eq!(mode, private, "{line}");
     }
+    // Where every user could put another folder in the place of that one, nothing is uploaded from it.
+    fs::set_permissions(&temporary, Permissions::from_mode(0o777)).unwrap();
+    record()
+        .exits(75)
+        .passes_on("is writable by all, and not sticky")
+        .passes_on(&format!("hint: run `chmod +t {}`", temporary.display()));
+    let doctor = store.eval_once(["doctor"]).run();
+    let line = doctor
+        .stdout
+        .lines()
+        .find(|line| line.contains("temporary-folder"));
+    assert!(line.unwrap().starts_with("failure"), "{doctor}");
 }
