@@ -12,6 +12,7 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::version::numbers;
 use crate::private;
+use crate::state;
 use crate::supervise::{Finished, OnStop, Printed, Sight, Supervisor};
 use crate::text::without_escapes;
 
@@ -96,10 +97,20 @@ pub fn run_within(
 /// A folder below `temporary`, which is removed with this value.
 ///
 /// # Errors
-/// It cannot be made (75).
+/// It cannot be made, or every user of this host could replace it (75).
 pub fn folder(temporary: &Path) -> Result<TempDir, Failure> {
-    private::temporary_folder(temporary, ".tmp").classify(Class::Infrastructure, || {
-        "cannot make a temporary folder".into()
+    state::temporary_folder(temporary).map_err(|error| {
+        let failure = Failure::new(
+            Class::Infrastructure,
+            format_args!(
+                "cannot make a temporary folder in {}: {error}",
+                temporary.display()
+            ),
+        );
+        match error.mend() {
+            Some(mend) => failure.hint(format!("{mend}, or set TMPDIR to another folder")),
+            None => failure,
+        }
     })
 }
 

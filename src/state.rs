@@ -8,6 +8,7 @@ mod common;
 mod ours;
 mod place;
 mod sight;
+mod temporary;
 mod waiting;
 
 use std::fs::{File, TryLockError};
@@ -19,19 +20,22 @@ use std::time::Duration;
 
 use tempfile::{NamedTempFile, TempDir};
 
+use crate::log::Log;
 use crate::private;
 
 pub use common::{CACHE, CommonFolder, CommonKind, FILLING, Filling, FolderInUse, KEEP_DAYS, Seen};
-use ours::folder_of_ours;
 pub use ours::{LOCK, PREFIX, is_at, is_ours, open_lock, open_with_lock, remove_whole};
+use ours::{folder_of_ours, is_file_of_ours};
 pub use place::UnusableState;
 pub use sight::{StateSight, TrialRoot, inspect, latest};
+pub use temporary::{check_temporary, sweep_temporary, temporary_folder};
 pub use waiting::{LockWait, holders};
 
 /// The state folder of this host, known to be usable.
 #[derive(Debug)]
 pub struct StateFolder {
     folder: PathBuf,
+    newly_closed: Option<PathBuf>,
 }
 
 /// An evaluation slot. It is free again when this is dropped, or its process dies.
@@ -91,6 +95,12 @@ const PARTS: [&str; 7] = [
     TEMPORARY,
 ];
 
+/// The kinds of folders that it has where they are needed.
+const COMMON: [CommonKind; 2] = [CommonKind::Checkout, CommonKind::Share];
+
+/// What a folder may have before it is a state folder: the program, where the plugin's hook built it, and what a new file system has.
+const BEFORE: [&str; 2] = ["bin", "lost+found"];
+
 /// How long a folder or file may be without a lock: its owner may not have locked it yet.
 const TIME_TO_LOCK: Duration = Duration::from_secs(60);
 
@@ -99,7 +109,8 @@ impl StateFolder {
     /// left them open.
     ///
     /// # Errors
-    /// It cannot be made, or nothing can be made in it; or another user can get at it.
+    /// It cannot be made, or nothing can be made in it; or another user can get at it; or it is one that others use, which is not closed
+    /// to them.
     pub fn open(folder: &Path) -> Result<Self, UnusableState> {
         // Nix prints paths below it, one a line.
         if folder.as_os_str().as_bytes().contains(&b'\n') {
@@ -107,20 +118,39 @@ impl StateFolder {
         }
         place::check_way(folder)?;
         private::make_folders(folder)?;
-        place::take(folder, true)?;
+        place::check_use(folder)?;
+        let mut newly_closed = None;
+        let mut take = |folder: &Path, may_be_link| {
+            if place::take(folder, may_be_link)? {
+                newly_closed.get_or_insert_with(|| folder.to_owned());
+            }
+            Ok::<_, UnusableState>(())
+        };
+        take(folder, true)?;
         for part in PARTS {
             private::make_folders(&folder.join(part))?;
-            place::take(&folder.join(part), false)?;
+            take(&folder.join(part), false)?;
         }
-        for kind in [CommonKind::Checkout, CommonKind::Share] {
+        for kind in COMMON {
             let part = folder.join(kind.folder());
             if part.symlink_metadata().is_ok() {
-                place::take(&part, false)?;
+                take(&part, false)?;
             }
         }
         Ok(Self {
             folder: folder.to_owned(),
+            newly_closed,
         })
+    }
+
+    /// Says that it was open to other users, where it was: some of them may have used it.
+    pub fn say_if_newly_closed(&self, log: &Log) {
+        if let Some(folder) = &self.newly_closed {
+            log.warn(format_args!(
+                "{} was open to other users of this host, and is closed to them now",
+                folder.display()
+            ));
+        }
     }
 
     /// Where it is.
@@ -132,7 +162,7 @@ impl StateFolder {
     /// What was noted under this name, if that is no older than `age`.
     #[must_use]
     pub fn note(&self, name: &str, age: Duration) -> Option<String> {
-        let file = self.folder.join(NOTES).join(name);
+        let file = self.note_file(name);
         if is_older(&file, age) {
             return None;
         }
@@ -146,11 +176,15 @@ impl StateFolder {
     pub fn write_note(&self, name: &str, text: &str) -> io::Result<()> {
         let notes = self.folder.join(NOTES);
         for entry in notes.read_dir()?.flatten() {
-            if is_older(&entry.path(), NOTES_LAST) {
+            if is_file_of_ours(&entry) && is_older(&entry.path(), NOTES_LAST) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-        self.write_whole(&notes.join(name), text.as_bytes())
+        self.write_whole(&self.note_file(name), text.as_bytes())
+    }
+
+    fn note_file(&self, name: &str) -> PathBuf {
+        self.folder.join(NOTES).join(format!("{PREFIX}{name}"))
     }
 
     /// Writes a file below the state folder completely, or not at all.
@@ -397,7 +431,8 @@ fn sweep_own(parent: &Path) -> usize {
 fn sweep_files(folder: &Path) {
     for entry in folder.read_dir().into_iter().flatten().flatten() {
         let file = entry.path();
-        if age_of(&file).is_some_and(|age| age > TIME_TO_LOCK)
+        if is_file_of_ours(&entry)
+            && age_of(&file).is_some_and(|age| age > TIME_TO_LOCK)
             && let Ok(lock) = private::open(&file)
             && lock.try_lock().is_ok()
             // It may have got its place meanwhile.
@@ -430,8 +465,50 @@ fn sweep(parent: &Path, age: Duration, abandoned: impl Fn(&Path) -> bool) -> usi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::FileTimes;
+    use std::fs::{FileTimes, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
     use std::time::SystemTime;
+
+    #[test]
+    fn a_folder_that_others_use_is_refused_and_stays_as_it_is() {
+        let mode = |folder: &Path| folder.metadata().unwrap().permissions().mode() & 0o7777;
+        let open = |of: u32, files: &[&str]| {
+            let outer = private::temporary_folder(Path::new("/tmp"), "eo").unwrap();
+            let folder = outer.path().join("folder");
+            for file in files {
+                std::fs::create_dir_all(folder.join(file)).unwrap();
+            }
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::set_permissions(&folder, Permissions::from_mode(of)).unwrap();
+            let seen = inspect(&folder).map_err(|error| error.to_string());
+            let opened = StateFolder::open(&folder).map_err(|error| error.to_string());
+            assert_eq!(seen.is_err(), opened.is_err());
+            let was_open = opened.map(|state| state.newly_closed.is_some());
+            (was_open, mode(&folder), folder.read_dir().unwrap().count())
+        };
+        for (of, files, why) in [
+            (0o1777, &[][..], "it is sticky"),
+            (0o1777, &["pins"], "it is sticky"),
+            (0o755, &["hosts"], "has files that are not eval-once's"),
+            (0o755, &["bin", "lib"], "has files that are not eval-once's"),
+        ] {
+            let (opened, mode, count) = open(of, files);
+            let refused = opened.unwrap_err();
+            assert!(refused.ends_with(why), "{refused}");
+            assert_eq!((mode, count), (of, files.len()), "{files:?}");
+        }
+        for (of, files, was_open) in [
+            (0o755, &[][..], true),
+            (0o2775, &["pins"], true),
+            (0o755, &["bin"], true),
+            (0o755, &["lost+found", "bin"], true),
+            (0o700, &["hosts"], false),
+            (0o500, &[], false),
+        ] {
+            let (opened, mode, _) = open(of, files);
+            assert_eq!((opened, mode & 0o777), (Ok(was_open), 0o700), "{files:?}");
+        }
+    }
 
     #[test]
     fn there_are_only_so_many_evaluation_slots_and_a_dropped_one_is_free() {
@@ -495,11 +572,16 @@ mod tests {
         new.0.as_file().unlock().unwrap();
         age(living.path());
         age(killed.path());
+        let thesis = folder.path().join(TEMPORARY).join("thesis.txt");
+        std::fs::write(&thesis, "").unwrap();
+        age(&thesis);
         state
             .write_whole(&folder.path().join("whole"), b"x")
             .unwrap();
         assert!(!killed.path().exists());
         assert!(living.path().exists() && new.path().exists());
+        assert!(thesis.exists(), "it is not ours");
+        std::fs::remove_file(thesis).unwrap();
         // The same for a conversation.
         let talking = state.conversation().unwrap();
         let ended = folder.path().join(CONVERSATIONS).join("eval-once-ended");
@@ -542,7 +624,7 @@ mod tests {
         state.write_note("a", "one").unwrap();
         state.write_note("a", "two").unwrap();
         assert_eq!(state.note("a", AGE).as_deref(), Some("two"));
-        let file = folder.path().join("notes/a");
+        let file = folder.path().join("notes/eval-once-a");
         let age = |age| {
             let before = FileTimes::new().set_modified(SystemTime::now() - age);
             File::open(&file).unwrap().set_times(before).unwrap();
@@ -552,8 +634,13 @@ mod tests {
         state.write_note("b", "").unwrap();
         assert!(file.exists(), "another reader may want it");
         age(NOTES_LAST + AGE);
+        let diary = folder.path().join("notes/diary.md");
+        std::fs::copy(&file, &diary).unwrap();
+        let long_ago = file.metadata().unwrap().modified().unwrap();
+        File::open(&diary).unwrap().set_modified(long_ago).unwrap();
         state.write_note("b", "").unwrap();
         assert!(!file.exists());
+        assert!(diary.exists(), "it is not ours");
         assert_eq!(state.note("b", AGE).as_deref(), Some(""));
     }
 }

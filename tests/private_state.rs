@@ -193,7 +193,12 @@ fn an_older_state_folder_is_closed_and_one_of_another_user_is_refused_with_what_
             fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         }
     }
-    record().exits(0);
+    let closed = format!(
+        "warning: {} was open to other users of this host, and is closed to them now",
+        state.display()
+    );
+    record().exits(0).passes_on(&closed);
+    record().exits(0).never_says("was open to other users");
     let open: BTreeMap<_, _> = open_to_others(&state).into_iter().collect();
     assert!(open.keys().all(|path| !path.is_dir()), "{open:?}");
     assert_eq!(mode(&state), 0o700);
@@ -370,17 +375,19 @@ fn whatever_the_umask_what_a_recording_uploads_is_its_users_alone() {
     );
     let stand_ins = StandIns::new(store.bin()).instead("buildkite-agent", &script);
     let before = ["/bin/sh", "-c", "umask 000 && exec \"$@\"", "sh"].map(OsString::from);
-    store
-        .eval_once(["pipeline", "--share", "artifact"])
-        .behind(&before)
-        .env("PATH", stand_ins.path(&store))
-        .env("BUILDKITE", "true")
-        .env("BUILDKITE_JOB_ID", "job")
-        .env("BUILDKITE_STEP_ID", "step")
-        .env("BUILDKITE_BUILD_ID", "build")
-        .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
-        .run()
-        .exits(0);
+    let record = || {
+        store
+            .eval_once(["pipeline", "--share", "artifact"])
+            .behind(&before)
+            .env("PATH", stand_ins.path(&store))
+            .env("BUILDKITE", "true")
+            .env("BUILDKITE_JOB_ID", "job")
+            .env("BUILDKITE_STEP_ID", "step")
+            .env("BUILDKITE_BUILD_ID", "build")
+            .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
+            .run()
+    };
+    record().exits(0);
     let seen = fs::read_to_string(seen).unwrap();
     for part in ["plan", "pipeline", ".tar", "eval-once.json"] {
         assert!(seen.contains(part), "no {part}: {seen}");
@@ -399,4 +406,16 @@ fn whatever_the_umask_what_a_recording_uploads_is_its_users_alone() {
         };
         assert_eq!(mode, private, "{line}");
     }
+    // Where every user could put another folder in the place of that one, nothing is uploaded from it.
+    fs::set_permissions(&temporary, Permissions::from_mode(0o777)).unwrap();
+    record()
+        .exits(75)
+        .passes_on("is writable by all, and not sticky")
+        .passes_on(&format!("hint: run `chmod +t {}`", temporary.display()));
+    let doctor = store.eval_once(["doctor"]).run();
+    let line = doctor
+        .stdout
+        .lines()
+        .find(|line| line.contains("temporary-folder"));
+    assert!(line.unwrap().starts_with("failure"), "{doctor}");
 }

@@ -155,7 +155,7 @@ impl Scene {
     /// Notes on the host that it has saved the plan that the mark names.
     fn notes_mark(&self) {
         let notes = self.store.our_state().join("notes").read_dir().unwrap();
-        let is_plan = |note: &PathBuf| note.to_str().unwrap().contains("/plan-");
+        let is_plan = |note: &PathBuf| note.to_str().unwrap().contains("/eval-once-plan-");
         let notes: Vec<_> = notes
             .map(|note| note.unwrap().path())
             .filter(is_plan)

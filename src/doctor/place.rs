@@ -187,6 +187,12 @@ impl Doctor<'_> {
     pub(super) fn temporary_folder(&mut self) -> Result<Outcome, Failure> {
         let folder = &self.order.temporary;
         let shown = folder.display();
+        if let Err(refused) = state::check_temporary(folder) {
+            return Ok(Outcome::failure(
+                format!("{shown} cannot be used: {refused}"),
+                refused.mend().unwrap_or("set TMPDIR to another folder"),
+            ));
+        }
         Ok(match private::temporary_file(folder, "eval-once-") {
             Ok(_) => Outcome::ok(format!("{shown} is writable")),
             Err(error) => Outcome::failure(

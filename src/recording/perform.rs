@@ -60,7 +60,7 @@ pub fn perform(
     // The same with paths from the root of the checkout, where steps start.
     let mut at_root = at_root(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
-    let state = open_state_folder(&host)?;
+    let state = open_state_folder(&host, log)?;
     // The identity is that of the keys alone: the settings of a flake are not known yet when a retry looks for its plan.
     let identity = keep::identity(&at_root);
     if follow_earlier(build, &identity, &state, &host.temporary, supervisor, log)? {

@@ -13,7 +13,7 @@ use unix::fcntl::OFlag;
 use super::place::us;
 use crate::private;
 
-/// How the names of our folders begin: in a folder that was configured by mistake, nothing else is touched.
+/// How the names of our folders and files begin: in a folder that was configured by mistake, nothing else is touched.
 pub const PREFIX: &str = "eval-once-";
 
 /// What lies in a folder of ours that others may use.
@@ -30,10 +30,19 @@ pub(super) fn folder_of_ours(parent: &Path) -> io::Result<TempDir> {
 /// Whether this is a folder of ours, by its name and its owner. A link is not, wherever it leads.
 #[must_use]
 pub fn is_ours(entry: &DirEntry) -> bool {
+    is_named_and_owned(entry, Metadata::is_dir)
+}
+
+/// The same for a file.
+pub(super) fn is_file_of_ours(entry: &DirEntry) -> bool {
+    is_named_and_owned(entry, Metadata::is_file)
+}
+
+fn is_named_and_owned(entry: &DirEntry, is_kind: fn(&Metadata) -> bool) -> bool {
     entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
         && entry
             .metadata()
-            .is_ok_and(|entry| entry.is_dir() && entry.uid() == us())
+            .is_ok_and(|entry| is_kind(&entry) && entry.uid() == us())
 }
 
 /// Makes a folder of ours where it is missing, and opens its lock, which is not locked yet: it may be [another one's](is_at) by then.

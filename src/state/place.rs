@@ -15,6 +15,7 @@ use std::path::{Component, Path, PathBuf};
 
 use unix::unistd::geteuid;
 
+use super::{BEFORE, COMMON, PARTS};
 use crate::command_line::shell_word;
 use crate::private;
 
@@ -137,13 +138,50 @@ fn check_entry(
     }
 }
 
-/// Checks that the folder belongs to this user, and closes it to others. A link to one is no folder of the state folder's own.
-pub(super) fn take(folder: &Path, may_be_link: bool) -> Result<(), UnusableState> {
-    is_open(folder, may_be_link)?;
+/// Checks that the folder belongs to this user, and closes it to others: whether it was open. A link to one is no folder of the state
+/// folder's own.
+pub(super) fn take(folder: &Path, may_be_link: bool) -> Result<bool, UnusableState> {
+    let was_open = is_open(folder, may_be_link)?;
     private::set_folder_mode(folder).map_err(|error| UnusableState {
         why: format!("{} is open to other users: {error}", folder.display()),
         mend: Some(closed_by(folder)),
-    })
+    })?;
+    Ok(was_open)
+}
+
+/// Checks that an existing folder is one that may be closed to other users. One that is open to them, and has other files than ours, has
+/// another use: `/tmp` or `/etc`, say.
+pub(super) fn check_use(folder: &Path) -> Result<(), UnusableState> {
+    if !is_open(folder, true)? {
+        return Ok(());
+    }
+    if is_sticky(folder)? {
+        return Err(UnusableState::because(format_args!(
+            "{} is for all users of this host: it is sticky",
+            folder.display()
+        )));
+    }
+    let names: Vec<OsString> = folder
+        .read_dir()?
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    let is_part = |name: &OsString| {
+        PARTS.iter().any(|part| name == part) || COMMON.iter().any(|kind| name == kind.folder())
+    };
+    let is_before = |name: &OsString| BEFORE.iter().any(|before| name == before);
+    if names.iter().any(is_part) || names.iter().all(is_before) {
+        return Ok(());
+    }
+    Err(UnusableState::because(format_args!(
+        "{} is open to other users of this host, and has files that are not eval-once's",
+        folder.display()
+    )))
+}
+
+/// Whether a folder has the sticky bit, as one that many users share.
+fn is_sticky(folder: &Path) -> io::Result<bool> {
+    Ok(folder.metadata()?.permissions().mode() & STICKY != 0)
 }
 
 /// Whether a folder is open to other users.

@@ -39,6 +39,7 @@ pub fn inspect(folder: &Path) -> Result<StateSight, UnusableState> {
     {
         return Ok(StateSight::Missing);
     }
+    place::check_use(folder)?;
     let parts = PARTS.map(|part| folder.join(part));
     let parts = parts
         .iter()
@@ -172,6 +173,6 @@ mod tests {
         let state = StateFolder::open(outer.path()).unwrap();
         state.write_note("a", "").unwrap();
         let (file, _) = latest(outer.path()).unwrap();
-        assert!(file.ends_with("notes/a"), "{}", file.display());
+        assert!(file.ends_with("notes/eval-once-a"), "{}", file.display());
     }
 }

@@ -250,7 +250,7 @@ impl<'a> StepRun<'a> {
         let failed = |error: io::Error| NoCheckout::Failed(error.to_string());
         private::make_folder(&folder).map_err(failed)?;
         let login = repository.login_file().map(|text| -> io::Result<_> {
-            let mut file = private::temporary_file(&self.host.temporary, "eval-once-login-")?;
+            let mut file = private::temporary_file(filling.path(), "login-")?;
             file.write_all(text.as_bytes())?;
             Ok(file)
         });

@@ -16,9 +16,11 @@ impl StepRun<'_> {
                 }),
                 None => Err("EVAL_ONCE_STATE_DIR, XDG_STATE_HOME and HOME are not set".into()),
             };
-            if let Err(error) = &opened {
-                self.log
-                    .warn(format_args!("cannot use the state folder: {error}"));
+            match &opened {
+                Ok(state) => state.say_if_newly_closed(&self.log),
+                Err(error) => self
+                    .log
+                    .warn(format_args!("cannot use the state folder: {error}")),
             }
             opened.ok()
         };

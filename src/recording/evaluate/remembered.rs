@@ -47,7 +47,7 @@ mod tests {
         save(&state, "a", &costs());
         assert_eq!(load(&state, "a"), Some(costs()));
         assert_eq!(load(&state, "b"), None);
-        let file = folder.path().join("notes/costs-a");
+        let file = folder.path().join("notes/eval-once-costs-a");
         let mode = file.metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
@@ -57,7 +57,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let state = StateFolder::open(folder.path()).unwrap();
         save(&state, "a", &costs());
-        let file = folder.path().join("notes/costs-a");
+        let file = folder.path().join("notes/eval-once-costs-a");
         let good = fs::read_to_string(&file).unwrap();
         let bad = [
             String::new(),

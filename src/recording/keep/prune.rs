@@ -6,7 +6,7 @@ use crate::counts::number;
 use crate::exit::Failure;
 use crate::host::{self, Host};
 use crate::log::Log;
-use crate::state::CommonKind;
+use crate::state::{CommonKind, sweep_temporary};
 
 /// Removes the expired pins, the roots of killed runs, and archives that no step has used for as long as they are kept (where the
 /// disk is low, all that none uses).
@@ -21,11 +21,12 @@ pub fn prune(host: &Host, log: &Log) -> Result<(), Failure> {
         ));
         return Ok(());
     }
-    let state = open_state_folder(host)?;
+    let state = open_state_folder(host, log)?;
     let removed = folder::remove_expired(&state);
     for folder in &removed {
         log.say(format_args!("removed {}", folder.display()));
     }
+    sweep_temporary(&host.temporary);
     let (roots, outputs) = state.sweep();
     if roots > 0 {
         log.say(format_args!(

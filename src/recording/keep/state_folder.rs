@@ -2,20 +2,24 @@
 
 use crate::exit::{Class, Failure};
 use crate::host::Host;
+use crate::log::Log;
 use crate::state::StateFolder;
 
 /// Opens the host's state folder, which has the pins.
 ///
 /// # Errors
 /// There is none, or it cannot be used (75).
-pub(in crate::recording) fn open_state_folder(host: &Host) -> Result<StateFolder, Failure> {
+pub(in crate::recording) fn open_state_folder(
+    host: &Host,
+    log: &Log,
+) -> Result<StateFolder, Failure> {
     let Some(folder) = &host.state else {
         return Err(Failure::new(
             Class::Infrastructure,
             "there is no state folder for the pin: EVAL_ONCE_STATE_DIR, XDG_STATE_HOME and HOME are not set",
         ));
     };
-    StateFolder::open(folder).map_err(|error| {
+    let state = StateFolder::open(folder).map_err(|error| {
         Failure::new(
             Class::Infrastructure,
             format_args!(
@@ -27,5 +31,7 @@ pub(in crate::recording) fn open_state_folder(host: &Host) -> Result<StateFolder
             Some(mend) => format!("{mend}, or set EVAL_ONCE_STATE_DIR to another folder"),
             None => "set EVAL_ONCE_STATE_DIR to another folder: without a pin, a garbage collection deletes the recorded .drvs".to_owned(),
         })
-    })
+    })?;
+    state.say_if_newly_closed(log);
+    Ok(state)
 }
