@@ -94,7 +94,7 @@ pub fn pin_drvs(
     log: &Log,
 ) -> Result<String, Failure> {
     let (request, host) = (&order.request, &order.host);
-    let state = open_state_folder(host)?;
+    let state = open_state_folder(host, log)?;
     let wish = ShareWish {
         share: request.share.as_ref(),
         limit: request.share_limit,
