@@ -22,6 +22,9 @@ use crate::support::{
 /// Another user of the host.
 const NEIGHBOUR: u32 = 65_531;
 
+/// What makes a state folder one that is not used.
+type Spoil = fn(&Plugin);
+
 /// The commit of the plugin.
 const COMMIT: &str = "0123456789012345678901234567890123456789";
 
@@ -134,7 +137,6 @@ fn what_a_neighbour_can_have_put_there_is_neither_built_into_nor_run() {
     if !geteuid().is_root() {
         return skip("only root can be several users");
     }
-    type Spoil = fn(&Plugin);
     let cases: [(Spoil, &str); 7] = [
         (
             |it| lchown(it.state(), Some(NEIGHBOUR), None).unwrap(),
