@@ -85,16 +85,20 @@ eval_once_find_built() {
   # share that folder.
   eval_once_commit "$plugin" || eval_once_checksum "$plugin"
   place=$state/bin/$MACHTYPE/$eval_once_key
+  if [[ ! -x $place/eval-once ]] && ! type -P cargo >/dev/null; then
+    eval_once_error='the program eval-once was not found, and cannot be built: cargo is not on PATH'
+    return 1
+  fi
+  if ! type -P find >/dev/null; then
+    eval_once_error='the program eval-once was not found, and one in the state folder is neither built nor run: find, which looks at who can write there, is not on PATH'
+    return 1
+  fi
   eval_once_is_private "$state" "$place" || return
   if [[ -x $place/eval-once ]]; then
     eval_once_bin=$place/eval-once
     return 0
   fi
 
-  if ! type -P cargo >/dev/null; then
-    eval_once_error='the program eval-once was not found, and cannot be built: cargo is not on PATH'
-    return 1
-  fi
   printf 'eval-once: the program is not installed; building it once, into %s\n' "$place" >&2
   # Another user may have made a part of it first, or have put something there before it was closed. So it is looked at again, before
   # anything in it is used, and before what was built is run.

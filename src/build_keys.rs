@@ -103,9 +103,15 @@ pub(crate) fn check_confined(out_link: &OutLink, place: &Checkout) -> Result<(),
     Ok(())
 }
 
-/// Those of `keys` that are such keys, as they were written. A target may have no others.
+/// What else a target may name: what is evaluated.
+const EVALUATED: [&str; 3] = ["attr", "file", "expr"];
+
+/// Those of `keys` that are such keys, as they were written.
 pub(crate) fn as_written(keys: &Keys) -> Keys {
-    let is_build_key = |name: &str| table::of(KeyOwner::Target).any(|key| key.name == name);
+    let is_build_key = |name: &str| {
+        let mut of_target = table::of(KeyOwner::Target);
+        of_target.any(|key| key.name == name) && !EVALUATED.contains(&name)
+    };
     keys.iter()
         .filter(|(name, _)| is_build_key(name))
         .map(|(name, value)| (name.clone(), value.clone()))

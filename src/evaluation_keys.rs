@@ -50,21 +50,7 @@ pub(crate) fn read(
             Ok(text)
         })
     })?;
-    let attr = reader.take(
-        "attr",
-        "a list of strings, or one dotted string",
-        |value| match value {
-            Value::String(text) => {
-                Some(AttrPath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}")))
-            }
-            Value::Array(names) => names
-                .into_iter()
-                .map(string)
-                .collect::<Option<_>>()
-                .map(|names| Ok(AttrPath::new(names))),
-            _ => None,
-        },
-    )?;
+    let attr = read_attr(reader, "attr")?;
     let arg = reader.map(
         "arg",
         "a Nix expression as a string, a number or a boolean",
@@ -132,14 +118,47 @@ pub(crate) fn read(
     Ok((evaluation, by_default))
 }
 
+/// Reads the attribute path under `key`, if there is one.
+///
+/// # Errors
+/// It is none (64).
+pub(crate) fn read_attr(
+    reader: &mut KeyReader,
+    key: &'static str,
+) -> Result<Option<AttrPath>, Failure> {
+    reader.take(
+        key,
+        "a list of strings, or one dotted string",
+        |value| match value {
+            Value::String(text) => {
+                Some(AttrPath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}")))
+            }
+            Value::Array(names) => names
+                .into_iter()
+                .map(string)
+                .collect::<Option<_>>()
+                .map(|names| Ok(AttrPath::new(names))),
+            _ => None,
+        },
+    )
+}
+
 /// Reads Nix settings, in the order of their names.
 ///
 /// # Errors
 /// One of them is no setting's value (64).
 pub(crate) fn read_options(reader: &mut KeyReader) -> Result<Vec<(String, String)>, Failure> {
-    let options = reader.map("options", "a string, a number or a boolean", |_, value| {
-        scalar(value)
-    })?;
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    let options = reader.map(
+        "options",
+        "a string, a number or a boolean",
+        |name, value| {
+            if name.is_empty() || !name.chars().all(is_of_name) {
+                return Some(Err("is not the name of a Nix setting".into()));
+            }
+            scalar(value)
+        },
+    )?;
     Ok(options.into_iter().collect())
 }
 

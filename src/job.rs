@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::Path;
+use std::path::PathBuf;
 
+use crate::agent;
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::buildkite::default_command::{
     self, AgentJob, CommandPlan, CommandRefusal, Ours, is_eval_once,
@@ -19,8 +20,8 @@ use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::StorePath;
 use crate::recording::{self, RecordingOrder};
-use crate::step::{self, StepOrder, main_output};
-use crate::summary;
+use crate::step::{self, BuiltStep, StepOrder, main_output};
+use crate::summary::{self, SummaryOrder};
 use crate::supervise::{Supervisor, become_program};
 
 /// The status with which the agent ends a job whose command it refuses to run, or cannot start.
@@ -162,11 +163,62 @@ pub fn step(
     if !outputs.is_empty() {
         log.say(outputs.join(", "));
     }
+    let environment = environment_of_command(job.job.environment, &done.outputs);
+    if let Some(path) = done.program {
+        log.group(format_args!("running {}", path.display()));
+        return Err(become_built(path, environment, supervisor));
+    }
     if !done.command {
+        export_outputs(&done.outputs, &mut supervisor, log)?;
         return Ok(0);
     }
-    job.job.environment = environment_of_command(job.job.environment, &done.outputs);
+    job.job.environment = environment;
     job.become_own_command(supervisor, log)
+}
+
+/// Gives the hooks that run after ours (another plugin's, which runs the command) the variables that a command of ours has. Without the
+/// agent's Job API they find the outputs by the links alone.
+///
+/// # Errors
+/// A signal asked us to end (128 + n).
+fn export_outputs(
+    outputs: &BTreeMap<String, StorePath>,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<(), Failure> {
+    let variables = output_variables(outputs);
+    let variables: Vec<(&str, OsString)> = variables
+        .iter()
+        .map(|(name, path)| (name.as_str(), path.as_str().into()))
+        .collect();
+    match agent::set_environment(supervisor, &variables) {
+        Err(failure) if matches!(failure.class, Class::Signal(_)) => Err(failure),
+        Err(failure) => {
+            log.warn(format_args!(
+                "the hooks after this one do not have EVAL_ONCE_OUT: {failure}"
+            ));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// The variables by which a command finds the outputs: `EVAL_ONCE_OUT` is the output `out`, else the first, and `EVAL_ONCE_OUT_<NAME>`
+/// each of them.
+fn output_variables(outputs: &BTreeMap<String, StorePath>) -> BTreeMap<String, &StorePath> {
+    let mut outs: BTreeMap<String, &StorePath> = BTreeMap::new();
+    outs.extend(main_output(outputs).map(|path| ("EVAL_ONCE_OUT".to_owned(), path)));
+    for (output, path) in outputs {
+        let name = output.chars().map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_uppercase()
+            } else {
+                '_'
+            }
+        });
+        outs.insert(format!("EVAL_ONCE_OUT_{}", name.collect::<String>()), path);
+    }
+    outs
 }
 
 /// Records, then replaces this process with the job's own command. Returns the status if there is no command to run.
@@ -185,18 +237,21 @@ pub fn recording(
     job.become_own_command(supervisor, log)
 }
 
-/// Sums up the build, with temporary files below `temporary`, then replaces this process with the job's own command. Returns the
-/// status if there is no command to run.
+/// Sums up the build, then replaces this process with the job's own command. Returns the status if there is no command to run, or the
+/// summary is asked to fail and does.
 ///
 /// # Errors
 /// The summary failed, and the command is not run then; or a signal asked us to end.
 pub fn summary(
-    temporary: &Path,
+    order: &SummaryOrder,
     mut job: HookedJob,
     mut supervisor: Supervisor,
     log: &Log,
 ) -> Result<u8, Failure> {
-    summary::perform(temporary, &mut supervisor, log)?;
+    let status = summary::perform(order, &mut supervisor, log)?;
+    if status != 0 {
+        return Ok(status);
+    }
     job.job.environment.retain(|(name, _)| !is_for_us(name));
     job.become_own_command(supervisor, log)
 }
@@ -225,14 +280,17 @@ pub struct TrailingCommand {
     pub environment: Vec<(OsString, OsString)>,
 }
 
-/// Becomes the command after `--`. Returns only where that fails.
+/// Becomes the program that a step has built, or the command after `--`. Returns only where that fails.
 #[must_use]
 pub fn become_trailing(
     command: TrailingCommand,
-    outputs: &BTreeMap<String, StorePath>,
+    done: BuiltStep,
     supervisor: Supervisor,
 ) -> Failure {
-    let environment = environment_of_command(command.environment, outputs);
+    let environment = environment_of_command(command.environment, &done.outputs);
+    if let Some(path) = done.program {
+        return become_built(path, environment, supervisor);
+    }
     let name = command.words.first().cloned().unwrap_or_default();
     let path = environment
         .iter()
@@ -251,10 +309,28 @@ pub fn become_trailing(
         arguments: command.words,
         environment,
     };
+    become_or_fail(&program, supervisor)
+}
+
+/// Becomes a program that a step has built. Returns only where that fails.
+fn become_built(
+    path: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+    supervisor: Supervisor,
+) -> Failure {
+    let program = Program {
+        arguments: vec![path.clone().into()],
+        path,
+        environment,
+    };
+    become_or_fail(&program, supervisor)
+}
+
+fn become_or_fail(program: &Program, supervisor: Supervisor) -> Failure {
     if let Err(failure) = supervisor.hand_over() {
         return failure;
     }
-    let error = become_program(&program);
+    let error = become_program(program);
     Failure::new(
         Class::MissingProgram,
         format_args!("cannot run {}: {error}", program.path.display()),
@@ -271,29 +347,16 @@ fn become_program_of(plan: Result<CommandPlan, CommandRefusal>, log: &Log) -> u8
     REFUSED
 }
 
-/// The environment of a command that follows a step: `EVAL_ONCE_OUT` is the output `out`, else the first, and
-/// `EVAL_ONCE_OUT_<NAME>` each of them. Variables that are meant for us are removed.
+/// The environment of a command that follows a step, with the variables of its outputs. Variables that are meant for us are removed.
 #[must_use]
 pub fn environment_of_command(
     environment: Vec<(OsString, OsString)>,
     outputs: &BTreeMap<String, StorePath>,
 ) -> Vec<(OsString, OsString)> {
-    let mut outs: BTreeMap<String, &StorePath> = BTreeMap::new();
-    outs.extend(main_output(outputs).map(|path| ("EVAL_ONCE_OUT".to_owned(), path)));
-    for (output, path) in outputs {
-        let name = output.chars().map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_uppercase()
-            } else {
-                '_'
-            }
-        });
-        outs.insert(format!("EVAL_ONCE_OUT_{}", name.collect::<String>()), path);
-    }
     let others = environment
         .into_iter()
         .filter(|(name, _)| !is_for_us(name) && !name.as_bytes().starts_with(b"EVAL_ONCE_OUT"));
-    let outs = outs.into_iter().map(|(name, path)| {
+    let outs = output_variables(outputs).into_iter().map(|(name, path)| {
         (
             OsString::from(name),
             OsString::from_vec(path.as_str().as_bytes().to_vec()),

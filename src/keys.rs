@@ -225,19 +225,6 @@ impl KeyReader {
             .collect()
     }
 
-    /// Refuses a key that is planned for a later version.
-    ///
-    /// # Errors
-    /// It is there.
-    pub fn not_yet(&mut self, key: &'static str) -> Result<(), Failure> {
-        if self.keys.contains_key(key) {
-            return Err(refuse(format_args!(
-                "`{key}` is not in this version of eval-once"
-            )));
-        }
-        Ok(())
-    }
-
     /// Ends reading the keys of this owner.
     ///
     /// # Errors
@@ -362,13 +349,13 @@ mod tests {
         assert_eq!(
             refusal.hint.as_deref(),
             Some(
-                "did you mean `on-drift`? (the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial)"
+                "did you mean `on-drift`? (the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial, artifacts, attr, file, expr, steps)"
             )
         );
         assert_eq!(
             unknown("drv").hint.as_deref(),
             Some(
-                "the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial"
+                "the keys of a target are out-link, command, on-drift, log, share-required, push, push-partial, artifacts, attr, file, expr, steps"
             )
         );
     }

@@ -14,6 +14,7 @@
 //! | --- | --- | --- |
 //! | 13 | [`options`] | what the user asked for: the command line and the environment, turned into values |
 //! | 12 | [`job`] | what a job of the agent becomes: a step, a recording or a summary of ours, or the job as it would be without us; the command that follows |
+//! | 11 | [`base`] | fetching what an earlier build has recorded and how it ended, for a recording that skips what is the same |
 //! | 11 | [`summary`] | the build at a glance: what recordings planned and steps reported, as an annotation and as JUnit |
 //! | 10 | [`step`] | one target: the list of ways, the choice between them, the report |
 //! | 10 | [`recording`] | all targets: evaluating them once, keeping their `.drv`s, the pipeline that builds them |
@@ -21,14 +22,17 @@
 //! | 9 | [`share`] | how `.drv`s get from the host that records to those that build: an archive as an artifact, or a store |
 //! | 8 | [`store`] | asking Nix: what is valid, what is missing, locks, roots, logs; each question once; copying |
 //! | 8 | [`agent`] | asking the Buildkite agent; each question once |
+//! | 8 | [`rest`] | asking Buildkite's REST API; each question once |
 //! | 7 | [`build_keys`] | the keys that say how a target is built: read by a step, passed on by a recording |
 //! | 7 | [`parallel`] | several programs in parallel, whatever they are |
 //! | 7 | [`host`] | this host: its settings, memory and disk |
 //! | 7 | [`state`] | the host's state folder: evaluation slots, roots that outlive a process |
 //! | 6 | [`share_keys`] | the keys that say how `.drv`s and outputs get to other hosts |
+//! | 6 | [`artifact_globs`] | the key that says which files of a step's outputs become artifacts |
 //! | 6 | [`evaluation_keys`] | the keys that say what is evaluated: the same for a step and for a recording |
 //! | 6 | [`supervise`] | every process: starting, signalling, waiting, being replaced by one |
 //! | 6 | [`environment`] | what the agent's `environment` hook puts into a job |
+//! | 6 | [`outcomes`] | the outcome of every target of a build, as a file that later recordings and other programs read |
 //! | 6 | [`status_line`] | the line that shows progress |
 //! | 5 | [`log`] | everything that is printed in a job's log |
 //! | 5 | [`nix`] | Nix as data: store paths, command lines, what its programs print and what that means |
@@ -36,8 +40,9 @@
 //! | 4 | [`keys`] | reading what a user has configured, strictly, whatever it means |
 //! | 3 | [`counts`] | how a recording is counted, and in which words |
 //! | 3 | [`command_line`] | programs as data: what is run, as what, and how it ended |
+//! | 3 | [`secret_lines`] | credentials that take several lines of a stream |
 //! | 2 | [`exit`] | what a failure means for a retry: classes and exit statuses |
-//! | 1 | [`secrets`] | the one detector of credentials: what of a text is secret, and where it belongs |
+//! | 2 | [`secrets`] | the one detector of credentials: what of a text is secret, and where it belongs |
 //! | 1 | [`text`] | text from elsewhere, made safe to show |
 //! | 1 | [`fingerprint`] | hashes as text |
 //! | 1 | [`paths`] | paths by their letters, and where they really lead |
@@ -71,6 +76,7 @@
 //! | pin | the store file whose references are the recorded `.drv`s; its GC root keeps them all (what one does to nixpkgs is *lock*) |
 //! | step, job | one target in the pipeline; one run of a step on an agent |
 //! | way | how a step gets its outputs: `realised`, `available`, `fetched`, `evaluated` |
+//! | base | an earlier build with its recordings and outcomes: what is the same and was green there is skipped |
 //! | share | a store, or an artifact of the build, through which one host's `.drv`s reach the others |
 //! | outcome | how a step ended according to Buildkite (its job), which may differ from how its build ended |
 //! | infrastructure failure | class 75 (`surroundings` in JSON): the machine, the daemon, the network or Buildkite failed; a retry may help |
@@ -103,6 +109,8 @@
 compile_error!("eval-once runs where Nix runs: on Linux and macOS. On Windows, use it inside WSL.");
 
 pub mod agent;
+pub mod artifact_globs;
+pub mod base;
 pub mod build_keys;
 pub mod buildkite;
 pub mod command_line;
@@ -118,10 +126,13 @@ pub mod keys;
 pub mod log;
 pub mod nix;
 pub mod options;
+pub mod outcomes;
 pub mod parallel;
 pub mod paths;
 pub mod private;
 pub mod recording;
+pub mod rest;
+pub mod secret_lines;
 pub mod secrets;
 pub mod share;
 pub mod share_keys;

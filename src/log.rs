@@ -290,6 +290,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_cut_shows_no_half_of_a_secret() {
+        for before in LINE_AT_MOST - 60..LINE_AT_MOST {
+            let before = "x".repeat(before);
+            let long = format!("{before}\"https://user:hunter2secretlongpassword@h\"{before}");
+            let shown = written(|log| log.plain(&long));
+            assert!(!shown.contains("hunter2"), "{}", before.len());
+        }
+    }
+
+    #[test]
     fn what_is_long_is_cut_and_how_much_is_said() {
         let long = "x".repeat(1 << 20);
         let line = format!("{}… (1 MiB omitted)\n", "x".repeat(LINE_AT_MOST));

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use eval_once::agent;
+use eval_once::base;
 use eval_once::doctor::{self, Check};
 use eval_once::environment;
 use eval_once::exit::{Class, Classify as _, Failure};
@@ -53,12 +54,20 @@ fn run(invocation: Invocation, log: &Log) -> Result<u8, Failure> {
         Invocation::JobPipeline(order, job) => {
             return job::recording(*order, job, Supervisor::install(log)?, log);
         }
-        Invocation::Summary { temporary } => {
-            summary::perform(&temporary, &mut Supervisor::install(log)?, log)?;
+        Invocation::Pin(order) => {
+            print(recording::pin_drvs(
+                &order,
+                &mut Supervisor::install(log)?,
+                log,
+            )?)?;
         }
-        Invocation::JobSummary { temporary, job } => {
-            return job::summary(&temporary, job, Supervisor::install(log)?, log);
+        Invocation::Summary(order) => {
+            return summary::perform(&order, &mut Supervisor::install(log)?, log);
         }
+        Invocation::JobSummary { order, job } => {
+            return job::summary(&order, job, Supervisor::install(log)?, log);
+        }
+        Invocation::Base(order) => base::fetch(&order, log),
         Invocation::Prune(host) => recording::prune(&host, log)?,
         Invocation::Explain { order, json } => {
             let explanation = step::explain(order, &mut Supervisor::install(log)?, log)?;
@@ -130,7 +139,7 @@ fn step_by_hand(
     let mut supervisor = Supervisor::install(log)?;
     let done = step::perform(order, &mut supervisor, log)?;
     if let Some(command) = command {
-        return Err(job::become_trailing(command, &done.outputs, supervisor));
+        return Err(job::become_trailing(command, done, supervisor));
     }
     supervisor.hand_over()?;
     for path in done.outputs.values() {

@@ -13,6 +13,8 @@ mod corpus;
 use std::borrow::Cow;
 use std::ops::Range;
 
+use crate::text::without_escapes;
+
 /// Where a secret belongs that is in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SecretHome {
@@ -67,9 +69,20 @@ struct Secret {
     home: SecretHome,
 }
 
-/// The text as it may be printed: without its secrets.
+/// The text as it may be printed: without its secrets. Where colours stand within them, it loses all of its colours.
 #[must_use]
 pub fn redacted(text: &str) -> Cow<'_, str> {
+    let shown = redacted_as_written(text);
+    if !text.contains('\u{1b}') {
+        return shown;
+    }
+    match redacted_as_written(&without_escapes(&shown)) {
+        Cow::Owned(plain) => Cow::Owned(plain),
+        Cow::Borrowed(_) => shown,
+    }
+}
+
+fn redacted_as_written(text: &str) -> Cow<'_, str> {
     let secrets = secrets(text);
     if secrets.is_empty() {
         return Cow::Borrowed(text);
@@ -91,7 +104,9 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
 /// Where the first secret of the text belongs, if it has one.
 #[must_use]
 pub fn find(text: &str) -> Option<SecretHome> {
-    secrets(text).first().map(|secret| secret.home)
+    secrets(&without_escapes(text))
+        .first()
+        .map(|secret| secret.home)
 }
 
 /// Whether this is the value of something secret, going by its name: a variable, an argument, a setting. Not if it is what a secret
@@ -131,6 +146,8 @@ pub fn names_a_secret(name: &str) -> bool {
             "private", "ssh", "access", "secret", "api", "account", "auth",
         ]
         .contains(&before),
+        // `PGPASSWORD`
+        joined if joined.ends_with("password") => true,
         "string" => before == "connection",
         "apitoken" | "authtoken" | "accesstoken" | "apikey" | "accesskey" | "privatekey"
         | "secretkey" => true,
@@ -160,7 +177,8 @@ fn words(name: &str) -> Vec<String> {
 
 /// Whether this is a secret itself, where a secret is expected: no reference to one, and nothing that a reader or a program has to
 /// replace.
-fn is_literal(value: &str) -> bool {
+#[must_use]
+pub fn is_literal(value: &str) -> bool {
     let stands_for_one = ["$", "{", "<", "%(", "%s", "[REDACTED", "…", "..."];
     let is_masked = value.len() <= 40
         && (value.bytes().all(|letter| letter == b'*')
@@ -568,7 +586,7 @@ fn find_in_assignments(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome
         let ends = |c: char| ends_url(c) || "';&|)".contains(c);
         let value = &value[..value.find(ends).unwrap_or(value.len())];
         let letters = || value.bytes().take(LOOKED_AT);
-        let looks_random = value.len() >= 16
+        let looks_random = value.len() >= 12
             && letters().any(|byte| byte.is_ascii_digit())
             && letters().any(|byte| byte.is_ascii_alphabetic());
         if looks_random && is_literal(value) && !stands_for_another(value) {
@@ -716,6 +734,10 @@ mod tests {
             (
                 "\u{1b}[35;1mhttps://t@h\u{1b}[0m",
                 "\u{1b}[35;1mhttps://***@h\u{1b}[0m",
+            ),
+            (
+                "\u{1b}[1mhttps://a:\u{1b}[31mb\u{1b}[0m@h GITHUB_\u{1b}[1mTOKEN\u{1b}[m=abcdef0123456789",
+                "https://***@h GITHUB_TOKEN=***",
             ),
             (
                 "access-tokens = a.b=c d.e=f g",

@@ -111,19 +111,18 @@ fn is_artifact_name(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphanumeric()) && name.chars().all(is_plain)
 }
 
-/// The parameters of a store that name neither a file of the host's nor its credentials.
-const HARMLESS_PARAMETERS: [&str; 13] = [
+/// The parameters of a store that name neither a file of the host's nor its credentials, nor who gets them (`endpoint`: to a bucket, Nix
+/// signs its requests).
+const HARMLESS_PARAMETERS: [&str; 11] = [
     "addressing-style",
     "buffer-size",
     "compression",
     "compression-level",
-    "endpoint",
     "index-debug-info",
     "multipart-upload",
     "parallel-compression",
     "priority",
     "region",
-    "scheme",
     "want-mass-query",
     "write-nar-listing",
 ];
@@ -194,7 +193,7 @@ mod tests {
             assert_eq!(failure.class, Class::Config, "{share}");
         }
         assert!(check_confined(None, Some(&url("https://x"))).is_err());
-        let plain = "s3://b?region=eu-west-1&endpoint=http://m:9000&compression=zstd";
+        let plain = "s3://b?region=eu-west-1&compression=zstd";
         assert!(check_confined(Some(&url(plain)), None).is_ok());
         for (share, named) in [
             ("https://x?local-nar-cache=/root", "local-nar-cache"),
@@ -203,6 +202,7 @@ mod tests {
                 "secret-key",
             ),
             ("s3://b?profile=admin", "profile"),
+            ("s3://b?endpoint=http://m:9000", "endpoint"),
             ("https://x?local%2Dnar-cache=/root", "local%2Dnar-cache"),
             ("https://x#?secret-keys=/k", "secret-keys"),
         ] {

@@ -134,6 +134,7 @@ fn a_program_that_was_built_in_a_folder_of_ones_own_is_run_and_not_built_again()
 
 #[test]
 fn what_a_neighbour_can_have_put_there_is_neither_built_into_nor_run() {
+    type Spoil = fn(&Plugin);
     if !geteuid().is_root() {
         return skip("only root can be several users");
     }

@@ -85,6 +85,7 @@ fn constraints(key: &Key) -> Vec<(&'static str, Value)> {
             ),
         ],
         KeyKind::Boolean => vec![("type", json!("boolean")), ("enum", Value::Null)],
+        KeyKind::BooleanOr(word) => vec![("enum", json!([true, false, word]))],
         KeyKind::Choice(_, choices) => vec![
             ("type", json!("string")),
             ("enum", words(choices).collect()),
@@ -101,6 +102,10 @@ fn constraints(key: &Key) -> Vec<(&'static str, Value)> {
             ("maximum", json!(to)),
         ],
         KeyKind::Pairs(_) | KeyKind::Paths | KeyKind::Json => vec![("type", json!("object"))],
+        KeyKind::Maps => vec![
+            ("type", json!("array")),
+            ("items", json!({ "type": "object" })),
+        ],
         KeyKind::TextOrFalse(..) => {
             vec![("anyOf", json!([{ "type": "string" }, { "enum": [false] }]))]
         }

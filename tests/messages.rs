@@ -56,7 +56,12 @@ const NOT_OURS: [(&str, &[&str]); 4] = [
     ("the default shells", &["default_shell"]),
     (
         "parts of --help",
-        &["EXAMPLES", "PIPELINE_EXAMPLES", "SUMMARY_HELP"],
+        &[
+            "EXAMPLES",
+            "PIN_EXAMPLES",
+            "PIPELINE_EXAMPLES",
+            "SUMMARY_HELP",
+        ],
     ),
 ];
 

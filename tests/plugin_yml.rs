@@ -132,6 +132,16 @@ fn step_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("true"), json!("cached")],
         ),
         (
+            "run",
+            vec![json!("deploy"), json!("*")],
+            vec![json!(true), json!(["deploy"])],
+        ),
+        (
+            "needs",
+            vec![json!({}), json!({ "attr": ["web"] })],
+            vec![json!("web"), json!(["web"])],
+        ),
+        (
             "refused",
             vec![json!("web: its metadata makes no step")],
             vec![json!(true), json!(["web"])],
@@ -159,9 +169,26 @@ fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!("true")],
         ),
         (
+            "targets",
+            vec![
+                json!([{ "key": "drv-x", "drv": "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-x.drv" }]),
+            ],
+            vec![json!({}), json!(["x"])],
+        ),
+        (
             "share-size",
             vec![json!(0), json!(1_u64 << 40)],
             vec![json!(-1), json!(0.5), json!("1")],
+        ),
+        (
+            "target",
+            vec![json!("a.b"), json!(["a", "b c"])],
+            vec![json!(1), json!([1])],
+        ),
+        (
+            "artifacts",
+            vec![json!([]), json!(["share/doc/**", "*"])],
+            vec![json!("share/**"), json!([1])],
         ),
         (
             "push",
@@ -188,24 +215,26 @@ fn share_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
 
 /// The keys of a recording.
 fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
-    let at_least_one = |largest: u32| {
+    let from_to = |least: u32, largest: u32| {
         (
-            vec![json!(1), json!(largest)],
-            vec![json!(0), json!(-1), json!(1.5), json!("1")],
+            vec![json!(least), json!(largest)],
+            vec![json!(least - 1), json!(-1), json!(2.5), json!("2")],
         )
     };
     let one_of = |names: &[&str]| -> Vec<Value> { names.iter().map(|name| json!(name)).collect() };
     let mut keys = evaluation_keys();
-    for (key, largest) in [
-        ("workers", 256),
-        ("memory", 1 << 20),
-        ("evaluation-timeout", 86_400),
-        ("group-by", 3),
-        ("chunk", 500),
-        ("keep-days", 365),
-        ("share-limit", 1 << 20),
+    for (key, least, largest) in [
+        ("workers", 1, 256),
+        ("memory", 1, 1 << 20),
+        ("evaluation-timeout", 1, 86_400),
+        ("group-by", 1, 3),
+        ("batch", 1, 30),
+        ("shared-steps", 2, 5),
+        ("chunk", 1, 500),
+        ("keep-days", 1, 365),
+        ("share-limit", 1, 1 << 20),
     ] {
-        let (good, bad) = at_least_one(largest);
+        let (good, bad) = from_to(least, largest);
         keys.push((key, good, bad));
     }
     for (key, names) in [
@@ -214,6 +243,7 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
         ("skip", &["built", "cached", "none"]),
         ("skip-style", &["mark", "run", "omit"]),
         ("on-error", &["step", "fail", "report"]),
+        ("notify", &["none", "github-status"]),
         ("emit", &["plugin", "command"]),
         ("command", &["after", "none"]),
         ("on-drift", &["warn", "fail"]),
@@ -225,17 +255,12 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
     for key in ["meta", "summary", "share-required", "push-partial"] {
         keys.push((key, vec![json!(true), json!(false)], vec![json!("false")]));
     }
+    for key in ["exclude", "expect-errors"] {
+        let good = json!(["tests.*", "a.*.b", ["a", "b.c"]]);
+        let bad = vec![json!("tests.*"), json!([1]), json!([["a", 1]])];
+        keys.push((key, vec![good], bad));
+    }
     keys.extend([
-        (
-            "exclude",
-            vec![json!(["tests.*", "a.b", ["a", "b.c"]])],
-            vec![json!("tests.*"), json!([1]), json!([["a", 1]])],
-        ),
-        (
-            "expect-errors",
-            vec![json!(["python2.*", "a.*.b", ["a", "b.c"]])],
-            vec![json!("a.*"), json!([1]), json!([["a", 1]])],
-        ),
         (
             "share",
             vec![
@@ -249,6 +274,11 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             "push",
             vec![json!("s3://your-org-nix?region=eu-west-1")],
             vec![json!(false), json!({})],
+        ),
+        (
+            "base",
+            vec![json!(".git/base/eval-once.json")],
+            vec![json!(false), json!(["x"])],
         ),
         (
             "plugin",
@@ -279,7 +309,29 @@ fn recording_keys() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
             vec![json!(true), json!(0)],
         ),
     ]);
+    keys.extend(keys_of_steps());
     keys
+}
+
+/// The keys of a recording that concern the keys of steps.
+fn keys_of_steps() -> Vec<(&'static str, Vec<Value>, Vec<Value>)> {
+    vec![
+        (
+            "keys",
+            vec![json!("drv"), json!("attr")],
+            vec![json!("name"), json!(["attr"])],
+        ),
+        (
+            "key-prefix",
+            vec![json!("arm-"), json!("a:b_")],
+            vec![json!(5), json!(["a"])],
+        ),
+        (
+            "phases",
+            vec![json!(["build"]), json!(["release", "build"])],
+            vec![json!("build"), json!([1])],
+        ),
+    ]
 }
 
 #[test]
@@ -372,6 +424,7 @@ fn each_key_takes_what_it_may_be() {
     accept(&validator, &json!({}));
     accept(&validator, &json!({ "pipeline": {} }));
     accept(&validator, &json!({ "summary": true }));
+    accept(&validator, &json!({ "summary": "fail" }));
     for (key, good, _) in step_keys() {
         for value in good {
             accept(&validator, &json!({ key: value }));
@@ -442,8 +495,11 @@ fn the_program_takes_and_refuses_what_the_schema_does() {
             .run()
     };
     let of_a_step: fn(&str, Value) -> Value = |key, value| json!({ key: value });
-    let of_a_recording: fn(&str, Value) -> Value =
-        |key, value| json!({ "pipeline": { key: value } });
+    let of_a_recording: fn(&str, Value) -> Value = |key, value| match key {
+        // It is refused without the other.
+        "batch" => json!({ "pipeline": { key: value, "base": "eval-once.json" } }),
+        _ => json!({ "pipeline": { key: value } }),
+    };
     let keys = [(step_keys(), of_a_step), (recording_keys(), of_a_recording)]
         .into_iter()
         .flat_map(|(keys, of)| keys.into_iter().map(move |keys| (keys, of)));

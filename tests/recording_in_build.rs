@@ -593,6 +593,49 @@ fn two_recordings_in_one_build_share_the_steps_of_common_targets() {
     scene.ran_in_order();
 }
 
+#[test]
+fn two_recordings_whose_keys_may_be_the_same_are_refused_unless_their_prefixes_differ() {
+    let keys = json!({ "skip": "none", "keys": "attr" });
+    let Some(apart) = two_recordings(true, &keys) else {
+        return;
+    };
+    assert_eq!(apart.build.run(), Outcome::Passed, "two sets");
+    let Some(store) = store() else {
+        return;
+    };
+    store.targets(r#"{ n }: { a = file "a${n}"; b = file "b${n}"; }"#);
+    let repositories = TempDir::new().unwrap();
+    let plugin = plugin_repository(repositories.path());
+    let of = |key: &str, prefix: Option<&str>| {
+        let mut keys = json!({ "skip": "none", "keys": "attr", "argstr": { "n": key } });
+        keys["key-prefix"] = prefix.unwrap_or("nix-").into();
+        let mut step = recording(key, &plugin, &keys);
+        step["depends_on"] = json!([]);
+        step
+    };
+    let mut steps = [
+        of("one", None),
+        of("two", None),
+        of("three", Some("three-")),
+    ];
+    steps[1]["depends_on"] = json!(["one"]);
+    store.write("pipeline.json", &json!({ "steps": steps }).to_string());
+    let build = Build::new(&json!({
+        "key": "upload",
+        "command": "buildkite-agent pipeline upload --no-interpolation pipeline.json",
+    }));
+    let build = build.unwrap().checkout(store.work()).envs(store.env());
+    let build = build.envs([("EVAL_ONCE_BIN", EVAL_ONCE)]);
+    assert_eq!(build.run(), Outcome::Failed);
+    let second = build.job("two");
+    assert_eq!(second.exit_status, Some(64), "{}", second.plain());
+    let said = "nothing is uploaded: another recording of this build has `keys: attr` too";
+    assert!(second.plain().contains(said), "{}", second.plain());
+    for key in ["nix-a", "nix-b", "three-a", "three-b"] {
+        assert_eq!(build.job(key).state, JobState::Passed, "{key}");
+    }
+}
+
 /// A recording after whose job this is run, before any of its steps is.
 fn and_then(script: &str, keys: &Value) -> Option<Scene> {
     let store = store()?;

@@ -35,6 +35,7 @@ fn every_key_that_has_room_for_a_secret_refuses_one_by_its_name() {
                 KeyKind::Text(_)
                 | KeyKind::TextOrFalse(..)
                 | KeyKind::Boolean
+                | KeyKind::BooleanOr(_)
                 | KeyKind::Choice(..)
                 | KeyKind::Number(..) => vec![json!(url())],
                 KeyKind::Texts(_) | KeyKind::AttrPath | KeyKind::AttrPaths => {
@@ -43,6 +44,7 @@ fn every_key_that_has_room_for_a_secret_refuses_one_by_its_name() {
                 KeyKind::Pairs(_) | KeyKind::Paths => {
                     vec![json!({ "x": url() }), json!({ url(): "x" })]
                 }
+                KeyKind::Maps => vec![json!([{ "x": url() }])],
                 KeyKind::Json => vec![
                     json!({ "x": url() }),
                     json!({ "x": { "y": [1, url()] } }),
@@ -246,6 +248,10 @@ fn hostile() -> String {
   thrown = throw "cannot fetch {url}";
   traced = builtins.trace "fetching {url}" (file "traced");
   built = build "built" "echo 'fetching {url}'; echo 'Authorization: Bearer {SECRET}' >&2; exit 1";
+  # Colours within secrets, and secrets of several lines.
+  coloured = build "coloured" "printf 'https://user:\\033[31m{SECRET}\\033[0m@h/x\\nX_\\033[1mTOKEN\\033[m={SECRET}\\nred\\n'; exit 1";
+  key = build "key" "echo '-----BEGIN RSA PRIVATE KEY-----'; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do echo \"$i{SECRET}abcdefghijklmnopqrstuvwxyz\"; done; exit 1";
+  netrc = build "netrc" "echo 'machine example.org'; echo '  login ci'; echo '  password {SECRET}'; exit 1";
 }}"#
     )
 }
@@ -303,6 +309,8 @@ fn nothing_of_a_build_shows_a_secret_of_its_repository() {
         assert!(shown.is_empty(), "{shown:#?}");
         // The control: what is beside them is there.
         for part in [
+            "X_TOKEN=***",
+            "  password ***",
             "cannot fetch https://***@127.0.0.1:9/x",
             "Authorization: Bearer ***",
         ] {

@@ -520,7 +520,7 @@ fn by_hand_the_hosts_setting_counts_where_it_is_a_store_and_an_artifact_is_refus
     let ended = store.eval_once(["pipeline", "--share", "artifact"]).run();
     ended.exits(64).says(&[
         "error: `share: artifact` needs a job: by hand there is no build for the artifact",
-        "hint: set `share` to the URL of a store, or print the pipeline with --dry-run",
+        "hint: set `share` to the URL of a store, or leave it out",
     ]);
 }
 

@@ -48,6 +48,12 @@ impl Host {
         host
     }
 
+    /// With the tool that looks at who can write into the state folder, before a program there is run.
+    fn with_find(self) -> Self {
+        symlink(tool("find").unwrap(), self.path("bin/find")).unwrap();
+        self
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -73,7 +79,9 @@ impl Host {
 
     /// The tools that building needs, and a cargo that builds a program labelled `built`, after `script`.
     fn cargo(&self, script: &str) {
-        for name in ["cksum", "find", "flock", "mkdir", "mv", "rm", "sort"] {
+        for name in [
+            "cksum", "find", "flock", "mkdir", "mv", "rm", "sleep", "sort",
+        ] {
             let link = self.path("bin").join(name);
             if let Some(tool) = tool(name).filter(|_| !link.exists()) {
                 symlink(tool, link).unwrap();
@@ -138,7 +146,7 @@ fn ran(ended: &Ended, label: &str) {
 
 #[test]
 fn the_program_is_looked_for_in_one_order_and_without_any_tool() {
-    let host = Host::new();
+    let host = Host::new().with_find();
     let built = format!("home/.local/state/eval-once/{}", host.built(COMMIT));
     host.program("named", "named");
     host.program("plugin/bin/eval-once", "in bin");
@@ -260,14 +268,18 @@ fn a_program_is_built_for_this_user_alone_and_that_of_another_user_is_not_run() 
     }
     if unix::unistd::geteuid().is_root() {
         std::os::unix::fs::chown(&built, Some(65_531), None).unwrap();
-        ran(&hook.run(), "built");
-        assert_eq!(host.cargo_calls().len(), 2, "it ran another user's program");
+        let ended = hook.run();
+        ended.exits(75).prints("").says(&[
+            "error: the state folder cannot be used for the program eval-once, which is not installed: ",
+            "hint: remove ",
+        ]);
+        assert_eq!(host.cargo_calls().len(), 1);
     }
 }
 
 #[test]
 fn a_clone_on_a_branch_is_known_by_the_branchs_commit() {
-    let host = Host::new();
+    let host = Host::new().with_find();
     host.program(&format!("state/{}", host.built(COMMIT)), "built before");
     let hook = || {
         host.command_hook()
@@ -378,8 +390,11 @@ fn where_nothing_can_be_built_one_sentence_says_how_to_install() {
     host.command_hook()
         .env("EVAL_ONCE_STATE_DIR", host.path("file"))
         .run()
-        .exits(69)
-        .says(&["building it once", "building it into ", hint]);
+        .exits(75)
+        .says(&[
+            "error: the state folder cannot be used for the program eval-once, which is not installed: ",
+            "hint: set EVAL_ONCE_STATE_DIR to a folder of this user's own",
+        ]);
     assert!(host.cargo_calls().is_empty());
 }
 

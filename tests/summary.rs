@@ -232,6 +232,30 @@ fn a_recording_adds_a_last_step_that_sums_up_the_build_however_it_ended() {
     ] {
         assert!(junit.contains(part), "{part}: {junit}");
     }
+    leaves_outcomes(&build);
+}
+
+/// The outcomes of that build, for programs.
+#[track_caller]
+fn leaves_outcomes(build: &Build) {
+    let outcomes: Value =
+        serde_json::from_slice(&build.artifacts()["eval-once-outcomes.json"]).unwrap();
+    assert_eq!(outcomes["build"], 1);
+    assert_eq!(
+        outcomes["counts"],
+        json!({
+            "passed": 2, "skipped": 1, "failed": 4, "evaluation-error": 1, "not-run": 2
+        })
+    );
+    let targets = outcomes["targets"].as_array().unwrap();
+    let good = targets.iter().find(|it| it["attr"] == json!(["good"]));
+    let good = good.unwrap();
+    assert_eq!(good["outcome"], "passed");
+    assert!(good["seconds"].as_f64() > Some(0.0), "{good}");
+    assert!(
+        good["drv"].as_str().unwrap().ends_with("-good.drv"),
+        "{good}"
+    );
 }
 
 /// A build with a target for each outcome that a step can have. `{begun}` is a folder in which those say that they run that do not
@@ -708,6 +732,43 @@ fn a_plan_that_is_lost_or_cannot_be_read_is_named_and_no_failure() {
     let Annotation { body, style } = annotation(&build);
     assert_eq!(style, "warning");
     assert!(body.contains("**Omitted:** 2 recordings"), "{body}");
+}
+
+#[test]
+fn a_summary_that_is_a_required_check_is_green_only_where_every_target_is_known_to_be() {
+    let check = |meta_data: &[(String, String)]| {
+        let step = json!({ "key": "summary", "command": format!("'{EVAL_ONCE}' summary --fail") });
+        let build = Build::new(&step)?.with_meta_data(meta_data.to_vec());
+        build.run();
+        Some(build)
+    };
+    let good = report("good", &json!({}));
+    let Some(build) = check(std::slice::from_ref(&good)) else {
+        return;
+    };
+    let job = build.job("summary");
+    assert_eq!(job.state, JobState::Passed, "{}", job.plain());
+    assert_eq!(build.meta_data()["eval-once:failed"], "0");
+
+    let bad = report("bad", &json!({ "exit": 100, "class": "build" }));
+    let build = check(&[good, bad]).unwrap();
+    let job = build.job("summary");
+    assert_eq!(job.exit_status, Some(1), "{}", job.plain());
+    assert!(
+        job.plain().contains("error: 1 target failed: bad\n"),
+        "{}",
+        job.plain()
+    );
+    assert_eq!(build.meta_data()["eval-once:failed"], "1");
+
+    // The recording failed, say.
+    let build = check(&[]).unwrap();
+    let job = build.job("summary");
+    assert_eq!(job.exit_status, Some(1), "{}", job.plain());
+    assert!(
+        job.plain()
+            .contains("error: no target is known to be green")
+    );
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub struct Pipeline<'a> {
 pub enum PipelineStep<'a> {
     /// One job, or several alike.
     Command(&'a CommandStep),
+    /// A question that a person has to answer.
+    Block(&'a BlockStep),
     /// Steps that are shown together.
     Group(GroupStep<'a>),
 }
@@ -30,8 +32,22 @@ pub enum PipelineStep<'a> {
 pub struct GroupStep<'a> {
     /// Its name.
     pub group: &'a str,
-    /// Its steps, at least one.
-    pub steps: Vec<&'a CommandStep>,
+    /// Its steps, at least one; no groups.
+    pub steps: Vec<PipelineStep<'a>>,
+}
+
+/// A question that a person has to answer before the steps run that wait for it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct BlockStep {
+    /// The question.
+    pub block: String,
+    /// The name by which other steps depend on it, unique in a build.
+    pub key: String,
+    /// Its dependencies. Always written, as those of a command step are.
+    pub depends_on: Vec<Dependency>,
+    /// All other properties.
+    #[serde(flatten)]
+    pub more: Keys,
 }
 
 /// One job, or several alike.
@@ -78,6 +94,12 @@ pub struct CommandStep {
 }
 
 impl CommandStep {
+    /// Whether it has jobs that an agent runs.
+    #[must_use]
+    pub fn may_run(&self) -> bool {
+        !self.skip.as_ref().is_some_and(StepSkip::is_skipped)
+    }
+
     /// The number of its jobs; with a matrix, the most that there can be.
     #[must_use]
     pub fn jobs(&self) -> usize {

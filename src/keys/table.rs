@@ -14,6 +14,10 @@ pub enum KeyOwner {
     Recording,
     /// Of a target that is recorded: in its `meta.eval-once`.
     Target,
+    /// Of a pin by hand: as flags of `eval-once pin`.
+    Pin,
+    /// Of a step that follows a target: in its `meta.eval-once.steps.<name>`.
+    Follower,
 }
 
 impl KeyOwner {
@@ -24,6 +28,8 @@ impl KeyOwner {
             Self::Step => "a step",
             Self::Recording => "a recording",
             Self::Target => "a target",
+            Self::Pin => "a pin",
+            Self::Follower => "a step that follows a target",
         }
     }
 }
@@ -73,6 +79,8 @@ pub enum KeyKind {
     AttrPaths,
     /// `true` or `false`: the flag is for the one that is not the default.
     Boolean,
+    /// `true`, `false` or this word; the flag alone is `true`.
+    BooleanOr(&'static str),
     /// One of a few words.
     Choice(&'static str, &'static [Choice]),
     /// A whole number, from the least to the most, both included.
@@ -83,6 +91,8 @@ pub enum KeyKind {
     Paths,
     /// A map of anything: as JSON.
     Json,
+    /// A list of maps: only recordings write one.
+    Maps,
     /// A string, or `false`, for which there is another flag: its name, and what it does.
     TextOrFalse(&'static str, &'static str, &'static str),
 }
@@ -162,7 +172,7 @@ impl Key {
     #[must_use]
     pub fn doc_for(&self, owner: KeyOwner) -> &'static str {
         match (owner, self.recording_doc) {
-            (KeyOwner::Recording, Some(doc)) => doc,
+            (KeyOwner::Recording | KeyOwner::Pin, Some(doc)) => doc,
             _ => self.doc,
         }
     }
@@ -220,7 +230,18 @@ const SHARE: KeyKind = KeyKind::TextOrFalse("SHARE", "no-share", "Use no share")
 const STEP: &[KeyOwner] = &[KeyOwner::Step];
 const RECORDING: &[KeyOwner] = &[KeyOwner::Recording];
 const BOTH: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording];
+const WITH_PINS: &[KeyOwner] = &[KeyOwner::Recording, KeyOwner::Pin];
+const BOTH_AND_PINS: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Pin];
+const STEP_AND_TARGET: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Target];
+const TARGET: &[KeyOwner] = &[KeyOwner::Target];
+const FOLLOWER: &[KeyOwner] = &[KeyOwner::Follower];
 const ALL: &[KeyOwner] = &[KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target];
+const ALL_AND_PINS: &[KeyOwner] = &[
+    KeyOwner::Step,
+    KeyOwner::Recording,
+    KeyOwner::Target,
+    KeyOwner::Pin,
+];
 
 const fn choice(word: &'static str, doc: &'static str) -> Choice {
     Choice { word, doc }
@@ -294,7 +315,7 @@ pub const KEYS: &[Key] = &[
     )
     .flag("include", "Add an entry to the Nix search path")
     .short('I'),
-    Key::new("options", BOTH, KeyKind::Pairs("VALUE"), "Nix settings")
+    Key::new("options", BOTH_AND_PINS, KeyKind::Pairs("VALUE"), "Nix settings")
         .flag("option", "Set a Nix setting"),
     Key::new(
         "call",
@@ -380,6 +401,25 @@ pub const KEYS: &[Key] = &[
     )
     .default("cached"),
     Key::new(
+        "base",
+        RECORDING,
+        KeyKind::Text("FILE"),
+        "The eval-once.json of an earlier build, with its eval-once-outcomes.json beside it; what is the same and was green there needs no step",
+    ),
+    Key::new(
+        "batch",
+        RECORDING,
+        KeyKind::Number("SECONDS", 1, 3_600),
+        "Put targets that took less than that in the base into common steps, at most 50 each",
+    ),
+    Key::new(
+        "shared-steps",
+        RECORDING,
+        KeyKind::Number("N", 2, 100_000),
+        "Give a derivation that is no target a step of its own where at least so many targets need it directly",
+    )
+    .default("no such steps"),
+    Key::new(
         "skip-style",
         RECORDING,
         KeyKind::Choice(
@@ -418,6 +458,37 @@ pub const KEYS: &[Key] = &[
         "Expect the evaluation errors of an attribute path and everything below it: show them as skipped; * stands for one name",
     )
     .hyphens(),
+    Key::new(
+        "keys",
+        RECORDING,
+        KeyKind::Choice(
+            "WHAT",
+            &[
+                choice("drv", "the .drv's hash: the same key is the same build"),
+                choice(
+                    "attr",
+                    "the attribute path, as nix-packages-app: the same key is the same target in every build",
+                ),
+            ],
+        ),
+        "What the keys of steps are made of",
+    )
+    .default("drv"),
+    Key::new(
+        "key-prefix",
+        RECORDING,
+        KeyKind::Text("PREFIX"),
+        "What the keys of steps begin with: another one for each recording of a build with keys: attr",
+    )
+    .default("nix- with keys: attr, else none"),
+    Key::new(
+        "phases",
+        RECORDING,
+        KeyKind::Texts("PHASE"),
+        "Which steps are made: build (those of targets), release (those that follow them)",
+    )
+    .flag("phases", "Make only these steps: build (those of targets), or release (those that follow them)")
+    .default("both"),
     Key::new(
         "emit",
         RECORDING,
@@ -524,7 +595,7 @@ pub const KEYS: &[Key] = &[
     .default("EVAL_ONCE_SHARE, where that is a URL"),
     Key::new(
         "share",
-        RECORDING,
+        WITH_PINS,
         SHARE,
         "How other hosts get the recorded .drvs: artifact (an artifact of the build), the URL of a store, or false (not at all)",
     )
@@ -535,14 +606,14 @@ pub const KEYS: &[Key] = &[
     .default("EVAL_ONCE_SHARE, else artifact in a job"),
     Key::new(
         "share-limit",
-        RECORDING,
+        WITH_PINS,
         KeyKind::Number("MIB", 1, u64::MAX >> 20),
         "The largest archive that becomes an artifact, in MiB, compressed; a larger one is a warning, and nothing is shared",
     )
     .default("2048 where share is set, else 128"),
     Key::new(
         "share-required",
-        ALL,
+        ALL_AND_PINS,
         KeyKind::Boolean,
         "Whether a share that fails is a failure (75): of a recording, and of a step that would have to evaluate",
     )
@@ -562,6 +633,16 @@ pub const KEYS: &[Key] = &[
     )
     .default("false")
     .flag("push-partial", "Push what was built, also where the target failed"),
+    Key::new(
+        "artifacts",
+        STEP_AND_TARGET,
+        KeyKind::Texts("GLOB"),
+        "Globs below the outputs: files that become artifacts of the build, under the target's attribute path",
+    )
+    .flag(
+        "artifacts",
+        "Upload files of the outputs as artifacts of the build: a glob below the outputs",
+    ),
     Key::new(
         "checkout",
         BOTH,
@@ -587,10 +668,23 @@ pub const KEYS: &[Key] = &[
         "Ignore the targets' own meta.buildkite and meta.eval-once",
     ),
     Key::new(
+        "notify",
+        RECORDING,
+        KeyKind::Choice(
+            "WHAT",
+            &[
+                choice("none", "nothing besides the build itself"),
+                choice("github-status", "a commit status for each target, by its attribute path"),
+            ],
+        ),
+        "What Buildkite reports to the code host",
+    )
+    .default("none"),
+    Key::new(
         "summary",
         RECORDING,
-        KeyKind::Boolean,
-        "Add a last step that sums up the build, also after failures",
+        KeyKind::BooleanOr("fail"),
+        "Add a last step that sums up the build, also after failures; with fail it is red where a target failed",
     )
     .default("false"),
     Key::new(
@@ -602,7 +696,7 @@ pub const KEYS: &[Key] = &[
     .default("100"),
     Key::new(
         "keep-days",
-        BOTH,
+        BOTH_AND_PINS,
         KeyKind::Number("DAYS", 1, 36_500),
         "Days without use after which the step's host removes an unpacked share, or a checkout of ours",
     )
@@ -617,6 +711,13 @@ pub const KEYS: &[Key] = &[
     .default("false")
     .without_flag(),
     Key::new(
+        "targets",
+        STEP,
+        KeyKind::Maps,
+        "Written by recordings (batch): the targets that the step builds one after the other, each with its own keys and the key of its report",
+    )
+    .without_flag(),
+    Key::new(
         "share-size",
         STEP,
         KeyKind::Number("BYTES", 0, u64::MAX),
@@ -624,10 +725,126 @@ pub const KEYS: &[Key] = &[
     )
     .without_flag(),
     Key::new(
+        "run",
+        STEP,
+        KeyKind::Text("PROGRAM"),
+        "Written by recordings: the program in the outputs that is run after the build, by its name in bin; * is the only one",
+    )
+    .without_flag(),
+    Key::new(
+        "needs",
+        STEP,
+        KeyKind::Json,
+        "Written by recordings: a target that is realised first, for the program of run, by attr, call, drv, outputs and out-link",
+    )
+    .without_flag(),
+    Key::new(
         "refused",
         STEP,
         KeyKind::Text("TEXT"),
         "Written by recordings: what is wrong with a target that can have no step; report it, build nothing and end with 64",
+    )
+    .without_flag(),
+    Key::new(
+        "target",
+        STEP,
+        KeyKind::AttrPath,
+        "Written by recordings: the target's attribute path, where attr is another one that its step evaluates",
+    )
+    .without_flag(),
+    Key::new(
+        "attr",
+        TARGET,
+        KeyKind::AttrPath,
+        "The attribute path that a step of the target evaluates where it has to, instead of the recorded one",
+    )
+    .without_flag(),
+    Key::new(
+        "file",
+        TARGET,
+        KeyKind::Text("FILE"),
+        "The Nix file that a step of the target evaluates where it has to, instead of what was recorded",
+    )
+    .without_flag(),
+    Key::new(
+        "expr",
+        TARGET,
+        KeyKind::Text("EXPR"),
+        "The expression that a step of the target evaluates where it has to, instead of what was recorded",
+    )
+    .without_flag(),
+    Key::new(
+        "steps",
+        TARGET,
+        KeyKind::Json,
+        "Steps that follow the target, by name",
+    )
+    .without_flag(),
+    Key::new(
+        "run",
+        FOLLOWER,
+        KeyKind::Json,
+        "A derivation whose main program is run: meta.mainProgram, else its only executable",
+    )
+    .without_flag(),
+    Key::new(
+        "command",
+        FOLLOWER,
+        KeyKind::Text("COMMAND"),
+        "Text for the shell, as Buildkite has it, instead of run",
+    )
+    .without_flag(),
+    Key::new(
+        "needs-output",
+        FOLLOWER,
+        KeyKind::Boolean,
+        "Whether the target's outputs are realised first: at result, and in EVAL_ONCE_OUT",
+    )
+    .default("false")
+    .without_flag(),
+    Key::new(
+        "after",
+        FOLLOWER,
+        KeyKind::Choice(
+            "WHAT",
+            &[
+                choice("target", "the target's step"),
+                choice("all", "the steps of all targets of the recording"),
+                choice("nothing", "nothing"),
+            ],
+        ),
+        "What it waits for",
+    )
+    .default("target")
+    .without_flag(),
+    Key::new(
+        "always",
+        FOLLOWER,
+        KeyKind::Boolean,
+        "Whether it also runs where what it waits for has failed",
+    )
+    .default("false")
+    .without_flag(),
+    Key::new(
+        "unless-skipped",
+        FOLLOWER,
+        KeyKind::Boolean,
+        "Whether it is left out where the target is skipped",
+    )
+    .default("false")
+    .without_flag(),
+    Key::new(
+        "confirm",
+        FOLLOWER,
+        KeyKind::Text("QUESTION"),
+        "A question that a person has to answer before: a block step in one group with it",
+    )
+    .without_flag(),
+    Key::new(
+        "buildkite",
+        FOLLOWER,
+        KeyKind::Json,
+        "Properties of a Buildkite step, merged into it",
     )
     .without_flag(),
 ];
@@ -638,7 +855,13 @@ mod tests {
 
     #[test]
     fn a_name_is_declared_once_for_each_owner_and_means_one_kind_to_readers() {
-        for owner in [KeyOwner::Step, KeyOwner::Recording, KeyOwner::Target] {
+        for owner in [
+            KeyOwner::Step,
+            KeyOwner::Recording,
+            KeyOwner::Target,
+            KeyOwner::Pin,
+            KeyOwner::Follower,
+        ] {
             let names: Vec<_> = of(owner).map(|key| key.name).collect();
             for (at, name) in names.iter().enumerate() {
                 assert!(!names[..at].contains(name), "{name} of {}", owner.noun());
@@ -660,7 +883,9 @@ mod tests {
         for key in KEYS {
             let default = key.default.unwrap_or_default();
             match key.kind {
-                KeyKind::Boolean => assert!(["true", "false"].contains(&default), "{}", key.name),
+                KeyKind::Boolean | KeyKind::BooleanOr(_) => {
+                    assert!(["true", "false"].contains(&default), "{}", key.name);
+                }
                 KeyKind::Choice(_, choices) => {
                     let words = choices.iter().map(|choice| choice.word);
                     let mut named = words.filter(|word| default.contains(word));

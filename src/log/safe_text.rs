@@ -109,7 +109,10 @@ impl SafeText {
 
     /// Adds a message behind our name; its first word is painted.
     pub(super) fn message(&mut self, message: &str) {
-        let (begin, omitted) = cut(message, MESSAGE_AT_MOST);
+        let (window, beyond) = begin(message, MESSAGE_AT_MOST + WORD_AT_MOST);
+        let shown = redacted(window);
+        let (begin, more) = cut(&shown, MESSAGE_AT_MOST);
+        let omitted = beyond + more;
         let mut lines = begin.split('\n');
         self.ours(NAME);
         self.painted(lines.next().unwrap_or_default());
@@ -182,14 +185,22 @@ impl SafeText {
 
     /// Adds words within a line, of which so many bytes are left out already.
     fn words(&mut self, text: &str, omitted: usize, keep: KeepEscapes) {
-        let (begin, more) = cut(text, LINE_AT_MOST);
-        let tame = if begin.contains('\n') {
-            tamed(&begin.replace('\n', " "), keep).into_owned().into()
+        // Redacted before it is cut: of half a secret it is not seen that it is one.
+        let (window, beyond) = begin(text, LINE_AT_MOST + WORD_AT_MOST);
+        let tame = if window.contains('\n') {
+            tamed(&window.replace('\n', " "), keep).into_owned().into()
         } else {
-            tamed(begin, keep)
+            tamed(window, keep)
         };
-        self.text.push_str(&redacted(&tame));
-        let omitted = omitted + more;
+        let shown = redacted(&tame);
+        let (begin, more) = cut(&shown, LINE_AT_MOST);
+        if more > 0 {
+            // The cut may be within a colour, and ends it.
+            self.text.push_str(&tamed(begin, keep));
+        } else {
+            self.text.push_str(begin);
+        }
+        let omitted = omitted + beyond + more;
         if omitted > 0 {
             self.text.push_str(&note(omitted));
         }
@@ -212,15 +223,24 @@ impl SafeText {
 
 /// The begin of a text, of about so many bytes at most, and how many bytes come behind it.
 fn cut(text: &str, at_most: usize) -> (&str, usize) {
+    let (begin, rest) = begin(text, at_most);
+    if rest == 0 {
+        return (begin, 0);
+    }
+    // Not within a word, if there is a choice.
+    let word = begin.rfind(char::is_whitespace);
+    let end = word.filter(|word| begin.len() - word < WORD_AT_MOST);
+    let begin = &begin[..end.unwrap_or(begin.len())];
+    (begin, text.len() - begin.len())
+}
+
+/// The begin of a text, of so many bytes at most, and how many bytes come behind it.
+fn begin(text: &str, at_most: usize) -> (&str, usize) {
     if text.len() <= at_most {
         return (text, 0);
     }
     let end = (0..=at_most).rev().find(|end| text.is_char_boundary(*end));
-    let end = end.unwrap_or(0);
-    // Not within a word, if there is a choice: in half of a URL, its password would not be recognised.
-    let word = text[..end].rfind(char::is_whitespace);
-    let end = word.filter(|word| end - word < WORD_AT_MOST).unwrap_or(end);
-    let (begin, rest) = text.split_at(end);
+    let (begin, rest) = text.split_at(end.unwrap_or(0));
     (begin, rest.len())
 }
 

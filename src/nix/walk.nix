@@ -18,7 +18,11 @@
 #   callable PATH          its step must not call it: a derivation that can be called, or a set whose mark may be wrong
 #   set      PATH COUNT    a set or a list of this many attributes
 #   meta     PATH          a derivation that evaluates; the evaluation of its metadata begins
-#   target   PATH JSON     a derivation (`named`: its drvPath is a plain string, so this evaluation need not have written it)
+#   target   PATH JSON     a derivation (`named`: its drvPath is a plain string, so this evaluation need not have written it; `steps`:
+#                          the names of the steps that follow it, of which the next lines are)
+#   follow   PATH N        the evaluation of the step with this number begins
+#   step     PATH N JSON   a step that follows a derivation (`run`: the derivation that it runs; `text`: the error)
+#   lost     PATH N        the step throws, and the task catches that
 #   throws   PATH          it throws, and the task catches that
 #   refused  PATH TEXT     its metadata cannot be used
 #   error    PATH TEXT     it does not evaluate, for a reason that Nix gives only where it finds it in a set
@@ -214,25 +218,117 @@ let
           soFar
         else
           let
-            data = clean "meta.${name}" 1 soFar.budget meta.${name};
+            # What follows is evaluated when the target is known: see `following`.
+            plain =
+              if name == "eval-once" && builtins.attrNames soFar.steps != [ ] then
+                builtins.removeAttrs meta.${name} [ "steps" ]
+              else
+                meta.${name};
+            data = clean "meta.${name}" 1 soFar.budget plain;
           in
           if data ? text then
             data
           else
             {
               inherit (data) budget;
+              inherit (soFar) steps;
               data = soFar.data // {
                 ${name} = data.data;
               };
             };
     in
     if !(value ? meta) || !builtins.isAttrs meta then
-      { data = { }; }
+      {
+        data = { };
+        steps = { };
+      }
     else
       builtins.foldl' one {
         data = { };
+        steps = followers meta;
         budget = 65536;
       } wanted;
+
+  # ---- steps that follow a target
+
+  # The steps that follow a target with this `meta`, as far as they are a set; anything else there is plain data, and wrong.
+  followers =
+    meta:
+    let
+      ours = meta.eval-once or null;
+      steps = ours.steps or null;
+    in
+    if buildkite && builtins.isAttrs ours && builtins.isAttrs steps && !isDerivation steps then steps else { };
+
+  # The derivation that a step runs.
+  runOf =
+    where: run:
+    if !isDerivation run then
+      refused "${where} is ${article (builtins.typeOf run)}; expected a derivation"
+    else if !(builtins.hasContext run.drvPath) then
+      refused "the drvPath of ${where} is a plain string, so that nothing has written it"
+    else
+      let
+        program = clean "${where}.meta.mainProgram" 1 4096 (run.meta.mainProgram or null);
+      in
+      if program ? text then
+        program
+      else
+        {
+          data = {
+            drv = builtins.unsafeDiscardStringContext run.drvPath;
+            program = program.data;
+          };
+        };
+
+  # A step as it is reported. Everything that may throw is evaluated here.
+  followerOf =
+    where: value:
+    let
+      runs = builtins.isAttrs value && value ? run && !isDerivation value;
+      keys = clean where 2 65536 (if runs then builtins.removeAttrs value [ "run" ] else value);
+      run = if runs then runOf "${where}.run" value.run else { data = null; };
+      # A command loses its context as all text does, and nothing would bring what it refers to to the step's host.
+      command = if builtins.isAttrs value then value.command or "" else "";
+      refers = text: builtins.isString text && builtins.hasContext text;
+    in
+    if keys ? text then
+      keys
+    else if builtins.any refers (if builtins.isList command then command else [ command ]) then
+      refused "${where}.command refers to a store path, which nothing brings to the host of the step: use run, or EVAL_ONCE_OUT for the output of the target"
+    else if run ? text then
+      run
+    else
+      {
+        keys = keys.data;
+        run = run.data;
+      };
+
+  # Reports the steps that follow a target, after the target itself: it is built also where one of them does not evaluate. Those that
+  # throw come last, because the message of the first is the last thing that this evaluation says.
+  following =
+    task: here: steps:
+    let
+      names = builtins.attrNames steps;
+      begin = index: say "follow" here.at (toString index);
+      tell =
+        index:
+        let
+          name = builtins.elemAt names index;
+          json = builtins.toJSON (followerOf "meta.eval-once.steps.${name}" steps.${name});
+        in
+        builtins.seq json (say "step" here.at "${toString index} ${json}");
+      throwing = builtins.filter (
+        index: builtins.seq (begin index) (!(builtins.tryEval (tell index)).success)
+      ) (builtins.genList (index: index) (builtins.length names));
+      last =
+        index:
+        if task.catch then
+          say "lost" here.at (toString index)
+        else
+          builtins.seq (begin index) (tell index);
+    in
+    builtins.foldl' (_: last) null throwing;
 
   # ---- walking
 
@@ -314,6 +410,7 @@ let
           meta = meta.data;
         }
         // (if builtins.hasContext value.drvPath then { } else { named = true; })
+        // (if builtins.attrNames meta.steps == [ ] then { } else { steps = builtins.attrNames meta.steps; })
       );
       set = names: get: builtins.seq (builtins.length names) { inherit names get; };
       members = set (builtins.attrNames value) (name: value.${name});
@@ -327,7 +424,10 @@ let
         else if meta ? text then
           { inherit (meta) text; }
         else
-          builtins.seq json { inherit json; }
+          builtins.seq json {
+            inherit json;
+            inherit (meta) steps;
+          }
       else if here.walk > 0 || all then
         members
       else
@@ -443,7 +543,7 @@ let
     if !tried.success then
       say "throws" here.at ""
     else if found ? json then
-      say "target" here.at found.json
+      builtins.seq (say "target" here.at found.json) (following task here found.steps)
     else if found ? text then
       say "refused" here.at (builtins.replaceStrings [ "\n" ] [ " " ] found.text)
     else if found ? error then

@@ -1,6 +1,7 @@
 //! The command line: subcommands, flags, and the keys of a step that flags stand for.
 
 use std::ffi::{OsStr, OsString};
+use std::marker::PhantomData;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
@@ -57,15 +58,41 @@ Exit statuses:
   69  a program is missing
   75  infrastructure failure: the store, Buildkite, the state folder (safe to retry)";
 
+const PIN_EXAMPLES: &str = "\
+Examples:
+  nix-instantiate ci.nix | eval-once pin -
+        keep the .drvs of all targets for three days
+  eval-once pin --share https://cache.example.org --keep-days 7 /nix/store/….drv
+        keep one for a week, and copy it to a cache for other hosts
+
+Exit statuses:
+   0  the .drvs are kept, and shared where they can be
+  64  the configuration is wrong
+  69  a program is missing
+  75  a .drv does not exist, or infrastructure failure: the store, the state folder (safe to retry)";
+
 const SUMMARY_HELP: &str = "\
 It reads the plans of the build's recordings and the reports of its steps; a step without a report has a row that says so.
 `eval-once pipeline --summary` uploads a last step that runs this.
 
 Exit statuses:
    0  the build is summed up, whether its steps passed or failed
+   1  with --fail: a target failed, or its outcome is not known
   64  this is not a Buildkite job
   69  buildkite-agent is missing
   75  infrastructure failure: Buildkite cannot be reached (safe to retry)";
+
+const BASE_HELP: &str = "\
+It takes the newest of the branch's last 30 builds, running or finished, that has both files; a build has the second when its summary is
+made. BUILDKITE_API_TOKEN is a token with the scopes read_builds and read_artifacts.
+
+Examples:
+  eval-once base .git/base
+  eval-once pipeline --file ci.nix --summary --base .git/base/eval-once.json
+
+Exit statuses:
+   0  the base is fetched; or it is not, with a warning, and there are no files
+  64  the command line is wrong";
 
 const DOCTOR_HELP: &str = "\
 It changes nothing but one GC root, which it makes and removes. A question that is not answered within 10 seconds, or 15 over the network,
@@ -121,9 +148,37 @@ pub(super) enum CliCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Keep .drvs from the garbage collector, and share them: for pipelines that another program generates
+    ///
+    /// Prints one JSON document: the pin, and the keys that each step needs beside `drv` to fetch it on another host.
+    #[command(after_help = PIN_EXAMPLES)]
+    Pin {
+        /// The .drv files, as store paths; `-` reads them from standard input, one a line
+        #[arg(required = true, value_name = "DRV")]
+        drvs: Vec<String>,
+        #[command(flatten)]
+        keys: PinFlags,
+    },
     /// Sum up the build, in its last step: the outcome of every target, as an annotation and as JUnit
     #[command(after_help = SUMMARY_HELP)]
-    Summary,
+    Summary {
+        /// End with 1 where a target failed, or its outcome is not known
+        #[arg(long)]
+        fail: bool,
+    },
+    /// Fetch what an earlier build has recorded, and its outcomes, for `pipeline --base`
+    #[command(after_help = BASE_HELP)]
+    Base {
+        /// The folder that gets eval-once.json and eval-once-outcomes.json; not in what is evaluated
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+        /// The branch; default: the base branch of the pull request, else the pipeline's default branch
+        #[arg(long, value_name = "BRANCH")]
+        branch: Option<String>,
+        /// The pipeline; default: that of the job
+        #[arg(long, value_name = "ORGANIZATION/PIPELINE")]
+        pipeline: Option<String>,
+    },
     /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use
     ///
     /// A recording sets the expiry of its GC root (`keep-days`, three by default). GC roots of killed runs go, too.
@@ -161,34 +216,61 @@ pub(super) enum HookName {
     Environment,
 }
 
-/// The keys of a step or of a recording as flags, made from the [table] of keys. Without any of them, the
-/// keys of a step come from `EVAL_ONCE_STEP`.
+/// The keys of one owner as flags, made from the [table] of keys. Without any of them, the keys of a step come from
+/// `EVAL_ONCE_STEP`.
 #[derive(Debug)]
-pub(super) struct KeyFlags<const OF_RECORDING: bool>(Result<Keys, Failure>);
+pub(super) struct KeyFlags<O>(Result<Keys, Failure>, PhantomData<O>);
+
+/// Whose keys flags stand for.
+pub(super) trait FlagOwner {
+    /// That owner.
+    const OWNER: KeyOwner;
+}
+
+/// A step.
+#[derive(Debug)]
+pub(super) enum OfStep {}
+
+/// A recording.
+#[derive(Debug)]
+pub(super) enum OfRecording {}
+
+/// A pin by hand.
+#[derive(Debug)]
+pub(super) enum OfPin {}
+
+impl FlagOwner for OfStep {
+    const OWNER: KeyOwner = KeyOwner::Step;
+}
+
+impl FlagOwner for OfRecording {
+    const OWNER: KeyOwner = KeyOwner::Recording;
+}
+
+impl FlagOwner for OfPin {
+    const OWNER: KeyOwner = KeyOwner::Pin;
+}
 
 /// The keys of a step as flags.
-pub(super) type StepFlags = KeyFlags<false>;
+pub(super) type StepFlags = KeyFlags<OfStep>;
 
 /// The keys of a recording as flags.
-pub(super) type RecordingFlags = KeyFlags<true>;
+pub(super) type RecordingFlags = KeyFlags<OfRecording>;
 
-impl<const OF_RECORDING: bool> KeyFlags<OF_RECORDING> {
-    const OWNER: KeyOwner = if OF_RECORDING {
-        KeyOwner::Recording
-    } else {
-        KeyOwner::Step
-    };
+/// The keys of a pin by hand as flags.
+pub(super) type PinFlags = KeyFlags<OfPin>;
 
+impl<O> KeyFlags<O> {
     /// The same object that a plugin's configuration is, so that both are read by the same rules.
     pub(super) fn into_keys(self) -> Result<Keys, Failure> {
         self.0
     }
 }
 
-impl<const OF_RECORDING: bool> Args for KeyFlags<OF_RECORDING> {
+impl<O: FlagOwner> Args for KeyFlags<O> {
     fn augment_args(command: Command) -> Command {
-        let flags = table::of(Self::OWNER).filter_map(|key| Some((key, key.flag?)));
-        command.args(flags.flat_map(|(key, flag)| args(key, flag, Self::OWNER)))
+        let flags = table::of(O::OWNER).filter_map(|key| Some((key, key.flag?)));
+        command.args(flags.flat_map(|(key, flag)| args(key, flag, O::OWNER)))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -196,9 +278,9 @@ impl<const OF_RECORDING: bool> Args for KeyFlags<OF_RECORDING> {
     }
 }
 
-impl<const OF_RECORDING: bool> FromArgMatches for KeyFlags<OF_RECORDING> {
+impl<O: FlagOwner> FromArgMatches for KeyFlags<O> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self(keys(Self::OWNER, matches)))
+        Ok(Self(keys(O::OWNER, matches), PhantomData))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -242,13 +324,18 @@ fn args(key: &Key, flag: Flag, owner: KeyOwner) -> Vec<Arg> {
     vec![match key.kind {
         KeyKind::Text(value) | KeyKind::Texts(value) => arg.value_name(value),
         KeyKind::AttrPath | KeyKind::AttrPaths => arg.value_name("PATH"),
-        KeyKind::Json => arg.value_name("JSON"),
+        KeyKind::Json | KeyKind::Maps => arg.value_name("JSON"),
         KeyKind::Paths => arg.value_name("NAME=PATH"),
         KeyKind::Pairs(value) => arg
             .num_args(2)
             .value_names(["NAME", value])
             .allow_hyphen_values(true),
         KeyKind::Boolean => arg.action(ArgAction::SetTrue),
+        KeyKind::BooleanOr(word) => arg
+            .value_name("HOW")
+            .num_args(0..=1)
+            .default_missing_value("true")
+            .value_parser(["true", "false", word]),
         KeyKind::Number(value, ..) => arg.value_name(value).value_parser(value_parser!(u64)),
         KeyKind::Choice(value, choices) => {
             let values = choices
@@ -292,6 +379,10 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
             let other = key.default != Some("true");
             matches.get_flag(key.name).then_some(Value::Bool(other))
         }
+        KeyKind::BooleanOr(_) => text().map(|text| match text.parse::<bool>() {
+            Ok(value) => Value::Bool(value),
+            Err(_) => Value::String(text),
+        }),
         KeyKind::TextOrFalse(_, without, _) if matches.get_flag(without) => {
             Some(Value::Bool(false))
         }
@@ -309,6 +400,7 @@ fn value(key: &Key, matches: &ArgMatches) -> Result<Option<Value>, Failure> {
             Some(mut words) => Some(Value::Object(words.try_fold(Keys::new(), assigned)?)),
             None => None,
         },
+        KeyKind::Maps => None,
         KeyKind::Json => match text() {
             Some(json) => Some(keys::parse(&json, &format!("--{}", key.name))?.into()),
             None => None,
@@ -386,14 +478,14 @@ mod tests {
         assert_eq!(
             keys(
                 "pipeline --file ci.nix -A a --recurse all --exclude a.*.b --exclude c --workers 2 --memory 512 \
-                 --evaluation-timeout 9 --evaluator nix --skip none --skip-style omit --on-error report --expect-errors d.* --expect-errors e --emit plugin \
+                 --evaluation-timeout 9 --evaluator nix --skip none --base b.json --batch 10 --shared-steps 5 --skip-style omit --on-error report --expect-errors d.* --expect-errors e --emit plugin \
                  --plugin o/p#v1 --step {\"priority\":1} --agents {\"x\":{\"queue\":\"q\"}} --group-by 1 --no-meta \
                  --summary --command none --log raw --on-drift fail --out-link out/x --chunk 5 --keep-days 7 \
                  --option cores 2 -I lib=./lib --argstr y z --dry-run"
             ),
             json!({
                 "file": "ci.nix", "attr": "a", "recurse": "all", "exclude": ["a.*.b", "c"], "workers": 2,
-                "memory": 512, "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "skip-style": "omit",
+                "memory": 512, "evaluation-timeout": 9, "evaluator": "nix", "skip": "none", "base": "b.json", "batch": 10, "shared-steps": 5, "skip-style": "omit",
                 "on-error": "report", "expect-errors": ["d.*", "e"], "emit": "plugin", "plugin": "o/p#v1", "step": { "priority": 1 },
                 "agents": { "x": { "queue": "q" } }, "group-by": 1, "meta": false, "summary": true,
                 "command": "none", "log": "raw", "on-drift": "fail", "out-link": "out/x", "chunk": 5,

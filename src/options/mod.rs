@@ -19,14 +19,16 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::base::BaseOrder;
 use crate::buildkite::default_command::AgentJob;
 use crate::doctor::DoctorOrder;
 use crate::environment::HostEnvironment;
 use crate::host::Host;
 use crate::job::{HookedJob, TrailingCommand};
 use crate::log::Log;
-use crate::recording::RecordingOrder;
+use crate::recording::{PinOrder, RecordingOrder};
 use crate::step::StepOrder;
+use crate::summary::SummaryOrder;
 
 pub use flags::completions;
 pub use orders::Refusal;
@@ -51,17 +53,18 @@ pub enum Invocation {
     /// Record all targets; then become the job's own command, if there is one.
     JobPipeline(Box<RecordingOrder>, HookedJob),
     /// Sum the build up.
-    Summary {
-        /// The folder for temporary files.
-        temporary: PathBuf,
-    },
+    Summary(SummaryOrder),
     /// Sum the build up; then become the job's own command, if there is one.
     JobSummary {
-        /// The folder for temporary files.
-        temporary: PathBuf,
+        /// The summary.
+        order: SummaryOrder,
         /// The job.
         job: HookedJob,
     },
+    /// Keep and share `.drv`s.
+    Pin(Box<PinOrder>),
+    /// Fetch what an earlier build has recorded, and its outcomes.
+    Base(BaseOrder),
     /// Remove expired GC roots of past recordings, and archives and checkouts that steps no longer use.
     Prune(Host),
     /// Check this host.

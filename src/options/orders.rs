@@ -3,18 +3,24 @@
 //! Mistakes are reported in one order: the keys as they were written, then their context (the build, the
 //! job's command), then what each key means, then the host. (A recording reads the host's settings before its keys.)
 
-use std::path::PathBuf;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
-use super::job::{below_checkout, is_in_build, repository, step_job};
+use super::job::{below_checkout, build, check_summary, is_in_build, repository, step_job};
 use super::{Startup, host};
+use crate::base::BaseOrder;
 use crate::buildkite::command_hooks::FollowingCommand;
 use crate::evaluation_keys::Checkout;
-use crate::exit::Failure;
+use crate::exit::{Class, Classify as _, Failure};
 use crate::job::HookedJob;
-use crate::keys::Keys;
+use crate::keys::{Keys, refuse};
 use crate::log::Log;
-use crate::recording::{BuildkiteBuild, RecordingOrder, RecordingRequest};
+use crate::recording::{
+    BuildkiteBuild, PinOrder, PinRequest, RecordingOrder, RecordingRequest, read_drvs,
+};
+use crate::rest::{self, ApiToken, PipelineName};
 use crate::step::{StepOrder, StepReporting, StepRequest};
+use crate::summary::SummaryOrder;
 
 /// Something that was asked for, and is refused: nothing of it is done, and no command runs after it.
 #[derive(Debug)]
@@ -62,7 +68,8 @@ pub(super) fn step(
     });
     let mut job = step_job(&startup.variables);
     // A command that was recorded with the step does not stand in the job's `BUILDKITE_COMMAND`.
-    if let Some(job) = job.as_mut().filter(|_| draft.followed) {
+    let runs = request.as_ref().is_ok_and(|it| it.run.is_some());
+    if let Some(job) = job.as_mut().filter(|_| draft.followed || runs) {
         job.around.command = true;
     }
     let reporting = StepReporting {
@@ -70,7 +77,14 @@ pub(super) fn step(
         job,
         temporary: host::temporary(&startup.variables),
         started: startup.started,
+        only_failures: false,
     };
+    let request = request.and_then(|request| match &request.run {
+        Some(_) if draft.followed => Err(refuse(
+            "`run` cannot be combined with a command of the job's own",
+        )),
+        _ => Ok(request),
+    });
     match request.and_then(|request| Ok((request, host?))) {
         Ok((mut request, host)) => {
             // A command needs the outputs.
@@ -128,6 +142,98 @@ pub(super) fn recording(
         cores: startup.cores,
         started: startup.started,
     }))
+}
+
+/// The order to pin these `.drv`s; `-` reads them from standard input.
+pub(super) fn pin(
+    startup: &Startup,
+    keys: Result<Keys, Failure>,
+    words: &[String],
+) -> Result<PinOrder, Failure> {
+    let host = host::host(startup)?;
+    let request = PinRequest::read(keys?)?;
+    let build = build(&startup.variables)
+        .map_err(|failure| failure.hint("pass the job's variables on, into a container too"))?;
+    let (stdin, named): (Vec<&str>, Vec<&str>) = words
+        .iter()
+        .map(String::as_str)
+        .partition(|word| *word == "-");
+    let mut text = String::new();
+    if !stdin.is_empty() {
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .classify(Class::Infrastructure, || {
+                "cannot read .drv files from standard input".into()
+            })?;
+    }
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    Ok(PinOrder {
+        drvs: read_drvs(named.into_iter().chain(lines))?,
+        request,
+        host,
+        build,
+    })
+}
+
+/// A summary's order; `fail` says whether it fails where a target did.
+pub(super) fn summary(startup: &Startup, fail: bool) -> Result<SummaryOrder, Refusal> {
+    let variables = &startup.variables;
+    check_summary(variables)?;
+    Ok(SummaryOrder {
+        temporary: host::temporary(variables),
+        build_number: variables
+            .text("BUILDKITE_BUILD_NUMBER")
+            .and_then(|number| number.parse().ok()),
+        fail,
+    })
+}
+
+/// The order to fetch a base into this folder. What is not named is that of the job: a change is compared with the branch that it is
+/// to be merged into, everything else with the pipeline's default branch.
+pub(super) fn base(
+    startup: &Startup,
+    folder: &Path,
+    branch: Option<String>,
+    pipeline: Option<String>,
+) -> Result<BaseOrder, Refusal> {
+    let variables = &startup.variables;
+    let own = || {
+        Some(format!(
+            "{}/{}",
+            variables.text("BUILDKITE_ORGANIZATION_SLUG")?,
+            variables.text("BUILDKITE_PIPELINE_SLUG")?
+        ))
+    };
+    let pipeline = pipeline
+        .or_else(own)
+        .map(|name| match name.split_once('/') {
+            Some((organization, pipeline)) if !organization.is_empty() && !pipeline.is_empty() => {
+                Ok(PipelineName {
+                    organization: organization.to_owned(),
+                    pipeline: pipeline.to_owned(),
+                })
+            }
+            _ => Err(refuse(format_args!(
+                "--pipeline {name} is not of the form ORGANIZATION/PIPELINE"
+            ))),
+        });
+    let named = [
+        "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
+        "BUILDKITE_PIPELINE_DEFAULT_BRANCH",
+    ];
+    let proxies = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+    let first = |names: &[&str]| names.iter().find_map(|name| variables.text(name));
+    Ok(BaseOrder {
+        folder: startup.folder.join(folder),
+        pipeline: pipeline.transpose()?,
+        branch: branch.or_else(|| first(&named)),
+        own_build: variables.text("BUILDKITE_BUILD_ID"),
+        token: variables.text("BUILDKITE_API_TOKEN").map(ApiToken::new),
+        api: variables
+            .text("BUILDKITE_REST_API_ENDPOINT")
+            .unwrap_or_else(|| rest::API.to_owned()),
+        proxy: first(&proxies),
+    })
 }
 
 /// Looks whether the job's own command can follow, and warns where it may run twice.

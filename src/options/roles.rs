@@ -12,8 +12,8 @@ use serde_json::Value;
 use super::flags::{Cli, CliCommand, HookName, StepFlags, report_in};
 use super::host::{self, host_environment};
 use super::job::{
-    agent_job, agents_command_hooks, build, check_summary, checkout_by_hand, checkout_of_hook,
-    command_eval, plugins_command_hooks, step_job, with_command,
+    agent_job, agents_command_hooks, build, checkout_by_hand, checkout_of_hook, command_eval,
+    plugins_command_hooks, step_job, with_command,
 };
 use super::orders::{self, RecordingDraft, StepDraft, check_command};
 use super::{Invocation, Refusal, Startup};
@@ -41,19 +41,23 @@ fn two_commands(other: &str) -> Failure {
     .hint("leave the command at `eval-once step`: it runs the recorded one after the build")
 }
 
-/// Refuses keys beside `summary` in a plugin's configuration.
-fn check_summary_alone(keys: &Keys) -> Result<(), Failure> {
-    if keys.get("summary") != Some(&Value::Bool(true)) {
-        return Err(refuse(
-            "`summary` must be `true`, which sums up the build, or be left out",
-        ));
-    }
+/// Whether `summary` in a plugin's configuration asks for a failure where a target failed. Refuses keys beside it.
+fn read_summary_alone(keys: &Keys) -> Result<bool, Failure> {
+    let fail = match keys.get("summary") {
+        Some(Value::Bool(true)) => false,
+        Some(Value::String(word)) if word == "fail" => true,
+        _ => {
+            return Err(refuse(
+                "`summary` must be `true`, which sums up the build, or `fail`, which also fails where a target did, or be left out",
+            ));
+        }
+    };
     match keys.keys().find(|key| *key != "summary") {
         Some(other) => Err(refuse(format_args!(
             "`{other}` cannot be combined with `summary`, which builds nothing"
         ))
         .hint("give the summary a step of its own")),
-        None => Ok(()),
+        None => Ok(fail),
     }
 }
 
@@ -96,11 +100,17 @@ impl RoleReader<'_> {
             CliCommand::Pipeline { keys, dry_run } => {
                 self.pipeline(keys.into_keys(), dry_run, checkout_by_hand(self.startup))
             }
-            CliCommand::Summary => check_summary(&self.startup.variables)
-                .map(|()| Invocation::Summary {
-                    temporary: host::temporary(&self.startup.variables),
-                })
+            CliCommand::Pin { drvs, keys } => orders::pin(self.startup, keys.into_keys(), &drvs)
+                .map(|order| Invocation::Pin(Box::new(order)))
                 .map_err(Refusal::from),
+            CliCommand::Summary { fail } => {
+                orders::summary(self.startup, fail).map(Invocation::Summary)
+            }
+            CliCommand::Base {
+                folder,
+                branch,
+                pipeline,
+            } => orders::base(self.startup, &folder, branch, pipeline).map(Invocation::Base),
             CliCommand::Prune => host::host(self.startup)
                 .map(Invocation::Prune)
                 .map_err(Refusal::from),
@@ -198,6 +208,13 @@ impl RoleReader<'_> {
             keys = keys.and(Err(two_commands("the one after `--`")));
         }
         let order = self.step(keys, draft)?;
+        let runs = order.request.run.is_some();
+        let trailing = trailing.or_else(|| {
+            runs.then(|| TrailingCommand {
+                words: Vec::new(),
+                environment: self.startup.variables.all(),
+            })
+        });
         Ok(Invocation::Step(order, trailing))
     }
 
@@ -337,14 +354,10 @@ impl RoleReader<'_> {
     }
 
     fn plugins_summary(&self, keys: &Keys, job: AgentJob) -> Result<Invocation, Refusal> {
-        check_summary_alone(keys)?;
-        check_summary(&self.startup.variables)?;
+        let order = orders::summary(self.startup, read_summary_alone(keys)?)?;
         let job = HookedJob::new(job, HookTask::Summary);
         check_command(&job, FollowingCommand::Runs { explicit: false }, self.log)?;
-        Ok(Invocation::JobSummary {
-            temporary: host::temporary(&self.startup.variables),
-            job,
-        })
+        Ok(Invocation::JobSummary { order, job })
     }
 
     fn plugins_recording(&self, mut keys: Keys, job: AgentJob) -> Result<Invocation, Refusal> {
@@ -592,7 +605,7 @@ mod tests {
     #[test]
     fn a_summary_is_made_in_a_job_and_stands_alone() {
         let by_hand = |job: &[(&str, &str)]| invocation(job, &["eval-once", "summary"]);
-        assert!(matches!(by_hand(&JOB), Invocation::Summary { .. }));
+        assert!(matches!(by_hand(&JOB), Invocation::Summary(_)));
         refusal(by_hand(&[]));
         refusal(by_hand(&JOB[..1]));
         let hook = |configuration: &str| {
@@ -602,11 +615,18 @@ mod tests {
         };
         assert!(matches!(
             hook(r#"{"summary":true}"#),
-            Invocation::JobSummary { .. }
+            Invocation::JobSummary { order, .. } if !order.fail
         ));
+        assert!(matches!(
+            hook(r#"{"summary":"fail"}"#),
+            Invocation::JobSummary { order, .. } if order.fail
+        ));
+        let flag = invocation(&JOB, &["eval-once", "summary", "--fail"]);
+        assert!(matches!(flag, Invocation::Summary(order) if order.fail));
         for (configuration, named) in [
             (r#"{"summary":false}"#, "`summary`"),
             (r#"{"summary":"true"}"#, "`summary`"),
+            (r#"{"summary":"fails"}"#, "`summary`"),
             (r#"{"summary":null}"#, "`summary`"),
             (r#"{"summary":true,"drv":"x"}"#, "`drv`"),
             (r#"{"pipeline":{},"summary":true}"#, "`pipeline`"),

@@ -3,12 +3,16 @@
 //! From top to bottom: evaluate, pin, skip targets whose outputs exist, find the edges between targets, make the steps, upload.
 //! A recording does not know how a step gets its outputs; it only writes the record that a step reads.
 
+mod base;
 mod checkout;
+mod common_inputs;
 mod error_line;
 mod errors;
 pub mod evaluate;
+pub mod following;
 mod keep;
 mod notices;
+mod own_pin;
 mod part_times;
 mod perform;
 pub mod pipeline;
@@ -34,9 +38,13 @@ use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath};
 
 pub use evaluate::{EvaluationResult, Walk};
+use following::{Follower, FollowerMeta};
 pub use keep::prune::prune;
+pub use own_pin::{PinOrder, PinRequest, pin_drvs, read_drvs};
 pub use perform::perform;
-pub use request::{Emit, Evaluator, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich};
+pub use request::{
+    Emit, Evaluator, KeyStyle, OnError, Phases, RecordingRequest, Recurse, SkipStyle, SkipWhich,
+};
 
 /// The part of a target's `meta` that a recording reads. It is plain data: the walker drops everything else in Nix.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -52,6 +60,16 @@ pub struct Meta {
     pub max_silent: Option<u64>,
     /// `meta.description`.
     pub description: Option<String>,
+    /// `meta.eval-once.steps`: the steps that follow the target, by name.
+    pub followers: Vec<FollowerMeta>,
+}
+
+impl Meta {
+    /// The `.drv`s that steps behind the target run.
+    fn run_drvs(&self) -> impl Iterator<Item = &DrvPath> {
+        let runs = self.followers.iter().filter_map(FollowerMeta::run);
+        runs.map(|run| &run.drv)
+    }
 }
 
 /// An attribute that is a derivation.
@@ -63,6 +81,13 @@ pub struct FoundTarget {
     pub drv: DrvPath,
     /// The part of its `meta` that is read.
     pub meta: Meta,
+}
+
+impl FoundTarget {
+    /// Its `.drv`, and those that steps behind it run.
+    fn drvs(&self) -> impl Iterator<Item = &DrvPath> {
+        std::iter::once(&self.drv).chain(self.meta.run_drvs())
+    }
 }
 
 /// An attribute with an error: it does not evaluate, or is refused.
@@ -93,6 +118,8 @@ pub struct Target {
     pub features: Vec<String>,
     /// The metadata of `attr`.
     pub meta: Meta,
+    /// The steps that follow it, from the metadata of all its attributes.
+    pub followers: Vec<Follower>,
 }
 
 /// How an agent signs the steps that its jobs upload, from what it tells them for `pipeline upload`.

@@ -234,6 +234,7 @@ mod tests {
     fn steps_that_are_commands_and_have_plugins_are_counted_in_a_warning() {
         use crate::buildkite::pipeline::{CommandStep, Plugin};
         use crate::recording::pipeline::placed_step::PlacedStep;
+        use crate::recording::pipeline::steps::StepKeys;
         let steps = |count: usize| {
             let with_plugin = |i: usize| {
                 let mut planned = PlacedStep::numbered(i, None);
@@ -250,6 +251,9 @@ mod tests {
                 planned
             };
             PlannedPipeline {
+                keys: StepKeys::default(),
+                followers: Vec::new(),
+                shared: Vec::new(),
                 steps: (0..=count).map(with_plugin).collect(),
                 targets: Vec::new(),
                 errors: ErrorLists::default(),

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use super::base::Base;
 use super::checkout::check_agent;
+use super::common_inputs::CommonInputs;
 use super::error_line::MESSAGE_IN_STEP;
 use super::errors::{self, ErrorLists};
 use super::evaluate::EvaluationHost;
@@ -22,15 +24,15 @@ use super::part_times::PartTimes;
 use super::pipeline::document::Document;
 use super::pipeline::excess::Excess;
 use super::pipeline::placed_step;
-use super::pipeline::steps::{PlannedPipeline, Records, check, source, steps};
+use super::pipeline::steps::{PlannedPipeline, Records, check, key_area, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
-use super::report::RecordingReport;
-use super::share::Sharing;
+use super::report::{Earlier, EarlierRecording, RecordingReport};
+use super::share::{ShareWish, Sharing};
 use super::stopped::{Reached, Unfinished};
 use super::upload::Upload;
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
 use super::upload::plan::UploadPlan;
-use super::{BuildkiteBuild, EvaluationResult, RecordingOrder, RecordingRequest, Target};
+use super::{BuildkiteBuild, KeyStyle, RecordingOrder, RecordingRequest};
 use crate::buildkite::schema::Schema;
 use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::Failure;
@@ -41,7 +43,7 @@ use crate::log::Log;
 use crate::nix::settings::NixSettings;
 use crate::nix::{AttrPath, LockedFlake};
 use crate::state::StateFolder;
-use crate::store::Store;
+use crate::store::{Answer, Store};
 use crate::supervise::Supervisor;
 
 /// Records: from the keys to the uploaded pipeline. Returns what goes to standard output: the pipeline, of a dry run and of a
@@ -66,10 +68,13 @@ pub fn perform(
     }
 
     let schema = check_request(&request, &order.place, build, supervisor)?;
-    let sharing = Sharing::new(&request, &host, order.build.as_ref(), order.dry_run)?;
+    let wish = ShareWish::of(&request);
+    let sharing = Sharing::new(&wish, &host, order.build.as_ref(), order.dry_run)?;
     keep::remove_expired_at_times(&state);
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
+    let (base, base_note) = Base::read(&request);
+    let base = base.as_ref();
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
@@ -101,20 +106,13 @@ pub fn perform(
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
-    let notes = print_findings(evaluated, &errors, &printed, &request, targets, log)?;
+    let notes = print_findings(&pinned, &errors, &printed, base_note, &request, log)?;
     times.end("evaluate");
 
-    let skip = skip::reasons(targets, &request, answers, store, supervisor, log);
-    let skip = unfinished.or_leave(skip, evaluated, store, supervisor)?;
+    let needs = Needs::find(&unfinished, &pinned, base, answers, store, supervisor)?;
     times.end("skip");
 
-    let records = Records {
-        targets,
-        errors: &errors,
-        callable: &evaluated.callable,
-        edges: &pinned.edges,
-        skip: &skip,
-    };
+    let records = needs.records(&pinned, &errors);
     let undone = undone(build);
     let mut pipeline = plan(&records, &at_root, &schema, undone, log)?;
     times.end("steps");
@@ -128,6 +126,7 @@ pub fn perform(
         times.end("share");
     }
 
+    let earlier = earlier(base, previous, &at_root);
     let report = RecordingReport {
         source: &request.description(),
         targets,
@@ -137,8 +136,10 @@ pub fn perform(
         notes: &notes,
         counts: pipeline.counts(targets),
         omitted: pipeline.omitted,
+        builds: request.phases.build,
+        followers: pipeline.followers.len(),
         seconds: order.started.elapsed().as_secs_f64(),
-        previous: previous.as_deref(),
+        earlier: earlier.as_ref(),
     };
     if failed.is_none() {
         log.say(report.sentence(None));
@@ -152,11 +153,91 @@ pub fn perform(
         upload.publish(&document, &body)?;
         return Err(failure);
     }
+    claim_keys(&mut upload, &at_root, &identity)?;
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
     let saved = upload.save(&plan, &identity);
     unfinished.or_leave(saved, evaluated, store, supervisor)?;
     follow(&plan, build, &unfinished, supervisor).map(|()| None)
+}
+
+/// Which targets need a step, and what else does.
+struct Needs {
+    /// For each target, why it needs none, if it needs none.
+    skip: Vec<Option<String>>,
+    /// For each target, how long it took in the base, where that is known.
+    seconds: Vec<Option<f64>>,
+    /// The derivations that have a step because several targets need them.
+    common: Option<CommonInputs>,
+}
+
+impl Needs {
+    /// Finds them; `answers` are those that were asked beside the pin.
+    fn find(
+        unfinished: &Unfinished<'_>,
+        pinned: &PinnedEvaluation,
+        base: Option<&Base>,
+        answers: Option<Vec<Answer>>,
+        store: &mut Store,
+        supervisor: &mut Supervisor,
+    ) -> Result<Self, Failure> {
+        let (request, targets, log) = (unfinished.request, &pinned.targets[..], unfinished.log);
+        let skip = skip::reasons(targets, request, answers, store, supervisor, log);
+        let mut skip = unfinished.or_leave(skip, &pinned.evaluated, store, supervisor)?;
+        if let Some(base) = base {
+            base.add_reasons(&mut skip, targets, request);
+        }
+        let common = CommonInputs::find(targets, &skip, request, store, supervisor, log);
+        Ok(Self {
+            common: unfinished.or_leave(common, &pinned.evaluated, store, supervisor)?,
+            seconds: base.map_or_else(Vec::new, |base| base.seconds(targets)),
+            skip,
+        })
+    }
+
+    /// What the pipeline is made from.
+    fn records<'a>(&'a self, pinned: &'a PinnedEvaluation, errors: &'a ErrorLists) -> Records<'a> {
+        let common = self.common.as_ref();
+        Records {
+            targets: &pinned.targets,
+            shared: common.map_or(&[], |common| &common.drvs),
+            errors,
+            callable: &pinned.evaluated.callable,
+            edges: common.map_or(&pinned.edges, |common| &common.edges),
+            skip: &self.skip,
+            seconds: &self.seconds,
+        }
+    }
+}
+
+/// What the recording is compared with: the base where there is one, else the previous recording of the branch.
+fn earlier(
+    base: Option<&Base>,
+    previous: Option<Vec<(AttrPath, String)>>,
+    at_root: &RecordingRequest,
+) -> Option<Earlier> {
+    let Some(base) = base else {
+        return previous.map(|drvs| Earlier {
+            recording: EarlierRecording::OfBranch,
+            drvs,
+            red: BTreeSet::new(),
+        });
+    };
+    let source = source(&at_root.root, &at_root.options);
+    base.earlier(&source, &at_root.root.attr)
+}
+
+/// Claims the keys of the steps, where another recording of the build may have the same.
+fn claim_keys(
+    upload: &mut Upload<'_>,
+    at_root: &RecordingRequest,
+    identity: &str,
+) -> Result<(), Failure> {
+    if at_root.key_style == KeyStyle::Drv {
+        return Ok(());
+    }
+    let claimed = upload.claim_keys(&key_area(at_root), identity);
+    claimed.map_err(|failure| failure.context("nothing is uploaded"))
 }
 
 /// Follows the plan that was saved: from now on, a retry does as well.
@@ -311,19 +392,21 @@ fn evaluate(
 /// # Errors
 /// There is nothing at all, or nothing but errors without a red step (65).
 fn print_findings(
-    evaluated: &EvaluationResult,
+    pinned: &PinnedEvaluation,
     errors: &ErrorLists,
     printed: &BTreeSet<AttrPath>,
+    base_note: Option<Note>,
     request: &RecordingRequest,
-    targets: &[Target],
     log: &Log,
 ) -> Result<Vec<Note>, Failure> {
+    let (evaluated, targets) = (&pinned.evaluated, &pinned.targets);
     refuse_nothing(evaluated, request, log)?;
     print_error_lists(errors, printed, request.on_error, log);
     refuse_errors_alone(targets, errors, request)?;
     let mut notes = evaluated.gaps.notes();
     notes.extend(errors::without_error(evaluated, request));
     notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
+    notes.extend(base_note);
     print_notes(&notes, log);
     Ok(notes)
 }
@@ -354,11 +437,17 @@ fn document(
     at_root: &RecordingRequest,
     times: PartTimes<'_>,
 ) -> Result<String, Failure> {
+    // A release has no steps of targets, which are in the document of the build.
+    let targets = if at_root.phases.build {
+        &pinned.targets[..]
+    } else {
+        &[]
+    };
     let mut document = Document::new(
         &pinned.evaluated.nix,
         source(&at_root.root, &at_root.options),
         &at_root.root.attr,
-        &pinned.targets,
+        targets,
         pipeline,
         report.counts,
     );

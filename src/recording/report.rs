@@ -1,8 +1,10 @@
 //! What a recording found, in one sentence: the end of its log, and the beginning of its annotation.
 
+use std::collections::BTreeSet;
+
 use super::errors::ErrorLists;
 use super::evaluate::gaps::Note;
-use super::keep::skip::{BUILT, CACHED};
+use super::keep::skip::{BUILT, CACHED, UNCHANGED};
 use super::pipeline::steps::TargetStep;
 use super::{OnError, Target};
 use crate::counts::{RecordingCounts, number};
@@ -25,8 +27,31 @@ pub(super) struct RecordingReport<'a> {
     /// The number of skipped steps that are omitted because a build cannot have so many jobs.
     pub(super) omitted: usize,
     pub(super) seconds: f64,
-    /// Attribute paths and `.drv`s of the previous recording of the branch, if its pin still exists.
-    pub(super) previous: Option<&'a [(AttrPath, String)]>,
+    /// Whether the targets have steps (`phases`).
+    pub(super) builds: bool,
+    /// The number of steps that follow targets.
+    pub(super) followers: usize,
+    /// What it is compared with: the base, else the previous recording of the branch, if its pin still exists.
+    pub(super) earlier: Option<&'a Earlier>,
+}
+
+/// An earlier recording of the same things.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Earlier {
+    pub(super) recording: EarlierRecording,
+    /// Its attribute paths and their `.drv`s.
+    pub(super) drvs: Vec<(AttrPath, String)>,
+    /// The attributes that are known to have failed in its build.
+    pub(super) red: BTreeSet<AttrPath>,
+}
+
+/// Which recording it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum EarlierRecording {
+    /// The previous one of the same branch.
+    OfBranch,
+    /// That of the base, whose build is called so.
+    Base(String),
 }
 
 impl RecordingReport<'_> {
@@ -36,12 +61,19 @@ impl RecordingReport<'_> {
         let reasons: Vec<&str> = reasons.filter_map(|step| step.skip.as_deref()).collect();
         let skipped = |reason| reasons.iter().filter(|it| **it == reason).count();
         let (built, cached) = (skipped(BUILT), skipped(CACHED));
+        let unchanged: Vec<&str> = reasons
+            .iter()
+            .copied()
+            .filter(|reason| reason.starts_with(UNCHANGED))
+            .collect();
         // The others name the store.
-        let pushed = reasons.len() - built - cached;
-        let mut parts = vec![format!(
-            "{} to build",
-            self.counts.targets.saturating_sub(reasons.len())
-        )];
+        let pushed = reasons.len() - built - cached - unchanged.len();
+        let to_build = self.counts.targets.saturating_sub(reasons.len());
+        let mut parts = if self.builds {
+            vec![format!("{to_build} to build")]
+        } else {
+            vec!["none to build".to_owned()]
+        };
         for (count, what) in [
             (built, "already built here"),
             (cached, "in a cache"),
@@ -50,6 +82,14 @@ impl RecordingReport<'_> {
             if count > 0 {
                 parts.push(format!("{count} {what}"));
             }
+        }
+        if let Some(reason) = unchanged.first() {
+            parts.push(format!("{} {reason}", unchanged.len()));
+        }
+        match self.followers {
+            0 => {}
+            1 => parts.push("1 step follows".into()),
+            steps => parts.push(format!("{steps} steps follow")),
         }
         if self.omitted > 0 {
             let steps = number(self.omitted, "skipped step");
@@ -81,12 +121,13 @@ mod tests {
             outputs: BTreeMap::new(),
             system: "x86_64-linux".into(),
             features: Vec::new(),
+            followers: Vec::new(),
             meta: Meta::default(),
         };
         let step = |skip: Option<&str>| TargetStep {
             key: "key".into(),
-            depends_on: Vec::new(),
             skip: skip.map(str::to_owned),
+            ..TargetStep::default()
         };
         let mut report = RecordingReport {
             targets: &[target("a"), target("b"), target("c")],
@@ -102,13 +143,22 @@ mod tests {
             on_error: OnError::Step,
             notes: &[],
             omitted: 0,
+            builds: true,
+            followers: 0,
             seconds: 1.25,
-            previous: None,
+            earlier: None,
         };
         assert_eq!(
             report.sentence(None),
             "recorded 4 attributes in 1.2 s: 2 targets (1 to build, 1 already built here), 1 refused"
         );
+        report.followers = 1;
+        report.builds = false;
+        assert_eq!(
+            report.sentence(None),
+            "recorded 4 attributes in 1.2 s: 2 targets (none to build, 1 already built here, 1 step follows), 1 refused"
+        );
+        (report.followers, report.builds) = (0, true);
         report.omitted = 7;
         assert_eq!(JOBS_PER_BUILD, 4_000, "as the sentence says");
         assert_eq!(

@@ -14,6 +14,7 @@ use crate::keys::secret_values::sentence;
 use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, not_here, refuse, scalar, string};
 use crate::nix::{AttrPath, Evaluation, Source, StoreUrl};
+use crate::paths::is_inside;
 use crate::secrets::{self, SecretHome};
 use crate::share_keys::{self, ShareSetting};
 
@@ -69,6 +70,24 @@ pub enum OnError {
     Report,
 }
 
+/// What the keys of steps are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyStyle {
+    /// The `.drv`: the same key is the same build.
+    Drv,
+    /// The attribute path: the same key is the same target, in every build.
+    Attr,
+}
+
+/// The parts of a pipeline that a recording makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phases {
+    /// The steps of the targets.
+    pub build: bool,
+    /// The steps that follow them.
+    pub release: bool,
+}
+
 /// How a step carries its record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Emit {
@@ -105,12 +124,25 @@ pub struct RecordingRequest {
     pub evaluator: Evaluator,
     /// Which targets need no step.
     pub skip: SkipWhich,
+    /// The `eval-once.json` of an earlier build, with its `eval-once-outcomes.json` beside it: what is the same and was green there
+    /// needs no step.
+    pub base: Option<PathBuf>,
+    /// Targets that took less in the base have steps in common; none: each has its own.
+    pub batch: Option<Duration>,
+    /// A derivation that is no target has a step where at least so many targets need it directly; none: none has.
+    pub shared_steps: Option<NonZeroUsize>,
     /// How a target that needs no step is shown.
     pub skip_style: SkipStyle,
     /// The effect of an evaluation error that is not expected.
     pub on_error: OnError,
     /// Full attribute paths that are expected not to evaluate, with everything below them; the name `*` stands for any one name.
     pub expect_errors: Vec<AttrPath>,
+    /// What the keys of steps are made of.
+    pub key_style: KeyStyle,
+    /// What the keys of steps begin with.
+    pub key_prefix: String,
+    /// The parts of the pipeline that are made.
+    pub phases: Phases,
     /// How a step carries its record.
     pub emit: Emit,
     /// The keys that say how a target is built, as they were written: each recorded step has them.
@@ -135,8 +167,12 @@ pub struct RecordingRequest {
     pub group_by: usize,
     /// Whether targets' own `meta.buildkite` and `meta.eval-once` count.
     pub meta: bool,
+    /// Whether Buildkite reports each target's step as a commit status.
+    pub notify_statuses: bool,
     /// Whether a last step sums the build up.
     pub summary: bool,
+    /// Whether that step fails where a target did.
+    pub summary_fails: bool,
     /// Steps per upload.
     pub chunk: NonZeroUsize,
     /// How many days the pin is kept.
@@ -238,6 +274,20 @@ impl RecordingRequest {
                 ("none", SkipWhich::Nothing),
             ],
         )?;
+        let base = reader.string("base")?.map(|file| place.folder.join(file));
+        if let (true, Some(file)) = (place.confined, &base)
+            && !is_inside(file, &place.folder)
+        {
+            return Err(not_here("a `base` outside the checkout"));
+        }
+        let batch = reader.number("batch")?;
+        if batch.is_some() && base.is_none() {
+            return Err(
+                refuse("`batch` needs `base`, which knows how long the targets took")
+                    .hint("set `base`, or leave out `batch`"),
+            );
+        }
+        let shared_steps = reader.number("shared-steps")?;
         let skip_style = reader.choice(
             "skip-style",
             [
@@ -255,6 +305,13 @@ impl RecordingRequest {
             ],
         )?;
         let expect_errors = attribute_paths(reader, "expect-errors")?;
+        let key_style =
+            reader.choice("keys", [("drv", KeyStyle::Drv), ("attr", KeyStyle::Attr)])?;
+        let key_style = key_style.unwrap_or(KeyStyle::Drv);
+        let key_prefix = reader.take("key-prefix", "a string", |value| {
+            string(value).map(key_prefix)
+        })?;
+        let phases = reader.take("phases", "a list of `build` and `release`", phases)?;
         let emit = reader.choice("emit", [("plugin", true), ("command", false)])?;
         let named = reader.take("plugin", "a plugin's reference", |value| {
             string(value).filter(|text| !text.trim().is_empty()).map(Ok)
@@ -284,7 +341,16 @@ impl RecordingRequest {
             }
             share_keys::check_confined(None, how.push.as_ref())?;
         }
-        let summary = reader.boolean("summary")?;
+        let notify_statuses =
+            reader.choice("notify", [("none", false), ("github-status", true)])?;
+        let summary = reader.take("summary", "`true`, `false` or `fail`", |value| {
+            match (value.as_bool(), value.as_str()) {
+                (Some(is_wanted), _) => Some(Ok((is_wanted, false))),
+                (None, Some("fail")) => Some(Ok((true, true))),
+                _ => None,
+            }
+        })?;
+        let (summary, summary_fails) = summary.unwrap_or_default();
         let chunk = reader.number("chunk")?;
         let keep_days = reader.number("keep-days")?;
 
@@ -321,9 +387,21 @@ impl RecordingRequest {
             evaluation_timeout: evaluation_timeout.map(Duration::from_secs),
             evaluator: evaluator.unwrap_or(Evaluator::Nix),
             skip: skip.unwrap_or(SkipWhich::Cached),
+            base,
+            batch: batch.map(Duration::from_secs),
+            shared_steps: shared_steps.and_then(size),
             skip_style: skip_style.unwrap_or(SkipStyle::Mark),
             on_error: on_error.unwrap_or(OnError::Step),
             expect_errors,
+            key_style,
+            key_prefix: key_prefix.unwrap_or_else(|| match key_style {
+                KeyStyle::Drv => String::new(),
+                KeyStyle::Attr => "nix-".into(),
+            }),
+            phases: phases.unwrap_or(Phases {
+                build: true,
+                release: true,
+            }),
             emit,
             build_keys: Keys::new(),
             share,
@@ -338,7 +416,9 @@ impl RecordingRequest {
                 .and_then(|number| usize::try_from(number).ok())
                 .unwrap_or(0),
             meta: meta.unwrap_or(true),
-            summary: summary.unwrap_or(false),
+            notify_statuses: notify_statuses.unwrap_or(false),
+            summary,
+            summary_fails,
             chunk: chunk.and_then(size).unwrap_or(CHUNK),
             keep_days: keep_days
                 .and_then(|days| u32::try_from(days).ok())
@@ -357,6 +437,44 @@ const CHUNK: NonZeroUsize = NonZeroUsize::new(100).unwrap();
 
 /// How many days a pin is kept by default: a build is seldom older.
 pub(super) const KEEP_DAYS: u32 = 3;
+
+/// The most characters of `key-prefix`: there has to be room for what tells keys apart.
+const PREFIX_AT_MOST: usize = 40;
+
+fn key_prefix(text: String) -> Result<String, String> {
+    let is_taken = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':');
+    if text.is_empty() || text.len() > PREFIX_AT_MOST || !text.chars().all(is_taken) {
+        return Err(format!(
+            "is {text:?}, and must be 1 to {PREFIX_AT_MOST} letters, digits, `-`, `_` or `:`"
+        ));
+    }
+    Ok(text)
+}
+
+fn phases(value: Value) -> Option<Result<Phases, String>> {
+    let Value::Array(names) = value else {
+        return None;
+    };
+    let mut phases = Phases {
+        build: false,
+        release: false,
+    };
+    for name in &names {
+        match name.as_str()? {
+            "build" => phases.build = true,
+            "release" => phases.release = true,
+            other => {
+                return Some(Err(format!(
+                    "holds {other:?}, and must be a list of `build` and `release`"
+                )));
+            }
+        }
+    }
+    if names.is_empty() {
+        return Some(Err("is empty: name `build`, `release` or both".into()));
+    }
+    Some(Ok(phases))
+}
 
 /// Attribute paths in which `*` stands for one name.
 fn attribute_paths(reader: &mut KeyReader, key: &'static str) -> Result<Vec<AttrPath>, Failure> {

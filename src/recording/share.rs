@@ -6,9 +6,9 @@ use super::pipeline::steps::{PlannedPipeline, share_keys};
 use super::{BuildkiteBuild, RecordingRequest, Target};
 use crate::exit::{Class, Failure};
 use crate::host::Host;
-use crate::keys::refuse;
+use crate::keys::{Keys, refuse};
 use crate::log::Log;
-use crate::nix::StoreUrl;
+use crate::nix::{DrvPath, StoreUrl};
 use crate::share::{NotShared, ShareWriter};
 use crate::share_keys::{Share, ShareSetting};
 use crate::state::StateFolder;
@@ -18,6 +18,31 @@ use crate::supervise::Supervisor;
 /// The most that is shared as an artifact where no key and no setting of the host asks for it, and where one does, in MiB.
 const LIMIT: u64 = 128;
 const LIMIT_WHERE_ASKED: u64 = 2048;
+
+/// What is asked for of a share.
+#[derive(Debug)]
+pub(super) struct ShareWish<'a> {
+    /// How; none: as the host's setting says.
+    pub(super) share: Option<&'a ShareSetting>,
+    /// The most that an artifact may take, in MiB.
+    pub(super) limit: Option<u64>,
+    /// Whether a share that fails is a failure.
+    pub(super) required: bool,
+    /// How many days the `.drv`s are kept.
+    pub(super) keep_days: u32,
+}
+
+impl<'a> ShareWish<'a> {
+    /// What a recording asks for.
+    pub(super) fn of(request: &'a RecordingRequest) -> Self {
+        Self {
+            share: request.share.as_ref(),
+            limit: request.share_limit,
+            required: request.share_required,
+            keep_days: request.keep_days,
+        }
+    }
+}
 
 /// How a recording shares.
 #[derive(Debug)]
@@ -46,21 +71,21 @@ enum How<'a> {
 }
 
 impl<'a> Sharing<'a> {
-    /// How this recording shares: as its key says, or the host's setting; else as an artifact, in a job. A dry run copies and uploads
+    /// How it is shared: as the wish says, or the host's setting; else as an artifact, in a job. A dry run copies and uploads
     /// nothing.
     ///
     /// # Errors
     /// An artifact is asked for where there is no build to have it, or a share is required and turned off (64).
     pub(super) fn new(
-        request: &RecordingRequest,
+        wish: &ShareWish<'_>,
         host: &'a Host,
         build: Option<&'a BuildkiteBuild>,
         dry_run: bool,
     ) -> Result<Self, Failure> {
-        let asked = request.share.as_ref().or(host.share.as_ref());
+        let asked = wish.share.or(host.share.as_ref());
         let how = match (asked, build) {
-            (Some(ShareSetting::Off), _) if request.share_required => {
-                let by = match request.share {
+            (Some(ShareSetting::Off), _) if wish.required => {
+                let by = match wish.share {
                     Some(_) => "`share: false`",
                     None => "EVAL_ONCE_SHARE=false",
                 };
@@ -69,7 +94,7 @@ impl<'a> Sharing<'a> {
                 ))
                 .hint("leave out one of them"));
             }
-            (Some(ShareSetting::Off), _) if request.share.is_some() => How::OffByKey,
+            (Some(ShareSetting::Off), _) if wish.share.is_some() => How::OffByKey,
             (Some(ShareSetting::Store(url)), _) if dry_run => How::Named(url.clone()),
             (Some(ShareSetting::Store(url)), _) => How::Store(url.clone()),
             (Some(ShareSetting::Artifact) | None, _) if dry_run => How::Off,
@@ -77,22 +102,22 @@ impl<'a> Sharing<'a> {
                 let default = asked.map_or(LIMIT, |_| LIMIT_WHERE_ASKED);
                 How::Artifact {
                     build,
-                    limit: request.share_limit.unwrap_or(default),
+                    limit: wish.limit.unwrap_or(default),
                     temporary: &host.temporary,
                 }
             }
-            (Some(ShareSetting::Artifact), None) if request.share.is_some() => {
+            (Some(ShareSetting::Artifact), None) if wish.share.is_some() => {
                 return Err(refuse(
                     "`share: artifact` needs a job: by hand there is no build for the artifact",
                 )
-                .hint("set `share` to the URL of a store, or print the pipeline with --dry-run"));
+                .hint("set `share` to the URL of a store, or leave it out"));
             }
             (Some(ShareSetting::Off), _) | (Some(ShareSetting::Artifact) | None, None) => How::Off,
         };
         Ok(Self {
             how,
-            required: request.share_required,
-            keep_days: request.keep_days,
+            required: wish.required,
+            keep_days: wish.keep_days,
         })
     }
 
@@ -110,30 +135,47 @@ impl<'a> Sharing<'a> {
         log: &Log,
     ) -> Result<(), Failure> {
         // To look for them takes as long as to make half of the steps.
-        let needs_drvs = matches!(self.how, How::Store(_) | How::Artifact { .. });
-        let drvs = if needs_drvs {
+        let drvs = if self.needs_drvs() {
             pipeline.drvs_of_steps(targets)
         } else {
             Vec::new()
         };
-        if needs_drvs && drvs.is_empty() {
-            return Ok(());
+        match self.publish(&drvs, state, store, supervisor, log)? {
+            Some(keys) => pipeline.add_to_records(&keys),
+            None => Ok(()),
+        }
+    }
+
+    /// Shares these `.drv`s. Gives the keys with which a step finds them, where there are any.
+    ///
+    /// # Errors
+    /// As for [`Sharing::share`].
+    pub(super) fn publish(
+        &self,
+        drvs: &[&DrvPath],
+        state: &StateFolder,
+        store: &mut Store,
+        supervisor: &mut Supervisor,
+        log: &Log,
+    ) -> Result<Option<Keys>, Failure> {
+        if self.needs_drvs() && drvs.is_empty() {
+            return Ok(None);
         }
         let mut writer = ShareWriter {
-            drvs: &drvs,
+            drvs,
             store,
             supervisor,
             log,
         };
         let shared = match &self.how {
-            How::Off => return Ok(()),
+            How::Off => return Ok(None),
             How::OffByKey => {
                 let off = [("share".to_owned(), false.into())];
-                return pipeline.add_to_records(&off.into_iter().collect());
+                return Ok(Some(off.into_iter().collect()));
             }
             How::Named(url) => {
                 let share = Share::Store(url.clone());
-                return pipeline.add_to_records(&share_keys(&share, None, self.keep_days));
+                return Ok(Some(share_keys(&share, None, self.keep_days)));
             }
             How::Store(url) => writer.to_store(url, state),
             How::Artifact {
@@ -149,7 +191,7 @@ impl<'a> Sharing<'a> {
             Ok(shared) => {
                 log.say(shared.sentence);
                 let keys = share_keys(&shared.share, shared.unpacked, self.keep_days);
-                pipeline.add_to_records(&keys)
+                Ok(Some(keys))
             }
             Err(NotShared::Stopped(failure)) => Err(failure),
             Err(NotShared::Because { reason, hint }) if self.required => Err(Failure::new(
@@ -166,9 +208,13 @@ impl<'a> Sharing<'a> {
                 if let Some(hint) = hint {
                     log.say(format_args!("hint: {hint}"));
                 }
-                Ok(())
+                Ok(None)
             }
         }
+    }
+
+    fn needs_drvs(&self) -> bool {
+        matches!(self.how, How::Store(_) | How::Artifact { .. })
     }
 }
 
@@ -219,7 +265,9 @@ mod tests {
             signing: crate::recording::Signing::Unsigned,
         };
         let build = Some(&build).filter(|_| in_job);
-        match Sharing::new(&request, &host, build, dry_run).map(|sharing| sharing.how) {
+        match Sharing::new(&ShareWish::of(&request), &host, build, dry_run)
+            .map(|sharing| sharing.how)
+        {
             Ok(How::Off) => "off".into(),
             Ok(How::OffByKey) => "off by key".into(),
             Ok(How::Named(url)) => format!("named {url}"),

@@ -9,7 +9,7 @@ use super::evaluate::evaluator::WalkPlace;
 use super::evaluate::known::KnownTargets;
 use super::keep::partial::PartialRecording;
 use super::pipeline::document::Document;
-use super::pipeline::steps::{PlannedPipeline, TargetStep, key, source};
+use super::pipeline::steps::{PlannedPipeline, StepKeys, TargetStep, source};
 use super::targets::targets;
 use super::upload::annotation::{self, StoppedReport};
 use super::upload::{DOCUMENT, annotation_context};
@@ -182,14 +182,18 @@ impl Unfinished<'_> {
             is_kept,
         };
         self.log.say(report.sentence());
+        let keys = StepKeys::new(&targets, &errors, self.at_root);
         let steps = targets.iter().map(|target| TargetStep {
-            key: key(target),
+            key: keys.target(target),
             depends_on: Vec::new(),
-            skip: None,
+            ..TargetStep::default()
         });
         let pipeline = PlannedPipeline {
             steps: Vec::new(),
             targets: steps.collect(),
+            followers: Vec::new(),
+            shared: Vec::new(),
+            keys: keys.clone(),
             errors: errors.clone(),
             omitted: 0,
         };

@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::following::{Follower, RunTarget};
 use super::pipeline::edges::{BadGraph, Edges};
-use super::{EvaluationResult, Target};
+use super::{EvaluationResult, FoundTarget, Meta, Target};
 use crate::exit::{Class, Failure};
-use crate::nix::{Derivation, DrvPath, StorePath, inputs_on_disk};
+use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, inputs_on_disk};
 
 /// The targets of an evaluation and the edges between them.
 ///
@@ -17,7 +18,7 @@ pub(super) fn targets_and_edges(
     evaluated: &EvaluationResult,
 ) -> Result<(Vec<Target>, Edges), Failure> {
     let (targets, inputs) = targets(evaluated)?;
-    let edges = edges(&targets, inputs)?;
+    let edges = edges(targets.iter(), inputs)?;
     Ok((targets, edges))
 }
 
@@ -35,36 +36,89 @@ pub(super) fn targets(evaluated: &EvaluationResult) -> Result<(Vec<Target>, DrvI
     for found in &evaluated.targets {
         if let Some(at) = known.get(&found.drv) {
             targets[*at].also.push(found.attr.clone());
+            add_followers(&mut targets[*at], found)?;
             continue;
         }
-        let derivation =
+        let mut derivation =
             Derivation::read(&found.drv).map_err(|error| unreadable(&found.drv, &error))?;
         known.insert(&found.drv, targets.len());
-        // A step that knows only some of the outputs could not know whether it is done. So either all paths are known, or none
-        // is used.
-        let outputs: Option<BTreeMap<String, StorePath>> = derivation
-            .outputs
-            .into_iter()
-            .map(|(name, path)| Some((name, path?)))
-            .collect();
-        targets.push(Target {
-            attr: found.attr.clone(),
-            also: Vec::new(),
-            name: derivation.name,
-            drv: found.drv.clone(),
-            outputs: outputs.unwrap_or_default(),
-            system: derivation.system,
-            features: derivation.features,
-            meta: found.meta.clone(),
-        });
-        inputs.insert(found.drv.clone(), derivation.inputs);
+        let derivation_inputs = std::mem::take(&mut derivation.inputs);
+        let mut target = target_of(derivation, found.attr.clone(), &found.drv, &found.meta);
+        add_followers(&mut target, found)?;
+        targets.push(target);
+        inputs.insert(found.drv.clone(), derivation_inputs);
     }
     Ok((targets, inputs))
 }
 
+/// The target of this attribute and `.drv`, which is this derivation.
+pub(super) fn target_of(
+    derivation: Derivation,
+    attr: AttrPath,
+    drv: &DrvPath,
+    meta: &Meta,
+) -> Target {
+    Target {
+        attr,
+        also: Vec::new(),
+        name: derivation.name,
+        drv: drv.clone(),
+        outputs: known_outputs(derivation.outputs),
+        system: derivation.system,
+        features: derivation.features,
+        meta: meta.clone(),
+        followers: Vec::new(),
+    }
+}
+
+/// The edges between these targets, all of whose derivations are read where they lie.
+///
+/// # Errors
+/// A `.drv` cannot be read (75).
+pub(super) fn edges_between<'t>(
+    targets: impl Iterator<Item = &'t Target>,
+) -> Result<Edges, Failure> {
+    edges(targets, DrvInputs::new())
+}
+
+/// The outputs of a derivation, where all of their paths are known. A step that knows only some of the outputs could not know
+/// whether it is done.
+fn known_outputs(outputs: BTreeMap<String, Option<StorePath>>) -> BTreeMap<String, StorePath> {
+    let outputs = outputs.into_iter();
+    let known: Option<_> = outputs.map(|(name, path)| Some((name, path?))).collect();
+    known.unwrap_or_default()
+}
+
+/// Adds the steps that follow a target because of this attribute. What another attribute of it says as well is there once.
+fn add_followers(target: &mut Target, found: &FoundTarget) -> Result<(), Failure> {
+    for meta in &found.meta.followers {
+        if target.followers.iter().any(|known| known.meta == *meta) {
+            continue;
+        }
+        let run = meta.run().map(|run| {
+            let derivation =
+                Derivation::read(&run.drv).map_err(|error| unreadable(&run.drv, &error))?;
+            Ok(RunTarget {
+                outputs: known_outputs(derivation.outputs),
+                system: derivation.system,
+                features: derivation.features,
+            })
+        });
+        target.followers.push(Follower {
+            owner: found.attr.clone(),
+            meta: meta.clone(),
+            run: run.transpose()?,
+        });
+    }
+    Ok(())
+}
+
 /// The edges between targets; derivations that are no targets are read where they lie on the way.
-fn edges(targets: &[Target], mut inputs: DrvInputs) -> Result<Edges, Failure> {
-    let drvs: Vec<DrvPath> = targets.iter().map(|target| target.drv.clone()).collect();
+fn edges<'t>(
+    targets: impl Iterator<Item = &'t Target>,
+    mut inputs: DrvInputs,
+) -> Result<Edges, Failure> {
+    let drvs: Vec<DrvPath> = targets.map(|target| target.drv.clone()).collect();
     let read = |drv: &DrvPath| match inputs.remove(drv) {
         Some(inputs) => Ok(inputs),
         None => inputs_on_disk(drv),
@@ -75,7 +129,8 @@ fn edges(targets: &[Target], mut inputs: DrvInputs) -> Result<Edges, Failure> {
     })
 }
 
-fn unreadable(drv: &DrvPath, error: &std::io::Error) -> Failure {
+/// The failure of a `.drv` that cannot be read.
+pub(super) fn unreadable(drv: &DrvPath, error: &std::io::Error) -> Failure {
     Failure::new(
         Class::Infrastructure,
         format_args!("cannot read {drv}, which was just evaluated: {error}"),
@@ -86,8 +141,7 @@ fn unreadable(drv: &DrvPath, error: &std::io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nix::AttrPath;
-    use crate::recording::{FoundTarget, Meta};
+    use crate::recording::FoundTarget;
     use std::fs;
     use std::path::Path;
     use tempfile::TempDir;

@@ -16,6 +16,7 @@ use crate::nix::DrvPath;
 use crate::nix::output::{LAST_LINES, shortened_line};
 use crate::nix::structured::{Event, LogReader};
 use crate::private;
+use crate::secret_lines::SecretLines;
 use crate::secrets::redacted;
 use crate::store::Store;
 use crate::supervise::Supervisor;
@@ -86,6 +87,7 @@ impl BuildLog {
         let mut shown = BufWriter::new(private::create(&beside)?);
         let mut log = BufReader::new(File::open(self.file())?);
         let mut has_some = false;
+        let mut secrets = SecretLines::default();
         let mut line = Vec::new();
         // Of a longer line, the rest is another one: a builder may print gigabytes without a line break.
         while log
@@ -94,13 +96,19 @@ impl BuildLog {
             .read_until(b'\n', &mut line)?
             > 0
         {
-            match redacted(&String::from_utf8_lossy(&line)) {
-                Cow::Owned(without) => {
-                    has_some = true;
-                    shown.write_all(without.as_bytes())?;
-                }
+            let text = String::from_utf8_lossy(&line);
+            let without = match secrets.shown(0, &text) {
+                Cow::Owned(hidden) => Some(redacted(&hidden).into_owned()),
+                Cow::Borrowed(text) => match redacted(text) {
+                    Cow::Owned(without) => Some(without),
+                    Cow::Borrowed(_) => None,
+                },
+            };
+            has_some |= without.is_some();
+            match without {
+                Some(without) => shown.write_all(without.as_bytes())?,
                 // What is no UTF-8 remains as it is.
-                Cow::Borrowed(_) => shown.write_all(&line)?,
+                None => shown.write_all(&line)?,
             }
             line.clear();
         }

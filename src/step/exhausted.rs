@@ -18,12 +18,17 @@ const FORBIDDEN: &str = "This host does not evaluate; retrying only helps on a h
 /// What to do about a record that is gone.
 const RECORD_AGAIN: &str = "record again: run the pipeline's recording step anew";
 
+/// What to do besides, where the record has no share: another program may have written it, and rooted nothing.
+const PIN: &str = "; a generator of your own keeps and shares its .drvs with `eval-once pin`";
+
 /// What was known of a step when its ways were exhausted.
 struct Exhausted {
     /// The recorded `.drv`, else the main recorded output.
     recorded: Option<String>,
     /// What is wrong with the share that may have it: a clause that goes on after the path.
     share_failure: Option<String>,
+    /// The record says nothing of a share, as those of a recording in a job do.
+    without_share: bool,
     /// A substituter that may have it was unreachable.
     lacks_a_substituter: bool,
     /// The step names something to evaluate, and this host does not evaluate.
@@ -50,6 +55,7 @@ pub(super) fn failure(step: &mut StepRun<'_>) -> Failure {
     let exhausted = Exhausted {
         recorded: drv.or_else(|| main_output(&request.outputs).map(ToString::to_string)),
         share_failure: step.share_failure.clone(),
+        without_share: request.share.is_none(),
         lacks_a_substituter: step.store.lacks_a_substituter(),
         evaluation_forbidden,
     };
@@ -111,13 +117,17 @@ impl Exhausted {
             Some(_) => "mend the share; or ",
             None => "",
         };
+        let pin = match &self.recorded {
+            Some(_) if self.without_share => PIN,
+            _ => "",
+        };
         let hint = match (self.evaluation_forbidden, &self.recorded) {
-            (true, Some(_)) => format!("{mend}{RECORD_AGAIN}"),
+            (true, Some(_)) => format!("{mend}{RECORD_AGAIN}{pin}"),
             (true, None) => {
                 "give the step a `drv`: this host builds only recorded steps".to_owned()
             }
             (false, _) => {
-                format!("{mend}{RECORD_AGAIN}; or give the step a `file`, `expr` or `flake`")
+                format!("{mend}{RECORD_AGAIN}; or give the step a `file`, `expr` or `flake`{pin}")
             }
         };
         let failure =
@@ -144,6 +154,7 @@ mod tests {
         Exhausted {
             recorded: recorded.then(|| "/s/x.drv".to_owned()),
             share_failure: None,
+            without_share: true,
             lacks_a_substituter,
             evaluation_forbidden,
         }
@@ -185,6 +196,19 @@ mod tests {
             let failure = failure(case & 1 != 0, case & 2 != 0, case & 4 != 0);
             assert_eq!(failure.class, Class::Infrastructure);
             assert!(failure.hint.is_some(), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_record_without_a_share_has_a_hint_at_eval_once_pin() {
+        for (without_share, recorded) in [(true, true), (false, true), (true, false)] {
+            let exhausted = Exhausted {
+                without_share,
+                ..exhausted(recorded, false, false)
+            };
+            let hint = exhausted.failure().hint.unwrap();
+            let expected = without_share && recorded;
+            assert_eq!(hint.contains("eval-once pin"), expected, "{hint}");
         }
     }
 

@@ -13,6 +13,7 @@ use super::run::StepRun;
 use super::ways::{Fact, in_order, placeholder};
 use crate::command_line::{CommandLine, shell_word};
 use crate::exit::Failure;
+use crate::keys::refuse;
 use crate::log::Log;
 use crate::nix::command;
 use crate::secrets::redacted;
@@ -48,6 +49,12 @@ pub fn explain(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Explanation, Failure> {
+    if !order.request.targets.is_empty() {
+        return Err(
+            refuse("`explain` is of one target, and this step builds several")
+                .hint("name one of them with its keys: --drv, --file, --attr"),
+        );
+    }
     let StepOrder {
         request,
         place,

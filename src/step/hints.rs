@@ -54,11 +54,11 @@ pub(super) fn of(step: &mut StepRun<'_>, succeeded: bool) -> Result<Vec<String>,
 fn why_evaluated_again(step: &StepRun<'_>) -> Option<String> {
     match step.reason? {
         Reason::DrvMissing => Some(match &step.tried_share {
-            None => "the recorded .drv is not on this host, and the step has no share to fetch it from: let the recording share (`share`; its log says why, where it did not). On the host that records, `keep-days` and EVAL_ONCE_STATE_DIR say how long and where `eval-once pipeline` keeps its GC root".into(),
+            None => "the recorded .drv is not on this host, and the step has no share to fetch it from: let the recording share (`share`; its log says why, where it did not). On the host that records, `keep-days` and EVAL_ONCE_STATE_DIR say how long and where `eval-once pipeline` keeps its GC root; a generator of your own keeps one with `eval-once pin`".into(),
             Some(share) => format!("the recorded .drv is not on this host, and {}", not_given_by(share)),
         }),
         Reason::DrvCollected => Some(match &step.tried_share {
-            None => "the recorded .drv was collected meanwhile: it had no GC root, and the step has no share to fetch it from. `eval-once pipeline` keeps a root for `keep-days` days in its state folder (EVAL_ONCE_STATE_DIR), which the collector must be able to read".into(),
+            None => "the recorded .drv was collected meanwhile: it had no GC root, and the step has no share to fetch it from. `eval-once pipeline`, or `eval-once pin` for a generator of your own, keeps a root for `keep-days` days in its state folder (EVAL_ONCE_STATE_DIR), which the collector must be able to read".into(),
             Some(share) => format!("the recorded .drv was collected meanwhile, and {}", not_given_by(share)),
         }),
         Reason::OutputsCollected => Some(format!(

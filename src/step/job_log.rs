@@ -5,13 +5,16 @@
 //! the text that Nix prints where it is not asked for structure (its `SimpleLogger`), line by line: Nix is asked all the same, for only so is
 //! it known what is Nix's and what a builder's, and how many builds there were.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::counts::mebibytes;
 use crate::log::{Log, SafeText};
+use crate::nix::structured::PlainLine;
 use crate::nix::structured::{BuildCounts, Ended, Event, LogReader};
 use crate::nix::{DrvPath, NixOutput, NoiseFilter, begins_missing};
+use crate::secret_lines::SecretLines;
 use crate::status_line::StatusLine;
 use crate::text::without_escapes;
 
@@ -34,6 +37,7 @@ pub(super) use crate::build_keys::Form;
 #[derive(Debug)]
 pub(super) struct JobLog {
     reader: LogReader,
+    secrets: SecretLines,
     nix_output: NixOutput,
     shown: Shown,
 }
@@ -51,6 +55,7 @@ impl JobLog {
     pub(super) fn new(log: &Log, form: Form, group: Option<String>, hold: bool) -> Self {
         Self {
             reader: LogReader::default(),
+            secrets: SecretLines::default(),
             nix_output: NixOutput::default(),
             shown: match form {
                 Form::Pretty => Shown::Pretty(Box::new(Pretty::new(log, group, hold))),
@@ -63,12 +68,15 @@ impl JobLog {
     pub(super) fn read(&mut self, bytes: &[u8]) {
         let Self {
             reader,
+            secrets,
             nix_output,
             shown,
         } = self;
         reader.read(bytes, |event| {
-            nix_output.read(&event);
-            shown.show(&event, nix_output);
+            without_secret_lines(event, secrets, |event| {
+                nix_output.read(event);
+                shown.show(event, nix_output);
+            });
         });
         shown.flush();
     }
@@ -92,12 +100,15 @@ impl JobLog {
     pub(super) fn finish(self) -> FinishedLog {
         let Self {
             mut reader,
+            mut secrets,
             mut nix_output,
             mut shown,
         } = self;
         reader.finish(|event| {
-            nix_output.read(&event);
-            shown.show(&event, &nix_output);
+            without_secret_lines(event, &mut secrets, |event| {
+                nix_output.read(event);
+                shown.show(event, &nix_output);
+            });
         });
         nix_output.settle();
         let (held_back, last_shown) = match shown {
@@ -112,6 +123,46 @@ impl JobLog {
             held_back,
             last_shown,
         }
+    }
+}
+
+/// The stream of lines that belong to no activity. Nix counts its activities from 1.
+const UNSTRUCTURED: u64 = 0;
+
+/// Passes on an event without what is a part of a secret of several lines.
+fn without_secret_lines(
+    event: Event<'_>,
+    secrets: &mut SecretLines,
+    mut pass_on: impl FnMut(&Event<'_>),
+) {
+    match event {
+        Event::BuildLine { id, line, omitted } => {
+            let line = secrets.shown(id, &line);
+            pass_on(&Event::BuildLine { id, line, omitted });
+        }
+        Event::Plain(line) => {
+            let text = String::from_utf8_lossy(line.bytes);
+            match secrets.shown(UNSTRUCTURED, &text) {
+                Cow::Owned(shown) => pass_on(&Event::Plain(PlainLine {
+                    bytes: shown.as_bytes(),
+                    omitted: line.omitted,
+                })),
+                Cow::Borrowed(_) => pass_on(&Event::Plain(line)),
+            }
+        }
+        Event::Message {
+            text,
+            passed_on,
+            omitted,
+        } => {
+            let text = secrets.quoted(&text);
+            pass_on(&Event::Message {
+                text,
+                passed_on,
+                omitted,
+            });
+        }
+        other => pass_on(&other),
     }
 }
 

@@ -5,6 +5,8 @@
 
 mod advice;
 mod annotation;
+mod artifacts;
+mod batch;
 mod build_log;
 mod checkout;
 mod diagnosis;
@@ -20,6 +22,7 @@ mod hints;
 mod job_log;
 mod links;
 mod outputs;
+mod program;
 mod publish;
 mod pushing;
 mod realising;
@@ -52,7 +55,7 @@ pub use explain::{Explanation, explain};
 pub use links::main_output;
 use publish::{FinishedStep, publish};
 pub use report::{FailureReport, Pushed, Reason, Report, ReportFile, Seconds, TriedShare, WayName};
-pub use request::StepRequest;
+pub use request::{BatchTarget, StepRequest};
 use run::StepRun;
 pub use saved_report::{COMMAND, SavedReport, SavedReportError, SavedSeconds, StopReason};
 pub use step_job::{AfterBuild, JobContext, StepJob};
@@ -76,7 +79,7 @@ pub struct StepOrder {
 }
 
 /// Where the ending of a step is reported, besides its log: that of a refused one too.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StepReporting {
     /// The file of the report, if one is wanted (`--report`).
     pub report: Option<PathBuf>,
@@ -86,26 +89,57 @@ pub struct StepReporting {
     pub temporary: PathBuf,
     /// When the program began.
     pub started: Instant,
+    /// Report it only where the step fails: more is built in this job.
+    pub only_failures: bool,
 }
 
 /// A step whose outputs are there.
 #[derive(Debug)]
 pub struct BuiltStep {
-    /// Its outputs by name.
+    /// Its outputs by name; of a step that runs a program of its outputs, those of the target that the program needs.
     pub outputs: BTreeMap<String, StorePath>,
     /// Whether a hook is to run the job's own command now.
     pub command: bool,
+    /// The program that is to be run now instead.
+    pub program: Option<PathBuf>,
 }
 
-/// Builds one target and reports how that went.
+/// Builds one target, and another one before it where that is needed, and reports how that went.
 ///
 /// # Errors
-/// Whatever the step ends with; it is in the report too.
+/// Whatever the step ends with; it is in the report too, but for a program that is not there (64).
 pub fn perform(
-    order: StepOrder,
+    mut order: StepOrder,
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<BuiltStep, Failure> {
+    let Some(needs) = order.request.needs.take() else {
+        return build(order, supervisor, log);
+    };
+    let first = StepOrder {
+        request: *needs,
+        place: order.place.clone(),
+        repository: order.repository.clone(),
+        host: order.host.clone(),
+        in_build: order.in_build,
+        reporting: StepReporting {
+            only_failures: true,
+            ..order.reporting.clone()
+        },
+    };
+    let needed = build(first, supervisor, log)?;
+    let built = build(order, supervisor, log)?;
+    Ok(BuiltStep {
+        outputs: needed.outputs,
+        ..built
+    })
+}
+
+/// Builds one target, or those of a batch, and reports how that went.
+fn build(order: StepOrder, supervisor: &mut Supervisor, log: &Log) -> Result<BuiltStep, Failure> {
+    if !order.request.targets.is_empty() {
+        return batch::perform(&order, perform, supervisor, log);
+    }
     let StepOrder {
         request,
         place,
@@ -120,6 +154,10 @@ pub fn perform(
     step.in_build = in_build;
     let built = go(&mut step);
     let pushed = pushing::push(&mut step, &built);
+    let uploaded = match (&built, &pushed) {
+        (Ok(outputs), Ok(_)) => artifacts::upload(&mut step, outputs, &reporting),
+        _ => Ok(()),
+    };
     let (built, hints) = match hints::of(&mut step, built.is_ok()) {
         Ok(hints) => (built, hints),
         // A signal has come after all: what was built is there, and the job's command is not to begin.
@@ -130,7 +168,10 @@ pub fn perform(
     let result = match pushed {
         Ok(pushed) => {
             report.pushed = pushed;
-            built
+            if let (Ok(_), Err(failure)) = (&built, &uploaded) {
+                report.fail(failure);
+            }
+            built.and_then(|outputs| uploaded.map(|()| outputs))
         }
         Err(failure) => {
             if is_push_failure {
@@ -150,10 +191,6 @@ pub fn perform(
         Advice::default()
     };
     drop(step);
-    let done = |outputs| BuiltStep {
-        outputs,
-        command: request.command,
-    };
     let ended = EndedStep {
         report,
         request: Some(&request),
@@ -161,7 +198,19 @@ pub fn perform(
         build_log,
         is_log_above,
     };
-    ended.publish(result.map(done), file, &reporting, supervisor, log)
+    let outputs = ended.publish(result, file, &reporting, supervisor, log)?;
+    Ok(match &request.run {
+        None => BuiltStep {
+            outputs,
+            command: request.command,
+            program: None,
+        },
+        Some(run) => BuiltStep {
+            program: Some(run.find(&outputs)?),
+            outputs: BTreeMap::new(),
+            command: false,
+        },
+    })
 }
 
 /// Reports that a step is refused, as any other ending is reported. Returns the failure that the program ends with.
@@ -226,6 +275,7 @@ impl EndedStep<'_> {
         if let Some(line) = report.in_one_line() {
             log.say(line);
         }
+        let is_reported = result.is_err() || !reporting.only_failures;
         if result.is_ok() && !report.hints.is_empty() {
             // One line: a green step prints at most three of its own, with the outputs that the hook prints.
             let hints = report.hints.join("; also: ");
@@ -239,6 +289,7 @@ impl EndedStep<'_> {
                 log.say(format_args!("hint: {hint}"));
             }
         }
+        let file = file.filter(|_| is_reported);
         let result = match file.map(|file| file.write(&report)) {
             Some(Err(failure)) if result.is_ok() => {
                 report.fail(&failure);
@@ -250,7 +301,7 @@ impl EndedStep<'_> {
             }
             _ => result,
         };
-        if let Some(job) = &reporting.job {
+        if let Some(job) = reporting.job.as_ref().filter(|_| is_reported) {
             let over = FinishedStep {
                 report: &report,
                 failure: result.as_ref().err(),

@@ -121,10 +121,7 @@ fn save_report(
 
 /// What the step was to build, by the name that people have for it.
 fn target(job: &StepJob, step: &FinishedStep<'_>) -> String {
-    let evaluation = step.request.and_then(|request| request.evaluation.as_ref());
-    let attr = evaluation
-        .filter(|it| !it.attr.names().is_empty())
-        .map(|it| it.attr.to_string());
+    let attr = step.request.and_then(StepRequest::name);
     let drv = || Some(step.report.drv.as_ref()?.name().to_owned());
     attr.or_else(drv)
         .or_else(|| job.label.clone())

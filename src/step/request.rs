@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
+
+use super::program::StepProgram;
+use crate::artifact_globs::{self, ArtifactGlob};
 pub(super) use crate::build_keys::OutLink;
 use crate::build_keys::{self, BuildKeys, Form};
 use crate::evaluation_keys::{self, Checkout};
 use crate::exit::Failure;
 use crate::keys::table::KeyOwner;
-use crate::keys::{KeyReader, Keys, refuse, string};
-use crate::nix::{DrvPath, Evaluation, StorePath, StoreUrl, is_output_name};
+use crate::keys::{KeyReader, Keys, not_here, refuse, string};
+use crate::nix::{AttrPath, DrvPath, Evaluation, StorePath, StoreUrl, is_output_name};
 use crate::share_keys::{self, Share, StepShare};
 
 /// What a step is asked to do.
@@ -50,10 +54,29 @@ pub struct StepRequest {
     pub push: Option<StoreUrl>,
     /// Whether it also gets what was built of a target that failed.
     pub push_partial: bool,
+    /// Which files of its outputs become artifacts of the build.
+    pub artifacts: Vec<ArtifactGlob>,
     /// Whether the step makes a checkout where it has to evaluate.
     pub checkout_fallback: bool,
+    /// The target's attribute path, where the one that is evaluated is another.
+    pub target: Option<AttrPath>,
+    /// The program in its outputs that is run after the build.
+    pub run: Option<StepProgram>,
+    /// The target whose outputs that program needs: it is realised first.
+    pub needs: Option<Box<StepRequest>>,
+    /// The targets of a batch, which are built one after the other; none where this is one target.
+    pub targets: Vec<BatchTarget>,
     /// The keys themselves, as they were given.
     pub keys: Keys,
+}
+
+/// One of the targets of a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchTarget {
+    /// The key under which its report is saved: that of the step that it would have by itself.
+    pub key: String,
+    /// What is asked of it.
+    pub request: StepRequest,
 }
 
 impl StepRequest {
@@ -72,11 +95,39 @@ impl StepRequest {
         Ok(request)
     }
 
+    /// The attribute path by which people know the target, if it has one.
+    pub(super) fn name(&self) -> Option<String> {
+        let evaluated = self.evaluation.as_ref().map(|evaluation| &evaluation.attr);
+        let attr = self.target.as_ref().or(evaluated);
+        let attr = attr.filter(|attr| !attr.names().is_empty());
+        attr.map(ToString::to_string)
+    }
+
     fn read_keys(reader: &mut KeyReader, keys: Keys, place: &Checkout) -> Result<Self, Failure> {
         if let Some(message) = reader.string("refused")? {
             // No other key counts then: the recording found that this target must not be built.
             return Err(refuse(message).hint("correct it, and record again"));
         }
+        let targets = reader.take("targets", "a list of targets", |value| {
+            let Value::Array(targets) = value else {
+                return None;
+            };
+            let maps = targets.into_iter().map(|target| match target {
+                Value::Object(keys) => Some(keys),
+                _ => None,
+            });
+            let targets = keys_of_targets(&keys, maps.collect::<Option<_>>()?);
+            Some(targets.ok_or_else(|| "holds a target without a `key`".into()))
+        })?;
+        let targets = targets.unwrap_or_default().into_iter();
+        let targets = targets
+            .map(|(key, keys)| {
+                Ok(BatchTarget {
+                    key,
+                    request: Self::read(keys, place)?,
+                })
+            })
+            .collect::<Result<_, Failure>>()?;
         let drv = reader.take("drv", "the store path of a .drv", |value| {
             let text = string(value)?;
             Some(DrvPath::parse(&text).map_err(|wrong| format!("{wrong}: {text:?}")))
@@ -99,11 +150,26 @@ impl StepRequest {
         }
         let options = evaluation_keys::read_options(reader)?;
         let how = BuildKeys::read(reader, &place.folder)?;
+        let artifacts = artifact_globs::read(reader)?;
         let share = share_keys::read_step_share(reader)?;
         let share_size = reader.number("share-size")?;
         let keep_days = reader.number("keep-days")?;
         let checkout_fallback =
             reader.choice("checkout", [("always", false), ("fallback", true)])?;
+        let target = evaluation_keys::read_attr(reader, "target")?;
+        let run = reader.take("run", "the name of a program", |value| {
+            Some(Ok(StepProgram::read(value.as_str()?)?))
+        })?;
+        let needs = reader.take("needs", "a map", |value| match value {
+            Value::Object(keys) => Some(Ok(keys)),
+            _ => None,
+        })?;
+        let needs = needs
+            .map(|needs| Self::read(keys_of_needs(&keys, needs)?, place).map(Box::new))
+            .transpose()?;
+        if place.confined && run.is_some() {
+            return Err(not_here("`run`, which is a program in the store,"));
+        }
         let skip = reader.boolean("skip")?.unwrap_or(false);
         if skip && how.leaves_the_command() {
             return Err(refuse(
@@ -129,8 +195,13 @@ impl StepRequest {
             keep_days,
             share_required: how.share_required.unwrap_or(false),
             push: how.push,
+            target,
+            artifacts,
             push_partial: how.push_partial.unwrap_or(false),
             checkout_fallback: checkout_fallback.unwrap_or(false),
+            run,
+            needs,
+            targets,
             keys,
         })
     }
@@ -145,6 +216,38 @@ impl StepRequest {
         share_keys::check_confined(share, self.push.as_ref())?;
         evaluation_keys::check_confined(self.evaluation.as_ref(), &self.options, place)
     }
+}
+
+/// The keys of the target that a step of these `keys` needs: all that is not said of it is as for the step.
+fn keys_of_needs(keys: &Keys, needs: Keys) -> Result<Keys, Failure> {
+    const OWN: [&str; 5] = ["attr", "call", "drv", "outputs", "out-link"];
+    if let Some(name) = needs.keys().find(|name| !OWN.contains(&name.as_str())) {
+        return Err(refuse(format_args!(
+            "`needs.{name}` cannot be set: `needs` has {}",
+            OWN.join(", ")
+        )));
+    }
+    let is_common =
+        |name: &str| !OWN.contains(&name) && !["run", "needs", "skip", "target"].contains(&name);
+    let common = keys.iter().filter(|(name, _)| is_common(name));
+    let common = common.map(|(name, value)| (name.clone(), value.clone()));
+    Ok(common.chain(needs).collect())
+}
+
+/// The keys of each target: what all have in common, and what is its own. Gives the key of its report as well.
+fn keys_of_targets(common: &Keys, targets: Vec<Keys>) -> Option<Vec<(String, Keys)>> {
+    let targets = targets.into_iter().map(|mut own| {
+        let key = own.remove("key")?.as_str()?.to_owned();
+        // A batch in a batch would not end.
+        if key.is_empty() || own.contains_key("targets") {
+            return None;
+        }
+        let mut keys = common.clone();
+        keys.remove("targets");
+        keys.extend(own);
+        Some((key, keys))
+    });
+    targets.collect()
 }
 
 #[cfg(test)]
@@ -310,6 +413,26 @@ mod tests {
                 read(bad.clone()).expect_err(&bad.to_string()).class,
                 Class::Config
             );
+        }
+    }
+
+    #[test]
+    fn a_target_of_a_batch_has_the_common_keys_and_its_own() {
+        let map = |value: &Value| value.as_object().unwrap().clone();
+        let common = map(&json!({ "file": "ci.nix", "log": "raw", "targets": [] }));
+        let own = vec![map(
+            &json!({ "key": "drv-a", "attr": ["a"], "log": "pretty" }),
+        )];
+        let read = keys_of_targets(&common, own).unwrap();
+        let expected = map(&json!({ "file": "ci.nix", "log": "pretty", "attr": ["a"] }));
+        assert_eq!(read, [("drv-a".to_owned(), expected)]);
+        for bad in [
+            json!({}),
+            json!({ "key": 5 }),
+            json!({ "key": "" }),
+            json!({ "key": "k", "targets": [] }),
+        ] {
+            assert_eq!(keys_of_targets(&common, vec![map(&bad)]), None, "{bad}");
         }
     }
 }

@@ -21,7 +21,13 @@ pub(super) fn mark(data: &BuildData, suites: &mut [Suite]) {
             continue;
         }
         for dependency in &target.depends_on {
-            dependents.entry(dependency).or_default().push(&target.key);
+            let key = target.report.as_ref().unwrap_or(&target.key);
+            dependents.entry(dependency).or_default().push(key);
+        }
+    }
+    for shared in data.recordings.iter().flat_map(|it| &it.shared) {
+        for dependency in &shared.depends_on {
+            dependents.entry(dependency).or_default().push(&shared.key);
         }
     }
     let rows = || suites.iter().flat_map(|suite| &suite.rows);
@@ -94,7 +100,7 @@ fn failed_dependency(row: &Row, data: &BuildData) -> Option<FailedDependency> {
         // Buildkite is not asked for the outcome of these, so it is the plan that says whether their dependents run.
         TargetOutcome::EvaluationError | TargetOutcome::Refused => {
             let exit = row.report.as_ref().map(|report| report.exit);
-            let step = data.planned_steps.get(&row.key);
+            let step = data.planned_steps.get(&row.step);
             if step.is_some_and(|step| step.is_soft(exit)) {
                 return None;
             }

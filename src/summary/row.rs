@@ -10,8 +10,10 @@ use crate::step::{AfterBuild, COMMAND, SavedReport, SavedReportError, StopReason
 /// A target.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Row {
-    /// The key of its step; where it has none, the step's id.
+    /// The key under which its report is saved: that of its step, unless that builds several targets.
     pub(super) key: String,
+    /// The key of its step; where it has none, the step's id.
+    pub(super) step: String,
     /// Its attribute path, or the name by which its step knows it.
     pub(super) target: String,
     pub(super) outcome: TargetOutcome,
@@ -28,15 +30,23 @@ pub(super) struct Row {
 impl Row {
     /// The row of a target that is called `target`, and whose step has this key.
     pub(super) fn new(key: &str, target: String, data: &BuildData) -> Self {
+        Self::of_step(key, key, target, data)
+    }
+
+    /// The row of a target that is called `target`, whose report is saved under `key`, and that this `step` builds.
+    pub(super) fn of_step(key: &str, step: &str, target: String, data: &BuildData) -> Self {
         let saved = data.reports.get(key);
         let report = saved.and_then(|saved| saved.as_ref().ok());
-        let outcome = match (data.outcomes.get(key), report) {
+        // How the step of a batch ended says nothing of a target that has a report: another one may have failed.
+        let outcome = data.outcomes.get(step);
+        let outcome = outcome.filter(|_| key == step || report.is_none());
+        let outcome = match (outcome, report) {
             (Some(outcome), _) if outcome.is_known() => ended(outcome, saved, data.now),
             (outcome, Some(report)) if report.exit == 0 && outcome.is_some() => {
                 TargetOutcome::NotKnown
             }
             (_, Some(report)) if report.exit == 0 => built(report),
-            (_, Some(report)) if data.is_soft(key, report.exit) => {
+            (_, Some(report)) if data.is_soft(step, report.exit) => {
                 TargetOutcome::SoftFailed(FailedPart::Build)
             }
             (_, Some(_)) => TargetOutcome::Failed(FailedPart::Build),
@@ -46,6 +56,7 @@ impl Row {
         let failed = failed.map(|drv| drv.name().to_owned());
         Self {
             key: key.to_owned(),
+            step: step.to_owned(),
             outcome,
             message: report.and_then(|report| report.message.clone()),
             // The name of the target's own derivation is not known here; but the target may be called by it.
@@ -110,6 +121,9 @@ impl Row {
     /// Whether there is a report whose step can still have ended differently.
     pub(super) fn is_open(&self) -> bool {
         let report = self.report.as_ref();
+        if self.key != self.step && report.is_some() {
+            return false;
+        }
         let after = || report.and_then(|report| report.after.as_deref());
         match self.outcome {
             TargetOutcome::Unreadable

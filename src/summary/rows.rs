@@ -51,15 +51,18 @@ impl Rows {
     /// which of them depend on one that failed.
     pub(super) fn open_keys(&self, data: &BuildData) -> Vec<String> {
         let has_several_jobs = |row: &Row| {
-            let step = data.planned_steps.get(&row.key);
+            let step = data.planned_steps.get(&row.step);
             step.is_some_and(PlannedStep::has_several_jobs)
         };
         let keys = |is_open: &dyn Fn(&Row) -> bool| -> Vec<String> {
+            // The step of a batch is asked for once.
+            let mut seen = BTreeSet::new();
             self.steps()
                 .map(|(_, row)| row)
-                .filter(|row| is_open(row) && !row.key.is_empty())
-                .filter(|row| !data.outcomes.contains_key(&row.key))
-                .map(|row| row.key.clone())
+                .filter(|row| is_open(row) && !row.step.is_empty())
+                .filter(|row| !data.outcomes.contains_key(&row.step))
+                .map(|row| row.step.clone())
+                .filter(|step| seen.insert(step.clone()))
                 .collect()
         };
         let with_report = keys(&|row| row.is_open() || row.has_passed() && has_several_jobs(row));

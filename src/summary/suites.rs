@@ -9,7 +9,6 @@ use crate::exit::Class;
 use crate::keys::Keys;
 use crate::nix::AttrPath;
 use crate::recording::pipeline::document::{Recorded, RecordedError};
-use crate::recording::pipeline::steps::error_key;
 
 /// The targets of one recording; or all steps that belong to none.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,7 +79,8 @@ fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
                 [] => target.name.clone(),
                 _ => target.attr.to_string(),
             };
-            let mut row = Row::new(&target.key, name, data);
+            let report = target.report.as_ref().unwrap_or(&target.key);
+            let mut row = Row::of_step(report, &target.key, name, data);
             row.attributes += target.also.len();
             row.compare_with(target);
             if let (TargetOutcome::NoReport, Some(reason)) = (&row.outcome, &target.skip) {
@@ -93,7 +93,7 @@ fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
             [] => "the root".into(),
             _ => attr.to_string(),
         };
-        let mut row = Row::new(&error_key(attr), name, data);
+        let mut row = Row::new(&error.key(), name, data);
         row.attributes += also.get(attr).copied().unwrap_or_default();
         let was_built = row.report.as_ref().is_some_and(|report| report.exit == 0);
         if !was_built {
@@ -122,7 +122,13 @@ fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
         }
         row
     });
-    targets.chain(errors).collect()
+    let shared = recorded.shared.iter().map(|shared| {
+        let mut row = Row::new(&shared.key, shared.name.clone(), data);
+        // It is no target, and no attribute.
+        row.attributes = 0;
+        row
+    });
+    targets.chain(errors).chain(shared).collect()
 }
 
 /// What was evaluated, in a few words.
@@ -142,6 +148,8 @@ mod tests {
     use super::super::fixtures::{build_data, recorded, report, target};
     use super::super::outcome::FailedPart;
     use super::*;
+    use crate::buildkite::outcome::StepOutcome;
+    use crate::recording::pipeline::steps::error_key;
     use crate::step::SavedReportError;
     use serde_json::{Value, json};
 
@@ -185,6 +193,43 @@ mod tests {
                 ("skipped", TargetOutcome::Skipped("a cache has it".into())),
             ])
         );
+    }
+
+    #[test]
+    fn a_target_of_a_batch_stands_as_its_own_report_says() {
+        let in_batch = |name: &str| {
+            let mut target = target(name);
+            target["key"] = "batch-1".into();
+            target["report"] = format!("drv-{name}").into();
+            target
+        };
+        let targets = ["good", "bad", "silent"].map(in_batch);
+        let mut data = build_data(
+            vec![recorded(&json!(targets), &json!([]))],
+            [
+                (
+                    "drv-good",
+                    report(&json!({ "built": 1, "after": ["hook"] }), 1.0),
+                ),
+                ("drv-bad", report(&json!({ "exit": 100 }), 1.0)),
+            ],
+        );
+        let open = super::super::rows::Rows::new(&data).open_keys(&data);
+        assert_eq!(open, ["batch-1"], "because of the one without a report");
+        data.outcomes
+            .insert("batch-1".into(), StepOutcome::HardFailed);
+        let suites = of(&data);
+        let rows = rows_by_target(&suites);
+        assert_eq!(rows["good"].outcome, TargetOutcome::Built);
+        assert_eq!(
+            rows["bad"].outcome,
+            TargetOutcome::Failed(FailedPart::Build)
+        );
+        assert_eq!(
+            rows["silent"].outcome,
+            TargetOutcome::Failed(FailedPart::NotKnown)
+        );
+        assert_eq!(suites.len(), 1, "the reports are of no other steps");
     }
 
     #[test]

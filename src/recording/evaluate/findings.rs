@@ -6,9 +6,10 @@ use super::EvaluationResult;
 use super::exclusions::excluding;
 use super::gaps::{self, Gaps};
 use super::known::KnownTarget;
-use super::protocol::{AttrName, DescribedTarget};
+use super::protocol::{AttrName, DescribedFollower, DescribedTarget, lost};
 use super::spans::AttrIndex;
 use crate::nix::{AttrPath, DrvPath};
+use crate::recording::following::{FollowerMeta, FollowerState};
 use crate::recording::{AttrError, FoundTarget};
 use crate::secrets::redacted;
 
@@ -35,6 +36,8 @@ pub(super) struct Findings {
     named: BTreeSet<AttrIndex>,
     /// Those that can be called as well.
     callable: BTreeSet<AttrIndex>,
+    /// For targets that steps follow, the step whose evaluation began last.
+    follower: BTreeMap<AttrIndex, usize>,
     /// The sets that are not marked, and so not walked.
     unmarked: BTreeSet<AttrIndex>,
     /// What is not walked in a flake: outputs at the root, else systems.
@@ -55,6 +58,7 @@ impl Findings {
             outcomes: BTreeMap::new(),
             named: BTreeSet::new(),
             callable: BTreeSet::new(),
+            follower: BTreeMap::new(),
             unmarked: BTreeSet::new(),
             beside: BTreeMap::new(),
             effective: BTreeSet::new(),
@@ -114,7 +118,10 @@ impl Findings {
         let read = described.and_then(|described| {
             let drv = DrvPath::parse(&described.drv)
                 .map_err(|wrong| format!("its drvPath {wrong}: {:?}", described.drv))?;
-            Ok((drv, described.meta.read()?, described.named))
+            let mut meta = described.meta.read()?;
+            let steps = described.steps.into_iter();
+            meta.followers.extend(steps.map(FollowerMeta::unread));
+            Ok((drv, meta, described.named))
         });
         match read {
             _ if !is_utf8 => self.error(path, NOT_UTF_8),
@@ -126,6 +133,55 @@ impl Findings {
                 self.finish(path, AttrOutcome::Found(target));
             }
             Err(wrong) => self.refuse(path, &wrong),
+        }
+    }
+
+    /// The evaluation of this step begins, which follows it.
+    pub(super) fn follow(&mut self, path: &AttrIndex, step: usize) {
+        let before = self.follower.insert(path.clone(), step);
+        if let Some(before) = before.filter(|before| *before != step) {
+            // It threw, unless it was read.
+            self.lose_follower(path, before, None);
+        }
+    }
+
+    /// What is known of this step, which follows it.
+    pub(super) fn follower(
+        &mut self,
+        path: &AttrIndex,
+        step: usize,
+        described: Result<DescribedFollower, String>,
+    ) {
+        if let Some(follower) = self.follower_of(path, step) {
+            let read = described.and_then(|described| described.read(&follower.name));
+            follower.state = read.unwrap_or_else(lost);
+        }
+    }
+
+    /// This step, which follows it, does not evaluate; for this reason, where that is known.
+    pub(super) fn lose_follower(&mut self, path: &AttrIndex, step: usize, message: Option<&str>) {
+        if let Some(follower) = self.follower_of(path, step)
+            && matches!(
+                follower.state,
+                FollowerState::Unread | FollowerState::Lost(None)
+            )
+        {
+            follower.state = message.map_or(FollowerState::Lost(None), lost);
+        }
+    }
+
+    /// The attribute path of what this step runs, which follows it.
+    pub(super) fn attr_of_run(&self, path: &AttrIndex, step: usize) -> Option<AttrPath> {
+        let Some(AttrOutcome::Found(found)) = self.outcomes.get(path) else {
+            return None;
+        };
+        Some(found.meta.followers.get(step)?.attr_of_run(&found.attr))
+    }
+
+    fn follower_of(&mut self, path: &AttrIndex, step: usize) -> Option<&mut FollowerMeta> {
+        match self.outcomes.get_mut(path) {
+            Some(AttrOutcome::Found(found)) => found.meta.followers.get_mut(step),
+            _ => None,
         }
     }
 
@@ -148,10 +204,13 @@ impl Findings {
         }
     }
 
-    /// Its evaluation failed, or that of its metadata. A target that was found remains one: its worker died on the way to the next
-    /// attribute.
+    /// Its evaluation failed, or that of its metadata. A target that was found remains one: a step that follows it does not evaluate,
+    /// or its worker died on the way to the next attribute.
     pub(super) fn fail(&mut self, path: &AttrIndex, in_meta: bool, message: &str) {
         if matches!(self.outcomes.get(path), Some(AttrOutcome::Found(_))) {
+            if let Some(step) = self.follower.get(path).copied() {
+                self.lose_follower(path, step, Some(message));
+            }
             return;
         }
         if in_meta {
@@ -204,7 +263,7 @@ impl Findings {
     /// write is refused.
     pub(super) fn drop_gone(&mut self, gone: &[DrvPath]) -> Vec<AttrIndex> {
         let gone: BTreeSet<&DrvPath> = gone.iter().collect();
-        let is_gone = |outcome: &AttrOutcome| matches!(outcome, AttrOutcome::Found(found) if gone.contains(&found.drv));
+        let is_gone = |outcome: &AttrOutcome| matches!(outcome, AttrOutcome::Found(found) if found.drvs().any(|drv| gone.contains(drv)));
         let paths: Vec<AttrIndex> = self
             .outcomes
             .iter()
@@ -213,7 +272,8 @@ impl Findings {
             .collect();
         let mut dropped = Vec::new();
         for path in paths {
-            if self.named.contains(&path) {
+            let is_own = matches!(self.outcomes.get(&path), Some(AttrOutcome::Found(found)) if gone.contains(&found.drv));
+            if is_own && self.named.contains(&path) {
                 let why = "its drvPath is a plain string, and is not in the store";
                 self.refuse(&path, why);
             } else {
@@ -226,12 +286,13 @@ impl Findings {
 
     // ---- queries
 
-    /// The `.drv`s of the targets that were found.
+    /// The `.drv`s of the targets that were found, and of what runs behind them.
     pub(super) fn drvs(&self) -> impl Iterator<Item = &DrvPath> {
-        self.outcomes.values().filter_map(|outcome| match outcome {
-            AttrOutcome::Found(found) => Some(&found.drv),
+        let found = self.outcomes.values().filter_map(|outcome| match outcome {
+            AttrOutcome::Found(found) => Some(found),
             _ => None,
-        })
+        });
+        found.flat_map(FoundTarget::drvs)
     }
 
     /// How many attributes were found, including errors.
@@ -360,6 +421,48 @@ mod tests {
 
     fn described(json: &str) -> Result<DescribedTarget, String> {
         serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_step_that_does_not_evaluate_is_lost_and_neither_its_target_nor_the_steps_before_it() {
+        let mut findings = findings();
+        let (at, run) = (
+            path("/0"),
+            format!(r#"{{"keys":{{}},"run":{{"drv":"{DRV}"}}}}"#),
+        );
+        let step = |json: &str| Ok(serde_json::from_str(json).unwrap());
+        let target = format!(r#"{{"drv":"{DRV}","steps":["a","b","c","d","e","f"]}}"#);
+        findings.target(&at, described(&target));
+        findings.follow(&at, 0);
+        findings.follower(&at, 0, step(&run));
+        findings.follow(&at, 1);
+        findings.follower(&at, 1, step(r#"{"text":"no"}"#));
+        findings.follow(&at, 2);
+        findings.follower(&at, 2, step(r#"{"keys":[],"run":null}"#));
+        findings.follow(&at, 3);
+        findings.follow(&at, 4);
+        findings.fail(&at, true, "aborted");
+        let result = findings.result(&Gaps::default());
+        let states = result.targets[0].meta.followers.iter();
+        let states: Vec<String> = states.map(|it| format!("{:?}", it.state)).collect();
+        let lists = "meta.eval-once.steps.c is a list; expected an attribute set";
+        assert!(states[0].contains(DRV), "{}", states[0]);
+        assert_eq!(
+            states[1..],
+            [
+                r#"Lost(Some("no"))"#,
+                &format!("Lost(Some({lists:?}))"),
+                "Lost(None)",
+                r#"Lost(Some("aborted"))"#,
+                "Unread"
+            ]
+        );
+        // Its worker dies on the way to the next attribute.
+        findings.follow(&at, 0);
+        findings.fail(&at, true, "killed");
+        assert_eq!(findings.result(&Gaps::default()).targets, result.targets);
+        let drv = DrvPath::parse(DRV).unwrap();
+        assert_eq!(findings.drop_gone(&[drv]), [at]);
     }
 
     /// Findings with the attributes `x.a`, `x.b` and `x.c`.

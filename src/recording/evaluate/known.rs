@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::nix::AttrPath;
+use crate::recording::following::FollowerMeta;
 use crate::recording::{EvaluationResult, FoundTarget};
 
 /// A target with all that a walk finds of it. (Where its `.drv` is one that its evaluation need not have written, the walk finds that
@@ -36,12 +37,18 @@ impl FromIterator<KnownTarget> for KnownTargets {
 }
 
 impl KnownTargets {
-    /// The targets of an evaluation.
+    /// The targets of an evaluation, but for those of which a step that follows was not read.
     pub(in crate::recording) fn of(evaluated: &EvaluationResult) -> Self {
-        let targets = evaluated.targets.iter().map(|found| KnownTarget {
-            found: found.clone(),
-            callable: evaluated.callable.contains(&found.attr),
-        });
+        let is_whole =
+            |found: &&FoundTarget| found.meta.followers.iter().all(FollowerMeta::is_read);
+        let targets = evaluated
+            .targets
+            .iter()
+            .filter(is_whole)
+            .map(|found| KnownTarget {
+                found: found.clone(),
+                callable: evaluated.callable.contains(&found.attr),
+            });
         targets.collect()
     }
 
@@ -112,6 +119,7 @@ mod tests {
     use super::*;
     use crate::nix::DrvPath;
     use crate::recording::Meta;
+    use crate::recording::following::{FollowerState, RunDerivation};
     use serde_json::json;
 
     fn known(attr: &[&str]) -> KnownTarget {
@@ -157,6 +165,19 @@ mod tests {
     }
 
     #[test]
+    fn a_target_with_a_step_that_was_not_read_is_evaluated_again() {
+        let mut evaluated = EvaluationResult {
+            targets: vec![known(&["a"]).found, known(&["b"]).found],
+            ..EvaluationResult::default()
+        };
+        let step = FollowerMeta::unread("deploy".into());
+        evaluated.targets[0].meta.followers.push(step);
+        let known = KnownTargets::of(&evaluated);
+        let attrs: Vec<_> = known.iter().map(|it| it.found.attr.to_string()).collect();
+        assert_eq!(attrs, ["b"]);
+    }
+
+    #[test]
     fn a_known_target_reads_back_as_it_was_written() {
         let mut target = known(&["a", "b.\u{1}\""]);
         target.found.meta = Meta {
@@ -165,6 +186,16 @@ mod tests {
             timeout: Some(60),
             max_silent: Some(1),
             description: Some("d".into()),
+            followers: vec![FollowerMeta {
+                name: "deploy".into(),
+                state: FollowerState::Read {
+                    keys: json!({ "after": "all" }).as_object().cloned().unwrap(),
+                    run: Some(RunDerivation {
+                        drv: target.found.drv.clone(),
+                        program: None,
+                    }),
+                },
+            }],
         };
         for callable in [false, true] {
             target.callable = callable;

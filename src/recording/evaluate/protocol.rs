@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::schedule::Task;
 use super::spans::{AttrIndex, Span};
 use crate::keys::Keys;
+use crate::nix::DrvPath;
 use crate::recording::Meta;
+use crate::recording::following::{FollowerMeta, FollowerState, RunDerivation};
+use crate::secrets::redacted;
 
 /// The walker's settings, as `walk.nix` describes them.
 #[derive(Debug, Serialize)]
@@ -80,6 +83,12 @@ pub(super) enum WalkerMessage {
     Target(AttrIndex, Result<DescribedTarget, String>),
     /// A derivation that evaluates; the evaluation of its metadata begins.
     Meta(AttrIndex),
+    /// The evaluation of the step with this number begins, which follows the target.
+    Follow(AttrIndex, usize),
+    /// A step that follows the target; or what is wrong with it.
+    Follower(AttrIndex, usize, Result<DescribedFollower, String>),
+    /// It throws, which the task catches.
+    Lost(AttrIndex, usize),
     /// It throws, which the task catches.
     Throws(AttrIndex),
     /// Its metadata cannot be used: the end of a sentence.
@@ -116,6 +125,70 @@ pub(super) struct DescribedTarget {
     pub(super) named: bool,
     #[serde(default)]
     pub(super) meta: DescribedMeta,
+    /// The names of the steps that follow it.
+    #[serde(default)]
+    pub(super) steps: Vec<String>,
+}
+
+/// A step that follows a target, with values of any type.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub(super) enum DescribedFollower {
+    /// It cannot be used.
+    Refused { text: String },
+    /// What it says, and the derivation that it runs.
+    Keys {
+        keys: serde_json::Value,
+        run: Option<DescribedRun>,
+    },
+}
+
+/// A derivation that a step runs.
+#[derive(Debug, PartialEq, Deserialize)]
+pub(super) struct DescribedRun {
+    drv: String,
+    program: Option<serde_json::Value>,
+}
+
+impl DescribedFollower {
+    /// Reads the step with this name.
+    pub(super) fn read(self, name: &str) -> Result<FollowerState, String> {
+        let (keys, run) = match self {
+            Self::Refused { text } => return Err(text),
+            Self::Keys { keys, run } => (keys, run),
+        };
+        let at = format!("meta.eval-once.steps.{name}");
+        let serde_json::Value::Object(keys) = keys else {
+            return Err(format!(
+                "{at} is {}; expected an attribute set",
+                article(&keys)
+            ));
+        };
+        let run = run.map(|run| run.read(&at)).transpose()?;
+        Ok(FollowerState::Read { keys, run })
+    }
+}
+
+impl DescribedRun {
+    fn read(self, at: &str) -> Result<RunDerivation, String> {
+        let drv = DrvPath::parse(&self.drv)
+            .map_err(|wrong| format!("the drvPath of {at}.run {wrong}: {:?}", self.drv))?;
+        let program = match self.program {
+            None | Some(serde_json::Value::Null) => None,
+            Some(serde_json::Value::String(name)) if is_file_name(&name) => Some(name),
+            Some(value) => {
+                return Err(format!(
+                    "{at}.run.meta.mainProgram is {value}; expected the name of a file in bin"
+                ));
+            }
+        };
+        Ok(RunDerivation { drv, program })
+    }
+}
+
+/// Whether a file can have this name.
+fn is_file_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
 
 /// Its metadata, with values of any type.
@@ -134,7 +207,8 @@ impl DescribedMeta {
     /// Reads it strictly, but for the description: a timeout of the wrong type would otherwise be no timeout.
     pub(super) fn read(self) -> Result<Meta, String> {
         let buildkite = set("buildkite", self.buildkite)?;
-        let eval_once = set("eval-once", self.eval_once)?;
+        let mut eval_once = set("eval-once", self.eval_once)?;
+        let followers = followers(eval_once.as_mut())?;
         let timeout = seconds("timeout", self.timeout)?;
         let max_silent = seconds("maxSilent", self.max_silent)?;
         let description = self
@@ -146,8 +220,38 @@ impl DescribedMeta {
             timeout,
             max_silent,
             description,
+            followers,
         })
     }
+}
+
+/// Takes the steps out of `meta.eval-once` that follow the target: `nix-eval-jobs` leaves them there, as far as they are plain data.
+fn followers(eval_once: Option<&mut Keys>) -> Result<Vec<FollowerMeta>, String> {
+    let steps = match eval_once.and_then(|keys| keys.remove("steps")) {
+        None => return Ok(Vec::new()),
+        Some(serde_json::Value::Object(steps)) => steps,
+        Some(value) => {
+            return Err(format!(
+                "meta.eval-once.steps is {}; expected an attribute set",
+                article(&value)
+            ));
+        }
+    };
+    let steps = steps.into_iter().map(|(name, keys)| {
+        let described = DescribedFollower::Keys { keys, run: None };
+        let state = described.read(&name);
+        FollowerMeta {
+            name,
+            state: state.unwrap_or_else(lost),
+        }
+    });
+    Ok(steps.collect())
+}
+
+/// The state of a step with this error.
+pub(super) fn lost(message: impl AsRef<str>) -> FollowerState {
+    // It stands in steps, annotations and documents.
+    FollowerState::Lost(Some(redacted(message.as_ref()).into_owned()))
 }
 
 fn set(name: &str, value: Option<serde_json::Value>) -> Result<Option<Keys>, String> {
@@ -241,6 +345,15 @@ pub(super) fn read(line: &[u8], marker: &str) -> Option<WalkerMessage> {
                 .map_err(|error| format!("its metadata cannot be read: {error}")),
         ),
         b"meta" => WalkerMessage::Meta(path),
+        b"follow" => WalkerMessage::Follow(path, text().parse().ok()?),
+        b"lost" => WalkerMessage::Lost(path, text().parse().ok()?),
+        b"step" => {
+            let (number, json) = rest.split_at(rest.iter().position(|byte| *byte == b' ')?);
+            let number = std::str::from_utf8(number).ok()?.parse().ok()?;
+            let described = serde_json::from_slice(&json[1..])
+                .map_err(|error| format!("it cannot be read: {error}"));
+            WalkerMessage::Follower(path, number, described)
+        }
         b"throws" => WalkerMessage::Throws(path),
         b"refused" => WalkerMessage::Refused(path, text()),
         b"error" => WalkerMessage::Error(path, text()),
@@ -358,6 +471,22 @@ mod tests {
         ] {
             assert!(meta(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn steps_that_are_plain_data_are_read_as_they_are() {
+        let meta = |json: &str| serde_json::from_str::<DescribedMeta>(json).unwrap().read();
+        let read = meta(r#"{"eval-once":{"log":"raw","steps":{"a":{"command":"x"},"b":5}}}"#);
+        let read = read.unwrap();
+        assert_eq!(read.eval_once.unwrap().len(), 1, "the rest");
+        let [a, b] = &read.followers[..] else {
+            panic!("{:?}", read.followers);
+        };
+        assert!(a.is_read() && a.name == "a" && a.run().is_none());
+        assert!(matches!(&b.state, FollowerState::Lost(Some(why)) if why.contains("is a number")));
+        assert!(meta(r#"{"eval-once":{"steps":"x"}}"#).is_err());
+        let none = meta(r#"{"eval-once":{"steps":{}}}"#).unwrap();
+        assert_eq!(none.followers, []);
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! What a pin says, and which recording it belongs to: for the next recording of the same branch to compare with.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -107,6 +108,29 @@ impl PinOwner {
 }
 
 impl PinOwner {
+    /// The pin of these `.drv`s, which `eval-once pin` keeps: a retry with the same ones replaces it.
+    pub(in crate::recording) fn of_drvs(
+        drvs: &BTreeSet<DrvPath>,
+        build: Option<&BuildkiteBuild>,
+    ) -> Self {
+        let part = |of: fn(&BuildkiteBuild) -> &str| build.map_or("", of).to_owned();
+        let (pipeline, branch) = (part(|it| &it.pipeline), part(|it| &it.branch));
+        let build = part(|it| &it.build);
+        let drvs = fingerprint(drvs.iter().map(|drv| drv.as_store_path().as_str()));
+        let series = format!("{PREFIX}own-");
+        Self {
+            folder: format!(
+                "{series}{}",
+                fingerprint([pipeline.as_str(), &build, &drvs])
+            ),
+            recording: format!("pin {drvs}"),
+            pipeline,
+            branch,
+            build,
+            series,
+        }
+    }
+
     /// The same recording, where it was stopped: its pin is no recording to compare with. `what` is what else of it has to be the same
     /// for another one to go on with what it has found, in whichever build.
     pub(in crate::recording) fn stopped(&self, what: &str) -> Self {

@@ -4,7 +4,7 @@
 mod content;
 mod folder;
 pub(in crate::recording) mod partial;
-mod pin;
+pub(in crate::recording) mod pin;
 pub(in crate::recording) mod pinned;
 pub(in crate::recording) mod prune;
 pub(in crate::recording) mod skip;

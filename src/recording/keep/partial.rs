@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::content::PinOwner;
 use super::folder::{self, hold, seconds, write_expiry};
-use super::pin::{PinResult, pin};
+use super::pin::{PinResult, PinnedDrvs, pin};
 use crate::buildkite::git;
 use crate::counts::number;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::fingerprint::fingerprint;
 use crate::log::Log;
-use crate::nix::{AttrPath, DrvPath, LockedFlake, Source, StorePath, is_url};
+use crate::nix::{DrvPath, LockedFlake, Source, StorePath, is_url};
 use crate::paths;
 use crate::private;
 use crate::recording::evaluate::known::{KnownTarget, KnownTargets};
@@ -118,15 +118,15 @@ impl PartialRecording {
             ));
             return Ok(KnownTargets::default());
         }
-        let drvs: Vec<&StorePath> = content.targets.iter().map(drv).collect();
+        let drvs: Vec<&StorePath> = content.targets.iter().flat_map(drvs_of).collect();
         let invalid = store.invalid(supervisor, &drvs)?;
         let targets = content.targets.into_iter();
         let known: KnownTargets = targets
-            .filter(|target| !invalid.contains(drv(target)))
+            .filter(|target| drvs_of(target).all(|drv| !invalid.contains(drv)))
             .collect();
         if known.count() > 0 {
             // Several attributes may be one target.
-            let drvs: BTreeSet<&StorePath> = known.iter().map(drv).collect();
+            let drvs: BTreeSet<&DrvPath> = known.iter().map(|it| &it.found.drv).collect();
             log.say(format_args!(
                 "continuing with {} of a recording that was stopped",
                 number(drvs.len(), "target")
@@ -190,10 +190,7 @@ impl PartialRecording {
         supervisor: &mut Supervisor,
         log: &Log,
     ) -> Result<(), Failure> {
-        let mut pinned: Vec<(&AttrPath, &DrvPath)> = known
-            .iter()
-            .map(|target| (&target.found.attr, &target.found.drv))
-            .collect();
+        let mut pinned = PinnedDrvs::of(known.iter().map(|target| &target.found));
         for _ in 0..ATTEMPTS {
             if pinned.is_empty() {
                 return Ok(());
@@ -202,7 +199,7 @@ impl PartialRecording {
             match pin(
                 &pinned,
                 owner,
-                request,
+                request.keep_days,
                 state,
                 store,
                 supervisor,
@@ -210,7 +207,7 @@ impl PartialRecording {
                 |_| Vec::new(),
             )? {
                 PinResult::Pinned(..) => return Ok(()),
-                PinResult::Gone(gone) => pinned.retain(|(_, drv)| !gone.contains(drv)),
+                PinResult::Gone(gone) => pinned.remove(&gone),
             }
         }
         Ok(())
@@ -251,8 +248,8 @@ impl PartialRecording {
     }
 }
 
-fn drv(target: &KnownTarget) -> &StorePath {
-    target.found.drv.as_store_path()
+fn drvs_of(target: &KnownTarget) -> impl Iterator<Item = &StorePath> {
+    target.found.drvs().map(DrvPath::as_store_path)
 }
 
 /// What of this recording lies outside of the checkout, if something does. Of a flake, the locked reference says what it is.

@@ -9,7 +9,7 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
 use crate::nix::{AttrPath, DrvPath, StorePath, command};
-use crate::recording::RecordingRequest;
+use crate::recording::FoundTarget;
 use crate::state::StateFolder;
 use crate::store::{Answer, Keeper, Kept, Store};
 use crate::supervise::Supervisor;
@@ -23,7 +23,46 @@ pub(in crate::recording) enum PinResult {
     Gone(Vec<DrvPath>),
 }
 
-/// Keeps the `.drv`s of `targets`. `beside` runs while Nix writes the pin, and returns the questions that Nix is asked while the pin
+/// What a pin keeps.
+#[derive(Debug)]
+pub(in crate::recording) struct PinnedDrvs<'a> {
+    /// The targets, with their attribute paths.
+    pub(super) targets: Vec<(&'a AttrPath, &'a DrvPath)>,
+    /// Others: what steps behind the targets run.
+    pub(super) run: Vec<&'a DrvPath>,
+}
+
+impl<'a> PinnedDrvs<'a> {
+    /// All `.drv`s of these targets.
+    pub(super) fn of(found: impl IntoIterator<Item = &'a FoundTarget>) -> Self {
+        let (mut targets, mut run) = (Vec::new(), Vec::new());
+        for found in found {
+            targets.push((&found.attr, &found.drv));
+            run.extend(found.meta.run_drvs());
+        }
+        Self { targets, run }
+    }
+
+    /// These `.drv`s, of which no attribute path is known.
+    pub(in crate::recording) fn without_paths(drvs: impl IntoIterator<Item = &'a DrvPath>) -> Self {
+        Self {
+            targets: Vec::new(),
+            run: drvs.into_iter().collect(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.targets.is_empty()
+    }
+
+    /// Leaves these out.
+    pub(super) fn remove(&mut self, gone: &[DrvPath]) {
+        self.targets.retain(|(_, drv)| !gone.contains(drv));
+        self.run.retain(|drv| !gone.contains(drv));
+    }
+}
+
+/// Keeps these `.drv`s. `beside` runs while Nix writes the pin, and returns the questions that Nix is asked while the pin
 /// is rooted.
 ///
 /// # Errors
@@ -33,9 +72,9 @@ pub(in crate::recording) enum PinResult {
     reason = "what is pinned, whose it is, and what asks Nix are three things each"
 )]
 pub(in crate::recording) fn pin(
-    targets: &[(&AttrPath, &DrvPath)],
+    recorded: &PinnedDrvs<'_>,
     owner: &PinOwner,
-    request: &RecordingRequest,
+    keep_days: u32,
     state: &StateFolder,
     store: &mut Store,
     supervisor: &mut Supervisor,
@@ -46,13 +85,14 @@ pub(in crate::recording) fn pin(
     let in_state = || format!("cannot keep a pin in {}", folder.display());
     let _held = hold(&folder, supervisor, log)?;
     let now = seconds(SystemTime::now());
-    let until = now + u64::from(request.keep_days) * 24 * 60 * 60;
+    let until = now + u64::from(keep_days) * 24 * 60 * 60;
     write_expiry(state, &folder, until).classify(Class::Infrastructure, in_state)?;
     let link = folder.join("pin");
+    let targets = recorded.targets.iter().map(|(_, drv)| *drv);
     let keeper = Keeper {
         name: "the pin",
-        text: pin_text(targets, owner, now)?,
-        drvs: targets.iter().map(|(_, drv)| *drv).collect(),
+        text: pin_text(&recorded.targets, owner, now)?,
+        drvs: targets.chain(recorded.run.iter().copied()).collect(),
         link: &link,
         asks_roots: true,
     };

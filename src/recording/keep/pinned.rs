@@ -1,11 +1,11 @@
 //! From an evaluation to one that the garbage collector cannot take: pinned, and read into targets and edges.
 
 use super::content::PinOwner;
-use super::pin::{PinResult, pin};
+use super::pin::{PinResult, PinnedDrvs, pin};
 use super::skip;
 use crate::exit::{Class, Failure};
 use crate::log::Log;
-use crate::nix::{AttrPath, DrvPath, StorePath};
+use crate::nix::StorePath;
 use crate::recording::evaluate::evaluator::EvaluatorRun;
 use crate::recording::pipeline::edges::Edges;
 use crate::recording::targets::targets_and_edges;
@@ -48,16 +48,12 @@ pub(in crate::recording) fn pin_evaluation(
                 answers: None,
             });
         }
-        let recorded: Vec<(&AttrPath, &DrvPath)> = evaluated
-            .targets
-            .iter()
-            .map(|found| (&found.attr, &found.drv))
-            .collect();
+        let recorded = PinnedDrvs::of(&evaluated.targets);
         let mut read = None;
         let pinned = pin(
             &recorded,
             owner,
-            request,
+            request.keep_days,
             state,
             store,
             evaluation.supervisor(),

@@ -19,6 +19,9 @@ pub(in crate::recording) const BUILT: &str = "already built here";
 /// Why a step is skipped whose outputs a cache has.
 pub(in crate::recording) const CACHED: &str = "a cache has it";
 
+/// How the reason begins for which a target is skipped that is the same in the base.
+pub(in crate::recording) const UNCHANGED: &str = "unchanged since ";
+
 /// Why a step is skipped whose outputs the store has that `push` names, where its URL makes the sentence too long.
 const PUSHED: &str = "already in the store that `push` names";
 
@@ -124,7 +127,10 @@ fn groups(
 }
 
 /// The store to which the step of a target pushes, as the maker of the steps decides it.
-fn push_of(target: &Target, request: &RecordingRequest) -> Result<Option<StoreUrl>, String> {
+pub(in crate::recording) fn push_of(
+    target: &Target,
+    request: &RecordingRequest,
+) -> Result<Option<StoreUrl>, String> {
     let own = target.meta.eval_once.as_ref().filter(|_| request.meta);
     match own.and_then(|keys| keys.get("push")) {
         None => Ok(request.push.clone()),
@@ -281,6 +287,7 @@ mod tests {
             system: String::new(),
             features: Vec::new(),
             meta: Meta::default(),
+            followers: Vec::new(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::steps::{PlannedPipeline, TargetStep, error_key};
+use super::steps::{PlannedFollower, PlannedPipeline, SharedStep, TargetStep, error_key};
 use crate::counts::RecordingCounts;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::secret_values::RedactedKeys;
@@ -33,6 +33,10 @@ pub(in crate::recording) struct Document<'a> {
     pub(in crate::recording) pin: Option<&'a StorePath>,
     /// The targets, in the order in which they were found.
     pub(in crate::recording) targets: Vec<TargetEntry<'a>>,
+    /// The steps that follow targets.
+    pub(in crate::recording) steps: &'a [PlannedFollower],
+    /// The derivations that have a step because several targets need them.
+    pub(in crate::recording) shared: &'a [SharedStep],
     /// The attributes with an error: the evaluation errors, the refused, the expected errors.
     pub(in crate::recording) errors: Vec<ErrorEntry<'a>>,
     /// The number of each kind.
@@ -60,6 +64,12 @@ pub(in crate::recording) struct TargetEntry<'a> {
     pub(in crate::recording) features: &'a [String],
     /// The key of its step.
     pub(in crate::recording) key: &'a str,
+    /// The key under which its report is saved, where its step builds several targets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::recording) report: Option<&'a str>,
+    /// How long it took in the base, in seconds, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::recording) seconds: Option<f64>,
     /// The keys of the steps that it waits for because of its `.drv`.
     pub(in crate::recording) depends_on: &'a [String],
     /// Why it needs no step; null where it has one that builds.
@@ -96,6 +106,8 @@ pub(in crate::recording) struct ErrorEntry<'a> {
     pub(in crate::recording) expected: bool,
     /// Whether it has a step: a red one, or a skipped one if it is expected.
     pub(in crate::recording) step: bool,
+    /// The key of that step.
+    pub(in crate::recording) key: String,
 }
 
 impl<'a> Document<'a> {
@@ -114,12 +126,16 @@ impl<'a> Document<'a> {
         let steps: HashSet<&str> = steps.map(|it| it.step.key.as_str()).collect();
         let entries = |errors: &'a [AttrError], refused, expected| {
             let steps = &steps;
-            errors.iter().map(move |error| ErrorEntry {
-                attr: &error.attr,
-                message: error.message.as_deref(),
-                refused,
-                expected,
-                step: steps.contains(error_key(&error.attr).as_str()),
+            errors.iter().map(move |error| {
+                let key = pipeline.keys.error(&error.attr);
+                ErrorEntry {
+                    attr: &error.attr,
+                    message: error.message.as_deref(),
+                    refused,
+                    expected,
+                    step: steps.contains(key.as_str()),
+                    key,
+                }
             })
         };
         let errors = &pipeline.errors;
@@ -135,6 +151,8 @@ impl<'a> Document<'a> {
                 .zip(&pipeline.targets)
                 .map(|(target, step)| TargetEntry::new(target, step))
                 .collect(),
+            steps: &pipeline.followers,
+            shared: &pipeline.shared,
             errors: entries(&errors.evaluation, false, false)
                 .chain(entries(&errors.refused, true, false))
                 .chain(entries(&errors.expected, false, true))
@@ -162,6 +180,7 @@ impl<'a> TargetEntry<'a> {
             timeout,
             max_silent,
             description,
+            followers: _,
         } = &target.meta;
         Self {
             attr: &target.attr,
@@ -172,6 +191,8 @@ impl<'a> TargetEntry<'a> {
             system: &target.system,
             features: &target.features,
             key: &step.key,
+            report: step.report.as_deref(),
+            seconds: step.seconds,
             depends_on: &step.depends_on,
             skip: step.skip.as_deref(),
             meta: MetaEntry {
@@ -194,6 +215,8 @@ pub(crate) struct Recorded {
     pub(crate) source: Keys,
     /// The targets.
     pub(crate) targets: Vec<RecordedTarget>,
+    /// The derivations that have a step because several targets need them.
+    pub(crate) shared: Vec<RecordedShared>,
     /// The attributes with an error: some of the refused are targets all the same.
     pub(crate) errors: Vec<RecordedError>,
     /// How long each part took, in seconds.
@@ -214,10 +237,26 @@ pub(crate) struct RecordedTarget {
     pub(crate) drv: String,
     /// The key of its step.
     pub(crate) key: String,
+    /// The key under which its report is saved, where its step builds several targets.
+    pub(crate) report: Option<String>,
+    /// How long it took in the base of the recording, in seconds, where that is known.
+    pub(crate) seconds: Option<f64>,
     /// The keys of the steps that it waits for because of its `.drv`.
     pub(crate) depends_on: Vec<String>,
     /// Why it needs no step; none where it has one that builds.
     pub(crate) skip: Option<String>,
+}
+
+/// A derivation that has a step because several targets need it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct RecordedShared {
+    /// Its name.
+    pub(crate) name: String,
+    /// The key of its step.
+    pub(crate) key: String,
+    /// The keys of the steps that it waits for.
+    pub(crate) depends_on: Vec<String>,
 }
 
 /// An attribute with an error.
@@ -235,6 +274,15 @@ pub(crate) struct RecordedError {
     /// Whether it has a step. With older versions, each has.
     #[serde(default = "has_step")]
     pub(crate) step: bool,
+    /// The key of that step; none with older versions.
+    key: Option<String>,
+}
+
+impl RecordedError {
+    /// The key of its step.
+    pub(crate) fn key(&self) -> String {
+        self.key.clone().unwrap_or_else(|| error_key(&self.attr))
+    }
 }
 
 fn has_step() -> bool {
@@ -250,13 +298,22 @@ impl Recorded {
         let recorded: Self = serde_json::from_str(json).classify(Class::Infrastructure, || {
             "cannot read the eval-once.json of a recording".into()
         })?;
-        if recorded.version != VERSION {
-            return Err(refuse(format_args!(
-                "the eval-once.json of a recording has version {}, and this eval-once reads version {VERSION}",
-                recorded.version
-            )));
-        }
+        recorded.check()?;
         Ok(recorded)
+    }
+
+    /// Checks the version of a document.
+    ///
+    /// # Errors
+    /// It has another version (64).
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.version == VERSION {
+            return Ok(());
+        }
+        Err(refuse(format_args!(
+            "the eval-once.json of a recording has version {}, and this eval-once reads version {VERSION}",
+            self.version
+        )))
     }
 }
 
@@ -264,6 +321,7 @@ impl Recorded {
 mod tests {
     use super::*;
     use crate::recording::errors::ErrorLists;
+    use crate::recording::pipeline::steps::StepKeys;
     use serde_json::{Value, json};
 
     #[test]
@@ -285,17 +343,21 @@ mod tests {
                 timeout: Some(60),
                 ..Meta::default()
             },
+            followers: Vec::new(),
         }];
         let target_steps = [TargetStep {
             key: "drv-x".into(),
             depends_on: vec!["drv-y".into()],
-            skip: None,
+            ..TargetStep::default()
         }];
         let error = |name: &str| AttrError {
             attr: path(&[name]),
             message: None,
         };
         let pipeline = PlannedPipeline {
+            keys: StepKeys::default(),
+            shared: Vec::new(),
+            followers: Vec::new(),
             steps: Vec::new(),
             targets: target_steps.into(),
             errors: ErrorLists {
@@ -327,6 +389,7 @@ mod tests {
         assert!(old.errors[0].step, "each had a step");
         assert!(Recorded::read(r#"{"version":2}"#).is_err());
         let read: Value = serde_json::from_str(&json).unwrap();
+        let key = |name: &str| error_key(&path(&[name]));
         assert_eq!(
             read,
             json!({
@@ -341,10 +404,11 @@ mod tests {
                     "system": "x86_64-linux", "features": ["kvm"], "key": "drv-x", "depends_on": ["drv-y"],
                     "skip": null, "meta": { "timeout": 60 }
                 }],
+                "steps": [], "shared": [],
                 "errors": [
-                    { "attr": ["broken"], "message": null, "refused": false, "expected": false, "step": false },
-                    { "attr": ["odd"], "message": null, "refused": true, "expected": false, "step": false },
-                    { "attr": ["old"], "message": null, "refused": false, "expected": true, "step": false },
+                    { "attr": ["broken"], "message": null, "refused": false, "expected": false, "step": false, "key": key("broken") },
+                    { "attr": ["odd"], "message": null, "refused": true, "expected": false, "step": false, "key": key("odd") },
+                    { "attr": ["old"], "message": null, "refused": false, "expected": true, "step": false, "key": key("old") },
                 ],
                 "counts": {
                     "attributes": 5, "targets": 1, "evaluation_errors": 1, "expected_errors": 1, "refused": 1

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use super::limits::{JOBS_AT_MOST, JOBS_PER_BUILD, StepSize, jobs_of_build};
-use super::steps::{PlannedPipeline, error_key, group};
+use super::steps::{PlannedPipeline, group};
 use crate::counts::number;
 use crate::exit::Failure;
 use crate::keys::refuse;
@@ -217,20 +217,20 @@ impl<'a> CountedSteps<'a> {
         let mut attrs: HashMap<String, (Vec<&AttrPath>, bool)> = HashMap::new();
         let errors = &pipeline.errors;
         for error in errors.evaluation.iter().chain(&errors.refused) {
-            let key = error_key(&error.attr);
+            let key = pipeline.keys.error(&error.attr);
             attrs.entry(key).or_default().0.push(&error.attr);
         }
         for (target, step) in targets.iter().zip(&pipeline.targets) {
             let (of_step, is_target) = attrs.entry(step.key.clone()).or_default();
             // The step of a refused target is an error's.
-            *is_target = of_step.is_empty();
+            *is_target |= of_step.is_empty();
             of_step.extend(std::iter::once(&target.attr).chain(&target.also));
         }
         let running = pipeline.steps.iter().filter(|planned| !planned.skipped);
         let steps = running.map(|planned| {
             let (attrs, is_target) = attrs.remove(&planned.step.key).unwrap_or_default();
             CountedStep {
-                jobs: planned.step.jobs(),
+                jobs: planned.jobs(),
                 attrs,
                 is_target,
             }
@@ -315,6 +315,7 @@ mod tests {
     use crate::recording::pipeline::fixtures::*;
     use crate::recording::pipeline::placed_step::PlacedStep;
     use crate::recording::pipeline::steps::TargetStep;
+    use crate::recording::pipeline::steps::{StepKeys, error_key};
     use proptest::prelude::*;
     use std::num::NonZeroUsize;
 
@@ -356,13 +357,12 @@ mod tests {
                 also: attrs[1..].to_vec(),
                 ..target(i, &["x"])
             });
-            let step = |key: String, group| PlacedStep {
-                step: CommandStep {
+            let step = |key: String, group| {
+                let step = CommandStep {
                     key,
                     ..CommandStep::default()
-                },
-                group,
-                skipped: false,
+                };
+                PlacedStep::new(step, group)
             };
             let errors = self.errors.iter().map(|attr| step(error_key(attr), None));
             let of_targets = self.targets.iter().enumerate();
@@ -375,11 +375,14 @@ mod tests {
             });
             let pipeline = PlannedPipeline {
                 steps: errors.chain(of_targets).chain(summary).collect(),
+                followers: Vec::new(),
+                shared: Vec::new(),
+                keys: StepKeys::default(),
                 targets: (0..self.targets.len())
                     .map(|i| TargetStep {
                         key: format!("t{i}"),
                         depends_on: Vec::new(),
-                        skip: None,
+                        ..TargetStep::default()
                     })
                     .collect(),
                 errors: ErrorLists {

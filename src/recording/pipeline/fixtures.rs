@@ -11,7 +11,8 @@ use crate::buildkite::schema::Schema;
 use crate::keys::Keys;
 use crate::nix::{Argument, AttrPath, DrvPath, Evaluation, Source, StorePath};
 use crate::recording::{
-    Emit, Evaluator, Meta, OnError, RecordingRequest, Recurse, SkipStyle, SkipWhich, Target,
+    Emit, Evaluator, KeyStyle, Meta, OnError, Phases, RecordingRequest, Recurse, SkipStyle,
+    SkipWhich, Target,
 };
 
 /// Made once: in a debug build that takes longer than many tests.
@@ -41,6 +42,7 @@ pub(in crate::recording) fn target(i: usize, names: &[&str]) -> Target {
         system: "x86_64-linux".into(),
         features: Vec::new(),
         meta: Meta::default(),
+        followers: Vec::new(),
     }
 }
 
@@ -77,9 +79,18 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         evaluation_timeout: None,
         evaluator: Evaluator::Nix,
         skip: SkipWhich::Nothing,
+        base: None,
+        batch: None,
+        shared_steps: None,
         skip_style: SkipStyle::Mark,
         on_error: OnError::Step,
         expect_errors: Vec::new(),
+        key_style: KeyStyle::Drv,
+        key_prefix: String::new(),
+        phases: Phases {
+            build: true,
+            release: true,
+        },
         emit: Emit::Plugin("your-org/eval-once#v1".into()),
         build_keys: Keys::new(),
         share: None,
@@ -92,7 +103,9 @@ pub(in crate::recording) fn request() -> RecordingRequest {
         agents: BTreeMap::new(),
         group_by: 0,
         meta: true,
+        notify_statuses: false,
         summary: false,
+        summary_fails: false,
         chunk: NonZeroUsize::new(100).unwrap(),
         keep_days: 3,
     }
@@ -114,11 +127,11 @@ pub(in crate::recording) fn no_edges(targets: &[Target]) -> Edges {
 /// Targets of which some depend on others, by their numbers.
 pub(in crate::recording) fn edges_between(targets: &[Target], pairs: &[(usize, usize)]) -> Edges {
     let drvs: Vec<_> = targets.iter().map(|target| target.drv.clone()).collect();
-    Edges::load(&drvs, |read| {
-        let inputs = pairs.iter().filter(|(from, _)| drv(*from) == *read);
-        Ok(inputs.map(|(_, to)| drv(*to)).collect())
-    })
-    .unwrap()
+    let mut inputs: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (from, to) in pairs {
+        inputs.entry(drv(*from)).or_default().push(drv(*to));
+    }
+    Edges::load(&drvs, |read| Ok(inputs.remove(read).unwrap_or_default())).unwrap()
 }
 
 pub(in crate::recording) fn keys(value: &Value) -> Keys {

@@ -40,7 +40,7 @@ pub(super) struct StepSize {
 impl StepSize {
     fn of(planned: &PlacedStep) -> Self {
         Self {
-            jobs: planned.step.jobs(),
+            jobs: planned.jobs(),
             group: planned.group.clone(),
         }
     }

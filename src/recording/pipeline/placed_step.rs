@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::buildkite::pipeline::{CommandStep, GroupStep, Pipeline, PipelineStep, to_json};
+use crate::buildkite::pipeline::{
+    BlockStep, CommandStep, GroupStep, Pipeline, PipelineStep, to_json,
+};
 use crate::exit::{Class, Classify as _, Failure};
 
 /// A step, and its place.
@@ -12,23 +14,47 @@ pub(in crate::recording) struct PlacedStep {
     pub(in crate::recording) step: CommandStep,
     /// The name of its group, if it is in one.
     pub(in crate::recording) group: Option<String>,
+    /// The question before it, which stands in its group.
+    pub(in crate::recording) confirm: Option<BlockStep>,
     /// Whether it only shows that its target needs no build. No target waits for such a step.
     pub(in crate::recording) skipped: bool,
+}
+
+impl PlacedStep {
+    /// A step in this group that builds.
+    pub(in crate::recording) fn new(step: CommandStep, group: Option<String>) -> Self {
+        Self {
+            step,
+            group,
+            confirm: None,
+            skipped: false,
+        }
+    }
+
+    /// The keys that are used for it, in the order of its steps.
+    #[cfg(test)]
+    pub(in crate::recording) fn keys(&self) -> impl Iterator<Item = &str> {
+        let confirm = self.confirm.iter().map(|block| block.key.as_str());
+        confirm.chain(std::iter::once(self.step.key.as_str()))
+    }
+
+    /// The number of jobs that Buildkite counts for it, without its group.
+    pub(in crate::recording) fn jobs(&self) -> usize {
+        let confirm = usize::from(self.confirm.is_some());
+        self.step.jobs().saturating_add(confirm)
+    }
 }
 
 #[cfg(test)]
 impl PlacedStep {
     /// A step with this number as its key, in this group.
     pub(in crate::recording) fn numbered(key: usize, group: Option<&str>) -> Self {
-        Self {
-            step: CommandStep {
-                label: format!("step {key}"),
-                key: key.to_string(),
-                ..CommandStep::default()
-            },
-            group: group.map(str::to_owned),
-            skipped: false,
-        }
+        let step = CommandStep {
+            label: format!("step {key}"),
+            key: key.to_string(),
+            ..CommandStep::default()
+        };
+        Self::new(step, group.map(str::to_owned))
     }
 }
 
@@ -44,9 +70,11 @@ pub(in crate::recording) fn json(steps: &[PlacedStep]) -> Result<String, Failure
 fn pipeline(steps: &[PlacedStep]) -> Pipeline<'_> {
     let mut written: Vec<PipelineStep<'_>> = Vec::new();
     let mut groups = BTreeMap::new();
-    for PlacedStep { step, group, .. } in steps {
-        let Some(group) = group else {
-            written.push(PipelineStep::Command(step));
+    for planned in steps {
+        let confirm = planned.confirm.iter().map(PipelineStep::Block);
+        let both = confirm.chain(std::iter::once(PipelineStep::Command(&planned.step)));
+        let Some(group) = &planned.group else {
+            written.extend(both);
             continue;
         };
         let at = *groups.entry(group).or_insert_with(|| {
@@ -57,7 +85,7 @@ fn pipeline(steps: &[PlacedStep]) -> Pipeline<'_> {
             written.len() - 1
         });
         if let PipelineStep::Group(group) = &mut written[at] {
-            group.steps.push(step);
+            group.steps.extend(both);
         }
     }
     Pipeline { steps: written }

@@ -1,7 +1,7 @@
 //! The annotation of a recording on the build's page. Names and messages in it come from repositories that need not be trusted:
 //! they are shown as plain text, and none of their characters counts as Markdown, HTML or an emoji.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::buildkite::markdown::{NAME_AT_MOST, code, inert, inert_within};
@@ -14,8 +14,8 @@ use crate::recording::evaluate::evaluator::WalkPlace;
 use crate::recording::evaluate::gaps::Note;
 use crate::recording::notices::MESSAGE_UNKNOWN;
 use crate::recording::pipeline::excess::Excess;
-use crate::recording::report::RecordingReport;
-use crate::recording::{AttrError, OnError, Target};
+use crate::recording::report::{Earlier, EarlierRecording, RecordingReport};
+use crate::recording::{AttrError, OnError};
 use crate::text::shortened;
 
 /// How many errors of a kind are shown with their messages, and how many changed attributes by name.
@@ -40,8 +40,8 @@ pub(in crate::recording) fn annotation(report: &RecordingReport<'_>) -> (String,
     );
     error_lists(&mut text, report.errors, report.on_error);
     notes(&mut text, report.notes);
-    if let Some(previous) = report.previous {
-        changes(&mut text, report.targets, previous);
+    if let Some(earlier) = report.earlier {
+        changes(&mut text, report, earlier);
     }
     let as_expected = report.errors.evaluation.is_empty() && report.errors.refused.is_empty();
     let fine = as_expected && !report.notes.iter().any(|note| note.is_warning);
@@ -243,12 +243,13 @@ fn notes(text: &mut String, notes: &[Note]) {
     }
 }
 
-fn changes(text: &mut String, targets: &[Target], previous: &[(AttrPath, String)]) {
-    let before: BTreeMap<String, &str> = previous
-        .iter()
+fn changes(text: &mut String, report: &RecordingReport<'_>, earlier: &Earlier) {
+    let drvs = earlier.drvs.iter();
+    let before: BTreeMap<String, &str> = drvs
         .map(|(attr, drv)| (attr.to_string(), drv.as_str()))
         .collect();
-    let now: BTreeMap<String, &str> = targets
+    let now: BTreeMap<String, &str> = report
+        .targets
         .iter()
         .flat_map(|target| {
             std::iter::once(&target.attr)
@@ -257,6 +258,11 @@ fn changes(text: &mut String, targets: &[Target], previous: &[(AttrPath, String)
         })
         .map(|(attr, target)| (attr.to_string(), target.drv.as_store_path().as_str()))
         .collect();
+    let errors = report.errors.evaluation.iter();
+    let errors = errors.chain(&report.errors.expected);
+    let errors = errors.map(|error| error.attr.to_string());
+    let errors: BTreeSet<String> = errors.collect();
+    let red: Vec<String> = earlier.red.iter().map(ToString::to_string).collect();
     let lists = [
         (
             "new",
@@ -272,18 +278,31 @@ fn changes(text: &mut String, targets: &[Target], previous: &[(AttrPath, String)
                 .collect(),
         ),
         (
-            "gone",
+            "removed",
             before
                 .keys()
-                .filter(|attr| !now.contains_key(*attr))
+                .filter(|attr| !now.contains_key(*attr) && !errors.contains(*attr))
+                .collect(),
+        ),
+        (
+            "still failing",
+            red.iter()
+                .filter(|attr| match now.get(*attr) {
+                    Some(drv) => before.get(*attr) == Some(drv),
+                    None => errors.contains(*attr),
+                })
                 .collect(),
         ),
     ];
+    let since = match &earlier.recording {
+        EarlierRecording::OfBranch => "the previous recording of this branch",
+        EarlierRecording::Base(build) => build,
+    };
     if lists.iter().all(|(_, list)| list.is_empty()) {
-        text.push_str("Nothing has changed since the previous recording of this branch.\n");
+        let _ = writeln!(text, "Nothing has changed since {since}.");
         return;
     }
-    text.push_str("Since the previous recording of this branch:\n\n");
+    let _ = writeln!(text, "Since {since}:\n");
     for (what, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
         let names: Vec<String> = list.iter().take(SHOWN).map(|attr| code(attr)).collect();
         let more = if list.len() > SHOWN { ", …" } else { "" };
@@ -296,6 +315,7 @@ fn changes(text: &mut String, targets: &[Target], previous: &[(AttrPath, String)
 mod tests {
     use super::*;
     use crate::counts::RecordingCounts;
+    use crate::recording::pipeline::fixtures::target;
 
     fn error_with(message: &str) -> AttrError {
         AttrError {
@@ -311,10 +331,7 @@ mod tests {
         }
     }
 
-    fn facts<'a>(
-        errors: &'a ErrorLists,
-        previous: Option<&'a [(AttrPath, String)]>,
-    ) -> RecordingReport<'a> {
+    fn facts<'a>(errors: &'a ErrorLists, earlier: Option<&'a Earlier>) -> RecordingReport<'a> {
         RecordingReport {
             source: "ci.nix",
             targets: &[],
@@ -328,9 +345,11 @@ mod tests {
                 evaluation_errors: errors.evaluation.len(),
                 ..RecordingCounts::default()
             },
+            builds: true,
+            followers: 0,
             omitted: 0,
             seconds: 1.25,
-            previous,
+            earlier,
         }
     }
 
@@ -529,14 +548,58 @@ mod tests {
 
     #[test]
     fn changed_attributes_are_shown_by_name() {
-        let before = [(AttrPath::new(vec!["old".into()]), "/x".to_owned())];
-        let (text, style) = annotation(&facts(&ErrorLists::default(), Some(&before)));
+        let attr = |name: &str| AttrPath::new(vec![name.into()]);
+        let drv = |i: usize| target(i, &[]).drv.as_store_path().as_str().to_owned();
+        let earlier = |recording: EarlierRecording, drvs: &[(&str, usize)], red: &[&str]| Earlier {
+            recording,
+            drvs: drvs.iter().map(|(name, i)| (attr(name), drv(*i))).collect(),
+            red: red.iter().map(|name| attr(name)).collect(),
+        };
+        let of_branch = earlier(EarlierRecording::OfBranch, &[("old", 1)], &[]);
+        let none = ErrorLists::default();
+        let (text, style) = annotation(&facts(&none, Some(&of_branch)));
+        let since = "Since the previous recording of this branch:\n\n- 1 attribute removed: <code>old</code>\n";
+        assert!(text.contains(since), "{text}");
+        assert_eq!(style, "info");
+        let of_branch = earlier(EarlierRecording::OfBranch, &[], &[]);
+        let (text, _) = annotation(&facts(&none, Some(&of_branch)));
         assert!(
-            text.contains("1 attribute gone: <code>old</code>"),
+            text.contains("Nothing has changed since the previous"),
             "{text}"
         );
-        assert_eq!(style, "info");
-        let (text, _) = annotation(&facts(&ErrorLists::default(), Some(&[])));
-        assert!(text.contains("Nothing has changed"), "{text}");
+        // Against a base it is known, too, what failed there.
+        let drvs = [
+            ("same", 1),
+            ("red", 2),
+            ("mended", 3),
+            ("<b>", 9),
+            ("failing", 5),
+        ];
+        let red = ["red", "mended", "failing", "broken", "evaluates"];
+        let base = earlier(EarlierRecording::Base("build 41".into()), &drvs, &red);
+        let errors = lists(vec![AttrError {
+            attr: attr("broken"),
+            message: None,
+        }]);
+        let targets = [
+            target(1, &["same"]),
+            target(2, &["red"]),
+            target(4, &["mended"]),
+            target(6, &["evaluates"]),
+            target(5, &["failing"]),
+        ];
+        let report = RecordingReport {
+            targets: &targets,
+            ..facts(&errors, Some(&base))
+        };
+        let (text, _) = annotation(&report);
+        let lines = [
+            "Since build 41:\n",
+            "- 1 attribute new: <code>evaluates</code>",
+            "- 1 attribute changed: <code>mended</code>",
+            "- 1 attribute removed: <code>&#34;&#60;b&#62;&#34;</code>",
+            "- 3 attributes still failing: <code>broken</code>, <code>failing</code>, <code>red</code>\n",
+        ];
+        assert!(text.ends_with(&lines.join("\n")), "{text}");
     }
 }

@@ -9,7 +9,8 @@ use crate::exit::{Class, Classify as _, Failure};
 /// The steps of one upload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Chunk {
-    /// The keys of its steps.
+    /// The keys of its steps. That of a question before a step is not among them: the two come and go together, and an agent need not
+    /// find what is no job.
     pub(crate) keys: Vec<String>,
     /// The pipeline, as it goes to `buildkite-agent pipeline upload`.
     pub(crate) pipeline: String,
@@ -43,7 +44,18 @@ impl Chunk {
         if let Some(steps) = pipeline["steps"].as_array_mut() {
             for step in steps.iter_mut() {
                 if let Some(inner) = step.get_mut("steps").and_then(Value::as_array_mut) {
-                    inner.retain(wanted);
+                    // A question stands right before its step.
+                    let mut stays = true;
+                    let mut kept: Vec<Value> = Vec::new();
+                    for step in std::mem::take(inner).into_iter().rev() {
+                        if step.get("block").is_none() {
+                            stays = wanted(&step);
+                        }
+                        if stays {
+                            kept.push(step);
+                        }
+                    }
+                    inner.extend(kept.into_iter().rev());
                 }
             }
             steps.retain(|step| match step.get("steps").and_then(Value::as_array) {
@@ -91,6 +103,16 @@ mod tests {
             json!({"steps": [{"key": "a", "label": "A"}, {"group": "g", "steps": [{"key": "c", "label": "C"}]}]})
         );
         assert_eq!(chunk.label("c").as_deref(), Some("C"), "in a group, too");
+        // A question goes with its step.
+        let (ask, answered) = (json!({"block": "B?"}), json!({"key": "b"}));
+        let asked = json!({"steps": [{"group": "g", "steps": [ask, answered, {"block": "C?"}, {"key": "c"}]}]});
+        let asked = Chunk {
+            keys: ["b", "c"].map(str::to_owned).to_vec(),
+            pipeline: asked.to_string(),
+        };
+        let part: Value = serde_json::from_str(&asked.part(&["b".into()]).unwrap()).unwrap();
+        let expected = json!({"steps": [{"group": "g", "steps": [ask, answered]}]});
+        assert_eq!(part, expected);
         assert_eq!(chunk.label("b"), None);
     }
 }

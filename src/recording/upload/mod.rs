@@ -44,6 +44,7 @@ use crate::command_line::CommandLine;
 use crate::counts;
 use crate::exit::{Class, Failure};
 use crate::fingerprint::{fingerprint, sha256};
+use crate::keys::refuse;
 use crate::log::Log;
 use crate::parallel;
 use crate::recording::{BuildkiteBuild, Signing};
@@ -51,10 +52,13 @@ use crate::state::{NOTES_LAST, StateFolder};
 use crate::supervise::{Finished, Supervisor};
 
 /// The name of the artifact for other programs.
-pub(in crate::recording) const DOCUMENT: &str = "eval-once.json";
+pub(crate) const DOCUMENT: &str = "eval-once.json";
 
 /// How long the agent may take to find a step. Agents of v3 ask again and again for a step that does not exist.
 const TIME_TO_FIND: Duration = Duration::from_secs(4);
+
+/// How the names of meta-data begin in which recordings claim keys.
+const CLAIM: &str = "eval-once-keys:";
 
 /// How many steps are looked for in parallel.
 const LOOKUPS_AT_ONCE: usize = 16;
@@ -249,6 +253,42 @@ impl<'a> Upload<'a> {
             "plan-{}",
             fingerprint([&self.build.build, &self.build.step])
         )
+    }
+
+    /// Claims the keys that begin with `area`, and go on with attribute paths, for a recording with this identity. Another one would
+    /// find its keys used, and take the steps for its own, as those of an earlier try.
+    ///
+    /// Each sets its own claim before it looks for others: of two that do so at once, one at least sees the other.
+    ///
+    /// # Errors
+    /// Another step of the build has recorded something else, which may have such keys (64); Buildkite cannot be asked (75).
+    pub(in crate::recording) fn claim_keys(
+        &mut self,
+        area: &str,
+        recording: &str,
+    ) -> Result<(), Failure> {
+        let doing = "look for other recordings with `keys: attr`";
+        let own = format!("{CLAIM}{recording}");
+        let claim = format!("{} {area}", self.build.step);
+        self.ask(&command::set_meta_data(&own, &claim), doing)?;
+        let keys = self.ask(&command::meta_data_keys(), doing)?;
+        let keys = keys.text();
+        let is_other = |key: &&str| *key != own && key.starts_with(CLAIM);
+        for other in keys.lines().map(str::trim).filter(is_other) {
+            let claim = self.ask(&command::get_meta_data(other), doing)?;
+            let claim = claim.text();
+            let Some((step, other)) = claim.trim().split_once(' ') else {
+                continue;
+            };
+            let overlaps = area.starts_with(other) || other.starts_with(area);
+            if step != self.build.step && overlaps {
+                return Err(refuse(format_args!(
+                    "another recording of this build has `keys: attr` too, and keys that begin with {other}; those of this one begin with {area}"
+                ))
+                .hint("give each recording its own `key-prefix`"));
+            }
+        }
+        Ok(())
     }
 
     /// Saves a new plan, before any of its steps is uploaded.

@@ -44,7 +44,11 @@ pub(super) struct Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Command,
-    Wait { continue_on_failure: bool },
+    Wait {
+        continue_on_failure: bool,
+    },
+    /// A question, which somebody answers with yes as soon as it is asked.
+    Block,
     Group,
 }
 
@@ -109,25 +113,8 @@ fn read_step(step: &Value, group: Option<usize>, steps: &mut Vec<Step>) -> Resul
         other => return Err(format!("Step is missing a type `{other}`")),
     };
     let has = |name: &str| properties.contains_key(name);
-    if let Some(type_) = ["block", "input", "trigger"].iter().find(|it| has(it)) {
-        return Err(not_played(&format!("a `{type_}` step")));
-    }
-    let (kind, name) = if has("group") {
-        (Kind::Group, "group")
-    } else if has("wait") || has("waiter") {
-        let continue_on_failure = is_true(properties.get("continue_on_failure"));
-        (
-            Kind::Wait {
-                continue_on_failure,
-            },
-            "wait",
-        )
-    } else if ["command", "commands", "plugins"].iter().any(|it| has(it)) {
-        (Kind::Command, "command")
-    } else {
-        return Err(format!("Step is missing a type `{step}`"));
-    };
-    if group.is_some() && kind != Kind::Command {
+    let (kind, name) = kind_of(&properties)?;
+    if group.is_some() && !matches!(kind, Kind::Command | Kind::Block) {
         return Err(match kind {
             Kind::Group => "Group steps can not be nested within other group steps".to_owned(),
             _ => not_played("a `wait` step in a group"),
@@ -142,7 +129,7 @@ fn read_step(step: &Value, group: Option<usize>, steps: &mut Vec<Step>) -> Resul
              supported properties."
         ));
     }
-    for property in ["if", "branches", "if_changed", "matrix", "secrets"] {
+    for property in ["if", "if_changed", "matrix", "secrets"] {
         if has(property) {
             return Err(not_played(&format!("`{property}`")));
         }
@@ -166,12 +153,13 @@ fn read_step(step: &Value, group: Option<usize>, steps: &mut Vec<Step>) -> Resul
             return Err("Skip reasons can have a maximum of 70 characters".to_owned());
         }
         Some(Value::String(reason)) if !reason.is_empty() => Some(reason.clone()),
+        _ if !is_of_branch(properties.get("branches")) => Some(String::new()),
         _ => None,
     };
     let depends_on = properties
         .contains_key("depends_on")
         .then(|| dependencies(&properties["depends_on"]));
-    let label = text(&["label", "name"]).or_else(|| text(&["group"]));
+    let label = text(&["label", "name", "block", "group"]);
     let at = steps.len();
     let members = properties.remove("steps");
     steps.push(Step {
@@ -204,6 +192,32 @@ fn read_step(step: &Value, group: Option<usize>, steps: &mut Vec<Step>) -> Resul
     Ok(())
 }
 
+/// The kind of a step, and its name in the schema.
+fn kind_of(properties: &Map<String, Value>) -> Result<(Kind, &'static str), String> {
+    let has = |name: &str| properties.contains_key(name);
+    if let Some(type_) = ["input", "trigger"].iter().find(|it| has(it)) {
+        return Err(not_played(&format!("a `{type_}` step")));
+    }
+    Ok(if has("group") {
+        (Kind::Group, "group")
+    } else if has("block") {
+        (Kind::Block, "block")
+    } else if has("wait") || has("waiter") {
+        let continue_on_failure = is_true(properties.get("continue_on_failure"));
+        (
+            Kind::Wait {
+                continue_on_failure,
+            },
+            "wait",
+        )
+    } else if ["command", "commands", "plugins"].iter().any(|it| has(it)) {
+        (Kind::Command, "command")
+    } else {
+        let step = Value::Object(properties.clone());
+        return Err(format!("Step is missing a type `{step}`"));
+    })
+}
+
 /// What is said about a group is said about each of its members.
 fn join(member: &mut Step, group: &Step) {
     if let Some(also) = &group.depends_on {
@@ -213,6 +227,22 @@ fn join(member: &mut Step, group: &Step) {
     member.allow_dependency_failure |= group.allow_dependency_failure;
     if member.skip.is_none() {
         member.skip.clone_from(&group.skip);
+    }
+}
+
+/// The branch of every build.
+pub(super) const BRANCH: &str = "main";
+
+/// Whether a step with these branches is one of the build: names alone, no patterns.
+fn is_of_branch(branches: Option<&Value>) -> bool {
+    match branches {
+        None => true,
+        Some(Value::Array(names)) => names.iter().any(|name| name == BRANCH),
+        Some(names) => names
+            .as_str()
+            .unwrap_or_default()
+            .split(' ')
+            .any(|name| name == BRANCH),
     }
 }
 

@@ -592,6 +592,7 @@ impl Progress {
         let type_ = match step.kind {
             Kind::Command => "command",
             Kind::Wait { .. } => "wait",
+            Kind::Block => "block",
             Kind::Group => "group",
         };
         for (name, value) in [

@@ -790,7 +790,7 @@ fn environment(progress: &Progress, job: &Job, agent: &Agent, url: &str) -> Map<
         ("CI", "true"),
         ("BUILDKITE", "true"),
         ("BUILDKITE_AGENT_NAME", &agent.name),
-        ("BUILDKITE_BRANCH", "main"),
+        ("BUILDKITE_BRANCH", super::pipeline::BRANCH),
         ("BUILDKITE_BUILD_ID", &progress.id),
         ("BUILDKITE_BUILD_NUMBER", "1"),
         ("BUILDKITE_BUILD_URL", &build_url),

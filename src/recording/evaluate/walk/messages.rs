@@ -9,7 +9,7 @@ use super::Walk;
 use super::worker::{Doing, Worker};
 use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
-use crate::nix::{Evaluation, NixOutput};
+use crate::nix::{AttrPath, Evaluation, NixOutput};
 use crate::store::Store;
 
 /// For how many attributes that throw in a worker with one task Nix is asked for the message: each costs a process.
@@ -47,6 +47,11 @@ impl Walk<'_> {
                 if !self.invocation.converses() && !self.diagnosis.is_suspected(&path) =>
             {
                 self.throws_unseen(worker, &path, store)
+            }
+            Some(WalkerMessage::Lost(path, step))
+                if !self.invocation.converses() && !self.diagnosis.is_suspected(&path) =>
+            {
+                self.lost_unseen(&path, step, store)
             }
             Some(message) => {
                 let other = self.processes.continued(worker);
@@ -123,6 +128,20 @@ impl Walk<'_> {
             WalkerMessage::Beside(path, names) => findings.beside(path, names),
             WalkerMessage::Callable(path) => findings.callable(path),
             WalkerMessage::Target(path, described) => findings.target(&path, described),
+            WalkerMessage::Follow(path, step) => findings.follow(&path, step),
+            WalkerMessage::Follower(path, step, described) => {
+                findings.follower(&path, step, described);
+            }
+            WalkerMessage::Lost(path, step) => {
+                // Where the task is done again, the message is that of the first time.
+                let message = match self.diagnosis.threw(&path) {
+                    Verdict::EvaluationError(message) => Some(message),
+                    Verdict::Fail(failure) => return Err(failure),
+                    _ => None,
+                };
+                let message = message.filter(|message| !message.is_empty());
+                findings.lose_follower(&path, step, message.as_deref());
+            }
             WalkerMessage::Refused(path, why) => findings.refuse(&path, &why),
             WalkerMessage::Error(path, why) => {
                 findings.error(&path, &why);
@@ -236,16 +255,40 @@ impl Walk<'_> {
         self.message(worker, WalkerMessage::Throws(path.clone()))
     }
 
+    /// A step that follows an attribute throws, which a worker with one task has to catch: most likely what it runs does.
+    fn lost_unseen(
+        &mut self,
+        path: &AttrIndex,
+        step: usize,
+        store: &mut Store,
+    ) -> Result<(), Failure> {
+        self.unseen += 1;
+        let mut message = None;
+        if self.unseen <= MESSAGES_AT_MOST
+            && let Some(attr) = self.findings.attr_of_run(path, step)
+        {
+            let output = self.output_of_attr(attr, store)?;
+            message = output.error.is_some().then(|| output.final_message(FAILED));
+        }
+        let findings = &mut self.findings;
+        findings.lose_follower(path, step, message.as_deref());
+        Ok(())
+    }
+
     /// What Nix says of an attribute when it evaluates nothing else.
     fn output_of(&mut self, at: &AttrIndex, store: &mut Store) -> Result<NixOutput, Failure> {
-        let root = &self.request.root;
+        let attr = if *at == AttrIndex::default() {
+            self.request.root.attr.clone()
+        } else {
+            self.findings.attr(at)
+        };
+        self.output_of_attr(attr, store)
+    }
+
+    fn output_of_attr(&mut self, attr: AttrPath, store: &mut Store) -> Result<NixOutput, Failure> {
         let evaluation = Evaluation {
-            attr: if *at == AttrIndex::default() {
-                root.attr.clone()
-            } else {
-                self.findings.attr(at)
-            },
-            ..root.clone()
+            attr,
+            ..self.request.root.clone()
         };
         store.output_of(self.supervisor, &evaluation, self.invocation.locked())
     }

@@ -165,6 +165,8 @@ mod tests {
                 callable: &BTreeSet::new(),
                 edges: &no_edges(&[]),
                 skip: &[],
+                seconds: &[],
+                shared: &[],
             };
             let step = fallback(&json!({}));
             values(&steps(&records, &step, schema()).unwrap()).remove(0)

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use proptest::prelude::*;
 use serde_json::Value;
 
-use super::{PlannedPipeline, Records, steps};
+use super::{PlannedPipeline, Records, StepKeys, steps};
 use crate::exit::Failure;
 use crate::keys::Keys;
 use crate::recording::errors::ErrorLists;
@@ -24,8 +25,15 @@ pub(super) fn make(
         callable: &BTreeSet::new(),
         edges,
         skip,
+        seconds: &[],
+        shared: &[],
     };
     steps(&records, request, schema())
+}
+
+/// The key of a target's step.
+pub(super) fn key(target: &Target) -> String {
+    StepKeys::default().target(target)
 }
 
 pub(super) fn made_steps(targets: &[Target], request: &RecordingRequest) -> Vec<Value> {
@@ -47,4 +55,28 @@ pub(super) fn record_of(step: &Value) -> Keys {
             .unwrap()
             .clone(),
     }
+}
+
+/// Anything that a cleaned `meta.buildkite` can hold, more often than not about properties that mean something.
+pub(super) fn anything() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        "[a-z:\u{80}\u{2028}]{0,4}".prop_map(Value::from),
+    ];
+    let name = prop_oneof![
+        4 => proptest::sample::select(vec![
+            "agents", "env", "plugins", "depends_on", "command", "commands", "label", "name", "key", "retry", "automatic",
+            "skip", "matrix", "parallelism", "soft_fail", "timeout_in_minutes", "exit_status", "limit", "setup",
+        ]).prop_map(str::to_owned),
+        1 => "[a-z]{1,3}",
+    ];
+    leaf.prop_recursive(3, 24, 4, move |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::vec((name.clone(), inner), 0..4)
+                .prop_map(|entries| Value::Object(entries.into_iter().collect())),
+        ]
+    })
 }

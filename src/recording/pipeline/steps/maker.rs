@@ -6,19 +6,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::checkout;
+use super::commit_status;
 use super::labels::{attr_name, inert, label};
 use super::record::{size, source, text};
 use super::retry::retry_rules;
-use super::step_key::{error_key, key, summary_key};
-use super::wishes::{FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, merge};
+use super::step_key::{StepKeys, shared_key, summary_key};
+use super::wishes::{
+    BuildWishes, FOR_NO_CHECK, FOR_ONE_OF_MANY, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes,
+    merge,
+};
 use crate::buildkite::pipeline::{
     Automatic, CommandStep, Dependency, Plugin, Retry, StepCommand, StepSkip,
 };
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
-use crate::nix::AttrPath;
 use crate::nix::message::{in_one_line, in_one_line_of};
+use crate::nix::{AttrPath, DrvPath, StorePath};
 use crate::recording::pipeline::limits::{
     JOBS_PER_UPLOAD, MESSAGE_AT_MOST, REASON_AT_MOST, RECORD_AT_MOST,
 };
@@ -34,16 +38,21 @@ pub(super) struct UnlinkedStep {
     pub(super) step: CommandStep,
     /// Why its target needs no build, if it needs none.
     pub(super) skip: Option<String>,
+    /// Its record, where its target can be built by a step for several: nothing but the record tells its step from others of its
+    /// system.
+    pub(super) record: Option<Keys>,
 }
 
 /// What all steps of a recording have in common.
 pub(super) struct StepMaker<'a> {
-    request: &'a RecordingRequest,
-    schema: &'a Schema,
+    pub(super) request: &'a RecordingRequest,
+    pub(super) schema: &'a Schema,
     /// What is evaluated, as keys.
     source: Keys,
     /// The user's `step`.
-    step: StepWishes,
+    pub(super) step: StepWishes,
+    /// The keys of the steps.
+    pub(super) keys: StepKeys,
     /// The agent tags of steps without a system of their own: those of the system that most targets have.
     common_agents: Option<Keys>,
     /// The user's `agents`, by system or feature.
@@ -67,6 +76,20 @@ impl<'a> StepMaker<'a> {
         let step = StepWishes::read(&request.step, &request.emit, schema).map_err(wrong)?;
         checkout::check_plugin(request).map_err(refuse)?;
         checkout::skips(request, &[&step]).map_err(wrong)?;
+        if request.batch.is_some() {
+            if request.notify_statuses {
+                return Err(refuse(
+                    "`batch` cannot be combined with `notify`: a status is of one step",
+                ));
+            }
+            // What each target's step would do besides would have to be done for each target of a batch.
+            let other = ["command", "skip", "matrix", "parallelism"];
+            if let Some(key) = other.into_iter().find(|key| step.has(key)) {
+                return Err(refuse(format_args!(
+                    "`batch` cannot be combined with `{key}` in `step`"
+                )));
+            }
+        }
         let mut agents = BTreeMap::new();
         for (name, tags) in &request.agents {
             let mut probe = Keys::new();
@@ -89,6 +112,7 @@ impl<'a> StepMaker<'a> {
             schema,
             source,
             step,
+            keys: StepKeys::default(),
             common_agents: None,
             agents,
             callable: BTreeSet::new(),
@@ -105,7 +129,9 @@ impl<'a> StepMaker<'a> {
         mut self,
         targets: &[Target],
         callable: &BTreeSet<AttrPath>,
+        keys: &StepKeys,
     ) -> Self {
+        self.keys.clone_from(keys);
         self.common_agents = most_common_system(targets)
             .and_then(|system| self.agents.get(system))
             .cloned();
@@ -129,8 +155,10 @@ impl<'a> StepMaker<'a> {
             StepWishes::read(keys, &self.request.emit, self.schema).map_err(in_buildkite)
         })?;
         let eval_once = meta.eval_once.as_ref().filter(|_| self.request.meta);
-        let build_keys = eval_once
-            .map_or(Ok(Keys::new()), |keys| build_wishes(keys, self.request))
+        let BuildWishes { keys, fallback } = eval_once
+            .map_or(Ok(BuildWishes::default()), |keys| {
+                build_wishes(keys, self.request)
+            })
             .map_err(|message| format!("in its `meta.eval-once`, {message}"))?;
         let skips_checkout =
             checkout::skips(self.request, &[&self.step, &wishes]).map_err(in_buildkite)?;
@@ -138,7 +166,10 @@ impl<'a> StepMaker<'a> {
         let other_plugin = self.step.has("plugins") || wishes.has("plugins");
         let mut record = self.record(&target.attr);
         record.extend(self.request.build_keys.clone());
-        record.extend(build_keys);
+        record.extend(keys);
+        if let Some(fallback) = fallback {
+            fallback.replace_in(&mut record, target);
+        }
         let leaves_command = record.get("command").is_some_and(|when| when == "none");
         if leaves_command && !other_plugin {
             if own_command {
@@ -172,6 +203,16 @@ impl<'a> StepMaker<'a> {
             _ => target.attr.to_string(),
         };
         let label = label(":nix:", &name);
+        let is_plain = buildkite.is_none()
+            && eval_once.is_none()
+            && target.followers.is_empty()
+            && timeout_in_minutes(target).is_none()
+            && skip.is_none();
+        let alone = self
+            .request
+            .batch
+            .filter(|_| is_plain)
+            .map(|_| record.clone());
         let mut step = match buildkite {
             Some(_) => self
                 .checked_step(target, label, record, &wishes, skips_checkout)
@@ -187,8 +228,99 @@ impl<'a> StepMaker<'a> {
         if let Some(reason) = skip.as_ref().filter(|_| !ends_at_once) {
             step.skip = Some(StepSkip::Reason(reason.clone()));
         }
+        let step = self.with_status(step, Some(&name));
         let step = self.with_command_carried(step)?;
-        Ok(UnlinkedStep { step, skip })
+        Ok(UnlinkedStep {
+            step,
+            skip,
+            record: alone,
+        })
+    }
+
+    /// The step of a derivation that several targets need. It has no attribute, so that it never evaluates.
+    ///
+    /// # Errors
+    /// It is no step that Buildkite would take: a bug (70).
+    pub(super) fn shared(&self, drv: &Target) -> Result<UnlinkedStep, Failure> {
+        let mut record = self.request.build_keys.clone();
+        // Nothing else is done in its step, and nothing looks for its outputs.
+        record.remove("command");
+        record.insert("out-link".into(), false.into());
+        if let Some(options) = self.source.get("options") {
+            record.insert("options".into(), options.clone());
+        }
+        add_findings(&mut record, drv);
+        let label = label(":nix:", &format!("{} (shared)", drv.name));
+        let mut step = self.begin(label, shared_key(&drv.drv, self.request), record)?;
+        self.skip_checkout(&mut step);
+        self.step
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
+            .merge_into(&mut step);
+        self.merge_agents(&mut step, &drv.system, &drv.features);
+        let step = self
+            .check(step)
+            .map_err(|message| Failure::new(Class::Bug, message))?;
+        Ok(UnlinkedStep {
+            step,
+            skip: None,
+            record: None,
+        })
+    }
+
+    /// The step with this key that builds several targets, one after the other.
+    ///
+    /// # Errors
+    /// It is no step that Buildkite would take: a bug (70), for that of each target is one.
+    pub(super) fn batch(
+        &self,
+        key: &str,
+        mut members: Vec<(&Target, UnlinkedStep)>,
+    ) -> Result<UnlinkedStep, Failure> {
+        members.sort_by(|(one, _), (other, _)| one.attr.cmp(&other.attr));
+        let Some((first, _)) = members.first() else {
+            return Err(Failure::new(Class::Bug, "a batch is empty"));
+        };
+        let first = *first;
+        let name = format!("{} and {} more", attr_name(&first.attr), members.len() - 1);
+        let mut records: Vec<(String, Keys)> = members
+            .into_iter()
+            .map(|(target, draft)| (self.keys.target(target), draft.record.unwrap_or_default()))
+            .collect();
+        // What all of them say is said once.
+        let mut common = records
+            .first()
+            .map(|(_, record)| record.clone())
+            .unwrap_or_default();
+        common.retain(|key, value| records.iter().all(|(_, it)| it.get(key) == Some(value)));
+        for (key, record) in &mut records {
+            record.retain(|name, _| !common.contains_key(name));
+            record.insert("key".into(), key.as_str().into());
+        }
+        // They have no link in common, and none of them needs one.
+        common.insert("out-link".into(), false.into());
+        let targets = records.into_iter().map(|(_, record)| record);
+        common.insert("targets".into(), targets.map(Value::Object).collect());
+        let skips_checkout = common.contains_key("checkout");
+        let step = self
+            .checked_step(
+                first,
+                label(":nix:", &name),
+                common,
+                &StepWishes::default(),
+                skips_checkout,
+            )
+            .and_then(|step| {
+                self.with_command_carried(CommandStep {
+                    key: key.to_owned(),
+                    ..step
+                })
+            })
+            .map_err(|message| Failure::new(Class::Bug, message))?;
+        Ok(UnlinkedStep {
+            step,
+            skip: None,
+            record: None,
+        })
     }
 
     /// The step of a target that has no wishes. The first of its kind is made and checked; the others are the same with other labels,
@@ -219,7 +351,7 @@ impl<'a> StepMaker<'a> {
         if self.step.get("label").is_none() {
             step.label = label;
         }
-        step.key = key(target);
+        step.key = self.keys.target(target);
         if timeout.is_some() {
             step.timeout_in_minutes = timeout;
         }
@@ -253,7 +385,7 @@ impl<'a> StepMaker<'a> {
         skips_checkout: bool,
     ) -> Result<CommandStep, String> {
         let mut step = self
-            .begin(label, key(target), record)
+            .begin(label, self.keys.target(target), record)
             .map_err(|failure| failure.to_string())?;
         if skips_checkout {
             step.extend(checkout::properties());
@@ -266,25 +398,37 @@ impl<'a> StepMaker<'a> {
     /// system, of its features, and of the target itself.
     fn merge_wishes(&self, step: &mut Keys, target: &Target, wishes: &StepWishes) {
         self.step.merge_into(step);
-        let features = target
-            .features
-            .iter()
-            .map(|feature| format!("feature:{feature}"));
-        for name in std::iter::once(target.system.clone()).chain(features) {
-            if let Some(tags) = self.agents.get(name.as_str()) {
-                merge(step, "agents", &Value::Object(tags.clone()));
-            }
-        }
+        self.merge_agents(step, &target.system, &target.features);
         if let Some(minutes) = timeout_in_minutes(target) {
             step.insert("timeout_in_minutes".into(), minutes.into());
         }
         wishes.merge_into(step);
     }
 
+    /// Merges the agent tags of this system and these features.
+    pub(super) fn merge_agents(&self, step: &mut Keys, system: &str, features: &[String]) {
+        let features = features.iter().map(|feature| format!("feature:{feature}"));
+        for name in std::iter::once(system.to_owned()).chain(features) {
+            if let Some(tags) = self.agents.get(name.as_str()) {
+                merge(step, "agents", &Value::Object(tags.clone()));
+            }
+        }
+    }
+
+    /// Merges the agent tags of steps without a system of their own.
+    pub(super) fn merge_common_agents(&self, step: &mut Keys) {
+        if let Some(tags) = &self.common_agents {
+            merge(step, "agents", &Value::Object(tags.clone()));
+        }
+    }
+
     /// With `emit: command`, a command of the user's own is carried beside the record, and `eval-once step` runs it after the
     /// build. As the step's own command, an agent without our hook would run it with nothing built before it.
-    fn with_command_carried(&self, mut step: CommandStep) -> Result<CommandStep, String> {
-        if self.request.emit != Emit::Command {
+    pub(super) fn with_command_carried(
+        &self,
+        mut step: CommandStep,
+    ) -> Result<CommandStep, String> {
+        if self.request.emit != Emit::Command || !step.env.contains_key("EVAL_ONCE_STEP") {
             return Ok(step);
         }
         let step_command = Some(StepCommand::One(STEP.into()));
@@ -319,9 +463,9 @@ impl<'a> StepMaker<'a> {
         if size(&record) > RECORD_AT_MOST {
             return self.refused(error);
         }
-        let mut step = self.begin(label, error_key(&error.attr), record)?;
+        let mut step = self.begin(label, self.keys.error(&error.attr), record)?;
         self.step.without(&[&FOR_TARGETS]).merge_into(&mut step);
-        self.finish(step)
+        Ok(self.with_status(self.finish(step)?, Some(&attr_name(&error.attr))))
     }
 
     /// The step of an expected error: as that of any other, and skipped, with the beginning of the message as the reason.
@@ -351,23 +495,37 @@ impl<'a> StepMaker<'a> {
         let message = inert(&message);
         let mut record = Keys::new();
         record.insert("refused".into(), message.into());
-        let mut step = self.begin(label(":boom:", &attr), error_key(&refused.attr), record)?;
+        let mut step = self.begin(
+            label(":boom:", &attr),
+            self.keys.error(&refused.attr),
+            record,
+        )?;
         self.skip_checkout(&mut step);
         self.step
             .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
             .merge_into(&mut step);
-        self.finish(step)
+        Ok(self.with_status(self.finish(step)?, Some(&attr)))
+    }
+
+    /// The step, reported as the commit status of this target, or of all, where that is asked for.
+    fn with_status(&self, mut step: CommandStep, target: Option<&str>) -> CommandStep {
+        if self.request.notify_statuses {
+            commit_status::add(&mut step, target);
+        }
+        step
     }
 
     /// The step that sums the build up when all of these have ended, whatever their outcome. A `wait` step would do so too, but
     /// would also hold back the steps that the user's pipeline has behind the recording.
-    pub(super) fn summary(&self, planned: &[PlacedStep]) -> Result<CommandStep, Failure> {
+    pub(super) fn summary<'p>(
+        &self,
+        planned: impl Iterator<Item = &'p PlacedStep> + Clone,
+    ) -> Result<CommandStep, Failure> {
         let mut step = CommandStep {
             label: ":bar_chart: eval-once summary".into(),
-            key: summary_key(planned.iter().map(|planned| planned.step.key.as_str())),
+            key: summary_key(planned.clone().map(|planned| planned.step.key.as_str())),
             // A step that is marked as skipped has ended already.
             depends_on: planned
-                .iter()
                 .filter(|planned| planned.step.skip.is_none() || !planned.skipped)
                 .map(|planned| Dependency::Step {
                     step: planned.step.key.clone(),
@@ -379,17 +537,30 @@ impl<'a> StepMaker<'a> {
         };
         match &self.request.emit {
             Emit::Plugin(reference) => {
-                let keys = json!({ "summary": true });
+                let fail = self.request.summary_fails;
+                let keys = json!({ "summary": if fail { json!("fail") } else { json!(true) } });
                 step.plugins.push(our_plugin(reference, keys));
             }
-            Emit::Command => step.command = Some(StepCommand::One("eval-once summary".into())),
+            Emit::Command => {
+                let command = if self.request.summary_fails {
+                    "eval-once summary --fail"
+                } else {
+                    "eval-once summary"
+                };
+                step.command = Some(StepCommand::One(command.into()));
+            }
         }
         let mut step = keys_of(&step)?;
         self.skip_checkout(&mut step);
+        let softness: &[&str] = if self.request.summary_fails {
+            &FOR_NO_CHECK
+        } else {
+            &[]
+        };
         self.step
-            .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY])
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS, &FOR_ONE_OF_MANY, softness])
             .merge_into(&mut step);
-        self.finish(step)
+        Ok(self.with_status(self.finish(step)?, None))
     }
 
     /// Lets a step that evaluates nothing skip its checkout, where those of targets do.
@@ -401,15 +572,13 @@ impl<'a> StepMaker<'a> {
 
     /// Ends making a step that has no system of its own.
     fn finish(&self, mut step: Keys) -> Result<CommandStep, Failure> {
-        if let Some(tags) = &self.common_agents {
-            merge(&mut step, "agents", &Value::Object(tags.clone()));
-        }
+        self.merge_common_agents(&mut step);
         self.check(step)
             .map_err(|message| Failure::new(Class::Bug, message))
     }
 
     /// The record of an attribute, without the findings of the evaluation.
-    fn record(&self, attr: &AttrPath) -> Keys {
+    pub(super) fn record(&self, attr: &AttrPath) -> Keys {
         let mut record = self.source.clone();
         record.insert("attr".into(), attr.names().into());
         if self.callable.contains(attr) {
@@ -419,7 +588,7 @@ impl<'a> StepMaker<'a> {
     }
 
     /// A step before any wishes.
-    fn begin(&self, label: String, key: String, record: Keys) -> Result<Keys, Failure> {
+    pub(super) fn begin(&self, label: String, key: String, record: Keys) -> Result<Keys, Failure> {
         let mut step = CommandStep {
             label,
             key,
@@ -437,7 +606,7 @@ impl<'a> StepMaker<'a> {
         keys_of(&step)
     }
 
-    fn check(&self, step: Keys) -> Result<CommandStep, String> {
+    pub(super) fn check(&self, step: Keys) -> Result<CommandStep, String> {
         let step = Value::Object(step);
         self.schema.check_step(&step)?;
         serde_json::from_value(step).map_err(|error| error.to_string())
@@ -456,9 +625,14 @@ fn add_findings(record: &mut Keys, target: &Target) {
         let options = record.entry("options").or_insert_with(|| json!({}));
         options["max-silent-time"] = seconds.into();
     }
-    record.insert("drv".into(), target.drv.as_store_path().as_str().into());
-    if !target.outputs.is_empty() {
-        let outputs = target.outputs.iter();
+    add_outputs(record, &target.drv, &target.outputs);
+}
+
+/// Adds a `.drv` and its outputs, as far as their paths are known.
+pub(super) fn add_outputs(record: &mut Keys, drv: &DrvPath, outputs: &BTreeMap<String, StorePath>) {
+    record.insert("drv".into(), drv.as_store_path().as_str().into());
+    if !outputs.is_empty() {
+        let outputs = outputs.iter();
         record.insert(
             "outputs".into(),
             outputs
@@ -496,7 +670,8 @@ fn most_common_system(targets: &[Target]) -> Option<&str> {
         .map(|(system, _)| system)
 }
 
-fn keys_of(step: &CommandStep) -> Result<Keys, Failure> {
+/// The properties of a step.
+pub(super) fn keys_of(step: &CommandStep) -> Result<Keys, Failure> {
     match serde_json::to_value(step).classify(Class::Bug, || "cannot write a step".to_owned())? {
         Value::Object(keys) => Ok(keys),
         _ => Err(Failure::new(Class::Bug, "a step is not a map")),
@@ -728,6 +903,8 @@ mod tests {
             errors: &errors,
             edges: &no_edges(&[]),
             skip: &[],
+            seconds: &[],
+            shared: &[],
             callable: &BTreeSet::new(),
         };
         let steps = steps(&records, &request, schema()).unwrap();
@@ -784,17 +961,16 @@ mod tests {
                 "`out-link` cannot be the path of a link",
             ),
             (json!({ "on-drift": null }), "`on-drift` is null"),
-            (json!({ "file": "x" }), "`file` is not a key of a target"),
+            (json!({ "flake": "x" }), "`flake` is not a key of a target"),
             (json!({ "push": "artifact" }), "`push` is no URL of a store"),
             (
                 json!({ "share-required": 1 }),
                 "`share-required` is 1, and must be `true` or `false`",
             ),
             (
-                json!({ "artifacts": ["x"] }),
-                "`artifacts` is not in this version",
+                json!({ "artifacts": ["../x"] }),
+                "`artifacts` holds \"../x\", which is not a path below the output",
             ),
-            (json!({ "steps": {} }), "`steps` is not in this version"),
         ] {
             let targets = [target_building(0, &wishes)];
             let steps = make(&targets, &no_edges(&targets), &[], &request()).unwrap();

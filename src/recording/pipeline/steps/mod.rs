@@ -3,9 +3,14 @@
 //! What repositories choose (names, metadata) and what users configure meets here, and the result has to be a pipeline that
 //! Buildkite takes: a step that would get its upload rejected is found here, and is red instead.
 
+mod batches;
+mod building;
 mod checkout;
+mod commit_status;
+mod fallback;
 #[cfg(test)]
 mod fixtures;
+mod follower;
 mod labels;
 mod maker;
 mod record;
@@ -15,12 +20,16 @@ mod wishes;
 
 use std::collections::{BTreeSet, HashSet};
 
-use self::maker::{StepMaker, UnlinkedStep};
+use self::building::{Building, drafts, wait_first};
+use self::follower::{After, FollowerStep, needs_output};
+use self::maker::StepMaker;
 use self::record::add_to_record;
 use super::edges::Edges;
 use super::limits::fit;
 use super::placed_step::PlacedStep;
-use crate::buildkite::pipeline::{CommandStep, Dependency, StepSkip};
+use serde::Serialize;
+
+use crate::buildkite::pipeline::{CommandStep, Dependency};
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
 use crate::exit::Failure;
@@ -32,22 +41,26 @@ use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle, Target};
 pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
 pub(crate) use self::step_key::error_key;
-pub(in crate::recording) use self::step_key::key;
+pub(in crate::recording) use self::step_key::{StepKeys, key_area};
 
 /// The findings of an evaluation.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::recording) struct Records<'a> {
     /// The targets.
     pub(in crate::recording) targets: &'a [Target],
+    /// The derivations that have a step because several targets need them, as targets without an attribute.
+    pub(in crate::recording) shared: &'a [Target],
     /// The attributes with an error. The refused ones evaluate: a step that evaluates them again would find no error, so their
     /// steps only say what is wrong.
     pub(in crate::recording) errors: &'a ErrorLists,
     /// The derivations that can be called as well: their steps must not call them.
     pub(in crate::recording) callable: &'a BTreeSet<AttrPath>,
-    /// The edges between the targets.
+    /// The edges between the targets and, behind them, the shared derivations.
     pub(in crate::recording) edges: &'a Edges,
     /// For each target, why it needs no build, if it needs none.
     pub(in crate::recording) skip: &'a [Option<String>],
+    /// For each target, how long it took in the base, in seconds, where that is known.
+    pub(in crate::recording) seconds: &'a [Option<f64>],
 }
 
 /// The pipeline of a recording.
@@ -57,6 +70,12 @@ pub(in crate::recording) struct PlannedPipeline {
     pub(in crate::recording) steps: Vec<PlacedStep>,
     /// The place of each target in the pipeline, in the order of the records.
     pub(in crate::recording) targets: Vec<TargetStep>,
+    /// The steps of shared derivations.
+    pub(in crate::recording) shared: Vec<SharedStep>,
+    /// The steps that follow targets.
+    pub(in crate::recording) followers: Vec<PlannedFollower>,
+    /// The keys of all steps.
+    pub(in crate::recording) keys: StepKeys,
     /// The errors of the records. The last of the refused are the targets whose own metadata makes no step that Buildkite would
     /// take.
     pub(in crate::recording) errors: ErrorLists,
@@ -65,7 +84,7 @@ pub(in crate::recording) struct PlannedPipeline {
 }
 
 /// The place of a target in the pipeline.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::recording) struct TargetStep {
     /// The key of its step.
     pub(in crate::recording) key: String,
@@ -73,6 +92,40 @@ pub(in crate::recording) struct TargetStep {
     pub(in crate::recording) depends_on: Vec<String>,
     /// Why its step is skipped or omitted, if it is.
     pub(in crate::recording) skip: Option<String>,
+    /// The key under which its report is saved, where that is not its step's: it is one of a batch.
+    pub(in crate::recording) report: Option<String>,
+    /// How long it took in the base, in seconds, where that is known.
+    pub(in crate::recording) seconds: Option<f64>,
+    /// Whether it runs whatever the steps did that it waits for.
+    pub(in crate::recording) runs_anyway: bool,
+}
+
+/// A step of a derivation that several targets need, as `eval-once.json` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(in crate::recording) struct SharedStep {
+    /// The derivation's name.
+    pub(super) name: String,
+    /// Its `.drv`.
+    pub(super) drv: DrvPath,
+    /// The key of its step.
+    pub(super) key: String,
+    /// The keys of the steps that it waits for.
+    pub(super) depends_on: Vec<String>,
+}
+
+/// A step that follows a target, as `eval-once.json` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(in crate::recording) struct PlannedFollower {
+    /// The attribute of the target.
+    attr: AttrPath,
+    /// Its name there.
+    name: String,
+    /// The key of its step.
+    key: String,
+    /// The key of the question before it.
+    confirm: Option<String>,
+    /// The `.drv` that it runs.
+    run: Option<DrvPath>,
 }
 
 /// Checks a user's wishes for every step, before anything is evaluated.
@@ -96,94 +149,131 @@ pub(in crate::recording) fn steps(
     request: &RecordingRequest,
     schema: &Schema,
 ) -> Result<PlannedPipeline, Failure> {
-    let maker = StepMaker::new(request, schema)?.with_targets(records.targets, records.callable);
+    let keys = StepKeys::new(records.targets, records.errors, request);
+    let maker = StepMaker::new(request, schema)?;
+    let maker = maker.with_targets(records.targets, records.callable, &keys);
     let mut errors = records.errors.clone();
 
-    let mut drafts = Vec::with_capacity(records.targets.len());
-    for (i, target) in records.targets.iter().enumerate() {
-        let skip = records.skip.get(i).and_then(Option::as_deref);
-        drafts.push(maker.target(target, skip).map_err(|message| {
-            errors.refused.push(AttrError {
-                attr: target.attr.clone(),
-                message: Some(message),
-            });
-        }));
-    }
-    let target_steps = place(records, &drafts);
+    let drafts = drafts(records, &maker, &mut errors.refused)?;
+    let mut building = Building::new(records, drafts, &maker, &keys, request);
 
-    let mut planned = error_steps(&maker, &errors, request)?;
-    let mut drafts: Vec<Option<UnlinkedStep>> = drafts.into_iter().map(Result::ok).collect();
-    for i in records.edges.order() {
-        let Some(UnlinkedStep { mut step, skip }) = drafts[*i].take() else {
+    let red = error_steps(&maker, &errors, request)?;
+    let behind_all = building.behind_all(&red);
+    let mut planned = if request.phases.build {
+        red
+    } else {
+        Vec::new()
+    };
+    let mut followers = Vec::new();
+    let mut last = Vec::new();
+    for i in building.order() {
+        planned.extend(building.step(i)?);
+        let Some(target) = records.targets.get(i) else {
             continue;
         };
-        if skip.is_some() && request.skip_style == SkipStyle::Omit {
+        let place = building.place(i);
+        if !request.phases.release {
             continue;
         }
-        let targets = target_steps[*i]
-            .depends_on
-            .iter()
-            .cloned()
-            .map(Dependency::Key);
-        let wished = std::mem::take(&mut step.depends_on);
-        step.depends_on = targets.collect();
-        for dependency in wished {
-            if !step.depends_on.contains(&dependency) {
-                step.depends_on.push(dependency);
+        for follower in &target.followers {
+            match maker.follower(target, follower) {
+                Ok(step) if step.unless_skipped && place.skip.is_some() => {}
+                Ok(step) => {
+                    followers.push(PlannedFollower {
+                        attr: follower.owner.clone(),
+                        name: follower.meta.name.clone(),
+                        key: step.step.key.clone(),
+                        confirm: step.confirm.as_ref().map(|block| block.key.clone()),
+                        run: follower.meta.run().map(|run| run.drv.clone()),
+                    });
+                    let steps = match step.after {
+                        After::All => &mut last,
+                        After::Target | After::Nothing => &mut planned,
+                    };
+                    let group = group(&target.attr, request.group_by);
+                    steps.push(follower_step(step, place, &behind_all, group));
+                }
+                Err(message) => {
+                    let error = AttrError {
+                        attr: follower.attr(),
+                        message: Some(message),
+                    };
+                    planned.push(PlacedStep::new(maker.refused(&error)?, None));
+                    errors.refused.push(error);
+                }
             }
         }
-        planned.push(PlacedStep {
-            step,
-            group: group(&records.targets[*i].attr, request.group_by),
-            skipped: skip.is_some(),
-        });
     }
-    planned.extend(expected_steps(&maker, &errors, request)?);
+    planned.extend(last);
+    if request.phases.build {
+        planned.extend(expected_steps(&maker, &errors, request)?);
+    }
     if request.summary {
-        let step = maker.summary(&planned)?;
-        planned.push(PlacedStep {
-            step,
-            group: None,
-            skipped: false,
-        });
+        let behind: HashSet<&str> = followers.iter().map(|it| it.key.as_str()).collect();
+        let waits = |planned: &&PlacedStep| !behind.contains(planned.step.key.as_str());
+        let step = maker.summary(planned.iter().filter(waits))?;
+        planned.push(PlacedStep::new(step, None));
     }
     let (mut steps, omitted) = fit(planned, request.chunk);
     if request.summary {
         drop_missing_dependencies(&mut steps);
     }
+    let (targets, shared) = building.into_places();
     Ok(PlannedPipeline {
         steps,
-        targets: target_steps,
+        targets,
+        shared,
+        followers,
+        keys,
         errors,
         omitted,
     })
 }
 
-/// The place of each target. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
-fn place(records: &Records<'_>, drafts: &[Result<UnlinkedStep, ()>]) -> Vec<TargetStep> {
-    let builds_nothing: Vec<bool> = drafts
+/// A step that follows a target, in its place. A target that is skipped has its outputs somewhere, so that nothing is waited for.
+fn follower_step(
+    follower: FollowerStep,
+    target: &TargetStep,
+    behind_all: &[String],
+    group: Option<String>,
+) -> PlacedStep {
+    let own = match target.skip {
+        None => std::slice::from_ref(&target.key),
+        Some(_) => &[],
+    };
+    let waits = match follower.after {
+        After::Target => own,
+        After::All => behind_all,
+        After::Nothing => &[],
+    };
+    let allow_failure = follower.always.then(|| true.into());
+    let waits: Vec<Dependency> = waits
         .iter()
-        .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
-        .collect();
-    let edges = records.edges.without(&builds_nothing);
-    records
-        .targets
-        .iter()
-        .zip(drafts)
-        .enumerate()
-        .map(|(i, (target, draft))| TargetStep {
-            key: match draft {
-                Ok(_) => key(target),
-                Err(()) => error_key(&target.attr),
+        .map(|key| match &allow_failure {
+            None => Dependency::Key(key.clone()),
+            Some(_) => Dependency::Step {
+                step: key.clone(),
+                allow_failure: allow_failure.clone(),
             },
-            depends_on: edges
-                .of(i)
-                .iter()
-                .map(|at| key(&records.targets[*at]))
-                .collect(),
-            skip: draft.as_ref().map_or(None, |draft| draft.skip.clone()),
         })
-        .collect()
+        .collect();
+    let FollowerStep {
+        mut step,
+        mut confirm,
+        ..
+    } = follower;
+    wait_first(&mut step.depends_on, waits);
+    let mut group = group;
+    if let Some(block) = &mut confirm {
+        // It is asked when nothing else is waited for.
+        block.depends_on.clone_from(&step.depends_on);
+        step.depends_on.push(Dependency::Key(block.key.clone()));
+        group = Some(step.label.clone());
+    }
+    PlacedStep {
+        confirm,
+        ..PlacedStep::new(step, group)
+    }
 }
 
 /// One step for each attribute with an error that is to be seen: of the evaluation errors, unless they are only reported; of the
@@ -225,9 +315,8 @@ fn once_each(
         let step = step?;
         if seen.insert(step.key.clone()) {
             planned.push(PlacedStep {
-                step,
-                group: None,
                 skipped,
+                ..PlacedStep::new(step, None)
             });
         }
     }
@@ -250,11 +339,6 @@ fn drop_missing_dependencies(steps: &mut [PlacedStep]) {
     }
 }
 
-/// Whether a step has jobs that an agent runs.
-fn may_run(step: &CommandStep) -> bool {
-    !step.skip.as_ref().is_some_and(StepSkip::is_skipped)
-}
-
 impl PlannedPipeline {
     /// Counts what was recorded, of these `targets`.
     pub(in crate::recording) fn counts(&self, targets: &[Target]) -> RecordingCounts {
@@ -266,8 +350,12 @@ impl PlannedPipeline {
             .iter()
             .filter(|target| refused.contains(&target.attr))
             .count();
+        // A step that follows a target is no attribute that was walked.
+        let refused_steps = self.errors.refused.iter();
+        let refused_steps = refused_steps.filter(|it| self.keys.is_follower(&it.attr));
+        let known = refused_targets + refused_steps.count();
         RecordingCounts {
-            attributes: attributes.sum::<usize>() + self.errors.len() - refused_targets,
+            attributes: attributes.sum::<usize>() + self.errors.len() - known,
             targets: targets.len() - refused_targets,
             evaluation_errors: self.errors.evaluation.len(),
             expected_errors: self.errors.expected.len(),
@@ -281,7 +369,7 @@ impl PlannedPipeline {
         self.errors.refused.get(before..).unwrap_or_default()
     }
 
-    /// The `.drv`s of these targets that have a step which may run.
+    /// The `.drv`s of these targets and of what follows them that a step needs which may run.
     pub(in crate::recording) fn drvs_of_steps<'t>(
         &self,
         targets: &'t [Target],
@@ -289,13 +377,25 @@ impl PlannedPipeline {
         let running: HashSet<&str> = self
             .steps
             .iter()
-            .filter(|planned| may_run(&planned.step))
+            .filter(|planned| planned.step.may_run())
             .map(|planned| planned.step.key.as_str())
             .collect();
-        let targets = targets
-            .iter()
-            .filter(|target| running.contains(key(target).as_str()));
-        targets.map(|target| &target.drv).collect()
+        let runs = |key: String| running.contains(key.as_str());
+        let mut drvs = BTreeSet::new();
+        for (target, step) in targets.iter().zip(&self.targets) {
+            let batch = step.report.is_some().then(|| step.key.clone());
+            if runs(batch.unwrap_or_else(|| self.keys.target(target))) {
+                drvs.insert(&target.drv);
+            }
+            for follower in &target.followers {
+                if !runs(self.keys.follower(&follower.attr()).0) {
+                    continue;
+                }
+                drvs.extend(follower.meta.run().map(|run| &run.drv));
+                drvs.extend(needs_output(follower).then_some(&target.drv));
+            }
+        }
+        drvs.into_iter().collect()
     }
 
     /// Adds these keys to the records of those steps.
@@ -305,7 +405,7 @@ impl PlannedPipeline {
     pub(in crate::recording) fn add_to_records(&mut self, keys: &Keys) -> Result<(), Failure> {
         let mut steps = self.steps.iter_mut();
         steps.try_for_each(|planned| {
-            if may_run(&planned.step) {
+            if planned.step.may_run() {
                 add_to_record(&mut planned.step, keys)
             } else {
                 Ok(())
@@ -326,7 +426,7 @@ impl PlannedPipeline {
 
 #[cfg(test)]
 mod tests {
-    use super::fixtures::{make, record_of, values};
+    use super::fixtures::{anything, key, make, record_of, values};
     use super::*;
     use crate::exit::Class;
     use crate::nix::{Source, StoreUrl};
@@ -489,6 +589,8 @@ mod tests {
             callable: &BTreeSet::new(),
             edges: &no_edges(&targets),
             skip: &[],
+            seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, request, schema()).unwrap();
         let counts = steps.counts(&targets);
@@ -532,7 +634,7 @@ mod tests {
             assert_eq!(keys, expected, "{on_error:?} {skip_style:?}");
             for planned in steps {
                 let is_old = planned.step.key == old_key;
-                assert_eq!(!may_run(&planned.step), is_old);
+                assert_eq!(!planned.step.may_run(), is_old);
                 assert_eq!(planned.skipped, is_old);
             }
             let waits = serde_json::to_string(&summary.step.depends_on).unwrap();
@@ -603,6 +705,8 @@ mod tests {
             callable: &BTreeSet::new(),
             edges: &no_edges(&[]),
             skip: &[],
+            seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
         assert_eq!(steps.errors, errors);
@@ -631,6 +735,218 @@ mod tests {
             Value::Object(record_of(refused)),
             json!({ "refused": "p.r: its `meta.buildkite.x` is a path $(boom)" })
         );
+    }
+
+    /// The pipeline of these targets with batches of those that take less than 10 s.
+    fn in_batches(
+        targets: &[Target],
+        edges: &Edges,
+        seconds: &[Option<f64>],
+        request: &RecordingRequest,
+    ) -> PlannedPipeline {
+        let records = Records {
+            targets,
+            errors: &ErrorLists::default(),
+            callable: &BTreeSet::new(),
+            edges,
+            skip: &[],
+            seconds,
+            shared: &[],
+        };
+        let request = RecordingRequest {
+            base: Some("eval-once.json".into()),
+            batch: Some(std::time::Duration::from_secs(10)),
+            ..request.clone()
+        };
+        // Whatever waits for the batches, what follows everything waits for them too: a batch that is red keeps nothing else from running.
+        let maker = StepMaker::new(&request, schema()).unwrap();
+        let keys = StepKeys::default();
+        let mut refused = Vec::new();
+        let drafts = drafts(&records, &maker, &mut refused).unwrap();
+        let building = Building::new(&records, drafts, &maker, &keys, &request);
+        let behind = building.behind_all(&[]);
+        let planned = steps(&records, &request, schema()).unwrap();
+        for target in planned.targets.iter().filter(|it| it.report.is_some()) {
+            assert!(behind.contains(&target.key), "{behind:?}");
+        }
+        planned
+    }
+
+    #[test]
+    fn short_targets_are_built_by_one_step_and_only_their_own_dependents_suffer() {
+        for emit in [Emit::Command, request().emit] {
+            let request = RecordingRequest { emit, ..request() };
+            // 0 is slow; 1 to 3 depend on it, 4 on 1; 5 has wishes, 6 is new, 7 is slow.
+            let mut targets: Vec<Target> = (0..8)
+                .map(|i| target(i, &["p", &format!("t{i}")]))
+                .collect();
+            targets[5] = target_building(5, &json!({ "log": "raw" }));
+            targets[2].meta.max_silent = Some(60);
+            let pairs = [(1, 0), (2, 0), (3, 0), (4, 1), (5, 0), (7, 3)];
+            let edges = edges_between(&targets, &pairs);
+            let seconds = [99.0, 1.0, 9.9, 0.0, 2.0, 1.0].map(Some).into_iter();
+            let seconds: Vec<_> = seconds.chain([None, Some(10.0)]).collect();
+            let steps = in_batches(&targets, &edges, &seconds, &request);
+            let planned = values(&steps);
+            assert_eq!(planned.len(), 6);
+            let batch = planned
+                .iter()
+                .find(|it| it["key"].as_str().unwrap().starts_with("batch-"))
+                .unwrap();
+            assert_eq!(batch["label"], ":nix: p.t1 and 2 more");
+            assert_eq!(batch["depends_on"], json!([key(&targets[0])]));
+            let record = record_of(batch);
+            assert_eq!(record["file"], "ci.nix");
+            assert_eq!(record["out-link"], false);
+            assert!(!record.contains_key("drv") && !record.contains_key("attr"));
+            let own = record["targets"].as_array().unwrap();
+            assert_eq!(own.len(), 3);
+            for (own, target) in own.iter().zip(&targets[1..4]) {
+                assert_eq!(own["drv"], target.drv.as_store_path().as_str());
+                assert_eq!(
+                    (&own["attr"], &own["key"]),
+                    (&json!(target.attr), &json!(key(target)))
+                );
+                assert!(own.get("file").is_none());
+            }
+            assert_eq!(own[1]["options"]["max-silent-time"], 60);
+            // What needs one of its targets runs whatever the others did.
+            let above = planned
+                .iter()
+                .find(|it| it["key"] == key(&targets[4]))
+                .unwrap();
+            assert_eq!(
+                above["depends_on"],
+                json!([{ "step": batch["key"], "allow_failure": true }])
+            );
+            assert_eq!(steps.targets[1].key, batch["key"].as_str().unwrap());
+            assert_eq!(steps.targets[1].report, Some(key(&targets[1])));
+            assert_eq!(
+                (&steps.targets[0].report, steps.targets[6].seconds),
+                (&None, None)
+            );
+            assert_eq!(steps.drvs_of_steps(&targets).len(), 8);
+            let mut with_share = steps.clone();
+            let share = Share::Artifact("a.tar".into());
+            with_share
+                .add_to_records(&share_keys(&share, None, 3))
+                .unwrap();
+            let all = values(&with_share);
+            assert!(
+                all.iter()
+                    .all(|step| record_of(step)["share"] == "artifact:a.tar")
+            );
+        }
+        let with_command = RecordingRequest {
+            base: Some("x".into()),
+            batch: Some(std::time::Duration::from_secs(1)),
+            ..request_wishing(&json!({ "command": "x" }))
+        };
+        let failure = make(&[], &no_edges(&[]), &[], &with_command).unwrap_err();
+        assert!(
+            failure
+                .to_string()
+                .contains("`batch` cannot be combined with `command`")
+        );
+    }
+
+    #[test]
+    fn what_several_targets_need_has_a_step_that_they_wait_for_and_that_never_evaluates() {
+        for emit in [Emit::Command, request().emit] {
+            let targets: Vec<Target> = (0..3)
+                .map(|i| target(i, &["p", &format!("t{i}")]))
+                .collect();
+            let mut shared = target(7, &[]);
+            shared.name = "zlib-1.3.1".into();
+            shared.system = "aarch64-linux".into();
+            let nodes: Vec<Target> = targets.iter().chain([&shared]).cloned().collect();
+            // The first and the second need it, and it needs the third.
+            let edges = edges_between(&nodes, &[(0, 7), (1, 7), (7, 2)]);
+            let records = Records {
+                targets: &targets,
+                shared: std::slice::from_ref(&shared),
+                errors: &ErrorLists::default(),
+                callable: &BTreeSet::new(),
+                edges: &edges,
+                skip: &[],
+                seconds: &[],
+            };
+            let request = RecordingRequest {
+                emit,
+                summary: true,
+                agents: BTreeMap::from([(
+                    "aarch64-linux".into(),
+                    keys(&json!({ "queue": "arm" })),
+                )]),
+                ..request_wishing(&json!({ "command": "test", "priority": 1 }))
+            };
+            let planned = steps(&records, &request, schema()).unwrap();
+            let made = values(&planned);
+            let keys: Vec<&str> = made
+                .iter()
+                .map(|step| step["key"].as_str().unwrap())
+                .collect();
+            let shared_key = format!("shared-{}", shared.drv.as_store_path().hash());
+            assert_eq!(keys[..2], [key(&targets[2]), shared_key.clone()]);
+            let step = &made[1];
+            assert_eq!(step["label"], ":nix: zlib-1.3.1 (shared)");
+            assert_eq!(step["agents"], json!({ "queue": "arm" }));
+            assert_eq!(step["priority"], 1);
+            assert_eq!(step["depends_on"], json!([key(&targets[2])]));
+            let command = step.get("command").cloned();
+            assert!(command.is_none() || command == Some(json!("eval-once step")));
+            let record = Value::Object(record_of(step));
+            let expected = json!({
+                "drv": shared.drv.as_store_path().as_str(), "options": { "cores": "2" },
+                "outputs": { "out": shared.outputs["out"].as_str() }, "out-link": false
+            });
+            assert_eq!(record, expected);
+            for target in &targets[..2] {
+                let step = made.iter().find(|step| step["key"] == key(target)).unwrap();
+                assert_eq!(step["depends_on"], json!([shared_key]));
+            }
+            assert_eq!(planned.targets.len(), 3);
+            assert_eq!(planned.shared[0].key, shared_key);
+        }
+    }
+
+    #[test]
+    fn ten_thousand_short_targets_fit_into_a_build_whatever_depends_on_what() {
+        let targets: Vec<Target> = (0..10_000)
+            .map(|i| target(i, &["p", &format!("t{i}")]))
+            .collect();
+        // Each depends on a few before it: a deep graph in which hardly two depend on the same.
+        let mut random = 1_usize;
+        let mut pairs = Vec::new();
+        for i in 1..targets.len() {
+            for _ in 0..3 {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                pairs.push((i, (random >> 33) % i));
+            }
+        }
+        let edges = edges_between(&targets, &pairs);
+        // One in ten is slow.
+        let seconds: Vec<_> = (0..targets.len())
+            .map(|i| Some(if i % 10 == 3 { 60.0 } else { 1.0 }))
+            .collect();
+        let steps = in_batches(&targets, &edges, &seconds, &request());
+        let jobs: usize = steps.steps.iter().map(PlacedStep::jobs).sum();
+        assert!(jobs < JOBS_PER_BUILD, "{jobs} jobs");
+        assert_eq!(steps.drvs_of_steps(&targets).len(), targets.len());
+        let mut seen = BTreeSet::new();
+        for planned in &steps.steps {
+            for dependency in &planned.step.depends_on {
+                let (Dependency::Key(key) | Dependency::Step { step: key, .. }) = dependency;
+                assert!(
+                    seen.contains(key),
+                    "{key} is not before {}",
+                    planned.step.key
+                );
+            }
+            seen.insert(&planned.step.key);
+        }
     }
 
     #[test]
@@ -754,6 +1070,17 @@ mod tests {
         assert!(excess.to_string().contains("4100 jobs"), "{excess}");
     }
 
+    /// One evaluation error, of this attribute.
+    fn one_error(attr: &[&str]) -> ErrorLists {
+        ErrorLists {
+            evaluation: vec![AttrError {
+                attr: path(attr),
+                message: None,
+            }],
+            ..ErrorLists::default()
+        }
+    }
+
     #[test]
     fn a_summary_waits_for_all_other_steps_whatever_their_outcome() {
         let mut targets: Vec<_> = (0..3).map(|i| target(i, &["p", &i.to_string()])).collect();
@@ -775,18 +1102,15 @@ mod tests {
             ]),
             ..request()
         };
+        let errors = one_error(&["p", "bad"]);
         let records = Records {
             targets: &targets,
-            errors: &ErrorLists {
-                evaluation: vec![AttrError {
-                    attr: path(&["p", "bad"]),
-                    message: None,
-                }],
-                ..ErrorLists::default()
-            },
+            errors: &errors,
             callable: &BTreeSet::new(),
             edges: &edges,
             skip: &[None, None, Some("a cache has it".into())],
+            seconds: &[],
+            shared: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
         let last = &values(&steps)[4];
@@ -834,6 +1158,74 @@ mod tests {
     }
 
     #[test]
+    fn a_summary_that_is_a_required_check_is_never_soft_and_each_step_has_its_status() {
+        let targets = [
+            target(0, &["p", "0"]),
+            target_building(1, &json!({ "log": 1 })),
+        ];
+        let edges = no_edges(&targets);
+        let errors = ErrorLists {
+            evaluation: vec![AttrError {
+                attr: path(&["p", "bad"]),
+                message: None,
+            }],
+            ..ErrorLists::default()
+        };
+        let records = Records {
+            targets: &targets,
+            errors: &errors,
+            callable: &BTreeSet::new(),
+            edges: &edges,
+            skip: &[None, None],
+            seconds: &[],
+            shared: &[],
+        };
+        let soft = json!({ "soft_fail": true, "notify": ["github_commit_status"] });
+        let of_plugin = RecordingRequest {
+            summary: true,
+            summary_fails: true,
+            notify_statuses: true,
+            step: soft.as_object().unwrap().clone(),
+            ..request()
+        };
+        let of_command = RecordingRequest {
+            emit: Emit::Command,
+            ..of_plugin.clone()
+        };
+        for (request, name, value) in [
+            (
+                &of_plugin,
+                "plugins",
+                json!([{ "your-org/eval-once#v1": { "summary": "fail" } }]),
+            ),
+            (&of_command, "command", json!("eval-once summary --fail")),
+        ] {
+            let steps = steps(&records, request, schema()).unwrap();
+            let steps = values(&steps);
+            let last = steps.last().unwrap();
+            assert_eq!((&last[name], last.get("soft_fail")), (&value, None));
+            let mut contexts: Vec<&Value> = steps
+                .iter()
+                .map(|step| {
+                    let own = step["notify"].as_array().unwrap().last().unwrap();
+                    &own["github_commit_status"]["context"]
+                })
+                .collect();
+            contexts.sort_by_key(ToString::to_string);
+            assert_eq!(
+                json!(contexts),
+                json!([
+                    "eval-once",
+                    "eval-once/p.0",
+                    "eval-once/p.bad",
+                    "eval-once/p.t1"
+                ])
+            );
+            assert_eq!(steps[0]["notify"][0], "github_commit_status");
+        }
+    }
+
+    #[test]
     fn a_summary_is_one_of_the_jobs_that_a_build_can_have() {
         let targets: Vec<_> = (0..JOBS_PER_BUILD - 1)
             .map(|i| target(i, &["p", &i.to_string()]))
@@ -872,30 +1264,6 @@ mod tests {
             .map(|step| step.group.as_deref())
             .collect();
         assert_eq!(groups, [Some(":nix: a.b"), None, Some(":nix: a.b")]);
-    }
-
-    /// Anything that a cleaned `meta.buildkite` can hold, more often than not about properties that mean something.
-    fn anything() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i32>().prop_map(Value::from),
-            "[a-z:\u{80}\u{2028}]{0,4}".prop_map(Value::from),
-        ];
-        let name = prop_oneof![
-            4 => proptest::sample::select(vec![
-                "agents", "env", "plugins", "depends_on", "command", "commands", "label", "name", "key", "retry", "automatic",
-                "skip", "matrix", "parallelism", "soft_fail", "timeout_in_minutes", "exit_status", "limit", "setup",
-            ]).prop_map(str::to_owned),
-            1 => "[a-z]{1,3}",
-        ];
-        leaf.prop_recursive(3, 24, 4, move |inner| {
-            prop_oneof![
-                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-                proptest::collection::vec((name.clone(), inner), 0..4)
-                    .prop_map(|entries| Value::Object(entries.into_iter().collect())),
-            ]
-        })
     }
 
     proptest! {

@@ -58,7 +58,7 @@ pub(in crate::recording) fn share_keys(
 /// Adds keys to the record of a step that has the `.drv` of a target.
 pub(super) fn add_to_record(step: &mut CommandStep, keys: &Keys) -> Result<(), Failure> {
     let add = |record: &mut Keys| {
-        if record.contains_key("drv") {
+        if record.contains_key("drv") || record.contains_key("targets") {
             record.extend(keys.clone());
         }
     };

@@ -12,14 +12,24 @@ pub(super) fn retry_rules() -> Vec<RetryRule> {
         signal_reason: signal_reason.map(str::to_owned),
         limit: Some(limit),
     };
-    vec![
-        rule(Some(75), None, 2),
+    let mut rules = infrastructure_rules();
+    rules.extend([
         // The agent was lost.
         rule(Some(-1), Some("none"), 2),
         rule(None, Some("agent_stop"), 2),
         // Something outside has killed the hook itself.
         rule(Some(255), Some("none"), 1),
-    ]
+    ]);
+    rules
+}
+
+/// The rule of an infrastructure failure before anything of the user's was run.
+pub(super) fn infrastructure_rules() -> Vec<RetryRule> {
+    vec![RetryRule {
+        exit_status: Some(75.into()),
+        limit: Some(2),
+        ..RetryRule::default()
+    }]
 }
 
 /// `retry.automatic` with added rules. Those come first, because Buildkite goes by the first rule that applies, and a rule that

@@ -3,7 +3,9 @@
 
 use serde_json::{Value, json};
 
+use super::fallback::{self, StepFallback};
 use super::retry::with_rules;
+use crate::artifact_globs;
 use crate::build_keys::{self, BuildKeys};
 use crate::buildkite::schema::Schema;
 use crate::exit::Failure;
@@ -28,6 +30,9 @@ pub(super) const FOR_ONE_OF_MANY: [&str; 4] = [
     "cancel_on_build_failing",
     "notify",
 ];
+
+/// The wishes that do not concern a summary that fails where a target did: it is a check that is required.
+pub(super) const FOR_NO_CHECK: [&str; 1] = ["soft_fail"];
 
 /// Wished properties of a step, each in the one spelling that is merged.
 #[derive(Debug, Clone, Default)]
@@ -139,30 +144,41 @@ impl StepWishes {
     }
 }
 
-/// What a target wishes of how it is built (`meta.eval-once`), as keys of its record.
+/// What a target wishes of how it is built (`meta.eval-once`).
+#[derive(Debug, Default)]
+pub(super) struct BuildWishes {
+    /// Keys of its record.
+    pub(super) keys: Keys,
+    /// What its step evaluates instead of the recorded path.
+    pub(super) fallback: Option<StepFallback>,
+}
+
+/// Reads what a target wishes of how it is built.
 ///
 /// # Errors
 /// A key is unknown, of the wrong type, or does not go with the way in which steps are made; the sentence names it.
-pub(super) fn build_wishes(keys: &Keys, request: &RecordingRequest) -> Result<Keys, String> {
+pub(super) fn build_wishes(keys: &Keys, request: &RecordingRequest) -> Result<BuildWishes, String> {
     let read = || {
         let mut reader = KeyReader::new(keys.clone())?;
         let build = BuildKeys::read(&mut reader, &request.root.folder)?;
         if build.leaves_the_command() && request.emit == Emit::Command {
             return Err(refuse(NO_OTHER_HOOK));
         }
-        for key in ["artifacts", "steps"] {
-            reader.not_yet(key)?;
-        }
+        artifact_globs::read(&mut reader)?;
+        let fallback = fallback::read(&mut reader, request)?;
+        // The evaluation has taken them out.
+        reader.take::<()>("steps", "a map", |_| None)?;
         reader.finish(KeyOwner::Target)?;
         let keys = build_keys::as_written(keys);
-        match &request.below {
+        let keys = match &request.below {
             Some(folder) => build_keys::from_above(keys, folder).ok_or_else(|| {
                 refuse(
                     "`out-link` is relative, and the recording's folder has a name that is not UTF-8",
                 )
-            }),
-            None => Ok(keys),
-        }
+            })?,
+            None => keys,
+        };
+        Ok(BuildWishes { keys, fallback })
     };
     read().map_err(|failure: Failure| failure.to_string())
 }

@@ -1,0 +1,291 @@
+//! The steps that build: of targets, of batches of them, of what several of them need; and what they wait for.
+
+use std::collections::HashSet;
+
+use super::batches::Batches;
+use super::labels::group;
+use super::maker::{StepMaker, UnlinkedStep};
+use super::step_key::{StepKeys, batch_key, shared_key};
+use super::{Records, SharedStep, TargetStep};
+use crate::buildkite::pipeline::Dependency;
+use crate::exit::Failure;
+use crate::recording::pipeline::edges::Edges;
+use crate::recording::pipeline::limits::JOBS_AT_MOST;
+use crate::recording::pipeline::placed_step::PlacedStep;
+use crate::recording::{AttrError, RecordingRequest, SkipStyle, Target};
+
+/// A step as its maker made it; none where its target is refused.
+type Draft = Result<UnlinkedStep, ()>;
+
+/// The steps of the targets and, behind them, of the shared derivations. The targets that cannot have theirs are added to `refused`.
+///
+/// # Errors
+/// A step of ours is none that Buildkite would take: a bug (70).
+pub(super) fn drafts(
+    records: &Records<'_>,
+    maker: &StepMaker<'_>,
+    refused: &mut Vec<AttrError>,
+) -> Result<Vec<Draft>, Failure> {
+    let mut drafts = Vec::with_capacity(records.targets.len());
+    for (i, target) in records.targets.iter().enumerate() {
+        let skip = records.skip.get(i).and_then(Option::as_deref);
+        drafts.push(maker.target(target, skip).map_err(|message| {
+            refused.push(AttrError {
+                attr: target.attr.clone(),
+                message: Some(message),
+            });
+        }));
+    }
+    for drv in records.shared {
+        drafts.push(Ok(maker.shared(drv)?));
+    }
+    Ok(drafts)
+}
+
+/// The steps that build, which are taken one after the other.
+pub(super) struct Building<'a> {
+    records: Records<'a>,
+    maker: &'a StepMaker<'a>,
+    request: &'a RecordingRequest,
+    /// Those that were not taken yet.
+    drafts: Vec<Option<UnlinkedStep>>,
+    batches: Batches,
+    /// The keys of the steps that are batches.
+    batch_keys: HashSet<String>,
+    /// The place of each target and, behind them, of each shared derivation.
+    places: Vec<TargetStep>,
+    order: Vec<usize>,
+}
+
+impl<'a> Building<'a> {
+    pub(super) fn new(
+        records: &Records<'a>,
+        drafts: Vec<Draft>,
+        maker: &'a StepMaker<'a>,
+        keys: &StepKeys,
+        request: &'a RecordingRequest,
+    ) -> Self {
+        let builds_nothing: Vec<bool> = drafts
+            .iter()
+            .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
+            .collect();
+        let edges = records.edges.without(&builds_nothing);
+        let batches = batches(records, &drafts, &edges, request);
+        let places = places(records, &drafts, &edges, &batches, keys, request);
+        Self {
+            records: *records,
+            maker,
+            request,
+            drafts: drafts.into_iter().map(Result::ok).collect(),
+            order: batches.order(&edges),
+            batch_keys: batch_keys(&places),
+            batches,
+            places,
+        }
+    }
+
+    /// The targets and shared derivations, by their numbers: dependencies first.
+    pub(super) fn order(&self) -> Vec<usize> {
+        self.order.clone()
+    }
+
+    /// The place of a target.
+    pub(super) fn place(&self, i: usize) -> &TargetStep {
+        &self.places[i]
+    }
+
+    /// The places of the targets, and the steps of shared derivations.
+    pub(super) fn into_places(mut self) -> (Vec<TargetStep>, Vec<SharedStep>) {
+        let shared = self.places.split_off(self.records.targets.len());
+        let shared = self.records.shared.iter().zip(shared);
+        let shared = shared.map(|(drv, step)| SharedStep {
+            name: drv.name.clone(),
+            drv: drv.drv.clone(),
+            key: step.key,
+            depends_on: step.depends_on,
+        });
+        let shared = shared.collect();
+        (self.places, shared)
+    }
+
+    /// The step of a target or a shared derivation; of a batch, with the first of its targets. None where it has none.
+    ///
+    /// # Errors
+    /// A step of ours is none that Buildkite would take: a bug (70).
+    pub(super) fn step(&mut self, i: usize) -> Result<Option<PlacedStep>, Failure> {
+        if !self.request.phases.build {
+            return Ok(None);
+        }
+        let Some(draft) = self.drafts[i].take() else {
+            return Ok(None);
+        };
+        let Some(target) = self.records.targets.get(i) else {
+            return Ok(self.placed(draft, &self.places[i], None));
+        };
+        let draft = match self.batches.of(i) {
+            Some(batch) => {
+                let mut members: Vec<(&Target, UnlinkedStep)> = vec![(target, draft)];
+                for at in &self.batches.members()[batch] {
+                    let draft = self.drafts[*at].take();
+                    members.extend(draft.map(|draft| (&self.records.targets[*at], draft)));
+                }
+                self.maker.batch(&self.places[i].key, members)?
+            }
+            None => draft,
+        };
+        let group = group(&target.attr, self.request.group_by);
+        Ok(self.placed(draft, &self.places[i], group))
+    }
+
+    /// A step in its place; none where it is left out.
+    fn placed(
+        &self,
+        draft: UnlinkedStep,
+        place: &TargetStep,
+        group: Option<String>,
+    ) -> Option<PlacedStep> {
+        let UnlinkedStep { mut step, skip, .. } = draft;
+        if skip.is_some() && self.request.skip_style == SkipStyle::Omit {
+            return None;
+        }
+        let waits = place.depends_on.iter().cloned().map(|key| {
+            // Of a batch that is red, most targets are not: what depends on those is to be built.
+            if place.runs_anyway || self.batch_keys.contains(&key) {
+                Dependency::Step {
+                    step: key,
+                    allow_failure: Some(true.into()),
+                }
+            } else {
+                Dependency::Key(key)
+            }
+        });
+        wait_first(&mut step.depends_on, waits);
+        Some(PlacedStep {
+            skipped: skip.is_some(),
+            ..PlacedStep::new(step, group)
+        })
+    }
+
+    /// What a step waits for that waits for all targets: those that no other target waits for, and the red steps of errors.
+    pub(super) fn behind_all(&self, red: &[PlacedStep]) -> Vec<String> {
+        let targets = &self.places[..self.records.targets.len()];
+        let building = targets.iter().filter(|target| target.skip.is_none());
+        let waited_for: HashSet<&String> = building
+            .clone()
+            .filter(|target| !target.runs_anyway)
+            .flat_map(|target| &target.depends_on)
+            // What waits for a batch runs also where that is red.
+            .filter(|key| !self.batch_keys.contains(*key))
+            .collect();
+        let red = red.iter().map(|planned| &planned.step.key);
+        let last = building.map(|target| &target.key);
+        let mut seen = HashSet::new();
+        let all = red.chain(last.filter(|key| !waited_for.contains(key)));
+        all.filter(|key| seen.insert(*key)).cloned().collect()
+    }
+}
+
+/// Puts dependencies of ours before a user's.
+pub(super) fn wait_first(
+    dependencies: &mut Vec<Dependency>,
+    ours: impl IntoIterator<Item = Dependency>,
+) {
+    let wished = std::mem::replace(dependencies, ours.into_iter().collect());
+    for dependency in wished {
+        if !dependencies.contains(&dependency) {
+            dependencies.push(dependency);
+        }
+    }
+}
+
+/// The place of each target, and of each shared derivation behind them. No step waits for one that is skipped or an error's; it waits for what that one would wait for.
+fn places(
+    records: &Records<'_>,
+    drafts: &[Result<UnlinkedStep, ()>],
+    edges: &Edges,
+    batches: &Batches,
+    keys: &StepKeys,
+    request: &RecordingRequest,
+) -> Vec<TargetStep> {
+    let batch_keys: Vec<String> = batches
+        .members()
+        .iter()
+        .map(|members| {
+            let members = members.iter().map(|at| keys.target(&records.targets[*at]));
+            batch_key(members, request)
+        })
+        .collect();
+    let step_key = |at: usize| match batches.of(at) {
+        Some(batch) => batch_keys[batch].clone(),
+        None => match records.targets.get(at) {
+            Some(target) => keys.target(target),
+            None => shared_key(&records.shared[at - records.targets.len()].drv, request),
+        },
+    };
+    let waits = |at: usize| -> Vec<String> {
+        let own = [at];
+        let targets = match batches.of(at) {
+            Some(batch) => &batches.members()[batch][..],
+            None => &own,
+        };
+        let mut seen = HashSet::new();
+        let below = targets.iter().flat_map(|at| edges.of(*at));
+        let keys = below.map(|at| step_key(*at));
+        keys.filter(|key| seen.insert(key.clone())).collect()
+    };
+    let nodes = records.targets.iter().chain(records.shared);
+    let targets = nodes.zip(drafts).enumerate();
+    let places = targets.map(|(i, (target, draft))| TargetStep {
+        key: match draft {
+            Ok(_) => step_key(i),
+            Err(()) => keys.error(&target.attr),
+        },
+        depends_on: waits(i),
+        skip: draft.as_ref().map_or(None, |draft| draft.skip.clone()),
+        report: batches.of(i).map(|_| keys.target(target)),
+        seconds: records.seconds.get(i).copied().flatten(),
+        runs_anyway: batches.are_mixed && batches.of(i).is_some(),
+    });
+    places.collect()
+}
+
+/// What of the targets has a step in common with others: what took less in the base than the request says, and is built as any other
+/// target of its system.
+fn batches(
+    records: &Records<'_>,
+    drafts: &[Result<UnlinkedStep, ()>],
+    edges: &Edges,
+    request: &RecordingRequest,
+) -> Batches {
+    let Some(limit) = request.batch else {
+        return Batches::default();
+    };
+    let nodes = records.targets.iter().chain(records.shared);
+    let targets = nodes.zip(drafts).enumerate();
+    let kinds: Vec<_> = targets
+        .map(|(i, (target, draft))| {
+            let seconds = records.seconds.get(i).copied().flatten();
+            let is_short = seconds.is_some_and(|seconds| seconds < limit.as_secs_f64());
+            let is_plain = draft.as_ref().is_ok_and(|draft| draft.record.is_some());
+            (is_short && is_plain).then(|| {
+                let mut features = target.features.clone();
+                features.sort_unstable();
+                (
+                    &target.system,
+                    features,
+                    group(&target.attr, request.group_by),
+                )
+            })
+        })
+        .collect();
+    // Other steps and groups are jobs too; steps that are skipped are left out where there is no room.
+    let skipped = drafts.iter().flatten();
+    let skipped = skipped.filter(|draft| draft.skip.is_some()).count();
+    Batches::new(&kinds, edges, JOBS_AT_MOST / 4 * 3 + skipped)
+}
+
+/// The keys of the steps that are batches.
+fn batch_keys(targets: &[TargetStep]) -> HashSet<String> {
+    let batches = targets.iter().filter(|target| target.report.is_some());
+    batches.map(|target| target.key.clone()).collect()
+}
