@@ -646,10 +646,15 @@ fn spawn(line: &CommandLine) -> Result<Child, Failure> {
             io::ErrorKind::ArgumentListTooLong | io::ErrorKind::InvalidInput => Class::Config,
             _ => Class::Infrastructure,
         };
+        // The system's error is the same as where the program is missing.
+        let place = match &line.folder {
+            Some(folder) if !folder_is_there => format!(" in {}", folder.display()),
+            _ => String::new(),
+        };
         let is_too_long = error.kind() == io::ErrorKind::ArgumentListTooLong;
         let failure = Failure {
             class,
-            error: anyhow::Error::new(error).context(format!("cannot run {}", line.program)),
+            error: anyhow::Error::new(error).context(format!("cannot run {}{place}", line.program)),
             hint: None,
             meaning: None,
             verb: None,
@@ -775,6 +780,21 @@ mod tests {
         }
         supervisor.breathe(&running);
         assert_eq!(supervisor.breaths, 1);
+    }
+
+    #[test]
+    fn a_missing_folder_is_not_confused_with_a_missing_program() {
+        let mut supervisor = Supervisor::install(&Log::default()).unwrap();
+        let mut line = CommandLine::new("true", &[]);
+        line.folder = Some("/no/such/folder".into());
+        let failure = supervisor.run(&line, OnStop::Term, &mut io::sink());
+        let failure = failure.unwrap_err();
+        assert_eq!(failure.class, Class::Infrastructure);
+        let message = failure.to_string();
+        assert!(
+            message.starts_with("cannot run true in /no/such/folder: "),
+            "{message}"
+        );
     }
 
     #[test]

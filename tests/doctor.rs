@@ -382,6 +382,12 @@ fn a_state_folder_that_is_open_or_cannot_be_written_is_named_and_stays_so() {
         fs::set_permissions(folder, Permissions::from_mode(0o700)).unwrap();
     }
     Checkup::of(&doctor(&store)).has("state-folder", "ok", "alone");
+    fs::set_permissions(&state, Permissions::from_mode(0o500)).unwrap();
+    Checkup::of(&doctor(&store))
+        .has("state-folder", "warning", "keeps this user from it")
+        .mends("state-folder", &format!("chmod 0700 {}", state.display()))
+        .has("roots", "not-applicable", "state-folder");
+    fs::set_permissions(&state, Permissions::from_mode(0o700)).unwrap();
     let mount = format!("mount -t tmpfs -o ro,mode=0700 none '{}'", state.display());
     if let Some(read_only) = store.eval_once_with_mounts(&mount) {
         Checkup::of(&read_only.args(["doctor", "--json"]))
@@ -395,6 +401,17 @@ fn a_state_folder_that_is_open_or_cannot_be_written_is_named_and_stays_so() {
         "failure",
         "is not a folder",
     );
+}
+
+#[test]
+fn a_setting_that_nix_refuses_is_not_taken_for_a_nix_that_does_not_work() {
+    let Some(store) = Store::new() else { return };
+    for (wrong, why) in [("garbage", "configuration line"), ("cores = x", "'cores'")] {
+        Checkup::of(&doctor(&store).env("NIX_CONFIG", wrong))
+            .has("nix", "failure", "refuses its settings: ")
+            .has("nix", "failure", why)
+            .mends("nix", "correct NIX_CONFIG");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::command_line::find_program;
 use crate::exit::Failure;
 use crate::fingerprint::fingerprint;
 use crate::nix::{StorePath, caches, version};
-use crate::store::StoreIdentity;
+use crate::store::{NoAnswer, StoreIdentity};
 
 /// The first version of Nix that this program works with.
 const OLDEST: (u32, u32) = (2, 8);
@@ -35,6 +35,12 @@ impl Doctor<'_> {
             };
             match self.store.version_of(self.supervisor, program)? {
                 Ok(version) => versions.push(version),
+                Err(NoAnswer::Because(why)) if is_about_settings(&why) => {
+                    return Ok(Outcome::failure(
+                        format!("{} refuses its settings: {why}", file.display()),
+                        "correct NIX_CONFIG, or the nix.conf that has it",
+                    ));
+                }
                 Err(why) => {
                     return Ok(Outcome::failure(
                         format!("{} is no Nix that works: {why}", file.display()),
@@ -263,6 +269,13 @@ impl Doctor<'_> {
         let folder = self.found.store.as_deref()?;
         folder.is_dir().then_some(folder)
     }
+}
+
+/// Whether Nix refuses a setting, or a line where one should be: in the words of 2.8, of 2.34, and of both.
+fn is_about_settings(message: &str) -> bool {
+    ["configuration line", "has invalid value"]
+        .iter()
+        .any(|words| message.contains(words))
 }
 
 /// How Nix uses a store.

@@ -81,6 +81,13 @@ impl Doctor<'_> {
                 format!("{} is open to other users of this host", folder.display()),
                 format!("{mend}; the next step or recording does so too"),
             ),
+            Ok(StateSight::Withheld { folder, mend }) => Outcome::warning(
+                format!(
+                    "{} has a mode that keeps this user from it",
+                    folder.display()
+                ),
+                format!("{mend}; the next step or recording does so too"),
+            ),
             Ok(StateSight::Missing) => Outcome::ok(format!(
                 "{shown} does not exist: the first step or recording makes it"
             )),
@@ -94,9 +101,12 @@ impl Doctor<'_> {
             Ok(folder) => folder.to_owned(),
             Err(outcome) => return Ok(outcome),
         };
-        if state::inspect(&folder).is_err() {
+        if matches!(
+            state::inspect(&folder),
+            Err(_) | Ok(StateSight::Withheld { .. })
+        ) {
             return Ok(Outcome::not_applicable(
-                "the state folder cannot be used: see `state-folder`",
+                "the state folder cannot be used as it is: see `state-folder`",
             ));
         }
         let trial = match TrialRoot::new(&folder) {

@@ -206,6 +206,11 @@ pub(super) fn is_open(folder: &Path, may_be_link: bool) -> Result<bool, Unusable
     Ok(metadata.permissions().mode() & 0o777 & !private::FOLDER != 0)
 }
 
+/// Whether a folder's mode keeps its own user from it.
+pub(super) fn is_withheld(folder: &Path) -> io::Result<bool> {
+    Ok(folder.metadata()?.permissions().mode() & private::FOLDER != private::FOLDER)
+}
+
 /// How a folder is closed to other users.
 pub(super) fn closed_by(folder: &Path) -> String {
     format!("run `chmod 0700 {}`", word(folder))

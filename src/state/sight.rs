@@ -22,6 +22,13 @@ pub enum StateSight {
         /// What closes it, as a part of a sentence that begins with a verb.
         mend: String,
     },
+    /// This folder of it has a mode that lets its own user not use it; the next step or recording sets that right.
+    Withheld {
+        /// The folder.
+        folder: PathBuf,
+        /// What sets it right, as a part of a sentence that begins with a verb.
+        mend: String,
+    },
 }
 
 /// Looks at the state folder by the rules of [`super::StateFolder::open`], and changes nothing.
@@ -48,6 +55,12 @@ pub fn inspect(folder: &Path) -> Result<StateSight, UnusableState> {
     for (part, may_be_link) in std::iter::once((folder, true)).chain(parts) {
         if place::is_open(part, may_be_link)? {
             return Ok(StateSight::Open {
+                folder: part.to_owned(),
+                mend: place::closed_by(part),
+            });
+        }
+        if place::is_withheld(part)? {
+            return Ok(StateSight::Withheld {
                 folder: part.to_owned(),
                 mend: place::closed_by(part),
             });
@@ -164,6 +177,22 @@ mod tests {
         }
         std::fs::write(outer.path().join("file"), "").unwrap();
         assert!(inspect(&outer.path().join("file")).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_its_own_user_cannot_use_is_named_until_it_is_opened() {
+        let outer = private::temporary_folder(Path::new("/tmp"), "eo").unwrap();
+        let state = outer.path().join("state");
+        StateFolder::open(&state).unwrap();
+        for mode in [0o000, 0o500] {
+            std::fs::set_permissions(&state, Permissions::from_mode(mode)).unwrap();
+            match inspect(&state).unwrap() {
+                StateSight::Withheld { folder, .. } => assert_eq!(folder, state),
+                other => panic!("{other:?}"),
+            }
+            StateFolder::open(&state).unwrap();
+            assert_eq!(inspect(&state).unwrap(), StateSight::Closed);
+        }
     }
 
     #[test]

@@ -94,7 +94,7 @@ pub(in crate::recording) fn hold(
             return Err(Failure::new(
                 Class::Infrastructure,
                 format_args!(
-                    "{}: its lock was not free for {seconds} s{holders}",
+                    "{}: {seconds} s were not enough to get its lock{holders}",
                     in_state()
                 ),
             ));
