@@ -22,9 +22,6 @@ use crate::support::{
 /// Another user of the host.
 const NEIGHBOUR: u32 = 65_531;
 
-/// What makes a state folder one that is not used.
-type Spoil = fn(&Plugin);
-
 /// The commit of the plugin.
 const COMMIT: &str = "0123456789012345678901234567890123456789";
 
