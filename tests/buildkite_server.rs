@@ -131,8 +131,8 @@ fn whatever_is_wrong_gets_a_whole_upload_refused() {
             "`/steps/1",
         ),
         (
-            wrong(json!({ "block": "now?" })),
-            "a `block` step is not played",
+            wrong(json!({ "input": "now?" })),
+            "a `input` step is not played",
         ),
     ];
     let pipelines: Vec<Value> = cases.iter().map(|(pipeline, _)| pipeline.clone()).collect();
