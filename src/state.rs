@@ -487,8 +487,8 @@ mod tests {
             (was_open, mode(&folder), folder.read_dir().unwrap().count())
         };
         for (of, files, why) in [
-            (0o1777, &[][..], "it is sticky"),
-            (0o1777, &["pins"], "it is sticky"),
+            (0o1777, &["pins"][..], "it is sticky"),
+            (0o1777, &["bin"], "it is sticky"),
             (0o755, &["hosts"], "has files that are not eval-once's"),
             (0o755, &["bin", "lib"], "has files that are not eval-once's"),
         ] {
@@ -499,6 +499,7 @@ mod tests {
         }
         for (of, files, was_open) in [
             (0o755, &[][..], true),
+            (0o1777, &[], true),
             (0o2775, &["pins"], true),
             (0o755, &["bin"], true),
             (0o755, &["lost+found", "bin"], true),

@@ -155,17 +155,21 @@ pub(super) fn check_use(folder: &Path) -> Result<(), UnusableState> {
     if !is_open(folder, true)? {
         return Ok(());
     }
+    let names: Vec<OsString> = folder
+        .read_dir()?
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    // A file system that was just mounted there, for one (`tmpfs` makes a sticky folder).
+    if names.is_empty() {
+        return Ok(());
+    }
     if is_sticky(folder)? {
         return Err(UnusableState::because(format_args!(
             "{} is for all users of this host: it is sticky",
             folder.display()
         )));
     }
-    let names: Vec<OsString> = folder
-        .read_dir()?
-        .flatten()
-        .map(|entry| entry.file_name())
-        .collect();
     let is_part = |name: &OsString| {
         PARTS.iter().any(|part| name == part) || COMMON.iter().any(|kind| name == kind.folder())
     };
