@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use ureq::config::RedirectAuthHeaders;
 use ureq::{Agent, Proxy};
 
@@ -65,7 +65,7 @@ pub struct PipelineName {
 }
 
 /// A build, as the API lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct RestBuild {
     /// Its id.
     pub id: String,
@@ -73,6 +73,9 @@ pub struct RestBuild {
     pub number: u64,
     /// Its state: `passed`, `running`, …
     pub state: String,
+    /// The pull request that it is of: maybe one of a fork, whose branch may have any name.
+    #[serde(default)]
+    pub pull_request: Option<IgnoredAny>,
 }
 
 /// An artifact of a build, as the API lists it.
@@ -105,14 +108,22 @@ impl Rest {
     pub fn new(api: &str, token: ApiToken, proxy: Option<&str>) -> Result<Self, Failure> {
         let api = api.trim_end_matches('/').to_owned();
         // A server on this host is none that somebody listens to on the way.
-        let is_here = ["http://127.0.0.1:", "http://localhost:", "http://[::1]:"];
-        let is_safe = api.starts_with("https://") || is_here.iter().any(|it| api.starts_with(it));
-        if !is_safe {
+        let is_here = |rest: &str| {
+            let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+            ["127.0.0.1", "localhost", "[::1]"].iter().any(|host| {
+                let port = authority
+                    .strip_prefix(host)
+                    .and_then(|it| it.strip_prefix(':'));
+                port.is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+            })
+        };
+        let is_here = api.strip_prefix("http://").is_some_and(is_here);
+        if !is_here && !api.starts_with("https://") {
             return Err(refuse(
                 "the address of Buildkite's REST API must begin with https://",
             ));
         }
-        let proxy = proxy.map(Proxy::new).transpose();
+        let proxy = proxy.filter(|_| !is_here).map(Proxy::new).transpose();
         // The address may hold a password, so it is not named.
         let proxy =
             proxy.map_err(|_| refuse("the address of the proxy for https makes no sense"))?;
@@ -200,8 +211,12 @@ impl Rest {
     fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         let text = self.text(path)?;
         serde_json::from_str(&text).map_err(|error| {
-            let message =
-                format_args!("Buildkite's answer to GET {path} is not as expected: {error}");
+            // The error repeats values, and a server that answers oddly may repeat the token.
+            let message = format_args!(
+                "Buildkite's answer to GET {path} is not as expected, at line {} column {}",
+                error.line(),
+                error.column()
+            );
             Failure::new(Class::Infrastructure, message)
         })
     }
@@ -266,6 +281,7 @@ mod tests {
             "http://api.buildkite.com/v2",
             "http://127.0.0.1.example.com/",
             "http://localhost@example.com",
+            "http://127.0.0.1:1@example.com:80/v2",
             "ftp://x",
             "",
         ] {

@@ -1,8 +1,8 @@
 //! A recording that is stopped, or fails on the way: what it leaves, and how a retry goes on with that.
 
 use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
+    fs::{self, DirBuilder},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::PathBuf,
     process::Command,
     thread,
@@ -490,7 +490,12 @@ fn a_full_disk_is_said_and_changes_no_status() {
     let Some(scene) = Scene::new() else { return };
     let state = scene.store.our_state();
     let written = state.join("temporary");
-    fs::create_dir_all(&written).unwrap();
+    // Closed, as the program makes it.
+    DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(&written)
+        .unwrap();
     // So small that what was found does not fit beside what fills it.
     let script = format!(
         "mount -t tmpfs -o size=64k none {written} && head -c 1000000 /dev/zero >{written}/full; true",

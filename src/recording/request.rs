@@ -312,6 +312,12 @@ impl RecordingRequest {
             string(value).map(key_prefix)
         })?;
         let phases = reader.take("phases", "a list of `build` and `release`", phases)?;
+        if batch.is_some() && phases.is_some_and(|phases| !(phases.build && phases.release)) {
+            return Err(
+                refuse("`batch` cannot be combined with one of the `phases`: the other recording may make other batches")
+                    .hint("leave out `batch`, or record both phases at once"),
+            );
+        }
         let emit = reader.choice("emit", [("plugin", true), ("command", false)])?;
         let named = reader.take("plugin", "a plugin's reference", |value| {
             string(value).filter(|text| !text.trim().is_empty()).map(Ok)

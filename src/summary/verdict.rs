@@ -40,9 +40,9 @@ impl BuildVerdict {
         }
     }
 
-    /// How many targets failed, for programs.
+    /// How many targets failed, for programs; those without a known outcome count: 0 says that all is good.
     pub(super) fn failed(&self) -> usize {
-        self.failed.len()
+        self.failed.len() + self.unknown.len()
     }
 
     /// What is not green, in one sentence; none where everything is.
@@ -147,7 +147,7 @@ mod tests {
         ]);
         data.unreadable = 1;
         let verdict = BuildVerdict::of(&Rows::new(&data));
-        assert_eq!(verdict.failed(), 3);
+        assert_eq!(verdict.failed(), 4);
         assert_eq!(
             verdict.sentence().unwrap(),
             "3 targets failed: red, behind, failing; 1 target without a known outcome: silent; 1 recording cannot be read"

@@ -13,6 +13,7 @@ use crate::recording::pipeline::edges::Edges;
 use crate::recording::pipeline::limits::JOBS_AT_MOST;
 use crate::recording::pipeline::placed_step::PlacedStep;
 use crate::recording::{AttrError, RecordingRequest, SkipStyle, Target};
+use crate::secrets::redacted;
 
 /// A step as its maker made it; none where its target is refused.
 type Draft = Result<UnlinkedStep, ()>;
@@ -32,7 +33,7 @@ pub(super) fn drafts(
         drafts.push(maker.target(target, skip).map_err(|message| {
             refused.push(AttrError {
                 attr: target.attr.clone(),
-                message: Some(message),
+                message: Some(redacted(&message).into_owned()),
             });
         }));
     }

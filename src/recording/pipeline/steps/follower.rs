@@ -137,7 +137,7 @@ impl StepMaker<'_> {
             block: shortened(&inert(&question), LABEL_AT_MOST),
             key: confirm_key,
             depends_on: Vec::new(),
-            more: ["if", "branches"]
+            more: ["if", "branches", "allow_dependency_failure"]
                 .into_iter()
                 .filter_map(|name| Some((name.to_owned(), step.more.get(name)?.clone())))
                 .collect(),

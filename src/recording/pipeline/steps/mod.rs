@@ -37,6 +37,7 @@ use crate::keys::Keys;
 use crate::nix::{AttrPath, DrvPath};
 use crate::recording::errors::ErrorLists;
 use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle, Target};
+use crate::secrets::redacted;
 
 pub(super) use self::labels::group;
 pub(in crate::recording) use self::record::{share_keys, source};
@@ -196,7 +197,7 @@ pub(in crate::recording) fn steps(
                 Err(message) => {
                     let error = AttrError {
                         attr: follower.attr(),
-                        message: Some(message),
+                        message: Some(redacted(&message).into_owned()),
                     };
                     planned.push(PlacedStep::new(maker.refused(&error)?, None));
                     errors.refused.push(error);
