@@ -311,6 +311,8 @@ esac
         target(&["docs"], "passed"),
         target(&["old"], "skipped"),
         target(&["cli"], "evaluation-error"),
+        // By a `skip` of its own.
+        target(&["off"], "not-run"),
     ];
     let said = run("2", &json!({ "targets": targets }));
     assert!(said.contains("Verified=-1"), "{said}");
