@@ -498,7 +498,7 @@ fn a_full_disk_is_said_and_changes_no_status() {
         .unwrap();
     // So small that what was found does not fit beside what fills it.
     let script = format!(
-        "mount -t tmpfs -o size=64k none {written} && head -c 1000000 /dev/zero >{written}/full; true",
+        "mount -t tmpfs -o size=64k,mode=700 none {written} && head -c 1000000 /dev/zero >{written}/full; true",
         written = written.display()
     );
     let Some(mounted) = scene.store.eval_once_with_mounts(&script) else {
