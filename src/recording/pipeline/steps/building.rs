@@ -2,12 +2,14 @@
 
 use std::collections::HashSet;
 
+use serde_json::Value;
+
 use super::batches::Batches;
 use super::labels::group;
 use super::maker::{StepMaker, UnlinkedStep};
 use super::step_key::{StepKeys, batch_key, shared_key};
 use super::{Records, SharedStep, TargetStep};
-use crate::buildkite::pipeline::Dependency;
+use crate::buildkite::pipeline::{CommandStep, Dependency};
 use crate::exit::Failure;
 use crate::recording::pipeline::edges::Edges;
 use crate::recording::pipeline::limits::JOBS_AT_MOST;
@@ -166,23 +168,40 @@ impl<'a> Building<'a> {
         })
     }
 
-    /// What a step waits for that waits for all targets: those that no other target waits for, and the red steps of errors.
+    /// What a step waits for that waits for all targets: the red steps of errors, and the targets, without those that another one
+    /// waits for which passes their failure on. Called before any step is taken.
     pub(super) fn behind_all(&self, red: &[PlacedStep]) -> Vec<String> {
-        let targets = &self.places[..self.records.targets.len()];
-        let building = targets.iter().filter(|target| target.skip.is_none());
+        let targets = self.places[..self.records.targets.len()].iter();
+        let targets = targets.zip(&self.drafts);
+        let building = targets.filter(|(place, _)| place.skip.is_none());
         let waited_for: HashSet<&String> = building
             .clone()
-            .filter(|target| !target.runs_anyway)
-            .flat_map(|target| &target.depends_on)
+            .filter(|(place, draft)| {
+                !place.runs_anyway && draft.as_ref().is_some_and(|it| passes_failure_on(&it.step))
+            })
+            .flat_map(|(place, _)| &place.depends_on)
             // What waits for a batch runs also where that is red.
             .filter(|key| !self.batch_keys.contains(*key))
             .collect();
         let red = red.iter().map(|planned| &planned.step.key);
-        let last = building.map(|target| &target.key);
+        let last = building.map(|(place, _)| &place.key);
         let mut seen = HashSet::new();
         let all = red.chain(last.filter(|key| !waited_for.contains(key)));
         all.filter(|key| seen.insert(*key)).cloned().collect()
     }
+}
+
+/// Whether what waits for this step never runs where a step has failed, or has not ended, that this one waits for. Of a step that
+/// does not run, nobody knows what it waited for.
+fn passes_failure_on(step: &CommandStep) -> bool {
+    let runs_always = ["if", "if_changed", "branches"]
+        .iter()
+        .all(|name| !step.more.contains_key(*name));
+    let takes_failures = ["allow_dependency_failure", "soft_fail"]
+        .iter()
+        .filter_map(|name| step.more.get(*name))
+        .any(|value| !matches!(value.as_str(), Some("false")) && *value != Value::Bool(false));
+    step.may_run() && runs_always && !takes_failures
 }
 
 /// Puts dependencies of ours before a user's.

@@ -134,6 +134,44 @@ fn a_step_waits_for_its_target_for_all_or_for_nothing() {
 }
 
 #[test]
+fn a_release_waits_for_each_target_whose_failure_nothing_passes_on() {
+    let release = json!({ "release": { "command": "x", "after": "all" } });
+    let waits = |top: &Value| {
+        let mut top_target = target_wishing(2, top);
+        top_target.attr = path(&["top"]);
+        let targets = [
+            followed(0, &["web"], &release),
+            target(1, &["app"]),
+            top_target,
+        ];
+        let edges = edges_between(&targets, &[(2, 1)]);
+        let planned = make(&targets, &edges, &[], &by_attr()).unwrap();
+        let waits = written(&planned)["nix-web-release"]["depends_on"].clone();
+        let mut waits: Vec<String> = serde_json::from_value(waits).unwrap();
+        waits.sort();
+        waits
+    };
+    for hides in [
+        json!({ "skip": true }),
+        json!({ "skip": "later" }),
+        json!({ "if": "false" }),
+        json!({ "if_changed": "docs/**" }),
+        json!({ "branches": "main" }),
+        json!({ "allow_dependency_failure": true }),
+        json!({ "soft_fail": [{ "exit_status": 1 }] }),
+    ] {
+        assert_eq!(waits(&hides), ["nix-app", "nix-top", "nix-web"], "{hides}");
+    }
+    for passes_on in [
+        json!({}),
+        json!({ "skip": false, "allow_dependency_failure": false, "soft_fail": false }),
+        json!({ "priority": 1 }),
+    ] {
+        assert_eq!(waits(&passes_on), ["nix-top", "nix-web"], "{passes_on}");
+    }
+}
+
+#[test]
 fn what_follows_a_skipped_target_waits_for_nothing_and_may_be_left_out() {
     let targets = [
         target(0, &["other"]),
