@@ -381,10 +381,14 @@ impl PlannedPipeline {
             .map(|planned| planned.step.key.as_str())
             .collect();
         let runs = |key: String| running.contains(key.as_str());
+        let refused = self.errors.refused.iter();
+        let refused: HashSet<&AttrPath> = refused.map(|error| &error.attr).collect();
         let mut drvs = BTreeSet::new();
         for (target, step) in targets.iter().zip(&self.targets) {
+            // Its red step may have the target's key.
+            let realises = !refused.contains(&target.attr);
             let batch = step.report.is_some().then(|| step.key.clone());
-            if runs(batch.unwrap_or_else(|| self.keys.target(target))) {
+            if realises && runs(batch.unwrap_or_else(|| self.keys.target(target))) {
                 drvs.insert(&target.drv);
             }
             for follower in &target.followers {

@@ -159,6 +159,8 @@ fn a_release_waits_for_each_target_whose_failure_nothing_passes_on() {
         json!({ "branches": "main" }),
         json!({ "allow_dependency_failure": true }),
         json!({ "soft_fail": [{ "exit_status": 1 }] }),
+        // It is refused, and its red step, with the target's key, waits for nothing.
+        json!({ "comand": "x" }),
     ] {
         assert_eq!(waits(&hides), ["nix-app", "nix-top", "nix-web"], "{hides}");
     }
@@ -169,6 +171,28 @@ fn a_release_waits_for_each_target_whose_failure_nothing_passes_on() {
     ] {
         assert_eq!(waits(&passes_on), ["nix-top", "nix-web"], "{passes_on}");
     }
+}
+
+#[test]
+fn what_waits_for_a_target_by_its_key_finds_it_where_it_is_refused() {
+    let targets = [target_wishing(0, &json!({ "comand": "x" }))];
+    let planned = make(&targets, &no_edges(&targets), &[], &by_attr()).unwrap();
+    assert_eq!(planned.targets[0].key, "nix-p-t0");
+    assert_eq!(planned.steps[0].step.key, "nix-p-t0");
+    let refused: Vec<_> = planned.errors.refused.iter().map(|it| &it.attr).collect();
+    assert_eq!(refused, [&targets[0].attr]);
+    assert!(
+        planned.drvs_of_steps(&targets).is_empty(),
+        "its step realises nothing"
+    );
+    let by_drv = RecordingRequest {
+        key_style: KeyStyle::Drv,
+        ..by_attr()
+    };
+    let planned = make(&targets, &no_edges(&targets), &[], &by_drv).unwrap();
+    let key = &planned.steps[0].step.key;
+    assert!(key.starts_with("nix-attr-"), "{key}");
+    assert_eq!(planned.targets[0].key, *key);
 }
 
 #[test]
