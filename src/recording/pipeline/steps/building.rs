@@ -52,6 +52,8 @@ pub(super) struct Building<'a> {
     /// Those that were not taken yet.
     drafts: Vec<Option<UnlinkedStep>>,
     batches: Batches,
+    /// Which of them do not run: their targets are skipped, or say so themselves.
+    are_skipped: Vec<bool>,
     /// The keys of the steps that are batches.
     batch_keys: HashSet<String>,
     /// The place of each target and, behind them, of each shared derivation.
@@ -78,6 +80,7 @@ impl<'a> Building<'a> {
             records: *records,
             maker,
             request,
+            are_skipped: drafts.iter().map(is_skipped).collect(),
             drafts: drafts.into_iter().map(Result::ok).collect(),
             order: batches.order(&edges),
             batch_keys: batch_keys(&places),
@@ -89,6 +92,11 @@ impl<'a> Building<'a> {
     /// The targets and shared derivations, by their numbers: dependencies first.
     pub(super) fn order(&self) -> Vec<usize> {
         self.order.clone()
+    }
+
+    /// Whether a target has no step that runs, because it is skipped or its step says `skip`.
+    pub(super) fn is_skipped(&self, i: usize) -> bool {
+        self.are_skipped[i]
     }
 
     /// The place of a target.
@@ -189,6 +197,12 @@ impl<'a> Building<'a> {
         let all = red.chain(last.filter(|key| !waited_for.contains(key)));
         all.filter(|key| seen.insert(*key)).cloned().collect()
     }
+}
+
+/// Whether a target is skipped, or its step says `skip`.
+fn is_skipped(draft: &Draft) -> bool {
+    let draft = draft.as_ref();
+    draft.is_ok_and(|draft| draft.skip.is_some() || !draft.step.may_run())
 }
 
 /// Whether what waits for this step never runs where a step has failed, or has not ended, that this one waits for. Of a step that

@@ -171,13 +171,13 @@ pub(in crate::recording) fn steps(
         let Some(target) = records.targets.get(i) else {
             continue;
         };
-        let place = building.place(i);
         if !request.phases.release {
             continue;
         }
+        let own_key = (!building.is_skipped(i)).then(|| building.place(i).key.as_str());
         for follower in &target.followers {
             match maker.follower(target, follower) {
-                Ok(step) if step.unless_skipped && place.skip.is_some() => {}
+                Ok(step) if step.unless_skipped && own_key.is_none() => {}
                 Ok(step) => {
                     followers.push(PlannedFollower {
                         attr: follower.owner.clone(),
@@ -191,7 +191,7 @@ pub(in crate::recording) fn steps(
                         After::Target | After::Nothing => &mut planned,
                     };
                     let group = group(&target.attr, request.group_by);
-                    steps.push(follower_step(step, place, &behind_all, group));
+                    steps.push(follower_step(step, own_key, &behind_all, group));
                 }
                 Err(message) => {
                     let error = AttrError {
@@ -230,29 +230,26 @@ pub(in crate::recording) fn steps(
     })
 }
 
-/// A step that follows a target, in its place. A target that is skipped has its outputs somewhere, so that nothing is waited for.
+/// A step that follows a target, in its place. A target that is skipped has its outputs somewhere, or none are wanted, so that it has
+/// no key that is waited for.
 fn follower_step(
     follower: FollowerStep,
-    target: &TargetStep,
+    target: Option<&str>,
     behind_all: &[String],
     group: Option<String>,
 ) -> PlacedStep {
-    let own = match target.skip {
-        None => std::slice::from_ref(&target.key),
-        Some(_) => &[],
-    };
-    let waits = match follower.after {
-        After::Target => own,
-        After::All => behind_all,
-        After::Nothing => &[],
+    let waits: Vec<&str> = match follower.after {
+        After::Target => target.into_iter().collect(),
+        After::All => behind_all.iter().map(String::as_str).collect(),
+        After::Nothing => Vec::new(),
     };
     let allow_failure = follower.always.then(|| true.into());
     let waits: Vec<Dependency> = waits
-        .iter()
+        .into_iter()
         .map(|key| match &allow_failure {
-            None => Dependency::Key(key.clone()),
+            None => Dependency::Key(key.to_owned()),
             Some(_) => Dependency::Step {
-                step: key.clone(),
+                step: key.to_owned(),
                 allow_failure: allow_failure.clone(),
             },
         })

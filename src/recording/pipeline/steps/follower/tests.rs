@@ -196,6 +196,59 @@ fn what_waits_for_a_target_by_its_key_finds_it_where_it_is_refused() {
 }
 
 #[test]
+fn what_always_runs_is_not_cancelled_as_the_build_fails_unless_it_says_so_itself() {
+    let targets = [followed(
+        1,
+        &["app"],
+        &json!({
+            "often": { "command": "x" },
+            "always": { "command": "x", "always": true, "confirm": "Now?" },
+            "own": { "command": "x", "always": true, "buildkite": { "cancel_on_build_failing": true } },
+        }),
+    )];
+    let request = RecordingRequest {
+        step: keys(&json!({ "cancel_on_build_failing": true, "priority": 1 })),
+        ..by_attr()
+    };
+    let made = made(&targets, &request);
+    let of = |key: &str| made[key].get("cancel_on_build_failing").cloned();
+    assert_eq!(of("nix-app"), Some(true.into()));
+    assert_eq!(of("nix-app-often"), Some(true.into()));
+    assert_eq!(of("nix-app-always"), None);
+    assert_eq!(made["nix-app-always"]["priority"], 1);
+    assert_eq!(of("nix-app-own"), Some(true.into()));
+}
+
+#[test]
+fn a_target_with_a_skip_of_its_own_is_skipped_for_what_follows_it() {
+    let steps = json!({
+        "a": { "command": "x" },
+        "b": { "run": true, "needs-output": true },
+        "c": { "command": "x", "unless-skipped": true },
+        "d": { "command": "x", "unless-skipped": true, "after": "all" },
+    });
+    for (skip, is_skipped) in [
+        (json!({ "skip": true }), true),
+        (json!({ "skip": "later" }), true),
+        (json!({ "skip": false }), false),
+    ] {
+        let mut target = followed(1, &["app"], &steps);
+        target.meta.buildkite = Some(keys(&skip));
+        let made = made(&[target], &by_attr());
+        assert_eq!(made.contains_key("nix-app-c"), !is_skipped, "{skip}");
+        assert_eq!(made.contains_key("nix-app-d"), !is_skipped, "{skip}");
+        let waits = if is_skipped {
+            json!([])
+        } else {
+            json!(["nix-app"])
+        };
+        for key in ["nix-app-a", "nix-app-b"] {
+            assert_eq!(made[key]["depends_on"], waits, "{key} {skip}");
+        }
+    }
+}
+
+#[test]
 fn what_follows_a_skipped_target_waits_for_nothing_and_may_be_left_out() {
     let targets = [
         target(0, &["other"]),
@@ -328,7 +381,19 @@ fn a_mistake_is_a_red_step_in_its_place_and_the_target_is_built() {
         (json!({ "command": " " }), "`command` is \" \""),
         (
             json!({ "command": "x", "afer": "all" }),
-            "`afer` is not a key of a step that follows",
+            "`afer` is not a key of a step that follows a target: did you mean `after`? (the keys of a step",
+        ),
+        (
+            json!({ "command": "x", "needsOutput": true }),
+            "`needsOutput` is not a key of a step that follows a target: did you mean `needs-output`? (",
+        ),
+        (
+            json!({ "command": "x", "phase": "release" }),
+            "`phase` is not a key of a step that follows a target: the keys of a step that follows a target are run, ",
+        ),
+        (
+            json!({ "command": "x", "alwaysRun": true }),
+            "`alwaysRun` is not a key of a step that follows a target: did you mean `always`? (",
         ),
         (
             json!({ "command": "x", "after": "some" }),
