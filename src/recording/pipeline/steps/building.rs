@@ -2,12 +2,14 @@
 
 use std::collections::HashSet;
 
+use serde_json::Value;
+
 use super::batches::Batches;
 use super::labels::group;
 use super::maker::{StepMaker, UnlinkedStep};
 use super::step_key::{StepKeys, batch_key, shared_key};
 use super::{Records, SharedStep, TargetStep};
-use crate::buildkite::pipeline::Dependency;
+use crate::buildkite::pipeline::{CommandStep, Dependency};
 use crate::exit::Failure;
 use crate::recording::pipeline::edges::Edges;
 use crate::recording::pipeline::limits::JOBS_AT_MOST;
@@ -51,6 +53,8 @@ pub(super) struct Building<'a> {
     /// Those that were not taken yet.
     drafts: Vec<Option<UnlinkedStep>>,
     batches: Batches,
+    /// Which of them do not run: their targets are skipped, or say so themselves.
+    are_skipped: Vec<bool>,
     /// The keys of the steps that are batches.
     batch_keys: HashSet<String>,
     /// The place of each target and, behind them, of each shared derivation.
@@ -77,6 +81,7 @@ impl<'a> Building<'a> {
             records: *records,
             maker,
             request,
+            are_skipped: drafts.iter().map(is_skipped).collect(),
             drafts: drafts.into_iter().map(Result::ok).collect(),
             order: batches.order(&edges),
             batch_keys: batch_keys(&places),
@@ -88,6 +93,11 @@ impl<'a> Building<'a> {
     /// The targets and shared derivations, by their numbers: dependencies first.
     pub(super) fn order(&self) -> Vec<usize> {
         self.order.clone()
+    }
+
+    /// Whether a target has no step that runs, because it is skipped or its step says `skip`.
+    pub(super) fn is_skipped(&self, i: usize) -> bool {
+        self.are_skipped[i]
     }
 
     /// The place of a target.
@@ -167,23 +177,46 @@ impl<'a> Building<'a> {
         })
     }
 
-    /// What a step waits for that waits for all targets: those that no other target waits for, and the red steps of errors.
+    /// What a step waits for that waits for all targets: the red steps of errors, and the targets, without those that another one
+    /// waits for which passes their failure on. Called before any step is taken.
     pub(super) fn behind_all(&self, red: &[PlacedStep]) -> Vec<String> {
-        let targets = &self.places[..self.records.targets.len()];
-        let building = targets.iter().filter(|target| target.skip.is_none());
+        let targets = self.places[..self.records.targets.len()].iter();
+        let targets = targets.zip(&self.drafts);
+        let building = targets.filter(|(place, _)| place.skip.is_none());
         let waited_for: HashSet<&String> = building
             .clone()
-            .filter(|target| !target.runs_anyway)
-            .flat_map(|target| &target.depends_on)
+            .filter(|(place, draft)| {
+                !place.runs_anyway && draft.as_ref().is_some_and(|it| passes_failure_on(&it.step))
+            })
+            .flat_map(|(place, _)| &place.depends_on)
             // What waits for a batch runs also where that is red.
             .filter(|key| !self.batch_keys.contains(*key))
             .collect();
         let red = red.iter().map(|planned| &planned.step.key);
-        let last = building.map(|target| &target.key);
+        let last = building.map(|(place, _)| &place.key);
         let mut seen = HashSet::new();
         let all = red.chain(last.filter(|key| !waited_for.contains(key)));
         all.filter(|key| seen.insert(*key)).cloned().collect()
     }
+}
+
+/// Whether a target is skipped, or its step says `skip`.
+fn is_skipped(draft: &Draft) -> bool {
+    let draft = draft.as_ref();
+    draft.is_ok_and(|draft| draft.skip.is_some() || !draft.step.may_run())
+}
+
+/// Whether what waits for this step never runs where a step has failed, or has not ended, that this one waits for. Of a step that
+/// does not run, nobody knows what it waited for.
+fn passes_failure_on(step: &CommandStep) -> bool {
+    let runs_always = ["if", "if_changed", "branches"]
+        .iter()
+        .all(|name| !step.more.contains_key(*name));
+    let takes_failures = ["allow_dependency_failure", "soft_fail"]
+        .iter()
+        .filter_map(|name| step.more.get(*name))
+        .any(|value| !matches!(value.as_str(), Some("false")) && *value != Value::Bool(false));
+    step.may_run() && runs_always && !takes_failures
 }
 
 /// Puts dependencies of ours before a user's.

@@ -8,7 +8,9 @@ use super::labels::{attr_name, inert, label};
 use super::maker::{StepMaker, add_outputs};
 use super::record::size;
 use super::retry::infrastructure_rules;
-use super::wishes::{BuildWishes, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes};
+use super::wishes::{
+    BuildWishes, FOR_NO_ALWAYS, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, with_hint,
+};
 use crate::buildkite::pipeline::{BlockStep, CommandStep};
 use crate::exit::Failure;
 use crate::keys::table::KeyOwner;
@@ -113,8 +115,9 @@ impl StepMaker<'_> {
             &doing,
             wishes.needs_output,
         )?;
+        let not_for_this: &[&str] = if wishes.always { &FOR_NO_ALWAYS } else { &[] };
         self.step
-            .without(&[&FOR_TARGETS, &FOR_OUTPUTS])
+            .without(&[&FOR_TARGETS, &FOR_OUTPUTS, not_for_this])
             .merge_into(&mut step);
         match &doing {
             FollowerTask::Run(_, run) => self.merge_agents(&mut step, &run.system, &run.features),
@@ -208,7 +211,7 @@ impl StepMaker<'_> {
             reader.finish(KeyOwner::Follower)?;
             Ok(wishes)
         };
-        read().map_err(|failure| failure.to_string())
+        read().map_err(|failure| with_hint(&failure))
     }
 
     /// The step before any wishes: of our own where something is realised, else a plain one.

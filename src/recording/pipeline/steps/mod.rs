@@ -172,13 +172,13 @@ pub(in crate::recording) fn steps(
         let Some(target) = records.targets.get(i) else {
             continue;
         };
-        let place = building.place(i);
         if !request.phases.release {
             continue;
         }
+        let own_key = (!building.is_skipped(i)).then(|| building.place(i).key.as_str());
         for follower in &target.followers {
             match maker.follower(target, follower) {
-                Ok(step) if step.unless_skipped && place.skip.is_some() => {}
+                Ok(step) if step.unless_skipped && own_key.is_none() => {}
                 Ok(step) => {
                     followers.push(PlannedFollower {
                         attr: follower.owner.clone(),
@@ -192,7 +192,7 @@ pub(in crate::recording) fn steps(
                         After::Target | After::Nothing => &mut planned,
                     };
                     let group = group(&target.attr, request.group_by);
-                    steps.push(follower_step(step, place, &behind_all, group));
+                    steps.push(follower_step(step, own_key, &behind_all, group));
                 }
                 Err(message) => {
                     let error = AttrError {
@@ -231,29 +231,26 @@ pub(in crate::recording) fn steps(
     })
 }
 
-/// A step that follows a target, in its place. A target that is skipped has its outputs somewhere, so that nothing is waited for.
+/// A step that follows a target, in its place. A target that is skipped has its outputs somewhere, or none are wanted, so that it has
+/// no key that is waited for.
 fn follower_step(
     follower: FollowerStep,
-    target: &TargetStep,
+    target: Option<&str>,
     behind_all: &[String],
     group: Option<String>,
 ) -> PlacedStep {
-    let own = match target.skip {
-        None => std::slice::from_ref(&target.key),
-        Some(_) => &[],
-    };
-    let waits = match follower.after {
-        After::Target => own,
-        After::All => behind_all,
-        After::Nothing => &[],
+    let waits: Vec<&str> = match follower.after {
+        After::Target => target.into_iter().collect(),
+        After::All => behind_all.iter().map(String::as_str).collect(),
+        After::Nothing => Vec::new(),
     };
     let allow_failure = follower.always.then(|| true.into());
     let waits: Vec<Dependency> = waits
-        .iter()
+        .into_iter()
         .map(|key| match &allow_failure {
-            None => Dependency::Key(key.clone()),
+            None => Dependency::Key(key.to_owned()),
             Some(_) => Dependency::Step {
-                step: key.clone(),
+                step: key.to_owned(),
                 allow_failure: allow_failure.clone(),
             },
         })
@@ -382,10 +379,14 @@ impl PlannedPipeline {
             .map(|planned| planned.step.key.as_str())
             .collect();
         let runs = |key: String| running.contains(key.as_str());
+        let refused = self.errors.refused.iter();
+        let refused: HashSet<&AttrPath> = refused.map(|error| &error.attr).collect();
         let mut drvs = BTreeSet::new();
         for (target, step) in targets.iter().zip(&self.targets) {
+            // Its red step may have the target's key.
+            let realises = !refused.contains(&target.attr);
             let batch = step.report.is_some().then(|| step.key.clone());
-            if runs(batch.unwrap_or_else(|| self.keys.target(target))) {
+            if realises && runs(batch.unwrap_or_else(|| self.keys.target(target))) {
                 drvs.insert(&target.drv);
             }
             for follower in &target.followers {

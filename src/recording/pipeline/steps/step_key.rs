@@ -74,7 +74,12 @@ impl KeyHolder {
 
 /// The keys of a recording's steps: no two the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(in crate::recording) struct StepKeys(BTreeMap<KeyHolder, String>);
+pub(in crate::recording) struct StepKeys {
+    keys: BTreeMap<KeyHolder, String>,
+    /// Whether they are those of attributes, so that what waits for a target waits for it also where that is refused.
+    by_attr: bool,
+    prefix: String,
+}
 
 /// A key as it is wanted: behind the key of another one, or by itself.
 struct Wanted {
@@ -124,33 +129,43 @@ impl StepKeys {
             let holder = KeyHolder::Error(attr.clone());
             wanted.push(by_itself(holder, error_text(attr, request)));
         }
-        Self(settled(&wanted))
+        Self {
+            keys: settled(&wanted),
+            by_attr: request.key_style == KeyStyle::Attr,
+            prefix: request.key_prefix.clone(),
+        }
     }
 
     /// The key of a target's step.
     pub(in crate::recording) fn target(&self, target: &Target) -> String {
-        let key = self.0.get(&KeyHolder::Target(target.attr.clone()));
+        let key = self.keys.get(&KeyHolder::Target(target.attr.clone()));
         key.cloned()
             .unwrap_or_else(|| format!("drv-{}", target.drv.as_store_path().hash()))
     }
 
-    /// The key of an attribute's error step; of a target or a step that is refused, its own.
+    /// The key of an attribute's error step; of a step that is refused, its own, and so of a target with `keys: attr`.
     pub(in crate::recording) fn error(&self, attr: &AttrPath) -> String {
+        let of_target = || {
+            let key = self.keys.get(&KeyHolder::Target(attr.clone()));
+            key.filter(|_| self.by_attr)
+        };
         let key = self
-            .0
+            .keys
             .get(&KeyHolder::Error(attr.clone()))
-            .or_else(|| self.0.get(&KeyHolder::Follower(attr.clone())));
-        key.cloned().unwrap_or_else(|| error_key(attr))
+            .or_else(|| self.keys.get(&KeyHolder::Follower(attr.clone())))
+            .or_else(of_target);
+        key.cloned()
+            .unwrap_or_else(|| format!("{}{}", self.prefix, error_key(attr)))
     }
 
     /// Whether this is the attribute path of a step that follows a target.
     pub(super) fn is_follower(&self, attr: &AttrPath) -> bool {
-        self.0.contains_key(&KeyHolder::Follower(attr.clone()))
+        self.keys.contains_key(&KeyHolder::Follower(attr.clone()))
     }
 
     /// The key of a step that follows a target, and that of the question before it.
     pub(super) fn follower(&self, attr: &AttrPath) -> (String, String) {
-        let key = |holder| self.0.get(&holder).cloned().unwrap_or_default();
+        let key = |holder| self.keys.get(&holder).cloned().unwrap_or_default();
         (
             key(KeyHolder::Follower(attr.clone())),
             key(KeyHolder::Confirm(attr.clone())),

@@ -34,6 +34,9 @@ pub(super) const FOR_ONE_OF_MANY: [&str; 4] = [
 /// The wishes that do not concern a summary that fails where a target did: it is a check that is required.
 pub(super) const FOR_NO_CHECK: [&str; 1] = ["soft_fail"];
 
+/// The wishes that do not concern a step that runs also where a target has failed: it would be cancelled as the build fails.
+pub(super) const FOR_NO_ALWAYS: [&str; 1] = ["cancel_on_build_failing"];
+
 /// Wished properties of a step, each in the one spelling that is merged.
 #[derive(Debug, Clone, Default)]
 pub(super) struct StepWishes {
@@ -180,7 +183,15 @@ pub(super) fn build_wishes(keys: &Keys, request: &RecordingRequest) -> Result<Bu
         };
         Ok(BuildWishes { keys, fallback })
     };
-    read().map_err(|failure: Failure| failure.to_string())
+    read().map_err(|failure| with_hint(&failure))
+}
+
+/// What is wrong with the keys of a target, and what to do about it: a red step has one sentence.
+pub(super) fn with_hint(failure: &Failure) -> String {
+    match &failure.hint {
+        Some(hint) => format!("{failure}: {hint}"),
+        None => failure.to_string(),
+    }
 }
 
 /// Merges `value` into `map` under `key`: maps deeply, anything else replaces.

@@ -134,6 +134,121 @@ fn a_step_waits_for_its_target_for_all_or_for_nothing() {
 }
 
 #[test]
+fn a_release_waits_for_each_target_whose_failure_nothing_passes_on() {
+    let release = json!({ "release": { "command": "x", "after": "all" } });
+    let waits = |top: &Value| {
+        let mut top_target = target_wishing(2, top);
+        top_target.attr = path(&["top"]);
+        let targets = [
+            followed(0, &["web"], &release),
+            target(1, &["app"]),
+            top_target,
+        ];
+        let edges = edges_between(&targets, &[(2, 1)]);
+        let planned = make(&targets, &edges, &[], &by_attr()).unwrap();
+        let waits = written(&planned)["nix-web-release"]["depends_on"].clone();
+        let mut waits: Vec<String> = serde_json::from_value(waits).unwrap();
+        waits.sort();
+        waits
+    };
+    for hides in [
+        json!({ "skip": true }),
+        json!({ "skip": "later" }),
+        json!({ "if": "false" }),
+        json!({ "if_changed": "docs/**" }),
+        json!({ "branches": "main" }),
+        json!({ "allow_dependency_failure": true }),
+        json!({ "soft_fail": [{ "exit_status": 1 }] }),
+        // It is refused, and its red step, with the target's key, waits for nothing.
+        json!({ "comand": "x" }),
+    ] {
+        assert_eq!(waits(&hides), ["nix-app", "nix-top", "nix-web"], "{hides}");
+    }
+    for passes_on in [
+        json!({}),
+        json!({ "skip": false, "allow_dependency_failure": false, "soft_fail": false }),
+        json!({ "priority": 1 }),
+    ] {
+        assert_eq!(waits(&passes_on), ["nix-top", "nix-web"], "{passes_on}");
+    }
+}
+
+#[test]
+fn what_waits_for_a_target_by_its_key_finds_it_where_it_is_refused() {
+    let targets = [target_wishing(0, &json!({ "comand": "x" }))];
+    let planned = make(&targets, &no_edges(&targets), &[], &by_attr()).unwrap();
+    assert_eq!(planned.targets[0].key, "nix-p-t0");
+    assert_eq!(planned.steps[0].step.key, "nix-p-t0");
+    let refused: Vec<_> = planned.errors.refused.iter().map(|it| &it.attr).collect();
+    assert_eq!(refused, [&targets[0].attr]);
+    assert!(
+        planned.drvs_of_steps(&targets).is_empty(),
+        "its step realises nothing"
+    );
+    let by_drv = RecordingRequest {
+        key_style: KeyStyle::Drv,
+        ..by_attr()
+    };
+    let planned = make(&targets, &no_edges(&targets), &[], &by_drv).unwrap();
+    let key = &planned.steps[0].step.key;
+    assert!(key.starts_with("nix-attr-"), "{key}");
+    assert_eq!(planned.targets[0].key, *key);
+}
+
+#[test]
+fn what_always_runs_is_not_cancelled_as_the_build_fails_unless_it_says_so_itself() {
+    let targets = [followed(
+        1,
+        &["app"],
+        &json!({
+            "often": { "command": "x" },
+            "always": { "command": "x", "always": true, "confirm": "Now?" },
+            "own": { "command": "x", "always": true, "buildkite": { "cancel_on_build_failing": true } },
+        }),
+    )];
+    let request = RecordingRequest {
+        step: keys(&json!({ "cancel_on_build_failing": true, "priority": 1 })),
+        ..by_attr()
+    };
+    let made = made(&targets, &request);
+    let of = |key: &str| made[key].get("cancel_on_build_failing").cloned();
+    assert_eq!(of("nix-app"), Some(true.into()));
+    assert_eq!(of("nix-app-often"), Some(true.into()));
+    assert_eq!(of("nix-app-always"), None);
+    assert_eq!(made["nix-app-always"]["priority"], 1);
+    assert_eq!(of("nix-app-own"), Some(true.into()));
+}
+
+#[test]
+fn a_target_with_a_skip_of_its_own_is_skipped_for_what_follows_it() {
+    let steps = json!({
+        "a": { "command": "x" },
+        "b": { "run": true, "needs-output": true },
+        "c": { "command": "x", "unless-skipped": true },
+        "d": { "command": "x", "unless-skipped": true, "after": "all" },
+    });
+    for (skip, is_skipped) in [
+        (json!({ "skip": true }), true),
+        (json!({ "skip": "later" }), true),
+        (json!({ "skip": false }), false),
+    ] {
+        let mut target = followed(1, &["app"], &steps);
+        target.meta.buildkite = Some(keys(&skip));
+        let made = made(&[target], &by_attr());
+        assert_eq!(made.contains_key("nix-app-c"), !is_skipped, "{skip}");
+        assert_eq!(made.contains_key("nix-app-d"), !is_skipped, "{skip}");
+        let waits = if is_skipped {
+            json!([])
+        } else {
+            json!(["nix-app"])
+        };
+        for key in ["nix-app-a", "nix-app-b"] {
+            assert_eq!(made[key]["depends_on"], waits, "{key} {skip}");
+        }
+    }
+}
+
+#[test]
 fn what_follows_a_skipped_target_waits_for_nothing_and_may_be_left_out() {
     let targets = [
         target(0, &["other"]),
@@ -266,7 +381,19 @@ fn a_mistake_is_a_red_step_in_its_place_and_the_target_is_built() {
         (json!({ "command": " " }), "`command` is \" \""),
         (
             json!({ "command": "x", "afer": "all" }),
-            "`afer` is not a key of a step that follows",
+            "`afer` is not a key of a step that follows a target: did you mean `after`? (the keys of a step",
+        ),
+        (
+            json!({ "command": "x", "needsOutput": true }),
+            "`needsOutput` is not a key of a step that follows a target: did you mean `needs-output`? (",
+        ),
+        (
+            json!({ "command": "x", "phase": "release" }),
+            "`phase` is not a key of a step that follows a target: the keys of a step that follows a target are run, ",
+        ),
+        (
+            json!({ "command": "x", "alwaysRun": true }),
+            "`alwaysRun` is not a key of a step that follows a target: did you mean `always`? (",
         ),
         (
             json!({ "command": "x", "after": "some" }),
