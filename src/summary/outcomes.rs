@@ -9,7 +9,6 @@ use super::rows::Rows;
 use crate::nix::AttrPath;
 use crate::outcomes::{OutcomeEntry, OutcomeWord, Outcomes};
 use crate::recording::pipeline::document::Recorded;
-use crate::recording::pipeline::steps::error_key;
 
 /// The outcomes of all targets that recordings have found, and of the attributes with an error, in the build of this number.
 pub(super) fn of(rows: &Rows, data: &BuildData, build: Option<u64>) -> Outcomes {
@@ -36,9 +35,9 @@ fn entries(rows: &[Row], recorded: &Recorded) -> Vec<OutcomeEntry> {
         })
     });
     // A refused target is among the targets.
-    let errors = recorded.errors.iter().map(|error| &error.attr);
-    let errors = errors.filter(|attr| !attrs.contains(attr));
-    let errors = errors.filter_map(|attr| Some(entry(attr, by_key.get(error_key(attr).as_str())?)));
+    let errors = recorded.errors.iter();
+    let errors = errors.filter(|error| !attrs.contains(&error.attr));
+    let errors = errors.filter_map(|it| Some(entry(&it.attr, by_key.get(it.key().as_str())?)));
     targets.chain(errors).collect()
 }
 
@@ -86,6 +85,7 @@ fn word(outcome: &TargetOutcome) -> OutcomeWord {
 mod tests {
     use super::super::fixtures::{build_data, recorded, report, target};
     use super::*;
+    use crate::recording::pipeline::steps::error_key;
     use serde_json::json;
 
     #[test]
@@ -101,6 +101,8 @@ mod tests {
         let errors = json!([
             { "attr": ["refused"], "message": "m", "refused": true },
             { "attr": ["failing"], "message": "m" },
+            // With `keys: attr`.
+            { "attr": ["broken"], "message": "m", "key": "nix-broken" },
         ]);
         let data = build_data(
             vec![
@@ -127,6 +129,7 @@ mod tests {
             ("refused", OutcomeWord::Refused),
             ("silent", OutcomeWord::Unknown),
             ("failing", OutcomeWord::EvaluationError),
+            ("broken", OutcomeWord::EvaluationError),
             ("red", OutcomeWord::Failed),
         ];
         assert_eq!(found, expected.map(|(attr, word)| (attr.to_owned(), word)));
