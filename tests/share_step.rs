@@ -1020,7 +1020,7 @@ fn where_the_disk_is_low_what_was_unpacked_goes_unless_it_is_in_use() {
     let shares = state.join("shares");
     // A disk of 64 MiB is always low. One folder is in use, one was a minute ago, and one is old.
     let mount = format!(
-        "umask 077; mount -t tmpfs -o size=64m tmpfs '{state}' && for name in used new old; do \
+        "umask 077; mount -t tmpfs -o size=64m,mode=700 tmpfs '{state}' && for name in used new old; do \
          mkdir -p '{shares}'/eval-once-drvs-$name/cache && : >'{shares}'/eval-once-drvs-$name/lock && \
          touch -d '2 hours ago' '{shares}'/eval-once-drvs-$name/lock; done; \
          touch '{shares}/eval-once-drvs-new/lock'; \
