@@ -55,6 +55,39 @@ fn run(store: &Store, commands: &[Vec<String>]) {
 }
 
 #[test]
+fn what_is_realised_first_and_which_program_is_run_are_said() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    let drv = target.drv.as_str();
+    let facts = |run: &str, needs: bool| -> Vec<(String, String)> {
+        let mut record = json!({ "drv": drv, "run": run });
+        if needs {
+            record["needs"] = json!({ "drv": drv });
+        }
+        let explain = store.eval_once(["explain", "--json"]);
+        let ended = explain.env("EVAL_ONCE_STEP", record.to_string()).run();
+        let all = ended.json()["facts"].as_array().unwrap().clone();
+        let text = |fact: &Value, name: &str| fact[name].as_str().unwrap().to_owned();
+        all.iter()
+            .map(|fact| (text(fact, "what"), text(fact, "found")))
+            .collect()
+    };
+    let both = facts("deploy", true);
+    let first = "is realised first: the program needs its outputs";
+    assert_eq!(both[0], (drv.to_owned(), first.to_owned()));
+    let (what, found) = both.last().unwrap();
+    assert_eq!(what, "the program");
+    assert!(
+        found.starts_with("is \"deploy\" in `bin` of the outputs"),
+        "{found}"
+    );
+    let only = facts("*", false);
+    assert!(only.iter().all(|(_, found)| found != first), "{only:?}");
+    let (_, found) = only.last().unwrap();
+    assert!(found.starts_with("is the only executable file"), "{found}");
+}
+
+#[test]
 fn each_way_is_predicted_with_the_commands_that_the_step_runs() {
     let Some(store) = Store::new() else { return };
     let target = hello(&store);

@@ -6,11 +6,12 @@ use serde::Serialize;
 
 use super::StepOrder;
 use super::advice;
+use super::program::StepProgram;
 use super::pushing::push_line;
 use super::report::{Reason, WayName};
 use super::request::{OutLink, StepRequest};
 use super::run::StepRun;
-use super::ways::{Fact, in_order, placeholder};
+use super::ways::{Fact, fact, in_order, placeholder};
 use crate::command_line::{CommandLine, shell_word};
 use crate::exit::Failure;
 use crate::keys::refuse;
@@ -74,7 +75,7 @@ pub fn explain(
         version: 1,
         would: None,
         reason: None,
-        facts: Vec::new(),
+        facts: needs_fact(&request).into_iter().collect(),
         commands: Vec::new(),
         nix_build: None,
     };
@@ -93,6 +94,7 @@ pub fn explain(
             break;
         }
     }
+    explanation.facts.extend(program_fact(&request));
     // Of outputs that are not recorded, the paths are not known before.
     let is_pushed = explanation
         .reason
@@ -120,6 +122,35 @@ impl Explanation {
             }
         }
     }
+}
+
+/// The target that is realised first, if there is one.
+fn needs_fact(request: &StepRequest) -> Option<Fact> {
+    let needs = request.needs.as_ref()?;
+    let what = match (&needs.drv, &needs.evaluation) {
+        (Some(drv), _) => drv.to_string(),
+        (None, Some(evaluation)) => evaluation.attr.to_string(),
+        (None, None) => "the target".to_owned(),
+    };
+    Some(fact(
+        what,
+        "is realised first: the program needs its outputs",
+    ))
+}
+
+/// The program that is run afterwards, if there is one.
+fn program_fact(request: &StepRequest) -> Option<Fact> {
+    let found = match request.run.as_ref()? {
+        StepProgram::Named(name) => {
+            format!(
+                "is {name:?} in `bin` of the outputs, or an output that is a file, and is run after the build"
+            )
+        }
+        StepProgram::Only => {
+            "is the only executable file of the outputs, and is run after the build".to_owned()
+        }
+    };
+    Some(fact("the program", found))
 }
 
 /// One command that gives what `way` gives.

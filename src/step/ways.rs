@@ -54,7 +54,8 @@ pub struct Fact {
     pub found: String,
 }
 
-fn fact(what: impl Into<String>, found: impl Into<String>) -> Fact {
+/// What was looked at, and what was found.
+pub(super) fn fact(what: impl Into<String>, found: impl Into<String>) -> Fact {
     Fact {
         what: what.into(),
         found: found.into(),
