@@ -60,16 +60,6 @@ pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
         Ending::Killed(ABORTED) if phase == Phase::Building && nix_output.assertion.is_some() => {
             Class::Build
         }
-        // 2.34 was seen to crash while it ended, after it had said what was wrong.
-        Ending::Killed(signal)
-            if evaluates
-                && is_of_the_evaluator(signal)
-                && nix_output.error.is_some()
-                && !nix_output.is_expressions_own()
-                && of_message_while_evaluating(nix_output) == Class::Infrastructure =>
-        {
-            Class::Infrastructure
-        }
         Ending::Killed(signal) => Class::Signal(signal),
         Ending::Exited(_) if phase == Phase::Copying => Class::Infrastructure,
         Ending::Exited(_) if evaluates && nix_output.is_expressions_own() => Class::Evaluation,
@@ -360,15 +350,9 @@ mod tests {
         );
         let network =
             nix_output(&["unable to download 'https://x/y': Couldn't resolve host name (6)"]);
-        for ending in [Ending::Exited(1), Ending::Killed(11)] {
-            assert_eq!(
-                of(Phase::Evaluating, ending, &network),
-                Class::Infrastructure
-            );
-        }
         assert_eq!(
-            of(Phase::Evaluating, Ending::Killed(9), &network),
-            Class::Signal(9)
+            of(Phase::Evaluating, Ending::Exited(1), &network),
+            Class::Infrastructure
         );
         let gone = nix_output(&["unable to download 'https://x/y': HTTP error 404 ('')"]);
         assert_eq!(
