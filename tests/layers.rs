@@ -586,8 +586,11 @@ fn way_back(start: &String, edges: &BTreeMap<(String, String), String>) -> Optio
 }
 
 fn done_elsewhere(source: &Source, only: &Only) -> Vec<String> {
+    // A module is its file, and the files in its folder.
     let is_in = |file: &SourceFile, place: &str| {
-        file.path == place || place.ends_with('/') && file.path.starts_with(place)
+        let folder = place.strip_suffix(".rs").unwrap_or(place);
+        let below = file.path.strip_prefix(folder.trim_end_matches('/'));
+        file.path == place || !place.is_empty() && below.is_some_and(|it| it.starts_with('/'))
     };
     let by = match only.by {
         "" => "no module".to_owned(),

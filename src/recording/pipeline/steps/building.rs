@@ -323,3 +323,174 @@ fn batch_keys(targets: &[TargetStep]) -> HashSet<String> {
     let batches = targets.iter().filter(|target| target.report.is_some());
     batches.map(|target| target.key.clone()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recording::pipeline::steps::fixtures::{key, make, record_of, values};
+
+    use crate::recording::Emit;
+    use crate::recording::errors::ErrorLists;
+
+    use crate::recording::pipeline::fixtures::*;
+    use crate::recording::pipeline::limits::JOBS_PER_BUILD;
+
+    use crate::recording::pipeline::steps::{PlannedPipeline, share_keys, steps};
+    use crate::share_keys::Share;
+
+    use serde_json::json;
+
+    use std::collections::BTreeSet;
+
+    /// The pipeline of these targets with batches of those that take less than 10 s.
+    fn in_batches(
+        targets: &[Target],
+        edges: &Edges,
+        seconds: &[Option<f64>],
+        request: &RecordingRequest,
+    ) -> PlannedPipeline {
+        let records = Records {
+            targets,
+            errors: &ErrorLists::default(),
+            callable: &BTreeSet::new(),
+            edges,
+            skip: &[],
+            seconds,
+            shared: &[],
+        };
+        let request = RecordingRequest {
+            base: Some("eval-once.json".into()),
+            batch: Some(std::time::Duration::from_secs(10)),
+            ..request.clone()
+        };
+        // Whatever waits for the batches, what follows everything waits for them too: a batch that is red keeps nothing else from running.
+        let maker = StepMaker::new(&request, schema()).unwrap();
+        let keys = StepKeys::default();
+        let mut refused = Vec::new();
+        let drafts = drafts(&records, &maker, &mut refused).unwrap();
+        let building = Building::new(&records, drafts, &maker, &keys, &request);
+        let behind = building.behind_all(&[]);
+        let planned = steps(&records, &request, schema()).unwrap();
+        for target in planned.targets.iter().filter(|it| it.report.is_some()) {
+            assert!(behind.contains(&target.key), "{behind:?}");
+        }
+        planned
+    }
+
+    #[test]
+    fn short_targets_are_built_by_one_step_and_only_their_own_dependents_suffer() {
+        for emit in [Emit::Command, request().emit] {
+            let request = RecordingRequest { emit, ..request() };
+            // 0 is slow; 1 to 3 depend on it, 4 on 1; 5 has wishes, 6 is new, 7 is slow.
+            let mut targets: Vec<Target> = (0..8)
+                .map(|i| target(i, &["p", &format!("t{i}")]))
+                .collect();
+            targets[5] = target_building(5, &json!({ "log": "raw" }));
+            targets[2].meta.max_silent = Some(60);
+            let pairs = [(1, 0), (2, 0), (3, 0), (4, 1), (5, 0), (7, 3)];
+            let edges = edges_between(&targets, &pairs);
+            let seconds = [99.0, 1.0, 9.9, 0.0, 2.0, 1.0].map(Some).into_iter();
+            let seconds: Vec<_> = seconds.chain([None, Some(10.0)]).collect();
+            let steps = in_batches(&targets, &edges, &seconds, &request);
+            let planned = values(&steps);
+            assert_eq!(planned.len(), 6);
+            let batch = planned
+                .iter()
+                .find(|it| it["key"].as_str().unwrap().starts_with("batch-"))
+                .unwrap();
+            assert_eq!(batch["label"], ":nix: p.t1 and 2 more");
+            assert_eq!(batch["depends_on"], json!([key(&targets[0])]));
+            let record = record_of(batch);
+            assert_eq!(record["file"], "ci.nix");
+            assert_eq!(record["out-link"], false);
+            assert!(!record.contains_key("drv") && !record.contains_key("attr"));
+            let own = record["targets"].as_array().unwrap();
+            assert_eq!(own.len(), 3);
+            for (own, target) in own.iter().zip(&targets[1..4]) {
+                assert_eq!(own["drv"], target.drv.as_store_path().as_str());
+                assert_eq!(
+                    (&own["attr"], &own["key"]),
+                    (&json!(target.attr), &json!(key(target)))
+                );
+                assert!(own.get("file").is_none());
+            }
+            assert_eq!(own[1]["options"]["max-silent-time"], 60);
+            // What needs one of its targets runs whatever the others did.
+            let above = planned
+                .iter()
+                .find(|it| it["key"] == key(&targets[4]))
+                .unwrap();
+            assert_eq!(
+                above["depends_on"],
+                json!([{ "step": batch["key"], "allow_failure": true }])
+            );
+            assert_eq!(steps.targets[1].key, batch["key"].as_str().unwrap());
+            assert_eq!(steps.targets[1].report, Some(key(&targets[1])));
+            assert_eq!(
+                (&steps.targets[0].report, steps.targets[6].seconds),
+                (&None, None)
+            );
+            assert_eq!(steps.drvs_of_steps(&targets).len(), 8);
+            let mut with_share = steps.clone();
+            let share = Share::Artifact("a.tar".into());
+            with_share
+                .add_to_records(&share_keys(&share, None, 3))
+                .unwrap();
+            let all = values(&with_share);
+            assert!(
+                all.iter()
+                    .all(|step| record_of(step)["share"] == "artifact:a.tar")
+            );
+        }
+        let with_command = RecordingRequest {
+            base: Some("x".into()),
+            batch: Some(std::time::Duration::from_secs(1)),
+            ..request_wishing(&json!({ "command": "x" }))
+        };
+        let failure = make(&[], &no_edges(&[]), &[], &with_command).unwrap_err();
+        assert!(
+            failure
+                .to_string()
+                .contains("`batch` cannot be combined with `command`")
+        );
+    }
+
+    #[test]
+    fn ten_thousand_short_targets_fit_into_a_build_whatever_depends_on_what() {
+        let targets: Vec<Target> = (0..10_000)
+            .map(|i| target(i, &["p", &format!("t{i}")]))
+            .collect();
+        // Each depends on a few before it: a deep graph in which hardly two depend on the same.
+        let mut random = 1_usize;
+        let mut pairs = Vec::new();
+        for i in 1..targets.len() {
+            for _ in 0..3 {
+                random = random
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                pairs.push((i, (random >> 33) % i));
+            }
+        }
+        let edges = edges_between(&targets, &pairs);
+        // One in ten is slow.
+        let seconds: Vec<_> = (0..targets.len())
+            .map(|i| Some(if i % 10 == 3 { 60.0 } else { 1.0 }))
+            .collect();
+        let steps = in_batches(&targets, &edges, &seconds, &request());
+        let jobs: usize = steps.steps.iter().map(PlacedStep::jobs).sum();
+        assert!(jobs < JOBS_PER_BUILD, "{jobs} jobs");
+        assert_eq!(steps.drvs_of_steps(&targets).len(), targets.len());
+        let mut seen = BTreeSet::new();
+        for planned in &steps.steps {
+            for dependency in &planned.step.depends_on {
+                let (Dependency::Key(key) | Dependency::Step { step: key, .. }) = dependency;
+                assert!(
+                    seen.contains(key),
+                    "{key} is not before {}",
+                    planned.step.key
+                );
+            }
+            seen.insert(&planned.step.key);
+        }
+    }
+}

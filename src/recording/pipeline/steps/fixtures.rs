@@ -10,8 +10,8 @@ use crate::exit::Failure;
 use crate::keys::Keys;
 use crate::recording::errors::ErrorLists;
 use crate::recording::pipeline::edges::Edges;
-use crate::recording::pipeline::fixtures::{no_edges, schema};
-use crate::recording::{RecordingRequest, Target};
+use crate::recording::pipeline::fixtures::{no_edges, path, schema};
+use crate::recording::{AttrError, RecordingRequest, Target};
 
 pub(super) fn make(
     targets: &[Target],
@@ -79,4 +79,15 @@ pub(super) fn anything() -> impl Strategy<Value = Value> {
                 .prop_map(|entries| Value::Object(entries.into_iter().collect())),
         ]
     })
+}
+
+/// One evaluation error, of this attribute.
+pub(super) fn one_error(attr: &[&str]) -> ErrorLists {
+    ErrorLists {
+        evaluation: vec![AttrError {
+            attr: path(attr),
+            message: None,
+        }],
+        ..ErrorLists::default()
+    }
 }

@@ -7,6 +7,7 @@ mod batches;
 mod building;
 mod checkout;
 mod commit_status;
+mod error_steps;
 mod fallback;
 #[cfg(test)]
 mod fixtures;
@@ -16,27 +17,31 @@ mod maker;
 mod record;
 mod retry;
 mod step_key;
+mod summary_step;
+mod target_steps;
 mod wishes;
 
 use std::collections::{BTreeSet, HashSet};
 
 use self::building::{Building, drafts, wait_first};
+use self::error_steps::{error_steps, expected_steps};
 use self::follower::{After, FollowerStep, needs_output};
 use self::maker::StepMaker;
 use self::record::add_to_record;
+use self::summary_step::drop_missing_dependencies;
 use super::edges::Edges;
 use super::limits::fit;
 use super::placed_step::PlacedStep;
 use serde::Serialize;
 
-use crate::buildkite::pipeline::{CommandStep, Dependency};
+use crate::buildkite::pipeline::Dependency;
 use crate::buildkite::schema::Schema;
 use crate::counts::RecordingCounts;
 use crate::exit::Failure;
 use crate::keys::Keys;
 use crate::nix::{AttrPath, DrvPath};
 use crate::recording::errors::ErrorLists;
-use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle, Target};
+use crate::recording::{AttrError, RecordingRequest, Target};
 use crate::secrets::redacted;
 
 pub(super) use self::labels::group;
@@ -274,69 +279,6 @@ fn follower_step(
     }
 }
 
-/// One step for each attribute with an error that is to be seen: of the evaluation errors, unless they are only reported; of the
-/// refused.
-fn error_steps(
-    maker: &StepMaker<'_>,
-    errors: &ErrorLists,
-    request: &RecordingRequest,
-) -> Result<Vec<PlacedStep>, Failure> {
-    let with_step = request.on_error != OnError::Report;
-    let evaluation = errors.evaluation.iter().filter(|_| with_step);
-    let evaluation = evaluation.map(|error| maker.evaluation_error(error));
-    let refused = errors.refused.iter().map(|error| maker.refused(error));
-    once_each(evaluation.chain(refused), false)
-}
-
-/// One skipped step for each expected error, unless errors are only reported, or what is skipped is omitted. `skip-style: run` has
-/// nothing to run here.
-fn expected_steps(
-    maker: &StepMaker<'_>,
-    errors: &ErrorLists,
-    request: &RecordingRequest,
-) -> Result<Vec<PlacedStep>, Failure> {
-    if request.on_error == OnError::Report || request.skip_style == SkipStyle::Omit {
-        return Ok(Vec::new());
-    }
-    let expected = errors.expected.iter();
-    once_each(expected.map(|error| maker.expected_error(error)), true)
-}
-
-/// These steps in no group, each key once: two names that are not UTF-8 may look alike.
-fn once_each(
-    steps: impl Iterator<Item = Result<CommandStep, Failure>>,
-    skipped: bool,
-) -> Result<Vec<PlacedStep>, Failure> {
-    let mut seen = HashSet::new();
-    let mut planned = Vec::new();
-    for step in steps {
-        let step = step?;
-        if seen.insert(step.key.clone()) {
-            planned.push(PlacedStep {
-                skipped,
-                ..PlacedStep::new(step, None)
-            });
-        }
-    }
-    Ok(planned)
-}
-
-/// Drops, from the last step, which is the summary's, the dependencies on omitted steps: Buildkite fails a build with a step that
-/// waits for a step that never comes.
-fn drop_missing_dependencies(steps: &mut [PlacedStep]) {
-    let keys: HashSet<String> = steps
-        .iter()
-        .map(|planned| planned.step.key.clone())
-        .collect();
-    let exists = |dependency: &Dependency| match dependency {
-        Dependency::Step { step, .. } => keys.contains(step),
-        Dependency::Key(_) => true,
-    };
-    if let Some(summary) = steps.last_mut() {
-        summary.step.depends_on.retain(exists);
-    }
-}
-
 impl PlannedPipeline {
     /// Counts what was recorded, of these `targets`.
     pub(in crate::recording) fn counts(&self, targets: &[Target]) -> RecordingCounts {
@@ -432,12 +374,12 @@ mod tests {
     use super::*;
     use crate::exit::Class;
     use crate::nix::{Source, StoreUrl};
-    use crate::recording::Emit;
     use crate::recording::pipeline::excess::Excess;
     use crate::recording::pipeline::fixtures::*;
-    use crate::recording::pipeline::limits::{JOBS_PER_BUILD, RECORD_AT_MOST};
+    use crate::recording::pipeline::limits::RECORD_AT_MOST;
     use crate::recording::pipeline::placed_step;
-    use crate::recording::pipeline::steps::retry::retry_rules;
+    use crate::recording::{Emit, SkipStyle};
+
     use crate::share_keys::Share;
     use proptest::prelude::*;
     use serde_json::{Value, json};
@@ -574,284 +516,6 @@ mod tests {
         assert!(failure.to_string().contains("bytes"), "{failure}");
     }
 
-    /// The steps of one target, of an evaluation error, an expected one and a refused attribute.
-    fn steps_of_errors(request: &RecordingRequest, expected: AttrError) -> PlannedPipeline {
-        let error = |name: &str| AttrError {
-            attr: path(&[name]),
-            message: Some("m".into()),
-        };
-        let targets = [target(0, &["target"])];
-        let records = Records {
-            targets: &targets,
-            errors: &ErrorLists {
-                evaluation: vec![error("new")],
-                expected: vec![expected],
-                refused: vec![error("odd")],
-            },
-            callable: &BTreeSet::new(),
-            edges: &no_edges(&targets),
-            skip: &[],
-            seconds: &[],
-            shared: &[],
-        };
-        let steps = steps(&records, request, schema()).unwrap();
-        let counts = steps.counts(&targets);
-        assert_eq!((counts.attributes, counts.targets), (4, 1));
-        let errors = (
-            counts.evaluation_errors,
-            counts.expected_errors,
-            counts.refused,
-        );
-        assert_eq!(errors, (1, 1, 1), "whether they have steps or not");
-        steps
-    }
-
-    #[test]
-    fn errors_that_are_reported_have_no_step_and_expected_ones_a_skipped_one_at_the_end() {
-        let old = || AttrError {
-            attr: path(&["old"]),
-            message: Some("m".into()),
-        };
-        let (new, odd, old_key) = (path(&["new"]), path(&["odd"]), path(&["old"]));
-        let [new, odd, old_key] = [new, odd, old_key].map(|attr| error_key(&attr));
-        let target = key(&target(0, &["target"]));
-        let (run, mark, omit) = (SkipStyle::Run, SkipStyle::Mark, SkipStyle::Omit);
-        for (on_error, skip_style, expected) in [
-            (OnError::Step, mark, vec![&new, &odd, &target, &old_key]),
-            (OnError::Step, run, vec![&new, &odd, &target, &old_key]),
-            (OnError::Fail, mark, vec![&new, &odd, &target, &old_key]),
-            (OnError::Step, omit, vec![&new, &odd, &target]),
-            (OnError::Report, mark, vec![&odd, &target]),
-            (OnError::Report, omit, vec![&odd, &target]),
-        ] {
-            let request = RecordingRequest {
-                on_error,
-                skip_style,
-                summary: true,
-                ..request()
-            };
-            let steps = steps_of_errors(&request, old()).steps;
-            let (summary, steps) = steps.split_last().unwrap();
-            let keys: Vec<&String> = steps.iter().map(|planned| &planned.step.key).collect();
-            assert_eq!(keys, expected, "{on_error:?} {skip_style:?}");
-            for planned in steps {
-                let is_old = planned.step.key == old_key;
-                assert_eq!(!planned.step.may_run(), is_old);
-                assert_eq!(planned.skipped, is_old);
-            }
-            let waits = serde_json::to_string(&summary.step.depends_on).unwrap();
-            assert!(!waits.contains(&old_key), "{waits}");
-        }
-    }
-
-    #[test]
-    fn the_reason_of_an_expected_error_is_the_beginning_of_its_message_and_skips_its_step() {
-        // What the user wishes of every step does not run it.
-        let request = request_wishing(&json!({ "skip": false, "command": "make" }));
-        for (message, reason) in [
-            (Some("it needs Python 2"), "error: it needs Python 2"),
-            (
-                Some("attribute 'x' missing\n\nat /ci.nix:7:3:\n\n     7|   x"),
-                "error: attribute 'x' missing, at /ci.nix:7:3",
-            ),
-            (
-                Some("\u{1b}[31mred\u{1b}[0m <b>\u{7}\u{202e}"),
-                "error: red <b>\u{fffd}\u{fffd}",
-            ),
-            (Some("first\nsecond"), "error: first second"),
-            (Some("false"), "error: false"),
-            (Some(" \n\u{a0}"), "does not evaluate"),
-            (None, "does not evaluate"),
-        ] {
-            let expected = AttrError {
-                attr: path(&["old"]),
-                message: message.map(str::to_owned),
-            };
-            let step = &values(&steps_of_errors(&request, expected))[3];
-            assert_eq!(step["skip"], reason);
-            assert_eq!(step["label"], ":nix: old");
-            schema().check_step(step).unwrap();
-        }
-        let long = AttrError {
-            attr: path(&["old"]),
-            message: Some("ß".repeat(10_000)),
-        };
-        let step = &values(&steps_of_errors(&request, long))[3];
-        let reason = step["skip"].as_str().unwrap();
-        assert_eq!(reason.chars().count(), 70);
-        assert!(reason.ends_with('…'), "{reason}");
-        schema().check_step(step).unwrap();
-    }
-
-    #[test]
-    fn an_evaluation_error_has_a_step_that_runs_nothing_else() {
-        let request = request_wishing(&json!({
-            "command": "make", "parallelism": 3, "skip": true, "label": "all alike", "artifact_paths": "result/*",
-            "agents": { "queue": "q" }, "plugins": ["a#v1"], "env": { "A": "1" }, "timeout_in_minutes": 9,
-            "priority": 1, "retry": { "automatic": { "exit_status": 3 } }
-        }));
-        let errors = ErrorLists {
-            evaluation: vec![AttrError {
-                attr: path(&["p", "b"]),
-                message: Some("infinite recursion".into()),
-            }],
-            expected: Vec::new(),
-            refused: vec![AttrError {
-                attr: path(&["p", "r"]),
-                message: Some("its `meta.buildkite.x` is a path\n$(boom)".into()),
-            }],
-        };
-        let records = Records {
-            targets: &[],
-            errors: &errors,
-            callable: &BTreeSet::new(),
-            edges: &no_edges(&[]),
-            skip: &[],
-            seconds: &[],
-            shared: &[],
-        };
-        let steps = steps(&records, &request, schema()).unwrap();
-        assert_eq!(steps.errors, errors);
-        let [error, refused] = &values(&steps)[..] else {
-            panic!("two steps")
-        };
-        let record = record_of(error);
-        assert!(!record.contains_key("drv") && !record.contains_key("outputs"));
-        assert_eq!(record["attr"], json!(["p", "b"]));
-        for (step, label) in [(error, ":boom: p.b"), (refused, ":boom: p.r")] {
-            for key in ["command", "parallelism", "skip"] {
-                assert!(step.get(key).is_none(), "{key}: {step}");
-            }
-            assert_eq!(step["label"], label);
-            assert_eq!(step["plugins"][1], "a#v1");
-            assert_eq!(step["agents"], json!({ "queue": "q" }));
-            assert_eq!(step["env"], json!({ "A": "1" }));
-            assert_eq!(
-                (&step["timeout_in_minutes"], &step["priority"]),
-                (&json!(9), &json!(1))
-            );
-            assert_eq!(step["retry"]["automatic"].as_array().unwrap().len(), 5);
-        }
-        assert!(refused.get("artifact_paths").is_none());
-        assert_eq!(
-            Value::Object(record_of(refused)),
-            json!({ "refused": "p.r: its `meta.buildkite.x` is a path $(boom)" })
-        );
-    }
-
-    /// The pipeline of these targets with batches of those that take less than 10 s.
-    fn in_batches(
-        targets: &[Target],
-        edges: &Edges,
-        seconds: &[Option<f64>],
-        request: &RecordingRequest,
-    ) -> PlannedPipeline {
-        let records = Records {
-            targets,
-            errors: &ErrorLists::default(),
-            callable: &BTreeSet::new(),
-            edges,
-            skip: &[],
-            seconds,
-            shared: &[],
-        };
-        let request = RecordingRequest {
-            base: Some("eval-once.json".into()),
-            batch: Some(std::time::Duration::from_secs(10)),
-            ..request.clone()
-        };
-        // Whatever waits for the batches, what follows everything waits for them too: a batch that is red keeps nothing else from running.
-        let maker = StepMaker::new(&request, schema()).unwrap();
-        let keys = StepKeys::default();
-        let mut refused = Vec::new();
-        let drafts = drafts(&records, &maker, &mut refused).unwrap();
-        let building = Building::new(&records, drafts, &maker, &keys, &request);
-        let behind = building.behind_all(&[]);
-        let planned = steps(&records, &request, schema()).unwrap();
-        for target in planned.targets.iter().filter(|it| it.report.is_some()) {
-            assert!(behind.contains(&target.key), "{behind:?}");
-        }
-        planned
-    }
-
-    #[test]
-    fn short_targets_are_built_by_one_step_and_only_their_own_dependents_suffer() {
-        for emit in [Emit::Command, request().emit] {
-            let request = RecordingRequest { emit, ..request() };
-            // 0 is slow; 1 to 3 depend on it, 4 on 1; 5 has wishes, 6 is new, 7 is slow.
-            let mut targets: Vec<Target> = (0..8)
-                .map(|i| target(i, &["p", &format!("t{i}")]))
-                .collect();
-            targets[5] = target_building(5, &json!({ "log": "raw" }));
-            targets[2].meta.max_silent = Some(60);
-            let pairs = [(1, 0), (2, 0), (3, 0), (4, 1), (5, 0), (7, 3)];
-            let edges = edges_between(&targets, &pairs);
-            let seconds = [99.0, 1.0, 9.9, 0.0, 2.0, 1.0].map(Some).into_iter();
-            let seconds: Vec<_> = seconds.chain([None, Some(10.0)]).collect();
-            let steps = in_batches(&targets, &edges, &seconds, &request);
-            let planned = values(&steps);
-            assert_eq!(planned.len(), 6);
-            let batch = planned
-                .iter()
-                .find(|it| it["key"].as_str().unwrap().starts_with("batch-"))
-                .unwrap();
-            assert_eq!(batch["label"], ":nix: p.t1 and 2 more");
-            assert_eq!(batch["depends_on"], json!([key(&targets[0])]));
-            let record = record_of(batch);
-            assert_eq!(record["file"], "ci.nix");
-            assert_eq!(record["out-link"], false);
-            assert!(!record.contains_key("drv") && !record.contains_key("attr"));
-            let own = record["targets"].as_array().unwrap();
-            assert_eq!(own.len(), 3);
-            for (own, target) in own.iter().zip(&targets[1..4]) {
-                assert_eq!(own["drv"], target.drv.as_store_path().as_str());
-                assert_eq!(
-                    (&own["attr"], &own["key"]),
-                    (&json!(target.attr), &json!(key(target)))
-                );
-                assert!(own.get("file").is_none());
-            }
-            assert_eq!(own[1]["options"]["max-silent-time"], 60);
-            // What needs one of its targets runs whatever the others did.
-            let above = planned
-                .iter()
-                .find(|it| it["key"] == key(&targets[4]))
-                .unwrap();
-            assert_eq!(
-                above["depends_on"],
-                json!([{ "step": batch["key"], "allow_failure": true }])
-            );
-            assert_eq!(steps.targets[1].key, batch["key"].as_str().unwrap());
-            assert_eq!(steps.targets[1].report, Some(key(&targets[1])));
-            assert_eq!(
-                (&steps.targets[0].report, steps.targets[6].seconds),
-                (&None, None)
-            );
-            assert_eq!(steps.drvs_of_steps(&targets).len(), 8);
-            let mut with_share = steps.clone();
-            let share = Share::Artifact("a.tar".into());
-            with_share
-                .add_to_records(&share_keys(&share, None, 3))
-                .unwrap();
-            let all = values(&with_share);
-            assert!(
-                all.iter()
-                    .all(|step| record_of(step)["share"] == "artifact:a.tar")
-            );
-        }
-        let with_command = RecordingRequest {
-            base: Some("x".into()),
-            batch: Some(std::time::Duration::from_secs(1)),
-            ..request_wishing(&json!({ "command": "x" }))
-        };
-        let failure = make(&[], &no_edges(&[]), &[], &with_command).unwrap_err();
-        assert!(
-            failure
-                .to_string()
-                .contains("`batch` cannot be combined with `command`")
-        );
-    }
-
     #[test]
     fn what_several_targets_need_has_a_step_that_they_wait_for_and_that_never_evaluates() {
         for emit in [Emit::Command, request().emit] {
@@ -909,45 +573,6 @@ mod tests {
             }
             assert_eq!(planned.targets.len(), 3);
             assert_eq!(planned.shared[0].key, shared_key);
-        }
-    }
-
-    #[test]
-    fn ten_thousand_short_targets_fit_into_a_build_whatever_depends_on_what() {
-        let targets: Vec<Target> = (0..10_000)
-            .map(|i| target(i, &["p", &format!("t{i}")]))
-            .collect();
-        // Each depends on a few before it: a deep graph in which hardly two depend on the same.
-        let mut random = 1_usize;
-        let mut pairs = Vec::new();
-        for i in 1..targets.len() {
-            for _ in 0..3 {
-                random = random
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                pairs.push((i, (random >> 33) % i));
-            }
-        }
-        let edges = edges_between(&targets, &pairs);
-        // One in ten is slow.
-        let seconds: Vec<_> = (0..targets.len())
-            .map(|i| Some(if i % 10 == 3 { 60.0 } else { 1.0 }))
-            .collect();
-        let steps = in_batches(&targets, &edges, &seconds, &request());
-        let jobs: usize = steps.steps.iter().map(PlacedStep::jobs).sum();
-        assert!(jobs < JOBS_PER_BUILD, "{jobs} jobs");
-        assert_eq!(steps.drvs_of_steps(&targets).len(), targets.len());
-        let mut seen = BTreeSet::new();
-        for planned in &steps.steps {
-            for dependency in &planned.step.depends_on {
-                let (Dependency::Key(key) | Dependency::Step { step: key, .. }) = dependency;
-                assert!(
-                    seen.contains(key),
-                    "{key} is not before {}",
-                    planned.step.key
-                );
-            }
-            seen.insert(&planned.step.key);
         }
     }
 
@@ -1020,30 +645,6 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_does_not_wait_for_omitted_steps() {
-        let targets: Vec<_> = (0..=JOBS_PER_BUILD)
-            .map(|i| target(i, &[&i.to_string()]))
-            .collect();
-        let skip = vec![Some("a cache has it".to_owned()); targets.len()];
-        let request = RecordingRequest {
-            summary: true,
-            skip_style: SkipStyle::Run,
-            ..request()
-        };
-        let steps = make(&targets, &no_edges(&targets), &skip, &request).unwrap();
-        assert_eq!((steps.steps.len(), steps.omitted), (JOBS_PER_BUILD - 1, 3));
-        let there: BTreeSet<_> = steps.steps.iter().map(|it| it.step.key.as_str()).collect();
-        let waits = &steps.steps.last().unwrap().step.depends_on;
-        assert_eq!(waits.len(), JOBS_PER_BUILD - 2);
-        for wait in waits {
-            let Dependency::Step { step, .. } = wait else {
-                panic!("{wait:?}")
-            };
-            assert!(there.contains(step.as_str()), "{step}");
-        }
-    }
-
-    #[test]
     fn the_limit_of_a_build_omits_skipped_steps_and_no_others() {
         let targets: Vec<_> = (0..4_100)
             .map(|i| target(i, &["g", &format!("t{i}")]))
@@ -1070,182 +671,6 @@ mod tests {
         let excess = Excess::of(&steps, &targets, &request()).unwrap();
         assert_eq!(excess.failure().class, Class::Config);
         assert!(excess.to_string().contains("4100 jobs"), "{excess}");
-    }
-
-    /// One evaluation error, of this attribute.
-    fn one_error(attr: &[&str]) -> ErrorLists {
-        ErrorLists {
-            evaluation: vec![AttrError {
-                attr: path(attr),
-                message: None,
-            }],
-            ..ErrorLists::default()
-        }
-    }
-
-    #[test]
-    fn a_summary_waits_for_all_other_steps_whatever_their_outcome() {
-        let mut targets: Vec<_> = (0..3).map(|i| target(i, &["p", &i.to_string()])).collect();
-        targets[1].system = "aarch64-linux".into();
-        let edges = edges_between(&targets, &[(0, 1)]);
-        let tags = |tags: Value| tags.as_object().unwrap().clone();
-        let request = RecordingRequest {
-            summary: true,
-            step: tags(json!({
-                "agents": ["queue=nix", "size=big"], "env": { "A": "1" }, "parallelism": 2,
-                "label": "x", "plugins": [{ "kubernetes": { "podSpec": {} } }], "timeout_in_minutes": 9,
-                "depends_on": "before", "cancel_on_build_failing": true, "artifact_paths": "result", "matrix": ["a"],
-                "allow_dependency_failure": true, "notify": ["github_commit_status"], "soft_fail": true,
-                "retry": { "automatic": { "exit_status": 3 }, "manual": false }
-            })),
-            agents: BTreeMap::from([
-                ("x86_64-linux".into(), tags(json!({ "queue": "intel" }))),
-                ("aarch64-linux".into(), tags(json!({ "queue": "arm" }))),
-            ]),
-            ..request()
-        };
-        let errors = one_error(&["p", "bad"]);
-        let records = Records {
-            targets: &targets,
-            errors: &errors,
-            callable: &BTreeSet::new(),
-            edges: &edges,
-            skip: &[None, None, Some("a cache has it".into())],
-            seconds: &[],
-            shared: &[],
-        };
-        let steps = steps(&records, &request, schema()).unwrap();
-        let last = &values(&steps)[4];
-        let waits = [
-            error_key(&path(&["p", "bad"])),
-            key(&targets[1]),
-            key(&targets[0]),
-        ];
-        let waits = waits.map(|key| json!({ "step": key, "allow_failure": true }));
-        let hash = last["key"]
-            .as_str()
-            .unwrap()
-            .strip_prefix("summary-")
-            .unwrap();
-        assert_eq!(hash.len(), 32);
-        let mut rules = vec![json!({ "exit_status": 3 })];
-        rules.extend(retry_rules().iter().map(|rule| json!(rule)));
-        let error = &values(&steps)[0];
-        assert_eq!(error["agents"], last["agents"], "where most targets go");
-        assert_eq!(
-            last,
-            &json!({
-                "label": ":bar_chart: eval-once summary",
-                "key": last["key"],
-                "plugins": [
-                    { "your-org/eval-once#v1": { "summary": true } },
-                    { "kubernetes": { "podSpec": {} } }
-                ],
-                "agents": { "queue": "intel", "size": "big" },
-                "env": { "A": "1" },
-                "timeout_in_minutes": 9,
-                "soft_fail": true,
-                "depends_on": waits,
-                "retry": { "automatic": rules, "manual": false },
-            })
-        );
-        let command = RecordingRequest {
-            emit: Emit::Command,
-            ..request
-        };
-        let again = super::steps(&records, &command, schema()).unwrap();
-        let again = &values(&again)[4];
-        assert_eq!(again["command"], "eval-once summary");
-        assert_eq!(again["key"], last["key"]);
-    }
-
-    #[test]
-    fn a_summary_that_is_a_required_check_is_never_soft_and_each_step_has_its_status() {
-        let targets = [
-            target(0, &["p", "0"]),
-            target_building(1, &json!({ "log": 1 })),
-        ];
-        let edges = no_edges(&targets);
-        let errors = ErrorLists {
-            evaluation: vec![AttrError {
-                attr: path(&["p", "bad"]),
-                message: None,
-            }],
-            ..ErrorLists::default()
-        };
-        let records = Records {
-            targets: &targets,
-            errors: &errors,
-            callable: &BTreeSet::new(),
-            edges: &edges,
-            skip: &[None, None],
-            seconds: &[],
-            shared: &[],
-        };
-        let soft = json!({ "soft_fail": true, "notify": ["github_commit_status"] });
-        let of_plugin = RecordingRequest {
-            summary: true,
-            summary_fails: true,
-            notify_statuses: true,
-            step: soft.as_object().unwrap().clone(),
-            ..request()
-        };
-        let of_command = RecordingRequest {
-            emit: Emit::Command,
-            ..of_plugin.clone()
-        };
-        for (request, name, value) in [
-            (
-                &of_plugin,
-                "plugins",
-                json!([{ "your-org/eval-once#v1": { "summary": "fail" } }]),
-            ),
-            (&of_command, "command", json!("eval-once summary --fail")),
-        ] {
-            let steps = steps(&records, request, schema()).unwrap();
-            let steps = values(&steps);
-            let last = steps.last().unwrap();
-            assert_eq!((&last[name], last.get("soft_fail")), (&value, None));
-            let mut contexts: Vec<&Value> = steps
-                .iter()
-                .map(|step| {
-                    let own = step["notify"].as_array().unwrap().last().unwrap();
-                    &own["github_commit_status"]["context"]
-                })
-                .collect();
-            contexts.sort_by_key(ToString::to_string);
-            assert_eq!(
-                json!(contexts),
-                json!([
-                    "eval-once",
-                    "eval-once/p.0",
-                    "eval-once/p.bad",
-                    "eval-once/p.t1"
-                ])
-            );
-            assert_eq!(steps[0]["notify"][0], "github_commit_status");
-        }
-    }
-
-    #[test]
-    fn a_summary_is_one_of_the_jobs_that_a_build_can_have() {
-        let targets: Vec<_> = (0..JOBS_PER_BUILD - 1)
-            .map(|i| target(i, &["p", &i.to_string()]))
-            .collect();
-        let edges = no_edges(&targets);
-        let request = RecordingRequest {
-            summary: true,
-            ..request()
-        };
-        let steps = make(&targets, &edges, &[], &request).unwrap();
-        assert!(Excess::of(&steps, &targets, &request).is_some());
-        let mut skip = vec![None; targets.len()];
-        skip[7] = Some("a cache has it".into());
-        let steps = make(&targets, &edges, &skip, &request).unwrap();
-        assert_eq!((steps.steps.len(), steps.omitted), (JOBS_PER_BUILD - 1, 1));
-        let last = &steps.steps.last().unwrap().step;
-        assert!(last.key.starts_with("summary-"));
-        assert_eq!(last.depends_on.len(), JOBS_PER_BUILD - 2);
     }
 
     #[test]

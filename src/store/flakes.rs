@@ -1,0 +1,85 @@
+//! Locking flakes, and the settings that they ask for.
+
+use super::Store;
+use crate::command_line::CommandLine;
+use crate::exit::{Class, Classify as _, Failure};
+use crate::nix::command::OwnedOptions;
+use crate::nix::{Evaluation, FlakeMetadata, LockedFlake, Source, caches, command, flake_settings};
+use crate::supervise::{Finished, Supervisor};
+
+impl Store {
+    /// The command that locks the flake of an evaluation; none where it is of no flake.
+    ///
+    /// # Errors
+    /// A signal asked us to end (128 + n).
+    pub fn lock_line(
+        &mut self,
+        supervisor: &mut Supervisor,
+        evaluation: &Evaluation,
+    ) -> Result<Option<CommandLine>, Failure> {
+        let Source::Flake(flake) = &evaluation.source else {
+            return Ok(None);
+        };
+        let options = self.options(supervisor)?;
+        let line = command::flake_metadata(flake, &evaluation.folder, &options);
+        Ok(Some(line))
+    }
+
+    /// Reads what [`Self::lock_line`] has printed. The settings that the flake asks for count from then on, where this host
+    /// trusts it with them, as they do for `nix build`; they are returned when they are read for the first time.
+    ///
+    /// # Errors
+    /// It is not read (70); a signal asked us to end (128 + n).
+    pub fn read_lock(
+        &mut self,
+        supervisor: &mut Supervisor,
+        line: &CommandLine,
+        finished: &Finished,
+    ) -> Result<(LockedFlake, OwnedOptions), Failure> {
+        let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
+            .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
+        let mut settings = Vec::new();
+        if !std::mem::replace(&mut self.has_flake_settings, true) {
+            settings = self.flake_settings(supervisor, &metadata)?;
+            self.options.extend(settings.iter().cloned());
+        }
+        Ok((metadata.locked(), settings))
+    }
+
+    /// The settings that a flake asks for (`nixConfig`), where this host trusts it with them. It takes a process only where a flake
+    /// has any: `nix flake metadata` does not print them, and `builtins.getFlake` does not use them.
+    fn flake_settings(
+        &mut self,
+        supervisor: &mut Supervisor,
+        metadata: &FlakeMetadata,
+    ) -> Result<OwnedOptions, Failure> {
+        let Some(file) = metadata.file_with_settings() else {
+            return Ok(Vec::new());
+        };
+        let line = command::flake_settings(&file, &self.options);
+        let printed = self.printed(supervisor, &line)?;
+        let Some(settings) = printed.and_then(|printed| flake_settings(&printed)) else {
+            self.log.warn(format_args!(
+                "the flake's nixConfig is not used: cannot read it from {}",
+                file.display()
+            ));
+            return Ok(Vec::new());
+        };
+        if settings.is_empty() {
+            return Ok(settings);
+        }
+        let names: Vec<&str> = settings.iter().map(|(name, _)| name.as_str()).collect();
+        let names = names.join(", ");
+        let line = self.show_config_line();
+        let config = self.printed(supervisor, &line)?.unwrap_or_default();
+        if caches::setting(&config, "accept-flake-config") == Some("true") {
+            self.log
+                .say(format_args!("using the flake's nixConfig: {names}"));
+            return Ok(settings);
+        }
+        self.log.warn(format_args!(
+            "the flake's nixConfig is not used: {names}; set `accept-flake-config = true` in this host's nix.conf to trust it, or name its caches in `options`"
+        ));
+        Ok(Vec::new())
+    }
+}
