@@ -9,7 +9,10 @@
 
 mod assignment;
 mod estimate;
+mod settling;
+mod task;
 mod waiting;
+mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -17,9 +20,11 @@ use std::time::Duration;
 use self::assignment::{Assignment, Queue};
 use self::estimate::{Curve, Remaining, as_float};
 use self::waiting::WaitingSpans;
+use self::worker::{Stage, WorkerState};
 use super::spans::{AttrIndex, ChildCounts, Span};
 
 pub(in crate::recording) use self::estimate::Costs;
+pub(super) use self::task::{LineEnd, Next, Task, WorkerId};
 
 /// How long a task should take, in seconds.
 const TASK: f64 = 0.5;
@@ -42,141 +47,6 @@ const REMEMBERED_UNTIL: f64 = 4.0;
 /// are nested so deeply often contain themselves. Then the walk has to come to the end of one path soon, and not to that of thousands
 /// of paths at the same time.
 const DEEP: usize = 12;
-
-/// A worker: a process, from its start to its end.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct WorkerId(u32);
-
-/// A part of the walk, which a worker evaluates in one go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Task {
-    /// Attributes; none: the root. An empty list: the root is evaluated, and nothing is reported, so that the worker is ready.
-    pub(super) spans: Option<Vec<Span>>,
-    /// Whether to catch what throws: a repetition.
-    pub(super) catch: bool,
-}
-
-impl Task {
-    pub(super) fn root() -> Self {
-        Self {
-            spans: None,
-            catch: false,
-        }
-    }
-
-    pub(super) fn spans(spans: Vec<Span>) -> Self {
-        Self {
-            spans: Some(spans),
-            catch: false,
-        }
-    }
-}
-
-/// What an idle worker does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Next {
-    /// It evaluates this.
-    Task(Task),
-    /// Nothing now: another worker may find sets. To be asked again after any event.
-    Wait,
-    /// Its process is ended.
-    End,
-}
-
-/// How a worker's task ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum LineEnd {
-    /// All of it is evaluated.
-    Finished,
-    /// The attribute at the position does not evaluate. The rest of the task waits again. (At the root: nothing of the task does.)
-    GaveUp,
-    /// A set at the position, or that the position is in, cannot be walked. Nothing in it waits any longer.
-    GaveUpSet(AttrIndex),
-    /// The attribute at the position is evaluated again: first of all, in a new worker. The rest of the task waits again.
-    Again {
-        /// Whether to catch what it throws.
-        catch: bool,
-    },
-    /// The attribute at the position is too large: it is evaluated again, in a new worker with all the memory and without any other
-    /// worker. The rest of the task waits again, for one worker fewer than before.
-    Alone,
-    /// Not even the root fits its part of the memory: the task waits again, for one worker fewer than before.
-    Fewer,
-}
-
-/// How far a worker has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// It was started at this time.
-    Started(Duration),
-    /// It took this long to start, and waits for its first task.
-    New(Duration),
-    /// It evaluates the root for its first task. As if it had been given that task at this time, when it started: the time for which
-    /// it waited is left out.
-    Root(Duration),
-    /// It has evaluated the root.
-    Ready,
-}
-
-/// A worker, and what was measured of it.
-#[derive(Debug)]
-struct WorkerState {
-    assignment: Option<Assignment>,
-    /// Started for an attribute that needs all the memory.
-    alone: bool,
-    /// It is to be ended.
-    closing: bool,
-    /// Whether it takes the last of the attributes that wait, instead of the first.
-    from_end: bool,
-    stage: Stage,
-    /// How many attributes have begun.
-    begun: u32,
-    /// How many attributes of tasks were measured.
-    measured: u64,
-    /// Its time, in seconds, and memory, by these.
-    seconds: f64,
-    times: Curve,
-    memory: Curve,
-    /// Its memory when it was last idle, in bytes.
-    resident: Option<u64>,
-}
-
-impl WorkerState {
-    fn new(alone: bool, from_end: bool, now: Duration) -> Self {
-        Self {
-            assignment: None,
-            alone,
-            closing: false,
-            from_end,
-            stage: Stage::Started(now),
-            begun: 0,
-            measured: 0,
-            seconds: 0.0,
-            times: Curve::default(),
-            memory: Curve::default(),
-            resident: None,
-        }
-    }
-
-    /// Whether it was never given a task.
-    fn is_new(&self) -> bool {
-        matches!(self.stage, Stage::Started(_) | Stage::New(_))
-    }
-
-    /// The attribute of the task that began `since` ends. A set is no measure of what attributes cost.
-    fn measure(&mut self, now: Duration) {
-        let Some(assignment) = &mut self.assignment else {
-            return;
-        };
-        if let Some(since) = assignment.since.take()
-            && !assignment.is_set
-        {
-            self.measured += 1;
-            self.seconds += now.saturating_sub(since).as_secs_f64();
-            self.times.measure(self.measured, self.seconds);
-        }
-    }
-}
 
 /// What waits, and the workers.
 #[derive(Debug)]
@@ -725,155 +595,6 @@ impl Schedule {
     /// An attribute is excluded.
     pub(super) fn exclude(&mut self) {
         self.begun += 1;
-    }
-
-    // ---- end of a task
-
-    /// The task of a worker has ended, and its process too if that `is_gone`.
-    pub(super) fn ended(
-        &mut self,
-        worker: WorkerId,
-        how: LineEnd,
-        process_is_gone: bool,
-        now: Duration,
-    ) {
-        if let Some(one) = self.workers.get_mut(&worker) {
-            if matches!(how, LineEnd::Finished | LineEnd::GaveUp) {
-                one.measure(now);
-            }
-            let assignment = one.assignment.take();
-            if how == LineEnd::Finished {
-                self.root_is_evaluated(worker, now);
-            }
-            if let Some(assignment) = assignment {
-                self.settle(&assignment, how);
-            }
-        }
-        if process_is_gone {
-            self.gone(worker);
-        }
-    }
-
-    /// What follows for the rest of a task.
-    fn settle(&mut self, assignment: &Assignment, how: LineEnd) {
-        match how {
-            LineEnd::Finished => {}
-            LineEnd::GaveUp => {
-                if assignment.position().is_some() {
-                    self.wait(assignment.rest());
-                }
-            }
-            LineEnd::GaveUpSet(set) => {
-                self.drop_set(set);
-                self.wait(assignment.rest());
-            }
-            LineEnd::Again { catch } => {
-                if let Some(again) = self.once_more(assignment) {
-                    let again = Task { catch, ..again };
-                    match assignment.queue {
-                        Queue::Alone => self.alone.push_front(again),
-                        Queue::Waiting | Queue::Repetitions => self.repetitions.push_front(again),
-                    }
-                }
-            }
-            LineEnd::Alone | LineEnd::Fewer => {
-                self.one_fewer();
-                let is_attribute = how == LineEnd::Alone && assignment.position().is_some();
-                if let Some(again) = self.once_more(assignment) {
-                    self.wait_again(
-                        again,
-                        if is_attribute {
-                            Queue::Alone
-                        } else {
-                            assignment.queue
-                        },
-                    );
-                }
-            }
-        }
-    }
-
-    /// What is evaluated again of a task: the attribute at the position, or all of it if nothing has begun. The rest waits.
-    fn once_more(&mut self, assignment: &Assignment) -> Option<Task> {
-        let spans = match assignment.position() {
-            None if assignment.is_set => return None,
-            None => match &assignment.task.spans {
-                None => return Some(Task::root()),
-                Some(spans) => spans.clone(),
-            },
-            Some(path) => {
-                self.wait(assignment.rest());
-                if assignment.is_set {
-                    return None;
-                }
-                self.begun = self.begun.saturating_sub(1);
-                Vec::from_iter(self.span(path))
-            }
-        };
-        let spans = self.without_dropped(spans);
-        let catch = assignment.task.catch;
-        (!spans.is_empty()).then_some(Task {
-            spans: Some(spans),
-            catch,
-        })
-    }
-
-    /// A task waits again from which nothing has begun.
-    fn wait_again(&mut self, task: Task, queue: Queue) {
-        match (queue, task.spans) {
-            (Queue::Repetitions, spans) => self.repetitions.push_back(Task { spans, ..task }),
-            (Queue::Alone, spans) => self.alone.push_back(Task { spans, ..task }),
-            (Queue::Waiting, None) => self.root_waits = true,
-            (Queue::Waiting, Some(spans)) => self.wait(spans),
-        }
-    }
-
-    fn one_fewer(&mut self) {
-        self.most = (self.allowed.min(self.most) - 1).max(1);
-        self.allowed = self.most;
-    }
-
-    /// These attributes wait, unless they are in a set that was given up.
-    pub(super) fn wait(&mut self, spans: Vec<Span>) {
-        for span in self.without_dropped(spans) {
-            self.waiting.insert(span);
-        }
-    }
-
-    fn without_dropped(&mut self, mut spans: Vec<Span>) -> Vec<Span> {
-        if self.dropped.is_empty() {
-            return spans;
-        }
-        let (dropped, known) = (&self.dropped, &mut self.known);
-        spans.retain(|span| {
-            let is_dropped = span.at.with_parents().any(|set| dropped.contains(&set));
-            if is_dropped {
-                *known -= span.length();
-            }
-            !is_dropped
-        });
-        spans
-    }
-
-    /// Nothing in this set waits any longer.
-    fn drop_set(&mut self, set: AttrIndex) {
-        self.known -= self.waiting.drop_in(&set);
-        self.dropped.insert(set);
-        let repetitions = std::mem::take(&mut self.repetitions);
-        self.repetitions = self.without_dropped_of(repetitions);
-        let alone = std::mem::take(&mut self.alone);
-        self.alone = self.without_dropped_of(alone);
-    }
-
-    fn without_dropped_of(&mut self, tasks: VecDeque<Task>) -> VecDeque<Task> {
-        let without = |task: Task| {
-            let spans = self.without_dropped(task.spans.unwrap_or_default());
-            (!spans.is_empty()).then_some(Task {
-                spans: Some(spans),
-                ..task
-            })
-        };
-        tasks.into_iter().filter_map(without).collect()
     }
 }
 
