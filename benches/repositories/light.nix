@@ -1,10 +1,11 @@
-# Targets as light as a derivation can be, in a tree: each depends on another one through something that is no target.
-{ targets }:
+# Targets as light as a derivation can be, in a tree: each depends on another one through something that is no target. Those of another
+# `variant` are others.
+{ targets, variant ? 0 }:
 let
   build =
     name: input:
     derivation {
-      inherit name input;
+      inherit name input variant;
       system = builtins.currentSystem;
       builder = "/bin/sh";
       args = [
