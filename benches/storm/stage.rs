@@ -99,6 +99,11 @@ impl<'a> Stage<'a> {
         self.trials.is_some() || self.given > Duration::from_secs(180)
     }
 
+    /// Whether one may take ten of them.
+    pub(crate) fn is_very_patient(&self) -> bool {
+        self.trials.is_some() || self.given > Duration::from_secs(900)
+    }
+
     /// Runs trials in so many lanes at once. `prepare` makes what a lane needs, `trial` does what the seed that it is given says;
     /// each trial has a seed of its own, so that it can be had alone. A trial that panics is a wrong outcome.
     pub(crate) fn run<L>(

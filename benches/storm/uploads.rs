@@ -11,6 +11,7 @@ use std::{
     panic::resume_unwind,
     sync::{Arc, Mutex, OnceLock},
     thread,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -75,12 +76,16 @@ const TRIES: [(Try, &str); 3] = [
     (Try::Elsewhere, ", in a retry elsewhere"),
 ];
 
+/// For how long the program waits for an agent that is stuck, and somewhat longer. The agent itself waits for ever where nobody takes the
+/// content of an artifact.
+const STUCK: Duration = Duration::from_secs(660);
+
 /// The requests of a recording; measured by each run.
 struct Requests {
     /// The first try's request that uploads its second chunk; its job is killed by that where the mishap is to come in a retry.
     second_chunk: usize,
-    /// How many there are in each of [`TRIES`].
-    of: [usize; TRIES.len()],
+    /// The kinds of those in each of [`TRIES`].
+    of: [Vec<String>; TRIES.len()],
 }
 
 /// What a seed stands for.
@@ -105,7 +110,7 @@ impl Requests {
             (seed - seed / SLOW, 0, QUICK)
         };
         // Neighbouring seeds have nothing in common, and none is missing.
-        let pairs = self.of[in_try] * mishaps;
+        let pairs = self.of[in_try].len() * mishaps;
         let at = number.wrapping_mul(stride(pairs)) % pairs;
         Plan {
             in_try,
@@ -155,7 +160,7 @@ pub(crate) fn run(stage: &Stage) {
         return;
     };
     let done: BTreeSet<Plan> = done.into_inner().unwrap();
-    let [first, resumed, elsewhere] = requests.of;
+    let [first, resumed, elsewhere] = requests.of.each_ref().map(Vec::len);
     let quick = done.iter().filter(|plan| plan.mishap < QUICK).count();
     stage.tally.note(format!(
         "{first} requests of a recording, {resumed} of a retry, {elsewhere} of a retry elsewhere; tried: {quick} of {} pairs that take no minute, {} others.",
@@ -174,13 +179,20 @@ pub(crate) fn run(stage: &Stage) {
     }
 }
 
+/// The kind of a request that sends the content of an artifact.
+const CONTENT: &str = "content of a file";
+
 /// What a request is about, from its first line: `POST pipelines`.
 fn kind(line: &str) -> String {
     let mut words = line.split([' ', '?']);
     let method = words.next().unwrap_or_default();
     let path = words.next().unwrap_or_default();
     let Some(path) = path.strip_prefix("/v3/") else {
-        return format!("{method} of a file");
+        return match method {
+            "GET" => "GET of a file",
+            _ => CONTENT,
+        }
+        .to_owned();
     };
     let parts: Vec<&str> = path.split('/').collect();
     let about = match &parts[..] {
@@ -207,7 +219,7 @@ fn measure(stage: &Stage, place: &Place) -> Requests {
         assert_eq!(done.retries, 1, "with one kill: {}", done.log);
         let follows = done.log.contains("following that plan");
         assert_eq!(follows, in_try == Try::Resumed, "{in_try:?}: {}", done.log);
-        done.requests
+        kinds(&done)
     };
     let (resumed, elsewhere) = thread::scope(|scope| {
         let resumed = scope.spawn(|| with_kill(Try::Resumed));
@@ -217,8 +229,17 @@ fn measure(stage: &Stage, place: &Place) -> Requests {
     let resumed = resumed.unwrap_or_else(|panic| resume_unwind(panic));
     Requests {
         second_chunk,
-        of: [done.requests, resumed, elsewhere],
+        of: [kinds(&done), resumed, elsewhere],
     }
+}
+
+/// What the requests since the last mishap are about.
+fn kinds(done: &Done) -> Vec<String> {
+    let since = done.lines.len() - done.requests;
+    let lines = done.lines[since..].iter();
+    lines
+        .map(|line| kind(line.split_once(' ').unwrap().1))
+        .collect()
 }
 
 /// A recording and what is to happen; gives the lines of the requests to which it has, or none where that would take too long.
@@ -229,8 +250,10 @@ fn trial(
     plan: Plan,
     seed: u64,
 ) -> Option<Vec<String>> {
-    // They take a minute each: the agent's own time for an answer.
-    if plan.mishap >= QUICK && !stage.is_patient() {
+    // They take a minute each, the agent's own time for an answer; and ten where it has none.
+    let is_slow = plan.mishap >= QUICK;
+    let sends_content = requests.of[plan.in_try][plan.nth - 1] == CONTENT;
+    if is_slow && !(stage.is_patient() && (!sends_content || stage.is_very_patient())) {
         return None;
     }
     let (mishap, name) = MISHAPS[plan.mishap];
@@ -303,13 +326,19 @@ fn build(stage: &Stage, place: &Place, in_try: Try, mishaps: &[(usize, Mishap)])
         }
         Try::First | Try::Resumed => String::new(),
     };
-    let build = Build::new(&first)
+    let mut build = Build::new(&first)
         .unwrap()
         .checkout(place.store.work())
         .our_hook("command")
         .shell_hook("environment", &environment)
         .shell_hook("pre-command", &hook)
         .envs(place.store.env());
+    if mishaps
+        .iter()
+        .any(|(_, it)| matches!(it, Mishap::Hangs | Mishap::HangsAfter))
+    {
+        build.patience = STUCK;
+    }
     let job = Arc::new(folder.path().join("job"));
     let files = build.files().url();
     let files = files.trim_start_matches("http://");

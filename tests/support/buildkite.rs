@@ -219,6 +219,8 @@ pub(crate) struct Build {
     agents: Vec<agents::Plan>,
     environment: Vec<(OsString, OsString)>,
     terminal: bool,
+    /// For how long nothing may move.
+    pub(crate) patience: Duration,
 }
 
 impl Build {
@@ -253,6 +255,7 @@ impl Build {
             agents: vec![agents::Plan::default(); 2],
             environment,
             terminal: false,
+            patience: DEADLINE,
         })
     }
 
@@ -427,7 +430,7 @@ impl Build {
                 .server
                 .trouble()
                 .or_else(|| agents::trouble(&mut agents));
-            let stands = start.max(self.server.last_call()).elapsed() > DEADLINE;
+            let stands = start.max(self.server.last_call()).elapsed() > self.patience;
             if trouble.is_some() || stands {
                 let states: Vec<_> = progress.jobs.iter().map(|job| job.state).collect();
                 drop(progress);
