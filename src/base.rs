@@ -13,7 +13,7 @@ use crate::outcomes::{OUTCOMES, Outcomes};
 use crate::private;
 use crate::recording::pipeline::document::Recorded;
 use crate::recording::upload::DOCUMENT;
-use crate::rest::{ApiToken, PipelineName, Rest, RestArtifact, RestBuild};
+use crate::rest::{ApiToken, Network, PipelineName, Rest, RestArtifact, RestBuild};
 
 /// How many of the newest builds of a branch are looked at.
 const BUILDS: usize = 30;
@@ -36,13 +36,13 @@ pub struct BaseOrder {
     pub token: Option<ApiToken>,
     /// The address of the API.
     pub api: String,
-    /// The proxy for it.
-    pub proxy: Option<String>,
+    /// How this host reaches it.
+    pub network: Network,
 }
 
 /// Fetches the base: the newest build of the branch that has both files. What fails is a warning, and there are no files then.
 pub fn fetch(order: &BaseOrder, log: &Log) {
-    match try_to_fetch(order) {
+    match try_to_fetch(order, log) {
         Ok(said) => log.say(said),
         Err(failure) => {
             log.warn(format_args!(
@@ -56,7 +56,7 @@ pub fn fetch(order: &BaseOrder, log: &Log) {
 }
 
 /// Fetches it; says what was fetched.
-fn try_to_fetch(order: &BaseOrder) -> Result<String, Failure> {
+fn try_to_fetch(order: &BaseOrder, log: &Log) -> Result<String, Failure> {
     // Files of an earlier run would be taken for a base.
     let files = [DOCUMENT, OUTCOMES].map(|name| order.folder.join(name));
     for file in &files {
@@ -79,7 +79,7 @@ fn try_to_fetch(order: &BaseOrder) -> Result<String, Failure> {
         refuse("BUILDKITE_API_TOKEN is not set")
             .hint("give it an API token with the scopes read_builds and read_artifacts")
     })?;
-    let rest = Rest::new(&order.api, token, order.proxy.as_deref())?;
+    let rest = Rest::new(&order.api, token, &order.network)?;
     let builds = rest.builds(pipeline, branch, BUILDS)?;
     for build in builds.iter().filter(|build| {
         order.own_build.as_deref() != Some(build.id.as_str())
@@ -97,24 +97,41 @@ fn try_to_fetch(order: &BaseOrder) -> Result<String, Failure> {
         };
         let download = |artifact: &RestArtifact| rest.download(pipeline, build.number, artifact);
         let outcomes = download(outcomes)?;
-        let targets = Outcomes::read(&outcomes)?.targets.len();
         let mut texts: Vec<String> = Vec::new();
         for recording in recordings {
             let text = download(recording)?;
-            Recorded::read(&text)?;
             // A recording that was retried has left the same again.
             if !texts.contains(&text) {
                 texts.push(text);
             }
         }
-        write(&order.folder, &texts.join("\n"), &outcomes)?;
-        return Ok(found(build, branch, texts.len(), targets));
+        match targets_of(&outcomes, &texts) {
+            Ok(targets) => {
+                write(&order.folder, &texts.join("\n"), &outcomes)?;
+                return Ok(found(build, branch, texts.len(), targets));
+            }
+            Err(failure) => log.warn(format_args!(
+                "build {} is no base: {failure:#}",
+                build.number
+            )),
+        }
     }
     Err(refuse(format_args!(
         "none of the newest {} of {branch} has {DOCUMENT} and {OUTCOMES}",
         number(builds.len(), "build")
     ))
     .hint("record there with `summary: true`, which leaves the outcomes"))
+}
+
+/// How many targets these files of a base have.
+///
+/// # Errors
+/// One of them makes no sense.
+fn targets_of(outcomes: &str, recordings: &[String]) -> Result<usize, Failure> {
+    for recording in recordings {
+        Recorded::read(recording)?;
+    }
+    Ok(Outcomes::read(outcomes)?.targets.len())
 }
 
 fn found(build: &RestBuild, branch: &str, recordings: usize, targets: usize) -> String {

@@ -5,12 +5,14 @@
 //! redirection leads elsewhere. No thread is started: a time limit for looking up a name would start one, so that has none.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use ureq::config::RedirectAuthHeaders;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Proxy};
 
 use crate::exit::{Class, Failure};
@@ -52,6 +54,69 @@ impl ApiToken {
 impl fmt::Debug for ApiToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ApiToken")
+    }
+}
+
+/// How this host reaches servers by https, as curl and Nix do.
+#[derive(Debug, Clone, Default)]
+pub struct Network {
+    /// The address of a proxy. It may hold a password.
+    pub proxy: Option<String>,
+    /// The hosts that are reached without it, with commas between them.
+    pub no_proxy: Option<String>,
+    /// A file with the certificates of the authorities that are trusted, instead of Mozilla's, which this program has.
+    pub authorities: Option<PathBuf>,
+}
+
+impl Network {
+    fn proxy(&self) -> Result<Option<Proxy>, Failure> {
+        let Some(address) = &self.proxy else {
+            return Ok(None);
+        };
+        let proxy = || -> Result<Proxy, ureq::Error> {
+            let proxy = Proxy::new(address)?;
+            let mut same = Proxy::builder(proxy.protocol())
+                .host(proxy.host())
+                .port(proxy.port());
+            if let Some(user) = proxy.username() {
+                same = same.username(user);
+            }
+            if let Some(password) = proxy.password() {
+                same = same.password(password);
+            }
+            for host in self.no_proxy.as_deref().unwrap_or_default().split(',') {
+                same = same.no_proxy(host.trim());
+            }
+            same.build()
+        };
+        // The address may hold a password, so it is not named.
+        let proxy =
+            proxy().map_err(|_| refuse("the address of the proxy for https makes no sense"))?;
+        Ok(Some(proxy))
+    }
+
+    fn authorities(&self) -> Result<RootCerts, Failure> {
+        let Some(file) = &self.authorities else {
+            return Ok(RootCerts::WebPki);
+        };
+        let wrong = |why: &dyn fmt::Display| {
+            refuse(format_args!(
+                "cannot read certificates from {}: {why}",
+                file.display()
+            ))
+            .hint("correct NIX_SSL_CERT_FILE or SSL_CERT_FILE, or unset it")
+        };
+        let text = std::fs::read(file).map_err(|error| wrong(&error))?;
+        let certificates: Vec<Certificate<'static>> = parse_pem(&text)
+            .filter_map(|item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            })
+            .collect();
+        if certificates.is_empty() {
+            return Err(wrong(&"it has none"));
+        }
+        Ok(RootCerts::from(certificates))
     }
 }
 
@@ -101,11 +166,11 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// The API at this address, through this proxy.
+    /// The API at this address, as this host reaches it.
     ///
     /// # Errors
-    /// The token would be sent unencrypted, or the proxy's address makes no sense (64).
-    pub fn new(api: &str, token: ApiToken, proxy: Option<&str>) -> Result<Self, Failure> {
+    /// The token would be sent unencrypted, the proxy's address makes no sense, or the file has no certificates (64).
+    pub fn new(api: &str, token: ApiToken, network: &Network) -> Result<Self, Failure> {
         let api = api.trim_end_matches('/').to_owned();
         // A server on this host is none that somebody listens to on the way.
         let is_here = |rest: &str| {
@@ -123,12 +188,11 @@ impl Rest {
                 "the address of Buildkite's REST API must begin with https://",
             ));
         }
-        let proxy = proxy.filter(|_| !is_here).map(Proxy::new).transpose();
-        // The address may hold a password, so it is not named.
-        let proxy =
-            proxy.map_err(|_| refuse("the address of the proxy for https makes no sense"))?;
+        let tls = TlsConfig::builder().root_certs(network.authorities()?);
+        let proxy = if is_here { None } else { network.proxy()? };
         let config = Agent::config_builder()
             .proxy(proxy)
+            .tls_config(tls.build())
             .user_agent(concat!("eval-once/", env!("CARGO_PKG_VERSION")))
             .redirect_auth_headers(RedirectAuthHeaders::Never)
             .max_redirects(REDIRECTIONS)
@@ -273,7 +337,7 @@ mod tests {
 
     #[test]
     fn the_token_is_never_sent_unencrypted_over_a_network() {
-        let new = |api: &str| Rest::new(api, ApiToken::new("bkua_x".into()), None);
+        let new = |api: &str| Rest::new(api, ApiToken::new("bkua_x".into()), &Network::default());
         for good in [API, "http://127.0.0.1:80/v2", "http://localhost:1"] {
             assert!(new(good).is_ok(), "{good}");
         }
@@ -292,11 +356,48 @@ mod tests {
 
     #[test]
     fn the_token_is_not_shown() {
-        let rest = Rest::new(API, ApiToken::new("bkua_secret".into()), None).unwrap();
+        let rest = Rest::new(
+            API,
+            ApiToken::new("bkua_secret".into()),
+            &Network::default(),
+        )
+        .unwrap();
         assert!(!format!("{rest:?}").contains("bkua_secret"));
-        let odd = Rest::new(API, ApiToken::new("bkua_\u{1}\n".into()), None).unwrap();
+        let odd = Rest::new(
+            API,
+            ApiToken::new("bkua_\u{1}\n".into()),
+            &Network::default(),
+        )
+        .unwrap();
         let failure = odd.text("/x").unwrap_err();
         assert!(!failure.to_string().contains("bkua_"), "{failure}");
+    }
+
+    #[test]
+    fn a_proxy_and_authorities_that_make_no_sense_are_refused_without_the_address() {
+        let proxy = |address: &str| Network {
+            proxy: Some(address.into()),
+            no_proxy: Some("localhost, .example.com,".into()),
+            authorities: None,
+        };
+        for good in ["http://proxy:3128", "http://me:word@proxy", "proxy:80"] {
+            let proxy = proxy(good).proxy().unwrap().unwrap();
+            assert_eq!(proxy.password(), good.contains("word").then_some("word"));
+            let is_direct = |host: &str| proxy.is_no_proxy(&host.parse().unwrap());
+            assert!(is_direct("https://a.example.com/"), "{good}");
+            assert!(!is_direct("https://api.buildkite.com/"), "{good}");
+        }
+        let failure = proxy("nonsense://me:word@x").proxy().unwrap_err();
+        assert!(!failure.to_string().contains("word"), "{failure}");
+
+        let file = tempfile::Builder::new().tempfile_in("/tmp").unwrap();
+        let network = Network {
+            authorities: Some(file.path().to_owned()),
+            ..Network::default()
+        };
+        let failure = network.authorities().unwrap_err();
+        assert_eq!(failure.class, Class::Config);
+        assert!(failure.to_string().ends_with("it has none"), "{failure}");
     }
 
     #[test]

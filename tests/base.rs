@@ -167,14 +167,20 @@ const OUTCOMES: &str = r#"{"version":1,"build":7,"targets":[]}"#;
 #[test]
 fn the_newest_build_with_both_files_is_fetched_and_the_token_goes_to_the_api_alone() {
     let (api, storage, folder) = (Api::new(), Api::new(), TempDir::new().unwrap());
-    let states = ["scheduled", "running", "passed"]
+    let states = ["scheduled", "failed", "running", "passed"]
         .into_iter()
-        .zip([11, 8, 7]);
+        .zip([11, 10, 8, 7]);
     let mut builds: Vec<Value> = states
         .map(|(state, number)| listed(number, state))
         .collect();
     builds.insert(0, listed(9, "running"));
     api.lists(&json!(builds));
+    // What it has left makes no sense.
+    let damaged = [
+        ("eval-once.json", RECORDING),
+        ("eval-once-outcomes.json", "{"),
+    ];
+    api.has_build(10, &damaged, &storage);
     // Its summary has not run yet.
     api.has_build(8, &[("eval-once.json", RECORDING)], &storage);
     let other = RECORDING.replace("{}", r#"{"file":"b.nix"}"#);
@@ -192,7 +198,13 @@ fn the_newest_build_with_both_files_is_fetched_and_the_token_goes_to_the_api_alo
     ];
     api.has_build(7, &artifacts, &storage);
     let ended = fetch(&api.url(), folder.path());
-    ended.says(&["the base is build 7 of ma in&x (passed): 2 recordings, 0 targets"]);
+    says_all(
+        &ended,
+        &[
+            "warning: build 10 is no base: cannot read eval-once-outcomes.json",
+            "the base is build 7 of ma in&x (passed): 2 recordings, 0 targets",
+        ],
+    );
     let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
     assert_eq!(read("eval-once.json"), format!("{other}\n{RECORDING}"));
     assert_eq!(read("eval-once-outcomes.json"), OUTCOMES);
@@ -213,7 +225,7 @@ fn the_newest_build_with_both_files_is_fetched_and_the_token_goes_to_the_api_alo
             .all(|(url, _)| !url.contains("builds/9/") && !url.contains("builds/11/"))
     );
     let asked = storage.requests.lock().unwrap();
-    assert_eq!(asked.len(), 4, "{asked:?}");
+    assert_eq!(asked.len(), 6, "{asked:?}");
     assert!(asked.iter().all(|(_, login)| login.is_none()), "{asked:?}");
 }
 

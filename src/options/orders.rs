@@ -18,7 +18,7 @@ use crate::log::Log;
 use crate::recording::{
     BuildkiteBuild, PinOrder, PinRequest, RecordingOrder, RecordingRequest, read_drvs,
 };
-use crate::rest::{self, ApiToken, PipelineName};
+use crate::rest::{self, ApiToken, Network, PipelineName};
 use crate::step::{StepOrder, StepReporting, StepRequest};
 use crate::summary::SummaryOrder;
 
@@ -221,7 +221,6 @@ pub(super) fn base(
         "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
         "BUILDKITE_PIPELINE_DEFAULT_BRANCH",
     ];
-    let proxies = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
     let first = |names: &[&str]| names.iter().find_map(|name| variables.text(name));
     Ok(BaseOrder {
         folder: startup.folder.join(folder),
@@ -232,7 +231,11 @@ pub(super) fn base(
         api: variables
             .text("BUILDKITE_REST_API_ENDPOINT")
             .unwrap_or_else(|| rest::API.to_owned()),
-        proxy: first(&proxies),
+        network: Network {
+            proxy: first(&["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]),
+            no_proxy: first(&["no_proxy", "NO_PROXY"]),
+            authorities: first(&["NIX_SSL_CERT_FILE", "SSL_CERT_FILE"]).map(PathBuf::from),
+        },
     })
 }
 
