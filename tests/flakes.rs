@@ -465,6 +465,26 @@ fn the_caches_of_a_flake_are_used_where_the_host_trusts_it() {
 }
 
 #[test]
+fn a_flake_that_would_write_a_secret_into_every_step_is_refused() {
+    let Some(store) = Store::new() else { return };
+    let system = system(&store);
+    let secret = "kE3pTh1sAnd2ay0thing";
+    store.write(
+        "flake.nix",
+        &format!(
+            "{{ nixConfig.extra-access-tokens = \"github.com={secret}\"; outputs = {{ self }}: {{ \
+             packages.{system}.a = derivation {{ name = \"a\"; system = {system:?}; builder = \"/bin/sh\"; }}; }}; }}"
+        ),
+    );
+    let recording = store
+        .eval_once(["pipeline", "--dry-run", "--flake", "path:."])
+        .args(["--option", "accept-flake-config", "true"])
+        .run();
+    recording.exits(64).prints("").never_says(secret);
+    recording.passes_on("`nixConfig.extra-access-tokens` of the flake");
+}
+
+#[test]
 fn the_caches_of_a_flake_that_are_not_used_are_named() {
     let Some(store) = Store::new() else { return };
     with_cache(&store);
