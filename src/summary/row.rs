@@ -5,7 +5,9 @@ use super::outcome::{FailedPart, TargetOutcome};
 use crate::buildkite::outcome::StepOutcome;
 use crate::nix::DrvPath;
 use crate::recording::pipeline::document::RecordedTarget;
-use crate::step::{AfterBuild, COMMAND, SavedReport, SavedReportError, StopReason, WayName};
+use crate::step::{
+    AfterBuild, COMMAND, Reason, SavedReport, SavedReportError, StopReason, WayName,
+};
 
 /// A target.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,6 +86,14 @@ impl Row {
     pub(super) fn evaluated_again(&self) -> Option<&SavedReport> {
         let report = self.report.as_ref()?;
         (!self.is_error() && report.way() == Some(WayName::Evaluated)).then_some(report)
+    }
+
+    /// Whether its step built the derivation of its own evaluation, which is not, or not for certain, the recorded one: of a record of
+    /// another store only the names can be compared.
+    pub(super) fn is_of_another_drv(&self) -> bool {
+        self.report.as_ref().is_some_and(|report| {
+            report.drift || report.reason.as_deref() == Some(Reason::OtherStore.word())
+        })
     }
 
     /// Whether it was an error of the recording, and is one still.
