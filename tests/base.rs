@@ -594,6 +594,50 @@ fn short_targets_have_a_step_in_common_and_a_report_each() {
 }
 
 #[test]
+fn a_batch_that_a_hook_fails_after_its_builds_is_red_in_the_summary() {
+    if tool("git").is_none() || program().is_none() {
+        return;
+    }
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ one = file "one"; two = file "two"; other = file "other"; }"#);
+    let folder = TempDir::new().unwrap();
+    let took = |name: &str| json!({ "attr": [name], "outcome": "passed", "seconds": 2.0 });
+    let targets = ["one", "two"].map(took);
+    let outcomes = json!({ "version": 1, "targets": targets });
+    let base = folder.path().join("eval-once.json");
+    fs::write(&base, RECORDING).unwrap();
+    let beside = folder.path().join("eval-once-outcomes.json");
+    fs::write(beside, outcomes.to_string()).unwrap();
+    let script = format!(
+        "'{EVAL_ONCE}' pipeline --summary=fail --no-share --base '{}' --batch 3",
+        base.display()
+    );
+    let Some(build) = Build::new(&json!({ "key": "record", "command": script })) else {
+        return;
+    };
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .our_hook("command")
+        .shell_hook(
+            "post-command",
+            "case $BUILDKITE_STEP_KEY in batch-*) exit 1;; esac\n",
+        )
+        .agents(1);
+    assert_eq!(build.run(), Outcome::Failed);
+    let jobs = build.jobs();
+    let summary = jobs.last().unwrap().plain();
+    assert!(
+        summary.contains("error: 2 targets failed: one, two\n"),
+        "{summary}"
+    );
+    let body = &build.annotations()["eval-once-summary"].body;
+    let failed = "| **failed** (hook), after the build |";
+    assert_eq!(body.matches(failed).count(), 2, "{body}");
+    assert_eq!(build.meta_data()["eval-once:failed"], "2");
+}
+
+#[test]
 fn what_several_targets_need_has_a_step_until_it_is_built() {
     let Some(store) = Store::new() else { return };
     store.targets(

@@ -1,6 +1,7 @@
 //! What a build has of ours: the plans of its recordings, the saved reports of its steps, and the outcomes that Buildkite gave.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::planned_step::PlannedStep;
 use crate::buildkite::outcome::StepOutcome;
@@ -14,7 +15,7 @@ pub(super) struct BuildData {
     pub(super) recordings: Vec<Recorded>,
     /// How many recordings there are besides, whose plans cannot be read.
     pub(super) unreadable: usize,
-    /// The planned steps, by their keys: those that say something of failures.
+    /// The planned steps, by their keys.
     pub(super) planned_steps: BTreeMap<String, PlannedStep>,
     /// The reports, by the keys of their steps.
     pub(super) reports: BTreeMap<String, Result<SavedReport, SavedReportError>>,
@@ -27,6 +28,22 @@ pub(super) struct BuildData {
 impl BuildData {
     pub(super) fn is_empty(&self) -> bool {
         self.recordings.is_empty() && self.unreadable == 0 && self.reports.is_empty()
+    }
+
+    /// Adds the steps of a plan. Where several plan a step, which of them Buildkite has is not known: so it is not one that is skipped.
+    pub(super) fn plan(&mut self, steps: BTreeMap<String, PlannedStep>) {
+        for (key, step) in steps {
+            match self.planned_steps.entry(key) {
+                Entry::Occupied(known) if step.is_skipped() && !known.get().is_skipped() => {}
+                entry => drop(entry.insert_entry(step)),
+            }
+        }
+    }
+
+    /// Whether no job is made for the step with this key, as far as the plans say.
+    pub(super) fn has_no_job(&self, key: &str) -> bool {
+        let step = self.planned_steps.get(key);
+        step.is_none_or(PlannedStep::is_skipped)
     }
 
     /// Whether Buildkite takes this exit status of a step for no failure, as far as the plans say.

@@ -39,7 +39,8 @@ impl Row {
     pub(super) fn of_step(key: &str, step: &str, target: String, data: &BuildData) -> Self {
         let saved = data.reports.get(key);
         let report = saved.and_then(|saved| saved.as_ref().ok());
-        // How the step of a batch ended says nothing of a target that has a report: another one may have failed.
+        // How the step of a batch ended says nothing of a target that has a report, but where the reports do not account for it
+        // (`batches`).
         let outcome = data.outcomes.get(step);
         let outcome = outcome.filter(|_| key == step || report.is_none());
         let outcome = match (outcome, report) {
@@ -66,6 +67,26 @@ impl Row {
             attributes: 1,
             target,
             report: report.cloned(),
+        }
+    }
+
+    /// Whether its step builds several targets.
+    pub(super) fn is_in_batch(&self) -> bool {
+        self.key != self.step
+    }
+
+    /// Whether its build was stopped with its job.
+    pub(super) fn was_stopped(&self) -> bool {
+        let report = self.report.as_ref();
+        report.is_some_and(|report| report.stopped.is_some())
+    }
+
+    /// Gives it, of which there is a report, the outcome of its step.
+    pub(super) fn end(&mut self, outcome: &StepOutcome, data: &BuildData) {
+        if outcome.is_known() {
+            self.outcome = ended(outcome, data.reports.get(&self.key), data.now);
+        } else if self.has_passed() && self.is_open() {
+            self.outcome = TargetOutcome::NotKnown;
         }
     }
 
@@ -131,9 +152,6 @@ impl Row {
     /// Whether there is a report whose step can still have ended differently.
     pub(super) fn is_open(&self) -> bool {
         let report = self.report.as_ref();
-        if self.key != self.step && report.is_some() {
-            return false;
-        }
         let after = || report.and_then(|report| report.after.as_deref());
         match self.outcome {
             TargetOutcome::Unreadable
