@@ -777,25 +777,27 @@ fn a_plan_that_any_job_has_left_is_named_and_takes_no_summary_away() {
 }
 
 #[test]
-fn plans_that_would_fill_the_disk_or_have_no_end_are_named_and_not_downloaded() {
+fn plans_that_would_fill_the_disk_or_have_no_end_are_named() {
     let folder = TempDir::new().unwrap();
     let (bin, calls) = (folder.path().join("bin"), folder.path().join("calls"));
-    let summary = |marks: &str| {
+    let mut path = std::ffi::OsString::from(&bin);
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap());
+    let summary = |marks: &str, size: &str| {
         let agent = format!(
-            "#!/bin/sh\necho \"$1 $2 $3\" >> '{calls}'\ncase \"$1 $2\" in\n'meta-data keys') {marks};;\n'meta-data get') key=${{3%:plan}}; echo 0190-${{key##*:}};;\n'artifact search') for job; do :; done; echo \"$job 600000000 ab;\";;\n'artifact download') exit 1;;\nesac\n",
+            "#!/bin/sh\necho \"$1 $2 $3\" >> '{calls}'\ncase \"$1 $2\" in\n'meta-data keys') {marks};;\n'meta-data get') key=${{3%:plan}}; echo 0190-${{key##*:}};;\n'artifact search') for job; do :; done; echo \"$job {size} ab;\";;\n'artifact download') truncate -s 600000000 \"$4/part\"; exec sleep 300;;\nesac\n",
             calls = calls.display()
         );
         let _stand_ins = StandIns::new(&bin).instead("buildkite-agent", &agent);
         let _ = fs::remove_file(&calls);
         let ended = Program::new(EVAL_ONCE)
             .args(["summary", "--fail"])
-            .env("PATH", &bin)
+            .env("PATH", &path)
             .env("BUILDKITE_JOB_ID", "job")
             .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
             .run();
         ended.exits(1);
         let calls = fs::read_to_string(&calls).unwrap();
-        assert!(!calls.contains("artifact download"), "{calls}");
         assert!(calls.contains("annotate"), "{calls}");
         (ended.ours().join("\n"), calls)
     };
@@ -805,7 +807,7 @@ fn plans_that_would_fill_the_disk_or_have_no_end_are_named_and_not_downloaded() 
             "{parts:?}: {printed}"
         );
     };
-    let (printed, _) = summary("echo eval-once:x:plan");
+    let (printed, calls) = summary("echo eval-once:x:plan", "600000000");
     says_all(
         &printed,
         &[
@@ -813,13 +815,23 @@ fn plans_that_would_fill_the_disk_or_have_no_end_are_named_and_not_downloaded() 
             "error: 1 recording cannot be read",
         ],
     );
-    let marks = "i=0; while [ $i -lt 103 ]; do echo eval-once:x$i:plan; i=$((i+1)); done";
-    let marks = format!("{marks}; printf 'eval-once:\\001:plan\\neval-once:report:\\001\\n'");
-    let (printed, calls) = summary(&marks);
+    assert!(!calls.contains("artifact download"), "{calls}");
+    // Who uploads it says what size it has.
+    let (printed, _) = summary("echo eval-once:x:plan", "1");
     says_all(
         &printed,
         &[
-            "warning: 1 recording omitted: the mark of a plan has a name that is no step's",
+            "cannot get the plan of a recording: it has more than 536870912 bytes",
+            "error: 1 recording cannot be read",
+        ],
+    );
+    let marks = "i=0; while [ $i -lt 103 ]; do echo eval-once:x$i:plan; i=$((i+1)); done";
+    let marks = format!("{marks}; printf 'eval-once:\\001:plan\\neval-once:report:\\001\\n'");
+    let (printed, calls) = summary(&marks, "600000000");
+    says_all(
+        &printed,
+        &[
+            "warning: 1 recording omitted: the mark of a plan has a name that no step can have",
             "warning: 3 recordings omitted: a summary reads the plans of 100 recordings",
             "error: 104 recordings cannot be read",
         ],
@@ -835,7 +847,9 @@ fn a_step_of_a_skipped_target_that_fails_before_eval_once_begins_is_red() {
     let Some(store) = Store::new() else { return };
     store.targets(r#"{ lost = file "lost"; there = file "there"; }"#);
     let drvs = ["lost", "there"].map(|name| store.instantiate("default.nix", name));
-    drvs.iter().for_each(|drv| drop(store.build(drv)));
+    for drv in &drvs {
+        store.build(drv);
+    }
     let command = format!("'{EVAL_ONCE}' pipeline --keys attr --skip-style run --summary=fail");
     let Some(build) = Build::new(&json!({ "key": "record", "command": command })) else {
         return;

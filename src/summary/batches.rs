@@ -58,7 +58,8 @@ fn settle_batch(step: &str, rows: Vec<&mut Row>, outcome: &StepOutcome, data: &B
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::{build_data, recorded, report, target};
-    use super::super::outcome::{FailedPart, TargetOutcome};
+    use super::super::outcome::FailedPart;
+    use super::super::outcome::TargetOutcome::{self, Built, Failed, SoftFailed};
     use super::super::planned_step::PlannedStep;
     use super::super::rows::Rows;
     use super::*;
@@ -93,17 +94,32 @@ mod tests {
         data
     }
 
+    type Case = (Vec<Value>, StepOutcome, Vec<TargetOutcome>);
+
+    #[track_caller]
+    fn each_is<const N: usize>(cases: [Case; N]) {
+        for (reports, outcome, expected) in cases {
+            let case = format!("{reports:?} {outcome:?}");
+            assert_eq!(outcomes(&reports, Some(outcome)), expected, "{case}");
+        }
+    }
+
+    fn green() -> Value {
+        json!({ "built": 1, "after": ["hook"] })
+    }
+
+    fn failed(exit: u8) -> Value {
+        json!({ "exit": exit, "after": ["hook"] })
+    }
+
+    fn unfinished() -> StepOutcome {
+        StepOutcome::Unfinished("running".into())
+    }
+
     #[test]
-    fn what_no_report_accounts_for_is_that_of_the_targets_that_failed_or_of_all() {
-        use TargetOutcome::{Built, Failed, SoftFailed};
-        let green = || json!({ "built": 1, "after": ["hook"] });
-        let failed = |exit: u8| json!({ "exit": exit, "after": ["hook"] });
+    fn what_no_report_accounts_for_is_the_outcome_of_all() {
         let hook = || Failed(FailedPart::AfterBuild);
-        let build = || Failed(FailedPart::Build);
-        let soft = || SoftFailed(FailedPart::Build);
-        let unfinished = StepOutcome::Unfinished("running".into());
-        let stopped = json!({ "exit": 143, "stopped": "cancel" });
-        for (reports, outcome, expected) in [
+        each_is([
             // A hook failed after all of them.
             (
                 vec![green(), green()],
@@ -127,7 +143,7 @@ mod tests {
             ),
             (
                 vec![green()],
-                unfinished.clone(),
+                unfinished(),
                 vec![TargetOutcome::Unfinished("running".into())],
             ),
             (
@@ -135,6 +151,15 @@ mod tests {
                 StepOutcome::Errored,
                 vec![TargetOutcome::Stopped],
             ),
+        ]);
+    }
+
+    #[test]
+    fn what_one_failure_accounts_for_is_its_own_and_else_that_of_all_that_failed() {
+        let build = || Failed(FailedPart::Build);
+        let soft = || SoftFailed(FailedPart::Build);
+        let stopped = json!({ "exit": 143, "stopped": "cancel" });
+        each_is([
             // Two soft failures, and the status of both is not soft.
             (
                 vec![green(), failed(100), failed(102)],
@@ -176,7 +201,7 @@ mod tests {
             // It is tried again.
             (
                 vec![green(), failed(75)],
-                unfinished,
+                unfinished(),
                 vec![Built, TargetOutcome::Unfinished("running".into())],
             ),
             (
@@ -199,10 +224,7 @@ mod tests {
                 StepOutcome::NotKnown,
                 vec![build(), build()],
             ),
-        ] {
-            let case = format!("{reports:?} {outcome:?}");
-            assert_eq!(outcomes(&reports, Some(outcome)), expected, "{case}");
-        }
+        ]);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What a build has of ours: the plans of its recordings, the saved reports of its steps, and the outcomes that Buildkite gave.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use super::planned_step::PlannedStep;
 use crate::buildkite::outcome::StepOutcome;
@@ -33,9 +32,10 @@ impl BuildData {
     /// Adds the steps of a plan. Where several plan a step, which of them Buildkite has is not known: so it is not one that is skipped.
     pub(super) fn plan(&mut self, steps: BTreeMap<String, PlannedStep>) {
         for (key, step) in steps {
-            match self.planned_steps.entry(key) {
-                Entry::Occupied(known) if step.is_skipped() && !known.get().is_skipped() => {}
-                entry => drop(entry.insert_entry(step)),
+            let known = self.planned_steps.get(&key);
+            let runs = known.is_some_and(|known| !known.is_skipped());
+            if !(runs && step.is_skipped()) {
+                self.planned_steps.insert(key, step);
             }
         }
     }

@@ -77,9 +77,12 @@ fn plans(
     for (omitted, why) in [
         (
             others.len(),
-            "the mark of a plan has a name that is no step's",
+            "the mark of a plan has a name that no step can have".to_owned(),
         ),
-        (excess.len(), "a summary reads the plans of 100 recordings"),
+        (
+            excess.len(),
+            format!("a summary reads the plans of {RECORDINGS_AT_MOST} recordings"),
+        ),
     ] {
         if omitted > 0 {
             let recordings = number(omitted, "recording");
@@ -196,8 +199,8 @@ mod tests {
         // A download would fail there.
         let temporary = Path::new("/nonesuch");
         let deadline = Instant::now();
-        let long = "0".repeat(200_000);
-        for mark in ["", "--step x", "../x x", "a_b x", &long] {
+        let endless = "0".repeat(200_000);
+        for mark in ["", "--step x", "../x x", "a_b x", &endless] {
             let found = recorded(mark, deadline, temporary, &mut supervisor, &log).unwrap();
             assert!(found.is_none(), "{mark}");
             let printed = String::from_utf8(printed.take()).unwrap();

@@ -341,7 +341,9 @@ mod tests {
         };
         for order in [[true, false], [false, true]] {
             let mut data = build_data(vec![], []);
-            order.into_iter().for_each(|skip| data.plan(one(skip)));
+            for skip in order {
+                data.plan(one(skip));
+            }
             assert!(!data.has_no_job("a"), "{order:?}");
         }
     }

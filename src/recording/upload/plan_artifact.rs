@@ -9,7 +9,7 @@ use crate::buildkite::agent as command;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::fingerprint;
 use crate::recording::BuildkiteBuild;
-use crate::supervise::Supervisor;
+use crate::supervise::{GivenUp, Sight, Supervisor};
 
 /// The artifact's name.
 pub(in crate::recording) const PLAN: &str = "eval-once-plan.json";
@@ -164,15 +164,22 @@ pub(crate) fn try_download(
 ) -> Result<Result<Option<String>, Failure>, Failure> {
     let folder = agent::folder(temporary)?;
     let line = command::download_artifact(PLAN, job, folder.path());
-    let Some((finished, message)) = agent::run_within(supervisor, &line, patience, || ())? else {
-        return Ok(Err(Failure::new(
-            Class::Infrastructure,
-            format_args!(
-                "cannot {doing}: `{line}` takes more than {} s",
-                patience.as_secs()
-            ),
-        )));
+    // The size that is listed is what the job that uploaded it says.
+    let look = || match size_in(folder.path()) {
+        size if size > LARGEST => Sight::Enough,
+        _ => Sight::StandsStill,
     };
+    let (finished, message, given_up) = agent::run_watched(supervisor, &line, patience, look)?;
+    let given_up = given_up.map(|why| match why {
+        GivenUp::Enough => format!("cannot {doing}: it has more than {LARGEST} bytes"),
+        GivenUp::Stalled => format!(
+            "cannot {doing}: `{line}` takes more than {} s",
+            patience.as_secs()
+        ),
+    });
+    if let Some(why) = given_up {
+        return Ok(Err(Failure::new(Class::Infrastructure, why)));
+    }
     if !finished.ending.success() {
         if command::found_no_artifact(&message) {
             return Ok(Ok(None));
@@ -180,6 +187,13 @@ pub(crate) fn try_download(
         return Ok(Err(agent::unreachable(&line, &finished, &message, doing)));
     }
     Ok(read(&folder.path().join(PLAN), doing).map(Some))
+}
+
+/// How many bytes the files in a folder have.
+fn size_in(folder: &Path) -> u64 {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let sizes = files.filter_map(|file| Some(file.metadata().ok()?.len()));
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// The text of a plan's file.
