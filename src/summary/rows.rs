@@ -9,7 +9,8 @@
 //! - Where a step has several jobs, the report is that of the last.
 //! - A report of a failure does not say whether the failure was soft, and whether another try has ended since.
 //! - A step without a report is not asked for where a step that it depends on failed: it has not run.
-//! - What the recording skipped or could not evaluate is in its plan.
+//! - What the recording skipped or could not evaluate is in its plan. With `skip-style: run` what is skipped has a job all the same.
+//! - The step of a batch is asked for once, because of any of its targets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
