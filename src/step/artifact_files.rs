@@ -121,7 +121,9 @@ fn folder_of(target: &str) -> String {
         name if name.len() <= NAME_AT_MOST => name.to_owned(),
         name => {
             let hash = fingerprint([target]);
-            let begin = name.floor_char_boundary(NAME_AT_MOST - HASH - 1);
+            let mut ends = (0..NAME_AT_MOST - HASH).rev();
+            let begin = ends.find(|end| name.is_char_boundary(*end));
+            let begin = begin.unwrap_or_default();
             format!("{}-{}", &name[..begin], &hash[..HASH])
         }
     }
