@@ -13,7 +13,7 @@ use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::version::numbers;
 use crate::private;
 use crate::state;
-use crate::supervise::{Finished, OnStop, Printed, Sight, Supervisor};
+use crate::supervise::{Finished, GivenUp, OnStop, Printed, Sight, Supervisor};
 use crate::text::without_escapes;
 
 /// What to do where Buildkite cannot be reached.
@@ -83,15 +83,32 @@ pub fn run_within(
     patience: Duration,
     mut look: impl FnMut(),
 ) -> Result<Option<(Finished, String)>, Failure> {
-    let mut stderr = Printed::default();
-    let (finished, given_up) = supervisor.run_patiently(line, patience, |_, printed| {
-        stderr.add(printed);
+    let watch = || {
         look();
         // It does not say how far it is: all that it does counts as one.
         Sight::StandsStill
+    };
+    let (finished, stderr, given_up) = run_watched(supervisor, line, patience, watch)?;
+    Ok(given_up.is_none().then_some((finished, stderr)))
+}
+
+/// Runs a command of the agent's as [`run_within`] does, and stops it also where `look` has seen enough: why it was stopped, if it was.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_watched(
+    supervisor: &mut Supervisor,
+    line: &CommandLine,
+    patience: Duration,
+    mut look: impl FnMut() -> Sight,
+) -> Result<(Finished, String, Option<GivenUp>), Failure> {
+    let mut stderr = Printed::default();
+    let (finished, given_up) = supervisor.run_patiently(line, patience, |_, printed| {
+        stderr.add(printed);
+        look()
     })?;
     let stderr = without_escapes(&String::from_utf8_lossy(&stderr.into_bytes()));
-    Ok(given_up.is_none().then_some((finished, stderr)))
+    Ok((finished, stderr, given_up))
 }
 
 /// A folder below `temporary`, which is removed with this value.

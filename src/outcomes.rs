@@ -40,7 +40,8 @@ pub struct OutcomeEntry {
     /// The other attributes with the same `.drv`.
     #[serde(default)]
     pub also: Vec<AttrPath>,
-    /// Its `.drv`; null where the attribute does not evaluate.
+    /// The `.drv` that has the outcome; null where the attribute does not evaluate, and where its step built another `.drv` than was
+    /// recorded.
     #[serde(default)]
     pub drv: Option<String>,
     /// The key of its step.

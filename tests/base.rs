@@ -433,6 +433,59 @@ fn what_was_green_in_the_base_is_skipped_and_what_failed_there_is_built_again() 
 }
 
 #[test]
+fn a_drv_that_no_step_has_built_is_not_skipped_although_its_step_was_green() {
+    if tool("git").is_none() || program().is_none() {
+        return;
+    }
+    let Some(store) = Store::new() else { return };
+    // What is recorded fails, and what the step evaluates does not.
+    store.targets(
+        r#"{ app = build "app" "${if builtins.getEnv "REV" == "2" then "echo > $out" else "exit 1"}"; }"#,
+    );
+    let recorded = store.instantiate("default.nix", "app");
+    let hook = format!(
+        "case $BUILDKITE_STEP_KEY in drv-*) export REV=2; rm -r \"$EVAL_ONCE_STATE_DIR/pins\"; env -u NIX_REMOTE nix-store --delete --ignore-liveness $(nix-store -q --referrers {recorded}) {recorded};; esac\n"
+    );
+    let record = format!("'{EVAL_ONCE}' pipeline --summary --no-share --skip none");
+    let Some(build) = Build::new(&json!({ "key": "record", "command": record })) else {
+        return;
+    };
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .our_hook("command")
+        .shell_hook("pre-command", &hook)
+        .agents(1);
+    assert_eq!(build.run(), Outcome::Passed, "drift is a warning");
+    let folder = TempDir::new().unwrap();
+    let artifacts = build.artifacts();
+    for name in ["eval-once.json", "eval-once-outcomes.json"] {
+        fs::write(folder.path().join(name), &artifacts[name]).unwrap();
+    }
+    let outcomes: Value = serde_json::from_slice(&artifacts["eval-once-outcomes.json"]).unwrap();
+    let target = &outcomes["targets"][0];
+    assert_eq!(
+        (&target["outcome"], &target["drv"]),
+        (&json!("passed"), &Value::Null)
+    );
+    let file = folder.path().join("eval-once.json");
+    let ended = store
+        .eval_once(["pipeline", "--dry-run", "--base"])
+        .arg(file)
+        .run();
+    let pipeline = Pipeline::of(&ended);
+    let step = &pipeline.step(&["app"]).json;
+    assert!(
+        step["env"]["EVAL_ONCE_STEP"]
+            .as_str()
+            .unwrap()
+            .contains(&recorded),
+        "{step}"
+    );
+    assert!(step.get("skip").is_none(), "{step}");
+}
+
+#[test]
 fn a_base_that_cannot_be_read_is_a_warning_and_nothing_is_skipped() {
     let Some(store) = Store::new() else { return };
     store.targets(r#"{ a = file "a"; }"#);
@@ -538,6 +591,50 @@ fn short_targets_have_a_step_in_common_and_a_report_each() {
         failures.contains("bad") && !failures.contains("two"),
         "{failures}"
     );
+}
+
+#[test]
+fn a_batch_that_a_hook_fails_after_its_builds_is_red_in_the_summary() {
+    if tool("git").is_none() || program().is_none() {
+        return;
+    }
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ one = file "one"; two = file "two"; other = file "other"; }"#);
+    let folder = TempDir::new().unwrap();
+    let took = |name: &str| json!({ "attr": [name], "outcome": "passed", "seconds": 2.0 });
+    let targets = ["one", "two"].map(took);
+    let outcomes = json!({ "version": 1, "targets": targets });
+    let base = folder.path().join("eval-once.json");
+    fs::write(&base, RECORDING).unwrap();
+    let beside = folder.path().join("eval-once-outcomes.json");
+    fs::write(beside, outcomes.to_string()).unwrap();
+    let script = format!(
+        "'{EVAL_ONCE}' pipeline --summary=fail --no-share --base '{}' --batch 3",
+        base.display()
+    );
+    let Some(build) = Build::new(&json!({ "key": "record", "command": script })) else {
+        return;
+    };
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .our_hook("command")
+        .shell_hook(
+            "post-command",
+            "case $BUILDKITE_STEP_KEY in batch-*) exit 1;; esac\n",
+        )
+        .agents(1);
+    assert_eq!(build.run(), Outcome::Failed);
+    let jobs = build.jobs();
+    let summary = jobs.last().unwrap().plain();
+    assert!(
+        summary.contains("error: 2 targets failed: one, two\n"),
+        "{summary}"
+    );
+    let body = &build.annotations()["eval-once-summary"].body;
+    let failed = "| **failed** (hook), after the build |";
+    assert_eq!(body.matches(failed).count(), 2, "{body}");
+    assert_eq!(build.meta_data()["eval-once:failed"], "2");
 }
 
 #[test]

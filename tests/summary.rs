@@ -735,6 +735,244 @@ fn a_plan_that_is_lost_or_cannot_be_read_is_named_and_no_failure() {
 }
 
 #[test]
+fn a_plan_that_any_job_has_left_is_named_and_takes_no_summary_away() {
+    let plan = |document: &Value| {
+        let plan = json!({
+            "version": 1, "step": "s", "chunks": [], "document": document.to_string(), "annotation": ["", "info"],
+        });
+        plan.to_string()
+    };
+    let with_key = |key: &str| {
+        let target = json!({ "attr": ["a"], "key": key });
+        plan(&json!({ "version": 1, "targets": [target] }))
+    };
+    for (content, says) in [
+        (b"\xff\xfe".to_vec(), "valid UTF-8"),
+        (with_key("a\0b").into_bytes(), "a key that no step can have"),
+        (
+            with_key(&"k".repeat(200_000)).into_bytes(),
+            "a key that no step can have",
+        ),
+    ] {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("eval-once-plan.json"), content).unwrap();
+        let script = format!(
+            "cd '{}' && buildkite-agent artifact upload eval-once-plan.json && buildkite-agent meta-data set \"eval-once:x:plan\" \"$BUILDKITE_JOB_ID\" && '{EVAL_ONCE}' summary --fail",
+            folder.path().display()
+        );
+        let Some(build) = Build::new(&json!({ "key": "summary", "command": script })) else {
+            return;
+        };
+        let build = build.with_meta_data([report("a", &json!({}))]);
+        build.run();
+        let job = build.job("summary");
+        let log = job.plain();
+        assert_eq!(job.exit_status, Some(1), "{log}");
+        assert!(log.contains(says), "{says}: {log}");
+        assert!(log.contains("error: 1 recording cannot be read"), "{log}");
+        let body = annotation(&build).body;
+        assert!(body.contains("**Omitted:** 1 recording"), "{body}");
+        assert_eq!(build.meta_data()["eval-once:failed"], "1");
+    }
+}
+
+#[test]
+fn plans_that_would_fill_the_disk_or_have_no_end_are_named() {
+    let folder = TempDir::new().unwrap();
+    let (bin, calls) = (folder.path().join("bin"), folder.path().join("calls"));
+    let mut path = std::ffi::OsString::from(&bin);
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap());
+    let summary = |marks: &str, size: &str| {
+        let agent = format!(
+            "#!/bin/sh\necho \"$1 $2 $3\" >> '{calls}'\ncase \"$1 $2\" in\n'meta-data keys') {marks};;\n'meta-data get') key=${{3%:plan}}; echo 0190-${{key##*:}};;\n'artifact search') for job; do :; done; echo \"$job {size} ab;\";;\n'artifact download') truncate -s 600000000 \"$4/part\"; exec sleep 300;;\nesac\n",
+            calls = calls.display()
+        );
+        let _stand_ins = StandIns::new(&bin).instead("buildkite-agent", &agent);
+        let _ = fs::remove_file(&calls);
+        let ended = Program::new(EVAL_ONCE)
+            .args(["summary", "--fail"])
+            .env("PATH", &path)
+            .env("BUILDKITE_JOB_ID", "job")
+            .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
+            .run();
+        ended.exits(1);
+        let calls = fs::read_to_string(&calls).unwrap();
+        assert!(calls.contains("annotate"), "{calls}");
+        (ended.ours().join("\n"), calls)
+    };
+    let says_all = |printed: &str, parts: &[&str]| {
+        assert!(
+            parts.iter().all(|part| printed.contains(part)),
+            "{parts:?}: {printed}"
+        );
+    };
+    let (printed, calls) = summary("echo eval-once:x:plan", "600000000");
+    says_all(
+        &printed,
+        &[
+            "its plan has 600000000 bytes",
+            "error: 1 recording cannot be read",
+        ],
+    );
+    assert!(!calls.contains("artifact download"), "{calls}");
+    // Who uploads it says what size it has.
+    let (printed, _) = summary("echo eval-once:x:plan", "1");
+    says_all(
+        &printed,
+        &[
+            "cannot get the plan of a recording: it has more than 536870912 bytes",
+            "error: 1 recording cannot be read",
+        ],
+    );
+    let marks = "i=0; while [ $i -lt 103 ]; do echo eval-once:x$i:plan; i=$((i+1)); done";
+    let marks = format!("{marks}; printf 'eval-once:\\001:plan\\neval-once:report:\\001\\n'");
+    let (printed, calls) = summary(&marks, "600000000");
+    says_all(
+        &printed,
+        &[
+            "warning: 1 recording omitted: the mark of a plan has a name that no step can have",
+            "warning: 3 recordings omitted: a summary reads the plans of 100 recordings",
+            "error: 104 recordings cannot be read",
+        ],
+    );
+    assert_eq!(calls.matches("artifact search").count(), 100);
+}
+
+#[test]
+fn a_step_of_a_skipped_target_that_fails_before_eval_once_begins_is_red() {
+    if tool("git").is_none() || program().is_none() {
+        return;
+    }
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ lost = file "lost"; there = file "there"; }"#);
+    let drvs = ["lost", "there"].map(|name| store.instantiate("default.nix", name));
+    for drv in &drvs {
+        store.build(drv);
+    }
+    let command = format!("'{EVAL_ONCE}' pipeline --keys attr --skip-style run --summary=fail");
+    let Some(build) = Build::new(&json!({ "key": "record", "command": command })) else {
+        return;
+    };
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .our_hook("command")
+        .shell_hook(
+            "pre-command",
+            "[ \"$BUILDKITE_STEP_KEY\" != nix-lost ] || exit 1\n",
+        )
+        .agents(1);
+    assert_eq!(build.run(), Outcome::Failed);
+    let body = annotation(&build).body;
+    let rows: BTreeMap<String, String> = rows(&body)
+        .into_iter()
+        .map(|row| (row.target, row.rest))
+        .collect();
+    assert!(
+        rows["lost"].starts_with("**failed**, without a report |"),
+        "{body}"
+    );
+    assert!(rows["there"].starts_with("already there |"), "{body}");
+    assert_eq!(build.meta_data()["eval-once:failed"], "1");
+    let outcomes: Value =
+        serde_json::from_slice(&build.artifacts()["eval-once-outcomes.json"]).unwrap();
+    assert_eq!(outcomes["counts"], json!({ "failed": 1, "passed": 1 }));
+}
+
+/// A build that records by `record`, and whose step `check` sums it up once the step with the key `after` has ended.
+fn recording_and_check(store: &Store, record: &str, after: &str) -> Option<Build> {
+    let depends_on = json!([{ "step": after, "allow_failure": true }]);
+    let check = json!({ "steps": [
+        { "key": "check", "command": format!("'{EVAL_ONCE}' summary --fail"), "depends_on": depends_on }
+    ] });
+    let check = check.to_string().replace('\'', r"'\''");
+    let command = format!(
+        "{record}; printf '%s' '{check}' | buildkite-agent pipeline upload --no-interpolation"
+    );
+    let build = Build::new(&json!({ "key": "record", "command": command }))?;
+    Some(
+        build
+            .checkout(store.work())
+            .envs(store.env())
+            .our_hook("command")
+            .agents(1),
+    )
+}
+
+#[test]
+fn steps_that_follow_a_target_count_nowhere() {
+    if tool("git").is_none() || program().is_none() {
+        return;
+    }
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"{ good = file "good" // { meta.eval-once.steps = {
+  deploy = { run = build "run" "echo '#!/bin/sh' > $out; echo 'exit 7' >> $out; /bin/chmod +x $out; :"; needs-output = true; };
+  tell = { command = "exit 7"; needs-output = true; buildkite.depends_on = "nix-good-deploy"; buildkite.allow_dependency_failure = true; };
+}; }; }"#,
+    );
+    let record = format!("'{EVAL_ONCE}' pipeline --keys attr --no-share");
+    let Some(build) = recording_and_check(&store, &record, "nix-good-tell") else {
+        return;
+    };
+    assert_eq!(build.run(), Outcome::Failed, "the deploy is red");
+    for key in ["nix-good-deploy", "nix-good-tell"] {
+        assert_eq!(
+            build.job(key).exit_status,
+            Some(7),
+            "{}",
+            build.job(key).plain()
+        );
+        let saved = format!("eval-once:report:{key}");
+        assert!(
+            build.meta_data().contains_key(&saved),
+            "{key} has saved a report"
+        );
+    }
+    let check = build.job("check");
+    assert_eq!(check.exit_status, Some(0), "{}", check.plain());
+    let body = annotation(&build).body;
+    let names: Vec<String> = rows(&body).into_iter().map(|row| row.target).collect();
+    assert_eq!(names, ["good"], "{body}");
+    assert_eq!(build.meta_data()["eval-once:failed"], "0");
+}
+
+#[test]
+fn an_evaluation_error_counts_also_beside_a_recording_of_the_release_alone() {
+    if tool("git").is_none() || program().is_none() {
+        return;
+    }
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ broken = throw "no"; good = file "good"; }"#);
+    // The release comes first, so that its recording is the first in the list.
+    let build_phase = json!({ "steps": [{
+        "key": "builds", "command": format!("'{EVAL_ONCE}' pipeline --keys attr --no-share --phases build --summary=fail"),
+    }] });
+    let build_phase = build_phase.to_string().replace('\'', r"'\''");
+    let command = format!(
+        "'{EVAL_ONCE}' pipeline --keys attr --no-share --phases release && printf '%s' '{build_phase}' | buildkite-agent pipeline upload"
+    );
+    let Some(build) = Build::new(&json!({ "key": "release", "command": command })) else {
+        return;
+    };
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .our_hook("command")
+        .agents(1);
+    assert_eq!(build.run(), Outcome::Failed);
+    let jobs = build.jobs();
+    let summary = jobs.last().unwrap().plain();
+    assert!(
+        summary.contains("error: 1 target failed: broken\n"),
+        "{summary}"
+    );
+    let body = annotation(&build).body;
+    assert!(body.contains("**evaluation error**: no"), "{body}");
+}
+
+#[test]
 fn a_summary_that_is_a_required_check_is_green_only_where_every_target_is_known_to_be() {
     let check = |meta_data: &[(String, String)]| {
         let step = json!({ "key": "summary", "command": format!("'{EVAL_ONCE}' summary --fail") });

@@ -37,6 +37,16 @@ pub fn step_with_key(key: &str) -> CommandLine {
     agent(&["step", "get", "key", "--step", key])
 }
 
+/// The most bytes of a key that is asked for; Buildkite allows fewer.
+const KEY_AT_MOST: usize = 1_000;
+
+/// Whether a step may have this key, or a program this argument: what a build's meta-data and artifacts have may come from any of its
+/// jobs.
+#[must_use]
+pub fn may_be_step_key(key: &str) -> bool {
+    key.len() <= KEY_AT_MOST && !key.chars().any(char::is_control)
+}
+
 /// Prints the outcome of the step that has this key, in this build; an empty line where it has not ended.
 ///
 /// It is the outcome of the last job that *ended*. For a step that is being retried that is the try before, so its
@@ -261,6 +271,16 @@ mod tests {
             get_meta_data("eval-once:a").to_string(),
             "buildkite-agent meta-data get eval-once:a --default '' --build="
         );
+    }
+
+    #[test]
+    fn a_key_that_no_program_takes_is_no_steps() {
+        for key in ["", "nix-a", "--help", "0190-ab", "a:b_c"] {
+            assert!(may_be_step_key(key), "{key}");
+        }
+        for key in ["a\0b", "a\nb", &"k".repeat(200_000)] {
+            assert!(!may_be_step_key(key), "{key:?}");
+        }
     }
 
     #[test]

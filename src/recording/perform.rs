@@ -454,6 +454,10 @@ fn document(
         pipeline,
         report.counts,
     );
+    if !at_root.phases.build {
+        // Nor has it those of errors, unless it made one itself, for a step that cannot follow.
+        document.errors.retain(|error| error.step);
+    }
     document.pin = pinned.pin.as_ref();
     document.seconds = times.with_total(report.seconds);
     document.to_json()

@@ -244,8 +244,8 @@ mod tests {
             { "key": "drv-soft-itself", "soft_fail": true },
             { "key": "drv-behind-other" },
         ] });
-        data.planned_steps = PlannedStep::all_of(&pipeline.to_string());
-        assert_eq!(data.planned_steps.len(), 6, "{:?}", data.planned_steps);
+        data.plan(PlannedStep::all_of(&pipeline.to_string()));
+        assert_eq!(data.planned_steps.len(), 7, "{:?}", data.planned_steps);
         assert_eq!(
             not_run(&data),
             pairs([

@@ -1,11 +1,14 @@
 //! Fetching what recordings and steps have saved in the build.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::build_data::BuildData;
 use super::planned_step::PlannedStep;
 use crate::agent;
 use crate::buildkite::agent as command;
+use crate::counts::number;
 use crate::exit::Failure;
 use crate::log::Log;
 use crate::parallel;
@@ -18,6 +21,12 @@ use crate::supervise::Supervisor;
 
 /// How many are asked for at once: each is a process and a request.
 pub(super) const AT_ONCE: usize = 8;
+
+/// How many recordings of a build are read. Any job of the build can leave marks without end, and each costs two processes.
+const RECORDINGS_AT_MOST: usize = 100;
+
+/// How long the downloads of all plans may take together.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Fetches it. Only the reports that are there are asked for: an agent asks for a missing one again and again.
 ///
@@ -35,33 +44,71 @@ pub(super) fn gather(
     )?;
     let keys = keys.text();
     let mut data = BuildData::default();
-    let marks: Vec<&str> = keys
+    plans(&keys, &mut data, temporary, supervisor, log)?;
+    // Under another name there is no report of a step.
+    let keys: Vec<(&str, &str)> = keys
         .lines()
-        .filter(|key| plan_artifact::is_plan_mark(key))
+        .filter_map(|key| Some((key, SavedReport::step(key)?)))
+        .filter(|(_, step)| command::may_be_step_key(step))
         .collect();
+    let names: Vec<&str> = keys.iter().map(|(key, _)| *key).collect();
+    let values = values(supervisor, &names, log)?;
+    data.reports = keys
+        .into_iter()
+        .zip(values)
+        .map(|((_, step), value)| (step.to_owned(), SavedReport::read(&value)))
+        .collect();
+    Ok(data)
+}
+
+/// Adds what the recordings found and planned whose marks are among these keys of the meta-data. One that cannot be read, for whatever
+/// reason, is counted, with a warning: any job of the build can leave a mark, and what it names.
+fn plans(
+    keys: &str,
+    data: &mut BuildData,
+    temporary: &Path,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<(), Failure> {
+    let marks = keys.lines().filter(|key| plan_artifact::is_plan_mark(key));
+    let (mut marks, others): (Vec<&str>, Vec<&str>) =
+        marks.partition(|key| command::may_be_step_key(key));
+    let excess = marks.split_off(marks.len().min(RECORDINGS_AT_MOST));
+    for (omitted, why) in [
+        (
+            others.len(),
+            "the mark of a plan has a name that no step can have".to_owned(),
+        ),
+        (
+            excess.len(),
+            format!("a summary reads the plans of {RECORDINGS_AT_MOST} recordings"),
+        ),
+    ] {
+        if omitted > 0 {
+            let recordings = number(omitted, "recording");
+            log.warn(format_args!("{recordings} omitted: {why}"));
+        }
+        data.unreadable += omitted;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut jobs = BTreeSet::new();
     for mark in values(supervisor, &marks, log)? {
-        match recorded(&mark, temporary, supervisor, log)? {
+        let job = PlanMark::read(&mark).map(|mark| mark.job);
+        // A job has one plan.
+        if job.is_some_and(|job| !jobs.insert(job.to_owned())) {
+            continue;
+        }
+        match recorded(&mark, deadline, temporary, supervisor, log)? {
             Some((recorded, plan)) => {
-                let chunks = plan.chunks.iter();
-                let steps = chunks.flat_map(|chunk| PlannedStep::all_of(&chunk.pipeline));
-                data.planned_steps.extend(steps);
+                for chunk in &plan.chunks {
+                    data.plan(PlannedStep::all_of(&chunk.pipeline));
+                }
                 data.recordings.push(recorded);
             }
             None => data.unreadable += 1,
         }
     }
-    let keys: Vec<&str> = keys
-        .lines()
-        .filter(|key| SavedReport::step(key).is_some())
-        .collect();
-    let values = values(supervisor, &keys, log)?;
-    data.reports = keys
-        .into_iter()
-        .filter_map(SavedReport::step)
-        .zip(values)
-        .map(|(step, value)| (step.to_owned(), SavedReport::read(&value)))
-        .collect();
-    Ok(data)
+    Ok(())
 }
 
 /// The meta-data under these keys, in their order.
@@ -92,6 +139,7 @@ fn values(supervisor: &mut Supervisor, keys: &[&str], log: &Log) -> Result<Vec<S
 /// What a recording found, and its plan, according to the mark of that. None where it cannot be read, with a warning.
 fn recorded(
     mark: &str,
+    deadline: Instant,
     temporary: &Path,
     supervisor: &mut Supervisor,
     log: &Log,
@@ -100,22 +148,40 @@ fn recorded(
         log.warn("a recording is omitted: the mark of its plan names no job");
         return Ok(None);
     };
-    let plan = plan_artifact::download(supervisor, temporary, job, "get the plan of a recording")?;
-    let Some(plan) = plan else {
-        log.warn(format_args!(
-            "the recording of job {job} is omitted: Buildkite does not have its plan"
-        ));
-        return Ok(None);
+    let recorded = match plan(job, deadline, temporary, supervisor)? {
+        Ok(plan) => UploadPlan::read(&plan)
+            .and_then(|plan| Ok((Recorded::read(&plan.document)?, plan)))
+            .map_err(|failure| failure.to_string()),
+        Err(what) => Err(what),
     };
-    let recorded =
-        UploadPlan::read(&plan).and_then(|plan| Ok((Recorded::read(&plan.document)?, plan)));
     Ok(recorded
-        .inspect_err(|failure| {
+        .inspect_err(|what| {
             log.warn(format_args!(
-                "the recording of job {job} is omitted: {failure}"
+                "the recording of job {job} is omitted: {what}"
             ));
         })
         .ok())
+}
+
+/// The text of the plan of this job, or what is wrong with it. Its size is looked at before it fills the disk.
+fn plan(
+    job: &str,
+    deadline: Instant,
+    temporary: &Path,
+    supervisor: &mut Supervisor,
+) -> Result<Result<String, String>, Failure> {
+    let doing = "get the plan of a recording";
+    let size = plan_artifact::listed_size(supervisor, job, doing)?;
+    if size > plan_artifact::LARGEST {
+        return Ok(Err(format!("its plan has {size} bytes")));
+    }
+    let patience = deadline.saturating_duration_since(Instant::now());
+    let plan = plan_artifact::try_download(supervisor, temporary, job, doing, patience)?;
+    Ok(match plan {
+        Ok(Some(plan)) => Ok(plan),
+        Ok(None) => Err("Buildkite does not have its plan".into()),
+        Err(failure) => Err(failure.to_string()),
+    })
 }
 
 #[cfg(test)]
@@ -132,8 +198,10 @@ mod tests {
         let mut supervisor = Supervisor::install(&log).unwrap();
         // A download would fail there.
         let temporary = Path::new("/nonesuch");
-        for mark in ["", "--step x", "../x x", "a_b x"] {
-            let found = recorded(mark, temporary, &mut supervisor, &log).unwrap();
+        let deadline = Instant::now();
+        let endless = "0".repeat(200_000);
+        for mark in ["", "--step x", "../x x", "a_b x", &endless] {
+            let found = recorded(mark, deadline, temporary, &mut supervisor, &log).unwrap();
             assert!(found.is_none(), "{mark}");
             let printed = String::from_utf8(printed.take()).unwrap();
             assert_eq!(
@@ -141,7 +209,7 @@ mod tests {
                 "eval-once: warning: a recording is omitted: the mark of its plan names no job\n"
             );
         }
-        let failure = recorded("0190-ab x", temporary, &mut supervisor, &log).map(drop);
+        let failure = recorded("0190-ab x", deadline, temporary, &mut supervisor, &log).map(drop);
         assert!(failure.is_err(), "an id reaches it");
     }
 }

@@ -6,6 +6,7 @@
 //! read by people who look for what went wrong.
 
 mod annotation;
+mod batches;
 mod build_data;
 mod dependents;
 #[cfg(test)]
@@ -90,7 +91,7 @@ fn sum_up(order: &SummaryOrder, supervisor: &mut Supervisor, log: &Log) -> Resul
         );
         // A recording that failed has left nothing: a required check must not be green then.
         if order.fail {
-            log.say("error: no target is known to be green");
+            log.say(format_args!("error: {}", verdict::NONE_IS_GREEN));
             return Ok(NOT_GREEN);
         }
         return Ok(0);

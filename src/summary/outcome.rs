@@ -49,6 +49,46 @@ pub(super) enum TargetOutcome {
     Skipped(String),
 }
 
+/// How an outcome counts for a check that is required; the worst is the greatest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    Good,
+    /// It is not known.
+    Unknown,
+    Failed,
+}
+
+impl TargetOutcome {
+    /// How it counts. A step that is soft, skipped or has a condition is as its pipeline wants it; `on-error: report` and
+    /// `expect-errors` ask for no red step either.
+    pub(super) fn standing(&self) -> Standing {
+        match self {
+            Self::Failed(_)
+            | Self::TimedOut
+            | Self::Cancelled
+            | Self::Stopped
+            | Self::EvaluationError
+            | Self::Refused
+            | Self::NotRun(_)
+            | Self::NoStep => Standing::Failed,
+            Self::NoReport
+            | Self::Unreadable
+            | Self::OtherVersion(_)
+            | Self::NotKnown
+            | Self::Unfinished(_) => Standing::Unknown,
+            Self::SoftFailed(_)
+            | Self::ReportedError
+            | Self::ExpectedError
+            | Self::PassedWithoutReport
+            | Self::NeverRun
+            | Self::Built
+            | Self::Substituted
+            | Self::There
+            | Self::Skipped(_) => Standing::Good,
+        }
+    }
+}
+
 /// What of a step failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum FailedPart {

@@ -28,7 +28,8 @@ fn entries(rows: &[Row], recorded: &Recorded) -> Vec<OutcomeEntry> {
         let entry = entry(&target.attr, row);
         Some(OutcomeEntry {
             also: target.also.clone(),
-            drv: Some(target.drv.clone()),
+            // What a later recording skips is this `.drv`, so the outcome has to be its own.
+            drv: (!row.is_of_another_drv()).then(|| target.drv.clone()),
             // One that did not run may run in the next build.
             seconds: entry.seconds.or(target.seconds),
             ..entry
@@ -87,7 +88,49 @@ mod tests {
     use super::super::fixtures::{build_data, recorded, report, target};
     use super::*;
     use crate::recording::pipeline::steps::error_key;
-    use serde_json::json;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn the_outcome_of_another_drv_is_not_that_of_the_recorded_one() {
+        let names = ["same", "drifted", "elsewhere"];
+        let targets = names.map(|name| {
+            let mut target = target(name);
+            target["drv"] = format!("/s/{name}.drv").into();
+            target
+        });
+        let evaluated = |more: &Value| {
+            let mut saved = json!({ "way": "evaluated", "reason": "drv-missing", "built": 1 });
+            let map = saved.as_object_mut().unwrap();
+            map.extend(more.as_object().unwrap().clone());
+            report(&saved, 1.0)
+        };
+        let data = build_data(
+            vec![recorded(&json!(targets), &json!([]))],
+            [
+                ("drv-same", evaluated(&json!({}))),
+                ("drv-drifted", evaluated(&json!({ "drift": true }))),
+                (
+                    "drv-elsewhere",
+                    evaluated(&json!({ "reason": "other-store" })),
+                ),
+            ],
+        );
+        let outcomes = of(&Rows::new(&data), &data, None);
+        let found: Vec<_> = outcomes
+            .targets
+            .iter()
+            .map(|it| (it.outcome, it.drv.as_deref()))
+            .collect();
+        let passed = OutcomeWord::Passed;
+        assert_eq!(
+            found,
+            [
+                (passed, Some("/s/same.drv")),
+                (passed, None),
+                (passed, None)
+            ]
+        );
+    }
 
     #[test]
     fn every_target_and_every_error_has_its_outcome_once() {

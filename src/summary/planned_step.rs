@@ -25,7 +25,7 @@ pub(super) struct PlannedStep {
 }
 
 impl PlannedStep {
-    /// The steps of a pipeline that say anything of this, by their keys; none where the pipeline cannot be read.
+    /// The steps of a pipeline, by their keys; none where the pipeline cannot be read.
     pub(super) fn all_of(pipeline: &str) -> BTreeMap<String, Self> {
         let Ok(pipeline) = serde_json::from_str::<Self>(pipeline) else {
             return BTreeMap::new();
@@ -34,12 +34,8 @@ impl PlannedStep {
             let inner = std::mem::take(&mut step.steps);
             std::iter::once(step).chain(inner)
         });
-        let blank = |step: &Self| Self {
-            key: step.key.clone(),
-            ..Self::default()
-        };
         steps
-            .filter(|step| *step != blank(step))
+            .filter(|step| !step.key.is_empty())
             .map(|step| (step.key.clone(), step))
             .collect()
     }
@@ -60,10 +56,14 @@ impl PlannedStep {
         !self.matrix.is_null() || !matches!(self.parallelism.as_u64(), None | Some(0 | 1))
     }
 
+    /// Whether Buildkite never makes a job of it.
+    pub(super) fn is_skipped(&self) -> bool {
+        !matches!(self.skip, Value::Null | Value::Bool(false))
+    }
+
     /// Whether a failure of another step cannot be why it did not run.
     pub(super) fn ignores_failures(&self) -> bool {
-        let is_skipped = !matches!(self.skip, Value::Null | Value::Bool(false));
-        is_skipped || is_true(&self.allow_dependency_failure)
+        self.is_skipped() || is_true(&self.allow_dependency_failure)
     }
 }
 
@@ -88,14 +88,16 @@ mod tests {
     }
 
     #[test]
-    fn only_steps_that_say_something_of_failures_are_read_also_in_groups() {
+    fn the_steps_of_groups_are_read_too() {
         let pipeline = json!({ "steps": [
             { "key": "a", "soft_fail": true, "label": "l" },
             { "key": "b", "label": "l" },
             { "group": "g", "steps": [{ "key": "c", "skip": "not today" }, { "key": "d" }] },
         ] });
         let steps = PlannedStep::all_of(&pipeline.to_string());
-        assert_eq!(steps.keys().collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!(steps.keys().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+        let skipped = steps.values().filter(|step| step.is_skipped());
+        assert_eq!(skipped.map(|step| &*step.key).collect::<Vec<_>>(), ["c"]);
     }
 
     #[test]

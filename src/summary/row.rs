@@ -5,7 +5,9 @@ use super::outcome::{FailedPart, TargetOutcome};
 use crate::buildkite::outcome::StepOutcome;
 use crate::nix::DrvPath;
 use crate::recording::pipeline::document::RecordedTarget;
-use crate::step::{AfterBuild, COMMAND, SavedReport, SavedReportError, StopReason, WayName};
+use crate::step::{
+    AfterBuild, COMMAND, Reason, SavedReport, SavedReportError, StopReason, WayName,
+};
 
 /// A target.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +39,8 @@ impl Row {
     pub(super) fn of_step(key: &str, step: &str, target: String, data: &BuildData) -> Self {
         let saved = data.reports.get(key);
         let report = saved.and_then(|saved| saved.as_ref().ok());
-        // How the step of a batch ended says nothing of a target that has a report: another one may have failed.
+        // How the step of a batch ended says nothing of a target that has a report, but where the reports do not account for it
+        // (`batches`).
         let outcome = data.outcomes.get(step);
         let outcome = outcome.filter(|_| key == step || report.is_none());
         let outcome = match (outcome, report) {
@@ -67,6 +70,26 @@ impl Row {
         }
     }
 
+    /// Whether its step builds several targets.
+    pub(super) fn is_in_batch(&self) -> bool {
+        self.key != self.step
+    }
+
+    /// Whether its build was stopped with its job.
+    pub(super) fn was_stopped(&self) -> bool {
+        let report = self.report.as_ref();
+        report.is_some_and(|report| report.stopped.is_some())
+    }
+
+    /// Gives it, of which there is a report, the outcome of its step.
+    pub(super) fn end(&mut self, outcome: &StepOutcome, data: &BuildData) {
+        if outcome.is_known() {
+            self.outcome = ended(outcome, data.reports.get(&self.key), data.now);
+        } else if self.has_passed() && self.is_open() {
+            self.outcome = TargetOutcome::NotKnown;
+        }
+    }
+
     /// Forgets the root cause where it is the derivation of `recorded` itself, and finds it where that was not known.
     pub(super) fn compare_with(&mut self, recorded: &RecordedTarget) {
         let report = self.report.as_ref();
@@ -84,6 +107,14 @@ impl Row {
     pub(super) fn evaluated_again(&self) -> Option<&SavedReport> {
         let report = self.report.as_ref()?;
         (!self.is_error() && report.way() == Some(WayName::Evaluated)).then_some(report)
+    }
+
+    /// Whether its step built the derivation of its own evaluation, which is not, or not for certain, the recorded one: of a record of
+    /// another store only the names can be compared.
+    pub(super) fn is_of_another_drv(&self) -> bool {
+        self.report.as_ref().is_some_and(|report| {
+            report.drift || report.reason.as_deref() == Some(Reason::OtherStore.word())
+        })
     }
 
     /// Whether it was an error of the recording, and is one still.
@@ -121,9 +152,6 @@ impl Row {
     /// Whether there is a report whose step can still have ended differently.
     pub(super) fn is_open(&self) -> bool {
         let report = self.report.as_ref();
-        if self.key != self.step && report.is_some() {
-            return false;
-        }
         let after = || report.and_then(|report| report.after.as_deref());
         match self.outcome {
             TargetOutcome::Unreadable

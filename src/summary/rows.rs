@@ -9,10 +9,12 @@
 //! - Where a step has several jobs, the report is that of the last.
 //! - A report of a failure does not say whether the failure was soft, and whether another try has ended since.
 //! - A step without a report is not asked for where a step that it depends on failed: it has not run.
-//! - What the recording skipped or could not evaluate is in its plan.
+//! - What the recording skipped or could not evaluate is in its plan. With `skip-style: run` what is skipped has a job all the same.
+//! - The step of a batch is asked for once, because of any of its targets.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::batches;
 use super::build_data::BuildData;
 use super::dependents;
 use super::outcome::TargetOutcome;
@@ -34,6 +36,7 @@ pub(super) struct Rows {
 impl Rows {
     pub(super) fn new(data: &BuildData) -> Self {
         let mut suites = suites::of(data);
+        batches::settle(data, &mut suites);
         dependents::mark(data, &mut suites);
         let totals = data.recordings.iter().map(|recorded| {
             let total = recorded.seconds.get("total").copied();
@@ -72,13 +75,24 @@ impl Rows {
         with_report
     }
 
-    /// Each step once, with the recording that it is of, also where several have it.
+    /// Each step once, with the recording that it is of. Where several have it they may see it differently (an error that one of them
+    /// expects, say), and the worst counts.
     pub(super) fn steps(&self) -> impl Iterator<Item = (&Suite, &Row)> {
-        let mut seen = BTreeSet::new();
-        self.suites
-            .iter()
-            .flat_map(|suite| suite.rows.iter().map(move |row| (suite, row)))
-            .filter(move |(_, row)| seen.insert(row.key.as_str()))
+        let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut steps: Vec<(&Suite, &Row)> = Vec::new();
+        for suite in &self.suites {
+            for row in &suite.rows {
+                let place = *places.entry(&row.key).or_insert(steps.len());
+                match steps.get_mut(place) {
+                    None => steps.push((suite, row)),
+                    Some(step) if step.1.outcome.standing() < row.outcome.standing() => {
+                        *step = (suite, row);
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        steps.into_iter()
     }
 }
 
@@ -138,6 +152,26 @@ mod tests {
         let rows = Rows::new(&build_data(vec![recorded(), recorded()], []));
         assert_eq!((rows.suites.len(), rows.steps().count()), (2, 1));
         assert_eq!(rows.recording, Some(24.0));
+    }
+
+    #[test]
+    fn of_two_recordings_that_see_a_step_differently_the_worst_counts() {
+        let error = |more: Value| {
+            let mut error = json!({ "attr": ["bad"], "message": "m", "key": "nix-bad" });
+            error
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            recorded(&json!([]), &json!([error]))
+        };
+        let reported = || error(json!({ "step": false }));
+        let expected = || error(json!({ "expected": true }));
+        let red = || error(json!({}));
+        for recordings in [[reported(), red()], [red(), expected()]] {
+            let rows = Rows::new(&build_data(recordings.into(), []));
+            let outcomes: Vec<_> = rows.steps().map(|(_, row)| &row.outcome).collect();
+            assert_eq!(outcomes, [&TargetOutcome::EvaluationError]);
+        }
     }
 
     #[test]

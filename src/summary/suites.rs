@@ -21,9 +21,10 @@ pub(super) struct Suite {
 /// What the steps are called that no recording has made.
 const OTHERS: &str = "steps without a recording";
 
-/// The recordings; behind them the steps that no recording has made, where there are any.
+/// The recordings; behind them the steps that no recording has made, where there are any. What follows a target has no row.
 pub(super) fn of(data: &BuildData) -> Vec<Suite> {
-    let mut seen = BTreeSet::new();
+    let followers = data.recordings.iter().flat_map(|it| &it.steps);
+    let mut seen: BTreeSet<String> = followers.map(|it| it.key.clone()).collect();
     let mut suites: Vec<Suite> = data
         .recordings
         .iter()
@@ -83,8 +84,8 @@ fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
             let mut row = Row::of_step(report, &target.key, name, data);
             row.attributes += target.also.len();
             row.compare_with(target);
-            if let (TargetOutcome::NoReport, Some(reason)) = (&row.outcome, &target.skip) {
-                row.outcome = TargetOutcome::Skipped(reason.clone());
+            if let Some(reason) = &target.skip {
+                skip(&mut row, reason, data);
             }
             row
         });
@@ -131,6 +132,19 @@ fn rows(recorded: &Recorded, data: &BuildData) -> Vec<Row> {
     targets.chain(errors).chain(shared).collect()
 }
 
+/// Gives the row of a target that the recording has skipped that outcome, where its step does not have another. With `skip-style: run`
+/// the step has a job, which may fail before eval-once begins, so how it ended counts.
+fn skip(row: &mut Row, reason: &str, data: &BuildData) {
+    let is_skipped = match row.outcome {
+        TargetOutcome::NoReport => data.has_no_job(&row.step),
+        TargetOutcome::PassedWithoutReport | TargetOutcome::NeverRun => true,
+        _ => false,
+    };
+    if is_skipped {
+        row.outcome = TargetOutcome::Skipped(reason.to_owned());
+    }
+}
+
 /// What was evaluated, in a few words.
 fn source(keys: &Keys) -> String {
     let text = |key: &str| keys.get(key).and_then(|value| value.as_str());
@@ -147,8 +161,10 @@ fn source(keys: &Keys) -> String {
 mod tests {
     use super::super::fixtures::{build_data, recorded, report, target};
     use super::super::outcome::FailedPart;
+    use super::super::planned_step::PlannedStep;
     use super::*;
     use crate::buildkite::outcome::StepOutcome;
+    use crate::recording::pipeline::document::RecordedFollower;
     use crate::recording::pipeline::steps::error_key;
     use crate::step::SavedReportError;
     use serde_json::{Value, json};
@@ -273,6 +289,87 @@ mod tests {
         assert_eq!(row("old"), (&TargetOutcome::ExpectedError, Some("m")));
         assert_eq!(row("older"), (&TargetOutcome::ExpectedError, Some("m")));
         assert_eq!(row("unfree"), (&TargetOutcome::ReportedError, Some("m")));
+    }
+
+    #[test]
+    fn a_skipped_target_whose_step_runs_has_the_outcome_of_its_step() {
+        let names = ["marked", "omitted", "lost", "green", "conditional"];
+        let targets = names.map(|name| {
+            let mut target = target(name);
+            target["skip"] = "a cache has it".into();
+            target
+        });
+        let mut data = build_data(vec![recorded(&json!(targets), &json!([]))], []);
+        let steps = json!({ "steps": [
+            { "key": "drv-marked", "skip": "a cache has it" },
+            { "key": "drv-lost" }, { "key": "drv-green" }, { "key": "drv-conditional" },
+        ] });
+        data.plan(PlannedStep::all_of(&steps.to_string()));
+        let open = super::super::rows::Rows::new(&data).open_keys(&data);
+        assert_eq!(open, ["drv-lost", "drv-green", "drv-conditional"]);
+        for (name, outcome) in [
+            ("lost", StepOutcome::HardFailed),
+            ("green", StepOutcome::Passed),
+            ("conditional", StepOutcome::NotRun),
+        ] {
+            data.outcomes.insert(format!("drv-{name}"), outcome);
+        }
+        let suites = of(&data);
+        let rows = rows_by_target(&suites);
+        for name in ["marked", "omitted", "green", "conditional"] {
+            let skipped = TargetOutcome::Skipped("a cache has it".into());
+            assert_eq!(rows[name].outcome, skipped, "{name}");
+        }
+        assert_eq!(
+            rows["lost"].outcome,
+            TargetOutcome::Failed(FailedPart::NotKnown)
+        );
+        // Where Buildkite does not say, it is not known.
+        data.outcomes
+            .insert("drv-lost".into(), StepOutcome::NotKnown);
+        assert_eq!(
+            rows_by_target(&of(&data))["lost"].outcome,
+            TargetOutcome::NoReport
+        );
+    }
+
+    #[test]
+    fn of_two_plans_of_a_step_the_one_that_runs_counts() {
+        let one = |skip: bool| {
+            let steps = json!({ "steps": [{ "key": "a", "skip": skip }] });
+            PlannedStep::all_of(&steps.to_string())
+        };
+        for order in [[true, false], [false, true]] {
+            let mut data = build_data(vec![], []);
+            for skip in order {
+                data.plan(one(skip));
+            }
+            assert!(!data.has_no_job("a"), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_follows_a_target_has_no_row() {
+        let mut with_follower = recorded(&json!([target("a")]), &json!([]));
+        with_follower.steps = vec![RecordedFollower {
+            key: "drv-a-deploy".into(),
+        }];
+        let data = build_data(
+            vec![with_follower],
+            [
+                ("drv-a", report(&json!({ "built": 1 }), 1.0)),
+                (
+                    "drv-a-deploy",
+                    report(&json!({ "after": ["command"] }), 1.0),
+                ),
+            ],
+        );
+        let suites = of(&data);
+        assert_eq!(suites.len(), 1);
+        assert_eq!(
+            rows_by_target(&suites).into_keys().collect::<Vec<_>>(),
+            ["a"]
+        );
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Whether a build's targets are all good enough for a check that is required: what `summary --fail` ends with. Pure.
 
-use super::outcome::TargetOutcome;
+use super::outcome::Standing;
 use super::rows::Rows;
 use crate::counts::number;
+
+/// What is said of a build in which there is no target.
+pub(super) const NONE_IS_GREEN: &str = "no target is known to be green";
 
 /// How many names of targets a sentence has.
 const NAMED_AT_MOST: usize = 10;
@@ -16,33 +19,30 @@ pub(super) struct BuildVerdict {
     unknown: Vec<String>,
     /// How many recordings cannot be read.
     unreadable: usize,
-}
-
-/// How an outcome counts for a required check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Count {
-    Good,
-    Failed,
-    Unknown,
+    /// Whether there is no target at all: that nothing failed then says nothing.
+    is_empty: bool,
 }
 
 impl BuildVerdict {
     pub(super) fn of(rows: &Rows) -> Self {
-        let named = |wanted: Count| {
+        let named = |wanted: Standing| {
             let steps = rows.steps().map(|(_, row)| row);
-            let counted = steps.filter(move |row| count(&row.outcome) == wanted);
+            let counted = steps.filter(move |row| row.outcome.standing() == wanted);
             counted.map(|row| row.target.clone()).collect()
         };
         Self {
-            failed: named(Count::Failed),
-            unknown: named(Count::Unknown),
+            failed: named(Standing::Failed),
+            unknown: named(Standing::Unknown),
             unreadable: rows.unreadable,
+            is_empty: rows.steps().next().is_none(),
         }
     }
 
-    /// How many targets failed, for programs; those without a known outcome count: 0 says that all is good.
+    /// How many targets failed, for programs. Those without a known outcome count, a recording that cannot be read counts as one, and so
+    /// does a build without targets: 0 says that all is good.
     pub(super) fn failed(&self) -> usize {
-        self.failed.len() + self.unknown.len()
+        let count = self.failed.len() + self.unknown.len() + self.unreadable;
+        count.max(usize::from(self.is_empty))
     }
 
     /// What is not green, in one sentence; none where everything is.
@@ -68,6 +68,9 @@ impl BuildVerdict {
             0 => {}
             count => parts.push(format!("{} cannot be read", number(count, "recording"))),
         }
+        if self.is_empty && parts.is_empty() {
+            parts.push(NONE_IS_GREEN.into());
+        }
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 }
@@ -78,35 +81,6 @@ fn names(names: &[String]) -> String {
     match names.len() - shown {
         0 => text,
         more => format!("{text} and {more} more"),
-    }
-}
-
-/// A step that is soft, skipped or has a condition is as its pipeline wants it; `on-error: report` and `expect-errors` ask for no red
-/// step either.
-fn count(outcome: &TargetOutcome) -> Count {
-    match outcome {
-        TargetOutcome::Failed(_)
-        | TargetOutcome::TimedOut
-        | TargetOutcome::Cancelled
-        | TargetOutcome::Stopped
-        | TargetOutcome::EvaluationError
-        | TargetOutcome::Refused
-        | TargetOutcome::NotRun(_)
-        | TargetOutcome::NoStep => Count::Failed,
-        TargetOutcome::NoReport
-        | TargetOutcome::Unreadable
-        | TargetOutcome::OtherVersion(_)
-        | TargetOutcome::NotKnown
-        | TargetOutcome::Unfinished(_) => Count::Unknown,
-        TargetOutcome::SoftFailed(_)
-        | TargetOutcome::ReportedError
-        | TargetOutcome::ExpectedError
-        | TargetOutcome::PassedWithoutReport
-        | TargetOutcome::NeverRun
-        | TargetOutcome::Built
-        | TargetOutcome::Substituted
-        | TargetOutcome::There
-        | TargetOutcome::Skipped(_) => Count::Good,
     }
 }
 
@@ -147,7 +121,7 @@ mod tests {
         ]);
         data.unreadable = 1;
         let verdict = BuildVerdict::of(&Rows::new(&data));
-        assert_eq!(verdict.failed(), 4);
+        assert_eq!(verdict.failed(), 5);
         assert_eq!(
             verdict.sentence().unwrap(),
             "3 targets failed: red, behind, failing; 1 target without a known outcome: silent; 1 recording cannot be read"
@@ -156,6 +130,11 @@ mod tests {
         let good = build_data(vec![recorded(&good, &json!([]))], [("drv-green", green())]);
         assert_eq!(BuildVerdict::of(&Rows::new(&good)), BuildVerdict::default());
         assert_eq!(BuildVerdict::default().sentence(), None);
+        // A recording of the steps that follow has no targets.
+        let none = build_data(vec![recorded(&json!([]), &json!([]))], []);
+        let none = BuildVerdict::of(&Rows::new(&none));
+        assert_eq!(none.failed(), 1);
+        assert_eq!(none.sentence().unwrap(), NONE_IS_GREEN);
     }
 
     #[test]

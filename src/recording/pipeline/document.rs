@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::steps::{PlannedFollower, PlannedPipeline, SharedStep, TargetStep, error_key};
+use crate::buildkite::agent;
 use crate::counts::RecordingCounts;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::secret_values::RedactedKeys;
@@ -215,6 +216,8 @@ pub(crate) struct Recorded {
     pub(crate) source: Keys,
     /// The targets.
     pub(crate) targets: Vec<RecordedTarget>,
+    /// The steps that follow targets.
+    pub(crate) steps: Vec<RecordedFollower>,
     /// The derivations that have a step because several targets need them.
     pub(crate) shared: Vec<RecordedShared>,
     /// The attributes with an error: some of the refused are targets all the same.
@@ -245,6 +248,14 @@ pub(crate) struct RecordedTarget {
     pub(crate) depends_on: Vec<String>,
     /// Why it needs no step; none where it has one that builds.
     pub(crate) skip: Option<String>,
+}
+
+/// A step that follows a target.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct RecordedFollower {
+    /// Its key.
+    pub(crate) key: String,
 }
 
 /// A derivation that has a step because several targets need it.
@@ -293,7 +304,7 @@ impl Recorded {
     /// Reads a document.
     ///
     /// # Errors
-    /// It cannot be read (75), or has another version (64).
+    /// It cannot be read (75), has another version, or keys that no step can have (64).
     pub(crate) fn read(json: &str) -> Result<Self, Failure> {
         let recorded: Self = serde_json::from_str(json).classify(Class::Infrastructure, || {
             "cannot read the eval-once.json of a recording".into()
@@ -302,18 +313,30 @@ impl Recorded {
         Ok(recorded)
     }
 
-    /// Checks the version of a document.
+    /// Checks the version of a document, and its keys, which programs get as arguments.
     ///
     /// # Errors
-    /// It has another version (64).
+    /// It has another version, or a key that no step can have (64).
     pub(crate) fn check(&self) -> Result<(), Failure> {
-        if self.version == VERSION {
+        if self.version != VERSION {
+            return Err(refuse(format_args!(
+                "the eval-once.json of a recording has version {}, and this eval-once reads version {VERSION}",
+                self.version
+            )));
+        }
+        let targets = self.targets.iter();
+        let targets = targets.flat_map(|it| std::iter::once(&it.key).chain(&it.report));
+        let errors = self.errors.iter().filter_map(|it| it.key.as_ref());
+        let mut keys = targets
+            .chain(errors)
+            .chain(self.shared.iter().map(|it| &it.key))
+            .chain(self.steps.iter().map(|it| &it.key));
+        if keys.all(|key| agent::may_be_step_key(key)) {
             return Ok(());
         }
-        Err(refuse(format_args!(
-            "the eval-once.json of a recording has version {}, and this eval-once reads version {VERSION}",
-            self.version
-        )))
+        Err(refuse(
+            "the eval-once.json of a recording has a key that no step can have",
+        ))
     }
 }
 
@@ -388,6 +411,12 @@ mod tests {
         let old = Recorded::read(r#"{"version":1,"errors":[{"attr":["a"]}]}"#).unwrap();
         assert!(old.errors[0].step, "each had a step");
         assert!(Recorded::read(r#"{"version":2}"#).is_err());
+        for place in ["targets", "errors", "shared", "steps"] {
+            let with = |key: &str| json!({ "version": 1, place: [{ "attr": ["a"], "key": key }] });
+            Recorded::read(&with("a").to_string()).unwrap();
+            let refused = Recorded::read(&with("a\0b").to_string()).unwrap_err();
+            assert_eq!(refused.class, Class::Config, "{place}");
+        }
         let read: Value = serde_json::from_str(&json).unwrap();
         let key = |name: &str| error_key(&path(&[name]));
         assert_eq!(

@@ -9,16 +9,19 @@ use crate::buildkite::agent as command;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::fingerprint;
 use crate::recording::BuildkiteBuild;
-use crate::supervise::Supervisor;
+use crate::supervise::{GivenUp, Sight, Supervisor};
 
 /// The artifact's name.
 pub(in crate::recording) const PLAN: &str = "eval-once-plan.json";
 
 /// The most bytes of a plan: 4,000 steps, as many as a build can have, with 128 KiB for each.
-pub(super) const LARGEST: u64 = 512 << 20;
+pub(crate) const LARGEST: u64 = 512 << 20;
 
 /// How long a download may take. By itself an agent tries for many minutes.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The most bytes of a job's id, which is a UUID. A longer one might not fit a command line.
+const JOB_AT_MOST: usize = 100;
 
 const PREFIX: &str = "eval-once:";
 const SUFFIX: &str = ":plan";
@@ -63,7 +66,8 @@ impl<'a> PlanMark<'a> {
         let is_in_id = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         let job = words
             .next()
-            .filter(|job| !job.starts_with('-') && job.bytes().all(is_in_id))?;
+            .filter(|job| !job.starts_with('-') && job.bytes().all(is_in_id))
+            .filter(|job| job.len() <= JOB_AT_MOST)?;
         Some(Self {
             job,
             recording: words.next(),
@@ -117,37 +121,85 @@ impl ListedArtifact {
     }
 }
 
+/// How many bytes the artifacts have that a download of this job's plan brings, as Buildkite lists them.
+///
+/// # Errors
+/// Buildkite cannot be asked (75); there is no `buildkite-agent` (69).
+pub(crate) fn listed_size(
+    supervisor: &mut Supervisor,
+    job: &str,
+    doing: &str,
+) -> Result<u64, Failure> {
+    let listed = agent::ask(supervisor, &command::artifacts_of_job(PLAN, job), doing)?;
+    let listed = ListedArtifact::all_in(&listed.text()).into_iter();
+    let sizes = listed.filter(|it| it.job == job).map(|it| it.size);
+    Ok(sizes.fold(0, u64::saturating_add))
+}
+
 /// Downloads the plan of this job, as text for [`super::plan::UploadPlan::read`]; none where Buildkite does not have it.
 ///
 /// # Errors
 /// Buildkite cannot be asked, does not answer in time, or has a file that is too large for a plan (75); there is no
 /// `buildkite-agent` (69).
-pub(crate) fn download(
+pub(super) fn download(
     supervisor: &mut Supervisor,
     temporary: &Path,
     job: &str,
     doing: &str,
 ) -> Result<Option<String>, Failure> {
+    try_download(supervisor, temporary, job, doing, PATIENCE)?
+}
+
+/// Downloads it as [`download`] does, and no longer than `patience`. What is wrong with the artifact, or with its download, is no failure
+/// by itself: any job of the build can leave one.
+///
+/// # Errors
+/// There is no `buildkite-agent` (69), or no folder for the download (75); a signal asked us to end.
+pub(crate) fn try_download(
+    supervisor: &mut Supervisor,
+    temporary: &Path,
+    job: &str,
+    doing: &str,
+    patience: Duration,
+) -> Result<Result<Option<String>, Failure>, Failure> {
     let folder = agent::folder(temporary)?;
     let line = command::download_artifact(PLAN, job, folder.path());
-    let Some((finished, message)) = agent::run_within(supervisor, &line, PATIENCE, || ())? else {
-        return Err(Failure::new(
-            Class::Infrastructure,
-            format_args!(
-                "cannot {doing}: `{line}` takes more than {} s",
-                PATIENCE.as_secs()
-            ),
-        ));
+    // The size that is listed is what the job that uploaded it says.
+    let look = || match size_in(folder.path()) {
+        size if size > LARGEST => Sight::Enough,
+        _ => Sight::StandsStill,
     };
+    let (finished, message, given_up) = agent::run_watched(supervisor, &line, patience, look)?;
+    let given_up = given_up.map(|why| match why {
+        GivenUp::Enough => format!("cannot {doing}: it has more than {LARGEST} bytes"),
+        GivenUp::Stalled => format!(
+            "cannot {doing}: `{line}` takes more than {} s",
+            patience.as_secs()
+        ),
+    });
+    if let Some(why) = given_up {
+        return Ok(Err(Failure::new(Class::Infrastructure, why)));
+    }
     if !finished.ending.success() {
         if command::found_no_artifact(&message) {
-            return Ok(None);
+            return Ok(Ok(None));
         }
-        return Err(agent::unreachable(&line, &finished, &message, doing));
+        return Ok(Err(agent::unreachable(&line, &finished, &message, doing)));
     }
+    Ok(read(&folder.path().join(PLAN), doing).map(Some))
+}
+
+/// How many bytes the files in a folder have.
+fn size_in(folder: &Path) -> u64 {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let sizes = files.filter_map(|file| Some(file.metadata().ok()?.len()));
+    sizes.fold(0, u64::saturating_add)
+}
+
+/// The text of a plan's file.
+fn read(file: &Path, doing: &str) -> Result<String, Failure> {
     let cannot = || format!("cannot {doing}");
-    let file = folder.path().join(PLAN);
-    let size = std::fs::metadata(&file)
+    let size = std::fs::metadata(file)
         .classify(Class::Infrastructure, cannot)?
         .len();
     if size > LARGEST {
@@ -156,9 +208,7 @@ pub(crate) fn download(
             format_args!("cannot {doing}: it has {size} bytes"),
         ));
     }
-    std::fs::read_to_string(&file)
-        .map(Some)
-        .classify(Class::Infrastructure, cannot)
+    std::fs::read_to_string(file).classify(Class::Infrastructure, cannot)
 }
 
 /// Uploads a plan as an artifact of this job.
@@ -210,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_mark_that_is_no_id_of_a_job_is_none() {
-        for value in ["", " \n", "--step x", "../x x", "a_b x", "a;b"] {
+        let long = "0".repeat(101);
+        for value in ["", " \n", "--step x", "../x x", "a_b x", "a;b", &long] {
             assert_eq!(PlanMark::read(value), None, "{value}");
         }
     }
