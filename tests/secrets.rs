@@ -101,6 +101,29 @@ fn a_recording_with_a_secret_ends_before_anything_is_run_and_says_where_it_belon
     let tokens = format!("github.com={SECRET}");
     for (flags, key, place) in [
         (&["--file", url.as_str()][..], "file", "`netrc-file`"),
+        // curl takes three slashes for two.
+        (
+            &["--file", &url.replace("//", "///")],
+            "file",
+            "`netrc-file`",
+        ),
+        (
+            &[
+                "--option",
+                "post-build-hook",
+                &format!("/x --token={SECRET}"),
+            ],
+            "options.post-build-hook",
+            "`environment` hook",
+        ),
+        (
+            &[
+                "--step",
+                &json!({ "command": format!("curl -u bob:{SECRET} https://h") }).to_string(),
+            ],
+            "step.command",
+            "`environment` hook",
+        ),
         (
             &["--flake", &format!("git+{url}")],
             "flake",
