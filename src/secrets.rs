@@ -603,9 +603,10 @@ fn find_in_headers(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
         let value = &value[..value
             .find(|c| ends_url(c) || c == '\'')
             .unwrap_or(value.len())];
-        let is_secret = match is_known {
-            true => value.len() >= 6 && is_literal(value),
-            false => is_secret_value(name, value),
+        let is_secret = if is_known {
+            value.len() >= 6 && is_literal(value)
+        } else {
+            is_secret_value(name, value)
         };
         if is_secret {
             add(begin..begin + value.len(), SecretHome::Environment);
@@ -646,19 +647,25 @@ fn value_in_command(text: &str, at: usize) -> (usize, &str) {
 
 /// The password that curl is given: `curl -u user:…`. To other programs, the same flag is a user and a group.
 fn find_in_curl(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
-    for flag in [" -u", " --user", " -U", " --proxy-user"] {
+    for flag in ["-u", "--user", "-U", "--proxy-user"] {
         for (at, _) in text.match_indices(flag) {
-            let command = before(text, at).rsplit(['\n', ';', '|', '&']).next();
-            let is_curl = |word: &str| word.rsplit('/').next() == Some("curl");
-            let mut words = command
-                .unwrap_or_default()
-                .split(|c: char| c.is_whitespace() || "\"'(`$".contains(c));
-            if !words.any(is_curl) {
+            let until = before(text, at);
+            if !until.ends_with(char::is_whitespace) {
+                continue;
+            }
+            // A line break behind a backslash ends no command.
+            let ends = |(at, c): &(usize, char)| {
+                ";|&".contains(*c) || *c == '\n' && !until[..*at].ends_with('\\')
+            };
+            let end = until.char_indices().rev().find(ends);
+            let command = &until[end.map_or(0, |(at, _)| at + 1)..];
+            let mut words = command.split(|c: char| c.is_whitespace() || "\"'(`$".contains(c));
+            if !words.any(|word| word.rsplit('/').next() == Some("curl")) {
                 continue;
             }
             let rest = after(text, at + flag.len());
             let pair = rest.trim_start_matches([' ', '=']);
-            let is_other_flag = flag.starts_with(" --") && pair.len() == rest.len();
+            let is_other_flag = flag.starts_with("--") && pair.len() == rest.len();
             let (begin, pair) = value_in_command(text, at + flag.len() + rest.len() - pair.len());
             let Some((name, password)) = pair.split_once(':').filter(|_| !is_other_flag) else {
                 continue;
@@ -906,6 +913,7 @@ mod tests {
             "--token=",
             "curl -u ",
             " -ua:",
+            "curl -u a",
             "x-token: ",
             "https:/",
             "PRIVATE KEY-----",
