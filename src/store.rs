@@ -33,7 +33,8 @@ use self::printed::store_paths;
 pub use collection::Collection;
 pub use copying::NotCopied;
 pub use examined::{LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, names_root};
-pub use keeping::{Keeper, Kept};
+pub use flakes::FlakeLock;
+pub use keeping::{KEEPING_ATTEMPTS, Keeper, Kept};
 pub use movement::TRICKLE;
 pub use validity::PathQuestion;
 

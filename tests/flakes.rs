@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::support::{
     program::{Ended, Program},
     recording::Pipeline,
+    stand_in::StandIns,
     store::Store,
     target::expression,
 };
@@ -461,6 +462,51 @@ fn the_caches_of_a_flake_are_used_where_the_host_trusts_it() {
             .env("EVAL_ONCE_STEP", recorded.record.to_string())
             .run();
         step.takes("realised", "drv-valid").counts(0, 1);
+    }
+}
+
+#[test]
+fn a_collection_takes_the_source_of_a_flake_at_most_before_its_evaluation() {
+    let Some(store) = Store::new() else { return };
+    let system = system(&store);
+    // Of a plain folder, nothing but the copy in the store is left to evaluate.
+    store.write(
+        "flake.nix",
+        &format!(
+            "{{ outputs = {{ self }}: {{ packages.{system}.a = derivation {{ name = \"a\"; system = {system:?}; \
+             builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out\" ]; }}; }}; }}"
+        ),
+    );
+    let attr = format!("packages.{system}.a");
+    // The first copy is gone before it has a root. Later, when an evaluation begins, a collection takes what has none.
+    let collects = "nix-store --gc >/dev/null 2>&1";
+    let script = format!(
+        r#"case "$*" in
+             *"flake metadata"*) if [ ! -e "$0.once" ]; then
+               : >"$0.once"; "$REAL" "$@"; status=$?; {collects}; exit $status
+             fi ;;
+             *) {collects} ;;
+           esac"#
+    );
+    for (what, says) in [
+        (
+            &["pipeline", "--dry-run", "--flake", "path:."][..],
+            "the garbage collector removed the flake's source; locking it once more",
+        ),
+        (
+            &["step", "--flake", "path:.", "--attr", &attr],
+            "the garbage collector removed the flake's source before its evaluation",
+        ),
+    ] {
+        let bin = store.root().join(format!("bin-{}", what[0]));
+        let stand_ins = StandIns::new(bin)
+            .before("nix", &script)
+            .before("nix-instantiate", &format!("[ $NTH -gt 1 ] || {collects}"));
+        let ended = store
+            .eval_once(what)
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        ended.exits(0).passes_on(says);
     }
 }
 

@@ -48,11 +48,19 @@ enum Pins {
 }
 
 /// What is done at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Recording,
+    /// One of the same targets as those of a flake, whose source has to be kept as well.
+    Flake,
+    TwoAndPrune,
+}
+
+/// What a seed stands for.
 #[derive(Debug)]
 struct Plan {
     place: usize,
-    /// Another recording and `prune` run beside it.
-    with_others: bool,
+    what: What,
     /// Both recordings are of the same arguments, and so have the same pin.
     same: bool,
     pins: Pins,
@@ -62,12 +70,22 @@ struct Plan {
 impl Plan {
     fn of(seed: u64) -> Self {
         let mut random = Random::of(seed);
+        let place = random.below(2);
+        let with_others = random.one_in(3);
+        let same = random.one_in(2);
+        let pins = random.pick(&[Pins::Removed, Pins::Removed, Pins::Kept, Pins::Expired]);
+        let with_bare = random.one_in(2);
+        let what = match (with_others, random.one_in(3)) {
+            (true, _) => What::TwoAndPrune,
+            (false, true) => What::Flake,
+            (false, false) => What::Recording,
+        };
         Self {
-            place: random.below(2),
-            with_others: random.one_in(3),
-            same: random.one_in(2),
-            pins: random.pick(&[Pins::Removed, Pins::Removed, Pins::Kept, Pins::Expired]),
-            with_bare: random.one_in(2),
+            place,
+            what,
+            same,
+            pins,
+            with_bare,
         }
     }
 }
@@ -75,9 +93,16 @@ impl Plan {
 /// Runs the part.
 pub(crate) fn run(stage: &Stage) {
     let targets = expression(&targets());
+    let prepare = || {
+        let places = Place::both(stage, &targets);
+        for place in &places {
+            write_flake(place, &targets);
+        }
+        places
+    };
     stage.run(
         if stage.is_patient() { 4 } else { 2 },
-        || Place::both(stage, &targets),
+        prepare,
         |places, seed| trial(stage, places, seed),
     );
     let tally = stage.tally;
@@ -109,14 +134,14 @@ fn trial(stage: &Stage, places: &[Place; 2], seed: u64) {
         Pins::Kept => {}
         Pins::Expired => expire(place),
     }
-    let what = if plan.with_others {
-        "two recordings and prune"
-    } else {
-        "one recording"
+    let what = match plan.what {
+        What::Recording => "one recording",
+        What::Flake => "a flake",
+        What::TwoAndPrune => "two recordings and prune",
     };
     let row = format!("{what}, {}", place.kind());
     beside_collectors(&[place.collector()], || {
-        if plan.with_others {
+        if plan.what == What::TwoAndPrune {
             two_and_prune(stage, place, &plan, &row, seed);
         } else {
             one(stage, place, &plan, &row, seed);
@@ -131,7 +156,11 @@ fn trial(stage: &Stage, places: &[Place; 2], seed: u64) {
 
 fn one(stage: &Stage, place: &Place, plan: &Plan, row: &str, seed: u64) {
     for number in 0..TRIES {
-        let ended = record(place, "x").run();
+        let ended = if plan.what == What::Flake {
+            record_flake(place).run()
+        } else {
+            record(place, "x").run()
+        };
         let first = number == 0;
         if first {
             stage.tally.tried(row);
@@ -213,6 +242,30 @@ fn record(place: &Place, of: &str) -> crate::support::program::Program {
         "of",
         of,
     ])
+}
+
+/// The same targets as those of a flake in a plain folder: nothing but its copy in the store is evaluated.
+fn record_flake(place: &Place) -> crate::support::program::Program {
+    place.eval_once(&[
+        "pipeline",
+        "--dry-run",
+        "--flake",
+        "path:.",
+        "--skip",
+        "none",
+    ])
+}
+
+fn write_flake(place: &Place, targets: &str) {
+    let store = &place.store;
+    let arguments = ["--eval", "--expr", "builtins.currentSystem"];
+    let system = store.nix("nix-instantiate", arguments);
+    let system = system.trim();
+    // A pure evaluation has no `currentSystem`.
+    let targets = targets.replace("builtins.currentSystem", system);
+    let flake =
+        format!("{{ outputs = {{ self }}: {{ packages.${{{system}}} = ({targets}) {{ }}; }}; }}");
+    store.write("flake.nix", &flake);
 }
 
 /// What is counted of a recording, or what is wrong with it.

@@ -168,7 +168,7 @@ pub enum Dependency {
 pub enum StepSkip {
     /// Yes or no.
     Flag(bool),
-    /// Yes, for this reason, of at most 70 characters.
+    /// Yes, for this reason, of at most 70 characters; no, if that is empty.
     Reason(String),
 }
 
@@ -176,7 +176,10 @@ impl StepSkip {
     /// Whether it is skipped.
     #[must_use]
     pub fn is_skipped(&self) -> bool {
-        !matches!(self, Self::Flag(false))
+        match self {
+            Self::Flag(flag) => *flag,
+            Self::Reason(reason) => !reason.is_empty(),
+        }
     }
 }
 

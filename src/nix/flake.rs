@@ -6,6 +6,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::StorePath;
 use super::attr_path::string_literal;
 use crate::secrets;
 
@@ -114,6 +115,12 @@ impl FlakeMetadata {
             .windows(NIX_CONFIG.len())
             .any(|part| part == NIX_CONFIG);
         asks.then_some(file)
+    }
+
+    /// The flake's copy in the store.
+    #[must_use]
+    pub fn source(&self) -> Option<StorePath> {
+        StorePath::parse(&self.path).ok()
     }
 
     /// The flake as the locked reference has it.

@@ -533,6 +533,11 @@ impl NixOutput {
             || after.starts_with(" is required, but there is no substituter")
             || error.starts_with("cannot build missing derivation")
             || error.starts_with("failed to obtain derivation of");
+        // From 2.26 on, one in a private store is shown behind a slash of its own.
+        let path = path
+            .strip_prefix('/')
+            .filter(|it| it.starts_with('/'))
+            .unwrap_or(path);
         StorePath::parse(path)
             .ok()
             .filter(|_| gone)

@@ -11,6 +11,7 @@ use super::error_line::MESSAGE_IN_STEP;
 use super::errors::{self, ErrorLists};
 use super::evaluate::EvaluationHost;
 use super::evaluate::evaluator::{EvaluatorRun, WalkPlace};
+use super::evaluate::flake::RootedFlake;
 use super::evaluate::gaps::{Note, agents_without_targets};
 use super::evaluate::known::KnownTargets;
 use super::evaluate::{flake, remembered};
@@ -79,15 +80,19 @@ pub fn perform(
 
     let mut times = PartTimes::start(log);
     let store = &mut Store::new(&request.options, Some(&host.nix.state), log);
-    let locked = lock(&mut request, &mut at_root, &host, store, supervisor, log)?;
+    let flake = lock(&request, &host, &state, store, supervisor, log)?;
+    for request in [&mut request, &mut at_root] {
+        request.options.extend_from_slice(&flake.settings);
+    }
+    let locked = flake.locked.as_ref();
     let partial = partial.as_ref();
-    let known = known_targets(partial, locked.as_ref(), &state, store, supervisor, log)?;
+    let known = known_targets(partial, locked, &state, store, supervisor, log)?;
     let unfinished = Unfinished {
         request: &request,
         at_root: &at_root,
         build,
         partial,
-        locked: locked.as_ref(),
+        locked,
         known: &known,
         state: &state,
         temporary: &host.temporary,
@@ -314,23 +319,21 @@ fn known_targets(
 /// The locked flake, if a flake is recorded. Its settings, as far as this host accepts them, count from now on, and in every
 /// step too, which realises before it evaluates any flake.
 fn lock(
-    request: &mut RecordingRequest,
-    at_root: &mut RecordingRequest,
+    request: &RecordingRequest,
     host: &Host,
+    state: &StateFolder,
     store: &mut Store,
     supervisor: &mut Supervisor,
     log: &Log,
-) -> Result<Option<LockedFlake>, Failure> {
-    let (locked, settings) = flake::lock(request, &host.temporary, store, supervisor, log)?;
-    if let Some((name, home)) = secret_in_options(&settings) {
+) -> Result<RootedFlake, Failure> {
+    let flake = flake::lock(request, &host.temporary, state, store, supervisor, log)?;
+    if let Some((name, home)) = secret_in_options(&flake.settings) {
         return Err(refuse(sentence(
             &format!("`nixConfig.{name}` of the flake"),
             home,
         )));
     }
-    request.options.extend(settings.iter().cloned());
-    at_root.options.extend(settings);
-    Ok(locked)
+    Ok(flake)
 }
 
 /// Evaluates every target, pins the `.drv`s, and reads them; what is found is left for a retry where that fails. Gives also the

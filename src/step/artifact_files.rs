@@ -121,8 +121,11 @@ fn folder_of(target: &str) -> String {
         name if name.len() <= NAME_AT_MOST => name.to_owned(),
         name => {
             let hash = fingerprint([target]);
-            let begin = name.floor_char_boundary(NAME_AT_MOST - HASH - 1);
-            format!("{}-{}", &name[..begin], &hash[..HASH])
+            let mut end = NAME_AT_MOST - HASH - 1;
+            while !name.is_char_boundary(end) {
+                end -= 1;
+            }
+            format!("{}-{}", &name[..end], &hash[..HASH])
         }
     }
 }

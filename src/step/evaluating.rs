@@ -138,8 +138,16 @@ fn evaluate(
     let locked = match step.store.lock_line(step.supervisor, evaluation)? {
         Some(line) => {
             let printed = run(step, evaluation, &line, Phase::Fetching, Suspicion::NONE)?;
-            let (locked, _) = step.store.read_lock(step.supervisor, &line, &printed)?;
-            Some(locked)
+            let lock = step.store.read_lock(step.supervisor, &line, &printed)?;
+            let source = root.map(|root| root.with_extension("source"));
+            if let Some(source) = source
+                && !step.store.keep_source(&lock, &source, step.supervisor)?
+            {
+                step.log
+                    .say("the garbage collector removed the flake's source before its evaluation");
+                return Err(NoDrv::Disturbed);
+            }
+            Some(lock.flake)
         }
         None => None,
     };

@@ -1,11 +1,28 @@
 //! Locking flakes, and the settings that they ask for.
 
-use super::Store;
+use std::path::Path;
+
+use super::keeping::rooting_line;
+use super::{ATTEMPTS, Answer, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::command::OwnedOptions;
-use crate::nix::{Evaluation, FlakeMetadata, LockedFlake, Source, caches, command, flake_settings};
+use crate::nix::{
+    Evaluation, FlakeMetadata, LockedFlake, NixOutput, Source, StorePath, caches, command,
+    flake_settings,
+};
 use crate::supervise::{Finished, Supervisor};
+
+/// What `nix flake metadata` says of a flake.
+#[derive(Debug)]
+pub struct FlakeLock {
+    /// The flake for pure evaluation.
+    pub flake: LockedFlake,
+    /// Its copy in the store, which has no root.
+    pub source: Option<StorePath>,
+    /// The settings that it asks for and that count, where they were read now.
+    pub settings: OwnedOptions,
+}
 
 impl Store {
     /// The command that locks the flake of an evaluation; none where it is of no flake.
@@ -35,7 +52,7 @@ impl Store {
         supervisor: &mut Supervisor,
         line: &CommandLine,
         finished: &Finished,
-    ) -> Result<(LockedFlake, OwnedOptions), Failure> {
+    ) -> Result<FlakeLock, Failure> {
         let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
             .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
         let mut settings = Vec::new();
@@ -43,7 +60,53 @@ impl Store {
             settings = self.flake_settings(supervisor, &metadata)?;
             self.options.extend(settings.iter().cloned());
         }
-        Ok((metadata.locked(), settings))
+        Ok(FlakeLock {
+            flake: metadata.locked(),
+            source: metadata.source(),
+            settings,
+        })
+    }
+
+    /// Roots the flake's copy in the store at `link`: a locked reference may name it, and then no evaluation comes by it again. Says
+    /// whether it is there.
+    ///
+    /// # Errors
+    /// The store cannot be asked (75); a signal asked us to end (128 + n).
+    pub fn keep_source(
+        &mut self,
+        lock: &FlakeLock,
+        link: &Path,
+        supervisor: &mut Supervisor,
+    ) -> Result<bool, Failure> {
+        let Some(source) = &lock.source else {
+            return Ok(true);
+        };
+        let mut options = self.options(supervisor)?;
+        options.push(("substitute".into(), "false".into()));
+        let rooting = rooting_line(source, link, &options);
+        for _ in 0..ATTEMPTS {
+            let Answer { finished, stderr } = self.run(supervisor, &rooting)?;
+            let is_rooted = finished.ending.success();
+            // A collection that has read the roots before may be about to take it.
+            if is_rooted && self.collection().is_none() {
+                return Ok(true);
+            }
+            let is_certain = self.outlives_collection(None, supervisor)?;
+            if !self.is_valid(supervisor, source)? {
+                return Ok(false);
+            }
+            if !is_rooted {
+                let message = NixOutput::of(&stderr).final_message(finished.ending);
+                self.log.warn(format_args!(
+                    "{source} has no GC root during the evaluation: {message}"
+                ));
+                return Ok(true);
+            }
+            if is_certain {
+                return Ok(true);
+            }
+        }
+        Ok(true)
     }
 
     /// The settings that a flake asks for (`nixConfig`), where this host trusts it with them. It takes a process only where a flake

@@ -17,7 +17,7 @@ use crate::supervise::{Finished, OnStop, Supervisor};
 
 /// How often a file is written. The collector can take one only in the few hundredths of a second before its root is made: so of
 /// collections that follow one another without a pause, most come too late.
-const ATTEMPTS: u32 = 10;
+pub const KEEPING_ATTEMPTS: u32 = 10;
 
 /// How long a collection is waited for that may have begun before the root was made: one that lasts is told of the next file.
 const WATCHED_AT_MOST: Duration = Duration::from_secs(1);
@@ -100,7 +100,7 @@ impl Store {
         let mut repeated = false;
         // A collection that was running already may have removed the new root with an older one that led nowhere.
         let mut unseen = false;
-        for attempt in 1..=ATTEMPTS {
+        for attempt in 1..=KEEPING_ATTEMPTS {
             let json = state
                 .temporary_file(&keeper.input(attempt)?)
                 .classify(Class::Infrastructure, cannot_root)?;
@@ -142,7 +142,7 @@ impl Store {
             let file = StorePath::parse(printed.trim_matches('"'))
                 .map_err(|wrong| anyhow::anyhow!("{wrong}: {printed}"))
                 .classify(Class::Bug, || format!("cannot read what `{write}` printed"))?;
-            let mut lines = vec![command::obtain(&[&file], Some(link), &options)];
+            let mut lines = vec![rooting_line(&file, link, &options)];
             lines.append(&mut questions);
             let mut asked = self.ask_all(supervisor, &lines)?.into_iter();
             let rooted = asked.next();
@@ -169,7 +169,7 @@ impl Store {
                     let is_seen = asked.next().is_none_or(|roots| {
                         !roots.finished.ending.success() || names_root(&roots.finished, link)
                     });
-                    if is_seen || unseen || attempt == ATTEMPTS {
+                    if is_seen || unseen || attempt == KEEPING_ATTEMPTS {
                         return Ok(Kept::By {
                             file,
                             is_seen,
@@ -187,7 +187,7 @@ impl Store {
         }
         Err(Failure::new(
             Class::Infrastructure,
-            format_args!("the garbage collector took {name} {ATTEMPTS} times"),
+            format_args!("the garbage collector took {name} {KEEPING_ATTEMPTS} times"),
         )
         .hint(COLLECTOR_HINT))
     }
@@ -195,7 +195,7 @@ impl Store {
     /// Whether a file that is rooted now stays, if it is valid. A collection reads the roots when it begins, and takes what had none
     /// then, maybe long after Nix has called it valid. One that was under way before the file was written, and still is, does not: Nix
     /// has told it of the new path. For any other one it is waited.
-    fn outlives_collection(
+    pub(super) fn outlives_collection(
         &self,
         known: Option<Collection>,
         supervisor: &mut Supervisor,
@@ -208,6 +208,15 @@ impl Store {
             None => Ok(true),
         }
     }
+}
+
+/// The command that roots a path at `link`, if it is valid and these settings let nothing be substituted.
+pub(super) fn rooting_line(
+    path: &StorePath,
+    link: &Path,
+    options: &command::Options,
+) -> CommandLine {
+    command::obtain(&[path], Some(link), options)
 }
 
 /// The failure of writing or rooting the file.

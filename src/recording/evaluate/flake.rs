@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::command_line::CommandLine;
-use crate::exit::Failure;
+use crate::exit::{Class, Classify as _, Failure};
 use crate::host;
 use crate::log::Log;
 use crate::nix::command::{self, OwnedOptions};
@@ -12,35 +12,80 @@ use crate::nix::message::in_one_line;
 use crate::nix::structured::{Event, LogReader};
 use crate::nix::{LockedFlake, NixOutput, NoiseFilter, Phase, Source, class};
 use crate::recording::RecordingRequest;
+use crate::state::{Roots, StateFolder};
 use crate::status_line::StatusLine;
-use crate::store::Store;
+use crate::store::{COLLECTOR_HINT, FlakeLock, KEEPING_ATTEMPTS, Store};
 use crate::supervise::{Finished, OnStop, Printed, Supervisor};
 use crate::text::{shortened, without_escapes};
 
 /// How much is shown of what Nix says that it does, in characters.
 const DOING_AT_MOST: usize = 120;
 
-/// Locks the flake, where it is one. Also gives the settings that it asks for, where this host trusts it with them: they count
-/// from then on.
+/// The flake that is evaluated, where it is one.
+#[derive(Debug, Default)]
+pub(in crate::recording) struct RootedFlake {
+    pub(in crate::recording) locked: Option<LockedFlake>,
+    /// The settings that it asks for, where this host trusts it with them: they count from now on.
+    pub(in crate::recording) settings: OwnedOptions,
+    /// What keeps its source, as long as this value lives.
+    _source: Option<Roots>,
+}
+
+/// Locks the flake, where it is one, and roots its source.
 ///
 /// # Errors
-/// It cannot be locked (65); the system failed twice (75); a signal asked us to end (128 + n).
+/// It cannot be locked (65); the system failed twice, or the collector takes the source each time (75); a signal asked us to end
+/// (128 + n).
 pub(in crate::recording) fn lock(
+    request: &RecordingRequest,
+    temporary: &Path,
+    state: &StateFolder,
+    store: &mut Store,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<RootedFlake, Failure> {
+    let Source::Flake(flake) = &request.root.source else {
+        return Ok(RootedFlake::default());
+    };
+    let Some(line) = store.lock_line(supervisor, &request.root)? else {
+        return Ok(RootedFlake::default());
+    };
+    let roots = state.roots().classify(Class::Infrastructure, || {
+        "cannot root the flake's source".to_owned()
+    })?;
+    let mut settings = Vec::new();
+    for number in 0..KEEPING_ATTEMPTS {
+        let mut lock = lock_once(flake, &line, request, temporary, store, supervisor, log)?;
+        settings.append(&mut lock.settings);
+        if store.keep_source(&lock, &roots.numbered(number), supervisor)? {
+            return Ok(RootedFlake {
+                locked: Some(lock.flake),
+                settings,
+                _source: Some(roots),
+            });
+        }
+        log.say("the garbage collector removed the flake's source; locking it once more");
+    }
+    Err(Failure::new(
+        Class::Infrastructure,
+        format_args!("the garbage collector removed the flake's source {KEEPING_ATTEMPTS} times"),
+    )
+    .hint(COLLECTOR_HINT))
+}
+
+/// Locks the flake with this command.
+fn lock_once(
+    flake: &str,
+    line: &CommandLine,
     request: &RecordingRequest,
     temporary: &Path,
     store: &mut Store,
     supervisor: &mut Supervisor,
     log: &Log,
-) -> Result<(Option<LockedFlake>, OwnedOptions), Failure> {
-    let Source::Flake(flake) = &request.root.source else {
-        return Ok((None, Vec::new()));
-    };
-    let Some(line) = store.lock_line(supervisor, &request.root)? else {
-        return Ok((None, Vec::new()));
-    };
+) -> Result<FlakeLock, Failure> {
     let mut was_repeated = false;
     let (finished, stderr) = loop {
-        let (finished, stderr) = run(&line, supervisor, log)?;
+        let (finished, stderr) = run(line, supervisor, log)?;
         if finished.ending.success() {
             break (finished, stderr);
         }
@@ -64,8 +109,7 @@ pub(in crate::recording) fn lock(
         }
     };
     log.pass_on(&NoiseFilter::new(log.debug).filtered(stderr.as_bytes()));
-    let (locked, settings) = store.read_lock(supervisor, &line, &finished)?;
-    Ok((Some(locked), settings))
+    store.read_lock(supervisor, line, &finished)
 }
 
 /// Runs a command that locks, and shows for how long, and what Nix does: it copies the whole tree into the store, and says so only if
