@@ -42,11 +42,17 @@ eval_once_find() {
   eval_once_find_built "$plugin"
 }
 
-# Fails if the variable of this name has a relative path, which names another file in each folder.
+# Fails if the variable of this name has a relative path, which names another file in each folder; or one with control characters,
+# which other programs would print into the log as they are.
 eval_once_is_absolute() {
-  [[ ${!1} == /* ]] && return
-  eval_once_error="$1 is ${!1}, a relative path"
-  eval_once_hint="give $1 an absolute path"
+  if [[ ${!1} != /* ]]; then
+    eval_once_error="$1 is ${!1}, a relative path"
+  elif [[ ${!1} == *[[:cntrl:]]* ]]; then
+    eval_once_error="$1 is ${!1}, which has a control character"
+  else
+    return 0
+  fi
+  eval_once_hint="give $1 an absolute path without control characters"
   eval_once_status=64
   return 1
 }
@@ -58,9 +64,19 @@ eval_once_cannot_run() {
   eval_once_status=69
 }
 
+# Prints a line. Where it has more than ASCII characters (it repeats the values of variables), it is quoted as a whole: no line break opens a
+# group in the log, and no escape sequence makes a link.
+eval_once_print() (
+  LC_ALL=C
+  text=$1
+  [[ $text != *[!\ -~]* ]] || printf -v text %q "$text"
+  printf 'eval-once: %s\n' "$text"
+)
+
 # Prints the error and its hint.
 eval_once_print_error() {
-  printf 'eval-once: error: %s\neval-once: hint: %s\n' "$eval_once_error" "$eval_once_hint" >&2
+  eval_once_print "error: $eval_once_error" >&2
+  eval_once_print "hint: $eval_once_hint" >&2
 }
 
 # Finds a program that an earlier job has built from exactly this plugin's sources, or builds it now.
@@ -73,6 +89,7 @@ eval_once_find_built() {
     eval_once_is_absolute EVAL_ONCE_STATE_DIR || return
     state=$EVAL_ONCE_STATE_DIR
   elif [[ ${XDG_STATE_HOME:-} == /* ]]; then
+    eval_once_is_absolute XDG_STATE_HOME || return
     state=$XDG_STATE_HOME/eval-once
   elif [[ -n ${HOME:-} ]]; then
     eval_once_is_absolute HOME || return
@@ -99,7 +116,7 @@ eval_once_find_built() {
     return 0
   fi
 
-  printf 'eval-once: the program is not installed; building it once, into %s\n' "$place" >&2
+  eval_once_print "the program is not installed; building it once, into $place" >&2
   # Another user may have made a part of it first, or have put something there before it was closed. So it is looked at again, before
   # anything in it is used, and before what was built is run.
   if ! (umask 077 && mkdir -p "$place") >&2; then
@@ -119,12 +136,7 @@ eval_once_find_built() {
 # of the program (`src/state/place.rs`), which is not there to be asked.
 eval_once_is_private() {
   local state=$1 place=$2 part found parts=()
-  # Below, one line is one path.
-  if [[ $state == *$'\n'* ]]; then
-    eval_once_hint='set EVAL_ONCE_STATE_DIR to another folder'
-    eval_once_refuse 'its name contains a line break'
-    return 1
-  fi
+  # Below, one line is one path: no name has a line break, since control characters are refused.
   eval_once_is_way_safe "$state" || return
   [[ -e $state ]] || return 0
   # It may be reached by a link, but none of its parts is one.
@@ -281,11 +293,11 @@ eval_once_lock() {
   # Not every flock has `-w`, and a shell that waits for a process ends by a signal only afterwards: in a second at most.
   until flock -n 9; do
     if ((waited >= give_up_after)); then
-      printf "eval-once: the lock %s was not free for %s s (\`lsof %s\` shows which process has it)\n" "$lock" "$waited" "$lock"
+      eval_once_print "the lock $lock was not free for $waited s (\`lsof $lock\` shows which process has it)"
       return 1
     fi
     if ((waited == say_after)); then
-      printf "eval-once: still waiting for another job, which builds the program (\`lsof %s\` shows its process)\n" "$lock"
+      eval_once_print "still waiting for another job, which builds the program (\`lsof $lock\` shows its process)"
     fi
     sleep 1 || return
     ((waited += 1))

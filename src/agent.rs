@@ -187,7 +187,7 @@ pub fn set_environment(
         return Ok(());
     }
     let line = agent::set_environment(variables);
-    let mut output = Vec::new();
+    let mut output = Printed::default();
     let finished = supervisor
         .run(&line, OnStop::TermThenKill, &mut output)
         .map_err(|failure| match failure.class {
@@ -199,7 +199,9 @@ pub fn set_environment(
     if finished.ending.success() {
         return Ok(());
     }
-    let output = String::from_utf8_lossy(&output).trim().to_owned();
+    let output = String::from_utf8_lossy(&output.into_bytes())
+        .trim()
+        .to_owned();
     Err(anyhow::anyhow!("`{line}` {}", finished.ending))
         .classify(Class::Infrastructure, || {
             format!("cannot set the job's environment: {output}")

@@ -27,6 +27,8 @@ pub struct CommandLine {
     pub stdin: Stdin,
     /// A file that its standard output is written to, replacing it; none: we read the output.
     pub stdout: Option<PathBuf>,
+    /// How much of its standard output is kept, where we read it.
+    pub output_limit: OutputLimit,
     /// Variables that are set for it, besides our own environment.
     pub variables: Vec<(&'static str, OsString)>,
     /// The arguments that are expressions of ours, by their numbers, and the names that they are shown by.
@@ -44,6 +46,19 @@ pub enum Stdin {
     Lines,
 }
 
+/// How much of a program's standard output is kept. What is printed may be of an untrusted repository's choosing, and is in memory
+/// until it has been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputLimit {
+    /// All of it, up to this many bytes. A program that prints more is stopped, and fails: a part of an answer is no answer.
+    Whole(usize),
+    /// Its first bytes, which are only shown. The program runs on.
+    Beginning(usize),
+}
+
+/// How many bytes of standard output a program may print where nothing else is said: a closure of 500,000 paths.
+const OUTPUT_AT_MOST: usize = 64 << 20;
+
 /// How many characters the short form of a command has, and of one of its words.
 const SHORT_AT_MOST: usize = 1_000;
 const WORD_AT_MOST: usize = 200;
@@ -58,6 +73,7 @@ impl CommandLine {
             folder: None,
             stdin: Stdin::Nothing,
             stdout: None,
+            output_limit: OutputLimit::Whole(OUTPUT_AT_MOST),
             variables: Vec::new(),
             names: Vec::new(),
         }

@@ -159,7 +159,27 @@ impl Outcomes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::hostile::{cases, spoilt, text};
+    use proptest::prelude::*;
     use serde_json::json;
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        #[test]
+        fn outcomes_of_any_values_are_read_as_they_were_written_or_refused(json in prop_oneof![9 => spoilt(json!({
+            "version": 1, "build": 7, "counts": { "passed": 1 },
+            "targets": [
+                { "attr": ["a"], "also": [["b", "c"]], "drv": "/x", "key": "k", "outcome": "passed", "seconds": 1.5 },
+                { "attr": [], "outcome": "sublime" },
+            ],
+        })), 1 => text()]) {
+            match Outcomes::read(&json) {
+                Ok(outcomes) => prop_assert_eq!(Outcomes::read(&outcomes.to_json().unwrap()).unwrap(), outcomes),
+                Err(failure) => prop_assert!(matches!(failure.class, Class::Infrastructure | Class::Config), "{failure}"),
+            }
+        }
+    }
 
     #[test]
     fn what_is_written_is_read_back_and_an_outcome_of_a_later_version_is_unknown() {

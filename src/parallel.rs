@@ -14,7 +14,7 @@ const GRACE: Duration = Duration::from_millis(100);
 /// its standard error.
 ///
 /// # Errors
-/// A program is missing (69), or cannot be started (75); a signal asked us to end (128 + n).
+/// A program is missing (69), cannot be started or prints too much (75); a signal asked us to end (128 + n).
 pub fn all(
     supervisor: &mut Supervisor,
     lines: &[CommandLine],
@@ -138,7 +138,7 @@ fn run(
             // After a signal, the endings are of our own doing.
             if supervisor.check().is_ok() {
                 let stderr = without_escapes(&String::from_utf8_lossy(&stderr));
-                ended(number, finished, stderr)?;
+                ended(number, finished?, stderr)?;
             }
         }
     }

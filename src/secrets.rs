@@ -163,6 +163,7 @@ pub fn names_a_secret(name: &str) -> bool {
             "private", "ssh", "access", "secret", "api", "account", "auth",
         ]
         .contains(&before),
+        "pass" | "pw" => !["first", "second", "one", "two", "single", "multi"].contains(&before),
         // `PGPASSWORD`
         joined if joined.ends_with("password") => true,
         "string" => before == "connection",
@@ -271,9 +272,11 @@ fn find_all(text: &str, found: &mut Vec<Secret>) {
         find_in_parameters(text, &mut add);
         find_in_settings(text, &mut add);
         find_in_assignments(text, &mut add);
+        find_in_flags(text, &mut add);
     }
     if has(b':') {
         find_in_headers(text, &mut add);
+        find_in_curl(text, &mut add);
     }
     find_tokens(text, &mut add);
     find_keys(text, &mut add);
@@ -385,25 +388,38 @@ fn ends_url(c: char) -> bool {
 
 /// Users of URLs: `https://user:password@host`, `https://token@host`. To SSH, a user alone is only a name (`ssh://git@host`).
 fn find_in_authorities(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
-    let marks = text
-        .match_indices("://")
-        .chain(text.match_indices(r":\/\/"));
-    for (at, mark) in marks {
+    for (at, _) in text.match_indices(':') {
+        // In JSON, a slash may stand behind a backslash.
+        let rest = after(text, at + 1);
+        let mark = rest.len() - rest.trim_start_matches(['/', '\\']).len();
+        let slashes = rest[..mark].matches('/').count();
+        if slashes == 0 {
+            continue;
+        }
         let scheme = scheme_before(before(text, at));
-        let begin = at + mark.len();
-        if let Some(user) = secret_user(&transport(scheme), after(text, begin)) {
+        let transport = transport(scheme);
+        // curl takes one slash, and three, for two; elsewhere a path begins there (`file:///a:b@c`).
+        if slashes != 2 && !is_web(&transport) {
+            continue;
+        }
+        let begin = at + 1 + mark;
+        if let Some(user) = secret_user(&transport, after(text, begin)) {
             let home = home_of_url(word(after(text, at - scheme.len())));
             add(begin..begin + user, home);
         }
     }
 }
 
+/// Whether curl fetches URLs of this scheme. Nix's own colour may stand before it (`ESC [35;1mhttps://…`).
+fn is_web(transport: &str) -> bool {
+    ["http", "https", "ftp", "ftps", "s3"]
+        .iter()
+        .any(|it| transport.ends_with(it))
+}
+
 /// The length of the user in what follows the `//` of a URL, if it is secret.
 fn secret_user(transport: &str, url: &str) -> Option<usize> {
-    // Nix's own colour may stand before it (`ESC [35;1mhttps://…`).
-    let is_http = ["http", "https", "ftp", "ftps", "s3"]
-        .iter()
-        .any(|it| transport.ends_with(it));
+    let is_http = is_web(transport);
     // A quote may end a URL, and may be part of a password.
     let ends = |at: usize, c: char| match c {
         '/' | '?' | '#' => true,
@@ -479,7 +495,9 @@ fn is_secret_parameter(name: &str, value: &str) -> bool {
     match plain.as_str() {
         // To a store of Nix's, and to SSH, a key is a file.
         "secretkey" | "secretkeys" | "sshkey" | "privatekey" => !is_file,
-        "key" | "sig" | "auth" | "pass" | "session" | "code" => {
+        // `?pass=2` counts something.
+        "pass" | "pw" => !stands_for_another(value),
+        "key" | "sig" | "auth" | "session" | "code" => {
             value.len() >= 16 && !is_file && value.contains(|c: char| c.is_ascii_digit())
         }
         "xamzsignature"
@@ -547,7 +565,7 @@ fn find_in_settings(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) 
     }
 }
 
-/// Headers: `Authorization: Bearer …`.
+/// Headers: `Authorization: Bearer …`, `X-Vault-Token: …`.
 fn find_in_headers(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
     let headers = [
         "authorization",
@@ -558,11 +576,17 @@ fn find_in_headers(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
         "x-auth-token",
     ];
     for (at, _) in text.match_indices(':') {
-        let name = scheme_before(before(text, at));
-        if !headers
+        let until = before(text, at);
+        let name = scheme_before(until);
+        let is_known = headers
             .iter()
-            .any(|header| name.eq_ignore_ascii_case(header))
-        {
+            .any(|header| name.eq_ignore_ascii_case(header));
+        let begin_of_name = name.get(..2).unwrap_or_default();
+        // A `token:` may be any text, and a `github-token:` a key of a file; `https://x-access-token:…` is a user.
+        let is_header = begin_of_name.eq_ignore_ascii_case("x-")
+            && names_a_secret(name)
+            && !until[..until.len() - name.len()].ends_with('/');
+        if !is_known && !is_header {
             continue;
         }
         let rest = after(text, at + 1);
@@ -579,8 +603,77 @@ fn find_in_headers(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
         let value = &value[..value
             .find(|c| ends_url(c) || c == '\'')
             .unwrap_or(value.len())];
-        if value.len() >= 6 && is_literal(value) {
+        let is_secret = if is_known {
+            value.len() >= 6 && is_literal(value)
+        } else {
+            is_secret_value(name, value)
+        };
+        if is_secret {
             add(begin..begin + value.len(), SecretHome::Environment);
+        }
+    }
+}
+
+/// Flags of a command: `--token=…`.
+fn find_in_flags(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
+    for (at, _) in text.match_indices('=') {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+        let until = before(text, at);
+        let flag = &until[until.trim_end_matches(is_name).len()..];
+        let name = flag.trim_start_matches('-');
+        if name.len() == flag.len() || !names_a_secret(name) {
+            continue;
+        }
+        let (begin, value) = value_in_command(text, at + 1);
+        // `docker build --secret=id=npm,src=.npmrc`
+        let is_list = value.split(',').all(|part| {
+            part.split_once('=')
+                .is_some_and(|(_, value)| !value.trim_matches('=').is_empty())
+        });
+        if is_secret_value(name, value) && !is_list {
+            add(begin..begin + value.len(), SecretHome::Environment);
+        }
+    }
+}
+
+/// What stands here in a command, without its quotes, and where that begins.
+fn value_in_command(text: &str, at: usize) -> (usize, &str) {
+    let rest = after(text, at);
+    let value = rest.trim_start_matches(['\\', '"', '\'']);
+    let begin = at + rest.len() - value.len();
+    let ends = |c: char| ends_url(c) || "';&|)".contains(c);
+    (begin, &value[..value.find(ends).unwrap_or(value.len())])
+}
+
+/// The password that curl is given: `curl -u user:…`. To other programs, the same flag is a user and a group.
+fn find_in_curl(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
+    for flag in ["-u", "--user", "-U", "--proxy-user"] {
+        for (at, _) in text.match_indices(flag) {
+            let until = before(text, at);
+            if !until.ends_with(char::is_whitespace) {
+                continue;
+            }
+            // A line break behind a backslash ends no command.
+            let ends = |(at, c): &(usize, char)| {
+                ";|&".contains(*c) || *c == '\n' && !until[..*at].ends_with('\\')
+            };
+            let end = until.char_indices().rev().find(ends);
+            let command = &until[end.map_or(0, |(at, _)| at + 1)..];
+            let mut words = command.split(|c: char| c.is_whitespace() || "\"'(`$".contains(c));
+            if !words.any(|word| word.rsplit('/').next() == Some("curl")) {
+                continue;
+            }
+            let rest = after(text, at + flag.len());
+            let pair = rest.trim_start_matches([' ', '=']);
+            let is_other_flag = flag.starts_with("--") && pair.len() == rest.len();
+            let (begin, pair) = value_in_command(text, at + flag.len() + rest.len() - pair.len());
+            let Some((name, password)) = pair.split_once(':').filter(|_| !is_other_flag) else {
+                continue;
+            };
+            if is_literal(password) {
+                let begin = begin + name.len() + 1;
+                add(begin..begin + password.len(), SecretHome::Environment);
+            }
         }
     }
 }
@@ -597,11 +690,7 @@ fn find_in_assignments(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome
         if name.is_empty() || !names_a_secret(name) {
             continue;
         }
-        let rest = after(text, at + 1);
-        let value = rest.trim_start_matches(['"', '\'']);
-        let begin = at + 1 + rest.len() - value.len();
-        let ends = |c: char| ends_url(c) || "';&|)".contains(c);
-        let value = &value[..value.find(ends).unwrap_or(value.len())];
+        let (begin, value) = value_in_command(text, at + 1);
         let letters = || value.bytes().take(LOOKED_AT);
         let looks_random = value.len() >= 12
             && letters().any(|byte| byte.is_ascii_digit())
@@ -785,6 +874,8 @@ mod tests {
             ("AWS_SECRET_ACCESS_KEY", "x+abcd"),
             ("apiKey", "0123456789abcdef"),
             ("DB_CONNECTION_STRING", "Server=x;User=y"),
+            ("DB_PASS", "hunter2"),
+            ("pw", "hunter2"),
         ] {
             assert!(is_secret_value(name, value), "{name}={value}");
         }
@@ -806,6 +897,8 @@ mod tests {
             ("key", "drv-0123456789"),
             ("passwordless", "certainly"),
             ("secrets", "certainly"),
+            ("FIRST_PASS", "enabled"),
+            ("bypass", "certainly"),
         ] {
             assert!(!is_secret_value(name, value), "{name}={value}");
         }
@@ -817,6 +910,12 @@ mod tests {
             "://",
             "?token=",
             "access-tokens=",
+            "--token=",
+            "curl -u ",
+            " -ua:",
+            "curl -u a",
+            "x-token: ",
+            "https:/",
             "PRIVATE KEY-----",
             "A_TOKEN=",
             " password ",

@@ -27,7 +27,7 @@ use crate::log::Log;
 use crate::nix::command::OwnedOptions;
 use crate::nix::{DrvPath, NixOutput, StorePath, StoreUrl, caches, class, command, version};
 use crate::parallel;
-use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::supervise::{Finished, OnStop, Printed, Supervisor};
 
 use self::printed::store_paths;
 pub use collection::Collection;
@@ -311,6 +311,22 @@ impl Store {
     }
 
     fn run(&mut self, supervisor: &mut Supervisor, line: &CommandLine) -> Result<Answer, Failure> {
+        let mut stderr = Printed::default();
+        let finished = supervisor
+            .run(line, OnStop::TermThenKill, &mut stderr)
+            .map_err(class::not_started)?;
+        let stderr = stderr.into_bytes();
+        self.note_unreachable(&NixOutput::of(&stderr));
+        Ok(Answer { finished, stderr })
+    }
+
+    /// The same with all of its standard error, however long: the answer may be there (`--dry-run`). Not for what evaluates, because
+    /// an expression prints what it likes.
+    fn run_verbose(
+        &mut self,
+        supervisor: &mut Supervisor,
+        line: &CommandLine,
+    ) -> Result<Answer, Failure> {
         let mut stderr = Vec::new();
         let finished = supervisor
             .run(line, OnStop::TermThenKill, &mut stderr)

@@ -120,8 +120,8 @@ impl Supervisor {
     /// Runs a program to its end: its standard output is returned, its standard error is written to `stderr` as it comes.
     ///
     /// # Errors
-    /// The program is missing (69) or cannot be started (75); or a signal asked us to end (128 + n), and then the program
-    /// is gone before this returns.
+    /// The program is missing (69), cannot be started or prints too much (75); or a signal asked us to end (128 + n), and then the
+    /// program is gone before this returns.
     pub fn run(
         &mut self,
         line: &CommandLine,
@@ -151,7 +151,7 @@ impl Supervisor {
         }
         self.check_stopped()?;
         let [running] = running;
-        Ok(running.finished())
+        running.finished()
     }
 
     /// Starts a program. It is [watched](Self::watch) from then on; dropped before it has ended, it is killed.
@@ -163,7 +163,7 @@ impl Supervisor {
         if self.log.debug {
             self.log.debug(format_args!("$ {}", line.in_short()));
         }
-        Running::new(spawn(line)?, on_stop).classify(Class::Infrastructure, || {
+        Running::new(spawn(line)?, line, on_stop).classify(Class::Infrastructure, || {
             format!("cannot wait for `{line}`")
         })
     }
@@ -387,7 +387,7 @@ pub fn become_program(program: &Program) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command_line::Ending;
+    use crate::command_line::{Ending, OutputLimit};
 
     #[test]
     fn the_two_streams_of_a_program_are_separate_and_complete() {
@@ -403,6 +403,34 @@ mod tests {
             (Ending::Exited(7), 300_000)
         );
         assert_eq!(stderr, b"oops\n");
+    }
+
+    #[test]
+    fn of_a_value_the_beginning_is_kept_and_an_answer_is_kept_whole_or_not_at_all() {
+        let mut supervisor = Supervisor::install(&Log::default()).unwrap();
+        let mut run = |bytes: &str, rest: &str, limit| {
+            let script = format!("head -c {bytes} /dev/zero; {rest}");
+            let mut line = CommandLine::new("sh", &["-c", &script]);
+            line.output_limit = limit;
+            let finished = supervisor.run(&line, OnStop::Term, &mut io::sink());
+            finished.map(|finished| (finished.ending, finished.stdout.len()))
+        };
+        let ended = Ending::Exited(3);
+        let beginning = OutputLimit::Beginning(100_000);
+        assert_eq!(run("99999", "exit 3", beginning).unwrap(), (ended, 99_999));
+        assert_eq!(
+            run("900000", "exit 3", beginning).unwrap(),
+            (ended, 100_000)
+        );
+        let whole = OutputLimit::Whole(1 << 20);
+        assert_eq!(run("1048576", "exit 3", whole).unwrap(), (ended, 1 << 20));
+        // It is not waited for.
+        let failure = run("1048577", "exec sleep 60", whole).unwrap_err();
+        assert_eq!(failure.class, Class::Infrastructure);
+        assert_eq!(
+            failure.to_string(),
+            "`sh` prints more than 1 MiB on standard output"
+        );
     }
 
     #[test]

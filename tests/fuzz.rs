@@ -1,9 +1,9 @@
 //! Whatever Nix, a builder, a file of the store or a job's configuration holds, the parsers of it neither panic, nor keep more than a bounded
-//! part of it, nor accept what is none of theirs; and no text of a configuration is a flag of Nix's. (A plan and the walker's lines are
-//! tried beside their parsers, which are private.)
+//! part of it, nor accept what is none of theirs; and no text of a configuration is a flag of Nix's. (Tried beside their parsers, which are
+//! private: a plan and its mark, saved reports, outcomes, a base, the lines of the walker and of nix-eval-jobs; `hostile::cases`.)
 //!
 //! `EVAL_ONCE_FUZZ=1000000` tries that many inputs for each parser instead of a few:
-//! `cargo test --release --test integration -- fuzz::`.
+//! `cargo test --release --test integration -- fuzz::`, and `cargo test --release --lib of_any`.
 
 use eval_once::buildkite::plugin;
 use eval_once::command_line::CommandLine;
@@ -17,6 +17,7 @@ use eval_once::step::StepRequest;
 use eval_once::text::is_hidden;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::sample::Index;
 use serde_json::{Value, json};
 
 const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
@@ -116,6 +117,57 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+fn drv() -> DrvPath {
+    DrvPath::parse(&format!("/nix/store/{HASH}-a.drv")).unwrap()
+}
+
+/// A derivation with any texts.
+fn derivation() -> impl Strategy<Value = Derivation> {
+    let path = proptest::option::of("[a-z]{1,4}")
+        .prop_map(|name| StorePath::parse(&format!("/nix/store/{HASH}-{}", name?)).ok());
+    let input = "[a-z]{1,4}"
+        .prop_map(|name| DrvPath::parse(&format!("/nix/store/{HASH}-{name}.drv")).unwrap());
+    let feature = text().prop_map(|text| text.split_whitespace().collect::<String>());
+    let features = vec(
+        feature.prop_filter("not empty", |text| !text.is_empty()),
+        0..3,
+    );
+    let outputs = proptest::collection::btree_map(text(), path, 0..3);
+    (outputs, vec(input, 0..3), text(), features).prop_map(|(outputs, inputs, system, features)| {
+        Derivation {
+            outputs,
+            inputs,
+            system,
+            name: "a".into(),
+            features,
+        }
+    })
+}
+
+/// The text of its file, as Nix writes it.
+fn term(derivation: &Derivation) -> String {
+    let string = |text: &str| {
+        let escaped = text.replace('\\', r"\\").replace('"', "\\\"");
+        let escaped = escaped.replace('\n', r"\n").replace('\r', r"\r");
+        format!("\"{}\"", escaped.replace('\t', r"\t"))
+    };
+    let outputs = derivation.outputs.iter().map(|(name, path)| {
+        let path = path.as_ref().map_or("", StorePath::as_str);
+        format!("({},{},\"\",\"\")", string(name), string(path))
+    });
+    let inputs = derivation.inputs.iter().map(|input| {
+        let input = string(input.as_store_path().as_str());
+        format!("({input},[\"out\"])")
+    });
+    format!(
+        "Derive([{}],[{}],[],{},\"/bin/sh\",[],[(\"requiredSystemFeatures\",{})])",
+        outputs.collect::<Vec<_>>().join(","),
+        inputs.collect::<Vec<_>>().join(","),
+        string(&derivation.system),
+        string(&derivation.features.join(" "))
+    )
+}
+
 /// Whether every part of an output that is kept is one, and no more of it is kept than there was.
 fn is_sound(output: &NixOutput, printed: &[u8]) -> Result<(), TestCaseError> {
     for drv in &output.begun {
@@ -194,9 +246,35 @@ proptest! {
     }
 
     #[test]
-    fn a_derivation_of_any_bytes_is_read_or_refused(file in bytes(), begin in prop_oneof![Just(""), Just("Derive([")]) {
-        let drv = DrvPath::parse(&format!("/nix/store/{HASH}-a.drv")).unwrap();
-        let _ = Derivation::parse(&[begin.as_bytes(), &file].concat(), &drv);
+    fn a_derivation_reads_back_as_it_is_written(derivation in derivation()) {
+        prop_assert_eq!(Derivation::parse(term(&derivation).as_bytes(), &drv()), Ok(derivation));
+    }
+
+    #[test]
+    fn a_derivation_of_any_bytes_is_read_or_refused(
+        derivation in derivation(),
+        at in any::<Index>(),
+        omitted in 0_usize..4,
+        wild in bytes(),
+        all in any::<bool>(),
+    ) {
+        let mut file = term(&derivation).into_bytes();
+        let at = at.index(file.len());
+        if all {
+            file.truncate(at);
+            file.extend(&wild);
+        } else {
+            let end = file.len().min(at + omitted);
+            file.splice(at..end, wild);
+        }
+        if let Ok(read) = Derivation::parse(&file, &drv()) {
+            for path in read.outputs.values().flatten().chain(read.inputs.iter().map(DrvPath::as_store_path)) {
+                prop_assert!(!path.as_str().contains(is_hidden), "{path}");
+                prop_assert_eq!(StorePath::parse(path.as_str()), Ok(path.clone()));
+            }
+            prop_assert!(read.features.iter().all(|feature| !feature.contains(char::is_whitespace)));
+            prop_assert_eq!(Derivation::parse(term(&read).as_bytes(), &drv()), Ok(read));
+        }
     }
 
     #[test]

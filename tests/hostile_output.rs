@@ -53,6 +53,53 @@ fn a_trace_of_many_megabytes_is_cut_and_takes_little_memory() {
 }
 
 #[test]
+fn a_value_of_many_megabytes_that_is_no_derivation_takes_little_memory() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"let huge = builtins.foldl' (text: _: text + text) "x" (builtins.genList (x: x) 27);
+           in { inherit huge; traced = builtins.trace huge "short"; }"#,
+    );
+    for (attr, value) in [("huge", "\"xxx"), ("traced", "\"short\"\n")] {
+        let program = store.step(["--file", "default.nix", "--attr", attr]);
+        let (ended, most) = peak(&store, &["nix-instantiate"], program);
+        ended.exits(65).passes_on(&format!(
+            "{attr} of default.nix is no derivation, but {value}"
+        ));
+        assert!(ended.stderr.len() < 100_000, "{}", ended.stderr.len());
+        assert!(most < MEMORY_AT_MOST, "{attr}: {most} KiB");
+    }
+}
+
+#[test]
+fn an_answer_of_many_megabytes_is_no_answer() {
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ a = file "a"; }"#);
+    let endless = "#!/bin/sh\nexec cat /dev/zero\n";
+    for (program, words, limit) in [
+        (
+            "nix-instantiate",
+            &["step", "--attr", "a", "--file", "default.nix"][..],
+            "64 MiB",
+        ),
+        ("buildkite-agent", &["summary"], "16 MiB"),
+    ] {
+        let stand_ins = StandIns::new(store.bin()).instead(program, endless);
+        let ended = store
+            .eval_once(words)
+            .env("PATH", stand_ins.path(&store))
+            .env("BUILDKITE", "true")
+            .env("BUILDKITE_JOB_ID", "job")
+            .env("BUILDKITE_BUILD_ID", "build")
+            .env("BUILDKITE_STEP_ID", "step")
+            .env("BUILDKITE_AGENT_ACCESS_TOKEN", "token")
+            .run();
+        ended.exits(75).passes_on(&format!(
+            "`{program}` prints more than {limit} on standard output"
+        ));
+    }
+}
+
+#[test]
 fn a_builder_that_prints_megabytes_in_one_line_takes_little_memory() {
     let Some(store) = Store::new() else { return };
     store.targets(

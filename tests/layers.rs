@@ -132,7 +132,10 @@ const ONLY: [Only; 6] = [
             "std::env::temp_dir",
         ],
         by: "options/",
-        exceptions: &[],
+        exceptions: &[(
+            "text/hostile.rs",
+            "a variable says how many inputs a test tries",
+        )],
         in_tests: false,
     },
     Only {
@@ -270,6 +273,7 @@ fn what_is_done_elsewhere_is_reported() {
             "src/a.rs:4: `std::io::stderr` writes to standard error, which only log.rs does",
             "src/a.rs:4: `eprintln` writes to standard error, which only log.rs does",
             "src/a.rs:5: `std::env::var` reads the environment, the command line or the terminal, which only options/ does",
+            "the exception for src/text/hostile.rs, which reads the environment, the command line or the terminal, is not needed",
             "src/b.rs:1: `tempfile::TempDir::new` makes a temporary file where TMPDIR says, which only options/ does",
             "src/b.rs:1: `tempfile::TempDir::new_in` makes files or folders, which only private.rs does",
             "src/options/mod.rs:1: `std::process::Command` starts, signals or waits for processes, which only supervise.rs does",

@@ -266,6 +266,7 @@ const BESIDES: [(&str, &[&str], &[&str]); 2] = [
             "eval_once_hint=",
             "eval_once_refuse ",
             "printf ",
+            "eval_once_print ",
         ],
     ),
     (

@@ -171,6 +171,33 @@ fn a_recording_with_a_secret_ends_before_anything_is_run_and_says_where_it_belon
 }
 
 #[test]
+fn a_secret_in_another_form_is_refused_as_well() {
+    let Some(store) = Store::new() else { return };
+    let curl = json!({ "command": format!("curl -u bob:{SECRET} https://h") }).to_string();
+    let header = json!({ "command": format!("curl -H 'X-Vault-Token: {SECRET}' https://h") });
+    for (flags, key) in [
+        // curl takes three slashes for two.
+        (&["--file", &*url().replace("//", "///")][..], "file"),
+        (&["--file", "https://127.0.0.1:9/x?pass=hunter2"], "file"),
+        (
+            &[
+                "--option",
+                "post-build-hook",
+                &format!("/x --token={SECRET}"),
+            ],
+            "options.post-build-hook",
+        ),
+        (&["--step", &curl], "step.command"),
+        (&["--step", &header.to_string()], "step.command"),
+    ] {
+        let ended = store.eval_once(["pipeline"]).args(flags).run();
+        ended.exits(64).prints("").never_says(SECRET);
+        ended.never_says("hunter2");
+        ended.passes_on(&format!("error: `{key}` holds a secret"));
+    }
+}
+
+#[test]
 fn what_a_host_keeps_secret_is_in_no_argument() {
     let Some(store) = Store::new() else { return };
     store.targets("{ hello = file \"hello\"; }");

@@ -491,7 +491,7 @@ fn a_setting_that_is_a_relative_path_is_refused_by_name() {
         ("HOME", "home"),
     ] {
         let error = format!("error: {name} is {value}, a relative path");
-        let hint = format!("hint: give {name} an absolute path");
+        let hint = format!("hint: give {name} an absolute path without control characters");
         let ended = host.command_hook().env(name, value).run();
         ended.exits(64).prints("").says(&[&error, &hint]);
     }
@@ -502,6 +502,41 @@ fn a_setting_that_is_a_relative_path_is_refused_by_name() {
     ran(&ended, "built");
     assert!(!host.path("xdg").exists());
     assert!(host.path("home/.local/state/eval-once").exists());
+}
+
+#[test]
+fn a_setting_with_control_characters_is_refused_and_is_text_in_the_log() {
+    let host = Host::new().with_find();
+    host.cargo("");
+    // A link, a group of the log, and one that other characters hide.
+    for value in [
+        "\u{1b}]1339;url=https://evil\u{7}",
+        "\n+++ opened",
+        "\r--- opened",
+    ] {
+        let value = format!("/x{value}");
+        for name in [
+            "EVAL_ONCE_BIN",
+            "EVAL_ONCE_STATE_DIR",
+            "XDG_STATE_HOME",
+            "HOME",
+        ] {
+            let ended = host.command_hook().env(name, &value).run();
+            ended.exits(64).prints("");
+            assert_eq!(ended.stderr.lines().count(), 2, "{ended}");
+            let tame = |c: char| c == '\n' || (' '..='~').contains(&c);
+            assert!(ended.stderr.chars().all(tame), "{ended}");
+            ended.passes_on(&format!("{name} is /x")).passes_on(
+                ", which has a control character'
+",
+            );
+        }
+    }
+    // Other characters are quoted as well, since some of them hide what follows.
+    let ended = host.command_hook().env("EVAL_ONCE_BIN", "/\u{202e}x").run();
+    ended
+        .exits(69)
+        .passes_on(r"/\342\200\256x, which is not an executable file");
 }
 
 #[test]

@@ -6,10 +6,15 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::command_line::{CommandLine, Stdin};
+use crate::command_line::{CommandLine, OutputLimit, Stdin};
+
+/// How much the agent may print, in bytes: 100,000 keys of meta-data. Artifacts are written into files.
+const PRINTED_AT_MOST: usize = 16 << 20;
 
 fn agent(words: &[&str]) -> CommandLine {
-    CommandLine::new("buildkite-agent", words)
+    let mut line = CommandLine::new("buildkite-agent", words);
+    line.output_limit = OutputLimit::Whole(PRINTED_AT_MOST);
+    line
 }
 
 /// Uploads the pipeline in `file` as it is. Nothing is interpolated, and a value of the job's environment that happens to be in

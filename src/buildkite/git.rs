@@ -15,7 +15,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::shell_words::{self, EmptyWords};
-use crate::command_line::{CommandLine, shell_word};
+use crate::command_line::{CommandLine, OutputLimit, shell_word};
 use crate::fingerprint::fingerprint;
 use crate::secrets::{self, redacted};
 
@@ -257,14 +257,20 @@ pub fn status(folder: &Path) -> CommandLine {
         "--porcelain=v2",
         "--branch",
     ];
-    git(
+    let mut line = git(
         folder,
         &[
             before,
             &["--untracked-files=normal", "--ignore-submodules=none"],
         ],
-    )
+    );
+    // A checkout may have millions of new files; one is enough to know that it is not clean.
+    line.output_limit = OutputLimit::Beginning(STATUS_AT_MOST);
+    line
 }
+
+/// How much is kept of what [`status`] prints, in bytes: more than the lines about the branch, which come first.
+const STATUS_AT_MOST: usize = 64 << 10;
 
 /// Whether exactly this commit is checked out, by what [`status`] prints.
 #[must_use]

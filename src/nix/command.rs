@@ -8,7 +8,7 @@ use percent_encoding::{AsciiSet, utf8_percent_encode};
 
 use super::flake::URL_PART;
 use super::{AttrPath, DrvPath, Evaluation, LockedFlake, Source, StorePath, StoreUrl};
-use crate::command_line::{CommandLine, Stdin};
+use crate::command_line::{CommandLine, OutputLimit, Stdin};
 
 /// Nix settings, in the order in which `--option` gets them: names and values.
 pub type Options = [(String, String)];
@@ -366,6 +366,9 @@ pub fn instantiate(
     )
 }
 
+/// How much is kept of a value, in bytes. Of it, a line is shown.
+const VALUE_AT_MOST: usize = 64 << 10;
+
 /// Prints the value that [`instantiate`] found no single derivation in.
 #[must_use]
 pub fn show_value(
@@ -375,6 +378,7 @@ pub fn show_value(
 ) -> CommandLine {
     let mut command = command("nix-instantiate", &["--eval"], options);
     command.arguments.extend(evaluation.showing(locked));
+    command.output_limit = OutputLimit::Beginning(VALUE_AT_MOST);
     command.folder = Some(evaluation.folder.clone());
     command
 }
@@ -516,6 +520,9 @@ pub fn load_walker((file, folder): (WalkerFile, &Path)) -> Vec<u8> {
     [b":load ", path.as_bytes(), b"\n"].concat()
 }
 
+/// How much nix-eval-jobs may print, in bytes: 100,000 targets with 5 KiB of `meta` each.
+const TARGETS_AT_MOST: usize = 512 << 20;
+
 /// Prints a line of JSON for every target below `evaluation`, by `nix-eval-jobs`, in as many `workers`, each of which begins
 /// anew beyond this much `memory` (MiB).
 #[must_use]
@@ -545,6 +552,7 @@ pub fn eval_jobs(
     }
     command.arguments.extend(evaluation.selecting(locked));
     command.folder = Some(evaluation.folder.clone());
+    command.output_limit = OutputLimit::Whole(TARGETS_AT_MOST);
     command
 }
 

@@ -181,8 +181,37 @@ mod tests {
     use super::*;
     use crate::recording::pipeline::fixtures::{request, target, target_building};
     use crate::recording::upload::DOCUMENT;
+    use crate::text::hostile::{cases, spoilt, text};
+    use proptest::prelude::*;
     use serde_json::{Value, json};
     use tempfile::TempDir;
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        #[test]
+        fn a_base_of_any_values_skips_only_what_was_green_there(
+            documents in proptest::collection::vec(spoilt(recording("ci.nix", &[&target(0, &["a"])])), 1..3),
+            ended in prop_oneof![9 => spoilt(outcomes(&[(&target(0, &["a"]), "passed")])), 1 => text()],
+        ) {
+            let (Ok(recordings), Ok(outcomes)) = (recordings(&documents.join("\n")), Outcomes::read(&ended)) else {
+                return Ok(());
+            };
+            let base = Base { recordings, outcomes };
+            let targets = [target(0, &["a"]), target(1, &["b"])];
+            let mut reasons = [None, None];
+            base.add_reasons(&mut reasons, &targets, &request());
+            // Of the second, nothing is known.
+            prop_assert_eq!(&reasons[1], &None);
+            let is_named = documents.concat().contains(targets[0].drv.as_store_path().as_str());
+            let is_green = ended.contains("passed") || ended.contains("skipped");
+            prop_assert!(reasons[0].is_none() || is_named && is_green);
+            for seconds in base.seconds(&targets).into_iter().flatten() {
+                prop_assert!(seconds >= 0.0);
+            }
+            let _ = base.earlier(&Keys::new(), &AttrPath::default());
+        }
+    }
 
     /// Writes a base, and reads it as a recording does.
     fn base(recordings: &[Value], outcomes: Option<&Value>) -> (Option<Base>, Option<Note>) {

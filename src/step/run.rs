@@ -379,7 +379,7 @@ impl<'a> StepRun<'a> {
         self.last_shown = last_shown;
         self.supervisor.check()?;
         let [running] = running;
-        let finished = running.finished();
+        let finished = running.finished()?;
         self.count(&output);
         Ok(NixRun {
             finished,

@@ -224,6 +224,30 @@ impl From<Seconds> for SavedSeconds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::hostile::{cases, spoilt, text};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        #[test]
+        fn a_report_of_any_values_is_read_as_it_was_written_or_refused(json in prop_oneof![9 => spoilt(json!({
+            "version": 1, "target": "a", "job": "j", "way": "realised", "reason": "recorded", "exit": 0, "message": "m", "drift": false,
+            "share": { "from": "artifact:a", "failure": null }, "seconds": { "realise": 1.5, "total": 2.5 }, "attempt": 1,
+            "after": ["command"], "until": 5, "stopped": "timeout",
+        })), 1 => text()]) {
+            let Ok(report) = SavedReport::read(&json) else {
+                return Ok(());
+            };
+            let seconds = &report.seconds;
+            for part in [seconds.wait, seconds.fetch, seconds.evaluate, seconds.realise, seconds.push, seconds.total] {
+                prop_assert!((0.0..=LONGEST).contains(&part), "{part}");
+            }
+            let written = serde_json::to_string(&report).unwrap();
+            prop_assert_eq!(SavedReport::read(&written), Ok(report));
+        }
+    }
 
     #[test]
     fn a_report_reads_back_and_anything_else_is_distinguished() {

@@ -13,7 +13,7 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
 use crate::state::StateFolder;
-use crate::supervise::{Finished, OnStop, Supervisor};
+use crate::supervise::{Finished, OnStop, Printed, Supervisor};
 
 /// How often a file is written. The collector can take one only in the few hundredths of a second before its root is made: so of
 /// collections that follow one another without a pause, most come too late.
@@ -106,7 +106,7 @@ impl Store {
                 .classify(Class::Infrastructure, cannot_root)?;
             let write = command::write_pin(json.path(), &options);
             let known = self.collection();
-            let mut stderr = Vec::new();
+            let mut stderr = Printed::default();
             let written =
                 supervisor.run_beside(&write, OnStop::TermThenKill, &mut stderr, || {
                     if let Some(beside) = beside.take() {
@@ -124,7 +124,7 @@ impl Store {
                     ));
                 }
                 self.check_answers(supervisor)?;
-                let output = NixOutput::of(&stderr);
+                let output = NixOutput::of(&stderr.into_bytes());
                 if !repeated
                     && let Some(Disturbance::Gone(path)) = output.disturbance()
                     && self.is_valid(supervisor, &path)?

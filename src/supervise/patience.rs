@@ -81,7 +81,7 @@ impl Supervisor {
         }
         self.check()?;
         let [running] = running;
-        let finished = running.finished();
+        let finished = running.finished()?;
         let given_up = given_up.filter(|_| !finished.ending.success());
         Ok((finished, given_up))
     }

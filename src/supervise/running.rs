@@ -15,7 +15,9 @@ use unix::poll::{PollFd, PollFlags};
 use unix::sys::signal::{Signal, kill, killpg};
 use unix::unistd::{Pid, getpgid};
 
-use crate::command_line::{CommandLine, Ending, Stdin};
+use super::GRACE;
+use crate::command_line::{CommandLine, Ending, OutputLimit, Stdin};
+use crate::counts::mebibytes;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::private;
 
@@ -50,7 +52,7 @@ const READ_AT_ONCE: usize = 64 << 10;
 pub struct Finished {
     /// How it ended.
     pub ending: Ending,
-    /// What it printed on standard output.
+    /// What it printed on standard output, as far as that is [kept](CommandLine::output_limit).
     pub stdout: Vec<u8>,
 }
 
@@ -83,6 +85,11 @@ pub struct Running {
     out: Option<ChildStdout>,
     err: Option<ChildStderr>,
     stdout: Vec<u8>,
+    /// Its name.
+    program: &'static str,
+    output_limit: OutputLimit,
+    /// It has printed more than it may.
+    exceeded: bool,
     on_stop: OnStop,
     /// How it is being stopped, if it is.
     pub(super) stopping: Option<Stopping>,
@@ -101,7 +108,11 @@ pub(super) struct Stopping {
 }
 
 impl Running {
-    pub(super) fn new(mut child: Child, on_stop: OnStop) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        mut child: Child,
+        line: &CommandLine,
+        on_stop: OnStop,
+    ) -> anyhow::Result<Self> {
         let running = Self {
             pid: Pid::from_raw(
                 i32::try_from(child.id()).context("the process number is out of range")?,
@@ -112,6 +123,9 @@ impl Running {
             err: child.stderr.take(),
             child,
             stdout: Vec::new(),
+            program: line.program,
+            output_limit: line.output_limit,
+            exceeded: false,
             on_stop,
             stopping: None,
             ended: None,
@@ -168,12 +182,46 @@ impl Running {
     }
 
     /// How it ended, and what it printed. One that still runs is killed.
-    #[must_use]
-    pub fn finished(mut self) -> Finished {
-        Finished {
+    ///
+    /// # Errors
+    /// It printed more than its [`OutputLimit`] lets it (75).
+    pub fn finished(mut self) -> Result<Finished, Failure> {
+        if let OutputLimit::Whole(at_most) = self.output_limit
+            && self.exceeded
+        {
+            return Err(Failure::new(
+                Class::Infrastructure,
+                format_args!(
+                    "`{}` prints more than {} on standard output",
+                    self.program,
+                    mebibytes(at_most as u64)
+                ),
+            ));
+        }
+        Ok(Finished {
             ending: self.ended.unwrap_or(Ending::Killed(SIGKILL)),
             stdout: std::mem::take(&mut self.stdout),
+        })
+    }
+
+    /// Reads what it has printed on standard output, up to about `at_most` bytes, and keeps what is to be kept of it.
+    fn read_stdout(&mut self, at_most: usize) -> bool {
+        let (OutputLimit::Whole(limit) | OutputLimit::Beginning(limit)) = self.output_limit;
+        let is_answer = matches!(self.output_limit, OutputLimit::Whole(_));
+        let stdout = &mut self.stdout;
+        let is_over = self.exceeded;
+        let mut exceeds = false;
+        let keep = |bytes: &[u8]| {
+            let room = if is_over { 0 } else { limit - stdout.len() };
+            stdout.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            exceeds |= bytes.len() > room;
+        };
+        let read = drain(&mut self.out, keep, at_most);
+        if exceeds && !std::mem::replace(&mut self.exceeded, true) && is_answer {
+            self.stdout = Vec::new();
+            self.stop_again(GRACE);
         }
+        read
     }
 
     pub(super) fn stop_again(&mut self, grace: Duration) {
@@ -226,12 +274,7 @@ impl Running {
         } else {
             READ_AT_ONCE
         };
-        let stdout = &mut self.stdout;
-        let read = drain(
-            &mut self.out,
-            |bytes| stdout.extend_from_slice(bytes),
-            at_most,
-        ) | drain(&mut self.err, &mut read, at_most);
+        let read = self.read_stdout(at_most) | drain(&mut self.err, &mut read, at_most);
         self.ended = ended.map(Ending::from);
         Ok(read || self.ended.is_some())
     }

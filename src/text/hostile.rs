@@ -2,7 +2,9 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
+use serde_json::{Value, json};
 
 use crate::text::is_hidden;
 
@@ -72,6 +74,81 @@ pub(crate) fn bytes() -> impl Strategy<Value = Vec<u8>> {
         1 => Just(vec![0x9b]),
     ];
     vec(piece, 0..4).prop_map(|pieces| pieces.concat())
+}
+
+/// How many inputs a parser is tried with: a few, or as many as `EVAL_ONCE_FUZZ` says (tests/fuzz.rs).
+pub(crate) fn cases(few: u32) -> ProptestConfig {
+    let cases = std::env::var("EVAL_ONCE_FUZZ").ok();
+    ProptestConfig {
+        // A failure is printed with its input; a file beside the source is not wanted.
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(cases.map_or(few, |cases| cases.parse().unwrap()))
+    }
+}
+
+/// The text of a document in which up to three values are others, and which may be cut off or have something else in it.
+pub(crate) fn spoilt(document: Value) -> impl Strategy<Value = String> {
+    let value = prop_oneof![
+        4 => text().prop_map(Value::from),
+        4 => proptest::sample::select(vec![
+            json!(null), json!(true), json!(-1), json!(0), json!(2), json!(u64::MAX), json!(1e300), json!(-0.5), json!([]), json!({}),
+            json!(""), json!([[]]), json!([{}]), json!(["a", 1, null]), json!({ "steps": [{ "steps": [{ "key": 1 }] }] }),
+        ]),
+    ];
+    let edits = vec((any::<Index>(), value), 0..4);
+    let cut = prop_oneof![
+        6 => Just(None),
+        1 => (any::<Index>(), text()).prop_map(Some),
+    ];
+    (edits, cut, any::<bool>()).prop_map(move |(edits, cut, ends)| {
+        let mut document = document.clone();
+        for (at, value) in edits {
+            let at = at.index(count(&document));
+            if let Some(place) = nth(&mut document, at) {
+                *place = value;
+            }
+        }
+        let mut text = document.to_string();
+        if let Some((at, piece)) = cut {
+            let at = at.index(text.len());
+            let at = (0..=at)
+                .rev()
+                .find(|at| text.is_char_boundary(*at))
+                .unwrap();
+            let end = if ends { "" } else { &text[at..] };
+            text = format!("{}{piece}{end}", &text[..at]);
+        }
+        text
+    })
+}
+
+/// How many values there are in this one, itself counted.
+fn count(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(list) => list.iter().map(count).sum(),
+        Value::Object(map) => map.values().map(count).sum(),
+        _ => 0,
+    }
+}
+
+/// One of them.
+fn nth(value: &mut Value, number: usize) -> Option<&mut Value> {
+    let Some(mut rest) = number.checked_sub(1) else {
+        return Some(value);
+    };
+    let values: Vec<&mut Value> = match value {
+        Value::Array(list) => list.iter_mut().collect(),
+        Value::Object(map) => map.values_mut().collect(),
+        _ => Vec::new(),
+    };
+    for value in values {
+        let count = count(value);
+        if rest < count {
+            return nth(value, rest);
+        }
+        rest -= count;
+    }
+    None
 }
 
 /// Whether there are no more than text, these many lines that Buildkite takes for groups, and colours where there may be any.

@@ -170,3 +170,57 @@ fn read(printed: &[u8], request: &RecordingRequest) -> Result<EvaluationResult, 
     }
     Ok(evaluated)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recording::pipeline::fixtures::request;
+    use crate::text::hostile::{bytes, cases, spoilt};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    const DRV: &str = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-a.drv";
+
+    fn line() -> Value {
+        json!({
+            "attr": "a", "attrPath": ["a"], "drvPath": DRV, "system": "x", "outputs": { "out": "/x" },
+            "meta": { "description": "d", "timeout": 5, "buildkite": { "label": "l" }, "eval-once": { "push": "s3://b" } },
+        })
+    }
+
+    /// The control of what follows.
+    #[test]
+    fn a_line_that_is_not_spoilt_is_a_target() {
+        let evaluated = read(line().to_string().as_bytes(), &request()).unwrap();
+        assert_eq!(evaluated.targets.len(), 1);
+        assert_eq!(evaluated.targets[0].attr.to_string(), "p.a");
+    }
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        #[test]
+        fn lines_of_any_values_are_targets_or_errors(
+            lines in proptest::collection::vec(prop_oneof![
+                6 => spoilt(line()).prop_map(String::into_bytes),
+                2 => spoilt(json!({ "attrPath": ["b"], "error": "error: no\n" })).prop_map(String::into_bytes),
+                1 => bytes(),
+            ], 1..4),
+        ) {
+            let printed = lines.join(&b'\n');
+            match read(&printed, &request()) {
+                Ok(evaluated) => {
+                    let found = evaluated.targets.len() + evaluated.errors.len() + evaluated.refused.len();
+                    let printed = printed.split(|byte| *byte == b'\n');
+                    prop_assert_eq!(found, printed.filter(|line| !line.is_empty()).count());
+                    for target in &evaluated.targets {
+                        prop_assert_eq!(DrvPath::parse(&target.drv.to_string()), Ok(target.drv.clone()));
+                    }
+                }
+                Err(failure) => {
+                    prop_assert!(matches!(failure.class, Class::Evaluation | Class::Infrastructure), "{failure}");
+                }
+            }
+        }
+    }
+}

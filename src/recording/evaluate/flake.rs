@@ -139,7 +139,7 @@ fn run(
     let [running] = running;
     let printed = said.printed.into_bytes();
     Ok((
-        running.finished(),
+        running.finished()?,
         String::from_utf8_lossy(&printed).into_owned(),
     ))
 }

@@ -393,6 +393,7 @@ fn name(escaped: &[u8]) -> AttrName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::hostile::cases;
     use proptest::prelude::*;
 
     fn path(text: &str) -> AttrIndex {
@@ -490,6 +491,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(cases(256))]
+
         #[test]
         fn a_line_of_any_bytes_is_no_message_or_one_of_the_walkers(
             before in prop_oneof![Just("trace: M "), Just("M "), Just("trace: "), Just("")],

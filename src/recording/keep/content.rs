@@ -258,6 +258,8 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+    use crate::recording::Signing;
+    use crate::recording::pipeline::fixtures::request;
 
     #[test]
     fn the_previous_recording_is_one_of_the_same_things_in_another_build() {
@@ -309,10 +311,51 @@ mod tests {
             fs::create_dir(&pin).unwrap();
             fs::write(pin.join("pin"), text).unwrap();
         }
+        // A host may have thousands of pins of other pipelines: their files are not even opened, so this one is not found.
+        let content = r#"{"version":1,"pipeline":"p","branch":"main","build":"7","recording":"a","created":70,"targets":[{"attr":["unopened"],"drv":"/x"}]}"#;
+        for (series, is_found) in [("z", false), ("a", true)] {
+            let pin = state.pins().join(format!("{PREFIX}{series}-70"));
+            fs::create_dir(&pin).unwrap();
+            fs::write(pin.join("pin"), content).unwrap();
+            let newest = previous(&owner("4", "a"), &state).unwrap().remove(0).0;
+            assert_eq!(newest.to_string() == "unopened", is_found, "{newest}");
+            fs::remove_dir_all(pin).unwrap();
+        }
         let found = |owner: &PinOwner| Some(previous(owner, &state)?[0].0.to_string());
         assert_eq!(found(&owner("4", "a")).as_deref(), Some("newer"));
         assert_eq!(found(&owner("4", "b")).as_deref(), Some("other-things"));
         assert_eq!(found(&owner("4", "c")), None);
+    }
+
+    #[test]
+    fn pins_of_other_pipelines_branches_and_recordings_have_other_names() {
+        let build = |pipeline: &str, branch: &str, build: &str| BuildkiteBuild {
+            pipeline: pipeline.into(),
+            branch: branch.into(),
+            build: build.into(),
+            job: String::new(),
+            step: "step".into(),
+            commit: None,
+            is_retry: false,
+            signing: Signing::Unsigned,
+        };
+        let owner = |attr: &str, build: &BuildkiteBuild| {
+            let mut request = request();
+            request.root.attr = AttrPath::new(vec![attr.into()]);
+            PinOwner::of(&request, Some(build))
+        };
+        let one = owner("a", &build("p", "main", "1"));
+        let next = owner("a", &build("p", "main", "2"));
+        assert_eq!(one.series, next.series);
+        assert_ne!(one.folder, next.folder);
+        for other in [
+            owner("b", &build("p", "main", "2")),
+            owner("a", &build("p", "topic", "2")),
+            owner("a", &build("q", "main", "2")),
+        ] {
+            assert_ne!(one.series, other.series);
+            assert!(!other.folder.starts_with(&one.series), "{other:?}");
+        }
     }
 
     #[test]

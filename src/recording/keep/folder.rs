@@ -2,8 +2,9 @@
 //!
 //! Recordings and `prune` meet here, and any of them may be killed at any time.
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -51,8 +52,15 @@ pub(in crate::recording) fn remove_expired(state: &StateFolder) -> Vec<PathBuf> 
     for entry in entries.flatten() {
         let folder = entry.path();
         let is_due = || until(&folder).is_some_and(|until| until < now);
-        if is_ours(&entry) && is_due() && remove(&folder, is_due) {
+        if !is_ours(&entry) {
+            continue;
+        }
+        if is_due() && remove(&folder, is_due) {
             removed.push(folder);
+        } else if left_links(&folder).next().is_some()
+            && let Ok(lock) = open_lock(&folder.join(LOCK))
+        {
+            remove_left_links(&folder, &lock);
         }
     }
     removed
@@ -106,10 +114,49 @@ pub(in crate::recording) fn hold(
 /// The same; none where another process removes it just now.
 fn try_hold(folder: &Path) -> io::Result<Option<File>> {
     let lock = open_with_lock(folder)?;
+    if left_links(folder).next().is_some() {
+        remove_left_links(folder, &lock);
+    }
     if let Err(TryLockError::WouldBlock) = lock.try_lock_shared() {
         return Ok(None);
     }
     Ok(is_at(&lock, &folder.join(LOCK)).then_some(lock))
+}
+
+/// The links of a Nix that was killed while it rooted the pin: it makes one beside the root, and renames it.
+fn left_links(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            is_temporary(entry.file_name().as_bytes())
+                && entry.file_type().is_ok_and(|kind| kind.is_symlink())
+        })
+        .map(|entry| entry.path())
+}
+
+/// Whether Nix names a link so that is to become the root: `pin.tmp-PID-NUMBER` (2.8), `.NUMBER_pin`, `.tmp-…`.
+fn is_temporary(name: &[u8]) -> bool {
+    if name.starts_with(b"pin.tmp-") || name.starts_with(b".tmp-") {
+        return true;
+    }
+    let Some(rest) = name.strip_prefix(b".") else {
+        return false;
+    };
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    digits > 0 && [&b"_pin"[..], b"_\"pin\""].contains(&&rest[digits..])
+}
+
+/// Removes them, unless another process has the pin: its Nix may be making one. The lock is free again afterwards.
+fn remove_left_links(folder: &Path, lock: &File) {
+    if lock.try_lock().is_err() {
+        return;
+    }
+    if is_at(lock, &folder.join(LOCK)) {
+        for link in left_links(folder) {
+            let _ = fs::remove_file(link);
+        }
+    }
+    let _ = lock.unlock();
 }
 
 /// Until when a pin is kept, in seconds since 1970; one without that file is being made, or its recording was killed.
@@ -144,9 +191,62 @@ pub(in crate::recording) fn write_expiry(
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn links_that_a_killed_nix_has_left_go_with_the_next_recording_or_prune() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateFolder::open(folder.path()).unwrap();
+        let pin = state.pins().join("eval-once-x");
+        let held = try_hold(&pin).unwrap().unwrap();
+        write_expiry(&state, &pin, seconds(SystemTime::now()) + 1000).unwrap();
+        let names = || -> Vec<String> {
+            let entries = pin.read_dir().unwrap().flatten();
+            let mut names: Vec<_> = entries
+                .map(|entry| entry.file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        let others = [
+            ".pin",
+            ".x_pin",
+            "keep.json",
+            "lock",
+            "pin",
+            "pin.tmp",
+            "tmp-1",
+        ];
+        for other in others
+            .iter()
+            .filter(|name| !["lock", "keep.json"].contains(name))
+        {
+            symlink("/s/x", pin.join(other)).unwrap();
+        }
+        // A file is none of Nix's.
+        fs::write(pin.join(".tmp-file"), "").unwrap();
+        let kept = names();
+        let leave = || {
+            for left in ["pin.tmp-12-345", ".tmp-1-2", ".0_pin", ".17_\"pin\""] {
+                symlink("/s/x", pin.join(left)).unwrap();
+            }
+        };
+        leave();
+        let all = names();
+        // While one has the pin, another may have it, too; their links stay.
+        drop(try_hold(&pin).unwrap().unwrap());
+        assert_eq!(remove_expired(&state), Vec::<PathBuf>::new());
+        assert_eq!(names(), all);
+        drop(held);
+        assert_eq!(remove_expired(&state), Vec::<PathBuf>::new());
+        assert_eq!(names(), kept);
+        leave();
+        let held = try_hold(&pin).unwrap();
+        assert!(held.is_some());
+        assert_eq!(names(), kept);
+    }
 
     #[test]
     fn only_a_pin_that_is_old_enough_is_pruned() {

@@ -23,7 +23,7 @@ use crate::recording::evaluate::known::{KnownTarget, KnownTargets};
 use crate::recording::{BuildkiteBuild, Evaluator, RecordingRequest};
 use crate::state::StateFolder;
 use crate::store::{ATTEMPTS, Store};
-use crate::supervise::{OnStop, Supervisor};
+use crate::supervise::{OnStop, Printed, Supervisor};
 
 /// The version of the file's format.
 const VERSION: u32 = 1;
@@ -227,7 +227,7 @@ impl PartialRecording {
         if self.undetermined.is_some() {
             return Ok(self.undetermined.clone());
         }
-        let mut stderr = Vec::new();
+        let mut stderr = Printed::default();
         let status = git::status(&self.checkout);
         let finished = match supervisor.run(&status, OnStop::TermThenKill, &mut stderr) {
             Err(failure) if failure.class == Class::MissingProgram => {
@@ -238,7 +238,7 @@ impl PartialRecording {
         Ok(if !finished.ending.success() {
             Some(format!(
                 "git cannot look at the checkout: {}",
-                git::reason(&stderr)
+                git::reason(&stderr.into_bytes())
             ))
         } else if git::is_clean(&finished.stdout, &self.commit) {
             None

@@ -41,7 +41,7 @@ impl Chunk {
                 .as_str()
                 .is_some_and(|key| keys.iter().any(|wanted| wanted == key))
         };
-        if let Some(steps) = pipeline["steps"].as_array_mut() {
+        if let Some(steps) = pipeline.get_mut("steps").and_then(Value::as_array_mut) {
             for step in steps.iter_mut() {
                 if let Some(inner) = step.get_mut("steps").and_then(Value::as_array_mut) {
                     // A question stands right before its step.

@@ -103,8 +103,9 @@ mod tests {
         UploadPlan::new(step, steps, chunk, "{}".into(), annotation).unwrap()
     }
     use crate::buildkite::pipeline::Dependency;
+    use crate::text::hostile::{cases, spoilt, text};
     use proptest::prelude::*;
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use std::collections::BTreeSet;
 
     fn chunk(n: usize) -> NonZeroUsize {
@@ -134,6 +135,70 @@ mod tests {
         );
         let other = UploadPlan::read(r#"{"version":2}"#).unwrap_err();
         assert_eq!(other.class, Class::Config);
+    }
+
+    /// A plan as it is written, with a group.
+    fn written() -> Value {
+        let steps: Vec<_> = (0..4)
+            .map(|i| PlacedStep::numbered(i, (i > 1).then_some("g")))
+            .collect();
+        serde_json::from_str(&plan("s", &steps, chunk(3)).to_json().unwrap()).unwrap()
+    }
+
+    /// The control of what follows.
+    #[test]
+    fn a_plan_that_is_not_spoilt_is_read() {
+        let plan = UploadPlan::read(&written().to_string()).unwrap();
+        assert!(plan.chunks.iter().all(|chunk| !chunk.keys.is_empty()));
+    }
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        #[test]
+        fn a_plan_of_any_values_is_read_or_refused(json in prop_oneof![9 => spoilt(written()), 1 => text()]) {
+            let plan = match UploadPlan::read(&json) {
+                Ok(plan) => plan,
+                Err(failure) => {
+                    prop_assert!(matches!(failure.class, Class::Infrastructure | Class::Config), "{failure}");
+                    return Ok(());
+                }
+            };
+            prop_assert_eq!(&UploadPlan::read(&plan.to_json().unwrap()).unwrap(), &plan);
+            for chunk in &plan.chunks {
+                let _ = chunk.label(chunk.keys.first().map_or("", String::as_str));
+                let _ = chunk.part(&[]);
+            }
+        }
+    }
+
+    /// Whatever stands in a chunk's pipeline, as another program may have left it in a plan.
+    fn pipeline() -> Value {
+        json!({ "steps": [{ "key": "a", "label": "A" }, { "group": "g", "steps": [{ "block": "?" }, { "key": "b" }] }] })
+    }
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        #[test]
+        fn a_part_of_any_pipeline_is_its_wanted_steps_or_none(pipeline in spoilt(pipeline())) {
+            let keys = ["a", "b", "c"].map(str::to_owned).to_vec();
+            let chunk = Chunk { keys, pipeline };
+            let _ = chunk.label("b");
+            match chunk.part(&["b".to_owned()]) {
+                Ok(part) => {
+                    let read: Value = serde_json::from_str(&part).unwrap();
+                    let steps = read.get("steps").and_then(Value::as_array).into_iter().flatten();
+                    for step in steps {
+                        let inner = step.get("steps").and_then(Value::as_array);
+                        for step in inner.map_or(std::slice::from_ref(step), Vec::as_slice) {
+                            prop_assert!(step.get("block").is_some() || step["key"] == "b", "{part}");
+                        }
+                    }
+                }
+                Err(failure) => prop_assert_eq!(failure.class, Class::Bug),
+            }
+        }
     }
 
     proptest! {

@@ -226,6 +226,8 @@ pub(in crate::recording) fn upload(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::hostile::{cases, text};
+    use proptest::prelude::*;
 
     #[test]
     fn marks_of_plans_are_distinguished_from_all_other_meta_data() {
@@ -277,5 +279,31 @@ mod tests {
             ListedArtifact::all_in("0190-a 12 ab;0190-b -1 cd;0190-c 1;x y z w;\n"),
             [listed]
         );
+    }
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        #[test]
+        fn a_mark_of_any_text_names_a_job_or_is_none(begin in prop_oneof![Just("0190-a r h s "), Just("0190-a "), Just("-a "), Just("")], rest in text()) {
+            let value = format!("{begin}{rest}");
+            let Some(mark) = PlanMark::read(&value) else {
+                return Ok(());
+            };
+            // It is an argument of the agent's.
+            prop_assert!(!mark.job.is_empty() && !mark.job.starts_with('-'));
+            prop_assert!(mark.job.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'), "{:?}", mark.job);
+            let written = mark.write();
+            prop_assert_eq!(PlanMark::read(&written), Some(mark));
+        }
+
+        #[test]
+        fn a_list_of_artifacts_of_any_text_has_words_alone(printed in text()) {
+            let printed = printed.replace('+', ";").replace('-', " 1 ");
+            for artifact in ListedArtifact::all_in(&printed) {
+                let words = [&artifact.job, &artifact.sha256];
+                prop_assert!(words.iter().all(|word| printed.contains(*word) && word.split_whitespace().count() == 1));
+            }
+        }
     }
 }
