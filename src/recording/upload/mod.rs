@@ -27,6 +27,7 @@
 
 pub(in crate::recording) mod annotation;
 mod chunk;
+mod claim;
 pub(crate) mod plan;
 pub(crate) mod plan_artifact;
 mod rejection;
@@ -35,6 +36,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use self::chunk::Chunk;
+use self::claim::Claim;
 use self::plan::UploadPlan;
 use self::plan_artifact::{ListedArtifact, PlanMark};
 use self::rejection::{is_used, named, rejected, rejection};
@@ -47,9 +49,10 @@ use crate::fingerprint::{fingerprint, sha256};
 use crate::keys::refuse;
 use crate::log::Log;
 use crate::parallel;
-use crate::recording::{BuildkiteBuild, Signing};
+use crate::recording::{BuildkiteBuild, Phases, Signing};
 use crate::state::{NOTES_LAST, StateFolder};
 use crate::supervise::{Finished, Supervisor};
+use crate::text::shortened;
 
 /// The name of the artifact for other programs.
 pub(crate) const DOCUMENT: &str = "eval-once.json";
@@ -57,8 +60,8 @@ pub(crate) const DOCUMENT: &str = "eval-once.json";
 /// How long the agent may take to find a step. Agents of v3 ask again and again for a step that does not exist.
 const TIME_TO_FIND: Duration = Duration::from_secs(4);
 
-/// How the names of meta-data begin in which recordings claim keys.
-const CLAIM: &str = "eval-once-keys:";
+/// The most characters that are shown of a word in another job's claim, which may be anything.
+const SHOWN_AT_MOST: usize = 100;
 
 /// How many steps are looked for in parallel.
 const LOOKUPS_AT_ONCE: usize = 16;
@@ -255,38 +258,43 @@ impl<'a> Upload<'a> {
         )
     }
 
-    /// Claims the keys that begin with `area`, and go on with attribute paths, for a recording with this identity. Another one would
-    /// find its keys used, and take the steps for its own, as those of an earlier try.
+    /// Claims the keys that begin with `area`, and go on with attribute paths, for these phases of the recording with this identity.
     ///
     /// Each sets its own claim before it looks for others: of two that do so at once, one at least sees the other.
     ///
     /// # Errors
-    /// Another step of the build has recorded something else, which may have such keys (64); Buildkite cannot be asked (75).
+    /// Another recording of the build may have such keys (64); Buildkite cannot be asked (75).
     pub(in crate::recording) fn claim_keys(
         &mut self,
         area: &str,
         recording: &str,
+        phases: Phases,
     ) -> Result<(), Failure> {
         let doing = "look for other recordings with `keys: attr`";
-        let own = format!("{CLAIM}{recording}");
-        let claim = format!("{} {area}", self.build.step);
-        self.ask(&command::set_meta_data(&own, &claim), doing)?;
+        let build = self.build;
+        let own = Claim::new(build, recording, phases, area);
+        self.ask(&command::set_meta_data(&own.name(), &own.write()), doing)?;
         let keys = self.ask(&command::meta_data_keys(), doing)?;
         let keys = keys.text();
-        let is_other = |key: &&str| *key != own && key.starts_with(CLAIM);
-        for other in keys.lines().map(str::trim).filter(is_other) {
-            let claim = self.ask(&command::get_meta_data(other), doing)?;
+        for name in keys
+            .lines()
+            .map(str::trim)
+            .filter(|key| Claim::is_name(key))
+        {
+            let claim = self.ask(&command::get_meta_data(name), doing)?;
             let claim = claim.text();
-            let Some((step, other)) = claim.trim().split_once(' ') else {
+            let Some(other) = Claim::read(&claim).filter(|other| own.excludes(other)) else {
                 continue;
             };
-            let overlaps = area.starts_with(other) || other.starts_with(area);
-            if step != self.build.step && overlaps {
-                return Err(refuse(format_args!(
-                    "another recording of this build has `keys: attr` too, and keys that begin with {other}; those of this one begin with {area}"
-                ))
-                .hint("give each recording its own `key-prefix`"));
-            }
+            // It uploads nothing, so that a retry of the other one is not refused because of it.
+            let withdrawn = command::set_meta_data(&own.name(), "withdrawn");
+            self.ask(&withdrawn, doing)?;
+            return Err(refuse(format_args!(
+                "the recording of job {} has `keys: attr` too, and keys that begin with {} (meta-data `{name}`); those of this one begin with {area}",
+                shortened(other.job, SHOWN_AT_MOST),
+                shortened(other.area, SHOWN_AT_MOST),
+            ))
+            .hint("give each recording its own `key-prefix`"));
         }
         Ok(())
     }
