@@ -365,6 +365,30 @@ fn forged_marks_of_chunks_hide_no_step() {
     );
 }
 
+#[test]
+fn a_forged_claim_of_keys_ends_a_recording_that_has_them_and_is_named() {
+    // What docs/security.md says of it.
+    let command = format!("{} --keys attr", command());
+    let step = json!({ "key": "record", "label": "Record", "command": command });
+    let Some(scene) = Scene::new(&step, |build| build) else {
+        return;
+    };
+    let claim = |area: &str| format!("0190-other {area} letters both 0190-job");
+    scene.build.set_meta_data("eval-once-keys:x", "x nix-");
+    scene.build.set_meta_data("eval-once-keys:y", &claim("nix-a"));
+    assert_eq!(scene.build.run(), Outcome::Failed);
+    let job = scene.record();
+    let log = job.plain();
+    assert_eq!(job.exit_status, Some(64), "{log}");
+    assert!(log.contains("the recording of job 0190-job has"), "{log}");
+    assert!(log.contains("meta-data `eval-once-keys:y`"), "{log}");
+    assert_eq!(scene.recorded_steps(), 0);
+    // The control.
+    scene.build.set_meta_data("eval-once-keys:y", &claim("other-"));
+    assert_eq!(scene.retry().exit_status, Some(0));
+    assert_eq!(scene.recorded_steps(), 3);
+}
+
 /// A key that agents sign with, in its file.
 fn signing_key(folder: &TempDir, name: &str) -> Option<PathBuf> {
     let private = folder.path().join(format!("{name}.json"));
