@@ -375,7 +375,9 @@ fn a_forged_claim_of_keys_ends_a_recording_that_has_them_and_is_named() {
     };
     let claim = |area: &str| format!("0190-other {area} letters both 0190-job");
     scene.build.set_meta_data("eval-once-keys:x", "x nix-");
-    scene.build.set_meta_data("eval-once-keys:y", &claim("nix-a"));
+    scene
+        .build
+        .set_meta_data("eval-once-keys:y", &claim("nix-a"));
     assert_eq!(scene.build.run(), Outcome::Failed);
     let job = scene.record();
     let log = job.plain();
@@ -384,7 +386,9 @@ fn a_forged_claim_of_keys_ends_a_recording_that_has_them_and_is_named() {
     assert!(log.contains("meta-data `eval-once-keys:y`"), "{log}");
     assert_eq!(scene.recorded_steps(), 0);
     // The control.
-    scene.build.set_meta_data("eval-once-keys:y", &claim("other-"));
+    scene
+        .build
+        .set_meta_data("eval-once-keys:y", &claim("other-"));
     assert_eq!(scene.retry().exit_status, Some(0));
     assert_eq!(scene.recorded_steps(), 3);
 }

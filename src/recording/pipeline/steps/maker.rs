@@ -7,16 +7,17 @@ use serde_json::Value;
 
 use super::checkout;
 use super::commit_status;
-use super::record::{size, source, text};
+use super::record::{source, text};
 use super::retry::retry_rules;
 use super::step_key::StepKeys;
+use super::variables::{self, room_for_record, size};
 use super::wishes::{StepWishes, merge};
 use crate::buildkite::pipeline::{Automatic, CommandStep, Plugin, Retry, StepCommand};
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
 use crate::nix::{AttrPath, DrvPath, StorePath};
-use crate::recording::pipeline::limits::RECORD_AT_MOST;
+use crate::recording::pipeline::limits::VARIABLE_AT_MOST;
 use crate::recording::{Emit, RecordingRequest, Target};
 
 /// The command of a step that does not use our plugin.
@@ -48,6 +49,8 @@ pub(super) struct StepMaker<'a> {
     agents: BTreeMap<&'a str, Keys>,
     /// The derivations that can be called as well: their steps must not call them.
     callable: BTreeSet<AttrPath>,
+    /// The most bytes of the record of a step that has no wishes but the user's.
+    pub(super) room: usize,
     /// A step of each kind, without its record. It was checked.
     pub(super) checked: RefCell<BTreeMap<StepKind, CommandStep>>,
 }
@@ -89,14 +92,14 @@ impl<'a> StepMaker<'a> {
             agents.insert(name.as_str(), tags.clone());
         }
         let source = source(&request.root, &request.options);
-        if size(&source) > RECORD_AT_MOST / 2 {
+        if size(&source) > VARIABLE_AT_MOST / 2 {
             return Err(refuse(format_args!(
                 "the keys of what is evaluated take {} bytes in the record of every step, more than an agent can pass to a job",
                 size(&source)
             ))
             .hint("put the expression into a file of the repository"));
         }
-        let maker = Self {
+        let mut maker = Self {
             request,
             schema,
             source,
@@ -105,11 +108,20 @@ impl<'a> StepMaker<'a> {
             common_agents: None,
             agents,
             callable: BTreeSet::new(),
+            room: 0,
             checked: RefCell::default(),
         };
         let mut probe = maker.begin("label".into(), "key".into(), Keys::new())?;
         maker.step.merge_into(&mut probe);
-        maker.check(probe).map_err(wrong)?;
+        let probe = maker.check(probe).map_err(wrong)?;
+        variables::fit(&probe).map_err(wrong)?;
+        maker.room = room_for_record(&probe);
+        if maker.room < VARIABLE_AT_MOST / 2 {
+            return Err(wrong(format!(
+                "the plugins take {} bytes, more than an agent can pass to a job beside a record",
+                VARIABLE_AT_MOST - maker.room
+            )));
+        }
         Ok(maker)
     }
 
