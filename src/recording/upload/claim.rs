@@ -2,7 +2,7 @@
 //! used, and take the steps for its own, as those of an earlier try.
 
 use crate::fingerprint::fingerprint;
-use crate::recording::{BuildkiteBuild, Phases};
+use crate::recording::Phases;
 
 /// How the names of meta-data begin in which recordings claim keys.
 const PREFIX: &str = "eval-once-keys:";
@@ -10,8 +10,8 @@ const PREFIX: &str = "eval-once-keys:";
 /// What a recording says of its keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Claim<'a> {
-    /// The id of its step.
-    step: &'a str,
+    /// Its job, as its retries have it as well.
+    owner: &'a str,
     /// What all its keys begin with.
     pub(super) area: &'a str,
     /// What is recorded: the recording's identity.
@@ -23,15 +23,16 @@ pub(super) struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    /// The claim of a recording in this build.
+    /// The claim of a recording in this job; `owner` is the job as its retries have it as well.
     pub(super) fn new(
-        build: &'a BuildkiteBuild,
+        owner: &'a str,
+        job: &'a str,
         recording: &'a str,
         phases: Phases,
         area: &'a str,
     ) -> Self {
         Self {
-            step: &build.step,
+            owner,
             area,
             recording,
             phases: match phases {
@@ -45,13 +46,13 @@ impl<'a> Claim<'a> {
                 } => "release",
                 _ => "both",
             },
-            job: &build.job,
+            job,
         }
     }
 
     /// The name of its meta-data, which its retries set again, and nothing else does.
     pub(super) fn name(&self) -> String {
-        format!("{PREFIX}{}", fingerprint([self.recording, self.step]))
+        format!("{PREFIX}{}", fingerprint([self.recording, self.owner]))
     }
 
     /// Whether this is the name of a claim.
@@ -62,11 +63,11 @@ impl<'a> Claim<'a> {
     /// Reads a claim; none where it is no claim, for anything that runs in a build can set its meta-data.
     pub(super) fn read(value: &'a str) -> Option<Self> {
         let words: Vec<&str> = value.split_whitespace().collect();
-        let [step, area, recording, phases, job] = words[..] else {
+        let [owner, area, recording, phases, job] = words[..] else {
             return None;
         };
         Some(Self {
-            step,
+            owner,
             area,
             recording,
             phases,
@@ -76,7 +77,7 @@ impl<'a> Claim<'a> {
 
     /// The claim as it is written.
     pub(super) fn write(&self) -> String {
-        [self.step, self.area, self.recording, self.phases, self.job].join(" ")
+        [self.owner, self.area, self.recording, self.phases, self.job].join(" ")
     }
 
     /// Whether another recording may have made a key of this one. The steps that only follow targets have none of those that only
@@ -88,7 +89,7 @@ impl<'a> Claim<'a> {
                 (self.phases, other.phases),
                 ("build", "release") | ("release", "build")
             );
-        self.step != other.step && overlaps && !are_apart
+        self.owner != other.owner && overlaps && !are_apart
     }
 }
 
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
 
     const CLAIM: Claim<'static> = Claim {
-        step: "0190-step",
+        owner: "0190-step",
         area: "nix-",
         recording: "letters",
         phases: "both",
@@ -116,7 +117,7 @@ mod tests {
     #[test]
     fn recordings_of_one_source_exclude_one_another_unless_one_only_follows_the_other() {
         let other = Claim {
-            step: "0190-other",
+            owner: "0190-other",
             ..CLAIM
         };
         assert!(CLAIM.excludes(&other) && other.excludes(&CLAIM));

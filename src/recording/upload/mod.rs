@@ -11,7 +11,7 @@
 //! agent that signs, though. So:
 //!
 //! - Where the agent signs with a key in a file (`BUILDKITE_AGENT_JWKS_FILE`), the mark carries a seal: an HMAC by that file over
-//!   build, step, job, the recording's identity and the plan's SHA-256. No job can make it that has not got the key, and one that has
+//!   build, step, which of its jobs that is, job, the recording's identity and the plan's SHA-256. No job can make it that has not got the key, and one that has
 //!   it signs whatever it likes. A plan without this seal is not followed.
 //! - Where a key management service signs there is nothing to seal with: no plan is followed.
 //! - Where nothing is signed, the host that saved the plan has a note of the mark in its state folder. A mark without this note is not
@@ -68,7 +68,7 @@ const LOOKUPS_AT_ONCE: usize = 16;
 
 /// The context of a recording's annotation, in which there is one: the last of its tries.
 pub(in crate::recording) fn annotation_context(build: &BuildkiteBuild) -> String {
-    format!("eval-once-{}", build.step)
+    format!("eval-once-{}", build.job_with_retries())
 }
 
 /// An upload on its way.
@@ -109,7 +109,16 @@ impl<'a> Upload<'a> {
         &mut self,
         recording: &str,
     ) -> Result<Option<UploadPlan>, Failure> {
-        let line = command::get_meta_data(&plan_artifact::plan_mark(&self.build.step));
+        if let Some(other) = self.state.note(&self.note_of_job(), NOTES_LAST)
+            && other != recording
+        {
+            return Err(Failure::new(
+                Class::Config,
+                "this job has uploaded another recording already, and a step can upload only one",
+            )
+            .hint("give each recording a step of its own, or record all of them as one"));
+        }
+        let line = command::get_meta_data(&plan_artifact::plan_mark(self.build, recording));
         let mark = self.ask(
             &line,
             "look for the plan of an earlier try of this recording",
@@ -118,17 +127,7 @@ impl<'a> Upload<'a> {
         let Some(mark) = PlanMark::read(&mark) else {
             return Ok(None);
         };
-        let is_other = mark.recording.is_some_and(|other| other != recording);
-        // A mark that another job sets would fail this one.
-        let is_noted = self.noted() == Some(mark.write());
-        if is_other && mark.job == self.build.job && is_noted {
-            return Err(Failure::new(
-                Class::Config,
-                "this job has uploaded another recording already, and a step can upload only one",
-            )
-            .hint("give each recording a step of its own, or record all of them as one"));
-        }
-        let plan = match self.plan_of(mark)? {
+        let plan = match self.plan_of(mark, recording)? {
             Ok(plan) => plan,
             Err(doubt) => {
                 // Not a failure: steps that are uploaded already are found by their keys.
@@ -141,17 +140,16 @@ impl<'a> Upload<'a> {
         self.log.say(
             "an earlier try of this recording has planned its upload: following that plan, without another evaluation",
         );
-        if is_other {
-            // This is not a failure: an argument may name the job, for example, and then no two tries are the same.
-            self.log
-                .warn("the earlier try had other keys than this one; its plan counts");
-        }
         Ok(Some(plan))
     }
 
     /// The plan that this mark names, or what raises a doubt that an earlier try of this step made it.
-    fn plan_of(&mut self, mark: PlanMark<'_>) -> Result<Result<UploadPlan, String>, Failure> {
-        if let Some(doubt) = self.doubt(mark)? {
+    fn plan_of(
+        &mut self,
+        mark: PlanMark<'_>,
+        recording: &str,
+    ) -> Result<Result<UploadPlan, String>, Failure> {
+        if let Some(doubt) = self.doubt(mark, recording)? {
             return Ok(Err(doubt));
         }
         let doing = "get the plan of the earlier try";
@@ -177,7 +175,7 @@ impl<'a> Upload<'a> {
     }
 
     /// What raises a doubt, before a plan is downloaded, that an earlier try of this step made it; see the module's documentation.
-    fn doubt(&mut self, mark: PlanMark<'_>) -> Result<Option<String>, Failure> {
+    fn doubt(&mut self, mark: PlanMark<'_>, recording: &str) -> Result<Option<String>, Failure> {
         let PlanMark { job, sha256, .. } = mark;
         let is_own = job == self.build.job;
         if !is_own && !self.build.is_retry {
@@ -188,6 +186,9 @@ impl<'a> Upload<'a> {
         let Some(sha256) = sha256 else {
             return Ok(Some("an older version of eval-once made it".to_owned()));
         };
+        if mark.recording != Some(recording) {
+            return Ok(Some("it is the plan of another recording".to_owned()));
+        }
         match self.seal(mark) {
             Err(doubt) => return Ok(Some(doubt)),
             Ok(Some(seal)) if mark.seal != Some(&seal) => {
@@ -195,7 +196,7 @@ impl<'a> Upload<'a> {
                     "its seal is not made with the signing key of this agent".to_owned(),
                 ));
             }
-            Ok(None) if self.noted() != Some(mark.write()) => {
+            Ok(None) if self.noted(recording) != Some(mark.write()) => {
                 return Ok(Some(
                     "this host has no note of it (another host or another job may have made it)"
                         .to_owned(),
@@ -245,17 +246,20 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// The mark of the plan that this host has saved last for this step.
-    fn noted(&self) -> Option<String> {
-        self.state.note(&self.note(), NOTES_LAST)
+    /// The mark of the plan that this host has saved last for this recording.
+    fn noted(&self, recording: &str) -> Option<String> {
+        self.state.note(&self.note(recording), NOTES_LAST)
     }
 
     /// The name of that note.
-    fn note(&self) -> String {
-        format!(
-            "plan-{}",
-            fingerprint([&self.build.build, &self.build.step])
-        )
+    fn note(&self, recording: &str) -> String {
+        let mark = plan_artifact::plan_mark(self.build, recording);
+        format!("plan-{}", fingerprint([&self.build.build, &mark]))
+    }
+
+    /// The name of the note of what this job has recorded. No mark of the build could say so: another job could fail this one by it.
+    fn note_of_job(&self) -> String {
+        format!("recorded-{}", fingerprint([&self.build.job]))
     }
 
     /// Claims the keys that begin with `area`, and go on with attribute paths, for these phases of the recording with this identity.
@@ -271,8 +275,8 @@ impl<'a> Upload<'a> {
         phases: Phases,
     ) -> Result<(), Failure> {
         let doing = "look for other recordings with `keys: attr`";
-        let build = self.build;
-        let own = Claim::new(build, recording, phases, area);
+        let owner = self.build.job_with_retries();
+        let own = Claim::new(&owner, &self.build.job, recording, phases, area);
         self.ask(&command::set_meta_data(&own.name(), &own.write()), doing)?;
         let keys = self.ask(&command::meta_data_keys(), doing)?;
         let keys = keys.text();
@@ -321,8 +325,9 @@ impl<'a> Upload<'a> {
         let seal = self.seal(mark).ok().flatten();
         mark.seal = seal.as_deref();
         let mark = mark.write();
-        let _ = self.state.write_note(&self.note(), &mark);
-        let line = command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &mark);
+        let _ = self.state.write_note(&self.note_of_job(), recording);
+        let _ = self.state.write_note(&self.note(recording), &mark);
+        let line = command::set_meta_data(&plan_artifact::plan_mark(self.build, recording), &mark);
         self.ask(&line, "mark the plan as saved").map(drop)
     }
 
