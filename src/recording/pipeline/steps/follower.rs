@@ -89,6 +89,8 @@ impl StepMaker<'_> {
             FollowerState::Read { keys, run } => (keys, run.as_ref().zip(follower.run.as_ref())),
         };
         let wishes = self.follower_wishes(keys.clone())?;
+        self.check_circle(&follower.attr())
+            .map_err(|message| format!("in its `buildkite`, {message}"))?;
         let doing = match (run, wishes.command) {
             (Some((run, as_drv)), None) => FollowerTask::Run(run, as_drv),
             (None, Some(command)) => FollowerTask::Command(command),

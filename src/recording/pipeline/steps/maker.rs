@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use super::Records;
 use super::checkout;
+use super::circles::{Circles, circles, wished};
 use super::commit_status;
 use super::record::{source, text};
 use super::retry::retry_rules;
@@ -49,6 +51,8 @@ pub(super) struct StepMaker<'a> {
     agents: BTreeMap<&'a str, Keys>,
     /// The derivations that can be called as well: their steps must not call them.
     callable: BTreeSet<AttrPath>,
+    /// The steps that would wait for themselves.
+    circles: Circles,
     /// The most bytes of the record of a step that has no wishes but the user's.
     pub(super) room: usize,
     /// A step of each kind, without its record. It was checked.
@@ -108,6 +112,7 @@ impl<'a> StepMaker<'a> {
             common_agents: None,
             agents,
             callable: BTreeSet::new(),
+            circles: Circles::new(),
             room: 0,
             checked: RefCell::default(),
         };
@@ -126,18 +131,42 @@ impl<'a> StepMaker<'a> {
     }
 
     /// The maker of the steps of these targets.
+    ///
+    /// # Errors
+    /// The user's `step` waits for one of these steps, which has the same wishes as all (64).
     pub(super) fn with_targets(
         mut self,
-        targets: &[Target],
-        callable: &BTreeSet<AttrPath>,
+        records: &Records<'_>,
         keys: &StepKeys,
-    ) -> Self {
+    ) -> Result<Self, Failure> {
+        let wished = self.step.get("depends_on").map_or_else(Vec::new, wished);
+        let is_own = |key: &&str| keys.has(key, self.request.phases);
+        if let Some(key) = wished.into_iter().find(is_own) {
+            return Err(refuse(format_args!(
+                "in the key `step`, `depends_on` names {key}, a step of this recording, which would wait for itself"
+            )));
+        }
         self.keys.clone_from(keys);
-        self.common_agents = most_common_system(targets)
+        self.common_agents = most_common_system(records.targets)
             .and_then(|system| self.agents.get(system))
             .cloned();
-        self.callable.clone_from(callable);
-        self
+        self.callable.clone_from(records.callable);
+        if self.request.meta {
+            self.circles = circles(records, keys);
+        }
+        Ok(self)
+    }
+
+    /// Checks that the metadata of this attribute does not wish its step to wait for itself.
+    ///
+    /// # Errors
+    /// It does; the sentence names the key.
+    pub(super) fn check_circle(&self, attr: &AttrPath) -> Result<(), String> {
+        self.circles.get(attr).map_or(Ok(()), |key| {
+            Err(format!(
+                "`depends_on` names {key}, a step that waits for this one or is this one"
+            ))
+        })
     }
 
     /// Merges the agent tags of this system and these features.

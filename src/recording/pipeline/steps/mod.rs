@@ -6,6 +6,7 @@
 mod batches;
 mod building;
 mod checkout;
+mod circles;
 mod commit_status;
 mod error_steps;
 mod fallback;
@@ -158,7 +159,7 @@ pub(in crate::recording) fn steps(
 ) -> Result<PlannedPipeline, Failure> {
     let keys = StepKeys::new(records.targets, records.errors, request);
     let maker = StepMaker::new(request, schema)?;
-    let maker = maker.with_targets(records.targets, records.callable, &keys);
+    let maker = maker.with_targets(records, &keys)?;
     let mut errors = records.errors.clone();
 
     let drafts = drafts(records, &maker, &mut errors.refused)?;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::fingerprint::fingerprint;
 use crate::nix::{AttrPath, DrvPath};
 use crate::recording::errors::ErrorLists;
-use crate::recording::{KeyStyle, RecordingRequest, Target};
+use crate::recording::{KeyStyle, Phases, RecordingRequest, Target};
 
 /// The most characters that Buildkite takes as a key.
 const KEY_AT_MOST: usize = 100;
@@ -156,6 +156,17 @@ impl StepKeys {
             .or_else(of_target);
         key.cloned()
             .unwrap_or_else(|| format!("{}{}", self.prefix, error_key(attr)))
+    }
+
+    /// Whether this is the key of a step that a recording of these phases makes.
+    pub(super) fn has(&self, key: &str, phases: Phases) -> bool {
+        self.keys.iter().any(|(holder, own)| {
+            let is_made = match holder {
+                KeyHolder::Target(_) | KeyHolder::Error(_) => phases.build,
+                KeyHolder::Follower(_) | KeyHolder::Confirm(_) => phases.release,
+            };
+            is_made && own == key
+        })
     }
 
     /// Whether this is the attribute path of a step that follows a target.

@@ -36,8 +36,10 @@ impl StepMaker<'_> {
         let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
         let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
         let wishes = buildkite.map_or(Ok(StepWishes::default()), |keys| {
-            StepWishes::read(keys, &self.request.emit, self.schema).map_err(in_buildkite)
-        })?;
+            let wishes = StepWishes::read(keys, &self.request.emit, self.schema)?;
+            self.check_circle(&target.attr).map(|()| wishes)
+        });
+        let wishes = wishes.map_err(in_buildkite)?;
         let eval_once = meta.eval_once.as_ref().filter(|_| self.request.meta);
         let BuildWishes { keys, fallback } = eval_once
             .map_or(Ok(BuildWishes::default()), |keys| {

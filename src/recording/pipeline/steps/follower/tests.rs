@@ -28,6 +28,37 @@ fn by_attr() -> RecordingRequest {
     }
 }
 
+#[test]
+fn what_follows_and_would_wait_for_itself_is_refused() {
+    let steps_of =
+        |wishes: Value| json!({ "command": "true", "buildkite": { "depends_on": wishes } });
+    let mut web = followed(
+        0,
+        &["web"],
+        &json!({
+            "a": steps_of(json!(["nix-web-a"])),
+            "b": steps_of(json!([{ "step": "nix-web-c" }])),
+            "c": steps_of(json!("nix-web-b")),
+            "d": { "command": "true", "confirm": "now?", "buildkite": { "depends_on": "nix-web-d-confirm" } },
+            "e": steps_of(json!(["nix-web", "nix-web-a", "nix-lib"])),
+            "f": { "command": "true", "after": "nothing" },
+            "g": { "command": "true", "after": "all" },
+        }),
+    );
+    // It may wait for what does not wait for it.
+    web.meta.buildkite = Some(keys(&json!({ "depends_on": "nix-web-f" })));
+    let mut lib = target(1, &["lib"]);
+    lib.meta.buildkite = Some(keys(&json!({ "depends_on": "nix-web-g" })));
+    let targets = [web, lib];
+    let made = make(&targets, &no_edges(&targets), &[], &by_attr()).unwrap();
+    let refused = made.errors.refused.iter().map(|it| it.attr.to_string());
+    let mut refused: Vec<String> = refused.collect();
+    refused.sort_unstable();
+    let steps = ["a", "b", "c", "d"].map(|name| format!("web.meta.eval-once.steps.{name}"));
+    assert_eq!(refused[0], "lib");
+    assert_eq!(refused[1..], steps);
+}
+
 /// A target that these steps follow, by name; `"run": true` runs a derivation.
 fn followed(i: usize, names: &[&str], steps: &Value) -> Target {
     let mut target = target(i, names);
