@@ -39,7 +39,7 @@ use self::chunk::Chunk;
 use self::claim::Claim;
 use self::plan::UploadPlan;
 use self::plan_artifact::{ListedArtifact, PlanMark};
-use self::rejection::{is_used, named, rejected, rejection};
+use self::rejection::{Rejections, blamed, is_used, named, rejected, rejection};
 use crate::agent;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
@@ -334,7 +334,7 @@ impl<'a> Upload<'a> {
     /// Uploads the chunks of the plan that are not uploaded yet; then its document and its annotation.
     ///
     /// # Errors
-    /// Buildkite rejects a chunk (64), or cannot be reached (75).
+    /// Buildkite rejects a chunk (64), or cannot be reached (75). Where it names the step that it rejects, all others are uploaded.
     pub(in crate::recording) fn follow(
         &mut self,
         plan: &UploadPlan,
@@ -350,6 +350,7 @@ impl<'a> Upload<'a> {
             .text()
         };
         let count = plan.chunks.len();
+        let mut rejections = Rejections::default();
         for (number, chunk) in plan.chunks.iter().enumerate() {
             let mark = plan_artifact::mark(&self.build.step, number);
             let mut missing = chunk.keys.clone();
@@ -361,11 +362,12 @@ impl<'a> Upload<'a> {
                     continue;
                 }
             }
-            self.upload_chunk(chunk, missing, number + 1, count)?;
+            self.upload_chunk(chunk, missing, (number + 1, count), &mut rejections)?;
             let line = command::set_meta_data(&mark, "applied");
             self.ask(&line, "mark a chunk as uploaded")?;
         }
-        self.publish(&plan.document, &plan.annotation)
+        self.publish(&plan.document, &plan.annotation)?;
+        rejections.first.map_or(Ok(()), Err)
     }
 
     /// Uploads the text of `eval-once.json`, and annotates the build. A failure is a warning: the steps exist and will run, whether
@@ -398,8 +400,8 @@ impl<'a> Upload<'a> {
         &mut self,
         chunk: &Chunk,
         mut missing: Vec<String>,
-        number: usize,
-        count: usize,
+        (number, count): (usize, usize),
+        rejections: &mut Rejections,
     ) -> Result<(), Failure> {
         let mut looked_up = false;
         loop {
@@ -412,7 +414,20 @@ impl<'a> Upload<'a> {
             };
             // Another recording of this build, or an earlier try of this one, has uploaded some of the steps.
             if !is_used(&message) {
-                return Err(rejected(&message, chunk, number));
+                // The repository chose what is rejected, and one attribute must not take others with it.
+                let failure = rejected(&message, chunk, number);
+                let Some(at) = blamed(&message, &missing).filter(|_| rejections.more()) else {
+                    return Err(failure);
+                };
+                match rejections.first {
+                    Some(_) => self.log.warn(failure),
+                    None => rejections.first = Some(failure),
+                }
+                missing.remove(at);
+                if missing.is_empty() {
+                    return Ok(());
+                }
+                continue;
             }
             let used = named(&message, &missing);
             match used {
