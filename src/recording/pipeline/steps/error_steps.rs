@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::labels::{attr_name, inert, label};
+use super::labels::{attr_name, check_names, inert, label};
 use super::maker::StepMaker;
 use super::variables;
 use super::wishes::{FOR_OUTPUTS, FOR_TARGETS};
@@ -19,6 +19,12 @@ use crate::text::{shortened, without_escapes};
 impl StepMaker<'_> {
     /// The step of an evaluation error: it evaluates the attribute, shows what Nix prints, and fails.
     pub(super) fn evaluation_error(&self, error: &AttrError) -> Result<CommandStep, Failure> {
+        if let Err(message) = check_names(&error.attr) {
+            return self.refused(&AttrError {
+                attr: error.attr.clone(),
+                message: Some(message),
+            });
+        }
         let label = label(":boom:", &attr_name(&error.attr));
         let mut record = self.record(&error.attr);
         record.extend(self.request.build_keys.clone());

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::labels::{attr_name, inert, label};
+use super::labels::{attr_name, check_names, inert, label};
 use super::maker::{StepMaker, add_outputs};
 use super::retry::infrastructure_rules;
 use super::variables;
@@ -78,6 +78,7 @@ impl StepMaker<'_> {
         target: &Target,
         follower: &Follower,
     ) -> Result<FollowerStep, String> {
+        check_names(&follower.attr())?;
         let (keys, run) = match &follower.meta.state {
             FollowerState::Unread => {
                 return Err(

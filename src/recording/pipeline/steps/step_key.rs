@@ -7,6 +7,7 @@ use crate::fingerprint::fingerprint;
 use crate::nix::{AttrPath, DrvPath};
 use crate::recording::errors::ErrorLists;
 use crate::recording::{KeyStyle, Phases, RecordingRequest, Target};
+use crate::secrets::redacted;
 
 /// The most characters that Buildkite takes as a key.
 const KEY_AT_MOST: usize = 100;
@@ -227,8 +228,9 @@ fn words(names: &[String]) -> String {
 }
 
 /// A name with every character replaced that a key cannot have. (The schema takes `.`, `,` and `${}` too; Buildkite's documentation
-/// does not, and the last are interpolated in a pipeline that is written by hand.)
+/// does not, and the last are interpolated in a pipeline that is written by hand.) What looks like a secret is hidden.
 fn word(name: &str) -> String {
+    let name = redacted(name);
     let word = name.chars().map(|c| match c {
         c if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':') => c,
         _ => '_',

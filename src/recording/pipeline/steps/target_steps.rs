@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::checkout;
-use super::labels::{attr_name, inert, label};
+use super::labels::{attr_name, check_names, inert, label};
 use super::maker::{STEP, StepMaker, UnlinkedStep, add_outputs, our_plugin};
 use super::record::text;
 use super::step_key::shared_key;
@@ -32,6 +32,7 @@ impl StepMaker<'_> {
         target: &Target,
         skip: Option<&str>,
     ) -> Result<UnlinkedStep, String> {
+        check_names(&target.attr)?;
         let meta = &target.meta;
         let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
         let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
@@ -80,7 +81,7 @@ impl StepMaker<'_> {
         add_findings(&mut record, target);
         let name = match target.attr.names() {
             [] => target.name.clone(),
-            _ => target.attr.to_string(),
+            _ => attr_name(&target.attr),
         };
         let label = label(":nix:", &name);
         let is_plain = buildkite.is_none()

@@ -14,6 +14,7 @@ use crate::recording::errors::ErrorLists;
 use crate::recording::following::{
     Follower, FollowerMeta, FollowerState, RunDerivation, RunTarget,
 };
+use crate::recording::pipeline::document::Document;
 use crate::recording::pipeline::fixtures::*;
 use crate::recording::pipeline::placed_step::{self, PlacedStep};
 use crate::recording::{AttrError, Emit, KeyStyle, Phases, RecordingRequest, SkipStyle, Target};
@@ -25,6 +26,55 @@ fn by_attr() -> RecordingRequest {
         key_prefix: "nix-".into(),
         emit: Emit::Command,
         ..request()
+    }
+}
+
+#[test]
+fn a_name_that_is_a_secret_is_refused_and_shown_nowhere() {
+    let secret = "ghp_0123456789abcdefghijABCDEFGHIJ012345";
+    let web = followed(0, &["web"], &json!({ secret: { "command": "true" } }));
+    let targets = [web, target(1, &["web", secret]), target(2, &[secret])];
+    let error = |name| {
+        vec![AttrError {
+            attr: path(&[name, secret, "x"]),
+            message: None,
+        }]
+    };
+    let errors = ErrorLists {
+        evaluation: error("e"),
+        expected: error("f"),
+        ..ErrorLists::default()
+    };
+    for emit in [Emit::Command, request().emit] {
+        for by_attr in [by_attr(), request()] {
+            let request = RecordingRequest {
+                emit: emit.clone(),
+                group_by: 1,
+                notify_statuses: true,
+                ..by_attr
+            };
+            let edges = no_edges(&targets);
+            let records = Records {
+                targets: &targets,
+                errors: &errors,
+                callable: &BTreeSet::new(),
+                edges: &edges,
+                skip: &[],
+                seconds: &[],
+                shared: &[],
+            };
+            let made = steps(&records, &request, schema()).unwrap();
+            assert_eq!(made.errors.refused.len(), 3);
+            let message = made.errors.refused[0].message.as_deref().unwrap();
+            assert!(message.starts_with("its name holds a secret"), "{message}");
+            let json = placed_step::json(&made.steps).unwrap();
+            assert!(!json.contains("ghp_"), "{json}");
+            let counts = made.counts(&targets);
+            let source = super::super::source(&request.root, &request.options);
+            let document = Document::new("2.8.0", source, &path(&[]), &targets, &made, counts);
+            let document = document.to_json().unwrap();
+            assert!(!document.contains("ghp_"), "{document}");
+        }
     }
 }
 
@@ -617,7 +667,8 @@ proptest! {
         for (i, target) in targets.iter().enumerate() {
             for follower in &target.followers {
                 let (key, _) = planned.keys.follower(&follower.attr());
-                let may_miss = skip[i].is_some() && planned.targets[i].skip.is_some();
+                let says_skip = target.meta.buildkite.as_ref().is_some_and(|it| it.contains_key("skip"));
+                let may_miss = says_skip || skip[i].is_some() && planned.targets[i].skip.is_some();
                 prop_assert!(may_miss || made.contains_key(&key), "{}", key);
             }
         }
