@@ -4,6 +4,9 @@ use crate::exit::Failure;
 use crate::keys::{KeyReader, string};
 use serde_json::Value;
 
+/// How many parts a glob may have.
+const PARTS_AT_MOST: usize = 64;
+
 /// A path below an output, in which `*` and `?` stand for parts of a name, and `**` for any number of folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArtifactGlob {
@@ -62,8 +65,17 @@ impl ArtifactGlob {
             }
             name => Ok(GlobPart::Name(name.to_owned())),
         };
+        let mut parts: Vec<GlobPart> = text.split('/').map(part).collect::<Result<_, _>>()?;
+        if parts.len() > PARTS_AT_MOST {
+            return Err(format!(
+                "holds a glob of {} parts, more than {PARTS_AT_MOST}",
+                parts.len()
+            ));
+        }
+        // One stands for any number of folders already.
+        parts.dedup_by(|next, before| *next == GlobPart::Folders && next == before);
         Ok(Self {
-            parts: text.split('/').map(part).collect::<Result<_, _>>()?,
+            parts,
             text: text.to_owned(),
         })
     }
@@ -139,6 +151,10 @@ mod tests {
         assert_eq!(glob.parts.len(), 3);
         assert_eq!(glob.parts[0].plain(), Some("share"));
         assert_eq!(glob.parts[2].plain(), None);
+        let glob = ArtifactGlob::parse("**/**/a/a/**").unwrap();
+        assert_eq!(glob.parts.len(), 4, "{glob:?}");
+        let long = format!("{}b", "a/".repeat(PARTS_AT_MOST));
+        assert!(ArtifactGlob::parse(&long).unwrap_err().contains("65 parts"));
         for wrong in ["", "/etc", "a//b", "../x", "a/.", "a**b", "a/", "a\n"] {
             let sentence = ArtifactGlob::parse(wrong).unwrap_err();
             assert!(sentence.contains(&format!("{wrong:?}")), "{sentence}");

@@ -188,17 +188,17 @@ impl Store {
         Collection::under_way(self.state.as_deref()?)
     }
 
-    /// A derivation with all that it is built from; none where Nix does not say.
+    /// These paths with all that they refer to; none where Nix does not say.
     ///
     /// # Errors
     /// A signal asked us to end (128 + n).
     pub fn closure(
         &mut self,
         supervisor: &mut Supervisor,
-        drv: &DrvPath,
+        paths: &[&StorePath],
     ) -> Result<Option<HashSet<StorePath>>, Failure> {
         let options = self.options(supervisor)?;
-        let Answer { finished, .. } = self.run(supervisor, &command::closure(drv, &options))?;
+        let Answer { finished, .. } = self.run(supervisor, &command::closure(paths, &options))?;
         let answered = finished.ending.success();
         Ok(answered.then(|| store_paths(&finished).collect()))
     }

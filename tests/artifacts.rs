@@ -27,10 +27,15 @@ fn files_of_the_outputs_become_artifacts_and_no_file_of_the_host_does() {
             echo doc > $doc/share/doc.txt
           '');
           single = with_ [ "*" ] (file "single");
+          joined = with_ [ "**" ] (build "joined" ''
+            ${{mkdir}} mkdir $out; ln -s ${{file "single"}} $out/single; ln -s {store} $out/store
+          '');
+          link = with_ [ "*" ] (build "link" "${{mkdir}} ln -s {secret} $out");
           bad = with_ [ "*" ] (build "bad" "exit 1");
         }}"#,
         path = std::env::var("PATH").unwrap(),
         secret = secret.display(),
+        store = store.folder().display(),
     ));
     let Some(build) = Build::new(&json!({
         "key": "record",
@@ -48,7 +53,7 @@ fn files_of_the_outputs_become_artifacts_and_no_file_of_the_host_does() {
     assert_eq!(job.state, JobState::Passed, "{log}");
     for part in [
         "warning: no file of the outputs matches \"lib/*.so\" of `artifacts`",
-        "warning: 1 file of the outputs is left out of the artifacts: it leads out of the store, or nowhere",
+        "warning: 1 file of the outputs is left out of the artifacts: it leads out of the outputs and what they refer to, or nowhere",
         "uploaded 5 artifacts of docs.\"the manual\"",
     ] {
         assert!(log.contains(part), "{part}: {log}");
@@ -70,6 +75,14 @@ fn files_of_the_outputs_become_artifacts_and_no_file_of_the_host_does() {
     }
     let single = artifacts.keys().find(|name| name.starts_with("single/"));
     assert_eq!(text(single.unwrap()), "single\n");
+    assert_eq!(text("joined/single"), "single\n");
+    for job in ["nix-joined", "nix-link"] {
+        let log = build.job(job).plain();
+        assert!(log.contains("1 file of the outputs is left out"), "{log}");
+    }
+    let others =
+        ["joined/", "link/"].map(|it| artifacts.keys().filter(move |name| name.starts_with(it)));
+    assert_eq!(others.map(Iterator::count), [1, 0]);
     assert!(!artifacts.values().any(|content| content == b"secret"));
     assert_eq!(build.job("nix-bad").exit_status, Some(100));
     let body = &build.annotations()["eval-once-artifacts"].body;

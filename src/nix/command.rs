@@ -215,11 +215,12 @@ pub fn roots_of(path: &StorePath, options: &Options) -> CommandLine {
     command("nix-store", &["--query", "--roots", path.as_str()], options)
 }
 
-/// Prints `drv` and all that it is built from, one path on each line.
+/// Prints these paths and all that they refer to, one path on each line.
 #[must_use]
-pub fn closure(drv: &DrvPath, options: &Options) -> CommandLine {
-    let path = drv.as_store_path().as_str();
-    command("nix-store", &["--query", "--requisites", path], options)
+pub fn closure(paths: &[&StorePath], options: &Options) -> CommandLine {
+    let mut arguments = vec!["--query", "--requisites"];
+    arguments.extend(paths.iter().map(|path| path.as_str()));
+    command("nix-store", &arguments, options)
 }
 
 /// Prints those of `paths` that are not valid.
@@ -803,7 +804,10 @@ mod tests {
             ),
             (ask_store(&options), "--realise --option cores 2".into()),
             (roots_of(&out, &[]), format!("--query --roots {OUT}")),
-            (closure(&drv, &[]), format!("--query --requisites {DRV}")),
+            (
+                closure(&[drv.as_store_path()], &[]),
+                format!("--query --requisites {DRV}"),
+            ),
             (hashes_of(&both, &[]), format!("--query --hash {DRV} {OUT}")),
             (
                 check_validity(&out, &[]),

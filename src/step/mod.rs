@@ -5,6 +5,7 @@
 
 mod advice;
 mod annotation;
+mod artifact_files;
 mod artifacts;
 mod batch;
 mod build_log;

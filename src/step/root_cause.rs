@@ -44,7 +44,10 @@ impl StepRun<'_> {
         if output.faults.iter().all(is_known) {
             return Ok(());
         }
-        let Some(closure) = self.store.closure(self.supervisor, drv)? else {
+        let Some(closure) = self
+            .store
+            .closure(self.supervisor, &[drv.as_store_path()])?
+        else {
             return Ok(());
         };
         let faults = std::mem::take(&mut output.faults);
