@@ -259,7 +259,10 @@ impl<'a> Upload<'a> {
 
     /// The name of the note of what this job has recorded. No mark of the build could say so: another job could fail this one by it.
     fn note_of_job(&self) -> String {
-        format!("recorded-{}", fingerprint([&self.build.build, &self.build.job]))
+        format!(
+            "recorded-{}",
+            fingerprint([&self.build.build, &self.build.job])
+        )
     }
 
     /// Claims the keys that begin with `area`, and go on with attribute paths, for these phases of the recording with this identity.
