@@ -737,10 +737,18 @@ fn find_tokens(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
             continue;
         }
         let word = &text[at..at + word.len()];
-        let marked = TOKENS.iter().any(|(begin, more)| {
-            let rest = word.strip_prefix(begin);
-            rest.is_some_and(|rest| rest.len() >= *more && !rest.contains('.'))
-        });
+        // One name of an attribute path may be a token.
+        let mut part_at = at;
+        for part in word.split('.') {
+            let is_marked = TOKENS.iter().any(|(begin, more)| {
+                let rest = part.strip_prefix(begin);
+                rest.is_some_and(|rest| rest.len() >= *more)
+            });
+            if is_marked {
+                add(part_at..part_at + part.len(), SecretHome::Environment);
+            }
+            part_at += part.len() + 1;
+        }
         let mut parts = word.split('.');
         let is_jwt = word.starts_with("eyJ")
             && parts
@@ -750,7 +758,7 @@ fn find_tokens(text: &str, add: &mut impl FnMut(Range<usize>, SecretHome)) {
                 .count()
                 == 2
             && parts.count() == 1;
-        if marked || is_jwt {
+        if is_jwt {
             add(at..at + word.len(), SecretHome::Environment);
         }
     }

@@ -304,7 +304,12 @@ fn a_recording_of_something_else_goes_on_with_nothing() {
     // Another pipeline, other keys, another commit, one that is not known; a dry run, and one by hand.
     all(scene.job("other"), None);
     all(scene.job("p").args(["--no-meta"]), None);
-    all(scene.job("p").args(["--argstr", "x", "1"]), None);
+    let other_label = scene
+        .job("p")
+        .env("BUILDKITE_LABEL", "record for another system");
+    all(other_label, None);
+    let in_another_job = scene.job("p").env("BUILDKITE_JOB_ID", "another");
+    all(in_another_job.args(["--argstr", "x", "1"]), None);
     all(scene.job("p").env("BUILDKITE_COMMIT", "1".repeat(40)), None);
     all(scene.job("p").env("BUILDKITE_COMMIT", "HEAD"), None);
     all(scene.job("p").args(["--dry-run"]), None);

@@ -17,10 +17,18 @@ use crate::buildkite::default_command::{self, AgentJob, Ours, is_eval_once};
 use crate::buildkite::git::{self, Repository};
 use crate::evaluation_keys::Checkout;
 use crate::exit::Failure;
+use crate::fingerprint::fingerprint;
 use crate::keys::refuse;
 use crate::paths;
+use crate::private;
 use crate::recording::{BuildkiteBuild, Signing};
 use crate::step::{AfterBuild, JobContext, StepJob};
+
+/// The most bytes of the file with a job's variables.
+const ENV_FILE_AT_MOST: u64 = 4 << 20;
+
+/// How many characters of a hash tell the jobs of a step apart.
+const VARIANT: usize = 8;
 
 /// Whether this is a job, whose log is read in a browser even though it is a terminal's.
 pub(super) fn is_job(variables: &Variables) -> bool {
@@ -215,6 +223,7 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
         build: needed("BUILDKITE_BUILD_ID")?,
         job,
         step: needed("BUILDKITE_STEP_ID")?,
+        variant: variant(variables),
         pipeline: format!(
             "{}/{}",
             slug("BUILDKITE_ORGANIZATION_SLUG"),
@@ -227,6 +236,34 @@ pub(super) fn build(variables: &Variables) -> Result<Option<BuildkiteBuild>, Fai
         is_retry: is_retry(variables),
         signing: signing(variables),
     }))
+}
+
+/// A hash of all that Buildkite can have put a job's values of a `matrix` into, and of its number where the step has `parallelism`: a job
+/// is told nothing else of them. Retries have the same.
+fn variant(variables: &Variables) -> String {
+    let names = [
+        "BUILDKITE_PARALLEL_JOB",
+        "BUILDKITE_LABEL",
+        "BUILDKITE_COMMAND",
+        "BUILDKITE_PLUGINS",
+        "BUILDKITE_AGENT_META_DATA_QUEUE",
+    ];
+    let texts = names.map(|name| variables.text(name).unwrap_or_default());
+    // What is not in the file is the agent's, and differs between hosts.
+    let file = variables.path("BUILDKITE_ENV_FILE");
+    let file = file.and_then(|file| private::read(&file, ENV_FILE_AT_MOST).ok());
+    let file = file.unwrap_or_default();
+    let mut env: Vec<&str> = file
+        .lines()
+        .filter(|line| !line.starts_with("BUILDKITE"))
+        .collect();
+    env.sort_unstable();
+    // An agent tag besides the queue shows in no variable of every agent.
+    let machine = [std::env::consts::OS, std::env::consts::ARCH];
+    let texts = texts.iter().map(String::as_str);
+    let mut variant = fingerprint(texts.chain(machine).chain(env));
+    variant.truncate(VARIANT);
+    variant
 }
 
 /// How the agent signs what this job uploads: `pipeline upload` takes the same variables in this order.
@@ -466,6 +503,7 @@ mod tests {
                 build: "b".into(),
                 job: "j".into(),
                 step: "s".into(),
+                variant: variant(&JOB.iter().copied().collect()),
                 pipeline: "o/p".into(),
                 branch: "main".into(),
                 commit: None,
@@ -497,6 +535,35 @@ mod tests {
             assert_eq!(failure.class, Class::Config);
             assert!(failure.to_string().contains(missing), "{failure}");
         }
+    }
+
+    #[test]
+    fn the_jobs_of_a_step_are_told_apart_and_a_retry_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let variant = |variables: &[(&str, &str)], env: &str| {
+            let file = folder.path().join("env");
+            fs::write(&file, env).unwrap();
+            let file = ("BUILDKITE_ENV_FILE", file.to_str().unwrap());
+            let all = JOB.iter().chain(variables).chain([&file]).copied();
+            build(&all.collect()).unwrap().unwrap().variant
+        };
+        let env = "SYS=\"linux\"\nBUILDKITE_JOB_ID=\"j\"\n";
+        let label = ("BUILDKITE_LABEL", "record linux");
+        let first = variant(&[label], env);
+        assert_eq!(first.len(), VARIANT);
+        let again = "BUILDKITE_JOB_ID=\"k\"\nSYS=\"linux\"\n";
+        let retry = [label, ("BUILDKITE_RETRY_COUNT", "1")];
+        assert_eq!(variant(&retry, again), first);
+        for (name, value) in [
+            ("BUILDKITE_LABEL", "record darwin"),
+            ("BUILDKITE_COMMAND", "eval-once pipeline --argstr s darwin"),
+            ("BUILDKITE_PLUGINS", "[]"),
+            ("BUILDKITE_PARALLEL_JOB", "1"),
+            ("BUILDKITE_AGENT_META_DATA_QUEUE", "darwin"),
+        ] {
+            assert_ne!(variant(&[label, (name, value)], env), first, "{name}");
+        }
+        assert_ne!(variant(&[label], "SYS=\"darwin\"\n"), first);
     }
 
     #[test]

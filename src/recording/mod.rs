@@ -142,6 +142,8 @@ pub struct BuildkiteBuild {
     pub job: String,
     /// `BUILDKITE_STEP_ID`: the same in every retry of this recording.
     pub step: String,
+    /// What tells this job from the others of its step, where that has a `matrix` or `parallelism`: a hash, the same in every retry.
+    pub variant: String,
     /// `BUILDKITE_ORGANIZATION_SLUG/BUILDKITE_PIPELINE_SLUG`.
     pub pipeline: String,
     /// `BUILDKITE_BRANCH`.
@@ -152,6 +154,13 @@ pub struct BuildkiteBuild {
     pub is_retry: bool,
     /// How the agent signs the steps that its jobs upload.
     pub signing: Signing,
+}
+
+impl BuildkiteBuild {
+    /// The name of this job in its build, which its retries have as well, and no other job.
+    fn job_with_retries(&self) -> String {
+        format!("{}-{}", self.step, self.variant)
+    }
 }
 
 /// An order to record.

@@ -241,7 +241,7 @@ fn claim_keys(
     if at_root.key_style == KeyStyle::Drv {
         return Ok(());
     }
-    let claimed = upload.claim_keys(&key_area(at_root), identity);
+    let claimed = upload.claim_keys(&key_area(at_root), identity, at_root.phases);
     claimed.map_err(|failure| failure.context("nothing is uploaded"))
 }
 

@@ -258,6 +258,7 @@ mod tests {
             build: "b".into(),
             job: "j".into(),
             step: "s".into(),
+            variant: "v".into(),
             pipeline: "p".into(),
             branch: "main".into(),
             commit: None,

@@ -78,6 +78,7 @@ pub(super) const SECRETS: &[(&str, &str, &str, SecretHome)] = &[
     ("use ", "ghp_0123456789abcdefghijklmnopqrstuvwxyz", " here", SecretHome::Environment),
     ("\"", "github_pat_0123456789abcdefghijkl_x", "\"", SecretHome::Environment),
     ("", "glpat-0123456789abcdefghij", "", SecretHome::Environment),
+    ("refused: web.", "ghp_0123456789abcdefghijklmnopqrstuvwxyz", ".run: x", SecretHome::Environment),
     ("", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl", "", SecretHome::Environment),
     ("-----BEGIN OPENSSH PRIVATE KEY-----", "\nb3BlbnNzaC1rZXktdjEA\n", "-----END OPENSSH PRIVATE KEY-----", SecretHome::SigningKey),
     ("cache.example.org-1:", "0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz01234567890+/0==", "", SecretHome::SigningKey),

@@ -84,17 +84,17 @@ impl PinOwner {
                 build.pipeline.clone(),
                 build.branch.clone(),
                 build.build.clone(),
-                build.step.as_str(),
+                build.job_with_retries(),
             ),
             None => (
                 request.root.folder.to_string_lossy().into_owned(),
                 String::new(),
                 String::new(),
-                "",
+                String::new(),
             ),
         };
         let series = fingerprint([pipeline.as_str(), &branch, &recording]);
-        let hash = fingerprint([build.as_str(), step]);
+        let hash = fingerprint([&build, &step]);
         let series = format!("{PREFIX}{series}-");
         Self {
             pipeline,

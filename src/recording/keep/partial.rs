@@ -63,13 +63,16 @@ impl PartialRecording {
         build: Option<&BuildkiteBuild>,
         checkout: &Path,
     ) -> Option<Self> {
-        let commit = build?.commit.clone()?;
+        let build = build?;
+        let commit = build.commit.clone()?;
         if request.evaluator != Evaluator::Nix {
             return None;
         }
         let what = [
             env!("CARGO_PKG_VERSION"),
             &commit,
+            // The jobs of a `matrix` may differ in nothing else.
+            &build.variant,
             &format!("{:?} {}", request.recurse, request.meta),
         ];
         // They are the systems of a flake that are recorded.

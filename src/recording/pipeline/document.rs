@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::steps::{PlannedFollower, PlannedPipeline, SharedStep, TargetStep, error_key};
 use crate::buildkite::agent;
@@ -50,8 +50,10 @@ pub(in crate::recording) struct Document<'a> {
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::recording) struct TargetEntry<'a> {
     /// The first attribute with this `.drv`.
+    #[serde(serialize_with = "shown")]
     pub(in crate::recording) attr: &'a AttrPath,
     /// The other attributes with this `.drv`.
+    #[serde(serialize_with = "all_shown")]
     pub(in crate::recording) also: &'a [AttrPath],
     /// The derivation's name.
     pub(in crate::recording) name: &'a str,
@@ -94,10 +96,25 @@ pub(in crate::recording) struct MetaEntry<'a> {
     description: Option<Cow<'a, str>>,
 }
 
+/// An attribute path without secrets: one with a secret has no step that evaluates it.
+fn shown<S: Serializer>(attr: &AttrPath, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(attr.names().iter().map(|name| redacted(name)))
+}
+
+/// Several of them.
+fn all_shown<S: Serializer>(attrs: &[AttrPath], serializer: S) -> Result<S::Ok, S::Error> {
+    let shown = |attr: &AttrPath| -> Vec<_> {
+        let names = attr.names().iter();
+        names.map(|name| redacted(name).into_owned()).collect()
+    };
+    serializer.collect_seq(attrs.iter().map(shown))
+}
+
 /// An attribute with an error.
 #[derive(Debug, Clone, Serialize)]
 pub(in crate::recording) struct ErrorEntry<'a> {
     /// Its attribute path.
+    #[serde(serialize_with = "shown")]
     pub(in crate::recording) attr: &'a AttrPath,
     /// The message of its error, where there is one.
     pub(in crate::recording) message: Option<&'a str>,

@@ -15,9 +15,9 @@ pub(super) const JOBS_AT_MOST: usize = JOBS_PER_BUILD - 1;
 /// The most jobs that Buildkite takes in one upload; each group counts as one more.
 pub(in crate::recording) const JOBS_PER_UPLOAD: usize = 500;
 
-/// The most bytes of a record. It travels in environment variables, up to three times in one job, and Linux takes at most
-/// 128 KiB in each of them.
-pub(super) const RECORD_AT_MOST: usize = 100 << 10;
+/// The most bytes of a variable of a job, and so of a record. Linux takes at most 128 KiB, and what shares its `.drv`s adds to records
+/// afterwards.
+pub(super) const VARIABLE_AT_MOST: usize = 100 << 10;
 
 /// The most characters of a label.
 pub(super) const LABEL_AT_MOST: usize = 200;

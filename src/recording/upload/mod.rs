@@ -11,7 +11,7 @@
 //! agent that signs, though. So:
 //!
 //! - Where the agent signs with a key in a file (`BUILDKITE_AGENT_JWKS_FILE`), the mark carries a seal: an HMAC by that file over
-//!   build, step, job, the recording's identity and the plan's SHA-256. No job can make it that has not got the key, and one that has
+//!   build, step, which of its jobs that is, job, the recording's identity and the plan's SHA-256. No job can make it that has not got the key, and one that has
 //!   it signs whatever it likes. A plan without this seal is not followed.
 //! - Where a key management service signs there is nothing to seal with: no plan is followed.
 //! - Where nothing is signed, the host that saved the plan has a note of the mark in its state folder. A mark without this note is not
@@ -27,6 +27,7 @@
 
 pub(in crate::recording) mod annotation;
 mod chunk;
+mod claim;
 pub(crate) mod plan;
 pub(crate) mod plan_artifact;
 mod rejection;
@@ -35,9 +36,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use self::chunk::Chunk;
+use self::claim::Claim;
 use self::plan::UploadPlan;
 use self::plan_artifact::{ListedArtifact, PlanMark};
-use self::rejection::{is_used, named, rejected, rejection};
+use self::rejection::{Rejections, blamed, is_used, named, rejected, rejection};
 use crate::agent;
 use crate::buildkite::agent as command;
 use crate::command_line::CommandLine;
@@ -47,9 +49,10 @@ use crate::fingerprint::{fingerprint, sha256};
 use crate::keys::refuse;
 use crate::log::Log;
 use crate::parallel;
-use crate::recording::{BuildkiteBuild, Signing};
+use crate::recording::{BuildkiteBuild, Phases, Signing};
 use crate::state::{NOTES_LAST, StateFolder};
 use crate::supervise::{Finished, Supervisor};
+use crate::text::shortened;
 
 /// The name of the artifact for other programs.
 pub(crate) const DOCUMENT: &str = "eval-once.json";
@@ -57,15 +60,15 @@ pub(crate) const DOCUMENT: &str = "eval-once.json";
 /// How long the agent may take to find a step. Agents of v3 ask again and again for a step that does not exist.
 const TIME_TO_FIND: Duration = Duration::from_secs(4);
 
-/// How the names of meta-data begin in which recordings claim keys.
-const CLAIM: &str = "eval-once-keys:";
+/// The most characters that are shown of a word in another job's claim, which may be anything.
+const SHOWN_AT_MOST: usize = 100;
 
 /// How many steps are looked for in parallel.
 const LOOKUPS_AT_ONCE: usize = 16;
 
 /// The context of a recording's annotation, in which there is one: the last of its tries.
 pub(in crate::recording) fn annotation_context(build: &BuildkiteBuild) -> String {
-    format!("eval-once-{}", build.step)
+    format!("eval-once-{}", build.job_with_retries())
 }
 
 /// An upload on its way.
@@ -106,7 +109,16 @@ impl<'a> Upload<'a> {
         &mut self,
         recording: &str,
     ) -> Result<Option<UploadPlan>, Failure> {
-        let line = command::get_meta_data(&plan_artifact::plan_mark(&self.build.step));
+        if let Some(other) = self.state.note(&self.note_of_job(), NOTES_LAST)
+            && other != recording
+        {
+            return Err(Failure::new(
+                Class::Config,
+                "this job has uploaded another recording already, and a step can upload only one",
+            )
+            .hint("give each recording a step of its own, or record all of them as one"));
+        }
+        let line = command::get_meta_data(&plan_artifact::plan_mark(self.build, recording));
         let mark = self.ask(
             &line,
             "look for the plan of an earlier try of this recording",
@@ -115,17 +127,7 @@ impl<'a> Upload<'a> {
         let Some(mark) = PlanMark::read(&mark) else {
             return Ok(None);
         };
-        let is_other = mark.recording.is_some_and(|other| other != recording);
-        // A mark that another job sets would fail this one.
-        let is_noted = self.noted() == Some(mark.write());
-        if is_other && mark.job == self.build.job && is_noted {
-            return Err(Failure::new(
-                Class::Config,
-                "this job has uploaded another recording already, and a step can upload only one",
-            )
-            .hint("give each recording a step of its own, or record all of them as one"));
-        }
-        let plan = match self.plan_of(mark)? {
+        let plan = match self.plan_of(mark, recording)? {
             Ok(plan) => plan,
             Err(doubt) => {
                 // Not a failure: steps that are uploaded already are found by their keys.
@@ -138,17 +140,16 @@ impl<'a> Upload<'a> {
         self.log.say(
             "an earlier try of this recording has planned its upload: following that plan, without another evaluation",
         );
-        if is_other {
-            // This is not a failure: an argument may name the job, for example, and then no two tries are the same.
-            self.log
-                .warn("the earlier try had other keys than this one; its plan counts");
-        }
         Ok(Some(plan))
     }
 
     /// The plan that this mark names, or what raises a doubt that an earlier try of this step made it.
-    fn plan_of(&mut self, mark: PlanMark<'_>) -> Result<Result<UploadPlan, String>, Failure> {
-        if let Some(doubt) = self.doubt(mark)? {
+    fn plan_of(
+        &mut self,
+        mark: PlanMark<'_>,
+        recording: &str,
+    ) -> Result<Result<UploadPlan, String>, Failure> {
+        if let Some(doubt) = self.doubt(mark, recording)? {
             return Ok(Err(doubt));
         }
         let doing = "get the plan of the earlier try";
@@ -174,7 +175,7 @@ impl<'a> Upload<'a> {
     }
 
     /// What raises a doubt, before a plan is downloaded, that an earlier try of this step made it; see the module's documentation.
-    fn doubt(&mut self, mark: PlanMark<'_>) -> Result<Option<String>, Failure> {
+    fn doubt(&mut self, mark: PlanMark<'_>, recording: &str) -> Result<Option<String>, Failure> {
         let PlanMark { job, sha256, .. } = mark;
         let is_own = job == self.build.job;
         if !is_own && !self.build.is_retry {
@@ -185,6 +186,9 @@ impl<'a> Upload<'a> {
         let Some(sha256) = sha256 else {
             return Ok(Some("an older version of eval-once made it".to_owned()));
         };
+        if mark.recording != Some(recording) {
+            return Ok(Some("it is the plan of another recording".to_owned()));
+        }
         match self.seal(mark) {
             Err(doubt) => return Ok(Some(doubt)),
             Ok(Some(seal)) if mark.seal != Some(&seal) => {
@@ -192,7 +196,7 @@ impl<'a> Upload<'a> {
                     "its seal is not made with the signing key of this agent".to_owned(),
                 ));
             }
-            Ok(None) if self.noted() != Some(mark.write()) => {
+            Ok(None) if self.noted(recording) != Some(mark.write()) => {
                 return Ok(Some(
                     "this host has no note of it (another host or another job may have made it)"
                         .to_owned(),
@@ -242,51 +246,62 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// The mark of the plan that this host has saved last for this step.
-    fn noted(&self) -> Option<String> {
-        self.state.note(&self.note(), NOTES_LAST)
+    /// The mark of the plan that this host has saved last for this recording.
+    fn noted(&self, recording: &str) -> Option<String> {
+        self.state.note(&self.note(recording), NOTES_LAST)
     }
 
     /// The name of that note.
-    fn note(&self) -> String {
+    fn note(&self, recording: &str) -> String {
+        let mark = plan_artifact::plan_mark(self.build, recording);
+        format!("plan-{}", fingerprint([&self.build.build, &mark]))
+    }
+
+    /// The name of the note of what this job has recorded. No mark of the build could say so: another job could fail this one by it.
+    fn note_of_job(&self) -> String {
         format!(
-            "plan-{}",
-            fingerprint([&self.build.build, &self.build.step])
+            "recorded-{}",
+            fingerprint([&self.build.build, &self.build.job])
         )
     }
 
-    /// Claims the keys that begin with `area`, and go on with attribute paths, for a recording with this identity. Another one would
-    /// find its keys used, and take the steps for its own, as those of an earlier try.
+    /// Claims the keys that begin with `area`, and go on with attribute paths, for these phases of the recording with this identity.
     ///
     /// Each sets its own claim before it looks for others: of two that do so at once, one at least sees the other.
     ///
     /// # Errors
-    /// Another step of the build has recorded something else, which may have such keys (64); Buildkite cannot be asked (75).
+    /// Another recording of the build may have such keys (64); Buildkite cannot be asked (75).
     pub(in crate::recording) fn claim_keys(
         &mut self,
         area: &str,
         recording: &str,
+        phases: Phases,
     ) -> Result<(), Failure> {
         let doing = "look for other recordings with `keys: attr`";
-        let own = format!("{CLAIM}{recording}");
-        let claim = format!("{} {area}", self.build.step);
-        self.ask(&command::set_meta_data(&own, &claim), doing)?;
+        let owner = self.build.job_with_retries();
+        let own = Claim::new(&owner, &self.build.job, recording, phases, area);
+        self.ask(&command::set_meta_data(&own.name(), &own.write()), doing)?;
         let keys = self.ask(&command::meta_data_keys(), doing)?;
         let keys = keys.text();
-        let is_other = |key: &&str| *key != own && key.starts_with(CLAIM);
-        for other in keys.lines().map(str::trim).filter(is_other) {
-            let claim = self.ask(&command::get_meta_data(other), doing)?;
+        for name in keys
+            .lines()
+            .map(str::trim)
+            .filter(|key| Claim::is_name(key))
+        {
+            let claim = self.ask(&command::get_meta_data(name), doing)?;
             let claim = claim.text();
-            let Some((step, other)) = claim.trim().split_once(' ') else {
+            let Some(other) = Claim::read(&claim).filter(|other| own.excludes(other)) else {
                 continue;
             };
-            let overlaps = area.starts_with(other) || other.starts_with(area);
-            if step != self.build.step && overlaps {
-                return Err(refuse(format_args!(
-                    "another recording of this build has `keys: attr` too, and keys that begin with {other}; those of this one begin with {area}"
-                ))
-                .hint("give each recording its own `key-prefix`"));
-            }
+            // It uploads nothing, so that a retry of the other one is not refused because of it.
+            let withdrawn = command::set_meta_data(&own.name(), "withdrawn");
+            self.ask(&withdrawn, doing)?;
+            return Err(refuse(format_args!(
+                "the recording of job {} has `keys: attr` too, and keys that begin with {} (meta-data `{name}`); those of this one begin with {area}",
+                shortened(other.job, SHOWN_AT_MOST),
+                shortened(other.area, SHOWN_AT_MOST),
+            ))
+            .hint("give each recording its own `key-prefix`"));
         }
         Ok(())
     }
@@ -313,15 +328,16 @@ impl<'a> Upload<'a> {
         let seal = self.seal(mark).ok().flatten();
         mark.seal = seal.as_deref();
         let mark = mark.write();
-        let _ = self.state.write_note(&self.note(), &mark);
-        let line = command::set_meta_data(&plan_artifact::plan_mark(&self.build.step), &mark);
+        let _ = self.state.write_note(&self.note_of_job(), recording);
+        let _ = self.state.write_note(&self.note(recording), &mark);
+        let line = command::set_meta_data(&plan_artifact::plan_mark(self.build, recording), &mark);
         self.ask(&line, "mark the plan as saved").map(drop)
     }
 
     /// Uploads the chunks of the plan that are not uploaded yet; then its document and its annotation.
     ///
     /// # Errors
-    /// Buildkite rejects a chunk (64), or cannot be reached (75).
+    /// Buildkite rejects a chunk (64), or cannot be reached (75). Where it names the step that it rejects, all others are uploaded.
     pub(in crate::recording) fn follow(
         &mut self,
         plan: &UploadPlan,
@@ -337,6 +353,7 @@ impl<'a> Upload<'a> {
             .text()
         };
         let count = plan.chunks.len();
+        let mut rejections = Rejections::default();
         for (number, chunk) in plan.chunks.iter().enumerate() {
             let mark = plan_artifact::mark(&self.build.step, number);
             let mut missing = chunk.keys.clone();
@@ -348,11 +365,12 @@ impl<'a> Upload<'a> {
                     continue;
                 }
             }
-            self.upload_chunk(chunk, missing, number + 1, count)?;
+            self.upload_chunk(chunk, missing, (number + 1, count), &mut rejections)?;
             let line = command::set_meta_data(&mark, "applied");
             self.ask(&line, "mark a chunk as uploaded")?;
         }
-        self.publish(&plan.document, &plan.annotation)
+        self.publish(&plan.document, &plan.annotation)?;
+        rejections.first.map_or(Ok(()), Err)
     }
 
     /// Uploads the text of `eval-once.json`, and annotates the build. A failure is a warning: the steps exist and will run, whether
@@ -385,8 +403,8 @@ impl<'a> Upload<'a> {
         &mut self,
         chunk: &Chunk,
         mut missing: Vec<String>,
-        number: usize,
-        count: usize,
+        (number, count): (usize, usize),
+        rejections: &mut Rejections,
     ) -> Result<(), Failure> {
         let mut looked_up = false;
         loop {
@@ -399,7 +417,20 @@ impl<'a> Upload<'a> {
             };
             // Another recording of this build, or an earlier try of this one, has uploaded some of the steps.
             if !is_used(&message) {
-                return Err(rejected(&message, chunk, number));
+                // The repository chose what is rejected, and one attribute must not take others with it.
+                let failure = rejected(&message, chunk, number);
+                let Some(at) = blamed(&message, &missing).filter(|_| rejections.more()) else {
+                    return Err(failure);
+                };
+                match rejections.first {
+                    Some(_) => self.log.warn(failure),
+                    None => rejections.first = Some(failure),
+                }
+                missing.remove(at);
+                if missing.is_empty() {
+                    return Ok(());
+                }
+                continue;
             }
             let used = named(&message, &missing);
             match used {

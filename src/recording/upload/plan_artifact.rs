@@ -31,9 +31,11 @@ pub(in crate::recording) fn mark(step: &str, what: impl std::fmt::Display) -> St
     format!("{PREFIX}{step}:{what}")
 }
 
-/// The key of the mark that names the plan's job.
-pub(in crate::recording) fn plan_mark(step: &str) -> String {
-    format!("{PREFIX}{step}{SUFFIX}")
+/// The key of the mark that names the job with the plan of this recording. The jobs of a `matrix` have one step, and each of them records
+/// something else.
+pub(super) fn plan_mark(build: &BuildkiteBuild, recording: &str) -> String {
+    let (step, variant) = (&build.step, &build.variant);
+    format!("{PREFIX}{step}:{variant}-{recording}{SUFFIX}")
 }
 
 /// Whether this key of the meta-data is that of a plan's mark.
@@ -41,8 +43,11 @@ pub(crate) fn is_plan_mark(key: &str) -> bool {
     let id = key
         .strip_prefix(PREFIX)
         .and_then(|key| key.strip_suffix(SUFFIX));
-    // A step may have the key `plan`, and then its report stands under `eval-once:report:plan`.
-    id.is_some_and(|id| !id.is_empty() && id != "report" && !id.contains(':'))
+    // Older versions wrote the step alone. A step may have the key `plan`, and then its report stands under `eval-once:report:plan`.
+    id.is_some_and(|id| {
+        let (step, rest) = id.split_once(':').unwrap_or((id, "-"));
+        !step.is_empty() && step != "report" && !rest.is_empty() && !rest.contains(':')
+    })
 }
 
 /// The value of a plan's mark.
@@ -89,7 +94,14 @@ impl<'a> PlanMark<'a> {
 pub(super) fn seal(key: &[u8], build: &BuildkiteBuild, mark: PlanMark<'_>) -> String {
     let recording = mark.recording.unwrap_or_default();
     let sha256 = mark.sha256.unwrap_or_default();
-    let what = [&*build.build, &*build.step, mark.job, recording, sha256];
+    let what = [
+        &*build.build,
+        &*build.step,
+        &*build.variant,
+        mark.job,
+        recording,
+        sha256,
+    ];
     fingerprint::seal(key, std::iter::once("eval-once plan").chain(what))
 }
 
@@ -231,13 +243,19 @@ mod tests {
 
     #[test]
     fn marks_of_plans_are_distinguished_from_all_other_meta_data() {
-        assert!(is_plan_mark(&plan_mark("0190-ab")));
+        assert!(is_plan_mark("eval-once:0190-ab:0123abcd-letters:plan"));
+        assert!(
+            is_plan_mark("eval-once:0190-ab:plan"),
+            "of an older version"
+        );
         for other in [
             &mark("0190-ab", 3),
             "eval-once:report:plan",
             "eval-once::plan",
             "eval-once:plan",
             "eval-once:report:a:plan",
+            "eval-once:0190-ab:a:b:plan",
+            "eval-once:0190-ab::plan",
             "release:plan",
         ] {
             assert!(!is_plan_mark(other), "{other}");

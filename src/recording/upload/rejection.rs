@@ -1,5 +1,7 @@
 //! Buildkite's message about a pipeline that it rejects, as the agent prints it, and its meaning.
 
+use std::collections::BTreeSet;
+
 use super::chunk::Chunk;
 use crate::exit::{Class, Failure};
 
@@ -25,6 +27,37 @@ pub(super) fn named(message: &str, keys: &[String]) -> Option<usize> {
     let named = keys.iter().enumerate();
     let named = named.filter(|(_, key)| message.contains(key.as_str()));
     named.max_by_key(|(_, key)| key.len()).map(|(at, _)| at)
+}
+
+/// The place of the key of the step that Buildkite rejects; none where the message names none, or several. A key has to stand there by
+/// itself: a label or a condition, which the message may quote, can have a part that looks like one.
+pub(super) fn blamed(message: &str, keys: &[String]) -> Option<usize> {
+    let is_of_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':');
+    let words = message.split(|c| !is_of_key(c));
+    let words: BTreeSet<&str> = words.map(|word| word.trim_end_matches(':')).collect();
+    let mut named = keys.iter().enumerate();
+    let mut next = || named.find(|(_, key)| words.contains(key.trim_end_matches(':')));
+    let first = next().map(|(at, _)| at);
+    first.filter(|_| next().is_none())
+}
+
+/// What Buildkite has rejected of a plan.
+#[derive(Debug, Default)]
+pub(super) struct Rejections {
+    /// The first of it, which the recording ends with.
+    pub(super) first: Option<Failure>,
+    count: usize,
+}
+
+impl Rejections {
+    /// The most steps that are left out because of it: each costs another upload.
+    const AT_MOST: usize = 20;
+
+    /// Counts one; whether it is not too many yet.
+    pub(super) fn more(&mut self) -> bool {
+        self.count += 1;
+        self.count <= Self::AT_MOST
+    }
 }
 
 /// The failure of a chunk that Buildkite rejects, with the step that the message names.
@@ -62,7 +95,7 @@ pub(super) fn rejected(message: &str, chunk: &Chunk, number: usize) -> Failure {
         Class::Config,
         format_args!("Buildkite rejects upload {number}, because of {about}: {message}"),
     )
-    .hint("print the pipeline with `--dry-run`; uploads before this one have been applied")
+    .hint("print the pipeline with `--dry-run`; uploads before this one have been applied, and all other steps where the message names one")
 }
 
 #[cfg(test)]
@@ -94,6 +127,21 @@ mod tests {
             assert_eq!(named(&message, &keys), Some(at), "{key}");
         }
         assert_eq!(named("nothing", &keys), None);
+    }
+
+    #[test]
+    fn a_step_is_blamed_where_its_key_alone_stands_by_itself() {
+        let keys = ["nix-a", "nix-a-test", "nix-m"].map(str::to_owned);
+        for (message, at) in [
+            ("Step \"nix-m\" has an invalid if condition", Some(2)),
+            ("nix-a: `if` is not valid", Some(0)),
+            ("step nix-a-test, nix-a-test", Some(1)),
+            ("nix-a waits for nix-m", None),
+            ("nix-a-tests", None),
+            ("`if` is not valid", None),
+        ] {
+            assert_eq!(blamed(message, &keys), at, "{message}");
+        }
     }
 
     #[test]

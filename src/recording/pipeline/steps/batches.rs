@@ -1,4 +1,5 @@
-//! Which targets have a step in common: those that took little time in the base, at most [`BATCH_AT_MOST`] each. Pure.
+//! Which targets have a step in common: those that took little time in the base, at most [`BATCH_AT_MOST`] each, and no more than a job can
+//! be told. Pure.
 //!
 //! Steps never wait for one another in a circle, by construction: every target has a *level*, which is greater than those of all that
 //! it depends on, and the targets of a batch are of one level. So whatever waits is of a greater level than what it waits for.
@@ -14,6 +15,33 @@ use crate::recording::pipeline::edges::Edges;
 
 /// The most targets that have a step in common.
 const BATCH_AT_MOST: usize = 50;
+
+/// How large the records of targets are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BatchSizes<'a> {
+    /// For each target, its part of a batch's record, in bytes.
+    pub(super) bytes: &'a [usize],
+    /// The most bytes of all targets of a batch.
+    pub(super) room: usize,
+}
+
+impl BatchSizes<'_> {
+    /// Divides targets that are alike into batches, without changing their order. One alone is none.
+    fn divide(self, alike: &[usize]) -> Vec<&[usize]> {
+        let mut batches = Vec::new();
+        let (mut begin, mut bytes) = (0, 0_usize);
+        for (at, i) in alike.iter().enumerate() {
+            if at - begin == BATCH_AT_MOST || bytes.saturating_add(self.bytes[*i]) > self.room {
+                batches.push(&alike[begin..at]);
+                (begin, bytes) = (at, 0);
+            }
+            bytes = bytes.saturating_add(self.bytes[*i]);
+        }
+        batches.push(&alike[begin..]);
+        batches.retain(|batch| batch.len() > 1);
+        batches
+    }
+}
 
 /// The batches of a recording.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,16 +60,26 @@ impl Batches {
     /// Puts targets together that have the same kind; those without one have a step of their own.
     ///
     /// There are no more than `steps_at_most` steps, if that can be had.
-    pub(super) fn new<K: Ord>(kinds: &[Option<K>], edges: &Edges, steps_at_most: usize) -> Self {
-        let apart = Self::of_kinds(kinds, edges, false);
+    pub(super) fn new<K: Ord>(
+        kinds: &[Option<K>],
+        sizes: BatchSizes<'_>,
+        edges: &Edges,
+        steps_at_most: usize,
+    ) -> Self {
+        let apart = Self::of_kinds(kinds, sizes, edges, false);
         let batched: usize = apart.members.iter().map(Vec::len).sum();
         if kinds.len() - batched + apart.members.len() <= steps_at_most {
             return apart;
         }
-        Self::of_kinds(kinds, edges, true)
+        Self::of_kinds(kinds, sizes, edges, true)
     }
 
-    fn of_kinds<K: Ord>(kinds: &[Option<K>], edges: &Edges, are_mixed: bool) -> Self {
+    fn of_kinds<K: Ord>(
+        kinds: &[Option<K>],
+        sizes: BatchSizes<'_>,
+        edges: &Edges,
+        are_mixed: bool,
+    ) -> Self {
         let mut levels = vec![0; kinds.len()];
         for i in edges.order() {
             let below = edges.of(*i).iter().map(|at| levels[*at] + 1);
@@ -65,7 +103,7 @@ impl Batches {
             }
             for mut alike in alike.into_values() {
                 alike.sort_unstable();
-                for batch in alike.chunks(BATCH_AT_MOST).filter(|batch| batch.len() > 1) {
+                for batch in sizes.divide(&alike) {
                     for i in batch {
                         of[*i] = Some(members.len());
                     }
@@ -112,15 +150,35 @@ mod tests {
         edges_between(&targets, pairs)
     }
 
+    /// All of them are small.
+    fn small() -> BatchSizes<'static> {
+        BatchSizes {
+            bytes: &[0; 200],
+            room: 1,
+        }
+    }
+
+    #[test]
+    fn a_batch_is_no_larger_than_its_room() {
+        let kinds: Vec<Option<()>> = vec![Some(()); 7];
+        let sizes = BatchSizes {
+            bytes: &[4, 6, 1, 10, 11, 3, 3],
+            room: 10,
+        };
+        let batches = Batches::new(&kinds, sizes, &edges(7, &[]), 999);
+        assert_eq!(batches.members(), [vec![0, 1], vec![5, 6]]);
+        assert_eq!([2, 3, 4].map(|i| batches.of(i)), [None; 3]);
+    }
+
     #[test]
     fn alike_targets_are_put_together_and_one_alone_is_not() {
         let kinds: Vec<Option<u8>> = (0..103).map(|i| Some(u8::from(i == 7))).collect();
-        let batches = Batches::new(&kinds, &edges(103, &[]), 999);
+        let batches = Batches::new(&kinds, small(), &edges(103, &[]), 999);
         let sizes: Vec<usize> = batches.members().iter().map(Vec::len).collect();
         assert_eq!(sizes, [50, 50, 2]);
         assert_eq!(batches.of(7), None);
         let kinds: Vec<Option<u8>> = vec![Some(0); 51];
-        let batches = Batches::new(&kinds, &edges(51, &[]), 999);
+        let batches = Batches::new(&kinds, small(), &edges(51, &[]), 999);
         assert_eq!((batches.members().len(), batches.of(50)), (1, None));
     }
 
@@ -130,11 +188,11 @@ mod tests {
         let kinds: Vec<Option<()>> = (0..8).map(|i| (i > 1).then_some(())).collect();
         let pairs = [(2, 0), (3, 0), (4, 1), (5, 1), (6, 2), (7, 4)];
         let edges = edges(8, &pairs);
-        let batches = Batches::new(&kinds, &edges, 5);
+        let batches = Batches::new(&kinds, small(), &edges, 5);
         assert_eq!(batches.members(), [vec![2, 3], vec![4, 5], vec![6, 7]]);
         assert!(!batches.are_mixed);
         // Unless there would be too many steps.
-        let batches = Batches::new(&kinds, &edges, 4);
+        let batches = Batches::new(&kinds, small(), &edges, 4);
         assert_eq!(batches.members(), [vec![2, 3, 4, 5], vec![6, 7]]);
         assert!(batches.are_mixed);
     }
@@ -157,7 +215,7 @@ mod tests {
                 .collect();
             let edges = edges(count, &pairs);
             let kinds = &kinds[..count];
-            let batches = Batches::new(kinds, &edges, if are_mixed { 0 } else { 999 });
+            let batches = Batches::new(kinds, small(), &edges, if are_mixed { 0 } else { 999 });
             prop_assert_eq!(batches.are_mixed, are_mixed);
             let mut seen = BTreeSet::new();
             for (at, members) in batches.members().iter().enumerate() {

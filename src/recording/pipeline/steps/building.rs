@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::batches::Batches;
+use super::batches::{BatchSizes, Batches};
 use super::labels::group;
 use super::maker::{StepMaker, UnlinkedStep};
 use super::step_key::{StepKeys, batch_key, shared_key};
@@ -40,7 +40,8 @@ pub(super) fn drafts(
         }));
     }
     for drv in records.shared {
-        drafts.push(Ok(maker.shared(drv)?));
+        // Without a step, whichever target comes first builds it.
+        drafts.push(maker.shared(drv)?.ok_or(()));
     }
     Ok(drafts)
 }
@@ -75,7 +76,7 @@ impl<'a> Building<'a> {
             .map(|draft| draft.as_ref().map_or(true, |draft| draft.skip.is_some()))
             .collect();
         let edges = records.edges.without(&builds_nothing);
-        let batches = batches(records, &drafts, &edges, request);
+        let batches = batches(records, &drafts, &edges, maker);
         let places = places(records, &drafts, &edges, &batches, keys, request);
         Self {
             records: *records,
@@ -109,6 +110,7 @@ impl<'a> Building<'a> {
     pub(super) fn into_places(mut self) -> (Vec<TargetStep>, Vec<SharedStep>) {
         let shared = self.places.split_off(self.records.targets.len());
         let shared = self.records.shared.iter().zip(shared);
+        let shared = shared.filter(|(_, step)| !step.key.is_empty());
         let shared = shared.map(|(drv, step)| SharedStep {
             name: drv.name.clone(),
             drv: drv.drv.clone(),
@@ -272,7 +274,8 @@ fn places(
     let places = targets.map(|(i, (target, draft))| TargetStep {
         key: match draft {
             Ok(_) => step_key(i),
-            Err(()) => keys.error(&target.attr),
+            Err(()) if i < records.targets.len() => keys.error(&target.attr),
+            Err(()) => String::new(),
         },
         depends_on: waits(i),
         skip: draft.as_ref().map_or(None, |draft| draft.skip.clone()),
@@ -289,8 +292,9 @@ fn batches(
     records: &Records<'_>,
     drafts: &[Result<UnlinkedStep, ()>],
     edges: &Edges,
-    request: &RecordingRequest,
+    maker: &StepMaker<'_>,
 ) -> Batches {
+    let request = maker.request;
     let Some(limit) = request.batch else {
         return Batches::default();
     };
@@ -315,7 +319,23 @@ fn batches(
     // Other steps and groups are jobs too; steps that are skipped are left out where there is no room.
     let skipped = drafts.iter().flatten();
     let skipped = skipped.filter(|draft| draft.skip.is_some()).count();
-    Batches::new(&kinds, edges, JOBS_AT_MOST / 4 * 3 + skipped)
+    let room = maker.room_in_batch();
+    let bytes: Vec<usize> = drafts
+        .iter()
+        .map(|draft| {
+            let record = draft.as_ref().ok().and_then(|draft| draft.record.as_ref());
+            record.map_or(0, |record| maker.bytes_in_batch(record))
+        })
+        .collect();
+    Batches::new(
+        &kinds,
+        BatchSizes {
+            bytes: &bytes,
+            room,
+        },
+        edges,
+        JOBS_AT_MOST / 4 * 3 + skipped,
+    )
 }
 
 /// The keys of the steps that are batches.
@@ -335,7 +355,8 @@ mod tests {
     use crate::recording::pipeline::fixtures::*;
     use crate::recording::pipeline::limits::JOBS_PER_BUILD;
 
-    use crate::recording::pipeline::steps::{PlannedPipeline, share_keys, steps};
+    use crate::nix::StorePath;
+    use crate::recording::pipeline::steps::{PlannedPipeline, share_keys, steps, variables};
     use crate::share_keys::Share;
 
     use serde_json::json;
@@ -453,6 +474,78 @@ mod tests {
                 .to_string()
                 .contains("`batch` cannot be combined with `command`")
         );
+    }
+
+    /// A target with so many outputs.
+    fn with_outputs(i: usize, outputs: usize) -> Target {
+        let outputs = (0..outputs).map(|output| {
+            let path = format!("/nix/store/{i:032}-x-output-{output}");
+            (format!("output-{output}"), StorePath::parse(&path).unwrap())
+        });
+        Target {
+            outputs: outputs.collect(),
+            ..target(i, &["p", &format!("t{i}")])
+        }
+    }
+
+    #[test]
+    fn every_step_can_be_passed_to_a_job_however_many_outputs_there_are() {
+        // Large ones, and such as differ in what all of a batch have else.
+        let mut targets: Vec<Target> = (0..60).map(|i| with_outputs(i, 40)).collect();
+        targets[7].meta.max_silent = Some(60);
+        let seconds: Vec<_> = vec![Some(1.0); targets.len()];
+        let option = |length: usize| vec![("x".to_owned(), "y".repeat(length))];
+        let plugins = json!({ "plugins": [{ "docker#v5": { "image": "z".repeat(40 << 10) } }] });
+        for emit in [Emit::Command, request().emit] {
+            for (wishes, options) in [
+                (&json!({}), option(1)),
+                (&json!({}), option(2_000)),
+                (&plugins, option(1)),
+            ] {
+                let request = RecordingRequest {
+                    emit: emit.clone(),
+                    options,
+                    build_keys: keys(&json!({ "log": "raw", "out-link": false })),
+                    ..request_wishing(wishes)
+                };
+                let planned = in_batches(&targets, &no_edges(&targets), &seconds, &request);
+                assert_eq!(planned.errors.refused, []);
+                assert_eq!(planned.drvs_of_steps(&targets).len(), targets.len());
+                let count = planned.steps.len();
+                assert!((2..12).contains(&count), "{count} steps");
+                for planned in &planned.steps {
+                    assert_eq!(variables::fit(&planned.step), Ok(()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_shared_derivation_with_too_many_outputs_has_no_step_and_what_it_needs_is_waited_for() {
+        let targets = [target(0, &["a"]), target(1, &["b"])];
+        let shared = [with_outputs(7, 1_500), target(8, &[])];
+        let nodes: Vec<Target> = targets.iter().chain(&shared).cloned().collect();
+        for emit in [Emit::Command, request().emit] {
+            let records = Records {
+                targets: &targets,
+                errors: &ErrorLists::default(),
+                callable: &BTreeSet::new(),
+                edges: &edges_between(&nodes, &[(0, 7), (1, 7), (7, 8)]),
+                skip: &[],
+                seconds: &[],
+                shared: &shared,
+            };
+            let request = RecordingRequest { emit, ..request() };
+            let planned = steps(&records, &request, schema()).unwrap();
+            let below = shared_key(&shared[1].drv, &request);
+            assert_eq!(planned.steps.len(), 3);
+            let listed: Vec<&str> = planned.shared.iter().map(|it| it.key.as_str()).collect();
+            assert_eq!(listed, [below.as_str()]);
+            for target in &planned.targets {
+                assert_eq!(target.depends_on, [below.as_str()]);
+            }
+            assert_eq!(planned.errors, ErrorLists::default());
+        }
     }
 
     #[test]

@@ -2,16 +2,16 @@
 
 use std::collections::HashSet;
 
-use super::labels::{attr_name, inert, label};
+use super::labels::{attr_name, check_names, inert, label};
 use super::maker::StepMaker;
-use super::record::size;
+use super::variables;
 use super::wishes::{FOR_OUTPUTS, FOR_TARGETS};
 use crate::buildkite::pipeline::{CommandStep, StepSkip};
 use crate::exit::Failure;
 use crate::keys::Keys;
 use crate::nix::message::{in_one_line, in_one_line_of};
 use crate::recording::errors::ErrorLists;
-use crate::recording::pipeline::limits::{MESSAGE_AT_MOST, REASON_AT_MOST, RECORD_AT_MOST};
+use crate::recording::pipeline::limits::{MESSAGE_AT_MOST, REASON_AT_MOST};
 use crate::recording::pipeline::placed_step::PlacedStep;
 use crate::recording::{AttrError, OnError, RecordingRequest, SkipStyle};
 use crate::text::{shortened, without_escapes};
@@ -19,6 +19,12 @@ use crate::text::{shortened, without_escapes};
 impl StepMaker<'_> {
     /// The step of an evaluation error: it evaluates the attribute, shows what Nix prints, and fails.
     pub(super) fn evaluation_error(&self, error: &AttrError) -> Result<CommandStep, Failure> {
+        if let Err(message) = check_names(&error.attr) {
+            return self.refused(&AttrError {
+                attr: error.attr.clone(),
+                message: Some(message),
+            });
+        }
         let label = label(":boom:", &attr_name(&error.attr));
         let mut record = self.record(&error.attr);
         record.extend(self.request.build_keys.clone());
@@ -28,12 +34,13 @@ impl StepMaker<'_> {
             // It evaluates for certain, so it keeps its checkout; unless the user's `step` says something else.
             record.insert("checkout".into(), "fallback".into());
         }
-        if size(&record) > RECORD_AT_MOST {
-            return self.refused(error);
-        }
         let mut step = self.begin(label, self.keys.error(&error.attr), record)?;
         self.step.without(&[&FOR_TARGETS]).merge_into(&mut step);
-        Ok(self.with_status(self.finish(step)?, Some(&attr_name(&error.attr))))
+        let step = self.finish(step)?;
+        if variables::fit(&step).is_err() {
+            return self.refused(error);
+        }
+        Ok(self.with_status(step, Some(&attr_name(&error.attr))))
     }
 
     /// The step of an expected error: as that of any other, and skipped, with the beginning of the message as the reason.

@@ -4,10 +4,10 @@
 
 use serde_json::{Value, json};
 
-use super::labels::{attr_name, inert, label};
+use super::labels::{attr_name, check_names, inert, label};
 use super::maker::{StepMaker, add_outputs};
-use super::record::size;
 use super::retry::infrastructure_rules;
+use super::variables;
 use super::wishes::{
     BuildWishes, FOR_NO_ALWAYS, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes, with_hint,
 };
@@ -17,7 +17,7 @@ use crate::keys::table::KeyOwner;
 use crate::keys::{KeyReader, Keys, string};
 use crate::recording::Target;
 use crate::recording::following::{Follower, FollowerState, RunDerivation, RunTarget};
-use crate::recording::pipeline::limits::{JOBS_PER_UPLOAD, LABEL_AT_MOST, RECORD_AT_MOST};
+use crate::recording::pipeline::limits::{JOBS_PER_UPLOAD, LABEL_AT_MOST};
 use crate::text::shortened;
 
 /// What a step that follows a target waits for.
@@ -78,6 +78,7 @@ impl StepMaker<'_> {
         target: &Target,
         follower: &Follower,
     ) -> Result<FollowerStep, String> {
+        check_names(&follower.attr())?;
         let (keys, run) = match &follower.meta.state {
             FollowerState::Unread => {
                 return Err(
@@ -89,6 +90,8 @@ impl StepMaker<'_> {
             FollowerState::Read { keys, run } => (keys, run.as_ref().zip(follower.run.as_ref())),
         };
         let wishes = self.follower_wishes(keys.clone())?;
+        self.check_circle(&follower.attr())
+            .map_err(|message| format!("in its `buildkite`, {message}"))?;
         let doing = match (run, wishes.command) {
             (Some((run, as_drv)), None) => FollowerTask::Run(run, as_drv),
             (None, Some(command)) => FollowerTask::Command(command),
@@ -145,8 +148,10 @@ impl StepMaker<'_> {
                 .filter_map(|name| Some((name.to_owned(), step.more.get(name)?.clone())))
                 .collect(),
         });
+        let step = self.with_command_carried(step);
+        variables::fit(&step)?;
         Ok(FollowerStep {
-            step: self.with_command_carried(step)?,
+            step,
             confirm,
             after: wishes.after,
             always: wishes.always,
@@ -235,12 +240,6 @@ impl StepMaker<'_> {
             }
             doing => {
                 let record = self.follower_record(target, follower, doing, needs_output)?;
-                let bytes = size(&record);
-                if bytes > RECORD_AT_MOST {
-                    return Err(format!(
-                        "its record takes {bytes} bytes, more than an agent can pass to a job"
-                    ));
-                }
                 let mut step = self
                     .begin(label, key, record)
                     .map_err(|failure| failure.to_string())?;

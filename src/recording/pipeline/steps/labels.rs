@@ -1,16 +1,27 @@
 //! What people read of a step: labels, the names of groups, reasons. The text in them comes from repositories that need not be
 //! trusted.
 
+use crate::keys::secret_values::sentence;
 use crate::nix::AttrPath;
 use crate::recording::pipeline::limits::LABEL_AT_MOST;
+use crate::secrets::{self, redacted};
 use crate::text::{is_unseen, shortened};
 
 /// An attribute path as people read it.
 pub(super) fn attr_name(attr: &AttrPath) -> String {
     match attr.names() {
         [] => "(root)".into(),
-        _ => attr.to_string(),
+        _ => redacted(&attr.to_string()).into_owned(),
     }
+}
+
+/// Checks that no name of an attribute path is a secret: the step has it in its label, its key and its record.
+///
+/// # Errors
+/// One is; the sentence repeats nothing of it.
+pub(super) fn check_names(attr: &AttrPath) -> Result<(), String> {
+    let home = attr.names().iter().find_map(|name| secrets::find(name));
+    home.map_or(Ok(()), |home| Err(sentence("its name", home)))
 }
 
 /// The name of an attribute path's group, which is the first `names` of its names; none where it has no more than those.
@@ -25,7 +36,7 @@ pub(in crate::recording::pipeline) fn group(attr: &AttrPath, names: usize) -> Op
 /// A label: an emoji of ours, and a text from the repository.
 pub(super) fn label(emoji: &str, text: &str) -> String {
     // In a label `:word:` is an emoji, also between quotes.
-    let text = inert(text).replace(':', "\u{2236}");
+    let text = inert(&redacted(text)).replace(':', "\u{2236}");
     format!("{emoji} {}", shortened(&text, LABEL_AT_MOST))
 }
 
@@ -57,6 +68,18 @@ mod tests {
         );
         let text = label(":nix:", &"é".repeat(5_000));
         assert_eq!(text.chars().count(), 6 + 200);
+    }
+
+    #[test]
+    fn a_token_is_refused_as_a_name_and_hidden_in_labels() {
+        let token = "ghp_0123456789abcdefghijABCDEFGHIJ012345";
+        let attr = path(&["web", token, "run"]);
+        let message = check_names(&attr).unwrap_err();
+        assert!(message.starts_with("its name holds a secret"), "{message}");
+        assert!(!message.contains(token));
+        assert_eq!(attr_name(&attr), "web.***.run");
+        assert_eq!(label(":nix:", token), ":nix: ***");
+        assert_eq!(check_names(&path(&["web", "ghp_1", "token"])), Ok(()));
     }
 
     proptest! {

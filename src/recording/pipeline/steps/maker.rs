@@ -5,18 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use super::Records;
 use super::checkout;
+use super::circles::{Circles, circles, wished};
 use super::commit_status;
-use super::record::{size, source, text};
+use super::record::{source, text};
 use super::retry::retry_rules;
 use super::step_key::StepKeys;
+use super::variables::{self, room_for_record, size};
 use super::wishes::{StepWishes, merge};
 use crate::buildkite::pipeline::{Automatic, CommandStep, Plugin, Retry, StepCommand};
 use crate::buildkite::schema::Schema;
 use crate::exit::{Class, Classify as _, Failure};
 use crate::keys::{Keys, refuse};
 use crate::nix::{AttrPath, DrvPath, StorePath};
-use crate::recording::pipeline::limits::RECORD_AT_MOST;
+use crate::recording::pipeline::limits::VARIABLE_AT_MOST;
 use crate::recording::{Emit, RecordingRequest, Target};
 
 /// The command of a step that does not use our plugin.
@@ -48,6 +51,10 @@ pub(super) struct StepMaker<'a> {
     agents: BTreeMap<&'a str, Keys>,
     /// The derivations that can be called as well: their steps must not call them.
     callable: BTreeSet<AttrPath>,
+    /// The steps that would wait for themselves.
+    circles: Circles,
+    /// The most bytes of the record of a step that has no wishes but the user's.
+    pub(super) room: usize,
     /// A step of each kind, without its record. It was checked.
     pub(super) checked: RefCell<BTreeMap<StepKind, CommandStep>>,
 }
@@ -89,14 +96,14 @@ impl<'a> StepMaker<'a> {
             agents.insert(name.as_str(), tags.clone());
         }
         let source = source(&request.root, &request.options);
-        if size(&source) > RECORD_AT_MOST / 2 {
+        if size(&source) > VARIABLE_AT_MOST / 2 {
             return Err(refuse(format_args!(
                 "the keys of what is evaluated take {} bytes in the record of every step, more than an agent can pass to a job",
                 size(&source)
             ))
             .hint("put the expression into a file of the repository"));
         }
-        let maker = Self {
+        let mut maker = Self {
             request,
             schema,
             source,
@@ -105,27 +112,61 @@ impl<'a> StepMaker<'a> {
             common_agents: None,
             agents,
             callable: BTreeSet::new(),
+            circles: Circles::new(),
+            room: 0,
             checked: RefCell::default(),
         };
         let mut probe = maker.begin("label".into(), "key".into(), Keys::new())?;
         maker.step.merge_into(&mut probe);
-        maker.check(probe).map_err(wrong)?;
+        let probe = maker.check(probe).map_err(wrong)?;
+        variables::fit(&probe).map_err(wrong)?;
+        maker.room = room_for_record(&probe);
+        if maker.room < VARIABLE_AT_MOST / 2 {
+            return Err(wrong(format!(
+                "the plugins take {} bytes, more than an agent can pass to a job beside a record",
+                VARIABLE_AT_MOST - maker.room
+            )));
+        }
         Ok(maker)
     }
 
     /// The maker of the steps of these targets.
+    ///
+    /// # Errors
+    /// The user's `step` waits for one of these steps, which has the same wishes as all (64).
     pub(super) fn with_targets(
         mut self,
-        targets: &[Target],
-        callable: &BTreeSet<AttrPath>,
+        records: &Records<'_>,
         keys: &StepKeys,
-    ) -> Self {
+    ) -> Result<Self, Failure> {
+        let wished = self.step.get("depends_on").map_or_else(Vec::new, wished);
+        let is_own = |key: &&str| keys.has(key, self.request.phases);
+        if let Some(key) = wished.into_iter().find(is_own) {
+            return Err(refuse(format_args!(
+                "in the key `step`, `depends_on` names {key}, a step of this recording, which would wait for itself"
+            )));
+        }
         self.keys.clone_from(keys);
-        self.common_agents = most_common_system(targets)
+        self.common_agents = most_common_system(records.targets)
             .and_then(|system| self.agents.get(system))
             .cloned();
-        self.callable.clone_from(callable);
-        self
+        self.callable.clone_from(records.callable);
+        if self.request.meta {
+            self.circles = circles(records, keys);
+        }
+        Ok(self)
+    }
+
+    /// Checks that the metadata of this attribute does not wish its step to wait for itself.
+    ///
+    /// # Errors
+    /// It does; the sentence names the key.
+    pub(super) fn check_circle(&self, attr: &AttrPath) -> Result<(), String> {
+        self.circles.get(attr).map_or(Ok(()), |key| {
+            Err(format!(
+                "`depends_on` names {key}, a step that waits for this one or is this one"
+            ))
+        })
     }
 
     /// Merges the agent tags of this system and these features.

@@ -6,6 +6,7 @@
 mod batches;
 mod building;
 mod checkout;
+mod circles;
 mod commit_status;
 mod error_steps;
 mod fallback;
@@ -19,6 +20,7 @@ mod retry;
 mod step_key;
 mod summary_step;
 mod target_steps;
+mod variables;
 mod wishes;
 
 use std::collections::{BTreeSet, HashSet};
@@ -157,7 +159,7 @@ pub(in crate::recording) fn steps(
 ) -> Result<PlannedPipeline, Failure> {
     let keys = StepKeys::new(records.targets, records.errors, request);
     let maker = StepMaker::new(request, schema)?;
-    let maker = maker.with_targets(records.targets, records.callable, &keys);
+    let maker = maker.with_targets(records, &keys)?;
     let mut errors = records.errors.clone();
 
     let drafts = drafts(records, &maker, &mut errors.refused)?;
@@ -370,13 +372,13 @@ impl PlannedPipeline {
 
 #[cfg(test)]
 mod tests {
-    use super::fixtures::{anything, key, make, record_of, values};
+    use super::fixtures::{anything, key, make, one_error, record_of, values};
     use super::*;
     use crate::exit::Class;
     use crate::nix::{Source, StoreUrl};
     use crate::recording::pipeline::excess::Excess;
     use crate::recording::pipeline::fixtures::*;
-    use crate::recording::pipeline::limits::RECORD_AT_MOST;
+    use crate::recording::pipeline::limits::VARIABLE_AT_MOST;
     use crate::recording::pipeline::placed_step;
     use crate::recording::{Emit, SkipStyle};
 
@@ -511,9 +513,55 @@ mod tests {
         let failure = make(&[], &no_edges(&[]), &[], &request).unwrap_err();
         assert!(failure.to_string().contains("`agents.x`"), "{failure}");
         request.agents.clear();
-        request.root.source = Source::Expr("x".repeat(RECORD_AT_MOST));
+        request.root.source = Source::Expr("x".repeat(VARIABLE_AT_MOST));
         let failure = make(&[], &no_edges(&[]), &[], &request).unwrap_err();
         assert!(failure.to_string().contains("bytes"), "{failure}");
+        for step in [
+            json!({ "plugins": [{ "docker#v5": "x".repeat(VARIABLE_AT_MOST / 2) }] }),
+            json!({ "env": { "A": "x".repeat(VARIABLE_AT_MOST + 1) } }),
+        ] {
+            let failure = make(&[], &no_edges(&[]), &[], &request_wishing(&step)).unwrap_err();
+            assert!(failure.to_string().contains("bytes"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn what_no_job_can_be_passed_refuses_its_target_alone() {
+        let long = "x".repeat(VARIABLE_AT_MOST / 2);
+        let plugin = json!([{ "docker#v5": { "image": long } }]);
+        let expr = Source::Expr("y".repeat(VARIABLE_AT_MOST / 2 - 200));
+        let targets = [
+            target_wishing(0, &json!({ "plugins": plugin })),
+            target(1, &["b"]),
+        ];
+        let errors = one_error(&["c"]);
+        for emit in [Emit::Command, request().emit] {
+            let mut request = RecordingRequest { emit, ..request() };
+            request.root.source = expr.clone();
+            let records = Records {
+                targets: &targets,
+                errors: &errors,
+                callable: &BTreeSet::new(),
+                edges: &no_edges(&targets),
+                skip: &[],
+                seconds: &[],
+                shared: &[],
+            };
+            let planned = steps(&records, &request, schema()).unwrap();
+            let is_plugin = matches!(request.emit, Emit::Plugin(_));
+            let refused: Vec<_> = planned.errors.refused.iter().map(|it| &it.attr).collect();
+            let expected: Vec<_> = [&targets[0].attr]
+                .into_iter()
+                .filter(|_| is_plugin)
+                .collect();
+            assert_eq!(
+                refused, expected,
+                "its own plugin and the record are in one variable"
+            );
+            for planned in &planned.steps {
+                assert_eq!(variables::fit(&planned.step), Ok(()));
+            }
+        }
     }
 
     #[test]

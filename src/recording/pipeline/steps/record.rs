@@ -80,8 +80,3 @@ pub(super) fn text(record: &Keys) -> String {
     // A map of strings and values can always be written.
     serde_json::to_string(record).unwrap_or_default()
 }
-
-/// The size of a record as JSON, in bytes.
-pub(super) fn size(record: &Keys) -> usize {
-    text(record).len()
-}

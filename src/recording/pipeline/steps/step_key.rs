@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crate::fingerprint::fingerprint;
 use crate::nix::{AttrPath, DrvPath};
 use crate::recording::errors::ErrorLists;
-use crate::recording::{KeyStyle, RecordingRequest, Target};
+use crate::recording::{KeyStyle, Phases, RecordingRequest, Target};
+use crate::secrets::redacted;
 
 /// The most characters that Buildkite takes as a key.
 const KEY_AT_MOST: usize = 100;
@@ -158,6 +159,17 @@ impl StepKeys {
             .unwrap_or_else(|| format!("{}{}", self.prefix, error_key(attr)))
     }
 
+    /// Whether this is the key of a step that a recording of these phases makes.
+    pub(super) fn has(&self, key: &str, phases: Phases) -> bool {
+        self.keys.iter().any(|(holder, own)| {
+            let is_made = match holder {
+                KeyHolder::Target(_) | KeyHolder::Error(_) => phases.build,
+                KeyHolder::Follower(_) | KeyHolder::Confirm(_) => phases.release,
+            };
+            is_made && own == key
+        })
+    }
+
     /// Whether this is the attribute path of a step that follows a target.
     pub(super) fn is_follower(&self, attr: &AttrPath) -> bool {
         self.keys.contains_key(&KeyHolder::Follower(attr.clone()))
@@ -216,8 +228,9 @@ fn words(names: &[String]) -> String {
 }
 
 /// A name with every character replaced that a key cannot have. (The schema takes `.`, `,` and `${}` too; Buildkite's documentation
-/// does not, and the last are interpolated in a pipeline that is written by hand.)
+/// does not, and the last are interpolated in a pipeline that is written by hand.) What looks like a secret is hidden.
 fn word(name: &str) -> String {
+    let name = redacted(name);
     let word = name.chars().map(|c| match c {
         c if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':') => c,
         _ => '_',

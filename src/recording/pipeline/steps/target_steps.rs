@@ -3,17 +3,24 @@
 use serde_json::{Value, json};
 
 use super::checkout;
-use super::labels::{attr_name, inert, label};
+use super::labels::{attr_name, check_names, inert, label};
 use super::maker::{STEP, StepMaker, UnlinkedStep, add_outputs, our_plugin};
-use super::record::{size, text};
+use super::record::text;
 use super::step_key::shared_key;
+use super::variables::{self, size};
 use super::wishes::{BuildWishes, FOR_OUTPUTS, FOR_TARGETS, StepWishes, build_wishes};
 use crate::buildkite::pipeline::{CommandStep, StepCommand, StepSkip};
 use crate::exit::{Class, Failure};
 use crate::keys::Keys;
-use crate::recording::pipeline::limits::{JOBS_PER_UPLOAD, REASON_AT_MOST, RECORD_AT_MOST};
+use crate::recording::pipeline::limits::{JOBS_PER_UPLOAD, REASON_AT_MOST};
 use crate::recording::{Emit, SkipStyle, Target};
 use crate::text::shortened;
+
+/// What stands around the targets of a batch in its record, in bytes: `"out-link":false,"targets":[],`.
+const AROUND_TARGETS: usize = 64;
+
+/// What stands around a target there and its key, in bytes, with the key: `{"key":"…"},`.
+const AROUND_KEY: usize = 128;
 
 impl StepMaker<'_> {
     /// The step of a target.
@@ -25,12 +32,15 @@ impl StepMaker<'_> {
         target: &Target,
         skip: Option<&str>,
     ) -> Result<UnlinkedStep, String> {
+        check_names(&target.attr)?;
         let meta = &target.meta;
         let in_buildkite = |message| format!("in its `meta.buildkite`, {message}");
         let buildkite = meta.buildkite.as_ref().filter(|_| self.request.meta);
         let wishes = buildkite.map_or(Ok(StepWishes::default()), |keys| {
-            StepWishes::read(keys, &self.request.emit, self.schema).map_err(in_buildkite)
-        })?;
+            let wishes = StepWishes::read(keys, &self.request.emit, self.schema)?;
+            self.check_circle(&target.attr).map(|()| wishes)
+        });
+        let wishes = wishes.map_err(in_buildkite)?;
         let eval_once = meta.eval_once.as_ref().filter(|_| self.request.meta);
         let BuildWishes { keys, fallback } = eval_once
             .map_or(Ok(BuildWishes::default()), |keys| {
@@ -69,15 +79,9 @@ impl StepMaker<'_> {
             record.insert("checkout".into(), "fallback".into());
         }
         add_findings(&mut record, target);
-        let bytes = size(&record);
-        if bytes > RECORD_AT_MOST {
-            return Err(format!(
-                "its record takes {bytes} bytes, more than an agent can pass to a job"
-            ));
-        }
         let name = match target.attr.names() {
             [] => target.name.clone(),
-            _ => target.attr.to_string(),
+            _ => attr_name(&target.attr),
         };
         let label = label(":nix:", &name);
         let is_plain = buildkite.is_none()
@@ -106,7 +110,8 @@ impl StepMaker<'_> {
             step.skip = Some(StepSkip::Reason(reason.clone()));
         }
         let step = self.with_status(step, Some(&name));
-        let step = self.with_command_carried(step)?;
+        let step = self.with_command_carried(step);
+        variables::fit(&step)?;
         Ok(UnlinkedStep {
             step,
             skip,
@@ -114,11 +119,12 @@ impl StepMaker<'_> {
         })
     }
 
-    /// The step of a derivation that several targets need. It has no attribute, so that it never evaluates.
+    /// The step of a derivation that several targets need; none where it has more outputs than a job can be told. It has no attribute, so
+    /// that it never evaluates.
     ///
     /// # Errors
     /// It is no step that Buildkite would take: a bug (70).
-    pub(super) fn shared(&self, drv: &Target) -> Result<UnlinkedStep, Failure> {
+    pub(super) fn shared(&self, drv: &Target) -> Result<Option<UnlinkedStep>, Failure> {
         let mut record = self.request.build_keys.clone();
         // Nothing else is done in its step, and nothing looks for its outputs.
         record.remove("command");
@@ -137,11 +143,29 @@ impl StepMaker<'_> {
         let step = self
             .check(step)
             .map_err(|message| Failure::new(Class::Bug, message))?;
-        Ok(UnlinkedStep {
+        Ok(variables::fit(&step).is_ok().then_some(UnlinkedStep {
             step,
             skip: None,
             record: None,
-        })
+        }))
+    }
+
+    /// The most bytes of the records of a batch's targets, as [`Self::bytes_in_batch`] counts them.
+    pub(super) fn room_in_batch(&self) -> usize {
+        let common = size(&self.source) + size(&self.request.build_keys);
+        self.room.saturating_sub(common + AROUND_TARGETS)
+    }
+
+    /// What of a target's record a batch has besides what all have in common. Options are counted for each: where those of one differ, they
+    /// are not common.
+    pub(super) fn bytes_in_batch(&self, record: &Keys) -> usize {
+        let is_common = |key: &str| {
+            key != "options"
+                && (self.source.contains_key(key) || self.request.build_keys.contains_key(key))
+        };
+        let mut own = record.clone();
+        own.retain(|key, _| !is_common(key));
+        size(&own) + AROUND_KEY
     }
 
     /// The step with this key that builds several targets, one after the other.
@@ -186,12 +210,13 @@ impl StepMaker<'_> {
                 &StepWishes::default(),
                 skips_checkout,
             )
-            .and_then(|step| {
+            .map(|step| {
                 self.with_command_carried(CommandStep {
                     key: key.to_owned(),
                     ..step
                 })
             })
+            .and_then(|step| variables::fit(&step).map(|()| step))
             .map_err(|message| Failure::new(Class::Bug, message))?;
         Ok(UnlinkedStep {
             step,
@@ -284,29 +309,20 @@ impl StepMaker<'_> {
 
     /// With `emit: command`, a command of the user's own is carried beside the record, and `eval-once step` runs it after the
     /// build. As the step's own command, an agent without our hook would run it with nothing built before it.
-    pub(super) fn with_command_carried(
-        &self,
-        mut step: CommandStep,
-    ) -> Result<CommandStep, String> {
+    pub(super) fn with_command_carried(&self, mut step: CommandStep) -> CommandStep {
         if self.request.emit != Emit::Command || !step.env.contains_key("EVAL_ONCE_STEP") {
-            return Ok(step);
+            return step;
         }
         let step_command = Some(StepCommand::One(STEP.into()));
         let text = match std::mem::replace(&mut step.command, step_command) {
-            None => return Ok(step),
-            Some(StepCommand::One(command)) if command == STEP => return Ok(step),
+            None => return step,
+            Some(StepCommand::One(command)) if command == STEP => return step,
             Some(StepCommand::One(command)) => command,
             // As Buildkite joins them for an agent.
             Some(StepCommand::Several(commands)) => commands.join("\n"),
         };
-        if text.len() > RECORD_AT_MOST {
-            return Err(format!(
-                "its command takes {} bytes, more than an agent can pass to a job",
-                text.len()
-            ));
-        }
         step.env.insert("EVAL_ONCE_COMMAND".into(), text.into());
-        Ok(step)
+        step
     }
 }
 

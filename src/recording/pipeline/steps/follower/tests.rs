@@ -14,6 +14,7 @@ use crate::recording::errors::ErrorLists;
 use crate::recording::following::{
     Follower, FollowerMeta, FollowerState, RunDerivation, RunTarget,
 };
+use crate::recording::pipeline::document::Document;
 use crate::recording::pipeline::fixtures::*;
 use crate::recording::pipeline::placed_step::{self, PlacedStep};
 use crate::recording::{AttrError, Emit, KeyStyle, Phases, RecordingRequest, SkipStyle, Target};
@@ -26,6 +27,86 @@ fn by_attr() -> RecordingRequest {
         emit: Emit::Command,
         ..request()
     }
+}
+
+#[test]
+fn a_name_that_is_a_secret_is_refused_and_shown_nowhere() {
+    let secret = "ghp_0123456789abcdefghijABCDEFGHIJ012345";
+    let web = followed(0, &["web"], &json!({ secret: { "command": "true" } }));
+    let targets = [web, target(1, &["web", secret]), target(2, &[secret])];
+    let error = |name| {
+        vec![AttrError {
+            attr: path(&[name, secret, "x"]),
+            message: None,
+        }]
+    };
+    let errors = ErrorLists {
+        evaluation: error("e"),
+        expected: error("f"),
+        ..ErrorLists::default()
+    };
+    for emit in [Emit::Command, request().emit] {
+        for by_attr in [by_attr(), request()] {
+            let request = RecordingRequest {
+                emit: emit.clone(),
+                group_by: 1,
+                notify_statuses: true,
+                ..by_attr
+            };
+            let edges = no_edges(&targets);
+            let records = Records {
+                targets: &targets,
+                errors: &errors,
+                callable: &BTreeSet::new(),
+                edges: &edges,
+                skip: &[],
+                seconds: &[],
+                shared: &[],
+            };
+            let made = steps(&records, &request, schema()).unwrap();
+            assert_eq!(made.errors.refused.len(), 3);
+            let message = made.errors.refused[0].message.as_deref().unwrap();
+            assert!(message.starts_with("its name holds a secret"), "{message}");
+            let json = placed_step::json(&made.steps).unwrap();
+            assert!(!json.contains("ghp_"), "{json}");
+            let counts = made.counts(&targets);
+            let source = super::super::source(&request.root, &request.options);
+            let document = Document::new("2.8.0", source, &path(&[]), &targets, &made, counts);
+            let document = document.to_json().unwrap();
+            assert!(!document.contains("ghp_"), "{document}");
+        }
+    }
+}
+
+#[test]
+fn what_follows_and_would_wait_for_itself_is_refused() {
+    let steps_of =
+        |wishes: Value| json!({ "command": "true", "buildkite": { "depends_on": wishes } });
+    let mut web = followed(
+        0,
+        &["web"],
+        &json!({
+            "a": steps_of(json!(["nix-web-a"])),
+            "b": steps_of(json!([{ "step": "nix-web-c" }])),
+            "c": steps_of(json!("nix-web-b")),
+            "d": { "command": "true", "confirm": "now?", "buildkite": { "depends_on": "nix-web-d-confirm" } },
+            "e": steps_of(json!(["nix-web", "nix-web-a", "nix-lib"])),
+            "f": { "command": "true", "after": "nothing" },
+            "g": { "command": "true", "after": "all" },
+        }),
+    );
+    // It may wait for what does not wait for it.
+    web.meta.buildkite = Some(keys(&json!({ "depends_on": "nix-web-f" })));
+    let mut lib = target(1, &["lib"]);
+    lib.meta.buildkite = Some(keys(&json!({ "depends_on": "nix-web-g" })));
+    let targets = [web, lib];
+    let made = make(&targets, &no_edges(&targets), &[], &by_attr()).unwrap();
+    let refused = made.errors.refused.iter().map(|it| it.attr.to_string());
+    let mut refused: Vec<String> = refused.collect();
+    refused.sort_unstable();
+    let steps = ["a", "b", "c", "d"].map(|name| format!("web.meta.eval-once.steps.{name}"));
+    assert_eq!(refused[0], "lib");
+    assert_eq!(refused[1..], steps);
 }
 
 /// A target that these steps follow, by name; `"run": true` runs a derivation.
