@@ -335,6 +335,7 @@ mod tests {
             build: build.into(),
             job: String::new(),
             step: "step".into(),
+            variant: String::new(),
             commit: None,
             is_retry: false,
             signing: Signing::Unsigned,
