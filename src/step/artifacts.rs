@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::StepReporting;
-use super::artifact_files::{FoundFile, FoundFiles, LOOKED_AT_MOST, find, places};
+use super::artifact_files::{DEEPEST, FoundFile, FoundFiles, LOOKED_AT_MOST, find, places};
 use super::drv_outputs::Outputs;
 use super::report::Reason;
 use super::run::StepRun;
@@ -146,6 +146,7 @@ fn files(
 
 /// Warns of what is left out.
 fn say_left_out(found: &FoundFiles<'_>, log: &Log) {
+    let too_deep = format!("it lies more than {DEEPEST} folders deep");
     for (count, what, why) in [
         (
             found.outside + found.elsewhere,
@@ -153,11 +154,7 @@ fn say_left_out(found: &FoundFiles<'_>, log: &Log) {
             "it leads out of the outputs and what they refer to, or nowhere",
         ),
         (found.unnameable, "file", "it has a name that is not UTF-8"),
-        (
-            found.too_deep,
-            "folder",
-            "it lies more than 64 folders deep",
-        ),
+        (found.too_deep, "folder", too_deep.as_str()),
     ] {
         if count > 0 {
             log.warn(format_args!(
