@@ -29,6 +29,8 @@ pub struct CommandLine {
     pub stdout: Option<PathBuf>,
     /// How much of its standard output is kept, where we read it.
     pub output_limit: OutputLimit,
+    /// Whether its standard error is an answer, of which no part may be missing (`--dry-run`), and not only for people.
+    pub answers_on_stderr: bool,
     /// Variables that are set for it, besides our own environment.
     pub variables: Vec<(&'static str, OsString)>,
     /// The arguments that are expressions of ours, by their numbers, and the names that they are shown by.
@@ -74,6 +76,7 @@ impl CommandLine {
             stdin: Stdin::Nothing,
             stdout: None,
             output_limit: OutputLimit::Whole(OUTPUT_AT_MOST),
+            answers_on_stderr: false,
             variables: Vec::new(),
             names: Vec::new(),
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::command_line::CommandLine;
 use crate::exit::Failure;
-use crate::supervise::{Finished, OnStop, Running, Supervisor};
+use crate::supervise::{Finished, OnStop, Printed, Running, Supervisor};
 use crate::text::without_escapes;
 
 /// How long a program gets to end after TERM.
@@ -85,7 +85,7 @@ struct Limits {
 #[derive(Debug)]
 struct Details {
     number: usize,
-    stderr: Vec<u8>,
+    stderr: Printed,
     /// When it is stopped.
     until: Option<Instant>,
 }
@@ -109,7 +109,7 @@ fn run(
             let patience = limits.patience.map(|patience| Instant::now() + patience);
             details.push(Details {
                 number,
-                stderr: Vec::new(),
+                stderr: Printed::by(line),
                 until: patience.into_iter().chain(limits.until).min(),
             });
         }
@@ -130,14 +130,15 @@ fn run(
             .filter_map(|(_, details)| details.until)
             .min();
         supervisor.watch(&mut running, until, |at, bytes| {
-            details[at].stderr.extend(bytes);
+            details[at].stderr.add(bytes);
         })?;
         while let Some(at) = running.iter().position(|one| one.ended.is_some()) {
             let finished = running.swap_remove(at).finished();
             let Details { number, stderr, .. } = details.swap_remove(at);
+            let stderr = stderr.into_answer(&lines[number]);
             // After a signal, the endings are of our own doing.
             if supervisor.check().is_ok() {
-                let stderr = without_escapes(&String::from_utf8_lossy(&stderr));
+                let stderr = without_escapes(&String::from_utf8_lossy(&stderr?));
                 ended(number, finished?, stderr)?;
             }
         }
@@ -253,6 +254,16 @@ mod tests {
                 std::fs::remove_file(folder.path().join(number.to_string())).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn much_that_a_program_prints_for_people_takes_little_memory() {
+        let script = "head -c 50000000 /dev/zero >&2; echo end >&2";
+        let line = CommandLine::new("sh", &["-c", script]);
+        let ran = all(&mut supervisor(), &[line], None).unwrap();
+        let (finished, printed) = &ran[0];
+        assert!(finished.ending.success());
+        assert!(printed.ends_with("end\n") && printed.len() < 4 << 20);
     }
 
     #[test]

@@ -311,26 +311,11 @@ impl Store {
     }
 
     fn run(&mut self, supervisor: &mut Supervisor, line: &CommandLine) -> Result<Answer, Failure> {
-        let mut stderr = Printed::default();
+        let mut stderr = Printed::by(line);
         let finished = supervisor
             .run(line, OnStop::TermThenKill, &mut stderr)
             .map_err(class::not_started)?;
-        let stderr = stderr.into_bytes();
-        self.note_unreachable(&NixOutput::of(&stderr));
-        Ok(Answer { finished, stderr })
-    }
-
-    /// The same with all of its standard error, however long: the answer may be there (`--dry-run`). Not for what evaluates, because
-    /// an expression prints what it likes.
-    fn run_verbose(
-        &mut self,
-        supervisor: &mut Supervisor,
-        line: &CommandLine,
-    ) -> Result<Answer, Failure> {
-        let mut stderr = Vec::new();
-        let finished = supervisor
-            .run(line, OnStop::TermThenKill, &mut stderr)
-            .map_err(class::not_started)?;
+        let stderr = stderr.into_answer(line)?;
         self.note_unreachable(&NixOutput::of(&stderr));
         Ok(Answer { finished, stderr })
     }

@@ -10,7 +10,7 @@
 //! | the disk of the store or of its database is full | [`a_store_without_room_is_an_infrastructure_failure`], `failures` (rows), `push::a_full_disk_and_a_folder_that_cannot_be_written_are_the_stores` |
 //! | the disk of TMPDIR is full | [`a_folder_for_temporary_files_that_takes_nothing_is_an_infrastructure_failure`], `share_recording`, `doctor` |
 //! | a read-only state folder | [`a_state_folder_that_takes_nothing_stops_recordings_and_no_step`], `doctor::a_state_folder_that_is_open_or_cannot_be_written_is_named_and_stays_so` |
-//! | the clock jumps | [`a_clock_that_was_set_forward_or_back_changes_no_result`], `doctor::files_from_the_future_show_that_the_clock_was_set_back` |
+//! | the clock jumps | [`a_clock_that_was_set_forward_or_back_changes_no_result`], [`a_clock_that_is_set_while_a_step_or_a_recording_runs_changes_no_result`], `doctor::files_from_the_future_show_that_the_clock_was_set_back` |
 //! | no HOME | [`without_a_home_only_the_state_folder_has_to_be_named`], `step::without_a_named_state_folder_it_is_where_the_user_keeps_such_things` |
 //! | no TMPDIR | [`a_folder_for_temporary_files_that_takes_nothing_is_an_infrastructure_failure`], `statuses::an_evaluation_without_a_folder_for_temporary_files_is_an_infrastructure_failure`, `flakes` |
 //! | a checkout that cannot be written | [`a_checkout_that_cannot_be_written_is_refused_only_where_the_link_is_to_be_in_it`], `out_link` |
@@ -386,6 +386,82 @@ fn a_clock_that_was_set_forward_or_back_changes_no_result() {
             .takes("realised", "drv-valid");
         fs::remove_file(store.work().join("result")).unwrap();
         leaves_nothing(&store);
+    }
+}
+
+/// The library that shows programs another time: a clock of this machine's own may not be set.
+fn clock_library() -> Option<String> {
+    let faketime = tool("faketime")?;
+    let shown = Command::new(faketime)
+        .args(["-m", "-f", "+0d", "sh", "-c", "echo $LD_PRELOAD"])
+        .output()
+        .unwrap();
+    let library = String::from_utf8(shown.stdout).unwrap().trim().to_owned();
+    assert!(library.ends_with(".so.1"), "{library:?}");
+    Some(library)
+}
+
+#[test]
+fn a_clock_that_is_set_while_a_step_or_a_recording_runs_changes_no_result() {
+    let Some(library) = clock_library() else {
+        return;
+    };
+    for (before, after) in [("+0d", "+400d"), ("+400d", "+0d"), ("+0d", "-400d")] {
+        let Some(store) = Store::new() else { return };
+        let clock = store.root().join("clock");
+        // A build sets the clock while what has begun it runs: a step, or a recording that reads what it has built. The library takes no
+        // file that is half written.
+        let set = format!(
+            "echo {after} > {0}.new; {1} {0}.new {0}; true",
+            clock.display(),
+            tool("mv").unwrap().display()
+        );
+        store.targets(&format!(
+            "rec {{ a = build \"a\" \"echo a > $out; {set}\"; b = file (if builtins.pathExists a then \"b\" else \"c\"); }}"
+        ));
+        let target = store.target("a");
+        let with_clock = |program: Program| {
+            program
+                .env("LD_PRELOAD", &library)
+                .env("FAKETIME_TIMESTAMP_FILE", clock.as_os_str())
+                .env("FAKETIME_NO_CACHE", "1")
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+                .env("NO_FAKE_STAT", "1")
+        };
+        let set_back = || fs::write(&clock, before).unwrap();
+        let shown = || {
+            let date = Program::new(tool("date").unwrap()).args(["+%s"]);
+            let shown = with_clock(date).run();
+            shown.stdout.trim().parse::<i64>().unwrap()
+        };
+        set_back();
+        let was = shown();
+        let step = with_clock(store.step(target.flags())).run();
+        assert!(
+            (shown() - was).abs() > 300 * 24 * 60 * 60,
+            "the clock was not set"
+        );
+        step.takes("realised", "drv-valid");
+        assert!((0.0..60.0).contains(&step.report()["seconds"]["total"].as_f64().unwrap()));
+        fs::remove_file(store.work().join("result")).unwrap();
+        leaves_nothing(&store);
+
+        store.collect();
+        set_back();
+        let recorded = with_clock(recording(&store)).run();
+        assert!(
+            (shown() - was).abs() > 300 * 24 * 60 * 60,
+            "the clock was not set"
+        );
+        records(&recorded);
+        // By the same clock it has not expired.
+        with_clock(store.eval_once(["prune"])).run().exits(0);
+        store.collect();
+        let target = store.target("a");
+        store
+            .step(target.flags())
+            .run()
+            .takes("realised", "drv-valid");
     }
 }
 

@@ -27,12 +27,21 @@ pub(crate) enum Mishap {
     HangsAfter,
 }
 
+impl Mishap {
+    /// Whether there is no answer, and no end of the connection either.
+    pub(crate) fn is_endless(self) -> bool {
+        matches!(self, Self::Hangs | Self::HangsAfter)
+    }
+}
+
 /// What has come by, and what is still to happen.
 struct Course {
     /// The number of requests since the last mishap.
     requests: usize,
     /// Each happens to the request of that number, from 1, after the mishap before it.
     mishaps: VecDeque<(usize, Mishap)>,
+    /// Whether this does not happen to a request with this first line, but to the next one.
+    spares: fn(Mishap, &str) -> bool,
     /// The requests' first lines.
     lines: Vec<String>,
     /// The lines of those to which something has happened.
@@ -59,11 +68,12 @@ struct Shared {
 }
 
 impl Proxy {
-    /// One in which these happen, one after the other: to the `nth` request, from 1, after the one before. `kill` ends the job, and
-    /// returns when it is gone. Buildkite keeps the artifacts at `files`: `HOST:PORT`.
+    /// One in which these happen, one after the other: to the `nth` request, from 1, after the one before, or to the first one after
+    /// that which nothing `spares`. `kill` ends the job, and returns when it is gone. Buildkite keeps the artifacts at `files`: `HOST:PORT`.
     pub(crate) fn start(
         mishaps: &[(usize, Mishap)],
         files: &str,
+        spares: fn(Mishap, &str) -> bool,
         kill: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -74,6 +84,7 @@ impl Proxy {
             course: Mutex::new(Course {
                 requests: 0,
                 mishaps: mishaps.iter().copied().collect(),
+                spares,
                 lines: Vec::new(),
                 hit: Vec::new(),
             }),
@@ -203,7 +214,10 @@ impl Course {
     fn next(&mut self, line: &str) -> Option<Mishap> {
         self.requests += 1;
         let number = self.requests;
-        let is_due = self.mishaps.front().is_some_and(|it| it.0 == number);
+        let is_due = self
+            .mishaps
+            .front()
+            .is_some_and(|(nth, it)| *nth <= number && !(self.spares)(*it, line));
         let due = is_due.then(|| self.mishaps.pop_front()).flatten();
         let mishap = due.map(|(_, mishap)| mishap);
         let noted = mishap.map(|it| format!(" <- {it:?}")).unwrap_or_default();

@@ -154,6 +154,7 @@ pub fn would_obtain_from(store: &StoreUrl, paths: &[&StorePath], options: &Optio
     let mut arguments = vec!["--store", "dummy://", "--realise", "--dry-run"];
     arguments.extend(paths.iter().map(|path| path.as_str()));
     let mut command = command("nix-store", &arguments, options);
+    command.answers_on_stderr = true;
     let memory = [SEEN_NEVER, MISSED_NEVER].concat();
     let substituters = ["--option", "substituters", store.as_str()];
     // Behind what the user sets, which is about this host.
@@ -264,7 +265,9 @@ pub fn version_of_nix() -> CommandLine {
 pub fn would_obtain(paths: &[&StorePath], options: &Options) -> CommandLine {
     let mut arguments = vec!["--realise", "--dry-run"];
     arguments.extend(paths.iter().map(|path| path.as_str()));
-    command("nix-store", &arguments, options)
+    let mut command = command("nix-store", &arguments, options);
+    command.answers_on_stderr = true;
+    command
 }
 
 /// Prints `path` where it is not valid. Status 0 says that the store could be asked; without `--print-invalid` a dead

@@ -12,7 +12,7 @@ use crate::command_line::CommandLine;
 use crate::exit::{Class, Failure};
 use crate::nix::{NixOutput, StorePath, StoreUrl, caches, command, version};
 use crate::parallel;
-use crate::supervise::{Finished, Sight, Supervisor};
+use crate::supervise::{Finished, Printed, Sight, Supervisor};
 use crate::text::without_escapes;
 
 /// How long a question may take that this host answers by itself.
@@ -364,9 +364,9 @@ impl Store {
         line: &CommandLine,
         limit: Duration,
     ) -> Result<Result<Answer, NoAnswer>, Failure> {
-        let mut stderr = Vec::new();
+        let mut stderr = Printed::by(line);
         let ran = supervisor.run_patiently(line, limit, |_, printed| {
-            stderr.extend_from_slice(printed);
+            stderr.add(printed);
             Sight::StandsStill
         });
         match ran {
@@ -374,7 +374,10 @@ impl Store {
                 self.log.debug(format_args!("stopped: {}", line.in_short()));
                 Ok(Err(in_time(limit)))
             }
-            Ok((finished, None)) => Ok(Ok(Answer { finished, stderr })),
+            Ok((finished, None)) => match stderr.into_answer(line) {
+                Ok(stderr) => Ok(Ok(Answer { finished, stderr })),
+                Err(failure) => not_started(failure).map(Err),
+            },
             Err(failure) => not_started(failure).map(Err),
         }
     }

@@ -217,7 +217,7 @@ impl Store {
         let lines = Self::asked_by(question, paths, &options);
         let mut answers = Vec::with_capacity(lines.len());
         for line in lines {
-            answers.push(self.run_verbose(supervisor, &line)?);
+            answers.push(self.run(supervisor, &line)?);
         }
         Ok(answers)
     }
