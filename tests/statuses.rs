@@ -509,11 +509,19 @@ fn a_full_state_folder_is_a_warning() {
 fn a_report_that_cannot_be_written_is_seen_before_anything_is_built() {
     let Some(store) = Store::new() else { return };
     let target = recorded(&store, "file \"hello\"");
-    let mut flags = target.flags();
-    flags.extend(["--report", "no/such/folder/report.json"].map(str::to_owned));
-    let ended = store.eval_once(["step"]).args(flags).run();
-    ended.exits(64).passes_on("no/such/folder");
-    assert!(!store.has(target.out()));
+    let long = "r".repeat(300);
+    for (report, why) in [
+        ("no/such/folder/report.json", "no/such/folder"),
+        ("result", "it would be in the place of the out-link"),
+        (target.out(), "it would be in the store"),
+        (long.as_str(), "File name too long"),
+    ] {
+        let mut flags = target.flags();
+        flags.extend(["--report", report].map(str::to_owned));
+        let ended = store.eval_once(["step"]).args(flags).run();
+        ended.exits(64).passes_on(why);
+        assert!(!store.has(target.out()));
+    }
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn build(order: StepOrder, supervisor: &mut Supervisor, log: &Log) -> Result<Bui
         in_build,
         reporting,
     } = order;
-    let file = reporting.prepare()?;
+    let file = reporting.prepare(&out_links(&request))?;
     let mut step = StepRun::new(&request, &place, &host, supervisor, log);
     step.repository = repository.as_ref();
     step.in_build = in_build;
@@ -221,7 +221,7 @@ pub fn refuse(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Failure {
-    let file = match reporting.prepare() {
+    let file = match reporting.prepare(&[]) {
         Ok(file) => file,
         Err(failure) => return failure,
     };
@@ -239,10 +239,22 @@ pub fn refuse(
 }
 
 impl StepReporting {
-    /// Looks whether the report can be written, before anything else is done.
-    fn prepare(&self) -> Result<Option<ReportFile>, Failure> {
-        self.report.as_deref().map(ReportFile::prepare).transpose()
+    /// Looks whether the report can be written, before anything else is done, by a step that makes these links.
+    fn prepare(&self, links: &[PathBuf]) -> Result<Option<ReportFile>, Failure> {
+        let links = links.iter().map(PathBuf::as_path);
+        let prepare = |path| ReportFile::prepare(path, links);
+        self.report.as_deref().map(prepare).transpose()
     }
+}
+
+/// The links that a step makes, as far as its outputs are recorded.
+fn out_links(request: &StepRequest) -> Vec<PathBuf> {
+    let OutLink::At(base) = &request.out_link else {
+        return Vec::new();
+    };
+    let outputs = request.outputs.keys().map(String::as_str);
+    let links = outputs.map(|output| links::link_of(base, output));
+    links.chain([base.clone()]).collect()
 }
 
 /// A step that has ended, and what is reported of it.

@@ -340,13 +340,30 @@ impl ReportFile {
     /// checkout would be part of a source that is evaluated there, and change its `.drv`.
     ///
     /// # Errors
-    /// It cannot (64).
-    pub fn prepare(path: &Path) -> Result<Self, Failure> {
-        let check = || -> io::Result<()> {
+    /// It cannot (64): also where it would be in a store, in the place of an output or in one to which a link leads, or where the step
+    /// is going to make one of its `links`.
+    pub fn prepare<'a>(
+        path: &Path,
+        mut links: impl Iterator<Item = &'a Path>,
+    ) -> Result<Self, Failure> {
+        let mut check = || -> io::Result<()> {
             match kind_of(path)? {
                 ReportSink::Stdout | ReportSink::Stderr => {}
                 ReportSink::Stream => access(path, AccessFlags::W_OK)?,
-                ReportSink::File => access(folder_of(path), AccessFlags::W_OK | AccessFlags::X_OK)?,
+                ReportSink::File => {
+                    access(folder_of(path), AccessFlags::W_OK | AccessFlags::X_OK)?;
+                    let place = place_of(path)?;
+                    let is_store_path = |path: &Path| {
+                        path.to_str()
+                            .is_some_and(|path| StorePath::parse(path).is_ok())
+                    };
+                    if place.ancestors().any(is_store_path) {
+                        return Err(io::Error::other("it would be in the store"));
+                    }
+                    if links.any(|link| place_of(link).is_ok_and(|link| link == place)) {
+                        return Err(io::Error::other("it would be in the place of the out-link"));
+                    }
+                }
             }
             Ok(())
         };
@@ -415,8 +432,15 @@ fn kind_of(path: &Path) -> io::Result<ReportSink> {
         )),
         Ok(_) if path.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
         Ok(there) if !there.is_file() => Ok(ReportSink::Stream),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(ReportSink::File),
     }
+}
+
+/// Where a file is or would be, its folder without links.
+fn place_of(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?;
+    Ok(folder_of(path).canonicalize()?.join(name))
 }
 
 /// Opens a pipe or a terminal. By now something else may have its name, in a folder that others can write: a link to a file, or a file.
@@ -453,13 +477,15 @@ fn folder_of(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use super::*;
 
     #[test]
     fn a_report_appears_whole_and_leaves_nothing_beside_it() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("report.json");
-        let file = ReportFile::prepare(&path).unwrap();
+        let file = ReportFile::prepare(&path, iter::empty()).unwrap();
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);
         let failure = Failure::new(Class::Drift, "drifted");
         let mut report = Report::refusal(&failure, Instant::now());
@@ -498,7 +524,36 @@ mod tests {
             folder.path().join("none/report.json"),
             folder.path().to_owned(),
         ] {
-            assert_eq!(ReportFile::prepare(&path).unwrap_err().class, Class::Config);
+            let refused = ReportFile::prepare(&path, iter::empty());
+            assert_eq!(refused.unwrap_err().class, Class::Config);
         }
+    }
+
+    #[test]
+    fn a_report_takes_neither_the_place_of_an_output_nor_that_of_an_out_link() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let at = |path: &str| folder.path().join(path);
+        let output = "w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a";
+        std::fs::create_dir_all(at("store").join(output)).unwrap();
+        std::os::unix::fs::symlink(at("store").join(output), at("old")).unwrap();
+        std::os::unix::fs::symlink(folder.path(), at("same")).unwrap();
+        let other = "w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-b";
+        let links = [at("result"), at("result-dev")];
+        let long = "r".repeat(300);
+        for (path, why) in [
+            (at("old/report.json"), "in the store"),
+            (at("store").join(output).join("r"), "in the store"),
+            (at("store").join(other), "in the store"),
+            (at("same/result"), "place of the out-link"),
+            (at("result-dev"), "place of the out-link"),
+            (at(&long), "too long"),
+        ] {
+            let refused = ReportFile::prepare(&path, links.iter().map(PathBuf::as_path));
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.class, Class::Config);
+            assert!(refused.to_string().contains(why), "{refused}");
+        }
+        let path = at("same/result-devel");
+        assert!(ReportFile::prepare(&path, links.iter().map(PathBuf::as_path)).is_ok());
     }
 }
