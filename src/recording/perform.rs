@@ -58,6 +58,7 @@ pub fn perform(
     log: &Log,
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (mut request, host, cores) = (order.request, order.host, order.cores);
+    let nix = &host.nix;
     // The same with paths from the root of the checkout, where steps start.
     let mut at_root = at_root(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
@@ -79,7 +80,7 @@ pub fn perform(
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
-    let store = &mut Store::new(&request.options, Some(&host.nix.state), log);
+    let store = &mut Store::new(&request.options, Some(&nix.state), log);
     let flake = lock(&request, &host, &state, store, supervisor, log)?;
     for request in [&mut request, &mut at_root] {
         request.options.extend_from_slice(&flake.settings);
@@ -104,7 +105,7 @@ pub fn perform(
         &owner,
         &identity,
         cores,
-        &host.nix,
+        nix,
         store,
         supervisor,
     )?;
@@ -114,7 +115,7 @@ pub fn perform(
     let notes = print_findings(&pinned, &errors, &printed, base_note, &request, log)?;
     times.end("evaluate");
 
-    let needs = Needs::find(&unfinished, &pinned, base, answers, store, supervisor)?;
+    let needs = Needs::find(&unfinished, &pinned, base, answers, nix, store, supervisor)?;
     times.end("skip");
 
     let records = needs.records(&pinned, &errors);
@@ -183,16 +184,18 @@ impl Needs {
         pinned: &PinnedEvaluation,
         base: Option<&Base>,
         answers: Option<Vec<Answer>>,
+        nix: &NixSettings,
         store: &mut Store,
         supervisor: &mut Supervisor,
     ) -> Result<Self, Failure> {
         let (request, targets, log) = (unfinished.request, &pinned.targets[..], unfinished.log);
-        let skip = skip::reasons(targets, request, answers, store, supervisor, log);
+        let here = nix.store_is_local(&request.options);
+        let skip = skip::reasons(targets, request, answers, here, store, supervisor, log);
         let mut skip = unfinished.or_leave(skip, &pinned.evaluated, store, supervisor)?;
         if let Some(base) = base {
             base.add_reasons(&mut skip, targets, request);
         }
-        let common = CommonInputs::find(targets, &skip, request, store, supervisor, log);
+        let common = CommonInputs::find(targets, &skip, request, here, store, supervisor, log);
         Ok(Self {
             common: unfinished.or_leave(common, &pinned.evaluated, store, supervisor)?,
             seconds: base.map_or_else(Vec::new, |base| base.seconds(targets)),
