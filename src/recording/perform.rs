@@ -28,6 +28,7 @@ use super::pipeline::placed_step;
 use super::pipeline::steps::{PlannedPipeline, Records, check, key_area, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
 use super::report::{Earlier, EarlierRecording, RecordingReport};
+use super::same_drv;
 use super::share::{ShareWish, Sharing};
 use super::stopped::{Reached, Unfinished};
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
@@ -422,6 +423,7 @@ fn print_findings(
     let mut notes = evaluated.gaps.notes();
     notes.extend(errors::without_error(evaluated, request));
     notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
+    notes.extend(same_drv::overruled(&evaluated.targets));
     notes.extend(base_note);
     print_notes(&notes, log);
     Ok(notes)
