@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::support::{
     EVAL_ONCE,
     agent::{plugin_repository, program},
-    buildkite::{Build, JobState, Outcome},
+    buildkite::{Build, Fault, JobState, Outcome},
     program::Ended,
     recording::Pipeline,
     store::Store,
@@ -311,4 +311,118 @@ fn what_is_run_is_kept_from_the_collector_and_built_only_when_it_runs() {
         .run()
         .exits(64)
         .passes_on("`run`, which is a program in the store, is not allowed on this agent");
+}
+
+/// Targets of which one is red after its build, what needs it, and a release of all.
+const RELEASED: &str = r#"rec {
+  b = file "b" // { meta.buildkite.command = "false"; };
+  d = build "d" "read x < ${b}; echo $x > $out";
+  r = file "r" // { meta.eval-once.steps.rel = { command = "echo released"; after = "all"; }; };
+}"#;
+
+/// Another recording than that of the release has made the steps, and may have skipped others: a step that is skipped waits for nothing.
+#[test]
+fn a_release_that_is_recorded_by_itself_waits_for_each_target() {
+    // What is built before the first recording, what is before the second one, and what that one skips.
+    let alone = r#"{
+        b = file "b" // { meta.eval-once.steps.rel.command = "echo released"; };
+        r = file "r" // { meta.eval-once.steps.rel = { command = "echo released"; after = "all"; }; };
+    }"#;
+    for (targets, before, between, flags) in [
+        (RELEASED, Some("d"), None, "--skip none"),
+        (RELEASED, Some("d"), None, ""),
+        (alone, None, Some("b"), ""),
+    ] {
+        let (Some(_), Some(store)) = (program(), Store::new()) else {
+            return;
+        };
+        store.targets(targets);
+        if let Some(attr) = before {
+            store.build(&store.instantiate("default.nix", attr));
+        }
+        let record = format!("'{EVAL_ONCE}' pipeline --keys attr");
+        let first = json!([
+            { "key": "builds", "command": format!("{record} --phases build") },
+            { "key": "release", "command": format!("{record} --phases release {flags}"),
+              "depends_on": [{ "step": "builds", "allow_failure": true }] },
+        ]);
+        store.write("first.json", &json!({ "steps": first }).to_string());
+        let command = "buildkite-agent pipeline upload --no-interpolation first.json";
+        let Some(build) = Build::new(&json!({ "key": "first", "command": command })) else {
+            return;
+        };
+        let realise = between.map(|attr| {
+            let drv = store.instantiate("default.nix", attr);
+            format!("nix-store --realise {drv} >&2")
+        });
+        let hook = format!(
+            "case $BUILDKITE_STEP_KEY in nix-b) exit 1 ;; release) {} ;; esac\n",
+            realise.unwrap_or_default()
+        );
+        let build = build
+            .checkout(store.work())
+            .envs(store.env())
+            .our_hook("command")
+            .shell_hook("pre-command", &hook)
+            .agents(1);
+        assert_eq!(build.run(), Outcome::Failed);
+        let states = |key: &str| (build.job(key).state, build.job(key).plain());
+        assert_eq!(
+            states("release").0,
+            JobState::Passed,
+            "{}",
+            states("release").1
+        );
+        assert_eq!(states("nix-b").0, JobState::Failed);
+
+        let released = ["nix-r-rel", "nix-b-rel"];
+        let released = released
+            .iter()
+            .filter(|key| targets == alone || **key != "nix-b-rel");
+        for key in released {
+            let (state, log) = states(key);
+            assert_eq!(state, JobState::DependencyFailed, "{key}: {log}");
+        }
+    }
+}
+
+/// The first try has uploaded a target as skipped that the retry, on another host, finds to be built.
+#[test]
+fn a_release_waits_for_each_target_where_a_retry_follows_no_plan() {
+    let (Some(_), Some(store)) = (program(), Store::new()) else {
+        return;
+    };
+    store.targets(RELEASED);
+    let drv = store.instantiate("default.nix", "d");
+    store.build(&drv);
+    let command = format!("'{EVAL_ONCE}' pipeline --chunk 2 --keys attr");
+    let record = json!({ "key": "record", "label": "record", "command": command });
+    let Some(build) = Build::new(&record) else {
+        return;
+    };
+    let other = TempDir::new().unwrap();
+    let other_host = format!(
+        "[ \"$BUILDKITE_STEP_KEY$BUILDKITE_RETRY_COUNT\" = record0 ] || export EVAL_ONCE_STATE_DIR='{}/state'\n",
+        other.path().display()
+    );
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .our_hook("command")
+        .shell_hook("environment", &other_host)
+        .agents(1);
+    build.on_upload(2, Fault::Reject("Not today".to_owned()));
+    assert_eq!(build.run(), Outcome::Failed);
+    store.delete([&store.output(&drv, "out")]);
+    let first = build.job("record").id;
+    build.retry(&first);
+    assert_eq!(build.run(), Outcome::Failed);
+    assert_eq!(build.job("nix-b").state, JobState::Failed);
+    let released = build.job("nix-r-rel");
+    assert_eq!(
+        released.state,
+        JobState::DependencyFailed,
+        "{}",
+        released.plain()
+    );
 }

@@ -9,7 +9,7 @@ use unix::sys::signal::{Signal, kill};
 use crate::support::{
     EVAL_ONCE,
     agent::{plugin_repository, program},
-    buildkite::{Annotation, Build, Fault, JobState, Outcome},
+    buildkite::{Annotation, Build, Fault, Job, JobState, Outcome},
     program::Program,
     stand_in::StandIns,
     store::Store,
@@ -880,6 +880,62 @@ fn a_step_of_a_skipped_target_that_fails_before_eval_once_begins_is_red() {
     assert_eq!(outcomes["counts"], json!({ "failed": 1, "passed": 1 }));
 }
 
+#[test]
+fn a_red_step_that_an_earlier_try_has_uploaded_is_no_skipped_target_of_a_retry_on_another_host() {
+    if tool("git").is_none() || program().is_none() {
+        return;
+    }
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ lost = file "lost"; rest = file "rest"; there = file "there"; }"#);
+    store.build(&store.instantiate("default.nix", "there"));
+    let command = format!("'{EVAL_ONCE}' pipeline --keys attr --chunk 1 --summary=fail");
+    let record = json!({ "key": "record", "label": "Record", "command": command });
+    let Some(build) = Build::new(&record) else {
+        return;
+    };
+    let other = TempDir::new().unwrap();
+    let other_host = format!(
+        "[ \"$BUILDKITE_RETRY_COUNT\" = 0 ] || export EVAL_ONCE_STATE_DIR='{}/state'\n",
+        other.path().display()
+    );
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .our_hook("command")
+        .shell_hook("environment", &other_host)
+        .shell_hook(
+            "pre-command",
+            "[ \"$BUILDKITE_STEP_KEY\" != nix-lost ] || exit 1\n",
+        )
+        .agents(1);
+    build.on_upload(2, Fault::Reject("Not today".to_owned()));
+    assert_eq!(build.run(), Outcome::Failed);
+    // By now another build has built what has failed here.
+    store.build(&store.instantiate("default.nix", "lost"));
+    let is_record = |job: &Job| job.label.as_deref() == Some("Record");
+    let first = build.jobs().into_iter().find(is_record).unwrap();
+    build.retry(&first.id);
+    assert_eq!(build.run(), Outcome::Failed);
+    let retry = build.jobs().into_iter().rfind(is_record).unwrap();
+    let said = "1 target not skipped, because the plan of an earlier try has a step for each";
+    assert!(retry.plain().contains(said), "{}", retry.plain());
+    let body = annotation(&build).body;
+    let rows: BTreeMap<String, String> = rows(&body)
+        .into_iter()
+        .map(|row| (row.target, row.rest))
+        .collect();
+    assert!(
+        rows["lost"].starts_with("**failed**, without a report |"),
+        "{body}"
+    );
+    // What had no step then is skipped as ever.
+    assert!(
+        rows["there"].starts_with("skipped: already built here |"),
+        "{body}"
+    );
+    assert_eq!(build.meta_data()["eval-once:failed"], "1");
+}
+
 /// A build that records by `record`, and whose step `check` sums it up once the step with the key `after` has ended.
 fn recording_and_check(store: &Store, record: &str, after: &str) -> Option<Build> {
     let depends_on = json!([{ "step": after, "allow_failure": true }]);
@@ -970,6 +1026,46 @@ fn an_evaluation_error_counts_also_beside_a_recording_of_the_release_alone() {
     );
     let body = annotation(&build).body;
     assert!(body.contains("**evaluation error**: no"), "{body}");
+}
+
+#[test]
+fn a_recording_that_has_left_no_plan_is_no_success() {
+    for (bad, status) in [("throw ''no''", 65), ("{ }", 65)] {
+        let (Some(_), Some(_), Some(store)) = (tool("git"), program(), Store::new()) else {
+            return;
+        };
+        store.targets(r#"{ a = file "a"; }"#);
+        store.write("bad.nix", bad);
+        let record = format!("'{EVAL_ONCE}' pipeline --keys attr");
+        let second = format!("{record} --file bad.nix --key-prefix bad-");
+        let steps = json!({ "steps": [
+            { "key": "bad", "command": second },
+            { "key": "good", "command": record, "depends_on": [{ "step": "bad", "allow_failure": true }] },
+        ] });
+        store.write("first.json", &steps.to_string());
+        let upload = "buildkite-agent pipeline upload --no-interpolation first.json";
+        let Some(build) = recording_and_check(&store, upload, "good") else {
+            return;
+        };
+        assert_eq!(build.run(), Outcome::Failed);
+        assert_eq!(build.job("bad").exit_status, Some(status));
+        assert_eq!(
+            build.job("good").exit_status,
+            Some(0),
+            "{}",
+            build.job("good").plain()
+        );
+        let check = build.job("check");
+        assert_eq!(check.exit_status, Some(1), "{}", check.plain());
+        let said = "is omitted: it has left no plan, because it failed before, or has not ended";
+        assert!(check.plain().contains(said), "{}", check.plain());
+        assert!(
+            check.plain().contains("1 recording cannot be read"),
+            "{}",
+            check.plain()
+        );
+        assert_eq!(build.meta_data()["eval-once:failed"], "1");
+    }
 }
 
 #[test]

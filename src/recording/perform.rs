@@ -28,13 +28,15 @@ use super::pipeline::placed_step;
 use super::pipeline::steps::{PlannedPipeline, Records, check, key_area, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
 use super::report::{Earlier, EarlierRecording, RecordingReport};
+use super::same_drv;
 use super::share::{ShareWish, Sharing};
 use super::stopped::{Reached, Unfinished};
-use super::upload::Upload;
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
 use super::upload::plan::UploadPlan;
-use super::{BuildkiteBuild, KeyStyle, RecordingOrder, RecordingRequest};
+use super::upload::{PlannedTargets, Upload};
+use super::{BuildkiteBuild, EvaluationResult, KeyStyle, RecordingOrder, RecordingRequest};
 use crate::buildkite::schema::Schema;
+use crate::counts::number;
 use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::Failure;
 use crate::host::Host;
@@ -65,9 +67,10 @@ pub fn perform(
     let state = open_state_folder(&host, log)?;
     // The identity is that of the keys alone: the settings of a flake are not known yet when a retry looks for its plan.
     let identity = keep::identity(&at_root);
-    if follow_earlier(build, &identity, &state, &host.temporary, supervisor, log)? {
+    let Some(planned) = follow_earlier(build, &identity, &state, &host.temporary, supervisor, log)?
+    else {
         return Ok(None);
-    }
+    };
 
     let schema = check_request(&request, &order.place, build, supervisor)?;
     let wish = ShareWish::of(&request);
@@ -76,7 +79,6 @@ pub fn perform(
     let owner = PinOwner::of(&at_root, order.build.as_ref());
     let previous = keep::previous(&owner, &state);
     let (base, base_note) = Base::read(&request);
-    let base = base.as_ref();
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
@@ -92,33 +94,28 @@ pub fn perform(
         request: &request,
         at_root: &at_root,
         build,
+        identity: &identity,
         partial,
         locked,
         known: &known,
+        planned: &planned,
         state: &state,
         temporary: &host.temporary,
         started: order.started,
         log,
     };
-    let (mut pinned, printed) = evaluate(
-        &unfinished,
-        &owner,
-        &identity,
-        cores,
-        nix,
-        store,
-        supervisor,
-    )?;
+    let (mut pinned, printed) = evaluate(&unfinished, &owner, cores, nix, store, supervisor)?;
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
     let notes = print_findings(&pinned, &errors, &printed, base_note, &request, log)?;
     times.end("evaluate");
 
+    let base = base.as_ref();
     let needs = Needs::find(&unfinished, &pinned, base, answers, nix, store, supervisor)?;
     times.end("skip");
 
-    let records = needs.records(&pinned, &errors);
+    let records = needs.records(&pinned, &errors, &unfinished);
     let undone = undone(build);
     let mut pipeline = plan(&records, &at_root, &schema, undone, log)?;
     times.end("steps");
@@ -159,12 +156,9 @@ pub fn perform(
         upload.publish(&document, &body)?;
         return Err(failure);
     }
-    claim_keys(&mut upload, &at_root, &identity)?;
     let (steps, body) = (&pipeline.steps, annotation(&report));
     let plan = UploadPlan::new(&build.step, steps, request.chunk, document, body)?;
-    let saved = upload.save(&plan, &identity);
-    unfinished.or_leave(saved, evaluated, store, supervisor)?;
-    follow(&plan, build, &unfinished, supervisor).map(|()| None)
+    follow(&plan, build, evaluated, &unfinished, store, supervisor).map(|()| None)
 }
 
 /// Which targets need a step, and what else does.
@@ -195,6 +189,13 @@ impl Needs {
         if let Some(base) = base {
             base.add_reasons(&mut skip, targets, request);
         }
+        let kept = unfinished.planned.keep_steps(targets, &mut skip);
+        if kept > 0 {
+            log.say(format_args!(
+                "{} not skipped, because the plan of an earlier try has a step for each",
+                number(kept, "target")
+            ));
+        }
         let common = CommonInputs::find(targets, &skip, request, here, store, supervisor, log);
         Ok(Self {
             common: unfinished.or_leave(common, &pinned.evaluated, store, supervisor)?,
@@ -204,7 +205,12 @@ impl Needs {
     }
 
     /// What the pipeline is made from.
-    fn records<'a>(&'a self, pinned: &'a PinnedEvaluation, errors: &'a ErrorLists) -> Records<'a> {
+    fn records<'a>(
+        &'a self,
+        pinned: &'a PinnedEvaluation,
+        errors: &'a ErrorLists,
+        unfinished: &Unfinished<'_>,
+    ) -> Records<'a> {
         let common = self.common.as_ref();
         Records {
             targets: &pinned.targets,
@@ -214,6 +220,7 @@ impl Needs {
             edges: common.map_or(&pinned.edges, |common| &common.edges),
             skip: &self.skip,
             seconds: &self.seconds,
+            steps_known: unfinished.request.phases.build && !unfinished.planned.is_found(),
         }
     }
 }
@@ -248,14 +255,21 @@ fn claim_keys(
     claimed.map_err(|failure| failure.context("nothing is uploaded"))
 }
 
-/// Follows the plan that was saved: from now on, a retry does as well.
+/// Saves the plan of this recording, and follows it: from then on, a retry does as well.
 fn follow(
     plan: &UploadPlan,
     build: &BuildkiteBuild,
+    evaluated: &EvaluationResult,
     unfinished: &Unfinished<'_>,
+    store: &mut Store,
     supervisor: &mut Supervisor,
 ) -> Result<(), Failure> {
     let (temporary, state, log) = (unfinished.temporary, unfinished.state, unfinished.log);
+    let identity = unfinished.identity;
+    let mut upload = Upload::new(build, temporary, state, supervisor, log);
+    claim_keys(&mut upload, unfinished.at_root, identity)?;
+    let saved = upload.save(plan, identity);
+    unfinished.or_leave(saved, evaluated, store, supervisor)?;
     if let Some(partial) = unfinished.partial {
         partial.remove(state);
     }
@@ -284,7 +298,8 @@ fn check_request(
     Ok(schema)
 }
 
-/// Follows the plan of an earlier try of the same step, if there is one. Returns whether there is.
+/// Follows the plan of an earlier try of the same step, if there is one. Returns none where there is; else what a plan has steps for that
+/// is not followed.
 fn follow_earlier(
     build: Option<&BuildkiteBuild>,
     identity: &str,
@@ -292,16 +307,15 @@ fn follow_earlier(
     temporary: &Path,
     supervisor: &mut Supervisor,
     log: &Log,
-) -> Result<bool, Failure> {
+) -> Result<Option<PlannedTargets>, Failure> {
     let Some(build) = build else {
-        return Ok(false);
+        return Ok(Some(PlannedTargets::default()));
     };
     let mut upload = Upload::new(build, temporary, state, supervisor, log);
-    let Some(plan) = upload.earlier_plan(identity)? else {
-        return Ok(false);
-    };
-    upload.follow(&plan, false)?;
-    Ok(true)
+    match upload.earlier_plan(identity)? {
+        Ok(plan) => upload.follow(&plan, false).map(|()| None),
+        Err(planned) => Ok(Some(planned)),
+    }
 }
 
 /// The targets that a recording of the same keys which was stopped has found.
@@ -344,13 +358,13 @@ fn lock(
 fn evaluate(
     unfinished: &Unfinished<'_>,
     owner: &PinOwner,
-    identity: &str,
     cores: NonZeroUsize,
     nix: &NixSettings,
     store: &mut Store,
     supervisor: &mut Supervisor,
 ) -> Result<(PinnedEvaluation, BTreeSet<AttrPath>), Failure> {
     let (request, state, log) = (unfinished.request, unfinished.state, unfinished.log);
+    let identity = unfinished.identity;
     let place = EvaluationHost {
         temporary: unfinished.temporary,
         state,
@@ -412,6 +426,7 @@ fn print_findings(
     let mut notes = evaluated.gaps.notes();
     notes.extend(errors::without_error(evaluated, request));
     notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
+    notes.extend(same_drv::overruled(&evaluated.targets));
     notes.extend(base_note);
     print_notes(&notes, log);
     Ok(notes)

@@ -12,7 +12,7 @@ use super::pipeline::document::Document;
 use super::pipeline::steps::{PlannedPipeline, StepKeys, TargetStep, source};
 use super::targets::targets;
 use super::upload::annotation::{self, StoppedReport};
-use super::upload::{DOCUMENT, annotation_context};
+use super::upload::{DOCUMENT, PlannedTargets, annotation_context};
 use super::{BuildkiteBuild, EvaluationResult, RecordingRequest};
 use crate::agent;
 use crate::buildkite::agent as command;
@@ -40,12 +40,16 @@ pub(super) struct Unfinished<'a> {
     pub(super) at_root: &'a RecordingRequest,
     /// The build; none by hand, and of a dry run: then nothing is left.
     pub(super) build: Option<&'a BuildkiteBuild>,
+    /// The recording's identity.
+    pub(super) identity: &'a str,
     /// Where what was found is kept; none where it is not.
     pub(super) partial: Option<&'a PartialRecording>,
     /// The flake, where it is one.
     pub(super) locked: Option<&'a LockedFlake>,
     /// What an earlier one has left.
     pub(super) known: &'a KnownTargets,
+    /// What a plan of an earlier try has steps for that is not followed.
+    pub(super) planned: &'a PlannedTargets,
     pub(super) state: &'a StateFolder,
     /// The folder for temporary files.
     pub(super) temporary: &'a Path,

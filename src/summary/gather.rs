@@ -144,11 +144,20 @@ fn recorded(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<Option<(Recorded, UploadPlan)>, Failure> {
+    if let Some(job) = plan_artifact::begun_by(mark) {
+        log.warn(format_args!(
+            "the recording of job {job} is omitted: it has left no plan, because it failed before, or has not ended"
+        ));
+        return Ok(None);
+    }
     let Some(job) = PlanMark::read(mark).map(|mark| mark.job) else {
         log.warn("a recording is omitted: the mark of its plan names no job");
         return Ok(None);
     };
-    let recorded = match plan(job, deadline, temporary, supervisor)? {
+    let doing = "get the plan of a recording";
+    let patience = deadline.saturating_duration_since(Instant::now());
+    let plan = plan_artifact::text_of(supervisor, temporary, job, doing, patience)?;
+    let recorded = match plan {
         Ok(plan) => UploadPlan::read(&plan)
             .and_then(|plan| Ok((Recorded::read(&plan.document)?, plan)))
             .map_err(|failure| failure.to_string()),
@@ -161,27 +170,6 @@ fn recorded(
             ));
         })
         .ok())
-}
-
-/// The text of the plan of this job, or what is wrong with it. Its size is looked at before it fills the disk.
-fn plan(
-    job: &str,
-    deadline: Instant,
-    temporary: &Path,
-    supervisor: &mut Supervisor,
-) -> Result<Result<String, String>, Failure> {
-    let doing = "get the plan of a recording";
-    let size = plan_artifact::listed_size(supervisor, job, doing)?;
-    if size > plan_artifact::LARGEST {
-        return Ok(Err(format!("its plan has {size} bytes")));
-    }
-    let patience = deadline.saturating_duration_since(Instant::now());
-    let plan = plan_artifact::try_download(supervisor, temporary, job, doing, patience)?;
-    Ok(match plan {
-        Ok(Some(plan)) => Ok(plan),
-        Ok(None) => Err("Buildkite does not have its plan".into()),
-        Err(failure) => Err(failure.to_string()),
-    })
 }
 
 #[cfg(test)]

@@ -20,7 +20,9 @@
 //!
 //! In all three Buildkite has to have one artifact of that name at that job, with the mark's hash, its bytes have to have that hash too,
 //! the plan's `step` has to be this one, and this job a retry by Buildkite's count. A plan in doubt is no failure: the targets are
-//! evaluated again, and the steps that exist already are found by their keys.
+//! evaluated again, and the steps that exist already are found by their keys. What such a plan has steps for is not skipped
+//! ([`PlannedTargets`]): some of them may exist, and the summary, which reads the last plan, would take them for skipped. All that a
+//! forged plan comes to by that is a step for what is built already.
 //!
 //! A mark of a chunk means only that its keys are looked for before they are uploaded, so that a forged one hides no step. What
 //! stays: a job that uploads a step under a key of ours takes its place, for keys are all by which Buildkite tells steps apart.
@@ -28,6 +30,7 @@
 pub(in crate::recording) mod annotation;
 mod chunk;
 mod claim;
+mod earlier;
 pub(crate) mod plan;
 pub(crate) mod plan_artifact;
 mod rejection;
@@ -37,6 +40,7 @@ use std::time::{Duration, Instant};
 
 use self::chunk::Chunk;
 use self::claim::Claim;
+pub(in crate::recording) use self::earlier::PlannedTargets;
 use self::plan::UploadPlan;
 use self::plan_artifact::{ListedArtifact, PlanMark};
 use self::rejection::{Rejections, blamed, is_used, named, rejected, rejection};
@@ -99,7 +103,8 @@ impl<'a> Upload<'a> {
         }
     }
 
-    /// The plan of an earlier try of this recording, if there is one. `recording` is the recording's identity.
+    /// The plan of an earlier try of this recording; where there is none to follow, what one that is not followed has steps for.
+    /// `recording` is the recording's identity.
     ///
     /// A plan that another job may have made is not followed, with a warning.
     ///
@@ -108,7 +113,7 @@ impl<'a> Upload<'a> {
     pub(in crate::recording) fn earlier_plan(
         &mut self,
         recording: &str,
-    ) -> Result<Option<UploadPlan>, Failure> {
+    ) -> Result<Result<UploadPlan, PlannedTargets>, Failure> {
         if let Some(other) = self.state.note(&self.note_of_job(), NOTES_LAST)
             && other != recording
         {
@@ -125,7 +130,10 @@ impl<'a> Upload<'a> {
         )?;
         let mark = mark.text();
         let Some(mark) = PlanMark::read(&mark) else {
-            return Ok(None);
+            if mark.is_empty() {
+                self.begin(recording)?;
+            }
+            return Ok(Err(PlannedTargets::default()));
         };
         let plan = match self.plan_of(mark, recording)? {
             Ok(plan) => plan,
@@ -134,13 +142,35 @@ impl<'a> Upload<'a> {
                 self.log.warn(format_args!(
                     "the plan of an earlier try is not followed, because {doubt}; the targets are evaluated again"
                 ));
-                return Ok(None);
+                return self.planned_by(mark.job).map(Err);
             }
         };
         self.log.say(
             "an earlier try of this recording has planned its upload: following that plan, without another evaluation",
         );
-        Ok(Some(plan))
+        Ok(Ok(plan))
+    }
+
+    /// Marks the recording as one that has begun: should it leave no plan, a summary knows that there was one.
+    fn begin(&mut self, recording: &str) -> Result<(), Failure> {
+        let name = plan_artifact::plan_mark(self.build, recording);
+        let line = command::set_meta_data(&name, &plan_artifact::begun(&self.build.job));
+        self.ask(&line, "mark the recording as begun").map(drop)
+    }
+
+    /// What the plan of this job, which is not followed, has steps for. Any job may have made it, so that what is wrong with it is no
+    /// failure.
+    fn planned_by(&mut self, job: &str) -> Result<PlannedTargets, Failure> {
+        let doing = "get the plan of the earlier try";
+        let plan = plan_artifact::text_of(
+            self.supervisor,
+            self.temporary,
+            job,
+            doing,
+            plan_artifact::PATIENCE,
+        )?;
+        let planned = plan.ok().and_then(|plan| PlannedTargets::of(&plan));
+        Ok(planned.unwrap_or_default())
     }
 
     /// The plan that this mark names, or what raises a doubt that an earlier try of this step made it.

@@ -15,10 +15,10 @@ use crate::supervise::{GivenUp, Sight, Supervisor};
 pub(in crate::recording) const PLAN: &str = "eval-once-plan.json";
 
 /// The most bytes of a plan: 4,000 steps, as many as a build can have, with 128 KiB for each.
-pub(crate) const LARGEST: u64 = 512 << 20;
+pub(super) const LARGEST: u64 = 512 << 20;
 
 /// How long a download may take. By itself an agent tries for many minutes.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The most bytes of a job's id, which is a UUID. A longer one might not fit a command line.
 const JOB_AT_MOST: usize = 100;
@@ -48,6 +48,19 @@ pub(crate) fn is_plan_mark(key: &str) -> bool {
         let (step, rest) = id.split_once(':').unwrap_or((id, "-"));
         !step.is_empty() && step != "report" && !rest.is_empty() && !rest.contains(':')
     })
+}
+
+/// What the value of a mark begins with while there is no plan.
+const BEGUN: &str = "begun:";
+
+/// The value of the mark of a recording that this job has begun, before there is a plan. No job has such an id.
+pub(super) fn begun(job: &str) -> String {
+    format!("{BEGUN}{job}")
+}
+
+/// The job of a recording that has begun, and has left no plan so far; none where the mark says something else.
+pub(crate) fn begun_by(mark: &str) -> Option<&str> {
+    PlanMark::read(mark.strip_prefix(BEGUN)?).map(|mark| mark.job)
 }
 
 /// The value of a plan's mark.
@@ -133,15 +146,35 @@ impl ListedArtifact {
     }
 }
 
+/// The text of the plan of this job, or what is wrong with it, which is no failure: any job of the build can leave one. Its size is
+/// looked at before it fills the disk.
+///
+/// # Errors
+/// Buildkite cannot be asked, or there is no folder for the download (75); there is no `buildkite-agent` (69); a signal asked us to end.
+pub(crate) fn text_of(
+    supervisor: &mut Supervisor,
+    temporary: &Path,
+    job: &str,
+    doing: &str,
+    patience: Duration,
+) -> Result<Result<String, String>, Failure> {
+    let size = listed_size(supervisor, job, doing)?;
+    if size > LARGEST {
+        return Ok(Err(format!("its plan has {size} bytes")));
+    }
+    let plan = try_download(supervisor, temporary, job, doing, patience)?;
+    Ok(match plan {
+        Ok(Some(plan)) => Ok(plan),
+        Ok(None) => Err("Buildkite does not have its plan".into()),
+        Err(failure) => Err(failure.to_string()),
+    })
+}
+
 /// How many bytes the artifacts have that a download of this job's plan brings, as Buildkite lists them.
 ///
 /// # Errors
 /// Buildkite cannot be asked (75); there is no `buildkite-agent` (69).
-pub(crate) fn listed_size(
-    supervisor: &mut Supervisor,
-    job: &str,
-    doing: &str,
-) -> Result<u64, Failure> {
+fn listed_size(supervisor: &mut Supervisor, job: &str, doing: &str) -> Result<u64, Failure> {
     let listed = agent::ask(supervisor, &command::artifacts_of_job(PLAN, job), doing)?;
     let listed = ListedArtifact::all_in(&listed.text()).into_iter();
     let sizes = listed.filter(|it| it.job == job).map(|it| it.size);
@@ -167,7 +200,7 @@ pub(super) fn download(
 ///
 /// # Errors
 /// There is no `buildkite-agent` (69), or no folder for the download (75); a signal asked us to end.
-pub(crate) fn try_download(
+fn try_download(
     supervisor: &mut Supervisor,
     temporary: &Path,
     job: &str,

@@ -56,6 +56,9 @@ pub(super) struct Building<'a> {
     batches: Batches,
     /// Which of them do not run: their targets are skipped, or say so themselves.
     are_skipped: Vec<bool>,
+    /// Whether what follows a target waits for its step all the same: what is built by now may have had to be built for the recording that
+    /// has made its step.
+    waits_for_skipped: bool,
     /// The keys of the steps that are batches.
     batch_keys: HashSet<String>,
     /// The place of each target and, behind them, of each shared derivation.
@@ -83,6 +86,7 @@ impl<'a> Building<'a> {
             maker,
             request,
             are_skipped: drafts.iter().map(is_skipped).collect(),
+            waits_for_skipped: !request.phases.build && request.skip_style != SkipStyle::Omit,
             drafts: drafts.into_iter().map(Result::ok).collect(),
             order: batches.order(&edges),
             batch_keys: batch_keys(&places),
@@ -101,9 +105,10 @@ impl<'a> Building<'a> {
         self.are_skipped[i]
     }
 
-    /// The place of a target.
-    pub(super) fn place(&self, i: usize) -> &TargetStep {
-        &self.places[i]
+    /// The key that what follows a target waits for; none where its step does not run.
+    pub(super) fn waited_for(&self, i: usize) -> Option<&str> {
+        let has_step = !self.are_skipped[i] || self.waits_for_skipped;
+        has_step.then(|| self.places[i].key.as_str())
     }
 
     /// The places of the targets, and the steps of shared derivations.
@@ -180,15 +185,17 @@ impl<'a> Building<'a> {
     }
 
     /// What a step waits for that waits for all targets: the red steps of errors, and the targets, without those that another one
-    /// waits for which passes their failure on. Called before any step is taken.
+    /// waits for which passes their failure on, where it is known what their steps wait for. Called before any step is taken.
     pub(super) fn behind_all(&self, red: &[PlacedStep]) -> Vec<String> {
         let targets = self.places[..self.records.targets.len()].iter();
         let targets = targets.zip(&self.drafts);
-        let building = targets.filter(|(place, _)| place.skip.is_none());
+        let building = targets.filter(|(place, _)| place.skip.is_none() || self.waits_for_skipped);
         let waited_for: HashSet<&String> = building
             .clone()
             .filter(|(place, draft)| {
-                !place.runs_anyway && draft.as_ref().is_some_and(|it| passes_failure_on(&it.step))
+                self.records.steps_known
+                    && !place.runs_anyway
+                    && draft.as_ref().is_some_and(|it| passes_failure_on(&it.step))
             })
             .flat_map(|(place, _)| &place.depends_on)
             // What waits for a batch runs also where that is red.
@@ -377,6 +384,7 @@ mod tests {
             edges,
             skip: &[],
             seconds,
+            steps_known: true,
             shared: &[],
         };
         let request = RecordingRequest {
@@ -533,6 +541,7 @@ mod tests {
                 edges: &edges_between(&nodes, &[(0, 7), (1, 7), (7, 8)]),
                 skip: &[],
                 seconds: &[],
+                steps_known: true,
                 shared: &shared,
             };
             let request = RecordingRequest { emit, ..request() };

@@ -166,6 +166,7 @@ mod tests {
                 edges: &no_edges(&[]),
                 skip: &[],
                 seconds: &[],
+                steps_known: true,
                 shared: &[],
             };
             let step = fallback(&json!({}));

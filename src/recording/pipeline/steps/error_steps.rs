@@ -161,6 +161,7 @@ mod tests {
             edges: &no_edges(&[]),
             skip: &[],
             seconds: &[],
+            steps_known: true,
             shared: &[],
             callable: &BTreeSet::new(),
         };
@@ -191,6 +192,7 @@ mod tests {
             edges: &no_edges(&targets),
             skip: &[],
             seconds: &[],
+            steps_known: true,
             shared: &[],
         };
         let steps = steps(&records, request, schema()).unwrap();
@@ -307,6 +309,7 @@ mod tests {
             edges: &no_edges(&[]),
             skip: &[],
             seconds: &[],
+            steps_known: true,
             shared: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();

@@ -26,6 +26,7 @@ pub(super) fn make(
         edges,
         skip,
         seconds: &[],
+        steps_known: true,
         shared: &[],
     };
     steps(&records, request, schema())

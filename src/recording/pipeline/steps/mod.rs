@@ -69,6 +69,9 @@ pub(in crate::recording) struct Records<'a> {
     pub(in crate::recording) skip: &'a [Option<String>],
     /// For each target, how long it took in the base, in seconds, where that is known.
     pub(in crate::recording) seconds: &'a [Option<f64>],
+    /// Whether all steps of the targets that the build has are of this pipeline. Others may wait for less than its steps would, or for
+    /// nothing: those of the phase `build`, which another recording has made, and those of a try whose plan is not followed.
+    pub(in crate::recording) steps_known: bool,
 }
 
 /// The pipeline of a recording.
@@ -182,10 +185,10 @@ pub(in crate::recording) fn steps(
         if !request.phases.release {
             continue;
         }
-        let own_key = (!building.is_skipped(i)).then(|| building.place(i).key.as_str());
+        let own_key = building.waited_for(i);
         for follower in &target.followers {
             match maker.follower(target, follower) {
-                Ok(step) if step.unless_skipped && own_key.is_none() => {}
+                Ok(step) if step.unless_skipped && building.is_skipped(i) => {}
                 Ok(step) => {
                     followers.push(PlannedFollower {
                         attr: follower.owner.clone(),
@@ -545,6 +548,7 @@ mod tests {
                 edges: &no_edges(&targets),
                 skip: &[],
                 seconds: &[],
+                steps_known: true,
                 shared: &[],
             };
             let planned = steps(&records, &request, schema()).unwrap();
@@ -584,6 +588,7 @@ mod tests {
                 edges: &edges,
                 skip: &[],
                 seconds: &[],
+                steps_known: true,
             };
             let request = RecordingRequest {
                 emit,

@@ -150,6 +150,7 @@ mod tests {
             edges: &edges,
             skip: &[None, None, Some("a cache has it".into())],
             seconds: &[],
+            steps_known: true,
             shared: &[],
         };
         let steps = steps(&records, &request, schema()).unwrap();
@@ -218,6 +219,7 @@ mod tests {
             edges: &edges,
             skip: &[None, None],
             seconds: &[],
+            steps_known: true,
             shared: &[],
         };
         let soft = json!({ "soft_fail": true, "notify": ["github_commit_status"] });

@@ -61,6 +61,7 @@ fn a_name_that_is_a_secret_is_refused_and_shown_nowhere() {
                 edges: &edges,
                 skip: &[],
                 seconds: &[],
+                steps_known: true,
                 shared: &[],
             };
             let made = steps(&records, &request, schema()).unwrap();
@@ -186,6 +187,7 @@ fn a_step_waits_for_its_target_for_all_or_for_nothing() {
     };
     let records = Records {
         seconds: &[],
+        steps_known: true,
         shared: &[],
         targets: &targets,
         errors: &errors,
@@ -578,6 +580,7 @@ fn a_target_that_steps_follow_is_in_no_batch_and_a_release_waits_for_batches() {
         edges: &edges,
         skip: &[],
         seconds: &[Some(1.0); 3],
+        steps_known: true,
         shared: &[],
     };
     let request = RecordingRequest {
@@ -655,7 +658,7 @@ proptest! {
             message: Some(errors[i].1.clone()),
         }];
         let errors = ErrorLists { evaluation: error(0), refused: error(1), expected: error(2) };
-        let records = Records { targets: &targets, errors: &errors, callable: &BTreeSet::new(), edges: &edges, skip: &skip, seconds: &seconds, shared: &[] };
+        let records = Records { targets: &targets, errors: &errors, callable: &BTreeSet::new(), edges: &edges, skip: &skip, seconds: &seconds, shared: &[], steps_known: true };
         let planned = steps(&records, &request, schema()).unwrap();
         let made = written(&planned);
         let document = placed_step::json(&planned.steps).unwrap();
