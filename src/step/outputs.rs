@@ -66,6 +66,7 @@ impl StepRun<'_> {
     /// cannot answer.
     pub(super) fn verify(&mut self, outputs: Outputs) -> Result<Option<VerifiedOutputs>, Failure> {
         let Some(missing) = self.missing_output(&outputs)? else {
+            self.check_links_made(&outputs)?;
             return Ok(Some(VerifiedOutputs(outputs)));
         };
         // An output that exists shows that the folder is the store's, as the `.drv` does where it was used.
@@ -73,6 +74,7 @@ impl StepRun<'_> {
         if !self.store_is_here(any_is_here) {
             let paths: Vec<&StorePath> = outputs.values().collect();
             if self.store.has_hashes(self.supervisor, &paths)? {
+                self.check_links_made(&outputs)?;
                 return Ok(Some(VerifiedOutputs(outputs)));
             }
         }
@@ -82,6 +84,30 @@ impl StepRun<'_> {
         ));
         self.lost = Some(missing);
         Ok(None)
+    }
+
+    /// Looks for the links that Nix says it has made: a program that does nothing ends well, too. Where they lead does not count: another
+    /// step may have replaced one by now. A store on another machine makes none.
+    fn check_links_made(&self, outputs: &Outputs) -> Result<(), Failure> {
+        let Some(base) = &self.link else {
+            return Ok(());
+        };
+        if !self.host.nix.store_is_local(&self.request.options) {
+            return Ok(());
+        }
+        let links = outputs.keys().map(|name| links::link_of(base, name));
+        let Some(absent) = { links }.find(|link| !link.is_symlink()) else {
+            return Ok(());
+        };
+        self.probe_links(self.drv.as_ref())?;
+        Err(Failure::new(
+            Class::Infrastructure,
+            format_args!(
+                "nothing keeps the outputs: `nix-store` ended with 0, and the link {} does not exist",
+                absent.display()
+            ),
+        )
+        .hint("check that the first `nix-store` on PATH is Nix's: `eval-once doctor` says which one it is"))
     }
 
     /// An output that does not exist, or that a collection takes which was under way already when its GC root was made.
