@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::drv_outputs::{DrvOutputs, Outputs};
 use super::links;
 use super::run::StepRun;
+use crate::build_keys;
 use crate::exit::{Class, Failure};
 use crate::nix::{Cause, DrvPath, Fault, NixOutput, StorePath};
 use crate::supervise::Finished;
@@ -78,6 +79,7 @@ impl StepRun<'_> {
                 return Ok(Some(VerifiedOutputs(outputs)));
             }
         }
+        // A link that leads nowhere is worse than none.
         self.unlink(&missing);
         self.note_dead_end(format_args!(
             "{missing} does not exist, although Nix has just realised it"
@@ -222,7 +224,30 @@ impl StepRun<'_> {
         (an_output_exists || drv_exists()) && self.host.nix.store_is_local(&self.request.options)
     }
 
-    /// Removes the links to `path` that were made for it: a link that leads nowhere is worse than none.
+    /// Removes the links that Nix has made where a confined job may make none: a folder on the way was replaced after it was checked.
+    /// Nix takes a link by its path, so nothing keeps it from following that; but nothing begins that could use the link.
+    ///
+    /// # Errors
+    /// There may be such links (64).
+    pub(super) fn withdraw_links(&self, outputs: Option<&Outputs>) -> Result<(), Failure> {
+        if !self.checkout.confined {
+            return Ok(());
+        }
+        let Err(failure) = build_keys::check_confined(&self.request.out_link, self.checkout) else {
+            return Ok(());
+        };
+        let in_drv = self.drv.as_ref().map(DrvOutputs::read).unwrap_or_default();
+        let in_drv = in_drv.paths.values().flatten();
+        let outputs = outputs.into_iter().chain([&self.request.outputs]);
+        for path in outputs.flat_map(Outputs::values).chain(in_drv) {
+            self.unlink(path);
+        }
+        Err(failure.context(
+            "a folder of the out-link was replaced while the step ran, and the link is removed",
+        ))
+    }
+
+    /// Removes the links to `path` that were made for it.
     fn unlink(&self, path: &StorePath) {
         let Some(base) = &self.link else { return };
         let names = self.request.outputs.keys().map(String::as_str);
