@@ -6,6 +6,8 @@ use super::keeping::rooting_line;
 use super::{ATTEMPTS, Answer, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
+use crate::keys::refuse;
+use crate::keys::secret_values::{secret_in_options, sentence};
 use crate::nix::command::OwnedOptions;
 use crate::nix::{
     Evaluation, FlakeMetadata, LockedFlake, NixOutput, Source, StorePath, caches, command,
@@ -46,7 +48,7 @@ impl Store {
     /// trusts it with them, as they do for `nix build`; they are returned when they are read for the first time.
     ///
     /// # Errors
-    /// It is not read (70); a signal asked us to end (128 + n).
+    /// It is not read (70); the settings hold a secret (64); a signal asked us to end (128 + n).
     pub fn read_lock(
         &mut self,
         supervisor: &mut Supervisor,
@@ -58,6 +60,11 @@ impl Store {
         let mut settings = Vec::new();
         if !std::mem::replace(&mut self.has_flake_settings, true) {
             settings = self.flake_settings(supervisor, &metadata)?;
+            // They would be in every step, in the plan, and in arguments.
+            if let Some((name, home)) = secret_in_options(&settings) {
+                let what = format!("`nixConfig.{name}` of the flake");
+                return Err(refuse(sentence(&what, home)));
+            }
             self.options.extend(settings.iter().cloned());
         }
         Ok(FlakeLock {
