@@ -32,7 +32,9 @@ use crate::supervise::{Finished, OnStop, Printed, Supervisor};
 use self::printed::store_paths;
 pub use collection::Collection;
 pub use copying::NotCopied;
-pub use examined::{LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, names_root};
+pub use examined::{
+    LOCAL_LIMIT, NETWORK_LIMIT, NoAnswer, RootSight, StoreIdentity, names_root, wrong_with_folder,
+};
 pub use flakes::FlakeLock;
 pub use keeping::{KEEPING_ATTEMPTS, Keeper, Kept};
 pub use movement::TRICKLE;

@@ -481,7 +481,17 @@ fn substituters_that_do_not_answer_are_told_from_those_that_do() {
         "is not a folder",
     );
     assert!(!missing.exists());
-    with(&format!("file://{}", folder.display())).has("substituters", "ok", "");
+    let of_folder = format!("file://{}", folder.display());
+    with(&of_folder).has("substituters", "ok", "");
+    let info = folder.join("nix-cache-info");
+    let right = fs::read_to_string(&info).unwrap();
+    fs::write(&info, "StoreDir: /other/store\n").unwrap();
+    // Nix remembers what a server has said.
+    let other = Web::serve(&folder);
+    for cache in [&of_folder, &other.url()] {
+        with(cache).has("substituters", "failure", "/other/store");
+    }
+    fs::write(&info, right).unwrap();
     // One that is silent has its limit.
     web.spoil(".narinfo", Trouble::IsSilent);
     with(&web.url()).has("substituters", "failure", "no answer within 15 s");
@@ -504,8 +514,18 @@ fn a_share_is_read_and_written() {
         .has("share-read", "ok", "")
         .has("share-write", "ok", "");
     assert_eq!(folder.read_dir().unwrap().count(), 0);
+    // Nix writes and reads only what is for its own folder of the store.
+    fs::write(folder.join("nix-cache-info"), "StoreDir: /other/store\n").unwrap();
+    with(&of_folder, &[])
+        .has("share-read", "failure", "/other/store")
+        .has("share-write", "warning", "/other/store")
+        .mends("share-write", "URL");
     let info = format!("StoreDir: {}\n", store.folder().display());
     fs::write(folder.join("nix-cache-info"), info).unwrap();
+    with(&of_folder, &[])
+        .has("share-read", "ok", "")
+        .has("share-write", "ok", "");
+    assert_eq!(folder.read_dir().unwrap().count(), 1);
     let web = Web::serve(&folder);
     with(&web.url(), &[]).has("share-read", "ok", "").has(
         "share-write",
@@ -643,26 +663,19 @@ fn hooks_of_the_agent_are_ours_or_wrong_in_ways_that_are_named() {
     symlink("/nowhere/eval-once", &command).unwrap();
     now().has("command-hook", "failure", "does not exist");
     fs::remove_file(&command).unwrap();
-    let script =
-        "#!/usr/bin/env bash\nexport BUILDKITE_HOOK_SCOPE=global\nexec eval-once hook command\n";
-    for (text, outcome, part) in [
-        (script.to_owned(), "ok", "is eval-once's"),
-        (
-            script.replace("export BUILDKITE_HOOK_SCOPE=global\n", ""),
-            "failure",
-            "BUILDKITE_HOOK_SCOPE",
-        ),
-        (script.replace("exec ", ""), "warning", "without `exec`"),
-        (
-            "#!/bin/sh\nexec make\n".to_owned(),
-            "not-applicable",
-            "is not eval-once's",
-        ),
-    ] {
-        write_program(&command, &text);
-        now().has("command-hook", outcome, part);
-    }
-    write_program(&command, script);
+    // A binary that no user may run.
+    let copy = store.root().join("eval-once");
+    fs::copy(EVAL_ONCE, &copy).unwrap();
+    fs::set_permissions(&copy, Permissions::from_mode(0o644)).unwrap();
+    symlink(&copy, &command).unwrap();
+    now()
+        .has("command-hook", "failure", "is not executable")
+        .mends("command-hook", "chmod +x");
+    fs::remove_file(&command).unwrap();
+    write_program(&command, "#!/bin/sh\nexec make\n");
+    now().has("command-hook", "not-applicable", "is not eval-once's");
+    let script = format!("export BUILDKITE_HOOK_SCOPE=global\nexec '{EVAL_ONCE}' hook command\n");
+    write_program(&command, &format!("#!/usr/bin/env bash\n{script}"));
     let further = store.root().join("further");
     fs::create_dir(&further).unwrap();
     write_program(&further.join("command"), "#!/bin/sh\n");
@@ -672,6 +685,172 @@ fn hooks_of_the_agent_are_ours_or_wrong_in_ways_that_are_named() {
             .env("BUILDKITE_ADDITIONAL_HOOKS_PATHS", &further),
     )
     .has("command-hook", "warning", "2 command hooks");
+}
+
+/// A checkup in a job whose agent has one hook, a script of these lines.
+fn checkup_with_hook(store: &Store, name: &str, lines: &str) -> Checkup {
+    let hooks = store.root().join("hooks");
+    fs::create_dir_all(&hooks).unwrap();
+    write_program(
+        &hooks.join(name),
+        &format!("#!/usr/bin/env bash\n{lines}\n"),
+    );
+    // `eval-once` is on PATH, and an agent.
+    let stand_ins = StandIns::new(store.bin())
+        .instead("buildkite-agent", &format!("#!/bin/sh\n{VERSION}\n"))
+        .instead("eval-once", "#!/bin/sh\n");
+    let checkup = Checkup::of(
+        &doctor(store)
+            .env("PATH", stand_ins.path(store))
+            .env("BUILDKITE_HOOKS_PATH", &hooks)
+            .env("BUILDKITE_JOB_ID", "1"),
+    );
+    fs::remove_dir_all(&hooks).unwrap();
+    fs::remove_dir_all(store.bin()).unwrap();
+    checkup
+}
+
+#[test]
+fn a_command_hook_that_is_a_script_is_judged_by_the_commands_in_it() {
+    let Some(store) = Store::new() else { return };
+    let program = store.root().join("opt/eval-once");
+    fs::create_dir(program.parent().unwrap()).unwrap();
+    write_program(&program, "#!/bin/sh\n");
+    let program = program.display();
+    for (lines, outcome, part) in [
+        // Its own page shows this one.
+        (
+            "export BUILDKITE_HOOK_SCOPE=global\nexec eval-once hook command",
+            "ok",
+            "is eval-once's",
+        ),
+        (
+            &format!("export BUILDKITE_HOOK_SCOPE=agent\nexec '{program}' hook command \"$@\""),
+            "ok",
+            "is eval-once's",
+        ),
+        (
+            "export BUILDKITE_HOOK_SCOPE=global\nexec \"$EVAL_ONCE_BIN\" hook command # ours",
+            "ok",
+            "is eval-once's",
+        ),
+        (
+            "BUILDKITE_HOOK_SCOPE=global exec eval-once \\\n  hook command",
+            "ok",
+            "is eval-once's",
+        ),
+        (
+            "# this host has no eval-once any more\nexec make",
+            "not-applicable",
+            "is not eval-once's",
+        ),
+        (
+            "# exec eval-once hook command\nexec make",
+            "not-applicable",
+            "is not eval-once's",
+        ),
+        (
+            "echo 'not: exec eval-once hook command'; exec make",
+            "not-applicable",
+            "does not run",
+        ),
+        ("exec eval-once doctor", "not-applicable", "does not run"),
+        (
+            "exec eval-once hook command",
+            "failure",
+            "BUILDKITE_HOOK_SCOPE",
+        ),
+        (
+            &format!("exec {program} hook command"),
+            "failure",
+            "BUILDKITE_HOOK_SCOPE",
+        ),
+        (
+            "# export BUILDKITE_HOOK_SCOPE=global\nexec eval-once hook command",
+            "failure",
+            "BUILDKITE_HOOK_SCOPE",
+        ),
+        (
+            "exec eval-once hook command\nexport BUILDKITE_HOOK_SCOPE=global",
+            "failure",
+            "BUILDKITE_HOOK_SCOPE",
+        ),
+        (
+            "BUILDKITE_HOOK_SCOPE=global\nexec eval-once hook command",
+            "failure",
+            "does not export BUILDKITE_HOOK_SCOPE",
+        ),
+        (
+            "export BUILDKITE_HOOK_SCOPE=local\nexec eval-once hook command",
+            "failure",
+            "local",
+        ),
+        (
+            "export BUILDKITE_HOOK_SCOPE=global\neval-once hook command",
+            "warning",
+            "without `exec`",
+        ),
+        (
+            "export BUILDKITE_HOOK_SCOPE=global\nexec /no/eval-once hook command",
+            "failure",
+            "/no/eval-once, which",
+        ),
+    ] {
+        checkup_with_hook(&store, "command", lines).has("command-hook", outcome, part);
+    }
+}
+
+#[test]
+fn a_program_of_a_hook_that_is_not_on_path_is_a_failure_in_a_job_where_path_is_that_of_hooks() {
+    let Some(store) = Store::new() else { return };
+    let hooks = store.root().join("hooks");
+    fs::create_dir(&hooks).unwrap();
+    write_program(
+        &hooks.join("command"),
+        "#!/bin/sh\nexport BUILDKITE_HOOK_SCOPE=global\nexec eval-once hook command\n",
+    );
+    let without = doctor(&store).env("BUILDKITE_HOOKS_PATH", &hooks);
+    Checkup::of(&without)
+        .has("command-hook", "warning", "not on PATH")
+        .mends("command-hook", "whole path");
+    let without = doctor(&store).env("BUILDKITE_HOOKS_PATH", &hooks);
+    Checkup::of(&without.env("BUILDKITE_JOB_ID", "1")).has(
+        "command-hook",
+        "failure",
+        "not on PATH",
+    );
+}
+
+#[test]
+fn an_environment_hook_that_is_a_script_is_judged_by_the_commands_in_it() {
+    let Some(store) = Store::new() else { return };
+    for (lines, outcome, part) in [
+        ("eval \"$(eval-once environment)\"", "ok", "is eval-once's"),
+        (
+            "exports=`eval-once environment` && eval \"$exports\"",
+            "ok",
+            "is eval-once's",
+        ),
+        ("source <(eval-once environment)", "ok", "is eval-once's"),
+        (
+            "# eval-once environment\nexport A=b",
+            "not-applicable",
+            "is not eval-once's",
+        ),
+        (
+            "export EVAL_ONCE_POLICY=recorded-only",
+            "not-applicable",
+            "is not eval-once's",
+        ),
+        ("eval-once environment", "warning", "only prints"),
+        (
+            "eval \"$(/no/eval-once environment)\"",
+            "warning",
+            "/no/eval-once, which",
+        ),
+    ] {
+        checkup_with_hook(&store, "environment", lines).has("environment-hook", outcome, part);
+    }
 }
 
 #[test]
@@ -692,6 +871,22 @@ fn outside_of_a_job_the_agents_settings_are_read_from_its_file() {
     with("strict-single-hooks=true")
         .has("strict-single-hooks", "warning", "only the first")
         .mends("strict-single-hooks", "first below `plugins`");
+    // What Go reads as true (`strconv.ParseBool`), in each form of a line that the agent reads.
+    for line in [
+        "strict-single-hooks=1",
+        "strict-single-hooks=t",
+        "strict-single-hooks=T",
+        "strict-single-hooks=True",
+        "strict-single-hooks = \"TRUE\"",
+        "strict-single-hooks=true # for the other plugin",
+        "strict-single-hooks: true",
+        "export strict-single-hooks=true",
+    ] {
+        with(line).has("strict-single-hooks", "warning", "only the first");
+    }
+    for line in ["strict-single-hooks=yes", "strict-single-hooks=false"] {
+        with(line).has("strict-single-hooks", "ok", "every plugin");
+    }
     // In a job the variable counts.
     let job = doctor(&store).env("BUILDKITE_AGENT_CONFIG", &config);
     Checkup::of(&job.env("BUILDKITE_STRICT_SINGLE_HOOKS", "false")).has(

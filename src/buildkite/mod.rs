@@ -9,6 +9,7 @@ pub mod agent_config;
 pub mod command_hooks;
 pub mod default_command;
 pub mod git;
+pub mod hook_script;
 mod json_schema;
 pub mod markdown;
 pub mod outcome;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Doctor, Outcome};
 use crate::buildkite::agent_config;
+use crate::buildkite::hook_script::{HookScript, ScriptRun};
+use crate::command_line::find_program;
 use crate::exit::Failure;
 use crate::nix::version::numbers;
 
@@ -32,8 +34,10 @@ pub struct AgentHooks {
 enum HookKind {
     /// This program.
     Program { executable: bool },
-    /// A script that mentions this program.
-    Script(String),
+    /// A script that runs this program, as far as one can read that.
+    Script(Vec<ScriptRun>),
+    /// A script that names this program, and does not run it for what the hook is for.
+    Mention,
     /// A link to nothing.
     Dangling(PathBuf),
     /// Something else.
@@ -88,7 +92,7 @@ impl Doctor<'_> {
         let hooks: Vec<(PathBuf, HookKind)> = folders
             .iter()
             .map(|folder| folder.join(name))
-            .filter_map(|file| Some((file.clone(), self.kind_of(&file)?)))
+            .filter_map(|file| Some((file.clone(), self.kind_of(name, &file)?)))
             .collect();
         if hooks.is_empty() {
             return Outcome::not_applicable(format!(
@@ -101,11 +105,17 @@ impl Doctor<'_> {
             if let Some(wrong) = self.wrong_with(name, file, kind) {
                 return wrong;
             }
-            if !matches!(kind, HookKind::Other) {
+            if !matches!(kind, HookKind::Other | HookKind::Mention) {
                 ours.push(file.display().to_string());
             }
         }
+        let mention = hooks.iter().find(|it| matches!(it.1, HookKind::Mention));
         match (&ours[..], hooks.len()) {
+            ([], _) if let Some((file, _)) = mention => Outcome::not_applicable(format!(
+                "{} names eval-once, and does not run {}; the plugin needs none",
+                file.display(),
+                wanted(name)
+            )),
             ([], _) => Outcome::not_applicable(format!(
                 "{} is not eval-once's; the plugin needs none",
                 hooks[0].0.display()
@@ -122,7 +132,7 @@ impl Doctor<'_> {
     }
 
     /// What a hook is; none where there is none.
-    fn kind_of(&self, file: &Path) -> Option<HookKind> {
+    fn kind_of(&self, name: &str, file: &Path) -> Option<HookKind> {
         let link = file.symlink_metadata().ok()?;
         let Ok(metadata) = file.metadata() else {
             let target = link.is_symlink().then(|| file.read_link().ok()).flatten();
@@ -144,11 +154,18 @@ impl Doctor<'_> {
             let executable = metadata.permissions().mode() & 0o111 != 0;
             return Some(HookKind::Program { executable });
         }
-        let text = String::from_utf8_lossy(&begin).into_owned();
-        Some(if !is_binary && text.contains("eval-once") {
-            HookKind::Script(text)
-        } else {
-            HookKind::Other
+        if is_binary {
+            return Some(HookKind::Other);
+        }
+        let text = String::from_utf8_lossy(&begin);
+        let script = match name {
+            "command" => HookScript::read(&text, &["hook", "command"]),
+            _ => HookScript::read(&text, &["environment"]),
+        };
+        Some(match script.runs {
+            runs if !runs.is_empty() => HookKind::Script(runs),
+            _ if script.names_it => HookKind::Mention,
+            _ => HookKind::Other,
         })
     }
 
@@ -173,24 +190,84 @@ impl Doctor<'_> {
                 ),
                 "use the script of docs/agents.md, or a later agent",
             )),
-            HookKind::Script(text)
-                if name == "command" && has_command(text, "eval-once hook command") =>
-            {
-                if !text.contains("BUILDKITE_HOOK_SCOPE") {
+            HookKind::Script(runs) => runs
+                .iter()
+                .find_map(|run| self.wrong_with_run(name, file, run)),
+            HookKind::Program { .. } | HookKind::Mention | HookKind::Other => None,
+        }
+    }
+
+    /// What is wrong with how a script runs this program.
+    fn wrong_with_run(&self, name: &str, file: &Path, run: &ScriptRun) -> Option<Outcome> {
+        let shown = file.display();
+        let is_command = name == "command";
+        if is_command {
+            let mend =
+                "add `export BUILDKITE_HOOK_SCOPE=global` above `exec eval-once hook command`";
+            match run.scope.as_deref() {
+                // A variable has a value that is not known here.
+                Some("agent" | "global") => {}
+                Some(scope) if scope.contains('$') => {}
+                None => {
                     return Some(Outcome::failure(
                         format!(
-                            "{shown} does not set BUILDKITE_HOOK_SCOPE: it is taken for a plugin's hook, and refuses every other job"
+                            "{shown} does not export BUILDKITE_HOOK_SCOPE: it is taken for a plugin's hook, and refuses every other job"
                         ),
-                        "add `export BUILDKITE_HOOK_SCOPE=global` above `exec eval-once hook command`",
+                        mend,
                     ));
                 }
-                (!has_command(text, "exec eval-once hook command")).then(|| Outcome::warning(
-                    format!("{shown} runs eval-once without `exec`: a cancelled job has no time to stop Nix"),
-                    "write `exec eval-once hook command`",
-                ))
+                Some(scope) => {
+                    return Some(Outcome::failure(
+                        format!(
+                            "{shown} sets BUILDKITE_HOOK_SCOPE to {scope:?}: it is taken for a plugin's hook, and refuses every other job"
+                        ),
+                        mend,
+                    ));
+                }
             }
-            HookKind::Program { .. } | HookKind::Script(_) | HookKind::Other => None,
         }
+        if let Some(why) = self.missing_program(run) {
+            let seen = format!("{shown} runs {}, which {why}", run.program);
+            let mend = "write the whole path of the eval-once program";
+            // By hand, PATH may be another one than in jobs. And the plugin needs nothing of the environment hook.
+            let fails = is_command && (self.order.is_job || run.program.contains('/'));
+            return Some(if fails {
+                Outcome::failure(format!("{seen}: every job of the agent fails"), mend)
+            } else {
+                Outcome::warning(seen, mend)
+            });
+        }
+        if is_command && !run.by_exec {
+            return Some(Outcome::warning(
+                format!(
+                    "{shown} runs eval-once without `exec`: a cancelled job has no time to stop Nix"
+                ),
+                "write `exec eval-once hook command`",
+            ));
+        }
+        (!is_command && !run.is_captured).then(|| {
+            Outcome::warning(
+                format!("{shown} only prints what `eval-once environment` would set"),
+                "write `eval \"$(eval-once environment)\"`",
+            )
+        })
+    }
+
+    /// Why the program that a script runs does not start, where one can know that without the script's shell.
+    fn missing_program(&self, run: &ScriptRun) -> Option<&'static str> {
+        let program = run.program.as_str();
+        let is_name = !program.contains('/');
+        let is_unknown = program.contains('$')
+            || is_name && run.may_have_other_path
+            || !is_name && !program.starts_with('/');
+        if is_unknown || find_program(program.as_ref(), &self.order.path).is_some() {
+            return None;
+        }
+        Some(if is_name {
+            "is not on PATH"
+        } else {
+            "is no program"
+        })
     }
 
     fn runs_binaries(&self) -> bool {
@@ -203,7 +280,7 @@ impl Doctor<'_> {
         let of_config = || {
             let (_, text) = self.config()?;
             let value = agent_config::setting(&text, "strict-single-hooks");
-            Some(value.is_some_and(|value| value == "true"))
+            Some(value.is_some_and(|value| agent_config::is_true(value.as_ref())))
         };
         Ok(match self.order.hooks.strict.or_else(of_config) {
             None => Outcome::not_applicable("the agent's settings are not known here"),
@@ -216,12 +293,12 @@ impl Doctor<'_> {
     }
 }
 
-/// Whether a line of a script that is no comment has these words.
-fn has_command(text: &str, words: &str) -> bool {
-    text.lines().any(|line| {
-        let line = line.trim_start();
-        !line.starts_with('#') && line.contains(words)
-    })
+/// What a hook of this name runs, where it is ours.
+fn wanted(name: &str) -> &'static str {
+    match name {
+        "command" => "`eval-once hook command`",
+        _ => "`eval-once environment`",
+    }
 }
 
 /// The begin of a file.

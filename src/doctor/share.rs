@@ -7,6 +7,7 @@ use crate::exit::Failure;
 use crate::nix::{StoreUrl, caches};
 use crate::private;
 use crate::share_keys::ShareSetting;
+use crate::store::wrong_with_folder;
 
 const MEND: &str =
     "check the URL in EVAL_ONCE_SHARE, this host's network, and its credentials for the store";
@@ -34,15 +35,18 @@ impl Doctor<'_> {
             Ok(url) => url,
             Err(outcome) => return Ok(outcome),
         };
-        if let Some(folder) = caches::folder_of_cache(url.as_str()) {
-            return Ok(match folder.read_dir() {
-                Ok(_) => Outcome::ok(format!("{url} can be read")),
-                Err(error) => Outcome::failure(format!("{url} cannot be read: {error}"), MEND),
-            });
-        }
-        let Some(path) = self.found.missing.clone() else {
+        let (Some(path), Some(store)) = (&self.found.missing, &self.found.store) else {
             return Ok(Outcome::not_applicable("there is no store that answers"));
         };
+        let path = path.clone();
+        let not_read = |why| Outcome::failure(format!("{url} cannot be read: {why}"), MEND);
+        // Nix would make folders in it, even to read.
+        if caches::folder_of_cache(url.as_str()).is_some() {
+            return Ok(match wrong_with_folder(url.as_str(), store) {
+                None => Outcome::ok(format!("{url} can be read")),
+                Some(why) => not_read(why),
+            });
+        }
         let Ok(empty) = private::temporary_folder(&self.order.temporary, "eval-once-") else {
             return Ok(Outcome::not_applicable(
                 "no temporary folder can be made: see `temporary-folder`",
@@ -53,7 +57,7 @@ impl Doctor<'_> {
             .reads_from(self.supervisor, &url, &path, empty.path())?;
         Ok(match answer {
             Ok(()) => Outcome::ok(format!("{url} can be read")),
-            Err(why) => Outcome::failure(format!("{url} cannot be read: {why}"), MEND),
+            Err(why) => not_read(why),
         })
     }
 
@@ -70,9 +74,24 @@ impl Doctor<'_> {
             )
         };
         if let Some(folder) = caches::folder_of_cache(url.as_str()) {
-            return Ok(match private::temporary_file(&folder, "eval-once-") {
-                Ok(_) => Outcome::ok(format!("{url} can be written")),
-                Err(error) => not_written(error.to_string()),
+            let Some(store) = &self.found.store else {
+                return Ok(Outcome::not_applicable("there is no store that answers"));
+            };
+            if let Some(why) = wrong_with_folder(url.as_str(), store) {
+                return Ok(not_written(why.to_string()));
+            }
+            // Contents are in `nar`, where there are any.
+            let parts = [folder.clone(), folder.join("nar")];
+            let failed = parts
+                .iter()
+                .filter(|part| **part == folder || part.is_dir())
+                .find_map(|part| {
+                    let error = private::temporary_file(part, "eval-once-").err()?;
+                    Some(format!("{}: {error}", part.display()))
+                });
+            return Ok(match failed {
+                None => Outcome::ok(format!("{url} can be written")),
+                Some(why) => not_written(why),
             });
         }
         if !self.order.write_share {

@@ -75,6 +75,13 @@ pub fn folder_of_cache(cache: &str) -> Option<PathBuf> {
     Some(PathBuf::from(folder))
 }
 
+/// The folder of the stores that a cache is for, from its `nix-cache-info`.
+#[must_use]
+pub fn store_folder(info: &str) -> Option<&str> {
+    let mut values = info.lines().filter_map(|it| it.strip_prefix("StoreDir:"));
+    values.next_back().map(str::trim)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +140,13 @@ mod tests {
         assert_eq!(substituters(config).unwrap(), ["https://a", "https://b"]);
         assert_eq!(substituters("substituters = \n").unwrap(), [""; 0]);
         assert_eq!(substituters("nothing"), None);
+    }
+
+    #[test]
+    fn a_cache_says_for_which_stores_it_is() {
+        let info = "StoreDir: /nix/store\nWantMassQuery: 1\n";
+        assert_eq!(store_folder(info), Some("/nix/store"));
+        assert_eq!(store_folder("Priority: 30\n"), None);
     }
 
     #[test]

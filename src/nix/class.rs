@@ -178,6 +178,7 @@ fn of_cause(cause: &Cause) -> Class {
         Cause::DiskFull => Class::Infrastructure,
         Cause::Status(_)
         | Cause::Signal(_)
+        | Cause::Log(_)
         | Cause::Output(_)
         | Cause::Platform(_)
         | Cause::Other(_) => Class::Build,

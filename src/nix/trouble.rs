@@ -23,6 +23,8 @@ pub enum Trouble {
     Store,
     /// A GC root would lie in the store: the state folder does.
     RootInStore,
+    /// A hook of the host's Nix failed: `post-build-hook`, when the build had succeeded, or `pre-build-hook`.
+    Hook,
     /// Another error of the operating system.
     System,
 }
@@ -52,6 +54,9 @@ impl Trouble {
                 "check NIX_REMOTE and the setting `store`: they name a store in which this Nix cannot write or build"
             }
             Self::RootInStore => "set EVAL_ONCE_STATE_DIR to a folder outside of the store",
+            Self::Hook => {
+                "mend the hook (`post-build-hook` or `pre-build-hook` in nix.conf; with a daemon, in the daemon's), then retry: what is built is found, and `post-build-hook` does not run for it again"
+            }
             Self::BuilderGone | Self::System => return None,
         })
     }
@@ -178,6 +183,13 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     if is_not_downloaded(message) {
         return Some(Trouble::NotDownloaded);
     }
+    if is_about_a_hook(message, building) {
+        return Some(Trouble::Hook);
+    }
+    // The `build-hook` that speaks with remote builders, or what it runs, has ended.
+    if building && message.starts_with("unexpected EOF reading a line") {
+        return Some(Trouble::BuilderGone);
+    }
     // The system's words stand at the end of Nix's message, or of the first line of it. A line that ends within quotes is the
     // begin of a name that the expression chose: 2.8 breaks the line where the name does.
     let mut ends = [message.lines().next(), message.lines().last()]
@@ -217,6 +229,18 @@ fn unquoted(message: &str) -> &str {
 fn says(line: &str, words: &str) -> bool {
     line.strip_suffix(words)
         .is_some_and(|before| before.is_empty() || before.ends_with(": "))
+}
+
+/// Whether an error says that a program failed which Nix runs for its host's sake: `program '/etc/nix/upload' failed with exit
+/// code 1`, in the same words for each hook. While it builds, Nix runs no other. While it evaluates, it also runs `git` and the
+/// like, by their names alone.
+fn is_about_a_hook(message: &str, building: bool) -> bool {
+    let program = ['\'', '"'].into_iter().find_map(|quote| {
+        let quoted = message.strip_prefix("program ")?.strip_prefix(quote)?;
+        let (program, how) = quoted.split_once(quote)?;
+        how.starts_with(" failed ").then_some(program)
+    });
+    program.is_some_and(|program| building || program.starts_with('/'))
 }
 
 /// Whether an error says that the daemon does not run, or disconnected.
@@ -360,6 +384,27 @@ mod tests {
         ] {
             assert_eq!(trouble(message, false), while_evaluating, "{message}");
             assert_eq!(trouble(message, true), while_building, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_nix_runs_is_a_hook_unless_an_evaluation_may_have_asked_for_it() {
+        for (message, while_evaluating, while_building) in [
+            ("program '/etc/hook' failed with exit code 7", true, true),
+            (
+                "program \"/etc/hook\" failed due to signal 9 (Killed)",
+                true,
+                true,
+            ),
+            ("program 'hook' failed with exit code 1", false, true),
+            ("program 'git' failed with exit code 128", false, true),
+            ("program '/etc/hook' is what failed here", false, false),
+            ("program '/etc/hook", false, false),
+        ] {
+            for (building, is_hook) in [(false, while_evaluating), (true, while_building)] {
+                let is_found = trouble(message, building) == Some(Trouble::Hook);
+                assert_eq!(is_found, is_hook, "{message}");
+            }
         }
     }
 

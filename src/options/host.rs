@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::Startup;
 use super::job::further_hook_folders;
-use super::variables::{Variables, is_true};
+use super::variables::Variables;
+use crate::buildkite::agent_config::is_true;
 use crate::doctor::{AgentHooks, DoctorOrder};
 use crate::environment::{HostEnvironment, nix_folders};
 use crate::exit::Failure;

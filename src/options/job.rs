@@ -10,8 +10,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Startup;
-use super::variables::{Variables, is_true};
+use super::variables::Variables;
 use crate::buildkite::EmptyWords;
+use crate::buildkite::agent_config::is_true;
 use crate::buildkite::command_hooks::{CommandHooks, HookFolders};
 use crate::buildkite::default_command::{self, AgentJob, Ours, is_eval_once};
 use crate::buildkite::git::{self, Repository};

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use crate::exit::Failure;
@@ -81,14 +80,6 @@ impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Variables {
             .map(|(name, value)| (name.into(), value.into()));
         Self(variables.collect())
     }
-}
-
-/// Whether Go, and so the agent, reads this as true.
-pub(super) fn is_true(value: &OsStr) -> bool {
-    matches!(
-        value.as_bytes(),
-        b"1" | b"t" | b"T" | b"true" | b"True" | b"TRUE"
-    )
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //! answers.
 
 use std::fmt;
+use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,6 +22,9 @@ pub const LOCAL_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a question may take that goes over a network: Nix tries a cache five times, in five seconds where that refuses at once.
 pub const NETWORK_LIMIT: Duration = Duration::from_secs(15);
+
+/// The file of a cache that says for which stores it is.
+const CACHE_INFO: &str = "nix-cache-info";
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,6 +251,7 @@ impl Store {
         substituters: &[String],
         path: &StorePath,
     ) -> Result<Vec<Option<NoAnswer>>, Failure> {
+        let store = path.store();
         let asked: Vec<&String> = substituters
             .iter()
             .filter(|one| caches::folder_of_cache(one).is_none())
@@ -257,8 +263,10 @@ impl Store {
                 Self::asked_by(PathQuestion::DryRun, &[path], &[only])
             })
             .collect();
-        let mut wrong: Vec<Option<NoAnswer>> =
-            substituters.iter().map(|one| folder_missing(one)).collect();
+        let mut wrong: Vec<Option<NoAnswer>> = substituters
+            .iter()
+            .map(|one| wrong_with_folder(one, store))
+            .collect();
         let began = Instant::now();
         let ran = parallel::each_within(
             supervisor,
@@ -400,11 +408,30 @@ fn because(finished: &Finished, stderr: &[u8]) -> NoAnswer {
     NoAnswer::Because(NixOutput::of(stderr).final_message(finished.ending))
 }
 
-/// A substituter in a folder is looked at as such: Nix would make the folder where it is missing.
-fn folder_missing(substituter: &str) -> Option<NoAnswer> {
-    let folder = caches::folder_of_cache(substituter)?;
-    let is_missing = !folder.is_dir();
-    is_missing.then(|| NoAnswer::Because(format!("{} is not a folder", folder.display())))
+/// What is wrong with a cache in a folder of this host, for a store in `store`. It is looked at as such: Nix would make the folder where
+/// it is missing.
+#[must_use]
+pub fn wrong_with_folder(cache: &str, store: &Path) -> Option<NoAnswer> {
+    let folder = caches::folder_of_cache(cache)?;
+    let shown = folder.display();
+    if let Err(error) = folder.read_dir() {
+        return Some(NoAnswer::Because(if folder.is_dir() {
+            error.to_string()
+        } else {
+            format!("{shown} is not a folder")
+        }));
+    }
+    let info = match fs::read_to_string(folder.join(CACHE_INFO)) {
+        Ok(info) => info,
+        // What is copied there first writes it.
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => return Some(NoAnswer::Because(format!("{CACHE_INFO}: {error}"))),
+    };
+    let of = caches::store_folder(&info).filter(|of| Path::new(of) != store)?;
+    Some(NoAnswer::Because(format!(
+        "{shown} is for stores in {of}, and this one is in {}",
+        store.display()
+    )))
 }
 
 #[cfg(test)]
