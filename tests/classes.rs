@@ -41,9 +41,53 @@ const DRV: &str = "/nix/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
 
 /// Sentences of Nix's, measured on 2.8.0, 2.26.3 and 2.34.8; and their class while something is evaluated, and while something is
 /// built and nothing has begun. `DRV` stands for a derivation.
-const SENTENCES: [(Speaker, &str, Class, Class); 54] = {
-    use Class::{Build, Evaluation, Infrastructure};
+const SENTENCES: [(Speaker, &str, Class, Class); 61] = {
+    use Class::{Build, Config, Evaluation, Infrastructure};
     [
+        // A store that the host's settings name: all; 2.8; 2.34.
+        (
+            Nix,
+            "operation 'addTextToStore' is not supported by store 'dummy'",
+            Infrastructure,
+            Infrastructure,
+        ),
+        (
+            Nix,
+            "don't know how to open Nix store 'nonsense://x'",
+            Infrastructure,
+            Infrastructure,
+        ),
+        (
+            Nix,
+            "Unable to build with a primary store that isn't a local store; either pass a different '--store' or enable remote builds.",
+            Infrastructure,
+            Infrastructure,
+        ),
+        (
+            Nix,
+            "creating a garbage collector root (\"/s/x/root\") in the Nix store is forbidden (are you running nix-build inside the store?)",
+            Infrastructure,
+            Infrastructure,
+        ),
+        // Settings that Nix refuses.
+        (
+            Nix,
+            "illegal configuration line 'x' in 'NIX_CONFIG'",
+            Config,
+            Config,
+        ),
+        (
+            Nix,
+            "configuration setting 'max-jobs' should be 'auto' or an integer",
+            Config,
+            Config,
+        ),
+        (
+            Nix,
+            "the group 'x' specified in 'build-users-group' does not exist",
+            Config,
+            Config,
+        ),
         // A daemon that is gone: 2.8; 2.26; 2.34.
         (
             Nix,
@@ -621,6 +665,85 @@ fn what_an_attribute_meets_twice_that_is_no_fault_of_its_own_ends_a_recording_wi
         "error: b was not evaluated: opening file '/x': Too many open files",
     );
     mentions(&ended, "ulimit");
+}
+
+#[test]
+fn a_store_that_the_host_names_and_that_takes_nothing_is_no_fault_of_the_expression() {
+    for (name, value) in [
+        ("NIX_CONFIG", "store = dummy://"),
+        ("NIX_REMOTE", "nonsense://x"),
+        ("NIX_REMOTE", "file://cache"),
+        ("EVAL_ONCE_STATE_DIR", "store/eo"),
+    ] {
+        let Some(store) = Store::new() else { return };
+        store.targets("{ a = file \"a\"; b = file \"b\"; }");
+        let value = match name {
+            "EVAL_ONCE_STATE_DIR" => store.folder().join("eo").display().to_string(),
+            _ => value.replace("cache", &store.root().join("cache").display().to_string()),
+        };
+        for program in [step(&store, "a"), record(&store)] {
+            let ended = program.env(name, &value).run();
+            ended.exits(75);
+            assert_eq!(ended.stdout, "", "{ended}");
+            let hint = ended.ours().last().copied().unwrap_or_default().to_owned();
+            let names = if name == "EVAL_ONCE_STATE_DIR" {
+                name
+            } else {
+                "NIX_REMOTE"
+            };
+            let is_known = hint.contains(names)
+                || hint.contains("makes no links")
+                || hint.contains("make no links");
+            assert!(hint.starts_with("hint: ") && is_known, "{ended}");
+        }
+    }
+    // The control: an expression that says the same fails by itself.
+    let Some(store) = Store::new() else { return };
+    let says = "operation 'addTextToStore' is not supported by store 'dummy'";
+    store.targets(&format!("{{ a = throw \"{says}\"; b = file \"b\"; }}"));
+    step(&store, "a").run().fails(65, "evaluation");
+    record(&store).run().exits(0);
+}
+
+#[test]
+fn settings_that_nix_refuses_are_not_said_to_be_safe_to_retry() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; b = file \"b\"; }");
+    let target = store.target("a");
+    for (line, names) in [
+        ("garbage", "garbage"),
+        ("max-jobs = abc", "max-jobs"),
+        ("cores = abc", "cores"),
+        ("keep-going = abc", "keep-going"),
+        ("sandbox = maybe", "sandbox"),
+    ] {
+        for program in [
+            step(&store, "a"),
+            store.step(target.flags()),
+            record(&store),
+            store.eval_once(["pin", &target.drv]),
+        ] {
+            let ended = program.env("NIX_CONFIG", line).run();
+            ended.exits(64);
+            mentions(&ended, names);
+            mentions(&ended, "hint: correct it where it is set");
+            assert!(!ended.stderr.contains("safe to retry"), "{ended}");
+            assert!(!ended.stderr.contains("daemon"), "{ended}");
+        }
+    }
+    // Of `options`, Nix itself only warns.
+    let named = store
+        .step(target.flags())
+        .args(["--option", "cores", "abc"]);
+    named.run().exits(0);
+    fs::remove_file(store.work().join("result")).unwrap();
+    store.delete([target.out()]);
+    // What only a build needs.
+    store.configure("build-users-group = eval-once-has-none");
+    let ended = store.step(target.flags()).run();
+    ended.fails(64, "config");
+    mentions(&ended, "hint: correct it where it is set");
+    record(&store).run().exits(0);
 }
 
 #[test]

@@ -19,6 +19,10 @@ pub enum Trouble {
     Limit,
     /// The store has a `.drv` that is empty or cut off.
     DamagedDrv,
+    /// The host's settings name a store in which nothing can be written or built.
+    Store,
+    /// A GC root would lie in the store: the state folder does.
+    RootInStore,
     /// A hook of the host's Nix failed: `post-build-hook`, when the build had succeeded, or `pre-build-hook`.
     Hook,
     /// Another error of the operating system.
@@ -46,6 +50,10 @@ impl Trouble {
             Self::DamagedDrv => {
                 "run `nix-store --verify --check-contents --repair` on this host: its store has lost contents of files, as after a power failure"
             }
+            Self::Store => {
+                "check NIX_REMOTE and the setting `store`: they name a store in which this Nix cannot write or build"
+            }
+            Self::RootInStore => "set EVAL_ONCE_STATE_DIR to a folder outside of the store",
             Self::Hook => {
                 "mend the hook (`post-build-hook` or `pre-build-hook` in nix.conf; with a daemon, in the daemon's), then retry: what is built is found, and `post-build-hook` does not run for it again"
             }
@@ -166,6 +174,9 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     if is_about_the_daemon(message) {
         return Some(Trouble::DaemonGone);
     }
+    if let Some(trouble) = of_the_store(message) {
+        return Some(trouble);
+    }
     if building && message.starts_with("error parsing derivation ") {
         return Some(Trouble::DamagedDrv);
     }
@@ -242,6 +253,40 @@ fn is_about_the_daemon(error: &str) -> bool {
     ]
     .iter()
     .any(|start| error.starts_with(start))
+}
+
+/// What is wrong with the store that the host's settings name, or with a root in it: neither is a fault of an expression, which cannot
+/// choose them.
+fn of_the_store(message: &str) -> Option<Trouble> {
+    let begins = |start: &str| message.starts_with(start);
+    // The setting `store = dummy://`; a binary cache as `NIX_REMOTE`.
+    let cannot = begins("operation '") && message.contains("' is not supported by store '")
+        || begins("don't know how to open Nix store ")
+        || begins("Cannot parse Nix store ")
+        || begins("the path ")
+            && message.contains(" is a symlink; this is not allowed for the Nix store")
+        || message
+            .trim_start_matches(['U', 'u'])
+            .starts_with("nable to build with a primary store that isn't a local store");
+    if cannot {
+        return Some(Trouble::Store);
+    }
+    (begins("creating a garbage collector root (")
+        && message.contains(" in the Nix store is forbidden"))
+    .then_some(Trouble::RootInStore)
+}
+
+/// Whether Nix refuses its own settings: those of nix.conf and `NIX_CONFIG`.
+pub(super) fn is_about_settings(message: &str) -> bool {
+    let begins = |start: &str| message.starts_with(start);
+    begins("illegal configuration line '")
+        || begins("syntax error in configuration line '")
+        || begins("configuration setting '")
+        || ["setting '", "Boolean setting '", "option '"]
+            .iter()
+            .any(|start| begins(start))
+            && message.contains("' has invalid value '")
+        || begins("the group '") && message.contains("' specified in 'build-users-group' ")
 }
 
 /// Whether a download failed because no server answered, or because of an answer that may differ on a retry. A server that has

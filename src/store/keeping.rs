@@ -12,7 +12,7 @@ use super::printed::no_answer_of_nix;
 use super::{Answer, COLLECTOR_HINT, Collection, PathQuestion, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
+use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, Trouble, class, command};
 use crate::state::StateFolder;
 use crate::supervise::{Finished, OnStop, Printed, Supervisor};
 
@@ -256,10 +256,14 @@ fn check_link(name: &str, file: &StorePath, link: &Path) -> Result<(), Failure> 
 /// The failure of writing or rooting the file.
 fn copying_failure(what: &str, finished: &Finished, output: &NixOutput) -> Failure {
     let message = output.final_message(finished.ending);
-    Failure::new(
+    let failure = Failure::new(
         class::of(Phase::Copying, finished.ending, output),
         format_args!("{what}: {message}"),
-    )
+    );
+    match output.trouble(true).and_then(Trouble::hint) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 #[cfg(test)]
