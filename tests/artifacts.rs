@@ -65,11 +65,14 @@ fn files_of_the_outputs_become_artifacts_and_no_file_of_the_host_does() {
         String::from_utf8_lossy(content).into_owned()
     };
     for (name, content) in [
-        ("docs._the_manual_/share/index.html", "index\n"),
-        ("docs._the_manual_/share/linked.html", "index\n"),
-        ("docs._the_manual_/share/deep/.hidden", "hidden\n"),
-        ("docs._the_manual_/share/; * [x] \"q\" <b>.txt", "odd\n"),
-        ("docs._the_manual_-doc/share/doc.txt", "doc\n"),
+        ("docs._the_manual_-cbbf8316/share/index.html", "index\n"),
+        ("docs._the_manual_-cbbf8316/share/linked.html", "index\n"),
+        ("docs._the_manual_-cbbf8316/share/deep/.hidden", "hidden\n"),
+        (
+            "docs._the_manual_-cbbf8316/share/; * [x] \"q\" <b>.txt",
+            "odd\n",
+        ),
+        ("docs._the_manual_-doc-0cf60898/share/doc.txt", "doc\n"),
     ] {
         assert_eq!(text(name), content);
     }
@@ -86,7 +89,7 @@ fn files_of_the_outputs_become_artifacts_and_no_file_of_the_host_does() {
     assert!(!artifacts.values().any(|content| content == b"secret"));
     assert_eq!(build.job("nix-bad").exit_status, Some(100));
     let body = &build.annotations()["eval-once-artifacts"].body;
-    let link = "<a href=\"artifact://docs._the_manual_/share/index.html\">";
+    let link = "<a href=\"artifact://docs._the_manual_-cbbf8316/share/index.html\">";
     assert!(body.contains(link), "{body}");
     assert!(!body.contains("<b>"), "{body}");
 }

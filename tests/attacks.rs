@@ -250,3 +250,61 @@ fn links_of_the_checkout_lead_no_out_link_of_a_confined_job_elsewhere() {
     run("links/one", "true").exits(0);
     assert_eq!(outside.read_dir().unwrap().count(), 1);
 }
+
+#[test]
+fn a_folder_that_is_swapped_between_check_and_use_keeps_no_out_link_of_a_confined_job() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ one = file \"one\"; two = with' { outputs = [ \"out\" \"dev\" ]; } \"two\" \"echo > $out; echo > $dev\"; }");
+    let target = store.target("one");
+    let outside = store.root().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::create_dir(store.work().join(".git")).unwrap();
+    let count = |folder: &Path| folder.read_dir().unwrap().count();
+    let folder = store.work().join("d");
+    let records = [
+        json!({ "file": "default.nix", "attr": "one" }),
+        json!({ "file": "default.nix", "attr": "two" }),
+        // Nothing but what is recorded, with the `.drv` and without.
+        json!({ "drv": target.drv, "outputs": { "out": target.out() } }),
+        json!({ "outputs": { "out": target.out() } }),
+    ];
+    for (number, mut keys) in records.into_iter().enumerate() {
+        keys["out-link"] = json!("d/one");
+        for (name, leads_to) in [("outside", outside.as_path()), ("git", Path::new(".git"))] {
+            let run = |confined: &str| {
+                if folder.is_symlink() {
+                    fs::remove_file(&folder).unwrap();
+                }
+                fs::create_dir_all(&folder).unwrap();
+                let script = format!(
+                    "case \"$*\" in *--realise*) rm -rf d; ln -s '{}' d ;; esac",
+                    leads_to.display()
+                );
+                let place = store.root().join(format!("{number}-{name}"));
+                let stand_ins = StandIns::new(place).before("nix-store", &script);
+                store
+                    .eval_once(["hook", "command"])
+                    .env("PATH", stand_ins.path(&store))
+                    .env("BUILDKITE", "true")
+                    .env("BUILDKITE_HOOK_SCOPE", "agent")
+                    .env("BUILDKITE_COMMAND_EVAL", confined)
+                    .env("BUILDKITE_COMMAND", "")
+                    .env("BUILDKITE_BUILD_CHECKOUT_PATH", store.work())
+                    .env("EVAL_ONCE_STEP", keys.to_string())
+                    .run()
+            };
+            let (outside, git) = (&outside, store.work().join(".git"));
+            let ended = run("false");
+            ended.exits(64);
+            assert_eq!((count(outside), count(&git)), (0, 0), "{ended}");
+            // The control: another job's is there.
+            let ended = run("true");
+            ended.exits(0);
+            assert!(count(outside) + count(&git) > 0, "{ended}");
+            for folder in [outside, &git] {
+                fs::remove_dir_all(folder).unwrap();
+                fs::create_dir(folder).unwrap();
+            }
+        }
+    }
+}

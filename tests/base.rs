@@ -16,7 +16,7 @@ use tiny_http::{Header, Response, Server};
 use crate::support::{
     EVAL_ONCE,
     agent::program,
-    buildkite::{Build, Outcome},
+    buildkite::{Build, Job, JobState, Outcome},
     program::{Ended, Program},
     recording::Pipeline,
     store::Store,
@@ -688,4 +688,69 @@ fn what_several_targets_need_has_a_step_until_it_is_built() {
         .run();
     step.exits(0);
     assert_eq!(recorded("2").as_array().unwrap().len(), 3, "it is there");
+}
+
+/// The outcome of a build whose targets `one` and `two` need `zlib`, which is built like this; and its jobs by their label.
+fn build_of_shared(zlib: &str, hook: &str) -> Option<(Outcome, BTreeMap<String, Vec<Job>>)> {
+    tool("git")?;
+    program()?;
+    let store = Store::new()?;
+    store.targets(&format!(
+        r#"let zlib = build "zlib-1.3.1" "{zlib}"; in {{
+  one = build "one" "read x < ${{zlib}}; echo $x > $out";
+  two = build "two" "read x < ${{zlib}}; echo $x > $out";
+}}"#
+    ));
+    let record = format!("'{EVAL_ONCE}' pipeline --shared-steps 2 --no-share --skip none");
+    let build = Build::new(&json!({ "key": "record", "command": record }))?
+        .checkout(store.work())
+        .envs(store.env())
+        .our_hook("command")
+        .shell_hook("pre-command", hook)
+        .agents(1);
+    let outcome = build.run();
+    let mut jobs: BTreeMap<String, Vec<Job>> = BTreeMap::new();
+    for job in build.jobs() {
+        jobs.entry(job.label.clone().unwrap_or_default())
+            .or_default()
+            .push(job);
+    }
+    Some((outcome, jobs))
+}
+
+#[test]
+fn a_shared_derivation_that_the_collector_took_keeps_no_target_from_being_built() {
+    let collect = "case $BUILDKITE_STEP_KEY in shared-*) rm -rf \"$EVAL_ONCE_STATE_DIR/pins\"; drv=$(echo \"$NIX_STORE_DIR\"/*-zlib-1.3.1.drv); if [ -e \"$drv\" ]; then env -u NIX_REMOTE nix-store --delete --ignore-liveness $(nix-store -q --referrers-closure \"$drv\"); fi;; esac\n";
+    let Some((outcome, jobs)) = build_of_shared("echo z > $out", collect) else {
+        return;
+    };
+    let shared = &jobs[":nix: zlib-1.3.1 (shared)"];
+    assert_eq!(
+        shared.last().unwrap().exit_status,
+        Some(75),
+        "{}",
+        shared.last().unwrap().plain()
+    );
+    assert_eq!(shared.last().unwrap().state, JobState::SoftFailed);
+    for name in [":nix: one", ":nix: two"] {
+        let job = jobs[name].last().unwrap();
+        assert_eq!(job.state, JobState::Passed, "{}", job.plain());
+    }
+    assert_eq!(outcome, Outcome::Passed);
+}
+
+#[test]
+fn a_shared_derivation_that_fails_is_red_once_and_what_needs_it_does_not_run() {
+    let Some((outcome, jobs)) = build_of_shared("exit 3", "") else {
+        return;
+    };
+    let [shared] = &jobs[":nix: zlib-1.3.1 (shared)"][..] else {
+        panic!("it was tried again");
+    };
+    assert_eq!(shared.exit_status, Some(100), "{}", shared.plain());
+    assert_eq!(shared.state, JobState::Failed);
+    for name in [":nix: one", ":nix: two"] {
+        assert_eq!(jobs[name].last().unwrap().exit_status, None);
+    }
+    assert_eq!(outcome, Outcome::Failed);
 }

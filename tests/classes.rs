@@ -20,7 +20,7 @@ use super::support::{
     processes::{Process, children},
     program::{Ended, Program},
     recording::Pipeline,
-    stand_in::{StandIns, dies},
+    stand_in::{StandIns, dies, write_program},
     store::Store,
     target::fifo,
     tool, until,
@@ -41,9 +41,53 @@ const DRV: &str = "/nix/store/w11m5yi1fzmzl7ri7y308xcnn9jyzv3r-a.drv";
 
 /// Sentences of Nix's, measured on 2.8.0, 2.26.3 and 2.34.8; and their class while something is evaluated, and while something is
 /// built and nothing has begun. `DRV` stands for a derivation.
-const SENTENCES: [(Speaker, &str, Class, Class); 54] = {
-    use Class::{Build, Evaluation, Infrastructure};
+const SENTENCES: [(Speaker, &str, Class, Class); 61] = {
+    use Class::{Build, Config, Evaluation, Infrastructure};
     [
+        // A store that the host's settings name: all; 2.8; 2.34.
+        (
+            Nix,
+            "operation 'addTextToStore' is not supported by store 'dummy'",
+            Infrastructure,
+            Infrastructure,
+        ),
+        (
+            Nix,
+            "don't know how to open Nix store 'nonsense://x'",
+            Infrastructure,
+            Infrastructure,
+        ),
+        (
+            Nix,
+            "Unable to build with a primary store that isn't a local store; either pass a different '--store' or enable remote builds.",
+            Infrastructure,
+            Infrastructure,
+        ),
+        (
+            Nix,
+            "creating a garbage collector root (\"/s/x/root\") in the Nix store is forbidden (are you running nix-build inside the store?)",
+            Infrastructure,
+            Infrastructure,
+        ),
+        // Settings that Nix refuses.
+        (
+            Nix,
+            "illegal configuration line 'x' in 'NIX_CONFIG'",
+            Config,
+            Config,
+        ),
+        (
+            Nix,
+            "configuration setting 'max-jobs' should be 'auto' or an integer",
+            Config,
+            Config,
+        ),
+        (
+            Nix,
+            "the group 'x' specified in 'build-users-group' does not exist",
+            Config,
+            Config,
+        ),
         // A daemon that is gone: 2.8; 2.26; 2.34.
         (
             Nix,
@@ -438,6 +482,14 @@ fn after_a_build_has_begun_it_is_the_builds_unless_it_is_known_not_to_be() {
     assert_eq!(of("something nobody knows", exited), Class::Build);
     assert_eq!(of("unexpected end-of-file", exited), Class::Infrastructure);
     assert_eq!(of("interrupted by the user", exited), Class::Infrastructure);
+    // A hook of the host's: `post-build-hook` or `pre-build-hook`; `build-hook`.
+    for text in [
+        "program '/etc/hook' failed with exit code 1",
+        "program \"/etc/hook\" failed due to signal 9 (Killed)",
+        "unexpected EOF reading a line",
+    ] {
+        assert_eq!(of(text, exited), Class::Infrastructure, "{text}");
+    }
     let asserts =
         "nix-store: src/libstore/store-api.cc:188: f(x): Assertion `references.empty()' failed.\n";
     for (said, expected) in [(asserts, Class::Build), ("", Class::Signal(6))] {
@@ -613,6 +665,85 @@ fn what_an_attribute_meets_twice_that_is_no_fault_of_its_own_ends_a_recording_wi
         "error: b was not evaluated: opening file '/x': Too many open files",
     );
     mentions(&ended, "ulimit");
+}
+
+#[test]
+fn a_store_that_the_host_names_and_that_takes_nothing_is_no_fault_of_the_expression() {
+    for (name, value) in [
+        ("NIX_CONFIG", "store = dummy://"),
+        ("NIX_REMOTE", "nonsense://x"),
+        ("NIX_REMOTE", "file://cache"),
+        ("EVAL_ONCE_STATE_DIR", "store/eo"),
+    ] {
+        let Some(store) = Store::new() else { return };
+        store.targets("{ a = file \"a\"; b = file \"b\"; }");
+        let value = match name {
+            "EVAL_ONCE_STATE_DIR" => store.folder().join("eo").display().to_string(),
+            _ => value.replace("cache", &store.root().join("cache").display().to_string()),
+        };
+        for program in [step(&store, "a"), record(&store)] {
+            let ended = program.env(name, &value).run();
+            ended.exits(75);
+            assert_eq!(ended.stdout, "", "{ended}");
+            let hint = ended.ours().last().copied().unwrap_or_default().to_owned();
+            let names = if name == "EVAL_ONCE_STATE_DIR" {
+                name
+            } else {
+                "NIX_REMOTE"
+            };
+            let is_known = hint.contains(names)
+                || hint.contains("makes no links")
+                || hint.contains("make no links");
+            assert!(hint.starts_with("hint: ") && is_known, "{ended}");
+        }
+    }
+    // The control: an expression that says the same fails by itself.
+    let Some(store) = Store::new() else { return };
+    let says = "operation 'addTextToStore' is not supported by store 'dummy'";
+    store.targets(&format!("{{ a = throw \"{says}\"; b = file \"b\"; }}"));
+    step(&store, "a").run().fails(65, "evaluation");
+    record(&store).run().exits(0);
+}
+
+#[test]
+fn settings_that_nix_refuses_are_not_said_to_be_safe_to_retry() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; b = file \"b\"; }");
+    let target = store.target("a");
+    for (line, names) in [
+        ("garbage", "garbage"),
+        ("max-jobs = abc", "max-jobs"),
+        ("cores = abc", "cores"),
+        ("keep-going = abc", "keep-going"),
+        ("sandbox = maybe", "sandbox"),
+    ] {
+        for program in [
+            step(&store, "a"),
+            store.step(target.flags()),
+            record(&store),
+            store.eval_once(["pin", &target.drv]),
+        ] {
+            let ended = program.env("NIX_CONFIG", line).run();
+            ended.exits(64);
+            mentions(&ended, names);
+            mentions(&ended, "hint: correct it where it is set");
+            assert!(!ended.stderr.contains("safe to retry"), "{ended}");
+            assert!(!ended.stderr.contains("daemon"), "{ended}");
+        }
+    }
+    // Of `options`, Nix itself only warns.
+    let named = store
+        .step(target.flags())
+        .args(["--option", "cores", "abc"]);
+    named.run().exits(0);
+    fs::remove_file(store.work().join("result")).unwrap();
+    store.delete([target.out()]);
+    // What only a build needs.
+    store.configure("build-users-group = eval-once-has-none");
+    let ended = store.step(target.flags()).run();
+    ended.fails(64, "config");
+    mentions(&ended, "hint: correct it where it is set");
+    record(&store).run().exits(0);
 }
 
 #[test]
@@ -1039,4 +1170,87 @@ fn remove(store: &Store, file: &Path) {
     let writable = fs::Permissions::from_mode(0o755);
     fs::set_permissions(store.folder(), writable).unwrap();
     fs::remove_file(file).unwrap();
+}
+
+// ---- hooks of the host's Nix
+
+#[test]
+fn a_post_build_hook_that_fails_is_75_and_named_and_a_retry_finds_the_output() {
+    for through_daemon in [false, true] {
+        let Some(store) = Store::new() else { return };
+        store.targets(
+            r#"rec {
+  a = file "a"; b = file "b"; needed = file "needed"; above = build "above" "echo ${needed} > $out";
+  bad = build "bad" "exit 3"; both = build "both" "echo ${bad} ${a} > $out";
+}"#,
+        );
+        let hook = store.root().join("hook");
+        write_program(&hook, "#!/bin/sh\necho error: not uploaded >&2\nexit 7\n");
+        store.configure(&format!("post-build-hook = {}", hook.display()));
+        let daemon = through_daemon.then(|| store.daemon());
+        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
+        for (attribute, log) in [("a", "pretty"), ("b", "raw"), ("above", "pretty")] {
+            let target = store.target(attribute);
+            let step = store.step(target.drv_flags()).args(["--log", log]);
+            let step = step.envs(client.clone());
+            let ended = step.run();
+            ended.fails(75, "surroundings");
+            mentions(&ended, &hook.display().to_string());
+            mentions(&ended, "failed with exit code 7");
+            assert!(!ended.reported().contains("was not built"), "{ended}");
+            // Nix's message names the program; which hook that is, the hint says.
+            mentions(&ended, "post-build-hook");
+            if attribute == "above" {
+                assert!(!store.has(target.out()), "{ended}");
+                step.run().fails(75, "surroundings");
+            }
+            assert!(store.has(target.out()), "{ended}");
+            step.run().exits(0);
+        }
+        // Beside a builder that failed, that counts: it will fail again.
+        let failed = step(&store, "both").envs(client.clone());
+        let failed = failed.args(["--option", "keep-going", "true"]).run();
+        failed.fails(100, "build");
+    }
+}
+
+#[test]
+fn a_post_build_hook_that_fails_is_no_fault_of_the_expression_that_needs_the_build() {
+    let Some(store) = Store::new() else { return };
+    store.targets(
+        r#"let needs = name: builtins.seq (builtins.readFile (build name "echo > $out")); in {
+  one = needs "one" (file "a"); two = needs "two" (file "b");
+}"#,
+    );
+    let hook = store.root().join("hook");
+    write_program(&hook, "#!/bin/sh\nexit 7\n");
+    store.configure(&format!("post-build-hook = {}", hook.display()));
+    // The evaluation is repeated, and finds what was built. The target's own build is another one.
+    let ended = step(&store, "one").run();
+    ended.fails(75, "surroundings");
+    step(&store, "one").run().exits(0);
+    record(&store).args(["--attr", "two"]).run().exits(0);
+}
+
+#[test]
+fn a_builder_that_prints_more_than_the_host_allows_is_said_to_have_done_that() {
+    for through_daemon in [false, true] {
+        let Some(store) = Store::new() else { return };
+        store.targets(
+            r#"{ a = build "a" "while :; do echo 0123456789012345678901234567890123456789; done"; }"#,
+        );
+        store.configure("max-build-log-size = 1000");
+        let daemon = through_daemon.then(|| store.daemon());
+        let client = daemon.as_ref().map(Daemon::env).unwrap_or_default();
+        for log in ["pretty", "raw"] {
+            let ended = step(&store, "a").args(["--log", log]).envs(client.clone());
+            let ended = ended.run();
+            ended.fails(100, "build");
+            mentions(&ended, "killed after writing more than 1000 bytes");
+            mentions(&ended, "max-build-log-size");
+            assert!(!ended.reported().contains("builder succeeded"), "{ended}");
+            let cause = ended.report()["failure"]["drv"].as_str();
+            assert_eq!(cause, Some(&*store.target("a").drv), "{ended}");
+        }
+    }
 }

@@ -24,7 +24,7 @@
 //! | a `.drv` that is empty or cut off | [`a_drv_that_is_empty_or_cut_off_is_an_infrastructure_failure`] |
 //! | a daemon that hangs at the handshake | [`a_daemon_that_hangs_is_waited_for_until_a_signal_comes`], `doctor::a_store_that_does_not_answer_is_a_failure_within_its_limit` |
 //! | a Nix that prints megabytes in one line | [`a_nix_that_does_something_else_is_an_infrastructure_failure`], `hostile_output` |
-//! | a Nix that is another program, or does nothing | [`a_nix_that_does_something_else_is_an_infrastructure_failure`], `doctor::a_program_that_is_no_nix_is_named` |
+//! | a Nix that is another program, or does nothing | [`a_nix_that_does_something_else_is_an_infrastructure_failure`], [`one_program_of_nix_that_does_something_else_is_an_infrastructure_failure`], `doctor::a_program_that_is_no_nix_is_named` |
 //! | the agent is missing, or answers with errors | [`a_recording_without_an_agent_uploads_nothing`], `summary::what_is_no_job_or_cannot_reach_buildkite_says_so`, `publish` |
 //! | the agent hangs | [`an_agent_that_hangs_is_stopped_by_a_signal`], `agent::tests` (its limit), `publish`, `summary`, `recording_stopped` |
 //! | arguments beyond the kernel's limit | [`arguments_that_the_system_does_not_take_are_refused`] |
@@ -821,6 +821,99 @@ fn a_nix_that_does_something_else_is_an_infrastructure_failure() {
         .run()
         .takes("realised", "drv-valid");
     records(&recording(&store).run());
+}
+
+/// One program alone, for all of its commands or for one of them: what the others say must not hide it.
+#[test]
+fn one_program_of_nix_that_does_something_else_is_an_infrastructure_failure() {
+    let Some((store, target)) = store() else {
+        return;
+    };
+    let commands = [
+        ("nix", "*"),
+        ("nix-instantiate", "*"),
+        ("nix-instantiate", "*--read-write-mode*"),
+        ("nix-store", "*"),
+        ("nix-store", "*--add-root*"),
+        ("nix-store", "*--roots*"),
+        ("nix-store", "*--check-validity*"),
+    ];
+    for (number, (program, command)) in commands.into_iter().enumerate() {
+        for (name, does) in [
+            ("nothing", "exit 0"),
+            ("else", "echo hello; exit 0"),
+            // What `nix-instantiate --eval` prints is a string.
+            ("quoted", "echo '\"hello\"'; exit 0"),
+        ] {
+            if name == "quoted" && program != "nix-instantiate" {
+                continue;
+            }
+            let what = format!("{program} {command} {name}");
+            let script = format!("case \"$*\" in {command}) {does};; esac");
+            let folder = store.root().join(format!("{number}-{name}"));
+            let path = StandIns::new(folder).before(program, &script).path(&store);
+            for flags in [
+                target.flags(),
+                target.drv_flags(),
+                vec!["--attr".into(), "a".into()],
+            ] {
+                assert_eq!(store.instantiate("default.nix", "a"), target.drv);
+                let ended = store.step(&flags).env("PATH", &path).run();
+                if ended.status.code() == Some(0) {
+                    let link = store.work().join("result");
+                    let Ok(out) = link.read_link() else {
+                        panic!("{what}: {ended}")
+                    };
+                    assert!(store.has(out.to_str().unwrap()), "{what}: {ended}");
+                    fs::remove_file(link).unwrap();
+                } else {
+                    ended.fails(75, "surroundings");
+                }
+                leaves_nothing(&store);
+                store.collect();
+            }
+            for is_pin in [false, true] {
+                let drv = store.instantiate("default.nix", "a");
+                let ended = if is_pin {
+                    store.eval_once(["pin", &drv])
+                } else {
+                    recording(&store)
+                }
+                .env("PATH", &path)
+                .run();
+                if ended.status.code() == Some(0) {
+                    store.forget_temporary_roots();
+                    store.collect();
+                    assert!(store.has(&drv), "{what}: {drv} is gone: {ended}");
+                } else {
+                    // A sentence for people, without the expressions that Nix was given.
+                    records_nothing(&ended, 75, "");
+                    assert!(ended.stderr.len() < 2_000, "{what}: {ended}");
+                    assert!(!ended.stderr.contains("builtins."), "{what}: {ended}");
+                }
+                leaves_nothing(&store);
+                let _ = fs::remove_dir_all(store.our_state().join("pins"));
+                store.collect();
+            }
+        }
+    }
+    store.step(["--attr", "a"]).run().exits(0);
+    records(&recording(&store).run());
+    fs::remove_file(store.work().join("result")).unwrap();
+    // What is no metadata of a flake.
+    store.write("flake.nix", "{ outputs = { self }: { }; }");
+    for (name, does) in [("nothing", "exit 0"), ("else", "echo '[{}]'; exit 0")] {
+        let script = format!("case \"$*\" in *metadata*) {does};; esac");
+        let folder = store.root().join(format!("flake-{name}"));
+        let path = StandIns::new(folder).before("nix", &script).path(&store);
+        let step = store.step(["--flake", "path:.", "--attr", "a"]);
+        let ended = step.env("PATH", &path).run();
+        ended.fails(75, "surroundings");
+        assert!(ended.reported().contains("`nix` ended with 0"), "{ended}");
+        let ended = recording(&store).args(["--flake", "path:."]);
+        records_nothing(&ended.env("PATH", &path).run(), 75, "the flake's metadata");
+        leaves_nothing(&store);
+    }
 }
 
 // ---- the agent

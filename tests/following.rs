@@ -178,6 +178,7 @@ fn a_step_that_does_not_evaluate_is_red_by_itself_and_names_what_nix_says() {
         return;
     };
     let target = r#"(file "web") // { meta.eval-once.steps = {
+        "".command = "x";
         b-throws.run = throw "no such host";
         a-good.run = file "run";
         c-wrong.run = "x";
@@ -197,6 +198,7 @@ fn a_step_that_does_not_evaluate_is_red_by_itself_and_names_what_nix_says() {
     let keys: Vec<&str> = steps.keys().map(String::as_str).collect();
     let expected = [
         "nix-web",
+        "nix-web-",
         "nix-web-a-good",
         "nix-web-b-throws",
         "nix-web-c-wrong",
@@ -226,6 +228,8 @@ fn a_step_that_does_not_evaluate_is_red_by_itself_and_names_what_nix_says() {
         let begin = format!("web.meta.eval-once.steps.{name}: ");
         assert!(found.starts_with(&begin) && found.contains(said), "{found}");
     }
+    let found = refusal(&steps["nix-web-"]);
+    assert_eq!(found, "web.meta.eval-once.steps.\"\": its name is empty");
     assert_eq!(steps["nix-web-f-good"]["command"], "x");
     // What cannot be caught hides the ones behind it, and those are red as well.
     store.write(

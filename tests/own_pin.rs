@@ -76,19 +76,14 @@ fn drvs_are_read_from_standard_input_and_other_ones_have_a_pin_of_their_own() {
     let Some((store, a, b)) = two_targets() else {
         return;
     };
-    let piped = |drvs: &str, arguments: &[&str]| {
+    let piped = |drvs: &[u8], arguments: &[&str]| {
         let mut command = store.eval_once(["pin"]).args(arguments).command();
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(drvs.as_bytes())
-            .unwrap();
+        child.stdin.take().unwrap().write_all(drvs).unwrap();
         child.wait_with_output().unwrap()
     };
-    let both = piped(&format!("{}\n\n", a.drv), &["-", &b.drv]);
+    let both = piped(format!("{}\n\n", a.drv).as_bytes(), &["-", &b.drv]);
     assert!(both.status.success());
     store.collect();
     assert!(store.has(&a.drv) && store.has(&b.drv));
@@ -97,7 +92,9 @@ fn drvs_are_read_from_standard_input_and_other_ones_have_a_pin_of_their_own() {
     assert_eq!(pins(&store).len(), 2, "neither replaces the other");
     store.eval_once(["pin", &a.drv]).run().exits(0);
     assert_eq!(pins(&store).len(), 2, "the same ones are replaced");
-    assert_eq!(piped("\n", &["-"]).status.code(), Some(64));
+    assert_eq!(piped(b"\n", &["-"]).status.code(), Some(64));
+    let no_text = [a.drv.as_bytes(), b"\n\xff\xfe\n"].concat();
+    assert_eq!(piped(&no_text, &["-"]).status.code(), Some(64));
 }
 
 #[test]

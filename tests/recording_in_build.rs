@@ -942,6 +942,46 @@ fn the_wishes_of_a_target_count_and_one_that_buildkite_rejects_refuses_that_targ
 }
 
 #[test]
+fn attributes_with_one_drv_have_the_wishes_of_those_that_wish_something() {
+    let (Some(_), Some(store)) = (program(), Store::new()) else {
+        return;
+    };
+    store.targets(
+        r#"let app = file "app"; e = file "e"; f = file "f"; in {
+          app = app;
+          tested = app // { meta.buildkite.command = "exit 9"; };
+          skipped = e // { meta.buildkite.skip = "not on Sundays"; };
+          wanted = e;
+          one = f // { meta.buildkite.command = "exit 1"; };
+          two = f // { meta.buildkite.command = "exit 2"; };
+        }"#,
+    );
+    let command = format!("'{EVAL_ONCE}' pipeline --keys attr");
+    let Some(build) = Build::new(&json!({ "key": "record", "command": command })) else {
+        return;
+    };
+    let build = build
+        .checkout(store.work())
+        .envs(store.env())
+        .our_hook("command");
+    assert_eq!(build.run(), Outcome::Failed);
+    let log = build.job("record").plain();
+    for (key, status) in [("nix-app", 9), ("nix-skipped", 0), ("nix-one", 1)] {
+        let job = build.job(key);
+        assert_eq!(job.exit_status, Some(status), "{}", job.plain());
+    }
+    let warning = "warning: two and one have the same .drv, so one step, and other wishes";
+    assert_eq!(log.matches(warning).count(), 1, "{log}");
+    assert_eq!(log.matches("have the same .drv").count(), 1, "{log}");
+    let annotations = build.annotations();
+    let body = &annotations.values().next().unwrap().body;
+    assert!(
+        shown(body).contains("two and one have the same .drv"),
+        "{body}"
+    );
+}
+
+#[test]
 fn a_built_target_has_a_skipped_step_that_no_step_waits_for() {
     let Some(store) = store() else { return };
     store.targets(

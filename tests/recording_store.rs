@@ -1,6 +1,7 @@
 //! What a recording does with the store: the pin that keeps what was found, and what needs no step because it is there.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread;
@@ -520,6 +521,31 @@ fn what_is_there_needs_no_step() {
         1,
         "{ended}"
     );
+}
+
+#[test]
+fn an_output_that_is_registered_and_whose_file_is_gone_is_not_built_here() {
+    let Some(store) = Store::new() else { return };
+    store.targets(r#"{ here = file "here"; lost = file "lost"; }"#);
+    let [here, lost] = ["here", "lost"].map(|attr| store.target(attr));
+    for target in [&here, &lost] {
+        store.build(&target.drv);
+    }
+    fs::set_permissions(store.folder(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::remove_file(lost.out()).unwrap();
+    assert!(store.has(lost.out()), "Nix believes it is there");
+    for skip in ["built", "cached"] {
+        let ended = record(&store, &["--skip", skip]).run();
+        let pipeline = Pipeline::of(&ended);
+        assert_eq!(pipeline.step(&["here"]).json["skip"], "already built here");
+        assert!(pipeline.step(&["lost"]).json["skip"].is_null(), "{ended}");
+        mentions(&ended, "1 target is registered as built");
+    }
+    // Of a store elsewhere nothing is known by the files that are here.
+    let elsewhere = format!("store = local?real={}", store.folder().display());
+    let ended = record(&store, &[]).env("NIX_CONFIG", elsewhere).run();
+    let pipeline = Pipeline::of(&ended);
+    assert_eq!(pipeline.step(&["lost"]).json["skip"], "already built here");
 }
 
 #[test]

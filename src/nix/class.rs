@@ -63,7 +63,13 @@ pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
         Ending::Killed(signal) => Class::Signal(signal),
         Ending::Exited(_) if phase == Phase::Copying => Class::Infrastructure,
         Ending::Exited(_) if evaluates && nix_output.is_expressions_own() => Class::Evaluation,
+        Ending::Exited(_) if nix_output.refuses_settings() => Class::Config,
         Ending::Exited(status) => of_faults(nix_output)
+            // A store that builds nothing ends with the status of a failed build (2.34).
+            .or_else(|| {
+                (nix_output.trouble(!evaluates) == Some(Trouble::Store))
+                    .then_some(Class::Infrastructure)
+            })
             .or_else(|| of_status(status))
             .unwrap_or_else(|| {
                 if evaluates {
@@ -172,6 +178,7 @@ fn of_cause(cause: &Cause) -> Class {
         Cause::DiskFull => Class::Infrastructure,
         Cause::Status(_)
         | Cause::Signal(_)
+        | Cause::Log(_)
         | Cause::Output(_)
         | Cause::Platform(_)
         | Cause::Other(_) => Class::Build,
@@ -193,8 +200,12 @@ fn of_status(status: i32) -> Option<Class> {
 #[must_use]
 pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, printed: &str) -> Failure {
     let printed = NoiseFilter::default().filtered(printed.as_bytes());
-    let hint = match NixOutput::of(&printed).trouble(true) {
-        Some(trouble @ (Trouble::DiskFull | Trouble::Limit)) => trouble.hint(),
+    let output = NixOutput::of(&printed);
+    if let Some(failure) = settings_refused(&output) {
+        return failure;
+    }
+    let hint = match output.trouble(true) {
+        Some(trouble @ (Trouble::DiskFull | Trouble::Limit | Trouble::Store)) => trouble.hint(),
         _ => None,
     };
     let printed = String::from_utf8_lossy(&printed);
@@ -212,6 +223,24 @@ pub fn store_cannot_be_asked(line: &CommandLine, ending: Ending, printed: &str) 
     .hint(hint.unwrap_or(
         "check that the Nix daemon runs, and that NIX_REMOTE (if set) names a store of this host",
     ))
+}
+
+/// The failure where Nix has refused its settings, if it has: those of nix.conf or `NIX_CONFIG`. (Of `--option` it only warns.)
+#[must_use]
+pub fn settings_refused(output: &NixOutput) -> Option<Failure> {
+    let message = output
+        .error
+        .as_deref()
+        .filter(|_| output.refuses_settings())?;
+    let failure = Failure::new(
+        Class::Config,
+        format_args!("Nix refuses its settings: {}", in_one_line(message)),
+    );
+    Some(
+        failure
+            .meaning("Nix refuses a setting of this host, or of this job; retrying only helps on another host.")
+            .hint("correct it where it is set: in NIX_CONFIG, or in a nix.conf of this host"),
+    )
 }
 
 /// The failure of `what` for a reason that is no fault of the expression, with what can be done about it where that is known.

@@ -27,6 +27,8 @@ pub enum Cause {
     Output(String),
     /// `timeout` or `max-silent-time` ran out; which, in Nix's words.
     Time(String),
+    /// It printed more than `max-build-log-size` allows, in Nix's words.
+    Log(String),
     /// Hash mismatch: which hash was specified, and which Nix got, as far as it says so.
     Hash(String),
     /// It is not reproducible: a second build gave other outputs.
@@ -54,6 +56,7 @@ impl fmt::Display for Cause {
             Self::Signal(signal) => write!(f, "its builder was killed by signal {signal}"),
             Self::Output(how) => write!(f, "its builder succeeded, but {how}"),
             Self::Time(what) | Self::Platform(what) | Self::Other(what) => f.write_str(what),
+            Self::Log(how) => write!(f, "its builder was {how} (`max-build-log-size`)"),
             Self::Hash(which) => write!(f, "hash mismatch{which}"),
             Self::Nondeterministic => {
                 f.write_str("it is not reproducible: a second build gave other outputs")
@@ -62,6 +65,9 @@ impl fmt::Display for Cause {
         }
     }
 }
+
+/// How Nix says that a builder has printed more than `max-build-log-size` allows.
+const TOO_MUCH_LOG: &str = "killed after writing more than ";
 
 /// The fault that an error of Nix before 2.3x names: in one line.
 pub(super) fn fault(error: &str) -> Option<Fault> {
@@ -75,9 +81,14 @@ pub(super) fn fault(error: &str) -> Option<Fault> {
         (drv, cause_of_builder(rest).unwrap_or_else(other))
     } else if let Some((drv, _)) = about("hash mismatch in fixed-output derivation '") {
         (drv, Cause::Hash(String::new()))
-    } else if let Some((drv, rest)) = about("building of '") {
-        let (_, when) = rest.split_once("timed out ")?;
-        (drv, Cause::Time(format!("it timed out {when}")))
+    } else if let Some((drv, rest)) =
+        about("building of '").or_else(|| about("building derivation '"))
+    {
+        let cause = match rest.split_once("timed out ") {
+            Some((_, when)) => Cause::Time(format!("it timed out {when}")),
+            None => Cause::Log(rest[rest.find(TOO_MUCH_LOG)?..].to_owned()),
+        };
+        (drv, cause)
     } else if let Some((drv, rest)) = about("derivation '") {
         let differs = rest.contains("may not be deterministic");
         (drv, differs.then_some(Cause::Nondeterministic)?)
@@ -163,6 +174,20 @@ mod tests {
         ] {
             let fault = fault(&error).unwrap();
             assert_eq!(fault.cause, Cause::Nondeterministic, "{error}");
+            assert_eq!(fault.drv, DrvPath::parse(DRV).ok());
+        }
+    }
+
+    #[test]
+    fn a_builder_that_printed_too_much_is_killed_for_that() {
+        let how = "killed after writing more than 1000 bytes of log output";
+        for start in [
+            format!("building of '{DRV}!*' from .drv file"),
+            format!("building of '{DRV}^*' from .drv file"),
+            format!("building derivation '{DRV}'"),
+        ] {
+            let fault = fault(&format!("{start} {how}")).unwrap();
+            assert_eq!(fault.cause, Cause::Log(how.into()), "{start}");
             assert_eq!(fault.drv, DrvPath::parse(DRV).ok());
         }
     }

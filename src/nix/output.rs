@@ -9,7 +9,7 @@ use std::mem::discriminant;
 use super::fault::{Cause, Fault, NO_MACHINE, cause_of_builder, drv_of, fault, is_time_alone};
 use super::message::{self, Message, MessageLines};
 use super::structured::{BuildCounts, Ended, Event, LogReader};
-use super::trouble::{Trouble, is_git_without_network, may_be_of_git, trouble};
+use super::trouble::{Trouble, is_about_settings, is_git_without_network, may_be_of_git, trouble};
 use super::{DrvPath, StorePath};
 use crate::command_line::Ending;
 use crate::text::{begin_of, shortened, without_escapes};
@@ -454,6 +454,13 @@ impl NixOutput {
             others.find(|trouble| *trouble != Trouble::NotDownloaded || of_git)
         };
         of_message.or_else(other)
+    }
+
+    /// Whether Nix has refused its own settings.
+    #[must_use]
+    pub fn refuses_settings(&self) -> bool {
+        let whole = self.message.as_ref().map(Message::whole);
+        !self.may_be_imitated() && whole.is_some_and(|whole| is_about_settings(&whole))
     }
 
     /// The frames of the message that Nix ended with: how the evaluation came there.

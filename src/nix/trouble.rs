@@ -19,6 +19,12 @@ pub enum Trouble {
     Limit,
     /// The store has a `.drv` that is empty or cut off.
     DamagedDrv,
+    /// The host's settings name a store in which nothing can be written or built.
+    Store,
+    /// A GC root would lie in the store: the state folder does.
+    RootInStore,
+    /// A hook of the host's Nix failed: `post-build-hook`, when the build had succeeded, or `pre-build-hook`.
+    Hook,
     /// Another error of the operating system.
     System,
 }
@@ -43,6 +49,13 @@ impl Trouble {
             }
             Self::DamagedDrv => {
                 "run `nix-store --verify --check-contents --repair` on this host: its store has lost contents of files, as after a power failure"
+            }
+            Self::Store => {
+                "check NIX_REMOTE and the setting `store`: they name a store in which this Nix cannot write or build"
+            }
+            Self::RootInStore => "set EVAL_ONCE_STATE_DIR to a folder outside of the store",
+            Self::Hook => {
+                "mend the hook (`post-build-hook` or `pre-build-hook` in nix.conf; with a daemon, in the daemon's), then retry: what is built is found, and `post-build-hook` does not run for it again"
             }
             Self::BuilderGone | Self::System => return None,
         })
@@ -161,11 +174,21 @@ pub(super) fn trouble(message: &str, building: bool) -> Option<Trouble> {
     if is_about_the_daemon(message) {
         return Some(Trouble::DaemonGone);
     }
+    if let Some(trouble) = of_the_store(message) {
+        return Some(trouble);
+    }
     if building && message.starts_with("error parsing derivation ") {
         return Some(Trouble::DamagedDrv);
     }
     if is_not_downloaded(message) {
         return Some(Trouble::NotDownloaded);
+    }
+    if is_about_a_hook(message, building) {
+        return Some(Trouble::Hook);
+    }
+    // The `build-hook` that speaks with remote builders, or what it runs, has ended.
+    if building && message.starts_with("unexpected EOF reading a line") {
+        return Some(Trouble::BuilderGone);
     }
     // The system's words stand at the end of Nix's message, or of the first line of it. A line that ends within quotes is the
     // begin of a name that the expression chose: 2.8 breaks the line where the name does.
@@ -208,6 +231,18 @@ fn says(line: &str, words: &str) -> bool {
         .is_some_and(|before| before.is_empty() || before.ends_with(": "))
 }
 
+/// Whether an error says that a program failed which Nix runs for its host's sake: `program '/etc/nix/upload' failed with exit
+/// code 1`, in the same words for each hook. While it builds, Nix runs no other. While it evaluates, it also runs `git` and the
+/// like, by their names alone.
+fn is_about_a_hook(message: &str, building: bool) -> bool {
+    let program = ['\'', '"'].into_iter().find_map(|quote| {
+        let quoted = message.strip_prefix("program ")?.strip_prefix(quote)?;
+        let (program, how) = quoted.split_once(quote)?;
+        how.starts_with(" failed ").then_some(program)
+    });
+    program.is_some_and(|program| building || program.starts_with('/'))
+}
+
 /// Whether an error says that the daemon does not run, or disconnected.
 fn is_about_the_daemon(error: &str) -> bool {
     [
@@ -218,6 +253,40 @@ fn is_about_the_daemon(error: &str) -> bool {
     ]
     .iter()
     .any(|start| error.starts_with(start))
+}
+
+/// What is wrong with the store that the host's settings name, or with a root in it: neither is a fault of an expression, which cannot
+/// choose them.
+fn of_the_store(message: &str) -> Option<Trouble> {
+    let begins = |start: &str| message.starts_with(start);
+    // The setting `store = dummy://`; a binary cache as `NIX_REMOTE`.
+    let cannot = begins("operation '") && message.contains("' is not supported by store '")
+        || begins("don't know how to open Nix store ")
+        || begins("Cannot parse Nix store ")
+        || begins("the path ")
+            && message.contains(" is a symlink; this is not allowed for the Nix store")
+        || message
+            .trim_start_matches(['U', 'u'])
+            .starts_with("nable to build with a primary store that isn't a local store");
+    if cannot {
+        return Some(Trouble::Store);
+    }
+    (begins("creating a garbage collector root (")
+        && message.contains(" in the Nix store is forbidden"))
+    .then_some(Trouble::RootInStore)
+}
+
+/// Whether Nix refuses its own settings: those of nix.conf and `NIX_CONFIG`.
+pub(super) fn is_about_settings(message: &str) -> bool {
+    let begins = |start: &str| message.starts_with(start);
+    begins("illegal configuration line '")
+        || begins("syntax error in configuration line '")
+        || begins("configuration setting '")
+        || ["setting '", "Boolean setting '", "option '"]
+            .iter()
+            .any(|start| begins(start))
+            && message.contains("' has invalid value '")
+        || begins("the group '") && message.contains("' specified in 'build-users-group' ")
 }
 
 /// Whether a download failed because no server answered, or because of an answer that may differ on a retry. A server that has
@@ -315,6 +384,27 @@ mod tests {
         ] {
             assert_eq!(trouble(message, false), while_evaluating, "{message}");
             assert_eq!(trouble(message, true), while_building, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_nix_runs_is_a_hook_unless_an_evaluation_may_have_asked_for_it() {
+        for (message, while_evaluating, while_building) in [
+            ("program '/etc/hook' failed with exit code 7", true, true),
+            (
+                "program \"/etc/hook\" failed due to signal 9 (Killed)",
+                true,
+                true,
+            ),
+            ("program 'hook' failed with exit code 1", false, true),
+            ("program 'git' failed with exit code 128", false, true),
+            ("program '/etc/hook' is what failed here", false, false),
+            ("program '/etc/hook", false, false),
+        ] {
+            for (building, is_hook) in [(false, while_evaluating), (true, while_building)] {
+                let is_found = trouble(message, building) == Some(Trouble::Hook);
+                assert_eq!(is_found, is_hook, "{message}");
+            }
         }
     }
 

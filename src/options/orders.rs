@@ -158,14 +158,16 @@ pub(super) fn pin(
         .iter()
         .map(String::as_str)
         .partition(|word| *word == "-");
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     if !stdin.is_empty() {
         std::io::stdin()
-            .read_to_string(&mut text)
+            .read_to_end(&mut bytes)
             .classify(Class::Infrastructure, || {
                 "cannot read .drv files from standard input".into()
             })?;
     }
+    // What is no text is no store path, and refused as such.
+    let text = String::from_utf8_lossy(&bytes);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     Ok(PinOrder {
         drvs: read_drvs(named.into_iter().chain(lines))?,

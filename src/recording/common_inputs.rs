@@ -32,6 +32,7 @@ impl CommonInputs {
         targets: &[Target],
         skip: &[Option<String>],
         request: &RecordingRequest,
+        files_are_here: bool,
         store: &mut Store,
         supervisor: &mut Supervisor,
         log: &Log,
@@ -65,7 +66,15 @@ impl CommonInputs {
             },
             ..request.clone()
         };
-        let there = skip::reasons(&drvs, &request, None, store, supervisor, log)?;
+        let there = skip::reasons(
+            &drvs,
+            &request,
+            None,
+            files_are_here,
+            store,
+            supervisor,
+            log,
+        )?;
         let missing = drvs.into_iter().zip(there);
         let drvs: Vec<Target> = missing
             .filter_map(|(drv, there)| there.is_none().then_some(drv))

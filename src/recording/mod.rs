@@ -19,6 +19,7 @@ pub mod pipeline;
 mod refusals;
 mod report;
 mod request;
+mod same_drv;
 mod share;
 mod stopped;
 mod targets;
@@ -116,7 +117,7 @@ pub struct Target {
     pub system: String,
     /// `requiredSystemFeatures`.
     pub features: Vec<String>,
-    /// The metadata of `attr`.
+    /// The metadata of `attr`, with what other attributes wish where it wishes nothing.
     pub meta: Meta,
     /// The steps that follow it, from the metadata of all its attributes.
     pub followers: Vec<Follower>,

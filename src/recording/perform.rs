@@ -28,6 +28,7 @@ use super::pipeline::placed_step;
 use super::pipeline::steps::{PlannedPipeline, Records, check, key_area, source, steps};
 use super::refusals::{fail_on_errors, refuse_errors_alone, refuse_nothing};
 use super::report::{Earlier, EarlierRecording, RecordingReport};
+use super::same_drv;
 use super::share::{ShareWish, Sharing};
 use super::stopped::{Reached, Unfinished};
 use super::upload::annotation::{annotation, annotation_of_errors, annotation_of_excess};
@@ -57,6 +58,7 @@ pub fn perform(
     log: &Log,
 ) -> Result<Option<Vec<u8>>, Failure> {
     let (mut request, host, cores) = (order.request, order.host, order.cores);
+    let nix = &host.nix;
     // The same with paths from the root of the checkout, where steps start.
     let mut at_root = at_root(&request, order.below_checkout.as_deref())?;
     let build = order.build.as_ref().filter(|_| !order.dry_run);
@@ -78,8 +80,8 @@ pub fn perform(
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
-    supervisor.hide_secrets(&host.nix.text);
-    let store = &mut Store::new(&request.options, Some(&host.nix.state), log);
+    supervisor.hide_secrets(&nix.text);
+    let store = &mut Store::new(&request.options, Some(&nix.state), log);
     let flake = lock(&request, &host, &state, store, supervisor, log)?;
     for request in [&mut request, &mut at_root] {
         request.options.extend_from_slice(&flake.settings);
@@ -101,7 +103,7 @@ pub fn perform(
         started: order.started,
         log,
     };
-    let (mut pinned, printed) = evaluate(&unfinished, &owner, cores, &host.nix, store, supervisor)?;
+    let (mut pinned, printed) = evaluate(&unfinished, &owner, cores, nix, store, supervisor)?;
     let answers = pinned.answers.take();
     let (evaluated, targets) = (&pinned.evaluated, &pinned.targets[..]);
     let errors = ErrorLists::of(evaluated, &request.expect_errors);
@@ -109,7 +111,7 @@ pub fn perform(
     times.end("evaluate");
 
     let base = base.as_ref();
-    let needs = Needs::find(&unfinished, &pinned, base, answers, store, supervisor)?;
+    let needs = Needs::find(&unfinished, &pinned, base, answers, nix, store, supervisor)?;
     times.end("skip");
 
     let records = needs.records(&pinned, &errors, &unfinished);
@@ -175,11 +177,13 @@ impl Needs {
         pinned: &PinnedEvaluation,
         base: Option<&Base>,
         answers: Option<Vec<Answer>>,
+        nix: &NixSettings,
         store: &mut Store,
         supervisor: &mut Supervisor,
     ) -> Result<Self, Failure> {
         let (request, targets, log) = (unfinished.request, &pinned.targets[..], unfinished.log);
-        let skip = skip::reasons(targets, request, answers, store, supervisor, log);
+        let here = nix.store_is_local(&request.options);
+        let skip = skip::reasons(targets, request, answers, here, store, supervisor, log);
         let mut skip = unfinished.or_leave(skip, &pinned.evaluated, store, supervisor)?;
         if let Some(base) = base {
             base.add_reasons(&mut skip, targets, request);
@@ -191,7 +195,7 @@ impl Needs {
                 number(kept, "target")
             ));
         }
-        let common = CommonInputs::find(targets, &skip, request, store, supervisor, log);
+        let common = CommonInputs::find(targets, &skip, request, here, store, supervisor, log);
         Ok(Self {
             common: unfinished.or_leave(common, &pinned.evaluated, store, supervisor)?,
             seconds: base.map_or_else(Vec::new, |base| base.seconds(targets)),
@@ -414,6 +418,7 @@ fn print_findings(
     let mut notes = evaluated.gaps.notes();
     notes.extend(errors::without_error(evaluated, request));
     notes.extend(agents_without_targets(request, targets, &evaluated.gaps));
+    notes.extend(same_drv::overruled(&evaluated.targets));
     notes.extend(base_note);
     print_notes(&notes, log);
     Ok(notes)

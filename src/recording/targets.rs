@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::following::{Follower, RunTarget};
 use super::pipeline::edges::{BadGraph, Edges};
-use super::{EvaluationResult, FoundTarget, Meta, Target};
+use super::{EvaluationResult, FoundTarget, Meta, Target, same_drv};
 use crate::exit::{Class, Failure};
 use crate::nix::{AttrPath, Derivation, DrvPath, StorePath, inputs_on_disk};
 
@@ -36,6 +36,7 @@ pub(super) fn targets(evaluated: &EvaluationResult) -> Result<(Vec<Target>, DrvI
     for found in &evaluated.targets {
         if let Some(at) = known.get(&found.drv) {
             targets[*at].also.push(found.attr.clone());
+            same_drv::add(&mut targets[*at].meta, &found.meta);
             add_followers(&mut targets[*at], found)?;
             continue;
         }

@@ -105,8 +105,8 @@ pub(super) fn find<'a>(
     (found, idle)
 }
 
-/// The folder of a target's artifacts: its attribute path, without characters that have a meaning in a path. One that is too long for the
-/// name of a file is cut, and ends with a part of its hash.
+/// The folder of a target's artifacts: its attribute path, without characters that have a meaning in a path. Where that is another name,
+/// or one that is too long for a file, it ends with a part of the path's hash: else two targets could have the same.
 fn folder_of(target: &str) -> String {
     let plain = |it: char| {
         if it.is_alphanumeric() || "._-+".contains(it) {
@@ -116,18 +116,19 @@ fn folder_of(target: &str) -> String {
         }
     };
     let name: String = target.chars().map(plain).collect();
-    match name.trim_start_matches('.') {
-        "" => "outputs".to_owned(),
-        name if name.len() <= NAME_AT_MOST => name.to_owned(),
-        name => {
-            let hash = fingerprint([target]);
-            let mut end = NAME_AT_MOST - HASH - 1;
-            while !name.is_char_boundary(end) {
-                end -= 1;
-            }
-            format!("{}-{}", &name[..end], &hash[..HASH])
-        }
+    let name = match name.trim_start_matches('.') {
+        "" => "outputs",
+        name => name,
+    };
+    if name == target && name.len() <= NAME_AT_MOST {
+        return name.to_owned();
     }
+    let hash = fingerprint([target]);
+    let mut end = name.len().min(NAME_AT_MOST - HASH - 1);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}-{}", &name[..end], &hash[..HASH])
 }
 
 /// A folder that is looked into.
@@ -436,14 +437,25 @@ mod tests {
 
     #[test]
     fn the_folder_of_a_target_is_one_plain_name() {
-        for (target, expected) in [
-            ("packages.manual", "packages.manual"),
-            ("tests.\"a/b *\"", "tests._a_b___"),
-            ("..", "outputs"),
-            ("", "outputs"),
-        ] {
-            assert_eq!(folder_of(target), expected);
-        }
+        assert_eq!(folder_of("packages.manual"), "packages.manual");
+        // Each with a part of its hash, so that no two are the same.
+        let odd = [
+            ("tests.\"a/b *\"", "tests._a_b___-"),
+            ("tests.\"a;b *\"", "tests._a_b___-"),
+            ("tests._a_b___", "tests._a_b___"),
+            ("\"*\"", "___-"),
+            ("\"~\"", "___-"),
+            ("..", "outputs-"),
+            (".", "outputs-"),
+            ("", "outputs-"),
+        ];
+        let folders = odd.map(|(target, begin)| {
+            let folder = folder_of(target);
+            assert!(folder.starts_with(begin), "{target}: {folder}");
+            assert!(!folder.contains(['/', '*', '~', ';', '"']), "{folder}");
+            folder
+        });
+        assert_eq!(HashSet::from(folders).len(), odd.len());
         let long = folder_of(&"\u{6587}".repeat(87));
         assert!(long.len() <= NAME_AT_MOST, "{long}");
         assert_ne!(long, folder_of(&"\u{6587}".repeat(88)));

@@ -58,7 +58,14 @@ pub(super) fn of_realise(
         (Class::Signal(_), _) | (_, None) => String::new(),
         (_, Some(error)) => format!(": {error}"),
     };
-    let failure = Failure::new(class, format_args!("{drv} was not built: {how}{why}"));
+    let failure = match nix_output.trouble(true) {
+        // Its outputs may be there: `post-build-hook` runs when they are.
+        Some(Trouble::Hook) if class == Class::Infrastructure => Failure::new(
+            class,
+            format_args!("Nix gave up {drv}, because a hook of this host failed{why}"),
+        ),
+        _ => Failure::new(class, format_args!("{drv} was not built: {how}{why}")),
+    };
     with_hint(failure, nix_output)
 }
 
@@ -168,6 +175,9 @@ fn hint(fault: &Fault, for_memory: bool) -> Option<&'static str> {
             "send the step to an agent that can build it (`agents` of the recording, by system or feature:NAME), or give this host a builder (`builders`, `extra-platforms`, `system-features`)"
         }
         Cause::DiskFull => return Trouble::DiskFull.hint(),
+        Cause::Log(_) => {
+            "let the builder print less, or raise `max-build-log-size` on this host (in nix.conf; with a daemon, in the daemon's)"
+        }
         Cause::Status(_)
         | Cause::Signal(_)
         | Cause::Output(_)

@@ -241,6 +241,9 @@ fn run(
     if finished.ending.success() || output.no_derivation() {
         return Ok(finished);
     }
+    if let Some(failure) = class::settings_refused(&output) {
+        return Err(NoDrv::Failed(failure));
+    }
     if let Ending::Exited(_) = finished.ending {
         step.find_root_cause(&mut output, None)?;
     }

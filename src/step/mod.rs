@@ -345,7 +345,11 @@ impl EndedStep<'_> {
 /// Tries the ways until one has the outputs. A step that fails says why the ways before led nowhere.
 fn go(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {
     step.prepare()?;
-    try_ways(step).inspect_err(|_| step.report_dead_ends())
+    let built = try_ways(step).inspect_err(|_| step.report_dead_ends());
+    match step.withdraw_links(built.as_ref().ok()) {
+        Ok(()) => built,
+        Err(failure) => built.and(Err(failure)),
+    }
 }
 
 fn try_ways(step: &mut StepRun<'_>) -> Result<BTreeMap<String, StorePath>, Failure> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::drv_outputs::{DrvOutputs, Outputs};
 use super::links;
 use super::run::StepRun;
+use crate::build_keys;
 use crate::exit::{Class, Failure};
 use crate::nix::{Cause, DrvPath, Fault, NixOutput, StorePath};
 use crate::supervise::Finished;
@@ -66,6 +67,7 @@ impl StepRun<'_> {
     /// cannot answer.
     pub(super) fn verify(&mut self, outputs: Outputs) -> Result<Option<VerifiedOutputs>, Failure> {
         let Some(missing) = self.missing_output(&outputs)? else {
+            self.check_links_made(&outputs)?;
             return Ok(Some(VerifiedOutputs(outputs)));
         };
         // An output that exists shows that the folder is the store's, as the `.drv` does where it was used.
@@ -73,15 +75,41 @@ impl StepRun<'_> {
         if !self.store_is_here(any_is_here) {
             let paths: Vec<&StorePath> = outputs.values().collect();
             if self.store.has_hashes(self.supervisor, &paths)? {
+                self.check_links_made(&outputs)?;
                 return Ok(Some(VerifiedOutputs(outputs)));
             }
         }
+        // A link that leads nowhere is worse than none.
         self.unlink(&missing);
         self.note_dead_end(format_args!(
             "{missing} does not exist, although Nix has just realised it"
         ));
         self.lost = Some(missing);
         Ok(None)
+    }
+
+    /// Looks for the links that Nix says it has made: a program that does nothing ends well, too. Where they lead does not count: another
+    /// step may have replaced one by now. A store on another machine makes none.
+    fn check_links_made(&self, outputs: &Outputs) -> Result<(), Failure> {
+        let Some(base) = &self.link else {
+            return Ok(());
+        };
+        if !self.host.nix.store_is_local(&self.request.options) {
+            return Ok(());
+        }
+        let links = outputs.keys().map(|name| links::link_of(base, name));
+        let Some(absent) = { links }.find(|link| !link.is_symlink()) else {
+            return Ok(());
+        };
+        self.probe_links(self.drv.as_ref())?;
+        Err(Failure::new(
+            Class::Infrastructure,
+            format_args!(
+                "nothing keeps the outputs: `nix-store` ended with 0, and the link {} does not exist",
+                absent.display()
+            ),
+        )
+        .hint("check that the first `nix-store` on PATH is Nix's: `eval-once doctor` says which one it is"))
     }
 
     /// An output that does not exist, or that a collection takes which was under way already when its GC root was made.
@@ -196,7 +224,30 @@ impl StepRun<'_> {
         (an_output_exists || drv_exists()) && self.host.nix.store_is_local(&self.request.options)
     }
 
-    /// Removes the links to `path` that were made for it: a link that leads nowhere is worse than none.
+    /// Removes the links that Nix has made where a confined job may make none: a folder on the way was replaced after it was checked.
+    /// Nix takes a link by its path, so nothing keeps it from following that; but nothing begins that could use the link.
+    ///
+    /// # Errors
+    /// There may be such links (64).
+    pub(super) fn withdraw_links(&self, outputs: Option<&Outputs>) -> Result<(), Failure> {
+        if !self.checkout.confined {
+            return Ok(());
+        }
+        let Err(failure) = build_keys::check_confined(&self.request.out_link, self.checkout) else {
+            return Ok(());
+        };
+        let in_drv = self.drv.as_ref().map(DrvOutputs::read).unwrap_or_default();
+        let in_drv = in_drv.paths.values().flatten();
+        let outputs = outputs.into_iter().chain([&self.request.outputs]);
+        for path in outputs.flat_map(Outputs::values).chain(in_drv) {
+            self.unlink(path);
+        }
+        Err(failure.context(
+            "a folder of the out-link was replaced while the step ran, and the link is removed",
+        ))
+    }
+
+    /// Removes the links to `path` that were made for it.
     fn unlink(&self, path: &StorePath) {
         let Some(base) = &self.link else { return };
         let names = self.request.outputs.keys().map(String::as_str);

@@ -108,6 +108,9 @@ impl StepRun<'_> {
             {
                 return Err(failure);
             }
+            if let Some(failure) = class::settings_refused(&output) {
+                return Err(failure);
+            }
             let how = format!("`{line}` {}", finished.ending);
             return Err(diagnosis::of_realise(
                 class,

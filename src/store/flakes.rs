@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use super::keeping::rooting_line;
+use super::printed::no_answer_of_nix;
 use super::{ATTEMPTS, Answer, Store};
 use crate::command_line::CommandLine;
-use crate::exit::{Class, Classify as _, Failure};
+use crate::exit::Failure;
 use crate::keys::refuse;
 use crate::keys::secret_values::{secret_in_options, sentence};
 use crate::nix::command::OwnedOptions;
@@ -48,7 +49,7 @@ impl Store {
     /// trusts it with them, as they do for `nix build`; they are returned when they are read for the first time.
     ///
     /// # Errors
-    /// It is not read (70); the settings hold a secret (64); a signal asked us to end (128 + n).
+    /// It is none (75); the settings hold a secret (64); a signal asked us to end (128 + n).
     pub fn read_lock(
         &mut self,
         supervisor: &mut Supervisor,
@@ -56,7 +57,7 @@ impl Store {
         finished: &Finished,
     ) -> Result<FlakeLock, Failure> {
         let metadata: FlakeMetadata = serde_json::from_slice(&finished.stdout)
-            .classify(Class::Bug, || format!("cannot read what `{line}` printed"))?;
+            .map_err(|_| no_answer_of_nix(line, &finished.text(), "the flake's metadata"))?;
         let mut settings = Vec::new();
         if !std::mem::replace(&mut self.has_flake_settings, true) {
             settings = self.flake_settings(supervisor, &metadata)?;

@@ -8,10 +8,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::examined::names_root;
+use super::printed::no_answer_of_nix;
 use super::{Answer, COLLECTOR_HINT, Collection, PathQuestion, Store};
 use crate::command_line::CommandLine;
 use crate::exit::{Class, Classify as _, Failure};
-use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, class, command};
+use crate::nix::{Disturbance, DrvPath, NixOutput, Phase, StorePath, Trouble, class, command};
 use crate::state::StateFolder;
 use crate::supervise::{Finished, OnStop, Printed, Supervisor};
 
@@ -21,6 +22,9 @@ pub const KEEPING_ATTEMPTS: u32 = 10;
 
 /// How long a collection is waited for that may have begun before the root was made: one that lasts is told of the next file.
 const WATCHED_AT_MOST: Duration = Duration::from_secs(1);
+
+/// The name that pin.nix gives to the file.
+const FILE: &str = "eval-once-pin.json";
 
 /// A file that keeps `.drv`s.
 #[derive(Debug)]
@@ -138,10 +142,7 @@ impl Store {
                 let what = format!("cannot write {name}");
                 return Err(copying_failure(&what, &written, &output));
             }
-            let printed = written.text();
-            let file = StorePath::parse(printed.trim_matches('"'))
-                .map_err(|wrong| anyhow::anyhow!("{wrong}: {printed}"))
-                .classify(Class::Bug, || format!("cannot read what `{write}` printed"))?;
+            let file = written_file(name, &write, &written)?;
             let mut lines = vec![rooting_line(&file, link, &options)];
             lines.append(&mut questions);
             let mut asked = self.ask_all(supervisor, &lines)?.into_iter();
@@ -166,6 +167,7 @@ impl Store {
                     }
                 }
                 _ => {
+                    check_link(name, &file, link)?;
                     let is_seen = asked.next().is_none_or(|roots| {
                         !roots.finished.ending.success() || names_root(&roots.finished, link)
                     });
@@ -219,13 +221,49 @@ pub(super) fn rooting_line(
     command::obtain(&[path], Some(link), options)
 }
 
+/// The file that Nix says it has written.
+fn written_file(name: &str, line: &CommandLine, written: &Finished) -> Result<StorePath, Failure> {
+    let printed = written.text();
+    match StorePath::parse(printed.trim().trim_matches('"')) {
+        Ok(file) if file.name() == FILE => Ok(file),
+        _ => {
+            let not = format_args!("the path of {name}");
+            Err(no_answer_of_nix(line, &printed, not))
+        }
+    }
+}
+
+/// Looks for the root of `file` at `link`, which Nix says it has made: a program that does nothing ends well, too, and a store on
+/// another host has no roots of this one.
+fn check_link(name: &str, file: &StorePath, link: &Path) -> Result<(), Failure> {
+    let found = match link.read_link() {
+        Ok(target) if target == file.as_path() => return Ok(()),
+        Ok(target) => format!("leads to {}", target.display()),
+        Err(error) => format!("cannot be read: {error}"),
+    };
+    Err(Failure::new(
+        Class::Infrastructure,
+        format_args!(
+            "nothing keeps {name} {file}: `nix-store` ended with 0, but its link {} {found}",
+            link.display()
+        ),
+    )
+    .hint(
+        "check that the first `nix-store` on PATH is Nix's, and that the store is one of this host: others make no links here",
+    ))
+}
+
 /// The failure of writing or rooting the file.
 fn copying_failure(what: &str, finished: &Finished, output: &NixOutput) -> Failure {
     let message = output.final_message(finished.ending);
-    Failure::new(
+    let failure = Failure::new(
         class::of(Phase::Copying, finished.ending, output),
         format_args!("{what}: {message}"),
-    )
+    );
+    match output.trouble(true).and_then(Trouble::hint) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,8 @@ const PUSHED: &str = "already in the store that `push` names";
 const REASON_AT_MOST: usize = 70;
 
 /// For each target, why it needs no step; none where it needs one, as every target does whose outputs are not known. `answers` are
-/// those to [`questions`], if they were asked already.
+/// those to [`questions`], if they were asked already. `files_are_here`: the files of the store that Nix uses lie where its paths
+/// say.
 ///
 /// The outputs of a target with `push` are to be in that store: nowhere else counts for it.
 ///
@@ -39,6 +40,7 @@ pub(in crate::recording) fn reasons(
     targets: &[Target],
     request: &RecordingRequest,
     answers: Option<Vec<Answer>>,
+    files_are_here: bool,
     store: &mut Store,
     supervisor: &mut Supervisor,
     log: &Log,
@@ -51,7 +53,15 @@ pub(in crate::recording) fn reasons(
     let (local, pushed) = groups(targets, request);
     if !local.is_empty() {
         let targets = of(&local);
-        let answer = ask_here(&targets, question, answers, store, supervisor, log)?;
+        let mut answer = ask_here(&targets, question, answers, store, supervisor)?;
+        if files_are_here {
+            add_lost(&mut answer, &targets, log);
+        }
+        if question == PathQuestion::DryRun {
+            warn(&answer, log);
+            add_incomplete(&mut answer, &targets, store, supervisor, log)?;
+            add_untrusted(&mut answer, &targets, store, supervisor, log)?;
+        }
         for (at, target) in local.iter().zip(targets) {
             reasons[*at] = reason(target, &answer).map(str::to_owned);
         }
@@ -70,11 +80,7 @@ pub(in crate::recording) fn reasons(
             }
             Err(why) => log.warn(format_args!(
                 "{to} cannot be asked, so {} not skipped because of it: {why}",
-                if group.len() == 1 {
-                    "1 target is".into()
-                } else {
-                    format!("{} are", number(group.len(), "target"))
-                }
+                number_is(group.len())
             )),
         }
     }
@@ -157,7 +163,6 @@ fn ask_here(
     answers: Option<Vec<Answer>>,
     store: &mut Store,
     supervisor: &mut Supervisor,
-    log: &Log,
 ) -> Result<DryRun, Failure> {
     let paths = outputs_of(targets);
     if question == PathQuestion::Invalid {
@@ -169,13 +174,43 @@ fn ask_here(
             ..DryRun::default()
         });
     }
-    let mut answer = match answers {
-        Some(answers) => store.read_dry_run(supervisor, &paths, answers)?,
-        None => store.dry_run(supervisor, &paths)?,
-    };
-    warn(&answer, log);
-    add_incomplete(&mut answer, targets, store, supervisor, log)?;
-    Ok(answer)
+    match answers {
+        Some(answers) => store.read_dry_run(supervisor, &paths, answers),
+        None => store.dry_run(supervisor, &paths),
+    }
+}
+
+/// Counts outputs as missing that Nix takes for valid, and whose files are gone: their steps would end with 75.
+fn add_lost(answer: &mut DryRun, targets: &[&Target], log: &Log) {
+    let is_lost = |path: &StorePath| path.as_path().symlink_metadata().is_err();
+    let mut lost = HashSet::new();
+    let mut count = 0;
+    for target in targets {
+        if reason(target, answer).is_none() {
+            continue;
+        }
+        let outputs = target.outputs.values();
+        let before = lost.len();
+        lost.extend(
+            outputs
+                .filter(|path| !answer.fetched.contains(path) && is_lost(path))
+                .cloned(),
+        );
+        count += usize::from(lost.len() > before);
+    }
+    answer.missing.extend(lost);
+    if count > 0 {
+        log.warn(format_args!(
+            "{} registered as built, and the files are gone: not skipped; run `nix-store --verify` on this host",
+            number_is(count)
+        ));
+    }
+}
+
+/// How many targets are something: `1 target is`.
+fn number_is(count: usize) -> String {
+    let verb = if count == 1 { "is" } else { "are" };
+    format!("{} {verb}", number(count, "target"))
 }
 
 /// Why a target needs no step.
@@ -259,6 +294,34 @@ fn add_incomplete(
             "a substituter lacks dependencies of {}: not skipped",
             number(count, "target")
         ));
+    }
+    Ok(())
+}
+
+/// Counts what substituters have, and Nix would not take from them, as missing: such a target has to be built, and what is in a cache
+/// says nothing of whether it can be.
+fn add_untrusted(
+    answer: &mut DryRun,
+    targets: &[&Target],
+    store: &mut Store,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<(), Failure> {
+    let is_cached = |target: &&Target| reason(target, answer) == Some(CACHED);
+    let cached: Vec<&Target> = targets.iter().copied().filter(is_cached).collect();
+    let mut outputs = outputs_of(&cached);
+    outputs.retain(|path| answer.fetched.contains(*path));
+    let trust = store.trust(supervisor, &outputs)?;
+    answer.missing.extend(trust.untrusted);
+    let is_skipped = |target: &&&Target| reason(target, answer).is_some();
+    let count = cached.len() - cached.iter().filter(is_skipped).count();
+    match trust.unanswered {
+        _ if count == 0 => {}
+        Some(why) => log.warn(format_args!("{} not skipped: {why}", number_is(count))),
+        None => log.warn(format_args!(
+            "a cache has {}, without a signature that this host trusts: not skipped",
+            number(count, "target")
+        )),
     }
     Ok(())
 }

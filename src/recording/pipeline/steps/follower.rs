@@ -79,6 +79,9 @@ impl StepMaker<'_> {
         follower: &Follower,
     ) -> Result<FollowerStep, String> {
         check_names(&follower.attr())?;
+        if follower.meta.name.trim().is_empty() {
+            return Err("its name is empty".into());
+        }
         let (keys, run) = match &follower.meta.state {
             FollowerState::Unread => {
                 return Err(

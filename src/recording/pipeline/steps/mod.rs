@@ -597,7 +597,9 @@ mod tests {
                     "aarch64-linux".into(),
                     keys(&json!({ "queue": "arm" })),
                 )]),
-                ..request_wishing(&json!({ "command": "test", "priority": 1 }))
+                ..request_wishing(
+                    &json!({ "command": "test", "priority": 1, "soft_fail": [{ "exit_status": 7 }] }),
+                )
             };
             let planned = steps(&records, &request, schema()).unwrap();
             let made = values(&planned);
@@ -611,6 +613,10 @@ mod tests {
             assert_eq!(step["label"], ":nix: zlib-1.3.1 (shared)");
             assert_eq!(step["agents"], json!({ "queue": "arm" }));
             assert_eq!(step["priority"], 1);
+            assert_eq!(
+                step["soft_fail"],
+                json!([{ "exit_status": 7 }, { "exit_status": 75 }])
+            );
             assert_eq!(step["depends_on"], json!([key(&targets[2])]));
             let command = step.get("command").cloned();
             assert!(command.is_none() || command == Some(json!("eval-once step")));
