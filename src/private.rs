@@ -200,6 +200,38 @@ mod tests {
         assert_eq!(mode(temporary_file(outer, "x").unwrap().path()), FILE);
     }
 
+    /// What is made with another mode and closed afterwards is open for a moment, which the kernel tells as a change of its attributes.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn nothing_is_open_to_others_for_a_moment() {
+        use unix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+        let outer = temporary_folder(Path::new("/tmp"), "eo").unwrap();
+        let outer = outer.path();
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+        inotify
+            .add_watch(outer, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ATTRIB)
+            .unwrap();
+        let seen = || {
+            let events = inotify.read_events().unwrap();
+            let is_change = |flag| events.iter().any(|event| event.mask.contains(flag));
+            assert!(is_change(AddWatchFlags::IN_CREATE));
+            is_change(AddWatchFlags::IN_ATTRIB)
+        };
+        let kept = (
+            temporary_folder(outer, "folder").unwrap(),
+            temporary_file(outer, "file").unwrap(),
+        );
+        make_folder(&outer.join("made")).unwrap();
+        make_folders(&outer.join("folders/in/it")).unwrap();
+        write(&outer.join("written"), b"x").unwrap();
+        assert!(!seen());
+        // The control.
+        make_folder(&outer.join("open")).unwrap();
+        std::fs::set_permissions(outer.join("open"), Permissions::from_mode(0o777)).unwrap();
+        assert!(seen());
+        drop(kept);
+    }
+
     #[test]
     fn a_link_is_not_written_through_and_a_pipe_is_not_waited_for() {
         let outer = temporary_folder(Path::new("/tmp"), "eo").unwrap();

@@ -216,6 +216,13 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_becomes_an_artifact_has_no_secret() {
+        let log = seen("fetching https://u:s3cr3tpassw0rd@h/\n");
+        let text = fs::read_to_string(log.file()).unwrap();
+        assert_eq!(text, "fetching https://***@h/\n");
+    }
+
+    #[test]
     fn the_end_of_a_log_is_its_last_lines() {
         let lines: Vec<String> = (0..100).map(|n| format!("line {n}")).collect();
         let log = seen(&lines.join("\n"));

@@ -480,6 +480,7 @@ mod tests {
     use std::iter;
 
     use super::*;
+    use crate::nix::Cause;
 
     #[test]
     fn a_report_appears_whole_and_leaves_nothing_beside_it() {
@@ -497,6 +498,28 @@ mod tests {
         assert_eq!(read["seconds"]["total"], 1.235);
         assert_eq!(read["failure"]["class"], "drift");
         assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    }
+
+    #[test]
+    fn no_part_of_a_failure_shows_a_secret() {
+        let url = "https://u:s3cr3tpassw0rd@h/";
+        let fault = || Fault {
+            drv: None,
+            cause: Cause::Other(format!("cannot fetch {url}")),
+        };
+        let failure = Failure::new(Class::Build, format!("no {url}"));
+        let lines = ["begins".to_owned(), format!("fetching {url}")];
+        let report = FailureReport::new(&failure, &[fault(), fault()], Some(&lines));
+        assert_eq!(report.message, "no https://***@h/");
+        assert_eq!(
+            report.log.as_deref(),
+            Some("begins\nfetching https://***@h/")
+        );
+        assert!(
+            report.others[0]
+                .message
+                .contains("cannot fetch https://***@h/")
+        );
     }
 
     #[test]

@@ -316,6 +316,15 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
+    fn no_text_or_attribute_shows_a_secret() {
+        let url = "https://u:s3cr3tpassw0rd@h/";
+        assert_eq!(valid(url), "https://***@h/");
+        // Also where it is cut behind the begin of one.
+        let long = format!("{}{url}", "x".repeat(ATTRIBUTE_AT_MOST - 15));
+        assert!(!attribute(&long).contains("s3cr"), "{}", attribute(&long));
+    }
+
+    #[test]
     fn each_recording_is_a_suite_and_each_target_a_case() {
         let mut skipped = target("skipped");
         skipped["skip"] = "a cache has it".into();
