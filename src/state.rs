@@ -121,15 +121,20 @@ impl StateFolder {
         place::check_use(folder)?;
         let mut newly_closed = None;
         let mut take = |folder: &Path, may_be_link| {
-            if place::take(folder, may_be_link)? {
+            let was_open = place::take(folder, may_be_link)?;
+            if was_open {
                 newly_closed.get_or_insert_with(|| folder.to_owned());
             }
-            Ok::<_, UnusableState>(())
+            Ok::<_, UnusableState>(was_open)
         };
         take(folder, true)?;
         for part in PARTS {
             private::make_folders(&folder.join(part))?;
-            take(&folder.join(part), false)?;
+            let was_open = take(&folder.join(part), false)?;
+            // A lock that was open is made anew instead, when it is used; and what else is there is a link, or a file beside a lock.
+            if was_open && part == NOTES {
+                place::close_files(&folder.join(part));
+            }
         }
         for kind in COMMON {
             let part = folder.join(kind.folder());

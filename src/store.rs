@@ -14,6 +14,7 @@ mod keeping;
 mod lacking;
 mod movement;
 mod printed;
+mod trust;
 mod validity;
 
 use std::cell::OnceCell;
@@ -38,6 +39,7 @@ pub use examined::{
 pub use flakes::FlakeLock;
 pub use keeping::{KEEPING_ATTEMPTS, Keeper, Kept};
 pub use movement::TRICKLE;
+pub use trust::Trust;
 pub use validity::PathQuestion;
 
 /// How often something is done that the garbage collector disturbs. (Evaluating while a collection runs fails in 12–44 % of all
@@ -259,18 +261,22 @@ impl Store {
         supervisor: &mut Supervisor,
         lines: &[CommandLine],
     ) -> Result<Vec<Answer>, Failure> {
+        self.ask_several(supervisor, lines, ASKED_AT_ONCE)
+    }
+
+    fn ask_several(
+        &mut self,
+        supervisor: &mut Supervisor,
+        lines: &[CommandLine],
+        at_once: usize,
+    ) -> Result<Vec<Answer>, Failure> {
         let mut answers: Vec<_> = lines.iter().map(|_| None).collect();
-        parallel::each(
-            supervisor,
-            lines,
-            ASKED_AT_ONCE,
-            |number, finished, stderr| {
-                let stderr = stderr.into_bytes();
-                self.note_unreachable(&NixOutput::of(&stderr));
-                answers[number] = Some(Answer { finished, stderr });
-                Ok(())
-            },
-        )
+        parallel::each(supervisor, lines, at_once, |number, finished, stderr| {
+            let stderr = stderr.into_bytes();
+            self.note_unreachable(&NixOutput::of(&stderr));
+            answers[number] = Some(Answer { finished, stderr });
+            Ok(())
+        })
         .map_err(class::not_started)?;
         Ok(answers.into_iter().flatten().collect())
     }

@@ -34,6 +34,7 @@ use self::running::spawn;
 use crate::command_line::{CommandLine, Program, signal_name};
 use crate::exit::{Class, Classify as _, Failure};
 use crate::log::Log;
+use crate::nix::without_secrets;
 
 pub use patience::{GivenUp, PATIENCE, Sight};
 pub use printed::Printed;
@@ -58,6 +59,8 @@ pub struct Supervisor {
     /// Set when signals are no longer ours: then each does what it does by default.
     handed_over: Arc<AtomicBool>,
     log: Log,
+    /// The host's `NIX_CONFIG`, to which the secrets in arguments of Nix's programs are added; none where that is not known.
+    nix_config: Option<String>,
     /// How often output was given time to gather.
     #[cfg(test)]
     breaths: usize,
@@ -108,6 +111,7 @@ impl Supervisor {
                 mask,
                 handed_over,
                 log: log.clone(),
+                nix_config: None,
                 #[cfg(test)]
                 breaths: 0,
             })
@@ -115,6 +119,11 @@ impl Supervisor {
         install().classify(Class::Infrastructure, || {
             "cannot install signal handlers".into()
         })
+    }
+
+    /// From now on no secret is in an argument of Nix's: it is given in `NIX_CONFIG`, behind what the host has there.
+    pub fn hide_secrets(&mut self, nix_config: &str) {
+        self.nix_config = Some(nix_config.to_owned());
     }
 
     /// Runs a program to its end: its standard output is returned, its standard error is written to `stderr` as it comes.
@@ -163,7 +172,10 @@ impl Supervisor {
         if self.log.debug {
             self.log.debug(format_args!("$ {}", line.in_short()));
         }
-        Running::new(spawn(line)?, line, on_stop).classify(Class::Infrastructure, || {
+        let nix_config = self.nix_config.as_deref();
+        let hidden = nix_config.and_then(|text| without_secrets(line, text));
+        let child = spawn(hidden.as_ref().unwrap_or(line))?;
+        Running::new(child, line, on_stop).classify(Class::Infrastructure, || {
             format!("cannot wait for `{line}`")
         })
     }

@@ -20,7 +20,7 @@ use crate::support::{
     program::{Ended, Program},
     stand_in::{StandIns, write_program},
     store::Store,
-    until,
+    tool, until,
     web::{Trouble, Web},
 };
 
@@ -240,11 +240,7 @@ fn a_program_that_is_no_nix_is_named() {
     fs::remove_dir_all(store.bin()).unwrap();
     fs::create_dir(store.bin()).unwrap();
     for program in ["nix-store", "nix-instantiate", "rm", "ln"] {
-        symlink(
-            crate::support::tool(program).unwrap(),
-            store.bin().join(program),
-        )
-        .unwrap();
+        symlink(tool(program).unwrap(), store.bin().join(program)).unwrap();
     }
     let checkup = Checkup::of(&doctor(&store).env("PATH", store.bin()));
     checkup
@@ -293,7 +289,11 @@ fn through_a_daemon_the_collectors_settings_are_those_of_the_host() {
         .has("trust", "ok", "as root")
         .has("keep-derivations", "ok", "= true")
         .has("keep-outputs", "ok", "= false")
+        // The daemon may read another file, in or outside of a container.
+        .has("keep-outputs", "ok", "in the nix.conf that is seen here")
+        .has("min-free", "ok", "if the daemon reads the same")
         .has("roots", "ok", "is seen");
+    local.has("min-free", "ok", "= 0: no build starts a collection");
 }
 
 #[test]
@@ -324,6 +324,26 @@ fn a_user_whom_the_daemon_does_not_trust_is_named_so_and_can_do_all_that_is_need
         .mends("state-folder", "chown")
         .has("roots", "not-applicable", "state-folder");
     assert_eq!(listing(&store.our_state()), before);
+}
+
+#[test]
+fn a_user_whom_the_daemon_refuses_is_sent_to_allowed_users() {
+    let Some(store) = Store::new() else { return };
+    if !unix::unistd::geteuid().is_root() {
+        return crate::support::loudly("only root can be another user");
+    }
+    store.configure("allowed-users = root");
+    let daemon = store.daemon();
+    store.open_to(OTHER);
+    let by = |user| {
+        let program = store.eval_once_by(user, ["doctor", "--json"]);
+        let program = program.envs(daemon.env());
+        Checkup::of(&program.env("HOME", store.root().join("home")))
+    };
+    by(OTHER)
+        .has("store", "failure", "does not answer")
+        .mends("store", "`allowed-users`");
+    by(0).has("store", "ok", "");
 }
 
 #[test]
@@ -594,6 +614,31 @@ fn files_from_the_future_show_that_the_clock_was_set_back() {
     Checkup::of(&doctor(&store))
         .has("clock", "warning", "was set back")
         .mends("clock", "network");
+}
+
+#[test]
+fn a_clock_that_is_wrong_is_told_by_the_year_and_by_the_disk() {
+    let Some(store) = Store::new() else { return };
+    let Some(faketime) = tool("faketime") else {
+        return;
+    };
+    let at = |time: &str| {
+        let before = [faketime.clone().into_os_string(), "-f".into(), time.into()];
+        // Else the times of files are shifted as well.
+        let program = doctor(&store).env("NO_FAKE_STAT", "1");
+        Checkup::of(&program.behind(&before))
+    };
+    at("+0").has("clock", "ok", "and so does the state folder's disk");
+    at("2020-01-01 00:00:00")
+        .has("clock", "failure", "before this program was written")
+        .mends("clock", "network");
+    for time in ["+2h", "-2h"] {
+        at(time)
+            .has("clock", "warning", "the clock of the disk of")
+            .has("clock", "warning", "differs by 7")
+            .mends("clock", "file server");
+    }
+    at("+30").has("clock", "ok", "");
 }
 
 #[test]

@@ -293,6 +293,8 @@ enum Output {
     Valid,
     Deleted,
     InCache,
+    /// In a cache, and without the signature that this host asks for.
+    Unsigned,
     /// Recorded, valid, but its sibling is not there.
     Half,
 }
@@ -325,6 +327,7 @@ fn states() -> impl Strategy<Value = State> {
                 Output::Valid,
                 Output::Deleted,
                 Output::InCache,
+                Output::Unsigned,
                 Output::Half,
             ][..],
         ),
@@ -358,14 +361,14 @@ impl State {
         let target = store.target("hello");
         let has_outputs = match self.output {
             Output::NotRecorded => self.built,
-            Output::Valid | Output::InCache | Output::Half => true,
+            Output::Valid | Output::InCache | Output::Unsigned | Output::Half => true,
             Output::Deleted => false,
         };
         if has_outputs {
             store.build(&target.drv);
         }
         let mut cached = Vec::new();
-        if self.output == Output::InCache {
+        if matches!(self.output, Output::InCache | Output::Unsigned) {
             cached.extend(target.paths());
         }
         if self.drv == Drv::InCache {
@@ -377,6 +380,10 @@ impl State {
         }
         match self.output {
             Output::InCache => store.delete(target.paths()),
+            Output::Unsigned => {
+                store.delete(target.paths());
+                store.configure("require-sigs = true");
+            }
             Output::Half => store.delete([&target.outputs["dev"]]),
             _ => {}
         }

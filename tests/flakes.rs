@@ -511,23 +511,55 @@ fn a_collection_takes_the_source_of_a_flake_at_most_before_its_evaluation() {
 }
 
 #[test]
-fn a_flake_that_would_write_a_secret_into_every_step_is_refused() {
+fn a_flake_that_would_write_a_secret_into_steps_and_arguments_is_refused() {
     let Some(store) = Store::new() else { return };
     let system = system(&store);
     let secret = "kE3pTh1sAnd2ay0thing";
-    store.write(
-        "flake.nix",
-        &format!(
-            "{{ nixConfig.extra-access-tokens = \"github.com={secret}\"; outputs = {{ self }}: {{ \
-             packages.{system}.a = derivation {{ name = \"a\"; system = {system:?}; builder = \"/bin/sh\"; }}; }}; }}"
+    let attr = format!("packages.{system}.a");
+    let stand_ins = StandIns::new(store.bin());
+    let stand_ins = ["nix", "nix-store", "nix-instantiate", "nix-build"]
+        .iter()
+        .fold(stand_ins, |all, program| all.before(program, ":"));
+    for (name, value) in [
+        ("extra-access-tokens", format!("github.com={secret}")),
+        (
+            "extra-substituters",
+            format!("https://u:{secret}@127.0.0.1:9"),
         ),
+    ] {
+        store.write(
+            "flake.nix",
+            &format!(
+                "{{ nixConfig.{name} = \"{value}\"; outputs = {{ self }}: {{ packages.{system}.a = derivation {{ \
+                 name = \"a\"; system = {system:?}; builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out\" ]; }}; }}; }}"
+            ),
+        );
+        // An explanation locks no flake, and so knows nothing of what it asks for.
+        for (command, status) in [
+            (&["pipeline", "--dry-run"][..], 64),
+            (&["step", "--attr", &attr], 64),
+            (&["explain", "--attr", &attr], 0),
+        ] {
+            let program = store.eval_once(command).args(["--flake", "path:."]);
+            let ended = program
+                .env("PATH", stand_ins.path(&store))
+                .env("NIX_CONFIG", "accept-flake-config = true")
+                .run();
+            ended.exits(status).never_says(secret);
+            assert!(!ended.stdout.contains(secret), "{ended}");
+            if status == 64 {
+                ended.passes_on(&format!("`nixConfig.{name}` of the flake"));
+            }
+        }
+    }
+    let programs = ["nix", "nix-store", "nix-instantiate", "nix-build"];
+    let calls = programs.iter().flat_map(|program| stand_ins.calls(program));
+    let arguments: Vec<String> = calls.flatten().collect();
+    assert!(!arguments.is_empty());
+    assert!(
+        !arguments.iter().any(|it| it.contains(secret)),
+        "{arguments:?}"
     );
-    let recording = store
-        .eval_once(["pipeline", "--dry-run", "--flake", "path:."])
-        .args(["--option", "accept-flake-config", "true"])
-        .run();
-    recording.exits(64).prints("").never_says(secret);
-    recording.passes_on("`nixConfig.extra-access-tokens` of the flake");
 }
 
 #[test]

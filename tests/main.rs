@@ -12,6 +12,7 @@ mod attacks;
 mod base;
 mod buildkite_server;
 mod built_program;
+mod cache_trust;
 mod cancellation;
 mod checkout;
 mod classes;

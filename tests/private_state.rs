@@ -115,7 +115,7 @@ fn a_neighbour_who_locks_all_that_it_can_open_stops_nothing() {
     let record = || store.eval_once(["pipeline", "--dry-run"]).run();
     let evaluate = || {
         store
-            .step(["--attr", "a", "--out-link", "false"])
+            .step(["--attr", "a", "--no-out-link"])
             .env("EVAL_ONCE_EVALUATIONS", "1")
             .run()
     };
@@ -142,7 +142,7 @@ fn a_neighbour_who_locks_all_that_it_can_open_stops_nothing() {
     store.eval_once(["prune"]).run().exits(0);
     // The same for the old folder: what the neighbour has open already is made anew.
     store
-        .step(["--attr", "a", "--out-link", "false"])
+        .step(["--attr", "a", "--no-out-link"])
         .env("EVAL_ONCE_EVALUATIONS", "1")
         .env("EVAL_ONCE_STATE_DIR", &old)
         .run()
@@ -170,13 +170,16 @@ fn whatever_the_umask_the_state_folder_is_its_users_alone() {
                 .run()
         };
         run(&["pipeline", "--dry-run"]).exits(0);
-        run(&["step", "--attr", "a", "--out-link", "false"]).exits(0);
+        run(&["step", "--attr", "a", "--no-out-link"]).exits(0);
         run(&["prune"]).exits(0);
         assert_eq!(open_to_others(state.parent().unwrap()), [], "{umask}");
         let names = tree(&state);
-        for part in ["turns/0.lock", "notes", "pins", "outputs"] {
+        assert!(names.contains(&state.join("turns/0.lock")), "{umask}");
+        // Something is in each of them.
+        for part in ["notes", "pins", "outputs"] {
             let part = state.join(part);
-            assert!(names.contains(&part), "{umask}: no {}", part.display());
+            let is_in = |name: &PathBuf| name.parent() == Some(&part);
+            assert!(names.iter().any(is_in), "{umask}: {}", part.display());
         }
     }
 }
@@ -201,6 +204,9 @@ fn an_older_state_folder_is_closed_and_one_of_another_user_is_refused_with_what_
     record().exits(0).never_says("was open to other users");
     let open: BTreeMap<_, _> = open_to_others(&state).into_iter().collect();
     assert!(open.keys().all(|path| !path.is_dir()), "{open:?}");
+    let notes = state.join("notes");
+    assert!(notes.read_dir().unwrap().count() > 0);
+    assert_eq!(open_to_others(&notes), []);
     assert_eq!(mode(&state), 0o700);
 
     // All of it, or a part.
@@ -322,7 +328,7 @@ fn what_waits_for_a_slot_says_for_which_processes_and_a_signal_ends_it() {
     let held = ["turns/0.lock", "turns/1.lock"]
         .map(|lock| Flock::lock(store.our_lock(lock), FlockArg::LockExclusiveNonblock).unwrap());
     let running = store
-        .step(["--attr", "a", "--out-link", "false"])
+        .step(["--attr", "a", "--no-out-link"])
         .env("EVAL_ONCE_EVALUATIONS", "2")
         .start();
     running.until_it_says("waiting for an evaluation slot (2 of 2 in use)");

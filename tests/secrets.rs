@@ -1,5 +1,7 @@
 //! Secrets: refused in whatever is written into steps, and hidden in whatever is printed or published.
 
+use std::fs;
+
 use eval_once::keys::{
     KeyReader, Keys,
     table::{self, KeyKind, KeyOwner},
@@ -15,6 +17,7 @@ use crate::support::{
     stand_in::StandIns,
     store::Store,
     tool,
+    web::Web,
 };
 
 /// What must not be seen anywhere.
@@ -200,14 +203,22 @@ fn a_secret_in_another_form_is_refused_as_well() {
 #[test]
 fn what_a_host_keeps_secret_is_in_no_argument() {
     let Some(store) = Store::new() else { return };
-    store.targets("{ hello = file \"hello\"; }");
+    store.targets("{ hello = file \"hello\"; other = file \"other\"; }");
+    let folder = store.root().join("cache");
+    fs::create_dir(&folder).unwrap();
+    let info = format!("StoreDir: {}\n", store.folder().display());
+    fs::write(folder.join("nix-cache-info"), info).unwrap();
+    let web = Web::serve(&folder);
+    let address = web.url().replace("http://", "");
     store.configure(&format!("access-tokens = github.com={SECRET}"));
+    // One answers, and the other one is left out as soon as Nix has said that it does not.
     store.configure(&format!(
-        "extra-substituters = http://user:{SECRET}@127.0.0.1:9"
+        "substituters = http://user:{SECRET}@{address} http://user:{SECRET}@127.0.0.1:9"
     ));
     store.configure("connect-timeout = 1");
+    store.configure("download-attempts = 1");
     let stand_ins = counted(&store);
-    let run = |arguments: &[&str]| -> Ended {
+    let run = |arguments: &[&str], status: i32| -> Ended {
         let ended = store
             .eval_once(arguments)
             .env("PATH", stand_ins.path(&store))
@@ -217,20 +228,34 @@ fn what_a_host_keeps_secret_is_in_no_argument() {
             )
             .env("EVAL_ONCE_LOG", "debug")
             .run();
-        ended.exits(0);
+        ended.exits(status);
         assert!(!ended.stdout.contains(SECRET), "{ended}");
         ended
     };
-    run(&["pipeline", "--dry-run", "--skip", "cached"]);
-    run(&["step", "--attr", "hello"]);
-    run(&["explain", "--attr", "hello", "--json"]);
+    // A .drv that no cache has is looked for in each.
+    let drv = &store.instantiate("default.nix", "other");
+    store.delete([drv]);
+    let other = ["--drv", drv, "--file", "default.nix", "--attr", "other"];
+    run(&[&["explain", "--json"][..], &other].concat(), 0);
+    run(&[&["step"][..], &other].concat(), 0);
+    run(&["pipeline", "--dry-run", "--skip", "cached"], 0);
+    run(&["step", "--attr", "hello"], 0);
+    run(&["explain", "--attr", "hello", "--json"], 0);
+    // 1: the agent is a stand-in that says nothing.
+    let checkup = run(&["doctor", "--json"], 1);
+    assert!(
+        checkup.stdout.contains("1 of 2 cannot be used"),
+        "{checkup}"
+    );
     let calls = PROGRAMS.iter().flat_map(|program| stand_ins.calls(program));
     let arguments: Vec<String> = calls.flatten().collect();
     assert!(arguments.len() > 10, "{arguments:?}");
-    assert!(
-        !arguments.iter().any(|argument| argument.contains(SECRET)),
-        "{arguments:?}"
-    );
+    let with_secret: Vec<&String> = arguments
+        .iter()
+        .filter(|argument| argument.contains(SECRET))
+        .collect();
+    assert_eq!(with_secret, [""; 0]);
+    assert!(web.downloads("narinfo") > 2);
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub use hooks::AgentHooks;
 pub struct DoctorOrder {
     /// The host's settings, or why they are refused.
     pub host: Result<Host, Failure>,
+    /// `NIX_CONFIG`.
+    pub nix_config: String,
     /// Where temporary files are made.
     pub temporary: PathBuf,
     /// `PATH`.
@@ -107,6 +109,7 @@ pub fn examine(
     log: &Log,
     mut show: impl FnMut(&Check) -> Result<(), Failure>,
 ) -> Result<Checkup, Failure> {
+    supervisor.hide_secrets(&order.nix_config);
     let mut doctor = Doctor {
         order,
         supervisor,

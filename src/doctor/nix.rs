@@ -87,9 +87,16 @@ impl Doctor<'_> {
         let folder = match self.store.answers_within(self.supervisor)? {
             Ok(folder) => folder,
             Err(why) => {
+                // A daemon tells a user whom it refuses nothing: it closes the connection.
+                let is_cut_off = matches!(&why, NoAnswer::Because(why) if CUT_OFF.iter().any(|it| why.contains(it)));
+                let mend = if is_cut_off {
+                    "check that `allowed-users` in the daemon's nix.conf has this user, and look into the daemon's log (`journalctl -u nix-daemon`)"
+                } else {
+                    "start or restart the Nix daemon (`systemctl restart nix-daemon`), and check NIX_REMOTE"
+                };
                 return Ok(Outcome::failure(
                     format!("the store does not answer: {why}"),
-                    "start or restart the Nix daemon (`systemctl restart nix-daemon`), and check NIX_REMOTE",
+                    mend,
                 ));
             }
         };
@@ -165,6 +172,16 @@ impl Doctor<'_> {
             .ok_or_else(|| Outcome::not_applicable(format!("this Nix has no setting `{name}`"))))
     }
 
+    /// Where a setting of what collects garbage was read: a daemon may read another file, as in a container or outside of this one.
+    fn read_where(&self) -> &'static str {
+        let identity = self.found.identity.as_ref();
+        if identity.is_some_and(StoreIdentity::is_daemon) {
+            " in the nix.conf that is seen here"
+        } else {
+            ""
+        }
+    }
+
     /// Whether a `.drv` is kept as long as its output.
     pub(super) fn keep_derivations(&mut self) -> Result<Outcome, Failure> {
         Ok(match self.collectors_setting("keep-derivations")? {
@@ -173,7 +190,7 @@ impl Doctor<'_> {
                 "keep-derivations = false: the collector takes the .drv of an output that is in use, and a step whose pin has expired evaluates again",
                 "remove `keep-derivations = false` from nix.conf; or record with a longer `keep-days`",
             ),
-            Ok(value) => Outcome::ok(format!("keep-derivations = {value}")),
+            Ok(value) => Outcome::ok(format!("keep-derivations = {value}{}", self.read_where())),
         })
     }
 
@@ -185,7 +202,7 @@ impl Doctor<'_> {
                 "keep-outputs = true: each pin also keeps every output of its .drvs that is built, for `keep-days`",
                 "remove `keep-outputs = true` from nix.conf; or record with a shorter `keep-days`",
             ),
-            Ok(value) => Outcome::ok(format!("keep-outputs = {value}")),
+            Ok(value) => Outcome::ok(format!("keep-outputs = {value}{}", self.read_where())),
         })
     }
 
@@ -196,7 +213,14 @@ impl Doctor<'_> {
             Ok(value) => value,
         };
         if value == "0" {
-            return Ok(Outcome::ok("min-free = 0: no build starts a collection"));
+            let read_where = self.read_where();
+            return Ok(Outcome::ok(if read_where.is_empty() {
+                "min-free = 0: no build starts a collection".to_owned()
+            } else {
+                format!(
+                    "min-free = 0{read_where}: no build starts a collection, if the daemon reads the same"
+                )
+            }));
         }
         let identity = self.found.identity.as_ref();
         let version = identity.and_then(|identity| identity.version.clone());
@@ -211,7 +235,7 @@ impl Doctor<'_> {
                 "collect garbage at fixed times instead, or use Nix 2.35 or later",
             )
         } else {
-            Outcome::ok(format!("min-free = {value}"))
+            Outcome::ok(format!("min-free = {value}{}", self.read_where()))
         })
     }
 
@@ -270,6 +294,13 @@ impl Doctor<'_> {
         folder.is_dir().then_some(folder)
     }
 }
+
+/// What Nix says where the daemon has closed the connection.
+const CUT_OFF: [&str; 3] = [
+    "unexpected end-of-file",
+    "Connection reset by peer",
+    "Broken pipe",
+];
 
 /// Whether Nix refuses a setting, or a line where one should be: in the words of 2.8, of 2.34, and of both.
 fn is_about_settings(message: &str) -> bool {

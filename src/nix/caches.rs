@@ -21,6 +21,14 @@ pub fn setting<'c>(config: &'c str, name: &str) -> Option<&'c str> {
         .map(str::trim)
 }
 
+/// Whether Nix takes everything from a cache, signed or not: its URL says `trusted=true`.
+#[must_use]
+pub fn is_trusted(cache: &str) -> bool {
+    let (_, parameters) = cache.split_once('?').unwrap_or_default();
+    let mut parameters = parameters.split('&');
+    parameters.any(|one| ["trusted=true", "trusted=yes", "trusted=1"].contains(&one))
+}
+
 /// What Nix has said about a cache that it cannot use; none where it has used it. A try that is repeated does not count.
 #[must_use]
 pub fn complaint(stderr: &str, cache: &str) -> Option<String> {
@@ -131,6 +139,19 @@ mod tests {
             ("http://other", None),
         ] {
             assert_eq!(complaint(said, cache).as_deref(), expected, "{cache}");
+        }
+    }
+
+    #[test]
+    fn a_cache_is_trusted_where_its_url_says_so() {
+        for (cache, trusted) in [
+            ("https://c", false),
+            ("https://c?trusted=true", true),
+            ("file:///c?priority=1&trusted=1", true),
+            ("https://c?trusted=false", false),
+            ("https://c/trusted=true", false),
+        ] {
+            assert_eq!(is_trusted(cache), trusted, "{cache}");
         }
     }
 

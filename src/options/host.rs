@@ -78,6 +78,7 @@ pub(super) fn doctor(startup: &Startup, write_share: bool) -> DoctorOrder {
         everywhere.map(|folder| Path::new(folder).join("buildkite-agent/buildkite-agent.cfg"));
     DoctorOrder {
         host: host(startup),
+        nix_config: variables.text("NIX_CONFIG").unwrap_or_default(),
         temporary: temporary(variables),
         path: variables.raw("PATH").unwrap_or_default().to_owned(),
         program: startup.program.clone(),

@@ -103,6 +103,7 @@ pub fn pin_drvs(
     };
     let sharing = Sharing::new(&wish, host, order.build.as_ref(), false)?;
     remove_expired_at_times(&state);
+    supervisor.hide_secrets(&host.nix.text);
     let store = &mut Store::new(&request.options, Some(&host.nix.state), log);
     let pinned = PinnedDrvs::without_paths(&order.drvs);
     let owner = PinOwner::of_drvs(&order.drvs, order.build.as_ref());

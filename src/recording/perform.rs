@@ -40,8 +40,6 @@ use crate::counts::number;
 use crate::evaluation_keys::{Checkout, check_file};
 use crate::exit::Failure;
 use crate::host::Host;
-use crate::keys::refuse;
-use crate::keys::secret_values::{secret_in_options, sentence};
 use crate::log::Log;
 use crate::nix::settings::NixSettings;
 use crate::nix::{AttrPath, LockedFlake};
@@ -82,6 +80,7 @@ pub fn perform(
     let partial = PartialRecording::new(&request, &owner, build, &order.place.folder);
 
     let mut times = PartTimes::start(log);
+    supervisor.hide_secrets(&nix.text);
     let store = &mut Store::new(&request.options, Some(&nix.state), log);
     let flake = lock(&request, &host, &state, store, supervisor, log)?;
     for request in [&mut request, &mut at_root] {
@@ -343,14 +342,7 @@ fn lock(
     supervisor: &mut Supervisor,
     log: &Log,
 ) -> Result<RootedFlake, Failure> {
-    let flake = flake::lock(request, &host.temporary, state, store, supervisor, log)?;
-    if let Some((name, home)) = secret_in_options(&flake.settings) {
-        return Err(refuse(sentence(
-            &format!("`nixConfig.{name}` of the flake"),
-            home,
-        )));
-    }
-    Ok(flake)
+    flake::lock(request, &host.temporary, state, store, supervisor, log)
 }
 
 /// Evaluates every target, pins the `.drv`s, and reads them; what is found is left for a retry where that fails. Gives also the

@@ -149,6 +149,15 @@ pub(super) fn take(folder: &Path, may_be_link: bool) -> Result<bool, UnusableSta
     Ok(was_open)
 }
 
+/// Closes the files in a folder of this user's to others, as far as that is possible.
+pub(super) fn close_files(folder: &Path) {
+    for entry in folder.read_dir().into_iter().flatten().flatten() {
+        if let Ok(file) = private::open(&entry.path()) {
+            let _ = private::set_file_mode(&file);
+        }
+    }
+}
+
 /// Checks that an existing folder is one that may be closed to other users. One that is open to them, and has other files than ours, has
 /// another use: `/tmp` or `/etc`, say.
 pub(super) fn check_use(folder: &Path) -> Result<(), UnusableState> {

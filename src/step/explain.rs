@@ -114,7 +114,8 @@ pub fn explain(
 impl Explanation {
     /// Hides the credentials in it: the host's own settings may have some.
     fn redact(&mut self) {
-        let facts = self.facts.iter_mut().map(|fact| &mut fact.found);
+        let facts = self.facts.iter_mut();
+        let facts = facts.flat_map(|fact| [&mut fact.what, &mut fact.found]);
         let texts = facts.chain(self.commands.iter_mut().flatten());
         for text in texts.chain(&mut self.nix_build) {
             if let Cow::Owned(shown) = redacted(text) {

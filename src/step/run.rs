@@ -105,6 +105,7 @@ impl<'a> StepRun<'a> {
         supervisor: &'a mut Supervisor,
         log: &Log,
     ) -> Self {
+        supervisor.hide_secrets(&host.nix.text);
         Self {
             request,
             checkout,

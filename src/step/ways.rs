@@ -139,7 +139,8 @@ fn of_other_store(
 // ---- skipped
 
 fn go_skipped(step: &mut StepRun<'_>) -> Result<Option<VerifiedOutputs>, Failure> {
-    if !are_there(step)? {
+    let (there, _) = are_there(step)?;
+    if !there {
         let why = format!(
             "the outputs are no longer {}, where the recording found them",
             where_skipped(step)
@@ -159,9 +160,10 @@ fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         Some(to) => step.store.lacking_line(step.supervisor, to, &outputs)?,
         None => step.store.dry_run_line(step.supervisor, &outputs)?,
     };
-    let there = are_there(step)?;
+    let (there, mut commands) = are_there(step)?;
+    commands.insert(0, line);
     if step.other_store().is_some() {
-        return of_other_store(step, vec![line]);
+        return of_other_store(step, commands);
     }
     let found = if there {
         format!("are {}: nothing is realised", where_skipped(step))
@@ -171,7 +173,7 @@ fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
     Ok(WayAnswer {
         takes: there.then_some(Reason::Skipped),
         facts: vec![fact("the outputs of a step that may be skipped", found)],
-        commands: vec![line],
+        commands,
     })
 }
 
@@ -179,28 +181,33 @@ fn ask_skipped(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
 fn where_skipped(step: &StepRun<'_>) -> String {
     match &step.request.push {
         Some(to) => format!("in {to}"),
-        None => "here or in a substituter".into(),
+        None => "here or in a substituter, signed by a key that this host trusts".into(),
     }
 }
 
 /// Whether all recorded outputs are here, or a substituter has them with all that they need; with `push`, whether they are in that
-/// store, wherever else they are. What cannot be queried counts as missing: the other ways report why.
-fn are_there(step: &mut StepRun<'_>) -> Result<bool, Failure> {
+/// store, wherever else they are. What cannot be queried counts as missing: the other ways report why. Also gives the commands that
+/// have asked for signatures.
+fn are_there(step: &mut StepRun<'_>) -> Result<(bool, Vec<CommandLine>), Failure> {
     let outputs: Vec<&StorePath> = step.request.outputs.values().collect();
     if outputs.is_empty() {
-        return Ok(false);
+        return Ok((false, Vec::new()));
     }
     if let Some(to) = &step.request.push {
         let lacking = step.store.lacking(step.supervisor, to, &outputs)?;
-        return Ok(lacking.is_ok_and(|lacking| lacking.is_empty()));
+        return Ok((lacking.is_ok_and(|lacking| lacking.is_empty()), Vec::new()));
     }
     let answer = step.store.dry_run(step.supervisor, &outputs)?;
     // A valid path is in no list; its file may be gone all the same.
     let is_here = |path: &StorePath| path.as_path().symlink_metadata().is_ok();
-    Ok(answer.has_all()
-        && outputs
-            .iter()
-            .all(|path| answer.fetched.contains(*path) || is_here(path)))
+    let (fetched, others): (Vec<&StorePath>, Vec<_>) = outputs
+        .into_iter()
+        .partition(|path| answer.fetched.contains(*path));
+    if !answer.has_all() || !others.into_iter().all(is_here) {
+        return Ok((false, Vec::new()));
+    }
+    let trust = step.store.trust(step.supervisor, &fetched)?;
+    Ok((trust.untrusted.is_empty(), trust.commands))
 }
 
 // ---- realised
@@ -366,10 +373,24 @@ fn ask_available(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
         return Ok(WayAnswer::no(vec![fact("the record", "names no outputs")]));
     }
     let answer = step.store.dry_run(step.supervisor, &outputs)?;
+    let fetched: Vec<&StorePath> = step
+        .request
+        .outputs
+        .values()
+        .filter(|path| answer.fetched.contains(*path))
+        .collect();
+    let has_all = answer.has_all();
+    // What the way runs does not ask for signatures: Nix refuses by itself.
+    let there = has_all
+        && step
+            .store
+            .trust(step.supervisor, &fetched)?
+            .untrusted
+            .is_empty();
     let hold = placeholder(step, "roots/NEW/root");
     let commands = obtaining(step, hold.as_deref())?;
     let mut commands: Vec<_> = commands.iter().map(as_run).collect();
-    if !answer.has_all() {
+    if !there {
         commands.truncate(1);
         if step.request.drv.is_none() {
             let options = step.options()?;
@@ -389,9 +410,10 @@ fn ask_available(step: &mut StepRun<'_>) -> Result<WayAnswer, Failure> {
             format_args!("the store cannot be asked for the outputs: {refusal}"),
         ));
     }
-    let there = answer.has_all();
     let found = if there {
         "are valid, or a substituter has them"
+    } else if has_all {
+        "are in a substituter, and not signed by a key that this host trusts"
     } else {
         "are not all here or in a substituter"
     };

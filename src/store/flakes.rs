@@ -7,6 +7,8 @@ use super::printed::no_answer_of_nix;
 use super::{ATTEMPTS, Answer, Store};
 use crate::command_line::CommandLine;
 use crate::exit::Failure;
+use crate::keys::refuse;
+use crate::keys::secret_values::{secret_in_options, sentence};
 use crate::nix::command::OwnedOptions;
 use crate::nix::{
     Evaluation, FlakeMetadata, LockedFlake, NixOutput, Source, StorePath, caches, command,
@@ -47,7 +49,7 @@ impl Store {
     /// trusts it with them, as they do for `nix build`; they are returned when they are read for the first time.
     ///
     /// # Errors
-    /// It is none (75); a signal asked us to end (128 + n).
+    /// It is none (75); the settings hold a secret (64); a signal asked us to end (128 + n).
     pub fn read_lock(
         &mut self,
         supervisor: &mut Supervisor,
@@ -59,6 +61,11 @@ impl Store {
         let mut settings = Vec::new();
         if !std::mem::replace(&mut self.has_flake_settings, true) {
             settings = self.flake_settings(supervisor, &metadata)?;
+            // They would be in every step, in the plan, and in arguments.
+            if let Some((name, home)) = secret_in_options(&settings) {
+                let what = format!("`nixConfig.{name}` of the flake");
+                return Err(refuse(sentence(&what, home)));
+            }
             self.options.extend(settings.iter().cloned());
         }
         Ok(FlakeLock {

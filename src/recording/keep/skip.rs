@@ -60,6 +60,7 @@ pub(in crate::recording) fn reasons(
         if question == PathQuestion::DryRun {
             warn(&answer, log);
             add_incomplete(&mut answer, &targets, store, supervisor, log)?;
+            add_untrusted(&mut answer, &targets, store, supervisor, log)?;
         }
         for (at, target) in local.iter().zip(targets) {
             reasons[*at] = reason(target, &answer).map(str::to_owned);
@@ -293,6 +294,34 @@ fn add_incomplete(
             "a substituter lacks dependencies of {}: not skipped",
             number(count, "target")
         ));
+    }
+    Ok(())
+}
+
+/// Counts what substituters have, and Nix would not take from them, as missing: such a target has to be built, and what is in a cache
+/// says nothing of whether it can be.
+fn add_untrusted(
+    answer: &mut DryRun,
+    targets: &[&Target],
+    store: &mut Store,
+    supervisor: &mut Supervisor,
+    log: &Log,
+) -> Result<(), Failure> {
+    let is_cached = |target: &&Target| reason(target, answer) == Some(CACHED);
+    let cached: Vec<&Target> = targets.iter().copied().filter(is_cached).collect();
+    let mut outputs = outputs_of(&cached);
+    outputs.retain(|path| answer.fetched.contains(*path));
+    let trust = store.trust(supervisor, &outputs)?;
+    answer.missing.extend(trust.untrusted);
+    let is_skipped = |target: &&&Target| reason(target, answer).is_some();
+    let count = cached.len() - cached.iter().filter(is_skipped).count();
+    match trust.unanswered {
+        _ if count == 0 => {}
+        Some(why) => log.warn(format_args!("{} not skipped: {why}", number_is(count))),
+        None => log.warn(format_args!(
+            "a cache has {}, without a signature that this host trusts: not skipped",
+            number(count, "target")
+        )),
     }
     Ok(())
 }
