@@ -690,8 +690,12 @@ fn what_several_targets_need_has_a_step_until_it_is_built() {
     assert_eq!(recorded("2").as_array().unwrap().len(), 3, "it is there");
 }
 
-/// The outcome of a build whose targets `one` and `two` need `zlib`, which is built like this; and its jobs by their label.
-fn build_of_shared(zlib: &str, hook: &str) -> Option<(Outcome, BTreeMap<String, Vec<Job>>)> {
+/// The outcome of a build whose targets `one` and `two` need `zlib`, which is built like this; its jobs by their label; and its
+/// annotations.
+fn build_of_shared(
+    zlib: &str,
+    hook: &str,
+) -> Option<(Outcome, BTreeMap<String, Vec<Job>>, String)> {
     tool("git")?;
     program()?;
     let store = Store::new()?;
@@ -701,7 +705,8 @@ fn build_of_shared(zlib: &str, hook: &str) -> Option<(Outcome, BTreeMap<String, 
   two = build "two" "read x < ${{zlib}}; echo $x > $out";
 }}"#
     ));
-    let record = format!("'{EVAL_ONCE}' pipeline --shared-steps 2 --no-share --skip none");
+    let record =
+        format!("'{EVAL_ONCE}' pipeline --shared-steps 2 --no-share --skip none --summary");
     let build = Build::new(&json!({ "key": "record", "command": record }))?
         .checkout(store.work())
         .envs(store.env())
@@ -715,13 +720,15 @@ fn build_of_shared(zlib: &str, hook: &str) -> Option<(Outcome, BTreeMap<String, 
             .or_default()
             .push(job);
     }
-    Some((outcome, jobs))
+    let annotations = build.annotations();
+    let summary = annotations.values().map(|it| it.body.as_str());
+    Some((outcome, jobs, summary.collect::<Vec<_>>().join("\n")))
 }
 
 #[test]
 fn a_shared_derivation_that_the_collector_took_keeps_no_target_from_being_built() {
     let collect = "case $BUILDKITE_STEP_KEY in shared-*) rm -rf \"$EVAL_ONCE_STATE_DIR/pins\"; drv=$(echo \"$NIX_STORE_DIR\"/*-zlib-1.3.1.drv); if [ -e \"$drv\" ]; then env -u NIX_REMOTE nix-store --delete --ignore-liveness $(nix-store -q --referrers-closure \"$drv\"); fi;; esac\n";
-    let Some((outcome, jobs)) = build_of_shared("echo z > $out", collect) else {
+    let Some((outcome, jobs, summary)) = build_of_shared("echo z > $out", collect) else {
         return;
     };
     let shared = &jobs[":nix: zlib-1.3.1 (shared)"];
@@ -737,11 +744,15 @@ fn a_shared_derivation_that_the_collector_took_keeps_no_target_from_being_built(
         assert_eq!(job.state, JobState::Passed, "{}", job.plain());
     }
     assert_eq!(outcome, Outcome::Passed);
+    assert!(
+        summary.contains("3 targets (1 soft failed, 2 built)"),
+        "{summary}"
+    );
 }
 
 #[test]
 fn a_shared_derivation_that_fails_is_red_once_and_what_needs_it_does_not_run() {
-    let Some((outcome, jobs)) = build_of_shared("exit 3", "") else {
+    let Some((outcome, jobs, summary)) = build_of_shared("exit 3", "") else {
         return;
     };
     let [shared] = &jobs[":nix: zlib-1.3.1 (shared)"][..] else {
@@ -753,4 +764,8 @@ fn a_shared_derivation_that_fails_is_red_once_and_what_needs_it_does_not_run() {
         assert_eq!(jobs[name].last().unwrap().exit_status, None);
     }
     assert_eq!(outcome, Outcome::Failed);
+    assert!(
+        summary.contains("3 targets (1 failed, 2 not run)"),
+        "{summary}"
+    );
 }
