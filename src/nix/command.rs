@@ -9,7 +9,6 @@ use percent_encoding::{AsciiSet, utf8_percent_encode};
 use super::flake::URL_PART;
 use super::{AttrPath, DrvPath, Evaluation, LockedFlake, Source, StorePath, StoreUrl};
 use crate::command_line::{CommandLine, OutputLimit, Stdin};
-use crate::secrets;
 
 /// Nix settings, in the order in which `--option` gets them: names and values.
 pub type Options = [(String, String)];
@@ -301,8 +300,7 @@ pub fn check_cache(cache: &str, path: &StorePath, options: &Options) -> CommandL
 }
 
 /// Says on standard error which of `paths` a substituter has (`checking '…'`), and which of those are not signed by a key that Nix
-/// trusts (`is untrusted`). A signature is needed, whatever a store itself says that it has built. A URL with a login is no argument,
-/// which every user of the host can read.
+/// trusts (`is untrusted`). A signature is needed, whatever a store itself says that it has built.
 #[must_use]
 pub fn verify_signatures(
     substituter: &str,
@@ -311,15 +309,9 @@ pub fn verify_signatures(
 ) -> CommandLine {
     let mut arguments = vec!["--extra-experimental-features", "nix-command", "store"];
     arguments.extend(["verify", "--no-contents", "--sigs-needed", "1"]);
-    let is_secret = secrets::find(substituter).is_some();
-    if !is_secret {
-        arguments.extend(["--store", substituter]);
-    }
+    arguments.extend(["--store", substituter]);
     arguments.extend(paths.iter().map(|path| path.as_str()));
     let mut command = command("nix", &arguments, options);
-    if is_secret {
-        command.variables.push(("NIX_REMOTE", substituter.into()));
-    }
     command.answers_on_stderr = true;
     command
 }
