@@ -65,9 +65,12 @@ pub(crate) fn children(parent: Pid) -> Vec<Process> {
     found
 }
 
-/// Kills what a failed test left behind.
+/// Kills all processes that carry `marker`, as one: they are stopped first, because a parent that sees its child killed would say so.
 pub(crate) fn kill_marked(marker: &str) {
-    for process in marked(marker) {
-        let _ = kill(process.pid, Signal::SIGKILL);
+    let found = marked(marker);
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        for process in &found {
+            let _ = kill(process.pid, signal);
+        }
     }
 }
