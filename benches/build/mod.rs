@@ -1,6 +1,7 @@
 //! A build of Buildkite's whose agent is a script: artifacts are files in a folder, and pipelines too.
 
 use std::{
+    cell::Cell,
     env, fs,
     path::{Path, PathBuf},
     process::Command,
@@ -22,12 +23,12 @@ case "$1 $2" in
 esac
 "#;
 
-/// A build, and the folder in which its jobs run.
-pub(crate) struct Build(tempfile::TempDir);
+/// A build: the folder in which its jobs run, and its number.
+pub(crate) struct Build(tempfile::TempDir, Cell<u32>);
 
 impl Build {
     pub(crate) fn new() -> Self {
-        let build = Self(tempfile::tempdir().unwrap());
+        let build = Self(tempfile::tempdir().unwrap(), Cell::new(1));
         fs::create_dir(build.folder().join("bin")).unwrap();
         let artifacts = build.artifacts();
         fs::create_dir(&artifacts).unwrap();
@@ -46,6 +47,7 @@ impl Build {
 
     /// Forgets what was uploaded: the next recording is another build.
     pub(crate) fn forget(&self) {
+        self.1.set(self.1.get() + 1);
         for entry in self.artifacts().read_dir().unwrap() {
             fs::remove_file(entry.unwrap().path()).unwrap();
         }
@@ -58,11 +60,12 @@ impl Build {
         let path = env::var_os("PATH").unwrap();
         let path = folders.into_iter().chain(env::split_paths(&path));
         command.env("PATH", env::join_paths(path).unwrap());
+        let number = self.1.get().to_string();
         for (name, value) in [
             ("BUILDKITE", "true"),
             ("BUILDKITE_AGENT_ACCESS_TOKEN", "x"),
-            ("BUILDKITE_BUILD_ID", "b"),
-            ("BUILDKITE_JOB_ID", "j"),
+            ("BUILDKITE_BUILD_ID", &*number),
+            ("BUILDKITE_JOB_ID", &number),
             ("BUILDKITE_STEP_ID", "s"),
         ] {
             command.env(name, value);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::evaluate::gaps::Note;
 use super::{FoundTarget, Meta};
 use crate::keys::Keys;
-use crate::nix::{AttrPath, DrvPath};
+use crate::nix::DrvPath;
 
 /// The key of a step that says why it never runs.
 const SKIP: &str = "skip";
@@ -57,14 +57,20 @@ fn agrees(wishes: &mut Option<Keys>, other: Option<&Keys>, but: &str) -> bool {
 
 /// Names the attributes whose wishes do not count, because the first one with the same `.drv` has others.
 pub(super) fn overruled(found: &[FoundTarget]) -> Vec<Note> {
-    let mut first: HashMap<&DrvPath, (&AttrPath, Meta)> = HashMap::new();
+    let mut first: HashMap<&DrvPath, &FoundTarget> = HashMap::with_capacity(found.len());
+    // Few have more than one attribute.
+    let mut wishes: HashMap<&DrvPath, Meta> = HashMap::new();
     let mut notes = Vec::new();
     for found in found {
-        let Some((attr, meta)) = first.get_mut(&found.drv) else {
-            first.insert(&found.drv, (&found.attr, found.meta.clone()));
+        let Some(first) = first.get(&found.drv) else {
+            first.insert(&found.drv, found);
             continue;
         };
-        if !add(meta, &found.meta) {
+        let wishes = wishes
+            .entry(&found.drv)
+            .or_insert_with(|| first.meta.clone());
+        if !add(wishes, &found.meta) {
+            let attr = &first.attr;
             notes.push(Note {
                 text: format!(
                     "{} and {attr} have the same .drv, so one step, and other wishes in meta.buildkite or meta.eval-once: those of {attr} count",
