@@ -73,6 +73,12 @@ struct Row {
     rest: String,
 }
 
+/// What the table says of each target.
+fn rests(body: &str) -> BTreeMap<String, String> {
+    let rows = rows(body).into_iter();
+    rows.map(|row| (row.target, row.rest)).collect()
+}
+
 /// The rows of the table.
 fn rows(body: &str) -> Vec<Row> {
     let rows = body.lines().filter_map(|line| {
@@ -865,10 +871,7 @@ fn a_step_of_a_skipped_target_that_fails_before_eval_once_begins_is_red() {
         .agents(1);
     assert_eq!(build.run(), Outcome::Failed);
     let body = annotation(&build).body;
-    let rows: BTreeMap<String, String> = rows(&body)
-        .into_iter()
-        .map(|row| (row.target, row.rest))
-        .collect();
+    let rows = rests(&body);
     assert!(
         rows["lost"].starts_with("**failed**, without a report |"),
         "{body}"
@@ -920,10 +923,7 @@ fn a_red_step_that_an_earlier_try_has_uploaded_is_no_skipped_target_of_a_retry_o
     let said = "1 target not skipped, because the plan of an earlier try has a step for each";
     assert!(retry.plain().contains(said), "{}", retry.plain());
     let body = annotation(&build).body;
-    let rows: BTreeMap<String, String> = rows(&body)
-        .into_iter()
-        .map(|row| (row.target, row.rest))
-        .collect();
+    let rows = rests(&body);
     assert!(
         rows["lost"].starts_with("**failed**, without a report |"),
         "{body}"
