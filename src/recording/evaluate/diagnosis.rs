@@ -12,6 +12,7 @@ use std::path::Path;
 
 use super::memory::MIB;
 use super::processes::StopCause;
+use super::schedule::Share;
 use super::spans::AttrIndex;
 use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
@@ -57,6 +58,8 @@ pub(super) enum Verdict {
     RepeatAlone,
     /// The task is done again with fewer workers in parallel; the line for the log says why.
     RepeatWithFewer(String),
+    /// The task is done again: a worker has more memory by now.
+    RepeatWithMore,
     /// The recording fails.
     Fail(Failure),
 }
@@ -91,10 +94,9 @@ pub(super) struct OversizedWorker {
     pub(super) at: AttrIndex,
     /// How many attributes it had begun.
     pub(super) begun: u32,
-    /// Its part of the memory, in bytes; and whether that is all of it.
-    pub(super) part: u64,
-    pub(super) has_all: bool,
-    /// How many workers may run in parallel.
+    /// What it had of the memory.
+    pub(super) share: Share,
+    /// How many workers there may be at most by now.
     pub(super) slots: usize,
     /// Whether we stopped it; otherwise the kernel killed it.
     pub(super) was_stopped: bool,
@@ -340,9 +342,12 @@ impl<'a> Diagnosis<'a> {
     /// A worker had more memory than its part.
     pub(super) fn too_large(&self, worker: &OversizedWorker) -> Verdict {
         let what = &self.what;
-        let part = worker.part / MIB;
-        let is_alone = worker.slots == 1 || worker.has_all;
+        let share = &worker.share;
+        let part = share.part / MIB;
+        let is_alone = share.has_all;
         match worker.begun {
+            // Another one has left it its part meanwhile.
+            _ if !is_alone && worker.slots < share.slots => Verdict::RepeatWithMore,
             0 if is_alone && !worker.was_stopped => Verdict::Fail(
                 Failure::new(
                     Class::Signal(9),
@@ -362,7 +367,7 @@ impl<'a> Diagnosis<'a> {
                 .hint("raise `memory`, or record on a host with more memory"),
             ),
             0 => {
-                let slots = worker.slots - 1;
+                let slots = share.slots - 1;
                 let es = if slots == 1 { "" } else { "es" };
                 Verdict::RepeatWithFewer(format!(
                     "the root alone needs more memory than {part} MiB; continuing with {slots} process{es}"
@@ -485,6 +490,7 @@ mod tests {
             Verdict::Repeat(line) => format!("repeat: {line}"),
             Verdict::RepeatAlone => "alone".into(),
             Verdict::RepeatWithFewer(line) => format!("fewer: {line}"),
+            Verdict::RepeatWithMore => "more".to_owned(),
             Verdict::Fail(failure) => format!("{:?}: {failure}", failure.class),
         }
     }
@@ -635,7 +641,7 @@ mod tests {
     fn what_follows_from_too_much_memory_depends_on_what_has_begun() {
         let root = root();
         let diagnosis = diagnosis(&root);
-        let verdict = |begun, has_all, slots, was_stopped| {
+        let verdict_now = |begun, has_all, slots, now, was_stopped| {
             in_a_word(diagnosis.too_large(&OversizedWorker {
                 at: if begun == 0 {
                     AttrIndex::default()
@@ -643,16 +649,22 @@ mod tests {
                     attr()
                 },
                 begun,
-                part: 512 * MIB,
-                has_all,
-                slots,
+                share: Share {
+                    slots,
+                    part: 512 * MIB,
+                    has_all,
+                },
+                slots: now,
                 was_stopped,
             }))
+        };
+        let verdict = |begun, has_all, slots, was_stopped| {
+            verdict_now(begun, has_all, slots, slots, was_stopped)
         };
         let starts = |verdict: String, with: &str| assert!(verdict.starts_with(with), "{verdict}");
         starts(verdict(0, false, 2, true), "fewer: ");
         starts(
-            verdict(0, false, 1, true),
+            verdict(0, true, 1, true),
             "Evaluation: ci.nix needs more memory",
         );
         starts(verdict(0, true, 2, false), "Signal(9): ");
@@ -661,8 +673,12 @@ mod tests {
             verdict(1, true, 2, true),
             "error: it needs more memory than the 512 MiB",
         );
-        starts(verdict(1, false, 1, false), "error: it needs more memory");
+        starts(verdict(1, true, 1, false), "error: it needs more memory");
         // Earlier attributes may have used it.
         starts(verdict(2, true, 1, true), "alone");
+        // Another worker has ended for the same reason at the same time: what it left says nothing about what this one had.
+        for (begun, was_stopped) in [(0, true), (0, false), (1, true), (1, false), (2, true)] {
+            starts(verdict_now(begun, false, 2, 1, was_stopped), "more");
+        }
     }
 }

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::memory;
-use super::schedule::WorkerId;
+use super::schedule::{Share, WorkerId};
 use crate::command_line::{CommandLine, Ending};
 use crate::counts::mebibytes;
 use crate::exit::Failure;
@@ -58,8 +58,8 @@ impl StopCause {
 /// The limits of a worker.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WorkerLimits {
-    /// Resident memory, in bytes; none without a limit.
-    pub(super) memory: Option<u64>,
+    /// Its share of the memory, of which the part is a limit of what is resident.
+    pub(super) share: Share,
     /// The time without output while it has a task; none without a limit.
     pub(super) silence: Option<Duration>,
 }
@@ -71,6 +71,9 @@ pub(super) struct EndedWorker {
     pub(super) ending: Ending,
     /// Why it was stopped; none if it ended by itself.
     pub(super) stop_cause: Option<StopCause>,
+    /// Its share of the memory when that was measured last, at the latest when it was stopped; none if it never was. Another worker may
+    /// have ended since, for the same reason, and have left it more.
+    pub(super) share: Option<Share>,
     /// What Nix printed last and was not passed to the log: from an `error:` on.
     pub(super) final_output: Vec<u8>,
     /// What Nix and its children printed after the walker's last message.
@@ -89,6 +92,7 @@ struct WorkerProcess {
     /// How many lines it has printed since a task ended.
     lines_of_task: usize,
     stop_cause: Option<StopCause>,
+    share: Option<Share>,
     final_output: Vec<u8>,
     /// What Nix and its children printed after the walker's last message.
     nix_output: Option<NixOutput>,
@@ -103,6 +107,7 @@ impl WorkerProcess {
             omitted: 0,
             lines_of_task: 0,
             stop_cause: None,
+            share: None,
             final_output: Vec::new(),
             nix_output: None,
         }
@@ -180,6 +185,7 @@ impl WorkerProcess {
             worker: self.worker,
             ending,
             stop_cause: self.stop_cause,
+            share: self.share,
             final_output: self.final_output,
             nix_output,
         }
@@ -247,7 +253,7 @@ impl Processes {
             .iter()
             .map(|process| limits(process.worker))
             .collect();
-        let resident = if limits.iter().any(|limits| limits.memory.is_some()) {
+        let resident = if limits.iter().any(|limits| limits.share.part != u64::MAX) {
             let processes: Vec<u32> = self.running.iter().map(Running::id).collect();
             memory::resident(&processes, supervisor)
         } else {
@@ -255,13 +261,15 @@ impl Processes {
         };
         self.tick = TICK;
         for (number, (limits, resident)) in limits.into_iter().zip(resident).enumerate() {
-            let process = &self.all[number];
+            let process = &mut self.all[number];
             if process.stop_cause.is_some() {
                 continue;
             }
+            process.share = Some(limits.share);
             let worker = process.worker;
             let silence = process.last_active.elapsed();
-            if let (Some(limit), Some(resident)) = (limits.memory, resident) {
+            if let Some(resident) = resident {
+                let limit = limits.share.part;
                 if resident > limit / 2 {
                     self.tick = CLOSE_TICK;
                 }

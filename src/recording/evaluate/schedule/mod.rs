@@ -24,7 +24,7 @@ use self::worker::{Stage, WorkerState};
 use super::spans::{AttrIndex, ChildCounts, Span};
 
 pub(in crate::recording) use self::estimate::Costs;
-pub(super) use self::task::{LineEnd, Next, Task, WorkerId};
+pub(super) use self::task::{LineEnd, Next, Share, Task, WorkerId};
 
 /// How long a task should take, in seconds.
 const TASK: f64 = 0.5;
@@ -178,6 +178,20 @@ impl Schedule {
     /// Whether this worker has all the memory.
     pub(super) fn is_alone(&self, worker: WorkerId) -> bool {
         self.most() == 1 || self.workers.get(&worker).is_some_and(|one| one.alone)
+    }
+
+    /// How much of the memory this worker has now.
+    pub(super) fn share(&self, worker: WorkerId) -> Share {
+        Share {
+            slots: self.most(),
+            part: self.part(worker),
+            has_all: self.is_alone(worker),
+        }
+    }
+
+    /// How many workers there may be at most from now on.
+    pub(super) fn at_most(&self) -> usize {
+        self.most
     }
 
     /// The attribute that is being evaluated; before the first of a task, the root.

@@ -156,6 +156,7 @@ proptest! {
                     let set = sets[usize::try_from(number).unwrap() % sets.len()].clone();
                     Some((LineEnd::GaveUpSet(set), is_gone))
                 }
+                8 => Some((LineEnd::Waits, is_gone)),
                 6 | 7 => {
                     // It lies: an attribute again, one of another task, or one that there is not.
                     let foreign = match number % 3 {
@@ -211,7 +212,7 @@ proptest! {
                 LineEnd::Again { .. } | LineEnd::Alone => {
                     anew.extend(current.map(|path| (path, how == LineEnd::Alone)));
                 }
-                LineEnd::Fewer => {}
+                LineEnd::Fewer | LineEnd::Waits => {}
             }
             one.reports = None;
             schedule.ended(worker, how, is_gone, now);

@@ -55,8 +55,10 @@ impl Schedule {
                     }
                 }
             }
-            LineEnd::Alone | LineEnd::Fewer => {
-                self.one_fewer();
+            LineEnd::Alone | LineEnd::Fewer | LineEnd::Waits => {
+                if how != LineEnd::Waits {
+                    self.one_fewer();
+                }
                 let is_attribute = how == LineEnd::Alone && assignment.position().is_some();
                 if let Some(again) = self.once_more(assignment) {
                     self.wait_again(

@@ -42,6 +42,17 @@ pub(in crate::recording::evaluate) enum Next {
     End,
 }
 
+/// How much of the memory a worker has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::recording::evaluate) struct Share {
+    /// How many workers share the memory.
+    pub(in crate::recording::evaluate) slots: usize,
+    /// The part of this one, in bytes; [`u64::MAX`]: unlimited.
+    pub(in crate::recording::evaluate) part: u64,
+    /// Whether it has all of it.
+    pub(in crate::recording::evaluate) has_all: bool,
+}
+
 /// How a worker's task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::recording::evaluate) enum LineEnd {
@@ -61,4 +72,6 @@ pub(in crate::recording::evaluate) enum LineEnd {
     Alone,
     /// Not even the root fits its part of the memory: the task waits again, for one worker fewer than before.
     Fewer,
+    /// The task waits again from the attribute at the position on, and nothing else follows.
+    Waits,
 }

@@ -48,9 +48,8 @@ impl Walk<'_> {
                 let verdict = self.diagnosis.too_large(&OversizedWorker {
                     at: self.schedule.at(worker),
                     begun: self.schedule.begun(worker),
-                    part: self.schedule.part(worker),
-                    has_all: self.schedule.is_alone(worker),
-                    slots: self.schedule.most(),
+                    share: ended.share.unwrap_or_else(|| self.schedule.share(worker)),
+                    slots: self.schedule.at_most(),
                     was_stopped: ended.stop_cause.is_some(),
                 });
                 self.carry_out(verdict, worker, true)
@@ -110,6 +109,7 @@ impl Walk<'_> {
                 LineEnd::Again { catch: true }
             }
             Verdict::RepeatAlone => LineEnd::Alone,
+            Verdict::RepeatWithMore => LineEnd::Waits,
             Verdict::RepeatWithFewer(line) => {
                 self.log.say(line);
                 LineEnd::Fewer

@@ -344,7 +344,7 @@ impl<'a> Walk<'a> {
         let limits = |worker| {
             let is_walking = schedule.task(worker).is_some();
             WorkerLimits {
-                memory: schedule.has_memory_limit().then(|| schedule.part(worker)),
+                share: schedule.share(worker),
                 silence: self.request.evaluation_timeout.filter(|_| is_walking),
             }
         };
