@@ -359,12 +359,20 @@ fn read_as_nix(line: &CommandLine) -> Result<(Vec<Flag>, Vec<String>), String> {
             | "--no-out-link"
             | "--no-link"
             | "--no-update-lock-file"
-            | "--json" => 0,
-            "--realise" | "--derivation" | "--check-validity" | "--print-invalid" | "--dry-run" => {
-                0
-            }
-            "-A" | "-I" | "--extra-experimental-features" | "--log-format" => 1,
-            "--add-root" | "--store" | "--to" | "--from" => 1,
+            | "--json"
+            | "--realise"
+            | "--derivation"
+            | "--check-validity"
+            | "--print-invalid"
+            | "--dry-run" => 0,
+            "-A"
+            | "-I"
+            | "--extra-experimental-features"
+            | "--log-format"
+            | "--add-root"
+            | "--store"
+            | "--to"
+            | "--from" => 1,
             "--arg" | "--argstr" | "--option" => 2,
             flag if flag.starts_with('-') => return Err(format!("{flag:?} is a flag")),
             _ => {
