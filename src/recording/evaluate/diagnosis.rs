@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::memory::MIB;
 use super::processes::StopCause;
-use super::schedule::Share;
+use super::schedule::MemoryShare;
 use super::spans::AttrIndex;
 use crate::command_line::Ending;
 use crate::exit::{Class, Failure};
@@ -99,7 +99,7 @@ pub(super) struct OversizedWorker {
     /// How many attributes it had begun.
     pub(super) begun: u32,
     /// What it had of the memory.
-    pub(super) share: Share,
+    pub(super) share: MemoryShare,
     /// How many workers there may be at most by now.
     pub(super) slots: usize,
     /// Whether we stopped it; otherwise the kernel killed it.
@@ -728,7 +728,7 @@ mod tests {
                     attr()
                 },
                 begun,
-                share: Share {
+                share: MemoryShare {
                     slots,
                     part: 512 * MIB,
                     has_all,

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::memory;
-use super::schedule::{Share, WorkerId};
+use super::schedule::{MemoryShare, WorkerId};
 use crate::command_line::{CommandLine, Ending};
 use crate::counts::mebibytes;
 use crate::exit::Failure;
@@ -59,7 +59,7 @@ impl StopCause {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WorkerLimits {
     /// Its share of the memory, of which the part is a limit of what is resident.
-    pub(super) share: Share,
+    pub(super) share: MemoryShare,
     /// The time without output while it has a task; none without a limit.
     pub(super) silence: Option<Duration>,
 }
@@ -73,7 +73,7 @@ pub(super) struct EndedWorker {
     pub(super) stop_cause: Option<StopCause>,
     /// Its share of the memory when that was measured last, at the latest when it was stopped; none if it never was. Another worker may
     /// have ended since, for the same reason, and have left it more.
-    pub(super) share: Option<Share>,
+    pub(super) share: Option<MemoryShare>,
     /// What Nix printed last and was not passed to the log: from an `error:` on.
     pub(super) final_output: Vec<u8>,
     /// What Nix and its children printed after the walker's last message.
@@ -92,7 +92,7 @@ struct WorkerProcess {
     /// How many lines it has printed since a task ended.
     lines_of_task: usize,
     stop_cause: Option<StopCause>,
-    share: Option<Share>,
+    share: Option<MemoryShare>,
     final_output: Vec<u8>,
     /// What Nix and its children printed after the walker's last message.
     nix_output: Option<NixOutput>,
@@ -516,7 +516,7 @@ mod tests {
         let worker = WorkerId::default();
         processes.start(worker, &line, &mut supervisor).unwrap();
         let limits = WorkerLimits {
-            share: Share {
+            share: MemoryShare {
                 slots: 1,
                 part: u64::MAX,
                 has_all: true,

@@ -9,7 +9,7 @@ use super::conversation;
 use super::invocation::WorkerInvocation;
 use super::processes::{Processes, StopCause, WorkerLimits};
 use super::protocol::{self, WalkKind, WalkerMessage};
-use super::schedule::{Schedule, Share, Task, WorkerId};
+use super::schedule::{MemoryShare, Schedule, Task, WorkerId};
 use super::spans::AttrIndex;
 use crate::exit::{Class, Failure};
 use crate::store::ATTEMPTS;
@@ -77,7 +77,7 @@ fn search(
         processes.start(worker, &invocation.searcher_for(&task, part), supervisor)?;
     }
     let limits = WorkerLimits {
-        share: Share {
+        share: MemoryShare {
             slots: 1,
             part,
             has_all: true,

@@ -24,7 +24,7 @@ use self::worker::{Stage, WorkerState};
 use super::spans::{AttrIndex, ChildCounts, Span};
 
 pub(in crate::recording) use self::estimate::Costs;
-pub(super) use self::task::{LineEnd, Next, Share, Task, WorkerId};
+pub(super) use self::task::{LineEnd, MemoryShare, Next, Task, WorkerId};
 
 /// How long a task should take, in seconds.
 const TASK: f64 = 0.5;
@@ -181,8 +181,8 @@ impl Schedule {
     }
 
     /// How much of the memory this worker has now.
-    pub(super) fn share(&self, worker: WorkerId) -> Share {
-        Share {
+    pub(super) fn share(&self, worker: WorkerId) -> MemoryShare {
+        MemoryShare {
             slots: self.most(),
             part: self.part(worker),
             has_all: self.is_alone(worker),

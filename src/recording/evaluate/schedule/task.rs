@@ -44,7 +44,7 @@ pub(in crate::recording::evaluate) enum Next {
 
 /// How much of the memory a worker has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::recording::evaluate) struct Share {
+pub(in crate::recording::evaluate) struct MemoryShare {
     /// How many workers share the memory.
     pub(in crate::recording::evaluate) slots: usize,
     /// The part of this one, in bytes; [`u64::MAX`]: unlimited.

@@ -6,7 +6,7 @@ use super::super::circles::{too_deep, too_many};
 use super::super::diagnosis::{FailedTask, OversizedWorker, Question, Verdict, WorkerEnd};
 use super::super::exclusions::is_expected;
 use super::super::processes::EndedWorker;
-use super::super::schedule::{LineEnd, WorkerId};
+use super::super::schedule::{LineEnd, MemoryShare, WorkerId};
 use super::super::spans::AttrIndex;
 use super::Walk;
 use super::worker::Doing;
@@ -55,7 +55,7 @@ impl Walk<'_> {
                 let verdict = self.diagnosis.too_large(&OversizedWorker {
                     at: self.schedule.at(worker),
                     begun: self.schedule.begun(worker),
-                    share: ended.share.unwrap_or_else(|| self.schedule.share(worker)),
+                    share: self.share_at_end(ended),
                     slots: self.schedule.at_most(),
                     was_stopped: ended.stop_cause.is_some(),
                 });
@@ -74,6 +74,16 @@ impl Walk<'_> {
                 let verdict = self.diagnosis.too_long(&stopped_at, timeout.as_secs());
                 self.carry_out(verdict, worker, true)
             }
+        }
+    }
+
+    /// What the worker had of the memory when it ended: as it was measured when we stopped it. Where the kernel killed it, another one may
+    /// have begun or ended since the last measurement.
+    fn share_at_end(&self, ended: &EndedWorker) -> MemoryShare {
+        let now = self.schedule.share(ended.worker);
+        match ended.share {
+            Some(then) if ended.stop_cause.is_some() || then.slots >= now.slots => then,
+            _ => now,
         }
     }
 
