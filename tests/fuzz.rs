@@ -5,10 +5,14 @@
 //! `EVAL_ONCE_FUZZ=1000000` tries that many inputs for each parser instead of a few:
 //! `cargo test --release --test integration -- fuzz::`, and `cargo test --release --lib of_any`.
 
+use std::path::Path;
+
+use eval_once::build_keys::OutLink;
 use eval_once::buildkite::plugin;
 use eval_once::command_line::CommandLine;
 use eval_once::evaluation_keys::Checkout;
 use eval_once::keys::Keys;
+use eval_once::nix::Source;
 use eval_once::nix::command;
 use eval_once::nix::message::{MESSAGE_AT_MOST, Message, in_one_line};
 use eval_once::nix::structured::{Event, LogReader, PLAIN_AT_MOST, STRUCTURED_AT_MOST};
@@ -350,8 +354,25 @@ fn read_as_nix(line: &CommandLine) -> Result<(Vec<Flag>, Vec<String>), String> {
     let (mut flags, mut others) = (Vec::new(), Vec::new());
     while let Some(word) = words.next() {
         let values = match word.as_str() {
-            "-E" | "--expr" | "--no-out-link" | "--no-link" | "--no-update-lock-file" => 0,
-            "-A" | "-I" | "--extra-experimental-features" | "--log-format" => 1,
+            "-E"
+            | "--expr"
+            | "--no-out-link"
+            | "--no-link"
+            | "--no-update-lock-file"
+            | "--json"
+            | "--realise"
+            | "--derivation"
+            | "--check-validity"
+            | "--print-invalid"
+            | "--dry-run" => 0,
+            "-A"
+            | "-I"
+            | "--extra-experimental-features"
+            | "--log-format"
+            | "--add-root"
+            | "--store"
+            | "--to"
+            | "--from" => 1,
             "--arg" | "--argstr" | "--option" => 2,
             flag if flag.starts_with('-') => return Err(format!("{flag:?} is a flag")),
             _ => {
@@ -438,6 +459,71 @@ proptest! {
             }
             for selection in of("-A") {
                 prop_assert_eq!(names_as_nix(&selection[0]), evaluation.attr.names(), "{}", &line);
+            }
+        }
+    }
+
+    #[test]
+    fn no_link_option_store_or_flake_of_a_step_is_a_flag_of_nix(
+        link in flaglike(),
+        option in (flaglike(), flaglike()),
+        push in prop_oneof![flaglike(), flaglike().prop_map(|text| format!("file:///{text}"))],
+        flake in flaglike(),
+    ) {
+        let drv = DrvPath::parse(&format!("/nix/store/{HASH}-a.drv")).unwrap();
+        let place = Checkout { folder: "/checkout".into(), confined: false, no_checkout: false };
+        // One at a time: what is refused is no argument of anything.
+        let keys = [
+            json!({ "out-link": link }),
+            json!({ "options": { &option.0: option.1 } }),
+            json!({ "push": push }),
+            json!({ "flake": flake }),
+        ];
+        for mut keys in keys {
+            let is_evaluated = keys.get("flake").is_some();
+            if !is_evaluated {
+                keys["drv"] = drv.to_string().into();
+            }
+            let Ok(request) = StepRequest::read(keys.as_object().unwrap().clone(), &place) else {
+                continue;
+            };
+            let link = match &request.out_link {
+                OutLink::At(link) => Some(link.as_path()),
+                OutLink::State => None,
+            };
+            let path = drv.as_store_path();
+            let options = &request.options;
+            // The words that are neither flags nor their values: paths of the store, and the command of `nix`.
+            let mut lines = vec![
+                (command::realise(&drv, link, options), vec![path.as_str()]),
+                (command::obtain(&[path], link, options), vec![path.as_str()]),
+            ];
+            if let Some(push) = &request.push {
+                lines.extend([
+                    (command::copy_outputs_to(push, &[path], options), vec!["copy", path.as_str()]),
+                    (command::copy_drvs_to(push, &[path], options), vec!["copy", path.as_str()]),
+                    (command::copy_drv_from(push, &drv, options), vec!["copy", path.as_str()]),
+                    (command::lacking_in(push, &[path], options), vec![path.as_str()]),
+                    (command::would_obtain_from(push, &[path], options), vec![path.as_str()]),
+                ]);
+            }
+            if let Some(Source::Flake(flake)) = request.evaluation.as_ref().map(|one| &one.source) {
+                let line = command::flake_metadata(flake, Path::new("/checkout"), options);
+                lines.push((line, vec!["flake", "metadata", flake]));
+            }
+            for (line, words) in lines {
+                let (flags, others) = read_as_nix(&line).map_err(TestCaseError::fail)?;
+                prop_assert_eq!(others, words, "{}", &line);
+                let of = |flag: &str| -> Vec<&Vec<String>> {
+                    flags.iter().filter(|(name, _)| name == flag).map(|(_, values)| values).collect()
+                };
+                if let Some(link) = link.filter(|_| !of("--add-root").is_empty()) {
+                    prop_assert_eq!(of("--add-root"), [&vec![link.to_str().unwrap().to_owned()]], "{}", &line);
+                    prop_assert!(link.is_absolute());
+                }
+                for (name, value) in options {
+                    prop_assert!(of("--option").contains(&&vec![name.clone(), value.clone()]), "{}", &line);
+                }
             }
         }
     }

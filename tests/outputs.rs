@@ -486,6 +486,83 @@ fn what_nix_calls_missing_a_second_time_though_it_is_valid_is_believed() {
     assert_eq!(realises.count(), 2, "{calls:?}");
 }
 
+/// As Nix ends where the collector takes a `.drv` between two looks of its own: it aborts, and through a daemon the daemon's worker
+/// does. By the time we look, another step has registered the `.drv` again.
+fn deaths_of_a_lost_drv() -> [(&'static str, String); 4] {
+    let aborts = |place: &str| {
+        format!("echo \"nix-store: src/libstore/build/{place}' failed.\" >&2; kill -ABRT $$")
+    };
+    let disconnects = |message: &str| format!("echo 'error: {message}' >&2; exit 1");
+    [
+        (
+            "2.8",
+            aborts(
+                "derivation-goal.cc:194: void nix::DerivationGoal::loadDerivation(): Assertion \\`worker.evalStore.isValidPath(drvPath)",
+            ),
+        ),
+        (
+            "2.26",
+            aborts(
+                "derivation-goal.cc:190: nix::Goal::Co nix::DerivationGoal::loadDerivation(): Assertion \\`drv",
+            ),
+        ),
+        ("a daemon of 2.8", disconnects("unexpected end-of-file")),
+        (
+            "a daemon of 2.26",
+            disconnects("Nix daemon disconnected unexpectedly (maybe it crashed?)"),
+        ),
+    ]
+}
+
+#[test]
+fn a_nix_that_dies_of_a_drv_that_was_lost_and_is_valid_by_now_realises_it_again() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    for (number, (who, death)) in deaths_of_a_lost_drv().into_iter().enumerate() {
+        for times in [1, 9] {
+            let script = format!(
+                "case \"$*\" in *--realise*) if [ \"$NTH\" -le {times} ]; then {death}; fi;; esac"
+            );
+            let bin = store.root().join(format!("dying-{number}-{times}"));
+            let stand_ins = StandIns::new(&bin).before("nix-store", &script);
+            let ended = store
+                .step(target.drv_flags())
+                .env("PATH", stand_ins.path(&store))
+                .run();
+            let calls = stand_ins.calls("nix-store");
+            let is_realise = |call: &&Vec<String>| call.contains(&"--realise".to_owned());
+            assert_eq!(calls.iter().filter(is_realise).count(), 2, "{who}: {ended}");
+            if times == 1 {
+                ended.takes("realised", "drv-valid");
+                is_true(&ended, &store);
+                let _ = fs::remove_file(store.work().join("result"));
+            } else {
+                ended.fails(75, "surroundings");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_evaluation_of_which_nix_dies_because_a_drv_was_lost_is_done_again() {
+    let Some(store) = Store::new() else { return };
+    let target = hello(&store);
+    for (number, (who, death)) in deaths_of_a_lost_drv().into_iter().enumerate() {
+        let script = format!("if [ \"$NTH\" = 1 ]; then {death}; fi");
+        let bin = store.root().join(format!("dying-{number}"));
+        let stand_ins = StandIns::new(&bin).before("nix-instantiate", &script);
+        let ended = store
+            .step(evaluated())
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        ended.takes("evaluated", "not-recorded");
+        is_true(&ended, &store);
+        assert_eq!(stand_ins.calls("nix-instantiate").len(), 2, "{who}");
+        fs::remove_file(store.work().join("result")).unwrap();
+        assert!(store.has(&target.drv));
+    }
+}
+
 #[test]
 fn a_builder_that_prints_the_collectors_words_is_run_once() {
     let Some(store) = Store::new() else { return };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs};
 use crate::support::{
     program::{Ended, Program},
     recording::Pipeline,
-    stand_in::{StandIns, dies},
+    stand_in::{StandIns, dies, ends},
     store::Store,
     target::expression,
     until,
@@ -832,6 +832,46 @@ fn an_evaluation_that_the_collector_disturbs_is_done_again_for_that_attribute() 
     let pipeline = Pipeline::of(&ended);
     assert_eq!(pipeline.drvs().len(), 3);
     mentions(&ended, "garbage collector");
+}
+
+#[test]
+fn an_evaluation_of_which_nix_aborts_because_a_drv_was_lost_is_done_again_for_that_attribute() {
+    let Some(store) = Store::new() else { return };
+    store.targets("{ a = file \"a\"; b = file \"b\"; c = file \"c\"; }");
+    // As Nix ends where the collector takes a `.drv` that an evaluation is about to build.
+    let aborts = |what: &str| {
+        format!(
+            "echo \"nix: src/libstore/build/derivation-goal.cc:1: f(): Assertion \\`{what}' failed.\" >&2; kill -ABRT $$"
+        )
+    };
+    for (number, (what, times, status)) in [
+        ("worker.evalStore.isValidPath(drvPath)", 1, 0),
+        ("drv", 1, 0),
+        ("drv", 3, 75),
+        // An assertion that says nothing of a path: the expression may be to blame.
+        ("n == 1", 1, 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let script = ends("begin /1", &aborts(what), times);
+        let bin = store.root().join(format!("bin-{number}"));
+        let stand_ins = StandIns::new(bin).before("nix", &script);
+        let ended = record(&store, &["--workers", "1"])
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        if what == "n == 1" {
+            let pipeline = Pipeline::of(&ended);
+            assert_eq!(pipeline.broken(), ["[\"b\"]"], "{ended}");
+            continue;
+        }
+        mentions(&ended, "garbage collector");
+        if status == 0 {
+            assert_eq!(Pipeline::of(&ended).drvs().len(), 3, "{ended}");
+        } else {
+            ended.exits(status).prints("");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use unix::sys::signal::Signal;
 
 use super::message::in_one_line;
+use super::output::ABORTED;
 use super::{Cause, Disturbance, Fault, NixOutput, NoiseFilter, Trouble};
 use crate::command_line::{CommandLine, Ending};
 use crate::exit::{Class, Failure};
@@ -34,9 +35,6 @@ fn is_of_the_evaluator(signal: i32) -> bool {
 /// The kernel sends SIGKILL when memory runs out, which may happen again.
 const OUT_OF_MEMORY: i32 = 9;
 
-/// SIGABRT: Nix ended itself, because an assertion of its own did not hold, or nothing caught an exception.
-const ABORTED: i32 = 6;
-
 /// The class of a Nix program that failed, from its phase, its ending and its output.
 ///
 /// While Nix evaluates, an error of the *system* is an infrastructure failure (a limit, a signal, a daemon or a server that is
@@ -51,13 +49,22 @@ const ABORTED: i32 = 6;
 pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
     let evaluates = matches!(phase, Phase::Fetching | Phase::Evaluating);
     match ending {
+        Ending::Killed(ABORTED) if nix_output.disturbance(ending) == Some(Disturbance::Aborted) => {
+            Class::Infrastructure
+        }
         Ending::Killed(signal)
             if evaluates && signal != OUT_OF_MEMORY && !is_of_the_evaluator(signal) =>
         {
             Class::Infrastructure
         }
         // 2.8 aborts whenever a fixed output refers to another path.
-        Ending::Killed(ABORTED) if phase == Phase::Building && nix_output.assertion.is_some() => {
+        Ending::Killed(ABORTED)
+            if phase == Phase::Building
+                && nix_output
+                    .assertion
+                    .as_deref()
+                    .is_some_and(|text| text.contains("Assertion `references.empty()'")) =>
+        {
             Class::Build
         }
         Ending::Killed(signal) => Class::Signal(signal),
@@ -73,9 +80,9 @@ pub fn of(phase: Phase, ending: Ending, nix_output: &NixOutput) -> Class {
             .or_else(|| of_status(status))
             .unwrap_or_else(|| {
                 if evaluates {
-                    of_message_while_evaluating(nix_output)
+                    of_message_while_evaluating(ending, nix_output)
                 } else {
-                    of_message_while_building(nix_output)
+                    of_message_while_building(ending, nix_output)
                 }
             }),
     }
@@ -88,11 +95,11 @@ pub fn is_worth_another_try(class: Class) -> bool {
     class == Class::Infrastructure
 }
 
-fn of_message_while_evaluating(nix_output: &NixOutput) -> Class {
+fn of_message_while_evaluating(ending: Ending, nix_output: &NixOutput) -> Class {
     // A cache that may have the missing path did not answer.
     let is_out_of_reach = || {
         !nix_output.unreachable.is_empty()
-            && matches!(nix_output.disturbance(), Some(Disturbance::Gone(_)))
+            && matches!(nix_output.disturbance(ending), Some(Disturbance::Gone(_)))
     };
     // An evaluation error always has a message.
     if nix_output.error.is_none() || nix_output.trouble(false).is_some() || is_out_of_reach() {
@@ -102,13 +109,13 @@ fn of_message_while_evaluating(nix_output: &NixOutput) -> Class {
     }
 }
 
-fn of_message_while_building(nix_output: &NixOutput) -> Class {
+fn of_message_while_building(ending: Ending, nix_output: &NixOutput) -> Class {
     let Some(error) = &nix_output.error else {
         return Class::Infrastructure;
     };
     let is_infrastructure = nix_output.trouble(true).is_some()
         // The store lost a path, or a cache that may have it did not answer.
-        || nix_output.disturbance().is_some()
+        || nix_output.disturbance(ending).is_some()
         || !nix_output.unreachable.is_empty() && is_about_what_is_missing(error);
     if !is_infrastructure && is_about_a_derivation(nix_output, error) {
         Class::Build

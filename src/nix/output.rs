@@ -79,13 +79,18 @@ struct RunningBuild {
     lines: VecDeque<String>,
 }
 
-/// How the garbage collector may have disturbed an evaluation.
+/// SIGABRT: Nix ended itself, because an assertion of its own did not hold, or nothing caught an exception.
+pub(super) const ABORTED: i32 = 6;
+
+/// How the garbage collector may have disturbed an evaluation or a build.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Disturbance {
     /// This path is missing. Only the store knows whether it was collected, or never there.
     Gone(StorePath),
-    /// The daemon went away, as its worker does when a path that it uses is collected.
+    /// The daemon went away, as its worker does when a `.drv` is collected that it is about to build.
     Daemon,
+    /// Nix aborted, as it does for the same reason where there is no daemon.
+    Aborted,
 }
 
 impl NixOutput {
@@ -521,9 +526,12 @@ impl NixOutput {
         Some(build.lines.iter().cloned().collect())
     }
 
-    /// How the garbage collector may have disturbed the evaluation, if its last message is of that kind.
+    /// How the garbage collector may have disturbed the evaluation or the build, if it has ended so and its last message is of that kind.
     #[must_use]
-    pub fn disturbance(&self) -> Option<Disturbance> {
+    pub fn disturbance(&self, ending: Ending) -> Option<Disturbance> {
+        if ending == Ending::Killed(ABORTED) && self.has_lost_drv() {
+            return Some(Disturbance::Aborted);
+        }
         let error = self.error.as_deref()?;
         if self.may_be_imitated() {
             return None;
@@ -549,6 +557,15 @@ impl NixOutput {
             .ok()
             .filter(|_| gone)
             .map(Disturbance::Gone)
+    }
+
+    /// Whether the assertion that did not hold is that a `.drv` is valid, which Nix has just seen or substituted
+    /// (`DerivationGoal::loadDerivation`; from 2.14 on that it was read).
+    fn has_lost_drv(&self) -> bool {
+        self.assertion.as_deref().is_some_and(|text| {
+            text.contains("Assertion `worker.evalStore.isValidPath(drvPath)'")
+                || text.contains("/derivation-") && text.contains("Assertion `drv'")
+        })
     }
 
     /// Whether Nix says that the value is no derivation. It says so of a string or a number; of a set without derivations it
@@ -733,7 +750,8 @@ mod tests {
             format!("opening file '{DRV}': No such file or directory"),
             format!("path '{DRV}' is required, but there is no substituter that can build it"),
         ] {
-            let disturbance = nix_output(&format!("error: {error}\n")).disturbance();
+            let disturbance =
+                nix_output(&format!("error: {error}\n")).disturbance(Ending::Exited(1));
             assert_eq!(
                 disturbance,
                 Some(Disturbance::Gone(StorePath::parse(DRV).unwrap())),
@@ -747,7 +765,7 @@ mod tests {
             "opening file '/x/a.nix': No such file or directory",
         ] {
             assert_eq!(
-                nix_output(&format!("error: {error}\n")).disturbance(),
+                nix_output(&format!("error: {error}\n")).disturbance(Ending::Exited(1)),
                 None,
                 "{error}"
             );
@@ -756,14 +774,30 @@ mod tests {
             "error: path '{DRV}' is not valid\nerror: builder for '{DRV}' failed with exit code 1\n"
         );
         assert_eq!(
-            nix_output(&of_a_builder).disturbance(),
+            nix_output(&of_a_builder).disturbance(Ending::Exited(1)),
             None,
             "only the last error is Nix's own"
         );
         assert_eq!(
-            nix_output("error: unexpected end-of-file\n").disturbance(),
+            nix_output("error: unexpected end-of-file\n").disturbance(Ending::Exited(1)),
             Some(Disturbance::Daemon)
         );
+        let lost =
+            "nix: src/libstore/build/derivation-goal.cc:190: void f(): Assertion `drv' failed.";
+        for (said, ending, expected) in [
+            (lost, Ending::Killed(6), Some(Disturbance::Aborted)),
+            // A builder may print that, and a trace.
+            (lost, Ending::Exited(1), None),
+            (lost, Ending::Killed(15), None),
+            (
+                "nix: src/a.cc:1: f: Assertion `drv' failed.",
+                Ending::Killed(6),
+                None,
+            ),
+        ] {
+            let disturbance = nix_output(&format!("{said}\n")).disturbance(ending);
+            assert_eq!(disturbance, expected, "{said}, {ending}");
+        }
     }
 
     #[test]

@@ -251,7 +251,7 @@ fn run(
     let mut doubtful = class::is_worth_another_try(class);
     let mut throws = false;
     let is_suspect = class == Class::Infrastructure && output.trouble(false).is_some()
-        || class == Class::Evaluation && output.disturbance().is_some();
+        || class == Class::Evaluation && output.disturbance(finished.ending).is_some();
     if is_suspect
         && suspicion.ask_throws
         && step
@@ -261,7 +261,7 @@ fn run(
         (class, doubtful, throws) = (Class::Evaluation, false, true);
     }
     if matches!(class, Class::Evaluation | Class::Infrastructure) && output.root_cause().is_none() {
-        match output.disturbance() {
+        match output.disturbance(finished.ending) {
             // It may never have been there at all; then an evaluation that is repeated three times changes nothing.
             Some(Disturbance::Gone(path))
                 if !throws && is_disturbed(step, &path, output.is_of_named_path())? =>
@@ -271,6 +271,11 @@ fn run(
             Some(Disturbance::Daemon) if class == Class::Infrastructure => {
                 step.store.check_answers(step.supervisor)?;
                 step.log.say("the daemon died during the evaluation");
+                return Err(NoDrv::Disturbed);
+            }
+            Some(Disturbance::Aborted) => {
+                step.log
+                    .say("a .drv that is needed was lost: the garbage collector disturbed the evaluation");
                 return Err(NoDrv::Disturbed);
             }
             // An expression is not to blame where the store is dead.

@@ -58,8 +58,7 @@ impl StepRun<'_> {
             match self.is_valid(drv.as_store_path()) {
                 Ok(false) => return Ok(Realised::Gone),
                 Ok(true) => {
-                    let exited = matches!(finished.ending, Ending::Exited(_));
-                    if !repeated && exited && self.has_appeared(&output, drv)? {
+                    if !repeated && self.has_appeared(&output, finished.ending, drv)? {
                         repeated = true;
                         self.appeared = true;
                         continue;
@@ -142,34 +141,63 @@ impl StepRun<'_> {
     }
 
     /// Whether realising `drv`, which is valid, has failed because a store path was missing that is valid now.
-    fn has_appeared(&mut self, output: &NixOutput, drv: &DrvPath) -> Result<bool, Failure> {
-        let Some(path) = missing_path(output) else {
-            return Ok(false);
-        };
-        let appeared = *drv.as_store_path() == path || self.is_valid(&path)?;
-        if appeared {
-            self.log.say(format_args!(
-                "{path} was missing, and is valid now: realising {} again",
-                drv.name()
-            ));
+    fn has_appeared(
+        &mut self,
+        output: &NixOutput,
+        ending: Ending,
+        drv: &DrvPath,
+    ) -> Result<bool, Failure> {
+        let name = drv.name();
+        match missing(output, ending) {
+            None => return Ok(false),
+            Some(Missing::Path(path)) => {
+                if *drv.as_store_path() != path && !self.is_valid(&path)? {
+                    return Ok(false);
+                }
+                self.log.say(format_args!(
+                    "{path} was missing, and is valid now: realising {name} again"
+                ));
+            }
+            // Where `drv` is valid, so is each that it needs.
+            Some(Missing::Drv) => self.log.say(format_args!(
+                "Nix aborted because a .drv was missing that is valid now: realising {name} again"
+            )),
+            Some(Missing::Daemon) => self.log.say(format_args!(
+                "the daemon died before it built anything: realising {name} again"
+            )),
         }
-        Ok(appeared)
+        Ok(true)
     }
 }
 
-/// The path because of which Nix has failed, as it was missing at that moment; none where the failure has another cause.
-fn missing_path(output: &NixOutput) -> Option<StorePath> {
-    let Some(Disturbance::Gone(path)) = output.disturbance() else {
-        return None;
-    };
+/// What Nix lacked in a moment of the past.
+#[derive(Debug, PartialEq, Eq)]
+enum Missing {
+    Path(StorePath),
+    /// The `.drv`, or one that it needs: Nix does not say which when it aborts.
+    Drv,
+    /// The daemon, whose worker may have died of the same. It has other reasons to, too, once there is something to build.
+    Daemon,
+}
+
+/// What was missing when Nix failed because of that; none where the failure has another cause.
+fn missing(output: &NixOutput, ending: Ending) -> Option<Missing> {
     // A builder may print the same words, and then fails in its own way.
     if output.root_cause().is_some() || output.dependency_failed {
         return None;
     }
-    // A file that cannot be opened, and still does not exist, is lost, or in another store: repeating does not bring it back.
-    let error = output.error.as_deref().unwrap_or_default();
-    let is_lost = error.starts_with("opening file ") && path.as_path().symlink_metadata().is_err();
-    (!is_lost).then_some(path)
+    match output.disturbance(ending)? {
+        Disturbance::Gone(_) if !matches!(ending, Ending::Exited(_)) => None,
+        Disturbance::Gone(path) => {
+            // A file that cannot be opened, and still does not exist, is lost, or in another store: repeating does not bring it back.
+            let error = output.error.as_deref().unwrap_or_default();
+            let is_lost =
+                error.starts_with("opening file ") && path.as_path().symlink_metadata().is_err();
+            (!is_lost).then_some(Missing::Path(path))
+        }
+        Disturbance::Aborted => Some(Missing::Drv),
+        Disturbance::Daemon => output.begun.is_empty().then_some(Missing::Daemon),
+    }
 }
 
 /// The fixed output that alone was being built when the daemon died. The worker of 2.8 aborts where one refers to another path,
@@ -197,19 +225,22 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_was_missing_is_known_unless_a_build_failed_or_its_file_is_lost() {
+    fn what_was_missing_is_known_unless_a_build_failed_or_its_file_is_lost() {
+        let missing = |lines: &[&str]| missing(&output(lines), Ending::Exited(1));
         let path = format!("/s/{HASH}-x");
         let invalid = format!("error: path '{path}' is not valid");
-        assert_eq!(
-            missing_path(&output(&[&invalid])),
-            StorePath::parse(&path).ok()
-        );
+        let here = StorePath::parse(&path).ok().map(Missing::Path);
+        assert_eq!(missing(&[&invalid]), here);
         let failed =
             format!("error: builder for '/s/{HASH}-y.drv' failed with exit code 1\n{invalid}");
-        assert_eq!(missing_path(&output(&[&failed])), None);
+        assert_eq!(missing(&[&failed]), None);
         let lost = format!("error: opening file '/s/{HASH}-x.drv': No such file or directory");
-        assert_eq!(missing_path(&output(&[&lost])), None);
-        assert_eq!(missing_path(&output(&["error: disk full"])), None);
+        assert_eq!(missing(&[&lost]), None);
+        assert_eq!(missing(&["error: disk full"]), None);
+        let died = "error: unexpected end-of-file";
+        assert_eq!(missing(&[died]), Some(Missing::Daemon));
+        let building = format!("building '/s/{HASH}-y.drv'...");
+        assert_eq!(missing(&[&building, died]), None);
     }
 
     #[test]

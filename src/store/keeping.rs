@@ -130,7 +130,7 @@ impl Store {
                 self.check_answers(supervisor)?;
                 let output = NixOutput::of(&stderr.into_bytes());
                 if !repeated
-                    && let Some(Disturbance::Gone(path)) = output.disturbance()
+                    && let Some(Disturbance::Gone(path)) = output.disturbance(written.ending)
                     && self.is_valid(supervisor, &path)?
                 {
                     repeated = true;

@@ -81,13 +81,18 @@ impl StandIns {
 /// A script for [`StandIns::before`] of `nix`: the first `times` evaluators are killed as soon as they say `at`, and then a message
 /// stands there as if it were theirs.
 pub(crate) fn dies(at: &str, message: &str, times: u32) -> String {
+    ends(at, &format!("echo \"error: {message}\" >&2; exit 1"), times)
+}
+
+/// The same, with any script for its end.
+pub(crate) fn ends(at: &str, end: &str, times: u32) -> String {
     format!(
         r#"if [ $NTH -le {times} ]; then
              exec 3<&0; said=$0.said-$$; mkfifo "$said"
              "$REAL" "$@" <&3 2>"$said" & nix=$!; exec 3<&-
              while IFS= read -r line; do
                printf '%s\n' "$line" >&2
-               case "$line" in *'{at} '*) kill -KILL $nix; echo "error: {message}" >&2; exit 1;; esac
+               case "$line" in *'{at} '*) kill -KILL $nix; {end};; esac
              done <"$said"
              wait $nix; exit
            fi"#

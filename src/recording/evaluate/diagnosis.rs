@@ -171,7 +171,7 @@ impl<'a> Diagnosis<'a> {
         };
         let class = class::of(Phase::Evaluating, *ending, nix_output);
         let is_own = nix_output.is_expressions_own();
-        let is_doubtful_cause = nix_output.disturbance().is_some() && !is_own;
+        let is_doubtful_cause = nix_output.disturbance(*ending).is_some() && !is_own;
         if class != Class::Evaluation || is_doubtful_cause || *at == AttrIndex::default() {
             // An expression is not to blame where the store is dead. The other messages, which may be many, are certain.
             ask(Question::Answers)?;
@@ -232,12 +232,14 @@ impl<'a> Diagnosis<'a> {
         let FailedTask {
             at,
             name,
+            ending,
             nix_output,
             ..
         } = failed;
         let gone;
-        let by = match nix_output.disturbance() {
+        let by = match nix_output.disturbance(*ending) {
             None => return Ok(None),
+            Some(Disturbance::Aborted) => DisturbedBy::Collector,
             Some(Disturbance::Daemon) => DisturbedBy::Daemon(message),
             Some(Disturbance::Gone(path)) => {
                 gone = path;
