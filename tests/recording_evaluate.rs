@@ -1,6 +1,6 @@
 //! A recording evaluates every target once: which targets there are, what a broken one costs, how processes share the work.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use crate::support::{
     program::{Ended, Program},
@@ -756,6 +756,45 @@ fn an_attribute_that_hangs_ends_with_the_timeout() {
     assert_eq!(pipeline.drvs().len(), 2);
     assert_eq!(pipeline.broken(), [r#"["b"]"#]);
     mentions(&ended, "evaluation-timeout");
+}
+
+/// A worker whose attribute takes too long computes on, up to a second, until it is killed: what it has come to by then has not taken
+/// too long.
+#[test]
+fn an_attribute_that_begins_before_its_worker_is_killed_for_another_one_has_not_taken_too_long() {
+    let Some(store) = Store::new() else { return };
+    // It waits without a look at signals. (Nix 2.26 remembers which of the last 16,384 files there were.)
+    store.targets(
+        "let numbers = builtins.genList (n: n); \
+         is = found: name: found || builtins.pathExists (./. + \"/${name}\"); \
+         look = name: builtins.foldl' (found: n: is (is found \"no-${toString n}\") name) false (numbers 20000); \
+         wait = name: builtins.foldl' (found: n: found || look name) false (numbers 100000); \
+         in { a = assert builtins.exec [ \"/bin/sh\" \"-c\" \"echo > begun; echo true\" ]; assert wait \"goes-on\"; { }; \
+              b = file \"b\"; c = file \"c\"; }",
+    );
+    let folder = store.work().clone();
+    let other = std::thread::spawn(move || {
+        let wait = |seconds| std::thread::sleep(Duration::from_secs_f64(seconds));
+        for _ in 0..6000 {
+            if folder.join("begun").exists() {
+                break;
+            }
+            wait(0.01);
+        }
+        // It is asked to end after two seconds, and killed after three.
+        wait(2.5);
+        fs::write(folder.join("goes-on"), "").unwrap();
+    });
+    let ended = record(&store, &["--evaluation-timeout", "2", "--workers", "1"])
+        .env(
+            "NIX_CONFIG",
+            "allow-unsafe-native-code-during-evaluation = true",
+        )
+        .run();
+    other.join().unwrap();
+    // The first one may have taken too long, where the machine is busy.
+    let broken = Pipeline::of(&ended).broken();
+    assert!(!broken.contains(&r#"["b"]"#.to_owned()), "{ended}");
 }
 
 #[test]

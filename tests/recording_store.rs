@@ -323,6 +323,34 @@ fn a_pin_that_is_valid_although_it_could_not_be_rooted_is_rooted_again() {
     assert!(recorded.iter().all(|drv| store.has(drv)));
 }
 
+/// Two recordings of the same have one link.
+#[test]
+fn a_pin_in_whose_place_another_recording_roots_its_own_is_rooted_again() {
+    let Some(store) = Store::new() else { return };
+    store.targets(TARGETS);
+    // One of another recording, in the place of one by another of the same.
+    record(&store, &["--skip", "none", "--attr", "high"])
+        .run()
+        .exits(0);
+    let other = pins(&store)[0].join("pin").read_link().unwrap();
+    for has_pin in [false, true] {
+        let script = format!(
+            "case \"$*\" in --realise*-eval-once-pin.json*) if [ ! -e replaced-{has_pin} ]; then touch replaced-{has_pin}; \
+             \"$REAL\" \"$@\"; status=$?; for link; do :; done; ln -sfn '{}' \"$link\"; exit $status; fi;; esac",
+            other.display()
+        );
+        let stand_ins =
+            StandIns::new(store.root().join(format!("bin-{has_pin}"))).before("nix-store", &script);
+        let ended = record(&store, &["--skip", "none"])
+            .env("PATH", stand_ins.path(&store))
+            .run();
+        let recorded = drvs(&Pipeline::of(&ended));
+        assert!(store.work().join(format!("replaced-{has_pin}")).exists());
+        store.collect();
+        assert!(recorded.iter().all(|drv| store.has(drv)), "{ended}");
+    }
+}
+
 #[test]
 fn a_state_folder_that_the_daemon_does_not_see_is_a_failure_with_its_name() {
     let Some(store) = Store::new() else { return };

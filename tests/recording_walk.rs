@@ -782,6 +782,52 @@ fn a_root_that_has_outgrown_its_part_of_the_memory_is_evaluated_by_fewer_process
     }
 }
 
+// ---- the infrastructure
+
+/// What ends all workers at once at the root, where each of them is at first, is one disturbance: none of them repeats another one.
+#[test]
+fn two_workers_that_are_killed_at_the_root_at_once_are_both_repeated() {
+    let Some(store) = Store::new() else { return };
+    let names = ["a", "b", "c", "d"];
+    // As long as this however fast the machine is: a second process pays.
+    let slow = |name: &&str| {
+        format!(
+            "{name} = file \"{name}${{toString (import (build \"waits-{name}\" \"/bin/sleep 1.5; echo 1 > $out\"))}}\";"
+        )
+    };
+    // The second one that comes here lets the first one go on.
+    let meeting = store.work().join("meeting");
+    store.write(
+        "meet",
+        "if mkdir first; then read line <meeting; kill -ALRM $PPID; elif mkdir second; then echo >meeting; kill -ALRM $PPID; fi \
+         2>/dev/null; echo true",
+    );
+    unix::unistd::mkfifo(&meeting, unix::sys::stat::Mode::S_IRWXU).unwrap();
+    store.targets(&format!(
+        "assert import ./quiet || builtins.exec [ \"/bin/sh\" \"meet\" ]; {{ {} }}",
+        names.iter().map(slow).collect::<String>()
+    ));
+    for quiet in ["true", "false"] {
+        store.write("quiet", quiet);
+        let ended = record(&store, &["--workers", "2"])
+            .env(
+                "NIX_CONFIG",
+                "allow-unsafe-native-code-during-evaluation = true",
+            )
+            .run();
+        assert_eq!(Pipeline::of(&ended).drvs().len(), names.len(), "{ended}");
+        let repeated = said(&ended);
+        let repeated = repeated
+            .iter()
+            .filter(|line| line.ends_with("; evaluating it once more"));
+        assert_eq!(
+            repeated.count(),
+            if quiet == "true" { 0 } else { 2 },
+            "{ended}"
+        );
+    }
+}
+
 // ---- what was not walked
 
 #[test]

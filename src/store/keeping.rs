@@ -143,6 +143,7 @@ impl Store {
                 return Err(copying_failure(&what, &written, &output));
             }
             let file = written_file(name, &write, &written)?;
+            let before = link.read_link().ok();
             let mut lines = vec![rooting_line(&file, link, &options)];
             lines.append(&mut questions);
             let mut asked = self.ask_all(supervisor, &lines)?.into_iter();
@@ -167,7 +168,7 @@ impl Store {
                     }
                 }
                 _ => {
-                    check_link(name, &file, link)?;
+                    check_link(name, &file, link, before.as_deref())?;
                     let is_seen = asked.next().is_none_or(|roots| {
                         !roots.finished.ending.success() || names_root(&roots.finished, link)
                     });
@@ -233,11 +234,20 @@ fn written_file(name: &str, line: &CommandLine, written: &Finished) -> Result<St
     }
 }
 
-/// Looks for the root of `file` at `link`, which Nix says it has made: a program that does nothing ends well, too, and a store on
-/// another host has no roots of this one.
-fn check_link(name: &str, file: &StorePath, link: &Path) -> Result<(), Failure> {
+/// Looks for the root of `file` at `link`, which led to `before`, and which Nix says it has made: a program that does nothing ends well,
+/// too, and a store on another host has no roots of this one. Another recording of the same may have rooted its own there since.
+fn check_link(
+    name: &str,
+    file: &StorePath,
+    link: &Path,
+    before: Option<&Path>,
+) -> Result<(), Failure> {
+    let is_of_another = |target: &Path| {
+        let path = target.to_str().map(StorePath::parse);
+        before != Some(target) && path.is_some_and(|path| path.is_ok_and(|it| it.name() == FILE))
+    };
     let found = match link.read_link() {
-        Ok(target) if target == file.as_path() => return Ok(()),
+        Ok(target) if target == file.as_path() || is_of_another(&target) => return Ok(()),
         Ok(target) => format!("leads to {}", target.display()),
         Err(error) => format!("cannot be read: {error}"),
     };

@@ -28,42 +28,61 @@ pub(super) fn fetch(
     keys: &[String],
     log: &Log,
 ) -> Result<BTreeMap<String, StepOutcome>, Failure> {
+    let questions = [command::step_outcome, command::step_state];
+    ask(supervisor, keys, questions, log)
+}
+
+/// The same, by these questions for the outcome and the state.
+fn ask(
+    supervisor: &mut Supervisor,
+    keys: &[String],
+    [step_outcome, step_state]: [fn(&str) -> CommandLine; 2],
+    log: &Log,
+) -> Result<BTreeMap<String, StepOutcome>, Failure> {
     let mut outcomes: BTreeMap<String, StepOutcome> = keys
         .iter()
         .map(|key| (key.clone(), StepOutcome::NotKnown))
         .collect();
     // The outcome is that of the last job that ended; a step that has not `passed` may be in the middle of another try.
-    let mut words: Vec<(&String, String)> = Vec::new();
+    let mut words: BTreeMap<String, String> = BTreeMap::new();
     each(
         supervisor,
         keys,
-        command::step_outcome,
+        step_outcome,
         log,
         |key, answer| match answer {
             OutcomeAnswer::Word(word) => match StepOutcome::read(&word) {
                 Some(outcome) => drop(outcomes.insert(key.clone(), outcome)),
-                None => words.push((key, word)),
+                None => drop(words.insert(key.clone(), word)),
             },
             OutcomeAnswer::NoStep => drop(outcomes.insert(key.clone(), StepOutcome::NoStep)),
             OutcomeAnswer::None => {}
         },
     )?;
-    let open: Vec<String> = words.iter().map(|(key, _)| (*key).clone()).collect();
+    let open: Vec<String> = words.keys().cloned().collect();
     let mut states: BTreeMap<String, String> = BTreeMap::new();
-    each(
-        supervisor,
-        &open,
-        command::step_state,
-        log,
-        |key, answer| {
-            if let OutcomeAnswer::Word(state) = answer {
-                states.insert(key.clone(), state);
-            }
-        },
-    )?;
+    each(supervisor, &open, step_state, log, |key, answer| {
+        if let OutcomeAnswer::Word(state) = answer {
+            states.insert(key.clone(), state);
+        }
+    })?;
+    // Another try may have ended since, and then that is its state: the outcome that goes with it is a later one.
+    let finished: Vec<String> = open
+        .into_iter()
+        .filter(|key| {
+            states
+                .get(key)
+                .is_some_and(|state| state.trim() == "finished")
+        })
+        .collect();
+    each(supervisor, &finished, step_outcome, log, |key, answer| {
+        if let OutcomeAnswer::Word(word) = answer {
+            words.insert(key.clone(), word);
+        }
+    })?;
     for (key, word) in words {
-        let state = states.get(key).map(String::as_str).unwrap_or_default();
-        outcomes.insert(key.clone(), StepOutcome::with_state(&word, state));
+        let state = states.get(&key).map(String::as_str).unwrap_or_default();
+        outcomes.insert(key, StepOutcome::with_state(&word, state));
     }
     let unknown = outcomes.values().filter(|it| **it == StepOutcome::NotKnown);
     match unknown.count() {
@@ -148,6 +167,22 @@ mod tests {
         })
         .unwrap();
         answers
+    }
+
+    #[test]
+    fn a_try_that_ends_between_two_questions_is_the_one_that_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("outcome");
+        std::fs::write(&file, "hard_failed").unwrap();
+        let log = Log::default();
+        let mut supervisor = Supervisor::install(&log).unwrap();
+        let key = file.to_str().unwrap().to_owned();
+        let questions: [fn(&str) -> CommandLine; 2] = [
+            |file| CommandLine::new("cat", &[file]),
+            |file| CommandLine::new("sh", &["-c", "echo passed >\"$0\"; echo finished", file]),
+        ];
+        let outcomes = ask(&mut supervisor, std::slice::from_ref(&key), questions, &log).unwrap();
+        assert_eq!(outcomes[&key], StepOutcome::Passed);
     }
 
     #[test]

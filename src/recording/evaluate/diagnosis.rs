@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use super::memory::MIB;
 use super::processes::StopCause;
@@ -82,6 +83,9 @@ pub(super) struct FailedTask<'a> {
     pub(super) name: &'a str,
     /// Whether what it throws was caught: then it threw nothing.
     pub(super) is_repetition: bool,
+    /// When the task, or its worker, began, and when that is judged.
+    pub(super) began: Duration,
+    pub(super) now: Duration,
     /// How the worker ended; a living one as a program that fails.
     pub(super) ending: Ending,
     pub(super) nix_output: &'a NixOutput,
@@ -130,6 +134,9 @@ pub(super) struct Diagnosis<'a> {
     missed: BTreeMap<AttrIndex, (StorePath, u32)>,
     /// The attributes that were repeated because the failure may be the infrastructure's.
     repeated: BTreeSet<AttrIndex>,
+    /// When what may be the infrastructure's was last noted of an attribute. All workers evaluate the root: what began before that, and
+    /// fails at the same, need not have met anything else.
+    noted: BTreeMap<AttrIndex, Duration>,
     /// The messages that may be the infrastructure's, or the expression's own words.
     suspected: BTreeMap<AttrIndex, String>,
 }
@@ -143,6 +150,7 @@ impl<'a> Diagnosis<'a> {
             disturbed: BTreeMap::new(),
             missed: BTreeMap::new(),
             repeated: BTreeSet::new(),
+            noted: BTreeMap::new(),
             suspected: BTreeMap::new(),
         }
     }
@@ -160,9 +168,13 @@ impl<'a> Diagnosis<'a> {
             at,
             name,
             is_repetition,
+            began,
+            now,
             ending,
             nix_output,
         } = failed;
+        let noted = self.noted.get(at);
+        let is_noted = noted.is_some_and(|noted| began < noted);
         let message = nix_output.final_message(*ending);
         // Without a message, it is one that is empty.
         let own_words = match nix_output.whole_message() {
@@ -178,7 +190,7 @@ impl<'a> Diagnosis<'a> {
         }
         if !is_own
             && matches!(class, Class::Evaluation | Class::Infrastructure)
-            && let Some(verdict) = self.disturbance(failed, &message, ask)?
+            && let Some(verdict) = self.disturbance(failed, is_noted, &message, ask)?
         {
             self.suspected.insert(at.clone(), own_words);
             return Ok(verdict);
@@ -189,7 +201,10 @@ impl<'a> Diagnosis<'a> {
             return Ok(Verdict::Fail(failure));
         }
         let is_doubtful = class::is_worth_another_try(class) || no_folder.is_some();
-        if is_doubtful && self.repeated.insert(at.clone()) {
+        if is_doubtful && (is_noted || self.repeated.insert(at.clone())) {
+            if !is_noted {
+                self.noted.insert(at.clone(), *now);
+            }
             let shown = in_one_line(&message);
             self.suspected.insert(at.clone(), own_words);
             return Ok(Verdict::Repeat(format!(
@@ -226,12 +241,14 @@ impl<'a> Diagnosis<'a> {
     fn disturbance(
         &mut self,
         failed: &FailedTask<'_>,
+        is_noted: bool,
         message: &str,
         mut ask: impl FnMut(Question<'_>) -> Result<bool, Failure>,
     ) -> Result<Option<Verdict>, Failure> {
         let FailedTask {
             at,
             name,
+            now,
             ending,
             nix_output,
             ..
@@ -253,7 +270,13 @@ impl<'a> Diagnosis<'a> {
                 }
             }
         };
-        let verdict = match self.disturbed(at, name, by) {
+        let told = if is_noted {
+            self.told(at, name, by)
+        } else {
+            self.noted.insert(at.clone(), *now);
+            self.disturbed(at, name, by)
+        };
+        let verdict = match told {
             Ok(line) => Verdict::Repeat(line),
             Err(failure) => Verdict::Fail(failure),
         };
@@ -287,9 +310,14 @@ impl<'a> Diagnosis<'a> {
         name: &str,
         by: DisturbedBy<'_>,
     ) -> Result<String, Failure> {
-        let times = self.disturbed.entry(at.clone()).or_default();
-        *times += 1;
-        let is_last = *times == ATTEMPTS;
+        *self.disturbed.entry(at.clone()).or_default() += 1;
+        self.told(at, name, by)
+    }
+
+    /// The line for a disturbance that is counted.
+    fn told(&self, at: &AttrIndex, name: &str, by: DisturbedBy<'_>) -> Result<String, Failure> {
+        let times = self.disturbed.get(at).copied().unwrap_or_default();
+        let is_last = times >= ATTEMPTS;
         // An expression may throw such a message as well; the next try shows that.
         let (what, hint) = match by {
             DisturbedBy::Daemon(message) => {
@@ -473,6 +501,18 @@ mod tests {
         diagnosis: &mut Diagnosis<'_>,
         at: AttrIndex,
         is_repetition: bool,
+        end: (Ending, &str),
+        ask: impl FnMut(Question<'_>) -> Result<bool, Failure>,
+    ) -> String {
+        let task = (is_repetition, [Duration::ZERO; 2]);
+        judge_at(diagnosis, at, task, end, ask)
+    }
+
+    /// The same of a task that began then, and is judged then.
+    fn judge_at(
+        diagnosis: &mut Diagnosis<'_>,
+        at: AttrIndex,
+        (is_repetition, [began, now]): (bool, [Duration; 2]),
         (ending, printed): (Ending, &str),
         ask: impl FnMut(Question<'_>) -> Result<bool, Failure>,
     ) -> String {
@@ -480,6 +520,8 @@ mod tests {
             at,
             name: "web",
             is_repetition,
+            began,
+            now,
             ending,
             nix_output: &NixOutput::of(printed.as_bytes()),
         };
@@ -550,6 +592,41 @@ mod tests {
             second.starts_with("Infrastructure: web was not evaluated"),
             "{second}"
         );
+    }
+
+    #[test]
+    fn what_several_workers_meet_at_the_root_at_once_is_one_disturbance() {
+        let root = root();
+        let gone = format!("error: path '{PATH}.drv' is not valid\n");
+        let daemon = "error: unexpected end-of-file\n";
+        let exited = Ending::Exited(1);
+        for (end, times) in [
+            ((exited, &*gone), ATTEMPTS),
+            ((exited, daemon), ATTEMPTS),
+            ((Ending::Killed(15), ""), 2),
+        ] {
+            let mut diagnosis = diagnosis(&root);
+            for time in 1..=times {
+                // Those of the first time are no repetitions.
+                let [began, now] =
+                    [2 * time, 2 * time + 1].map(|at| Duration::from_secs(at.into()));
+                for worker in 0..4 {
+                    let at = AttrIndex::default();
+                    let task = (time > 1, [began, now]);
+                    let verdict = judge_at(&mut diagnosis, at, task, end, nothing_valid);
+                    let is_last = time == times && worker == 0;
+                    let expected = if is_last {
+                        "Infrastructure: "
+                    } else {
+                        "repeat: "
+                    };
+                    assert!(verdict.starts_with(expected), "{time}, {worker}: {verdict}");
+                    if is_last {
+                        break;
+                    }
+                }
+            }
+        }
     }
 
     #[test]

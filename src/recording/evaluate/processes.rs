@@ -200,6 +200,8 @@ pub(super) struct Processes {
     running: Vec<Running>,
     /// Those that have no task any more, and still live: as long as they do, Nix keeps what they have written.
     idle: Vec<Running>,
+    /// When all that they had printed by then was read.
+    looked: Instant,
     /// When memory is measured next, and the time until the measurement after that.
     measure: Instant,
     tick: Duration,
@@ -211,6 +213,7 @@ impl Processes {
             all: Vec::new(),
             running: Vec::new(),
             idle: Vec::new(),
+            looked: Instant::now(),
             measure: Instant::now(),
             tick: TICK,
         }
@@ -238,15 +241,16 @@ impl Processes {
         Ok(())
     }
 
-    /// Stops the workers that exceed their limits, if a measurement is due.
+    /// Stops the workers that exceed their limits, if a measurement is due. Gives those.
     pub(super) fn enforce(
         &mut self,
         limits: impl Fn(WorkerId) -> WorkerLimits,
         supervisor: &mut Supervisor,
-    ) {
+    ) -> Vec<WorkerId> {
+        let mut stopped = Vec::new();
         // Not whenever a worker prints something: with small targets, that is thousands of times a second.
         if self.measure > Instant::now() {
-            return;
+            return stopped;
         }
         let limits: Vec<WorkerLimits> = self
             .all
@@ -267,7 +271,9 @@ impl Processes {
             }
             process.share = Some(limits.share);
             let worker = process.worker;
-            let silence = process.last_active.elapsed();
+            // Not until now: it may have printed something since, while this process did something else, and maybe for long.
+            let silence = self.looked.saturating_duration_since(process.last_active);
+            let mut cause = None;
             if let Some(resident) = resident {
                 let limit = limits.share.part;
                 if resident > limit / 2 {
@@ -275,14 +281,19 @@ impl Processes {
                 }
                 // Slightly below the limit: it continues to grow until it has ended.
                 if resident > limit / 20 * 19 {
-                    self.stop(worker, StopCause::TooLarge);
+                    cause = Some(StopCause::TooLarge);
                 }
             }
             if limits.silence.is_some_and(|limit| silence > limit) {
-                self.stop(worker, StopCause::TooLong);
+                cause = Some(StopCause::TooLong);
+            }
+            if let Some(cause) = cause {
+                self.stop(worker, cause);
+                stopped.push(worker);
             }
         }
         self.measure = Instant::now() + self.tick;
+        stopped
     }
 
     /// Sends lines to a worker.
@@ -378,7 +389,8 @@ impl Processes {
         let mut lines = Vec::new();
         let processes = &mut self.all;
         let mut is_talkative = false;
-        let until = Some(Instant::now() + self.tick);
+        let now = Instant::now();
+        let until = Some(now + self.tick);
         supervisor.watch(&mut self.running, until, |number, bytes| {
             let process = &mut processes[number];
             process.last_active = Instant::now();
@@ -386,6 +398,7 @@ impl Processes {
             is_talkative |= process.is_talkative(&complete, &is_last);
             lines.extend(complete.into_iter().map(|line| (process.worker, line)));
         })?;
+        self.looked = now;
         // Many lines at a time, unless a worker would wait for it.
         if is_talkative && !lines.iter().any(|(_, line)| is_last(line)) {
             supervisor.breathe(&self.running);
@@ -443,6 +456,7 @@ impl Processes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::Log;
 
     fn process() -> WorkerProcess {
         WorkerProcess::new(WorkerId::default())
@@ -491,6 +505,38 @@ mod tests {
             let lines = process.lines(b"line\nlast\n");
             assert!(!process.is_talkative(&lines, is_last));
         }
+    }
+
+    #[test]
+    fn a_worker_whose_output_was_not_read_yet_is_not_silent() {
+        let mut supervisor = Supervisor::install(&Log::default()).unwrap();
+        let mut processes = Processes::new();
+        let script = "sleep 0.3; echo line >&2; exec sleep 60";
+        let line = CommandLine::new("sh", &["-c", script]);
+        let worker = WorkerId::default();
+        processes.start(worker, &line, &mut supervisor).unwrap();
+        let limits = WorkerLimits {
+            share: Share {
+                slots: 1,
+                part: u64::MAX,
+                has_all: true,
+            },
+            silence: Some(Duration::from_millis(500)),
+        };
+        processes.watch(&mut supervisor, |_| false).unwrap();
+        // Something else takes long, as asking the store does while a collection holds its lock.
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(processes.enforce(|_| limits, &mut supervisor), []);
+        let mut lines = 0;
+        let stopped = loop {
+            lines += processes.watch(&mut supervisor, |_| false).unwrap().len();
+            let stopped = processes.enforce(|_| limits, &mut supervisor);
+            if !stopped.is_empty() {
+                break stopped;
+            }
+        };
+        // Now it is.
+        assert_eq!((lines, stopped), (1, vec![worker]));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What follows from tasks that fail and from workers that end.
 
+use std::time::Duration;
+
 use super::super::circles::{too_deep, too_many};
 use super::super::diagnosis::{FailedTask, OversizedWorker, Question, Verdict, WorkerEnd};
 use super::super::exclusions::is_expected;
@@ -18,7 +20,10 @@ impl Walk<'_> {
     pub(super) fn ended(&mut self, ended: &EndedWorker, store: &mut Store) -> Result<(), Failure> {
         let worker = ended.worker;
         self.has_ended = true;
-        let doing = self.workers.remove(&worker).map(|worker| worker.doing);
+        let (doing, since, stopped_at) = match self.workers.remove(&worker) {
+            Some(one) => (Some(one.doing), Some(one.since), one.stopped_at),
+            None => (None, None, None),
+        };
         let is_loading = matches!(doing, Some(Doing::Loading { .. }));
         if self.schedule.task(worker).is_none() && !is_loading {
             self.schedule.gone(worker);
@@ -43,7 +48,9 @@ impl Walk<'_> {
             _ => {}
         }
         match WorkerEnd::of(ended.stop_cause, ended.ending) {
-            WorkerEnd::Died => self.failed(worker, ended.ending, &ended.nix_output, store),
+            WorkerEnd::Died => {
+                self.failed_since(worker, since, ended.ending, &ended.nix_output, store)
+            }
             WorkerEnd::TooLarge => {
                 let verdict = self.diagnosis.too_large(&OversizedWorker {
                     at: self.schedule.at(worker),
@@ -57,13 +64,20 @@ impl Walk<'_> {
             WorkerEnd::TooLong => {
                 let timeout = self.request.evaluation_timeout.unwrap_or_default();
                 let at = self.schedule.at(worker);
-                let verdict = self.diagnosis.too_long(&at, timeout.as_secs());
+                let stopped_at = stopped_at.unwrap_or_else(|| at.clone());
+                if stopped_at != at && stopped_at != AttrIndex::default() {
+                    // It has come on until it was killed: this is another attribute than the one that took so long.
+                    let now = self.now();
+                    self.schedule.ended(worker, LineEnd::Waits, true, now);
+                    return Ok(());
+                }
+                let verdict = self.diagnosis.too_long(&stopped_at, timeout.as_secs());
                 self.carry_out(verdict, worker, true)
             }
         }
     }
 
-    /// A task failed, or its worker died.
+    /// The task of a living worker failed.
     pub(super) fn failed(
         &mut self,
         worker: WorkerId,
@@ -71,13 +85,29 @@ impl Walk<'_> {
         nix_output: &NixOutput,
         store: &mut Store,
     ) -> Result<(), Failure> {
+        let since = self.workers.get(&worker).map(|worker| worker.since);
+        self.failed_since(worker, since, ending, nix_output, store)
+    }
+
+    /// A task that began then failed, or its worker died.
+    fn failed_since(
+        &mut self,
+        worker: WorkerId,
+        since: Option<Duration>,
+        ending: Ending,
+        nix_output: &NixOutput,
+        store: &mut Store,
+    ) -> Result<(), Failure> {
         let at = self.schedule.at(worker);
         let name = self.name_of(&at);
+        let now = self.now();
         let task = self.schedule.task(worker);
         let failed = FailedTask {
             at,
             name: &name,
             is_repetition: task.is_some_and(|task| task.catch),
+            began: since.unwrap_or(now),
+            now,
             ending,
             nix_output,
         };

@@ -30,7 +30,10 @@ impl Walk<'_> {
         line: &[u8],
         store: &mut Store,
     ) -> Result<(), Failure> {
-        let Some(Worker { doing, is_between }) = self.workers.get_mut(&worker) else {
+        let Some(Worker {
+            doing, is_between, ..
+        }) = self.workers.get_mut(&worker)
+        else {
             return Ok(());
         };
         match protocol::read(line, self.invocation.marker()) {
@@ -222,6 +225,10 @@ impl Walk<'_> {
     /// A task failed, and Nix does not say why: so it is asked.
     fn failed_silently(&mut self, worker: WorkerId, store: &mut Store) -> Result<(), Failure> {
         self.processes.continued(worker);
+        if self.processes.is_stopping(worker) {
+            // Its end says more.
+            return Ok(());
+        }
         let mut output = self.output_of(&self.schedule.at(worker), store)?;
         if output.error.is_none() {
             // It lies in what is not evaluated for a derivation: its metadata, the mark of a set.

@@ -261,14 +261,15 @@ impl<'a> Walk<'a> {
                 let task = protocol::task_text(&task, WalkKind::Alone);
                 let line = self.invocation.worker_for(&task, part);
                 self.processes.start(worker, &line, self.supervisor)?;
-                self.workers.insert(worker, Worker::walking());
+                self.workers.insert(worker, Worker::walking(self.now()));
                 continue;
             }
             let line = self.invocation.worker(part);
             self.processes.start(worker, &line, self.supervisor)?;
             let lines = self.invocation.first_lines();
             self.processes.send(worker, &lines);
-            self.workers.insert(worker, Worker::loading(lines));
+            self.workers
+                .insert(worker, Worker::loading(lines, self.now()));
         }
         Ok(())
     }
@@ -277,8 +278,8 @@ impl<'a> Walk<'a> {
     /// as long as it does, and so until the pin is rooted.
     fn give_tasks(&mut self) {
         let mut idle = Vec::new();
-        for (worker, Worker { doing, .. }) in &mut self.workers {
-            if !matches!(doing, Doing::Waiting) {
+        for (worker, one) in &mut self.workers {
+            if !matches!(one.doing, Doing::Waiting) || self.processes.is_stopping(*worker) {
                 continue;
             }
             let resident = if self.schedule.has_memory_limit() {
@@ -286,15 +287,13 @@ impl<'a> Walk<'a> {
             } else {
                 None
             };
-            match self
-                .schedule
-                .next(*worker, resident, self.started.elapsed())
-            {
+            let now = self.started.elapsed();
+            match self.schedule.next(*worker, resident, now) {
                 Next::Task(task) => {
                     let lines =
                         conversation::task_lines(&task, WalkKind::Spans, self.invocation.marker());
                     self.processes.send(*worker, &lines);
-                    *doing = Doing::walking();
+                    one.walk(now);
                 }
                 Next::Wait => {}
                 Next::End => idle.push(*worker),
@@ -348,7 +347,12 @@ impl<'a> Walk<'a> {
                 silence: self.request.evaluation_timeout.filter(|_| is_walking),
             }
         };
-        self.processes.enforce(limits, self.supervisor);
+        for stopped in self.processes.enforce(limits, self.supervisor) {
+            let at = self.schedule.at(stopped);
+            if let Some(worker) = self.workers.get_mut(&stopped) {
+                worker.stopped_at = Some(at);
+            }
+        }
     }
 
     /// The attribute in words; at the root, all that is evaluated.

@@ -1,5 +1,7 @@
 //! What a worker does, as far as a walk knows from its messages.
 
+use std::time::Duration;
+
 use super::super::spans::AttrIndex;
 
 /// What a worker does.
@@ -41,25 +43,39 @@ pub(super) struct Worker {
     pub(super) doing: Doing,
     /// It is between `done` and `next`, where nothing is evaluated: what Nix prints there means nothing ([`super::super::conversation::with_ends`]).
     pub(super) is_between: bool,
+    /// When it began to do that, from the start of the walk on.
+    pub(super) since: Duration,
+    /// The attribute that it was evaluating when it was stopped; at the root, that.
+    pub(super) stopped_at: Option<AttrIndex>,
 }
 
 impl Worker {
     /// A conversation, which begins with these lines.
-    pub(super) fn loading(lines: Vec<u8>) -> Self {
-        Self {
-            doing: Doing::Loading {
-                lines,
-                is_impure: false,
-            },
-            is_between: false,
-        }
+    pub(super) fn loading(lines: Vec<u8>, now: Duration) -> Self {
+        let doing = Doing::Loading {
+            lines,
+            is_impure: false,
+        };
+        Self::new(doing, now)
     }
 
     /// A worker for one task.
-    pub(super) fn walking() -> Self {
+    pub(super) fn walking(now: Duration) -> Self {
+        Self::new(Doing::walking(), now)
+    }
+
+    fn new(doing: Doing, now: Duration) -> Self {
         Self {
-            doing: Doing::walking(),
+            doing,
             is_between: false,
+            since: now,
+            stopped_at: None,
         }
+    }
+
+    /// It is given a task.
+    pub(super) fn walk(&mut self, now: Duration) {
+        self.doing = Doing::walking();
+        self.since = now;
     }
 }
